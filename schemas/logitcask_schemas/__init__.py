@@ -1,0 +1,1 @@
+"""The contract between teacher and trainer: records, capture specs, identities, and the cask that holds them."""

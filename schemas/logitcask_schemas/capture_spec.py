@@ -1,0 +1,75 @@
+"""What to keep of the teacher's distribution at each position: the capture spec."""
+
+import hashlib
+import json
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+LogprobCodec = Literal["f16", "f32"]
+MAX_ENTRIES = 255  # per-position counts are stored as uint8
+
+
+class CaptureSpec(BaseModel):
+    """How one position's distribution t (temperature 1, whole vocabulary) becomes a record.
+
+    Modes:
+        threshold: head = {argmax} and every token with t >= tau (at most `head_max`); the tail is sampled with
+            n = min(ceil(r / tau), tail_max) systematic draws. Inclusion proportional to size with one global
+            threshold minimises the total variance for an entry budget.
+        topk: head = the k largest; no draws; r feeds a ghost bucket.
+        sampled: head = {y} only; `draws` systematic draws (random-sampling KD, arXiv 2503.16870, with less variance).
+
+    In every mode the head also holds the realised next token y and `pinned_ids`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Literal["threshold", "topk", "sampled"] = "threshold"
+    tau: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """Probability threshold of mode `threshold`, also the mass one tail draw stands for at most."""
+    head_max: Annotated[int, Field(ge=1, le=MAX_ENTRIES - 1)] = 64
+    """Most tokens the threshold may put into the head; the excess falls into the tail, which stays unbiased."""
+    tail_max: Annotated[int, Field(ge=1, le=MAX_ENTRIES)] = 32
+    """Most tail draws of mode `threshold`."""
+    k: Annotated[int, Field(ge=1, le=MAX_ENTRIES - 1)] = 64
+    """Head size of mode `topk`."""
+    draws: Annotated[int, Field(ge=1, le=MAX_ENTRIES)] = 50
+    """Tail draws of mode `sampled`."""
+    pinned_ids: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Token ids always stored exactly (end of text, tool tokens)."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Key of the counter-based generator behind the draws."""
+    logprob_codec: LogprobCodec = "f16"
+    """Storage of log-probabilities, log r and entropies (nats)."""
+    tail_logprobs: bool = False
+    """Also store log t of every tail draw (needed for value estimates of most divergences, not to train)."""
+    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Temperatures T other than 1 for which log Z_T = log sum_j t_j^(1/T) is stored."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        largest = {"threshold": self.head_max, "topk": self.k, "sampled": 0}[self.mode] + 1 + len(self.pinned_ids)
+        if largest > MAX_ENTRIES:
+            raise ValueError(
+                f"a head of up to {largest} entries (head limit + next token + {len(self.pinned_ids)} pinned ids) "
+                f"does not fit a position's limit of {MAX_ENTRIES}; pin fewer ids or lower head_max/k"
+            )
+        if len(set(self.pinned_ids)) != len(self.pinned_ids):
+            raise ValueError(f"pinned_ids holds duplicates: {self.pinned_ids}")
+        if 1.0 in self.temperatures:
+            raise ValueError("temperatures holds 1.0, for which log Z is 0 by definition; leave it out")
+        return self
+
+    def canonical(self) -> dict[str, object]:
+        """The fields that matter in this mode, so that specs which capture the same bytes compare equal."""
+        unused = {
+            "threshold": {"k", "draws"},
+            "topk": {"tau", "head_max", "tail_max", "draws", "seed", "tail_logprobs"},
+            "sampled": {"tau", "head_max", "tail_max", "k"},
+        }[self.mode]
+        return self.model_dump(mode="json", exclude=unused)
+
+    def digest(self) -> str:
+        """SHA-256 (hex) over the canonical JSON of the spec."""
+        return hashlib.sha256(json.dumps(self.canonical(), sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,46 @@
+"""Errors a user can act on. Each is also the builtin it refines, so that an `except ValueError` still works.
+
+A message says what was expected, what was got, where, and what to do.
+"""
+
+
+class LogitcaskError(Exception):
+    """Base of every error that logitcask raises on purpose."""
+
+
+class InvalidRecordError(LogitcaskError, ValueError):
+    """A record breaks an invariant of the format (counts, ids, mass)."""
+
+
+class CaskError(LogitcaskError, ValueError):
+    """A cask cannot be opened, read or written as asked."""
+
+
+class CaskNotFoundError(CaskError, FileNotFoundError):
+    """There is no cask, shard or document where one was named."""
+
+
+class CaskCorruptionError(CaskError):
+    """Bytes on disk are not the bytes that were published."""
+
+
+class IdentityMismatchError(CaskError):
+    """Two things that must come from the same teacher, tokenizer or capture spec do not."""
+
+
+class DocumentMismatchError(CaskError):
+    """A record does not belong to the token sequence it is used with."""
+
+
+class ModelError(LogitcaskError, ValueError):
+    """A folder or name is not a model that can be loaded."""
+
+
+class MissingExtraError(LogitcaskError, ImportError):
+    """A command needs an optional extra that is not installed."""
+
+    def __init__(self, command: str, extra: str, missing: str) -> None:
+        super().__init__(
+            f"`logitcask {command}` needs the module {missing!r}, which is not installed here. "
+            f'Install the extra that brings it: pip install "logitcask[{extra}]"'
+        )

@@ -1,0 +1,111 @@
+"""Records of a run of positions as flat columns, and documents: token ids with their records.
+
+Shape legend: L tokens of a document, P = L - 1 positions (position i predicts token i + 1), H head entries and
+N tail draws over all positions, T stored temperatures. Values in nats.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitcask_schemas.errors import DocumentMismatchError, InvalidRecordError
+
+IdArray: TypeAlias = NDArray[np.unsignedinteger[Any]]
+LogprobArray: TypeAlias = NDArray[np.floating[Any]]
+
+
+def document_id(token_ids: IdArray) -> bytes:
+    """Identity of a document: SHA-256 (32 bytes) over its token ids as little-endian uint32."""
+    return hashlib.sha256(np.ascontiguousarray(token_ids, dtype="<u4").tobytes()).digest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Records:
+    """Columns over P positions; entries of all positions lie end to end, cut by the counts.
+
+    Within a position the head is in descending order of probability (so the first entry is the argmax, except in
+    mode `sampled`), then the next token y and pinned ids where the mode did not select them; draws ascend by id and
+    may repeat.
+    """
+
+    head_counts_P: NDArray[np.uint8]
+    head_ids_H: IdArray
+    head_logprobs_H: LogprobArray
+    """log t_j, natural logarithm, normalised over the whole vocabulary at temperature 1."""
+    tail_counts_P: NDArray[np.uint8]
+    tail_ids_N: IdArray
+    """Drawn ids; each stands for mass r / n of its position."""
+    log_tail_mass_P: LogprobArray
+    """log r, the exact mass outside the head; -inf where the head holds everything."""
+    entropy_P: LogprobArray
+    """H(t) of the whole distribution."""
+    tail_logprobs_N: LogprobArray | None = None
+    log_z_PT: LogprobArray | None = None
+    """log sum_j t_j^(1/T) per stored temperature."""
+
+    @property
+    def num_positions(self) -> int:
+        """P."""
+        return len(self.head_counts_P)
+
+    @property
+    def num_entries(self) -> int:
+        """Head entries plus tail draws, H + N."""
+        return len(self.head_ids_H) + len(self.tail_ids_N)
+
+    def check(self, vocab_size: int, *, where: str) -> None:
+        """Raise InvalidRecordError where a column breaks the format's invariants (lengths, ids, signs, NaN)."""
+        positions, entries, draws = self.num_positions, len(self.head_ids_H), len(self.tail_ids_N)
+        lengths: list[tuple[str, int, int]] = [
+            ("head_ids", int(self.head_counts_P.sum(dtype=np.int64)), entries),
+            ("head_logprobs", entries, len(self.head_logprobs_H)),
+            ("tail_counts", positions, len(self.tail_counts_P)),
+            ("tail_ids", int(self.tail_counts_P.sum(dtype=np.int64)), draws),
+            ("log_tail_mass", positions, len(self.log_tail_mass_P)),
+            ("entropy", positions, len(self.entropy_P)),
+        ]
+        if self.tail_logprobs_N is not None:
+            lengths.append(("tail_logprobs", draws, len(self.tail_logprobs_N)))
+        if self.log_z_PT is not None:
+            lengths.append(("log_z", positions, len(self.log_z_PT)))
+        for name, expected, got in lengths:
+            if expected != got:
+                raise InvalidRecordError(f"{where}: column {name} should have {expected} values, it has {got}")
+        if positions and not self.head_counts_P.min():
+            at = int(np.argmin(self.head_counts_P))
+            raise InvalidRecordError(f"{where}: position {at} has an empty head; the next token must be in it")
+        for name, ids in (("head_ids", self.head_ids_H), ("tail_ids", self.tail_ids_N)):
+            if len(ids) and int(ids.max()) >= vocab_size:
+                raise InvalidRecordError(f"{where}: {name} holds id {int(ids.max())}, the vocabulary has {vocab_size}")
+        for name, values in (
+            ("head_logprobs", self.head_logprobs_H),
+            ("log_tail_mass", self.log_tail_mass_P),
+            ("entropy", self.entropy_P),
+        ):
+            if np.isnan(values).any():
+                at = int(np.flatnonzero(np.isnan(values))[0])
+                raise InvalidRecordError(f"{where}: {name}[{at}] is NaN; the teacher's logits were not finite")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentRecords:
+    """One document: its L token ids and the records of its L - 1 positions."""
+
+    token_ids_L: IdArray
+    records: Records
+
+    def __post_init__(self) -> None:
+        """Refuse anything but L - 1 positions for L tokens."""
+        if self.records.num_positions != len(self.token_ids_L) - 1:
+            raise DocumentMismatchError(
+                f"a document of {len(self.token_ids_L)} tokens has {len(self.token_ids_L) - 1} positions, "
+                f"got records of {self.records.num_positions}; do not shift or pad token ids"
+            )
+
+    @property
+    def id(self) -> bytes:
+        """SHA-256 over the token ids, see `document_id`."""
+        return document_id(self.token_ids_L)

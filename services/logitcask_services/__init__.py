@@ -1,0 +1,1 @@
+"""The teacher service: capture inside the engine, durable jobs, HTTP."""

@@ -1,0 +1,1 @@
+"""Engines: what runs the teacher. One protocol, `vllm` and `transformers` behind it."""
