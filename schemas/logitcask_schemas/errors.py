@@ -24,6 +24,21 @@ class CaskCorruptionError(CaskError):
     """Bytes on disk are not the bytes that were published."""
 
 
+class CaskWriteError(CaskError, OSError):
+    """The file system refused to take bytes (disk full, I/O error); the cask is as it was before.
+
+    `errno` is the operating system's, so that a caller can tell a full disk (ENOSPC, EDQUOT) from a broken one.
+    """
+
+    def __init__(self, message: str, errno: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+
+class CaskLockedError(CaskError, TimeoutError):
+    """Another writer held the cask's lock for longer than this one was willing to wait."""
+
+
 class IdentityMismatchError(CaskError):
     """Two things that must come from the same teacher, tokenizer or capture spec do not."""
 

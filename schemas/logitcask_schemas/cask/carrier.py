@@ -1,0 +1,61 @@
+"""A carrier: one file format that stores the logical arrays of a shard. Arrow IPC is the first."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from logitcask_schemas.cask.columns import ShardColumns
+from logitcask_schemas.cask.layout import RecordLayout
+
+
+class ByteSink(Protocol):
+    """Where a carrier's bytes go: the open file, and its hash on the way."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more."""
+        ...
+
+    def write(self, data: Any, /) -> int:
+        """Take all of a bytes-like object and return its size in bytes."""
+        ...
+
+
+class Carrier(Protocol):
+    """Stores `ShardColumns` and gives them back byte for byte.
+
+    Equal columns must give equal files, whenever and wherever they are written: names come from content.
+    """
+
+    @property
+    def name(self) -> str:
+        """As in `ShardEntry.carrier`."""
+        ...
+
+    @property
+    def suffix(self) -> str:
+        """Ends the names of the shards' files."""
+        ...
+
+    def write(self, columns: ShardColumns, layout: RecordLayout, identity: str, file: ByteSink) -> None:
+        """Write a whole shard to an open file.
+
+        Args:
+            columns: All of the layout's.
+            layout: Names, dtypes and levels of the columns.
+            identity: `CaskManifest.identity_digest`, stored inside the file.
+            file: Open for writing, only ever appended to.
+
+        Raises:
+            CaskError: The format cannot hold a shard of this size.
+            OSError: From the file, unchanged.
+        """
+        ...
+
+    def open(self, path: Path, layout: RecordLayout, identity: str) -> ShardColumns:
+        """Open a shard of this format, without reading its bulk where the format allows.
+
+        Raises:
+            CaskCorruptionError: Not a file of this format, not this layout, or of another identity.
+            OSError: From the file system, unchanged.
+        """
+        ...

@@ -1,0 +1,28 @@
+"""Which carriers there are, by the name a shard's entry gives."""
+
+from pathlib import Path
+from typing import Final
+
+from logitcask_schemas.cask.arrow_carrier import ArrowCarrier
+from logitcask_schemas.cask.carrier import Carrier
+from logitcask_schemas.cask.layout import SHARDS_NAME
+from logitcask_schemas.errors import CaskError
+from logitcask_schemas.manifest import ShardEntry
+
+CARRIERS: Final[dict[str, Carrier]] = {carrier.name: carrier for carrier in (ArrowCarrier(),)}
+
+
+def carrier_of(entry: ShardEntry) -> Carrier:
+    """The carrier of a shard; CaskError when it is one this version does not know."""
+    try:
+        return CARRIERS[entry.carrier]
+    except KeyError:
+        raise CaskError(
+            f"shard {entry.name} is stored as {entry.carrier!r}; this version reads {sorted(CARRIERS)}. "
+            "Upgrade logitcask."
+        ) from None
+
+
+def shard_path(cask: Path, entry: ShardEntry) -> Path:
+    """Where a shard's file lies."""
+    return cask / SHARDS_NAME / (entry.name + carrier_of(entry).suffix)

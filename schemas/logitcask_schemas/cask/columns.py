@@ -1,0 +1,174 @@
+"""The logical arrays of one shard, which every carrier stores and gives back unchanged.
+
+Shape legend: D documents, and along a column the sum over documents of tokens, positions, head entries or tail draws.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from logitcask_schemas.cask.layout import HIGH_SUFFIX, LEVELS, Level, RecordLayout
+from logitcask_schemas.errors import InvalidRecordError
+from logitcask_schemas.records import DocumentRecords
+
+Offsets: TypeAlias = NDArray[np.int64]
+
+
+class ColumnArray(Protocol):
+    """A stored column: a numpy array, or anything that slices to one (a Zarr array decodes on access)."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the values."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, window: slice, /) -> Any:
+        """The values in [start, stop) as a numpy array."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardColumns:
+    """A shard without its file format."""
+
+    document_ids: NDArray[np.uint8]
+    """SHA-256 over each document's token ids, [D, 32]."""
+    checksums: NDArray[np.uint64]
+    """xxh3-64 of each document, see `document_checksum`, [D]."""
+    offsets: Mapping[Level, Offsets]
+    """Per level, where each document starts and the last one ends, [D + 1]."""
+    arrays: Mapping[str, ColumnArray]
+    """One per column of the layout, all documents end to end; `log_z` is [positions, T]."""
+
+
+def document_checksum(document_id: bytes, sizes: Sequence[int], slices: Sequence[NDArray[Any]]) -> int:
+    """xxh3-64 over one document's bytes as stored.
+
+    Args:
+        document_id: 32 bytes.
+        sizes: Number of tokens, positions, head entries and tail draws; each enters as little-endian u64.
+        slices: The document's part of every column, in the order of the layout.
+    """
+    digest = xxhash.xxh3_64(document_id + np.asarray(sizes, dtype="<u8").tobytes())
+    for part in slices:
+        digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
+    return int(digest.intdigest())
+
+
+def assemble(documents: Sequence[DocumentRecords], ids: Sequence[bytes], layout: RecordLayout) -> ShardColumns:
+    """Lay documents end to end in the stored dtypes.
+
+    Args:
+        documents: At least one; their records must have passed `Records.check` with the cask's vocabulary.
+        ids: The documents' ids, 32 bytes each.
+        layout: Of the cask they go to.
+
+    Raises:
+        InvalidRecordError: A document lacks an optional column that the cask stores, or brings one that it does not.
+    """
+    parts = [
+        _document_columns(document, layout, f"document {identity.hex()[:16]}")
+        for document, identity in zip(documents, ids, strict=True)
+    ]
+    arrays: dict[str, NDArray[Any]] = {}
+    for column in layout.columns:
+        pieces = [part[column.name] for part in parts]
+        joined = np.concatenate(pieces, dtype=column.dtype, casting="same_kind")
+        arrays[column.name] = joined if column.width is None else joined.reshape(-1, column.width)
+    lengths: dict[Level, list[int]] = {
+        "token": [len(document.token_ids_L) for document in documents],
+        "position": [document.records.num_positions for document in documents],
+        "head": [len(document.records.head_ids_H) for document in documents],
+        "tail": [len(document.records.tail_ids_N) for document in documents],
+    }
+    offsets = {level: _offsets(lengths[level]) for level in LEVELS}
+    checksums = [
+        document_checksum(identity, sizes, document_slices(arrays, offsets, layout, row))
+        for row, (identity, sizes) in enumerate(zip(ids, zip(*lengths.values(), strict=True), strict=True))
+    ]
+    return ShardColumns(
+        document_ids=np.frombuffer(b"".join(ids), dtype=np.uint8).reshape(-1, 32),
+        checksums=np.asarray(checksums, dtype=np.uint64),
+        offsets=offsets,
+        arrays=arrays,
+    )
+
+
+def document_slices(
+    arrays: Mapping[str, ColumnArray], offsets: Mapping[Level, Offsets], layout: RecordLayout, row: int
+) -> list[NDArray[Any]]:
+    """The part of every stored column that belongs to one document, in the order of the layout."""
+    return [
+        arrays[column.name][int(offsets[column.level][row]) : int(offsets[column.level][row + 1])]
+        for column in layout.columns
+    ]
+
+
+def join_planes(low: NDArray[np.uint16], high: NDArray[np.uint8] | None) -> NDArray[np.unsignedinteger[Any]]:
+    """Ids from their planes: the low one as it is where there is no high one, else uint32."""
+    if high is None:
+        return low
+    joined = high.astype(np.uint32)
+    joined <<= np.uint32(16)
+    joined |= low
+    return joined
+
+
+def _document_columns(document: DocumentRecords, layout: RecordLayout, where: str) -> dict[str, NDArray[Any]]:
+    records = document.records
+    columns: dict[str, NDArray[Any]] = {
+        "head_counts": records.head_counts_P,
+        "head_logprobs": records.head_logprobs_H,
+        "tail_counts": records.tail_counts_P,
+        "log_tail_mass": records.log_tail_mass_P,
+        "entropy": records.entropy_P,
+    }
+    for name, ids in (
+        ("token_ids", document.token_ids_L),
+        ("head_ids", records.head_ids_H),
+        ("tail_ids", records.tail_ids_N),
+    ):
+        # Checked against the vocabulary before, so nothing is cut off here but the bits of the other plane.
+        columns[name] = ids.astype(np.uint16)
+        if layout.wide_ids:
+            columns[name + HIGH_SUFFIX] = (ids.astype(np.uint32) >> np.uint32(16)).astype(np.uint8)
+    _add_optional(columns, "tail_logprobs", records.tail_logprobs_N, layout, where, units=len(records.tail_ids_N))
+    _add_optional(columns, "log_z", records.log_z_PT, layout, where, units=records.num_positions)
+    return columns
+
+
+def _add_optional(
+    columns: dict[str, NDArray[Any]],
+    name: str,
+    values: NDArray[Any] | None,
+    layout: RecordLayout,
+    where: str,
+    *,
+    units: int,
+) -> None:
+    """Add an optional column after requiring that record and cask agree on it; no units need no column."""
+    column = next((column for column in layout.columns if column.name == name), None)
+    if column is None:
+        if values is not None and values.size:
+            raise InvalidRecordError(f"{where}: has {name}, which this cask's capture spec does not store")
+        return
+    if values is None and units:
+        raise InvalidRecordError(f"{where}: lacks {name}, which this cask's capture spec stores")
+    flat = np.empty(0, dtype=column.dtype) if values is None else values.reshape(-1)
+    if flat.size != units * column.values_per_unit:
+        raise InvalidRecordError(
+            f"{where}: {name} should have {units} x {column.values_per_unit} values, it has {flat.size}"
+        )
+    columns[name] = flat
+
+
+def _offsets(lengths: Sequence[int]) -> Offsets:
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets

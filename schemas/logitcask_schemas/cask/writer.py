@@ -1,0 +1,311 @@
+"""Writing a cask: documents in, one durable shard out."""
+
+import hashlib
+import importlib.metadata
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Final, Literal, Self
+
+import numpy as np
+
+from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_schemas.cask.arrow_carrier import ArrowCarrier
+from logitcask_schemas.cask.carrier import Carrier
+from logitcask_schemas.cask.columns import ShardColumns, assemble
+from logitcask_schemas.cask.document_index import DocumentIndex
+from logitcask_schemas.cask.files import FileOperations, LocalFiles, publish_file
+from logitcask_schemas.cask.index import (
+    read_entries,
+    read_manifest,
+    require_identity,
+    write_entry,
+    write_index,
+    write_manifest,
+)
+from logitcask_schemas.cask.layout import LOCK_NAME, MANIFEST_NAME, SHARDS_NAME, TEMP_PREFIX, RecordLayout
+from logitcask_schemas.cask.lock import writers_lock
+from logitcask_schemas.cask.opening import open_shard
+from logitcask_schemas.cask.sweep import sweep
+from logitcask_schemas.errors import CaskError, CaskWriteError, InvalidRecordError
+from logitcask_schemas.identity import TeacherIdentity
+from logitcask_schemas.manifest import CaskManifest, ShardEntry
+from logitcask_schemas.records import DocumentRecords
+
+LOCK_TIMEOUT_SECONDS: Final = 600.0
+_MIN_LOOSE: Final = 64
+_LOOSE_FRACTION: Final = 8
+
+
+class CaskWriter:
+    """Publishes shards into one cask. Several writers, threads or processes, may publish into the same cask at once.
+
+    `publish` costs the same however many shards there are: the index is rewritten when an eighth of the entries is
+    not in it yet, which is a constant number of rewritten entries per publication.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: CaskManifest,
+        holder: str,
+        *,
+        files: FileOperations | None = None,
+        carrier: Carrier | None = None,
+        lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS,
+    ) -> None:
+        """Use `create`, which also prepares the directory."""
+        self.path = path
+        self.manifest = manifest
+        self._holder = holder
+        self._layout = RecordLayout.of(manifest)
+        self._identity = manifest.identity_digest()
+        self._files = files or LocalFiles()
+        self._carrier = carrier or ArrowCarrier()
+        self._lock_timeout = lock_timeout_seconds
+        self._indexed: dict[str, ShardEntry] = {}
+        self._loose: dict[str, ShardEntry] = {}
+        self._known = DocumentIndex()
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        *,
+        teacher: TeacherIdentity,
+        capture: CaptureSpec,
+        files: FileOperations | None = None,
+        lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS,
+    ) -> Self:
+        """Create a cask, or open an existing one of the same teacher and capture spec.
+
+        Leftovers of writers that died are swept.
+
+        Args:
+            path: The cask's directory; made with its parents where absent.
+            teacher: Who the records come from.
+            capture: What was kept of each distribution.
+            files: The file system, for tests.
+            lock_timeout_seconds: How long to wait for another writer, here and in `publish`.
+
+        Raises:
+            IdentityMismatchError: The cask holds records of another teacher or spec; names the fields.
+            CaskError: The directory holds something else than a cask.
+            CaskWriteError: The file system refuses.
+            CaskCorruptionError, CaskNotFoundError: The existing cask is damaged.
+        """
+        files = files or LocalFiles()
+        path = Path(path)
+        _prepare_directory(path, files)
+        holder = uuid.uuid4().hex
+        with writers_lock(path, holder=holder, timeout_seconds=lock_timeout_seconds):
+            if (path / MANIFEST_NAME).exists():
+                manifest = read_manifest(path)
+                manifest.require_same(teacher, capture, where=str(path))
+            else:
+                manifest = CaskManifest(
+                    teacher=teacher,
+                    capture=capture,
+                    created_by=f"logitcask {_version()}",
+                    created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+                )
+                write_manifest(files, path, manifest)
+            writer = cls(path, manifest, holder, files=files, lock_timeout_seconds=lock_timeout_seconds)
+            writer._refresh()
+            sweep(files, path, writer._indexed.keys() | writer._loose.keys())
+        return writer
+
+    @property
+    def num_documents(self) -> int:
+        """Documents in the cask, as far as this writer has seen."""
+        return len(self._known)
+
+    def has(self, document_id: bytes) -> bool:
+        """Whether a document is stored, by its 32-byte id.
+
+        Other writers' documents count from this writer's last `publish` or `refresh` on.
+        """
+        return self._known.find(document_id) is not None
+
+    def refresh(self) -> None:
+        """Take note of what other writers have published."""
+        with self._refreshed():
+            pass
+
+    def publish(
+        self, documents: Sequence[DocumentRecords], *, on_duplicate: Literal["skip", "error"] = "skip"
+    ) -> ShardEntry | None:
+        """Store documents as one shard, durably; when this returns, they survive a crash.
+
+        Args:
+            documents: In the order in which the shard shall hold them; the same documents in the same order always
+                give the same file.
+            on_duplicate: What to do about a document that the cask already has: leave it out, or raise.
+
+        Returns:
+            The published shard's entry, or None when every document was already stored.
+
+        Raises:
+            InvalidRecordError: A document breaks the format or the capture spec; nothing was written.
+            CaskError: A duplicate, with on_duplicate="error".
+            CaskWriteError: Disk full or broken; the cask is unchanged.
+            CaskLockedError: Another writer did not finish in time.
+        """
+        ids = [self._checked_id(document) for document in documents]
+        with self._refreshed():
+            self._compact_when_due()
+            fresh: dict[bytes, DocumentRecords] = {}
+            for identity, document in zip(ids, documents, strict=True):
+                if identity not in fresh and not self.has(identity):
+                    fresh[identity] = document
+                elif on_duplicate == "error":
+                    raise CaskError(f"{self.path}: document {identity.hex()[:16]} is already stored or given twice")
+            if not fresh:
+                return None
+            columns = assemble(list(fresh.values()), list(fresh), self._layout)
+            entry = self._write_shard(columns)
+            write_entry(self._files, self.path, entry)
+            self._note(entry, columns)
+        return entry
+
+    def close(self) -> None:
+        """Fold all entries into the index, so that opening reads one file. The writer stays usable."""
+        with self._refreshed():
+            if self._loose:
+                self._compact()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+
+    @contextmanager
+    def _refreshed(self) -> Iterator[None]:
+        """Hold the lock, knowing every shard that is published."""
+        with writers_lock(self.path, holder=self._holder, timeout_seconds=self._lock_timeout) as undisturbed:
+            if not undisturbed:
+                self._refresh()
+            yield
+
+    def _checked_id(self, document: DocumentRecords) -> bytes:
+        vocab_size, tokens = self.manifest.teacher.vocab_size, document.token_ids_L
+        if tokens.dtype.kind != "u":
+            raise InvalidRecordError(f"token ids should be unsigned integers, got {tokens.dtype}")
+        identity = document.id
+        where = f"document {identity.hex()[:16]}"
+        if len(tokens) < 2:
+            raise InvalidRecordError(f"{where}: has {len(tokens)} tokens; without a second one there is no position")
+        if int(tokens.max()) >= vocab_size:
+            raise InvalidRecordError(f"{where}: token id {int(tokens.max())}, the vocabulary has {vocab_size}")
+        for name, ids in (("head_ids", document.records.head_ids_H), ("tail_ids", document.records.tail_ids_N)):
+            if ids.dtype.kind != "u":
+                raise InvalidRecordError(f"{where}: {name} should be unsigned integers, got {ids.dtype}")
+        document.records.check(vocab_size, where=where)
+        return identity
+
+    def _write_shard(self, columns: ShardColumns) -> ShardEntry:
+        entries: list[ShardEntry] = []
+
+        def write(file: BinaryIO) -> str:
+            sink = _HashingSink(file)
+            self._carrier.write(columns, self._layout, self._identity, sink)
+            entries.append(self._entry(columns, sink))
+            return entries[0].name + self._carrier.suffix
+
+        publish_file(self._files, self.path / SHARDS_NAME, write)
+        return entries[0]
+
+    def _entry(self, columns: ShardColumns, sink: "_HashingSink") -> ShardEntry:
+        digest = sink.sha256.hexdigest()
+        return ShardEntry(
+            name=digest[:32],
+            carrier=self._carrier.name,
+            bytes=sink.size,
+            sha256=digest,
+            identity=self._identity,
+            documents=len(columns.document_ids),
+            tokens=int(columns.offsets["token"][-1]),
+            positions=int(columns.offsets["position"][-1]),
+            head_entries=int(columns.offsets["head"][-1]),
+            tail_entries=int(columns.offsets["tail"][-1]),
+        )
+
+    def _refresh(self) -> None:
+        """Read the entries that others published since; call with the lock held."""
+        known = self._indexed.keys() | self._loose.keys()
+        indexed, loose = read_entries(self.path)
+        require_identity(self.path, [*indexed.values(), *loose.values()], self.manifest)
+        for name, entry in (indexed | loose).items():
+            if name not in known:
+                shard = open_shard(self.path, entry, self._layout)
+                self._known.add(shard.document_ids, np.zeros(shard.num_documents, dtype=np.int64))
+        self._indexed, self._loose = indexed, loose
+
+    def _note(self, entry: ShardEntry, columns: ShardColumns) -> None:
+        self._loose[entry.name] = entry
+        self._known.add(columns.document_ids, np.zeros(entry.documents, dtype=np.int64))
+
+    def _compact_when_due(self) -> None:
+        """Before a publication, not after: a disk too full for the index must not make a published shard look lost."""
+        if len(self._loose) > max(_MIN_LOOSE, len(self._indexed) // _LOOSE_FRACTION):
+            self._compact()
+
+    def _compact(self) -> None:
+        merged = self._indexed | self._loose
+        write_index(self._files, self.path, merged.values())
+        self._indexed, self._loose = merged, {}
+
+
+class _HashingSink:
+    """Hashes and counts what goes into a file."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.size = 0
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
+    def write(self, data: Any, /) -> int:
+        view = memoryview(data)
+        self.sha256.update(view)
+        self._file.write(view)
+        self.size += view.nbytes
+        return view.nbytes
+
+
+def _prepare_directory(path: Path, files: FileOperations) -> None:
+    ours = {MANIFEST_NAME, LOCK_NAME, SHARDS_NAME}
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not (path / MANIFEST_NAME).exists():
+            strange = [file.name for file in path.iterdir() if file.name not in ours and TEMP_PREFIX not in file.name]
+            if strange:
+                raise CaskError(
+                    f"{path}: holds {strange[0]!r} and no {MANIFEST_NAME}: not a cask. Name an empty or new folder."
+                )
+        (path / SHARDS_NAME).mkdir(exist_ok=True)
+        files.sync_directory(path)
+        files.sync_directory(path.parent)
+    except FileExistsError as error:
+        raise CaskError(f"{path}: a file is in the way of the cask's folder") from error
+    except OSError as error:
+        if isinstance(error, CaskError):
+            raise
+        raise CaskWriteError(f"{path}: cannot make the cask's folder: {error.strerror}", error.errno) from error
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("logitcask")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"

@@ -1,0 +1,94 @@
+"""The documents of a cask: its manifest (cask.json), one entry per shard, and the index that repeats the entries."""
+
+import hashlib
+import json
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_schemas.errors import IdentityMismatchError
+from logitcask_schemas.identity import TeacherIdentity
+
+FORMAT_VERSION: Final = 1
+MAX_VOCAB_SIZE: Final = 1 << 24
+"""Ids are stored in at most 16 + 8 bits."""
+
+Sha256Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
+
+
+class CaskManifest(BaseModel):
+    """cask.json: what every shard of the cask has in common. Written once, never changed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["logitcask"] = "logitcask"
+    version: Literal[1] = FORMAT_VERSION
+    teacher: TeacherIdentity
+    capture: CaptureSpec
+    created_by: str
+    """Program and version that created the cask."""
+    created_at: str
+    """UTC time of creation, ISO 8601."""
+
+    @model_validator(mode="after")
+    def _storable(self) -> Self:
+        if not 0 < self.teacher.vocab_size <= MAX_VOCAB_SIZE:
+            raise ValueError(f"vocabulary of {self.teacher.vocab_size}; format 1 stores 1 to {MAX_VOCAB_SIZE} ids")
+        return self
+
+    def identity_digest(self) -> str:
+        """SHA-256 (hex) over teacher and capture spec; every shard carries it, so a foreign one is noticed."""
+        both = {"teacher": self.teacher.model_dump(mode="json"), "capture": self.capture.canonical()}
+        return hashlib.sha256(json.dumps(both, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def require_same(self, teacher: TeacherIdentity, capture: CaptureSpec, *, where: str) -> None:
+        """Raise IdentityMismatchError naming every field of teacher or spec that differs, with both values."""
+        self.teacher.require_same(teacher, where=where)
+        mine, theirs = self.capture.canonical(), capture.canonical()
+        if mine != theirs:
+            listing = "; ".join(
+                f"{name}: {mine.get(name)!r} here, {theirs.get(name)!r} offered"
+                for name in sorted(mine.keys() | theirs.keys())
+                if mine.get(name) != theirs.get(name)
+            )
+            raise IdentityMismatchError(
+                f"{where} holds records of another capture spec ({listing}). Use another cask for this spec."
+            )
+
+
+class ShardEntry(BaseModel):
+    """shards/<name>.json: one shard, as its writer published it. Its presence makes the shard part of the cask."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    """First 32 hex digits of `sha256`; the shard's file is shards/<name><suffix of the carrier>."""
+    carrier: Annotated[str, Field(pattern=r"^[a-z0-9]{1,16}$")] = "arrow"
+    """File format of the shard."""
+    bytes: Count
+    """Size of the shard's file."""
+    sha256: Sha256Hex
+    """Over the shard's file."""
+    identity: Sha256Hex
+    """`CaskManifest.identity_digest` of the cask it was written for."""
+    documents: Annotated[int, Field(ge=1)]
+    tokens: Count
+    """Sum of L over the documents."""
+    positions: Count
+    """Sum of L - 1."""
+    head_entries: Count
+    tail_entries: Count
+    """Tail draws."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.name != self.sha256[:32]:
+            raise ValueError(f"a shard is named after its content: sha256 {self.sha256} does not give {self.name}")
+        if self.tokens != self.positions + self.documents:
+            raise ValueError(
+                f"{self.documents} documents of {self.tokens} tokens have {self.tokens - self.documents} positions, "
+                f"the entry says {self.positions}"
+            )
+        return self
