@@ -1,0 +1,146 @@
+"""The student's LM head: what turns hidden states into logits, taken out of the model so it can be applied in chunks.
+
+Shape legend: R rows, D hidden size, V vocabulary size.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from logitcask_schemas.errors import ModelError
+
+# Config fields by which architectures change their logits after the matrix product.
+_DIVISORS = ("logits_scaling",)
+_MULTIPLIERS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
+_SOFTCAPS = ("final_logit_softcapping",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogitTransform:
+    """z = cap · tanh(scale · u / cap), or z = scale · u without a cap; u are the products of the head."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @classmethod
+    def from_config(cls, config: Any) -> Self:
+        """Read scaling and soft-capping from a transformers config."""
+        text = config.get_text_config()
+        scale = 1.0
+        for name in _DIVISORS:
+            scale /= _number(text, name, 1.0)
+        for name in _MULTIPLIERS:
+            scale *= _number(text, name, 1.0)
+        caps = [cap for name in _SOFTCAPS if (cap := _number(text, name, 0.0))]
+        return cls(scale=scale, softcap=caps[0] if caps else None)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether z = u."""
+        return self.scale == 1.0 and self.softcap is None
+
+    def forward_(self, products_RV: Tensor) -> Tensor:
+        """Logits z from products u, in place."""
+        if self.scale != 1.0:
+            products_RV.mul_(self.scale)
+        if self.softcap is not None:
+            products_RV.div_(self.softcap).tanh_().mul_(self.softcap)
+        return products_RV
+
+    def backward_(self, grad_RV: Tensor, logits_RV: Tensor | None) -> Tensor:
+        """Gradient for u from the gradient for z, in place; `logits_RV` (z) is needed with a cap only."""
+        if self.softcap is not None:
+            assert logits_RV is not None
+            grad_RV.mul_(1.0 - (logits_RV / self.softcap).square())
+        if self.scale != 1.0:
+            grad_RV.mul_(self.scale)
+        return grad_RV
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LMHead:
+    """Weight, bias and logit transform of an LM head."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None = None
+    transform: LogitTransform = LogitTransform()
+
+    @classmethod
+    def from_model(cls, model: Any) -> Self:
+        """Take the head of a transformers causal LM; parameters are shared, not copied.
+
+        Raises:
+            ModelError: the model has no linear output embedding.
+        """
+        linear = model.get_output_embeddings()
+        if not isinstance(linear, nn.Linear):
+            raise ModelError(
+                f"{type(model).__name__} has an output embedding of type {type(linear).__name__}; "
+                "the chunked loss needs a linear LM head (torch.nn.Linear)"
+            )
+        return cls(
+            weight_VD=linear.weight,
+            bias_V=linear.bias,
+            transform=LogitTransform.from_config(model.config),
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return self.weight_VD.shape[0]
+
+    def logits(self, hidden_RD: Tensor) -> Tensor:
+        """All logits of a few rows, [R, V]: for evaluation and checks, never for whole batches in training."""
+        return self.transform.forward_(nn.functional.linear(hidden_RD, self.weight_VD, self.bias_V))
+
+
+def base_model(model: Any) -> nn.Module:
+    """The part of a transformers causal LM that yields hidden states.
+
+    Raises:
+        ModelError: the model is its own base (it has no LM head on top of a body).
+    """
+    body = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    if body is model or not isinstance(body, nn.Module):
+        raise ModelError(
+            f"{type(model).__name__} is not a causal LM with a body and a head; pass an AutoModelForCausalLM"
+        )
+    return body
+
+
+@torch.no_grad()
+def check_head(model: Any, *, tokens: int = 8, relative_tolerance: float = 1e-3) -> None:
+    """Prove that body + LMHead gives the logits of the model's own forward, on a few tokens.
+
+    Architectures differ in what they do to logits; one that does something unknown must fail here, not train wrongly.
+
+    Raises:
+        ModelError: the logits differ by more than the tolerance (relative to their largest absolute value).
+    """
+    head, was_training = LMHead.from_model(model), model.training
+    model.eval()
+    ids_1L = torch.arange(1, tokens + 1, device=head.weight_VD.device).remainder(head.vocab_size)[None]
+    expected_LV = model(input_ids=ids_1L, use_cache=False).logits[0].double()
+    hidden_LD = base_model(model)(input_ids=ids_1L, use_cache=False).last_hidden_state[0]
+    got_LV = head.logits(hidden_LD.to(head.weight_VD.dtype)).double()
+    model.train(was_training)
+    if expected_LV.shape != got_LV.shape:
+        raise ModelError(
+            f"{type(model).__name__} yields logits {tuple(expected_LV.shape)}, its head {tuple(got_LV.shape)}"
+        )
+    error = float((expected_LV - got_LV).abs().max() / expected_LV.abs().max().clamp(min=1e-6))
+    # bfloat16 keeps 8 bits: its logits move by 0.4 % of their size however the head is applied.
+    allowed = max(relative_tolerance, 2.0 * torch.finfo(head.weight_VD.dtype).eps)
+    if not error <= allowed:
+        raise ModelError(
+            f"the logits of {type(model).__name__} are not its LM head applied to its hidden states: they differ by "
+            f"{error:.2g} of their largest value, allowed is {allowed:.2g}. The architecture changes its logits in a "
+            "way that LogitTransform.from_config does not know"
+        )
+
+
+def _number(config: Any, name: str, default: float) -> float:
+    value = getattr(config, name, None)
+    return default if value is None else float(value)

@@ -1,0 +1,23 @@
+"""Fixtures of the consumer's tests: reference sampler, tiny models, casks written from a plain forward pass."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# --import-mode=importlib leaves the folder off the path; helper modules here have names of their own.
+sys.path.insert(0, str(Path(__file__).parent))
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_seed():
+    """Small tensors: threads cost more than they bring; and every test starts from the same generator state."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(before)

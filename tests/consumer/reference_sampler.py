@@ -1,0 +1,98 @@
+"""A slow, obvious sampler in float64 numpy that turns dense teacher distributions into records.
+
+Written from the definition of the record, one position after the other, to test the trainer without the capture code.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from logitcask_consumer.losses import SparseTarget
+
+
+@dataclass
+class DensePositions:
+    """Dense distributions t [R, V] and realised next tokens y [R]."""
+
+    probs_RV: np.ndarray
+    next_ids_R: np.ndarray
+
+    @property
+    def entropy_R(self):
+        return -(self.probs_RV * np.log(np.maximum(self.probs_RV, 1e-300))).sum(1)
+
+
+@dataclass
+class SampledColumns:
+    """Columns of a record over R positions, ragged."""
+
+    head_ids: list
+    head_probs: list
+    tail_ids: list
+    tail_mass: list
+
+
+def random_positions(rows, vocab, *, seed=0, sharpness=2.0):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(rows, vocab)) * sharpness
+    probs = np.exp(logits - logits.max(1, keepdims=True))
+    probs /= probs.sum(1, keepdims=True)
+    next_ids = np.array([rng.choice(vocab, p=p) for p in probs])
+    return DensePositions(probs, next_ids)
+
+
+def sample(dense, u_R, *, mode="threshold", tau=0.05, head_max=64, tail_max=32, k=8, draws=8):
+    """Record every position of `dense`, position i with the uniform u_R[i]."""
+    out = SampledColumns([], [], [], [])
+    for probs, y, u in zip(dense.probs_RV, dense.next_ids_R, u_R, strict=True):
+        order = np.argsort(-probs, kind="stable")
+        if mode == "threshold":
+            head = [j for j in order[:head_max] if probs[j] >= tau] or [order[0]]
+        elif mode == "topk":
+            head = list(order[:k])
+        else:
+            head = []
+        if y not in head:
+            head.append(y)
+        tail = probs.copy()
+        tail[head] = 0.0
+        r = tail.sum()
+        n = {"threshold": min(int(np.ceil(r / tau)), tail_max), "topk": 0, "sampled": draws}[mode] if r >= 1e-6 else 0
+        points = (u + np.arange(n)) * (r / n) if n else np.zeros(0)
+        cumulative = np.cumsum(tail)
+        drawn = np.searchsorted(cumulative, points, side="right")
+        last = np.flatnonzero(tail)[-1] if r > 0 else 0
+        out.head_ids.append(np.array(head))
+        out.head_probs.append(probs[head])
+        out.tail_ids.append(np.minimum(drawn, last))
+        out.tail_mass.append(r)
+    return out
+
+
+def offsets(lists):
+    return np.concatenate([[0], np.cumsum([len(x) for x in lists])]).astype(np.int64)
+
+
+def to_target(columns, next_ids_R, *, sampled_tail=True, dtype=torch.float64, codec=np.float64):
+    with np.errstate(divide="ignore"):
+        logprobs = np.log(np.concatenate(columns.head_probs)).astype(codec)
+        log_r = np.log(np.array(columns.tail_mass)).astype(codec)
+    tail_ids = np.concatenate(columns.tail_ids).astype(np.int64)
+    return SparseTarget.from_columns(
+        head_ids_H=torch.from_numpy(np.concatenate(columns.head_ids).astype(np.int64)),
+        head_logprobs_H=torch.from_numpy(logprobs),
+        head_offsets_R1=offsets(columns.head_ids),
+        tail_ids_N=torch.from_numpy(tail_ids),
+        tail_offsets_R1=offsets(columns.tail_ids),
+        log_tail_mass_R=torch.from_numpy(log_r),
+        next_ids_R=torch.from_numpy(next_ids_R),
+        sampled_tail=sampled_tail,
+        dtype=dtype,
+    )
+
+
+def dense_kl(logits_RV, probs_RV):
+    """Sum over rows of KL(t || softmax(logits)), float64, differentiable."""
+    t = torch.from_numpy(probs_RV)
+    return torch.nn.functional.kl_div(torch.log_softmax(logits_RV, -1), t, reduction="sum")

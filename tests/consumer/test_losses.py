@@ -1,0 +1,394 @@
+"""Every loss against dense float64: values, gradients, unbiasedness, and controls that must fail."""
+
+import numpy as np
+import pytest
+import torch
+from reference_sampler import dense_kl, random_positions, sample, to_target
+
+from logitcask_consumer.losses import LMHead, LogitTransform, ShapeError, SparseTarget, distillation_loss, get_loss
+from logitcask_consumer.losses.softmax import log_softmax_
+from logitcask_schemas.errors import InvalidRecordError
+
+ROWS, HIDDEN, VOCAB = 7, 5, 60
+TRANSFORMS = [
+    LogitTransform(),
+    LogitTransform(softcap=3.0),
+    LogitTransform(scale=0.5),
+    LogitTransform(scale=2, softcap=4),
+]
+
+
+def student(*, bias=False, transform=None, dtype=torch.float64, rows=ROWS):
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(rows, HIDDEN, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    weight = torch.randn(VOCAB, HIDDEN, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    bias_V = torch.randn(VOCAB, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() if bias else None
+    return hidden, LMHead(weight_VD=weight, bias_V=bias_V, transform=transform or LogitTransform())
+
+
+def dense_logits(hidden, head):
+    z = hidden @ head.weight_VD.T + (0 if head.bias_V is None else head.bias_V)
+    z = z * head.transform.scale
+    return z if head.transform.softcap is None else head.transform.softcap * torch.tanh(z / head.transform.softcap)
+
+
+def gradients(loss, hidden, head):
+    inputs = [hidden, head.weight_VD] + ([] if head.bias_V is None else [head.bias_V])
+    return torch.autograd.grad(loss, inputs)
+
+
+def sparse_gradients(dense, u, name="forward_kl", *, chunk_rows=None, **spec):
+    hidden, head = student()
+    target = to_target(
+        sample(dense, np.broadcast_to(u, ROWS), **spec), dense.next_ids_R, sampled_tail=spec.get("mode") != "topk"
+    )
+    result = distillation_loss(hidden, head, target, get_loss(name), chunk_rows=chunk_rows)
+    value = result.loss.detach() - dense.entropy_R.sum()
+    return value, gradients(result.loss, hidden, head)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
+@pytest.mark.parametrize("name", ["forward_kl", "ghost_kl", "topk_renorm"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_whole_vocabulary_equals_dense(name, transform, bias):
+    dense = random_positions(ROWS, VOCAB)
+    hidden, head = student(bias=bias, transform=transform)
+    columns = sample(dense, np.zeros(ROWS), mode="threshold", tau=1e-12, head_max=VOCAB)
+    result = distillation_loss(hidden, head, to_target(columns, dense.next_ids_R), get_loss(name), chunk_rows=3)
+    expected = dense_kl(dense_logits(hidden, head), dense.probs_RV)
+    assert abs(float((result.loss - dense.entropy_R.sum() - expected).detach())) < 1e-10
+    for got, want in zip(gradients(result.loss, hidden, head), gradients(expected, hidden, head), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("ce_weight", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [
+        ("forward_kl", {}),
+        ("forward_kl", {"mode": "sampled"}),
+        ("ghost_kl", {}),
+        ("ghost_kl", {"mode": "topk"}),
+        ("topk_renorm", {"mode": "topk"}),
+        ("cross_entropy", {}),
+    ],
+)
+@pytest.mark.parametrize("transform", TRANSFORMS[:2], ids=str)
+def test_gradcheck(name, spec, ce_weight, transform):
+    dense = random_positions(ROWS, VOCAB)
+    hidden, head = student(bias=True, transform=transform)
+    target = to_target(
+        sample(dense, np.full(ROWS, 0.37), **spec), dense.next_ids_R, sampled_tail="topk" not in str(spec)
+    )
+
+    def loss_of(hidden, weight, bias):
+        part = LMHead(weight_VD=weight, bias_V=bias, transform=head.transform)
+        return distillation_loss(hidden, part, target, get_loss(name), ce_weight=ce_weight, chunk_rows=3).loss
+
+    class Repeatable(torch.autograd.Function):
+        """gradcheck runs backward several times on one graph; the loss allows one (it scales gradients in place)."""
+
+        @staticmethod
+        def forward(ctx, *inputs):
+            leaves = [x.detach().requires_grad_() for x in inputs]
+            with torch.enable_grad():
+                loss = loss_of(*leaves)
+                ctx.save_for_backward(*torch.autograd.grad(loss, leaves))
+            return loss.detach()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return tuple(grad * g for g in ctx.saved_tensors)
+
+    assert torch.autograd.gradcheck(Repeatable.apply, (hidden, head.weight_VD, head.bias_V))
+
+
+@pytest.mark.parametrize("name", ["forward_kl", "ghost_kl", "topk_renorm", "cross_entropy"])
+def test_value_is_the_formula(name):
+    dense = random_positions(ROWS, VOCAB)
+    hidden, head = student()
+    columns = sample(dense, np.full(ROWS, 0.5))
+    result = distillation_loss(hidden, head, to_target(columns, dense.next_ids_R), get_loss(name), ce_weight=0.25)
+    logp = torch.log_softmax(dense_logits(hidden, head), -1).detach().numpy()
+    for row in range(ROWS):
+        ids, probs, draws = columns.head_ids[row], columns.head_probs[row], columns.tail_ids[row]
+        r, lp = columns.tail_mass[row], logp[row]
+        expected = {
+            "forward_kl": -(probs * lp[ids]).sum() - (r / max(len(draws), 1)) * lp[draws].sum(),
+            "ghost_kl": -(probs * lp[ids]).sum() - r * np.log1p(-np.exp(lp[ids]).sum()),
+            "topk_renorm": -(probs / probs.sum() * lp[ids]).sum(),
+            "cross_entropy": -lp[dense.next_ids_R[row]],
+        }[name]
+        assert abs(float(result.kd_T[row]) - expected) < 1e-9
+        assert abs(float(result.ce_T[row]) + lp[dense.next_ids_R[row]]) < 1e-12
+    assert abs(float(result.loss.detach()) - float(0.75 * result.kd_T.sum() + 0.25 * result.ce_T.sum())) < 1e-10
+
+
+@pytest.mark.parametrize("name", ["forward_kl", "ghost_kl", "topk_renorm", "cross_entropy"])
+@pytest.mark.parametrize("chunk_rows", [1, 2, 3, 7, 100])
+def test_chunked_equals_unchunked(name, chunk_rows):
+    dense = random_positions(ROWS, VOCAB)
+    value, grads = sparse_gradients(dense, 0.3, name, chunk_rows=ROWS)
+    chunk_value, chunk_grads = sparse_gradients(dense, 0.3, name, chunk_rows=chunk_rows)
+    assert abs(float(value - chunk_value)) < 1e-11
+    for got, want in zip(chunk_grads, grads, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-11)
+
+
+def mean_over_u_grid(dense, name="forward_kl", points=2000, **spec):
+    """Midpoint rule over u in [0, 1), all points as one batch: mean value and gradients (hidden, weight)."""
+    hidden, head = student()
+    every = type(dense)(np.tile(dense.probs_RV, (points, 1)), np.tile(dense.next_ids_R, points))
+    columns = sample(every, np.repeat((np.arange(points) + 0.5) / points, ROWS), **spec)
+    target = to_target(columns, every.next_ids_R)
+    result = distillation_loss(hidden.repeat(points, 1), head, target, get_loss(name))
+    mean = result.loss / points
+    return float(mean.detach()) - dense.entropy_R.sum(), gradients(mean, hidden, head)
+
+
+def dense_gradients(dense):
+    hidden, head = student()
+    value = dense_kl(dense_logits(hidden, head), dense.probs_RV)
+    return float(value.detach()), gradients(value, hidden, head)
+
+
+def relative_error(got, want):
+    return float(sum((g - w).norm() ** 2 for g, w in zip(got, want, strict=True)) ** 0.5) / float(
+        sum(w.norm() ** 2 for w in want) ** 0.5
+    )
+
+
+# The grid's error per token is at most 1 / (points · n) of the tail mass; a biased target misses by its bias.
+@pytest.mark.parametrize("spec", [{}, {"mode": "sampled"}, {"tau": 0.2}, {"tail_max": 2}, {"head_max": 3}], ids=str)
+def test_unbiased_gradient_and_value(spec):
+    dense = random_positions(ROWS, VOCAB, sharpness=1.5)
+    value, grads = mean_over_u_grid(dense, **spec)
+    expected_value, expected = dense_gradients(dense)
+    assert abs(value - expected_value) < 2e-3 * abs(expected_value)
+    assert relative_error(grads, expected) < 2e-3
+
+
+@pytest.mark.parametrize("name", ["topk_renorm", "ghost_kl"])
+def test_negative_control_biased_losses_fail_the_unbiasedness_test(name):
+    dense = random_positions(ROWS, VOCAB, sharpness=1.5)
+    _, grads = mean_over_u_grid(dense, name, points=50)
+    _, expected = dense_gradients(dense)
+    assert relative_error(grads, expected) > 0.05
+
+
+def test_negative_control_a_shift_by_one_position_fails():
+    dense = random_positions(ROWS, VOCAB, sharpness=1.5)
+    shifted = type(dense)(np.roll(dense.probs_RV, 1, axis=0), np.roll(dense.next_ids_R, 1))
+    value, grads = mean_over_u_grid(shifted, points=50)
+    expected_value, expected = dense_gradients(dense)
+    assert relative_error(grads, expected) > 0.2
+    assert abs(value - expected_value) > 0.02 * expected_value
+
+
+def test_ghost_is_a_lower_bound_and_grows_with_k():
+    dense = random_positions(ROWS, VOCAB)
+    full, _ = dense_gradients(dense)
+    values = [float(sparse_gradients(dense, 0.0, "ghost_kl", mode="topk", k=k)[0]) for k in (1, 4, 16, 40)]
+    # kd - H(t) of the ghost also misses the tail's entropy; the bound is on kd - H(coarse t).
+    coarse = []
+    for k, value in zip((1, 4, 16, 40), values, strict=True):
+        columns = sample(dense, np.zeros(ROWS), mode="topk", k=k)
+        entropy = sum(
+            -(p * np.log(p)).sum() - r * np.log(r) for p, r in zip(columns.head_probs, columns.tail_mass, strict=True)
+        )
+        coarse.append(value + dense.entropy_R.sum() - entropy)
+    assert all(a <= b + 1e-12 for a, b in zip(coarse, [*coarse[1:], full], strict=True))
+
+
+def test_ghost_keeps_the_digits_of_a_tiny_tail():
+    """In float32, s = 1 - sum_H p would be rounding noise here: the student's tail mass is about 1e-9."""
+    logits = torch.zeros(1, VOCAB, dtype=torch.float64)
+    logits[0, 0] = 25.0
+    columns = sample(random_positions(1, VOCAB), np.zeros(1), mode="topk", k=1)
+    columns.head_ids[0], columns.head_probs[0], columns.tail_mass[0] = np.array([0]), np.array([0.9]), 0.1
+    results = {}
+    for dtype in (torch.float64, torch.float32):
+        target = to_target(columns, np.array([0]), sampled_tail=False, dtype=dtype)
+        z = logits.to(dtype, copy=True)
+        results[dtype] = (get_loss("ghost_kl").chunk(z, target, ce_weight=0.0, with_grad=True).kd_R, z)
+    torch.testing.assert_close(results[torch.float32][0].double(), results[torch.float64][0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(results[torch.float32][1].double(), results[torch.float64][1], rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["forward_kl", "ghost_kl", "topk_renorm", "cross_entropy"])
+def test_bfloat16_is_no_worse_than_naive(name):
+    """Truth in float64 on the rounded inputs; ours may err no more than plain autograd in bfloat16, plus a little."""
+    dense = random_positions(ROWS, VOCAB)
+    columns = sample(dense, np.full(ROWS, 0.37))
+    low, low_head = student(dtype=torch.bfloat16)
+    exact = [x.detach().double().requires_grad_() for x in (low, low_head.weight_VD)]
+    truth = distillation_loss(
+        exact[0], LMHead(weight_VD=exact[1]), to_target(columns, dense.next_ids_R), get_loss(name)
+    ).loss
+    target = to_target(columns, dense.next_ids_R, dtype=torch.float32)
+    ours = distillation_loss(low, low_head, target, get_loss(name), chunk_rows=2).loss
+    logp = torch.log_softmax((low @ low_head.weight_VD.T), -1)
+    naive = _naive(name, logp, target)
+    want = torch.autograd.grad(truth, exact)
+    got, plain = gradients(ours, low, low_head), gradients(naive, low, low_head)
+    ours, naive, truth = (float(x.detach()) for x in (ours, naive, truth))
+    assert abs(ours - truth) <= abs(naive - truth) + 1e-2 * truth
+    for mine, theirs, true in zip(got, plain, want, strict=True):
+        assert (mine.double() - true).norm() <= (theirs.double() - true).norm() + 1e-3 * true.norm()
+
+
+def _naive(name, logp, target):
+    head = logp[target.head_rows_H, target.head_ids_H]
+    tail = logp[target.tail_rows_N, target.tail_ids_N]
+    if name == "cross_entropy":
+        return -logp[torch.arange(ROWS), target.next_ids_R].sum()
+    if name == "forward_kl":
+        return -(target.head_weights_H * head).sum() - (target.tail_weights_N * tail).sum()
+    mass = target.head_sum(target.head_weights_H)
+    if name == "topk_renorm":
+        return -(target.head_weights_H / mass[target.head_rows_H] * head).sum()
+    s = 1 - target.head_sum(head.exp().float())
+    return -(target.head_weights_H * head).sum() - (target.tail_mass_R * s.log()).sum()
+
+
+def test_autocast_uses_low_precision_and_returns_gradients_in_the_parameters_dtype():
+    dense = random_positions(ROWS, VOCAB)
+    target = to_target(sample(dense, np.full(ROWS, 0.37)), dense.next_ids_R, dtype=torch.float32)
+    hidden, head = student(dtype=torch.float32)
+    plain = gradients(distillation_loss(hidden, head, target, get_loss("forward_kl")).loss, hidden, head)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = distillation_loss(hidden, head, target, get_loss("forward_kl")).loss
+    mixed = gradients(loss, hidden, head)
+    assert loss.dtype == torch.float32
+    for a, b in zip(mixed, plain, strict=True):
+        assert a.dtype == torch.float32
+        assert 0 < float((a - b).norm() / b.norm()) < 0.02
+
+
+@pytest.mark.parametrize("codec", [np.float64, np.float32, np.float16])
+@pytest.mark.parametrize("spec", [{}, {"mode": "sampled"}, {"tau": 0.9}, {"tau": 1e-3}], ids=str)
+def test_mass_is_one_after_the_codec(codec, spec):
+    dense = random_positions(50, VOCAB, seed=3, sharpness=3.0)
+    target = to_target(sample(dense, np.full(50, 0.1), **spec), dense.next_ids_R, codec=codec)
+    assert float((target.total_mass() - 1).abs().max()) < 1e-12
+    single = to_target(sample(dense, np.full(50, 0.1), **spec), dense.next_ids_R, codec=codec, dtype=torch.float32)
+    assert float((single.total_mass() - 1).abs().max()) < 1e-6
+
+
+def test_evaluation_keeps_no_gradients():
+    dense = random_positions(ROWS, VOCAB)
+    hidden, head = student()
+    target = to_target(sample(dense, np.full(ROWS, 0.37)), dense.next_ids_R)
+    with torch.no_grad():
+        quiet = distillation_loss(hidden, head, target, get_loss("forward_kl"))
+    loud = distillation_loss(hidden, head, target, get_loss("forward_kl"))
+    assert not quiet.loss.requires_grad
+    assert loud.loss.requires_grad
+    torch.testing.assert_close(quiet.kd_T, loud.kd_T, rtol=0, atol=0)
+
+
+def test_frozen_head_gets_no_gradient_and_backward_runs_once():
+    dense = random_positions(ROWS, VOCAB)
+    hidden, head = student()
+    frozen = LMHead(weight_VD=head.weight_VD.detach())
+    target = to_target(sample(dense, np.full(ROWS, 0.37)), dense.next_ids_R)
+    loss = distillation_loss(hidden, frozen, target, get_loss("forward_kl")).loss
+    loss.backward(retain_graph=True)
+    assert hidden.grad is not None
+    with pytest.raises(RuntimeError, match="backward once"):
+        loss.backward()
+
+
+def test_no_tensor_of_the_batch_by_the_vocabulary_is_made():
+    """Every tensor made inside is at most a chunk or the head's gradient: nothing of [positions, vocab] ever exists."""
+    rows, vocab, chunk = 64, 1000, 8
+    dense = random_positions(rows, vocab)
+    target = to_target(sample(dense, np.full(rows, 0.37)), dense.next_ids_R, dtype=torch.float32)
+    hidden = torch.randn(rows, HIDDEN, requires_grad=True)
+    head = LMHead(weight_VD=torch.randn(vocab, HIDDEN, requires_grad=True))
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            out = function(*args, **(kwargs or {}))
+            for item in out if isinstance(out, tuple | list) else (out,):
+                if isinstance(item, torch.Tensor):
+                    largest = max(largest, item.numel())
+            return out
+
+    with Watch():
+        distillation_loss(hidden, head, target, get_loss("forward_kl"), chunk_rows=chunk).loss.backward()
+    assert largest == max(chunk * vocab, vocab * HIDDEN)
+
+
+def test_log_softmax_in_place_on_the_cpu():
+    logits = torch.randn(33, 5000) * 10
+    expected = torch.log_softmax(logits, -1)
+    got = log_softmax_(logits)
+    assert got.data_ptr() == logits.data_ptr()
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    dense = random_positions(ROWS, VOCAB)
+    hidden, head = student()
+    target = to_target(sample(dense, np.full(ROWS, 0.37)), dense.next_ids_R)
+    loss = get_loss("forward_kl")
+    with pytest.raises(ShapeError, match="L - 1 positions"):
+        distillation_loss(hidden[:-1], head, target, loss)
+    with pytest.raises(ShapeError, match=r"\[positions, 5\]"):
+        distillation_loss(hidden[:, :-1], head, target, loss)
+    with pytest.raises(ShapeError, match="share between 0 and 1"):
+        distillation_loss(hidden, head, target, loss, ce_weight=1.5)
+    with pytest.raises(ShapeError, match="chunk_rows"):
+        distillation_loss(hidden, head, target, loss, chunk_rows=0)
+
+
+def test_columns_that_do_not_fit_are_refused():
+    one = torch.zeros(1)
+    good = {
+        "head_ids_H": torch.zeros(1, dtype=torch.int64),
+        "head_logprobs_H": one,
+        "head_offsets_R1": np.array([0, 1]),
+        "tail_ids_N": torch.zeros(0, dtype=torch.int64),
+        "tail_offsets_R1": np.array([0, 0]),
+        "log_tail_mass_R": one,
+        "next_ids_R": torch.zeros(1, dtype=torch.int64),
+        "sampled_tail": True,
+    }
+    assert SparseTarget.from_columns(**good).num_rows == 1
+    with pytest.raises(InvalidRecordError, match="head_ids"):
+        SparseTarget.from_columns(**{**good, "head_ids_H": torch.zeros(2, dtype=torch.int64)})
+    with pytest.raises(InvalidRecordError, match="tail_offsets"):
+        SparseTarget.from_columns(**{**good, "tail_offsets_R1": np.array([0])})
+    empty = {"head_ids_H": torch.zeros(0, dtype=torch.int64), "head_logprobs_H": torch.zeros(0)}
+    with pytest.raises(InvalidRecordError, match="empty head"):
+        SparseTarget.from_columns(**{**good, **empty, "head_offsets_R1": np.array([0, 0])})
+
+
+def test_a_student_trained_to_convergence_recovers_the_teacher_only_when_unbiased():
+    """One context seen with many records: forward_kl finds t; topk_renorm finds t / (1 - r) on its head."""
+    dense = random_positions(1, 12, sharpness=1.0, seed=5)
+    copies = 64
+    many = type(dense)(np.repeat(dense.probs_RV, copies, 0), np.repeat(dense.next_ids_R, copies))
+    columns = sample(many, (np.arange(copies) + 0.5) / copies, tau=0.12)
+    target = to_target(columns, many.next_ids_R)
+    found = {}
+    for name in ("forward_kl", "topk_renorm"):
+        weight = torch.zeros(12, 1, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.LBFGS([weight], lr=1, max_iter=200, line_search_fn="strong_wolfe")
+
+        def closure(weight=weight, name=name, optimizer=optimizer):
+            optimizer.zero_grad()
+            ones = torch.ones(copies, 1, dtype=torch.float64)
+            loss = distillation_loss(ones, LMHead(weight_VD=weight), target, get_loss(name)).loss / copies
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        found[name] = torch.softmax(weight.detach()[:, 0], 0).numpy()
+    t, head = dense.probs_RV[0], columns.head_ids[0]
+    assert np.abs(found["forward_kl"] - t).max() < 5e-3
+    assert np.abs(found["topk_renorm"][head] - t[head] / t[head].sum()).max() < 1e-3
+    assert np.abs(found["topk_renorm"] - t).max() > 0.05
