@@ -2,8 +2,8 @@
 
 In memory a nested list is a flat array of values and an array of offsets, and an uncompressed IPC file is that memory
 on disk: a shard opens as a handful of numpy views into the page cache, whatever its size. Columns start at multiples
-of 8 bytes, as the format guarantees; more would buy nothing, since documents start anywhere inside a column. Never ask Arrow for Python
-objects of these columns (`to_pylist` costs a thousand times the read).
+of 8 bytes, as the format guarantees; more would buy nothing, since documents start anywhere inside a column. Never
+ask Arrow for Python objects of these columns (`to_pylist` costs a thousand times the read).
 """
 
 from pathlib import Path

@@ -1,0 +1,78 @@
+"""Describing a document for people: each position with the teacher's alternatives."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from logitcask_schemas.cask.reader import Cask
+from logitcask_schemas.errors import CaskNotFoundError
+
+
+def find_document(cask: Cask, name: str) -> int:
+    """The number of a document given its number in decimal, or at least eight leading hex digits of its id.
+
+    Raises:
+        CaskNotFoundError: No such document, or an ambiguous prefix.
+    """
+    if name.isdecimal() and len(name) < 8:
+        if int(name) >= len(cask):
+            raise CaskNotFoundError(f"{cask.path}: document {name} of {len(cask)}; numbers start at 0")
+        return int(name)
+    ids = [bytes(identity).hex() for identity in cask.document_ids()]
+    found = [number for number, identity in enumerate(ids) if identity.startswith(name.lower())]
+    if len(found) != 1 or len(name) < 8:
+        raise CaskNotFoundError(
+            f"{cask.path}: {len(found)} documents have an id starting with {name!r}; give a number below {len(cask)} "
+            "or at least 8 leading hex digits of an id"
+        )
+    return found[0]
+
+
+def describe_positions(
+    cask: Cask, number: int, *, start: int, count: int, alternatives: int, text: Callable[[int], str] | None
+) -> dict[str, Any]:
+    """A window of a document as plain Python values.
+
+    Args:
+        cask: An open cask.
+        number: The document.
+        start: First position.
+        count: Most positions.
+        alternatives: Most head entries per position, in stored order (most probable first).
+        text: From token id to what stands for it; None keeps the id.
+
+    Returns:
+        `id` (hex), `tokens`, and `positions`: for each its number, token, next token, entropy (nats), probability of
+        the head, number of tail draws, and head entries as (token, probability).
+    """
+    name = text or str
+    shard_number, row = cask.locate(number)
+    shard = cask.shard(shard_number)
+    length = int(np.diff(shard.position_offsets[row : row + 2])[0])
+    if start >= length:
+        raise CaskNotFoundError(f"{cask.path}: position {start} of document {number}, which has {length}")
+    window = shard.read_window(row, start, min(start + count, length))
+    records = window.records
+    stops = np.cumsum(records.head_counts_P, dtype=np.int64)
+    positions = []
+    for i, stop in enumerate(stops):
+        entries = slice(int(stop) - int(records.head_counts_P[i]), int(stop))
+        ids = records.head_ids_H[entries][:alternatives]
+        probabilities = np.exp(records.head_logprobs_H[entries][:alternatives].astype(np.float64))
+        positions.append(
+            {
+                "position": start + i,
+                "token": name(int(window.token_ids_L[i])),
+                "next": name(int(window.token_ids_L[i + 1])),
+                "entropy": float(records.entropy_P[i]),
+                "captured": 1.0 - float(np.exp(np.float64(records.log_tail_mass_P[i]))),
+                "draws": int(records.tail_counts_P[i]),
+                "head": [(name(int(j)), float(p)) for j, p in zip(ids, probabilities, strict=True)],
+            }
+        )
+    return {
+        "id": shard.document_ids[row].tobytes().hex(),
+        "tokens": length + 1,
+        "positions": positions,
+    }
