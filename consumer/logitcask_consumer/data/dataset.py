@@ -1,0 +1,193 @@
+"""Training sequences over memory-mapped casks: a map-style dataset that reads views and proves what it reads.
+
+Shape legend: D documents of all casks, W windows, B sequences.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from logitcask_consumer.data.packing import Packs, pack_alone, pack_best_fit
+from logitcask_consumer.data.windows import Windows
+from logitcask_schemas.cask import Cask
+from logitcask_schemas.errors import CaskError, DocumentMismatchError
+from logitcask_schemas.manifest import CaskManifest
+from logitcask_schemas.records import DocumentRecords, IdArray, Records, document_id
+
+Packing = Literal["best_fit", "none"]
+
+GROUP_SEQUENCES: Final = 256
+"""Shards are packed together until they fill this many sequences: a shard of a few documents alone would pack badly."""
+
+
+class EmptyCaskError(CaskError):
+    """There is nothing to train on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowRecords:
+    """One window of a document, as views of the mapped shard."""
+
+    document: int
+    """Number of the document over all casks."""
+    token_ids_S1: IdArray
+    """The window's input tokens and one more: slot i predicts token i + 1."""
+    context: int
+    """Leading slots that carry no loss, see `windows`."""
+    records: Records
+    """Records of the slots from `context` on."""
+
+
+def open_casks(paths: Sequence[Path], *, tokenizer_fingerprint: str | None) -> list[Cask]:
+    """Open casks that may be trained on together.
+
+    Raises:
+        EmptyCaskError: no path was given.
+        IdentityMismatchError: tokenizer, teacher or capture spec differ.
+        CaskNotFoundError, CaskCorruptionError: a cask cannot be opened.
+    """
+    if not paths:
+        raise EmptyCaskError("no cask was named; give at least one")
+    casks = [Cask.open(Path(path), tokenizer_fingerprint=tokenizer_fingerprint) for path in paths]
+    for cask in casks[1:]:
+        casks[0].manifest.require_same(cask.manifest.teacher, cask.manifest.capture, where=str(casks[0].path))
+    return casks
+
+
+class CaskDataset(Dataset[list[WindowRecords]]):
+    """Packed training sequences; item b is the list of windows of sequence b.
+
+    Sequences are packed once, from documents shuffled by `seed` within groups of shards: their number is the same in
+    every epoch, and a sequence touches the shards of one group. Works in forked and in spawned DataLoader workers:
+    casks pickle by path and map lazily in each process.
+
+    Each document is proved the first time a process touches it: the cask compares its checksum, this class the SHA-256
+    of its token ids with the identity under which it was stored.
+    """
+
+    def __init__(
+        self, casks: Sequence[Cask], *, seq_len: int, overlap: int = 0, packing: Packing = "best_fit", seed: int = 0
+    ) -> None:
+        """Plan the sequences; reads document lengths only.
+
+        Args:
+            casks: from `open_casks`.
+            seq_len: slots of a sequence.
+            overlap: context slots of the windows of longer documents.
+            packing: `best_fit`, or `none` for one window per sequence.
+            seed: of the order in which documents of equal length are packed.
+
+        Raises:
+            EmptyCaskError: no document has a position.
+            WindowError: seq_len and overlap do not fit.
+        """
+        self.casks = list(casks)
+        self.seq_len = seq_len
+        lengths = [cask.document_lengths() for cask in self.casks]
+        self._first_document = np.concatenate([[0], np.cumsum([len(part) for part in lengths])])
+        positions_D = np.concatenate(lengths) - 1
+        shards = np.concatenate([[entry.documents for entry in cask.entries] for cask in self.casks]).astype(np.int64)
+        self.windows = Windows.cut(positions_D, seq_len=seq_len, overlap=overlap)
+        if not len(self.windows):
+            raise EmptyCaskError(
+                f"nothing to train on in {', '.join(str(cask.path) for cask in self.casks)}: {len(positions_D)} "
+                "documents, none of two tokens or more"
+            )
+        self.packs, self.sequences_per_group = _pack(self.windows, shards, seq_len, packing, seed)
+        self._proved_D = np.zeros(len(positions_D), dtype=np.bool_)
+
+    @property
+    def manifest(self) -> CaskManifest:
+        """Of the first cask; all have the same teacher and capture spec."""
+        return self.casks[0].manifest
+
+    @property
+    def num_documents(self) -> int:
+        """D."""
+        return int(self._first_document[-1])
+
+    @property
+    def num_positions(self) -> int:
+        """Positions trained per epoch: L - 1 of every document."""
+        return int((self.windows.stop_W - self.windows.trained_W).sum())
+
+    @property
+    def fill(self) -> float:
+        """Share of the sequences' slots that hold a window."""
+        return float(self.windows.slots_W.sum()) / (len(self) * self.seq_len)
+
+    def __len__(self) -> int:
+        return len(self.packs)
+
+    def __getitem__(self, sequence: int) -> list[WindowRecords]:
+        """The windows of one sequence.
+
+        Raises:
+            CaskCorruptionError, CaskNotFoundError: a shard is missing or its bytes changed.
+            DocumentMismatchError: the stored token ids are not those of the document's identity.
+        """
+        return [self._window(int(w)) for w in self.packs[sequence]]
+
+    def _window(self, window: int) -> WindowRecords:
+        document = int(self.windows.document_W[window])
+        cask, index = self._locate(document)
+        if not self._proved_D[document]:
+            _prove(cask, index)
+            self._proved_D[document] = True
+        start, trained, stop = (
+            int(column[window]) for column in (self.windows.start_W, self.windows.trained_W, self.windows.stop_W)
+        )
+        part: DocumentRecords = cask.read_window(index, trained, stop)
+        tokens = part.token_ids_L if trained == start else cask.read_window(index, start, stop).token_ids_L
+        return WindowRecords(document=document, token_ids_S1=tokens, context=trained - start, records=part.records)
+
+    def _locate(self, document: int) -> tuple[Cask, int]:
+        number = int(np.searchsorted(self._first_document, document, side="right")) - 1
+        return self.casks[number], document - int(self._first_document[number])
+
+
+def _prove(cask: Cask, index: int) -> None:
+    """SHA-256 of a document's token ids against the identity it is stored under."""
+    number, row = cask.locate(index)
+    stored, computed = cask.shard(number).document_ids[row].tobytes(), document_id(cask.read(index).token_ids_L)
+    if stored != computed:
+        raise DocumentMismatchError(
+            f"{cask.path}: shard {cask.entries[number].name}, document {row}: stored under identity {stored.hex()}, "
+            f"its token ids give {computed.hex()}. Its records may belong to another text: run `logitcask cask verify`."
+        )
+
+
+def _pack(
+    windows: Windows, documents_per_shard: NDArray[np.int64], seq_len: int, packing: Packing, seed: int
+) -> tuple[Packs, NDArray[np.int64]]:
+    """Pack group by group of shards; also the number of sequences of each group."""
+    generator = np.random.default_rng([seed, 1])
+    slots_W, numbers, lengths, counts = windows.slots_W, [], [], []
+    for first, stop in pairwise(_group_edges(windows, documents_per_shard, GROUP_SEQUENCES * seq_len)):
+        shuffled = generator.permutation(np.arange(first, stop))
+        best = packing == "best_fit"
+        packs = pack_best_fit(slots_W[shuffled], capacity=seq_len) if best else pack_alone(len(shuffled))
+        numbers.append(shuffled[packs.windows_W])
+        lengths.append(np.diff(packs.offsets_B1))
+        counts.append(len(packs))
+    offsets_B1 = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
+    return Packs(windows_W=np.concatenate(numbers), offsets_B1=offsets_B1), np.array(counts, dtype=np.int64)
+
+
+def _group_edges(windows: Windows, documents_per_shard: NDArray[np.int64], enough_slots: int) -> list[int]:
+    """Window numbers at which groups of consecutive shards begin and end; a group has enough slots to pack well."""
+    shard_edges = np.searchsorted(windows.document_W, np.concatenate([[0], np.cumsum(documents_per_shard)]))
+    slots_before = np.concatenate([[0], np.cumsum(windows.slots_W)])
+    edges = [0]
+    for edge in shard_edges[1:].tolist():
+        if slots_before[edge] - slots_before[edges[-1]] >= enough_slots:
+            edges.append(edge)
+    if edges[-1] != len(windows):
+        edges.append(len(windows))
+    return edges

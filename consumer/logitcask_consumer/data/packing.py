@@ -1,0 +1,80 @@
+"""Packing windows into sequences of a fixed number of slots: best fit, decreasing.
+
+Shape legend: W windows, B sequences (bins).
+
+Best fit decreasing needs at most 11/9 of the optimal number of sequences (Johnson 1973), and with many short documents
+leaves few slots empty. Windows of equal size are placed together, so the loop runs over sizes, not windows.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packs:
+    """B sequences as a ragged list of windows."""
+
+    windows_W: NDArray[np.int64]
+    """Window numbers, sequence after sequence."""
+    offsets_B1: NDArray[np.int64]
+    """B + 1 offsets into `windows_W`."""
+
+    def __len__(self) -> int:
+        return len(self.offsets_B1) - 1
+
+    def __getitem__(self, sequence: int) -> NDArray[np.int64]:
+        """Window numbers of one sequence."""
+        return self.windows_W[self.offsets_B1[sequence] : self.offsets_B1[sequence + 1]]
+
+
+def pack_best_fit(slots_W: NDArray[np.int64], *, capacity: int) -> Packs:
+    """Assign each window to the fullest sequence that still has room for it, largest windows first.
+
+    Args:
+        slots_W: slots of each window, 1 to capacity.
+        capacity: slots of a sequence.
+    """
+    assert not len(slots_W) or (slots_W.min() >= 1 and slots_W.max() <= capacity)
+    order_W = np.argsort(-slots_W, kind="stable")
+    sizes, first = np.unique(-slots_W[order_W], return_index=True)
+    sequence_W = np.empty(len(slots_W), dtype=np.int64)
+    # rooms[c]: groups of sequences with c slots left.
+    rooms: list[list[NDArray[np.int64]]] = [[] for _ in range(capacity + 1)]
+    opened = 0
+    for size, start, stop in zip((-sizes).tolist(), first, np.append(first, len(slots_W))[1:], strict=True):
+        waiting, left = order_W[start:stop], size
+        while len(waiting):
+            while left < capacity and not rooms[left]:
+                left += 1
+            # One after the other, windows of one size would fill a sequence before they look at the next.
+            each = left // size
+            wanted = -(-len(waiting) // each)
+            if rooms[left]:
+                group = rooms[left].pop()
+                if len(group) > wanted:
+                    rooms[left].append(group[wanted:])
+            else:
+                group = np.arange(opened, opened + wanted)
+                opened += wanted
+            group = group[:wanted]
+            placed = min(len(group) * each, len(waiting))
+            sequence_W[waiting[:placed]] = np.repeat(group, each)[:placed]
+            waiting = waiting[placed:]
+            full, rest = divmod(placed, each)
+            rooms[left - each * size].append(group[:full])
+            if rest:
+                rooms[left - rest * size].append(group[full:])
+    return _grouped(sequence_W, opened)
+
+
+def pack_alone(windows: int) -> Packs:
+    """One window per sequence, for students that cannot keep packed documents apart."""
+    return Packs(windows_W=np.arange(windows), offsets_B1=np.arange(windows + 1))
+
+
+def _grouped(sequence_W: NDArray[np.int64], sequences: int) -> Packs:
+    """Windows by sequence, in the order of their numbers within one."""
+    counts_B = np.bincount(sequence_W, minlength=sequences)
+    return Packs(windows_W=np.argsort(sequence_W, kind="stable"), offsets_B1=np.concatenate([[0], np.cumsum(counts_B)]))

@@ -1,0 +1,44 @@
+"""The order of training sequences: shuffled within blocks of shards, so that reading stays local.
+
+A cask larger than memory must not be read at random: every sequence would fault in its own pages. Groups of shards (see
+`dataset`) are shuffled, taken in blocks, and only sequences within a block are shuffled among each other. The order is
+a function of (seed, epoch) alone, which is what makes resuming exact: skipping k sequences of epoch e needs nothing but
+e and k.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+
+class ShardBlockSampler(Sampler[int]):
+    """Yields sequence numbers, each once per epoch."""
+
+    def __init__(self, sequences_per_group: NDArray[np.int64], *, seed: int, groups_per_block: int = 8) -> None:
+        """Sequences are numbered group after group.
+
+        Args:
+            sequences_per_group: how many sequences each group of shards has.
+            seed: of the shuffle.
+            groups_per_block: groups whose sequences are mixed; more mixes better and keeps more pages in use.
+        """
+        self._starts = np.concatenate([[0], np.cumsum(sequences_per_group)])
+        self._seed = seed
+        self._block = groups_per_block
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration gives."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __iter__(self) -> Iterator[int]:
+        generator = np.random.default_rng([self._seed, self._epoch])
+        groups = generator.permutation(len(self._starts) - 1)
+        for first in range(0, len(groups), self._block):
+            ranges = [np.arange(self._starts[g], self._starts[g + 1]) for g in groups[first : first + self._block]]
+            yield from generator.permutation(np.concatenate(ranges)).tolist()

@@ -1,0 +1,107 @@
+"""Casks for tests: documents of a tiny teacher, recorded by the reference sampler and published by the real writer."""
+
+import numpy as np
+import torch
+from reference_sampler import DensePositions, sample
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_schemas.cask import CaskWriter
+from logitcask_schemas.identity import TeacherIdentity
+from logitcask_schemas.records import DocumentRecords, Records
+from logitcask_schemas.tokenizer_fingerprint import tokenizer_fingerprint
+
+VOCAB = 97
+
+
+def tiny_tokenizer(prefix="w"):
+    words = {"<pad>": 0, "<eos>": 1, **{f"{prefix}{i}": i for i in range(2, VOCAB)}}
+    core = Tokenizer(models.WordLevel(words, unk_token="<eos>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<eos>")
+
+
+def tiny_model(kind="llama", *, layers=4, seed=0, **more):
+    small = {
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "max_position_embeddings": 256,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 1,
+    }
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**small, **more})).eval()
+
+
+def save_teacher(folder, **options):
+    """A tiny teacher with sharp distributions, as a Hugging Face folder."""
+    model = tiny_model(**options)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(40)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return model
+
+
+def identity(**more):
+    fields = {
+        "model": "tiny",
+        "weights_digest": "0" * 64,
+        "dtype": "float32",
+        "vocab_size": VOCAB,
+        "tokenizer_fingerprint": tokenizer_fingerprint(tiny_tokenizer()),
+        "engine": "transformers",
+        "engine_version": "test",
+    }
+    return TeacherIdentity(**{**fields, **more})
+
+
+def random_documents(count, *, low=2, high=60, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(2, VOCAB, rng.integers(low, high)).astype(np.uint16) for _ in range(count)]
+
+
+def dense_positions(teacher, token_ids):
+    with torch.no_grad():
+        logits = teacher(input_ids=torch.from_numpy(token_ids.astype(np.int64))[None]).logits[0, :-1].double()
+    return DensePositions(torch.softmax(logits, -1).numpy(), token_ids[1:].astype(np.int64))
+
+
+def record(dense, token_ids, spec, *, seed=0):
+    u = np.random.default_rng(seed).random(len(dense.next_ids_R))
+    options = {"tau": spec.tau, "head_max": spec.head_max, "tail_max": spec.tail_max, "k": spec.k, "draws": spec.draws}
+    columns = sample(dense, u, mode=spec.mode, **options)
+    value = {"f16": np.float16, "f32": np.float32}[spec.logprob_codec]
+    tails = np.concatenate([*columns.tail_ids, np.zeros(0)]).astype(np.int64)
+    rows = np.repeat(np.arange(len(columns.tail_ids)), [len(x) for x in columns.tail_ids])
+    with np.errstate(divide="ignore"):
+        return DocumentRecords(
+            token_ids_L=token_ids,
+            records=Records(
+                head_counts_P=np.array([len(x) for x in columns.head_ids], dtype=np.uint8),
+                head_ids_H=np.concatenate([*columns.head_ids, np.zeros(0)]).astype(np.uint16),
+                head_logprobs_H=np.log(np.concatenate([*columns.head_probs, np.zeros(0)])).astype(value),
+                tail_counts_P=np.array([len(x) for x in columns.tail_ids], dtype=np.uint8),
+                tail_ids_N=tails.astype(np.uint16),
+                log_tail_mass_P=np.log(np.array(columns.tail_mass)).astype(value),
+                entropy_P=dense.entropy_R.astype(value),
+                tail_logprobs_N=np.log(dense.probs_RV[rows, tails]).astype(value) if spec.tail_logprobs else None,
+            ),
+        )
+
+
+def build_cask(path, teacher, documents, *, spec=None, per_shard=8, **identity_fields):
+    """Publish the documents' records, some per shard."""
+    spec = spec or CaptureSpec()
+    records = [record(dense_positions(teacher, ids), ids, spec, seed=n) for n, ids in enumerate(documents)]
+    with CaskWriter.create(path, teacher=identity(**identity_fields), capture=spec) as writer:
+        for start in range(0, len(records), per_shard):
+            writer.publish(records[start : start + per_shard])
+    return path
