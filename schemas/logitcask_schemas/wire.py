@@ -128,7 +128,7 @@ def decode_wire(buffer: NDArray[np.uint8] | bytes | memoryview) -> Records:
         log_tail_mass_P=columns["log_tail_mass"],
         entropy_P=columns["entropy"],
         tail_logprobs_N=columns.get("tail_logprobs"),
-        log_z_PT=None if log_z is None else log_z.reshape(positions, -1),
+        log_z_PT=None if log_z is None else log_z.reshape(positions, _HEADER.unpack(header)[5]),
     )
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 class DocumentIndex:
-    """A multimap from 32-byte ids to integers that answers with the first inserted."""
+    """A multimap from 32-byte ids to integers; for an id added twice, any of its locations is the answer."""
 
     def __init__(self) -> None:
         self._runs: list[tuple[NDArray[np.uint64], NDArray[np.uint8], NDArray[np.int64]]] = []

@@ -49,11 +49,18 @@ def writers_lock(cask: Path, *, holder: str, timeout_seconds: float) -> Iterator
         note = f"{os.getpid()} {holder}\n".encode()
         undisturbed = os.pread(descriptor, 256, 0) == note
         if not undisturbed:
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, note, 0)
+            _leave_note(descriptor, note, path)
         yield undisturbed
     finally:
         os.close(descriptor)
+
+
+def _leave_note(descriptor: int, note: bytes, path: Path) -> None:
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, note, 0)
+    except OSError as error:
+        raise CaskWriteError(f"{path}: cannot write {len(note)} bytes: {error.strerror}", error.errno) from error
 
 
 def _acquire(descriptor: int, path: Path, timeout_seconds: float) -> None:

@@ -26,7 +26,7 @@ from logitcask_schemas.cask.index import (
     write_index,
     write_manifest,
 )
-from logitcask_schemas.cask.layout import LOCK_NAME, MANIFEST_NAME, SHARDS_NAME, TEMP_PREFIX, RecordLayout
+from logitcask_schemas.cask.layout import ENTRY_SUFFIX, LOCK_NAME, MANIFEST_NAME, SHARDS_NAME, TEMP_PREFIX, RecordLayout
 from logitcask_schemas.cask.lock import writers_lock
 from logitcask_schemas.cask.opening import open_shard
 from logitcask_schemas.cask.sweep import sweep
@@ -167,7 +167,7 @@ class CaskWriter:
                 return None
             columns = assemble(list(fresh.values()), list(fresh), self._layout)
             entry = self._write_shard(columns)
-            write_entry(self._files, self.path, entry)
+            self._write_entry(entry)
             self._note(entry, columns)
         return entry
 
@@ -221,6 +221,16 @@ class CaskWriter:
 
         publish_file(self._files, self.path / SHARDS_NAME, write)
         return entries[0]
+
+    def _write_entry(self, entry: ShardEntry) -> None:
+        try:
+            write_entry(self._files, self.path, entry)
+        except CaskWriteError:
+            # Give the space back, unless the entry got its name and only its durability is in doubt.
+            shards = self.path / SHARDS_NAME
+            if not (shards / (entry.name + ENTRY_SUFFIX)).exists():
+                self._files.unlink(shards / (entry.name + self._carrier.suffix))
+            raise
 
     def _entry(self, columns: ShardColumns, sink: "_HashingSink") -> ShardEntry:
         digest = sink.sha256.hexdigest()

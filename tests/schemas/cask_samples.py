@@ -1,0 +1,93 @@
+"""Made-up teachers, specs and documents for the tests: valid in every respect the format checks, random otherwise."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_schemas.identity import TeacherIdentity
+from logitcask_schemas.records import DocumentRecords, Records
+
+SPEC = CaptureSpec()
+VOCABS = (300, 65_536, 65_537, 262_144, 1 << 24)
+
+
+def make_teacher(vocab_size: int = 49_152, **changes: Any) -> TeacherIdentity:
+    fields = {
+        "model": "made-up",
+        "weights_digest": "a" * 64,
+        "dtype": "float32",
+        "vocab_size": vocab_size,
+        "tokenizer_fingerprint": "b" * 64,
+        "engine": "transformers",
+        "engine_version": "0",
+    }
+    return TeacherIdentity(**(fields | changes))
+
+
+def make_document(
+    length: int, seed: int, *, vocab_size: int = 49_152, spec: CaptureSpec = SPEC, tails: bool = True
+) -> DocumentRecords:
+    """A document of `length` tokens; with tails=False no position has a draw."""
+    random = np.random.default_rng([seed, length])
+    positions = length - 1
+    ids = np.uint16 if vocab_size <= 65_536 else np.uint32
+    value = np.float16 if spec.logprob_codec == "f16" else np.float32
+    head_counts = random.integers(1, 20, positions).astype(np.uint8)
+    tail_counts = random.integers(0, 9, positions).astype(np.uint8) * np.uint8(tails)
+    heads, draws = int(head_counts.sum()), int(tail_counts.sum())
+
+    def values(*shape: int) -> np.ndarray:
+        return (-8 * random.random(shape)).astype(value)
+
+    log_tail_mass = values(positions)
+    log_tail_mass[tail_counts == 0] = -np.inf
+    return DocumentRecords(
+        token_ids_L=random.integers(0, vocab_size, length).astype(ids),
+        records=Records(
+            head_counts_P=head_counts,
+            head_ids_H=random.integers(0, vocab_size, heads).astype(ids),
+            head_logprobs_H=values(heads),
+            tail_counts_P=tail_counts,
+            tail_ids_N=random.integers(0, vocab_size, draws).astype(ids),
+            log_tail_mass_P=log_tail_mass,
+            entropy_P=-values(positions),
+            tail_logprobs_N=values(draws) if spec.tail_logprobs else None,
+            log_z_PT=values(positions, len(spec.temperatures)) if spec.temperatures else None,
+        ),
+    )
+
+
+def make_documents(lengths: Sequence[int], seed: int, **options: Any) -> list[DocumentRecords]:
+    return [make_document(length, seed * 1000 + i, **options) for i, length in enumerate(lengths)]
+
+
+def specs() -> st.SearchStrategy[CaptureSpec]:
+    return st.builds(
+        CaptureSpec,
+        mode=st.sampled_from(["threshold", "sampled"]),
+        logprob_codec=st.sampled_from(["f16", "f32"]),
+        tail_logprobs=st.booleans(),
+        temperatures=st.sampled_from([(), (2.0,), (0.5, 2.0, 4.0)]),
+    )
+
+
+def columns_of(document: DocumentRecords) -> dict[str, np.ndarray]:
+    """Every column of a document by name, absent ones left out."""
+    columns = {"token_ids_L": document.token_ids_L}
+    for name in Records.__dataclass_fields__:
+        if (column := getattr(document.records, name)) is not None:
+            columns[name] = column
+    return columns
+
+
+def assert_same(found: DocumentRecords, expected: DocumentRecords) -> None:
+    """Equal columns, dtypes, shapes and bits."""
+    mine, theirs = columns_of(found), columns_of(expected)
+    assert mine.keys() == theirs.keys()
+    for name, column in theirs.items():
+        assert mine[name].dtype == column.dtype, name
+        assert mine[name].shape == column.shape, name
+        assert mine[name].tobytes() == column.tobytes(), name
