@@ -1,0 +1,68 @@
+"""The head: exact selection by blocks against a full sort, ties and masks included."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from logitcask_services.capture.blocks import as_blocks
+from logitcask_services.capture.head import Head, add_required, largest
+
+
+def sorted_ids(row):
+    return np.lexsort((np.arange(len(row)), -row.astype(np.float64)))
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    blocks=st.integers(1, 12),
+    k=st.integers(1, 400),
+    grid=st.sampled_from([None, 1.0, 100.0]),
+    masked=st.sampled_from([0.0, 0.3, 0.97]),
+)
+def test_largest_equals_a_full_stable_sort(seed, blocks, k, grid, masked):
+    generator = np.random.default_rng(seed)
+    width = blocks * 32
+    x = generator.normal(size=(5, width)).astype(np.float32)
+    x = np.round(x / grid) * grid if grid else x  # a grid makes ties; 100 makes all of them equal
+    x[generator.random(x.shape) < masked] = -np.inf
+    x[:, generator.integers(width)] = 9.0
+    x = x - x.max(-1, keepdims=True)
+    tensor = torch.from_numpy(x.astype(np.float32))
+    k = min(k, width)
+    head = largest(tensor, as_blocks(tensor, 32).amax(-1), k, 32, None)
+    for row, ids in zip(x, head.ids_RK.numpy(), strict=True):
+        assert ids.tolist() == sorted_ids(row)[:k].tolist()
+    floor = torch.full((5,), -1.5, dtype=torch.float64)
+    head = largest(tensor, as_blocks(tensor, 32).amax(-1), k, 32, floor)
+    for row, ids, valid in zip(x, head.ids_RK.numpy(), head.valid_RK.numpy(), strict=True):
+        order = sorted_ids(row)[:k]
+        assert ids[valid].tolist() == order[row[order] >= -1.5].tolist()
+
+
+def test_minus_zero_ties_with_zero():
+    x = torch.tensor([[-0.0, 0.0, -1.0, 0.0]])
+    assert largest(x, x.amax(-1, keepdim=True), 3, 4, None).ids_RK.tolist() == [[0, 1, 3]]
+
+
+def test_the_largest_is_always_in():
+    x = torch.zeros((1, 64))
+    head = largest(x, as_blocks(x, 32).amax(-1), 4, 32, torch.tensor([5.0], dtype=torch.float64))
+    assert head.ids_RK[head.valid_RK].tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("valid", "next_id", "pinned", "expected"),
+    [
+        ([True, True], 3, [], [7, 3]),
+        ([True, False], 3, [], [7, 3]),
+        ([True, True], 5, [9], [7, 3, 5, 9]),
+        ([True, False], 5, [3, 5, 7], [7, 5, 3]),
+        ([False, False], 5, [], [5]),
+    ],
+)
+def test_required_ids_are_added_once(valid, next_id, pinned, expected):
+    head = Head(torch.tensor([[7, 3]]), torch.tensor([valid]))
+    full = add_required(head, torch.tensor([next_id]), torch.tensor(pinned, dtype=torch.int64))
+    assert full.ids_RK[full.valid_RK].tolist() == expected

@@ -1,0 +1,51 @@
+"""Philox against the known answers published with Random123, and the numbers made of it."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from logitcask_services.capture.philox import philox4x32, position_uniforms
+
+KNOWN_ANSWERS = [
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
+def test_known_answers(counter, key, expected):
+    words = philox4x32(tuple(torch.tensor([word]) for word in counter), key)
+    assert tuple(int(word) for word in words) == expected
+
+
+def test_uniform_of_the_pi_vector():
+    # The same known answer, reached through the public function: position, document and seed are the pi digits.
+    signed = (0x0370734413198A2E + 2**63) % 2**64 - 2**63
+    position = (0x85A308D3243F6A88 + 2**63) % 2**64 - 2**63
+    seed = 0x299F31D0A4093822
+    expected = ((0xD16CFE09 << 21) | (0x94FDCCEB >> 11)) * 2.0**-53
+    assert float(position_uniforms(seed, torch.tensor([signed]), torch.tensor([position]))) == expected
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(-(2**63), 2**63 - 1), st.integers(0, 2**40))
+def test_in_range_and_independent_of_the_batch(seed, doc_key, start):
+    keys, positions = torch.full((64,), doc_key), torch.arange(start, start + 64)
+    uniforms = position_uniforms(seed, keys, positions)
+    assert uniforms.dtype == torch.float64
+    assert bool(((uniforms >= 0) & (uniforms < 1)).all())
+    assert torch.equal(uniforms[13:14], position_uniforms(seed, keys[13:14], positions[13:14]))
+
+
+def test_uniform_and_distinct_over_positions_documents_and_seeds():
+    positions, keys = torch.arange(400).repeat(50), torch.arange(-25, 25).repeat_interleave(400)
+    first, second = (position_uniforms(seed, keys, positions).numpy() for seed in (0, 1))
+    assert len(np.unique(np.concatenate([first, second]))) == 40_000
+    counts = np.histogram(first, bins=20, range=(0, 1))[0]
+    assert (((counts - 1000) ** 2) / 1000).sum() < 50  # chi-squared, 19 degrees of freedom: p < 1e-4 beyond 50
