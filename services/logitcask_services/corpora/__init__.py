@@ -1,0 +1,1 @@
+"""Corpora: uploaded JSONL on disk, its lines as documents, their tokens in an immutable store."""

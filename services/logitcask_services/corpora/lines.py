@@ -1,0 +1,192 @@
+"""One line of a corpus: JSON bytes in, one of three kinds of source out, or the reason why not.
+
+Accepted objects, each with an optional `custom_id`:
+    {"text": str}
+    {"messages": [{"role": str, ...}, ...], "tools": [...]}        rendered once with the teacher's chat template
+    {"prompt": str, "completion": str}                             joined without anything between
+    {"prompt": [messages], "completion": [messages]}               joined, then as `messages`
+    {"input_ids": [int, ...]}                                      taken as they are
+Fields besides these are left alone.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from logitcask_schemas.errors import LogitcaskError
+
+MAX_CUSTOM_ID = 512
+FORMS = "`text`, `messages`, `prompt` with `completion`, or `input_ids`"
+
+
+class LineProblem(LogitcaskError, ValueError):
+    """A line that cannot become a document: a stable code and a sentence for people."""
+
+    def __init__(self, code: str, message: str, custom_id: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.custom_id = custom_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextLine:
+    """Plain text, to be encoded with the tokenizer's own special tokens."""
+
+    text: str
+    custom_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatLine:
+    """Messages, to be rendered with the chat template."""
+
+    messages: list[dict[str, Any]]
+    tools: list[Any] | None = None
+    custom_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLine:
+    """Token ids."""
+
+    input_ids: list[int] = field(default_factory=list)
+    custom_id: str | None = None
+
+
+ParsedLine = TextLine | ChatLine | TokenLine
+_Reader = Callable[[dict[str, Any], str | None], ParsedLine]
+
+
+def parse_line(raw: bytes) -> ParsedLine:
+    """The document source in one line (bytes without or with its newline). Raises LineProblem, and nothing else."""
+    entry = _decode(raw)
+    custom_id = _custom_id(entry)
+    forms: list[str] = [name for name in ("text", "messages", "input_ids") if name in entry]
+    if "prompt" in entry and "completion" in entry:
+        forms.append("prompt")
+    try:
+        if not forms:
+            raise LineProblem("no_known_field", f"the object has the fields {_names(entry)}; expected {FORMS}")
+        if len(forms) > 1:
+            found = " and ".join(forms)
+            raise LineProblem("ambiguous_fields", f"the object has {found}; expected exactly one of {FORMS}")
+        readers: dict[str, _Reader] = {
+            "text": _text,
+            "messages": _chat,
+            "input_ids": _ids,
+            "prompt": _prompt,
+        }
+        return readers[forms[0]](entry, custom_id)
+    except LineProblem as problem:
+        problem.custom_id = custom_id
+        raise
+
+
+def _decode(raw: bytes) -> dict[str, Any]:
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise LineProblem(
+            "not_utf8", f"byte {error.start} of the line is not UTF-8 ({error.reason}); save the corpus as UTF-8"
+        ) from error
+    if not text.strip():
+        raise LineProblem("empty_line", "the line is empty; remove it")
+    try:
+        entry = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise LineProblem("not_json", "the line is nested too deeply to be read as JSON") from error
+    except ValueError as error:
+        raise LineProblem("not_json", f"the line is not JSON: {error}; expected one JSON object per line") from error
+    if not isinstance(entry, dict):
+        raise LineProblem("not_an_object", f"the line is a JSON {_kind(entry)}; expected an object with {FORMS}")
+    return entry
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def _custom_id(entry: dict[str, Any]) -> str | None:
+    value = entry.get("custom_id")
+    if value is None:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
+        return str(value)
+    if isinstance(value, str) and len(value) <= MAX_CUSTOM_ID and _is_unicode(value):
+        return value
+    raise LineProblem(
+        "bad_custom_id", f"`custom_id` must be a string of at most {MAX_CUSTOM_ID} characters or an integer"
+    )
+
+
+def _text(entry: dict[str, Any], custom_id: str | None) -> TextLine:
+    return TextLine(text=_string(entry["text"], "text"), custom_id=custom_id)
+
+
+def _prompt(entry: dict[str, Any], custom_id: str | None) -> ParsedLine:
+    prompt, completion = entry["prompt"], entry["completion"]
+    if isinstance(prompt, list) and isinstance(completion, list):
+        return _chat({**entry, "messages": prompt + completion}, custom_id)
+    if not isinstance(prompt, str) or not isinstance(completion, str):
+        raise LineProblem(
+            "wrong_type",
+            f"`prompt` is a JSON {_kind(prompt)} and `completion` a JSON {_kind(completion)}; "
+            "expected two strings, or two lists of messages",
+        )
+    return TextLine(text=_string(prompt + completion, "prompt` + `completion"), custom_id=custom_id)
+
+
+def _chat(entry: dict[str, Any], custom_id: str | None) -> ChatLine:
+    messages, tools = entry["messages"], entry.get("tools")
+    if not isinstance(messages, list):
+        raise LineProblem("wrong_type", f"`messages` is a JSON {_kind(messages)}; expected a list of messages")
+    if not messages:
+        raise LineProblem("empty", "`messages` is empty; there is nothing to capture")
+    for at, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise LineProblem("wrong_type", f'`messages[{at}]` must be an object with a "role" string')
+    if tools is not None and not isinstance(tools, list):
+        raise LineProblem("wrong_type", f"`tools` is a JSON {_kind(tools)}; expected a list or null")
+    return ChatLine(messages=messages, tools=tools, custom_id=custom_id)
+
+
+def _ids(entry: dict[str, Any], custom_id: str | None) -> TokenLine:
+    ids = entry["input_ids"]
+    if not isinstance(ids, list):
+        raise LineProblem("wrong_type", f"`input_ids` is a JSON {_kind(ids)}; expected a list of integers")
+    if not ids:
+        raise LineProblem("empty", "`input_ids` is empty; there is nothing to capture")
+    if set(map(type, ids)) != {int}:
+        at = next(at for at, value in enumerate(ids) if type(value) is not int)
+        raise LineProblem("wrong_type", f"`input_ids[{at}]` is a JSON {_kind(ids[at])}; expected an integer")
+    return TokenLine(input_ids=ids, custom_id=custom_id)
+
+
+def _string(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise LineProblem("wrong_type", f"`{name}` is a JSON {_kind(value)}; expected a string")
+    if not value:
+        raise LineProblem("empty", f"`{name}` is empty; there is nothing to capture")
+    if not _is_unicode(value):
+        raise LineProblem("not_unicode", f"`{name}` holds half of a surrogate pair (\\ud800 to \\udfff) on its own")
+    return value
+
+
+def _is_unicode(value: str) -> bool:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _names(entry: dict[str, Any]) -> str:
+    names = [ascii(name)[:40] for name in list(entry)[:8]]
+    return f"[{', '.join(names)}{', ...' if len(entry) > len(names) else ''}]"
+
+
+def _kind(value: Any) -> str:
+    kinds = {dict: "object", list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
+    return kinds.get(type(value), "null")

@@ -1,0 +1,86 @@
+"""Uploaded corpora on disk: one file per content, named by its SHA-256, complete or absent."""
+
+import hashlib
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from logitcask_services import files
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredCorpus:
+    """What an upload became."""
+
+    sha256: str
+    bytes: int
+    lines: int
+    """Newlines, plus one where the last line has none."""
+
+
+class CorpusStorage:
+    """The folder of corpora: `<sha256>.jsonl`, and uploads in progress below `incoming/`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._incoming = folder / "incoming"
+        self._incoming.mkdir(parents=True, exist_ok=True)
+
+    def path(self, sha256: str) -> Path:
+        """Where the content with this digest lies."""
+        return self.folder / f"{sha256}.jsonl"
+
+    def sweep(self) -> None:
+        """Delete what interrupted uploads left behind. Call before any upload starts."""
+        for leftover in self._incoming.iterdir():
+            leftover.unlink()
+
+    def receive(self) -> "CorpusUpload":
+        """A new upload; leaving its `with` block without `finish` deletes what was written."""
+        return CorpusUpload(self, self._incoming / secrets.token_hex(16))
+
+
+class CorpusUpload:
+    """One upload. Not thread-safe; each call does blocking disk work."""
+
+    def __init__(self, storage: CorpusStorage, temporary: Path) -> None:
+        self._storage = storage
+        self._temporary = temporary
+        self._file = temporary.open("xb", buffering=0)
+        self._digest = hashlib.sha256()
+        self._newlines = 0
+        self._ends_open = False
+        self.bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def write(self, block: bytes | bytearray) -> None:
+        """Append bytes, hashing them on the way. Raises OSError (ENOSPC) where the disk is full."""
+        view = memoryview(block)
+        while view:
+            view = view[self._file.write(view) :]
+        self._digest.update(block)
+        self._newlines += block.count(b"\n")
+        self._ends_open = (bool(block) and block[-1:] != b"\n") or (not block and self._ends_open)
+        self.bytes += len(block)
+
+    def finish(self) -> StoredCorpus:
+        """Make the upload durable under its digest; content that is already there is kept as it is."""
+        stored = StoredCorpus(
+            sha256=self._digest.hexdigest(), bytes=self.bytes, lines=self._newlines + int(self._ends_open)
+        )
+        target = self._storage.path(stored.sha256)
+        if not target.exists():
+            os.fsync(self._file.fileno())
+            files.publish(self._temporary, target)
+        return stored

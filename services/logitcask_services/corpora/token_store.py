@@ -1,0 +1,136 @@
+"""The tokens of one extraction: an immutable folder of flat memory-mapped columns.
+
+Shape legend: D documents, N tokens over all of them.
+
+    store.json    format, version, D, N: written last, with the folder's rename as publication
+    tokens.u32    [N]      token ids, document after document
+    offsets.u64   [D + 1]  document d is tokens[offsets[d] : offsets[d + 1]]
+    ids.sha256    [D, 32]  document identities
+    lines.u64     [D, 2]   line number in the corpus (from 1), byte at which that line starts
+
+All little-endian. A store is never changed: a restart finds the same documents in the same order.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitcask_schemas.errors import LogitcaskError
+from logitcask_schemas.records import document_id
+from logitcask_services import files
+
+FORMAT, VERSION = "logitcask-tokens", 1
+COLUMNS = {"tokens.u32": 4, "offsets.u64": 8, "ids.sha256": 32, "lines.u64": 16}
+
+
+class TokenStoreError(LogitcaskError, ValueError):
+    """A token store is not complete or not of this version."""
+
+
+class TokenStoreWriter:
+    """Writes a store beside its place; `finish` publishes it, leaving the block without that deletes it."""
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+        self._temporary = target.with_name(f"{target.name}.tmp-{secrets.token_hex(8)}")
+        self._temporary.mkdir(parents=True)
+        self._files: dict[str, BinaryIO] = {
+            name: (self._temporary / name).open("xb", buffering=1 << 20) for name in COLUMNS
+        }
+        self.documents = 0
+        self.tokens = 0
+        self._files["offsets.u64"].write(bytes(8))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._files.values():
+            # After `finish` nothing is left to write; before it, a full disk may refuse what is being thrown away.
+            with contextlib.suppress(OSError):
+                file.close()
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def append(self, token_ids: list[int], *, line: int, line_start: int) -> None:
+        """Add one document from line `line` of the corpus, which starts at byte `line_start`."""
+        ids_L = np.array(token_ids, dtype="<u4")
+        self.tokens += len(ids_L)
+        self.documents += 1
+        self._files["tokens.u32"].write(ids_L.tobytes())
+        self._files["offsets.u64"].write(self.tokens.to_bytes(8, "little"))
+        self._files["ids.sha256"].write(document_id(ids_L))
+        self._files["lines.u64"].write(line.to_bytes(8, "little") + line_start.to_bytes(8, "little"))
+
+    def finish(self) -> None:
+        """Flush everything to the disk and publish the store, in place of any that no one refers to yet."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        head = self._temporary / "store.json"
+        with head.open("x", encoding="utf-8") as text:
+            json.dump({"format": FORMAT, "version": VERSION, "documents": self.documents, "tokens": self.tokens}, text)
+            text.flush()
+            os.fsync(text.fileno())
+        files.sync_folder(self._temporary)
+        if self._target.exists():
+            shutil.rmtree(self._target)
+        files.publish(self._temporary, self._target)
+
+
+class TokenStore:
+    """A published store, mapped. Raises TokenStoreError where it is not whole."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            head: dict[str, Any] = json.loads((folder / "store.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise TokenStoreError(f"{folder} is not a token store: {error}; submit the extraction again") from error
+        if (head.get("format"), head.get("version")) != (FORMAT, VERSION):
+            raise TokenStoreError(
+                f"{folder} is {head.get('format')} version {head.get('version')}; expected {FORMAT} version {VERSION}"
+            )
+        self.num_documents: int = head["documents"]
+        self.num_tokens: int = head["tokens"]
+        rows = {
+            "tokens.u32": self.num_tokens,
+            "offsets.u64": self.num_documents + 1,
+            "ids.sha256": self.num_documents,
+            "lines.u64": self.num_documents,
+        }
+        for name, width in COLUMNS.items():
+            expected, got = rows[name] * width, (folder / name).stat().st_size
+            if expected != got:
+                raise TokenStoreError(f"{folder / name} should have {expected} bytes, it has {got}; submit again")
+        self.token_ids_N: NDArray[np.uint32] = _map(folder / "tokens.u32", "<u4", (self.num_tokens,))
+        self.offsets_D1: NDArray[np.uint64] = _map(folder / "offsets.u64", "<u8", (self.num_documents + 1,))
+        self._ids_D32: NDArray[np.uint8] = _map(folder / "ids.sha256", "u1", (self.num_documents, 32))
+        self._lines_D2: NDArray[np.uint64] = _map(folder / "lines.u64", "<u8", (self.num_documents, 2))
+
+    def tokens(self, document: int) -> NDArray[np.uint32]:
+        """Token ids [L] of a document, a view of the map."""
+        return self.token_ids_N[int(self.offsets_D1[document]) : int(self.offsets_D1[document + 1])]
+
+    def document_id(self, document: int) -> bytes:
+        """The document's identity, 32 bytes."""
+        identity: bytes = self._ids_D32[document].tobytes()
+        return identity
+
+    def line(self, document: int) -> tuple[int, int]:
+        """The corpus line a document came from: number (from 1) and first byte."""
+        return int(self._lines_D2[document, 0]), int(self._lines_D2[document, 1])
+
+
+def _map(path: Path, dtype: str, shape: tuple[int, ...]) -> Any:
+    if 0 in shape:  # an empty file cannot be mapped
+        return np.empty(shape, dtype=dtype)
+    return np.asarray(np.memmap(path, dtype=dtype, mode="r", shape=shape))

@@ -1,0 +1,1 @@
+"""The HTTP side: one folder a resource, each with its routes, its wire types and its work."""

@@ -1,0 +1,59 @@
+"""The application factory: one service in, one ASGI application out."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
+
+from logitcask_services.http import problems
+from logitcask_services.http.access import KeyRing, LoopbackNames
+from logitcask_services.http.corpora import routes as corpora
+from logitcask_services.http.extractions import routes as extractions
+from logitcask_services.http.idempotency import InFlight
+from logitcask_services.http.limits import JsonBodyLimit
+from logitcask_services.http.metrics import RequestMetrics, ServiceMetrics
+from logitcask_services.http.operations import routes as operations
+from logitcask_services.service import Service
+
+DESCRIPTION = """Runs a teacher language model over a corpus and keeps what it said, position by position, in a cask."""
+
+
+def create_app(service: Service) -> FastAPI:
+    """The HTTP side of a service, which the application starts and stops with itself."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(service.start)
+        yield
+        await run_in_threadpool(service.stop)
+
+    app = FastAPI(
+        title="logitcask",
+        description=DESCRIPTION,
+        version=operations.version(),
+        lifespan=lifespan,
+        # The interactive pages load scripts from elsewhere; the description itself stays.
+        docs_url=None,
+        redoc_url=None,
+        generate_unique_id_function=_operation_id,
+    )
+    keys = KeyRing(service.settings.api_keys())
+    metrics = ServiceMetrics(service)
+    app.state.service = service
+    app.state.keys = keys
+    app.state.in_flight = InFlight()
+    app.state.metrics = metrics
+    problems.install(app)
+    for router in (corpora.router, extractions.router, operations.router):
+        app.include_router(router)
+    app.add_middleware(JsonBodyLimit, streamed=frozenset({"/v1/corpora"}))
+    if keys.open:
+        app.add_middleware(LoopbackNames)
+    app.add_middleware(RequestMetrics, metrics=metrics)
+    return app
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name

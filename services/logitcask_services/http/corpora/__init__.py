@@ -1,0 +1,1 @@
+"""`/v1/corpora`: upload and look up."""

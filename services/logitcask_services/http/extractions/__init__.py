@@ -1,0 +1,1 @@
+"""`/v1/extractions`: start, follow, cancel, read results."""

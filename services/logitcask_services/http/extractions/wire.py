@@ -1,0 +1,198 @@
+"""Wire types of extractions."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_services.corpora.overflow import MIN_LENGTH, Overflow
+from logitcask_services.jobs.requests import OnError
+from logitcask_services.jobs.states import Status
+from logitcask_services.jobs.tables import EventRow, LineErrorRow
+from logitcask_services.layout import CASK_NAME
+
+CaskName = Annotated[str, Field(pattern=f"^{CASK_NAME.pattern}$", description="Folder of the cask in the cask root.")]
+Metadata = dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]]
+Seconds = Annotated[int | None, Field(description="Seconds since 1970, UTC; null when it has not happened.")]
+
+
+class ExtractionCreate(BaseModel):
+    """What to capture, how, and where to."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    corpus_id: Annotated[str, Field(max_length=64)]
+    cask: CaskName
+    capture: CaptureSpec = CaptureSpec()
+    max_length: Annotated[
+        int | None, Field(ge=MIN_LENGTH, description="Most tokens of a document; default: the teacher's context.")
+    ] = None
+    overflow: Annotated[Overflow, Field(description="What becomes of longer documents.")] = "truncate"
+    on_error: Annotated[
+        OnError, Field(description="`skip` lists bad lines and goes on; `fail` ends the extraction at the first.")
+    ] = "skip"
+    metadata: Annotated[Metadata, Field(max_length=16)] = {}
+
+
+class Reason(BaseModel):
+    """Why something is as it is."""
+
+    code: str
+    message: str
+
+
+class RequestCounts(BaseModel):
+    """In documents, and lines that gave none."""
+
+    total: int
+    completed: Annotated[int, Field(description="In the cask: captured now, or there already.")]
+    failed: Annotated[int, Field(description="Bad lines, and documents the teacher failed on; listed under errors.")]
+    skipped: Annotated[int, Field(description="Longer than max_length under overflow `skip`.")]
+
+
+class LineCounts(BaseModel):
+    """Lines of the corpus."""
+
+    total: int
+    bad: int
+    skipped: int
+    truncated: int
+    split: int
+
+
+class DocumentCounts(BaseModel):
+    """Documents the lines gave."""
+
+    total: int
+    captured: int
+    present: Annotated[int, Field(description="In the cask before, or more than once in the corpus.")]
+    failed: int
+
+
+class Usage(BaseModel):
+    """How far it is, and what it cost."""
+
+    tokens_done: int
+    tokens_total: int
+    tokens_captured: int
+    bytes_written: int
+
+
+class Extraction(BaseModel):
+    """An extraction."""
+
+    object: Literal["extraction"] = "extraction"
+    id: str
+    status: Status
+    corpus_id: str
+    cask: str
+    capture: CaptureSpec
+    max_length: int | None
+    overflow: Overflow
+    on_error: OnError
+    metadata: dict[str, str]
+    created_at: int
+    queued_at: Seconds = None
+    in_progress_at: Seconds = None
+    finalizing_at: Seconds = None
+    completed_at: Seconds = None
+    failed_at: Seconds = None
+    cancelling_at: Seconds = None
+    cancelled_at: Seconds = None
+    request_counts: RequestCounts
+    lines: LineCounts
+    documents: DocumentCounts
+    usage: Usage
+    throughput_tps: Annotated[float | None, Field(description="Captured tokens per second: now, or over the run.")]
+    eta_seconds: float | None
+    teacher: Annotated[dict[str, Any] | None, Field(description="Identity of the teacher; null until validated.")]
+    waiting: Annotated[Reason | None, Field(description="What holds it up, while something does.")]
+    error: Annotated[Reason | None, Field(description="Why it failed.")]
+
+
+class ExtractionList(BaseModel):
+    """A page of extractions."""
+
+    object: Literal["list"] = "list"
+    data: list[Extraction]
+    has_more: bool
+
+
+class Event(BaseModel):
+    """One entry of an extraction's log."""
+
+    object: Literal["extraction.event"] = "extraction.event"
+    id: int
+    created_at: int
+    level: str
+    type: str
+    message: str
+    data: dict[str, Any]
+
+    @classmethod
+    def of(cls, row: EventRow) -> Self:
+        """From the database."""
+        return cls(
+            id=row.seq,
+            created_at=int(row.created_at),
+            level=row.level,
+            type=row.type,
+            message=row.message,
+            data=row.data,
+        )
+
+
+class EventList(BaseModel):
+    """A page of events, oldest first."""
+
+    object: Literal["list"] = "list"
+    data: list[Event]
+    has_more: bool
+
+
+class Failure(BaseModel):
+    """One line of the errors file."""
+
+    custom_id: str | None
+    line: int
+    document: int | None
+    stage: str
+    code: str
+    message: str
+
+    @classmethod
+    def of(cls, row: LineErrorRow) -> Self:
+        """From the database."""
+        return cls(
+            custom_id=row.custom_id,
+            line=row.line,
+            document=row.document,
+            stage=row.stage,
+            code=row.code,
+            message=row.message,
+        )
+
+
+class ShardOfExtraction(BaseModel):
+    """A published shard."""
+
+    model_config = ConfigDict(extra="allow")
+
+    chunk: int
+    name: str
+    bytes: int
+    sha256: str
+    documents: int
+    tokens: int
+
+
+class Manifest(BaseModel):
+    """What an extraction has put into its cask."""
+
+    object: Literal["extraction.manifest"] = "extraction.manifest"
+    extraction_id: str
+    cask: str
+    partial: Annotated[bool, Field(description="Whether the extraction has not completed.")]
+    teacher: dict[str, Any] | None
+    capture: CaptureSpec
+    shards: list[ShardOfExtraction]

@@ -1,0 +1,137 @@
+"""The work behind the extraction routes: checks that need the service, and the object as callers see it."""
+
+import json
+
+from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_schemas.cask.index import read_manifest
+from logitcask_schemas.cask.layout import MANIFEST_NAME
+from logitcask_services.http.extractions.wire import (
+    DocumentCounts,
+    Extraction,
+    ExtractionCreate,
+    LineCounts,
+    Manifest,
+    Reason,
+    RequestCounts,
+    ShardOfExtraction,
+    Usage,
+)
+from logitcask_services.http.problems import Problem, storage_problem
+from logitcask_services.jobs.requests import ExtractionRequest
+from logitcask_services.jobs.tables import ExtractionRow
+from logitcask_services.service import Service
+
+
+def canonical(request: ExtractionCreate) -> bytes:
+    """Bytes that are equal for equal requests."""
+    return json.dumps(request.model_dump(mode="json"), sort_keys=True).encode()
+
+
+def check(service: Service, request: ExtractionCreate) -> ExtractionRequest:
+    """What can be known to be wrong before anything starts. Raises Problem, CaskError, CaskNameError, NotFoundError."""
+    path = service.folders.cask(request.cask)
+    service.corpora.get(request.corpus_id)
+    for reason in service.not_ready():
+        if reason["code"] == "insufficient_storage":
+            raise storage_problem(reason["message"])
+    if (facts := service.host.facts) is not None:
+        if request.max_length is not None and request.max_length > facts.max_model_len:
+            raise Problem(
+                422,
+                "max_length_too_large",
+                f"max_length {request.max_length} is more than the teacher's context of {facts.max_model_len} tokens",
+                param="max_length",
+            )
+        if beyond := [token for token in request.capture.pinned_ids if token >= facts.identity.vocab_size]:
+            raise Problem(
+                422,
+                "pinned_ids_outside_vocabulary",
+                f"pinned_ids {beyond} are outside the teacher's vocabulary of {facts.identity.vocab_size}",
+                param="capture.pinned_ids",
+            )
+        if (path / MANIFEST_NAME).exists():
+            read_manifest(path).require_same(facts.identity, request.capture, where=f"cask {request.cask!r}")
+    return ExtractionRequest(
+        corpus_id=request.corpus_id,
+        cask=request.cask,
+        capture=request.capture.model_dump(mode="json"),
+        max_length=request.max_length,
+        overflow=request.overflow,
+        on_error=request.on_error,
+        metadata=dict(request.metadata),
+    )
+
+
+def cancel(service: Service, extraction_id: str) -> ExtractionRow:
+    """Ask an extraction to end. Raises NotFoundError, IllegalTransitionError."""
+    row = service.extractions.cancel(extraction_id)
+    if row.status == "cancelled":
+        service.folders.drop_token_store(row.id)
+    else:
+        service.signals.cancel(row.id)
+    return row
+
+
+def present(service: Service, row: ExtractionRow) -> Extraction:
+    """The object, with the live progress of a running one."""
+    pace = service.progress.pace(row.id) if row.status == "in_progress" else None
+    done = min(row.tokens_done + (pace.uncommitted_tokens if pace else 0), row.tokens_total)
+    rate = pace.tokens_per_second if pace else None
+    if rate is None and row.capture_seconds > 0 and row.tokens_captured:
+        rate = row.tokens_captured / row.capture_seconds
+    remaining = row.tokens_total - done
+    return Extraction(
+        id=row.id,
+        status=row.status,
+        corpus_id=row.corpus_id,
+        cask=row.cask,
+        capture=CaptureSpec.model_validate(row.capture),
+        max_length=row.max_length,
+        overflow=row.overflow,
+        on_error=row.on_error,
+        metadata=row.user_metadata,
+        created_at=int(row.timestamps["validating"]),
+        **{f"{status}_at": int(at) for status, at in row.timestamps.items() if status != "validating"},
+        request_counts=RequestCounts(
+            total=row.documents + row.bad_lines + row.skipped_lines,
+            completed=row.captured_documents + row.present_documents,
+            failed=row.failed_documents + row.bad_lines,
+            skipped=row.skipped_lines,
+        ),
+        lines=LineCounts(
+            total=row.lines,
+            bad=row.bad_lines,
+            skipped=row.skipped_lines,
+            truncated=row.truncated_lines,
+            split=row.split_lines,
+        ),
+        documents=DocumentCounts(
+            total=row.documents,
+            captured=row.captured_documents,
+            present=row.present_documents,
+            failed=row.failed_documents,
+        ),
+        usage=Usage(
+            tokens_done=done,
+            tokens_total=row.tokens_total,
+            tokens_captured=row.tokens_captured,
+            bytes_written=row.bytes_written,
+        ),
+        throughput_tps=round(rate, 2) if rate is not None else None,
+        eta_seconds=round(remaining / rate, 1) if rate and row.status == "in_progress" else None,
+        teacher=row.teacher,
+        waiting=Reason.model_validate(row.waiting) if row.waiting else None,
+        error=Reason.model_validate(row.error) if row.error else None,
+    )
+
+
+def manifest(service: Service, row: ExtractionRow) -> Manifest:
+    """The shards an extraction has published so far."""
+    return Manifest(
+        extraction_id=row.id,
+        cask=row.cask,
+        partial=row.status != "completed",
+        teacher=row.teacher,
+        capture=CaptureSpec.model_validate(row.capture),
+        shards=[ShardOfExtraction(chunk=shard.chunk, **shard.entry) for shard in service.extractions.shards(row.id)],
+    )

@@ -1,0 +1,105 @@
+"""Prometheus metrics: requests as they pass, everything else read from the service when it is asked for."""
+
+import time
+from collections.abc import Iterator
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from logitcask_services import files
+from logitcask_services.jobs.states import STATUSES
+from logitcask_services.service import Service
+
+
+class ServiceMetrics:
+    """A registry of this service's own, so that several services in one process do not meet."""
+
+    def __init__(self, service: Service) -> None:
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        self._registry.register(_ServiceCollector(service))
+        self.requests = Counter(
+            "logitcask_http_requests", "Answered requests", ["method", "route", "status"], registry=self._registry
+        )
+        self.seconds = Histogram(
+            "logitcask_http_request_seconds",
+            "Time until a request's answer was complete",
+            ["method", "route"],
+            registry=self._registry,
+        )
+
+    def exposition(self) -> bytes:
+        """The text format."""
+        return generate_latest(self._registry)
+
+
+class _ServiceCollector(Collector):
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics of jobs, teacher and disk."""
+        service = self._service
+        totals = service.extractions.totals()
+        for name, description, value in (
+            ("logitcask_tokens_captured", "Tokens of documents captured and committed", totals.tokens_captured),
+            ("logitcask_documents_captured", "Documents captured and committed", totals.captured_documents),
+            ("logitcask_documents_failed", "Documents the teacher failed on", totals.failed_documents),
+            ("logitcask_cask_bytes_written", "Bytes of published shards", totals.bytes_written),
+            (
+                "logitcask_teacher_deaths",
+                "Deaths of the teacher since the service started",
+                service.host.deaths,
+            ),
+        ):
+            yield CounterMetricFamily(name, description, value=value)
+        extractions = GaugeMetricFamily("logitcask_extractions", "Extractions by status", labels=["status"])
+        counts = service.extractions.count_by_status()
+        for status in STATUSES:
+            extractions.add_metric([status], counts.get(status, 0))
+        yield extractions
+        ready = float(service.host.state == "ready")
+        yield GaugeMetricFamily("logitcask_teacher_ready", "1 while the teacher is loaded", value=ready)
+        free = GaugeMetricFamily("logitcask_disk_free_bytes", "Free bytes", labels=["folder"])
+        free.add_metric(["cask_root"], files.free_bytes(service.folders.cask_root))
+        free.add_metric(["data_dir"], files.free_bytes(service.folders.state))
+        yield free
+
+
+class RequestMetrics:
+    """Counts and times requests by route template, never by raw path."""
+
+    def __init__(self, app: ASGIApp, metrics: ServiceMetrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = 500
+        start = time.perf_counter()
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            route = getattr(scope.get("route"), "path", "unmatched")
+            self._metrics.requests.labels(scope["method"], route, str(status)).inc()
+            self._metrics.seconds.labels(scope["method"], route).observe(time.perf_counter() - start)

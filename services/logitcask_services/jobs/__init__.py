@@ -1,0 +1,1 @@
+"""Durable extractions: the database, the plan of chunks, and the threads that carry them out."""

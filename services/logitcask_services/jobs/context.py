@@ -1,0 +1,47 @@
+"""What the job threads share: folders, database, teacher, signals, and the settings that govern work."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from logitcask_schemas.identity import TeacherIdentity
+from logitcask_services.corpora.storage import CorpusStorage
+from logitcask_services.jobs.log import ExtractionLog
+from logitcask_services.jobs.progress import LiveProgress
+from logitcask_services.jobs.registry import CorpusRegistry
+from logitcask_services.jobs.signals import Signals
+from logitcask_services.jobs.store import ExtractionStore
+from logitcask_services.jobs.teacher import TeacherHost
+from logitcask_services.layout import ServiceFolders
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkSettings:
+    """Settings of preparation and capture, see `ServiceSettings`."""
+
+    max_line_bytes: int
+    disk_floor_bytes: int
+    chunk_positions: int | None
+    pause_poll_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobContext:
+    """The shared parts of one service."""
+
+    folders: ServiceFolders
+    storage: CorpusStorage
+    corpora: CorpusRegistry
+    extractions: ExtractionStore
+    log: ExtractionLog
+    host: TeacherHost
+    signals: Signals
+    progress: LiveProgress
+    settings: WorkSettings
+    crashed: Callable[[str], None]
+    """Called when a thread ends on an error nobody foresaw; the service must end then."""
+
+
+def teacher_document(identity: TeacherIdentity) -> dict[str, Any]:
+    """The identity as it is stored with an extraction."""
+    return identity.model_dump(mode="json")

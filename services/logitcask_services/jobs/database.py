@@ -1,0 +1,91 @@
+"""The job database: SQLite in WAL mode, every commit on the disk before it returns, one writer at a time."""
+
+import fcntl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from sqlalchemy import Connection, create_engine, event
+from sqlalchemy.orm import Session
+
+from logitcask_schemas.errors import LogitcaskError
+from logitcask_services.jobs.tables import SCHEMA_VERSION, Base
+
+FILE_NAME = "jobs.sqlite3"
+
+
+class DatabaseError(LogitcaskError, ValueError):
+    """The job database cannot be used."""
+
+
+class Database:
+    """Opens (or creates) the database of one data folder and holds the folder's lock until `close`.
+
+    Raises DatabaseError where another service holds the folder, or the schema is of another version.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock_file = _lock(folder)
+        self._writing = threading.Lock()
+        self._engine = create_engine(
+            f"sqlite:///{folder / FILE_NAME}", connect_args={"check_same_thread": False, "timeout": 30}, pool_size=40
+        )
+        event.listen(self._engine, "connect", _configure)
+        event.listen(self._engine, "begin", _begin)
+        self._create(folder)
+
+    def _create(self, folder: Path) -> None:
+        with self._engine.connect().execution_options(writes=True) as connection, connection.begin():
+            version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+            if version == 0:
+                Base.metadata.create_all(connection)
+                connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            elif version != SCHEMA_VERSION:
+                raise DatabaseError(
+                    f"{folder / FILE_NAME} has schema version {version}, this logitcask reads {SCHEMA_VERSION}; "
+                    "use the logitcask that made it, or another --data-dir"
+                )
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A consistent snapshot; rows stay usable afterwards."""
+        with Session(self._engine, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """One durable transaction: committed at the end of the block, rolled back by an exception."""
+        engine = self._engine.execution_options(writes=True)
+        with self._writing, Session(engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def close(self) -> None:
+        """Close every connection and let the folder go."""
+        self._engine.dispose()
+        self._lock_file.close()
+
+
+def _lock(folder: Path) -> TextIO:
+    file = (folder / "lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise DatabaseError(
+            f"another logitcask service uses the data folder {folder}; stop it, or choose another --data-dir"
+        ) from error
+    return file
+
+
+def _configure(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # transactions begin where _begin says, not where sqlite3 guesses
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

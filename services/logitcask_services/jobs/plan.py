@@ -1,0 +1,48 @@
+"""The plan of an extraction: which consecutive documents form a chunk. A function of the token store alone."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+SHARE, SMALLEST, LARGEST = 256, 8192, 8 << 20
+"""A chunk is 1/256 of the corpus, within bounds in positions: a crash costs at most about that much capture, and a
+trillion tokens stay near a hundred thousand shards."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """Documents first_document .. first_document + documents - 1."""
+
+    number: int
+    first_document: int
+    documents: int
+    tokens: int
+    deaths: int = 0
+
+
+def chunk_budget(positions: int) -> int:
+    """Positions per chunk for a corpus of that many."""
+    return min(max(positions // SHARE, SMALLEST), LARGEST)
+
+
+def plan_chunks(offsets_D1: NDArray[np.uint64], budget: int | None = None) -> Iterator[Chunk]:
+    """Chunks of at most `budget` positions (one document at least), in corpus order, over all documents.
+
+    offsets_D1: [D + 1] document offsets in tokens; a document of L tokens has L - 1 positions.
+    """
+    documents = len(offsets_D1) - 1
+    positions_D1 = offsets_D1.astype(np.int64) - np.arange(documents + 1)
+    limit = chunk_budget(int(positions_D1[-1])) if budget is None else budget
+    first = number = 0
+    while first < documents:
+        fits = int(np.searchsorted(positions_D1, positions_D1[first] + limit, side="right")) - 1
+        stop = max(fits, first + 1)
+        yield Chunk(
+            number=number,
+            first_document=first,
+            documents=stop - first,
+            tokens=int(offsets_D1[stop]) - int(offsets_D1[first]),
+        )
+        first, number = stop, number + 1

@@ -1,0 +1,118 @@
+"""The thread that turns submitted extractions into token stores and plans, so that the teacher never waits for it."""
+
+import logging
+import threading
+
+from logitcask_schemas.errors import LogitcaskError
+from logitcask_services.corpora.prepare import BadLine, DocumentLimits, PreparationStoppedError, Prepared, prepare
+from logitcask_services.corpora.token_store import TokenStore
+from logitcask_services.jobs.context import JobContext, teacher_document
+from logitcask_services.jobs.plan import plan_chunks
+from logitcask_services.jobs.room import EndedWhileWaitingError, RoomKeeper
+from logitcask_services.jobs.states import IllegalTransitionError
+from logitcask_services.jobs.tables import ExtractionRow
+from logitcask_services.jobs.teacher import TeacherFacts
+
+logger = logging.getLogger(__name__)
+IDLE_SECONDS = 5.0
+
+
+class Preparer(threading.Thread):
+    """validating -> queued, one extraction after another, once the teacher's facts are known."""
+
+    def __init__(self, context: JobContext) -> None:
+        super().__init__(name="logitcask-preparer", daemon=True)
+        self._context = context
+
+    def run(self) -> None:
+        """Work until the service stops."""
+        signals = self._context.signals
+        try:
+            while not signals.stopping.is_set():
+                seen = signals.changes
+                if not self._step():
+                    signals.wait(seen, IDLE_SECONDS)
+        except Exception as error:
+            logger.exception("the preparing thread ended")
+            self._context.crashed(f"the preparing thread ended: {error}")
+
+    def _step(self) -> bool:
+        facts, store = self._context.host.facts, self._context.extractions
+        if (row := store.next_in("cancelling")) is not None and "in_progress" not in row.timestamps:
+            store.step(row.id, "cancelled")
+            self._context.folders.drop_token_store(row.id)
+            return True
+        if facts is None or (row := store.next_in("validating")) is None:
+            return False
+        try:
+            self._prepare(row, facts)
+        except (PreparationStoppedError, EndedWhileWaitingError):
+            logger.info("preparation of %s was stopped", row.id)
+        except IllegalTransitionError as error:
+            logger.info("%s", error)  # cancelled at the last moment
+        return True
+
+    def _prepare(self, row: ExtractionRow, facts: TeacherFacts) -> None:
+        context, settings = self._context, self._context.settings
+        limit = row.max_length or facts.max_model_len
+        if limit > facts.max_model_len:
+            reason = f"max_length {limit} is more than the teacher's context of {facts.max_model_len} tokens"
+            context.extractions.step(row.id, "failed", reason=("max_length", reason), level="error")
+            return
+        if beyond := [token for token in row.capture["pinned_ids"] if token >= facts.identity.vocab_size]:
+            reason = f"pinned_ids {beyond} are outside the teacher's vocabulary of {facts.identity.vocab_size}"
+            context.extractions.step(row.id, "failed", reason=("pinned_ids", reason), level="error")
+            return
+        room = RoomKeeper(
+            (context.folders.state,),
+            floor=settings.disk_floor_bytes,
+            poll_seconds=settings.pause_poll_seconds,
+            ends=lambda seconds: context.signals.stopping.wait(seconds) or context.signals.ends(row.id),
+            set_waiting=lambda reason: context.extractions.set_waiting(row.id, reason),
+        )
+        corpus = context.storage.path(context.corpora.get(row.corpus_id).sha256)
+        limits = DocumentLimits(
+            vocab_size=facts.identity.vocab_size,
+            max_length=limit,
+            overflow=row.overflow,
+            max_line_bytes=settings.max_line_bytes,
+        )
+        first_bad: list[BadLine] = []
+
+        def report(bad: list[BadLine]) -> None:
+            first_bad.extend(entry for entry in bad[:1] if not first_bad and entry.code != "too_long")
+            context.log.add_bad_lines(row, bad)
+
+        def write_store() -> Prepared:
+            first_bad.clear()
+            context.log.clear_bad_lines(row)
+            return prepare(
+                corpus,
+                context.folders.token_store(row.id),
+                facts.tokenizer,
+                limits,
+                report=report,
+                stopped=lambda: context.signals.ends(row.id),
+            )
+
+        try:
+            found = room.run(write_store)
+        except (LogitcaskError, OSError) as error:
+            context.extractions.step(row.id, "failed", reason=("corpus_unreadable", str(error)), level="error")
+            return
+        if row.on_error == "fail" and found.bad_lines:
+            context.folders.drop_token_store(row.id)
+            context.extractions.save_failed_preparation(row.id, found, _bad_lines_reason(found, first_bad))
+            return
+        store = TokenStore(context.folders.token_store(row.id))
+        plan = list(plan_chunks(store.offsets_D1, settings.chunk_positions))
+        room.run(lambda: context.extractions.save_preparation(row.id, found, teacher_document(facts.identity), plan))
+
+
+def _bad_lines_reason(found: Prepared, first_bad: list[BadLine]) -> tuple[str, str]:
+    first = f"; the first: line {first_bad[0].line}: {first_bad[0].message}" if first_bad else ""
+    return (
+        "bad_lines",
+        f"{found.bad_lines} of {found.lines} lines are bad and on_error is `fail`{first}. "
+        "Mend them, or submit with on_error `skip`",
+    )

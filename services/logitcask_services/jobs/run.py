@@ -1,0 +1,233 @@
+"""One run of one extraction: feed the teacher, put chunks together, publish, until done, cancelled or dead."""
+
+import logging
+import time
+from collections.abc import Generator, Iterator
+from typing import Literal
+
+from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_schemas.cask import Cask, CaskWriter
+from logitcask_schemas.manifest import ShardEntry
+from logitcask_services.corpora.prepare import custom_id_at
+from logitcask_services.corpora.token_store import TokenStore
+from logitcask_services.engines.protocol import CaptureResult, CaptureTask, Engine
+from logitcask_services.jobs.context import JobContext
+from logitcask_services.jobs.feed import ChunkFeed, OpenChunk
+from logitcask_services.jobs.plan import Chunk
+from logitcask_services.jobs.publisher import Publisher
+from logitcask_services.jobs.requests import ChunkOutcome, DocumentFailure
+from logitcask_services.jobs.room import EndedWhileWaitingError, RoomKeeper
+from logitcask_services.jobs.tables import ExtractionRow
+from logitcask_services.jobs.teacher import TeacherDiedError
+
+logger = logging.getLogger(__name__)
+LOCK_SECONDS = 10.0
+ISOLATE_AFTER_DEATHS = 2
+"""A chunk in whose company the teacher died this often is captured one document at a time, to find the culprit."""
+
+Outcome = Literal["done", "ended", "document_failed"]
+
+
+class ExtractionRun:
+    """Use once: `go`, then `close`."""
+
+    def __init__(self, context: JobContext, row: ExtractionRow, engine: Engine) -> None:
+        self._context = context
+        self._row = row
+        self._engine = engine
+        self._spec = CaptureSpec.model_validate(row.capture)
+        self._tokens = TokenStore(context.folders.token_store(row.id))
+        self._corpus = context.storage.path(context.corpora.get(row.corpus_id).sha256)
+        self._cask_path = context.folders.cask(row.cask)
+        self._room = RoomKeeper(
+            (context.folders.cask_root, context.folders.state),
+            floor=context.settings.disk_floor_bytes,
+            poll_seconds=context.settings.pause_poll_seconds,
+            ends=lambda seconds: context.signals.stopping.wait(seconds) or context.signals.ends(row.id),
+            set_waiting=lambda reason: context.extractions.set_waiting(row.id, reason),
+        )
+        self._writer: CaskWriter = self._room.run(self._open_cask)
+        self._publisher = Publisher(self._publish)
+        self._adopted: tuple[int, ShardEntry, set[bytes]] | None = None
+        self._feed = ChunkFeed(
+            self._tokens,
+            self._writer,
+            vocab_size=engine.identity.vocab_size,
+            failed_before=context.log.capture_failures(row).keys(),
+            ends=self._ends,
+            release=self._publisher.submit,
+        )
+        self._failure: DocumentFailure | None = None
+        self._last_commit = time.monotonic()
+
+    @property
+    def open_chunks(self) -> list[int]:
+        """Chunks that are with the teacher."""
+        return self._feed.open_chunks
+
+    @property
+    def failure(self) -> DocumentFailure | None:
+        """The first document that failed, where on_error is `fail`."""
+        return self._failure
+
+    def go(self) -> Outcome:
+        """Capture every pending chunk. Raises TeacherDiedError, CaskError, OSError; what was published stays."""
+        pending = self._context.extractions.pending_chunks(self._row.id)
+        if pending:
+            self._adopted = self._adopt(pending[0])
+        for together in _segments(pending):
+            if together[0].deaths >= ISOLATE_AFTER_DEATHS:
+                self._one_by_one(together)
+            else:
+                self._stream(self._feed.tasks(together))
+            if self._feed.fault is not None and not isinstance(self._feed.fault, EndedWhileWaitingError):
+                raise self._feed.fault
+            if self._stops():
+                break
+        try:
+            self._publisher.finish()
+        except EndedWhileWaitingError:
+            return "ended"
+        if self._failure is not None:
+            return "document_failed"
+        return "ended" if self._context.signals.ends(self._row.id) else "done"
+
+    def close(self) -> None:
+        """End the publishing thread after what it was given."""
+        self._publisher.join()
+
+    def fold_index(self) -> None:
+        """Fold the cask's entries into its index, so that opening it reads one file."""
+        self._room.run(self._writer.close)
+
+    def _open_cask(self) -> CaskWriter:
+        return CaskWriter.create(
+            self._cask_path, teacher=self._engine.identity, capture=self._spec, lock_timeout_seconds=LOCK_SECONDS
+        )
+
+    def _ends(self) -> bool:
+        return self._failure is not None or self._context.signals.ends(self._row.id)
+
+    def _stops(self) -> bool:
+        return self._ends() or self._publisher.error is not None
+
+    def _stream(self, tasks: Iterator[CaptureTask]) -> None:
+        """Run the engine over a stream of tasks and take what comes back."""
+        results = self._engine.capture(tasks, self._spec)
+        try:
+            while (result := self._next(results)) is not None:
+                self._take(result)
+                if self._stops():
+                    break
+        finally:
+            if isinstance(results, Generator):
+                results.close()
+        if self._feed.waiting and self._feed.fault is None and not self._stops():
+            raise TeacherDiedError(f"the engine ended its stream without {self._feed.waiting} of the documents it took")
+
+    def _next(self, results: Iterator[CaptureResult]) -> CaptureResult | None:
+        try:
+            return next(results, None)
+        except Exception as error:  # the protocol: an engine that raises is dead, whatever it raises
+            raise TeacherDiedError(f"{type(error).__name__}: {error}") from error
+
+    def _one_by_one(self, chunks: list[Chunk]) -> None:
+        """Every document alone with the teacher; one it dies on is noted as failed before anything else."""
+        for task in self._feed.tasks(chunks):
+            try:
+                self._stream(iter([task]))
+            except TeacherDiedError as error:
+                assert isinstance(task.key, int)  # our own key
+                reason = f"the teacher died on this document alone ({error}); it is left out"
+                self._context.extractions.record_failure(self._row.id, self._describe(task.key, "teacher_died", reason))
+                self._context.host.progressed()
+                raise
+            if self._stops():
+                return
+
+    def _take(self, result: CaptureResult) -> None:
+        failed = self._feed.accept(result)
+        if failed is None:
+            assert result.document is not None  # accept said so
+            self._context.progress.captured(len(result.document.token_ids_L))
+        elif self._row.on_error == "fail" and self._failure is None:
+            assert isinstance(result.key, int)  # our own key
+            self._failure = self._describe(result.key, *failed)
+
+    def _describe(self, document: int, code: str, message: str) -> DocumentFailure:
+        line, start = self._tokens.line(document)
+        custom_id = custom_id_at(self._corpus, start, self._context.settings.max_line_bytes)
+        return DocumentFailure(document=document, line=line, custom_id=custom_id, code=code, message=message)
+
+    # -- in the publishing thread --------------------------------------------------------------------------------
+
+    def _publish(self, entry: OpenChunk) -> None:
+        """Shard, then transaction. Safe to repeat: published documents are found in the cask."""
+        captured = [entry.documents[document] for document in sorted(entry.documents)]
+        shard = self._room.run(lambda: self._writer.publish(captured)) if captured else None
+        outcome = self._outcome(entry, shard)
+        now = time.monotonic()
+        outcome.seconds, self._last_commit = now - self._last_commit, now
+        self._room.run(lambda: self._context.extractions.commit_chunk(self._row.id, entry.chunk, outcome))
+        self._feed.settle(entry)
+        self._context.progress.committed(sum(len(document.token_ids_L) for document in captured))
+        self._context.host.progressed()
+
+    def _outcome(self, entry: OpenChunk, shard: ShardEntry | None) -> ChunkOutcome:
+        outcome = ChunkOutcome(
+            captured_documents=len(entry.documents),
+            captured_tokens=sum(len(document.token_ids_L) for document in entry.documents.values()),
+            known_failures=entry.known_failures,
+            shards=[shard.model_dump(mode="json")] if shard else [],
+        )
+        adopted: set[bytes] = set()
+        if self._adopted is not None and self._adopted[0] == entry.chunk.number:
+            adopted = self._adopted[2]
+            outcome.shards.insert(0, self._adopted[1].model_dump(mode="json"))
+        for document in entry.present:
+            identity = self._tokens.document_id(document)
+            if identity in adopted:
+                adopted.remove(identity)
+                outcome.captured_documents += 1
+                outcome.captured_tokens += len(self._tokens.tokens(document))
+            elif self._writer.has(identity):
+                outcome.present_documents += 1
+            else:
+                entry.failures[document] = ("repeats_failed", "the same document failed earlier in this corpus")
+        outcome.failures = [self._describe(document, *entry.failures[document]) for document in sorted(entry.failures)]
+        return outcome
+
+    def _adopt(self, chunk: Chunk) -> tuple[int, ShardEntry, set[bytes]] | None:
+        """The shard that an earlier run published for its first pending chunk and then did not live to commit.
+
+        Chunks are published in order, so only the first pending one can have it. It is ours when no extraction owns
+        it and all its documents are the chunk's.
+        """
+        documents = range(chunk.first_document, chunk.first_document + chunk.documents)
+        ids = {self._tokens.document_id(document) for document in documents}
+        if not any(self._writer.has(identity) for identity in ids):
+            return None
+        cask = Cask.open(self._cask_path)
+        places = (cask.find(identity) for identity in ids)
+        for number in sorted({cask.locate(place)[0] for place in places if place is not None}):
+            stored = {identity.tobytes() for identity in cask.shard(number).document_ids}
+            entry = cask.entries[number]
+            if stored <= ids and self._context.extractions.owner_of_shard(entry.name) is None:
+                logger.info("extraction %s: shard %s was published before the restart", self._row.id, entry.name)
+                return chunk.number, entry, stored
+        return None
+
+
+def _segments(chunks: list[Chunk]) -> Iterator[list[Chunk]]:
+    """Runs of chunks to capture together; a chunk under suspicion stands alone."""
+    together: list[Chunk] = []
+    for chunk in chunks:
+        if chunk.deaths >= ISOLATE_AFTER_DEATHS:
+            if together:
+                yield together
+            yield [chunk]
+            together = []
+        else:
+            together.append(chunk)
+    if together:
+        yield together

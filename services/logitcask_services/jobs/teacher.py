@@ -1,0 +1,139 @@
+"""The teacher in its thread: loaded, restarted with back-off when it dies, given up when it dies too often."""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from logitcask_schemas.errors import LogitcaskError, ModelError
+from logitcask_schemas.identity import TeacherIdentity
+from logitcask_services.corpora.tokenizer import DocumentTokenizer
+from logitcask_services.engines.protocol import Engine
+
+logger = logging.getLogger(__name__)
+LONGEST_PAUSE = 60.0
+
+TeacherState = Literal["loading", "ready", "restarting", "failed", "stopped"]
+
+
+class TeacherDiedError(LogitcaskError, RuntimeError):
+    """The engine raised: whatever it was working on is lost, and it must be loaded again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Teacher:
+    """A loaded engine with its tokenizer."""
+
+    engine: Engine
+    tokenizer: DocumentTokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherFacts:
+    """What stays known of the teacher while it restarts."""
+
+    identity: TeacherIdentity
+    max_model_len: int
+    tokenizer: DocumentTokenizer
+
+
+class TeacherHost:
+    """Owns the engine. `ensure`, `died`, `progressed` and `close` belong to the worker thread; the rest is for all."""
+
+    def __init__(
+        self,
+        load: Callable[[], Teacher],
+        *,
+        restarts: int,
+        backoff_seconds: float,
+        stopping: threading.Event,
+        ready: Callable[[], None],
+    ) -> None:
+        self._load = load
+        self._restarts = restarts
+        self._backoff = backoff_seconds
+        self._stopping = stopping
+        self._ready = ready
+        self._teacher: Teacher | None = None
+        self._failures = 0
+        self.deaths = 0
+        self.state: TeacherState = "loading"
+        self.reason: str = "the teacher is loading"
+        self.facts: TeacherFacts | None = None
+
+    def ensure(self) -> Teacher | None:
+        """The loaded teacher, loading it first where needed; None when the service stops or the teacher is given up."""
+        while self._teacher is None and self.state != "failed":
+            if self._failures and self._stopping.wait(self._pause()):
+                break
+            if self._stopping.is_set():
+                break
+            try:
+                teacher = self._load()
+            except ModelError as error:
+                self._give_up(str(error))
+            except Exception as error:
+                logger.exception("the teacher could not be loaded")
+                self._fail(f"the teacher could not be loaded: {_text(error)}")
+            else:
+                self._teacher = teacher
+                self.facts = TeacherFacts(
+                    identity=teacher.engine.identity,
+                    max_model_len=teacher.engine.max_model_len,
+                    tokenizer=teacher.tokenizer,
+                )
+                self.state, self.reason = "ready", ""
+                logger.info("teacher ready: %s", teacher.engine.identity.model)
+                self._ready()
+        return self._teacher
+
+    def died(self, error: BaseException) -> None:
+        """The engine raised. Frees what is left of it; `ensure` loads it again, or gives up."""
+        self._release()
+        self._fail(f"the teacher died: {_text(error)}")
+        self.deaths += 1
+
+    def progressed(self) -> None:
+        """Something the teacher made is safe: earlier deaths no longer count."""
+        self._failures = 0
+
+    @property
+    def given_up(self) -> bool:
+        """Whether the teacher will not be loaded again."""
+        return self.state == "failed"
+
+    def close(self) -> None:
+        """Free the teacher at the service's end."""
+        self._release()
+        if self.state != "failed":
+            self.state, self.reason = "stopped", "the service is stopping"
+
+    def _fail(self, reason: str) -> None:
+        self._failures += 1
+        if self._failures > self._restarts:
+            self._give_up(f"{reason}. It was given up after {self._failures} failure(s) without progress between them")
+        else:
+            self.state = "restarting"
+            self.reason = f"{reason}. Restart {self._failures} of {self._restarts} follows"
+            logger.warning("%s", self.reason)
+
+    def _give_up(self, reason: str) -> None:
+        self.state, self.reason = "failed", reason
+        logger.error("%s", reason)
+
+    def _pause(self) -> float:
+        return min(self._backoff * 2.0 ** (self._failures - 1), LONGEST_PAUSE)
+
+    def _release(self) -> None:
+        teacher, self._teacher = self._teacher, None
+        if teacher is None:
+            return
+        try:
+            teacher.engine.close()
+        except Exception:
+            logger.warning("closing the teacher failed", exc_info=True)
+
+
+def _text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".strip().rstrip(":.")

@@ -1,0 +1,110 @@
+"""The service without HTTP: folders, database, teacher, threads. The HTTP layer and the tests stand on this."""
+
+import logging
+from collections.abc import Callable
+
+from logitcask_services import files
+from logitcask_services.corpora.storage import CorpusStorage
+from logitcask_services.jobs.context import JobContext, WorkSettings
+from logitcask_services.jobs.database import Database
+from logitcask_services.jobs.log import ExtractionLog
+from logitcask_services.jobs.preparer import Preparer
+from logitcask_services.jobs.progress import LiveProgress
+from logitcask_services.jobs.registry import CorpusRegistry
+from logitcask_services.jobs.signals import Signals
+from logitcask_services.jobs.store import ExtractionStore
+from logitcask_services.jobs.teacher import Teacher, TeacherHost
+from logitcask_services.jobs.worker import Worker
+from logitcask_services.layout import ServiceFolders
+from logitcask_services.settings import ServiceSettings
+
+logger = logging.getLogger(__name__)
+JOIN_SECONDS = 30.0
+
+
+class Service:
+    """One running service. `start` once, `stop` once.
+
+    Args:
+        settings: Where and how.
+        load: Loads the teacher; called in a thread of its own, again after each death.
+    """
+
+    def __init__(self, settings: ServiceSettings, load: Callable[[], Teacher]) -> None:
+        self.settings = settings
+        self.folders = ServiceFolders(settings.cask_root, settings.state_dir)
+        self.database = Database(settings.state_dir)
+        self.signals = Signals()
+        self.storage = CorpusStorage(self.folders.corpora)
+        self.corpora = CorpusRegistry(self.database)
+        self.extractions = ExtractionStore(self.database, self.signals.changed)
+        self.log = ExtractionLog(self.database)
+        self.progress = LiveProgress()
+        self.host = TeacherHost(
+            load,
+            restarts=settings.engine_restarts,
+            backoff_seconds=settings.engine_backoff_seconds,
+            stopping=self.signals.stopping,
+            ready=lambda: self.signals.changed(""),
+        )
+        self.crash: str | None = None
+        """Why the service must end, once it must."""
+        self.on_crash: Callable[[], None] | None = None
+        context = JobContext(
+            folders=self.folders,
+            storage=self.storage,
+            corpora=self.corpora,
+            extractions=self.extractions,
+            log=self.log,
+            host=self.host,
+            signals=self.signals,
+            progress=self.progress,
+            settings=WorkSettings(
+                max_line_bytes=settings.max_line_bytes,
+                disk_floor_bytes=settings.disk_floor_bytes,
+                chunk_positions=settings.chunk_positions,
+                pause_poll_seconds=settings.pause_poll_seconds,
+            ),
+            crashed=self._crashed,
+        )
+        self._threads = (Preparer(context), Worker(context))
+
+    def start(self) -> None:
+        """Clean up after an earlier crash, put interrupted extractions back into the queue, start the threads."""
+        self.storage.sweep()
+        for extraction_id in self.extractions.recover():
+            logger.info("extraction %s goes on after a restart", extraction_id)
+        self.folders.sweep(keep=self.extractions.unfinished())
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End the threads and close the database. A teacher that is deep in its work is left to the process's end."""
+        self.signals.stop()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(JOIN_SECONDS)
+        if any(thread.is_alive() for thread in self._threads):
+            logger.warning("the teacher did not stop within %g s; the process ends without it", JOIN_SECONDS)
+            return
+        self.database.close()
+
+    def not_ready(self) -> list[dict[str, str]]:
+        """Reasons why new work would not be done right now, each {code, message}; empty when ready."""
+        reasons = []
+        if self.crash is not None:
+            reasons.append({"code": "crashed", "message": self.crash})
+        if self.host.state != "ready":
+            reasons.append({"code": f"teacher_{self.host.state}", "message": self.host.reason})
+        for folder in (self.folders.cask_root, self.folders.state):
+            if (free := files.free_bytes(folder)) < self.settings.disk_floor_bytes:
+                message = f"{free} bytes free, fewer than the floor of {self.settings.disk_floor_bytes}"
+                reasons.append({"code": "insufficient_storage", "message": message})
+                break
+        return reasons
+
+    def _crashed(self, reason: str) -> None:
+        self.crash = reason
+        logger.critical("%s", reason)
+        if self.on_crash is not None:
+            self.on_crash()

@@ -1,0 +1,35 @@
+"""Run a real server with the fake teacher in a process of its own: `python fake_server.py '{"cask_root": ..., ...}'`.
+
+Settings are those of the service, plus `fake`: what to script into the teacher.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import fake_teacher
+
+from logitcask_schemas.errors import LogitcaskError
+from logitcask_services.http.server import configure_logging, serve
+from logitcask_services.settings import ServiceSettings
+
+
+def main() -> int:
+    given = json.loads(sys.argv[1])
+    script = given.pop("fake", {})
+    if "log" in script:
+        script["log"] = Path(script["log"])
+    configure_logging()
+    try:
+        return serve(
+            ServiceSettings(teacher=Path("unused"), **given),
+            lambda: fake_teacher.fake_teacher(**script),
+            announce=lambda line: print(line, flush=True),
+        )
+    except LogitcaskError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""A teacher that knows nothing: records are a function of the token ids alone, results come back out of order.
+
+Everything the service must survive can be scripted: slow documents, documents it fails on, answers that are garbage,
+deaths. Every document it is given can be written to a log file, so that tests count what was captured.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_schemas.identity import TeacherIdentity
+from logitcask_schemas.records import DocumentRecords, Records, document_id
+from logitcask_services.corpora.lines import LineProblem
+from logitcask_services.engines.protocol import CaptureResult, CaptureTask
+from logitcask_services.jobs.teacher import Teacher
+
+VOCAB_SIZE = 1000
+POISON, KILLER, GARBAGE = 666, 667, 668
+"""Token ids that make a document fail, kill the engine, or come back with NaN."""
+
+
+def identity(**changes: Any) -> TeacherIdentity:
+    fields: dict[str, Any] = {
+        "model": "fake-teacher",
+        "weights_digest": "0" * 64,
+        "dtype": "float32",
+        "vocab_size": VOCAB_SIZE,
+        "tokenizer_fingerprint": "f" * 64,
+        "engine": "fake",
+        "engine_version": "1",
+    }
+    return TeacherIdentity(**{**fields, **changes})
+
+
+def records_of(token_ids: np.ndarray, spec: CaptureSpec) -> DocumentRecords:
+    """Records a real teacher could have made; equal tokens and seed give equal records."""
+    seed = int.from_bytes(hashlib.sha256(document_id(token_ids) + spec.seed.to_bytes(8, "little")).digest()[:8], "little")
+    rng = np.random.default_rng(seed)
+    positions = len(token_ids) - 1
+    head_counts = rng.integers(1, 6, positions, dtype=np.uint8)
+    tail_counts = rng.integers(0, 4, positions, dtype=np.uint8)
+    entries, draws = int(head_counts.sum()), int(tail_counts.sum())
+    return DocumentRecords(
+        token_ids_L=np.asarray(token_ids, dtype=np.uint32),
+        records=Records(
+            head_counts_P=head_counts,
+            head_ids_H=rng.integers(0, VOCAB_SIZE, entries).astype(np.uint16),
+            head_logprobs_H=-rng.random(entries).astype(np.float16) * 5,
+            tail_counts_P=tail_counts,
+            tail_ids_N=rng.integers(0, VOCAB_SIZE, draws).astype(np.uint16),
+            log_tail_mass_P=-rng.random(positions).astype(np.float16) * 5,
+            entropy_P=rng.random(positions).astype(np.float16) * 5,
+        ),
+    )
+
+
+@dataclass
+class FakeEngine:
+    """See the module's docstring."""
+
+    identity: TeacherIdentity = field(default_factory=identity)
+    max_model_len: int = 64
+    in_flight: int = 7
+    seconds_per_document: float = 0.0
+    log: Path | None = None
+    fatal_documents: int | None = None
+    """Dies when it has been given this many documents."""
+    closed: bool = False
+    given: int = 0
+
+    def capture(self, tasks: Iterable[CaptureTask], spec: CaptureSpec) -> Iterator[CaptureResult]:
+        """Keeps a window of tasks and finishes them in a seeded random order."""
+        assert not self.closed
+        order = np.random.default_rng(0)
+        window: list[CaptureTask] = []
+        source = iter(tasks)
+        exhausted = False
+        while not exhausted or window:
+            while not exhausted and len(window) < self.in_flight:
+                task = next(source, None)
+                if task is None:
+                    exhausted = True
+                    break
+                self._receive(task)
+                window.append(task)
+            if window:
+                yield self._finish(window.pop(int(order.integers(len(window)))), spec)
+
+    def _receive(self, task: CaptureTask) -> None:
+        self.given += 1
+        if self.log is not None:
+            with self.log.open("a") as log:
+                log.write(f"{os.getpid()} {task.key} {document_id(task.token_ids_L).hex()}\n")
+        if self.fatal_documents is not None and self.given > self.fatal_documents:
+            raise RuntimeError("out of memory, as scripted")
+
+    def _finish(self, task: CaptureTask, spec: CaptureSpec) -> CaptureResult:
+        if self.seconds_per_document:
+            time.sleep(self.seconds_per_document)
+        if KILLER in task.token_ids_L:
+            raise RuntimeError("killed by a document, as scripted")
+        if POISON in task.token_ids_L:
+            return CaptureResult(key=task.key, document=None, error="poisoned, as scripted")
+        document = records_of(task.token_ids_L, spec)
+        if GARBAGE in task.token_ids_L:
+            document.records.entropy_P[0] = np.nan
+        return CaptureResult(key=task.key, document=document)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeTokenizer:
+    """One token per byte, 256 in front of texts; a template unless told otherwise."""
+
+    def __init__(self, *, template: bool = True) -> None:
+        self.template = template
+
+    def encode(self, texts: Sequence[str], *, special_tokens: bool) -> list[list[int]]:
+        return [[256] * special_tokens + list(text.encode()) for text in texts]
+
+    def render(self, messages: list[dict[str, Any]], tools: list[Any] | None) -> str:
+        if not self.template:
+            raise LineProblem(
+                "no_chat_template",
+                "the line has `messages`, but the teacher's tokenizer has no chat template; send `text` or `input_ids`",
+            )
+        try:
+            return "".join(f"<{message['role']}>{message['content']}" for message in messages)
+        except KeyError as error:
+            raise LineProblem("template_failed", f"the chat template refused the messages: {error}") from error
+
+
+def fake_teacher(**changes: Any) -> Teacher:
+    template = changes.pop("template", True)
+    return Teacher(engine=FakeEngine(**changes), tokenizer=FakeTokenizer(template=template))
