@@ -1,0 +1,138 @@
+"""No space, broken disks: a clear error, nothing left behind, the cask as it was, and the next attempt works."""
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+from cask_samples import SPEC, make_documents, make_teacher
+from crash_model import RecordingFile
+
+from logitcask_schemas.cask import Cask, CaskWriter
+from logitcask_schemas.cask.files import LocalFiles
+from logitcask_schemas.cask.verify import strangers, verify_shards
+from logitcask_schemas.errors import CaskWriteError
+
+OLD, NEW = make_documents([4, 9], 1), make_documents([6, 30], 2)
+
+
+class FailingFiles(LocalFiles):
+    """Fails at the n-th operation with the given error; `failed` names the operation."""
+
+    def __init__(self, n: int, code: int) -> None:
+        self.remaining, self.code, self.failed = n, code, ""
+
+    def step(self, kind: str) -> None:
+        self.remaining -= 1
+        if self.remaining == -1:
+            self.failed = kind
+            raise OSError(self.code, "injected")
+
+    def open_new(self, path: Path) -> BinaryIO:
+        self.step("open")
+        return FailingFile(super().open_new(path), path, self)  # type: ignore[return-value]
+
+    def sync_file(self, file: BinaryIO) -> None:
+        self.step("sync")
+        super().sync_file(file)
+
+    def rename(self, source: Path, target: Path) -> None:
+        self.step("rename")
+        super().rename(source, target)
+
+    def sync_directory(self, path: Path) -> None:
+        self.step("sync directory")
+        super().sync_directory(path)
+
+
+class FailingFile(RecordingFile):
+    def __init__(self, file: BinaryIO, path: Path, files: FailingFiles) -> None:
+        super().__init__(file, path, [])
+        self._files = files
+
+    def write(self, data: Any) -> int:
+        self._files.step("write")
+        return super().write(data)
+
+
+def publish_error(writer: CaskWriter) -> CaskWriteError | None:
+    try:
+        writer.publish(NEW)
+    except CaskWriteError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_failure_at_every_operation(tmp_path: Path, code: int) -> None:
+    n, kinds = 0, set()
+    while True:
+        path = tmp_path / str(n)
+        with CaskWriter.create(path, teacher=make_teacher(), capture=SPEC) as writer:
+            writer.publish(OLD)
+        files = FailingFiles(10**9, code)
+        writer = CaskWriter.create(path, teacher=make_teacher(), capture=SPEC, files=files)
+        files.remaining = n
+        error = publish_error(writer)
+        if error is None:
+            assert not files.failed
+            break
+        assert error.errno == code
+        assert isinstance(error, OSError)
+        assert str(path) in str(error)
+        assert ("Free some space" in str(error)) == (code == errno.ENOSPC)
+        kinds.add(files.failed)
+        cask = Cask.open(path)
+        # Once the entry has its name, only its durability is in doubt; until then the cask is as before.
+        assert len(cask) == 2 or files.failed == "sync directory"
+        assert not [file for file in path.rglob("*") if file.name.startswith(".tmp-")]
+        assert strangers(cask) == [] or files.failed == "sync directory"
+        writer.publish(NEW)
+        assert len(Cask.open(path)) == 4
+        assert not [problem for report in verify_shards(Cask.open(path)) for problem in report.problems]
+        n += 1
+    assert kinds == {"open", "write", "sync", "rename", "sync directory"}
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[2:]
+from cask_samples import SPEC, make_documents, make_teacher
+from logitcask_schemas.cask import CaskWriter
+from logitcask_schemas.errors import CaskWriteError
+writer = CaskWriter.create(Path(sys.argv[1]), teacher=make_teacher(), capture=SPEC)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    writer.publish(make_documents([4000], 3))
+except CaskWriteError as error:
+    print("refused", error.errno)
+writer.publish(make_documents([30], 3))
+"""
+
+
+def test_a_real_file_system_that_refuses(tmp_path: Path) -> None:
+    """The operating system's own refusal in the middle of a write, through Arrow and the buffered file."""
+    run = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path), *(folder for folder in sys.path if folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout == f"refused {errno.EFBIG}\n"
+    assert len(Cask.open(tmp_path)) == 1
+    assert strangers(Cask.open(tmp_path)) == []
+
+
+def test_a_read_only_cask_reads_but_takes_nothing(cask_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers take no lock. Permissions are no use here, as the tests may run as root."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("logitcask_schemas.cask.lock.os.open", refuse)
+    assert len(Cask.open(cask_path)) == 8
+    with pytest.raises(CaskWriteError, match="Read-only"):
+        CaskWriter.create(cask_path, teacher=make_teacher(), capture=SPEC)

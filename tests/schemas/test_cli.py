@@ -1,0 +1,165 @@
+"""The command line: light help, exit codes, JSON on stdout only."""
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import typer
+from cask_samples import make_documents
+
+from logitcask_schemas.cli import COMMANDS, GROUP, main
+from logitcask_schemas.errors import CaskError
+
+PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
+REGISTERED = tomllib.loads(PYPROJECT.read_text())["project"]["entry-points"][GROUP]
+
+
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The entry points of pyproject.toml, whether or not the package is installed."""
+    points = [importlib.metadata.EntryPoint(name, value, GROUP) for name, value in REGISTERED.items()]
+
+    def entry_points(*, group: str, name: str | None = None) -> list[importlib.metadata.EntryPoint]:
+        return [point for point in points if group == GROUP and name in (None, point.name)]
+
+    monkeypatch.setattr("logitcask_schemas.cli.importlib.metadata.entry_points", entry_points)
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments])
+    return stopped.value.code  # type: ignore[return-value]
+
+
+def with_command(monkeypatch: pytest.MonkeyPatch, work: Any, name: str = "train") -> None:
+    app = typer.Typer()
+    app.command()(work)
+    point = SimpleNamespace(name=name, load=lambda: app)
+    monkeypatch.setattr("logitcask_schemas.cli.importlib.metadata.entry_points", lambda **_: [point])
+
+
+def test_the_table_lists_what_is_registered() -> None:
+    assert set(COMMANDS) == set(REGISTERED)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom logitcask_schemas.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as stopped:\n    code = stopped.code\n"
+        "heavy = {'torch', 'transformers', 'vllm', 'fastapi', 'pyarrow', 'numpy', 'zarr'} & sys.modules.keys()\n"
+        "sys.exit(f'imported {heavy}' if heavy else code)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    assert found.returncode == 0, found.stderr
+    for name in COMMANDS:
+        assert name in found.stdout
+
+
+def environment() -> dict[str, str]:
+    return {"PYTHONPATH": ":".join(folder for folder in sys.path if folder), "PATH": "/usr/bin:/bin"}
+
+
+def test_usage_errors_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("no-such-command") == 2
+    assert run("cask", "verify") == 2
+    assert run("cask", "ls", "--no-such-option") == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_own_errors_are_messages_without_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("cask", "stats", str(tmp_path)) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith(f"error: {tmp_path}: not a cask")
+    assert "Traceback" not in output.err
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["while loading", "while running"])
+def test_a_missing_extra_is_named(monkeypatch, capsys: pytest.CaptureFixture[str], late: bool) -> None:
+    def work() -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    if late:
+        with_command(monkeypatch, work)
+    else:
+        point = SimpleNamespace(name="train", load=work)
+        monkeypatch.setattr("logitcask_schemas.cli.importlib.metadata.entry_points", lambda **_: [point])
+    assert run("train") == 2
+    assert 'pip install "logitcask[trainer]"' in capsys.readouterr().err
+
+
+def test_a_broken_installation_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work() -> None:
+        raise ModuleNotFoundError("No module named 'logitcask_consumer.gone'", name="logitcask_consumer.gone")
+
+    with_command(monkeypatch, work)
+    with pytest.raises(ModuleNotFoundError):
+        main(["train"])
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(CaskError("broken"), 1), (KeyboardInterrupt(), 130), (typer.Exit(3), 3), (None, 0)],
+)
+def test_exit_codes(monkeypatch: pytest.MonkeyPatch, error: BaseException | None, code: int) -> None:
+    def work() -> None:
+        if error is not None:
+            raise error
+
+    with_command(monkeypatch, work)
+    assert run("train") == code
+
+
+def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work() -> None:
+        raise RuntimeError("a bug")
+
+    with_command(monkeypatch, work)
+    with pytest.raises(RuntimeError):
+        main(["train"])
+
+
+def output_of(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> Any:
+    assert run("cask", *arguments, "--json") == code
+    return json.loads(capsys.readouterr().out)
+
+
+def test_cask_commands_print_json(cask_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (listed,) = output_of(capsys, "ls", str(cask_path.parent))
+    assert (listed["name"], listed["documents"], listed["shards"]) == ("cask", 8, 2)
+    assert sum(entry["documents"] for entry in output_of(capsys, "ls", str(cask_path))) == 8
+    stats = output_of(capsys, "stats", str(cask_path))
+    assert stats["bytes"] == sum(file.stat().st_size for file in (cask_path / "shards").glob("*.arrow"))
+    assert sum(stats["column_bytes_per_token"].values()) == pytest.approx(stats["bytes_per_token"])
+    assert output_of(capsys, "verify", str(cask_path))["problems"] == []
+    assert output_of(capsys, "verify", str(cask_path), "--max-duration", "0")["verified"] == 0
+
+
+def test_cask_show(cask_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = make_documents([2, 3, 40], seed=1)[2]
+    shown = output_of(capsys, "show", str(cask_path), document.id.hex()[:12], "--start", "30", "--count", "50")
+    assert shown["id"] == document.id.hex()
+    assert [position["position"] for position in shown["positions"]] == list(range(30, 39))
+    assert shown["positions"][-1]["next"] == str(document.token_ids_L[-1])
+    assert run("cask", "show", str(cask_path), "99") == 1
+    assert run("cask", "show", str(cask_path), "abc") == 1
+    assert run("cask", "show", str(cask_path), document.id.hex(), "--start", "39") == 1
+    assert run("cask", "show", str(cask_path), document.id.hex()) == 0
+    assert "entropy" in capsys.readouterr().out
+
+
+def test_verify_exits_3_on_damage(cask_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shard = next((cask_path / "shards").glob("*.arrow"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 4
+    shard.unlink()
+    shard.write_bytes(bytes(content))
+    found = output_of(capsys, "verify", str(cask_path), code=3)
+    assert found["damaged_shards"] == [shard.stem]
+    assert run("cask", "verify", str(cask_path)) == 3
