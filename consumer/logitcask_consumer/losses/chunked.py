@@ -113,7 +113,7 @@ def _forward(
     """Loop over the chunks; leaves the gradients (hidden, weight, bias) in `ctx.grads`."""
     # Logits and softmax are float32 at least; gradients of the parameters accumulate over chunks in that type too.
     accumulate = torch.promote_types(hidden_TD.dtype, torch.float32)
-    transform, target = job.head.transform, job.target
+    transform, target = job.head.transform, job.target.to_dtype(accumulate)
     kd_T = hidden_TD.new_empty(len(hidden_TD), dtype=accumulate)
     ce_T = torch.empty_like(kd_T)
     need = [job.with_grad and needed for needed in ctx.needs_input_grad[:3]]

@@ -7,7 +7,7 @@ most, gathering and scattering cost 0.07 and 0.09 microseconds per row against 0
 and the columns take a seventh of the memory.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self, TypeAlias
 
 import numpy as np
@@ -132,6 +132,17 @@ class SparseTarget:
             tail_offsets_R1=self.tail_offsets_R1[start : stop + 1] - tail.start,
             tail_mass_R=self.tail_mass_R[start:stop],
             next_ids_R=self.next_ids_R[start:stop],
+        )
+
+    def to_dtype(self, dtype: torch.dtype) -> Self:
+        """The same target with weights and masses of another dtype; ids and offsets are shared."""
+        if self.head_weights_H.dtype == dtype:
+            return self
+        return replace(
+            self,
+            head_weights_H=self.head_weights_H.to(dtype),
+            tail_weights_N=self.tail_weights_N.to(dtype),
+            tail_mass_R=self.tail_mass_R.to(dtype),
         )
 
     def head_sum(self, values_H: Tensor) -> Tensor:

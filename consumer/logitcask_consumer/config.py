@@ -1,0 +1,145 @@
+"""Configuration of a training run: one frozen dataclass, checked at creation."""
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from logitcask_consumer.data import Packing
+from logitcask_schemas.errors import LogitcaskError
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+class TrainConfigError(LogitcaskError, ValueError):
+    """Settings of a training run contradict each other or are out of range."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """Everything that determines a training run. Fields marked `free` may differ between a run and its resumption."""
+
+    casks: tuple[Path, ...]
+    """Casks to train on, all of one teacher and capture spec."""
+    student: str
+    """See `students`."""
+    output: Path = field(metadata={"free": True})
+    """Folder of the trained model, its checkpoints and logs."""
+    teacher: Path | None = field(default=None, metadata={"free": True})
+    """The teacher's folder, for its weights (from-teacher) or its tokenizer; never run."""
+    loss: str = "forward_kl"
+    """Name of a registered loss."""
+    ce_weight: float = 0.0
+    """Share of the cross-entropy with the realised tokens, 0 to 1."""
+    epochs: float = 3.0
+    """Passes over the casks."""
+    max_steps: int | None = None
+    """Optimizer steps, instead of epochs."""
+    seq_len: int = 1024
+    """Slots of a training sequence; longer documents are cut into windows."""
+    overlap: int = 64
+    """Context slots of later windows of a long document."""
+    packing: Packing = "best_fit"
+    """Several documents per sequence, or `none`."""
+    batch_tokens: int = 8192
+    """Slots per optimizer step, over all processes."""
+    micro_tokens: int = field(default=8192, metadata={"free": True})
+    """Slots per forward pass of one process; smaller saves memory, gradients accumulate."""
+    lr: float = 5e-4
+    """Peak learning rate of AdamW."""
+    warmup: float = 0.05
+    """Share of the steps over which the learning rate rises."""
+    min_lr_ratio: float = 0.1
+    """Learning rate at the end over the peak; cosine in between."""
+    weight_decay: float = 0.01
+    """Of AdamW."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+    seed: int = 0
+    """Of initialisation, packing, order and dropout."""
+    precision: Precision = "auto"
+    """Of the forward pass; parameters stay float32. `auto` is bfloat16 on a GPU that has it."""
+    gradient_checkpointing: bool = field(default=False, metadata={"free": True})
+    """Recompute activations in the backward pass: slower, less memory."""
+    chunk_rows: int | None = field(default=None, metadata={"free": True})
+    """Rows of logits held at a time; None chooses about 64 MiB."""
+    save_steps: int = field(default=100, metadata={"free": True})
+    """A checkpoint every so many optimizer steps."""
+    keep_checkpoints: int = field(default=2, metadata={"free": True})
+    """Older ones are removed."""
+    logging_steps: int = field(default=1, metadata={"free": True})
+    """A line of metrics every so many optimizer steps."""
+    workers: int = field(default=0, metadata={"free": True})
+    """DataLoader processes; reading is fast enough for none in most runs."""
+    report_to: tuple[str, ...] = field(default=(), metadata={"free": True})
+    """Trackers of transformers, such as tensorboard, trackio or wandb."""
+    resume: str = field(default="auto", metadata={"free": True})
+    """auto: from the latest checkpoint, where there is one; never: refuse a used folder; else a checkpoint's path."""
+
+    def __post_init__(self) -> None:
+        """Check ranges; all faults are reported at once.
+
+        Raises:
+            TrainConfigError: with one line per fault.
+        """
+        rules: list[tuple[bool, str]] = [
+            (bool(self.casks), "at least one cask is needed"),
+            (0.0 <= self.ce_weight <= 1.0, f"ce_weight must lie between 0 and 1, got {self.ce_weight}"),
+            (self.epochs > 0, f"epochs must be positive, got {self.epochs}"),
+            (self.max_steps is None or self.max_steps > 0, f"max_steps must be positive, got {self.max_steps}"),
+            (self.seq_len >= 1, f"seq_len must be at least 1, got {self.seq_len}"),
+            (
+                0 <= self.overlap < max(self.seq_len, 1),
+                f"overlap must be at least 0 and below seq_len {self.seq_len}, got {self.overlap}",
+            ),
+            (
+                self.batch_tokens >= self.seq_len,
+                f"batch_tokens must hold at least one sequence of {self.seq_len}, got {self.batch_tokens}",
+            ),
+            (
+                self.micro_tokens >= self.seq_len,
+                f"micro_tokens must hold at least one sequence of {self.seq_len}, got {self.micro_tokens}",
+            ),
+            (self.lr > 0, f"lr must be positive, got {self.lr}"),
+            (0.0 <= self.warmup < 1.0, f"warmup must be at least 0 and below 1, got {self.warmup}"),
+            (0.0 <= self.min_lr_ratio <= 1.0, f"min_lr_ratio must lie between 0 and 1, got {self.min_lr_ratio}"),
+            (0 <= self.seed < 2**32, f"seed must be at least 0 and below 2^32, got {self.seed}"),
+            (
+                min(self.save_steps, self.keep_checkpoints, self.logging_steps) >= 1,
+                "save_steps, keep_checkpoints and logging_steps must be at least 1",
+            ),
+            (self.workers >= 0, f"workers must not be negative, got {self.workers}"),
+        ]
+        if faults := [message for holds, message in rules if not holds]:
+            raise TrainConfigError("; ".join(faults))
+
+    def batch_shape(self, processes: int) -> tuple[int, int]:
+        """Sequences per forward pass of one process, and forward passes per optimizer step.
+
+        Raises:
+            TrainConfigError: the batch does not divide among the processes.
+        """
+        sequences = max(1, self.batch_tokens // self.seq_len)
+        if sequences % processes:
+            raise TrainConfigError(
+                f"{self.batch_tokens} batch tokens are {sequences} sequences of {self.seq_len}, which {processes} "
+                "processes cannot share evenly; change batch_tokens"
+            )
+        own = sequences // processes
+        most = max(1, self.micro_tokens // self.seq_len)
+        micro = max(size for size in range(1, min(own, most) + 1) if own % size == 0)
+        return micro, own // micro
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every field in JSON types."""
+        return {name: _plain(value) for name, value in asdict(self).items()}
+
+    def binding(self) -> dict[str, Any]:
+        """The fields that a resumption must share with the run it continues."""
+        bound = {f.name for f in fields(self) if not f.metadata.get("free")}
+        return {name: value for name, value in self.as_dict().items() if name in bound}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

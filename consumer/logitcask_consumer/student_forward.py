@@ -1,0 +1,86 @@
+"""The student's forward pass with the loss inside it, so that every wrapper sees one ordinary forward call.
+
+Shape legend: B sequences, S slots, T trained positions, D hidden size.
+
+DDP, FSDP and autocast all hook the call of the outermost module. A loss that reached past them into the body and the
+head would lose gradient synchronisation and parameter gathering; so the model itself gets a forward that, given
+targets, runs its body, applies the head in chunks and returns losses. Without targets it is the model's own forward.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from logitcask_consumer.losses import LMHead, Loss, SparseTarget, base_model, distillation_loss
+from logitcask_schemas.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillTask:
+    """What the forward pass needs to yield a loss."""
+
+    target: SparseTarget
+    slots_T: Tensor
+    """Flat index b·S + s of each trained position, int64."""
+    loss: Loss
+    ce_weight: float
+    chunk_rows: int | None = None
+
+
+def attach(model: Any) -> None:
+    """Give a causal LM the forward that understands a `DistillTask` as `distill=`; all else is passed on."""
+    plain = model.forward
+
+    def forward(*args: Any, distill: DistillTask | None = None, **kwargs: Any) -> Any:
+        if distill is None:
+            return plain(*args, **kwargs)
+        hidden_BSD = base_model(model)(*args, use_cache=False, **kwargs).last_hidden_state
+        hidden_TD = hidden_BSD.flatten(0, 1).index_select(0, distill.slots_T)
+        result = distillation_loss(
+            hidden_TD,
+            LMHead.from_model(model),
+            distill.target,
+            distill.loss,
+            ce_weight=distill.ce_weight,
+            chunk_rows=distill.chunk_rows,
+        )
+        return {"loss": result.loss, "kd_T": result.kd_T, "ce_T": result.ce_T}
+
+    model.forward = forward
+
+
+@torch.no_grad()
+def check_packing(model: Any, *, tolerance: float = 0.02) -> None:
+    """Prove that the student keeps packed documents apart by position ids, on two short documents.
+
+    The second document's hidden states, with the first packed before it, must be those it has alone. What is tolerated
+    is a share of the change that one long document of both would make, so that a fresh model, whose attention hardly
+    does anything yet, is held to the same standard.
+
+    Raises:
+        ModelError: they are not.
+    """
+    was_training = model.training
+    model.eval()
+    body, weight = base_model(model), model.get_output_embeddings().weight
+    ids_1S = torch.arange(3, 19, device=weight.device).remainder(weight.shape[0])[None]
+    split, whole = 7, torch.arange(ids_1S.shape[1], device=weight.device)
+    packed = torch.cat([whole[:split], whole[:-split]])
+
+    def second(ids: Tensor, position_ids: Tensor) -> Tensor:
+        out = body(input_ids=ids, position_ids=position_ids[None], use_cache=False).last_hidden_state[0]
+        return out[-(ids_1S.shape[1] - split) :].double()
+
+    alone_SD = second(ids_1S[:, split:], whole[:-split])
+    error = float((second(ids_1S, packed) - alone_SD).abs().max())
+    mixed = float((second(ids_1S, whole) - alone_SD).abs().max())
+    model.train(was_training)
+    rounding = 16.0 * torch.finfo(weight.dtype).eps * float(alone_SD.abs().max())
+    if not error <= max(tolerance * mixed, rounding):
+        raise ModelError(
+            f"{type(model).__name__} does not keep packed documents apart: packing another one before it changes the "
+            f"hidden states of a document by up to {error:.2g}; joining both into one document changes them by "
+            f"{mixed:.2g}. Train it with --packing none"
+        )

@@ -1,0 +1,232 @@
+"""Where students come from: layers of the teacher, an existing model, or a fresh initialisation.
+
+A student is written as one string:
+
+    from-teacher:layers=10        10 layers of the teacher, evenly spread, the first and the last among them
+    from-teacher:layers=0,4,9     exactly these layers of the teacher
+    path of a folder              a Hugging Face model folder with weights
+    path of a config.json         that architecture, freshly initialised
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from logitcask_consumer.losses import base_model
+from logitcask_schemas.errors import ModelError
+
+FROM_TEACHER = "from-teacher:layers="
+
+
+class StudentSpecError(ModelError):
+    """A student's description cannot be followed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudentSpec:
+    """A parsed student; exactly one of the three sources is set."""
+
+    text: str
+    layers: tuple[int, ...] | int | None = None
+    """Layers to take from the teacher: their numbers, or how many."""
+    folder: Path | None = None
+    config: Path | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Parse a student's description.
+
+        Raises:
+            StudentSpecError: it is none of the three forms, or names what does not exist.
+        """
+        if text.startswith(FROM_TEACHER):
+            return cls(text=text, layers=_parse_layers(text.removeprefix(FROM_TEACHER)))
+        path = Path(text)
+        if path.is_dir():
+            return cls(text=text, folder=require_model_folder(path, what="student"))
+        if path.is_file() and path.suffix == ".json":
+            return cls(text=text, config=path)
+        raise StudentSpecError(
+            f"student {text!r} is neither `{FROM_TEACHER}N` (or a list of layer numbers), nor a folder with a model, "
+            "nor a config.json file"
+        )
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether weights come from the teacher's folder."""
+        return self.layers is not None
+
+    def tokenizer_folder(self, teacher: Path | None) -> Path:
+        """The folder whose tokenizer the student uses.
+
+        Raises:
+            StudentSpecError: the student has none of its own and no teacher folder was given.
+        """
+        own = self.folder or (self.config.parent if self.config else None)
+        if own is not None and (own / "tokenizer_config.json").is_file():
+            return own
+        if teacher is None:
+            raise StudentSpecError(
+                f"student {self.text!r} brings no tokenizer; name the teacher's folder with --teacher"
+            )
+        return teacher
+
+    def build(self, teacher: Path | None, *, seed: int) -> Any:
+        """The student as a transformers causal LM in float32.
+
+        Raises:
+            StudentSpecError: the layers asked for do not exist, or the teacher's folder is needed and missing.
+            ModelError: a folder or config is not a causal LM.
+        """
+        if self.layers is not None:
+            if teacher is None:
+                raise StudentSpecError(
+                    f"student {self.text!r} takes weights from the teacher; name its folder with --teacher"
+                )
+            return _from_teacher(require_model_folder(teacher, what="teacher"), self.layers)
+        if self.folder is not None:
+            return load_model(self.folder)
+        assert self.config is not None
+        return _fresh(self.config, seed)
+
+
+def require_model_folder(folder: Path, *, what: str) -> Path:
+    """The folder itself, after proving that it holds a model's config.
+
+    Raises:
+        ModelError: it does not exist or holds no config.json.
+    """
+    if not (folder / "config.json").is_file():
+        found = "does not exist" if not folder.exists() else "has no config.json"
+        raise ModelError(f"{what} folder {folder} {found}; a Hugging Face model folder is needed")
+    return folder
+
+
+def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> Any:
+    """A causal LM from a folder; safetensors only, no code from the folder is run.
+
+    Raises:
+        ModelError: transformers cannot load it as a causal LM.
+    """
+    from transformers import AutoModelForCausalLM
+
+    require_model_folder(folder, what="model")
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder} cannot be loaded as a causal LM with safetensors weights: {error}") from error
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder.
+
+    Raises:
+        ModelError: there is none that transformers can load.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder} holds no tokenizer that can be loaded: {error}") from error
+
+
+def spread_layers(total: int, count: int) -> tuple[int, ...]:
+    """`count` layer numbers of 0..total-1, evenly spread, first and last among them (one layer: the first)."""
+    if not 1 <= count <= total:
+        raise StudentSpecError(f"{count} layers were asked for; the teacher has {total}, so 1 to {total} are possible")
+    if count == 1:
+        return (0,)
+    return tuple(round(i * (total - 1) / (count - 1)) for i in range(count))
+
+
+def _parse_layers(text: str) -> tuple[int, ...] | int:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise StudentSpecError(
+            f"layers={text!r} is neither a number of layers nor a comma-separated list of layer numbers"
+        )
+    numbers = tuple(int(part) for part in parts)
+    if len(numbers) == 1:
+        return numbers[0]
+    if list(numbers) != sorted(set(numbers)):
+        raise StudentSpecError(f"layers={text!r} must name each layer once, in ascending order")
+    return numbers
+
+
+def _from_teacher(folder: Path, layers: tuple[int, ...] | int) -> Any:
+    """Build a shallower model and fill it with the teacher's weights; the teacher is freed on return."""
+    teacher = load_model(folder)
+    total = teacher.config.get_text_config().num_hidden_layers
+    kept = spread_layers(total, layers) if isinstance(layers, int) else layers
+    if kept[-1] >= total:
+        raise StudentSpecError(f"layer {kept[-1]} was asked for; the teacher in {folder} has layers 0 to {total - 1}")
+    student = _from_config(_shallower(teacher.config, kept, total))
+    prefix = _layer_prefix(teacher, total)
+    weights = _renumber(teacher.state_dict(), prefix, kept)
+    student.load_state_dict(weights, strict=True)
+    student.generation_config = teacher.generation_config
+    return student
+
+
+def _shallower(config: Any, kept: tuple[int, ...], total: int) -> Any:
+    """A copy of the config with the kept layers only; every list with one item per layer is cut likewise."""
+    fields = json.loads(config.to_json_string(use_diff=False))
+    changed = {
+        name: [value[i] for i in kept]
+        for name, value in fields.items()
+        if isinstance(value, list) and len(value) == total
+    }
+    fields.pop("model_type", None)
+    return type(config).from_dict({**fields, **changed, "num_hidden_layers": len(kept)})
+
+
+def _layer_prefix(model: Any, total: int) -> str:
+    """Name of the list that holds the layers, such as `model.layers`."""
+    body = base_model(model)
+    lists = [child for child in body.children() if isinstance(child, nn.ModuleList) and len(child) == total]
+    for name, module in model.named_modules():
+        if any(module is found for found in lists):
+            return str(name)
+    raise StudentSpecError(
+        f"{type(model).__name__} keeps its {total} layers in no list directly under {type(body).__name__}; layers "
+        "cannot be taken from it"
+    )
+
+
+def _renumber(weights: dict[str, torch.Tensor], prefix: str, kept: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """Weights of the kept layers under their new numbers, and everything outside the layers."""
+    new_number = {str(old): str(new) for new, old in enumerate(kept)}
+    renamed = {}
+    for name, value in weights.items():
+        if not name.startswith(prefix + "."):
+            renamed[name] = value
+            continue
+        number, _, rest = name.removeprefix(prefix + ".").partition(".")
+        if number in new_number:
+            renamed[f"{prefix}.{new_number[number]}.{rest}"] = value
+    return renamed
+
+
+def _fresh(path: Path, seed: int) -> Any:
+    """A freshly initialised model of the architecture in a config.json."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        torch.manual_seed(seed)
+        return _from_config(config)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{path} does not describe a causal LM that transformers knows: {error}") from error
+
+
+def _from_config(config: Any) -> Any:
+    """A model with fresh float32 weights."""
+    from transformers import AutoModelForCausalLM
+
+    auto: Any = AutoModelForCausalLM
+    return auto.from_config(config, dtype=torch.float32)

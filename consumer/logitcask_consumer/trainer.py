@@ -1,0 +1,192 @@
+"""DistillTrainer: transformers.Trainer with the loss on sparse targets, through the LM head in chunks."""
+
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from logitcask_consumer.config import TrainConfig
+from logitcask_consumer.data import Batch, CaskDataset, Collator, ShardBlockSampler, target_of
+from logitcask_consumer.losses import get_loss
+from logitcask_consumer.student_forward import DistillTask, attach
+from logitcask_schemas.errors import LogitcaskError
+
+
+class NotFiniteError(LogitcaskError, ArithmeticError):
+    """The loss became NaN or infinite."""
+
+
+def training_arguments(config: TrainConfig, checkpoints: Path) -> TrainingArguments:
+    """The arguments of transformers that a run of ours needs.
+
+    Raises:
+        TrainConfigError: the batch does not divide among the processes.
+    """
+    base = TrainingArguments(output_dir=str(checkpoints))  # reads the launcher's environment
+    micro, accumulation = config.batch_shape(base.world_size)
+    bfloat16 = config.precision == "bfloat16" or (
+        config.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    )
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        learning_rate=config.lr,
+        warmup_steps=config.warmup,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": config.min_lr_ratio},
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        adam_beta2=0.95,
+        seed=config.seed,
+        bf16=bfloat16,
+        gradient_checkpointing=config.gradient_checkpointing,
+        save_strategy="steps",
+        save_steps=config.save_steps,
+        save_total_limit=config.keep_checkpoints,
+        logging_strategy="steps",
+        logging_steps=config.logging_steps,
+        logging_nan_inf_filter=False,  # a NaN must show, and stop the run
+        dataloader_num_workers=config.workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_persistent_workers=config.workers > 0,
+        remove_unused_columns=False,  # the batch holds more than the model's forward takes
+        average_tokens_across_devices=True,
+        disable_tqdm=True,  # our own bar
+        report_to=list(config.report_to) or "none",
+    )
+
+
+class DistillTrainer(Trainer):
+    """Trains a student on a CaskDataset.
+
+    The loss of an optimizer step is the mean over all trained positions of all its micro-batches on all processes, so
+    neither accumulation nor the number of processes changes it. Order of data, checkpoints and resumption are
+    transformers', with a sampler that depends on (seed, epoch) alone.
+    """
+
+    # compute_loss divides by the positions of the whole step already.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: Any,
+        dataset: CaskDataset,
+        config: TrainConfig,
+        *,
+        checkpoints: Path,
+        tokenizer: Any,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        """Prepare training.
+
+        Args:
+            model: a causal LM; its forward learns to yield losses (see `student_forward`).
+            dataset: what to train on.
+            config: the run.
+            checkpoints: folder for checkpoints.
+            tokenizer: saved beside the weights; its padding id fills unused slots.
+            callbacks: besides those of transformers.
+
+        Raises:
+            UnknownLossError, LossMismatchError: the loss is unknown or does not fit the cask's capture mode.
+        """
+        self.distill_config = config
+        self.distill_loss = get_loss(config.loss)
+        mode = dataset.manifest.capture.mode
+        self.distill_loss.require_mode(mode)
+        self._sampled_tail = mode != "topk"
+        attach(model)
+        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        super().__init__(
+            model=model,
+            args=training_arguments(config, checkpoints),
+            train_dataset=dataset,
+            data_collator=cast("Any", Collator(seq_len=dataset.seq_len, pad_id=pad_id)),
+            processing_class=tokenizer,
+            callbacks=callbacks,
+        )
+        self.remove_callback(PrinterCallback)
+        # Older versions of transformers ask this flag instead of `loss_is_scaled_for_ga`.
+        self.model_accepts_loss_kwargs = True
+        # kd, ce, entropy, positions since the last log; on the device, so that no step waits for them.
+        self._sums = torch.zeros(4, dtype=torch.float64, device=self.args.device)
+        self._since = time.monotonic()
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Loss of one micro-batch, already divided by the positions of the whole optimizer step."""
+        batch: Batch = inputs
+        task = DistillTask(
+            target=target_of(batch, sampled_tail=self._sampled_tail),
+            slots_T=batch["slots"],
+            loss=self.distill_loss,
+            ce_weight=self.distill_config.ce_weight,
+            chunk_rows=self.distill_config.chunk_rows,
+        )
+        out = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], distill=task)
+        positions = len(batch["slots"])
+        if model.training:
+            self._count(out["kd_T"], out["ce_T"], batch["entropy"], positions)
+        if num_items_in_batch is None:
+            loss = out["loss"] / positions
+        else:
+            # DDP averages gradients over processes; the divisor already counts the positions of all of them.
+            loss = out["loss"] * (self.accelerator.num_processes / num_items_in_batch)
+        return (loss, out) if return_outputs else loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
+        """Trained positions of all micro-batches of an optimizer step, over all processes."""
+        count = torch.tensor(sum(len(batch["slots"]) for batch in batch_samples), device=device)
+        gathered: Tensor = self.accelerator.gather(count)
+        return gathered.sum()
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> ShardBlockSampler:
+        dataset = cast("CaskDataset", self.train_dataset if train_dataset is None else train_dataset)
+        return ShardBlockSampler(dataset.sequences_per_group, seed=self.distill_config.seed)
+
+    def _count(self, kd_T: Tensor, ce_T: Tensor, entropy_T: Tensor, positions: int) -> None:
+        sums = [kd_T.sum(dtype=torch.float64), ce_T.sum(dtype=torch.float64), entropy_T.sum(dtype=torch.float64)]
+        self._sums += torch.stack([*sums, torch.full_like(sums[0], positions)])
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add means per position (nats) and throughput since the last log.
+
+        Raises:
+            NotFiniteError: the loss is no longer a number; weights have been lost to it since the last checkpoint.
+        """
+        if "loss" in logs:
+            logs = self._with_metrics(logs)
+            if not all(map(_finite, (logs["loss"], logs["ce"]))):
+                raise NotFiniteError(
+                    f"step {self.state.global_step}: loss {logs['loss']}, cross-entropy {logs['ce']}. Resume from the "
+                    "last checkpoint with a lower learning rate or a longer warmup"
+                )
+        super().log(logs, start_time)
+
+    def _with_metrics(self, logs: dict[str, float]) -> dict[str, float]:
+        kd, ce, entropy, positions = self.accelerator.reduce(self._sums, reduction="sum").tolist()
+        now = time.monotonic()
+        more = {"kd": kd / positions, "ce": ce / positions, "teacher_entropy": entropy / positions}
+        if self.distill_loss.kl_value:
+            more["kl"] = more["kd"] - more["teacher_entropy"]
+        more |= {"positions": positions, "tokens_per_second": positions / max(now - self._since, 1e-9)}
+        self._sums.zero_()
+        self._since = now
+        renamed = {"learning_rate": "lr"}
+        return {renamed.get(name, name): value for name, value in logs.items()} | more
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """As transformers, without the pickled arguments it leaves beside the weights."""
+        super()._save(output_dir, state_dict)
+        (Path(output_dir or str(self.args.output_dir)) / "training_args.bin").unlink(missing_ok=True)
+
+
+def _finite(value: float) -> bool:
+    return value == value and abs(value) != float("inf")

@@ -1,0 +1,171 @@
+"""A whole training run: casks and a student in, a Hugging Face folder out; resumable at any point."""
+
+import importlib.metadata
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from logitcask_consumer.callbacks import LogWhenSaving, MetricsLog, ProgressBar, read_metrics
+from logitcask_consumer.checkpoints import (
+    CHECKPOINTS_NAME,
+    INITIAL_NAME,
+    METRICS_NAME,
+    choose_checkpoint,
+    read_run,
+    require_same_run,
+    write_run,
+)
+from logitcask_consumer.config import TrainConfig
+from logitcask_consumer.data import CaskDataset, open_casks
+from logitcask_consumer.losses import LMHead, check_head, get_loss
+from logitcask_consumer.student_forward import check_packing
+from logitcask_consumer.students import StudentSpec, load_model, load_tokenizer
+from logitcask_consumer.trainer import DistillTrainer
+from logitcask_schemas.cask import Cask
+from logitcask_schemas.errors import IdentityMismatchError
+from logitcask_schemas.tokenizer_fingerprint import tokenizer_fingerprint
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """What a run came to."""
+
+    output: Path
+    """Hugging Face folder of the trained student."""
+    initial: Path | None
+    """Folder of the student before training, where it was saved or existed."""
+    run: dict[str, Any]
+    """The run document (logitcask.json)."""
+    resumed_from: Path | None
+    """Checkpoint that this call continued from."""
+    already_finished: bool
+    """The run had been finished before; nothing was done."""
+
+
+def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResult:
+    """Train a student, or continue where an earlier call was interrupted.
+
+    Args:
+        config: the run.
+        say: receives messages for people.
+
+    Raises:
+        CaskError: a cask cannot be opened, is damaged, or belongs to another tokenizer, teacher or spec.
+        ModelError: student or teacher cannot be loaded, or its vocabulary is not the teacher's.
+        LossMismatchError: the loss does not fit the cask's capture mode.
+        RunFolderError: the output folder holds another run.
+    """
+    get_loss(config.loss)
+    spec = StudentSpec.parse(config.student)
+    tokenizer = load_tokenizer(spec.tokenizer_folder(config.teacher))
+    casks = open_casks(config.casks, tokenizer_fingerprint=tokenizer_fingerprint(tokenizer))
+    described = [_describe(cask) for cask in casks]
+    checkpoint = choose_checkpoint(config)
+    before = read_run(config.output)
+    if before is not None:
+        require_same_run(before, config, described)
+        if before["status"] == "finished":
+            say(f"{config.output} is finished; nothing to do")
+            return _result(config, spec, before, None, already_finished=True)
+    dataset = CaskDataset(
+        casks, seq_len=config.seq_len, overlap=config.overlap, packing=config.packing, seed=config.seed
+    )
+    get_loss(config.loss).require_mode(dataset.manifest.capture.mode)
+    model = load_model(checkpoint) if checkpoint else spec.build(config.teacher, seed=config.seed)
+    _check_student(model, dataset, config)
+    content = {
+        "logitcask": importlib.metadata.version("logitcask"),
+        "casks": described,
+        "settings": config.binding(),
+        "student": {"spec": config.student, "parameters": model.num_parameters()},
+    }
+    write_run(config.output, "running", content)
+    if checkpoint is None and spec.folder is None:
+        _save_model(model, tokenizer, config.output / INITIAL_NAME)
+    say(
+        f"{dataset.num_documents:,} documents, {dataset.num_positions:,} positions in {len(dataset):,} sequences of "
+        f"{config.seq_len} ({dataset.fill:.1%} full); student of {model.num_parameters():,} parameters"
+        + (f"; continuing from {checkpoint.name}" if checkpoint else "")
+    )
+    result = _run(config, model, dataset, tokenizer, checkpoint)
+    _save_model(model, tokenizer, config.output)
+    content["result"] = result
+    write_run(config.output, "finished", content)
+    return _result(config, spec, {"status": "finished", **content}, checkpoint, already_finished=False)
+
+
+def _run(
+    config: TrainConfig, model: Any, dataset: CaskDataset, tokenizer: Any, checkpoint: Path | None
+) -> dict[str, Any]:
+    """Train; returns the summary that goes into the run document."""
+    progress, metrics = ProgressBar(), MetricsLog(config.output / METRICS_NAME)
+    trainer = DistillTrainer(
+        model,
+        dataset,
+        config,
+        checkpoints=config.output / CHECKPOINTS_NAME,
+        tokenizer=tokenizer,
+        callbacks=[LogWhenSaving(), metrics, progress],
+    )
+    started = time.monotonic()
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        progress.close()
+        metrics.close()
+    lines = read_metrics(config.output / METRICS_NAME)
+    return {
+        "steps": trainer.state.global_step,
+        "positions": sum(line["positions"] for line in lines),
+        "seconds_of_last_call": time.monotonic() - started,
+        "first": lines[0],
+        "last": lines[-1],
+    }
+
+
+def _check_student(model: Any, dataset: CaskDataset, config: TrainConfig) -> None:
+    """Vocabulary, head and packing of the student fit what it is to be trained on."""
+    vocab, expected = LMHead.from_model(model).vocab_size, dataset.manifest.teacher.vocab_size
+    if vocab != expected:
+        raise IdentityMismatchError(
+            f"the student's vocabulary has {vocab} ids, the teacher's logits had {expected}; resize the student's "
+            "embeddings (resize_token_embeddings) or take a student of the teacher's family"
+        )
+    check_head(model)
+    if config.packing != "none":
+        check_packing(model)
+
+
+def _describe(cask: Cask) -> dict[str, Any]:
+    """What identifies a cask's content, without its path."""
+    return {
+        "identity": cask.manifest.identity_digest(),
+        "teacher": cask.manifest.teacher.model_dump(mode="json"),
+        "capture": cask.manifest.capture.canonical(),
+        "shards": sorted(entry.name for entry in cask.entries),
+        "documents": len(cask),
+        "positions": cask.num_positions,
+    }
+
+
+def _save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """A Hugging Face folder."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _result(
+    config: TrainConfig, spec: StudentSpec, run: dict[str, Any], checkpoint: Path | None, *, already_finished: bool
+) -> TrainResult:
+    saved = config.output / INITIAL_NAME
+    return TrainResult(
+        output=config.output,
+        initial=saved if saved.is_dir() else spec.folder,
+        run=run,
+        resumed_from=checkpoint,
+        already_finished=already_finished,
+    )

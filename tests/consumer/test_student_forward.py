@@ -1,0 +1,82 @@
+"""The forward pass with the loss in it: packed equals alone, and the loss equals one computed by hand."""
+
+import pytest
+import torch
+from cask_builder import VOCAB, build_cask, random_documents, save_teacher, tiny_model
+
+from logitcask_consumer.data import CaskDataset, Collator, open_casks, target_of
+from logitcask_consumer.losses import get_loss
+from logitcask_consumer.student_forward import DistillTask, attach, check_packing
+from logitcask_schemas.errors import ModelError
+
+GPT2 = {"n_embd": 32, "n_head": 2, "n_layer": 4, "n_positions": 256}
+KINDS = {"llama": {}, "qwen3": {}, "gemma2": {"sliding_window": 16}, "gpt2": GPT2}
+
+
+@pytest.fixture(scope="module")
+def cask(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    teacher = save_teacher(folder / "teacher")
+    return open_casks([build_cask(folder / "cask", teacher, random_documents(12))], tokenizer_fingerprint=None)[0]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_of_a_packed_document_are_those_it_has_alone(cask, kind, attention):
+    if (kind, attention) == ("gemma2", "sdpa"):
+        pytest.skip("transformers runs Gemma 2 with eager attention only")
+    student = tiny_model(kind, attn_implementation=attention, **KINDS[kind])
+    check_packing(student)
+    dataset = CaskDataset([cask], seq_len=128)
+    windows = [dataset[b] for b in range(len(dataset))]
+    assert max(map(len, windows)) > 1, "nothing was packed"
+    batch = Collator(seq_len=128, pad_id=0)(windows)
+    with torch.no_grad():
+        packed = student(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+        rows = packed.flatten(0, 1)[batch["slots"]]
+        for document in range(len(cask)):
+            tokens = torch.from_numpy(cask.read(document).token_ids_L.astype("int64"))
+            alone = student(input_ids=tokens[None, :-1], use_cache=False).logits[0]
+            torch.testing.assert_close(rows[batch["documents"] == document], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_negative_control_without_position_ids_packed_documents_mix(cask):
+    student = tiny_model()
+    dataset = CaskDataset([cask], seq_len=128)
+    batch = Collator(seq_len=128, pad_id=0)([dataset[0]])
+    with torch.no_grad():
+        kept = student(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits
+        mixed = student(input_ids=batch["input_ids"]).logits
+    assert float((kept - mixed).abs().max()) > 1e-2
+
+
+def test_a_student_that_ignores_position_ids_is_refused():
+    student = tiny_model()
+    body, forward = student.model, student.model.forward
+    body.forward = lambda *args, position_ids=None, **kwargs: forward(*args, **kwargs)
+    with pytest.raises(ModelError, match="--packing none"):
+        check_packing(student)
+
+
+@pytest.mark.parametrize("packing", ["best_fit", "none"])
+def test_loss_and_gradients_equal_those_of_the_models_own_logits(cask, packing):
+    dataset = CaskDataset([cask], seq_len=64, packing=packing)
+    batch = Collator(seq_len=64, pad_id=0)([dataset[b] for b in range(len(dataset))])
+    target = target_of(batch, sampled_tail=True)
+    student = tiny_model(seed=3).double()
+    inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
+    logits = student(**inputs, use_cache=False).logits.flatten(0, 1)[batch["slots"]]
+    logp = torch.log_softmax(logits, -1)
+    head = target.head_weights_H.double() * logp[target.head_rows_H, target.head_ids_H]
+    tail = target.tail_weights_N.double() * logp[target.tail_rows_N, target.tail_ids_N]
+    expected = -head.sum() - tail.sum()
+    want = torch.autograd.grad(expected, list(student.parameters()))
+    attach(student)
+    task = DistillTask(target=target, slots_T=batch["slots"], loss=get_loss("forward_kl"), ce_weight=0.0, chunk_rows=17)
+    out = student(**inputs, distill=task)
+    got = torch.autograd.grad(out["loss"], list(student.parameters()))
+    torch.testing.assert_close(out["loss"], expected, rtol=1e-6, atol=0)
+    for mine, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
+    plain = student(**inputs, use_cache=False).logits
+    assert plain.shape[-1] == VOCAB, "without a task the forward is the model's own"

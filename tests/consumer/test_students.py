@@ -1,0 +1,107 @@
+"""Students from the teacher's layers, from folders and from configs; bad descriptions give clear errors."""
+
+import json
+
+import pytest
+import torch
+from cask_builder import save_teacher, tiny_model
+
+from logitcask_consumer.students import StudentSpec, StudentSpecError, load_model, load_tokenizer, spread_layers
+from logitcask_schemas.errors import ModelError
+
+IDS = torch.arange(2, 20)[None]
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS, use_cache=False).logits
+
+
+@pytest.mark.parametrize(
+    ("total", "count", "expected"),
+    [(30, 10, (0, 3, 6, 10, 13, 16, 19, 23, 26, 29)), (4, 4, (0, 1, 2, 3)), (12, 2, (0, 11)), (5, 1, (0,))],
+)
+def test_layers_are_spread_evenly(total, count, expected):
+    assert spread_layers(total, count) == expected
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2", "gpt2"])
+def test_layers_of_the_teacher_compute_what_they_did_there(kind, tmp_path):
+    more = {"n_embd": 32, "n_head": 2, "n_layer": 4, "n_positions": 256} if kind == "gpt2" else {}
+    teacher = save_teacher(tmp_path, kind=kind, **more)
+    student = StudentSpec.parse("from-teacher:layers=0,2,3").build(tmp_path, seed=0)
+    assert student.config.num_hidden_layers == 3
+    # The teacher without layer 1, by hand: same layers, so the same hidden states.
+    layers = teacher.transformer.h if kind == "gpt2" else teacher.model.layers
+    del layers[1]
+    teacher.config.num_hidden_layers = 3
+    if kind == "gemma2":
+        teacher.config.layer_types = [t for i, t in enumerate(teacher.config.layer_types) if i != 1]
+        assert student.config.layer_types == teacher.config.layer_types
+    torch.testing.assert_close(logits(student), logits(teacher), rtol=0, atol=1e-5)
+
+
+def test_a_student_with_all_layers_is_the_teacher(tmp_path):
+    teacher = save_teacher(tmp_path)
+    student = StudentSpec.parse("from-teacher:layers=4").build(tmp_path, seed=0)
+    torch.testing.assert_close(logits(student), logits(teacher), rtol=0, atol=0)
+    student.save_pretrained(tmp_path / "student")
+    torch.testing.assert_close(logits(load_model(tmp_path / "student")), logits(teacher), rtol=0, atol=0)
+
+
+def test_folder_and_config(tmp_path):
+    saved = save_teacher(tmp_path)
+    torch.testing.assert_close(logits(StudentSpec.parse(str(tmp_path)).build(None, seed=0)), logits(saved))
+    fresh = StudentSpec.parse(str(tmp_path / "config.json"))
+    same, other = fresh.build(None, seed=1), fresh.build(None, seed=2)
+    torch.testing.assert_close(logits(same), logits(fresh.build(None, seed=1)), rtol=0, atol=0)
+    assert not torch.equal(logits(same), logits(other))
+
+
+def test_a_tokenizer_is_the_students_own_or_the_teachers(tmp_path):
+    save_teacher(tmp_path / "teacher")
+    tiny_model().save_pretrained(tmp_path / "bare")
+    teacher = tmp_path / "teacher"
+    assert StudentSpec.parse(str(teacher)).tokenizer_folder(None) == teacher
+    assert StudentSpec.parse(str(tmp_path / "bare")).tokenizer_folder(teacher) == teacher
+    assert StudentSpec.parse("from-teacher:layers=2").tokenizer_folder(teacher) == teacher
+    with pytest.raises(StudentSpecError, match="--teacher"):
+        StudentSpec.parse(str(tmp_path / "bare")).tokenizer_folder(None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("from-teacher:layers=ten", "neither a number"),
+        ("from-teacher:layers=3,1", "ascending"),
+        ("from-teacher:layers=1,1,2", "ascending"),
+        ("no/such/thing", "neither"),
+    ],
+)
+def test_descriptions_that_mean_nothing(text, message):
+    with pytest.raises(StudentSpecError, match=message):
+        StudentSpec.parse(text)
+
+
+def test_layers_that_do_not_exist(tmp_path):
+    save_teacher(tmp_path)
+    for text, message in (("5", "has 4"), ("0,4", "layers 0 to 3")):
+        with pytest.raises(StudentSpecError, match=message):
+            StudentSpec.parse(f"from-teacher:layers={text}").build(tmp_path, seed=0)
+    with pytest.raises(StudentSpecError, match="--teacher"):
+        StudentSpec.parse("from-teacher:layers=2").build(None, seed=0)
+
+
+def test_folders_that_are_no_models(tmp_path):
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        StudentSpec.parse(str(tmp_path))
+    with pytest.raises(ModelError, match="does not exist"):
+        load_model(tmp_path / "gone")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(ModelError, match="safetensors"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "nonsense"}))
+    with pytest.raises(ModelError, match="causal LM"):
+        StudentSpec.parse(str(tmp_path / "config.json")).build(None, seed=0)
+    with pytest.raises(ModelError, match="tokenizer"):
+        load_tokenizer(tmp_path)
