@@ -109,3 +109,53 @@ class DocumentRecords:
     def id(self) -> bytes:
         """SHA-256 over the token ids, see `document_id`."""
         return document_id(self.token_ids_L)
+
+    def check(self, vocab_size: int, *, where: str) -> None:
+        """Raise InvalidRecordError where tokens and records break the format's invariants or each other.
+
+        Beyond `Records.check`: every position's head holds the token that really came next, which also catches
+        records shifted against their tokens, and draws ascend within a position.
+        """
+        for name, ids in (
+            ("token_ids", self.token_ids_L),
+            ("head_ids", self.records.head_ids_H),
+            ("tail_ids", self.records.tail_ids_N),
+        ):
+            if ids.dtype.kind != "u":
+                raise InvalidRecordError(f"{where}: {name} should be unsigned integers, got {ids.dtype}")
+        if len(self.token_ids_L) < 2:
+            raise InvalidRecordError(
+                f"{where}: has {len(self.token_ids_L)} tokens; without a second one there is no position"
+            )
+        if (largest := int(self.token_ids_L.max())) >= vocab_size:
+            raise InvalidRecordError(f"{where}: token_ids holds id {largest}, the vocabulary has {vocab_size}")
+        self.records.check(vocab_size, where=where)
+        self._require_next_tokens(where)
+        self._require_ascending_draws(where)
+
+    def _require_next_tokens(self, where: str) -> None:
+        records = self.records
+        counts = records.head_counts_P.astype(np.intp)
+        is_next_H = records.head_ids_H == np.repeat(self.token_ids_L[1:], counts)
+        found_P = np.logical_or.reduceat(is_next_H, np.cumsum(counts) - counts)
+        if not found_P.all():
+            at = int(np.argmin(found_P))
+            raise InvalidRecordError(
+                f"{where}: the head of position {at} lacks the next token {int(self.token_ids_L[at + 1])}; "
+                f"{len(found_P) - int(found_P.sum())} of {len(found_P)} positions do. Are records and tokens shifted?"
+            )
+
+    def _require_ascending_draws(self, where: str) -> None:
+        ids, counts = self.records.tail_ids_N, self.records.tail_counts_P
+        if len(ids) < 2:
+            return
+        descends = ids[1:] < ids[:-1]
+        starts = np.cumsum(counts, dtype=np.int64)[:-1]
+        starts = starts[(starts > 0) & (starts < len(ids))]
+        descends[starts - 1] = False
+        if descends.any():
+            at = int(np.argmax(descends)) + 1
+            position = int(np.searchsorted(np.cumsum(counts, dtype=np.int64), at, side="right"))
+            raise InvalidRecordError(
+                f"{where}: draws of position {position} do not ascend: {int(ids[at])} follows {int(ids[at - 1])}"
+            )

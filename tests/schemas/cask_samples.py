@@ -44,14 +44,20 @@ def make_document(
 
     log_tail_mass = values(positions)
     log_tail_mass[tail_counts == 0] = -np.inf
+    token_ids = random.integers(0, vocab_size, length).astype(ids)
+    head_ids = random.integers(0, vocab_size, heads).astype(ids)
+    head_ids[np.cumsum(head_counts, dtype=np.int64) - 1] = token_ids[1:]
+    tail_ids = random.integers(0, vocab_size, draws).astype(ids)
+    # Ascending within each position: sort by (position, id).
+    tail_ids = tail_ids[np.lexsort((tail_ids, np.repeat(np.arange(positions), tail_counts)))]
     return DocumentRecords(
-        token_ids_L=random.integers(0, vocab_size, length).astype(ids),
+        token_ids_L=token_ids,
         records=Records(
             head_counts_P=head_counts,
-            head_ids_H=random.integers(0, vocab_size, heads).astype(ids),
+            head_ids_H=head_ids,
             head_logprobs_H=values(heads),
             tail_counts_P=tail_counts,
-            tail_ids_N=random.integers(0, vocab_size, draws).astype(ids),
+            tail_ids_N=tail_ids,
             log_tail_mass_P=log_tail_mass,
             entropy_P=-values(positions),
             tail_logprobs_N=values(draws) if spec.tail_logprobs else None,

@@ -184,7 +184,9 @@ def test_other_tokenizer_is_refused(cask_path: Path) -> None:
     [
         ({"head_ids_H": np.full(0, 1, np.uint16)}, "head_ids"),
         ({"entropy_P": np.full(9, np.nan, np.float16)}, "entropy"),
-        ({"token_ids_L": np.full(10, 60_000, np.uint16)}, "token id 60000"),
+        ({"token_ids_L": np.full(10, 60_000, np.uint16)}, "token_ids holds id 60000"),
+        ({"token_ids_L": np.roll(make_document(10, 1).token_ids_L, 1)}, "lacks the next token .* shifted"),
+        ({"tail_ids_N": make_document(10, 1).records.tail_ids_N[::-1]}, "do not ascend"),
         ({"token_ids_L": np.full(10, -1, np.int64)}, "unsigned"),
         ({"log_z_PT": np.zeros((9, 1), np.float16)}, "does not store"),
     ],

@@ -101,7 +101,7 @@ def _require_valid(shard: Shard, row: int, vocab_size: int) -> None:
     where = f"{shard.path}: document {row} ({stored.hex()[:16]})"
     if stored != computed:
         raise CaskError(f"{where}: its token ids give the id {computed.hex()}")
-    document.records.check(vocab_size, where=where)
+    document.check(vocab_size, where=where)
 
 
 def _sha256(shard: Shard) -> str:

@@ -1,0 +1,115 @@
+"""Makes the golden casks: `python tests/golden/make_casks.py` with the packages importable. Only for a new version.
+
+Values are plain arithmetic, exact in float16, so that no generator or platform has a say in the bytes; they are no
+distributions.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_schemas.cask import CaskWriter
+from logitcask_schemas.cask.files import LocalFiles
+from logitcask_schemas.cask.index import write_manifest
+from logitcask_schemas.identity import TeacherIdentity
+from logitcask_schemas.manifest import CaskManifest
+from logitcask_schemas.records import DocumentRecords, Records
+
+HERE = Path(__file__).parent
+CASES: dict[str, tuple[int, CaptureSpec]] = {
+    "cask-v1-u16-f16": (49_152, CaptureSpec()),
+    "cask-v1-u24-f32": (
+        262_144,
+        CaptureSpec(logprob_codec="f32", tail_logprobs=True, temperatures=(2.0, 4.0), pinned_ids=(1,), seed=7),
+    ),
+}
+SHARDS = ((2, 5, 12), (3,))
+"""Lengths of the documents of each shard."""
+
+
+def document(length: int, vocab_size: int, spec: CaptureSpec) -> DocumentRecords:
+    positions = length - 1
+    ids = np.uint16 if vocab_size <= 65_536 else np.uint32
+    value = {"f16": np.float16, "f32": np.float32}[spec.logprob_codec]
+    head_counts = (1 + np.arange(positions) % 4).astype(np.uint8)
+    tail_counts = (np.arange(positions) % 3).astype(np.uint8)
+    heads, draws = int(head_counts.sum()), int(tail_counts.sum())
+
+    def spread(count: int, salt: int) -> Any:
+        return ((np.arange(count, dtype=np.int64) * 7919 + 104_729 * salt * length) % vocab_size).astype(ids)
+
+    token_ids, head_ids, tail_ids = spread(length, 1), spread(heads, 2), spread(draws, 3)
+    head_ids[np.cumsum(head_counts, dtype=np.int64) - 1] = token_ids[1:]
+    tail_ids = tail_ids[np.lexsort((tail_ids, np.repeat(np.arange(positions), tail_counts)))]
+
+    def eighths(count: int, salt: int) -> Any:
+        return (-2 - ((np.arange(count) + salt) % 64) / 8).astype(value)
+
+    log_tail_mass = eighths(positions, 3)
+    log_tail_mass[tail_counts == 0] = -np.inf
+    temperatures = len(spec.temperatures)
+    return DocumentRecords(
+        token_ids_L=token_ids,
+        records=Records(
+            head_counts_P=head_counts,
+            head_ids_H=head_ids,
+            head_logprobs_H=eighths(heads, 1),
+            tail_counts_P=tail_counts,
+            tail_ids_N=tail_ids,
+            log_tail_mass_P=log_tail_mass,
+            entropy_P=-eighths(positions, 5),
+            tail_logprobs_N=eighths(draws, 9) if spec.tail_logprobs else None,
+            log_z_PT=-eighths(positions * temperatures, 2).reshape(positions, temperatures) if temperatures else None,
+        ),
+    )
+
+
+def make_cask(path: Path, name: str) -> list[DocumentRecords]:
+    """Write one golden cask, with a fixed time of creation; returns its documents."""
+    vocab_size, spec = CASES[name]
+    teacher = TeacherIdentity(
+        model="golden",
+        weights_digest="0" * 64,
+        dtype="float32",
+        vocab_size=vocab_size,
+        tokenizer_fingerprint="1" * 64,
+        engine="transformers",
+        engine_version="5",
+    )
+    path.mkdir()
+    manifest = CaskManifest(
+        teacher=teacher, capture=spec, created_by="make_casks.py", created_at="2026-01-01T00:00:00+00:00"
+    )
+    write_manifest(LocalFiles(), path, manifest)
+    documents = [[document(length, vocab_size, spec) for length in lengths] for lengths in SHARDS]
+    writer = CaskWriter.create(path, teacher=teacher, capture=spec)
+    writer.publish(documents[0])
+    writer.close()
+    writer.publish(documents[1])  # stays out of the index, so that readers must look at entry files too
+    (path / "cask.lock").unlink()
+    return [one for shard in documents for one in shard]
+
+
+def as_json(one: DocumentRecords) -> dict[str, Any]:
+    """A document's columns as plain lists; -inf as a string, which JSON lacks."""
+    columns: dict[str, Any] = {"id": one.id.hex(), "token_ids": one.token_ids_L.tolist()}
+    for field in Records.__dataclass_fields__:
+        if (column := getattr(one.records, field)) is not None:
+            columns[field.rpartition("_")[0]] = column.tolist()
+    return columns
+
+
+def main() -> None:
+    for name in CASES:
+        shutil.rmtree(HERE / name, ignore_errors=True)
+        documents = [as_json(one) for one in make_cask(HERE / name, name)]
+        text = json.dumps(sorted(documents, key=lambda columns: columns["id"]), indent=1)
+        (HERE / f"{name}.expected.json").write_text(text.replace("-Infinity", '"-inf"') + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Golden casks: every release reads them, and the writer still makes the very same bytes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from make_casks import CASES, as_json, make_cask
+
+from logitcask_schemas.cask import Cask
+from logitcask_schemas.cask.verify import strangers, verify_shards
+
+HERE = Path(__file__).parent
+WRITTEN_BY_PYARROW = "26"
+"""Arrow's own framing may change between its major versions; what it frames may not."""
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_they_are_read(name: str) -> None:
+    cask = Cask.open(HERE / name, tokenizer_fingerprint="1" * 64)
+    expected = json.loads((HERE / f"{name}.expected.json").read_text())
+    found = sorted((as_json(cask.read(number)) for number in range(len(cask))), key=lambda columns: columns["id"])
+    assert len(found) == len(expected)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.keys() == theirs.keys()
+        for column, values in theirs.items():
+            if column != "id":
+                np.testing.assert_array_equal(mine[column], np.array(values, dtype=np.float64))
+    assert strangers(cask) == []
+    assert not [problem for report in verify_shards(cask) for problem in report.problems]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_writer_makes_the_same_bytes(name: str, tmp_path: Path) -> None:
+    make_cask(tmp_path / name, name)
+    made = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    golden = {path.relative_to(HERE): path.read_bytes() for path in (HERE / name).rglob("*") if path.is_file()}
+    if pa.__version__.partition(".")[0] != WRITTEN_BY_PYARROW:
+        pytest.skip(f"golden shards were framed by pyarrow {WRITTEN_BY_PYARROW}, this is {pa.__version__}")
+    assert made == golden
