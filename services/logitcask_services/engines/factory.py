@@ -1,0 +1,49 @@
+"""One door to every engine."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any, Literal
+
+from logitcask_schemas.errors import MissingExtraError, ModelError
+from logitcask_services.engines.model_folder import ModelFolder
+from logitcask_services.engines.protocol import Engine
+
+EngineKind = Literal["vllm", "transformers"]
+
+
+def load_engine(
+    kind: EngineKind,
+    model_path: Path,
+    *,
+    dtype: str = "auto",
+    max_model_len: int | None = None,
+    options: dict[str, Any] | None = None,
+) -> Engine:
+    """Load a teacher.
+
+    Args:
+        kind: "vllm", or "transformers" for the reference engine.
+        model_path: folder in the Hugging Face layout.
+        dtype: "auto", "float32", "bfloat16" or "float16".
+        max_model_len: most tokens of a document; None: what the model was made for.
+        options: further keyword arguments: vLLM's `EngineArgs`, or those of `TransformersEngine`.
+
+    Returns:
+        The engine; close it when done.
+
+    Raises:
+        ModelError: the folder is not a model, or the engine cannot serve it.
+        MissingExtraError: the engine is not installed here.
+    """
+    if kind not in ("vllm", "transformers"):
+        raise ModelError(f"there is no engine {kind!r}; choose vllm or transformers")
+    folder = ModelFolder.open(model_path)
+    if importlib.util.find_spec(kind) is None:
+        raise MissingExtraError("serve", "teacher", kind)
+    if kind == "vllm":
+        from logitcask_services.engines.vllm_engine import VllmEngine
+
+        return VllmEngine(folder, dtype=dtype, max_model_len=max_model_len, options=options or {})
+    from logitcask_services.engines.transformers_engine import TransformersEngine
+
+    return TransformersEngine(folder, dtype=dtype, max_model_len=max_model_len, **(options or {}))

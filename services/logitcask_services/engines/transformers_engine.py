@@ -1,0 +1,127 @@
+"""The teacher on plain transformers: reference and control for vLLM, and the engine of machines without it.
+
+The logits of a whole batch exist at once, B x L x V values: keep `max_model_len` and `batch_documents` in proportion.
+
+Shape legend: B documents of a batch, L tokens (padded), D hidden width, V vocabulary.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+import transformers
+
+from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_schemas.errors import ModelError
+from logitcask_schemas.identity import TeacherIdentity
+from logitcask_schemas.wire import decode_wire
+from logitcask_services.capture import RecordCapture, pack_wire
+from logitcask_services.engines.documents import refusal, result_of
+from logitcask_services.engines.model_folder import ModelFolder
+from logitcask_services.engines.protocol import CaptureResult, CaptureTask
+from logitcask_services.engines.vllm_request import document_key
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_UNBOUNDED = 2**31
+
+
+class TransformersEngine:
+    """`Engine` on plain forward passes. Load with `load_engine`."""
+
+    def __init__(
+        self,
+        folder: ModelFolder,
+        *,
+        dtype: str = "auto",
+        max_model_len: int | None = None,
+        device: str | None = None,
+        batch_documents: int = 1,
+    ) -> None:
+        """Load the model.
+
+        Args:
+            folder: the teacher.
+            dtype: compute dtype, or "auto": float32 on a CPU, the model's own elsewhere.
+            max_model_len: most tokens of a document; None: what the configuration declares.
+            device: torch device; None: an accelerator where there is one, else the CPU.
+            batch_documents: documents per forward pass, padded to the longest.
+
+        Raises:
+            ModelError: the folder's model is no causal language model that transformers can load.
+        """
+        accelerator = torch.accelerator.current_accelerator()
+        self._device = torch.device(device or (accelerator if accelerator is not None else "cpu"))
+        if dtype == "auto":
+            chosen: torch.dtype | str = torch.float32 if self._device.type == "cpu" else "auto"
+        elif dtype in _DTYPES:
+            chosen = _DTYPES[dtype]
+        else:
+            raise ModelError(f"dtype {dtype!r} is not one of auto, {', '.join(_DTYPES)}")
+        auto_model: Any = transformers.AutoModelForCausalLM
+        try:
+            model = auto_model.from_pretrained(folder.path, dtype=chosen, local_files_only=True)
+        except (ValueError, OSError) as error:
+            raise ModelError(f"transformers cannot load {folder.path} as a causal language model: {error}") from error
+        self._model = model.eval().requires_grad_(False).to(self._device)
+        declared = getattr(self._model.config.get_text_config(), "max_position_embeddings", None) or _UNBOUNDED
+        if max_model_len is not None and max_model_len > declared:
+            raise ModelError(f"max_model_len {max_model_len} exceeds the {declared} positions that {folder.path} has")
+        self._max_model_len: int = max_model_len or declared
+        self._batch_documents = batch_documents
+        self._identity = folder.identity(
+            dtype=str(self._model.dtype).removeprefix("torch."),
+            vocab_size=self._model.get_output_embeddings().weight.shape[0],
+            engine="transformers",
+            engine_version=transformers.__version__,
+        )
+
+    @property
+    def identity(self) -> TeacherIdentity:
+        """Who the teacher is."""
+        return self._identity
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens a document may have."""
+        return self._max_model_len
+
+    def capture(self, tasks: Iterable[CaptureTask], spec: CaptureSpec) -> Iterator[CaptureResult]:
+        """Yield one result per task, in order; see `Engine.capture`."""
+        capture = RecordCapture(spec, self._identity.vocab_size)
+        source = iter(tasks)
+        while batch := list(islice(source, self._batch_documents)):
+            sound = []
+            for task in batch:
+                reason = refusal(task, max_model_len=self._max_model_len, vocab_size=self._identity.vocab_size)
+                if reason is None:
+                    sound.append(task)
+                else:
+                    yield CaptureResult(key=task.key, document=None, error=reason)
+            if sound:
+                yield from self._batch(sound, capture)
+
+    def close(self) -> None:
+        """Let go of the model. Idempotent."""
+        self._model = None
+
+    @torch.inference_mode()
+    def _batch(self, tasks: list[CaptureTask], capture: RecordCapture) -> list[CaptureResult]:
+        """Capture documents that the teacher can take, in one padded forward pass."""
+        ids = [torch.from_numpy(task.token_ids_L.astype("int64")) for task in tasks]
+        input_ids_BL = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(self._device)
+        lengths_B1 = torch.tensor([len(document) for document in ids], device=self._device)[:, None]
+        mask_BL = torch.arange(input_ids_BL.shape[1], device=self._device) < lengths_B1
+        # Padding sits on the right, where causal attention keeps it from every real position.
+        arguments = {"attention_mask": mask_BL} if len(tasks) > 1 else {}
+        logits_BLV = self._model(input_ids=input_ids_BL, use_cache=False, **arguments).logits
+        return [self._reduce(task, capture, logits_BLV[i, : len(ids[i]) - 1], ids[i]) for i, task in enumerate(tasks)]
+
+    def _reduce(
+        self, task: CaptureTask, capture: RecordCapture, logits_PV: torch.Tensor, ids_L: torch.Tensor
+    ) -> CaptureResult:
+        positions_P = torch.arange(len(logits_PV), device=self._device)
+        keys_P = torch.full_like(positions_P, document_key(task.token_ids_L))
+        columns = capture(logits_PV, ids_L[1:].to(self._device), keys_P, positions_P)
+        records = decode_wire(pack_wire(columns, self._identity.vocab_size).cpu().numpy())
+        return result_of(task, records, self._identity.vocab_size)

@@ -1,0 +1,196 @@
+"""The teacher on vLLM: documents go in as they come, records come out as they are done, from one thread.
+
+The engine core runs in vLLM's own process; this one sends token ids and receives packed records, which are read in
+place. Nothing is detokenised, and no Python object is made per entry.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_schemas.errors import InvalidRecordError, ModelError
+from logitcask_schemas.identity import TeacherIdentity
+from logitcask_schemas.wire import decode_wire
+from logitcask_services.engines.documents import refusal, result_of
+from logitcask_services.engines.errors import EngineError
+from logitcask_services.engines.model_folder import ModelFolder
+from logitcask_services.engines.protocol import CaptureResult, CaptureTask
+from logitcask_services.engines.vllm_request import TASK, document_key, request_kwargs
+
+_CPU_CACHE_BYTES = 2 * 2**30
+"""Key-value cache on a CPU unless told otherwise: prompts pass through once, so a few batches' worth is enough."""
+_BATCHES_AHEAD = 3
+"""Batches of tokens kept in flight, so that the engine never waits for this process."""
+
+
+class VllmEngine:
+    """`Engine` on vLLM. Load with `load_engine`."""
+
+    def __init__(
+        self, folder: ModelFolder, *, dtype: str = "auto", max_model_len: int | None = None, options: dict[str, Any]
+    ) -> None:
+        """Start the engine; takes from half a minute to many, by the model's size.
+
+        Args:
+            folder: the teacher.
+            dtype: compute dtype, or "auto": the model's, but float32 on CPUs that would have to emulate bfloat16.
+            max_model_len: most tokens of a document; None: what the model was made for.
+            options: further arguments of vLLM's `EngineArgs`, such as tensor_parallel_size.
+
+        Raises:
+            ModelError: vLLM does not know the architecture or refuses the configuration.
+        """
+        # Set before vLLM reads them. A service has threads, and forking a process with threads can deadlock.
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        from vllm import EngineArgs, ModelRegistry, __version__
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        from logitcask_services.engines.vllm_plugin import capturing_architectures, register
+
+        register()
+        if folder.architecture not in ModelRegistry.get_supported_archs():
+            raise ModelError(
+                f"{folder.path} is a {folder.architecture}, which this vLLM ({__version__}) does not know; "
+                "use the transformers engine for it"
+            )
+        arguments: dict[str, Any] = {
+            "model": str(folder.path),
+            "runner": "pooling",
+            "dtype": _dtype(dtype),
+            "max_model_len": max_model_len,
+            "hf_overrides": {"architectures": capturing_architectures(folder.architecture)},
+            "skip_tokenizer_init": True,
+            # A cached prefix has no hidden states to capture, and every document is seen once.
+            "enable_prefix_caching": False,
+            "disable_log_stats": True,
+            **_platform_defaults(),
+            **options,
+        }
+        try:
+            self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"vLLM cannot serve {folder.path} as asked: {error}") from error
+        config = self._engine.vllm_config
+        self._max_model_len: int = config.model_config.max_model_len
+        self._tokens_ahead: int = _BATCHES_AHEAD * config.scheduler_config.max_num_batched_tokens
+        self._requests_ahead: int = 2 * config.scheduler_config.max_num_seqs
+        self._serial = 0
+        self._closed = False
+        self._identity = folder.identity(
+            dtype=str(config.model_config.dtype).removeprefix("torch."),
+            vocab_size=config.model_config.get_vocab_size(),
+            engine="vllm",
+            engine_version=__version__,
+        )
+
+    @property
+    def identity(self) -> TeacherIdentity:
+        """Who the teacher is."""
+        return self._identity
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens a document may have."""
+        return self._max_model_len
+
+    def capture(self, tasks: Iterable[CaptureTask], spec: CaptureSpec) -> Iterator[CaptureResult]:
+        """Yield one result per task, in order of completion; see `Engine.capture`.
+
+        Raises:
+            EngineError: the engine's process died.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        if outside := [token for token in spec.pinned_ids if token >= self._identity.vocab_size]:
+            raise ModelError(
+                f"pinned ids {outside} are outside the teacher's vocabulary of {self._identity.vocab_size}"
+            )
+        spec_json = spec.model_dump_json()
+        waiting: dict[str, CaptureTask] = {}
+        tokens = 0
+        source = iter(tasks)
+        exhausted = False
+        try:
+            while not exhausted or waiting:
+                while not exhausted and tokens < self._tokens_ahead and len(waiting) < self._requests_ahead:
+                    task = next(source, None)
+                    if task is None:
+                        exhausted = True
+                    elif (reason := self._submit(task, spec_json, waiting)) is not None:
+                        yield CaptureResult(key=task.key, document=None, error=reason)
+                    else:
+                        tokens += len(task.token_ids_L)
+                for output in self._engine.step() if waiting else ():
+                    task = waiting.pop(output.request_id)
+                    tokens -= len(task.token_ids_L)
+                    yield self._result(task, output)
+        except EngineDeadError as error:
+            waiting.clear()
+            raise EngineError(
+                "vLLM's engine process died (its log says why; out of memory is the usual cause). "
+                "Records handed over so far are complete; load the engine again to go on."
+            ) from error
+        finally:
+            if waiting:
+                self._engine.abort_request(list(waiting))
+
+    def close(self) -> None:
+        """End the engine's processes. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._engine.engine_core.shutdown()
+
+    def _submit(self, task: CaptureTask, spec_json: str, waiting: dict[str, CaptureTask]) -> str | None:
+        """Send one document to the engine, or say why not."""
+        from vllm import PoolingParams
+        from vllm.inputs import tokens_input
+
+        reason = refusal(task, max_model_len=self._max_model_len, vocab_size=self._identity.vocab_size)
+        if reason is not None:
+            return reason
+        parameters = PoolingParams(
+            task=TASK,
+            skip_reading_prefix_cache=True,
+            extra_kwargs=request_kwargs(spec_json, document_key(task.token_ids_L)),
+        )
+        self._serial += 1
+        name = str(self._serial)
+        try:
+            self._engine.add_request(name, tokens_input(task.token_ids_L.tolist()), parameters)
+        except ValueError as error:
+            return f"vLLM refused the document: {error}"
+        waiting[name] = task
+        return None
+
+    def _result(self, task: CaptureTask, output: Any) -> CaptureResult:
+        if output.error is not None:
+            return CaptureResult(key=task.key, document=None, error=f"vLLM failed on the document: {output.error}")
+        try:
+            records = decode_wire(output.outputs.data.numpy())
+        except InvalidRecordError as error:
+            return CaptureResult(key=task.key, document=None, error=f"vLLM returned no records: {error}")
+        return result_of(task, records, self._identity.vocab_size)
+
+
+def _platform_defaults() -> dict[str, Any]:
+    """Arguments for CPUs: no compilation (slow to start, no gain here), a bounded cache. None for accelerators."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return {}
+    defaults: dict[str, Any] = {"enforce_eager": True}
+    if not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+        defaults["kv_cache_memory_bytes"] = _CPU_CACHE_BYTES
+    return defaults
+
+
+def _dtype(asked: str) -> str:
+    import torch
+    from vllm.platforms import current_platform
+
+    if asked == "auto" and current_platform.is_cpu() and not torch.cpu._is_avx512_bf16_supported():
+        return "float32"
+    return asked

@@ -1,0 +1,59 @@
+"""Capturing variants of vLLM's causal language models: the same model, run as a pooling model that returns records.
+
+`LogitcaskLlamaForCausalLM` and its like are attributes of this module that come into being when asked for. Each
+subclasses the architecture that vLLM's registry resolves, so weights, parallelism, tied embeddings and soft-capped or
+scaled logits stay the model's own business; only a pooler is added.
+"""
+
+from typing import Any
+
+from logitcask_schemas.errors import ModelError
+from logitcask_services.engines.vllm_plugin import PREFIX
+
+
+def capturing_class(base: type[Any], name: str) -> type[Any]:
+    """A subclass of a vLLM causal language model with the capturing pooler.
+
+    Raises:
+        ModelError: the class computes no logits, so there is nothing to capture.
+    """
+    from logitcask_services.engines.vllm_pooler import CapturePooler
+
+    if not hasattr(base, "compute_logits"):
+        raise ModelError(f"{base.__name__} is no causal language model (it has no compute_logits); nothing to capture")
+
+    def __init__(self: Any, *, vllm_config: Any, prefix: str = "") -> None:
+        base.__init__(self, vllm_config=vllm_config, prefix=prefix)
+        # vLLM calls the pooler on every rank of the last pipeline stage, with the hidden states of scheduled tokens.
+        self.pooler = CapturePooler(self.compute_logits)
+
+    body = {
+        "__module__": __name__,
+        "__init__": __init__,
+        "is_pooling_model": True,
+        # Chunked prefill is allowed for these poolings; the pooler puts the chunks together.
+        "default_seq_pooling_type": "LAST",
+        "default_tok_pooling_type": "ALL",
+        "attn_type": _attention_type(base),
+        "score_type": "bi-encoder",
+    }
+    return type(name, (base,), body)
+
+
+def _attention_type(base: type[Any]) -> str:
+    if getattr(base, "is_hybrid", False):
+        return "hybrid"
+    return "attention_free" if getattr(base, "is_attention_free", False) else "decoder"
+
+
+def __getattr__(name: str) -> type[Any]:
+    if not name.startswith(PREFIX):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from vllm import ModelRegistry
+
+    architecture = name.removeprefix(PREFIX)
+    if architecture not in ModelRegistry.models:
+        raise AttributeError(f"vLLM knows no architecture {architecture!r}")
+    globals()[name] = capturing_class(ModelRegistry.models[architecture].load_model_cls(), name)
+    result: type[Any] = globals()[name]
+    return result
