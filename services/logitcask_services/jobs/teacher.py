@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from logitcask_schemas.errors import LogitcaskError, ModelError
+from logitcask_schemas.errors import LogitcaskError, MissingExtraError, ModelError
 from logitcask_schemas.identity import TeacherIdentity
 from logitcask_services.corpora.tokenizer import DocumentTokenizer
 from logitcask_services.engines.protocol import Engine
@@ -71,7 +71,7 @@ class TeacherHost:
                 break
             try:
                 teacher = self._load()
-            except ModelError as error:
+            except (ModelError, MissingExtraError) as error:
                 self._give_up(str(error))
             except Exception as error:
                 logger.exception("the teacher could not be loaded")

@@ -1,0 +1,132 @@
+"""What the client commands share: connection options, exit codes, how an extraction is shown and followed."""
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from logitcask_services.client import ServiceClient
+
+EXIT_INTERRUPTED = 130
+EXIT_PROBLEMS = 3
+SHOWN_FAILURES = 20
+
+ServerOption = Annotated[
+    str | None, typer.Option("--server", help="URL of the service; default LOGITCASK_SERVER, else port 8000 here.")
+]
+KeyFileOption = Annotated[
+    Path | None, typer.Option("--api-key-file", help="File with the key; default LOGITCASK_API_KEY.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+
+
+@contextmanager
+def connect(server: str | None, key_file: Path | None) -> "Iterator[ServiceClient]":
+    """A client for these options and the environment."""
+    from logitcask_services.client import ServiceClient
+    from logitcask_services.settings import ClientSettings
+
+    given: dict[str, Any] = {}
+    if server is not None:
+        given["server"] = server
+    if key_file is not None:
+        given |= {"api_key_file": key_file, "api_key": None}
+    settings = ClientSettings(**given)
+    with ServiceClient(settings.server, settings.key()) as client:
+        yield client
+
+
+def exit_code(extraction: dict[str, Any]) -> int:
+    """0 for a completed extraction, 3 for a failed or cancelled one."""
+    return 0 if extraction["status"] == "completed" else EXIT_PROBLEMS
+
+
+def follow(client: "ServiceClient", extraction_id: str, console: Console) -> dict[str, Any]:
+    """Show an extraction's progress until it ends; the ended extraction. Ctrl-C leaves it running (exit code 130)."""
+    try:
+        with _bar(console) as progress:
+            task = progress.add_task("waiting", total=None, rate="", eta="")
+            for event in client.follow(extraction_id):
+                match event.type:
+                    case "progress":
+                        _show(progress, task, event.data)
+                    case "chunk":
+                        counts = event.data["data"]
+                        progress.update(task, completed=counts["tokens_done"], total=counts["tokens_total"])
+                    case "status":
+                        progress.update(task, description=event.data["data"]["status"].replace("_", " "))
+                    case "waiting":
+                        progress.update(task, description="paused")
+                        console.print(f"paused: {event.data['message']}", style="yellow", highlight=False, markup=False)
+                    case "resumed":
+                        progress.update(task, description="in progress")
+    except KeyboardInterrupt:
+        console.print(f"the extraction goes on; follow it with: logitcask jobs watch {extraction_id}", highlight=False)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    return client.extraction(extraction_id)
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("tokens"),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[eta]}"),
+        console=console,
+    )
+
+
+def _show(progress: Progress, task: Any, data: dict[str, Any]) -> None:
+    rate, eta = data["throughput_tps"], data["eta_seconds"]
+    progress.update(
+        task,
+        completed=data["usage"]["tokens_done"],
+        total=data["usage"]["tokens_total"],
+        rate=f"{rate:,.0f} tokens/s" if rate is not None else "",
+        eta=f"ETA {duration(eta)}" if eta is not None else "",
+    )
+
+
+def summarise(extraction: dict[str, Any], client: "ServiceClient", console: Console) -> None:
+    """The outcome in a few lines, with the first bad lines."""
+    counts, usage = extraction["request_counts"], extraction["usage"]
+    console.print(
+        f"{extraction['id']}: {extraction['status']}; cask {extraction['cask']}: {counts['completed']} of "
+        f"{counts['total']} documents, {usage['tokens_captured']:,} tokens captured, "
+        f"{usage['bytes_written']:,} bytes written",
+        highlight=False,
+        markup=False,
+    )
+    if extraction["error"]:
+        console.print(f"error: {extraction['error']['message']}", style="red", highlight=False, markup=False)
+    if counts["failed"] + counts["skipped"]:
+        show_failures(extraction, client, console)
+
+
+def show_failures(extraction: dict[str, Any], client: "ServiceClient", console: Console) -> None:
+    """The first bad lines, and how to get the others."""
+    total = extraction["request_counts"]["failed"] + extraction["request_counts"]["skipped"]
+    console.print(f"{total} line(s) or document(s) are not in the cask:", style="yellow", highlight=False)
+    for shown, failure in enumerate(client.failures(extraction["id"])):
+        if shown == SHOWN_FAILURES:
+            console.print(f"  ... all of them: logitcask jobs errors {extraction['id']}", highlight=False)
+            break
+        name = f" ({failure['custom_id']})" if failure["custom_id"] else ""
+        console.print(
+            f"  line {failure['line']}{name}: {failure['code']}: {failure['message']}", highlight=False, markup=False
+        )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"

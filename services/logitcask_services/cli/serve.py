@@ -1,0 +1,87 @@
+"""`logitcask serve`: run the teacher service."""
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from logitcask_schemas.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from logitcask_services.jobs.teacher import Teacher
+    from logitcask_services.settings import ServiceSettings
+
+app = typer.Typer(help="Run the teacher service.")
+
+
+@app.command()
+def serve(
+    teacher: Annotated[Path | None, typer.Option(help="Folder of the teacher model.")] = None,
+    cask_root: Annotated[Path | None, typer.Option(help="Folder under which casks are made.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; 127.0.0.1 unless there is an API key.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 8000.")] = None,
+    engine: Annotated[str | None, typer.Option(help="vllm (default) or transformers.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Compute dtype; `auto` fits the machine.")] = None,
+    max_model_len: Annotated[int | None, typer.Option(help="Most tokens of a document.")] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="File with one Bearer key per line.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the job database and the corpora.")] = None,
+) -> None:
+    """Run the teacher service until it is told to stop. Every option can also be set as LOGITCASK_<NAME>."""
+    from pydantic import ValidationError
+
+    from logitcask_services.http.server import configure_logging
+    from logitcask_services.http.server import serve as run
+    from logitcask_services.settings import ServiceSettings, SettingsError
+
+    given: dict[str, Any] = {
+        name: value
+        for name, value in {
+            "teacher": teacher,
+            "cask_root": cask_root,
+            "host": host,
+            "port": port,
+            "engine": engine,
+            "dtype": dtype,
+            "max_model_len": max_model_len,
+            "api_key_file": api_key_file,
+            "data_dir": data_dir,
+        }.items()
+        if value is not None
+    }
+    try:
+        settings = ServiceSettings(**given)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{_option(fault['loc'])}: {fault['msg']}" if fault["loc"] else fault["msg"] for fault in error.errors()
+        )
+        raise SettingsError(faults) from error
+    require_teacher(settings)
+    configure_logging()
+    raise typer.Exit(run(settings, lambda: load_teacher(settings), announce=lambda line: typer.echo(line, err=True)))
+
+
+def require_teacher(settings: "ServiceSettings") -> None:
+    """Raise ModelError or MissingExtraError where the teacher cannot load, before anything is started."""
+    from logitcask_services.engines.model_folder import ModelFolder
+
+    ModelFolder.open(settings.teacher)
+    if importlib.util.find_spec(settings.engine) is None:
+        raise MissingExtraError("serve", "teacher", settings.engine)
+
+
+def load_teacher(settings: "ServiceSettings") -> "Teacher":
+    """The tokenizer, then the engine. Raises ModelError."""
+    from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer
+    from logitcask_services.engines.factory import load_engine
+    from logitcask_services.jobs.teacher import Teacher
+
+    tokenizer = HuggingFaceTokenizer.load(settings.teacher)
+    engine = load_engine(settings.engine, settings.teacher, dtype=settings.dtype, max_model_len=settings.max_model_len)
+    return Teacher(engine=engine, tokenizer=tokenizer)
+
+
+def _option(location: tuple[int | str, ...]) -> str:
+    return "--" + ".".join(str(part) for part in location).replace("_", "-")

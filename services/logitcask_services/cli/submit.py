@@ -1,0 +1,96 @@
+"""`logitcask submit`: send a corpus to a service and start its extraction."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from logitcask_services.cli.connection import (
+    JsonOption,
+    KeyFileOption,
+    ServerOption,
+    connect,
+    exit_code,
+    follow,
+    summarise,
+)
+
+app = typer.Typer(help="Send a corpus to a service and start its extraction.")
+
+
+@app.command()
+def submit(
+    corpus: Annotated[Path, typer.Argument(help="JSON lines with `text`, `messages`, `input_ids`, or prompts.")],
+    cask: Annotated[str, typer.Option(help="Name of the cask, below the service's cask root.")],
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the extraction to its end.")] = False,
+    mode: Annotated[str | None, typer.Option(help="threshold (default), topk or sampled.")] = None,
+    tau: Annotated[float | None, typer.Option(help="Threshold: probability above which a token is kept.")] = None,
+    head_max: Annotated[int | None, typer.Option(help="Threshold: most tokens kept exactly.")] = None,
+    tail_max: Annotated[int | None, typer.Option(help="Threshold: most tail draws.")] = None,
+    k: Annotated[int | None, typer.Option(help="Topk: tokens kept.")] = None,
+    draws: Annotated[int | None, typer.Option(help="Sampled: draws.")] = None,
+    pin: Annotated[list[int] | None, typer.Option(help="Token id that is always kept; may be repeated.")] = None,
+    temperature: Annotated[
+        list[float] | None, typer.Option(help="Also store log Z at this temperature; may be repeated.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the draws.")] = None,
+    codec: Annotated[str | None, typer.Option(help="f16 (default) or f32.")] = None,
+    tail_logprobs: Annotated[
+        bool, typer.Option("--tail-logprobs", help="Also store log-probabilities of draws.")
+    ] = False,
+    max_length: Annotated[int | None, typer.Option(help="Most tokens of a document.")] = None,
+    overflow: Annotated[str | None, typer.Option(help="Longer documents: truncate (default), split or skip.")] = None,
+    on_error: Annotated[str | None, typer.Option(help="Bad lines: skip (default) or fail.")] = None,
+    metadata: Annotated[list[str] | None, typer.Option(help="key=value to keep with it; may be repeated.")] = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="Submitting again with it does nothing.")] = None,
+    server: ServerOption = None,
+    api_key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Send a corpus and start its extraction. Exit code 3 when it is waited for and does not complete."""
+    console = Console(stderr=True)
+    capture = {
+        "mode": mode,
+        "tau": tau,
+        "head_max": head_max,
+        "tail_max": tail_max,
+        "k": k,
+        "draws": draws,
+        "pinned_ids": pin or None,
+        "temperatures": temperature or None,
+        "seed": seed,
+        "logprob_codec": codec,
+        "tail_logprobs": tail_logprobs or None,
+    }
+    options = {"max_length": max_length, "overflow": overflow, "on_error": on_error}
+    request: dict[str, Any] = {
+        "cask": cask,
+        "capture": {name: value for name, value in capture.items() if value is not None},
+        "metadata": dict(_pair(entry) for entry in metadata or []),
+        **{name: value for name, value in options.items() if value is not None},
+    }
+    with connect(server, api_key_file) as client:
+        if not corpus.is_file():
+            raise typer.BadParameter(f"{corpus} is not a file", param_hint="CORPUS")
+        with Progress(console=console, transient=True) as progress:
+            task = progress.add_task("uploading", total=corpus.stat().st_size)
+            uploaded = client.upload(corpus, name=corpus.name[:200], sent=lambda count: progress.advance(task, count))
+        extraction = client.submit({**request, "corpus_id": uploaded["id"]}, idempotency_key=idempotency_key)
+        if wait:
+            extraction = follow(client, extraction["id"], console)
+            summarise(extraction, client, console)
+        if as_json:
+            typer.echo(json.dumps(extraction))
+        elif not wait:
+            typer.echo(extraction["id"])
+    raise typer.Exit(exit_code(extraction) if wait else 0)
+
+
+def _pair(entry: str) -> tuple[str, str]:
+    name, separator, value = entry.partition("=")
+    if not separator or not name:
+        raise typer.BadParameter(f"{entry!r}: expected key=value", param_hint="--metadata")
+    return name, value
