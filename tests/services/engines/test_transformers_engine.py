@@ -1,0 +1,105 @@
+"""The reference engine on a tiny model: records against its own dense logits, padding, faults of single documents."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_schemas.errors import ModelError
+from logitcask_schemas.wire import encode_wire
+from logitcask_services.engines.factory import load_engine
+from logitcask_services.engines.protocol import CaptureTask
+
+SPEC = CaptureSpec(tau=0.02, logprob_codec="f32")
+
+
+def documents(count=9, seed=0):
+    generator = np.random.default_rng(seed)
+    return [
+        CaptureTask(key=i, token_ids_L=generator.integers(2, 300, generator.integers(2, 100)).astype(np.uint32))
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_llama):
+    engine = load_engine("transformers", tiny_llama)
+    yield engine
+    engine.close()
+
+
+def test_identity_and_length(engine):
+    assert engine.identity.engine == "transformers"
+    assert engine.identity.dtype == "float32"
+    assert engine.identity.vocab_size == 300
+    assert engine.max_model_len == 128
+
+
+def test_records_agree_with_the_dense_logits(engine, tiny_llama):
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    tasks = documents()
+    results = list(engine.capture(tasks, SPEC))
+    assert [result.key for result in results] == [task.key for task in tasks]
+    for task, result in zip(tasks, results, strict=True):
+        with torch.no_grad():
+            logits = model(torch.from_numpy(task.token_ids_L.astype(np.int64))[None]).logits[0, :-1]
+        logprobs = torch.log_softmax(logits.double(), -1).numpy()
+        records = result.document.records
+        assert records.num_positions == len(task.token_ids_L) - 1
+        rows = np.repeat(np.arange(records.num_positions), records.head_counts_P)
+        np.testing.assert_allclose(records.head_logprobs_H, logprobs[rows, records.head_ids_H], atol=2e-5)
+        for row, y in enumerate(task.token_ids_L[1:]):
+            assert y in records.head_ids_H[rows == row]
+
+
+def test_padded_batches_give_the_same_records(engine, tiny_llama):
+    batched = load_engine("transformers", tiny_llama, options={"batch_documents": 4})
+    for one, many in zip(engine.capture(documents(), SPEC), batched.capture(documents(), SPEC), strict=True):
+        a, b = one.document.records, many.document.records
+        assert one.key == many.key
+        np.testing.assert_array_equal(a.head_ids_H, b.head_ids_H)
+        np.testing.assert_array_equal(a.tail_ids_N, b.tail_ids_N)
+        np.testing.assert_allclose(a.head_logprobs_H, b.head_logprobs_H, atol=2e-5)
+
+
+def test_the_same_document_gives_the_same_bytes(engine):
+    first, second = (list(engine.capture(documents(), SPEC)) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        assert encode_wire(a.document.records).tobytes() == encode_wire(b.document.records).tobytes()
+
+
+def test_a_document_whose_logits_are_not_finite_is_reported(tiny_llama, tmp_path):
+    folder = shutil.copytree(tiny_llama, tmp_path / "broken")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][7] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    engine = load_engine("transformers", folder)
+    tasks = [
+        CaptureTask(key=key, token_ids_L=np.array(ids, np.uint32))
+        for key, ids in [("good", [3, 4]), ("bad", [3, 7, 4])]
+    ]
+    good, bad = engine.capture(tasks, SPEC)
+    assert good.error is None
+    assert bad.document is None
+    assert "is NaN; the teacher's logits were not finite" in bad.error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"dtype": "int8"}, "dtype 'int8' is not one of"), ({"max_model_len": 1000}, "exceeds the 128 positions")],
+)
+def test_what_the_model_cannot_do_is_refused(tiny_llama, arguments, message):
+    with pytest.raises(ModelError, match=message):
+        load_engine("transformers", tiny_llama, **arguments)
+
+
+def test_an_architecture_transformers_does_not_know(tiny_llama, tmp_path):
+    folder = shutil.copytree(tiny_llama, tmp_path / "odd")
+    config = (folder / "config.json").read_text().replace('"model_type": "llama"', '"model_type": "odd"')
+    (folder / "config.json").write_text(config)
+    with pytest.raises(ModelError, match="cannot load"):
+        load_engine("transformers", folder)

@@ -1,0 +1,145 @@
+"""The pooler inside vLLM, driven by hand: however prompts are cut into steps, every request gets its one buffer."""
+
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_schemas.wire import decode_wire, encode_wire
+from logitcask_services.capture import RecordCapture, pack_wire
+from logitcask_services.engines.vllm_request import document_key, read_request, request_kwargs
+
+pytest.importorskip("vllm")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # vLLM's imports warn of their own accord
+    from logitcask_services.engines.vllm_pooler import CapturePooler
+
+VOCAB, HIDDEN = 300, 16
+SPECS = [CaptureSpec(tau=0.02), CaptureSpec(mode="topk", k=5, logprob_codec="f32"), CaptureSpec(mode="sampled", seed=3)]
+
+
+class State(SimpleNamespace):
+    def clean(self):
+        self.hidden_states_cache.clear()
+
+
+class Request:
+    """One request with a made-up hidden state per token, and how much of it has been scheduled."""
+
+    def __init__(self, seed, length, spec):
+        generator = torch.Generator().manual_seed(seed)
+        self.ids = torch.randint(0, VOCAB, (length,), generator=generator)
+        self.hidden = torch.randn(length, HIDDEN, generator=generator)
+        self.spec = spec
+        self.done = 0
+        self.state = State(hidden_states_cache=[])
+        self.output = None
+
+    @property
+    def key(self):
+        return document_key(self.ids.numpy())
+
+    def expected(self, head):
+        module = RecordCapture(self.spec, VOCAB)
+        positions = torch.arange(len(self.ids) - 1)
+        columns = module(head(self.hidden[:-1]), self.ids[1:], torch.full_like(positions, self.key), positions)
+        return pack_wire(columns, VOCAB)
+
+
+def step(pooler, requests, counts):
+    """One engine step that schedules `counts[i]` tokens of `requests[i]`."""
+    hidden = torch.cat([r.hidden[r.done : r.done + n] for r, n in zip(requests, counts, strict=True)])
+    for request, count in zip(requests, counts, strict=True):
+        request.done += count
+    cursor = SimpleNamespace(
+        num_scheduled_tokens_cpu=torch.tensor(counts),
+        seq_lens_cpu=torch.tensor([r.done for r in requests]),
+        get_finished_mask=lambda: [r.done == len(r.ids) for r in requests],
+    )
+    metadata = SimpleNamespace(
+        get_pooling_cursor=lambda: cursor,
+        get_prompt_token_ids_cpu=lambda: [r.ids for r in requests],
+        pooling_states=[r.state for r in requests],
+        pooling_params=[
+            SimpleNamespace(extra_kwargs=request_kwargs(r.spec.model_dump_json(), r.key)) for r in requests
+        ],
+    )
+    outputs = pooler(hidden, metadata)
+    for request, output in zip(requests, outputs, strict=True):
+        if output is not None:
+            assert request.output is None
+            request.output = output
+
+
+@pytest.fixture(scope="module")
+def head():
+    weight = torch.randn(HIDDEN, VOCAB, generator=torch.Generator().manual_seed(9))
+    # Row by row, so that logits are equal whatever the batch: the test is about the pooler, not about matmul.
+    return lambda hidden: torch.stack([row @ weight for row in hidden])
+
+
+@given(seed=st.integers(0, 2**32 - 1), most=st.integers(1, 40))
+@settings(max_examples=40, deadline=None)
+def test_any_schedule_gives_the_bytes_of_one_pass(head, seed, most):
+    generator = np.random.default_rng(seed)
+    pooler = CapturePooler(head)
+    requests = [
+        Request(number, int(generator.integers(2, 40)), SPECS[generator.integers(len(SPECS))])
+        for number in range(generator.integers(1, 6))
+    ]
+    while waiting := [request for request in requests if request.done < len(request.ids)]:
+        chosen = [request for request in waiting if generator.random() < 0.7] or waiting[:1]
+        step(pooler, chosen, [min(int(generator.integers(1, most + 1)), len(r.ids) - r.done) for r in chosen])
+        if generator.random() < 0.1 and chosen[0].output is None:
+            chosen[0].done = 0  # preempted: vLLM computes the prompt again from its start
+    for request in requests:
+        assert torch.equal(request.output, request.expected(head))
+        assert request.state.hidden_states_cache == []
+
+
+def test_logits_are_computed_in_bounded_chunks(head, monkeypatch):
+    rows = []
+    monkeypatch.setattr("logitcask_services.engines.vllm_pooler._FEWEST_ROWS", 8)
+    monkeypatch.setattr("logitcask_services.engines.vllm_pooler.LOGIT_BYTES", 4 * VOCAB * 10)
+    pooler = CapturePooler(lambda hidden: rows.append(len(hidden)) or head(hidden))
+    requests = [Request(1, 50, SPECS[0]), Request(2, 2, SPECS[0])]
+    step(pooler, requests, [50, 2])
+    assert rows == [8, 10, 10, 10, 10, 2]
+    for request in requests:
+        assert torch.equal(request.output, request.expected(head))
+
+
+def test_a_rank_without_logits_returns_nothing():
+    pooler = CapturePooler(lambda hidden: None)
+    request = Request(1, 5, SPECS[0])
+    step(pooler, [request], [5])
+    assert request.output is None
+
+
+def test_warm_up_requests_carry_no_spec(head):
+    spec_json, key = read_request(None)
+    assert CaptureSpec.model_validate_json(spec_json) == CaptureSpec()
+    assert key == 0
+
+
+def test_supported_task_and_token_ids():
+    pooler = CapturePooler(lambda hidden: None)
+    assert pooler.get_supported_tasks() == {"token_classify"}
+    assert pooler.get_pooling_updates("token_classify").requires_token_ids
+
+
+def test_the_document_key_is_the_start_of_its_id():
+    ids = np.array([1, 2, 3], np.uint16)
+    assert document_key(ids) == document_key(ids.astype(np.uint32))
+    assert -(2**63) <= document_key(ids) < 2**63
+
+
+def test_the_reference_encoder_reads_what_the_device_wrote(head):
+    request = Request(4, 30, SPECS[1])
+    step(CapturePooler(head), [request], [30])
+    assert encode_wire(decode_wire(request.output.numpy())).tobytes() == request.output.numpy().tobytes()
