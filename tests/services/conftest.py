@@ -14,13 +14,13 @@ import uvicorn
 
 sys.path.insert(0, str(Path(__file__).parent))  # for fake_teacher, which the tests' own server process imports too
 
-from fake_teacher import fake_teacher  # noqa: E402
+from fake_teacher import fake_teacher
 
-from logitcask_services.http.app import create_app  # noqa: E402
-from logitcask_services.http.server import _Server, bind  # noqa: E402
-from logitcask_services.jobs.teacher import Teacher  # noqa: E402
-from logitcask_services.service import Service  # noqa: E402
-from logitcask_services.settings import ServiceSettings  # noqa: E402
+from logitcask_services.http.app import create_app
+from logitcask_services.http.server import _Server, bind
+from logitcask_services.jobs.teacher import Teacher
+from logitcask_services.service import Service
+from logitcask_services.settings import ServiceSettings
 
 FINAL = ("completed", "failed", "cancelled")
 
@@ -124,6 +124,9 @@ def serve(make_settings: Callable[..., ServiceSettings]) -> Iterator[Callable[..
 def documents() -> list[dict[str, Any]]:
     """Forty documents of 2 to 60 tokens, no two alike."""
     return [
-        {"input_ids": [(7 * number + at) % 600 for at in range(2 + (number * 13) % 59)] + [number], "custom_id": f"d{number}"}
+        {
+            "input_ids": [(7 * number + at) % 600 for at in range(2 + (number * 13) % 59)] + [number],
+            "custom_id": f"d{number}",
+        }
         for number in range(40)
     ]

@@ -41,20 +41,26 @@ def identity(**changes: Any) -> TeacherIdentity:
 
 def records_of(token_ids: np.ndarray, spec: CaptureSpec) -> DocumentRecords:
     """Records a real teacher could have made; equal tokens and seed give equal records."""
-    seed = int.from_bytes(hashlib.sha256(document_id(token_ids) + spec.seed.to_bytes(8, "little")).digest()[:8], "little")
+    seed = int.from_bytes(
+        hashlib.sha256(document_id(token_ids) + spec.seed.to_bytes(8, "little")).digest()[:8], "little"
+    )
     rng = np.random.default_rng(seed)
     positions = len(token_ids) - 1
     head_counts = rng.integers(1, 6, positions, dtype=np.uint8)
     tail_counts = rng.integers(0, 4, positions, dtype=np.uint8)
     entries, draws = int(head_counts.sum()), int(tail_counts.sum())
+    head_ids = rng.integers(0, VOCAB_SIZE, entries).astype(np.uint16)
+    head_ids[np.cumsum(head_counts, dtype=np.int64) - head_counts] = token_ids[1:]
+    tail_ids = rng.integers(0, VOCAB_SIZE, draws).astype(np.uint16)
+    tail_ids = tail_ids[np.lexsort((tail_ids, np.repeat(np.arange(positions), tail_counts)))]
     return DocumentRecords(
         token_ids_L=np.asarray(token_ids, dtype=np.uint32),
         records=Records(
             head_counts_P=head_counts,
-            head_ids_H=rng.integers(0, VOCAB_SIZE, entries).astype(np.uint16),
+            head_ids_H=head_ids,
             head_logprobs_H=-rng.random(entries).astype(np.float16) * 5,
             tail_counts_P=tail_counts,
-            tail_ids_N=rng.integers(0, VOCAB_SIZE, draws).astype(np.uint16),
+            tail_ids_N=tail_ids,
             log_tail_mass_P=-rng.random(positions).astype(np.float16) * 5,
             entropy_P=rng.random(positions).astype(np.float16) * 5,
         ),

@@ -63,11 +63,21 @@ def follow(client: "ServiceClient", extraction_id: str, console: Console) -> dic
                         progress.update(task, description=event.data["data"]["status"].replace("_", " "))
                     case "waiting":
                         progress.update(task, description="paused")
-                        console.print(f"paused: {event.data['message']}", style="yellow", highlight=False, markup=False)
+                        console.print(
+                            f"paused: {event.data['message']}",
+                            style="yellow",
+                            highlight=False,
+                            markup=False,
+                            soft_wrap=True,
+                        )
                     case "resumed":
                         progress.update(task, description="in progress")
     except KeyboardInterrupt:
-        console.print(f"the extraction goes on; follow it with: logitcask jobs watch {extraction_id}", highlight=False)
+        console.print(
+            f"the extraction goes on; follow it with: logitcask jobs watch {extraction_id}",
+            highlight=False,
+            soft_wrap=True,
+        )
         raise typer.Exit(EXIT_INTERRUPTED) from None
     return client.extraction(extraction_id)
 
@@ -105,9 +115,12 @@ def summarise(extraction: dict[str, Any], client: "ServiceClient", console: Cons
         f"{usage['bytes_written']:,} bytes written",
         highlight=False,
         markup=False,
+        soft_wrap=True,
     )
     if extraction["error"]:
-        console.print(f"error: {extraction['error']['message']}", style="red", highlight=False, markup=False)
+        console.print(
+            f"error: {extraction['error']['message']}", style="red", highlight=False, markup=False, soft_wrap=True
+        )
     if counts["failed"] + counts["skipped"]:
         show_failures(extraction, client, console)
 
@@ -118,11 +131,16 @@ def show_failures(extraction: dict[str, Any], client: "ServiceClient", console: 
     console.print(f"{total} line(s) or document(s) are not in the cask:", style="yellow", highlight=False)
     for shown, failure in enumerate(client.failures(extraction["id"])):
         if shown == SHOWN_FAILURES:
-            console.print(f"  ... all of them: logitcask jobs errors {extraction['id']}", highlight=False)
+            console.print(
+                f"  ... all of them: logitcask jobs errors {extraction['id']}", highlight=False, soft_wrap=True
+            )
             break
         name = f" ({failure['custom_id']})" if failure["custom_id"] else ""
         console.print(
-            f"  line {failure['line']}{name}: {failure['code']}: {failure['message']}", highlight=False, markup=False
+            f"  line {failure['line']}{name}: {failure['code']}: {failure['message']}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
         )
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from logitcask_services.cli.connection import (
     JsonOption,
@@ -36,7 +36,9 @@ def list_jobs(
     if as_json:
         typer.echo(json.dumps({"extractions": found}))
         return
-    table = Table("id", "status", "cask", "documents", "tokens", "tokens/s", "ETA", box=None)
+    table = Table(
+        Column("id", no_wrap=True, min_width=35), "status", "cask", "documents", "tokens", "tokens/s", "ETA", box=None
+    )
     for entry in found:
         counts, usage = entry["request_counts"], entry["usage"]
         table.add_row(

@@ -136,7 +136,7 @@ class ChunkFeed:
         if not np.array_equal(result.document.token_ids_L, self._tokens.tokens(document)):
             return "wrong_tokens", "the teacher returned records of other token ids than it was given"
         try:
-            result.document.records.check(self._vocab_size, where=f"document {document}")
+            result.document.check(self._vocab_size, where=f"document {document}")
         except (InvalidRecordError, DocumentMismatchError) as error:
             return "invalid_records", str(error)
         return None

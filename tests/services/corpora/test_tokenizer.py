@@ -1,0 +1,57 @@
+"""The tokenizer: the fast path gives what the tokenizer itself gives; templates that fail say so."""
+
+import json
+
+import pytest
+
+transformers = pytest.importorskip("transformers")
+from tokenizers import Tokenizer, models, pre_tokenizers, processors  # noqa: E402
+
+from logitcask_schemas.errors import ModelError  # noqa: E402
+from logitcask_services.corpora.lines import LineProblem  # noqa: E402
+from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer  # noqa: E402
+
+TEMPLATE = "{% for m in messages %}<s>{{ m['content'] + '' }}{% endfor %}"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    words = {"<s>": 0, "<unk>": 1, "a": 2, "b": 3}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    backend.enable_truncation(2)
+    backend.enable_padding(length=9)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "unk_token": "<unk>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def test_ids_are_the_tokenizers_own_without_truncation_or_padding(folder):
+    tokenizer = HuggingFaceTokenizer.load(folder)
+    plain = transformers.AutoTokenizer.from_pretrained(folder)
+    texts = ["a b a", "b zzz", ""]
+    for special_tokens in (True, False):
+        expected = plain(texts, add_special_tokens=special_tokens, padding=False, truncation=False)["input_ids"]
+        assert tokenizer.encode(texts, special_tokens=special_tokens) == expected
+    assert tokenizer.encode(["a b a"], special_tokens=True) == [[0, 2, 3, 2]]
+
+
+def test_templates(folder):
+    tokenizer = HuggingFaceTokenizer.load(folder)
+    with pytest.raises(LineProblem, match="no chat template") as caught:
+        tokenizer.render([{"role": "user", "content": "a"}], None)
+    assert caught.value.code == "no_chat_template"
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    tokenizer = HuggingFaceTokenizer.load(folder)
+    assert tokenizer.render([{"role": "user", "content": "a"}, {"role": "x", "content": "b"}], None) == "<s>a<s>b"
+    for message in ({"role": "user"}, {"role": "user", "content": None}, {"role": "user", "content": 5}):
+        with pytest.raises(LineProblem) as caught:
+            tokenizer.render([message], None)
+        assert caught.value.code == "template_failed"
+
+
+def test_no_tokenizer(tmp_path):
+    with pytest.raises(ModelError, match="no tokenizer that loads"):
+        HuggingFaceTokenizer.load(tmp_path)
