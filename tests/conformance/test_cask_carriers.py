@@ -127,6 +127,18 @@ def test_damaged_files_are_errors_or_other_columns_never_crashes(carrier: Carrie
                 assert len(array[0 : len(array)]) == len(array), name
 
 
+@every_carrier
+@pytest.mark.parametrize("name", [b"entropy", b"logitcask.identity"])
+def test_damaged_names_are_errors(carrier: Carrier, tmp_path: Path, name: bytes) -> None:
+    """Not UTF-8 any more, everywhere the name stands."""
+    layout = layout_of(300, SPEC)
+    content = written(carrier, columns_of([5, 9], 1, 300, SPEC), layout)
+    path = tmp_path / f"shard{carrier.suffix}"
+    path.write_bytes(content.replace(name, b"\xa9" + name[1:]))
+    with pytest.raises(CaskCorruptionError, match=path.name):
+        carrier.open(path, layout, IDENTITY)
+
+
 def open_or_error(carrier: Carrier, path: Path, layout: RecordLayout) -> ShardColumns | CaskCorruptionError:
     try:
         return carrier.open(path, layout, IDENTITY)

@@ -52,12 +52,13 @@ class ArrowCarrier:
                     raise CaskCorruptionError(f"{path}: {reader.num_record_batches} record batches, expected 1")
                 batch = reader.get_batch(0)
                 batch.validate()
+                _require_schema(path, batch.schema, layout, identity)
+            return _columns(path, batch, layout)
         except FileNotFoundError:
             raise
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            # The last one comes from damaged names: Arrow decodes them only when they are asked for.
             raise CaskCorruptionError(f"{path}: not a readable Arrow IPC file ({error}). {_REPAIR}.") from error
-        _require_schema(path, batch.schema, layout, identity)
-        return _columns(path, batch, layout)
 
 
 def _write_options() -> Any:
