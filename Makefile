@@ -22,7 +22,7 @@ test: install check ## checks and all tests, each side in its own environment
 check: install ## ruff, mypy --strict, the import law
 	$(TRAINER)/bin/ruff check .
 	$(TRAINER)/bin/ruff format --check .
-	$(TRAINER)/bin/mypy schemas consumer
+	$(TRAINER)/bin/mypy schemas consumer demo scripts
 	$(TEACHER)/bin/mypy schemas services
 	$(TEACHER)/bin/lint-imports
 

@@ -22,9 +22,7 @@ def module_files() -> list[Path]:
     """The standard library's top-level modules and packages' modules, without tests and generated tables."""
     root = Path(sysconfig.get_path("stdlib"))
     skipped = {"test", "tests", "idlelib", "lib2to3", "site-packages", "encodings", "pydoc_data", "__pycache__"}
-    return sorted(
-        path for path in root.rglob("*.py") if not skipped.intersection(path.relative_to(root).parts[:-1])
-    )
+    return sorted(path for path in root.rglob("*.py") if not skipped.intersection(path.relative_to(root).parts[:-1]))
 
 
 def docstrings(tree: ast.Module) -> str:
@@ -55,7 +53,7 @@ def digest(text: str) -> int:
 
 def documents(*, held_out: bool) -> list[str]:
     """Documents of the training or the held-out modules, in hash order."""
-    found = []
+    found: list[str] = []
     for path in module_files():
         if (digest(path.name) / 2**64 < HELD_OUT_SHARE) != held_out:
             continue

@@ -1,7 +1,6 @@
 """The demonstration's steps. Each leaves a mark when it is done, so that a second run resumes instead of repeating."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -34,13 +33,8 @@ class Places:
         return self.output / "casks"
 
     @property
-    def before(self) -> Path:
-        """The student as initialised."""
-        return self.output / "student-before"
-
-    @property
     def student(self) -> Path:
-        """The student, trained."""
+        """The student, trained; with the student before training in its folder `initial`."""
         return self.output / "student"
 
     @property
@@ -68,13 +62,13 @@ def fetch_teacher(places: Places) -> Path:
     return folder
 
 
-def write_corpora(places: Places) -> dict[str, Path]:
+def write_corpora(places: Places, tokens: int) -> dict[str, Path]:
     """The training and the held-out corpus, from this machine's standard library."""
     paths = {name: places.output / "corpus" / f"{name}.jsonl" for name in ("train", "heldout")}
-    held_out = corpus.TOKEN_BUDGET * corpus.HELD_OUT_SHARE
-    for name, budget in (("train", corpus.TOKEN_BUDGET - held_out), ("heldout", held_out)):
+    held_out = int(tokens * corpus.HELD_OUT_SHARE)
+    for name, budget in (("train", tokens - held_out), ("heldout", held_out)):
         if not paths[name].exists():
-            count = corpus.write(paths[name], int(budget), held_out=name == "heldout")
+            count = corpus.write(paths[name], budget, held_out=name == "heldout")
             print(f"   {paths[name]}: {count} documents")
     return paths
 
@@ -130,18 +124,21 @@ def capture(places: Places, teacher: Path, corpora: dict[str, Path]) -> None:
         return
     with service(places, teacher) as url:
         for name, path in corpora.items():
-            command = [places.teacher_bin / "logitcask", "submit", path, "--cask", name, "--url", url, "--wait", "--json"]
+            # With the key, a second run joins the extraction that an interrupted one began.
+            command = [
+                places.teacher_bin / "logitcask", "submit", path, "--cask", name, "--server", url,
+                "--idempotency-key", f"demo-{name}", "--wait", "--json",
+            ]  # fmt: skip
             print("   $", *map(str, command), flush=True)
             answer = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True)
             marks[name].write_text(answer.stdout)
 
 
-def train(places: Places, teacher: Path) -> None:
+def train(places: Places, teacher: Path, *options: str) -> None:
     """Ten of the teacher's thirty layers, trained in an environment without vLLM, no teacher in memory."""
     run(
         places.trainer_bin / "logitcask", "train", "--cask", places.casks / "train", "--teacher", teacher,
-        "--student", "from-teacher:layers=10", "--output", places.student, "--save-initial", places.before,
-        "--resume", "auto",
+        "--student", "from-teacher:layers=10", "--output", places.student, *options,
     )  # fmt: skip
 
 
@@ -149,13 +146,8 @@ def report(places: Places) -> dict[str, Any]:
     """The student before and after, against the teacher's records of documents it never saw."""
     run(
         places.trainer_bin / "logitcask", "report", "--cask", places.casks / "heldout",
-        "--model", f"before={places.before}", "--model", f"after={places.student}",
+        "--model", f"before={places.student / 'initial'}", "--model", f"after={places.student}",
         "--train-log", places.student, "--output", places.report,
     )  # fmt: skip
     loaded: dict[str, Any] = json.loads((places.report / "report.json").read_text())
     return loaded
-
-
-def environment() -> dict[str, str]:
-    """Settings every step inherits: nothing may reach for a hub."""
-    return os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}

@@ -38,9 +38,15 @@ def test_compose_file_is_valid(document: dict[str, Any], schema: dict[str, Any])
 
 @pytest.mark.parametrize(
     ("service", "key", "value"),
-    [("teacher", "read_onli", True), ("trainer", "volumes", "casks:/casks"), ("teacher-cpu", "healthcheck", {"tst": "x"})],
+    [
+        ("teacher", "read_onli", True),
+        ("trainer", "volumes", "casks:/casks"),
+        ("teacher-cpu", "healthcheck", {"tst": "x"}),
+    ],
 )
-def test_the_check_can_fail(document: dict[str, Any], schema: dict[str, Any], service: str, key: str, value: Any) -> None:
+def test_the_check_can_fail(
+    document: dict[str, Any], schema: dict[str, Any], service: str, key: str, value: Any
+) -> None:
     broken = copy.deepcopy(document)
     broken["services"][service][key] = value
     assert problems(broken, schema) != []

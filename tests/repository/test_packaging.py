@@ -36,4 +36,3 @@ def test_cpu_extras_cannot_take_a_cuda_torch(extra: str) -> None:
 
 def test_the_service_extra_leaves_torch_to_the_engine() -> None:
     assert "torch" not in names("service")
-

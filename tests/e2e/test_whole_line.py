@@ -1,0 +1,90 @@
+"""The whole line on real input: text over HTTP to a vLLM teacher, a cask, a student trained elsewhere, a report.
+
+Runs the demonstration's own steps on a smaller corpus. The service is a real uvicorn server on a real vLLM engine;
+training and report run in the trainer's environment, which holds no vLLM.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from demo import steps
+from logitcask_schemas.cask import Cask
+
+ROOT = Path(__file__).resolve().parents[2]
+TOKENS = 6_000
+pytestmark = [pytest.mark.engine, pytest.mark.e2e, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> steps.Places:
+    trainer_bin = ROOT / ".venv" / "trainer" / "bin"
+    assert (trainer_bin / "logitcask").exists(), f"no trainer environment at {trainer_bin}; run `make install`"
+    return steps.Places(
+        output=tmp_path_factory.mktemp("line"), teacher_bin=Path(sys.executable).parent, trainer_bin=trainer_bin
+    )
+
+
+@pytest.fixture(scope="module")
+def result(places: steps.Places) -> dict[str, Any]:
+    teacher = steps.fetch_teacher(places)
+    corpora = steps.write_corpora(places, TOKENS)
+    with corpora["train"].open("a") as lines:
+        lines.write('this line is not JSON\n{"nothing": "known"}\n')
+    steps.capture(places, teacher, corpora)
+    steps.train(places, teacher, "--epochs", "2", "--batch-tokens", "2048", "--micro-tokens", "2048")
+    return steps.report(places)
+
+
+def test_every_position_is_in_the_casks(places: steps.Places, result: dict[str, Any]) -> None:
+    for name in ("train", "heldout"):
+        cask = Cask.open(places.casks / name)
+        written = sum(1 for _ in (places.output / "corpus" / f"{name}.jsonl").open()) - (2 if name == "train" else 0)
+        assert len(cask) == written
+        assert cask.num_positions == cask.num_tokens - len(cask)
+        assert cask.num_bytes / cask.num_tokens <= 40
+        assert cask.manifest.teacher.engine == "vllm"
+    job = json.loads((places.output / "captured-train.json").read_text())
+    assert "completed" in json.dumps(job)
+
+
+def test_mass_and_next_tokens(places: steps.Places, result: dict[str, Any]) -> None:
+    cask = Cask.open(places.casks / "train")
+    document = cask.read(0)
+    records = document.records
+    starts = np.concatenate([[0], np.cumsum(records.head_counts_P[:-1], dtype=np.int64)])
+    head_mass = np.add.reduceat(np.exp(records.head_logprobs_H.astype(np.float64)), starts)
+    np.testing.assert_allclose(head_mass + np.exp(records.log_tail_mass_P.astype(np.float64)), 1.0, atol=5e-3)
+    for position, next_token in enumerate(document.token_ids_L[1:]):
+        head = records.head_ids_H[starts[position] : starts[position] + records.head_counts_P[position]]
+        assert next_token in head
+
+
+def test_verify_finds_nothing(places: steps.Places, result: dict[str, Any]) -> None:
+    program = str(places.trainer_bin / "logitcask")
+    subprocess.run([program, "cask", "verify", str(places.casks / "train")], check=True)
+
+
+def test_training_helps(result: dict[str, Any]) -> None:
+    before, after = (result["models"][name] for name in ("before", "after"))
+    assert after["kl"]["value"] < before["kl"]["value"]
+
+
+def test_the_student_is_a_hugging_face_folder(places: steps.Places, result: dict[str, Any]) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(places.student)
+    assert model.config.num_hidden_layers == 10
+    assert AutoTokenizer.from_pretrained(places.student).decode([1, 2, 3]) != ""
+
+
+def test_a_second_run_repeats_nothing(places: steps.Places, result: dict[str, Any]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in places.casks.rglob("*.arrow")}
+    steps.capture(places, places.output / "teacher", steps.write_corpora(places, TOKENS))
+    steps.train(places, places.output / "teacher", "--epochs", "2", "--batch-tokens", "2048", "--micro-tokens", "2048")
+    assert {path: path.stat().st_mtime_ns for path in places.casks.rglob("*.arrow")} == before
