@@ -23,6 +23,8 @@ _CPU_CACHE_BYTES = 2 * 2**30
 _BATCHES_AHEAD = 3
 """Batches of tokens kept in flight, so that the engine never waits for this process."""
 
+_SHUTDOWN_SECONDS = 20.0
+
 
 class VllmEngine:
     """`Engine` on vLLM. Load with `load_engine`."""
@@ -141,7 +143,11 @@ class VllmEngine:
         """End the engine's processes. Idempotent."""
         if not self._closed:
             self._closed = True
-            self._engine.engine_core.shutdown()
+            core = self._engine.engine_core
+            core.shutdown(timeout=_SHUTDOWN_SECONDS)
+            context = getattr(core, "ctx", None)  # absent where the core runs in this process
+            if context is not None:
+                context.term()  # vLLM closes its sockets and leaves the ZeroMQ context behind
 
     def _submit(self, task: CaptureTask, spec_json: str, waiting: dict[str, CaptureTask]) -> str | None:
         """Send one document to the engine, or say why not."""
