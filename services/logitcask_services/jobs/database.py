@@ -35,7 +35,11 @@ class Database:
         )
         event.listen(self._engine, "connect", _configure)
         event.listen(self._engine, "begin", _begin)
-        self._create(folder)
+        try:
+            self._create(folder)
+        except BaseException:
+            self.close()
+            raise
 
     def _create(self, folder: Path) -> None:
         with self._engine.connect().execution_options(writes=True) as connection, connection.begin():

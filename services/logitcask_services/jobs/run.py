@@ -17,6 +17,7 @@ from logitcask_services.jobs.plan import Chunk
 from logitcask_services.jobs.publisher import Publisher
 from logitcask_services.jobs.requests import ChunkOutcome, DocumentFailure
 from logitcask_services.jobs.room import EndedWhileWaitingError, RoomKeeper
+from logitcask_services.jobs.suspicion import Suspicion
 from logitcask_services.jobs.tables import ExtractionRow
 from logitcask_services.jobs.teacher import TeacherDiedError
 
@@ -31,8 +32,9 @@ Outcome = Literal["done", "ended", "document_failed"]
 class ExtractionRun:
     """Use once: `go`, then `close`."""
 
-    def __init__(self, context: JobContext, row: ExtractionRow, engine: Engine) -> None:
+    def __init__(self, context: JobContext, row: ExtractionRow, engine: Engine, suspicion: Suspicion) -> None:
         self._context = context
+        self._suspicion = suspicion
         self._row = row
         self._engine = engine
         self._spec = CaptureSpec.model_validate(row.capture)
@@ -75,6 +77,7 @@ class ExtractionRun:
         pending = self._context.extractions.pending_chunks(self._row.id)
         if pending:
             self._adopted = self._adopt(pending[0])
+        self._try_suspect()
         for together in _segments(pending):
             if together[0].deaths >= ISOLATE_AFTER_DEATHS:
                 self._one_by_one(together)
@@ -132,23 +135,42 @@ class ExtractionRun:
             raise TeacherDiedError(f"{type(error).__name__}: {error}") from error
 
     def _one_by_one(self, chunks: list[Chunk]) -> None:
-        """Every document alone with the teacher; one it dies on is noted as failed before anything else."""
+        """Every document alone with the teacher, so that it is known on which one it dies."""
         for task in self._feed.tasks(chunks):
             try:
                 self._stream(iter([task]))
-            except TeacherDiedError as error:
+            except TeacherDiedError:
                 assert isinstance(task.key, int)  # our own key
-                reason = f"the teacher died on this document alone ({error}); it is left out"
-                self._context.extractions.record_failure(self._row.id, self._describe(task.key, "teacher_died", reason))
-                self._context.host.progressed()
+                self._suspicion.suspect(self._row.id, task.key)
                 raise
             if self._stops():
                 return
+
+    def _try_suspect(self) -> None:
+        """Give a suspected document to the fresh teacher before anything else; note it as failed if that dies too."""
+        document = self._suspicion.suspect_of(self._row.id)
+        if document is None:
+            return
+        self._suspicion.clear()
+        task = CaptureTask(key=document, token_ids_L=self._tokens.tokens(document))
+        results = self._engine.capture([task], self._spec)
+        try:
+            while self._next(results) is not None:
+                pass  # innocent: it is captured with its chunk
+        except TeacherDiedError as error:
+            reason = f"the teacher died on this document alone, twice ({error}); it is left out"
+            failure = self._describe(document, "teacher_died", reason)
+            self._room.run(lambda: self._context.extractions.record_failure(self._row.id, failure))
+            self._suspicion.blamed = True
+            raise
 
     def _take(self, result: CaptureResult) -> None:
         failed = self._feed.accept(result)
         if failed is None:
             assert result.document is not None  # accept said so
+            if self._suspicion.blamed:
+                self._suspicion.blamed = False
+                self._context.host.progressed()
             self._context.progress.captured(len(result.document.token_ids_L))
         elif self._row.on_error == "fail" and self._failure is None:
             assert isinstance(result.key, int)  # our own key

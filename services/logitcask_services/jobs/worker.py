@@ -10,6 +10,7 @@ from logitcask_services.jobs.context import JobContext, teacher_document
 from logitcask_services.jobs.room import EndedWhileWaitingError, until_written
 from logitcask_services.jobs.run import ExtractionRun
 from logitcask_services.jobs.states import IllegalTransitionError
+from logitcask_services.jobs.suspicion import Suspicion
 from logitcask_services.jobs.tables import ExtractionRow
 from logitcask_services.jobs.teacher import Teacher, TeacherDiedError
 
@@ -24,6 +25,7 @@ class Worker(threading.Thread):
     def __init__(self, context: JobContext) -> None:
         super().__init__(name="logitcask-worker", daemon=True)
         self._context = context
+        self._suspicion = Suspicion()
 
     def run(self) -> None:
         """Work until the service stops or the teacher is given up."""
@@ -67,7 +69,7 @@ class Worker(threading.Thread):
     def _run(self, row: ExtractionRow, teacher: Teacher) -> None:
         run: ExtractionRun | None = None
         try:
-            run = ExtractionRun(self._context, row, teacher.engine)
+            run = ExtractionRun(self._context, row, teacher.engine, self._suspicion)
             self._finish(row, run)
         except TeacherDiedError as error:
             assert run is not None  # only a run talks to the teacher

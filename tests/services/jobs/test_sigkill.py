@@ -1,0 +1,155 @@
+"""The promise: a service killed at random ends with the cask of one that was left alone, and does no work twice.
+
+Real server processes, SIGKILL at random moments, restarts. `LOGITCASK_KILLS` sets how many (default 12).
+"""
+
+import json
+import os
+import random
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+from service_harness import jsonl, wait_for
+
+from logitcask_schemas.cask import Cask
+from logitcask_services.corpora.token_store import TokenStore
+
+SERVER = Path(__file__).parent.parent / "fake_server.py"
+KILLS = int(os.environ.get("LOGITCASK_KILLS", "12"))
+ENDED = ("completed", "failed", "cancelled")
+
+
+class ServerProcess:
+    def __init__(self, folder: Path, **fake):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.folder = folder
+        self.log = folder / "log"
+        folder.mkdir(exist_ok=True)
+        settings = {
+            "cask_root": str(folder / "casks"),
+            "data_dir": str(folder / "state"),
+            "port": self.port,
+            "chunk_positions": 700,
+            "disk_floor_bytes": 0,
+            "fake": {"log": str(self.log), **fake},
+        }
+        roots = os.pathsep.join(str(SERVER.parent.parent.parent / name) for name in ("schemas", "services"))
+        with (folder / "stderr").open("ab") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, str(SERVER), json.dumps(settings)],
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                env={**os.environ, "PYTHONPATH": roots, "OMP_NUM_THREADS": "1"},
+            )
+        self.client = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
+        wait_for(self._answers, 120)
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, (self.folder / "stderr").read_text()
+        try:
+            return self.client.get("/health").status_code == 200
+        except httpx2.TransportError:
+            return False
+
+    def status(self, extraction: str) -> dict:
+        return self.client.get(f"/v1/extractions/{extraction}").raise_for_status().json()
+
+    def kill(self) -> None:
+        self.client.close()
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def end(self) -> int:
+        self.client.close()
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+def start(server: ServerProcess, documents) -> str:
+    corpus = server.client.post("/v1/corpora", content=jsonl(documents)).raise_for_status().json()
+    body = {"corpus_id": corpus["id"], "cask": "cask"}
+    return server.client.post("/v1/extractions", json=body).raise_for_status().json()["id"]
+
+
+def shards(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "casks" / "cask" / "shards").iterdir()}
+
+
+def log_entries(folder: Path) -> list[tuple[str, int, str]]:
+    lines = (folder / "log").read_text().splitlines() if (folder / "log").exists() else []
+    return [(pid, int(key), identity) for pid, key, identity in map(str.split, lines)]
+
+
+def safe_documents(folder: Path, extraction: str) -> set[str]:
+    """Identities of documents whose capture is safe: their chunk is committed, or their shard is published."""
+    safe = set()
+    if (folder / "casks" / "cask" / "cask.json").exists():
+        safe |= {identity.tobytes().hex() for identity in Cask.open(folder / "casks" / "cask").document_ids()}
+    connection = sqlite3.connect(f"file:{folder / 'state' / 'jobs.sqlite3'}?mode=ro", uri=True)
+    chunks = connection.execute("SELECT first_document, documents FROM chunks WHERE done").fetchall()
+    connection.close()
+    if chunks:
+        store = TokenStore(folder / "state" / "extractions" / extraction)
+        safe |= {store.document_id(d).hex() for first, count in chunks for d in range(first, first + count)}
+    return safe
+
+
+@pytest.fixture
+def corpus():
+    source = random.Random(7)
+    documents = [{"input_ids": [source.randrange(600) for _ in range(source.randrange(2, 60))]} for _ in range(600)]
+    return documents + documents[100:130]  # repetitions
+
+
+def test_killed_at_random(tmp_path, corpus):
+    calm = ServerProcess(tmp_path / "calm")
+    extraction = start(calm, corpus)
+    wait_for(lambda: calm.status(extraction)["status"] in ENDED, 60)
+    expected = calm.status(extraction)
+    assert expected["status"] == "completed"
+    assert calm.end() == 0
+
+    # About as slow as it takes for the kills to fall within the run; the moments are drawn anew in every run.
+    moments = random.Random()
+    folder = tmp_path / "killed"
+    slow = {"seconds_per_document": 0.004 * max(1, KILLS / 12)}
+    server = ServerProcess(folder, **slow)
+    extraction = start(server, corpus)
+    kills = 0
+    safe_at_kill: list[tuple[str, set[str]]] = []
+    while kills < KILLS:
+        time.sleep(moments.uniform(0, 0.35))
+        if server.status(extraction)["status"] in ENDED:
+            break
+        pid = str(server.process.pid)
+        server.kill()
+        kills += 1
+        safe_at_kill.append((pid, safe_documents(folder, extraction)))
+        server = ServerProcess(folder, **slow)
+    wait_for(lambda: server.status(extraction)["status"] in ENDED, 120)
+    done = server.status(extraction)
+    assert server.end() == 0
+    assert kills >= min(KILLS, 5), "the run ended before it was killed often enough"
+
+    assert shards(folder) == shards(tmp_path / "calm")
+    for field in ("status", "request_counts", "documents", "lines", "usage"):
+        assert done[field] == expected[field], field
+    cask = Cask.open(folder / "casks" / "cask")
+    identities = [identity.tobytes() for identity in cask.document_ids()]
+    assert len(identities) == len(set(identities)) == 600
+
+    entries = log_entries(folder)
+    pids = list(dict.fromkeys(pid for pid, _, _ in entries))
+    for pid, safe in safe_at_kill:
+        later = pids[pids.index(pid) + 1 :] if pid in pids else pids
+        repeated = [identity for other, _, identity in entries if other in later and identity in safe]
+        assert not repeated, f"{len(repeated)} documents were captured again after they were safe"

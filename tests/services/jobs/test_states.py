@@ -1,0 +1,19 @@
+"""The state machine: no way out of an end, an end from everywhere."""
+
+import pytest
+
+from logitcask_services.jobs.states import FINAL, STATUSES, STEPS, IllegalTransitionError, check_step
+
+
+def test_ends_are_final_and_everything_else_reaches_one():
+    for status in STATUSES:
+        assert (not STEPS[status]) == (status in FINAL)
+        reached = {status}
+        while more := {following for one in reached for following in STEPS[one]} - reached:
+            reached |= more
+        assert reached & FINAL
+
+
+def test_refusal_names_both():
+    with pytest.raises(IllegalTransitionError, match="extraction x is completed and cannot become cancelling"):
+        check_step("x", "completed", "cancelling")

@@ -1,0 +1,148 @@
+"""The job store: recovery after a restart, cancelling, idempotency, one service per folder."""
+
+import pytest
+
+from logitcask_services.corpora.prepare import Prepared
+from logitcask_services.corpora.storage import StoredCorpus
+from logitcask_services.jobs.database import Database, DatabaseError
+from logitcask_services.jobs.log import ExtractionLog
+from logitcask_services.jobs.plan import Chunk
+from logitcask_services.jobs.registry import CorpusRegistry
+from logitcask_services.jobs.requests import (
+    ChunkOutcome,
+    ExtractionRequest,
+    IdempotencyConflictError,
+    IdempotencyKey,
+    NotFoundError,
+)
+from logitcask_services.jobs.states import IllegalTransitionError
+from logitcask_services.jobs.store import ExtractionStore
+
+
+@pytest.fixture
+def database(tmp_path):
+    database = Database(tmp_path / "state")
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def store(database):
+    return ExtractionStore(database, lambda extraction_id: None)
+
+
+@pytest.fixture
+def request_of(database):
+    corpus, _ = CorpusRegistry(database).add(StoredCorpus(sha256="0" * 64, bytes=1, lines=1), None, None)
+    return ExtractionRequest(
+        corpus_id=corpus.id,
+        cask="cask",
+        capture={},
+        max_length=None,
+        overflow="truncate",
+        on_error="skip",
+        metadata={},
+    )
+
+
+def queued(store, request_of):
+    row, _ = store.create(request_of, None)
+    chunks = [Chunk(number=number, first_document=number, documents=1, tokens=5) for number in range(3)]
+    store.save_preparation(row.id, Prepared(documents=3, tokens=15), {"model": "a"}, chunks)
+    return row
+
+
+def test_restart_queues_what_ran_and_ends_what_was_being_cancelled(store, request_of, database):
+    running, finalizing, cancelling, waiting = (queued(store, request_of) for _ in range(4))
+    store.step(running.id, "in_progress")
+    store.set_waiting(running.id, ("insufficient_storage", "full"))
+    store.step(finalizing.id, "in_progress")
+    store.step(finalizing.id, "finalizing")
+    store.step(cancelling.id, "in_progress")
+    store.cancel(cancelling.id)
+    assert sorted(store.recover()) == sorted([running.id, finalizing.id, cancelling.id])
+    assert {row.id: row.status for row in store.page(status=None, after=None, limit=9)} == {
+        running.id: "queued",
+        finalizing.id: "queued",
+        cancelling.id: "cancelled",
+        waiting.id: "queued",
+    }
+    assert store.get(running.id).waiting is None
+    assert store.recover() == []
+    messages = [event.message for event in ExtractionLog(database).events(store.get(running.id), after=0)]
+    assert messages[-1] == "queued: the service restarted; the run goes on"
+
+
+def test_a_chunk_counts_once(store, request_of):
+    row = queued(store, request_of)
+    store.step(row.id, "in_progress")
+    chunk = store.pending_chunks(row.id)[0]
+    outcome = ChunkOutcome(shards=[{"name": "s", "bytes": 100}], captured_documents=1, captured_tokens=5)
+    store.commit_chunk(row.id, chunk, outcome)
+    store.commit_chunk(row.id, chunk, outcome)
+    row = store.get(row.id)
+    assert (row.tokens_done, row.bytes_written, row.captured_documents) == (5, 100, 1)
+    assert [chunk.number for chunk in store.pending_chunks(row.id)] == [1, 2]
+    assert store.owner_of_shard("s") == row.number
+    assert store.owner_of_shard("other") is None
+
+
+def test_cancel(store, request_of):
+    row = queued(store, request_of)
+    assert store.cancel(row.id).status == "cancelled"
+    with pytest.raises(IllegalTransitionError, match="is cancelled and cannot become cancelling"):
+        store.cancel(row.id)
+    row, _ = store.create(request_of, None)
+    assert store.cancel(row.id).status == "cancelling"
+    assert store.cancel(row.id).status == "cancelling"
+
+
+def test_a_cancel_wins_over_an_end(store, request_of):
+    row = queued(store, request_of)
+    store.step(row.id, "in_progress")
+    store.cancel(row.id)
+    assert store.finish(row.id, "failed", reason=("x", "y")).status == "cancelled"
+
+
+def test_idempotency(store, request_of):
+    def key(fingerprint, scope="a", name="k"):
+        return IdempotencyKey(scope=scope, key=name, fingerprint=fingerprint)
+
+    first, created = store.create(request_of, key("f"))
+    again, created_again = store.create(request_of, key("f"))
+    assert (created, created_again, again.id) == (True, False, first.id)
+    with pytest.raises(IdempotencyConflictError, match=f"which made {first.id}; use a new key"):
+        store.create(request_of, key("g"))
+    other, created = store.create(request_of, key("g", scope="b"))
+    assert created
+    assert other.id != first.id
+
+
+def test_unknown_ids(store):
+    with pytest.raises(NotFoundError, match="no extraction 'x'"):
+        store.get("x")
+
+
+def test_one_service_per_folder(tmp_path):
+    first = Database(tmp_path)
+    with pytest.raises(DatabaseError, match="another logitcask service uses"):
+        Database(tmp_path)
+    first.close()
+    Database(tmp_path).close()
+
+
+def test_a_database_of_the_future_is_refused(tmp_path):
+    database = Database(tmp_path)
+    with database.write() as session:
+        session.connection().exec_driver_sql("PRAGMA user_version = 99")
+    database.close()
+    with pytest.raises(DatabaseError, match="schema version 99, this logitcask reads 1"):
+        Database(tmp_path)
+
+
+def test_every_commit_is_on_the_disk(database):
+    with database.read() as session:
+        connection = session.connection()
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar_one() == 2  # FULL
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "wal"
+        assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar_one() == 1
