@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from logitcask_consumer.data import Packing
 from logitcask_schemas.errors import LogitcaskError
@@ -107,6 +107,8 @@ class TrainConfig:
                 min(self.save_steps, self.keep_checkpoints, self.logging_steps) >= 1,
                 "save_steps, keep_checkpoints and logging_steps must be at least 1",
             ),
+            (self.packing in get_args(Packing), f"packing must be {_choices(Packing)}, got {self.packing!r}"),
+            (self.precision in get_args(Precision), f"precision must be {_choices(Precision)}, got {self.precision!r}"),
             (self.workers >= 0, f"workers must not be negative, got {self.workers}"),
         ]
         if faults := [message for holds, message in rules if not holds]:
@@ -137,6 +139,10 @@ class TrainConfig:
         """The fields that a resumption must share with the run it continues."""
         bound = {f.name for f in fields(self) if not f.metadata.get("free")}
         return {name: value for name, value in self.as_dict().items() if name in bound}
+
+
+def _choices(literal: Any) -> str:
+    return " or ".join(get_args(literal))
 
 
 def _plain(value: Any) -> Any:

@@ -71,7 +71,7 @@ def check_packing(model: Any, *, tolerance: float = 0.02) -> None:
 
     def second(ids: Tensor, position_ids: Tensor) -> Tensor:
         out = body(input_ids=ids, position_ids=position_ids[None], use_cache=False).last_hidden_state[0]
-        return out[-(ids_1S.shape[1] - split) :].double()
+        return torch.as_tensor(out[-(ids_1S.shape[1] - split) :], dtype=torch.float64)
 
     alone_SD = second(ids_1S[:, split:], whole[:-split])
     error = float((second(ids_1S, packed) - alone_SD).abs().max())

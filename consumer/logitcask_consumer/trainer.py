@@ -1,6 +1,7 @@
 """DistillTrainer: transformers.Trainer with the loss on sparse targets, through the LM head in chunks."""
 
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.data import Batch, CaskDataset, Collator, ShardBlockSampler, target_of
 from logitcask_consumer.losses import get_loss
+from logitcask_consumer.processes import fresh_accelerator_state
 from logitcask_consumer.student_forward import DistillTask, attach
 from logitcask_schemas.errors import LogitcaskError
 
@@ -25,8 +27,7 @@ def training_arguments(config: TrainConfig, checkpoints: Path) -> TrainingArgume
     Raises:
         TrainConfigError: the batch does not divide among the processes.
     """
-    base = TrainingArguments(output_dir=str(checkpoints))  # reads the launcher's environment
-    micro, accumulation = config.batch_shape(base.world_size)
+    micro, accumulation = config.batch_shape(fresh_accelerator_state().num_processes)
     bfloat16 = config.precision == "bfloat16" or (
         config.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     )
@@ -45,7 +46,8 @@ def training_arguments(config: TrainConfig, checkpoints: Path) -> TrainingArgume
         adam_beta2=0.95,
         seed=config.seed,
         bf16=bfloat16,
-        gradient_checkpointing=config.gradient_checkpointing,
+        use_cpu=not torch.accelerator.is_available(),
+        **_activation_checkpointing(config.gradient_checkpointing),
         save_strategy="steps",
         save_steps=config.save_steps,
         save_total_limit=config.keep_checkpoints,
@@ -57,9 +59,19 @@ def training_arguments(config: TrainConfig, checkpoints: Path) -> TrainingArgume
         dataloader_persistent_workers=config.workers > 0,
         remove_unused_columns=False,  # the batch holds more than the model's forward takes
         average_tokens_across_devices=True,
+        ddp_find_unused_parameters=False,  # body and head use every parameter
+        accelerator_config={"use_configured_state": True},  # see `processes`
         disable_tqdm=True,  # our own bar
         report_to=list(config.report_to) or "none",
     )
+
+
+def _activation_checkpointing(wanted: bool) -> dict[str, Any]:
+    """Transformers renamed the argument after 5.19; the old name warns in the new versions."""
+    if not wanted:
+        return {}
+    names = {f.name for f in fields(TrainingArguments)}
+    return {"activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing": True}
 
 
 class DistillTrainer(Trainer):
@@ -135,7 +147,7 @@ class DistillTrainer(Trainer):
         if model.training:
             self._count(out["kd_T"], out["ce_T"], batch["entropy"], positions)
         if num_items_in_batch is None:
-            loss = out["loss"] / positions
+            loss = out["loss"] / max(positions, 1)
         else:
             # DDP averages gradients over processes; the divisor already counts the positions of all of them.
             loss = out["loss"] * (self.accelerator.num_processes / num_items_in_batch)
@@ -149,7 +161,8 @@ class DistillTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> ShardBlockSampler:
         dataset = cast("CaskDataset", self.train_dataset if train_dataset is None else train_dataset)
-        return ShardBlockSampler(dataset.sequences_per_group, seed=self.distill_config.seed)
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return ShardBlockSampler(dataset.sequences_per_group, seed=self.distill_config.seed, batch=batch)
 
     def _count(self, kd_T: Tensor, ce_T: Tensor, entropy_T: Tensor, positions: int) -> None:
         sums = [kd_T.sum(dtype=torch.float64), ce_T.sum(dtype=torch.float64), entropy_T.sum(dtype=torch.float64)]

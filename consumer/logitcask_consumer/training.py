@@ -20,6 +20,7 @@ from logitcask_consumer.checkpoints import (
 from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.data import CaskDataset, open_casks
 from logitcask_consumer.losses import LMHead, check_head, get_loss
+from logitcask_consumer.processes import processes
 from logitcask_consumer.student_forward import check_packing
 from logitcask_consumer.students import StudentSpec, load_model, load_tokenizer
 from logitcask_consumer.trainer import DistillTrainer
@@ -71,6 +72,8 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
         if before["status"] == "finished":
             say(f"{config.output} is finished; nothing to do")
             return _result(config, spec, before, None, already_finished=True)
+    own = processes()
+    own.wait_for_everyone()  # every process has read the folder's state before one changes it
     dataset = CaskDataset(
         casks, seq_len=config.seq_len, overlap=config.overlap, packing=config.packing, seed=config.seed
     )
@@ -83,25 +86,26 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
         "settings": config.binding(),
         "student": {"spec": config.student, "parameters": model.num_parameters()},
     }
-    write_run(config.output, "running", content)
-    if checkpoint is None and spec.folder is None:
-        _save_model(model, tokenizer, config.output / INITIAL_NAME)
+    if own.is_main_process:
+        write_run(config.output, "running", content)
+        if checkpoint is None and spec.folder is None:
+            model.save_pretrained(config.output / INITIAL_NAME)
+            tokenizer.save_pretrained(config.output / INITIAL_NAME)
     say(
         f"{dataset.num_documents:,} documents, {dataset.num_positions:,} positions in {len(dataset):,} sequences of "
         f"{config.seq_len} ({dataset.fill:.1%} full); student of {model.num_parameters():,} parameters"
         + (f"; continuing from {checkpoint.name}" if checkpoint else "")
     )
-    result = _run(config, model, dataset, tokenizer, checkpoint)
-    _save_model(model, tokenizer, config.output)
-    content["result"] = result
-    write_run(config.output, "finished", content)
+    content["result"] = _run(config, model, dataset, tokenizer, checkpoint)
+    if own.is_main_process:
+        write_run(config.output, "finished", content)
     return _result(config, spec, {"status": "finished", **content}, checkpoint, already_finished=False)
 
 
 def _run(
     config: TrainConfig, model: Any, dataset: CaskDataset, tokenizer: Any, checkpoint: Path | None
 ) -> dict[str, Any]:
-    """Train; returns the summary that goes into the run document."""
+    """Train and save the student; returns the summary that goes into the run document."""
     progress, metrics = ProgressBar(), MetricsLog(config.output / METRICS_NAME)
     trainer = DistillTrainer(
         model,
@@ -114,6 +118,7 @@ def _run(
     started = time.monotonic()
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.save_model(str(config.output))
     finally:
         progress.close()
         metrics.close()
@@ -150,12 +155,6 @@ def _describe(cask: Cask) -> dict[str, Any]:
         "documents": len(cask),
         "positions": cask.num_positions,
     }
-
-
-def _save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """A Hugging Face folder."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def _result(

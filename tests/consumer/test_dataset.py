@@ -8,7 +8,15 @@ import torch
 from cask_builder import build_cask, identity, random_documents, save_teacher, tiny_tokenizer
 from torch.utils.data import DataLoader
 
-from logitcask_consumer.data import CaskDataset, Collator, EmptyCaskError, ShardBlockSampler, open_casks, target_of
+from logitcask_consumer.data import (
+    EMPTY,
+    CaskDataset,
+    Collator,
+    EmptyCaskError,
+    ShardBlockSampler,
+    open_casks,
+    target_of,
+)
 from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import CaskWriter
 from logitcask_schemas.errors import (
@@ -81,6 +89,17 @@ def test_a_batch_holds_every_record_unchanged(cask_path, seq_len, overlap, packi
             ]
             assert len(matches) == 1
             assert len(matches[0][0]) == i + 1 or len(matches[0][0]) > overlap
+
+
+def test_empty_sequences_carry_no_position(cask_path):
+    dataset = CaskDataset(open_casks([cask_path], tokenizer_fingerprint=None), seq_len=64)
+    nothing, mixed = batch_of(dataset, [EMPTY, EMPTY]), batch_of(dataset, [EMPTY, 0])
+    assert nothing["input_ids"].shape == (2, 8)
+    assert len(nothing["slots"]) == len(nothing["head_ids"]) == 0
+    assert target_of(nothing, sampled_tail=True).num_rows == 0
+    alone = batch_of(dataset, [0])
+    assert torch.equal(mixed["input_ids"][1], alone["input_ids"][0])
+    assert torch.equal(mixed["slots"], alone["slots"] + mixed["input_ids"].shape[1])
 
 
 def test_packing_fills_sequences(cask_path):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logitcask_consumer.data import ShardBlockSampler, WindowError, Windows, pack_alone, pack_best_fit
+from logitcask_consumer.data import EMPTY, ShardBlockSampler, WindowError, Windows, pack_alone, pack_best_fit
 
 lengths = st.lists(st.integers(0, 300), min_size=1, max_size=40)
 
@@ -75,6 +75,16 @@ def test_sampler_yields_every_sequence_once_and_stays_within_blocks(groups, epoc
     owner = np.repeat(np.arange(len(groups)), groups)[order]
     seen = [sorted(set(owner[: sum(np.array(groups)[list(dict.fromkeys(owner))[:block]])]))]
     assert len(seen[0]) <= block
+
+
+@given(st.integers(1, 40), st.integers(1, 9))
+def test_the_last_batch_is_filled_with_empty_sequences(sequences, batch):
+    sampler = ShardBlockSampler(np.array([sequences]), seed=0, batch=batch)
+    order = list(sampler)
+    assert len(order) == len(sampler)
+    assert len(order) % batch == 0
+    assert 0 <= order.count(EMPTY) < batch
+    assert sorted(order)[order.count(EMPTY) :] == list(range(sequences))
 
 
 def test_epochs_differ():

@@ -7,10 +7,11 @@ of the mapped shards), `collate` (sequences into tensors), `sampler` (the order 
 from logitcask_consumer.data.collate import Batch, Collator, target_of
 from logitcask_consumer.data.dataset import CaskDataset, EmptyCaskError, Packing, WindowRecords, open_casks
 from logitcask_consumer.data.packing import Packs, pack_alone, pack_best_fit
-from logitcask_consumer.data.sampler import ShardBlockSampler
+from logitcask_consumer.data.sampler import EMPTY, ShardBlockSampler
 from logitcask_consumer.data.windows import WindowError, Windows
 
 __all__ = [
+    "EMPTY",
     "Batch",
     "CaskDataset",
     "Collator",

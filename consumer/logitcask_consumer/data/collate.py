@@ -67,11 +67,11 @@ class Collator:
             DocumentMismatchError: a position's next token is not in its head, so records and tokens are shifted.
         """
         windows = [window for sequence in sequences for window in sequence]
-        sizes_W = np.array([len(window.token_ids_S1) - 1 for window in windows])
-        context_W = np.array([window.context for window in windows])
+        sizes_W = np.array([len(window.token_ids_S1) - 1 for window in windows], dtype=np.int64)
+        context_W = np.array([window.context for window in windows], dtype=np.int64)
         sequence_W = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
         used_B = np.bincount(sequence_W, weights=sizes_W, minlength=len(sequences)).astype(np.int64)
-        width = min(-(-int(used_B.max()) // self.multiple_of) * self.multiple_of, self.seq_len)
+        width = min(max(1, -(-int(used_B.max()) // self.multiple_of)) * self.multiple_of, self.seq_len)
         # Windows of a sequence lie end to end: slot = b·S + slots before it within the sequence.
         before_W = np.cumsum(sizes_W) - sizes_W
         first_W = sequence_W * width + before_W - (np.cumsum(used_B) - used_B)[sequence_W]
@@ -79,10 +79,10 @@ class Collator:
         slots = np.repeat(first_W, sizes_W) + within
         trained = within >= np.repeat(context_W, sizes_W)
         input_ids = np.full(len(sequences) * width, self.pad_id, dtype=np.int64)
-        input_ids[slots] = np.concatenate([window.token_ids_S1[:-1] for window in windows])
+        input_ids[slots] = _join([window.token_ids_S1[:-1] for window in windows], np.uint16)
         position_ids = np.zeros(len(sequences) * width, dtype=np.int64)
         position_ids[slots] = within
-        next_ids = np.concatenate([window.token_ids_S1[1:] for window in windows])[trained]
+        next_ids = _join([window.token_ids_S1[1:] for window in windows], np.uint16)[trained]
         columns = _columns(windows)
         documents = np.repeat(np.array([window.document for window in windows], dtype=np.int32), sizes_W)[trained]
         _require_next_token(columns["head_ids"], columns["head_offsets"], next_ids, documents)
@@ -124,18 +124,23 @@ def target_of(batch: Batch, *, sampled_tail: bool) -> SparseTarget:
 def _columns(windows: Sequence[WindowRecords]) -> Mapping[str, NDArray[Any]]:
     records = [window.records for window in windows]
     return {
-        "head_ids": np.concatenate([part.head_ids_H for part in records]),
-        "head_logprobs": np.concatenate([part.head_logprobs_H for part in records]),
+        "head_ids": _join([part.head_ids_H for part in records], np.uint16),
+        "head_logprobs": _join([part.head_logprobs_H for part in records], np.float16),
         "head_offsets": _offsets([part.head_counts_P for part in records]),
-        "tail_ids": np.concatenate([part.tail_ids_N for part in records]),
+        "tail_ids": _join([part.tail_ids_N for part in records], np.uint16),
         "tail_offsets": _offsets([part.tail_counts_P for part in records]),
-        "log_tail_mass": np.concatenate([part.log_tail_mass_P for part in records]),
-        "entropy": np.concatenate([part.entropy_P for part in records]),
+        "log_tail_mass": _join([part.log_tail_mass_P for part in records], np.float16),
+        "entropy": _join([part.entropy_P for part in records], np.float16),
     }
 
 
+def _join(parts: Sequence[NDArray[Any]], empty: type[np.generic]) -> NDArray[Any]:
+    """The parts end to end; no parts, as in a batch of empty sequences, give an empty array of the dtype `empty`."""
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=empty)
+
+
 def _offsets(counts: Sequence[NDArray[np.uint8]]) -> Offsets:
-    joined = np.concatenate(counts)
+    joined = _join(counts, np.uint8)
     offsets = np.zeros(len(joined) + 1, dtype=np.int64)
     np.cumsum(joined, out=offsets[1:])
     return offsets
@@ -145,6 +150,8 @@ def _require_next_token(
     head_ids: NDArray[Any], head_offsets: Offsets, next_ids: NDArray[Any], documents: NDArray[np.int32]
 ) -> None:
     """Every head holds its realised next token; records shifted by one position would not."""
+    if not len(next_ids):
+        return
     found = np.add.reduceat(head_ids == np.repeat(next_ids, np.diff(head_offsets)), head_offsets[:-1], dtype=np.int64)
     if not found.all():
         row = int(np.argmin(found != 0))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from logitcask_consumer.data.packing import Packs, pack_alone, pack_best_fit
+from logitcask_consumer.data.sampler import EMPTY
 from logitcask_consumer.data.windows import Windows
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import CaskError, DocumentMismatchError
@@ -126,13 +127,13 @@ class CaskDataset(Dataset[list[WindowRecords]]):
         return len(self.packs)
 
     def __getitem__(self, sequence: int) -> list[WindowRecords]:
-        """The windows of one sequence.
+        """The windows of one sequence; none for the sampler's `EMPTY`.
 
         Raises:
             CaskCorruptionError, CaskNotFoundError: a shard is missing or its bytes changed.
             DocumentMismatchError: the stored token ids are not those of the document's identity.
         """
-        return [self._window(int(w)) for w in self.packs[sequence]]
+        return [] if sequence == EMPTY else [self._window(int(w)) for w in self.packs[sequence]]
 
     def _window(self, window: int) -> WindowRecords:
         document = int(self.windows.document_W[window])

@@ -4,6 +4,9 @@ A cask larger than memory must not be read at random: every sequence would fault
 `dataset`) are shuffled, taken in blocks, and only sequences within a block are shuffled among each other. The order is
 a function of (seed, epoch) alone, which is what makes resuming exact: skipping k sequences of epoch e needs nothing but
 e and k.
+
+The last batch of an epoch is filled up with empty sequences. Whatever the number of processes, then, each gets as many
+sequences as the others and no position is trained twice, as it would be if the first sequences were repeated.
 """
 
 from collections.abc import Iterator
@@ -12,20 +15,27 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
+EMPTY = -1
+"""Number of the empty sequence."""
+
 
 class ShardBlockSampler(Sampler[int]):
-    """Yields sequence numbers, each once per epoch."""
+    """Yields sequence numbers, each once per epoch, then `EMPTY` up to a multiple of the batch."""
 
-    def __init__(self, sequences_per_group: NDArray[np.int64], *, seed: int, groups_per_block: int = 8) -> None:
+    def __init__(
+        self, sequences_per_group: NDArray[np.int64], *, seed: int, batch: int = 1, groups_per_block: int = 8
+    ) -> None:
         """Sequences are numbered group after group.
 
         Args:
             sequences_per_group: how many sequences each group of shards has.
             seed: of the shuffle.
+            batch: sequences of an optimizer step, over all processes.
             groups_per_block: groups whose sequences are mixed; more mixes better and keeps more pages in use.
         """
         self._starts = np.concatenate([[0], np.cumsum(sequences_per_group)])
         self._seed = seed
+        self._batch = batch
         self._block = groups_per_block
         self._epoch = 0
 
@@ -34,7 +44,7 @@ class ShardBlockSampler(Sampler[int]):
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return -(-int(self._starts[-1]) // self._batch) * self._batch
 
     def __iter__(self) -> Iterator[int]:
         generator = np.random.default_rng([self._seed, self._epoch])
@@ -42,3 +52,4 @@ class ShardBlockSampler(Sampler[int]):
         for first in range(0, len(groups), self._block):
             ranges = [np.arange(self._starts[g], self._starts[g + 1]) for g in groups[first : first + self._block]]
             yield from generator.permutation(np.concatenate(ranges)).tolist()
+        yield from [EMPTY] * (len(self) - int(self._starts[-1]))

@@ -1,0 +1,1 @@
+"""Commands of the training side: `logitcask train` and `logitcask report`. torch is imported only when they run."""

@@ -1,0 +1,117 @@
+"""`logitcask train`: a student from casks, without the teacher."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(help="Train a student from a cask, without the teacher.", add_completion=False)
+
+
+@app.command()
+def train(
+    cask: Annotated[
+        list[Path], typer.Option("--cask", help="Cask to train on; may be given several times.", show_default=False)
+    ],
+    student: Annotated[
+        str,
+        typer.Option(
+            "--student",
+            help="from-teacher:layers=10 (or a list of layer numbers), a model folder, or a config.json.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the trained student.", show_default=False)],
+    teacher: Annotated[
+        Path | None,
+        typer.Option("--teacher", help="The teacher's folder, for weights (from-teacher) or tokenizer; it is not run."),
+    ] = None,
+    loss: Annotated[str, typer.Option("--loss", help="Name of a loss, see docs/losses.md.")] = "forward_kl",
+    ce_weight: Annotated[float, typer.Option("--ce-weight", help="Share of cross-entropy with the real tokens.")] = 0.0,
+    epochs: Annotated[float, typer.Option("--epochs", help="Passes over the casks.")] = 3.0,
+    max_steps: Annotated[int | None, typer.Option("--max-steps", help="Optimizer steps, instead of epochs.")] = None,
+    seq_len: Annotated[int, typer.Option("--seq-len", help="Tokens of a training sequence.")] = 1024,
+    overlap: Annotated[int, typer.Option("--overlap", help="Context tokens of later windows of a document.")] = 64,
+    packing: Annotated[str, typer.Option("--packing", help="best_fit or none.")] = "best_fit",
+    batch_tokens: Annotated[int, typer.Option("--batch-tokens", help="Tokens per optimizer step.")] = 8192,
+    micro_tokens: Annotated[int, typer.Option("--micro-tokens", help="Tokens per forward pass of a process.")] = 8192,
+    lr: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 5e-4,
+    warmup: Annotated[float, typer.Option("--warmup", help="Share of the steps with rising learning rate.")] = 0.05,
+    weight_decay: Annotated[float, typer.Option("--weight-decay", help="Of AdamW.")] = 0.01,
+    seed: Annotated[int, typer.Option("--seed", help="Of initialisation, packing, order and dropout.")] = 0,
+    precision: Annotated[str, typer.Option("--precision", help="auto, float32 or bfloat16.")] = "auto",
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Recompute activations: slower, less memory.")
+    ] = False,
+    save_steps: Annotated[int, typer.Option("--save-steps", help="A checkpoint every so many steps.")] = 100,
+    logging_steps: Annotated[int, typer.Option("--logging-steps", help="Metrics every so many steps.")] = 1,
+    workers: Annotated[int, typer.Option("--workers", help="Processes that read data.")] = 0,
+    report_to: Annotated[
+        list[str] | None, typer.Option("--report-to", help="Tracker, such as tensorboard; may be given several times.")
+    ] = None,
+    resume: Annotated[
+        str, typer.Option("--resume", help="auto: continue an interrupted run; never; or a checkpoint's folder.")
+    ] = "auto",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")
+    ] = False,
+) -> None:
+    """Train a student from casks; the same command continues an interrupted run."""
+    from logitcask_consumer.config import TrainConfig
+    from logitcask_consumer.training import train as run
+
+    quiet_transformers()
+    config = TrainConfig(
+        casks=tuple(cask),
+        student=student,
+        output=output,
+        teacher=teacher,
+        loss=loss,
+        ce_weight=ce_weight,
+        epochs=epochs,
+        max_steps=max_steps,
+        seq_len=seq_len,
+        overlap=overlap,
+        packing=packing,  # type: ignore[arg-type]
+        batch_tokens=batch_tokens,
+        micro_tokens=micro_tokens,
+        lr=lr,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        seed=seed,
+        precision=precision,  # type: ignore[arg-type]
+        gradient_checkpointing=gradient_checkpointing,
+        save_steps=save_steps,
+        logging_steps=logging_steps,
+        workers=workers,
+        report_to=tuple(report_to or ()),
+        resume=resume,
+    )
+    console = Console(stderr=True)
+    result = run(config, say=lambda message: console.print(message, highlight=False))
+    if as_json:
+        document: dict[str, Any] = {
+            "output": str(result.output),
+            "initial": str(result.initial) if result.initial else None,
+            "resumed_from": str(result.resumed_from) if result.resumed_from else None,
+            "already_finished": result.already_finished,
+            "run": result.run,
+        }
+        json.dump(document, sys.stdout, indent=2)
+        sys.stdout.write("\n")
+        return
+    last = result.run["result"]["last"]
+    shown = "  ".join(f"{name} {last[name]:.3f}" for name in ("kl", "kd", "ce") if name in last)
+    console.print(f"trained student: {result.output}  (last step: {shown} nats)", highlight=False)
+
+
+def quiet_transformers() -> None:
+    """No bars and hints of transformers among ours; its warnings stay."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.getLogger("transformers").setLevel(logging.WARNING)

@@ -1,0 +1,16 @@
+"""One process of a distributed run; started by torchrun with the settings as JSON."""
+
+import json
+import sys
+from pathlib import Path
+
+from logitcask_consumer.config import TrainConfig
+from logitcask_consumer.training import train
+
+if __name__ == "__main__":
+    settings = json.loads(sys.argv[1])
+    for name in ("output", "teacher"):
+        settings[name] = Path(settings[name])
+    settings["casks"] = tuple(map(Path, settings["casks"]))
+    settings["report_to"] = tuple(settings["report_to"])
+    train(TrainConfig(**settings))
