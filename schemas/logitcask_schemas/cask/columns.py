@@ -110,10 +110,8 @@ def document_slices(
     ]
 
 
-def join_planes(low: NDArray[np.uint16], high: NDArray[np.uint8] | None) -> NDArray[np.unsignedinteger[Any]]:
-    """Ids from their planes: the low one as it is where there is no high one, else uint32."""
-    if high is None:
-        return low
+def join_planes(low: NDArray[Any], high: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """Ids from their planes: bits 0 to 15, uint16, and bits 16 to 23."""
     joined = high.astype(np.uint32)
     joined <<= np.uint32(16)
     joined |= low

@@ -1,5 +1,7 @@
 """Reading a cask: documents by number or id, shards as flat columns."""
 
+from bisect import bisect_right
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -32,9 +34,8 @@ class Cask:
         self.manifest = manifest
         self.entries = entries
         self.layout = RecordLayout.of(manifest)
-        self._starts = np.concatenate(
-            [np.zeros(1, np.int64), np.cumsum([entry.documents for entry in entries], dtype=np.int64)]
-        )
+        # A list, not an array: bisecting it for a single document is ten times as fast.
+        self._starts = list(accumulate((entry.documents for entry in entries), initial=0))
         self._open: dict[int, Shard] = {}
         self._lengths_D: NDArray[np.int64] | None = None
         self._index: DocumentIndex | None = None
@@ -66,7 +67,7 @@ class Cask:
         return cls(path, manifest, entries)
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._starts[-1]
 
     @property
     def num_tokens(self) -> int:
@@ -105,10 +106,10 @@ class Cask:
 
     def locate(self, index: int) -> tuple[int, int]:
         """Shard number and row of a document; IndexError where there is none."""
-        if not 0 <= index < len(self):
+        if not 0 <= index < self._starts[-1]:
             raise IndexError(f"{self.path}: document {index} of {len(self)}")
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return number, index - int(self._starts[number])
+        number = bisect_right(self._starts, index) - 1
+        return number, index - self._starts[number]
 
     def read(self, index: int) -> DocumentRecords:
         """One document; arrays are views of the mapped shard, value dtype as stored, ids uint16 or uint32.

@@ -36,6 +36,15 @@ class Shard:
         self.entry = entry
         self.layout = layout
         self.columns = columns
+        self.token_offsets: Offsets = columns.offsets["token"]
+        """[D + 1] into `token_ids`."""
+        self.position_offsets: Offsets = columns.offsets["position"]
+        """[D + 1] into every column with one value per position."""
+        self.head_offsets: Offsets = columns.offsets["head"]
+        """[D + 1] into `head_ids` and `head_logprobs`."""
+        self.tail_offsets: Offsets = columns.offsets["tail"]
+        """[D + 1] into `tail_ids` and `tail_logprobs`."""
+        self._wide_ids = layout.wide_ids
         self._verified_D = np.zeros(entry.documents, dtype=np.bool_)
 
     @property
@@ -47,26 +56,6 @@ class Shard:
     def document_ids(self) -> NDArray[np.uint8]:
         """[D, 32] SHA-256 of each document's token ids."""
         return self.columns.document_ids
-
-    @property
-    def token_offsets(self) -> Offsets:
-        """[D + 1] into `token_ids`."""
-        return self.columns.offsets["token"]
-
-    @property
-    def position_offsets(self) -> Offsets:
-        """[D + 1] into every column with one value per position."""
-        return self.columns.offsets["position"]
-
-    @property
-    def head_offsets(self) -> Offsets:
-        """[D + 1] into `head_ids` and `head_logprobs`."""
-        return self.columns.offsets["head"]
-
-    @property
-    def tail_offsets(self) -> Offsets:
-        """[D + 1] into `tail_ids` and `tail_logprobs`."""
-        return self.columns.offsets["tail"]
 
     @property
     def token_ids(self) -> IdArray:
@@ -132,7 +121,8 @@ class Shard:
             CaskCorruptionError: The document's bytes do not give its checksum (checked on first touch only).
         """
         self._require_row(row)
-        return self._read(row, 0, int(self.position_offsets[row + 1] - self.position_offsets[row]))
+        offsets = self.position_offsets
+        return self._read(row, 0, offsets.item(row + 1) - offsets.item(row))
 
     def read_window(self, row: int, start: int, stop: int) -> DocumentRecords:
         """Positions [start, stop) of a document, with the tokens [start, stop] that they speak of.
@@ -142,7 +132,7 @@ class Shard:
             CaskCorruptionError: As `read`; the whole document is proved, not only the window.
         """
         self._require_row(row)
-        length = int(self.position_offsets[row + 1] - self.position_offsets[row])
+        length = self.position_offsets.item(row + 1) - self.position_offsets.item(row)
         if not 0 <= start < stop <= length:
             raise IndexError(f"{self.path}: window [{start}, {stop}) of document {row}, which has {length} positions")
         return self._read(row, start, stop)
@@ -179,19 +169,20 @@ class Shard:
             self.verify(row)
 
     def _read(self, row: int, start: int, stop: int) -> DocumentRecords:
-        token, position = int(self.token_offsets[row]) + start, int(self.position_offsets[row])
-        first, last = position + start, position + stop
-        head_counts, head, head_stop = self._cut("head_counts", self.head_offsets, row, start, stop)
-        tail_counts, tail, tail_stop = self._cut("tail_counts", self.tail_offsets, row, start, stop)
         arrays = self.columns.arrays
+        first_token = self.token_offsets.item(row) + start
+        first = self.position_offsets.item(row) + start
+        last = first + stop - start
+        head, head_stop = self._entries("head_counts", self.head_offsets, row, start, first, last)
+        tail, tail_stop = self._entries("tail_counts", self.tail_offsets, row, start, first, last)
         try:
             return DocumentRecords(
-                token_ids_L=self._ids("token_ids", token, token + stop - start + 1),
+                token_ids_L=self._ids("token_ids", first_token, first_token + stop - start + 1),
                 records=Records(
-                    head_counts_P=head_counts,
+                    head_counts_P=arrays["head_counts"][first:last],
                     head_ids_H=self._ids("head_ids", head, head_stop),
                     head_logprobs_H=arrays["head_logprobs"][head:head_stop],
-                    tail_counts_P=tail_counts,
+                    tail_counts_P=arrays["tail_counts"][first:last],
                     tail_ids_N=self._ids("tail_ids", tail, tail_stop),
                     log_tail_mass_P=arrays["log_tail_mass"][first:last],
                     entropy_P=arrays["entropy"][first:last],
@@ -202,22 +193,19 @@ class Shard:
         except DocumentMismatchError as error:
             raise CaskCorruptionError(f"{self.path}: document {row}: {error}") from error
 
-    def _cut(
-        self, counts_name: str, offsets: Offsets, row: int, start: int, stop: int
-    ) -> tuple[NDArray[np.uint8], int, int]:
-        """Counts of the positions [start, stop), and where their entries start and stop in the flat columns."""
-        position, stop_of_row = int(self.position_offsets[row]), int(self.position_offsets[row + 1])
-        counts: NDArray[np.uint8] = self.columns.arrays[counts_name][position + start : position + stop]
-        if position + stop == stop_of_row and start == 0:
-            return counts, int(offsets[row]), int(offsets[row + 1])
-        before: NDArray[np.uint8] = self.columns.arrays[counts_name][position : position + start]
-        first = int(offsets[row]) + int(before.sum(dtype=np.int64))
-        return counts, first, first + int(counts.sum(dtype=np.int64))
+    def _entries(self, counts: str, offsets: Offsets, row: int, start: int, first: int, last: int) -> tuple[int, int]:
+        """Where the entries of the flat positions [first, last) of a document start and stop."""
+        stop = offsets.item(row + 1)
+        if not start and last == self.position_offsets.item(row + 1):
+            return offsets.item(row), stop
+        array = self.columns.arrays[counts]
+        begin = offsets.item(row) + int(array[first - start : first].sum(dtype=np.int64))
+        return begin, begin + int(array[first:last].sum(dtype=np.int64))
 
     def _ids(self, name: str, start: int, stop: int) -> IdArray:
         arrays = self.columns.arrays
-        low = arrays[name][start:stop]
-        return join_planes(low, arrays[name + HIGH_SUFFIX][start:stop] if self.layout.wide_ids else None)
+        low: IdArray = arrays[name][start:stop]
+        return join_planes(low, arrays[name + HIGH_SUFFIX][start:stop]) if self._wide_ids else low
 
     def _whole(self, name: str) -> NDArray[Any]:
         array = self.columns.arrays[name]
