@@ -5,12 +5,14 @@ Settings are those of the service, plus `fake`: what to script into the teacher.
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import fake_teacher
 
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_services.http.server import configure_logging, serve
+from logitcask_services.jobs.store import ExtractionStore
 from logitcask_services.settings import ServiceSettings
 
 
@@ -19,6 +21,14 @@ def main() -> int:
     script = given.pop("fake", {})
     if "log" in script:
         script["log"] = Path(script["log"])
+    commit, pause = ExtractionStore.commit_chunk, script.pop("pause_before_commit", 0.0)
+
+    def commit_late(*arguments: object) -> None:
+        """Widens the moment between publication and commit, so that random kills fall into it."""
+        time.sleep(pause)
+        commit(*arguments)
+
+    ExtractionStore.commit_chunk = commit_late
     configure_logging()
     try:
         return serve(

@@ -40,9 +40,9 @@ class HuggingFaceTokenizer:
 
         try:
             return cls(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
-        except (OSError, ValueError) as error:
+        except Exception as error:  # the Rust backend raises bare Exception on a damaged file
             raise ModelError(
-                f"the teacher folder {folder} has no tokenizer that loads: {error}. "
+                f"the teacher folder {folder} has no tokenizer that loads: {type(error).__name__}: {error}. "
                 "It needs tokenizer.json and tokenizer_config.json beside the weights."
             ) from error
 

@@ -1,4 +1,4 @@
-"""Extractions as they run: poison, garbage, deaths, full disks, other teachers, cancelling. Real server, fake teacher."""
+"""Extractions as they run: poison, garbage, deaths, full disks, other teachers, cancelling; on a real server."""
 
 import errno
 from pathlib import Path

@@ -121,7 +121,7 @@ def test_killed_at_random(tmp_path, corpus):
     # About as slow as it takes for the kills to fall within the run; the moments are drawn anew in every run.
     moments = random.Random()
     folder = tmp_path / "killed"
-    slow = {"seconds_per_document": 0.004 * max(1, KILLS / 12)}
+    slow = {"seconds_per_document": 0.004 * max(1, KILLS / 12), "pause_before_commit": 0.05}
     server = ServerProcess(folder, **slow)
     extraction = start(server, corpus)
     kills = 0

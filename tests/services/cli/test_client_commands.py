@@ -1,0 +1,268 @@
+"""`logitcask submit` and `logitcask jobs` against a real server: output, exit codes, broken connections."""
+
+import json
+import threading
+
+import httpx2
+import pytest
+from fake_teacher import POISON
+from service_harness import jsonl, wait_for
+
+from logitcask_schemas.cli import main
+from logitcask_services.client import ServiceClient, ServiceError, ServiceUnreachableError
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run a command; (exit code, stdout, stderr)."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def command(server, *arguments):
+        monkeypatch.setenv("LOGITCASK_SERVER", server.url if server else "http://127.0.0.1:9")
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out, captured.err
+
+    return command
+
+
+@pytest.fixture
+def corpus(tmp_path, documents):
+    path = tmp_path / "corpus.jsonl"
+    path.write_bytes(jsonl(documents[:10]) + b"nonsense\n" + jsonl(documents[10:]) + b'{"text": ""}\n')
+    return path
+
+
+def test_submit_and_wait(serve, run, corpus):
+    code, out, err = run(serve(), "submit", corpus, "--cask", "one", "--wait")
+    assert code == 0
+    assert out == ""
+    assert "completed; cask one: 40 of 42 documents" in err
+    assert "2 line(s) or document(s) are not in the cask:" in err
+    assert "line 11: not_json: the line is not JSON" in err
+    assert "line 42: empty: `text` is empty" in err
+
+
+def test_json_is_alone_on_stdout(serve, run, corpus):
+    code, out, _ = run(serve(), "submit", corpus, "--cask", "one", "--wait", "--json", "--mode", "topk", "--k", "4")
+    assert code == 0
+    job = json.loads(out)
+    assert (job["status"], job["capture"]["mode"], job["capture"]["k"]) == ("completed", "topk", 4)
+
+
+def test_submit_without_waiting_prints_the_id(serve, run, corpus):
+    server = serve()
+    options = ["--metadata", "team=a", "--pin", "5", "--pin", "6", "--temperature", "2.0", "--overflow", "split"]
+    code, out, _ = run(server, "submit", corpus, "--cask", "one", *options)
+    assert code == 0
+    job = server.finish(out.strip())
+    assert job["metadata"] == {"team": "a"}
+    assert job["capture"]["pinned_ids"] == [5, 6]
+    assert job["capture"]["temperatures"] == [2.0]
+    assert job["overflow"] == "split"
+
+
+def test_a_failed_extraction_is_exit_code_3(serve, run, corpus):
+    code, _, err = run(serve(), "submit", corpus, "--cask", "one", "--wait", "--on-error", "fail")
+    assert code == 3
+    assert "failed" in err
+    assert "error: 2 of 42 lines are bad" in err
+
+
+def test_many_failures_are_cut_short(serve, run, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(b"x\n" * 30)
+    code, _, err = run(serve(), "submit", path, "--cask", "one", "--wait")
+    assert code == 0
+    assert "30 line(s)" in err
+    assert "line 20:" in err
+    assert "line 21:" not in err
+    assert "logitcask jobs errors extraction-" in err
+
+
+def test_refusals(serve, run, corpus, tmp_path):
+    server = serve()
+    code, _, err = run(server, "submit", corpus, "--cask", "../x")
+    assert (code, "error: cask:" in err) == (1, True)
+    code, _, err = run(server, "submit", tmp_path / "missing.jsonl", "--cask", "x")
+    assert (code, "is not a file" in err) == (2, True)
+    code, _, err = run(server, "submit", corpus, "--cask", "x", "--metadata", "nothing")
+    assert (code, "expected key=value" in err) == (2, True)
+    code, _, err = run(None, "submit", corpus, "--cask", "x")
+    assert code == 1
+    assert "no service answers at http://127.0.0.1:9" in err
+    assert "logitcask serve" in err
+
+
+def test_keys(serve, run, corpus, tmp_path, monkeypatch):
+    server = serve(api_key="the-real-key")
+    code, _, err = run(server, "submit", corpus, "--cask", "one")
+    assert (code, "the API key is missing" in err) == (1, True)
+    keys = tmp_path / "key"
+    keys.write_text("the-real-key\n")
+    assert run(server, "submit", corpus, "--cask", "one", "--wait", "--api-key-file", keys)[0] == 0
+    monkeypatch.setenv("LOGITCASK_API_KEY", "the-real-key")
+    assert run(server, "jobs", "ls")[0] == 0
+    monkeypatch.setenv("LOGITCASK_API_KEY", "another-key")
+    code, _, err = run(server, "jobs", "ls")
+    assert (code, "is not one of the server's keys" in err) == (1, True)
+
+
+def test_jobs(serve, run, documents):
+    server = serve()
+    documents[3]["input_ids"][1:1] = [POISON]
+    job = server.finish(server.submit(server.upload(documents))["id"])
+    code, out, _ = run(server, "jobs", "ls")
+    assert code == 0
+    assert job["id"] in out
+    assert "39/40, 1 failed" in out
+    assert [entry["id"] for entry in json.loads(run(server, "jobs", "ls", "--json")[1])["extractions"]] == [job["id"]]
+    assert json.loads(run(server, "jobs", "ls", "--json", "--status", "failed")[1])["extractions"] == []
+    assert json.loads(run(server, "jobs", "show", job["id"], "--json")[1]) == job
+    assert "capture_failed" in run(server, "jobs", "show", job["id"])[1]
+    code, out, _ = run(server, "jobs", "errors", job["id"])
+    assert json.loads(out)["custom_id"] == "d3"
+    assert len(json.loads(run(server, "jobs", "errors", job["id"], "--json")[1])["errors"]) == 1
+    assert run(server, "jobs", "watch", job["id"])[0] == 0
+    code, _, err = run(server, "jobs", "cancel", job["id"])
+    assert (code, "is completed and cannot become cancelling" in err) == (1, True)
+    code, _, err = run(server, "jobs", "show", "nothing")
+    assert (code, "there is no extraction 'nothing'" in err) == (1, True)
+
+
+def test_cancel_and_watch(serve, run, documents):
+    server = serve(fake={"seconds_per_document": 0.05, "in_flight": 1})
+    job = server.submit(server.upload(documents))
+    wait_for(lambda: server.get(job["id"])["status"] == "in_progress")
+    code, out, _ = run(server, "jobs", "cancel", job["id"])
+    assert (code, out.strip()) == (0, f"{job['id']}: cancelling")
+    code, _, err = run(server, "jobs", "watch", job["id"])
+    assert code == 3
+    assert "cancelled" in err
+
+
+def test_ctrl_c_leaves_the_extraction_running(serve, run, corpus, monkeypatch):
+    server = serve()
+
+    def interrupted(self, extraction_id):
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(ServiceClient, "follow", interrupted)
+    code, _, err = run(server, "submit", corpus, "--cask", "one", "--wait")
+    assert code == 130
+    assert "the extraction goes on; follow it with: logitcask jobs watch extraction-" in err
+    (job,) = server.client.get("/v1/extractions").json()["data"]
+    assert server.finish(job["id"])["status"] == "completed"
+
+
+class BreakingTransport(httpx2.HTTPTransport):
+    """Cuts every event stream after a few events, and refuses every other connection."""
+
+    def __init__(self):
+        super().__init__()
+        self.streams = 0
+        self.last_ids = []
+
+    def handle_request(self, request):
+        if "event-stream" not in request.headers.get("accept", ""):
+            return super().handle_request(request)
+        self.streams += 1
+        self.last_ids.append(request.headers.get("last-event-id"))
+        if self.streams % 2 == 0:
+            raise httpx2.ConnectError("refused, as scripted")
+        answer = super().handle_request(request)
+        original = answer.stream
+
+        class Cut(httpx2.SyncByteStream):
+            def __iter__(self):
+                for number, block in enumerate(original):
+                    if number == 3:
+                        raise httpx2.ReadError("cut, as scripted")
+                    yield block
+
+            def close(self):
+                original.close()
+
+        answer.stream = Cut()
+        return answer
+
+
+def test_following_survives_broken_connections(serve, documents):
+    server = serve(fake={"seconds_per_document": 0.01})
+    job = server.submit(server.upload(documents))
+    transport = BreakingTransport()
+    with ServiceClient(server.url, transport=transport) as client:
+        seen = [event.data["id"] for event in client.follow(job["id"]) if event.type != "progress"]
+    everything = server.client.get(f"/v1/extractions/{job['id']}/events?limit=1000").json()["data"]
+    assert seen == [event["id"] for event in everything]
+    assert transport.streams > 2
+    assert transport.last_ids[0] is None
+    assert None not in transport.last_ids[2:]
+
+
+def test_following_gives_up_after_its_patience():
+    with ServiceClient("http://127.0.0.1:9", patience_seconds=0.3) as client:
+        with pytest.raises(ServiceUnreachableError, match=r"has not answered for 0\.3 s .*logitcask jobs watch x"):
+            list(client.follow("x"))
+
+
+def test_a_server_that_is_not_ours():
+    def handler(request):
+        return httpx2.Response(500, text="<html>nginx</html>")
+
+    with ServiceClient("http://x", transport=httpx2.MockTransport(handler)) as client:
+        with pytest.raises(ServiceError, match="the answer 500 is not a logitcask service's"):
+            client.extraction("x")
+
+
+def test_a_damaged_upload_is_noticed(tmp_path):
+    def handler(request):
+        request.read()
+        return httpx2.Response(201, json={"id": "corpus-1", "sha256": "0" * 64})
+
+    path = tmp_path / "corpus"
+    path.write_bytes(b"x\n")
+    with ServiceClient("http://x", transport=httpx2.MockTransport(handler)) as client:
+        with pytest.raises(ServiceError, match="arrived damaged"):
+            client.upload(path)
+
+
+def test_a_lost_answer_does_not_start_it_twice(serve, corpus):
+    server = serve()
+
+    class LosesFirst(httpx2.HTTPTransport):
+        lost = False
+
+        def handle_request(self, request):
+            answer = super().handle_request(request)
+            if request.url.path == "/v1/extractions" and not self.lost:
+                self.lost = True
+                answer.read()
+                raise httpx2.ReadError("the answer was lost, as scripted")
+            return answer
+
+    with ServiceClient(server.url, transport=LosesFirst()) as client:
+        uploaded = client.upload(corpus)
+        job = client.submit({"corpus_id": uploaded["id"], "cask": "c"})
+    (only,) = server.client.get("/v1/extractions").json()["data"]
+    assert only["id"] == job["id"]
+
+
+def test_two_clients_follow_one_extraction(serve, documents):
+    server = serve(fake={"seconds_per_document": 0.005})
+    job = server.submit(server.upload(documents))
+    seen = [[], []]
+
+    def follow(into):
+        with ServiceClient(server.url) as client:
+            into.extend(event.data["id"] for event in client.follow(job["id"]) if event.type != "progress")
+
+    threads = [threading.Thread(target=follow, args=(into,)) for into in seen]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen[0] == seen[1]
+    assert seen[0]

@@ -1,0 +1,113 @@
+"""Who may call: keys, loopback, names."""
+
+import socket
+
+import pytest
+from pydantic import ValidationError
+
+from logitcask_services.http.access import KeyRing, is_loopback, require_safe_host
+from logitcask_services.http.server import bind
+from logitcask_services.settings import ServiceSettings, SettingsError
+
+KEY = "a-long-enough-key"
+
+
+def test_without_a_key_only_loopback():
+    for host in ("127.0.0.1", "::1", "localhost", "127.9.9.9"):
+        require_safe_host(host, ())
+    for host in ("0.0.0.0", "::", "192.0.2.1"):
+        with pytest.raises(SettingsError, match=r"refusing to listen .* without an API key.*--api-key-file"):
+            require_safe_host(host, ())
+        require_safe_host(host, (KEY,))
+    assert not is_loopback("0.0.0.0")
+
+
+def test_unresolvable_host():
+    with pytest.raises(SettingsError, match="cannot be resolved"):
+        is_loopback("no-such-host.invalid")
+
+
+def test_key_ring():
+    ring = KeyRing((KEY, "another-key"))
+    assert ring.principal(KEY) != ring.principal("another-key")
+    assert KEY not in str(ring.principal(KEY))
+    for stranger in (None, "", KEY[:-1], KEY + " ", "ключ"):
+        assert ring.principal(stranger) is None
+
+
+def test_routes_ask_for_the_key(serve):
+    server = serve(api_key=KEY)
+    assert server.client.get("/v1/models").status_code == 200
+    for path in ("/v1/models", "/v1/corpora", "/v1/extractions", "/v1/extractions/x", "/v1/extractions/x/events"):
+        for headers in (
+            {"Authorization": "Bearer wrong-key"},
+            {"Authorization": ""},
+            {"Authorization": f"Basic {KEY}"},
+        ):
+            answer = server.client.get(path, headers=headers)
+            assert answer.status_code == 401, path
+            assert answer.headers["www-authenticate"] == "Bearer"
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert answer.json()["error"]["type"] == "authentication_error"
+            assert KEY not in answer.text
+    denied = server.client.post("/v1/corpora", content=b'{"text": "a"}', headers={"Authorization": ""})
+    assert denied.status_code == 401
+    for path in ("/health", "/health/ready", "/version", "/metrics"):
+        assert server.client.get(path, headers={"Authorization": ""}).status_code in (200, 503)
+
+
+def test_foreign_names_are_refused_without_a_key(serve):
+    server = serve()
+    for host in ("evil.example", "evil.example:80", "169.254.1.1", ""):
+        answer = server.client.get("/v1/models", headers={"Host": host})
+        assert answer.status_code == 403, host
+        assert answer.json()["error"]["code"] == "foreign_host"
+    for host in ("localhost", "localhost:1", "127.0.0.1", "[::1]:80", "[::1]"):
+        assert server.client.get("/v1/models", headers={"Host": host}).status_code == 200, host
+
+
+def test_names_do_not_matter_with_a_key(serve):
+    server = serve(api_key=KEY)
+    assert server.client.get("/v1/models", headers={"Host": "cluster.example"}).status_code == 200
+
+
+def test_key_files(tmp_path):
+    file = tmp_path / "keys"
+
+    def keys(text):
+        file.write_text(text)
+        return ServiceSettings(teacher=tmp_path, cask_root=tmp_path, api_key_file=file).api_keys()
+
+    assert keys("# people\nfirst-key-1\n\n  second-key  \n") == ("first-key-1", "second-key")
+    with pytest.raises(SettingsError, match="holds no key"):
+        keys("# nobody\n")
+    for bad in ("short\n", "has spaces in it\n", "clé-trop-accentuée\n"):
+        with pytest.raises(SettingsError, match="at least 8 printable ASCII"):
+            keys(bad)
+    with pytest.raises(SettingsError, match="cannot be read"):
+        ServiceSettings(teacher=tmp_path, cask_root=tmp_path, api_key_file=tmp_path / "none").api_keys()
+    with pytest.raises(ValidationError, match="keep one"):
+        ServiceSettings(teacher=tmp_path, cask_root=tmp_path, api_key_file=file, api_key=KEY)
+
+
+def test_settings_come_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOGITCASK_TEACHER", str(tmp_path))
+    monkeypatch.setenv("LOGITCASK_CASK_ROOT", str(tmp_path / "casks"))
+    monkeypatch.setenv("LOGITCASK_PORT", "1234")
+    settings = ServiceSettings(port=4321)
+    assert settings.port == 4321  # arguments win
+    assert settings.state_dir == tmp_path / "casks" / ".logitcask-service"
+    monkeypatch.setenv("LOGITCASK_ENGINE", "abacus")
+    with pytest.raises(ValidationError, match="vllm"):
+        ServiceSettings()
+
+
+def test_a_port_in_use():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(SettingsError, match=f"port {port} on 127.0.0.1 is in use .*--port"):
+            bind("127.0.0.1", port)
+    with pytest.raises(SettingsError, match=r"cannot listen on 192\.0\.2\.1"):
+        bind("192.0.2.1", 0)

@@ -1,0 +1,208 @@
+"""Extractions over HTTP: what may be asked, what is answered, and what cannot be done to the server by asking."""
+
+import pytest
+
+from logitcask_services.http.limits import MAX_JSON_BYTES
+
+
+@pytest.fixture
+def server(serve):
+    return serve()
+
+
+@pytest.fixture
+def corpus(server):
+    return server.upload([{"text": "hello"}])
+
+
+def post(server, corpus, **fields):
+    return server.client.post("/v1/extractions", json={"corpus_id": corpus["id"], "cask": "c"} | fields)
+
+
+def test_the_answer(server, corpus):
+    answer = post(server, corpus, metadata={"team": "a"}, capture={"mode": "topk", "k": 5}, max_length=10)
+    assert answer.status_code == 202
+    job = answer.json()
+    assert answer.headers["location"] == f"/v1/extractions/{job['id']}"
+    assert answer.headers["retry-after"] == "1"
+    assert job["object"] == "extraction"
+    assert job["metadata"] == {"team": "a"}
+    assert (job["capture"]["mode"], job["capture"]["k"]) == ("topk", 5)
+    done = server.finish(job["id"])
+    for moment in ("created_at", "queued_at", "in_progress_at", "finalizing_at", "completed_at"):
+        assert isinstance(done[moment], int)
+    assert done["failed_at"] is None
+    assert done["teacher"]["model"] == "fake-teacher"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"cask": ""}, "cask", "match"),
+        ({"overflow": "crop"}, "overflow", "truncate"),
+        ({"on_error": "ignore"}, "on_error", "skip"),
+        ({"max_length": 3}, "max_length", "greater than or equal to 4"),
+        ({"max_length": 65}, "max_length", "more than the teacher's context of 64 tokens"),
+        ({"capture": {"mode": "guess"}}, "capture.mode", "threshold"),
+        ({"capture": {"tau": 0}}, "capture.tau", "greater than 0"),
+        ({"capture": {"pinned_ids": [1000]}}, "capture.pinned_ids", "outside the teacher's vocabulary of 1000"),
+        ({"capture": {"head_max": 254, "pinned_ids": [1, 2, 3]}}, "capture", "pin fewer ids"),
+        ({"surprise": 1}, "surprise", "Extra inputs"),
+        ({"metadata": {str(number): "" for number in range(17)}}, "metadata", "at most 16"),
+        ({"metadata": {"k": 1}}, "metadata.k", "string"),
+    ],
+)
+def test_refused_fields(server, corpus, fields, param, words):
+    answer = post(server, corpus, **fields)
+    assert answer.status_code == 422, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    body = answer.json()
+    assert body["error"]["param"] == param
+    assert words in body["detail"]
+    assert (body["status"], body["instance"]) == (422, "/v1/extractions")
+    assert body["type"].startswith("urn:logitcask:problem:")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["..", ".", "../x", "/etc", "a/b", "a\\b", "a\x00b", ".hidden", "-x", "a b", "a" * 129, "ä", "x\n", "%2e%2e"],
+)
+def test_names_that_could_leave_the_cask_root(server, corpus, name, tmp_path):
+    before = sorted(tmp_path.rglob("cask.json"))
+    answer = post(server, corpus, cask=name)
+    assert answer.status_code == 422
+    assert answer.json()["error"]["param"] == "cask"
+    assert sorted(tmp_path.rglob("cask.json")) == before
+
+
+def test_a_cask_that_is_a_link_out_of_the_root(server, corpus, tmp_path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "casks" / "c").symlink_to(tmp_path / "outside")
+    answer = post(server, corpus)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_cask_name")
+    assert "leads out of the cask root" in answer.json()["detail"]
+    assert not list((tmp_path / "outside").iterdir())
+
+
+@pytest.mark.parametrize("path", ["..%2f..%2fetc%2fpasswd", "%00", "x" * 200, "extraction-1", "'; DROP TABLE corpora"])
+@pytest.mark.parametrize("kind", ["corpora/{}", "extractions/{}", "extractions/{}/events", "extractions/{}/errors"])
+def test_ids_that_do_not_exist(server, path, kind):
+    answer = server.client.get("/v1/" + kind.format(path))
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] == "not_found"
+
+
+def test_an_unknown_corpus(server):
+    answer = server.client.post("/v1/extractions", json={"corpus_id": "corpus-none", "cask": "c"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (404, "corpus_id")
+
+
+def test_bodies_that_are_no_requests(server):
+    for body in (b"", b"{", b"[]", b"null", b"\xff", b"[" * 10_000):
+        answer = server.client.post("/v1/extractions", content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code in (400, 422), (body[:10], answer.status_code)
+        assert answer.json()["error"]["code"] in ("invalid_request", "invalid_body")
+    large = server.client.post("/v1/extractions", content=b" " * (MAX_JSON_BYTES + 1))
+    assert (large.status_code, large.json()["error"]["code"]) == (413, "body_too_large")
+
+
+def test_idempotency(server, corpus):
+    def send(key, **fields):
+        body = {"corpus_id": corpus["id"], "cask": "c"} | fields
+        return server.client.post("/v1/extractions", json=body, headers={"Idempotency-Key": key})
+
+    first, again = send("k"), send("k", overflow="truncate")  # the default, so the same request
+    assert first.status_code == again.status_code == 202
+    assert again.json()["id"] == first.json()["id"]
+    assert again.headers["idempotency-replayed"] == "true"
+    assert "idempotency-replayed" not in first.headers
+    other = send("k", overflow="skip")
+    assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
+    assert first.json()["id"] in other.json()["detail"]
+    assert len(server.client.get("/v1/extractions").json()["data"]) == 1
+
+
+def test_lists(server, corpus):
+    made = [post(server, corpus, cask=f"c{number}").json()["id"] for number in range(3)]
+    for extraction in made:
+        server.finish(extraction)
+    page = server.client.get("/v1/extractions?status=completed&limit=2").json()
+    assert [job["id"] for job in page["data"]] == made[:0:-1]
+    assert page["has_more"] is True
+    assert server.client.get("/v1/extractions?status=failed").json()["data"] == []
+    assert server.client.get("/v1/extractions?status=strange").status_code == 422
+
+
+def test_operations(server):
+    assert server.client.get("/health").json() == {"status": "ok"}
+    assert server.client.get("/health/ready").json() == {"status": "ready", "reasons": []}
+    assert server.client.get("/version").json().keys() == {"version"}
+    (model,) = server.client.get("/v1/models").json()["data"]
+    assert (model["id"], model["max_model_len"], model["status"]) == ("fake-teacher", 64, "ready")
+    metrics = server.client.get("/metrics")
+    assert metrics.headers["content-type"].startswith("text/plain")
+    for name in ("logitcask_teacher_ready 1.0", "logitcask_tokens_captured_total", "process_cpu_seconds_total"):
+        assert name in metrics.text
+    assert 'route="/health",status="200"' in metrics.text
+
+
+def test_health_answers_while_the_teacher_loads(serve):
+    import threading
+
+    from fake_teacher import fake_teacher
+
+    loaded = threading.Event()
+
+    def load():
+        loaded.wait(30)
+        return fake_teacher()
+
+    server = serve(load=load)
+    assert server.client.get("/health").status_code == 200
+    ready = server.client.get("/health/ready")
+    assert ready.status_code == 503
+    assert ready.json()["reasons"] == [{"code": "teacher_loading", "message": "the teacher is loading"}]
+    assert server.client.get("/v1/models").json()["data"] == []
+    job = server.submit(server.upload([{"text": "hello"}]))  # accepted, and waits
+    assert server.get(job["id"])["status"] == "validating"
+    loaded.set()
+    assert server.finish(job["id"])["status"] == "completed"
+
+
+def test_the_description_is_in_order(server):
+    description = server.client.get("/openapi.json").json()
+    operations = [
+        (path, method, operation)
+        for path, methods in description["paths"].items()
+        for method, operation in methods.items()
+    ]
+    names = [operation["operationId"] for _, _, operation in operations]
+    assert len(names) == len(set(names))
+    for path, _, operation in operations:
+        assert operation["description"], path
+        assert operation["tags"], path
+        assert ("security" in operation) == path.startswith("/v1/"), path
+        assert ("401" in operation["responses"]) == path.startswith("/v1/"), path
+    assert "ProblemBody" in description["components"]["schemas"]
+    text = server.client.get("/openapi.json").text
+    for reference in set(_references(description)):
+        assert reference.removeprefix("#/components/schemas/") in description["components"]["schemas"], text[:200]
+
+
+def _references(node):
+    if isinstance(node, dict):
+        if "$ref" in node:
+            yield node["$ref"]
+        for value in node.values():
+            yield from _references(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _references(value)
+
+
+def test_unknown_routes_and_methods_are_problems_too(server):
+    for method, path, status in (("GET", "/nowhere", 404), ("DELETE", "/v1/corpora", 405), ("PUT", "/health", 405)):
+        answer = server.client.request(method, path)
+        assert answer.status_code == status
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json()["status"] == status
