@@ -17,15 +17,14 @@ from logitcask_consumer.checkpoints import (
     require_same_run,
     write_run,
 )
+from logitcask_consumer.checks import check_student
 from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.data import CaskDataset, open_casks
-from logitcask_consumer.losses import LMHead, check_head, get_loss
+from logitcask_consumer.losses import get_loss
 from logitcask_consumer.processes import processes
-from logitcask_consumer.student_forward import check_packing
 from logitcask_consumer.students import StudentSpec, load_model, load_tokenizer
 from logitcask_consumer.trainer import DistillTrainer
 from logitcask_schemas.cask import Cask
-from logitcask_schemas.errors import IdentityMismatchError
 from logitcask_schemas.tokenizer_fingerprint import tokenizer_fingerprint
 
 Say = Callable[[str], None]
@@ -79,7 +78,7 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
     )
     get_loss(config.loss).require_mode(dataset.manifest.capture.mode)
     model = load_model(checkpoint) if checkpoint else spec.build(config.teacher, seed=config.seed)
-    _check_student(model, dataset, config)
+    check_student(model, dataset.manifest, config.packing)
     content = {
         "logitcask": importlib.metadata.version("logitcask"),
         "casks": described,
@@ -130,19 +129,6 @@ def _run(
         "first": lines[0],
         "last": lines[-1],
     }
-
-
-def _check_student(model: Any, dataset: CaskDataset, config: TrainConfig) -> None:
-    """Vocabulary, head and packing of the student fit what it is to be trained on."""
-    vocab, expected = LMHead.from_model(model).vocab_size, dataset.manifest.teacher.vocab_size
-    if vocab != expected:
-        raise IdentityMismatchError(
-            f"the student's vocabulary has {vocab} ids, the teacher's logits had {expected}; resize the student's "
-            "embeddings (resize_token_embeddings) or take a student of the teacher's family"
-        )
-    check_head(model)
-    if config.packing != "none":
-        check_packing(model)
 
 
 def _describe(cask: Cask) -> dict[str, Any]:

@@ -43,22 +43,26 @@ class Batch(TypedDict):
     """[T], in the stored dtype, nats."""
     documents: Tensor
     """int32 [T]: number of the document of each trained position."""
+    tail_logprobs: Tensor | None
+    """[N], log t of the draws, nats; None where the cask has none or the collator was not asked for them."""
 
 
 class Collator:
     """Builds a `Batch` from the windows of some sequences."""
 
-    def __init__(self, *, seq_len: int, pad_id: int, multiple_of: int = 8) -> None:
+    def __init__(self, *, seq_len: int, pad_id: int, multiple_of: int = 8, tail_logprobs: bool = False) -> None:
         """Describe the batch.
 
         Args:
             seq_len: most slots of a sequence.
             pad_id: token id of unused slots; they are seen by no trained position.
             multiple_of: S is the longest sequence of the batch, rounded up to this, at most `seq_len`.
+            tail_logprobs: bring log t of the tail draws where the cask has them; training does not need them.
         """
         self.seq_len = seq_len
         self.pad_id = pad_id
         self.multiple_of = multiple_of
+        self.tail_logprobs = tail_logprobs
 
     def __call__(self, sequences: Sequence[Sequence[WindowRecords]]) -> Batch:
         """Collate.
@@ -99,6 +103,7 @@ class Collator:
             log_tail_mass=torch.from_numpy(columns["log_tail_mass"]),
             entropy=torch.from_numpy(columns["entropy"]),
             documents=torch.from_numpy(documents),
+            tail_logprobs=_tail_logprobs(windows) if self.tail_logprobs else None,
         )
 
 
@@ -132,6 +137,12 @@ def _columns(windows: Sequence[WindowRecords]) -> Mapping[str, NDArray[Any]]:
         "log_tail_mass": _join([part.log_tail_mass_P for part in records], np.float16),
         "entropy": _join([part.entropy_P for part in records], np.float16),
     }
+
+
+def _tail_logprobs(windows: Sequence[WindowRecords]) -> Tensor | None:
+    parts = [window.records.tail_logprobs_N for window in windows]
+    present = [part for part in parts if part is not None]
+    return torch.from_numpy(_join(present, np.float16)) if len(present) == len(parts) else None
 
 
 def _join(parts: Sequence[NDArray[Any]], empty: type[np.generic]) -> NDArray[Any]:

@@ -1,0 +1,76 @@
+"""`logitcask report`: students beside their teacher on held-out documents."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+app = typer.Typer(help="Compare student, baseline and teacher on held-out documents.", add_completion=False)
+
+
+@app.command()
+def report(
+    cask: Annotated[
+        list[Path], typer.Option("--cask", help="Held-out cask; may be given several times.", show_default=False)
+    ],
+    model: Annotated[
+        list[str],
+        typer.Option(
+            "--model",
+            help="label=folder of a model; may be given several times, the last is compared with the first.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for report.md, report.json and plots.", show_default=False)
+    ],
+    train_log: Annotated[
+        list[str] | None,
+        typer.Option("--train-log", help="Output folder of a training run (or label=folder), for the loss curve."),
+    ] = None,
+    seq_len: Annotated[
+        int | None, typer.Option("--seq-len", help="Tokens of a sequence; default: the longest document.", min=2)
+    ] = None,
+    batch_tokens: Annotated[int, typer.Option("--batch-tokens", help="Tokens per forward pass.", min=1)] = 4096,
+    seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap.")] = 0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")
+    ] = False,
+) -> None:
+    """Measure models on held-out documents and write a report with intervals and plots."""
+    from logitcask_consumer.cli.train import quiet_transformers
+    from logitcask_consumer.report.build import ReportConfig, make_report
+    from logitcask_consumer.report.markdown import short_table
+
+    quiet_transformers()
+    config = ReportConfig(
+        casks=tuple(cask),
+        models=tuple(map(_labelled, model)),
+        train_logs=tuple(map(_labelled, train_log or ())),
+        output=output,
+        seq_len=seq_len,
+        batch_tokens=batch_tokens,
+        seed=seed,
+    )
+    messages = Console(stderr=True)
+    document = make_report(config, say=lambda message: messages.print(message, highlight=False))
+    if as_json:
+        json.dump(document, sys.stdout, indent=2)
+        sys.stdout.write("\n")
+        return
+    heading, rows = short_table(document)
+    table = Table(*(Column(title, justify="left" if not title else "right") for title in heading))
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+    messages.print(f"report: {output / 'report.md'}", highlight=False)
+
+
+def _labelled(text: str) -> tuple[str, Path]:
+    """label=folder, or a folder whose name is its label."""
+    label, separator, folder = text.partition("=")
+    return (label, Path(folder)) if separator else (Path(text).name, Path(text))

@@ -1,0 +1,168 @@
+"""Making a report: open, measure, estimate, write."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from logitcask_consumer.callbacks import read_metrics
+from logitcask_consumer.checkpoints import METRICS_NAME
+from logitcask_consumer.checks import check_student
+from logitcask_consumer.data import CaskDataset, open_casks
+from logitcask_consumer.report import plots
+from logitcask_consumer.report.document import Measured, build_document
+from logitcask_consumer.report.estimates import DocumentBootstrap, Estimate
+from logitcask_consumer.report.evaluate import Columns, evaluate_model, evaluate_teacher
+from logitcask_consumer.report.markdown import to_markdown
+from logitcask_consumer.students import load_model, load_tokenizer
+from logitcask_schemas.errors import IdentityMismatchError, LogitcaskError
+from logitcask_schemas.tokenizer_fingerprint import tokenizer_fingerprint
+
+LONGEST = 4096
+"""Documents beyond this many positions are evaluated in windows, unless a sequence length is given."""
+PLOTTED_POSITIONS = 200_000
+"""The curve of captured mass is drawn from at most this many positions."""
+_BUCKETS = 6
+
+
+class ReportError(LogitcaskError, ValueError):
+    """A report cannot be made of what was given."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportConfig:
+    """What to report on."""
+
+    casks: tuple[Path, ...]
+    """Held-out casks."""
+    models: tuple[tuple[str, Path], ...]
+    """Label and folder of each model, in the order in which they are shown."""
+    train_logs: tuple[tuple[str, Path], ...] = ()
+    """Label and output folder of training runs, for the loss curve."""
+    output: Path
+    """Folder for report.md, report.json and the plots."""
+    seq_len: int | None = None
+    """Slots of a sequence; None takes the longest document, at most `LONGEST` and what the models can take."""
+    batch_tokens: int = 4096
+    """Slots per forward pass."""
+    seed: int = 0
+    """Of the bootstrap."""
+
+
+def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda message: None) -> dict[str, Any]:
+    """Measure the models on the casks and write the report; returns its document.
+
+    Raises:
+        ReportError: no model was named, two share a label, or a training log is missing.
+        CaskError, ModelError: casks or models cannot be opened, or do not belong together.
+    """
+    _check(config)
+    logs = [(label, _read_log(folder)) for label, folder in config.train_logs]
+    fingerprints = {label: tokenizer_fingerprint(load_tokenizer(folder)) for label, folder in config.models}
+    casks = open_casks(config.casks, tokenizer_fingerprint=None)
+    expected = casks[0].manifest.teacher.tokenizer_fingerprint
+    if foreign := sorted(label for label, found in fingerprints.items() if found != expected):
+        raise IdentityMismatchError(
+            f"the tokenizer of {', '.join(foreign)} is not the cask's (fingerprint {expected}): ids mean other tokens "
+            "there"
+        )
+    models = {label: load_model(folder) for label, folder in config.models}
+    seq_len = config.seq_len or _sequence_length(casks, models)
+    dataset = CaskDataset(casks, seq_len=seq_len, overlap=seq_len // 2)
+    batch = max(1, config.batch_tokens // seq_len)
+    teacher = evaluate_teacher(dataset, batch_sequences=batch)
+    measured = []
+    for label, folder in config.models:
+        model = models.pop(label)
+        check_student(model, dataset.manifest, "best_fit")
+        say(f"measuring {label} at {dataset.num_positions:,} positions")
+        columns = evaluate_model(model.to(_device()), dataset, batch_sequences=batch)
+        measured.append(Measured(label=label, path=folder, columns=columns))
+        del model
+    document = build_document(dataset, teacher, measured, seed=config.seed)
+    config.output.mkdir(parents=True, exist_ok=True)
+    names = _draw(config.output, dataset, teacher, measured, logs, document)
+    (config.output / "report.json").write_text(json.dumps(document, indent=2) + "\n")
+    (config.output / "report.md").write_text(to_markdown(document, names))
+    return document
+
+
+def _draw(
+    output: Path,
+    dataset: CaskDataset,
+    teacher: Columns,
+    measured: list[Measured],
+    logs: Sequence[tuple[str, list[dict[str, Any]]]],
+    document: dict[str, Any],
+) -> list[str]:
+    """Write the plots; returns their names in the order in which the report shows them."""
+    names = []
+    kl = "kl" if "kl" in document["kinds"] else "kl_bound"
+    if logs:
+        held_out = {model["label"]: model["metrics"][kl]["value"] for model in document["models"]} if kl == "kl" else {}
+        plots.loss_curve(output / "loss_curve.png", logs, held_out)
+        names.append("loss_curve.png")
+    plots.captured_mass(output / "captured_mass.png", _cumulative_mass(dataset), teacher.values["entries"])
+    by_model = {model.label: _by_entropy(teacher, model.columns, kl) for model in measured}
+    plots.entropy(output / "entropy.png", teacher.values["entropy"], by_model)
+    return [*names, "captured_mass.png", "entropy.png"]
+
+
+def _by_entropy(teacher: Columns, model: Columns, metric: str) -> list[tuple[float, Estimate]]:
+    """Mean entropy and KL of buckets of positions, equally many in each."""
+    entropy_P, points = teacher.values["entropy"], []
+    for chosen in np.array_split(np.argsort(entropy_P, kind="stable"), _BUCKETS):
+        if len(chosen):
+            bootstrap = DocumentBootstrap(model.documents_P[chosen])
+            points.append((float(entropy_P[chosen].mean()), bootstrap.mean(model.values[metric][chosen])))
+    return points
+
+
+def _cumulative_mass(dataset: CaskDataset) -> NDArray[np.float32]:
+    """Exact mass of the k largest head entries of each position, [P, K], of the first documents."""
+    cask, parts, left = dataset.casks[0], [], PLOTTED_POSITIONS
+    for index in range(len(cask)):
+        records = cask.read(index).records
+        counts = records.head_counts_P.astype(np.int64)
+        rows = np.repeat(np.arange(len(counts)), counts)
+        columns = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        mass = np.zeros((len(counts), int(counts.max(initial=1))), dtype=np.float32)
+        mass[rows, columns] = np.exp(records.head_logprobs_H.astype(np.float32))
+        parts.append(np.cumsum(-np.sort(-mass, axis=1), axis=1))
+        left -= len(counts)
+        if left <= 0:
+            break
+    width = max(part.shape[1] for part in parts)
+    return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1])), mode="edge") for part in parts])
+
+
+def _sequence_length(casks: Sequence[Any], models: dict[str, Any]) -> int:
+    longest = max((int(cask.document_lengths().max(initial=0)) for cask in casks), default=0) - 1
+    limits = [getattr(model.config.get_text_config(), "max_position_embeddings", None) for model in models.values()]
+    return max(2, min([longest, LONGEST, *(int(limit) for limit in limits if limit)]))
+
+
+def _device() -> torch.device:
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def _read_log(folder: Path) -> list[dict[str, Any]]:
+    lines = read_metrics(folder / METRICS_NAME)
+    if not lines:
+        raise ReportError(
+            f"{folder} holds no training log ({METRICS_NAME}); name the output folder of `logitcask train`"
+        )
+    return lines
+
+
+def _check(config: ReportConfig) -> None:
+    labels = [label for label, _ in config.models]
+    if not labels:
+        raise ReportError("no model to report on; name at least one as label=folder")
+    if len(set(labels)) != len(labels):
+        raise ReportError(f"labels must differ, got {', '.join(labels)}")

@@ -1,0 +1,142 @@
+"""The report as one document: every number once, with its unit, its interval and what kind of estimate it is."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from logitcask_consumer.data import CaskDataset
+from logitcask_consumer.report.estimates import LEVEL, DocumentBootstrap, Estimate
+from logitcask_consumer.report.evaluate import Columns
+from logitcask_consumer.report.position_metrics import metric_kinds
+
+FORMAT = {"format": "logitcask-report", "version": 1}
+SHOWN = (
+    "kl",
+    "kl_bound",
+    "nll",
+    "perplexity",
+    "agreement",
+    "acceptance",
+    "tail_error",
+    "accuracy",
+    "calibration_error",
+)
+UNITS = {
+    "kl": "nats per token",
+    "kl_bound": "nats per token",
+    "nll": "nats per token",
+    "perplexity": "",
+    "agreement": "share of positions",
+    "acceptance": "share of drafted tokens",
+    "tail_error": "probability",
+    "accuracy": "share of positions",
+    "calibration_error": "probability",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """One model of the report."""
+
+    label: str
+    path: Path
+    columns: Columns
+
+
+def build_document(dataset: CaskDataset, teacher: Columns, models: list[Measured], *, seed: int = 0) -> dict[str, Any]:
+    """Put together the whole report as a JSON document.
+
+    Args:
+        dataset: the held-out documents.
+        teacher: the teacher's own figures.
+        models: the students, in the order in which they are shown; the last is compared with the first.
+        seed: of the bootstrap.
+    """
+    bootstrap = DocumentBootstrap(teacher.documents_P, seed=seed)
+    kinds = _kinds(dataset)
+    document: dict[str, Any] = {
+        **FORMAT,
+        "cask": _cask(dataset, teacher),
+        "confidence_level": LEVEL,
+        "resampled_by": "document",
+        "kinds": {name: kinds[name] for name in SHOWN if name in kinds},
+        "units": {name: UNITS[name] for name in SHOWN if name in kinds},
+        "teacher": {name: value.as_dict() for name, value in _teacher(teacher, bootstrap, kinds).items()},
+        "models": [
+            {
+                "label": model.label,
+                "path": str(model.path),
+                "metrics": {name: value.as_dict() for name, value in _model(model.columns, bootstrap, kinds).items()},
+            }
+            for model in models
+        ],
+    }
+    if len(models) > 1:
+        document["change"] = _change(models[0], models[-1], bootstrap, kinds)
+    return document
+
+
+def _kinds(dataset: CaskDataset) -> dict[str, str]:
+    capture = dataset.manifest.capture
+    kinds: dict[str, str] = dict(
+        metric_kinds(
+            sampled_tail=capture.mode != "topk",
+            tail_logprobs=capture.tail_logprobs and capture.mode != "topk",
+            ordered_head=capture.mode != "sampled",
+        )
+    )
+    return kinds | {"perplexity": "exact", "accuracy": "exact", "calibration_error": "exact"}
+
+
+def _cask(dataset: CaskDataset, teacher: Columns) -> dict[str, Any]:
+    casks = dataset.casks
+    tokens, size = sum(cask.num_tokens for cask in casks), sum(cask.num_bytes for cask in casks)
+    captured, entries = teacher.values["captured"], teacher.values["entries"]
+    return {
+        "teacher": dataset.manifest.teacher.model_dump(mode="json"),
+        "capture": dataset.manifest.capture.canonical(),
+        "documents": dataset.num_documents,
+        "documents_with_positions": len(np.unique(teacher.documents_P)),
+        "positions": len(teacher.documents_P),
+        "tokens": tokens,
+        "bytes": size,
+        "bytes_per_token": size / tokens,
+        "entries_per_position": float(entries.mean(dtype=np.float64)),
+        "captured_mass": {
+            "mean": float(captured.mean(dtype=np.float64)),
+            **{f"p{q}": float(np.quantile(captured, q / 100)) for q in (5, 50, 95)},
+        },
+        "teacher_entropy": float(teacher.values["entropy"].mean(dtype=np.float64)),
+    }
+
+
+def _teacher(columns: Columns, bootstrap: DocumentBootstrap, kinds: dict[str, str]) -> dict[str, Estimate]:
+    values = columns.values
+    nll = bootstrap.mean(values["nll"])
+    own = {"nll": nll, "perplexity": nll.map(np.exp)}
+    if "agreement" in kinds:  # the head is in order, so its first entry is the teacher's most likely token
+        own["accuracy"] = bootstrap.mean(values["correct"])
+        own["calibration_error"] = bootstrap.calibration_error(values["confidence"], values["correct"])
+    return own
+
+
+def _model(columns: Columns, bootstrap: DocumentBootstrap, kinds: dict[str, str]) -> dict[str, Estimate]:
+    values = columns.values
+    found = {name: bootstrap.mean(values[name]) for name in SHOWN if name in kinds and name in values}
+    found["perplexity"] = found["nll"].map(np.exp)
+    found["accuracy"] = bootstrap.mean(values["correct"])
+    found["calibration_error"] = bootstrap.calibration_error(values["confidence"], values["correct"])
+    return {name: found[name] for name in SHOWN if name in found}
+
+
+def _change(before: Measured, after: Measured, bootstrap: DocumentBootstrap, kinds: dict[str, str]) -> dict[str, Any]:
+    """Difference of the last model to the first, paired by position."""
+    first, last = before.columns.values, after.columns.values
+    named = [name for name in SHOWN if name in kinds and name in first]
+    return {
+        "from": before.label,
+        "to": after.label,
+        "metrics": {name: bootstrap.difference(last[name], first[name]).as_dict() for name in named},
+    }

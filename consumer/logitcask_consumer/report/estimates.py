@@ -1,0 +1,88 @@
+"""Means over positions with confidence intervals, clustered by document.
+
+Shape legend: P positions, D documents, B bootstrap resamples.
+
+Positions of one document resemble each other, so the document is the unit that is resampled (cluster bootstrap,
+Davison and Hinkley 1997, section 3.8). Every metric and model uses the same resamples, which makes intervals of
+differences paired.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 2000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A value with its confidence interval; no interval (None) where a single document gives none."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    def map(self, function: Any) -> Self:
+        """Apply an increasing function to value and bounds."""
+        bounds = (None if bound is None else float(function(bound)) for bound in (self.low, self.high))
+        low, high = bounds
+        return type(self)(value=float(function(self.value)), low=low, high=high)
+
+    def as_dict(self) -> dict[str, float | None]:
+        """JSON form."""
+        return asdict(self)
+
+
+class DocumentBootstrap:
+    """Resamples of D documents, drawn once."""
+
+    def __init__(self, documents_P: NDArray[np.int32], *, seed: int = 0, resamples: int = RESAMPLES) -> None:
+        """Draw the resamples.
+
+        Args:
+            documents_P: the document of each position.
+            seed: of the resampling.
+            resamples: B.
+        """
+        _, self._document_P = np.unique(documents_P, return_inverse=True)
+        self.num_documents = int(self._document_P.max()) + 1
+        self._positions_D = np.bincount(self._document_P).astype(np.float64)
+        generator = np.random.default_rng(seed)
+        even = np.full(self.num_documents, 1.0 / self.num_documents)
+        self._times_BD = generator.multinomial(self.num_documents, even, size=resamples).astype(np.float64)
+
+    def mean(self, values_P: NDArray[np.float32]) -> Estimate:
+        """Mean over positions."""
+        return self._estimate(float(values_P.mean(dtype=np.float64)), self._resampled(values_P))
+
+    def difference(self, after_P: NDArray[np.float32], before_P: NDArray[np.float32]) -> Estimate:
+        """Mean of after - before, paired by position."""
+        return self.mean(after_P - before_P)
+
+    def calibration_error(
+        self, confidence_P: NDArray[np.float32], correct_P: NDArray[np.float32], *, bins: int = 15
+    ) -> Estimate:
+        """Expected calibration error of the most likely token, `bins` bins of equal width (Guo et al., 1706.04599).
+
+        The interval is of the resampled statistic; with few positions it lies high, as the error itself does.
+        """
+        bin_P = np.minimum((confidence_P * bins).astype(np.int64), bins - 1)
+        gaps_DM = np.zeros((self.num_documents, bins))
+        np.add.at(gaps_DM, (self._document_P, bin_P), correct_P.astype(np.float64) - confidence_P)
+        value = float(np.abs(gaps_DM.sum(0)).sum() / self._positions_D.sum())
+        resampled_B = np.abs(self._times_BD @ gaps_DM).sum(1) / (self._times_BD @ self._positions_D)
+        return self._estimate(value, resampled_B)
+
+    def _resampled(self, values_P: NDArray[np.float32]) -> NDArray[np.float64]:
+        sums_D = np.bincount(self._document_P, weights=values_P, minlength=self.num_documents)
+        resampled: NDArray[np.float64] = (self._times_BD @ sums_D) / (self._times_BD @ self._positions_D)
+        return resampled
+
+    def _estimate(self, value: float, resampled_B: NDArray[np.float64]) -> Estimate:
+        if self.num_documents < 2:
+            return Estimate(value=value, low=None, high=None)
+        low, high = np.quantile(resampled_B, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return Estimate(value=value, low=float(low), high=float(high))

@@ -1,0 +1,116 @@
+"""The report as Markdown: one table of models, one of the cask, and the plots."""
+
+from collections.abc import Sequence
+from typing import Any
+
+_ROWS: tuple[tuple[str, str, str], ...] = (
+    ("kl", "KL to the teacher, nats/token", "{:.4f}"),
+    ("kl_bound", "KL of head and tail bucket, nats/token", "{:.4f}"),
+    ("perplexity", "perplexity", "{:.2f}"),
+    ("nll", "-log p of the real token, nats/token", "{:.4f}"),
+    ("agreement", "same top token as the teacher", "{:.2%}"),
+    ("acceptance", "expected acceptance as a draft model", "{:.2%}"),
+    ("tail_error", "tail mass error, student - teacher", "{:+.4f}"),
+    ("accuracy", "top token is the real one", "{:.2%}"),
+    ("calibration_error", "calibration error (15 bins)", "{:.4f}"),
+)
+_TEACHERS_OWN = {"kl": 0.0, "kl_bound": 0.0, "agreement": 1.0, "acceptance": 1.0, "tail_error": 0.0}
+
+
+def to_markdown(document: dict[str, Any], plots: Sequence[str]) -> str:
+    """Render the document; `plots` are file names beside the Markdown file."""
+    cask = document["cask"]
+    sections = [
+        "# Distillation report",
+        (
+            f"{cask['positions']:,} positions of {cask['documents_with_positions']:,} held-out documents, recorded "
+            f"from **{cask['teacher']['model']}** ({cask['teacher']['engine']}, {cask['teacher']['dtype']})."
+        ),
+        _models_table(document),
+        (
+            f"Brackets: {document['confidence_level']:.0%} interval, bootstrap over documents. *unbiased*: an estimate "
+            "from the tail draws, right on average; *bound*: the true value is on one side of it; the rest is exact."
+        ),
+        _change_line(document),
+        "## Records",
+        _cask_table(cask),
+        *(f"![{_title(name)}]({name})" for name in plots),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def short_table(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Heading and rows for a terminal: values with half the width of their interval."""
+    models, teacher = document["models"], document["teacher"]
+    rows = []
+    for name, title, form in _ROWS:
+        if name in document["kinds"]:
+            own = _short_cell(teacher[name], form) if name in teacher else _constant(name, form)
+            rows.append([title, own, *(_short_cell(model["metrics"][name], form) for model in models)])
+    return ["", "teacher", *(model["label"] for model in models)], rows
+
+
+def _models_table(document: dict[str, Any]) -> str:
+    models, teacher = document["models"], document["teacher"]
+    lines = [
+        "| | teacher | " + " | ".join(model["label"] for model in models) + " |",
+        "|---|" + "---:|" * (1 + len(models)),
+    ]
+    for name, title, form in _ROWS:
+        if name not in document["kinds"]:
+            continue
+        kind = document["kinds"][name]
+        label = title if kind == "exact" else f"{title} ({kind})"
+        own = _cell(teacher[name], form) if name in teacher else _constant(name, form)
+        cells = [_cell(model["metrics"][name], form) for model in models]
+        lines.append(f"| {label} | {own} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(estimate: dict[str, float | None], form: str) -> str:
+    value = form.format(estimate["value"])
+    if estimate["low"] is None or estimate["high"] is None:
+        return value
+    return f"{value} [{form.format(estimate['low'])}, {form.format(estimate['high'])}]"
+
+
+def _short_cell(estimate: dict[str, float | None], form: str) -> str:
+    value = form.format(estimate["value"])
+    if estimate["low"] is None or estimate["high"] is None:
+        return value
+    return f"{value} ± {form.replace('+', '').format((estimate['high'] - estimate['low']) / 2)}"
+
+
+def _constant(name: str, form: str) -> str:
+    return form.format(_TEACHERS_OWN[name]) if name in _TEACHERS_OWN else ""
+
+
+def _change_line(document: dict[str, Any]) -> str:
+    if "change" not in document:
+        return ""
+    change = document["change"]
+    name = "kl" if "kl" in change["metrics"] else "kl_bound"
+    form = {row[0]: row[2] for row in _ROWS}[name].replace("{:", "{:+")
+    return (
+        f"From {change['from']} to {change['to']}, KL changed by **{_cell(change['metrics'][name], form)}** nats/token."
+    )
+
+
+def _cask_table(cask: dict[str, Any]) -> str:
+    captured = cask["captured_mass"]
+    settings = ", ".join(f"{name} {value}" for name, value in cask["capture"].items() if value not in ([], None, False))
+    rows = [
+        ("bytes per token", f"{cask['bytes_per_token']:.1f}"),
+        ("entries per position", f"{cask['entries_per_position']:.1f}"),
+        (
+            "captured mass (exact head), mean; 5 %, 50 %, 95 %",
+            f"{captured['mean']:.3f}; {captured['p5']:.3f}, {captured['p50']:.3f}, {captured['p95']:.3f}",
+        ),
+        ("teacher entropy, nats", f"{cask['teacher_entropy']:.3f}"),
+        ("capture", settings),
+    ]
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def _title(name: str) -> str:
+    return name.removesuffix(".png").replace("_", " ")

@@ -1,0 +1,164 @@
+"""The report's plots, as PNG files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from numpy.typing import NDArray
+
+from logitcask_consumer.report.estimates import Estimate
+
+INK, GRID, TEACHER = "#22272e", "#d8dee6", "#8a94a3"
+COLOURS = ("#c2410c", "#2563eb", "#15803d", "#7c3aed", "#b45309", "#0e7490")
+_STYLE: Any = {
+    "axes.edgecolor": GRID,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.axisbelow": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "figure.dpi": 150,
+    "figure.facecolor": "white",
+    "font.size": 10,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+def loss_curve(path: Path, logs: Sequence[tuple[str, list[dict[str, Any]]]], held_out: dict[str, float]) -> None:
+    """Training loss over positions seen, one line per run, smoothed over the raw values; held-out values as marks.
+
+    Args:
+        path: the file to write.
+        logs: label and lines of metrics.jsonl of each run.
+        held_out: model label -> held-out value of the same quantity.
+    """
+    name, title = _curve_metric(logs)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        for colour, (label, lines) in zip(_cycle(len(logs)), logs, strict=True):
+            seen = np.cumsum([line["positions"] for line in lines])
+            values = np.array([line[name] for line in lines])
+            axes.plot(seen, values, color=colour, alpha=0.25, linewidth=1)
+            axes.plot(seen, _smoothed(values), color=colour, linewidth=2, label=f"{label}, training")
+        for label, value in held_out.items():
+            axes.axhline(value, color=TEACHER, linestyle=(0, (4, 3)), linewidth=1)
+            axes.text(
+                0.985,
+                value,
+                f"{label}, held out: {value:.2f}",
+                transform=axes.get_yaxis_transform(),
+                ha="right",
+                va="center",
+                fontsize=9,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+            )
+        axes.set(title=title, xlabel="positions trained on", ylabel="nats per token", yscale="log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.legend(loc="upper center")
+        figure.savefig(path)
+
+
+def captured_mass(path: Path, cumulative_PK: NDArray[np.float32], entries_P: NDArray[np.float32]) -> None:
+    """How much of the teacher's mass the k largest stored entries hold, and how many entries positions need.
+
+    Args:
+        path: the file to write.
+        cumulative_PK: exact mass of the first k head entries of each position, k = 1..K.
+        entries_P: head entries plus draws of each position.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9.2, 3.9), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        k = np.arange(1, cumulative_PK.shape[1] + 1)
+        p5, p25, p50, p75, p95 = np.quantile(cumulative_PK, [0.05, 0.25, 0.5, 0.75, 0.95], axis=0)
+        left.fill_between(k, p5, p95, color=COLOURS[1], alpha=0.08, linewidth=0, label="5 % to 95 % of positions")
+        left.fill_between(k, p25, p75, color=COLOURS[1], alpha=0.16, linewidth=0, label="25 % to 75 %")
+        left.plot(k, p50, color=COLOURS[1], linewidth=1.2, linestyle=(0, (4, 2)), label="median")
+        left.plot(k, cumulative_PK.mean(0), color=COLOURS[1], linewidth=2.2, label="mean")
+        left.set(title="Mass held by the k largest entries", xlabel="k", ylabel="probability", ylim=(0, 1.02))
+        left.set_xlim(1, max(2, k[-1]))
+        left.xaxis.set_major_locator(MaxNLocator(integer=True))
+        left.legend(loc="lower right")
+        top = int(entries_P.max())
+        right.hist(entries_P, bins=np.arange(0.5, top + 1.5), color=COLOURS[1], alpha=0.85)
+        right.axvline(float(entries_P.mean()), color=COLOURS[0], linewidth=1.5)
+        right.annotate(
+            f"mean {entries_P.mean():.1f}",
+            (float(entries_P.mean()), 1),
+            (5, -4),
+            ("data", "axes fraction"),
+            textcoords="offset points",
+            va="top",
+            color=COLOURS[0],
+        )
+        right.set(title="Entries per position", xlabel="head entries and draws", ylabel="positions")
+        figure.savefig(path)
+
+
+def entropy(path: Path, entropy_P: NDArray[np.float32], kl_by_model: dict[str, list[tuple[float, Estimate]]]) -> None:
+    """Distribution of the teacher's entropy, and where students differ from it.
+
+    Args:
+        path: the file to write.
+        entropy_P: H(t) of each position, nats.
+        kl_by_model: label -> (mean entropy, KL) per bucket of equally many positions.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9.2, 3.9), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        left.hist(entropy_P, bins=40, color=COLOURS[1], alpha=0.85)
+        left.axvline(float(entropy_P.mean()), color=COLOURS[0], linewidth=1.5)
+        left.annotate(
+            f"mean {entropy_P.mean():.2f}",
+            (float(entropy_P.mean()), 1),
+            (5, -4),
+            ("data", "axes fraction"),
+            textcoords="offset points",
+            va="top",
+            color=COLOURS[0],
+        )
+        left.set(title="Teacher entropy", xlabel="nats", ylabel="positions")
+        for colour, (label, points) in zip(_cycle(len(kl_by_model)), kl_by_model.items(), strict=True):
+            x = [at for at, _ in points]
+            right.plot(x, [kl.value for _, kl in points], color=colour, marker="o", linewidth=2, label=label)
+            if all(kl.low is not None and kl.high is not None for _, kl in points):
+                bounds = [[kl.low for _, kl in points], [kl.high for _, kl in points]]
+                right.fill_between(x, *bounds, color=colour, alpha=0.15, linewidth=0)
+        right.set(title="KL to the teacher by its entropy", xlabel="teacher entropy, nats", ylabel="nats per token")
+        right.set_ylim(bottom=0)
+        right.legend(loc="best")
+        figure.savefig(path)
+
+
+def _curve_metric(logs: Sequence[tuple[str, list[dict[str, Any]]]]) -> tuple[str, str]:
+    """KL where every run has it, else the distillation loss."""
+    if all("kl" in line for _, lines in logs for line in lines):
+        return "kl", "KL to the teacher while training"
+    return "kd", "Distillation loss while training"
+
+
+def _smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Centred running mean over a twentieth of the curve."""
+    width = max(1, len(values) // 20) | 1
+    padded = np.pad(values, width // 2, mode="edge")
+    return np.convolve(padded, np.full(width, 1.0 / width), mode="valid")
+
+
+def _cycle(count: int) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(count)]
