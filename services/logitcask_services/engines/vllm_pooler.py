@@ -21,9 +21,6 @@ from logitcask_services.engines.vllm_request import TASK, parse_spec, read_reque
 LOGIT_BYTES = 128 * 2**20
 """Bound on one chunk of float32 logits. At least `_FEWEST_ROWS` rows are computed at a time whatever their width."""
 _FEWEST_ROWS = 64
-_CAPTURE_ROWS = {"cpu": 32}
-"""Rows reduced at a time, per device type: on a CPU few enough that logits stay in its caches."""
-_CAPTURE_ROWS_DEVICE = 256
 _KEPT_CAPTURES = 4
 
 
@@ -144,6 +141,5 @@ class CapturePooler(Pooler):
         if key not in self._captures:
             if len(self._captures) >= _KEPT_CAPTURES:
                 self._captures.pop(next(iter(self._captures)))
-            rows = _CAPTURE_ROWS.get(logits_RV.device.type, _CAPTURE_ROWS_DEVICE)
-            self._captures[key] = RecordCapture(parse_spec(spec_json), self._vocab_size, rows=rows)
+            self._captures[key] = RecordCapture(parse_spec(spec_json), self._vocab_size)
         return self._captures[key]

@@ -65,7 +65,7 @@ def run(spec, logits, next_ids=None, uniforms=None, *, rows=32, doc_key=-7, star
     logits = torch.as_tensor(logits, dtype=torch.float32)
     count, vocab = logits.shape
     next_ids = torch.zeros(count, dtype=torch.int64) if next_ids is None else torch.as_tensor(next_ids)
-    module = RecordCapture(spec, vocab, rows=rows)
+    module = RecordCapture(spec, vocab, rows=rows, rows_in_cache=max(1, rows // 2))
     columns = module(
         logits.clone(),
         next_ids,

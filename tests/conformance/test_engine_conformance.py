@@ -1,13 +1,132 @@
-"""What every engine must do, on a real teacher: agree with a plain forward pass, stream, stop, name faults."""
+"""What every engine must do, on a real teacher: agree with a plain forward pass, stream, stop, name faults.
 
+The real teacher comes from `logitcask models fetch`; set LOGITCASK_TEST_MODELS to a folder to keep it elsewhere than in
+the user's cache. Engines are small on purpose: 160 tokens a step make vLLM cut every longer document into chunks.
+"""
+
+import inspect
 import itertools
+import os
+import textwrap
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.errors import ModelError
 from logitcask_services.engines.protocol import CaptureTask
+
+MAX_LENGTH = 700
+STEP_TOKENS = 160
+
+
+@pytest.fixture(scope="session")
+def teacher_folder():
+    pytest.importorskip("gguf")
+    from logitcask_services.models import default_folder, fetch_model
+
+    name = "smollm2-135m"
+    where = os.environ.get("LOGITCASK_TEST_MODELS")
+    return fetch_model(name, Path(where) / name if where else default_folder(name))
+
+
+@pytest.fixture(scope="session")
+def texts():
+    """Token ids of real text: sources and docstrings of the standard library, 20 to 600 tokens."""
+
+    def tokenized(folder):
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        source = inspect.getsource(textwrap)
+        lengths = [600, 333, 161, 160, 159, 64, 20]
+        starts = [0, 900, 2500, 4000, 6000, 8000, 10000]
+        return [
+            np.array(tokenizer(source[start:]).input_ids[:length], dtype=np.uint16)
+            for start, length in zip(starts, lengths, strict=True)
+        ]
+
+    return tokenized
+
+
+@pytest.fixture(scope="session")
+def documents(teacher_folder, texts):
+    return texts(teacher_folder)
+
+
+@pytest.fixture(scope="session")
+def dense(teacher_folder, documents):
+    """Log-probabilities of a plain Hugging Face forward pass, float64 [L - 1, V] per document."""
+    return dense_logprobs(teacher_folder, documents)
+
+
+def dense_logprobs(folder, documents):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    with torch.inference_mode():
+        return [
+            torch.log_softmax(model(torch.from_numpy(ids.astype(np.int64))[None]).logits[0, :-1].double(), -1).numpy()
+            for ids in documents
+        ]
+
+
+def start_engine(kind, folder, max_model_len):
+    from logitcask_services.engines.factory import load_engine
+
+    options = {"max_num_batched_tokens": STEP_TOKENS, "max_num_seqs": 8} if kind == "vllm" else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # vLLM's imports warn of their own accord
+        return load_engine(kind, folder, max_model_len=max_model_len, options=options)
+
+
+@pytest.fixture(scope="session", params=["transformers", pytest.param("vllm", marks=pytest.mark.engine)])
+def engine(request, teacher_folder):
+    pytest.importorskip(request.param)
+    engine = start_engine(request.param, teacher_folder, MAX_LENGTH)
+    yield engine
+    engine.close()
+    engine.close()  # idempotent
+
+
+@pytest.fixture(scope="session")
+def odd_teacher(tmp_path_factory):
+    """A tiny random Gemma 2: soft-capped logits, tied and scaled embeddings, sliding windows; nothing like a Llama."""
+    from tokenizers import Tokenizer, models
+    from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("odd") / "tiny-gemma2"
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=1000,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=64,
+        max_position_embeddings=512,
+        sliding_window=64,
+        query_pre_attn_scalar=64,
+        final_logit_softcapping=4.0,
+        initializer_range=0.3,
+    )
+    Gemma2ForCausalLM(config).save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(1000)}, unk_token="w0"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def odd_engine(odd_teacher):
+    pytest.importorskip("vllm")
+    engine = start_engine("vllm", odd_teacher, 256)
+    yield engine
+    engine.close()
+
 
 SPEC = CaptureSpec(tau=0.02, pinned_ids=(0, 2), tail_logprobs=True, temperatures=(2.0,), logprob_codec="f32")
 
@@ -158,3 +277,21 @@ def test_identity(engine, teacher_folder):
     assert identity.dtype in ("float32", "bfloat16")
     assert identity.template_hash is not None
     assert identity.engine in ("vllm", "transformers")
+
+
+@pytest.mark.engine
+def test_soft_capped_and_tied_logits_are_the_models_own(odd_engine, odd_teacher):
+    """The wrapper on an architecture that is nothing like a Llama: its own logits, not a guess at them."""
+    generator = np.random.default_rng(1)
+    documents = [generator.integers(3, 1000, length).astype(np.uint16) for length in (250, 100, 30)]
+    spec = CaptureSpec(mode="topk", k=20, logprob_codec="f32")
+    tasks = [CaptureTask(key=i, token_ids_L=ids) for i, ids in enumerate(documents)]
+    found = {result.key: result for result in odd_engine.capture(tasks, spec)}
+    dense = dense_logprobs(odd_teacher, documents)
+    spreads = np.concatenate([logprobs.max(-1) - logprobs.min(-1) for logprobs in dense])
+    assert 6 < spreads.max() <= 8  # the cap of 4 is at work
+    for i, logprobs in enumerate(dense):
+        assert found[i].error is None
+        records = found[i].document.records
+        rows = np.repeat(np.arange(records.num_positions), records.head_counts_P)
+        np.testing.assert_allclose(records.head_logprobs_H, logprobs[rows, records.head_ids_H], atol=1e-3)

@@ -1,0 +1,199 @@
+"""Capture in the engine against the same engine dropping its logits, and against vLLM's own prompt log-probabilities.
+
+Two vLLM engines on one teacher (SmolLM2-135M unless --teacher says otherwise) read the same real text, sources of the
+standard library in documents of 512 tokens:
+
+* a capturing one: `capture-20` and `capture-50` (threshold, tau = 1/20 and 1/50), and `drop`, which computes every
+  position's logits in the same chunks and drops them;
+* a stock generating one: `prefill` (max_tokens=1), and `prompt_logprobs=64` plain, with flat_logprobs, and flat with
+  detokenizing.
+
+Variants are interleaved and the order rotates from round to round, because other work on the machine comes and goes:
+ratios are taken within a round. Reported per variant: tokens/s, CPU microseconds per token of this (the service's)
+process, the ratio to `drop`, and for captures entries and bytes per token.
+"""
+
+import argparse
+import csv
+import importlib
+import inspect
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+BENCH = Path(__file__).resolve().parent
+RESULTS = BENCH / "results" / "capture.csv"
+DOCUMENT_TOKENS = 512
+MODULES = ("argparse", "ast", "difflib", "tarfile", "typing", "inspect", "pydoc", "zipfile", "doctest", "subprocess")
+
+
+def real_documents(teacher: Path, count: int) -> list[np.ndarray]:
+    """Token ids of `count` documents of real text."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    ids = [tokenizer(inspect.getsource(importlib.import_module(name))).input_ids for name in MODULES]
+    cut = [one[start : start + DOCUMENT_TOKENS] for one in ids for start in range(0, len(one), DOCUMENT_TOKENS)]
+    whole = [np.array(one, np.uint16) for one in cut if len(one) == DOCUMENT_TOKENS]
+    return whole[:: max(1, len(whole) // count)][:count]
+
+
+def start_capturing(teacher: Path) -> Any:
+    from logitcask_services.engines.factory import load_engine
+
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(BENCH), os.environ.get("PYTHONPATH", "")])
+    target = {"LogitcaskLlamaForCausalLM": "dropping_pooler:DroppingLlama"}
+    return load_engine("vllm", teacher, max_model_len=1024, options={"model_class_overrides": target})
+
+
+def start_stock(teacher: Path) -> Any:
+    from vllm import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    from logitcask_services.engines.vllm_engine import _dtype, _platform_defaults
+
+    arguments = {"dtype": _dtype("auto"), "max_model_len": 1024, "max_logprobs": 64, "enable_prefix_caching": False}
+    return LLMEngine.from_engine_args(
+        EngineArgs(model=str(teacher), disable_log_stats=True, **arguments, **_platform_defaults())
+    )
+
+
+def capturing(engine: Any, documents: list[np.ndarray], spec: Any, sizes: dict[str, float] | None) -> None:
+    """One pass of the capturing engine; notes entries and bytes per token."""
+    from logitcask_schemas.wire import encode_wire
+    from logitcask_services.engines.protocol import CaptureTask
+
+    tasks = [CaptureTask(key=i, token_ids_L=ids) for i, ids in enumerate(documents)]
+    results = list(engine.capture(tasks, spec))
+    assert all(result.error is None for result in results), results
+    if sizes is not None and not sizes:
+        records = [result.document.records for result in results]
+        positions = sum(r.num_positions for r in records)
+        sizes["entries_per_token"] = sum(r.num_entries for r in records) / positions
+        sizes["bytes_per_token"] = sum(encode_wire(r).nbytes for r in records) / positions
+
+
+def generating(engine: Any, documents: list[np.ndarray], parameters: dict[str, Any]) -> None:
+    """One pass of the stock engine; reads what it returns no further than vLLM itself does."""
+    from vllm import SamplingParams
+    from vllm.inputs import tokens_input
+
+    for i, ids in enumerate(documents):
+        engine.add_request(str(i), tokens_input(ids.tolist()), SamplingParams(max_tokens=1, **parameters))
+    while engine.has_unfinished_requests():
+        engine.step()
+
+
+def measure(passes: dict[str, Callable[[], None]], tokens: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """(tokens/s, CPU us/token of this process) per variant and round, after one unmeasured round."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in passes}
+    names = list(passes)
+    for number in range(rounds + 1):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            cpu, clock = time.process_time(), time.perf_counter()
+            passes[name]()
+            seconds, busy = time.perf_counter() - clock, time.process_time() - cpu
+            if number:
+                found[name].append((tokens / seconds, busy / tokens * 1e6))
+            print(
+                f"round {number} {name:24s} {tokens / seconds:8.1f} tokens/s {busy / tokens * 1e6:8.2f} us/token",
+                flush=True,
+            )
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on."""
+    import torch
+    import transformers
+    import vllm
+
+    model = platform.processor() or platform.machine()
+    if (cpuinfo := Path("/proc/cpuinfo")).exists():
+        model = next(line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line)
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "vllm": vllm.__version__,
+        "transformers": transformers.__version__,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+    }
+
+
+def main() -> None:
+    from logitcask_schemas.capture_spec import CaptureSpec
+    from logitcask_services.models import fetch_model
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--teacher", type=Path, help="folder of a Llama (default: SmolLM2-135M, fetched)")
+    parser.add_argument("--documents", type=int, default=8, help=f"of {DOCUMENT_TOKENS} tokens, per variant and round")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only-capture", action="store_true", help="leave the stock engine out")
+    arguments = parser.parse_args()
+    teacher = arguments.teacher or fetch_model("smollm2-135m")
+    documents = real_documents(teacher, arguments.documents)
+    sys.path.insert(0, str(BENCH))
+
+    from dropping_pooler import DROP_SEED
+
+    capture_engine = start_capturing(teacher)
+    sizes: dict[str, dict[str, float]] = {"capture-20": {}, "capture-50": {}}
+    specs = {
+        "drop": CaptureSpec(seed=DROP_SEED),
+        "capture-20": CaptureSpec(tau=1 / 20),
+        "capture-50": CaptureSpec(tau=1 / 50),
+    }
+    passes: dict[str, Callable[[], None]] = {
+        name: lambda name=name: capturing(capture_engine, documents, specs[name], sizes.get(name)) for name in specs
+    }
+    if not arguments.only_capture:
+        stock = start_stock(teacher)
+        logprobs = {"prompt_logprobs": 64}
+        stock_parameters = {
+            "prefill": {"detokenize": False},
+            "logprobs-64": {"detokenize": False, **logprobs},
+            "logprobs-64-flat": {"detokenize": False, "flat_logprobs": True, **logprobs},
+            "logprobs-64-flat-text": {"flat_logprobs": True, **logprobs},
+        }
+        for name, parameters in stock_parameters.items():
+            passes[name] = lambda parameters=parameters: generating(stock, documents, parameters)
+    found = measure(passes, sum(map(len, documents)), arguments.rounds)
+    capture_engine.close()
+    if not arguments.only_capture:
+        stock.engine_core.shutdown()
+
+    facts = {"teacher": teacher.name, "documents": len(documents), "rounds": arguments.rounds, **machine()}
+    rows = []
+    for name, rounds in found.items():
+        metrics = {
+            "throughput (tokens/s)": [speed for speed, _ in rounds],
+            "throughput / drop (ratio)": [
+                mine / base for (mine, _), (base, _) in zip(rounds, found["drop"], strict=True)
+            ],
+            "service CPU (us/token)": [busy for _, busy in rounds],
+        }
+        for metric, values in (sizes.get(name) or {}).items():
+            metrics[metric.replace("_per_token", "/token")] = [values]
+        for metric, values in metrics.items():
+            p20, p50, p80 = np.percentile(values, [20, 50, 80]).round(4)
+            rows.append({"variant": name, "metric": metric, "p20": p20, "p50": p50, "p80": p80, **facts})
+            print(f"{name:24s} {metric:28s} p20 {p20:9.3f}  p50 {p50:9.3f}  p80 {p80:9.3f}")
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""The passes over the whole vocabulary that a record needs, and nothing else that is as long as the vocabulary.
+
+With x = logits - max and e = 2^(x log2 e): block maxima, x, e (exp2 costs half of exp on CPUs), block sums of e and of
+e x. They run on a few rows at a time, so that a row is still in the cache when the next pass comes by; everything that
+follows works on whole batches of rows, where it touches only a few blocks of each.
+
+Shape legend: R rows, V vocabulary, W = V padded to C blocks of B entries, T temperatures.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from logitcask_services.capture.blocks import PADDING, as_blocks, block_size, block_sums, padded_width
+
+_LOG2_E = math.log2(math.e)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scanned:
+    """What the passes leave behind."""
+
+    x_RW: torch.Tensor
+    """float32 logits minus their row's maximum."""
+    mass_RW: torch.Tensor
+    """float32 exp(x); padding and masked tokens 0."""
+    block_max_RC: torch.Tensor
+    """float32 maxima of the blocks of x."""
+    sums_RC: torch.Tensor
+    """float64 sums of the blocks of exp(x)."""
+    moment_R: torch.Tensor
+    """float64 sum of x exp(x)."""
+    power_sums_RT: torch.Tensor | None
+    """float64 sum of exp(x / T) per temperature."""
+    faulty_R: torch.Tensor
+    """Rows whose logits have no finite maximum; they were scanned as if uniform."""
+
+
+class VocabularyPasses:
+    """Scans logits. Owns the scratch memory, two buffers of `rows` x W float32 and a smaller one."""
+
+    def __init__(self, vocab_size: int, temperatures: Sequence[float], *, rows: int, rows_in_cache: int) -> None:
+        """Prepare for a vocabulary.
+
+        Args:
+            vocab_size: width V of the logits.
+            temperatures: for the power sums.
+            rows: most rows of one call.
+            rows_in_cache: rows per run of passes on a CPU; an accelerator takes all at once.
+        """
+        self.vocab_size = vocab_size
+        self.block = block_size(vocab_size)
+        self._width = padded_width(vocab_size, self.block)
+        self._temperatures = tuple(temperatures)
+        self._rows = rows
+        self._rows_in_cache = rows_in_cache
+        self._scratch: dict[str, torch.Tensor] = {}
+
+    def __call__(self, logits_RV: torch.Tensor) -> Scanned:
+        """Scan up to `rows` rows of logits; contiguous float32 ones without padding are overwritten, not copied."""
+        in_place = self._width == self.vocab_size and logits_RV.dtype == torch.float32 and logits_RV.is_contiguous()
+        x_RW = logits_RV if in_place else self._buffer("x", self._rows, logits_RV)
+        mass_RW = self._buffer("mass", self._rows, logits_RV)
+        step = self._rows_in_cache if logits_RV.device.type == "cpu" else self._rows
+        parts = []
+        for start in range(0, len(logits_RV), step):
+            run = slice(start, start + step)
+            if not in_place:
+                x_RW[run, : self.vocab_size] = logits_RV[run]
+                x_RW[run, self.vocab_size :] = PADDING
+            parts.append(self._scan(x_RW[run], mass_RW[run]))
+        block_max_RC, sums_RC, moment_R, faulty_R, *powers_RT = (torch.cat(part) for part in zip(*parts, strict=True))
+        return Scanned(
+            x_RW=x_RW,
+            mass_RW=mass_RW,
+            block_max_RC=block_max_RC,
+            sums_RC=sums_RC,
+            moment_R=moment_R,
+            power_sums_RT=torch.stack(powers_RT, 1) if powers_RT else None,
+            faulty_R=faulty_R,
+        )
+
+    def _scan(self, x_RW: torch.Tensor, mass_RW: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Block maxima, block sums, moment, faulty rows, then one power sum per temperature."""
+        block_max_RC = as_blocks(x_RW, self.block).amax(-1)
+        max_R1 = block_max_RC.amax(-1, keepdim=True)
+        faulty_R1 = ~max_R1.isfinite()
+        if faulty_R1.any():  # as if uniform: one bad document must not stop its batch
+            x_RW[:, : self.vocab_size].masked_fill_(faulty_R1, 0.0)
+            block_max_RC = as_blocks(x_RW, self.block).amax(-1)
+            max_R1 = block_max_RC.amax(-1, keepdim=True)
+        x_RW -= max_R1
+        block_max_RC -= max_R1
+        powers = [self._exp_sums(x_RW, 1.0 / temperature, mass_RW).sum(-1) for temperature in self._temperatures]
+        sums_RC = self._exp_sums(x_RW, 1.0, mass_RW)
+        return block_max_RC, sums_RC, self._moment(x_RW, mass_RW), faulty_R1[:, 0], *powers
+
+    def _exp_sums(self, x_RW: torch.Tensor, factor: float, out_RW: torch.Tensor) -> torch.Tensor:
+        """Write exp(x * factor) to out; returns its block sums, float64 [R, C]."""
+        torch.mul(x_RW, _LOG2_E * factor, out=out_RW)
+        return block_sums(out_RW.exp2_(), self.block)
+
+    def _moment(self, x_RW: torch.Tensor, mass_RW: torch.Tensor) -> torch.Tensor:
+        """Sum of x exp(x), float64 [R]."""
+        product_RW = torch.mul(x_RW, mass_RW, out=self._buffer("product", len(x_RW), x_RW))
+        product_RW[:, self.vocab_size :] = 0.0
+        moment_R = block_sums(product_RW, self.block).sum(-1)
+        if moment_R.isnan().any():  # a masked token: 0 * -inf, whose limit is 0
+            moment_R = block_sums(product_RW.nan_to_num_(nan=0.0), self.block).sum(-1)
+        return moment_R
+
+    def _buffer(self, name: str, rows: int, like: torch.Tensor) -> torch.Tensor:
+        """The rows of `like` in a float32 scratch buffer on its device, which has room for `rows` and is kept."""
+        buffer = self._scratch.get(name)
+        if buffer is None or buffer.device != like.device or len(buffer) < len(like):
+            buffer = torch.empty((rows, self._width), dtype=torch.float32, device=like.device)
+            self._scratch[name] = buffer
+        return buffer[: like.shape[0]]
