@@ -50,7 +50,9 @@ def list_jobs(
             f"{entry['throughput_tps']:,.0f}" if entry["throughput_tps"] is not None else "",
             duration(entry["eta_seconds"]) if entry["eta_seconds"] is not None else "",
         )
-    Console().print(table)
+    console = Console()
+    # A pipe has no width; do not cut for one.
+    (console if console.is_terminal else Console(width=160)).print(table)
 
 
 @app.command()

@@ -203,18 +203,19 @@ def test_following_survives_broken_connections(serve, documents):
 
 
 def test_following_gives_up_after_its_patience():
-    with ServiceClient("http://127.0.0.1:9", patience_seconds=0.3) as client:
-        with pytest.raises(ServiceUnreachableError, match=r"has not answered for 0\.3 s .*logitcask jobs watch x"):
-            list(client.follow("x"))
+    words = r"has not answered for 0\.3 s .*logitcask jobs watch x"
+    client = ServiceClient("http://127.0.0.1:9", patience_seconds=0.3)
+    with client, pytest.raises(ServiceUnreachableError, match=words):
+        list(client.follow("x"))
 
 
 def test_a_server_that_is_not_ours():
     def handler(request):
         return httpx2.Response(500, text="<html>nginx</html>")
 
-    with ServiceClient("http://x", transport=httpx2.MockTransport(handler)) as client:
-        with pytest.raises(ServiceError, match="the answer 500 is not a logitcask service's"):
-            client.extraction("x")
+    client = ServiceClient("http://x", transport=httpx2.MockTransport(handler))
+    with client, pytest.raises(ServiceError, match="the answer 500 is not a logitcask service's"):
+        client.extraction("x")
 
 
 def test_a_damaged_upload_is_noticed(tmp_path):
@@ -224,9 +225,9 @@ def test_a_damaged_upload_is_noticed(tmp_path):
 
     path = tmp_path / "corpus"
     path.write_bytes(b"x\n")
-    with ServiceClient("http://x", transport=httpx2.MockTransport(handler)) as client:
-        with pytest.raises(ServiceError, match="arrived damaged"):
-            client.upload(path)
+    client = ServiceClient("http://x", transport=httpx2.MockTransport(handler))
+    with client, pytest.raises(ServiceError, match="arrived damaged"):
+        client.upload(path)
 
 
 def test_a_lost_answer_does_not_start_it_twice(serve, corpus):

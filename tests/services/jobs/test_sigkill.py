@@ -7,7 +7,6 @@ import json
 import os
 import random
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -28,16 +27,13 @@ ENDED = ("completed", "failed", "cancelled")
 
 class ServerProcess:
     def __init__(self, folder: Path, **fake):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
         self.folder = folder
         self.log = folder / "log"
         folder.mkdir(exist_ok=True)
         settings = {
             "cask_root": str(folder / "casks"),
             "data_dir": str(folder / "state"),
-            "port": self.port,
+            "port": 0,
             "chunk_positions": 700,
             "disk_floor_bytes": 0,
             "fake": {"log": str(self.log), **fake},
@@ -46,11 +42,15 @@ class ServerProcess:
         with (folder / "stderr").open("ab") as stderr:
             self.process = subprocess.Popen(
                 [sys.executable, str(SERVER), json.dumps(settings)],
-                stdout=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                text=True,
                 stderr=stderr,
                 env={**os.environ, "PYTHONPATH": roots, "OMP_NUM_THREADS": "1"},
             )
-        self.client = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
+        assert self.process.stdout is not None
+        url = self.process.stdout.readline().strip()
+        assert url.startswith("http"), (folder / "stderr").read_text()
+        self.client = httpx2.Client(base_url=url, timeout=30)
         wait_for(self._answers, 120)
 
     def _answers(self) -> bool:
@@ -66,12 +66,13 @@ class ServerProcess:
     def kill(self) -> None:
         self.client.close()
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
+        self.process.communicate()
 
     def end(self) -> int:
         self.client.close()
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        self.process.communicate(timeout=60)
+        return self.process.returncode
 
 
 def start(server: ServerProcess, documents) -> str:
@@ -125,16 +126,17 @@ def test_killed_at_random(tmp_path, corpus):
     server = ServerProcess(folder, **slow)
     extraction = start(server, corpus)
     kills = 0
-    safe_at_kill: list[tuple[str, set[str]]] = []
+    pids = [str(server.process.pid)]
+    safe_at_kill: list[set[str]] = []
     while kills < KILLS:
         time.sleep(moments.uniform(0, 0.35))
         if server.status(extraction)["status"] in ENDED:
             break
-        pid = str(server.process.pid)
         server.kill()
         kills += 1
-        safe_at_kill.append((pid, safe_documents(folder, extraction)))
+        safe_at_kill.append(safe_documents(folder, extraction))
         server = ServerProcess(folder, **slow)
+        pids.append(str(server.process.pid))
     wait_for(lambda: server.status(extraction)["status"] in ENDED, 120)
     done = server.status(extraction)
     assert server.end() == 0
@@ -148,8 +150,7 @@ def test_killed_at_random(tmp_path, corpus):
     assert len(identities) == len(set(identities)) == 600
 
     entries = log_entries(folder)
-    pids = list(dict.fromkeys(pid for pid, _, _ in entries))
-    for pid, safe in safe_at_kill:
-        later = pids[pids.index(pid) + 1 :] if pid in pids else pids
-        repeated = [identity for other, _, identity in entries if other in later and identity in safe]
+    for kill, safe in enumerate(safe_at_kill):
+        later = pids[kill + 1 :]
+        repeated = [identity for pid, _, identity in entries if pid in later and identity in safe]
         assert not repeated, f"{len(repeated)} documents were captured again after they were safe"
