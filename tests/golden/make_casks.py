@@ -1,4 +1,6 @@
-"""Makes the golden casks: `python tests/golden/make_casks.py` with the packages importable. Only for a new version.
+"""Makes the golden casks: `python tests/golden/make_casks.py [NAME ...]` with the packages importable.
+
+Only for a new version, or with the names of new cases.
 
 Values are plain arithmetic, exact in float16, so that no generator or platform has a say in the bytes; they are no
 distributions.
@@ -6,6 +8,7 @@ distributions.
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +23,12 @@ from logitcask_schemas.manifest import CaskManifest
 from logitcask_schemas.records import DocumentRecords, Records
 
 HERE = Path(__file__).parent
-CASES: dict[str, tuple[int, CaptureSpec]] = {
-    "cask-v1-u16-f16": (49_152, CaptureSpec()),
-    "cask-v1-u24-f32": (
-        262_144,
-        CaptureSpec(logprob_codec="f32", tail_logprobs=True, temperatures=(2.0, 4.0), pinned_ids=(1,), seed=7),
-    ),
+WIDE = CaptureSpec(logprob_codec="f32", tail_logprobs=True, temperatures=(2.0, 4.0), pinned_ids=(1,), seed=7)
+CASES: dict[str, tuple[int, CaptureSpec, str]] = {
+    "cask-v1-u16-f16": (49_152, CaptureSpec(), "arrow"),
+    "cask-v1-u24-f32": (262_144, WIDE, "arrow"),
+    "cask-v1-zarr": (262_144, WIDE, "zarr"),
+    "cask-v1-parquet": (262_144, WIDE, "parquet"),
 }
 SHARDS = ((2, 5, 12), (3,))
 """Lengths of the documents of each shard."""
@@ -70,7 +73,7 @@ def document(length: int, vocab_size: int, spec: CaptureSpec) -> DocumentRecords
 
 def make_cask(path: Path, name: str) -> list[DocumentRecords]:
     """Write one golden cask, with a fixed time of creation; returns its documents."""
-    vocab_size, spec = CASES[name]
+    vocab_size, spec, carrier = CASES[name]
     teacher = TeacherIdentity(
         model="golden",
         weights_digest="0" * 64,
@@ -86,7 +89,7 @@ def make_cask(path: Path, name: str) -> list[DocumentRecords]:
     )
     write_manifest(LocalFiles(), path, manifest)
     documents = [[document(length, vocab_size, spec) for length in lengths] for lengths in SHARDS]
-    writer = CaskWriter.create(path, teacher=teacher, capture=spec)
+    writer = CaskWriter.create(path, teacher=teacher, capture=spec, carrier=carrier)
     writer.publish(documents[0])
     writer.close()
     writer.publish(documents[1])  # stays out of the index, so that readers must look at entry files too
@@ -103,8 +106,8 @@ def as_json(one: DocumentRecords) -> dict[str, Any]:
     return columns
 
 
-def main() -> None:
-    for name in CASES:
+def main(names: list[str]) -> None:
+    for name in names:
         shutil.rmtree(HERE / name, ignore_errors=True)
         documents = [as_json(one) for one in make_cask(HERE / name, name)]
         text = json.dumps(sorted(documents, key=lambda columns: columns["id"]), indent=1)
@@ -112,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or list(CASES))

@@ -13,7 +13,7 @@ from logitcask_schemas.cask.verify import strangers, verify_shards
 
 HERE = Path(__file__).parent
 WRITTEN_BY_PYARROW = "26"
-"""Arrow's own framing may change between its major versions; what it frames may not."""
+"""Arrow's and Parquet's framing and the zstd inside may change between its major versions; what they hold may not."""
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,15 +1,17 @@
-"""A reader written from docs/format.md alone, with no import of this project, reads the golden casks.
+"""A reader written from docs/format.md alone, with no import of this project, reads the golden casks of every carrier.
 
 It is the proof that the page is complete, and an example for readers in other languages.
 """
 
 import hashlib
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import xxhash
 
@@ -50,19 +52,12 @@ def read_entries(cask: Path) -> list[dict[str, Any]]:
     return [entries[name] for name in sorted(entries)]
 
 
-def read_shard(path: Path, entry: dict[str, Any]) -> list[dict[str, Any]]:
-    content = path.read_bytes()
-    assert len(content) == entry["bytes"]
-    assert hashlib.sha256(content).hexdigest() == entry["sha256"]
-    assert entry["sha256"].startswith(entry["name"])
-    reader = pa.ipc.open_file(pa.memory_map(str(path)))
-    metadata = reader.schema.metadata
-    assert metadata[b"logitcask.format"] == b"logitcask-shard"
-    assert metadata[b"logitcask.version"] == b"1"
-    assert metadata[b"logitcask.identity"].decode() == entry["identity"]
-    assert reader.num_record_batches == 1
-    batch = reader.get_batch(0)
-    columns: dict[str, tuple[Any, Any]] = {}
+Columns = dict[str, tuple[Any, Any]]
+"""Per field, where documents start and end, and all values end to end."""
+
+
+def read_batch(batch: Any) -> tuple[Any, Any, Columns]:
+    columns: Columns = {}
     for field in batch.schema:
         if pa.types.is_list(field.type):
             listed = batch.column(field.name)
@@ -72,13 +67,67 @@ def read_shard(path: Path, entry: dict[str, Any]) -> list[dict[str, Any]]:
             else:
                 flat = values.to_numpy(zero_copy_only=True)
             columns[field.name] = (np.asarray(listed.offsets), flat)
+    return batch.column("document_id").to_pylist(), batch.column("checksum").to_pylist(), columns
+
+
+def read_arrow(path: Path) -> tuple[Any, Any, Any, Columns]:
+    reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    assert reader.num_record_batches == 1
+    return {key.decode(): value.decode() for key, value in reader.schema.metadata.items()}, *read_batch(
+        reader.get_batch(0)
+    )
+
+
+def read_parquet(path: Path) -> tuple[Any, Any, Any, Columns]:
+    file = pq.ParquetFile(path, page_checksum_verification=True)
+    assert file.num_row_groups == 1
+    (batch,) = file.read().to_batches()
+    return {key.decode(): value.decode() for key, value in file.metadata.metadata.items()}, *read_batch(batch)
+
+
+def read_zarr(path: Path) -> tuple[Any, Any, Any, Columns]:
+    zarr = pytest.importorskip("zarr")
+    store = zarr.storage.ZipStore(path, mode="r")
+    group = zarr.open_group(store, mode="r")
+    order = [name for name in zipped_arrays(path) if not name.endswith("_offsets")]
+    columns = {
+        name: (group[f"{LEVELS[name.removesuffix('_high')]}_offsets"][:], group[name][:])
+        for name in order
+        if name not in ("document_id", "checksum")
+    }
+    ids = [one.tobytes() for one in group["document_id"][:]]
+    attributes, checksums = dict(group.attrs), group["checksum"][:].tolist()
+    store.close()
+    return attributes, ids, checksums, columns
+
+
+def zipped_arrays(path: Path) -> list[str]:
+    """Names of the arrays in the order of the archive, which is the order of the schema."""
+    names = zipfile.ZipFile(path).namelist()
+    return [name.partition("/")[0] for name in names if name.endswith("/zarr.json")]
+
+
+CARRIERS = {"arrow": (".arrow", read_arrow), "zarr": (".zarr.zip", read_zarr), "parquet": (".parquet", read_parquet)}
+
+
+def read_shard(folder: Path, entry: dict[str, Any]) -> list[dict[str, Any]]:
+    suffix, read = CARRIERS[entry["carrier"]]
+    path = folder / (entry["name"] + suffix)
+    content = path.read_bytes()
+    assert len(content) == entry["bytes"]
+    assert hashlib.sha256(content).hexdigest() == entry["sha256"]
+    if entry["carrier"] == "arrow":
+        assert entry["sha256"].startswith(entry["name"])
+    metadata, ids, checksums, columns = read(path)
+    assert metadata["logitcask.format"] == "logitcask-shard"
+    assert metadata["logitcask.version"] == "1"
+    assert metadata["logitcask.identity"] == entry["identity"]
     documents = []
-    for row in range(batch.num_rows):
+    for row, identity in enumerate(ids):
         parts = {name: flat[cut[row] : cut[row + 1]] for name, (cut, flat) in columns.items()}
-        identity = batch.column("document_id")[row].as_py()
         sizes = np.array([len(parts[n]) for n in ("token_ids", "head_counts", "head_ids", "tail_ids")], "<u8")
         proof = xxhash.xxh3_64(identity + sizes.tobytes() + b"".join(part.tobytes() for part in parts.values()))
-        assert proof.intdigest() == batch.column("checksum")[row].as_py()
+        assert proof.intdigest() == checksums[row]
         for name in ("token_ids", "head_ids", "tail_ids"):
             if name + "_high" in parts:
                 parts[name] = parts[name].astype(np.uint32) + 65_536 * parts.pop(name + "_high").astype(np.uint32)
@@ -98,7 +147,7 @@ def test_the_format_page_is_enough(name: str) -> None:
     assert (manifest["format"], manifest["version"]) == ("logitcask", 1)
     entries = read_entries(cask)
     assert len(entries) == 2
-    found = [one for entry in entries for one in read_shard(cask / "shards" / f"{entry['name']}.arrow", entry)]
+    found = [one for entry in entries for one in read_shard(cask / "shards", entry)]
     expected = json.loads((HERE / f"{name}.expected.json").read_text())
     assert sum(entry["documents"] for entry in entries) == len(found) == len(expected)
     for mine, theirs in zip(sorted(found, key=lambda one: one["id"]), expected, strict=True):
@@ -110,4 +159,4 @@ def test_the_format_page_is_enough(name: str) -> None:
 
 
 def test_there_are_golden_casks() -> None:
-    assert CASKS == ["cask-v1-u16-f16", "cask-v1-u24-f32"]
+    assert CASKS == ["cask-v1-parquet", "cask-v1-u16-f16", "cask-v1-u24-f32", "cask-v1-zarr"]

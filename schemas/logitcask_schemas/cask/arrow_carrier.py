@@ -6,23 +6,22 @@ of 8 bytes, as the format guarantees; more would buy nothing, since documents st
 ask Arrow for Python objects of these columns (`to_pylist` costs a thousand times the read).
 """
 
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from logitcask_schemas.cask.arrow_columns import (
+    REPAIR_ADVICE,
+    arrow_batch,
+    arrow_schema,
+    columns_of_batch,
+    require_schema,
+)
 from logitcask_schemas.cask.carrier import ByteSink
 from logitcask_schemas.cask.columns import ShardColumns
-from logitcask_schemas.cask.layout import LEVELS, Column, Level, RecordLayout
-from logitcask_schemas.errors import CaskCorruptionError, CaskError
-
-MAX_VALUES: Final = 2**31 - 1
-"""Per column of a shard: Arrow's list offsets are int32."""
-_ELEMENTS: Final = {"|u1": pa.uint8(), "<u2": pa.uint16(), "<f2": pa.float16(), "<f4": pa.float32()}
-_REPAIR: Final = "Run `logitcask cask verify` on the cask and restore this shard from a copy, or capture it again"
+from logitcask_schemas.cask.layout import RecordLayout
+from logitcask_schemas.errors import CaskCorruptionError
 
 
 class ArrowCarrier:
@@ -30,18 +29,14 @@ class ArrowCarrier:
 
     name: Final = "arrow"
     suffix: Final = ".arrow"
+    max_open: Final = 4096
+    """Linux allows 65,530 mappings per process."""
 
     def write(self, columns: ShardColumns, layout: RecordLayout, identity: str, file: ByteSink) -> None:
         """See `Carrier.write`."""
-        for column in layout.columns:
-            if (count := len(columns.arrays[column.name]) * column.values_per_unit) > MAX_VALUES:
-                raise CaskError(
-                    f"column {column.name} would hold {count} values, an Arrow shard holds at most {MAX_VALUES}; "
-                    "publish fewer documents at a time"
-                )
-        schema = _schema(layout, identity)
+        schema = arrow_schema(layout, identity)
         with pa.ipc.new_file(pa.PythonFile(file, mode="w"), schema, options=_write_options()) as writer:
-            writer.write_batch(_batch(columns, layout, schema))
+            writer.write_batch(arrow_batch(columns, layout, schema))
 
     def open(self, path: Path, layout: RecordLayout, identity: str) -> ShardColumns:
         """See `Carrier.open`. The arrays are views of the mapped file, which stays mapped while any of them lives."""
@@ -56,123 +51,14 @@ class ArrowCarrier:
                 raise CaskCorruptionError(f"{path}: {reader.num_record_batches} record batches, expected 1")
             batch = reader.get_batch(0)
             batch.validate()
-            _require_schema(path, batch.schema, layout, identity)
-            return _columns(path, batch, layout)
+            require_schema(path, batch.schema, layout, identity)
+            return columns_of_batch(path, batch, layout)
         except FileNotFoundError:
             raise
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             # The last one comes from damaged names: Arrow decodes them only when they are asked for.
-            raise CaskCorruptionError(f"{path}: not a readable Arrow IPC file ({error}). {_REPAIR}.") from error
+            raise CaskCorruptionError(f"{path}: not a readable Arrow IPC file ({error}). {REPAIR_ADVICE}.") from error
 
 
 def _write_options() -> Any:
     return pa.ipc.IpcWriteOptions(metadata_version=pa.ipc.MetadataVersion.V5, compression=None, use_threads=False)
-
-
-@lru_cache(maxsize=8)
-def _schema(layout: RecordLayout, identity: str) -> Any:
-    fields = [pa.field("document_id", pa.binary(32), nullable=False), pa.field("checksum", pa.uint64(), nullable=False)]
-    for column in layout.columns:
-        element: Any = _ELEMENTS[column.dtype.str]
-        if column.width is not None:
-            element = pa.list_(pa.field("item", element, nullable=False), column.width)
-        fields.append(pa.field(column.name, pa.list_(pa.field("item", element, nullable=False)), nullable=False))
-    metadata = {
-        "logitcask.format": "logitcask-shard",
-        "logitcask.version": "1",
-        "logitcask.identity": identity,
-    }
-    return pa.schema(fields, metadata=metadata)
-
-
-def _batch(columns: ShardColumns, layout: RecordLayout, schema: Any) -> Any:
-    documents = len(columns.document_ids)
-    arrays = [
-        pa.Array.from_buffers(pa.binary(32), documents, [None, _buffer(columns.document_ids)]),
-        pa.Array.from_buffers(pa.uint64(), documents, [None, _buffer(columns.checksums)]),
-    ]
-    offsets = {level: _buffer(columns.offsets[level].astype("<i4")) for level in LEVELS}
-    for index, column in enumerate(layout.columns, start=len(arrays)):
-        list_type = schema.field(index).type
-        data = np.ascontiguousarray(columns.arrays[column.name][0 : len(columns.arrays[column.name])])
-        element = list_type.value_type
-        if pa.types.is_fixed_size_list(element):
-            flat = pa.Array.from_buffers(element.value_type, data.size, [None, _buffer(data)])
-            values = pa.Array.from_buffers(element, len(data), [None], children=[flat])
-        else:
-            values = pa.Array.from_buffers(element, data.size, [None, _buffer(data)])
-        arrays.append(pa.Array.from_buffers(list_type, documents, [None, offsets[column.level]], children=[values]))
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-def _buffer(array: NDArray[Any]) -> Any:
-    """The array's bytes as an Arrow buffer, without a copy."""
-    return pa.py_buffer(array.reshape(-1).view(np.uint8))
-
-
-def _require_schema(path: Path, schema: Any, layout: RecordLayout, identity: str) -> None:
-    found = {key.decode(errors="replace"): value for key, value in (schema.metadata or {}).items()}
-    if found.get("logitcask.format") != b"logitcask-shard" or found.get("logitcask.version") != b"1":
-        raise CaskCorruptionError(
-            f"{path}: an Arrow file, but not a logitcask shard of version 1 (its metadata says "
-            f"{found.get('logitcask.format')!r}, version {found.get('logitcask.version')!r}). {_REPAIR}."
-        )
-    if (written_for := found.get("logitcask.identity", b"").decode(errors="replace")) != identity:
-        raise CaskCorruptionError(
-            f"{path}: foreign shard: written for identity {written_for!r}, this cask's is {identity!r}. "
-            "Move it back to the cask it came from."
-        )
-    expected = _schema(layout, identity)
-    if not schema.equals(expected, check_metadata=False):
-        raise CaskCorruptionError(
-            f"{path}: columns are {_listing(schema)}; the manifest asks for {_listing(expected)}. {_REPAIR}."
-        )
-
-
-def _listing(schema: Any) -> str:
-    return ", ".join(f"{field.name}: {field.type}" for field in schema)
-
-
-def _columns(path: Path, batch: Any, layout: RecordLayout) -> ShardColumns:
-    documents = batch.num_rows
-    cuts: dict[Level, NDArray[np.int32]] = {}
-    arrays: dict[str, NDArray[Any]] = {}
-    for column in layout.columns:
-        listed = batch.column(column.name)
-        values = listed.values
-        if listed.null_count or values.null_count or listed.offset or values.offset:
-            raise CaskCorruptionError(f"{path}: column {column.name} has nulls or slices, which no writer makes")
-        cut = _view(path, column.name, listed.buffers()[1], np.dtype("<i4"), documents + 1)
-        known = cuts.setdefault(column.level, cut)
-        sound = cut[0] == 0 and (cut[1:] >= cut[:-1]).all() if known is cut else np.array_equal(cut, known)
-        if not sound or cut[-1] != len(values):
-            raise CaskCorruptionError(
-                f"{path}: offsets of column {column.name} do not cut its {len(values)} values into {documents} "
-                f"documents as the other columns of level {column.level!r} do. {_REPAIR}."
-            )
-        arrays[column.name] = _values(path, column, values)
-    ids = batch.column("document_id").buffers()[1]
-    checksums = batch.column("checksum").buffers()[1]
-    return ShardColumns(
-        document_ids=_view(path, "document_id", ids, np.dtype(np.uint8), documents * 32).reshape(documents, 32),
-        checksums=_view(path, "checksum", checksums, np.dtype("<u8"), documents),
-        offsets={level: cut.astype(np.int64) for level, cut in cuts.items()},
-        arrays=arrays,
-    )
-
-
-def _values(path: Path, column: Column, values: Any) -> NDArray[Any]:
-    count = len(values)
-    # The buffer of values is the last one, under whatever levels of nesting.
-    flat = _view(path, column.name, values.buffers()[-1], column.dtype, count * column.values_per_unit)
-    return flat if column.width is None else flat.reshape(count, column.width)
-
-
-def _view(path: Path, name: str, buffer: Any, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
-    """A numpy view of a mapped buffer, refused when the buffer is shorter than the column claims."""
-    size = 0 if buffer is None else buffer.size
-    if size < count * dtype.itemsize:
-        raise CaskCorruptionError(
-            f"{path}: column {name} should have {count * dtype.itemsize} bytes, its buffer has {size}. {_REPAIR}."
-        )
-    return np.frombuffer(buffer, dtype=dtype, count=count) if count else np.empty(0, dtype=dtype)

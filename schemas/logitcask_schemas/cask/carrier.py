@@ -1,4 +1,8 @@
-"""A carrier: one file format that stores the logical arrays of a shard. Arrow IPC is the first."""
+"""A carrier: one file format that stores the logical arrays of a shard.
+
+A shard is one file in every carrier, so that one size and one SHA-256 in its entry prove every byte, one rename
+publishes it and one request fetches it. Formats that are folders by nature (Zarr) go into an archive.
+"""
 
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +27,8 @@ class ByteSink(Protocol):
 class Carrier(Protocol):
     """Stores `ShardColumns` and gives them back byte for byte.
 
-    Equal columns must give equal files, whenever and wherever they are written: names come from content.
+    Equal columns give equal files as long as the libraries that compress and frame them are the same; a shard's name
+    does not depend on that, it is taken from the Arrow form (see `shard_writing`).
     """
 
     @property
@@ -34,6 +39,11 @@ class Carrier(Protocol):
     @property
     def suffix(self) -> str:
         """Ends the names of the shards' files."""
+        ...
+
+    @property
+    def max_open(self) -> int:
+        """Most shards of this kind that one process should keep open: many where files are mapped, few where not."""
         ...
 
     def write(self, columns: ShardColumns, layout: RecordLayout, identity: str, file: ByteSink) -> None:

@@ -6,10 +6,21 @@ from typing import Final
 from logitcask_schemas.cask.arrow_carrier import ArrowCarrier
 from logitcask_schemas.cask.carrier import Carrier
 from logitcask_schemas.cask.layout import SHARDS_NAME
+from logitcask_schemas.cask.parquet_carrier import ParquetCarrier
+from logitcask_schemas.cask.zarr_carrier import ZarrCarrier
 from logitcask_schemas.errors import CaskError
 from logitcask_schemas.manifest import ShardEntry
 
-CARRIERS: Final[dict[str, Carrier]] = {carrier.name: carrier for carrier in (ArrowCarrier(),)}
+CARRIERS: Final[dict[str, Carrier]] = {
+    carrier.name: carrier for carrier in (ArrowCarrier(), ZarrCarrier(), ParquetCarrier())
+}
+
+
+def carrier_named(name: str) -> Carrier:
+    """The carrier a user asks for; CaskError when there is none of that name."""
+    if name not in CARRIERS:
+        raise CaskError(f"there is no carrier {name!r}; choose one of {', '.join(CARRIERS)}")
+    return CARRIERS[name]
 
 
 def carrier_of(entry: ShardEntry) -> Carrier:

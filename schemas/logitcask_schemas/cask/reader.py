@@ -8,6 +8,7 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from logitcask_schemas.cask.carriers import carrier_of
 from logitcask_schemas.cask.document_index import DocumentIndex
 from logitcask_schemas.cask.index import read_entries, read_manifest, require_identity
 from logitcask_schemas.cask.layout import RecordLayout
@@ -141,7 +142,7 @@ class Cask:
         shard = open_shard(self.path, self.entries[number], self.layout)
         # No lock: a second thread at worst maps a shard twice, and a lock held at a fork would hang the child.
         self._open[number] = shard
-        if len(self._open) > MAX_OPEN_SHARDS:
+        if len(self._open) > min(MAX_OPEN_SHARDS, carrier_of(self.entries[number]).max_open):
             self._open.pop(next(iter(self._open)), None)
         return shard
 

@@ -1,6 +1,5 @@
 """Writing a cask: documents in, one durable shard out."""
 
-import hashlib
 import importlib.metadata
 import uuid
 from collections.abc import Iterator, Sequence
@@ -8,13 +7,14 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Final, Literal, Self
+from typing import BinaryIO, Final, Literal, Self
 
 import numpy as np
 
 from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask.arrow_carrier import ArrowCarrier
 from logitcask_schemas.cask.carrier import Carrier
+from logitcask_schemas.cask.carriers import carrier_named
 from logitcask_schemas.cask.columns import ShardColumns, assemble
 from logitcask_schemas.cask.document_index import DocumentIndex
 from logitcask_schemas.cask.files import FileOperations, LocalFiles, publish_file
@@ -29,6 +29,7 @@ from logitcask_schemas.cask.index import (
 from logitcask_schemas.cask.layout import ENTRY_SUFFIX, LOCK_NAME, MANIFEST_NAME, SHARDS_NAME, TEMP_PREFIX, RecordLayout
 from logitcask_schemas.cask.lock import writers_lock
 from logitcask_schemas.cask.opening import open_shard
+from logitcask_schemas.cask.shard_writing import write_shard
 from logitcask_schemas.cask.sweep import sweep
 from logitcask_schemas.errors import CaskError, CaskWriteError
 from logitcask_schemas.identity import TeacherIdentity
@@ -77,6 +78,7 @@ class CaskWriter:
         *,
         teacher: TeacherIdentity,
         capture: CaptureSpec,
+        carrier: str = ArrowCarrier.name,
         files: FileOperations | None = None,
         lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS,
     ) -> Self:
@@ -88,16 +90,18 @@ class CaskWriter:
             path: The cask's directory; made with its parents where absent.
             teacher: Who the records come from.
             capture: What was kept of each distribution.
+            carrier: File format of the shards that this writer adds: "arrow", "zarr" or "parquet".
             files: The file system, for tests.
             lock_timeout_seconds: How long to wait for another writer, here and in `publish`.
 
         Raises:
             IdentityMismatchError: The cask holds records of another teacher or spec; names the fields.
-            CaskError: The directory holds something else than a cask.
+            CaskError: The directory holds something else than a cask, or there is no such carrier.
             CaskWriteError: The file system refuses.
             CaskCorruptionError, CaskNotFoundError: The existing cask is damaged.
         """
         files = files or LocalFiles()
+        stores_as = carrier_named(carrier)
         path = Path(path)
         _prepare_directory(path, files)
         holder = uuid.uuid4().hex
@@ -113,7 +117,9 @@ class CaskWriter:
                     created_at=datetime.now(UTC).isoformat(timespec="seconds"),
                 )
                 write_manifest(files, path, manifest)
-            writer = cls(path, manifest, holder, files=files, lock_timeout_seconds=lock_timeout_seconds)
+            writer = cls(
+                path, manifest, holder, files=files, carrier=stores_as, lock_timeout_seconds=lock_timeout_seconds
+            )
             writer._refresh()
             sweep(files, path, writer._indexed.keys() | writer._loose.keys())
         return writer
@@ -203,9 +209,7 @@ class CaskWriter:
         entries: list[ShardEntry] = []
 
         def write(file: BinaryIO) -> str:
-            sink = _HashingSink(file)
-            self._carrier.write(columns, self._layout, self._identity, sink)
-            entries.append(self._entry(columns, sink))
+            entries.append(write_shard(self._carrier, columns, self._layout, self._identity, file))
             return entries[0].name + self._carrier.suffix
 
         publish_file(self._files, self.path / SHARDS_NAME, write)
@@ -220,21 +224,6 @@ class CaskWriter:
             if not (shards / (entry.name + ENTRY_SUFFIX)).exists():
                 self._files.unlink(shards / (entry.name + self._carrier.suffix))
             raise
-
-    def _entry(self, columns: ShardColumns, sink: "_HashingSink") -> ShardEntry:
-        digest = sink.sha256.hexdigest()
-        return ShardEntry(
-            name=digest[:32],
-            carrier=self._carrier.name,
-            bytes=sink.size,
-            sha256=digest,
-            identity=self._identity,
-            documents=len(columns.document_ids),
-            tokens=int(columns.offsets["token"][-1]),
-            positions=int(columns.offsets["position"][-1]),
-            head_entries=int(columns.offsets["head"][-1]),
-            tail_entries=int(columns.offsets["tail"][-1]),
-        )
 
     def _refresh(self) -> None:
         """Read the entries that others published since; call with the lock held."""
@@ -260,26 +249,6 @@ class CaskWriter:
         merged = self._indexed | self._loose
         write_index(self._files, self.path, merged.values())
         self._indexed, self._loose = merged, {}
-
-
-class _HashingSink:
-    """Hashes and counts what goes into a file."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.sha256 = hashlib.sha256()
-        self.size = 0
-
-    @property
-    def closed(self) -> bool:
-        return self._file.closed
-
-    def write(self, data: Any, /) -> int:
-        view = memoryview(data)
-        self.sha256.update(view)
-        self._file.write(view)
-        self.size += view.nbytes
-        return view.nbytes
 
 
 def _prepare_directory(path: Path, files: FileOperations) -> None:

@@ -1,0 +1,149 @@
+"""The logical arrays of a shard as one Arrow record batch, and back: what the Arrow and the Parquet carrier share.
+
+One row per document; every other column is a list whose values lie end to end, so that neither direction touches a
+value.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from logitcask_schemas.cask.columns import ShardColumns
+from logitcask_schemas.cask.layout import LEVELS, Column, Level, RecordLayout
+from logitcask_schemas.errors import CaskCorruptionError, CaskError
+
+MAX_VALUES: Final = 2**31 - 1
+"""Per column of a shard: Arrow's list offsets are int32."""
+REPAIR_ADVICE: Final = "Run `logitcask cask verify` on the cask and restore this shard from a copy, or capture it again"
+_ELEMENTS: Final = {"|u1": pa.uint8(), "<u2": pa.uint16(), "<f2": pa.float16(), "<f4": pa.float32()}
+
+
+@lru_cache(maxsize=8)
+def arrow_schema(layout: RecordLayout, identity: str) -> Any:
+    """The schema of every shard of a cask, as docs/format.md section 4 has it."""
+    fields = [pa.field("document_id", pa.binary(32), nullable=False), pa.field("checksum", pa.uint64(), nullable=False)]
+    for column in layout.columns:
+        element: Any = _ELEMENTS[column.dtype.str]
+        if column.width is not None:
+            element = pa.list_(pa.field("item", element, nullable=False), column.width)
+        fields.append(pa.field(column.name, pa.list_(pa.field("item", element, nullable=False)), nullable=False))
+    metadata = {
+        "logitcask.format": "logitcask-shard",
+        "logitcask.version": "1",
+        "logitcask.identity": identity,
+    }
+    return pa.schema(fields, metadata=metadata)
+
+
+def arrow_batch(columns: ShardColumns, layout: RecordLayout, schema: Any) -> Any:
+    """A shard's columns as one record batch of `arrow_schema`; values are not copied.
+
+    Raises:
+        CaskError: A column has more values than list offsets can count.
+    """
+    for column in layout.columns:
+        if (count := len(columns.arrays[column.name]) * column.values_per_unit) > MAX_VALUES:
+            raise CaskError(
+                f"column {column.name} would hold {count} values, a shard holds at most {MAX_VALUES}; "
+                "publish fewer documents at a time"
+            )
+    documents = len(columns.document_ids)
+    arrays = [
+        pa.Array.from_buffers(pa.binary(32), documents, [None, _buffer(columns.document_ids)]),
+        pa.Array.from_buffers(pa.uint64(), documents, [None, _buffer(columns.checksums)]),
+    ]
+    offsets = {level: _buffer(columns.offsets[level].astype("<i4")) for level in LEVELS}
+    for index, column in enumerate(layout.columns, start=len(arrays)):
+        list_type = schema.field(index).type
+        data = np.ascontiguousarray(columns.arrays[column.name][0 : len(columns.arrays[column.name])])
+        element = list_type.value_type
+        if pa.types.is_fixed_size_list(element):
+            flat = pa.Array.from_buffers(element.value_type, data.size, [None, _buffer(data)])
+            values = pa.Array.from_buffers(element, len(data), [None], children=[flat])
+        else:
+            values = pa.Array.from_buffers(element, data.size, [None, _buffer(data)])
+        arrays.append(pa.Array.from_buffers(list_type, documents, [None, offsets[column.level]], children=[values]))
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _buffer(array: NDArray[Any]) -> Any:
+    """The array's bytes as an Arrow buffer, without a copy."""
+    return pa.py_buffer(array.reshape(-1).view(np.uint8))
+
+
+def require_schema(path: Path, schema: Any, layout: RecordLayout, identity: str) -> None:
+    """Raise CaskCorruptionError unless the schema is a shard's, of this identity and with these columns."""
+    found = {key.decode(errors="replace"): value for key, value in (schema.metadata or {}).items()}
+    if found.get("logitcask.format") != b"logitcask-shard" or found.get("logitcask.version") != b"1":
+        raise CaskCorruptionError(
+            f"{path}: readable, but not a logitcask shard of version 1 (its metadata says "
+            f"{found.get('logitcask.format')!r}, version {found.get('logitcask.version')!r}). {REPAIR_ADVICE}."
+        )
+    if (written_for := found.get("logitcask.identity", b"").decode(errors="replace")) != identity:
+        raise CaskCorruptionError(
+            f"{path}: foreign shard: written for identity {written_for!r}, this cask's is {identity!r}. "
+            "Move it back to the cask it came from."
+        )
+    expected = arrow_schema(layout, identity)
+    if not schema.equals(expected, check_metadata=False):
+        raise CaskCorruptionError(
+            f"{path}: columns are {_listing(schema)}; the manifest asks for {_listing(expected)}. {REPAIR_ADVICE}."
+        )
+
+
+def _listing(schema: Any) -> str:
+    return ", ".join(f"{field.name}: {field.type}" for field in schema)
+
+
+def columns_of_batch(path: Path, batch: Any, layout: RecordLayout) -> ShardColumns:
+    """The columns as views of the batch's buffers, after `require_schema`.
+
+    Raises:
+        CaskCorruptionError: Nulls, offsets that do not cut the values, or buffers shorter than they claim.
+    """
+    documents = batch.num_rows
+    cuts: dict[Level, NDArray[np.int32]] = {}
+    arrays: dict[str, NDArray[Any]] = {}
+    for column in layout.columns:
+        listed = batch.column(column.name)
+        values = listed.values
+        if listed.null_count or values.null_count or listed.offset or values.offset:
+            raise CaskCorruptionError(f"{path}: column {column.name} has nulls or slices, which no writer makes")
+        cut = _view(path, column.name, listed.buffers()[1], np.dtype("<i4"), documents + 1)
+        known = cuts.setdefault(column.level, cut)
+        sound = cut[0] == 0 and (cut[1:] >= cut[:-1]).all() if known is cut else np.array_equal(cut, known)
+        if not sound or cut[-1] != len(values):
+            raise CaskCorruptionError(
+                f"{path}: offsets of column {column.name} do not cut its {len(values)} values into {documents} "
+                f"documents as the other columns of level {column.level!r} do. {REPAIR_ADVICE}."
+            )
+        arrays[column.name] = _values(path, column, values)
+    ids = batch.column("document_id").buffers()[1]
+    checksums = batch.column("checksum").buffers()[1]
+    return ShardColumns(
+        document_ids=_view(path, "document_id", ids, np.dtype(np.uint8), documents * 32).reshape(documents, 32),
+        checksums=_view(path, "checksum", checksums, np.dtype("<u8"), documents),
+        offsets={level: cut.astype(np.int64) for level, cut in cuts.items()},
+        arrays=arrays,
+    )
+
+
+def _values(path: Path, column: Column, values: Any) -> NDArray[Any]:
+    count = len(values)
+    # The buffer of values is the last one, under whatever levels of nesting.
+    flat = _view(path, column.name, values.buffers()[-1], column.dtype, count * column.values_per_unit)
+    return flat if column.width is None else flat.reshape(count, column.width)
+
+
+def _view(path: Path, name: str, buffer: Any, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+    """A numpy view of a mapped buffer, refused when the buffer is shorter than the column claims."""
+    size = 0 if buffer is None else buffer.size
+    if size < count * dtype.itemsize:
+        raise CaskCorruptionError(
+            f"{path}: column {name} should have {count * dtype.itemsize} bytes, its buffer has {size}. {REPAIR_ADVICE}."
+        )
+    return np.frombuffer(buffer, dtype=dtype, count=count) if count else np.empty(0, dtype=dtype)

@@ -1,0 +1,160 @@
+"""Shards as Zarr v3 groups in one ZIP archive: to keep, to ship, and to train from where space is dearer than time.
+
+Inside: one array per column with all documents end to end, `document_id` and `checksum`, and one array of offsets per
+level. Chunks are compressed and proved one by one, so a window costs the few chunks that it touches.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitcask_schemas.cask.arrow_columns import REPAIR_ADVICE
+from logitcask_schemas.cask.carrier import ByteSink
+from logitcask_schemas.cask.columns import ShardColumns
+from logitcask_schemas.cask.layout import LEVELS, RecordLayout
+from logitcask_schemas.cask.zarr_archive import pack, unpack
+from logitcask_schemas.cask.zarr_chunks import ChunkedArray, encode_chunks
+from logitcask_schemas.cask.zarr_metadata import array_metadata, as_json, group_metadata
+from logitcask_schemas.errors import CaskCorruptionError
+
+CHUNK_POSITIONS: Final = 4096
+"""Positions whose values make one inner chunk. Far smaller ones make Zarr slow (twenty times at 64); far larger ones
+make a random window decode what it does not want."""
+CHUNK_DOCUMENTS: Final = 1024
+_MAX_CHUNK: Final = 1 << 24
+_OFFSETS_SUFFIX: Final = "_offsets"
+_METADATA: Final = "zarr.json"
+
+
+class ZarrCarrier:
+    """The carrier for archives and object stores. See `Carrier` for the contract, docs/format.md for the bytes."""
+
+    name: Final = "zarr"
+    suffix: Final = ".zarr.zip"
+    max_open: Final = 4096
+    """Archives are mapped; decoded chunks lie in a cache of their own."""
+
+    def write(self, columns: ShardColumns, layout: RecordLayout, identity: str, file: ByteSink) -> None:
+        """See `Carrier.write`. Holds the compressed shard in memory on the way."""
+        members = {_METADATA: as_json(group_metadata(identity))}
+        positions = len(columns.arrays["head_counts"])
+        for name, values, level in _arrays(columns, layout):
+            chunk = CHUNK_DOCUMENTS if level == "document" else _chunk(len(values), positions)
+            members[f"{name}/{_METADATA}"] = as_json(array_metadata(values.dtype, values.shape, chunk, level))
+            if len(values):
+                members[_shard_key(name, values.ndim)] = encode_chunks(values, chunk)
+        file.write(pack(members))
+
+    def open(self, path: Path, layout: RecordLayout, identity: str) -> ShardColumns:
+        """See `Carrier.open`. Maps the archive; reads offsets, ids and checksums of documents."""
+        members = unpack(path)
+        _require_group(path, members, identity)
+        expected = ["document_id", "checksum", *(level + _OFFSETS_SUFFIX for level in LEVELS)]
+        expected += [column.name for column in layout.columns]
+        found = {name.partition("/")[0] for name in members} - {_METADATA}
+        if found != set(expected):
+            raise CaskCorruptionError(
+                f"{path}: columns are {sorted(found)}; the manifest asks for {sorted(expected)}. {REPAIR_ADVICE}."
+            )
+        offsets = {
+            level: _array(path, members, level + _OFFSETS_SUFFIX, np.dtype("<i8"), None, "document")[:]
+            for level in LEVELS
+        }
+        arrays = {
+            column.name: _array(path, members, column.name, column.dtype, column.width, column.level)
+            for column in layout.columns
+        }
+        ids = _array(path, members, "document_id", np.dtype(np.uint8), 32, "document")
+        checksums = _array(path, members, "checksum", np.dtype("<u8"), None, "document")
+        documents = len(ids)
+        for level, cut in offsets.items():
+            counts = {len(arrays[column.name]) for column in layout.columns if column.level == level}
+            sound = len(cut) == documents + 1 and cut[0] == 0 and (cut[1:] >= cut[:-1]).all()
+            if len(checksums) != documents or not sound or counts != {int(cut[-1])}:
+                raise CaskCorruptionError(
+                    f"{path}: offsets of level {level!r} do not cut columns of {sorted(counts)} values into "
+                    f"{documents} documents. {REPAIR_ADVICE}."
+                )
+        return ShardColumns(document_ids=ids[:], checksums=checksums[:], offsets=offsets, arrays=arrays)
+
+
+def _arrays(columns: ShardColumns, layout: RecordLayout) -> list[tuple[str, NDArray[Any], str]]:
+    """Name, values and level of every stored array, in the order of the archive."""
+    described: list[tuple[str, NDArray[Any], str]] = [
+        ("document_id", columns.document_ids, "document"),
+        ("checksum", columns.checksums, "document"),
+    ]
+    described += [(level + _OFFSETS_SUFFIX, columns.offsets[level], "document") for level in LEVELS]
+    for column in layout.columns:
+        array = columns.arrays[column.name]
+        described.append((column.name, array[0 : len(array)], column.level))
+    return described
+
+
+def _chunk(values: int, positions: int) -> int:
+    """Rows of an inner chunk: what `CHUNK_POSITIONS` have on average, rounded up to a power of two times that."""
+    per_position = -(-values // max(positions, 1))
+    return CHUNK_POSITIONS << max(per_position - 1, 0).bit_length()
+
+
+def _shard_key(name: str, dimensions: int) -> str:
+    return f"{name}/c" + "/0" * dimensions
+
+
+def _require_group(path: Path, members: Mapping[str, memoryview], identity: str) -> None:
+    found = _read_json(path, members, _METADATA)
+    attributes = found.get("attributes")
+    attributes = attributes if isinstance(attributes, dict) else {}
+    kind, version = attributes.get("logitcask.format"), attributes.get("logitcask.version")
+    if kind != "logitcask-shard" or version != "1":
+        raise CaskCorruptionError(
+            f"{path}: readable, but not a logitcask shard of version 1 (its attributes say {kind!r}, version "
+            f"{version!r}). {REPAIR_ADVICE}."
+        )
+    if attributes.get("logitcask.identity") != identity:
+        raise CaskCorruptionError(
+            f"{path}: foreign shard: written for identity {attributes.get('logitcask.identity')!r}, this cask's is "
+            f"{identity!r}. Move it back to the cask it came from."
+        )
+    if found != group_metadata(identity):
+        raise CaskCorruptionError(f"{path}: unexpected members in its {_METADATA}. {REPAIR_ADVICE}.")
+
+
+def _array(
+    path: Path, members: Mapping[str, memoryview], name: str, dtype: np.dtype[Any], width: int | None, level: str
+) -> ChunkedArray:
+    """One array after requiring that its metadata is what this format prescribes for the column."""
+    key = f"{name}/{_METADATA}"
+    found = _read_json(path, members, key)
+    try:
+        length = found["shape"][0]
+        chunk = found["codecs"][0]["configuration"]["chunk_shape"][0]
+    except (KeyError, IndexError, TypeError) as error:
+        raise CaskCorruptionError(f"{path}: {key} lacks shape or sharding codec. {REPAIR_ADVICE}.") from error
+    sizes_sound = isinstance(length, int) and isinstance(chunk, int) and length >= 0 and 0 < chunk <= _MAX_CHUNK
+    shape = (length,) if width is None else (length, width)
+    if not sizes_sound or found != array_metadata(dtype, shape, chunk, level):
+        raise CaskCorruptionError(
+            f"{path}: {key} does not describe the column that the manifest asks for: {dtype.name}, level {level!r}, "
+            f"{width or 1} values each, as columns of this format are stored. {REPAIR_ADVICE}."
+        )
+    data = members.get(_shard_key(name, len(shape)))
+    if length and data is None:
+        raise CaskCorruptionError(f"{path}: array {name} of {length} rows lost its chunks. {REPAIR_ADVICE}.")
+    return ChunkedArray(memoryview(b"") if data is None else data, dtype, shape, chunk, f"{path}: array {name}")
+
+
+def _read_json(path: Path, members: Mapping[str, memoryview], name: str) -> dict[str, Any]:
+    try:
+        document = json.loads(bytes(members[name]))
+    except KeyError as error:
+        raise CaskCorruptionError(f"{path}: lacks {name}: its columns are not a shard's. {REPAIR_ADVICE}.") from error
+    except (ValueError, RecursionError) as error:
+        raise CaskCorruptionError(f"{path}: {name} is not JSON ({error}). {REPAIR_ADVICE}.") from error
+    if not isinstance(document, dict):
+        raise CaskCorruptionError(f"{path}: {name} is not a JSON object. {REPAIR_ADVICE}.")
+    return document
