@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-SHARE, SMALLEST, LARGEST = 256, 8192, 8 << 20
+SHARE, SMALLEST, LARGEST = 256, 4096, 8 << 20
 """A chunk is 1/256 of the corpus, within bounds in positions: a crash costs at most about that much capture, and a
 trillion tokens stay near a hundred thousand shards."""
 
