@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-LogprobCodec = Literal["f16", "f32"]
+LogprobCodec = Literal["f16", "f32", "u8"]
 MAX_ENTRIES = 255  # per-position counts are stored as uint8
 
 
@@ -41,7 +41,8 @@ class CaptureSpec(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Key of the counter-based generator behind the draws."""
     logprob_codec: LogprobCodec = "f16"
-    """Storage of log-probabilities, log r and entropies (nats)."""
+    """Storage of log-probabilities, log r and entropies (nats). `u8`: log-probabilities of head and draws in one byte,
+    rounded at random so that probabilities are unbiased, the rest float16 (docs/format.md, section 4.4)."""
     tail_logprobs: bool = False
     """Also store log t of every tail draw (needed for value estimates of most divergences, not to train)."""
     temperatures: tuple[Annotated[float, Field(gt=0)], ...] = ()
@@ -68,6 +69,8 @@ class CaptureSpec(BaseModel):
             "topk": {"tau", "head_max", "tail_max", "draws", "seed", "tail_logprobs"},
             "sampled": {"tau", "head_max", "tail_max", "k"},
         }[self.mode]
+        if self.logprob_codec == "u8":
+            unused -= {"seed"}  # it decides how values are rounded, draws or not
         return self.model_dump(mode="json", exclude=unused)
 
     def digest(self) -> str:

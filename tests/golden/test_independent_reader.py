@@ -30,6 +30,9 @@ LEVELS = {
     "log_z": "position",
 }
 
+STEPS = [1 / 64] * 128 + [1 / 32] * 64 + [1 / 8] * 32 + [1 / 2] * 31
+U8_LEVELS = -np.cumsum([0, *STEPS])
+
 
 def read_sealed(path: Path) -> dict[str, Any]:
     data = path.read_bytes()
@@ -131,6 +134,9 @@ def read_shard(folder: Path, entry: dict[str, Any]) -> list[dict[str, Any]]:
         for name in ("token_ids", "head_ids", "tail_ids"):
             if name + "_high" in parts:
                 parts[name] = parts[name].astype(np.uint32) + 65_536 * parts.pop(name + "_high").astype(np.uint32)
+        for name in ("head_logprobs", "tail_logprobs"):
+            if name in parts and parts[name].dtype == np.uint8:
+                parts[name] = U8_LEVELS[parts[name]]
         assert hashlib.sha256(parts["token_ids"].astype("<u4").tobytes()).digest() == identity
         assert len(parts["token_ids"]) == len(parts["head_counts"]) + 1
         assert parts["head_counts"].sum() == len(parts["head_ids"])
@@ -159,4 +165,4 @@ def test_the_format_page_is_enough(name: str) -> None:
 
 
 def test_there_are_golden_casks() -> None:
-    assert CASKS == ["cask-v1-parquet", "cask-v1-u16-f16", "cask-v1-u24-f32", "cask-v1-zarr"]
+    assert CASKS == ["cask-v1-parquet", "cask-v1-u16-f16", "cask-v1-u24-f32", "cask-v1-u8", "cask-v1-zarr"]

@@ -7,6 +7,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_schemas.cask.codec_u8 import decode_u8
 from logitcask_schemas.identity import TeacherIdentity
 from logitcask_schemas.records import DocumentRecords, Records
 
@@ -34,13 +35,18 @@ def make_document(
     random = np.random.default_rng([seed, length])
     positions = length - 1
     ids = np.uint16 if vocab_size <= 65_536 else np.uint32
-    value = np.float16 if spec.logprob_codec == "f16" else np.float32
+    coded = spec.logprob_codec == "u8"
+    value = np.float32 if spec.logprob_codec == "f32" else np.float16
     head_counts = random.integers(1, 20, positions).astype(np.uint8)
     tail_counts = random.integers(0, 9, positions).astype(np.uint8) * np.uint8(tails)
     heads, draws = int(head_counts.sum()), int(tail_counts.sum())
 
     def values(*shape: int) -> np.ndarray:
         return (-8 * random.random(shape)).astype(value)
+
+    def logprobs(count: int) -> np.ndarray:
+        # Values of codec u8 are levels, which it stores as they are: what is read is then what was written.
+        return decode_u8(random.integers(0, 256, count).astype(np.uint8)) if coded else values(count)
 
     log_tail_mass = values(positions)
     log_tail_mass[tail_counts == 0] = -np.inf
@@ -55,12 +61,12 @@ def make_document(
         records=Records(
             head_counts_P=head_counts,
             head_ids_H=head_ids,
-            head_logprobs_H=values(heads),
+            head_logprobs_H=logprobs(heads),
             tail_counts_P=tail_counts,
             tail_ids_N=tail_ids,
             log_tail_mass_P=log_tail_mass,
             entropy_P=-values(positions),
-            tail_logprobs_N=values(draws) if spec.tail_logprobs else None,
+            tail_logprobs_N=logprobs(draws) if spec.tail_logprobs else None,
             log_z_PT=values(positions, len(spec.temperatures)) if spec.temperatures else None,
         ),
     )
@@ -74,7 +80,7 @@ def specs() -> st.SearchStrategy[CaptureSpec]:
     return st.builds(
         CaptureSpec,
         mode=st.sampled_from(["threshold", "sampled"]),
-        logprob_codec=st.sampled_from(["f16", "f32"]),
+        logprob_codec=st.sampled_from(["f16", "f32", "u8"]),
         tail_logprobs=st.booleans(),
         temperatures=st.sampled_from([(), (2.0,), (0.5, 2.0, 4.0)]),
     )

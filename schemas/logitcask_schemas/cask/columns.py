@@ -11,6 +11,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from logitcask_schemas.cask.codec_u8 import encode_u8
 from logitcask_schemas.cask.layout import HIGH_SUFFIX, LEVELS, Level, RecordLayout
 from logitcask_schemas.errors import InvalidRecordError
 from logitcask_schemas.records import DocumentRecords
@@ -73,7 +74,7 @@ def assemble(documents: Sequence[DocumentRecords], ids: Sequence[bytes], layout:
         InvalidRecordError: A document lacks an optional column that the cask stores, or brings one that it does not.
     """
     parts = [
-        _document_columns(document, layout, f"document {identity.hex()[:16]}")
+        _document_columns(document, identity, layout, f"document {identity.hex()[:16]}")
         for document, identity in zip(documents, ids, strict=True)
     ]
     arrays: dict[str, NDArray[Any]] = {}
@@ -118,7 +119,9 @@ def join_planes(low: NDArray[Any], high: NDArray[np.uint8]) -> NDArray[np.uint32
     return joined
 
 
-def _document_columns(document: DocumentRecords, layout: RecordLayout, where: str) -> dict[str, NDArray[Any]]:
+def _document_columns(
+    document: DocumentRecords, identity: bytes, layout: RecordLayout, where: str
+) -> dict[str, NDArray[Any]]:
     records = document.records
     columns: dict[str, NDArray[Any]] = {
         "head_counts": records.head_counts_P,
@@ -138,6 +141,8 @@ def _document_columns(document: DocumentRecords, layout: RecordLayout, where: st
             columns[name + HIGH_SUFFIX] = (ids.astype(np.uint32) >> np.uint32(16)).astype(np.uint8)
     _add_optional(columns, "tail_logprobs", records.tail_logprobs_N, layout, where, units=len(records.tail_ids_N))
     _add_optional(columns, "log_z", records.log_z_PT, layout, where, units=records.num_positions)
+    for name in layout.coded:
+        columns[name] = encode_u8(columns[name], column=name, seed=layout.seed, document_id=identity)
     return columns
 
 
@@ -158,7 +163,7 @@ def _add_optional(
         return
     if values is None and units:
         raise InvalidRecordError(f"{where}: lacks {name}, which this cask's capture spec stores")
-    flat = np.empty(0, dtype=column.dtype) if values is None else values.reshape(-1)
+    flat = np.empty(0, dtype=np.float16) if values is None else values.reshape(-1)
     if flat.size != units * column.values_per_unit:
         raise InvalidRecordError(
             f"{where}: {name} should have {units} x {column.values_per_unit} values, it has {flat.size}"

@@ -53,12 +53,17 @@ class RecordLayout:
     """The columns of every shard of one cask, in the order in which they are stored and checksummed."""
 
     columns: tuple[Column, ...]
+    seed: int = 0
+    """`CaptureSpec.seed`, for codecs that round at random."""
+    coded: frozenset[str] = frozenset()
+    """Names of the columns that hold codes of `codec_u8` instead of values."""
 
     @classmethod
     def of(cls, manifest: CaskManifest) -> "RecordLayout":
         """The layout that follows from vocabulary size and capture spec; it depends on nothing else."""
         spec, wide = manifest.capture, manifest.teacher.vocab_size > SMALL_VOCAB
-        value = np.dtype({"f16": "<f2", "f32": "<f4"}[spec.logprob_codec])
+        value = np.dtype({"f16": "<f2", "f32": "<f4", "u8": "<f2"}[spec.logprob_codec])
+        logprob = np.dtype(np.uint8) if spec.logprob_codec == "u8" else value
 
         def ids(name: str, level: Level) -> list[Column]:
             low = Column(name, np.dtype("<u2"), level)
@@ -68,16 +73,17 @@ class RecordLayout:
             *ids("token_ids", "token"),
             Column("head_counts", np.dtype(np.uint8), "position"),
             *ids("head_ids", "head"),
-            Column("head_logprobs", value, "head"),
+            Column("head_logprobs", logprob, "head"),
             Column("tail_counts", np.dtype(np.uint8), "position"),
             *ids("tail_ids", "tail"),
         ]
         if spec.tail_logprobs and spec.mode != "topk":
-            columns.append(Column("tail_logprobs", value, "tail"))
+            columns.append(Column("tail_logprobs", logprob, "tail"))
         columns += [Column("log_tail_mass", value, "position"), Column("entropy", value, "position")]
         if spec.temperatures:
             columns.append(Column("log_z", value, "position", len(spec.temperatures)))
-        return cls(tuple(columns))
+        coded = {column.name for column in columns if column.name.endswith("logprobs")}
+        return cls(tuple(columns), spec.seed, frozenset(coded if spec.logprob_codec == "u8" else ()))
 
     def has(self, name: str) -> bool:
         """Whether the shards hold a column of this name."""

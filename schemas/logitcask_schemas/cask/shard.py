@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from logitcask_schemas.cask.codec_u8 import decode_u8
 from logitcask_schemas.cask.columns import Offsets, ShardColumns, document_checksum, document_slices, join_planes
 from logitcask_schemas.cask.layout import HIGH_SUFFIX, LEVELS, RecordLayout
 from logitcask_schemas.errors import CaskCorruptionError, DocumentMismatchError
@@ -75,7 +76,7 @@ class Shard:
     @property
     def head_logprobs(self) -> LogprobArray:
         """Log t of the head entries."""
-        return self._whole("head_logprobs")
+        return self._logprobs("head_logprobs", 0, self.entry.head_entries)
 
     @property
     def tail_counts(self) -> NDArray[np.uint8]:
@@ -100,7 +101,9 @@ class Shard:
     @property
     def tail_logprobs(self) -> LogprobArray | None:
         """Log t of the tail draws, where the capture spec stores them."""
-        return self._whole("tail_logprobs") if self.layout.has("tail_logprobs") else None
+        if not self.layout.has("tail_logprobs"):
+            return None
+        return self._logprobs("tail_logprobs", 0, self.entry.tail_entries)
 
     @property
     def log_z(self) -> LogprobArray | None:
@@ -114,7 +117,7 @@ class Shard:
             row: 0 to D - 1.
 
         Returns:
-            The document; arrays are views of the shard, except ids joined from two planes.
+            The document; arrays are views of the shard, except ids joined from two planes and decoded `u8`.
 
         Raises:
             IndexError: No such row.
@@ -175,18 +178,19 @@ class Shard:
         last = first + stop - start
         head, head_stop = self._entries("head_counts", self.head_offsets, row, start, first, last)
         tail, tail_stop = self._entries("tail_counts", self.tail_offsets, row, start, first, last)
+        draws = self._logprobs("tail_logprobs", tail, tail_stop) if "tail_logprobs" in arrays else None
         try:
             return DocumentRecords(
                 token_ids_L=self._ids("token_ids", first_token, first_token + stop - start + 1),
                 records=Records(
                     head_counts_P=arrays["head_counts"][first:last],
                     head_ids_H=self._ids("head_ids", head, head_stop),
-                    head_logprobs_H=arrays["head_logprobs"][head:head_stop],
+                    head_logprobs_H=self._logprobs("head_logprobs", head, head_stop),
                     tail_counts_P=arrays["tail_counts"][first:last],
                     tail_ids_N=self._ids("tail_ids", tail, tail_stop),
                     log_tail_mass_P=arrays["log_tail_mass"][first:last],
                     entropy_P=arrays["entropy"][first:last],
-                    tail_logprobs_N=arrays["tail_logprobs"][tail:tail_stop] if "tail_logprobs" in arrays else None,
+                    tail_logprobs_N=draws,
                     log_z_PT=arrays["log_z"][first:last] if "log_z" in arrays else None,
                 ),
             )
@@ -206,6 +210,10 @@ class Shard:
         arrays = self.columns.arrays
         low: IdArray = arrays[name][start:stop]
         return join_planes(low, arrays[name + HIGH_SUFFIX][start:stop]) if self._wide_ids else low
+
+    def _logprobs(self, name: str, start: int, stop: int) -> LogprobArray:
+        stored: NDArray[Any] = self.columns.arrays[name][start:stop]
+        return decode_u8(stored) if name in self.layout.coded else stored
 
     def _whole(self, name: str) -> NDArray[Any]:
         array = self.columns.arrays[name]
