@@ -1,6 +1,7 @@
 """Reading a cask: documents by number or id, shards as flat columns."""
 
 from bisect import bisect_right
+from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final, Self
@@ -9,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcask_schemas.cask.carriers import carrier_of
+from logitcask_schemas.cask.collation import CollatedRecords, Windows, collate
 from logitcask_schemas.cask.document_index import DocumentIndex
+from logitcask_schemas.cask.document_table import DocumentTable, ShardDocuments
 from logitcask_schemas.cask.index import read_entries, read_manifest, require_identity
 from logitcask_schemas.cask.layout import RecordLayout
 from logitcask_schemas.cask.opening import open_shard
@@ -20,6 +23,8 @@ from logitcask_schemas.records import DocumentRecords
 
 MAX_OPEN_SHARDS: Final = 4096
 """Mapped at once per process; Linux allows 65,530 mappings. An evicted shard stays mapped while a view of it lives."""
+MAX_OPEN_DOCUMENTS: Final = 1 << 20
+"""Of all open shards together; an open shard keeps about 50 bytes of memory per document, however long they are."""
 
 
 class Cask:
@@ -38,8 +43,11 @@ class Cask:
         # A list, not an array: bisecting it for a single document is ten times as fast.
         self._starts = list(accumulate((entry.documents for entry in entries), initial=0))
         self._open: dict[int, Shard] = {}
+        self._open_documents = 0
         self._lengths_D: NDArray[np.int64] | None = None
-        self._index: DocumentIndex | None = None
+        self._index: DocumentIndex | DocumentTable | None = None
+        self._table: DocumentTable | None = None
+        self._looked_for_table = False
 
     @classmethod
     def open(cls, path: Path, *, tokenizer_fingerprint: str | None = None) -> Self:
@@ -86,19 +94,33 @@ class Cask:
         return sum(entry.bytes for entry in self.entries)
 
     def document_lengths(self) -> NDArray[np.int64]:
-        """Tokens per document, [D]. Opens every shard once, reads only its offsets."""
+        """Tokens per document, [D]; from the cask's table of documents, opening only shards that it does not list.
+
+        Raises:
+            CaskCorruptionError: The table, or a shard that had to be opened, is damaged.
+        """
         if self._lengths_D is None:
-            parts = [np.diff(self.shard(number).token_offsets) for number in range(len(self.entries))]
-            self._lengths_D = np.concatenate([np.empty(0, np.int64), *parts])
+            if (table := self._whole_table()) is not None:
+                self._lengths_D = table.lengths.astype(np.int64)
+            else:
+                parts = [documents.lengths for documents in self._documents()]
+                self._lengths_D = np.concatenate([np.empty(0, np.int64), *parts])
         return self._lengths_D
 
     def document_ids(self) -> NDArray[np.uint8]:
-        """SHA-256 of every document's token ids, [D, 32]. Opens every shard once."""
-        parts = [self.shard(number).document_ids for number in range(len(self.entries))]
-        return np.concatenate([np.empty((0, 32), np.uint8), *parts])
+        """SHA-256 of every document's token ids, [D, 32]; a view where the table lists exactly this cask's shards."""
+        if (table := self._whole_table()) is not None:
+            return table.ids
+        return np.concatenate([np.empty((0, 32), np.uint8), *(documents.ids for documents in self._documents())])
 
     def find(self, document_id: bytes) -> int | None:
-        """The number of a document by its 32-byte id, or None. The first call reads all ids."""
+        """The number of a document by its 32-byte id, or None.
+
+        A binary search in the table of documents; where the table does not list exactly this cask's shards (a writer
+        has not closed yet), the first call reads all ids.
+        """
+        if self._index is None:
+            self._index = self._whole_table()
         if self._index is None:
             index = DocumentIndex()
             index.add(self.document_ids(), np.arange(len(self), dtype=np.int64))
@@ -128,8 +150,27 @@ class Cask:
         number, row = self.locate(index)
         return self.shard(number).read_window(row, start, stop)
 
+    def collate(
+        self, documents: Windows, starts: Windows | None = None, stops: Windows | None = None
+    ) -> CollatedRecords:
+        """Several documents, or one window of each, end to end: each column is copied once, straight from the maps.
+
+        The arrays are the caller's own, so that `torch.from_numpy` takes them as they are.
+
+        Args:
+            documents: Numbers of documents; a number may occur more than once.
+            starts: First position of each window; None for 0.
+            stops: One past the last position of each window, of which the tokens [start, stop] are given; None for the
+                documents' ends.
+
+        Raises:
+            IndexError: No such document, or a window that is empty or leaves its document.
+            CaskNotFoundError, CaskCorruptionError: As `read`.
+        """
+        return collate([(self.shard(number), row) for number, row in map(self.locate, documents)], starts, stops)
+
     def shard(self, number: int) -> Shard:
-        """A shard, mapped; the least lately opened beyond `MAX_OPEN_SHARDS` are let go.
+        """A shard, mapped; the least lately opened beyond `MAX_OPEN_SHARDS` or `MAX_OPEN_DOCUMENTS` are let go.
 
         Raises:
             IndexError: No such shard.
@@ -142,9 +183,33 @@ class Cask:
         shard = open_shard(self.path, self.entries[number], self.layout)
         # No lock: a second thread at worst maps a shard twice, and a lock held at a fork would hang the child.
         self._open[number] = shard
-        if len(self._open) > min(MAX_OPEN_SHARDS, carrier_of(self.entries[number]).max_open):
-            self._open.pop(next(iter(self._open)), None)
+        self._open_documents += shard.num_documents
+        most = min(MAX_OPEN_SHARDS, carrier_of(self.entries[number]).max_open)
+        while len(self._open) > 1 and (len(self._open) > most or self._open_documents > MAX_OPEN_DOCUMENTS):
+            oldest = self._open.pop(next(iter(self._open)), None)
+            self._open_documents -= oldest.num_documents if oldest is not None else 0
         return shard
+
+    def _whole_table(self) -> DocumentTable | None:
+        """The table of documents where it lists this cask's shards and no others."""
+        table = self._any_table()
+        if table is None or not table.covers_exactly(entry.name for entry in self.entries):
+            return None
+        return table
+
+    def _any_table(self) -> DocumentTable | None:
+        if not self._looked_for_table:
+            self._table, self._looked_for_table = DocumentTable.open(self.path), True
+        return self._table
+
+    def _documents(self) -> Iterator[ShardDocuments]:
+        """Ids and lengths of every shard in order, from the table where it knows the shard."""
+        table = self._any_table()
+        for number, entry in enumerate(self.entries):
+            if table is not None and entry.name in table:
+                yield table.shard(entry.name)
+            else:
+                yield self.shard(number).documents
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "manifest": self.manifest, "entries": self.entries}

@@ -3,6 +3,7 @@
 Shape legend: D documents, L tokens of one, P = L - 1 positions; H and N entries of head and tail. Values in nats.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcask_schemas.cask.codec_u8 import decode_u8
-from logitcask_schemas.cask.columns import Offsets, ShardColumns, document_checksum, document_slices, join_planes
+from logitcask_schemas.cask.columns import (
+    ColumnArray,
+    Offsets,
+    ShardColumns,
+    document_checksum,
+    document_slices,
+    join_planes,
+)
+from logitcask_schemas.cask.document_table import ShardDocuments
 from logitcask_schemas.cask.layout import HIGH_SUFFIX, LEVELS, RecordLayout
 from logitcask_schemas.errors import CaskCorruptionError, DocumentMismatchError
 from logitcask_schemas.manifest import ShardEntry
@@ -37,16 +46,12 @@ class Shard:
         self.entry = entry
         self.layout = layout
         self.columns = columns
-        self.token_offsets: Offsets = columns.offsets["token"]
-        """[D + 1] into `token_ids`."""
-        self.position_offsets: Offsets = columns.offsets["position"]
-        """[D + 1] into every column with one value per position."""
-        self.head_offsets: Offsets = columns.offsets["head"]
-        """[D + 1] into `head_ids` and `head_logprobs`."""
-        self.tail_offsets: Offsets = columns.offsets["tail"]
-        """[D + 1] into `tail_ids` and `tail_logprobs`."""
+        # A row of it is where a document starts in the columns of each level: one lookup instead of four.
+        self._cuts_D14 = np.stack([columns.offsets[level] for level in LEVELS], axis=1)
         self._wide_ids = layout.wide_ids
-        self._verified_D = np.zeros(entry.documents, dtype=np.bool_)
+        self._stored = [(_sliceable(columns.arrays[one.name]), LEVELS.index(one.level)) for one in layout.columns]
+        # A bytearray, because looking up one element is several times as fast as in an array.
+        self._verified_D = bytearray(entry.documents)
 
     @property
     def num_documents(self) -> int:
@@ -54,14 +59,39 @@ class Shard:
         return self.entry.documents
 
     @property
+    def token_offsets(self) -> Offsets:
+        """[D + 1] into `token_ids`."""
+        return self.columns.offsets["token"]
+
+    @property
+    def position_offsets(self) -> Offsets:
+        """[D + 1] into every column with one value per position."""
+        return self.columns.offsets["position"]
+
+    @property
+    def head_offsets(self) -> Offsets:
+        """[D + 1] into `head_ids` and `head_logprobs`."""
+        return self.columns.offsets["head"]
+
+    @property
+    def tail_offsets(self) -> Offsets:
+        """[D + 1] into `tail_ids` and `tail_logprobs`."""
+        return self.columns.offsets["tail"]
+
+    @property
     def document_ids(self) -> NDArray[np.uint8]:
         """[D, 32] SHA-256 of each document's token ids."""
         return self.columns.document_ids
 
     @property
+    def documents(self) -> ShardDocuments:
+        """Ids and lengths of its documents."""
+        return ShardDocuments(ids=self.document_ids, lengths=np.diff(self.token_offsets))
+
+    @property
     def token_ids(self) -> IdArray:
         """Token ids of all documents, uint16 or uint32."""
-        return self._ids("token_ids", 0, self.entry.tokens)
+        return self._ids("token_ids", slice(0, self.entry.tokens))
 
     @property
     def head_counts(self) -> NDArray[np.uint8]:
@@ -71,12 +101,12 @@ class Shard:
     @property
     def head_ids(self) -> IdArray:
         """Head token ids, uint16 or uint32."""
-        return self._ids("head_ids", 0, self.entry.head_entries)
+        return self._ids("head_ids", slice(0, self.entry.head_entries))
 
     @property
     def head_logprobs(self) -> LogprobArray:
         """Log t of the head entries."""
-        return self._logprobs("head_logprobs", 0, self.entry.head_entries)
+        return self._logprobs("head_logprobs", slice(0, self.entry.head_entries))
 
     @property
     def tail_counts(self) -> NDArray[np.uint8]:
@@ -86,7 +116,7 @@ class Shard:
     @property
     def tail_ids(self) -> IdArray:
         """Drawn token ids, uint16 or uint32."""
-        return self._ids("tail_ids", 0, self.entry.tail_entries)
+        return self._ids("tail_ids", slice(0, self.entry.tail_entries))
 
     @property
     def log_tail_mass(self) -> LogprobArray:
@@ -103,7 +133,7 @@ class Shard:
         """Log t of the tail draws, where the capture spec stores them."""
         if not self.layout.has("tail_logprobs"):
             return None
-        return self._logprobs("tail_logprobs", 0, self.entry.tail_entries)
+        return self._logprobs("tail_logprobs", slice(0, self.entry.tail_entries))
 
     @property
     def log_z(self) -> LogprobArray | None:
@@ -123,9 +153,7 @@ class Shard:
             IndexError: No such row.
             CaskCorruptionError: The document's bytes do not give its checksum (checked on first touch only).
         """
-        self._require_row(row)
-        offsets = self.position_offsets
-        return self._read(row, 0, offsets.item(row + 1) - offsets.item(row))
+        return self._read(row, None, None)
 
     def read_window(self, row: int, start: int, stop: int) -> DocumentRecords:
         """Positions [start, stop) of a document, with the tokens [start, stop] that they speak of.
@@ -134,11 +162,47 @@ class Shard:
             IndexError: No such row, or a window that is empty or leaves the document.
             CaskCorruptionError: As `read`; the whole document is proved, not only the window.
         """
-        self._require_row(row)
-        length = self.position_offsets.item(row + 1) - self.position_offsets.item(row)
-        if not 0 <= start < stop <= length:
-            raise IndexError(f"{self.path}: window [{start}, {stop}) of document {row}, which has {length} positions")
         return self._read(row, start, stop)
+
+    def append_window(self, row: int, start: int | None, stop: int | None, parts: Sequence[list[Any]]) -> int:
+        """Append the bytes of a window's part of every stored column, in the order of the layout, to a list per column.
+
+        Args:
+            row: 0 to D - 1.
+            start: First position; None for 0.
+            stop: One past the last position; None for the document's end.
+            parts: One list per column of the layout.
+
+        Returns:
+            The window's number of tokens.
+
+        Raises:
+            IndexError, CaskCorruptionError: As `read_window`.
+        """
+        begin, end = self._bounds(row, start, stop)
+        for (array, level), pieces in zip(self._stored, parts, strict=True):
+            pieces.append(array[begin[level] : end[level]])
+        return end[0] - begin[0]
+
+    def _bounds(self, row: int, start: int | None, stop: int | None) -> tuple[list[int], list[int]]:
+        """Where a window of a document, proved on first touch, begins and ends in the columns of each level."""
+        if not 0 <= row < self.num_documents:
+            raise IndexError(f"{self.path}: document {row} of {self.num_documents}")
+        if not self._verified_D[row]:
+            self.verify(row)
+        begin, end = self._cuts_D14[row : row + 2].tolist()
+        if start is None and stop is None:
+            return begin, end
+        length = end[1] - begin[1]
+        first, last = start or 0, length if stop is None else stop
+        if not 0 <= first < last <= length:
+            raise IndexError(f"{self.path}: window [{first}, {last}) of document {row}, which has {length} positions")
+        head = self._entries("head_counts", begin[1], end[1], first, last, begin[2], end[2])
+        tail = self._entries("tail_counts", begin[1], end[1], first, last, begin[3], end[3])
+        return (
+            [begin[0] + first, begin[1] + first, head[0], tail[0]],
+            [begin[0] + last + 1, begin[1] + last, head[1], tail[1]],
+        )
 
     def verify(self, row: int) -> None:
         """Prove a document's bytes against its checksum and its counts against its columns, every time.
@@ -163,59 +227,65 @@ class Shard:
                 raise CaskCorruptionError(f"{where}: {name} add up to {total}, the document has {entries} entries")
         if sizes[0] != sizes[1] + 1:
             raise CaskCorruptionError(f"{where}: {sizes[0]} tokens and {sizes[1]} positions")
-        self._verified_D[row] = True
+        self._verified_D[row] = 1
 
-    def _require_row(self, row: int) -> None:
-        if not 0 <= row < self.num_documents:
-            raise IndexError(f"{self.path}: document {row} of {self.num_documents}")
-        if not self._verified_D[row]:
-            self.verify(row)
-
-    def _read(self, row: int, start: int, stop: int) -> DocumentRecords:
+    def _read(self, row: int, start: int | None, stop: int | None) -> DocumentRecords:
         arrays = self.columns.arrays
-        first_token = self.token_offsets.item(row) + start
-        first = self.position_offsets.item(row) + start
-        last = first + stop - start
-        head, head_stop = self._entries("head_counts", self.head_offsets, row, start, first, last)
-        tail, tail_stop = self._entries("tail_counts", self.tail_offsets, row, start, first, last)
-        draws = self._logprobs("tail_logprobs", tail, tail_stop) if "tail_logprobs" in arrays else None
+        tokens, positions, head, tail = map(slice, *self._bounds(row, start, stop))
+        draws = self._logprobs("tail_logprobs", tail) if "tail_logprobs" in arrays else None
         try:
             return DocumentRecords(
-                token_ids_L=self._ids("token_ids", first_token, first_token + stop - start + 1),
+                token_ids_L=self._ids("token_ids", tokens),
                 records=Records(
-                    head_counts_P=arrays["head_counts"][first:last],
-                    head_ids_H=self._ids("head_ids", head, head_stop),
-                    head_logprobs_H=self._logprobs("head_logprobs", head, head_stop),
-                    tail_counts_P=arrays["tail_counts"][first:last],
-                    tail_ids_N=self._ids("tail_ids", tail, tail_stop),
-                    log_tail_mass_P=arrays["log_tail_mass"][first:last],
-                    entropy_P=arrays["entropy"][first:last],
+                    head_counts_P=arrays["head_counts"][positions],
+                    head_ids_H=self._ids("head_ids", head),
+                    head_logprobs_H=self._logprobs("head_logprobs", head),
+                    tail_counts_P=arrays["tail_counts"][positions],
+                    tail_ids_N=self._ids("tail_ids", tail),
+                    log_tail_mass_P=arrays["log_tail_mass"][positions],
+                    entropy_P=arrays["entropy"][positions],
                     tail_logprobs_N=draws,
-                    log_z_PT=arrays["log_z"][first:last] if "log_z" in arrays else None,
+                    log_z_PT=arrays["log_z"][positions] if "log_z" in arrays else None,
                 ),
             )
         except DocumentMismatchError as error:
             raise CaskCorruptionError(f"{self.path}: document {row}: {error}") from error
 
-    def _entries(self, counts: str, offsets: Offsets, row: int, start: int, first: int, last: int) -> tuple[int, int]:
-        """Where the entries of the flat positions [first, last) of a document start and stop."""
-        stop = offsets.item(row + 1)
-        if not start and last == self.position_offsets.item(row + 1):
-            return offsets.item(row), stop
+    def _entries(
+        self, counts: str, begin: int, end: int, first: int, last: int, start: int, stop: int
+    ) -> tuple[int, int]:
+        """Which of a document's entries [start, stop) belong to its positions [first, last).
+
+        Counts are added up from the nearer end of the document, whose flat positions are [begin, end).
+        """
         array = self.columns.arrays[counts]
-        begin = offsets.item(row) + int(array[first - start : first].sum(dtype=np.int64))
-        return begin, begin + int(array[first:last].sum(dtype=np.int64))
+        inside = _total(array[begin + first : begin + last])
+        if 2 * first <= end - begin - (last - first):
+            start += _total(array[begin : begin + first])
+        else:
+            start = stop - _total(array[begin + last : end]) - inside
+        return start, start + inside
 
-    def _ids(self, name: str, start: int, stop: int) -> IdArray:
+    def _ids(self, name: str, span: slice) -> IdArray:
         arrays = self.columns.arrays
-        low: IdArray = arrays[name][start:stop]
-        return join_planes(low, arrays[name + HIGH_SUFFIX][start:stop]) if self._wide_ids else low
+        low: IdArray = arrays[name][span]
+        return join_planes(low, arrays[name + HIGH_SUFFIX][span]) if self._wide_ids else low
 
-    def _logprobs(self, name: str, start: int, stop: int) -> LogprobArray:
-        stored: NDArray[Any] = self.columns.arrays[name][start:stop]
+    def _logprobs(self, name: str, span: slice) -> LogprobArray:
+        stored: NDArray[Any] = self.columns.arrays[name][span]
         return decode_u8(stored) if name in self.layout.coded else stored
 
     def _whole(self, name: str) -> NDArray[Any]:
         array = self.columns.arrays[name]
         whole: NDArray[Any] = array[0 : len(array)]
         return whole
+
+
+def _sliceable(array: ColumnArray) -> Any:
+    """What a slice of it is bytes to join: a memoryview slices in half the time of an array."""
+    return array.data if isinstance(array, np.ndarray) and array.ndim == 1 else array
+
+
+def _total(counts: NDArray[np.uint8]) -> int:
+    # 32 bits add up twice as fast as 64, and hold the sum of 2^24 counts.
+    return int(np.add.reduce(counts, dtype=np.uint32 if len(counts) < 1 << 24 else np.uint64))

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from logitcask_schemas.cask.carrier import Carrier
 from logitcask_schemas.cask.carriers import carrier_named
 from logitcask_schemas.cask.columns import ShardColumns, assemble
 from logitcask_schemas.cask.document_index import DocumentIndex
+from logitcask_schemas.cask.document_table import DocumentTable, ShardDocuments, write_document_table
 from logitcask_schemas.cask.files import FileOperations, LocalFiles, publish_file
 from logitcask_schemas.cask.index import (
     read_entries,
@@ -28,7 +29,7 @@ from logitcask_schemas.cask.index import (
 )
 from logitcask_schemas.cask.layout import ENTRY_SUFFIX, LOCK_NAME, MANIFEST_NAME, SHARDS_NAME, TEMP_PREFIX, RecordLayout
 from logitcask_schemas.cask.lock import writers_lock
-from logitcask_schemas.cask.opening import open_shard
+from logitcask_schemas.cask.opening import open_shard, require_shards
 from logitcask_schemas.cask.shard_writing import write_shard
 from logitcask_schemas.cask.sweep import sweep
 from logitcask_schemas.errors import CaskError, CaskWriteError
@@ -44,8 +45,9 @@ _LOOSE_FRACTION: Final = 8
 class CaskWriter:
     """Publishes shards into one cask. Several writers, threads or processes, may publish into the same cask at once.
 
-    `publish` costs the same however many shards there are: the index is rewritten when an eighth of the entries is
-    not in it yet, which is a constant number of rewritten entries per publication.
+    `publish` costs the same however many shards there are: index and table of documents are rewritten when an eighth of
+    the entries is not in them yet, which is a constant number of rewritten entries per publication. Which documents are
+    stored is looked up in the mapped table, so memory grows only with what is not in it yet.
     """
 
     def __init__(
@@ -69,6 +71,8 @@ class CaskWriter:
         self._lock_timeout = lock_timeout_seconds
         self._indexed: dict[str, ShardEntry] = {}
         self._loose: dict[str, ShardEntry] = {}
+        self._table: DocumentTable | None = None
+        self._beyond_table: dict[str, ShardDocuments] = {}
         self._known = DocumentIndex()
 
     @classmethod
@@ -127,14 +131,15 @@ class CaskWriter:
     @property
     def num_documents(self) -> int:
         """Documents in the cask, as far as this writer has seen."""
-        return len(self._known)
+        return (self._table.num_documents if self._table else 0) + len(self._known)
 
     def has(self, document_id: bytes) -> bool:
         """Whether a document is stored, by its 32-byte id.
 
         Other writers' documents count from this writer's last `publish` or `refresh` on.
         """
-        return self._known.find(document_id) is not None
+        table = self._table
+        return self._known.find(document_id) is not None or (table is not None and table.find(document_id) is not None)
 
     def refresh(self) -> None:
         """Take note of what other writers have published."""
@@ -178,9 +183,12 @@ class CaskWriter:
         return entry
 
     def close(self) -> None:
-        """Fold all entries into the index, so that opening reads one file. The writer stays usable."""
+        """Fold all entries into the index and the table of documents, so that opening reads two files.
+
+        The writer stays usable.
+        """
         with self._refreshed():
-            if self._loose:
+            if self._loose or self._beyond_table:
                 self._compact()
 
     def __enter__(self) -> Self:
@@ -227,18 +235,36 @@ class CaskWriter:
 
     def _refresh(self) -> None:
         """Read the entries that others published since; call with the lock held."""
-        known = self._indexed.keys() | self._loose.keys()
         indexed, loose = read_entries(self.path)
-        require_identity(self.path, [*indexed.values(), *loose.values()], self.manifest)
-        for name, entry in (indexed | loose).items():
-            if name not in known:
-                shard = open_shard(self.path, entry, self._layout)
-                self._known.add(shard.document_ids, np.zeros(shard.num_documents, dtype=np.int64))
+        entries = indexed | loose
+        require_identity(self.path, entries.values(), self.manifest)
+        require_shards(self.path, entries.values())
+        if not entries.keys() >= self._indexed.keys() | self._loose.keys() or self._table is None:
+            # The first time, or after a repair took shards away: nothing is known of what is stored now.
+            self._table, self._beyond_table, self._known = self._fitting_table(entries), {}, DocumentIndex()
+        for name, entry in entries.items():
+            if name not in self._beyond_table and (self._table is None or name not in self._table):
+                self._add_documents(name, self._documents_of(entry))
         self._indexed, self._loose = indexed, loose
+
+    def _fitting_table(self, entries: Mapping[str, ShardEntry]) -> DocumentTable | None:
+        """The table on disk, unless it lists shards that were removed: their documents are not stored any more."""
+        table = DocumentTable.open(self.path)
+        return table if table is not None and all(name in entries for name in table.shard_names()) else None
+
+    def _documents_of(self, entry: ShardEntry) -> ShardDocuments:
+        """Copied out of the shard, which then need not stay mapped."""
+        documents = open_shard(self.path, entry, self._layout).documents
+        return ShardDocuments(ids=documents.ids.copy(), lengths=documents.lengths.astype(np.uint32))
 
     def _note(self, entry: ShardEntry, columns: ShardColumns) -> None:
         self._loose[entry.name] = entry
-        self._known.add(columns.document_ids, np.zeros(entry.documents, dtype=np.int64))
+        lengths = np.diff(columns.offsets["token"]).astype(np.uint32)
+        self._add_documents(entry.name, ShardDocuments(ids=columns.document_ids, lengths=lengths))
+
+    def _add_documents(self, name: str, documents: ShardDocuments) -> None:
+        self._beyond_table[name] = documents
+        self._known.add(documents.ids, np.zeros(len(documents.lengths), dtype=np.int64))
 
     def _compact_when_due(self) -> None:
         """Before a publication, not after: a disk too full for the index must not make a published shard look lost."""
@@ -246,9 +272,17 @@ class CaskWriter:
             self._compact()
 
     def _compact(self) -> None:
+        """The table first: it may list shards whose entries are still loose, never the other way round for long."""
+        documents = dict(self._beyond_table)
+        if self._table is not None:
+            documents |= {name: self._table.shard(name) for name in self._table.shard_names()}
+        write_document_table(self._files, self.path, documents)
         merged = self._indexed | self._loose
         write_index(self._files, self.path, merged.values())
         self._indexed, self._loose = merged, {}
+        # The table before what it replaces: a thread that asks `has` meanwhile must not miss a document.
+        self._table = DocumentTable.open(self.path)
+        self._beyond_table, self._known = {}, DocumentIndex()
 
 
 def _prepare_directory(path: Path, files: FileOperations) -> None:

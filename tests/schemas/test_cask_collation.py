@@ -1,0 +1,74 @@
+"""Batches of documents and windows equal the documents and windows read one by one, in every layout and carrier."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cask_samples import VOCABS, columns_of, make_documents, make_teacher, specs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_schemas.cask import Cask, CaskWriter
+from logitcask_schemas.cask.carriers import CARRIERS
+from logitcask_schemas.errors import CaskCorruptionError
+from logitcask_schemas.records import DocumentRecords
+
+
+def assert_end_to_end(cask: Cask, expected: list[DocumentRecords], starts=None, stops=None, numbers=None) -> None:
+    found = cask.collate(numbers, starts, stops)
+    cuts = np.concatenate([[0], np.cumsum([len(one.token_ids_L) for one in expected])])
+    np.testing.assert_array_equal(found.token_offsets_B1, cuts)
+    np.testing.assert_array_equal(found.position_offsets_B1, cuts - np.arange(len(cuts)))
+    columns = {"token_ids_L": found.token_ids_L} | {
+        name: getattr(found.records, name) for name in columns_of(expected[0]) if name != "token_ids_L"
+    }
+    for name, column in columns.items():
+        joined = np.concatenate([columns_of(one)[name] for one in expected])
+        assert column.dtype == joined.dtype, name
+        assert column.shape == joined.shape, name
+        assert column.tobytes() == joined.tobytes(), name
+        assert column.flags.writeable, name
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), spec=specs(), vocab=st.sampled_from(VOCABS), carrier=st.sampled_from(sorted(CARRIERS)))
+def test_a_batch_is_its_windows_end_to_end(data: st.DataObject, spec: CaptureSpec, vocab: int, carrier: str) -> None:
+    documents = make_documents([2, 60, 9, 33], 5, vocab_size=vocab, spec=spec)
+    with tempfile.TemporaryDirectory() as folder:
+        with CaskWriter.create(Path(folder), teacher=make_teacher(vocab), capture=spec, carrier=carrier) as writer:
+            writer.publish(documents[:2])
+            writer.publish(documents[2:])
+        cask = Cask.open(Path(folder))
+        numbers = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=6))
+        assert_end_to_end(cask, [cask.read(number) for number in numbers], numbers=numbers)
+        positions = [cask.read(number).records.num_positions for number in numbers]
+        starts = [data.draw(st.integers(0, length - 1)) for length in positions]
+        stops = [data.draw(st.integers(start + 1, length)) for start, length in zip(starts, positions, strict=True)]
+        windows = [cask.read_window(*window) for window in zip(numbers, starts, stops, strict=True)]
+        assert_end_to_end(cask, windows, np.array(starts), np.array(stops), numbers)
+
+
+def test_what_is_no_window_is_refused(cask_path: Path) -> None:
+    cask = Cask.open(cask_path)
+    length = int(cask.document_lengths()[0])
+    for starts, stops in (([0], [0]), ([-1], [1]), ([0], [length]), ([length], [length + 1])):
+        with pytest.raises(IndexError, match="window"):
+            cask.collate([0], starts, stops)
+    with pytest.raises(IndexError, match="document 99"):
+        cask.collate([99])
+    with pytest.raises(ValueError, match="zip"):
+        cask.collate([0, 1], [0])
+
+
+def test_a_damaged_document_does_not_enter_a_batch(cask_path: Path) -> None:
+    cask = Cask.open(cask_path)
+    shard = cask.shard(0).path
+    content = bytearray(shard.read_bytes())
+    content[content.find(cask.read(0).records.head_ids_H.tobytes())] ^= 1
+    shard.unlink()
+    shard.write_bytes(bytes(content))
+    fresh = Cask.open(cask_path)
+    with pytest.raises(CaskCorruptionError, match="stored checksum"):
+        fresh.collate([1, 0])
