@@ -80,7 +80,12 @@ class RoomKeeper:
                     if waited:
                         self._say(None)
                     return result
-            self._say((reason[0], f"{reason[1]}. Free space and the extraction goes on by itself; nothing is lost"))
+            self._say(
+                (
+                    reason[0],
+                    f"{reason[1].rstrip('.')}. Free space and the extraction goes on by itself; nothing is lost",
+                )
+            )
             waited = True
             if self._ends(self._poll):
                 raise EndedWhileWaitingError

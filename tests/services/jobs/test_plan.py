@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logitcask_services.jobs.plan import LARGEST, SMALLEST, chunk_budget, plan_chunks
+from logitcask_services.jobs.plan import LARGEST, SHARE, SMALLEST, chunk_budget, plan_chunks
 
 
 @given(st.lists(st.integers(2, 40), max_size=50), st.integers(1, 100))
@@ -24,6 +24,6 @@ def test_chunks_partition_the_documents(lengths, budget):
 
 
 def test_budget_grows_with_the_corpus_within_bounds():
-    assert chunk_budget(60_000) == SMALLEST
-    assert chunk_budget(100 * SMALLEST * 256) == 100 * SMALLEST
+    assert chunk_budget(1000) == SMALLEST
+    assert chunk_budget(100 * SMALLEST * SHARE) == 100 * SMALLEST
     assert chunk_budget(10**12) == LARGEST
