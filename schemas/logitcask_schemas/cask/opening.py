@@ -17,12 +17,25 @@ _MEND = (
 
 
 def require_shards(cask: Path, entries: Iterable[ShardEntry]) -> None:
-    """Raise CaskNotFoundError naming the first shard without a file; lists the folder once, opens nothing."""
-    with os.scandir(cask / SHARDS_NAME) as listing:
-        present = {file.name for file in listing}
+    """Require of every shard that its file is there in full size; lists the folder once, opens nothing.
+
+    Raises:
+        CaskNotFoundError: A shard's file, or the folder, is gone.
+        CaskCorruptionError: A shard's file has another size.
+        CaskError: A carrier this version does not know.
+    """
+    try:
+        with os.scandir(cask / SHARDS_NAME) as listing:
+            files = {file.name: file for file in listing}
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CaskNotFoundError(f"{cask / SHARDS_NAME}: the folder of shards is missing. {_MEND}.") from error
     for entry in entries:
-        if (path := shard_path(cask, entry)).name not in present:
-            raise _missing(path, entry)
+        path = shard_path(cask, entry)
+        try:
+            size = files[path.name].stat().st_size
+        except (KeyError, FileNotFoundError) as error:
+            raise _missing(path, entry) from error
+        _require_size(path, entry, size)
 
 
 def open_shard(cask: Path, entry: ShardEntry, layout: RecordLayout) -> Shard:
@@ -35,15 +48,18 @@ def open_shard(cask: Path, entry: ShardEntry, layout: RecordLayout) -> Shard:
     """
     path = shard_path(cask, entry)
     try:
-        size = path.stat().st_size
-        if size != entry.bytes:
-            raise CaskCorruptionError(
-                f"{path}: shard {entry.name} should have {entry.bytes} bytes, it has {size}. {_MEND}."
-            )
+        _require_size(path, entry, path.stat().st_size)
         columns = carrier_of(entry).open(path, layout, entry.identity)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise _missing(path, entry) from error
     return Shard(path, entry, layout, columns)
+
+
+def _require_size(path: Path, entry: ShardEntry, size: int) -> None:
+    if size != entry.bytes:
+        raise CaskCorruptionError(
+            f"{path}: shard {entry.name} should have {entry.bytes} bytes, it has {size}. {_MEND}."
+        )
 
 
 def _missing(path: Path, entry: ShardEntry) -> CaskNotFoundError:

@@ -15,7 +15,7 @@ from logitcask_schemas.cask.document_index import DocumentIndex
 from logitcask_schemas.cask.document_table import DocumentTable, ShardDocuments
 from logitcask_schemas.cask.index import read_entries, read_manifest, require_identity
 from logitcask_schemas.cask.layout import RecordLayout
-from logitcask_schemas.cask.opening import open_shard
+from logitcask_schemas.cask.opening import open_shard, require_shards
 from logitcask_schemas.cask.shard import Shard
 from logitcask_schemas.errors import IdentityMismatchError
 from logitcask_schemas.manifest import CaskManifest, ShardEntry
@@ -24,7 +24,7 @@ from logitcask_schemas.records import DocumentRecords
 MAX_OPEN_SHARDS: Final = 4096
 """Mapped at once per process; Linux allows 65,530 mappings. An evicted shard stays mapped while a view of it lives."""
 MAX_OPEN_DOCUMENTS: Final = 1 << 20
-"""Of all open shards together; an open shard keeps about 50 bytes of memory per document, however long they are."""
+"""Of all open shards together, on average; an open shard keeps about 80 bytes of memory per document of any length."""
 
 
 class Cask:
@@ -33,6 +33,9 @@ class Cask:
     Nothing is read before it is asked for. Works in forked and in spawned workers: a pickled cask carries its list of
     shards, so every worker numbers documents alike even while writers publish, and maps shards in its own process.
     """
+
+    _files_are_local = True
+    """Whether every shard's file should be there now; not so where shards are fetched when they are needed."""
 
     def __init__(self, path: Path, manifest: CaskManifest, entries: list[ShardEntry]) -> None:
         """Use `open`."""
@@ -43,7 +46,6 @@ class Cask:
         # A list, not an array: bisecting it for a single document is ten times as fast.
         self._starts = list(accumulate((entry.documents for entry in entries), initial=0))
         self._open: dict[int, Shard] = {}
-        self._open_documents = 0
         self._lengths_D: NDArray[np.int64] | None = None
         self._index: DocumentIndex | DocumentTable | None = None
         self._table: DocumentTable | None = None
@@ -96,14 +98,19 @@ class Cask:
     def document_lengths(self) -> NDArray[np.int64]:
         """Tokens per document, [D]; from the cask's table of documents, opening only shards that it does not list.
 
+        Whoever asks for them is about to plan a pass over the cask, so missing and truncated files are noticed now.
+
         Raises:
-            CaskCorruptionError: The table, or a shard that had to be opened, is damaged.
+            CaskNotFoundError: A shard's file is missing.
+            CaskCorruptionError: A shard's file has another size, or the table or a shard that is opened is damaged.
         """
         if self._lengths_D is None:
+            if self._files_are_local:
+                require_shards(self.path, self.entries)
             if (table := self._whole_table()) is not None:
                 self._lengths_D = table.lengths.astype(np.int64)
             else:
-                parts = [documents.lengths for documents in self._documents()]
+                parts = [documents.lengths for documents in self.shard_documents()]
                 self._lengths_D = np.concatenate([np.empty(0, np.int64), *parts])
         return self._lengths_D
 
@@ -111,7 +118,7 @@ class Cask:
         """SHA-256 of every document's token ids, [D, 32]; a view where the table lists exactly this cask's shards."""
         if (table := self._whole_table()) is not None:
             return table.ids
-        return np.concatenate([np.empty((0, 32), np.uint8), *(documents.ids for documents in self._documents())])
+        return np.concatenate([np.empty((0, 32), np.uint8), *(documents.ids for documents in self.shard_documents())])
 
     def find(self, document_id: bytes) -> int | None:
         """The number of a document by its 32-byte id, or None.
@@ -183,12 +190,14 @@ class Cask:
         shard = open_shard(self.path, self.entries[number], self.layout)
         # No lock: a second thread at worst maps a shard twice, and a lock held at a fork would hang the child.
         self._open[number] = shard
-        self._open_documents += shard.num_documents
-        most = min(MAX_OPEN_SHARDS, carrier_of(self.entries[number]).max_open)
-        while len(self._open) > 1 and (len(self._open) > most or self._open_documents > MAX_OPEN_DOCUMENTS):
-            oldest = self._open.pop(next(iter(self._open)), None)
-            self._open_documents -= oldest.num_documents if oldest is not None else 0
+        while len(self._open) > self._most_open(number):
+            self._open.pop(next(iter(self._open)), None)
         return shard
+
+    def _most_open(self, number: int) -> int:
+        """How many shards to keep open, now that shard `number` is one of them."""
+        by_documents = MAX_OPEN_DOCUMENTS * len(self.entries) // len(self)
+        return max(1, min(MAX_OPEN_SHARDS, by_documents, carrier_of(self.entries[number]).max_open))
 
     def _whole_table(self) -> DocumentTable | None:
         """The table of documents where it lists this cask's shards and no others."""
@@ -202,7 +211,7 @@ class Cask:
             self._table, self._looked_for_table = DocumentTable.open(self.path), True
         return self._table
 
-    def _documents(self) -> Iterator[ShardDocuments]:
+    def shard_documents(self) -> Iterator[ShardDocuments]:
         """Ids and lengths of every shard in order, from the table where it knows the shard."""
         table = self._any_table()
         for number, entry in enumerate(self.entries):
