@@ -1,0 +1,1 @@
+"""Subcommands of `logitcask` that the services bring: serve, submit, jobs, models."""
