@@ -10,6 +10,12 @@ from logitcask_schemas.errors import LogitcaskError
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
+AUTO_STEPS = 200
+"""Optimizer steps at which the automatic batch aims: fewer, and a small corpus is not learned; see docs/training.md."""
+AUTO_BATCH_TOKENS = 65_536
+"""Largest automatic batch; a larger corpus has more steps instead."""
+
+
 class TrainConfigError(LogitcaskError, ValueError):
     """Settings of a training run contradict each other or are out of range."""
 
@@ -40,8 +46,8 @@ class TrainConfig:
     """Context slots of later windows of a long document."""
     packing: Packing = "best_fit"
     """Several documents per sequence, or `none`."""
-    batch_tokens: int = 8192
-    """Slots per optimizer step, over all processes."""
+    batch_tokens: int | None = None
+    """Slots per optimizer step, over all processes; None chooses them so that the run has about `AUTO_STEPS` steps."""
     micro_tokens: int = field(default=8192, metadata={"free": True})
     """Slots per forward pass of one process; smaller saves memory, gradients accumulate."""
     lr: float = 5e-4
@@ -92,7 +98,7 @@ class TrainConfig:
                 f"overlap must be at least 0 and below seq_len {self.seq_len}, got {self.overlap}",
             ),
             (
-                self.batch_tokens >= self.seq_len,
+                self.batch_tokens is None or self.batch_tokens >= self.seq_len,
                 f"batch_tokens must hold at least one sequence of {self.seq_len}, got {self.batch_tokens}",
             ),
             (
@@ -114,13 +120,21 @@ class TrainConfig:
         if faults := [message for holds, message in rules if not holds]:
             raise TrainConfigError("; ".join(faults))
 
-    def batch_shape(self, processes: int) -> tuple[int, int]:
+    def batch_shape(self, processes: int, *, slots: int) -> tuple[int, int]:
         """Sequences per forward pass of one process, and forward passes per optimizer step.
+
+        Args:
+            processes: of the run.
+            slots: of all sequences of an epoch, for the automatic choice.
 
         Raises:
             TrainConfigError: the batch does not divide among the processes.
         """
-        sequences = max(1, self.batch_tokens // self.seq_len)
+        if self.batch_tokens is None:
+            wanted = min(int(slots * self.epochs) // AUTO_STEPS, AUTO_BATCH_TOKENS)
+            sequences = max(1, wanted // (self.seq_len * processes)) * processes
+        else:
+            sequences = self.batch_tokens // self.seq_len
         if sequences % processes:
             raise TrainConfigError(
                 f"{self.batch_tokens} batch tokens are {sequences} sequences of {self.seq_len}, which {processes} "

@@ -21,13 +21,13 @@ class NotFiniteError(LogitcaskError, ArithmeticError):
     """The loss became NaN or infinite."""
 
 
-def training_arguments(config: TrainConfig, checkpoints: Path) -> TrainingArguments:
-    """The arguments of transformers that a run of ours needs.
+def training_arguments(config: TrainConfig, checkpoints: Path, *, slots: int) -> TrainingArguments:
+    """The arguments of transformers that a run of ours needs; `slots` are those of an epoch.
 
     Raises:
         TrainConfigError: the batch does not divide among the processes.
     """
-    micro, accumulation = config.batch_shape(fresh_accelerator_state().num_processes)
+    micro, accumulation = config.batch_shape(fresh_accelerator_state().num_processes, slots=slots)
     bfloat16 = config.precision == "bfloat16" or (
         config.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     )
@@ -117,7 +117,7 @@ class DistillTrainer(Trainer):
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         super().__init__(
             model=model,
-            args=training_arguments(config, checkpoints),
+            args=training_arguments(config, checkpoints, slots=len(dataset) * dataset.seq_len),
             train_dataset=dataset,
             data_collator=cast("Any", Collator(seq_len=dataset.seq_len, pad_id=pad_id)),
             processing_class=tokenizer,

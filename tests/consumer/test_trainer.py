@@ -174,11 +174,19 @@ def test_two_processes_train_as_one(config, tmp_path):
 
 
 def test_batches_are_shared_among_processes(config):
-    assert replace(config, batch_tokens=512, micro_tokens=128).batch_shape(1) == (2, 4)
-    assert replace(config, batch_tokens=512, micro_tokens=512).batch_shape(2) == (4, 1)
-    assert replace(config, batch_tokens=384, micro_tokens=256).batch_shape(1) == (3, 2)
+    assert replace(config, batch_tokens=512, micro_tokens=128).batch_shape(1, slots=0) == (2, 4)
+    assert replace(config, batch_tokens=512, micro_tokens=512).batch_shape(2, slots=0) == (4, 1)
+    assert replace(config, batch_tokens=384, micro_tokens=256).batch_shape(1, slots=0) == (3, 2)
     with pytest.raises(TrainConfigError, match="evenly"):
-        config.batch_shape(3)
+        config.batch_shape(3, slots=0)
+
+
+def test_an_automatic_batch_gives_a_run_of_some_200_steps(config):
+    auto = replace(config, batch_tokens=None, epochs=2, micro_tokens=10**6)
+    assert auto.batch_shape(1, slots=100) == (1, 1), "at least one sequence"
+    assert auto.batch_shape(1, slots=64 * 1000) == (10, 1)
+    assert auto.batch_shape(4, slots=64 * 1000) == (2, 1), "as many for each process"
+    assert auto.batch_shape(1, slots=10**12) == (1024, 1), "at most 65,536 tokens"
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,9 @@ def train(
     seq_len: Annotated[int, typer.Option("--seq-len", help="Tokens of a training sequence.")] = 1024,
     overlap: Annotated[int, typer.Option("--overlap", help="Context tokens of later windows of a document.")] = 64,
     packing: Annotated[str, typer.Option("--packing", help="best_fit or none.")] = "best_fit",
-    batch_tokens: Annotated[int, typer.Option("--batch-tokens", help="Tokens per optimizer step.")] = 8192,
+    batch_tokens: Annotated[
+        int | None, typer.Option("--batch-tokens", help="Tokens per optimizer step; default: for about 200 steps.")
+    ] = None,
     micro_tokens: Annotated[int, typer.Option("--micro-tokens", help="Tokens per forward pass of a process.")] = 8192,
     lr: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 5e-4,
     warmup: Annotated[float, typer.Option("--warmup", help="Share of the steps with rising learning rate.")] = 0.05,
