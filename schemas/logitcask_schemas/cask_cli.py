@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
+from logitcask_schemas.cask_export_cli import register as register_export
+
 app = typer.Typer(help="Look into casks, prove what they hold.", no_args_is_help=True, add_completion=False)
 
 EXIT_PROBLEMS: Final = 3
@@ -204,3 +206,6 @@ def _byte_progress() -> Progress:
         console=Console(stderr=True),
         transient=True,
     )
+
+
+register_export(app)

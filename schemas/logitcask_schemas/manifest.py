@@ -64,7 +64,7 @@ class ShardEntry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-    """First 32 hex digits of the SHA-256 of the shard's Arrow form; its file is shards/<name><carrier's suffix>."""
+    """Given by the first writer from the SHA-256 of the Arrow form; the file is shards/<name><carrier's suffix>."""
     carrier: Annotated[str, Field(pattern=r"^[a-z0-9]{1,16}$")] = "arrow"
     """File format of the shard."""
     bytes: Count
@@ -84,8 +84,6 @@ class ShardEntry(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.carrier == "arrow" and self.name != self.sha256[:32]:
-            raise ValueError(f"a shard is named after its Arrow form: sha256 {self.sha256} does not give {self.name}")
         if self.tokens != self.positions + self.documents:
             raise ValueError(
                 f"{self.documents} documents of {self.tokens} tokens have {self.tokens - self.documents} positions, "

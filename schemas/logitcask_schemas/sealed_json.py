@@ -25,12 +25,12 @@ def seal(document: dict[str, Any]) -> bytes:
     return blank.replace(_BLANK.encode(), hashlib.sha256(blank).hexdigest().encode(), 1)
 
 
-def unseal(data: bytes, *, where: Path, advice: str) -> dict[str, Any]:
+def unseal(data: bytes, *, where: Path | str, advice: str) -> dict[str, Any]:
     """The members of a sealed document without its checksum.
 
     Args:
         data: The file's bytes.
-        where: The file, for the error.
+        where: The file or object, for the error.
         advice: What the user can do when the file is damaged.
 
     Raises:

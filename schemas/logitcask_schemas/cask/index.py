@@ -35,7 +35,7 @@ class _Index(BaseModel):
 
 def write_manifest(files: FileOperations, cask: Path, manifest: CaskManifest) -> None:
     """Publish cask.json."""
-    _publish_document(files, cask, MANIFEST_NAME, manifest.model_dump(mode="json"))
+    _publish_document(files, cask, MANIFEST_NAME, manifest_bytes(manifest))
 
 
 def read_manifest(cask: Path) -> CaskManifest:
@@ -53,35 +53,60 @@ def read_manifest(cask: Path) -> CaskManifest:
         raise CaskNotFoundError(
             f"{cask}: not a cask (it has no {MANIFEST_NAME}). A cask is the folder that holds {MANIFEST_NAME}."
         ) from error
-    document = unseal(data, where=path, advice=_RESTORE)
-    _require_version(path, document, "logitcask")
+    return parse_manifest(data, where=path)
+
+
+def parse_manifest(data: bytes, *, where: Path | str) -> CaskManifest:
+    """The bytes of a cask.json, validated; errors as `read_manifest`."""
+    document = unseal(data, where=where, advice=_RESTORE)
+    _require_version(where, document, "logitcask")
     try:
         return CaskManifest.model_validate(document)
     except ValidationError as error:
-        raise CaskCorruptionError(f"{path}: {_first_fault(error)}. {_RESTORE}.") from error
+        raise CaskCorruptionError(f"{where}: {_first_fault(error)}. {_RESTORE}.") from error
+
+
+def manifest_bytes(manifest: CaskManifest) -> bytes:
+    """What cask.json holds."""
+    return seal(manifest.model_dump(mode="json"))
 
 
 def write_entry(files: FileOperations, cask: Path, entry: ShardEntry) -> None:
     """Publish a shard's entry; from this rename on the shard is part of the cask."""
-    _publish_document(files, cask / SHARDS_NAME, entry.name + ENTRY_SUFFIX, entry.model_dump(mode="json"))
+    _publish_document(files, cask / SHARDS_NAME, entry.name + ENTRY_SUFFIX, entry_bytes(entry))
 
 
 def read_entry(cask: Path, name: str) -> ShardEntry:
     """One entry file, validated; CaskCorruptionError when damaged or under another name than its own."""
     path = cask / SHARDS_NAME / (name + ENTRY_SUFFIX)
-    try:
-        entry = ShardEntry.model_validate(unseal(path.read_bytes(), where=path, advice=_RESTORE))
-    except ValidationError as error:
-        raise CaskCorruptionError(f"{path}: {_first_fault(error)}. {_RESTORE}.") from error
+    entry = parse_entry(path.read_bytes(), where=path)
     if entry.name != name:
         raise CaskCorruptionError(f"{path}: holds the entry of shard {entry.name}. {_RESTORE}.")
     return entry
 
 
+def parse_entry(data: bytes, *, where: Path | str) -> ShardEntry:
+    """The bytes of an entry file, validated; CaskCorruptionError when damaged."""
+    try:
+        return ShardEntry.model_validate(unseal(data, where=where, advice=_RESTORE))
+    except ValidationError as error:
+        raise CaskCorruptionError(f"{where}: {_first_fault(error)}. {_RESTORE}.") from error
+
+
+def entry_bytes(entry: ShardEntry) -> bytes:
+    """What an entry file holds."""
+    return seal(entry.model_dump(mode="json"))
+
+
 def write_index(files: FileOperations, cask: Path, entries: Iterable[ShardEntry]) -> None:
     """Publish index.json with these entries, sorted by name."""
+    _publish_document(files, cask, INDEX_NAME, index_bytes(entries))
+
+
+def index_bytes(entries: Iterable[ShardEntry]) -> bytes:
+    """What index.json holds for these entries."""
     ordered = sorted(entries, key=lambda entry: entry.name)
-    _publish_document(files, cask, INDEX_NAME, _Index(entries=ordered).model_dump(mode="json"))
+    return seal(_Index(entries=ordered).model_dump(mode="json"))
 
 
 def read_index(cask: Path) -> dict[str, ShardEntry]:
@@ -138,15 +163,15 @@ def require_identity(cask: Path, entries: Iterable[ShardEntry], manifest: CaskMa
             )
 
 
-def _publish_document(files: FileOperations, directory: Path, name: str, document: dict[str, Any]) -> None:
+def _publish_document(files: FileOperations, directory: Path, name: str, document: bytes) -> None:
     def write(file: Any) -> str:
-        file.write(seal(document))
+        file.write(document)
         return name
 
     publish_file(files, directory, write)
 
 
-def _require_version(path: Path, document: dict[str, Any], expected: str) -> None:
+def _require_version(path: Path | str, document: dict[str, Any], expected: str) -> None:
     kind, version = document.get("format"), document.get("version")
     if kind != expected:
         raise CaskError(f"{path}: format is {json.dumps(kind)}, expected {json.dumps(expected)}")

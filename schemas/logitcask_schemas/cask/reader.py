@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,9 @@ from logitcask_schemas.cask.document_table import DocumentTable, ShardDocuments
 from logitcask_schemas.cask.index import read_entries, read_manifest, require_identity
 from logitcask_schemas.cask.layout import RecordLayout
 from logitcask_schemas.cask.opening import open_shard, require_shards
+from logitcask_schemas.cask.remote_store import is_url
 from logitcask_schemas.cask.shard import Shard
-from logitcask_schemas.errors import IdentityMismatchError
+from logitcask_schemas.errors import CaskError, IdentityMismatchError
 from logitcask_schemas.manifest import CaskManifest, ShardEntry
 from logitcask_schemas.records import DocumentRecords
 
@@ -52,18 +53,29 @@ class Cask:
         self._looked_for_table = False
 
     @classmethod
-    def open(cls, path: Path, *, tokenizer_fingerprint: str | None = None) -> Self:
+    def open(
+        cls,
+        path: Path | str,
+        *,
+        tokenizer_fingerprint: str | None = None,
+        cache: Path | None = None,
+        cache_bytes: int | None = None,
+    ) -> "Cask":
         """Open a cask by reading its manifest and index; no shard is touched.
 
         Args:
-            path: The cask's directory.
+            path: The cask's directory, or its URL in an object store ("s3://bucket/folder"; needs the extra `remote`).
             tokenizer_fingerprint: Of the tokenizer that the records will be used with; None skips the check.
+            cache: For a URL: local folder for fetched shards.
+            cache_bytes: For a URL: most bytes to keep there; None: `remote_cask.CACHE_BYTES`.
 
         Raises:
             CaskNotFoundError: There is no cask.
             CaskCorruptionError: Manifest, index or an entry is damaged, or a shard is foreign.
             IdentityMismatchError: The cask was made with another tokenizer.
         """
+        if is_url(path):
+            return _open_url(str(path), tokenizer_fingerprint, cache, cache_bytes)
         path = Path(path)
         manifest = read_manifest(path)
         stored = manifest.teacher.tokenizer_fingerprint
@@ -225,3 +237,14 @@ class Cask:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["path"], state["manifest"], state["entries"])  # type: ignore[misc]
+
+
+def _open_url(url: str, tokenizer_fingerprint: str | None, cache: Path | None, cache_bytes: int | None) -> Cask:
+    # Only here, since a remote cask is a cask.
+    from logitcask_schemas.cask.remote_cask import CACHE_BYTES, RemoteCask
+
+    if cache is None:
+        raise CaskError(f"{url}: a cask in an object store is read through a local folder; name one with cache=")
+    return RemoteCask.open_url(
+        url, cache=cache, cache_bytes=cache_bytes or CACHE_BYTES, tokenizer_fingerprint=tokenizer_fingerprint
+    )

@@ -1,8 +1,8 @@
 """A shard's columns into a file, with the entry that describes it.
 
-A shard is named after its Arrow form, whichever carrier stores it: the first 32 hex digits of the SHA-256 of the file
-that the Arrow carrier makes of the same columns. So a cask keeps its names, and with them the order of its documents,
-when it is exported, and an export that is run again knows what is already there without reading it.
+A shard is named once, by whoever writes it first, after its Arrow form: the first 32 hex digits of the SHA-256 of the
+file that the Arrow carrier makes of the columns, whichever carrier stores them. An export keeps the name, and with the
+names the order of the documents; run again it knows what is already there without reading it.
 """
 
 import hashlib
@@ -16,9 +16,23 @@ from logitcask_schemas.manifest import ShardEntry
 
 
 def write_shard(
-    carrier: Carrier, columns: ShardColumns, layout: RecordLayout, identity: str, file: BinaryIO
+    carrier: Carrier,
+    columns: ShardColumns,
+    layout: RecordLayout,
+    identity: str,
+    file: BinaryIO,
+    *,
+    name: str | None = None,
 ) -> ShardEntry:
     """Write a shard to an open file and describe it.
+
+    Args:
+        carrier: File format.
+        columns: The shard.
+        layout: Of its cask.
+        identity: Of its cask.
+        file: Open for writing.
+        name: Which it already has; None for a new shard.
 
     Raises:
         CaskError: The format cannot hold a shard of this size.
@@ -26,12 +40,14 @@ def write_shard(
     """
     sink = _HashingSink(file)
     carrier.write(columns, layout, identity, sink)
-    arrow = sink
-    if carrier.name != ArrowCarrier.name:
-        arrow = _HashingSink(None)
-        ArrowCarrier().write(columns, layout, identity, arrow)
+    if name is None:
+        arrow = sink
+        if carrier.name != ArrowCarrier.name:
+            arrow = _HashingSink(None)
+            ArrowCarrier().write(columns, layout, identity, arrow)
+        name = arrow.sha256.hexdigest()[:32]
     return ShardEntry(
-        name=arrow.sha256.hexdigest()[:32],
+        name=name,
         carrier=carrier.name,
         bytes=sink.size,
         sha256=sink.sha256.hexdigest(),

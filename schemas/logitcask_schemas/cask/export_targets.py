@@ -1,0 +1,189 @@
+"""Where an export goes: a local folder or a folder of an object store, each with its own way to publish.
+
+The order is the same in both: manifest, then for every shard its file and its entry, at the end the table of documents
+and the index. Whatever stops an export, what has an entry is complete, and the next run goes on after it.
+"""
+
+import tempfile
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Protocol, Self
+
+from logitcask_schemas.cask.carrier import Carrier
+from logitcask_schemas.cask.carriers import CARRIERS, shard_path
+from logitcask_schemas.cask.document_table import DOCUMENTS_NAME, ShardDocuments, write_document_table
+from logitcask_schemas.cask.files import FileOperations, LocalFiles, publish_file
+from logitcask_schemas.cask.index import (
+    entry_bytes,
+    entry_names,
+    index_bytes,
+    manifest_bytes,
+    parse_entry,
+    parse_manifest,
+    read_entry,
+    read_manifest,
+    write_entry,
+    write_index,
+    write_manifest,
+)
+from logitcask_schemas.cask.layout import ENTRY_SUFFIX, INDEX_NAME, LOCK_NAME, MANIFEST_NAME, SHARDS_NAME, TEMP_PREFIX
+from logitcask_schemas.cask.lock import writers_lock
+from logitcask_schemas.cask.remote_store import RemoteStore
+from logitcask_schemas.cask.sweep import sweep
+from logitcask_schemas.errors import CaskError, CaskNotFoundError
+from logitcask_schemas.manifest import CaskManifest, ShardEntry
+
+WriteShard = Callable[[BinaryIO], ShardEntry]
+"""Writes a shard to an open file and describes it."""
+
+
+class ExportTarget(Protocol):
+    """A cask being made; use as a context manager."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def prepare(self, manifest: CaskManifest) -> dict[str, ShardEntry]:
+        """Write the manifest, or require an existing one to be of the same teacher and spec.
+
+        Returns:
+            The entries that are already there, by name, of shards whose file is there with its full size.
+        """
+        ...
+
+    def publish(self, carrier: Carrier, write: WriteShard) -> ShardEntry:
+        """Make one shard, then its entry, durable."""
+        ...
+
+    def finish(self, entries: Sequence[ShardEntry], documents: Mapping[str, ShardDocuments]) -> None:
+        """Write the table of documents and the index, over all shards by name."""
+        ...
+
+
+class LocalTarget:
+    """A folder; other writers wait until the export is done."""
+
+    def __init__(self, path: Path, *, files: FileOperations | None = None, lock_timeout_seconds: float = 60.0) -> None:
+        self.path = path
+        self._files = files or LocalFiles()
+        self._timeout = lock_timeout_seconds
+        self._held = ExitStack()
+
+    def __enter__(self) -> Self:
+        if self.path.exists() and not self.path.is_dir():
+            raise CaskError(f"{self.path}: a file is in the way of the cask's folder")
+        ours = {MANIFEST_NAME, LOCK_NAME, SHARDS_NAME}
+        if self.path.is_dir() and not (self.path / MANIFEST_NAME).exists():
+            strange = [one.name for one in self.path.iterdir() if one.name not in ours and TEMP_PREFIX not in one.name]
+            if strange:
+                raise CaskError(f"{self.path}: holds {strange[0]!r} and is no cask. Name an empty or new folder.")
+        (self.path / SHARDS_NAME).mkdir(parents=True, exist_ok=True)
+        self._files.sync_directory(self.path)
+        self._held.enter_context(writers_lock(self.path, holder=uuid.uuid4().hex, timeout_seconds=self._timeout))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._held.close()
+
+    def prepare(self, manifest: CaskManifest) -> dict[str, ShardEntry]:
+        """See `ExportTarget.prepare`."""
+        if (self.path / MANIFEST_NAME).exists():
+            read_manifest(self.path).require_same(manifest.teacher, manifest.capture, where=str(self.path))
+        else:
+            write_manifest(self._files, self.path, manifest)
+        entries = {name: read_entry(self.path, name) for name in entry_names(self.path)}
+        sweep(self._files, self.path, entries.keys())
+        return {name: entry for name, entry in entries.items() if _is_whole(self.path, entry)}
+
+    def publish(self, carrier: Carrier, write: WriteShard) -> ShardEntry:
+        """See `ExportTarget.publish`."""
+        entries: list[ShardEntry] = []
+
+        def named(file: BinaryIO) -> str:
+            entries.append(write(file))
+            return entries[0].name + carrier.suffix
+
+        publish_file(self._files, self.path / SHARDS_NAME, named)
+        write_entry(self._files, self.path, entries[0])
+        return entries[0]
+
+    def finish(self, entries: Sequence[ShardEntry], documents: Mapping[str, ShardDocuments]) -> None:
+        """See `ExportTarget.finish`."""
+        write_document_table(self._files, self.path, documents)
+        write_index(self._files, self.path, entries)
+
+
+class RemoteTarget:
+    """A folder of an object store. No lock: two exports of one cask write the same objects."""
+
+    def __init__(self, store: RemoteStore) -> None:
+        self._store = store
+        self._staging: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> Self:
+        self._staging = tempfile.TemporaryDirectory(prefix="logitcask-export-")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._staging is not None:
+            self._staging.cleanup()
+
+    def prepare(self, manifest: CaskManifest) -> dict[str, ShardEntry]:
+        """See `ExportTarget.prepare`."""
+        try:
+            there = self._store.read(MANIFEST_NAME)
+        except CaskNotFoundError:
+            self._store.write(MANIFEST_NAME, manifest_bytes(manifest))
+        else:
+            found = parse_manifest(there, where=self._where(MANIFEST_NAME))
+            found.require_same(manifest.teacher, manifest.capture, where=self._store.url)
+        sizes = self._store.sizes(SHARDS_NAME)
+        whole = {}
+        for name in sorted(sizes):
+            if name.endswith(ENTRY_SUFFIX):
+                path = f"{SHARDS_NAME}/{name}"
+                entry = parse_entry(self._store.read(path), where=self._where(path))
+                if sizes.get(entry.name + CARRIERS[entry.carrier].suffix) == entry.bytes:
+                    whole[entry.name] = entry
+        return whole
+
+    def publish(self, carrier: Carrier, write: WriteShard) -> ShardEntry:
+        """See `ExportTarget.publish`. The shard is made on the local disk first."""
+        assert self._staging is not None, "use the target as a context manager"
+        staged = Path(self._staging.name) / "shard"
+        try:
+            with staged.open("wb") as file:
+                entry = write(file)
+            self._store.upload(staged, f"{SHARDS_NAME}/{entry.name}{carrier.suffix}")
+        finally:
+            staged.unlink(missing_ok=True)
+        self._store.write(f"{SHARDS_NAME}/{entry.name}{ENTRY_SUFFIX}", entry_bytes(entry))
+        return entry
+
+    def finish(self, entries: Sequence[ShardEntry], documents: Mapping[str, ShardDocuments]) -> None:
+        """See `ExportTarget.finish`."""
+        assert self._staging is not None, "use the target as a context manager"
+        staged = Path(self._staging.name)
+        write_document_table(LocalFiles(), staged, documents)
+        self._store.upload(staged / DOCUMENTS_NAME, DOCUMENTS_NAME)
+        self._store.write(INDEX_NAME, index_bytes(entries))
+
+    def _where(self, name: str) -> str:
+        return f"{self._store.url}/{name}"
+
+
+def _is_whole(cask: Path, entry: ShardEntry) -> bool:
+    try:
+        return shard_path(cask, entry).stat().st_size == entry.bytes
+    except FileNotFoundError:
+        return False
