@@ -34,7 +34,7 @@ class ServerProcess:
             "cask_root": str(folder / "casks"),
             "data_dir": str(folder / "state"),
             "port": 0,
-            "chunk_positions": 700,
+            "chunk_positions": 200,
             "disk_floor_bytes": 0,
             "fake": {"log": str(self.log), **fake},
         }
@@ -119,10 +119,11 @@ def test_killed_at_random(tmp_path, corpus):
     assert expected["status"] == "completed"
     assert calm.end() == 0
 
-    # About as slow as it takes for the kills to fall within the run; the moments are drawn anew in every run.
+    # As slow as it takes for all kills to fall within the run; several chunks per life, and long moments between
+    # publication and commit. The moments of the kills are drawn anew in every run.
     moments = random.Random()
     folder = tmp_path / "killed"
-    slow = {"seconds_per_document": 0.004 * max(1, KILLS / 12), "pause_before_commit": 0.05}
+    slow = {"seconds_per_document": 0.004, "pause_before_commit": 0.05 * max(1, KILLS / 20)}
     server = ServerProcess(folder, **slow)
     extraction = start(server, corpus)
     kills = 0
