@@ -10,7 +10,8 @@ standard library in documents of 512 tokens:
 
 Variants are interleaved and the order rotates from round to round, because other work on the machine comes and goes:
 ratios are taken within a round. Reported per variant: tokens/s, CPU microseconds per token of this (the service's)
-process, the ratio to `drop`, and for captures entries and bytes per token.
+process and of the engine's processes, ratios to `drop`, and for captures entries and bytes per token. On a machine
+that is busy with other work use --threads 1 and read the ratio of engine CPU; clocks and spinning threads say little.
 """
 
 import argparse
@@ -23,14 +24,18 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 BENCH = Path(__file__).resolve().parent
 RESULTS = BENCH / "results" / "capture.csv"
 DOCUMENT_TOKENS = 512
+Pass = tuple[Callable[[], None], list[Any]]
+"""One pass over the documents, and the engine's processes that do it."""
 MODULES = ("argparse", "ast", "difflib", "tarfile", "typing", "inspect", "pydoc", "zipfile", "doctest", "subprocess")
 
 
@@ -91,23 +96,28 @@ def generating(engine: Any, documents: list[np.ndarray], parameters: dict[str, A
         engine.step()
 
 
-def measure(passes: dict[str, Callable[[], None]], tokens: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """(tokens/s, CPU us/token of this process) per variant and round, after one unmeasured round."""
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in passes}
+def cpu_seconds(processes: list[Any]) -> float:
+    """User and system time of processes so far."""
+    return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
+
+
+def measure(passes: dict[str, Pass], tokens: int, rounds: int) -> dict[str, np.ndarray]:
+    """Per variant [rounds, 3]: tokens/s, CPU us/token of this process and of the engine; one more round goes first."""
+    found: dict[str, list[list[float]]] = {name: [] for name in passes}
     names = list(passes)
     for number in range(rounds + 1):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            cpu, clock = time.process_time(), time.perf_counter()
-            passes[name]()
-            seconds, busy = time.perf_counter() - clock, time.process_time() - cpu
+            work, processes = passes[name]
+            clock, own, engine = time.perf_counter(), time.process_time(), cpu_seconds(processes)
+            work()
+            seconds = time.perf_counter() - clock
+            busy = [time.process_time() - own, cpu_seconds(processes) - engine]
+            row = [tokens / seconds, *(cpu / tokens * 1e6 for cpu in busy)]
             if number:
-                found[name].append((tokens / seconds, busy / tokens * 1e6))
-            print(
-                f"round {number} {name:24s} {tokens / seconds:8.1f} tokens/s {busy / tokens * 1e6:8.2f} us/token",
-                flush=True,
-            )
-    return found
+                found[name].append(row)
+            print(f"round {number} {name:24s} {row[0]:8.1f} tokens/s, us/token {row[1]:8.2f} {row[2]:8.1f}", flush=True)
+    return {name: np.array(rows) for name, rows in found.items()}
 
 
 def machine() -> dict[str, Any]:
@@ -138,23 +148,28 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, help="folder of a Llama (default: SmolLM2-135M, fetched)")
     parser.add_argument("--documents", type=int, default=8, help=f"of {DOCUMENT_TOKENS} tokens, per variant and round")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, help="threads of the engine (default: every core)")
     parser.add_argument("--only-capture", action="store_true", help="leave the stock engine out")
     arguments = parser.parse_args()
     teacher = arguments.teacher or fetch_model("smollm2-135m")
     documents = real_documents(teacher, arguments.documents)
     sys.path.insert(0, str(BENCH))
+    if arguments.threads:
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = f"0-{arguments.threads - 1}"
 
     from dropping_pooler import DROP_SEED
 
     capture_engine = start_capturing(teacher)
+    capture_processes = psutil.Process().children(recursive=True)
     sizes: dict[str, dict[str, float]] = {"capture-20": {}, "capture-50": {}}
     specs = {
         "drop": CaptureSpec(seed=DROP_SEED),
         "capture-20": CaptureSpec(tau=1 / 20),
         "capture-50": CaptureSpec(tau=1 / 50),
     }
-    passes: dict[str, Callable[[], None]] = {
-        name: lambda name=name: capturing(capture_engine, documents, specs[name], sizes.get(name)) for name in specs
+    passes: dict[str, Pass] = {
+        name: (partial(capturing, capture_engine, documents, spec, sizes.get(name)), capture_processes)
+        for name, spec in specs.items()
     }
     if not arguments.only_capture:
         stock = start_stock(teacher)
@@ -165,31 +180,34 @@ def main() -> None:
             "logprobs-64-flat": {"detokenize": False, "flat_logprobs": True, **logprobs},
             "logprobs-64-flat-text": {"flat_logprobs": True, **logprobs},
         }
+        others = [one for one in psutil.Process().children(recursive=True) if one not in capture_processes]
         for name, parameters in stock_parameters.items():
-            passes[name] = lambda parameters=parameters: generating(stock, documents, parameters)
+            passes[name] = (partial(generating, stock, documents, parameters), others)
     found = measure(passes, sum(map(len, documents)), arguments.rounds)
     capture_engine.close()
     if not arguments.only_capture:
         stock.engine_core.shutdown()
 
-    facts = {"teacher": teacher.name, "documents": len(documents), "rounds": arguments.rounds, **machine()}
+    threads = arguments.threads or os.cpu_count()
+    facts = {"teacher": teacher.name, "documents": len(documents), "rounds": arguments.rounds, "threads": threads}
     rows = []
     for name, rounds in found.items():
         metrics = {
-            "throughput (tokens/s)": [speed for speed, _ in rounds],
-            "throughput / drop (ratio)": [
-                mine / base for (mine, _), (base, _) in zip(rounds, found["drop"], strict=True)
-            ],
-            "service CPU (us/token)": [busy for _, busy in rounds],
+            "throughput (tokens/s)": rounds[:, 0],
+            "throughput / drop (ratio)": rounds[:, 0] / found["drop"][:, 0],
+            "service CPU (us/token)": rounds[:, 1],
+            "engine CPU (us/token)": rounds[:, 2],
+            "engine CPU of drop / own (ratio)": found["drop"][:, 2] / rounds[:, 2],
         }
         for metric, values in (sizes.get(name) or {}).items():
-            metrics[metric.replace("_per_token", "/token")] = [values]
+            metrics[metric.replace("_per_token", "/token")] = np.array([values])
         for metric, values in metrics.items():
             p20, p50, p80 = np.percentile(values, [20, 50, 80]).round(4)
-            rows.append({"variant": name, "metric": metric, "p20": p20, "p50": p50, "p80": p80, **facts})
-            print(f"{name:24s} {metric:28s} p20 {p20:9.3f}  p50 {p50:9.3f}  p80 {p80:9.3f}")
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("w", newline="") as file:
+            rows.append({"variant": name, "metric": metric, "p20": p20, "p50": p50, "p80": p80, **facts, **machine()})
+            print(f"{name:24s} {metric:32s} p20 {p20:9.3f}  p50 {p50:9.3f}  p80 {p80:9.3f}")
+    results = RESULTS.with_stem(f"{RESULTS.stem}_{arguments.threads}_threads" if arguments.threads else RESULTS.stem)
+    results.parent.mkdir(exist_ok=True)
+    with results.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)

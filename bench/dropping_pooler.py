@@ -25,7 +25,7 @@ class DroppingPooler(CapturePooler):
         rows_R = torch.cat([torch.arange(run.first_row, run.first_row + run.count) for run in runs])
         first = 0
         while first < len(rows_R):
-            some = slice(first, first + self._chunk_rows())
+            some = slice(first, first + self._chunk_rows(hidden_SD.device))
             logits = self._compute_logits(hidden_SD.index_select(0, rows_R[some]))
             self._vocab_size = logits.shape[1]
             first = some.stop

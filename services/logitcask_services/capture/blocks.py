@@ -10,6 +10,8 @@ Shape legend: R rows, V vocabulary, W = C * B padded width, C blocks of B entrie
 import torch
 
 _PREFERRED = (256, 512, 128, 64)
+WORKING_SET = 2**18
+"""Entries of gathered blocks that are worked on at a time, so that they stay in a CPU's cache."""
 PADDING = -float("inf")
 """Logit of the padding: ranks behind every token, masked ones included (their ids are smaller)."""
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from logitcask_services.capture.blocks import take_blocks
+from logitcask_services.capture.blocks import WORKING_SET, take_blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,23 @@ def tail_draws(
     blocks_Rn = torch.searchsorted(running_RC, points_Rn, right=True)
     rows_N, slots_N = (step < counts_R[:, None]).nonzero(as_tuple=True)
     blocks_N, points_N = blocks_Rn[rows_N, slots_N], points_Rn[rows_N, slots_N]
-    inside_NB = take_blocks(mass_RW, rows_N, blocks_N, block).to(torch.float64).cumsum(-1)
-    total_N, sums_N = inside_NB[:, -1], sums_RC[rows_N, blocks_N]
-    # The block's float32 sum and its float64 running sum differ in the last bits; the ratio maps one onto the other.
-    offset_N = (points_N - (running_RC[rows_N, blocks_N] - sums_N)) * (total_N / sums_N)
-    offset_N = torch.minimum(offset_N, _just_below(total_N))
-    return Draws(rows_N, blocks_N * block + (inside_NB <= offset_N[:, None]).sum(-1))
+    # How far into its block each point falls, as a share of the block's mass: the float32 sum used so far and the
+    # float64 running sum inside the block differ in the last bits, and the share maps one onto the other.
+    sums_N = sums_RC[rows_N, blocks_N]
+    shares_N = (points_N - (running_RC[rows_N, blocks_N] - sums_N)) / sums_N
+    cells = []
+    per_run = WORKING_SET // block
+    for run in (slice(start, start + per_run) for start in range(0, max(1, len(rows_N)), per_run)):
+        cells.append(_cells(take_blocks(mass_RW, rows_N[run], blocks_N[run], block), shares_N[run]))
+    return Draws(rows_N, blocks_N * block + torch.cat(cells))
+
+
+def _cells(mass_NB: torch.Tensor, shares_N: torch.Tensor) -> torch.Tensor:
+    """Where in its block each draw falls."""
+    running_NB = mass_NB.to(torch.float64).cumsum(-1)
+    total_N1 = running_NB[:, -1:]
+    points_N1 = torch.minimum(shares_N[:, None] * total_N1, _just_below(total_N1))
+    return (running_NB <= points_N1).sum(-1)
 
 
 def _just_below(value: torch.Tensor) -> torch.Tensor:

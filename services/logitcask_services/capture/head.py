@@ -1,16 +1,18 @@
 """Which tokens a record stores exactly: the largest probabilities, the realised next token, the pinned ids.
 
-Shape legend: R rows, W padded vocabulary, C blocks, k candidates, K = k + 1 + pinned head slots.
+Shape legend: R rows, S some of them, W padded vocabulary, C blocks of B entries, b picked per row, k or K slots,
+M picked blocks and E entries of all rows.
 """
 
 from dataclasses import dataclass
 
 import torch
 
-from logitcask_services.capture.blocks import take_blocks
+from logitcask_services.capture.blocks import WORKING_SET, take_blocks
 
 _ID_BITS = 24
 """Vocabularies reach 2^24 in the format."""
+_ID_MASK = (1 << _ID_BITS) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,41 @@ class Head:
     valid_RK: torch.Tensor
 
 
-def largest(x_RW: torch.Tensor, block_max_RC: torch.Tensor, k: int, block: int, floor_R: torch.Tensor | None) -> Head:
+def reaching(x_RW: torch.Tensor, block_max_RC: torch.Tensor, floor_R: torch.Tensor, most: int, block: int) -> Head:
+    """The entries at or above each row's floor, descending, equal ones by ascending id; always the largest one.
+
+    Only blocks whose maximum reaches the floor can hold such entries: usually two or three of a row.
+
+    Args:
+        x_RW: float32 logits minus their row's maximum, so <= 0 and never NaN.
+        block_max_RC: maxima of the blocks of `x_RW`.
+        floor_R: float64.
+        most: entries kept at most, the largest first.
+        block: entries per block.
+
+    Returns:
+        Head with as many slots as the fullest row needs.
+    """
+    # The largest entry has x = 0: a lower floor lets it in, and whatever ties with it is dropped again below.
+    reached_R1 = floor_R.clamp(max=0.0)[:, None]
+    rows_M, blocks_M = (block_max_RC >= reached_R1).nonzero(as_tuple=True)
+    inside_MB = take_blocks(x_RW, rows_M, blocks_M, block)
+    hits_E, cells_E = (inside_MB >= reached_R1[rows_M]).nonzero(as_tuple=True)
+    rows_E, ids_E = rows_M[hits_E], blocks_M[hits_E] * block + cells_E
+    by_size_E = _order_key(inside_MB[hits_E, cells_E], ids_E).argsort()
+    order_E = by_size_E[rows_E[by_size_E].argsort(stable=True)]
+    rows_E, ids_E = rows_E[order_E], ids_E[order_E]
+    counts_R = torch.bincount(rows_E, minlength=len(floor_R))
+    slots_E = torch.arange(len(rows_E), device=x_RW.device) - (counts_R.cumsum(0) - counts_R)[rows_E]
+    counts_R = counts_R.clamp(max=most).masked_fill(floor_R > 0, 1)
+    slots = int(counts_R.amax())
+    kept_E = slots_E < slots
+    ids_RK = torch.zeros((len(floor_R), slots), dtype=torch.int64, device=x_RW.device)
+    ids_RK[rows_E[kept_E], slots_E[kept_E]] = ids_E[kept_E]
+    return Head(ids_RK, torch.arange(slots, device=x_RW.device) < counts_R[:, None])
+
+
+def largest(x_RW: torch.Tensor, block_max_RC: torch.Tensor, k: int, block: int) -> Head:
     """The k largest entries of each row, descending, equal ones by ascending id.
 
     Exact: the k largest entries lie in the k blocks with the largest maxima. Ties are ordered by id because a float's
@@ -30,30 +66,28 @@ def largest(x_RW: torch.Tensor, block_max_RC: torch.Tensor, k: int, block: int, 
     Args:
         x_RW: float32 logits minus their row's maximum, so <= 0 and never NaN.
         block_max_RC: maxima of the blocks of `x_RW`.
-        k: how many entries.
+        k: how many entries, at most the vocabulary.
         block: entries per block.
-        floor_R: float64; entries below are no candidates (the largest always is). None: all are.
 
     Returns:
-        Head with k slots (fewer where no row has that many candidates).
+        Head with k slots, all taken.
     """
-    rows, blocks = block_max_RC.shape
+    blocks = block_max_RC.shape[1]
     wanted = min(k, blocks)
-    if floor_R is not None:
-        # Only blocks whose maximum reaches the floor can hold candidates: usually two or three.
-        wanted = min(wanted, max(1, int((block_max_RC >= floor_R[:, None]).sum(-1).amax())))
     best_Rb = _order_key(block_max_RC, torch.arange(blocks, device=x_RW.device)).topk(wanted, largest=False).values
-    block_ids_Rb = best_Rb & ((1 << _ID_BITS) - 1)
-    row_index = torch.arange(rows, device=x_RW.device)[:, None].expand(-1, wanted)
-    candidates_RbB = take_blocks(x_RW, row_index.reshape(-1), block_ids_Rb.view(-1), block).view(rows, wanted, block)
-    ids_RbB = block_ids_Rb[:, :, None] * block + torch.arange(block, device=x_RW.device)
-    keys = _order_key(candidates_RbB, ids_RbB).view(rows, -1)
-    ids_Rk = keys.topk(min(k, keys.shape[1]), largest=False).values & ((1 << _ID_BITS) - 1)
-    if floor_R is None:
-        return Head(ids_Rk, torch.ones_like(ids_Rk, dtype=torch.bool))
-    valid_Rk = x_RW.gather(1, ids_Rk) >= floor_R[:, None]
-    valid_Rk[:, 0] = True
-    return Head(ids_Rk, valid_Rk)
+    block_ids_Rb = best_Rb & _ID_MASK
+    row_index_R1 = torch.arange(len(x_RW), device=x_RW.device)[:, None]
+    parts = []
+    step = max(1, WORKING_SET // (wanted * block))
+    for run in (slice(start, start + step) for start in range(0, len(x_RW), step)):
+        ids_Sb = block_ids_Rb[run]
+        rows_Sb = row_index_R1[run].expand_as(ids_Sb)
+        candidates_SbB = take_blocks(x_RW, rows_Sb.reshape(-1), ids_Sb.reshape(-1), block).view(*ids_Sb.shape, block)
+        ids_SbB = ids_Sb[:, :, None] * block + torch.arange(block, device=x_RW.device)
+        keys_SE = _order_key(candidates_SbB, ids_SbB).view(len(ids_Sb), -1)
+        parts.append(keys_SE.topk(k, largest=False).values & _ID_MASK)
+    ids_Rk = torch.cat(parts)
+    return Head(ids_Rk, torch.ones_like(ids_Rk, dtype=torch.bool))
 
 
 def add_required(head: Head, next_ids_R: torch.Tensor, pinned_ids: torch.Tensor) -> Head:

@@ -16,7 +16,7 @@ from logitcask_schemas.errors import ModelError
 from logitcask_services.capture.blocks import clear_entries
 from logitcask_services.capture.columns import RecordColumns
 from logitcask_services.capture.draws import tail_draws
-from logitcask_services.capture.head import Head, add_required, largest
+from logitcask_services.capture.head import Head, add_required, largest, reaching
 from logitcask_services.capture.passes import Scanned, VocabularyPasses
 from logitcask_services.capture.philox import position_uniforms
 
@@ -118,12 +118,10 @@ class RecordCapture(torch.nn.Module):
         """The part of the head that the mode picks by probability."""
         spec, x_RW, block = self.spec, scanned.x_RW, self._passes.block
         if spec.mode == "threshold":
-            # At most 1 / tau entries can reach tau.
-            most = min(spec.head_max, math.floor(1 / spec.tau) + 1, self.vocab_size)
             floor_R = scanned.sums_RC.sum(-1).log() + math.log(spec.tau)
-            return largest(x_RW, scanned.block_max_RC, most, block, floor_R)
+            return reaching(x_RW, scanned.block_max_RC, floor_R, spec.head_max, block)
         if spec.mode == "topk":
-            return largest(x_RW, scanned.block_max_RC, min(spec.k, self.vocab_size), block, None)
+            return largest(x_RW, scanned.block_max_RC, min(spec.k, self.vocab_size), block)
         empty = torch.empty((len(scanned.block_max_RC), 0), dtype=torch.int64, device=x_RW.device)
         return Head(empty, empty.to(torch.bool))
 

@@ -18,9 +18,11 @@ from vllm.tasks import PoolingTask
 from logitcask_services.capture import RecordCapture, RecordColumns, pack_wire
 from logitcask_services.engines.vllm_request import TASK, parse_spec, read_request
 
-LOGIT_BYTES = 128 * 2**20
-"""Bound on one chunk of float32 logits. At least `_FEWEST_ROWS` rows are computed at a time whatever their width."""
-_FEWEST_ROWS = 64
+LOGIT_BYTES = {"cpu": 48 * 2**20}
+"""Bound on one chunk of float32 logits per device type; on a CPU small, so that capture finds it half in the cache."""
+_LOGIT_BYTES_DEVICE = 256 * 2**20
+_FEWEST_ROWS = 128
+"""Rows computed at a time at least, whatever their width: below, the head's matrix product loses speed."""
 _KEPT_CAPTURES = 4
 
 
@@ -120,7 +122,7 @@ class CapturePooler(Pooler):
         parts = []
         first = 0
         while first < len(rows_R):
-            some = slice(first, first + self._chunk_rows())
+            some = slice(first, first + self._chunk_rows(device))
             # The capture may write over these logits: they are this call's own.
             logits = self._compute_logits(hidden_SD.index_select(0, rows_R[some]))
             if logits is None:
@@ -130,9 +132,11 @@ class CapturePooler(Pooler):
             first = some.stop
         return RecordColumns.join(parts)
 
-    def _chunk_rows(self) -> int:
+    def _chunk_rows(self, device: torch.device) -> int:
         """Rows of logits within the bound; few until the first logits have told the vocabulary's width."""
-        return max(_FEWEST_ROWS, LOGIT_BYTES // (4 * self._vocab_size)) if self._vocab_size else _FEWEST_ROWS
+        if not self._vocab_size:
+            return _FEWEST_ROWS
+        return max(_FEWEST_ROWS, LOGIT_BYTES.get(device.type, _LOGIT_BYTES_DEVICE) // (4 * self._vocab_size))
 
     def _capture_for(self, spec_json: str, logits_RV: torch.Tensor) -> RecordCapture:
         """The capture module of a spec, kept for the next step."""

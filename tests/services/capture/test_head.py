@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logitcask_services.capture.blocks import as_blocks
-from logitcask_services.capture.head import Head, add_required, largest
+from logitcask_services.capture.head import Head, add_required, largest, reaching
 
 
 def sorted_ids(row):
@@ -31,24 +31,26 @@ def test_largest_equals_a_full_stable_sort(seed, blocks, k, grid, masked):
     x = x - x.max(-1, keepdims=True)
     tensor = torch.from_numpy(x.astype(np.float32))
     k = min(k, width)
-    head = largest(tensor, as_blocks(tensor, 32).amax(-1), k, 32, None)
+    head = largest(tensor, as_blocks(tensor, 32).amax(-1), k, 32)
     for row, ids in zip(x, head.ids_RK.numpy(), strict=True):
         assert ids.tolist() == sorted_ids(row)[:k].tolist()
-    floor = torch.full((5,), -1.5, dtype=torch.float64)
-    head = largest(tensor, as_blocks(tensor, 32).amax(-1), k, 32, floor)
-    for row, ids, valid in zip(x, head.ids_RK.numpy(), head.valid_RK.numpy(), strict=True):
+    floors = generator.choice([-3.0, -1.5, 0.0, 1.0], 5)
+    head = reaching(tensor, as_blocks(tensor, 32).amax(-1), torch.from_numpy(floors), k, 32)
+    for row, floor, ids, valid in zip(x, floors, head.ids_RK.numpy(), head.valid_RK.numpy(), strict=True):
         order = sorted_ids(row)[:k]
-        assert ids[valid].tolist() == order[row[order] >= -1.5].tolist()
+        assert ids[valid].tolist() == (order[row[order] >= floor].tolist() or order[:1].tolist())
 
 
 def test_minus_zero_ties_with_zero():
     x = torch.tensor([[-0.0, 0.0, -1.0, 0.0]])
-    assert largest(x, x.amax(-1, keepdim=True), 3, 4, None).ids_RK.tolist() == [[0, 1, 3]]
+    assert largest(x, x.amax(-1, keepdim=True), 3, 4).ids_RK.tolist() == [[0, 1, 3]]
+    floor = torch.tensor([-0.5], dtype=torch.float64)
+    assert reaching(x, x.amax(-1, keepdim=True), floor, 9, 4).ids_RK.tolist() == [[0, 1, 3]]
 
 
-def test_the_largest_is_always_in():
+def test_the_largest_is_always_in_alone():
     x = torch.zeros((1, 64))
-    head = largest(x, as_blocks(x, 32).amax(-1), 4, 32, torch.tensor([5.0], dtype=torch.float64))
+    head = reaching(x, as_blocks(x, 32).amax(-1), torch.tensor([5.0], dtype=torch.float64), 4, 32)
     assert head.ids_RK[head.valid_RK].tolist() == [0]
 
 

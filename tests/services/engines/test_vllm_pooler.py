@@ -105,7 +105,7 @@ def test_any_schedule_gives_the_bytes_of_one_pass(head, seed, most):
 def test_logits_are_computed_in_bounded_chunks(head, monkeypatch):
     rows = []
     monkeypatch.setattr("logitcask_services.engines.vllm_pooler._FEWEST_ROWS", 8)
-    monkeypatch.setattr("logitcask_services.engines.vllm_pooler.LOGIT_BYTES", 4 * VOCAB * 10)
+    monkeypatch.setattr("logitcask_services.engines.vllm_pooler.LOGIT_BYTES", {"cpu": 4 * VOCAB * 10})
     pooler = CapturePooler(lambda hidden: rows.append(len(hidden)) or head(hidden))
     requests = [Request(1, 50, SPECS[0]), Request(2, 2, SPECS[0])]
     step(pooler, requests, [50, 2])
