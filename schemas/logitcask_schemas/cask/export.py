@@ -51,7 +51,8 @@ def open_source(place: str, *, cache: Path | None = None) -> Iterator[Cask]:
     with TemporaryDirectory(prefix="logitcask-import-") as temporary:
         cask = RemoteCask.open_url(place, cache=cache or Path(temporary))
         largest = max((entry.bytes for entry in cask.entries), default=1)
-        yield RemoteCask.open_url(place, cache=cache or Path(temporary), cache_bytes=2 * largest)
+        # Each shard is needed once: keep the one being copied and the one before it.
+        yield RemoteCask(cask.path, cask.manifest, cask.entries, cask.cache.limited(2 * largest))
 
 
 def target_of(place: str) -> ExportTarget:

@@ -33,7 +33,7 @@ from logitcask_schemas.cask.layout import ENTRY_SUFFIX, INDEX_NAME, LOCK_NAME, M
 from logitcask_schemas.cask.lock import writers_lock
 from logitcask_schemas.cask.remote_store import RemoteStore
 from logitcask_schemas.cask.sweep import sweep
-from logitcask_schemas.errors import CaskError, CaskNotFoundError
+from logitcask_schemas.errors import CaskError, CaskNotFoundError, CaskWriteError
 from logitcask_schemas.manifest import CaskManifest, ShardEntry
 
 WriteShard = Callable[[BinaryIO], ShardEntry]
@@ -83,8 +83,11 @@ class LocalTarget:
             strange = [one.name for one in self.path.iterdir() if one.name not in ours and TEMP_PREFIX not in one.name]
             if strange:
                 raise CaskError(f"{self.path}: holds {strange[0]!r} and is no cask. Name an empty or new folder.")
-        (self.path / SHARDS_NAME).mkdir(parents=True, exist_ok=True)
-        self._files.sync_directory(self.path)
+        try:
+            (self.path / SHARDS_NAME).mkdir(parents=True, exist_ok=True)
+            self._files.sync_directory(self.path)
+        except OSError as error:
+            raise CaskWriteError(f"{self.path}: cannot make the folder: {error.strerror}", error.errno) from error
         self._held.enter_context(writers_lock(self.path, holder=uuid.uuid4().hex, timeout_seconds=self._timeout))
         return self
 
@@ -162,8 +165,16 @@ class RemoteTarget:
         assert self._staging is not None, "use the target as a context manager"
         staged = Path(self._staging.name) / "shard"
         try:
-            with staged.open("wb") as file:
-                entry = write(file)
+            try:
+                with staged.open("wb") as file:
+                    entry = write(file)
+            except OSError as error:
+                if isinstance(error, CaskError):
+                    raise
+                raise CaskWriteError(
+                    f"{staged}: could not make the shard there: {error.strerror}. Free some space, or set TMPDIR.",
+                    error.errno,
+                ) from error
             self._store.upload(staged, f"{SHARDS_NAME}/{entry.name}{carrier.suffix}")
         finally:
             staged.unlink(missing_ok=True)

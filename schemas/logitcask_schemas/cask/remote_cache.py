@@ -41,6 +41,10 @@ class ShardCache:
         for name in (SHARDS_NAME, _LOCKS_NAME):
             (folder / name).mkdir(parents=True, exist_ok=True)
 
+    def limited(self, max_bytes: int) -> "ShardCache":
+        """The same cache with another limit."""
+        return ShardCache(self.folder, self.store, max_bytes)
+
     def fetch(self, entry: ShardEntry) -> Path:
         """The local copy of a shard, downloaded where it is not there yet.
 

@@ -35,7 +35,7 @@ class RemoteCask(Cask):
     def __init__(self, path: Path, manifest: CaskManifest, entries: list[ShardEntry], cache: ShardCache) -> None:
         """Use `open_url`."""
         super().__init__(path, manifest, entries)
-        self._cache = cache
+        self.cache = cache
 
     @classmethod
     def open_url(
@@ -81,25 +81,25 @@ class RemoteCask(Cask):
         entry = self.entries[number]
         self._let_go(entry.bytes)
         for _ in range(_ATTEMPTS - 1):
-            self._cache.fetch(entry)
+            self.cache.fetch(entry)
             try:
                 return super().shard(number)
             except CaskNotFoundError:
                 continue
-        self._cache.fetch(entry)
+        self.cache.fetch(entry)
         return super().shard(number)
 
     def _let_go(self, wanted: int) -> None:
         """Unmap what was opened first until `wanted` more bytes are within the cache's limit."""
         mapped = sum(self.entries[number].bytes for number in self._open)
         for number in list(self._open):
-            if mapped + wanted <= self._cache.max_bytes:
+            if mapped + wanted <= self.cache.max_bytes:
                 return
             self._open.pop(number, None)
             mapped -= self.entries[number].bytes
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "store": self._cache.store, "max_bytes": self._cache.max_bytes}
+        return {**super().__getstate__(), "store": self.cache.store, "max_bytes": self.cache.max_bytes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         cache = ShardCache(state["path"], state["store"], state["max_bytes"])
