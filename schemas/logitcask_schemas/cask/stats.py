@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from logitcask_schemas.cask.arrow_carrier import ArrowCarrier
 from logitcask_schemas.cask.reader import Cask
 
 
@@ -21,7 +22,8 @@ class CaskStats:
     head_entries_per_position: float
     tail_draws_per_position: float
     column_bytes_per_token: dict[str, float]
-    """Per column, values only; `overhead` is the rest: offsets, ids, checksums, file headers."""
+    """Per column, values only, before compression; `overhead` is the rest: offsets, ids, checksums, file headers.
+    Where a carrier compresses, the rest is `overhead - compression`, mostly negative."""
 
 
 def cask_stats(cask: Cask) -> CaskStats:
@@ -34,7 +36,8 @@ def cask_stats(cask: Cask) -> CaskStats:
     }
     tokens, positions = max(units["token"], 1), max(units["position"], 1)
     columns = {column.name: units[column.level] * column.bytes_per_unit for column in cask.layout.columns}
-    columns["overhead"] = cask.num_bytes - sum(columns.values())
+    rest = "overhead" if all(entry.carrier == ArrowCarrier.name for entry in cask.entries) else "overhead - compression"
+    columns[rest] = cask.num_bytes - sum(columns.values())
     return CaskStats(
         shards=len(cask.entries),
         documents=len(cask),

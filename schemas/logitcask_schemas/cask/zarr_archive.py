@@ -21,7 +21,7 @@ _LOCAL_HEADER: Final = struct.Struct("<4s22xHH")
 _MAX_MEMBERS: Final = 1024
 
 
-def pack(members: Mapping[str, bytes]) -> bytes:
+def pack(members: Mapping[str, bytes]) -> memoryview:
     """The archive with these members, in this order."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
@@ -30,7 +30,7 @@ def pack(members: Mapping[str, bytes]) -> bytes:
             info.create_system = _UNIX
             info.external_attr = 0o100644 << 16
             archive.writestr(info, content)
-    return buffer.getvalue()
+    return buffer.getbuffer()
 
 
 def unpack(path: Path) -> dict[str, memoryview]:
