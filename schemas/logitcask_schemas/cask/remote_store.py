@@ -95,7 +95,7 @@ class RemoteStore:
                 system, root = fsspec.url_to_fs(self.url, skip_instance_cache=True, **self._options)
             except ImportError as error:
                 missing = error.name or getattr(error.__cause__, "name", None) or str(error)
-                raise MissingExtraError(f"cask {self.url}", "remote", missing) from error
+                raise MissingExtraError("cask", "remote", missing) from error
             except ValueError as error:
                 raise CaskError(f"{self.url}: not an address of an object store: {error}") from error
             self._connected = os.getpid(), system, str(root).rstrip("/")
