@@ -45,7 +45,7 @@ class Environment:
 
     def pip(self, *arguments: str, check: bool = True) -> bool:
         """Run pip; True when it succeeded."""
-        command = [str(self.python), "-m", "pip", *arguments, "--disable-pip-version-check", "--quiet"]
+        command = [str(self.python), "-m", "pip", *arguments, "--disable-pip-version-check", "--quiet", "--quiet"]
         print("  pip", *arguments, flush=True)
         return subprocess.run(command, cwd=ROOT, check=check).returncode == 0
 
