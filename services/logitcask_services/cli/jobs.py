@@ -18,7 +18,7 @@ from logitcask_services.cli.connection import (
     summarise,
 )
 
-app = typer.Typer(help="List, follow and cancel a service's extractions.", no_args_is_help=True)
+app = typer.Typer(help="List, follow and cancel a service's extractions.", no_args_is_help=True, add_completion=False)
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the extraction.")]
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from logitcask_services.jobs.teacher import Teacher
     from logitcask_services.settings import ServiceSettings
 
-app = typer.Typer(help="Run the teacher service.")
+app = typer.Typer(help="Run the teacher service.", add_completion=False)
 
 
 @app.command()

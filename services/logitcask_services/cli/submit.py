@@ -18,7 +18,7 @@ from logitcask_services.cli.connection import (
     summarise,
 )
 
-app = typer.Typer(help="Send a corpus to a service and start its extraction.")
+app = typer.Typer(help="Send a corpus to a service and start its extraction.", add_completion=False)
 
 
 @app.command()
@@ -37,12 +37,13 @@ def submit(
         list[float] | None, typer.Option(help="Also store log Z at this temperature; may be repeated.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the draws.")] = None,
-    codec: Annotated[str | None, typer.Option(help="f16 (default) or f32.")] = None,
+    codec: Annotated[str | None, typer.Option(help="f16 (default), f32 or u8.")] = None,
     tail_logprobs: Annotated[
         bool, typer.Option("--tail-logprobs", help="Also store log-probabilities of draws.")
     ] = False,
     max_length: Annotated[int | None, typer.Option(help="Most tokens of a document.")] = None,
     overflow: Annotated[str | None, typer.Option(help="Longer documents: truncate (default), split or skip.")] = None,
+    carrier: Annotated[str | None, typer.Option(help="Shards as arrow (default), zarr or parquet.")] = None,
     on_error: Annotated[str | None, typer.Option(help="Bad lines: skip (default) or fail.")] = None,
     metadata: Annotated[list[str] | None, typer.Option(help="key=value to keep with it; may be repeated.")] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="Submitting again with it does nothing.")] = None,
@@ -65,7 +66,7 @@ def submit(
         "logprob_codec": codec,
         "tail_logprobs": tail_logprobs or None,
     }
-    options = {"max_length": max_length, "overflow": overflow, "on_error": on_error}
+    options = {"max_length": max_length, "overflow": overflow, "carrier": carrier, "on_error": on_error}
     request: dict[str, Any] = {
         "cask": cask,
         "capture": {name: value for name, value in capture.items() if value is not None},

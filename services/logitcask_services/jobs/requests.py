@@ -7,6 +7,7 @@ from logitcask_schemas.errors import LogitcaskError
 from logitcask_services.corpora.overflow import Overflow
 
 OnError = Literal["skip", "fail"]
+CarrierName = Literal["arrow", "zarr", "parquet"]
 
 
 class NotFoundError(LogitcaskError, LookupError):
@@ -39,6 +40,7 @@ class ExtractionRequest:
     capture: dict[str, Any]
     max_length: int | None
     overflow: Overflow
+    carrier: CarrierName
     on_error: OnError
     metadata: dict[str, str]
 

@@ -105,7 +105,11 @@ class ExtractionRun:
 
     def _open_cask(self) -> CaskWriter:
         return CaskWriter.create(
-            self._cask_path, teacher=self._engine.identity, capture=self._spec, lock_timeout_seconds=LOCK_SECONDS
+            self._cask_path,
+            teacher=self._engine.identity,
+            capture=self._spec,
+            carrier=self._row.carrier,
+            lock_timeout_seconds=LOCK_SECONDS,
         )
 
     def _ends(self) -> bool:

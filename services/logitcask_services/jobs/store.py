@@ -58,6 +58,7 @@ class ExtractionStore:
                 capture=request.capture,
                 max_length=request.max_length,
                 overflow=request.overflow,
+                carrier=request.carrier,
                 on_error=request.on_error,
                 user_metadata=request.metadata,
                 status="validating",

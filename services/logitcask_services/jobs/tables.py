@@ -6,7 +6,7 @@ from sqlalchemy import JSON, ForeignKey, Index, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from logitcask_services.corpora.overflow import Overflow
-from logitcask_services.jobs.requests import OnError
+from logitcask_services.jobs.requests import CarrierName, OnError
 from logitcask_services.jobs.states import Status
 
 SCHEMA_VERSION = 1
@@ -20,6 +20,7 @@ class Base(DeclarativeBase):
         Status: Text,
         Overflow: Text,
         OnError: Text,
+        CarrierName: Text,
     }
 
 
@@ -50,6 +51,7 @@ class ExtractionRow(Base):
     capture: Mapped[dict[str, Any]]
     max_length: Mapped[int | None]
     overflow: Mapped[Overflow]
+    carrier: Mapped[CarrierName]
     on_error: Mapped[OnError]
     user_metadata: Mapped[dict[str, Any]]
 

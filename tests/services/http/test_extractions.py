@@ -2,6 +2,7 @@
 
 import pytest
 
+from logitcask_schemas.cask import Cask
 from logitcask_services.http.limits import MAX_JSON_BYTES
 
 
@@ -35,11 +36,21 @@ def test_the_answer(server, corpus):
     assert done["teacher"]["model"] == "fake-teacher"
 
 
+@pytest.mark.parametrize("carrier", ["arrow", "zarr", "parquet"])
+def test_the_carrier_of_the_shards(server, corpus, carrier, tmp_path):
+    job = server.finish(post(server, corpus, cask=carrier, carrier=carrier).json()["id"])
+    assert job["carrier"] == carrier
+    cask = Cask.open(tmp_path / "casks" / carrier)
+    assert {entry.carrier for entry in cask.entries} == {carrier}
+    assert len(cask) == 1
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "words"),
     [
         ({"cask": ""}, "cask", "match"),
         ({"overflow": "crop"}, "overflow", "truncate"),
+        ({"carrier": "csv"}, "carrier", "zarr"),
         ({"on_error": "ignore"}, "on_error", "skip"),
         ({"max_length": 3}, "max_length", "greater than or equal to 4"),
         ({"max_length": 65}, "max_length", "more than the teacher's context of 64 tokens"),

@@ -40,6 +40,7 @@ def request_of(database):
         capture={},
         max_length=None,
         overflow="truncate",
+        carrier="arrow",
         on_error="skip",
         metadata={},
     )

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_services.corpora.overflow import MIN_LENGTH, Overflow
-from logitcask_services.jobs.requests import OnError
+from logitcask_services.jobs.requests import CarrierName, OnError
 from logitcask_services.jobs.states import Status
 from logitcask_services.jobs.tables import EventRow, LineErrorRow
 from logitcask_services.layout import CASK_NAME
@@ -28,6 +28,9 @@ class ExtractionCreate(BaseModel):
         int | None, Field(ge=MIN_LENGTH, description="Most tokens of a document; default: the teacher's context.")
     ] = None
     overflow: Annotated[Overflow, Field(description="What becomes of longer documents.")] = "truncate"
+    carrier: Annotated[
+        CarrierName, Field(description="File format of the shards: `arrow` to train from, `zarr` or `parquet` to ship.")
+    ] = "arrow"
     on_error: Annotated[
         OnError, Field(description="`skip` lists bad lines and goes on; `fail` ends the extraction at the first.")
     ] = "skip"
@@ -89,6 +92,7 @@ class Extraction(BaseModel):
     capture: CaptureSpec
     max_length: int | None
     overflow: Overflow
+    carrier: CarrierName
     on_error: OnError
     metadata: dict[str, str]
     created_at: int

@@ -57,6 +57,7 @@ def check(service: Service, request: ExtractionCreate) -> ExtractionRequest:
         capture=request.capture.model_dump(mode="json"),
         max_length=request.max_length,
         overflow=request.overflow,
+        carrier=request.carrier,
         on_error=request.on_error,
         metadata=dict(request.metadata),
     )
@@ -88,6 +89,7 @@ def present(service: Service, row: ExtractionRow) -> Extraction:
         capture=CaptureSpec.model_validate(row.capture),
         max_length=row.max_length,
         overflow=row.overflow,
+        carrier=row.carrier,
         on_error=row.on_error,
         metadata=row.user_metadata,
         created_at=int(row.timestamps["validating"]),
