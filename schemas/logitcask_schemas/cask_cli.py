@@ -1,21 +1,21 @@
-"""`logitcask cask`: list casks and shards, show documents, give figures, verify."""
+"""`logitcask cask`: list casks and shards, show documents, give figures; see `cask_care_cli` for the rest."""
 
 import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
+from logitcask_schemas.cask_care_cli import register as register_care
 from logitcask_schemas.cask_export_cli import register as register_export
 
 app = typer.Typer(help="Look into casks, prove what they hold.", no_args_is_help=True, add_completion=False)
 
-EXIT_PROBLEMS: Final = 3
 CaskArgument = Annotated[Path, typer.Argument(metavar="CASK", help="The cask's folder.", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 
@@ -112,53 +112,6 @@ def stats(cask: CaskArgument, as_json: JsonOption = False) -> None:
     return _print_table(("column", "bytes/token"), [[name, f"{value:.3f}"] for name, value in columns.items()])
 
 
-@app.command()
-def verify(
-    cask: CaskArgument,
-    max_duration: Annotated[
-        float | None, typer.Option(help="Stop after this many seconds; shards are then visited in random order.", min=0)
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Prove every byte of every shard; exit 3 when anything is damaged."""
-    import secrets
-
-    from logitcask_schemas.cask.reader import Cask
-    from logitcask_schemas.cask.verify import strangers, verify_shards
-
-    opened = Cask.open(cask)
-    unclaimed = strangers(opened)
-    reports = []
-    with _byte_progress() as progress:
-        task = progress.add_task("verifying", total=opened.num_bytes)
-        seed = None if max_duration is None else secrets.randbits(32)
-        for report in verify_shards(opened, max_seconds=max_duration, seed=seed):
-            reports.append(report)
-            progress.advance(task, report.entry.bytes)
-    problems = [problem for report in reports for problem in report.problems]
-    lost = [identity for report in reports for identity in report.lost_documents]
-    result = {
-        "shards": len(opened.entries),
-        "verified": len(reports),
-        "bytes": sum(report.entry.bytes for report in reports),
-        "problems": problems,
-        "damaged_shards": [report.entry.name for report in reports if report.problems],
-        "lost_documents": lost,
-        "strangers": unclaimed,
-    }
-    if as_json:
-        _print_json(result)
-    else:
-        for problem in problems:
-            print(problem)
-        for name in unclaimed:
-            print(f"note: shards/{name} belongs to no entry (an unfinished publication, or not the cask's)")
-        state = f"{len(problems)} problems, {len(lost)} documents lost" if problems else "sound"
-        print(f"{len(reports)} of {len(opened.entries)} shards verified: {state}")
-    if problems:
-        raise typer.Exit(EXIT_PROBLEMS)
-
-
 def _text_of_ids(folder: Path, expected: str) -> Any:
     """A function from ids to texts, after proving that the folder's tokenizer is the cask's."""
     try:
@@ -209,3 +162,4 @@ def _byte_progress() -> Progress:
 
 
 register_export(app)
+register_care(app)

@@ -20,8 +20,18 @@ class Operation:
     data: bytes = b""
 
 
-class RecordingFiles(LocalFiles):
-    """Does everything for real and writes it down."""
+class UnsyncedFiles(LocalFiles):
+    """Waits for no disk: crashes are simulated here, so nothing needs to survive a real one."""
+
+    def sync_file(self, file: BinaryIO) -> None:
+        file.flush()
+
+    def sync_directory(self, path: Path) -> None:
+        assert path.is_dir()
+
+
+class RecordingFiles(UnsyncedFiles):
+    """Does everything but waiting for the disk, and writes it down."""
 
     def __init__(self) -> None:
         self.operations: list[Operation] = []
@@ -37,6 +47,10 @@ class RecordingFiles(LocalFiles):
     def rename(self, source: Path, target: Path) -> None:
         super().rename(source, target)
         self.operations.append(Operation("rename", source, target))
+
+    def link(self, source: Path, target: Path) -> None:
+        super().link(source, target)
+        self.operations.append(Operation("link", source, target))
 
     def sync_directory(self, path: Path) -> None:
         super().sync_directory(path)
@@ -102,7 +116,7 @@ def crash(
     pending: list[tuple[Operation, Inode | None]] = []
 
     def apply(disk: dict[Path, Inode], operation: Operation, inode: Inode | None) -> None:
-        if operation.kind != "create":
+        if operation.kind not in ("create", "link"):
             disk.pop(operation.path, None)
         if inode is not None:
             disk[operation.target or operation.path] = inode
@@ -111,12 +125,12 @@ def crash(
     for operation in operations:
         if operation.kind == "create":
             inode: Inode | None = Inode()
-        elif operation.kind == "rename":
+        elif operation.kind in ("rename", "link"):
             inode = names[operation.path]
         else:
             inode = None
         match operation.kind:
-            case "create" | "rename" | "unlink":
+            case "create" | "rename" | "link" | "unlink":
                 apply(names, operation, inode)
                 pending.append((operation, inode))
             case "write":
@@ -124,7 +138,7 @@ def crash(
             case "sync":
                 names[operation.path].synced = len(names[operation.path].content)
             case "sync directory":
-                covered = [item for item in pending if item[0].path.parent == operation.path]
+                covered = [item for item in pending if (item[0].target or item[0].path).parent == operation.path]
                 for change, moved in covered:
                     apply(durable, change, moved)
                 pending = [item for item in pending if item not in covered]
@@ -135,3 +149,60 @@ def crash(
         path: bytes(inode.content[: surviving_bytes(inode.synced, len(inode.content))])
         for path, inode in durable.items()
     }
+
+
+def put_state(folder: Path, files: dict[Path, bytes]) -> None:
+    """Make the folder hold these files and no others; folders stay, as none is ever removed."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.unlink()
+    for path, data in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+class FailingFiles(UnsyncedFiles):
+    """Fails at the n-th operation with the given error; `failed` names the operation."""
+
+    def __init__(self, n: int, code: int) -> None:
+        self.remaining, self.code, self.failed = n, code, ""
+
+    def step(self, kind: str) -> None:
+        self.remaining -= 1
+        if self.remaining == -1:
+            self.failed = kind
+            raise OSError(self.code, "injected")
+
+    def open_new(self, path: Path) -> BinaryIO:
+        self.step("open")
+        return FailingFile(super().open_new(path), path, self)  # type: ignore[return-value]
+
+    def sync_file(self, file: BinaryIO) -> None:
+        self.step("sync")
+        super().sync_file(file)
+
+    def rename(self, source: Path, target: Path) -> None:
+        self.step("rename")
+        super().rename(source, target)
+
+    def link(self, source: Path, target: Path) -> None:
+        self.step("link")
+        super().link(source, target)
+
+    def make_directory(self, path: Path) -> None:
+        self.step("make directory")
+        super().make_directory(path)
+
+    def sync_directory(self, path: Path) -> None:
+        self.step("sync directory")
+        super().sync_directory(path)
+
+
+class FailingFile(RecordingFile):
+    def __init__(self, file: BinaryIO, path: Path, files: FailingFiles) -> None:
+        super().__init__(file, path, [])
+        self._files = files
+
+    def write(self, data: Any) -> int:
+        self._files.step("write")
+        return super().write(data)

@@ -4,57 +4,16 @@ import errno
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import pytest
 from cask_samples import SPEC, make_documents, make_teacher
-from crash_model import RecordingFile
+from crash_model import FailingFiles
 
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.files import LocalFiles
 from logitcask_schemas.cask.verify import strangers, verify_shards
 from logitcask_schemas.errors import CaskWriteError
 
 OLD, NEW = make_documents([4, 9], 1), make_documents([6, 30], 2)
-
-
-class FailingFiles(LocalFiles):
-    """Fails at the n-th operation with the given error; `failed` names the operation."""
-
-    def __init__(self, n: int, code: int) -> None:
-        self.remaining, self.code, self.failed = n, code, ""
-
-    def step(self, kind: str) -> None:
-        self.remaining -= 1
-        if self.remaining == -1:
-            self.failed = kind
-            raise OSError(self.code, "injected")
-
-    def open_new(self, path: Path) -> BinaryIO:
-        self.step("open")
-        return FailingFile(super().open_new(path), path, self)  # type: ignore[return-value]
-
-    def sync_file(self, file: BinaryIO) -> None:
-        self.step("sync")
-        super().sync_file(file)
-
-    def rename(self, source: Path, target: Path) -> None:
-        self.step("rename")
-        super().rename(source, target)
-
-    def sync_directory(self, path: Path) -> None:
-        self.step("sync directory")
-        super().sync_directory(path)
-
-
-class FailingFile(RecordingFile):
-    def __init__(self, file: BinaryIO, path: Path, files: FailingFiles) -> None:
-        super().__init__(file, path, [])
-        self._files = files
-
-    def write(self, data: Any) -> int:
-        self._files.step("write")
-        return super().write(data)
 
 
 def publish_error(writer: CaskWriter) -> CaskWriteError | None:

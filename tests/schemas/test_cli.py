@@ -154,6 +154,41 @@ def test_cask_show(cask_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "entropy" in capsys.readouterr().out
 
 
+def test_verify_part_of_a_cask(cask_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert output_of(capsys, "verify", str(cask_path), "--sample", "0.01")["verified"] == 1
+    assert output_of(capsys, "verify", str(cask_path), "--sample", "0")["verified"] == 0
+    assert run("cask", "verify", str(cask_path), "--sample", "1.5") == 2
+
+
+def test_repair_lists_what_to_capture_again(cask_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert output_of(capsys, "repair", str(cask_path))["quarantine"] is None
+    document = make_documents([2, 3, 40], seed=1)[2]
+    for shard in (cask_path / "shards").glob("*.arrow"):
+        content = bytearray(shard.read_bytes())
+        if (at := content.find(document.records.head_ids_H.tobytes())) >= 0:
+            content[at] ^= 1
+            shard.write_bytes(bytes(content))
+    assert output_of(capsys, "verify", str(cask_path), code=3)["lost_documents"] == [document.id.hex()]
+    repaired = output_of(capsys, "repair", str(cask_path), code=3)
+    assert repaired["requeue"] == [document.id.hex()]
+    line = json.loads(Path(repaired["requeue_file"]).read_text())
+    assert line == {"custom_id": document.id.hex(), "input_ids": document.token_ids_L.tolist()}
+    assert output_of(capsys, "verify", str(cask_path))["problems"] == []
+    assert run("cask", "repair", str(cask_path)) == 0
+    assert "nothing to repair" in capsys.readouterr().out
+
+
+def test_merge_and_split(cask_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    into = str(tmp_path / "a"), str(tmp_path / "b")
+    split = output_of(capsys, "split", str(cask_path), "--fraction", "0.5", "--into", *into)
+    assert sum(counts["added"] for counts in split["casks"].values()) == 8
+    merged = output_of(capsys, "merge", str(tmp_path / "back"), *into)
+    assert (merged["documents"], merged["duplicates"]) == (8, 0)
+    assert run("cask", "split", str(cask_path), "--fraction", "2", "--into", *into) == 1
+    assert run("cask", "merge", str(cask_path), str(cask_path)) == 1
+    assert run("cask", "split", str(cask_path)) == 2
+
+
 def test_verify_exits_3_on_damage(cask_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shard = next((cask_path / "shards").glob("*.arrow"))
     content = bytearray(shard.read_bytes())

@@ -159,6 +159,15 @@ class DocumentTable:
 
     def find(self, document_id: bytes) -> int | None:
         """The number of a document by its 32-byte id, or None; a binary search in the mapped file."""
+        return next(self._numbers_of(document_id), None)
+
+    def shards_with(self, document_id: bytes) -> Iterator[str]:
+        """Names of the shards that hold a document, usually at most one."""
+        for number in self._numbers_of(document_id):
+            shard = int(np.searchsorted(self._starts, number, side="right")) - 1
+            yield self.names[shard * _NAME_BYTES : (shard + 1) * _NAME_BYTES].hex()
+
+    def _numbers_of(self, document_id: bytes) -> Iterator[int]:
         ids = self.ids
         order = self._array(self._sections.order, self._order_dtype)
         prefix = document_id[:8]
@@ -172,11 +181,10 @@ class DocumentTable:
         while low < self.num_documents:
             found = ids[order[low]].tobytes()
             if found == document_id:
-                return int(order[low])
+                yield int(order[low])
             if found[:8] != prefix:
-                return None
+                return
             low += 1
-        return None
 
     def verify(self) -> None:
         """Prove every byte, again; CaskCorruptionError says which part is damaged."""

@@ -6,6 +6,7 @@ crash at any instant the target is absent, old or new, never half of it.
 
 import errno
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ from logitcask_schemas.cask.layout import TEMP_PREFIX
 from logitcask_schemas.errors import CaskWriteError
 
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
+_NO_LINK: Final = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS}
+"""Another file system, one without hard links, or too many links already."""
+_BLOCK: Final = 1 << 20
 
 
 class FileOperations(Protocol):
@@ -35,6 +39,14 @@ class FileOperations(Protocol):
 
     def sync_directory(self, path: Path) -> None:
         """Return when the directory's names are on stable storage."""
+        ...
+
+    def link(self, source: Path, target: Path) -> None:
+        """Give a file another name, on the same file system; the target must not exist."""
+        ...
+
+    def make_directory(self, path: Path) -> None:
+        """Make a directory that may exist already; its parent does."""
         ...
 
     def unlink(self, path: Path) -> None:
@@ -67,6 +79,14 @@ class LocalFiles:
         finally:
             os.close(descriptor)
 
+    def link(self, source: Path, target: Path) -> None:
+        """See `FileOperations.link`."""
+        os.link(source, target)
+
+    def make_directory(self, path: Path) -> None:
+        """See `FileOperations.make_directory`."""
+        path.mkdir(exist_ok=True)
+
     def unlink(self, path: Path) -> None:
         """See `FileOperations.unlink`."""
         path.unlink(missing_ok=True)
@@ -87,7 +107,7 @@ def publish_file(files: FileOperations, directory: Path, write: Callable[[Binary
         CaskWriteError: The file system refused; the temporary file is removed and the target is untouched.
     """
     temporary = directory / f"{TEMP_PREFIX}{uuid.uuid4().hex}"
-    with _clear_errors(directory):
+    with clear_errors(directory):
         try:
             with files.open_new(temporary) as file:
                 target = directory / write(file)
@@ -101,13 +121,43 @@ def publish_file(files: FileOperations, directory: Path, write: Callable[[Binary
     return target
 
 
+def link_or_copy(files: FileOperations, source: Path, directory: Path, name: str, *, link: bool = True) -> bool:
+    """Give a file a second name in another directory, durably; copy it where the file system has no links.
+
+    Returns:
+        Whether it was linked: then both names share their bytes on disk, which is safe since nothing changes in place.
+
+    Raises:
+        CaskWriteError: The file system refuses.
+        FileNotFoundError: There is no source.
+    """
+    if link:
+        with clear_errors(directory):
+            try:
+                files.link(source, directory / name)
+            except OSError as error:
+                if error.errno not in _NO_LINK:
+                    raise
+            else:
+                files.sync_directory(directory)
+                return True
+
+    def write(file: BinaryIO) -> str:
+        with source.open("rb") as content:
+            shutil.copyfileobj(content, file, _BLOCK)
+        return name
+
+    publish_file(files, directory, write)
+    return False
+
+
 @contextmanager
-def _clear_errors(directory: Path) -> Iterator[None]:
+def clear_errors(directory: Path) -> Iterator[None]:
     """Turn the operating system's errors into ones that say what happened to the cask and what to do."""
     try:
         yield
     except OSError as error:
-        if isinstance(error, CaskWriteError):
+        if isinstance(error, (CaskWriteError, FileNotFoundError)):
             raise
         cause = error.strerror or str(error)
         advice = "Free some space and publish again" if error.errno in _FULL else "Check the disk and publish again"

@@ -18,6 +18,7 @@ MANIFEST_NAME: Final = "cask.json"
 INDEX_NAME: Final = "index.json"
 LOCK_NAME: Final = "cask.lock"
 SHARDS_NAME: Final = "shards"
+QUARANTINE_NAME: Final = "quarantine"
 ENTRY_SUFFIX: Final = ".json"
 TEMP_PREFIX: Final = ".tmp-"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from logitcask_schemas.cask.carriers import CARRIERS
 from logitcask_schemas.cask.files import FileOperations
-from logitcask_schemas.cask.layout import SHARDS_NAME, TEMP_PREFIX
+from logitcask_schemas.cask.layout import QUARANTINE_NAME, SHARDS_NAME, TEMP_PREFIX
 
 
 def sweep(files: FileOperations, cask: Path, published: AbstractSet[str]) -> list[Path]:
@@ -24,7 +24,7 @@ def sweep(files: FileOperations, cask: Path, published: AbstractSet[str]) -> lis
     """
     suffixes = tuple(carrier.suffix for carrier in CARRIERS.values())
     removed = []
-    for directory in (cask, cask / SHARDS_NAME):
+    for directory in (cask, cask / SHARDS_NAME, *(cask / QUARANTINE_NAME).glob("*/")):
         for path in directory.iterdir():
             unpublished = (
                 directory.name == SHARDS_NAME

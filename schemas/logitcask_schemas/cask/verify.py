@@ -1,45 +1,67 @@
 """Proving a cask: every byte against its shard's SHA-256, every document against the format's rules."""
 
 import hashlib
-import os
 import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
-from logitcask_schemas.cask.carriers import CARRIERS
+import numpy as np
+
+from logitcask_schemas.cask.document_table import DocumentTable
 from logitcask_schemas.cask.index import entry_names, read_entry
-from logitcask_schemas.cask.layout import SHARDS_NAME
 from logitcask_schemas.cask.opening import open_shard
 from logitcask_schemas.cask.reader import Cask
 from logitcask_schemas.cask.shard import Shard
-from logitcask_schemas.errors import CaskError, InvalidRecordError
+from logitcask_schemas.cask.survey import files_of_no_shard
+from logitcask_schemas.errors import CaskCorruptionError, CaskError, InvalidRecordError
 from logitcask_schemas.manifest import ShardEntry
 from logitcask_schemas.records import document_id
 
 _BLOCK: Final = 1 << 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class ShardReport:
     """What `verify` found about one shard."""
 
     entry: ShardEntry
-    problems: list[str] = field(default_factory=list)
+    shard_problems: list[str] = field(default_factory=list)
     """One sentence each; empty for a sound shard."""
+    entry_problems: list[str] = field(default_factory=list)
+    """About what is written of the shard elsewhere; the shard itself may be sound."""
     lost_documents: list[str] = field(default_factory=list)
-    """Ids (hex) of documents that cannot be trusted, as far as they can still be named."""
+    """Ids (hex) of documents that cannot be trusted, as far as they can be named."""
+    unnamed_documents: int = 0
+    """Further documents, which neither shard nor table of documents names any more."""
+
+    @property
+    def problems(self) -> list[str]:
+        """All of them."""
+        return [*self.entry_problems, *self.shard_problems]
 
 
-def verify_shards(cask: Cask, *, max_seconds: float | None = None, seed: int | None = None) -> Iterator[ShardReport]:
+def verify_shards(
+    cask: Cask,
+    *,
+    table: DocumentTable | None = None,
+    fraction: float = 1.0,
+    max_seconds: float | None = None,
+    seed: int | None = None,
+) -> Iterator[ShardReport]:
     """Verify shard after shard.
 
+    A shard is proved whole or not at all, since only its SHA-256 covers every bit. Part of a cask is therefore a random
+    choice of shards; chosen anew each time, repeated parts cover the whole in the long run.
+
     Args:
-        cask: An open cask.
-        max_seconds: Stop before the first shard that would start after this time; None for all.
-        seed: Visit shards in this random order, so that time-limited runs cover all of them in the long run; None for
-            the order of the cask.
+        cask: Open, or from `survey`, which opens a damaged one.
+        table: Its table of documents, to name documents that cannot be read any more.
+        fraction: Stop as soon as shards of this part of the cask's bytes have been visited (at least one shard).
+        max_seconds: Stop before the first shard that would start after this time; None for no limit.
+        seed: Visit shards in this random order; None for the order of the cask.
 
     Yields:
         One report per visited shard.
@@ -48,65 +70,73 @@ def verify_shards(cask: Cask, *, max_seconds: float | None = None, seed: int | N
     if seed is not None:
         random.Random(seed).shuffle(order)
     deadline = None if max_seconds is None else time.monotonic() + max_seconds
+    visited, wanted = 0, fraction * cask.num_bytes
     for entry in order:
-        if deadline is not None and time.monotonic() >= deadline:
+        if visited >= wanted or (deadline is not None and time.monotonic() >= deadline):
             return
-        yield verify_shard(cask, entry)
+        yield verify_shard(cask, entry, table)
+        visited += entry.bytes
 
 
-def verify_shard(cask: Cask, entry: ShardEntry) -> ShardReport:
+def verify_shard(cask: Cask, entry: ShardEntry, table: DocumentTable | None = None) -> ShardReport:
     """Verify one shard completely: entry file, size, SHA-256, structure, then document by document."""
+    known_ids = table.shard(entry.name).ids if table is not None and entry.name in table else None
     report = ShardReport(entry=entry)
     try:
         if read_entry(cask.path, entry.name) != entry:
-            report.problems.append(f"shard {entry.name}: entry file and index disagree")
+            report.entry_problems.append(f"shard {entry.name}: entry file and index disagree")
     except FileNotFoundError:
-        report.problems.append(f"shard {entry.name}: its entry file is missing, only the index knows it")
+        report.entry_problems.append(f"shard {entry.name}: its entry file is missing, only the index knows it")
     except CaskError as error:
-        report.problems.append(str(error))
+        report.entry_problems.append(str(error))
     try:
         # Opened anew, not through the cask's cache: what is proved is the file as it is now.
         shard = open_shard(cask.path, entry, cask.layout)
-        if (found := _sha256(shard)) != entry.sha256:
-            report.problems.append(f"{shard.path}: SHA-256 should be {entry.sha256}, it is {found}")
+        if (found := sha256_of(shard.path)) != entry.sha256:
+            report.shard_problems.append(f"{shard.path}: SHA-256 should be {entry.sha256}, it is {found}")
     except CaskError as error:
-        report.problems.append(str(error))
+        report.shard_problems.append(str(error))
+        report.lost_documents += [] if known_ids is None else [identity.tobytes().hex() for identity in known_ids]
+        report.unnamed_documents = entry.documents - len(report.lost_documents)
         return report
     vocab_size = cask.manifest.teacher.vocab_size
     for row in range(shard.num_documents):
         try:
             shard.verify(row)
-            _require_valid(shard, row, vocab_size)
+            require_valid(shard, row, vocab_size)
         except (CaskError, InvalidRecordError) as error:
-            report.problems.append(str(error))
-            report.lost_documents.append(shard.document_ids[row].tobytes().hex())
+            report.shard_problems.append(str(error))
+            identity = shard.document_ids[row] if known_ids is None else known_ids[row]
+            report.lost_documents.append(identity.tobytes().hex())
+    if known_ids is not None and not report.shard_problems and not np.array_equal(known_ids, shard.document_ids):
+        report.entry_problems.append(f"shard {entry.name}: the table of documents lists other documents. Delete it.")
     return report
 
 
 def strangers(cask: Cask) -> list[str]:
     """Files among the shards that no entry names: unfinished publications, or not the cask's at all."""
-    known = {entry.name for entry in cask.entries} | set(entry_names(cask.path))
-    suffixes = {carrier.suffix for carrier in CARRIERS.values()} | {".json"}
-    with os.scandir(cask.path / SHARDS_NAME) as listing:
-        return sorted(
-            file.name
-            for file in listing
-            if file.name.partition(".")[0] not in known or f".{file.name.partition('.')[2]}" not in suffixes
-        )
+    return files_of_no_shard(cask.path, {*(entry.name for entry in cask.entries), *entry_names(cask.path)})
 
 
-def _require_valid(shard: Shard, row: int, vocab_size: int) -> None:
+def require_valid(shard: Shard, row: int, vocab_size: int) -> None:
+    """Require of a document whose checksum is right that it obeys the format, and is the one it is stored as.
+
+    Raises:
+        CaskCorruptionError: Its token ids give another id.
+        InvalidRecordError: An invariant of the format is broken.
+    """
     document = shard.read(row)
     stored, computed = shard.document_ids[row].tobytes(), document_id(document.token_ids_L)
     where = f"{shard.path}: document {row} ({stored.hex()[:16]})"
     if stored != computed:
-        raise CaskError(f"{where}: its token ids give the id {computed.hex()}")
+        raise CaskCorruptionError(f"{where}: its token ids give the id {computed.hex()}")
     document.check(vocab_size, where=where)
 
 
-def _sha256(shard: Shard) -> str:
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file, read in blocks."""
     digest = hashlib.sha256()
-    with shard.path.open("rb") as file:
+    with path.open("rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()

@@ -7,30 +7,30 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Final, Literal, Self
+from typing import Final, Literal, Self
 
 import numpy as np
 
 from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask.arrow_carrier import ArrowCarrier
 from logitcask_schemas.cask.carrier import Carrier
-from logitcask_schemas.cask.carriers import carrier_named
+from logitcask_schemas.cask.carriers import carrier_named, carrier_of
 from logitcask_schemas.cask.columns import ShardColumns, assemble
 from logitcask_schemas.cask.document_index import DocumentIndex
 from logitcask_schemas.cask.document_table import DocumentTable, ShardDocuments, write_document_table
-from logitcask_schemas.cask.files import FileOperations, LocalFiles, publish_file
+from logitcask_schemas.cask.files import FileOperations, LocalFiles, link_or_copy
+from logitcask_schemas.cask.gather import gather_rows
 from logitcask_schemas.cask.index import (
     read_entries,
     read_manifest,
     require_identity,
-    write_entry,
     write_index,
     write_manifest,
 )
-from logitcask_schemas.cask.layout import ENTRY_SUFFIX, LOCK_NAME, MANIFEST_NAME, SHARDS_NAME, TEMP_PREFIX, RecordLayout
+from logitcask_schemas.cask.layout import LOCK_NAME, MANIFEST_NAME, SHARDS_NAME, TEMP_PREFIX, RecordLayout
 from logitcask_schemas.cask.lock import writers_lock
 from logitcask_schemas.cask.opening import open_shard, require_shards
-from logitcask_schemas.cask.shard_writing import write_shard
+from logitcask_schemas.cask.publication import publish_entry, publish_shard
 from logitcask_schemas.cask.sweep import sweep
 from logitcask_schemas.errors import CaskError, CaskWriteError
 from logitcask_schemas.identity import TeacherIdentity
@@ -176,11 +176,60 @@ class CaskWriter:
                     raise CaskError(f"{self.path}: document {identity.hex()[:16]} is already stored or given twice")
             if not fresh:
                 return None
-            columns = assemble(list(fresh.values()), list(fresh), self._layout)
-            entry = self._write_shard(columns)
-            self._write_entry(entry)
-            self._note(entry, columns)
-        return entry
+            return self._store(assemble(list(fresh.values()), list(fresh), self._layout))
+
+    def publish_columns(self, columns: ShardColumns) -> ShardEntry | None:
+        """Store documents that come from another shard of the same identity and capture spec, as they are stored there.
+
+        Args:
+            columns: Proved documents (see `Shard.verify`) in this cask's layout; those that it has are left out.
+
+        Returns, Raises:
+            As `publish`.
+        """
+        with self._refreshed():
+            self._compact_when_due()
+            fresh: dict[bytes, int] = {}
+            for row, identity in enumerate(columns.document_ids):
+                if not self.has(identity.tobytes()):
+                    fresh.setdefault(identity.tobytes(), row)
+            if not fresh:
+                return None
+            whole = len(fresh) == len(columns.document_ids)
+            rows = [(columns, row) for row in fresh.values()]
+            return self._store(columns if whole else gather_rows(rows, self._layout))
+
+    def adopt(self, entry: ShardEntry, path: Path, documents: ShardDocuments, *, link: bool = True) -> bool:
+        """Make a whole shard of another cask of the same identity part of this one, under its own name.
+
+        Args:
+            entry: The shard's.
+            path: Its file, which is the caller's to have proved.
+            documents: What it holds; none of them is stored here yet.
+            link: Share the file where the file system can, instead of copying it.
+
+        Returns:
+            Whether the file is shared.
+
+        Raises:
+            CaskError: A document is already stored.
+            CaskCorruptionError: The shard is another identity's.
+            CaskWriteError, CaskLockedError: As `publish`.
+        """
+        require_identity(self.path, [entry], self.manifest)
+        carrier = carrier_of(entry)
+        name = entry.name + carrier.suffix
+        with self._refreshed():
+            self._compact_when_due()
+            for identity in documents.ids:
+                if self.has(identity.tobytes()):
+                    raise CaskError(f"{self.path}: document {identity.tobytes().hex()[:16]} is already stored")
+            # What has this name without an entry is the leftover of a writer that died.
+            self._files.unlink(self.path / SHARDS_NAME / name)
+            linked = link_or_copy(self._files, path, self.path / SHARDS_NAME, name, link=link)
+            publish_entry(self._files, self.path, entry, carrier)
+            self._note(entry, ShardDocuments(ids=documents.ids.copy(), lengths=documents.lengths.astype(np.uint32)))
+        return linked
 
     def close(self) -> None:
         """Fold all entries into the index and the table of documents, so that opening reads two files.
@@ -213,25 +262,12 @@ class CaskWriter:
         document.check(self.manifest.teacher.vocab_size, where=f"document {identity.hex()[:16]}")
         return identity
 
-    def _write_shard(self, columns: ShardColumns) -> ShardEntry:
-        entries: list[ShardEntry] = []
-
-        def write(file: BinaryIO) -> str:
-            entries.append(write_shard(self._carrier, columns, self._layout, self._identity, file))
-            return entries[0].name + self._carrier.suffix
-
-        publish_file(self._files, self.path / SHARDS_NAME, write)
-        return entries[0]
-
-    def _write_entry(self, entry: ShardEntry) -> None:
-        try:
-            write_entry(self._files, self.path, entry)
-        except CaskWriteError:
-            # Give the space back, unless the entry got its name and only its durability is in doubt.
-            shards = self.path / SHARDS_NAME
-            if not (shards / (entry.name + ENTRY_SUFFIX)).exists():
-                self._files.unlink(shards / (entry.name + self._carrier.suffix))
-            raise
+    def _store(self, columns: ShardColumns) -> ShardEntry:
+        """Publish a shard of documents that are not stored yet; call with the lock held."""
+        entry = publish_shard(self._files, self.path, self._carrier, columns, self._layout, self._identity)
+        lengths = np.diff(columns.offsets["token"]).astype(np.uint32)
+        self._note(entry, ShardDocuments(ids=columns.document_ids, lengths=lengths))
+        return entry
 
     def _refresh(self) -> None:
         """Read the entries that others published since; call with the lock held."""
@@ -257,10 +293,9 @@ class CaskWriter:
         documents = open_shard(self.path, entry, self._layout).documents
         return ShardDocuments(ids=documents.ids.copy(), lengths=documents.lengths.astype(np.uint32))
 
-    def _note(self, entry: ShardEntry, columns: ShardColumns) -> None:
+    def _note(self, entry: ShardEntry, documents: ShardDocuments) -> None:
         self._loose[entry.name] = entry
-        lengths = np.diff(columns.offsets["token"]).astype(np.uint32)
-        self._add_documents(entry.name, ShardDocuments(ids=columns.document_ids, lengths=lengths))
+        self._add_documents(entry.name, documents)
 
     def _add_documents(self, name: str, documents: ShardDocuments) -> None:
         self._beyond_table[name] = documents

@@ -1,0 +1,120 @@
+"""Several casks of one teacher and capture spec into one.
+
+A shard none of whose documents is in the target yet is taken over as it is, under its own name: by a hard link where
+the file system has them, which costs no space and no time, and is safe because shards never change and `repair`
+renames instead of rewriting. A shard that shares documents with the target is rewritten without them. Run again after a
+crash, or with one more source, a merge goes on where it stopped.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from logitcask_schemas.cask.carriers import shard_path
+from logitcask_schemas.cask.document_table import ShardDocuments
+from logitcask_schemas.cask.files import FileOperations
+from logitcask_schemas.cask.gather import gather_rows
+from logitcask_schemas.cask.reader import Cask
+from logitcask_schemas.cask.verify import sha256_of
+from logitcask_schemas.cask.writer import CaskWriter
+from logitcask_schemas.errors import CaskCorruptionError, CaskError
+from logitcask_schemas.manifest import ShardEntry
+
+
+@dataclass(slots=True, kw_only=True)
+class MergeReport:
+    """What became of the sources' shards and documents."""
+
+    linked: int = 0
+    """Shards that share their bytes on disk with the source."""
+    copied: int = 0
+    rewritten: int = 0
+    """Shards of which the target had some documents already."""
+    skipped: int = 0
+    """Shards of which the target had every document already."""
+    documents: int = 0
+    """New in the target."""
+    duplicates: int = 0
+    """Stored in the target already, left out."""
+
+
+def merge_casks(
+    target: Path,
+    sources: Sequence[Path],
+    *,
+    link: bool = True,
+    verify: bool = True,
+    files: FileOperations | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> MergeReport:
+    """Bring the documents of the sources into the target, each document once.
+
+    Args:
+        target: A cask, or a folder that is to become one.
+        sources: Casks; they stay as they are.
+        link: Share whole shards with the sources where possible; False copies them.
+        verify: Prove the SHA-256 of every shard that is taken over whole.
+        files: The file system, for tests.
+        progress: Called with the bytes of every finished shard.
+
+    Raises:
+        IdentityMismatchError: Sources or target differ in teacher or capture spec; names the fields.
+        CaskNotFoundError, CaskCorruptionError: A source is missing or damaged. What was merged before stays.
+        CaskError: The target is one of the sources.
+        CaskWriteError: The file system refuses; run again when it does not.
+    """
+    opened = [Cask.open(source) for source in sources]
+    if not opened:
+        raise CaskError(f"nothing to merge into {target}: name at least one source")
+    first = opened[0].manifest
+    for cask in opened:
+        first.require_same(cask.manifest.teacher, cask.manifest.capture, where=str(opened[0].path))
+        if cask.path.resolve() == Path(target).resolve():
+            raise CaskError(f"{target}: is a source of the merge as well; name another folder for the result")
+    report = MergeReport()
+    with CaskWriter.create(target, teacher=first.teacher, capture=first.capture, files=files) as writer:
+        for cask in opened:
+            for number, documents in enumerate(cask.shard_documents()):
+                _merge_shard(writer, cask, number, documents, report, link=link, verify=verify)
+                if progress is not None:
+                    progress(cask.entries[number].bytes)
+    return report
+
+
+def _merge_shard(
+    writer: CaskWriter,
+    cask: Cask,
+    number: int,
+    documents: ShardDocuments,
+    report: MergeReport,
+    *,
+    link: bool,
+    verify: bool,
+) -> None:
+    entry = cask.entries[number]
+    rows = [row for row, identity in enumerate(documents.ids) if not writer.has(identity.tobytes())]
+    report.documents += len(rows)
+    report.duplicates += entry.documents - len(rows)
+    if not rows:
+        report.skipped += 1
+    elif len(rows) == entry.documents:
+        path = shard_path(cask.path, entry)
+        if verify:
+            _require_content(path, entry)
+        if writer.adopt(entry, path, documents, link=link):
+            report.linked += 1
+        else:
+            report.copied += 1
+    else:
+        shard = cask.shard(number)
+        for row in rows:
+            shard.verify(row)
+        writer.publish_columns(gather_rows([(shard.columns, row) for row in rows], cask.layout))
+        report.rewritten += 1
+
+
+def _require_content(path: Path, entry: ShardEntry) -> None:
+    if (found := sha256_of(path)) != entry.sha256:
+        raise CaskCorruptionError(
+            f"{path}: SHA-256 should be {entry.sha256}, it is {found}. Run `logitcask cask repair` on this cask first."
+        )
