@@ -10,8 +10,8 @@ from logitcask_schemas.errors import LogitcaskError
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
-AUTO_STEPS = 200
-"""Optimizer steps at which the automatic batch aims: fewer, and a small corpus is not learned; see docs/training.md."""
+AUTO_STEPS = 400
+"""Optimizer steps at which the automatic batch aims: with fewer, a small corpus is hardly learned; docs/training.md."""
 AUTO_BATCH_TOKENS = 65_536
 """Largest automatic batch; a larger corpus has more steps instead."""
 
@@ -36,14 +36,14 @@ class TrainConfig:
     """Name of a registered loss."""
     ce_weight: float = 0.0
     """Share of the cross-entropy with the realised tokens, 0 to 1."""
-    epochs: float = 3.0
+    epochs: float = 2.0
     """Passes over the casks."""
     max_steps: int | None = None
     """Optimizer steps, instead of epochs."""
-    seq_len: int = 1024
+    seq_len: int = 512
     """Slots of a training sequence; longer documents are cut into windows."""
-    overlap: int = 64
-    """Context slots of later windows of a long document."""
+    overlap: int | None = None
+    """Context slots of later windows of a long document; None is an eighth of a sequence, at most 64."""
     packing: Packing = "best_fit"
     """Several documents per sequence, or `none`."""
     batch_tokens: int | None = None
@@ -94,7 +94,7 @@ class TrainConfig:
             (self.max_steps is None or self.max_steps > 0, f"max_steps must be positive, got {self.max_steps}"),
             (self.seq_len >= 1, f"seq_len must be at least 1, got {self.seq_len}"),
             (
-                0 <= self.overlap < max(self.seq_len, 1),
+                0 <= self.context < max(self.seq_len, 1),
                 f"overlap must be at least 0 and below seq_len {self.seq_len}, got {self.overlap}",
             ),
             (
@@ -119,6 +119,11 @@ class TrainConfig:
         ]
         if faults := [message for holds, message in rules if not holds]:
             raise TrainConfigError("; ".join(faults))
+
+    @property
+    def context(self) -> int:
+        """The overlap of windows, chosen where it was not given."""
+        return min(64, self.seq_len // 8) if self.overlap is None else self.overlap
 
     def batch_shape(self, processes: int, *, slots: int) -> tuple[int, int]:
         """Sequences per forward pass of one process, and forward passes per optimizer step.

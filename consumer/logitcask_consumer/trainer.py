@@ -172,14 +172,14 @@ class DistillTrainer(Trainer):
         """Add means per position (nats) and throughput since the last log.
 
         Raises:
-            NotFiniteError: the loss is no longer a number; weights have been lost to it since the last checkpoint.
+            NotFiniteError: the loss is no longer a number.
         """
         if "loss" in logs:
             logs = self._with_metrics(logs)
             if not all(map(_finite, (logs["loss"], logs["ce"]))):
                 raise NotFiniteError(
-                    f"step {self.state.global_step}: loss {logs['loss']}, cross-entropy {logs['ce']}. Resume from the "
-                    "last checkpoint with a lower learning rate or a longer warmup"
+                    f"step {self.state.global_step}: loss {logs['loss']}, cross-entropy {logs['ce']}. Start again "
+                    "with a lower learning rate or a longer warmup, in another output folder"
                 )
         super().log(logs, start_time)
 

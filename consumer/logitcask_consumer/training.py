@@ -74,7 +74,7 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
     own = processes()
     own.wait_for_everyone()  # every process has read the folder's state before one changes it
     dataset = CaskDataset(
-        casks, seq_len=config.seq_len, overlap=config.overlap, packing=config.packing, seed=config.seed
+        casks, seq_len=config.seq_len, overlap=config.context, packing=config.packing, seed=config.seed
     )
     get_loss(config.loss).require_mode(dataset.manifest.capture.mode)
     model = load_model(checkpoint) if checkpoint else spec.build(config.teacher, seed=config.seed)

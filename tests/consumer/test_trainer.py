@@ -181,11 +181,11 @@ def test_batches_are_shared_among_processes(config):
         config.batch_shape(3, slots=0)
 
 
-def test_an_automatic_batch_gives_a_run_of_some_200_steps(config):
+def test_an_automatic_batch_gives_a_run_of_some_400_steps(config):
     auto = replace(config, batch_tokens=None, epochs=2, micro_tokens=10**6)
     assert auto.batch_shape(1, slots=100) == (1, 1), "at least one sequence"
-    assert auto.batch_shape(1, slots=64 * 1000) == (10, 1)
-    assert auto.batch_shape(4, slots=64 * 1000) == (2, 1), "as many for each process"
+    assert auto.batch_shape(1, slots=64 * 2000) == (10, 1)
+    assert auto.batch_shape(4, slots=64 * 2000) == (2, 1), "as many for each process"
     assert auto.batch_shape(1, slots=10**12) == (1024, 1), "at most 65,536 tokens"
 
 

@@ -32,13 +32,18 @@ def train(
     ] = None,
     loss: Annotated[str, typer.Option("--loss", help="Name of a loss, see docs/losses.md.")] = "forward_kl",
     ce_weight: Annotated[float, typer.Option("--ce-weight", help="Share of cross-entropy with the real tokens.")] = 0.0,
-    epochs: Annotated[float, typer.Option("--epochs", help="Passes over the casks.")] = 3.0,
+    epochs: Annotated[float, typer.Option("--epochs", help="Passes over the casks.")] = 2.0,
     max_steps: Annotated[int | None, typer.Option("--max-steps", help="Optimizer steps, instead of epochs.")] = None,
-    seq_len: Annotated[int, typer.Option("--seq-len", help="Tokens of a training sequence.")] = 1024,
-    overlap: Annotated[int, typer.Option("--overlap", help="Context tokens of later windows of a document.")] = 64,
+    seq_len: Annotated[int, typer.Option("--seq-len", help="Tokens of a training sequence.")] = 512,
+    overlap: Annotated[
+        int | None,
+        typer.Option(
+            "--overlap", help="Context tokens of later windows of a document; default: seq-len/8, at most 64."
+        ),
+    ] = None,
     packing: Annotated[str, typer.Option("--packing", help="best_fit or none.")] = "best_fit",
     batch_tokens: Annotated[
-        int | None, typer.Option("--batch-tokens", help="Tokens per optimizer step; default: for about 200 steps.")
+        int | None, typer.Option("--batch-tokens", help="Tokens per optimizer step; default: for about 400 steps.")
     ] = None,
     micro_tokens: Annotated[int, typer.Option("--micro-tokens", help="Tokens per forward pass of a process.")] = 8192,
     lr: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 5e-4,
@@ -64,6 +69,7 @@ def train(
 ) -> None:
     """Train a student from casks; the same command continues an interrupted run."""
     from logitcask_consumer.config import TrainConfig
+    from logitcask_consumer.processes import processes
     from logitcask_consumer.training import train as run
 
     quiet_transformers()
@@ -93,9 +99,10 @@ def train(
         report_to=tuple(report_to or ()),
         resume=resume,
     )
-    console = Console(stderr=True)
+    speaks = processes().is_main_process
+    console = Console(stderr=True, quiet=not speaks)
     result = run(config, say=lambda message: console.print(message, highlight=False))
-    if as_json:
+    if as_json and speaks:
         document: dict[str, Any] = {
             "output": str(result.output),
             "initial": str(result.initial) if result.initial else None,

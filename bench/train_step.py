@@ -1,0 +1,195 @@
+"""A distillation step beside cross-entropy steps: time, and peak memory of a process that does nothing else.
+
+The student has the shape of 10 layers of SmolLM2-135M (63.7 M parameters, V = 49,152). Three kinds of optimizer step
+(forward, backward, AdamW) on the same sequences:
+
+* `kd`: forward KL on the sparse target. Collating the records and building the target count as part of the step;
+* `ce`: cross-entropy through the same chunked head, on a batch that is ready;
+* `ce-full`: cross-entropy as transformers does it, with all logits at once.
+
+Steps are interleaved and the order rotates, because other work on the machine comes and goes; ratios are taken within a
+round. Memory: peak resident size of a process that runs one kind only (model and optimizer included).
+Targets: kd / ce <= 1.10 in time, kd / ce-full <= 1.0 in memory.
+"""
+
+import argparse
+import csv
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from logitcask_consumer.data import CaskDataset, Collator, target_of
+from logitcask_consumer.losses import get_loss
+from logitcask_consumer.student_forward import DistillTask, attach
+from made_up_cask import DOCSTRING_LENGTHS, make_cask
+
+RESULTS = Path(__file__).parent / "results" / "train_step.csv"
+KINDS = ("kd", "ce", "ce-full")
+VOCAB, SEQ_LEN = 49_152, 512
+
+
+def make_student() -> Any:
+    """10 layers of SmolLM2-135M, fresh weights."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=10,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    )
+    student = transformers.LlamaForCausalLM(config).train()
+    attach(student)
+    return student
+
+
+def make_steps(folder: Path, tokens: int) -> tuple[dict[str, Callable[[], float]], int]:
+    """One function per kind that runs a step and returns its loss, and the number of trained positions."""
+    lengths = list(DOCSTRING_LENGTHS) * (4 * tokens // sum(DOCSTRING_LENGTHS))
+    dataset = CaskDataset([make_cask(folder / "cask", lengths, vocab_size=VOCAB)], seq_len=SEQ_LEN)
+    sequences = [dataset[number] for number in range(tokens // SEQ_LEN)]
+    collate = Collator(seq_len=SEQ_LEN, pad_id=0)
+    ready = collate(sequences)
+    ready_target = target_of(ready, sampled_tail=True)
+    labels = torch.full_like(ready["input_ids"], -100).flatten()
+    labels[ready["slots"]] = ready["next_ids"].long()
+    student = make_student()
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, fused=True)
+    positions = len(ready["slots"])
+
+    def step(loss: torch.Tensor) -> float:
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss.detach())
+
+    def chunked(batch: Any, target: Any, name: str) -> float:
+        task = DistillTask(target=target, slots_T=batch["slots"], loss=get_loss(name), ce_weight=0.0)
+        out = student(input_ids=batch["input_ids"], position_ids=batch["position_ids"], distill=task)
+        return step(out["loss"] / positions)
+
+    def kd() -> float:
+        batch = collate(sequences)
+        return chunked(batch, target_of(batch, sampled_tail=True), "forward_kl")
+
+    def ce_full() -> float:
+        shifted = labels.view_as(ready["input_ids"])
+        out = student(
+            input_ids=ready["input_ids"],
+            position_ids=ready["position_ids"],
+            labels=shifted,  # asked for by the model's forward; the loss uses shift_labels, already aligned
+            shift_labels=shifted,
+            use_cache=False,
+        )
+        return step(out.loss)
+
+    return {"kd": kd, "ce": lambda: chunked(ready, ready_target, "cross_entropy"), "ce-full": ce_full}, positions
+
+
+def peak_of(kind: str, tokens: int) -> None:
+    """In a process of its own: print the peak resident size of steps of one kind, in bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        steps, _ = make_steps(Path(folder), tokens)
+        for _ in range(3):
+            steps[kind]()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def measured_peaks(tokens: int) -> dict[str, int]:
+    found = {}
+    for kind in KINDS:
+        command = [sys.executable, __file__, "--peak-of", kind, "--tokens", str(tokens)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        found[kind] = int(done.stdout.splitlines()[-1])
+    return found
+
+
+def cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+class Report:
+    """Collects rows and prints them as they come."""
+
+    def __init__(self, tokens: int) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.common = {
+            "tokens": tokens,
+            "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
+            "cpu": cpu_name(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+
+    def add(self, metric: str, unit: str, values: list[float]) -> None:
+        p20, p50, p80 = np.percentile(values, [20, 50, 80])
+        row = {"metric": metric, "unit": unit, "p20": f"{p20:.4g}", "p50": f"{p50:.4g}", "p80": f"{p80:.4g}"}
+        self.rows.append({**row, "repeats": len(values), **self.common})
+        print(f"{metric:<44} {p50:>10,.4g} {unit}  (p20 {p20:,.4g}, p80 {p80:,.4g})", flush=True)
+
+    def write(self) -> None:
+        RESULTS.parent.mkdir(exist_ok=True)
+        with RESULTS.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--tokens", type=int, default=2_048, help="slots per step")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--peak-of", choices=KINDS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peak_of:
+        peak_of(arguments.peak_of, arguments.tokens)
+        return
+    report = Report(arguments.tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        steps, positions = make_steps(Path(folder), arguments.tokens)
+        for kind in KINDS:
+            steps[kind]()
+        seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        for round_number in range(arguments.rounds):
+            for i in range(len(KINDS)):
+                kind = KINDS[(i + round_number) % len(KINDS)]
+                start = time.perf_counter()
+                steps[kind]()
+                seconds[kind].append(time.perf_counter() - start)
+    for kind in KINDS:
+        report.add(f"{kind}: step", "ms", [1e3 * value for value in seconds[kind]])
+        report.add(f"{kind}: trained positions", "1/s", [positions / value for value in seconds[kind]])
+    for other in ("ce", "ce-full"):
+        ratios = [a / b for a, b in zip(seconds["kd"], seconds[other], strict=True)]
+        report.add(f"ratio: kd / {other}, step time", "ratio", ratios)
+    peaks = measured_peaks(arguments.tokens)
+    for kind in KINDS:
+        report.add(f"{kind}: peak resident size", "MiB", [peaks[kind] / 2**20])
+    for other in ("ce", "ce-full"):
+        report.add(f"ratio: kd / {other}, peak resident size", "ratio", [peaks["kd"] / peaks[other]])
+    report.write()
+
+
+if __name__ == "__main__":
+    main()

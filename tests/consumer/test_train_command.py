@@ -1,0 +1,73 @@
+"""`logitcask train` from the command line: JSON out, errors with an exit code, the surface frozen."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import typer
+from cask_builder import build_cask, random_documents, save_teacher, tiny_tokenizer
+
+from logitcask_consumer.cli import report, train
+
+OPTIONS = {
+    "train": {
+        "--cask", "--student", "--output", "-o", "--teacher", "--loss", "--ce-weight", "--epochs", "--max-steps",
+        "--seq-len", "--overlap", "--packing", "--batch-tokens", "--micro-tokens", "--lr", "--warmup", "--weight-decay",
+        "--seed", "--precision", "--gradient-checkpointing", "--no-gradient-checkpointing", "--save-steps",
+        "--logging-steps", "--workers", "--report-to", "--resume", "--json",
+    },
+    "report": {
+        "--cask", "--model", "--output", "-o", "--train-log", "--seq-len", "--batch-tokens", "--seed", "--json",
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("command")
+    build_cask(folder / "cask", save_teacher(folder / "teacher"), random_documents(20))
+    return folder
+
+
+def call(*arguments):
+    command = [sys.executable, "-c", "from logitcask_schemas.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.mark.parametrize(("name", "module"), [("train", train), ("report", report)])
+def test_options_are_a_promise(name, module):
+    """Adding one is adding it here; removing one breaks somebody's script."""
+    parameters = typer.main.get_command(module.app).params
+    found = {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
+    assert found - {"--help"} == OPTIONS[name] - ({"--no-gradient-checkpointing"} - found)
+
+
+def test_train_prints_one_json_document_and_continues_nothing_twice(place):
+    arguments = ["train", "--cask", place / "cask", "--student", "from-teacher:layers=2", "--teacher"]
+    arguments += [place / "teacher", "--output", place / "out", "--seq-len", 64, "--epochs", 10, "--lr", 3e-3, "--json"]
+    first = call(*arguments)
+    assert first.returncode == 0, first.stderr
+    document = json.loads(first.stdout)
+    assert document["run"]["status"] == "finished"
+    assert document["run"]["result"]["last"]["kl"] < document["run"]["result"]["first"]["kl"]
+    assert "sequences of 64" in first.stderr
+    assert "step " in first.stderr
+    again = call(*arguments)
+    assert json.loads(again.stdout)["already_finished"]
+
+
+def test_errors_are_one_line_and_an_exit_code(place, tmp_path):
+    tiny_tokenizer("x").save_pretrained(tmp_path)
+    cases = [
+        (["--cask", tmp_path / "gone", "--student", place / "teacher"], 1, "gone"),
+        (["--cask", place / "cask", "--student", "nothing"], 1, "neither"),
+        (["--cask", place / "cask", "--student", place / "teacher", "--loss", "kl"], 1, "there is no loss 'kl'"),
+        (["--cask", place / "cask", "--student", place / "teacher", "--lr", "fast"], 2, "--lr"),
+        (["--cask", place / "cask"], 2, "--student"),
+    ]
+    for arguments, code, message in cases:
+        done = call("train", *arguments, "--output", tmp_path / "out")
+        assert (done.returncode, done.stdout) == (code, "")
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
