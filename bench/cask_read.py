@@ -1,8 +1,9 @@
-"""Reading a cask: 2,048-position windows in random order, and opening a cask of 10,000 shards.
+"""Reading a cask: 2,048-position windows in random order, in one process and two, and opening a cask of 10,000 shards.
 
 The same made-up records (a head of 1 to 12 entries, 0 to 9 draws: about 40 bytes per token) are read
 
-* from the cask as views, as collated numpy arrays and as collated torch tensors (8 windows a batch, every column),
+* from the cask as views and as collated torch tensors (`Cask.collate`, 8 windows a batch, every column), from documents
+  of one window and from windows at random places of documents of 65,536 positions,
 * from a raw file of the same bytes through a numpy memmap, copied: the bound for anything that moves these bytes,
 * from Parquet (zstd, one row per 2,048-position document), each row as Python lists, as most stores hand them out.
 
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,6 +29,7 @@ import torch
 
 from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import Cask, CaskWriter
+from logitcask_schemas.cask.collation import CollatedRecords
 from logitcask_schemas.cask.files import LocalFiles
 from logitcask_schemas.identity import TeacherIdentity
 from logitcask_schemas.records import DocumentRecords, Records
@@ -86,8 +89,22 @@ def columns_of(document: DocumentRecords) -> list[np.ndarray[Any, Any]]:
     return [document.token_ids_L, *(field for field in fields if field is not None)]
 
 
-def collate(documents: list[DocumentRecords]) -> list[np.ndarray[Any, Any]]:
-    return [np.concatenate(pieces) for pieces in zip(*map(columns_of, documents), strict=True)]
+def tensors(batch: CollatedRecords) -> list[torch.Tensor]:
+    columns = (getattr(batch.records, name) for name in Records.__dataclass_fields__)
+    return [torch.from_numpy(column) for column in (batch.token_ids_L, *columns) if column is not None]
+
+
+def read_for_seconds(path: Path, seconds: float, seed: int, start: Any, results: Any) -> None:
+    """A worker process: batches in random order until the time is up; puts its tokens and time."""
+    torch.set_num_threads(1)
+    cask = Cask.open(path)
+    cask.collate(range(len(cask)))
+    order, tokens = np.random.default_rng(seed), 0
+    start.wait()
+    begin = time.perf_counter()
+    while (now := time.perf_counter()) < begin + seconds:
+        tokens += len(tensors(cask.collate(order.integers(0, len(cask), BATCH).tolist()))[0])
+    results.put(tokens / (now - begin))
 
 
 class Report:
@@ -116,10 +133,10 @@ class Report:
         print(f"{metric:<58} {p50:>12,.4g} {unit}  (p20 {p20:,.4g}, p80 {p80:,.4g})  {note}", flush=True)
         return float(p50)
 
-    def write(self) -> None:
+    def write(self, path: Path = RESULTS) -> None:
         """Replace the results' file."""
-        RESULTS.parent.mkdir(exist_ok=True)
-        with RESULTS.open("w", newline="") as file:
+        path.parent.mkdir(exist_ok=True)
+        with path.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
             writer.writeheader()
             writer.writerows(self.rows)
@@ -178,21 +195,14 @@ def bench_windows(report: Report, folder: Path, documents: int, repeats: int) ->
     def views(batch: list[int]) -> int:
         return sum(len(cask.read(number).token_ids_L) for number in batch)
 
-    def arrays(batch: list[int]) -> int:
-        return len(collate([cask.read(number) for number in batch])[0])
-
-    def tensors(batch: list[int]) -> int:
-        made = [torch.from_numpy(column) for column in collate([cask.read(number) for number in batch])]
-        return len(made[0])
+    def collated_tensors(batch: list[int]) -> int:
+        return len(tensors(cask.collate(batch))[0])
 
     batches = random_batches(documents)
     report.add("cask: every checksum proved (first touch)", "tokens/s", rates(first_touch, batches, 5))
     for number in range(documents):
         cask.read(number)  # from here on every document has been touched
     report.add("cask: views", "tokens/s", rates(views, batches, repeats))
-    report.add("cask: collated numpy arrays", "tokens/s", rates(arrays, batches, repeats))
-    collated = report.add("cask: collated torch tensors", "tokens/s", rates(tensors, batches, repeats))
-
     (folder / "raw").write_bytes(b"".join(column.tobytes() for one in made for column in columns_of(one)))
     raw = np.memmap(folder / "raw", dtype=np.uint8, mode="r")
     size = len(raw) // documents
@@ -201,8 +211,12 @@ def bench_windows(report: Report, folder: Path, documents: int, repeats: int) ->
         np.concatenate([raw[number * size : (number + 1) * size] for number in batch])
         return len(batch) * (WINDOW + 1)
 
-    bound = report.add("numpy memmap: the same bytes, copied", "tokens/s", rates(memmap, batches, repeats))
-    report.add("ratio: torch tensors / memmap copy", "ratio", [collated / bound])
+    # In turns, so that what else runs on the machine slows both alike.
+    pairs = [(rates(collated_tensors, batches, 1)[0], rates(memmap, batches, 1)[0]) for _ in range(repeats)]
+    collated = report.add("cask: collated torch tensors", "tokens/s", [mine for mine, _ in pairs])
+    report.add("numpy memmap: the same bytes, copied", "tokens/s", [bound for _, bound in pairs])
+    report.add("ratio: torch tensors / memmap copy", "ratio", [mine / bound for mine, bound in pairs])
+    bench_processes(report, cask.path)
 
     names = ["token_ids", *Records.__dataclass_fields__]
     table = pa.table(
@@ -221,6 +235,44 @@ def bench_windows(report: Report, folder: Path, documents: int, repeats: int) ->
 
     lists = report.add("Parquet: rows as Python lists, to torch tensors", "tokens/s", rates(parquet, batches, 10))
     report.add("ratio: torch tensors / Parquet rows", "ratio", [collated / lists])
+
+
+def bench_processes(report: Report, path: Path, seconds: float = 1.0) -> None:
+    context, sums = get_context("spawn"), {}
+    for processes in (1, 2):
+        sums[processes] = []
+        for repeat in range(3):
+            start, results = context.Event(), context.Queue()
+            workers = [
+                context.Process(target=read_for_seconds, args=(path, seconds, 10 * repeat + seed, start, results))
+                for seed in range(processes)
+            ]
+            for worker in workers:
+                worker.start()
+            time.sleep(4)  # until all have opened and touched the cask
+            start.set()
+            sums[processes].append(sum(results.get() for _ in workers))
+            for worker in workers:
+                worker.join()
+        report.add(f"cask: collated torch tensors, {processes} processes", "tokens/s", sums[processes])
+    report.add("ratio: 2 processes / 1 process", "ratio", [b / a for a, b in zip(sums[1], sums[2], strict=True)])
+
+
+def bench_long_documents(report: Report, folder: Path, repeats: int) -> None:
+    length = 32 * WINDOW
+    with CaskWriter.create(folder / "long", teacher=TEACHER, capture=CaptureSpec()) as writer:
+        for seed in range(8):
+            writer.publish([make_document(length + 1, seed)])
+    cask, random = Cask.open(folder / "long"), np.random.default_rng(0)
+    for number in range(8):
+        cask.read(number)
+
+    def windows(_: list[int]) -> int:
+        starts = random.integers(0, length - WINDOW, BATCH)
+        return len(tensors(cask.collate(random.integers(0, 8, BATCH).tolist(), starts, starts + WINDOW))[0])
+
+    found = rates(windows, random_batches(BATCH), repeats)
+    report.add("cask: windows anywhere in 65,536 positions, to torch tensors", "tokens/s", found)
 
 
 def bench_opening(report: Report, folder: Path, shards: int) -> None:
@@ -247,10 +299,11 @@ def bench_opening(report: Report, folder: Path, shards: int) -> None:
 
     def first_batch() -> None:
         cask = Cask.open(path)
-        collate([cask.read(number) for number in np.random.default_rng(1).integers(0, len(cask), BATCH)])
+        cask.document_lengths()
+        tensors(cask.collate(np.random.default_rng(1).integers(0, len(cask), BATCH).tolist()))
 
     report.add(f"open a cask of {shards:,} shards", "s", timed(lambda: Cask.open(path)))
-    report.add(f"open it and read a first random batch of {BATCH}", "s", timed(first_batch))
+    report.add(f"open it, get all lengths, read a first random batch of {BATCH}", "s", timed(first_batch))
     report.add("open it and get all document lengths", "s", timed(lambda: Cask.open(path).document_lengths(), 3))
     (path / "index.json").unlink()
     report.add("open it without its index, entry by entry", "s", timed(lambda: Cask.open(path), 3))
@@ -266,6 +319,7 @@ def main() -> None:
     report = Report()
     with tempfile.TemporaryDirectory() as folder:
         bench_windows(report, Path(folder), arguments.documents, arguments.repeats)
+        bench_long_documents(report, Path(folder), arguments.repeats)
         bench_opening(report, Path(folder), arguments.shards)
     report.write()
 

@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,6 +13,9 @@ from rich.table import Table
 
 from logitcask_schemas.cask_care_cli import register as register_care
 from logitcask_schemas.cask_export_cli import register as register_export
+
+if TYPE_CHECKING:
+    from logitcask_schemas.cask_strip import Measure
 
 app = typer.Typer(help="Look into casks, prove what they hold.", no_args_is_help=True, add_completion=False)
 
@@ -68,11 +71,18 @@ def show(
     tokenizer: Annotated[
         Path | None, typer.Option(help="The teacher's folder, to show text for ids (needs the trainer extra).")
     ] = None,
+    color: Annotated[
+        str, typer.Option(help="What colours the strip of tokens: entropy, or probability of the token that came.")
+    ] = "entropy",
     as_json: JsonOption = False,
 ) -> None:
-    """Show what the teacher said about a document, position by position."""
+    """Show what the teacher said about a document: its tokens in the colour of the teacher's doubt, then positions.
+
+    Green is sure, red is not (an entropy of 5 nats, or a probability of 0).
+    """
     from logitcask_schemas.cask.reader import Cask
     from logitcask_schemas.cask.show import describe_positions, find_document
+    from logitcask_schemas.cask_strip import token_strip
 
     opened = Cask.open(cask)
     number = find_document(opened, document)
@@ -85,6 +95,7 @@ def show(
             position["position"],
             position["token"],
             position["next"],
+            f"{position['probability']:.3f}",
             f"{position['entropy']:.3f}",
             f"{position['captured']:.4f}",
             position["draws"],
@@ -93,7 +104,10 @@ def show(
         for position in described["positions"]
     ]
     print(f"document {number} · {described['id']} · {described['tokens']} tokens")
-    return _print_table(("position", "token", "next", "entropy (nats)", "head mass", "tail draws", "head"), rows)
+    Console(highlight=False).print(token_strip(described["positions"], _measure(color), texts=tokenizer is not None))
+    return _print_table(
+        ("position", "token", "next", "p(next)", "entropy (nats)", "head mass", "tail draws", "head"), rows
+    )
 
 
 @app.command()
@@ -110,6 +124,12 @@ def stats(cask: CaskArgument, as_json: JsonOption = False) -> None:
     columns = figures.pop("column_bytes_per_token")
     _print_table(("figure", "value"), [[name, _number(value)] for name, value in figures.items()])
     return _print_table(("column", "bytes/token"), [[name, f"{value:.3f}"] for name, value in columns.items()])
+
+
+def _measure(name: str) -> "Measure":
+    if name not in ("entropy", "probability"):
+        raise typer.BadParameter(f"{name!r} is neither entropy nor probability", param_hint="--color")
+    return "entropy" if name == "entropy" else "probability"
 
 
 def _text_of_ids(folder: Path, expected: str) -> Any:

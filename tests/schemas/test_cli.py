@@ -13,6 +13,7 @@ import pytest
 import typer
 from cask_samples import make_documents
 
+from logitcask_schemas.cask_strip import token_strip
 from logitcask_schemas.cli import COMMANDS, GROUP, main
 from logitcask_schemas.errors import CaskError
 
@@ -152,6 +153,21 @@ def test_cask_show(cask_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("cask", "show", str(cask_path), document.id.hex(), "--start", "39") == 1
     assert run("cask", "show", str(cask_path), document.id.hex()) == 0
     assert "entropy" in capsys.readouterr().out
+    assert run("cask", "show", str(cask_path), document.id.hex(), "--color", "mood") == 2
+
+
+def test_the_strip_is_coloured_by_doubt() -> None:
+    """The surest token is green and the least sure one red, by either measure."""
+    positions = [
+        {"token": "7", "next": "8", "entropy": 0.0, "probability": 1.0},
+        {"token": "8", "next": "9", "entropy": 9.0, "probability": 0.0},
+    ]
+    for measure in ("entropy", "probability"):
+        strip = token_strip(positions, measure, texts=False)
+        assert strip.plain == "7 8 9 "
+        assert [str(span.style) for span in strip.spans] == ["black on rgb(46,160,67)", "black on rgb(215,58,73)"]
+    texts = [{"token": '"a b"', "next": '"\\n"', "entropy": 0.0, "probability": 1.0}]
+    assert token_strip(texts, "entropy", texts=True).plain == "a b\n"
 
 
 def test_verify_part_of_a_cask(cask_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

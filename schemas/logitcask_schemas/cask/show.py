@@ -43,8 +43,8 @@ def describe_positions(
         text: From token id to what stands for it; None keeps the id.
 
     Returns:
-        `id` (hex), `tokens`, and `positions`: for each its number, token, next token, entropy (nats), probability of
-        the head, number of tail draws, and head entries as (token, probability).
+        `id` (hex), `tokens`, and `positions`: for each its number, token, next token, probability of the next
+        token, entropy (nats), probability of the head, number of tail draws, and head entries as (token, probability).
     """
     name = text or str
     shard_number, row = cask.locate(number)
@@ -58,6 +58,8 @@ def describe_positions(
     positions = []
     for i, stop in enumerate(stops):
         entries = slice(int(stop) - int(records.head_counts_P[i]), int(stop))
+        # Exactly one entry of every head is the token that really came next.
+        realised = records.head_logprobs_H[entries][records.head_ids_H[entries] == window.token_ids_L[i + 1]]
         ids = records.head_ids_H[entries][:alternatives]
         probabilities = np.exp(records.head_logprobs_H[entries][:alternatives].astype(np.float64))
         positions.append(
@@ -65,6 +67,7 @@ def describe_positions(
                 "position": start + i,
                 "token": name(int(window.token_ids_L[i])),
                 "next": name(int(window.token_ids_L[i + 1])),
+                "probability": float(np.exp(realised.astype(np.float64)).sum()),
                 "entropy": float(records.entropy_P[i]),
                 "captured": 1.0 - float(np.exp(np.float64(records.log_tail_mass_P[i]))),
                 "draws": int(records.tail_counts_P[i]),
