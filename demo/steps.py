@@ -138,7 +138,7 @@ def train(places: Places, teacher: Path, *options: str) -> None:
     """Ten of the teacher's thirty layers, trained in an environment without vLLM, no teacher in memory."""
     run(
         places.trainer_bin / "logitcask", "train", "--cask", places.casks / "train", "--teacher", teacher,
-        "--student", "from-teacher:layers=10", "--output", places.student, *options,
+        "--student", "from-teacher:layers=10", "--output", places.student, "--save-steps", "25", *options,
     )  # fmt: skip
 
 
