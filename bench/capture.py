@@ -205,7 +205,7 @@ def main() -> None:
             p20, p50, p80 = np.percentile(values, [20, 50, 80]).round(4)
             rows.append({"variant": name, "metric": metric, "p20": p20, "p50": p50, "p80": p80, **facts, **machine()})
             print(f"{name:24s} {metric:32s} p20 {p20:9.3f}  p50 {p50:9.3f}  p80 {p80:9.3f}")
-    results = RESULTS.with_stem(f"{RESULTS.stem}_{arguments.threads}_threads" if arguments.threads else RESULTS.stem)
+    results = RESULTS.with_stem(f"{RESULTS.stem}_threads_{arguments.threads}" if arguments.threads else RESULTS.stem)
     results.parent.mkdir(exist_ok=True)
     with results.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys())

@@ -17,6 +17,7 @@ import torch
 
 from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.errors import ModelError
+from logitcask_services.engines.errors import EngineError
 from logitcask_services.engines.protocol import CaptureTask
 
 MAX_LENGTH = 700
@@ -259,6 +260,16 @@ def test_tasks_are_drawn_as_needed_and_closing_aborts(engine, documents):
     assert next(drawn) < 1000
     # Nothing of the aborted capture turns up in the next one.
     assert captured(engine, tasks_of(documents[-2:])).keys() == {"document 0", "document 1"}
+
+
+def test_one_capture_at_a_time(engine, documents):
+    if engine.identity.engine != "vllm":
+        pytest.skip("plain forward passes do not mind")
+    stream = engine.capture(tasks_of(documents[-2:]), SPEC)
+    next(stream)
+    with pytest.raises(EngineError, match="another capture of this engine is still open"):
+        next(engine.capture(tasks_of(documents[-1:]), SPEC))
+    assert len(list(stream)) == 1
 
 
 def test_no_tasks_no_results(engine):

@@ -20,6 +20,8 @@ from logitcask_services.engines.vllm_request import TASK, document_key, request_
 
 _CPU_CACHE_BYTES = 2 * 2**30
 """Key-value cache on a CPU unless told otherwise: prompts pass through once, so a few batches' worth is enough."""
+_CPU_STEP_TOKENS = 1024
+"""Tokens of one step on a CPU, some seconds of work: results, and the end of a cancelled job, come at that pace."""
 _BATCHES_AHEAD = 3
 """Batches of tokens kept in flight, so that the engine never waits for this process."""
 
@@ -42,6 +44,7 @@ class VllmEngine:
 
         Raises:
             ModelError: vLLM does not know the architecture or refuses the configuration.
+            EngineError: the engine's process ended while it started.
         """
         # Set before vLLM reads them. A service has threads, and forking a process with threads can deadlock.
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
@@ -75,12 +78,17 @@ class VllmEngine:
             self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         except (TypeError, ValueError) as error:
             raise ModelError(f"vLLM cannot serve {folder.path} as asked: {error}") from error
+        except RuntimeError as error:
+            raise EngineError(
+                f"vLLM's engine process for {folder.path} did not start: {error} Its log above says why; "
+                "too little memory for weights and cache is the usual cause."
+            ) from error
         config = self._engine.vllm_config
         self._max_model_len: int = config.model_config.max_model_len
         self._tokens_ahead: int = _BATCHES_AHEAD * config.scheduler_config.max_num_batched_tokens
         self._requests_ahead: int = 2 * config.scheduler_config.max_num_seqs
         self._serial = 0
-        self._closed = False
+        self._closed = self._capturing = False
         self._identity = folder.identity(
             dtype=str(config.model_config.dtype).removeprefix("torch."),
             vocab_size=config.model_config.get_vocab_size(),
@@ -102,7 +110,8 @@ class VllmEngine:
         """Yield one result per task, in order of completion; see `Engine.capture`.
 
         Raises:
-            EngineError: the engine's process died.
+            EngineError: the engine's process died, or another capture of this engine is still open.
+            ModelError: a pinned id is outside the vocabulary.
         """
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -110,6 +119,9 @@ class VllmEngine:
             raise ModelError(
                 f"pinned ids {outside} are outside the teacher's vocabulary of {self._identity.vocab_size}"
             )
+        if self._capturing:
+            raise EngineError("another capture of this engine is still open; exhaust or close its generator first")
+        self._capturing = True
         spec_json = spec.model_dump_json()
         waiting: dict[str, CaptureTask] = {}
         tokens = 0
@@ -136,6 +148,7 @@ class VllmEngine:
                 "Records handed over so far are complete; load the engine again to go on."
             ) from error
         finally:
+            self._capturing = False
             if waiting:
                 self._engine.abort_request(list(waiting))
 
@@ -187,7 +200,7 @@ def _platform_defaults() -> dict[str, Any]:
 
     if not current_platform.is_cpu():
         return {}
-    defaults: dict[str, Any] = {"enforce_eager": True}
+    defaults: dict[str, Any] = {"enforce_eager": True, "max_num_batched_tokens": _CPU_STEP_TOKENS}
     if not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
         defaults["kv_cache_memory_bytes"] = _CPU_CACHE_BYTES
     return defaults
