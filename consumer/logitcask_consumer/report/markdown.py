@@ -6,7 +6,7 @@ from typing import Any
 _ROWS: tuple[tuple[str, str, str], ...] = (
     ("kl", "KL to the teacher, nats/token", "{:.4f}"),
     ("kl_bound", "KL of head and tail bucket, nats/token", "{:.4f}"),
-    ("perplexity", "perplexity", "{:.2f}"),
+    ("perplexity", "perplexity", "{:,.2f}"),
     ("nll", "-log p of the real token, nats/token", "{:.4f}"),
     ("agreement", "same top token as the teacher", "{:.2%}"),
     ("acceptance", "expected acceptance as a draft model", "{:.2%}"),

@@ -70,7 +70,7 @@ def loss_curve(path: Path, logs: Sequence[tuple[str, list[dict[str, Any]]]], hel
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.legend(loc="upper center")
+        axes.legend(loc="lower left")
         figure.savefig(path)
 
 
