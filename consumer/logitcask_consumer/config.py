@@ -24,7 +24,7 @@ class TrainConfigError(LogitcaskError, ValueError):
 class TrainConfig:
     """Everything that determines a training run. Fields marked `free` may differ between a run and its resumption."""
 
-    casks: tuple[Path, ...]
+    casks: tuple[Path | str, ...]
     """Casks to train on, all of one teacher and capture spec."""
     student: str
     """See `students`."""
@@ -62,6 +62,10 @@ class TrainConfig:
     """Gradients are clipped to this norm."""
     seed: int = 0
     """Of initialisation, packing, order and dropout."""
+    cache: Path | None = field(default=None, metadata={"free": True})
+    """Local folder for shards of casks in object stores."""
+    cache_bytes: int | None = field(default=None, metadata={"free": True})
+    """Most bytes of each such cask to keep there; None: 32 GiB."""
     precision: Precision = "auto"
     """Of the forward pass; parameters stay float32. `auto` is bfloat16 on a GPU that has it."""
     gradient_checkpointing: bool = field(default=False, metadata={"free": True})

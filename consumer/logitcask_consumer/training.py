@@ -62,7 +62,12 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
     get_loss(config.loss)
     spec = StudentSpec.parse(config.student)
     tokenizer = load_tokenizer(spec.tokenizer_folder(config.teacher))
-    casks = open_casks(config.casks, tokenizer_fingerprint=tokenizer_fingerprint(tokenizer))
+    casks = open_casks(
+        config.casks,
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        cache=config.cache,
+        cache_bytes=config.cache_bytes,
+    )
     described = [_describe(cask) for cask in casks]
     checkpoint = choose_checkpoint(config)
     before = read_run(config.output)

@@ -231,3 +231,24 @@ def test_commands(bucket: str, local: Path, tmp_path: Path, capsys: pytest.Captu
     assert json.loads(capsys.readouterr().out)["shards"] == 6
     assert files_of(tmp_path / "back") == files_of(local)
     assert "AWS_ENDPOINT_URL" in os.environ
+
+
+def test_training_sequences_are_those_of_the_local_cask(bucket: str, local: Path, tmp_path: Path) -> None:
+    from logitcask_consumer.data import CaskDataset, open_casks
+
+    export(local, bucket)
+
+    def sequences(place: Path | str, **options: object) -> list[bytes]:
+        casks = open_casks([place], tokenizer_fingerprint=None, **options)  # type: ignore[arg-type]
+        dataset = CaskDataset(casks, seq_len=128, overlap=8, seed=3)
+        return [
+            window.token_ids_S1.tobytes() + window.records.head_logprobs_H.tobytes()
+            for number in range(len(dataset))
+            for window in dataset[number]
+        ]
+
+    here = sequences(local)
+    smallest = min(file.stat().st_size for file in local.rglob("*.arrow"))
+    there = sequences(bucket, cache=tmp_path / "cache", cache_bytes=3 * smallest)
+    assert here == there
+    assert len(here) >= 18

@@ -20,6 +20,8 @@ def commands(page: Path) -> Iterator[list[str]]:
     """The words of every `logitcask` command in the page's shell blocks, comments and pipes cut off."""
     for block in FENCE.findall(page.read_text()):
         for line in block.replace("\\\n", " ").splitlines():
+            if "logitcask" not in line.split():
+                continue  # a line of another command, perhaps within its quotes
             words = shlex.split(line.removeprefix("$ "), comments=True)
             if "logitcask" in words and "|" not in words[: words.index("logitcask")]:
                 words = words[words.index("logitcask") + 1 :]

@@ -15,7 +15,10 @@ app = typer.Typer(help="Train a student from a cask, without the teacher.", add_
 @app.command()
 def train(
     cask: Annotated[
-        list[Path], typer.Option("--cask", help="Cask to train on; may be given several times.", show_default=False)
+        list[str],
+        typer.Option(
+            "--cask", help="Folder or s3:// URL of a cask to train on; may be given several times.", show_default=False
+        ),
     ],
     student: Annotated[
         str,
@@ -50,6 +53,12 @@ def train(
     warmup: Annotated[float, typer.Option("--warmup", help="Share of the steps with rising learning rate.")] = 0.05,
     weight_decay: Annotated[float, typer.Option("--weight-decay", help="Of AdamW.")] = 0.01,
     seed: Annotated[int, typer.Option("--seed", help="Of initialisation, packing, order and dropout.")] = 0,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="Local folder for shards of casks in object stores.")
+    ] = None,
+    cache_bytes: Annotated[
+        int | None, typer.Option("--cache-bytes", help="Most bytes of each such cask to keep there (32 GiB).")
+    ] = None,
     precision: Annotated[str, typer.Option("--precision", help="auto, float32 or bfloat16.")] = "auto",
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Recompute activations: slower, less memory.")
@@ -74,7 +83,9 @@ def train(
 
     quiet_transformers()
     config = TrainConfig(
-        casks=tuple(cask),
+        casks=tuple(place if "://" in place else Path(place) for place in cask),
+        cache=cache,
+        cache_bytes=cache_bytes,
         student=student,
         output=output,
         teacher=teacher,

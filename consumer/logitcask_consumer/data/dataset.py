@@ -45,17 +45,32 @@ class WindowRecords:
     """Records of the slots from `context` on."""
 
 
-def open_casks(paths: Sequence[Path], *, tokenizer_fingerprint: str | None) -> list[Cask]:
+def open_casks(
+    places: Sequence[Path | str],
+    *,
+    tokenizer_fingerprint: str | None,
+    cache: Path | None = None,
+    cache_bytes: int | None = None,
+) -> list[Cask]:
     """Open casks that may be trained on together.
+
+    Args:
+        places: folders, or URLs of object stores.
+        tokenizer_fingerprint: of the student's tokenizer; None skips the check.
+        cache: for URLs: local folder for fetched shards.
+        cache_bytes: for URLs: most bytes that each cask keeps there.
 
     Raises:
         EmptyCaskError: no path was given.
         IdentityMismatchError: tokenizer, teacher or capture spec differ.
         CaskNotFoundError, CaskCorruptionError: a cask cannot be opened.
     """
-    if not paths:
+    if not places:
         raise EmptyCaskError("no cask was named; give at least one")
-    casks = [Cask.open(Path(path), tokenizer_fingerprint=tokenizer_fingerprint) for path in paths]
+    casks = [
+        Cask.open(place, tokenizer_fingerprint=tokenizer_fingerprint, cache=cache, cache_bytes=cache_bytes)
+        for place in places
+    ]
     for cask in casks[1:]:
         casks[0].manifest.require_same(cask.manifest.teacher, cask.manifest.capture, where=str(casks[0].path))
     return casks

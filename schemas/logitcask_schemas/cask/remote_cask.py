@@ -30,8 +30,6 @@ class RemoteCask(Cask):
 
     _files_are_local = False
 
-    _files_are_local = False
-
     def __init__(self, path: Path, manifest: CaskManifest, entries: list[ShardEntry], cache: ShardCache) -> None:
         """Use `open_url`."""
         super().__init__(path, manifest, entries)
