@@ -5,17 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.records import Records
 from logitcask_schemas.wire import decode_wire
 from logitcask_services.capture import RecordCapture, pack_wire
-
-settings.register_profile("capture", deadline=None, max_examples=60)
-settings.load_profile("capture")
-torch.set_num_threads(2)
 
 
 def dense(logits):

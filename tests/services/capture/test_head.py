@@ -3,17 +3,20 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitcask_services.capture.blocks import as_blocks
 from logitcask_services.capture.head import Head, add_required, largest, reaching
+
+CASES = settings(deadline=None, max_examples=60)
 
 
 def sorted_ids(row):
     return np.lexsort((np.arange(len(row)), -row.astype(np.float64)))
 
 
+@CASES
 @given(
     seed=st.integers(0, 2**32 - 1),
     blocks=st.integers(1, 12),

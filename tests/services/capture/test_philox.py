@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitcask_services.capture.philox import philox4x32, position_uniforms
 
+CASES = settings(deadline=None, max_examples=60)
 KNOWN_ANSWERS = [
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
     ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
@@ -34,6 +35,7 @@ def test_uniform_of_the_pi_vector():
     assert float(position_uniforms(seed, torch.tensor([signed]), torch.tensor([position]))) == expected
 
 
+@CASES
 @given(st.integers(0, 2**63 - 1), st.integers(-(2**63), 2**63 - 1), st.integers(0, 2**40))
 def test_in_range_and_independent_of_the_batch(seed, doc_key, start):
     keys, positions = torch.full((64,), doc_key), torch.arange(start, start + 64)

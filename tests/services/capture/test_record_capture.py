@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitcask_schemas.capture_spec import CaptureSpec
@@ -13,6 +13,7 @@ from logitcask_schemas.errors import InvalidRecordError, ModelError
 from logitcask_schemas.wire import encode_wire
 from logitcask_services.capture import RecordCapture, RecordColumns, pack_wire
 
+CASES = settings(deadline=None, max_examples=60)
 VOCABULARIES = [300, 49_152, 151_936, 262_144]
 F32 = CaptureSpec(logprob_codec="f32")
 
@@ -57,6 +58,7 @@ def check(oracle, spec, logits, next_ids, records):
             assert ids.tolist() == [y] + [j for j in spec.pinned_ids if j != y]
 
 
+@CASES
 @given(
     data=st.data(), seed=st.integers(0, 2**32 - 1), ties=st.booleans(), masked=st.sampled_from([0.0, 0.0, 0.6, 0.99])
 )
@@ -100,6 +102,7 @@ def test_a_head_of_the_whole_vocabulary_is_the_dense_distribution(oracle, spec):
         assert position.head_ids.tolist() == np.argsort(-t, kind="stable").tolist()
 
 
+@CASES
 @given(data=st.data(), seed=st.integers(0, 2**32 - 1))
 def test_the_batch_split_changes_no_byte(oracle, data, seed):
     vocab = data.draw(st.sampled_from([300, 1024]))
