@@ -129,10 +129,9 @@ def cpu_name() -> str:
 class Report:
     """Collects rows and prints them as they come."""
 
-    def __init__(self, tokens: int) -> None:
+    def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self.common = {
-            "tokens": tokens,
             "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
             "cpu": cpu_name(),
             "cores": os.cpu_count(),
@@ -158,14 +157,17 @@ class Report:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--tokens", type=int, default=2_048, help="slots per step")
+    parser.add_argument("--tokens", type=int, default=1_024, help="slots per timed step")
+    parser.add_argument("--memory-tokens", type=int, default=4_096, help="slots per step where memory is measured")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1, help="more only on an idle machine")
     parser.add_argument("--peak-of", choices=KINDS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     if arguments.peak_of:
         peak_of(arguments.peak_of, arguments.tokens)
         return
-    report = Report(arguments.tokens)
+    report = Report()
     with tempfile.TemporaryDirectory() as folder:
         steps, positions = make_steps(Path(folder), arguments.tokens)
         for kind in KINDS:
@@ -177,15 +179,18 @@ def main() -> None:
                 start = time.perf_counter()
                 steps[kind]()
                 seconds[kind].append(time.perf_counter() - start)
+            print(
+                f"round {round_number + 1}/{arguments.rounds}", {kind: seconds[kind][-1] for kind in KINDS}, flush=True
+            )
     for kind in KINDS:
-        report.add(f"{kind}: step", "ms", [1e3 * value for value in seconds[kind]])
+        report.add(f"{kind}: step of {arguments.tokens} slots", "ms", [1e3 * value for value in seconds[kind]])
         report.add(f"{kind}: trained positions", "1/s", [positions / value for value in seconds[kind]])
     for other in ("ce", "ce-full"):
         ratios = [a / b for a, b in zip(seconds["kd"], seconds[other], strict=True)]
         report.add(f"ratio: kd / {other}, step time", "ratio", ratios)
-    peaks = measured_peaks(arguments.tokens)
+    peaks = measured_peaks(arguments.memory_tokens)
     for kind in KINDS:
-        report.add(f"{kind}: peak resident size", "MiB", [peaks[kind] / 2**20])
+        report.add(f"{kind}: peak resident size, {arguments.memory_tokens} slots", "MiB", [peaks[kind] / 2**20])
     for other in ("ce", "ce-full"):
         report.add(f"ratio: kd / {other}, peak resident size", "ratio", [peaks["kd"] / peaks[other]])
     report.write()

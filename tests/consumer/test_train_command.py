@@ -14,7 +14,9 @@ OPTIONS = {
     "train": {
         "--cask", "--student", "--output", "-o", "--teacher", "--loss", "--ce-weight", "--epochs", "--max-steps",
         "--seq-len", "--overlap", "--packing", "--batch-tokens", "--micro-tokens", "--lr", "--warmup", "--weight-decay",
-        "--seed", "--cache", "--cache-bytes", "--precision", "--gradient-checkpointing", "--no-gradient-checkpointing", "--save-steps",
+        "--cache",
+        "--cache-bytes",
+        "--seed", "--precision", "--gradient-checkpointing", "--no-gradient-checkpointing", "--save-steps",
         "--logging-steps", "--workers", "--report-to", "--resume", "--json",
     },
     "report": {

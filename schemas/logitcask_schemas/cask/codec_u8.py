@@ -44,7 +44,8 @@ def encode_u8(logprobs: LogprobArray, *, column: str, seed: int, document_id: by
     step = np.where(lower > upper, lower - upper, 1.0)
     chance = np.expm1(upper - depth) / np.expm1(-step)
     uniform = random_words(seed, document_id, STREAMS[column], len(logprobs)) * 2.0**-32
-    return (code + (uniform < chance)).astype(np.uint8)
+    codes: NDArray[np.uint8] = (code + (uniform < chance)).astype(np.uint8)
+    return codes
 
 
 def decode_u8(codes: NDArray[np.uint8]) -> NDArray[np.float16]:
