@@ -7,6 +7,7 @@ the user's cache. Engines are small on purpose: 160 tokens a step make vLLM cut 
 import inspect
 import itertools
 import os
+import signal
 import textwrap
 import warnings
 from pathlib import Path
@@ -306,3 +307,17 @@ def test_soft_capped_and_tied_logits_are_the_models_own(odd_engine, odd_teacher)
         records = found[i].document.records
         rows = np.repeat(np.arange(records.num_positions), records.head_counts_P)
         np.testing.assert_allclose(records.head_logprobs_H, logprobs[rows, records.head_ids_H], atol=1e-3)
+
+
+@pytest.mark.engine
+def test_a_killed_engine_process_is_reported_and_not_waited_for(odd_engine):
+    """Last, since it ends the engine: what the kernel does to a process that takes too much memory."""
+    ids = np.random.default_rng(2).integers(3, 1000, 200).astype(np.uint16)
+    stream = odd_engine.capture((CaptureTask(key=i, token_ids_L=ids) for i in itertools.count()), CaptureSpec())
+    assert next(stream).error is None
+    (process,) = odd_engine._engine.engine_core.resources.engine_manager.processes
+    os.kill(process.pid, signal.SIGKILL)
+    with pytest.raises(EngineError, match="engine process died"):
+        list(stream)
+    with pytest.raises(EngineError, match="engine process died"):
+        next(odd_engine.capture([CaptureTask(key="late", token_ids_L=ids)], CaptureSpec()))

@@ -16,6 +16,7 @@ from logitcask_services.engines.documents import refusal, result_of
 from logitcask_services.engines.errors import EngineError
 from logitcask_services.engines.model_folder import ModelFolder
 from logitcask_services.engines.protocol import CaptureResult, CaptureTask
+from logitcask_services.engines.vllm_liveness import watch_engine_core
 from logitcask_services.engines.vllm_request import TASK, document_key, request_kwargs
 
 _CPU_CACHE_BYTES = 2 * 2**30
@@ -87,6 +88,7 @@ class VllmEngine:
         self._max_model_len: int = config.model_config.max_model_len
         self._tokens_ahead: int = _BATCHES_AHEAD * config.scheduler_config.max_num_batched_tokens
         self._requests_ahead: int = 2 * config.scheduler_config.max_num_seqs
+        self._watch_ended = watch_engine_core(self._engine.engine_core)
         self._serial = 0
         self._closed = self._capturing = False
         self._identity = folder.identity(
@@ -156,6 +158,7 @@ class VllmEngine:
         """End the engine's processes. Idempotent."""
         if not self._closed:
             self._closed = True
+            self._watch_ended.set()
             core = self._engine.engine_core
             core.shutdown(timeout=_SHUTDOWN_SECONDS)
             context = getattr(core, "ctx", None)  # absent where the core runs in this process
