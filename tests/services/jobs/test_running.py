@@ -288,9 +288,8 @@ def test_a_cask_that_became_another_teachers_fails_the_job(serve, documents, tmp
     running = server.submit(corpus, cask="first")
     victim = server.submit(corpus, cask="later")
     foreign = identity(weights_digest="1" * 64)
-    spec = cask_of(tmp_path, "first").manifest.capture if (tmp_path / "casks" / "first").exists() else None
     wait_for(lambda: (tmp_path / "casks" / "first" / "cask.json").exists())
-    spec = spec or cask_of(tmp_path, "first").manifest.capture
+    spec = cask_of(tmp_path, "first").manifest.capture
     CaskWriter.create(tmp_path / "casks" / "later", teacher=foreign, capture=spec)
     server.client.post(f"/v1/extractions/{running['id']}/cancel")
     done = server.finish(victim["id"])
