@@ -35,6 +35,17 @@ class CaskWriteError(CaskError, OSError):
         self.errno = errno
 
 
+class CaskReadError(CaskError, OSError):
+    """The operating system refused to open or read a file that may well be sound (permissions, too many open files).
+
+    `errno` is the operating system's.
+    """
+
+    def __init__(self, message: str, errno: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+
 class CaskLockedError(CaskError, TimeoutError):
     """Another writer held the cask's lock for longer than this one was willing to wait."""
 

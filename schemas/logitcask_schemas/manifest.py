@@ -15,7 +15,9 @@ MAX_VOCAB_SIZE: Final = 1 << 24
 """Ids are stored in at most 16 + 8 bits."""
 
 Sha256Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Count = Annotated[int, Field(ge=0)]
+MAX_VALUES: Final = 2**31 - 1
+"""Of one column of a shard: Arrow's list offsets are int32."""
+Count = Annotated[int, Field(ge=0, le=MAX_VALUES)]
 
 
 class CaskManifest(BaseModel):
@@ -67,13 +69,13 @@ class ShardEntry(BaseModel):
     """Given by the first writer from the SHA-256 of the Arrow form; the file is shards/<name><carrier's suffix>."""
     carrier: Annotated[str, Field(pattern=r"^[a-z0-9]{1,16}$")] = "arrow"
     """File format of the shard."""
-    bytes: Count
+    bytes: Annotated[int, Field(ge=0, lt=2**63)]
     """Size of the shard's file."""
     sha256: Sha256Hex
     """Over the shard's file."""
     identity: Sha256Hex
     """`CaskManifest.identity_digest` of the cask it was written for."""
-    documents: Annotated[int, Field(ge=1)]
+    documents: Annotated[int, Field(ge=1, le=MAX_VALUES)]
     tokens: Count
     """Sum of L over the documents."""
     positions: Count

@@ -53,9 +53,9 @@ class ArrowCarrier:
             batch.validate()
             require_schema(path, batch.schema, layout, identity)
             return columns_of_batch(path, batch, layout)
-        except FileNotFoundError:
-            raise
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the operating system's; without a number it is Arrow's, about what it read
             # The last one comes from damaged names: Arrow decodes them only when they are asked for.
             raise CaskCorruptionError(f"{path}: not a readable Arrow IPC file ({error}). {REPAIR_ADVICE}.") from error
 

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from logitcask_schemas.cask.columns import ShardColumns
 from logitcask_schemas.cask.layout import LEVELS, Column, Level, RecordLayout
 from logitcask_schemas.errors import CaskCorruptionError, CaskError
+from logitcask_schemas.manifest import MAX_VALUES
 
-MAX_VALUES: Final = 2**31 - 1
-"""Per column of a shard: Arrow's list offsets are int32."""
 REPAIR_ADVICE: Final = "Run `logitcask cask verify` on the cask and restore this shard from a copy, or capture it again"
 _ELEMENTS: Final = {"|u1": pa.uint8(), "<u2": pa.uint16(), "<f2": pa.float16(), "<f4": pa.float32()}
 

@@ -17,6 +17,7 @@ Each of the three checksums is proved when its part is first used, so that lengt
 """
 
 import mmap
+import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from logitcask_schemas.cask.files import FileOperations, publish_file
+from logitcask_schemas.cask.regular_files import open_regular, unreadable
 from logitcask_schemas.errors import CaskCorruptionError
 
 DOCUMENTS_NAME: Final = "documents.bin"
@@ -88,25 +90,13 @@ class DocumentTable:
             CaskCorruptionError: Damaged.
         """
         self.path = path
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            if size < _HEADER_BYTES:
-                raise CaskCorruptionError(f"{path}: {size} bytes, its header alone has {_HEADER_BYTES}. {_ADVICE}.")
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        header = self._map[:_HEADER_BYTES]
-        stored, computed = struct.unpack("<Q", header[_HEADER.size :])[0], _digest([header[: _HEADER.size]])
-        magic, shards, documents, order_bytes, *self._checksums = _HEADER.unpack(header[: _HEADER.size])
-        if magic != _MAGIC or stored != computed or order_bytes not in (4, 8):
-            raise CaskCorruptionError(
-                f"{path}: not a table of documents of version 1: starts with {magic!r}, its header's checksum is "
-                f"{stored:016x}, the header's bytes give {computed:016x}. {_ADVICE}."
-            )
-        self._sections = sections = _Sections.of(shards, documents, order_bytes)
-        if size != sections.ids.stop:
-            raise CaskCorruptionError(
-                f"{path}: should have {sections.ids.stop} bytes for {shards} shards and {documents} documents, it has "
-                f"{size}. {_ADVICE}."
-            )
+        with open_regular(path) as file:
+            try:
+                documents = self._read_header(file.read(_HEADER_BYTES), os.fstat(file.fileno()).st_size)
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except OSError as error:
+                raise unreadable(path, error) from error
+        sections = self._sections
         self._require(0, _HEADER_BYTES, sections.order.start, "names and lengths")
         self._proved = False
         self.num_documents = documents
@@ -117,10 +107,30 @@ class DocumentTable:
             raise CaskCorruptionError(f"{path}: shards do not divide its {documents} documents. {_ADVICE}.")
         self.lengths: NDArray[np.uint32] = self._array(sections.lengths, np.dtype("<u4"))
         """Tokens per document, [D]."""
-        self._order_dtype = np.dtype(f"<u{order_bytes}")
         self._numbers = {
             self.names[i * _NAME_BYTES : (i + 1) * _NAME_BYTES]: i for i in range(len(self.names) // _NAME_BYTES)
         }
+
+    def _read_header(self, header: bytes, size: int) -> int:
+        """Learn and prove where the sections of a file of this size are; returns the number of documents."""
+        path = self.path
+        if len(header) < _HEADER_BYTES:
+            raise CaskCorruptionError(f"{path}: {size} bytes, its header alone has {_HEADER_BYTES}. {_ADVICE}.")
+        stored, computed = struct.unpack("<Q", header[_HEADER.size :])[0], _digest([header[: _HEADER.size]])
+        magic, shards, documents, order_bytes, *self._checksums = _HEADER.unpack(header[: _HEADER.size])
+        if magic != _MAGIC or stored != computed or order_bytes not in (4, 8):
+            raise CaskCorruptionError(
+                f"{path}: not a table of documents of version 1: starts with {magic!r}, its header's checksum is "
+                f"{stored:016x}, the header's bytes give {computed:016x}. {_ADVICE}."
+            )
+        self._sections = _Sections.of(shards, documents, order_bytes)
+        if size != self._sections.ids.stop:
+            raise CaskCorruptionError(
+                f"{path}: should have {self._sections.ids.stop} bytes for {shards} shards and {documents} documents, "
+                f"it has {size}. {_ADVICE}."
+            )
+        self._order_dtype = np.dtype(f"<u{order_bytes}")
+        return int(documents)
 
     @classmethod
     def open(cls, cask: Path) -> "DocumentTable | None":

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from logitcask_schemas.cask.files import FileOperations, publish_file
 from logitcask_schemas.cask.layout import ENTRY_SUFFIX, INDEX_NAME, MANIFEST_NAME, SHARDS_NAME
+from logitcask_schemas.cask.regular_files import read_document, unreadable
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError
 from logitcask_schemas.manifest import FORMAT_VERSION, CaskManifest, ShardEntry
 from logitcask_schemas.sealed_json import seal, unseal
@@ -21,6 +22,10 @@ from logitcask_schemas.sealed_json import seal, unseal
 _ENTRIES: Final = TypeAdapter(list[ShardEntry])
 _RESTORE: Final = "Restore it from a copy of the cask"
 _DROP_INDEX: Final = "It only repeats the entry files: delete it, the next writer makes it anew"
+_MOST_BYTES: Final = {"manifest": 64 << 20, "entry": 64 << 10, "index": 2 << 30}
+"""Far more than any of them has; an index of this size lists six million shards."""
+_LISTINGS: Final = 10
+"""Times that a reader lists a folder of which a repair removes entries meanwhile."""
 
 
 class _Index(BaseModel):
@@ -48,7 +53,7 @@ def read_manifest(cask: Path) -> CaskManifest:
     """
     path = cask / MANIFEST_NAME
     try:
-        data = path.read_bytes()
+        data = read_document(path, _MOST_BYTES["manifest"])
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CaskNotFoundError(
             f"{cask}: not a cask (it has no {MANIFEST_NAME}). A cask is the folder that holds {MANIFEST_NAME}."
@@ -77,9 +82,20 @@ def write_entry(files: FileOperations, cask: Path, entry: ShardEntry) -> None:
 
 
 def read_entry(cask: Path, name: str) -> ShardEntry:
-    """One entry file, validated; CaskCorruptionError when damaged or under another name than its own."""
+    """One entry file, validated.
+
+    Raises:
+        CaskNotFoundError: There is none (any more).
+        CaskCorruptionError: It is damaged, or has another name than its own.
+    """
     path = cask / SHARDS_NAME / (name + ENTRY_SUFFIX)
-    entry = parse_entry(path.read_bytes(), where=path)
+    try:
+        data = read_document(path, _MOST_BYTES["entry"])
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if path.is_symlink():
+            raise CaskCorruptionError(f"{path}: is a link to nothing. {_RESTORE}.") from error
+        raise CaskNotFoundError(f"{path}: the entry of shard {name} is missing. {_RESTORE}.") from error
+    entry = parse_entry(data, where=path)
     if entry.name != name:
         raise CaskCorruptionError(f"{path}: holds the entry of shard {entry.name}. {_RESTORE}.")
     return entry
@@ -113,7 +129,7 @@ def read_index(cask: Path) -> dict[str, ShardEntry]:
     """The entries of index.json by name; none where there is no index yet."""
     path = cask / INDEX_NAME
     try:
-        data = path.read_bytes()
+        data = read_document(path, _MOST_BYTES["index"])
     except FileNotFoundError:
         return {}
     document = unseal(data, where=path, advice=_DROP_INDEX)
@@ -139,17 +155,26 @@ def entry_names(cask: Path) -> list[str]:
             ]
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CaskNotFoundError(f"{cask / SHARDS_NAME}: the folder of shards is missing. {_RESTORE}.") from error
+    except OSError as error:
+        raise unreadable(cask / SHARDS_NAME, error) from error
 
 
 def read_entries(cask: Path) -> tuple[dict[str, ShardEntry], dict[str, ShardEntry]]:
     """Entries that the index holds, and those that only have an entry file.
 
-    The index is read after the listing: a compaction in between then leaves an entry in both, never in neither.
+    The index is read after the listing: a compaction in between then leaves an entry in both, never in neither. An
+    entry that is gone after the listing was taken away by a repair, which had published what was sound of its shard
+    before: another listing shows that.
     """
-    names = entry_names(cask)
-    indexed = read_index(cask)
-    loose = {name: read_entry(cask, name) for name in names if name not in indexed}
-    return indexed, loose
+    for attempt in range(_LISTINGS):
+        names = entry_names(cask)
+        indexed = read_index(cask)
+        try:
+            return indexed, {name: read_entry(cask, name) for name in names if name not in indexed}
+        except CaskNotFoundError:
+            if attempt == _LISTINGS - 1:
+                raise
+    raise AssertionError("unreachable")
 
 
 def require_identity(cask: Path, entries: Iterable[ShardEntry], manifest: CaskManifest) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from logitcask_schemas.cask.carriers import carrier_of, shard_path
 from logitcask_schemas.cask.layout import SHARDS_NAME, RecordLayout
+from logitcask_schemas.cask.regular_files import size_of, unreadable
 from logitcask_schemas.cask.shard import Shard
-from logitcask_schemas.errors import CaskCorruptionError, CaskNotFoundError
+from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError
 from logitcask_schemas.manifest import ShardEntry
 
 _MEND = (
@@ -22,6 +23,7 @@ def require_shards(cask: Path, entries: Iterable[ShardEntry]) -> None:
     Raises:
         CaskNotFoundError: A shard's file, or the folder, is gone.
         CaskCorruptionError: A shard's file has another size.
+        CaskReadError: The operating system refuses.
         CaskError: A carrier this version does not know.
     """
     try:
@@ -29,12 +31,16 @@ def require_shards(cask: Path, entries: Iterable[ShardEntry]) -> None:
             files = {file.name: file for file in listing}
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CaskNotFoundError(f"{cask / SHARDS_NAME}: the folder of shards is missing. {_MEND}.") from error
+    except OSError as error:
+        raise unreadable(cask / SHARDS_NAME, error) from error
     for entry in entries:
         path = shard_path(cask, entry)
         try:
             size = files[path.name].stat().st_size
         except (KeyError, FileNotFoundError) as error:
             raise _missing(path, entry) from error
+        except OSError as error:
+            raise unreadable(path, error) from error
         _require_size(path, entry, size)
 
 
@@ -44,14 +50,19 @@ def open_shard(cask: Path, entry: ShardEntry, layout: RecordLayout) -> Shard:
     Raises:
         CaskNotFoundError: Its file is gone.
         CaskCorruptionError: Its file has another size, is no shard, is foreign, or disagrees with the entry.
+        CaskReadError: The operating system refuses, which says nothing about the shard.
         CaskError: A carrier this version does not know.
     """
     path = shard_path(cask, entry)
     try:
-        _require_size(path, entry, path.stat().st_size)
+        _require_size(path, entry, size_of(path))
         columns = carrier_of(entry).open(path, layout, entry.identity)
+    except CaskError:
+        raise
     except (FileNotFoundError, NotADirectoryError) as error:
         raise _missing(path, entry) from error
+    except OSError as error:
+        raise unreadable(path, error) from error
     return Shard(path, entry, layout, columns)
 
 

@@ -62,9 +62,9 @@ class ParquetCarrier:
                 require_schema(path, schema, layout, identity)
                 batch = _one_batch(path, file.read(use_threads=False))
             return columns_of_batch(path, batch, layout)
-        except FileNotFoundError:
-            raise
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the operating system's; without a number it is Arrow's, about what it read
             raise CaskCorruptionError(f"{path}: not a readable Parquet file ({error}). {REPAIR_ADVICE}.") from error
 
 

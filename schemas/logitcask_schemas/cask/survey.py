@@ -9,7 +9,7 @@ from logitcask_schemas.cask.document_table import DOCUMENTS_NAME, DocumentTable
 from logitcask_schemas.cask.index import entry_names, read_entry, read_index, read_manifest
 from logitcask_schemas.cask.layout import ENTRY_SUFFIX, INDEX_NAME, SHARDS_NAME
 from logitcask_schemas.cask.reader import Cask
-from logitcask_schemas.errors import CaskError
+from logitcask_schemas.errors import CaskError, CaskNotFoundError, CaskReadError
 
 
 @dataclass(kw_only=True)
@@ -38,11 +38,14 @@ def survey(path: Path) -> Survey:
     Raises:
         CaskNotFoundError, CaskCorruptionError: There is no manifest or no folder of shards, or the manifest is damaged:
             without it nothing can be said of the rest.
+        CaskReadError: The operating system refuses to read what may be sound.
     """
     manifest, problems, damaged_files = read_manifest(path), list[str](), list[Path]()
     names = entry_names(path)
     try:
         entries = read_index(path)
+    except CaskReadError:
+        raise
     except CaskError as error:
         problems.append(str(error))
         damaged_files.append(path / INDEX_NAME)
@@ -52,6 +55,10 @@ def survey(path: Path) -> Survey:
         if name not in entries:
             try:
                 entries[name] = read_entry(path, name)
+            except CaskReadError:
+                raise
+            except CaskNotFoundError:
+                continue  # taken away since the listing: only a repair does that, of what is not the cask's any more
             except CaskError as error:
                 problems.append(str(error))
                 damaged_entries.append(name)
@@ -66,6 +73,8 @@ def survey(path: Path) -> Survey:
         table = DocumentTable.open(path)
         if table is not None:
             table.verify()
+    except CaskReadError:
+        raise
     except CaskError as error:
         problems.append(str(error))
         damaged_files.append(path / DOCUMENTS_NAME)

@@ -14,9 +14,10 @@ from logitcask_schemas.cask.document_table import DocumentTable
 from logitcask_schemas.cask.index import entry_names, read_entry
 from logitcask_schemas.cask.opening import open_shard
 from logitcask_schemas.cask.reader import Cask
+from logitcask_schemas.cask.regular_files import open_regular, unreadable
 from logitcask_schemas.cask.shard import Shard
 from logitcask_schemas.cask.survey import files_of_no_shard
-from logitcask_schemas.errors import CaskCorruptionError, CaskError, InvalidRecordError
+from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskReadError, InvalidRecordError
 from logitcask_schemas.manifest import ShardEntry
 from logitcask_schemas.records import document_id
 
@@ -79,7 +80,11 @@ def verify_shards(
 
 
 def verify_shard(cask: Cask, entry: ShardEntry, table: DocumentTable | None = None) -> ShardReport:
-    """Verify one shard completely: entry file, size, SHA-256, structure, then document by document."""
+    """Verify one shard completely: entry file, size, SHA-256, structure, then document by document.
+
+    Raises:
+        CaskReadError: The operating system refuses to read what may be sound.
+    """
     known_ids = table.shard(entry.name).ids if table is not None and entry.name in table else None
     report = ShardReport(entry=entry)
     try:
@@ -87,6 +92,8 @@ def verify_shard(cask: Cask, entry: ShardEntry, table: DocumentTable | None = No
             report.entry_problems.append(f"shard {entry.name}: entry file and index disagree")
     except FileNotFoundError:
         report.entry_problems.append(f"shard {entry.name}: its entry file is missing, only the index knows it")
+    except CaskReadError:
+        raise
     except CaskError as error:
         report.entry_problems.append(str(error))
     try:
@@ -94,6 +101,8 @@ def verify_shard(cask: Cask, entry: ShardEntry, table: DocumentTable | None = No
         shard = open_shard(cask.path, entry, cask.layout)
         if (found := sha256_of(shard.path)) != entry.sha256:
             report.shard_problems.append(f"{shard.path}: SHA-256 should be {entry.sha256}, it is {found}")
+    except CaskReadError:
+        raise
     except CaskError as error:
         report.shard_problems.append(str(error))
         report.lost_documents += [] if known_ids is None else [identity.tobytes().hex() for identity in known_ids]
@@ -134,9 +143,16 @@ def require_valid(shard: Shard, row: int, vocab_size: int) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file, read in blocks."""
+    """Hex SHA-256 of a file, read in blocks; errors as `open_regular`."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
+    try:
+        with open_regular(path) as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    except CaskError:
+        raise
+    except OSError as error:
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            raise
+        raise unreadable(path, error) from error
     return digest.hexdigest()
