@@ -12,20 +12,26 @@ from hypothesis import strategies as st
 from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.carriers import CARRIERS
+from logitcask_schemas.cask.collation import CollatedRecords
 from logitcask_schemas.errors import CaskCorruptionError
-from logitcask_schemas.records import DocumentRecords
+from logitcask_schemas.records import DocumentRecords, Records
 
 
-def assert_end_to_end(cask: Cask, expected: list[DocumentRecords], starts=None, stops=None, numbers=None) -> None:
-    found = cask.collate(numbers, starts, stops)
-    cuts = np.concatenate([[0], np.cumsum([len(one.token_ids_L) for one in expected])])
-    np.testing.assert_array_equal(found.token_offsets_B1, cuts)
-    np.testing.assert_array_equal(found.position_offsets_B1, cuts - np.arange(len(cuts)))
+def offsets(lengths: list[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths)])
+
+
+def assert_end_to_end(found: CollatedRecords, expected: list[DocumentRecords], tokens=None) -> None:
+    """`tokens`: of each window where they are more than its positions need."""
+    tokens = [one.token_ids_L for one in expected] if tokens is None else tokens
+    np.testing.assert_array_equal(found.token_offsets_B1, offsets([len(one) for one in tokens]))
+    np.testing.assert_array_equal(found.position_offsets_B1, offsets([one.records.num_positions for one in expected]))
+    assert found.num_windows == len(expected)
     columns = {"token_ids_L": found.token_ids_L} | {
         name: getattr(found.records, name) for name in columns_of(expected[0]) if name != "token_ids_L"
     }
     for name, column in columns.items():
-        joined = np.concatenate([columns_of(one)[name] for one in expected])
+        joined = np.concatenate([columns_of(one)[name] for one in expected] if name != "token_ids_L" else tokens)
         assert column.dtype == joined.dtype, name
         assert column.shape == joined.shape, name
         assert column.tobytes() == joined.tobytes(), name
@@ -42,12 +48,37 @@ def test_a_batch_is_its_windows_end_to_end(data: st.DataObject, spec: CaptureSpe
             writer.publish(documents[2:])
         cask = Cask.open(Path(folder))
         numbers = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=6))
-        assert_end_to_end(cask, [cask.read(number) for number in numbers], numbers=numbers)
+        assert_end_to_end(cask.collate(numbers), [cask.read(number) for number in numbers])
         positions = [cask.read(number).records.num_positions for number in numbers]
         starts = [data.draw(st.integers(0, length - 1)) for length in positions]
         stops = [data.draw(st.integers(start + 1, length)) for start, length in zip(starts, positions, strict=True)]
         windows = [cask.read_window(*window) for window in zip(numbers, starts, stops, strict=True)]
-        assert_end_to_end(cask, windows, np.array(starts), np.array(stops), numbers)
+        assert_end_to_end(cask.collate(np.array(numbers), np.array(starts), np.array(stops)), windows)
+        firsts = [data.draw(st.integers(0, start)) for start in starts]
+        tokens = [
+            cask.read(number).token_ids_L[first : stop + 1]
+            for number, first, stop in zip(numbers, firsts, stops, strict=True)
+        ]
+        assert_end_to_end(cask.collate(numbers, starts, stops, token_starts=firsts), windows, tokens)
+
+
+@pytest.mark.parametrize(
+    "spec", [CaptureSpec(), CaptureSpec(logprob_codec="u8", tail_logprobs=True, temperatures=(2,))]
+)
+def test_no_windows_give_empty_columns_of_the_stored_dtypes(tmp_path: Path, spec: CaptureSpec) -> None:
+    with CaskWriter.create(tmp_path, teacher=make_teacher(65_537), capture=spec) as writer:
+        writer.publish(make_documents([5], 1, vocab_size=65_537, spec=spec))
+    cask = Cask.open(tmp_path)
+    nothing, something = cask.collate([]), cask.collate([0])
+    assert nothing.num_windows == len(nothing.token_ids_L) == nothing.records.num_positions == 0
+    assert nothing.token_offsets_B1.tolist() == nothing.position_offsets_B1.tolist() == [0]
+    assert nothing.token_ids_L.dtype == something.token_ids_L.dtype
+    for name in Records.__dataclass_fields__:
+        mine, theirs = getattr(nothing.records, name), getattr(something.records, name)
+        assert (mine is None) == (theirs is None)
+        if theirs is not None:
+            assert mine.dtype == theirs.dtype
+            assert mine.shape == (0, *theirs.shape[1:])
 
 
 def test_what_is_no_window_is_refused(cask_path: Path) -> None:
@@ -56,6 +87,9 @@ def test_what_is_no_window_is_refused(cask_path: Path) -> None:
     for starts, stops in (([0], [0]), ([-1], [1]), ([0], [length]), ([length], [length + 1])):
         with pytest.raises(IndexError, match="window"):
             cask.collate([0], starts, stops)
+    for first in (-1, 2):
+        with pytest.raises(IndexError, match=f"its tokens from {first} on"):
+            cask.collate([0], [1], [2], token_starts=[first])
     with pytest.raises(IndexError, match="document 99"):
         cask.collate([99])
     with pytest.raises(ValueError, match="zip"):

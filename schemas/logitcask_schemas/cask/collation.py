@@ -1,11 +1,12 @@
 """Many documents or windows end to end, copied once per column from where they are stored: what a training batch needs.
 
-Shape legend: B windows; over all of them L = P + B tokens, P positions, H head entries, N tail draws. Values in nats.
+Shape legend: B windows; over all of them L tokens, P positions, H head entries, N tail draws. Values in nats.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from operator import getitem
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from logitcask_schemas.cask.codec_u8 import decode_u8
 from logitcask_schemas.cask.columns import join_planes
-from logitcask_schemas.cask.layout import HIGH_SUFFIX
+from logitcask_schemas.cask.layout import HIGH_SUFFIX, RecordLayout
 from logitcask_schemas.cask.shard import Shard
 from logitcask_schemas.records import IdArray, Records
 
@@ -22,40 +23,55 @@ Windows: TypeAlias = Sequence[int] | NDArray[np.integer[Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollatedRecords:
-    """B windows end to end. Window b has token_offsets_B1[b + 1] - token_offsets_B1[b] tokens, one position fewer."""
+    """B windows end to end. Window b has one token more than positions, and one more for each of its context tokens."""
 
     token_ids_L: IdArray
     token_offsets_B1: NDArray[np.int64]
     """[B + 1] into `token_ids_L`."""
+    position_offsets_B1: NDArray[np.int64]
+    """[B + 1] into the columns with one value per position."""
     records: Records
     """Of all positions."""
 
     @property
-    def position_offsets_B1(self) -> NDArray[np.int64]:
-        """[B + 1] into the columns with one value per position."""
-        return self.token_offsets_B1 - np.arange(len(self.token_offsets_B1))
+    def num_windows(self) -> int:
+        """B."""
+        return len(self.token_offsets_B1) - 1
 
 
-def collate(rows: Sequence[tuple[Shard, int]], starts: Windows | None, stops: Windows | None) -> CollatedRecords:
-    """See `Cask.collate`; at least one row, all of the same layout."""
-    layout = rows[0][0].layout
-    parts: list[list[Any]] = [[] for _ in layout.columns]
-    # This loop is the price of a window: three microseconds, while copying a window of 2,048 positions takes seven.
-    windows = zip(rows, _numbers(starts, len(rows)), _numbers(stops, len(rows)), strict=True)
-    lengths = [shard.append_window(row, start, stop, parts) for (shard, row), start, stop in windows]
+def collate(
+    rows: Sequence[tuple[Shard, int]],
+    layout: RecordLayout,
+    starts: Windows | None = None,
+    stops: Windows | None = None,
+    token_starts: Windows | None = None,
+) -> CollatedRecords:
+    """As `Cask.collate`, from rows of any shards whose columns are those of the layout; no rows give empty columns."""
+    count = len(rows)
+    windows = zip(rows, _numbers(starts, count), _numbers(stops, count), _numbers(token_starts, count), strict=True)
+    # This loop is the price of a window: three microseconds; copying 2,048 positions takes six. So it makes two flat
+    # lists, windows times columns, and leaves the rest to C.
+    arrays: list[Any] = []
+    cuts: list[slice] = []
+    for (shard, row), start, stop, token_start in windows:
+        shard.append_window(row, start, stop, token_start, arrays, cuts)
+    parts, stride = list(map(getitem, arrays, cuts)), len(layout.columns)
+    parts_of: dict[str, list[Any]] = {}
     joined: dict[str, NDArray[Any]] = {}
-    for column, pieces in zip(layout.columns, parts, strict=True):
-        flat = np.frombuffer(bytearray().join(pieces), dtype=column.dtype)
+    for number, column in enumerate(layout.columns):
+        parts_of[column.name] = parts[number::stride]
+        flat = np.frombuffer(bytearray().join(parts_of[column.name]), column.dtype)
         values = decode_u8(flat) if column.name in layout.coded else flat
         joined[column.name] = values if column.width is None else values.reshape(-1, column.width)
-    wide = layout.wide_ids
 
     def ids(name: str) -> IdArray:
-        return join_planes(joined[name], joined[name + HIGH_SUFFIX]) if wide else joined[name]
+        high = joined.get(name + HIGH_SUFFIX)
+        return joined[name] if high is None else join_planes(joined[name], high)
 
     return CollatedRecords(
         token_ids_L=ids("token_ids"),
-        token_offsets_B1=np.array(list(accumulate(lengths, initial=0)), dtype=np.int64),
+        token_offsets_B1=_offsets(parts_of["token_ids"]),
+        position_offsets_B1=_offsets(parts_of["head_counts"]),
         records=Records(
             head_counts_P=joined["head_counts"],
             head_ids_H=ids("head_ids"),
@@ -68,6 +84,10 @@ def collate(rows: Sequence[tuple[Shard, int]], starts: Windows | None, stops: Wi
             log_z_PT=joined.get("log_z"),
         ),
     )
+
+
+def _offsets(parts_B: Collection[Any]) -> NDArray[np.int64]:
+    return np.fromiter(accumulate(map(len, parts_B), initial=0), dtype=np.int64, count=len(parts_B) + 1)
 
 
 def _numbers(given: Windows | None, count: int) -> Sequence[int | None]:

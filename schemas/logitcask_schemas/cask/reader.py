@@ -170,7 +170,12 @@ class Cask:
         return self.shard(number).read_window(row, start, stop)
 
     def collate(
-        self, documents: Windows, starts: Windows | None = None, stops: Windows | None = None
+        self,
+        documents: Windows,
+        starts: Windows | None = None,
+        stops: Windows | None = None,
+        *,
+        token_starts: Windows | None = None,
     ) -> CollatedRecords:
         """Several documents, or one window of each, end to end: each column is copied once, straight from the maps.
 
@@ -179,14 +184,17 @@ class Cask:
         Args:
             documents: Numbers of documents; a number may occur more than once.
             starts: First position of each window; None for 0.
-            stops: One past the last position of each window, of which the tokens [start, stop] are given; None for the
-                documents' ends.
+            stops: One past the last position of each window, of which the tokens up to and including number `stop` are
+                given; None for the documents' ends.
+            token_starts: First token of each window, at most its first position: tokens before that give context to
+                positions whose records are not asked for. None for the first positions.
 
         Raises:
             IndexError: No such document, or a window that is empty or leaves its document.
             CaskNotFoundError, CaskCorruptionError: As `read`.
         """
-        return collate([(self.shard(number), row) for number, row in map(self.locate, documents)], starts, stops)
+        rows = [(self.shard(number), row) for number, row in map(self.locate, documents)]
+        return collate(rows, self.layout, starts, stops, token_starts)
 
     def shard(self, number: int) -> Shard:
         """A shard, mapped; the least lately opened beyond `MAX_OPEN_SHARDS` or `MAX_OPEN_DOCUMENTS` are let go.
