@@ -31,7 +31,7 @@ import torch
 import transformers
 
 from logitcask_consumer.data import CaskDataset, Collator, target_of
-from logitcask_consumer.losses import get_loss
+from logitcask_consumer.losses import Objective
 from logitcask_consumer.student_forward import DistillTask, attach
 from made_up_cask import DOCSTRING_LENGTHS, make_cask
 
@@ -79,7 +79,7 @@ def make_steps(folder: Path, tokens: int) -> tuple[dict[str, Callable[[], float]
         return float(loss.detach())
 
     def chunked(batch: Any, target: Any, name: str) -> float:
-        task = DistillTask(target=target, slots_T=batch["slots"], loss=get_loss(name), ce_weight=0.0)
+        task = DistillTask(target=target, slots_T=batch["slots"], terms=Objective.parse(name).terms(0.0))
         out = student(input_ids=batch["input_ids"], position_ids=batch["position_ids"], distill=task)
         return step(out["loss"] / positions)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logitcask_consumer.losses import LMHead, Loss, SparseTarget, base_model, distillation_loss
+from logitcask_consumer.losses import LMHead, SparseTarget, Terms, base_model, distillation_loss
 from logitcask_schemas.errors import ModelError
 
 
@@ -24,8 +24,10 @@ class DistillTask:
     target: SparseTarget
     slots_T: Tensor
     """Flat index b·S + s of each trained position, int64."""
-    loss: Loss
-    ce_weight: float
+    terms: Terms
+    """Losses and their weights."""
+    weights_T: Tensor | None = None
+    """Weight of each trained position; None for 1."""
     chunk_rows: int | None = None
 
 
@@ -42,11 +44,11 @@ def attach(model: Any) -> None:
             hidden_TD,
             LMHead.from_model(model),
             distill.target,
-            distill.loss,
-            ce_weight=distill.ce_weight,
+            distill.terms,
+            weights_T=distill.weights_T,
             chunk_rows=distill.chunk_rows,
         )
-        return {"loss": result.loss, "kd_T": result.kd_T, "ce_T": result.ce_T}
+        return {"loss": result.loss, "terms_KT": result.terms_KT, "ce_T": result.ce_T}
 
     model.forward = forward
 

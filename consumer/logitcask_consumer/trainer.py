@@ -11,7 +11,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.data import Batch, CaskDataset, Collator, ShardBlockSampler, target_of
-from logitcask_consumer.losses import get_loss
+from logitcask_consumer.losses import Objective
 from logitcask_consumer.processes import fresh_accelerator_state
 from logitcask_consumer.student_forward import DistillTask, attach
 from logitcask_schemas.errors import LogitcaskError
@@ -106,13 +106,12 @@ class DistillTrainer(Trainer):
             callbacks: besides those of transformers.
 
         Raises:
-            UnknownLossError, LossMismatchError: the loss is unknown or does not fit the cask's capture mode.
+            UnknownLossError, LossParameterError, LossMismatchError: the loss is unknown or does not fit the cask.
         """
         self.distill_config = config
-        self.distill_loss = get_loss(config.loss)
-        mode = dataset.manifest.capture.mode
-        self.distill_loss.require_mode(mode)
-        self._sampled_tail = mode != "topk"
+        self.objective: Objective = Objective.parse(config.loss).with_cross_entropy(config.ce_weight)
+        self.objective.require(dataset.manifest.capture)
+        self._sampled_tail = dataset.manifest.capture.mode != "topk"
         attach(model)
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         super().__init__(
@@ -126,8 +125,8 @@ class DistillTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         # Older versions of transformers ask this flag instead of `loss_is_scaled_for_ga`.
         self.model_accepts_loss_kwargs = True
-        # kd, ce, entropy, positions since the last log; on the device, so that no step waits for them.
-        self._sums = torch.zeros(4, dtype=torch.float64, device=self.args.device)
+        # Terms, ce, entropy, positions since the last log; on the device, so that no step waits for them.
+        self._sums = torch.zeros(len(self.objective.losses) + 3, dtype=torch.float64, device=self.args.device)
         self._since = time.monotonic()
 
     def compute_loss(
@@ -138,14 +137,13 @@ class DistillTrainer(Trainer):
         task = DistillTask(
             target=target_of(batch, sampled_tail=self._sampled_tail),
             slots_T=batch["slots"],
-            loss=self.distill_loss,
-            ce_weight=self.distill_config.ce_weight,
+            terms=self.objective.terms(self.state.global_step / max(self.state.max_steps, 1)),
             chunk_rows=self.distill_config.chunk_rows,
         )
         out = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], distill=task)
         positions = len(batch["slots"])
         if model.training:
-            self._count(out["kd_T"], out["ce_T"], batch["entropy"], positions)
+            self._count(out, batch["entropy"], positions)
         if num_items_in_batch is None:
             loss = out["loss"] / max(positions, 1)
         else:
@@ -164,9 +162,10 @@ class DistillTrainer(Trainer):
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return ShardBlockSampler(dataset.sequences_per_group, seed=self.distill_config.seed, batch=batch)
 
-    def _count(self, kd_T: Tensor, ce_T: Tensor, entropy_T: Tensor, positions: int) -> None:
-        sums = [kd_T.sum(dtype=torch.float64), ce_T.sum(dtype=torch.float64), entropy_T.sum(dtype=torch.float64)]
-        self._sums += torch.stack([*sums, torch.full_like(sums[0], positions)])
+    def _count(self, out: dict[str, Tensor], entropy_T: Tensor, positions: int) -> None:
+        sums_K = out["terms_KT"].sum(1, dtype=torch.float64)
+        ce, entropy = out["ce_T"].sum(dtype=torch.float64), entropy_T.sum(dtype=torch.float64)
+        self._sums += torch.cat([sums_K, torch.stack([ce, entropy, torch.full_like(ce, positions)])])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add means per position (nats) and throughput since the last log.
@@ -184,11 +183,15 @@ class DistillTrainer(Trainer):
         super().log(logs, start_time)
 
     def _with_metrics(self, logs: dict[str, float]) -> dict[str, float]:
-        kd, ce, entropy, positions = self.accelerator.reduce(self._sums, reduction="sum").tolist()
+        *terms, ce, entropy, positions = self.accelerator.reduce(self._sums, reduction="sum").tolist()
         now = time.monotonic()
-        more = {"kd": kd / positions, "ce": ce / positions, "teacher_entropy": entropy / positions}
-        if self.distill_loss.kl_value:
-            more["kl"] = more["kd"] - more["teacher_entropy"]
+        # A mix has no value of its own that means anything: its first loss is shown, and all of them beside it.
+        more = {"kd": terms[0] / positions, "ce": ce / positions, "teacher_entropy": entropy / positions}
+        for loss, value in zip(self.objective.losses, terms, strict=True):
+            if len(terms) > 1:
+                more[f"loss/{loss.spec}"] = value / positions
+            if loss.kl_value:
+                more["kl"] = (value - entropy) / positions
         more |= {"positions": positions, "tokens_per_second": positions / max(now - self._since, 1e-9)}
         self._sums.zero_()
         self._since = now

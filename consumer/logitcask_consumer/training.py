@@ -20,7 +20,7 @@ from logitcask_consumer.checkpoints import (
 from logitcask_consumer.checks import check_student
 from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.data import CaskDataset, open_casks
-from logitcask_consumer.losses import get_loss
+from logitcask_consumer.losses import Objective
 from logitcask_consumer.processes import processes
 from logitcask_consumer.students import StudentSpec, load_model, load_tokenizer
 from logitcask_consumer.trainer import DistillTrainer
@@ -59,7 +59,7 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
         LossMismatchError: the loss does not fit the cask's capture mode.
         RunFolderError: the output folder holds another run.
     """
-    get_loss(config.loss)
+    Objective.parse(config.loss).with_cross_entropy(config.ce_weight)
     spec = StudentSpec.parse(config.student)
     tokenizer = load_tokenizer(spec.tokenizer_folder(config.teacher))
     casks = open_casks(
@@ -81,7 +81,7 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
     dataset = CaskDataset(
         casks, seq_len=config.seq_len, overlap=config.context, packing=config.packing, seed=config.seed
     )
-    get_loss(config.loss).require_mode(dataset.manifest.capture.mode)
+    Objective.parse(config.loss).require(dataset.manifest.capture)
     model = load_model(checkpoint) if checkpoint else spec.build(config.teacher, seed=config.seed)
     check_student(model, dataset.manifest, config.packing)
     content = {

@@ -5,7 +5,7 @@ import torch
 from cask_builder import VOCAB, build_cask, random_documents, save_teacher, tiny_model
 
 from logitcask_consumer.data import CaskDataset, Collator, open_casks, target_of
-from logitcask_consumer.losses import get_loss
+from logitcask_consumer.losses import Objective
 from logitcask_consumer.student_forward import DistillTask, attach, check_packing
 from logitcask_schemas.errors import ModelError
 
@@ -73,7 +73,9 @@ def test_loss_and_gradients_equal_those_of_the_models_own_logits(cask, packing):
     expected = -head.sum() - tail.sum()
     want = torch.autograd.grad(expected, list(student.parameters()))
     attach(student)
-    task = DistillTask(target=target, slots_T=batch["slots"], loss=get_loss("forward_kl"), ce_weight=0.0, chunk_rows=17)
+    task = DistillTask(
+        target=target, slots_T=batch["slots"], terms=Objective.parse("forward_kl").terms(0.0), chunk_rows=17
+    )
     out = student(**inputs, distill=task)
     got = torch.autograd.grad(out["loss"], list(student.parameters()))
     torch.testing.assert_close(out["loss"], expected, rtol=1e-6, atol=0)

@@ -3,41 +3,37 @@
 Importing this package registers every loss in `LOSSES`.
 """
 
-from logitcask_consumer.losses.chunked import LossResult, ShapeError, distillation_loss
-from logitcask_consumer.losses.cross_entropy import cross_entropy
-from logitcask_consumer.losses.forward_kl import forward_kl
-from logitcask_consumer.losses.ghost_kl import ghost_kl
+from logitcask_consumer.losses.chunked import LossResult, ShapeError, Terms, distillation_loss
+from logitcask_consumer.losses.cross_entropy import CrossEntropy
+from logitcask_consumer.losses.forward_kl import ForwardKL
+from logitcask_consumer.losses.ghost_kl import GhostKL
 from logitcask_consumer.losses.head import LMHead, LogitTransform, base_model, check_head
-from logitcask_consumer.losses.registry import (
-    LOSSES,
-    ChunkLoss,
-    Loss,
-    LossMismatchError,
-    UnknownLossError,
-    get_loss,
-    register,
-)
+from logitcask_consumer.losses.loss import Loss, LossParameterError
+from logitcask_consumer.losses.objective import Objective
+from logitcask_consumer.losses.registry import LOSSES, LossMismatchError, UnknownLossError, get_loss, register
 from logitcask_consumer.losses.target import SparseTarget
-from logitcask_consumer.losses.topk_renorm import topk_renorm
+from logitcask_consumer.losses.topk_renorm import TopKRenorm
 
 __all__ = [
     "LOSSES",
-    "ChunkLoss",
+    "CrossEntropy",
+    "ForwardKL",
+    "GhostKL",
     "LMHead",
     "LogitTransform",
     "Loss",
     "LossMismatchError",
+    "LossParameterError",
     "LossResult",
+    "Objective",
     "ShapeError",
     "SparseTarget",
+    "Terms",
+    "TopKRenorm",
     "UnknownLossError",
     "base_model",
     "check_head",
-    "cross_entropy",
     "distillation_loss",
-    "forward_kl",
     "get_loss",
-    "ghost_kl",
     "register",
-    "topk_renorm",
 ]

@@ -8,17 +8,22 @@ buffer is R x V. (The idea of fusing head and loss: Hsu et al., Liger Kernel, ar
 Losses, arXiv 2411.09009.)
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from logitcask_consumer.losses.chunk_terms import Scales, chunk_gradient
 from logitcask_consumer.losses.head import LMHead
-from logitcask_consumer.losses.registry import Loss
+from logitcask_consumer.losses.loss import Loss
 from logitcask_consumer.losses.target import SparseTarget
 from logitcask_schemas.errors import LogitcaskError
+
+Terms: TypeAlias = Sequence[tuple[float, Loss]]
+"""A mix of losses, each with its weight."""
 
 CHUNK_BYTES = 64 * 2**20
 """Default size of the largest buffer, [R, V] in float32. On two CPU cores at V = 49,152 the head costs 1.39, 1.21, 1.11
@@ -34,9 +39,9 @@ class LossResult:
     """Loss of a batch, in nats, summed over positions; divide by the number of positions outside."""
 
     loss: Tensor
-    """(1 - w)·sum kd + w·sum ce, a differentiable scalar."""
-    kd_T: Tensor
-    """Distillation loss of each position, detached."""
+    """sum over positions of their weight times the weighted sum of the terms, a differentiable scalar."""
+    terms_KT: Tensor
+    """Each term at each position, without weights, detached."""
     ce_T: Tensor
     """-log p_y of each position, detached."""
 
@@ -45,33 +50,33 @@ def distillation_loss(
     hidden_TD: Tensor,
     head: LMHead,
     target: SparseTarget,
-    loss: Loss,
+    terms: Terms,
     *,
-    ce_weight: float = 0.0,
+    weights_T: Tensor | None = None,
     chunk_rows: int | None = None,
 ) -> LossResult:
-    """Apply the LM head and a loss to the hidden states of T positions, summed over them.
+    """Apply the LM head and a mix of losses to the hidden states of T positions, summed over them.
 
     Args:
         hidden_TD: last hidden states of the trained positions, any floating dtype.
         head: weight, bias and logit transform.
         target: T rows of the teacher's target, row i for hidden state i.
-        loss: a registered loss.
-        ce_weight: share w of the cross-entropy with the realised token, 0 to 1.
+        terms: K losses with their weights.
+        weights_T: weight of each position; None for 1. Leave positions of weight 0 out: they cost as much as others.
         chunk_rows: rows of logits held at a time; None chooses about `CHUNK_BYTES`.
 
     Raises:
-        ShapeError: rows, hidden size or vocabulary do not fit, or ce_weight is outside 0 to 1.
+        ShapeError: rows, hidden size or vocabulary do not fit, or there is no term.
     """
-    _check(hidden_TD, head, target, ce_weight)
+    _check(hidden_TD, head, target, terms, weights_T)
     rows = chunk_rows if chunk_rows is not None else max(1, CHUNK_BYTES // (4 * head.vocab_size))
     if rows < 1:
         raise ShapeError(f"chunk_rows must be at least 1, got {rows}")
     inputs = (hidden_TD, head.weight_VD, head.bias_V)
     with_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    job = _Job(head=head, target=target, loss=loss, ce_weight=ce_weight, rows=rows, with_grad=with_grad)
-    total, kd_T, ce_T = _ChunkedLoss.apply(*inputs, job)  # type: ignore[no-untyped-call]
-    return LossResult(loss=total, kd_T=kd_T, ce_T=ce_T)
+    job = _Job(head=head, target=target, terms=terms, weights_T=weights_T, rows=rows, with_grad=with_grad)
+    total, terms_KT, ce_T = _ChunkedLoss.apply(*inputs, job)  # type: ignore[no-untyped-call]
+    return LossResult(loss=total, terms_KT=terms_KT, ce_T=ce_T)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,14 +85,14 @@ class _Job:
 
     head: LMHead
     target: SparseTarget
-    loss: Loss
-    ce_weight: float
+    terms: Terms
+    weights_T: Tensor | None
     rows: int
     with_grad: bool
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """(hidden, weight, bias) -> (loss, kd per row, ce per row), gradients made in the forward pass."""
+    """(hidden, weight, bias) -> (loss, terms per row, ce per row), gradients made in the forward pass."""
 
     @staticmethod
     def forward(
@@ -99,7 +104,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _kd: Any, _ce: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, _terms: Any, _ce: Any) -> tuple[Tensor | None, ...]:
         if ctx.grads is None:
             raise RuntimeError("the chunked loss holds its gradients once: call backward once, without retain_graph")
         grads, ctx.grads = ctx.grads, None
@@ -114,8 +119,11 @@ def _forward(
     # Logits and softmax are float32 at least; gradients of the parameters accumulate over chunks in that type too.
     accumulate = torch.promote_types(hidden_TD.dtype, torch.float32)
     transform, target = job.head.transform, job.target.to_dtype(accumulate)
-    kd_T = hidden_TD.new_empty(len(hidden_TD), dtype=accumulate)
-    ce_T = torch.empty_like(kd_T)
+    scales = Scales.of(job.terms, target)
+    total = hidden_TD.new_zeros((), dtype=accumulate)
+    terms_KT = hidden_TD.new_empty((len(job.terms), len(hidden_TD)), dtype=accumulate)
+    ce_T = torch.empty_like(terms_KT[0])
+    weights_T = None if job.weights_T is None else job.weights_T.to(accumulate)
     need = [job.with_grad and needed for needed in ctx.needs_input_grad[:3]]
     grad_hidden_TD = torch.empty_like(hidden_TD) if need[0] else None
     grad_weight_VD = torch.zeros_like(weight_VD, dtype=accumulate) if need[1] else None
@@ -128,11 +136,21 @@ def _forward(
             logits_RV.add_(bias_V)
         transform.forward_(logits_RV)
         capped_RV = logits_RV.clone() if transform.softcap is not None and any(need) else None
-        rows = target.rows(chunk.start, chunk.stop)
-        kd_T[chunk], ce_T[chunk] = job.loss.chunk(logits_RV, rows, ce_weight=job.ce_weight, with_grad=any(need))
-        if not any(need):
+        done = chunk_gradient(
+            logits_RV,
+            target.rows(chunk.start, chunk.stop),
+            job.terms,
+            scales.rows(chunk),
+            weights_R=None if weights_T is None else weights_T[chunk],
+            with_grad=any(need),
+        )
+        total += done.total
+        terms_KT[:, chunk], ce_T[chunk] = done.terms_KR, done.ce_R
+        if done.grad_RV is None:
+            if grad_hidden_TD is not None:
+                grad_hidden_TD[chunk] = 0.0
             continue
-        grad_RV = transform.backward_(logits_RV, capped_RV)
+        grad_RV = transform.backward_(done.grad_RV, capped_RV)
         if grad_bias_V is not None:
             grad_bias_V.add_(grad_RV.sum(0))
         grad_RV = grad_RV.to(hidden_TD.dtype)
@@ -148,9 +166,8 @@ def _forward(
         None if grad_weight_VD is None else grad_weight_VD.to(job.head.weight_VD.dtype),
         None if grad_bias_V is None or bias_V is None else grad_bias_V.to(bias_V.dtype),
     )
-    ctx.mark_non_differentiable(kd_T, ce_T)
-    total = (1.0 - job.ce_weight) * kd_T.sum() + job.ce_weight * ce_T.sum()
-    return total, kd_T, ce_T
+    ctx.mark_non_differentiable(terms_KT, ce_T)
+    return total, terms_KT, ce_T
 
 
 def _compute_dtype(hidden_TD: Tensor) -> torch.dtype:
@@ -159,7 +176,7 @@ def _compute_dtype(hidden_TD: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_TD.dtype
 
 
-def _check(hidden_TD: Tensor, head: LMHead, target: SparseTarget, ce_weight: float) -> None:
+def _check(hidden_TD: Tensor, head: LMHead, target: SparseTarget, terms: Terms, weights_T: Tensor | None) -> None:
     if hidden_TD.ndim != 2 or hidden_TD.shape[1] != head.weight_VD.shape[1]:
         raise ShapeError(
             f"hidden states must be [positions, {head.weight_VD.shape[1]}] for a head of "
@@ -170,5 +187,7 @@ def _check(hidden_TD: Tensor, head: LMHead, target: SparseTarget, ce_weight: flo
             f"{len(hidden_TD)} hidden states for a target of {target.num_rows} rows: each trained position needs one; "
             "a document of L tokens has L - 1 positions"
         )
-    if not 0.0 <= ce_weight <= 1.0:
-        raise ShapeError(f"ce_weight is a share between 0 and 1, got {ce_weight}")
+    if weights_T is not None and weights_T.shape != (target.num_rows,):
+        raise ShapeError(f"{target.num_rows} positions need as many weights, got {tuple(weights_T.shape)}")
+    if not terms:
+        raise ShapeError("a mix of losses needs at least one term")

@@ -1,32 +1,29 @@
 """Cross-entropy with the realised tokens: the control that uses no teacher."""
 
-import torch
+from dataclasses import dataclass
+from typing import ClassVar
+
 from torch import Tensor
 
-from logitcask_consumer.losses.registry import ChunkLoss, register
-from logitcask_consumer.losses.softmax import log_softmax_
+from logitcask_consumer.losses.loss import Estimator, Loss, Requires
+from logitcask_consumer.losses.registry import register
+from logitcask_consumer.losses.student_rows import StudentRows
 from logitcask_consumer.losses.target import SparseTarget
 
 
-@register("cross_entropy", estimator="exact", modes={"threshold", "topk", "sampled"}, kl_value=False)
-def cross_entropy(logits_RV: Tensor, target: SparseTarget, *, ce_weight: float, with_grad: bool) -> ChunkLoss:
+@register
+@dataclass(frozen=True, kw_only=True)
+class CrossEntropy(Loss):
     """Cross-entropy with the realised next token: plain language modelling, the control of every comparison.
 
-    Formula, per row: kd = ce = -log p_y, gradient p - onehot(y). Units: nats. Estimator: exact. The target serves for
-    its `next_ids_R` only.
-
-    Args:
-        logits_RV: student logits [R, V], overwritten.
-        target: R rows.
-        ce_weight: without effect; both parts are the same.
-        with_grad: leave the gradient in `logits_RV`.
+    Formula, per row: -log p_y, gradient p - onehot(y). Estimator: exact. The target serves for its `next_ids_R` only.
     """
-    del ce_weight
-    width = logits_RV.shape[1]
-    logprobs_RV = log_softmax_(logits_RV)
-    next_at_R = torch.arange(target.num_rows, device=logits_RV.device) * width + target.next_ids_R
-    ce_R = -logprobs_RV.view(-1)[next_at_R]
-    if with_grad:
-        torch.exp(logprobs_RV, out=logits_RV)
-        logits_RV.view(-1).index_add_(0, next_at_R, torch.full_like(ce_R, -1.0))
-    return ChunkLoss(ce_R, ce_R)
+
+    name: ClassVar[str] = "cross_entropy"
+    estimator: ClassVar[Estimator] = "exact"
+    requires: ClassVar[Requires] = Requires(head=False)
+
+    def per_row(self, student: StudentRows, target: SparseTarget, scale_R: Tensor | None) -> Tensor:
+        """See `Loss.per_row`."""
+        del target, scale_R
+        return -student.next_logprobs_R

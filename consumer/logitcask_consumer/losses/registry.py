@@ -1,22 +1,20 @@
-"""The registry of losses, and what a loss is: a function of one chunk of logits and its sparse target.
+"""The registry of losses: from a name, or a name with parameters, to a loss."""
 
-Shape legend: R rows of a chunk, V vocabulary size.
-"""
+from dataclasses import fields, replace
+from typing import TypeVar, get_type_hints
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
-
-from torch import Tensor
-
-from logitcask_consumer.losses.target import SparseTarget
+from logitcask_consumer.losses.loss import Loss, LossParameterError
+from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.errors import LogitcaskError
 
-Estimator = Literal["exact", "unbiased", "bound", "biased"]
-"""What a loss and its gradient on sampled records are to the dense divergence: equal to it, equal in expectation, a
-lower bound of it, or neither."""
+LOSSES: dict[str, Loss] = {}
+"""Every registered name with its default parameters."""
 
-CaptureMode = Literal["threshold", "topk", "sampled"]
+L = TypeVar("L", bound=type[Loss])
+
+
+class LossMismatchError(LogitcaskError, ValueError):
+    """A loss was asked of records that cannot support it."""
 
 
 class UnknownLossError(LogitcaskError, KeyError):
@@ -26,85 +24,64 @@ class UnknownLossError(LogitcaskError, KeyError):
         return str(self.args[0])
 
 
-class LossMismatchError(LogitcaskError, ValueError):
-    """A loss was asked of records that cannot support it."""
+def register(loss: L) -> L:
+    """Register a class of losses under its `name`; the first line of its docstring is its summary.
+
+    One that has a parameter `tail` is registered a second time, as ghost_<name>, with tail=ghost.
+    """
+    assert loss.name not in LOSSES, f"loss {loss.name} is registered twice"
+    assert loss.__doc__, f"loss {loss.name} has no docstring"
+    loss.summary = loss.__doc__.splitlines()[0]
+    LOSSES[loss.name] = default = loss()
+    if any(f.name == "tail" for f in fields(loss)):
+        LOSSES[f"ghost_{loss.name}"] = replace(default, tail="ghost")  # type: ignore[call-arg]
+    return loss
 
 
-class ChunkLoss(NamedTuple):
-    """Result on one chunk: the distillation loss and the cross-entropy of each row, in nats, both [R]."""
-
-    kd_R: Tensor
-    ce_R: Tensor
-
-
-class ChunkFunction(Protocol):
-    """Loss of one chunk; with `with_grad`, overwrites the logits by the gradient of (1 - w)·sum(kd) + w·sum(ce)."""
-
-    def __call__(self, logits_RV: Tensor, target: SparseTarget, *, ce_weight: float, with_grad: bool) -> ChunkLoss:
-        """Compute the chunk's loss.
-
-        Args:
-            logits_RV: float32 or float64 logits of the student; the function may overwrite them.
-            target: R rows of the teacher's target.
-            ce_weight: share w of the cross-entropy with the realised token, 0 to 1.
-            with_grad: leave the gradient in `logits_RV`.
-        """
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loss:
-    """A registered loss."""
-
-    name: str
-    chunk: ChunkFunction
-    estimator: Estimator
-    modes: frozenset[CaptureMode]
-    """Capture modes whose records support the loss."""
-    kl_value: bool
-    """Whether kd - H(t) is an estimate of KL(teacher || student)."""
-    summary: str
-
-    def require_mode(self, mode: CaptureMode) -> None:
-        """Raise LossMismatchError where records of this capture mode do not support the loss."""
-        if mode not in self.modes:
-            fitting = sorted(loss.name for loss in LOSSES.values() if mode in loss.modes)
-            raise LossMismatchError(
-                f"loss {self.name!r} needs records of mode {' or '.join(sorted(self.modes))}, this cask was captured "
-                f"in mode {mode!r}; losses that fit: {', '.join(fitting)}"
-            )
-
-
-LOSSES: dict[str, Loss] = {}
-
-
-def register(
-    name: str, *, estimator: Estimator, modes: set[CaptureMode], kl_value: bool
-) -> Callable[[ChunkFunction], ChunkFunction]:
-    """Register a chunk function as a loss; the first line of its docstring is its summary."""
-
-    def decorate(chunk: ChunkFunction) -> ChunkFunction:
-        assert name not in LOSSES, f"loss {name} is registered twice"
-        assert chunk.__doc__, f"loss {name} has no docstring"
-        LOSSES[name] = Loss(
-            name=name,
-            chunk=chunk,
-            estimator=estimator,
-            modes=frozenset(modes),
-            kl_value=kl_value,
-            summary=chunk.__doc__.splitlines()[0],
-        )
-        return chunk
-
-    return decorate
-
-
-def get_loss(name: str) -> Loss:
-    """The loss of that name.
+def get_loss(spec: str) -> Loss:
+    """A loss by its name, or with parameters: "js:beta=0.1,tail=ghost".
 
     Raises:
         UnknownLossError: no such loss; the message lists those there are.
+        LossParameterError: it has no such parameter, or the value is not one it can have.
     """
+    name, _, rest = spec.strip().partition(":")
     if name not in LOSSES:
         raise UnknownLossError(f"there is no loss {name!r}; there are: {', '.join(sorted(LOSSES))}")
-    return LOSSES[name]
+    loss, given = LOSSES[name], dict[str, object]()
+    types = {f.name: get_type_hints(type(loss))[f.name] for f in fields(loss)}
+    for part in filter(None, rest.split(",")):
+        key, equals, text = part.partition("=")
+        if not equals or key not in types:
+            known = ", ".join(types) or "none"
+            raise LossParameterError(f"loss {name!r} has no parameter {part!r}; it has: {known}, given as name=value")
+        given[key] = _value(name, key, text, types[key])
+    return replace(loss, **given)
+
+
+def require(loss: Loss, capture: CaptureSpec) -> None:
+    """Refuse records that cannot support a loss.
+
+    Raises:
+        LossMismatchError: what is missing, the capture option that would have provided it, and the losses that fit.
+    """
+    if missing := loss.missing(capture):
+        fitting = sorted(name for name, other in LOSSES.items() if not other.missing(capture))
+        raise LossMismatchError(
+            f"loss {loss.spec!r} needs {' and '.join(missing)}; this cask was captured with mode {capture.mode!r}, "
+            f"tail_logprobs={str(capture.tail_logprobs).lower()}, temperatures={list(capture.temperatures)}. "
+            f"Losses that fit it: {', '.join(fitting)}"
+        )
+
+
+def _value(name: str, key: str, text: str, kind: object) -> object:
+    choices = getattr(kind, "__args__", ())
+    if choices and all(isinstance(choice, str) for choice in choices):
+        if text not in choices:
+            raise LossParameterError(f"loss {name!r}: {key} is one of {', '.join(choices)}, got {text!r}")
+        return text
+    assert kind in (int, float), f"loss {name}: parameters are numbers or choices, {key} is {kind}"
+    try:
+        return int(text) if kind is int else float(text)
+    except ValueError:
+        raise LossParameterError(f"loss {name!r}: {key} is a number, got {text!r}") from None

@@ -44,9 +44,19 @@ class SparseTarget:
     tail_offsets_R1: Offsets
     """R + 1 offsets into the tail columns."""
     tail_mass_R: Tensor
-    """r, the teacher's mass outside the head."""
+    """r, the teacher's mass outside the head; 0 where a sampled tail has no draws."""
+    log_tail_mass_R: Tensor
+    """log r as it is stored, also where there are no draws; -inf where the head holds everything."""
     next_ids_R: Tensor
     """int64 realised next token y of each row."""
+    tail_logprobs_N: Tensor | None = None
+    """log t of the draws, where the records hold it."""
+    entropy_R: Tensor | None = None
+    """H(t) of the whole distribution."""
+    log_z_R: Tensor | None = None
+    """log sum_V t^(1/T) for the temperature T that the target was made for."""
+    documents_R: Tensor | None = None
+    """A number per row that is equal within a document's window and differs between them."""
 
     @property
     def num_rows(self) -> int:
@@ -70,6 +80,10 @@ class SparseTarget:
         log_tail_mass_R: Tensor,
         next_ids_R: Tensor,
         sampled_tail: bool,
+        tail_logprobs_N: Tensor | None = None,
+        entropy_R: Tensor | None = None,
+        log_z_R: Tensor | None = None,
+        documents_R: Tensor | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Self:
         """Build the target from stored columns, restoring exact mass after the codec's rounding.
@@ -84,6 +98,10 @@ class SparseTarget:
             next_ids_R: realised next tokens.
             sampled_tail: True in modes `threshold` and `sampled`, where a row without draws means r = 0; False in mode
                 `topk`, where r is kept for a ghost bucket.
+            tail_logprobs_N: log t of the draws, in nats.
+            entropy_R: H(t) of the whole distribution, in nats.
+            log_z_R: log sum t^(1/T) for a temperature T.
+            documents_R: a number per row, equal within a document.
             dtype: of the weights; float32, or float64 in tests.
 
         Raises:
@@ -114,7 +132,12 @@ class SparseTarget:
             tail_rows_N=tail_rows_N,
             tail_offsets_R1=tail_offsets_R1,
             tail_mass_R=tail_mass_R,
+            log_tail_mass_R=log_tail_mass_R,
             next_ids_R=next_ids_R.to(torch.int64),
+            tail_logprobs_N=None if tail_logprobs_N is None else tail_logprobs_N.to(dtype),
+            entropy_R=None if entropy_R is None else entropy_R.to(dtype),
+            log_z_R=None if log_z_R is None else log_z_R.to(dtype),
+            documents_R=documents_R,
         )
 
     def rows(self, start: int, stop: int) -> Self:
@@ -131,7 +154,12 @@ class SparseTarget:
             tail_rows_N=self.tail_rows_N[tail] - start,
             tail_offsets_R1=self.tail_offsets_R1[start : stop + 1] - tail.start,
             tail_mass_R=self.tail_mass_R[start:stop],
+            log_tail_mass_R=self.log_tail_mass_R[start:stop],
             next_ids_R=self.next_ids_R[start:stop],
+            tail_logprobs_N=None if self.tail_logprobs_N is None else self.tail_logprobs_N[tail],
+            entropy_R=None if self.entropy_R is None else self.entropy_R[start:stop],
+            log_z_R=None if self.log_z_R is None else self.log_z_R[start:stop],
+            documents_R=None if self.documents_R is None else self.documents_R[start:stop],
         )
 
     def to_dtype(self, dtype: torch.dtype) -> Self:
@@ -143,7 +171,20 @@ class SparseTarget:
             head_weights_H=self.head_weights_H.to(dtype),
             tail_weights_N=self.tail_weights_N.to(dtype),
             tail_mass_R=self.tail_mass_R.to(dtype),
+            log_tail_mass_R=self.log_tail_mass_R.to(dtype),
+            tail_logprobs_N=None if self.tail_logprobs_N is None else self.tail_logprobs_N.to(dtype),
+            entropy_R=None if self.entropy_R is None else self.entropy_R.to(dtype),
+            log_z_R=None if self.log_z_R is None else self.log_z_R.to(dtype),
         )
+
+    @property
+    def head_logprobs_H(self) -> Tensor:
+        """Log t_j of the head entries, of the restored weights; at least the logarithm of the smallest number."""
+        return self.head_weights_H.clamp(min=torch.finfo(self.head_weights_H.dtype).tiny).log()
+
+    def covers(self, vocab_size: int) -> bool:
+        """Whether some row's head holds the whole vocabulary."""
+        return self.num_rows > 0 and int(np.diff(self.head_offsets_R1).max()) >= vocab_size
 
     def head_sum(self, values_H: Tensor) -> Tensor:
         """Sum per row of a value per head entry, [R]."""

@@ -1,0 +1,127 @@
+"""What a loss is: a formula over a few values per position, with what it reads and what it needs of the records.
+
+Shape legend: R rows of a chunk, V vocabulary size, T trained positions of a batch.
+
+A loss never sees the [R, V] logits. It reads the student's log-probabilities at the record's entries and, where it says
+so in `needs`, a few reductions over the vocabulary (`StudentRows`), and returns one value per row as a differentiable
+function of them. What a gradient for those values means for the logits is worked out once, in `dense`.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from logitcask_consumer.losses.student_rows import Needs, StudentRows
+from logitcask_consumer.losses.target import SparseTarget
+from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_schemas.errors import LogitcaskError
+
+Estimator = Literal["exact", "unbiased", "consistent", "bound", "biased"]
+"""What a loss and its gradient on records are to the dense loss: equal to it, equal in expectation, equal in the limit
+of many draws, a lower bound of it, or none of these."""
+
+Tail = Literal["draws", "ghost"]
+"""How a divergence sees the teacher's tail: by the draws, without bias, or as one bucket of mass r, a lower bound."""
+
+
+class LossParameterError(LogitcaskError, ValueError):
+    """A loss was given a parameter that it does not have or that is out of range."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requires:
+    """What a loss needs of the records; each field has the capture option that provides it."""
+
+    head: bool = True
+    """A head chosen by probability: any mode but `sampled`, whose head is the next token alone."""
+    draws: bool = False
+    """Draws from the tail: mode `threshold` or `sampled`."""
+    tail_logprobs: bool = False
+    """log t of the draws: `tail_logprobs`."""
+    temperature: float | None = None
+    """log Z at this temperature: `temperatures`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss(ABC):
+    """A loss with its parameters (the dataclass fields). Values are in nats, one per row."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    kl_value: ClassVar[bool] = False
+    """Whether the value minus the teacher's entropy H(t) estimates KL(teacher || student)."""
+
+    @property
+    @abstractmethod
+    def estimator(self) -> Estimator:
+        """What the loss is to its dense counterpart, given its parameters."""
+
+    @property
+    def needs(self) -> Needs:
+        """What the formula reads of the student besides the log-probabilities at the record's entries."""
+        return Needs()
+
+    @property
+    def requires(self) -> Requires:
+        """What the records must hold."""
+        return Requires()
+
+    @property
+    def temperature(self) -> float:
+        """T of the student's softmax(z / T) that the formula reads."""
+        return 1.0
+
+    @abstractmethod
+    def per_row(self, student: StudentRows, target: SparseTarget, scale_R: Tensor | None) -> Tensor:
+        """The loss of each row, [R], differentiable in the values of `student`.
+
+        Args:
+            student: R rows of the student.
+            target: R rows of the teacher.
+            scale_R: the rows' part of what `row_scale` returned.
+        """
+
+    def row_scale(self, target: SparseTarget) -> Tensor | None:
+        """A factor per row that takes the whole batch to know, [T]; None for most losses."""
+        del target
+        return None
+
+    def missing(self, capture: CaptureSpec) -> list[str]:
+        """What records of this capture spec lack for the loss, each with the capture option that provides it."""
+        needs, missing = self.requires, list[str]()
+        if needs.head and capture.mode == "sampled":
+            missing.append("a head of likely tokens (capture with mode 'threshold' or 'topk')")
+        if needs.draws and capture.mode == "topk":
+            missing.append("draws from the tail (capture with mode 'threshold' or 'sampled')")
+        if needs.tail_logprobs and (capture.mode == "topk" or not capture.tail_logprobs):
+            missing.append("log-probabilities of the tail draws (capture with tail_logprobs=true)")
+        if needs.temperature not in (None, 1.0, *capture.temperatures):
+            missing.append(
+                f"log Z at temperature {needs.temperature:g} (capture with temperatures=[{needs.temperature:g}])"
+            )
+        return missing
+
+    @property
+    def spec(self) -> str:
+        """The loss as `get_loss` reads it: its name and the parameters that differ from their defaults."""
+        given = [f"{f.name}={_text(getattr(self, f.name))}" for f in fields(self) if getattr(self, f.name) != f.default]
+        return self.name + (":" + ",".join(given) if given else "")
+
+
+def in_range(loss: Loss, name: str, low: float, high: float, *, open_ends: bool = False) -> None:
+    """Refuse a parameter outside [low, high], or outside (low, high).
+
+    Raises:
+        LossParameterError: it is outside.
+    """
+    value = getattr(loss, name)
+    inside = low < value < high if open_ends else low <= value <= high
+    if not inside:
+        kind = "strictly between" if open_ends else "between"
+        raise LossParameterError(f"loss {loss.name!r}: {name} must lie {kind} {low:g} and {high:g}, got {value:g}")
+
+
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
