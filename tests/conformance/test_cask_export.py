@@ -23,7 +23,7 @@ from logitcask_schemas.cask.export import ExportStep, export_cask
 from logitcask_schemas.cask.export_targets import LocalTarget
 from logitcask_schemas.cask.verify import strangers, verify_shards
 from logitcask_schemas.cli import main
-from logitcask_schemas.errors import CaskCorruptionError, CaskError, IdentityMismatchError
+from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError, IdentityMismatchError
 
 LENGTHS = ([2, 3, 40, 7, 500], [11, 2, 64], [9])
 
@@ -102,8 +102,10 @@ def test_an_export_that_was_stopped_goes_on(tmp_path: Path) -> None:
     running = export_cask(Cask.open(source), LocalTarget(target), "zarr")
     next(running)
     running.close()
-    assert len(Cask.open(target).entries) == 1
-    assert not problems(target)
+    with pytest.raises(CaskNotFoundError, match=r"an export into it has not finished \(run it again\)"):
+        Cask.open(target)
+    with pytest.raises(CaskError, match=r"holds shards, but no cask\.json: an export .* not finished \(run it again\)"):
+        CaskWriter.create(target, teacher=make_teacher(), capture=SPEC)
     (target / "shards" / ".tmp-left-over").write_bytes(b"half a shard")
     assert [step.skipped for step in copy(source, target, "zarr")] == [True, False, False]
     assert not strangers(Cask.open(target))
@@ -128,14 +130,33 @@ def test_a_lost_or_short_file_is_made_again(tmp_path: Path) -> None:
 def test_damage_does_not_travel(tmp_path: Path, carrier: str) -> None:
     source = make_cask(tmp_path / "source")
     shard = sorted((source / "shards").glob("*.arrow"))[1]
-    content = bytearray(shard.read_bytes())
+    sound = shard.read_bytes()
+    content = bytearray(sound)
     content[len(content) // 2] ^= 4
     shard.unlink()
     shard.write_bytes(content)
     with pytest.raises(CaskCorruptionError, match=shard.stem):
         copy(source, tmp_path / "target", carrier)
-    assert len(Cask.open(tmp_path / "target").entries) == 1
+    with pytest.raises(CaskNotFoundError, match="not a cask"):
+        Cask.open(tmp_path / "target")
+    assert len(list((tmp_path / "target" / "shards").glob("*.json"))) == 1
+    shard.unlink()
+    shard.write_bytes(sound)
+    assert [step.skipped for step in copy(source, tmp_path / "target", carrier)] == [True, False, False]
     assert not problems(tmp_path / "target")
+
+
+def test_an_unfinished_export_of_another_cask_is_left_alone(tmp_path: Path) -> None:
+    """Its entries say whose it is, before there is a manifest."""
+    source, target = make_cask(tmp_path / "source"), tmp_path / "target"
+    other = make_cask(tmp_path / "other", spec=CaptureSpec(seed=5))
+    running = export_cask(Cask.open(other), LocalTarget(target), "zarr")
+    next(running)
+    running.close()
+    before = files_of(target)
+    with pytest.raises(CaskError, match=r"unfinished export of another cask\? Name an empty folder"):
+        copy(source, target, "zarr")
+    assert files_of(target) == before
 
 
 def test_what_a_destination_must_not_be(tmp_path: Path) -> None:
@@ -153,7 +174,7 @@ def test_what_a_destination_must_not_be(tmp_path: Path) -> None:
         copy(source, tmp_path / "zarr", "parquet")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear reader")
-    with pytest.raises(CaskError, match=r"holds 'letter\.txt' and is no cask"):
+    with pytest.raises(CaskError, match=r"holds 'letter\.txt' and no cask\.json: not a cask"):
         copy(source, tmp_path / "full", "zarr")
     (tmp_path / "file").write_text("")
     with pytest.raises(CaskError, match="a file is in the way"):

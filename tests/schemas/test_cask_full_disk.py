@@ -1,6 +1,7 @@
 """No space, broken disks: a clear error, nothing left behind, the cask as it was, and the next attempt works."""
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -88,9 +89,12 @@ def test_a_real_file_system_that_refuses(tmp_path: Path) -> None:
 def test_a_read_only_cask_reads_but_takes_nothing(cask_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Readers take no lock. Permissions are no use here, as the tests may run as root."""
 
-    def refuse(*_: object) -> int:
-        raise OSError(errno.EROFS, "Read-only file system")
+    def refuse(path: Path, *how: int) -> int:
+        if path.name == "cask.lock":
+            raise OSError(errno.EROFS, "Read-only file system")
+        return system_open(path, *how)
 
+    system_open = os.open
     monkeypatch.setattr("logitcask_schemas.cask.lock.os.open", refuse)
     assert len(Cask.open(cask_path)) == 8
     with pytest.raises(CaskWriteError, match="Read-only"):

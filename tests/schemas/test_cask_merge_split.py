@@ -96,6 +96,20 @@ def test_damage_is_not_merged(tmp_path: Path) -> None:
     assert strangers(Cask.open(tmp_path / "all")) == []
 
 
+def test_another_writer_may_be_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It publishes a document after the merge found that the target lacks it, and before it takes the shard over."""
+    documents = make_documents([5, 9, 12], 1)
+    one = make_cask(tmp_path / "one", documents)
+
+    def meanwhile(*_: object) -> None:
+        make_cask(tmp_path / "all", [documents[1]])
+
+    monkeypatch.setattr("logitcask_schemas.cask.merge._require_content", meanwhile)
+    report = merge_casks(tmp_path / "all", [one])
+    assert (report.linked, report.rewritten, report.documents, report.duplicates) == (0, 1, 2, 1)
+    require_holds(tmp_path / "all", documents)
+
+
 @settings(max_examples=15, deadline=None)
 @given(spec=specs(), carrier=st.sampled_from(sorted(CARRIERS)), shard_bytes=st.sampled_from([1, 3000, 1 << 30]))
 def test_a_split_is_a_partition_as_stored(tmp_path_factory, spec: CaptureSpec, carrier: str, shard_bytes: int) -> None:

@@ -1,5 +1,6 @@
 """Publishing: duplicates, several writers, leftovers, the index, and documents that are refused."""
 
+import errno
 import threading
 from multiprocessing import get_context
 from pathlib import Path
@@ -7,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cask_samples import SPEC, assert_same, make_document, make_documents, make_teacher
+from crash_model import FailingFiles
 
 from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import Cask, CaskWriter
+from logitcask_schemas.cask.carriers import CARRIERS
 from logitcask_schemas.cask.lock import writers_lock
+from logitcask_schemas.cask.survey import survey
 from logitcask_schemas.cask.verify import strangers, verify_shards
 from logitcask_schemas.errors import (
     CaskError,
@@ -116,6 +120,62 @@ def test_leftovers_are_swept_and_published_files_stay(cask_path: Path) -> None:
     create(cask_path)
     assert {file.name for file in (cask_path / "shards").iterdir()} == before
     assert not (cask_path / ".tmp-2").exists()
+
+
+@pytest.mark.parametrize("later", ["arrow", "zarr", "parquet"])
+def test_a_leftover_in_another_carrier_is_swept(tmp_path: Path, later: str) -> None:
+    """Its writer died before the entry; then the same documents were published, and the name is known."""
+    documents = make_documents([5, 9], 1)
+    for carrier in CARRIERS.values():
+        with create(tmp_path / carrier.name, carrier=carrier.name) as writer:
+            writer.publish(documents)
+    cask, (entry,) = tmp_path / later, Cask.open(tmp_path / later).entries
+    for carrier in CARRIERS.values():
+        if carrier.name != later:
+            name = entry.name + carrier.suffix
+            (cask / "shards" / name).write_bytes((tmp_path / carrier.name / "shards" / name).read_bytes())
+    (cask / "shards" / ".tmp-folder").mkdir()
+    assert len(strangers(Cask.open(cask))) == 3
+    assert survey(cask).problems == []
+    create(cask)
+    expected = {".tmp-folder", entry.name + ".json", entry.name + CARRIERS[later].suffix}
+    assert {file.name for file in (cask / "shards").iterdir()} == expected
+    assert_same(Cask.open(cask).read(0), documents[0])
+
+
+def test_an_error_that_came_too_late_doubles_nothing(tmp_path: Path) -> None:
+    """The entry had its name when the disk failed: the writer cannot know, so it looks before it publishes again."""
+    one, two, three = make_documents([5, 9, 12], 1)
+    files = FailingFiles(10**9, errno.EIO)
+    writer = create(tmp_path, files=files)
+    writer.publish([make_document(3, 7)])
+    for n in range(100):
+        files.remaining, files.failed = n, ""
+        try:
+            writer.publish([one, two])
+        except CaskWriteError:
+            if len(Cask.open(tmp_path)) == 3:
+                break
+    assert files.failed == "sync directory"
+    files.remaining = 10**9
+    entry = writer.publish([two, three])
+    assert entry is not None
+    assert entry.documents == 1
+    assert len(Cask.open(tmp_path)) == 4
+
+
+def test_a_writer_that_met_damage_does_not_go_on_blindly(cask_path: Path) -> None:
+    writer = create(cask_path)
+    shard = next((cask_path / "shards").glob("*.arrow"))
+    shard.rename(cask_path / "elsewhere")
+    create_other = writers_lock(cask_path, holder="other", timeout_seconds=1)
+    with create_other:
+        pass
+    for _ in range(2):
+        with pytest.raises(CaskError, match="missing"):
+            writer.publish([make_document(3, 7)])
+    (cask_path / "elsewhere").rename(shard)
+    assert writer.publish([make_document(3, 7)]) is not None
 
 
 def test_a_live_writers_files_are_not_swept(tmp_path: Path) -> None:

@@ -69,12 +69,14 @@ def export_cask(source: Cask, target: ExportTarget, carrier_name: str) -> Iterat
         carrier_name: File format of the shards there.
 
     Yields:
-        One step per shard, after it is durable. Stopping early leaves a smaller, sound cask; running again goes on.
+        One step per shard, after it is durable. Stopping early leaves a folder that is no cask yet (or the cask that
+        was there, with some new shards); running again goes on.
 
     Raises:
         CaskError: The target holds shards that the source does not, or in another carrier.
         IdentityMismatchError: The target is a cask of another teacher or spec.
-        CaskCorruptionError, CaskNotFoundError: A shard of the source is damaged or missing; those before it are done.
+        CaskCorruptionError, CaskNotFoundError: A shard of the source is damaged or missing; those before it are done
+            and not copied again by the next run.
         CaskWriteError: The target's disk refuses.
         CaskLockedError: Another writer is at work in the target.
     """

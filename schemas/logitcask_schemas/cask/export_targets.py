@@ -1,19 +1,22 @@
 """Where an export goes: a local folder or a folder of an object store, each with its own way to publish.
 
-The order is the same in both: manifest, then for every shard its file and its entry, at the end the table of documents
-and the index. Whatever stops an export, what has an entry is complete, and the next run goes on after it.
+The order is the same in both: for every shard its file and its entry, then the table of documents and the index, at the
+end the manifest. So nobody takes an unfinished copy for the cask: without a manifest it is none. Whatever stops an
+export, what has an entry is complete, and the next run goes on after it. An export into a cask that an earlier one
+finished adds shards as a writer does; the manifest is there then.
 """
 
 import tempfile
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol, Self
 
 from logitcask_schemas.cask.carrier import Carrier
-from logitcask_schemas.cask.carriers import CARRIERS, shard_path
+from logitcask_schemas.cask.carriers import carrier_of, shard_path
+from logitcask_schemas.cask.cask_folder import prepare_folder
 from logitcask_schemas.cask.document_table import DOCUMENTS_NAME, ShardDocuments, write_document_table
 from logitcask_schemas.cask.files import FileOperations, LocalFiles, publish_file
 from logitcask_schemas.cask.index import (
@@ -25,15 +28,16 @@ from logitcask_schemas.cask.index import (
     parse_manifest,
     read_entry,
     read_manifest,
-    write_entry,
     write_index,
     write_manifest,
 )
-from logitcask_schemas.cask.layout import ENTRY_SUFFIX, INDEX_NAME, LOCK_NAME, MANIFEST_NAME, SHARDS_NAME, TEMP_PREFIX
+from logitcask_schemas.cask.layout import ENTRY_SUFFIX, INDEX_NAME, MANIFEST_NAME, SHARDS_NAME
 from logitcask_schemas.cask.lock import writers_lock
+from logitcask_schemas.cask.publication import publish_entry
+from logitcask_schemas.cask.regular_files import size_of
 from logitcask_schemas.cask.remote_store import RemoteStore
 from logitcask_schemas.cask.sweep import sweep
-from logitcask_schemas.errors import CaskError, CaskNotFoundError, CaskWriteError
+from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError, CaskWriteError
 from logitcask_schemas.manifest import CaskManifest, ShardEntry
 
 WriteShard = Callable[[BinaryIO], ShardEntry]
@@ -50,10 +54,10 @@ class ExportTarget(Protocol):
     ) -> None: ...
 
     def prepare(self, manifest: CaskManifest) -> dict[str, ShardEntry]:
-        """Write the manifest, or require an existing one to be of the same teacher and spec.
+        """Require what is already there to be of the same teacher and spec.
 
         Returns:
-            The entries that are already there, by name, of shards whose file is there with its full size.
+            The entries that are there, by name, of shards whose file is there with its full size.
         """
         ...
 
@@ -62,7 +66,7 @@ class ExportTarget(Protocol):
         ...
 
     def finish(self, entries: Sequence[ShardEntry], documents: Mapping[str, ShardDocuments]) -> None:
-        """Write the table of documents and the index, over all shards by name."""
+        """Write the table of documents and the index, over all shards by name, then the manifest."""
         ...
 
 
@@ -74,20 +78,10 @@ class LocalTarget:
         self._files = files or LocalFiles()
         self._timeout = lock_timeout_seconds
         self._held = ExitStack()
+        self._manifest_due: CaskManifest | None = None
 
     def __enter__(self) -> Self:
-        if self.path.exists() and not self.path.is_dir():
-            raise CaskError(f"{self.path}: a file is in the way of the cask's folder")
-        ours = {MANIFEST_NAME, LOCK_NAME, SHARDS_NAME}
-        if self.path.is_dir() and not (self.path / MANIFEST_NAME).exists():
-            strange = [one.name for one in self.path.iterdir() if one.name not in ours and TEMP_PREFIX not in one.name]
-            if strange:
-                raise CaskError(f"{self.path}: holds {strange[0]!r} and is no cask. Name an empty or new folder.")
-        try:
-            (self.path / SHARDS_NAME).mkdir(parents=True, exist_ok=True)
-            self._files.sync_directory(self.path)
-        except OSError as error:
-            raise CaskWriteError(f"{self.path}: cannot make the folder: {error.strerror}", error.errno) from error
+        prepare_folder(self._files, self.path)
         self._held.enter_context(writers_lock(self.path, holder=uuid.uuid4().hex, timeout_seconds=self._timeout))
         return self
 
@@ -101,9 +95,10 @@ class LocalTarget:
         if (self.path / MANIFEST_NAME).exists():
             read_manifest(self.path).require_same(manifest.teacher, manifest.capture, where=str(self.path))
         else:
-            write_manifest(self._files, self.path, manifest)
+            self._manifest_due = manifest
         entries = {name: read_entry(self.path, name) for name in entry_names(self.path)}
-        sweep(self._files, self.path, entries.keys())
+        _require_identity(str(self.path), entries.values(), manifest)
+        sweep(self._files, self.path, entries.values())
         return {name: entry for name, entry in entries.items() if _is_whole(self.path, entry)}
 
     def publish(self, carrier: Carrier, write: WriteShard) -> ShardEntry:
@@ -115,13 +110,15 @@ class LocalTarget:
             return entries[0].name + carrier.suffix
 
         publish_file(self._files, self.path / SHARDS_NAME, named)
-        write_entry(self._files, self.path, entries[0])
+        publish_entry(self._files, self.path, entries[0], carrier)
         return entries[0]
 
     def finish(self, entries: Sequence[ShardEntry], documents: Mapping[str, ShardDocuments]) -> None:
         """See `ExportTarget.finish`."""
         write_document_table(self._files, self.path, documents)
         write_index(self._files, self.path, entries)
+        if self._manifest_due is not None:
+            write_manifest(self._files, self.path, self._manifest_due)
 
 
 class RemoteTarget:
@@ -130,6 +127,7 @@ class RemoteTarget:
     def __init__(self, store: RemoteStore) -> None:
         self._store = store
         self._staging: tempfile.TemporaryDirectory[str] | None = None
+        self._manifest_due: CaskManifest | None = None
 
     def __enter__(self) -> Self:
         self._staging = tempfile.TemporaryDirectory(prefix="logitcask-export-")
@@ -146,7 +144,7 @@ class RemoteTarget:
         try:
             there = self._store.read(MANIFEST_NAME)
         except CaskNotFoundError:
-            self._store.write(MANIFEST_NAME, manifest_bytes(manifest))
+            self._manifest_due = manifest
         else:
             found = parse_manifest(there, where=self._where(MANIFEST_NAME))
             found.require_same(manifest.teacher, manifest.capture, where=self._store.url)
@@ -156,7 +154,8 @@ class RemoteTarget:
             if name.endswith(ENTRY_SUFFIX):
                 path = f"{SHARDS_NAME}/{name}"
                 entry = parse_entry(self._store.read(path), where=self._where(path))
-                if sizes.get(entry.name + CARRIERS[entry.carrier].suffix) == entry.bytes:
+                _require_identity(self._store.url, [entry], manifest)
+                if sizes.get(entry.name + carrier_of(entry).suffix) == entry.bytes:
                     whole[entry.name] = entry
         return whole
 
@@ -188,13 +187,26 @@ class RemoteTarget:
         write_document_table(LocalFiles(), staged, documents)
         self._store.upload(staged / DOCUMENTS_NAME, DOCUMENTS_NAME)
         self._store.write(INDEX_NAME, index_bytes(entries))
+        if self._manifest_due is not None:
+            self._store.write(MANIFEST_NAME, manifest_bytes(self._manifest_due))
 
     def _where(self, name: str) -> str:
         return f"{self._store.url}/{name}"
 
 
+def _require_identity(where: str, entries: Iterable[ShardEntry], manifest: CaskManifest) -> None:
+    """An unfinished export has no manifest yet; its entries tell whose it is."""
+    identity = manifest.identity_digest()
+    for entry in entries:
+        if entry.identity != identity:
+            raise CaskError(
+                f"{where}: holds shard {entry.name} of another teacher or capture spec (its identity is {entry.identity}, "
+                f"that of the source {identity}): an unfinished export of another cask? Name an empty folder."
+            )
+
+
 def _is_whole(cask: Path, entry: ShardEntry) -> bool:
     try:
-        return shard_path(cask, entry).stat().st_size == entry.bytes
-    except FileNotFoundError:
+        return size_of(shard_path(cask, entry)) == entry.bytes
+    except (FileNotFoundError, CaskCorruptionError):
         return False

@@ -55,9 +55,12 @@ def read_manifest(cask: Path) -> CaskManifest:
     try:
         data = read_document(path, _MOST_BYTES["manifest"])
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise CaskNotFoundError(
-            f"{cask}: not a cask (it has no {MANIFEST_NAME}). A cask is the folder that holds {MANIFEST_NAME}."
-        ) from error
+        unfinished = (
+            "It holds shards: an export into it has not finished (run it again), or the file was lost"
+            if (cask / SHARDS_NAME).is_dir()
+            else f"A cask is the folder that holds {MANIFEST_NAME}"
+        )
+        raise CaskNotFoundError(f"{cask}: not a cask (it has no {MANIFEST_NAME}). {unfinished}.") from error
     return parse_manifest(data, where=path)
 
 

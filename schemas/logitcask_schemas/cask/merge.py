@@ -91,26 +91,35 @@ def _merge_shard(
     link: bool,
     verify: bool,
 ) -> None:
-    entry = cask.entries[number]
-    rows = [row for row, identity in enumerate(documents.ids) if not writer.has(identity.tobytes())]
-    report.documents += len(rows)
-    report.duplicates += entry.documents - len(rows)
-    if not rows:
-        report.skipped += 1
-    elif len(rows) == entry.documents:
+    entry, added = cask.entries[number], 0
+    rows = _missing(writer, documents)
+    if len(rows) == entry.documents:
         path = shard_path(cask.path, entry)
         if verify:
             _require_content(path, entry)
-        if writer.adopt(entry, path, documents, link=link):
-            report.linked += 1
+        linked = writer.adopt(entry, path, documents, link=link)
+        if linked is None:
+            # Another writer has published one of these documents in the meantime.
+            rows = _missing(writer, documents)
         else:
-            report.copied += 1
-    else:
+            report.linked += linked
+            report.copied += not linked
+            rows, added = [], entry.documents
+    elif not rows:
+        report.skipped += 1
+    if rows:
         shard = cask.shard(number)
         for row in rows:
             shard.verify(row)
-        writer.publish_columns(gather_rows([(shard.columns, row) for row in rows], cask.layout))
+        published = writer.publish_columns(gather_rows([(shard.columns, row) for row in rows], cask.layout))
+        added = published.documents if published else 0
         report.rewritten += 1
+    report.documents += added
+    report.duplicates += entry.documents - added
+
+
+def _missing(writer: CaskWriter, documents: ShardDocuments) -> list[int]:
+    return [row for row, identity in enumerate(documents.ids) if not writer.has(identity.tobytes())]
 
 
 def _require_content(path: Path, entry: ShardEntry) -> None:

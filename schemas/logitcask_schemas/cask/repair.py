@@ -103,7 +103,7 @@ def repair_cask(
         report = RepairReport(problems=found.problems, damaged_shards=sorted(found.damaged))
         strange = [name for name in found.taken.strangers if not name.startswith(TEMP_PREFIX)]
         if not found.problems and not strange:
-            sweep(files, path, found.sound.keys())
+            sweep(files, path, found.sound.values())
             return report
         salvaged = _salvage(found)
         _describe(report, salvaged, found)
@@ -233,9 +233,11 @@ def _replace(
     _remove(files, shards, [shards / (name + ENTRY_SUFFIX) for name in sorted(gone)])
     leftovers = [shard for name in sorted(gone) for shard in _files_named(cask.path, name)]
     # A shard that was renamed into place before an earlier repair died was a stranger; by now it has its entry.
-    strangers = [shards / name for name in strange if name.partition(".")[0] not in entries]
+    named = {shard_path(cask.path, entry).name for entry in entries.values()}
+    named |= {name + ENTRY_SUFFIX for name in entries}
+    strangers = [shards / name for name in strange if name not in named]
     _remove(files, shards, [*leftovers, *strangers])
-    sweep(files, cask.path, entries.keys())
+    sweep(files, cask.path, entries.values())
 
 
 def _identity(row: Row) -> bytes:

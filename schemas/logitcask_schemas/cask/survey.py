@@ -1,15 +1,16 @@
 """What a cask's folder holds, taken stock of without believing it: the first step of verify and repair."""
 
-import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from logitcask_schemas.cask.carriers import CARRIERS
+from logitcask_schemas.cask.carriers import CARRIERS, shard_path
 from logitcask_schemas.cask.document_table import DOCUMENTS_NAME, DocumentTable
 from logitcask_schemas.cask.index import entry_names, read_entry, read_index, read_manifest
 from logitcask_schemas.cask.layout import ENTRY_SUFFIX, INDEX_NAME, SHARDS_NAME
 from logitcask_schemas.cask.reader import Cask
 from logitcask_schemas.errors import CaskError, CaskNotFoundError, CaskReadError
+from logitcask_schemas.manifest import ShardEntry
 
 
 @dataclass(kw_only=True)
@@ -86,16 +87,20 @@ def survey(path: Path) -> Survey:
         damaged_files=damaged_files,
         damaged_entries=damaged_entries,
         foreign_entries=foreign,
-        strangers=files_of_no_shard(path, {*entries, *names}),
+        strangers=files_of_no_shard(path, entries.values(), {*names} - entries.keys()),
     )
 
 
-def files_of_no_shard(path: Path, known: set[str]) -> list[str]:
-    """Names in the folder of shards that belong to none of the known shards."""
-    suffixes = {carrier.suffix for carrier in CARRIERS.values()} | {ENTRY_SUFFIX}
-    with os.scandir(path / SHARDS_NAME) as listing:
-        return sorted(
-            file.name
-            for file in listing
-            if file.name.partition(".")[0] not in known or f".{file.name.partition('.')[2]}" not in suffixes
-        )
+def files_of_no_shard(path: Path, entries: Iterable[ShardEntry], damaged: Iterable[str]) -> list[str]:
+    """Names in the folder of shards that belong to no shard.
+
+    Args:
+        path: The cask's folder.
+        entries: All shards whose entry can be read.
+        damaged: Names of shards whose entry cannot be read: then any carrier's file may be the shard's.
+    """
+    suffixes = [carrier.suffix for carrier in CARRIERS.values()]
+    belonging = {f"{name}{suffix}" for name in damaged for suffix in (*suffixes, ENTRY_SUFFIX)}
+    for entry in entries:
+        belonging |= {shard_path(path, entry).name, entry.name + ENTRY_SUFFIX}
+    return sorted({file.name for file in (path / SHARDS_NAME).iterdir()} - belonging)

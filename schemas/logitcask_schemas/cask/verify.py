@@ -124,7 +124,8 @@ def verify_shard(cask: Cask, entry: ShardEntry, table: DocumentTable | None = No
 
 def strangers(cask: Cask) -> list[str]:
     """Files among the shards that no entry names: unfinished publications, or not the cask's at all."""
-    return files_of_no_shard(cask.path, {*(entry.name for entry in cask.entries), *entry_names(cask.path)})
+    known = {entry.name for entry in cask.entries}
+    return files_of_no_shard(cask.path, cask.entries, {*entry_names(cask.path)} - known)
 
 
 def require_valid(shard: Shard, row: int, vocab_size: int) -> None:

@@ -15,6 +15,7 @@ from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask.arrow_carrier import ArrowCarrier
 from logitcask_schemas.cask.carrier import Carrier
 from logitcask_schemas.cask.carriers import carrier_named, carrier_of
+from logitcask_schemas.cask.cask_folder import prepare_folder, require_new
 from logitcask_schemas.cask.columns import ShardColumns, assemble
 from logitcask_schemas.cask.document_index import DocumentIndex
 from logitcask_schemas.cask.document_table import DocumentTable, ShardDocuments, write_document_table
@@ -27,12 +28,12 @@ from logitcask_schemas.cask.index import (
     write_index,
     write_manifest,
 )
-from logitcask_schemas.cask.layout import LOCK_NAME, MANIFEST_NAME, SHARDS_NAME, TEMP_PREFIX, RecordLayout
+from logitcask_schemas.cask.layout import MANIFEST_NAME, SHARDS_NAME, RecordLayout
 from logitcask_schemas.cask.lock import writers_lock
 from logitcask_schemas.cask.opening import open_shard, require_shards
 from logitcask_schemas.cask.publication import publish_entry, publish_shard
 from logitcask_schemas.cask.sweep import sweep
-from logitcask_schemas.errors import CaskError, CaskWriteError
+from logitcask_schemas.errors import CaskError
 from logitcask_schemas.identity import TeacherIdentity
 from logitcask_schemas.manifest import CaskManifest, ShardEntry
 from logitcask_schemas.records import DocumentRecords
@@ -74,6 +75,8 @@ class CaskWriter:
         self._table: DocumentTable | None = None
         self._beyond_table: dict[str, ShardDocuments] = {}
         self._known = DocumentIndex()
+        self._certain = False
+        """Whether this writer knows all that it has published: not after an error that may have come too late."""
 
     @classmethod
     def create(
@@ -107,13 +110,14 @@ class CaskWriter:
         files = files or LocalFiles()
         stores_as = carrier_named(carrier)
         path = Path(path)
-        _prepare_directory(path, files)
+        prepare_folder(files, path)
         holder = uuid.uuid4().hex
         with writers_lock(path, holder=holder, timeout_seconds=lock_timeout_seconds):
             if (path / MANIFEST_NAME).exists():
                 manifest = read_manifest(path)
                 manifest.require_same(teacher, capture, where=str(path))
             else:
+                require_new(path)
                 manifest = CaskManifest(
                     teacher=teacher,
                     capture=capture,
@@ -125,7 +129,8 @@ class CaskWriter:
                 path, manifest, holder, files=files, carrier=stores_as, lock_timeout_seconds=lock_timeout_seconds
             )
             writer._refresh()
-            sweep(files, path, writer._indexed.keys() | writer._loose.keys())
+            sweep(files, path, (writer._indexed | writer._loose).values())
+            writer._certain = True
         return writer
 
     @property
@@ -199,20 +204,19 @@ class CaskWriter:
             rows = [(columns, row) for row in fresh.values()]
             return self._store(columns if whole else gather_rows(rows, self._layout))
 
-    def adopt(self, entry: ShardEntry, path: Path, documents: ShardDocuments, *, link: bool = True) -> bool:
+    def adopt(self, entry: ShardEntry, path: Path, documents: ShardDocuments, *, link: bool = True) -> bool | None:
         """Make a whole shard of another cask of the same identity part of this one, under its own name.
 
         Args:
             entry: The shard's.
             path: Its file, which is the caller's to have proved.
-            documents: What it holds; none of them is stored here yet.
+            documents: What it holds.
             link: Share the file where the file system can, instead of copying it.
 
         Returns:
-            Whether the file is shared.
+            Whether the file is shared; None where one of the documents is already stored here, and nothing was done.
 
         Raises:
-            CaskError: A document is already stored.
             CaskCorruptionError: The shard is another identity's.
             CaskWriteError, CaskLockedError: As `publish`.
         """
@@ -221,9 +225,8 @@ class CaskWriter:
         name = entry.name + carrier.suffix
         with self._refreshed():
             self._compact_when_due()
-            for identity in documents.ids:
-                if self.has(identity.tobytes()):
-                    raise CaskError(f"{self.path}: document {identity.tobytes().hex()[:16]} is already stored")
+            if any(self.has(identity.tobytes()) for identity in documents.ids):
+                return None
             # What has this name without an entry is the leftover of a writer that died.
             self._files.unlink(self.path / SHARDS_NAME / name)
             linked = link_or_copy(self._files, path, self.path / SHARDS_NAME, name, link=link)
@@ -253,9 +256,11 @@ class CaskWriter:
     def _refreshed(self) -> Iterator[None]:
         """Hold the lock, knowing every shard that is published."""
         with writers_lock(self.path, holder=self._holder, timeout_seconds=self._lock_timeout) as undisturbed:
-            if not undisturbed:
+            certain, self._certain = self._certain, False
+            if not (undisturbed and certain):
                 self._refresh()
             yield
+            self._certain = True
 
     def _checked_id(self, document: DocumentRecords) -> bytes:
         identity = document.id
@@ -318,27 +323,6 @@ class CaskWriter:
         # The table before what it replaces: a thread that asks `has` meanwhile must not miss a document.
         self._table = DocumentTable.open(self.path)
         self._beyond_table, self._known = {}, DocumentIndex()
-
-
-def _prepare_directory(path: Path, files: FileOperations) -> None:
-    ours = {MANIFEST_NAME, LOCK_NAME, SHARDS_NAME}
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        if not (path / MANIFEST_NAME).exists():
-            strange = [file.name for file in path.iterdir() if file.name not in ours and TEMP_PREFIX not in file.name]
-            if strange:
-                raise CaskError(
-                    f"{path}: holds {strange[0]!r} and no {MANIFEST_NAME}: not a cask. Name an empty or new folder."
-                )
-        (path / SHARDS_NAME).mkdir(exist_ok=True)
-        files.sync_directory(path)
-        files.sync_directory(path.parent)
-    except FileExistsError as error:
-        raise CaskError(f"{path}: a file is in the way of the cask's folder") from error
-    except OSError as error:
-        if isinstance(error, CaskError):
-            raise
-        raise CaskWriteError(f"{path}: cannot make the cask's folder: {error.strerror}", error.errno) from error
 
 
 def _version() -> str:
