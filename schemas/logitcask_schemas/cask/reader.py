@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from logitcask_schemas.cask.address_space import crowded
 from logitcask_schemas.cask.carriers import carrier_of
 from logitcask_schemas.cask.collation import CollatedRecords, Windows, collate
 from logitcask_schemas.cask.document_index import DocumentIndex
@@ -199,6 +200,8 @@ class Cask:
     def shard(self, number: int) -> Shard:
         """A shard, mapped; the least lately opened beyond `MAX_OPEN_SHARDS` or `MAX_OPEN_DOCUMENTS` are let go.
 
+        They are let go earlier where a limit is set on the process's address space, see `address_space`.
+
         Raises:
             IndexError: No such shard.
             CaskNotFoundError, CaskCorruptionError: Its file is missing or is not what the entry says.
@@ -207,6 +210,8 @@ class Cask:
             return shard
         if not 0 <= number < len(self.entries):
             raise IndexError(f"{self.path}: shard {number} of {len(self.entries)}")
+        while self._open and crowded(self.entries[number].bytes):
+            self._open.pop(next(iter(self._open)), None)
         shard = open_shard(self.path, self.entries[number], self.layout)
         # No lock: a second thread at worst maps a shard twice, and a lock held at a fork would hang the child.
         self._open[number] = shard
