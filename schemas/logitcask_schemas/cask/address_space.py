@@ -1,7 +1,7 @@
 """Casks larger than the address space that a process may use (`ulimit -v`, as batch systems set it).
 
-Mapped shards count against that limit, though what is not in use takes no memory. Left alone they would fill it, and the
-next allocation anywhere in the process would fail.
+Mapped shards count against that limit, though what is not in use takes no memory. Left alone they would fill it, and
+the next allocation anywhere in the process would fail.
 """
 
 import mmap
