@@ -31,6 +31,7 @@ class SampledColumns:
     head_probs: list
     tail_ids: list
     tail_mass: list
+    tail_probs: list
 
 
 def random_positions(rows, vocab, *, seed=0, sharpness=2.0):
@@ -44,7 +45,7 @@ def random_positions(rows, vocab, *, seed=0, sharpness=2.0):
 
 def sample(dense, u_R, *, mode="threshold", tau=0.05, head_max=64, tail_max=32, k=8, draws=8):
     """Record every position of `dense`, position i with the uniform u_R[i]."""
-    out = SampledColumns([], [], [], [])
+    out = SampledColumns([], [], [], [], [])
     for probs, y, u in zip(dense.probs_RV, dense.next_ids_R, u_R, strict=True):
         order = np.argsort(-probs, kind="stable")
         if mode == "threshold":
@@ -66,8 +67,28 @@ def sample(dense, u_R, *, mode="threshold", tau=0.05, head_max=64, tail_max=32, 
         out.head_ids.append(np.array(head))
         out.head_probs.append(probs[head])
         out.tail_ids.append(np.minimum(drawn, last))
+        out.tail_probs.append(probs[np.minimum(drawn, last)])
         out.tail_mass.append(r)
     return out
+
+
+def every_outcome(dense, **capture):
+    """All records that u in [0, 1) can give, each with the length of its interval: an exact mean over u, no grid.
+
+    A draw moves to the next token where (u + i) r / n crosses the cumulative tail mass, so between the sorted
+    fractional parts of cumulative · n / r nothing changes. Returns (row of each outcome, its u, its weight).
+    """
+    columns = sample(dense, np.zeros(len(dense.next_ids_R)), **capture)
+    rows, middles, weights = [], [], []
+    for row, probs in enumerate(dense.probs_RV):
+        tail, n = probs.copy(), len(columns.tail_ids[row])
+        tail[columns.head_ids[row]] = 0.0
+        crossings = np.cumsum(tail) * n / columns.tail_mass[row] % 1.0 if n else np.zeros(0)
+        edges = np.unique(np.concatenate([[0.0, 1.0], crossings]))
+        rows.append(np.full(len(edges) - 1, row))
+        middles.append((edges[1:] + edges[:-1]) / 2)
+        weights.append(np.diff(edges))
+    return np.concatenate(rows), np.concatenate(middles), np.concatenate(weights)
 
 
 def offsets(lists):
@@ -88,6 +109,7 @@ def to_target(columns, next_ids_R, *, sampled_tail=True, dtype=torch.float64, co
         log_tail_mass_R=torch.from_numpy(log_r),
         next_ids_R=torch.from_numpy(next_ids_R),
         sampled_tail=sampled_tail,
+        tail_logprobs_N=torch.from_numpy(np.log(np.concatenate(columns.tail_probs)).astype(codec)),
         dtype=dtype,
     )
 

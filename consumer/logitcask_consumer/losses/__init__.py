@@ -8,17 +8,23 @@ from logitcask_consumer.losses.cross_entropy import CrossEntropy
 from logitcask_consumer.losses.forward_kl import ForwardKL
 from logitcask_consumer.losses.ghost_kl import GhostKL
 from logitcask_consumer.losses.head import LMHead, LogitTransform, base_model, check_head
+from logitcask_consumer.losses.js import JensenShannon
 from logitcask_consumer.losses.loss import Loss, LossParameterError
 from logitcask_consumer.losses.objective import Objective
 from logitcask_consumer.losses.registry import LOSSES, LossMismatchError, UnknownLossError, get_loss, register
+from logitcask_consumer.losses.reverse_kl import ReverseKL
+from logitcask_consumer.losses.skew_kl import SkewKL
+from logitcask_consumer.losses.skew_reverse_kl import SkewReverseKL
 from logitcask_consumer.losses.target import SparseTarget
 from logitcask_consumer.losses.topk_renorm import TopKRenorm
+from logitcask_consumer.losses.tvd import TotalVariation
 
 __all__ = [
     "LOSSES",
     "CrossEntropy",
     "ForwardKL",
     "GhostKL",
+    "JensenShannon",
     "LMHead",
     "LogitTransform",
     "Loss",
@@ -26,10 +32,14 @@ __all__ = [
     "LossParameterError",
     "LossResult",
     "Objective",
+    "ReverseKL",
     "ShapeError",
+    "SkewKL",
+    "SkewReverseKL",
     "SparseTarget",
     "Terms",
     "TopKRenorm",
+    "TotalVariation",
     "UnknownLossError",
     "base_model",
     "check_head",

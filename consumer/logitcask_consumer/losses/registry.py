@@ -27,13 +27,13 @@ class UnknownLossError(LogitcaskError, KeyError):
 def register(loss: L) -> L:
     """Register a class of losses under its `name`; the first line of its docstring is its summary.
 
-    One that has a parameter `tail` is registered a second time, as ghost_<name>, with tail=ghost.
+    One that samples the tail by default is registered a second time, as ghost_<name>, with tail=ghost.
     """
     assert loss.name not in LOSSES, f"loss {loss.name} is registered twice"
     assert loss.__doc__, f"loss {loss.name} has no docstring"
     loss.summary = loss.__doc__.splitlines()[0]
     LOSSES[loss.name] = default = loss()
-    if any(f.name == "tail" for f in fields(loss)):
+    if getattr(default, "tail", None) == "draws":
         LOSSES[f"ghost_{loss.name}"] = replace(default, tail="ghost")  # type: ignore[call-arg]
     return loss
 
