@@ -3,8 +3,11 @@
 Importing this package registers every loss in `LOSSES`.
 """
 
+from logitcask_consumer.losses.adaptive_kl import AdaptiveKL
+from logitcask_consumer.losses.alpha_beta import AlphaBeta
 from logitcask_consumer.losses.chunked import LossResult, ShapeError, Terms, distillation_loss
 from logitcask_consumer.losses.cross_entropy import CrossEntropy
+from logitcask_consumer.losses.csd import ConcreteScore
 from logitcask_consumer.losses.forward_kl import ForwardKL
 from logitcask_consumer.losses.ghost_kl import GhostKL
 from logitcask_consumer.losses.head import LMHead, LogitTransform, base_model, check_head
@@ -15,12 +18,17 @@ from logitcask_consumer.losses.registry import LOSSES, LossMismatchError, Unknow
 from logitcask_consumer.losses.reverse_kl import ReverseKL
 from logitcask_consumer.losses.skew_kl import SkewKL
 from logitcask_consumer.losses.skew_reverse_kl import SkewReverseKL
+from logitcask_consumer.losses.tail_aware import TailAware
 from logitcask_consumer.losses.target import SparseTarget
+from logitcask_consumer.losses.todi import ToDi
 from logitcask_consumer.losses.topk_renorm import TopKRenorm
 from logitcask_consumer.losses.tvd import TotalVariation
 
 __all__ = [
     "LOSSES",
+    "AdaptiveKL",
+    "AlphaBeta",
+    "ConcreteScore",
     "CrossEntropy",
     "ForwardKL",
     "GhostKL",
@@ -37,7 +45,9 @@ __all__ = [
     "SkewKL",
     "SkewReverseKL",
     "SparseTarget",
+    "TailAware",
     "Terms",
+    "ToDi",
     "TopKRenorm",
     "TotalVariation",
     "UnknownLossError",
