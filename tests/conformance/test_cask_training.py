@@ -1,30 +1,133 @@
-"""Training data is the same whatever carries the cask, in forked and in spawned workers."""
+"""Training data is what a plain reader finds in the cask, whatever carries it, in forked and in spawned workers."""
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 # --import-mode=importlib leaves folders off the path; the made-up documents live beside the schemas' tests.
 sys.path.insert(0, str(Path(__file__).parents[1] / "schemas"))
 
-from cask_samples import SPEC, make_documents, make_teacher
+from cask_samples import SPEC, VOCABS, make_documents, make_teacher, specs
 
 from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import Cask, CaskWriter
+from logitcask_schemas.cask.carriers import CARRIERS
 from logitcask_schemas.cask.export import export_cask
 from logitcask_schemas.cask.export_targets import LocalTarget
 
 torch = pytest.importorskip("torch", reason="training data needs the trainer extra")
-from logitcask_consumer.data import CaskDataset, Collator, open_casks  # noqa: E402
+from logitcask_consumer.data import EMPTY, CaskDataset, Collator, open_casks  # noqa: E402
 
-U8 = CaptureSpec(logprob_codec="u8")
+EVERYTHING = CaptureSpec(logprob_codec="u8", tail_logprobs=True, temperatures=(2.0, 4.0))
+PAD, MULTIPLE = 7, 8
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
 ]
+
+
+def plain_batch(dataset: CaskDataset, numbers: list[int]) -> dict[str, Any]:
+    """The batch that a reader without haste makes: window by window, position by position, in lists."""
+    pieces: dict[str, list[Any]] = {}
+    rows: list[tuple[list[int], list[int]]] = []
+    slots: list[tuple[int, int]] = []
+
+    def add(name: str, values: Any) -> None:
+        pieces.setdefault(name, []).extend(np.asarray(values).tolist())
+
+    for sequence, number in enumerate(numbers):
+        row: tuple[list[int], list[int]] = ([], [])
+        rows.append(row)
+        for window in [] if number == EMPTY else dataset.packs[number].tolist():
+            index = document = int(dataset.windows.document_W[window])
+            cask = dataset.casks[0]
+            if index >= len(cask):
+                index, cask = index - len(cask), dataset.casks[1]
+            start, trained, stop = (
+                int(column[window])
+                for column in (dataset.windows.start_W, dataset.windows.trained_W, dataset.windows.stop_W)
+            )
+            slots += [(sequence, len(row[0]) + i) for i in range(trained - start, stop - start)]
+            tokens = cask.read_window(index, start, stop).token_ids_L
+            row[0].extend(tokens[:-1].tolist())
+            row[1].extend(range(stop - start))
+            records = cask.read_window(index, trained, stop).records
+            add("next_ids", tokens[trained - start + 1 :])
+            add("documents", [document] * (stop - trained))
+            for name, column in (
+                ("head_ids", records.head_ids_H),
+                ("head_logprobs", records.head_logprobs_H),
+                ("head_counts", records.head_counts_P),
+                ("tail_ids", records.tail_ids_N),
+                ("tail_counts", records.tail_counts_P),
+                ("log_tail_mass", records.log_tail_mass_P),
+                ("entropy", records.entropy_P),
+                ("tail_logprobs", records.tail_logprobs_N),
+                ("log_z", records.log_z_PT),
+            ):
+                if column is not None:
+                    add(name, column)
+    longest = max(len(ids) for ids, _ in rows)
+    width = min(max(1, -(-longest // MULTIPLE)) * MULTIPLE, dataset.seq_len)
+    return {
+        "input_ids": [ids + [PAD] * (width - len(ids)) for ids, _ in rows],
+        "position_ids": [positions + [0] * (width - len(positions)) for _, positions in rows],
+        "slots": [sequence * width + slot for sequence, slot in slots],
+        "head_offsets": np.cumsum([0, *pieces.pop("head_counts", [])]).tolist(),
+        "tail_offsets": np.cumsum([0, *pieces.pop("tail_counts", [])]).tolist(),
+        **pieces,
+    }
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    data=st.data(),
+    spec=specs(),
+    vocab=st.sampled_from(VOCABS[:4]),
+    carrier=st.sampled_from(sorted(CARRIERS)),
+    seq_len=st.sampled_from([5, 24, 64]),
+    packing=st.sampled_from(["best_fit", "none"]),
+)
+def test_a_batch_is_what_a_plain_reader_finds(
+    data: st.DataObject, spec: CaptureSpec, vocab: int, carrier: str, seq_len: int, packing: Any
+) -> None:
+    overlap = data.draw(st.integers(0, seq_len - 1))
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / "a", Path(folder) / "b"]
+        for seed, path in enumerate(paths):
+            with CaskWriter.create(path, teacher=make_teacher(vocab), capture=spec, carrier=carrier) as writer:
+                writer.publish(make_documents([2, 60, 9], seed, vocab_size=vocab, spec=spec))
+                writer.publish(make_documents([33, 5], 10 + seed, vocab_size=vocab, spec=spec))
+        casks = open_casks(paths, tokenizer_fingerprint=None)
+        dataset = CaskDataset(casks, seq_len=seq_len, overlap=overlap, packing=packing)
+        numbers = data.draw(st.lists(st.integers(EMPTY, len(dataset) - 1), min_size=1, max_size=6))
+        batch = Collator(seq_len=seq_len, pad_id=PAD, multiple_of=MULTIPLE)(dataset.read(numbers))
+        expected = plain_batch(dataset, numbers)
+        for name, column in batch.items():
+            if column is None:
+                assert name not in expected
+            else:
+                found = np.asarray(column)
+                np.testing.assert_array_equal(found, np.reshape(expected.get(name, []), found.shape), err_msg=name)
+        stored = casks[0].read(0).records
+        assert batch["head_logprobs"].numpy().dtype == stored.head_logprobs_H.dtype
+        assert batch["tail_ids"].numpy().dtype == stored.tail_ids_N.dtype
+        assert (batch["tail_logprobs"] is None) == (not spec.tail_logprobs)
+        assert (batch["log_z"] is None) == (not spec.temperatures)
+
+
+def test_negative_control_the_plain_reader_notices_another_sequence(tmp_path: Path) -> None:
+    with CaskWriter.create(tmp_path, teacher=make_teacher(), capture=SPEC) as writer:
+        writer.publish(make_documents([40, 30], 1))
+    dataset = CaskDataset(open_casks([tmp_path], tokenizer_fingerprint=None), seq_len=40)
+    batch = Collator(seq_len=40, pad_id=PAD)(dataset.read([0]))
+    assert batch["next_ids"].tolist() == plain_batch(dataset, [0])["next_ids"] != plain_batch(dataset, [1])["next_ids"]
 
 
 def batches(path: Path, workers: str | None) -> list[dict[str, Any]]:
@@ -46,7 +149,7 @@ def assert_equal(found: list[dict[str, Any]], expected: list[dict[str, Any]]) ->
                 assert mine[name].dtype == column.dtype, name
 
 
-@pytest.mark.parametrize("spec", [SPEC, U8], ids=["f16", "u8"])
+@pytest.mark.parametrize("spec", [SPEC, EVERYTHING], ids=["f16", "u8 and every column"])
 @pytest.mark.parametrize("carrier", ["zarr", "parquet"])
 @pytest.mark.parametrize("workers", [None, "fork", "spawn"])
 def test_batches_are_those_of_arrow(tmp_path: Path, carrier: str, spec: CaptureSpec, workers: str | None) -> None:

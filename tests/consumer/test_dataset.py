@@ -1,6 +1,7 @@
 """Datasets over real casks: what comes out is what was recorded, for every way of packing, and damage is an error."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -40,7 +41,17 @@ def cask_path(teacher, tmp_path_factory):
 
 def batch_of(dataset, sequences=None):
     sequences = range(len(dataset)) if sequences is None else sequences
-    return Collator(seq_len=dataset.seq_len, pad_id=0)([dataset[b] for b in sequences])
+    return Collator(seq_len=dataset.seq_len, pad_id=0)(dataset.read(sequences))
+
+
+def assert_same_batch(mine, theirs):
+    assert mine.keys() == theirs.keys()
+    for name, column in theirs.items():
+        if column is None:
+            assert mine[name] is None, name
+        else:
+            assert mine[name].dtype == column.dtype, name
+            np.testing.assert_array_equal(np.asarray(mine[name]), np.asarray(column), err_msg=name)
 
 
 @pytest.mark.parametrize(("seq_len", "overlap"), [(64, 0), (16, 0), (16, 5), (7, 3)])
@@ -102,6 +113,17 @@ def test_empty_sequences_carry_no_position(cask_path):
     assert torch.equal(mixed["slots"], alone["slots"] + mixed["input_ids"].shape[1])
 
 
+@pytest.mark.parametrize("optional", [False, True])
+def test_sequences_read_one_by_one_give_the_batch_of_all(teacher, cask_path, tmp_path, optional):
+    spec = CaptureSpec(tail_logprobs=True)
+    path = build_cask(tmp_path / "more", teacher, random_documents(9), spec=spec) if optional else cask_path
+    dataset = CaskDataset(open_casks([path], tokenizer_fingerprint=None), seq_len=32, overlap=4)
+    numbers = [2, EMPTY, 0, 1]
+    one_by_one = Collator(seq_len=32, pad_id=0)([dataset[number] for number in numbers])
+    assert (one_by_one["tail_logprobs"] is not None) == optional
+    assert_same_batch(one_by_one, batch_of(dataset, numbers))
+
+
 def test_packing_fills_sequences(cask_path):
     dataset = CaskDataset(open_casks([cask_path], tokenizer_fingerprint=None), seq_len=128)
     alone = CaskDataset(open_casks([cask_path], tokenizer_fingerprint=None), seq_len=128, packing="none")
@@ -136,9 +158,8 @@ def test_workers_give_the_same_batches(cask_path, method):
     here = loaded(dataset)  # maps the shards in this process first, so that forked workers inherit the maps
     there = loaded(dataset, num_workers=2, multiprocessing_context=method)
     assert len(here) == len(there) > 1
-    for a, b in zip(here, there, strict=True):
-        for name in a:
-            assert np.array_equal(np.asarray(a[name]), np.asarray(b[name]))
+    for mine, theirs in zip(there, here, strict=True):
+        assert_same_batch(mine, theirs)
 
 
 def test_the_plan_depends_on_the_seed_only(cask_path):
@@ -196,17 +217,12 @@ def test_missing_truncated_and_flipped_shards_are_errors(teacher, tmp_path):
 
 
 def test_records_shifted_by_one_position_are_refused(cask_path):
-    dataset = CaskDataset(open_casks([cask_path], tokenizer_fingerprint=None), seq_len=64)
-    sequence = dataset[0]
-    window = max(sequence, key=lambda w: len(w.token_ids_S1))
-    shifted = type(window)(
-        document=window.document,
-        token_ids_S1=np.roll(window.token_ids_S1, 1),
-        context=window.context,
-        records=window.records,
-    )
+    sequence = CaskDataset(open_casks([cask_path], tokenizer_fingerprint=None), seq_len=64)[0]
+    Collator(seq_len=64, pad_id=0)(sequence)
+    tokens = np.roll(sequence.windows.token_ids_L, 1)
+    shifted = replace(sequence, windows=replace(sequence.windows, token_ids_L=tokens))
     with pytest.raises(DocumentMismatchError, match="next token"):
-        Collator(seq_len=64, pad_id=0)([[shifted]])
+        Collator(seq_len=64, pad_id=0)(shifted)
 
 
 def test_token_ids_of_another_document_are_refused(cask_path, monkeypatch):

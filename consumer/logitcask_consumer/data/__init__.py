@@ -1,13 +1,14 @@
 """Training data over casks: windows, packing, order, dataset, collation.
 
-Read in this order: `windows` (documents into pieces), `packing` (pieces into sequences), `dataset` (sequences as views
-of the mapped shards), `collate` (sequences into tensors), `sampler` (the order in which sequences come).
+Read in this order: `windows` (documents into pieces), `packing` (pieces into sequences), `dataset` (batches of
+sequences out of the mapped shards), `collate` (sequences into tensors), `sampler` (the order in which sequences come).
 """
 
 from logitcask_consumer.data.collate import Batch, Collator, target_of
-from logitcask_consumer.data.dataset import CaskDataset, EmptyCaskError, Packing, WindowRecords, open_casks
+from logitcask_consumer.data.dataset import CaskDataset, EmptyCaskError, Packing, open_casks
 from logitcask_consumer.data.packing import Packs, pack_alone, pack_best_fit
 from logitcask_consumer.data.sampler import EMPTY, ShardBlockSampler
+from logitcask_consumer.data.sequences import SequenceRecords
 from logitcask_consumer.data.windows import WindowError, Windows
 
 __all__ = [
@@ -18,9 +19,9 @@ __all__ = [
     "EmptyCaskError",
     "Packing",
     "Packs",
+    "SequenceRecords",
     "ShardBlockSampler",
     "WindowError",
-    "WindowRecords",
     "Windows",
     "open_casks",
     "pack_alone",

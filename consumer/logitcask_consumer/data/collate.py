@@ -1,9 +1,12 @@
-"""From windows of records to one batch of tensors: concatenation of views, no Python object per position or entry.
+"""From the records of some sequences to one batch of tensors: the columns as they were collated, and where they belong.
 
-Shape legend: B sequences, S slots of a sequence, T trained positions of the batch, H head entries, N tail draws.
+Shape legend: B sequences, S slots of a sequence, W windows, K used slots, T trained positions of the batch, H head
+entries, N tail draws, Z stored temperatures.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypedDict
 
 import numpy as np
@@ -11,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from logitcask_consumer.data.dataset import WindowRecords
+from logitcask_consumer.data.sequences import SequenceRecords
 from logitcask_consumer.losses.target import Offsets, SparseTarget
-from logitcask_schemas.errors import DocumentMismatchError
+from logitcask_schemas.errors import DocumentMismatchError, InvalidRecordError
 
 
 class Batch(TypedDict):
@@ -28,13 +31,13 @@ class Batch(TypedDict):
     next_ids: Tensor
     """int32 [T]: realised next token of each trained position."""
     head_ids: Tensor
-    """int32 [H]."""
+    """[H], in the stored dtype: uint16 or uint32, which torch can convert and little else; see `target_of`."""
     head_logprobs: Tensor
     """[H], in the stored dtype, nats."""
     head_offsets: Offsets
     """numpy int64 [T + 1]."""
     tail_ids: Tensor
-    """int32 [N]."""
+    """[N], as `head_ids`."""
     tail_offsets: Offsets
     """numpy int64 [T + 1]."""
     log_tail_mass: Tensor
@@ -44,76 +47,122 @@ class Batch(TypedDict):
     documents: Tensor
     """int32 [T]: number of the document of each trained position."""
     tail_logprobs: Tensor | None
-    """[N], log t of the draws, nats; None where the cask has none or the collator was not asked for them."""
+    """[N], log t of the draws, in the stored dtype, nats; None where the cask does not store them."""
+    log_z: Tensor | None
+    """[T, Z], log sum t^(1/T) of each temperature of the capture spec, in its order; None where it has none."""
 
 
 class Collator:
-    """Builds a `Batch` from the windows of some sequences."""
+    """Builds a `Batch` from some sequences of a `CaskDataset`."""
 
-    def __init__(self, *, seq_len: int, pad_id: int, multiple_of: int = 8, tail_logprobs: bool = False) -> None:
+    def __init__(self, *, seq_len: int, pad_id: int, multiple_of: int = 8) -> None:
         """Describe the batch.
 
         Args:
             seq_len: most slots of a sequence.
             pad_id: token id of unused slots; they are seen by no trained position.
             multiple_of: S is the longest sequence of the batch, rounded up to this, at most `seq_len`.
-            tail_logprobs: bring log t of the tail draws where the cask has them; training does not need them.
         """
         self.seq_len = seq_len
         self.pad_id = pad_id
         self.multiple_of = multiple_of
-        self.tail_logprobs = tail_logprobs
 
-    def __call__(self, sequences: Sequence[Sequence[WindowRecords]]) -> Batch:
+    def __call__(self, sequences: SequenceRecords | Sequence[SequenceRecords]) -> Batch:
         """Collate.
+
+        Args:
+            sequences: of one call of the dataset, whose columns become tensors without a copy; or several such, which
+                are joined first.
 
         Raises:
             DocumentMismatchError: a position's next token is not in its head, so records and tokens are shifted.
         """
-        windows = [window for sequence in sequences for window in sequence]
-        sizes_W = np.array([len(window.token_ids_S1) - 1 for window in windows], dtype=np.int64)
-        context_W = np.array([window.context for window in windows], dtype=np.int64)
-        sequence_W = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
-        used_B = np.bincount(sequence_W, weights=sizes_W, minlength=len(sequences)).astype(np.int64)
-        width = min(max(1, -(-int(used_B.max()) // self.multiple_of)) * self.multiple_of, self.seq_len)
-        # Windows of a sequence lie end to end: slot = b·S + slots before it within the sequence.
-        before_W = np.cumsum(sizes_W) - sizes_W
-        first_W = sequence_W * width + before_W - (np.cumsum(used_B) - used_B)[sequence_W]
-        within = np.arange(int(sizes_W.sum())) - np.repeat(before_W, sizes_W)
-        slots = np.repeat(first_W, sizes_W) + within
-        trained = within >= np.repeat(context_W, sizes_W)
-        input_ids = np.full(len(sequences) * width, self.pad_id, dtype=np.int64)
-        input_ids[slots] = _join([window.token_ids_S1[:-1] for window in windows], np.uint16)
-        position_ids = np.zeros(len(sequences) * width, dtype=np.int64)
-        position_ids[slots] = within
-        next_ids = _join([window.token_ids_S1[1:] for window in windows], np.uint16)[trained]
-        columns = _columns(windows)
-        documents = np.repeat(np.array([window.document for window in windows], dtype=np.int32), sizes_W)[trained]
-        _require_next_token(columns["head_ids"], columns["head_offsets"], next_ids, documents)
+        read = sequences if isinstance(sequences, SequenceRecords) else SequenceRecords.join(sequences)
+        records = read.windows.records
+        slots = _Slots.of(read)
+        used = int(np.diff(slots.offsets_B1).max(initial=0))
+        width = min(max(1, -(-used // self.multiple_of)) * self.multiple_of, self.seq_len)
+        # Slot k of the batch lies (its sequence's first slot in the batch - the used slots before it) further on.
+        shift_B = np.arange(len(slots.offsets_B1) - 1) * width - slots.offsets_B1[:-1]
+        at_K = np.arange(len(slots.within_K)) + np.repeat(shift_B, np.diff(slots.offsets_B1))
+        next_ids_T = read.windows.token_ids_L[slots.token_T + 1]
+        head_offsets, tail_offsets = _offsets(records.head_counts_P), _offsets(records.tail_counts_P)
+        documents_T = np.repeat(read.documents_W.astype(np.int32), np.diff(read.windows.position_offsets_B1))
+        _require_next_token(records.head_ids_H, head_offsets, next_ids_T, documents_T)
         return Batch(
-            input_ids=torch.from_numpy(input_ids.reshape(-1, width)),
-            position_ids=torch.from_numpy(position_ids.reshape(-1, width)),
-            slots=torch.from_numpy(slots[trained]),
-            next_ids=torch.from_numpy(next_ids.astype(np.int32)),
-            head_ids=torch.from_numpy(columns["head_ids"].astype(np.int32)),
-            head_logprobs=torch.from_numpy(columns["head_logprobs"]),
-            head_offsets=columns["head_offsets"],
-            tail_ids=torch.from_numpy(columns["tail_ids"].astype(np.int32)),
-            tail_offsets=columns["tail_offsets"],
-            log_tail_mass=torch.from_numpy(columns["log_tail_mass"]),
-            entropy=torch.from_numpy(columns["entropy"]),
-            documents=torch.from_numpy(documents),
-            tail_logprobs=_tail_logprobs(windows) if self.tail_logprobs else None,
+            input_ids=slots.rows(read.windows.token_ids_L[slots.token_K], width, fill=self.pad_id),
+            position_ids=slots.rows(slots.within_K, width, fill=0),
+            slots=torch.from_numpy(at_K if slots.trained_K is None else at_K[slots.trained_K]),
+            next_ids=torch.from_numpy(next_ids_T.astype(np.int32)),
+            head_ids=torch.from_numpy(records.head_ids_H),
+            head_logprobs=torch.from_numpy(records.head_logprobs_H),
+            head_offsets=head_offsets,
+            tail_ids=torch.from_numpy(records.tail_ids_N),
+            tail_offsets=tail_offsets,
+            log_tail_mass=torch.from_numpy(records.log_tail_mass_P),
+            entropy=torch.from_numpy(records.entropy_P),
+            documents=torch.from_numpy(documents_T),
+            tail_logprobs=_tensor(records.tail_logprobs_N),
+            log_z=_tensor(records.log_z_PT),
         )
 
 
-def target_of(batch: Batch, *, sampled_tail: bool) -> SparseTarget:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Slots:
+    """The used slots of a batch, sequence after sequence, window after window."""
+
+    offsets_B1: NDArray[np.int64]
+    """[B + 1], used slots of the sequences before."""
+    within_K: NDArray[np.int64]
+    """Number within the window."""
+    token_K: NDArray[np.int64]
+    """Index of the slot's input token among the collated tokens; the one after it is its next token."""
+    trained_K: NDArray[np.bool_] | None
+    """Whether the slot carries loss; None where all do."""
+
+    @classmethod
+    def of(cls, read: SequenceRecords) -> "_Slots":
+        windows = read.windows
+        # Every window has one token more than slots.
+        before_W1 = windows.token_offsets_B1 - np.arange(windows.num_windows + 1)
+        slots_W = np.diff(before_W1)
+        slot_K = np.arange(int(before_W1[-1]))
+        within_K = slot_K - np.repeat(before_W1[:-1], slots_W)
+        context_W = slots_W - np.diff(windows.position_offsets_B1)
+        return cls(
+            offsets_B1=before_W1[read.window_offsets_B1],
+            within_K=within_K,
+            token_K=slot_K + np.repeat(np.arange(windows.num_windows), slots_W),
+            trained_K=within_K >= np.repeat(context_W, slots_W) if context_W.any() else None,
+        )
+
+    @property
+    def token_T(self) -> NDArray[np.int64]:
+        """`token_K` of the trained slots."""
+        return self.token_K if self.trained_K is None else self.token_K[self.trained_K]
+
+    def rows(self, values_K: NDArray[Any], width: int, *, fill: int) -> Tensor:
+        """One row of `width` slots per sequence, int64 [B, width]."""
+        rows = np.full((len(self.offsets_B1) - 1, width), fill, dtype=np.int64)
+        for row, (start, stop) in zip(rows, pairwise(self.offsets_B1.tolist()), strict=True):
+            row[: stop - start] = values_K[start:stop]
+        return torch.from_numpy(rows)
+
+
+def target_of(batch: Batch, *, sampled_tail: bool, log_z_column: int | None = None) -> SparseTarget:
     """The sparse target of a batch, on the batch's device.
 
     Args:
         batch: from a `Collator`, perhaps moved to a device.
         sampled_tail: whether the records come from mode `threshold` or `sampled`.
+        log_z_column: which of the stored temperatures the target is for; None for temperature 1.
+
+    Raises:
+        InvalidRecordError: the cask stores no log Z.
     """
+    log_z_TZ = batch["log_z"]
+    if log_z_column is not None and log_z_TZ is None:
+        raise InvalidRecordError("a target at another temperature needs log_z, which this cask does not store")
     return SparseTarget.from_columns(
         head_ids_H=batch["head_ids"],
         head_logprobs_H=batch["head_logprobs"],
@@ -123,51 +172,36 @@ def target_of(batch: Batch, *, sampled_tail: bool) -> SparseTarget:
         log_tail_mass_R=batch["log_tail_mass"],
         next_ids_R=batch["next_ids"],
         sampled_tail=sampled_tail,
+        tail_logprobs_N=batch["tail_logprobs"],
+        entropy_R=batch["entropy"],
+        log_z_R=None if log_z_column is None or log_z_TZ is None else log_z_TZ[:, log_z_column],
+        documents_R=batch["documents"],
     )
 
 
-def _columns(windows: Sequence[WindowRecords]) -> Mapping[str, NDArray[Any]]:
-    records = [window.records for window in windows]
-    return {
-        "head_ids": _join([part.head_ids_H for part in records], np.uint16),
-        "head_logprobs": _join([part.head_logprobs_H for part in records], np.float16),
-        "head_offsets": _offsets([part.head_counts_P for part in records]),
-        "tail_ids": _join([part.tail_ids_N for part in records], np.uint16),
-        "tail_offsets": _offsets([part.tail_counts_P for part in records]),
-        "log_tail_mass": _join([part.log_tail_mass_P for part in records], np.float16),
-        "entropy": _join([part.entropy_P for part in records], np.float16),
-    }
+def _tensor(column: NDArray[Any] | None) -> Tensor | None:
+    return None if column is None else torch.from_numpy(column)
 
 
-def _tail_logprobs(windows: Sequence[WindowRecords]) -> Tensor | None:
-    parts = [window.records.tail_logprobs_N for window in windows]
-    present = [part for part in parts if part is not None]
-    return torch.from_numpy(_join(present, np.float16)) if len(present) == len(parts) else None
-
-
-def _join(parts: Sequence[NDArray[Any]], empty: type[np.generic]) -> NDArray[Any]:
-    """The parts end to end; no parts, as in a batch of empty sequences, give an empty array of the dtype `empty`."""
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=empty)
-
-
-def _offsets(counts: Sequence[NDArray[np.uint8]]) -> Offsets:
-    joined = _join(counts, np.uint8)
-    offsets = np.zeros(len(joined) + 1, dtype=np.int64)
-    np.cumsum(joined, out=offsets[1:])
+def _offsets(counts_T: NDArray[np.uint8]) -> Offsets:
+    offsets = np.zeros(len(counts_T) + 1, dtype=np.int64)
+    np.cumsum(counts_T, out=offsets[1:])
     return offsets
 
 
 def _require_next_token(
-    head_ids: NDArray[Any], head_offsets: Offsets, next_ids: NDArray[Any], documents: NDArray[np.int32]
+    head_ids_H: NDArray[Any], head_offsets: Offsets, next_ids_T: NDArray[Any], documents_T: NDArray[np.int32]
 ) -> None:
     """Every head holds its realised next token; records shifted by one position would not."""
-    if not len(next_ids):
-        return
-    found = np.add.reduceat(head_ids == np.repeat(next_ids, np.diff(head_offsets)), head_offsets[:-1], dtype=np.int64)
-    if not found.all():
-        row = int(np.argmin(found != 0))
+    # torch repeats and picks rows several times as fast as numpy.
+    counts_T = torch.from_numpy(np.diff(head_offsets))
+    row_H = torch.repeat_interleave(counts_T, output_size=len(head_ids_H)).numpy()
+    found_T = np.zeros(len(next_ids_T), dtype=np.bool_)
+    found_T[row_H[np.flatnonzero(head_ids_H == next_ids_T[row_H])]] = True
+    if not found_T.all():
+        row = int(np.argmin(found_T))
         raise DocumentMismatchError(
-            f"document {int(documents[row])}: the record of a position does not hold its next token "
-            f"{int(next_ids[row])}. Records and tokens do not belong together (shifted, or another tokenizer): run "
+            f"document {int(documents_T[row])}: the record of a position does not hold its next token "
+            f"{int(next_ids_T[row])}. Records and tokens do not belong together (shifted, or another tokenizer): run "
             "`logitcask cask verify`."
         )

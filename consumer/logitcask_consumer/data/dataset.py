@@ -1,10 +1,9 @@
-"""Training sequences over memory-mapped casks: a map-style dataset that reads views and proves what it reads.
+"""Training sequences over memory-mapped casks: a map-style dataset that reads a whole batch at once and proves it.
 
 Shape legend: D documents of all casks, W windows, B sequences.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Final, Literal
@@ -14,12 +13,14 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from logitcask_consumer.data.packing import Packs, pack_alone, pack_best_fit
-from logitcask_consumer.data.sampler import EMPTY
+from logitcask_consumer.data.sequences import SequenceRecords
 from logitcask_consumer.data.windows import Windows
 from logitcask_schemas.cask import Cask
+from logitcask_schemas.cask.collation import collate
+from logitcask_schemas.cask.shard import Shard
 from logitcask_schemas.errors import CaskError, DocumentMismatchError
 from logitcask_schemas.manifest import CaskManifest
-from logitcask_schemas.records import DocumentRecords, IdArray, Records, document_id
+from logitcask_schemas.records import document_id
 
 Packing = Literal["best_fit", "none"]
 
@@ -29,20 +30,6 @@ GROUP_SEQUENCES: Final = 256
 
 class EmptyCaskError(CaskError):
     """There is nothing to train on."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WindowRecords:
-    """One window of a document, as views of the mapped shard."""
-
-    document: int
-    """Number of the document over all casks."""
-    token_ids_S1: IdArray
-    """The window's input tokens and one more: slot i predicts token i + 1."""
-    context: int
-    """Leading slots that carry no loss, see `windows`."""
-    records: Records
-    """Records of the slots from `context` on."""
 
 
 def open_casks(
@@ -76,8 +63,8 @@ def open_casks(
     return casks
 
 
-class CaskDataset(Dataset[list[WindowRecords]]):
-    """Packed training sequences; item b is the list of windows of sequence b.
+class CaskDataset(Dataset[SequenceRecords]):
+    """Packed training sequences; a batch of them, as DataLoader asks for it, is read in one go.
 
     Sequences are packed once, from documents shuffled by `seed` within groups of shards: their number is the same in
     every epoch, and a sequence touches the shards of one group. Works in forked and in spawned DataLoader workers:
@@ -106,9 +93,10 @@ class CaskDataset(Dataset[list[WindowRecords]]):
         self.casks = list(casks)
         self.seq_len = seq_len
         lengths = [cask.document_lengths() for cask in self.casks]
-        self._first_document = np.concatenate([[0], np.cumsum([len(part) for part in lengths])])
         positions_D = np.concatenate(lengths) - 1
         shards = np.concatenate([[entry.documents for entry in cask.entries] for cask in self.casks]).astype(np.int64)
+        self._first_shard = np.concatenate([[0], np.cumsum([len(cask.entries) for cask in self.casks])])
+        self._first_document = np.concatenate([[0], np.cumsum(shards)])
         self.windows = Windows.cut(positions_D, seq_len=seq_len, overlap=overlap)
         if not len(self.windows):
             raise EmptyCaskError(
@@ -141,41 +129,60 @@ class CaskDataset(Dataset[list[WindowRecords]]):
     def __len__(self) -> int:
         return len(self.packs)
 
-    def __getitem__(self, sequence: int) -> list[WindowRecords]:
-        """The windows of one sequence; none for the sampler's `EMPTY`.
+    def __getitem__(self, sequence: int) -> SequenceRecords:
+        """One sequence; see `read`."""
+        return self.read([sequence])
+
+    def __getitems__(self, sequences: Sequence[int]) -> SequenceRecords:
+        """What DataLoader asks for a batch; see `read`."""
+        return self.read(sequences)
+
+    def read(self, sequences: Sequence[int]) -> SequenceRecords:
+        """Several sequences at once; the sampler's `EMPTY` gives one without windows.
 
         Raises:
             CaskCorruptionError, CaskNotFoundError: a shard is missing or its bytes changed.
             DocumentMismatchError: the stored token ids are not those of the document's identity.
         """
-        return [] if sequence == EMPTY else [self._window(int(w)) for w in self.packs[sequence]]
-
-    def _window(self, window: int) -> WindowRecords:
-        document = int(self.windows.document_W[window])
-        cask, index = self._locate(document)
-        if not self._proved_D[document]:
-            _prove(cask, index)
-            self._proved_D[document] = True
-        start, trained, stop = (
-            int(column[window]) for column in (self.windows.start_W, self.windows.trained_W, self.windows.stop_W)
+        packs = self.packs.take(sequences)
+        windows_W = packs.windows_W
+        documents_W = self.windows.document_W[windows_W]
+        rows = self._rows(documents_W)
+        for at in np.flatnonzero(~self._proved_D[documents_W]).tolist():
+            if not self._proved_D[documents_W[at]]:  # else by another of its windows
+                _prove(*rows[at])
+                self._proved_D[documents_W[at]] = True
+        return SequenceRecords(
+            window_offsets_B1=packs.offsets_B1,
+            documents_W=documents_W,
+            windows=collate(
+                rows,
+                self.casks[0].layout,
+                self.windows.trained_W[windows_W],
+                self.windows.stop_W[windows_W],
+                self.windows.start_W[windows_W],
+            ),
         )
-        part: DocumentRecords = cask.read_window(index, trained, stop)
-        tokens = part.token_ids_L if trained == start else cask.read_window(index, start, stop).token_ids_L
-        return WindowRecords(document=document, token_ids_S1=tokens, context=trained - start, records=part.records)
 
-    def _locate(self, document: int) -> tuple[Cask, int]:
-        number = int(np.searchsorted(self._first_document, document, side="right")) - 1
-        return self.casks[number], document - int(self._first_document[number])
+    def _rows(self, documents_W: NDArray[np.int64]) -> list[tuple[Shard, int]]:
+        """Shard and row of each document. A shard is asked for once, since a cask may keep few of them open."""
+        shard_W = np.searchsorted(self._first_document, documents_W, side="right") - 1
+        row_W = documents_W - self._first_document[shard_W]
+        shards = {number: self._shard(number) for number in np.unique(shard_W).tolist()}
+        return [(shards[number], row) for number, row in zip(shard_W.tolist(), row_W.tolist(), strict=True)]
+
+    def _shard(self, number: int) -> Shard:
+        cask = int(np.searchsorted(self._first_shard, number, side="right")) - 1
+        return self.casks[cask].shard(number - int(self._first_shard[cask]))
 
 
-def _prove(cask: Cask, index: int) -> None:
+def _prove(shard: Shard, row: int) -> None:
     """SHA-256 of a document's token ids against the identity it is stored under."""
-    number, row = cask.locate(index)
-    stored, computed = cask.shard(number).document_ids[row].tobytes(), document_id(cask.read(index).token_ids_L)
+    stored, computed = shard.document_ids[row].tobytes(), document_id(shard.read(row).token_ids_L)
     if stored != computed:
         raise DocumentMismatchError(
-            f"{cask.path}: shard {cask.entries[number].name}, document {row}: stored under identity {stored.hex()}, "
-            f"its token ids give {computed.hex()}. Its records may belong to another text: run `logitcask cask verify`."
+            f"{shard.path}: document {row}: stored under identity {stored.hex()}, its token ids give {computed.hex()}. "
+            "Its records may belong to another text: run `logitcask cask verify`."
         )
 
 

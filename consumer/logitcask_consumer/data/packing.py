@@ -6,7 +6,10 @@ Best fit decreasing needs at most 11/9 of the optimal number of sequences (Johns
 leaves few slots empty. Windows of equal size are placed together, so the loop runs over sizes, not windows.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +30,14 @@ class Packs:
     def __getitem__(self, sequence: int) -> NDArray[np.int64]:
         """Window numbers of one sequence."""
         return self.windows_W[self.offsets_B1[sequence] : self.offsets_B1[sequence + 1]]
+
+    def take(self, sequences: Sequence[int]) -> Self:
+        """Some of the sequences, in this order; a negative number gives one without windows."""
+        chosen = [self[sequence] if sequence >= 0 else self.windows_W[:0] for sequence in sequences]
+        return type(self)(
+            windows_W=np.concatenate([self.windows_W[:0], *chosen]),
+            offsets_B1=np.array(list(accumulate(map(len, chosen), initial=0)), dtype=np.int64),
+        )
 
 
 def pack_best_fit(slots_W: NDArray[np.int64], *, capacity: int) -> Packs:

@@ -71,9 +71,9 @@ def _sampled(dataset: CaskDataset) -> bool:
 
 
 def _batches(dataset: CaskDataset, batch_sequences: int) -> Iterator[Batch]:
-    collate = Collator(seq_len=dataset.seq_len, pad_id=0, tail_logprobs=True)
+    collate = Collator(seq_len=dataset.seq_len, pad_id=0)
     for start in range(0, len(dataset), batch_sequences):
-        yield collate([dataset[b] for b in range(start, min(start + batch_sequences, len(dataset)))])
+        yield collate(dataset.read(range(start, min(start + batch_sequences, len(dataset)))))
 
 
 def _measure_in_chunks(
