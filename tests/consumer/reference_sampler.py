@@ -95,7 +95,9 @@ def offsets(lists):
     return np.concatenate([[0], np.cumsum([len(x) for x in lists])]).astype(np.int64)
 
 
-def to_target(columns, next_ids_R, *, sampled_tail=True, dtype=torch.float64, codec=np.float64, documents=None):
+def to_target(
+    columns, next_ids_R, *, sampled_tail=True, dtype=torch.float64, codec=np.float64, documents=None, log_z_R=None
+):
     with np.errstate(divide="ignore"):
         logprobs = np.log(np.concatenate(columns.head_probs)).astype(codec)
         log_r = np.log(np.array(columns.tail_mass)).astype(codec)
@@ -110,6 +112,7 @@ def to_target(columns, next_ids_R, *, sampled_tail=True, dtype=torch.float64, co
         next_ids_R=torch.from_numpy(next_ids_R),
         sampled_tail=sampled_tail,
         documents_R=None if documents is None else torch.from_numpy(documents),
+        log_z_R=None if log_z_R is None else torch.from_numpy(log_z_R),
         tail_logprobs_N=torch.from_numpy(np.log(np.concatenate(columns.tail_probs)).astype(codec)),
         dtype=dtype,
     )

@@ -7,7 +7,8 @@ import pytest
 import torch
 from reference_sampler import DensePositions, every_outcome, random_positions, sample, to_target
 
-from logitcask_consumer.losses import LMHead, Objective, distillation_loss
+from logitcask_consumer.losses import LMHead, LossMismatchError, LossParameterError, Objective, distillation_loss
+from logitcask_schemas.capture_spec import CaptureSpec
 
 ROWS, HIDDEN, VOCAB = 6, 5, 40
 
@@ -126,3 +127,36 @@ def test_tail_aware_needs_documents():
     target = to_target(sample(positions, np.full(ROWS, 0.4)), positions.next_ids_R)
     with pytest.raises(LookupError, match="documents_R"):
         kd("tail_aware", hidden, head, target)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0, 4.0])
+@pytest.mark.parametrize("whole", [True, False])
+def test_softened_forward_kl_is_unbiased(temperature, whole):
+    """T^2 KL(t_T || p_T), both softened, up to the teacher's entropy: beside cross-entropy at T = 1."""
+    positions = random_positions(ROWS, VOCAB, sharpness=1.5)
+    hidden, head = student()
+    spec = f"0.7*forward_kl:temperature={temperature} + 0.3*cross_entropy"
+    capture = {"tau": 1e-12, "head_max": VOCAB} if whole else {"tau": 0.1}
+    rows, u, weights = every_outcome(positions, **capture)
+    every = DensePositions(positions.probs_RV[rows], positions.next_ids_R[rows])
+    soft = every.probs_RV ** (1 / temperature)
+    target = to_target(sample(every, u, **capture), every.next_ids_R, log_z_R=np.log(soft.sum(1)))
+    got = kd(spec, hidden[rows], head, target, weights_T=torch.from_numpy(weights), chunk_rows=50).loss
+    z = hidden @ head.weight_VD.T
+    t_T = torch.from_numpy(positions.probs_RV ** (1 / temperature))
+    t_T = t_T / t_T.sum(-1, keepdim=True)
+    soft_ce = -(t_T * torch.log_softmax(z / temperature, -1)).sum() * temperature**2
+    ce = torch.nn.functional.cross_entropy(z, torch.from_numpy(positions.next_ids_R), reduction="sum")
+    want = 0.7 * soft_ce + 0.3 * ce
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(*(torch.autograd.grad(x, hidden)[0] for x in (got, want)), rtol=1e-9, atol=1e-10)
+
+
+def test_a_temperature_needs_its_log_z():
+    objective = Objective.parse("forward_kl:temperature=2")
+    with pytest.raises(LossMismatchError, match=r"tail_logprobs=true.*temperatures=\[2\]"):
+        objective.require(CaptureSpec(temperatures=(4.0,)))
+    objective.require(CaptureSpec(temperatures=(4.0, 2.0), tail_logprobs=True))
+    assert objective.temperature == 2.0
+    with pytest.raises(LossParameterError, match="one temperature"):
+        _ = Objective.parse("forward_kl:temperature=2 + forward_kl:temperature=4").temperature
