@@ -98,18 +98,18 @@ def read_entry(cask: Path, name: str) -> ShardEntry:
         if path.is_symlink():
             raise CaskCorruptionError(f"{path}: is a link to nothing. {_RESTORE}.") from error
         raise CaskNotFoundError(f"{path}: the entry of shard {name} is missing. {_RESTORE}.") from error
-    entry = parse_entry(data, where=path)
-    if entry.name != name:
-        raise CaskCorruptionError(f"{path}: holds the entry of shard {entry.name}. {_RESTORE}.")
-    return entry
+    return parse_entry(data, where=path, name=name)
 
 
-def parse_entry(data: bytes, *, where: Path | str) -> ShardEntry:
-    """The bytes of an entry file, validated; CaskCorruptionError when damaged."""
+def parse_entry(data: bytes, *, where: Path | str, name: str | None = None) -> ShardEntry:
+    """The bytes of an entry file, validated; CaskCorruptionError when damaged, or not of the shard of this name."""
     try:
-        return ShardEntry.model_validate(unseal(data, where=where, advice=_RESTORE))
+        entry = ShardEntry.model_validate(unseal(data, where=where, advice=_RESTORE))
     except ValidationError as error:
         raise CaskCorruptionError(f"{where}: {_first_fault(error)}. {_RESTORE}.") from error
+    if name is not None and entry.name != name:
+        raise CaskCorruptionError(f"{where}: holds the entry of shard {entry.name}. {_RESTORE}.")
+    return entry
 
 
 def entry_bytes(entry: ShardEntry) -> bytes:
@@ -135,12 +135,17 @@ def read_index(cask: Path) -> dict[str, ShardEntry]:
         data = read_document(path, _MOST_BYTES["index"])
     except FileNotFoundError:
         return {}
-    document = unseal(data, where=path, advice=_DROP_INDEX)
-    _require_version(path, document, "logitcask-index")
+    return parse_index(data, where=path)
+
+
+def parse_index(data: bytes, *, where: Path | str) -> dict[str, ShardEntry]:
+    """The entries in the bytes of an index.json by name; CaskCorruptionError when damaged."""
+    document = unseal(data, where=where, advice=_DROP_INDEX)
+    _require_version(where, document, "logitcask-index")
     try:
         return {entry.name: entry for entry in _Index.model_validate(document).entries}
     except ValidationError as error:
-        raise CaskCorruptionError(f"{path}: {_first_fault(error)}. {_DROP_INDEX}.") from error
+        raise CaskCorruptionError(f"{where}: {_first_fault(error)}. {_DROP_INDEX}.") from error
 
 
 def entry_names(cask: Path) -> list[str]:
@@ -180,13 +185,13 @@ def read_entries(cask: Path) -> tuple[dict[str, ShardEntry], dict[str, ShardEntr
     raise AssertionError("unreachable")
 
 
-def require_identity(cask: Path, entries: Iterable[ShardEntry], manifest: CaskManifest) -> None:
+def require_identity(cask: Path | str, entries: Iterable[ShardEntry], manifest: CaskManifest) -> None:
     """Raise CaskCorruptionError on an entry that was published into another cask."""
     identity = manifest.identity_digest()
     for entry in entries:
         if entry.identity != identity:
             raise CaskCorruptionError(
-                f"{cask / SHARDS_NAME / (entry.name + ENTRY_SUFFIX)}: foreign shard: its identity is {entry.identity}, "
+                f"{cask}/{SHARDS_NAME}/{entry.name}{ENTRY_SUFFIX}: foreign shard: its identity is {entry.identity}, "
                 f"this cask's is {identity}. Move the shard and its entry back to the cask they came from."
             )
 

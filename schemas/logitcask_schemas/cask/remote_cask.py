@@ -1,28 +1,24 @@
 """A cask in an object store, read through a local cache: to train from, to import from, to look into.
 
-Manifest, index, table of documents and entries are fetched when it is opened; shards when they are first needed. The
-cache folder is laid out like a cask that lacks most of its shards, so whatever reads a local cask reads this one.
+Manifest and index are fetched when it is opened; the table of documents when somebody asks for ids or lengths; shards
+when they are first needed. Only the last two are kept, so looking at a cask's figures leaves nothing on the disk.
 """
 
 import hashlib
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
-from logitcask_schemas.cask.document_table import DOCUMENTS_NAME
-from logitcask_schemas.cask.files import LocalFiles, publish_file
-from logitcask_schemas.cask.layout import ENTRY_SUFFIX, INDEX_NAME, MANIFEST_NAME, SHARDS_NAME, TEMP_PREFIX
+from logitcask_schemas.cask.document_table import DocumentTable
 from logitcask_schemas.cask.reader import Cask
-from logitcask_schemas.cask.remote_cache import ShardCache
+from logitcask_schemas.cask.remote_cache import Progress, ShardCache
+from logitcask_schemas.cask.remote_inventory import take_inventory
 from logitcask_schemas.cask.remote_store import RemoteStore
 from logitcask_schemas.cask.shard import Shard
-from logitcask_schemas.errors import CaskError, CaskNotFoundError, CaskWriteError
+from logitcask_schemas.errors import IdentityMismatchError
 from logitcask_schemas.manifest import CaskManifest, ShardEntry
 
 CACHE_BYTES: Final = 32 << 30
-_ATTEMPTS: Final = 3
-"""Another process may make room for its own shard just after ours was fetched."""
 
 
 class RemoteCask(Cask):
@@ -49,7 +45,7 @@ class RemoteCask(Cask):
 
         Args:
             url: Its folder there.
-            cache: Local folder for shards; casks may share it.
+            cache: Local folder for shards; casks may share it. It is made when the first one is fetched.
             cache_bytes: Most bytes of this cask's shards to keep there. Each process also keeps shards of at most so
                 many bytes mapped, among them some that others have removed.
             tokenizer_fingerprint: See `Cask.open`.
@@ -62,30 +58,34 @@ class RemoteCask(Cask):
         """
         store = RemoteStore(url, options)
         folder = Path(cache) / hashlib.sha256(store.url.encode()).hexdigest()[:16]
-        try:
-            shards = ShardCache(folder, store, cache_bytes)
-            _fetch_documents(store, folder)
-        except OSError as error:
-            if isinstance(error, CaskError):
-                raise
-            raise CaskWriteError(f"{folder}: cannot make the cache: {error.strerror}", error.errno) from error
-        local = Cask.open(folder, tokenizer_fingerprint=tokenizer_fingerprint)
-        return cls(folder, local.manifest, local.entries, shards)
+        found = take_inventory(store)
+        stored = found.manifest.teacher.tokenizer_fingerprint
+        if tokenizer_fingerprint is not None and tokenizer_fingerprint != stored:
+            raise IdentityMismatchError(
+                f"{store.url}: tokenizer_fingerprint: {stored!r} in the cask, {tokenizer_fingerprint!r} offered. The "
+                f"ids of this cask mean other tokens there; use the tokenizer of {found.manifest.teacher.model!r}."
+            )
+        shards = ShardCache(folder, store, cache_bytes, found.index_version)
+        return cls(folder, found.manifest, found.entries, shards)
 
     def shard(self, number: int) -> Shard:
         """See `Cask.shard`; downloads it where the cache lacks it."""
         if number in self._open or not 0 <= number < len(self.entries):
             return super().shard(number)
+        return self.fetch(number)
+
+    def fetch(self, number: int, progress: Progress | None = None) -> Shard:
+        """As `shard`, telling how much of it has come."""
         entry = self.entries[number]
-        self._let_go(entry.bytes)
-        for _ in range(_ATTEMPTS - 1):
-            self.cache.fetch(entry)
-            try:
-                return super().shard(number)
-            except CaskNotFoundError:
-                continue
-        self.cache.fetch(entry)
-        return super().shard(number)
+        if number not in self._open:
+            self._let_go(entry.bytes)
+        with self.cache.held(entry, progress):
+            return super().shard(number)
+
+    def forget(self, number: int) -> None:
+        """Drop the local copy of a shard, so that it is fetched anew: the copy may be damaged."""
+        self._open.pop(number, None)
+        self.cache.forget(self.entries[number])
 
     def _let_go(self, wanted: int) -> None:
         """Unmap what was opened first until `wanted` more bytes are within the cache's limit."""
@@ -96,62 +96,18 @@ class RemoteCask(Cask):
             self._open.pop(number, None)
             mapped -= self.entries[number].bytes
 
+    def _any_table(self) -> DocumentTable | None:
+        if not self._looked_for_table:
+            self._table, self._looked_for_table = self.cache.table(), True
+        return self._table
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "store": self.cache.store, "max_bytes": self.cache.max_bytes}
+        return {**super().__getstate__(), "cache": self.cache}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        cache = ShardCache(state["path"], state["store"], state["max_bytes"])
-        self.__init__(state["path"], state["manifest"], state["entries"], cache)  # type: ignore[misc]
+        self.__init__(state["path"], state["manifest"], state["entries"], state["cache"])  # type: ignore[misc]
 
 
-def _fetch_documents(store: RemoteStore, folder: Path) -> None:
-    """Bring manifest, index and entry files of the cache to the store's state."""
-    try:
-        manifest = store.read(MANIFEST_NAME)
-    except CaskNotFoundError as error:
-        raise CaskNotFoundError(
-            f"{store.url}: not a cask (it has no {MANIFEST_NAME}). A cask is the folder that holds {MANIFEST_NAME}."
-        ) from error
-    _keep(folder, MANIFEST_NAME, manifest)
-    listing = store.sizes(SHARDS_NAME)
-    index = _fetch_index(store, folder)
-    entries = {name for name in listing if name.endswith(ENTRY_SUFFIX)}
-    for path in (folder / SHARDS_NAME).glob(f"[!.]*{ENTRY_SUFFIX}"):
-        if path.name not in entries:
-            path.unlink(missing_ok=True)
-    for name in entries:
-        stem = name.removesuffix(ENTRY_SUFFIX)
-        # The index repeats the entries: only those that it does not have yet cost a request.
-        if stem.encode() not in index:
-            _keep(folder / SHARDS_NAME, name, store.read(f"{SHARDS_NAME}/{name}"))
-
-
-def _fetch_index(store: RemoteStore, folder: Path) -> bytes:
-    """Bring index and table of documents to the store's state; the bytes of the index, none where there is none."""
-    try:
-        content = store.read(INDEX_NAME)
-    except CaskNotFoundError:
-        for path in (folder / INDEX_NAME, folder / DOCUMENTS_NAME):
-            path.unlink(missing_ok=True)
-        return b""
-    known = folder / INDEX_NAME
-    if not (folder / DOCUMENTS_NAME).exists() or not known.exists() or known.read_bytes() != content:
-        # The table is written with the index: while that stays, it has not changed either.
-        temporary = folder / f"{TEMP_PREFIX}{uuid.uuid4().hex}"
-        try:
-            store.download(DOCUMENTS_NAME, temporary)
-            temporary.replace(folder / DOCUMENTS_NAME)
-        except CaskNotFoundError:
-            (folder / DOCUMENTS_NAME).unlink(missing_ok=True)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _keep(folder, INDEX_NAME, content)
-    return content
-
-
-def _keep(folder: Path, name: str, content: bytes) -> None:
-    def write(file: Any) -> str:
-        file.write(content)
-        return name
-
-    publish_file(LocalFiles(), folder, write)
+def place_of(cask: Cask) -> str:
+    """Where a cask is, for people: its folder, or its URL."""
+    return cask.cache.store.url if isinstance(cask, RemoteCask) else str(cask.path)

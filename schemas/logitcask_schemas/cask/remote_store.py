@@ -4,17 +4,33 @@ Objects appear whole or not at all, which is what publication needs of a store. 
 event loop in a thread, which a fork does not carry over; every process therefore makes its own connection.
 """
 
+import errno
 import importlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from logitcask_schemas.errors import CaskError, CaskNotFoundError, MissingExtraError
+from logitcask_schemas.errors import CaskError, CaskNotFoundError, CaskWriteError, MissingExtraError
 
 _SEPARATOR: Final = "://"
+_LOCAL_ERRORS: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+"""What no client of a store says of the store: a download failed because of the disk that it went to."""
+_CLIENT_ERRORS: Final = (
+    ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
+    ("aiohttp", "ClientError"),
+    ("gcsfs.retry", "HttpError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+    ("azure.core.exceptions", "AzureError"),
+)
+"""What the clients of stores raise beside OSError, by the module that defines it."""
+
+_systems: "weakref.WeakValueDictionary[Any, Any]" = weakref.WeakValueDictionary()
+"""Connected file systems that are in use in this process: making one costs a tenth of a second of CPU."""
 
 
 def is_url(place: str | Path) -> bool:
@@ -36,8 +52,12 @@ class RemoteStore:
         self._options = dict(options or {})
         self._connected: tuple[int, Any, str] | None = None
 
+    def below(self, name: str) -> "RemoteStore":
+        """The store of a folder right below this one."""
+        return RemoteStore(f"{self.url}/{name}", self._options)
+
     def read(self, name: str) -> bytes:
-        """A whole small object.
+        """A whole small object, in one request.
 
         Raises:
             CaskNotFoundError: There is none.
@@ -45,8 +65,29 @@ class RemoteStore:
         """
         with self._explained(name):
             system, root = self._system()
-            content: bytes = system.cat_file(f"{root}/{name}")
+            path = f"{root}/{name}"
+            try:
+                # "From the first byte on" rather than all: for that, s3fs asks for the size first.
+                content: bytes = system.cat_file(path, start=0)
+            except FileNotFoundError:
+                raise
+            except OSError:
+                # An empty object has no first byte.
+                content = system.cat_file(path)
         return content
+
+    def read_all(self, names: Sequence[str]) -> dict[str, bytes]:
+        """Many small objects, many at a time; those that do not exist are left out. Errors else as `read`."""
+        with self._explained("..."):
+            system, root = self._system()
+            found = system.cat_ranges([f"{root}/{name}" for name in names], 0, None, on_error="return")
+        contents = {}
+        for name, content in zip(names, found, strict=True):
+            if isinstance(content, bytes):
+                contents[name] = content
+            elif not isinstance(content, FileNotFoundError):
+                contents[name] = self.read(name)  # says what is wrong, or was a passing trouble
+        return contents
 
     def write(self, name: str, content: bytes) -> None:
         """Create or replace a small object; CaskError where the store refuses."""
@@ -54,11 +95,30 @@ class RemoteStore:
             system, root = self._system()
             system.pipe_file(f"{root}/{name}", content)
 
-    def download(self, name: str, target: Path) -> None:
-        """Copy an object into a local file; errors as `read`."""
+    def download(self, name: str, target: Path, progress: Callable[[int], None] | None = None) -> None:
+        """Copy an object into a local file.
+
+        Args:
+            name: The object.
+            target: The file; one that exists is overwritten in place.
+            progress: Called with the bytes that have come so far, from another thread.
+
+        Raises:
+            CaskNotFoundError, CaskError: As `read`.
+            CaskWriteError: The local disk is full or read-only.
+        """
         with self._explained(name):
             system, root = self._system()
-            system.get_file(f"{root}/{name}", str(target))
+            callbacks: Any = importlib.import_module("fsspec.callbacks")
+            hooks = {} if progress is None else {"bytes": lambda size, value, **_: progress(value)}
+            try:
+                system.get_file(f"{root}/{name}", str(target), callback=callbacks.Callback(hooks=hooks))
+            except OSError as error:
+                if error.errno in _LOCAL_ERRORS:
+                    raise CaskWriteError(
+                        f"{target}: cannot keep {self.url}/{name}: {error.strerror or error}", error.errno
+                    ) from error
+                raise
 
     def upload(self, source: Path, name: str) -> None:
         """Copy a local file into an object; CaskError where the store refuses or took another number of bytes."""
@@ -72,14 +132,29 @@ class RemoteStore:
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Names and sizes in bytes of the objects right below a folder; none where there is no folder."""
+        return {
+            item["name"].rstrip("/").rpartition("/")[2]: int(item["size"])
+            for item in self._listing(folder)
+            if item["type"] == "file"
+        }
+
+    def folders(self) -> list[str]:
+        """Names of the folders right below this one, sorted; CaskNotFoundError where there is nothing at all."""
+        items = self._listing("")
+        if not items:
+            raise CaskNotFoundError(f"{self.url}: there is nothing in the store under this address")
+        return sorted(item["name"].rstrip("/").rpartition("/")[2] for item in items if item["type"] == "directory")
+
+    def _listing(self, folder: str) -> list[dict[str, Any]]:
         with self._explained(folder):
             system, root = self._system()
-            system.invalidate_cache(f"{root}/{folder}")
+            path = f"{root}/{folder}".rstrip("/")
+            system.invalidate_cache(path)
             try:
-                listing = system.ls(f"{root}/{folder}", detail=True)
+                listing: list[dict[str, Any]] = system.ls(path, detail=True)
             except FileNotFoundError:
-                return {}
-        return {item["name"].rpartition("/")[2]: int(item["size"]) for item in listing if item["type"] == "file"}
+                return []
+        return listing
 
     def __getstate__(self) -> dict[str, Any]:
         return {"url": self.url, "options": self._options}
@@ -91,20 +166,19 @@ class RemoteStore:
         """This process's file system and the root inside it."""
         if self._connected is None or self._connected[0] != os.getpid():
             try:
-                fsspec: Any = importlib.import_module("fsspec")
-                system, root = fsspec.url_to_fs(self.url, skip_instance_cache=True, **self._options)
+                system, root = _system_of(self.url, self._options)
             except ImportError as error:
                 missing = error.name or getattr(error.__cause__, "name", None) or str(error)
                 raise MissingExtraError("cask", "remote", missing) from error
             except ValueError as error:
                 raise CaskError(f"{self.url}: not an address of an object store: {error}") from error
-            self._connected = os.getpid(), system, str(root).rstrip("/")
+            self._connected = os.getpid(), system, root.rstrip("/")
         return self._connected[1:]
 
     @contextmanager
     def _explained(self, name: str) -> Iterator[None]:
         """Turn the errors of the store and of its client into ours."""
-        where = f"{self.url}/{name}"
+        where = f"{self.url}/{name}".rstrip("/")
         try:
             yield
         except CaskError:
@@ -118,10 +192,23 @@ class RemoteStore:
             ) from error
 
 
+def _system_of(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+    """A file system for a URL, shared by all stores of one server that this process has in use, and the path in it."""
+    server = url if "::" in url else "/".join(url.split("/", 3)[:3])
+    # Credentials and addresses come from the environment: whoever mends them there must not be given the old ones.
+    key = (os.getpid(), server, repr(sorted(options.items())), frozenset(os.environ.items()))
+    if (system := _systems.get(key)) is not None:
+        return system, str(system._strip_protocol(url))
+    fsspec: Any = importlib.import_module("fsspec")
+    system, root = fsspec.url_to_fs(url, skip_instance_cache=True, **options)
+    _systems[key] = system
+    return system, str(root)
+
+
 def _client_errors() -> tuple[type[BaseException], ...]:
-    """What clients raise beside OSError; only those that are loaded can have."""
+    """What clients raise; only those that are loaded can have."""
     found: list[type[BaseException]] = [OSError]
-    for module, name in (("botocore.exceptions", "BotoCoreError"), ("aiohttp", "ClientError")):
+    for module, name in _CLIENT_ERRORS:
         if module in sys.modules:
-            found.append(getattr(sys.modules[module], name))
+            found.append(getattr(sys.modules[module], name, OSError))
     return tuple(found)
