@@ -33,7 +33,7 @@ class TrainConfig:
     teacher: Path | None = field(default=None, metadata={"free": True})
     """The teacher's folder, for its weights (from-teacher) or its tokenizer; never run."""
     loss: str = "forward_kl"
-    """Name of a registered loss."""
+    """A registered loss with its parameters, or a weighted mix; see `losses.Objective`."""
     ce_weight: float = 0.0
     """Share of the cross-entropy with the realised tokens, 0 to 1."""
     epochs: float = 2.0

@@ -111,7 +111,9 @@ class DistillTrainer(Trainer):
         self.distill_config = config
         self.objective: Objective = Objective.parse(config.loss).with_cross_entropy(config.ce_weight)
         self.objective.require(dataset.manifest.capture)
-        self._sampled_tail = dataset.manifest.capture.mode != "topk"
+        capture, temperature = dataset.manifest.capture, self.objective.temperature
+        self._sampled_tail = capture.mode != "topk"
+        self._log_z_column = None if temperature is None else capture.temperatures.index(temperature)
         attach(model)
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         super().__init__(
@@ -135,7 +137,7 @@ class DistillTrainer(Trainer):
         """Loss of one micro-batch, already divided by the positions of the whole optimizer step."""
         batch: Batch = inputs
         task = DistillTask(
-            target=target_of(batch, sampled_tail=self._sampled_tail),
+            target=target_of(batch, sampled_tail=self._sampled_tail, log_z_column=self._log_z_column),
             slots_T=batch["slots"],
             terms=self.objective.terms(self.state.global_step / max(self.state.max_steps, 1)),
             chunk_rows=self.distill_config.chunk_rows,

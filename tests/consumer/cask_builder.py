@@ -94,8 +94,13 @@ def record(dense, token_ids, spec, *, seed=0):
                 log_tail_mass_P=np.log(np.array(columns.tail_mass)).astype(value),
                 entropy_P=dense.entropy_R.astype(value),
                 tail_logprobs_N=np.log(dense.probs_RV[rows, tails]).astype(value) if spec.tail_logprobs else None,
+                log_z_PT=_log_z(dense, spec).astype(value) if spec.temperatures else None,
             ),
         )
+
+
+def _log_z(dense, spec):
+    return np.stack([np.log((dense.probs_RV ** (1 / t)).sum(1)) for t in spec.temperatures], axis=1)
 
 
 def build_cask(path, teacher, documents, *, spec=None, per_shard=8, **identity_fields):

@@ -214,8 +214,44 @@ def test_all_faults_are_reported_at_once(config):
         replace(config, epochs=-1, lr=-1)
 
 
+@pytest.fixture(scope="module")
+def rich_cask(place):
+    """With log t of the draws, and log Z at two temperatures."""
+    teacher = AutoModelForCausalLM.from_pretrained(place / "teacher")
+    spec = CaptureSpec(tail_logprobs=True, temperatures=(3.0, 2.0))
+    return build_cask(place / "rich", teacher, random_documents(40), spec=spec, per_shard=16)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "js:beta=0.1",
+        "0.5*skew_kl + 0.5*skew_reverse_kl",
+        "tail_aware + 0.1*csd",
+        "adaptive_kl",
+        "linear(1,0)*ghost_kl + linear(0,1)*alpha_beta",
+        "0.3*forward_kl:temperature=2 + 0.7*forward_kl",
+        "wsd(0.9)*todi + 0.1*cross_entropy",
+    ],
+)
+def test_every_kind_of_loss_trains(config, rich_cask, loss):
+    result = train(replace(config, casks=(rich_cask,), loss=loss, epochs=3))
+    lines = read_metrics(result.output / "metrics.jsonl")
+    assert lines[-1]["kd"] < lines[0]["kd"]
+    names = {name for name in lines[0] if name.startswith("loss/")}
+    assert len(names) == (loss.count(" + ") + 1 if " + " in loss else 0)
+
+
+def test_a_mix_does_not_depend_on_the_micro_batches(config, rich_cask, tmp_path):
+    config = replace(config, casks=(rich_cask,), loss="0.5*js + 0.5*tail_aware")
+    whole = train(config)
+    split = train(replace(config, output=tmp_path / "split", micro_tokens=64))
+    for one, other in zip(losses(whole.output), losses(split.output), strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+
+
 def test_what_does_not_fit_is_refused_before_training(config, place, tmp_path):
-    with pytest.raises(UnknownLossError, match="there are: cross_entropy, forward_kl"):
+    with pytest.raises(UnknownLossError, match="there are: adaptive_kl, alpha_beta"):
         train(replace(config, loss="kl"))
     tiny_model(vocab_size=50).save_pretrained(tmp_path / "small")
     with pytest.raises(IdentityMismatchError, match="50 ids, the teacher's logits had 97"):

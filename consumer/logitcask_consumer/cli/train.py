@@ -33,7 +33,12 @@ def train(
         Path | None,
         typer.Option("--teacher", help="The teacher's folder, for weights (from-teacher) or tokenizer; it is not run."),
     ] = None,
-    loss: Annotated[str, typer.Option("--loss", help="Name of a loss, see docs/losses.md.")] = "forward_kl",
+    loss: Annotated[
+        str,
+        typer.Option(
+            "--loss", help="A loss, or a mix of them: '0.9*forward_kl + 0.1*js:beta=0.5'; docs/losses.md has all."
+        ),
+    ] = "forward_kl",
     ce_weight: Annotated[float, typer.Option("--ce-weight", help="Share of cross-entropy with the real tokens.")] = 0.0,
     epochs: Annotated[float, typer.Option("--epochs", help="Passes over the casks.")] = 2.0,
     max_steps: Annotated[int | None, typer.Option("--max-steps", help="Optimizer steps, instead of epochs.")] = None,
