@@ -149,13 +149,17 @@ def assert_equal(found: list[dict[str, Any]], expected: list[dict[str, Any]]) ->
                 assert mine[name].dtype == column.dtype, name
 
 
-@pytest.mark.parametrize("spec", [SPEC, EVERYTHING], ids=["f16", "u8 and every column"])
+@pytest.mark.parametrize(
+    ("spec", "vocab"), [(SPEC, 49_152), (EVERYTHING, 262_144)], ids=["f16", "u8, every column, wide ids"]
+)
 @pytest.mark.parametrize("carrier", ["zarr", "parquet"])
 @pytest.mark.parametrize("workers", [None, "fork", "spawn"])
-def test_batches_are_those_of_arrow(tmp_path: Path, carrier: str, spec: CaptureSpec, workers: str | None) -> None:
-    with CaskWriter.create(tmp_path / "arrow", teacher=make_teacher(), capture=spec) as writer:
+def test_batches_are_those_of_arrow(
+    tmp_path: Path, carrier: str, spec: CaptureSpec, vocab: int, workers: str | None
+) -> None:
+    with CaskWriter.create(tmp_path / "arrow", teacher=make_teacher(vocab), capture=spec) as writer:
         for seed in range(3):
-            writer.publish(make_documents([40, 300, 7, 129], seed, spec=spec))
+            writer.publish(make_documents([40, 300, 7, 129], seed, spec=spec, vocab_size=vocab))
     list(export_cask(Cask.open(tmp_path / "arrow"), LocalTarget(tmp_path / carrier), carrier))
     expected = batches(tmp_path / "arrow", None)
     assert len(expected) > 3

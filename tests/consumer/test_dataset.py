@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from cask_builder import build_cask, identity, random_documents, save_teacher, tiny_tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from logitcask_consumer.data import (
@@ -18,6 +20,7 @@ from logitcask_consumer.data import (
     open_casks,
     target_of,
 )
+from logitcask_consumer.data.collate import _require_next_token
 from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import CaskWriter
 from logitcask_schemas.errors import (
@@ -223,6 +226,24 @@ def test_records_shifted_by_one_position_are_refused(cask_path):
     shifted = replace(sequence, windows=replace(sequence.windows, token_ids_L=tokens))
     with pytest.raises(DocumentMismatchError, match="next token"):
         Collator(seq_len=64, pad_id=0)(shifted)
+
+
+@given(st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=5), max_size=12), st.data())
+def test_the_next_token_is_found_wherever_it_stands_in_the_head(heads, data):
+    next_ids = [data.draw(st.sampled_from(head) if data.draw(st.booleans()) else st.integers(0, 5)) for head in heads]
+    arguments = (
+        np.array([token for head in heads for token in head], dtype=np.uint16),
+        np.cumsum([0, *map(len, heads)]),
+        np.array(next_ids, dtype=np.uint16),
+        np.arange(len(heads), dtype=np.int32),
+    )
+    absent = [row for row, (head, token) in enumerate(zip(heads, next_ids, strict=True)) if token not in head]
+    if absent:
+        message = f"document {absent[0]}: .* next token {next_ids[absent[0]]}\\."
+        with pytest.raises(DocumentMismatchError, match=message):
+            _require_next_token(*arguments)
+    else:
+        _require_next_token(*arguments)
 
 
 def test_token_ids_of_another_document_are_refused(cask_path, monkeypatch):
