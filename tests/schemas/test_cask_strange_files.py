@@ -118,6 +118,25 @@ def test_readers_writers_and_exports(sound: dict[str, Path], place: str, kind: s
         assert found or (place == "index.json" and kind == "dangling") or (place, kind) == ("documents.bin", "dangling")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("place", PLACES[1:])
+def test_repair(sound: dict[str, Path], place: str, kind: str, tmp_path: Path) -> None:
+    """Derived files and entries are made anew; of a shard that is gone the documents are listed; all else stays."""
+    cask, path = copy_of(sound, place, tmp_path)
+    path.unlink()
+    KINDS[kind](path)
+    report = repair_cask(cask)
+    opened = Cask.open(cask)
+    left = {opened.read(number).id for number in range(len(opened))}
+    read_everything(cask)
+    assert [problem for one in verify_shards(opened) for problem in one.problems] == []
+    assert left | {bytes.fromhex(identity) for identity in report.lost} == set(DOCUMENTS)
+    assert len(report.lost) == (2 if place in CARRIERS else 0)
+    assert repair_cask(cask).quarantine is None
+    CaskWriter.create(cask, teacher=make_teacher(), capture=SPEC).publish(list(DOCUMENTS.values()))
+    assert len(Cask.open(cask)) == len(DOCUMENTS)
+
+
 @pytest.mark.parametrize("place", ["entry", *CARRIERS])
 def test_a_link_to_the_right_file_is_that_file(sound: dict[str, Path], place: str, tmp_path: Path) -> None:
     """People keep large files on other disks."""

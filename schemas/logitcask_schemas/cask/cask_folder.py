@@ -62,6 +62,6 @@ def require_new(path: Path) -> None:
     """
     if entry_names(path) or any((path / name).exists() for name in _NEVER_FIRST):
         raise CaskError(
-            f"{path}: holds shards, but no {MANIFEST_NAME}: an export into this folder has not finished (run it again), or "
-            f"a cask lost its {MANIFEST_NAME} (restore that from a copy). Or name an empty folder."
+            f"{path}: holds shards, but no {MANIFEST_NAME}: an export into it has not finished (run it again), or it "
+            f"is a cask that lost its {MANIFEST_NAME} (restore that from a copy). Or name an empty folder."
         )

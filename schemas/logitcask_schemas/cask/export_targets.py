@@ -200,8 +200,8 @@ def _require_identity(where: str, entries: Iterable[ShardEntry], manifest: CaskM
     for entry in entries:
         if entry.identity != identity:
             raise CaskError(
-                f"{where}: holds shard {entry.name} of another teacher or capture spec (its identity is {entry.identity}, "
-                f"that of the source {identity}): an unfinished export of another cask? Name an empty folder."
+                f"{where}: holds shard {entry.name} of another teacher or capture spec (identity {entry.identity}, the "
+                f"source's is {identity}): an unfinished export of another cask? Name an empty folder."
             )
 
 

@@ -131,6 +131,8 @@ def link_or_copy(files: FileOperations, source: Path, directory: Path, name: str
         CaskWriteError: The file system refuses.
         FileNotFoundError: There is no source.
     """
+    # What is shared is the file, wherever it lies: a second link could point to nothing from another folder.
+    source = source.resolve() if source.is_symlink() else source
     if link:
         with clear_errors(directory):
             try:

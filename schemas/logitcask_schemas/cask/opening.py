@@ -4,7 +4,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from logitcask_schemas.cask.carrier import Carrier
 from logitcask_schemas.cask.carriers import carrier_of, shard_path
+from logitcask_schemas.cask.columns import ShardColumns
 from logitcask_schemas.cask.layout import SHARDS_NAME, RecordLayout
 from logitcask_schemas.cask.regular_files import size_of, unreadable
 from logitcask_schemas.cask.shard import Shard
@@ -56,14 +58,28 @@ def open_shard(cask: Path, entry: ShardEntry, layout: RecordLayout) -> Shard:
     path = shard_path(cask, entry)
     try:
         _require_size(path, entry, size_of(path))
-        columns = carrier_of(entry).open(path, layout, entry.identity)
+        columns = open_columns(path, carrier_of(entry), layout, entry.identity)
     except CaskError:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
         raise _missing(path, entry) from error
-    except OSError as error:
-        raise unreadable(path, error) from error
     return Shard(path, entry, layout, columns)
+
+
+def open_columns(path: Path, carrier: Carrier, layout: RecordLayout, identity: str) -> ShardColumns:
+    """Open a file as a shard of this carrier.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: There is none.
+        CaskCorruptionError: It is no such shard.
+        CaskReadError: The operating system refuses, which says nothing about the shard.
+    """
+    try:
+        return carrier.open(path, layout, identity)
+    except OSError as error:
+        if isinstance(error, (CaskError, FileNotFoundError, NotADirectoryError)):
+            raise
+        raise unreadable(path, error) from error
 
 
 def _require_size(path: Path, entry: ShardEntry, size: int) -> None:

@@ -22,6 +22,15 @@ def publish_shard(
         CaskError: The format cannot hold a shard of this size.
         CaskWriteError: Disk full or broken; the cask is unchanged.
     """
+    entry = publish_shard_file(files, cask, carrier, columns, layout, identity)
+    publish_entry(files, cask, entry, carrier)
+    return entry
+
+
+def publish_shard_file(
+    files: FileOperations, cask: Path, carrier: Carrier, columns: ShardColumns, layout: RecordLayout, identity: str
+) -> ShardEntry:
+    """Write a shard's file, which belongs to no cask before its entry is written; errors as `publish_shard`."""
     shards, entries = cask / SHARDS_NAME, list[ShardEntry]()
 
     def write(file: BinaryIO) -> str:
@@ -29,7 +38,6 @@ def publish_shard(
         return entries[0].name + carrier.suffix
 
     publish_file(files, shards, write)
-    publish_entry(files, cask, entries[0], carrier)
     return entries[0]
 
 

@@ -7,12 +7,19 @@ nothing of casks, and a file of a terabyte of holes would be read into memory.
 import errno
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskReadError
 
 _REFUSALS: Final = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.EINTR}
+
+_BLOCK: Final = 1 << 20
+_SECTOR: Final = 4096
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -53,6 +60,27 @@ def size_of(path: Path) -> int:
     """Bytes of a regular file that can be opened; errors as `open_regular`."""
     with open_regular(path) as file:
         return os.fstat(file.fileno()).st_size
+
+
+def read_around_damage(path: Path, most_bytes: int) -> NDArray[np.uint8]:
+    """A file's first bytes, at most so many; what the disk does not give back reads as zeros.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError, CaskCorruptionError, CaskReadError: As `open_regular`.
+    """
+    with open_regular(path) as file:
+        descriptor = file.fileno()
+        content = np.zeros(min(os.fstat(descriptor).st_size, most_bytes), dtype=np.uint8)
+        for start in range(0, len(content), _BLOCK):
+            block = content[start : start + _BLOCK]
+            try:
+                os.preadv(descriptor, [block.data], start)
+            except OSError:
+                # Sector by sector, or the whole block would count as lost.
+                for at in range(0, len(block), _SECTOR):
+                    with suppress(OSError):
+                        os.preadv(descriptor, [block[at : at + _SECTOR].data], start + at)
+    return content
 
 
 def unreadable(path: Path, error: OSError) -> CaskError:

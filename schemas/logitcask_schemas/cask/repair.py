@@ -8,36 +8,38 @@ instant harmless, after which a second repair ends in the same state:
 2. The sound documents of damaged shards are published as new shards. Until step 4 they may be stored twice.
 3. documents.bin and index.json are replaced by ones without the damaged shards.
 4. The entries of the damaged shards, then their files, lose their names.
+
+What is no file, such as a folder under a shard's name, moves to the quarantine when its turn comes.
 """
 
-import json
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Final
 
 import numpy as np
 
 from logitcask_schemas.cask.carriers import CARRIERS, carrier_of, shard_path
-from logitcask_schemas.cask.document_table import ShardDocuments, write_document_table
-from logitcask_schemas.cask.files import FileOperations, LocalFiles, clear_errors, link_or_copy, publish_file
+from logitcask_schemas.cask.document_table import DOCUMENTS_NAME, ShardDocuments, write_document_table
+from logitcask_schemas.cask.files import FileOperations, LocalFiles
 from logitcask_schemas.cask.gather import Row, gather_rows
 from logitcask_schemas.cask.index import write_entry, write_index
-from logitcask_schemas.cask.layout import ENTRY_SUFFIX, QUARANTINE_NAME, SHARDS_NAME, TEMP_PREFIX
+from logitcask_schemas.cask.layout import ENTRY_SUFFIX, INDEX_NAME, SHARDS_NAME, TEMP_PREFIX
 from logitcask_schemas.cask.lock import writers_lock
 from logitcask_schemas.cask.opening import open_shard
-from logitcask_schemas.cask.publication import publish_shard
-from logitcask_schemas.cask.rebuilding import rebuilt_entry
-from logitcask_schemas.cask.salvage import Salvage, salvage_shard
+from logitcask_schemas.cask.publication import publish_entry, publish_shard_file
+from logitcask_schemas.cask.quarantine import LOST_NAME, REQUEUE_NAME, Quarantine
+from logitcask_schemas.cask.rebuilding import guessed_entries, rebuilt_entry
+from logitcask_schemas.cask.salvage import Salvage, nothing_left, salvage_shard
 from logitcask_schemas.cask.survey import Survey, survey
 from logitcask_schemas.cask.sweep import sweep
 from logitcask_schemas.cask.verify import ShardReport, sha256_of, verify_shard
+from logitcask_schemas.errors import CaskCorruptionError
 from logitcask_schemas.manifest import ShardEntry
 
-REQUEUE_NAME: Final = "requeue.jsonl"
-LOST_NAME: Final = "lost.jsonl"
+__all__ = ["LOST_NAME", "REQUEUE_NAME", "RepairReport", "repair_cask"]
+
 _LOCK_TIMEOUT_SECONDS: Final = 600.0
 
 
@@ -59,7 +61,7 @@ class RepairReport:
     lost: list[str] = field(default_factory=list)
     """Ids (hex) of documents whose token ids are lost as well: they must come from their source."""
     unnamed: int = 0
-    """Further documents, of which not even the id is known."""
+    """Further documents, of which not even the id is known; one per shard whose number of documents is lost as well."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -67,6 +69,8 @@ class _Diagnosis:
     taken: Survey
     sound: dict[str, ShardEntry]
     damaged: dict[str, ShardEntry]
+    doubtful: dict[str, list[ShardEntry]]
+    """Shards that are damaged together with their entries, and what these may have said."""
     rewrite_entries: list[ShardEntry]
     """Sound shards whose entry file is missing or damaged."""
     problems: list[str]
@@ -74,7 +78,12 @@ class _Diagnosis:
     @property
     def gone(self) -> set[str]:
         """Shards that leave the cask, unless one of them comes back whole."""
-        return {*self.damaged, *self.taken.damaged_entries, *self.taken.foreign_entries} - self.sound.keys()
+        return {*self.damaged, *self.doubtful, *self.taken.foreign_entries} - self.sound.keys()
+
+    def known(self, name: str) -> ShardDocuments | None:
+        """A shard's documents, where the table tells."""
+        table = self.taken.table
+        return table.shard(name) if table is not None and name in table else None
 
 
 def repair_cask(
@@ -100,20 +109,23 @@ def repair_cask(
     files = files or LocalFiles()
     with writers_lock(path, holder=f"repair-{secrets.token_hex(8)}", timeout_seconds=lock_timeout_seconds):
         found = _diagnose(survey(path), progress or (lambda _: None))
-        report = RepairReport(problems=found.problems, damaged_shards=sorted(found.damaged))
+        report = RepairReport(problems=found.problems, damaged_shards=sorted({*found.damaged, *found.doubtful}))
         strange = [name for name in found.taken.strangers if not name.startswith(TEMP_PREFIX)]
         if not found.problems and not strange:
             sweep(files, path, found.sound.values())
             return report
         salvaged = _salvage(found)
         _describe(report, salvaged, found)
-        report.quarantine = _quarantine(files, found, strange, report)
-        _replace(files, found, salvaged, strange, report)
+        quarantine = _quarantine(files, found, strange, report)
+        report.quarantine = quarantine.path
+        _replace(files, found, salvaged, strange, quarantine, report)
     return report
 
 
 def _diagnose(taken: Survey, progress: Callable[[int], None]) -> _Diagnosis:
-    found = _Diagnosis(taken=taken, sound={}, damaged={}, rewrite_entries=[], problems=list(taken.problems))
+    found = _Diagnosis(
+        taken=taken, sound={}, damaged={}, doubtful={}, rewrite_entries=[], problems=list(taken.problems)
+    )
 
     def sort(report: ShardReport) -> None:
         found.problems += report.problems
@@ -127,37 +139,59 @@ def _diagnose(taken: Survey, progress: Callable[[int], None]) -> _Diagnosis:
     for name in taken.damaged_entries:
         if (rebuilt := rebuilt_entry(taken.cask, name)) is not None:
             sort(verify_shard(taken.cask, rebuilt, taken.table))
+        if name not in found.sound:
+            found.doubtful[name] = guessed_entries(taken.cask, name, found.known(name))
+            if not found.doubtful[name]:
+                found.problems.append(f"shard {name}: neither its file nor its entry tell what it held")
     return found
 
 
 def _salvage(found: _Diagnosis) -> dict[str, Salvage]:
     """Per damaged shard; a shard whose content lies under another shard's name is read there."""
-    cask, table = found.taken.cask, found.taken.table
+    cask = found.taken.cask
     contents: dict[str, Path] = {}
+    broken: set[Path] = set()
+    sizes = {entry.bytes for entry in found.damaged.values()}
     for entry in found.damaged.values():
-        if (path := shard_path(cask.path, entry)).is_file():
-            contents[sha256_of(path)] = path
-    salvaged = {}
-    for name, entry in found.damaged.items():
-        known = table.shard(name).ids if table is not None and name in table else None
-        path = contents.get(entry.sha256, shard_path(cask.path, entry))
-        salvaged[name] = salvage_shard(path, entry, cask, known)
+        path = shard_path(cask.path, entry)
+        if path.is_file() and path.stat().st_size in sizes:
+            try:
+                contents[sha256_of(path)] = path
+            except CaskCorruptionError:
+                broken.add(path)  # the disk; what it gives back is read piece by piece
+
+    def salvage(entry: ShardEntry) -> Salvage:
+        path, known = contents.get(entry.sha256, shard_path(cask.path, entry)), found.known(entry.name)
+        return salvage_shard(path, entry, cask, None if known is None else known.ids, mapped=path not in broken)
+
+    salvaged = {name: salvage(entry) for name, entry in found.damaged.items()}
+    for name, guesses in found.doubtful.items():
+        known = found.known(name)
+        tried = [(salvage(guess), guess) for guess in guesses if known is None or guess.documents == len(known.ids)]
+        if tried:
+            # Of two that save as much, the first, which is the likelier one.
+            salvaged[name], found.damaged[name] = max(tried, key=lambda one: (len(one[0].sound), len(one[0].token_ids)))
+        else:
+            salvaged[name] = nothing_left(None if known is None else known.ids, 1)
     return salvaged
 
 
 def _describe(report: RepairReport, salvaged: dict[str, Salvage], found: _Diagnosis) -> None:
     stored = _StoredDocuments(found)
+    kept = {_identity(row) for one in salvaged.values() for row in one.sound}
+    requeue: dict[bytes, list[int]] = {}
+    lost: dict[bytes, None] = {}
     for one in salvaged.values():
         report.kept_documents += len(one.sound)
         report.unnamed += one.unnamed
-        report.requeue += [
-            (identity.hex(), ids.tolist()) for identity, ids in one.token_ids.items() if not stored.has(identity)
-        ]
-        report.lost += [identity.hex() for identity in one.lost if not stored.has(identity)]
-    table = found.taken.table
-    for name in found.gone - found.damaged.keys() - {*found.taken.foreign_entries}:
-        if table is not None and name in table:
-            report.lost += [identity.tobytes().hex() for identity in table.shard(name).ids]
+        requeue |= {identity: ids.tolist() for identity, ids in one.token_ids.items()}
+        lost |= dict.fromkeys(one.lost)
+    for identity, ids in requeue.items():
+        if identity not in kept and not stored.has(identity):
+            report.requeue.append((identity.hex(), ids))
+    for identity in lost:
+        if identity not in kept and identity not in requeue and not stored.has(identity):
+            report.lost.append(identity.hex())
 
 
 class _StoredDocuments:
@@ -179,39 +213,41 @@ class _StoredDocuments:
         return self._table is not None and any(name in self._sound for name in self._table.shards_with(identity))
 
 
-def _quarantine(files: FileOperations, found: _Diagnosis, strange: list[str], report: RepairReport) -> Path:
-    path = found.taken.cask.path
-    folder = path / QUARANTINE_NAME / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
-    with clear_errors(path):
-        files.make_directory(folder.parent)
-        files.sync_directory(path)
-        files.make_directory(folder)
-        files.sync_directory(folder.parent)
+def _quarantine(files: FileOperations, found: _Diagnosis, strange: list[str], report: RepairReport) -> Quarantine:
+    cask = found.taken.cask.path
+    quarantine = Quarantine.create(files, cask)
     entry_files = {*found.gone, *(entry.name for entry in found.rewrite_entries)}
     damaged = [
-        *(shard for name in found.gone for shard in _files_named(path, name)),
-        *(path / SHARDS_NAME / (name + ENTRY_SUFFIX) for name in entry_files),
-        *(path / SHARDS_NAME / name for name in strange),
+        *(shard for name in found.gone for shard in _files_named(cask, name)),
+        *(cask / SHARDS_NAME / (name + ENTRY_SUFFIX) for name in entry_files),
+        *(cask / SHARDS_NAME / name for name in strange),
         *found.taken.damaged_files,
     ]
-    for file in sorted(set(damaged)):
-        if file.is_file():
-            link_or_copy(files, file, folder, file.name)
-    requeue = [{"custom_id": identity, "input_ids": ids} for identity, ids in report.requeue]
-    _write_lines(files, folder, REQUEUE_NAME, requeue)
-    _write_lines(files, folder, LOST_NAME, [{"document_id": identity} for identity in report.lost])
-    return folder
+    quarantine.keep(sorted(set(damaged)))
+    quarantine.write_lists(report.requeue, report.lost)
+    return quarantine
 
 
 def _replace(
-    files: FileOperations, found: _Diagnosis, salvaged: dict[str, Salvage], strange: list[str], report: RepairReport
+    files: FileOperations,
+    found: _Diagnosis,
+    salvaged: dict[str, Salvage],
+    strange: list[str],
+    quarantine: Quarantine,
+    report: RepairReport,
 ) -> None:
     cask, stored = found.taken.cask, _StoredDocuments(found)
     digest, entries = cask.manifest.identity_digest(), dict(found.sound)
-    documents = dict(stored.loose)
-    if found.taken.table is not None:
-        documents |= {name: found.taken.table.shard(name) for name in found.sound if name in found.taken.table}
+    documents = {name: known for name in found.sound if (known := found.known(name)) is not None} | stored.loose
     published: set[bytes] = set()
+
+    def entry_path(name: str) -> Path:
+        return cask.path / SHARDS_NAME / (name + ENTRY_SUFFIX)
+
+    def blocked(entry: ShardEntry) -> bool:
+        """A folder has the name of its file, and must stay until the index knows the shard."""
+        return entry_path(entry.name).is_dir()
+
     for name, one in salvaged.items():
         fresh = {_identity(row): row for row in one.sound if not stored.has(_identity(row))}
         rows = [row for identity, row in fresh.items() if identity not in published]
@@ -219,24 +255,31 @@ def _replace(
         if rows:
             columns = gather_rows(rows, cask.layout)
             carrier = carrier_of(found.damaged[name])
-            entry = publish_shard(files, cask.path, carrier, columns, cask.layout, digest)
+            entry = publish_shard_file(files, cask.path, carrier, columns, cask.layout, digest)
+            if not blocked(entry):
+                publish_entry(files, cask.path, entry, carrier)
             entries[entry.name] = entry
             lengths = np.diff(columns.offsets["token"]).astype(np.uint32)
             documents[entry.name] = ShardDocuments(ids=columns.document_ids, lengths=lengths)
             report.new_shards.append(entry.name)
     for entry in found.rewrite_entries:
-        write_entry(files, cask.path, entry)
+        if not blocked(entry):
+            write_entry(files, cask.path, entry)
+    quarantine.take_away([path for path in (cask.path / DOCUMENTS_NAME, cask.path / INDEX_NAME) if path.is_dir()])
     write_document_table(files, cask.path, documents)
     write_index(files, cask.path, entries.values())
+    for entry in filter(blocked, list(entries.values())):
+        quarantine.take_away([entry_path(entry.name)])
+        write_entry(files, cask.path, entry)
     gone = found.gone - entries.keys()
     shards = cask.path / SHARDS_NAME
-    _remove(files, shards, [shards / (name + ENTRY_SUFFIX) for name in sorted(gone)])
+    quarantine.take_away([entry_path(name) for name in sorted(gone)])
     leftovers = [shard for name in sorted(gone) for shard in _files_named(cask.path, name)]
     # A shard that was renamed into place before an earlier repair died was a stranger; by now it has its entry.
     named = {shard_path(cask.path, entry).name for entry in entries.values()}
     named |= {name + ENTRY_SUFFIX for name in entries}
     strangers = [shards / name for name in strange if name not in named]
-    _remove(files, shards, [*leftovers, *strangers])
+    quarantine.take_away([*leftovers, *strangers])
     sweep(files, cask.path, entries.values())
 
 
@@ -246,22 +289,6 @@ def _identity(row: Row) -> bytes:
 
 
 def _files_named(path: Path, name: str) -> list[Path]:
-    """A shard's file, whatever its carrier."""
+    """A shard's file, whatever its carrier, or whatever else has its name."""
     candidates = (path / SHARDS_NAME / (name + carrier.suffix) for carrier in CARRIERS.values())
-    return [file for file in candidates if file.is_file()]
-
-
-def _remove(files: FileOperations, directory: Path, paths: list[Path]) -> None:
-    with clear_errors(directory):
-        for path in paths:
-            files.unlink(path)
-        files.sync_directory(directory)
-
-
-def _write_lines(files: FileOperations, folder: Path, name: str, lines: Iterable[dict[str, Any]]) -> None:
-    def write(file: BinaryIO) -> str:
-        for line in lines:
-            file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
-        return name
-
-    publish_file(files, folder, write)
+    return [file for file in candidates if file.exists() or file.is_symlink()]

@@ -1,11 +1,10 @@
 """What can still be proved of a damaged shard, document by document.
 
 A document is sound when its bytes give its checksum; where in the file it lies is of no account. So everything that
-only says where things are may be damaged: an Arrow shard's framing follows from its entry and is written anew around
-the bytes that are there, and since every column of a level repeats the same offsets, one sound copy is enough.
+only says where things are may be damaged: an Arrow shard's framing follows from its entry (see `arrow_frame`), and
+since every column of a level repeats the same offsets, one sound copy is enough.
 """
 
-import io
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,18 +12,20 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from logitcask_schemas.cask.arrow_carrier import ArrowCarrier
+from logitcask_schemas.cask.arrow_frame import arrow_frame
 from logitcask_schemas.cask.carriers import carrier_of
 from logitcask_schemas.cask.columns import ShardColumns, document_checksum, join_planes
 from logitcask_schemas.cask.gather import Row
 from logitcask_schemas.cask.layout import HIGH_SUFFIX, LEVELS, Level, RecordLayout
+from logitcask_schemas.cask.opening import open_columns
 from logitcask_schemas.cask.reader import Cask
+from logitcask_schemas.cask.regular_files import read_around_damage
 from logitcask_schemas.cask.shard import Shard
 from logitcask_schemas.cask.verify import require_valid
-from logitcask_schemas.errors import CaskError, InvalidRecordError
+from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskReadError, InvalidRecordError
 from logitcask_schemas.manifest import ShardEntry
 from logitcask_schemas.records import IdArray, document_id
 
@@ -46,7 +47,9 @@ class Salvage:
     """Documents of which not even the id is known."""
 
 
-def salvage_shard(path: Path, entry: ShardEntry, cask: Cask, known_ids: NDArray[np.uint8] | None) -> Salvage:
+def salvage_shard(
+    path: Path, entry: ShardEntry, cask: Cask, known_ids: NDArray[np.uint8] | None, *, mapped: bool = True
+) -> Salvage:
     """Sort the documents of a damaged shard.
 
     Args:
@@ -54,13 +57,15 @@ def salvage_shard(path: Path, entry: ShardEntry, cask: Cask, known_ids: NDArray[
         entry: What the shard should be.
         cask: That it belongs to.
         known_ids: The documents it should hold, [D, 32], where another file tells.
+        mapped: Whether all of the file can be read; where not, mapping it would end the process.
+
+    Raises:
+        CaskReadError: The operating system refuses, which says nothing about the shard.
     """
     found, layout = Salvage(), cask.layout
-    candidates = _columns_of(path, entry, layout)
+    candidates = _columns_of(path, entry, layout, mapped=mapped) if path.is_file() else None
     if candidates is None:
-        found.lost = [] if known_ids is None else [identity.tobytes() for identity in known_ids]
-        found.unnamed = entry.documents - len(found.lost)
-        return found
+        return nothing_left(known_ids, entry.documents)
     columns, offsets = candidates
 
     def is_valid(document: ShardColumns) -> bool:
@@ -71,6 +76,12 @@ def salvage_shard(path: Path, entry: ShardEntry, cask: Cask, known_ids: NDArray[
         names = [named] if known_ids is None else [known_ids[row].tobytes(), named]
         _sort_document(found, columns, offsets, row, names, layout, is_valid, trusted=known_ids is not None)
     return found
+
+
+def nothing_left(known_ids: NDArray[np.uint8] | None, documents: int) -> Salvage:
+    """Of a shard of which nothing can be read; unnamed are those of so many documents that no other file names."""
+    lost = [] if known_ids is None else [identity.tobytes() for identity in known_ids]
+    return Salvage(lost=lost, unnamed=max(0, documents - len(lost)))
 
 
 def _sort_document(
@@ -86,7 +97,10 @@ def _sort_document(
 ) -> None:
     stored = int(columns.checksums[row])
     for name, spans in itertools.product(names, _readings(columns, offsets, row, layout)):
-        slices = [columns.arrays[one.name][spans[LEVELS.index(one.level)]] for one in layout.columns]
+        try:
+            slices = [columns.arrays[one.name][spans[LEVELS.index(one.level)]] for one in layout.columns]
+        except CaskCorruptionError:
+            continue  # a chunk that does not decode
         sizes = [span.stop - span.start for span in spans]
         if document_checksum(name, sizes, slices) == stored:
             document = _alone(name, stored, sizes, slices, layout)
@@ -94,7 +108,10 @@ def _sort_document(
                 found.sound.append((document, 0))
                 return
     for span in {(int(cut[row]), int(cut[row + 1])) for cut in offsets["token"]}:
-        ids = _token_ids(columns, slice(*span), layout)
+        try:
+            ids = _token_ids(columns, slice(*span), layout)
+        except CaskCorruptionError:
+            continue
         if len(ids) >= 2 and (identity := document_id(ids)) in names:
             found.token_ids[identity] = ids
             return
@@ -108,7 +125,11 @@ def _sort_document(
 def _readings(
     columns: ShardColumns, offsets: Mapping[Level, Sequence[NDArray[np.int64]]], row: int, layout: RecordLayout
 ) -> Iterator[tuple[slice, ...]]:
-    sizes = {column.level: len(columns.arrays[column.name]) for column in layout.columns}
+    # Of a file that was cut off, the columns of one level end at different places.
+    sizes = {
+        level: min(len(columns.arrays[column.name]) for column in layout.columns if column.level == level)
+        for level in LEVELS
+    }
     choices = []
     for level in LEVELS:
         spans = {(int(cut[row]), int(cut[row + 1])) for cut in offsets[level]}
@@ -148,15 +169,15 @@ def _token_ids(columns: ShardColumns, span: slice, layout: RecordLayout) -> IdAr
 
 
 def _columns_of(
-    path: Path, entry: ShardEntry, layout: RecordLayout
+    path: Path, entry: ShardEntry, layout: RecordLayout, *, mapped: bool
 ) -> tuple[ShardColumns, Mapping[Level, Sequence[NDArray[np.int64]]]] | None:
     """The shard's columns, and every copy of the offsets of each level; None where nothing can be read."""
     try:
-        columns = carrier_of(entry).open(path, layout, entry.identity)
-        if len(columns.document_ids) == entry.documents:
+        columns = open_columns(path, carrier_of(entry), layout, entry.identity) if mapped else None
+        if columns is not None and len(columns.document_ids) == entry.documents:
             return columns, {level: [columns.offsets[level]] for level in LEVELS}
-    except FileNotFoundError:
-        return None
+    except CaskReadError:
+        raise
     except CaskError:
         pass  # That it does not open is why we are here.
     return _unframed(path, entry, layout) if entry.carrier == ArrowCarrier.name else None
@@ -165,74 +186,41 @@ def _columns_of(
 def _unframed(
     path: Path, entry: ShardEntry, layout: RecordLayout
 ) -> tuple[ShardColumns, Mapping[Level, Sequence[NDArray[np.int64]]]] | None:
-    """The columns of an Arrow file by where they must lie, whatever its framing says; what is missing reads as zeros.
-
-    Equal shapes have equal framing: a shard of zeros with the entry's counts shows where every buffer starts.
-    """
-    blank = _blank(entry, layout)
-    if len(blank) != entry.bytes:
+    """The columns of an Arrow file by where they must lie, whatever its framing says; they end where the file does."""
+    counts = counts_of(entry)
+    frame = arrow_frame(entry.documents, counts, layout, entry.identity)
+    if frame.size != entry.bytes:
         return None
-    content = np.zeros(len(blank), dtype=np.uint8)
-    damaged = np.fromfile(path, dtype=np.uint8, count=len(blank))
-    content[: len(damaged)] = damaged
-    buffer = pa.py_buffer(blank)
-    batch = pa.ipc.open_file(buffer).get_batch(0)
+    content = read_around_damage(path, frame.size)
+    if len(content) < frame.checksums + 8 * entry.documents:
+        return None  # without its checksum no document can be proved, and all else lies behind
 
-    def view(arrow: Any, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
-        if not count:
-            return np.empty(0, dtype=dtype)
-        start = arrow.address - buffer.address
-        return content[start : start + count * dtype.itemsize].view(dtype)
+    def view(start: int, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+        there = min(count, max(0, len(content) - start) // dtype.itemsize)
+        found: NDArray[Any] = content[start : start + there * dtype.itemsize].view(dtype)
+        return found
 
-    counts = {
-        "token": entry.tokens,
-        "position": entry.positions,
-        "head": entry.head_entries,
-        "tail": entry.tail_entries,
-    }
     offsets: dict[Level, list[NDArray[np.int64]]] = {level: [] for level in LEVELS}
     arrays: dict[str, NDArray[Any]] = {}
     for column in layout.columns:
-        buffers = batch.column(column.name).buffers()
-        offsets[column.level].append(view(buffers[1], np.dtype("<i4"), entry.documents + 1).astype(np.int64))
-        flat = view(buffers[-1], column.dtype, counts[column.level] * column.values_per_unit)
-        arrays[column.name] = flat if column.width is None else flat.reshape(-1, column.width)
-    ids = view(batch.column("document_id").buffers()[1], np.dtype(np.uint8), entry.documents * 32)
+        offsets_start, values_start = frame.columns[column.name]
+        cut = view(offsets_start, np.dtype("<i4"), entry.documents + 1)
+        if len(cut) == entry.documents + 1:
+            offsets[column.level].append(cut.astype(np.int64))
+        flat = view(values_start, column.dtype, counts[column.level] * column.values_per_unit)
+        whole = flat[: len(flat) - len(flat) % column.values_per_unit]
+        arrays[column.name] = whole if column.width is None else whole.reshape(-1, column.width)
     columns = ShardColumns(
-        document_ids=ids.reshape(-1, 32),
-        checksums=view(batch.column("checksum").buffers()[1], np.dtype("<u8"), entry.documents),
-        offsets={level: cuts[0] for level, cuts in offsets.items()},
+        document_ids=view(frame.document_ids, np.dtype(np.uint8), entry.documents * 32).reshape(-1, 32),
+        checksums=view(frame.checksums, np.dtype("<u8"), entry.documents),
+        offsets={},
         arrays=arrays,
     )
     return columns, offsets
 
 
-def _blank(entry: ShardEntry, layout: RecordLayout) -> bytes:
-    counts = {
-        "token": entry.tokens,
-        "position": entry.positions,
-        "head": entry.head_entries,
-        "tail": entry.tail_entries,
-    }
-    offsets = {level: np.zeros(entry.documents + 1, dtype=np.int64) for level in LEVELS}
-    for level in LEVELS:
-        offsets[level][-1] = counts[level]
-    shapes = {column.name: (counts[column.level], column.width) for column in layout.columns}
-    zeros = ShardColumns(
-        document_ids=np.zeros((entry.documents, 32), dtype=np.uint8),
-        checksums=np.zeros(entry.documents, dtype=np.uint64),
-        offsets=offsets,
-        arrays={
-            column.name: np.zeros([size for size in shapes[column.name] if size is not None], dtype=column.dtype)
-            for column in layout.columns
-        },
-    )
-    sink = io.BytesIO()
-    ArrowCarrier().write(zeros, layout, entry.identity, sink)
-    return sink.getvalue()
-
-
-def _counts(entry: ShardEntry) -> dict[Level, int]:
+def counts_of(entry: ShardEntry) -> dict[Level, int]:
+    """Values of each level."""
     return {
         "token": entry.tokens,
         "position": entry.positions,

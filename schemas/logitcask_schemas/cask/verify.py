@@ -1,23 +1,32 @@
 """Proving a cask: every byte against its shard's SHA-256, every document against the format's rules."""
 
 import hashlib
+import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 
+from logitcask_schemas.cask.carriers import shard_path
 from logitcask_schemas.cask.document_table import DocumentTable
-from logitcask_schemas.cask.index import entry_names, read_entry
+from logitcask_schemas.cask.index import entry_names, read_entry, read_index
+from logitcask_schemas.cask.layout import ENTRY_SUFFIX, SHARDS_NAME
 from logitcask_schemas.cask.opening import open_shard
 from logitcask_schemas.cask.reader import Cask
 from logitcask_schemas.cask.regular_files import open_regular, unreadable
 from logitcask_schemas.cask.shard import Shard
 from logitcask_schemas.cask.survey import files_of_no_shard
-from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskReadError, InvalidRecordError
+from logitcask_schemas.errors import (
+    CaskCorruptionError,
+    CaskError,
+    CaskNotFoundError,
+    CaskReadError,
+    InvalidRecordError,
+)
 from logitcask_schemas.manifest import ShardEntry
 from logitcask_schemas.records import document_id
 
@@ -37,11 +46,17 @@ class ShardReport:
     """Ids (hex) of documents that cannot be trusted, as far as they can be named."""
     unnamed_documents: int = 0
     """Further documents, which neither shard nor table of documents names any more."""
+    removed: bool = False
+    """Whether it was taken out of the cask in the meantime, as a repair does: no problem, and nothing to verify."""
 
     @property
     def problems(self) -> list[str]:
         """All of them."""
         return [*self.entry_problems, *self.shard_problems]
+
+
+Prove: TypeAlias = Callable[[Cask, ShardEntry, DocumentTable | None], ShardReport]
+"""Verifies one shard, as `verify_shard` does."""
 
 
 def verify_shards(
@@ -51,6 +66,7 @@ def verify_shards(
     fraction: float = 1.0,
     max_seconds: float | None = None,
     seed: int | None = None,
+    prove: Prove | None = None,
 ) -> Iterator[ShardReport]:
     """Verify shard after shard.
 
@@ -63,6 +79,7 @@ def verify_shards(
         fraction: Stop as soon as shards of this part of the cask's bytes have been visited (at least one shard).
         max_seconds: Stop before the first shard that would start after this time; None for no limit.
         seed: Visit shards in this random order; None for the order of the cask.
+        prove: What verifies one shard; None: `verify_shard`.
 
     Yields:
         One report per visited shard.
@@ -75,7 +92,7 @@ def verify_shards(
     for entry in order:
         if visited >= wanted or (deadline is not None and time.monotonic() >= deadline):
             return
-        yield verify_shard(cask, entry, table)
+        yield (prove or verify_shard)(cask, entry, table)
         visited += entry.bytes
 
 
@@ -97,16 +114,19 @@ def verify_shard(cask: Cask, entry: ShardEntry, table: DocumentTable | None = No
     except CaskError as error:
         report.entry_problems.append(str(error))
     try:
+        path = shard_path(cask.path, entry)
+        # Read before it is mapped: a broken disk is an error to a read, and the end of the process to a map.
+        found = sha256_of(path) if path.is_file() and path.stat().st_size == entry.bytes else None
         # Opened anew, not through the cask's cache: what is proved is the file as it is now.
         shard = open_shard(cask.path, entry, cask.layout)
-        if (found := sha256_of(shard.path)) != entry.sha256:
-            report.shard_problems.append(f"{shard.path}: SHA-256 should be {entry.sha256}, it is {found}")
+        if found != entry.sha256:
+            report.shard_problems.append(f"{path}: SHA-256 should be {entry.sha256}, it is {found}")
     except CaskReadError:
         raise
     except CaskError as error:
-        report.shard_problems.append(str(error))
-        report.lost_documents += [] if known_ids is None else [identity.tobytes().hex() for identity in known_ids]
-        report.unnamed_documents = entry.documents - len(report.lost_documents)
+        if isinstance(error, CaskNotFoundError) and not _is_listed(cask.path, entry.name):
+            return ShardReport(entry=entry, removed=True)
+        lose_all(report, str(error), table)
         return report
     vocab_size = cask.manifest.teacher.vocab_size
     for row in range(shard.num_documents):
@@ -120,6 +140,23 @@ def verify_shard(cask: Cask, entry: ShardEntry, table: DocumentTable | None = No
     if known_ids is not None and not report.shard_problems and not np.array_equal(known_ids, shard.document_ids):
         report.entry_problems.append(f"shard {entry.name}: the table of documents lists other documents. Delete it.")
     return report
+
+
+def lose_all(report: ShardReport, problem: str, table: DocumentTable | None) -> None:
+    """Note a problem that leaves nothing of a shard, and its documents as lost."""
+    name = report.entry.name
+    report.shard_problems.append(problem)
+    if table is not None and name in table:
+        report.lost_documents += [identity.tobytes().hex() for identity in table.shard(name).ids]
+    report.unnamed_documents = report.entry.documents - len(report.lost_documents)
+
+
+def _is_listed(cask: Path, name: str) -> bool:
+    """Whether entry file or index speak of a shard now; where they cannot be read, they may."""
+    try:
+        return os.path.lexists(cask / SHARDS_NAME / (name + ENTRY_SUFFIX)) or name in read_index(cask)
+    except CaskError:
+        return True
 
 
 def strangers(cask: Cask) -> list[str]:
