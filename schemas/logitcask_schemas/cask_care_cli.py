@@ -1,20 +1,42 @@
 """`logitcask cask verify`, `repair`, `merge` and `split`: proving casks, mending them, joining and dividing them."""
 
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-EXIT_PROBLEMS: Final = 3
-CaskArgument = Annotated[Path, typer.Argument(metavar="CASK", help="The cask's folder.", show_default=False)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+from logitcask_schemas.cask_output import (
+    CaskArgument,
+    JsonOption,
+    byte_progress,
+    number,
+    print_json,
+    print_table,
+)
+from logitcask_schemas.exit_codes import EXIT_PROBLEMS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from logitcask_schemas.cask.survey import Survey
+    from logitcask_schemas.cask.verify import Prove, ShardReport
+
+CARE: Final = "Prove and mend it"
+ARRANGE: Final = "Copy, join and divide casks"
+Sources = Annotated[list[str], typer.Argument(metavar="SRC...", help="Casks to add: folders or URLs.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `logitcask cask`."""
-    for name, command in (("verify", verify), ("repair", repair), ("merge", merge), ("split", split)):
-        app.command(name)(command)
+    for name, command, panel in (
+        ("verify", verify, CARE),
+        ("repair", repair, CARE),
+        ("merge", merge, ARRANGE),
+        ("split", split, ARRANGE),
+    ):
+        app.command(name, rich_help_panel=panel)(command)
 
 
 def verify(
@@ -27,50 +49,101 @@ def verify(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Prove every byte of every shard, or of some; names the documents hit. Exit 3 when anything is damaged."""
+    """Prove every byte of every shard, or of some, and name the documents hit. Exit 3 when anything is damaged.
+
+    A cask in an object store is proved as it lies there: shards are fetched one by one into a temporary folder.
+    """
     import secrets
 
-    from logitcask_schemas.cask.survey import survey
     from logitcask_schemas.cask.verify import verify_shards
-    from logitcask_schemas.cask_cli import _byte_progress, _print_json
+    from logitcask_schemas.errors import CaskError
 
-    taken = survey(cask)
-    opened, reports = taken.cask, []
+    reports: list[ShardReport] = []
     seed = None if max_duration is None and sample == 1 else secrets.randbits(32)
-    shards = verify_shards(opened, table=taken.table, fraction=sample, max_seconds=max_duration, seed=seed)
-    with _byte_progress() as progress:
-        task = progress.add_task("verifying", total=opened.num_bytes * sample)
-        for report in shards:
-            reports.append(report)
-            progress.advance(task, report.entry.bytes)
-    problems = [*taken.problems, *(problem for report in reports for problem in report.problems)]
-    lost = [identity for report in reports for identity in report.lost_documents]
-    unnamed = sum(report.unnamed_documents for report in reports)
-    result = {
-        "shards": len(opened.entries),
-        "verified": len(reports),
-        "bytes": sum(report.entry.bytes for report in reports),
-        "problems": problems,
-        "damaged_shards": [report.entry.name for report in reports if report.shard_problems],
-        "lost_documents": lost,
-        "unnamed_documents": unnamed,
-        "strangers": taken.strangers,
-    }
+    with _surveyed(cask) as (taken, prove):
+        opened = taken.cask
+        shards = verify_shards(
+            opened, table=taken.table, fraction=sample, max_seconds=max_duration, seed=seed, prove=prove
+        )
+        stopped: CaskError | None = None
+        with byte_progress() as progress:
+            task = progress.add_task("verifying", total=opened.num_bytes * sample)
+            try:
+                for report in shards:
+                    reports.append(report)
+                    progress.advance(task, report.entry.bytes)
+            except CaskError as error:
+                stopped = error
+        result = _verification(taken, reports)
+    if stopped is not None:
+        result["stopped"] = str(stopped)
     if as_json:
-        _print_json(result)
+        print_json(result)
     else:
-        for problem in problems:
-            print(problem)
-        for identity in lost:
-            print(f"damaged document {identity}")
-        for name in taken.strangers:
-            print(f"note: shards/{name} belongs to no entry (an unfinished publication, or not the cask's)")
-        state = f"{len(problems)} problems, {len(lost) + unnamed} documents hit" if problems else "sound"
-        print(f"{len(reports)} of {len(opened.entries)} shards verified: {state}")
-        if problems:
-            print(f"`logitcask cask repair {cask}` takes the damage out and lists what to capture again.")
-    if problems:
+        _print_verification(cask, result)
+    if stopped is not None:
+        raise stopped
+    if result["problems"]:
         raise typer.Exit(EXIT_PROBLEMS)
+
+
+@contextmanager
+def _surveyed(place: str) -> "Iterator[tuple[Survey, Prove | None]]":
+    """A cask taken stock of, and what proves a shard of it where that is not simply a file."""
+    from logitcask_schemas.cask.remote_store import is_url
+
+    if not is_url(place):
+        from logitcask_schemas.cask.survey import survey
+
+        yield survey(Path(place)), None
+        return
+    from logitcask_schemas.cask.remote_verify import survey_url
+
+    with survey_url(place) as found:
+        yield found.taken, found.prove
+
+
+def _verification(taken: "Survey", reports: "list[ShardReport]") -> dict[str, Any]:
+    removed = [report.entry.name for report in reports if report.removed]
+    return {
+        "shards": len(taken.cask.entries),
+        "verified": len(reports) - len(removed),
+        "bytes": sum(report.entry.bytes for report in reports if not report.removed),
+        "problems": [*taken.problems, *(problem for report in reports for problem in report.problems)],
+        "damaged_shards": [report.entry.name for report in reports if report.shard_problems],
+        "lost_documents": [identity for report in reports for identity in report.lost_documents],
+        "unnamed_documents": sum(report.unnamed_documents for report in reports),
+        "strangers": taken.strangers,
+        "removed": removed,
+    }
+
+
+def _print_verification(cask: str, result: dict[str, Any]) -> None:
+    for problem in result["problems"]:
+        print(problem)
+    for identity in result["lost_documents"]:
+        print(f"damaged document {identity}")
+    for name in result["strangers"]:
+        print(f"note: shards/{name} belongs to no entry (an unfinished publication, or not the cask's)")
+    for name in result["removed"]:
+        print(f"note: shard {name} was taken out of the cask in the meantime")
+    hit = len(result["lost_documents"]) + result["unnamed_documents"]
+    state = f"{len(result['problems'])} problems, {hit} documents hit" if result["problems"] else "sound"
+    print(f"{result['verified']} of {result['shards']} shards verified: {state}")
+    if result["problems"]:
+        print(_how_to_mend(cask))
+
+
+def _how_to_mend(cask: str) -> str:
+    from logitcask_schemas.cask.remote_store import is_url
+
+    if not is_url(cask):
+        return f"`logitcask cask repair {cask}` takes the damage out and lists what to capture again."
+    return (
+        "What is damaged in an object store is mended on a copy: `logitcask cask import --as-is "
+        f"{cask} DIR` fetches it as it is, `logitcask cask repair DIR` takes the damage out and lists what to capture "
+        "again, `logitcask cask export DIR URL` takes the result to a new address."
+    )
 
 
 def repair(cask: CaskArgument, as_json: JsonOption = False) -> None:
@@ -78,16 +151,20 @@ def repair(cask: CaskArgument, as_json: JsonOption = False) -> None:
 
     Damaged files are moved to CASK/quarantine. Its requeue.jsonl is a corpus: `logitcask submit` takes it as it is.
     """
+    from logitcask_schemas.cask.remote_store import is_url
     from logitcask_schemas.cask.repair import LOST_NAME, REQUEUE_NAME, repair_cask
     from logitcask_schemas.cask.survey import survey
-    from logitcask_schemas.cask_cli import _byte_progress, _print_json
+    from logitcask_schemas.errors import CaskError
 
-    with _byte_progress() as progress:
-        task = progress.add_task("verifying", total=survey(cask).cask.num_bytes)
-        report = repair_cask(cask, progress=lambda size: progress.advance(task, size))
+    if is_url(cask):
+        raise CaskError(f"{cask}: an object store has no lock, so nothing is mended there. {_how_to_mend(cask)}")
+    path = Path(cask)
+    with byte_progress() as progress:
+        task = progress.add_task("verifying", total=survey(path).cask.num_bytes)
+        report = repair_cask(path, progress=lambda size: progress.advance(task, size))
     requeue = None if report.quarantine is None else report.quarantine / REQUEUE_NAME
     if as_json:
-        _print_json(
+        print_json(
             asdict(report)
             | {"quarantine": None if report.quarantine is None else str(report.quarantine)}
             | {"requeue": [identity for identity, _ in report.requeue], "requeue_file": requeue and str(requeue)}
@@ -110,64 +187,68 @@ def repair(cask: CaskArgument, as_json: JsonOption = False) -> None:
 
 
 def merge(
-    target: Annotated[Path, typer.Argument(metavar="DST", help="A cask, or a new folder.", show_default=False)],
-    sources: Annotated[list[Path], typer.Argument(metavar="SRC...", help="Casks to add.", show_default=False)],
+    target: Annotated[str, typer.Argument(metavar="DST", help="A cask, or a new folder.", show_default=False)],
+    sources: Sources,
     copy: Annotated[bool, typer.Option("--copy", help="Copy shards that could be shared by hard links.")] = False,
     verify: Annotated[bool, typer.Option(help="Prove shards before taking them over.")] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Bring several casks of one teacher and capture spec together; every document is stored once."""
     from logitcask_schemas.cask.merge import merge_casks
-    from logitcask_schemas.cask.reader import Cask
 
-    total = sum(Cask.open(source).num_bytes for source in sources)
-    with _progress() as progress:
-        task = progress.add_task("merging", total=total)
+    with byte_progress() as progress:
+        task = progress.add_task("merging", total=None)
         report = merge_casks(
-            target, sources, link=not copy, verify=verify, progress=lambda size: progress.advance(task, size)
+            _folder(target),
+            sources,
+            link=not copy,
+            verify=verify,
+            planned=lambda total: progress.update(task, total=total),
+            progress=lambda size: progress.advance(task, size),
         )
-    _print_figures({"target": str(target), **asdict(report)}, as_json)
+    figures = {"target": target, **asdict(report)}
+    if as_json:
+        return print_json(figures)
+    return print_table(("figure", "value"), [[name, number(value)] for name, value in figures.items()])
 
 
 def split(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="A cask; it stays as it is.", show_default=False)],
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="A cask: folder or URL; it stays as it is.", show_default=False)
+    ],
     into: Annotated[
-        tuple[Path, Path], typer.Option(metavar="A B", help="Folders: the fraction goes to A, the rest to B.")
+        tuple[str, str], typer.Option(metavar="A B", help="Folders: the fraction goes to A, the rest to B.")
     ],
     fraction: Annotated[float, typer.Option(help="Part of the documents that goes to A.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Chooses which.", min=0)] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Split a cask by document, into held-out and training set; no document changes sides when the cask grows."""
-    from logitcask_schemas.cask.reader import Cask
     from logitcask_schemas.cask.split import SplitRule, split_cask
 
     rule = SplitRule(fraction=fraction, seed=seed)
-    with _progress() as progress:
-        task = progress.add_task("splitting", total=Cask.open(source).num_bytes)
-        report = split_cask(source, into, rule, progress=lambda size: progress.advance(task, size))
-    casks = {
-        str(path): {"added": report.added[side], "present": report.present[side]} for side, path in enumerate(into)
-    }
+    with byte_progress() as progress:
+        task = progress.add_task("splitting", total=None)
+        report = split_cask(
+            source,
+            (_folder(into[0]), _folder(into[1])),
+            rule,
+            planned=lambda total: progress.update(task, total=total),
+            progress=lambda size: progress.advance(task, size),
+        )
+    casks = {path: {"added": report.added[side], "present": report.present[side]} for side, path in enumerate(into)}
     if as_json:
-        from logitcask_schemas.cask_cli import _print_json
-
-        return _print_json({"source": str(source), "fraction": fraction, "seed": seed, "casks": casks})
+        return print_json({"source": source, "fraction": fraction, "seed": seed, "casks": casks})
     for path, counts in casks.items():
         print(f"{path}: {counts['added']:,} documents added, {counts['present']:,} were there")
     return None
 
 
-def _progress() -> Any:
-    from logitcask_schemas.cask_cli import _byte_progress
+def _folder(place: str) -> Path:
+    """A local folder to write a cask into."""
+    from logitcask_schemas.cask.remote_store import is_url
+    from logitcask_schemas.errors import CaskError
 
-    return _byte_progress()
-
-
-def _print_figures(figures: dict[str, Any], as_json: bool) -> None:
-    from logitcask_schemas.cask_cli import _number, _print_json, _print_table
-
-    if as_json:
-        _print_json(figures)
-    else:
-        _print_table(("figure", "value"), [[name, _number(value)] for name, value in figures.items()])
+    if is_url(place):
+        raise CaskError(f"{place}: name a local folder, then `logitcask cask export` it to the object store")
+    return Path(place)

@@ -1,67 +1,71 @@
-"""`logitcask cask`: list casks and shards, show documents, give figures; see `cask_care_cli` for the rest."""
+"""`logitcask cask`: list casks and shards, show documents, give figures; the rest is in `cask_care_cli` and others."""
 
 import json
-import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.table import Table
+from rich.text import Text
 
 from logitcask_schemas.cask_care_cli import register as register_care
 from logitcask_schemas.cask_export_cli import register as register_export
+from logitcask_schemas.cask_output import (
+    CaskArgument,
+    JsonOption,
+    byte_progress,
+    console,
+    number,
+    print_json,
+    print_line,
+    print_table,
+)
 
 if TYPE_CHECKING:
+    from logitcask_schemas.cask.reader import Cask
     from logitcask_schemas.cask_strip import Measure
 
-app = typer.Typer(help="Look into casks, prove what they hold.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="A cask is a folder, or a folder of an object store, that holds what a teacher said about documents. These "
+    "commands look into casks, prove and mend them, and copy, join and divide them.",
+    no_args_is_help=True,
+    add_completion=False,
+)
 
-CaskArgument = Annotated[Path, typer.Argument(metavar="CASK", help="The cask's folder.", show_default=False)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+LOOK: Final = "Look into a cask"
+_SHARD_COLUMNS: Final = ("name", "documents", "tokens", "head_entries", "tail_entries", "bytes")
+_SHARD_TITLES: Final = ("shard", "documents", "tokens", "head", "draws", "bytes")
+_CASK_COLUMNS: Final = ("name", "teacher", "shards", "documents", "tokens", "bytes")
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def ls(
-    path: Annotated[Path, typer.Argument(help="A cask, or a folder of casks.")] = Path(),
+    place: Annotated[str, typer.Argument(metavar="[PLACE]", help="A cask, or what holds casks: folder or URL.")] = ".",
     as_json: JsonOption = False,
 ) -> None:
-    """List the casks in a folder, or the shards of one cask."""
-    from logitcask_schemas.cask.layout import MANIFEST_NAME
-    from logitcask_schemas.cask.reader import Cask
-    from logitcask_schemas.errors import CaskNotFoundError
+    """List the casks in a folder, or the shards (files) of one cask. Exit 3 when a cask in the folder is damaged."""
+    from logitcask_schemas.cask_listing import casks_in, one_cask
+    from logitcask_schemas.exit_codes import EXIT_PROBLEMS
 
-    if (path / MANIFEST_NAME).exists():
-        entries = Cask.open(path).entries
+    if (cask := one_cask(place)) is not None:
         if as_json:
-            return _print_json([entry.model_dump(mode="json") for entry in entries])
-        columns = ("name", "documents", "tokens", "head_entries", "tail_entries", "bytes")
-        return _print_table(columns, [[getattr(entry, name) for name in columns] for entry in entries])
-    if not path.is_dir():
-        raise CaskNotFoundError(f"{path}: no such folder")
-    found = sorted(child for child in path.iterdir() if (child / MANIFEST_NAME).exists())
-    casks = [(child.name, Cask.open(child)) for child in found]
-    rows = [
-        {
-            "name": name,
-            "teacher": cask.manifest.teacher.model,
-            "shards": len(cask.entries),
-            "documents": len(cask),
-            "tokens": cask.num_tokens,
-            "bytes": cask.num_bytes,
-        }
-        for name, cask in casks
-    ]
+            return print_json([entry.model_dump(mode="json") for entry in cask.entries])
+        return print_table(_SHARD_TITLES, [[getattr(entry, name) for name in _SHARD_COLUMNS] for entry in cask.entries])
+    rows = casks_in(place)
+    damaged = [row for row in rows if "error" in row]
     if as_json:
-        return _print_json(rows)
-    return _print_table(
-        ("name", "teacher", "shards", "documents", "tokens", "bytes"), [list(row.values()) for row in rows]
-    )
+        print_json(rows)
+    else:
+        print_table(_CASK_COLUMNS, [[row[name] for name in _CASK_COLUMNS] for row in rows if "error" not in row])
+        for row in damaged:
+            typer.echo(f"{row['name']}: {row['error']}", err=True)
+    if damaged:
+        raise typer.Exit(EXIT_PROBLEMS)
+    return None
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def show(
     cask: CaskArgument,
     document: Annotated[str, typer.Argument(help="A document's number, or the start of its id in hex.")] = "0",
@@ -74,56 +78,81 @@ def show(
     color: Annotated[
         str, typer.Option(help="What colours the strip of tokens: entropy, or probability of the token that came.")
     ] = "entropy",
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="For a URL: folder for fetched shards (default: logitcask/casks in the user's cache folder)."
+        ),
+    ] = None,
+    cache_bytes: Annotated[
+        int | None, typer.Option(help="For a URL: most bytes of this cask to keep there (4 GiB).", min=1)
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what the teacher said about a document: its tokens in the colour of the teacher's doubt, then positions.
 
     Green is sure, red is not (an entropy of 5 nats, or a probability of 0).
     """
-    from logitcask_schemas.cask.reader import Cask
     from logitcask_schemas.cask.show import describe_positions, find_document
+    from logitcask_schemas.cask_places import open_place
+    from logitcask_schemas.cask_positions import print_positions
     from logitcask_schemas.cask_strip import token_strip
 
-    opened = Cask.open(cask)
-    number = find_document(opened, document)
+    measure = _measure(color)
+    opened = open_place(cask, cache=cache, cache_bytes=cache_bytes)
+    at = find_document(opened, document)
     text = _text_of_ids(tokenizer, opened.manifest.teacher.tokenizer_fingerprint) if tokenizer else None
-    described = describe_positions(opened, number, start=start, count=count, alternatives=alternatives, text=text)
-    if as_json:
-        return _print_json(described)
-    rows = [
-        [
-            position["position"],
-            position["token"],
-            position["next"],
-            f"{position['probability']:.3f}",
-            f"{position['entropy']:.3f}",
-            f"{position['captured']:.4f}",
-            position["draws"],
-            "  ".join(f"{token} {probability:.3f}" for token, probability in position["head"]),
-        ]
-        for position in described["positions"]
-    ]
-    print(f"document {number} · {described['id']} · {described['tokens']} tokens")
-    Console(highlight=False).print(token_strip(described["positions"], _measure(color), texts=tokenizer is not None))
-    return _print_table(
-        ("position", "token", "next", "p(next)", "entropy (nats)", "head mass", "tail draws", "head"), rows
+    described = _from_shard(
+        opened,
+        at,
+        lambda: describe_positions(opened, at, start=start, count=count, alternatives=alternatives, text=text),
     )
+    if as_json:
+        return print_json(described)
+    out = console()
+    print_line(out, Text(f"document {at:,} of {len(opened):,}: {described['tokens']:,} tokens"))
+    print_line(out, Text(f"id {described['id']}"))
+    out.print(token_strip(described["positions"], measure, texts=tokenizer is not None))
+    return print_positions(out, described["positions"])
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def stats(cask: CaskArgument, as_json: JsonOption = False) -> None:
-    """Sizes, entries per position, bytes per token by column; reads the index only."""
-    from logitcask_schemas.cask.reader import Cask
+    """Sizes, entries per position, bytes per token by column; reads no shard, only what the cask says of them."""
     from logitcask_schemas.cask.stats import cask_stats
+    from logitcask_schemas.cask_places import open_place
 
-    opened = Cask.open(cask)
+    opened = open_place(cask)
     figures = asdict(cask_stats(opened))
     if as_json:
         manifest = opened.manifest.model_dump(mode="json")
-        return _print_json({**figures, "teacher": manifest["teacher"], "capture": manifest["capture"]})
+        return print_json({**figures, "teacher": manifest["teacher"], "capture": manifest["capture"]})
     columns = figures.pop("column_bytes_per_token")
-    _print_table(("figure", "value"), [[name, _number(value)] for name, value in figures.items()])
-    return _print_table(("column", "bytes/token"), [[name, f"{value:.3f}"] for name, value in columns.items()])
+    print_table(("figure", "value"), [[name, number(value)] for name, value in figures.items()])
+    return print_table(("column", "bytes/token"), [[name, value] for name, value in columns.items()])
+
+
+def _from_shard(cask: "Cask", document: int, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Do something with a document; a remote cask's shard is fetched first, again where the cache's copy is bad."""
+    from logitcask_schemas.cask.remote_cask import RemoteCask
+    from logitcask_schemas.errors import CaskCorruptionError
+
+    if not isinstance(cask, RemoteCask):
+        return work()
+    number, _ = cask.locate(document)
+    try:
+        _fetch(cask, number)
+        return work()
+    except CaskCorruptionError:
+        cask.forget(number)
+        _fetch(cask, number)
+        return work()
+
+
+def _fetch(cask: Any, shard: int) -> None:
+    with byte_progress() as progress:
+        task = progress.add_task("fetching", total=cask.entries[shard].bytes)
+        cask.fetch(shard, lambda size: progress.update(task, completed=size))
 
 
 def _measure(name: str) -> "Measure":
@@ -149,37 +178,5 @@ def _text_of_ids(folder: Path, expected: str) -> Any:
     return lambda token_id: json.dumps(tokenizer.decode([token_id]), ensure_ascii=False)
 
 
-def _print_json(document: Any) -> None:
-    json.dump(document, sys.stdout, indent=2, allow_nan=False)
-    sys.stdout.write("\n")
-
-
-def _print_table(columns: tuple[str, ...], rows: list[list[Any]]) -> None:
-    table = Table(box=None)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if rows and isinstance(rows[0][i], int) else "left", no_wrap=i == 0)
-    for row in rows:
-        table.add_row(*(_number(value) for value in row))
-    Console(markup=False, highlight=False).print(table)
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def _byte_progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
-
-
-register_export(app)
 register_care(app)
+register_export(app)

@@ -1,8 +1,12 @@
 """`logitcask cask export` and `logitcask cask import`: the same cask in another carrier, or in another place."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+
+from logitcask_schemas.cask_care_cli import ARRANGE
+from logitcask_schemas.cask_output import JsonOption, byte_progress, number, print_json, print_table
 
 Source = Annotated[
     str, typer.Argument(metavar="SRC", help="A cask: folder or URL (s3://bucket/folder).", show_default=False)
@@ -10,13 +14,12 @@ Source = Annotated[
 Destination = Annotated[
     str, typer.Argument(metavar="DST", help="New folder or URL, or an unfinished export.", show_default=False)
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add both commands to `logitcask cask`."""
-    app.command("export")(export_command)
-    app.command("import")(import_command)
+    app.command("export", rich_help_panel=ARRANGE)(export_command)
+    app.command("import", rich_help_panel=ARRANGE)(import_command)
 
 
 def export_command(
@@ -25,27 +28,50 @@ def export_command(
     carrier: Annotated[str, typer.Option(help="File format of the shards: zarr, parquet or arrow.")] = "zarr",
     as_json: JsonOption = False,
 ) -> None:
-    """Copy a cask into another carrier or place; run again, it goes on where it stopped."""
-    _copy(source, destination, carrier, as_json)
+    """Copy a cask into another file format or place, to ship or archive it; run again, it goes on where it stopped."""
+    _print(_copied(source, destination, carrier), as_json)
 
 
-def import_command(source: Source, destination: Destination, as_json: JsonOption = False) -> None:
-    """Copy a cask of any carrier into Arrow shards, to train from; run again, it goes on where it stopped."""
-    _copy(source, destination, "arrow", as_json)
+def import_command(
+    source: Source,
+    destination: Destination,
+    as_is: Annotated[
+        bool,
+        typer.Option("--as-is", help="From a URL: copy every file as it is, damage included, for `cask repair`."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a cask of any file format into Arrow shards, to train from; run again, it goes on where it stopped."""
+    from logitcask_schemas.cask.remote_store import is_url
+    from logitcask_schemas.errors import CaskCorruptionError
+
+    if as_is:
+        if not is_url(source) or is_url(destination):
+            raise typer.BadParameter(
+                "copies from a URL to a folder; folders are copied by `cp -r`", param_hint="--as-is"
+            )
+        return _print(_copied_as_is(source, destination), as_json)
+    try:
+        figures = _copied(source, destination, "arrow")
+    except CaskCorruptionError as error:
+        if not is_url(source):
+            raise
+        hint = f"To keep what is sound: logitcask cask import --as-is {source} NEW-FOLDER, then cask repair NEW-FOLDER."
+        raise CaskCorruptionError(f"{error} {hint}") from error
+    return _print(figures, as_json)
 
 
-def _copy(source: str, destination: str, carrier: str, as_json: bool) -> None:
+def _copied(source: str, destination: str, carrier: str) -> dict[str, Any]:
     from logitcask_schemas.cask.export import export_cask, open_source, target_of
-    from logitcask_schemas.cask_cli import _byte_progress, _number, _print_json, _print_table
 
-    with open_source(source) as cask, _byte_progress() as progress:
+    with open_source(source) as cask, byte_progress() as progress:
         task = progress.add_task(f"to {carrier}", total=cask.num_bytes)
         steps = []
         for step in export_cask(cask, target_of(destination), carrier):
             steps.append(step)
             progress.advance(task, step.source.bytes)
         documents = len(cask)
-    figures = {
+    return {
         "source": source,
         "destination": destination,
         "carrier": carrier,
@@ -55,7 +81,28 @@ def _copy(source: str, destination: str, carrier: str, as_json: bool) -> None:
         "source_bytes": sum(step.source.bytes for step in steps),
         "destination_bytes": sum(step.target.bytes for step in steps),
     }
+
+
+def _copied_as_is(source: str, destination: str) -> dict[str, Any]:
+    from logitcask_schemas.cask.remote_copy import copy_as_is
+
+    with byte_progress() as progress:
+        task = progress.add_task("as it is", total=None)
+        steps = []
+        for step in copy_as_is(source, Path(destination), planned=lambda size: progress.update(task, total=size)):
+            steps.append(step)
+            progress.advance(task, step.bytes)
+    return {
+        "source": source,
+        "destination": destination,
+        "files": len(steps),
+        "skipped": sum(step.skipped for step in steps),
+        "bytes": sum(step.bytes for step in steps),
+    }
+
+
+def _print(figures: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        _print_json(figures)
+        print_json(figures)
     else:
-        _print_table(("figure", "value"), [[name, _number(value)] for name, value in figures.items()])
+        print_table(("figure", "value"), [[name, number(value)] for name, value in figures.items()])

@@ -28,7 +28,10 @@ def token_strip(positions: list[dict[str, Any]], measure: Measure, *, texts: boo
 
 
 def _shown(token: str, texts: bool) -> str:
-    return str(json.loads(token)) if texts else f"{token} "
+    if not texts:
+        return f"{token} "
+    # What a document holds must not steer the terminal: escape sequences are shown, not obeyed.
+    return "".join(one if one in "\n\t" or one.isprintable() else ascii(one)[1:-1] for one in json.loads(token))
 
 
 def _style(position: dict[str, Any], measure: Measure) -> str:

@@ -1,8 +1,7 @@
 """The command line: one command, `logitcask`, whose subcommands each side brings through entry points.
 
 Only the subcommand that is called gets imported. `COMMANDS` repeats their names and one-line helps, so that
-`logitcask --help` neither imports torch nor needs the extras. Exit codes: 0 done, 1 failure reported, 2 usage or a
-missing extra, 3 the job or cask has problems, 130 interrupted.
+`logitcask --help` neither imports torch nor needs the extras. See `exit_codes` for what the command ends with.
 """
 
 import importlib.metadata
@@ -15,11 +14,9 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from logitcask_schemas.errors import LogitcaskError, MissingExtraError
+from logitcask_schemas.exit_codes import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE
 
 GROUP: Final = "logitcask.commands"
-EXIT_FAILURE: Final = 1
-EXIT_USAGE: Final = 2
-EXIT_INTERRUPTED: Final = 130
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +32,11 @@ COMMANDS: Final[dict[str, Command]] = {
     "serve": Command("Run the teacher service: corpora in over HTTP, casks out.", "teacher"),
     "submit": Command("Send a corpus to a service and start its extraction.", "service"),
     "jobs": Command("List, follow and cancel a service's extractions.", "service"),
-    "cask": Command("Look into casks, prove what they hold.", None),
+    "cask": Command(
+        "Look into casks (ls, show, stats), prove and mend them (verify, repair), copy, join and divide them "
+        "(export, import, merge, split).",
+        None,
+    ),
     "train": Command("Train a student from a cask, without the teacher.", "trainer"),
     "report": Command("Compare student, baseline and teacher on held-out documents.", "trainer"),
     "models": Command("Fetch small teachers to try things with.", "service"),

@@ -7,14 +7,17 @@ crash, or with one more source, a merge goes on where it stopped.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from logitcask_schemas.cask.carriers import shard_path
 from logitcask_schemas.cask.document_table import ShardDocuments
+from logitcask_schemas.cask.export import open_source
 from logitcask_schemas.cask.files import FileOperations
 from logitcask_schemas.cask.gather import gather_rows
 from logitcask_schemas.cask.reader import Cask
+from logitcask_schemas.cask.remote_cask import RemoteCask, place_of
 from logitcask_schemas.cask.verify import sha256_of
 from logitcask_schemas.cask.writer import CaskWriter
 from logitcask_schemas.errors import CaskCorruptionError, CaskError
@@ -40,21 +43,23 @@ class MergeReport:
 
 def merge_casks(
     target: Path,
-    sources: Sequence[Path],
+    sources: Sequence[Path | str],
     *,
     link: bool = True,
     verify: bool = True,
     files: FileOperations | None = None,
+    planned: Callable[[int], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> MergeReport:
     """Bring the documents of the sources into the target, each document once.
 
     Args:
         target: A cask, or a folder that is to become one.
-        sources: Casks; they stay as they are.
+        sources: Casks, as folders or URLs; they stay as they are. Of a URL one shard at a time is fetched.
         link: Share whole shards with the sources where possible; False copies them.
         verify: Prove the SHA-256 of every shard that is taken over whole.
         files: The file system, for tests.
+        planned: Called once with the bytes of all sources.
         progress: Called with the bytes of every finished shard.
 
     Raises:
@@ -63,16 +68,21 @@ def merge_casks(
         CaskError: The target is one of the sources.
         CaskWriteError: The file system refuses; run again when it does not.
     """
-    opened = [Cask.open(source) for source in sources]
-    if not opened:
+    if not sources:
         raise CaskError(f"nothing to merge into {target}: name at least one source")
-    first = opened[0].manifest
-    for cask in opened:
-        first.require_same(cask.manifest.teacher, cask.manifest.capture, where=str(opened[0].path))
-        if cask.path.resolve() == Path(target).resolve():
-            raise CaskError(f"{target}: is a source of the merge as well; name another folder for the result")
-    report = MergeReport()
-    with CaskWriter.create(target, teacher=first.teacher, capture=first.capture, files=files) as writer:
+    with ExitStack() as held:
+        opened = [held.enter_context(open_source(str(source))) for source in sources]
+        first = opened[0].manifest
+        for cask in opened:
+            first.require_same(cask.manifest.teacher, cask.manifest.capture, where=place_of(opened[0]))
+            if cask.path.resolve() == Path(target).resolve():
+                raise CaskError(f"{target}: is a source of the merge as well; name another folder for the result")
+        if planned is not None:
+            planned(sum(cask.num_bytes for cask in opened))
+        report = MergeReport()
+        writer = held.enter_context(
+            CaskWriter.create(target, teacher=first.teacher, capture=first.capture, files=files)
+        )
         for cask in opened:
             for number, documents in enumerate(cask.shard_documents()):
                 _merge_shard(writer, cask, number, documents, report, link=link, verify=verify)
@@ -94,10 +104,10 @@ def _merge_shard(
     entry, added = cask.entries[number], 0
     rows = _missing(writer, documents)
     if len(rows) == entry.documents:
-        path = shard_path(cask.path, entry)
-        if verify:
-            _require_content(path, entry)
-        linked = writer.adopt(entry, path, documents, link=link)
+        with _file_of(cask, entry) as path:
+            if verify:
+                _require_content(path, entry)
+            linked = writer.adopt(entry, path, documents, link=link)
         if linked is None:
             # Another writer has published one of these documents in the meantime.
             rows = _missing(writer, documents)
@@ -116,6 +126,13 @@ def _merge_shard(
         report.rewritten += 1
     report.documents += added
     report.duplicates += entry.documents - added
+
+
+def _file_of(cask: Cask, entry: ShardEntry) -> AbstractContextManager[Path]:
+    """A shard's file, fetched where need be, which stays while the context lasts."""
+    if isinstance(cask, RemoteCask):
+        return cask.cache.held(entry)
+    return nullcontext(shard_path(cask.path, entry))
 
 
 def _missing(writer: CaskWriter, documents: ShardDocuments) -> list[int]:

@@ -29,6 +29,9 @@ _CLIENT_ERRORS: Final = (
 )
 """What the clients of stores raise beside OSError, by the module that defines it."""
 
+_CLIENTS_READ: Final = ("AWS_", "S3_", "FSSPEC_", "GOOGLE_", "GCSFS_", "AZURE_", "HTTP_", "HTTPS_", "NO_PROXY", "HOME")
+"""Starts of the names of environment variables that say where a store is and who asks."""
+
 _systems: "weakref.WeakValueDictionary[Any, Any]" = weakref.WeakValueDictionary()
 """Connected file systems that are in use in this process: making one costs a tenth of a second of CPU."""
 
@@ -125,10 +128,16 @@ class RemoteStore:
         with self._explained(name):
             system, root = self._system()
             system.put_file(str(source), f"{root}/{name}")
-            system.invalidate_cache(root)
-            stored = system.info(f"{root}/{name}")["size"]
-        if stored != (size := source.stat().st_size):
+        if (stored := self.size(name)) != (size := source.stat().st_size):
             raise CaskError(f"{self.url}/{name}: sent {size} bytes, the store has {stored}; try again")
+
+    def size(self, name: str) -> int:
+        """Bytes of an object; errors as `read`."""
+        with self._explained(name):
+            system, root = self._system()
+            system.invalidate_cache(f"{root}/{name}")
+            stored: int = system.info(f"{root}/{name}")["size"]
+        return stored
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Names and sizes in bytes of the objects right below a folder; none where there is no folder."""
@@ -153,7 +162,9 @@ class RemoteStore:
             try:
                 listing: list[dict[str, Any]] = system.ls(path, detail=True)
             except FileNotFoundError:
-                return []
+                listing = []
+            # It may have a hundred thousand names, and clients would keep it.
+            system.invalidate_cache(path)
         return listing
 
     def __getstate__(self) -> dict[str, Any]:
@@ -196,7 +207,8 @@ def _system_of(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     """A file system for a URL, shared by all stores of one server that this process has in use, and the path in it."""
     server = url if "::" in url else "/".join(url.split("/", 3)[:3])
     # Credentials and addresses come from the environment: whoever mends them there must not be given the old ones.
-    key = (os.getpid(), server, repr(sorted(options.items())), frozenset(os.environ.items()))
+    given = frozenset((name, value) for name, value in os.environ.items() if name.upper().startswith(_CLIENTS_READ))
+    key = (os.getpid(), server, repr(sorted(options.items())), given)
     if (system := _systems.get(key)) is not None:
         return system, str(system._strip_protocol(url))
     fsspec: Any = importlib.import_module("fsspec")

@@ -12,10 +12,13 @@ from typing import Final
 
 import xxhash
 
+from logitcask_schemas.cask.columns import ShardColumns
+from logitcask_schemas.cask.export import open_source
 from logitcask_schemas.cask.files import FileOperations
 from logitcask_schemas.cask.gather import Row, gather_rows, stored_bytes
 from logitcask_schemas.cask.layout import RecordLayout
 from logitcask_schemas.cask.reader import Cask
+from logitcask_schemas.cask.remote_cask import place_of
 from logitcask_schemas.cask.writer import CaskWriter
 from logitcask_schemas.errors import CaskError
 
@@ -52,23 +55,25 @@ class SplitReport:
 
 
 def split_cask(
-    source: Path,
+    source: Path | str,
     into: tuple[Path, Path],
     rule: SplitRule,
     *,
     shard_bytes: int = SHARD_BYTES,
     files: FileOperations | None = None,
+    planned: Callable[[int], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> SplitReport:
     """Copy every document of a cask into one of two casks.
 
     Args:
-        source: The cask; it stays as it is.
+        source: The cask, as folder or URL; it stays as it is. Of a URL one shard at a time is fetched.
         into: Folders of the results: the fraction goes to the first, the rest to the second. Both may hold an earlier
             split by the same rule, or an unfinished one.
         rule: Which document goes where.
         shard_bytes: Size of the new shards; about as much is held in memory for each side.
         files: The file system, for tests.
+        planned: Called once with the bytes of the source.
         progress: Called with the bytes of every finished source shard.
 
     Raises:
@@ -77,9 +82,24 @@ def split_cask(
         CaskError: Folders coincide, or hold documents that this rule puts on the other side.
         CaskWriteError: The file system refuses; run again when it does not.
     """
-    cask = Cask.open(source)
+    with open_source(str(source)) as cask:
+        if planned is not None:
+            planned(cask.num_bytes)
+        return _split(cask, into, rule, shard_bytes, files, progress or (lambda _: None))
+
+
+def _split(
+    cask: Cask,
+    into: tuple[Path, Path],
+    rule: SplitRule,
+    shard_bytes: int,
+    files: FileOperations | None,
+    progress: Callable[[int], None],
+) -> SplitReport:
     if len({path.resolve() for path in (cask.path, *into)}) != 3:
-        raise CaskError(f"{source} cannot be split into {into[0]} and {into[1]}: three different folders are needed")
+        raise CaskError(
+            f"{place_of(cask)} cannot be split into {into[0]} and {into[1]}: three different folders are needed"
+        )
     carrier = cask.entries[0].carrier if cask.entries else "arrow"
     manifest, report = cask.manifest, SplitReport()
     writers = [
@@ -90,16 +110,20 @@ def split_cask(
     waiting = [_Waiting(writer, cask.layout, shard_bytes) for writer in writers]
     for number, entry in enumerate(cask.entries):
         shard = cask.shard(number)
+        rows: tuple[list[Row], list[Row]] = [], []
         for row, identity in enumerate(shard.document_ids):
             side = 0 if rule.first(identity.tobytes()) else 1
             if writers[side].has(identity.tobytes()):
                 report.present[side] += 1
                 continue
             shard.verify(row)
-            waiting[side].add((shard.columns, row))
+            rows[side].append((shard.columns, row))
             report.added[side] += 1
-        if progress is not None:
-            progress(entry.bytes)
+        for side, chosen in enumerate(rows):
+            if chosen:
+                # Copied out: a view of a few documents would keep the whole shard, fetched or mapped, until they go.
+                waiting[side].add(gather_rows(chosen, cask.layout))
+        progress(entry.bytes)
     for one in waiting:
         one.publish()
         one.writer.close()
@@ -107,18 +131,19 @@ def split_cask(
 
 
 class _Waiting:
-    """Documents on their way into a shard; they are views until it is written."""
+    """Documents on their way into a shard."""
 
     def __init__(self, writer: CaskWriter, layout: RecordLayout, shard_bytes: int) -> None:
         self.writer, self._layout, self._shard_bytes = writer, layout, shard_bytes
         self._rows: list[Row] = []
         self._bytes = 0
 
-    def add(self, row: Row) -> None:
-        self._rows.append(row)
-        self._bytes += stored_bytes(*row, self._layout)
-        if self._bytes >= self._shard_bytes:
-            self.publish()
+    def add(self, columns: ShardColumns) -> None:
+        for row in range(len(columns.document_ids)):
+            self._rows.append((columns, row))
+            self._bytes += stored_bytes(columns, row, self._layout)
+            if self._bytes >= self._shard_bytes:
+                self.publish()
 
     def publish(self) -> None:
         if self._rows:

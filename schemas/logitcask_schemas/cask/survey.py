@@ -92,15 +92,20 @@ def survey(path: Path) -> Survey:
 
 
 def files_of_no_shard(path: Path, entries: Iterable[ShardEntry], damaged: Iterable[str]) -> list[str]:
-    """Names in the folder of shards that belong to no shard.
+    """Names in the folder of shards that belong to no shard; see `names_of_no_shard`."""
+    return names_of_no_shard((file.name for file in (path / SHARDS_NAME).iterdir()), entries, damaged)
+
+
+def names_of_no_shard(names: Iterable[str], entries: Iterable[ShardEntry], damaged: Iterable[str]) -> list[str]:
+    """Which of these names belong to no shard, sorted.
 
     Args:
-        path: The cask's folder.
+        names: What lies among the shards.
         entries: All shards whose entry can be read.
         damaged: Names of shards whose entry cannot be read: then any carrier's file may be the shard's.
     """
     suffixes = [carrier.suffix for carrier in CARRIERS.values()]
     belonging = {f"{name}{suffix}" for name in damaged for suffix in (*suffixes, ENTRY_SUFFIX)}
     for entry in entries:
-        belonging |= {shard_path(path, entry).name, entry.name + ENTRY_SUFFIX}
-    return sorted({file.name for file in (path / SHARDS_NAME).iterdir()} - belonging)
+        belonging |= {shard_path(Path(), entry).name, entry.name + ENTRY_SUFFIX}
+    return sorted({*names} - belonging)

@@ -1,0 +1,67 @@
+"""Fixtures for casks in object stores: one S3 server for the whole session, and a small cask to put there."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# --import-mode=importlib leaves folders off the path; the made-up documents live beside the schemas' tests.
+sys.path.insert(0, str(Path(__file__).parents[1] / "schemas"))
+
+from cask_samples import SPEC, make_documents, make_teacher
+
+from logitcask_schemas.cask import CaskWriter
+from logitcask_schemas.cask.remote_store import RemoteStore
+
+SHARDS = 3
+LENGTHS = (20, 120, 7)
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[tuple[str, list[RemoteStore]]]:
+    """The server's address, and where to leave a connected store: clients are shared as long as one of them lives."""
+    pytest.importorskip("s3fs", reason="object stores need the extra `remote`")
+    moto: Any = pytest.importorskip("moto.server", reason="moto is the S3 server of these tests; install the dev extra")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}", []
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: tuple[str, list[RemoteStore]], monkeypatch: pytest.MonkeyPatch, request: Any) -> str:
+    """A bucket of this test's own; address and credentials in the environment, as users give them."""
+    endpoint, connected = s3_server
+    for name, value in {"AWS_ENDPOINT_URL": endpoint, **CREDENTIALS}.items():
+        monkeypatch.setenv(name, value)
+    url = f"s3://bucket-{abs(hash(request.node.nodeid))}"
+    store = RemoteStore(url)
+    store._system()[0].mkdir(url)
+    if not connected:
+        connected.append(store)
+    return url
+
+
+@pytest.fixture
+def memory(request: Any) -> Iterator[str]:
+    """The address of a folder in a store that lives in this process alone, and goes with the test."""
+    fsspec: Any = pytest.importorskip("fsspec", reason="object stores need the extra `remote`")
+    url = f"memory://bucket-{abs(hash(request.node.nodeid))}"
+    yield url
+    system = fsspec.filesystem("memory")
+    if system.exists(url):
+        system.rm(url, recursive=True)
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Path:
+    """A closed cask of `SHARDS` shards with a document of each of `LENGTHS`."""
+    path = tmp_path / "local"
+    with CaskWriter.create(path, teacher=make_teacher(), capture=SPEC) as writer:
+        for seed in range(SHARDS):
+            writer.publish(make_documents(LENGTHS, seed))
+    return path
