@@ -214,3 +214,32 @@ def test_verify_exits_3_on_damage(cask_path: Path, capsys: pytest.CaptureFixture
     found = output_of(capsys, "verify", str(cask_path), code=3)
     assert found["damaged_shards"] == [shard.stem]
     assert run("cask", "verify", str(cask_path)) == 3
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_tables_fit_the_terminal(cask_path: Path, capsys, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    for arguments in (
+        ["show", str(cask_path), "4", "--count", "30"],
+        ["ls", str(cask_path)],
+        ["stats", str(cask_path)],
+    ):
+        assert run("cask", *arguments) == 0
+        lines = [line for line in capsys.readouterr().out.splitlines() if "\x1b" not in line]
+        assert max(map(len, lines)) <= width
+    monkeypatch.delenv("COLUMNS")
+    assert run("cask", "show", str(cask_path), "4", "--alternatives", "99") == 0
+    assert not [line for line in capsys.readouterr().out.splitlines() if "  +" in line], "nothing is cut in a pipe"
+
+
+def test_a_document_does_not_steer_the_terminal() -> None:
+    positions = [{"token": '"\\u001b[2J"', "next": '"a\\nb"', "entropy": 0.0, "probability": 1.0}]
+    assert token_strip(positions, "entropy", texts=True).plain == "\\x1b[2Ja\nb"
+
+
+def test_cask_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("cask", "--help") == 0
+    shown = capsys.readouterr().out
+    for name in ("ls", "show", "stats", "verify", "repair", "export", "import", "merge", "split"):
+        assert f" {name} " in shown
+        assert name in COMMANDS["cask"].help
