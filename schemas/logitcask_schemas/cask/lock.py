@@ -13,6 +13,7 @@ and a forked child closes what it inherited, in case its parent is killed.
 
 import fcntl
 import os
+import random
 import stat
 import threading
 import time
@@ -24,7 +25,7 @@ from typing import Final
 from logitcask_schemas.cask.layout import LOCK_NAME
 from logitcask_schemas.errors import CaskLockedError, CaskWriteError
 
-_POLL_SECONDS: Final = 0.02
+_POLL_SECONDS: Final = 0.005
 _OPEN: Final[set[int]] = set()
 """Descriptors of lock files that this process has open."""
 _OPENING: Final = threading.RLock()
@@ -136,4 +137,5 @@ def _acquire(descriptor: int, path: Path, deadline: float, timeout_seconds: floa
                 f"{path}: waited {timeout_seconds:g} s for the writer with process id {holder}. "
                 "If that process hangs, end it; the lock goes with it."
             )
-        time.sleep(_POLL_SECONDS)
+        # At random moments: who asks in step with a busy writer would never find the lock free.
+        time.sleep(random.uniform(0.5, 1.5) * _POLL_SECONDS)
