@@ -1,231 +1,135 @@
-"""Reading a cask: 2,048-position windows in random order, in one process and two, and opening a cask of 10,000 shards.
+"""Reading a cask: 2,048-position windows in random order to torch tensors, in one process and in two.
 
-The same made-up records (a head of 1 to 12 entries, 0 to 9 draws: about 40 bytes per token) are read
+The same made-up records (see `made_up_cask`) are read
 
-* from the cask as views and as collated torch tensors (`Cask.collate`, 8 windows a batch, every column), from documents
-  of one window and from windows at random places of documents of 65,536 positions,
-* from a raw file of the same bytes through a numpy memmap, copied: the bound for anything that moves these bytes,
+* from the cask as views and as collated torch tensors (`Cask.collate`, every column), from documents of one window and
+  from windows at random places of documents of 65,536 positions,
+* from a raw file of the same bytes through a numpy memmap, one copy for each window: the bound for anything that moves
+  these bytes,
 * from Parquet (zstd, one row per 2,048-position document), each row as Python lists, as most stores hand them out.
 
-Everything is in the page cache: the disk is not what is measured. Rows go to bench/results/cask_read.csv.
+Figures that make a ratio are taken in turns. Two processes beside one are measured for the cask and for the memmap,
+which tells what the machine's memory gives. Everything is in the page cache: the disk is not what is measured.
 """
 
 import argparse
-import csv
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from multiprocessing import get_context
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from logitcask_schemas.capture_spec import CaptureSpec
-from logitcask_schemas.cask import Cask, CaskWriter
+from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.collation import CollatedRecords
-from logitcask_schemas.cask.files import LocalFiles
-from logitcask_schemas.identity import TeacherIdentity
-from logitcask_schemas.records import DocumentRecords, Records
+from logitcask_schemas.records import Records
+from made_up_cask import make_cask
+from report import Report
 
 WINDOW = 2_048
-BATCH = 8
+BATCHES = (8, 32)
 VOCAB = 49_152
-RESULTS = Path(__file__).parent / "results" / "cask_read.csv"
-TEACHER = TeacherIdentity(
-    model="made-up",
-    weights_digest="0" * 64,
-    dtype="float32",
-    vocab_size=VOCAB,
-    tokenizer_fingerprint="0" * 64,
-    engine="transformers",
-    engine_version="0",
-)
-
-
-class UnsyncedFiles(LocalFiles):
-    """For setting the stage only: ten thousand shards without waiting for the disk."""
-
-    def sync_file(self, file: BinaryIO) -> None:
-        """Only empty the buffer."""
-        file.flush()
-
-    def sync_directory(self, path: Path) -> None:
-        """Nothing."""
-
-
-def make_document(length: int, seed: int) -> DocumentRecords:
-    random = np.random.default_rng(seed)
-    positions = length - 1
-    head_counts = random.integers(1, 13, positions).astype(np.uint8)
-    tail_counts = random.integers(0, 10, positions).astype(np.uint8)
-    token_ids = random.integers(0, VOCAB, length).astype(np.uint16)
-    head_ids = random.integers(0, VOCAB, int(head_counts.sum())).astype(np.uint16)
-    head_ids[np.cumsum(head_counts, dtype=np.int64) - 1] = token_ids[1:]
-    tail_ids = random.integers(0, VOCAB, int(tail_counts.sum())).astype(np.uint16)
-    tail_ids = tail_ids[np.lexsort((tail_ids, np.repeat(np.arange(positions), tail_counts)))]
-    return DocumentRecords(
-        token_ids_L=token_ids,
-        records=Records(
-            head_counts_P=head_counts,
-            head_ids_H=head_ids,
-            head_logprobs_H=(-8 * random.random(len(head_ids))).astype(np.float16),
-            tail_counts_P=tail_counts,
-            tail_ids_N=tail_ids,
-            log_tail_mass_P=(-8 * random.random(positions)).astype(np.float16),
-            entropy_P=(4 * random.random(positions)).astype(np.float16),
-        ),
-    )
-
-
-def columns_of(document: DocumentRecords) -> list[np.ndarray[Any, Any]]:
-    fields = (getattr(document.records, name) for name in Records.__dataclass_fields__)
-    return [document.token_ids_L, *(field for field in fields if field is not None)]
+COLUMNS = tuple(Records.__dataclass_fields__)
+columns_of = attrgetter(*COLUMNS)
+Batches = Iterator[list[int]]
 
 
 def tensors(batch: CollatedRecords) -> list[torch.Tensor]:
-    columns = (getattr(batch.records, name) for name in Records.__dataclass_fields__)
+    columns = columns_of(batch.records)
     return [torch.from_numpy(column) for column in (batch.token_ids_L, *columns) if column is not None]
 
 
-def read_for_seconds(path: Path, seconds: float, seed: int, start: Any, results: Any) -> None:
-    """A worker process: batches in random order until the time is up; puts its tokens and time."""
-    torch.set_num_threads(1)
-    cask = Cask.open(path)
-    cask.collate(range(len(cask)))
-    order, tokens = np.random.default_rng(seed), 0
-    start.wait()
-    begin = time.perf_counter()
-    while (now := time.perf_counter()) < begin + seconds:
-        tokens += len(tensors(cask.collate(order.integers(0, len(cask), BATCH).tolist()))[0])
-    results.put(tokens / (now - begin))
-
-
-class Report:
-    """Collects rows and prints them as they come."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self.common = {
-            "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
-            "cpu": cpu_name(),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "pyarrow": pa.__version__,
-            "torch": torch.__version__,
-        }
-
-    def add(self, metric: str, unit: str, values: list[float], note: str = "") -> float:
-        """Note a metric's repeats; returns their median."""
-        p20, p50, p80 = np.percentile(values, [20, 50, 80])
-        self.rows.append(
-            {"metric": metric, "unit": unit, "p20": f"{p20:.4g}", "p50": f"{p50:.4g}", "p80": f"{p80:.4g}"}
-            | {"repeats": len(values), "note": note}
-            | self.common
-        )
-        print(f"{metric:<58} {p50:>12,.4g} {unit}  (p20 {p20:,.4g}, p80 {p80:,.4g})  {note}", flush=True)
-        return float(p50)
-
-    def write(self, path: Path = RESULTS) -> None:
-        """Replace the results' file."""
-        path.parent.mkdir(exist_ok=True)
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
-            writer.writeheader()
-            writer.writerows(self.rows)
-
-
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def rates(work: Callable[[list[int]], int], batches: Iterator[list[int]], repeats: int) -> list[float]:
-    """Tokens per second of each repeat: `work` on a batch of windows returns its tokens."""
-    found = []
-    for _ in range(repeats):
-        batch = next(batches)
-        start = time.perf_counter()
-        tokens = work(batch)
-        found.append(tokens / (time.perf_counter() - start))
-    return found
-
-
-def random_batches(count: int) -> Iterator[list[int]]:
+def random_batches(documents: int, windows: int) -> Batches:
     random = np.random.default_rng(0)
     while True:
-        order = random.permutation(count)
-        yield from (order[i : i + BATCH].tolist() for i in range(0, count - BATCH + 1, BATCH))
+        order = random.permutation(documents)
+        yield from (order[i : i + windows].tolist() for i in range(0, documents - windows + 1, windows))
 
 
-def bench_publishing(report: Report, folder: Path, made: list[DocumentRecords]) -> Cask:
-    writer = CaskWriter.create(folder / "cask", teacher=TEACHER, capture=CaptureSpec())
-    seconds = []
-    for i in range(0, len(made), 128):
-        start = time.perf_counter()
-        entry = writer.publish(made[i : i + 128])
-        assert entry is not None
-        seconds.append(entry.bytes / (time.perf_counter() - start) / 1e6)
-    writer.close()
-    report.add(
-        "publish: records to durable shard, checks and hashes included", "MB/s", seconds, "128 documents a shard"
-    )
-    cask = Cask.open(folder / "cask")
-    report.add("cask size", "bytes/token", [cask.num_bytes / cask.num_tokens])
-    return cask
+def rate(work: Callable[[list[int]], int], batch: list[int]) -> float:
+    """Tokens per second: `work` on a batch of windows returns its tokens."""
+    start = time.perf_counter()
+    tokens = work(batch)
+    return tokens / (time.perf_counter() - start)
 
 
-def bench_windows(report: Report, folder: Path, documents: int, repeats: int) -> None:
-    made = [make_document(WINDOW + 1, seed) for seed in range(documents)]
-    cask = bench_publishing(report, folder, made)
+def write_raw(path: Path, cask: Cask) -> None:
+    """The bytes of every document, column after column."""
+    with path.open("wb") as file:
+        for number in range(len(cask)):
+            document = cask.read(number)
+            file.writelines(
+                column.tobytes()
+                for column in (document.token_ids_L, *columns_of(document.records))
+                if column is not None
+            )
 
-    def first_touch(_: list[int]) -> int:
-        fresh = Cask.open(folder / "cask")
-        return sum(len(fresh.read(number).token_ids_L) for number in range(len(fresh)))
 
-    def views(batch: list[int]) -> int:
-        return sum(len(cask.read(number).token_ids_L) for number in batch)
+def cask_reader(path: Path) -> Callable[[list[int]], int]:
+    """Every document of it has been touched when this returns."""
+    cask = Cask.open(path)
+    for number in range(len(cask)):
+        cask.read(number)
+    return lambda batch: len(tensors(cask.collate(batch))[0])
 
-    def collated_tensors(batch: list[int]) -> int:
-        return len(tensors(cask.collate(batch))[0])
 
-    batches = random_batches(documents)
-    report.add("cask: every checksum proved (first touch)", "tokens/s", rates(first_touch, batches, 5))
-    for number in range(documents):
-        cask.read(number)  # from here on every document has been touched
-    report.add("cask: views", "tokens/s", rates(views, batches, repeats))
-    (folder / "raw").write_bytes(b"".join(column.tobytes() for one in made for column in columns_of(one)))
-    raw = np.memmap(folder / "raw", dtype=np.uint8, mode="r")
+def memmap_reader(path: Path, documents: int) -> Callable[[list[int]], int]:
+    """Copies one contiguous piece for each window, of the average size."""
+    raw = np.memmap(path, dtype=np.uint8, mode="r")
+    raw.sum()
     size = len(raw) // documents
 
-    def memmap(batch: list[int]) -> int:
+    def read(batch: list[int]) -> int:
         np.concatenate([raw[number * size : (number + 1) * size] for number in batch])
         return len(batch) * (WINDOW + 1)
 
-    # In turns, so that what else runs on the machine slows both alike.
-    pairs = [(rates(collated_tensors, batches, 1)[0], rates(memmap, batches, 1)[0]) for _ in range(repeats)]
-    collated = report.add("cask: collated torch tensors", "tokens/s", [mine for mine, _ in pairs])
-    report.add("numpy memmap: the same bytes, copied", "tokens/s", [bound for _, bound in pairs])
-    report.add("ratio: torch tensors / memmap copy", "ratio", [mine / bound for mine, bound in pairs])
-    bench_processes(report, cask.path)
+    return read
 
-    names = ["token_ids", *Records.__dataclass_fields__]
-    table = pa.table(
-        {name: [columns_of(one)[i] for one in made] for i, name in enumerate(names[: len(columns_of(made[0]))])}
-    )
-    pq.write_table(table, folder / "rows.parquet", compression="zstd", row_group_size=8)
+
+def bench_one_process(report: Report, cask: Cask, raw: Path, repeats: int) -> float:
+    documents = len(cask)
+
+    def first_touch(_: list[int]) -> int:
+        fresh = Cask.open(cask.path)
+        return sum(len(fresh.read(number).token_ids_L) for number in range(documents))
+
+    report.add("cask: every checksum proved (first touch)", "tokens/s", [rate(first_touch, []) for _ in range(5)])
+    collated, copied = cask_reader(cask.path), memmap_reader(raw, documents)
+    reader = Cask.open(cask.path)
+
+    def views(batch: list[int]) -> int:
+        return sum(len(reader.read(number).token_ids_L) for number in batch)
+
+    rate(views, list(range(documents)))
+    batches = random_batches(documents, BATCHES[0])
+    report.add("cask: views", "tokens/s", [rate(views, next(batches)) for _ in range(repeats)])
+    best = 0.0
+    for windows in BATCHES:
+        batches = random_batches(documents, windows)
+        pairs = [(rate(collated, next(batches)), rate(copied, next(batches))) for _ in range(repeats)]
+        note = f"{windows} windows a batch"
+        best = max(best, report.add("cask: collated torch tensors", "tokens/s", [mine for mine, _ in pairs], note))
+        report.add("numpy memmap: the same bytes, copied", "tokens/s", [bound for _, bound in pairs], note)
+        report.add("ratio: torch tensors / memmap copy", "ratio", [mine / bound for mine, bound in pairs], note)
+    return best
+
+
+def bench_parquet(report: Report, cask: Cask, folder: Path, collated: float) -> None:
+    documents = [cask.read(number) for number in range(len(cask))]
+    table = {"token_ids": [one.token_ids_L for one in documents]}
+    for name in COLUMNS:
+        if getattr(documents[0].records, name) is not None:
+            table[name] = [getattr(one.records, name) for one in documents]
+    pq.write_table(pa.table(table), folder / "rows.parquet", compression="zstd", row_group_size=8)
     file = pq.ParquetFile(folder / "rows.parquet", memory_map=True)
 
-    def parquet(batch: list[int]) -> int:
+    def rows(batch: list[int]) -> int:
         tokens = 0
         for number in batch:
             row = file.read_row_group(number // 8).slice(number % 8, 1).to_pylist()[0]
@@ -233,94 +137,94 @@ def bench_windows(report: Report, folder: Path, documents: int, repeats: int) ->
             tokens += len(made[0])
         return tokens
 
-    lists = report.add("Parquet: rows as Python lists, to torch tensors", "tokens/s", rates(parquet, batches, 10))
+    batches = random_batches(len(cask), BATCHES[0])
+    found = [rate(rows, next(batches)) for _ in range(10)]
+    lists = report.add("Parquet: rows as Python lists, to torch tensors", "tokens/s", found)
     report.add("ratio: torch tensors / Parquet rows", "ratio", [collated / lists])
 
 
-def bench_processes(report: Report, path: Path, seconds: float = 1.0) -> None:
-    context, sums = get_context("spawn"), {}
-    for processes in (1, 2):
-        sums[processes] = []
-        for repeat in range(3):
-            start, results = context.Event(), context.Queue()
-            workers = [
-                context.Process(target=read_for_seconds, args=(path, seconds, 10 * repeat + seed, start, results))
-                for seed in range(processes)
-            ]
-            for worker in workers:
-                worker.start()
-            time.sleep(4)  # until all have opened and touched the cask
-            start.set()
-            sums[processes].append(sum(results.get() for _ in workers))
-            for worker in workers:
-                worker.join()
-        report.add(f"cask: collated torch tensors, {processes} processes", "tokens/s", sums[processes])
-    report.add("ratio: 2 processes / 1 process", "ratio", [b / a for a, b in zip(sums[1], sums[2], strict=True)])
+def read_for_seconds(make: Any, arguments: Any, seed: int, documents: int, start: Any, results: Any) -> None:
+    """A worker process: batches in random order for a second; puts its rate, and the share of a CPU that it got."""
+    torch.set_num_threads(1)
+    read, order, tokens = make(*arguments), np.random.default_rng(seed), 0
+    results.put(None)  # ready
+    start.wait()
+    begin, cpu = time.perf_counter(), time.process_time()
+    while (now := time.perf_counter()) < begin + 1.0:
+        tokens += read(order.integers(0, documents, BATCHES[0]).tolist())
+    results.put((tokens / (now - begin), (time.process_time() - cpu) / (now - begin)))
+
+
+def together(processes: int, seed: int, *what: Any) -> tuple[float, float]:
+    """Sum of the rates of processes that read at the same time, and the smallest share of a CPU that one got."""
+    context = get_context("spawn")
+    start, results = context.Event(), context.Queue()
+    workers = [
+        context.Process(target=read_for_seconds, args=(*what[:2], seed + number, *what[2:], start, results))
+        for number in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    for _ in workers:
+        results.get()
+    start.set()
+    found = [results.get() for _ in workers]
+    for worker in workers:
+        worker.join()
+    return sum(rate for rate, _ in found), min(share for _, share in found)
+
+
+def bench_processes(report: Report, cask: Cask, raw: Path, repeats: int = 5) -> None:
+    """Figures from a machine that is busy with something else tell nothing; the note shows whether it was."""
+    documents = len(cask)
+    readers = {
+        "cask: collated torch tensors": (cask_reader, (cask.path,)),
+        "numpy memmap: the same bytes, copied": (memmap_reader, (raw, documents)),
+    }
+    for name, what in readers.items():
+        rounds = [
+            [together(processes, 10 * repeat, *what, documents) for processes in (1, 2)] for repeat in range(repeats)
+        ]
+        for number, processes in enumerate((1, 2)):
+            share = np.median([one[number][1] for one in rounds])
+            note = f"{share:.0%} of a CPU for each"
+            report.add(f"{name}, {processes} processes", "tokens/s", [one[number][0] for one in rounds], note)
+        ratios = [two[0] / one[0] for one, two in rounds]
+        report.add(f"ratio: 2 processes / 1 process, {name}", "ratio", ratios)
 
 
 def bench_long_documents(report: Report, folder: Path, repeats: int) -> None:
     length = 32 * WINDOW
-    with CaskWriter.create(folder / "long", teacher=TEACHER, capture=CaptureSpec()) as writer:
-        for seed in range(8):
-            writer.publish([make_document(length + 1, seed)])
-    cask, random = Cask.open(folder / "long"), np.random.default_rng(0)
+    cask = make_cask(folder / "long", [length + 1] * 8, vocab_size=VOCAB, per_shard=1)
+    random, windows = np.random.default_rng(0), BATCHES[0]
     for number in range(8):
         cask.read(number)
 
-    def windows(_: list[int]) -> int:
-        starts = random.integers(0, length - WINDOW, BATCH)
-        return len(tensors(cask.collate(random.integers(0, 8, BATCH).tolist(), starts, starts + WINDOW))[0])
+    def read(_: list[int]) -> int:
+        starts = random.integers(0, length - WINDOW, windows)
+        return len(tensors(cask.collate(random.integers(0, 8, windows), starts, starts + WINDOW))[0])
 
-    found = rates(windows, random_batches(BATCH), repeats)
-    report.add("cask: windows anywhere in 65,536 positions, to torch tensors", "tokens/s", found)
-
-
-def bench_opening(report: Report, folder: Path, shards: int) -> None:
-    path = folder / "many"
-    writer = CaskWriter.create(path, teacher=TEACHER, capture=CaptureSpec(), files=UnsyncedFiles())
-    seconds = []
-    for seed in range(shards):
-        document = make_document(16, seed)
-        start = time.perf_counter()
-        writer.publish([document])
-        seconds.append(1e3 * (time.perf_counter() - start))
-    writer.close()
-    note = "one tiny document a shard, no fsync"
-    report.add(f"publish a shard, first 1,000 of {shards:,}", "ms", seconds[:1000], note)
-    report.add(f"publish a shard, last 1,000 of {shards:,}", "ms", seconds[-1000:], note)
-
-    def timed(work: Callable[[], Any], repeats: int = 10) -> list[float]:
-        found = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            work()
-            found.append(time.perf_counter() - start)
-        return found
-
-    def first_batch() -> None:
-        cask = Cask.open(path)
-        cask.document_lengths()
-        tensors(cask.collate(np.random.default_rng(1).integers(0, len(cask), BATCH).tolist()))
-
-    report.add(f"open a cask of {shards:,} shards", "s", timed(lambda: Cask.open(path)))
-    report.add(f"open it, get all lengths, read a first random batch of {BATCH}", "s", timed(first_batch))
-    report.add("open it and get all document lengths", "s", timed(lambda: Cask.open(path).document_lengths(), 3))
-    (path / "index.json").unlink()
-    report.add("open it without its index, entry by entry", "s", timed(lambda: Cask.open(path), 3))
+    found = [rate(read, []) for _ in range(repeats)]
+    report.add("cask: windows anywhere in 65,536 positions, to torch tensors", "tokens/s", found, f"{windows} a batch")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Cask reading benchmark")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--documents", type=int, default=1024, help="of 2,049 tokens each")
-    parser.add_argument("--shards", type=int, default=10_000)
-    parser.add_argument("--repeats", type=int, default=200)
+    parser.add_argument("--repeats", type=int, default=400)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    report = Report()
-    with tempfile.TemporaryDirectory() as folder:
-        bench_windows(report, Path(folder), arguments.documents, arguments.repeats)
-        bench_long_documents(report, Path(folder), arguments.repeats)
-        bench_opening(report, Path(folder), arguments.shards)
+    report = Report(__file__, "numpy", "pyarrow", "torch")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        lengths = [WINDOW + 1] * arguments.documents
+        cask = make_cask(folder / "cask", lengths, vocab_size=VOCAB, per_shard=128)
+        write_raw(folder / "raw", cask)
+        report.add("cask size", "bytes/token", [cask.num_bytes / cask.num_tokens])
+        collated = bench_one_process(report, cask, folder / "raw", arguments.repeats)
+        bench_processes(report, cask, folder / "raw")
+        bench_parquet(report, cask, folder, collated)
+        bench_long_documents(report, folder, arguments.repeats)
     report.write()
 
 

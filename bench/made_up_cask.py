@@ -1,15 +1,18 @@
-"""A cask of made-up records for benchmarks of the trainer: the sizes of real ones, no teacher needed.
+"""Casks of made-up records for benchmarks: the sizes of real ones, no teacher needed.
 
 Counts per position follow a cask of SmolLM2-135M over docstrings at tau = 1/20: 2.9 head entries and 7.9 draws on
 average, with the spread of each. Token ids and probabilities are random; every head holds its next token.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import Cask, CaskWriter
+from logitcask_schemas.cask.files import FileOperations, LocalFiles
 from logitcask_schemas.identity import TeacherIdentity
 from logitcask_schemas.records import DocumentRecords, Records
 
@@ -45,9 +48,9 @@ def make_document(length: int, vocab_size: int, seed: int) -> DocumentRecords:
     )
 
 
-def make_cask(path: Path, lengths: list[int], *, vocab_size: int, per_shard: int = 512) -> Cask:
-    """A published cask with one document per length."""
-    teacher = TeacherIdentity(
+def made_up_teacher(vocab_size: int) -> TeacherIdentity:
+    """Nobody's identity."""
+    return TeacherIdentity(
         model="made-up",
         weights_digest="0" * 64,
         dtype="float32",
@@ -56,7 +59,31 @@ def make_cask(path: Path, lengths: list[int], *, vocab_size: int, per_shard: int
         engine="transformers",
         engine_version="0",
     )
-    with CaskWriter.create(path, teacher=teacher, capture=CaptureSpec()) as writer:
+
+
+class UnsyncedFiles(LocalFiles):
+    """For setting the stage only: thousands of shards without waiting for the disk."""
+
+    def sync_file(self, file: BinaryIO) -> None:
+        """Only empty the buffer."""
+        file.flush()
+
+    def sync_directory(self, path: Path) -> None:
+        """Nothing."""
+
+
+def make_cask(
+    path: Path,
+    lengths: Sequence[int],
+    *,
+    vocab_size: int,
+    per_shard: int = 512,
+    carrier: str = "arrow",
+    files: FileOperations | None = None,
+) -> Cask:
+    """A published cask with one document per length."""
+    options = {"teacher": made_up_teacher(vocab_size), "capture": CaptureSpec(), "carrier": carrier, "files": files}
+    with CaskWriter.create(path, **options) as writer:
         for start in range(0, len(lengths), per_shard):
             part = lengths[start : start + per_shard]
             writer.publish([make_document(length, vocab_size, start + i) for i, length in enumerate(part)])
