@@ -7,33 +7,21 @@ proves every document's checksum and identity. Target: 200,000 tokens/s. Everyth
 """
 
 import argparse
-import csv
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from logitcask_consumer.data import Batch, CaskDataset, Collator, ShardBlockSampler, target_of
 from logitcask_schemas.cask import Cask
 from made_up_cask import DOCSTRING_LENGTHS, make_cask
+from report import Report
 
-RESULTS = Path(__file__).parent / "results" / "reader_batches.csv"
 SEQ_LEN, SEQUENCES = 2_048, 8
 TARGET = 200_000
-
-
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def batches(dataset: CaskDataset) -> Iterator[list[int]]:
@@ -52,7 +40,7 @@ def rates(dataset: CaskDataset, work: Callable[[Batch], Any], repeats: int) -> l
     collate, found = Collator(seq_len=SEQ_LEN, pad_id=0), []
     for numbers in batches(dataset):
         start = time.perf_counter()
-        batch = collate([dataset[number] for number in numbers])
+        batch = collate(dataset.read(numbers))
         work(batch)
         found.append(len(batch["slots"]) / (time.perf_counter() - start))
         if len(found) == repeats:
@@ -60,8 +48,8 @@ def rates(dataset: CaskDataset, work: Callable[[Batch], Any], repeats: int) -> l
     raise AssertionError("the sampler never ends")
 
 
-def measure(name: str, path: Path, repeats: int) -> list[dict[str, Any]]:
-    """Rows for one kind of cask."""
+def measure(report: Report, name: str, path: Path, repeats: int) -> float:
+    """Rows for one kind of cask; the median rate of collated batches."""
 
     def fresh() -> CaskDataset:
         return CaskDataset([Cask.open(path)], seq_len=SEQ_LEN)
@@ -70,35 +58,13 @@ def measure(name: str, path: Path, repeats: int) -> list[dict[str, Any]]:
     dataset = fresh()
     planned = dataset.num_positions / (time.perf_counter() - start)
     first = rates(dataset, lambda batch: None, len(dataset) // SEQUENCES)
-    found = {
-        "open and plan": [planned],
-        "first pass, everything proved": first,
-        "collated batches": rates(dataset, lambda batch: None, repeats),
-        "collated batches and targets": rates(dataset, lambda batch: target_of(batch, sampled_tail=True), repeats),
-    }
-    rows = []
-    for metric, values in found.items():
-        p20, p50, p80 = np.percentile(values, [20, 50, 80])
-        rows.append(
-            {
-                "cask": name,
-                "metric": metric,
-                "unit": "tokens/s",
-                "p20": f"{p20:.4g}",
-                "p50": f"{p50:.4g}",
-                "p80": f"{p80:.4g}",
-                "repeats": len(values),
-                "fill": f"{dataset.fill:.3f}",
-                "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
-                "cpu": cpu_name(),
-                "cores": os.cpu_count(),
-                "python": platform.python_version(),
-                "numpy": np.__version__,
-                "torch": torch.__version__,
-            }
-        )
-        print(f"{name:<28} {metric:<30} {p50:>12,.0f} tokens/s  (p20 {p20:,.0f}, p80 {p80:,.0f})", flush=True)
-    return rows
+    note = f"{dataset.fill:.1%} of slots used"
+    report.add("open and plan", "tokens/s", [planned], note, cask=name)
+    report.add("first pass, everything proved", "tokens/s", first, note, cask=name)
+    collated = report.add("collated batches", "tokens/s", rates(dataset, lambda batch: None, repeats), note, cask=name)
+    found = rates(dataset, lambda batch: target_of(batch, sampled_tail=True), repeats)
+    report.add("collated batches and targets", "tokens/s", found, note, cask=name)
+    return collated
 
 
 def main() -> None:
@@ -109,7 +75,7 @@ def main() -> None:
     torch.set_num_threads(1)
     long = [SEQ_LEN + 1] * (arguments.tokens // SEQ_LEN)
     short = list(DOCSTRING_LENGTHS) * (arguments.tokens // sum(DOCSTRING_LENGTHS))
-    rows = []
+    report, medians = Report(__file__, "numpy", "torch"), []
     with tempfile.TemporaryDirectory() as folder:
         for name, lengths, vocab in (
             ("documents of 2,049", long, 49_152),
@@ -117,14 +83,9 @@ def main() -> None:
             ("vocabulary of 151,936", long, 151_936),
         ):
             make_cask(Path(folder) / name, lengths, vocab_size=vocab)
-            rows += measure(name, Path(folder) / name, arguments.repeats)
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    slowest = min(float(row["p50"]) for row in rows if row["metric"] == "collated batches")
-    print(f"slowest: {slowest:,.0f} tokens/s, {slowest / TARGET:.1f} times the target")
+            medians.append(measure(report, name, Path(folder) / name, arguments.repeats))
+    report.write()
+    print(f"slowest: {min(medians):,.0f} tokens/s, {min(medians) / TARGET:.1f} times the target")
 
 
 if __name__ == "__main__":
