@@ -15,16 +15,12 @@ averaged over positions. Sampling schemes are unbiased, so theirs is gradient no
 """
 
 import argparse
-import csv
 import importlib
 import inspect
-import os
-import platform
 import tempfile
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +38,8 @@ from logitcask_schemas.identity import TeacherIdentity
 from logitcask_schemas.records import DocumentRecords, Records, document_id
 from logitcask_schemas.wire import decode_wire
 from logitcask_services.capture import RecordCapture, pack_wire
+from report import Report
 
-RESULTS = Path(__file__).resolve().parent / "results" / "cask_bytes.csv"
 DOCUMENT_TOKENS = 512
 MODULES = ("argparse", "ast", "difflib", "tarfile", "typing", "inspect", "pydoc", "zipfile", "doctest", "subprocess")
 THRESHOLDS = (20, 50, 100)
@@ -169,15 +165,6 @@ def measure_cask(documents: list[DocumentRecords], spec: CaptureSpec, vocab_size
     return found
 
 
-def machine() -> dict[str, Any]:
-    model = platform.processor() or platform.machine()
-    if (cpuinfo := Path("/proc/cpuinfo")).exists():
-        model = next(line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line)
-    versions = {"numpy": np.__version__, "pyarrow": pa.__version__, "torch": torch.__version__}
-    date = datetime.now(UTC).strftime("%Y-%m-%d")
-    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version(), **versions, "date": date}
-
-
 @torch.inference_mode()
 def measure(teacher: Path, count: int) -> dict[str, dict[str, float]]:
     documents = real_documents(transformers.AutoTokenizer.from_pretrained(teacher), count)
@@ -237,17 +224,13 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=6, help=f"of {DOCUMENT_TOKENS} tokens")
     arguments = parser.parse_args()
     teacher = arguments.teacher or fetch_model("smollm2-135m")
-    facts = {"teacher": teacher.name, "tokens": arguments.documents * DOCUMENT_TOKENS, **machine()}
-    rows = []
+    report = Report(__file__, "numpy", "pyarrow", "torch", "transformers")
+    note = f"{teacher.name}, {arguments.documents * DOCUMENT_TOKENS:,} tokens"
     for variant, figures in measure(teacher, arguments.documents).items():
-        print(f"{variant:20s} " + "  ".join(f"{metric} {value:.4g}" for metric, value in figures.items()))
         for metric, value in figures.items():
-            rows.append({"variant": variant, "metric": metric, "value": f"{value:.5g}", **facts})
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
+            name, _, unit = metric.removesuffix(")").partition(" (")
+            report.add(name, unit, [value], note, variant=variant)
+    report.write()
 
 
 if __name__ == "__main__":
