@@ -12,14 +12,9 @@ memory <= 0.5 of plain cross-entropy.
 """
 
 import argparse
-import csv
-import os
-import platform
 import subprocess
 import sys
-import time
-from collections.abc import Callable
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +22,8 @@ import numpy as np
 import torch
 
 from logitcask_consumer.losses import LOSSES, LMHead, Objective, SparseTarget, distillation_loss
+from report import Report, seconds
 
-RESULTS = Path(__file__).parent / "results" / "train_losses.csv"
 PLAIN, DENSE = "F.cross_entropy", "dense"
 SHAPES = ((49_152, 576, 512), (151_936, 576, 256), (262_144, 576, 256), (49_152, 2048, 256))
 MEMORY_ROWS = 2048
@@ -104,33 +99,29 @@ def measured_peak(variant: str, shape: tuple[int, int, int]) -> int:
     return int(done.stdout.splitlines()[-1])
 
 
-def timed(work: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def measure(shape: tuple[int, int, int], variants: list[str], rounds: int) -> list[dict[str, Any]]:
+def measure(report: Report, shape: tuple[int, int, int], variants: list[str], rounds: int) -> None:
     step, (vocab, hidden, rows) = Step(*shape), shape
-    seconds: dict[str, list[float]] = {variant: [] for variant in variants}
+    taken: dict[str, list[float]] = {variant: [] for variant in variants}
     for variant in variants:
         step(variant)
     for number in range(rounds):
         for i in range(len(variants)):
             variant = variants[(i + number) % len(variants)]
-            seconds[variant].append(timed(lambda variant=variant: step(variant)))  # type: ignore[misc]
-    peaks = {variant: measured_peak(variant, shape) for variant in variants if variant in (PLAIN, "forward_kl")}
-    found = []
+            taken[variant] += seconds(partial(step, variant), 1)
+    del step
+    labels = {"vocab": vocab, "hidden": hidden}
     for variant in variants:
-        p20, p50, p80 = np.percentile(np.divide(seconds[variant], seconds[PLAIN]), [20, 50, 80])
-        row = {"vocab": vocab, "hidden": hidden, "rows": rows, "variant": variant, "rounds": rounds}
-        row["ms_per_row"] = f"{1e3 * np.median(seconds[variant]) / rows:.4g}"
-        row |= {"time_p20": f"{p20:.3f}", "time_p50": f"{p50:.3f}", "time_p80": f"{p80:.3f}"}
-        row["peak_mib"] = f"{peaks[variant] / 2**20:.0f}" if variant in peaks else ""
-        row["peak_ratio"] = f"{peaks[variant] / peaks[PLAIN]:.3f}" if variant in peaks else ""
-        print(row, flush=True)
-        found.append(row)
-    return found
+        note = f"{rows} rows"
+        report.add(
+            "time per row", "ms", [1e3 * value / rows for value in taken[variant]], note, **labels, variant=variant
+        )
+        ratios = [mine / plain for mine, plain in zip(taken[variant], taken[PLAIN], strict=True)]
+        report.add(f"time / {PLAIN}", "ratio", ratios, note, **labels, variant=variant)
+    peaks = {variant: measured_peak(variant, shape) for variant in (PLAIN, "forward_kl")}
+    for variant, peak in peaks.items():
+        note = f"{MEMORY_ROWS} rows"
+        report.add("peak memory", "MiB", [peak / 2**20], note, **labels, variant=variant)
+        report.add(f"peak memory / {PLAIN}", "ratio", [peak / peaks[PLAIN]], note, **labels, variant=variant)
 
 
 def main() -> None:
@@ -144,16 +135,11 @@ def main() -> None:
         variant, *shape = arguments.peak_of
         peak_of(variant, *map(int, shape))
         return
-    rows = []
+    report = Report(__file__, "torch")
     for number, shape in enumerate(SHAPES):
         losses = sorted(LOSSES) if number == 0 else ["forward_kl", "ghost_kl", "js"]
-        rows += measure(shape, [PLAIN, *([DENSE] if number == 0 else []), *losses], arguments.rounds)
-    common = {"timestamp": datetime.now(UTC).isoformat(timespec="seconds"), "cpu": platform.processor()}
-    common |= {"cores": str(os.cpu_count()), "threads": str(arguments.threads), "torch": torch.__version__}
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=[*rows[0], *common])
-        writer.writeheader()
-        writer.writerows(row | common for row in rows)
+        measure(report, shape, [PLAIN, *([DENSE] if number == 0 else []), *losses], arguments.rounds)
+        report.write()
 
 
 if __name__ == "__main__":

@@ -13,20 +13,15 @@ Targets: kd / ce <= 1.10 in time, kd / ce-full <= 1.0 in memory.
 """
 
 import argparse
-import csv
-import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 
@@ -34,8 +29,8 @@ from logitcask_consumer.data import CaskDataset, Collator, target_of
 from logitcask_consumer.losses import Objective
 from logitcask_consumer.student_forward import DistillTask, attach
 from made_up_cask import DOCSTRING_LENGTHS, make_cask
+from report import Report
 
-RESULTS = Path(__file__).parent / "results" / "train_step.csv"
 KINDS = ("kd", "ce", "ce-full")
 VOCAB, SEQ_LEN = 49_152, 512
 
@@ -119,42 +114,6 @@ def measured_peaks(tokens: int) -> dict[str, int]:
     return found
 
 
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-class Report:
-    """Collects rows and prints them as they come."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self.common = {
-            "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
-            "cpu": cpu_name(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        }
-
-    def add(self, metric: str, unit: str, values: list[float]) -> None:
-        p20, p50, p80 = np.percentile(values, [20, 50, 80])
-        row = {"metric": metric, "unit": unit, "p20": f"{p20:.4g}", "p50": f"{p50:.4g}", "p80": f"{p80:.4g}"}
-        self.rows.append({**row, "repeats": len(values), **self.common})
-        print(f"{metric:<44} {p50:>10,.4g} {unit}  (p20 {p20:,.4g}, p80 {p80:,.4g})", flush=True)
-
-    def write(self) -> None:
-        RESULTS.parent.mkdir(exist_ok=True)
-        with RESULTS.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
-            writer.writeheader()
-            writer.writerows(self.rows)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--tokens", type=int, default=1_024, help="slots per timed step")
@@ -167,7 +126,7 @@ def main() -> None:
     if arguments.peak_of:
         peak_of(arguments.peak_of, arguments.tokens)
         return
-    report = Report()
+    report = Report(__file__, "torch", "transformers")
     with tempfile.TemporaryDirectory() as folder:
         steps, positions = make_steps(Path(folder), arguments.tokens)
         for kind in KINDS:

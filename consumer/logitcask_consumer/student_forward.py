@@ -26,8 +26,6 @@ class DistillTask:
     """Flat index b·S + s of each trained position, int64."""
     terms: Terms
     """Losses and their weights."""
-    weights_T: Tensor | None = None
-    """Weight of each trained position; None for 1."""
     chunk_rows: int | None = None
 
 
@@ -45,7 +43,6 @@ def attach(model: Any) -> None:
             LMHead.from_model(model),
             distill.target,
             distill.terms,
-            weights_T=distill.weights_T,
             chunk_rows=distill.chunk_rows,
         )
         return {"loss": result.loss, "terms_KT": result.terms_KT, "ce_T": result.ce_T}

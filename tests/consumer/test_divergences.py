@@ -159,13 +159,10 @@ def test_ghost_is_exact_where_the_tails_have_one_shape(spec):
     assert abs(float(got - expected)) < 1e-12
 
 
-@pytest.mark.parametrize("spec", BOUNDED)
+@pytest.mark.parametrize("spec", ["js", "js:beta=0.1", "skew_reverse_kl", "skew_reverse_kl:alpha=0.5", "tvd"])
 def test_control_variate_cuts_the_noise(spec):
-    """Without c s - c rho the same estimate is noisier wherever c is not 0."""
+    """Without c s - c rho the same estimate is noisier."""
     loss = get_loss(with_tail(spec, "draws"))
-    if loss.slope == 0.0:
-        assert spec.startswith(("skew_kl", "reverse_kl", "todi"))
-        return
     positions = random_positions(1, VOCAB, sharpness=1.5)
     hidden, head = student(rows=1)
     grid = (np.arange(200) + 0.5) / 200

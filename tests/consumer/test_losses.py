@@ -5,10 +5,9 @@ import pytest
 import torch
 from reference_sampler import dense_kl, every_outcome, random_positions, sample, to_target
 
-from logitcask_consumer.losses import LMHead, LogitTransform, Objective, ShapeError, SparseTarget, distillation_loss
+from logitcask_consumer.losses import LMHead, LogitTransform, Objective, ShapeError, distillation_loss
 from logitcask_consumer.losses.chunk_terms import Scales, chunk_gradient
 from logitcask_consumer.losses.softmax import log_softmax_
-from logitcask_schemas.errors import InvalidRecordError
 
 ROWS, HIDDEN, VOCAB = 7, 5, 60
 TRANSFORMS = [
@@ -274,16 +273,6 @@ def test_autocast_uses_low_precision_and_returns_gradients_in_the_parameters_dty
         assert 0 < float((a - b).norm() / b.norm()) < 0.02
 
 
-@pytest.mark.parametrize("codec", [np.float64, np.float32, np.float16])
-@pytest.mark.parametrize("spec", [{}, {"mode": "sampled"}, {"tau": 0.9}, {"tau": 1e-3}], ids=str)
-def test_mass_is_one_after_the_codec(codec, spec):
-    dense = random_positions(50, VOCAB, seed=3, sharpness=3.0)
-    target = to_target(sample(dense, np.full(50, 0.1), **spec), dense.next_ids_R, codec=codec)
-    assert float((target.total_mass() - 1).abs().max()) < 1e-12
-    single = to_target(sample(dense, np.full(50, 0.1), **spec), dense.next_ids_R, codec=codec, dtype=torch.float32)
-    assert float((single.total_mass() - 1).abs().max()) < 1e-6
-
-
 def test_evaluation_keeps_no_gradients():
     dense = random_positions(ROWS, VOCAB)
     hidden, head = student()
@@ -354,28 +343,6 @@ def test_shapes_that_do_not_fit_are_refused():
         distillation_loss(hidden, head, target, loss, weights_T=torch.ones(1))
     with pytest.raises(ShapeError, match="chunk_rows"):
         distillation_loss(hidden, head, target, loss, chunk_rows=0)
-
-
-def test_columns_that_do_not_fit_are_refused():
-    one = torch.zeros(1)
-    good = {
-        "head_ids_H": torch.zeros(1, dtype=torch.int64),
-        "head_logprobs_H": one,
-        "head_offsets_R1": np.array([0, 1]),
-        "tail_ids_N": torch.zeros(0, dtype=torch.int64),
-        "tail_offsets_R1": np.array([0, 0]),
-        "log_tail_mass_R": one,
-        "next_ids_R": torch.zeros(1, dtype=torch.int64),
-        "sampled_tail": True,
-    }
-    assert SparseTarget.from_columns(**good).num_rows == 1
-    with pytest.raises(InvalidRecordError, match="head_ids"):
-        SparseTarget.from_columns(**{**good, "head_ids_H": torch.zeros(2, dtype=torch.int64)})
-    with pytest.raises(InvalidRecordError, match="tail_offsets"):
-        SparseTarget.from_columns(**{**good, "tail_offsets_R1": np.array([0])})
-    empty = {"head_ids_H": torch.zeros(0, dtype=torch.int64), "head_logprobs_H": torch.zeros(0)}
-    with pytest.raises(InvalidRecordError, match="empty head"):
-        SparseTarget.from_columns(**{**good, **empty, "head_offsets_R1": np.array([0, 0])})
 
 
 def test_a_student_trained_to_convergence_recovers_the_teacher_only_when_unbiased():

@@ -20,7 +20,7 @@ class ConcreteScore(Loss):
 
         1/2 sum_{i, j in H} p_i p_j (d_i - d_j)^2 = (sum_H p) (sum_H p d^2) - (sum_H p d)^2
 
-    Kim et al., arXiv 2509.25837, with weights (S, S). The whole sum has one term per pair of the vocabulary, none
+    arXiv 2509.25837, with weights (S, S). The whole sum has one term per pair of the vocabulary, none
     negative: on the head it is a lower bound, exact for a head of the whole vocabulary.
 
     Estimator: bound (lower). Units: nats squared.

@@ -34,7 +34,7 @@ class Objective:
             weight, times, spec = part.rpartition("*")
             losses.append(get_loss(spec))
             weights.append(Schedule.parse(weight if times else "1"))
-            if weights[-1].range[0] < 0:
+            if weights[-1].least < 0:
                 raise LossParameterError(f"{part!r}: the weight of a loss must not be negative")
         if len({loss.spec for loss in losses}) < len(losses):
             raise LossParameterError(f"{text!r} names a loss twice; add their weights")
@@ -50,10 +50,7 @@ class Objective:
             return self
         if any(isinstance(loss, CrossEntropy) for loss in self.losses):
             raise LossParameterError("a mix that has cross_entropy in it takes no further share of it (ce_weight)")
-        scaled = tuple(
-            Schedule(tuple((at, (1.0 - share) * value) for at, value in weight.points), weight.text)
-            for weight in self.weights
-        )
+        scaled = (weight.times(1.0 - share) for weight in self.weights)
         return Objective(
             weights=(*scaled, Schedule.parse(str(share))), losses=(*self.losses, get_loss(CrossEntropy.name))
         )

@@ -19,7 +19,6 @@ class Schedule:
 
     points: tuple[tuple[float, float], ...]
     """(progress, value), ascending."""
-    text: str
 
     @classmethod
     def parse(cls, text: str) -> "Schedule":
@@ -31,17 +30,17 @@ class Schedule:
         text = text.strip()
         try:
             if (call := _CALL.fullmatch(text)) is None:
-                return cls(((0.0, float(text)),), text)
+                return cls(((0.0, float(text)),))
             numbers = [float(part) for part in call["arguments"].split(",")]
         except ValueError:
             raise _not_a_schedule(text) from None
         if call["name"] == "linear" and len(numbers) == 2:
-            return cls(((0.0, numbers[0]), (1.0, numbers[1])), text)
+            return cls(((0.0, numbers[0]), (1.0, numbers[1])))
         if call["name"] == "wsd" and 1 <= len(numbers) <= 3:
             peak, warmup, decay = (*numbers, *(0.1, 0.2)[len(numbers) - 1 :])
             if warmup < 0 or decay < 0 or warmup + decay > 1:
                 raise LossParameterError(f"{text}: warmup and decay are parts of the run, together at most 1")
-            return cls(((0.0, 0.0), (warmup, peak), (1.0 - decay, peak), (1.0, 0.0)), text)
+            return cls(((0.0, 0.0), (warmup, peak), (1.0 - decay, peak), (1.0, 0.0)))
         raise _not_a_schedule(text)
 
     def at(self, progress: float) -> float:
@@ -52,10 +51,13 @@ class Schedule:
         return high if stop <= start else low + (high - low) * (progress - start) / (stop - start)
 
     @property
-    def range(self) -> tuple[float, float]:
-        """Least and greatest value."""
-        values = [value for _, value in self.points]
-        return min(values), max(values)
+    def least(self) -> float:
+        """The least value that it takes."""
+        return min(value for _, value in self.points)
+
+    def times(self, factor: float) -> "Schedule":
+        """The same shape, every value times a factor."""
+        return Schedule(tuple((at, factor * value) for at, value in self.points))
 
 
 def _not_a_schedule(text: str) -> LossParameterError:

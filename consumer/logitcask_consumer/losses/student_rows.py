@@ -1,10 +1,10 @@
 """What a loss reads of the student: log-probabilities at the record's entries, and reductions over the vocabulary.
 
-Shape legend: R rows of a chunk, V vocabulary size, H head entries and N tail draws of the rows, K top tokens.
+Shape legend: R rows of a chunk, V vocabulary size, H head entries and N tail draws of the rows.
 
 Everything follows from a few leaves by plain autograd: the logits z at the entries, and for the rest of the vocabulary
-(all of it, or what is outside the heads) its log-sum-exp, its entropy and its power sums. The gradients for the leaves
-are all that `dense` needs to write the gradient for [R, V] logits.
+(all of it, or what is outside the heads) its log-sum-exp and its power sums. The gradients for the leaves are all that
+`dense` needs to write the gradient for [R, V] logits.
 """
 
 from dataclasses import dataclass, field
@@ -21,19 +21,13 @@ class Needs:
 
     tail: bool = False
     """log s, the student's mass outside the head, computed from the logits outside it."""
-    entropy: bool = False
-    """H(p)."""
     powers: frozenset[float] = frozenset()
     """Exponents c for which log sum_V p^c is read."""
-    top: int = 0
-    """How many of the student's most likely tokens are read."""
 
     def __or__(self, other: "Needs") -> "Needs":
         return Needs(
             tail=self.tail or other.tail,
-            entropy=self.entropy or other.entropy,
             powers=self.powers | other.powers,
-            top=max(self.top, other.top),
         )
 
 
@@ -48,32 +42,25 @@ class Leaves:
     tail_logits_N: Tensor
     next_logits_R: Tensor
     rest_lse_R: Tensor
-    rest_entropy_R: Tensor | None = None
-    """Entropy of q, the student's distribution over the rest."""
     rest_powers: dict[float, Tensor] = field(default_factory=dict)
-    """c -> log sum_rest q^c, [R]."""
-    top_logits_RK: Tensor | None = None
+    """c -> log sum_rest q^c, [R], of q, the student's distribution over the rest."""
 
     def tensors(self) -> list[Tensor]:
         """All leaves, in a fixed order."""
         some = [self.head_logits_H, self.tail_logits_N, self.next_logits_R, self.rest_lse_R]
-        optional = (self.rest_entropy_R, self.top_logits_RK)
-        return [*some, *(x for x in optional if x is not None), *self.rest_powers.values()]
+        return [*some, *self.rest_powers.values()]
 
 
 class StudentRows:
     """The student at R rows, as losses read it."""
 
-    def __init__(
-        self, leaves: Leaves, target: SparseTarget, *, rest_is_tail: bool, top_ids_RK: Tensor | None = None
-    ) -> None:
+    def __init__(self, leaves: Leaves, target: SparseTarget, *, rest_is_tail: bool) -> None:
         """Derive log-probabilities.
 
         Args:
             leaves: values of the logits.
             target: the rows' entries.
             rest_is_tail: whether the rest is what lies outside the heads; else it is the whole vocabulary.
-            top_ids_RK: ids of `leaves.top_logits_RK`.
         """
         self._leaves = leaves
         self._target = target
@@ -88,8 +75,6 @@ class StudentRows:
         """log p of the draws."""
         self.next_logprobs_R = leaves.next_logits_R - log_z_R
         """log p_y of the realised next token."""
-        self.top_ids_RK = top_ids_RK
-        """Ids of the student's most likely tokens, where `Needs.top` asks for them."""
 
     @property
     def log_tail_R(self) -> Tensor:
@@ -98,18 +83,6 @@ class StudentRows:
             raise LookupError("the formula reads log s: declare Needs(tail=True)")
         # The floor keeps r · log s finite where a student gives the tail no representable mass at all.
         return (self._leaves.rest_lse_R - self._log_z_R).clamp(min=torch.finfo(self._log_z_R.dtype).min)
-
-    @property
-    def entropy_R(self) -> Tensor:
-        """H(p), in nats."""
-        rest_R = self._leaves.rest_entropy_R
-        if rest_R is None:
-            raise LookupError("the formula reads H(p): declare Needs(entropy=True)")
-        if not self._rest_is_tail:
-            return rest_R
-        log_s_R = self.log_tail_R
-        on_head_R = self._target.head_sum(self.head_logprobs_H.exp() * self.head_logprobs_H)
-        return log_s_R.exp() * (rest_R - log_s_R) - on_head_R
 
     def log_power_sum_R(self, exponent: float) -> Tensor:
         """Log sum_V p^exponent."""
@@ -120,13 +93,6 @@ class StudentRows:
             return rest_R
         on_head_R = _segment_logsumexp(exponent * self.head_logprobs_H, self._target)
         return torch.logaddexp(rest_R + exponent * self.log_tail_R, on_head_R)
-
-    @property
-    def top_logprobs_RK(self) -> Tensor:
-        """Log p of the student's most likely tokens, in descending order."""
-        if self._leaves.top_logits_RK is None:
-            raise LookupError("the formula reads the student's top tokens: declare Needs(top=k)")
-        return self._leaves.top_logits_RK - self._log_z_R[:, None]
 
 
 def _segment_logsumexp(values_H: Tensor, target: SparseTarget) -> Tensor:

@@ -15,16 +15,17 @@ from logitcask_consumer.losses.target import SparseTarget
 @register
 @dataclass(frozen=True, kw_only=True)
 class TailAware(Loss):
-    """KL(head and tail bucket) + w r KL(tail || tail'), with w = beta / (mean of r over the document's window).
+    """KL(head and tail bucket) + w r KL(tail || tail'), with w = beta / (mean of r over the document).
 
     From the record, with s the student's mass outside the head::
 
         -sum_H t_j log p_j - w (r / n) sum_draws log p_j - (1 - w) r log s
 
-    `forward_kl:tail_weight` with a weight per document; the minimum stays at p = t. Dasgupta et al., arXiv 2602.20816
-    (beta = 2 with a head of 10).
+    `forward_kl:tail_weight` with a weight per document; the minimum stays at p = t. TAD, arXiv 2602.20816 (beta = 2
+    with a head of 10).
 
-    Estimator: unbiased for the sum above, up to a constant; its value is not a KL divergence. Units: nats.
+    Estimator: unbiased for the sum above, up to a constant; its value is not a KL divergence. The mean is over
+    the document's positions in the batch, which are all of them unless the document was cut into windows. Units: nats.
     """
 
     name: ClassVar[str] = "tail_aware"
@@ -47,7 +48,7 @@ class TailAware(Loss):
         _, of_row_R = torch.unique(target.documents_R, return_inverse=True)
         rows_D = torch.bincount(of_row_R).to(target.tail_mass_R.dtype)
         mean_D = torch.zeros_like(rows_D).index_add_(0, of_row_R, target.tail_mass_R) / rows_D
-        return (self.beta / mean_D).clamp(max=self.largest)[of_row_R]
+        return (self.beta / mean_D.clamp(min=torch.finfo(mean_D.dtype).tiny)).clamp(max=self.largest)[of_row_R]
 
     def per_row(self, student: StudentRows, target: SparseTarget, scale_R: Tensor | None) -> Tensor:
         """See `Loss.per_row`."""

@@ -56,7 +56,7 @@ class SparseTarget:
     log_z_R: Tensor | None = None
     """log sum_V t^(1/T) for the temperature T that the target was made for."""
     documents_R: Tensor | None = None
-    """A number per row that is equal within a document's window and differs between them."""
+    """A number per row, equal within a document and different between documents."""
 
     @property
     def num_rows(self) -> int:

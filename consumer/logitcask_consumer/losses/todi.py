@@ -18,7 +18,7 @@ class ToDi(FDivergence):
 
     a_j = sigmoid(beta log(t_j / p_j)), without gradient. With beta = 1 the value is Jeffreys' divergence,
     sum (t - p) log(t / p). Its reverse part has no control variate (see `ReverseKL`), hence the ghost bucket as
-    default. Jung et al., arXiv 2505.16297.
+    default. arXiv 2505.16297.
 
     Estimator: unbiased with tail=draws (heavy-tailed); with tail=ghost a bound for beta = 1, else biased. Units: nats.
     """

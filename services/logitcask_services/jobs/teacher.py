@@ -131,7 +131,7 @@ class TeacherHost:
             return
         try:
             teacher.engine.close()
-        except Exception:
+        except Exception:  # an engine may fail in any way; the teacher is given up either way, and the log has why
             logger.warning("closing the teacher failed", exc_info=True)
 
 
