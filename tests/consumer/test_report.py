@@ -14,6 +14,7 @@ from logitcask_consumer.data import CaskDataset, open_casks
 from logitcask_consumer.report.build import ReportConfig, ReportError, make_report
 from logitcask_consumer.report.estimates import DocumentBootstrap
 from logitcask_consumer.report.evaluate import evaluate_model, evaluate_teacher
+from logitcask_consumer.report.plots import _smoothed
 from logitcask_consumer.report.position_metrics import measure, teacher_columns
 from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.errors import IdentityMismatchError
@@ -240,3 +241,11 @@ def test_what_cannot_be_reported_is_refused(place, tmp_path):
     with pytest.raises(IdentityMismatchError, match="tokenizer of a"):
         make_report(ReportConfig(casks=good.casks, models=(("a", tmp_path / "foreign"),), output=good.output))
     assert not good.output.exists()
+
+
+def test_the_smoothed_curve_is_a_mean_per_position_also_at_its_ends():
+    """A last step that is small and bad must not bend the curve as if it were repeated beyond the end."""
+    values, positions = np.r_[np.full(99, 2.0), 10.0], np.r_[np.full(99, 300.0), 30.0]
+    smoothed = _smoothed(values, positions)
+    assert smoothed[:97] == pytest.approx(2.0)
+    assert smoothed[-1] == pytest.approx((2 * 300 * 2.0 + 30 * 10.0) / 630)

@@ -49,10 +49,11 @@ def loss_curve(path: Path, logs: Sequence[tuple[str, list[dict[str, Any]]]], hel
         figure = Figure(figsize=(7.2, 4.2), layout="constrained")
         axes = figure.add_subplot()
         for colour, (label, lines) in zip(_cycle(len(logs)), logs, strict=True):
-            seen = np.cumsum([line["positions"] for line in lines])
+            positions = np.array([line["positions"] for line in lines])
+            seen = np.cumsum(positions)
             values = np.array([line[name] for line in lines])
             axes.plot(seen, values, color=colour, alpha=0.25, linewidth=1)
-            axes.plot(seen, _smoothed(values), color=colour, linewidth=2, label=f"{label}, training")
+            axes.plot(seen, _smoothed(values, positions), color=colour, linewidth=2, label=f"{label}, training")
         for label, value in held_out.items():
             axes.axhline(value, color=TEACHER, linestyle=(0, (4, 3)), linewidth=1)
             axes.text(
@@ -153,11 +154,15 @@ def _curve_metric(logs: Sequence[tuple[str, list[dict[str, Any]]]]) -> tuple[str
     return "kd", "Distillation loss while training"
 
 
-def _smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Centred running mean over a twentieth of the curve."""
+def _smoothed(values: NDArray[np.float64], positions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Centred running mean per position over a twentieth of the curve; at its ends over what there is of that."""
     width = max(1, len(values) // 20) | 1
-    padded = np.pad(values, width // 2, mode="edge")
-    return np.convolve(padded, np.full(width, 1.0 / width), mode="valid")
+    window = np.ones(width)
+
+    def sums(terms: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.convolve(np.pad(terms, width // 2), window, mode="valid")
+
+    return sums(values * positions) / sums(positions)
 
 
 def _cycle(count: int) -> list[str]:
