@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 LogprobCodec = Literal["f16", "f32", "u8"]
+Sampler = Literal["systematic", "multinomial"]
 MAX_ENTRIES = 255  # per-position counts are stored as uint8
 
 
@@ -15,10 +16,10 @@ class CaptureSpec(BaseModel):
 
     Modes:
         threshold: head = {argmax} and every token with t >= tau (at most `head_max`); the tail is sampled with
-            n = min(ceil(r / tau), tail_max) systematic draws. Inclusion proportional to size with one global
-            threshold minimises the total variance for an entry budget.
+            n = min(ceil(r / tau), tail_max) draws. Inclusion proportional to size with one global threshold minimises
+            the total variance for an entry budget.
         topk: head = the k largest; no draws; r feeds a ghost bucket.
-        sampled: head = {y} only; `draws` systematic draws (random-sampling KD, arXiv 2503.16870, with less variance).
+        sampled: head = {y} only; `draws` draws from the rest (random-sampling KD, arXiv 2503.16870).
 
     In every mode the head also holds the realised next token y and `pinned_ids`.
     """
@@ -36,6 +37,10 @@ class CaptureSpec(BaseModel):
     """Head size of mode `topk`."""
     draws: Annotated[int, Field(ge=1, le=MAX_ENTRIES)] = 50
     """Tail draws of mode `sampled`."""
+    sampler: Annotated[Sampler, Field(exclude_if=lambda sampler: sampler == "systematic")] = "systematic"
+    """How the tail is drawn in modes `threshold` and `sampled`. `systematic`: points at equal distances with one random
+    offset. `multinomial`: independent draws with replacement, as random-sampling KD is published; more variance. Not
+    written where it is `systematic`, so that casks made before it existed keep their bytes and identity."""
     pinned_ids: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Token ids always stored exactly (end of text, tool tokens)."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -66,7 +71,7 @@ class CaptureSpec(BaseModel):
         """The fields that matter in this mode, so that specs which capture the same bytes compare equal."""
         unused = {
             "threshold": {"k", "draws"},
-            "topk": {"tau", "head_max", "tail_max", "draws", "seed", "tail_logprobs"},
+            "topk": {"tau", "head_max", "tail_max", "draws", "sampler", "seed", "tail_logprobs"},
             "sampled": {"tau", "head_max", "tail_max", "k"},
         }[self.mode]
         if self.logprob_codec == "u8":

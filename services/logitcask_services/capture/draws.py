@@ -1,8 +1,10 @@
-"""Systematic draws from the tail: n equally spaced points with one random offset, looked up on the running tail mass.
+"""Draws from the tail: n points, looked up on the running tail mass.
 
-Each of the n points (u + i) r / n falls on a token with probability proportional to its mass, so giving every draw the
-weight r / n is unbiased, and the weights add up to r exactly (research note in docs/capture.md; Cochran, "Sampling
-Techniques", on systematic and probability-proportional-to-size sampling).
+Systematic draws are n equally spaced points (u + i) r / n with one random offset; multinomial ones are n independent
+points u_i r, put in order. Either way each point falls on a token with probability proportional to its mass, so giving
+every draw the weight r / n is unbiased, and the weights add up to r exactly (docs/capture.md; Cochran, "Sampling
+Techniques", on systematic and probability-proportional-to-size sampling; Anshumann et al., arXiv 2503.16870, draw
+multinomially).
 
 Shape legend: R rows, W padded vocabulary, C blocks of B entries, n most draws of a row, N draws of all rows.
 """
@@ -22,8 +24,22 @@ class Draws:
     ids_N: torch.Tensor
 
 
+def systematic_offsets(uniforms_R: torch.Tensor, most: int) -> torch.Tensor:
+    """Points u + i for i = 0 ... most - 1, in units of one draw's share: float64 [R, n]."""
+    return uniforms_R[:, None] + torch.arange(most, device=uniforms_R.device)
+
+
+def multinomial_offsets(uniforms_Rn: torch.Tensor, counts_R: torch.Tensor) -> torch.Tensor:
+    """Points n u_i in ascending order, in units of one draw's share: float64 [R, n].
+
+    Only the first `counts_R` numbers of a row are used; they come first in the result too, as the others sort last.
+    """
+    used_Rn = torch.arange(uniforms_Rn.shape[1], device=uniforms_Rn.device) < counts_R[:, None]
+    return uniforms_Rn.masked_fill(~used_Rn, 1.0).sort(-1).values * counts_R[:, None]
+
+
 def tail_draws(
-    mass_RW: torch.Tensor, sums_RC: torch.Tensor, counts_R: torch.Tensor, uniforms_R: torch.Tensor, block: int
+    mass_RW: torch.Tensor, sums_RC: torch.Tensor, counts_R: torch.Tensor, offsets_Rn: torch.Tensor, block: int
 ) -> Draws:
     """Draw `counts_R` ids per row in proportion to mass.
 
@@ -34,16 +50,16 @@ def tail_draws(
         mass_RW: float32 >= 0, zero for the head and the padding.
         sums_RC: float64, its block sums.
         counts_R: int64 draws per row; 0 where the row's mass is negligible.
-        uniforms_R: float64 in [0, 1).
+        offsets_Rn: float64, the points in units of r / n: ascending in [0, counts_R). Those beyond a row's count are
+            ignored.
         block: entries per block.
 
     Returns:
         The draws; ids int64.
     """
     running_RC = sums_RC.cumsum(-1)
-    most = int(counts_R.amax())
-    step = torch.arange(most, device=mass_RW.device)
-    points_Rn = (uniforms_R[:, None] + step) * (running_RC[:, -1:] / counts_R.clamp(min=1)[:, None])
+    step = torch.arange(offsets_Rn.shape[1], device=mass_RW.device)
+    points_Rn = offsets_Rn * (running_RC[:, -1:] / counts_R.clamp(min=1)[:, None])
     points_Rn = torch.minimum(points_Rn, _just_below(running_RC[:, -1:]))
     blocks_Rn = torch.searchsorted(running_RC, points_Rn, right=True)
     rows_N, slots_N = (step < counts_R[:, None]).nonzero(as_tuple=True)

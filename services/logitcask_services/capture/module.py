@@ -15,10 +15,10 @@ from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.errors import ModelError
 from logitcask_services.capture.blocks import clear_entries
 from logitcask_services.capture.columns import RecordColumns
-from logitcask_services.capture.draws import tail_draws
+from logitcask_services.capture.draws import multinomial_offsets, systematic_offsets, tail_draws
 from logitcask_services.capture.head import Head, add_required, largest, reaching
 from logitcask_services.capture.passes import Scanned, VocabularyPasses
-from logitcask_services.capture.philox import position_uniforms
+from logitcask_services.capture.philox import draw_uniforms, position_uniforms
 
 NEGLIGIBLE_MASS = 1e-6
 """Below this tail mass nothing is drawn."""
@@ -57,7 +57,7 @@ class RecordCapture(torch.nn.Module):
         next_ids_R: torch.Tensor,
         doc_keys_R: torch.Tensor,
         positions_R: torch.Tensor,
-        uniforms_R: torch.Tensor | None = None,
+        uniforms: torch.Tensor | None = None,
     ) -> RecordColumns:
         """Reduce the logits of R positions, of any documents, to records.
 
@@ -66,7 +66,8 @@ class RecordCapture(torch.nn.Module):
             next_ids_R: int64, the realised next tokens.
             doc_keys_R: int64, first 8 bytes of the document id, little-endian, as two's complement.
             positions_R: int64, position within the document.
-            uniforms_R: float64 in [0, 1) to draw with instead of those of (seed, document, position).
+            uniforms: float64 in [0, 1) to draw with instead of those of (seed, document, position): [R] for systematic
+                draws, [R, n] for multinomial ones, with n not less than any row draws.
 
         Returns:
             Records in the canonical order of `logitcask_schemas.records.Records`. A row whose logits have no finite
@@ -77,12 +78,20 @@ class RecordCapture(torch.nn.Module):
         """
         if not len(logits_RV):
             raise ValueError("expected at least one row of logits, got none")
-        if uniforms_R is None:
-            uniforms_R = position_uniforms(self.spec.seed, doc_keys_R, positions_R)
-        runs = [slice(start, start + self.rows) for start in range(0, len(logits_RV), self.rows)]
-        return RecordColumns.join([self._capture(logits_RV[run], next_ids_R[run], uniforms_R[run]) for run in runs])
+        parts = []
+        for run in (slice(start, start + self.rows) for start in range(0, len(logits_RV), self.rows)):
+            given = None if uniforms is None else uniforms[run]
+            parts.append(self._capture(logits_RV[run], next_ids_R[run], doc_keys_R[run], positions_R[run], given))
+        return RecordColumns.join(parts)
 
-    def _capture(self, logits_RV: torch.Tensor, next_ids_R: torch.Tensor, uniforms_R: torch.Tensor) -> RecordColumns:
+    def _capture(
+        self,
+        logits_RV: torch.Tensor,
+        next_ids_R: torch.Tensor,
+        doc_keys_R: torch.Tensor,
+        positions_R: torch.Tensor,
+        uniforms: torch.Tensor | None,
+    ) -> RecordColumns:
         spec, block = self.spec, self._passes.block
         scanned = self._passes(logits_RV)
         x_RW, mass_RW, sums_RC = scanned.x_RW, scanned.mass_RW, scanned.sums_RC
@@ -98,7 +107,8 @@ class RecordCapture(torch.nn.Module):
         log_z_R = z_R.log()
 
         counts_R = self._draw_counts(tail_mass_R / z_R)
-        draws = tail_draws(mass_RW, sums_RC, counts_R, uniforms_R, block)
+        offsets_Rn = self._offsets(counts_R, doc_keys_R, positions_R, uniforms)
+        draws = tail_draws(mass_RW, sums_RC, counts_R, offsets_Rn, block)
         tail_logprobs_N = x_RW[draws.rows_N, draws.ids_N] - log_z_R[draws.rows_N] if spec.tail_logprobs else None
         entropy_R = (log_z_R - scanned.moment_R / z_R).masked_fill(scanned.faulty_R, torch.nan)
         values = _VALUE_DTYPES[spec.logprob_codec]
@@ -133,6 +143,23 @@ class RecordCapture(torch.nn.Module):
         else:
             counts_R = torch.full_like(tail_mass_R, spec.draws if spec.mode == "sampled" else 0, dtype=torch.int64)
         return counts_R.masked_fill(tail_mass_R < NEGLIGIBLE_MASS, 0)
+
+    def _offsets(
+        self,
+        counts_R: torch.Tensor,
+        doc_keys_R: torch.Tensor,
+        positions_R: torch.Tensor,
+        uniforms: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Where the points of the draws lie, see `tail_draws`: float64 [R, most draws of a row]."""
+        spec, most = self.spec, int(counts_R.amax())
+        if spec.sampler == "multinomial":
+            if uniforms is None:
+                uniforms = draw_uniforms(spec.seed, doc_keys_R, positions_R, most)
+            return multinomial_offsets(uniforms[:, :most], counts_R)
+        if uniforms is None:
+            uniforms = position_uniforms(spec.seed, doc_keys_R, positions_R)
+        return systematic_offsets(uniforms, most)
 
     def _log_z(self, scanned: Scanned, log_z_R: torch.Tensor) -> torch.Tensor:
         """Log of sum t^(1/T) per temperature, float64 [R, T]."""

@@ -94,6 +94,7 @@ def specs(draw, vocab_size=300):
         tail_max=draw(st.integers(1, 100)),
         k=draw(st.integers(1, 200)),
         draws=draw(st.integers(1, 120)),
+        sampler=draw(st.sampled_from(["systematic", "multinomial"])),
         pinned_ids=tuple(pinned),
         seed=draw(st.integers(0, 2**63 - 1)),
         logprob_codec="f32",

@@ -1,4 +1,4 @@
-"""Unbiasedness and variance of the systematic draws, by quadrature over the offset; biased targets fail the same check.
+"""Unbiasedness and variance of systematic draws, by quadrature over the offset; biased targets fail the same check.
 
 Over R evenly spaced offsets the n R points form one even grid on the tail's mass, so each token is hit as often as its
 mass says, up to one hit: |mean of t-hat - t| <= r / (n R) for every token. That bound is the test; no statistics.

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logitcask_services.capture.philox import philox4x32, position_uniforms
+from logitcask_schemas.cask.codec_random import philox4x32 as philox4x32_numpy
+from logitcask_services.capture.philox import draw_uniforms, philox4x32, position_uniforms
 
 CASES = settings(deadline=None, max_examples=60)
 KNOWN_ANSWERS = [
@@ -51,3 +52,28 @@ def test_uniform_and_distinct_over_positions_documents_and_seeds():
     assert len(np.unique(np.concatenate([first, second]))) == 40_000
     counts = np.histogram(first, bins=20, range=(0, 1))[0]
     assert (((counts - 1000) ** 2) / 1000).sum() < 50  # chi-squared, 19 degrees of freedom: p < 1e-4 beyond 50
+
+
+@CASES
+@given(st.integers(0, 2**63 - 1), st.integers(-(2**63), 2**63 - 1), st.integers(0, 2**31), st.integers(1, 255))
+def test_numbers_of_draws_are_words_as_documented(seed, doc_key, position, count):
+    found = draw_uniforms(seed, torch.tensor([doc_key]), torch.tensor([position]), count)
+    assert found.shape == (1, count)
+    assert found.dtype == torch.float64
+    for number in {0, count // 2, count - 1}:
+        counter = [position, 2**31 + number // 2, doc_key % 2**32, (doc_key >> 32) % 2**32]
+        words = philox4x32_numpy([np.array([word], dtype=np.uint64) for word in counter], (seed % 2**32, seed >> 32))
+        first, second = (int(word[0]) for word in words[2 * (number % 2) :][:2])
+        assert float(found[0, number]) == ((first << 21) | (second >> 11)) * 2.0**-53
+    # Number i is the same whatever the count, and no number of a draw is the one of systematic sampling.
+    assert torch.equal(draw_uniforms(seed, torch.tensor([doc_key]), torch.tensor([position]), 255)[:, :count], found)
+    assert position_uniforms(seed, torch.tensor([doc_key]), torch.tensor([position])) not in found
+
+
+def test_numbers_of_draws_are_uniform_and_independent():
+    uniforms = draw_uniforms(5, torch.full((4000,), 77), torch.arange(4000), 10).numpy()
+    assert len(np.unique(uniforms)) == uniforms.size
+    counts = np.histogram(uniforms, bins=20, range=(0, 1))[0]
+    assert (((counts - 2000) ** 2) / 2000).sum() < 50
+    correlations = np.corrcoef(uniforms.T)[np.triu_indices(10, 1)]
+    assert np.abs(correlations).max() < 5 / np.sqrt(4000)

@@ -1,5 +1,6 @@
 """`RecordCapture` against dense float64, over specs, vocabularies, masks, ties and batch splits."""
 
+import itertools
 import math
 
 import numpy as np
@@ -140,8 +141,8 @@ def test_masked_and_unmasked_rows_agree(oracle):
     # The path for masked logits must give what a huge negative logit gives on the ordinary path.
     logits = oracle.logits_rows(3, 16, 512, masked=0.4)
     finite = np.where(np.isinf(logits), np.float32(-1e5), logits)
-    for mode in ("threshold", "topk", "sampled"):
-        spec = CaptureSpec(mode=mode, logprob_codec="f32", k=20)
+    for mode, sampler in itertools.product(("threshold", "topk", "sampled"), ("systematic", "multinomial")):
+        spec = CaptureSpec(mode=mode, sampler=sampler, logprob_codec="f32", k=20)
         a, b = oracle.run(spec, logits, [1] * 16), oracle.run(spec, finite, [1] * 16)
         assert encode_wire(a).tobytes() == encode_wire(b).tobytes()
 

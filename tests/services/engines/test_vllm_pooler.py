@@ -20,7 +20,13 @@ with warnings.catch_warnings():
     from logitcask_services.engines.vllm_pooler import CapturePooler
 
 VOCAB, HIDDEN = 300, 16
-SPECS = [CaptureSpec(tau=0.02), CaptureSpec(mode="topk", k=5, logprob_codec="f32"), CaptureSpec(mode="sampled", seed=3)]
+SPECS = [
+    CaptureSpec(tau=0.02),
+    CaptureSpec(mode="topk", k=5, logprob_codec="f32"),
+    CaptureSpec(mode="sampled", seed=3),
+    CaptureSpec(mode="sampled", sampler="multinomial", seed=3),
+    CaptureSpec(tau=0.02, sampler="multinomial"),
+]
 
 
 class State(SimpleNamespace):
