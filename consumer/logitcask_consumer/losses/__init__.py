@@ -5,6 +5,7 @@ Importing this package registers every loss in `LOSSES`.
 
 from logitcask_consumer.losses.adaptive_kl import AdaptiveKL
 from logitcask_consumer.losses.alpha_beta import AlphaBeta
+from logitcask_consumer.losses.bild import LogitsDifference
 from logitcask_consumer.losses.chunked import LossResult, ShapeError, Terms, distillation_loss
 from logitcask_consumer.losses.cross_entropy import CrossEntropy
 from logitcask_consumer.losses.csd import ConcreteScore
@@ -18,6 +19,7 @@ from logitcask_consumer.losses.registry import LOSSES, LossMismatchError, Unknow
 from logitcask_consumer.losses.reverse_kl import ReverseKL
 from logitcask_consumer.losses.skew_kl import SkewKL
 from logitcask_consumer.losses.skew_reverse_kl import SkewReverseKL
+from logitcask_consumer.losses.taid import Taid
 from logitcask_consumer.losses.tail_aware import TailAware
 from logitcask_consumer.losses.target import SparseTarget
 from logitcask_consumer.losses.todi import ToDi
@@ -35,6 +37,7 @@ __all__ = [
     "JensenShannon",
     "LMHead",
     "LogitTransform",
+    "LogitsDifference",
     "Loss",
     "LossMismatchError",
     "LossParameterError",
@@ -45,6 +48,7 @@ __all__ = [
     "SkewKL",
     "SkewReverseKL",
     "SparseTarget",
+    "Taid",
     "TailAware",
     "Terms",
     "ToDi",

@@ -36,6 +36,8 @@ class Requires:
 
     head: bool = True
     """A head chosen by probability: any mode but `sampled`, whose head is the next token alone."""
+    head_entries: int = 1
+    """Most entries of the head that are read: `k` of mode `topk`, `head_max` of mode `threshold`."""
     draws: bool = False
     """Draws from the tail: mode `threshold` or `sampled`."""
     tail_logprobs: bool = False
@@ -88,11 +90,19 @@ class Loss(ABC):
         del target
         return None
 
+    def at(self, progress: float) -> "Loss":
+        """The loss at a part of the run done, from 0 to 1; itself, unless a parameter of it follows a schedule."""
+        del progress
+        return self
+
     def missing(self, capture: CaptureSpec) -> list[str]:
         """What records of this capture spec lack for the loss, each with the capture option that provides it."""
         needs, missing = self.requires, list[str]()
         if needs.head and capture.mode == "sampled":
             missing.append("a head of likely tokens (capture with mode 'threshold' or 'topk')")
+        option, most = ("k", capture.k) if capture.mode == "topk" else ("head_max", capture.head_max)
+        if capture.mode != "sampled" and most < needs.head_entries:
+            missing.append(f"heads of {needs.head_entries} entries (capture with {option}={needs.head_entries})")
         if needs.draws and capture.mode == "topk":
             missing.append("draws from the tail (capture with mode 'threshold' or 'sampled')")
         if needs.tail_logprobs and (capture.mode == "topk" or not capture.tail_logprobs):

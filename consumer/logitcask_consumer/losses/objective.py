@@ -57,7 +57,9 @@ class Objective:
 
     def terms(self, progress: float) -> Terms:
         """The losses with their weights at a part of the run done, from 0 to 1."""
-        return [(weight.at(progress), loss) for weight, loss in zip(self.weights, self.losses, strict=True)]
+        return [
+            (weight.at(progress), loss.at(progress)) for weight, loss in zip(self.weights, self.losses, strict=True)
+        ]
 
     def require(self, capture: CaptureSpec) -> None:
         """Refuse records that a loss of the mix cannot work with; LossMismatchError says what they lack."""
