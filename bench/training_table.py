@@ -1,0 +1,307 @@
+"""One student trained on every kind of record: how much of what dense distillation gains over cross-entropy is kept.
+
+The student is 4 of the 30 layers of SmolLM2-135M, the text the demonstration's corpus. For each seed there are other
+training documents in another order, and other draws in the records; the held-out documents stay. Within a seed every
+row of the table sees the same batches, start, steps and learning rates, so that rows differ by their targets alone.
+Records are captured from the teacher's dense logits, published to a cask and read back as the trainer does it; the
+dense control recomputes the teacher's logits in every step.
+
+`full` is the dense KL. A row's share of the gap is (KL of `ce` - its KL) / (KL of `ce` - KL of `full`), on held-out
+text against the teacher's dense distribution, within a seed.
+
+    python bench/training_table.py                       # all rows, 3 seeds; resumes an interrupted run
+    python bench/training_table.py --plot-only           # table and plot from results/training_table_runs.csv
+
+Shape legend: T positions of a batch, R rows of a chunk, V vocabulary, D hidden size of the student, H of the teacher.
+"""
+
+import argparse
+import csv
+import math
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import teacher_rows
+from cask_bytes import captured
+from logitcask_consumer.data import CaskDataset, Collator, target_of
+from logitcask_consumer.data.dataset import open_casks
+from logitcask_consumer.losses import LMHead, Objective, base_model
+from logitcask_consumer.student_forward import DistillTask, attach
+from logitcask_consumer.students import StudentSpec
+from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_schemas.cask import Cask, CaskWriter
+from logitcask_schemas.identity import TeacherIdentity
+from logitcask_schemas.records import document_id
+from report import RESULTS, Report
+
+LENGTH = 257
+"""Tokens of a document: 256 positions."""
+CHUNK = 256
+RUNS = RESULTS / "training_table_runs.csv"
+T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
+"""97.5 % points of the t distribution by degrees of freedom."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A line of the table: how records are captured, and the loss on them; without a capture the dense control."""
+
+    loss: str = "forward_kl"
+    capture: dict[str, Any] | None = None
+
+
+THRESHOLD_20: dict[str, Any] = {"tau": 1 / 20}
+ROWS = {
+    "ce": Row(loss="cross_entropy", capture=THRESHOLD_20),
+    "full": Row(),
+    "threshold 1/20": Row(capture=THRESHOLD_20),
+    "threshold 1/28 u8": Row(capture={"tau": 1 / 28, "logprob_codec": "u8"}),
+    "threshold 1/50": Row(capture={"tau": 1 / 50}),
+    "threshold 1/20, tail_weight 0.5": Row(loss="forward_kl:tail_weight=0.5", capture=THRESHOLD_20),
+    "RS-KD, 50 draws": Row(capture={"mode": "sampled", "draws": 50, "sampler": "multinomial"}),
+    "ghost top-50": Row(loss="ghost_kl", capture={"mode": "topk", "k": 50}),
+    "ghost top-12": Row(loss="ghost_kl", capture={"mode": "topk", "k": 12}),
+    "renormalised top-50": Row(loss="topk_renorm", capture={"mode": "topk", "k": 50}),
+    "renormalised top-12": Row(loss="topk_renorm", capture={"mode": "topk", "k": 12}),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What all runs share."""
+
+    teacher: Path
+    cache: Path
+    layers: int
+    steps: int
+    batch: int
+    lr: float
+    held_out: int
+
+
+class DenseKL(torch.autograd.Function):
+    """KL(t || p) summed over positions with t from the teacher's hidden states: the control, chunked by rows."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, teacher_TH: Tensor, head_VH: Tensor) -> Tensor:
+        grad_TD, grad_VD, total = torch.empty_like(hidden_TD), torch.zeros_like(weight_VD), hidden_TD.new_zeros(())
+        for rows in _chunks(len(hidden_TD)):
+            logp_RV = (hidden_TD[rows] @ weight_VD.T).log_softmax(-1)
+            logt_RV = (teacher_TH[rows] @ head_VH.T).log_softmax(-1)
+            t_RV = logt_RV.exp()
+            total += (t_RV * (logt_RV - logp_RV)).sum()
+            grad_RV = logp_RV.exp_().sub_(t_RV)
+            grad_TD[rows] = grad_RV @ weight_VD
+            grad_VD.addmm_(grad_RV.T, hidden_TD[rows])
+        ctx.save_for_backward(grad_TD, grad_VD)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        grad_TD, grad_VD = ctx.saved_tensors
+        return grad_TD * grad, grad_VD * grad, None, None
+
+
+def _chunks(rows: int) -> Iterator[slice]:
+    return (slice(start, start + CHUNK) for start in range(0, rows, CHUNK))
+
+
+class Run:
+    """Runs of one seed: its documents and their order, its casks."""
+
+    def __init__(self, setting: Setting, rows: teacher_rows.TeacherRows, seed: int) -> None:
+        self.setting, self.rows, self.seed = setting, rows, seed
+        self.folder = tempfile.TemporaryDirectory()
+        self.identity = TeacherIdentity(
+            model="bench",
+            weights_digest="0" * 64,
+            dtype="float32",
+            vocab_size=len(rows.head_VH),
+            tokenizer_fingerprint="0" * 64,
+            engine="transformers",
+            engine_version="0",
+        )
+
+    def cask(self, capture: dict[str, Any]) -> Cask:
+        """The cask of this seed's documents, captured on first use."""
+        spec = CaptureSpec(seed=self.seed, **capture)
+        place = Path(self.folder.name) / spec.digest()[:16]
+        if not place.exists():
+            with CaskWriter.create(place, teacher=self.identity, capture=spec) as writer:
+                writer.publish([captured(self.rows.logits(n), ids_L, spec) for n, ids_L in enumerate(self.rows.ids_DL)])
+        return open_casks([place], tokenizer_fingerprint=None)[0]
+
+    def train(self, row: Row) -> tuple[Any, float]:
+        """The trained student and the records' bytes per token."""
+        setting = self.setting
+        cask = self.cask(row.capture or THRESHOLD_20)
+        dataset = CaskDataset([cask], seq_len=LENGTH - 1, packing="none", seed=0)
+        by_id = {document_id(ids_L): number for number, ids_L in enumerate(self.rows.ids_DL)}
+        ordered = [by_id[identity.tobytes()] for identity in cask.document_ids()]
+        collate = Collator(seq_len=LENGTH - 1, pad_id=0)
+        student = StudentSpec.parse(f"from-teacher:layers={setting.layers}").build(setting.teacher, seed=0)
+        attach(student.train())
+        optimizer = torch.optim.AdamW(student.parameters(), lr=setting.lr, weight_decay=0.01, fused=True)
+        terms = Objective.parse(row.loss).terms(0.0)
+        order = np.random.default_rng(self.seed).permutation(len(dataset))
+        for step in range(setting.steps):
+            batch = collate(dataset.read(order[step * setting.batch : (step + 1) * setting.batch].tolist()))
+            inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
+            if row.capture is None:
+                hidden_BSD = base_model(student)(**inputs, use_cache=False).last_hidden_state
+                hidden_TD = hidden_BSD.flatten(0, 1).index_select(0, batch["slots"])
+                documents = [ordered[number] for number in batch["documents"][:: LENGTH - 1].tolist()]
+                teacher_TH = self.rows.hidden_DPH[documents].flatten(0, 1)
+                head = LMHead.from_model(student)
+                loss = DenseKL.apply(hidden_TD, head.weight_VD, teacher_TH, self.rows.head_VH)  # type: ignore[no-untyped-call]
+            else:
+                target = target_of(batch, sampled_tail=cask.manifest.capture.mode != "topk")
+                task = DistillTask(target=target, slots_T=batch["slots"], terms=terms)
+                loss = student(**inputs, distill=task)["loss"]
+            (loss / len(batch["slots"])).backward()
+            torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+            for group in optimizer.param_groups:
+                group["lr"] = setting.lr * rate(step, setting.steps)
+            optimizer.step()
+            optimizer.zero_grad()
+        return student.eval(), cask.num_bytes / cask.num_tokens
+
+
+def rate(step: int, steps: int) -> float:
+    """Warm-up over a tenth, then cosine to a tenth."""
+    warmup = max(1, steps // 10)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+@torch.inference_mode()
+def evaluate(student: Any, rows: teacher_rows.TeacherRows) -> dict[str, float]:
+    """Held-out figures against the teacher's dense distribution, means over positions."""
+    sums: dict[str, float] = {"kl": 0.0, "nll": 0.0, "agreement": 0.0, "acceptance": 0.0}
+    confidence, correct, positions = [], [], 0
+    head = LMHead.from_model(student)
+    for number, ids_L in enumerate(rows.ids_DL):
+        ids = torch.from_numpy(ids_L.astype(np.int64))
+        hidden_RD = base_model(student)(input_ids=ids[None, :-1], use_cache=False).last_hidden_state[0]
+        logp_RV, logt_RV = head.logits(hidden_RD).log_softmax(-1), rows.logits(number).log_softmax(-1)
+        p_RV, t_RV = logp_RV.exp(), logt_RV.exp()
+        best_R, best_ids_R = p_RV.max(-1)
+        sums["kl"] += float((t_RV * (logt_RV - logp_RV)).sum())
+        sums["nll"] -= float(logp_RV.gather(1, ids[1:, None]).sum())
+        sums["agreement"] += float((best_ids_R == t_RV.argmax(-1)).sum())
+        sums["acceptance"] += float(torch.minimum(p_RV, t_RV).sum())
+        confidence.append(best_R)
+        correct.append(best_ids_R == ids[1:])
+        positions += len(logp_RV)
+    figures = {name: value / positions for name, value in sums.items()}
+    return {**figures, "ece": calibration_error(torch.cat(confidence), torch.cat(correct))}
+
+
+def calibration_error(confidence_N: Tensor, correct_N: Tensor, bins: int = 15) -> float:
+    """Expected calibration error of the top-1 prediction, equal-width bins."""
+    bin_N = (confidence_N * bins).long().clamp(max=bins - 1)
+    gap = torch.zeros(bins).index_add_(0, bin_N, confidence_N - correct_N.to(confidence_N.dtype))
+    return float(gap.abs().sum() / len(confidence_N))
+
+
+def finished() -> list[dict[str, str]]:
+    if not RUNS.exists():
+        return []
+    with RUNS.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def keep(run: dict[str, Any]) -> None:
+    new = not RUNS.exists()
+    RUNS.parent.mkdir(exist_ok=True)
+    with RUNS.open("a", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(run))
+        if new:
+            writer.writeheader()
+        writer.writerow(run)
+    print({name: f"{value:.4f}" if isinstance(value, float) else value for name, value in run.items()}, flush=True)
+
+
+def train_all(setting: Setting, seeds: list[int], names: list[str]) -> None:
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(setting.teacher)
+    each = setting.steps * setting.batch
+    texts = {held: teacher_rows.mixed(held_out=held) for held in (True, False)}
+    held_ids = teacher_rows.documents(tokenizer, texts[True], count=setting.held_out, length=LENGTH)
+    pool_ids = teacher_rows.documents(tokenizer, texts[False], count=len(seeds) * each, length=LENGTH)
+    held = teacher_rows.teacher_rows(setting.teacher, held_ids, setting.cache)
+    done = {(run["row"], int(run["seed"])) for run in finished()}
+    for number, seed in enumerate(seeds):
+        rows = teacher_rows.teacher_rows(setting.teacher, pool_ids[number * each :][:each], setting.cache)
+        run = Run(setting, rows, seed)
+        for name in names:
+            if (name, seed) not in done:
+                student, size = run.train(ROWS[name])
+                if name == "ce" and number == 0:
+                    student.save_pretrained(setting.cache / "student-ce")
+                size = {"ce": 2.0, "full": 2.0 * len(held.head_VH)}.get(name, size)
+                keep({"row": name, "seed": seed, "bytes_per_token": size, **evaluate(student, held)})
+
+
+def table(setting: Setting) -> None:
+    """Means over seeds with 95 % t-intervals, the share of the gap within each seed, and the plot."""
+    from training_table_plot import draw
+
+    runs: dict[str, dict[int, dict[str, float]]] = {}
+    for run in finished():
+        figures = {name: float(value) for name, value in run.items() if name not in ("row", "seed")}
+        runs.setdefault(run["row"], {})[int(run["seed"])] = figures
+    report = Report(str(Path(__file__)), "torch", "transformers")
+    what = f"{setting.steps} steps of {setting.batch} x {LENGTH - 1} positions, {setting.layers} layers"
+    for name, seeds in runs.items():
+        for seed, figures in seeds.items():
+            if {"ce", "full"} <= runs.keys() and seed in runs["ce"] and seed in runs["full"]:
+                ce, full = runs["ce"][seed]["kl"], runs["full"][seed]["kl"]
+                figures["gap closed (%)"] = 100 * (ce - figures["kl"]) / (ce - full)
+        for metric in next(iter(seeds.values())):
+            values = [figures[metric] for figures in seeds.values() if metric in figures]
+            wide = (
+                T_975[len(values) - 1] * np.std(values, ddof=1) / math.sqrt(len(values))
+                if len(values) > 1
+                else math.nan
+            )
+            unit = {"kl": "nats", "nll": "nats", "bytes_per_token": "bytes"}.get(metric, "")
+            interval = {"mean": f"{np.mean(values):.5g}", "interval": f"{wide:.3g}"}
+            report.add(metric, unit, values, what, row=name, **interval)
+    report.write()
+    draw(runs)
+
+
+def main() -> None:
+    from logitcask_services.models import fetch_model
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--teacher", type=Path, help="folder of the teacher (default: SmolLM2-135M, fetched)")
+    parser.add_argument("--cache", type=Path, default=Path("bench/cache"), help="where hidden states are kept")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--batch", type=int, default=4, help="documents of 256 positions")
+    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--held-out", type=int, default=32, help="documents")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--plot-only", action="store_true")
+    arguments = vars(parser.parse_args())
+    plot_only, seeds, names = (arguments.pop(name) for name in ("plot_only", "seeds", "rows"))
+    setting = Setting(**{**arguments, "teacher": arguments["teacher"] or fetch_model("smollm2-135m")})
+    if not plot_only:
+        train_all(setting, seeds, names)
+    table(setting)
+
+
+if __name__ == "__main__":
+    main()

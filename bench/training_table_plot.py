@@ -1,0 +1,49 @@
+"""The training table as a picture: bytes per token against the share of the gap that is closed, one point per seed."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+PLOT = Path(__file__).resolve().parent.parent / "docs" / "images" / "training-table.png"
+FAMILIES = {
+    "threshold": ("tab:blue", "o"),
+    "RS-KD": ("tab:green", "s"),
+    "ghost": ("tab:orange", "^"),
+    "renormalised": ("tab:red", "v"),
+}
+
+
+def draw(runs: dict[str, dict[int, dict[str, float]]]) -> None:
+    """Write the plot; rows that are not records (cross-entropy, dense) are its 0 % and 100 %."""
+    figure, axes = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
+    for name, seeds in runs.items():
+        family = next((style for prefix, style in FAMILIES.items() if name.startswith(prefix)), None)
+        points = [(one["bytes_per_token"], one["gap closed (%)"]) for one in seeds.values() if "gap closed (%)" in one]
+        if family is None or not points:
+            continue
+        colour, marker = family
+        bytes_S, closed_S = np.array(points).T
+        axes.scatter(bytes_S, closed_S, color=colour, marker=marker, s=18, alpha=0.5, linewidths=0)
+        axes.scatter(bytes_S.mean(), closed_S.mean(), color=colour, marker=marker, s=60)
+        axes.annotate(
+            name,
+            (bytes_S.mean(), closed_S.mean()),
+            xytext=(7, -3),
+            textcoords="offset points",
+            fontsize=8,
+            color=colour,
+        )
+    axes.axhline(100, color="grey", linewidth=0.8)
+    axes.axhline(0, color="grey", linewidth=0.8)
+    axes.annotate("dense KL", (0.01, 100), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="grey")
+    axes.annotate("cross-entropy", (0.01, 0), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="grey")
+    axes.set_xscale("log")
+    axes.set_xlabel("stored bytes per token, everything counted")
+    axes.set_ylabel("share of the gap in held-out KL closed (%)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(PLOT, dpi=150)
+    plt.close(figure)
