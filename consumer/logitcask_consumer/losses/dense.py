@@ -2,37 +2,43 @@
 
 Shape legend: R rows of a chunk, V vocabulary size, H head entries, N tail draws.
 
-With q = softmax over the rest (the vocabulary, or what is outside the heads) and leaves that are functions of z::
-
-    lse = logsumexp z        d lse / d z_j     = q_j
-    c   = log sum q^a        d c / d z_j       = a (q_j^a / sum q^a - q_j)
-
-so the gradient of any formula is q times a factor per row, a term for c where it is read, and a scatter at the entries.
-Passes over the rows go in blocks that fit the processor's cache.
+The passes over the rows are `softmax`'s, or on CUDA those of `triton_dense`. `_takes_triton` is the one place that
+chooses; `dense_passes` forces either.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
-from logitcask_consumer.losses.softmax import log_softmax_
+from logitcask_consumer.losses.softmax import Entries, Rest, eager_rest_, flattened
 from logitcask_consumer.losses.student_rows import Leaves, Needs, StudentRows
 from logitcask_consumer.losses.target import SparseTarget
+from logitcask_schemas.errors import LogitcaskError
 
-_BLOCK_BYTES = 2**20
+Passes: TypeAlias = Literal["auto", "eager", "triton"]
+"""How the passes over [rows, vocabulary] are made; see `dense_passes`."""
+
+_PASSES: ContextVar[Passes] = ContextVar("dense_passes", default="auto")
+
+
+class TritonPassesError(LogitcaskError, RuntimeError):
+    """Triton was asked for passes that it cannot make."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DenseRows:
-    """A chunk after its reductions; its buffer holds log q, and -inf where the rest has no token."""
+    """A chunk after its reductions."""
 
-    log_q_RV: Tensor
+    rest: Rest
     leaves: Leaves
-    head_at_H: Tensor
-    tail_at_N: Tensor
-    next_at_R: Tensor
+    entries: Entries
     rest_is_tail: bool
 
     def student(self, target: SparseTarget) -> StudentRows:
@@ -40,58 +46,72 @@ class DenseRows:
         return StudentRows(self.leaves, target, rest_is_tail=self.rest_is_tail)
 
 
+@contextmanager
+def dense_passes(passes: Passes) -> Iterator[None]:
+    """Force how the passes are made, within the block and this thread.
+
+    Args:
+        passes: `auto` (the default outside) takes Triton for float32 and float64 on CUDA where it is installed, and
+            torch's operators for everything else; `eager` always takes the operators; `triton` never does, and raises
+            `TritonPassesError` where it cannot serve.
+
+    Raises:
+        ValueError: there are no such passes.
+    """
+    if passes not in get_args(Passes):
+        raise ValueError(f"passes are one of {', '.join(get_args(Passes))}, got {passes!r}")
+    token = _PASSES.set(passes)
+    try:
+        yield
+    finally:
+        _PASSES.reset(token)
+
+
 def reduce_(logits_RV: Tensor, target: SparseTarget, needs: Needs, *, with_grad: bool) -> DenseRows:
     """Reductions of a chunk of logits; overwrites them.
 
     Args:
-        logits_RV: float32 or float64.
+        logits_RV: float32 or float64. Rows may be strided; the operators then work on a copy.
         target: the rows' entries.
         needs: what the formulas read.
         with_grad: make the leaves require gradients.
     """
+    takes_triton = _takes_triton(logits_RV)
+    if logits_RV.stride(1) != 1 or not (takes_triton or logits_RV.is_contiguous()):
+        logits_RV = logits_RV.contiguous()
     rows, width = logits_RV.shape
-    flat = logits_RV.view(-1)
-    first_R = torch.arange(rows, device=flat.device) * width
-    head_at_H = target.head_rows_H * width + target.head_ids_H
-    tail_at_N = target.tail_rows_N * width + target.tail_ids_N
-    next_at_R = first_R + target.next_ids_R
-    at = (head_at_H, tail_at_N, next_at_R)
-    if needs.tail:
-        # log s from the logits outside the head: 1 - sum_H p would lose every digit of a small tail.
-        logits = [flat[i] for i in at]
-        flat[head_at_H] = -torch.inf
-        best_R, best_ids_R = logits_RV.max(-1)
-        log_q_RV = log_softmax_(logits_RV)
-        lse_R = best_R - log_q_RV.view(-1)[first_R + best_ids_R]
-        rest_lse_R = torch.zeros_like(lse_R)
-        if target.covers(width):
-            empty_R = best_R.isneginf()
-            log_q_RV.masked_fill_(empty_R[:, None], -torch.inf)
-            lse_R, rest_lse_R = lse_R.masked_fill(empty_R, 0.0), rest_lse_R.masked_fill(empty_R, -torch.inf)
-        shift = (lse_R[target.head_rows_H], lse_R[target.tail_rows_N], lse_R)
-        values = [z - by for z, by in zip(logits, shift, strict=True)]
+    stride = logits_RV.stride(0)
+    entries = Entries(
+        rows=(target.head_rows_H, target.tail_rows_N, slice(None)),
+        at=(
+            target.head_rows_H * stride + target.head_ids_H,
+            target.tail_rows_N * stride + target.tail_ids_N,
+            torch.arange(rows, device=logits_RV.device) * stride + target.next_ids_R,
+        ),
+    )
+    exponents, may_be_empty = tuple(sorted(needs.powers)), needs.tail and target.covers(width)
+    if takes_triton:
+        # Imported here: Triton is optional, and takes a second.
+        from logitcask_consumer.losses.triton_dense import triton_rest_
+
+        rest: Rest = triton_rest_(logits_RV, entries, exponents, outside_heads=needs.tail, may_be_empty=may_be_empty)
     else:
-        log_q_RV = log_softmax_(logits_RV)
-        values = [log_q_RV.view(-1)[i] for i in at]
-        rest_lse_R = torch.zeros(rows, dtype=flat.dtype, device=flat.device)
+        rest = eager_rest_(logits_RV, entries, exponents, outside_heads=needs.tail, may_be_empty=may_be_empty)
+    rest_lse_R = torch.zeros(rows, dtype=logits_RV.dtype, device=logits_RV.device)
+    if rest.empty_R is not None:
+        rest_lse_R = rest_lse_R.masked_fill(rest.empty_R, -torch.inf)
+    head_H, tail_N, next_R = rest.entry_logits
     leaves = Leaves(
-        head_logits_H=values[0],
-        tail_logits_N=values[1],
-        next_logits_R=values[2],
+        head_logits_H=head_H,
+        tail_logits_N=tail_N,
+        next_logits_R=next_R,
         rest_lse_R=rest_lse_R,
-        rest_powers={c: _log_power_sum(log_q_RV, c) for c in sorted(needs.powers)},
+        rest_powers=rest.log_powers,
     )
     if with_grad:
         for leaf in leaves.tensors():
             leaf.requires_grad_()
-    return DenseRows(
-        log_q_RV=log_q_RV,
-        leaves=leaves,
-        head_at_H=head_at_H,
-        tail_at_N=tail_at_N,
-        next_at_R=next_at_R,
-        rest_is_tail=needs.tail,
-    )
+    return DenseRows(rest=rest, leaves=leaves, entries=entries, rest_is_tail=needs.tail)
 
 
 def gradient_(rows: DenseRows, total: Tensor) -> Tensor:
@@ -101,38 +121,29 @@ def gradient_(rows: DenseRows, total: Tensor) -> Tensor:
         rows: the chunk.
         total: the scalar, a function of `rows.leaves`.
     """
-    leaves = rows.leaves
+    leaves, rest = rows.leaves, rows.rest
     found = iter(torch.autograd.grad(total, leaves.tensors(), allow_unused=True, materialize_grads=True))
-    head_H, tail_N, next_R, lse_R = (next(found) for _ in range(4))
-    powers_R = dict(zip(leaves.rest_powers, found, strict=True))
-    buffer_RV = rows.log_q_RV
-    for block in _blocks(buffer_RV):
-        log_q_BV, factor_B = buffer_RV[block], lse_R[block]
-        parts_BV = []
-        for c, grad_R in powers_R.items():
-            part_BV = log_q_BV.mul(c).sub_(leaves.rest_powers[c].detach()[block, None]).exp_()
-            parts_BV.append(part_BV.mul_(c * grad_R[block, None]))
-            factor_B = factor_B - c * grad_R[block]
-        log_q_BV.exp_().mul_(factor_B[:, None])
-        for part_BV in parts_BV:
-            log_q_BV.add_(part_BV)
-    flat = buffer_RV.view(-1)
-    flat.index_add_(0, rows.head_at_H, head_H)
-    flat.index_add_(0, rows.tail_at_N, tail_N)
-    flat.index_add_(0, rows.next_at_R, next_R)
-    return buffer_RV
+    at_entries, grad_lse_R = [next(found) for _ in rows.entries.at], next(found)
+    rest.gradient_(grad_lse_R, dict(zip(leaves.rest_powers, found, strict=True)))
+    flat = flattened(rest.buffer_RV)
+    for at, grad in zip(rows.entries.at, at_entries, strict=True):
+        flat.index_add_(0, at, grad)
+    return rest.buffer_RV
 
 
-def _blocks(buffer_RV: Tensor) -> Iterator[slice]:
-    """Slices of rows, small enough for the cache on a CPU; other devices take all at once."""
-    size = len(buffer_RV)
-    if buffer_RV.device.type == "cpu":
-        size = max(1, _BLOCK_BYTES // (buffer_RV.element_size() * buffer_RV.shape[1]))
-    return (slice(start, start + size) for start in range(0, len(buffer_RV), size))
+def _takes_triton(logits_RV: Tensor) -> bool:
+    """Whether Triton makes the passes, by the rule of `dense_passes`."""
+    passes = _PASSES.get()
+    if passes == "triton" and not _has_triton():
+        raise TritonPassesError(
+            "dense_passes('triton') needs Triton, which is not installed: pip install triton, "
+            "or leave the choice to dense_passes('auto')"
+        )
+    if passes != "auto":
+        return passes == "triton"
+    return logits_RV.is_cuda and logits_RV.dtype in (torch.float32, torch.float64) and _has_triton()
 
 
-def _log_power_sum(log_q_RV: Tensor, exponent: float) -> Tensor:
-    """Log sum q^exponent, [R]."""
-    sums = [torch.logsumexp(exponent * log_q_RV[block], -1) for block in _blocks(log_q_RV)]
-    # The floor, for an empty rest, keeps the difference from log q^exponent = -inf a number.
-    return torch.cat(sums).clamp(min=torch.finfo(log_q_RV.dtype).min)
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
