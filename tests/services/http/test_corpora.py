@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from service_harness import wait_for
 
 from logitcask_services import files
 from logitcask_services.corpora.storage import CorpusUpload
@@ -124,13 +125,12 @@ def test_idempotency(serve):
     assert send(LINE + LINE, "k2").status_code == 201
 
 
-def test_a_key_in_flight(serve):
+def test_a_key_in_flight(serve, tmp_path):
     server = serve()
-    reached, go_on = threading.Event(), threading.Event()
+    go_on = threading.Event()
 
     def slow():
         yield LINE
-        reached.set()
         go_on.wait(30)
         yield LINE
 
@@ -140,7 +140,8 @@ def test_a_key_in_flight(serve):
         target=lambda: answers.append(server.client.post("/v1/corpora", content=slow(), headers=headers))
     )
     thread.start()
-    reached.wait(30)
+    # What the client has sent says nothing of what the server has read; the key is held once a file is there.
+    wait_for(lambda: leftovers(tmp_path))
     meanwhile = server.client.post("/v1/corpora", content=LINE, headers=headers)
     go_on.set()
     thread.join()
@@ -150,8 +151,6 @@ def test_a_key_in_flight(serve):
 
 def test_a_client_that_goes_away_leaves_nothing(serve, tmp_path):
     import socket
-
-    from service_harness import wait_for
 
     server = serve()
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as connection:
