@@ -4,29 +4,66 @@ Forward and backward, gradients of hidden states and head weight included, for
 
 * every registered loss through the chunked head, on the same made-up records (a head of 1 to 12 entries, 0 to 9 draws);
 * `F.cross_entropy(hidden @ weight.T, next)`: what a training step without any distillation does;
-* `dense`: full KL by autograd on materialised logits from dense teacher probabilities, the obvious implementation.
+* `dense <loss>`: the definition by autograd on materialised logits and dense teacher probabilities, the obvious
+  implementation, for the losses that are a sum over the vocabulary.
 
 Variants take turns in every round, and ratios are taken within a round. Memory is the peak resident size of a process
-of its own, less what it holds before the step (hidden states, weight, target), with 2,048 rows. Targets: time <= 1.10,
+of its own, less what it holds before the step (hidden states, weight, target, dense teacher). Targets: time <= 1.10,
 memory <= 0.5 of plain cross-entropy.
 """
 
 import argparse
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from logitcask_consumer.losses import LOSSES, LMHead, Objective, SparseTarget, distillation_loss
 from report import Report, seconds
 
-PLAIN, DENSE = "F.cross_entropy", "dense"
-SHAPES = ((49_152, 576, 512), (151_936, 576, 256), (262_144, 576, 256), (49_152, 2048, 256))
-MEMORY_ROWS = 2048
+PLAIN, DENSE = "F.cross_entropy", "dense "
+FEW = ["forward_kl", "ghost_kl", "js"]
+SHAPES = (
+    (49_152, 576, 1024),
+    (49_152, 576, 8192),
+    (151_936, 576, 1024),
+    (262_144, 576, 1024),
+    (49_152, 2048, 1024),
+    (151_936, 2048, 1024),
+)
+MEMORY_OF = (PLAIN, "forward_kl", f"{DENSE}forward_kl")
+
+
+def kl(a: Tensor, b: Tensor) -> Tensor:
+    return (a * (a.log() - b.log())).sum()
+
+
+def alpha_beta(t: Tensor, p: Tensor, a: float = 0.2, b: float = 0.7) -> Tensor:
+    c = a + b
+    return -(t**a * p**b - a / c * t**c - b / c * p**c).sum() / (a * b)
+
+
+def todi(t: Tensor, p: Tensor) -> Tensor:
+    share = torch.sigmoid(t.log() - p.log()).detach()
+    return (share * t * (t / p).log() + (1 - share) * p * (p / t).log()).sum()
+
+
+DEFINITIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "forward_kl": kl,
+    "reverse_kl": lambda t, p: kl(p, t),
+    "js": lambda t, p: 0.5 * kl(t, 0.5 * (t + p)) + 0.5 * kl(p, 0.5 * (t + p)),
+    "skew_kl": lambda t, p: kl(t, 0.1 * t + 0.9 * p),
+    "skew_reverse_kl": lambda t, p: kl(p, 0.9 * t + 0.1 * p),
+    "tvd": lambda t, p: (t - p).abs().sum() / 2,
+    "alpha_beta": alpha_beta,
+    "todi": todi,
+}
 
 
 def offsets(counts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -60,7 +97,12 @@ class Step:
         self.hidden = torch.randn(rows, hidden, generator=random).requires_grad_()
         self.weight = torch.randn(vocab, hidden, generator=random).mul_(0.05).requires_grad_()
         self.target = made_up_target(rows, vocab)
-        self.teacher: torch.Tensor | None = None
+        self.teacher: Tensor | None = None
+
+    def prepare(self, variant: str) -> None:
+        """What a variant is given: the dense ones the teacher's probabilities."""
+        if variant.startswith(DENSE) and self.teacher is None:
+            self.teacher = torch.randn(len(self.hidden), len(self.weight)).mul_(3).softmax(-1)
 
     def __call__(self, variant: str) -> None:
         self.hidden.grad = self.weight.grad = None
@@ -68,11 +110,10 @@ class Step:
             loss = torch.nn.functional.cross_entropy(
                 self.hidden @ self.weight.T, self.target.next_ids_R, reduction="sum"
             )
-        elif variant == DENSE:
-            if self.teacher is None:
-                self.teacher = torch.softmax(torch.randn(len(self.hidden), len(self.weight)), -1)
-            logprobs = torch.log_softmax(self.hidden @ self.weight.T, -1)
-            loss = torch.nn.functional.kl_div(logprobs, self.teacher, reduction="sum")
+        elif variant.startswith(DENSE):
+            assert self.teacher is not None
+            student = torch.softmax(self.hidden @ self.weight.T, -1)
+            loss = DEFINITIONS[variant.removeprefix(DENSE)](self.teacher, student)
         else:
             terms = Objective.parse(variant).terms(0.0)
             loss = distillation_loss(self.hidden, LMHead(weight_VD=self.weight), self.target, terms).loss
@@ -82,6 +123,7 @@ class Step:
 def peak_of(variant: str, vocab: int, hidden: int, rows: int) -> None:
     """In a process of its own: print by how many bytes a step raises the peak resident size."""
     step = Step(vocab, hidden, rows)
+    step.prepare(variant)
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far, also that of the parent, is forgotten
     before = peak_kib()
     step(variant)
@@ -94,7 +136,7 @@ def peak_kib() -> int:
 
 
 def measured_peak(variant: str, shape: tuple[int, int, int]) -> int:
-    command = [sys.executable, __file__, "--peak-of", variant, *map(str, (*shape[:2], MEMORY_ROWS))]
+    command = [sys.executable, __file__, "--peak-of", variant, *map(str, shape)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return int(done.stdout.splitlines()[-1])
 
@@ -103,30 +145,30 @@ def measure(report: Report, shape: tuple[int, int, int], variants: list[str], ro
     step, (vocab, hidden, rows) = Step(*shape), shape
     taken: dict[str, list[float]] = {variant: [] for variant in variants}
     for variant in variants:
+        step.prepare(variant)
         step(variant)
     for number in range(rounds):
         for i in range(len(variants)):
             variant = variants[(i + number) % len(variants)]
             taken[variant] += seconds(partial(step, variant), 1)
     del step
-    labels = {"vocab": vocab, "hidden": hidden}
+    labels = {"vocab": vocab, "hidden": hidden, "rows": rows}
     for variant in variants:
-        note = f"{rows} rows"
-        report.add(
-            "time per row", "ms", [1e3 * value / rows for value in taken[variant]], note, **labels, variant=variant
-        )
-        ratios = [mine / plain for mine, plain in zip(taken[variant], taken[PLAIN], strict=True)]
-        report.add(f"time / {PLAIN}", "ratio", ratios, note, **labels, variant=variant)
-    peaks = {variant: measured_peak(variant, shape) for variant in (PLAIN, "forward_kl")}
+        per_row = [1e3 * value / rows for value in taken[variant]]
+        report.add("time per row", "ms", per_row, **labels, variant=variant)
+        others = [PLAIN, *(other for other in taken if other == f"{DENSE}{variant}")]
+        for other in others:
+            ratios = [mine / theirs for mine, theirs in zip(taken[variant], taken[other], strict=True)]
+            report.add(f"time / {other}", "ratio", ratios, **labels, variant=variant)
+    peaks = {variant: measured_peak(variant, shape) for variant in MEMORY_OF if variant in variants}
     for variant, peak in peaks.items():
-        note = f"{MEMORY_ROWS} rows"
-        report.add("peak memory", "MiB", [peak / 2**20], note, **labels, variant=variant)
-        report.add(f"peak memory / {PLAIN}", "ratio", [peak / peaks[PLAIN]], note, **labels, variant=variant)
+        report.add("peak memory", "MiB", [peak / 2**20], **labels, variant=variant)
+        report.add(f"peak memory / {PLAIN}", "ratio", [peak / peaks[PLAIN]], **labels, variant=variant)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peak-of", nargs=4, metavar=("VARIANT", "V", "D", "T"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -137,8 +179,8 @@ def main() -> None:
         return
     report = Report(__file__, "torch")
     for number, shape in enumerate(SHAPES):
-        losses = sorted(LOSSES) if number == 0 else ["forward_kl", "ghost_kl", "js"]
-        measure(report, shape, [PLAIN, *([DENSE] if number == 0 else []), *losses], arguments.rounds)
+        many = [*sorted(LOSSES), *(f"{DENSE}{loss}" for loss in DEFINITIONS)]
+        measure(report, shape, [PLAIN, *(FEW if number else many)], arguments.rounds)
         report.write()
 
 
