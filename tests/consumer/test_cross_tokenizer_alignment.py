@@ -73,7 +73,6 @@ PAIRS = [
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 @settings(max_examples=60, deadline=None)
-@settings(deadline=None)
 @given(text=texts)
 def test_chunks_of_real_tokenizers_hold_equal_bytes_and_partition_both(pair, text):
     made = aligner(*pair)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from chunk_reference import dense_alm, dense_uld, random_target
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitcask_consumer.cross_tokenizer.alm import Alm
@@ -136,6 +136,7 @@ def test_uld_of_a_student_with_fewer_tokens_than_the_head_takes_the_others_as_on
     assert float(got) == pytest.approx(pairs * (40 * (1 / 40 - 0.02) + 10 * 0.02))
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**20), top=st.integers(1, 39))
 def test_uld_is_a_lower_bound_within_its_stated_error(seed, top):
     target, teacher = random_target(rows=ROWS, vocab=VOCAB, top=top, seed=seed)
@@ -235,6 +236,7 @@ def test_float32_agrees_with_float64():
     torch.testing.assert_close(values[0].double(), values[1], rtol=1e-3, atol=1e-3)
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**20), most=st.integers(1, 30))
 def test_spans_cover_every_row_once_and_cut_no_chunk(seed, most):
     target, _ = random_target(rows=ROWS, seed=seed)
