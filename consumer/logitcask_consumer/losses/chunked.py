@@ -8,7 +8,7 @@ buffer is R x V. (The idea of fusing head and loss: Hsu et al., Liger Kernel, ar
 Losses, arXiv 2411.09009.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -67,7 +67,28 @@ def distillation_loss(
 
     Raises:
         ShapeError: rows, hidden size or vocabulary do not fit, or there is no term.
+
+    Within `torch.compile` it is one graph break and runs as it is.
     """
+    if torch.compiler.is_compiling():
+        # Traced, it would fall into dozens of graphs between its loops and offsets.
+        apart: _Plain = torch.compiler.disable(_distillation_loss)  # type: ignore[no-untyped-call]
+        return apart(hidden_TD, head, target, terms, weights_T, chunk_rows)
+    return _distillation_loss(hidden_TD, head, target, terms, weights_T, chunk_rows)
+
+
+_Plain: TypeAlias = Callable[[Tensor, LMHead, SparseTarget, Terms, Tensor | None, int | None], LossResult]
+
+
+def _distillation_loss(
+    hidden_TD: Tensor,
+    head: LMHead,
+    target: SparseTarget,
+    terms: Terms,
+    weights_T: Tensor | None,
+    chunk_rows: int | None,
+) -> LossResult:
+    """See `distillation_loss`."""
     _check(hidden_TD, head, target, terms, weights_T)
     rows = chunk_rows if chunk_rows is not None else max(1, CHUNK_BYTES // (4 * head.vocab_size))
     if rows < 1:
