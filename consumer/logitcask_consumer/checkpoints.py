@@ -58,14 +58,14 @@ def write_run(output: Path, status: Literal["running", "finished"], content: dic
     temporary.replace(output / RUN_NAME)
 
 
-def require_same_run(run: dict[str, Any], config: TrainConfig, casks: list[dict[str, Any]]) -> None:
+def require_same_run(run: dict[str, Any], output: Path, settings: dict[str, Any], casks: list[dict[str, Any]]) -> None:
     """Raise RunFolderError where the folder's run was started with other settings or other casks."""
-    before, now = {**run["settings"], "casks": run["casks"]}, {**config.binding(), "casks": casks}
+    before, now = {**run["settings"], "casks": run["casks"]}, {**settings, "casks": casks}
     differing = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if differing:
         listing = "; ".join(f"{name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in differing)
         raise RunFolderError(
-            f"{config.output} holds a run with other settings ({listing}). Use the same settings to continue it, or "
+            f"{output} holds a run with other settings ({listing}). Use the same settings to continue it, or "
             "another output folder"
         )
 

@@ -36,6 +36,8 @@ class TrainConfig:
     """A registered loss with its parameters, or a weighted mix; see `losses.Objective`."""
     ce_weight: float = 0.0
     """Share of the cross-entropy with the realised tokens, 0 to 1."""
+    weights: str | None = None
+    """Which positions are trained and how much each counts, a product of weights; see the package `weights`."""
     epochs: float = 2.0
     """Passes over the casks."""
     max_steps: int | None = None

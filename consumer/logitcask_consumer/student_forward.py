@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from logitcask_consumer.losses import LMHead, SparseTarget, Terms, base_model, distillation_loss
+from logitcask_consumer.weights import EntropyTop, take_target
 from logitcask_schemas.errors import ModelError
 
 
@@ -26,6 +27,10 @@ class DistillTask:
     """Flat index b·S + s of each trained position, int64."""
     terms: Terms
     """Losses and their weights."""
+    weights_T: Tensor | None = None
+    """Weight of each position; None for 1."""
+    selection: EntropyTop | None = None
+    """Which of the positions are trained, by the student's entropy; None for all."""
     chunk_rows: int | None = None
 
 
@@ -38,14 +43,17 @@ def attach(model: Any) -> None:
             return plain(*args, **kwargs)
         hidden_BSD = base_model(model)(*args, use_cache=False, **kwargs).last_hidden_state
         hidden_TD = hidden_BSD.flatten(0, 1).index_select(0, distill.slots_T)
+        head, target, weights_T = LMHead.from_model(model), distill.target, distill.weights_T
+        if distill.selection is not None:
+            sequences_T = distill.slots_T // hidden_BSD.shape[1]
+            rows = distill.selection.choose(hidden_TD, head, sequences_T, distill.chunk_rows)
+            hidden_TD, target = hidden_TD.index_select(0, rows), take_target(target, rows)
+            weights_T = None if weights_T is None else weights_T.index_select(0, rows)
         result = distillation_loss(
-            hidden_TD,
-            LMHead.from_model(model),
-            distill.target,
-            distill.terms,
-            chunk_rows=distill.chunk_rows,
+            hidden_TD, head, target, distill.terms, weights_T=weights_T, chunk_rows=distill.chunk_rows
         )
-        return {"loss": result.loss, "terms_KT": result.terms_KT, "ce_T": result.ce_T}
+        out = {"loss": result.loss, "terms_KT": result.terms_KT, "ce_T": result.ce_T, "weights_T": weights_T}
+        return out if target.entropy_R is None else out | {"entropy_T": target.entropy_R}
 
     model.forward = forward
 

@@ -77,12 +77,12 @@ def _activation_checkpointing(wanted: bool) -> dict[str, Any]:
 class DistillTrainer(Trainer):
     """Trains a student on a CaskDataset.
 
-    The loss of an optimizer step is the mean over all trained positions of all its micro-batches on all processes, so
-    neither accumulation nor the number of processes changes it. Order of data, checkpoints and resumption are
-    transformers', with a sampler that depends on (seed, epoch) alone.
+    The loss of an optimizer step is the weighted mean over all trained positions of all its micro-batches on all
+    processes, so neither accumulation nor the number of processes changes it. Order of data, checkpoints and resumption
+    are transformers', with a sampler that depends on (seed, epoch) alone.
     """
 
-    # compute_loss divides by the positions of the whole step already.
+    # compute_loss divides by the weights of the whole step already.
     loss_is_scaled_for_ga = True
 
     def __init__(
@@ -111,6 +111,7 @@ class DistillTrainer(Trainer):
         self.distill_config = config
         self.objective: Objective = Objective.parse(config.loss).with_cross_entropy(config.ce_weight)
         self.objective.require(dataset.manifest.capture)
+        self.weights = dataset.weights
         capture, temperature = dataset.manifest.capture, self.objective.temperature
         self._sampled_tail = capture.mode != "topk"
         self._log_z_column = None if temperature is None else capture.temperatures.index(temperature)
@@ -127,50 +128,60 @@ class DistillTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         # Older versions of transformers ask this flag instead of `loss_is_scaled_for_ga`.
         self.model_accepts_loss_kwargs = True
-        # Terms, ce, entropy, positions since the last log; on the device, so that no step waits for them.
-        self._sums = torch.zeros(len(self.objective.losses) + 3, dtype=torch.float64, device=self.args.device)
+        # Terms, ce, entropy, weights, trained positions, all positions, since the last log; on the device, so that no
+        # step waits for them.
+        self._sums = torch.zeros(len(self.objective.losses) + 5, dtype=torch.float64, device=self.args.device)
         self._since = time.monotonic()
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Loss of one micro-batch, already divided by the positions of the whole optimizer step."""
+        """Loss of one micro-batch, already divided by the weights of the whole optimizer step."""
         batch: Batch = inputs
         task = DistillTask(
             target=target_of(batch, sampled_tail=self._sampled_tail, log_z_column=self._log_z_column),
             slots_T=batch["slots"],
             terms=self.objective.terms(self.state.global_step / max(self.state.max_steps, 1)),
+            weights_T=batch["weights"],
+            selection=self.weights.selection,
             chunk_rows=self.distill_config.chunk_rows,
         )
         out = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], distill=task)
-        positions = len(batch["slots"])
         if model.training:
-            self._count(out, batch["entropy"], positions)
-        if num_items_in_batch is None:
-            loss = out["loss"] / max(positions, 1)
-        else:
-            # DDP averages gradients over processes; the divisor already counts the positions of all of them.
-            loss = out["loss"] * (self.accelerator.num_processes / num_items_in_batch)
+            self._count(out, batch["positions"])
+        total = self._total_weight(batch) if num_items_in_batch is None else num_items_in_batch
+        # DDP averages gradients over processes; the divisor of training counts the positions of all of them. A step
+        # without a trained position has the loss 0, and gradients of 0.
+        processes = 1 if num_items_in_batch is None else self.accelerator.num_processes
+        loss = out["loss"] * torch.where(total > 0, processes / total, 0.0).to(out["loss"].dtype)
         return (loss, out) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
-        """Trained positions of all micro-batches of an optimizer step, over all processes."""
-        count = torch.tensor(sum(len(batch["slots"]) for batch in batch_samples), device=device)
-        gathered: Tensor = self.accelerator.gather(count)
+        """Sum of the weights of all micro-batches of an optimizer step, over all processes; a float64 scalar."""
+        own = torch.stack([self._total_weight(batch).to(device) for batch in batch_samples]).sum()
+        gathered: Tensor = self.accelerator.gather(own)
         return gathered.sum()
+
+    def _total_weight(self, batch: Batch) -> Tensor:
+        return self.weights.total(batch["weights"], batch["slots"], batch["input_ids"].shape[1])
 
     def _get_train_sampler(self, train_dataset: Any = None) -> ShardBlockSampler:
         dataset = cast("CaskDataset", self.train_dataset if train_dataset is None else train_dataset)
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return ShardBlockSampler(dataset.sequences_per_group, seed=self.distill_config.seed, batch=batch)
 
-    def _count(self, out: dict[str, Tensor], entropy_T: Tensor, positions: int) -> None:
-        sums_K = out["terms_KT"].sum(1, dtype=torch.float64)
-        ce, entropy = out["ce_T"].sum(dtype=torch.float64), entropy_T.sum(dtype=torch.float64)
-        self._sums += torch.cat([sums_K, torch.stack([ce, entropy, torch.full_like(ce, positions)])])
+    def _count(self, out: dict[str, Tensor], positions: int) -> None:
+        columns_CT = torch.cat([out["terms_KT"], torch.stack([out["ce_T"], out["entropy_T"]])]).to(torch.float64)
+        if out["weights_T"] is not None:
+            weights_T = out["weights_T"].to(torch.float64)
+            columns_CT, weight = columns_CT * weights_T, weights_T.sum()
+        else:
+            weight = columns_CT.new_tensor(columns_CT.shape[1])
+        counts = columns_CT.new_tensor([columns_CT.shape[1], positions])
+        self._sums += torch.cat([columns_CT.sum(1), weight[None], counts])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add means per position (nats) and throughput since the last log.
+        """Add weighted means over the trained positions (nats) and throughput since the last log.
 
         Raises:
             NotFiniteError: the loss is no longer a number.
@@ -185,16 +196,18 @@ class DistillTrainer(Trainer):
         super().log(logs, start_time)
 
     def _with_metrics(self, logs: dict[str, float]) -> dict[str, float]:
-        *terms, ce, entropy, positions = self.accelerator.reduce(self._sums, reduction="sum").tolist()
-        now = time.monotonic()
+        *terms, ce, entropy, weight, trained, positions = self.accelerator.reduce(self._sums, reduction="sum").tolist()
+        now, weight = time.monotonic(), weight or 1.0
         # A mix has no value of its own that means anything: its first loss is shown, and all of them beside it.
-        more = {"kd": terms[0] / positions, "ce": ce / positions, "teacher_entropy": entropy / positions}
+        more = {"kd": terms[0] / weight, "ce": ce / weight, "teacher_entropy": entropy / weight}
         for loss, value in zip(self.objective.losses, terms, strict=True):
             if len(terms) > 1:
-                more[f"loss/{loss.spec}"] = value / positions
+                more[f"loss/{loss.spec}"] = value / weight
             if loss.kl_value:
-                more["kl"] = (value - entropy) / positions
-        more |= {"positions": positions, "tokens_per_second": positions / max(now - self._since, 1e-9)}
+                more["kl"] = (value - entropy) / weight
+        more |= {"positions": trained, "tokens_per_second": positions / max(now - self._since, 1e-9)}
+        if self.weights:
+            more["trained_share"] = trained / max(positions, 1.0)
         self._sums.zero_()
         self._since = now
         renamed = {"learning_rate": "lr"}

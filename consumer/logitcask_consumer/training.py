@@ -24,6 +24,7 @@ from logitcask_consumer.losses import Objective
 from logitcask_consumer.processes import processes
 from logitcask_consumer.students import StudentSpec, load_model, load_tokenizer
 from logitcask_consumer.trainer import DistillTrainer
+from logitcask_consumer.weights import Weights
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.tokenizer_fingerprint import tokenizer_fingerprint
 
@@ -57,29 +58,38 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
         CaskError: a cask cannot be opened, is damaged, or belongs to another tokenizer, teacher or spec.
         ModelError: student or teacher cannot be loaded, or its vocabulary is not the teacher's.
         LossMismatchError: the loss does not fit the cask's capture mode.
+        UnknownWeightError, WeightParameterError: the weights are not understood, or do not fit the tokenizer.
         RunFolderError: the output folder holds another run.
     """
     Objective.parse(config.loss).with_cross_entropy(config.ce_weight)
+    weights = Weights.parse(config.weights)
     spec = StudentSpec.parse(config.student)
     tokenizer = load_tokenizer(spec.tokenizer_folder(config.teacher))
+    weights = weights.bind(tokenizer)
     casks = open_casks(
         config.casks,
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
         cache=config.cache,
         cache_bytes=config.cache_bytes,
     )
+    settings = config.binding() | ({"weights_read": read} if (read := weights.contents()) else {})
     described = [_describe(cask) for cask in casks]
     checkpoint = choose_checkpoint(config)
     before = read_run(config.output)
     if before is not None:
-        require_same_run(before, config, described)
+        require_same_run(before, config.output, settings, described)
         if before["status"] == "finished":
             say(f"{config.output} is finished; nothing to do")
             return _result(config, spec, before, None, already_finished=True)
     own = processes()
     own.wait_for_everyone()  # every process has read the folder's state before one changes it
     dataset = CaskDataset(
-        casks, seq_len=config.seq_len, overlap=config.context, packing=config.packing, seed=config.seed
+        casks,
+        seq_len=config.seq_len,
+        overlap=config.context,
+        packing=config.packing,
+        seed=config.seed,
+        weights=weights,
     )
     Objective.parse(config.loss).require(dataset.manifest.capture)
     model = load_model(checkpoint) if checkpoint else spec.build(config.teacher, seed=config.seed)
@@ -87,7 +97,7 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
     content = {
         "logitcask": importlib.metadata.version("logitcask"),
         "casks": described,
-        "settings": config.binding(),
+        "settings": settings,
         "student": {"spec": config.student, "parameters": model.num_parameters()},
     }
     if own.is_main_process:

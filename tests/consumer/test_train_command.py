@@ -12,7 +12,8 @@ from logitcask_consumer.cli import report, train
 
 OPTIONS = {
     "train": {
-        "--cask", "--student", "--output", "-o", "--teacher", "--loss", "--ce-weight", "--epochs", "--max-steps",
+        "--cask", "--student", "--output", "-o", "--teacher", "--loss", "--ce-weight", "--weights",
+        "--epochs", "--max-steps",
         "--seq-len", "--overlap", "--packing", "--batch-tokens", "--micro-tokens", "--lr", "--warmup", "--weight-decay",
         "--cache",
         "--cache-bytes",

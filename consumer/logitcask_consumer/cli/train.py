@@ -40,6 +40,13 @@ def train(
         ),
     ] = "forward_kl",
     ce_weight: Annotated[float, typer.Option("--ce-weight", help="Share of cross-entropy with the real tokens.")] = 0.0,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--weights",
+            help="Which positions count, and how much: 'assistant_only * entropy_top:keep=0.2'; docs/training.md.",
+        ),
+    ] = None,
     epochs: Annotated[float, typer.Option("--epochs", help="Passes over the casks.")] = 2.0,
     max_steps: Annotated[int | None, typer.Option("--max-steps", help="Optimizer steps, instead of epochs.")] = None,
     seq_len: Annotated[int, typer.Option("--seq-len", help="Tokens of a training sequence.")] = 512,
@@ -96,6 +103,7 @@ def train(
         teacher=teacher,
         loss=loss,
         ce_weight=ce_weight,
+        weights=weights,
         epochs=epochs,
         max_steps=max_steps,
         seq_len=seq_len,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from logitcask_consumer.data.sequences import SequenceRecords
 from logitcask_consumer.losses.target import Offsets, SparseTarget
+from logitcask_consumer.weights import take_records
 from logitcask_schemas.errors import DocumentMismatchError, InvalidRecordError
 
 
@@ -50,6 +51,10 @@ class Batch(TypedDict):
     """[N], log t of the draws, in the stored dtype, nats; None where the cask does not store them."""
     log_z: Tensor | None
     """[T, Z], log sum t^(1/T) of each temperature of the capture spec, in its order; None where it has none."""
+    weights: Tensor | None
+    """float32 [T], above 0; None for 1. Positions of weight 0 are not in the batch."""
+    positions: int
+    """Those of the sequences, with the ones of weight 0 that were left out."""
 
 
 class Collator:
@@ -79,6 +84,7 @@ class Collator:
         """
         read = sequences if isinstance(sequences, SequenceRecords) else SequenceRecords.join(sequences)
         records = read.windows.records
+        positions, keep_P = records.num_positions, _kept(read.weights_P)
         slots = _Slots.of(read)
         used = int(np.diff(slots.offsets_B1).max(initial=0))
         width = min(max(1, -(-used // self.multiple_of)) * self.multiple_of, self.seq_len)
@@ -89,10 +95,16 @@ class Collator:
         head_offsets, tail_offsets = _offsets(records.head_counts_P), _offsets(records.tail_counts_P)
         documents_T = np.repeat(read.documents_W.astype(np.int32), np.diff(read.windows.position_offsets_B1))
         _require_next_token(records.head_ids_H, head_offsets, next_ids_T, documents_T)
+        slots_T, weights_T = at_K if slots.trained_K is None else at_K[slots.trained_K], read.weights_P
+        if keep_P is not None:
+            records = take_records(records, keep_P)
+            slots_T, next_ids_T, documents_T = slots_T[keep_P], next_ids_T[keep_P], documents_T[keep_P]
+            weights_T = None if weights_T is None else weights_T[keep_P]
+            head_offsets, tail_offsets = _offsets(records.head_counts_P), _offsets(records.tail_counts_P)
         return Batch(
             input_ids=slots.rows(read.windows.token_ids_L[slots.token_K], width, fill=self.pad_id),
             position_ids=slots.rows(slots.within_K, width, fill=0),
-            slots=torch.from_numpy(at_K if slots.trained_K is None else at_K[slots.trained_K]),
+            slots=torch.from_numpy(slots_T),
             next_ids=torch.from_numpy(next_ids_T.astype(np.int32)),
             head_ids=torch.from_numpy(records.head_ids_H),
             head_logprobs=torch.from_numpy(records.head_logprobs_H),
@@ -104,6 +116,8 @@ class Collator:
             documents=torch.from_numpy(documents_T),
             tail_logprobs=_tensor(records.tail_logprobs_N),
             log_z=_tensor(records.log_z_PT),
+            weights=_tensor(weights_T),
+            positions=positions,
         )
 
 
@@ -177,6 +191,14 @@ def target_of(batch: Batch, *, sampled_tail: bool, log_z_column: int | None = No
         log_z_R=None if log_z_column is None or log_z_TZ is None else log_z_TZ[:, log_z_column],
         documents_R=batch["documents"],
     )
+
+
+def _kept(weights_P: NDArray[np.float32] | None) -> NDArray[np.bool_] | None:
+    """Which positions have a weight above 0; None where all do."""
+    if weights_P is None or (weights_P > 0).all():
+        return None
+    keep_P: NDArray[np.bool_] = weights_P > 0
+    return keep_P
 
 
 def _tensor(column: NDArray[Any] | None) -> Tensor | None:

@@ -15,8 +15,9 @@ from torch.utils.data import Dataset
 from logitcask_consumer.data.packing import Packs, pack_alone, pack_best_fit
 from logitcask_consumer.data.sequences import SequenceRecords
 from logitcask_consumer.data.windows import Windows
+from logitcask_consumer.weights import Positions, Weights
 from logitcask_schemas.cask import Cask
-from logitcask_schemas.cask.collation import collate
+from logitcask_schemas.cask.collation import CollatedRecords, collate
 from logitcask_schemas.cask.shard import Shard
 from logitcask_schemas.errors import CaskError, DocumentMismatchError
 from logitcask_schemas.manifest import CaskManifest
@@ -75,7 +76,14 @@ class CaskDataset(Dataset[SequenceRecords]):
     """
 
     def __init__(
-        self, casks: Sequence[Cask], *, seq_len: int, overlap: int = 0, packing: Packing = "best_fit", seed: int = 0
+        self,
+        casks: Sequence[Cask],
+        *,
+        seq_len: int,
+        overlap: int = 0,
+        packing: Packing = "best_fit",
+        seed: int = 0,
+        weights: Weights | None = None,
     ) -> None:
         """Plan the sequences; reads document lengths only.
 
@@ -85,6 +93,7 @@ class CaskDataset(Dataset[SequenceRecords]):
             overlap: context slots of the windows of longer documents.
             packing: `best_fit`, or `none` for one window per sequence.
             seed: of the order in which documents of equal length are packed.
+            weights: of the positions, bound to the tokenizer; None for 1. Packing does not depend on them.
 
         Raises:
             EmptyCaskError: no document has a position.
@@ -92,6 +101,7 @@ class CaskDataset(Dataset[SequenceRecords]):
         """
         self.casks = list(casks)
         self.seq_len = seq_len
+        self.weights = weights or Weights()
         lengths = [cask.document_lengths() for cask in self.casks]
         positions_D = np.concatenate(lengths) - 1
         shards = np.concatenate([[entry.documents for entry in cask.entries] for cask in self.casks]).astype(np.int64)
@@ -152,16 +162,35 @@ class CaskDataset(Dataset[SequenceRecords]):
             if not self._proved_D[documents_W[at]]:  # else by another of its windows
                 _prove(*rows[at])
                 self._proved_D[documents_W[at]] = True
+        collated = collate(
+            rows,
+            self.casks[0].layout,
+            self.windows.trained_W[windows_W],
+            self.windows.stop_W[windows_W],
+            self.windows.start_W[windows_W],
+        )
         return SequenceRecords(
             window_offsets_B1=packs.offsets_B1,
             documents_W=documents_W,
-            windows=collate(
-                rows,
-                self.casks[0].layout,
-                self.windows.trained_W[windows_W],
-                self.windows.stop_W[windows_W],
-                self.windows.start_W[windows_W],
-            ),
+            windows=collated,
+            weights_P=self.weights.of(self._positions(collated, rows, windows_W)) if self.weights.factors else None,
+        )
+
+    def _positions(
+        self, collated: CollatedRecords, rows: Sequence[tuple[Shard, int]], windows_W: NDArray[np.int64]
+    ) -> Positions:
+        """What weights read: a later window's document is read from its start, where a mask may have begun."""
+        tokens = np.split(collated.token_ids_L, collated.token_offsets_B1[1:-1]) if rows else []
+        for at in np.flatnonzero(self.windows.start_W[windows_W]).tolist():
+            shard, row = rows[at]
+            tokens[at] = shard.read(row).token_ids_L[: int(self.windows.stop_W[windows_W[at]]) + 1]
+        return Positions(
+            records=collated.records,
+            token_ids_L=np.concatenate([collated.token_ids_L[:0], *tokens]),
+            token_offsets_W1=np.cumsum([0, *map(len, tokens)], dtype=np.int64),
+            counts_W=np.diff(collated.position_offsets_B1),
+            document_ids_W=np.array([shard.document_ids[row] for shard, row in rows], dtype=np.uint8).reshape(-1, 32),
+            vocab_size=self.manifest.teacher.vocab_size,
         )
 
     def _rows(self, documents_W: NDArray[np.int64]) -> list[tuple[Shard, int]]:

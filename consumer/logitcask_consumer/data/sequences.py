@@ -25,6 +25,8 @@ class SequenceRecords:
     windows: CollatedRecords
     """Of each window its input tokens and one more (slot i predicts token i + 1), and the records of its last slots:
     those before give context and carry no loss, see the module `windows`."""
+    weights_P: NDArray[np.float32] | None = None
+    """Weight of each position, see the package `weights`; None for 1."""
 
     def __len__(self) -> int:
         """Number of windows, W."""
@@ -40,6 +42,7 @@ class SequenceRecords:
         return cls(
             window_offsets_B1=_joined([part.window_offsets_B1 for part in parts]),
             documents_W=np.concatenate([part.documents_W for part in parts]),
+            weights_P=_concatenated([part.weights_P for part in parts]),
             windows=CollatedRecords(
                 token_ids_L=np.concatenate([one.token_ids_L for one in windows]),
                 token_offsets_B1=_joined([one.token_offsets_B1 for one in windows]),
@@ -54,6 +57,6 @@ def _joined(offsets: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
 
 
 def _concatenated(columns: Sequence[NDArray[Any] | None]) -> Any:
-    """None where a column is not stored; casks that are read together store the same ones."""
+    """None where there is no such column; parts that are read together have the same ones."""
     present = [column for column in columns if column is not None]
     return np.concatenate(present) if present else None

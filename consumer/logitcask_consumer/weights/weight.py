@@ -1,0 +1,108 @@
+"""What a weight of positions is, and what those that need no student read.
+
+Shape legend: P positions to be trained, W windows of documents, L tokens.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitcask_schemas.errors import LogitcaskError
+from logitcask_schemas.records import IdArray, Records
+
+
+class WeightParameterError(LogitcaskError, ValueError):
+    """A weight was given a parameter that it does not have or cannot use."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Positions:
+    """P positions of W windows, window after window, on the host."""
+
+    records: Records
+    """Of the P positions."""
+    token_ids_L: IdArray
+    """Per window, the tokens of its document from the document's first to the last one that the window predicts."""
+    token_offsets_W1: NDArray[np.int64]
+    """[W + 1] into `token_ids_L`."""
+    counts_W: NDArray[np.int64]
+    """Positions of each window: those that predict its last tokens."""
+    document_ids_W: NDArray[np.uint8]
+    """[W, 32], identity of each window's document."""
+    vocab_size: int
+    """V, of the teacher's logits."""
+
+    @property
+    def targets_P(self) -> NDArray[np.int64]:
+        """Index into `token_ids_L` of the next token of each position."""
+        ends_W = self.token_offsets_W1[1:]
+        before_W = np.cumsum(self.counts_W) - self.counts_W
+        shift_P: NDArray[np.int64] = np.repeat(ends_W - self.counts_W - before_W, self.counts_W)
+        return np.arange(len(shift_P)) + shift_P
+
+    @property
+    def next_ids_P(self) -> IdArray:
+        """Realised next token of each position."""
+        return self.token_ids_L[self.targets_P]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weight(ABC):
+    """A weight with its parameters (the dataclass fields)."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    graded: ClassVar[bool] = False
+    """Whether it takes other values than 0 and 1."""
+
+    def bind(self, tokenizer: Any) -> Self:
+        """The same weight, ready for use with the student's tokenizer; nothing to do for most.
+
+        Raises:
+            WeightParameterError: a parameter does not fit the tokenizer, or names a file that cannot be used.
+        """
+        del tokenizer
+        return self
+
+    def content(self) -> str | None:
+        """Digest of what the weight reads besides its parameters, for the binding of a run; None for nothing."""
+        return None
+
+    @property
+    def spec(self) -> str:
+        """The weight as `get_weight` reads it, without parameters that have their defaults."""
+        shown = [f for f in fields(self) if f.init and f.repr and getattr(self, f.name) != f.default]
+        given = [f"{f.name}={_text(getattr(self, f.name))}" for f in shown]
+        return self.name + (":" + ",".join(given) if given else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordWeight(Weight):
+    """A weight that follows from the record and the tokens of a position."""
+
+    @abstractmethod
+    def of(self, positions: Positions) -> NDArray[np.floating[Any] | np.bool_]:
+        """The weight of each position, [P], at least 0; or booleans for 0 and 1."""
+
+
+def in_range(weight: Weight, name: str, low: float, high: float) -> None:
+    """Refuse a parameter outside [low, high].
+
+    Raises:
+        WeightParameterError: it is outside.
+    """
+    value = getattr(weight, name)
+    if not low <= value <= high:
+        raise WeightParameterError(
+            f"weight {weight.name!r}: {name} must lie between {low:g} and {high:g}, got {value:g}"
+        )
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    return f"{value:g}" if isinstance(value, float) else str(value)
