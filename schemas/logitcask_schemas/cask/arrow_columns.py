@@ -13,11 +13,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from logitcask_schemas.cask.columns import ShardColumns
+from logitcask_schemas.cask.document_table import ShardDocuments
 from logitcask_schemas.cask.layout import LEVELS, Column, Level, RecordLayout
 from logitcask_schemas.errors import CaskCorruptionError, CaskError
 from logitcask_schemas.manifest import MAX_VALUES
 
 REPAIR_ADVICE: Final = "Run `logitcask cask verify` on the cask and restore this shard from a copy, or capture it again"
+_DOCUMENT_FIELDS: Final = 2
+"""Fields before the layout's columns: document_id and checksum."""
 _ELEMENTS: Final = {"|u1": pa.uint8(), "<u2": pa.uint16(), "<f2": pa.float16(), "<f4": pa.float32()}
 
 
@@ -76,6 +79,9 @@ def _buffer(array: NDArray[Any]) -> Any:
 
 def require_schema(path: Path, schema: Any, layout: RecordLayout, identity: str) -> None:
     """Raise CaskCorruptionError unless the schema is a shard's, of this identity and with these columns."""
+    expected = arrow_schema(layout, identity)
+    if schema.equals(expected, check_metadata=True):
+        return
     found = {key.decode(errors="replace"): value for key, value in (schema.metadata or {}).items()}
     if found.get("logitcask.format") != b"logitcask-shard" or found.get("logitcask.version") != b"1":
         raise CaskCorruptionError(
@@ -87,7 +93,6 @@ def require_schema(path: Path, schema: Any, layout: RecordLayout, identity: str)
             f"{path}: foreign shard: written for identity {written_for!r}, this cask's is {identity!r}. "
             "Move it back to the cask it came from."
         )
-    expected = arrow_schema(layout, identity)
     if not schema.equals(expected, check_metadata=False):
         raise CaskCorruptionError(
             f"{path}: columns are {_listing(schema)}; the manifest asks for {_listing(expected)}. {REPAIR_ADVICE}."
@@ -109,17 +114,12 @@ def columns_of_batch(path: Path, batch: Any, layout: RecordLayout) -> ShardColum
     arrays: dict[str, NDArray[Any]] = {}
     for column in layout.columns:
         listed = batch.column(column.name)
-        values = listed.values
-        if listed.null_count or values.null_count or listed.offset or values.offset:
-            raise CaskCorruptionError(f"{path}: column {column.name} has nulls or slices, which no writer makes")
+        values = _unsliced(path, column, listed)
         cut = _view(path, column.name, listed.buffers()[1], np.dtype("<i4"), documents + 1)
         known = cuts.setdefault(column.level, cut)
         sound = cut[0] == 0 and (cut[1:] >= cut[:-1]).all() if known is cut else np.array_equal(cut, known)
         if not sound or cut[-1] != len(values):
-            raise CaskCorruptionError(
-                f"{path}: offsets of column {column.name} do not cut its {len(values)} values into {documents} "
-                f"documents as the other columns of level {column.level!r} do. {REPAIR_ADVICE}."
-            )
+            raise _uncut(path, column, len(values), documents)
         arrays[column.name] = _values(path, column, values)
     ids = batch.column("document_id").buffers()[1]
     checksums = batch.column("checksum").buffers()[1]
@@ -128,6 +128,37 @@ def columns_of_batch(path: Path, batch: Any, layout: RecordLayout) -> ShardColum
         checksums=_view(path, "checksum", checksums, np.dtype("<u8"), documents),
         offsets={level: cut.astype(np.int64) for level, cut in cuts.items()},
         arrays=arrays,
+    )
+
+
+def documents_of_batch(path: Path, batch: Any, layout: RecordLayout) -> ShardDocuments:
+    """Ids and lengths of the documents as views, after `require_schema`; looks at no columns but these two.
+
+    Raises:
+        CaskCorruptionError: As `columns_of_batch`, about what is looked at.
+    """
+    documents, tokens = batch.num_rows, layout.columns[0]
+    listed = batch.column(_DOCUMENT_FIELDS)
+    values = _unsliced(path, tokens, listed)
+    cut = _view(path, tokens.name, listed.buffers()[1], np.dtype("<i4"), documents + 1)
+    if cut[0] or (cut[1:] < cut[:-1]).any() or cut[-1] != len(values):
+        raise _uncut(path, tokens, len(values), documents)
+    ids = _view(path, "document_id", batch.column(0).buffers()[1], np.dtype(np.uint8), documents * 32)
+    return ShardDocuments(ids=ids.reshape(documents, 32), lengths=(cut[1:] - cut[:-1]).astype(np.int64))
+
+
+def _unsliced(path: Path, column: Column, listed: Any) -> Any:
+    """The values of a list column; CaskCorruptionError where it is not as writers make it."""
+    values = listed.values
+    if listed.null_count or values.null_count or listed.offset or values.offset:
+        raise CaskCorruptionError(f"{path}: column {column.name} has nulls or slices, which no writer makes")
+    return values
+
+
+def _uncut(path: Path, column: Column, values: int, documents: int) -> CaskCorruptionError:
+    return CaskCorruptionError(
+        f"{path}: offsets of column {column.name} do not cut its {values} values into {documents} documents as the "
+        f"other columns of level {column.level!r} do. {REPAIR_ADVICE}."
     )
 
 

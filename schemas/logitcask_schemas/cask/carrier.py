@@ -61,8 +61,16 @@ class Carrier(Protocol):
         """
         ...
 
-    def open(self, path: Path, layout: RecordLayout, identity: str) -> ShardColumns:
+    def open(self, path: Path, layout: RecordLayout, identity: str, content: memoryview | None = None) -> ShardColumns:
         """Open a shard of this format, without reading its bulk where the format allows.
+
+        Args:
+            path: The file.
+            layout: As in `write`.
+            identity: As in `write`.
+            content: The whole file, where it was read before; None: the file is mapped or read here. A bad sector or a
+                file that gets shorter is an error to a read, and the end of the process to a mapping: whoever expects
+                damage reads first.
 
         Raises:
             CaskCorruptionError: Not a file of this format, not this layout, or of another identity.

@@ -51,12 +51,13 @@ class ParquetCarrier:
         ) as writer:
             writer.write_batch(batch, row_group_size=batch.num_rows)
 
-    def open(self, path: Path, layout: RecordLayout, identity: str) -> ShardColumns:
+    def open(self, path: Path, layout: RecordLayout, identity: str, content: memoryview | None = None) -> ShardColumns:
         """See `Carrier.open`. Reads and decodes the whole file."""
         import pyarrow.parquet as pq
 
         try:
-            with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
+            source = path if content is None else pa.BufferReader(pa.py_buffer(content))
+            with pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False) as file:
                 # The plain key-value metadata counts, not the copy inside pyarrow's own serialized schema.
                 schema = file.schema_arrow.with_metadata(file.metadata.metadata or {})
                 require_schema(path, schema, layout, identity)

@@ -16,7 +16,7 @@ from logitcask_schemas.cask.document_index import DocumentIndex
 from logitcask_schemas.cask.document_table import DocumentTable, ShardDocuments
 from logitcask_schemas.cask.index import read_entries, read_manifest, require_identity
 from logitcask_schemas.cask.layout import RecordLayout
-from logitcask_schemas.cask.opening import open_shard, require_shards
+from logitcask_schemas.cask.opening import open_documents, open_shard, require_shards
 from logitcask_schemas.cask.remote_store import is_url
 from logitcask_schemas.cask.shard import Shard
 from logitcask_schemas.errors import CaskError, IdentityMismatchError
@@ -243,7 +243,12 @@ class Cask:
             if table is not None and entry.name in table:
                 yield table.shard(entry.name)
             else:
-                yield self.shard(number).documents
+                yield self._documents_of(number, entry)
+
+    def _documents_of(self, number: int, entry: ShardEntry) -> ShardDocuments:
+        if (shard := self._open.get(number)) is not None:
+            return shard.documents
+        return open_documents(self.path, entry, self.layout) if self._files_are_local else self.shard(number).documents
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "manifest": self.manifest, "entries": self.entries}

@@ -30,7 +30,7 @@ from logitcask_schemas.cask.index import (
 )
 from logitcask_schemas.cask.layout import MANIFEST_NAME, SHARDS_NAME, RecordLayout
 from logitcask_schemas.cask.lock import writers_lock
-from logitcask_schemas.cask.opening import open_shard, require_shards
+from logitcask_schemas.cask.opening import open_documents, require_shards
 from logitcask_schemas.cask.publication import publish_entry, publish_shard
 from logitcask_schemas.cask.sweep import sweep
 from logitcask_schemas.errors import CaskError
@@ -294,9 +294,8 @@ class CaskWriter:
         return table if table is not None and all(name in entries for name in table.shard_names()) else None
 
     def _documents_of(self, entry: ShardEntry) -> ShardDocuments:
-        """Copied out of the shard, which then need not stay mapped."""
-        documents = open_shard(self.path, entry, self._layout).documents
-        return ShardDocuments(ids=documents.ids.copy(), lengths=documents.lengths.astype(np.uint32))
+        documents = open_documents(self.path, entry, self._layout)
+        return ShardDocuments(ids=documents.ids, lengths=documents.lengths.astype(np.uint32))
 
     def _note(self, entry: ShardEntry, documents: ShardDocuments) -> None:
         self._loose[entry.name] = entry

@@ -10,7 +10,7 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from logitcask_schemas.errors import CaskCorruptionError
 
@@ -33,24 +33,32 @@ def pack(members: Mapping[str, bytes]) -> memoryview:
     return buffer.getbuffer()
 
 
-def unpack(path: Path) -> dict[str, memoryview]:
-    """The members of an archive as views of the mapped file, which stays mapped while any of them lives.
+def unpack(path: Path, content: memoryview | None = None) -> dict[str, memoryview]:
+    """The members of an archive as views of its content, or else of the mapped file, which then stays mapped.
 
     Raises:
         CaskCorruptionError: No ZIP archive, or not one that `pack` makes.
         OSError: From the file system, unchanged.
     """
-    with path.open("rb") as file:
-        try:
-            mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            with zipfile.ZipFile(file) as archive:
-                listing = archive.infolist()
-        except (zipfile.BadZipFile, struct.error, NotImplementedError, OverflowError, ValueError) as error:
-            # ValueError: an empty file cannot be mapped, and zipfile lets a seek to nowhere and wrong UTF-8 through.
-            raise CaskCorruptionError(f"{path}: not a readable ZIP archive ({error})") from error
+    try:
+        if content is not None:
+            whole = content
+            listing = _listing(io.BytesIO(content))
+        else:
+            with path.open("rb") as file:
+                whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                listing = _listing(file)
+    except (zipfile.BadZipFile, struct.error, NotImplementedError, OverflowError, ValueError) as error:
+        # ValueError: an empty file cannot be mapped, and zipfile lets a seek to nowhere and wrong UTF-8 through.
+        raise CaskCorruptionError(f"{path}: not a readable ZIP archive ({error})") from error
     if len(listing) > _MAX_MEMBERS:
         raise CaskCorruptionError(f"{path}: {len(listing)} members, a shard has at most {_MAX_MEMBERS}")
-    return {info.filename: _member(path, mapped, info) for info in listing}
+    return {info.filename: _member(path, whole, info) for info in listing}
+
+
+def _listing(file: IO[bytes]) -> list[zipfile.ZipInfo]:
+    with zipfile.ZipFile(file) as archive:
+        return archive.infolist()
 
 
 def _member(path: Path, mapped: memoryview, info: zipfile.ZipInfo) -> memoryview:

@@ -49,9 +49,9 @@ class ZarrCarrier:
                 members[_shard_key(name, values.ndim)] = encode_chunks(values, chunk)
         file.write(pack(members))
 
-    def open(self, path: Path, layout: RecordLayout, identity: str) -> ShardColumns:
+    def open(self, path: Path, layout: RecordLayout, identity: str, content: memoryview | None = None) -> ShardColumns:
         """See `Carrier.open`. Maps the archive; reads offsets, ids and checksums of documents."""
-        members = unpack(path)
+        members = unpack(path, content)
         _require_group(path, members, identity)
         expected = ["document_id", "checksum", *(level + _OFFSETS_SUFFIX for level in LEVELS)]
         expected += [column.name for column in layout.columns]
