@@ -20,6 +20,7 @@ from logitcask_schemas.exit_codes import EXIT_PROBLEMS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from logitcask_schemas.cask.repair import RepairReport
     from logitcask_schemas.cask.survey import Survey
     from logitcask_schemas.cask.verify import Prove, ShardReport
 
@@ -149,10 +150,12 @@ def _how_to_mend(cask: str) -> str:
 def repair(cask: CaskArgument, as_json: JsonOption = False) -> None:
     """Take damaged shards and documents out; keep, rewrite or list every document. Exit 3 when documents were lost.
 
-    Damaged files are moved to CASK/quarantine. Its requeue.jsonl is a corpus: `logitcask submit` takes it as it is.
+    Damaged files are moved to CASK/quarantine. Its requeue.jsonl is a corpus: the `logitcask submit` command that is
+    printed captures it again.
     """
     from logitcask_schemas.cask.remote_store import is_url
-    from logitcask_schemas.cask.repair import LOST_NAME, REQUEUE_NAME, repair_cask
+    from logitcask_schemas.cask.repair import REQUEUE_NAME, repair_cask
+    from logitcask_schemas.cask.requeue import submit_command
     from logitcask_schemas.cask.survey import survey
     from logitcask_schemas.errors import CaskError
 
@@ -163,27 +166,41 @@ def repair(cask: CaskArgument, as_json: JsonOption = False) -> None:
         task = progress.add_task("verifying", total=survey(path).cask.num_bytes)
         report = repair_cask(path, progress=lambda size: progress.advance(task, size))
     requeue = None if report.quarantine is None else report.quarantine / REQUEUE_NAME
+    command = submit_command(path, requeue) if requeue and report.requeue else None
     if as_json:
         print_json(
             asdict(report)
             | {"quarantine": None if report.quarantine is None else str(report.quarantine)}
             | {"requeue": [identity for identity, _ in report.requeue], "requeue_file": requeue and str(requeue)}
+            | {"submit": command}
         )
-    elif report.quarantine is None:
-        print(f"{cask}: nothing to repair")
     else:
-        for problem in report.problems:
-            print(problem)
-        for identity, _ in report.requeue:
-            print(f"capture again {identity}")
-        for identity in report.lost:
-            print(f"lost with its tokens {identity}")
-        print(f"{len(report.damaged_shards)} damaged shards; {report.kept_documents} of their documents were sound")
-        print(f"{len(report.requeue)} documents to capture again: logitcask submit {requeue}")
-        gone = f"{len(report.lost)} documents whose tokens are lost as well: {report.quarantine / LOST_NAME}"
-        print(gone + (f", and {report.unnamed} of which not even the id is known" if report.unnamed else ""))
+        _print_repair(cask, report, command)
     if report.requeue or report.lost or report.unnamed:
         raise typer.Exit(EXIT_PROBLEMS)
+
+
+def _print_repair(cask: str, report: "RepairReport", command: str | None) -> None:
+    from logitcask_schemas.cask.repair import LOST_NAME
+
+    if report.stale_table:
+        print(
+            "note: the table of documents was missing or out of date, as an earlier repair was cut short or somebody "
+            f"removed it; it was made anew. What that repair listed is below {Path(cask) / 'quarantine'}."
+        )
+    if report.quarantine is None:
+        print(f"{cask}: nothing{' else' if report.stale_table else ''} to repair")
+        return
+    for problem in report.problems:
+        print(problem)
+    for identity, _ in report.requeue:
+        print(f"capture again {identity}")
+    for identity in report.lost:
+        print(f"lost with its tokens {identity}")
+    print(f"{len(report.damaged_shards)} damaged shards; {report.kept_documents} of their documents were sound")
+    print(f"{len(report.requeue)} documents to capture again" + (f": {command}" if command else ""))
+    gone = f"{len(report.lost)} documents whose tokens are lost as well: {report.quarantine / LOST_NAME}"
+    print(gone + (f", and {report.unnamed} of which not even the id is known" if report.unnamed else ""))
 
 
 def merge(

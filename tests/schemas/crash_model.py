@@ -164,8 +164,9 @@ def put_state(folder: Path, files: dict[Path, bytes]) -> None:
 class FailingFiles(UnsyncedFiles):
     """Fails at the n-th operation with the given error; `failed` names the operation."""
 
-    def __init__(self, n: int, code: int) -> None:
+    def __init__(self, n: int, code: int, *, unlinks: bool = True) -> None:
         self.remaining, self.code, self.failed = n, code, ""
+        self.unlinks = unlinks
 
     def step(self, kind: str) -> None:
         self.remaining -= 1
@@ -197,6 +198,11 @@ class FailingFiles(UnsyncedFiles):
         self.step("sync directory")
         super().sync_directory(path)
 
+    def unlink(self, path: Path) -> None:
+        if self.unlinks:
+            self.step("unlink")
+        super().unlink(path)
+
 
 class FailingFile(RecordingFile):
     def __init__(self, file: BinaryIO, path: Path, files: FailingFiles) -> None:
@@ -204,5 +210,10 @@ class FailingFile(RecordingFile):
         self._files = files
 
     def write(self, data: Any) -> int:
-        self._files.step("write")
+        """Where it fails, half of the bytes are in the file."""
+        try:
+            self._files.step("write")
+        except OSError:
+            super().write(bytes(data)[: len(bytes(data)) // 2])
+            raise
         return super().write(data)

@@ -1,175 +1,200 @@
-"""Repair, merge, split and compaction cut short anywhere: done again, they end where an undisturbed run ends."""
+"""Repair, merge, split, compaction, import and export cut short anywhere.
+
+Readers get right records at every instant, and done again, all of it ends where an undisturbed run ends.
+"""
 
 import errno
+import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
-from cask_samples import SPEC, make_documents, make_teacher
-from crash_model import FailingFiles, Operation, RecordingFiles, crash, put_state
+from care_cases import CARES, Care, Recorded, Seen, contents, looked_at
+from crash_model import FailingFiles
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.files import FileOperations
-from logitcask_schemas.cask.merge import merge_casks
+from logitcask_schemas.cask import Cask
+from logitcask_schemas.cask.document_table import DocumentTable
+from logitcask_schemas.cask.index import write_index
 from logitcask_schemas.cask.repair import repair_cask
-from logitcask_schemas.cask.split import SplitRule, split_cask
-from logitcask_schemas.cask.verify import strangers, verify_shards
-from logitcask_schemas.errors import CaskWriteError
-
-ONE, OTHER = make_documents([4, 9], 1), make_documents([6, 30], 2)
-SHARED = [ONE[0], *make_documents([12], 3)]
-
-
-def create(path: Path, files: FileOperations | None = None) -> CaskWriter:
-    return CaskWriter.create(path, teacher=make_teacher(), capture=SPEC, files=files)
-
-
-def damaged_cask(folder: Path) -> None:
-    with create(folder / "cask") as writer:
-        writer.publish(ONE)
-        writer.publish(OTHER)
-    for document in (ONE[1], OTHER[0]):
-        for shard in (folder / "cask" / "shards").glob("*.arrow"):
-            content = bytearray(shard.read_bytes())
-            if (at := content.find(document.records.head_logprobs_H.tobytes())) >= 0:
-                content[at] ^= 1
-                shard.write_bytes(bytes(content))
-
-
-def repair(folder: Path, files: FileOperations) -> None:
-    repair_cask(folder / "cask", files=files)
-
-
-def sources(folder: Path) -> None:
-    with create(folder / "one") as writer:
-        writer.publish(ONE)
-        writer.publish(OTHER)
-    with create(folder / "other") as writer:
-        writer.publish(SHARED)
-
-
-def merge(folder: Path, files: FileOperations) -> None:
-    merge_casks(folder / "all", [folder / "one", folder / "other"], files=files)
-
-
-def split(folder: Path, files: FileOperations) -> None:
-    split_cask(folder / "one", (folder / "a", folder / "b"), SplitRule(fraction=0.5, seed=0), files=files)
-
-
-def uncompacted(folder: Path) -> None:
-    writer = create(folder / "cask")
-    writer.publish(ONE)
-    writer.close()
-    writer.publish(OTHER)
-
-
-def compact(folder: Path, files: FileOperations) -> None:
-    create(folder / "cask", files).close()
-
-
-@dataclass(frozen=True)
-class Care:
-    prepare: Callable[[Path], None]
-    run: Callable[[Path, FileOperations], None]
-    results: tuple[str, ...]
-    documents: int
-
-    def outcome(self, folder: Path) -> dict[Path, bytes]:
-        """What the results hold, after requiring that they are sound; without times, quarantine and locks."""
-        found = {}
-        for name in self.results:
-            cask = Cask.open(folder / name)
-            assert [problem for report in verify_shards(cask) for problem in report.problems] == []
-            assert strangers(cask) == []
-            found |= {
-                path.relative_to(folder): path.read_bytes()
-                for path in (folder / name).rglob("*")
-                if path.is_file() and path.name not in ("cask.json", "cask.lock") and "quarantine" not in path.parts
-            }
-        assert sum(len(Cask.open(folder / name)) for name in self.results) == self.documents
-        return found
-
-
-CARES = {
-    "repair": Care(damaged_cask, repair, ("cask",), 2),
-    "merge": Care(sources, merge, ("all",), 5),
-    "split": Care(sources, split, ("a", "b"), 4),
-    "compaction": Care(uncompacted, compact, ("cask",), 4),
-}
-
-
-class Recorded:
-    """One undisturbed run with every file operation written down."""
-
-    def __init__(self, care: Care, folder: Path) -> None:
-        self.care, self.folder, files = care, folder, RecordingFiles()
-        care.prepare(folder)
-        self.before = contents(folder)
-        care.run(folder, files)
-        self.operations = files.operations
-        self.expected = care.outcome(folder)
-
-    def require_repeatable(
-        self, length: int, reached_disk: Callable[[Operation], bool], surviving: Callable[[int, int], int]
-    ) -> None:
-        """After a crash at this operation, the sources are as they were and a second run ends where the first did."""
-        left = crash(self.operations[:length], self.before, reached_disk=reached_disk, surviving_bytes=surviving)
-        put_state(self.folder, left)
-        untouched = {path: data for path, data in self.before.items() if path.parts[-3] not in self.care.results}
-        self.care.run(self.folder, RecordingFiles())
-        assert self.care.outcome(self.folder) == self.expected
-        assert all(path.read_bytes() == data for path, data in untouched.items() if "shards" in path.parts)
-
-
-def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "cask.lock"}
+from logitcask_schemas.cask.replacement import Replacement
+from logitcask_schemas.errors import CaskError, CaskWriteError
 
 
 @pytest.fixture(scope="module", params=list(CARES))
 def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    return Recorded(CARES[request.param], tmp_path_factory.mktemp(request.param))
+    return Recorded(CARES[request.param], tmp_path_factory.mktemp("care"))
 
 
 def test_every_prefix_of_the_operations(recorded: Recorded) -> None:
     """Names that no sync covers are lost at every other operation and kept at the others; bytes are lost always."""
-    assert len(recorded.operations) > 10
-    for length in range(len(recorded.operations) + 1):
-        recorded.require_repeatable(length, lambda _, kept=length % 2: bool(kept), lambda synced, _: synced)
+    states = 0
+    for _ in recorded.crashes(lambda _, length: bool(length % 2), lambda synced, _: synced):
+        recorded.require_right_readers()
+        recorded.require_repeatable()
+        states += 1
+    assert states > 5
 
 
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_torn_writes_and_reordered_names(recorded: Recorded, data: st.DataObject) -> None:
-    recorded.require_repeatable(
+    recorded.crash(
         data.draw(st.integers(0, len(recorded.operations))),
         lambda _: data.draw(st.booleans()),
         lambda synced, full: data.draw(st.integers(synced, full)),
     )
+    recorded.require_right_readers()
+    recorded.require_repeatable()
 
 
-@pytest.mark.parametrize("name", list(CARES))
-def test_no_space_or_a_broken_disk_at_every_operation(name: str, tmp_path: Path) -> None:
-    care, n, outcomes = CARES[name], 0, []
+def table_before_entries() -> dict[str, Any]:
+    """A new reader then asks a damaged file what it holds."""
+    right = Replacement.take_entries_away
+
+    def wrong(self: Replacement) -> None:
+        self.write_table()
+        right(self)
+
+    return {"take_entries_away": wrong}
+
+
+def table_before_files() -> dict[str, Any]:
+    """A reader that knows the damaged shards still then asks their files what they hold."""
+    right = Replacement.take_files_away
+
+    def wrong(self: Replacement, strange: list[str]) -> None:
+        self.write_table()
+        right(self, strange)
+
+    return {"take_files_away": wrong}
+
+
+def index_before_entries() -> dict[str, Any]:
+    """A damaged entry file that the index no longer repeats then keeps the cask from opening."""
+    right = Replacement.take_entries_away
+
+    def wrong(self: Replacement) -> None:
+        write_index(self._files, self._path, self.entries.values())
+        right(self)
+
+    return {"take_entries_away": wrong}
+
+
+def stopped(_: Replacement) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def notices(recorded: Recorded) -> bool:
+    """Whether a reader meets something wrong at any instant."""
+    for _ in recorded.crashes(lambda *_: True, lambda _, full: full):
+        try:
+            recorded.require_right_readers()
+        except (AssertionError, CaskError):
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [
+        ("repair", None),
+        ("repair", table_before_entries),
+        ("repair", table_before_files),
+        ("repair of ruins", None),
+        ("repair of ruins", index_before_entries),
+    ],
+)
+def test_negative_control_another_order_of_repair_is_noticed(
+    name: str, order: Callable[[], dict[str, Any]] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The right order passes; where the table or the index is replaced too early, some instant shows it."""
+    for step, instead in (order() if order else {}).items():
+        monkeypatch.setattr(Replacement, step, instead)
+    assert notices(Recorded(CARES[name], tmp_path)) == (order is not None)
+
+
+def test_a_repair_cut_short_before_the_table_is_finished_by_the_next(tmp_path: Path, monkeypatch: Any) -> None:
+    CARES["repair"].prepare(tmp_path)
+    cask = tmp_path / "cask"
+    with monkeypatch.context() as patch:
+        patch.setattr(Replacement, "write_table", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            repair_cask(cask)
+    names = [entry.name for entry in Cask.open(cask).entries]
+    table = DocumentTable.open(cask)
+    assert table is not None
+    assert not {*table.shard_names()} <= {*names}
+    report = repair_cask(cask)
+    assert (report.problems, report.quarantine, report.stale_table) == ([], None, True)
+    table = DocumentTable.open(cask)
+    assert table is not None
+    assert table.covers_exactly(names)
+    assert not repair_cask(cask).stale_table
+
+
+@pytest.mark.parametrize("case", list(CARES))
+def test_no_space_or_a_broken_disk_at_every_operation(case: str, tmp_path: Path) -> None:
+    """A clear error, no temporary files, right records for readers, and the next run ends as if nothing had been.
+
+    Every write meets both errors, other operations one of them.
+    """
+    care, n, left, failed = CARES[case], 0, set[object](), set[str]()
     care.prepare(tmp_path / "base")
+    before = {name: looked_at(tmp_path / "base" / name) for name in care.results}
+    expected = outcome_of_another_run(care, fresh_copy(tmp_path))
     while True:
-        folder = tmp_path / "run"
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(tmp_path / "base", folder)
-        files = FailingFiles(n, (errno.ENOSPC, errno.EIO)[n % 2])
-        if failure_of(care, folder, files) is None:
-            assert not files.failed, "an error of the file system was swallowed"
-            outcomes.append(care.outcome(folder))
-            break
-        assert list(folder.rglob(".tmp-*")) == []
-        assert failure_of(care, folder, FailingFiles(10**9, 0)) is None
-        outcomes.append(care.outcome(folder))
+        for code in (errno.ENOSPC, errno.EIO)[:: 1 if n % 2 else -1]:
+            folder = fresh_copy(tmp_path)
+            # `CaskWriter.adopt` does not say clearly yet that a leftover cannot be removed.
+            files = FailingFiles(n, code, unlinks=not case.startswith("merge"))
+            error = failure_of(care, folder, files)
+            if error is None:
+                assert not files.failed, "an error of the file system was swallowed"
+                assert care.outcome(folder) == expected
+                assert {"open", "write", "sync", "rename", "sync directory"} <= failed
+                return
+            assert error.errno == code
+            assert list(folder.rglob(".tmp-*")) == []
+            if (state := state_of(folder)) not in left:
+                left.add(state)
+                require_right(care, folder, before)
+                assert outcome_of_another_run(care, folder) == expected
+            failed.add(files.failed)
+            if files.failed != "write":
+                break
         n += 1
-    assert n > 10
-    assert all(outcome == outcomes[0] for outcome in outcomes)
+
+
+def state_of(folder: Path) -> frozenset[tuple[str, bytes]]:
+    """What lies there, without the names of quarantines and the times in manifests: equal states have equal futures."""
+    return frozenset(
+        (re.sub(r"quarantine/[^/]+", "quarantine", str(path)), b"" if path.name == "cask.json" else data)
+        for path, data in contents(folder).items()
+    )
+
+
+def outcome_of_another_run(care: Care, folder: Path) -> dict[Path, object]:
+    assert failure_of(care, folder, FailingFiles(10**9, 0)) is None
+    return care.outcome(folder)
+
+
+def require_right(care: Care, folder: Path, before: dict[str, Seen | None]) -> None:
+    for name, seen in before.items():
+        now = looked_at(folder / name)
+        if seen is not None:
+            assert now is not None
+            assert now.readable >= seen.readable
+        else:
+            assert now is None or not care.whole or len(now.cask) == care.documents
+
+
+def fresh_copy(folder: Path) -> Path:
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    return shutil.copytree(folder / "base", folder / "run")
 
 
 def failure_of(care: Care, folder: Path, files: FailingFiles) -> CaskWriteError | None:

@@ -5,7 +5,7 @@ from typing import BinaryIO
 
 from logitcask_schemas.cask.carrier import Carrier
 from logitcask_schemas.cask.columns import ShardColumns
-from logitcask_schemas.cask.files import FileOperations, publish_file
+from logitcask_schemas.cask.files import FileOperations, clear_errors, publish_file
 from logitcask_schemas.cask.index import write_entry
 from logitcask_schemas.cask.layout import ENTRY_SUFFIX, SHARDS_NAME, RecordLayout
 from logitcask_schemas.cask.shard_writing import write_shard
@@ -53,5 +53,6 @@ def publish_entry(files: FileOperations, cask: Path, entry: ShardEntry, carrier:
         # Unless the entry got its name and only its durability is in doubt.
         shards = cask / SHARDS_NAME
         if not (shards / (entry.name + ENTRY_SUFFIX)).exists():
-            files.unlink(shards / (entry.name + carrier.suffix))
+            with clear_errors(shards):
+                files.unlink(shards / (entry.name + carrier.suffix))
         raise

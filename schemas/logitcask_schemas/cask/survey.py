@@ -21,6 +21,8 @@ class Survey:
     """Of all entries that can be read and are the cask's; opens although other parts are damaged."""
     table: DocumentTable | None
     """None where there is none, or a damaged one."""
+    indexed: frozenset[str] = frozenset()
+    """Names of the cask's shards that the index repeats; none where it is damaged."""
     problems: list[str] = field(default_factory=list)
     """One sentence each."""
     damaged_files: list[Path] = field(default_factory=list)
@@ -51,7 +53,7 @@ def survey(path: Path) -> Survey:
         problems.append(str(error))
         damaged_files.append(path / INDEX_NAME)
         entries = {}
-    damaged_entries, foreign = [], []
+    indexed, damaged_entries, foreign = {*entries}, [], []
     for name in names:
         if name not in entries:
             try:
@@ -83,6 +85,7 @@ def survey(path: Path) -> Survey:
     return Survey(
         cask=Cask(path, manifest, sorted(entries.values(), key=lambda entry: entry.name)),
         table=table,
+        indexed=frozenset(indexed.difference(foreign)),
         problems=problems,
         damaged_files=damaged_files,
         damaged_entries=damaged_entries,
