@@ -1,10 +1,11 @@
-"""Means over positions with confidence intervals, clustered by document.
+"""Means over positions with standard errors and confidence intervals, clustered by document.
 
 Shape legend: P positions, D documents, B bootstrap resamples.
 
 Positions of one document resemble each other, so the document is the unit that is resampled (cluster bootstrap,
 Davison and Hinkley 1997, section 3.8). Every metric and model uses the same resamples, which makes intervals of
-differences paired.
+differences paired. The standard error is the spread of the resampled means; it holds the noise of the tail draws too,
+as the draws of different documents are independent.
 """
 
 from dataclasses import asdict, dataclass
@@ -19,17 +20,21 @@ LEVEL = 0.95
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A value with its confidence interval; no interval (None) where a single document gives none."""
+    """A value with its standard error and confidence interval; None where a single document gives none."""
 
     value: float
+    standard_error: float | None
     low: float | None
     high: float | None
 
     def map(self, function: Any) -> Self:
-        """Apply an increasing function to value and bounds."""
+        """Apply an increasing function to value and bounds; the standard error by the function's slope over it."""
+        error = self.standard_error
+        if error is not None:
+            error = abs(float(function(self.value + error)) - float(function(self.value - error))) / 2.0
         bounds = (None if bound is None else float(function(bound)) for bound in (self.low, self.high))
         low, high = bounds
-        return type(self)(value=float(function(self.value)), low=low, high=high)
+        return type(self)(value=float(function(self.value)), standard_error=error, low=low, high=high)
 
     def as_dict(self) -> dict[str, float | None]:
         """JSON form."""
@@ -83,6 +88,7 @@ class DocumentBootstrap:
 
     def _estimate(self, value: float, resampled_B: NDArray[np.float64]) -> Estimate:
         if self.num_documents < 2:
-            return Estimate(value=value, low=None, high=None)
+            return Estimate(value=value, standard_error=None, low=None, high=None)
         low, high = np.quantile(resampled_B, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        return Estimate(value=value, low=float(low), high=float(high))
+        error = float(resampled_B.std(ddof=1))
+        return Estimate(value=value, standard_error=error, low=float(low), high=float(high))

@@ -15,15 +15,29 @@ from logitcask_consumer.losses import SparseTarget
 
 Kind: TypeAlias = Literal["exact", "unbiased", "lower bound", "upper bound"]
 
-METRICS = ("kl", "kl_bound", "nll", "agreement", "acceptance", "tail_error", "confidence", "correct")
+METRICS = (
+    "kl",
+    "kl_bound",
+    "nll",
+    "entropy",
+    "agreement",
+    "acceptance",
+    "tvd",
+    "tail_error",
+    "confidence",
+    "correct",
+)
 
 
 def metric_kinds(*, sampled_tail: bool, tail_logprobs: bool, ordered_head: bool) -> dict[str, Kind]:
     """What each metric is an estimate of, for records of this kind; metrics that cannot be had are left out."""
+    drawn = sampled_tail and tail_logprobs
     kinds: dict[str, Kind] = {
         "kl_bound": "lower bound",
         "nll": "exact",
-        "acceptance": "unbiased" if sampled_tail and tail_logprobs else "upper bound",
+        "entropy": "exact",
+        "acceptance": "unbiased" if drawn else "upper bound",
+        "tvd": "unbiased" if drawn else "lower bound",
         "tail_error": "exact",
         "confidence": "exact",
         "correct": "exact",
@@ -44,9 +58,11 @@ def measure(
         from t̂ to p less the stored H(t). Both are unbiased, the first has less noise.
     kl_bound: sum_H t log(t/p) + r log(r/s), the KL of head and tail bucket, never above the KL.
     nll: -log p_y.
+    entropy: H(p) of the student; beside the teacher's H(t) it shows a student that is too sure or in too much doubt.
     agreement: whether the student's most likely token is the teacher's (the head's first entry).
     acceptance: sum_j min(t_j, p_j), the chance that a token drafted by the student is kept in speculative decoding.
         With log t of the draws, sum_H min(t, p) + (r/n) sum_draws min(1, p/t); without, sum_H min(t, p) + min(r, s).
+    tvd: total variation distance, sum_j |t_j - p_j| / 2 = 1 - acceptance.
     tail_error: s - r, the student's mass outside the head less the teacher's; negative where a student learned from a
         truncated teacher.
     confidence, correct: the student's largest probability, and whether that token is y (for calibration).
@@ -62,6 +78,7 @@ def measure(
     head_at_H = target.head_rows_H * width + target.head_ids_H
     log_z_R = torch.logsumexp(logits_RV, -1)
     best_R, best_ids_R = logits_RV.max(-1)
+    entropy_p_R = torch.special.entr(torch.softmax(logits_RV, -1)).sum(-1)
     head_logp_H = flat[head_at_H] - log_z_R[target.head_rows_H]
     tail_logp_N = flat[target.tail_rows_N * width + target.tail_ids_N] - log_z_R[target.tail_rows_N]
     next_logp_R = flat[rows_R * width + target.next_ids_R] - log_z_R
@@ -85,8 +102,10 @@ def measure(
         "kl": kl_R,
         "kl_bound": head_kl_R + bucket_R,
         "nll": -next_logp_R,
+        "entropy": entropy_p_R,
         "agreement": (target.head_ids_H[first_at_R] == best_ids_R).to(kl_R.dtype),
         "acceptance": accepted_R,
+        "tvd": 1.0 - accepted_R,
         "tail_error": s_R - r_R,
         "confidence": (best_R - log_z_R).exp(),
         "correct": (best_ids_R == target.next_ids_R).to(kl_R.dtype),
