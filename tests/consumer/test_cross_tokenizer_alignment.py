@@ -209,7 +209,9 @@ def test_new_words_are_white_space_and_special_tokens():
     made = with_added_word(byte_level(700), "  ")
     table = TokenBytes.of(made)
     vocabulary = made.get_vocab()
-    closing = table.closing_V
+    closing = table.closing_over(1000)
+    assert len(closing) == 1000
+    assert not closing[len(made) :].any()
     assert closing[vocabulary["Ġthe"]]
     assert closing[vocabulary["Ċ"]]
     assert closing[vocabulary["  "]]

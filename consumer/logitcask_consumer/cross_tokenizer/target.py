@@ -7,10 +7,11 @@ Rows follow each other as in the text, window after window. A chunk is a run of 
 row at which teacher and student have read the same bytes, so that both distributions are over what comes next.
 """
 
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -54,6 +55,14 @@ class ChunkTarget:
     def num_chunks(self) -> int:
         """C."""
         return len(self.chunk_starts_C)
+
+    def to(self, device: torch.device) -> Self:
+        """The same on a device, but for what stays on the host."""
+        columns: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {
+            name: column.to(device) for name, column in columns.items() if isinstance(column, Tensor)
+        }
+        return replace(self, **moved)
 
     def spans(self, most_rows: int) -> list[tuple[int, int]]:
         """Cut the rows into spans that hold whole chunks; a chunk longer than `most_rows` is a span of its own."""

@@ -80,12 +80,14 @@ class TokenBytes:
         """Bytes of each token."""
         return np.diff(self.offsets_V1)
 
-    @property
-    def closing_V(self) -> NDArray[np.bool_]:
-        """Tokens before which a word ends: white space at their front, or special."""
+    def closing_over(self, vocab_size: int) -> NDArray[np.bool_]:
+        """Ids of a model with so many that begin a new word: white space at their front, or special.
+
+        Ids that the model has beyond its tokenizer's begin none.
+        """
         first = np.append(self.bytes_, np.uint8(0))[self.offsets_V1[:-1]]
         spaced = np.isin(first, np.frombuffer(_CLOSING, dtype=np.uint8)) & (self.lengths_V > 0)
-        return spaced | self.special_V
+        return np.resize(np.append(spaced | self.special_V, np.zeros(vocab_size, dtype=np.bool_)), vocab_size)
 
     def lengths(self, ids_L: NDArray[Any]) -> NDArray[np.int64]:
         """Bytes of each token of a run, [L]; ids outside the vocabulary have none."""

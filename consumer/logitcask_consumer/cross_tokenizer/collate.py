@@ -1,0 +1,236 @@
+"""From the sequences of a `CrossTokenizerDataset` to one batch of tensors.
+
+Shape legend: B sequences, S slots of a sequence, W windows, R rows of the batch, P teacher positions, C chunks as they
+were aligned, J chunks after joining, K most likely teacher tokens, V ids of the teacher or the student.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from logitcask_consumer.cross_tokenizer.dataset import ChunkSequences
+from logitcask_consumer.cross_tokenizer.target import ChunkTarget
+from logitcask_consumer.cross_tokenizer.teacher_rows import certain_top, mass_of, next_logprobs
+from logitcask_consumer.cross_tokenizer.token_bytes import TokenBytes
+from logitcask_schemas.capture_spec import CaptureSpec
+
+
+class ChunkBatch(TypedDict):
+    """One batch. What decides on cuts stays numpy, on the host; see `ChunkTarget` for what the columns mean."""
+
+    input_ids: Tensor
+    """int64 [B, S]."""
+    position_ids: Tensor
+    """int64 [B, S]; counts from 0 in every window."""
+    slots: Tensor
+    """int64 [R]: flat index b·S + s of each row."""
+    next_ids: Tensor
+    counted: Tensor
+    chunk_of: Tensor
+    chunk_starts: NDArray[np.int64]
+    chunk_stops: NDArray[np.int64]
+    closing_rows: Tensor
+    closes: Tensor
+    teacher_logprobs: Tensor
+    closing_logmass: Tensor
+    pair_rows: Tensor
+    pair_rows_host: NDArray[np.int64]
+    top_probs: Tensor
+    top_counts: Tensor
+    counts: Tensor
+    """float64 [5]: counted rows; bytes of their tokens; aligned chunks; their bytes; -log t of them, nats."""
+
+
+def target_of_chunks(batch: ChunkBatch) -> ChunkTarget:
+    """The target of a batch, on the batch's device."""
+    return ChunkTarget(
+        next_ids_R=batch["next_ids"],
+        counted_R=batch["counted"],
+        chunk_of_R=batch["chunk_of"],
+        chunk_starts_C=batch["chunk_starts"],
+        chunk_stops_C=batch["chunk_stops"],
+        closing_rows_C=batch["closing_rows"],
+        closes_C=batch["closes"],
+        teacher_logprobs_C=batch["teacher_logprobs"],
+        closing_logmass_C=batch["closing_logmass"],
+        pair_rows_P=batch["pair_rows"],
+        pair_rows=batch["pair_rows_host"],
+        top_probs_PK=batch["top_probs"],
+        top_counts_P=batch["top_counts"],
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rows:
+    """Where the rows of a batch lie: a window's rows are its last slots, from the first that a loss reads."""
+
+    slot_R: NDArray[np.int64]
+    """Number among all used slots."""
+    token_R: NDArray[np.int64]
+    """Index of the row's next token."""
+    within_R: NDArray[np.int64]
+    """Slot within the window."""
+    window_R: NDArray[np.int64]
+    shift_W: NDArray[np.int64]
+    """A window's slot s is row shift + s."""
+
+    @classmethod
+    def of(cls, read: ChunkSequences) -> "_Rows":
+        before_W1 = read.token_offsets_W1 - np.arange(len(read.token_offsets_W1))
+        slots_W, first_W = np.diff(before_W1), read.context_W.copy()
+        chunked_W = np.flatnonzero(read.chunk_counts_W)
+        first_C = (np.cumsum(read.chunk_counts_W) - read.chunk_counts_W)[chunked_W]
+        first_W[chunked_W] = np.minimum(first_W[chunked_W], read.chunk_starts_C[first_C])
+        rows_W = slots_W - first_W
+        shift_W = np.cumsum(rows_W) - rows_W - first_W
+        window_R = np.repeat(np.arange(len(rows_W)), rows_W)
+        within_R = np.arange(int(rows_W.sum())) - shift_W[window_R]
+        slot_R = within_R + before_W1[window_R]
+        return cls(slot_R=slot_R, token_R=slot_R + window_R + 1, within_R=within_R, window_R=window_R, shift_W=shift_W)
+
+
+class ChunkCollator:
+    """Builds a `ChunkBatch` from some sequences."""
+
+    def __init__(
+        self,
+        *,
+        seq_len: int,
+        pad_id: int,
+        capture: CaptureSpec,
+        teacher: TokenBytes,
+        teacher_vocab: int,
+        student: TokenBytes,
+        threshold: float = -1.0,
+        top: bool = True,
+        multiple_of: int = 8,
+    ) -> None:
+        """Describe the batch.
+
+        Args:
+            seq_len: most slots of a sequence.
+            pad_id: token id of unused slots.
+            capture: how the records were made.
+            teacher: the teacher's tokens.
+            teacher_vocab: width of the teacher's logits.
+            student: the student's tokens.
+            threshold: chunks are joined until the teacher's mass on new words, after them, exceeds this.
+            top: whether a loss reads the teacher's largest probabilities.
+            multiple_of: S is the longest sequence of the batch, rounded up to this, at most `seq_len`.
+        """
+        self.seq_len, self.pad_id, self.multiple_of = seq_len, pad_id, multiple_of
+        self._capture, self._threshold, self._top = capture, threshold, top
+        self._student_lengths = student.lengths_V
+        self._closing_V = teacher.closing_over(teacher_vocab)
+
+    def __call__(self, sequences: ChunkSequences | Sequence[ChunkSequences]) -> ChunkBatch:
+        """Collate; a list holds one read of the dataset.
+
+        Raises:
+            DocumentMismatchError: records and tokens are shifted.
+        """
+        read = sequences if isinstance(sequences, ChunkSequences) else sequences[0]
+        rows = _Rows.of(read)
+        next_ids_R = read.token_ids_L[rows.token_R]
+        counted_R = rows.within_R >= read.context_W[rows.window_R]
+        window_C = np.repeat(np.arange(len(read.chunk_counts_W)), read.chunk_counts_W)
+        starts_C, stops_C = rows.shift_W[window_C] + read.chunk_starts_C, rows.shift_W[window_C] + read.chunk_stops_C
+        teacher = _TeacherChunks.of(read, window_C, self._closing_V)
+        ends_J = np.flatnonzero(~teacher.closes_C | (teacher.closing_mass_C > self._threshold))
+        begins_J = np.concatenate([ends_J[:0], [0], ends_J[:-1] + 1])[: len(ends_J)]
+        closes_J = teacher.closes_C[ends_J] & (teacher.closing_mass_C[ends_J] > 0.0)
+        starts_J, stops_J = starts_C[begins_J], stops_C[ends_J]
+        chunk_of_R = np.full(len(next_ids_R), len(ends_J))
+        chunk_of_R[_runs(starts_J, stops_J)] = np.repeat(np.arange(len(ends_J)), stops_J - starts_J)
+        lengths_R = self._lengths(next_ids_R)
+        sums = [counted_R.sum(), lengths_R[counted_R].sum(), len(starts_C)]
+        sums += [lengths_R[_runs(starts_C, stops_C)].sum(), -teacher.logprobs_C.sum()]
+        top_CK, counts_C = self._tops(read, starts_C)
+        with np.errstate(divide="ignore"):
+            logmass_J = np.where(closes_J, np.log(teacher.closing_mass_C[ends_J]), 0.0)
+        logprobs_J = np.add.reduceat(teacher.logprobs_C, begins_J) if len(begins_J) else teacher.logprobs_C
+        input_ids, position_ids, slots_R = self._slots(read, rows)
+        return ChunkBatch(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            slots=slots_R,
+            next_ids=torch.from_numpy(next_ids_R),
+            counted=torch.from_numpy(counted_R),
+            chunk_of=torch.from_numpy(chunk_of_R),
+            chunk_starts=starts_J,
+            chunk_stops=stops_J,
+            closing_rows=torch.from_numpy(np.where(closes_J, stops_J, 0)),
+            closes=torch.from_numpy(closes_J),
+            teacher_logprobs=torch.from_numpy(logprobs_J.astype(np.float32)),
+            closing_logmass=torch.from_numpy(logmass_J.astype(np.float32)),
+            pair_rows=torch.from_numpy(starts_C),
+            pair_rows_host=starts_C,
+            top_probs=torch.from_numpy(top_CK),
+            top_counts=torch.from_numpy(counts_C),
+            counts=torch.tensor([float(value) for value in sums], dtype=torch.float64),
+        )
+
+    def _tops(self, read: ChunkSequences, starts_C: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        if read.records is None or not self._top:
+            return np.zeros((len(starts_C), 0), dtype=np.float32), np.zeros(len(starts_C), dtype=np.int64)
+        return certain_top(read.records.records, read.teacher_starts_C, self._capture)
+
+    def _lengths(self, ids_R: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.append(self._student_lengths, 0)[np.minimum(ids_R, len(self._student_lengths))]
+
+    def _slots(self, read: ChunkSequences, rows: _Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """Input ids and position ids, one row per sequence, and the flat index of each row's slot."""
+        before_W1 = read.token_offsets_W1 - np.arange(len(read.token_offsets_W1))
+        offsets_B1 = before_W1[read.window_offsets_B1]
+        used_B = np.diff(offsets_B1)
+        width = min(max(1, -(-int(used_B.max(initial=0)) // self.multiple_of)) * self.multiple_of, self.seq_len)
+        window_K = np.repeat(np.arange(len(before_W1) - 1), np.diff(before_W1))
+        slot_K = np.arange(int(before_W1[-1]))
+        at_K = slot_K + np.repeat(np.arange(len(used_B)) * width - offsets_B1[:-1], used_B)
+        ids = np.full(len(used_B) * width, self.pad_id, dtype=np.int64)
+        positions = np.zeros_like(ids)
+        ids[at_K] = read.token_ids_L[slot_K + window_K]
+        positions[at_K] = slot_K - before_W1[window_K]
+        shape = (len(used_B), width)
+        return (
+            torch.from_numpy(ids.reshape(shape)),
+            torch.from_numpy(positions.reshape(shape)),
+            torch.from_numpy(at_K[rows.slot_R]),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _TeacherChunks:
+    """What the records say of each aligned chunk."""
+
+    logprobs_C: NDArray[np.float64]
+    closes_C: NDArray[np.bool_]
+    """Whether the window has a chunk after it, whose first record says what may follow."""
+    closing_mass_C: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, read: ChunkSequences, window_C: NDArray[np.int64], closing_V: NDArray[np.bool_]) -> "_TeacherChunks":
+        closes_C = np.append(window_C[1:] == window_C[:-1], False)[: len(window_C)]
+        if read.records is None:
+            return cls(logprobs_C=np.zeros(0), closes_C=closes_C, closing_mass_C=np.zeros(0))
+        collated, starts_C = read.records, read.teacher_starts_C
+        counts = np.diff(collated.position_offsets_B1)
+        next_P = np.arange(int(counts.sum())) + np.repeat(np.arange(len(counts)), counts) + 1
+        logprobs_P = next_logprobs(collated.records, collated.token_ids_L[next_P])
+        return cls(
+            logprobs_C=np.add.reduceat(logprobs_P, starts_C),
+            closes_C=closes_C,
+            closing_mass_C=mass_of(collated.records, closing_V)[np.append(starts_C[1:], 0)],
+        )
+
+
+def _runs(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[np.int64]:
+    """All numbers from each start to below its stop."""
+    lengths = stops - starts
+    at: NDArray[np.int64] = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+    return at + np.arange(int(lengths.sum()))

@@ -1,0 +1,47 @@
+"""The student's forward pass with chunk losses inside it; why it is done so is said in `student_forward`.
+
+Shape legend: B sequences, S slots, R rows, D hidden size, V the student's vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from logitcask_consumer.cross_tokenizer.chunk_head import ChunkTerms, chunk_distillation_loss
+from logitcask_consumer.cross_tokenizer.target import ChunkTarget
+from logitcask_consumer.losses import LMHead, base_model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkTask:
+    """What the forward pass needs to yield a loss."""
+
+    target: ChunkTarget
+    slots_R: Tensor
+    """Flat index b·S + s of each row, int64."""
+    terms: ChunkTerms
+    closing_V: Tensor
+    """bool: the student's tokens that begin a new word."""
+    chunk_rows: int | None = None
+
+
+def attach_chunks(model: Any) -> None:
+    """Give a causal LM the forward that understands a `ChunkTask` as `distill=`; all else is passed on."""
+    plain = model.forward
+
+    def forward(*args: Any, distill: ChunkTask | None = None, **kwargs: Any) -> Any:
+        if distill is None:
+            return plain(*args, **kwargs)
+        hidden_BSD = base_model(model)(*args, use_cache=False, **kwargs).last_hidden_state
+        result = chunk_distillation_loss(
+            hidden_BSD.flatten(0, 1).index_select(0, distill.slots_R),
+            LMHead.from_model(model),
+            distill.target,
+            distill.terms,
+            closing_V=distill.closing_V,
+            chunk_rows=distill.chunk_rows,
+        )
+        return {"loss": result.loss, "terms_K": result.terms_K, "ce": result.ce}
+
+    model.forward = forward
