@@ -15,6 +15,7 @@ import transformers
 from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.errors import ModelError
 from logitcask_schemas.identity import TeacherIdentity
+from logitcask_schemas.records import IdArray
 from logitcask_schemas.wire import decode_wire
 from logitcask_services.capture import RecordCapture, pack_wire
 from logitcask_services.engines.documents import refusal, result_of
@@ -100,6 +101,20 @@ class TransformersEngine:
                     yield CaptureResult(key=task.key, document=None, error=reason)
             if sound:
                 yield from self._batch(sound, capture)
+
+    @torch.inference_mode()
+    def logits(self, token_ids_L: IdArray) -> torch.Tensor:
+        """Logits [L - 1, V] of a document's tokens from the second on, on the model's device.
+
+        Raises:
+            ModelError: the teacher cannot take the document.
+        """
+        task = CaptureTask(key=None, token_ids_L=token_ids_L)
+        if reason := refusal(task, max_model_len=self._max_model_len, vocab_size=self._identity.vocab_size):
+            raise ModelError(reason)
+        input_ids_1L = torch.from_numpy(token_ids_L.astype("int64"))[None].to(self._device)
+        logits_PV: torch.Tensor = self._model(input_ids=input_ids_1L, use_cache=False).logits[0, :-1]
+        return logits_PV
 
     def close(self) -> None:
         """Let go of the model. Idempotent."""

@@ -1,0 +1,44 @@
+"""A file of JSON lines as the documents of a pilot, read only as far as they are asked for."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from logitcask_services.capture.pilot.errors import PilotError
+from logitcask_services.corpora.lines import ChatLine, LineProblem, TextLine, parse_line
+from logitcask_services.corpora.prepare import read_lines
+from logitcask_services.corpora.tokenizer import DocumentTokenizer
+
+_MOST_LINE_BYTES = 16 << 20
+
+
+def sample_documents(path: Path, tokenizer: DocumentTokenizer, max_length: int) -> Iterator[list[int]]:
+    """Token ids of each line of a corpus file, truncated to `max_length`; single tokens are left out.
+
+    Args:
+        path: JSON lines, in the forms of `logitcask_services.corpora.lines`.
+        tokenizer: the teacher's.
+        max_length: tokens.
+
+    Raises:
+        PilotError: a line is bad; names file and line.
+    """
+    for number, _, content in read_lines(path, _MOST_LINE_BYTES):
+        try:
+            if content is None:
+                raise LineProblem("line_too_long", f"the line is longer than {_MOST_LINE_BYTES} bytes")
+            ids = _ids(content, tokenizer)
+        except LineProblem as problem:
+            raise PilotError(f"{path}, line {number}: {problem}") from problem
+        if len(ids) > 1:
+            yield ids[:max_length]
+
+
+def _ids(content: bytes, tokenizer: DocumentTokenizer) -> list[int]:
+    match parse_line(content):
+        case TextLine(text=text):
+            return tokenizer.encode([text], special_tokens=True)[0]
+        case ChatLine(messages=messages, tools=tools):
+            # A template writes its special tokens itself.
+            return tokenizer.encode([tokenizer.render(messages, tools)], special_tokens=False)[0]
+        case line:
+            return line.input_ids

@@ -1,0 +1,163 @@
+"""`logitcask capture`: decide what to keep before the teacher runs."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from logitcask_services.capture.pilot import TauChoice
+
+app = typer.Typer(help="Decide what to keep before the teacher runs.", no_args_is_help=True, add_completion=False)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+_LONGEST = 1024
+
+
+@app.callback()
+def _commands() -> None:
+    """Decide what to keep before the teacher runs."""
+
+
+@app.command("choose-tau")
+def choose(
+    model: Annotated[Path, typer.Option(help="Folder of the teacher.", exists=True, file_okay=False)],
+    sample: Annotated[
+        Path, typer.Option(help="JSON lines like those of the corpus, from all over it.", exists=True, dir_okay=False)
+    ],
+    bytes_per_token: Annotated[float, typer.Option(help="The budget.", min=1)],
+    carrier: Annotated[str, typer.Option(help="What the budget counts: arrow, or zarr (compressed).")] = "arrow",
+    codec: Annotated[str, typer.Option(help="f16, f32 or u8.")] = "f16",
+    sampler: Annotated[str, typer.Option(help="systematic or multinomial.")] = "systematic",
+    head_max: Annotated[int, typer.Option(help="Most tokens kept exactly.")] = 64,
+    tail_max: Annotated[int, typer.Option(help="Most tail draws.")] = 32,
+    tail_logprobs: Annotated[bool, typer.Option("--tail-logprobs", help="Log-probabilities of draws, too.")] = False,
+    pin: Annotated[list[int] | None, typer.Option(help="Token id that is always kept; may be repeated.")] = None,
+    temperature: Annotated[list[float] | None, typer.Option(help="Log Z at this one, too; may be repeated.")] = None,
+    positions: Annotated[int, typer.Option(help="How much of the sample to run.", min=64)] = 4096,
+    max_length: Annotated[int, typer.Option(help="Tokens of a document that are used.", min=4)] = _LONGEST,
+    student: Annotated[
+        Path | None, typer.Option(help="Model whose gradient the noise is compared with.", exists=True, file_okay=False)
+    ] = None,
+    engine: Annotated[str, typer.Option(help="transformers or vllm.")] = "transformers",
+    dtype: Annotated[str, typer.Option(help="Compute dtype; `auto` fits the machine.")] = "auto",
+    plot: Annotated[Path | None, typer.Option(help="Also draw costs and noise into this PNG file.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Choose tau for a budget of bytes per token, from a short run of the teacher over a sample."""
+    console = Console(stderr=True)
+    spec = _spec(
+        logprob_codec=codec,
+        sampler=sampler,
+        head_max=head_max,
+        tail_max=tail_max,
+        tail_logprobs=tail_logprobs,
+        pinned_ids=tuple(pin or ()),
+        temperatures=tuple(temperature or ()),
+    )
+    if carrier not in ("arrow", "zarr"):
+        raise typer.BadParameter(f"{carrier!r} is not arrow or zarr", param_hint="--carrier")
+
+    from logitcask_services.capture.pilot import choose_tau
+    from logitcask_services.capture.pilot.sample import sample_documents
+    from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer
+    from logitcask_services.engines.factory import load_engine
+
+    if plot is not None:
+        from logitcask_services.capture.pilot.plot import plot_choice  # before the teacher runs, should it be missing
+    tokenizer = HuggingFaceTokenizer.load(model)
+    with console.status("loading the teacher") as status:
+        teacher = load_engine(engine, model, dtype=dtype)  # type: ignore[arg-type]  # refuses other names
+        try:
+            documents = sample_documents(sample, tokenizer, min(max_length, teacher.max_model_len))
+            student_logits = None
+            if student is not None:
+                status.update("loading the student")
+                student_logits = load_student(student, dtype)
+            status.update(f"running {positions:,} positions of {sample.name}")
+            choice = choose_tau(
+                teacher,
+                documents,
+                bytes_per_token,
+                spec=spec,
+                carrier=carrier,  # type: ignore[arg-type]  # checked above
+                positions=positions,
+                student=student_logits,
+            )
+        finally:
+            teacher.close()
+    if plot is not None:
+        plot_choice(choice, plot)
+    if as_json:
+        typer.echo(json.dumps(as_dict(choice)))
+    else:
+        show(choice)
+
+
+def load_student(folder: Path, dtype: str) -> Any:
+    """The student's logits as a function of token ids."""
+    from logitcask_services.engines.model_folder import ModelFolder
+    from logitcask_services.engines.transformers_engine import TransformersEngine
+
+    return TransformersEngine(ModelFolder.open(folder), dtype=dtype).logits
+
+
+def as_dict(choice: "TauChoice") -> dict[str, Any]:
+    """The choice as one JSON document."""
+    from dataclasses import asdict
+
+    found = asdict(choice) | {"spec": choice.spec.model_dump(mode="json"), "bytes_per_token": choice.bytes_per_token}
+    for figures in (found["chosen"], *found["table"]):
+        if figures["arrow_error"] != figures["arrow_error"]:  # NaN is not JSON
+            figures["arrow_error"] = None
+        figures["tau_inverse"] = round(1 / figures["tau"])
+    return found
+
+
+def show(choice: "TauChoice") -> None:
+    """The table and what it says, on stdout."""
+    console = Console()
+    table = Table(title=f"{choice.positions:,} positions of {choice.documents:,} documents", title_justify="left")
+    for name in ("tau", "head", "draws", "Arrow", "Zarr", "noise", "noise/gradient"):
+        table.add_column(name, justify="right")
+    for figures in choice.table:
+        mine = figures is choice.chosen
+        table.add_row(
+            f"{'> ' if mine else ''}1/{figures.inverse}",
+            f"{figures.head_entries:.2f}",
+            f"{figures.draws:.2f}",
+            f"{figures.arrow_bytes:.1f}",
+            f"{figures.zarr_bytes:.1f}",
+            f"{figures.noise:.3g}",
+            f"{figures.relative_noise:.3f}",
+            style="bold" if mine else None,
+        )
+    console.print(table)
+    chosen = choice.chosen
+    whose = "a student's" if choice.gradient_of == "student" else "an untrained student's"
+    error = "" if chosen.arrow_error != chosen.arrow_error else f", standard error {chosen.arrow_error:.1f}"
+    lines = (
+        f"tau = 1/{chosen.inverse}: {chosen.arrow_bytes:.1f} bytes per token as Arrow{error}, "
+        f"{chosen.zarr_bytes:.1f} as Zarr (budget {choice.budget:g}, {choice.carrier})",
+        f"expected noise of the target {chosen.noise:.3g} per position, "
+        f"{chosen.noise / choice.label_noise:.1%} of that of one-hot labels ({choice.label_noise:.3g})",
+        f"as a gradient's noise: {chosen.relative_noise:.1%} of {whose} gradient at one position, "
+        f"{chosen.relative_noise / 2**7:.2%} in a batch of 2^14 positions",
+    )
+    for line in lines:
+        typer.echo(line)
+
+
+def _spec(**fields: Any) -> Any:
+    from pydantic import ValidationError
+
+    from logitcask_schemas.capture_spec import CaptureSpec
+
+    try:
+        return CaptureSpec(**fields)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise typer.BadParameter(faults) from error
