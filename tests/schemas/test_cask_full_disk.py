@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from care_cases import import_, merge_copies, split
 from cask_samples import SPEC, make_documents, make_teacher
 from crash_model import FailingFiles
 
 from logitcask_schemas.cask import Cask, CaskWriter
+from logitcask_schemas.cask.files import LocalFiles
 from logitcask_schemas.cask.verify import strangers, verify_shards
-from logitcask_schemas.errors import CaskWriteError
+from logitcask_schemas.errors import CaskNotFoundError, CaskWriteError
 
 OLD, NEW = make_documents([4, 9], 1), make_documents([6, 30], 2)
 
@@ -84,6 +86,49 @@ def test_a_real_file_system_that_refuses(tmp_path: Path) -> None:
     assert run.stdout == f"refused {errno.EFBIG}\n"
     assert len(Cask.open(tmp_path)) == 1
     assert strangers(Cask.open(tmp_path)) == []
+
+
+CARE_LIMITED = """
+import resource, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[3:]
+from care_cases import import_, merge_copies, split
+from logitcask_schemas.cask.files import LocalFiles
+from logitcask_schemas.errors import CaskWriteError
+run = {"import": import_, "merge": merge_copies, "split": split}[sys.argv[2]]
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    run(Path(sys.argv[1]), LocalFiles())
+except CaskWriteError as error:
+    print("refused", error.errno)
+"""
+
+
+@pytest.mark.parametrize(("care", "results"), [("import", ["cask"]), ("merge", ["all"]), ("split", ["a", "b"])])
+def test_whole_casks_on_a_real_file_system_that_refuses(tmp_path: Path, care: str, results: list[str]) -> None:
+    """Each meets a shard that does not fit: no half copy passes for a cask, and it goes on when there is room."""
+    small, large = make_documents([4, 9], 1), make_documents([4000, 4100, 4200, 4300], 3)
+    for name, carrier in (("one", "arrow"), ("other", "arrow"), ("shipped", "zarr")):
+        with CaskWriter.create(tmp_path / name, teacher=make_teacher(), capture=SPEC, carrier=carrier) as writer:
+            for documents in [small, large] if name != "other" else [small]:
+                writer.publish(documents)
+    folders = [folder for folder in sys.path if folder]
+    child = [sys.executable, "-c", CARE_LIMITED, str(tmp_path), care, *folders]
+    assert subprocess.run(child, capture_output=True, text=True, check=True).stdout == f"refused {errno.EFBIG}\n"
+    assert list(tmp_path.rglob(".tmp-*")) == []
+    for name in results:
+        if care == "import":
+            with pytest.raises(CaskNotFoundError, match="has not finished"):
+                Cask.open(tmp_path / name)
+        else:
+            cask = Cask.open(tmp_path / name)
+            assert len(cask) < 6
+            assert strangers(cask) == []
+            assert not [problem for report in verify_shards(cask) for problem in report.problems]
+    {"import": import_, "merge": merge_copies, "split": split}[care](tmp_path, LocalFiles())
+    done = [Cask.open(tmp_path / name) for name in results]
+    assert sum(map(len, done)) == 6
+    assert not [problem for cask in done for report in verify_shards(cask) for problem in report.problems]
 
 
 def test_a_read_only_cask_reads_but_takes_nothing(cask_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

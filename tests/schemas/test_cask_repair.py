@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from cask_samples import SPEC, assert_same, make_documents, make_teacher
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from logitcask_schemas.cask.carriers import CARRIERS
 from logitcask_schemas.cask.repair import RepairReport, repair_cask
 from logitcask_schemas.cask.survey import survey
 from logitcask_schemas.cask.verify import strangers, verify_shards
+from logitcask_schemas.cask_care_cli import repair
 from logitcask_schemas.errors import CaskError
 from logitcask_schemas.records import DocumentRecords
 
@@ -214,6 +216,29 @@ def test_derived_files_are_made_anew(cask: Path, name: str) -> None:
     assert report.quarantine is not None
     assert (report.quarantine / name).exists()
     require_accounted(cask, report)
+
+
+def test_a_table_that_somebody_removed_is_made_anew(cask: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = (cask / "documents.bin").read_bytes()
+    (cask / "documents.bin").unlink()
+    repair(str(cask))
+    assert capsys.readouterr().out.startswith("note: the table of documents was missing or out of date")
+    assert (cask / "documents.bin").read_bytes() == content
+    repair(str(cask))
+    assert capsys.readouterr().out == f"{cask}: nothing to repair\n"
+
+
+def test_the_command_that_captures_again_is_printed(cask: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shard = shard_of(cask, FIRST[1])
+    flip(shard, shard.read_bytes().find(FIRST[1].records.head_logprobs_H.tobytes()))
+    with pytest.raises(typer.Exit) as ended:
+        repair(str(cask))
+    assert ended.value.exit_code == 3
+    (folder,) = (cask / "quarantine").iterdir()
+    line = (
+        f"1 documents to capture again: logitcask submit {folder / 'requeue.jsonl'} --cask cask --overflow skip --wait"
+    )
+    assert line in capsys.readouterr().out.splitlines()
 
 
 def test_foreign_shards_and_files_go_to_quarantine(cask: Path, tmp_path: Path) -> None:
