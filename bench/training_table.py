@@ -1,8 +1,9 @@
 """One student trained on every kind of record: how much of what dense distillation gains over cross-entropy is kept.
 
-The student is 4 of the 30 layers of SmolLM2-135M, the text the demonstration's corpus. For each seed there are other
-training documents in another order, and other draws in the records; the held-out documents stay. Within a seed every
-row of the table sees the same batches, start, steps and learning rates, so that rows differ by their targets alone.
+The teacher is SmolLM2-135M, the student a fresh Llama of its vocabulary (4 layers, hidden size 192), the text the
+demonstration's corpus. A seed decides the student's first weights, the order of the documents, and the draws in the
+records. Within a seed every row of the table sees the same batches, start, steps and learning rates, so that rows
+differ by their targets alone.
 Records are captured from the teacher's dense logits, published to a cask and read back as the trainer does it; the
 dense control recomputes the teacher's logits in every step.
 
@@ -26,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
 
 import teacher_rows
@@ -34,7 +36,6 @@ from logitcask_consumer.data import CaskDataset, Collator, target_of
 from logitcask_consumer.data.dataset import open_casks
 from logitcask_consumer.losses import LMHead, Objective, base_model
 from logitcask_consumer.student_forward import DistillTask, attach
-from logitcask_consumer.students import StudentSpec
 from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.identity import TeacherIdentity
@@ -80,10 +81,32 @@ class Setting:
     teacher: Path
     cache: Path
     layers: int
+    hidden: int
     steps: int
     batch: int
     lr: float
+    documents: int
     held_out: int
+
+    def student(self, vocab_size: int, seed: int) -> Any:
+        """The student before its first step."""
+        torch.manual_seed(seed)
+        config = transformers.LlamaConfig(
+            vocab_size=vocab_size,
+            hidden_size=self.hidden,
+            intermediate_size=8 * self.hidden // 3,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.hidden // 64,
+            tie_word_embeddings=True,
+        )
+        return transformers.LlamaForCausalLM(config)
+
+    def batches(self, seed: int) -> list[list[int]]:
+        """Documents of every step: epoch after epoch, each in an order of its own."""
+        random = np.random.default_rng(seed)
+        epochs = -(-self.steps * self.batch // self.documents)
+        order = np.concatenate([random.permutation(self.documents) for _ in range(epochs)])
+        return order[: self.steps * self.batch].reshape(self.steps, self.batch).tolist()
 
 
 class DenseKL(torch.autograd.Function):
@@ -146,13 +169,12 @@ class Run:
         by_id = {document_id(ids_L): number for number, ids_L in enumerate(self.rows.ids_DL)}
         ordered = [by_id[identity.tobytes()] for identity in cask.document_ids()]
         collate = Collator(seq_len=LENGTH - 1, pad_id=0)
-        student = StudentSpec.parse(f"from-teacher:layers={setting.layers}").build(setting.teacher, seed=0)
+        student = setting.student(len(self.rows.head_VH), self.seed)
         attach(student.train())
         optimizer = torch.optim.AdamW(student.parameters(), lr=setting.lr, weight_decay=0.01, fused=True)
         terms = Objective.parse(row.loss).terms(0.0)
-        order = np.random.default_rng(self.seed).permutation(len(dataset))
-        for step in range(setting.steps):
-            batch = collate(dataset.read(order[step * setting.batch : (step + 1) * setting.batch].tolist()))
+        for step, chosen in enumerate(setting.batches(self.seed)):
+            batch = collate(dataset.read(chosen))
             inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
             if row.capture is None:
                 hidden_BSD = base_model(student)(**inputs, use_cache=False).last_hidden_state
@@ -231,17 +253,14 @@ def keep(run: dict[str, Any]) -> None:
 
 
 def train_all(setting: Setting, seeds: list[int], names: list[str]) -> None:
-    import transformers
-
     tokenizer = transformers.AutoTokenizer.from_pretrained(setting.teacher)
-    each = setting.steps * setting.batch
     texts = {held: teacher_rows.mixed(held_out=held) for held in (True, False)}
     held_ids = teacher_rows.documents(tokenizer, texts[True], count=setting.held_out, length=LENGTH)
-    pool_ids = teacher_rows.documents(tokenizer, texts[False], count=len(seeds) * each, length=LENGTH)
+    ids = teacher_rows.documents(tokenizer, texts[False], count=setting.documents, length=LENGTH)
     held = teacher_rows.teacher_rows(setting.teacher, held_ids, setting.cache)
+    rows = teacher_rows.teacher_rows(setting.teacher, ids, setting.cache)
     done = {(run["row"], int(run["seed"])) for run in finished()}
     for number, seed in enumerate(seeds):
-        rows = teacher_rows.teacher_rows(setting.teacher, pool_ids[number * each :][:each], setting.cache)
         run = Run(setting, rows, seed)
         for name in names:
             if (name, seed) not in done:
@@ -261,7 +280,7 @@ def table(setting: Setting) -> None:
         figures = {name: float(value) for name, value in run.items() if name not in ("row", "seed")}
         runs.setdefault(run["row"], {})[int(run["seed"])] = figures
     report = Report(str(Path(__file__)), "torch", "transformers")
-    what = f"{setting.steps} steps of {setting.batch} x {LENGTH - 1} positions, {setting.layers} layers"
+    what = f"{setting.steps} steps of {setting.batch} x {LENGTH - 1} positions, lr {setting.lr}"
     for name, seeds in runs.items():
         for seed, figures in seeds.items():
             if {"ce", "full"} <= runs.keys() and seed in runs["ce"] and seed in runs["full"]:
@@ -288,9 +307,11 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, help="folder of the teacher (default: SmolLM2-135M, fetched)")
     parser.add_argument("--cache", type=Path, default=Path("bench/cache"), help="where hidden states are kept")
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--hidden", type=int, default=192)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch", type=int, default=4, help="documents of 256 positions")
-    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--documents", type=int, default=160)
     parser.add_argument("--held-out", type=int, default=32, help="documents")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
