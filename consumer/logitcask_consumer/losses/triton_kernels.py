@@ -14,8 +14,8 @@ The logits stay where they are: the gradient makes q from them again, as exp((z 
 since their sum, the log-sum-exp, would round away digits of log q where logits are large. NaN and +inf in a row make
 its sums NaN, as log_softmax does. (Online normaliser: Milakov and Gimelshein, arXiv 1805.02867.)
 
-`EXPONENTS` is a tuple known at compile time, so every set of exponents has kernels of its own, and starts with 1. Columns
-of [K, R] and [K, R, N] are contiguous.
+`EXPONENTS` is a tuple known at compile time, so every set of exponents has kernels of its own, and starts with 1.
+Columns of [K, R] and [K, R, N] are contiguous.
 """
 
 import triton
