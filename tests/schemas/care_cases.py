@@ -20,7 +20,7 @@ from logitcask_schemas.cask.merge import merge_casks
 from logitcask_schemas.cask.repair import repair_cask
 from logitcask_schemas.cask.split import SplitRule, split_cask
 from logitcask_schemas.cask.verify import strangers, verify_shards
-from logitcask_schemas.errors import CaskError, CaskNotFoundError
+from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError
 from logitcask_schemas.records import DocumentRecords
 
 ONE, OTHER, MORE, LAST = (make_documents(lengths, n) for n, lengths in enumerate(([4, 9], [6, 30], [5, 3], [7])))
@@ -81,6 +81,12 @@ def damaged_without_index(folder: Path) -> None:
     cask = make(folder / "cask", ONE, OTHER, MORE, index=False)
     flip(shard_of(cask, ONE[0]), ONE[1].records.head_logprobs_H.tobytes())
     flip(shard_of(cask, OTHER[0]), OTHER[0].records.head_logprobs_H.tobytes())
+
+
+def damaged_entry(folder: Path) -> None:
+    """All that is wrong is one entry; no index repeats it."""
+    cask = make(folder / "cask", ONE, OTHER, index=False)
+    flip(shard_of(cask, ONE[0]).with_suffix(".json"), b'documents"')
 
 
 def repair(folder: Path, files: FileOperations) -> None:
@@ -178,6 +184,7 @@ CARES = {
     "repair": Care(damaged, repair, ("cask",), 4),
     "repair of ruins": Care(ruined, repair, ("cask",), 2),
     "repair without an index": Care(damaged_without_index, repair, ("cask",), 4),
+    "repair of an entry": Care(damaged_entry, repair, ("cask",), 4),
     "merge": Care(sources, merge, ("all",), 5),
     "merge into a cask": Care(sources_and_target, merge_copies, ("all",), 7),
     "split": Care(sources, split, ("a", "b"), 4),
@@ -243,6 +250,28 @@ def looked_at(path: Path) -> Seen | None:
     return read_all(cask)
 
 
+def seen_before(path: Path) -> Seen | None:
+    """What a new reader gets; None also where damage keeps the cask from opening."""
+    try:
+        return looked_at(path)
+    except CaskCorruptionError:
+        return None
+
+
+def require_right(care: Care, folder: Path, before: dict[str, Seen | None]) -> None:
+    """Require of new readers of the results what they had before, and right records."""
+    for name, seen in before.items():
+        now = seen_before(folder / name) if seen is None else looked_at(folder / name)
+        if seen is not None:
+            assert now is not None
+            assert now.lists or not seen.lists, "the documents could be listed before"
+            assert now.readable >= seen.readable, "a document could be read before"
+        elif now is not None:
+            assert now.lists
+            assert len(now.readable) == len(now.cask)
+            assert len(now.cask) == care.documents or not care.whole, "half a cask passes for a whole one"
+
+
 class Recorded:
     """One undisturbed run with every file operation written down."""
 
@@ -250,7 +279,7 @@ class Recorded:
         self.care, self.folder, files = care, folder, RecordingFiles()
         care.prepare(folder)
         self.before = contents(folder)
-        self.seen_before = {name: looked_at(folder / name) for name in care.results}
+        self.seen_before = {name: seen_before(folder / name) for name in care.results}
         # A reader that has opened the cask and mapped nothing yet.
         self.live = {name: seen.pickled() for name, seen in self.seen_before.items() if seen is not None}
         care.run(folder, files)
@@ -283,17 +312,9 @@ class Recorded:
 
     def require_right_readers(self) -> None:
         """Whoever opens a result now, or has opened it before, gets right records only, and no document is lost."""
-        for name, before in self.seen_before.items():
-            now = looked_at(self.folder / name)
-            if before is not None:
-                assert now is not None
-                assert now.lists or not before.lists, "the documents could be listed before"
-                assert now.readable >= before.readable, "a document could be read before"
-                read_all(pickle.loads(self.live[name]))
-            elif now is not None:
-                assert now.lists
-                assert len(now.readable) == len(now.cask)
-                assert len(now.cask) == self.care.documents or not self.care.whole, "half a cask passes for a whole one"
+        require_right(self.care, self.folder, self.seen_before)
+        for pickled in self.live.values():
+            read_all(pickle.loads(pickled))
 
     def require_repeatable(self) -> None:
         """A second run ends where the undisturbed one did, and the sources stay as they were."""

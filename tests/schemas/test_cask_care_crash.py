@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from care_cases import CARES, Care, Recorded, Seen, contents, looked_at
+from care_cases import CARES, Care, Recorded, contents, require_right, seen_before
 from crash_model import FailingFiles
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -144,7 +144,7 @@ def test_no_space_or_a_broken_disk_at_every_operation(case: str, tmp_path: Path)
     """
     care, n, left, failed = CARES[case], 0, set[object](), set[str]()
     care.prepare(tmp_path / "base")
-    before = {name: looked_at(tmp_path / "base" / name) for name in care.results}
+    before = {name: seen_before(tmp_path / "base" / name) for name in care.results}
     expected = outcome_of_another_run(care, fresh_copy(tmp_path))
     while True:
         for code in (errno.ENOSPC, errno.EIO)[:: 1 if n % 2 else -1]:
@@ -180,16 +180,6 @@ def state_of(folder: Path) -> frozenset[tuple[str, bytes]]:
 def outcome_of_another_run(care: Care, folder: Path) -> dict[Path, object]:
     assert failure_of(care, folder, FailingFiles(10**9, 0)) is None
     return care.outcome(folder)
-
-
-def require_right(care: Care, folder: Path, before: dict[str, Seen | None]) -> None:
-    for name, seen in before.items():
-        now = looked_at(folder / name)
-        if seen is not None:
-            assert now is not None
-            assert now.readable >= seen.readable
-        else:
-            assert now is None or not care.whole or len(now.cask) == care.documents
 
 
 def fresh_copy(folder: Path) -> Path:

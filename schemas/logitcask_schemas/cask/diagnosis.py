@@ -43,6 +43,14 @@ class Diagnosis:
         listed = set() if self.taken.table is None else {*self.taken.table.shard_names()}
         return not self.taken.indexed <= listed <= self.sound.keys() | self.gone
 
+    @property
+    def folded(self) -> bool:
+        """Whether index and table list exactly the sound shards."""
+        table = self.taken.table
+        return (
+            self.taken.indexed == self.sound.keys() and table is not None and table.covers_exactly(sorted(self.sound))
+        )
+
     def known(self, name: str) -> ShardDocuments | None:
         """A shard's documents, where the table tells."""
         table = self.taken.table

@@ -20,7 +20,7 @@ from logitcask_schemas.cask.files import FileOperations, LocalFiles
 from logitcask_schemas.cask.layout import ENTRY_SUFFIX, SHARDS_NAME, TEMP_PREFIX
 from logitcask_schemas.cask.lock import writers_lock
 from logitcask_schemas.cask.quarantine import LOST_NAME, REQUEUE_NAME, Quarantine
-from logitcask_schemas.cask.replacement import Replacement, identity_of, renew_table
+from logitcask_schemas.cask.replacement import Replacement, fold, identity_of
 from logitcask_schemas.cask.salvage import Salvage, nothing_left, salvage_shard
 from logitcask_schemas.cask.survey import survey
 from logitcask_schemas.cask.sweep import sweep
@@ -98,8 +98,8 @@ def repair_cask(
             replacement.write_table()
             sweep(files, path, replacement.entries.values())
         else:
-            if report.stale_table:
-                renew_table(files, found)
+            if not found.folded:  # an earlier repair was cut short, or a writer has not closed
+                fold(files, found)
             sweep(files, path, found.sound.values())
     return report
 

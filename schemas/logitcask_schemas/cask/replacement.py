@@ -103,9 +103,11 @@ class Replacement:
             self._quarantine.take_away([self._path / name])
 
 
-def renew_table(files: FileOperations, found: Diagnosis) -> None:
-    """Make the table of documents anew in a cask in which nothing is damaged; raises CaskWriteError."""
-    write_document_table(files, found.taken.cask.path, _documents_of_sound(found, StoredDocuments(found)))
+def fold(files: FileOperations, found: Diagnosis) -> None:
+    """Make table and index anew in a cask in which nothing is damaged; raises CaskWriteError."""
+    path = found.taken.cask.path
+    write_document_table(files, path, _documents_of_sound(found, StoredDocuments(found)))
+    write_index(files, path, found.sound.values())
 
 
 def identity_of(row: Row) -> bytes:
