@@ -11,7 +11,7 @@ from logitcask_consumer.losses.cross_entropy import CrossEntropy
 from logitcask_consumer.losses.csd import ConcreteScore
 from logitcask_consumer.losses.forward_kl import ForwardKL
 from logitcask_consumer.losses.ghost_kl import GhostKL
-from logitcask_consumer.losses.head import LMHead, LogitTransform, base_model, check_head
+from logitcask_consumer.losses.head import LMHead, LogitTransform, LowRank, base_model, check_head
 from logitcask_consumer.losses.js import JensenShannon
 from logitcask_consumer.losses.loss import Loss, LossParameterError
 from logitcask_consumer.losses.objective import Objective
@@ -42,6 +42,7 @@ __all__ = [
     "LossMismatchError",
     "LossParameterError",
     "LossResult",
+    "LowRank",
     "Objective",
     "ReverseKL",
     "ShapeError",

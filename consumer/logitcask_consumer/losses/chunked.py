@@ -1,6 +1,7 @@
 """A loss through the LM head in row chunks: [rows, vocab] exists for one chunk at a time, never for the batch.
 
-Shape legend: T trained positions of a batch, D hidden size, V vocabulary size, R rows of a chunk.
+Shape legend: T trained positions of a batch, D hidden size, V vocabulary size, R rows of a chunk, K rank of an
+adapter of the head.
 
 The forward pass already computes the gradients for hidden states and head, chunk by chunk, and drops the logits; the
 backward pass only multiplies by the incoming scalar. Logits are therefore computed once, and the largest float32
@@ -93,7 +94,10 @@ def _distillation_loss(
     rows = chunk_rows if chunk_rows is not None else max(1, CHUNK_BYTES // (4 * head.vocab_size))
     if rows < 1:
         raise ShapeError(f"chunk_rows must be at least 1, got {rows}")
-    inputs = (hidden_TD, head.weight_VD, head.bias_V)
+    # What goes through an adapter's narrow side is small: plain autograd carries it on to A and to the hidden states.
+    low_TK = None if head.low_rank is None else head.low_rank.down(hidden_TD)
+    up_VK = None if head.low_rank is None else head.low_rank.up_VK
+    inputs = (hidden_TD, head.weight_VD, head.bias_V, low_TK, up_VK)
     with_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     job = _Job(head=head, target=target, terms=terms, weights_T=weights_T, rows=rows, with_grad=with_grad)
     total, terms_KT, ce_T = _ChunkedLoss.apply(*inputs, job)  # type: ignore[no-untyped-call]
@@ -113,15 +117,22 @@ class _Job:
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """(hidden, weight, bias) -> (loss, terms per row, ce per row), gradients made in the forward pass."""
+    """(hidden, weight, bias, adapter's low, up) -> (loss, terms per row, ce per row), gradients made on the way."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, job: _Job
+        ctx: Any,
+        hidden_TD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        low_TK: Tensor | None,
+        up_VK: Tensor | None,
+        job: _Job,
     ) -> tuple[Tensor, Tensor, Tensor]:
         compute = _compute_dtype(hidden_TD)
+        low = None if low_TK is None or up_VK is None else (low_TK.to(compute), up_VK.to(compute))
         with torch.autocast(hidden_TD.device.type, enabled=False):
-            return _forward(ctx, hidden_TD.to(compute), weight_VD.to(compute), bias_V, job)
+            return _forward(ctx, hidden_TD.to(compute), weight_VD.to(compute), bias_V, low, job)
 
     @staticmethod
     @once_differentiable
@@ -134,9 +145,14 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def _forward(
-    ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, job: _Job
+    ctx: Any,
+    hidden_TD: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    low: tuple[Tensor, Tensor] | None,
+    job: _Job,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loop over the chunks; leaves the gradients (hidden, weight, bias) in `ctx.grads`."""
+    """Loop over the chunks; leaves the gradients (hidden, weight, bias, low, up) in `ctx.grads`."""
     # Logits and softmax are float32 at least; gradients of the parameters accumulate over chunks in that type too.
     accumulate = torch.promote_types(hidden_TD.dtype, torch.float32)
     transform, target = job.head.transform, job.target.to_dtype(accumulate)
@@ -145,14 +161,19 @@ def _forward(
     terms_KT = hidden_TD.new_empty((len(job.terms), len(hidden_TD)), dtype=accumulate)
     ce_T = torch.empty_like(terms_KT[0])
     weights_T = None if job.weights_T is None else job.weights_T.to(accumulate)
-    need = [job.with_grad and needed for needed in ctx.needs_input_grad[:3]]
+    need = [job.with_grad and needed for needed in ctx.needs_input_grad[:5]]
     grad_hidden_TD = torch.empty_like(hidden_TD) if need[0] else None
     grad_weight_VD = torch.zeros_like(weight_VD, dtype=accumulate) if need[1] else None
     grad_bias_V = torch.zeros_like(bias_V, dtype=accumulate) if need[2] and bias_V is not None else None
+    grad_low_TK = torch.zeros_like(low[0]) if need[3] and low is not None else None
+    grad_up_VK = torch.zeros_like(low[1], dtype=accumulate) if need[4] and low is not None else None
     for start in range(0, len(hidden_TD), job.rows):
         chunk = slice(start, min(start + job.rows, len(hidden_TD)))
         hidden_RD = hidden_TD[chunk]
-        logits_RV = torch.mm(hidden_RD, weight_VD.T).to(accumulate)
+        products_RV = torch.mm(hidden_RD, weight_VD.T)
+        if low is not None:
+            products_RV.addmm_(low[0][chunk], low[1].T)
+        logits_RV = products_RV.to(accumulate)
         if bias_V is not None:
             logits_RV.add_(bias_V)
         transform.forward_(logits_RV)
@@ -178,17 +199,28 @@ def _forward(
         if grad_hidden_TD is not None:
             torch.mm(grad_RV, weight_VD, out=grad_hidden_TD[chunk])
         if grad_weight_VD is not None:
-            if grad_RV.dtype == accumulate:
-                grad_weight_VD.addmm_(grad_RV.T, hidden_RD)
-            else:
-                grad_weight_VD.add_(torch.mm(grad_RV.T, hidden_RD))
+            _accumulate(grad_weight_VD, grad_RV, hidden_RD)
+        if grad_low_TK is not None and low is not None:
+            torch.mm(grad_RV, low[1], out=grad_low_TK[chunk])
+        if grad_up_VK is not None and low is not None:
+            _accumulate(grad_up_VK, grad_RV, low[0][chunk])
     ctx.grads = (
         grad_hidden_TD,
         None if grad_weight_VD is None else grad_weight_VD.to(job.head.weight_VD.dtype),
         None if grad_bias_V is None or bias_V is None else grad_bias_V.to(bias_V.dtype),
+        grad_low_TK,
+        grad_up_VK,
     )
     ctx.mark_non_differentiable(terms_KT, ce_T)
     return total, terms_KT, ce_T
+
+
+def _accumulate(total_VE: Tensor, grad_RV: Tensor, input_RE: Tensor) -> None:
+    """Add a chunk's gradient for a weight; the sum over chunks has the wider type."""
+    if grad_RV.dtype == total_VE.dtype:
+        total_VE.addmm_(grad_RV.T, input_RE)
+    else:
+        total_VE.add_(torch.mm(grad_RV.T, input_RE))
 
 
 def _compute_dtype(hidden_TD: Tensor) -> torch.dtype:

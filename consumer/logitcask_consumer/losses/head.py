@@ -1,6 +1,6 @@
 """The student's LM head: what turns hidden states into logits, taken out of the model so it can be applied in chunks.
 
-Shape legend: R rows, D hidden size, V vocabulary size.
+Shape legend: R rows, D hidden size, V vocabulary size, K rank of an adapter.
 """
 
 from dataclasses import dataclass
@@ -60,21 +60,45 @@ class LogitTransform:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LowRank:
+    """An adapter of the head (LoRA, arXiv 2106.09685): adds scale · drop(h) Aᵀ Bᵀ to the products.
+
+    W + scale · B A is never made: it would be another [V, D].
+    """
+
+    down_KD: Tensor
+    """A."""
+    up_VK: Tensor
+    """B."""
+    scale: float = 1.0
+    dropout: nn.Module | None = None
+
+    def down(self, hidden_RD: Tensor) -> Tensor:
+        """Return scale · drop(h) Aᵀ, [R, K]."""
+        hidden_RD = hidden_RD.to(self.down_KD.dtype)
+        dropped_RD = hidden_RD if self.dropout is None else self.dropout(hidden_RD)
+        return nn.functional.linear(dropped_RD, self.down_KD) * self.scale
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LMHead:
-    """Weight, bias and logit transform of an LM head."""
+    """Weight, bias, adapter and logit transform of an LM head."""
 
     weight_VD: Tensor
     bias_V: Tensor | None = None
+    low_rank: LowRank | None = None
     transform: LogitTransform = LogitTransform()
 
     @classmethod
     def from_model(cls, model: Any) -> Self:
         """Take the head of a transformers causal LM; parameters are shared, not copied.
 
+        A head that peft wraps is taken apart: its base, or trained copy (`modules_to_save`), and its LoRA adapter.
+
         Raises:
-            ModelError: the model has no linear output embedding.
+            ModelError: the model has no linear output embedding, or one with an adapter that is not plain LoRA.
         """
-        linear = model.get_output_embeddings()
+        linear, low_rank = taken_apart(model.get_output_embeddings())
         if not isinstance(linear, nn.Linear):
             raise ModelError(
                 f"{type(model).__name__} has an output embedding of type {type(linear).__name__}; "
@@ -83,6 +107,7 @@ class LMHead:
         return cls(
             weight_VD=linear.weight,
             bias_V=linear.bias,
+            low_rank=low_rank,
             transform=LogitTransform.from_config(model.config),
         )
 
@@ -93,7 +118,43 @@ class LMHead:
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """All logits of a few rows, [R, V]: for evaluation and checks, never for whole batches in training."""
-        return self.transform.forward_(nn.functional.linear(hidden_RD, self.weight_VD, self.bias_V))
+        products_RV = nn.functional.linear(hidden_RD, self.weight_VD, self.bias_V)
+        if self.low_rank is not None:
+            products_RV = products_RV + nn.functional.linear(self.low_rank.down(hidden_RD), self.low_rank.up_VK)
+        return self.transform.forward_(products_RV)
+
+
+def taken_apart(layer: Any) -> tuple[Any, LowRank | None]:
+    """A layer as peft wraps it: the layer inside, and its active LoRA adapter; others are returned as they are.
+
+    Peft is not imported: its layers are known by their attributes.
+
+    Raises:
+        ModelError: several adapters are active, or one that is not plain LoRA (DoRA, one with a bias).
+    """
+    if hasattr(layer, "modules_to_save") and hasattr(layer, "original_module"):
+        active = [name for name in layer.active_adapters if name in layer.modules_to_save]
+        return (layer.modules_to_save[active[0]] if active else layer.original_module), None
+    if not (hasattr(layer, "lora_A") and hasattr(layer, "get_base_layer")):
+        return layer, None
+    base = layer.get_base_layer()
+    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    if layer.disable_adapters or layer.merged or not active:
+        return base, None
+    [name, *others] = active
+    up = layer.lora_B[name]
+    if others or name in layer.lora_variant or up.bias is not None:
+        raise ModelError(
+            f"the LM head has adapters {active} of which the chunked loss cannot make sense; it takes one plain LoRA "
+            "adapter (no DoRA, no lora_bias)"
+        )
+    dropout = layer.lora_dropout[name]
+    return base, LowRank(
+        down_KD=layer.lora_A[name].weight,
+        up_VK=up.weight,
+        scale=float(layer.scaling[name]),
+        dropout=None if isinstance(dropout, nn.Identity) else dropout,
+    )
 
 
 def base_model(model: Any) -> nn.Module:
