@@ -35,27 +35,44 @@ class DistillTask:
 
 
 def attach(model: Any) -> None:
-    """Give a causal LM the forward that understands a `DistillTask` as `distill=`; all else is passed on."""
-    plain = model.forward
+    """Give a causal LM the forward that understands a `DistillTask` as `distill=`; all else is passed on.
+
+    Its output embedding gets one too: what the head does with a task it does within its own call, so that a head that
+    is sharded apart from the body (FSDP2) is gathered for it and its gradient scattered.
+    """
+    layer = model.get_output_embeddings()
+    plain, plain_head = model.forward, layer.forward
 
     def forward(*args: Any, distill: DistillTask | None = None, **kwargs: Any) -> Any:
         if distill is None:
             return plain(*args, **kwargs)
         hidden_BSD = base_model(model)(*args, use_cache=False, **kwargs).last_hidden_state
         hidden_TD = hidden_BSD.flatten(0, 1).index_select(0, distill.slots_T)
-        head, target, weights_T = LMHead.from_model(model), distill.target, distill.weights_T
-        if distill.selection is not None:
-            sequences_T = distill.slots_T // hidden_BSD.shape[1]
-            rows = distill.selection.choose(hidden_TD, head, sequences_T, distill.chunk_rows)
-            hidden_TD, target = hidden_TD.index_select(0, rows), take_target(target, rows)
-            weights_T = None if weights_T is None else weights_T.index_select(0, rows)
-        result = distillation_loss(
-            hidden_TD, head, target, distill.terms, weights_T=weights_T, chunk_rows=distill.chunk_rows
-        )
-        out = {"loss": result.loss, "terms_KT": result.terms_KT, "ce_T": result.ce_T, "weights_T": weights_T}
-        return out if target.entropy_R is None else out | {"entropy_T": target.entropy_R}
+        return layer(hidden_TD, distill=distill, sequences_T=distill.slots_T // hidden_BSD.shape[1])
 
-    model.forward = forward
+    def head_forward(*args: Any, distill: DistillTask | None = None, **kwargs: Any) -> Any:
+        if distill is None:
+            return plain_head(*args, **kwargs)
+        return _losses(LMHead.from_model(model), distill, *args, **kwargs)
+
+    model.forward, layer.forward = forward, head_forward
+
+
+def _losses(head: LMHead, task: DistillTask, hidden_TD: Tensor, *, sequences_T: Tensor) -> dict[str, Tensor | None]:
+    """Loss, and the values of the trained positions."""
+    target, weights_T = task.target, task.weights_T
+    if task.selection is not None:
+        rows = task.selection.choose(hidden_TD, head, sequences_T, task.chunk_rows)
+        hidden_TD, target = hidden_TD.index_select(0, rows), take_target(target, rows)
+        weights_T = None if weights_T is None else weights_T.index_select(0, rows)
+    result = distillation_loss(hidden_TD, head, target, task.terms, weights_T=weights_T, chunk_rows=task.chunk_rows)
+    return {
+        "loss": result.loss,
+        "terms_KT": result.terms_KT,
+        "ce_T": result.ce_T,
+        "entropy_T": target.entropy_R,
+        "weights_T": weights_T,
+    }
 
 
 @torch.no_grad()

@@ -1,0 +1,72 @@
+"""One of two processes that shard a student with fully_shard: writes its loss and the gathered gradients of a batch.
+
+Usage: fsdp_worker.py CASK OUTPUT GROUPS, where GROUPS names how the head is sharded (root, head, tail).
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from cask_builder import tiny_model
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from logitcask_consumer.data import CaskDataset, Collator, open_casks, target_of
+from logitcask_consumer.losses import Objective
+from logitcask_consumer.student_forward import DistillTask, attach
+from logitcask_consumer.weights import EntropyTop
+
+
+def student(*, tied: bool) -> Any:
+    return tiny_model(layers=2, seed=3, tie_word_embeddings=tied).double()
+
+
+def loss_of(model: Any, cask: Path, sequences: list[int], selection: EntropyTop | None) -> Any:
+    """Forward KL summed over some sequences."""
+    dataset = CaskDataset(open_casks([cask], tokenizer_fingerprint=None), seq_len=64)
+    batch = Collator(seq_len=64, pad_id=0)(dataset.read(sequences))
+    task = DistillTask(
+        target=target_of(batch, sampled_tail=True).to_dtype(torch.float64),
+        slots_T=batch["slots"],
+        terms=Objective.parse("forward_kl").terms(0.0),
+        selection=selection,
+        chunk_rows=7,
+    )
+    return model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], distill=task)["loss"]
+
+
+def shard(model: Any, groups: str, mesh: Any) -> None:
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    if groups == "head":
+        fully_shard(model.model.embed_tokens, mesh=mesh)
+        fully_shard(model.lm_head, mesh=mesh)
+    elif groups == "tail":  # as accelerate does with tied weights
+        fully_shard([model.model.norm, model.model.embed_tokens, model.lm_head], mesh=mesh, reshard_after_forward=False)
+    fully_shard(model, mesh=mesh)
+
+
+def main() -> None:
+    cask, output, groups = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    torch.set_num_threads(1)
+    mesh = init_device_mesh("cpu", (2,))
+    model = student(tied=groups == "tail")
+    attach(model)
+    shard(model, groups, mesh)
+    found = {}
+    for name, selection in (("all", None), ("chosen", EntropyTop(keep=0.3))):
+        loss = loss_of(model, cask, [0, 1] if dist.get_rank() == 0 else [2, 3], selection)
+        loss.backward()
+        found[name] = loss.detach()
+        # FSDP averages over processes, as DDP does.
+        gradients = {key: value.grad.full_tensor() * 2 for key, value in model.named_parameters()}
+        found |= {f"{name}:{key}": value for key, value in gradients.items()}
+        model.zero_grad()
+    torch.save(found, output / f"{dist.get_rank()}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""FSDP2 over gloo on two processes: loss and gradients are those of one process, and a run leaves the same student."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from cask_builder import build_cask, random_documents, save_teacher
+from fsdp_worker import loss_of, student
+
+from logitcask_consumer.student_forward import attach
+from logitcask_consumer.weights import EntropyTop
+
+FOLDER = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fsdp")
+    build_cask(folder / "cask", save_teacher(folder / "teacher"), random_documents(30), per_shard=16)
+    return folder
+
+
+def two_processes(script, *arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [str(FOLDER / script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("groups", ["root", "head", "tail"])
+def test_a_sharded_student_has_the_loss_and_gradients_of_one_process(place, tmp_path, groups):
+    """The head in the root's group, in one of its own, and, tied, in one with the embeddings."""
+    two_processes("fsdp_worker.py", place / "cask", tmp_path, groups)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    model = student(tied=groups == "tail")
+    attach(model)
+    for name, selection in (("all", None), ("chosen", EntropyTop(keep=0.3))):
+        loss = loss_of(model, place / "cask", [0, 1, 2, 3], selection)
+        names, parameters = zip(*model.named_parameters(), strict=True)
+        gradients = torch.autograd.grad(loss, parameters)
+        torch.testing.assert_close(first[name] + second[name], loss.detach(), rtol=1e-10, atol=1e-10)
+        for key, expected in zip(names, gradients, strict=True):
+            torch.testing.assert_close(first[f"{name}:{key}"], expected, rtol=1e-8, atol=1e-10, msg=f"{name} {key}")
