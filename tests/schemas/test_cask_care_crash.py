@@ -5,14 +5,13 @@ Readers get right records at every instant, and done again, all of it ends where
 
 import errno
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 from care_cases import CARES, Care, Recorded, contents, require_right, seen_before
-from crash_model import FailingFiles
+from crash_model import FailingFiles, put_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -142,13 +141,13 @@ def test_no_space_or_a_broken_disk_at_every_operation(case: str, tmp_path: Path)
 
     Every write meets both errors, other operations one of them.
     """
-    care, n, left, failed = CARES[case], 0, set[object](), set[str]()
-    care.prepare(tmp_path / "base")
-    before = {name: seen_before(tmp_path / "base" / name) for name in care.results}
-    expected = outcome_of_another_run(care, fresh_copy(tmp_path))
+    care, folder, n, left, failed = CARES[case], tmp_path, 0, set[object](), set[str]()
+    care.prepare(folder)
+    base, before = contents(folder), {name: seen_before(folder / name) for name in care.results}
+    expected = outcome_of_another_run(care, folder)
     while True:
         for code in (errno.ENOSPC, errno.EIO)[:: 1 if n % 2 else -1]:
-            folder = fresh_copy(tmp_path)
+            put_state(folder, base)
             # `CaskWriter.adopt` does not say clearly yet that a leftover cannot be removed.
             files = FailingFiles(n, code, unlinks=not case.startswith("merge"))
             error = failure_of(care, folder, files)
@@ -180,11 +179,6 @@ def state_of(folder: Path) -> frozenset[tuple[str, bytes]]:
 def outcome_of_another_run(care: Care, folder: Path) -> dict[Path, object]:
     assert failure_of(care, folder, FailingFiles(10**9, 0)) is None
     return care.outcome(folder)
-
-
-def fresh_copy(folder: Path) -> Path:
-    shutil.rmtree(folder / "run", ignore_errors=True)
-    return shutil.copytree(folder / "base", folder / "run")
 
 
 def failure_of(care: Care, folder: Path, files: FailingFiles) -> CaskWriteError | None:
