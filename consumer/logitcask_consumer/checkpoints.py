@@ -60,7 +60,9 @@ def write_run(output: Path, status: Literal["running", "finished"], content: dic
 
 def require_same_run(run: dict[str, Any], output: Path, settings: dict[str, Any], casks: list[dict[str, Any]]) -> None:
     """Raise RunFolderError where the folder's run was started with other settings or other casks."""
-    before, now = {**run["settings"], "casks": run["casks"]}, {**settings, "casks": casks}
+    # A setting that did not exist when the run was started had its default.
+    unset = {name: value for name, value in TrainConfig.defaults().items() if name in settings}
+    before, now = {**unset, **run["settings"], "casks": run["casks"]}, {**settings, "casks": casks}
     differing = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if differing:
         listing = "; ".join(f"{name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in differing)

@@ -1,6 +1,6 @@
 """Configuration of a training run: one frozen dataclass, checked at creation."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -68,6 +68,10 @@ class TrainConfig:
     """Local folder for shards of casks in object stores."""
     cache_bytes: int | None = field(default=None, metadata={"free": True})
     """Most bytes of each such cask to keep there; None: 32 GiB."""
+    lora: str | None = None
+    """Train adapters only, the base stays as it is; see `adapters.LoraSpec`."""
+    freeze_head: bool = False
+    """Leave the output embedding untrained, and the input embedding where both share their weights."""
     precision: Precision = "auto"
     """Of the forward pass; parameters stay float32. `auto` is bfloat16 on a GPU that has it."""
     gradient_checkpointing: bool = field(default=False, metadata={"free": True})
@@ -121,6 +125,7 @@ class TrainConfig:
             ),
             (self.packing in get_args(Packing), f"packing must be {_choices(Packing)}, got {self.packing!r}"),
             (self.precision in get_args(Precision), f"precision must be {_choices(Precision)}, got {self.precision!r}"),
+            (not (self.freeze_head and self.lora), "lora freezes the head already: freeze_head does not go with it"),
             (self.workers >= 0, f"workers must not be negative, got {self.workers}"),
         ]
         if faults := [message for holds, message in rules if not holds]:
@@ -159,6 +164,11 @@ class TrainConfig:
     def as_dict(self) -> dict[str, Any]:
         """Every field in JSON types."""
         return {name: _plain(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The fields that have a default, in JSON types: what a run means that was begun before a field existed."""
+        return {f.name: _plain(f.default) for f in fields(cls) if f.default is not MISSING}
 
     def binding(self) -> dict[str, Any]:
         """The fields that a resumption must share with the run it continues."""

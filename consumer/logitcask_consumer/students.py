@@ -16,6 +16,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from logitcask_consumer.adapters import ADAPTER_NAME
 from logitcask_consumer.losses import base_model
 from logitcask_schemas.errors import ModelError
 
@@ -95,19 +96,19 @@ class StudentSpec:
 
 
 def require_model_folder(folder: Path, *, what: str) -> Path:
-    """The folder itself, after proving that it holds a model's config.
+    """The folder itself, after proving that it holds a model's config, or that of adapters.
 
     Raises:
         ModelError: it does not exist or holds no config.json.
     """
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file() and not (folder / ADAPTER_NAME).is_file():
         found = "does not exist" if not folder.exists() else "has no config.json"
         raise ModelError(f"{what} folder {folder} {found}; a Hugging Face model folder is needed")
     return folder
 
 
 def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> Any:
-    """A causal LM from a folder; safetensors only, no code from the folder is run.
+    """A causal LM from a folder, or adapters with their base; safetensors only, no code from the folder is run.
 
     Raises:
         ModelError: transformers cannot load it as a causal LM.

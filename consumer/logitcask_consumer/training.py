@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from logitcask_consumer.adapters import LoraSpec, freeze_head
 from logitcask_consumer.callbacks import LogWhenSaving, MetricsLog, ProgressBar, read_metrics
 from logitcask_consumer.checkpoints import (
     CHECKPOINTS_NAME,
@@ -20,7 +21,7 @@ from logitcask_consumer.checkpoints import (
 from logitcask_consumer.checks import check_student
 from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.data import CaskDataset, open_casks
-from logitcask_consumer.losses import Objective
+from logitcask_consumer.losses import Objective, check_head
 from logitcask_consumer.processes import processes
 from logitcask_consumer.students import StudentSpec, load_model, load_tokenizer
 from logitcask_consumer.trainer import DistillTrainer
@@ -58,10 +59,13 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
         CaskError: a cask cannot be opened, is damaged, or belongs to another tokenizer, teacher or spec.
         ModelError: student or teacher cannot be loaded, or its vocabulary is not the teacher's.
         LossMismatchError: the loss does not fit the cask's capture mode.
+        AdapterError: the adapters' description cannot be followed.
         UnknownWeightError, WeightParameterError: the weights are not understood, or do not fit the tokenizer.
         RunFolderError: the output folder holds another run.
     """
     Objective.parse(config.loss).with_cross_entropy(config.ce_weight)
+    if config.lora is not None:
+        LoraSpec.parse(config.lora)
     weights = Weights.parse(config.weights)
     spec = StudentSpec.parse(config.student)
     tokenizer = load_tokenizer(spec.tokenizer_folder(config.teacher))
@@ -92,7 +96,7 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
         weights=weights,
     )
     Objective.parse(config.loss).require(dataset.manifest.capture)
-    model = load_model(checkpoint) if checkpoint else spec.build(config.teacher, seed=config.seed)
+    model = _student(config, spec, checkpoint)
     check_student(model, dataset.manifest, config.packing)
     content = {
         "logitcask": importlib.metadata.version("logitcask"),
@@ -105,15 +109,36 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
         if checkpoint is None and spec.folder is None:
             model.save_pretrained(config.output / INITIAL_NAME)
             tokenizer.save_pretrained(config.output / INITIAL_NAME)
+    if config.lora is not None:
+        base = spec.folder or config.output / INITIAL_NAME
+        model = LoraSpec.parse(config.lora).applied(model, base=base, seed=config.seed)
+        check_head(model)
+    if config.freeze_head:
+        freeze_head(model)
     say(
         f"{dataset.num_documents:,} documents, {dataset.num_positions:,} positions in {len(dataset):,} sequences of "
         f"{config.seq_len} ({dataset.fill:.1%} full); student of {model.num_parameters():,} parameters"
+        + ("" if (trained := _trained(model)) == model.num_parameters() else f", {trained:,} of them trained")
         + (f"; continuing from {checkpoint.name}" if checkpoint else "")
     )
     content["result"] = _run(config, model, dataset, tokenizer, checkpoint)
     if own.is_main_process:
         write_run(config.output, "finished", content)
     return _result(config, spec, {"status": "finished", **content}, checkpoint, already_finished=False)
+
+
+def _student(config: TrainConfig, spec: StudentSpec, checkpoint: Path | None) -> Any:
+    """The student as training starts, or continues, from; of adapters the base, which no checkpoint holds."""
+    if checkpoint is None:
+        return spec.build(config.teacher, seed=config.seed)
+    if config.lora is None:
+        return load_model(checkpoint)
+    return load_model(spec.folder or config.output / INITIAL_NAME)
+
+
+def _trained(model: Any) -> int:
+    """Parameters that training changes."""
+    return int(model.num_parameters(only_trainable=True))
 
 
 def _run(

@@ -13,7 +13,7 @@ from logitcask_consumer.cli import report, train
 OPTIONS = {
     "train": {
         "--cask", "--student", "--output", "-o", "--teacher", "--loss", "--ce-weight", "--weights",
-        "--epochs", "--max-steps",
+        "--epochs", "--max-steps", "--lora", "--freeze-head", "--no-freeze-head",
         "--seq-len", "--overlap", "--packing", "--batch-tokens", "--micro-tokens", "--lr", "--warmup", "--weight-decay",
         "--cache",
         "--cache-bytes",
@@ -43,7 +43,7 @@ def test_options_are_a_promise(name, module):
     """Adding one is adding it here; removing one breaks somebody's script."""
     parameters = typer.main.get_command(module.app).params
     found = {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
-    assert found - {"--help"} == OPTIONS[name] - ({"--no-gradient-checkpointing"} - found)
+    assert found - {"--help"} == OPTIONS[name] - ({"--no-gradient-checkpointing", "--no-freeze-head"} - found)
 
 
 def test_train_prints_one_json_document_and_continues_nothing_twice(place):

@@ -71,6 +71,14 @@ def train(
     cache_bytes: Annotated[
         int | None, typer.Option("--cache-bytes", help="Most bytes of each such cask to keep there (32 GiB).")
     ] = None,
+    lora: Annotated[
+        str | None,
+        typer.Option(
+            "--lora",
+            help="Train adapters only: 'rank=16,alpha=32,dropout=0,targets=all-linear' or targets=q_proj+v_proj.",
+        ),
+    ] = None,
+    freeze_head: Annotated[bool, typer.Option("--freeze-head", help="Leave the output embedding as it is.")] = False,
     precision: Annotated[str, typer.Option("--precision", help="auto, float32 or bfloat16.")] = "auto",
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Recompute activations: slower, less memory.")
@@ -115,6 +123,8 @@ def train(
         warmup=warmup,
         weight_decay=weight_decay,
         seed=seed,
+        lora=lora,
+        freeze_head=freeze_head,
         precision=precision,  # type: ignore[arg-type]
         gradient_checkpointing=gradient_checkpointing,
         save_steps=save_steps,

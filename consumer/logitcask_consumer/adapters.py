@@ -1,0 +1,102 @@
+"""LoRA adapters of a student, by peft: `rank=16,alpha=32,targets=q_proj+v_proj`.
+
+The base stays as it is and is not saved again; what is trained and saved are the adapters, in peft's format.
+"""
+
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Self
+
+import torch
+
+from logitcask_schemas.errors import LogitcaskError, MissingExtraError, ModelError
+
+ADAPTER_NAME: Final = "adapter_config.json"
+_ALL: Final = "all-linear"
+
+
+class AdapterError(LogitcaskError, ValueError):
+    """An adapter's description cannot be followed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraSpec:
+    """Adapters W + (alpha / rank) B A of linear layers; LoRA, arXiv 2106.09685."""
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    targets: str = _ALL
+    """Names of the adapted layers joined by "+"; `all-linear` is every linear layer but the head."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `name=value` pairs joined by commas.
+
+        Raises:
+            AdapterError: a name is not known, or a value out of range.
+        """
+        kinds = {f.name: f.type for f in fields(cls)}
+        given: dict[str, Any] = {}
+        for part in filter(None, (part.strip() for part in text.split(","))):
+            name, _, value = part.partition("=")
+            if name not in kinds:
+                raise AdapterError(
+                    f"lora {text!r} cannot read {part!r}; it takes {', '.join(kinds)}, given as name=value"
+                )
+            try:
+                given[name] = value if kinds[name] is str else int(value) if kinds[name] is int else float(value)
+            except ValueError:
+                raise AdapterError(f"lora {text!r}: {name} is a number, got {value!r}") from None
+        spec = cls(**given)
+        if spec.rank < 1 or spec.alpha <= 0 or not 0 <= spec.dropout < 1 or not spec.targets:
+            raise AdapterError(
+                f"lora {text!r}: rank is at least 1, alpha above 0, dropout from 0 to below 1, with targets"
+            )
+        return spec
+
+    def applied(self, model: Any, *, base: Path, seed: int) -> Any:
+        """The model with fresh adapters; only these are trained.
+
+        Args:
+            model: a transformers causal LM.
+            base: folder of the model as it is, for whoever loads the adapters.
+            seed: of A; B starts at 0.
+
+        Raises:
+            MissingExtraError: peft is not installed.
+            ModelError: the model has no such layers.
+        """
+        try:
+            from peft import LoraConfig, get_peft_model
+        except ImportError as error:
+            raise MissingExtraError("train --lora", "lora", "peft") from error
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=self.targets if self.targets == _ALL else self.targets.split("+"),
+            task_type="CAUSAL_LM",
+        )
+        torch.manual_seed(seed)
+        try:
+            adapted = get_peft_model(model, config)
+        except ValueError as error:
+            raise ModelError(f"{type(model).__name__} cannot be given adapters of {self.targets!r}: {error}") from error
+        adapted.peft_config["default"].base_model_name_or_path = str(base.resolve())
+        # Where the head has an adapter peft would save its base weights too, which nothing changes.
+        saving = partial(adapted.save_pretrained, save_embedding_layers=False)
+        adapted.save_pretrained = saving  # type: ignore[method-assign]
+        return adapted
+
+
+def freeze_head(model: Any) -> None:
+    """The output embedding is trained no more, nor the input embedding where both share their weights.
+
+    Raises:
+        AdapterError: nothing would be left to train.
+    """
+    model.get_output_embeddings().requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise AdapterError(f"{type(model).__name__} has nothing to train but its head, which was to be frozen")

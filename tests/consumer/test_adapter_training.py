@@ -1,0 +1,118 @@
+"""Runs that train a part of the student: adapters by peft, or all but the head."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from cask_builder import build_cask, random_documents, save_teacher, tiny_model, tiny_tokenizer
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from logitcask_consumer.adapters import AdapterError, LoraSpec
+from logitcask_consumer.callbacks import read_metrics
+from logitcask_consumer.checkpoints import RunFolderError
+from logitcask_consumer.config import TrainConfig, TrainConfigError
+from logitcask_consumer.students import load_model
+from logitcask_consumer.training import train
+from logitcask_schemas.errors import ModelError
+
+pytest.importorskip("peft")
+# peft reads a property that transformers has renamed, and warns of adapters on tied weights.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*tie.*:UserWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapters")
+    build_cask(folder / "cask", save_teacher(folder / "teacher"), random_documents(40), per_shard=16)
+    return folder
+
+
+@pytest.fixture
+def config(place, tmp_path):
+    return TrainConfig(
+        casks=(place / "cask",),
+        student="from-teacher:layers=2",
+        teacher=place / "teacher",
+        output=tmp_path / "out",
+        seq_len=64,
+        batch_tokens=256,
+        max_steps=24,
+        lr=5e-3,
+        save_steps=4,
+        lora="rank=4,alpha=8,targets=q_proj+v_proj+lm_head",
+    )
+
+
+class Stop(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+
+
+def test_a_run_with_adapters_learns_resumes_and_leaves_pefts_files(config, tmp_path, monkeypatch):
+    result = train(config)
+    lines = read_metrics(config.output / "metrics.jsonl")
+    assert sum(line["kl"] for line in lines[-6:]) < 0.95 * sum(line["kl"] for line in lines[:6])
+    saved = load_file(config.output / "adapter_model.safetensors")
+    assert {name.rpartition("lora_")[2] for name in saved} == {"A.weight", "B.weight"}
+    assert len(saved) == 2 * (2 * 2 + 1)
+    assert not (config.output / "model.safetensors").exists()
+    assert not list(config.output.rglob("training_args.bin"))
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        before, after = (load_model(folder)(input_ids=ids).logits for folder in (result.initial, result.output))
+    assert float((before - after).abs().max()) > 1e-2, "the adapters are loaded with their base"
+    assert load_model(result.output).get_output_embeddings().lora_B["default"].weight.abs().max() > 0
+    import logitcask_consumer.training as module
+
+    again = replace(config, output=tmp_path / "again")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "LogWhenSaving", Stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(again)
+    assert train(again).resumed_from.name == "checkpoint-4"
+    for name, value in load_file(again.output / "adapter_model.safetensors").items():
+        torch.testing.assert_close(value, saved[name], rtol=0, atol=0)
+    with pytest.raises(RunFolderError, match="lora"):
+        train(replace(config, lora=None))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_frozen_head_stays_and_the_rest_learns(config, tmp_path, tied):
+    path = tmp_path / "student"
+    tiny_model(layers=2, tie_word_embeddings=tied).save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    train(replace(config, student=str(path), lora=None, freeze_head=True))
+    before, after = (AutoModelForCausalLM.from_pretrained(one).state_dict() for one in (path, config.output))
+    same = {name for name, value in before.items() if torch.equal(value, after[name])}
+    assert same == ({"lm_head.weight", "model.embed_tokens.weight"} if tied else {"lm_head.weight"})
+    lines = read_metrics(config.output / "metrics.jsonl")
+    assert sum(line["kl"] for line in lines[-6:]) < 0.95 * sum(line["kl"] for line in lines[:6])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("r=4", "cannot read 'r=4'"),
+        ("rank=four", "is a number"),
+        ("rank=0", "at least 1"),
+        ("dropout=1", "below 1"),
+        ("targets=", "with targets"),
+    ],
+)
+def test_descriptions_that_cannot_be_followed(config, text, message):
+    with pytest.raises(AdapterError, match=message):
+        train(replace(config, lora=text))
+    assert not config.output.exists()
+
+
+def test_what_does_not_go_together_is_refused(config, tmp_path):
+    assert LoraSpec.parse("") == LoraSpec()
+    with pytest.raises(TrainConfigError, match="freeze_head"):
+        replace(config, freeze_head=True)
+    with pytest.raises(ModelError, match="nothing_proj"):
+        LoraSpec.parse("targets=nothing_proj").applied(tiny_model(), base=tmp_path, seed=0)
