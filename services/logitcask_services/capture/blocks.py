@@ -1,7 +1,7 @@
 """The vocabulary in blocks: whatever needs an order or a running sum looks at block totals first, then into few blocks.
 
 Sorting or summing a whole row of logits costs far more than reading it (a float64 running sum over 49,152 entries
-takes 300 microseconds on a CPU core, the softmax 60). One maximum and one sum per block of some 256 entries, and then
+takes 300 microseconds on a CPU core, the softmax 60). One maximum and one sum per block of 128 entries, and then
 the handful of blocks that matter, give the same answers for the price of a reading.
 
 Shape legend: R rows, V vocabulary, W = C * B padded width, C blocks of B entries.
@@ -9,7 +9,7 @@ Shape legend: R rows, V vocabulary, W = C * B padded width, C blocks of B entrie
 
 import torch
 
-_PREFERRED = (256, 512, 128, 64)
+_PREFERRED = (128, 64)
 WORKING_SET = 2**18
 """Entries of gathered blocks that are worked on at a time, so that they stay in a CPU's cache."""
 PADDING = -float("inf")

@@ -77,10 +77,10 @@ def tail_draws(
 
 def _cells(mass_NB: torch.Tensor, shares_N: torch.Tensor) -> torch.Tensor:
     """Where in its block each draw falls."""
-    running_NB = mass_NB.to(torch.float64).cumsum(-1)
+    running_NB = mass_NB.cumsum(-1, dtype=torch.float64)
     total_N1 = running_NB[:, -1:]
     points_N1 = torch.minimum(shares_N[:, None] * total_N1, _just_below(total_N1))
-    return (running_NB <= points_N1).sum(-1)
+    return torch.searchsorted(running_NB, points_N1, right=True)[:, 0]
 
 
 def _just_below(value: torch.Tensor) -> torch.Tensor:

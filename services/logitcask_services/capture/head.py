@@ -13,6 +13,12 @@ from logitcask_services.capture.blocks import WORKING_SET, take_blocks
 _ID_BITS = 24
 """Vocabularies reach 2^24 in the format."""
 _ID_MASK = (1 << _ID_BITS) - 1
+_ROW_SHIFT = _ID_BITS + 31
+"""Above the id and a float's magnitude; what is left of 63 bits holds the row."""
+MOST_ROWS = 1 << (63 - _ROW_SHIFT)
+"""Rows that `reaching` takes at a time."""
+_TIES = 4
+"""Blocks at or above the k-th largest maximum, in multiples of k, up to which that maximum is a useful floor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,22 +37,26 @@ def reaching(x_RW: torch.Tensor, block_max_RC: torch.Tensor, floor_R: torch.Tens
     Args:
         x_RW: float32 logits minus their row's maximum, so <= 0 and never NaN.
         block_max_RC: maxima of the blocks of `x_RW`.
-        floor_R: float64.
+        floor_R: float32 or float64.
         most: entries kept at most, the largest first.
         block: entries per block.
 
     Returns:
         Head with as many slots as the fullest row needs.
+
+    Raises:
+        ValueError: more than `MOST_ROWS` rows.
     """
+    if len(floor_R) > MOST_ROWS:
+        raise ValueError(f"expected at most {MOST_ROWS} rows, got {len(floor_R)}; give them in parts")
     # The largest entry has x = 0: a lower floor lets it in, and whatever ties with it is dropped again below.
     reached_R1 = floor_R.clamp(max=0.0)[:, None]
     rows_M, blocks_M = (block_max_RC >= reached_R1).nonzero(as_tuple=True)
     inside_MB = take_blocks(x_RW, rows_M, blocks_M, block)
     hits_E, cells_E = (inside_MB >= reached_R1[rows_M]).nonzero(as_tuple=True)
-    rows_E, ids_E = rows_M[hits_E], blocks_M[hits_E] * block + cells_E
-    by_size_E = _order_key(inside_MB[hits_E, cells_E], ids_E).argsort()
-    order_E = by_size_E[rows_E[by_size_E].argsort(stable=True)]
-    rows_E, ids_E = rows_E[order_E], ids_E[order_E]
+    keys_E = _order_key(inside_MB[hits_E, cells_E], blocks_M[hits_E] * block + cells_E)
+    keys_E = (keys_E | (rows_M[hits_E] << _ROW_SHIFT)).sort().values
+    rows_E, ids_E = keys_E >> _ROW_SHIFT, keys_E & _ID_MASK
     counts_R = torch.bincount(rows_E, minlength=len(floor_R))
     slots_E = torch.arange(len(rows_E), device=x_RW.device) - (counts_R.cumsum(0) - counts_R)[rows_E]
     counts_R = counts_R.clamp(max=most).masked_fill(floor_R > 0, 1)
@@ -60,8 +70,9 @@ def reaching(x_RW: torch.Tensor, block_max_RC: torch.Tensor, floor_R: torch.Tens
 def largest(x_RW: torch.Tensor, block_max_RC: torch.Tensor, k: int, block: int) -> Head:
     """The k largest entries of each row, descending, equal ones by ascending id.
 
-    Exact: the k largest entries lie in the k blocks with the largest maxima. Ties are ordered by id because a float's
-    magnitude bits and the id, joined into one integer, have no ties; so neither batch nor device decides who is in.
+    Exact: the k largest block maxima are k entries, so the k largest entries are not below the smallest of these
+    maxima, and there are seldom many more that are not. Where there are, since much of a row ties, or where the row has
+    fewer blocks than k, the k best blocks are searched whole; the result is the same.
 
     Args:
         x_RW: float32 logits minus their row's maximum, so <= 0 and never NaN.
@@ -72,22 +83,39 @@ def largest(x_RW: torch.Tensor, block_max_RC: torch.Tensor, k: int, block: int) 
     Returns:
         Head with k slots, all taken.
     """
+    step = min(MOST_ROWS, max(1, WORKING_SET // (k * block)))
+    heads = [_largest(x_RW[run], block_max_RC[run], k, block) for run in _runs(len(x_RW), step)]
+    return Head(torch.cat([head.ids_RK for head in heads]), torch.cat([head.valid_RK for head in heads]))
+
+
+def _largest(x_RW: torch.Tensor, block_max_RC: torch.Tensor, k: int, block: int) -> Head:
+    if block_max_RC.shape[1] >= k:
+        floor_R = block_max_RC.topk(k).values[:, -1]
+        few = int((block_max_RC >= floor_R[:, None]).sum()) <= _TIES * k * len(x_RW)
+        if few and bool(floor_R.isfinite().all()):
+            return reaching(x_RW, block_max_RC, floor_R, k, block)
+    ids_Rk = _largest_in_blocks(x_RW, block_max_RC, k, block)
+    return Head(ids_Rk, torch.ones_like(ids_Rk, dtype=torch.bool))
+
+
+def _largest_in_blocks(x_RW: torch.Tensor, block_max_RC: torch.Tensor, k: int, block: int) -> torch.Tensor:
+    """Ids [R, k]: those of the k smallest keys in the k blocks with the largest maxima.
+
+    Ties are ordered by id because a float's magnitude bits and the id, joined into one integer, have no ties.
+    """
     blocks = block_max_RC.shape[1]
     wanted = min(k, blocks)
     best_Rb = _order_key(block_max_RC, torch.arange(blocks, device=x_RW.device)).topk(wanted, largest=False).values
     block_ids_Rb = best_Rb & _ID_MASK
-    row_index_R1 = torch.arange(len(x_RW), device=x_RW.device)[:, None]
-    parts = []
-    step = max(1, WORKING_SET // (wanted * block))
-    for run in (slice(start, start + step) for start in range(0, len(x_RW), step)):
-        ids_Sb = block_ids_Rb[run]
-        rows_Sb = row_index_R1[run].expand_as(ids_Sb)
-        candidates_SbB = take_blocks(x_RW, rows_Sb.reshape(-1), ids_Sb.reshape(-1), block).view(*ids_Sb.shape, block)
-        ids_SbB = ids_Sb[:, :, None] * block + torch.arange(block, device=x_RW.device)
-        keys_SE = _order_key(candidates_SbB, ids_SbB).view(len(ids_Sb), -1)
-        parts.append(keys_SE.topk(k, largest=False).values & _ID_MASK)
-    ids_Rk = torch.cat(parts)
-    return Head(ids_Rk, torch.ones_like(ids_Rk, dtype=torch.bool))
+    rows_Rb = torch.arange(len(x_RW), device=x_RW.device)[:, None].expand_as(block_ids_Rb)
+    candidates = take_blocks(x_RW, rows_Rb.reshape(-1), block_ids_Rb.reshape(-1), block)
+    ids_RbB = block_ids_Rb[:, :, None] * block + torch.arange(block, device=x_RW.device)
+    keys_RE = _order_key(candidates.view(*block_ids_Rb.shape, block), ids_RbB).view(len(x_RW), -1)
+    return keys_RE.topk(k, largest=False).values & _ID_MASK
+
+
+def _runs(rows: int, step: int) -> list[slice]:
+    return [slice(start, start + step) for start in range(0, rows, step)]
 
 
 def add_required(head: Head, next_ids_R: torch.Tensor, pinned_ids: torch.Tensor) -> Head:

@@ -16,14 +16,14 @@ from logitcask_schemas.errors import ModelError
 from logitcask_services.capture.blocks import clear_entries
 from logitcask_services.capture.columns import RecordColumns
 from logitcask_services.capture.draws import multinomial_offsets, systematic_offsets, tail_draws
-from logitcask_services.capture.head import Head, add_required, largest, reaching
+from logitcask_services.capture.head import MOST_ROWS, Head, add_required, largest, reaching
 from logitcask_services.capture.passes import Scanned, VocabularyPasses
 from logitcask_services.capture.philox import draw_uniforms, position_uniforms
 
 NEGLIGIBLE_MASS = 1e-6
 """Below this tail mass nothing is drawn."""
 _SCRATCH_BYTES = 64 * 2**20
-_FEWEST_ROWS, _MOST_ROWS = 32, 256
+_FEWEST_ROWS = 32
 # The cask rounds to `u8` when it stores, at random, from values that have not been rounded before.
 _VALUE_DTYPES = {"f16": torch.float16, "f32": torch.float32, "u8": torch.float32}
 
@@ -37,7 +37,8 @@ class RecordCapture(torch.nn.Module):
         Args:
             spec: what to store.
             vocab_size: width V of the logits.
-            rows: positions reduced at a time, which bounds memory; None: some 64 MiB worth. Changes no result.
+            rows: positions reduced at a time, 256 at most, which bounds memory; None: some 64 MiB worth. Changes no
+                result.
             rows_in_cache: positions per run of passes over the vocabulary, on a CPU. Changes no result.
 
         Raises:
@@ -48,7 +49,7 @@ class RecordCapture(torch.nn.Module):
             raise ModelError(f"pinned ids {outside} are outside the teacher's vocabulary of {vocab_size}")
         self.spec = spec
         self.vocab_size = vocab_size
-        self.rows = rows or min(_MOST_ROWS, max(_FEWEST_ROWS, _SCRATCH_BYTES // (4 * vocab_size)))
+        self.rows = min(MOST_ROWS, rows or max(_FEWEST_ROWS, _SCRATCH_BYTES // (4 * vocab_size)))
         self._passes = VocabularyPasses(vocab_size, spec.temperatures, rows=self.rows, rows_in_cache=rows_in_cache)
 
     def forward(

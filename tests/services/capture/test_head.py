@@ -44,6 +44,23 @@ def test_largest_equals_a_full_stable_sort(seed, blocks, k, grid, masked):
         assert ids[valid].tolist() == (order[row[order] >= floor].tolist() or order[:1].tolist())
 
 
+@pytest.mark.parametrize("grid", [1e-6, 0.25, 3.0])
+def test_the_largest_of_many_rows(grid):
+    # Few ties, many, and hardly anything else: by the floor and by whole blocks, over several runs of rows.
+    x = -np.abs(np.round(np.random.default_rng(0).normal(size=(300, 64 * 80)) / grid) * grid).astype(np.float32)
+    tensor = torch.from_numpy(x - x.max(-1, keepdims=True))
+    head = largest(tensor, as_blocks(tensor, 64).amax(-1), 70, 64)
+    assert bool(head.valid_RK.all())
+    for row in (0, 63, 299):
+        assert head.ids_RK[row].tolist() == sorted_ids(x[row])[:70].tolist()
+
+
+def test_too_many_rows_at_a_time_are_refused():
+    x = torch.zeros((257, 32))
+    with pytest.raises(ValueError, match="at most 256 rows, got 257"):
+        reaching(x, as_blocks(x, 32).amax(-1), torch.zeros(257, dtype=torch.float64), 4, 32)
+
+
 def test_minus_zero_ties_with_zero():
     x = torch.tensor([[-0.0, 0.0, -1.0, 0.0]])
     assert largest(x, x.amax(-1, keepdim=True), 3, 4).ids_RK.tolist() == [[0, 1, 3]]

@@ -43,8 +43,10 @@ def check(oracle, spec, logits, next_ids, records):
         assert (np.diff(position.tail_ids) >= 0).all()
         selected = [j for j in ids.tolist() if j != y and j not in spec.pinned_ids]
         if spec.mode == "threshold":
-            want = 0 if r < 1e-6 else min(max(1, math.ceil(r / spec.tau - 1e-4)), spec.tail_max)
-            assert len(position.tail_ids) in ({want} if abs(r - 1e-6) > 1e-9 else {0, want})
+            # Float32 logits know r / tau to some digits only: next to a whole number, either neighbour is right.
+            near = {max(1, math.ceil(r / spec.tau + slack)) for slack in (-1e-4, 1e-4)}
+            want = {0} if r < 1e-6 else {min(count, spec.tail_max) for count in near}
+            assert len(position.tail_ids) in (want if abs(r - 1e-6) > 1e-9 else {0, *want})
             assert ids[0] == t[i].argmax() or t[i, ids[0]] == t[i].max()
             above = np.flatnonzero(t[i] >= spec.tau * (1 + 1e-5))
             if len(above) <= spec.head_max:
