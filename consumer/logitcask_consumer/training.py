@@ -20,6 +20,9 @@ from logitcask_consumer.checkpoints import (
 )
 from logitcask_consumer.checks import check_student
 from logitcask_consumer.config import TrainConfig
+from logitcask_consumer.cross_tokenizer.dataset import CrossTokenizerDataset
+from logitcask_consumer.cross_tokenizer.objective import ChunkObjective
+from logitcask_consumer.cross_tokenizer.run import CrossTokenizerRun, require_same_tokenizer
 from logitcask_consumer.data import CaskDataset, open_casks
 from logitcask_consumer.losses import Objective, check_head
 from logitcask_consumer.processes import processes
@@ -27,7 +30,6 @@ from logitcask_consumer.students import StudentSpec, load_model, load_tokenizer
 from logitcask_consumer.trainer import DistillTrainer
 from logitcask_consumer.weights import Weights
 from logitcask_schemas.cask import Cask
-from logitcask_schemas.tokenizer_fingerprint import tokenizer_fingerprint
 
 Say = Callable[[str], None]
 
@@ -59,23 +61,27 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
         CaskError: a cask cannot be opened, is damaged, or belongs to another tokenizer, teacher or spec.
         ModelError: student or teacher cannot be loaded, or its vocabulary is not the teacher's.
         LossMismatchError: the loss does not fit the cask's capture mode.
+        IdentityMismatchError: the student has another tokenizer, and the loss compares token ids.
+        NothingAlignedError: no document can be aligned with a student's own tokenizer.
         AdapterError: the adapters' description cannot be followed.
         UnknownWeightError, WeightParameterError: the weights are not understood, or do not fit the tokenizer.
         RunFolderError: the output folder holds another run.
     """
-    Objective.parse(config.loss).with_cross_entropy(config.ce_weight)
+    chunked = ChunkObjective.names_one(config.loss)
+    if not chunked:
+        Objective.parse(config.loss).with_cross_entropy(config.ce_weight)
     if config.lora is not None:
         LoraSpec.parse(config.lora)
     weights = Weights.parse(config.weights)
     spec = StudentSpec.parse(config.student)
     tokenizer = load_tokenizer(spec.tokenizer_folder(config.teacher))
     weights = weights.bind(tokenizer)
-    casks = open_casks(
-        config.casks,
-        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
-        cache=config.cache,
-        cache_bytes=config.cache_bytes,
-    )
+    cross = CrossTokenizerRun.of(config, tokenizer) if chunked else None
+    casks = open_casks(config.casks, tokenizer_fingerprint=None, cache=config.cache, cache_bytes=config.cache_bytes)
+    if cross is None:
+        require_same_tokenizer(casks, tokenizer)
+    else:
+        cross.require(casks)
     settings = config.binding() | ({"weights_read": read} if (read := weights.contents()) else {})
     described = [_describe(cask) for cask in casks]
     checkpoint = choose_checkpoint(config)
@@ -87,17 +93,12 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
             return _result(config, spec, before, None, already_finished=True)
     own = processes()
     own.wait_for_everyone()  # every process has read the folder's state before one changes it
-    dataset = CaskDataset(
-        casks,
-        seq_len=config.seq_len,
-        overlap=config.context,
-        packing=config.packing,
-        seed=config.seed,
-        weights=weights,
-    )
-    Objective.parse(config.loss).require(dataset.manifest.capture)
+    dataset = _dataset(config, casks, weights) if cross is None else cross.dataset(casks, say)
     model = _student(config, spec, checkpoint)
-    check_student(model, dataset.manifest, config.packing)
+    if cross is None:
+        check_student(model, dataset.manifest, config.packing)
+    else:
+        cross.check(model)
     content = {
         "logitcask": importlib.metadata.version("logitcask"),
         "casks": described,
@@ -121,7 +122,7 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
         + ("" if (trained := _trained(model)) == model.num_parameters() else f", {trained:,} of them trained")
         + (f"; continuing from {checkpoint.name}" if checkpoint else "")
     )
-    content["result"] = _run(config, model, dataset, tokenizer, checkpoint)
+    content["result"] = _run(config, model, dataset, tokenizer, checkpoint, cross)
     if own.is_main_process:
         write_run(config.output, "finished", content)
     return _result(config, spec, {"status": "finished", **content}, checkpoint, already_finished=False)
@@ -141,19 +142,38 @@ def _trained(model: Any) -> int:
     return int(model.num_parameters(only_trainable=True))
 
 
+def _dataset(config: TrainConfig, casks: list[Cask], weights: Weights) -> CaskDataset:
+    dataset = CaskDataset(
+        casks,
+        seq_len=config.seq_len,
+        overlap=config.context,
+        packing=config.packing,
+        seed=config.seed,
+        weights=weights,
+    )
+    Objective.parse(config.loss).require(dataset.manifest.capture)
+    return dataset
+
+
 def _run(
-    config: TrainConfig, model: Any, dataset: CaskDataset, tokenizer: Any, checkpoint: Path | None
+    config: TrainConfig,
+    model: Any,
+    dataset: CaskDataset | CrossTokenizerDataset,
+    tokenizer: Any,
+    checkpoint: Path | None,
+    cross: CrossTokenizerRun | None,
 ) -> dict[str, Any]:
     """Train and save the student; returns the summary that goes into the run document."""
     progress, metrics = ProgressBar(), MetricsLog(config.output / METRICS_NAME)
-    trainer = DistillTrainer(
-        model,
-        dataset,
-        config,
-        checkpoints=config.output / CHECKPOINTS_NAME,
-        tokenizer=tokenizer,
-        callbacks=[LogWhenSaving(), metrics, progress],
-    )
+    checkpoints, callbacks = config.output / CHECKPOINTS_NAME, [LogWhenSaving(), metrics, progress]
+    trainer: DistillTrainer
+    if isinstance(dataset, CaskDataset):
+        trainer = DistillTrainer(
+            model, dataset, config, checkpoints=checkpoints, tokenizer=tokenizer, callbacks=callbacks
+        )
+    else:
+        assert cross is not None, "it made the dataset"
+        trainer = cross.trainer(model, dataset, checkpoints, callbacks)
     started = time.monotonic()
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

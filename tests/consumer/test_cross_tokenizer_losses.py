@@ -12,6 +12,7 @@ from logitcask_consumer.cross_tokenizer.chunk_head import chunk_distillation_los
 from logitcask_consumer.cross_tokenizer.next_token import NextToken
 from logitcask_consumer.cross_tokenizer.uld import Uld
 from logitcask_consumer.losses import LMHead, LogitTransform, LossParameterError, ShapeError
+from logitcask_consumer.losses.head import LowRank
 from logitcask_schemas.capture_spec import CaptureSpec
 
 ROWS, HIDDEN, VOCAB = 23, 5, 40
@@ -204,6 +205,22 @@ def test_gradcheck_of_a_mix(transform):
             return tuple(grad * g for g in ctx.saved_tensors)
 
     assert torch.autograd.gradcheck(Repeatable.apply, tuple(inputs(hidden, head)), fast_mode=True)
+
+
+def test_an_adapter_of_the_head_is_seen_and_trained():
+    target, _ = random_target(rows=ROWS, vocab=VOCAB)
+    hidden, head = student(bias=True)
+    generator = torch.Generator().manual_seed(3)
+    down = torch.randn(2, HIDDEN, generator=generator, dtype=torch.float64).requires_grad_()
+    up = torch.randn(VOCAB, 2, generator=generator, dtype=torch.float64).requires_grad_()
+    whole = replaced(head, low_rank=LowRank(down_KD=down, up_VK=up, scale=0.5))
+    terms = [(1.0, Alm()), (0.2, NextToken())]
+    got = chunk_distillation_loss(hidden, whole, target, terms, closing_V=CLOSING, chunk_rows=6).loss
+    merged = replaced(head, weight_VD=head.weight_VD + 0.5 * up @ down)
+    want = chunk_distillation_loss(hidden, merged, target, terms, closing_V=CLOSING).loss
+    torch.testing.assert_close(got, want)
+    leaves = [*inputs(hidden, head), down, up]
+    torch.testing.assert_close(*(torch.autograd.grad(x, leaves) for x in (got, want)))
 
 
 def test_a_mix_is_the_sum_of_its_parts_and_cross_entropy_counts_its_rows():

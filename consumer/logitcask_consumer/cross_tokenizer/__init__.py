@@ -1,1 +1,25 @@
-"""Training a student whose tokenizer is not the teacher's, from the same cask."""
+"""Training a student whose tokenizer is not the teacher's, from the same cask.
+
+Read in this order: `token_bytes` and `alignment` (two tokenisations of one text), `documents` and `corpus` (those of a
+cask), `dataset` and `collate` (batches), `target` and `loss` (what a formula reads), `alm` and `uld`, `chunk_head` (how
+it is computed), `run` (what a training run does differently).
+"""
+
+from logitcask_consumer.cross_tokenizer.alm import Alm
+from logitcask_consumer.cross_tokenizer.evaluate import BitsPerByte, bits_per_byte, held_out_bits_per_byte
+from logitcask_consumer.cross_tokenizer.next_token import NextToken
+from logitcask_consumer.cross_tokenizer.objective import CHUNK_LOSSES, ChunkObjective
+from logitcask_consumer.cross_tokenizer.run import CrossTokenizerRun
+from logitcask_consumer.cross_tokenizer.uld import Uld
+
+__all__ = [
+    "CHUNK_LOSSES",
+    "Alm",
+    "BitsPerByte",
+    "ChunkObjective",
+    "CrossTokenizerRun",
+    "NextToken",
+    "Uld",
+    "bits_per_byte",
+    "held_out_bits_per_byte",
+]

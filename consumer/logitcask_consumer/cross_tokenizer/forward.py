@@ -27,21 +27,26 @@ class ChunkTask:
 
 
 def attach_chunks(model: Any) -> None:
-    """Give a causal LM the forward that understands a `ChunkTask` as `distill=`; all else is passed on."""
-    plain = model.forward
+    """Give a causal LM, and its output embedding, the forward that understands a `ChunkTask` as `distill=`."""
+    layer = model.get_output_embeddings()
+    plain, plain_head = model.forward, layer.forward
 
     def forward(*args: Any, distill: ChunkTask | None = None, **kwargs: Any) -> Any:
         if distill is None:
             return plain(*args, **kwargs)
         hidden_BSD = base_model(model)(*args, use_cache=False, **kwargs).last_hidden_state
-        result = chunk_distillation_loss(
-            hidden_BSD.flatten(0, 1).index_select(0, distill.slots_R),
-            LMHead.from_model(model),
-            distill.target,
-            distill.terms,
-            closing_V=distill.closing_V,
-            chunk_rows=distill.chunk_rows,
-        )
-        return {"loss": result.loss, "terms_K": result.terms_K, "ce": result.ce}
+        return layer(hidden_BSD.flatten(0, 1).index_select(0, distill.slots_R), distill=distill)
 
-    model.forward = forward
+    def head_forward(*args: Any, distill: ChunkTask | None = None, **kwargs: Any) -> Any:
+        if distill is None:
+            return plain_head(*args, **kwargs)
+        return _losses(LMHead.from_model(model), distill, *args)
+
+    model.forward, layer.forward = forward, head_forward
+
+
+def _losses(head: LMHead, task: ChunkTask, hidden_RD: Tensor) -> dict[str, Tensor]:
+    result = chunk_distillation_loss(
+        hidden_RD, head, task.target, task.terms, closing_V=task.closing_V, chunk_rows=task.chunk_rows
+    )
+    return {"loss": result.loss, "terms_K": result.terms_K, "ce": result.ce}

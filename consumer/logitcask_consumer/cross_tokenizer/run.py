@@ -3,19 +3,26 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from transformers import TrainerCallback
+
 from logitcask_consumer.config import TrainConfig, TrainConfigError
+from logitcask_consumer.cross_tokenizer.collate import ChunkCollator
 from logitcask_consumer.cross_tokenizer.corpus import AlignedCorpus
 from logitcask_consumer.cross_tokenizer.dataset import CrossTokenizerDataset
 from logitcask_consumer.cross_tokenizer.documents import DocumentAligner
-from logitcask_consumer.data import Packing
+from logitcask_consumer.cross_tokenizer.objective import ChunkObjective
+from logitcask_consumer.cross_tokenizer.trainer import CrossTokenizerTrainer
 from logitcask_consumer.losses import LMHead, check_head
 from logitcask_consumer.processes import processes
 from logitcask_consumer.student_forward import check_packing
 from logitcask_consumer.students import load_tokenizer
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import IdentityMismatchError, ModelError
+from logitcask_schemas.manifest import CaskManifest
 from logitcask_schemas.tokenizer_fingerprint import tokenizer_fingerprint
 
 ALIGNED_NAME = "aligned"
@@ -38,81 +45,142 @@ def require_same_tokenizer(casks: Sequence[Cask], tokenizer: Any) -> None:
         )
 
 
-def aligner_of(config: TrainConfig, casks: Sequence[Cask], tokenizer: Any) -> DocumentAligner:
-    """The aligner of the casks' teacher and a student.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrossTokenizerRun:
+    """The parts of one run that depend on both tokenizers."""
 
-    Args:
-        config: names the teacher's folder, whose tokenizer turns the records' ids into text.
-        casks: of one teacher.
-        tokenizer: the student's.
+    config: TrainConfig
+    teacher: Any
+    """The teacher's tokenizer."""
+    tokenizer: Any
+    """The student's."""
+    aligner: DocumentAligner
+    objective: ChunkObjective
 
-    Raises:
-        TrainConfigError: no teacher folder was named.
-        IdentityMismatchError: its tokenizer is not the one of the records.
-        UnsupportedTokenizerError: one of the tokenizers does not tell its tokens' bytes.
-    """
-    if config.teacher is None:
-        raise TrainConfigError(
-            f"loss {config.loss!r} needs the text of the documents: name the teacher's folder with --teacher (only its "
-            "tokenizer is read)"
+    @classmethod
+    def of(cls, config: TrainConfig, tokenizer: Any) -> "CrossTokenizerRun | None":
+        """The run's, or None where its loss compares token ids.
+
+        Args:
+            config: names loss and teacher.
+            tokenizer: the student's.
+
+        Raises:
+            UnknownLossError, LossParameterError: the loss is not understood.
+            TrainConfigError: no teacher folder was named, or weights of positions were.
+            ModelError: the teacher's folder holds no tokenizer, or one of the two does not tell its tokens' bytes.
+        """
+        if not ChunkObjective.names_one(config.loss):
+            return None
+        objective = ChunkObjective.parse(config.loss).with_cross_entropy(config.ce_weight)
+        if config.teacher is None:
+            raise TrainConfigError(
+                f"loss {config.loss!r} needs the text of the documents: name the teacher's folder with --teacher (only "
+                "its tokenizer is read)"
+            )
+        if config.weights:
+            raise TrainConfigError(
+                f"weights {config.weights!r} are weights of the teacher's positions; loss {config.loss!r} has chunks. "
+                "Leave them out"
+            )
+        teacher = load_tokenizer(config.teacher)
+        return cls(
+            config=config,
+            teacher=teacher,
+            tokenizer=tokenizer,
+            aligner=DocumentAligner(teacher, tokenizer),
+            objective=objective,
         )
-    teacher = load_tokenizer(config.teacher)
-    stored, own = casks[0].manifest.teacher.tokenizer_fingerprint, tokenizer_fingerprint(teacher)
-    if stored != own:
-        raise IdentityMismatchError(
-            f"{config.teacher}: this tokenizer's fingerprint is {own!r}, the cask's teacher had {stored!r}; name the "
-            "folder of the teacher that the cask was made with"
+
+    def require(self, casks: Sequence[Cask]) -> None:
+        """Refuse casks of another teacher, or captured without what the loss needs.
+
+        Raises:
+            IdentityMismatchError: the teacher folder's tokenizer is not the one of the records.
+            LossMismatchError: the records lack something.
+        """
+        manifest = casks[0].manifest
+        stored, own = manifest.teacher.tokenizer_fingerprint, tokenizer_fingerprint(self.teacher)
+        if stored != own:
+            raise IdentityMismatchError(
+                f"{self.config.teacher}: this tokenizer's fingerprint is {own!r}, the teacher of {casks[0].path} had "
+                f"{stored!r}; name the folder of the teacher that the cask was made with"
+            )
+        self.objective.require(manifest.capture)
+
+    def dataset(self, casks: Sequence[Cask], say: Callable[[str], None]) -> CrossTokenizerDataset:
+        """The training sequences; the main process aligns the documents, once.
+
+        Raises:
+            NothingAlignedError: no document can be aligned.
+        """
+        config, own, folder = self.config, processes(), self.config.output / ALIGNED_NAME
+        key = self._key(casks)
+        if own.is_main_process:
+            AlignedCorpus.open_or_make(folder, casks, self.aligner, key=key)
+        own.wait_for_everyone()
+        corpus = AlignedCorpus.open_or_make(folder, casks, self.aligner, key=key)
+        found = corpus.summary
+        left_out = "".join(f"; {count:,} left out: {reason}" for reason, count in found.left_out.items())
+        say(
+            f"aligned {found.documents:,} documents: {found.teacher_tokens:,} tokens of the teacher, "
+            f"{found.student_tokens:,} of the student, {found.chunks:,} chunks{left_out}"
         )
-    return DocumentAligner(teacher, tokenizer)
-
-
-def aligned_dataset(
-    config: TrainConfig, casks: Sequence[Cask], aligner: DocumentAligner, tokenizer: Any, say: Callable[[str], None]
-) -> CrossTokenizerDataset:
-    """The training sequences; the main process aligns the documents, once.
-
-    Raises:
-        NothingAlignedError: no document can be aligned.
-    """
-    own, folder = processes(), config.output / ALIGNED_NAME
-    key = hashlib.sha256(
-        json.dumps(
-            [
-                [[cask.manifest.identity_digest(), sorted(entry.name for entry in cask.entries)] for cask in casks],
-                tokenizer_fingerprint(tokenizer),
-                # Two tokenizers with one vocabulary may still cut text differently.
-                hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
-            ]
-        ).encode()
-    ).hexdigest()
-    if own.is_main_process:
-        AlignedCorpus.open_or_make(folder, casks, aligner, key=key)
-    own.wait_for_everyone()
-    corpus = AlignedCorpus.open_or_make(folder, casks, aligner, key=key)
-    found = corpus.summary
-    left_out = "".join(f"; {count:,} left out: {reason}" for reason, count in found.left_out.items())
-    say(
-        f"aligned {found.documents:,} documents: {found.teacher_tokens:,} tokens of the teacher, "
-        f"{found.student_tokens:,} of the student, {found.chunks:,} chunks{left_out}"
-    )
-    return CrossTokenizerDataset(
-        casks, corpus, seq_len=config.seq_len, overlap=config.context, packing=config.packing, seed=config.seed
-    )
-
-
-def check_own_student(model: Any, tokenizer: Any, packing: Packing) -> None:
-    """Vocabulary, head and packing of a student fit its own tokenizer.
-
-    Raises:
-        ModelError: it has fewer ids than its tokenizer, its logits are not its head's, or it cannot keep packed
-            documents apart.
-    """
-    width, needed = LMHead.from_model(model).vocab_size, max(tokenizer.get_vocab().values()) + 1
-    if width < needed:
-        raise ModelError(
-            f"the student's vocabulary has {width} ids, its tokenizer {needed}; resize the student's embeddings "
-            "(resize_token_embeddings)"
+        return CrossTokenizerDataset(
+            casks, corpus, seq_len=config.seq_len, overlap=config.context, packing=config.packing, seed=config.seed
         )
-    check_head(model)
-    if packing != "none":
-        check_packing(model)
+
+    def check(self, model: Any) -> None:
+        """Vocabulary, head and packing of a student fit its own tokenizer.
+
+        Raises:
+            ModelError: it has fewer ids than its tokenizer, its logits are not its head's, or it cannot keep packed
+                documents apart.
+        """
+        width, needed = LMHead.from_model(model).vocab_size, max(self.tokenizer.get_vocab().values()) + 1
+        if width < needed:
+            raise ModelError(
+                f"the student's vocabulary has {width} ids, its tokenizer {needed}; resize the student's embeddings "
+                "(resize_token_embeddings)"
+            )
+        check_head(model)
+        if self.config.packing != "none":
+            check_packing(model)
+
+    def collator(self, manifest: CaskManifest) -> ChunkCollator:
+        """What makes batches for the run's losses from records of a teacher."""
+        pad_id = self.tokenizer.pad_token_id
+        return ChunkCollator(
+            seq_len=self.config.seq_len,
+            pad_id=0 if pad_id is None else pad_id,
+            capture=manifest.capture,
+            teacher=self.aligner.teacher_bytes,
+            teacher_vocab=manifest.teacher.vocab_size,
+            student=self.aligner.student_bytes,
+            threshold=self.objective.threshold,
+            top=self.objective.reads_top,
+        )
+
+    def trainer(
+        self, model: Any, dataset: CrossTokenizerDataset, checkpoints: Path, callbacks: list[TrainerCallback]
+    ) -> CrossTokenizerTrainer:
+        """The trainer of the run."""
+        return CrossTokenizerTrainer(
+            model,
+            dataset,
+            self.config,
+            objective=self.objective,
+            collator=self.collator(dataset.manifest),
+            closing_V=self.aligner.student_bytes.closing_over(LMHead.from_model(model).vocab_size),
+            checkpoints=checkpoints,
+            tokenizer=self.tokenizer,
+            callbacks=callbacks,
+        )
+
+    def _key(self, casks: Sequence[Cask]) -> str:
+        """Names what the aligned corpus is made from."""
+        shards = [[cask.manifest.identity_digest(), sorted(entry.name for entry in cask.entries)] for cask in casks]
+        # Two tokenizers with one vocabulary may still cut text differently.
+        rules = hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+        parts = [shards, tokenizer_fingerprint(self.tokenizer), rules]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -5,17 +5,17 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.cross_tokenizer.collate import ChunkBatch, ChunkCollator, target_of_chunks
 from logitcask_consumer.cross_tokenizer.dataset import CrossTokenizerDataset
-from logitcask_consumer.cross_tokenizer.documents import DocumentAligner
 from logitcask_consumer.cross_tokenizer.forward import ChunkTask, attach_chunks
 from logitcask_consumer.cross_tokenizer.objective import ChunkObjective
-from logitcask_consumer.losses import LMHead
 from logitcask_consumer.trainer import DistillTrainer, training_arguments
 
 
@@ -32,7 +32,9 @@ class CrossTokenizerTrainer(DistillTrainer):
         dataset: CrossTokenizerDataset,
         config: TrainConfig,
         *,
-        aligner: DocumentAligner,
+        objective: ChunkObjective,
+        collator: ChunkCollator,
+        closing_V: NDArray[np.bool_],
         checkpoints: Path,
         tokenizer: Any,
         callbacks: list[TrainerCallback] | None = None,
@@ -43,29 +45,16 @@ class CrossTokenizerTrainer(DistillTrainer):
             model: a causal LM; its forward learns to yield losses.
             dataset: what to train on.
             config: the run.
-            aligner: of the teacher's and the student's tokens.
+            objective: what the run minimises.
+            collator: of teacher and student.
+            closing_V: the student's tokens that begin a new word.
             checkpoints: folder for checkpoints.
             tokenizer: the student's, saved beside the weights.
             callbacks: besides those of transformers.
-
-        Raises:
-            UnknownLossError, LossParameterError, LossMismatchError: the loss is unknown or does not fit the cask.
         """
         self.distill_config = config
-        self.chunk_objective = ChunkObjective.parse(config.loss).with_cross_entropy(config.ce_weight)
-        self.chunk_objective.require(dataset.manifest.capture)
+        self.chunk_objective = objective
         attach_chunks(model)
-        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        collator = ChunkCollator(
-            seq_len=dataset.seq_len,
-            pad_id=pad_id,
-            capture=dataset.manifest.capture,
-            teacher=aligner.teacher_bytes,
-            teacher_vocab=dataset.manifest.teacher.vocab_size,
-            student=aligner.student_bytes,
-            threshold=self.chunk_objective.threshold,
-            top=self.chunk_objective.reads_top,
-        )
         # The base class' own preparation is for records of the student's tokens.
         Trainer.__init__(
             self,
@@ -78,8 +67,7 @@ class CrossTokenizerTrainer(DistillTrainer):
         )
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True  # as in the base class
-        closing = aligner.student_bytes.closing_over(LMHead.from_model(model).vocab_size)
-        self._closing_V = torch.from_numpy(closing).to(self.args.device)
+        self._closing_V = torch.from_numpy(closing_V).to(self.args.device)
         # Terms, ce, then the batch's counts, since the last log; on the device, so that no step waits for them.
         self._sums = torch.zeros(len(self.chunk_objective.losses) + 6, dtype=torch.float64, device=self.args.device)
         self._since = time.monotonic()

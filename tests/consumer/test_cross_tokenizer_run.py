@@ -1,0 +1,185 @@
+"""Whole runs of a student with its own tokenizer: the loss falls, batches may be split anyhow, mistakes are named."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cask_builder import build_cask, tiny_model
+from text_tokenizers import byte_level, corpus
+from transformers import AutoTokenizer
+
+from logitcask_consumer.callbacks import read_metrics
+from logitcask_consumer.config import TrainConfig, TrainConfigError
+from logitcask_consumer.cross_tokenizer import ChunkObjective, held_out_bits_per_byte
+from logitcask_consumer.losses import LossMismatchError, LossParameterError, UnknownLossError
+from logitcask_consumer.training import train
+from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_schemas.errors import IdentityMismatchError, ModelError
+from logitcask_schemas.tokenizer_fingerprint import tokenizer_fingerprint
+
+WORKER = Path(__file__).parent / "ddp_worker.py"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A small teacher that has learned the docstrings, casks of them, and a student with fewer tokens."""
+    folder = tmp_path_factory.mktemp("run")
+    tokenizer = byte_level(500)
+    texts = [text[:160] for text in corpus() if len(text) > 60][:60]
+    documents = [np.array(tokenizer(text)["input_ids"], dtype=np.uint16) for text in texts]
+    teacher = tiny_model(vocab_size=512, initializer_range=0.05).train()
+    optimizer = torch.optim.AdamW(teacher.parameters(), lr=3e-3)
+    for step in range(150):
+        ids = torch.from_numpy(documents[step % len(documents)].astype(np.int64))[None]
+        loss = teacher(input_ids=ids, labels=ids).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    teacher.eval().save_pretrained(folder / "teacher")
+    tokenizer.save_pretrained(folder / "teacher")
+    fields = {"vocab_size": 512, "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer)}
+    build_cask(folder / "cask", teacher, documents[:48], per_shard=20, **fields)
+    build_cask(folder / "held", teacher, documents[48:], **fields)
+    build_cask(folder / "topk", teacher, documents[:4], spec=CaptureSpec(mode="topk", k=5), **fields)
+    tiny_model(vocab_size=336, layers=2, initializer_range=0.05, seed=1).save_pretrained(folder / "student")
+    byte_level(330, bos=True).save_pretrained(folder / "student")
+    return folder
+
+
+@pytest.fixture
+def config(place, tmp_path):
+    return TrainConfig(
+        casks=(place / "cask",),
+        student=str(place / "student"),
+        teacher=place / "teacher",
+        output=tmp_path / "out",
+        loss="alm",
+        seq_len=64,
+        overlap=16,
+        batch_tokens=512,
+        micro_tokens=512,
+        epochs=4,
+        lr=5e-3,
+        save_steps=100,
+    )
+
+
+def held_out(config, student):
+    cask = config.casks[0].parent / "held"
+    return held_out_bits_per_byte(student, cask=cask, teacher=config.teacher, seq_len=64, overlap=16)
+
+
+@pytest.mark.parametrize("loss", ["alm", "1.5*uld + cross_entropy"])
+def test_a_run_lowers_its_loss_and_the_bits_per_byte_of_unseen_text(config, loss):
+    config, said = replace(config, loss=loss), []
+    result = train(config, say=said.append)
+    lines = read_metrics(result.output / "metrics.jsonl")
+    assert lines[-1]["loss"] < 0.85 * lines[0]["loss"]
+    assert lines[-1]["kd"] < lines[0]["kd"]
+    assert sum(line["positions"] for line in lines) == result.run["result"]["positions"]
+    assert ("loss/uld" in lines[0]) == ("uld" in loss)
+    before = held_out(config, config.student)
+    after = held_out(config, result.output)
+    assert after.student < 0.85 * before.student
+    assert after.teacher == before.teacher < before.student
+    assert after.bytes > 1000
+    assert AutoTokenizer.from_pretrained(result.output).get_vocab() == byte_level(330, bos=True).get_vocab()
+    assert json.loads((result.output / "logitcask.json").read_text())["status"] == "finished"
+    assert any("chunks" in line for line in said)
+
+
+def test_the_step_does_not_depend_on_the_micro_batches_and_resumes(config, tmp_path):
+    config = replace(config, loss="alm + 0.5*cross_entropy + uld", epochs=2)
+    whole = train(config)
+    split = train(replace(config, output=tmp_path / "split", micro_tokens=64))
+    lines, others = (read_metrics(run.output / "metrics.jsonl") for run in (whole, split))
+    for one, other in zip(lines, others, strict=True):
+        for name in ("loss", "kd", "ce", "bits_per_byte", "teacher_bits_per_byte", "chunks", "positions"):
+            assert one[name] == pytest.approx(other[name], rel=2e-3), name
+    assert train(config).already_finished
+    broken = replace(config, output=tmp_path / "broken", save_steps=3)
+    train(broken)
+    last = max((broken.output / "checkpoints").iterdir(), key=lambda path: int(path.name.rpartition("-")[2]))
+    if len(list((broken.output / "checkpoints").iterdir())) > 1:
+        shutil.rmtree(last)
+    document = json.loads((broken.output / "logitcask.json").read_text())
+    (broken.output / "logitcask.json").write_text(json.dumps({**document, "status": "running"}))
+    again = train(broken)
+    assert again.resumed_from is not None
+    for one, other in zip(lines, read_metrics(again.output / "metrics.jsonl"), strict=True):
+        assert one["kd"] == pytest.approx(other["kd"], rel=1e-5)
+
+
+def test_two_processes_train_as_one(config, tmp_path):
+    """DDP over gloo: same loss per step."""
+    alone = train(replace(config, epochs=1, loss="alm + cross_entropy"))
+    settings = replace(
+        config, epochs=1, loss="alm + cross_entropy", output=tmp_path / "pair", micro_tokens=256
+    ).as_dict()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(WORKER)]
+    done = subprocess.run([*command, json.dumps(settings)], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines, others = (read_metrics(folder / "metrics.jsonl") for folder in (alone.output, tmp_path / "pair"))
+    for one, other in zip(lines, others, strict=True):
+        for name in ("kd", "ce", "chunks", "positions", "bits_per_byte"):
+            assert one[name] == pytest.approx(other[name], rel=2e-3), name
+
+
+def test_a_shared_tokenizer_may_be_aligned_too(config, place):
+    """The chunks are then the tokens; a student of the teacher's family loses nothing by it."""
+    result = train(replace(config, student="from-teacher:layers=1", epochs=1))
+    lines = read_metrics(result.output / "metrics.jsonl")
+    assert lines[-1]["kd"] < lines[0]["kd"]
+
+
+def test_mistakes_are_named_with_the_way_out(config, place, tmp_path):
+    with pytest.raises(IdentityMismatchError, match=r"alm.*--teacher.*docs/cross_tokenizer\.md"):
+        train(replace(config, loss="forward_kl"))
+    with pytest.raises(TrainConfigError, match="--teacher"):
+        train(replace(config, teacher=None))
+    with pytest.raises(UnknownLossError, match="there are: alm, cross_entropy, uld"):
+        train(replace(config, loss="0.5*alm + 0.5*forward_kl"))
+    with pytest.raises(LossMismatchError, match="debias=none"):
+        train(replace(config, casks=(place / "topk",)))
+    other = tmp_path / "other"
+    byte_level(400).save_pretrained(other)
+    with pytest.raises(IdentityMismatchError, match="the teacher that the cask was made with"):
+        train(replace(config, teacher=other))
+    small = tmp_path / "small"
+    tiny_model(vocab_size=100).save_pretrained(small)
+    byte_level(330).save_pretrained(small)
+    with pytest.raises(ModelError, match="100 ids, its tokenizer 330"):
+        train(replace(config, student=str(small)))
+    with pytest.raises(TrainConfigError, match="weights"):
+        train(replace(config, weights="entropy_top:keep=0.5"))
+
+
+def test_objectives_are_read_as_those_of_one_tokenizer():
+    mix = ChunkObjective.parse("linear(1,0)*alm:temperature=50,divergence=tvd + 0.3*cross_entropy")
+    assert [(w, loss.spec) for w, loss in mix.terms(0.5)] == [
+        (0.5, "alm:temperature=50,divergence=tvd"),
+        (0.3, "cross_entropy"),
+    ]
+    assert mix.threshold == 0.1
+    assert not mix.reads_top
+    assert ChunkObjective.parse("uld").reads_top
+    assert [w for w, _ in ChunkObjective.parse("alm").with_cross_entropy(0.25).terms(0.0)] == [0.75, 0.25]
+    assert ChunkObjective.names_one("0.1*uld + cross_entropy")
+    assert not ChunkObjective.names_one("forward_kl + 0.1*cross_entropy")
+    for text, match in (
+        ("alm:temperature=x", "is a number"),
+        ("alm:debias=never", "one of space, none"),
+        ("alm:tau=1", "has no parameter"),
+        ("alm + 2*alm:debias=none", "twice"),
+        ("-1*alm", "negative"),
+    ):
+        with pytest.raises(LossParameterError, match=match):
+            ChunkObjective.parse(text)
+    with pytest.raises(LossParameterError, match="no further share"):
+        ChunkObjective.parse("alm + cross_entropy").with_cross_entropy(0.1)
