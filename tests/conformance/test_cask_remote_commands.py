@@ -1,6 +1,7 @@
 """`logitcask cask` on casks in object stores: what each command asks the store for, finds, says and leaves behind."""
 
 import json
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -180,17 +181,44 @@ def test_a_stranger_and_part_of_a_cask(memory: str, local: Path, capsys) -> None
     assert output_of(capsys, "verify", memory, "--max-duration", "0")["verified"] == 0
 
 
-def test_verify_keeps_one_shard_at_a_time(memory: str, local: Path, temporary: Path, capsys, monkeypatch) -> None:
+def test_verify_keeps_two_shards_at_most(memory: str, local: Path, temporary: Path, capsys, monkeypatch) -> None:
     export(local, memory)
     original, most = RemoteStore.download, []
 
     def watched(self: RemoteStore, name: str, target: Path, *rest: Any) -> None:
         original(self, name, target, *rest)
-        most.append(sum(file.stat().st_size for file in temporary.rglob("*.arrow")))
+        most.append(len(list(temporary.rglob("*.arrow"))))
 
     monkeypatch.setattr(RemoteStore, "download", watched)
     assert run("verify", memory) == 0
-    assert max(most) == max(entry.bytes for entry in Cask.open(local).entries)
+    assert max(most) <= 2
+
+
+def test_the_next_shard_is_fetched_while_one_is_verified(
+    memory: str, local: Path, temporary: Path, monkeypatch
+) -> None:
+    from logitcask_schemas.cask import remote_verify
+
+    export(local, memory)
+    fetched, original, download = threading.Semaphore(0), remote_verify.verify_shard, RemoteStore.download
+    ahead: list[bool] = []
+    first = iter([True])
+
+    def counted(self: RemoteStore, name: str, *rest: Any) -> None:
+        download(self, name, *rest)
+        if name.endswith(".arrow"):
+            fetched.release()
+
+    def waiting(cask: Cask, entry: Any, table: Any = None) -> Any:
+        if next(first, False):
+            fetched.acquire()  # its own
+            ahead.append(fetched.acquire(timeout=60))
+        return original(cask, entry, table)
+
+    monkeypatch.setattr(RemoteStore, "download", counted)
+    monkeypatch.setattr(remote_verify, "verify_shard", waiting)
+    assert run("verify", memory) == 0
+    assert ahead[0]
 
 
 def test_a_store_that_dies_is_not_damage(memory: str, local: Path, temporary: Path, capsys, monkeypatch) -> None:

@@ -6,12 +6,14 @@ least counted.
 
 import errno
 import io
+import mmap
 import os
 import re
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from cask_samples import SPEC, VOCABS, assert_same, make_documents, make_teacher, specs
 from hypothesis import given, settings
@@ -23,10 +25,11 @@ from logitcask_schemas.cask.arrow_frame import arrow_frame
 from logitcask_schemas.cask.carriers import CARRIERS, shard_path
 from logitcask_schemas.cask.columns import assemble
 from logitcask_schemas.cask.layout import LEVELS, RecordLayout
+from logitcask_schemas.cask.rebuilding import guessed_entries, rebuilt_entry
 from logitcask_schemas.cask.repair import RepairReport, repair_cask
 from logitcask_schemas.cask.shard_writing import write_shard
 from logitcask_schemas.cask.survey import survey
-from logitcask_schemas.cask.verify import strangers, verify_shards
+from logitcask_schemas.cask.verify import strangers, verify_shard, verify_shards
 from logitcask_schemas.manifest import CaskManifest, ShardEntry
 from logitcask_schemas.records import DocumentRecords
 
@@ -297,12 +300,85 @@ def test_a_bad_sector_costs_its_documents_and_no_others(tmp_path: Path, monkeypa
     BadSector(shard, (at // 4096 + 1) * 4096, monkeypatch)
     (report,) = verify_shards(Cask.open(tmp_path))
     assert "Input/output error" in report.shard_problems[0]
-    monkeypatch.setattr(
-        "logitcask_schemas.cask.salvage.open_columns", lambda *_: pytest.fail("mapping it would end the process")
-    )
     repaired = repair_cask(tmp_path)
     assert [identity for identity, _ in repaired.requeue] == [documents[2].id.hex()]
     assert repaired.kept_documents == 3
+
+
+@pytest.mark.parametrize("entry", ["sound", "damaged"])
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_a_bad_sector_in_the_framing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, entry: str) -> None:
+    """Of a shard whose entry is lost too, what lies before the columns tells what it held."""
+    documents = make_documents([3000, 4000, 500], 3)
+    with CaskWriter.create(tmp_path, teacher=make_teacher(), capture=SPEC) as writer:
+        writer.publish(documents)
+    shard = next((tmp_path / "shards").glob("*.arrow"))
+    if entry == "damaged":
+        overwrite(shard.with_suffix(".json"), b"{")
+        (tmp_path / "index.json").unlink()
+    size = shard.stat().st_size
+    BadSector(shard, 0 if where == "first" else size - size % 4096 - 4096, monkeypatch)
+    taken = survey(tmp_path)
+    if entry == "damaged":
+        found = guessed_entries(taken.cask, shard.stem, None)
+        assert [(one.documents, one.tokens) for one in found] == ([(3, 7500)] if where == "last" else [])
+    else:
+        (report,) = verify_shards(taken.cask)
+        assert "Input/output error" in report.shard_problems[0]
+    repaired = repair_cask(tmp_path)
+    # The first sector also holds the documents' ids and checksums; the last one the last documents' last values.
+    assert repaired.kept_documents == (0 if where == "first" else 1)
+    assert len(repaired.requeue) == (0 if where == "first" else 2)
+    assert repaired.damaged_shards == [shard.stem]
+
+
+def test_a_shard_that_gets_shorter_while_it_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_cask(tmp_path / "cask", index=True)
+    shard = sorted((path / "shards").glob("*.arrow"))[0]
+    cask, size, system_preadv = Cask.open(path), shard.stat().st_size, os.preadv
+
+    def preadv(descriptor: int, buffers: list[Any], offset: int) -> int:
+        if os.fstat(descriptor).st_ino == shard.stat().st_ino:
+            os.truncate(shard, size // 2)
+        return system_preadv(descriptor, buffers, offset)
+
+    monkeypatch.setattr("logitcask_schemas.cask.regular_files.os.preadv", preadv)
+    report = verify_shard(cask, cask.entries[0])
+    assert f"should have {size} bytes, it has {size // 2}" in report.shard_problems[0]
+
+
+@pytest.mark.parametrize("carrier", ["arrow", "zarr", "parquet"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "flip and entry", "cut and entry", "entry"])
+def test_a_shard_that_may_be_damaged_is_never_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, carrier: str, damage: str
+) -> None:
+    """At a bad sector, or where the file has become shorter, the system ends a process that reads a mapping."""
+    path = tmp_path / "cask"
+    with CaskWriter.create(path, teacher=make_teacher(), capture=SPEC, carrier=carrier) as writer:
+        writer.publish(FIRST)
+    if "entry" in damage:
+        (path / "index.json").unlink()
+        overwrite(next((path / "shards").glob("*.json")), b"{")
+    shard = next(file for file in (path / "shards").iterdir() if file.suffix != ".json")
+    if "flip" in damage:
+        flip(shard, shard.stat().st_size // 2, 0)
+    elif "cut" in damage:
+        overwrite(shard, shard.read_bytes()[:-9])
+    system_mmap, shards = mmap.mmap, {shard.stat().st_ino}
+
+    def mapped(descriptor: int, *arguments: Any, **options: Any) -> Any:
+        assert descriptor < 0 or os.fstat(descriptor).st_ino not in shards
+        return system_mmap(descriptor, *arguments, **options)
+
+    monkeypatch.setattr(mmap, "mmap", mapped)
+    monkeypatch.setattr(pa, "memory_map", lambda *_: pytest.fail("mapped"))
+    taken = survey(path)
+    assert taken.problems or [problem for one in verify_shards(taken.cask) for problem in one.problems]
+    if damage == "entry":
+        (name,) = taken.damaged_entries
+        assert rebuilt_entry(taken.cask, name) is not None
+    else:
+        assert repair_cask(path).damaged_shards == [shard.name.partition(".")[0]]
 
 
 def test_what_is_no_file_moves_to_the_quarantine(tmp_path: Path) -> None:

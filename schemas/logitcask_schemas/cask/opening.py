@@ -1,5 +1,6 @@
 """Opening a shard that an entry names, with errors that say what is wrong with it and what to do."""
 
+import hashlib
 import mmap
 import os
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ from logitcask_schemas.cask.carriers import carrier_of, shard_path
 from logitcask_schemas.cask.columns import ShardColumns
 from logitcask_schemas.cask.document_table import ShardDocuments
 from logitcask_schemas.cask.layout import SHARDS_NAME, RecordLayout
-from logitcask_schemas.cask.regular_files import open_regular, size_of, unreadable
+from logitcask_schemas.cask.regular_files import open_regular, read_whole, size_of, unreadable
 from logitcask_schemas.cask.shard import Shard
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError
 from logitcask_schemas.manifest import ShardEntry
@@ -71,6 +72,28 @@ def open_shard(cask: Path, entry: ShardEntry, layout: RecordLayout) -> Shard:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise _missing(path, entry) from error
     return Shard(path, entry, layout, columns)
+
+
+def read_shard(cask: Path, entry: ShardEntry, layout: RecordLayout) -> tuple[Shard, str]:
+    """Read one shard into memory, and open it there; for whoever expects damage, see `Carrier.open`.
+
+    Returns:
+        The shard, and the SHA-256 (hex) of what was read.
+
+    Raises:
+        CaskNotFoundError, CaskCorruptionError, CaskReadError, CaskError: As `open_shard`.
+    """
+    path, digest = shard_path(cask, entry), hashlib.sha256()
+    try:
+        _require_size(path, entry, size_of(path))
+        content = read_whole(path, entry.bytes, digest.update)
+        _require_size(path, entry, len(content))
+        columns = open_columns(path, carrier_of(entry), layout, entry.identity, content.data)
+    except CaskError:
+        raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise _missing(path, entry) from error
+    return Shard(path, entry, layout, columns), digest.hexdigest()
 
 
 def open_documents(cask: Path, entry: ShardEntry, layout: RecordLayout) -> ShardDocuments:

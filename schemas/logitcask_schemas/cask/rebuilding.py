@@ -5,7 +5,9 @@ that is damaged as well, the numbers that its entry held are guessed from the sh
 entry file. A wrong guess does no harm: what is salvaged with it is proved document by document.
 """
 
+import hashlib
 import io
+import mmap
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,10 +26,9 @@ from logitcask_schemas.cask.document_table import ShardDocuments
 from logitcask_schemas.cask.layout import ENTRY_SUFFIX, INDEX_NAME, LEVELS, SHARDS_NAME, Level
 from logitcask_schemas.cask.opening import open_columns
 from logitcask_schemas.cask.reader import Cask
-from logitcask_schemas.cask.regular_files import read_around_damage
+from logitcask_schemas.cask.regular_files import read_around_damage, read_whole, size_of, unreadable
 from logitcask_schemas.cask.salvage import counts_of
 from logitcask_schemas.cask.shard_writing import write_shard
-from logitcask_schemas.cask.verify import sha256_of
 from logitcask_schemas.errors import CaskError, CaskReadError
 from logitcask_schemas.manifest import ShardEntry
 
@@ -41,6 +42,10 @@ _COLUMNS: Final[dict[Level, str]] = {
     "tail": "tail_ids",
 }
 _ARROW_MAGIC_BYTES: Final = 8
+_EDGE_BYTES: Final = 32
+"""The first ones and the last ones, neither of which are all zero in any carrier."""
+_FRAMING_BYTES: Final = 1 << 16
+"""More than any shard has before or after its columns."""
 
 
 def rebuilt_entry(cask: Cask, name: str) -> ShardEntry | None:
@@ -52,16 +57,19 @@ def rebuilt_entry(cask: Cask, name: str) -> ShardEntry | None:
     identity = cask.manifest.identity_digest()
     for carrier, path in _files_of(cask, name):
         try:
-            columns, digest = open_columns(path, carrier, cask.layout, identity), sha256_of(path)
+            digest = hashlib.sha256()
+            content = read_whole(path, _most_bytes(path), digest.update).data
+            columns = open_columns(path, carrier, cask.layout, identity, content)
             described = write_shard(carrier, _loaded(columns), cask.layout, identity, io.BytesIO())
         except CaskReadError:
             raise
         except (CaskError, FileNotFoundError):
             continue
         # Another version of Arrow may frame the same columns in another way; the name then proves the file by itself.
-        proved = carrier.name == ArrowCarrier.name and digest.startswith(name)
-        if proved or (described.name, described.sha256) == (name, digest):
-            return described.model_copy(update={"name": name, "sha256": digest, "bytes": path.stat().st_size})
+        found = digest.hexdigest()
+        proved = carrier.name == ArrowCarrier.name and found.startswith(name)
+        if proved or (described.name, described.sha256) == (name, found):
+            return described.model_copy(update={"name": name, "sha256": found, "bytes": len(content)})
     return None
 
 
@@ -117,18 +125,20 @@ def _files_of(cask: Cask, name: str) -> list[tuple[Carrier, Path]]:
 def _numbers_in_file(cask: Cask, carrier: Carrier, path: Path) -> list[Mapping[str, int]]:
     """What a shard's file says of itself."""
     try:
-        columns = open_columns(path, carrier, cask.layout, cask.manifest.identity_digest())
+        if carrier.name == ArrowCarrier.name:
+            return list(_numbers_in_framing(path))
+        content = read_around_damage(path, _most_bytes(path)).data
+        columns = open_columns(path, carrier, cask.layout, cask.manifest.identity_digest(), content)
     except CaskReadError:
         raise
-    except CaskError:
-        return list(_numbers_in_framing(path)) if carrier.name == ArrowCarrier.name else []
+    except (CaskError, FileNotFoundError):
+        return []
     return [_numbers(len(columns.document_ids), {level: int(columns.offsets[level][-1]) for level in LEVELS})]
 
 
 def _numbers_in_framing(path: Path) -> Iterator[Mapping[str, int]]:
-    """What an Arrow file's footer, or else its stream of messages, says of its one record batch."""
-    with pa.memory_map(str(path)) as source:
-        content = source.read_buffer()
+    """What an Arrow file's footer, and its stream of messages, say of its one record batch."""
+    content = _framing(path)
     for open_batch in (_batch_of_file, _batch_of_stream):
         try:
             batch = open_batch(content)
@@ -136,6 +146,36 @@ def _numbers_in_framing(path: Path) -> Iterator[Mapping[str, int]]:
         except (pa.ArrowException, OSError, KeyError, AttributeError, UnicodeDecodeError, StopIteration):
             continue  # AttributeError: a column that is no list
         yield _numbers(batch.num_rows, counts)
+
+
+def _framing(path: Path) -> Any:
+    """The file's first and last bytes where they belong, zeros between: Arrow looks there for numbers, not for values.
+
+    Raises:
+        FileNotFoundError, CaskCorruptionError, CaskReadError: As `open_regular`.
+    """
+    if (size := _most_bytes(path)) == 0:
+        return pa.py_buffer(b"")
+    end_at = max(size - _FRAMING_BYTES, 0)
+    begin, end = read_around_damage(path, _FRAMING_BYTES), read_around_damage(path, _FRAMING_BYTES, start=end_at)
+    try:
+        content = mmap.mmap(-1, size)  # memory that is never touched is never taken
+    except OSError as error:
+        raise unreadable(path, error) from error
+    content[: len(begin)] = begin.tobytes()
+    content[end_at : end_at + len(end)] = end.tobytes()
+    return pa.py_buffer(content)
+
+
+def _most_bytes(path: Path) -> int:
+    """Bytes to read of a file that may be a shard: all, or none where it is full of holes, whatever their size.
+
+    Raises:
+        FileNotFoundError, CaskCorruptionError, CaskReadError: As `open_regular`.
+    """
+    size = size_of(path)
+    ends = [read_around_damage(path, _EDGE_BYTES, start=start) for start in (0, max(size - _EDGE_BYTES, 0))]
+    return size if any(end.any() for end in ends) else 0
 
 
 def _batch_of_file(content: Any) -> Any:

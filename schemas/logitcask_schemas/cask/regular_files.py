@@ -7,6 +7,7 @@ nothing of casks, and a file of a terabyte of holes would be read into memory.
 import errno
 import os
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -62,24 +63,55 @@ def size_of(path: Path) -> int:
         return os.fstat(file.fileno()).st_size
 
 
-def read_around_damage(path: Path, most_bytes: int) -> NDArray[np.uint8]:
-    """A file's first bytes, at most so many; what the disk does not give back reads as zeros.
+def read_whole(path: Path, most_bytes: int, took: Callable[[memoryview], object] | None = None) -> NDArray[np.uint8]:
+    """A file's first bytes, at most so many; fewer where the file gets shorter meanwhile.
+
+    Into memory, by reads: a mapping ends the process when the disk does not give a page back or the file gets shorter.
+
+    Args:
+        path: The file.
+        most_bytes: Of the file; so much memory is taken at most.
+        took: Called with each block as it comes, in order.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError, CaskCorruptionError, CaskReadError: As `open_regular`.
+    """
+    with open_regular(path) as file:
+        descriptor, done = file.fileno(), 0
+        try:
+            content = np.empty(min(os.fstat(descriptor).st_size, most_bytes), dtype=np.uint8)
+            while done < len(content) and (count := os.preadv(descriptor, [content[done : done + _BLOCK].data], done)):
+                if took is not None:
+                    took(content[done : done + count].data)
+                done += count
+        except MemoryError as error:
+            raise unreadable(path, OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))) from error
+        except OSError as error:
+            raise unreadable(path, error) from error
+    return content[:done]
+
+
+def read_around_damage(path: Path, most_bytes: int, *, start: int = 0) -> NDArray[np.uint8]:
+    """A file's bytes from `start` on, at most so many; what the disk does not give back reads as zeros.
 
     Raises:
         FileNotFoundError, NotADirectoryError, CaskCorruptionError, CaskReadError: As `open_regular`.
     """
     with open_regular(path) as file:
         descriptor = file.fileno()
-        content = np.zeros(min(os.fstat(descriptor).st_size, most_bytes), dtype=np.uint8)
-        for start in range(0, len(content), _BLOCK):
-            block = content[start : start + _BLOCK]
+        try:
+            content = np.zeros(max(0, min(os.fstat(descriptor).st_size - start, most_bytes)), dtype=np.uint8)
+        except MemoryError as error:
+            raise unreadable(path, OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))) from error
+        for done in range(0, len(content), _BLOCK):
+            block = content[done : done + _BLOCK]
             try:
-                os.preadv(descriptor, [block.data], start)
+                os.preadv(descriptor, [block.data], start + done)
             except OSError:
                 # Sector by sector, or the whole block would count as lost.
                 for at in range(0, len(block), _SECTOR):
                     with suppress(OSError):
-                        os.preadv(descriptor, [block[at : at + _SECTOR].data], start + at)
+                        os.preadv(descriptor, [block[at : at + _SECTOR].data], start + done + at)
     return content
 
 

@@ -1,7 +1,7 @@
 """Proving a cask where it lies in an object store: each shard is fetched anew, proved as a local one, and removed.
 
 No cache is asked, since what is to be proved is what the store holds. On the disk lie, in a temporary folder laid out
-like the cask, its index and table of documents and one shard at a time.
+like the cask, its index and table of documents, one shard that is proved and one that is being fetched.
 """
 
 from collections.abc import Iterator, Mapping
@@ -36,7 +36,7 @@ class RemoteSurvey:
     taken: Survey
 
     def prove(self, cask: Cask, entry: ShardEntry, table: DocumentTable | None) -> ShardReport:
-        """Verify one shard; as `verify_shard`, with what the store holds now.
+        """Verify one shard; as `verify_shard`, with what the store holds now. May be called from several threads.
 
         Raises:
             CaskError: The store does not answer, which says nothing about the shard.
@@ -155,6 +155,6 @@ def _no_room_explained(path: Path) -> Iterator[None]:
             raise
         cause = str(error) if isinstance(error, CaskError) else f"{path}: cannot be kept: {error.strerror or error}"
         raise CaskWriteError(
-            f"{cause}. Free some space, or set TMPDIR to a folder with room for the cask's index and largest shard.",
+            f"{cause}. Free some space, or set TMPDIR to a folder with room for the cask's index and two shards.",
             error.errno,
         ) from error

@@ -6,6 +6,8 @@ since every column of a level repeats the same offsets, one sound copy is enough
 """
 
 import itertools
+import mmap
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,10 +27,12 @@ from logitcask_schemas.cask.reader import Cask
 from logitcask_schemas.cask.regular_files import read_around_damage
 from logitcask_schemas.cask.shard import Shard
 from logitcask_schemas.cask.verify import require_valid
-from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskReadError, InvalidRecordError
+from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskReadError, CaskWriteError, InvalidRecordError
 from logitcask_schemas.manifest import ShardEntry
 from logitcask_schemas.records import IdArray, document_id
 
+_MOST_BYTES: Final = 1 << 30
+"""Read of a file that is larger than its entry says: it may be another shard's."""
 _MOST_READINGS: Final = 256
 """Ways to cut one document out of columns that disagree; more mean that nothing is left to trust."""
 
@@ -57,13 +61,15 @@ def salvage_shard(
         entry: What the shard should be.
         cask: That it belongs to.
         known_ids: The documents it should hold, [D, 32], where another file tells.
-        mapped: Whether all of the file can be read; where not, mapping it would end the process.
+        mapped: No longer of account: the file is read, never mapped.
 
     Raises:
         CaskReadError: The operating system refuses, which says nothing about the shard.
+        CaskWriteError: There is no room for a copy in the temporary folder.
     """
+    del mapped
     found, layout = Salvage(), cask.layout
-    candidates = _columns_of(path, entry, layout, mapped=mapped) if path.is_file() else None
+    candidates = _columns_of(path, entry, layout) if path.is_file() else None
     if candidates is None:
         return nothing_left(known_ids, entry.documents)
     columns, offsets = candidates
@@ -169,29 +175,52 @@ def _token_ids(columns: ShardColumns, span: slice, layout: RecordLayout) -> IdAr
 
 
 def _columns_of(
-    path: Path, entry: ShardEntry, layout: RecordLayout, *, mapped: bool
+    path: Path, entry: ShardEntry, layout: RecordLayout
 ) -> tuple[ShardColumns, Mapping[Level, Sequence[NDArray[np.int64]]]] | None:
     """The shard's columns, and every copy of the offsets of each level; None where nothing can be read."""
+    content = _copied(path, max(entry.bytes, _MOST_BYTES))
     try:
-        columns = open_columns(path, carrier_of(entry), layout, entry.identity) if mapped else None
-        if columns is not None and len(columns.document_ids) == entry.documents:
+        columns = open_columns(path, carrier_of(entry), layout, entry.identity, content)
+        if len(columns.document_ids) == entry.documents:
             return columns, {level: [columns.offsets[level]] for level in LEVELS}
     except CaskReadError:
         raise
     except CaskError:
         pass  # That it does not open is why we are here.
-    return _unframed(path, entry, layout) if entry.carrier == ArrowCarrier.name else None
+    return _unframed(content, entry, layout) if entry.carrier == ArrowCarrier.name else None
+
+
+def _copied(path: Path, most_bytes: int) -> memoryview:
+    """What the disk gives back of a file, mapped from a nameless copy.
+
+    Mapping the file itself would end the process at a bad sector, or when the file gets shorter; and memory alone would
+    not hold the damaged shards of a large cask.
+    """
+    content = read_around_damage(path, most_bytes)
+    if not len(content):
+        return memoryview(b"")
+    try:
+        with tempfile.TemporaryFile(prefix="logitcask-salvage-") as copy:
+            copy.write(content.data)
+            copy.flush()
+            return memoryview(mmap.mmap(copy.fileno(), 0, access=mmap.ACCESS_READ))
+    except OSError as error:
+        raise CaskWriteError(
+            f"{path}: what is left of it cannot be copied into a temporary file: {error.strerror or error}. Set TMPDIR "
+            "to a folder with room for the damaged shards; the cask is as it was.",
+            error.errno,
+        ) from error
 
 
 def _unframed(
-    path: Path, entry: ShardEntry, layout: RecordLayout
+    copied: memoryview, entry: ShardEntry, layout: RecordLayout
 ) -> tuple[ShardColumns, Mapping[Level, Sequence[NDArray[np.int64]]]] | None:
     """The columns of an Arrow file by where they must lie, whatever its framing says; they end where the file does."""
     counts = counts_of(entry)
     frame = arrow_frame(entry.documents, counts, layout, entry.identity)
     if frame.size != entry.bytes:
         return None
-    content = read_around_damage(path, frame.size)
+    content = np.frombuffer(copied, dtype=np.uint8)[: frame.size]
     if len(content) < frame.checksums + 8 * entry.documents:
         return None  # without its checksum no document can be proved, and all else lies behind
 

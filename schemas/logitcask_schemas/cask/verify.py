@@ -4,22 +4,25 @@ import hashlib
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from logitcask_schemas.cask.carriers import shard_path
 from logitcask_schemas.cask.document_table import DocumentTable
 from logitcask_schemas.cask.index import entry_names, read_entry, read_index
 from logitcask_schemas.cask.layout import ENTRY_SUFFIX, SHARDS_NAME
-from logitcask_schemas.cask.opening import open_shard
+from logitcask_schemas.cask.opening import read_shard
 from logitcask_schemas.cask.reader import Cask
 from logitcask_schemas.cask.regular_files import open_regular, unreadable
 from logitcask_schemas.cask.shard import Shard
 from logitcask_schemas.cask.survey import files_of_no_shard
+from logitcask_schemas.cask.whole_shard import is_sound
 from logitcask_schemas.errors import (
     CaskCorruptionError,
     CaskError,
@@ -30,6 +33,9 @@ from logitcask_schemas.errors import (
 from logitcask_schemas.manifest import ShardEntry
 from logitcask_schemas.records import document_id
 
+MOST_BYTES_AT_ONCE: Final = 1 << 30
+"""Of shards that are verified at the same time, each of which is read into memory; a larger one is verified alone."""
+_AT_ONCE: Final = 2
 _BLOCK: Final = 1 << 20
 
 
@@ -68,7 +74,7 @@ def verify_shards(
     seed: int | None = None,
     prove: Prove | None = None,
 ) -> Iterator[ShardReport]:
-    """Verify shard after shard.
+    """Verify shard after shard, two at a time where they fit into `MOST_BYTES_AT_ONCE`.
 
     A shard is proved whole or not at all, since only its SHA-256 covers every bit. Part of a cask is therefore a random
     choice of shards; chosen anew each time, repeated parts cover the whole in the long run.
@@ -79,21 +85,36 @@ def verify_shards(
         fraction: Stop as soon as shards of this part of the cask's bytes have been visited (at least one shard).
         max_seconds: Stop before the first shard that would start after this time; None for no limit.
         seed: Visit shards in this random order; None for the order of the cask.
-        prove: What verifies one shard; None: `verify_shard`.
+        prove: What verifies one shard, called from two threads; None: `verify_shard`.
 
     Yields:
-        One report per visited shard.
+        One report per visited shard, in the order in which they are visited.
     """
     order = list(cask.entries)
     if seed is not None:
         random.Random(seed).shuffle(order)
     deadline = None if max_seconds is None else time.monotonic() + max_seconds
     visited, wanted = 0, fraction * cask.num_bytes
-    for entry in order:
-        if visited >= wanted or (deadline is not None and time.monotonic() >= deadline):
-            return
-        yield (prove or verify_shard)(cask, entry, table)
-        visited += entry.bytes
+    started: deque[tuple[ShardEntry, Future[ShardReport]]] = deque()
+    # Reading and hashing let other threads run; the main one waits, so that a signal is noticed.
+    pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="verify")
+    try:
+        for entry in order:
+            while started and not _fits(entry, started):
+                yield started.popleft()[1].result()
+            if visited >= wanted or (deadline is not None and time.monotonic() >= deadline):
+                break
+            started.append((entry, pool.submit(prove or verify_shard, cask, entry, table)))
+            visited += entry.bytes
+        while started:
+            yield started.popleft()[1].result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _fits(entry: ShardEntry, started: Sequence[tuple[ShardEntry, Any]]) -> bool:
+    """Whether a shard may be started beside those that are under way."""
+    return len(started) < _AT_ONCE and sum(one.bytes for one, _ in started) + entry.bytes <= MOST_BYTES_AT_ONCE
 
 
 def verify_shard(cask: Cask, entry: ShardEntry, table: DocumentTable | None = None) -> ShardReport:
@@ -114,13 +135,10 @@ def verify_shard(cask: Cask, entry: ShardEntry, table: DocumentTable | None = No
     except CaskError as error:
         report.entry_problems.append(str(error))
     try:
-        path = shard_path(cask.path, entry)
-        # Read before it is mapped: a broken disk is an error to a read, and the end of the process to a map.
-        found = sha256_of(path) if path.is_file() and path.stat().st_size == entry.bytes else None
-        # Opened anew, not through the cask's cache: what is proved is the file as it is now.
-        shard = open_shard(cask.path, entry, cask.layout)
+        # Read anew, not through the cask's cache: what is proved is the file as it is now.
+        shard, found = read_shard(cask.path, entry, cask.layout)
         if found != entry.sha256:
-            report.shard_problems.append(f"{path}: SHA-256 should be {entry.sha256}, it is {found}")
+            report.shard_problems.append(f"{shard.path}: SHA-256 should be {entry.sha256}, it is {found}")
     except CaskReadError:
         raise
     except CaskError as error:
@@ -128,7 +146,15 @@ def verify_shard(cask: Cask, entry: ShardEntry, table: DocumentTable | None = No
             return ShardReport(entry=entry, removed=True)
         lose_all(report, str(error), table)
         return report
-    vocab_size = cask.manifest.teacher.vocab_size
+    if not is_sound(shard, cask.manifest.teacher.vocab_size):
+        _find_damaged(report, shard, cask.manifest.teacher.vocab_size, known_ids)
+    if known_ids is not None and not report.shard_problems and not np.array_equal(known_ids, shard.document_ids):
+        report.entry_problems.append(f"shard {entry.name}: the table of documents lists other documents. Delete it.")
+    return report
+
+
+def _find_damaged(report: ShardReport, shard: Shard, vocab_size: int, known_ids: NDArray[np.uint8] | None) -> None:
+    """Note which documents of a shard are damaged."""
     for row in range(shard.num_documents):
         try:
             shard.verify(row)
@@ -137,9 +163,6 @@ def verify_shard(cask: Cask, entry: ShardEntry, table: DocumentTable | None = No
             report.shard_problems.append(str(error))
             identity = shard.document_ids[row] if known_ids is None else known_ids[row]
             report.lost_documents.append(identity.tobytes().hex())
-    if known_ids is not None and not report.shard_problems and not np.array_equal(known_ids, shard.document_ids):
-        report.entry_problems.append(f"shard {entry.name}: the table of documents lists other documents. Delete it.")
-    return report
 
 
 def lose_all(report: ShardReport, problem: str, table: DocumentTable | None) -> None:

@@ -93,15 +93,16 @@ class ChunkedArray:
             raise IndexError(f"{self._where}: windows go by single steps, got {window}")
         if stop <= start:
             return np.empty((0, *self.shape[1:]), self.dtype)
-        parts = list(self._parts(start, stop))
+        parts = list(self._parts(start, stop, keep=stop - start < len(self)))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _parts(self, start: int, stop: int) -> Iterator[NDArray[Any]]:
+    def _parts(self, start: int, stop: int, *, keep: bool) -> Iterator[NDArray[Any]]:
         for number in range(start // self._chunk, -(-stop // self._chunk)):
             first = number * self._chunk
-            yield self._decoded(number)[max(start - first, 0) : stop - first]
+            yield self._decoded(number, keep=keep)[max(start - first, 0) : stop - first]
 
-    def _decoded(self, number: int) -> NDArray[Any]:
+    def _decoded(self, number: int, *, keep: bool) -> NDArray[Any]:
+        """A chunk; whoever takes the whole array has it then, and need not push other chunks out of the cache."""
         key = (self._token, number)
         if (known := _CACHE.get(key)) is not None:
             return known
@@ -119,7 +120,8 @@ class ChunkedArray:
         except (pa.ArrowException, OSError) as error:
             raise CaskCorruptionError(f"{where} cannot be decompressed to {wanted} bytes: {error}") from error
         values: NDArray[Any] = np.frombuffer(raw, dtype=self.dtype).reshape(shape)
-        _CACHE.put(key, values)
+        if keep:
+            _CACHE.put(key, values)
         return values
 
 
