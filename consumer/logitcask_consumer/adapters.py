@@ -81,13 +81,12 @@ class LoraSpec:
         )
         torch.manual_seed(seed)
         try:
-            adapted = get_peft_model(model, config)
+            adapted: Any = get_peft_model(model, config)
         except ValueError as error:
             raise ModelError(f"{type(model).__name__} cannot be given adapters of {self.targets!r}: {error}") from error
         adapted.peft_config["default"].base_model_name_or_path = str(base.resolve())
         # Where the head has an adapter peft would save its base weights too, which nothing changes.
-        saving = partial(adapted.save_pretrained, save_embedding_layers=False)
-        adapted.save_pretrained = saving  # type: ignore[method-assign]
+        adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
         return adapted
 
 

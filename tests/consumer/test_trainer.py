@@ -137,6 +137,10 @@ def test_a_finished_run_is_not_repeated_and_other_settings_are_refused(config):
     assert not first.already_finished
     assert (config.output / "model.safetensors").stat().st_mtime_ns == stamp
     assert again.run["result"] == first.run["result"]
+    run = json.loads((config.output / "logitcask.json").read_text())
+    del run["settings"]["freeze_head"]
+    (config.output / "logitcask.json").write_text(json.dumps(run))
+    assert train(config).already_finished, "a setting that is younger than the run had its default"
     with pytest.raises(RunFolderError, match=r"lr: 0\.003 there, 0\.1 now"):
         train(replace(config, lr=0.1))
     with pytest.raises(RunFolderError, match="already holds a run"):
