@@ -1,8 +1,8 @@
 """Proving a cask: `verify_shards` against checksum programs on the same files.
 
 `verify` hashes every file (SHA-256, as sha256sum does), and checks every document's XXH3, its id, and the rules of the
-format on top. Everything is in the page cache, and the variants take turns. `xxhsum` (Debian: xxhash) is left out, with
-a message, where it is not installed.
+format on top, two shards at a time. Everything is in the page cache, and the variants take turns. `xxhsum` (Debian:
+xxhash) is left out, with a message, where it is not installed.
 """
 
 import argparse
