@@ -1,9 +1,9 @@
 """One student trained on every kind of record: how much of what dense distillation gains over cross-entropy is kept.
 
-The teacher is SmolLM2-135M, the student a fresh Llama of its vocabulary (4 layers, hidden size 192), the text the
-demonstration's corpus. A seed decides the student's first weights, the order of the documents, and the draws in the
-records. Within a seed every row of the table sees the same batches, start, steps and learning rates, so that rows
-differ by their targets alone.
+The teacher is SmolLM2-135M, the student 4 of its 30 layers (or what --student says), the text the demonstration's
+corpus. A seed decides the order of the documents, the draws in the records, and the first weights of a fresh student.
+Within a seed every row of the table sees the same batches, start, steps and learning rates, so that rows differ by
+their targets alone.
 Records are captured from the teacher's dense logits, published to a cask and read back as the trainer does it; the
 dense control recomputes the teacher's logits in every step.
 
@@ -36,6 +36,7 @@ from logitcask_consumer.data import CaskDataset, Collator, target_of
 from logitcask_consumer.data.dataset import open_casks
 from logitcask_consumer.losses import LMHead, Objective, base_model
 from logitcask_consumer.student_forward import DistillTask, attach
+from logitcask_consumer.students import StudentSpec
 from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.identity import TeacherIdentity
@@ -45,7 +46,6 @@ from report import RESULTS, Report
 LENGTH = 257
 """Tokens of a document: 256 positions."""
 CHUNK = 256
-RUNS = RESULTS / "training_table_runs.csv"
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 """97.5 % points of the t distribution by degrees of freedom."""
 
@@ -63,7 +63,7 @@ ROWS = {
     "ce": Row(loss="cross_entropy", capture=THRESHOLD_20),
     "full": Row(),
     "threshold 1/20": Row(capture=THRESHOLD_20),
-    "threshold 1/28 u8": Row(capture={"tau": 1 / 28, "logprob_codec": "u8"}),
+    "threshold 1/35 u8": Row(capture={"tau": 1 / 35, "logprob_codec": "u8"}),
     "threshold 1/50": Row(capture={"tau": 1 / 50}),
     "threshold 1/20, tail_weight 0.5": Row(loss="forward_kl:tail_weight=0.5", capture=THRESHOLD_20),
     "RS-KD, 50 draws": Row(capture={"mode": "sampled", "draws": 50, "sampler": "multinomial"}),
@@ -80,26 +80,18 @@ class Setting:
 
     teacher: Path
     cache: Path
-    layers: int
-    hidden: int
+    student: str
     steps: int
     batch: int
     lr: float
     documents: int
     held_out: int
+    name: str
 
-    def student(self, vocab_size: int, seed: int) -> Any:
-        """The student before its first step."""
-        torch.manual_seed(seed)
-        config = transformers.LlamaConfig(
-            vocab_size=vocab_size,
-            hidden_size=self.hidden,
-            intermediate_size=8 * self.hidden // 3,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.hidden // 64,
-            tie_word_embeddings=True,
-        )
-        return transformers.LlamaForCausalLM(config)
+    @property
+    def runs(self) -> Path:
+        """Where finished runs are noted."""
+        return RESULTS / f"{self.name}_runs.csv"
 
     def batches(self, seed: int) -> list[list[int]]:
         """Documents of every step: epoch after epoch, each in an order of its own."""
@@ -169,7 +161,7 @@ class Run:
         by_id = {document_id(ids_L): number for number, ids_L in enumerate(self.rows.ids_DL)}
         ordered = [by_id[identity.tobytes()] for identity in cask.document_ids()]
         collate = Collator(seq_len=LENGTH - 1, pad_id=0)
-        student = setting.student(len(self.rows.head_VH), self.seed)
+        student = StudentSpec.parse(setting.student).build(setting.teacher, seed=self.seed)
         attach(student.train())
         optimizer = torch.optim.AdamW(student.parameters(), lr=setting.lr, weight_decay=0.01, fused=True)
         terms = Objective.parse(row.loss).terms(0.0)
@@ -234,17 +226,17 @@ def calibration_error(confidence_N: Tensor, correct_N: Tensor, bins: int = 15) -
     return float(gap.abs().sum() / len(confidence_N))
 
 
-def finished() -> list[dict[str, str]]:
-    if not RUNS.exists():
+def finished(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
         return []
-    with RUNS.open(newline="") as file:
+    with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def keep(run: dict[str, Any]) -> None:
-    new = not RUNS.exists()
-    RUNS.parent.mkdir(exist_ok=True)
-    with RUNS.open("a", newline="") as file:
+def keep(run: dict[str, Any], path: Path) -> None:
+    new = not path.exists()
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(run))
         if new:
             writer.writeheader()
@@ -259,7 +251,7 @@ def train_all(setting: Setting, seeds: list[int], names: list[str]) -> None:
     ids = teacher_rows.documents(tokenizer, texts[False], count=setting.documents, length=LENGTH)
     held = teacher_rows.teacher_rows(setting.teacher, held_ids, setting.cache)
     rows = teacher_rows.teacher_rows(setting.teacher, ids, setting.cache)
-    done = {(run["row"], int(run["seed"])) for run in finished()}
+    done = {(run["row"], int(run["seed"])) for run in finished(setting.runs)}
     for number, seed in enumerate(seeds):
         run = Run(setting, rows, seed)
         for name in names:
@@ -268,7 +260,7 @@ def train_all(setting: Setting, seeds: list[int], names: list[str]) -> None:
                 if name == "ce" and number == 0:
                     student.save_pretrained(setting.cache / "student-ce")
                 size = {"ce": 2.0, "full": 2.0 * len(held.head_VH)}.get(name, size)
-                keep({"row": name, "seed": seed, "bytes_per_token": size, **evaluate(student, held)})
+                keep({"row": name, "seed": seed, "bytes_per_token": size, **evaluate(student, held)}, setting.runs)
 
 
 def table(setting: Setting) -> None:
@@ -276,11 +268,11 @@ def table(setting: Setting) -> None:
     from training_table_plot import draw
 
     runs: dict[str, dict[int, dict[str, float]]] = {}
-    for run in finished():
+    for run in finished(setting.runs):
         figures = {name: float(value) for name, value in run.items() if name not in ("row", "seed")}
         runs.setdefault(run["row"], {})[int(run["seed"])] = figures
-    report = Report(str(Path(__file__)), "torch", "transformers")
-    what = f"{setting.steps} steps of {setting.batch} x {LENGTH - 1} positions, lr {setting.lr}"
+    report = Report(f"{setting.name}.py", "torch", "transformers")
+    what = f"{setting.steps} steps of {setting.batch} x {LENGTH - 1} positions, lr {setting.lr}, {setting.student}"
     for name, seeds in runs.items():
         for seed, figures in seeds.items():
             if {"ce", "full"} <= runs.keys() and seed in runs["ce"] and seed in runs["full"]:
@@ -297,7 +289,7 @@ def table(setting: Setting) -> None:
             interval = {"mean": f"{np.mean(values):.5g}", "interval": f"{wide:.3g}"}
             report.add(metric, unit, values, what, row=name, **interval)
     report.write()
-    draw(runs)
+    draw(runs, setting.name.replace("_", "-"))
 
 
 def main() -> None:
@@ -306,15 +298,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--teacher", type=Path, help="folder of the teacher (default: SmolLM2-135M, fetched)")
     parser.add_argument("--cache", type=Path, default=Path("bench/cache"), help="where hidden states are kept")
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--hidden", type=int, default=192)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--student", default="from-teacher:layers=4", help="as `logitcask train` takes it")
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch", type=int, default=4, help="documents of 256 positions")
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--documents", type=int, default=160)
     parser.add_argument("--held-out", type=int, default=32, help="documents")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--name", default="training_table", help="of the files with the results")
     parser.add_argument("--plot-only", action="store_true")
     arguments = vars(parser.parse_args())
     plot_only, seeds, names = (arguments.pop(name) for name in ("plot_only", "seeds", "rows"))

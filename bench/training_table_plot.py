@@ -8,7 +8,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-PLOT = Path(__file__).resolve().parent.parent / "docs" / "images" / "training-table.png"
+IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 FAMILIES = {
     "threshold": ("tab:blue", "o"),
     "RS-KD": ("tab:green", "s"),
@@ -17,11 +17,11 @@ FAMILIES = {
 }
 
 
-def draw(runs: dict[str, dict[int, dict[str, float]]]) -> None:
+def draw(runs: dict[str, dict[int, dict[str, float]]], name: str) -> None:
     """Write the plot; rows that are not records (cross-entropy, dense) are its 0 % and 100 %."""
     figure, axes = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
-    for name, seeds in runs.items():
-        family = next((style for prefix, style in FAMILIES.items() if name.startswith(prefix)), None)
+    for row, seeds in runs.items():
+        family = next((style for prefix, style in FAMILIES.items() if row.startswith(prefix)), None)
         points = [(one["bytes_per_token"], one["gap closed (%)"]) for one in seeds.values() if "gap closed (%)" in one]
         if family is None or not points:
             continue
@@ -30,7 +30,7 @@ def draw(runs: dict[str, dict[int, dict[str, float]]]) -> None:
         axes.scatter(bytes_S, closed_S, color=colour, marker=marker, s=18, alpha=0.5, linewidths=0)
         axes.scatter(bytes_S.mean(), closed_S.mean(), color=colour, marker=marker, s=60)
         axes.annotate(
-            name,
+            row,
             (bytes_S.mean(), closed_S.mean()),
             xytext=(7, -3),
             textcoords="offset points",
@@ -45,5 +45,5 @@ def draw(runs: dict[str, dict[int, dict[str, float]]]) -> None:
     axes.set_xlabel("stored bytes per token, everything counted")
     axes.set_ylabel("share of the gap in held-out KL closed (%)")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(PLOT, dpi=150)
+    figure.savefig(IMAGES / f"{name}.png", dpi=150)
     plt.close(figure)
