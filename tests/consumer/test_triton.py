@@ -77,9 +77,9 @@ class TestTheChoice:
     def test_auto(self, is_cuda, dtype, installed, expected, monkeypatch):
         monkeypatch.setattr(dense, "_has_triton", lambda: installed)
         logits = SimpleNamespace(is_cuda=is_cuda, dtype=dtype)
-        assert dense._takes_triton(logits) is expected
-        with dense_passes("eager"):
-            assert dense._takes_triton(logits) is False
+        assert dense._takes_triton(logits) is False, "nothing that has not run on a GPU is a default"
+        with dense_passes("auto"):
+            assert dense._takes_triton(logits) is expected
 
     def test_what_is_forced_holds_inside_only(self, monkeypatch):
         monkeypatch.setattr(dense, "_has_triton", lambda: True)

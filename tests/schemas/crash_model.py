@@ -171,9 +171,8 @@ def put_state(folder: Path, files: dict[Path, bytes]) -> None:
 class FailingFiles(UnsyncedFiles):
     """Fails at the n-th operation with the given error; `failed` names the operation."""
 
-    def __init__(self, n: int, code: int, *, unlinks: bool = True) -> None:
+    def __init__(self, n: int, code: int) -> None:
         self.remaining, self.code, self.failed = n, code, ""
-        self.unlinks = unlinks
 
     def step(self, kind: str) -> None:
         self.remaining -= 1
@@ -206,8 +205,7 @@ class FailingFiles(UnsyncedFiles):
         super().sync_directory(path)
 
     def unlink(self, path: Path) -> None:
-        if self.unlinks:
-            self.step("unlink")
+        self.step("unlink")
         super().unlink(path)
 
 

@@ -148,8 +148,7 @@ def test_no_space_or_a_broken_disk_at_every_operation(case: str, tmp_path: Path)
     while True:
         for code in (errno.ENOSPC, errno.EIO)[:: 1 if n % 2 else -1]:
             put_state(folder, base)
-            # `CaskWriter.adopt` does not say clearly yet that a leftover cannot be removed.
-            files = FailingFiles(n, code, unlinks=not case.startswith("merge"))
+            files = FailingFiles(n, code)
             error = failure_of(care, folder, files)
             if error is None:
                 assert not files.failed, "an error of the file system was swallowed"

@@ -27,7 +27,8 @@ def opening_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a shard was opened")
 
     monkeypatch.setattr("logitcask_schemas.cask.reader.open_shard", refuse)
-    monkeypatch.setattr("logitcask_schemas.cask.writer.open_shard", refuse)
+    monkeypatch.setattr("logitcask_schemas.cask.reader.open_documents", refuse)
+    monkeypatch.setattr("logitcask_schemas.cask.writer.open_documents", refuse)
 
 
 @settings(max_examples=60, deadline=None)

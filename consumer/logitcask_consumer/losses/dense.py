@@ -2,8 +2,8 @@
 
 Shape legend: R rows of a chunk, V vocabulary size, H head entries, N tail draws.
 
-The passes over the rows are `softmax`'s, or on CUDA those of `triton_dense`. `_takes_triton` is the one place that
-chooses; `dense_passes` forces either.
+The passes over the rows are `softmax`'s, or those of `triton_dense`, which are opt-in until they have run on a GPU.
+`_takes_triton` is the one place that chooses, by what `dense_passes` says.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from logitcask_schemas.errors import LogitcaskError
 Passes: TypeAlias = Literal["auto", "eager", "triton"]
 """How the passes over [rows, vocabulary] are made; see `dense_passes`."""
 
-_PASSES: ContextVar[Passes] = ContextVar("dense_passes", default="auto")
+_PASSES: ContextVar[Passes] = ContextVar("dense_passes", default="eager")
 
 
 class TritonPassesError(LogitcaskError, RuntimeError):
@@ -48,12 +48,12 @@ class DenseRows:
 
 @contextmanager
 def dense_passes(passes: Passes) -> Iterator[None]:
-    """Force how the passes are made, within the block and this thread.
+    """Choose how the passes are made, within the block and this thread.
 
     Args:
-        passes: `auto` (the default outside) takes Triton for float32 and float64 on CUDA where it is installed, and
-            torch's operators for everything else; `eager` always takes the operators; `triton` never does, and raises
-            `TritonPassesError` where it cannot serve.
+        passes: `eager` (the default outside) takes torch's operators; `auto` takes Triton for float32 and float64 on
+            CUDA where it is installed, and the operators for everything else; `triton` never takes the operators, and
+            raises `TritonPassesError` where it cannot serve.
 
     Raises:
         ValueError: there are no such passes.

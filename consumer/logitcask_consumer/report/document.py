@@ -17,8 +17,10 @@ SHOWN = (
     "kl_bound",
     "nll",
     "perplexity",
+    "entropy",
     "agreement",
     "acceptance",
+    "tvd",
     "tail_error",
     "accuracy",
     "calibration_error",
@@ -28,8 +30,10 @@ UNITS = {
     "kl_bound": "nats per token",
     "nll": "nats per token",
     "perplexity": "",
+    "entropy": "nats per token",
     "agreement": "share of positions",
     "acceptance": "share of drafted tokens",
+    "tvd": "probability",
     "tail_error": "probability",
     "accuracy": "share of positions",
     "calibration_error": "probability",
@@ -115,7 +119,7 @@ def _cask(dataset: CaskDataset, teacher: Columns) -> dict[str, Any]:
 def _teacher(columns: Columns, bootstrap: DocumentBootstrap, kinds: dict[str, str]) -> dict[str, Estimate]:
     values = columns.values
     nll = bootstrap.mean(values["nll"])
-    own = {"nll": nll, "perplexity": nll.map(np.exp)}
+    own = {"nll": nll, "perplexity": nll.map(np.exp), "entropy": bootstrap.mean(values["entropy"])}
     if "agreement" in kinds:  # the head is in order, so its first entry is the teacher's most likely token
         own["accuracy"] = bootstrap.mean(values["correct"])
         own["calibration_error"] = bootstrap.calibration_error(values["confidence"], values["correct"])

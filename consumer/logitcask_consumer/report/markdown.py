@@ -8,13 +8,15 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     ("kl_bound", "KL of head and tail bucket, nats/token", "{:.4f}"),
     ("perplexity", "perplexity", "{:,.2f}"),
     ("nll", "-log p of the real token, nats/token", "{:.4f}"),
+    ("entropy", "entropy, nats/token", "{:.4f}"),
     ("agreement", "same top token as the teacher", "{:.2%}"),
     ("acceptance", "expected acceptance as a draft model", "{:.2%}"),
+    ("tvd", "total variation distance to the teacher", "{:.4f}"),
     ("tail_error", "tail mass error, student - teacher", "{:+.4f}"),
     ("accuracy", "top token is the real one", "{:.2%}"),
     ("calibration_error", "calibration error (15 bins)", "{:.4f}"),
 )
-_TEACHERS_OWN = {"kl": 0.0, "kl_bound": 0.0, "agreement": 1.0, "acceptance": 1.0, "tail_error": 0.0}
+_TEACHERS_OWN = {"kl": 0.0, "kl_bound": 0.0, "agreement": 1.0, "acceptance": 1.0, "tvd": 0.0, "tail_error": 0.0}
 
 
 def to_markdown(document: dict[str, Any], plots: Sequence[str]) -> str:
@@ -28,8 +30,9 @@ def to_markdown(document: dict[str, Any], plots: Sequence[str]) -> str:
         ),
         _models_table(document),
         (
-            f"Brackets: {document['confidence_level']:.0%} interval, bootstrap over documents. *unbiased*: an estimate "
-            "from the tail draws, right on average; *bound*: the true value is on one side of it; the rest is exact."
+            f"Brackets: {document['confidence_level']:.0%} interval, bootstrap over documents (standard errors: "
+            "report.json). *unbiased*: an estimate from the tail draws, right on average; *bound*: the true value is "
+            "on one side of it; the rest is exact."
         ),
         _change_line(document),
         "## Records",

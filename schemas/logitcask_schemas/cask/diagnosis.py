@@ -7,7 +7,7 @@ from pathlib import Path
 from logitcask_schemas.cask.carriers import CARRIERS
 from logitcask_schemas.cask.document_table import DOCUMENTS_NAME, ShardDocuments
 from logitcask_schemas.cask.layout import SHARDS_NAME
-from logitcask_schemas.cask.opening import open_shard
+from logitcask_schemas.cask.opening import open_documents
 from logitcask_schemas.cask.rebuilding import guessed_entries, rebuilt_entry
 from logitcask_schemas.cask.survey import Survey
 from logitcask_schemas.cask.verify import ShardReport, verify_shard
@@ -96,7 +96,7 @@ class StoredDocuments:
         self._table, self._sound = found.taken.table, found.sound
         cask = found.taken.cask
         self.loose = {
-            name: open_shard(cask.path, entry, cask.layout).documents
+            name: open_documents(cask.path, entry, cask.layout)
             for name, entry in found.sound.items()
             if self._table is None or name not in self._table or entry in found.rewrite_entries
         }

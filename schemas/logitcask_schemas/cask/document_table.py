@@ -38,6 +38,7 @@ _HEADER: Final = struct.Struct("<8s6Q")  # magic, S, D, item size of order, xxh3
 _HEADER_BYTES: Final = 64  # _HEADER, then the xxh3 of its bytes
 _NAME_BYTES: Final = 16
 _ID_BYTES: Final = 32
+_BLOCK_BYTES: Final = 2**20
 _ADVICE: Final = "It only repeats the shards: delete it, the next writer makes it anew"
 
 
@@ -82,8 +83,13 @@ class _Sections:
 class DocumentTable:
     """An opened documents.bin; its arrays are views of the mapped file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, doubted: bool = False) -> None:
         """Map the file and prove its header and the list of shards; `open` is the way in.
+
+        Args:
+            path: of the file.
+            doubted: read all of it before it is mapped: a bad sector is an error where it is read, and the end of the
+                process where it is mapped.
 
         Raises:
             FileNotFoundError: There is none.
@@ -93,6 +99,8 @@ class DocumentTable:
         with open_regular(path) as file:
             try:
                 documents = self._read_header(file.read(_HEADER_BYTES), os.fstat(file.fileno()).st_size)
+                while doubted and file.read(_BLOCK_BYTES):
+                    pass
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except OSError as error:
                 raise unreadable(path, error) from error
@@ -133,14 +141,14 @@ class DocumentTable:
         return int(documents)
 
     @classmethod
-    def open(cls, cask: Path) -> "DocumentTable | None":
-        """The cask's table, or None where there is none yet.
+    def open(cls, cask: Path, *, doubted: bool = False) -> "DocumentTable | None":
+        """The cask's table, or None where there is none yet; `doubted` as for the class.
 
         Raises:
             CaskCorruptionError: It is damaged.
         """
         try:
-            return cls(cask / DOCUMENTS_NAME)
+            return cls(cask / DOCUMENTS_NAME, doubted=doubted)
         except FileNotFoundError:
             return None
 

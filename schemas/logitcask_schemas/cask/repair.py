@@ -10,6 +10,7 @@ What is no file, such as a folder under a shard's name, moves to the quarantine 
 
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -108,19 +109,17 @@ def _salvage(found: Diagnosis) -> dict[str, Salvage]:
     """Per damaged shard; a shard whose content lies under another shard's name is read there."""
     cask = found.taken.cask
     contents: dict[str, Path] = {}
-    broken: set[Path] = set()
     sizes = {entry.bytes for entry in found.damaged.values()}
     for entry in found.damaged.values():
         path = shard_path(cask.path, entry)
         if path.is_file() and path.stat().st_size in sizes:
-            try:
+            # What cannot be read to its end is nobody's content; what the disk gives back is read piece by piece.
+            with suppress(CaskCorruptionError):
                 contents[sha256_of(path)] = path
-            except CaskCorruptionError:
-                broken.add(path)  # the disk; what it gives back is read piece by piece
 
     def salvage(entry: ShardEntry) -> Salvage:
         path, known = contents.get(entry.sha256, shard_path(cask.path, entry)), found.known(entry.name)
-        return salvage_shard(path, entry, cask, None if known is None else known.ids, mapped=path not in broken)
+        return salvage_shard(path, entry, cask, None if known is None else known.ids)
 
     salvaged = {name: salvage(entry) for name, entry in found.damaged.items()}
     for name, guesses in found.doubtful.items():

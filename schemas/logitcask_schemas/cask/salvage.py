@@ -51,9 +51,7 @@ class Salvage:
     """Documents of which not even the id is known."""
 
 
-def salvage_shard(
-    path: Path, entry: ShardEntry, cask: Cask, known_ids: NDArray[np.uint8] | None, *, mapped: bool = True
-) -> Salvage:
+def salvage_shard(path: Path, entry: ShardEntry, cask: Cask, known_ids: NDArray[np.uint8] | None) -> Salvage:
     """Sort the documents of a damaged shard.
 
     Args:
@@ -61,13 +59,11 @@ def salvage_shard(
         entry: What the shard should be.
         cask: That it belongs to.
         known_ids: The documents it should hold, [D, 32], where another file tells.
-        mapped: No longer of account: the file is read, never mapped.
 
     Raises:
         CaskReadError: The operating system refuses, which says nothing about the shard.
         CaskWriteError: There is no room for a copy in the temporary folder.
     """
-    del mapped
     found, layout = Salvage(), cask.layout
     candidates = _columns_of(path, entry, layout) if path.is_file() else None
     if candidates is None:

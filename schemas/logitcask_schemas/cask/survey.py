@@ -73,7 +73,7 @@ def survey(path: Path) -> Survey:
             del entries[name]
     table = None
     try:
-        table = DocumentTable.open(path)
+        table = DocumentTable.open(path, doubted=True)
         if table is not None:
             table.verify()
     except CaskReadError:

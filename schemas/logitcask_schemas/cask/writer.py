@@ -19,7 +19,7 @@ from logitcask_schemas.cask.cask_folder import prepare_folder, require_new
 from logitcask_schemas.cask.columns import ShardColumns, assemble
 from logitcask_schemas.cask.document_index import DocumentIndex
 from logitcask_schemas.cask.document_table import DocumentTable, ShardDocuments, write_document_table
-from logitcask_schemas.cask.files import FileOperations, LocalFiles, link_or_copy
+from logitcask_schemas.cask.files import FileOperations, LocalFiles, clear_errors, link_or_copy
 from logitcask_schemas.cask.gather import gather_rows
 from logitcask_schemas.cask.index import (
     read_entries,
@@ -228,7 +228,8 @@ class CaskWriter:
             if any(self.has(identity.tobytes()) for identity in documents.ids):
                 return None
             # What has this name without an entry is the leftover of a writer that died.
-            self._files.unlink(self.path / SHARDS_NAME / name)
+            with clear_errors(self.path):
+                self._files.unlink(self.path / SHARDS_NAME / name)
             linked = link_or_copy(self._files, path, self.path / SHARDS_NAME, name, link=link)
             publish_entry(self._files, self.path, entry, carrier)
             self._note(entry, ShardDocuments(ids=documents.ids.copy(), lengths=documents.lengths.astype(np.uint32)))

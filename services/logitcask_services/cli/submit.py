@@ -32,6 +32,7 @@ def submit(
     tail_max: Annotated[int | None, typer.Option(help="Threshold: most tail draws.")] = None,
     k: Annotated[int | None, typer.Option(help="Topk: tokens kept.")] = None,
     draws: Annotated[int | None, typer.Option(help="Sampled: draws.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="How tails are drawn: systematic or multinomial.")] = None,
     pin: Annotated[list[int] | None, typer.Option(help="Token id that is always kept; may be repeated.")] = None,
     temperature: Annotated[
         list[float] | None, typer.Option(help="Also store log Z at this temperature; may be repeated.")
@@ -60,6 +61,7 @@ def submit(
         "tail_max": tail_max,
         "k": k,
         "draws": draws,
+        "sampler": sampler,
         "pinned_ids": pin or None,
         "temperatures": temperature or None,
         "seed": seed,
