@@ -22,6 +22,7 @@ Shape legend: R positions of a document, V vocabulary, D hidden size of the stud
 """
 
 import argparse
+import csv
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -213,6 +214,16 @@ def against_random_sampling(figures: dict[tuple[str, int], dict[str, float]], ta
     return ours[f"bytes, {which}"] / other
 
 
+def kept_figures(path: Path) -> dict[str, dict[tuple[str, int], dict[str, float]]]:
+    """The figures of an earlier run, from its CSV file."""
+    found: dict[str, dict[tuple[str, int], dict[str, float]]] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            scheme = (row["scheme"], int(row["parameter"]))
+            found.setdefault(row["text"], {}).setdefault(scheme, {})[row["metric"]] = float(row["p50"])
+    return found
+
+
 def main() -> None:
     from logitcask_services.models import fetch_model
 
@@ -221,11 +232,15 @@ def main() -> None:
     parser.add_argument("--student", type=Path, default=Path("bench/cache/student-ce"))
     parser.add_argument("--cache", type=Path, default=Path("bench/cache"), help="where hidden states are kept")
     parser.add_argument("--documents", type=int, default=8, help=f"of {LENGTH - 1} positions, of each kind")
+    parser.add_argument("--plot-only", action="store_true", help="draw the figures of an earlier run")
     arguments = parser.parse_args()
+    report = Report(__file__, "torch", "transformers")
+    if arguments.plot_only:
+        draw(kept_figures(report.path))
+        return
     teacher = arguments.teacher or fetch_model("smollm2-135m")
     tokenizer = transformers.AutoTokenizer.from_pretrained(teacher)
     student = transformers.AutoModelForCausalLM.from_pretrained(arguments.student, dtype=torch.float32).eval()
-    report = Report(__file__, "torch", "transformers")
     note = f"{arguments.documents * (LENGTH - 1):,} positions"
     found = {}
     for kind, texts in teacher_rows.KINDS.items():

@@ -6,6 +6,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 PLOT = Path(__file__).resolve().parent.parent / "docs" / "images" / "noise-frontier.png"
 STYLES = {
@@ -34,6 +35,9 @@ def draw(found: dict[str, dict[tuple[str, int], dict[str, float]]]) -> None:
                 )
             axes.set_xscale("log")
             axes.set_yscale("log")
+            axes.set_xticks([20, 50, 100, 200, 500])
+            axes.xaxis.set_major_formatter(ScalarFormatter())
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.spines[["top", "right"]].set_visible(False)
             axes.set_title(kind if row == 0 else "")
             axes.set_xlabel("stored bytes per token" if row else "")
