@@ -79,6 +79,7 @@ def plain_batch(dataset: CaskDataset, numbers: list[int]) -> dict[str, Any]:
         "input_ids": [ids + [PAD] * (width - len(ids)) for ids, _ in rows],
         "position_ids": [positions + [0] * (width - len(positions)) for _, positions in rows],
         "slots": [sequence * width + slot for sequence, slot in slots],
+        "positions": len(slots),
         "head_offsets": np.cumsum([0, *pieces.pop("head_counts", [])]).tolist(),
         "tail_offsets": np.cumsum([0, *pieces.pop("tail_counts", [])]).tolist(),
         **pieces,
@@ -142,8 +143,8 @@ def assert_equal(found: list[dict[str, Any]], expected: list[dict[str, Any]]) ->
     for mine, theirs in zip(found, expected, strict=True):
         assert mine.keys() == theirs.keys()
         for name, column in theirs.items():
-            if column is None:
-                assert mine[name] is None
+            if column is None or isinstance(column, int):
+                assert mine[name] == column, name
             else:
                 np.testing.assert_array_equal(np.asarray(mine[name]), np.asarray(column), err_msg=name)
                 assert mine[name].dtype == column.dtype, name
