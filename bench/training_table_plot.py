@@ -7,6 +7,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 FAMILIES = {
@@ -32,7 +33,7 @@ def draw(runs: dict[str, dict[int, dict[str, float]]], name: str) -> None:
         axes.annotate(
             row,
             (bytes_S.mean(), closed_S.mean()),
-            xytext=(7, -3),
+            xytext=(-12, -14) if row.endswith("u8") else (7, -3),
             textcoords="offset points",
             fontsize=8,
             color=colour,
@@ -42,6 +43,9 @@ def draw(runs: dict[str, dict[int, dict[str, float]]], name: str) -> None:
     axes.annotate("dense KL", (0.01, 100), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="grey")
     axes.annotate("cross-entropy", (0.01, 0), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="grey")
     axes.set_xscale("log")
+    axes.set_xticks([30, 50, 100, 200])
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("stored bytes per token, everything counted")
     axes.set_ylabel("share of the gap in held-out KL closed (%)")
     axes.spines[["top", "right"]].set_visible(False)
