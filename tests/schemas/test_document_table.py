@@ -1,5 +1,7 @@
 """documents.bin: lengths and ids without opening shards, whatever it knows and however it is damaged."""
 
+import errno
+import io
 import tempfile
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.document_table import DOCUMENTS_NAME, DocumentTable, ShardDocuments, write_document_table
 from logitcask_schemas.cask.files import LocalFiles
+from logitcask_schemas.cask.survey import survey
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError
 
 # Few distinct prefixes, so that ids share their first 8 bytes and the tie has to be broken on the rest.
@@ -181,3 +184,30 @@ def test_every_bit_is_covered_or_padding(sound: bytes) -> None:
         assert found == expected
         uncovered += 1
     assert uncovered == 0
+
+
+class BadSector(io.FileIO):
+    """A file whose disk gives back its beginning and no more."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.tell():
+            raise OSError(errno.EIO, "Input/output error")
+        return super().read(size)
+
+
+def test_what_is_doubted_is_read_before_it_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bad sector is an error where it is read; under a mapping it would end the process."""
+    with create(tmp_path) as writer:
+        writer.publish(make_documents([9, 5], 1))
+
+    def mapped(*_: object, **__: object) -> None:
+        raise AssertionError("the table was mapped")
+
+    monkeypatch.setattr("logitcask_schemas.cask.document_table.open_regular", BadSector)
+    monkeypatch.setattr("logitcask_schemas.cask.document_table.mmap.mmap", mapped)
+    found = survey(tmp_path)
+    assert found.table is None
+    assert found.damaged_files == [tmp_path / DOCUMENTS_NAME]
+    assert "Input/output error" in found.problems[0]
+    with pytest.raises(AssertionError, match="was mapped"):  # readers, who do not doubt it
+        DocumentTable.open(tmp_path)
