@@ -8,7 +8,8 @@ from torch import Tensor
 
 from logitcask_consumer.cross_tokenizer.loss import ChunkLoss, StudentSpan
 from logitcask_consumer.cross_tokenizer.target import ChunkTarget
-from logitcask_consumer.losses.loss import Estimator, LossParameterError
+from logitcask_consumer.losses.loss import Estimator
+from logitcask_consumer.losses.spec import LossParameterError
 from logitcask_schemas.capture_spec import CaptureSpec
 
 _BELOW_ONE: Final = 1e-6

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from logitcask_consumer.cross_tokenizer.fused import fused_head
 from logitcask_consumer.cross_tokenizer.loss import ChunkLoss, StudentSpan
 from logitcask_consumer.cross_tokenizer.target import ChunkTarget
-from logitcask_consumer.losses.chunked import CHUNK_BYTES, ShapeError
+from logitcask_consumer.losses.chunked import ShapeError
+from logitcask_consumer.losses.fused_head import default_rows, fused_head, wide_dtype
 from logitcask_consumer.losses.head import LMHead
 from logitcask_consumer.losses.softmax import log_softmax_
 
@@ -68,7 +68,7 @@ def chunk_distillation_loss(
             f"{len(hidden_TD)} hidden states for {target.num_rows} rows, {len(terms)} terms, a set of new words over "
             f"{len(closing_V)} ids for a head of {head.vocab_size}: rows and ids must agree, and a term is needed"
         )
-    rows = chunk_rows if chunk_rows is not None else max(1, CHUNK_BYTES // (4 * head.vocab_size))
+    rows = chunk_rows if chunk_rows is not None else default_rows(head)
     closing = any(loss.reads_closing for _, loss in terms)
     spans = target.spans(rows)
     span = _Span(
@@ -77,7 +77,7 @@ def chunk_distillation_loss(
         closing_V=closing_V if closing else None,
         top=any(loss.reads_top for _, loss in terms),
         stops=dict(spans),
-        sums_K1=hidden_TD.new_zeros(len(terms) + 1, dtype=torch.promote_types(hidden_TD.dtype, torch.float32)),
+        sums_K1=hidden_TD.new_zeros(len(terms) + 1, dtype=wide_dtype(hidden_TD)),
     )
     # What follows the last chunk of a span is said by one row more.
     seen = [(start, min(stop + closing, len(hidden_TD))) for start, stop in spans]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from logitcask_consumer.cross_tokenizer.corpus import AlignedCorpus
-from logitcask_consumer.data.dataset import Packing, _pack
+from logitcask_consumer.data.packing_groups import Packing, pack_groups
 from logitcask_consumer.data.windows import Windows
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.collation import CollatedRecords, collate
@@ -78,7 +78,7 @@ class CrossTokenizerDataset(Dataset[ChunkSequences]):
         self._first_document = np.concatenate([[0], np.cumsum(shards)])
         self.windows = Windows.cut(np.diff(corpus.student_offsets_D1) - 1, seq_len=seq_len, overlap=overlap)
         aligned = np.diff(np.searchsorted(corpus.documents_D, self._first_document))
-        self.packs, self.sequences_per_group = _pack(self.windows, aligned, seq_len, packing, seed)
+        self.packs, self.sequences_per_group = pack_groups(self.windows, aligned, seq_len, packing, seed)
 
     @property
     def manifest(self) -> CaskManifest:

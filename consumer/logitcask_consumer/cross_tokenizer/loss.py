@@ -7,13 +7,14 @@ and never compare token ids of the two sides.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from logitcask_consumer.cross_tokenizer.target import ChunkTarget
 from logitcask_consumer.losses.loss import Estimator
+from logitcask_consumer.losses.spec import write_loss
 from logitcask_schemas.capture_spec import CaptureSpec
 
 
@@ -65,6 +66,4 @@ class ChunkLoss(ABC):
     @property
     def spec(self) -> str:
         """The loss as it is written: its name and the parameters that differ from their defaults."""
-        changed = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
-        given = [f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in changed]
-        return self.name + (":" + ",".join(given) if given else "")
+        return write_loss(self)

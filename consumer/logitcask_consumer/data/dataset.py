@@ -4,15 +4,13 @@ Shape legend: D documents of all casks, W windows, B sequences.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from logitcask_consumer.data.packing import Packs, pack_alone, pack_best_fit
+from logitcask_consumer.data.packing_groups import Packing, pack_groups
 from logitcask_consumer.data.sequences import SequenceRecords
 from logitcask_consumer.data.windows import Windows
 from logitcask_consumer.weights import Positions, Weights
@@ -22,11 +20,6 @@ from logitcask_schemas.cask.shard import Shard
 from logitcask_schemas.errors import CaskError, DocumentMismatchError
 from logitcask_schemas.manifest import CaskManifest
 from logitcask_schemas.records import document_id
-
-Packing = Literal["best_fit", "none"]
-
-GROUP_SEQUENCES: Final = 256
-"""Shards are packed together until they fill this many sequences: a shard of a few documents alone would pack badly."""
 
 
 class EmptyCaskError(CaskError):
@@ -113,7 +106,7 @@ class CaskDataset(Dataset[SequenceRecords]):
                 f"nothing to train on in {', '.join(str(cask.path) for cask in self.casks)}: {len(positions_D)} "
                 "documents, none of two tokens or more"
             )
-        self.packs, self.sequences_per_group = _pack(self.windows, shards, seq_len, packing, seed)
+        self.packs, self.sequences_per_group = pack_groups(self.windows, shards, seq_len, packing, seed)
         self._proved_D = np.zeros(len(positions_D), dtype=np.bool_)
 
     @property
@@ -213,33 +206,3 @@ def _prove(shard: Shard, row: int) -> None:
             f"{shard.path}: document {row}: stored under identity {stored.hex()}, its token ids give {computed.hex()}. "
             "Its records may belong to another text: run `logitcask cask verify`."
         )
-
-
-def _pack(
-    windows: Windows, documents_per_shard: NDArray[np.int64], seq_len: int, packing: Packing, seed: int
-) -> tuple[Packs, NDArray[np.int64]]:
-    """Pack group by group of shards; also the number of sequences of each group."""
-    generator = np.random.default_rng([seed, 1])
-    slots_W, numbers, lengths, counts = windows.slots_W, [], [], []
-    for first, stop in pairwise(_group_edges(windows, documents_per_shard, GROUP_SEQUENCES * seq_len)):
-        shuffled = generator.permutation(np.arange(first, stop))
-        best = packing == "best_fit"
-        packs = pack_best_fit(slots_W[shuffled], capacity=seq_len) if best else pack_alone(len(shuffled))
-        numbers.append(shuffled[packs.windows_W])
-        lengths.append(np.diff(packs.offsets_B1))
-        counts.append(len(packs))
-    offsets_B1 = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
-    return Packs(windows_W=np.concatenate(numbers), offsets_B1=offsets_B1), np.array(counts, dtype=np.int64)
-
-
-def _group_edges(windows: Windows, documents_per_shard: NDArray[np.int64], enough_slots: int) -> list[int]:
-    """Window numbers at which groups of consecutive shards begin and end; a group has enough slots to pack well."""
-    shard_edges = np.searchsorted(windows.document_W, np.concatenate([[0], np.cumsum(documents_per_shard)]))
-    slots_before = np.concatenate([[0], np.cumsum(windows.slots_W)])
-    edges = [0]
-    for edge in shard_edges[1:].tolist():
-        if slots_before[edge] - slots_before[edges[-1]] >= enough_slots:
-            edges.append(edge)
-    if edges[-1] != len(windows):
-        edges.append(len(windows))
-    return edges

@@ -13,12 +13,13 @@ from logitcask_consumer.losses.forward_kl import ForwardKL
 from logitcask_consumer.losses.ghost_kl import GhostKL
 from logitcask_consumer.losses.head import LMHead, LogitTransform, LowRank, base_model, check_head
 from logitcask_consumer.losses.js import JensenShannon
-from logitcask_consumer.losses.loss import Loss, LossParameterError
+from logitcask_consumer.losses.loss import Loss
 from logitcask_consumer.losses.objective import Objective
-from logitcask_consumer.losses.registry import LOSSES, LossMismatchError, UnknownLossError, get_loss, register
+from logitcask_consumer.losses.registry import LOSSES, LossMismatchError, get_loss, register
 from logitcask_consumer.losses.reverse_kl import ReverseKL
 from logitcask_consumer.losses.skew_kl import SkewKL
 from logitcask_consumer.losses.skew_reverse_kl import SkewReverseKL
+from logitcask_consumer.losses.spec import LossParameterError, UnknownLossError
 from logitcask_consumer.losses.taid import Taid
 from logitcask_consumer.losses.tail_aware import TailAware
 from logitcask_consumer.losses.target import SparseTarget

@@ -6,8 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from logitcask_consumer.losses.loss import Estimator, Loss, LossParameterError, Requires, in_range
+from logitcask_consumer.losses.loss import Estimator, Loss, Requires, in_range
 from logitcask_consumer.losses.registry import register
+from logitcask_consumer.losses.spec import LossParameterError
 from logitcask_consumer.losses.student_rows import Needs, StudentRows
 from logitcask_consumer.losses.target import SparseTarget
 

@@ -8,15 +8,15 @@ function of them. What a gradient for those values means for the logits is worke
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from logitcask_consumer.losses.spec import LossParameterError, write_loss
 from logitcask_consumer.losses.student_rows import Needs, StudentRows
 from logitcask_consumer.losses.target import SparseTarget
 from logitcask_schemas.capture_spec import CaptureSpec
-from logitcask_schemas.errors import LogitcaskError
 
 Estimator = Literal["exact", "unbiased", "consistent", "bound", "biased"]
 """What a loss and its gradient on records are to the dense loss: equal to it, equal in expectation, equal in the limit
@@ -24,10 +24,6 @@ of many draws, a lower bound of it, or none of these."""
 
 Tail = Literal["draws", "ghost"]
 """How a divergence sees the teacher's tail: by the draws, without bias, or as one bucket of mass r, a lower bound."""
-
-
-class LossParameterError(LogitcaskError, ValueError):
-    """A loss was given a parameter that it does not have or that is out of range."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,8 +112,7 @@ class Loss(ABC):
     @property
     def spec(self) -> str:
         """The loss as `get_loss` reads it: its name and the parameters that differ from their defaults."""
-        given = [f"{f.name}={_text(getattr(self, f.name))}" for f in fields(self) if getattr(self, f.name) != f.default]
-        return self.name + (":" + ",".join(given) if given else "")
+        return write_loss(self)
 
 
 def in_range(loss: Loss, name: str, low: float, high: float, *, open_ends: bool = False) -> None:
@@ -131,7 +126,3 @@ def in_range(loss: Loss, name: str, low: float, high: float, *, open_ends: bool 
     if not inside:
         kind = "strictly between" if open_ends else "between"
         raise LossParameterError(f"loss {loss.name!r}: {name} must lie {kind} {low:g} and {high:g}, got {value:g}")
-
-
-def _text(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,44 +1,29 @@
-"""What a run minimises: a weighted mix of losses, the weights perhaps scheduled.
+"""What a run minimises: a weighted mix of losses on the records of a student's own tokens."""
 
-"forward_kl", "0.9*forward_kl + 0.1*cross_entropy", "linear(1,0)*ghost_kl + linear(0,1)*js:beta=0.1".
-"""
-
-import re
 from dataclasses import dataclass
+from operator import attrgetter
 
 from logitcask_consumer.losses.chunked import Terms
 from logitcask_consumer.losses.cross_entropy import CrossEntropy
-from logitcask_consumer.losses.loss import Loss, LossParameterError
+from logitcask_consumer.losses.loss import Loss
+from logitcask_consumer.losses.mix import Mix
 from logitcask_consumer.losses.registry import get_loss, require
-from logitcask_consumer.losses.schedule import Schedule
+from logitcask_consumer.losses.spec import LossParameterError
 from logitcask_schemas.capture_spec import CaptureSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Objective:
-    """A mix of losses. Each trained position contributes its weighted sum; weights need not add up to 1."""
-
-    weights: tuple[Schedule, ...]
-    losses: tuple[Loss, ...]
+class Objective(Mix[Loss]):
+    """A mix of losses."""
 
     @classmethod
     def parse(cls, text: str) -> "Objective":
-        """Read a mix: losses joined by "+", each with a weight and "*" before it, or with weight 1.
+        """Read a mix; see `Mix.read`.
 
         Raises:
             UnknownLossError, LossParameterError: what is not understood.
         """
-        weights, losses = [], []
-        # A plus within a number ("1e+3") has no space before it.
-        for part in re.split(r"\s\+\s", text.strip()):
-            weight, times, spec = part.rpartition("*")
-            losses.append(get_loss(spec))
-            weights.append(Schedule.parse(weight if times else "1"))
-            if weights[-1].least < 0:
-                raise LossParameterError(f"{part!r}: the weight of a loss must not be negative")
-        if len({loss.spec for loss in losses}) < len(losses):
-            raise LossParameterError(f"{text!r} names a loss twice; add their weights")
-        return cls(weights=tuple(weights), losses=tuple(losses))
+        return cls.read(text, get_loss, attrgetter("spec"))
 
     def with_cross_entropy(self, share: float) -> "Objective":
         """The mix at (1 - share) of its weight, with `share` of the cross-entropy with the realised tokens.
@@ -46,14 +31,7 @@ class Objective:
         Raises:
             LossParameterError: it has one already.
         """
-        if share == 0.0:
-            return self
-        if any(isinstance(loss, CrossEntropy) for loss in self.losses):
-            raise LossParameterError("a mix that has cross_entropy in it takes no further share of it (ce_weight)")
-        scaled = (weight.times(1.0 - share) for weight in self.weights)
-        return Objective(
-            weights=(*scaled, Schedule.parse(str(share))), losses=(*self.losses, get_loss(CrossEntropy.name))
-        )
+        return self.shared_with(share, CrossEntropy())
 
     def terms(self, progress: float) -> Terms:
         """The losses with their weights at a part of the run done, from 0 to 1."""

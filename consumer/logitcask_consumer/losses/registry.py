@@ -1,9 +1,10 @@
 """The registry of losses: from a name, or a name with parameters, to a loss."""
 
-from dataclasses import fields, replace
-from typing import TypeVar, get_type_hints
+from dataclasses import replace
+from typing import TypeVar
 
-from logitcask_consumer.losses.loss import Loss, LossParameterError
+from logitcask_consumer.losses.loss import Loss
+from logitcask_consumer.losses.spec import read_loss
 from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.errors import LogitcaskError
 
@@ -15,13 +16,6 @@ L = TypeVar("L", bound=type[Loss])
 
 class LossMismatchError(LogitcaskError, ValueError):
     """A loss was asked of records that cannot support it."""
-
-
-class UnknownLossError(LogitcaskError, KeyError):
-    """A loss was named that is not registered."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 def register(loss: L) -> L:
@@ -45,18 +39,7 @@ def get_loss(spec: str) -> Loss:
         UnknownLossError: no such loss; the message lists those there are.
         LossParameterError: it has no such parameter, or the value is not one it can have.
     """
-    name, _, rest = spec.strip().partition(":")
-    if name not in LOSSES:
-        raise UnknownLossError(f"there is no loss {name!r}; there are: {', '.join(sorted(LOSSES))}")
-    loss, given = LOSSES[name], dict[str, object]()
-    types = {f.name: get_type_hints(type(loss))[f.name] for f in fields(loss)}
-    for part in filter(None, rest.split(",")):
-        key, equals, text = part.partition("=")
-        if not equals or key not in types:
-            known = ", ".join(types) or "none"
-            raise LossParameterError(f"loss {name!r} has no parameter {part!r}; it has: {known}, given as name=value")
-        given[key] = _value(name, key, text, types[key])
-    return replace(loss, **given)
+    return read_loss(spec, LOSSES)
 
 
 def require(loss: Loss, capture: CaptureSpec) -> None:
@@ -72,16 +55,3 @@ def require(loss: Loss, capture: CaptureSpec) -> None:
             f"tail_logprobs={str(capture.tail_logprobs).lower()}, temperatures={list(capture.temperatures)}. "
             f"Losses that fit it: {', '.join(fitting)}"
         )
-
-
-def _value(name: str, key: str, text: str, kind: object) -> object:
-    choices = getattr(kind, "__args__", ())
-    if choices and all(isinstance(choice, str) for choice in choices):
-        if text not in choices:
-            raise LossParameterError(f"loss {name!r}: {key} is one of {', '.join(choices)}, got {text!r}")
-        return text
-    assert kind in (int, float), f"loss {name}: parameters are numbers or choices, {key} is {kind}"
-    try:
-        return int(text) if kind is int else float(text)
-    except ValueError:
-        raise LossParameterError(f"loss {name!r}: {key} is a number, got {text!r}") from None

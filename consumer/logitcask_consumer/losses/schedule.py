@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from logitcask_consumer.losses.loss import LossParameterError
+from logitcask_consumer.losses.spec import LossParameterError
 
 _CALL: Final = re.compile(r"(?P<name>[a-z]+)\((?P<arguments>[^()]*)\)")
 

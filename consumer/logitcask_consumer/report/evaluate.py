@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from logitcask_consumer.data import Batch, CaskDataset, Collator, target_of
 from logitcask_consumer.losses import LMHead, base_model
-from logitcask_consumer.losses.chunked import CHUNK_BYTES
+from logitcask_consumer.losses.fused_head import default_rows
 from logitcask_consumer.report.position_metrics import measure, teacher_columns
 
 Column = NDArray[np.float32]
@@ -80,7 +80,7 @@ def _measure_in_chunks(
     hidden_TD: torch.Tensor, head: LMHead, batch: Batch, *, sampled_tail: bool
 ) -> Iterator[dict[str, Column]]:
     target, tail = target_of(batch, sampled_tail=sampled_tail), batch["tail_logprobs"]
-    rows = max(1, CHUNK_BYTES // (4 * head.vocab_size))
+    rows = default_rows(head)
     for start in range(0, len(hidden_TD), rows):
         stop = min(start + rows, len(hidden_TD))
         draws = slice(int(target.tail_offsets_R1[start]), int(target.tail_offsets_R1[stop]))

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from logitcask_consumer.losses.chunked import CHUNK_BYTES
+from logitcask_consumer.losses.fused_head import default_rows
 from logitcask_consumer.losses.head import LMHead
 from logitcask_consumer.weights.registry import register
 from logitcask_consumer.weights.weight import Weight, WeightParameterError, in_range
@@ -53,7 +53,7 @@ class EntropyTop(Weight):
             hidden_TD: last hidden states of T positions.
             head: the student's.
             sequences_T: number of the sequence of each position.
-            chunk_rows: rows of logits held at a time; None chooses about `losses.chunked.CHUNK_BYTES`.
+            chunk_rows: rows of logits held at a time; None chooses about 64 MiB of them.
         """
         if not len(hidden_TD):
             return torch.empty_like(sequences_T)
@@ -69,7 +69,7 @@ class EntropyTop(Weight):
 @torch.no_grad()
 def student_entropy(hidden_TD: Tensor, head: LMHead, chunk_rows: int | None = None) -> Tensor:
     """Entropy of the student's distribution at T positions, nats, float32 (float64 for float64 hidden states)."""
-    rows = chunk_rows if chunk_rows is not None else max(1, CHUNK_BYTES // (4 * head.vocab_size))
+    rows = chunk_rows if chunk_rows is not None else default_rows(head)
     dtype = torch.promote_types(hidden_TD.dtype, torch.float32)
     parts = []
     for start in range(0, len(hidden_TD), rows):
