@@ -1,6 +1,7 @@
 """One of two processes that shard a student with fully_shard: writes its loss and the gathered gradients of a batch.
 
-Usage: fsdp_worker.py CASK OUTPUT GROUPS, where GROUPS names how the head is sharded (root, head, tail).
+Usage: fsdp_worker.py CASK OUTPUT GROUPS, where GROUPS names how the head is sharded (root, head, tail),
+or mixed: in the root's group, with float32 parameters that are gathered in bfloat16.
 """
 
 import sys
@@ -11,7 +12,7 @@ import torch
 import torch.distributed as dist
 from cask_builder import tiny_model
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from logitcask_consumer.data import CaskDataset, Collator, open_casks, target_of
 from logitcask_consumer.losses import Objective
@@ -19,8 +20,8 @@ from logitcask_consumer.student_forward import DistillTask, attach
 from logitcask_consumer.weights import EntropyTop
 
 
-def student(*, tied: bool) -> Any:
-    return tiny_model(layers=2, seed=3, tie_word_embeddings=tied).double()
+def student(*, tied: bool, dtype: torch.dtype = torch.float64) -> Any:
+    return tiny_model(layers=2, seed=3, tie_word_embeddings=tied).to(dtype)
 
 
 def loss_of(model: Any, cask: Path, sequences: list[int], selection: EntropyTop | None) -> Any:
@@ -38,21 +39,23 @@ def loss_of(model: Any, cask: Path, sequences: list[int], selection: EntropyTop 
 
 
 def shard(model: Any, groups: str, mesh: Any) -> None:
+    mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    policy = mixed if groups == "mixed" else MixedPrecisionPolicy()
     for layer in model.model.layers:
-        fully_shard(layer, mesh=mesh)
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
     if groups == "head":
         fully_shard(model.model.embed_tokens, mesh=mesh)
         fully_shard(model.lm_head, mesh=mesh)
     elif groups == "tail":  # as accelerate does with tied weights
         fully_shard([model.model.norm, model.model.embed_tokens, model.lm_head], mesh=mesh, reshard_after_forward=False)
-    fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
 def main() -> None:
     cask, output, groups = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     torch.set_num_threads(1)
     mesh = init_device_mesh("cpu", (2,))
-    model = student(tied=groups == "tail")
+    model = student(tied=groups == "tail", dtype=torch.float32 if groups == "mixed" else torch.float64)
     attach(model)
     shard(model, groups, mesh)
     found = {}

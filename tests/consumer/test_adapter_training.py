@@ -1,6 +1,10 @@
 """Runs that train a part of the student: adapters by peft, or all but the head."""
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +21,7 @@ from logitcask_consumer.training import train
 from logitcask_schemas.errors import ModelError
 
 pytest.importorskip("peft")
+WORKER = Path(__file__).parent / "ddp_worker.py"
 # peft reads a property that transformers has renamed, and warns of adapters on tied weights.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
@@ -79,6 +84,22 @@ def test_a_run_with_adapters_learns_resumes_and_leaves_pefts_files(config, tmp_p
         torch.testing.assert_close(value, saved[name], rtol=0, atol=0)
     with pytest.raises(RunFolderError, match="lora"):
         train(replace(config, lora=None))
+
+
+def test_two_processes_train_adapters_as_one(config, tmp_path):
+    """DDP over gloo: same KL per step, same adapters but for rounding."""
+    alone = train(replace(config, max_steps=6, micro_tokens=256))
+    settings = replace(config, max_steps=6, micro_tokens=128, output=tmp_path / "pair").as_dict()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(WORKER)]
+    done = subprocess.run([*command, json.dumps(settings)], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines, others = (read_metrics(folder / "metrics.jsonl") for folder in (alone.output, tmp_path / "pair"))
+    for one, other in zip(lines, others, strict=True):
+        assert one["kl"] == pytest.approx(other["kl"], rel=1e-3)
+    saved, both = (load_file(folder / "adapter_model.safetensors") for folder in (alone.output, tmp_path / "pair"))
+    assert saved.keys() == both.keys()
+    for name, value in saved.items():
+        torch.testing.assert_close(both[name], value, rtol=1e-2, atol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("tied", [True, False])

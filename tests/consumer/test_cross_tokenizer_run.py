@@ -18,6 +18,7 @@ from logitcask_consumer.callbacks import read_metrics
 from logitcask_consumer.config import TrainConfig, TrainConfigError
 from logitcask_consumer.cross_tokenizer import ChunkObjective, held_out_bits_per_byte
 from logitcask_consumer.losses import LossMismatchError, LossParameterError, UnknownLossError
+from logitcask_consumer.students import load_model
 from logitcask_consumer.training import train
 from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.errors import IdentityMismatchError, ModelError
@@ -129,6 +130,26 @@ def test_two_processes_train_as_one(config, tmp_path):
     for one, other in zip(lines, others, strict=True):
         for name in ("kd", "ce", "chunks", "positions", "bits_per_byte"):
             assert one[name] == pytest.approx(other[name], rel=2e-3), name
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*tie.*:UserWarning")
+@pytest.mark.parametrize("part", [{"lora": "rank=4,targets=q_proj+lm_head"}, {"freeze_head": True}], ids=str)
+def test_a_part_of_the_student_may_be_trained(config, place, part):
+    """Adapters of body and head, or all but the head: the loss falls and the rest stays as it was."""
+    if "lora" in part:
+        pytest.importorskip("peft")
+    result = train(replace(config, loss="alm + cross_entropy", lr=1e-2, **part))
+    lines = read_metrics(result.output / "metrics.jsonl")
+    assert lines[-1]["loss"] < 0.97 * lines[0]["loss"]
+    before, after = load_model(place / "student"), load_model(result.output)
+    heads = [model.get_output_embeddings() for model in (before, after)]
+    kept = [getattr(head, "base_layer", head).weight for head in heads]
+    assert torch.equal(*kept)
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        change = before(input_ids=ids).logits - after(input_ids=ids).logits
+    assert float(change.abs().max()) > 1e-3
 
 
 def test_a_shared_tokenizer_may_be_aligned_too(config, place):

@@ -43,3 +43,23 @@ def test_a_sharded_student_has_the_loss_and_gradients_of_one_process(place, tmp_
         torch.testing.assert_close(first[name] + second[name], loss.detach(), rtol=1e-10, atol=1e-10)
         for key, expected in zip(names, gradients, strict=True):
             torch.testing.assert_close(first[f"{name}:{key}"], expected, rtol=1e-8, atol=1e-10, msg=f"{name} {key}")
+
+
+def test_mixed_precision_errs_as_one_process_in_bfloat16(place, tmp_path):
+    """Parameters float32, gathered and multiplied in bfloat16, gradients reduced in float32."""
+    two_processes("fsdp_worker.py", place / "cask", tmp_path, "mixed")
+    found = torch.load(tmp_path / "0.pt", weights_only=True)
+    exact, plain = gradients_of(place, torch.float64), gradients_of(place, torch.bfloat16)
+    for name, expected in exact.items():
+        gradient = found[f"all:{name}"]
+        assert gradient.dtype == torch.float32
+        error, usual = (float((one.double() - expected).norm()) for one in (gradient, plain[name]))
+        assert 0 < error <= 2.0 * usual + 1e-3 * float(expected.norm()), name
+
+
+def gradients_of(place, dtype):
+    """Of all four sequences, in one process."""
+    model = student(tied=False, dtype=dtype)
+    attach(model)
+    loss_of(model, place / "cask", [0, 1, 2, 3], None).backward()
+    return {name: value.grad for name, value in model.named_parameters()}

@@ -36,6 +36,14 @@ def report(
         int | None, typer.Option("--seq-len", help="Tokens of a sequence; default: the longest document.", min=2)
     ] = None,
     batch_tokens: Annotated[int, typer.Option("--batch-tokens", help="Tokens per forward pass.", min=1)] = 4096,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            "--teacher",
+            help="The teacher's folder (only its tokenizer is read): adds bits per byte, and allows models with a "
+            "tokenizer of their own.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap.")] = 0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")
@@ -55,6 +63,7 @@ def report(
         seq_len=seq_len,
         batch_tokens=batch_tokens,
         seed=seed,
+        teacher=teacher,
     )
     messages = Console(stderr=True)
     document = make_report(config, say=lambda message: messages.print(message, highlight=False))

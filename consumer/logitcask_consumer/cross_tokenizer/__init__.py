@@ -6,7 +6,13 @@ it is computed), `run` (what a training run does differently).
 """
 
 from logitcask_consumer.cross_tokenizer.alm import Alm
-from logitcask_consumer.cross_tokenizer.evaluate import BitsPerByte, bits_per_byte, held_out_bits_per_byte
+from logitcask_consumer.cross_tokenizer.evaluate import (
+    BitsPerByte,
+    ChunkColumns,
+    aligned_columns,
+    evaluate_chunks,
+    held_out_bits_per_byte,
+)
 from logitcask_consumer.cross_tokenizer.next_token import NextToken
 from logitcask_consumer.cross_tokenizer.objective import CHUNK_LOSSES, ChunkObjective
 from logitcask_consumer.cross_tokenizer.run import CrossTokenizerRun
@@ -16,10 +22,12 @@ __all__ = [
     "CHUNK_LOSSES",
     "Alm",
     "BitsPerByte",
+    "ChunkColumns",
     "ChunkObjective",
     "CrossTokenizerRun",
     "NextToken",
     "Uld",
-    "bits_per_byte",
+    "aligned_columns",
+    "evaluate_chunks",
     "held_out_bits_per_byte",
 ]

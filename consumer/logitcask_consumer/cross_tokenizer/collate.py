@@ -147,7 +147,7 @@ class ChunkCollator:
         starts_J, stops_J = starts_C[begins_J], stops_C[ends_J]
         chunk_of_R = np.full(len(next_ids_R), len(ends_J))
         chunk_of_R[_runs(starts_J, stops_J)] = np.repeat(np.arange(len(ends_J)), stops_J - starts_J)
-        lengths_R = self._lengths(next_ids_R)
+        lengths_R = self.byte_lengths(next_ids_R)
         sums = [counted_R.sum(), lengths_R[counted_R].sum(), len(starts_C)]
         sums += [lengths_R[_runs(starts_C, stops_C)].sum(), -teacher.logprobs_C.sum()]
         top_CK, counts_C = self._tops(read, starts_C)
@@ -180,7 +180,8 @@ class ChunkCollator:
             return np.zeros((len(starts_C), 0), dtype=np.float32), np.zeros(len(starts_C), dtype=np.int64)
         return certain_top(read.records.records, read.teacher_starts_C, self._capture)
 
-    def _lengths(self, ids_R: NDArray[np.int64]) -> NDArray[np.int64]:
+    def byte_lengths(self, ids_R: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Bytes of some of the student's tokens; 0 for ids that its tokenizer does not have."""
         return np.append(self._student_lengths, 0)[np.minimum(ids_R, len(self._student_lengths))]
 
     def _slots(self, read: ChunkSequences, rows: _Rows) -> tuple[Tensor, Tensor, Tensor]:

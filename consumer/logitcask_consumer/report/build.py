@@ -1,7 +1,7 @@
 """Making a report: open, measure, estimate, write."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from logitcask_consumer.callbacks import read_metrics
 from logitcask_consumer.checkpoints import METRICS_NAME
 from logitcask_consumer.checks import check_student
+from logitcask_consumer.cross_tokenizer import aligned_columns
 from logitcask_consumer.data import CaskDataset, open_casks
 from logitcask_consumer.report import plots
 from logitcask_consumer.report.document import Measured, build_document
@@ -52,6 +53,9 @@ class ReportConfig:
     """Slots per forward pass."""
     seed: int = 0
     """Of the bootstrap."""
+    teacher: Path | None = None
+    """The teacher's folder, of which the tokenizer is read: for models with a tokenizer of their own, and bits per byte
+    of all."""
 
 
 def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda message: None) -> dict[str, Any]:
@@ -59,6 +63,7 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
 
     Raises:
         ReportError: no model was named, two share a label, or a training log is missing.
+        IdentityMismatchError: a model has its own tokenizer and no teacher was named, or another teacher's.
         CaskError, ModelError: casks or models cannot be opened, or do not belong together.
     """
     _check(config)
@@ -66,10 +71,12 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
     fingerprints = {label: tokenizer_fingerprint(load_tokenizer(folder)) for label, folder in config.models}
     casks = open_casks(config.casks, tokenizer_fingerprint=None)
     expected = casks[0].manifest.teacher.tokenizer_fingerprint
-    if foreign := sorted(label for label, found in fingerprints.items() if found != expected):
+    foreign = {label for label, found in fingerprints.items() if found != expected}
+    if foreign and config.teacher is None:
         raise IdentityMismatchError(
-            f"the tokenizer of {', '.join(foreign)} is not the cask's (fingerprint {expected}): ids mean other tokens "
-            "there"
+            f"the tokenizer of {', '.join(sorted(foreign))} is not the cask's (fingerprint {expected}): ids mean other "
+            "tokens there. To compare bits per byte, name the teacher's folder with --teacher (only its tokenizer is "
+            "read)"
         )
     models = {label: load_model(folder) for label, folder in config.models}
     seq_len = config.seq_len or _sequence_length(casks, models)
@@ -78,11 +85,26 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
     teacher = evaluate_teacher(dataset, batch_sequences=batch)
     measured = []
     for label, folder in config.models:
-        model = models.pop(label)
-        check_student(model, dataset.manifest, "best_fit")
-        say(f"measuring {label} at {dataset.num_positions:,} positions")
-        columns = evaluate_model(model.to(_device()), dataset, batch_sequences=batch)
-        measured.append(Measured(label=label, path=folder, columns=columns))
+        model = models.pop(label).to(_device())
+        columns = chunks = None
+        if label not in foreign:
+            check_student(model, dataset.manifest, "best_fit")
+            say(f"measuring {label} at {dataset.num_positions:,} positions")
+            columns = evaluate_model(model, dataset, batch_sequences=batch)
+        if config.teacher is not None:
+            say(f"measuring {label} on bytes")
+            own_length = config.seq_len or _most_slots([model])  # its tokens may be more than the teacher's
+            chunks = aligned_columns(
+                model,
+                load_tokenizer(folder),
+                casks,
+                teacher=config.teacher,
+                seq_len=own_length,
+                overlap=own_length // 2,
+                batch_tokens=config.batch_tokens,
+                say=say,
+            )
+        measured.append(Measured(label=label, path=folder, columns=columns, chunks=chunks))
         del model
     document = build_document(dataset, teacher, measured, seed=config.seed)
     config.output.mkdir(parents=True, exist_ok=True)
@@ -104,11 +126,12 @@ def _draw(
     names = []
     kl = "kl" if "kl" in document["kinds"] else "kl_bound"
     if logs:
-        held_out = {model["label"]: model["metrics"][kl]["value"] for model in document["models"]} if kl == "kl" else {}
+        named = [model for model in document["models"] if "kl" in model["metrics"]]
+        held_out = {model["label"]: model["metrics"]["kl"]["value"] for model in named}
         plots.loss_curve(output / "loss_curve.png", logs, held_out)
         names.append("loss_curve.png")
     plots.captured_mass(output / "captured_mass.png", _cumulative_mass(dataset), teacher.values["entries"])
-    by_model = {model.label: _by_entropy(teacher, model.columns, kl) for model in measured}
+    by_model = {model.label: _by_entropy(teacher, model.columns, kl) for model in measured if model.columns is not None}
     plots.entropy(output / "entropy.png", teacher.values["entropy"], by_model)
     return [*names, "captured_mass.png", "entropy.png"]
 
@@ -143,8 +166,13 @@ def _cumulative_mass(dataset: CaskDataset) -> NDArray[np.float32]:
 
 def _sequence_length(casks: Sequence[Any], models: dict[str, Any]) -> int:
     longest = max((int(cask.document_lengths().max(initial=0)) for cask in casks), default=0) - 1
-    limits = [getattr(model.config.get_text_config(), "max_position_embeddings", None) for model in models.values()]
-    return max(2, min([longest, LONGEST, *(int(limit) for limit in limits if limit)]))
+    return max(2, min(longest, _most_slots(models.values())))
+
+
+def _most_slots(models: Iterable[Any]) -> int:
+    """What all models can take, at most `LONGEST`."""
+    limits = [getattr(model.config.get_text_config(), "max_position_embeddings", None) for model in models]
+    return min([LONGEST, *(int(limit) for limit in limits if limit)])
 
 
 def _device() -> torch.device:

@@ -1,11 +1,13 @@
 """The report as one document: every number once, with its unit, its interval and what kind of estimate it is."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from logitcask_consumer.cross_tokenizer import ChunkColumns
 from logitcask_consumer.data import CaskDataset
 from logitcask_consumer.report.estimates import LEVEL, DocumentBootstrap, Estimate
 from logitcask_consumer.report.evaluate import Columns
@@ -46,7 +48,10 @@ class Measured:
 
     label: str
     path: Path
-    columns: Columns
+    columns: Columns | None
+    """None of a model with a tokenizer of its own."""
+    chunks: ChunkColumns | None = None
+    """None where the report is not asked for bits per byte."""
 
 
 def build_document(dataset: CaskDataset, teacher: Columns, models: list[Measured], *, seed: int = 0) -> dict[str, Any]:
@@ -55,7 +60,8 @@ def build_document(dataset: CaskDataset, teacher: Columns, models: list[Measured
     Args:
         dataset: the held-out documents.
         teacher: the teacher's own figures.
-        models: the students, in the order in which they are shown; the last is compared with the first.
+        models: the students, in the order in which they are shown; the last with the teacher's tokenizer is compared
+            with the first.
         seed: of the bootstrap.
     """
     bootstrap = DocumentBootstrap(teacher.documents_P, seed=seed)
@@ -73,12 +79,14 @@ def build_document(dataset: CaskDataset, teacher: Columns, models: list[Measured
                 "label": model.label,
                 "path": str(model.path),
                 "metrics": {name: value.as_dict() for name, value in _model(model.columns, bootstrap, kinds).items()},
+                **({} if model.chunks is None else {"bytes": _bytes(model.chunks, seed)}),
             }
             for model in models
         ],
     }
-    if len(models) > 1:
-        document["change"] = _change(models[0], models[-1], bootstrap, kinds)
+    comparable = [(model.label, model.columns) for model in models if model.columns is not None]
+    if len(comparable) > 1:
+        document["change"] = _change(*comparable[0], *comparable[-1], bootstrap, kinds)
     return document
 
 
@@ -126,7 +134,9 @@ def _teacher(columns: Columns, bootstrap: DocumentBootstrap, kinds: dict[str, st
     return own
 
 
-def _model(columns: Columns, bootstrap: DocumentBootstrap, kinds: dict[str, str]) -> dict[str, Estimate]:
+def _model(columns: Columns | None, bootstrap: DocumentBootstrap, kinds: dict[str, str]) -> dict[str, Estimate]:
+    if columns is None:
+        return {}
     values = columns.values
     found = {name: bootstrap.mean(values[name]) for name in SHOWN if name in kinds and name in values}
     found["perplexity"] = found["nll"].map(np.exp)
@@ -135,12 +145,28 @@ def _model(columns: Columns, bootstrap: DocumentBootstrap, kinds: dict[str, str]
     return {name: found[name] for name in SHOWN if name in found}
 
 
-def _change(before: Measured, after: Measured, bootstrap: DocumentBootstrap, kinds: dict[str, str]) -> dict[str, Any]:
-    """Difference of the last model to the first, paired by position."""
-    first, last = before.columns.values, after.columns.values
-    named = [name for name in SHOWN if name in kinds and name in first]
+def _bytes(chunks: ChunkColumns, seed: int) -> dict[str, Any]:
+    """Bits per byte of model and teacher on the bytes that both predict; the difference is paired by document."""
+    bootstrap, bits_C = DocumentBootstrap(chunks.documents_C, seed=seed), chunks.bytes_C * math.log(2.0)
+    student_C, teacher_C = chunks.student_nats_C, chunks.teacher_nats_C
     return {
-        "from": before.label,
-        "to": after.label,
-        "metrics": {name: bootstrap.difference(last[name], first[name]).as_dict() for name in named},
+        "bits_per_byte": bootstrap.ratio(student_C, bits_C).as_dict(),
+        "teacher_bits_per_byte": bootstrap.ratio(teacher_C, bits_C).as_dict(),
+        "difference": bootstrap.ratio(student_C - teacher_C, bits_C).as_dict(),
+        "documents": bootstrap.num_documents,
+        "chunks": len(chunks.bytes_C),
+        "bytes": int(chunks.bytes_C.sum()),
+    }
+
+
+def _change(
+    before: str, first: Columns, after: str, last: Columns, bootstrap: DocumentBootstrap, kinds: dict[str, str]
+) -> dict[str, Any]:
+    """Difference of the last model to the first, paired by position."""
+    named = [name for name in SHOWN if name in kinds and name in first.values]
+    differences = {name: bootstrap.difference(last.values[name], first.values[name]) for name in named}
+    return {
+        "from": before,
+        "to": after,
+        "metrics": {name: difference.as_dict() for name, difference in differences.items()},
     }

@@ -44,7 +44,7 @@ class Estimate:
 class DocumentBootstrap:
     """Resamples of D documents, drawn once."""
 
-    def __init__(self, documents_P: NDArray[np.int32], *, seed: int = 0, resamples: int = RESAMPLES) -> None:
+    def __init__(self, documents_P: NDArray[np.integer[Any]], *, seed: int = 0, resamples: int = RESAMPLES) -> None:
         """Draw the resamples.
 
         Args:
@@ -66,6 +66,15 @@ class DocumentBootstrap:
     def difference(self, after_P: NDArray[np.float32], before_P: NDArray[np.float32]) -> Estimate:
         """Mean of after - before, paired by position."""
         return self.mean(after_P - before_P)
+
+    def ratio(self, above_P: NDArray[np.float64], below_P: NDArray[np.float64]) -> Estimate:
+        """Ratio of two sums over positions, as bits per byte."""
+        sums = (
+            np.bincount(self._document_P, weights=values, minlength=self.num_documents) for values in (above_P, below_P)
+        )
+        above_D, below_D = sums
+        value = float(above_D.sum() / below_D.sum())
+        return self._estimate(value, (self._times_BD @ above_D) / (self._times_BD @ below_D))
 
     def calibration_error(
         self, confidence_P: NDArray[np.float32], correct_P: NDArray[np.float32], *, bins: int = 15

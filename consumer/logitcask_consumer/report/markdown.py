@@ -16,6 +16,11 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     ("accuracy", "top token is the real one", "{:.2%}"),
     ("calibration_error", "calibration error (15 bins)", "{:.4f}"),
 )
+_BYTES = (
+    ("bits_per_byte", "bits per byte", "{:.4f}"),
+    ("teacher_bits_per_byte", "the teacher's, on the same bytes", "{:.4f}"),
+    ("difference", "difference", "{:+.4f}"),
+)
 _TEACHERS_OWN = {"kl": 0.0, "kl_bound": 0.0, "agreement": 1.0, "acceptance": 1.0, "tvd": 0.0, "tail_error": 0.0}
 
 
@@ -35,6 +40,7 @@ def to_markdown(document: dict[str, Any], plots: Sequence[str]) -> str:
             "on one side of it; the rest is exact."
         ),
         _change_line(document),
+        *_bytes_table(document),
         "## Records",
         _cask_table(cask),
         *(f"![{_title(name)}]({name})" for name in plots),
@@ -49,7 +55,11 @@ def short_table(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     for name, title, form in _ROWS:
         if name in document["kinds"]:
             own = _short_cell(teacher[name], form) if name in teacher else _constant(name, form)
-            rows.append([title, own, *(_short_cell(model["metrics"][name], form) for model in models)])
+            rows.append([title, own, *(_short_cell(model["metrics"].get(name), form) for model in models)])
+    if measured := [model for model in models if "bytes" in model]:
+        name, title, form = _BYTES[0]
+        own = _short_cell(measured[0]["bytes"]["teacher_bits_per_byte"], form)
+        rows.append([title, own, *(_short_cell(model.get("bytes", {}).get(name), form) for model in models)])
     return ["", "teacher", *(model["label"] for model in models)], rows
 
 
@@ -65,19 +75,41 @@ def _models_table(document: dict[str, Any]) -> str:
         kind = document["kinds"][name]
         label = title if kind == "exact" else f"{title} ({kind})"
         own = _cell(teacher[name], form) if name in teacher else _constant(name, form)
-        cells = [_cell(model["metrics"][name], form) for model in models]
+        cells = [_cell(model["metrics"].get(name), form) for model in models]
         lines.append(f"| {label} | {own} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _cell(estimate: dict[str, float | None], form: str) -> str:
+def _bytes_table(document: dict[str, Any]) -> list[str]:
+    """What models with different tokenizers can be compared by."""
+    models = [model for model in document["models"] if "bytes" in model]
+    if not models:
+        return []
+    lines = ["| | " + " | ".join(model["label"] for model in models) + " |", "|---|" + "---:|" * len(models)]
+    for name, title, form in _BYTES:
+        lines.append(f"| {title} | " + " | ".join(_cell(model["bytes"][name], form) for model in models) + " |")
+    for name in ("bytes", "documents"):
+        lines.append(f"| {name} | " + " | ".join(f"{model['bytes'][name]:,}" for model in models) + " |")
+    said = (
+        "Figures per token cannot be compared between tokenizers. Here each model and the teacher predict the same "
+        "bytes, each with its own tokens; the first bytes of a document and documents that cannot be aligned are left "
+        "out."
+    )
+    return ["## Bits per byte", said, "\n".join(lines)]
+
+
+def _cell(estimate: dict[str, float | None] | None, form: str) -> str:
+    if estimate is None:
+        return ""
     value = form.format(estimate["value"])
     if estimate["low"] is None or estimate["high"] is None:
         return value
     return f"{value} [{form.format(estimate['low'])}, {form.format(estimate['high'])}]"
 
 
-def _short_cell(estimate: dict[str, float | None], form: str) -> str:
+def _short_cell(estimate: dict[str, float | None] | None, form: str) -> str:
+    if estimate is None:
+        return ""
     value = form.format(estimate["value"])
     if estimate["low"] is None or estimate["high"] is None:
         return value

@@ -143,7 +143,8 @@ def entropy(path: Path, entropy_P: NDArray[np.float32], kl_by_model: dict[str, l
                 right.fill_between(x, *bounds, color=colour, alpha=0.15, linewidth=0)
         right.set(title="KL to the teacher by its entropy", xlabel="teacher entropy, nats", ylabel="nats per token")
         right.set_ylim(bottom=0)
-        right.legend(loc="best")
+        if kl_by_model:
+            right.legend(loc="best")
         figure.savefig(path)
 
 
