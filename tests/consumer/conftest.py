@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
 import torch
+from cask_builder import build_cask, random_documents, save_teacher
 
 
 @pytest.fixture(autouse=True)
@@ -21,3 +22,11 @@ def _one_thread_and_seed():
     torch.manual_seed(0)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a tiny teacher and the cask of 40 documents in three shards."""
+    folder = tmp_path_factory.mktemp("run")
+    build_cask(folder / "cask", save_teacher(folder / "teacher"), random_documents(40), per_shard=16)
+    return folder

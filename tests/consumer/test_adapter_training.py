@@ -1,16 +1,13 @@
 """Runs that train a part of the student: adapters by peft, or all but the head."""
 
-import json
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from cask_builder import build_cask, random_documents, save_teacher, tiny_model, tiny_tokenizer
+from cask_builder import tiny_model, tiny_tokenizer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
+from two_processes import train_in_two_processes
 
 from logitcask_consumer.adapters import AdapterError, LoraSpec
 from logitcask_consumer.callbacks import read_metrics
@@ -21,19 +18,11 @@ from logitcask_consumer.training import train
 from logitcask_schemas.errors import ModelError
 
 pytest.importorskip("peft")
-WORKER = Path(__file__).parent / "ddp_worker.py"
 # peft reads a property that transformers has renamed, and warns of adapters on tied weights.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*tie.*:UserWarning"),
 ]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("adapters")
-    build_cask(folder / "cask", save_teacher(folder / "teacher"), random_documents(40), per_shard=16)
-    return folder
 
 
 @pytest.fixture
@@ -89,14 +78,11 @@ def test_a_run_with_adapters_learns_resumes_and_leaves_pefts_files(config, tmp_p
 def test_two_processes_train_adapters_as_one(config, tmp_path):
     """DDP over gloo: same KL per step, same adapters but for rounding."""
     alone = train(replace(config, max_steps=6, micro_tokens=256))
-    settings = replace(config, max_steps=6, micro_tokens=128, output=tmp_path / "pair").as_dict()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(WORKER)]
-    done = subprocess.run([*command, json.dumps(settings)], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines, others = (read_metrics(folder / "metrics.jsonl") for folder in (alone.output, tmp_path / "pair"))
+    pair = train_in_two_processes(replace(config, max_steps=6, micro_tokens=128, output=tmp_path / "pair"))
+    lines, others = (read_metrics(folder / "metrics.jsonl") for folder in (alone.output, pair))
     for one, other in zip(lines, others, strict=True):
         assert one["kl"] == pytest.approx(other["kl"], rel=1e-3)
-    saved, both = (load_file(folder / "adapter_model.safetensors") for folder in (alone.output, tmp_path / "pair"))
+    saved, both = (load_file(folder / "adapter_model.safetensors") for folder in (alone.output, pair))
     assert saved.keys() == both.keys()
     for name, value in saved.items():
         torch.testing.assert_close(both[name], value, rtol=1e-2, atol=1e-4, msg=name)

@@ -2,10 +2,7 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +10,7 @@ import torch
 from cask_builder import build_cask, tiny_model
 from text_tokenizers import byte_level, corpus
 from transformers import AutoTokenizer
+from two_processes import train_in_two_processes
 
 from logitcask_consumer.callbacks import read_metrics
 from logitcask_consumer.config import TrainConfig, TrainConfigError
@@ -23,8 +21,6 @@ from logitcask_consumer.training import train
 from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.errors import IdentityMismatchError, ModelError
 from logitcask_schemas.tokenizer_fingerprint import tokenizer_fingerprint
-
-WORKER = Path(__file__).parent / "ddp_worker.py"
 
 
 @pytest.fixture(scope="module")
@@ -120,13 +116,9 @@ def test_the_step_does_not_depend_on_the_micro_batches_and_resumes(config, tmp_p
 def test_two_processes_train_as_one(config, tmp_path):
     """DDP over gloo: same loss per step."""
     alone = train(replace(config, epochs=1, loss="alm + cross_entropy"))
-    settings = replace(
-        config, epochs=1, loss="alm + cross_entropy", output=tmp_path / "pair", micro_tokens=256
-    ).as_dict()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(WORKER)]
-    done = subprocess.run([*command, json.dumps(settings)], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines, others = (read_metrics(folder / "metrics.jsonl") for folder in (alone.output, tmp_path / "pair"))
+    config = replace(config, epochs=1, loss="alm + cross_entropy", output=tmp_path / "pair", micro_tokens=256)
+    pair = train_in_two_processes(config)
+    lines, others = (read_metrics(folder / "metrics.jsonl") for folder in (alone.output, pair))
     for one, other in zip(lines, others, strict=True):
         for name in ("kd", "ce", "chunks", "positions", "bits_per_byte"):
             assert one[name] == pytest.approx(other[name], rel=2e-3), name

@@ -21,7 +21,8 @@ OPTIONS = {
         "--logging-steps", "--workers", "--report-to", "--resume", "--json",
     },
     "report": {
-        "--cask", "--model", "--output", "-o", "--train-log", "--seq-len", "--batch-tokens", "--seed", "--json",
+        "--cask", "--model", "--output", "-o", "--train-log", "--seq-len", "--batch-tokens", "--teacher", "--seed",
+        "--json",
     },
 }  # fmt: skip
 

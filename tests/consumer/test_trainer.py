@@ -2,15 +2,13 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from cask_builder import build_cask, random_documents, save_teacher, tiny_model, tiny_tokenizer
+from cask_builder import build_cask, random_documents, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from two_processes import train_in_two_processes
 
 from logitcask_consumer.callbacks import read_metrics
 from logitcask_consumer.checkpoints import RunFolderError, latest_checkpoint
@@ -20,16 +18,6 @@ from logitcask_consumer.trainer import NotFiniteError
 from logitcask_consumer.training import train
 from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.errors import IdentityMismatchError
-
-WORKER = Path(__file__).parent / "ddp_worker.py"
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    teacher = save_teacher(folder / "teacher")
-    build_cask(folder / "cask", teacher, random_documents(40), per_shard=16)
-    return folder
 
 
 @pytest.fixture
@@ -168,13 +156,10 @@ def test_gradient_accumulation_changes_nothing(config, tmp_path, micro_tokens):
 def test_two_processes_train_as_one(config, tmp_path):
     """DDP over gloo: same loss per step, same weights."""
     alone = train(replace(config, epochs=1))
-    settings = replace(config, epochs=1, output=tmp_path / "pair", micro_tokens=128).as_dict()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(WORKER)]
-    done = subprocess.run([*command, json.dumps(settings)], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    for one, other in zip(losses(alone.output), losses(tmp_path / "pair"), strict=True):
+    pair = train_in_two_processes(replace(config, epochs=1, output=tmp_path / "pair", micro_tokens=128))
+    for one, other in zip(losses(alone.output), losses(pair), strict=True):
         assert one == pytest.approx(other, rel=1e-3)
-    assert_same_weights(alone.output, tmp_path / "pair", rtol=1e-2, atol=2e-3)
+    assert_same_weights(alone.output, pair, rtol=1e-2, atol=2e-3)
 
 
 def test_batches_are_shared_among_processes(config):

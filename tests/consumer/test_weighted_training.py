@@ -1,15 +1,12 @@
 """Weights in whole runs: the same training however a batch is split, nothing trained, resuming, metrics."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from cask_builder import build_cask, random_documents, save_teacher
 from transformers import AutoModelForCausalLM
+from two_processes import train_in_two_processes
 
 from logitcask_consumer.callbacks import read_metrics
 from logitcask_consumer.checkpoints import RunFolderError
@@ -20,17 +17,8 @@ from logitcask_consumer.weights import UnknownWeightError
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.records import document_id
 
-WORKER = Path(__file__).parent / "ddp_worker.py"
 GRADED = 'teacher_confidence:power=2 * skip_tokens:tokens="w5 w9 w11"'
 CHOSEN = "teacher_entropy:most=1.5 * entropy_top:keep=0.3"
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("weighted")
-    teacher = save_teacher(folder / "teacher")
-    build_cask(folder / "cask", teacher, random_documents(40), per_shard=16)
-    return folder
 
 
 @pytest.fixture
@@ -70,12 +58,9 @@ def test_a_batch_of_eight_sequences_trains_the_same_however_it_is_split(config, 
     config = replace(config, weights=weights)
     whole = train(config)
     split = train(replace(config, output=tmp_path / "split", micro_tokens=128))
-    settings = replace(config, output=tmp_path / "pair", micro_tokens=128).as_dict()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(WORKER)]
-    done = subprocess.run([*command, json.dumps(settings)], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    pair = train_in_two_processes(replace(config, output=tmp_path / "pair", micro_tokens=128))
     assert_same_training(whole.output, split.output)
-    assert_same_training(whole.output, tmp_path / "pair")
+    assert_same_training(whole.output, pair)
 
 
 def test_negative_control_means_of_micro_batches_train_another_model(config, tmp_path, monkeypatch):

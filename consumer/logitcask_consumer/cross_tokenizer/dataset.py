@@ -13,15 +13,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
 
 from logitcask_consumer.cross_tokenizer.corpus import AlignedCorpus
-from logitcask_consumer.data.packing_groups import Packing, pack_groups
-from logitcask_consumer.data.windows import Windows
+from logitcask_consumer.data.packed import PackedDataset
+from logitcask_consumer.data.packing_groups import Packing
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.collation import CollatedRecords, collate
-from logitcask_schemas.cask.shard import Shard
-from logitcask_schemas.manifest import CaskManifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +41,7 @@ class ChunkSequences:
     """None where no window has a chunk."""
 
 
-class CrossTokenizerDataset(Dataset[ChunkSequences]):
+class CrossTokenizerDataset(PackedDataset[ChunkSequences]):
     """Packed training sequences; a batch of them, as DataLoader asks for it, is read in one go."""
 
     def __init__(
@@ -70,46 +67,21 @@ class CrossTokenizerDataset(Dataset[ChunkSequences]):
         Raises:
             WindowError: seq_len and overlap do not fit.
         """
-        self.casks = list(casks)
+        super().__init__(
+            casks,
+            np.diff(corpus.student_offsets_D1) - 1,
+            seq_len=seq_len,
+            overlap=overlap,
+            packing=packing,
+            seed=seed,
+            documents_D=corpus.documents_D,
+        )
         self.corpus = corpus
-        self.seq_len = seq_len
-        shards = [entry.documents for cask in self.casks for entry in cask.entries]
-        self._first_shard = np.concatenate([[0], np.cumsum([len(cask.entries) for cask in self.casks])])
-        self._first_document = np.concatenate([[0], np.cumsum(shards)])
-        self.windows = Windows.cut(np.diff(corpus.student_offsets_D1) - 1, seq_len=seq_len, overlap=overlap)
-        aligned = np.diff(np.searchsorted(corpus.documents_D, self._first_document))
-        self.packs, self.sequences_per_group = pack_groups(self.windows, aligned, seq_len, packing, seed)
-
-    @property
-    def manifest(self) -> CaskManifest:
-        """Of the first cask; all have the same teacher and capture spec."""
-        return self.casks[0].manifest
 
     @property
     def num_documents(self) -> int:
         """D."""
         return len(self.corpus.documents_D)
-
-    @property
-    def num_positions(self) -> int:
-        """Student positions trained per epoch."""
-        return int((self.windows.stop_W - self.windows.trained_W).sum())
-
-    @property
-    def fill(self) -> float:
-        """Share of the sequences' slots that hold a window."""
-        return float(self.windows.slots_W.sum()) / (len(self) * self.seq_len)
-
-    def __len__(self) -> int:
-        return len(self.packs)
-
-    def __getitem__(self, sequence: int) -> ChunkSequences:
-        """One sequence; see `read`."""
-        return self.read([sequence])
-
-    def __getitems__(self, sequences: Sequence[int]) -> ChunkSequences:
-        """What DataLoader asks for a batch; see `read`."""
-        return self.read(sequences)
 
     def read(self, sequences: Sequence[int]) -> ChunkSequences:
         """Several sequences at once; the sampler's `EMPTY` gives one without windows.
@@ -119,7 +91,7 @@ class CrossTokenizerDataset(Dataset[ChunkSequences]):
         """
         packs, corpus = self.packs.take(sequences), self.corpus
         tokens, starts, stops = [corpus.student_ids_S[:0]], [_NONE], [_NONE]
-        teacher, rows, spans = [_NONE], list[tuple[Shard, int]](), list[tuple[int, int]]()
+        teacher, chunked, spans = [_NONE], list[int](), list[tuple[int, int]]()
         counts, positions = list[int](), 0
         for window in packs.windows_W.tolist():
             document = int(self.windows.document_W[window])
@@ -135,8 +107,8 @@ class CrossTokenizerDataset(Dataset[ChunkSequences]):
             teacher.append(teacher_bounds[:-1] - teacher_bounds[0] + positions)
             spans.append((int(teacher_bounds[0]) - 1, int(teacher_bounds[-1]) - 1))
             positions += spans[-1][1] - spans[-1][0]
-            rows.append(self._row(int(corpus.documents_D[document])))
-        windows_W = packs.windows_W
+            chunked.append(document)
+        windows_W, rows = packs.windows_W, self.rows_of(corpus.documents_D[chunked].astype(np.int64))
         begins, ends = [a for a, _ in spans], [b for _, b in spans]
         return ChunkSequences(
             window_offsets_B1=packs.offsets_B1,
@@ -161,12 +133,6 @@ class CrossTokenizerDataset(Dataset[ChunkSequences]):
         end = int(np.searchsorted(student, stop + 1, "right"))
         within = slice(begin, max(end, begin))
         return student[within], self.corpus.teacher_bounds_B[span].astype(np.int64)[within]
-
-    def _row(self, document: int) -> tuple[Shard, int]:
-        number = int(np.searchsorted(self._first_document, document, side="right")) - 1
-        cask = int(np.searchsorted(self._first_shard, number, side="right")) - 1
-        shard = self.casks[cask].shard(number - int(self._first_shard[cask]))
-        return shard, document - int(self._first_document[number])
 
 
 _NONE: NDArray[Any] = np.zeros(0, dtype=np.int64)

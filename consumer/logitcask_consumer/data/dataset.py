@@ -8,17 +8,15 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
 
-from logitcask_consumer.data.packing_groups import Packing, pack_groups
+from logitcask_consumer.data.packed import PackedDataset
+from logitcask_consumer.data.packing_groups import Packing
 from logitcask_consumer.data.sequences import SequenceRecords
-from logitcask_consumer.data.windows import Windows
 from logitcask_consumer.weights import Positions, Weights
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.collation import CollatedRecords, collate
 from logitcask_schemas.cask.shard import Shard
 from logitcask_schemas.errors import CaskError, DocumentMismatchError
-from logitcask_schemas.manifest import CaskManifest
 from logitcask_schemas.records import document_id
 
 
@@ -57,7 +55,7 @@ def open_casks(
     return casks
 
 
-class CaskDataset(Dataset[SequenceRecords]):
+class CaskDataset(PackedDataset[SequenceRecords]):
     """Packed training sequences; a batch of them, as DataLoader asks for it, is read in one go.
 
     Sequences are packed once, from documents shuffled by `seed` within groups of shards: their number is the same in
@@ -92,53 +90,21 @@ class CaskDataset(Dataset[SequenceRecords]):
             EmptyCaskError: no document has a position.
             WindowError: seq_len and overlap do not fit.
         """
-        self.casks = list(casks)
-        self.seq_len = seq_len
-        self.weights = weights or Weights()
-        lengths = [cask.document_lengths() for cask in self.casks]
+        lengths = [cask.document_lengths() for cask in casks]
         positions_D = np.concatenate(lengths) - 1
-        shards = np.concatenate([[entry.documents for entry in cask.entries] for cask in self.casks]).astype(np.int64)
-        self._first_shard = np.concatenate([[0], np.cumsum([len(cask.entries) for cask in self.casks])])
-        self._first_document = np.concatenate([[0], np.cumsum(shards)])
-        self.windows = Windows.cut(positions_D, seq_len=seq_len, overlap=overlap)
-        if not len(self.windows):
+        if not (positions_D > 0).any():
             raise EmptyCaskError(
-                f"nothing to train on in {', '.join(str(cask.path) for cask in self.casks)}: {len(positions_D)} "
+                f"nothing to train on in {', '.join(str(cask.path) for cask in casks)}: {len(positions_D)} "
                 "documents, none of two tokens or more"
             )
-        self.packs, self.sequences_per_group = pack_groups(self.windows, shards, seq_len, packing, seed)
+        super().__init__(casks, positions_D, seq_len=seq_len, overlap=overlap, packing=packing, seed=seed)
+        self.weights = weights or Weights()
         self._proved_D = np.zeros(len(positions_D), dtype=np.bool_)
-
-    @property
-    def manifest(self) -> CaskManifest:
-        """Of the first cask; all have the same teacher and capture spec."""
-        return self.casks[0].manifest
 
     @property
     def num_documents(self) -> int:
         """D."""
-        return int(self._first_document[-1])
-
-    @property
-    def num_positions(self) -> int:
-        """Positions trained per epoch: L - 1 of every document."""
-        return int((self.windows.stop_W - self.windows.trained_W).sum())
-
-    @property
-    def fill(self) -> float:
-        """Share of the sequences' slots that hold a window."""
-        return float(self.windows.slots_W.sum()) / (len(self) * self.seq_len)
-
-    def __len__(self) -> int:
-        return len(self.packs)
-
-    def __getitem__(self, sequence: int) -> SequenceRecords:
-        """One sequence; see `read`."""
-        return self.read([sequence])
-
-    def __getitems__(self, sequences: Sequence[int]) -> SequenceRecords:
-        """What DataLoader asks for a batch; see `read`."""
-        return self.read(sequences)
+        return len(self._proved_D)
 
     def read(self, sequences: Sequence[int]) -> SequenceRecords:
         """Several sequences at once; the sampler's `EMPTY` gives one without windows.
@@ -150,7 +116,7 @@ class CaskDataset(Dataset[SequenceRecords]):
         packs = self.packs.take(sequences)
         windows_W = packs.windows_W
         documents_W = self.windows.document_W[windows_W]
-        rows = self._rows(documents_W)
+        rows = self.rows_of(documents_W)
         for at in np.flatnonzero(~self._proved_D[documents_W]).tolist():
             if not self._proved_D[documents_W[at]]:  # else by another of its windows
                 _prove(*rows[at])
@@ -185,17 +151,6 @@ class CaskDataset(Dataset[SequenceRecords]):
             document_ids_W=np.array([shard.document_ids[row] for shard, row in rows], dtype=np.uint8).reshape(-1, 32),
             vocab_size=self.manifest.teacher.vocab_size,
         )
-
-    def _rows(self, documents_W: NDArray[np.int64]) -> list[tuple[Shard, int]]:
-        """Shard and row of each document. A shard is asked for once, since a cask may keep few of them open."""
-        shard_W = np.searchsorted(self._first_document, documents_W, side="right") - 1
-        row_W = documents_W - self._first_document[shard_W]
-        shards = {number: self._shard(number) for number in np.unique(shard_W).tolist()}
-        return [(shards[number], row) for number, row in zip(shard_W.tolist(), row_W.tolist(), strict=True)]
-
-    def _shard(self, number: int) -> Shard:
-        cask = int(np.searchsorted(self._first_shard, number, side="right")) - 1
-        return self.casks[cask].shard(number - int(self._first_shard[cask]))
 
 
 def _prove(shard: Shard, row: int) -> None:
