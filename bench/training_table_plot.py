@@ -19,7 +19,7 @@ FAMILIES = {
 
 
 def draw(runs: dict[str, dict[int, dict[str, float]]], name: str) -> None:
-    """Write the plot; rows that are not records (cross-entropy, dense) are its 0 % and 100 %."""
+    """Write the plot: means, and small marks for seeds. Cross-entropy is 0 %, the dense KL 100 %."""
     figure, axes = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
     for row, seeds in runs.items():
         family = next((style for prefix, style in FAMILIES.items() if row.startswith(prefix)), None)
@@ -33,21 +33,21 @@ def draw(runs: dict[str, dict[int, dict[str, float]]], name: str) -> None:
         axes.annotate(
             row,
             (bytes_S.mean(), closed_S.mean()),
-            xytext=(-12, -14) if row.endswith("u8") else (7, -3),
+            # Its neighbour lies too close for a label beside it.
+            xytext=(-18, 9) if row.endswith("u8") else (8, -3),
             textcoords="offset points",
             fontsize=8,
             color=colour,
         )
     axes.axhline(100, color="grey", linewidth=0.8)
-    axes.axhline(0, color="grey", linewidth=0.8)
     axes.annotate("dense KL", (0.01, 100), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="grey")
-    axes.annotate("cross-entropy", (0.01, 0), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="grey")
     axes.set_xscale("log")
     axes.set_xticks([30, 50, 100, 200])
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("stored bytes per token, everything counted")
-    axes.set_ylabel("share of the gap in held-out KL closed (%)")
+    axes.set_ylabel("share of the gap in held-out KL closed (%)\n0 is cross-entropy")
+    axes.set_xlim(27, 330)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(IMAGES / f"{name}.png", dpi=150)
     plt.close(figure)
