@@ -84,8 +84,10 @@ class Records:
             ("head_logprobs", self.head_logprobs_H),
             ("log_tail_mass", self.log_tail_mass_P),
             ("entropy", self.entropy_P),
+            ("tail_logprobs", self.tail_logprobs_N),
+            ("log_z", self.log_z_PT),
         ):
-            if np.isnan(values).any():
+            if values is not None and np.isnan(values).any():
                 at = int(np.flatnonzero(np.isnan(values))[0])
                 raise InvalidRecordError(f"{where}: {name}[{at}] is NaN; the teacher's logits were not finite")
 

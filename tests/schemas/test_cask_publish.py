@@ -274,6 +274,10 @@ def test_missing_optional_columns_are_refused(tmp_path: Path) -> None:
         writer.publish([changed(complete, log_z_PT=None)])
     with pytest.raises(InvalidRecordError, match="29 x 1 values, it has 58"):
         writer.publish([changed(complete, log_z_PT=np.zeros((29, 2), np.float16))])
+    for name, column in (("log_z", complete.records.log_z_PT), ("tail_logprobs", complete.records.tail_logprobs_N)):
+        field = f"{name}_PT" if name == "log_z" else f"{name}_N"
+        with pytest.raises(InvalidRecordError, match=rf"{name}\[0\] is NaN"):
+            writer.publish([changed(complete, **{field: np.full_like(column, np.nan)})])
     empty = changed(make_document(30, 1, spec=spec, tails=False), tail_logprobs_N=None)
     writer.publish([empty])
     assert_same(Cask.open(tmp_path).read(0), make_document(30, 1, spec=spec, tails=False))

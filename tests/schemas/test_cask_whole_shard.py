@@ -134,6 +134,17 @@ def test_every_fault_of_one_document(fault: str, row: int, block: int, monkeypat
     assert is_sound(shard, 300) == (not refused)
 
 
+@pytest.mark.parametrize("name", ["tail_logprobs_N", "log_z_PT"])
+def test_no_optional_value_is_nan(name: str) -> None:
+    spec = CaptureSpec(tail_logprobs=True, temperatures=(2.0,))
+    layout = layout_of(300, spec)
+    documents = [make_document(length, 8, vocab_size=300, spec=spec) for length in (30, 40)]
+    documents[1] = set_value(name, np.nan)(documents[1])
+    shard = shard_of(assemble(documents, [document.id for document in documents], layout), layout)
+    assert faults(shard, 300) == [1]
+    assert not is_sound(shard, 300)
+
+
 @settings(max_examples=150)
 @given(
     vocab_size=st.sampled_from(VOCABS),

@@ -25,7 +25,7 @@ _BLOCK_POSITIONS: Final = 1 << 14
 """Checked at once: what is made on the way then stays in the processor's cache."""
 _HEADER_BYTES: Final = 64
 """What of a document's checksum comes before its columns."""
-_WITHOUT_NAN: Final = ("head_logprobs", "log_tail_mass", "entropy")
+_WITHOUT_NAN: Final = ("head_logprobs", "log_tail_mass", "entropy", "tail_logprobs", "log_z")
 _HALF_MAGNITUDE: Final = np.uint16(0x7FFF)
 _HALF_INFINITY: Final = 0x7C00
 
