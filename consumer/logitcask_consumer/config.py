@@ -77,7 +77,7 @@ class TrainConfig:
     gradient_checkpointing: bool = field(default=False, metadata={"free": True})
     """Recompute activations in the backward pass: slower, less memory."""
     chunk_rows: int | None = field(default=None, metadata={"free": True})
-    """Rows of logits held at a time; None chooses about 64 MiB."""
+    """Rows of logits held at a time; None chooses 64 MiB, 256 at least."""
     save_steps: int = field(default=100, metadata={"free": True})
     """A checkpoint every so many optimizer steps."""
     keep_checkpoints: int = field(default=2, metadata={"free": True})

@@ -54,7 +54,7 @@ def distillation_loss(
         target: T rows of the teacher's target, row i for hidden state i.
         terms: K losses with their weights.
         weights_T: weight of each position; None for 1. Leave positions of weight 0 out: they cost as much as others.
-        chunk_rows: rows of logits held at a time; None chooses about 64 MiB of them.
+        chunk_rows: rows of logits held at a time; None chooses 64 MiB of them, 256 at least.
 
     Raises:
         ShapeError: rows, hidden size or vocabulary do not fit, or there is no term.
