@@ -47,7 +47,7 @@ def draw(runs: dict[str, dict[int, dict[str, float]]], name: str) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("stored bytes per token, everything counted")
     axes.set_ylabel("share of the gap in held-out KL closed (%)\n0 is cross-entropy")
-    axes.set_xlim(27, 330)
+    axes.set_xlim(27, 800 if "threshold 1/2000" in runs else 330)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(IMAGES / f"{name}.png", dpi=150)
     plt.close(figure)

@@ -88,7 +88,7 @@ class Records:
             ("log_z", self.log_z_PT),
         ):
             if values is not None and np.isnan(values).any():
-                at = int(np.flatnonzero(np.isnan(values))[0])
+                at = int(np.argwhere(np.isnan(values))[0, 0])
                 raise InvalidRecordError(f"{where}: {name}[{at}] is NaN; the teacher's logits were not finite")
 
 

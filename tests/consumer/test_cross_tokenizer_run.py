@@ -138,6 +138,8 @@ def test_a_part_of_the_student_may_be_trained(config, place, part):
     heads = [model.get_output_embeddings() for model in (before, after)]
     kept = [getattr(head, "base_layer", head).weight for head in heads]
     assert torch.equal(*kept)
+    if "lora" in part:
+        assert heads[1].lora_B["default"].weight.abs().max() > 0
     ids = torch.arange(3, 20)[None]
     with torch.no_grad():
         change = before(input_ids=ids).logits - after(input_ids=ids).logits

@@ -42,7 +42,8 @@ def test_mixed_precision_errs_as_one_process_in_bfloat16(place, tmp_path):
         gradient = found[f"all:{name}"]
         assert gradient.dtype == torch.float32
         error, usual = (float((one.double() - expected).norm()) for one in (gradient, plain[name]))
-        assert 0 < error <= 2.0 * usual + 1e-3 * float(expected.norm()), name
+        # The lower end: in float32 they would err a thousandth of it.
+        assert 0.1 * usual < error <= 2.0 * usual + 1e-3 * float(expected.norm()), name
 
 
 def gradients_of(place, dtype):

@@ -33,7 +33,10 @@ def report(
         typer.Option("--train-log", help="Output folder of a training run (or label=folder), for the loss curve."),
     ] = None,
     seq_len: Annotated[
-        int | None, typer.Option("--seq-len", help="Tokens of a sequence; default: the longest document.", min=2)
+        int | None,
+        typer.Option(
+            "--seq-len", help="Tokens of a sequence; default: the longest document that all models can take.", min=2
+        ),
     ] = None,
     batch_tokens: Annotated[int, typer.Option("--batch-tokens", help="Tokens per forward pass.", min=1)] = 4096,
     teacher: Annotated[

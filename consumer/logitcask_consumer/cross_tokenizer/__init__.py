@@ -7,10 +7,9 @@ it is computed), `run` (what a training run does differently).
 
 from logitcask_consumer.cross_tokenizer.alm import Alm
 from logitcask_consumer.cross_tokenizer.evaluate import (
+    AlignedDocuments,
     BitsPerByte,
     ChunkColumns,
-    aligned_columns,
-    evaluate_chunks,
     held_out_bits_per_byte,
 )
 from logitcask_consumer.cross_tokenizer.next_token import NextToken
@@ -20,6 +19,7 @@ from logitcask_consumer.cross_tokenizer.uld import Uld
 
 __all__ = [
     "CHUNK_LOSSES",
+    "AlignedDocuments",
     "Alm",
     "BitsPerByte",
     "ChunkColumns",
@@ -27,7 +27,5 @@ __all__ = [
     "CrossTokenizerRun",
     "NextToken",
     "Uld",
-    "aligned_columns",
-    "evaluate_chunks",
     "held_out_bits_per_byte",
 ]

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from logitcask_consumer.cross_tokenizer.loss import ChunkLoss, StudentSpan
 from logitcask_consumer.cross_tokenizer.target import ChunkTarget
-from logitcask_consumer.losses.chunked import ShapeError
-from logitcask_consumer.losses.fused_head import default_rows, fused_head, wide_dtype
+from logitcask_consumer.losses.fused_head import ShapeError, fused_head, rows_of, wide_dtype
 from logitcask_consumer.losses.head import LMHead
 from logitcask_consumer.losses.softmax import log_softmax_
 
@@ -68,7 +67,7 @@ def chunk_distillation_loss(
             f"{len(hidden_TD)} hidden states for {target.num_rows} rows, {len(terms)} terms, a set of new words over "
             f"{len(closing_V)} ids for a head of {head.vocab_size}: rows and ids must agree, and a term is needed"
         )
-    rows = chunk_rows if chunk_rows is not None else default_rows(head)
+    rows = rows_of(chunk_rows, head)
     closing = any(loss.reads_closing for _, loss in terms)
     spans = target.spans(rows)
     span = _Span(

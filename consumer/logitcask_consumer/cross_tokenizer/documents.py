@@ -72,6 +72,11 @@ class DocumentAligner:
         own = student("a")["input_ids"]
         self._prefix = own[:1] if own and own[0] == student.bos_token_id else []
 
+    @property
+    def begins_with_special(self) -> bool:
+        """Whether the student's tokens begin with a special one, so that its first token of text is predicted."""
+        return bool(self._prefix)
+
     def align(self, documents: Sequence[NDArray[Any]]) -> list[AlignedDocument | str]:
         """Align some documents.
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.cross_tokenizer.collate import ChunkCollator
+from logitcask_consumer.cross_tokenizer.corpus import NothingAlignedError
 from logitcask_consumer.cross_tokenizer.dataset import CrossTokenizerDataset
 from logitcask_consumer.cross_tokenizer.run import CrossTokenizerRun
 from logitcask_consumer.data import open_casks
@@ -33,12 +34,22 @@ class ChunkColumns:
     """What both models say of C aligned chunks."""
 
     documents_C: NDArray[np.int64]
-    """Number of the document among those that could be aligned."""
+    """Number of the document in the casks."""
     bytes_C: Column
     student_nats_C: Column
     """-log of the student's likelihood of the chunk's bytes, by its own tokens."""
     teacher_nats_C: Column
     """The same of the teacher, from the records."""
+
+    def of_documents(self, documents: NDArray[np.int64]) -> "ChunkColumns":
+        """The chunks of some documents."""
+        kept_C = np.isin(self.documents_C, documents)
+        return ChunkColumns(
+            documents_C=self.documents_C[kept_C],
+            bytes_C=self.bytes_C[kept_C],
+            student_nats_C=self.student_nats_C[kept_C],
+            teacher_nats_C=self.teacher_nats_C[kept_C],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,83 +63,55 @@ class BitsPerByte:
     chunks: int
 
 
-@torch.no_grad()
-def evaluate_chunks(
-    model: Any, dataset: CrossTokenizerDataset, collator: ChunkCollator, *, sequences: int
-) -> ChunkColumns:
-    """Measure a student on every aligned chunk of a dataset.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlignedDocuments:
+    """Documents of some casks in a student's tokens, one window per sequence, ready to measure the student on."""
 
-    Args:
-        model: a causal LM with the student's tokenizer.
-        dataset: one window per sequence (packing `none`), as a chunk's document is that of its sequence.
-        collator: of teacher and student, which joins no chunks.
-        sequences: of a forward pass.
-    """
-    was_training = model.training
-    model.eval()
-    head, body = LMHead.from_model(model), base_model(model)
-    device, parts = head.weight_VD.device, list[tuple[NDArray[Any], ...]]()
-    for first in range(0, len(dataset), sequences):
-        chosen = range(first, min(first + sequences, len(dataset)))
-        batch = collator(dataset.read(chosen))
-        hidden_BSD = body(
-            input_ids=batch["input_ids"].to(device), position_ids=batch["position_ids"].to(device), use_cache=False
-        ).last_hidden_state
-        hidden_RD = hidden_BSD.flatten(0, 1).index_select(0, batch["slots"].to(device))
-        nats_R = _nats(hidden_RD, head, batch["next_ids"].to(device)).cpu().numpy()
-        starts_C, stops_C = batch["chunk_starts"], batch["chunk_stops"]
-        sequence_C = batch["slots"].numpy()[starts_C] // batch["input_ids"].shape[1]
-        windows = dataset.packs.take(chosen).windows_W
-        parts.append(
-            (
-                dataset.windows.document_W[windows][sequence_C],
-                _sums(collator.byte_lengths(batch["next_ids"].numpy()), starts_C, stops_C),
-                _sums(nats_R, starts_C, stops_C),
-                -batch["teacher_logprobs"].numpy().astype(np.float64),
-            )
-        )
-    model.train(was_training)
-    documents_C, bytes_C, student_C, teacher_C = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return ChunkColumns(documents_C=documents_C, bytes_C=bytes_C, student_nats_C=student_C, teacher_nats_C=teacher_C)
+    dataset: CrossTokenizerDataset
+    collator: ChunkCollator
+    """Joins no chunks."""
+    first_space: bool
+    """Whether the first predicted token of a document holds a space that the student's tokenizer has put there."""
 
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        casks: Sequence[Cask],
+        *,
+        teacher: Path,
+        folder: Path,
+        seq_len: int,
+        overlap: int,
+        say: Callable[[str], None] = lambda message: None,
+    ) -> "AlignedDocuments":
+        """Align the documents, or open what an earlier call made of the same ones in the folder.
 
-def aligned_columns(
-    model: Any,
-    tokenizer: Any,
-    casks: Sequence[Cask],
-    *,
-    teacher: Path,
-    seq_len: int,
-    overlap: int,
-    batch_tokens: int = 4096,
-    say: Callable[[str], None] = lambda message: None,
-) -> ChunkColumns:
-    """Align the documents of some casks with a student's tokens and measure it on them.
+        Args:
+            model: a causal LM, whose vocabulary and head are checked.
+            tokenizer: the student's.
+            casks: best held-out ones.
+            teacher: the teacher's folder, of which only the tokenizer is read.
+            folder: where the aligned documents are kept; it must outlive the result.
+            seq_len: slots of a window; longer documents are cut.
+            overlap: context slots of later windows.
+            say: receives messages for people.
 
-    Args:
-        model: a causal LM.
-        tokenizer: the student's.
-        casks: best held-out ones.
-        teacher: the teacher's folder, of which only the tokenizer is read.
-        seq_len: slots of a window; longer documents are cut.
-        overlap: context slots of later windows.
-        batch_tokens: slots of a forward pass.
-        say: receives messages for people.
-
-    Raises:
-        NothingAlignedError: no document can be aligned.
-        ModelError: model, tokenizer or teacher's folder lack what is asked of them.
-        IdentityMismatchError: the teacher folder's tokenizer is not the one of the records.
-    """
-    with tempfile.TemporaryDirectory(prefix="logitcask-aligned-") as folder:
+        Raises:
+            NothingAlignedError: no document can be aligned.
+            ModelError: model, tokenizer or teacher's folder lack what is asked of them.
+            IdentityMismatchError: the teacher folder's tokenizer is not the one of the records.
+        """
         config = TrainConfig(
             casks=tuple(cask.path for cask in casks),
             student="measured, not trained",
             teacher=teacher,
-            output=Path(folder),
+            output=folder,
             loss="alm:debias=none,threshold=-1",
             seq_len=seq_len,
             overlap=overlap,
+            micro_tokens=seq_len,
             packing="none",
         )
         run = CrossTokenizerRun.of(config, tokenizer)
@@ -136,8 +119,64 @@ def aligned_columns(
         run.require(casks)
         run.check(model)
         dataset = run.dataset(casks, say)
-        sequences = max(1, batch_tokens // int(dataset.windows.slots_W.max()))
-        return evaluate_chunks(model, dataset, run.collator(dataset.manifest), sequences=sequences)
+        return cls(
+            dataset=dataset,
+            collator=run.collator(dataset.manifest),
+            first_space=run.aligner.student_bytes.strips_first_space and run.aligner.begins_with_special,
+        )
+
+    @torch.no_grad()
+    def measure(self, model: Any, *, batch_tokens: int = 4096) -> ChunkColumns:
+        """What the student and, by the records, the teacher say of every chunk that has bytes.
+
+        Args:
+            model: the student, on the device it shall run on.
+            batch_tokens: slots of a forward pass.
+
+        Raises:
+            NothingAlignedError: the windows are too short for every chunk.
+        """
+        was_training = model.training
+        model.eval()
+        sequences = max(1, batch_tokens // int(self.dataset.windows.slots_W.max()))
+        batches = (range(n, min(n + sequences, len(self.dataset))) for n in range(0, len(self.dataset), sequences))
+        parts = [self._measured(model, chosen) for chosen in batches]
+        model.train(was_training)
+        columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        # The end of a text is a chunk without bytes, which some tokenizers have.
+        documents_C, bytes_C, student_C, teacher_C = (column[columns[1] > 0] for column in columns)
+        if not len(bytes_C):
+            raise NothingAlignedError(
+                f"windows of {self.dataset.seq_len} tokens hold no whole chunk; take longer ones (seq_len)"
+            )
+        return ChunkColumns(
+            documents_C=documents_C, bytes_C=bytes_C, student_nats_C=student_C, teacher_nats_C=teacher_C
+        )
+
+    def _measured(self, model: Any, chosen: range) -> tuple[NDArray[Any], ...]:
+        """Documents, bytes, student's and teacher's nats of the chunks of some sequences."""
+        batch, windows = self.collator(self.dataset.read(chosen)), self.dataset.windows
+        head, device = LMHead.from_model(model), next(model.parameters()).device
+        hidden_BSD = base_model(model)(
+            input_ids=batch["input_ids"].to(device), position_ids=batch["position_ids"].to(device), use_cache=False
+        ).last_hidden_state
+        hidden_RD = hidden_BSD.flatten(0, 1).index_select(0, batch["slots"].to(device))
+        nats_R = _nats(hidden_RD, head, batch["next_ids"].to(device)).cpu().numpy()
+        slots_R = batch["slots"].numpy()
+        numbers = self.dataset.packs.take(chosen).windows_W
+        assert len(numbers) == len(chosen), "one window per sequence"
+        window_R = numbers[slots_R // batch["input_ids"].shape[1]]
+        bytes_R = self.collator.byte_lengths(batch["next_ids"].numpy())
+        if self.first_space:
+            first_R = (batch["position_ids"].flatten().numpy()[slots_R] == 0) & (windows.start_W[window_R] == 0)
+            bytes_R = bytes_R - first_R
+        starts_C, stops_C = batch["chunk_starts"], batch["chunk_stops"]
+        return (
+            self.dataset.corpus.documents_D[windows.document_W[window_R[starts_C]]].astype(np.int64),
+            _sums(bytes_R, starts_C, stops_C),
+            _sums(nats_R, starts_C, stops_C),
+            -batch["teacher_logprobs"].numpy().astype(np.float64),
+        )
 
 
 def held_out_bits_per_byte(
@@ -156,14 +195,19 @@ def held_out_bits_per_byte(
         CaskError: the cask cannot be opened, or no document can be aligned.
         ModelError: a folder lacks what is asked of it.
     """
-    found = aligned_columns(
-        load_model(Path(student)),
-        load_tokenizer(Path(student)),
-        open_casks([cask], tokenizer_fingerprint=None),
-        teacher=Path(teacher),
-        seq_len=seq_len,
-        overlap=overlap,
-    )
+    model, tokenizer = load_model(Path(student)), load_tokenizer(Path(student))
+    casks = open_casks([cask], tokenizer_fingerprint=None)
+    with tempfile.TemporaryDirectory(prefix="logitcask-aligned-") as folder:
+        aligned = AlignedDocuments.of(
+            model,
+            tokenizer,
+            casks,
+            teacher=Path(teacher),
+            folder=Path(folder),
+            seq_len=seq_len,
+            overlap=overlap,
+        )
+        found = aligned.measure(model)
     bits = math.log(2.0) * found.bytes_C.sum()
     return BitsPerByte(
         student=float(found.student_nats_C.sum() / bits),

@@ -6,10 +6,11 @@ Importing this package registers every loss in `LOSSES`.
 from logitcask_consumer.losses.adaptive_kl import AdaptiveKL
 from logitcask_consumer.losses.alpha_beta import AlphaBeta
 from logitcask_consumer.losses.bild import LogitsDifference
-from logitcask_consumer.losses.chunked import LossResult, ShapeError, Terms, distillation_loss
+from logitcask_consumer.losses.chunked import LossResult, Terms, distillation_loss
 from logitcask_consumer.losses.cross_entropy import CrossEntropy
 from logitcask_consumer.losses.csd import ConcreteScore
 from logitcask_consumer.losses.forward_kl import ForwardKL
+from logitcask_consumer.losses.fused_head import ShapeError
 from logitcask_consumer.losses.ghost_kl import GhostKL
 from logitcask_consumer.losses.head import LMHead, LogitTransform, LowRank, base_model, check_head
 from logitcask_consumer.losses.js import JensenShannon

@@ -11,18 +11,13 @@ import torch
 from torch import Tensor
 
 from logitcask_consumer.losses.chunk_terms import Scales, chunk_gradient
-from logitcask_consumer.losses.fused_head import default_rows, fused_head, wide_dtype
+from logitcask_consumer.losses.fused_head import ShapeError, fused_head, rows_of, wide_dtype
 from logitcask_consumer.losses.head import LMHead
 from logitcask_consumer.losses.loss import Loss
 from logitcask_consumer.losses.target import SparseTarget
-from logitcask_schemas.errors import LogitcaskError
 
 Terms: TypeAlias = Sequence[tuple[float, Loss]]
 """A mix of losses, each with its weight."""
-
-
-class ShapeError(LogitcaskError, ValueError):
-    """Tensors given to a loss do not fit each other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,9 +76,7 @@ def _distillation_loss(
 ) -> LossResult:
     """See `distillation_loss`."""
     _check(hidden_TD, head, target, terms, weights_T)
-    rows = chunk_rows if chunk_rows is not None else default_rows(head)
-    if rows < 1:
-        raise ShapeError(f"chunk_rows must be at least 1, got {rows}")
+    rows = rows_of(chunk_rows, head)
     count, wide = len(hidden_TD), wide_dtype(hidden_TD)
     target = target.to_dtype(wide)
     mix = _Mix(

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from logitcask_consumer.losses.head import LMHead, LogitTransform
+from logitcask_schemas.errors import LogitcaskError
 
 CHUNK_BYTES: Final = 64 * 2**20
 """Default size of the largest buffer, [R, V] in float32. On two CPU cores at V = 49,152 the head costs 1.39, 1.21, 1.11
@@ -42,6 +43,21 @@ class SpanLoss(Protocol):
             with_grad: else the gradient may be None, as where the loss does not depend on the logits.
         """
         ...
+
+
+class ShapeError(LogitcaskError, ValueError):
+    """Tensors given to a loss do not fit each other."""
+
+
+def rows_of(chunk_rows: int | None, head: LMHead) -> int:
+    """Rows of a span: those asked for, or the default.
+
+    Raises:
+        ShapeError: fewer than one.
+    """
+    if chunk_rows is not None and chunk_rows < 1:
+        raise ShapeError(f"chunk_rows must be at least 1, got {chunk_rows}")
+    return default_rows(head) if chunk_rows is None else chunk_rows
 
 
 def default_rows(head: LMHead) -> int:
@@ -151,6 +167,8 @@ class _Pass:
             total += value
             if found_RV is not None and any_grad:
                 self._add(grads, self.transform.backward_(found_RV, capped_RV), start, stop)
+            # Else the next span's logits are made while these still stand.
+            del logits_RV, capped_RV, found_RV
         return total, grads
 
     def _logits(self, start: int, stop: int) -> Tensor:

@@ -1,8 +1,10 @@
 """Making a report: open, measure, estimate, write."""
 
 import json
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from logitcask_consumer.callbacks import read_metrics
 from logitcask_consumer.checkpoints import METRICS_NAME
 from logitcask_consumer.checks import check_student
-from logitcask_consumer.cross_tokenizer import aligned_columns
+from logitcask_consumer.cross_tokenizer import AlignedDocuments
 from logitcask_consumer.data import CaskDataset, open_casks
 from logitcask_consumer.report import plots
 from logitcask_consumer.report.document import Measured, build_document
@@ -21,6 +23,7 @@ from logitcask_consumer.report.estimates import DocumentBootstrap, Estimate
 from logitcask_consumer.report.evaluate import Columns, evaluate_model, evaluate_teacher
 from logitcask_consumer.report.markdown import to_markdown
 from logitcask_consumer.students import load_model, load_tokenizer
+from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import IdentityMismatchError, LogitcaskError
 from logitcask_schemas.tokenizer_fingerprint import tokenizer_fingerprint
 
@@ -64,6 +67,7 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
     Raises:
         ReportError: no model was named, two share a label, or a training log is missing.
         IdentityMismatchError: a model has its own tokenizer and no teacher was named, or another teacher's.
+        NothingAlignedError: no document can be aligned with a model's own tokens.
         CaskError, ModelError: casks or models cannot be opened, or do not belong together.
     """
     _check(config)
@@ -79,39 +83,74 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
             "read)"
         )
     models = {label: load_model(folder) for label, folder in config.models}
-    seq_len = config.seq_len or _sequence_length(casks, models)
+    own = [model for label, model in models.items() if label not in foreign]
+    seq_len = config.seq_len or _sequence_length(casks, own)
     dataset = CaskDataset(casks, seq_len=seq_len, overlap=seq_len // 2)
+    for model in own:
+        check_student(model, dataset.manifest, "best_fit")
     batch = max(1, config.batch_tokens // seq_len)
-    teacher = evaluate_teacher(dataset, batch_sequences=batch)
-    measured = []
-    for label, folder in config.models:
-        model = models.pop(label).to(_device())
-        columns = chunks = None
-        if label not in foreign:
-            check_student(model, dataset.manifest, "best_fit")
-            say(f"measuring {label} at {dataset.num_positions:,} positions")
-            columns = evaluate_model(model, dataset, batch_sequences=batch)
-        if config.teacher is not None:
-            say(f"measuring {label} on bytes")
-            own_length = config.seq_len or _most_slots([model])  # its tokens may be more than the teacher's
-            chunks = aligned_columns(
-                model,
-                load_tokenizer(folder),
-                casks,
-                teacher=config.teacher,
-                seq_len=own_length,
-                overlap=own_length // 2,
-                batch_tokens=config.batch_tokens,
-                say=say,
-            )
-        measured.append(Measured(label=label, path=folder, columns=columns, chunks=chunks))
-        del model
-    document = build_document(dataset, teacher, measured, seed=config.seed)
+    with tempfile.TemporaryDirectory(prefix="logitcask-aligned-") as place:
+        # Whatever can be refused is refused before anything is measured.
+        aligned = {
+            label: _aligned(config, casks, label, models[label], Path(place) / fingerprints[label], say)
+            for label in (models if config.teacher is not None else ())
+        }
+        teacher, measured = evaluate_teacher(dataset, batch_sequences=batch), []
+        for label, folder in config.models:
+            model = models.pop(label).to(_device())
+            columns = chunks = None
+            if label not in foreign:
+                say(f"measuring {label} at {dataset.num_positions:,} positions")
+                columns = evaluate_model(model, dataset, batch_sequences=batch)
+            if label in aligned:
+                say(f"measuring {label} on bytes")
+                chunks = aligned[label].measure(model, batch_tokens=config.batch_tokens)
+            measured.append(Measured(label=label, path=folder, columns=columns, chunks=chunks))
+            del model
+    document = build_document(dataset, teacher, _on_common_documents(measured), seed=config.seed)
     config.output.mkdir(parents=True, exist_ok=True)
     names = _draw(config.output, dataset, teacher, measured, logs, document)
     (config.output / "report.json").write_text(json.dumps(document, indent=2) + "\n")
     (config.output / "report.md").write_text(to_markdown(document, names))
     return document
+
+
+def _aligned(
+    config: ReportConfig,
+    casks: Sequence[Cask],
+    label: str,
+    model: Any,
+    folder: Path,
+    say: Callable[[str], None],
+) -> AlignedDocuments:
+    """The documents in a model's tokens; models with one tokenizer share the folder."""
+    assert config.teacher is not None
+    seq_len = config.seq_len or _most_slots([model])  # its tokens may be more than the teacher's
+    return AlignedDocuments.of(
+        model,
+        load_tokenizer(dict(config.models)[label]),
+        casks,
+        teacher=config.teacher,
+        folder=folder,
+        seq_len=seq_len,
+        overlap=seq_len // 2,
+        say=lambda message: say(f"{label}: {message}"),
+    )
+
+
+def _on_common_documents(measured: list[Measured]) -> list[Measured]:
+    """Bits per byte of the documents that every model's tokenizer reproduces; others would favour who leaves them out.
+
+    Raises:
+        ReportError: there is no such document.
+    """
+    each = [model.chunks.documents_C for model in measured if model.chunks is not None]
+    if not each:
+        return measured
+    common = reduce(np.intersect1d, each)
+    if not len(common):
+        raise ReportError("no document can be aligned with the tokens of every model: report on fewer models at a time")
+    return [replace(one, chunks=one.chunks.of_documents(common)) if one.chunks else one for one in measured]
 
 
 def _draw(
@@ -164,9 +203,9 @@ def _cumulative_mass(dataset: CaskDataset) -> NDArray[np.float32]:
     return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1])), mode="edge") for part in parts])
 
 
-def _sequence_length(casks: Sequence[Any], models: dict[str, Any]) -> int:
+def _sequence_length(casks: Sequence[Any], models: Sequence[Any]) -> int:
     longest = max((int(cask.document_lengths().max(initial=0)) for cask in casks), default=0) - 1
-    return max(2, min(longest, _most_slots(models.values())))
+    return max(2, min(longest, _most_slots(models)))
 
 
 def _most_slots(models: Iterable[Any]) -> int:

@@ -87,6 +87,9 @@ def build_document(dataset: CaskDataset, teacher: Columns, models: list[Measured
     comparable = [(model.label, model.columns) for model in models if model.columns is not None]
     if len(comparable) > 1:
         document["change"] = _change(*comparable[0], *comparable[-1], bootstrap, kinds)
+    aligned = [(model.label, model.chunks) for model in models if model.chunks is not None]
+    if len(aligned) > 1:
+        document["bytes_change"] = _bytes_change(*aligned[0], *aligned[-1], seed)
     return document
 
 
@@ -157,6 +160,15 @@ def _bytes(chunks: ChunkColumns, seed: int) -> dict[str, Any]:
         "chunks": len(chunks.bytes_C),
         "bytes": int(chunks.bytes_C.sum()),
     }
+
+
+def _bytes_change(before: str, first: ChunkColumns, after: str, last: ChunkColumns, seed: int) -> dict[str, Any]:
+    """Difference of the last model's bits per byte to the first's, paired by document."""
+    (one, first_C), (other, last_C) = (
+        (DocumentBootstrap(chunks.documents_C, seed=seed), chunks.bytes_C * math.log(2.0)) for chunks in (first, last)
+    )
+    change = other.ratio_change(last.student_nats_C, last_C, one, first.student_nats_C, first_C)
+    return {"from": before, "to": after, "bits_per_byte": change.as_dict()}
 
 
 def _change(

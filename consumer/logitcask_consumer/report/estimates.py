@@ -69,12 +69,35 @@ class DocumentBootstrap:
 
     def ratio(self, above_P: NDArray[np.float64], below_P: NDArray[np.float64]) -> Estimate:
         """Ratio of two sums over positions, as bits per byte."""
-        sums = (
+        return self._estimate(*self._ratio(above_P, below_P))
+
+    def ratio_change(
+        self,
+        above_P: NDArray[np.float64],
+        below_P: NDArray[np.float64],
+        before: "DocumentBootstrap",
+        above_before_Q: NDArray[np.float64],
+        below_before_Q: NDArray[np.float64],
+    ) -> Estimate:
+        """A ratio less the same of other positions (Q) of the same documents, paired by document.
+
+        Raises:
+            ValueError: the documents or their resamples differ.
+        """
+        if not np.array_equal(self._times_BD, before._times_BD):
+            raise ValueError("a paired change needs the same documents and the same resamples on both sides")
+        (after, after_B), (first, first_B) = (
+            self._ratio(above_P, below_P),
+            before._ratio(above_before_Q, below_before_Q),
+        )
+        return self._estimate(after - first, after_B - first_B)
+
+    def _ratio(self, above_P: NDArray[np.float64], below_P: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        above_D, below_D = (
             np.bincount(self._document_P, weights=values, minlength=self.num_documents) for values in (above_P, below_P)
         )
-        above_D, below_D = sums
-        value = float(above_D.sum() / below_D.sum())
-        return self._estimate(value, (self._times_BD @ above_D) / (self._times_BD @ below_D))
+        resampled_B: NDArray[np.float64] = (self._times_BD @ above_D) / (self._times_BD @ below_D)
+        return float(above_D.sum() / below_D.sum()), resampled_B
 
     def calibration_error(
         self, confidence_P: NDArray[np.float32], correct_P: NDArray[np.float32], *, bins: int = 15

@@ -58,7 +58,9 @@ def short_table(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             rows.append([title, own, *(_short_cell(model["metrics"].get(name), form) for model in models)])
     if measured := [model for model in models if "bytes" in model]:
         name, title, form = _BYTES[0]
-        own = _short_cell(measured[0]["bytes"]["teacher_bits_per_byte"], form)
+        # The first bytes left out differ between models, so the teacher's figure may differ in its last digit.
+        teachers = {_short_cell(model["bytes"]["teacher_bits_per_byte"], form) for model in measured}
+        own = teachers.pop() if len(teachers) == 1 else ""
         rows.append([title, own, *(_short_cell(model.get("bytes", {}).get(name), form) for model in models)])
     return ["", "teacher", *(model["label"] for model in models)], rows
 
@@ -91,11 +93,18 @@ def _bytes_table(document: dict[str, Any]) -> list[str]:
     for name in ("bytes", "documents"):
         lines.append(f"| {name} | " + " | ".join(f"{model['bytes'][name]:,}" for model in models) + " |")
     said = (
-        "Figures per token cannot be compared between tokenizers. Here each model and the teacher predict the same "
-        "bytes, each with its own tokens; the first bytes of a document and documents that cannot be aligned are left "
-        "out."
+        "Figures per token cannot be compared between tokenizers. Here a model and the teacher predict the same bytes, "
+        "each with its own tokens, in the documents that can be aligned with the tokens of every model. A document's "
+        "first bytes are left out: those of a first token that nobody predicts."
     )
-    return ["## Bits per byte", said, "\n".join(lines)]
+    changed = []
+    if "bytes_change" in document:
+        change = document["bytes_change"]
+        form = _BYTES[2][2]
+        changed = [
+            f"From {change['from']} to {change['to']}: **{_cell(change['bits_per_byte'], form)}** bits per byte."
+        ]
+    return ["## Bits per byte", said, "\n".join(lines), *changed]
 
 
 def _cell(estimate: dict[str, float | None] | None, form: str) -> str:

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from logitcask_consumer.losses.fused_head import default_rows
+from logitcask_consumer.losses.fused_head import rows_of
 from logitcask_consumer.losses.head import LMHead
 from logitcask_consumer.weights.registry import register
 from logitcask_consumer.weights.weight import Weight, WeightParameterError, in_range
@@ -69,7 +69,7 @@ class EntropyTop(Weight):
 @torch.no_grad()
 def student_entropy(hidden_TD: Tensor, head: LMHead, chunk_rows: int | None = None) -> Tensor:
     """Entropy of the student's distribution at T positions, nats, float32 (float64 for float64 hidden states)."""
-    rows = chunk_rows if chunk_rows is not None else default_rows(head)
+    rows = rows_of(chunk_rows, head)
     dtype = torch.promote_types(hidden_TD.dtype, torch.float32)
     parts = []
     for start in range(0, len(hidden_TD), rows):
