@@ -308,10 +308,11 @@ def settle(stage: Stage) -> dict[str, int]:
     """After it all: nothing is lost or doubled, every copy can be finished, and all of it verifies."""
     counts: Counter[str] = Counter()
     acknowledged = {document(number).id: number for number in stage.acknowledged()}
-    repair_cask(stage.cask)
+    last = repair_cask(stage.cask)
     CaskWriter.create(stage.cask, teacher=make_teacher(), capture=SPEC).close()
     ids = require_sound(stage.cask)
-    listed, unnamed = set(), sum(int(line[3]) for line in stage.lines("repair"))
+    # On a busy machine the last repair may be the one that finds most.
+    listed, unnamed = set(), last.unnamed + sum(int(line[3]) for line in stage.lines("repair"))
     for path in stage.cask.glob("quarantine/*/*.jsonl"):
         for line in path.read_text().splitlines():
             entry = json.loads(line)
