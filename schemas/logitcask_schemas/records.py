@@ -114,9 +114,8 @@ class DocumentRecords:
     token_ids_L: IdArray
     records: Records
     answer_ranges_R2: NDArray[np.uint32] | None = None
-    """Ranges [start, stop) of the tokens that the assistant says, the end of its turns included; ascending, none of them
-    empty, none reaching into the next. None where nobody knows; [0, 2] where the document has no answer.
-    """
+    """Ranges [start, stop) of the tokens that the assistant says, the end of its turns included; ascending, none of
+    them empty, none reaching into the next. None where nobody knows; of shape [0, 2] where there is no answer."""
 
     def __post_init__(self) -> None:
         """Refuse anything but L - 1 positions for L tokens."""

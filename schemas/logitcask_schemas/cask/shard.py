@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from logitcask_schemas.cask.answers import AnswerCounts, announced_answers
 from logitcask_schemas.cask.codec_u8 import decode_u8
 from logitcask_schemas.cask.columns import (
     ColumnArray,
@@ -37,6 +38,11 @@ class Shard:
     def __init__(self, path: Path, entry: ShardEntry, layout: RecordLayout, columns: ShardColumns) -> None:
         found = (len(columns.document_ids), *(int(columns.offsets[level][-1]) for level in LEVELS))
         announced = (entry.documents, entry.tokens, entry.positions, entry.head_entries, entry.tail_entries)
+        answers = AnswerCounts() if columns.answers is None else columns.answers.counts()
+        if answers != (expected := announced_answers(entry)):
+            raise CaskCorruptionError(
+                f"{path}: holds {answers}; its entry says {expected}. Run `logitcask cask verify`."
+            )
         if found != announced:
             raise CaskCorruptionError(
                 f"{path}: holds {found} documents, tokens, positions, head entries and tail draws; its entry says "
@@ -222,7 +228,7 @@ class Shard:
             CaskCorruptionError: They disagree; names shard, document, and both values.
         """
         columns = self.columns
-        slices = document_slices(columns.arrays, columns.offsets, self.layout, row)
+        slices = document_slices(columns.arrays, columns.offsets, self.layout, row, columns.answers)
         sizes = [int(columns.offsets[level][row + 1] - columns.offsets[level][row]) for level in LEVELS]
         identity = columns.document_ids[row].tobytes()
         computed, stored = document_checksum(identity, sizes, slices), int(columns.checksums[row])
@@ -232,7 +238,7 @@ class Shard:
                 f"{where}: stored checksum {stored:016x}, its bytes give {computed:016x}. "
                 "Run `logitcask cask verify` to see what else is damaged, then capture the document again."
             )
-        by_name = dict(zip((column.name for column in self.layout.columns), slices, strict=True))
+        by_name = dict(zip((column.name for column in self.layout.columns), slices, strict=False))
         for name, entries in (("head_counts", sizes[2]), ("tail_counts", sizes[3])):
             if (total := int(by_name[name].sum(dtype=np.int64))) != entries:
                 raise CaskCorruptionError(f"{where}: {name} add up to {total}, the document has {entries} entries")
@@ -258,9 +264,19 @@ class Shard:
                     tail_logprobs_N=draws,
                     log_z_PT=arrays["log_z"][positions] if "log_z" in arrays else None,
                 ),
+                answer_ranges_R2=self._answer_ranges(row, start or 0, (start or 0) + tokens.stop - tokens.start),
             )
         except DocumentMismatchError as error:
             raise CaskCorruptionError(f"{self.path}: document {row}: {error}") from error
+
+    def _answer_ranges(self, row: int, first: int, end: int) -> NDArray[np.uint32] | None:
+        """Of the tokens [first, end) of a document, counted from the first of them."""
+        answers = self.columns.answers
+        ranges_R2 = None if answers is None else answers.ranges(row)
+        if ranges_R2 is None or not len(ranges_R2):
+            return ranges_R2
+        clipped_R2 = np.clip(ranges_R2, first, end) - np.uint32(first)
+        return clipped_R2[clipped_R2[:, 0] < clipped_R2[:, 1]]
 
     def _entries(
         self, counts: str, begin: int, end: int, first: int, last: int, start: int, stop: int
