@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcask_consumer.data.packed import PackedDataset
+from logitcask_consumer.data.packing import Packs
 from logitcask_consumer.data.packing_groups import Packing
 from logitcask_consumer.data.sequences import SequenceRecords
 from logitcask_consumer.weights import Positions, Weights
@@ -25,7 +26,7 @@ class EmptyCaskError(CaskError):
 
 
 def open_casks(
-    places: Sequence[Path | str],
+    places: Sequence[Path | str] | Path | str,
     *,
     tokenizer_fingerprint: str | None,
     cache: Path | None = None,
@@ -34,7 +35,7 @@ def open_casks(
     """Open casks that may be trained on together.
 
     Args:
-        places: folders, or URLs of object stores.
+        places: folders, or URLs of object stores; a single one may stand alone.
         tokenizer_fingerprint: of the student's tokenizer; None skips the check.
         cache: for URLs: local folder for fetched shards.
         cache_bytes: for URLs: most bytes that each cask keeps there.
@@ -44,6 +45,8 @@ def open_casks(
         IdentityMismatchError: tokenizer, teacher or capture spec differ.
         CaskNotFoundError, CaskCorruptionError: a cask cannot be opened.
     """
+    if isinstance(places, Path | str):
+        places = [places]
     if not places:
         raise EmptyCaskError("no cask was named; give at least one")
     casks = [
@@ -113,6 +116,21 @@ class CaskDataset(PackedDataset[SequenceRecords]):
             CaskCorruptionError, CaskNotFoundError: a shard is missing or its bytes changed.
             DocumentMismatchError: the stored token ids are not those of the document's identity.
         """
+        packs, documents_W, collated, positions = self._read(sequences)
+        return SequenceRecords(
+            window_offsets_B1=packs.offsets_B1,
+            documents_W=documents_W,
+            windows=collated,
+            weights_P=None if positions is None else self.weights.of(positions),
+        )
+
+    def positions(self, sequences: Sequence[int]) -> Positions:
+        """What the weights of several sequences follow from; errors as `read`."""
+        _, _, _, positions = self._read(sequences)
+        assert positions is not None, "only asked for with weights"
+        return positions
+
+    def _read(self, sequences: Sequence[int]) -> tuple[Packs, NDArray[np.int64], CollatedRecords, Positions | None]:
         packs = self.packs.take(sequences)
         windows_W = packs.windows_W
         documents_W = self.windows.document_W[windows_W]
@@ -128,12 +146,8 @@ class CaskDataset(PackedDataset[SequenceRecords]):
             self.windows.stop_W[windows_W],
             self.windows.start_W[windows_W],
         )
-        return SequenceRecords(
-            window_offsets_B1=packs.offsets_B1,
-            documents_W=documents_W,
-            windows=collated,
-            weights_P=self.weights.of(self._positions(collated, rows, windows_W)) if self.weights.factors else None,
-        )
+        positions = self._positions(collated, rows, windows_W) if self.weights.factors else None
+        return packs, documents_W, collated, positions
 
     def _positions(
         self, collated: CollatedRecords, rows: Sequence[tuple[Shard, int]], windows_W: NDArray[np.int64]
@@ -150,6 +164,7 @@ class CaskDataset(PackedDataset[SequenceRecords]):
             counts_W=np.diff(collated.position_offsets_B1),
             document_ids_W=np.array([shard.document_ids[row] for shard, row in rows], dtype=np.uint8).reshape(-1, 32),
             vocab_size=self.manifest.teacher.vocab_size,
+            answers_W=[shard.answer_ranges(row) for shard, row in rows],
         )
 
 

@@ -22,6 +22,7 @@ from logitcask_schemas.cask.columns import (
 )
 from logitcask_schemas.cask.document_table import ShardDocuments
 from logitcask_schemas.cask.layout import HIGH_SUFFIX, LEVELS, RecordLayout
+from logitcask_schemas.cask.regular_files import unreadable
 from logitcask_schemas.errors import CaskCorruptionError, DocumentMismatchError
 from logitcask_schemas.manifest import ShardEntry
 from logitcask_schemas.records import DocumentRecords, IdArray, LogprobArray, Records
@@ -149,6 +150,32 @@ class Shard:
         """Log Z_T, [positions, T], where the capture spec stores temperatures."""
         return self._whole("log_z") if self.layout.has("log_z") else None
 
+    def require_size(self) -> None:
+        """Require of the file, which may have been opened long ago, that it still has its size.
+
+        Reading what a mapped file has lost ends the process (SIGBUS), so whoever is about to read much asks before.
+        A file without its name stays readable as it was.
+
+        Raises:
+            CaskCorruptionError: It has another size.
+            CaskReadError: The operating system does not say.
+        """
+        try:
+            size = self.path.stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise unreadable(self.path, error) from error
+        if size != self.entry.bytes:
+            raise CaskCorruptionError(
+                f"{self.path}: shard {self.entry.name} should have {self.entry.bytes} bytes, by now it has {size}. "
+                "Stop what writes to it, and restore the file from a copy of the cask or run `logitcask cask repair`."
+            )
+
+    def answer_ranges(self, row: int) -> NDArray[np.uint32] | None:
+        """Which tokens of a document are answers, see `DocumentRecords.answer_ranges_R2`; `verify` proves them."""
+        return None if self.columns.answers is None else self.columns.answers.ranges(row)
+
     def read(self, row: int) -> DocumentRecords:
         """One whole document.
 
@@ -271,8 +298,7 @@ class Shard:
 
     def _answer_ranges(self, row: int, first: int, end: int) -> NDArray[np.uint32] | None:
         """Of the tokens [first, end) of a document, counted from the first of them."""
-        answers = self.columns.answers
-        ranges_R2 = None if answers is None else answers.ranges(row)
+        ranges_R2 = self.answer_ranges(row)
         if ranges_R2 is None or not len(ranges_R2):
             return ranges_R2
         clipped_R2 = np.clip(ranges_R2, first, end) - np.uint32(first)
