@@ -27,6 +27,8 @@ _CONVERSATIONS: Final = (
     (("count 17 ships", "23 boats in a row"), ("name (some) trees", "(elm) and yew")),
 )
 """Questions and answers, all different; the answers begin with a capital, a digit and a bracket."""
+_REASONS: Final = ("Seven thoughts came first.", "Some doubt remains here.")
+"""Of the answers, in the message's member `reasoning_content`."""
 _TEMPLATE_ERRORS: Final = (jinja2.TemplateError, ValueError, TypeError, LookupError, AttributeError)
 """What a template can raise that cannot render a conversation; its expressions are Python's."""
 
@@ -51,11 +53,22 @@ class TurnLimits:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rendering:
+    """A conversation as the template writes it."""
+
+    text: str
+    turns: Sequence[tuple[str, str]]
+    """Its questions and answers."""
+    exact: bool
+    """Whether nothing but the answers may come out; else the questions may not."""
+
+
 def proved_limits(tokenizer: Any) -> TurnLimits:
     """The limits that the tokenizer's chat template suggests, where they give exactly the answers.
 
-    Tried in turn: the generation prompt, and what really stands before the first answer of a conversation; each with
-    what stands behind its last answer.
+    Tried in turn: the generation prompt, what stands between the rendering of a question and its answer, and what
+    stands between their words; each with what stands behind the last answer of a conversation.
 
     Raises:
         WeightParameterError: the tokenizer has no template, or none of the limits is right; says what came out.
@@ -73,11 +86,11 @@ def proved_limits(tokenizer: Any) -> TurnLimits:
     faults = []
     for after, until in candidates:
         limits = TurnLimits.of_texts(tokenizer, after, until)
-        fault = next(filter(None, (_fault(tokenizer, limits, *one) for one in conversations)), None)
+        fault = next(filter(None, (_fault(tokenizer, limits, rendering) for rendering in conversations)), None)
         if fault is None:
             return limits
         faults.append(f"between {json.dumps(after)} and {json.dumps(until)} {fault}")
-    reason = "; ".join(faults) or "it marks no start and end of a turn"
+    reason = "; ".join(faults[:2]) or "it marks no start and end of a turn"
     raise WeightParameterError(
         "weight 'assistant_only': the chat template of the student's tokenizer does not tell the assistant's turns by "
         f"the text around them: {reason}"
@@ -92,29 +105,37 @@ def _candidates(tokenizer: Any) -> Iterator[tuple[str, str]]:
     whole = _rendered(tokenizer, [*asked_messages, {"role": "assistant", "content": answer}])
     before, _, behind = whole.rpartition(answer)
     until = behind.strip()
-    for text in (prompted, before):
-        after = text.removeprefix(asked)
-        if text.startswith(asked) and after.strip() and until:
+    between = before.rpartition(question)[2]
+    texts = [text.removeprefix(asked) for text in (prompted, before) if text.startswith(asked)]
+    # A space before an answer is mostly part of its first token.
+    for after in (*texts, between, between.rstrip(" ")):
+        if after.strip() and until:
             yield after, until
 
 
-def _conversations(tokenizer: Any) -> Iterator[tuple[str, Sequence[tuple[str, str]]]]:
-    """Renderings, with the questions and answers in them."""
+def _conversations(tokenizer: Any) -> Iterator[_Rendering]:
     for turns in _CONVERSATIONS:
         messages = []
         for question, answer in turns:
             messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        yield _rendered(tokenizer, messages), turns
+        plain = _rendered(tokenizer, messages)
+        yield _Rendering(text=plain, turns=turns, exact=True)
+        for message, reason in zip(messages[1::2], _REASONS, strict=True):
+            message["reasoning_content"] = reason
+        reasoned = _rendered(tokenizer, messages)
+        if reasoned != plain:
+            # Whether what is written around the reasons is the assistant's is for each template to say.
+            yield _Rendering(text=reasoned, turns=turns, exact=False)
 
 
 def _rendered(tokenizer: Any, messages: list[dict[str, str]], *, add_generation_prompt: bool = False) -> str:
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
 
 
-def _fault(tokenizer: Any, limits: TurnLimits, text: str, turns: Sequence[tuple[str, str]]) -> str | None:
-    """What is wrong with the spans of one rendering; None where they are exactly the answers and what ends them."""
-    answers = []
-    for _, answer in turns:
+def _fault(tokenizer: Any, limits: TurnLimits, rendering: _Rendering) -> str | None:
+    """What is wrong with the spans of one rendering; None where they are the answers and what ends them."""
+    answers, text = [], rendering.text
+    for _, answer in rendering.turns:
         if text.count(answer) != 1:
             return f"nothing can be told: an answer comes {text.count(answer)} times in the rendering"
         start = text.index(answer)
@@ -126,25 +147,29 @@ def _fault(tokenizer: Any, limits: TurnLimits, text: str, turns: Sequence[tuple[
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids_L = np.array(encoded["input_ids"], dtype=np.uint32)
     inside_L = inside_spans(ids_L, np.array([0, len(ids_L)]), limits.after_ids, limits.until_ids)
-    must_L, may_L = _expected(text, encoded["offset_mapping"], answers)
+    questions = [(start := text.find(question), start + len(question)) for question, _ in rendering.turns]
+    must_L = _touching(text, encoded["offset_mapping"], answers)
+    other_L = _touching(text, encoded["offset_mapping"], _others(answers, len(text)) if rendering.exact else questions)
     if (must_L & ~inside_L).any():
         return f"{_quoted(tokenizer, ids_L[must_L & ~inside_L])} of the answers is missing"
-    if (inside_L & ~may_L).any():
-        return f"{_quoted(tokenizer, ids_L[inside_L & ~may_L])} comes out that is no answer"
+    if (inside_L & other_L).any():
+        return f"{_quoted(tokenizer, ids_L[inside_L & other_L])} comes out that is no answer"
     return None
 
 
-def _expected(
-    text: str, offsets: Sequence[tuple[int, int]], answers: Sequence[tuple[int, int]]
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which tokens must be trained: those with a letter of an answer; and which may: these, and mere white space."""
-    letter = np.array([not character.isspace() for character in text] + [False])
-    answered = np.zeros(len(letter), dtype=np.bool_)
-    for start, stop in answers:
-        answered[start:stop] = True
-    must = [(letter[a:b] & answered[a:b]).any() for a, b in offsets]
-    other = [(letter[a:b] & ~answered[a:b]).any() for a, b in offsets]
-    return np.array(must, dtype=np.bool_), ~np.array(other, dtype=np.bool_)
+def _others(parts: Sequence[tuple[int, int]], size: int) -> list[tuple[int, int]]:
+    """What lies between parts of a text, before the first and behind the last."""
+    edges = [0, *(edge for part in parts for edge in part), size]
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def _touching(text: str, offsets: Sequence[tuple[int, int]], parts: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
+    """Which tokens hold a character, other than white space, of some parts of the text, [L]."""
+    letter = np.array([not character.isspace() for character in text], dtype=np.bool_)
+    chosen = np.zeros(len(letter), dtype=np.bool_)
+    for start, stop in parts:
+        chosen[start:stop] = letter[start:stop]
+    return np.array([chosen[start:stop].any() for start, stop in offsets], dtype=np.bool_)
 
 
 def _quoted(tokenizer: Any, ids: NDArray[np.uint32]) -> str:

@@ -83,7 +83,7 @@ class Answers:
         ranges_R2 = self.stored(row).reshape(-1, 2)
         if not len(ranges_R2):
             return None
-        return ranges_R2[:0] if ranges_R2[0, 1] == 0 else ranges_R2
+        return ranges_R2[:0] if np.array_equal(ranges_R2[0], _NONE) and len(ranges_R2) == 1 else ranges_R2
 
     def counts(self) -> AnswerCounts:
         """Sums over the documents."""
