@@ -52,7 +52,7 @@ def test_json_is_alone_on_stdout(serve, run, corpus):
 
 
 def test_held_out_text_is_captured_with_what_unbiased_figures_need(serve, run, corpus):
-    code, out, _ = run(serve(), "submit", corpus, "--cask", "held", "--held-out", "--wait", "--json")
+    code, out, _ = run(serve(), "submit", corpus, "--cask", "held", "--held-out", "--json")
     assert code == 0
     assert json.loads(out)["capture"]["tail_logprobs"] is True
 
