@@ -4,6 +4,7 @@ Shape legend: D documents of all casks, W windows, B sequences.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,23 @@ from logitcask_schemas.cask.collation import CollatedRecords, collate
 from logitcask_schemas.cask.shard import Shard
 from logitcask_schemas.errors import CaskError, DocumentMismatchError
 from logitcask_schemas.records import document_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedShare:
+    """How many positions the weights of a dataset leave to be trained."""
+
+    positions: int
+    """Looked at."""
+    trained: int
+    """With a weight above 0."""
+    whole: bool
+    """Whether these are all positions of the dataset."""
+
+    @property
+    def share(self) -> float:
+        """Of the positions looked at, those that are trained."""
+        return self.trained / max(self.positions, 1)
 
 
 class EmptyCaskError(CaskError):
@@ -102,6 +120,8 @@ class CaskDataset(PackedDataset[SequenceRecords]):
             )
         super().__init__(casks, positions_D, seq_len=seq_len, overlap=overlap, packing=packing, seed=seed)
         self.weights = weights or Weights()
+        self.share: TrainedShare | None = None
+        """How much of it is trained, once that was found out; see `trained_share`."""
         self._proved_D = np.zeros(len(positions_D), dtype=np.bool_)
 
     @property

@@ -3,13 +3,12 @@
 A run in which no position has a weight would finish without an error, having changed the student by weight decay alone.
 """
 
-from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
 import numpy as np
 
-from logitcask_consumer.data.dataset import CaskDataset
+from logitcask_consumer.data.dataset import CaskDataset, TrainedShare
 from logitcask_consumer.data.sampler import ShardBlockSampler
 from logitcask_consumer.weights import StoredAnswers
 from logitcask_schemas.errors import LogitcaskError
@@ -25,25 +24,8 @@ class NothingTrainedError(LogitcaskError, ValueError):
     """No position of the documents has a weight."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainedShare:
-    """What was found in the sequences that a run begins with."""
-
-    positions: int
-    """Looked at."""
-    trained: int
-    """With a weight above 0."""
-    whole: bool
-    """Whether these are all positions of the dataset."""
-
-    @property
-    def share(self) -> float:
-        """Of the positions looked at, those that are trained."""
-        return self.trained / max(self.positions, 1)
-
-
 def trained_share(dataset: CaskDataset, *, seed: int, enough: int = ENOUGH_POSITIONS) -> TrainedShare:
-    """Look at positions in the order of the run's first epoch, until there are enough and one has a weight.
+    """Look at positions in the order of the run's first epoch, until there are enough and one has a weight; once.
 
     Args:
         dataset: with its weights, bound.
@@ -55,6 +37,8 @@ def trained_share(dataset: CaskDataset, *, seed: int, enough: int = ENOUGH_POSIT
         CaskCorruptionError, CaskNotFoundError: as `CaskDataset.read`.
     """
     weights = dataset.weights
+    if dataset.share is not None:
+        return dataset.share
     if not weights.factors:
         return TrainedShare(positions=dataset.num_positions, trained=dataset.num_positions, whole=True)
     answers = StoredAnswers.of(dataset.casks)
@@ -74,7 +58,8 @@ def trained_share(dataset: CaskDataset, *, seed: int, enough: int = ENOUGH_POSIT
     if not trained:
         zero = [weight for weight, count in zip(weights.factors, by_factor.tolist(), strict=True) if not count]
         raise _nothing(dataset, [weight.why_nothing(answers) for weight in zero])
-    return TrainedShare(positions=positions, trained=trained, whole=positions == dataset.num_positions)
+    dataset.share = TrainedShare(positions=positions, trained=trained, whole=positions == dataset.num_positions)
+    return dataset.share
 
 
 def _nothing(dataset: CaskDataset, reasons: list[str]) -> NothingTrainedError:
