@@ -1,6 +1,7 @@
 """Datasets over real casks: what comes out is what was recorded, for every way of packing, and damage is an error."""
 
 import pickle
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.data import (
     EMPTY,
     CaskDataset,
@@ -251,3 +253,24 @@ def test_token_ids_of_another_document_are_refused(cask_path, monkeypatch):
     monkeypatch.setattr("logitcask_consumer.data.dataset.document_id", lambda ids: b"\0" * 32)
     with pytest.raises(DocumentMismatchError, match="identity"):
         dataset[0]
+
+
+def test_a_shard_that_is_cut_while_it_is_trained_from_is_an_error_not_the_end_of_the_process(place, tmp_path):
+    """Reading its lost pages would raise SIGBUS."""
+    shutil.copytree(place / "cask", tmp_path / "cask")
+    dataset = CaskDataset(open_casks(str(tmp_path / "cask"), tokenizer_fingerprint=None), seq_len=64)
+    dataset.read(range(len(dataset)))
+    path = dataset.casks[0].shard(0).path
+    with path.open("r+b") as file:
+        file.truncate(4096)
+    with pytest.raises(CaskCorruptionError, match="by now it has 4096"):
+        dataset.read(range(len(dataset)))
+
+
+def test_one_place_is_one_cask(place):
+    for casks in (str(place / "cask"), place / "cask", [place / "cask"]):
+        [cask] = open_casks(casks, tokenizer_fingerprint=None)
+        assert cask.path == place / "cask"
+    assert TrainConfig(casks=str(place / "cask"), student="x", output=place).casks == (str(place / "cask"),)
+    with pytest.raises(EmptyCaskError):
+        open_casks([], tokenizer_fingerprint=None)
