@@ -111,9 +111,7 @@ def show(
         return print_json(described)
     out = console()
     answers = described["answers"]
-    says = (
-        "" if answers is None else f", {answers:,} of them answers (underlined)" if answers else ", none of an answer"
-    )
+    says = "" if answers is None else f", {answers:,} of them of answers{' (underlined)' if answers else ''}"
     print_line(out, Text(f"document {at:,} of {len(opened):,}: {described['tokens']:,} tokens{says}"))
     print_line(out, Text(f"id {described['id']}"))
     out.print(token_strip(described["positions"], measure, texts=tokenizer is not None))
