@@ -8,11 +8,11 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 from logitcask_services.http import problems
-from logitcask_services.http.access import KeyRing, LoopbackNames
+from logitcask_services.http.access import BrowserGuard, KeyRing
 from logitcask_services.http.corpora import routes as corpora
 from logitcask_services.http.extractions import routes as extractions
 from logitcask_services.http.idempotency import InFlight
-from logitcask_services.http.limits import JsonBodyLimit
+from logitcask_services.http.limits import HeadLimit, HeadRequests, JsonBodyLimit
 from logitcask_services.http.metrics import RequestMetrics, ServiceMetrics
 from logitcask_services.http.operations import routes as operations
 from logitcask_services.service import Service
@@ -49,8 +49,10 @@ def create_app(service: Service) -> FastAPI:
     for router in (corpora.router, extractions.router, operations.router):
         app.include_router(router)
     app.add_middleware(JsonBodyLimit, streamed=frozenset({"/v1/corpora"}))
+    app.add_middleware(HeadRequests)
     if keys.open:
-        app.add_middleware(LoopbackNames)
+        app.add_middleware(BrowserGuard)
+    app.add_middleware(HeadLimit)
     app.add_middleware(RequestMetrics, metrics=metrics)
     return app
 
