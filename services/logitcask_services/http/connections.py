@@ -32,8 +32,8 @@ class ConnectionLimits:
     """Silence in the middle of a body."""
     answer_seconds: float = 60.0
     """How long a client may take nothing of an answer that is ready for it."""
-    room_seconds: float = 2.0
-    """Silence in a body after which the connection may be let go for a new one."""
+    room_seconds: float = 0.5
+    """Silence, between requests or in a body, after which the connection may be let go for a new one."""
 
     @classmethod
     def of_process(cls) -> Self:
@@ -57,8 +57,10 @@ class WatchedConnection(asyncio.Protocol):
     transport: asyncio.Transport
     loop: asyncio.AbstractEventLoop
     cycle: Any
-    """uvicorn's request and response, None before the first."""
+    """uvicorn's latest request and its response, None before the first."""
     flow: Any
+    _running: Any = None
+    """The one that is being answered, where the client has sent further requests behind it."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start to wait for a request."""
@@ -92,11 +94,9 @@ class WatchedConnection(asyncio.Protocol):
         """Since when nothing is being done for the client, so that it may be let go for another; None while it is."""
         if self.transport.is_closing() or self.transport.get_write_buffer_size() > 0:
             return None
-        if self._between_requests():
-            return self._received_at
-        if self._within_body() and self.loop.time() - self._received_at > limits.room_seconds:
-            return self._received_at
-        return None
+        if self.loop.time() - self._received_at < limits.room_seconds:
+            return None
+        return self._received_at if self._between_requests() or self._within_body() else None
 
     def let_go(self) -> None:
         """End the connection at once; a request that waits for its body ends with ClientDisconnect."""
@@ -115,12 +115,24 @@ class WatchedConnection(asyncio.Protocol):
         self.transport.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
         self.transport.close()
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone; whoever answers it hears of it."""
+        super().connection_lost(exc)
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
+
+    def _request(self) -> Any:
+        return self._running if self._running is not None else self.cycle
+
     def _between_requests(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
+        request = self._request()
+        return request is None or request.response_complete
 
     def _within_body(self) -> bool:
         """Whether it is the client's turn: more of the body is due, and we are reading."""
-        return self.cycle is not None and self.cycle.more_body and not self.flow.read_paused
+        request = self._request()
+        return request is not None and request.more_body and not self.flow.read_paused
 
 
 class H11Connection(WatchedConnection, H11Protocol):
@@ -145,6 +157,10 @@ def connection_class() -> type[asyncio.Protocol]:
             super().data_received(data)
             if self._fruitless > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self._refuse(head_too_large())
+
+        def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+            self._running = cycle
+            super()._start_asgi_task(cycle, app)
 
         def on_headers_complete(self) -> None:
             """A request has begun."""

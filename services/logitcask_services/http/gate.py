@@ -49,13 +49,21 @@ class Gate:
                 connection.let_go()
 
     async def close(self) -> None:
-        """Accept no more, and let go of those who are silent."""
+        """Accept no more."""
         if self._accepting is not None:
             self._accepting.cancel()
             await asyncio.wait([self._accepting])
         self._listener.close()
-        while self._make_room():
-            await asyncio.sleep(0)
+
+    async def dismiss(self, seconds: float) -> None:
+        """Let go of those who are silent, and after `seconds` of the others."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while True:
+            for connection in self._connections():
+                if loop.time() > end or connection.dispensable_since(self._limits) is not None:
+                    connection.let_go()
+            await asyncio.sleep(PAUSE_SECONDS)
 
     async def _accept(self, make_protocol: Callable[[], asyncio.Protocol]) -> None:
         loop = asyncio.get_running_loop()

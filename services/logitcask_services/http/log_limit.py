@@ -1,4 +1,4 @@
-"""Warnings that a client can cause as often as it likes: one in a while, with the number of those left out."""
+"""Log lines that a client can cause as often as it likes: one in a while, with the number of those left out."""
 
 import logging
 import time
@@ -6,8 +6,8 @@ import time
 INTERVAL_SECONDS = 10.0
 
 
-class WarningLimit(logging.Filter):
-    """Lets one warning of each kind (message before its arguments) pass per interval."""
+class LogLimit(logging.Filter):
+    """Lets one line of each kind (message before its arguments) pass per interval; errors pass always."""
 
     def __init__(self, interval_seconds: float = INTERVAL_SECONDS) -> None:
         super().__init__()
@@ -17,7 +17,7 @@ class WarningLimit(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the record is written."""
-        if record.levelno != logging.WARNING:
+        if record.levelno > logging.WARNING:
             return True
         kind, now = str(record.msg), time.monotonic()
         moment, left_out = self._passed.get(kind, (-self._interval, 0))
