@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -48,6 +49,7 @@ def create_app(service: Service) -> FastAPI:
     problems.install(app)
     for router in (corpora.router, extractions.router, operations.router):
         app.include_router(router)
+    _describe(app)
     app.add_middleware(JsonBodyLimit, streamed=frozenset({"/v1/corpora"}))
     app.add_middleware(HeadRequests)
     if keys.open:
@@ -55,6 +57,17 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(HeadLimit)
     app.add_middleware(RequestMetrics, metrics=metrics)
     return app
+
+
+def _describe(app: FastAPI) -> None:
+    plain = app.openapi
+
+    def description() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = problems.describe(plain())
+        return app.openapi_schema
+
+    app.openapi = description  # type: ignore[method-assign]  # FastAPI's way of changing it
 
 
 def _operation_id(route: APIRoute) -> str:

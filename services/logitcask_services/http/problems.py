@@ -15,7 +15,14 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match
 
-from logitcask_schemas.errors import CaskError, CaskNotFoundError, IdentityMismatchError, LogitcaskError
+from logitcask_schemas.errors import (
+    CaskError,
+    CaskNotFoundError,
+    CaskReadError,
+    CaskWriteError,
+    IdentityMismatchError,
+    LogitcaskError,
+)
 from logitcask_services.jobs.requests import IdempotencyConflictError, NotFoundError
 from logitcask_services.jobs.room import FULL, disk_is_full
 from logitcask_services.jobs.states import IllegalTransitionError
@@ -25,6 +32,8 @@ MEDIA_TYPE = "application/problem+json"
 Responses = dict[int | str, dict[str, Any]]
 CODES = {400: "invalid_body", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 """Codes of what the framework refuses by itself."""
+EVERYWHERE = (400, 403, 431, 503)
+"""Not HTTP; not for you; too large a head; the database or a folder cannot be used. Any operation may answer these."""
 CLIENT_GONE = 499
 """Status of a request whose client went away before it was answered; for the metrics, nobody receives it."""
 logger = logging.getLogger(__name__)
@@ -114,6 +123,8 @@ def problem_of(error: LogitcaskError) -> Problem:
             return Problem(409, "cask_mismatch", str(error), param="cask")
         case CaskNotFoundError():
             return Problem(404, "not_found", str(error), param="cask")
+        case CaskReadError() | CaskWriteError():
+            return storage_unavailable(error)
         case CaskError():
             return Problem(409, "cask_unusable", str(error), param="cask")
         case _:
@@ -245,7 +256,18 @@ def documented(*statuses: int, others: Responses | None = None) -> Responses:
     """OpenAPI `responses` for these statuses, and others."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}
     problems: Responses = {
-        status: {"description": HTTPStatus(status).phrase, "model": ProblemBody, "content": content}
-        for status in statuses
+        status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses
     }
     return {**(others or {}), **problems}
+
+
+def describe(description: dict[str, Any]) -> dict[str, Any]:
+    """Add what `documented` refers to, and every operation's answers to requests that reach no route."""
+    schemas = ProblemBody.model_json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
+    components = description.setdefault("components", {}).setdefault("schemas", {})
+    components |= schemas.pop("$defs") | {"ProblemBody": schemas}
+    for methods in description["paths"].values():
+        for operation in methods.values():
+            for status, answer in documented(*EVERYWHERE).items():
+                operation["responses"].setdefault(str(status), answer)
+    return description
