@@ -47,8 +47,13 @@ def check_headers(request: Request, service: Service) -> None:
             param="Content-Encoding",
         )
     length = request.headers.get("content-length", "0")
-    _check_size(int(length) if length.isdecimal() else 0, service)
-    _check_room(int(length) if length.isdecimal() else 0, service)
+    check_bytes(int(length[:20]) if length.isdecimal() else 0, service)
+
+
+def check_bytes(coming: int, service: Service) -> None:
+    """Refuse a corpus of a size that is too large, or does not fit the disk. Raises Problem 413, 507."""
+    _check_size(coming, service)
+    _check_room(coming, service)
 
 
 async def receive(request: Request, service: Service) -> StoredCorpus:

@@ -8,6 +8,7 @@ from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from logitcask_services.http.access import Caller
+from logitcask_services.http.corpora.work import check_bytes
 from logitcask_services.http.extractions import stream, work
 from logitcask_services.http.extractions.wire import (
     Event,
@@ -29,6 +30,7 @@ from logitcask_services.jobs.states import Status
 router = APIRouter(prefix="/v1/extractions", tags=["extractions"], responses=documented(401, 422))
 LastEventId = Annotated[str | None, Header(alias="Last-Event-ID", description="Resume after this event.")]
 MAX_EVENT_ID = 2**63 - 1
+CorpusBytes = Annotated[int, Query(ge=0, le=2**63 - 1, description="Size of the corpus that would be uploaded.")]
 
 
 @router.post(
@@ -57,8 +59,11 @@ def create_extraction(
 
 
 @router.post("/check", responses=documented(409, 413, 415, 507))
-def check_extraction(body: ExtractionPlan, service: ServiceDep, _: Caller) -> ExtractionCheck:
+def check_extraction(
+    body: ExtractionPlan, service: ServiceDep, _: Caller, corpus_bytes: CorpusBytes = 0
+) -> ExtractionCheck:
     """Whether an extraction like this could be started, before its corpus is uploaded. Starts nothing."""
+    check_bytes(corpus_bytes, service)
     return work.check_plan(service, body)
 
 
