@@ -309,8 +309,8 @@ class _Reached:
         if isinstance(error, httpx2.TransportError | httpx2.InvalidURL):
             reason = str(error) or type(error).__name__
             raise ServiceUnreachableError(
-                f"no service answers at {self._server} ({reason}); start one with `logitcask serve`, or name another with "
-                "--server or LOGITCASK_SERVER"
+                f"no service answers at {self._server} ({reason}); start one with `logitcask serve`, or name another "
+                "with --server or LOGITCASK_SERVER"
             ) from error
 
 

@@ -521,7 +521,7 @@ def test_nothing_from_a_request_steers_the_terminal(serve, run, tmp_path):
         code, out, err = run(server, "jobs", *arguments)
         assert code == 0
         shown += out + err
-    for unknown in (evil, "a/../b?x#y"):
+    for unknown in (evil, "b?x#y"):
         code, out, err = run(server, "jobs", "show", unknown)
         assert (code, "there is no extraction" in err) == (1, True)
         shown += out + err
