@@ -188,14 +188,15 @@ def test_no_request_is_answered_with_500(serve, loaded):
         parameters = operation.get("parameters", [])
         for parameter in parameters:
             if parameter["in"] == "path":
-                path = path.replace(f"{{{parameter['name']}}}", escaped(data.draw(ids)) or "x")
+                name = data.draw(ids).strip(".") or "x"  # the client takes `.` and `..` out of a path
+                path = path.replace(f"{{{parameter['name']}}}", escaped(name))
         query = "&".join(
             f"{parameter['name']}={escaped(data.draw(TEXT | ids | NUMBER.map(str)))}"
             for parameter in parameters
             if parameter["in"] == "query" and data.draw(st.booleans())
         )
         headers = {
-            parameter["name"]: data.draw(HEADER).encode("latin-1")
+            parameter["name"]: data.draw(HEADER).strip().encode("latin-1")
             for parameter in parameters
             if parameter["in"] == "header" and parameter["name"] != "authorization" and data.draw(st.booleans())
         }
