@@ -214,6 +214,8 @@ class ServiceClient:
                 # At line ends alone: text has other characters that end a line, and JSON may hold them.
                 *lines, rest = (rest + block).split(b"\n")
                 yield from map(json.loads, lines)
+            if rest:
+                yield json.loads(rest)
 
     def follow(self, extraction_id: str) -> Iterator[FollowedEvent]:
         """Events until the extraction has ended. Reconnects from the last event seen.

@@ -95,8 +95,14 @@ def local_corpus(argument: Path, others: list[Path], say: Callable[[str], None])
 def _spooled(source: IO[bytes], name: str) -> Iterator[LocalCorpus]:
     """A stream as a file, so that it can be hashed, and sent again after a broken connection."""
     with tempfile.NamedTemporaryFile(prefix="logitcask-") as file:
-        shutil.copyfileobj(source, file, BLOCK_BYTES)
-        file.flush()
+        try:
+            shutil.copyfileobj(source, file, BLOCK_BYTES)
+            file.flush()
+        except OSError as error:
+            place = tempfile.gettempdir()
+            raise _refuse(
+                f"{name} cannot be kept in {place} until it is sent ({error.strerror}); set TMPDIR"
+            ) from error
         path = Path(file.name)
         with path.open("rb") as written:
             _check(written.read(HEAD_BYTES), path.stat().st_size, name)

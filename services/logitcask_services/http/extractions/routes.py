@@ -118,8 +118,11 @@ async def extraction_events(
     start = max(after, _event_number(last_event_id))
     if await run_in_threadpool(stream.nothing_left, service, row, start):
         return Response(status_code=204)
+    places: stream.StreamPlaces = request.app.state.streams
+    places.require_room()
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(stream.follow(service, row, start), media_type=stream.MEDIA_TYPE, headers=headers)
+    following = places.hold(stream.follow(service, row, start))
+    return StreamingResponse(following, media_type=stream.MEDIA_TYPE, headers=headers)
 
 
 @router.get(
