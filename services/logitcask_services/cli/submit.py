@@ -65,7 +65,7 @@ def submit(
     server: ServerOption = None,
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
-    others: Annotated[list[Path] | None, typer.Argument(hidden=True)] = None,
+    others: Annotated[list[Path] | None, typer.Argument(hidden=True, metavar="")] = None,
 ) -> None:
     """Send a corpus and start its extraction. Exit code 3 when it is waited for and does not complete."""
     console = Console(stderr=True)
