@@ -8,7 +8,6 @@ A student is written as one string:
     path of a config.json         that architecture, freshly initialised
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +16,13 @@ import torch
 from torch import nn
 
 from logitcask_consumer.adapters import ADAPTER_NAME
+from logitcask_consumer.kept_layers import KeptLayers, layer_fields
+from logitcask_consumer.layer_proof import (
+    LayersDifferError,
+    require_config_lasts,
+    require_same_behaviour,
+    require_same_layers,
+)
 from logitcask_consumer.losses import base_model
 from logitcask_schemas.errors import ModelError
 
@@ -163,27 +169,37 @@ def _from_teacher(folder: Path, layers: tuple[int, ...] | int) -> Any:
     """Build a shallower model and fill it with the teacher's weights; the teacher is freed on return."""
     teacher = load_model(folder)
     total = teacher.config.get_text_config().num_hidden_layers
-    kept = spread_layers(total, layers) if isinstance(layers, int) else layers
-    if kept[-1] >= total:
-        raise StudentSpecError(f"layer {kept[-1]} was asked for; the teacher in {folder} has layers 0 to {total - 1}")
-    student = _from_config(_shallower(teacher.config, kept, total))
-    prefix = _layer_prefix(teacher, total)
-    weights = _renumber(teacher.state_dict(), prefix, kept)
-    student.load_state_dict(weights, strict=True)
+    numbers = spread_layers(total, layers) if isinstance(layers, int) else layers
+    if numbers[-1] >= total:
+        raise StudentSpecError(
+            f"layer {numbers[-1]} was asked for; the teacher in {folder} has layers 0 to {total - 1}"
+        )
+    kept, prefix = KeptLayers(numbers=numbers, total=total), _layer_prefix(teacher, total)
+    try:
+        student = _shallower(teacher, kept)
+        require_same_layers(teacher, student, prefix, kept)
+        student.load_state_dict(_renumber(teacher.state_dict(), prefix, numbers), strict=True)
+        require_same_behaviour(teacher, student, prefix, kept)
+        require_config_lasts(student, teacher)
+    except LayersDifferError as error:
+        raise StudentSpecError(f"layers {','.join(map(str, numbers))} of {folder}: {error}") from error
     student.generation_config = teacher.generation_config
     return student
 
 
-def _shallower(config: Any, kept: tuple[int, ...], total: int) -> Any:
-    """A copy of the config with the kept layers only; every list with one item per layer is cut likewise."""
-    fields = json.loads(config.to_json_string(use_diff=False))
-    changed = {
-        name: [value[i] for i in kept]
-        for name, value in fields.items()
-        if isinstance(value, list) and len(value) == total
-    }
-    fields.pop("model_type", None)
-    return type(config).from_dict({**fields, **changed, "num_hidden_layers": len(kept)})
+def _shallower(teacher: Any, kept: KeptLayers) -> Any:
+    """A fresh model of the kept layers.
+
+    Raises:
+        StudentSpecError: the config refuses to describe it.
+    """
+    try:
+        return _from_config(kept.config(teacher.config))
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, AssertionError) as error:
+        raise StudentSpecError(
+            f"{type(teacher).__name__} cannot be built with {len(kept.numbers)} of its {kept.total} layers: {error}. Its "
+            f"config places layers by {', '.join(layer_fields(teacher.config)) or 'their number'}"
+        ) from error
 
 
 def _layer_prefix(model: Any, total: int) -> str:

@@ -164,6 +164,9 @@ def base_model(model: Any) -> nn.Module:
         ModelError: the model is its own base (it has no LM head on top of a body).
     """
     body = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    if body is model:
+        # Llama 4 names its body otherwise than its class says.
+        body = getattr(model, "model", model)
     if body is model or not isinstance(body, nn.Module):
         raise ModelError(
             f"{type(model).__name__} is not a causal LM with a body and a head; pass an AutoModelForCausalLM"
