@@ -59,6 +59,7 @@ class KeptLayers:
                 setattr(text, name, value)
         self._nested(text, before)
         self._periodic(text, before)
+        self._overridden(text, config.get_text_config())
         return shallower
 
     def renumbered(self, layers: Sequence[int]) -> list[int]:
@@ -99,7 +100,7 @@ class KeptLayers:
             and any(part in name for part in _NUMBERED)
             and all(type(item) is int for item in value)
             and list(value) == sorted(set(value))
-            and 0 <= value[0]
+            and value[0] >= 0
             and value[-1] < self.total
             and (len(value) < self.total or list(value) == list(range(self.total)))
         )
@@ -108,6 +109,13 @@ class KeptLayers:
         """GPT-Neo's kinds, written as groups with a number of repetitions."""
         if "attention_types" in before and isinstance(before.get("attention_layers"), list):
             text.attention_types = [[[before["attention_layers"][i]], 1] for i in self.numbers]
+
+    def _overridden(self, text: Any, before: Any) -> None:
+        """Fields that single layers have values of their own for (Gemma 4), by number of the layer."""
+        overrides = before.to_dict().get("per_layer_config")
+        if isinstance(overrides, dict) and overrides:
+            of_layers = {int(number): fields for number, fields in overrides.items() if str(number).isdecimal()}
+            text.per_layer_config = {new: of_layers[i] for new, i in enumerate(self.numbers) if i in of_layers}
 
     def _periodic(self, text: Any, before: dict[str, Any]) -> None:
         """Rules of the kind "every n-th layer"; those that the kept layers do not follow are left to the proof."""
@@ -136,7 +144,18 @@ def _period(kept: KeptLayers, is_chosen: Callable[[int], bool]) -> tuple[int, in
 
 def layer_fields(config: Any) -> dict[str, Any]:
     """Fields of a config that look as if they said something of layers by number, for messages."""
-    parts = ("layer", "period", "pattern", "interval", "freq", "dense", "block_type", "idxs", "sparse_step", "kv_shared")
+    parts = (
+        "layer",
+        "period",
+        "pattern",
+        "interval",
+        "freq",
+        "dense",
+        "block_type",
+        "idxs",
+        "sparse_step",
+        "kv_shared",
+    )
     not_these = ("norm", "layerdrop", "scale_init", "activation", "num_hidden_layers", "dropout", "_eps")
     return {
         name: value

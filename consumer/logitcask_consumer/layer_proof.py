@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from logitcask_consumer.kept_layers import KeptLayers, layer_fields
@@ -25,9 +26,17 @@ from logitcask_schemas.errors import ModelError
 _PROOF_TOKENS: Final = 12
 _TOLERANCE: Final = 1e-5
 """Of the largest value; the same operations on the same numbers."""
-_NOT_SETTINGS: Final = frozenset({"training", "layer_idx", "layer_id", "layer_number", "layer_index", "block_idx"})
-"""The mode, and the numbers by which layers know themselves."""
-_FAILURES: Final = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError, ImportError)
+_NOT_SETTINGS: Final = frozenset(
+    {"training", "layer_idx", "layer_id", "layer_number", "layer_index", "block_idx", "num_hidden_layers"}
+)
+"""The mode, the numbers by which layers know themselves, and how many there are; what they are used for is compared."""
+_SHARING: Final = frozenset({"store_full_length_kv", "shared_kv_states"})
+"""Settings and arguments of layers that give keys and values to others: of no account where no layer takes them."""
+FAILURES: Final = (
+    *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, ImportError, AssertionError),
+    StrictDataclassError,
+)
+"""What transformers raises where a config and a model do not go together."""
 
 
 class LayersDifferError(ModelError):
@@ -53,14 +62,18 @@ def require_same_layers(teacher: Any, student: Any, prefix: str, kept: KeptLayer
             + _placed_by(teacher)
         )
     for new, old in enumerate(kept.numbers):
-        before = {name: _cut(value, kept) for name, value in _described(theirs[old]).items()}
-        difference = _first_difference(before, _described(own[new]))
+        ignored = _ignored(teacher)
+        before = {name: _cut(value, kept) for name, value in _described(theirs[old], ignored).items()}
+        difference = _first_difference(before, _described(own[new], ignored))
         if difference is not None:
             raise LayersDifferError(
                 f"layer {old} of {type(teacher).__name__} would be another as layer {new} of the student: {difference}"
                 + _placed_by(teacher)
             )
-    outside = _first_difference(_shapes(teacher, prefix), _shapes(student, prefix))
+    before, after = _outside(teacher, prefix), _outside(student, prefix)
+    # A kind of layer that is not kept needs no rotary frequencies.
+    before = {name: value for name, value in before.items() if name in after or not name.startswith("buffer ")}
+    outside = _first_difference(before, after)
     if outside is not None:
         raise LayersDifferError(
             f"{type(teacher).__name__} holds weights outside its layers that depend on their number: {outside}"
@@ -94,12 +107,12 @@ def require_config_lasts(student: Any, teacher: Any) -> None:
     from transformers import AutoConfig
 
     with tempfile.TemporaryDirectory(prefix="logitcask-config-") as folder:
-        student.config.save_pretrained(folder)
         try:
+            student.config.save_pretrained(folder)
             again = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except _FAILURES as error:
+        except FAILURES as error:
             raise LayersDifferError(
-                f"the config of the student cannot be read once it is written ({_first_line(error)})"
+                f"the config of the student cannot be written and read again ({_first_line(error)})"
                 + _placed_by(teacher)
             ) from error
     difference = _first_difference(_plain(student.config.to_dict()), _plain(again.to_dict()))
@@ -114,8 +127,8 @@ def _compare(teacher: Any, student: Any, prefix: str, kept: KeptLayers) -> None:
     theirs = _Pass.over(teacher, prefix, replaced=None)
     if not theirs.is_chain(range(kept.total)):
         raise LayersDifferError(
-            f"{name} does not hand the hidden states of each layer to the next and to nothing else, so layers cannot be "
-            "taken out of it" + _placed_by(teacher)
+            f"{name} does not hand the hidden states of each layer to the next and to nothing else, so layers cannot "
+            "be taken out of it" + _placed_by(teacher)
         )
     own = _Pass.over(student, prefix, replaced=theirs.outputs[kept.total - 1])
     if not own.is_chain(range(len(kept.numbers))):
@@ -128,10 +141,8 @@ def _compare(teacher: Any, student: Any, prefix: str, kept: KeptLayers) -> None:
         args, kwargs = theirs.calls[old]
         try:
             output = _hidden(layers[new](*args, **kwargs))
-        except _FAILURES as error:
-            raise LayersDifferError(
-                f"{as_layer} cannot be run ({_first_line(error)})" + _placed_by(teacher)
-            ) from error
+        except FAILURES as error:
+            raise LayersDifferError(f"{as_layer} cannot be run ({_first_line(error)})" + _placed_by(teacher)) from error
         _require_close(theirs.outputs[old], output, f"what {as_layer} computes", teacher)
     _require_close(theirs.logits, own.logits, f"the logits of {name} for the same hidden states", teacher)
 
@@ -140,6 +151,7 @@ def _compare(teacher: Any, student: Any, prefix: str, kept: KeptLayers) -> None:
 class _Pass:
     """What the layers of a model were given and yielded in one pass; by number of the layer."""
 
+    ignored: frozenset[str]
     inputs: dict[int, Tensor] = field(default_factory=dict)
     outputs: dict[int, Tensor] = field(default_factory=dict)
     arguments: dict[int, Any] = field(default_factory=dict)
@@ -151,7 +163,7 @@ class _Pass:
     @classmethod
     def over(cls, model: Any, prefix: str, *, replaced: Tensor | None) -> "_Pass":
         """Run a model; its last layer yields `replaced`, where given, instead of its own hidden states."""
-        seen, layers = cls(), model.get_submodule(prefix)
+        seen, layers = cls(ignored=_ignored(model)), model.get_submodule(prefix)
         weight = model.get_input_embeddings().weight
         ids_1L = (torch.arange(1, _PROOF_TOKENS + 1, device=weight.device) * 7).remainder(weight.shape[0])[None]
         handles = []
@@ -163,7 +175,7 @@ class _Pass:
             ]
         try:
             out = model(input_ids=ids_1L, use_cache=False)
-        except _FAILURES as error:
+        except FAILURES as error:
             raise LayersDifferError(
                 f"{type(model).__name__} of {len(layers)} layers cannot be run ({_first_line(error)})"
                 + _placed_by(model)
@@ -183,7 +195,8 @@ class _Pass:
     def _before(self, number: int) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             del module
-            rest, hidden = dict(kwargs), args[0] if args else kwargs.get("hidden_states")
+            hidden = args[0] if args else kwargs.get("hidden_states")
+            rest = {name: value for name, value in kwargs.items() if name not in self.ignored}
             if not isinstance(hidden, Tensor):
                 return
             rest.pop("hidden_states", None)
@@ -191,7 +204,9 @@ class _Pass:
             self.inputs[number] = hidden.clone()
             self.arguments[number] = (args[1:], rest) if args else ((), rest)
             self.calls[number] = (
-                ((hidden.clone(), *args[1:]), dict(kwargs)) if args else ((), {**kwargs, "hidden_states": hidden.clone()})
+                ((hidden.clone(), *args[1:]), dict(kwargs))
+                if args
+                else ((), {**kwargs, "hidden_states": hidden.clone()})
             )
 
         return hook
@@ -214,13 +229,13 @@ def _hidden(output: Any) -> Tensor:
     return hidden if isinstance(hidden, Tensor) else torch.zeros(0)
 
 
-def _described(layer: nn.Module) -> dict[str, Any]:
-    """Classes, shapes, settings and buffers of a layer, by name, but for the number it knows itself by."""
+def _described(layer: nn.Module, ignored: frozenset[str]) -> dict[str, Any]:
+    """Classes, shapes, settings and buffers of a layer, by name."""
     described: dict[str, Any] = {}
     for name, module in layer.named_modules():
         described[f"{name}: class"] = type(module).__name__
         for setting, value in vars(module).items():
-            if not setting.startswith("_") and setting not in _NOT_SETTINGS and _is_setting(value):
+            if not setting.startswith("_") and setting not in ignored and _is_setting(value):
                 described[f"{name}.{setting}".lstrip(".")] = value
     described |= {f"shape of {name}": tuple(value.shape) for name, value in layer.named_parameters()}
     return described | _computed_buffers(layer)
@@ -238,13 +253,19 @@ def _computed_buffers(module: nn.Module) -> dict[str, Any]:
     return {f"buffer {name}": value for name, value in module.named_buffers() if name not in saved}
 
 
+def _ignored(model: Any) -> frozenset[str]:
+    """Settings and arguments that may differ."""
+    shares = getattr(model.config.get_text_config(), "num_kv_shared_layers", None)
+    return _NOT_SETTINGS if shares else _NOT_SETTINGS | _SHARING
+
+
 def _is_setting(value: Any) -> bool:
     if isinstance(value, tuple | list):
         return all(_is_setting(item) for item in value)
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def _shapes(model: Any, prefix: str) -> dict[str, Any]:
+def _outside(model: Any, prefix: str) -> dict[str, Any]:
     """Shapes of weights, and buffers, outside the layers."""
     shapes = {
         name: tuple(value.shape) for name, value in model.state_dict().items() if not name.startswith(prefix + ".")
@@ -288,13 +309,13 @@ def _close(before: Any, after: Any) -> bool:
         largest = float(before[finite].abs().max()) if finite.any() else 0.0
         return torch.allclose(before, after, rtol=_TOLERANCE, atol=_TOLERANCE * min(largest, 1e30), equal_nan=True)
     if isinstance(before, tuple | list):
-        return (
-            isinstance(after, tuple | list)
-            and len(before) == len(after)
-            and all(map(_close, before, after))
-        )
+        return isinstance(after, tuple | list) and len(before) == len(after) and all(map(_close, before, after))
     if isinstance(before, dict):
-        return isinstance(after, dict) and before.keys() == after.keys() and all(_close(before[k], after[k]) for k in before)
+        return (
+            isinstance(after, dict)
+            and before.keys() == after.keys()
+            and all(_close(before[k], after[k]) for k in before)
+        )
     if _is_setting(before):
         return bool(before == after)
     return type(before) is type(after)

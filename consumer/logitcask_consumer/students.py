@@ -18,6 +18,7 @@ from torch import nn
 from logitcask_consumer.adapters import ADAPTER_NAME
 from logitcask_consumer.kept_layers import KeptLayers, layer_fields
 from logitcask_consumer.layer_proof import (
+    FAILURES,
     LayersDifferError,
     require_config_lasts,
     require_same_behaviour,
@@ -195,10 +196,10 @@ def _shallower(teacher: Any, kept: KeptLayers) -> Any:
     """
     try:
         return _from_config(kept.config(teacher.config))
-    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, AssertionError) as error:
+    except FAILURES as error:
         raise StudentSpecError(
-            f"{type(teacher).__name__} cannot be built with {len(kept.numbers)} of its {kept.total} layers: {error}. Its "
-            f"config places layers by {', '.join(layer_fields(teacher.config)) or 'their number'}"
+            f"{type(teacher).__name__} cannot be built with {len(kept.numbers)} of its {kept.total} layers: {error}. "
+            f"Its config places layers by {', '.join(layer_fields(teacher.config)) or 'their number'}"
         ) from error
 
 

@@ -102,7 +102,7 @@ class DistillTrainer(Trainer):
             dataset: what to train on.
             config: the run.
             checkpoints: folder for checkpoints.
-            tokenizer: saved beside the weights; its padding id fills unused slots.
+            tokenizer: saved beside the weights.
             callbacks: besides those of transformers.
 
         Raises:
@@ -116,12 +116,11 @@ class DistillTrainer(Trainer):
         self._sampled_tail = capture.mode != "topk"
         self._log_z_column = None if temperature is None else capture.temperatures.index(temperature)
         attach(model)
-        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         super().__init__(
             model=model,
             args=training_arguments(config, checkpoints, slots=len(dataset) * dataset.seq_len),
             train_dataset=dataset,
-            data_collator=cast("Any", Collator(seq_len=dataset.seq_len, pad_id=pad_id)),
+            data_collator=cast("Any", Collator(seq_len=dataset.seq_len)),
             processing_class=tokenizer,
             callbacks=callbacks,
         )

@@ -149,10 +149,8 @@ class CrossTokenizerRun:
 
     def collator(self, manifest: CaskManifest) -> ChunkCollator:
         """What makes batches for the run's losses from records of a teacher."""
-        pad_id = self.tokenizer.pad_token_id
         return ChunkCollator(
             seq_len=self.config.seq_len,
-            pad_id=0 if pad_id is None else pad_id,
             capture=manifest.capture,
             teacher=self.aligner.teacher_bytes,
             teacher_vocab=manifest.teacher.vocab_size,

@@ -164,8 +164,8 @@ def base_model(model: Any) -> nn.Module:
         ModelError: the model is its own base (it has no LM head on top of a body).
     """
     body = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
-    if body is model:
-        # Llama 4 names its body otherwise than its class says.
+    if body is model or body is model.get_output_embeddings():
+        # Llama 4 names its body otherwise than its class says, ModernBERT's decoder its head so.
         body = getattr(model, "model", model)
     if body is model or not isinstance(body, nn.Module):
         raise ModelError(
