@@ -90,7 +90,8 @@ class KeptLayers:
         if self._are_numbers(name, value):
             return self.renumbered(value)
         if len(value) == self.total:
-            return type(value)([value[i] for i in self.numbers])
+            kept = [value[i] for i in self.numbers]
+            return tuple(kept) if isinstance(value, tuple) else kept
         return None
 
     def _are_numbers(self, name: str, value: Sequence[Any]) -> bool:

@@ -33,6 +33,8 @@ class DistillTask:
     selection: EntropyTop | None = None
     """Which of the positions are trained, by the student's entropy; None for all."""
     chunk_rows: int | None = None
+    width: int | None = None
+    """Ids of the student's distribution, where it ends before those of the head; see `vocabulary`."""
 
 
 def attach(model: Any) -> None:
@@ -55,7 +57,7 @@ def attach(model: Any) -> None:
     def head_forward(*args: Any, distill: DistillTask | None = None, **kwargs: Any) -> Any:
         if distill is None:
             return plain_head(*args, **kwargs)
-        return _losses(LMHead.from_model(model), distill, *args, **kwargs)
+        return _losses(LMHead.from_model(model).narrowed(distill.width), distill, *args, **kwargs)
 
     model.forward, layer.forward = forward, head_forward
 

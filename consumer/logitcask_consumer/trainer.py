@@ -14,6 +14,7 @@ from logitcask_consumer.data import Batch, CaskDataset, Collator, ShardBlockSamp
 from logitcask_consumer.losses import Objective
 from logitcask_consumer.processes import fresh_accelerator_state
 from logitcask_consumer.student_forward import DistillTask, attach
+from logitcask_consumer.vocabulary import StudentVocabulary
 from logitcask_schemas.errors import LogitcaskError
 
 
@@ -116,11 +117,13 @@ class DistillTrainer(Trainer):
         self._sampled_tail = capture.mode != "topk"
         self._log_z_column = None if temperature is None else capture.temperatures.index(temperature)
         attach(model)
+        vocabulary = StudentVocabulary.of(model, dataset.manifest.teacher.vocab_size)
+        self._width = vocabulary.masked_width(config.extra_ids)
         super().__init__(
             model=model,
             args=training_arguments(config, checkpoints, slots=len(dataset) * dataset.seq_len),
             train_dataset=dataset,
-            data_collator=cast("Any", Collator(seq_len=dataset.seq_len)),
+            data_collator=cast("Any", Collator(seq_len=dataset.seq_len, vocabulary=vocabulary)),
             processing_class=tokenizer,
             callbacks=callbacks,
         )
@@ -144,6 +147,7 @@ class DistillTrainer(Trainer):
             weights_T=batch["weights"],
             selection=self.weights.selection,
             chunk_rows=self.distill_config.chunk_rows,
+            width=self._width,
         )
         out = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], distill=task)
         if model.training:
