@@ -10,7 +10,7 @@ Configs say which layer is of which kind in four ways, and all four can be carri
 Nothing here is believed: `layer_proof` compares the layers that a config makes with the teacher's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Final
@@ -25,11 +25,8 @@ _FROM_THE_START: Final = (
     "max_window_layers",
 )
 _FROM_THE_END: Final = ("num_kv_shared_layers", "num_last_full_attention_layers")
-_PERIODS: Final = (
-    ("attn_layer_period", "attn_layer_offset", 0),
-    ("expert_layer_period", "expert_layer_offset", 0),
-)
-"""(period, offset, shift): layers i with i % period == offset."""
+_PERIODS: Final = (("attn_layer_period", "attn_layer_offset"), ("expert_layer_period", "expert_layer_offset"))
+"""Layers i with i % period == offset."""
 _NOT_PER_LAYER: Final = ("token", "architectures", "label", "limit", "multipliers", "section", "languages")
 """Parts of names of lists that may happen to be as long as the model is deep."""
 _NUMBERED: Final = ("layer", "idx", "indices")
@@ -82,7 +79,7 @@ class KeptLayers:
             return sum(i <= value for i in self.numbers) - 1 if value >= 0 else value
         return None
 
-    def _sequence(self, name: str, value: Sequence[Any]) -> Sequence[Any] | None:
+    def _sequence(self, name: str, value: list[Any] | tuple[Any, ...]) -> Sequence[Any] | None:
         if any(part in name for part in _NOT_PER_LAYER):
             return None
         if name == "block_types" and value:  # repeated as often as there are layers
@@ -124,18 +121,17 @@ class KeptLayers:
         if isinstance(step, int) and step > 0 and isinstance(before.get("mlp_only_layers"), list):
             dense = [i for i in range(self.total) if i in before["mlp_only_layers"] or (i + 1) % step]
             text.decoder_sparse_step, text.mlp_only_layers = 1, self.renumbered(dense)
-        for period, offset, _ in _PERIODS:
+        for period, offset in _PERIODS:
             every, first = before.get(period), before.get(offset)
             if isinstance(every, int) and isinstance(first, int) and every > 0:
-                chosen = _period(self, lambda i, every=every, first=first: i % every == first)  # type: ignore[misc]
+                chosen = _period([i % every == first for i in self.numbers])
                 if chosen is not None:
                     setattr(text, period, chosen[0])
                     setattr(text, offset, chosen[1])
 
 
-def _period(kept: KeptLayers, is_chosen: Callable[[int], bool]) -> tuple[int, int] | None:
-    """Period and offset by which the chosen ones among the kept layers follow each other, or None."""
-    flags = [is_chosen(i) for i in kept.numbers]
+def _period(flags: Sequence[bool]) -> tuple[int, int] | None:
+    """Period and offset at which the layers that are chosen follow each other, or None."""
     for period in range(1, len(flags) + 2):
         for offset in range(period):
             if flags == [j % period == offset for j in range(len(flags))]:

@@ -112,7 +112,7 @@ def require_config_lasts(student: Any, teacher: Any) -> None:
             again = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except FAILURES as error:
             raise LayersDifferError(
-                f"the config of the student cannot be written and read again ({_first_line(error)})"
+                f"the config of the student cannot be written and read again ({first_line(error)})"
                 + _placed_by(teacher)
             ) from error
     difference = _first_difference(_plain(student.config.to_dict()), _plain(again.to_dict()))
@@ -142,7 +142,7 @@ def _compare(teacher: Any, student: Any, prefix: str, kept: KeptLayers) -> None:
         try:
             output = _hidden(layers[new](*args, **kwargs))
         except FAILURES as error:
-            raise LayersDifferError(f"{as_layer} cannot be run ({_first_line(error)})" + _placed_by(teacher)) from error
+            raise LayersDifferError(f"{as_layer} cannot be run ({first_line(error)})" + _placed_by(teacher)) from error
         _require_close(theirs.outputs[old], output, f"what {as_layer} computes", teacher)
     _require_close(theirs.logits, own.logits, f"the logits of {name} for the same hidden states", teacher)
 
@@ -177,7 +177,7 @@ class _Pass:
             out = model(input_ids=ids_1L, use_cache=False)
         except FAILURES as error:
             raise LayersDifferError(
-                f"{type(model).__name__} of {len(layers)} layers cannot be run ({_first_line(error)})"
+                f"{type(model).__name__} of {len(layers)} layers cannot be run ({first_line(error)})"
                 + _placed_by(model)
             ) from error
         finally:
@@ -343,6 +343,7 @@ def _placed_by(model: Any) -> str:
     return f"{by}. Choose other layers, or take an existing model as the student"
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
+def first_line(error: BaseException) -> str:
+    """An exception in one line, for messages: those of transformers may have many."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:300]

@@ -141,9 +141,9 @@ def _student(config: TrainConfig, spec: StudentSpec, checkpoint: Path | None) ->
     return load_model(spec.folder or config.output / INITIAL_NAME)
 
 
-def _say_beyond_tokens(dataset: CaskDataset, tokens: int, say: Say) -> None:
+def _say_beyond_tokens(dataset: CaskDataset | CrossTokenizerDataset, tokens: int, say: Say) -> None:
     """Report what the teacher puts on ids that are no tokens, in the first positions of the casks."""
-    if dataset.manifest.teacher.vocab_size <= tokens:
+    if not isinstance(dataset, CaskDataset) or dataset.manifest.teacher.vocab_size <= tokens:
         return
     sequences = range(0, min(len(dataset), max(1, LOOKED_AT // dataset.seq_len)), 16)
     blocks = (dataset.read(range(at, min(at + 16, len(dataset)))).windows.records for at in sequences)
