@@ -61,6 +61,12 @@ def require_same_layers(teacher: Any, student: Any, prefix: str, kept: KeptLayer
             f"a config of {len(kept.numbers)} layers makes {len(own)} of them in {type(student).__name__}"
             + _placed_by(teacher)
         )
+    # Masks follow these lists, and sliding windows are longer than the few tokens of a pass.
+    kinds, own_kinds = (getattr(model.config.get_text_config(), "layer_types", None) for model in (teacher, student))
+    if kinds is not None and len(kinds) == kept.total and list(own_kinds or []) != [kinds[i] for i in kept.numbers]:
+        raise LayersDifferError(
+            f"{type(teacher).__name__}: layer_types of the kept layers would be {own_kinds}" + _placed_by(teacher)
+        )
     for new, old in enumerate(kept.numbers):
         ignored = _ignored(teacher)
         before = {name: _cut(value, kept) for name, value in _described(theirs[old], ignored).items()}
