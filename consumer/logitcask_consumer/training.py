@@ -31,6 +31,7 @@ from logitcask_consumer.trainer import DistillTrainer
 from logitcask_consumer.vocabulary import beyond_tokens, token_count
 from logitcask_consumer.weights import Weights
 from logitcask_schemas.cask import Cask
+from logitcask_schemas.cask.remote_store import is_url
 
 Say = Callable[[str], None]
 LOOKED_AT: Final = 200_000
@@ -106,6 +107,8 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
     content = {
         "logitcask": importlib.metadata.version("logitcask"),
         "casks": described,
+        # For whoever asks what was trained on; not compared, so a cask may move while a run is interrupted.
+        "places": [str(place) if is_url(place) else str(Path(place).absolute()) for place in config.casks],
         "settings": settings,
         "student": {"spec": config.student, "parameters": model.num_parameters()},
     }

@@ -192,7 +192,10 @@ def test_a_narrower_student_trains_where_no_record_holds_an_id_beyond_it(padded,
     # The same records under the name of a wider teacher: nothing in them lies beyond the student.
     wider = tmp_path / "wider"
     build_cask(wider, save_teacher(tmp_path / "t"), random_documents(24), vocab_size=VOCAB + 8)
-    assert train(replace(narrow, casks=(wider,))).run["status"] == "finished"
+    result = train(replace(narrow, casks=(wider,)))
+    assert result.run["status"] == "finished"
+    report = make_report(ReportConfig(casks=(wider,), models=(("s", result.output),), output=tmp_path / "report"))
+    assert np.isfinite(report["models"][0]["metrics"]["kl"]["value"])
 
 
 def test_a_student_that_lacks_tokens_is_refused(padded, tmp_path):

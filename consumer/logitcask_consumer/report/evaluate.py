@@ -16,6 +16,7 @@ from logitcask_consumer.losses import LMHead
 from logitcask_consumer.losses.fused_head import default_rows
 from logitcask_consumer.packed_forward import hidden_states
 from logitcask_consumer.report.position_metrics import measure, teacher_columns
+from logitcask_consumer.report.reading import document_order
 from logitcask_consumer.vocabulary import StudentVocabulary
 
 Column = NDArray[np.float32]
@@ -23,7 +24,7 @@ Column = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """Measured values of P positions, in the order of the dataset's sequences."""
+    """Measured values of P positions, by document, then by position: comparable whatever windows they were read in."""
 
     documents_P: NDArray[np.int32]
     """Number of the document."""
@@ -54,7 +55,7 @@ def evaluate_model(
             parts.extend(_measure_in_chunks(hidden_TD, head, moved, sampled_tail=_sampled(dataset)))
         documents.append(batch["documents"].numpy())
         progress(len(batch["slots"]))
-    return Columns(documents_P=np.concatenate(documents), values=_concatenated(parts))
+    return _ordered(dataset, documents, parts)
 
 
 def evaluate_teacher(dataset: CaskDataset, *, batch_sequences: int) -> Columns:
@@ -64,7 +65,14 @@ def evaluate_teacher(dataset: CaskDataset, *, batch_sequences: int) -> Columns:
         columns = teacher_columns(target_of(batch, sampled_tail=_sampled(dataset)), batch["entropy"])
         parts.append({name: value.numpy() for name, value in columns.items()})
         documents.append(batch["documents"].numpy())
-    return Columns(documents_P=np.concatenate(documents), values=_concatenated(parts))
+    return _ordered(dataset, documents, parts)
+
+
+def _ordered(dataset: CaskDataset, documents: list[NDArray[np.int32]], parts: list[dict[str, Column]]) -> Columns:
+    """What was measured in the order of the sequences, in the order of the documents."""
+    order_P = document_order(dataset)
+    values = {name: value[order_P] for name, value in _concatenated(parts).items()}
+    return Columns(documents_P=np.concatenate(documents)[order_P], values=values)
 
 
 def _sampled(dataset: CaskDataset) -> bool:

@@ -42,6 +42,12 @@ def submit(
     tail_logprobs: Annotated[
         bool, typer.Option("--tail-logprobs", help="Also store log-probabilities of draws.")
     ] = False,
+    held_out: Annotated[
+        bool,
+        typer.Option(
+            "--held-out", help="For `logitcask report`: stores what unbiased figures need (as --tail-logprobs)."
+        ),
+    ] = False,
     max_length: Annotated[int | None, typer.Option(help="Most tokens of a document.")] = None,
     overflow: Annotated[str | None, typer.Option(help="Longer documents: truncate (default), split or skip.")] = None,
     carrier: Annotated[str | None, typer.Option(help="Shards as arrow (default), zarr or parquet.")] = None,
@@ -66,7 +72,7 @@ def submit(
         "temperatures": temperature or None,
         "seed": seed,
         "logprob_codec": codec,
-        "tail_logprobs": tail_logprobs or None,
+        "tail_logprobs": tail_logprobs or held_out or None,
     }
     options = {"max_length": max_length, "overflow": overflow, "carrier": carrier, "on_error": on_error}
     request: dict[str, Any] = {

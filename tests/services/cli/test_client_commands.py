@@ -51,6 +51,12 @@ def test_json_is_alone_on_stdout(serve, run, corpus):
     assert (job["status"], job["capture"]["mode"], job["capture"]["k"]) == ("completed", "topk", 4)
 
 
+def test_held_out_text_is_captured_with_what_unbiased_figures_need(serve, run, corpus):
+    code, out, _ = run(serve(), "submit", corpus, "--cask", "held", "--held-out", "--json")
+    assert code == 0
+    assert json.loads(out)["capture"]["tail_logprobs"] is True
+
+
 def test_submit_without_waiting_prints_the_id(serve, run, corpus):
     server = serve()
     options = ["--metadata", "team=a", "--pin", "5", "--pin", "6", "--temperature", "2.0", "--overflow", "split"]
