@@ -55,7 +55,10 @@ class StudentVocabulary:
         rows = getattr(embedded, "num_embeddings", head.vocab_size)
         bias, closed = head.bias_V, None
         if bias is not None:
-            closed_V = torch.isneginf(bias.detach()).cpu().numpy()
+            whole_V = (
+                bias.full_tensor() if hasattr(bias, "full_tensor") else bias
+            )  # a shard does not tell of the others
+            closed_V = torch.isneginf(whole_V.detach()).cpu().numpy()
             closed = closed_V if closed_V.any() else None
         return cls(width=min(head.vocab_size, int(rows)), teacher=teacher, closed_V=closed)
 
