@@ -127,7 +127,7 @@ def with_adapters(model: Any, folder: Path) -> Any:
         ModelError: the adapters do not fit the model.
     """
     if find_spec("peft") is None:
-        raise MissingExtraError("a model with adapters", "lora", "peft")
+        raise MissingExtraError("report", "lora", "peft")
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError(f"{folder} holds no adapter_model.safetensors; other formats of adapters are not read")
     try:

@@ -32,7 +32,7 @@ class TrainConfig:
     output: Path = field(metadata={"free": True})
     """Folder of the trained model, its checkpoints and logs."""
     teacher: Path | None = field(default=None, metadata={"free": True})
-    """The teacher's folder, for its weights (from-teacher) or its tokenizer; never run."""
+    """The teacher's folder, for its weights (from-teacher) or its tokenizer; it makes no records."""
     loss: str = "forward_kl"
     """A registered loss with its parameters, or a weighted mix; see `losses.Objective`."""
     ce_weight: float = 0.0

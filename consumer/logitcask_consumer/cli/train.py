@@ -31,7 +31,7 @@ def train(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the trained student.", show_default=False)],
     teacher: Annotated[
         Path | None,
-        typer.Option("--teacher", help="The teacher's folder, for weights (from-teacher) or tokenizer; it is not run."),
+        typer.Option("--teacher", help="The teacher's folder, for weights (from-teacher) or tokenizer; read once."),
     ] = None,
     loss: Annotated[
         str,
