@@ -18,9 +18,7 @@ from typing import Any, Final
 _FROM_THE_START: Final = (
     "first_k_dense_replace",
     "num_dense_layers",
-    "n_dense_layers",
     "num_first_full_attention_layers",
-    "prefix_dense_layers",
     "moe_layer_start_index",
     "max_window_layers",
 )

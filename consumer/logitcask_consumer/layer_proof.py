@@ -12,8 +12,7 @@ student would train, from weights that no longer mean what they did. So the mode
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import torch
@@ -21,9 +20,9 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from logitcask_consumer.kept_layers import KeptLayers, layer_fields
+from logitcask_consumer.layer_pass import LayerPass, hidden_of
 from logitcask_schemas.errors import ModelError
 
-_PROOF_TOKENS: Final = 12
 _TOLERANCE: Final = 1e-5
 """Of the largest value; the same operations on the same numbers."""
 _NOT_SETTINGS: Final = frozenset(
@@ -130,13 +129,13 @@ def require_config_lasts(student: Any, teacher: Any) -> None:
 
 def _compare(teacher: Any, student: Any, prefix: str, kept: KeptLayers) -> None:
     name = type(teacher).__name__
-    theirs = _Pass.over(teacher, prefix, replaced=None)
+    theirs = _pass(teacher, prefix, teacher)
     if not theirs.is_chain(range(kept.total)):
         raise LayersDifferError(
             f"{name} does not hand the hidden states of each layer to the next and to nothing else, so layers cannot "
             "be taken out of it" + _placed_by(teacher)
         )
-    own = _Pass.over(student, prefix, replaced=theirs.outputs[kept.total - 1])
+    own = _pass(student, prefix, teacher, replaced=theirs.outputs[kept.total - 1])
     if not own.is_chain(range(len(kept.numbers))):
         raise LayersDifferError(f"{name} of fewer layers does not hand hidden states on" + _placed_by(teacher))
     _require_close(theirs.inputs[0], own.inputs[0], f"the first layer's hidden states in {name}", teacher)
@@ -146,93 +145,21 @@ def _compare(teacher: Any, student: Any, prefix: str, kept: KeptLayers) -> None:
         _require_close(theirs.arguments[old], own.arguments[new], f"what {as_layer} is given", teacher)
         args, kwargs = theirs.calls[old]
         try:
-            output = _hidden(layers[new](*args, **kwargs))
+            output = hidden_of(layers[new](*args, **kwargs))
         except FAILURES as error:
             raise LayersDifferError(f"{as_layer} cannot be run ({first_line(error)})" + _placed_by(teacher)) from error
         _require_close(theirs.outputs[old], output, f"what {as_layer} computes", teacher)
     _require_close(theirs.logits, own.logits, f"the logits of {name} for the same hidden states", teacher)
 
 
-@dataclass(slots=True, kw_only=True)
-class _Pass:
-    """What the layers of a model were given and yielded in one pass; by number of the layer."""
-
-    ignored: frozenset[str]
-    inputs: dict[int, Tensor] = field(default_factory=dict)
-    outputs: dict[int, Tensor] = field(default_factory=dict)
-    arguments: dict[int, Any] = field(default_factory=dict)
-    """All but the hidden states."""
-    calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
-    counts: dict[int, int] = field(default_factory=dict)
-    logits: Tensor = field(default_factory=lambda: torch.zeros(0))
-
-    @classmethod
-    def over(cls, model: Any, prefix: str, *, replaced: Tensor | None) -> "_Pass":
-        """Run a model; its last layer yields `replaced`, where given, instead of its own hidden states."""
-        seen, layers = cls(ignored=_ignored(model)), model.get_submodule(prefix)
-        weight = model.get_input_embeddings().weight
-        ids_1L = (torch.arange(1, _PROOF_TOKENS + 1, device=weight.device) * 7).remainder(weight.shape[0])[None]
-        handles = []
-        for number, layer in enumerate(layers):
-            last = number == len(layers) - 1
-            handles += [
-                layer.register_forward_pre_hook(seen._before(number), with_kwargs=True),
-                layer.register_forward_hook(seen._after(number, replaced if last else None)),
-            ]
-        try:
-            out = model(input_ids=ids_1L, use_cache=False)
-        except FAILURES as error:
-            raise LayersDifferError(
-                f"{type(model).__name__} of {len(layers)} layers cannot be run ({first_line(error)})"
-                + _placed_by(model)
-            ) from error
-        finally:
-            for handle in handles:
-                handle.remove()
-        seen.logits = out.logits
-        return seen
-
-    def is_chain(self, numbers: Sequence[int]) -> bool:
-        """Whether every layer ran once, in order, on what the one before it yielded."""
-        return list(self.counts) == list(numbers) and all(
-            self.counts[i] == 1 and (i == 0 or torch.equal(self.outputs[i - 1], self.inputs[i])) for i in numbers
-        )
-
-    def _before(self, number: int) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            del module
-            hidden = args[0] if args else kwargs.get("hidden_states")
-            rest = {name: value for name, value in kwargs.items() if name not in self.ignored}
-            if not isinstance(hidden, Tensor):
-                return
-            rest.pop("hidden_states", None)
-            self.counts[number] = self.counts.get(number, 0) + 1
-            self.inputs[number] = hidden.clone()
-            self.arguments[number] = (args[1:], rest) if args else ((), rest)
-            self.calls[number] = (
-                ((hidden.clone(), *args[1:]), dict(kwargs))
-                if args
-                else ((), {**kwargs, "hidden_states": hidden.clone()})
-            )
-
-        return hook
-
-    def _after(self, number: int, replaced: Tensor | None) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            del module, args
-            hidden = _hidden(output)
-            self.outputs[number] = hidden.clone()
-            if replaced is None:
-                return None
-            return replaced if isinstance(output, Tensor) else (replaced, *output[1:])
-
-        return hook
-
-
-def _hidden(output: Any) -> Tensor:
-    """The hidden states among what a layer yields."""
-    hidden = output[0] if isinstance(output, tuple | list) else output
-    return hidden if isinstance(hidden, Tensor) else torch.zeros(0)
+def _pass(model: Any, prefix: str, teacher: Any, *, replaced: Tensor | None = None) -> LayerPass:
+    try:
+        return LayerPass.over(model, prefix, ignored=_ignored(teacher), replaced=replaced)
+    except FAILURES as error:
+        raise LayersDifferError(
+            f"{type(model).__name__} of {len(model.get_submodule(prefix))} layers cannot be run ({first_line(error)})"
+            + _placed_by(teacher)
+        ) from error
 
 
 def _described(layer: nn.Module, ignored: frozenset[str]) -> dict[str, Any]:
