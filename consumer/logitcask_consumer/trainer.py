@@ -14,6 +14,7 @@ from logitcask_consumer.data import Batch, CaskDataset, Collator, ShardBlockSamp
 from logitcask_consumer.losses import Objective
 from logitcask_consumer.processes import fresh_accelerator_state
 from logitcask_consumer.student_forward import DistillTask, attach
+from logitcask_consumer.vocabulary import StudentVocabulary
 from logitcask_schemas.errors import LogitcaskError
 
 
@@ -102,7 +103,7 @@ class DistillTrainer(Trainer):
             dataset: what to train on.
             config: the run.
             checkpoints: folder for checkpoints.
-            tokenizer: saved beside the weights; its padding id fills unused slots.
+            tokenizer: saved beside the weights.
             callbacks: besides those of transformers.
 
         Raises:
@@ -118,12 +119,13 @@ class DistillTrainer(Trainer):
         self._sampled_tail = capture.mode != "topk"
         self._log_z_column = None if temperature is None else capture.temperatures.index(temperature)
         attach(model)
-        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        vocabulary = StudentVocabulary.of(model, dataset.manifest.teacher.vocab_size)
+        self._width = vocabulary.masked_width(config.extra_ids)
         super().__init__(
             model=model,
             args=training_arguments(config, checkpoints, slots=len(dataset) * dataset.seq_len),
             train_dataset=dataset,
-            data_collator=cast("Any", Collator(seq_len=dataset.seq_len, pad_id=pad_id)),
+            data_collator=cast("Any", Collator(seq_len=dataset.seq_len, vocabulary=vocabulary)),
             processing_class=tokenizer,
             callbacks=callbacks,
         )
@@ -147,6 +149,7 @@ class DistillTrainer(Trainer):
             weights_T=batch["weights"],
             selection=self.weights.selection,
             chunk_rows=self.distill_config.chunk_rows,
+            width=self._width,
         )
         out = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], distill=task)
         if model.training:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from logitcask_consumer.adapters import LoraSpec, freeze_head
 from logitcask_consumer.callbacks import LogWhenSaving, MetricsLog, ProgressBar, read_metrics
@@ -28,11 +28,14 @@ from logitcask_consumer.losses import Objective, check_head
 from logitcask_consumer.processes import processes
 from logitcask_consumer.students import StudentSpec, load_model, load_tokenizer
 from logitcask_consumer.trainer import DistillTrainer
+from logitcask_consumer.vocabulary import beyond_tokens, token_count
 from logitcask_consumer.weights import StoredAnswers, Weights
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.remote_store import is_url
 
 Say = Callable[[str], None]
+LOOKED_AT: Final = 200_000
+"""Positions whose records are searched for ids that are no tokens, before training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +106,8 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
             say(note)
     model = _student(config, spec, checkpoint)
     if cross is None:
-        check_student(model, dataset.manifest, config.packing)
+        check_student(model, dataset.manifest, config.packing, tokens=token_count(tokenizer))
+        _say_beyond_tokens(dataset, token_count(tokenizer), say)
     else:
         cross.check(model)
     content = {
@@ -144,6 +148,21 @@ def _student(config: TrainConfig, spec: StudentSpec, checkpoint: Path | None) ->
     if config.lora is None:
         return load_model(checkpoint)
     return load_model(spec.folder or config.output / INITIAL_NAME)
+
+
+def _say_beyond_tokens(dataset: CaskDataset | CrossTokenizerDataset, tokens: int, say: Say) -> None:
+    """Report what the teacher puts on ids that are no tokens, in the first positions of the casks."""
+    if not isinstance(dataset, CaskDataset) or dataset.manifest.teacher.vocab_size <= tokens:
+        return
+    sequences = range(0, min(len(dataset), max(1, LOOKED_AT // dataset.seq_len)), 16)
+    blocks = (dataset.read(range(at, min(at + 16, len(dataset)))).windows.records for at in sequences)
+    seen = beyond_tokens(blocks, tokens)
+    if seen.records:
+        say(
+            f"{seen.records:,} of {seen.positions:,} records looked at hold ids from {tokens:,} on, which are no "
+            f"tokens of the tokenizer (up to {seen.largest_id:,}); the teacher puts {seen.mass:.2g} of its mass there. "
+            "They are trained as they are"
+        )
 
 
 def _trained(model: Any) -> int:

@@ -46,7 +46,7 @@ def cask_path(teacher, tmp_path_factory):
 
 def batch_of(dataset, sequences=None):
     sequences = range(len(dataset)) if sequences is None else sequences
-    return Collator(seq_len=dataset.seq_len, pad_id=0)(dataset.read(sequences))
+    return Collator(seq_len=dataset.seq_len)(dataset.read(sequences))
 
 
 def assert_same_batch(mine, theirs):
@@ -124,7 +124,7 @@ def test_sequences_read_one_by_one_give_the_batch_of_all(teacher, cask_path, tmp
     path = build_cask(tmp_path / "more", teacher, random_documents(9), spec=spec) if optional else cask_path
     dataset = CaskDataset(open_casks([path], tokenizer_fingerprint=None), seq_len=32, overlap=4)
     numbers = [2, EMPTY, 0, 1]
-    one_by_one = Collator(seq_len=32, pad_id=0)([dataset[number] for number in numbers])
+    one_by_one = Collator(seq_len=32)([dataset[number] for number in numbers])
     assert (one_by_one["tail_logprobs"] is not None) == optional
     assert_same_batch(one_by_one, batch_of(dataset, numbers))
 
@@ -153,7 +153,7 @@ def test_casks_of_one_teacher_are_read_together(cask_path, teacher, tmp_path):
 def loaded(dataset, *, epoch=0, **options):
     sampler = ShardBlockSampler(dataset.sequences_per_group, seed=5)
     sampler.set_epoch(epoch)
-    collator = Collator(seq_len=dataset.seq_len, pad_id=0)
+    collator = Collator(seq_len=dataset.seq_len)
     return list(DataLoader(dataset, batch_size=2, sampler=sampler, collate_fn=collator, **options))
 
 
@@ -223,11 +223,11 @@ def test_missing_truncated_and_flipped_shards_are_errors(teacher, tmp_path):
 
 def test_records_shifted_by_one_position_are_refused(cask_path):
     sequence = CaskDataset(open_casks([cask_path], tokenizer_fingerprint=None), seq_len=64)[0]
-    Collator(seq_len=64, pad_id=0)(sequence)
+    Collator(seq_len=64)(sequence)
     tokens = np.roll(sequence.windows.token_ids_L, 1)
     shifted = replace(sequence, windows=replace(sequence.windows, token_ids_L=tokens))
     with pytest.raises(DocumentMismatchError, match="next token"):
-        Collator(seq_len=64, pad_id=0)(shifted)
+        Collator(seq_len=64)(shifted)
 
 
 @given(st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=5), max_size=12), st.data())
