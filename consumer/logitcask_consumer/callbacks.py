@@ -119,6 +119,10 @@ class MetricsLog(TrainerCallback):
 class LogWhenSaving(TrainerCallback):
     """Log whenever a checkpoint is saved: no averaging window spans one, and a resumed log equals an unbroken one."""
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save and log as often as this call asks, not as the one did whose checkpoint is continued."""
+        state.compute_steps(args, state.max_steps)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for a log beside a save."""
         if control.should_save:

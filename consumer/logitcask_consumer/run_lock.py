@@ -42,6 +42,7 @@ def hold_run(output: Path) -> Iterator[None]:
     own = processes()
     made, descriptor, problem = [], None, None
     path = output / LOCKS_NAME / str(own.process_index)
+    own.wait_for_everyone()  # an earlier run of this session has let go
     try:
         if own.is_main_process:
             try:

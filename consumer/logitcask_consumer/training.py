@@ -190,6 +190,7 @@ def _train(config: TrainConfig, spec: StudentSpec, weights: Weights, stop: StopS
     content["result"] = result
     if own.is_main_process:
         write_run(config.output, "finished", content)
+    own.wait_for_everyone()  # whoever calls again finds it finished, in every process
     return _result(config, spec, {**running, **content, "status": "finished"}, checkpoint)
 
 
