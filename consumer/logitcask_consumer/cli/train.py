@@ -150,14 +150,23 @@ def train(
             "initial": str(result.initial) if result.initial else None,
             "resumed_from": str(result.resumed_from) if result.resumed_from else None,
             "already_finished": result.already_finished,
+            "stopped_at": result.stopped_at,
             "run": result.run,
         }
         json.dump(document, sys.stdout, indent=2)
         sys.stdout.write("\n")
         return
-    last = result.run["result"]["last"]
-    shown = "  ".join(f"{name} {last[name]:.3f}" for name in ("kl", "kd", "ce") if name in last)
-    console.print(f"trained student: {result.output}  (last step: {shown} nats)", highlight=False)
+    if result.stopped_at is not None:
+        return
+    # A run that was finished by an older version has its last line of metrics only.
+    outcome = result.run["result"]
+    closing = outcome.get("closing", {"steps": 1, **outcome["last"]})
+    shown = "  ".join(f"{name} {closing[name]:.3f}" for name in ("kl", "kd", "ce") if name in closing)
+    console.print(
+        f"trained student: {result.output}  ({shown} nats in training, mean of the last {closing['steps']} steps; "
+        "`logitcask report` measures on held-out documents)",
+        highlight=False,
+    )
 
 
 def quiet_transformers() -> None:

@@ -165,7 +165,12 @@ class CrossTokenizerRun:
         )
 
     def trainer(
-        self, model: Any, dataset: CrossTokenizerDataset, checkpoints: Path, callbacks: list[TrainerCallback]
+        self,
+        model: Any,
+        dataset: CrossTokenizerDataset,
+        checkpoints: Path,
+        callbacks: list[TrainerCallback],
+        sequences_per_step: int,
     ) -> CrossTokenizerTrainer:
         """The trainer of the run."""
         return CrossTokenizerTrainer(
@@ -178,6 +183,7 @@ class CrossTokenizerRun:
             checkpoints=checkpoints,
             tokenizer=self.tokenizer,
             callbacks=callbacks,
+            sequences_per_step=sequences_per_step,
         )
 
     def _key(self, casks: Sequence[Cask]) -> str:
