@@ -8,7 +8,7 @@ from logitcask_services.corpora.storage import CorpusStorage
 from logitcask_services.jobs.context import JobContext, WorkSettings
 from logitcask_services.jobs.database import Database
 from logitcask_services.jobs.log import ExtractionLog
-from logitcask_services.jobs.preparer import Preparer
+from logitcask_services.jobs.preparer import Claims, Preparer
 from logitcask_services.jobs.progress import LiveProgress
 from logitcask_services.jobs.registry import CorpusRegistry
 from logitcask_services.jobs.signals import Signals
@@ -19,7 +19,9 @@ from logitcask_services.layout import ServiceFolders
 from logitcask_services.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
-JOIN_SECONDS = 30.0
+JOIN_SECONDS = 12.0
+FAILED, TEACHER_FAILED = 1, 4
+"""Exit codes: the service could not start or go on; the teacher died too often, a new process may do better."""
 
 
 class Service:
@@ -49,6 +51,7 @@ class Service:
         )
         self.crash: str | None = None
         """Why the service must end, once it must."""
+        self.exit_code = 0
         self.on_crash: Callable[[], None] | None = None
         context = JobContext(
             folders=self.folders,
@@ -67,14 +70,20 @@ class Service:
             ),
             crashed=self._crashed,
         )
-        self._threads = (Preparer(context), Worker(context))
+        claims = Claims()
+        # A second one takes what is small first, so that a large corpus does not hold up all others.
+        self._threads = (
+            Preparer(context, claims, order="oldest"),
+            Preparer(context, claims, order="smallest"),
+            Worker(context),
+        )
 
     def start(self) -> None:
         """Clean up after an earlier crash, put interrupted extractions back into the queue, start the threads."""
         self.storage.sweep()
         for extraction_id in self.extractions.recover():
             logger.info("extraction %s goes on after a restart", extraction_id)
-        self.folders.sweep(keep=self.extractions.unfinished())
+        self.folders.sweep(keep=self.extractions.keeps_tokens())
         for thread in self._threads:
             thread.start()
 
@@ -103,8 +112,8 @@ class Service:
                 break
         return reasons
 
-    def _crashed(self, reason: str) -> None:
-        self.crash = reason
+    def _crashed(self, reason: str, *, teacher_failed: bool = False) -> None:
+        self.crash, self.exit_code = reason, TEACHER_FAILED if teacher_failed else FAILED
         logger.critical("%s", reason)
         if self.on_crash is not None:
             self.on_crash()

@@ -1,8 +1,7 @@
 """What the job threads share: folders, database, teacher, signals, and the settings that govern work."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from logitcask_schemas.identity import TeacherIdentity
 from logitcask_services.corpora.storage import CorpusStorage
@@ -38,8 +37,16 @@ class JobContext:
     signals: Signals
     progress: LiveProgress
     settings: WorkSettings
-    crashed: Callable[[str], None]
-    """Called when a thread ends on an error nobody foresaw; the service must end then."""
+    crashed: "Crashed"
+    """Called when a thread ends for good; the service must end then."""
+
+
+class Crashed(Protocol):
+    """Ends the service."""
+
+    def __call__(self, reason: str, *, teacher_failed: bool = False) -> None:
+        """Why; and whether it is the teacher that cannot go on, which a new process may."""
+        ...
 
 
 def teacher_document(identity: TeacherIdentity) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Literal
 
 from logitcask_schemas.capture_spec import CaptureSpec
@@ -16,10 +16,10 @@ from logitcask_services.jobs.feed import ChunkFeed, OpenChunk
 from logitcask_services.jobs.plan import Chunk
 from logitcask_services.jobs.publisher import Publisher
 from logitcask_services.jobs.requests import ChunkOutcome, DocumentFailure
-from logitcask_services.jobs.room import EndedWhileWaitingError, RoomKeeper
 from logitcask_services.jobs.suspicion import Suspicion
 from logitcask_services.jobs.tables import ExtractionRow
 from logitcask_services.jobs.teacher import TeacherDiedError
+from logitcask_services.jobs.waiting import EndedWhileWaitingError, Reason, Waiter
 
 logger = logging.getLogger(__name__)
 LOCK_SECONDS = 10.0
@@ -32,7 +32,14 @@ Outcome = Literal["done", "ended", "document_failed"]
 class ExtractionRun:
     """Use once: `go`, then `close`."""
 
-    def __init__(self, context: JobContext, row: ExtractionRow, engine: Engine, suspicion: Suspicion) -> None:
+    def __init__(
+        self,
+        context: JobContext,
+        row: ExtractionRow,
+        engine: Engine,
+        suspicion: Suspicion,
+        gives_way: Callable[[float], bool],
+    ) -> None:
         self._context = context
         self._suspicion = suspicion
         self._row = row
@@ -41,14 +48,15 @@ class ExtractionRun:
         self._tokens = TokenStore(context.folders.token_store(row.id))
         self._corpus = context.storage.path(context.corpora.get(row.corpus_id).sha256)
         self._cask_path = context.folders.cask(row.cask)
-        self._room = RoomKeeper(
+        self._waiter = Waiter(
             (context.folders.cask_root, context.folders.state),
             floor=context.settings.disk_floor_bytes,
             poll_seconds=context.settings.pause_poll_seconds,
             ends=lambda seconds: context.signals.stopping.wait(seconds) or context.signals.ends(row.id),
             set_waiting=lambda reason: context.extractions.set_waiting(row.id, reason),
+            gives_way=gives_way,
         )
-        self._writer: CaskWriter = self._room.run(self._open_cask)
+        self._writer: CaskWriter = self._waiter.run(self._open_cask)
         self._publisher = Publisher(self._publish)
         self._adopted: tuple[int, ShardEntry, set[bytes]] | None = None
         self._feed = ChunkFeed(
@@ -66,6 +74,11 @@ class ExtractionRun:
     def open_chunks(self) -> list[int]:
         """Chunks that are with the teacher."""
         return self._feed.open_chunks
+
+    @property
+    def set_aside(self) -> Reason | None:
+        """Why the run gave way to others, where it did."""
+        return self._waiter.set_aside
 
     @property
     def failure(self) -> DocumentFailure | None:
@@ -101,7 +114,7 @@ class ExtractionRun:
 
     def fold_index(self) -> None:
         """Fold the cask's entries into its index, so that opening it reads one file."""
-        self._room.run(self._writer.close)
+        self._waiter.run(self._writer.close)
 
     def _open_cask(self) -> CaskWriter:
         return CaskWriter.create(
@@ -164,7 +177,7 @@ class ExtractionRun:
         except TeacherDiedError as error:
             reason = f"the teacher died on this document alone, twice ({error}); it is left out"
             failure = self._describe(document, "teacher_died", reason)
-            self._room.run(lambda: self._context.extractions.record_failure(self._row.id, failure))
+            self._waiter.run(lambda: self._context.extractions.record_failure(self._row.id, failure))
             self._suspicion.blamed = True
             raise
 
@@ -190,11 +203,11 @@ class ExtractionRun:
     def _publish(self, entry: OpenChunk) -> None:
         """Shard, then transaction. Safe to repeat: published documents are found in the cask."""
         captured = [entry.documents[document] for document in sorted(entry.documents)]
-        shard = self._room.run(lambda: self._writer.publish(captured)) if captured else None
+        shard = self._waiter.run(lambda: self._writer.publish(captured)) if captured else None
         outcome = self._outcome(entry, shard)
         now = time.monotonic()
         outcome.seconds, self._last_commit = now - self._last_commit, now
-        self._room.run(lambda: self._context.extractions.commit_chunk(self._row.id, entry.chunk, outcome))
+        self._waiter.run(lambda: self._context.extractions.commit_chunk(self._row.id, entry.chunk, outcome))
         self._feed.settle(entry)
         self._context.progress.committed(sum(len(document.token_ids_L) for document in captured))
         self._context.host.progressed()
