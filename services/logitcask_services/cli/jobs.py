@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from logitcask_schemas.terminal import printable
 from logitcask_services.cli.connection import (
     JsonOption,
     KeyFileOption,
@@ -44,7 +45,7 @@ def list_jobs(
         table.add_row(
             entry["id"],
             entry["status"] + (" (paused)" if entry["waiting"] else ""),
-            entry["cask"],
+            printable(entry["cask"]),
             f"{counts['completed']}/{counts['total']}" + (f", {counts['failed']} failed" if counts["failed"] else ""),
             f"{usage['tokens_done']:,}/{usage['tokens_total']:,}",
             f"{entry['throughput_tps']:,.0f}" if entry["throughput_tps"] is not None else "",
@@ -69,7 +70,7 @@ def show(
             typer.echo(json.dumps(extraction))
             return
         summarise(extraction, client, Console())
-    Console().print_json(json.dumps(extraction))
+    Console().print_json(json.dumps(extraction), ensure_ascii=True)
 
 
 @app.command()
@@ -99,7 +100,7 @@ def cancel(
     """Ask an extraction to end. What it has published stays in the cask."""
     with connect(server, api_key_file) as client:
         extraction = client.cancel(extraction_id)
-    typer.echo(json.dumps(extraction) if as_json else f"{extraction['id']}: {extraction['status']}")
+    typer.echo(json.dumps(extraction) if as_json else printable(f"{extraction['id']}: {extraction['status']}"))
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,15 +15,23 @@ from logitcask_services.cli.connection import (
     connect,
     exit_code,
     follow,
+    say,
     summarise,
 )
+from logitcask_services.cli.corpus_file import LocalCorpus, local_corpus
+
+if TYPE_CHECKING:
+    from logitcask_services.client import ServiceClient
 
 app = typer.Typer(help="Send a corpus to a service and start its extraction.", add_completion=False)
 
 
 @app.command()
 def submit(
-    corpus: Annotated[Path, typer.Argument(help="JSON lines with `text`, `messages`, `input_ids`, or prompts.")],
+    corpus: Annotated[
+        Path,
+        typer.Argument(help="JSON lines with `text`, `messages`, `input_ids`, or prompts; `-`: standard input."),
+    ],
     cask: Annotated[str, typer.Option(help="Name of the cask, below the service's cask root.")],
     wait: Annotated[bool, typer.Option("--wait", help="Follow the extraction to its end.")] = False,
     mode: Annotated[str | None, typer.Option(help="threshold (default), topk or sampled.")] = None,
@@ -57,6 +65,7 @@ def submit(
     server: ServerOption = None,
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
+    others: Annotated[list[Path] | None, typer.Argument(hidden=True, metavar="")] = None,
 ) -> None:
     """Send a corpus and start its extraction. Exit code 3 when it is waited for and does not complete."""
     console = Console(stderr=True)
@@ -81,12 +90,12 @@ def submit(
         "metadata": dict(_pair(entry) for entry in metadata or []),
         **{name: value for name, value in options.items() if value is not None},
     }
+    if idempotency_key is not None and not (idempotency_key.isascii() and idempotency_key.isprintable()):
+        raise typer.BadParameter("expected printable ASCII characters", param_hint="--idempotency-key")
     with connect(server, api_key_file) as client:
-        if not corpus.is_file():
-            raise typer.BadParameter(f"{corpus} is not a file", param_hint="CORPUS")
-        with Progress(console=console, transient=True) as progress:
-            task = progress.add_task("uploading", total=corpus.stat().st_size)
-            uploaded = client.upload(corpus, name=corpus.name[:200], sent=lambda count: progress.advance(task, count))
+        client.check(request)  # before hours of a pipe are read
+        with local_corpus(corpus, others or [], lambda line: say(console, line)) as local:
+            uploaded = send(local, request, client, console)
         extraction = client.submit({**request, "corpus_id": uploaded["id"]}, idempotency_key=idempotency_key)
         if wait:
             extraction = follow(client, extraction["id"], console)
@@ -96,6 +105,24 @@ def submit(
         elif not wait:
             typer.echo(extraction["id"])
     raise typer.Exit(exit_code(extraction) if wait else 0)
+
+
+def send(local: LocalCorpus, request: dict[str, Any], client: "ServiceClient", console: Console) -> dict[str, Any]:
+    """The corpus at the service; sent only where the service does not have the content."""
+    with Progress(console=console, transient=True) as progress:
+        reading = progress.add_task("reading", total=local.bytes)
+        sha256 = local.sha256(lambda total: progress.update(reading, completed=total))
+        if (corpus := client.corpus_with(sha256)) is None:
+            client.check(request, corpus_bytes=local.bytes)
+            uploading = progress.add_task("uploading", total=local.bytes)
+            return client.upload(
+                local.path,
+                name=local.name,
+                sha256=sha256,
+                sent=lambda total: progress.update(uploading, completed=total),
+            )
+    say(console, f"the service has this content already ({corpus['id']}); nothing is sent")
+    return corpus
 
 
 def _pair(entry: str) -> tuple[str, str]:

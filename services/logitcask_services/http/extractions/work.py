@@ -8,7 +8,9 @@ from logitcask_schemas.cask.layout import MANIFEST_NAME
 from logitcask_services.http.extractions.wire import (
     DocumentCounts,
     Extraction,
+    ExtractionCheck,
     ExtractionCreate,
+    ExtractionPlan,
     LineCounts,
     Manifest,
     Reason,
@@ -28,29 +30,9 @@ def canonical(request: ExtractionCreate) -> bytes:
 
 
 def check(service: Service, request: ExtractionCreate) -> ExtractionRequest:
-    """What can be known to be wrong before anything starts. Raises Problem, CaskError, CaskNameError, NotFoundError."""
-    path = service.folders.cask(request.cask)
+    """What can be known to be wrong before anything starts. Raises what `check_plan` raises, and NotFoundError."""
     service.corpora.get(request.corpus_id)
-    for reason in service.not_ready():
-        if reason["code"] == "insufficient_storage":
-            raise storage_problem(reason["message"])
-    if (facts := service.host.facts) is not None:
-        if request.max_length is not None and request.max_length > facts.max_model_len:
-            raise Problem(
-                422,
-                "max_length_too_large",
-                f"max_length {request.max_length} is more than the teacher's context of {facts.max_model_len} tokens",
-                param="max_length",
-            )
-        if beyond := [token for token in request.capture.pinned_ids if token >= facts.identity.vocab_size]:
-            raise Problem(
-                422,
-                "pinned_ids_outside_vocabulary",
-                f"pinned_ids {beyond} are outside the teacher's vocabulary of {facts.identity.vocab_size}",
-                param="capture.pinned_ids",
-            )
-        if (path / MANIFEST_NAME).exists():
-            read_manifest(path).require_same(facts.identity, request.capture, where=f"cask {request.cask!r}")
+    check_plan(service, request)
     return ExtractionRequest(
         corpus_id=request.corpus_id,
         cask=request.cask,
@@ -60,6 +42,42 @@ def check(service: Service, request: ExtractionCreate) -> ExtractionRequest:
         carrier=request.carrier,
         on_error=request.on_error,
         metadata=dict(request.metadata),
+    )
+
+
+def check_plan(service: Service, plan: ExtractionPlan) -> ExtractionCheck:
+    """The same without a corpus, so that nothing is uploaded in vain. Raises Problem, CaskError, CaskNameError."""
+    path = service.folders.cask(plan.cask)
+    for reason in service.not_ready():
+        if reason["code"] == "insufficient_storage":
+            raise storage_problem(reason["message"])
+    facts = service.host.facts
+    if facts is not None:
+        if plan.max_length is not None and plan.max_length > facts.max_model_len:
+            raise Problem(
+                422,
+                "max_length_too_large",
+                f"max_length {plan.max_length} is more than the teacher's context of {facts.max_model_len} tokens",
+                param="max_length",
+            )
+        if beyond := [token for token in plan.capture.pinned_ids if token >= facts.identity.vocab_size]:
+            raise Problem(
+                422,
+                "pinned_ids_outside_vocabulary",
+                f"pinned_ids {beyond} are outside the teacher's vocabulary of {facts.identity.vocab_size}",
+                param="capture.pinned_ids",
+            )
+    exists = (path / MANIFEST_NAME).exists()
+    if exists:
+        manifest = read_manifest(path)
+        # The spec can be compared before the teacher is there to be compared with.
+        identity = facts.identity if facts is not None else manifest.teacher
+        manifest.require_same(identity, plan.capture, where=f"cask {plan.cask!r}")
+    return ExtractionCheck(
+        cask=plan.cask,
+        cask_exists=exists,
+        teacher=facts.identity.model if facts is not None else None,
+        max_length=(plan.max_length or facts.max_model_len) if facts is not None else None,
     )
 
 
