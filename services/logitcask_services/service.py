@@ -14,14 +14,15 @@ from logitcask_services.jobs.registry import CorpusRegistry
 from logitcask_services.jobs.signals import Signals
 from logitcask_services.jobs.store import ExtractionStore
 from logitcask_services.jobs.teacher import Teacher, TeacherHost
+from logitcask_services.jobs.watchdog import TEACHER_FAILED, Heartbeat, Watchdog
 from logitcask_services.jobs.worker import Worker
 from logitcask_services.layout import ServiceFolders
 from logitcask_services.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
-JOIN_SECONDS = 12.0
-FAILED, TEACHER_FAILED = 1, 4
-"""Exit codes: the service could not start or go on; the teacher died too often, a new process may do better."""
+JOIN_SECONDS = 8.0
+FAILED = 1
+"""Exit code of a service that cannot go on, its teacher aside (`watchdog.TEACHER_FAILED`)."""
 
 
 class Service:
@@ -69,13 +70,21 @@ class Service:
                 pause_poll_seconds=settings.pause_poll_seconds,
             ),
             crashed=self._crashed,
+            heartbeat=Heartbeat(),
+        )
+        watchdog = Watchdog(
+            context,
+            hang_seconds=settings.engine_hang_seconds,
+            cancel_seconds=settings.cancel_grace_seconds,
+            load_seconds=settings.load_deadline_seconds,
         )
         claims = Claims()
         # A second one takes what is small first, so that a large corpus does not hold up all others.
         self._threads = (
             Preparer(context, claims, order="oldest"),
             Preparer(context, claims, order="smallest"),
-            Worker(context),
+            Worker(context, watchdog),
+            watchdog,
         )
 
     def start(self) -> None:

@@ -11,6 +11,7 @@ from logitcask_services.jobs.registry import CorpusRegistry
 from logitcask_services.jobs.signals import Signals
 from logitcask_services.jobs.store import ExtractionStore
 from logitcask_services.jobs.teacher import TeacherHost
+from logitcask_services.jobs.watchdog import Heartbeat
 from logitcask_services.layout import ServiceFolders
 
 
@@ -37,6 +38,8 @@ class JobContext:
     signals: Signals
     progress: LiveProgress
     settings: WorkSettings
+    heartbeat: Heartbeat
+    """Of the teacher, while a run waits for it."""
     crashed: "Crashed"
     """Called when a thread ends for good; the service must end then."""
 

@@ -166,8 +166,8 @@ def _nothing_reason(found: Prepared, first_bad: list[BadLine]) -> tuple[str, str
     first = f"; the first bad one: line {first_bad[0].line}: {first_bad[0].message}" if first_bad else ""
     return (
         "nothing_captured",
-        f"none of the {found.lines} lines gives a document ({found.bad_lines} bad, {found.skipped_lines} skipped as too "
-        f"long){first}. Is it the right file? Mend it and submit it again",
+        f"none of the {found.lines} lines gives a document ({found.bad_lines} bad, {found.skipped_lines} skipped as "
+        f"too long){first}. Is it the right file? Mend it and submit it again",
     )
 
 

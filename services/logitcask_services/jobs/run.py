@@ -22,7 +22,7 @@ from logitcask_services.jobs.teacher import TeacherDiedError
 from logitcask_services.jobs.waiting import EndedWhileWaitingError, Reason, Waiter
 
 logger = logging.getLogger(__name__)
-LOCK_SECONDS = 10.0
+LOCK_SECONDS = 2.0
 ISOLATE_AFTER_DEATHS = 2
 """A chunk in whose company the teacher died this often is captured one document at a time, to find the culprit."""
 
@@ -65,15 +65,24 @@ class ExtractionRun:
             vocab_size=engine.identity.vocab_size,
             failed_before=context.log.capture_failures(row).keys(),
             ends=self._ends,
-            release=self._publisher.submit,
+            release=self._release,
         )
         self._failure: DocumentFailure | None = None
+        self._alone: int | None = None
+        """The document that is with the teacher without any other, where one is."""
+        self._deaths = 0
+        """Of its chunk."""
         self._last_commit = time.monotonic()
 
     @property
     def open_chunks(self) -> list[int]:
         """Chunks that are with the teacher."""
         return self._feed.open_chunks
+
+    @property
+    def extraction_id(self) -> str:
+        """Whose run it is."""
+        return self._row.id
 
     @property
     def set_aside(self) -> Reason | None:
@@ -125,6 +134,18 @@ class ExtractionRun:
             lock_timeout_seconds=LOCK_SECONDS,
         )
 
+    def note_hang(self, reason: str) -> None:
+        """Called from the watchdog's thread: the teacher hangs, and this process is about to end."""
+        store, chunks = self._context.extractions, self.open_chunks
+        if self._alone is not None and self._deaths > ISOLATE_AFTER_DEATHS:
+            text = f"the teacher did not come back from this document alone ({reason}); it is left out"
+            store.record_failure(self._row.id, self._describe(self._alone, "teacher_died", text))
+        store.record_death(self._row.id, chunks, reason)
+
+    def _release(self, entry: OpenChunk) -> None:
+        with self._context.heartbeat.excused():  # a slow disk is no fault of the teacher's
+            self._publisher.submit(entry)
+
     def _ends(self) -> bool:
         return self._failure is not None or self._context.signals.ends(self._row.id)
 
@@ -147,19 +168,23 @@ class ExtractionRun:
 
     def _next(self, results: Iterator[CaptureResult]) -> CaptureResult | None:
         try:
-            return next(results, None)
+            with self._context.heartbeat.expected():
+                return next(results, None)
         except Exception as error:  # the protocol: an engine that raises is dead, whatever it raises
             raise TeacherDiedError(f"{type(error).__name__}: {error}") from error
 
     def _one_by_one(self, chunks: list[Chunk]) -> None:
         """Every document alone with the teacher, so that it is known on which one it dies."""
+        self._deaths = max(chunk.deaths for chunk in chunks)
         for task in self._feed.tasks(chunks):
+            assert isinstance(task.key, int)  # our own key
+            self._alone = task.key
             try:
                 self._stream(iter([task]))
             except TeacherDiedError:
-                assert isinstance(task.key, int)  # our own key
                 self._suspicion.suspect(self._row.id, task.key)
                 raise
+            self._alone = None
             if self._stops():
                 return
 

@@ -23,6 +23,7 @@ from logitcask_services.jobs.waiting import (
     passing_fault,
     retry_until_written,
 )
+from logitcask_services.jobs.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 IDLE_SECONDS = 5.0
@@ -33,9 +34,10 @@ PATIENCE_SECONDS = 30.0
 class Worker(threading.Thread):
     """queued -> in_progress -> finalizing -> completed, one extraction at a time."""
 
-    def __init__(self, context: JobContext) -> None:
+    def __init__(self, context: JobContext, watchdog: Watchdog) -> None:
         super().__init__(name="logitcask-worker", daemon=True)
         self._context = context
+        self._watchdog = watchdog
         self._suspicion = Suspicion()
         self._set_aside: dict[str, tuple[float, float]] = {}
         """Extractions that wait for something of their own -> when to try again (monotonic), and the pause before."""
@@ -78,7 +80,7 @@ class Worker(threading.Thread):
             self._explain_others(teacher)
             return False
         try:
-            self._persist(lambda: store.step(row.id, "in_progress"))
+            self._persist(lambda: self._context.extractions.step(row.id, "in_progress"))
         except IllegalTransitionError as error:
             logger.info("%s", error)  # cancelled at the last moment
             return True
@@ -99,6 +101,7 @@ class Worker(threading.Thread):
                 self._suspicion,
                 gives_way=lambda seconds: self._gives_way(teacher, row, seconds, started=run is not None),
             )
+            self._watchdog.run_now = run
             self._finish(row, run)
         except TeacherDiedError as error:
             assert run is not None  # only a run talks to the teacher
@@ -120,6 +123,7 @@ class Worker(threading.Thread):
         else:
             self._set_aside.pop(row.id, None)
         finally:
+            self._watchdog.run_now = None
             if run is not None:
                 run.close()
 
@@ -201,7 +205,9 @@ class Worker(threading.Thread):
 
     def _put_aside(self, row: ExtractionRow, reason: Reason) -> None:
         """Back into the queue with its reason; tried again later, ever more rarely."""
-        pause = min(2 * self._set_aside.get(row.id, (0.0, self._context.settings.pause_poll_seconds / 2))[1], LONGEST_PAUSE)
+        pause = min(
+            2 * self._set_aside.get(row.id, (0.0, self._context.settings.pause_poll_seconds / 2))[1], LONGEST_PAUSE
+        )
         logger.warning("extraction %s waits, others go first: %s", row.id, reason[1])
         try:
             self._persist(lambda: self._context.extractions.put_aside(row.id, reason))
