@@ -201,6 +201,10 @@ class ServiceClient:
     def _page(self, path: str, params: dict[str, Any]) -> dict[str, Any]:
         return self._json(lambda: self._http.get(path, params=params))
 
+    def resume(self, extraction_id: str) -> dict[str, Any]:
+        """Take a failed extraction up again; the extraction object."""
+        return self._json(lambda: self._http.post(_path(extraction_id, "/resume")))
+
     def cancel(self, extraction_id: str) -> dict[str, Any]:
         """Ask an extraction to end."""
         return self._json(lambda: self._http.post(_path(extraction_id, "/cancel")))

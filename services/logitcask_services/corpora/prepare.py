@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from logitcask_services.corpora.lines import ChatLine, LineProblem, ParsedLine, TextLine, TokenLine, parse_line
+from logitcask_services.corpora.lines import LineProblem, ParsedLine, parse_line
 from logitcask_services.corpora.overflow import Overflow, fit
+from logitcask_services.corpora.rendering import tokenise
 from logitcask_services.corpora.token_store import TokenStoreWriter
 from logitcask_services.corpora.tokenizer import DocumentTokenizer
 
@@ -145,10 +146,12 @@ def _store_batch(
     found: Prepared,
     bad: list[BadLine],
 ) -> None:
-    for (number, start, line), tokens in zip(batch.lines, _tokenise(batch, tokenizer), strict=True):
+    parsed = [line for _, _, line in batch.lines]
+    for (number, start, line), tokenised in zip(batch.lines, tokenise(parsed, tokenizer), strict=True):
         try:
-            if isinstance(tokens, LineProblem):
-                raise tokens
+            if isinstance(tokenised, LineProblem):
+                raise tokenised
+            tokens = tokenised.token_ids
             pieces = fit(_checked(tokens, limits.vocab_size), limits.max_length, limits.overflow)
         except LineProblem as problem:
             problem.custom_id = line.custom_id
@@ -162,40 +165,6 @@ def _store_batch(
         found.truncated_lines += limits.overflow == "truncate" and len(tokens) > limits.max_length
         for piece in pieces:
             store.append(piece, line=number, line_start=start)
-
-
-def _tokenise(batch: _Batch, tokenizer: DocumentTokenizer) -> list[list[int] | LineProblem]:
-    """Token ids of every line of the batch, or why there are none, in the batch's order."""
-    result: list[list[int] | LineProblem] = [[] for _ in batch.lines]
-    plain: dict[int, str] = {}
-    rendered: dict[int, str] = {}
-    for at, (_, _, line) in enumerate(batch.lines):
-        match line:
-            case TokenLine():
-                result[at] = line.input_ids
-            case TextLine():
-                plain[at] = line.text
-            case ChatLine():
-                try:
-                    rendered[at] = _render(line, tokenizer)
-                except LineProblem as problem:
-                    result[at] = problem
-    # A template writes its special tokens itself; the tokenizer must not add them a second time.
-    for texts, special_tokens in ((plain, True), (rendered, False)):
-        if texts:
-            encoded = tokenizer.encode(list(texts.values()), special_tokens=special_tokens)
-            for at, ids in zip(texts, encoded, strict=True):
-                result[at] = ids
-    return result
-
-
-def _render(line: ChatLine, tokenizer: DocumentTokenizer) -> str:
-    text = tokenizer.render(line.messages, line.tools)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise LineProblem("not_unicode", f"`messages` hold half of a surrogate pair: {error.reason}") from error
-    return text
 
 
 def _checked(token_ids: list[int], vocab_size: int) -> list[int]:

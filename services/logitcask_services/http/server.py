@@ -121,7 +121,7 @@ def serve(settings: ServiceSettings, load: Callable[[], Teacher], *, announce: C
     server.run()
     if service.crash is not None:
         announce(f"the service ended: {service.crash}")
-        return 1
+        return service.exit_code
     return 0
 
 

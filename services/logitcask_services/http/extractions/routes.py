@@ -89,6 +89,12 @@ def cancel_extraction(extraction_id: str, service: ServiceDep, _: Caller) -> Ext
     return work.present(service, work.cancel(service, extraction_id))
 
 
+@router.post("/{extraction_id}/resume", status_code=202, responses=documented(404, 409, 507))
+def resume_extraction(extraction_id: str, service: ServiceDep, _: Caller) -> Extraction:
+    """Take a failed extraction up again. What it has captured stays; documents that failed are tried again."""
+    return work.present(service, work.resume(service, extraction_id))
+
+
 @router.get(
     "/{extraction_id}/events",
     response_model=EventList,
