@@ -92,11 +92,13 @@ class TrainConfig:
     """auto: from the latest checkpoint, where there is one; never: refuse a used folder; else a checkpoint's path."""
 
     def __post_init__(self) -> None:
-        """Check ranges; all faults are reported at once.
+        """Check ranges; all faults are reported at once. A single cask may stand without a tuple.
 
         Raises:
             TrainConfigError: with one line per fault.
         """
+        if isinstance(self.casks, Path | str):
+            object.__setattr__(self, "casks", (self.casks,))
         rules: list[tuple[bool, str]] = [
             (bool(self.casks), "at least one cask is needed"),
             (0.0 <= self.ce_weight <= 1.0, f"ce_weight must lie between 0 and 1, got {self.ce_weight}"),

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from logitcask_consumer.config import TrainConfig
-from logitcask_consumer.data import Batch, CaskDataset, Collator, ShardBlockSampler, target_of
+from logitcask_consumer.data import Batch, CaskDataset, Collator, ShardBlockSampler, target_of, trained_share
 from logitcask_consumer.losses import Objective
 from logitcask_consumer.processes import fresh_accelerator_state
 from logitcask_consumer.student_forward import DistillTask, attach
@@ -107,11 +107,13 @@ class DistillTrainer(Trainer):
 
         Raises:
             UnknownLossError, LossParameterError, LossMismatchError: the loss is unknown or does not fit the cask.
+            NothingTrainedError: the dataset's weights leave no position to be trained.
         """
         self.distill_config = config
         self.objective: Objective = Objective.parse(config.loss).with_cross_entropy(config.ce_weight)
         self.objective.require(dataset.manifest.capture)
         self.weights = dataset.weights
+        trained_share(dataset, seed=config.seed)  # refused here where it is none
         capture, temperature = dataset.manifest.capture, self.objective.temperature
         self._sampled_tail = capture.mode != "topk"
         self._log_z_column = None if temperature is None else capture.temperatures.index(temperature)

@@ -23,12 +23,12 @@ from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.cross_tokenizer.dataset import CrossTokenizerDataset
 from logitcask_consumer.cross_tokenizer.objective import ChunkObjective
 from logitcask_consumer.cross_tokenizer.run import CrossTokenizerRun, require_same_tokenizer
-from logitcask_consumer.data import CaskDataset, open_casks
+from logitcask_consumer.data import CaskDataset, open_casks, share_note, trained_share
 from logitcask_consumer.losses import Objective, check_head
 from logitcask_consumer.processes import processes
 from logitcask_consumer.students import StudentSpec, load_model, load_tokenizer
 from logitcask_consumer.trainer import DistillTrainer
-from logitcask_consumer.weights import Weights
+from logitcask_consumer.weights import StoredAnswers, Weights
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.remote_store import is_url
 
@@ -66,6 +66,7 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
         NothingAlignedError: no document can be aligned with a student's own tokenizer.
         AdapterError: the adapters' description cannot be followed.
         UnknownWeightError, WeightParameterError: the weights are not understood, or do not fit the tokenizer.
+        NothingTrainedError: the weights leave no position to be trained.
         RunFolderError: the output folder holds another run.
     """
     chunked = ChunkObjective.names_one(config.loss)
@@ -76,13 +77,14 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
     weights = Weights.parse(config.weights)
     spec = StudentSpec.parse(config.student)
     tokenizer = load_tokenizer(spec.tokenizer_folder(config.teacher))
-    weights = weights.bind(tokenizer)
     cross = CrossTokenizerRun.of(config, tokenizer) if chunked else None
     casks = open_casks(config.casks, tokenizer_fingerprint=None, cache=config.cache, cache_bytes=config.cache_bytes)
     if cross is None:
         require_same_tokenizer(casks, tokenizer)
     else:
         cross.require(casks)
+    answers = StoredAnswers.of(casks)
+    weights = weights.bind(tokenizer, answers)
     settings = config.binding() | ({"weights_read": read} if (read := weights.contents()) else {})
     described = [_describe(cask) for cask in casks]
     checkpoint = choose_checkpoint(config)
@@ -95,6 +97,10 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
     own = processes()
     own.wait_for_everyone()  # every process has read the folder's state before one changes it
     dataset = _dataset(config, casks, weights) if cross is None else cross.dataset(casks, say)
+    if isinstance(dataset, CaskDataset):
+        share = share_note(trained_share(dataset, seed=config.seed))
+        for note in [*weights.notes(answers), *([share] if share else [])]:
+            say(note)
     model = _student(config, spec, checkpoint)
     if cross is None:
         check_student(model, dataset.manifest, config.packing)

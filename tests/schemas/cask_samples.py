@@ -69,7 +69,16 @@ def make_document(
             tail_logprobs_N=logprobs(draws) if spec.tail_logprobs else None,
             log_z_PT=values(positions, len(spec.temperatures)) if spec.temperatures else None,
         ),
+        answer_ranges_R2=make_answers(length, seed),
     )
+
+
+def make_answers(length: int, seed: int) -> np.ndarray | None:
+    """Of three documents in a row one has answers, one has none, and of one nobody knows."""
+    if seed % 3 == 2:
+        return None
+    edges = np.sort(np.random.default_rng([seed, 1]).choice(length + 1, 2 * min(3, (length + 1) // 2), replace=False))
+    return edges.reshape(-1, 2).astype(np.uint32)[: None if seed % 3 == 0 else 0]
 
 
 def make_documents(lengths: Sequence[int], seed: int, **options: Any) -> list[DocumentRecords]:
@@ -92,6 +101,8 @@ def columns_of(document: DocumentRecords) -> dict[str, np.ndarray]:
     for name in Records.__dataclass_fields__:
         if (column := getattr(document.records, name)) is not None:
             columns[name] = column
+    if document.answer_ranges_R2 is not None:
+        columns["answer_ranges_R2"] = document.answer_ranges_R2
     return columns
 
 

@@ -16,6 +16,10 @@ class CaskStats:
     positions: int
     head_entries: int
     tail_entries: int
+    answer_documents: int
+    """Documents that say which of their tokens are answers, or that none is."""
+    answer_positions: int
+    """Positions that predict a token of an answer of these."""
     bytes: int
     """Of the shards' files, everything included."""
     bytes_per_token: float
@@ -45,6 +49,8 @@ def cask_stats(cask: Cask) -> CaskStats:
         positions=units["position"],
         head_entries=units["head"],
         tail_entries=units["tail"],
+        answer_documents=sum(entry.answer_documents for entry in cask.entries),
+        answer_positions=sum(entry.answer_positions for entry in cask.entries),
         bytes=cask.num_bytes,
         bytes_per_token=cask.num_bytes / tokens,
         head_entries_per_position=units["head"] / positions,
