@@ -193,6 +193,7 @@ class ExtractionStore:
             row.lines, row.documents, row.tokens_total = found.lines, found.documents, found.tokens
             row.bad_lines, row.skipped_lines = found.bad_lines, found.skipped_lines
             row.truncated_lines, row.split_lines = found.truncated_lines, found.split_lines
+            row.notes, row.first_lines = found.notes, found.examples
             row.teacher = teacher
             session.add_all(
                 ChunkRow(
@@ -210,7 +211,14 @@ class ExtractionStore:
                 row,
                 "prepared",
                 message,
-                {"documents": found.documents, "tokens": found.tokens, "bad_lines": found.bad_lines},
+                {
+                    "documents": found.documents,
+                    "tokens": found.tokens,
+                    "bad_lines": found.bad_lines,
+                    "skipped_lines": found.skipped_lines,
+                    "truncated_lines": found.truncated_lines,
+                    "notes": found.notes,
+                },
             )
             _step(session, row, "queued", None, "info")
         self._changed(extraction_id)
@@ -220,6 +228,7 @@ class ExtractionStore:
         with self._database.write() as session:
             row = _get(session, extraction_id)
             row.lines, row.bad_lines, row.skipped_lines = found.lines, found.bad_lines, found.skipped_lines
+            row.notes, row.first_lines = found.notes, found.examples
             _step(session, row, "failed", reason, "error")
         self._changed(extraction_id)
 
