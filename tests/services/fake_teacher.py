@@ -17,7 +17,9 @@ import numpy as np
 from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.identity import TeacherIdentity
 from logitcask_schemas.records import DocumentRecords, Records, document_id
-from logitcask_services.corpora.lines import LineProblem
+from logitcask_services.corpora.lines import ChatLine, LineProblem
+from logitcask_services.corpora.messages import normalise
+from logitcask_services.corpora.tokenizer import Tokenised
 from logitcask_services.engines.protocol import CaptureResult, CaptureTask
 from logitcask_services.jobs.teacher import Teacher
 
@@ -132,16 +134,38 @@ class FakeTokenizer:
     def encode(self, texts: Sequence[str], *, special_tokens: bool) -> list[list[int]]:
         return [[256] * special_tokens + list(text.encode()) for text in texts]
 
-    def render(self, messages: list[dict[str, Any]], tools: list[Any] | None) -> str:
+    def encode_with_offsets(
+        self, texts: Sequence[str], *, special_tokens: bool
+    ) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        before = [(0, 0)] * special_tokens
+        places = [
+            before + [(at, at + 1) for at, character in enumerate(text) for _ in character.encode()] for text in texts
+        ]
+        return list(zip(self.encode(texts, special_tokens=special_tokens), places, strict=True))
+
+    def chat(self, lines: Sequence[ChatLine]) -> list[Tokenised | LineProblem]:
+        return [self._chat(line) for line in lines]
+
+    def _chat(self, line: ChatLine) -> Tokenised | LineProblem:
+        """Turns like <role>content; the assistant's contents are answers."""
         if not self.template:
-            raise LineProblem(
+            return LineProblem(
                 "no_chat_template",
                 "the line has `messages`, but the teacher's tokenizer has no chat template; send `text` or `input_ids`",
             )
+        ids, answers = list[int](), list[tuple[int, int]]()
         try:
-            return "".join(f"<{message['role']}>{message['content']}" for message in messages)
-        except KeyError as error:
-            raise LineProblem("template_failed", f"the chat template refused the messages: {error}") from error
+            for message in normalise(line.messages, "\n"):
+                ids += f"<{message['role']}>".encode()
+                start = len(ids)
+                ids += message["content"].encode()
+                if message["role"] == "assistant" and message["content"]:
+                    answers.append((start, len(ids)))
+        except LineProblem as problem:
+            return problem
+        except UnicodeEncodeError as error:
+            return LineProblem("not_unicode", f"`messages` hold half of a surrogate pair: {error.reason}")
+        return Tokenised(token_ids=ids, answers=answers)
 
 
 def fake_teacher(**changes: Any) -> Teacher:

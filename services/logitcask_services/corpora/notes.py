@@ -11,9 +11,17 @@ NOTES: dict[str, str] = {
     "padding_removed": "padding was cut off, as attention_mask says",
     "looks_padded": "input_ids begin or end with the same token many times and have no attention_mask; kept",
     "no_answer": "labels trains no token of the row",
+    "template_date": "the template wrote a date; it is the same fixed one in every run",
+    "tools_dropped": "the template leaves the tools out",
+    "system_dropped": "the template leaves the system message out",
+    "reasoning_dropped": "the template leaves reasoning out",
+    "tool_calls_dropped": "the template leaves tool calls out",
+    "rendering_unproved": "it is not proved that the words of every message came out",
+    "answers_unproved": "it is not proved which tokens are answers; none are marked",
+    "control_tokens_in_words": "the text of a control token in a message's words; it stays words",
+    "weight_0": "a message has the weight 0 and is no answer",
     "answer_cut_off": "all answers were behind max_length and are lost",
 }
-"""Those of the renderer stand beside it."""
 
 
 def sentence_of(code: str) -> str:

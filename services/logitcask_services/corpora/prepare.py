@@ -8,10 +8,10 @@ from logitcask_services.corpora.lines import ParsedLine, TextLine, TokenLine, pa
 from logitcask_services.corpora.overflow import Overflow, cut_answers, fit
 from logitcask_services.corpora.problem import LineProblem
 from logitcask_services.corpora.reading import CorpusLines
+from logitcask_services.corpora.rendering import tokenise
 from logitcask_services.corpora.special_tokens import OwnTokens
 from logitcask_services.corpora.token_store import TokenStoreWriter
-from logitcask_services.corpora.tokenising import Tokenised, tokenise
-from logitcask_services.corpora.tokenizer import DocumentTokenizer
+from logitcask_services.corpora.tokenizer import DocumentTokenizer, Tokenised
 
 BATCH_LINES = 1024
 BATCH_BYTES = 4 << 20

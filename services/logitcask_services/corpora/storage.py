@@ -75,7 +75,7 @@ class CorpusUpload:
             NotJsonLinesError: The first block is the beginning of a file of another format.
             OSError: The disk is full (ENOSPC).
         """
-        if not self.bytes:
+        if block and not self.bytes:
             require_lines(bytes(block[:SNIFFED_BYTES]))
         view = memoryview(block)
         while view:

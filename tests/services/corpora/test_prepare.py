@@ -85,7 +85,7 @@ def test_bad_lines_are_reported_with_number_code_and_reason(tmp_path):
         (8, "too_short"),
         (9, "line_too_long"),
         (10, "id_outside_vocabulary"),
-        (11, "template_failed"),
+        (11, "wrong_type"),
     ]
     assert found.bad_lines == 9
     assert found.documents == 2
