@@ -93,6 +93,17 @@ class ServiceClient:
         params = {"corpus_bytes": corpus_bytes} if corpus_bytes is not None else {}
         return self._json(lambda: self._post("/v1/extractions/check", plan, params=params))
 
+    def preview(self, lines: bytes, plan: dict[str, Any], *, documents: int) -> dict[str, Any]:
+        """What an extraction would make of these JSON lines; a request without `corpus_id`. Nothing is kept."""
+        params: dict[str, Any] = {"capture": json.dumps(plan["capture"]), "documents": documents}
+        params |= {name: plan[name] for name in ("cask", "max_length", "overflow") if plan.get(name) is not None}
+        headers = {"Content-Type": "application/jsonl"}
+        return self._json(
+            lambda: self._http.post(
+                "/v1/previews", content=lines, headers=headers, params=params, timeout=UPLOAD_TIMEOUT
+            )
+        )
+
     def corpus_with(self, sha256: str) -> dict[str, Any] | None:
         """The corpus with this content (digest in hex), if the service has it."""
         corpora: list[dict[str, Any]] = self._page("/v1/corpora", {"sha256": sha256})["data"]

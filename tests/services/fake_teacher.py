@@ -159,6 +159,14 @@ class FakeTokenizer:
         ]
         return list(zip(self.encode(texts, special_tokens=special_tokens), places, strict=True))
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Bytes as text, all else as its number in angle brackets."""
+        return "".join(chr(token) if token < 256 else f"<{token}>" for token in token_ids)
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        return frozenset({256})
+
     def chat(self, lines: Sequence[ChatLine]) -> list[Tokenised | LineProblem]:
         return [self._chat(line) for line in lines]
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from logitcask_schemas.terminal import printable
+from logitcask_services.corpora.notes import sentence_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -135,6 +136,9 @@ def summarise(extraction: dict[str, Any], client: "ServiceClient", console: Cons
         )
     if lines["split"]:
         say(console, f"{lines['split']:,} line(s) were longer than {limit} tokens and were split (overflow: split)")
+    for code, count in lines.get("notes", {}).items():
+        where = ", ".join(f"{line:,}" for line in lines["first_lines"].get(code, []))
+        say(console, f"{count:,} {code}: {sentence_of(code)}" + (f" (line {where})" if where else ""))
     if counts["failed"] + counts["skipped"]:
         show_failures(extraction, client, console)
 

@@ -14,23 +14,11 @@ from typing import IO
 import typer
 
 from logitcask_schemas.terminal import printable
+from logitcask_services.corpora.file_kind import kind_of
 
 BLOCK_BYTES = 1 << 20
 HEAD_BYTES = 1 << 16
 PIPE = "| logitcask submit - --cask CASK"
-MAGICS = (
-    (b"\x1f\x8b", "is compressed with gzip", "gzip -dc"),
-    (b"\x28\xb5\x2f\xfd", "is compressed with zstd", "zstd -dc"),
-    (b"\xfd7zXZ\x00", "is compressed with xz", "xz -dc"),
-    (b"BZh", "is compressed with bzip2", "bzip2 -dc"),
-    (b"PK\x03\x04", "is a ZIP archive", "unzip -p"),
-    (b"\xff\xfe", "is UTF-16", "iconv -f UTF-16 -t UTF-8"),
-    (b"\xfe\xff", "is UTF-16", "iconv -f UTF-16 -t UTF-8"),
-    (b"PAR1", "is a Parquet file", None),
-    (b"ARROW1", "is an Arrow file", None),
-    (b"SQLite format 3\x00", "is an SQLite database", None),
-)
-"""First bytes, what they mean, and the command that makes lines of it, where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +100,9 @@ def _spooled(source: IO[bytes], name: str) -> Iterator[LocalCorpus]:
 def _check(head: bytes, size: int, name: str, *, file: str) -> None:
     if size <= len(head) and not head.strip():
         raise _refuse(f"{name} is empty; expected one JSON object per line")
-    for magic, what, command in MAGICS:
-        if head.startswith(magic):
-            way = f": {command}{file} {PIPE}" if command else "; write its rows as JSON lines"
-            raise _refuse(f"{name} {what}, expected JSON lines{way}")
+    if (kind := kind_of(head)) is not None:
+        way = f": {kind.command}{file} {PIPE}" if kind.command else "; write its rows as JSON lines"
+        raise _refuse(f"{name} {kind.what}, expected JSON lines{way}")
     first, end, _ = head.lstrip(b"\xef\xbb\xbf \t\r\n").partition(b"\n")
     if first.startswith(b"[") and (first.strip() == b"[" or not end):
         raise _refuse(f"{name} is a JSON array, expected one object per line: jq -c '.[]'{file} {PIPE}")

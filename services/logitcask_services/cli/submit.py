@@ -19,6 +19,7 @@ from logitcask_services.cli.connection import (
     summarise,
 )
 from logitcask_services.cli.corpus_file import LocalCorpus, local_corpus
+from logitcask_services.cli.dry_run import dry_run
 
 if TYPE_CHECKING:
     from logitcask_services.client import ServiceClient
@@ -32,7 +33,9 @@ def submit(
         Path,
         typer.Argument(help="JSON lines with `text`, `messages`, `input_ids`, or prompts; `-`: standard input."),
     ],
-    cask: Annotated[str, typer.Option(help="Name of the cask, below the service's cask root.")],
+    cask: Annotated[
+        str | None, typer.Option(help="Name of the cask, below the service's cask root; may be left out of a dry run.")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the extraction to its end.")] = False,
     mode: Annotated[str | None, typer.Option(help="threshold (default), topk or sampled.")] = None,
     tau: Annotated[float | None, typer.Option(help="Threshold: probability above which a token is kept.")] = None,
@@ -62,6 +65,13 @@ def submit(
     on_error: Annotated[str | None, typer.Option(help="Bad lines: skip (default) or fail.")] = None,
     metadata: Annotated[list[str] | None, typer.Option(help="key=value to keep with it; may be repeated.")] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="Submitting again with it does nothing.")] = None,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would become of the corpus: nothing is sent to stay.")
+    ] = False,
+    documents: Annotated[int, typer.Option(help="Dry run: documents to show.", min=0, max=50)] = 3,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Dry run: a teacher's folder, instead of a service.", file_okay=False)
+    ] = None,
     server: ServerOption = None,
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
@@ -92,6 +102,18 @@ def submit(
     }
     if idempotency_key is not None and not (idempotency_key.isascii() and idempotency_key.isprintable()):
         raise typer.BadParameter("expected printable ASCII characters", param_hint="--idempotency-key")
+    if dry:
+        with local_corpus(corpus, others or [], lambda line: say(console, line)) as local:
+            if teacher is not None:
+                dry_run(local, request, teacher, documents=documents, as_json=as_json)
+            else:
+                with connect(server, api_key_file) as client:
+                    dry_run(local, request, client, documents=documents, as_json=as_json)
+        return
+    if cask is None:
+        raise typer.BadParameter("missing; it names the cask, below the service's cask root", param_hint="--cask")
+    if teacher is not None:
+        raise typer.BadParameter("goes with --dry-run; a service has its teacher", param_hint="--teacher")
     with connect(server, api_key_file) as client:
         client.check(request)  # before hours of a pipe are read
         with local_corpus(corpus, others or [], lambda line: say(console, line)) as local:

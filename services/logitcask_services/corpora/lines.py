@@ -6,7 +6,7 @@ Accepted objects, each with an optional `custom_id`:
                                                                    rendered with the teacher's chat template
     {"prompt": str, "completion": str}                             joined without anything between
     {"prompt": [messages], "completion": [messages]}               joined, then as `messages`
-    {"input_ids": [int, ...]}                                      taken as they are
+    {"input_ids": [int, ...], "attention_mask": ..., "labels": ...} taken as they are, without padding
 Fields besides these are left alone.
 """
 
@@ -15,7 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
-from logitcask_schemas.errors import LogitcaskError
+from logitcask_services.corpora.problem import LineProblem as LineProblem
+from logitcask_services.corpora.problem import kind_of_value as _kind
+from logitcask_services.corpora.token_rows import read_row
 
 MAX_CUSTOM_ID = 512
 RESERVED_KWARGS = frozenset(
@@ -27,16 +29,6 @@ RESERVED_KWARGS = frozenset(
 )  # fmt: skip
 """Names that say how to render, not what."""
 FORMS = "`text`, `messages`, `prompt` with `completion`, or `input_ids`"
-
-
-class LineProblem(LogitcaskError, ValueError):
-    """A line that cannot become a document: a stable code and a sentence for people."""
-
-    def __init__(self, code: str, message: str, custom_id: str | None = None) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-        self.custom_id = custom_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +56,12 @@ class ChatLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenLine:
-    """Token ids."""
+    """Token ids, without padding."""
 
     input_ids: list[int] = field(default_factory=list)
+    answers: tuple[tuple[int, int], ...] | None = None
+    """Ranges [start, stop) of tokens that `labels` trains; None where the row has no labels."""
+    notes: tuple[str, ...] = ()
     custom_id: str | None = None
 
 
@@ -106,8 +101,6 @@ def _decode(raw: bytes) -> dict[str, Any]:
         raise LineProblem(
             "not_utf8", f"byte {error.start} of the line is not UTF-8 ({error.reason}); save the corpus as UTF-8"
         ) from error
-    if not text.strip():
-        raise LineProblem("empty_line", "the line is empty; remove it")
     try:
         entry = json.loads(text, parse_constant=_refuse_constant)
     except RecursionError as error:
@@ -187,15 +180,8 @@ def _template_kwargs(entry: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _ids(entry: dict[str, Any], custom_id: str | None) -> TokenLine:
-    ids = entry["input_ids"]
-    if not isinstance(ids, list):
-        raise LineProblem("wrong_type", f"`input_ids` is a JSON {_kind(ids)}; expected a list of integers")
-    if not ids:
-        raise LineProblem("empty", "`input_ids` is empty; there is nothing to capture")
-    if set(map(type, ids)) != {int}:
-        at = next(at for at, value in enumerate(ids) if type(value) is not int)
-        raise LineProblem("wrong_type", f"`input_ids[{at}]` is a JSON {_kind(ids[at])}; expected an integer")
-    return TokenLine(input_ids=ids, custom_id=custom_id)
+    ids, answers, notes = read_row(entry)
+    return TokenLine(input_ids=ids, answers=answers, notes=notes, custom_id=custom_id)
 
 
 def _string(value: Any, name: str) -> str:
@@ -219,8 +205,3 @@ def _is_unicode(value: str) -> bool:
 def _names(entry: dict[str, Any]) -> str:
     names = [ascii(name)[:40] for name in list(entry)[:8]]
     return f"[{', '.join(names)}{', ...' if len(entry) > len(names) else ''}]"
-
-
-def _kind(value: Any) -> str:
-    kinds = {dict: "object", list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
-    return kinds.get(type(value), "null")

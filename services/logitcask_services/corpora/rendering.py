@@ -15,7 +15,8 @@ def tokenise(lines: Sequence[ParsedLine], tokenizer: DocumentTokenizer) -> list[
     for at, line in enumerate(lines):
         match line:
             case TokenLine():
-                result[at] = Tokenised(token_ids=line.input_ids)
+                answers = None if line.answers is None else list(line.answers)
+                result[at] = Tokenised(token_ids=line.input_ids, answers=answers, notes=line.notes)
             case TextLine(answer_start=None):
                 texts[at] = line
             case TextLine():

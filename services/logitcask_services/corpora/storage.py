@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from logitcask_services import files
+from logitcask_services.corpora.file_kind import SNIFFED_BYTES, require_lines
 
 HEAD_BYTES = 1 << 20
 
@@ -68,7 +69,14 @@ class CorpusUpload:
         self._temporary.unlink(missing_ok=True)
 
     def write(self, block: bytes | bytearray) -> None:
-        """Append bytes, hashing them on the way. Raises OSError (ENOSPC) where the disk is full."""
+        """Append bytes, hashing them on the way.
+
+        Raises:
+            NotJsonLinesError: The first block is the beginning of a file of another format.
+            OSError: The disk is full (ENOSPC).
+        """
+        if block and not self.bytes:
+            require_lines(bytes(block[:SNIFFED_BYTES]))
         view = memoryview(block)
         while view:
             view = view[self._file.write(view) :]

@@ -43,6 +43,15 @@ class DocumentTokenizer(Protocol):
         """Tokens of each conversation under the chat template, with the assistant's."""
         ...
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of some tokens, control tokens included."""
+        ...
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """Ids of the tokens that are no words."""
+        ...
+
 
 class HuggingFaceTokenizer:
     """A `transformers` tokenizer; the Rust backend where there is one, without padding."""
@@ -109,6 +118,19 @@ class HuggingFaceTokenizer:
             else self._tokenised(lines[at], entry, *encoded[at], guarded=at in guarded)
             for at, entry in enumerate(rendered)
         ]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of some tokens, control tokens included."""
+        text: str = self._tokenizer.decode(
+            list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    @cached_property
+    def control_ids(self) -> frozenset[int]:
+        """Ids of the tokenizer's special tokens."""
+        added = self._tokenizer.added_tokens_decoder.items()
+        return frozenset(self._tokenizer.all_special_ids) | {number for number, token in added if token.special}
 
     def _render(self, line: ChatLine) -> Conversation | LineProblem:
         try:

@@ -17,6 +17,7 @@ from logitcask_services.http.idempotency import InFlight
 from logitcask_services.http.limits import HeadLimit, HeadRequests, JsonBodyLimit
 from logitcask_services.http.metrics import RequestMetrics, ServiceMetrics
 from logitcask_services.http.operations import routes as operations
+from logitcask_services.http.previews import routes as previews
 from logitcask_services.service import Service
 
 DESCRIPTION = """Runs a teacher language model over a corpus and keeps what it said, position by position, in a cask."""
@@ -49,10 +50,10 @@ def create_app(service: Service, *, streams: int = 512) -> FastAPI:
     app.state.metrics = metrics
     app.state.streams = StreamPlaces(streams)
     problems.install(app)
-    for router in (corpora.router, extractions.router, operations.router):
+    for router in (corpora.router, extractions.router, previews.router, operations.router):
         app.include_router(router)
     _describe(app)
-    app.add_middleware(JsonBodyLimit, streamed=frozenset({"/v1/corpora"}))
+    app.add_middleware(JsonBodyLimit, streamed=frozenset({"/v1/corpora", previews.PATH}))
     app.add_middleware(HeadRequests)
     if keys.open:
         app.add_middleware(BrowserGuard)

@@ -23,6 +23,7 @@ from logitcask_schemas.errors import (
     IdentityMismatchError,
     LogitcaskError,
 )
+from logitcask_services.corpora.file_kind import NotJsonLinesError
 from logitcask_services.jobs.requests import IdempotencyConflictError, NotFoundError
 from logitcask_services.jobs.states import IllegalTransitionError
 from logitcask_services.jobs.waiting import FULL, disk_is_full
@@ -117,6 +118,8 @@ def problem_of(error: LogitcaskError) -> Problem:
             return Problem(422, "idempotency_key_reused", str(error), param="Idempotency-Key")
         case IllegalTransitionError():
             return Problem(409, "illegal_transition", str(error), extra={"current_status": error.current})
+        case NotJsonLinesError():
+            return Problem(415, "not_json_lines", str(error))
         case CaskNameError():
             return Problem(422, "invalid_cask_name", str(error), param="cask")
         case IdentityMismatchError():

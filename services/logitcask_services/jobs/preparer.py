@@ -18,6 +18,8 @@ from logitcask_services.jobs.waiting import EndedWhileWaitingError, Waiter, pass
 
 logger = logging.getLogger(__name__)
 IDLE_SECONDS = 5.0
+MOST_LISTED = 10_000
+"""Lines of one corpus that are listed one by one; a file that is no corpus shall not fill the database."""
 
 
 class Claims:
@@ -128,13 +130,24 @@ class Preparer(threading.Thread):
             max_line_bytes=settings.max_line_bytes,
         )
         first_bad: list[BadLine] = []
+        unlisted_from: list[int] = []
+
+        listed = unlisted = 0
 
         def report(bad: list[BadLine]) -> None:
+            nonlocal listed, unlisted
             first_bad.extend(entry for entry in bad[:1] if not first_bad and entry.code != "too_long")
-            context.log.add_bad_lines(row, bad)
+            if rows := bad[: MOST_LISTED - listed]:
+                context.log.add_bad_lines(row, rows)
+            if not unlisted and len(rows) < len(bad):
+                unlisted_from.append(bad[len(rows)].line)
+            listed, unlisted = listed + len(rows), unlisted + len(bad) - len(rows)
 
         def write_store() -> Prepared:
+            nonlocal listed, unlisted
+            listed = unlisted = 0
             first_bad.clear()
+            unlisted_from.clear()
             context.log.clear_bad_lines(row)
             return prepare(
                 corpus,
@@ -147,6 +160,8 @@ class Preparer(threading.Thread):
 
         try:
             found = waiter.run(write_store)
+            if unlisted:
+                waiter.run(lambda: context.log.add_bad_lines(row, [_unlisted(unlisted, unlisted_from[0])]))
         except LogitcaskError as error:
             context.extractions.step(row.id, "failed", reason=("corpus_unreadable", str(error)), level="error")
             return
@@ -169,6 +184,14 @@ def _nothing_reason(found: Prepared, first_bad: list[BadLine]) -> tuple[str, str
         f"none of the {found.lines} lines gives a document ({found.bad_lines} bad, {found.skipped_lines} skipped as "
         f"too long){first}. Is it the right file? Mend it and submit it again",
     )
+
+
+def _unlisted(lines: int, first: int) -> BadLine:
+    message = (
+        f"from here on {lines} more lines are bad or skipped and are not listed: the first {MOST_LISTED} are. "
+        "Mend those and submit the corpus again, or look at a part of it with `logitcask submit --dry-run`"
+    )
+    return BadLine(line=first, code="not_listed", message=message, custom_id=None)
 
 
 def _bad_lines_reason(found: Prepared, first_bad: list[BadLine]) -> tuple[str, str]:

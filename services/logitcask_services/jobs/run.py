@@ -3,12 +3,13 @@
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from typing import Literal
 
 from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.manifest import ShardEntry
-from logitcask_services.corpora.prepare import custom_id_at
+from logitcask_services.corpora.reading import custom_id_at
 from logitcask_services.corpora.token_store import TokenStore
 from logitcask_services.engines.protocol import CaptureResult, CaptureTask, Engine
 from logitcask_services.jobs.context import JobContext
@@ -227,13 +228,17 @@ class ExtractionRun:
 
     def _publish(self, entry: OpenChunk) -> None:
         """Shard, then transaction. Safe to repeat: published documents are found in the cask."""
-        captured = [entry.documents[document] for document in sorted(entry.documents)]
+        captured = [
+            replace(entry.documents[document], answer_ranges_R2=self._tokens.answers(document))
+            for document in sorted(entry.documents)
+        ]
         shard = self._waiter.run(lambda: self._writer.publish(captured)) if captured else None
         outcome = self._outcome(entry, shard)
         now = time.monotonic()
         outcome.seconds, self._last_commit = now - self._last_commit, now
         self._waiter.run(lambda: self._context.extractions.commit_chunk(self._row.id, entry.chunk, outcome))
         self._feed.settle(entry)
+        self._tokens.release()
         self._context.progress.committed(sum(len(document.token_ids_L) for document in captured))
         self._context.host.progressed()
 

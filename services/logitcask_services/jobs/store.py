@@ -161,7 +161,7 @@ class ExtractionStore:
         """
         with self._database.write() as session:
             row = _get(session, extraction_id)
-            code = (row.error or {}).get("code")
+            code, prepared = (row.error or {}).get("code"), prepared and row.teacher is not None
             _step(session, row, "queued" if prepared else "validating", ("resumed", "taken up again as asked"), "info")
             row.error = None
             if prepared:
@@ -226,6 +226,7 @@ class ExtractionStore:
             row.lines, row.documents, row.tokens_total = found.lines, found.documents, found.tokens
             row.bad_lines, row.skipped_lines = found.bad_lines, found.skipped_lines
             row.truncated_lines, row.split_lines = found.truncated_lines, found.split_lines
+            row.notes, row.first_lines = found.notes, found.examples
             row.teacher = teacher
             session.add_all(
                 ChunkRow(
@@ -243,7 +244,14 @@ class ExtractionStore:
                 row,
                 "prepared",
                 message,
-                {"documents": found.documents, "tokens": found.tokens, "bad_lines": found.bad_lines},
+                {
+                    "documents": found.documents,
+                    "tokens": found.tokens,
+                    "bad_lines": found.bad_lines,
+                    "skipped_lines": found.skipped_lines,
+                    "truncated_lines": found.truncated_lines,
+                    "notes": found.notes,
+                },
             )
             _step(session, row, "queued", None, "info")
         self._changed(extraction_id)
@@ -254,6 +262,7 @@ class ExtractionStore:
             row = _get(session, extraction_id)
             row.lines, row.bad_lines, row.skipped_lines = found.lines, found.bad_lines, found.skipped_lines
             row.truncated_lines, row.split_lines = found.truncated_lines, found.split_lines
+            row.notes, row.first_lines = found.notes, found.examples
             _step(session, row, "failed", reason, "error")
         self._changed(extraction_id)
 

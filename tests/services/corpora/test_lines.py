@@ -39,8 +39,6 @@ def test_accepted(entry, expected):
         (b'{"text": NaN}', "not_json", "NaN is not a JSON value"),
         (b"[" * 100_000, "not_json", "nested too deeply"),
         (b'{"input_ids": [' + b"9" * 5000 + b"]}", "not_json", "not JSON"),
-        (b"", "empty_line", "remove it"),
-        (b"  \t ", "empty_line", "remove it"),
         (b'{"text": "\xff"}', "not_utf8", "save the corpus as UTF-8"),
         (b"[1]", "not_an_object", "is a JSON list"),
         (b'"text"', "not_an_object", "is a JSON string"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from logitcask_services.capture.pilot.errors import PilotError
 from logitcask_services.corpora.lines import LineProblem, parse_line
-from logitcask_services.corpora.prepare import read_lines
+from logitcask_services.corpora.reading import CorpusLines
 from logitcask_services.corpora.rendering import tokenise
 from logitcask_services.corpora.tokenizer import DocumentTokenizer
 
@@ -23,7 +23,7 @@ def sample_documents(path: Path, tokenizer: DocumentTokenizer, max_length: int) 
     Raises:
         PilotError: a line is bad; names file and line.
     """
-    for number, _, content in read_lines(path, _MOST_LINE_BYTES):
+    for number, _, content in CorpusLines(path, _MOST_LINE_BYTES):
         try:
             if content is None:
                 raise LineProblem("line_too_long", f"the line is longer than {_MOST_LINE_BYTES} bytes")

@@ -72,7 +72,7 @@ async def follow(service: Service, row: ExtractionRow, after: int) -> AsyncItera
             while events := await run_in_threadpool(service.log.events, row, after=after):
                 for event in events:
                     after = event.seq
-                    yield _encode(event.type, Event.of(event).model_dump_json(), event.seq)
+                    yield _encode(event.type, json.dumps(Event.of(event).model_dump()), event.seq)
                 last_sent = now
             if row.status in FINAL:
                 return

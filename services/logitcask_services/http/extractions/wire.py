@@ -8,7 +8,7 @@ from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_services.corpora.overflow import MIN_LENGTH, Overflow
 from logitcask_services.jobs.requests import CarrierName, OnError
 from logitcask_services.jobs.states import Status
-from logitcask_services.jobs.tables import EventRow, LineErrorRow
+from logitcask_services.jobs.tables import EventRow
 from logitcask_services.layout import CASK_NAME
 
 MAX_LENGTH = 2**31 - 1
@@ -80,6 +80,12 @@ class LineCounts(BaseModel):
     skipped: int
     truncated: int
     split: int
+    notes: Annotated[
+        dict[str, int], Field(description="What is unusual: a code, and how many documents or lines it is true of.")
+    ] = {}
+    first_lines: Annotated[
+        dict[str, list[int]], Field(description="For codes of notes and bad lines, `truncated` and `split`: where.")
+    ] = {}
 
 
 class DocumentCounts(BaseModel):
@@ -171,29 +177,6 @@ class EventList(BaseModel):
     object: Literal["list"] = "list"
     data: list[Event]
     has_more: bool
-
-
-class Failure(BaseModel):
-    """One line of the errors file."""
-
-    custom_id: str | None
-    line: int
-    document: int | None
-    stage: str
-    code: str
-    message: str
-
-    @classmethod
-    def of(cls, row: LineErrorRow) -> Self:
-        """From the database."""
-        return cls(
-            custom_id=row.custom_id,
-            line=row.line,
-            document=row.document,
-            stage=row.stage,
-            code=row.code,
-            message=row.message,
-        )
 
 
 class ShardOfExtraction(BaseModel):

@@ -130,6 +130,8 @@ def present(service: Service, row: ExtractionRow) -> Extraction:
             skipped=row.skipped_lines,
             truncated=row.truncated_lines,
             split=row.split_lines,
+            notes=row.notes or {},
+            first_lines=row.first_lines or {},
         ),
         documents=DocumentCounts(
             total=row.documents,
