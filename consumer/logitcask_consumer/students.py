@@ -117,7 +117,9 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> Any:
 
     require_model_folder(folder, what="model")
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
+        )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder} cannot be loaded as a causal LM with safetensors weights: {error}") from error
 
@@ -131,7 +133,7 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder} holds no tokenizer that can be loaded: {error}") from error
 
@@ -218,7 +220,7 @@ def _fresh(path: Path, seed: int) -> Any:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
         torch.manual_seed(seed)
         return _from_config(config)
     except (OSError, ValueError, KeyError) as error:
@@ -230,4 +232,4 @@ def _from_config(config: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     auto: Any = AutoModelForCausalLM
-    return auto.from_config(config, dtype=torch.float32)
+    return auto.from_config(config, dtype=torch.float32, trust_remote_code=False)

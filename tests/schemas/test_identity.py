@@ -130,7 +130,7 @@ def test_casks_of_one_teacher_under_two_names_merge(tmp_path):
         with CaskWriter.create(tmp_path / name, teacher=identity(model=name), capture=SPEC) as writer:
             writer.publish(make_documents([5, 6], seed))
     assert digest(identity(model="a")) != digest(identity(model="b"))
-    merge_casks([tmp_path / "a", tmp_path / "b"], tmp_path / "both")
+    merge_casks(tmp_path / "both", [tmp_path / "a", tmp_path / "b"])
     merged = Cask.open(tmp_path / "both")
     assert len(merged) == 4
     assert merged.manifest.teacher.model == "a"
