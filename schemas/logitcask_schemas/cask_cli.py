@@ -174,7 +174,7 @@ def _text_of_ids(folder: Path, expected: str) -> Any:
     from logitcask_schemas.errors import IdentityMismatchError
     from logitcask_schemas.tokenizer_fingerprint import tokenizer_fingerprint
 
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
     if (found := tokenizer_fingerprint(tokenizer)) != expected:
         raise IdentityMismatchError(f"{folder}: tokenizer fingerprint {found}, the cask's records need {expected}")
     return lambda token_id: json.dumps(tokenizer.decode([token_id]), ensure_ascii=False)

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Collection, Mapping
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
-from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_schemas.capture_spec import CaptureSpec, stored_spec
 from logitcask_schemas.errors import IdentityMismatchError
-from logitcask_schemas.identity import TeacherIdentity
+from logitcask_schemas.identity import Accept, TeacherIdentity
 
 FORMAT_VERSION: Final = 1
 MAX_VOCAB_SIZE: Final = 1 << 24
@@ -22,6 +23,13 @@ AnswerCount = Annotated[int, Field(ge=0, le=MAX_VALUES, exclude_if=lambda count:
 """Not written where it is 0, so that entries of shards without answers keep their bytes."""
 
 
+def _as_stored(capture: object, validate: ValidatorFunctionWrapHandler) -> object:
+    # A spec that an older version stored is outside today's limits, also when it is handed on from cask to cask.
+    if isinstance(capture, CaptureSpec):
+        return capture
+    return stored_spec(capture) if isinstance(capture, Mapping) else validate(capture)
+
+
 class CaskManifest(BaseModel):
     """cask.json: what every shard of the cask has in common. Written once, never changed."""
 
@@ -30,7 +38,7 @@ class CaskManifest(BaseModel):
     format: Literal["logitcask"] = "logitcask"
     version: Literal[1] = FORMAT_VERSION
     teacher: TeacherIdentity
-    capture: CaptureSpec
+    capture: Annotated[CaptureSpec, WrapValidator(_as_stored)]
     created_by: str
     """Program and version that created the cask."""
     created_at: str
@@ -47,9 +55,18 @@ class CaskManifest(BaseModel):
         both = {"teacher": self.teacher.model_dump(mode="json"), "capture": self.capture.canonical()}
         return hashlib.sha256(json.dumps(both, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
-    def require_same(self, teacher: TeacherIdentity, capture: CaptureSpec, *, where: str) -> None:
-        """Raise IdentityMismatchError naming every field of teacher or spec that differs, with both values."""
-        self.teacher.require_same(teacher, where=where)
+    def require_same(
+        self, teacher: TeacherIdentity, capture: CaptureSpec, *, where: str, accept: Collection[Accept] = ()
+    ) -> None:
+        """Raise IdentityMismatchError naming every field of teacher or spec that differs, with both values.
+
+        Args:
+            teacher: the identity offered.
+            capture: the spec offered.
+            where: the cask, for the message.
+            accept: see `TeacherIdentity.require_same`.
+        """
+        self.teacher.require_same(teacher, where=where, accept=accept)
         mine, theirs = self.capture.canonical(), capture.canonical()
         if mine != theirs:
             listing = "; ".join(

@@ -44,6 +44,9 @@ class Engine(Protocol):
 
         Tasks are drawn from the iterable as the engine has room, so it may be long or slow. Closing the generator
         aborts what is in flight. A fault of one document is its result's error; a dead engine raises.
+
+        Raises:
+            CaptureSpecError: with the first result: the spec asks for what this teacher cannot give. The engine is well.
         """
         ...
 
