@@ -68,6 +68,7 @@ class Service:
                 disk_floor_bytes=settings.disk_floor_bytes,
                 chunk_positions=settings.chunk_positions,
                 pause_poll_seconds=settings.pause_poll_seconds,
+                accept_teacher=settings.accept_teacher,
             ),
             crashed=self._crashed,
             heartbeat=Heartbeat(),

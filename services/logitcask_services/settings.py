@@ -7,6 +7,7 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from logitcask_schemas.errors import LogitcaskError
+from logitcask_schemas.identity import Accept
 
 DEFAULT_PORT = 8000
 MIN_KEY_CHARACTERS = 8
@@ -31,6 +32,8 @@ class ServiceSettings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65_535)] = DEFAULT_PORT
     engine: Literal["vllm", "transformers"] = "vllm"
     dtype: str = "auto"
+    accept_teacher: tuple[Accept, ...] = ()
+    """What may differ between a cask's teacher and this one, because the operator says so."""
     max_model_len: Annotated[int | None, Field(ge=2)] = None
     """Most tokens of a document; default: the teacher's own context."""
     api_key: SecretStr | None = None

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from logitcask_schemas.identity import TeacherIdentity
+from logitcask_schemas.identity import Accept, TeacherIdentity
 from logitcask_services.corpora.storage import CorpusStorage
 from logitcask_services.jobs.log import ExtractionLog
 from logitcask_services.jobs.progress import LiveProgress
@@ -23,6 +23,7 @@ class WorkSettings:
     disk_floor_bytes: int
     chunk_positions: int | None
     pause_poll_seconds: float
+    accept_teacher: tuple[Accept, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,11 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from typing import Literal
 
+from pydantic import ValidationError
+
 from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import Cask, CaskWriter
+from logitcask_schemas.errors import CaptureSpecError
 from logitcask_schemas.manifest import ShardEntry
 from logitcask_services.corpora.reading import custom_id_at
 from logitcask_services.corpora.token_store import TokenStore
@@ -45,7 +48,10 @@ class ExtractionRun:
         self._suspicion = suspicion
         self._row = row
         self._engine = engine
-        self._spec = CaptureSpec.model_validate(row.capture)
+        try:
+            self._spec = CaptureSpec.model_validate(row.capture)
+        except ValidationError as error:  # stored by a version that allowed more
+            raise CaptureSpecError(f"the capture spec cannot be followed: {error}") from error
         self._tokens = TokenStore(context.folders.token_store(row.id))
         self._corpus = context.storage.path(context.corpora.get(row.corpus_id).sha256)
         self._cask_path = context.folders.cask(row.cask)
@@ -133,6 +139,7 @@ class ExtractionRun:
             capture=self._spec,
             carrier=self._row.carrier,
             lock_timeout_seconds=LOCK_SECONDS,
+            accept=self._context.settings.accept_teacher,
         )
 
     def note_hang(self, reason: str) -> None:
@@ -171,6 +178,8 @@ class ExtractionRun:
         try:
             with self._context.heartbeat.expected():
                 return next(results, None)
+        except CaptureSpecError:
+            raise  # the spec is at fault, not the teacher
         except Exception as error:  # the protocol: an engine that raises is dead, whatever it raises
             raise TeacherDiedError(f"{type(error).__name__}: {error}") from error
 

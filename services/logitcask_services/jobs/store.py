@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
+from logitcask_schemas.identity import TeacherIdentity
 from logitcask_services.corpora.prepare import Prepared
 from logitcask_services.jobs.database import Database
 from logitcask_services.jobs.log import add_event, add_failures
@@ -23,6 +24,9 @@ from logitcask_services.jobs.requests import (
 )
 from logitcask_services.jobs.states import FINAL, Status, check_step
 from logitcask_services.jobs.tables import ChunkRow, CorpusRow, ExtractionRow, LineErrorRow, ShardRow
+
+TOKENS = ("tokenizer_fingerprint", "template_hash")
+"""Members of a teacher's identity that decide whether token ids prepared with it are another's too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,13 +211,22 @@ class ExtractionStore:
         with self._database.read() as session:
             return [(row, size) for row, size in session.execute(query)]
 
-    def queued_for(self, teacher: dict[str, Any]) -> list[ExtractionRow]:
-        """Queued extractions whose tokens were prepared for this teacher, oldest first."""
-        return [row for row in self.in_status("queued") if row.teacher == teacher]
+    def queued_for(self, teacher: TeacherIdentity) -> list[ExtractionRow]:
+        """Queued extractions whose tokens are this teacher's, whichever of its versions they were prepared with."""
+        return [row for row in self.in_status("queued") if _has_tokens_of(row, teacher)]
 
-    def queued_for_others(self, teacher: dict[str, Any]) -> list[ExtractionRow]:
-        """Queued extractions whose tokens were prepared for another teacher than this."""
-        return [row for row in self.in_status("queued") if row.teacher != teacher]
+    def queued_for_others(self, teacher: TeacherIdentity) -> list[ExtractionRow]:
+        """Queued extractions whose tokens are another teacher's."""
+        return [row for row in self.in_status("queued") if not _has_tokens_of(row, teacher)]
+
+    def begin(self, extraction_id: str, teacher: dict[str, Any]) -> ExtractionRow:
+        """Queued -> in_progress, by this teacher. Raises IllegalTransitionError."""
+        with self._database.write() as session:
+            row = _get(session, extraction_id)
+            _step(session, row, "in_progress", None, "info")
+            row.teacher = teacher
+        self._changed(extraction_id)
+        return row
 
     # -- preparation ---------------------------------------------------------------------------------------------
 
@@ -368,6 +381,10 @@ class ExtractionStore:
         with self._database.write() as session:
             add_failures(session, _get(session, extraction_id), [failure])
         self._changed(extraction_id)
+
+
+def _has_tokens_of(row: ExtractionRow, teacher: TeacherIdentity) -> bool:
+    return row.teacher is not None and all(row.teacher.get(name) == getattr(teacher, name) for name in TOKENS)
 
 
 def _get(session: Session, extraction_id: str) -> ExtractionRow:

@@ -8,10 +8,11 @@ from typing import Literal
 
 from sqlalchemy.exc import OperationalError
 
-from logitcask_schemas.errors import CaskError, IdentityMismatchError, LogitcaskError
+from logitcask_schemas.errors import CaptureSpecError, CaskError, IdentityMismatchError, LogitcaskError
 from logitcask_services.jobs.context import JobContext, teacher_document
 from logitcask_services.jobs.run import ExtractionRun
 from logitcask_services.jobs.states import IllegalTransitionError
+from logitcask_services.jobs.store import TOKENS
 from logitcask_services.jobs.suspicion import Suspicion
 from logitcask_services.jobs.tables import ExtractionRow
 from logitcask_services.jobs.teacher import Teacher, TeacherDiedError
@@ -80,7 +81,8 @@ class Worker(threading.Thread):
             self._explain_others(teacher)
             return False
         try:
-            self._persist(lambda: self._context.extractions.step(row.id, "in_progress"))
+            identity = teacher_document(teacher.engine.identity)
+            self._persist(lambda: self._context.extractions.begin(row.id, identity))
         except IllegalTransitionError as error:
             logger.info("%s", error)  # cancelled at the last moment
             return True
@@ -164,6 +166,8 @@ class Worker(threading.Thread):
         match error:
             case IdentityMismatchError():
                 code = "cask_mismatch"
+            case CaptureSpecError():
+                code = "capture_invalid"
             case CaskError():
                 code = "cask_unusable"
             case OSError():
@@ -188,7 +192,7 @@ class Worker(threading.Thread):
     def _next(self, teacher: Teacher) -> ExtractionRow | None:
         """The oldest queued extraction of this teacher whose time has come."""
         now = time.monotonic()
-        for row in self._context.extractions.queued_for(teacher_document(teacher.engine.identity)):
+        for row in self._context.extractions.queued_for(teacher.engine.identity):
             if self._set_aside.get(row.id, (0.0, 0.0))[0] <= now:
                 return row
         return None
@@ -223,13 +227,14 @@ class Worker(threading.Thread):
         return max(0.01, min([IDLE_SECONDS, *(at - now for at, _ in self._set_aside.values() if at > now)]))
 
     def _explain_others(self, teacher: Teacher) -> None:
-        """Say why extractions that were prepared for another teacher stay queued."""
-        identity = teacher.engine.identity
-        for row in self._context.extractions.queued_for_others(teacher_document(identity)):
+        """Say why extractions whose tokens are another teacher's stay queued."""
+        present = teacher.engine.identity
+        for row in self._context.extractions.queued_for_others(present):
             theirs = row.teacher or {}
-            differing = sorted(name for name, value in teacher_document(identity).items() if theirs.get(name) != value)
+            differing = [name for name in TOKENS if theirs.get(name) != getattr(present, name)]
             message = (
-                f"prepared for the teacher {theirs.get('model')!r}, this service runs {identity.model!r} "
-                f"(different: {', '.join(differing)}); start the service with that teacher, or cancel"
+                f"its tokens were made for the teacher {theirs.get('model')!r}, this service runs {present.model!r}, "
+                f"which has other ones (different: {', '.join(differing)}); start the service with that teacher, or "
+                "cancel and submit again"
             )
             self._context.extractions.set_waiting(row.id, ("other_teacher", message))

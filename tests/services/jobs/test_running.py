@@ -320,16 +320,38 @@ def test_jobs_of_another_teacher_wait_for_it(serve, documents, tmp_path):
     started = first.submit(first.upload(documents))
     wait_for(lambda: first.get(started["id"])["documents"]["captured"] > 0)
     first.stop()
-    other = serve(fake={"identity": identity(model="someone-else", dtype="bfloat16")})
+    foreign = {"model": "someone-else", "dtype": "bfloat16", "tokenizer_fingerprint": "e" * 64}
+    other = serve(fake={"identity": identity(**foreign)})
     wait_for(lambda: other.get(started["id"])["waiting"])
     job = other.get(started["id"])
     assert (job["status"], job["waiting"]["code"]) == ("queued", "other_teacher")
-    assert "different: dtype, model" in job["waiting"]["message"]
+    assert "different: tokenizer_fingerprint" in job["waiting"]["message"]
     mine = other.finish(other.submit(other.upload(documents), cask="mine")["id"])
     assert mine["status"] == "completed"
     other.stop()
     back = serve()
     assert back.finish(started["id"])["status"] == "completed"
+    assert len(cask_of(tmp_path)) == 40
+
+
+def test_a_queue_outlives_another_version_of_the_engine_and_another_name_of_the_folder(serve, documents, tmp_path):
+    """Tokens are the same, so the work goes on; whether records may be mixed is the cask's question and a person's."""
+    first = serve(fake={"seconds_per_document": 0.05, "in_flight": 1})
+    corpus = first.upload(documents)
+    started, waiting = first.submit(corpus), first.submit(corpus, cask="fresh")
+    wait_for(lambda: first.get(started["id"])["documents"]["captured"] > 0)
+    wait_for(lambda: first.get(waiting["id"])["status"] == "queued")
+    first.stop()
+    upgraded = {"engine_version": "2", "model": "renamed"}
+    careful = serve(fake={"identity": identity(**upgraded)})
+    assert careful.finish(waiting["id"])["status"] == "completed"
+    failed = careful.finish(started["id"])
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "cask_mismatch")
+    assert "--accept-teacher engine_version" in failed["error"]["message"]
+    careful.stop()
+    knowing = serve(fake={"identity": identity(**upgraded)}, accept_teacher=("engine_version",))
+    knowing.client.post(f"/v1/extractions/{started['id']}/resume").raise_for_status()
+    assert knowing.finish(started["id"])["status"] == "completed"
     assert len(cask_of(tmp_path)) == 40
 
 

@@ -2,7 +2,7 @@
 
 import json
 
-from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_schemas.capture_spec import stored_spec
 from logitcask_schemas.cask.index import read_manifest
 from logitcask_schemas.cask.layout import MANIFEST_NAME
 from logitcask_services.http.extractions.wire import (
@@ -72,7 +72,8 @@ def check_plan(service: Service, plan: ExtractionPlan) -> ExtractionCheck:
         manifest = read_manifest(path)
         # The spec can be compared before the teacher is there to be compared with.
         identity = facts.identity if facts is not None else manifest.teacher
-        manifest.require_same(identity, plan.capture, where=f"cask {plan.cask!r}")
+        accept = service.settings.accept_teacher
+        manifest.require_same(identity, plan.capture, where=f"cask {plan.cask!r}", accept=accept)
     return ExtractionCheck(
         cask=plan.cask,
         cask_exists=exists,
@@ -110,7 +111,7 @@ def present(service: Service, row: ExtractionRow) -> Extraction:
         status=row.status,
         corpus_id=row.corpus_id,
         cask=row.cask,
-        capture=CaptureSpec.model_validate(row.capture),
+        capture=stored_spec(row.capture),
         max_length=row.max_length,
         overflow=row.overflow,
         carrier=row.carrier,
@@ -160,6 +161,6 @@ def manifest(service: Service, row: ExtractionRow) -> Manifest:
         cask=row.cask,
         partial=row.status != "completed",
         teacher=row.teacher,
-        capture=CaptureSpec.model_validate(row.capture),
+        capture=stored_spec(row.capture),
         shards=[ShardOfExtraction(chunk=shard.chunk, **shard.entry) for shard in service.extractions.shards(row.id)],
     )
