@@ -212,6 +212,10 @@ class ServiceClient:
     def _page(self, path: str, params: dict[str, Any]) -> dict[str, Any]:
         return self._json(lambda: self._http.get(path, params=params))
 
+    def resume(self, extraction_id: str) -> dict[str, Any]:
+        """Take a failed extraction up again; the extraction object."""
+        return self._json(lambda: self._http.post(_path(extraction_id, "/resume")))
+
     def cancel(self, extraction_id: str) -> dict[str, Any]:
         """Ask an extraction to end."""
         return self._json(lambda: self._http.post(_path(extraction_id, "/cancel")))
@@ -225,6 +229,8 @@ class ServiceClient:
                 # At line ends alone: text has other characters that end a line, and JSON may hold them.
                 *lines, rest = (rest + block).split(b"\n")
                 yield from map(json.loads, lines)
+            if rest:
+                yield json.loads(rest)
 
     def follow(self, extraction_id: str) -> Iterator[FollowedEvent]:
         """Events until the extraction has ended. Reconnects from the last event seen.

@@ -29,7 +29,8 @@ def service_url(text: str) -> str:
         parts = urlsplit(f"{scheme.lower()}://{rest}")
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise ServerUrlError(f"{text!r} is no URL ({error}); expected http://HOST:PORT") from error
+        brackets = ", with an IPv6 address in brackets: http://[::1]:8000" if rest.count(":") > 1 else ""
+        raise ServerUrlError(f"{text!r} is no URL ({error}); expected http://HOST:PORT{brackets}") from error
     if not host or any(character.isspace() for character in parts.netloc) or not parts.netloc.isprintable():
         raise ServerUrlError(f"{text!r} names no host; expected http://HOST:PORT")
     if port == 0:

@@ -96,13 +96,11 @@ def specs() -> st.SearchStrategy[CaptureSpec]:
 
 
 def columns_of(document: DocumentRecords) -> dict[str, np.ndarray]:
-    """Every column of a document by name, absent ones left out."""
+    """Tokens and every column of a document's records by name, absent ones left out."""
     columns = {"token_ids_L": document.token_ids_L}
     for name in Records.__dataclass_fields__:
         if (column := getattr(document.records, name)) is not None:
             columns[name] = column
-    if document.answer_ranges_R2 is not None:
-        columns["answer_ranges_R2"] = document.answer_ranges_R2
     return columns
 
 
@@ -114,3 +112,5 @@ def assert_same(found: DocumentRecords, expected: DocumentRecords) -> None:
         assert mine[name].dtype == column.dtype, name
         assert mine[name].shape == column.shape, name
         assert mine[name].tobytes() == column.tobytes(), name
+    ranges = [None if one.answer_ranges_R2 is None else one.answer_ranges_R2.tolist() for one in (found, expected)]
+    assert ranges[0] == ranges[1]

@@ -17,9 +17,11 @@ from logitcask_schemas.cask.export import export_cask
 from logitcask_schemas.cask.export_targets import LocalTarget
 from logitcask_schemas.cask.merge import merge_casks
 from logitcask_schemas.cask.repair import repair_cask
+from logitcask_schemas.cask.show import describe_positions
 from logitcask_schemas.cask.split import SplitRule, split_cask
 from logitcask_schemas.cask.stats import cask_stats
 from logitcask_schemas.cask.verify import verify_shards
+from logitcask_schemas.cask_strip import token_strip
 from logitcask_schemas.errors import CaskCorruptionError, InvalidRecordError
 from logitcask_schemas.records import DocumentRecords
 
@@ -234,3 +236,37 @@ def test_an_entry_that_tells_of_others_is_refused(tmp_path: Path) -> None:
     assert number is not None
     with pytest.raises(CaskCorruptionError, match="its entry says AnswerCounts"):
         cask.read(number)
+
+
+def test_show_marks_them(tmp_path: Path) -> None:
+    cask = Cask.open(make_cask(tmp_path / "cask"))
+    for document, answers, marks in (
+        (SAYING[0], 13, [4 <= token < 9 or token >= 12 for token in range(1, 20)]),
+        (SAYING[1], 0, [False] * 6),
+        (SAYING[2], None, [None] * 8),
+    ):
+        number = cask.find(document.id)
+        assert number is not None
+        shown = describe_positions(cask, number, start=0, count=99, alternatives=1, text=None)
+        assert shown["answers"] == answers
+        assert [position["answer"] for position in shown["positions"]] == marks
+        strip = token_strip(shown["positions"], "entropy", texts=False)
+        underlined = "".join(
+            strip.plain[span.start : span.end] for span in strip.spans if "underline" in str(span.style)
+        )
+        expected = [f"{token} " for token, mark in zip(document.token_ids_L[1:], marks, strict=True) if mark]
+        assert underlined == "".join(expected)
+
+
+def test_a_shard_that_got_shorter_under_its_map_is_an_error_before_it_is_read(tmp_path: Path) -> None:
+    cask = Cask.open(make_cask(tmp_path / "cask"))
+    shard = cask.shard(0)
+    shard.require_size()
+    overwrite(shard.path, shard.path.read_bytes())
+    shard.require_size()
+    with shard.path.open("r+b") as file:
+        file.truncate(shard.entry.bytes // 2)
+    with pytest.raises(CaskCorruptionError, match=rf"should have {shard.entry.bytes} bytes, by now it has"):
+        shard.require_size()
+    shard.path.unlink()
+    shard.require_size()  # what is mapped stays, without a name too

@@ -6,6 +6,7 @@ deaths. Every document it is given can be written to a log file, so that tests c
 
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,8 +25,8 @@ from logitcask_services.engines.protocol import CaptureResult, CaptureTask
 from logitcask_services.jobs.teacher import Teacher
 
 VOCAB_SIZE = 1000
-POISON, KILLER, GARBAGE = 666, 667, 668
-"""Token ids that make a document fail, kill the engine, or come back with NaN."""
+POISON, KILLER, GARBAGE, HANGS = 666, 667, 668, 669
+"""Token ids that make a document fail, kill the engine, come back with NaN, or never come back."""
 
 
 def identity(**changes: Any) -> TeacherIdentity:
@@ -80,8 +81,15 @@ class FakeEngine:
     log: Path | None = None
     fatal_documents: int | None = None
     """Dies when it has been given this many documents."""
+    interruptible: bool = True
+    """Whether it ends a step that hangs when it is interrupted, as an engine in a process of its own does."""
+    harmless: bool = False
+    """Takes poisoned documents too."""
+    hang_file: Path | None = None
+    """While this file exists, the document `HANGS` takes for ever."""
     closed: bool = False
     given: int = 0
+    interrupted: threading.Event = field(default_factory=threading.Event)
 
     def capture(self, tasks: Iterable[CaptureTask], spec: CaptureSpec) -> Iterator[CaptureResult]:
         """Keeps a window of tasks and finishes them in a seeded random order."""
@@ -112,14 +120,22 @@ class FakeEngine:
     def _finish(self, task: CaptureTask, spec: CaptureSpec) -> CaptureResult:
         if self.seconds_per_document:
             time.sleep(self.seconds_per_document)
+        if HANGS in task.token_ids_L and (self.hang_file is None or self.hang_file.exists()):
+            self.interrupted.wait()
+            raise RuntimeError("interrupted while it hung, as scripted")
         if KILLER in task.token_ids_L:
             raise RuntimeError("killed by a document, as scripted")
-        if POISON in task.token_ids_L:
+        if POISON in task.token_ids_L and not self.harmless:
             return CaptureResult(key=task.key, document=None, error="poisoned, as scripted")
         document = records_of(task.token_ids_L, spec)
         if GARBAGE in task.token_ids_L:
             document.records.entropy_P[0] = np.nan
         return CaptureResult(key=task.key, document=document)
+
+    def interrupt(self) -> bool:
+        if self.interruptible:
+            self.interrupted.set()
+        return self.interruptible
 
     def close(self) -> None:
         self.closed = True

@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from logitcask_schemas.errors import ModelError
+
 app = typer.Typer(help="Compare student, baseline and teacher on held-out documents.", add_completion=False)
 
 
@@ -51,14 +53,20 @@ def report(
     ] = False,
 ) -> None:
     """Measure models on held-out documents and write a report with intervals and plots."""
+    from logitcask_consumer.checkpoints import require_finished
     from logitcask_consumer.cli.train import quiet_transformers
     from logitcask_consumer.report.build import ReportConfig, make_report
     from logitcask_consumer.report.markdown import acceptance_line, short_table
 
     quiet_transformers()
+    models = tuple(map(_labelled, model))
+    for label, folder in models:
+        if not folder.is_dir():
+            raise ModelError(f"model {label!r}: there is no folder {folder}; name it as label=folder")
+        require_finished(folder)
     config = ReportConfig(
         casks=tuple(cask),
-        models=tuple(map(_labelled, model)),
+        models=models,
         train_logs=tuple(map(_labelled, train_log or ())),
         output=output,
         seq_len=seq_len,

@@ -8,7 +8,7 @@ from logitcask_consumer.data.collate import Batch, Collator, target_of
 from logitcask_consumer.data.dataset import CaskDataset, EmptyCaskError, TrainedShare, open_casks
 from logitcask_consumer.data.packing import Packs, pack_alone, pack_best_fit
 from logitcask_consumer.data.packing_groups import Packing
-from logitcask_consumer.data.sampler import EMPTY, ShardBlockSampler
+from logitcask_consumer.data.sampler import EMPTY, ShardBlockSampler, StepSampler
 from logitcask_consumer.data.sequences import SequenceRecords
 from logitcask_consumer.data.trained_share import NothingTrainedError, share_note, trained_share
 from logitcask_consumer.data.windows import WindowError, Windows
@@ -24,6 +24,7 @@ __all__ = [
     "Packs",
     "SequenceRecords",
     "ShardBlockSampler",
+    "StepSampler",
     "TrainedShare",
     "WindowError",
     "Windows",

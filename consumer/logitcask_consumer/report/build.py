@@ -24,6 +24,7 @@ from logitcask_consumer.report.held_out import trained_on, warnings_of
 from logitcask_consumer.report.markdown import to_markdown
 from logitcask_consumer.report.reading import LONGEST, Reading, context_of, reading_of
 from logitcask_consumer.students import load_model, load_tokenizer
+from logitcask_consumer.vocabulary import token_count
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import IdentityMismatchError, LogitcaskError
 from logitcask_schemas.tokenizer_fingerprint import tokenizer_fingerprint
@@ -72,7 +73,8 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
     """
     _check(config)
     logs = [(label, _read_log(folder)) for label, folder in config.train_logs]
-    fingerprints = {label: tokenizer_fingerprint(load_tokenizer(folder)) for label, folder in config.models}
+    tokenizers = {label: load_tokenizer(folder) for label, folder in config.models}
+    fingerprints = {label: tokenizer_fingerprint(tokenizer) for label, tokenizer in tokenizers.items()}
     casks = open_casks(config.casks, tokenizer_fingerprint=None)
     expected = casks[0].manifest.teacher.tokenizer_fingerprint
     foreign = {label for label, found in fingerprints.items() if found != expected}
@@ -85,7 +87,7 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
     models = {label: load_model(folder) for label, folder in config.models}
     # Whatever can be refused is refused before anything is measured.
     readings = {
-        label: reading_of(label, model, casks, config.seq_len)
+        label: reading_of(label, model, casks, config.seq_len, tokens=token_count(tokenizers[label]))
         for label, model in models.items()
         if label not in foreign
     }

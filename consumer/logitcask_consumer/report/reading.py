@@ -55,7 +55,7 @@ class Reading:
         }
 
 
-def reading_of(label: str, model: Any, casks: Sequence[Cask], seq_len: int | None) -> Reading:
+def reading_of(label: str, model: Any, casks: Sequence[Cask], seq_len: int | None, *, tokens: int) -> Reading:
     """How a model is to read the documents of some casks.
 
     Args:
@@ -63,12 +63,13 @@ def reading_of(label: str, model: Any, casks: Sequence[Cask], seq_len: int | Non
         model: a causal LM with the teacher's tokenizer.
         casks: the held-out documents.
         seq_len: tokens of a window; None for the longest document, at most `LONGEST` and the model's context.
+        tokens: one more than the largest id of the tokenizer.
 
     Raises:
         ContextError: the model's context is below `seq_len`.
         IdentityMismatchError, ModelError: the model does not fit the records.
     """
-    check_student(model, casks[0].manifest, "none")
+    check_student(model, casks[0].manifest, "none", tokens=tokens)
     return Reading(seq_len=_window(label, model, casks, seq_len), packing=_packing(model))
 
 

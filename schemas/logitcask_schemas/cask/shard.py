@@ -291,17 +291,17 @@ class Shard:
                     tail_logprobs_N=draws,
                     log_z_PT=arrays["log_z"][positions] if "log_z" in arrays else None,
                 ),
-                answer_ranges_R2=self._answer_ranges(row, start or 0, (start or 0) + tokens.stop - tokens.start),
+                answer_ranges_R2=self._answer_ranges(row, start, tokens.stop - tokens.start),
             )
         except DocumentMismatchError as error:
             raise CaskCorruptionError(f"{self.path}: document {row}: {error}") from error
 
-    def _answer_ranges(self, row: int, first: int, end: int) -> NDArray[np.uint32] | None:
-        """Of the tokens [first, end) of a document, counted from the first of them."""
+    def _answer_ranges(self, row: int, first: int | None, length: int) -> NDArray[np.uint32] | None:
+        """Of so many tokens from `first` on, counted from it; None for the whole document."""
         ranges_R2 = self.answer_ranges(row)
-        if ranges_R2 is None or not len(ranges_R2):
+        if ranges_R2 is None or first is None:
             return ranges_R2
-        clipped_R2 = np.clip(ranges_R2, first, end) - np.uint32(first)
+        clipped_R2 = np.clip(ranges_R2, first, first + length) - np.uint32(first)
         return clipped_R2[clipped_R2[:, 0] < clipped_R2[:, 1]]
 
     def _entries(

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from logitcask_schemas.cask.answers import ANSWERS_NAME
 from logitcask_schemas.cask.arrow_carrier import ArrowCarrier
 from logitcask_schemas.cask.reader import Cask
 
@@ -40,6 +41,8 @@ def cask_stats(cask: Cask) -> CaskStats:
     }
     tokens, positions = max(units["token"], 1), max(units["position"], 1)
     columns = {column.name: units[column.level] * column.bytes_per_unit for column in cask.layout.columns}
+    if ranges := sum(entry.answer_ranges for entry in cask.entries):
+        columns[ANSWERS_NAME] = 8 * ranges
     rest = "overhead" if all(entry.carrier == ArrowCarrier.name for entry in cask.entries) else "overhead - compression"
     columns[rest] = cask.num_bytes - sum(columns.values())
     return CaskStats(

@@ -75,7 +75,7 @@ def local_corpus(argument: Path, others: list[Path], say: Callable[[str], None])
         raise _refuse(f"{argument} is not a file: nothing of that name exists") from error
     except OSError as error:
         raise _refuse(f"{argument} cannot be read: {error.strerror}") from error
-    _check(head, size, str(argument))
+    _check(head, size, str(argument), file=f" {argument}")
     yield LocalCorpus(argument, printable(argument.name)[:200], size)
 
 
@@ -83,25 +83,31 @@ def local_corpus(argument: Path, others: list[Path], say: Callable[[str], None])
 def _spooled(source: IO[bytes], name: str) -> Iterator[LocalCorpus]:
     """A stream as a file, so that it can be hashed, and sent again after a broken connection."""
     with tempfile.NamedTemporaryFile(prefix="logitcask-") as file:
-        shutil.copyfileobj(source, file, BLOCK_BYTES)
-        file.flush()
+        try:
+            shutil.copyfileobj(source, file, BLOCK_BYTES)
+            file.flush()
+        except OSError as error:
+            place = tempfile.gettempdir()
+            raise _refuse(
+                f"{name} cannot be kept in {place} until it is sent ({error.strerror}); set TMPDIR"
+            ) from error
         path = Path(file.name)
         with path.open("rb") as written:
-            _check(written.read(HEAD_BYTES), path.stat().st_size, name)
+            _check(written.read(HEAD_BYTES), path.stat().st_size, name, file="")
         yield LocalCorpus(path, printable(name)[:200], path.stat().st_size)
 
 
-def _check(head: bytes, size: int, name: str) -> None:
+def _check(head: bytes, size: int, name: str, *, file: str) -> None:
     if size <= len(head) and not head.strip():
         raise _refuse(f"{name} is empty; expected one JSON object per line")
     if (kind := kind_of(head)) is not None:
-        way = f": {kind.command} {name} {PIPE}" if kind.command else "; write its rows as JSON lines"
+        way = f": {kind.command}{file} {PIPE}" if kind.command else "; write its rows as JSON lines"
         raise _refuse(f"{name} {kind.what}, expected JSON lines{way}")
     first, end, _ = head.lstrip(b"\xef\xbb\xbf \t\r\n").partition(b"\n")
     if first.startswith(b"[") and (first.strip() == b"[" or not end):
-        raise _refuse(f"{name} is a JSON array, expected one object per line: jq -c '.[]' {name} {PIPE}")
+        raise _refuse(f"{name} is a JSON array, expected one object per line: jq -c '.[]'{file} {PIPE}")
     if first.strip() == b"{":
-        raise _refuse(f"{name} has objects of several lines, expected one object per line: jq -c . {name} {PIPE}")
+        raise _refuse(f"{name} has objects of several lines, expected one object per line: jq -c .{file} {PIPE}")
 
 
 def _refuse(message: str) -> typer.BadParameter:

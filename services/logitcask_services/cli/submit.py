@@ -75,7 +75,7 @@ def submit(
     server: ServerOption = None,
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
-    others: Annotated[list[Path] | None, typer.Argument(hidden=True)] = None,
+    others: Annotated[list[Path] | None, typer.Argument(hidden=True, metavar="")] = None,
 ) -> None:
     """Send a corpus and start its extraction. Exit code 3 when it is waited for and does not complete."""
     console = Console(stderr=True)
@@ -100,6 +100,8 @@ def submit(
         "metadata": dict(_pair(entry) for entry in metadata or []),
         **{name: value for name, value in options.items() if value is not None},
     }
+    if idempotency_key is not None and not (idempotency_key.isascii() and idempotency_key.isprintable()):
+        raise typer.BadParameter("expected printable ASCII characters", param_hint="--idempotency-key")
     if dry:
         with local_corpus(corpus, others or [], lambda line: say(console, line)) as local:
             if teacher is not None:
@@ -112,12 +114,10 @@ def submit(
         raise typer.BadParameter("missing; it names the cask, below the service's cask root", param_hint="--cask")
     if teacher is not None:
         raise typer.BadParameter("goes with --dry-run; a service has its teacher", param_hint="--teacher")
-    with (
-        local_corpus(corpus, others or [], lambda line: say(console, line)) as local,
-        connect(server, api_key_file) as client,
-    ):
-        client.check(request, corpus_bytes=local.bytes)
-        uploaded = send(local, client, console)
+    with connect(server, api_key_file) as client:
+        client.check(request)  # before hours of a pipe are read
+        with local_corpus(corpus, others or [], lambda line: say(console, line)) as local:
+            uploaded = send(local, request, client, console)
         extraction = client.submit({**request, "corpus_id": uploaded["id"]}, idempotency_key=idempotency_key)
         if wait:
             extraction = follow(client, extraction["id"], console)
@@ -129,12 +129,13 @@ def submit(
     raise typer.Exit(exit_code(extraction) if wait else 0)
 
 
-def send(local: LocalCorpus, client: "ServiceClient", console: Console) -> dict[str, Any]:
+def send(local: LocalCorpus, request: dict[str, Any], client: "ServiceClient", console: Console) -> dict[str, Any]:
     """The corpus at the service; sent only where the service does not have the content."""
     with Progress(console=console, transient=True) as progress:
         reading = progress.add_task("reading", total=local.bytes)
         sha256 = local.sha256(lambda total: progress.update(reading, completed=total))
         if (corpus := client.corpus_with(sha256)) is None:
+            client.check(request, corpus_bytes=local.bytes)
             uploading = progress.add_task("uploading", total=local.bytes)
             return client.upload(
                 local.path,

@@ -12,6 +12,7 @@ from logitcask_services.http import problems
 from logitcask_services.http.access import BrowserGuard, KeyRing
 from logitcask_services.http.corpora import routes as corpora
 from logitcask_services.http.extractions import routes as extractions
+from logitcask_services.http.extractions.stream import StreamPlaces
 from logitcask_services.http.idempotency import InFlight
 from logitcask_services.http.limits import HeadLimit, HeadRequests, JsonBodyLimit
 from logitcask_services.http.metrics import RequestMetrics, ServiceMetrics
@@ -22,8 +23,8 @@ from logitcask_services.service import Service
 DESCRIPTION = """Runs a teacher language model over a corpus and keeps what it said, position by position, in a cask."""
 
 
-def create_app(service: Service) -> FastAPI:
-    """The HTTP side of a service, which the application starts and stops with itself."""
+def create_app(service: Service, *, streams: int = 512) -> FastAPI:
+    """The HTTP side of a service, which the application starts and stops with itself; at most so many event streams."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -47,6 +48,7 @@ def create_app(service: Service) -> FastAPI:
     app.state.keys = keys
     app.state.in_flight = InFlight()
     app.state.metrics = metrics
+    app.state.streams = StreamPlaces(streams)
     problems.install(app)
     for router in (corpora.router, extractions.router, previews.router, operations.router):
         app.include_router(router)

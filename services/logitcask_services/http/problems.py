@@ -25,8 +25,8 @@ from logitcask_schemas.errors import (
 )
 from logitcask_services.corpora.file_kind import NotJsonLinesError
 from logitcask_services.jobs.requests import IdempotencyConflictError, NotFoundError
-from logitcask_services.jobs.room import FULL, disk_is_full
 from logitcask_services.jobs.states import IllegalTransitionError
+from logitcask_services.jobs.waiting import FULL, disk_is_full
 from logitcask_services.layout import CaskNameError
 
 MEDIA_TYPE = "application/problem+json"

@@ -4,19 +4,17 @@ import asyncio
 import errno
 import logging
 import socket
-import sys
 from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
 
-from logitcask_services.http import gate, problems
+from logitcask_services.http import gate, logs, problems
 from logitcask_services.http.access import require_safe_host
 from logitcask_services.http.app import create_app
 from logitcask_services.http.connections import ConnectionLimits, connection_class, raise_descriptor_limit
 from logitcask_services.http.gate import Gate
 from logitcask_services.http.limits import MAX_HEAD_BYTES
-from logitcask_services.http.log_limit import LogLimit
 from logitcask_services.jobs.teacher import Teacher
 from logitcask_services.service import Service
 from logitcask_services.settings import ServiceSettings, SettingsError
@@ -39,7 +37,7 @@ class Server(uvicorn.Server):
     def __init__(self, service: Service, listener: socket.socket, limits: ConnectionLimits) -> None:
         super().__init__(
             uvicorn.Config(
-                create_app(service),
+                create_app(service, streams=max(1, limits.connections // 2)),
                 http=connection_class(),
                 # Not uvloop: it saves a tenth of a millisecond, and raises when a client that has left is written to.
                 loop="asyncio",
@@ -123,14 +121,11 @@ def serve(settings: ServiceSettings, load: Callable[[], Teacher], *, announce: C
     server.run()
     if service.crash is not None:
         announce(f"the service ended: {service.crash}")
-        return 1
+        return service.exit_code
     return 0
 
 
 def configure_logging() -> None:
     """Log lines on stderr."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
-    for name in ("uvicorn.error", gate.__name__, problems.__name__):  # where clients can cause lines
-        logging.getLogger(name).addFilter(LogLimit())
+    # Where clients can cause lines.
+    logs.configure_logging(("uvicorn.error", gate.__name__, problems.__name__))

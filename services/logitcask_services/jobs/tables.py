@@ -9,7 +9,7 @@ from logitcask_services.corpora.overflow import Overflow
 from logitcask_services.jobs.requests import CarrierName, OnError
 from logitcask_services.jobs.states import Status
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Base(DeclarativeBase):

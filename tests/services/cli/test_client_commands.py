@@ -481,6 +481,7 @@ def test_ways_to_write_a_server(text, url):
         ("localhost:http", "is no URL"),
         ("localhost:99999", "is no URL"),
         ("localhost:0", "port 0"),
+        ("::1:18071", "with an IPv6 address in brackets: http://[::1]:8000"),
         ("http://[::1", "is no URL"),
         ("http://user:secret@host", "a key does not belong into the URL"),
         ("http://host?x=1", "has a query"),

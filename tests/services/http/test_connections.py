@@ -1,7 +1,6 @@
 """What connections may cost: silent ones are let go, heads are bounded, jobs keep descriptors, logs stay small."""
 
 import json
-import logging
 import os
 import resource
 import signal
@@ -15,9 +14,9 @@ import httpx2
 import pytest
 from service_harness import FINAL, jsonl, wait_for
 
-from logitcask_services.http.connections import ConnectionLimits
+from logitcask_services.http import server as server_module
+from logitcask_services.http.connections import ConnectionLimits, H11Connection
 from logitcask_services.http.limits import MAX_HEAD_BYTES
-from logitcask_services.http.log_limit import LogLimit
 
 SERVER = Path(__file__).parent.parent / "fake_server.py"
 HALF_LINE = b"GET /health HT"
@@ -59,13 +58,42 @@ def test_answers_do_not_wait_for_acknowledgements(serve):
     assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
 
 
-@pytest.mark.parametrize("first", [b"", HALF_LINE, HEALTH, HALF_UPLOAD], ids=["nothing", "head", "kept", "body"])
-def test_silent_connections_are_let_go(serve, connect, first, tmp_path):
+@pytest.fixture(params=["httptools", "h11"])
+def parser(request, monkeypatch):
+    """Both of uvicorn's parsers; h11 is what there is without vLLM."""
+    if request.param == "h11":
+        monkeypatch.setattr(server_module, "connection_class", lambda: H11Connection)
+    else:
+        pytest.importorskip("httptools")
+
+
+@pytest.mark.usefixtures("parser")
+def test_silent_connections_are_let_go(serve, connect, tmp_path):
+    """Whatever they are silent in: before a request, in its head, in its body, after an answer."""
     server = serve(limits=ConnectionLimits(request_seconds=0.2, body_seconds=0.2))
-    connections = [connect(server.url, first) for _ in range(30)]
+    connections = [connect(server.url, first) for first in (b"", HALF_LINE, HEALTH, HALF_UPLOAD) * 10]
     assert all(map(ended, connections))
     wait_for(lambda: not list((tmp_path / "state" / "corpora" / "incoming").iterdir()))
     assert server.client.get("/health").status_code == 200
+
+
+def test_streams_leave_connections_to_others(serve, connect):
+    server = serve(limits=ConnectionLimits(connections=4), fake={"seconds_per_document": 5.0})
+    job = server.submit(server.upload([{"text": "hello"}]))
+    path = f"/v1/extractions/{job['id']}/events"
+    head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n"
+    held = [connect(server.url, head.encode()) for _ in range(2)]
+    assert [stream.recv(12) for stream in held] == [b"HTTP/1.1 200"] * 2
+    refused = server.client.get(path, headers={"Accept": "text/event-stream"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "too_many_streams")
+    assert server.client.get(path).status_code == 200  # page by page
+    held.pop().close()
+
+    def follows():
+        with server.client.stream("GET", path, headers={"Accept": "text/event-stream"}) as answer:
+            return answer.status_code == 200
+
+    wait_for(follows)
 
 
 def test_a_client_that_takes_no_answer_is_let_go(serve, connect):
@@ -101,6 +129,7 @@ def test_the_longest_silent_gives_its_place(serve, connect):
     assert sum(map(ended, held[:20])) == 20
 
 
+@pytest.mark.usefixtures("parser")
 @pytest.mark.parametrize(
     "head",
     [
@@ -127,6 +156,7 @@ def test_heads_are_bounded(serve, connect, head):
     assert server.client.get("/health").status_code == 200
 
 
+@pytest.mark.usefixtures("parser")
 def test_what_is_not_http_is_a_problem(serve, connect):
     answer = b""
     connection = connect(serve().url, b"EHLO localhost\r\n\r\n")
@@ -142,24 +172,6 @@ def test_places_are_what_the_jobs_leave(monkeypatch):
         return ConnectionLimits.of_process().connections
 
     assert [limit(number) for number in (64, 256, 1024, 65_536)] == [8, 32, 416, 1024]
-
-
-def test_a_line_that_repeats_is_written_once(caplog):
-    logger = logging.getLogger("a logger of this test")
-    limit = LogLimit(interval_seconds=3600)
-    logger.addFilter(limit)
-    for number in range(1000):
-        logger.warning("no connection can be taken: %s", number)
-    for _ in range(2):
-        logger.error("something else")
-    limit._passed = {kind: (moment - 3600, count) for kind, (moment, count) in limit._passed.items()}
-    logger.warning("no connection can be taken: %s", "again")
-    assert [record.getMessage() for record in caplog.records] == [
-        "no connection can be taken: 0",
-        "something else",
-        "something else",
-        "no connection can be taken: again (and 999 more like it)",
-    ]
 
 
 def test_few_descriptors_and_many_half_requests(tmp_path, connect):

@@ -36,7 +36,8 @@ def check_headers(request: Request, service: Service) -> None:
         raise Problem(
             415,
             "unsupported_media_type",
-            f"the body is {media_type!r}; expected JSON lines: send it as it is with `Content-Type: application/jsonl`",
+            f"the body is {media_type!r}; expected JSON lines: send them as they are, with `Content-Type: "
+            "application/jsonl` (curl: `--data-binary @file`)",
             param="Content-Type",
         )
     if (encoding := request.headers.get("content-encoding", "identity").lower()) != "identity":

@@ -89,6 +89,12 @@ def cancel_extraction(extraction_id: str, service: ServiceDep, _: Caller) -> Ext
     return work.present(service, work.cancel(service, extraction_id))
 
 
+@router.post("/{extraction_id}/resume", status_code=202, responses=documented(404, 409, 507))
+def resume_extraction(extraction_id: str, service: ServiceDep, _: Caller) -> Extraction:
+    """Take a failed extraction up again. What it has captured stays; documents that failed are tried again."""
+    return work.present(service, work.resume(service, extraction_id))
+
+
 @router.get(
     "/{extraction_id}/events",
     response_model=EventList,
@@ -118,8 +124,11 @@ async def extraction_events(
     start = max(after, _event_number(last_event_id))
     if await run_in_threadpool(stream.nothing_left, service, row, start):
         return Response(status_code=204)
+    places: stream.StreamPlaces = request.app.state.streams
+    places.require_room()
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(stream.follow(service, row, start), media_type=stream.MEDIA_TYPE, headers=headers)
+    following = places.hold(stream.follow(service, row, start))
+    return StreamingResponse(following, media_type=stream.MEDIA_TYPE, headers=headers)
 
 
 @router.get(

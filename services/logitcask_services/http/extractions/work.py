@@ -91,6 +91,12 @@ def cancel(service: Service, extraction_id: str) -> ExtractionRow:
     return row
 
 
+def resume(service: Service, extraction_id: str) -> ExtractionRow:
+    """Take a failed extraction up again. Raises NotFoundError, IllegalTransitionError."""
+    prepared = (service.folders.token_store(extraction_id) / "store.json").exists()
+    return service.extractions.resume(extraction_id, prepared=prepared)
+
+
 def present(service: Service, row: ExtractionRow) -> Extraction:
     """The object, with the live progress of a running one."""
     pace = service.progress.pace(row.id) if row.status == "in_progress" else None

@@ -1,9 +1,31 @@
-"""Log lines that a client can cause as often as it likes: one in a while, with the number of those left out."""
+"""The log: lines that clients can cause come once in a while, and what they wrote does not steer a terminal."""
 
 import logging
+import sys
 import time
 
+from logitcask_schemas.terminal import printable
+
 INTERVAL_SECONDS = 10.0
+
+
+def configure_logging(limited: tuple[str, ...]) -> None:
+    """Log lines on stderr; those of the loggers in `limited` under a LogLimit."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PlainLines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    for name in limited:
+        logger = logging.getLogger(name)
+        if not any(isinstance(entry, LogLimit) for entry in logger.filters):
+            logger.addFilter(LogLimit())
+
+
+class PlainLines(logging.Formatter):
+    """One record, one line, with control characters escaped; a traceback follows as it is."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # the base class's name
+        """The line."""
+        return printable(super().formatMessage(record).rstrip("\n"))
 
 
 class LogLimit(logging.Filter):
