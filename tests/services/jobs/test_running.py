@@ -59,7 +59,8 @@ def test_on_error_fail_stops_at_a_bad_line(serve, documents):
     assert "2 of 7 lines are bad" in done["error"]["message"]
     assert "the first: line 4: the line is not JSON" in done["error"]["message"]
     assert [error["line"] for error in server.errors(done["id"])] == [4, 7]
-    assert done["lines"] == {"total": 7, "bad": 2, "skipped": 0, "truncated": 0, "split": 0}
+    counts = {"total": 7, "bad": 2, "skipped": 0, "truncated": 0, "split": 0}
+    assert done["lines"] == counts | {"notes": {}, "first_lines": {"not_json": [4], "empty": [7]}}
 
 
 def test_a_corpus_of_nothing_but_bad_lines_fails(serve):
