@@ -86,19 +86,20 @@ class Watchdog(threading.Thread):
 
     def run(self) -> None:
         """Watch until the service stops."""
-        context, interrupted = self._context, False
+        context = self._context
+        interrupted_at = -1  # number of deaths before the last interruption: it is no use twice for one hang
         limits = [limit for limit in (self._hang, self._cancel, self._load) if limit]
         while limits and not context.signals.stopping.wait(min(1.0, min(limits) / 4)):
             if context.host.load_heartbeat.silence > self._load > 0:
                 self._end(f"the teacher did not load within {self._load:g} s")
             silence, limit = context.heartbeat.silence, self._limit()
             if not limit or silence <= limit:
-                interrupted = interrupted and silence > 0
                 continue
             reason = f"the teacher has shown no life for {silence:.0f} s"
-            if not interrupted and context.host.interrupt():
+            deaths = context.host.deaths
+            if deaths != interrupted_at and context.host.interrupt():
                 logger.error("%s; its processes were killed", reason)
-                interrupted = True
+                interrupted_at = deaths
                 context.heartbeat.beat()
             else:
                 if self.run_now is not None:
