@@ -44,7 +44,8 @@ def choose_dtype(asked: str, checkpoint: str | None, platform: Platform) -> str:
     """The compute dtype.
 
     `auto` is the checkpoint's own, but float32, which holds every checkpoint, where that would be slow: bfloat16
-    without hardware for it, and float16 on any CPU. So it is float16 for a float16 checkpoint on an accelerator and never else.
+    without hardware for it, and float16 on any CPU. So it is float16 for a float16 checkpoint on an
+    accelerator and never else.
 
     Args:
         asked: "auto" or one of `COMPUTE_DTYPES`, which is taken as it is.

@@ -46,7 +46,7 @@ class Engine(Protocol):
         aborts what is in flight. A fault of one document is its result's error; a dead engine raises.
 
         Raises:
-            CaptureSpecError: with the first result: the spec asks for what this teacher cannot give. The engine is well.
+            CaptureSpecError: at the first result, where the spec asks for what this teacher cannot give.
         """
         ...
 

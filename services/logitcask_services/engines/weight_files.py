@@ -46,8 +46,8 @@ def weight_files(folder: Path) -> list[Path]:
     present = sorted(file.name for file in folder.glob("*.safetensors"))
     if (folder / "adapter_config.json").exists():
         raise ModelError(
-            f"{folder} holds an adapter (adapter_config.json), whose base model lies elsewhere; expected whole weights. "
-            "Merge the adapter into its base (peft's merge_and_unload) and save the result."
+            f"{folder} holds an adapter (adapter_config.json), whose base model lies elsewhere; expected whole "
+            "weights. Merge the adapter into its base (peft's merge_and_unload) and save the result."
         )
     if (folder / INDEX_NAME).is_file():
         names = _indexed(folder)
@@ -62,13 +62,13 @@ def weight_files(folder: Path) -> list[Path]:
     if SINGLE_NAME in present:
         others = [name for name in present if name != SINGLE_NAME]
         raise ModelError(
-            f"{folder} is ambiguous: {_listed(others)} beside {SINGLE_NAME}, and no {INDEX_NAME} that says which belong "
-            "to the model. Move the others away, or add the index."
+            f"{folder} is ambiguous: {_listed(others)} beside {SINGLE_NAME}, and no {INDEX_NAME} that says which "
+            "belong to the model. Move the others away, or add the index."
         )
     raise ModelError(
         f"{folder} does not say which weights are the model's: expected {SINGLE_NAME}, or {INDEX_NAME} that names the "
-        f"files, found {_listed(present)}. Rename a single file to {SINGLE_NAME}; other formats (.bin, .gguf) are never "
-        "loaded: save the model again with save_pretrained."
+        f"files, found {_listed(present)}. Rename a single file to {SINGLE_NAME}; other formats (.bin, .gguf) are "
+        "never loaded: save the model again with save_pretrained."
     )
 
 

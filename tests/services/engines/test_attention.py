@@ -5,7 +5,6 @@ import logging
 import numpy as np
 import pytest
 import torch
-from conftest import save_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.llama import modeling_llama
 
@@ -26,7 +25,7 @@ SMALL = {
 }
 
 
-def made(folder, kind, **more):
+def made(folder, kind, save_tokenizer, **more):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SMALL, **more))
     model.save_pretrained(folder)
@@ -51,8 +50,8 @@ def error_against_eager(engine, folder):
         ("mistral", {"sliding_window": 32}),
     ],
 )
-def test_soft_caps_sinks_and_windows_are_computed(tmp_path, kind, more):
-    folder = made(tmp_path / kind, kind, **more)
+def test_soft_caps_sinks_and_windows_are_computed(tmp_path, tokenizer_saver, kind, more):
+    folder = made(tmp_path / kind, kind, tokenizer_saver, **more)
     assert error_against_eager(load_engine("transformers", folder), folder) < 1e-5
 
 

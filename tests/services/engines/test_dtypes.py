@@ -80,9 +80,7 @@ def test_vllm_is_told_dtype_format_and_that_no_code_runs(tiny_llama):
     assert found["hf_overrides"]["architectures"][0] == "LogitcaskLlamaForCausalLM"
 
 
-@pytest.mark.parametrize(
-    "option", ["trust_remote_code", "load_format", "model", "dtype", "enable_lora", "config_format"]
-)
+@pytest.mark.parametrize("option", ["trust_remote_code", "load_format", "model", "dtype", "enable_lora"])
 def test_an_option_that_would_get_around_the_identity_is_refused(tiny_llama, option):
     with pytest.raises(ModelError, match=f"'{option}' cannot be set"):
         arguments(tiny_llama, **{option: "auto"})
