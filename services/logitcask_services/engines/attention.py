@@ -48,8 +48,8 @@ def prove_attention(model: Any, *, name: str, max_length: int) -> None:
     except (ValueError, ImportError) as error:
         logger.info("%s: attention %r has no plain form to be compared with: %s", name, chosen, error)
         return
-    error = _largest_variation(ours_LV, _probabilities(model, ids_1L))
-    if error <= _TOLERANCE.get(model.dtype, _TOLERANCE[torch.bfloat16]):
+    variation = _largest_variation(ours_LV, _probabilities(model, ids_1L))
+    if variation <= _TOLERANCE.get(model.dtype, _TOLERANCE[torch.bfloat16]):
         model.set_attn_implementation(chosen)
         return
     logger.warning(
@@ -57,7 +57,7 @@ def prove_attention(model: Any, *, name: str, max_length: int) -> None:
         "text); using the plain implementation, which is slower on long documents",
         name,
         chosen,
-        error,
+        variation,
     )
 
 
