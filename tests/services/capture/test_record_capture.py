@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitcask_schemas.capture_spec import CaptureSpec, stored_spec
-from logitcask_schemas.errors import CaptureSpecError
+from logitcask_schemas.errors import CaptureSpecError, InvalidRecordError
 from logitcask_schemas.wire import encode_wire
 from logitcask_services.capture import RecordCapture, RecordColumns, pack_wire
 
