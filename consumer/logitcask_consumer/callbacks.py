@@ -1,15 +1,20 @@
 """What a run shows and writes while it goes: a progress bar on stderr, one line of metrics per logged step on disk."""
 
 import json
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
+from logitcask_consumer.checkpoints import explained_writes
+
 _SHOWN = ("kl", "ce", "lr", "tokens_per_second")
+_ADVICE = "Free space and give the same command again; it continues from the last checkpoint"
 
 
 class ProgressBar(TrainerCallback):
@@ -71,27 +76,34 @@ class MetricsLog(TrainerCallback):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file: TextIO | None = None
+        self._file: BinaryIO | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the lines up to the step that training starts from."""
         if not state.is_world_process_zero:
             return
         kept = [line for line in _complete_lines(self._path) if json.loads(line)["step"] <= state.global_step]
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text("".join(kept))
-        self._file = self._path.open("a")
+        with explained_writes(self._path, _ADVICE):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self._path.with_name(f".{self._path.name}.tmp")
+            temporary.write_text("".join(kept))
+            temporary.replace(self._path)
+            # Without a buffer: nothing is left to be written when it is closed after an error.
+            self._file = self._path.open("ab", buffering=0)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Write one line."""
         if self._file is not None and logs is not None and "loss" in logs:
-            self._file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
-            self._file.flush()
+            line = memoryview((json.dumps({"step": state.global_step, **logs}) + "\n").encode())
+            with explained_writes(self._path, _ADVICE):
+                while line:
+                    line = line[self._file.write(line) :]
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Nothing is lost that a checkpoint counts as done."""
         if self._file is not None:
-            self._file.flush()
+            with explained_writes(self._path, _ADVICE):
+                os.fsync(self._file.fileno())
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Close the file."""
@@ -107,15 +119,40 @@ class MetricsLog(TrainerCallback):
 class LogWhenSaving(TrainerCallback):
     """Log whenever a checkpoint is saved: no averaging window spans one, and a resumed log equals an unbroken one."""
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save and log as often as this call asks, not as the one did whose checkpoint is continued."""
+        state.compute_steps(args, state.max_steps)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for a log beside a save."""
         if control.should_save:
             control.should_log = True
 
 
+class StopWhenAsked(TrainerCallback):
+    """Ends training after the step in which it was asked to, with a checkpoint."""
+
+    def __init__(self, asked: Callable[[], bool]) -> None:
+        self._asked = asked
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save, log and stop; on all processes after the same step, if `asked` says the same on all."""
+        if self._asked():
+            control.should_save = control.should_log = control.should_training_stop = True
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a last line that a crash cut short is left out."""
     return [json.loads(line) for line in _complete_lines(path)]
+
+
+def closing_mean(lines: list[dict[str, Any]]) -> dict[str, float]:
+    """Means over the positions of the last tenth of the steps: one step alone may have trained a few hundred only."""
+    last = [line for line in lines if line["step"] > 0.9 * lines[-1]["step"]]
+    positions = sum(line["positions"] for line in last)
+    names: list[str] = [name for name in ("kl", "kd", "ce") if name in last[-1]]
+    means = {name: sum(line[name] * line["positions"] for line in last) / max(positions, 1.0) for name in names}
+    return {"steps": len(last), "positions": positions, **means}
 
 
 def _complete_lines(path: Path) -> list[str]:

@@ -4,14 +4,19 @@ output/
 logitcask.json          what was trained, on what, how; `status` is running or finished. Replaced atomically
 metrics.jsonl           one line per logged step
 initial/                the student before training, where it exists nowhere else
-checkpoints/checkpoint-N
+checkpoints/checkpoint-N   complete; what is being written, or removed, has another name
 config.json, model.safetensors, tokenizer files   the trained student, when finished
 """
 
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
+
+from safetensors import SafetensorError
 
 from logitcask_consumer.config import TrainConfig
 from logitcask_schemas.errors import LogitcaskError
@@ -20,11 +25,40 @@ RUN_NAME = "logitcask.json"
 METRICS_NAME = "metrics.jsonl"
 INITIAL_NAME = "initial"
 CHECKPOINTS_NAME = "checkpoints"
+PARTIAL_NAME = ".partial"
+"""Folder of what is not complete, in the output folder and in that of the checkpoints."""
 _FORMAT = {"format": "logitcask-run", "version": 1}
 
 
 class RunFolderError(LogitcaskError, ValueError):
     """An output folder cannot be used for this run."""
+
+
+class RunWriteError(LogitcaskError, OSError):
+    """The file system refused to take bytes; what was complete before still is."""
+
+
+@contextmanager
+def explained_writes(place: Path, advice: str) -> Iterator[None]:
+    """Turn what fails while files are written into one sentence.
+
+    Args:
+        place: what is written.
+        advice: what to do.
+
+    Raises:
+        RunWriteError: the disk is full, or another fault of the file system.
+    """
+    try:
+        yield
+    except LogitcaskError:
+        raise
+    # torch and safetensors have errors of their own, whose texts do not always name the system's.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error).partition("\n")[0]
+        standing = next((folder for folder in (place, *place.parents) if folder.exists()), Path())
+        free = shutil.disk_usage(standing).free
+        raise RunWriteError(f"{place} cannot be written: {reason} ({free:,} bytes are free there). {advice}") from error
 
 
 def read_run(output: Path) -> dict[str, Any] | None:
@@ -47,15 +81,33 @@ def read_run(output: Path) -> dict[str, Any] | None:
 
 
 def write_run(output: Path, status: Literal["running", "finished"], content: dict[str, Any]) -> None:
-    """Replace the run document atomically and durably."""
-    output.mkdir(parents=True, exist_ok=True)
-    temporary = output / f".{RUN_NAME}.tmp"
-    with temporary.open("w") as file:
-        json.dump({**_FORMAT, "status": status, **content}, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(output / RUN_NAME)
+    """Replace the run document atomically and durably.
+
+    Raises:
+        RunWriteError: it cannot be written.
+    """
+    with explained_writes(output / RUN_NAME, "Free space, or mend what is wrong, and give the same command again"):
+        output.mkdir(parents=True, exist_ok=True)
+        temporary = output / f".{RUN_NAME}.tmp"
+        with temporary.open("w") as file:
+            json.dump({**_FORMAT, "status": status, **content}, file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(output / RUN_NAME)
+        _sync(output)
+
+
+def require_finished(folder: Path) -> None:
+    """Raise RunFolderError where a model folder is the output of a run that has not ended."""
+    run = read_run(folder)
+    if run is None or run["status"] == "finished":
+        return
+    last = latest_checkpoint(folder)
+    raise RunFolderError(
+        f"{folder} holds a training run that has not finished, so no model yet. Give its command again to finish it"
+        + (f", or name its last checkpoint, {last}" if last else "")
+    )
 
 
 def require_same_run(run: dict[str, Any], output: Path, settings: dict[str, Any], casks: list[dict[str, Any]]) -> None:
@@ -73,13 +125,97 @@ def require_same_run(run: dict[str, Any], output: Path, settings: dict[str, Any]
 
 
 def latest_checkpoint(output: Path) -> Path | None:
-    """The newest complete checkpoint; one that a crash left unfinished lacks its last file and is passed over."""
-    found = [
-        (int(path.name.removeprefix("checkpoint-")), path)
-        for path in (output / CHECKPOINTS_NAME).glob("checkpoint-*")
-        if path.name.removeprefix("checkpoint-").isdecimal() and (path / "trainer_state.json").is_file()
-    ]
-    return max(found)[1] if found else None
+    """The newest complete checkpoint; one that lacks its last file, left by an older version, is passed over."""
+    complete = [path for path in _checkpoints(output / CHECKPOINTS_NAME) if (path / "trainer_state.json").is_file()]
+    return complete[-1] if complete else None
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """What transformers' trainer knew when it wrote a checkpoint.
+
+    Raises:
+        RunFolderError: it cannot be read.
+    """
+    path = checkpoint / "trainer_state.json"
+    try:
+        state: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path} cannot be read ({error}); use another checkpoint (--resume)") from error
+    return state
+
+
+def require_same_batch(checkpoint: Path, *, steps: int) -> None:
+    """Raise RunFolderError where an epoch had another number of optimizer steps when a checkpoint was made.
+
+    A run that was begun before its document held the batch shows its batch only there.
+    """
+    state = read_state(checkpoint)
+    if not state["epoch"] or abs(state["global_step"] / state["epoch"] - steps) < 0.5:
+        return
+    raise RunFolderError(
+        f"{checkpoint}: an epoch of this run has {round(state['global_step'] / state['epoch'])} steps, with this batch "
+        f"it would have {steps}. Give the --batch-tokens, or the number of processes, that it was begun with"
+    )
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """All checkpoints of a folder, the newest last."""
+    named = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
+    return sorted(named, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def partial_folder(folder: Path) -> Path:
+    """Where something is written before it is published in a folder; empty."""
+    partial = folder / PARTIAL_NAME
+    shutil.rmtree(partial, ignore_errors=True)
+    return partial
+
+
+def publish_checkpoint(partial: Path, *, keep: int) -> None:
+    """Give a complete checkpoint its name, durably, then remove all but the newest.
+
+    Later ones go too: a run that was told to continue from an earlier checkpoint comes by them again.
+
+    Args:
+        partial: the checkpoint's folder, in the `partial_folder` of the checkpoints.
+        keep: how many stay.
+    """
+    folder = partial.parent.parent
+    _sync_tree(partial)
+    final = folder / partial.name
+    if final.exists():
+        final.rename(partial.with_name(f"old-{final.name}"))
+    partial.rename(final)
+    _sync(folder)
+    complete = _checkpoints(folder)
+    number = complete.index(final)
+    for old in (*complete[: max(0, number + 1 - keep)], *complete[number + 1 :]):
+        # Renamed first: half of a checkpoint never has a checkpoint's name.
+        old.rename(partial.with_name(f"old-{old.name}"))
+    shutil.rmtree(partial.parent)
+
+
+def publish_model(partial: Path, output: Path) -> None:
+    """Move a complete model folder's files into the output folder, durably."""
+    _sync_tree(partial)
+    for path in sorted(partial.iterdir()):
+        path.replace(output / path.name)
+    partial.rmdir()
+    _sync(output)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def choose_checkpoint(config: TrainConfig) -> Path | None:

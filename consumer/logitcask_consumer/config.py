@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from logitcask_consumer.data import Packing
+from logitcask_consumer.vocabulary import ExtraIds
 from logitcask_schemas.errors import LogitcaskError
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -31,13 +32,15 @@ class TrainConfig:
     output: Path = field(metadata={"free": True})
     """Folder of the trained model, its checkpoints and logs."""
     teacher: Path | None = field(default=None, metadata={"free": True})
-    """The teacher's folder, for its weights (from-teacher) or its tokenizer; never run."""
+    """The teacher's folder, for its weights (from-teacher) or its tokenizer; it makes no records."""
     loss: str = "forward_kl"
     """A registered loss with its parameters, or a weighted mix; see `losses.Objective`."""
     ce_weight: float = 0.0
     """Share of the cross-entropy with the realised tokens, 0 to 1."""
     weights: str | None = None
     """Which positions are trained and how much each counts, a product of weights; see the package `weights`."""
+    extra_ids: ExtraIds = "keep"
+    """A student's ids beyond the teacher's: `keep` them in its softmax, or `mask` them; see `vocabulary`."""
     epochs: float = 2.0
     """Passes over the casks."""
     max_steps: int | None = None
@@ -92,11 +95,13 @@ class TrainConfig:
     """auto: from the latest checkpoint, where there is one; never: refuse a used folder; else a checkpoint's path."""
 
     def __post_init__(self) -> None:
-        """Check ranges; all faults are reported at once.
+        """Check ranges; all faults are reported at once. A single cask may stand without a tuple.
 
         Raises:
             TrainConfigError: with one line per fault.
         """
+        if isinstance(self.casks, Path | str):
+            object.__setattr__(self, "casks", (self.casks,))
         rules: list[tuple[bool, str]] = [
             (bool(self.casks), "at least one cask is needed"),
             (0.0 <= self.ce_weight <= 1.0, f"ce_weight must lie between 0 and 1, got {self.ce_weight}"),
@@ -125,6 +130,10 @@ class TrainConfig:
             ),
             (self.packing in get_args(Packing), f"packing must be {_choices(Packing)}, got {self.packing!r}"),
             (self.precision in get_args(Precision), f"precision must be {_choices(Precision)}, got {self.precision!r}"),
+            (
+                self.extra_ids in get_args(ExtraIds),
+                f"extra_ids must be {_choices(ExtraIds)}, got {self.extra_ids!r}",
+            ),
             (not (self.freeze_head and self.lora), "lora freezes the head already: freeze_head does not go with it"),
             (self.workers >= 0, f"workers must not be negative, got {self.workers}"),
         ]
@@ -136,30 +145,43 @@ class TrainConfig:
         """The overlap of windows, chosen where it was not given."""
         return min(64, self.seq_len // 8) if self.overlap is None else self.overlap
 
-    def batch_shape(self, processes: int, *, slots: int) -> tuple[int, int]:
-        """Sequences per forward pass of one process, and forward passes per optimizer step.
+    def step_sequences(self, processes: int, *, slots: int) -> int:
+        """Sequences of an optimizer step of a run that begins, over all processes.
 
         Args:
             processes: of the run.
             slots: of all sequences of an epoch, for the automatic choice.
 
         Raises:
-            TrainConfigError: the batch does not divide among the processes.
+            TrainConfigError: `batch_tokens` does not divide among the processes.
         """
         if self.batch_tokens is None:
-            wanted = min(int(slots * self.epochs) // AUTO_STEPS, AUTO_BATCH_TOKENS)
-            sequences = max(1, wanted // (self.seq_len * processes)) * processes
-        else:
-            sequences = self.batch_tokens // self.seq_len
+            aim = min(int(slots * self.epochs) // AUTO_STEPS, AUTO_BATCH_TOKENS)
+            return max(1, aim // (self.seq_len * processes)) * processes
+        sequences = self.batch_tokens // self.seq_len
         if sequences % processes:
             raise TrainConfigError(
                 f"{self.batch_tokens} batch tokens are {sequences} sequences of {self.seq_len}, which {processes} "
                 "processes cannot share evenly; change batch_tokens"
             )
-        own = sequences // processes
-        most = max(1, self.micro_tokens // self.seq_len)
-        micro = max(size for size in range(1, min(own, most) + 1) if own % size == 0)
-        return micro, own // micro
+        return sequences
+
+    def micro_shape(self, sequences: int, processes: int) -> tuple[int, int]:
+        """Sequences per forward pass of one process, and forward passes per optimizer step.
+
+        What is left over of the product is filled with empty sequences: a run may go on with any number of processes.
+
+        Args:
+            sequences: of an optimizer step, over all processes.
+            processes: of the run.
+        """
+        own = -(-sequences // processes)
+        accumulation = -(-own // max(1, self.micro_tokens // self.seq_len))
+        return -(-own // accumulation), accumulation
+
+    def batch_shape(self, processes: int, *, slots: int) -> tuple[int, int]:
+        """`micro_shape` of a run that begins; see `step_sequences`."""
+        return self.micro_shape(self.step_sequences(processes, slots=slots), processes)
 
     def as_dict(self) -> dict[str, Any]:
         """Every field in JSON types."""

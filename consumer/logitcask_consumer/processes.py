@@ -3,6 +3,7 @@
 import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
 
 
 def processes() -> PartialState:
@@ -14,3 +15,18 @@ def fresh_accelerator_state() -> PartialState:
     """Forget the precision of an earlier run in this process, keep its process group; for a second run in a session."""
     AcceleratorState._reset_state(reset_partial_state=False)
     return processes()
+
+
+def raise_together(error: Exception | None) -> None:
+    """Raise the first process' error in all of them: one that went on alone would wait for the others for ever.
+
+    Args:
+        error: this process' own, or None; of a kind that is made from its message alone.
+    """
+    errors: list[Exception | None] = [error]
+    if processes().num_processes > 1:
+        pairs = gather_object([None if error is None else (type(error), str(error))])
+        errors = [None if pair is None else pair[0](pair[1]) for pair in pairs]
+    for first in errors:
+        if first is not None:
+            raise error or first

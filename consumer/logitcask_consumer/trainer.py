@@ -1,19 +1,32 @@
 """DistillTrainer: transformers.Trainer with the loss on sparse targets, through the LM head in chunks."""
 
 import time
-from dataclasses import fields
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 
+from logitcask_consumer.arguments import training_arguments
+from logitcask_consumer.checkpoints import (
+    PARTIAL_NAME,
+    RunWriteError,
+    explained_writes,
+    partial_folder,
+    publish_checkpoint,
+)
 from logitcask_consumer.config import TrainConfig
-from logitcask_consumer.data import Batch, CaskDataset, Collator, ShardBlockSampler, target_of
+from logitcask_consumer.data import Batch, CaskDataset, Collator, StepSampler, target_of, trained_share
 from logitcask_consumer.losses import Objective
-from logitcask_consumer.processes import fresh_accelerator_state
+from logitcask_consumer.processes import processes, raise_together
+from logitcask_consumer.stop_signals import leave_signals_to_the_trainer
 from logitcask_consumer.student_forward import DistillTask, attach
+from logitcask_consumer.vocabulary import StudentVocabulary
 from logitcask_schemas.errors import LogitcaskError
 
 
@@ -21,69 +34,21 @@ class NotFiniteError(LogitcaskError, ArithmeticError):
     """The loss became NaN or infinite."""
 
 
-def training_arguments(config: TrainConfig, checkpoints: Path, *, slots: int) -> TrainingArguments:
-    """The arguments of transformers that a run of ours needs; `slots` are those of an epoch.
-
-    Raises:
-        TrainConfigError: the batch does not divide among the processes.
-    """
-    micro, accumulation = config.batch_shape(fresh_accelerator_state().num_processes, slots=slots)
-    bfloat16 = config.precision == "bfloat16" or (
-        config.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    )
-    return TrainingArguments(
-        output_dir=str(checkpoints),
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=accumulation,
-        num_train_epochs=config.epochs,
-        max_steps=config.max_steps or -1,
-        learning_rate=config.lr,
-        warmup_steps=config.warmup,
-        lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": config.min_lr_ratio},
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        adam_beta2=0.95,
-        seed=config.seed,
-        bf16=bfloat16,
-        use_cpu=not torch.accelerator.is_available(),
-        **_activation_checkpointing(config.gradient_checkpointing),
-        save_strategy="steps",
-        save_steps=config.save_steps,
-        save_total_limit=config.keep_checkpoints,
-        logging_strategy="steps",
-        logging_steps=config.logging_steps,
-        logging_nan_inf_filter=False,  # a NaN must show, and stop the run
-        dataloader_num_workers=config.workers,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        dataloader_persistent_workers=config.workers > 0,
-        remove_unused_columns=False,  # the batch holds more than the model's forward takes
-        average_tokens_across_devices=True,
-        ddp_find_unused_parameters=False,  # body and head use every parameter
-        accelerator_config={"use_configured_state": True},  # see `processes`
-        disable_tqdm=True,  # our own bar
-        report_to=list(config.report_to) or "none",
-    )
-
-
-def _activation_checkpointing(wanted: bool) -> dict[str, Any]:
-    """Transformers renamed the argument after 5.19; the old name warns in the new versions."""
-    if not wanted:
-        return {}
-    names = {f.name for f in fields(TrainingArguments)}
-    return {"activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing": True}
-
-
 class DistillTrainer(Trainer):
     """Trains a student on a CaskDataset.
 
     The loss of an optimizer step is the weighted mean over all trained positions of all its micro-batches on all
-    processes, so neither accumulation nor the number of processes changes it. Order of data, checkpoints and resumption
-    are transformers', with a sampler that depends on (seed, epoch) alone.
+    processes, so neither accumulation nor the number of processes changes it. What a step trains follows from seed and
+    step alone, and so does its dropout, with the process and the micro-batch: a resumed run needs no more than weights,
+    optimizer, schedule and step, and nothing that DataLoader workers draw can change it.
     """
 
     # compute_loss divides by the weights of the whole step already.
     loss_is_scaled_for_ga = True
+    stop_requested: Callable[[], bool] = staticmethod(lambda: False)
+    """Whether this process was asked to end the run; see `stop_agreed`."""
+    _stops: Tensor | None = None
+    _seeded: tuple[int, int] = (-1, 0)
 
     def __init__(
         self,
@@ -94,6 +59,7 @@ class DistillTrainer(Trainer):
         checkpoints: Path,
         tokenizer: Any,
         callbacks: list[TrainerCallback] | None = None,
+        sequences_per_step: int | None = None,
     ) -> None:
         """Prepare training.
 
@@ -102,29 +68,38 @@ class DistillTrainer(Trainer):
             dataset: what to train on.
             config: the run.
             checkpoints: folder for checkpoints.
-            tokenizer: saved beside the weights; its padding id fills unused slots.
+            tokenizer: saved beside the weights.
             callbacks: besides those of transformers.
+            sequences_per_step: of a run that goes on; None chooses them as for one that begins.
 
         Raises:
             UnknownLossError, LossParameterError, LossMismatchError: the loss is unknown or does not fit the cask.
+            NothingTrainedError: the dataset's weights leave no position to be trained.
+            TrainConfigError: the batch does not divide among the processes.
         """
         self.distill_config = config
         self.objective: Objective = Objective.parse(config.loss).with_cross_entropy(config.ce_weight)
         self.objective.require(dataset.manifest.capture)
         self.weights = dataset.weights
+        trained_share(dataset, seed=config.seed)  # refused here where it is none
         capture, temperature = dataset.manifest.capture, self.objective.temperature
         self._sampled_tail = capture.mode != "topk"
         self._log_z_column = None if temperature is None else capture.temperatures.index(temperature)
         attach(model)
-        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        super().__init__(
-            model=model,
-            args=training_arguments(config, checkpoints, slots=len(dataset) * dataset.seq_len),
-            train_dataset=dataset,
-            data_collator=cast("Any", Collator(seq_len=dataset.seq_len, pad_id=pad_id)),
-            processing_class=tokenizer,
-            callbacks=callbacks,
+        vocabulary = StudentVocabulary.of(model, dataset.manifest.teacher.vocab_size)
+        self._width = vocabulary.masked_width(config.extra_ids)
+        self.sequences_per_step = sequences_per_step or config.step_sequences(
+            processes().num_processes, slots=len(dataset) * dataset.seq_len
         )
+        with kept_use_cache(model):
+            super().__init__(
+                model=model,
+                args=training_arguments(config, checkpoints, sequences=self.sequences_per_step),
+                train_dataset=dataset,
+                data_collator=cast("Any", Collator(seq_len=dataset.seq_len, vocabulary=vocabulary)),
+                processing_class=tokenizer,
+                callbacks=callbacks,
+            )
         self.remove_callback(PrinterCallback)
         # Older versions of transformers ask this flag instead of `loss_is_scaled_for_ga`.
         self.model_accepts_loss_kwargs = True
@@ -145,6 +120,7 @@ class DistillTrainer(Trainer):
             weights_T=batch["weights"],
             selection=self.weights.selection,
             chunk_rows=self.distill_config.chunk_rows,
+            width=self._width,
         )
         out = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], distill=task)
         if model.training:
@@ -158,17 +134,60 @@ class DistillTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """Sum of the weights of all micro-batches of an optimizer step, over all processes; a float64 scalar."""
-        own = torch.stack([self._total_weight(batch).to(device) for batch in batch_samples]).sum()
-        gathered: Tensor = self.accelerator.gather(own)
-        return gathered.sum()
+        return self._over_processes(
+            torch.stack([self._total_weight(batch).to(device) for batch in batch_samples]).sum()
+        )
+
+    def _over_processes(self, own: Tensor) -> Tensor:
+        """Sum of a scalar over all processes. It takes along whether any of them was asked to stop."""
+        both = torch.stack([own, own.new_tensor(float(self.stop_requested()))])
+        gathered: Tensor = self.accelerator.gather(both[None])
+        total: Tensor
+        total, self._stops = gathered.sum(0)
+        return total
+
+    def stop_agreed(self) -> bool:
+        """Whether the run ends after this step: all processes say the same, by what they told each other before it."""
+        if self.accelerator.num_processes == 1:
+            return self.stop_requested()
+        return self._stops is not None and bool(self._stops > 0)
 
     def _total_weight(self, batch: Batch) -> Tensor:
         return self.weights.total(batch["weights"], batch["slots"], batch["input_ids"].shape[1])
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> ShardBlockSampler:
-        dataset = cast("CaskDataset", self.train_dataset if train_dataset is None else train_dataset)
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return ShardBlockSampler(dataset.sequences_per_group, seed=self.distill_config.seed, batch=batch)
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """This process' micro-batches. Nothing of accelerate wraps it: `training_step` moves a batch to the device."""
+        dataset = cast("CaskDataset", self.train_dataset)
+        sampler = StepSampler(
+            dataset.sequences_per_group,
+            seed=self.distill_config.seed,
+            sequences=self.sequences_per_step,
+            micro=self.args.per_device_train_batch_size,
+            accumulation=self.args.gradient_accumulation_steps,
+            processes=self.accelerator.num_processes,
+            process=self.accelerator.process_index,
+            steps_done=lambda: self.state.global_step,
+        )
+        workers = self.distill_config.workers
+        return DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            worker_init_fn=leave_signals_to_the_trainer,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # what it draws is not drawn from the generator of dropout
+        )
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """As transformers, with generators that are seeded for this micro-batch."""
+        step, micro = self._seeded
+        self._seeded = (step, micro + 1) if step == self.state.global_step else (self.state.global_step, 0)
+        key = (self.distill_config.seed, *self._seeded, self.accelerator.process_index)
+        set_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+        loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
+        return loss
 
     def _count(self, out: dict[str, Tensor], positions: int) -> None:
         columns_CT = torch.cat([out["terms_KT"], torch.stack([out["ce_T"], out["entropy_T"]])]).to(torch.float64)
@@ -213,10 +232,55 @@ class DistillTrainer(Trainer):
         renamed = {"learning_rate": "lr"}
         return {renamed.get(name, name): value for name, value in logs.items()} | more
 
+    @property
+    def _checkpoints(self) -> Path:
+        return Path(str(self.args.output_dir))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where transformers writes a checkpoint to: no folder of a checkpoint's name is ever incomplete."""
+        return str(self._checkpoints / PARTIAL_NAME)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """As transformers, in a folder that gets the checkpoint's name when all processes have written to it.
+
+        Raises:
+            RunWriteError: on every process, where one could not write. The checkpoints before it are untouched.
+        """
+        folder = self._checkpoints
+        partial, problem = folder / PARTIAL_NAME, None
+        name = f"checkpoint-{self.state.global_step}"
+        advice = "Free space and give the same command again; it continues from the last checkpoint"
+        if self.args.should_save:
+            partial_folder(folder)
+        self.accelerator.wait_for_everyone()
+        try:
+            with explained_writes(folder / name, advice):
+                super()._save_checkpoint(model, trial)
+        except RunWriteError as error:
+            problem = error
+        try:
+            raise_together(problem)
+            if self.args.should_save:
+                with explained_writes(folder / name, advice):
+                    publish_checkpoint(partial / name, keep=self.distill_config.keep_checkpoints)
+        except RunWriteError:
+            if self.args.should_save:
+                partial_folder(folder)  # what was written of it takes room
+            raise
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """As transformers, without the pickled arguments it leaves beside the weights."""
         super()._save(output_dir, state_dict)
         (Path(output_dir or str(self.args.output_dir)) / "training_args.bin").unlink(missing_ok=True)
+
+
+@contextmanager
+def kept_use_cache(model: Any) -> Iterator[None]:
+    """Transformers would turn the cache off in the config that is saved; training's forward asks for none anyway."""
+    before = getattr(model.config, "use_cache", None)
+    yield
+    if before is not None:
+        model.config.use_cache = before
 
 
 def _finite(value: float) -> bool:

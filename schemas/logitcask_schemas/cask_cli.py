@@ -110,7 +110,9 @@ def show(
     if as_json:
         return print_json(described)
     out = console()
-    print_line(out, Text(f"document {at:,} of {len(opened):,}: {described['tokens']:,} tokens"))
+    answers = described["answers"]
+    says = "" if answers is None else f", {answers:,} of them of answers{' (underlined)' if answers else ''}"
+    print_line(out, Text(f"document {at:,} of {len(opened):,}: {described['tokens']:,} tokens{says}"))
     print_line(out, Text(f"id {described['id']}"))
     out.print(token_strip(described["positions"], measure, texts=tokenizer is not None))
     return print_positions(out, described["positions"])

@@ -19,6 +19,8 @@ Sha256Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 MAX_VALUES: Final = 2**31 - 1
 """Of one column of a shard: Arrow's list offsets are int32."""
 Count = Annotated[int, Field(ge=0, le=MAX_VALUES)]
+AnswerCount = Annotated[int, Field(ge=0, le=MAX_VALUES, exclude_if=lambda count: count == 0)]
+"""Not written where it is 0, so that entries of shards without answers keep their bytes."""
 
 
 def _as_stored(capture: object, validate: ValidatorFunctionWrapHandler) -> object:
@@ -100,6 +102,12 @@ class ShardEntry(BaseModel):
     head_entries: Count
     tail_entries: Count
     """Tail draws."""
+    answer_documents: AnswerCount = 0
+    """Documents that say which of their tokens are answers, or that none is."""
+    answer_ranges: AnswerCount = 0
+    """Ranges of such tokens, with an empty one for each document that has no answer."""
+    answer_positions: AnswerCount = 0
+    """Positions that predict a token of an answer."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -107,5 +115,14 @@ class ShardEntry(BaseModel):
             raise ValueError(
                 f"{self.documents} documents of {self.tokens} tokens have {self.tokens - self.documents} positions, "
                 f"the entry says {self.positions}"
+            )
+        if (
+            not self.answer_documents <= min(self.documents, self.answer_ranges)
+            or bool(self.answer_ranges) != bool(self.answer_documents)
+            or self.answer_positions > self.positions
+        ):
+            raise ValueError(
+                f"{self.answer_documents} of {self.documents} documents cannot have {self.answer_ranges} ranges of "
+                f"answers with {self.answer_positions} of {self.positions} positions"
             )
         return self

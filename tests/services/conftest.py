@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for the helpers beside this fi
 from fake_teacher import fake_teacher
 from service_harness import RunningServer
 
+from logitcask_services.http.connections import ConnectionLimits
 from logitcask_services.jobs.teacher import Teacher
 from logitcask_services.service import Service
 from logitcask_services.settings import ServiceSettings
@@ -40,11 +41,14 @@ def serve(make_settings: Callable[..., ServiceSettings]) -> Iterator[Callable[..
     started: list[RunningServer] = []
 
     def start(
-        load: Callable[[], Teacher] | None = None, fake: dict[str, Any] | None = None, **settings: Any
+        load: Callable[[], Teacher] | None = None,
+        fake: dict[str, Any] | None = None,
+        limits: ConnectionLimits | None = None,
+        **settings: Any,
     ) -> RunningServer:
         service = Service(make_settings(**settings), load or (lambda: fake_teacher(**(fake or {}))))
         key = settings.get("api_key")
-        server = RunningServer(service, key)
+        server = RunningServer(service, key, limits)
         server.start()
         started.append(server)
         return server

@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from logitcask_schemas.errors import ModelError
+
 app = typer.Typer(help="Compare student, baseline and teacher on held-out documents.", add_completion=False)
 
 
@@ -34,9 +36,7 @@ def report(
     ] = None,
     seq_len: Annotated[
         int | None,
-        typer.Option(
-            "--seq-len", help="Tokens of a sequence; default: the longest document that all models can take.", min=2
-        ),
+        typer.Option("--seq-len", help="Tokens of a window; default: what each model can take, at most 4,096.", min=2),
     ] = None,
     batch_tokens: Annotated[int, typer.Option("--batch-tokens", help="Tokens per forward pass.", min=1)] = 4096,
     teacher: Annotated[
@@ -53,14 +53,20 @@ def report(
     ] = False,
 ) -> None:
     """Measure models on held-out documents and write a report with intervals and plots."""
+    from logitcask_consumer.checkpoints import require_finished
     from logitcask_consumer.cli.train import quiet_transformers
     from logitcask_consumer.report.build import ReportConfig, make_report
-    from logitcask_consumer.report.markdown import short_table
+    from logitcask_consumer.report.markdown import acceptance_line, short_table
 
     quiet_transformers()
+    models = tuple(map(_labelled, model))
+    for label, folder in models:
+        if not folder.is_dir():
+            raise ModelError(f"model {label!r}: there is no folder {folder}; name it as label=folder")
+        require_finished(folder)
     config = ReportConfig(
         casks=tuple(cask),
-        models=tuple(map(_labelled, model)),
+        models=models,
         train_logs=tuple(map(_labelled, train_log or ())),
         output=output,
         seq_len=seq_len,
@@ -79,6 +85,8 @@ def report(
     for row in rows:
         table.add_row(*row)
     Console().print(table)
+    if bracket := acceptance_line(document):
+        messages.print(bracket, highlight=False)
     messages.print(f"report: {output / 'report.md'}", highlight=False)
 
 

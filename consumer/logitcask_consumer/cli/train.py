@@ -31,7 +31,7 @@ def train(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the trained student.", show_default=False)],
     teacher: Annotated[
         Path | None,
-        typer.Option("--teacher", help="The teacher's folder, for weights (from-teacher) or tokenizer; it is not run."),
+        typer.Option("--teacher", help="The teacher's folder, for weights (from-teacher) or tokenizer; read once."),
     ] = None,
     loss: Annotated[
         str,
@@ -47,6 +47,13 @@ def train(
             help="Which positions count, and how much: 'assistant_only * entropy_top:keep=0.2'; docs/training.md.",
         ),
     ] = None,
+    extra_ids: Annotated[
+        str,
+        typer.Option(
+            "--extra-ids",
+            help="Ids that the student has and the teacher has not: keep them in its softmax, or mask them.",
+        ),
+    ] = "keep",
     epochs: Annotated[float, typer.Option("--epochs", help="Passes over the casks.")] = 2.0,
     max_steps: Annotated[int | None, typer.Option("--max-steps", help="Optimizer steps, instead of epochs.")] = None,
     seq_len: Annotated[int, typer.Option("--seq-len", help="Tokens of a training sequence.")] = 512,
@@ -112,6 +119,7 @@ def train(
         loss=loss,
         ce_weight=ce_weight,
         weights=weights,
+        extra_ids=extra_ids,  # type: ignore[arg-type]
         epochs=epochs,
         max_steps=max_steps,
         seq_len=seq_len,
@@ -142,14 +150,23 @@ def train(
             "initial": str(result.initial) if result.initial else None,
             "resumed_from": str(result.resumed_from) if result.resumed_from else None,
             "already_finished": result.already_finished,
+            "stopped_at": result.stopped_at,
             "run": result.run,
         }
         json.dump(document, sys.stdout, indent=2)
         sys.stdout.write("\n")
         return
-    last = result.run["result"]["last"]
-    shown = "  ".join(f"{name} {last[name]:.3f}" for name in ("kl", "kd", "ce") if name in last)
-    console.print(f"trained student: {result.output}  (last step: {shown} nats)", highlight=False)
+    if result.stopped_at is not None:
+        return
+    # A run that was finished by an older version has its last line of metrics only.
+    outcome = result.run["result"]
+    closing = outcome.get("closing", {"steps": 1, **outcome["last"]})
+    shown = "  ".join(f"{name} {closing[name]:.3f}" for name in ("kl", "kd", "ce") if name in closing)
+    console.print(
+        f"trained student: {result.output}  ({shown} nats in training, mean of the last {closing['steps']} steps; "
+        "`logitcask report` measures on held-out documents)",
+        highlight=False,
+    )
 
 
 def quiet_transformers() -> None:

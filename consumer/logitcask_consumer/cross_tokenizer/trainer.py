@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
+from logitcask_consumer.arguments import training_arguments
 from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.cross_tokenizer.collate import ChunkBatch, ChunkCollator, target_of_chunks
 from logitcask_consumer.cross_tokenizer.dataset import CrossTokenizerDataset
 from logitcask_consumer.cross_tokenizer.forward import ChunkTask, attach_chunks
 from logitcask_consumer.cross_tokenizer.objective import ChunkObjective
-from logitcask_consumer.trainer import DistillTrainer, training_arguments
+from logitcask_consumer.processes import processes
+from logitcask_consumer.trainer import DistillTrainer, kept_use_cache
 
 
 class CrossTokenizerTrainer(DistillTrainer):
@@ -38,6 +40,7 @@ class CrossTokenizerTrainer(DistillTrainer):
         checkpoints: Path,
         tokenizer: Any,
         callbacks: list[TrainerCallback] | None = None,
+        sequences_per_step: int | None = None,
     ) -> None:
         """Prepare training.
 
@@ -51,20 +54,25 @@ class CrossTokenizerTrainer(DistillTrainer):
             checkpoints: folder for checkpoints.
             tokenizer: the student's, saved beside the weights.
             callbacks: besides those of transformers.
+            sequences_per_step: as in the base class.
         """
         self.distill_config = config
         self.chunk_objective = objective
         attach_chunks(model)
-        # The base class' own preparation is for records of the student's tokens.
-        Trainer.__init__(
-            self,
-            model=model,
-            args=training_arguments(config, checkpoints, slots=len(dataset) * dataset.seq_len),
-            train_dataset=cast("Any", dataset),
-            data_collator=cast("Any", collator),
-            processing_class=tokenizer,
-            callbacks=callbacks,
+        self.sequences_per_step = sequences_per_step or config.step_sequences(
+            processes().num_processes, slots=len(dataset) * dataset.seq_len
         )
+        # The base class' own preparation is for records of the student's tokens.
+        with kept_use_cache(model):
+            Trainer.__init__(
+                self,
+                model=model,
+                args=training_arguments(config, checkpoints, sequences=self.sequences_per_step),
+                train_dataset=cast("Any", dataset),
+                data_collator=cast("Any", collator),
+                processing_class=tokenizer,
+                callbacks=callbacks,
+            )
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True  # as in the base class
         self._closing_V = torch.from_numpy(closing_V).to(self.args.device)
@@ -98,8 +106,7 @@ class CrossTokenizerTrainer(DistillTrainer):
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """Counted rows of all micro-batches of an optimizer step, over all processes; a float64 scalar."""
         own = torch.stack([batch["counts"][0].to(device) for batch in batch_samples]).sum()
-        gathered: Tensor = self.accelerator.gather(own)
-        return gathered.sum().clamp(min=1.0)
+        return self._over_processes(own).clamp(min=1.0)
 
     def _with_metrics(self, logs: dict[str, float]) -> dict[str, float]:
         sums = self.accelerator.reduce(self._sums, reduction="sum").tolist()

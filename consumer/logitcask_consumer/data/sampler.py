@@ -5,11 +5,12 @@ A cask larger than memory must not be read at random: every sequence would fault
 a function of (seed, epoch) alone, which is what makes resuming exact: skipping k sequences of epoch e needs nothing but
 e and k.
 
-The last batch of an epoch is filled up with empty sequences. Whatever the number of processes, then, each gets as many
-sequences as the others and no position is trained twice, as it would be if the first sequences were repeated.
+Steps are filled up with empty sequences. Whatever the number of processes, then, each gets as many sequences as the
+others and no position is trained twice, as it would be if the first sequences were repeated.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,3 +54,57 @@ class ShardBlockSampler(Sampler[int]):
             ranges = [np.arange(self._starts[g], self._starts[g + 1]) for g in groups[first : first + self._block]]
             yield from generator.permutation(np.concatenate(ranges)).tolist()
         yield from [EMPTY] * (len(self) - int(self._starts[-1]))
+
+
+class StepSampler(Sampler[list[int]]):
+    """Yields one process' micro-batches of an epoch, step after step.
+
+    Which epoch that is follows from the number of steps done, which a checkpoint holds. Nobody has to tell it: what
+    wraps this sampler to skip the beginning of an epoch, as accelerate does after a resumption, cannot hide it.
+    """
+
+    def __init__(
+        self,
+        sequences_per_group: NDArray[np.int64],
+        *,
+        seed: int,
+        sequences: int,
+        micro: int,
+        accumulation: int,
+        processes: int,
+        process: int,
+        steps_done: Callable[[], int],
+    ) -> None:
+        """Plan the steps.
+
+        Args:
+            sequences_per_group: how many sequences each group of shards has.
+            seed: of the shuffle.
+            sequences: of an optimizer step, over all processes; the same for any number of them.
+            micro: sequences of a micro-batch.
+            accumulation: micro-batches of a step, on each process.
+            processes: of the run; together they have room for the step's sequences, what is left over is `EMPTY`.
+            process: this one's number.
+            steps_done: optimizer steps done so far, over all epochs.
+        """
+        self._order = ShardBlockSampler(sequences_per_group, seed=seed, batch=sequences)
+        self._sequences = sequences
+        self._shape = (accumulation, processes, micro)
+        self._process = process
+        self._steps_done = steps_done
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of an epoch."""
+        return len(self._order) // self._sequences
+
+    def __len__(self) -> int:
+        return self.steps * self._shape[0]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self._order.set_epoch(self._steps_done() // self.steps)
+        order = iter(self._order)
+        while step := list(islice(order, self._sequences)):
+            places = np.full(self._shape, EMPTY, dtype=np.int64)
+            places.reshape(-1)[: len(step)] = step
+            yield from places[:, self._process].tolist()

@@ -50,6 +50,14 @@ class Engine(Protocol):
         """
         ...
 
+    def interrupt(self) -> bool:
+        """Called from another thread: end the engine's own processes, so that a blocked `capture` raises.
+
+        Returns:
+            False where the engine computes in this process and cannot be interrupted.
+        """
+        ...
+
     def close(self) -> None:
         """Free the teacher's memory and processes. Idempotent."""
         ...

@@ -112,6 +112,10 @@ class TransformersEngine:
         logits_PV: torch.Tensor = self._model(input_ids=input_ids_1L, use_cache=False).logits[0, :-1]
         return logits_PV
 
+    def interrupt(self) -> bool:
+        """It computes in this process; see `Engine.interrupt`."""
+        return False
+
     def close(self) -> None:
         """Let go of the model. Idempotent."""
         self._model = None

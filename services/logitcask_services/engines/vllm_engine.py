@@ -29,7 +29,7 @@ _CPU_STEP_TOKENS = 1024
 _BATCHES_AHEAD = 3
 """Batches of tokens kept in flight, so that the engine never waits for this process."""
 
-_SHUTDOWN_SECONDS = 20.0
+_SHUTDOWN_SECONDS = 6.0
 
 
 class VllmEngine:
@@ -153,6 +153,14 @@ class VllmEngine:
             self._capturing = False
             if waiting:
                 self._engine.abort_request(list(waiting))
+
+    def interrupt(self) -> bool:
+        """Kill the processes of the engine core; see `Engine.interrupt`."""
+        manager = getattr(getattr(self._engine.engine_core, "resources", None), "engine_manager", None)
+        processes = [process for process in getattr(manager, "processes", ()) if process.pid is not None]
+        for process in processes:
+            process.kill()
+        return bool(processes)
 
     def close(self) -> None:
         """End the engine's processes. Idempotent."""
