@@ -82,7 +82,7 @@ class CaptureSpec(BaseModel):
         if 1.0 in self.temperatures:
             raise ValueError("temperatures holds 1.0, for which log Z is 0 by definition; leave it out")
         for lower, upper in pairwise(sorted((*self.temperatures, 1.0))):
-            if upper - lower < TEMPERATURE_GAP * upper * (1 - 1e-9):
+            if upper - lower < TEMPERATURE_GAP * lower * (1 - 1e-9):
                 raise ValueError(
                     f"temperatures {lower:g} and {upper:g} are less than {TEMPERATURE_GAP:.0%} apart (1 counts "
                     "as one of them); leave one of them out"

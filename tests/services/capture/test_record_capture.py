@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_schemas.capture_spec import CaptureSpec, stored_spec
 from logitcask_schemas.errors import CaptureSpecError, InvalidRecordError
 from logitcask_schemas.wire import encode_wire
 from logitcask_services.capture import RecordCapture, RecordColumns, pack_wire
@@ -92,7 +92,7 @@ def test_vocabularies_against_dense(oracle, vocab, mode):
 
 
 @pytest.mark.parametrize(
-    "spec", [CaptureSpec(mode="topk", k=254, logprob_codec="f32"), CaptureSpec(tau=1e-6, head_max=254)]
+    "spec", [CaptureSpec(mode="topk", k=254, logprob_codec="f32"), stored_spec({"tau": 1e-9, "head_max": 254})]
 )
 def test_a_head_of_the_whole_vocabulary_is_the_dense_distribution(oracle, spec):
     spec = spec.model_copy(update={"logprob_codec": "f32"})

@@ -227,3 +227,23 @@ def test_health_answers_while_the_teacher_loads(serve):
     assert server.get(job["id"])["status"] == "validating"
     loaded.set()
     assert server.finish(job["id"])["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("capture", "param"),
+    [
+        ('{"temperatures": [2, 2, 3]}', "capture"),
+        ('{"temperatures": [3, 2, 2]}', "capture"),
+        ('{"tau": 1e-300}', "capture.tau"),
+        ('{"tau": 1.36e-20}', "capture.tau"),
+        ('{"temperatures": [1e999]}', "capture.temperatures.0"),
+        ('{"temperatures": [Infinity]}', ""),
+        ('{"tau": NaN}', ""),
+    ],
+)
+def test_a_spec_that_cannot_be_honoured_is_refused_and_the_teacher_goes_on(server, corpus, capture, param):
+    body = f'{{"corpus_id": "{corpus["id"]}", "cask": "c", "capture": {capture}}}'
+    answer = server.client.post("/v1/extractions", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 422, answer.text
+    assert param in (answer.json()["param"] or "")
+    assert server.finish(post(server, corpus).json()["id"])["status"] == "completed"
