@@ -23,7 +23,7 @@ _NO_NUMBERS: Final = frozenset(
     | {"use_cache", "output_attentions", "output_hidden_states", "output_router_logits", "return_dict", "torchscript"}
     | {"gradient_checkpointing", "chunk_size_feed_forward", "attn_implementation", "pretraining_tp", "pruned_heads"}
     # Special tokens: a forward pass is given ids. Padding is a case of its own, below.
-    | {"bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "decoder_start_token_id", "image_token_id"}
+    | {"bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "decoder_start_token_id", "unk_token_id"}
     # Training and initialisation.
     | {"initializer_range", "initializer_factor", "rescale_prenorm_residual", "router_aux_loss_coef", "z_loss_coef"}
     | {

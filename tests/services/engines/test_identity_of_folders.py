@@ -205,6 +205,7 @@ USES = {
     "serve": "from logitcask_services.engines.factory import load_engine; load_engine('transformers', p)",
     "corpus": "from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer as T; T.load(p)",
     "train": "from logitcask_consumer.students import load_model; load_model(p)",
+    "cask show": "from logitcask_schemas.cask_cli import _text_of_ids; _text_of_ids(p, '')",
     "students": "from logitcask_consumer.students import load_tokenizer; load_tokenizer(p)",
 }
 
@@ -223,7 +224,6 @@ def test_code_of_a_model_folder_never_runs_whatever_is_answered(copy, tmp_path, 
     )
     script = f"import pathlib\np = pathlib.Path({str(copy)!r}){uses}\n"
     script += "from logitcask_services.engines.model_folder import ModelFolder\nModelFolder.open(p).numeric_fields\n"
-    script += "from logitcask_schemas.cask_cli import app\n"
     done = subprocess.run([sys.executable, "-c", script], input="y\n" * 50, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "custom code? [y/N]" not in done.stdout + done.stderr

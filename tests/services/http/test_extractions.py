@@ -60,7 +60,7 @@ def test_the_carrier_of_the_shards(server, corpus, carrier, tmp_path):
         ({"max_length": 2**63}, "max_length", "less than or equal to 2147483647"),
         ({"max_length": 65}, "max_length", "more than the teacher's context of 64 tokens"),
         ({"capture": {"mode": "guess"}}, "capture.mode", "threshold"),
-        ({"capture": {"tau": 0}}, "capture.tau", "greater than 0"),
+        ({"capture": {"tau": 0}}, "capture.tau", "greater than or equal to 0.000001"),
         ({"capture": {"pinned_ids": [1000]}}, "capture.pinned_ids", "outside the teacher's vocabulary of 1000"),
         ({"capture": {"head_max": 254, "pinned_ids": [1, 2, 3]}}, "capture", "pin fewer ids"),
         ({"surprise": 1}, "surprise", "Extra inputs"),
@@ -245,5 +245,5 @@ def test_a_spec_that_cannot_be_honoured_is_refused_and_the_teacher_goes_on(serve
     body = f'{{"corpus_id": "{corpus["id"]}", "cask": "c", "capture": {capture}}}'
     answer = server.client.post("/v1/extractions", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 422, answer.text
-    assert param in (answer.json()["param"] or "")
+    assert param in (answer.json()["error"]["param"] or "")
     assert server.finish(post(server, corpus).json()["id"])["status"] == "completed"
