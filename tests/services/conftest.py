@@ -1,5 +1,6 @@
 """What the service's tests share: a real server on loopback with the fake teacher behind it, and a corpus."""
 
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,9 +14,19 @@ from fake_teacher import fake_teacher
 from service_harness import RunningServer
 
 from logitcask_services.http.connections import ConnectionLimits
+from logitcask_services.http.logs import LogLimit
 from logitcask_services.jobs.teacher import Teacher
 from logitcask_services.service import Service
 from logitcask_services.settings import ServiceSettings
+
+
+@pytest.fixture(autouse=True)
+def unlimited_logs() -> Iterator[None]:
+    """A test that configures the log leaves no limit behind for others' lines."""
+    yield
+    for logger in map(logging.getLogger, list(logging.root.manager.loggerDict)):
+        for limit in [entry for entry in logger.filters if isinstance(entry, LogLimit)]:
+            logger.removeFilter(limit)
 
 
 @pytest.fixture

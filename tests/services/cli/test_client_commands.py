@@ -87,13 +87,21 @@ def test_a_failed_extraction_is_exit_code_3(serve, run, corpus):
 
 def test_many_failures_are_cut_short(serve, run, tmp_path):
     path = tmp_path / "bad.jsonl"
-    path.write_bytes(b"x\n" * 30)
+    path.write_bytes(b'{"text": "sound"}\n' + b"x\n" * 30)
     code, _, err = run(serve(), "submit", path, "--cask", "one", "--wait")
     assert code == 0
     assert "30 line(s)" in err
-    assert "line 20:" in err
-    assert "line 21:" not in err
+    assert "line 21:" in err
+    assert "line 22:" not in err
     assert "logitcask jobs errors extraction-" in err
+
+
+def test_a_corpus_that_gives_nothing_is_a_failure(serve, run, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(b"x\n" * 3)
+    code, _, err = run(serve(), "submit", path, "--cask", "one", "--wait")
+    assert code == 3
+    assert "none of the 3 lines gives a document" in err
 
 
 def test_refusals(serve, run, corpus, tmp_path):
@@ -309,7 +317,7 @@ def corpora(server) -> list[dict]:
         (["--carrier", "csv"], 1, "carrier: Input should be 'arrow'"),
         (["--overflow", "crop"], 1, "overflow: Input should be 'truncate'"),
         (["--on-error", "ignore"], 1, "on_error"),
-        (["--tau", "0"], 1, "capture.tau: Input should be greater than 0"),
+        (["--tau", "0"], 1, "capture.tau: Input should be greater than or equal to 0.000001"),
         (["--tau", "nan"], 1, "capture.tau"),
         (["--mode", "guess"], 1, "capture.mode"),
         (["--pin", "1000"], 1, "outside the teacher's vocabulary of 1000"),

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from logitcask_services.corpora.lines import ChatLine, LineProblem, TextLine, TokenLine, parse_line
@@ -88,6 +88,7 @@ json_values = st.recursive(
 fields = st.sampled_from(["text", "messages", "prompt", "completion", "input_ids", "custom_id", "tools", "role"])
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault of the parser's
 @given(st.binary(max_size=200) | st.dictionaries(fields, json_values).map(lambda entry: json.dumps(entry).encode()))
 def test_nothing_else_comes_out(raw):
     try:
