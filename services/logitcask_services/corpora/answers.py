@@ -12,11 +12,13 @@ from functools import cached_property
 from itertools import pairwise, takewhile
 from typing import Final
 
-from logitcask_services.corpora.conversation import ChatTemplate, Conversation, Words
+from logitcask_services.corpora.conversation import ChatTemplate, Conversation, Words, without_thinking
 from logitcask_services.corpora.lines import LineProblem
 
 _ATOM: Final = re.compile(r"<[^<>\s]{1,80}>|\[/?[A-Z_]{2,}\]|.", re.DOTALL)
 """What is compared as a whole: something like a control token, or one character."""
+_LONGEST_END: Final = 40
+"""Characters, besides white space and control tokens, that may end a turn."""
 _QUESTION, _ANSWER = "Quaeritur7", "Respondeo9"
 
 
@@ -118,6 +120,8 @@ class TurnMarkers:
             UnprovedError: it is not known where, and the template writes on behind these words.
         """
         if last and not (len(self.endings) == 1 and self.endings[0] in behind):
+            if sum(1 for atom in _atoms(behind) if len(atom) == 1 and not atom.isspace()) > _LONGEST_END:
+                raise UnprovedError  # instructions that the template adds, not the end of a turn
             return len(behind.rstrip())
         found = [(at, -len(ending)) for ending in self.endings if (at := behind.find(ending)) >= 0]
         if found:
@@ -149,7 +153,8 @@ def answer_ranges(conversation: Conversation, markers: TurnMarkers, *, first_mes
     if conversation.words is None:
         raise UnprovedError
     words = [stretch for stretch in conversation.words if stretch.stop > stretch.start]
-    turns = _turns(words)
+    turns = _turns([stretch for stretch in words if not stretch.repeated])
+    answering = {message for message, _, _ in turns}
     ranges = list[tuple[int, int]]()
     for number, (message, start, stop) in enumerate(turns):
         entry = conversation.messages[message] if message >= 0 else {}
@@ -159,14 +164,48 @@ def answer_ranges(conversation: Conversation, markers: TurnMarkers, *, first_mes
         last = number == len(turns) - 1
         after = len(conversation.text) if last else turns[number + 1][1]
         spoken, content = conversation.text[start:stop], entry["content"].strip()
-        opens = before + markers.start(conversation.text[before:start], plain=spoken[:16] in content)
-        closes = stop + markers.stop(conversation.text[stop:after], last=last, plain=content.endswith(spoken[-16:]))
+        try:
+            opens = before + markers.start(conversation.text[before:start], plain=spoken[:16] in content)
+        except UnprovedError:
+            opens = _shared(conversation, markers, message, prompt=True, between=(before, start))
+        try:
+            closes = stop + markers.stop(conversation.text[stop:after], last=last, plain=content.endswith(spoken[-16:]))
+        except UnprovedError:
+            closes = _shared(conversation, markers, message + 1, prompt=False, between=(stop, after))
         # What the template itself declares goes first, where it holds these words and no others. A student must learn
         # to stop, so the end of the turn belongs to it also where a template leaves it out.
         declared = [span for span in conversation.generation if before <= span[0] <= start and stop <= span[1] <= after]
         ranges.append((declared[0][0], max(declared[0][1], closes)) if declared else (opens, closes))
-    _prove(conversation, words, ranges)
+    _prove(conversation, words, turns, ranges)
+    for message, entry in enumerate(conversation.messages[first_message:], start=first_message):
+        says = entry["role"] == "assistant" and entry.get("weight", 1) != 0 and without_thinking(entry["content"])
+        if says and message not in answering:
+            raise UnprovedError
     return ranges
+
+
+def _shared(
+    conversation: Conversation, markers: TurnMarkers, count: int, *, prompt: bool, between: tuple[int, int]
+) -> int:
+    """Where the text leaves that of its first `count` messages alone, which must be between two places.
+
+    With the generation prompt that is where the next turn begins, without it where the last one ends: tool calls are
+    closed in ways of their own.
+
+    Raises:
+        UnprovedError: it leaves it elsewhere, or the template refuses the beginning of the conversation.
+    """
+    try:
+        beginning = markers.template.plain(
+            conversation.messages[:count], conversation.tools, conversation.options, prompt=prompt
+        )
+    except LineProblem as problem:
+        raise UnprovedError from problem
+    low, high = between
+    if beginning[:low] != conversation.text[:low]:
+        raise UnprovedError
+    shared = _common(beginning[low:], conversation.text[low:high])
+    return low + len(shared if prompt else shared.rstrip())
 
 
 def _turns(words: list[Words]) -> list[tuple[int, int, int]]:
@@ -183,11 +222,18 @@ def _turns(words: list[Words]) -> list[tuple[int, int, int]]:
     return turns
 
 
-def _prove(conversation: Conversation, words: list[Words], ranges: list[tuple[int, int]]) -> None:
-    """No other's words lie in a range. Raises UnprovedError."""
+def _prove(
+    conversation: Conversation,
+    words: list[Words],
+    turns: list[tuple[int, int, int]],
+    ranges: list[tuple[int, int]],
+) -> None:
+    """No other's words lie in a range, nor a tool's name behind the turn that called it. Raises UnprovedError."""
+    ends = {message: stop for message, _, stop in turns}
     for stretch in words:
         role = conversation.messages[stretch.message]["role"] if stretch.message >= 0 else "tools"
-        if role != "assistant" and any(start < stretch.stop and stretch.start < stop for start, stop in ranges):
+        own = role == "assistant" and not (stretch.repeated and stretch.start >= ends.get(stretch.message, 0))
+        if not own and any(start < stretch.stop and stretch.start < stop for start, stop in ranges):
             raise UnprovedError
     if any(later[0] < earlier[1] for earlier, later in pairwise(ranges)):
         raise UnprovedError

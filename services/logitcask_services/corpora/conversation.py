@@ -15,7 +15,7 @@ from typing import Any, Final
 from jinja2 import TemplateError
 
 from logitcask_services.corpora.lines import ChatLine, LineProblem
-from logitcask_services.corpora.marks import RESERVED, TOOLS, Marker, PlacedMark, literals_of
+from logitcask_services.corpora.marks import RESERVED, TOOLS, Mark, Marker, PlacedMark, literals_of
 from logitcask_services.corpora.messages import REASONING_FIELDS, normalise
 
 TEMPLATE_FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -36,6 +36,8 @@ class Words:
     """Its number, or `marks.TOOLS`."""
     start: int
     stop: int
+    repeated: bool = False
+    """The name of a tool, which templates write again where its result stands: it makes no turn there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,9 @@ class Conversation:
     generation: list[tuple[int, int]]
     """What the template itself declares to be the assistant's (`{% generation %}`)."""
     notes: frozenset[str]
+    tools: list[Any] | None = None
+    options: dict[str, Any] | None = None
+    """Further variables of the template."""
 
 
 class ChatTemplate:
@@ -67,9 +72,8 @@ class ChatTemplate:
         Raises:
             LineProblem: the template refuses the messages, or words of a message vanish.
         """
-        messages = normalise(line.messages, self._content_form[1])
         self._asked_for_date = False
-        text = self.plain(messages, line.tools, line.template_kwargs)
+        messages, text = self._normal(line)
         notes = {"template_date"} if self._asked_for_date else set[str]()
         words, marker, placed = self._words(messages, line, text)
         if marker is None:
@@ -85,7 +89,30 @@ class ChatTemplate:
             words=words,
             generation=self._generation(messages, line, text),
             notes=frozenset(notes),
+            tools=line.tools,
+            options=line.template_kwargs,
         )
+
+    def _normal(self, line: ChatLine) -> tuple[list[dict[str, Any]], str]:
+        """The messages as this template takes them, and their text; arguments of calls as JSON where it wants that."""
+        separator = self._content_form[1]
+        messages = normalise(line.messages, separator)
+        failure: LineProblem | None = None
+        try:
+            text = self.plain(messages, line.tools, line.template_kwargs)
+        except LineProblem as problem:
+            failure, text = problem, ""
+        values = _arguments(messages)
+        # Some templates put arguments between other texts as they are: objects fail there, or come out as Python's.
+        if values and (failure is not None or any(str(value) in text for value in values)):
+            written = normalise(line.messages, separator, arguments_as_json=True)
+            try:
+                return written, self.plain(written, line.tools, line.template_kwargs)
+            except LineProblem:
+                pass  # then arguments are not what it refuses
+        if failure is not None:
+            raise failure
+        return messages, text
 
     def plain(
         self,
@@ -191,9 +218,14 @@ class ChatTemplate:
             return ""
 
 
+def without_thinking(content: str) -> str:
+    """What a message says besides its thoughts, without outer white space."""
+    return _THINKING.sub("", content).strip()
+
+
 def _stretches(messages: list[dict[str, Any]], text: str, placed: list[PlacedMark]) -> list[Words]:
     """Text between marks of one message's field, in the field's order, is that message's."""
-    words = list[Words]()
+    words, names = list[Words](), set[tuple[int, str]]()
     for before, here in pairwise(placed):
         first, last = before.mark, here.mark
         if (first.message, first.field) != (last.message, last.field) or first.offset >= last.offset:
@@ -207,7 +239,10 @@ def _stretches(messages: list[dict[str, Any]], text: str, placed: list[PlacedMar
                 start -= len(ahead)
             if behind and text.startswith(behind, stop):
                 stop += len(behind)
-        words.append(Words(first.message, start, stop))
+        name = (first.message, first.field)
+        words.append(Words(first.message, start, stop, repeated=name in names))
+        if first.field.endswith(" name"):
+            names.add(name)
     return words
 
 
@@ -229,7 +264,7 @@ def _losses(messages: list[dict[str, Any]], marker: Marker, placed: list[PlacedM
             notes.add("system_dropped")
         elif message["role"] == "assistant" and _in_thinking(message["content"], first.offset, last.offset):
             notes.add("reasoning_dropped")
-        elif (first in seen or last in seen) and _any_of(at, placed) and _whole(message["content"], first, last):
+        elif (first in seen or last in seen) and _has_pieces(marker, first, last):
             continue  # only its inner pieces are looked at: a template that drops thinking loses the outer mark
         else:
             words = message["content"][first.offset : last.offset][:60]
@@ -241,9 +276,21 @@ def _losses(messages: list[dict[str, Any]], marker: Marker, placed: list[PlacedM
     return notes
 
 
-def _whole(content: str, first: Any, last: Any) -> bool:
-    core = content.strip()
-    return bool(content[first.offset : last.offset] == core)
+def _has_pieces(marker: Marker, first: Mark, last: Mark) -> bool:
+    """Whether smaller pieces lie between two marks, each of which is looked at by itself."""
+    return any(
+        (start.message, start.field) == (first.message, first.field)
+        and first.offset <= start.offset
+        and stop.offset <= last.offset
+        and (start, stop) != (first, last)
+        for start, stop in marker.pieces
+    )
+
+
+def _arguments(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The arguments of calls that are objects and hold something."""
+    functions = [call.get("function", call) for message in messages for call in message.get("tool_calls", ())]
+    return [entry["arguments"] for entry in functions if isinstance(entry["arguments"], dict) and entry["arguments"]]
 
 
 def _any_of(message: int, placed: list[PlacedMark]) -> bool:
@@ -258,7 +305,7 @@ def _in_thinking(content: str, start: int, stop: int) -> bool:
 def _require_words(messages: list[dict[str, Any]], text: str) -> None:
     """Without marks: every line of every message must be somewhere. Raises LineProblem."""
     for at, message in enumerate(messages):
-        for line in _THINKING.sub("", message["content"]).splitlines():
+        for line in without_thinking(message["content"]).splitlines():
             if line.strip() and line.strip() not in text:
                 raise LineProblem(
                     "words_dropped",

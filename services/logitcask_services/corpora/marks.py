@@ -6,9 +6,12 @@ that the template itself names, such as `</think>`, so that it may split there. 
 equals the plain one once the marks are taken out proves where everything lies.
 """
 
+import ast
 import re
 from dataclasses import dataclass, field
 from typing import Any, Final
+
+from jinja2 import Environment, TemplateSyntaxError
 
 from logitcask_services.corpora.messages import REASONING_FIELDS
 
@@ -19,7 +22,6 @@ _MARK: Final = re.compile(f"{_OPEN}([{_DIGITS}]+){_CLOSE}")
 RESERVED: Final = re.compile(f"[{_OPEN}-{chr(_FIRST + 31)}]")
 """Characters of marks; a text that holds one cannot be marked."""
 _VALUES: Final = {character: f"{value:x}" for value, character in enumerate(_DIGITS)}
-_LITERAL: Final = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"")
 TOOLS: Final = -1
 """Stands for the number of a message in marks within the definitions of tools."""
 
@@ -145,13 +147,27 @@ class Marker:
 def literals_of(template: str) -> re.Pattern[str] | None:
     """The texts between quotes in a template that it may look for in a message's words: tags and the like."""
     texts = set[str]()
-    for match in _LITERAL.finditer(template):
-        text = (match[1] if match[1] is not None else match[2]).replace("\\n", "\n").strip()
+    for text in map(str.strip, _strings(template)):
         if len(text) > 2 and not re.fullmatch(r"[\w\s.,:;!?]*", text):
             texts.add(text)
     if not texts:
         return None
     return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)))
+
+
+def _strings(template: str) -> list[str]:
+    """The quoted texts of a template; an apostrophe in its comments or in what it writes is none."""
+    try:
+        tokens = [value for _, kind, value in Environment().lex(template) if kind == "string"]
+    except TemplateSyntaxError:
+        return []  # rendering will say what is wrong with it
+    strings = list[str]()
+    for token in tokens:
+        try:
+            strings.append(str(ast.literal_eval(token.replace("\n", "\\n"))))
+        except (SyntaxError, ValueError):
+            strings.append(token[1:-1])
+    return strings
 
 
 def _core(text: str, start: int, stop: int) -> tuple[int, int] | None:

@@ -5,6 +5,7 @@ Other things that a template would print as Python values are refused.
 """
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from logitcask_services.corpora.lines import LineProblem
@@ -14,20 +15,27 @@ TEXT_PARTS = ("text", "input_text", "output_text")
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 
 
-def normalise(messages: list[dict[str, Any]], separator: str) -> list[dict[str, Any]]:
+def normalise(
+    messages: list[dict[str, Any]], separator: str, *, arguments_as_json: bool = False
+) -> list[dict[str, Any]]:
     """Messages with string contents.
 
     Args:
         messages: as they stand in the line; not changed.
         separator: what stands between the text parts of a content, as the template would write them.
+        arguments_as_json: keep or write the arguments of tool calls as JSON in a string, for templates that put them
+            into their text as they are; else JSON of an object becomes that object, for templates that encode it.
 
     Raises:
         LineProblem: a content cannot be rendered as text; it names message and field.
     """
-    return [_message(message, f"messages[{at}]", separator) for at, message in enumerate(messages)]
+    return [
+        _message(message, f"messages[{at}]", separator, arguments_as_json=arguments_as_json)
+        for at, message in enumerate(messages)
+    ]
 
 
-def _message(message: dict[str, Any], where: str, separator: str) -> dict[str, Any]:
+def _message(message: dict[str, Any], where: str, separator: str, *, arguments_as_json: bool) -> dict[str, Any]:
     changed = {name: value for name, value in message.items() if value is not None}
     if "content" not in message and not (
         changed.get("tool_calls") or any(name in changed for name in REASONING_FIELDS)
@@ -38,7 +46,9 @@ def _message(message: dict[str, Any], where: str, separator: str) -> dict[str, A
         if name in changed:
             changed[name] = _text(changed[name], f"{where}.{name}", separator)
     if "tool_calls" in changed:
-        changed["tool_calls"] = _calls(changed["tool_calls"], f"{where}.tool_calls")
+        changed["tool_calls"] = _calls(
+            changed["tool_calls"], f"{where}.tool_calls", _as_json if arguments_as_json else _as_object
+        )
     weight = changed.get("weight", 1)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or weight not in (0, 1):
         raise LineProblem("wrong_type", f"`{where}.weight` is {json.dumps(weight)[:40]}; expected 0 or 1")
@@ -71,14 +81,13 @@ def _part(part: Any, where: str) -> str:
     return text
 
 
-def _calls(calls: Any, where: str) -> list[dict[str, Any]]:
+def _calls(calls: Any, where: str, shape: Callable[[Any], Any]) -> list[dict[str, Any]]:
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise LineProblem("wrong_type", f"`{where}` is {json.dumps(calls)[:60]}; expected a list of objects")
-    return [_call(call, f"{where}[{at}]") for at, call in enumerate(calls)]
+    return [_call(call, f"{where}[{at}]", shape) for at, call in enumerate(calls)]
 
 
-def _call(call: dict[str, Any], where: str) -> dict[str, Any]:
-    """A call whose arguments, where they are JSON of an object, are that object: templates encode them themselves."""
+def _call(call: dict[str, Any], where: str, shape: Callable[[Any], Any]) -> dict[str, Any]:
     function = call.get("function", call)
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise LineProblem("wrong_type", f'`{where}` must have a "name" string, in itself or in its "function"')
@@ -87,11 +96,15 @@ def _call(call: dict[str, Any], where: str) -> dict[str, Any]:
         raise LineProblem(
             "wrong_type", f"`{where}.arguments` is {json.dumps(arguments)[:60]}; expected an object, or its JSON"
         )
-    changed = {**function, "arguments": _arguments(arguments)}
+    changed = {**function, "arguments": shape(arguments)}
     return {**call, "function": changed} if "function" in call else changed
 
 
-def _arguments(arguments: Any) -> Any:
+def _as_json(arguments: Any) -> Any:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)
+
+
+def _as_object(arguments: Any) -> Any:
     if arguments is None:
         return {}
     if isinstance(arguments, str):

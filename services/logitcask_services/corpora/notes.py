@@ -18,6 +18,7 @@ NOTES: dict[str, str] = {
     "tool_calls_dropped": "the template leaves tool calls out",
     "rendering_unproved": "it is not proved that the words of every message came out",
     "answers_unproved": "it is not proved which tokens are answers; none are marked",
+    "answer_in_shared_token": "a completion begins within a token of its prompt; its answer begins behind that",
     "control_tokens_in_words": "the text of a control token in a message's words; it stays words",
     "weight_0": "a message has the weight 0 and is no answer",
     "answer_cut_off": "all answers were behind max_length and are lost",

@@ -42,7 +42,15 @@ def _completed(line: TextLine, ids: list[int], offsets: list[tuple[int, int]]) -
     assert line.answer_start is not None
     if not offsets:
         return Tokenised(token_ids=ids, answers=[], notes=("answers_unproved",))
+    notes: tuple[str, ...] = ()
     ranges = token_ranges(offsets, [(line.answer_start, len(line.text))])
+    if ranges:
+        # A token that also holds the prompt's last letters is not the completion's; white space in front of it may be.
+        first, stop = ranges[0]
+        while first < stop and line.text[offsets[first][0] : line.answer_start].strip():
+            first += 1
+        notes = ("answer_in_shared_token",) if first > ranges[0][0] else ()
+        ranges[0] = (first, stop)
     if ranges and ranges[-1][1] < len(ids) and all(offset == (0, 0) for offset in offsets[ranges[-1][1] :]):
         ranges[-1] = (ranges[-1][0], len(ids))
-    return Tokenised(token_ids=ids, answers=ranges)
+    return Tokenised(token_ids=ids, answers=[span for span in ranges if span[0] < span[1]], notes=notes)

@@ -165,7 +165,9 @@ class HuggingFaceTokenizer:
             if not offsets and ids:
                 raise UnprovedError
             ranges = answer_ranges(conversation, self._markers, first_message=line.first_answer)
-            answers = token_ranges(offsets, ranges)
+            tokens = token_ranges(offsets, ranges)
+            _require_own_tokens(conversation, ranges, tokens, offsets)
+            answers = tokens
         except UnprovedError:
             notes.add("answers_unproved")
         if any(message.get("weight", 1) == 0 for message in conversation.messages):
@@ -188,6 +190,21 @@ class HuggingFaceTokenizer:
                 "words of users becoming real ones; convert it with transformers, or send `input_ids`"
             )
         return ControlTokens(self._backend, self._markers.control_texts)
+
+
+def _require_own_tokens(
+    conversation: Conversation, ranges: Sequence[Span], answers: Sequence[Span], offsets: Sequence[Span]
+) -> None:
+    """Raise UnprovedError where the first or last token of an answer also holds words outside of it.
+
+    Between two messages that a template writes without anything between, a tokenizer may make one token of both.
+    """
+    for first, stop in answers:
+        for start, end in (offsets[first], offsets[stop - 1]):
+            for stretch in conversation.words or ():
+                shared = max(start, stretch.start), min(end, stretch.stop)
+                if shared[0] < shared[1] and not any(low <= shared[0] and shared[1] <= high for low, high in ranges):
+                    raise UnprovedError
 
 
 def token_ranges(offsets: Sequence[Span], ranges: Sequence[Span]) -> list[Span]:
