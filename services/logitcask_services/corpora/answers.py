@@ -178,8 +178,9 @@ def answer_ranges(conversation: Conversation, markers: TurnMarkers, *, first_mes
         ranges.append((declared[0][0], max(declared[0][1], closes)) if declared else (opens, closes))
     _prove(conversation, words, turns, ranges)
     for message, entry in enumerate(conversation.messages[first_message:], start=first_message):
-        says = entry["role"] == "assistant" and entry.get("weight", 1) != 0 and without_thinking(entry["content"])
-        if says and message not in answering:
+        if message in answering or entry["role"] != "assistant" or entry.get("weight", 1) == 0:
+            continue
+        if without_thinking(entry["content"]):
             raise UnprovedError
     return ranges
 

@@ -23,9 +23,7 @@ TEMPLATE_FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError,
 TEMPLATE_DATE: Final = date(2024, 7, 26)
 """Today, for a template that asks: the same on every day, so that the same corpus gives the same documents."""
 _GENERATION: Final = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_THINKING: Final = re.compile(
-    r"<think(?:ing)?>.*?</think(?:ing)?>|.*</think(?:ing)?>|\[THINK\].*?\[/THINK\]", re.DOTALL
-)
+_THOUGHT_ENDS: Final = ("</think>", "</thinking>", "[/THINK]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +218,12 @@ class ChatTemplate:
 
 def without_thinking(content: str) -> str:
     """What a message says besides its thoughts, without outer white space."""
-    return _THINKING.sub("", content).strip()
+    return content[_thoughts_end(content) :].strip()
+
+
+def _thoughts_end(content: str) -> int:
+    """Characters up to the end of the last thought, 0 where there is none: templates split there."""
+    return max(content.rfind(tag) + len(tag) if tag in content else 0 for tag in _THOUGHT_ENDS)
 
 
 def _stretches(messages: list[dict[str, Any]], text: str, placed: list[PlacedMark]) -> list[Words]:
@@ -262,7 +265,7 @@ def _losses(messages: list[dict[str, Any]], marker: Marker, placed: list[PlacedM
             notes.add("tool_calls_dropped")
         elif message["role"] in ("system", "developer") and not _any_of(at, placed):
             notes.add("system_dropped")
-        elif message["role"] == "assistant" and _in_thinking(message["content"], first.offset, last.offset):
+        elif message["role"] == "assistant" and last.offset <= _thoughts_end(message["content"]):
             notes.add("reasoning_dropped")
         elif (first in seen or last in seen) and _has_pieces(marker, first, last):
             continue  # only its inner pieces are looked at: a template that drops thinking loses the outer mark
@@ -295,11 +298,6 @@ def _arguments(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _any_of(message: int, placed: list[PlacedMark]) -> bool:
     return any(mark.mark.message == message for mark in placed)
-
-
-def _in_thinking(content: str, start: int, stop: int) -> bool:
-    """Whether a piece is what the model thought before it answered."""
-    return any(match.start() <= start and stop <= match.end() for match in _THINKING.finditer(content))
 
 
 def _require_words(messages: list[dict[str, Any]], text: str) -> None:
