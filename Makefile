@@ -16,7 +16,7 @@ demo: install ## the whole line on this machine: teacher, cask, student, report
 	@$(TRAINER)/bin/python -m demo
 
 test: install check ## checks and all tests, each side in its own environment
-	$(TRAINER)/bin/python -m pytest tests/repository tests/schemas tests/consumer tests/conformance/test_cask*.py
+	$(TRAINER)/bin/python -m pytest tests/repository tests/schemas tests/golden tests/consumer tests/conformance/test_cask*.py
 	$(TEACHER)/bin/python -m pytest tests/services tests/conformance/test_engine*.py tests/e2e
 
 check: install ## ruff, mypy --strict, the import law

@@ -46,7 +46,7 @@ def read_epoch(path: Path, workers: int, limit: int) -> None:
         dataset,
         batch_size=SEQUENCES,
         sampler=ShardBlockSampler(dataset.sequences_per_group, seed=0, batch=SEQUENCES),
-        collate_fn=Collator(seq_len=SEQ_LEN, pad_id=0),
+        collate_fn=Collator(seq_len=SEQ_LEN),
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,
     )

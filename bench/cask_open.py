@@ -53,7 +53,7 @@ def plan(path: Path) -> CaskDataset:
 def first_training_batch(path: Path) -> Batch:
     dataset = plan(path)
     order = iter(ShardBlockSampler(dataset.sequences_per_group, seed=0, batch=SEQUENCES))
-    return Collator(seq_len=SEQ_LEN, pad_id=0)(dataset.read([next(order) for _ in range(SEQUENCES)]))
+    return Collator(seq_len=SEQ_LEN)(dataset.read([next(order) for _ in range(SEQUENCES)]))
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ def batches(dataset: CaskDataset) -> Iterator[list[int]]:
 
 def rates(dataset: CaskDataset, work: Callable[[Batch], Any], repeats: int) -> list[float]:
     """Tokens per second of each batch."""
-    collate, found = Collator(seq_len=SEQ_LEN, pad_id=0), []
+    collate, found = Collator(seq_len=SEQ_LEN), []
     for numbers in batches(dataset):
         start = time.perf_counter()
         batch = collate(dataset.read(numbers))

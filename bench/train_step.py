@@ -58,7 +58,7 @@ def make_steps(folder: Path, tokens: int) -> tuple[dict[str, Callable[[], float]
     lengths = list(DOCSTRING_LENGTHS) * (4 * tokens // sum(DOCSTRING_LENGTHS))
     dataset = CaskDataset([make_cask(folder / "cask", lengths, vocab_size=VOCAB)], seq_len=SEQ_LEN)
     sequences = [dataset[number] for number in range(tokens // SEQ_LEN)]
-    collate = Collator(seq_len=SEQ_LEN, pad_id=0)
+    collate = Collator(seq_len=SEQ_LEN)
     ready = collate(sequences)
     ready_target = target_of(ready, sampled_tail=True)
     labels = torch.full_like(ready["input_ids"], -100).flatten()

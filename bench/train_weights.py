@@ -44,7 +44,7 @@ def make_steps(folder: Path, tokens: int) -> dict[str, Callable[[], int]]:
         "gate": f"teacher_entropy:least={np.quantile(entropy_P, 1 - KEEP)}",
         "entropy_top": f"entropy_top:keep={KEEP}",
     }
-    student, collate = make_student(), Collator(seq_len=SEQ_LEN, pad_id=0)
+    student, collate = make_student(), Collator(seq_len=SEQ_LEN)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, fused=True)
 
     def step(dataset: CaskDataset) -> int:

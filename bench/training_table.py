@@ -162,7 +162,7 @@ class Run:
         dataset = CaskDataset([cask], seq_len=LENGTH - 1, packing="none", seed=0)
         by_id = {document_id(ids_L): number for number, ids_L in enumerate(self.rows.ids_DL)}
         ordered = [by_id[identity.tobytes()] for identity in cask.document_ids()]
-        collate = Collator(seq_len=LENGTH - 1, pad_id=0)
+        collate = Collator(seq_len=LENGTH - 1)
         student = StudentSpec.parse(setting.student).build(setting.teacher, seed=self.seed)
         attach(student.train())
         optimizer = torch.optim.AdamW(student.parameters(), lr=setting.lr, weight_decay=0.01, fused=True)

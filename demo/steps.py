@@ -127,7 +127,7 @@ def capture(places: Places, teacher: Path, corpora: dict[str, Path]) -> None:
             # With the key, a second run joins the extraction that an interrupted one began.
             command = [
                 places.teacher_bin / "logitcask", "submit", path, "--cask", name, "--server", url,
-                "--idempotency-key", f"demo-{name}", "--wait", "--json",
+                "--idempotency-key", f"demo-{name}", "--wait", "--json", *(["--held-out"] if name == "heldout" else []),
             ]  # fmt: skip
             print("   $", *map(str, command), flush=True)
             answer = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True)

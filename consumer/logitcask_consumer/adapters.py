@@ -3,13 +3,16 @@
 The base stays as it is and is not saved again; what is trained and saved are the adapters, in peft's format.
 """
 
+import json
 from dataclasses import dataclass, fields
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Self
 
 import torch
 
+from logitcask_consumer.checkpoints import INITIAL_NAME
 from logitcask_schemas.errors import LogitcaskError, MissingExtraError, ModelError
 
 ADAPTER_NAME: Final = "adapter_config.json"
@@ -88,6 +91,50 @@ class LoraSpec:
         # Where the head has an adapter peft would save its base weights too, which nothing changes.
         adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
         return adapted
+
+
+def base_folder(folder: Path) -> Path:
+    """The folder of the model that adapters belong to, wherever their own folder has been moved.
+
+    A base that a run made lies in the run's folder, and is looked for there; another is where `adapter_config.json`
+    says, or beside it where that is a relative path.
+
+    Raises:
+        ModelError: it is not there.
+    """
+    try:
+        named = json.loads((folder / ADAPTER_NAME).read_text())["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder / ADAPTER_NAME} does not say which model the adapters belong to: {error}") from error
+    places = [folder / str(named)]  # an absolute path stays what it is
+    if Path(str(named)).name == INITIAL_NAME:
+        # First: another run may have taken the place that this one was moved from. A checkpoint lies two levels down.
+        places = [at / INITIAL_NAME for at in (folder, folder.parent, folder.parent.parent)] + places
+    for place in places:
+        if (place / "config.json").is_file():
+            return place
+    raise ModelError(
+        f"the adapters in {folder} belong to the model in {named}, which is not there. Put it back, or write its "
+        f"folder into base_model_name_or_path of {folder / ADAPTER_NAME}"
+    )
+
+
+def with_adapters(model: Any, folder: Path) -> Any:
+    """The model with the adapters of a folder, in safetensors; modules are replaced in place.
+
+    Raises:
+        MissingExtraError: peft is not installed.
+        ModelError: the adapters do not fit the model.
+    """
+    if find_spec("peft") is None:
+        raise MissingExtraError("report", "lora", "peft")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ModelError(f"{folder} holds no adapter_model.safetensors; other formats of adapters are not read")
+    try:
+        model.load_adapter(str(folder), adapter_kwargs={"local_files_only": True})
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"the adapters in {folder} cannot be loaded into {type(model).__name__}: {error}") from error
+    return model
 
 
 def freeze_head(model: Any) -> None:

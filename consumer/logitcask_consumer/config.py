@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from logitcask_consumer.data import Packing
+from logitcask_consumer.vocabulary import ExtraIds
 from logitcask_schemas.errors import LogitcaskError
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -31,13 +32,15 @@ class TrainConfig:
     output: Path = field(metadata={"free": True})
     """Folder of the trained model, its checkpoints and logs."""
     teacher: Path | None = field(default=None, metadata={"free": True})
-    """The teacher's folder, for its weights (from-teacher) or its tokenizer; never run."""
+    """The teacher's folder, for its weights (from-teacher) or its tokenizer; it makes no records."""
     loss: str = "forward_kl"
     """A registered loss with its parameters, or a weighted mix; see `losses.Objective`."""
     ce_weight: float = 0.0
     """Share of the cross-entropy with the realised tokens, 0 to 1."""
     weights: str | None = None
     """Which positions are trained and how much each counts, a product of weights; see the package `weights`."""
+    extra_ids: ExtraIds = "keep"
+    """A student's ids beyond the teacher's: `keep` them in its softmax, or `mask` them; see `vocabulary`."""
     epochs: float = 2.0
     """Passes over the casks."""
     max_steps: int | None = None
@@ -92,11 +95,13 @@ class TrainConfig:
     """auto: from the latest checkpoint, where there is one; never: refuse a used folder; else a checkpoint's path."""
 
     def __post_init__(self) -> None:
-        """Check ranges; all faults are reported at once.
+        """Check ranges; all faults are reported at once. A single cask may stand without a tuple.
 
         Raises:
             TrainConfigError: with one line per fault.
         """
+        if isinstance(self.casks, Path | str):
+            object.__setattr__(self, "casks", (self.casks,))
         rules: list[tuple[bool, str]] = [
             (bool(self.casks), "at least one cask is needed"),
             (0.0 <= self.ce_weight <= 1.0, f"ce_weight must lie between 0 and 1, got {self.ce_weight}"),
@@ -125,6 +130,10 @@ class TrainConfig:
             ),
             (self.packing in get_args(Packing), f"packing must be {_choices(Packing)}, got {self.packing!r}"),
             (self.precision in get_args(Precision), f"precision must be {_choices(Precision)}, got {self.precision!r}"),
+            (
+                self.extra_ids in get_args(ExtraIds),
+                f"extra_ids must be {_choices(ExtraIds)}, got {self.extra_ids!r}",
+            ),
             (not (self.freeze_head and self.lora), "lora freezes the head already: freeze_head does not go with it"),
             (self.workers >= 0, f"workers must not be negative, got {self.workers}"),
         ]

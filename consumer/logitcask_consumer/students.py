@@ -8,7 +8,6 @@ A student is written as one string:
     path of a config.json         that architecture, freshly initialised
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -16,11 +15,22 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from logitcask_consumer.adapters import ADAPTER_NAME
+from logitcask_consumer.adapters import ADAPTER_NAME, base_folder, with_adapters
+from logitcask_consumer.checkpoints import RUN_NAME, latest_checkpoint
+from logitcask_consumer.kept_layers import KeptLayers, layer_fields
+from logitcask_consumer.layer_proof import (
+    FAILURES,
+    LayersDifferError,
+    first_line,
+    require_config_lasts,
+    require_same_behaviour,
+    require_same_layers,
+)
 from logitcask_consumer.losses import base_model
 from logitcask_schemas.errors import ModelError
 
 FROM_TEACHER = "from-teacher:layers="
+_TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 class StudentSpecError(ModelError):
@@ -99,11 +109,10 @@ def require_model_folder(folder: Path, *, what: str) -> Path:
     """The folder itself, after proving that it holds a model's config, or that of adapters.
 
     Raises:
-        ModelError: it does not exist or holds no config.json.
+        ModelError: it does not exist, holds no config.json, or belongs to a run that has not finished.
     """
     if not (folder / "config.json").is_file() and not (folder / ADAPTER_NAME).is_file():
-        found = "does not exist" if not folder.exists() else "has no config.json"
-        raise ModelError(f"{what} folder {folder} {found}; a Hugging Face model folder is needed")
+        raise ModelError(_what_is_missing(folder, what, "config.json", "a Hugging Face model folder"))
     return folder
 
 
@@ -111,29 +120,58 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> Any:
     """A causal LM from a folder, or adapters with their base; safetensors only, no code from the folder is run.
 
     Raises:
-        ModelError: transformers cannot load it as a causal LM.
+        ModelError: transformers cannot load it as a causal LM, or the base of adapters is not there.
     """
+    require_model_folder(folder, what="model")
+    if (folder / "config.json").is_file():
+        return _loaded(folder, dtype)
+    base = base_folder(folder)
+    return with_adapters(_loaded(base, dtype), folder)
+
+
+def _loaded(folder: Path, dtype: torch.dtype) -> Any:
+    """A causal LM of a folder with a config.json."""
     from transformers import AutoModelForCausalLM
 
-    require_model_folder(folder, what="model")
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{folder} cannot be loaded as a causal LM with safetensors weights: {error}") from error
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, *FAILURES) as error:
+        raise ModelError(
+            f"{folder} cannot be loaded as a causal LM with safetensors weights: {first_line(error)}"
+        ) from error
 
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a folder.
 
     Raises:
-        ModelError: there is none that transformers can load.
+        ModelError: there is none that transformers can load, or the folder belongs to a run that has not finished.
     """
     from transformers import AutoTokenizer
 
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise ModelError(_what_is_missing(folder, "tokenizer", _TOKENIZER_FILES[0], "a folder with a tokenizer"))
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{folder} holds no tokenizer that can be loaded: {error}") from error
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, *FAILURES) as error:
+        raise ModelError(f"{folder} holds no tokenizer that can be loaded: {first_line(error)}") from error
+
+
+def _what_is_missing(folder: Path, what: str, file: str, needed: str) -> str:
+    """One line: what a folder lacks, and what to do."""
+    if not folder.is_dir():
+        state = "is a file" if folder.exists() else "does not exist"
+        return f"{what} folder {folder} {state}; {needed} is needed"
+    if (folder / RUN_NAME).is_file():
+        checkpoint = latest_checkpoint(folder)
+        instead = f", or name its latest checkpoint {checkpoint}" if checkpoint else ""
+        return (
+            f"no {file} in {folder}: the run is unfinished. Give the `logitcask train` command that began it again, "
+            f"which continues it{instead}"
+        )
+    return f"{what} folder {folder} has no {file}; {needed} is needed"
 
 
 def spread_layers(total: int, count: int) -> tuple[int, ...]:
@@ -163,27 +201,37 @@ def _from_teacher(folder: Path, layers: tuple[int, ...] | int) -> Any:
     """Build a shallower model and fill it with the teacher's weights; the teacher is freed on return."""
     teacher = load_model(folder)
     total = teacher.config.get_text_config().num_hidden_layers
-    kept = spread_layers(total, layers) if isinstance(layers, int) else layers
-    if kept[-1] >= total:
-        raise StudentSpecError(f"layer {kept[-1]} was asked for; the teacher in {folder} has layers 0 to {total - 1}")
-    student = _from_config(_shallower(teacher.config, kept, total))
-    prefix = _layer_prefix(teacher, total)
-    weights = _renumber(teacher.state_dict(), prefix, kept)
-    student.load_state_dict(weights, strict=True)
+    numbers = spread_layers(total, layers) if isinstance(layers, int) else layers
+    if numbers[-1] >= total:
+        raise StudentSpecError(
+            f"layer {numbers[-1]} was asked for; the teacher in {folder} has layers 0 to {total - 1}"
+        )
+    kept, prefix = KeptLayers(numbers=numbers, total=total), _layer_prefix(teacher, total)
+    try:
+        student = _shallower(teacher, kept)
+        require_same_layers(teacher, student, prefix, kept)
+        student.load_state_dict(_renumber(teacher.state_dict(), prefix, numbers), strict=True)
+        require_same_behaviour(teacher, student, prefix, kept)
+        require_config_lasts(student, teacher)
+    except LayersDifferError as error:
+        raise StudentSpecError(f"layers {','.join(map(str, numbers))} of {folder}: {error}") from error
     student.generation_config = teacher.generation_config
     return student
 
 
-def _shallower(config: Any, kept: tuple[int, ...], total: int) -> Any:
-    """A copy of the config with the kept layers only; every list with one item per layer is cut likewise."""
-    fields = json.loads(config.to_json_string(use_diff=False))
-    changed = {
-        name: [value[i] for i in kept]
-        for name, value in fields.items()
-        if isinstance(value, list) and len(value) == total
-    }
-    fields.pop("model_type", None)
-    return type(config).from_dict({**fields, **changed, "num_hidden_layers": len(kept)})
+def _shallower(teacher: Any, kept: KeptLayers) -> Any:
+    """A fresh model of the kept layers.
+
+    Raises:
+        StudentSpecError: the config refuses to describe it.
+    """
+    try:
+        return _from_config(kept.config(teacher.config))
+    except FAILURES as error:
+        raise StudentSpecError(
+            f"{type(teacher).__name__} cannot be built with {len(kept.numbers)} of its {kept.total} layers: {error}. "
+            f"Its config places layers by {', '.join(layer_fields(teacher.config)) or 'their number'}"
+        ) from error
 
 
 def _layer_prefix(model: Any, total: int) -> str:
@@ -218,11 +266,13 @@ def _fresh(path: Path, seed: int) -> Any:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         torch.manual_seed(seed)
         return _from_config(config)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{path} does not describe a causal LM that transformers knows: {error}") from error
+    except (OSError, *FAILURES) as error:
+        raise ModelError(
+            f"{path} does not describe a causal LM that transformers knows: {first_line(error)}"
+        ) from error
 
 
 def _from_config(config: Any) -> Any:
@@ -230,4 +280,4 @@ def _from_config(config: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     auto: Any = AutoModelForCausalLM
-    return auto.from_config(config, dtype=torch.float32)
+    return auto.from_config(config, dtype=torch.float32, trust_remote_code=False)

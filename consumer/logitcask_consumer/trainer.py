@@ -21,11 +21,12 @@ from logitcask_consumer.checkpoints import (
     publish_checkpoint,
 )
 from logitcask_consumer.config import TrainConfig
-from logitcask_consumer.data import Batch, CaskDataset, Collator, StepSampler, target_of
+from logitcask_consumer.data import Batch, CaskDataset, Collator, StepSampler, target_of, trained_share
 from logitcask_consumer.losses import Objective
 from logitcask_consumer.processes import processes, raise_together
 from logitcask_consumer.stop_signals import leave_signals_to_the_trainer
 from logitcask_consumer.student_forward import DistillTask, attach
+from logitcask_consumer.vocabulary import StudentVocabulary
 from logitcask_schemas.errors import LogitcaskError
 
 
@@ -67,32 +68,35 @@ class DistillTrainer(Trainer):
             dataset: what to train on.
             config: the run.
             checkpoints: folder for checkpoints.
-            tokenizer: saved beside the weights; its padding id fills unused slots.
+            tokenizer: saved beside the weights.
             callbacks: besides those of transformers.
             sequences_per_step: of a run that goes on; None chooses them as for one that begins.
 
         Raises:
             UnknownLossError, LossParameterError, LossMismatchError: the loss is unknown or does not fit the cask.
+            NothingTrainedError: the dataset's weights leave no position to be trained.
             TrainConfigError: the batch does not divide among the processes.
         """
         self.distill_config = config
         self.objective: Objective = Objective.parse(config.loss).with_cross_entropy(config.ce_weight)
         self.objective.require(dataset.manifest.capture)
         self.weights = dataset.weights
+        trained_share(dataset, seed=config.seed)  # refused here where it is none
         capture, temperature = dataset.manifest.capture, self.objective.temperature
         self._sampled_tail = capture.mode != "topk"
         self._log_z_column = None if temperature is None else capture.temperatures.index(temperature)
         attach(model)
+        vocabulary = StudentVocabulary.of(model, dataset.manifest.teacher.vocab_size)
+        self._width = vocabulary.masked_width(config.extra_ids)
         self.sequences_per_step = sequences_per_step or config.step_sequences(
             processes().num_processes, slots=len(dataset) * dataset.seq_len
         )
-        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         with kept_use_cache(model):
             super().__init__(
                 model=model,
                 args=training_arguments(config, checkpoints, sequences=self.sequences_per_step),
                 train_dataset=dataset,
-                data_collator=cast("Any", Collator(seq_len=dataset.seq_len, pad_id=pad_id)),
+                data_collator=cast("Any", Collator(seq_len=dataset.seq_len, vocabulary=vocabulary)),
                 processing_class=tokenizer,
                 callbacks=callbacks,
             )
@@ -116,6 +120,7 @@ class DistillTrainer(Trainer):
             weights_T=batch["weights"],
             selection=self.weights.selection,
             chunk_rows=self.distill_config.chunk_rows,
+            width=self._width,
         )
         out = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], distill=task)
         if model.training:

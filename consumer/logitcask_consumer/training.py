@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from logitcask_consumer.adapters import LoraSpec, freeze_head
 from logitcask_consumer.arguments import require_trackers
@@ -41,18 +41,22 @@ from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.cross_tokenizer.dataset import CrossTokenizerDataset
 from logitcask_consumer.cross_tokenizer.objective import ChunkObjective
 from logitcask_consumer.cross_tokenizer.run import CrossTokenizerRun, require_same_tokenizer
-from logitcask_consumer.data import CaskDataset, open_casks
+from logitcask_consumer.data import CaskDataset, open_casks, share_note, trained_share
 from logitcask_consumer.losses import Objective, check_head
 from logitcask_consumer.processes import processes
 from logitcask_consumer.run_lock import hold_run
 from logitcask_consumer.stop_signals import StoppedEarly, StopSignals
 from logitcask_consumer.students import StudentSpec, load_model, load_tokenizer
 from logitcask_consumer.trainer import DistillTrainer
-from logitcask_consumer.weights import Weights
+from logitcask_consumer.vocabulary import beyond_tokens, token_count
+from logitcask_consumer.weights import StoredAnswers, Weights
 from logitcask_schemas.cask import Cask
+from logitcask_schemas.cask.remote_store import is_url
 from logitcask_schemas.errors import ModelError
 
 Say = Callable[[str], None]
+LOOKED_AT: Final = 200_000
+"""Positions whose records are searched for ids that are no tokens, before training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +95,7 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
         NothingAlignedError: no document can be aligned with a student's own tokenizer.
         AdapterError: the adapters' description cannot be followed.
         UnknownWeightError, WeightParameterError: the weights are not understood, or do not fit the tokenizer.
+        NothingTrainedError: the weights leave no position to be trained.
         TrainConfigError: a tracker is unknown or not installed.
         RunFolderError: the output folder holds another run, or cannot be made or written.
         RunBusyError: another run writes into the output folder.
@@ -124,13 +129,14 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
 def _train(config: TrainConfig, spec: StudentSpec, weights: Weights, stop: StopSignals, say: Say) -> TrainResult:
     """As `train`, in a folder that no other run writes into."""
     tokenizer = load_tokenizer(spec.tokenizer_folder(config.teacher))
-    weights = weights.bind(tokenizer)
     cross = CrossTokenizerRun.of(config, tokenizer)
     casks = open_casks(config.casks, tokenizer_fingerprint=None, cache=config.cache, cache_bytes=config.cache_bytes)
     if cross is None:
         require_same_tokenizer(casks, tokenizer)
     else:
         cross.require(casks)
+    answers = StoredAnswers.of(casks)
+    weights = weights.bind(tokenizer, answers)
     settings = config.binding() | ({"weights_read": read} if (read := weights.contents()) else {})
     described = [_describe(cask) for cask in casks]
     checkpoint = choose_checkpoint(config)
@@ -145,18 +151,25 @@ def _train(config: TrainConfig, spec: StudentSpec, weights: Weights, stop: StopS
     own = processes()
     own.wait_for_everyone()  # every process has read the folder's state before one changes it
     dataset = _dataset(config, casks, weights) if cross is None else cross.dataset(casks, say)
+    if isinstance(dataset, CaskDataset):
+        share = share_note(trained_share(dataset, seed=config.seed))
+        for note in [*weights.notes(answers), *([share] if share else [])]:
+            say(note)
     sequences = _sequences_per_step(config, dataset, before)
     if checkpoint is not None:
         require_same_batch(checkpoint, steps=-(-len(dataset) // sequences))
     model = _student(config, spec, checkpoint)
     check_context(model, config.seq_len)
     if cross is None:
-        check_student(model, dataset.manifest, config.packing)
+        check_student(model, dataset.manifest, config.packing, tokens=token_count(tokenizer))
+        _say_beyond_tokens(dataset, token_count(tokenizer), say)
     else:
         cross.check(model)
     content = {
         "logitcask": importlib.metadata.version("logitcask"),
         "casks": described,
+        # For whoever asks what was trained on; not compared, so a cask may move while a run is interrupted.
+        "places": [str(place) if is_url(place) else str(Path(place).absolute()) for place in config.casks],
         "settings": settings,
         "batch_tokens": sequences * config.seq_len,
         "student": {"spec": config.student, "parameters": model.num_parameters()},
@@ -210,6 +223,21 @@ def _student(config: TrainConfig, spec: StudentSpec, checkpoint: Path | None) ->
     if config.lora is None:
         return load_model(checkpoint)
     return load_model(spec.folder or config.output / INITIAL_NAME)
+
+
+def _say_beyond_tokens(dataset: CaskDataset | CrossTokenizerDataset, tokens: int, say: Say) -> None:
+    """Report what the teacher puts on ids that are no tokens, in the first positions of the casks."""
+    if not isinstance(dataset, CaskDataset) or dataset.manifest.teacher.vocab_size <= tokens:
+        return
+    sequences = range(0, min(len(dataset), max(1, LOOKED_AT // dataset.seq_len)), 16)
+    blocks = (dataset.read(range(at, min(at + 16, len(dataset)))).windows.records for at in sequences)
+    seen = beyond_tokens(blocks, tokens)
+    if seen.records:
+        say(
+            f"{seen.records:,} of {seen.positions:,} records looked at hold ids from {tokens:,} on, which are no "
+            f"tokens of the tokenizer (up to {seen.largest_id:,}); the teacher puts {seen.mass:.2g} of its mass there. "
+            "They are trained as they are"
+        )
 
 
 def _trained(model: Any) -> int:

@@ -2,13 +2,25 @@
 
 import hashlib
 import json
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 LogprobCodec = Literal["f16", "f32", "u8"]
 Sampler = Literal["systematic", "multinomial"]
 MAX_ENTRIES = 255  # per-position counts are stored as uint8
+MIN_TAU: Final = 1e-6
+"""Below this tail mass nothing is drawn, so a smaller threshold would promise what capture does not do."""
+MIN_TEMPERATURE: Final = 0.1
+MAX_TEMPERATURE: Final = 100.0
+"""Between these log Z_T is right to 1 % in every codec."""
+TEMPERATURE_GAP: Final = 0.01
+"""Least relative distance of a temperature from 1 and from the others: log Z_T vanishes at T = 1."""
+MAX_TEMPERATURES: Final = 16
+
+Temperature = Annotated[float, Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE, allow_inf_nan=False)]
 
 
 class CaptureSpec(BaseModel):
@@ -27,7 +39,7 @@ class CaptureSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: Literal["threshold", "topk", "sampled"] = "threshold"
-    tau: Annotated[float, Field(gt=0, le=1)] = 0.05
+    tau: Annotated[float, Field(ge=MIN_TAU, le=1, allow_inf_nan=False)] = 0.05
     """Probability threshold of mode `threshold`, also the mass one tail draw stands for at most."""
     head_max: Annotated[int, Field(ge=1, le=MAX_ENTRIES - 1)] = 64
     """Most tokens the threshold may put into the head; the excess falls into the tail, which stays unbiased."""
@@ -41,7 +53,7 @@ class CaptureSpec(BaseModel):
     """How the tail is drawn in modes `threshold` and `sampled`. `systematic`: points at equal distances with one random
     offset. `multinomial`: independent draws with replacement, as random-sampling KD is published; more variance. Not
     written where it is `systematic`, so that casks made before it existed keep their bytes and identity."""
-    pinned_ids: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    pinned_ids: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**24)], ...], Field(max_length=MAX_ENTRIES)] = ()
     """Token ids always stored exactly (end of text, tool tokens)."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Key of the counter-based generator behind the draws."""
@@ -50,8 +62,8 @@ class CaptureSpec(BaseModel):
     rounded at random so that probabilities are unbiased, the rest float16 (docs/format.md, section 4.4)."""
     tail_logprobs: bool = False
     """Also store log t of every tail draw (needed for value estimates of most divergences, not to train)."""
-    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = ()
-    """Temperatures T other than 1 for which log Z_T = log sum_j t_j^(1/T) is stored."""
+    temperatures: Annotated[tuple[Temperature, ...], Field(max_length=MAX_TEMPERATURES)] = ()
+    """Temperatures T for which log Z_T = log sum_j t_j^(1/T) is stored: all different, none of them 1 (by 1 % each)."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -63,9 +75,18 @@ class CaptureSpec(BaseModel):
             )
         if len(set(self.pinned_ids)) != len(self.pinned_ids):
             raise ValueError(f"pinned_ids holds duplicates: {self.pinned_ids}")
+        self._require_distinct_temperatures()
+        return self
+
+    def _require_distinct_temperatures(self) -> None:
         if 1.0 in self.temperatures:
             raise ValueError("temperatures holds 1.0, for which log Z is 0 by definition; leave it out")
-        return self
+        for lower, upper in pairwise(sorted((*self.temperatures, 1.0))):
+            if upper - lower < TEMPERATURE_GAP * lower * (1 - 1e-9):
+                raise ValueError(
+                    f"temperatures {lower:g} and {upper:g} are less than {TEMPERATURE_GAP:.0%} apart (1 counts "
+                    "as one of them); leave one of them out"
+                )
 
     def canonical(self) -> dict[str, object]:
         """The fields that matter in this mode, so that specs which capture the same bytes compare equal."""
@@ -81,3 +102,31 @@ class CaptureSpec(BaseModel):
     def digest(self) -> str:
         """SHA-256 (hex) over the canonical JSON of the spec."""
         return hashlib.sha256(json.dumps(self.canonical(), sort_keys=True).encode()).hexdigest()
+
+
+class _StoredSpec(CaptureSpec):
+    """A spec under the limits of the versions that wrote it: readers take what capture would refuse today."""
+
+    tau: Annotated[float, Field(gt=0, le=1)] = 0.05
+    pinned_ids: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = ()
+
+    def _require_distinct_temperatures(self) -> None:
+        if 1.0 in self.temperatures:
+            raise ValueError("temperatures holds 1.0")
+
+
+def stored_spec(fields: Mapping[str, Any]) -> CaptureSpec:
+    """The spec that an older version stored, whose limits may have been wider than today's.
+
+    Args:
+        fields: as in cask.json.
+
+    Raises:
+        ValidationError: no version would have written it.
+    """
+    try:
+        return CaptureSpec.model_validate(fields)
+    except ValidationError:
+        stored = _StoredSpec.model_validate(fields)
+        return CaptureSpec.model_construct(stored.model_fields_set, **dict(stored))

@@ -110,7 +110,9 @@ def show(
     if as_json:
         return print_json(described)
     out = console()
-    print_line(out, Text(f"document {at:,} of {len(opened):,}: {described['tokens']:,} tokens"))
+    answers = described["answers"]
+    says = "" if answers is None else f", {answers:,} of them of answers{' (underlined)' if answers else ''}"
+    print_line(out, Text(f"document {at:,} of {len(opened):,}: {described['tokens']:,} tokens{says}"))
     print_line(out, Text(f"id {described['id']}"))
     out.print(token_strip(described["positions"], measure, texts=tokenizer is not None))
     return print_positions(out, described["positions"])
@@ -172,7 +174,7 @@ def _text_of_ids(folder: Path, expected: str) -> Any:
     from logitcask_schemas.errors import IdentityMismatchError
     from logitcask_schemas.tokenizer_fingerprint import tokenizer_fingerprint
 
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
     if (found := tokenizer_fingerprint(tokenizer)) != expected:
         raise IdentityMismatchError(f"{folder}: tokenizer fingerprint {found}, the cask's records need {expected}")
     return lambda token_id: json.dumps(tokenizer.decode([token_id]), ensure_ascii=False)

@@ -16,6 +16,8 @@ _FULL_ENTROPY: Final = 5.0
 def token_strip(positions: list[dict[str, Any]], measure: Measure, *, texts: bool) -> Text:
     """The tokens of consecutive positions on one strip, each in the colour of the teacher's prediction of it.
 
+    Tokens of answers are underlined.
+
     Args:
         positions: From `describe_positions`.
         measure: Entropy of the distribution that predicted the token, or the probability it gave the token.
@@ -23,7 +25,8 @@ def token_strip(positions: list[dict[str, Any]], measure: Measure, *, texts: boo
     """
     strip = Text(_shown(positions[0]["token"], texts), style="dim")
     for position in positions:
-        strip.append(_shown(position["next"], texts), style=_style(position, measure))
+        mark = "underline " if position.get("answer") else ""
+        strip.append(_shown(position["next"], texts), style=mark + _style(position, measure))
     return strip
 
 

@@ -15,8 +15,10 @@ from typer.core import TyperCommand, TyperGroup
 
 from logitcask_schemas.errors import LogitcaskError, MissingExtraError
 from logitcask_schemas.exit_codes import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE
+from logitcask_schemas.terminal import printable
 
 GROUP: Final = "logitcask.commands"
+LINE_ENDS: Final = "\n\t"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,5 +147,5 @@ def _explained(name: str, error: ModuleNotFoundError) -> ImportError:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message, keep=LINE_ENDS)}", file=sys.stderr)
     sys.exit(code)

@@ -62,6 +62,10 @@ class ModelError(LogitcaskError, ValueError):
     """A folder or name is not a model that can be loaded."""
 
 
+class CaptureSpecError(LogitcaskError, ValueError):
+    """A capture spec asks for what this teacher cannot give; the spec is at fault, the teacher is well."""
+
+
 class MissingExtraError(LogitcaskError, ImportError):
     """A command needs an optional extra that is not installed."""
 

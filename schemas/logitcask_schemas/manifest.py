@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Collection, Mapping
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
-from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_schemas.capture_spec import CaptureSpec, stored_spec
 from logitcask_schemas.errors import IdentityMismatchError
-from logitcask_schemas.identity import TeacherIdentity
+from logitcask_schemas.identity import Accept, TeacherIdentity
 
 FORMAT_VERSION: Final = 1
 MAX_VOCAB_SIZE: Final = 1 << 24
@@ -18,6 +19,15 @@ Sha256Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 MAX_VALUES: Final = 2**31 - 1
 """Of one column of a shard: Arrow's list offsets are int32."""
 Count = Annotated[int, Field(ge=0, le=MAX_VALUES)]
+AnswerCount = Annotated[int, Field(ge=0, le=MAX_VALUES, exclude_if=lambda count: count == 0)]
+"""Not written where it is 0, so that entries of shards without answers keep their bytes."""
+
+
+def _as_stored(capture: object, validate: ValidatorFunctionWrapHandler) -> object:
+    # A spec that an older version stored is outside today's limits, also when it is handed on from cask to cask.
+    if isinstance(capture, CaptureSpec):
+        return capture
+    return stored_spec(capture) if isinstance(capture, Mapping) else validate(capture)
 
 
 class CaskManifest(BaseModel):
@@ -28,7 +38,7 @@ class CaskManifest(BaseModel):
     format: Literal["logitcask"] = "logitcask"
     version: Literal[1] = FORMAT_VERSION
     teacher: TeacherIdentity
-    capture: CaptureSpec
+    capture: Annotated[CaptureSpec, WrapValidator(_as_stored)]
     created_by: str
     """Program and version that created the cask."""
     created_at: str
@@ -45,9 +55,18 @@ class CaskManifest(BaseModel):
         both = {"teacher": self.teacher.model_dump(mode="json"), "capture": self.capture.canonical()}
         return hashlib.sha256(json.dumps(both, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
-    def require_same(self, teacher: TeacherIdentity, capture: CaptureSpec, *, where: str) -> None:
-        """Raise IdentityMismatchError naming every field of teacher or spec that differs, with both values."""
-        self.teacher.require_same(teacher, where=where)
+    def require_same(
+        self, teacher: TeacherIdentity, capture: CaptureSpec, *, where: str, accept: Collection[Accept] = ()
+    ) -> None:
+        """Raise IdentityMismatchError naming every field of teacher or spec that differs, with both values.
+
+        Args:
+            teacher: the identity offered.
+            capture: the spec offered.
+            where: the cask, for the message.
+            accept: see `TeacherIdentity.require_same`.
+        """
+        self.teacher.require_same(teacher, where=where, accept=accept)
         mine, theirs = self.capture.canonical(), capture.canonical()
         if mine != theirs:
             listing = "; ".join(
@@ -83,6 +102,12 @@ class ShardEntry(BaseModel):
     head_entries: Count
     tail_entries: Count
     """Tail draws."""
+    answer_documents: AnswerCount = 0
+    """Documents that say which of their tokens are answers, or that none is."""
+    answer_ranges: AnswerCount = 0
+    """Ranges of such tokens, with an empty one for each document that has no answer."""
+    answer_positions: AnswerCount = 0
+    """Positions that predict a token of an answer."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -90,5 +115,14 @@ class ShardEntry(BaseModel):
             raise ValueError(
                 f"{self.documents} documents of {self.tokens} tokens have {self.tokens - self.documents} positions, "
                 f"the entry says {self.positions}"
+            )
+        if (
+            not self.answer_documents <= min(self.documents, self.answer_ranges)
+            or bool(self.answer_ranges) != bool(self.answer_documents)
+            or self.answer_positions > self.positions
+        ):
+            raise ValueError(
+                f"{self.answer_documents} of {self.documents} documents cannot have {self.answer_ranges} ranges of "
+                f"answers with {self.answer_positions} of {self.positions} positions"
             )
         return self

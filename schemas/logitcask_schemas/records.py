@@ -1,7 +1,7 @@
 """Records of a run of positions as flat columns, and documents: token ids with their records.
 
 Shape legend: L tokens of a document, P = L - 1 positions (position i predicts token i + 1), H head entries and
-N tail draws over all positions, T stored temperatures. Values in nats.
+N tail draws over all positions, T stored temperatures, R ranges of tokens. Values in nats.
 """
 
 import hashlib
@@ -20,6 +20,21 @@ LogprobArray: TypeAlias = NDArray[np.floating[Any]]
 def document_id(token_ids: IdArray) -> bytes:
     """Identity of a document: SHA-256 (32 bytes) over its token ids as little-endian uint32."""
     return hashlib.sha256(np.ascontiguousarray(token_ids, dtype="<u4").tobytes()).digest()
+
+
+def check_answer_ranges(ranges_R2: NDArray[np.uint32], num_tokens: int, *, where: str) -> None:
+    """Raise InvalidRecordError unless ranges are ascending, separate, not empty, and inside a document of L tokens."""
+    if ranges_R2.dtype != np.uint32 or ranges_R2.ndim != 2 or ranges_R2.shape[1] != 2:
+        raise InvalidRecordError(
+            f"{where}: answer ranges should be uint32 of shape [R, 2], got {ranges_R2.dtype} {list(ranges_R2.shape)}"
+        )
+    flat_R2 = ranges_R2.astype(np.int64).reshape(-1)
+    steps = np.diff(flat_R2)
+    if (steps[0::2] <= 0).any() or (steps[1::2] < 0).any() or (len(flat_R2) and flat_R2[-1] > num_tokens):
+        raise InvalidRecordError(
+            f"{where}: answer ranges should ascend, hold a token each and end within {num_tokens} tokens, "
+            f"got {ranges_R2.tolist()[:8]}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,10 +109,13 @@ class Records:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DocumentRecords:
-    """One document: its L token ids and the records of its L - 1 positions."""
+    """One document: its L token ids, the records of its L - 1 positions, and which tokens are answers."""
 
     token_ids_L: IdArray
     records: Records
+    answer_ranges_R2: NDArray[np.uint32] | None = None
+    """Ranges [start, stop) of the tokens that the assistant says, the end of its turns included; ascending, none of
+    them empty, none reaching into the next. None where nobody knows; of shape [0, 2] where there is no answer."""
 
     def __post_init__(self) -> None:
         """Refuse anything but L - 1 positions for L tokens."""
@@ -131,6 +149,8 @@ class DocumentRecords:
             )
         if (largest := int(self.token_ids_L.max())) >= vocab_size:
             raise InvalidRecordError(f"{where}: token_ids holds id {largest}, the vocabulary has {vocab_size}")
+        if self.answer_ranges_R2 is not None:
+            check_answer_ranges(self.answer_ranges_R2, len(self.token_ids_L), where=where)
         self.records.check(vocab_size, where=where)
         self._require_next_tokens(where)
         self._require_ascending_draws(where)

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import tempfile
 from pathlib import Path
 
 from logitcask_schemas.errors import LogitcaskError
@@ -13,16 +14,21 @@ class CaskNameError(LogitcaskError, ValueError):
     """A cask's name could leave the cask root."""
 
 
+class FolderError(LogitcaskError, OSError):
+    """A folder of the service cannot be made or written to."""
+
+
 class ServiceFolders:
-    """The folders of one service, made where absent."""
+    """The folders of one service, made where absent. Raises FolderError where one cannot be written to."""
 
     def __init__(self, cask_root: Path, state: Path) -> None:
         self.cask_root = cask_root
         self.state = state
         self.corpora = state / "corpora"
         self.extractions = state / "extractions"
-        for folder in (cask_root, self.corpora, self.extractions):
-            folder.mkdir(parents=True, exist_ok=True)
+        _make_writable(cask_root, "--cask-root")
+        for folder in (state, self.corpora, self.extractions):
+            _make_writable(folder, "--data-dir")
 
     def cask(self, name: str) -> Path:
         """The folder of a cask, inside the cask root whatever the name. Raises CaskNameError."""
@@ -49,3 +55,15 @@ class ServiceFolders:
         for folder in self.extractions.iterdir():
             if folder.name not in keep:
                 shutil.rmtree(folder)
+
+
+def _make_writable(folder: Path, option: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise FolderError(
+            f"the folder {folder} cannot be written to ({error.strerror or error}); make it writable for this user, or "
+            f"name another with {option}"
+        ) from error

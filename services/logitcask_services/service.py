@@ -8,18 +8,21 @@ from logitcask_services.corpora.storage import CorpusStorage
 from logitcask_services.jobs.context import JobContext, WorkSettings
 from logitcask_services.jobs.database import Database
 from logitcask_services.jobs.log import ExtractionLog
-from logitcask_services.jobs.preparer import Preparer
+from logitcask_services.jobs.preparer import Claims, Preparer
 from logitcask_services.jobs.progress import LiveProgress
 from logitcask_services.jobs.registry import CorpusRegistry
 from logitcask_services.jobs.signals import Signals
 from logitcask_services.jobs.store import ExtractionStore
 from logitcask_services.jobs.teacher import Teacher, TeacherHost
+from logitcask_services.jobs.watchdog import TEACHER_FAILED, Heartbeat, Watchdog
 from logitcask_services.jobs.worker import Worker
 from logitcask_services.layout import ServiceFolders
 from logitcask_services.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
-JOIN_SECONDS = 30.0
+JOIN_SECONDS = 8.0
+FAILED = 1
+"""Exit code of a service that cannot go on, its teacher aside (`watchdog.TEACHER_FAILED`)."""
 
 
 class Service:
@@ -49,6 +52,7 @@ class Service:
         )
         self.crash: str | None = None
         """Why the service must end, once it must."""
+        self.exit_code = 0
         self.on_crash: Callable[[], None] | None = None
         context = JobContext(
             folders=self.folders,
@@ -64,17 +68,32 @@ class Service:
                 disk_floor_bytes=settings.disk_floor_bytes,
                 chunk_positions=settings.chunk_positions,
                 pause_poll_seconds=settings.pause_poll_seconds,
+                accept_teacher=settings.accept_teacher,
             ),
             crashed=self._crashed,
+            heartbeat=Heartbeat(),
         )
-        self._threads = (Preparer(context), Worker(context))
+        watchdog = Watchdog(
+            context,
+            hang_seconds=settings.engine_hang_seconds,
+            cancel_seconds=settings.cancel_grace_seconds,
+            load_seconds=settings.load_deadline_seconds,
+        )
+        claims = Claims()
+        # A second one takes what is small first, so that a large corpus does not hold up all others.
+        self._threads = (
+            Preparer(context, claims, order="oldest"),
+            Preparer(context, claims, order="smallest"),
+            Worker(context, watchdog),
+            watchdog,
+        )
 
     def start(self) -> None:
         """Clean up after an earlier crash, put interrupted extractions back into the queue, start the threads."""
         self.storage.sweep()
         for extraction_id in self.extractions.recover():
             logger.info("extraction %s goes on after a restart", extraction_id)
-        self.folders.sweep(keep=self.extractions.unfinished())
+        self.folders.sweep(keep=self.extractions.keeps_tokens())
         for thread in self._threads:
             thread.start()
 
@@ -103,8 +122,8 @@ class Service:
                 break
         return reasons
 
-    def _crashed(self, reason: str) -> None:
-        self.crash = reason
+    def _crashed(self, reason: str, *, teacher_failed: bool = False) -> None:
+        self.crash, self.exit_code = reason, TEACHER_FAILED if teacher_failed else FAILED
         logger.critical("%s", reason)
         if self.on_crash is not None:
             self.on_crash()

@@ -7,6 +7,7 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from logitcask_schemas.errors import LogitcaskError
+from logitcask_schemas.identity import Accept
 
 DEFAULT_PORT = 8000
 MIN_KEY_CHARACTERS = 8
@@ -31,6 +32,8 @@ class ServiceSettings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65_535)] = DEFAULT_PORT
     engine: Literal["vllm", "transformers"] = "vllm"
     dtype: str = "auto"
+    accept_teacher: tuple[Accept, ...] = ()
+    """What may differ between a cask's teacher and this one, because the operator says so."""
     max_model_len: Annotated[int | None, Field(ge=2)] = None
     """Most tokens of a document; default: the teacher's own context."""
     api_key: SecretStr | None = None
@@ -45,11 +48,17 @@ class ServiceSettings(BaseSettings):
     chunk_positions: Annotated[int | None, Field(ge=1)] = None
     """Positions in one chunk, which is one shard; default: a share of the corpus, see `jobs.plan`."""
     engine_restarts: Annotated[int, Field(ge=0)] = 5
-    """Restarts of a dead teacher, without progress between them, before the extraction fails."""
+    """Restarts of a dead teacher, without progress between them, before the process ends with exit code 4."""
     engine_backoff_seconds: Annotated[float, Field(ge=0)] = 1.0
     """Pause before the first restart; doubles up to one minute."""
+    engine_hang_seconds: Annotated[float, Field(ge=0)] = 1800.0
+    """Silence of the teacher, with documents in hand, after which it counts as dead; 0: never."""
+    cancel_grace_seconds: Annotated[float, Field(ge=0)] = 20.0
+    """The same once the extraction is cancelled."""
+    load_deadline_seconds: Annotated[float, Field(ge=0)] = 3600.0
+    """Longest time that the teacher may take to load; 0: any."""
     pause_poll_seconds: Annotated[float, Field(gt=0)] = 2.0
-    """How often a paused extraction looks for free disk space."""
+    """First pause of an extraction that waits for disk, cask or database; doubles up to half a minute."""
     keepalive_seconds: Annotated[float, Field(gt=0)] = 15.0
     """Silence after which an event stream sends a comment."""
 

@@ -48,6 +48,11 @@ def assert_equal(found: ShardColumns, expected: ShardColumns) -> None:
     for level in LEVELS:
         assert found.offsets[level].dtype == np.int64
         np.testing.assert_array_equal(found.offsets[level], expected.offsets[level])
+    assert (found.answers is None) == (expected.answers is None)
+    if found.answers is not None:
+        assert (found.answers.offsets.dtype, found.answers.values.dtype) == (np.int64, np.uint32)
+        np.testing.assert_array_equal(found.answers.offsets, expected.answers.offsets)
+        np.testing.assert_array_equal(found.answers.values, expected.answers.values)
     assert list(found.arrays) == list(expected.arrays)
     for name, array in expected.arrays.items():
         mine = found.arrays[name][0 : len(found.arrays[name])]

@@ -25,7 +25,7 @@ torch = pytest.importorskip("torch", reason="training data needs the trainer ext
 from logitcask_consumer.data import EMPTY, CaskDataset, Collator, open_casks  # noqa: E402
 
 EVERYTHING = CaptureSpec(logprob_codec="u8", tail_logprobs=True, temperatures=(2.0, 4.0))
-PAD, MULTIPLE = 7, 8
+PAD, MULTIPLE = 0, 8
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
@@ -108,7 +108,7 @@ def test_a_batch_is_what_a_plain_reader_finds(
         casks = open_casks(paths, tokenizer_fingerprint=None)
         dataset = CaskDataset(casks, seq_len=seq_len, overlap=overlap, packing=packing)
         numbers = data.draw(st.lists(st.integers(EMPTY, len(dataset) - 1), min_size=1, max_size=6))
-        batch = Collator(seq_len=seq_len, pad_id=PAD, multiple_of=MULTIPLE)(dataset.read(numbers))
+        batch = Collator(seq_len=seq_len, multiple_of=MULTIPLE)(dataset.read(numbers))
         expected = plain_batch(dataset, numbers)
         for name, column in batch.items():
             if column is None:
@@ -127,14 +127,14 @@ def test_negative_control_the_plain_reader_notices_another_sequence(tmp_path: Pa
     with CaskWriter.create(tmp_path, teacher=make_teacher(), capture=SPEC) as writer:
         writer.publish(make_documents([40, 30], 1))
     dataset = CaskDataset(open_casks([tmp_path], tokenizer_fingerprint=None), seq_len=40)
-    batch = Collator(seq_len=40, pad_id=PAD)(dataset.read([0]))
+    batch = Collator(seq_len=40)(dataset.read([0]))
     assert batch["next_ids"].tolist() == plain_batch(dataset, [0])["next_ids"] != plain_batch(dataset, [1])["next_ids"]
 
 
 def batches(path: Path, workers: str | None) -> list[dict[str, Any]]:
     dataset = CaskDataset(open_casks([path], tokenizer_fingerprint=None), seq_len=64, overlap=8)
     options = {} if workers is None else {"num_workers": 2, "multiprocessing_context": workers}
-    loader = torch.utils.data.DataLoader(dataset, batch_size=3, collate_fn=Collator(seq_len=64, pad_id=0), **options)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=3, collate_fn=Collator(seq_len=64), **options)
     return list(loader)
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from logitcask_schemas.capture_spec import CaptureSpec
-from logitcask_schemas.errors import ModelError
+from logitcask_schemas.errors import CaptureSpecError
 from logitcask_services.engines.errors import EngineError
 from logitcask_services.engines.protocol import CaptureTask
 
@@ -278,7 +278,7 @@ def test_no_tasks_no_results(engine):
 
 
 def test_pinned_ids_outside_the_vocabulary_are_refused(engine, documents):
-    with pytest.raises(ModelError, match=r"pinned ids \[50000\] are outside"):
+    with pytest.raises(CaptureSpecError, match=r"pinned ids \[50000\] are outside"):
         list(engine.capture(tasks_of(documents[:1]), CaptureSpec(pinned_ids=(50_000,))))
 
 

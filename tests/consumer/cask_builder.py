@@ -1,5 +1,7 @@
 """Casks for tests: documents of a tiny teacher, recorded by the reference sampler and published by the real writer."""
 
+import dataclasses
+
 import numpy as np
 import torch
 from reference_sampler import DensePositions, sample
@@ -103,10 +105,14 @@ def _log_z(dense, spec):
     return np.stack([np.log((dense.probs_RV ** (1 / t)).sum(1)) for t in spec.temperatures], axis=1)
 
 
-def build_cask(path, teacher, documents, *, spec=None, per_shard=8, **identity_fields):
-    """Publish the documents' records, some per shard."""
+def build_cask(path, teacher, documents, *, spec=None, per_shard=8, answers=None, **identity_fields):
+    """Publish the documents' records, some per shard; `answers` has the ranges of each, None where it does not say."""
     spec = spec or CaptureSpec()
     records = [record(dense_positions(teacher, ids), ids, spec, seed=n) for n, ids in enumerate(documents)]
+    for n, ranges in enumerate(answers or []):
+        if ranges is not None:
+            ranges_R2 = np.array(ranges, dtype=np.uint32).reshape(-1, 2)
+            records[n] = dataclasses.replace(records[n], answer_ranges_R2=ranges_R2)
     with CaskWriter.create(path, teacher=identity(**identity_fields), capture=spec) as writer:
         for start in range(0, len(records), per_shard):
             writer.publish(records[start : start + per_shard])

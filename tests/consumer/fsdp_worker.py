@@ -27,7 +27,7 @@ def student(*, tied: bool, dtype: torch.dtype = torch.float64) -> Any:
 def loss_of(model: Any, cask: Path, sequences: list[int], selection: EntropyTop | None) -> Any:
     """Forward KL summed over some sequences."""
     dataset = CaskDataset(open_casks([cask], tokenizer_fingerprint=None), seq_len=64)
-    batch = Collator(seq_len=64, pad_id=0)(dataset.read(sequences))
+    batch = Collator(seq_len=64)(dataset.read(sequences))
     task = DistillTask(
         target=target_of(batch, sampled_tail=True).to_dtype(torch.float64),
         slots_T=batch["slots"],

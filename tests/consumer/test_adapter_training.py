@@ -1,5 +1,7 @@
 """Runs that train a part of the student: adapters by peft, or all but the head."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -9,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 from two_processes import train_in_two_processes
 
-from logitcask_consumer.adapters import AdapterError, LoraSpec
+from logitcask_consumer.adapters import AdapterError, LoraSpec, base_folder
 from logitcask_consumer.callbacks import read_metrics
 from logitcask_consumer.checkpoints import RunFolderError
 from logitcask_consumer.config import TrainConfig, TrainConfigError
@@ -73,6 +75,35 @@ def test_a_run_with_adapters_learns_resumes_and_leaves_pefts_files(config, tmp_p
         torch.testing.assert_close(value, saved[name], rtol=0, atol=0)
     with pytest.raises(RunFolderError, match="lora"):
         train(replace(config, lora=None))
+    moved_adapters_find_their_base(config.output, tmp_path, after)
+
+
+def moved_adapters_find_their_base(output, tmp_path, logits):
+    """Moved elsewhere, while another model stands where the base was; also a checkpoint's adapters."""
+    ids, moved = torch.arange(3, 20)[None], tmp_path / "elsewhere" / "student"
+    shutil.move(output, moved)
+    tiny_model(layers=2, seed=9).save_pretrained(output / "initial")
+    with torch.no_grad():
+        torch.testing.assert_close(load_model(moved)(input_ids=ids).logits, logits, rtol=0, atol=0)
+        load_model(moved / "checkpoints" / "checkpoint-24")(input_ids=ids)
+    shutil.rmtree(moved / "initial")
+    shutil.rmtree(output)
+    with pytest.raises(ModelError, match=r"belong to the model in .*initial, which is not there"):
+        load_model(moved)
+
+
+def test_the_base_of_adapters_may_be_named_relative_to_them(tmp_path):
+    model = tiny_model(layers=2)
+    model.save_pretrained(tmp_path / "bases" / "small")
+    adapted = LoraSpec.parse("rank=2,targets=q_proj").applied(model, base=tmp_path / "bases" / "small", seed=0)
+    adapted.save_pretrained(tmp_path / "adapters")
+    path = tmp_path / "adapters" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "../bases/small"}))
+    assert base_folder(tmp_path / "adapters").resolve() == tmp_path / "bases" / "small"
+    load_model(tmp_path / "adapters")
+    path.write_text("{}")
+    with pytest.raises(ModelError, match="does not say which model"):
+        load_model(tmp_path / "adapters")
 
 
 def test_two_processes_train_adapters_as_one(config, tmp_path):

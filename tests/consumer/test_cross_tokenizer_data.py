@@ -57,7 +57,6 @@ def collator_of(world, *, aligner=None, **options):
     aligner = aligner or world["aligner"]
     return ChunkCollator(
         seq_len=64,
-        pad_id=0,
         capture=EXACT,
         teacher=aligner.teacher_bytes,
         teacher_vocab=512,

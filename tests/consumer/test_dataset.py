@@ -1,6 +1,7 @@
 """Datasets over real casks: what comes out is what was recorded, for every way of packing, and damage is an error."""
 
 import pickle
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.data import (
     EMPTY,
     CaskDataset,
@@ -44,7 +46,7 @@ def cask_path(teacher, tmp_path_factory):
 
 def batch_of(dataset, sequences=None):
     sequences = range(len(dataset)) if sequences is None else sequences
-    return Collator(seq_len=dataset.seq_len, pad_id=0)(dataset.read(sequences))
+    return Collator(seq_len=dataset.seq_len)(dataset.read(sequences))
 
 
 def assert_same_batch(mine, theirs):
@@ -122,7 +124,7 @@ def test_sequences_read_one_by_one_give_the_batch_of_all(teacher, cask_path, tmp
     path = build_cask(tmp_path / "more", teacher, random_documents(9), spec=spec) if optional else cask_path
     dataset = CaskDataset(open_casks([path], tokenizer_fingerprint=None), seq_len=32, overlap=4)
     numbers = [2, EMPTY, 0, 1]
-    one_by_one = Collator(seq_len=32, pad_id=0)([dataset[number] for number in numbers])
+    one_by_one = Collator(seq_len=32)([dataset[number] for number in numbers])
     assert (one_by_one["tail_logprobs"] is not None) == optional
     assert_same_batch(one_by_one, batch_of(dataset, numbers))
 
@@ -151,7 +153,7 @@ def test_casks_of_one_teacher_are_read_together(cask_path, teacher, tmp_path):
 def loaded(dataset, *, epoch=0, **options):
     sampler = ShardBlockSampler(dataset.sequences_per_group, seed=5)
     sampler.set_epoch(epoch)
-    collator = Collator(seq_len=dataset.seq_len, pad_id=0)
+    collator = Collator(seq_len=dataset.seq_len)
     return list(DataLoader(dataset, batch_size=2, sampler=sampler, collate_fn=collator, **options))
 
 
@@ -221,11 +223,11 @@ def test_missing_truncated_and_flipped_shards_are_errors(teacher, tmp_path):
 
 def test_records_shifted_by_one_position_are_refused(cask_path):
     sequence = CaskDataset(open_casks([cask_path], tokenizer_fingerprint=None), seq_len=64)[0]
-    Collator(seq_len=64, pad_id=0)(sequence)
+    Collator(seq_len=64)(sequence)
     tokens = np.roll(sequence.windows.token_ids_L, 1)
     shifted = replace(sequence, windows=replace(sequence.windows, token_ids_L=tokens))
     with pytest.raises(DocumentMismatchError, match="next token"):
-        Collator(seq_len=64, pad_id=0)(shifted)
+        Collator(seq_len=64)(shifted)
 
 
 @given(st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=5), max_size=12), st.data())
@@ -251,3 +253,24 @@ def test_token_ids_of_another_document_are_refused(cask_path, monkeypatch):
     monkeypatch.setattr("logitcask_consumer.data.dataset.document_id", lambda ids: b"\0" * 32)
     with pytest.raises(DocumentMismatchError, match="identity"):
         dataset[0]
+
+
+def test_a_shard_that_is_cut_while_it_is_trained_from_is_an_error_not_the_end_of_the_process(place, tmp_path):
+    """Reading its lost pages would raise SIGBUS."""
+    shutil.copytree(place / "cask", tmp_path / "cask")
+    dataset = CaskDataset(open_casks(str(tmp_path / "cask"), tokenizer_fingerprint=None), seq_len=64)
+    dataset.read(range(len(dataset)))
+    path = dataset.casks[0].shard(0).path
+    with path.open("r+b") as file:
+        file.truncate(4096)
+    with pytest.raises(CaskCorruptionError, match="by now it has 4096"):
+        dataset.read(range(len(dataset)))
+
+
+def test_one_place_is_one_cask(place):
+    for casks in (str(place / "cask"), place / "cask", [place / "cask"]):
+        [cask] = open_casks(casks, tokenizer_fingerprint=None)
+        assert cask.path == place / "cask"
+    assert TrainConfig(casks=str(place / "cask"), student="x", output=place).casks == (str(place / "cask"),)
+    with pytest.raises(EmptyCaskError):
+        open_casks([], tokenizer_fingerprint=None)

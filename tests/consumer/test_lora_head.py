@@ -33,7 +33,7 @@ def batch(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lora")
     path = build_cask(folder / "cask", save_teacher(folder / "teacher"), random_documents(8))
     dataset = CaskDataset(open_casks([path], tokenizer_fingerprint=None), seq_len=64)
-    return Collator(seq_len=64, pad_id=0)(dataset.read(range(len(dataset))))
+    return Collator(seq_len=64)(dataset.read(range(len(dataset))))
 
 
 def adapted(name, **more):

@@ -5,7 +5,14 @@ import pytest
 import torch
 from reference_sampler import dense_kl, every_outcome, random_positions, sample, to_target
 
-from logitcask_consumer.losses import LMHead, LogitTransform, Objective, ShapeError, distillation_loss
+from logitcask_consumer.losses import (
+    LMHead,
+    LogitTransform,
+    LossParameterError,
+    Objective,
+    ShapeError,
+    distillation_loss,
+)
 from logitcask_consumer.losses.chunk_terms import Scales, chunk_gradient
 from logitcask_consumer.losses.softmax import log_softmax_
 
@@ -307,3 +314,30 @@ def test_shapes_that_do_not_fit_are_refused():
         distillation_loss(hidden, head, target, loss, weights_T=torch.ones(1))
     with pytest.raises(ShapeError, match="chunk_rows"):
         distillation_loss(hidden, head, target, loss, chunk_rows=0)
+
+
+def test_losses_are_joined_by_a_plus_with_or_without_spaces():
+    expected = Objective.parse("0.9*forward_kl + 0.1*cross_entropy")
+    for weights in (("0.9", "+0.1"), ("0.9", " +0.1"), ("9e-1", "+1e-1")):
+        text = "{}*forward_kl{}*cross_entropy".format(*weights)
+        assert Objective.parse(text) == expected
+    assert len(Objective.parse("js:beta=0.1+forward_kl").losses) == 2
+    for number in ("+0.5", "5e+1", "5.e+1", "5E+1"):
+        assert Objective.parse(f"{number}*forward_kl+cross_entropy").weights[0].at(0.0) == float(number)
+    assert (
+        Objective.parse("linear(+1,1e+1)*forward_kl+js:beta=+0.25").losses[1]
+        == Objective.parse("js:beta=0.25").losses[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("forward_kl +", "loss number 2 is missing"),
+        ("forward_kl + + cross_entropy", "loss number 2 is missing"),
+        ("forward_kl+0.1*", "loss number 2 is missing"),
+    ],
+)
+def test_a_missing_loss_of_a_mix_is_said(text, message):
+    with pytest.raises(LossParameterError, match=message):
+        Objective.parse(text)

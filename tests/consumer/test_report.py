@@ -34,6 +34,7 @@ def truth(dense, logits):
         "nll": -np.log(p[np.arange(ROWS), dense.next_ids_R]),
         "agreement": best == t.argmax(1),
         "acceptance": np.minimum(t, p).sum(1),
+        "greedy_acceptance": t[np.arange(ROWS), best],
         "confidence": p.max(1),
         "correct": best == dense.next_ids_R,
     }
@@ -64,11 +65,15 @@ def test_metrics_are_unbiased_or_exact(spec, with_tail):
         np.testing.assert_allclose(got[name], expected[name], rtol=1e-9)
     if spec.get("mode") != "sampled":
         np.testing.assert_array_equal(got["agreement"], expected["agreement"])
+    np.testing.assert_allclose(got["greedy_acceptance"], expected["greedy_acceptance"], atol=2e-3)
+    assert (got["acceptance_low"] <= expected["acceptance"] + 1e-9).all()
+    assert (got["acceptance_high"] >= expected["acceptance"] - 1e-9).all()
+    assert (got["acceptance_high"] > expected["acceptance"] + 1e-3).any(), "the bracket's end is no estimate"
     if with_tail:
         np.testing.assert_allclose(got["acceptance"], expected["acceptance"], rtol=1e-2)
+        np.testing.assert_allclose(got["tvd"], 1 - got["acceptance"], atol=1e-12)
     else:
-        assert (got["acceptance"] >= expected["acceptance"] - 1e-9).all(), "without log t of the draws: an upper bound"
-        assert (got["acceptance"] > expected["acceptance"] + 1e-3).any()
+        assert not {"acceptance", "tvd"} & got.keys(), "without log t of the draws there is no estimate"
     assert (got["kl_bound"] <= expected["kl"] + 1e-9).all()
 
 
@@ -77,7 +82,8 @@ def test_metrics_of_a_whole_head_are_exact():
     expected = truth(dense, logits)
     got = over_u_grid(dense, logits, with_tail=False, points=1, tau=1e-12, head_max=VOCAB)
     for name in expected:
-        np.testing.assert_allclose(got[name], expected[name], atol=1e-9)
+        for measured in [name] if name != "acceptance" else ["acceptance_low", "acceptance_high"]:
+            np.testing.assert_allclose(got[measured], expected[name], atol=1e-9)
     np.testing.assert_allclose(got["kl_bound"], expected["kl"], atol=1e-9)
     np.testing.assert_allclose(got["tail_error"], 0, atol=1e-9)
 
@@ -87,7 +93,9 @@ def test_topk_bounds_kl_and_acceptance():
     expected = truth(dense, logits)
     got = over_u_grid(dense, logits, with_tail=False, points=1, mode="topk", k=5)
     assert (got["kl_bound"] < expected["kl"]).all()
-    assert (got["acceptance"] >= expected["acceptance"]).all()
+    assert (got["acceptance_high"] >= expected["acceptance"]).all()
+    assert (got["acceptance_low"] <= expected["acceptance"]).all()
+    assert (got["greedy_acceptance"] <= expected["greedy_acceptance"] + 1e-12).all()
 
 
 def test_negative_control_a_renormalised_head_overstates_kl():
@@ -216,11 +224,8 @@ def test_command_writes_markdown_json_and_plots(place, tmp_path):
 @pytest.mark.parametrize(
     ("cask", "kinds"),
     [
-        (
-            "topk",
-            {"kl_bound": "lower bound", "acceptance": "upper bound", "tvd": "lower bound", "agreement": "exact"},
-        ),
-        ("sampled", {"kl": "unbiased", "kl_bound": "lower bound", "acceptance": "upper bound", "tvd": "lower bound"}),
+        ("topk", {"kl_bound": "lower bound", "greedy_acceptance": "lower bound", "agreement": "exact"}),
+        ("sampled", {"kl": "unbiased", "kl_bound": "lower bound", "greedy_acceptance": "unbiased"}),
     ],
 )
 def test_other_modes_say_what_their_numbers_are(place, tmp_path, cask, kinds):
@@ -229,6 +234,9 @@ def test_other_modes_say_what_their_numbers_are(place, tmp_path, cask, kinds):
     exact = {"nll", "perplexity", "entropy", "tail_error", "accuracy", "calibration_error"}
     assert document["kinds"] == kinds | dict.fromkeys(exact, "exact")
     assert ("accuracy" in document["teacher"]) == (cask == "topk")
+    bracket = document["models"][0]["acceptance_bracket"]
+    assert 0 <= bracket["low"] < bracket["high"] <= 1
+    assert "is not measured" in (tmp_path / "out" / "report.md").read_text()
     assert "change" not in document
 
 

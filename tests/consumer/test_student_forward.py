@@ -31,7 +31,7 @@ def test_logits_of_a_packed_document_are_those_it_has_alone(cask, kind, attentio
     dataset = CaskDataset([cask], seq_len=128)
     windows = [dataset[b] for b in range(len(dataset))]
     assert max(map(len, windows)) > 1, "nothing was packed"
-    batch = Collator(seq_len=128, pad_id=0)(windows)
+    batch = Collator(seq_len=128)(windows)
     with torch.no_grad():
         packed = student(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
         rows = packed.flatten(0, 1)[batch["slots"]]
@@ -44,17 +44,17 @@ def test_logits_of_a_packed_document_are_those_it_has_alone(cask, kind, attentio
 def test_negative_control_without_position_ids_packed_documents_mix(cask):
     student = tiny_model()
     dataset = CaskDataset([cask], seq_len=128)
-    batch = Collator(seq_len=128, pad_id=0)([dataset[0]])
+    batch = Collator(seq_len=128)([dataset[0]])
     with torch.no_grad():
         kept = student(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits
         mixed = student(input_ids=batch["input_ids"]).logits
     assert float((kept - mixed).abs().max()) > 1e-2
 
 
-def test_a_student_that_ignores_position_ids_is_refused():
+def test_a_student_that_ignores_position_ids_and_masks_is_refused():
     student = tiny_model()
     body, forward = student.model, student.model.forward
-    body.forward = lambda *args, position_ids=None, **kwargs: forward(*args, **kwargs)
+    body.forward = lambda *args, position_ids=None, attention_mask=None, **kwargs: forward(*args, **kwargs)
     with pytest.raises(ModelError, match="--packing none"):
         check_packing(student)
 
@@ -62,7 +62,7 @@ def test_a_student_that_ignores_position_ids_is_refused():
 @pytest.mark.parametrize("packing", ["best_fit", "none"])
 def test_loss_and_gradients_equal_those_of_the_models_own_logits(cask, packing):
     dataset = CaskDataset([cask], seq_len=64, packing=packing)
-    batch = Collator(seq_len=64, pad_id=0)([dataset[b] for b in range(len(dataset))])
+    batch = Collator(seq_len=64)([dataset[b] for b in range(len(dataset))])
     target = target_of(batch, sampled_tail=True)
     student = tiny_model(seed=3).double()
     inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}

@@ -1,5 +1,6 @@
 """Students from the teacher's layers, from folders and from configs; bad descriptions give clear errors."""
 
+import io
 import json
 
 import pytest
@@ -105,3 +106,30 @@ def test_folders_that_are_no_models(tmp_path):
         StudentSpec.parse(str(tmp_path / "config.json")).build(None, seed=0)
     with pytest.raises(ModelError, match="tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_a_config_with_infinity_is_read_as_it_is(tmp_path):
+    model = tiny_model("mamba2", layers=2, num_heads=8, head_dim=8, n_groups=1, state_size=8, chunk_size=8)
+    model.save_pretrained(tmp_path)
+    fresh = StudentSpec.parse(str(tmp_path / "config.json")).build(None, seed=0)
+    assert list(fresh.config.time_step_limit) == list(model.config.time_step_limit)
+    assert float("inf") in fresh.config.time_step_limit
+
+
+def test_code_in_a_folder_is_never_run(tmp_path, monkeypatch):
+    """Not even where somebody would say yes."""
+    monkeypatch.setattr("builtins.input", lambda prompt="": pytest.fail("it asked"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Evil: pass\n")
+    auto = dict.fromkeys(("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer"), "evil.Evil")
+    content = json.dumps({"model_type": "evil", "auto_map": auto})
+    for name in ("config.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text(content)
+    for load in (
+        load_model,
+        load_tokenizer,
+        lambda folder: StudentSpec.parse(f"{folder}/config.json").build(None, seed=0),
+    ):
+        with pytest.raises(ModelError):
+            load(tmp_path)
+    assert not (tmp_path / "ran").exists()

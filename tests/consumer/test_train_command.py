@@ -12,7 +12,7 @@ from logitcask_consumer.cli import report, train
 
 OPTIONS = {
     "train": {
-        "--cask", "--student", "--output", "-o", "--teacher", "--loss", "--ce-weight", "--weights",
+        "--cask", "--student", "--output", "-o", "--teacher", "--loss", "--ce-weight", "--weights", "--extra-ids",
         "--epochs", "--max-steps", "--lora", "--freeze-head", "--no-freeze-head",
         "--seq-len", "--overlap", "--packing", "--batch-tokens", "--micro-tokens", "--lr", "--warmup", "--weight-decay",
         "--cache",

@@ -1,23 +1,31 @@
 """Weights in whole runs: the same training however a batch is split, nothing trained, resuming, metrics."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from cask_builder import build_cask, random_documents, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 from two_processes import train_in_two_processes
 
 from logitcask_consumer.callbacks import read_metrics
 from logitcask_consumer.checkpoints import RunFolderError
 from logitcask_consumer.config import TrainConfig
+from logitcask_consumer.data import CaskDataset, NothingTrainedError, open_casks, share_note, trained_share
 from logitcask_consumer.trainer import DistillTrainer
 from logitcask_consumer.training import train
-from logitcask_consumer.weights import UnknownWeightError
+from logitcask_consumer.weights import UnknownWeightError, WeightParameterError, Weights
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.records import document_id
 
 GRADED = 'teacher_confidence:power=2 * skip_tokens:tokens="w5 w9 w11"'
+TEMPLATE = (
+    "{% for m in messages %}w5 {% if m.role == 'user' %}w8{% else %}w6 w6 w6{% endif %} {{ m.content }} w7 {% endfor %}"
+    "{% if add_generation_prompt %}w5 w6 w6 w6 {% endif %}"
+)
+"""No document has a turn like that."""
 CHOSEN = "teacher_entropy:most=1.5 * entropy_top:keep=0.3"
 
 
@@ -94,13 +102,6 @@ def test_weights_choose_what_is_learned(config):
     assert lines[-1]["kl"] < 0.7 * lines[0]["kl"]
 
 
-def test_nothing_to_train_is_a_loss_of_zero(config):
-    train(replace(config, weights="teacher_entropy:least=50", max_steps=2))
-    for line in read_metrics(config.output / "metrics.jsonl"):
-        assert (line["loss"], line["kl"], line["ce"], line["grad_norm"]) == (0.0, 0.0, 0.0, 0.0)
-        assert (line["positions"], line["trained_share"]) == (0.0, 0.0)
-
-
 def test_weights_bind_a_run(config, place, tmp_path):
     path = tmp_path / "ranges.jsonl"
     identity = document_id(Cask.open(place / "cask").read(0).token_ids_L).hex()
@@ -116,3 +117,108 @@ def test_weights_bind_a_run(config, place, tmp_path):
     with pytest.raises(UnknownWeightError, match="there are"):
         train(replace(config, weights="entropy", output=tmp_path / "other"))
     assert not (tmp_path / "other").exists()
+
+
+@pytest.fixture
+def texts(config, tmp_path, place):
+    """A run on documents that say they have no answers, as those captured from text may."""
+    documents = random_documents(12, seed=3)
+    teacher = AutoModelForCausalLM.from_pretrained(place / "teacher")
+    cask = build_cask(tmp_path / "texts", teacher, documents, answers=[[] for _ in documents])
+    return replace(config, casks=(cask,))
+
+
+def test_documents_without_answers_train_nothing_and_are_refused_before_anything_is_made(texts):
+    with pytest.raises(NothingTrainedError, match="none of the 12 documents has an answer"):
+        train(replace(texts, weights="assistant_only"))
+    with pytest.raises(NothingTrainedError, match="none of the 12 documents has an answer"):
+        train(replace(texts, weights="teacher_confidence * completion_only"))
+    assert not (texts.output / "metrics.jsonl").exists()
+    assert not (texts.output / "initial").exists()
+
+
+def test_silent_documents_in_which_no_turn_is_found_are_refused(config, place, tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    shutil.copytree(place / "teacher", tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    with pytest.raises(NothingTrainedError, match=r"40 of 40 documents do not say .*and none has a turn as"):
+        train(replace(config, teacher=tmp_path / "teacher", weights="assistant_only"))
+    assert not (config.output / "initial").exists()
+
+
+@pytest.mark.parametrize(
+    ("weights", "reason"),
+    [
+        ("teacher_entropy:least=50", "teacher_entropy:least=50 is 0 everywhere"),
+        ("teacher_entropy:least=50 * entropy_top", "teacher_entropy:least=50 is 0 everywhere"),
+        ("teacher_entropy:least=1 * teacher_entropy:most=0.5", "where one of the weights is above 0, another is 0"),
+        ("assistant_only:after=w2,until=w2 * teacher_entropy:least=50", "teacher_entropy:least=50 is 0 everywhere"),
+        ('completion_only:after="w2 w2 w2 w2 w2"', "no document has the text"),
+    ],
+)
+def test_weights_that_leave_nothing_are_refused_with_the_reason(config, weights, reason):
+    with pytest.raises(NothingTrainedError, match=reason):
+        train(replace(config, weights=weights))
+    assert not (config.output / "initial").exists()
+
+
+def test_a_trainer_of_one_s_own_refuses_too(config, place):
+    dataset = CaskDataset(
+        open_casks(place / "cask", tokenizer_fingerprint=None),
+        seq_len=64,
+        weights=Weights.parse("teacher_entropy:least=50"),
+    )
+    with pytest.raises(NothingTrainedError):
+        DistillTrainer(
+            AutoModelForCausalLM.from_pretrained(place / "teacher"),
+            dataset,
+            config,
+            checkpoints=config.output,
+            tokenizer=tiny_tokenizer(),
+        )
+
+
+def test_two_processes_refuse_too(texts):
+    with pytest.raises(AssertionError, match="none of the 12 documents has an answer"):
+        train_in_two_processes(replace(texts, weights="assistant_only"))
+
+
+def test_a_share_below_one_percent_is_trained_and_said(config, place, tmp_path):
+    path = tmp_path / "ranges.jsonl"
+    cask = Cask.open(place / "cask")
+    identity = document_id(cask.read(0).token_ids_L).hex()
+    path.write_text(json.dumps({"document_id": identity, "ranges": [[1, 4]]}))
+    said = []
+    train(replace(config, weights=f"ranges:file={path}", max_steps=1), say=said.append)
+    [warning] = [message for message in said if "warning" in message]
+    assert f"leave 3 positions to be trained, {3 / cask.num_positions:.2%}" in warning
+
+
+def test_looking_for_a_trained_position_stops_when_there_are_enough(place):
+    casks = open_casks(str(place / "cask"), tokenizer_fingerprint=None)
+    dataset = CaskDataset(casks, seq_len=16, weights=Weights.parse("skip_tokens:tokens=w5").bind(tiny_tokenizer()))
+    found = trained_share(dataset, seed=0, enough=10)
+    assert 10 <= found.positions < dataset.num_positions
+    assert not found.whole
+    assert share_note(found) is None
+    assert share_note(replace(found, trained=1, positions=1000)).startswith("warning: the weights leave 1 positions of")
+
+
+def test_a_run_on_answers_trains_these_positions(config, place, tmp_path):
+    documents = random_documents(12, low=12, seed=4)
+    teacher = AutoModelForCausalLM.from_pretrained(place / "teacher")
+    answers = [[[3, 5], [9, 12]] if n % 2 else None for n in range(12)]
+    cask = build_cask(tmp_path / "mixed", teacher, documents, answers=answers)
+    said = []
+    with pytest.raises(WeightParameterError, match="6 of 12 documents do not say"):
+        train(replace(config, casks=cask, weights="assistant_only"))
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    shutil.copytree(place / "teacher", tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    run = replace(config, casks=cask, teacher=tmp_path / "teacher", weights="assistant_only", max_steps=1)
+    train(run, say=said.append)
+    assert [note for note in said if note.startswith("assistant_only: 6 of 12 documents say")]
+    [line] = read_metrics(config.output / "metrics.jsonl")
+    assert line["trained_share"] == pytest.approx(6 * 5 / sum(len(ids) - 1 for ids in documents))

@@ -235,7 +235,7 @@ def test_a_weight_is_described_and_reads_back(name):
 def test_positions_of_weight_zero_are_left_out_of_the_batch(cask):
     text = "assistant_only * teacher_confidence"
     plain, weighted = (
-        Collator(seq_len=64, pad_id=0)(dataset.read(range(len(dataset))))
+        Collator(seq_len=64)(dataset.read(range(len(dataset))))
         for dataset in (CaskDataset([cask], seq_len=64, overlap=8, weights=weights) for weights in (None, bound(text)))
     )
     found = {slot: row for row, slot in enumerate(plain["slots"].tolist())}
@@ -246,7 +246,7 @@ def test_positions_of_weight_zero_are_left_out_of_the_batch(cask):
     assert plain["weights"] is None
     torch.testing.assert_close(weighted["input_ids"], plain["input_ids"])
     assert_same_target(target_of(weighted, sampled_tail=True), take_target(target_of(plain, sampled_tail=True), rows))
-    joined = Collator(seq_len=64, pad_id=0)(
+    joined = Collator(seq_len=64)(
         [dataset[number] for dataset in [CaskDataset([cask], seq_len=64, weights=bound(text))] for number in range(3)]
     )
     assert len(joined["weights"]) == len(joined["slots"])
@@ -294,7 +294,7 @@ def test_whole_shares_are_not_rounded_up():
 def test_loss_and_gradients_are_those_of_dense_logits_with_the_weights(cask, text):
     weights = bound(text)
     dataset = CaskDataset([cask], seq_len=64, overlap=8, weights=weights)
-    batch = Collator(seq_len=64, pad_id=0)(dataset.read(range(len(dataset))))
+    batch = Collator(seq_len=64)(dataset.read(range(len(dataset))))
     target, student = target_of(batch, sampled_tail=True), tiny_model(seed=3).double()
     inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
     logp = torch.log_softmax(student(**inputs, use_cache=False).logits.flatten(0, 1)[batch["slots"]], -1)

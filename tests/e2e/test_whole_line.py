@@ -47,7 +47,9 @@ def test_every_position_is_in_the_casks(places: steps.Places, result: dict[str, 
         lines = (places.output / "corpus" / f"{name}.jsonl").read_text().splitlines()
         assert len(cask) == len(lines) - (2 if name == "train" else 0), "every line but the two bad ones"
         assert cask.num_positions == cask.num_tokens - len(cask)
-        assert cask.num_bytes / cask.num_tokens <= 40
+        # Held-out records also hold the log-probabilities of the draws.
+        assert cask.num_bytes / cask.num_tokens <= (40 if name == "train" else 60)
+        assert cask.manifest.capture.tail_logprobs == (name == "heldout")
         assert cask.manifest.teacher.engine == "vllm"
     job = json.loads((places.output / "captured-train.json").read_text())
     assert "completed" in json.dumps(job)
@@ -73,6 +75,12 @@ def test_verify_finds_nothing(places: steps.Places, result: dict[str, Any]) -> N
 def test_training_helps(result: dict[str, Any]) -> None:
     before, after = (model["metrics"]["kl"]["value"] for model in result["models"])
     assert after < before
+
+
+def test_the_report_measures_acceptance_on_text_that_was_held_out(result: dict[str, Any]) -> None:
+    assert result["kinds"]["acceptance"] == "unbiased"
+    assert result["models"][1]["trained_on"] == {"status": "checked", "documents": 0, "unread": []}
+    assert result["warnings"] == []
 
 
 def test_the_student_is_a_hugging_face_folder(places: steps.Places, result: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ distributions.
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,14 @@ CASES: dict[str, tuple[int, CaptureSpec, str]] = {
     "cask-v1-u8": (49_152, CaptureSpec(logprob_codec="u8", tail_logprobs=True, seed=7), "arrow"),
     "cask-v1-zarr": (262_144, WIDE, "zarr"),
     "cask-v1-parquet": (262_144, WIDE, "parquet"),
+    "cask-v1-answers": (49_152, CaptureSpec(), "arrow"),
+    "cask-v1-answers-zarr": (49_152, CaptureSpec(), "zarr"),
+    "cask-v1-answers-parquet": (49_152, CaptureSpec(), "parquet"),
 }
 SHARDS = ((2, 5, 12), (3,))
 """Lengths of the documents of each shard."""
+ANSWERS = {2: [], 5: None, 12: [[3, 6], [6, 7], [10, 12]], 3: None}
+"""By length, of the cases that say: none, not said, some; no document of the second shard says."""
 
 
 def document(length: int, vocab_size: int, spec: CaptureSpec) -> DocumentRecords:
@@ -72,6 +78,11 @@ def document(length: int, vocab_size: int, spec: CaptureSpec) -> DocumentRecords
     )
 
 
+def answers(one: DocumentRecords) -> Any:
+    ranges = ANSWERS[len(one.token_ids_L)]
+    return None if ranges is None else np.array(ranges, dtype=np.uint32).reshape(-1, 2)
+
+
 def make_cask(path: Path, name: str) -> list[DocumentRecords]:
     """Write one golden cask, with a fixed time of creation; returns its documents."""
     vocab_size, spec, carrier = CASES[name]
@@ -90,6 +101,8 @@ def make_cask(path: Path, name: str) -> list[DocumentRecords]:
     )
     write_manifest(LocalFiles(), path, manifest)
     documents = [[document(length, vocab_size, spec) for length in lengths] for lengths in SHARDS]
+    if "answers" in name:
+        documents = [[replace(one, answer_ranges_R2=answers(one)) for one in shard] for shard in documents]
     writer = CaskWriter.create(path, teacher=teacher, capture=spec, carrier=carrier)
     writer.publish(documents[0])
     writer.close()
@@ -104,6 +117,8 @@ def as_json(one: DocumentRecords) -> dict[str, Any]:
     for field in Records.__dataclass_fields__:
         if (column := getattr(one.records, field)) is not None:
             columns[field.rpartition("_")[0]] = column.tolist()
+    if one.answer_ranges_R2 is not None:
+        columns["answers"] = one.answer_ranges_R2.reshape(-1).tolist()
     return columns
 
 

@@ -28,6 +28,7 @@ LEVELS = {
     "log_tail_mass": "position",
     "entropy": "position",
     "log_z": "position",
+    "answers": "answer",
 }
 
 STEPS = [1 / 64] * 128 + [1 / 32] * 64 + [1 / 8] * 32 + [1 / 2] * 31
@@ -123,7 +124,12 @@ def read_shard(folder: Path, entry: dict[str, Any]) -> list[dict[str, Any]]:
         assert entry["sha256"].startswith(entry["name"])
     metadata, ids, checksums, columns = read(path)
     assert metadata["logitcask.format"] == "logitcask-shard"
-    assert metadata["logitcask.version"] == "1"
+    assert metadata["logitcask.version"] == ("2" if "answers" in columns else "1")
+    cut, flat = columns.get("answers", (np.zeros(len(ids) + 1), np.zeros(0)))
+    starts, stops = flat.reshape(-1, 2).astype(np.int64).T
+    assert entry.get("answer_documents", 0) == np.count_nonzero(np.diff(cut))
+    assert entry.get("answer_ranges", 0) == len(starts)
+    assert entry.get("answer_positions", 0) == (np.maximum(stops, 1) - np.maximum(starts, 1)).sum()
     assert metadata["logitcask.identity"] == entry["identity"]
     documents = []
     for row, identity in enumerate(ids):
@@ -142,6 +148,9 @@ def read_shard(folder: Path, entry: dict[str, Any]) -> list[dict[str, Any]]:
         assert parts["head_counts"].sum() == len(parts["head_ids"])
         assert parts["tail_counts"].sum() == len(parts["tail_ids"])
         assert set(parts) <= LEVELS.keys()
+        said = parts.pop("answers", np.zeros(0)).reshape(-1, 2)
+        if len(said):
+            parts["answers"] = said[said[:, 0] < said[:, 1]].reshape(-1)
         documents.append({"id": identity.hex(), **parts})
     return documents
 
@@ -165,4 +174,13 @@ def test_the_format_page_is_enough(name: str) -> None:
 
 
 def test_there_are_golden_casks() -> None:
-    assert CASKS == ["cask-v1-parquet", "cask-v1-u16-f16", "cask-v1-u24-f32", "cask-v1-u8", "cask-v1-zarr"]
+    assert CASKS == [
+        "cask-v1-answers",
+        "cask-v1-answers-parquet",
+        "cask-v1-answers-zarr",
+        "cask-v1-parquet",
+        "cask-v1-u16-f16",
+        "cask-v1-u24-f32",
+        "cask-v1-u8",
+        "cask-v1-zarr",
+    ]

@@ -69,7 +69,16 @@ def make_document(
             tail_logprobs_N=logprobs(draws) if spec.tail_logprobs else None,
             log_z_PT=values(positions, len(spec.temperatures)) if spec.temperatures else None,
         ),
+        answer_ranges_R2=make_answers(length, seed),
     )
+
+
+def make_answers(length: int, seed: int) -> np.ndarray | None:
+    """Of three documents in a row one has answers, one has none, and of one nobody knows."""
+    if seed % 3 == 2:
+        return None
+    edges = np.sort(np.random.default_rng([seed, 1]).choice(length + 1, 2 * min(3, (length + 1) // 2), replace=False))
+    return edges.reshape(-1, 2).astype(np.uint32)[: None if seed % 3 == 0 else 0]
 
 
 def make_documents(lengths: Sequence[int], seed: int, **options: Any) -> list[DocumentRecords]:
@@ -87,7 +96,7 @@ def specs() -> st.SearchStrategy[CaptureSpec]:
 
 
 def columns_of(document: DocumentRecords) -> dict[str, np.ndarray]:
-    """Every column of a document by name, absent ones left out."""
+    """Tokens and every column of a document's records by name, absent ones left out."""
     columns = {"token_ids_L": document.token_ids_L}
     for name in Records.__dataclass_fields__:
         if (column := getattr(document.records, name)) is not None:
@@ -103,3 +112,5 @@ def assert_same(found: DocumentRecords, expected: DocumentRecords) -> None:
         assert mine[name].dtype == column.dtype, name
         assert mine[name].shape == column.shape, name
         assert mine[name].tobytes() == column.tobytes(), name
+    ranges = [None if one.answer_ranges_R2 is None else one.answer_ranges_R2.tolist() for one in (found, expected)]
+    assert ranges[0] == ranges[1]

@@ -35,6 +35,7 @@ def changed(document: DocumentRecords, **columns: object) -> DocumentRecords:
     return DocumentRecords(
         token_ids_L=columns.pop("token_ids_L", document.token_ids_L),  # type: ignore[arg-type]
         records=Records(**(fields | columns)),  # type: ignore[arg-type]
+        answer_ranges_R2=document.answer_ranges_R2,
     )
 
 

@@ -127,7 +127,9 @@ def test_wide_ids_of_a_small_vocabulary_are_accepted(tmp_path: Path) -> None:
     columns = {name: getattr(document.records, name) for name in type(document.records).__dataclass_fields__}
     columns["head_ids_H"] = document.records.head_ids_H.astype(np.uint32)
     wide = DocumentRecords(
-        token_ids_L=document.token_ids_L.astype(np.uint32), records=type(document.records)(**columns)
+        token_ids_L=document.token_ids_L.astype(np.uint32),
+        records=type(document.records)(**columns),
+        answer_ranges_R2=document.answer_ranges_R2,
     )
     CaskWriter.create(tmp_path, teacher=make_teacher(), capture=SPEC).publish([wide])
     assert_same(Cask.open(tmp_path).read(0), document)

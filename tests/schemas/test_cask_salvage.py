@@ -41,7 +41,8 @@ def test_a_frame_is_where_arrow_puts_things(vocab_size: int, spec, lengths: list
     write_shard(ArrowCarrier(), columns, layout, identity, sink)
     content = sink.getvalue()
     counts = {level: int(columns.offsets[level][-1]) for level in LEVELS}
-    frame = arrow_frame(len(documents), counts, layout, identity)
+    ranges = 0 if columns.answers is None else columns.answers.counts().ranges
+    frame = arrow_frame(len(documents), counts, layout, identity, answer_ranges=ranges)
     assert frame.size == len(content)
     assert content[frame.document_ids :].startswith(columns.document_ids.tobytes())
     assert content[frame.checksums :].startswith(columns.checksums.tobytes())
@@ -49,6 +50,10 @@ def test_a_frame_is_where_arrow_puts_things(vocab_size: int, spec, lengths: list
         offsets, values = frame.columns[column.name]
         assert content[offsets:].startswith(columns.offsets[column.level].astype("<i4").tobytes())
         assert content[values:].startswith(np.ascontiguousarray(columns.arrays[column.name]).tobytes())
+    assert (frame.answers is None) == (columns.answers is None)
+    if frame.answers is not None:
+        assert content[frame.answers[0] :].startswith(columns.answers.offsets.astype("<i4").tobytes())
+        assert content[frame.answers[1] :].startswith(columns.answers.values.tobytes())
 
 
 @pytest.mark.parametrize("table", [True, False], ids=["table", "no table"])

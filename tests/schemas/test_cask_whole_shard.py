@@ -42,6 +42,9 @@ def shard_of(columns: ShardColumns, layout: RecordLayout) -> Shard:
         head_entries=counts["head"],
         tail_entries=counts["tail"],
     )
+    if columns.answers is not None:
+        answers = dataclasses.asdict(columns.answers.counts())
+        entry = entry.model_copy(update={f"answer_{name}": count for name, count in answers.items()})
     return Shard(Path("shard"), entry, layout, columns)
 
 
@@ -166,12 +169,15 @@ def test_any_changed_byte(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(whole_shard, "_BLOCK_POSITIONS", block)
         assert is_sound(shard_of(columns, layout), vocab_size)
-        name = data.draw(st.sampled_from([column.name for column in layout.columns]))
-        arrays = {**columns.arrays, name: columns.arrays[name][0 : len(columns.arrays[name])].copy()}
-        content = arrays[name].reshape(-1).view(np.uint8)
+        answers = columns.answers
+        arrays = {name: array[0 : len(array)].copy() for name, array in columns.arrays.items()}
+        arrays |= {} if answers is None else {"answers": answers.values.copy()}
+        content = arrays[data.draw(st.sampled_from(sorted(arrays)))].reshape(-1).view(np.uint8)
         if len(content):
             content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
-        changed = dataclasses.replace(columns, arrays=arrays)
+        if answers is not None:
+            answers = dataclasses.replace(answers, values=arrays.pop("answers"))
+        changed = dataclasses.replace(columns, arrays=arrays, answers=answers)
         if data.draw(st.booleans()):
             changed = resealed(changed, layout)
         shard = shard_of(changed, layout)
@@ -183,7 +189,7 @@ def resealed(columns: ShardColumns, layout: RecordLayout) -> ShardColumns:
     checksums = []
     for row, identity in enumerate(columns.document_ids):
         sizes = [int(columns.offsets[level][row + 1] - columns.offsets[level][row]) for level in LEVELS]
-        slices = document_slices(columns.arrays, columns.offsets, layout, row)
+        slices = document_slices(columns.arrays, columns.offsets, layout, row, columns.answers)
         checksums.append(document_checksum(identity.tobytes(), sizes, slices))
     return dataclasses.replace(columns, checksums=np.asarray(checksums, dtype=np.uint64))
 

@@ -1,5 +1,6 @@
 """What the service's tests share: a real server on loopback with the fake teacher behind it, and a corpus."""
 
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,9 +13,20 @@ sys.path.insert(0, str(Path(__file__).parent))  # for the helpers beside this fi
 from fake_teacher import fake_teacher
 from service_harness import RunningServer
 
+from logitcask_services.http.connections import ConnectionLimits
+from logitcask_services.http.logs import LogLimit
 from logitcask_services.jobs.teacher import Teacher
 from logitcask_services.service import Service
 from logitcask_services.settings import ServiceSettings
+
+
+@pytest.fixture(autouse=True)
+def unlimited_logs() -> Iterator[None]:
+    """A test that configures the log leaves no limit behind for others' lines."""
+    yield
+    for logger in map(logging.getLogger, list(logging.root.manager.loggerDict)):
+        for limit in [entry for entry in logger.filters if isinstance(entry, LogLimit)]:
+            logger.removeFilter(limit)
 
 
 @pytest.fixture
@@ -40,11 +52,14 @@ def serve(make_settings: Callable[..., ServiceSettings]) -> Iterator[Callable[..
     started: list[RunningServer] = []
 
     def start(
-        load: Callable[[], Teacher] | None = None, fake: dict[str, Any] | None = None, **settings: Any
+        load: Callable[[], Teacher] | None = None,
+        fake: dict[str, Any] | None = None,
+        limits: ConnectionLimits | None = None,
+        **settings: Any,
     ) -> RunningServer:
         service = Service(make_settings(**settings), load or (lambda: fake_teacher(**(fake or {}))))
         key = settings.get("api_key")
-        server = RunningServer(service, key)
+        server = RunningServer(service, key, limits)
         server.start()
         started.append(server)
         return server

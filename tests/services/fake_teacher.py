@@ -6,6 +6,7 @@ deaths. Every document it is given can be written to a log file, so that tests c
 
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,13 +18,15 @@ import numpy as np
 from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.identity import TeacherIdentity
 from logitcask_schemas.records import DocumentRecords, Records, document_id
-from logitcask_services.corpora.lines import LineProblem
+from logitcask_services.corpora.lines import ChatLine, LineProblem
+from logitcask_services.corpora.messages import normalise
+from logitcask_services.corpora.tokenizer import Tokenised
 from logitcask_services.engines.protocol import CaptureResult, CaptureTask
 from logitcask_services.jobs.teacher import Teacher
 
 VOCAB_SIZE = 1000
-POISON, KILLER, GARBAGE = 666, 667, 668
-"""Token ids that make a document fail, kill the engine, or come back with NaN."""
+POISON, KILLER, GARBAGE, HANGS = 666, 667, 668, 669
+"""Token ids that make a document fail, kill the engine, come back with NaN, or never come back."""
 
 
 def identity(**changes: Any) -> TeacherIdentity:
@@ -78,8 +81,15 @@ class FakeEngine:
     log: Path | None = None
     fatal_documents: int | None = None
     """Dies when it has been given this many documents."""
+    interruptible: bool = True
+    """Whether it ends a step that hangs when it is interrupted, as an engine in a process of its own does."""
+    harmless: bool = False
+    """Takes poisoned documents too."""
+    hang_file: Path | None = None
+    """While this file exists, the document `HANGS` takes for ever."""
     closed: bool = False
     given: int = 0
+    interrupted: threading.Event = field(default_factory=threading.Event)
 
     def capture(self, tasks: Iterable[CaptureTask], spec: CaptureSpec) -> Iterator[CaptureResult]:
         """Keeps a window of tasks and finishes them in a seeded random order."""
@@ -110,14 +120,22 @@ class FakeEngine:
     def _finish(self, task: CaptureTask, spec: CaptureSpec) -> CaptureResult:
         if self.seconds_per_document:
             time.sleep(self.seconds_per_document)
+        if HANGS in task.token_ids_L and (self.hang_file is None or self.hang_file.exists()):
+            self.interrupted.wait()
+            raise RuntimeError("interrupted while it hung, as scripted")
         if KILLER in task.token_ids_L:
             raise RuntimeError("killed by a document, as scripted")
-        if POISON in task.token_ids_L:
+        if POISON in task.token_ids_L and not self.harmless:
             return CaptureResult(key=task.key, document=None, error="poisoned, as scripted")
         document = records_of(task.token_ids_L, spec)
         if GARBAGE in task.token_ids_L:
             document.records.entropy_P[0] = np.nan
         return CaptureResult(key=task.key, document=document)
+
+    def interrupt(self) -> bool:
+        if self.interruptible:
+            self.interrupted.set()
+        return self.interruptible
 
     def close(self) -> None:
         self.closed = True
@@ -132,16 +150,46 @@ class FakeTokenizer:
     def encode(self, texts: Sequence[str], *, special_tokens: bool) -> list[list[int]]:
         return [[256] * special_tokens + list(text.encode()) for text in texts]
 
-    def render(self, messages: list[dict[str, Any]], tools: list[Any] | None) -> str:
+    def encode_with_offsets(
+        self, texts: Sequence[str], *, special_tokens: bool
+    ) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        before = [(0, 0)] * special_tokens
+        places = [
+            before + [(at, at + 1) for at, character in enumerate(text) for _ in character.encode()] for text in texts
+        ]
+        return list(zip(self.encode(texts, special_tokens=special_tokens), places, strict=True))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Bytes as text, all else as its number in angle brackets."""
+        return "".join(chr(token) if token < 256 else f"<{token}>" for token in token_ids)
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        return frozenset({256})
+
+    def chat(self, lines: Sequence[ChatLine]) -> list[Tokenised | LineProblem]:
+        return [self._chat(line) for line in lines]
+
+    def _chat(self, line: ChatLine) -> Tokenised | LineProblem:
+        """Turns like <role>content; the assistant's contents are answers."""
         if not self.template:
-            raise LineProblem(
+            return LineProblem(
                 "no_chat_template",
                 "the line has `messages`, but the teacher's tokenizer has no chat template; send `text` or `input_ids`",
             )
+        ids, answers = list[int](), list[tuple[int, int]]()
         try:
-            return "".join(f"<{message['role']}>{message['content']}" for message in messages)
-        except KeyError as error:
-            raise LineProblem("template_failed", f"the chat template refused the messages: {error}") from error
+            for message in normalise(line.messages, "\n"):
+                ids += f"<{message['role']}>".encode()
+                start = len(ids)
+                ids += message["content"].encode()
+                if message["role"] == "assistant" and message["content"]:
+                    answers.append((start, len(ids)))
+        except LineProblem as problem:
+            return problem
+        except UnicodeEncodeError as error:
+            return LineProblem("not_unicode", f"`messages` hold half of a surrogate pair: {error.reason}")
+        return Tokenised(token_ids=ids, answers=answers)
 
 
 def fake_teacher(**changes: Any) -> Teacher:

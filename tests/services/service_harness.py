@@ -7,10 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx2
-import uvicorn
 
-from logitcask_services.http.app import create_app
-from logitcask_services.http.server import _Server, bind
+from logitcask_services.http.connections import ConnectionLimits
+from logitcask_services.http.server import Server, bind
 from logitcask_services.service import Service
 
 FINAL = ("completed", "failed", "cancelled")
@@ -19,13 +18,11 @@ FINAL = ("completed", "failed", "cancelled")
 class RunningServer:
     """A server in a thread, with a client that is told about it."""
 
-    def __init__(self, service: Service, key: str | None) -> None:
+    def __init__(self, service: Service, key: str | None, limits: ConnectionLimits | None = None) -> None:
         self.service = service
-        self.app = create_app(service)
         listener = bind("127.0.0.1", 0)
-        config = uvicorn.Config(self.app, log_config=None, lifespan="on", timeout_graceful_shutdown=5)
-        self._server = _Server(config, service)
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]})
+        self._server = Server(service, listener, limits or ConnectionLimits())
+        self._thread = threading.Thread(target=self._server.run)
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.client = httpx2.Client(base_url=self.url, timeout=30, headers=headers)

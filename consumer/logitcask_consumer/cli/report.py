@@ -36,9 +36,7 @@ def report(
     ] = None,
     seq_len: Annotated[
         int | None,
-        typer.Option(
-            "--seq-len", help="Tokens of a sequence; default: the longest document that all models can take.", min=2
-        ),
+        typer.Option("--seq-len", help="Tokens of a window; default: what each model can take, at most 4,096.", min=2),
     ] = None,
     batch_tokens: Annotated[int, typer.Option("--batch-tokens", help="Tokens per forward pass.", min=1)] = 4096,
     teacher: Annotated[
@@ -58,7 +56,7 @@ def report(
     from logitcask_consumer.checkpoints import require_finished
     from logitcask_consumer.cli.train import quiet_transformers
     from logitcask_consumer.report.build import ReportConfig, make_report
-    from logitcask_consumer.report.markdown import short_table
+    from logitcask_consumer.report.markdown import acceptance_line, short_table
 
     quiet_transformers()
     models = tuple(map(_labelled, model))
@@ -87,6 +85,8 @@ def report(
     for row in rows:
         table.add_row(*row)
     Console().print(table)
+    if bracket := acceptance_line(document):
+        messages.print(bracket, highlight=False)
     messages.print(f"report: {output / 'report.md'}", highlight=False)
 
 

@@ -31,7 +31,7 @@ def train(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the trained student.", show_default=False)],
     teacher: Annotated[
         Path | None,
-        typer.Option("--teacher", help="The teacher's folder, for weights (from-teacher) or tokenizer; it is not run."),
+        typer.Option("--teacher", help="The teacher's folder, for weights (from-teacher) or tokenizer; read once."),
     ] = None,
     loss: Annotated[
         str,
@@ -47,6 +47,13 @@ def train(
             help="Which positions count, and how much: 'assistant_only * entropy_top:keep=0.2'; docs/training.md.",
         ),
     ] = None,
+    extra_ids: Annotated[
+        str,
+        typer.Option(
+            "--extra-ids",
+            help="Ids that the student has and the teacher has not: keep them in its softmax, or mask them.",
+        ),
+    ] = "keep",
     epochs: Annotated[float, typer.Option("--epochs", help="Passes over the casks.")] = 2.0,
     max_steps: Annotated[int | None, typer.Option("--max-steps", help="Optimizer steps, instead of epochs.")] = None,
     seq_len: Annotated[int, typer.Option("--seq-len", help="Tokens of a training sequence.")] = 512,
@@ -112,6 +119,7 @@ def train(
         loss=loss,
         ce_weight=ce_weight,
         weights=weights,
+        extra_ids=extra_ids,  # type: ignore[arg-type]
         epochs=epochs,
         max_steps=max_steps,
         seq_len=seq_len,

@@ -17,6 +17,7 @@ from logitcask_consumer.cross_tokenizer.dataset import ChunkSequences
 from logitcask_consumer.cross_tokenizer.target import ChunkTarget
 from logitcask_consumer.cross_tokenizer.teacher_rows import certain_top, mass_of, next_logprobs
 from logitcask_consumer.cross_tokenizer.token_bytes import TokenBytes
+from logitcask_consumer.data.collate import FILL_ID
 from logitcask_schemas.capture_spec import CaptureSpec
 
 
@@ -101,7 +102,6 @@ class ChunkCollator:
         self,
         *,
         seq_len: int,
-        pad_id: int,
         capture: CaptureSpec,
         teacher: TokenBytes,
         teacher_vocab: int,
@@ -114,7 +114,6 @@ class ChunkCollator:
 
         Args:
             seq_len: most slots of a sequence.
-            pad_id: token id of unused slots.
             capture: how the records were made.
             teacher: the teacher's tokens.
             teacher_vocab: width of the teacher's logits.
@@ -123,7 +122,7 @@ class ChunkCollator:
             top: whether a loss reads the teacher's largest probabilities.
             multiple_of: S is the longest sequence of the batch, rounded up to this, at most `seq_len`.
         """
-        self.seq_len, self.pad_id, self.multiple_of = seq_len, pad_id, multiple_of
+        self.seq_len, self.multiple_of = seq_len, multiple_of
         self._capture, self._threshold, self._top = capture, threshold, top
         self._student_lengths = student.lengths_V
         self._closing_V = teacher.closing_over(teacher_vocab)
@@ -193,7 +192,7 @@ class ChunkCollator:
         window_K = np.repeat(np.arange(len(before_W1) - 1), np.diff(before_W1))
         slot_K = np.arange(int(before_W1[-1]))
         at_K = slot_K + np.repeat(np.arange(len(used_B)) * width - offsets_B1[:-1], used_B)
-        ids = np.full(len(used_B) * width, self.pad_id, dtype=np.int64)
+        ids = np.full(len(used_B) * width, FILL_ID, dtype=np.int64)
         positions = np.zeros_like(ids)
         ids[at_K] = read.token_ids_L[slot_K + window_K]
         positions[at_K] = slot_K - before_W1[window_K]

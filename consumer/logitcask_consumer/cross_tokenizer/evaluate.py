@@ -21,8 +21,9 @@ from logitcask_consumer.cross_tokenizer.corpus import NothingAlignedError
 from logitcask_consumer.cross_tokenizer.dataset import CrossTokenizerDataset
 from logitcask_consumer.cross_tokenizer.run import CrossTokenizerRun
 from logitcask_consumer.data import open_casks
-from logitcask_consumer.losses import LMHead, base_model
+from logitcask_consumer.losses import LMHead
 from logitcask_consumer.losses.fused_head import default_rows
+from logitcask_consumer.packed_forward import hidden_states
 from logitcask_consumer.students import load_model, load_tokenizer
 from logitcask_schemas.cask import Cask
 
@@ -157,9 +158,7 @@ class AlignedDocuments:
         """Documents, bytes, student's and teacher's nats of the chunks of some sequences."""
         batch, windows = self.collator(self.dataset.read(chosen)), self.dataset.windows
         head, device = LMHead.from_model(model), next(model.parameters()).device
-        hidden_BSD = base_model(model)(
-            input_ids=batch["input_ids"].to(device), position_ids=batch["position_ids"].to(device), use_cache=False
-        ).last_hidden_state
+        hidden_BSD = hidden_states(model, batch["input_ids"].to(device), batch["position_ids"].to(device))
         hidden_RD = hidden_BSD.flatten(0, 1).index_select(0, batch["slots"].to(device))
         nats_R = _nats(hidden_RD, head, batch["next_ids"].to(device)).cpu().numpy()
         slots_R = batch["slots"].numpy()

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from logitcask_consumer.cross_tokenizer.chunk_head import ChunkTerms, chunk_distillation_loss
 from logitcask_consumer.cross_tokenizer.target import ChunkTarget
-from logitcask_consumer.losses import LMHead, base_model
+from logitcask_consumer.losses import LMHead
+from logitcask_consumer.packed_forward import hidden_states
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,8 @@ def attach_chunks(model: Any) -> None:
     def forward(*args: Any, distill: ChunkTask | None = None, **kwargs: Any) -> Any:
         if distill is None:
             return plain(*args, **kwargs)
-        hidden_BSD = base_model(model)(*args, use_cache=False, **kwargs).last_hidden_state
+        assert not args, "input_ids and position_ids are given by name"
+        hidden_BSD = hidden_states(model, **kwargs)
         return layer(hidden_BSD.flatten(0, 1).index_select(0, distill.slots_R), distill=distill)
 
     def head_forward(*args: Any, distill: ChunkTask | None = None, **kwargs: Any) -> Any:

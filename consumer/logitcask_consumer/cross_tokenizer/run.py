@@ -67,7 +67,7 @@ class CrossTokenizerRun:
 
         Raises:
             UnknownLossError, LossParameterError: the loss is not understood.
-            TrainConfigError: no teacher folder was named, or weights of positions were.
+            TrainConfigError: no teacher folder was named, or weights of positions or extra_ids were.
             ModelError: the teacher's folder holds no tokenizer, or one of the two does not tell its tokens' bytes.
         """
         if not ChunkObjective.names_one(config.loss):
@@ -82,6 +82,11 @@ class CrossTokenizerRun:
             raise TrainConfigError(
                 f"weights {config.weights!r} are weights of the teacher's positions; loss {config.loss!r} has chunks. "
                 "Leave them out"
+            )
+        if config.extra_ids != "keep":
+            raise TrainConfigError(
+                f"extra_ids={config.extra_ids!r} compares ids of teacher and student; loss {config.loss!r} has chunks. "
+                "Leave it out"
             )
         teacher = load_tokenizer(config.teacher)
         return cls(
@@ -149,10 +154,8 @@ class CrossTokenizerRun:
 
     def collator(self, manifest: CaskManifest) -> ChunkCollator:
         """What makes batches for the run's losses from records of a teacher."""
-        pad_id = self.tokenizer.pad_token_id
         return ChunkCollator(
             seq_len=self.config.seq_len,
-            pad_id=0 if pad_id is None else pad_id,
             capture=manifest.capture,
             teacher=self.aligner.teacher_bytes,
             teacher_vocab=manifest.teacher.vocab_size,

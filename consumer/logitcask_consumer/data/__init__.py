@@ -5,11 +5,12 @@ sequences out of the mapped shards), `collate` (sequences into tensors), `sample
 """
 
 from logitcask_consumer.data.collate import Batch, Collator, target_of
-from logitcask_consumer.data.dataset import CaskDataset, EmptyCaskError, open_casks
+from logitcask_consumer.data.dataset import CaskDataset, EmptyCaskError, TrainedShare, open_casks
 from logitcask_consumer.data.packing import Packs, pack_alone, pack_best_fit
 from logitcask_consumer.data.packing_groups import Packing
 from logitcask_consumer.data.sampler import EMPTY, ShardBlockSampler, StepSampler
 from logitcask_consumer.data.sequences import SequenceRecords
+from logitcask_consumer.data.trained_share import NothingTrainedError, share_note, trained_share
 from logitcask_consumer.data.windows import WindowError, Windows
 
 __all__ = [
@@ -18,15 +19,19 @@ __all__ = [
     "CaskDataset",
     "Collator",
     "EmptyCaskError",
+    "NothingTrainedError",
     "Packing",
     "Packs",
     "SequenceRecords",
     "ShardBlockSampler",
     "StepSampler",
+    "TrainedShare",
     "WindowError",
     "Windows",
     "open_casks",
     "pack_alone",
     "pack_best_fit",
+    "share_note",
     "target_of",
+    "trained_share",
 ]

@@ -7,7 +7,7 @@ entries, N tail draws, Z stored temperatures; R positions looked at more closely
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TypedDict
+from typing import Any, Final, TypedDict
 
 import numpy as np
 import torch
@@ -16,15 +16,20 @@ from torch import Tensor
 
 from logitcask_consumer.data.sequences import SequenceRecords
 from logitcask_consumer.losses.target import Offsets, SparseTarget
+from logitcask_consumer.vocabulary import StudentVocabulary
 from logitcask_consumer.weights import take_records
 from logitcask_schemas.errors import DocumentMismatchError, InvalidRecordError
+
+FILL_ID: Final = 0
+"""Token id of unused slots, which no trained position sees. Every embedding has a row for it; a tokenizer's padding id
+may have none."""
 
 
 class Batch(TypedDict):
     """One batch. Offsets stay numpy arrays: they are needed on the host, and move to no device."""
 
     input_ids: Tensor
-    """int64 [B, S]; unused slots hold `pad_id`."""
+    """int64 [B, S]; unused slots hold `FILL_ID`."""
     position_ids: Tensor
     """int64 [B, S]; counts from 0 in every window, which is what keeps packed documents apart. 0 in unused slots."""
     slots: Tensor
@@ -60,17 +65,17 @@ class Batch(TypedDict):
 class Collator:
     """Builds a `Batch` from some sequences of a `CaskDataset`."""
 
-    def __init__(self, *, seq_len: int, pad_id: int, multiple_of: int = 8) -> None:
+    def __init__(self, *, seq_len: int, multiple_of: int = 8, vocabulary: StudentVocabulary | None = None) -> None:
         """Describe the batch.
 
         Args:
             seq_len: most slots of a sequence.
-            pad_id: token id of unused slots; they are seen by no trained position.
             multiple_of: S is the longest sequence of the batch, rounded up to this, at most `seq_len`.
+            vocabulary: the ids that the student can predict; None where it has all that records may hold.
         """
         self.seq_len = seq_len
-        self.pad_id = pad_id
         self.multiple_of = multiple_of
+        self.vocabulary = vocabulary
 
     def __call__(self, sequences: SequenceRecords | Sequence[SequenceRecords]) -> Batch:
         """Collate.
@@ -81,6 +86,7 @@ class Collator:
 
         Raises:
             DocumentMismatchError: a position's next token is not in its head, so records and tokens are shifted.
+            IdentityMismatchError: tokens or records hold an id that the student does not have.
         """
         read = sequences if isinstance(sequences, SequenceRecords) else SequenceRecords.join(sequences)
         records = read.windows.records
@@ -101,8 +107,12 @@ class Collator:
             slots_T, next_ids_T, documents_T = slots_T[keep_P], next_ids_T[keep_P], documents_T[keep_P]
             weights_T = None if weights_T is None else weights_T[keep_P]
             head_offsets, tail_offsets = _offsets(records.head_counts_P), _offsets(records.tail_counts_P)
+        if self.vocabulary is not None:
+            windows = read.windows
+            self.vocabulary.require_tokens_of(windows.token_ids_L, windows.token_offsets_B1, read.documents_W)
+            self.vocabulary.require_records(records, documents_T)
         return Batch(
-            input_ids=slots.rows(read.windows.token_ids_L[slots.token_K], width, fill=self.pad_id),
+            input_ids=slots.rows(read.windows.token_ids_L[slots.token_K], width, fill=FILL_ID),
             position_ids=slots.rows(slots.within_K, width, fill=0),
             slots=torch.from_numpy(slots_T),
             next_ids=torch.from_numpy(next_ids_T.astype(np.int32)),

@@ -4,12 +4,14 @@ Shape legend: D documents of all casks, W windows, B sequences.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from logitcask_consumer.data.packed import PackedDataset
+from logitcask_consumer.data.packing import Packs
 from logitcask_consumer.data.packing_groups import Packing
 from logitcask_consumer.data.sequences import SequenceRecords
 from logitcask_consumer.weights import Positions, Weights
@@ -20,12 +22,29 @@ from logitcask_schemas.errors import CaskError, DocumentMismatchError
 from logitcask_schemas.records import document_id
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedShare:
+    """How many positions the weights of a dataset leave to be trained."""
+
+    positions: int
+    """Looked at."""
+    trained: int
+    """With a weight above 0."""
+    whole: bool
+    """Whether these are all positions of the dataset."""
+
+    @property
+    def share(self) -> float:
+        """Of the positions looked at, those that are trained."""
+        return self.trained / max(self.positions, 1)
+
+
 class EmptyCaskError(CaskError):
     """There is nothing to train on."""
 
 
 def open_casks(
-    places: Sequence[Path | str],
+    places: Sequence[Path | str] | Path | str,
     *,
     tokenizer_fingerprint: str | None,
     cache: Path | None = None,
@@ -34,7 +53,7 @@ def open_casks(
     """Open casks that may be trained on together.
 
     Args:
-        places: folders, or URLs of object stores.
+        places: folders, or URLs of object stores; a single one may stand alone.
         tokenizer_fingerprint: of the student's tokenizer; None skips the check.
         cache: for URLs: local folder for fetched shards.
         cache_bytes: for URLs: most bytes that each cask keeps there.
@@ -44,6 +63,8 @@ def open_casks(
         IdentityMismatchError: tokenizer, teacher or capture spec differ.
         CaskNotFoundError, CaskCorruptionError: a cask cannot be opened.
     """
+    if isinstance(places, Path | str):
+        places = [places]
     if not places:
         raise EmptyCaskError("no cask was named; give at least one")
     casks = [
@@ -99,6 +120,8 @@ class CaskDataset(PackedDataset[SequenceRecords]):
             )
         super().__init__(casks, positions_D, seq_len=seq_len, overlap=overlap, packing=packing, seed=seed)
         self.weights = weights or Weights()
+        self.share: TrainedShare | None = None
+        """How much of it is trained, once that was found out; see `trained_share`."""
         self._proved_D = np.zeros(len(positions_D), dtype=np.bool_)
 
     @property
@@ -113,6 +136,21 @@ class CaskDataset(PackedDataset[SequenceRecords]):
             CaskCorruptionError, CaskNotFoundError: a shard is missing or its bytes changed.
             DocumentMismatchError: the stored token ids are not those of the document's identity.
         """
+        packs, documents_W, collated, positions = self._read(sequences)
+        return SequenceRecords(
+            window_offsets_B1=packs.offsets_B1,
+            documents_W=documents_W,
+            windows=collated,
+            weights_P=None if positions is None else self.weights.of(positions),
+        )
+
+    def positions(self, sequences: Sequence[int]) -> Positions:
+        """What the weights of several sequences follow from; errors as `read`."""
+        _, _, _, positions = self._read(sequences)
+        assert positions is not None, "only asked for with weights"
+        return positions
+
+    def _read(self, sequences: Sequence[int]) -> tuple[Packs, NDArray[np.int64], CollatedRecords, Positions | None]:
         packs = self.packs.take(sequences)
         windows_W = packs.windows_W
         documents_W = self.windows.document_W[windows_W]
@@ -128,12 +166,8 @@ class CaskDataset(PackedDataset[SequenceRecords]):
             self.windows.stop_W[windows_W],
             self.windows.start_W[windows_W],
         )
-        return SequenceRecords(
-            window_offsets_B1=packs.offsets_B1,
-            documents_W=documents_W,
-            windows=collated,
-            weights_P=self.weights.of(self._positions(collated, rows, windows_W)) if self.weights.factors else None,
-        )
+        positions = self._positions(collated, rows, windows_W) if self.weights.factors else None
+        return packs, documents_W, collated, positions
 
     def _positions(
         self, collated: CollatedRecords, rows: Sequence[tuple[Shard, int]], windows_W: NDArray[np.int64]
@@ -150,6 +184,7 @@ class CaskDataset(PackedDataset[SequenceRecords]):
             counts_W=np.diff(collated.position_offsets_B1),
             document_ids_W=np.array([shard.document_ids[row] for shard, row in rows], dtype=np.uint8).reshape(-1, 32),
             vocab_size=self.manifest.teacher.vocab_size,
+            answers_W=[shard.answer_ranges(row) for shard, row in rows],
         )
 
 

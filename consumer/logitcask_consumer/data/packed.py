@@ -94,10 +94,16 @@ class PackedDataset(Dataset[S_co], ABC):
         return self.read(sequences)
 
     def rows_of(self, documents: NDArray[np.int64]) -> list[tuple[Shard, int]]:
-        """Shard and row of some documents of the casks. A shard is asked for once: a cask may keep few of them open."""
+        """Shard and row of some documents of the casks. A shard is asked for once: a cask may keep few of them open.
+
+        Raises:
+            CaskCorruptionError, CaskNotFoundError: a shard cannot be opened, or its file has another size by now.
+        """
         shard_W = np.searchsorted(self._first_document, documents, side="right") - 1
         row_W = documents - self._first_document[shard_W]
         shards = {number: self._shard(number) for number in np.unique(shard_W).tolist()}
+        for shard in shards.values():
+            shard.require_size()
         return [(shards[number], row) for number, row in zip(shard_W.tolist(), row_W.tolist(), strict=True)]
 
     def _shard(self, number: int) -> Shard:

@@ -3,7 +3,7 @@
 Shape legend: R rows, D hidden size, V vocabulary size, K rank of an adapter.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -116,6 +116,17 @@ class LMHead:
         """V."""
         return self.weight_VD.shape[0]
 
+    def narrowed(self, width: int | None) -> Self:
+        """The head of the first `width` ids; gradients flow to the whole head, 0 for the other ids."""
+        if width is None or width >= self.vocab_size:
+            return self
+        return replace(
+            self,
+            weight_VD=self.weight_VD[:width],
+            bias_V=None if self.bias_V is None else self.bias_V[:width],
+            low_rank=None if self.low_rank is None else replace(self.low_rank, up_VK=self.low_rank.up_VK[:width]),
+        )
+
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """All logits of a few rows, [R, V]: for evaluation and checks, never for whole batches in training."""
         products_RV = nn.functional.linear(hidden_RD, self.weight_VD, self.bias_V)
@@ -164,6 +175,9 @@ def base_model(model: Any) -> nn.Module:
         ModelError: the model is its own base (it has no LM head on top of a body).
     """
     body = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    if body is model or body is model.get_output_embeddings():
+        # Llama 4 names its body otherwise than its class says, ModernBERT's decoder its head so.
+        body = getattr(model, "model", model)
     if body is model or not isinstance(body, nn.Module):
         raise ModelError(
             f"{type(model).__name__} is not a causal LM with a body and a head; pass an AutoModelForCausalLM"
@@ -191,7 +205,12 @@ def check_head(model: Any, *, tokens: int = 8, relative_tolerance: float = 1e-3)
         raise ModelError(
             f"{type(model).__name__} yields logits {tuple(expected_LV.shape)}, its head {tuple(got_LV.shape)}"
         )
-    error = float((expected_LV - got_LV).abs().max() / expected_LV.abs().max().clamp(min=1e-6))
+    # Ids that a model gives no probability have -inf on both sides, whose difference is no number.
+    difference_LV = torch.where(expected_LV == got_LV, 0.0, expected_LV - got_LV)
+    largest = (
+        expected_LV[expected_LV.isfinite()].abs().max() if expected_LV.isfinite().any() else expected_LV.new_ones(())
+    )
+    error = float(difference_LV.abs().max() / largest.clamp(min=1e-6))
     # bfloat16 keeps 8 bits: its logits move by 0.4 % of their size however the head is applied.
     allowed = max(relative_tolerance, 2.0 * torch.finfo(head.weight_VD.dtype).eps)
     if not error <= allowed:

@@ -3,18 +3,26 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
 from logitcask_consumer.losses.schedule import Schedule
 from logitcask_consumer.losses.spec import LossParameterError
 
 L = TypeVar("L")
 
+_PLUS: Final = re.compile(r"(?<=.)(?<![=*(,])(?<![\d.][eE])\+(?![^(]*\))")
+"""Between two losses, not the sign of a number: "+0.5", "beta=+0.5", "1e+3", "linear(1e+3,0)"."""
+
 
 def split_mix(text: str) -> list[tuple[str, str]]:
-    """Weight and loss of each part of a mix, as written; the weight is "1" where none is."""
-    # A plus within a number ("1e+3") has no space before it.
-    parts = [part.rpartition("*") for part in re.split(r"\s\+\s", text.strip())]
+    """Weight and loss of each part of a mix, as written; the weight is "1" where none is.
+
+    Raises:
+        LossParameterError: nothing stands before or behind a "+".
+    """
+    parts = [part.rpartition("*") for part in _PLUS.split(text.strip())]
+    if len(parts) > 1 and (missing := [at for at, (_, _, spec) in enumerate(parts, start=1) if not spec.strip()]):
+        raise LossParameterError(f'{text!r}: loss number {missing[0]} is missing; a mix is "0.9*LOSS + 0.1*LOSS"')
     return [(weight if times else "1", spec.strip()) for weight, times, spec in parts]
 
 

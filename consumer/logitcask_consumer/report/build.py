@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -14,21 +14,21 @@ from numpy.typing import NDArray
 
 from logitcask_consumer.callbacks import read_metrics
 from logitcask_consumer.checkpoints import METRICS_NAME
-from logitcask_consumer.checks import check_student
 from logitcask_consumer.cross_tokenizer import AlignedDocuments
 from logitcask_consumer.data import CaskDataset, open_casks
 from logitcask_consumer.report import plots
 from logitcask_consumer.report.document import Measured, build_document
 from logitcask_consumer.report.estimates import DocumentBootstrap, Estimate
 from logitcask_consumer.report.evaluate import Columns, evaluate_model, evaluate_teacher
+from logitcask_consumer.report.held_out import trained_on, warnings_of
 from logitcask_consumer.report.markdown import to_markdown
+from logitcask_consumer.report.reading import LONGEST, Reading, context_of, reading_of
 from logitcask_consumer.students import load_model, load_tokenizer
+from logitcask_consumer.vocabulary import token_count
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import IdentityMismatchError, LogitcaskError
 from logitcask_schemas.tokenizer_fingerprint import tokenizer_fingerprint
 
-LONGEST = 4096
-"""Documents beyond this many positions are evaluated in windows, unless a sequence length is given."""
 PLOTTED_POSITIONS = 200_000
 """The curve of captured mass is drawn from at most this many positions."""
 _BUCKETS = 6
@@ -51,7 +51,7 @@ class ReportConfig:
     output: Path
     """Folder for report.md, report.json and the plots."""
     seq_len: int | None = None
-    """Slots of a sequence; None takes the longest document, at most `LONGEST` and what the models can take."""
+    """Tokens of a window; None takes, for each model, the longest document, at most `LONGEST` and what it can take."""
     batch_tokens: int = 4096
     """Slots per forward pass."""
     seed: int = 0
@@ -66,13 +66,15 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
 
     Raises:
         ReportError: no model was named, two share a label, or a training log is missing.
+        ContextError: a model cannot take the sequence length that was asked for.
         IdentityMismatchError: a model has its own tokenizer and no teacher was named, or another teacher's.
         NothingAlignedError: no document can be aligned with a model's own tokens.
         CaskError, ModelError: casks or models cannot be opened, or do not belong together.
     """
     _check(config)
     logs = [(label, _read_log(folder)) for label, folder in config.train_logs]
-    fingerprints = {label: tokenizer_fingerprint(load_tokenizer(folder)) for label, folder in config.models}
+    tokenizers = {label: load_tokenizer(folder) for label, folder in config.models}
+    fingerprints = {label: tokenizer_fingerprint(tokenizer) for label, tokenizer in tokenizers.items()}
     casks = open_casks(config.casks, tokenizer_fingerprint=None)
     expected = casks[0].manifest.teacher.tokenizer_fingerprint
     foreign = {label for label, found in fingerprints.items() if found != expected}
@@ -83,36 +85,52 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
             "read)"
         )
     models = {label: load_model(folder) for label, folder in config.models}
-    own = [model for label, model in models.items() if label not in foreign]
-    seq_len = config.seq_len or _sequence_length(casks, own)
-    dataset = CaskDataset(casks, seq_len=seq_len, overlap=seq_len // 2)
-    for model in own:
-        check_student(model, dataset.manifest, "best_fit")
-    batch = max(1, config.batch_tokens // seq_len)
+    # Whatever can be refused is refused before anything is measured.
+    readings = {
+        label: reading_of(label, model, casks, config.seq_len, tokens=token_count(tokenizers[label]))
+        for label, model in models.items()
+        if label not in foreign
+    }
+    datasets = {reading: reading.dataset(casks) for reading in readings.values()}
+    plain = Reading(seq_len=config.seq_len or LONGEST, packing="best_fit")  # where no model reads token by token
+    dataset = next(iter(datasets.values()), None) or plain.dataset(casks)
+    seen = {label: trained_on(folder, casks) for label, folder in config.models}
+    for line in (warnings := warnings_of(seen, dataset.num_documents)):
+        say(line)
     with tempfile.TemporaryDirectory(prefix="logitcask-aligned-") as place:
-        # Whatever can be refused is refused before anything is measured.
         aligned = {
             label: _aligned(config, casks, label, models[label], Path(place) / fingerprints[label], say)
             for label in (models if config.teacher is not None else ())
         }
-        teacher, measured = evaluate_teacher(dataset, batch_sequences=batch), []
+        teacher, measured = evaluate_teacher(dataset, batch_sequences=_batch(config, dataset)), []
         for label, folder in config.models:
             model = models.pop(label).to(_device())
-            columns = chunks = None
-            if label not in foreign:
-                say(f"measuring {label} at {dataset.num_positions:,} positions")
-                columns = evaluate_model(model, dataset, batch_sequences=batch)
+            columns = chunks = reading = None
+            if label in readings:
+                own = datasets[readings[label]]
+                reading = readings[label].describe(own)
+                say(f"measuring {label} at {own.num_positions:,} positions")
+                columns = evaluate_model(model, own, batch_sequences=_batch(config, own))
             if label in aligned:
                 say(f"measuring {label} on bytes")
                 chunks = aligned[label].measure(model, batch_tokens=config.batch_tokens)
-            measured.append(Measured(label=label, path=folder, columns=columns, chunks=chunks))
+            measured.append(
+                Measured(label=label, path=folder, columns=columns, chunks=chunks, reading=reading, seen=seen[label])
+            )
             del model
-    document = build_document(dataset, teacher, _on_common_documents(measured), seed=config.seed)
+    document = build_document(dataset, teacher, _on_common_documents(measured), seed=config.seed) | {
+        "warnings": warnings
+    }
     config.output.mkdir(parents=True, exist_ok=True)
     names = _draw(config.output, dataset, teacher, measured, logs, document)
     (config.output / "report.json").write_text(json.dumps(document, indent=2) + "\n")
     (config.output / "report.md").write_text(to_markdown(document, names))
     return document
+
+
+def _batch(config: ReportConfig, dataset: CaskDataset) -> int:
+    """Sequences per forward pass."""
+    return max(1, config.batch_tokens // dataset.seq_len)
 
 
 def _aligned(
@@ -125,7 +143,7 @@ def _aligned(
 ) -> AlignedDocuments:
     """The documents in a model's tokens; models with one tokenizer share the folder."""
     assert config.teacher is not None
-    seq_len = config.seq_len or _most_slots([model])  # its tokens may be more than the teacher's
+    seq_len = config.seq_len or min(LONGEST, context_of(model) or LONGEST)  # its tokens may be more than the teacher's
     return AlignedDocuments.of(
         model,
         load_tokenizer(dict(config.models)[label]),
@@ -201,17 +219,6 @@ def _cumulative_mass(dataset: CaskDataset) -> NDArray[np.float32]:
             break
     width = max(part.shape[1] for part in parts)
     return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1])), mode="edge") for part in parts])
-
-
-def _sequence_length(casks: Sequence[Any], models: Sequence[Any]) -> int:
-    longest = max((int(cask.document_lengths().max(initial=0)) for cask in casks), default=0) - 1
-    return max(2, min(longest, _most_slots(models)))
-
-
-def _most_slots(models: Iterable[Any]) -> int:
-    """What all models can take, at most `LONGEST`."""
-    limits = [getattr(model.config.get_text_config(), "max_position_embeddings", None) for model in models]
-    return min([LONGEST, *(int(limit) for limit in limits if limit)])
 
 
 def _device() -> torch.device:

@@ -22,6 +22,7 @@ SHOWN = (
     "entropy",
     "agreement",
     "acceptance",
+    "greedy_acceptance",
     "tvd",
     "tail_error",
     "accuracy",
@@ -35,6 +36,7 @@ UNITS = {
     "entropy": "nats per token",
     "agreement": "share of positions",
     "acceptance": "share of drafted tokens",
+    "greedy_acceptance": "share of drafted tokens",
     "tvd": "probability",
     "tail_error": "probability",
     "accuracy": "share of positions",
@@ -52,6 +54,10 @@ class Measured:
     """None of a model with a tokenizer of its own."""
     chunks: ChunkColumns | None = None
     """None where the report is not asked for bits per byte."""
+    reading: dict[str, Any] | None = None
+    """How it read the documents, see `Reading.describe`; None of a model with a tokenizer of its own."""
+    seen: dict[str, Any] | None = None
+    """What is known of its training documents, see `trained_on`."""
 
 
 def build_document(dataset: CaskDataset, teacher: Columns, models: list[Measured], *, seed: int = 0) -> dict[str, Any]:
@@ -79,6 +85,9 @@ def build_document(dataset: CaskDataset, teacher: Columns, models: list[Measured
                 "label": model.label,
                 "path": str(model.path),
                 "metrics": {name: value.as_dict() for name, value in _model(model.columns, bootstrap, kinds).items()},
+                **_bracket(model.columns, bootstrap, kinds),
+                **({} if model.reading is None else {"reading": model.reading}),
+                **({} if model.seen is None else {"trained_on": model.seen}),
                 **({} if model.chunks is None else {"bytes": _bytes(model.chunks, seed)}),
             }
             for model in models
@@ -133,6 +142,7 @@ def _teacher(columns: Columns, bootstrap: DocumentBootstrap, kinds: dict[str, st
     own = {"nll": nll, "perplexity": nll.map(np.exp), "entropy": bootstrap.mean(values["entropy"])}
     if "agreement" in kinds:  # the head is in order, so its first entry is the teacher's most likely token
         own["accuracy"] = bootstrap.mean(values["correct"])
+        own["greedy_acceptance"] = bootstrap.mean(values["confidence"])
         own["calibration_error"] = bootstrap.calibration_error(values["confidence"], values["correct"])
     return own
 
@@ -146,6 +156,22 @@ def _model(columns: Columns | None, bootstrap: DocumentBootstrap, kinds: dict[st
     found["accuracy"] = bootstrap.mean(values["correct"])
     found["calibration_error"] = bootstrap.calibration_error(values["confidence"], values["correct"])
     return {name: found[name] for name in SHOWN if name in found}
+
+
+def _bracket(columns: Columns | None, bootstrap: DocumentBootstrap, kinds: dict[str, str]) -> dict[str, Any]:
+    """Where the expected acceptance lies, for records that give no estimate of it.
+
+    From the lower end of the lower bound's interval to the upper end of the upper bound's.
+    """
+    if columns is None or "acceptance" in kinds:
+        return {}
+    low, high = (bootstrap.mean(columns.values[f"acceptance_{end}"]) for end in ("low", "high"))
+    return {
+        "acceptance_bracket": {
+            "low": low.value if low.low is None else low.low,
+            "high": high.value if high.high is None else high.high,
+        }
+    }
 
 
 def _bytes(chunks: ChunkColumns, seed: int) -> dict[str, Any]:

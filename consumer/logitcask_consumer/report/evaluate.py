@@ -12,16 +12,19 @@ import torch
 from numpy.typing import NDArray
 
 from logitcask_consumer.data import Batch, CaskDataset, Collator, target_of
-from logitcask_consumer.losses import LMHead, base_model
+from logitcask_consumer.losses import LMHead
 from logitcask_consumer.losses.fused_head import default_rows
+from logitcask_consumer.packed_forward import hidden_states
 from logitcask_consumer.report.position_metrics import measure, teacher_columns
+from logitcask_consumer.report.reading import document_order
+from logitcask_consumer.vocabulary import StudentVocabulary
 
 Column = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """Measured values of P positions, in the order of the dataset's sequences."""
+    """Measured values of P positions, by document, then by position: comparable whatever windows they were read in."""
 
     documents_P: NDArray[np.int32]
     """Number of the document."""
@@ -43,17 +46,16 @@ def evaluate_model(
     device = next(model.parameters()).device
     model.eval()
     head, parts, documents = LMHead.from_model(model), list[dict[str, Column]](), list[NDArray[np.int32]]()
-    for batch in _batches(dataset, batch_sequences):
+    vocabulary = StudentVocabulary.of(model, dataset.manifest.teacher.vocab_size)
+    for batch in _batches(dataset, batch_sequences, vocabulary):
         with torch.inference_mode():
             moved = _move(batch, device)
-            hidden = base_model(model)(
-                input_ids=moved["input_ids"], position_ids=moved["position_ids"], use_cache=False
-            ).last_hidden_state
+            hidden = hidden_states(model, moved["input_ids"], moved["position_ids"])
             hidden_TD = hidden.flatten(0, 1).index_select(0, moved["slots"])
             parts.extend(_measure_in_chunks(hidden_TD, head, moved, sampled_tail=_sampled(dataset)))
         documents.append(batch["documents"].numpy())
         progress(len(batch["slots"]))
-    return Columns(documents_P=np.concatenate(documents), values=_concatenated(parts))
+    return _ordered(dataset, documents, parts)
 
 
 def evaluate_teacher(dataset: CaskDataset, *, batch_sequences: int) -> Columns:
@@ -63,15 +65,24 @@ def evaluate_teacher(dataset: CaskDataset, *, batch_sequences: int) -> Columns:
         columns = teacher_columns(target_of(batch, sampled_tail=_sampled(dataset)), batch["entropy"])
         parts.append({name: value.numpy() for name, value in columns.items()})
         documents.append(batch["documents"].numpy())
-    return Columns(documents_P=np.concatenate(documents), values=_concatenated(parts))
+    return _ordered(dataset, documents, parts)
+
+
+def _ordered(dataset: CaskDataset, documents: list[NDArray[np.int32]], parts: list[dict[str, Column]]) -> Columns:
+    """What was measured in the order of the sequences, in the order of the documents."""
+    order_P = document_order(dataset)
+    values = {name: value[order_P] for name, value in _concatenated(parts).items()}
+    return Columns(documents_P=np.concatenate(documents)[order_P], values=values)
 
 
 def _sampled(dataset: CaskDataset) -> bool:
     return dataset.manifest.capture.mode != "topk"
 
 
-def _batches(dataset: CaskDataset, batch_sequences: int) -> Iterator[Batch]:
-    collate = Collator(seq_len=dataset.seq_len, pad_id=0)
+def _batches(
+    dataset: CaskDataset, batch_sequences: int, vocabulary: StudentVocabulary | None = None
+) -> Iterator[Batch]:
+    collate = Collator(seq_len=dataset.seq_len, vocabulary=vocabulary)
     for start in range(0, len(dataset), batch_sequences):
         yield collate(dataset.read(range(start, min(start + batch_sequences, len(dataset)))))
 

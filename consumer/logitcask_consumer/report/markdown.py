@@ -11,6 +11,7 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     ("entropy", "entropy, nats/token", "{:.4f}"),
     ("agreement", "same top token as the teacher", "{:.2%}"),
     ("acceptance", "expected acceptance as a draft model", "{:.2%}"),
+    ("greedy_acceptance", "expected acceptance of greedy drafts", "{:.2%}"),
     ("tvd", "total variation distance to the teacher", "{:.4f}"),
     ("tail_error", "tail mass error, student - teacher", "{:+.4f}"),
     ("accuracy", "top token is the real one", "{:.2%}"),
@@ -30,10 +31,13 @@ def to_markdown(document: dict[str, Any], plots: Sequence[str]) -> str:
     sections = [
         "# Distillation report",
         (
-            f"{cask['positions']:,} positions of {cask['documents_with_positions']:,} held-out documents, recorded "
-            f"from **{cask['teacher']['model']}** ({cask['teacher']['engine']}, {cask['teacher']['dtype']})."
+            f"{cask['positions']:,} positions of {cask['documents_with_positions']:,} documents{_held_out(document)}, "
+            f"recorded from **{cask['teacher']['model']}** ({cask['teacher']['engine']}, {cask['teacher']['dtype']})."
         ),
+        *(f"> **Note**: {warning}." for warning in document["warnings"]),
         _models_table(document),
+        acceptance_line(document),
+        _reading_lines(document),
         (
             f"Brackets: {document['confidence_level']:.0%} interval, bootstrap over documents (standard errors: "
             "report.json). *unbiased*: an estimate from the tail draws, right on average; *bound*: the true value is "
@@ -138,6 +142,48 @@ def _change_line(document: dict[str, Any]) -> str:
     return (
         f"From {change['from']} to {change['to']}, KL changed by **{_cell(change['metrics'][name], form)}** nats/token."
     )
+
+
+def _held_out(document: dict[str, Any]) -> str:
+    """Says so where it was checked for every model that left a training run."""
+    known = [model["trained_on"] for model in document["models"] if "trained_on" in model]
+    trained = [one for one in known if one["status"] != "untrained"]
+    sound = all(one["status"] == "checked" and not one["documents"] for one in trained)
+    return " that no training run of these models saw" if trained and sound else ""
+
+
+def acceptance_line(document: dict[str, Any]) -> str:
+    """What is known of the acceptance where the records give no estimate of it."""
+    brackets = [
+        f"{model['label']} between {model['acceptance_bracket']['low']:.1%} and "
+        f"{model['acceptance_bracket']['high']:.1%}"
+        for model in document["models"]
+        if "acceptance_bracket" in model
+    ]
+    if not brackets:
+        return ""
+    return (
+        "Expected acceptance as a draft model is not measured: these records hold no log-probabilities of the tail "
+        "draws (capture held-out text with `logitcask submit --held-out`). It lies, for "
+        + "; for ".join(brackets)
+        + "."
+    )
+
+
+def _reading_lines(document: dict[str, Any]) -> str:
+    """Windows of each model; models that read alike share a line."""
+    labels: dict[str, list[str]] = {}
+    for model in document["models"]:
+        if "reading" not in model:
+            continue
+        reading = model["reading"]
+        packed = "" if reading["packing"] == "best_fit" else ", one window to a sequence"
+        text = (
+            f"windows of at most {reading['seq_len']:,} tokens{packed}; {reading['share_with_less_context']:.1%} of "
+            "the positions see less context than the teacher did"
+        )
+        labels.setdefault(text, []).append(model["label"])
+    return "\n".join(f"- {', '.join(names)}: {text}." for text, names in labels.items())
 
 
 def _cask_table(cask: dict[str, Any]) -> str:

@@ -2,8 +2,9 @@
 
 Shape legend: R rows of a chunk, V vocabulary size, H head entries, N tail draws. All values in nats or probabilities.
 Sums over the student's whole distribution are exact; sums over the teacher's tail are unbiased estimates from its
-draws, or bounds where there are none. Acceptance in speculative decoding: Leviathan et al., arXiv 2211.17192; the
-bounds are the data-processing inequality.
+draws, or bounds where there are none. Acceptance in speculative decoding: Leviathan et al., arXiv 2211.17192. Without
+log t of the draws it has no estimate, only a bracket: min(t, p) of the tail's tokens adds up to something between 0
+and min(r, s).
 """
 
 from typing import Literal, TypeAlias
@@ -15,19 +16,6 @@ from logitcask_consumer.losses import SparseTarget
 
 Kind: TypeAlias = Literal["exact", "unbiased", "lower bound", "upper bound"]
 
-METRICS = (
-    "kl",
-    "kl_bound",
-    "nll",
-    "entropy",
-    "agreement",
-    "acceptance",
-    "tvd",
-    "tail_error",
-    "confidence",
-    "correct",
-)
-
 
 def metric_kinds(*, sampled_tail: bool, tail_logprobs: bool, ordered_head: bool) -> dict[str, Kind]:
     """What each metric is an estimate of, for records of this kind; metrics that cannot be had are left out."""
@@ -36,12 +24,13 @@ def metric_kinds(*, sampled_tail: bool, tail_logprobs: bool, ordered_head: bool)
         "kl_bound": "lower bound",
         "nll": "exact",
         "entropy": "exact",
-        "acceptance": "unbiased" if drawn else "upper bound",
-        "tvd": "unbiased" if drawn else "lower bound",
         "tail_error": "exact",
         "confidence": "exact",
         "correct": "exact",
     }
+    if drawn:
+        kinds |= {"acceptance": "unbiased", "tvd": "unbiased"}
+    kinds["greedy_acceptance"] = "unbiased" if sampled_tail else "lower bound"
     if sampled_tail:
         kinds["kl"] = "unbiased"
     if ordered_head:
@@ -60,9 +49,12 @@ def measure(
     nll: -log p_y.
     entropy: H(p) of the student; beside the teacher's H(t) it shows a student that is too sure or in too much doubt.
     agreement: whether the student's most likely token is the teacher's (the head's first entry).
-    acceptance: sum_j min(t_j, p_j), the chance that a token drafted by the student is kept in speculative decoding.
-        With log t of the draws, sum_H min(t, p) + (r/n) sum_draws min(1, p/t); without, sum_H min(t, p) + min(r, s).
-    tvd: total variation distance, sum_j |t_j - p_j| / 2 = 1 - acceptance.
+    acceptance: sum_j min(t_j, p_j), the chance that a token that the student samples as a draft is kept in speculative
+        decoding; with log t of the draws, sum_H min(t, p) + (r/n) sum_draws min(1, p/t). Absent without.
+    acceptance_low, acceptance_high: sum_H min(t, p), and that plus min(r, s): they enclose the acceptance.
+    greedy_acceptance: t of the student's most likely token, the chance that a greedy draft is kept. The estimate t̂ of
+        a token that does not depend on the draws is unbiased; without draws, the head's t alone.
+    tvd: total variation distance, sum_j |t_j - p_j| / 2 = 1 - acceptance. Absent without log t of the draws.
     tail_error: s - r, the student's mass outside the head less the teacher's; negative where a student learned from a
         truncated teacher.
     confidence, correct: the student's largest probability, and whether that token is y (for calibration).
@@ -89,14 +81,17 @@ def measure(
     head_kl_R = target.head_sum(torch.xlogy(t_H, t_H) - t_H * head_logp_H)
     bucket_R = torch.xlogy(r_R, r_R) - r_R * s_R.clamp(min=torch.finfo(s_R.dtype).tiny).log()
     accepted_R = target.head_sum(torch.minimum(t_H, head_logp_H.exp()))
+    greedy_R = target.head_sum(t_H * (target.head_ids_H == best_ids_R[target.head_rows_H]))
+    greedy_R = greedy_R + target.tail_sum(target.tail_weights_N * (target.tail_ids_N == best_ids_R[target.tail_rows_N]))
+    acceptance = {"acceptance_low": accepted_R, "acceptance_high": accepted_R + torch.minimum(r_R, s_R)}
     if tail_logprobs_N is None:
         cross_R = -target.head_sum(t_H * head_logp_H) - target.tail_sum(target.tail_weights_N * tail_logp_N)
         kl_R = cross_R - entropy_R.to(cross_R.dtype)
-        accepted_R = accepted_R + torch.minimum(r_R, s_R)
     else:
         gap_N = tail_logprobs_N.to(tail_logp_N.dtype) - tail_logp_N
         kl_R = head_kl_R + target.tail_sum(target.tail_weights_N * gap_N)
         accepted_R = accepted_R + target.tail_sum(target.tail_weights_N * (-gap_N).exp().clamp(max=1.0))
+        acceptance |= {"acceptance": accepted_R, "tvd": 1.0 - accepted_R}
     first_at_R = torch.from_numpy(target.head_offsets_R1[:-1]).to(logits_RV.device)
     return {
         "kl": kl_R,
@@ -104,8 +99,8 @@ def measure(
         "nll": -next_logp_R,
         "entropy": entropy_p_R,
         "agreement": (target.head_ids_H[first_at_R] == best_ids_R).to(kl_R.dtype),
-        "acceptance": accepted_R,
-        "tvd": 1.0 - accepted_R,
+        **acceptance,
+        "greedy_acceptance": greedy_R,
         "tail_error": s_R - r_R,
         "confidence": (best_R - log_z_R).exp(),
         "correct": (best_ids_R == target.next_ids_R).to(kl_R.dtype),

@@ -14,6 +14,7 @@ from logitcask_consumer.weights.ranges import Ranges
 from logitcask_consumer.weights.registry import WEIGHTS, UnknownWeightError, get_weight, register
 from logitcask_consumer.weights.rows import take_records, take_target
 from logitcask_consumer.weights.skip_tokens import SkipTokens
+from logitcask_consumer.weights.stored_answers import StoredAnswers
 from logitcask_consumer.weights.tail_mass import TailMass
 from logitcask_consumer.weights.teacher_confidence import TeacherConfidence
 from logitcask_consumer.weights.teacher_entropy import TeacherEntropy
@@ -28,6 +29,7 @@ __all__ = [
     "Ranges",
     "RecordWeight",
     "SkipTokens",
+    "StoredAnswers",
     "TailMass",
     "TeacherConfidence",
     "TeacherEntropy",

@@ -6,13 +6,16 @@ from typing import Any, ClassVar, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from logitcask_consumer.weights.answer_mask import answer_mask
 from logitcask_consumer.weights.registry import register
-from logitcask_consumer.weights.spans import TokenIds, inside_spans, tokenise
+from logitcask_consumer.weights.spans import TokenIds, inside_spans
+from logitcask_consumer.weights.stored_answers import StoredAnswers
+from logitcask_consumer.weights.turns import TurnLimits, proved_limits
 from logitcask_consumer.weights.weight import Positions, RecordWeight, WeightParameterError
 
-_USER, _ASSISTANT = "first question", "first answer"
 _EXPLICIT: Final = (
-    '; give both texts: assistant_only:after="TEXT BEFORE THE ASSISTANT\'S WORDS",until="TEXT THAT ENDS THE TURN"'
+    'Capture them again from {"messages": ...} lines, or give both texts: '
+    'assistant_only:after="TEXT BEFORE THE ASSISTANT\'S WORDS",until="TEXT THAT ENDS THE TURN"'
 )
 
 
@@ -21,10 +24,10 @@ _EXPLICIT: Final = (
 class AssistantOnly(RecordWeight):
     """1 for the tokens of the assistant's turns, the end of the turn among them, 0 for all others.
 
-    A turn runs from the text `after` to the next text `until`, which is trained too: the student must learn to stop.
-    Without both they come from the tokenizer's chat template: what it adds as generation prompt, and what it puts
-    behind an assistant's message. A position counts by the token it predicts. Texts are looked for as tokens; a
-    document without a turn is not trained.
+    Documents that say which of their tokens are answers are believed, whatever their text looks like. In the others
+    turns are looked for as tokens, from the text `after` to the next text `until`, which is trained too: the student
+    must learn to stop. Both come from the tokenizer's chat template, which must prove that they give exactly the
+    answers, or are given here; given ones also narrow the stored answers. A position counts by the token it predicts.
     """
 
     name: ClassVar[str] = "assistant_only"
@@ -33,37 +36,47 @@ class AssistantOnly(RecordWeight):
     after_ids: TokenIds = field(default=(), repr=False)
     until_ids: TokenIds = field(default=(), repr=False)
 
-    def bind(self, tokenizer: Any) -> Self:
-        """Find the turn's limits and tokenise them; see `Weight.bind`."""
+    def bind(self, tokenizer: Any, answers: StoredAnswers | None = None) -> Self:
+        """Find the turn's limits and tokenise them, where documents need them; see `Weight.bind`."""
         if bool(self.after) != bool(self.until):
-            raise WeightParameterError("weight 'assistant_only' takes after and until together" + _EXPLICIT)
-        after, until = (self.after, self.until) if self.after else _from_template(tokenizer)
-        return replace(
-            self,
-            after_ids=tokenise(tokenizer, after, what="assistant_only:after"),
-            until_ids=tokenise(tokenizer, until, what="assistant_only:until"),
-        )
+            raise WeightParameterError(f"weight 'assistant_only' takes after and until together. {_EXPLICIT}")
+        if self.after:
+            limits = TurnLimits.of_texts(tokenizer, self.after, self.until)
+        elif answers is not None and not answers.silent:
+            return self
+        else:
+            try:
+                limits = proved_limits(tokenizer)
+            except WeightParameterError as error:
+                which = f" {answers.silence}." if answers is not None else ""
+                raise WeightParameterError(f"{error}.{which} {_EXPLICIT}") from error
+        return replace(self, after_ids=limits.after_ids, until_ids=limits.until_ids)
 
     def of(self, positions: Positions) -> NDArray[np.floating[Any] | np.bool_]:
         """See `RecordWeight.of`."""
-        assert self.after_ids, "bind comes first"
-        inside_L = inside_spans(positions.token_ids_L, positions.token_offsets_W1, self.after_ids, self.until_ids)
-        return inside_L[positions.targets_P]
+        spans_L = None
+        if self.after_ids:
+            spans_L = inside_spans(positions.token_ids_L, positions.token_offsets_W1, self.after_ids, self.until_ids)
+        return answer_mask(positions, spans_L, narrow=bool(self.after))[positions.targets_P]
 
+    def notes(self, answers: StoredAnswers) -> list[str]:
+        """See `RecordWeight.notes`."""
+        if self.after or not answers.silent:
+            return []
+        return [
+            f"assistant_only: {answers.say:,} of {answers.documents:,} documents say which of their tokens are "
+            f"answers; in the other {answers.silent:,} turns are told by the text around them, so a user's text that "
+            "imitates a turn is trained too"
+        ]
 
-def _from_template(tokenizer: Any) -> tuple[str, str]:
-    """The generation prompt, and what ends an assistant's message."""
-    if not getattr(tokenizer, "chat_template", None):
-        raise WeightParameterError("weight 'assistant_only': the student's tokenizer has no chat template" + _EXPLICIT)
-    question = [{"role": "user", "content": _USER}]
-    answered = [*question, {"role": "assistant", "content": _ASSISTANT}]
-    asked = tokenizer.apply_chat_template(question, tokenize=False)
-    prompted = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template(answered, tokenize=False)
-    after, until = prompted.removeprefix(asked), whole.rpartition(_ASSISTANT)[2].strip()
-    if not prompted.startswith(asked) or not after.strip() or not until:
-        raise WeightParameterError(
-            "weight 'assistant_only': the chat template of the student's tokenizer marks no start and end of the "
-            "assistant's turns" + _EXPLICIT
-        )
-    return after, until
+    def never(self, answers: StoredAnswers) -> bool:
+        """See `RecordWeight.never`."""
+        return not self.after and not answers.silent and not answers.positions
+
+    def why_nothing(self, answers: StoredAnswers) -> str:
+        """See `RecordWeight.why_nothing`."""
+        if not answers.silent and not answers.positions:
+            return f"none of the {answers.documents:,} documents has an answer"
+        if self.after:
+            return f"no turn begins with the text {self.after!r}"
+        return f"{answers.silence}, and none has a turn as the chat template writes it"

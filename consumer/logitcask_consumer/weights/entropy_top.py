@@ -77,7 +77,9 @@ def student_entropy(hidden_TD: Tensor, head: LMHead, chunk_rows: int | None = No
         block = _block(logits_RV)
         for first in range(0, len(logits_RV), block):
             logp_BV = torch.log_softmax(logits_RV[first : first + block].to(dtype), -1)
-            parts.append(torch.linalg.vecdot(logp_BV.exp(), logp_BV).neg_())
+            # An id without any probability adds 0 · log 0 = 0.
+            finite_BV = logp_BV.clamp(min=torch.finfo(dtype).min)
+            parts.append(torch.linalg.vecdot(logp_BV.exp(), finite_BV).neg_())
     return torch.cat(parts) if parts else hidden_TD.new_zeros(0, dtype=dtype)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from logitcask_consumer.weights.entropy_top import EntropyTop
 from logitcask_consumer.weights.registry import get_weight
+from logitcask_consumer.weights.stored_answers import StoredAnswers
 from logitcask_consumer.weights.weight import Positions, RecordWeight, WeightParameterError
 
 _FACTOR: Final = re.compile(r'(?P<spec>(?:"(?:[^"\\]|\\.)*"|[^"*])*)(?:\*|$)')
@@ -60,9 +61,19 @@ class Weights:
     def __bool__(self) -> bool:
         return bool(self.factors) or self.selection is not None
 
-    def bind(self, tokenizer: Any) -> Self:
-        """The same weights for a tokenizer; see `Weight.bind`."""
-        return replace(self, factors=tuple(weight.bind(tokenizer) for weight in self.factors))
+    def bind(self, tokenizer: Any, answers: StoredAnswers | None = None) -> Self:
+        """The same weights for a tokenizer and documents; see `Weight.bind`."""
+        return replace(self, factors=tuple(weight.bind(tokenizer, answers) for weight in self.factors))
+
+    def notes(self, answers: StoredAnswers) -> list[str]:
+        """What people should know of these weights with these documents, a sentence each."""
+        return [note for weight in self.factors for note in weight.notes(answers)]
+
+    @property
+    def spec(self) -> str:
+        """The product as `parse` reads it."""
+        selection = [] if self.selection is None else [self.selection]
+        return " * ".join(weight.spec for weight in (*self.factors, *selection))
 
     def contents(self) -> dict[str, str]:
         """Digest of what each weight reads besides its parameters, where there is such a thing."""

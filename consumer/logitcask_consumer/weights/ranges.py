@@ -12,7 +12,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from logitcask_consumer.weights.answer_mask import inside_ranges
 from logitcask_consumer.weights.registry import register
+from logitcask_consumer.weights.stored_answers import StoredAnswers
 from logitcask_consumer.weights.weight import Positions, RecordWeight, WeightParameterError
 
 
@@ -33,9 +35,9 @@ class Ranges(RecordWeight):
     ranges_of: dict[bytes, NDArray[np.int64]] = field(default_factory=dict, repr=False, compare=False)
     """Identity of a document -> its ranges, [R, 2]."""
 
-    def bind(self, tokenizer: Any) -> Self:
+    def bind(self, tokenizer: Any, answers: StoredAnswers | None = None) -> Self:
         """Read the file; see `Weight.bind`."""
-        del tokenizer
+        del tokenizer, answers
         if not self.file:
             raise WeightParameterError("weight 'ranges' needs file=\"PATH\", a JSONL file of token ranges")
         try:
@@ -55,16 +57,12 @@ class Ranges(RecordWeight):
     def of(self, positions: Positions) -> NDArray[np.floating[Any] | np.bool_]:
         """See `RecordWeight.of`."""
         assert self.sha256, "bind comes first"
-        # +1 where a range starts, -1 where it stops: the running sum is above 0 inside.
-        steps = np.zeros(len(positions.token_ids_L) + 1, dtype=np.int64)
-        for window, identity in enumerate(positions.document_ids_W):
-            ranges_R2 = self.ranges_of.get(identity.tobytes())
-            if ranges_R2 is not None:
-                start, stop = positions.token_offsets_W1[window : window + 2].tolist()
-                at_R2 = np.minimum(ranges_R2 + start, stop)
-                np.add.at(steps, at_R2[:, 0], 1)
-                np.add.at(steps, at_R2[:, 1], -1)
-        return (np.cumsum(steps) > 0)[positions.targets_P]
+        ranges_W = [self.ranges_of.get(identity.tobytes()) for identity in positions.document_ids_W]
+        return inside_ranges(ranges_W, positions.token_offsets_W1)[positions.targets_P]
+
+    def why_nothing(self, answers: StoredAnswers) -> str:
+        """See `RecordWeight.why_nothing`."""
+        return f"{self.file} gives no tokens of the {answers.documents:,} documents"
 
 
 def _line(where: str, line: bytes) -> tuple[bytes, NDArray[np.int64]]:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from logitcask_consumer.weights.registry import register
 from logitcask_consumer.weights.spans import TokenIds
+from logitcask_consumer.weights.stored_answers import StoredAnswers
 from logitcask_consumer.weights.weight import Positions, RecordWeight, WeightParameterError
 
 
@@ -24,8 +25,9 @@ class SkipTokens(RecordWeight):
     tokens: str = ""
     token_ids: TokenIds = field(default=(), repr=False)
 
-    def bind(self, tokenizer: Any) -> Self:
+    def bind(self, tokenizer: Any, answers: StoredAnswers | None = None) -> Self:
         """Look the tokens up; see `Weight.bind`."""
+        del answers
         vocabulary = tokenizer.get_vocab()
         pieces = self.tokens.split()
         if missing := [piece for piece in pieces if piece not in vocabulary]:

@@ -5,12 +5,14 @@ Shape legend: P positions to be trained, W windows of documents, L tokens.
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from logitcask_consumer.weights.stored_answers import StoredAnswers
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_schemas.records import IdArray, Records
 
@@ -35,6 +37,9 @@ class Positions:
     """[W, 32], identity of each window's document."""
     vocab_size: int
     """V, of the teacher's logits."""
+    answers_W: Sequence[NDArray[np.uint32] | None] | None = None
+    """Of each window's document the ranges [R, 2] of tokens that are answers, None where it does not say; None where no
+    document says."""
 
     @property
     def targets_P(self) -> NDArray[np.int64]:
@@ -59,13 +64,17 @@ class Weight(ABC):
     graded: ClassVar[bool] = False
     """Whether it takes other values than 0 and 1."""
 
-    def bind(self, tokenizer: Any) -> Self:
+    def bind(self, tokenizer: Any, answers: StoredAnswers | None = None) -> Self:
         """The same weight, ready for use with the student's tokenizer; nothing to do for most.
+
+        Args:
+            tokenizer: the student's.
+            answers: what the documents say of their answers; None where the weight must work whatever they say.
 
         Raises:
             WeightParameterError: a parameter does not fit the tokenizer, or names a file that cannot be used.
         """
-        del tokenizer
+        del tokenizer, answers
         return self
 
     def content(self) -> str | None:
@@ -87,6 +96,21 @@ class RecordWeight(Weight):
     @abstractmethod
     def of(self, positions: Positions) -> NDArray[np.floating[Any] | np.bool_]:
         """The weight of each position, [P], at least 0; or booleans for 0 and 1."""
+
+    def notes(self, answers: StoredAnswers) -> list[str]:
+        """What people should know of this weight with these documents, a sentence each."""
+        del answers
+        return []
+
+    def never(self, answers: StoredAnswers) -> bool:
+        """Whether what documents say of their answers alone tells that it is 0 at every position."""
+        del answers
+        return False
+
+    def why_nothing(self, answers: StoredAnswers) -> str:
+        """Why it is 0 at every position of these documents, once that is known."""
+        del answers
+        return f"{self.spec} is 0 everywhere"
 
 
 def in_range(weight: Weight, name: str, low: float, high: float) -> None:

@@ -38,7 +38,7 @@ class ArrowCarrier:
 
     def write(self, columns: ShardColumns, layout: RecordLayout, identity: str, file: ByteSink) -> None:
         """See `Carrier.write`."""
-        schema = arrow_schema(layout, identity)
+        schema = arrow_schema(layout, identity, answers=columns.answers is not None)
         with pa.ipc.new_file(pa.PythonFile(file, mode="w"), schema, options=_write_options()) as writer:
             writer.write_batch(arrow_batch(columns, layout, schema))
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from logitcask_schemas.cask.answers import ANSWERS_NAME, Answers
 from logitcask_schemas.cask.columns import ShardColumns
 from logitcask_schemas.cask.document_table import ShardDocuments
 from logitcask_schemas.cask.layout import LEVELS, Column, Level, RecordLayout
@@ -24,18 +25,24 @@ _DOCUMENT_FIELDS: Final = 2
 _ELEMENTS: Final = {"|u1": pa.uint8(), "<u2": pa.uint16(), "<f2": pa.float16(), "<f4": pa.float32()}
 
 
+SHARD_VERSION: Final = {False: "1", True: "2"}
+"""Without and with answers: readers that do not know the column refuse the shard by its version."""
+
+
 @lru_cache(maxsize=8)
-def arrow_schema(layout: RecordLayout, identity: str) -> Any:
-    """The schema of every shard of a cask, as docs/format.md section 4 has it."""
+def arrow_schema(layout: RecordLayout, identity: str, *, answers: bool) -> Any:
+    """The schema of a cask's shards without or with answers, as docs/format.md section 4 has it."""
     fields = [pa.field("document_id", pa.binary(32), nullable=False), pa.field("checksum", pa.uint64(), nullable=False)]
     for column in layout.columns:
         element: Any = _ELEMENTS[column.dtype.str]
         if column.width is not None:
             element = pa.list_(pa.field("item", element, nullable=False), column.width)
         fields.append(pa.field(column.name, pa.list_(pa.field("item", element, nullable=False)), nullable=False))
+    if answers:
+        fields.append(pa.field(ANSWERS_NAME, pa.list_(pa.field("item", pa.uint32(), nullable=False)), nullable=False))
     metadata = {
         "logitcask.format": "logitcask-shard",
-        "logitcask.version": "1",
+        "logitcask.version": SHARD_VERSION[answers],
         "logitcask.identity": identity,
     }
     return pa.schema(fields, metadata=metadata)
@@ -53,6 +60,8 @@ def arrow_batch(columns: ShardColumns, layout: RecordLayout, schema: Any) -> Any
                 f"column {column.name} would hold {count} values, a shard holds at most {MAX_VALUES}; "
                 "publish fewer documents at a time"
             )
+    if columns.answers is not None and len(columns.answers.values) > MAX_VALUES:
+        raise CaskError(f"more than {MAX_VALUES // 2} ranges of answers; publish fewer documents at a time")
     documents = len(columns.document_ids)
     arrays = [
         pa.Array.from_buffers(pa.binary(32), documents, [None, _buffer(columns.document_ids)]),
@@ -69,6 +78,10 @@ def arrow_batch(columns: ShardColumns, layout: RecordLayout, schema: Any) -> Any
         else:
             values = pa.Array.from_buffers(element, data.size, [None, _buffer(data)])
         arrays.append(pa.Array.from_buffers(list_type, documents, [None, offsets[column.level]], children=[values]))
+    if (answers := columns.answers) is not None:
+        values = pa.Array.from_buffers(pa.uint32(), len(answers.values), [None, _buffer(answers.values)])
+        cut = _buffer(answers.offsets.astype("<i4"))
+        arrays.append(pa.Array.from_buffers(schema.field(ANSWERS_NAME).type, documents, [None, cut], children=[values]))
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
@@ -79,13 +92,14 @@ def _buffer(array: NDArray[Any]) -> Any:
 
 def require_schema(path: Path, schema: Any, layout: RecordLayout, identity: str) -> None:
     """Raise CaskCorruptionError unless the schema is a shard's, of this identity and with these columns."""
-    expected = arrow_schema(layout, identity)
+    has_answers = (schema.metadata or {}).get(b"logitcask.version") == SHARD_VERSION[True].encode()
+    expected = arrow_schema(layout, identity, answers=has_answers)
     if schema.equals(expected, check_metadata=True):
         return
     found = {key.decode(errors="replace"): value for key, value in (schema.metadata or {}).items()}
-    if found.get("logitcask.format") != b"logitcask-shard" or found.get("logitcask.version") != b"1":
+    if found.get("logitcask.format") != b"logitcask-shard" or found.get("logitcask.version") not in (b"1", b"2"):
         raise CaskCorruptionError(
-            f"{path}: readable, but not a logitcask shard of version 1 (its metadata says "
+            f"{path}: readable, but not a logitcask shard of version 1 or 2 (its metadata says "
             f"{found.get('logitcask.format')!r}, version {found.get('logitcask.version')!r}). {REPAIR_ADVICE}."
         )
     if (written_for := found.get("logitcask.identity", b"").decode(errors="replace")) != identity:
@@ -114,7 +128,7 @@ def columns_of_batch(path: Path, batch: Any, layout: RecordLayout) -> ShardColum
     arrays: dict[str, NDArray[Any]] = {}
     for column in layout.columns:
         listed = batch.column(column.name)
-        values = _unsliced(path, column, listed)
+        values = _unsliced(path, column.name, listed)
         cut = _view(path, column.name, listed.buffers()[1], np.dtype("<i4"), documents + 1)
         known = cuts.setdefault(column.level, cut)
         sound = cut[0] == 0 and (cut[1:] >= cut[:-1]).all() if known is cut else np.array_equal(cut, known)
@@ -128,7 +142,15 @@ def columns_of_batch(path: Path, batch: Any, layout: RecordLayout) -> ShardColum
         checksums=_view(path, "checksum", checksums, np.dtype("<u8"), documents),
         offsets={level: cut.astype(np.int64) for level, cut in cuts.items()},
         arrays=arrays,
+        answers=_answers(path, batch.column(ANSWERS_NAME)) if ANSWERS_NAME in batch.schema.names else None,
     )
+
+
+def _answers(path: Path, listed: Any) -> Answers:
+    values = _unsliced(path, ANSWERS_NAME, listed)
+    cut = _view(path, ANSWERS_NAME, listed.buffers()[1], np.dtype("<i4"), len(listed) + 1)
+    flat = _view(path, ANSWERS_NAME, values.buffers()[-1], np.dtype("<u4"), len(values))
+    return Answers.opened(path, cut.astype(np.int64), flat, len(listed))
 
 
 def documents_of_batch(path: Path, batch: Any, layout: RecordLayout) -> ShardDocuments:
@@ -139,7 +161,7 @@ def documents_of_batch(path: Path, batch: Any, layout: RecordLayout) -> ShardDoc
     """
     documents, tokens = batch.num_rows, layout.columns[0]
     listed = batch.column(_DOCUMENT_FIELDS)
-    values = _unsliced(path, tokens, listed)
+    values = _unsliced(path, tokens.name, listed)
     cut = _view(path, tokens.name, listed.buffers()[1], np.dtype("<i4"), documents + 1)
     if cut[0] or (cut[1:] < cut[:-1]).any() or cut[-1] != len(values):
         raise _uncut(path, tokens, len(values), documents)
@@ -147,11 +169,11 @@ def documents_of_batch(path: Path, batch: Any, layout: RecordLayout) -> ShardDoc
     return ShardDocuments(ids=ids.reshape(documents, 32), lengths=(cut[1:] - cut[:-1]).astype(np.int64))
 
 
-def _unsliced(path: Path, column: Column, listed: Any) -> Any:
+def _unsliced(path: Path, name: str, listed: Any) -> Any:
     """The values of a list column; CaskCorruptionError where it is not as writers make it."""
     values = listed.values
     if listed.null_count or values.null_count or listed.offset or values.offset:
-        raise CaskCorruptionError(f"{path}: column {column.name} has nulls or slices, which no writer makes")
+        raise CaskCorruptionError(f"{path}: column {name} has nulls or slices, which no writer makes")
     return values
 
 

@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 
+from logitcask_schemas.cask.answers import ANSWERS_NAME, Answers
 from logitcask_schemas.cask.arrow_carrier import ArrowCarrier
 from logitcask_schemas.cask.columns import ShardColumns
 from logitcask_schemas.cask.layout import LEVELS, Level, RecordLayout
@@ -28,11 +29,15 @@ class ArrowFrame:
     checksums: int
     columns: Mapping[str, tuple[int, int]]
     """Per column of the layout, where its offsets and its values start."""
+    answers: tuple[int, int] | None
+    """The same of the answers; None where there are none."""
 
 
-def arrow_frame(documents: int, counts: Mapping[Level, int], layout: RecordLayout, identity: str) -> ArrowFrame:
-    """The frame of a shard of so many documents, tokens, positions, head entries and tail draws."""
-    before, after = _surroundings(layout, identity)
+def arrow_frame(
+    documents: int, counts: Mapping[Level, int], layout: RecordLayout, identity: str, *, answer_ranges: int = 0
+) -> ArrowFrame:
+    """The frame of a shard of so many documents, tokens, positions, head entries, tail draws and ranges of answers."""
+    before, after = _surroundings(layout, identity, answers=answer_ranges > 0)
     at = before
     starts: dict[str, tuple[int, int]] = {}
 
@@ -46,11 +51,12 @@ def arrow_frame(documents: int, counts: Mapping[Level, int], layout: RecordLayou
     for column in layout.columns:
         offsets = place(4 * (documents + 1))
         starts[column.name] = offsets, place(counts[column.level] * column.bytes_per_unit)
-    return ArrowFrame(size=at + after, document_ids=ids, checksums=checksums, columns=starts)
+    answers = (place(4 * (documents + 1)), place(8 * answer_ranges)) if answer_ranges else None
+    return ArrowFrame(size=at + after, document_ids=ids, checksums=checksums, columns=starts, answers=answers)
 
 
 @lru_cache(maxsize=8)
-def _surroundings(layout: RecordLayout, identity: str) -> tuple[int, int]:
+def _surroundings(layout: RecordLayout, identity: str, *, answers: bool) -> tuple[int, int]:
     """Bytes before the first buffer and after the last one."""
     sample = ShardColumns(
         document_ids=np.zeros((1, 32), dtype=np.uint8),
@@ -60,6 +66,7 @@ def _surroundings(layout: RecordLayout, identity: str) -> tuple[int, int]:
             column.name: np.zeros(1 if column.width is None else (1, column.width), dtype=column.dtype)
             for column in layout.columns
         },
+        answers=Answers.of_documents([np.array([[0, 1]], dtype=np.uint32)]) if answers else None,
     )
     sink = io.BytesIO()
     ArrowCarrier().write(sample, layout, identity, sink)
@@ -67,5 +74,6 @@ def _surroundings(layout: RecordLayout, identity: str) -> tuple[int, int]:
     batch = pa.ipc.open_file(content).get_batch(0)
     before = batch.column("document_id").buffers()[1].address - content.address
     last = layout.columns[-1]
-    end = batch.column(last.name).buffers()[-1].address - content.address + last.bytes_per_unit
+    name, size = (ANSWERS_NAME, 8) if answers else (last.name, last.bytes_per_unit)
+    end = batch.column(name).buffers()[-1].address - content.address + size
     return before, content.size - (end + -end % 8)

@@ -11,6 +11,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from logitcask_schemas.cask.answers import Answers
 from logitcask_schemas.cask.codec_u8 import encode_u8
 from logitcask_schemas.cask.layout import HIGH_SUFFIX, LEVELS, Level, RecordLayout
 from logitcask_schemas.errors import InvalidRecordError
@@ -46,6 +47,8 @@ class ShardColumns:
     """Per level, where each document starts and the last one ends, [D + 1]."""
     arrays: Mapping[str, ColumnArray]
     """One per column of the layout, all documents end to end; `log_z` is [positions, T]."""
+    answers: Answers | None = None
+    """Which tokens are answers; None where no document says."""
 
 
 def document_checksum(document_id: bytes, sizes: Sequence[int], slices: Sequence[NDArray[Any]]) -> int:
@@ -54,7 +57,7 @@ def document_checksum(document_id: bytes, sizes: Sequence[int], slices: Sequence
     Args:
         document_id: 32 bytes.
         sizes: Number of tokens, positions, head entries and tail draws; each enters as little-endian u64.
-        slices: The document's part of every column, in the order of the layout.
+        slices: The document's part of every column, see `document_slices`.
     """
     digest = xxhash.xxh3_64(document_id + np.asarray(sizes, dtype="<u8").tobytes())
     for part in slices:
@@ -89,8 +92,9 @@ def assemble(documents: Sequence[DocumentRecords], ids: Sequence[bytes], layout:
         "tail": [len(document.records.tail_ids_N) for document in documents],
     }
     offsets = {level: _offsets(lengths[level]) for level in LEVELS}
+    answers = Answers.of_documents([document.answer_ranges_R2 for document in documents])
     checksums = [
-        document_checksum(identity, sizes, document_slices(arrays, offsets, layout, row))
+        document_checksum(identity, sizes, document_slices(arrays, offsets, layout, row, answers))
         for row, (identity, sizes) in enumerate(zip(ids, zip(*lengths.values(), strict=True), strict=True))
     ]
     return ShardColumns(
@@ -98,17 +102,23 @@ def assemble(documents: Sequence[DocumentRecords], ids: Sequence[bytes], layout:
         checksums=np.asarray(checksums, dtype=np.uint64),
         offsets=offsets,
         arrays=arrays,
+        answers=answers,
     )
 
 
 def document_slices(
-    arrays: Mapping[str, ColumnArray], offsets: Mapping[Level, Offsets], layout: RecordLayout, row: int
+    arrays: Mapping[str, ColumnArray],
+    offsets: Mapping[Level, Offsets],
+    layout: RecordLayout,
+    row: int,
+    answers: Answers | None,
 ) -> list[NDArray[Any]]:
-    """The part of every stored column that belongs to one document, in the order of the layout."""
-    return [
+    """The part of every stored column that belongs to one document: those of the layout in its order, then answers."""
+    slices = [
         arrays[column.name][int(offsets[column.level][row]) : int(offsets[column.level][row + 1])]
         for column in layout.columns
     ]
+    return slices if answers is None else [*slices, answers.stored(row)]
 
 
 def join_planes(low: NDArray[Any], high: NDArray[np.uint8]) -> NDArray[np.uint32]:

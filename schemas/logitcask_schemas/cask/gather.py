@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from logitcask_schemas.cask.answers import Answers
 from logitcask_schemas.cask.columns import ShardColumns
 from logitcask_schemas.cask.layout import LEVELS, Column, Level, RecordLayout
 
@@ -32,6 +33,7 @@ def gather_rows(rows: Sequence[Row], layout: RecordLayout) -> ShardColumns:
         checksums=np.array([columns.checksums[row] for columns, row in rows], dtype=np.uint64),
         offsets={level: np.cumsum([0, *sizes[level]], dtype=np.int64) for level in LEVELS},
         arrays=arrays,
+        answers=Answers.joined([_answers(columns, row) for columns, row in rows]),
     )
 
 
@@ -44,6 +46,10 @@ def _part(columns: ShardColumns, column: Column, row: int) -> NDArray[Any]:
     cut = columns.offsets[column.level]
     part: NDArray[Any] = columns.arrays[column.name][int(cut[row]) : int(cut[row + 1])]
     return part
+
+
+def _answers(columns: ShardColumns, row: int) -> NDArray[np.uint32]:
+    return np.empty(0, dtype=np.uint32) if columns.answers is None else columns.answers.stored(row)
 
 
 def _size(columns: ShardColumns, level: Level, row: int) -> int:

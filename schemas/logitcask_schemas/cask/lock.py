@@ -132,10 +132,24 @@ def _acquire(descriptor: int, path: Path, deadline: float, timeout_seconds: floa
         else:
             return
         if time.monotonic() >= deadline:
-            holder = os.pread(descriptor, 256, 0).decode(errors="replace").partition(" ")[0] or "unknown"
+            holder = _holder(descriptor)
             raise CaskLockedError(
                 f"{path}: waited {timeout_seconds:g} s for the writer with process id {holder}. "
                 "If that process hangs, end it; the lock goes with it."
             )
         # At random moments: who asks in step with a busy writer would never find the lock free.
         time.sleep(random.uniform(0.5, 1.5) * _POLL_SECONDS)
+
+
+def _holder(descriptor: int) -> str:
+    """Process id of whoever holds the lock: as the kernel tells, else from the note in the file, which may be old."""
+    status = os.fstat(descriptor)
+    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    try:
+        locks = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    except OSError:  # not Linux
+        locks = []
+    for fields in map(str.split, locks):
+        if len(fields) > 5 and fields[1] == "FLOCK" and fields[5] == place:
+            return fields[4]
+    return os.pread(descriptor, 256, 0).decode(errors="replace").partition(" ")[0] or "unknown"

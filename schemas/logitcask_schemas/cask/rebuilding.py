@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
 
+from logitcask_schemas.cask.answers import ANSWERS_NAME, AnswerCounts, Answers
 from logitcask_schemas.cask.arrow_carrier import ArrowCarrier
 from logitcask_schemas.cask.arrow_frame import arrow_frame
 from logitcask_schemas.cask.carrier import Carrier
@@ -34,7 +35,9 @@ from logitcask_schemas.manifest import ShardEntry
 
 _ENTRY_BYTES: Final = 1024
 _INDEX_BYTES: Final = 256 << 20
-_NUMBER: Final = re.compile(rb'"(documents|tokens|positions|head_entries|tail_entries)":(\d{1,10})\b')
+_NUMBER: Final = re.compile(
+    rb'"(documents|tokens|positions|(?:head|tail)_entries|answer_(?:documents|ranges|positions))":(\d{1,10})\b'
+)
 _COLUMNS: Final[dict[Level, str]] = {
     "token": "token_ids",
     "position": "head_counts",
@@ -112,7 +115,7 @@ def _described(cask: Cask, name: str, carrier: Carrier, numbers: Mapping[str, in
     except ValidationError:
         return []
     # What an Arrow file should have had follows from the numbers, whether it was cut off or not.
-    frame = arrow_frame(entry.documents, counts_of(entry), cask.layout, identity)
+    frame = arrow_frame(entry.documents, counts_of(entry), cask.layout, identity, answer_ranges=entry.answer_ranges)
     return [entry.model_copy(update={"bytes": frame.size})]
 
 
@@ -133,7 +136,8 @@ def _numbers_in_file(cask: Cask, carrier: Carrier, path: Path) -> list[Mapping[s
         raise
     except (CaskError, FileNotFoundError):
         return []
-    return [_numbers(len(columns.document_ids), {level: int(columns.offsets[level][-1]) for level in LEVELS})]
+    counts = {level: int(columns.offsets[level][-1]) for level in LEVELS}
+    return [_numbers(len(columns.document_ids), counts, columns.answers)]
 
 
 def _numbers_in_framing(path: Path) -> Iterator[Mapping[str, int]]:
@@ -143,9 +147,12 @@ def _numbers_in_framing(path: Path) -> Iterator[Mapping[str, int]]:
         try:
             batch = open_batch(content)
             counts = {level: len(batch.column(name).values) for level, name in _COLUMNS.items()}
+            has_answers = ANSWERS_NAME in batch.schema.names
+            ranges = len(batch.column(ANSWERS_NAME).values) // 2 if has_answers else 0
         except (pa.ArrowException, OSError, KeyError, AttributeError, UnicodeDecodeError, StopIteration):
             continue  # AttributeError: a column that is no list
-        yield _numbers(batch.num_rows, counts)
+        # How many documents and positions they belong to is not in the framing; a frame needs the ranges alone.
+        yield _numbers(batch.num_rows, counts) | ({"answer_documents": 1, "answer_ranges": ranges} if ranges else {})
 
 
 def _framing(path: Path) -> Any:
@@ -212,8 +219,12 @@ def _numbers_in_text(text: bytes, known: ShardDocuments | None) -> Iterator[Mapp
         yield found | {"documents": tokens - positions}
 
 
-def _numbers(documents: int, counts: Mapping[Level, int]) -> dict[str, int]:
+def _numbers(documents: int, counts: Mapping[Level, int], answers: Answers | None = None) -> dict[str, int]:
+    sums = AnswerCounts() if answers is None else answers.counts()
     return {
+        "answer_documents": sums.documents,
+        "answer_ranges": sums.ranges,
+        "answer_positions": sums.positions,
         "documents": documents,
         "tokens": counts["token"],
         "positions": counts["position"],
@@ -226,5 +237,9 @@ def _loaded(columns: ShardColumns) -> ShardColumns:
     """Every column as an array, decoded where the carrier decodes on access."""
     arrays = {name: array[0 : len(array)] for name, array in columns.arrays.items()}
     return ShardColumns(
-        document_ids=columns.document_ids, checksums=columns.checksums, offsets=columns.offsets, arrays=arrays
+        document_ids=columns.document_ids,
+        checksums=columns.checksums,
+        offsets=columns.offsets,
+        arrays=arrays,
+        answers=columns.answers,
     )

@@ -9,6 +9,7 @@ import itertools
 import mmap
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from logitcask_schemas.cask.answers import AnswerCounts, Answers
 from logitcask_schemas.cask.arrow_carrier import ArrowCarrier
 from logitcask_schemas.cask.arrow_frame import arrow_frame
 from logitcask_schemas.cask.carriers import carrier_of
@@ -104,11 +106,12 @@ def _sort_document(
         except CaskCorruptionError:
             continue  # a chunk that does not decode
         sizes = [span.stop - span.start for span in spans]
-        if document_checksum(name, sizes, slices) == stored:
-            document = _alone(name, stored, sizes, slices, layout)
-            if is_valid(document):
-                found.sound.append((document, 0))
-                return
+        for answers in _answers_of(columns, row):
+            if document_checksum(name, sizes, [*slices, *answers]) == stored:
+                document = _alone(name, stored, sizes, slices, answers, layout)
+                if is_valid(document):
+                    found.sound.append((document, 0))
+                    return
     for span in {(int(cut[row]), int(cut[row + 1])) for cut in offsets["token"]}:
         try:
             ids = _token_ids(columns, slice(*span), layout)
@@ -139,8 +142,18 @@ def _readings(
     return itertools.islice(itertools.product(*choices), _MOST_READINGS)
 
 
+def _answers_of(columns: ShardColumns, row: int) -> list[list[NDArray[np.uint32]]]:
+    """What a document may say of its answers: as the column has it where it can be read, or nothing."""
+    return [[], *([[stored]] if columns.answers is not None and len(stored := columns.answers.stored(row)) else [])]
+
+
 def _alone(
-    name: bytes, checksum: int, sizes: Sequence[int], slices: Sequence[NDArray[Any]], layout: RecordLayout
+    name: bytes,
+    checksum: int,
+    sizes: Sequence[int],
+    slices: Sequence[NDArray[Any]],
+    answers: Sequence[NDArray[np.uint32]],
+    layout: RecordLayout,
 ) -> ShardColumns:
     """One document as the columns of a shard of its own."""
     return ShardColumns(
@@ -148,6 +161,7 @@ def _alone(
         checksums=np.array([checksum], dtype=np.uint64),
         offsets={level: np.array([0, size], dtype=np.int64) for level, size in zip(LEVELS, sizes, strict=True)},
         arrays={column.name: part for column, part in zip(layout.columns, slices, strict=True)},
+        answers=Answers.joined(answers) if answers else None,
     )
 
 
@@ -156,6 +170,12 @@ def _is_valid(path: Path, document: ShardColumns, entry: ShardEntry, cask: Cask)
     sizes = {level: int(document.offsets[level][-1]) for level in LEVELS}
     described = {"tokens": sizes["token"], "positions": sizes["position"]}
     described |= {"documents": 1, "head_entries": sizes["head"], "tail_entries": sizes["tail"]}
+    answers = AnswerCounts() if document.answers is None else document.answers.counts()
+    described |= {
+        "answer_documents": answers.documents,
+        "answer_ranges": answers.ranges,
+        "answer_positions": answers.positions,
+    }
     try:
         require_valid(
             Shard(path, entry.model_copy(update=described), cask.layout, document), 0, cask.manifest.teacher.vocab_size
@@ -183,7 +203,7 @@ def _columns_of(
         raise
     except CaskError:
         pass  # That it does not open is why we are here.
-    return _unframed(content, entry, layout) if entry.carrier == ArrowCarrier.name else None
+    return _unframed(path, content, entry, layout) if entry.carrier == ArrowCarrier.name else None
 
 
 def _copied(path: Path, most_bytes: int) -> memoryview:
@@ -209,11 +229,11 @@ def _copied(path: Path, most_bytes: int) -> memoryview:
 
 
 def _unframed(
-    copied: memoryview, entry: ShardEntry, layout: RecordLayout
+    path: Path, copied: memoryview, entry: ShardEntry, layout: RecordLayout
 ) -> tuple[ShardColumns, Mapping[Level, Sequence[NDArray[np.int64]]]] | None:
     """The columns of an Arrow file by where they must lie, whatever its framing says; they end where the file does."""
     counts = counts_of(entry)
-    frame = arrow_frame(entry.documents, counts, layout, entry.identity)
+    frame = arrow_frame(entry.documents, counts, layout, entry.identity, answer_ranges=entry.answer_ranges)
     if frame.size != entry.bytes:
         return None
     content = np.frombuffer(copied, dtype=np.uint8)[: frame.size]
@@ -235,11 +255,19 @@ def _unframed(
         flat = view(values_start, column.dtype, counts[column.level] * column.values_per_unit)
         whole = flat[: len(flat) - len(flat) % column.values_per_unit]
         arrays[column.name] = whole if column.width is None else whole.reshape(-1, column.width)
+    answers = None
+    if frame.answers is not None:
+        cut = view(frame.answers[0], np.dtype("<i4"), entry.documents + 1).astype(np.int64)
+        values = view(frame.answers[1], np.dtype("<u4"), 2 * entry.answer_ranges)
+        # Where the offsets do not cut pairs of numbers, documents that had answers are damaged.
+        with suppress(CaskCorruptionError):
+            answers = Answers.opened(path, cut, values, entry.documents)
     columns = ShardColumns(
         document_ids=view(frame.document_ids, np.dtype(np.uint8), entry.documents * 32).reshape(-1, 32),
         checksums=view(frame.checksums, np.dtype("<u8"), entry.documents),
         offsets={},
         arrays=arrays,
+        answers=answers,
     )
     return columns, offsets
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from logitcask_schemas.cask.answers import AnswerCounts, announced_answers
 from logitcask_schemas.cask.codec_u8 import decode_u8
 from logitcask_schemas.cask.columns import (
     ColumnArray,
@@ -21,6 +22,7 @@ from logitcask_schemas.cask.columns import (
 )
 from logitcask_schemas.cask.document_table import ShardDocuments
 from logitcask_schemas.cask.layout import HIGH_SUFFIX, LEVELS, RecordLayout
+from logitcask_schemas.cask.regular_files import unreadable
 from logitcask_schemas.errors import CaskCorruptionError, DocumentMismatchError
 from logitcask_schemas.manifest import ShardEntry
 from logitcask_schemas.records import DocumentRecords, IdArray, LogprobArray, Records
@@ -37,6 +39,11 @@ class Shard:
     def __init__(self, path: Path, entry: ShardEntry, layout: RecordLayout, columns: ShardColumns) -> None:
         found = (len(columns.document_ids), *(int(columns.offsets[level][-1]) for level in LEVELS))
         announced = (entry.documents, entry.tokens, entry.positions, entry.head_entries, entry.tail_entries)
+        answers = AnswerCounts() if columns.answers is None else columns.answers.counts()
+        if answers != (expected := announced_answers(entry)):
+            raise CaskCorruptionError(
+                f"{path}: holds {answers}; its entry says {expected}. Run `logitcask cask verify`."
+            )
         if found != announced:
             raise CaskCorruptionError(
                 f"{path}: holds {found} documents, tokens, positions, head entries and tail draws; its entry says "
@@ -143,6 +150,32 @@ class Shard:
         """Log Z_T, [positions, T], where the capture spec stores temperatures."""
         return self._whole("log_z") if self.layout.has("log_z") else None
 
+    def require_size(self) -> None:
+        """Require of the file, which may have been opened long ago, that it still has its size.
+
+        Reading what a mapped file has lost ends the process (SIGBUS), so whoever is about to read much asks before.
+        A file without its name stays readable as it was.
+
+        Raises:
+            CaskCorruptionError: It has another size.
+            CaskReadError: The operating system does not say.
+        """
+        try:
+            size = self.path.stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise unreadable(self.path, error) from error
+        if size != self.entry.bytes:
+            raise CaskCorruptionError(
+                f"{self.path}: shard {self.entry.name} should have {self.entry.bytes} bytes, by now it has {size}. "
+                "Stop what writes to it, and restore the file from a copy of the cask or run `logitcask cask repair`."
+            )
+
+    def answer_ranges(self, row: int) -> NDArray[np.uint32] | None:
+        """Which tokens of a document are answers, see `DocumentRecords.answer_ranges_R2`; `verify` proves them."""
+        return None if self.columns.answers is None else self.columns.answers.ranges(row)
+
     def read(self, row: int) -> DocumentRecords:
         """One whole document.
 
@@ -222,7 +255,7 @@ class Shard:
             CaskCorruptionError: They disagree; names shard, document, and both values.
         """
         columns = self.columns
-        slices = document_slices(columns.arrays, columns.offsets, self.layout, row)
+        slices = document_slices(columns.arrays, columns.offsets, self.layout, row, columns.answers)
         sizes = [int(columns.offsets[level][row + 1] - columns.offsets[level][row]) for level in LEVELS]
         identity = columns.document_ids[row].tobytes()
         computed, stored = document_checksum(identity, sizes, slices), int(columns.checksums[row])
@@ -232,7 +265,7 @@ class Shard:
                 f"{where}: stored checksum {stored:016x}, its bytes give {computed:016x}. "
                 "Run `logitcask cask verify` to see what else is damaged, then capture the document again."
             )
-        by_name = dict(zip((column.name for column in self.layout.columns), slices, strict=True))
+        by_name = dict(zip((column.name for column in self.layout.columns), slices, strict=False))
         for name, entries in (("head_counts", sizes[2]), ("tail_counts", sizes[3])):
             if (total := int(by_name[name].sum(dtype=np.int64))) != entries:
                 raise CaskCorruptionError(f"{where}: {name} add up to {total}, the document has {entries} entries")
@@ -258,9 +291,18 @@ class Shard:
                     tail_logprobs_N=draws,
                     log_z_PT=arrays["log_z"][positions] if "log_z" in arrays else None,
                 ),
+                answer_ranges_R2=self._answer_ranges(row, start, tokens.stop - tokens.start),
             )
         except DocumentMismatchError as error:
             raise CaskCorruptionError(f"{self.path}: document {row}: {error}") from error
+
+    def _answer_ranges(self, row: int, first: int | None, length: int) -> NDArray[np.uint32] | None:
+        """Of so many tokens from `first` on, counted from it; None for the whole document."""
+        ranges_R2 = self.answer_ranges(row)
+        if ranges_R2 is None or first is None:
+            return ranges_R2
+        clipped_R2 = np.clip(ranges_R2, first, first + length) - np.uint32(first)
+        return clipped_R2[clipped_R2[:, 0] < clipped_R2[:, 1]]
 
     def _entries(
         self, counts: str, begin: int, end: int, first: int, last: int, start: int, stop: int

@@ -8,6 +8,7 @@ names the order of the documents; run again it knows what is already there witho
 import hashlib
 from typing import Any, BinaryIO
 
+from logitcask_schemas.cask.answers import AnswerCounts
 from logitcask_schemas.cask.arrow_carrier import ArrowCarrier
 from logitcask_schemas.cask.carrier import Carrier
 from logitcask_schemas.cask.columns import ShardColumns
@@ -46,6 +47,7 @@ def write_shard(
             arrow = _HashingSink(None)
             ArrowCarrier().write(columns, layout, identity, arrow)
         name = arrow.sha256.hexdigest()[:32]
+    answers = columns.answers.counts() if columns.answers is not None else AnswerCounts()
     return ShardEntry(
         name=name,
         carrier=carrier.name,
@@ -57,6 +59,9 @@ def write_shard(
         positions=int(columns.offsets["position"][-1]),
         head_entries=int(columns.offsets["head"][-1]),
         tail_entries=int(columns.offsets["tail"][-1]),
+        answer_documents=answers.documents,
+        answer_ranges=answers.ranges,
+        answer_positions=answers.positions,
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from logitcask_schemas.cask.reader import Cask
 from logitcask_schemas.cask.remote_cask import place_of
@@ -56,7 +57,8 @@ def describe_positions(
         text: From token id to what stands for it; None keeps the id.
 
     Returns:
-        `id` (hex), `tokens`, and `positions`: for each its number, token, next token, probability of the next
+        `id` (hex), `tokens`, `answers` (how many of the tokens are answers; None where the document does not say), and
+        `positions`: for each its number, token, next token, whether that is of an answer, probability of the next
         token, entropy (nats), probability of the head, number of tail draws, and head entries as (token, probability).
     """
     name = text or str
@@ -68,7 +70,7 @@ def describe_positions(
     window = shard.read_window(row, start, min(start + count, length))
     records = window.records
     stops = np.cumsum(records.head_counts_P, dtype=np.int64)
-    positions = []
+    positions, answers_R2 = [], shard.answer_ranges(row)
     for i, stop in enumerate(stops):
         entries = slice(int(stop) - int(records.head_counts_P[i]), int(stop))
         # Exactly one entry of every head is the token that really came next.
@@ -80,6 +82,7 @@ def describe_positions(
                 "position": start + i,
                 "token": name(int(window.token_ids_L[i])),
                 "next": name(int(window.token_ids_L[i + 1])),
+                "answer": None if answers_R2 is None else _is_inside(start + i + 1, answers_R2),
                 "probability": float(np.exp(realised.astype(np.float64)).sum()),
                 "entropy": float(records.entropy_P[i]),
                 "captured": 1.0 - float(np.exp(np.float64(records.log_tail_mass_P[i]))),
@@ -90,5 +93,10 @@ def describe_positions(
     return {
         "id": shard.document_ids[row].tobytes().hex(),
         "tokens": length + 1,
+        "answers": None if answers_R2 is None else int(np.diff(answers_R2.astype(np.int64)).sum()),
         "positions": positions,
     }
+
+
+def _is_inside(token: int, ranges_R2: NDArray[np.uint32]) -> bool:
+    return bool(((ranges_R2[:, 0] <= token) & (token < ranges_R2[:, 1])).any())

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from logitcask_schemas.cask.answers import ANSWERS_NAME
 from logitcask_schemas.cask.arrow_carrier import ArrowCarrier
 from logitcask_schemas.cask.reader import Cask
 
@@ -16,6 +17,10 @@ class CaskStats:
     positions: int
     head_entries: int
     tail_entries: int
+    answer_documents: int
+    """Documents that say which of their tokens are answers, or that none is."""
+    answer_positions: int
+    """Positions that predict a token of an answer of these."""
     bytes: int
     """Of the shards' files, everything included."""
     bytes_per_token: float
@@ -36,6 +41,8 @@ def cask_stats(cask: Cask) -> CaskStats:
     }
     tokens, positions = max(units["token"], 1), max(units["position"], 1)
     columns = {column.name: units[column.level] * column.bytes_per_unit for column in cask.layout.columns}
+    if ranges := sum(entry.answer_ranges for entry in cask.entries):
+        columns[ANSWERS_NAME] = 8 * ranges
     rest = "overhead" if all(entry.carrier == ArrowCarrier.name for entry in cask.entries) else "overhead - compression"
     columns[rest] = cask.num_bytes - sum(columns.values())
     return CaskStats(
@@ -45,6 +52,8 @@ def cask_stats(cask: Cask) -> CaskStats:
         positions=units["position"],
         head_entries=units["head"],
         tail_entries=units["tail"],
+        answer_documents=sum(entry.answer_documents for entry in cask.entries),
+        answer_positions=sum(entry.answer_positions for entry in cask.entries),
         bytes=cask.num_bytes,
         bytes_per_token=cask.num_bytes / tokens,
         head_entries_per_position=units["head"] / positions,

@@ -44,6 +44,8 @@ def is_sound(shard: Shard, vocab_size: int) -> bool:
     lengths = np.diff(shard.token_offsets)
     if (lengths < 2).any() or not np.array_equal(lengths, np.diff(shard.position_offsets) + 1):
         return False
+    if shard.columns.answers is not None and not shard.columns.answers.are_valid(lengths):
+        return False
     return (
         _have_checksums(shard, arrays)
         and _have_ids(shard, arrays)
@@ -63,6 +65,9 @@ def _have_checksums(shard: Shard, arrays: dict[str, NDArray[Any]]) -> bool:
         (arrays[column.name].reshape(-1).view(np.uint8).data, (offsets[column.level] * column.bytes_per_unit).tolist())
         for column in shard.layout.columns
     ]
+    answers = shard.columns.answers
+    if answers is not None:
+        parts.append((answers.values.view(np.uint8).data, (4 * answers.offsets).tolist()))
     for row, stored in enumerate(shard.columns.checksums.tolist()):
         digest = xxhash.xxh3_64(header_bytes[row * _HEADER_BYTES : (row + 1) * _HEADER_BYTES])
         for content, cut in parts:

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,7 +34,7 @@ from logitcask_schemas.cask.opening import open_documents, require_shards
 from logitcask_schemas.cask.publication import publish_entry, publish_shard
 from logitcask_schemas.cask.sweep import sweep
 from logitcask_schemas.errors import CaskError
-from logitcask_schemas.identity import TeacherIdentity
+from logitcask_schemas.identity import Accept, TeacherIdentity
 from logitcask_schemas.manifest import CaskManifest, ShardEntry
 from logitcask_schemas.records import DocumentRecords
 
@@ -88,6 +88,7 @@ class CaskWriter:
         carrier: str = ArrowCarrier.name,
         files: FileOperations | None = None,
         lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS,
+        accept: Collection[Accept] = (),
     ) -> Self:
         """Create a cask, or open an existing one of the same teacher and capture spec.
 
@@ -100,6 +101,7 @@ class CaskWriter:
             carrier: File format of the shards that this writer adds: "arrow", "zarr" or "parquet".
             files: The file system, for tests.
             lock_timeout_seconds: How long to wait for another writer, here and in `publish`.
+            accept: What may differ from an existing cask's teacher, because a person said so.
 
         Raises:
             IdentityMismatchError: The cask holds records of another teacher or spec; names the fields.
@@ -115,7 +117,7 @@ class CaskWriter:
         with writers_lock(path, holder=holder, timeout_seconds=lock_timeout_seconds):
             if (path / MANIFEST_NAME).exists():
                 manifest = read_manifest(path)
-                manifest.require_same(teacher, capture, where=str(path))
+                manifest.require_same(teacher, capture, where=str(path), accept=accept)
             else:
                 require_new(path)
                 manifest = CaskManifest(

@@ -12,7 +12,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from logitcask_schemas.cask.arrow_columns import REPAIR_ADVICE
+from logitcask_schemas.cask.answers import ANSWERS_NAME, Answers
+from logitcask_schemas.cask.arrow_columns import REPAIR_ADVICE, SHARD_VERSION
 from logitcask_schemas.cask.carrier import ByteSink
 from logitcask_schemas.cask.columns import ShardColumns
 from logitcask_schemas.cask.layout import LEVELS, RecordLayout
@@ -28,6 +29,8 @@ CHUNK_DOCUMENTS: Final = 1024
 _MAX_CHUNK: Final = 1 << 24
 _OFFSETS_SUFFIX: Final = "_offsets"
 _METADATA: Final = "zarr.json"
+_ANSWER_LEVEL: Final = "answer"
+_ANSWER_OFFSETS: Final = _ANSWER_LEVEL + _OFFSETS_SUFFIX
 
 
 class ZarrCarrier:
@@ -40,10 +43,10 @@ class ZarrCarrier:
 
     def write(self, columns: ShardColumns, layout: RecordLayout, identity: str, file: ByteSink) -> None:
         """See `Carrier.write`. Holds the compressed shard in memory on the way."""
-        members = {_METADATA: as_json(group_metadata(identity))}
+        members = {_METADATA: as_json(group_metadata(identity, SHARD_VERSION[columns.answers is not None]))}
         positions = len(columns.arrays["head_counts"])
         for name, values, level in _arrays(columns, layout):
-            chunk = CHUNK_DOCUMENTS if level == "document" else _chunk(len(values), positions)
+            chunk = CHUNK_DOCUMENTS if level in ("document", _ANSWER_LEVEL) else _chunk(len(values), positions)
             members[f"{name}/{_METADATA}"] = as_json(array_metadata(values.dtype, values.shape, chunk, level))
             if len(values):
                 members[_shard_key(name, values.ndim)] = encode_chunks(values, chunk)
@@ -52,9 +55,9 @@ class ZarrCarrier:
     def open(self, path: Path, layout: RecordLayout, identity: str, content: memoryview | None = None) -> ShardColumns:
         """See `Carrier.open`. Maps the archive; reads offsets, ids and checksums of documents."""
         members = unpack(path, content)
-        _require_group(path, members, identity)
+        has_answers = _require_group(path, members, identity)
         expected = ["document_id", "checksum", *(level + _OFFSETS_SUFFIX for level in LEVELS)]
-        expected += [column.name for column in layout.columns]
+        expected += [column.name for column in layout.columns] + [_ANSWER_OFFSETS, ANSWERS_NAME] * has_answers
         found = {name.partition("/")[0] for name in members} - {_METADATA}
         if found != set(expected):
             raise CaskCorruptionError(
@@ -79,7 +82,14 @@ class ZarrCarrier:
                     f"{path}: offsets of level {level!r} do not cut columns of {sorted(counts)} values into "
                     f"{documents} documents. {REPAIR_ADVICE}."
                 )
-        return ShardColumns(document_ids=ids[:], checksums=checksums[:], offsets=offsets, arrays=arrays)
+        answers = None
+        if has_answers:
+            cut = _array(path, members, _ANSWER_OFFSETS, np.dtype("<i8"), None, "document")[:]
+            values = _array(path, members, ANSWERS_NAME, np.dtype("<u4"), None, _ANSWER_LEVEL)[:]
+            answers = Answers.opened(path, cut, values, documents)
+        return ShardColumns(
+            document_ids=ids[:], checksums=checksums[:], offsets=offsets, arrays=arrays, answers=answers
+        )
 
 
 def _arrays(columns: ShardColumns, layout: RecordLayout) -> list[tuple[str, NDArray[Any], str]]:
@@ -92,6 +102,9 @@ def _arrays(columns: ShardColumns, layout: RecordLayout) -> list[tuple[str, NDAr
     for column in layout.columns:
         array = columns.arrays[column.name]
         described.append((column.name, array[0 : len(array)], column.level))
+    if columns.answers is not None:
+        described.append((_ANSWER_OFFSETS, columns.answers.offsets, "document"))
+        described.append((ANSWERS_NAME, columns.answers.values, _ANSWER_LEVEL))
     return described
 
 
@@ -105,14 +118,15 @@ def _shard_key(name: str, dimensions: int) -> str:
     return f"{name}/c" + "/0" * dimensions
 
 
-def _require_group(path: Path, members: Mapping[str, memoryview], identity: str) -> None:
+def _require_group(path: Path, members: Mapping[str, memoryview], identity: str) -> bool:
+    """Require the group to be a shard's of this identity; returns whether it has answers."""
     found = _read_json(path, members, _METADATA)
     attributes = found.get("attributes")
     attributes = attributes if isinstance(attributes, dict) else {}
     kind, version = attributes.get("logitcask.format"), attributes.get("logitcask.version")
-    if kind != "logitcask-shard" or version != "1":
+    if kind != "logitcask-shard" or version not in SHARD_VERSION.values():
         raise CaskCorruptionError(
-            f"{path}: readable, but not a logitcask shard of version 1 (its attributes say {kind!r}, version "
+            f"{path}: readable, but not a logitcask shard of version 1 or 2 (its attributes say {kind!r}, version "
             f"{version!r}). {REPAIR_ADVICE}."
         )
     if attributes.get("logitcask.identity") != identity:
@@ -120,8 +134,9 @@ def _require_group(path: Path, members: Mapping[str, memoryview], identity: str)
             f"{path}: foreign shard: written for identity {attributes.get('logitcask.identity')!r}, this cask's is "
             f"{identity!r}. Move it back to the cask it came from."
         )
-    if found != group_metadata(identity):
+    if found != group_metadata(identity, str(version)):
         raise CaskCorruptionError(f"{path}: unexpected members in its {_METADATA}. {REPAIR_ADVICE}.")
+    return version == SHARD_VERSION[True]
 
 
 def _array(

@@ -15,9 +15,9 @@ _BYTES: Final[dict[str, Any]] = {"name": "bytes", "configuration": {"endian": "l
 _ZSTD: Final[dict[str, Any]] = {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": False}}
 
 
-def group_metadata(identity: str) -> dict[str, Any]:
+def group_metadata(identity: str, version: str) -> dict[str, Any]:
     """zarr.json of the shard's root group."""
-    attributes = {"logitcask.format": "logitcask-shard", "logitcask.version": "1", "logitcask.identity": identity}
+    attributes = {"logitcask.format": "logitcask-shard", "logitcask.version": version, "logitcask.identity": identity}
     return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
 
 

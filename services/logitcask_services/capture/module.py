@@ -12,7 +12,7 @@ import math
 import torch
 
 from logitcask_schemas.capture_spec import CaptureSpec
-from logitcask_schemas.errors import ModelError
+from logitcask_schemas.errors import CaptureSpecError
 from logitcask_services.capture.blocks import clear_entries
 from logitcask_services.capture.columns import RecordColumns
 from logitcask_services.capture.draws import multinomial_offsets, systematic_offsets, tail_draws
@@ -42,11 +42,11 @@ class RecordCapture(torch.nn.Module):
             rows_in_cache: positions per run of passes over the vocabulary, on a CPU. Changes no result.
 
         Raises:
-            ModelError: a pinned id is outside the vocabulary.
+            CaptureSpecError: a pinned id is outside the vocabulary.
         """
         super().__init__()
         if outside := [token for token in spec.pinned_ids if token >= vocab_size]:
-            raise ModelError(f"pinned ids {outside} are outside the teacher's vocabulary of {vocab_size}")
+            raise CaptureSpecError(f"pinned ids {outside} are outside the teacher's vocabulary of {vocab_size}")
         self.spec = spec
         self.vocab_size = vocab_size
         self.rows = min(MOST_ROWS, rows or max(_FEWEST_ROWS, _SCRATCH_BYTES // (4 * vocab_size)))
@@ -140,7 +140,8 @@ class RecordCapture(torch.nn.Module):
         """Draws per row, int64, from the tail's share r of the mass."""
         spec = self.spec
         if spec.mode == "threshold":
-            counts_R = (tail_mass_R / spec.tau).ceil().to(torch.int64).clamp(max=spec.tail_max)
+            # Bounded before the cast, which is undefined beyond int64.
+            counts_R = (tail_mass_R / spec.tau).clamp(max=spec.tail_max).ceil().to(torch.int64)
         else:
             counts_R = torch.full_like(tail_mass_R, spec.draws if spec.mode == "sampled" else 0, dtype=torch.int64)
         return counts_R.masked_fill(tail_mass_R < NEGLIGIBLE_MASS, 0)

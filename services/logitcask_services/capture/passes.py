@@ -95,9 +95,13 @@ class VocabularyPasses:
             max_R1 = block_max_RC.amax(-1, keepdim=True)
         x_RW -= max_R1
         block_max_RC -= max_R1
-        powers = [self._exp_sums(x_RW, 1.0 / one, mass_RW).sum(-1) for one in self._temperatures if one != _ROOT]
-        if _ROOT in self._temperatures:
-            powers.insert(self._temperatures.index(_ROOT), self._exp_sums(x_RW, 1.0 / _ROOT, mass_RW).sum(-1))
+        # One sum per distinct temperature; the root comes last, since its terms are what is squared.
+        power_of = {
+            temperature: self._exp_sums(x_RW, 1.0 / temperature, mass_RW).sum(-1)
+            for temperature in sorted(set(self._temperatures), key=lambda temperature: temperature == _ROOT)
+        }
+        powers = [power_of[temperature] for temperature in self._temperatures]
+        if _ROOT in power_of:
             sums_RC = block_sums(mass_RW.mul_(mass_RW), self.block)
         else:
             sums_RC = self._exp_sums(x_RW, 1.0, mass_RW)

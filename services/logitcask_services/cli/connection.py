@@ -8,6 +8,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from logitcask_schemas.terminal import printable
+from logitcask_services.corpora.notes import sentence_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -30,6 +33,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 def connect(server: str | None, key_file: Path | None) -> "Iterator[ServiceClient]":
     """A client for these options and the environment."""
     from logitcask_services.client import ServiceClient
+    from logitcask_services.server_url import ServerUrlError
     from logitcask_services.settings import ClientSettings
 
     given: dict[str, Any] = {}
@@ -38,7 +42,15 @@ def connect(server: str | None, key_file: Path | None) -> "Iterator[ServiceClien
     if key_file is not None:
         given |= {"api_key_file": key_file, "api_key": None}
     settings = ClientSettings(**given)
-    with ServiceClient(settings.server, settings.key()) as client:
+    key = settings.key()
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise typer.BadParameter("the API key holds characters that no key has", param_hint="LOGITCASK_API_KEY")
+    try:
+        client = ServiceClient(settings.server, key)
+    except ServerUrlError as error:
+        hint = "LOGITCASK_SERVER" if server is None else "--server"
+        raise typer.BadParameter(printable(str(error)), param_hint=hint) from error
+    with client:
         yield client
 
 
@@ -63,23 +75,15 @@ def follow(client: "ServiceClient", extraction_id: str, console: Console) -> dic
                         progress.update(task, description=event.data["data"]["status"].replace("_", " "))
                     case "waiting":
                         progress.update(task, description="paused")
-                        console.print(
-                            f"paused: {event.data['message']}",
-                            style="yellow",
-                            highlight=False,
-                            markup=False,
-                            soft_wrap=True,
-                        )
+                        say(console, f"paused: {event.data['message']}", style="yellow")
                     case "resumed":
                         progress.update(task, description="in progress")
+            extraction = client.extraction(extraction_id)
+            _show(progress, task, extraction)  # the last word on tokens and pace; there is no time left to estimate
+            return extraction
     except KeyboardInterrupt:
-        console.print(
-            f"the extraction goes on; follow it with: logitcask jobs watch {extraction_id}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(console, f"the extraction goes on; follow it with: logitcask jobs watch {extraction_id}")
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    return client.extraction(extraction_id)
 
 
 def _bar(console: Console) -> Progress:
@@ -106,21 +110,35 @@ def _show(progress: Progress, task: Any, data: dict[str, Any]) -> None:
     )
 
 
+def say(console: Console, text: str, *, style: str | None = None) -> None:
+    """One line in plain text: what a request or a service put into it cannot steer the terminal."""
+    console.print(printable(text), style=style, highlight=False, markup=False, soft_wrap=True)
+
+
 def summarise(extraction: dict[str, Any], client: "ServiceClient", console: Console) -> None:
     """The outcome in a few lines, with the first bad lines."""
-    counts, usage = extraction["request_counts"], extraction["usage"]
-    console.print(
+    counts, usage, lines = extraction["request_counts"], extraction["usage"], extraction["lines"]
+    say(
+        console,
         f"{extraction['id']}: {extraction['status']}; cask {extraction['cask']}: {counts['completed']} of "
         f"{counts['total']} documents, {usage['tokens_captured']:,} tokens captured, "
         f"{usage['bytes_written']:,} bytes written",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
     )
     if extraction["error"]:
-        console.print(
-            f"error: {extraction['error']['message']}", style="red", highlight=False, markup=False, soft_wrap=True
+        say(console, f"error: {extraction['error']['message']}", style="red")
+    limit = f"{extraction['max_length']:,}" if extraction["max_length"] else "the teacher's context of"
+    if lines["truncated"]:
+        say(
+            console,
+            f"{lines['truncated']:,} of {lines['total']:,} line(s) were longer than {limit} tokens and lost their end "
+            "(overflow: truncate; split would keep it)",
+            style="yellow",
         )
+    if lines["split"]:
+        say(console, f"{lines['split']:,} line(s) were longer than {limit} tokens and were split (overflow: split)")
+    for code, count in lines.get("notes", {}).items():
+        where = ", ".join(f"{line:,}" for line in lines["first_lines"].get(code, []))
+        say(console, f"{count:,} {code}: {sentence_of(code)}" + (f" (line {where})" if where else ""))
     if counts["failed"] + counts["skipped"]:
         show_failures(extraction, client, console)
 
@@ -128,20 +146,13 @@ def summarise(extraction: dict[str, Any], client: "ServiceClient", console: Cons
 def show_failures(extraction: dict[str, Any], client: "ServiceClient", console: Console) -> None:
     """The first bad lines, and how to get the others."""
     total = extraction["request_counts"]["failed"] + extraction["request_counts"]["skipped"]
-    console.print(f"{total} line(s) or document(s) are not in the cask:", style="yellow", highlight=False)
+    say(console, f"{total} line(s) or document(s) are not in the cask:", style="yellow")
     for shown, failure in enumerate(client.failures(extraction["id"])):
         if shown == SHOWN_FAILURES:
-            console.print(
-                f"  ... all of them: logitcask jobs errors {extraction['id']}", highlight=False, soft_wrap=True
-            )
+            say(console, f"  ... all of them: logitcask jobs errors {extraction['id']}")
             break
         name = f" ({failure['custom_id']})" if failure["custom_id"] else ""
-        console.print(
-            f"  line {failure['line']}{name}: {failure['code']}: {failure['message']}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        say(console, f"  line {failure['line']}{name}: {failure['code']}: {failure['message']}")
 
 
 def duration(seconds: float) -> str:

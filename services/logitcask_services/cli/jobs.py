@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from logitcask_schemas.terminal import printable
 from logitcask_services.cli.connection import (
     JsonOption,
     KeyFileOption,
@@ -40,12 +41,12 @@ def list_jobs(
         Column("id", no_wrap=True, min_width=35), "status", "cask", "documents", "tokens", "tokens/s", "ETA", box=None
     )
     for entry in found:
-        counts, usage = entry["request_counts"], entry["usage"]
+        usage = entry["usage"]
         table.add_row(
             entry["id"],
             entry["status"] + (" (paused)" if entry["waiting"] else ""),
-            entry["cask"],
-            f"{counts['completed']}/{counts['total']}" + (f", {counts['failed']} failed" if counts["failed"] else ""),
+            printable(entry["cask"]),
+            _documents(entry),
             f"{usage['tokens_done']:,}/{usage['tokens_total']:,}",
             f"{entry['throughput_tps']:,.0f}" if entry["throughput_tps"] is not None else "",
             duration(entry["eta_seconds"]) if entry["eta_seconds"] is not None else "",
@@ -53,6 +54,17 @@ def list_jobs(
     console = Console()
     # A pipe has no width; do not cut for one.
     (console if console.is_terminal else Console(width=160)).print(table)
+
+
+def _documents(entry: dict[str, Any]) -> str:
+    """Completed of all, and what did not go as a person would expect."""
+    counts, lines = entry["request_counts"], entry["lines"]
+    unusual = {"failed": counts["failed"], "skipped": counts["skipped"], "truncated": lines["truncated"]}
+    parts = [
+        f"{counts['completed']}/{counts['total']}",
+        *(f"{many:,} {what}" for what, many in unusual.items() if many),
+    ]
+    return ", ".join(parts)
 
 
 @app.command()
@@ -69,7 +81,7 @@ def show(
             typer.echo(json.dumps(extraction))
             return
         summarise(extraction, client, Console())
-    Console().print_json(json.dumps(extraction))
+    Console().print_json(json.dumps(extraction), ensure_ascii=True)
 
 
 @app.command()
@@ -99,7 +111,27 @@ def cancel(
     """Ask an extraction to end. What it has published stays in the cask."""
     with connect(server, api_key_file) as client:
         extraction = client.cancel(extraction_id)
-    typer.echo(json.dumps(extraction) if as_json else f"{extraction['id']}: {extraction['status']}")
+    typer.echo(json.dumps(extraction) if as_json else printable(f"{extraction['id']}: {extraction['status']}"))
+
+
+@app.command()
+def resume(
+    extraction_id: IdArgument,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow it to its end.")] = False,
+    server: ServerOption = None,
+    api_key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a failed extraction up again where it was. Exit code 3 when it is waited for and does not complete."""
+    console = Console(stderr=True)
+    with connect(server, api_key_file) as client:
+        extraction = client.resume(extraction_id)
+        if wait:
+            extraction = follow(client, extraction_id, console)
+            summarise(extraction, client, console)
+    if as_json or not wait:
+        typer.echo(json.dumps(extraction) if as_json else printable(f"{extraction['id']}: {extraction['status']}"))
+    raise typer.Exit(exit_code(extraction) if wait else 0)
 
 
 @app.command()

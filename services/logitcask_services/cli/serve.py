@@ -27,6 +27,13 @@ def serve(
     dtype: Annotated[str | None, typer.Option(help="Compute dtype; `auto` fits the machine.")] = None,
     max_model_len: Annotated[int | None, typer.Option(help="Most tokens of a document.")] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="File with one Bearer key per line.")] = None,
+    accept_teacher: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Go on with casks of this teacher by another version of the engine (engine_version), or made before "
+            "its configuration was recorded (unrecorded); may be repeated."
+        ),
+    ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the job database and the corpora.")] = None,
 ) -> None:
     """Run the teacher service until it is told to stop. Every option can also be set as LOGITCASK_<NAME>."""
@@ -48,6 +55,7 @@ def serve(
             "max_model_len": max_model_len,
             "api_key_file": api_key_file,
             "data_dir": data_dir,
+            "accept_teacher": tuple(accept_teacher) if accept_teacher else None,
         }.items()
         if value is not None
     }

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,16 +15,27 @@ from logitcask_services.cli.connection import (
     connect,
     exit_code,
     follow,
+    say,
     summarise,
 )
+from logitcask_services.cli.corpus_file import LocalCorpus, local_corpus
+from logitcask_services.cli.dry_run import dry_run
+
+if TYPE_CHECKING:
+    from logitcask_services.client import ServiceClient
 
 app = typer.Typer(help="Send a corpus to a service and start its extraction.", add_completion=False)
 
 
 @app.command()
 def submit(
-    corpus: Annotated[Path, typer.Argument(help="JSON lines with `text`, `messages`, `input_ids`, or prompts.")],
-    cask: Annotated[str, typer.Option(help="Name of the cask, below the service's cask root.")],
+    corpus: Annotated[
+        Path,
+        typer.Argument(help="JSON lines with `text`, `messages`, `input_ids`, or prompts; `-`: standard input."),
+    ],
+    cask: Annotated[
+        str | None, typer.Option(help="Name of the cask, below the service's cask root; may be left out of a dry run.")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the extraction to its end.")] = False,
     mode: Annotated[str | None, typer.Option(help="threshold (default), topk or sampled.")] = None,
     tau: Annotated[float | None, typer.Option(help="Threshold: probability above which a token is kept.")] = None,
@@ -42,15 +53,29 @@ def submit(
     tail_logprobs: Annotated[
         bool, typer.Option("--tail-logprobs", help="Also store log-probabilities of draws.")
     ] = False,
+    held_out: Annotated[
+        bool,
+        typer.Option(
+            "--held-out", help="For `logitcask report`: stores what unbiased figures need (as --tail-logprobs)."
+        ),
+    ] = False,
     max_length: Annotated[int | None, typer.Option(help="Most tokens of a document.")] = None,
     overflow: Annotated[str | None, typer.Option(help="Longer documents: truncate (default), split or skip.")] = None,
     carrier: Annotated[str | None, typer.Option(help="Shards as arrow (default), zarr or parquet.")] = None,
     on_error: Annotated[str | None, typer.Option(help="Bad lines: skip (default) or fail.")] = None,
     metadata: Annotated[list[str] | None, typer.Option(help="key=value to keep with it; may be repeated.")] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="Submitting again with it does nothing.")] = None,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would become of the corpus: nothing is sent to stay.")
+    ] = False,
+    documents: Annotated[int, typer.Option(help="Dry run: documents to show.", min=0, max=50)] = 3,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Dry run: a teacher's folder, instead of a service.", file_okay=False)
+    ] = None,
     server: ServerOption = None,
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
+    others: Annotated[list[Path] | None, typer.Argument(hidden=True, metavar="")] = None,
 ) -> None:
     """Send a corpus and start its extraction. Exit code 3 when it is waited for and does not complete."""
     console = Console(stderr=True)
@@ -66,7 +91,7 @@ def submit(
         "temperatures": temperature or None,
         "seed": seed,
         "logprob_codec": codec,
-        "tail_logprobs": tail_logprobs or None,
+        "tail_logprobs": tail_logprobs or held_out or None,
     }
     options = {"max_length": max_length, "overflow": overflow, "carrier": carrier, "on_error": on_error}
     request: dict[str, Any] = {
@@ -75,12 +100,24 @@ def submit(
         "metadata": dict(_pair(entry) for entry in metadata or []),
         **{name: value for name, value in options.items() if value is not None},
     }
+    if idempotency_key is not None and not (idempotency_key.isascii() and idempotency_key.isprintable()):
+        raise typer.BadParameter("expected printable ASCII characters", param_hint="--idempotency-key")
+    if dry:
+        with local_corpus(corpus, others or [], lambda line: say(console, line)) as local:
+            if teacher is not None:
+                dry_run(local, request, teacher, documents=documents, as_json=as_json)
+            else:
+                with connect(server, api_key_file) as client:
+                    dry_run(local, request, client, documents=documents, as_json=as_json)
+        return
+    if cask is None:
+        raise typer.BadParameter("missing; it names the cask, below the service's cask root", param_hint="--cask")
+    if teacher is not None:
+        raise typer.BadParameter("goes with --dry-run; a service has its teacher", param_hint="--teacher")
     with connect(server, api_key_file) as client:
-        if not corpus.is_file():
-            raise typer.BadParameter(f"{corpus} is not a file", param_hint="CORPUS")
-        with Progress(console=console, transient=True) as progress:
-            task = progress.add_task("uploading", total=corpus.stat().st_size)
-            uploaded = client.upload(corpus, name=corpus.name[:200], sent=lambda count: progress.advance(task, count))
+        client.check(request)  # before hours of a pipe are read
+        with local_corpus(corpus, others or [], lambda line: say(console, line)) as local:
+            uploaded = send(local, request, client, console)
         extraction = client.submit({**request, "corpus_id": uploaded["id"]}, idempotency_key=idempotency_key)
         if wait:
             extraction = follow(client, extraction["id"], console)
@@ -90,6 +127,24 @@ def submit(
         elif not wait:
             typer.echo(extraction["id"])
     raise typer.Exit(exit_code(extraction) if wait else 0)
+
+
+def send(local: LocalCorpus, request: dict[str, Any], client: "ServiceClient", console: Console) -> dict[str, Any]:
+    """The corpus at the service; sent only where the service does not have the content."""
+    with Progress(console=console, transient=True) as progress:
+        reading = progress.add_task("reading", total=local.bytes)
+        sha256 = local.sha256(lambda total: progress.update(reading, completed=total))
+        if (corpus := client.corpus_with(sha256)) is None:
+            client.check(request, corpus_bytes=local.bytes)
+            uploading = progress.add_task("uploading", total=local.bytes)
+            return client.upload(
+                local.path,
+                name=local.name,
+                sha256=sha256,
+                sent=lambda total: progress.update(uploading, completed=total),
+            )
+    say(console, f"the service has this content already ({corpus['id']}); nothing is sent")
+    return corpus
 
 
 def _pair(entry: str) -> tuple[str, str]:

@@ -2,32 +2,33 @@
 
 Accepted objects, each with an optional `custom_id`:
     {"text": str}
-    {"messages": [{"role": str, ...}, ...], "tools": [...]}        rendered once with the teacher's chat template
+    {"messages": [{"role": str, ...}, ...], "tools": [...], "chat_template_kwargs": {...}}
+                                                                   rendered with the teacher's chat template
     {"prompt": str, "completion": str}                             joined without anything between
     {"prompt": [messages], "completion": [messages]}               joined, then as `messages`
-    {"input_ids": [int, ...]}                                      taken as they are
+    {"input_ids": [int, ...], "attention_mask": ..., "labels": ...} taken as they are, without padding
 Fields besides these are left alone.
 """
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
-from logitcask_schemas.errors import LogitcaskError
+from logitcask_services.corpora.problem import LineProblem as LineProblem
+from logitcask_services.corpora.problem import kind_of_value as _kind
+from logitcask_services.corpora.token_rows import read_row
 
 MAX_CUSTOM_ID = 512
+RESERVED_KWARGS = frozenset(
+    {
+        "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "documents", "max_length",
+        "messages", "padding", "processor_kwargs", "return_assistant_tokens_mask", "return_dict", "return_tensors",
+        "strftime_now", "tokenize", "tokenizer_kwargs", "tools", "truncation",
+    }
+)  # fmt: skip
+"""Names that say how to render, not what."""
 FORMS = "`text`, `messages`, `prompt` with `completion`, or `input_ids`"
-
-
-class LineProblem(LogitcaskError, ValueError):
-    """A line that cannot become a document: a stable code and a sentence for people."""
-
-    def __init__(self, code: str, message: str, custom_id: str | None = None) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-        self.custom_id = custom_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,8 @@ class TextLine:
     """Plain text, to be encoded with the tokenizer's own special tokens."""
 
     text: str
+    answer_start: int | None = None
+    """Character at which the completion begins; None where the line does not tell prompt from completion."""
     custom_id: str | None = None
 
 
@@ -44,14 +47,21 @@ class ChatLine:
 
     messages: list[dict[str, Any]]
     tools: list[Any] | None = None
+    template_kwargs: dict[str, Any] | None = None
+    """Further variables of the template, such as enable_thinking."""
+    first_answer: int = 0
+    """Messages before this one are a prompt; the assistant's turns among them are no answers."""
     custom_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenLine:
-    """Token ids."""
+    """Token ids, without padding."""
 
     input_ids: list[int] = field(default_factory=list)
+    answers: tuple[tuple[int, int], ...] | None = None
+    """Ranges [start, stop) of tokens that `labels` trains; None where the row has no labels."""
+    notes: tuple[str, ...] = ()
     custom_id: str | None = None
 
 
@@ -91,8 +101,6 @@ def _decode(raw: bytes) -> dict[str, Any]:
         raise LineProblem(
             "not_utf8", f"byte {error.start} of the line is not UTF-8 ({error.reason}); save the corpus as UTF-8"
         ) from error
-    if not text.strip():
-        raise LineProblem("empty_line", "the line is empty; remove it")
     try:
         entry = json.loads(text, parse_constant=_refuse_constant)
     except RecursionError as error:
@@ -128,14 +136,15 @@ def _text(entry: dict[str, Any], custom_id: str | None) -> TextLine:
 def _prompt(entry: dict[str, Any], custom_id: str | None) -> ParsedLine:
     prompt, completion = entry["prompt"], entry["completion"]
     if isinstance(prompt, list) and isinstance(completion, list):
-        return _chat({**entry, "messages": prompt + completion}, custom_id)
+        return replace(_chat({**entry, "messages": prompt + completion}, custom_id), first_answer=len(prompt))
     if not isinstance(prompt, str) or not isinstance(completion, str):
         raise LineProblem(
             "wrong_type",
             f"`prompt` is a JSON {_kind(prompt)} and `completion` a JSON {_kind(completion)}; "
             "expected two strings, or two lists of messages",
         )
-    return TextLine(text=_string(prompt + completion, "prompt` + `completion"), custom_id=custom_id)
+    text = _string(prompt + completion, "prompt` + `completion")
+    return TextLine(text=text, answer_start=len(prompt), custom_id=custom_id)
 
 
 def _chat(entry: dict[str, Any], custom_id: str | None) -> ChatLine:
@@ -149,19 +158,30 @@ def _chat(entry: dict[str, Any], custom_id: str | None) -> ChatLine:
             raise LineProblem("wrong_type", f'`messages[{at}]` must be an object with a "role" string')
     if tools is not None and not isinstance(tools, list):
         raise LineProblem("wrong_type", f"`tools` is a JSON {_kind(tools)}; expected a list or null")
-    return ChatLine(messages=messages, tools=tools, custom_id=custom_id)
+    return ChatLine(
+        messages=messages, tools=tools or None, template_kwargs=_template_kwargs(entry), custom_id=custom_id
+    )
+
+
+def _template_kwargs(entry: dict[str, Any]) -> dict[str, Any] | None:
+    options = entry.get("chat_template_kwargs")
+    if options is None:
+        return None
+    if not isinstance(options, dict):
+        raise LineProblem(
+            "wrong_type", f"`chat_template_kwargs` is a JSON {_kind(options)}; expected an object or null"
+        )
+    if reserved := sorted(RESERVED_KWARGS & options.keys()):
+        raise LineProblem(
+            "reserved_kwargs",
+            f"`chat_template_kwargs` sets {', '.join(reserved)}, which are not the template's to set; remove them",
+        )
+    return options
 
 
 def _ids(entry: dict[str, Any], custom_id: str | None) -> TokenLine:
-    ids = entry["input_ids"]
-    if not isinstance(ids, list):
-        raise LineProblem("wrong_type", f"`input_ids` is a JSON {_kind(ids)}; expected a list of integers")
-    if not ids:
-        raise LineProblem("empty", "`input_ids` is empty; there is nothing to capture")
-    if set(map(type, ids)) != {int}:
-        at = next(at for at, value in enumerate(ids) if type(value) is not int)
-        raise LineProblem("wrong_type", f"`input_ids[{at}]` is a JSON {_kind(ids[at])}; expected an integer")
-    return TokenLine(input_ids=ids, custom_id=custom_id)
+    ids, answers, notes = read_row(entry)
+    return TokenLine(input_ids=ids, answers=answers, notes=notes, custom_id=custom_id)
 
 
 def _string(value: Any, name: str) -> str:
@@ -185,8 +205,3 @@ def _is_unicode(value: str) -> bool:
 def _names(entry: dict[str, Any]) -> str:
     names = [ascii(name)[:40] for name in list(entry)[:8]]
     return f"[{', '.join(names)}{', ...' if len(entry) > len(names) else ''}]"
-
-
-def _kind(value: Any) -> str:
-    kinds = {dict: "object", list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
-    return kinds.get(type(value), "null")

@@ -1,5 +1,6 @@
 """What becomes of a document longer than the limit: truncate, split or skip, as the extraction states."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from logitcask_services.corpora.lines import LineProblem
@@ -30,3 +31,9 @@ def fit(token_ids: list[int], limit: int, policy: Overflow) -> list[list[int]]:
     if total - starts[-1] == 1:
         starts[-1] -= 1
     return [token_ids[start:stop] for start, stop in zip(starts, [*starts[1:], total], strict=True)]
+
+
+def cut_answers(answers: Sequence[tuple[int, int]], start: int, stop: int) -> list[tuple[int, int]]:
+    """The parts of a document's ranges that lie in its piece [start, stop), counted from the piece's start."""
+    inside = ((max(first, start), min(last, stop)) for first, last in answers)
+    return [(first - start, last - start) for first, last in inside if first < last]

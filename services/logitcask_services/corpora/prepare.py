@@ -1,17 +1,23 @@
 """From an uploaded corpus to a token store: read line by line, tokenise in batches, fit, report what is bad."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from logitcask_services.corpora.lines import ChatLine, LineProblem, ParsedLine, TextLine, TokenLine, parse_line
-from logitcask_services.corpora.overflow import Overflow, fit
+from logitcask_services.corpora.lines import ParsedLine, TextLine, TokenLine, parse_line
+from logitcask_services.corpora.overflow import Overflow, cut_answers, fit
+from logitcask_services.corpora.problem import LineProblem
+from logitcask_services.corpora.reading import CorpusLines
+from logitcask_services.corpora.rendering import tokenise
+from logitcask_services.corpora.special_tokens import OwnTokens
 from logitcask_services.corpora.token_store import TokenStoreWriter
-from logitcask_services.corpora.tokenizer import DocumentTokenizer
+from logitcask_services.corpora.tokenizer import DocumentTokenizer, Tokenised
 
-BOM = b"\xef\xbb\xbf"
 BATCH_LINES = 1024
 BATCH_BYTES = 4 << 20
+LONGEST_MESSAGE = 500
+EXAMPLES = 3
+"""First lines that are kept for each code."""
 
 
 class PreparationStoppedError(Exception):
@@ -51,6 +57,21 @@ class Prepared:
     """Too long under the policy `skip`: reported, but as asked, so not bad."""
     truncated_lines: int = 0
     split_lines: int = 0
+    notes: dict[str, int] = field(default_factory=dict)
+    """Code of what is unusual to the number of documents, or lines, of which it is true; see `notes`."""
+    examples: dict[str, list[int]] = field(default_factory=dict)
+    """Code (of a note or of a bad line, `truncated`, `split`) to the first lines it concerns."""
+
+    def note(self, code: str, line: int) -> None:
+        """Count something unusual."""
+        self.notes[code] = self.notes.get(code, 0) + 1
+        self.example(code, line)
+
+    def example(self, code: str, line: int) -> None:
+        """Remember a line, while few are."""
+        lines = self.examples.setdefault(code, [])
+        if len(lines) < EXAMPLES and line not in lines:
+            lines.append(line)
 
 
 @dataclass(slots=True)
@@ -64,29 +85,6 @@ class _Batch:
         return len(self.lines) >= BATCH_LINES or self.bytes >= BATCH_BYTES
 
 
-def read_lines(corpus: Path, max_line_bytes: int) -> Iterator[tuple[int, int, bytes | None]]:
-    """(number from 1, first byte, content without newline) per line; content None where it is over the limit."""
-    with corpus.open("rb", buffering=1 << 20) as file:
-        number, start = 0, 0
-        while block := file.readline(max_line_bytes + 1):
-            number += 1
-            size, too_long = len(block), len(block) > max_line_bytes and not block.endswith(b"\n")
-            while too_long and not block.endswith(b"\n") and (block := file.readline(1 << 20)):
-                size += len(block)
-            content = None if too_long else block.rstrip(b"\r\n")
-            if number == 1 and content is not None:
-                content = content.removeprefix(BOM)
-            yield number, start, content
-            start += size
-
-
-def custom_id_at(corpus: Path, line_start: int, max_line_bytes: int) -> str | None:
-    """The `custom_id` of the line that starts at a byte of the corpus, which gave a document before."""
-    with corpus.open("rb") as file:
-        file.seek(line_start)
-        return parse_line(file.readline(max_line_bytes + 1).removeprefix(BOM)).custom_id
-
-
 def prepare(
     corpus: Path,
     target: Path,
@@ -98,10 +96,15 @@ def prepare(
 ) -> Prepared:
     """Write the token store of `corpus` at `target`; bad lines go to `report` in batches, in order of their lines.
 
-    Memory is bounded by one batch of lines. Raises PreparationStoppedError when `stopped()` turns true, OSError where
-    the disk is full.
+    Memory is bounded by one batch of lines.
+
+    Raises:
+        PreparationStoppedError: `stopped()` turned true.
+        NotJsonLinesError: The file is of another format as a whole.
+        OSError: The disk is full.
     """
     found = Prepared()
+    own = OwnTokens.of(tokenizer)
     with TokenStoreWriter(target) as store:
         batch, bad = _Batch(), list[BadLine]()
 
@@ -109,15 +112,15 @@ def prepare(
             nonlocal batch
             if stopped():
                 raise PreparationStoppedError
-            _store_batch(batch, tokenizer, limits, store, found, bad)
+            _store_batch(batch, tokenizer, own, limits, store, found, bad)
             bad.sort(key=lambda entry: entry.line)
             if bad:
                 report(list(bad))
             bad.clear()
             batch = _Batch()
 
-        for number, start, content in read_lines(corpus, limits.max_line_bytes):
-            found.lines += 1
+        lines = CorpusLines(corpus, limits.max_line_bytes)
+        for number, start, content in lines:
             try:
                 if content is None:
                     raise LineProblem(
@@ -128,74 +131,85 @@ def prepare(
                 batch.bytes += len(content)
             except LineProblem as problem:
                 found.bad_lines += 1
+                found.example(problem.code, number)
                 bad.append(_bad(number, problem))
             if batch.full() or len(bad) >= BATCH_LINES:
                 flush()
         flush()
         store.finish()
-        found.documents, found.tokens = store.documents, store.tokens
+        found.documents, found.tokens, found.lines = store.documents, store.tokens, lines.lines
+        unusual = {"blank_line": lines.blank_lines, "byte_order_mark": lines.marked_lines}
+        found.notes |= {code: count for code, count in unusual.items() if count}
     return found
 
 
 def _store_batch(
     batch: _Batch,
     tokenizer: DocumentTokenizer,
+    own: OwnTokens,
     limits: DocumentLimits,
     store: TokenStoreWriter,
     found: Prepared,
     bad: list[BadLine],
 ) -> None:
-    for (number, start, line), tokens in zip(batch.lines, _tokenise(batch, tokenizer), strict=True):
+    tokenised = tokenise([line for _, _, line in batch.lines], tokenizer)
+    for (number, start, line), document in zip(batch.lines, tokenised, strict=True):
         try:
-            if isinstance(tokens, LineProblem):
-                raise tokens
-            pieces = fit(_checked(tokens, limits.vocab_size), limits.max_length, limits.overflow)
+            if isinstance(document, LineProblem):
+                raise document
+            document = _with_own_tokens_once(line, document, own)
+            pieces = fit(_checked(document.token_ids, limits.vocab_size), limits.max_length, limits.overflow)
         except LineProblem as problem:
             problem.custom_id = line.custom_id
             if problem.code == "too_long":
                 found.skipped_lines += 1
             else:
                 found.bad_lines += 1
+            found.example(problem.code, number)
             bad.append(_bad(number, problem))
             continue
-        found.split_lines += len(pieces) > 1
-        found.truncated_lines += limits.overflow == "truncate" and len(tokens) > limits.max_length
-        for piece in pieces:
-            store.append(piece, line=number, line_start=start)
+        if len(pieces) > 1:
+            found.split_lines += 1
+            found.example("split", number)
+        elif len(pieces[0]) < len(document.token_ids):
+            found.truncated_lines += 1
+            found.example("truncated", number)
+            if document.answers and not cut_answers(document.answers, 0, len(pieces[0])):
+                found.note("answer_cut_off", number)
+        for code in document.notes:
+            found.note(code, number)
+        _store(pieces, document.answers, store, number, start)
 
 
-def _tokenise(batch: _Batch, tokenizer: DocumentTokenizer) -> list[list[int] | LineProblem]:
-    """Token ids of every line of the batch, or why there are none, in the batch's order."""
-    result: list[list[int] | LineProblem] = [[] for _ in batch.lines]
-    plain: dict[int, str] = {}
-    rendered: dict[int, str] = {}
-    for at, (_, _, line) in enumerate(batch.lines):
-        match line:
-            case TokenLine():
-                result[at] = line.input_ids
-            case TextLine():
-                plain[at] = line.text
-            case ChatLine():
-                try:
-                    rendered[at] = _render(line, tokenizer)
-                except LineProblem as problem:
-                    result[at] = problem
-    # A template writes its special tokens itself; the tokenizer must not add them a second time.
-    for texts, special_tokens in ((plain, True), (rendered, False)):
-        if texts:
-            encoded = tokenizer.encode(list(texts.values()), special_tokens=special_tokens)
-            for at, ids in zip(texts, encoded, strict=True):
-                result[at] = ids
-    return result
+def _store(
+    pieces: list[list[int]],
+    answers: Sequence[tuple[int, int]] | None,
+    store: TokenStoreWriter,
+    number: int,
+    line_start: int,
+) -> None:
+    start = 0
+    for piece in pieces:
+        inside = None if answers is None else cut_answers(answers, start, start + len(piece))
+        store.append(piece, line=number, line_start=line_start, answers=inside)
+        start += len(piece)
 
 
-def _render(line: ChatLine, tokenizer: DocumentTokenizer) -> str:
-    text = tokenizer.render(line.messages, line.tools)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise LineProblem("not_unicode", f"`messages` hold half of a surrogate pair: {error.reason}") from error
-    return text
+def _with_own_tokens_once(line: ParsedLine, document: Tokenised, own: OwnTokens) -> Tokenised:
+    """Without the BOS and EOS that a text brings along, where the tokenizer adds them; ids are left as they are."""
+    match line:
+        case TextLine():
+            token_ids, removed, notes = own.once(document.token_ids)
+            if not notes:
+                return document
+            answers, length = document.answers, len(token_ids)
+            if answers is not None:
+                answers = cut_answers([(max(first - removed, 0), last - removed) for first, last in answers], 0, length)
+            return replace(document, token_ids=token_ids, answers=answers, notes=(*document.notes, *notes))
+        case TokenLine() if own.before and own.typed(document.token_ids)[0]:
+            return replace(document, notes=(*document.notes, "ids_bos_twice"))
+        case _:
+            return document
 
 
 def _checked(token_ids: list[int], vocab_size: int) -> list[int]:
@@ -215,4 +229,7 @@ def _checked(token_ids: list[int], vocab_size: int) -> list[int]:
 
 
 def _bad(number: int, problem: LineProblem) -> BadLine:
-    return BadLine(line=number, code=problem.code, message=problem.message, custom_id=problem.custom_id)
+    message = problem.message
+    if len(message) > LONGEST_MESSAGE:  # a template's own words may be as long as the line
+        message = message[:LONGEST_MESSAGE] + "..."
+    return BadLine(line=number, code=problem.code, message=message, custom_id=problem.custom_id)

@@ -1,6 +1,7 @@
 """Uploaded corpora on disk: one file per content, named by its SHA-256, complete or absent."""
 
 import hashlib
+import json
 import os
 import secrets
 from dataclasses import dataclass
@@ -9,6 +10,9 @@ from types import TracebackType
 from typing import Self
 
 from logitcask_services import files
+from logitcask_services.corpora.file_kind import SNIFFED_BYTES, require_lines
+
+HEAD_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +53,7 @@ class CorpusUpload:
     def __init__(self, storage: CorpusStorage, temporary: Path) -> None:
         self._storage = storage
         self._temporary = temporary
-        self._file = temporary.open("xb", buffering=0)
+        self._file = temporary.open("x+b", buffering=0)
         self._digest = hashlib.sha256()
         self._newlines = 0
         self._ends_open = False
@@ -65,7 +69,14 @@ class CorpusUpload:
         self._temporary.unlink(missing_ok=True)
 
     def write(self, block: bytes | bytearray) -> None:
-        """Append bytes, hashing them on the way. Raises OSError (ENOSPC) where the disk is full."""
+        """Append bytes, hashing them on the way.
+
+        Raises:
+            NotJsonLinesError: The first block is the beginning of a file of another format.
+            OSError: The disk is full (ENOSPC).
+        """
+        if block and not self.bytes:
+            require_lines(bytes(block[:SNIFFED_BYTES]))
         view = memoryview(block)
         while view:
             view = view[self._file.write(view) :]
@@ -73,6 +84,17 @@ class CorpusUpload:
         self._newlines += block.count(b"\n")
         self._ends_open = (bool(block) and block[-1:] != b"\n") or (not block and self._ends_open)
         self.bytes += len(block)
+
+    def lost_its_lines(self) -> bool:
+        """Whether all is one line that begins with two JSON objects, one right behind the other."""
+        if self._newlines > int(not self._ends_open):
+            return False
+        head = os.pread(self._file.fileno(), HEAD_BYTES, 0).decode(errors="replace")
+        try:
+            _, end = json.JSONDecoder().raw_decode(head.lstrip())
+        except (ValueError, RecursionError):
+            return False
+        return head.lstrip()[end:].lstrip().startswith("{")
 
     def finish(self) -> StoredCorpus:
         """Make the upload durable under its digest; content that is already there is kept as it is."""

@@ -1,21 +1,26 @@
 """The tokens of one extraction: an immutable folder of flat memory-mapped columns.
 
-Shape legend: D documents, N tokens over all of them.
+Shape legend: D documents, N tokens and A ranges of answers over all of them, R ranges of one document.
 
     store.json    format, version, D, N: written last, with the folder's rename as publication
     tokens.u32    [N]      token ids, document after document
     offsets.u64   [D + 1]  document d is tokens[offsets[d] : offsets[d + 1]]
     ids.sha256    [D, 32]  document identities
     lines.u64     [D, 2]   line number in the corpus (from 1), byte at which that line starts
+    answers.u32   [A, 2]   ranges [start, stop) of tokens that the assistant says
+    places.i64    [D, 2]   a document's first range and how many it has; -1 ranges where nobody knows
 
-All little-endian. A store is never changed: a restart finds the same documents in the same order.
+All little-endian. Version 1 has no answers.
+A store is never changed: a restart finds the same documents in the same order.
 """
 
 import contextlib
 import json
+import mmap
 import os
 import secrets
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -27,8 +32,10 @@ from logitcask_schemas.errors import LogitcaskError
 from logitcask_schemas.records import document_id
 from logitcask_services import files
 
-FORMAT, VERSION = "logitcask-tokens", 1
-COLUMNS = {"tokens.u32": 4, "offsets.u64": 8, "ids.sha256": 32, "lines.u64": 16}
+FORMAT, VERSION = "logitcask-tokens", 2
+_OLD = 1
+COLUMNS = {"tokens.u32": 4, "offsets.u64": 8, "ids.sha256": 32, "lines.u64": 16, "answers.u32": 8, "places.i64": 16}
+_UNKNOWN = (-1).to_bytes(8, "little", signed=True)
 
 
 class TokenStoreError(LogitcaskError, ValueError):
@@ -47,6 +54,7 @@ class TokenStoreWriter:
         }
         self.documents = 0
         self.tokens = 0
+        self._ranges = 0
         self._files["offsets.u64"].write(bytes(8))
 
     def __enter__(self) -> Self:
@@ -61,8 +69,13 @@ class TokenStoreWriter:
                 file.close()
         shutil.rmtree(self._temporary, ignore_errors=True)
 
-    def append(self, token_ids: list[int], *, line: int, line_start: int) -> None:
-        """Add one document from line `line` of the corpus, which starts at byte `line_start`."""
+    def append(
+        self, token_ids: list[int], *, line: int, line_start: int, answers: Sequence[tuple[int, int]] | None = None
+    ) -> None:
+        """Add one document from line `line` of the corpus, which starts at byte `line_start`.
+
+        `answers` are ranges of its tokens, ascending, apart, not empty; None where nobody knows.
+        """
         ids_L = np.array(token_ids, dtype="<u4")
         self.tokens += len(ids_L)
         self.documents += 1
@@ -70,6 +83,11 @@ class TokenStoreWriter:
         self._files["offsets.u64"].write(self.tokens.to_bytes(8, "little"))
         self._files["ids.sha256"].write(document_id(ids_L))
         self._files["lines.u64"].write(line.to_bytes(8, "little") + line_start.to_bytes(8, "little"))
+        count = _UNKNOWN if answers is None else len(answers).to_bytes(8, "little")
+        self._files["places.i64"].write(self._ranges.to_bytes(8, "little") + count)
+        if answers:
+            self._ranges += len(answers)
+            self._files["answers.u32"].write(np.array(answers, dtype="<u4").tobytes())
 
     def finish(self) -> None:
         """Flush everything to the disk and publish the store, in place of any that no one refers to yet."""
@@ -78,7 +96,8 @@ class TokenStoreWriter:
             os.fsync(file.fileno())
         head = self._temporary / "store.json"
         with head.open("x", encoding="utf-8") as text:
-            json.dump({"format": FORMAT, "version": VERSION, "documents": self.documents, "tokens": self.tokens}, text)
+            sizes = {"documents": self.documents, "tokens": self.tokens, "answers": self._ranges}
+            json.dump({"format": FORMAT, "version": VERSION, **sizes}, text)
             text.flush()
             os.fsync(text.fileno())
         files.sync_folder(self._temporary)
@@ -91,14 +110,17 @@ class TokenStore:
     """A published store, mapped. Raises TokenStoreError where it is not whole."""
 
     def __init__(self, folder: Path) -> None:
+        self._maps: list[mmap.mmap] = []
         try:
             head: dict[str, Any] = json.loads((folder / "store.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise TokenStoreError(f"{folder} is not a token store: {error}; submit the extraction again") from error
-        if (head.get("format"), head.get("version")) != (FORMAT, VERSION):
+        if head.get("format") != FORMAT or head.get("version") not in (_OLD, VERSION):
             raise TokenStoreError(
-                f"{folder} is {head.get('format')} version {head.get('version')}; expected {FORMAT} version {VERSION}"
+                f"{folder} is {head.get('format')} version {head.get('version')}; expected {FORMAT} version {_OLD} or "
+                f"{VERSION}. Submit the extraction again"
             )
+        answers_known = head["version"] == VERSION
         self.num_documents: int = head["documents"]
         self.num_tokens: int = head["tokens"]
         rows = {
@@ -107,14 +129,26 @@ class TokenStore:
             "ids.sha256": self.num_documents,
             "lines.u64": self.num_documents,
         }
-        for name, width in COLUMNS.items():
+        if answers_known:
+            rows |= {"answers.u32": head["answers"], "places.i64": self.num_documents}
+        for name in rows:
+            width = COLUMNS[name]
             expected, got = rows[name] * width, (folder / name).stat().st_size
             if expected != got:
                 raise TokenStoreError(f"{folder / name} should have {expected} bytes, it has {got}; submit again")
-        self.token_ids_N: NDArray[np.uint32] = _map(folder / "tokens.u32", "<u4", (self.num_tokens,))
-        self.offsets_D1: NDArray[np.uint64] = _map(folder / "offsets.u64", "<u8", (self.num_documents + 1,))
-        self._ids_D32: NDArray[np.uint8] = _map(folder / "ids.sha256", "u1", (self.num_documents, 32))
-        self._lines_D2: NDArray[np.uint64] = _map(folder / "lines.u64", "<u8", (self.num_documents, 2))
+        self.token_ids_N: NDArray[np.uint32] = self._map(folder / "tokens.u32", "<u4", (self.num_tokens,))
+        self.offsets_D1: NDArray[np.uint64] = self._map(folder / "offsets.u64", "<u8", (self.num_documents + 1,))
+        self._ids_D32: NDArray[np.uint8] = self._map(folder / "ids.sha256", "u1", (self.num_documents, 32))
+        self._lines_D2: NDArray[np.uint64] = self._map(folder / "lines.u64", "<u8", (self.num_documents, 2))
+        self._answers_A2: NDArray[np.uint32] | None = None
+        if answers_known:
+            self._answers_A2 = self._map(folder / "answers.u32", "<u4", (head["answers"], 2))
+            self._places_D2: NDArray[np.int64] = self._map(folder / "places.i64", "<i8", (self.num_documents, 2))
+
+    def release(self) -> None:
+        """Let go of the pages that were read; they come back from the disk when they are asked for."""
+        for column in self._maps:
+            column.madvise(mmap.MADV_DONTNEED)
 
     def tokens(self, document: int) -> NDArray[np.uint32]:
         """Token ids [L] of a document, a view of the map."""
@@ -125,12 +159,21 @@ class TokenStore:
         identity: bytes = self._ids_D32[document].tobytes()
         return identity
 
+    def answers(self, document: int) -> NDArray[np.uint32] | None:
+        """Ranges [start, stop) of the document's tokens that are answers, [R, 2]; None where nobody knows."""
+        if self._answers_A2 is None:
+            return None
+        first, count = map(int, self._places_D2[document])
+        return None if count < 0 else self._answers_A2[first : first + count]
+
     def line(self, document: int) -> tuple[int, int]:
         """The corpus line a document came from: number (from 1) and first byte."""
         return int(self._lines_D2[document, 0]), int(self._lines_D2[document, 1])
 
-
-def _map(path: Path, dtype: str, shape: tuple[int, ...]) -> Any:
-    if 0 in shape:  # an empty file cannot be mapped
-        return np.empty(shape, dtype=dtype)
-    return np.asarray(np.memmap(path, dtype=dtype, mode="r", shape=shape))
+    def _map(self, path: Path, dtype: str, shape: tuple[int, ...]) -> Any:
+        if 0 in shape:  # an empty file cannot be mapped
+            return np.empty(shape, dtype=dtype)
+        with path.open("rb") as file:
+            column = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._maps.append(column)
+        return np.frombuffer(column, dtype=dtype).reshape(shape)

@@ -1,14 +1,31 @@
-"""The teacher's tokenizer as the service needs it: text to ids in batches, messages to text once."""
+"""The teacher's tokenizer as the service needs it: lines to token ids in batches, with the tokens of answers."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from logitcask_schemas.errors import ModelError
-from logitcask_services.corpora.lines import LineProblem
+from logitcask_services.corpora.answers import TurnMarkers, UnprovedError, answer_ranges
+from logitcask_services.corpora.control_tokens import ControlTokens
+from logitcask_services.corpora.conversation import ChatTemplate, Conversation
+from logitcask_services.corpora.lines import ChatLine, LineProblem
 
-TEMPLATE_FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""What a template's expressions raise on messages they were not written for."""
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokenised:
+    """A line as tokens."""
+
+    token_ids: list[int]
+    answers: list[Span] | None = None
+    """Ranges [start, stop) of tokens that the assistant says, what ends its turns included; ascending, disjoint. None
+    where the line does not tell."""
+    notes: tuple[str, ...] = ()
+    """Codes of what was unusual, each once."""
 
 
 class DocumentTokenizer(Protocol):
@@ -18,13 +35,26 @@ class DocumentTokenizer(Protocol):
         """Token ids of each text, with or without the special tokens the tokenizer adds by itself."""
         ...
 
-    def render(self, messages: list[dict[str, Any]], tools: list[Any] | None) -> str:
-        """The text of a conversation under the chat template. Raises LineProblem."""
+    def encode_with_offsets(self, texts: Sequence[str], *, special_tokens: bool) -> list[tuple[list[int], list[Span]]]:
+        """As `encode`, with the characters [start, stop) of each token."""
+        ...
+
+    def chat(self, lines: Sequence[ChatLine]) -> list[Tokenised | LineProblem]:
+        """Tokens of each conversation under the chat template, with the assistant's."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of some tokens, control tokens included."""
+        ...
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """Ids of the tokens that are no words."""
         ...
 
 
 class HuggingFaceTokenizer:
-    """A `transformers` tokenizer; the Rust backend where there is one, without offsets and padding."""
+    """A `transformers` tokenizer; the Rust backend where there is one, without padding."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -54,17 +84,134 @@ class HuggingFaceTokenizer:
         encoded: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=special_tokens)["input_ids"]
         return encoded
 
-    def render(self, messages: list[dict[str, Any]], tools: list[Any] | None) -> str:
-        """The text of a conversation under the chat template. Raises LineProblem."""
-        from jinja2 import TemplateError
+    def encode_with_offsets(self, texts: Sequence[str], *, special_tokens: bool) -> list[tuple[list[int], list[Span]]]:
+        """Token ids of each text with their characters; a tokenizer without the Rust backend gives no characters."""
+        if self._backend is None:
+            return [(ids, []) for ids in self.encode(texts, special_tokens=special_tokens)]
+        encodings = self._backend.encode_batch(list(texts), add_special_tokens=special_tokens)
+        return [(encoding.ids, encoding.offsets) for encoding in encodings]
 
+    def chat(self, lines: Sequence[ChatLine]) -> list[Tokenised | LineProblem]:
+        """Tokens of each conversation; its words make no control tokens."""
         if self._tokenizer.chat_template is None:
-            raise LineProblem(
-                "no_chat_template",
-                "the line has `messages`, but the teacher's tokenizer has no chat template; send `text` or `input_ids`",
-            )
-        try:
-            text: str = self._tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
-        except (TemplateError, *TEMPLATE_FAULTS) as error:
-            raise LineProblem("template_failed", f"the chat template refused the messages: {error}") from error
+            return [_no_template() for _ in lines]
+        rendered = [self._render(line) for line in lines]
+        plain: dict[int, str] = {}
+        guarded: dict[int, Conversation] = {}
+        for at, entry in enumerate(rendered):
+            if isinstance(entry, Conversation):
+                if self._control_tokens.within(entry.text, entry.words or []):
+                    guarded[at] = entry
+                else:
+                    plain[at] = entry.text
+        # A template writes its special tokens itself; the tokenizer must not add them a second time.
+        encoded = dict(
+            zip(plain, self.encode_with_offsets(list(plain.values()), special_tokens=False), strict=True)
+            if plain
+            else ()
+        )
+        for at, entry in guarded.items():
+            encoded[at] = self._control_tokens.encode(entry.text, entry.words or [])
+        return [
+            entry
+            if isinstance(entry, LineProblem)
+            else self._tokenised(lines[at], entry, *encoded[at], guarded=at in guarded)
+            for at, entry in enumerate(rendered)
+        ]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of some tokens, control tokens included."""
+        text: str = self._tokenizer.decode(
+            list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
         return text
+
+    @cached_property
+    def control_ids(self) -> frozenset[int]:
+        """Ids of the tokenizer's special tokens."""
+        added = self._tokenizer.added_tokens_decoder.items()
+        return frozenset(self._tokenizer.all_special_ids) | {number for number, token in added if token.special}
+
+    def _render(self, line: ChatLine) -> Conversation | LineProblem:
+        try:
+            conversation = self._template.render(line)
+            conversation.text.encode("utf-8")
+            self._require_harmless(line, conversation)
+        except UnicodeEncodeError as error:
+            return LineProblem("not_unicode", f"`messages` hold half of a surrogate pair: {error.reason}")
+        except LineProblem as problem:
+            return problem
+        return conversation
+
+    def _require_harmless(self, line: ChatLine, conversation: Conversation) -> None:
+        """Raise LineProblem where a control token stands in what cannot be told from the template's own text."""
+        holders = [("messages", message.get(name)) for message in line.messages for name in ("role", "name")]
+        holders += [("chat_template_kwargs", value) for value in (line.template_kwargs or {}).values()]
+        if conversation.words is None:
+            holders += [("messages", message["content"]) for message in conversation.messages]
+            holders += [("tools", repr(line.tools or ""))]
+        for name, value in holders:
+            if isinstance(value, str) and self._control_tokens.any_in(value):
+                raise LineProblem(
+                    "control_tokens", f"`{name}` hold the text of a control token where it would become one; remove it"
+                )
+
+    def _tokenised(
+        self, line: ChatLine, conversation: Conversation, ids: list[int], offsets: list[Span], *, guarded: bool
+    ) -> Tokenised:
+        notes = set(conversation.notes) | ({"control_tokens_in_words"} if guarded else set())
+        answers: list[Span] = []
+        try:
+            if not offsets and ids:
+                raise UnprovedError
+            ranges = answer_ranges(conversation, self._markers, first_message=line.first_answer)
+            answers = token_ranges(offsets, ranges)
+        except UnprovedError:
+            notes.add("answers_unproved")
+        if any(message.get("weight", 1) == 0 for message in conversation.messages):
+            notes.add("weight_0")
+        return Tokenised(token_ids=ids, answers=answers, notes=tuple(sorted(notes)))
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        return ChatTemplate(self._tokenizer)
+
+    @cached_property
+    def _markers(self) -> TurnMarkers:
+        return TurnMarkers(self._template)
+
+    @cached_property
+    def _control_tokens(self) -> ControlTokens:
+        if self._backend is None:
+            raise ModelError(
+                "this tokenizer has no tokenizer.json, so `messages` cannot be encoded without control tokens in the "
+                "words of users becoming real ones; convert it with transformers, or send `input_ids`"
+            )
+        return ControlTokens(self._backend, self._markers.control_texts)
+
+
+def token_ranges(offsets: Sequence[Span], ranges: Sequence[Span]) -> list[Span]:
+    """Tokens that hold any character of each range; touching ranges are joined.
+
+    Args:
+        offsets: characters [start, stop) of each token, ascending.
+        ranges: character ranges [start, stop), ascending and disjoint.
+    """
+    starts, stops = [start for start, _ in offsets], [max(stop, start + 1) for start, stop in offsets]
+    found = list[Span]()
+    for start, stop in ranges:
+        first, last = bisect_right(stops, start), bisect_left(starts, stop)
+        if first >= last:
+            continue
+        if found and first <= found[-1][1]:
+            found[-1] = (found[-1][0], last)
+        else:
+            found.append((first, last))
+    return found
+
+
+def _no_template() -> LineProblem:
+    return LineProblem(
+        "no_chat_template",
+        "the line has `messages`, but the teacher's tokenizer has no chat template; send `text` or `input_ids`",
+    )

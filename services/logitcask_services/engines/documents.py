@@ -1,8 +1,15 @@
 """What every engine checks before and after the teacher sees a document."""
 
-from logitcask_schemas.errors import InvalidRecordError
+from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_schemas.errors import CaptureSpecError, InvalidRecordError
 from logitcask_schemas.records import DocumentRecords, Records
 from logitcask_services.engines.protocol import CaptureResult, CaptureTask
+
+
+def require_spec(spec: CaptureSpec, vocab_size: int) -> None:
+    """Raise CaptureSpecError where a teacher of this vocabulary cannot do what the spec asks for."""
+    if outside := [token for token in spec.pinned_ids if token >= vocab_size]:
+        raise CaptureSpecError(f"pinned ids {outside} are outside the teacher's vocabulary of {vocab_size}")
 
 
 def refusal(task: CaptureTask, *, max_model_len: int, vocab_size: int) -> str | None:

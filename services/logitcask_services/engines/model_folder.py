@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +10,17 @@ from typing import Any
 from logitcask_schemas.errors import ModelError
 from logitcask_schemas.identity import TeacherIdentity
 from logitcask_schemas.tokenizer_fingerprint import tokenizer_fingerprint
+from logitcask_services.engines.dtypes import checkpoint_dtype
+from logitcask_services.engines.model_config import CONFIG_NAME, numeric_fields
+from logitcask_services.engines.weight_files import (
+    StoredTensor,
+    files_digest,
+    floating_dtype,
+    stored_tensors,
+    tensors_digest,
+    weight_files,
+)
 
-_HASHING_THREADS = 8
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
 
 
@@ -22,21 +30,24 @@ class ModelFolder:
 
     path: Path
     config: dict[str, Any]
+    weight_files: tuple[Path, ...]
+    """The safetensors files that engines load, in order of name."""
 
     @classmethod
     def open(cls, path: Path) -> "ModelFolder":
         """Check the folder.
 
         Raises:
-            ModelError: it lacks config.json with an architecture, safetensors weights, or tokenizer files.
+            ModelError: it lacks config.json with an architecture, safetensors weights, or tokenizer files, or does not
+                say which weights are the model's.
         """
         if not path.is_dir():
             raise _not_a_model(path, "no such folder" if not path.exists() else "a file")
         names = sorted(file.name for file in path.iterdir())
-        if not (path / "config.json").is_file():
+        if not (path / CONFIG_NAME).is_file():
             raise _not_a_model(path, f"no config.json among {names}")
         try:
-            config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+            config = json.loads((path / CONFIG_NAME).read_text(encoding="utf-8"))
         except ValueError as error:
             raise _not_a_model(path, f"a config.json that is not JSON ({error})") from error
         if not isinstance(config, dict) or not config.get("architectures"):
@@ -45,7 +56,7 @@ class ModelFolder:
             raise _not_a_model(path, f"no *.safetensors among {names}")
         if not any((path / name).is_file() for name in _TOKENIZER_FILES):
             raise _not_a_model(path, f"none of {', '.join(_TOKENIZER_FILES)} among {names}")
-        return cls(path.resolve(), config)
+        return cls(path.resolve(), config, tuple(weight_files(path.resolve())))
 
     @property
     def architecture(self) -> str:
@@ -60,41 +71,66 @@ class ModelFolder:
 
     @cached_property
     def weights_digest(self) -> str:
-        """SHA-256 (hex) over name, size and SHA-256 of every safetensors file, in order of name."""
-        files = sorted(self.path.glob("*.safetensors"))
-        digest = hashlib.sha256()
-        with ThreadPoolExecutor(_HASHING_THREADS) as pool:  # hashing releases the interpreter lock
-            for file, found in zip(files, pool.map(_file_digest, files), strict=True):
-                digest.update(f"{file.name}\0{file.stat().st_size}\0".encode() + found)
-        return digest.hexdigest()
+        """Digest of the files, see `files_digest`; casks made before `tensors_digest` existed hold this one alone."""
+        return files_digest(self.weight_files)
+
+    @cached_property
+    def tensors_digest(self) -> str:
+        """Digest of the tensors, whatever files they lie in; see `logitcask_services.engines.weight_files`."""
+        return tensors_digest(self._tensors)
+
+    @cached_property
+    def checkpoint_dtype(self) -> str | None:
+        """The narrowest compute dtype that holds the weights, see `dtypes.checkpoint_dtype`."""
+        text = self.config.get("text_config") or {}
+        declared = [fields.get(name) for fields in (self.config, text) for name in ("dtype", "torch_dtype")]
+        named = next((str(dtype).removeprefix("torch.") for dtype in declared if dtype), None)
+        # Quantised weights keep scales in other dtypes than they are computed in.
+        return checkpoint_dtype(named, None if self.quantization else floating_dtype(self._tensors))
+
+    @cached_property
+    def numeric_fields(self) -> dict[str, Any]:
+        """Fields of the configuration that can change numbers, see `model_config.numeric_fields`."""
+        return numeric_fields(self.path, self.config)
 
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer, by transformers."""
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self.path, local_files_only=True)
+        return AutoTokenizer.from_pretrained(self.path, trust_remote_code=False, local_files_only=True)
 
-    def identity(self, *, dtype: str, vocab_size: int, engine: str, engine_version: str) -> TeacherIdentity:
+    def identity(
+        self,
+        *,
+        dtype: str,
+        vocab_size: int,
+        engine: str,
+        engine_version: str,
+        engine_options: dict[str, Any] | None = None,
+    ) -> TeacherIdentity:
         """The teacher's identity, given what the engine decided."""
         template = self.tokenizer.chat_template
         text = template if template is None or isinstance(template, str) else json.dumps(template, sort_keys=True)
         return TeacherIdentity(
             model=self.path.name,
             weights_digest=self.weights_digest,
+            tensors_digest=self.tensors_digest,
+            config=self.numeric_fields,
+            engine_options=engine_options or None,
             dtype=dtype,
             quantization=self.quantization,
             vocab_size=vocab_size,
+            tokenizer_size=max(self.tokenizer.get_vocab().values(), default=-1) + 1,
             tokenizer_fingerprint=tokenizer_fingerprint(self.tokenizer),
             template_hash=None if text is None else hashlib.sha256(text.encode()).hexdigest(),
             engine=engine,
             engine_version=engine_version,
         )
 
-
-def _file_digest(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+    @cached_property
+    def _tensors(self) -> list[StoredTensor]:
+        return stored_tensors(self.weight_files)
 
 
 def _not_a_model(path: Path, found: str) -> ModelError:

@@ -44,6 +44,17 @@ class Engine(Protocol):
 
         Tasks are drawn from the iterable as the engine has room, so it may be long or slow. Closing the generator
         aborts what is in flight. A fault of one document is its result's error; a dead engine raises.
+
+        Raises:
+            CaptureSpecError: at the first result, where the spec asks for what this teacher cannot give.
+        """
+        ...
+
+    def interrupt(self) -> bool:
+        """Called from another thread: end the engine's own processes, so that a blocked `capture` raises.
+
+        Returns:
+            False where the engine computes in this process and cannot be interrupted.
         """
         ...
 

@@ -18,12 +18,14 @@ from logitcask_schemas.identity import TeacherIdentity
 from logitcask_schemas.records import IdArray
 from logitcask_schemas.wire import decode_wire
 from logitcask_services.capture import RecordCapture, pack_wire
-from logitcask_services.engines.documents import refusal, result_of
+from logitcask_services.engines.attention import declared_implementation, prove_attention
+from logitcask_services.engines.documents import refusal, require_spec, result_of
+from logitcask_services.engines.dtypes import Platform, choose_dtype
+from logitcask_services.engines.model_config import rope_types
 from logitcask_services.engines.model_folder import ModelFolder
 from logitcask_services.engines.protocol import CaptureResult, CaptureTask
 from logitcask_services.engines.vllm_request import document_key
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _UNBOUNDED = 2**31
 
 
@@ -43,7 +45,7 @@ class TransformersEngine:
 
         Args:
             folder: the teacher.
-            dtype: compute dtype, or "auto": float32 on a CPU, the model's own elsewhere.
+            dtype: compute dtype, or "auto": float32 on a CPU, the checkpoint's elsewhere.
             max_model_len: most tokens of a document; None: what the configuration declares.
             device: torch device; None: an accelerator where there is one, else the CPU.
             batch_documents: documents per forward pass, padded to the longest.
@@ -53,23 +55,16 @@ class TransformersEngine:
         """
         accelerator = torch.accelerator.current_accelerator()
         self._device = torch.device(device or (accelerator if accelerator is not None else "cpu"))
-        if dtype == "auto":
-            chosen: torch.dtype | str = torch.float32 if self._device.type == "cpu" else "auto"
-        elif dtype in _DTYPES:
-            chosen = _DTYPES[dtype]
-        else:
-            raise ModelError(f"dtype {dtype!r} is not one of auto, {', '.join(_DTYPES)}")
-        auto_model: Any = transformers.AutoModelForCausalLM
-        try:
-            model = auto_model.from_pretrained(folder.path, dtype=chosen, local_files_only=True)
-        except (ValueError, OSError) as error:
-            raise ModelError(f"transformers cannot load {folder.path} as a causal language model: {error}") from error
-        self._model = model.eval().requires_grad_(False).to(self._device)
+        platform = Platform(accelerator=self._device.type != "cpu", bfloat16=self._device.type != "cpu")
+        chosen = getattr(torch, choose_dtype(dtype, folder.checkpoint_dtype, platform))
+        self._model = _load(folder, chosen).eval().requires_grad_(False).to(self._device)
         declared = getattr(self._model.config.get_text_config(), "max_position_embeddings", None) or _UNBOUNDED
         if max_model_len is not None and max_model_len > declared:
             raise ModelError(f"max_model_len {max_model_len} exceeds the {declared} positions that {folder.path} has")
         self._max_model_len: int = max_model_len or declared
-        self._batch_documents = batch_documents
+        prove_attention(self._model, name=folder.path.name, max_length=self._max_model_len)
+        # These rotary embeddings change with the longest row of a batch: alone, a document sees its own length.
+        self._batch_documents = 1 if rope_types(folder.numeric_fields) & {"longrope", "dynamic"} else batch_documents
         self._identity = folder.identity(
             dtype=str(self._model.dtype).removeprefix("torch."),
             vocab_size=self._model.get_output_embeddings().weight.shape[0],
@@ -89,6 +84,7 @@ class TransformersEngine:
 
     def capture(self, tasks: Iterable[CaptureTask], spec: CaptureSpec) -> Iterator[CaptureResult]:
         """Yield one result per task, in order; see `Engine.capture`."""
+        require_spec(spec, self._identity.vocab_size)
         capture = RecordCapture(spec, self._identity.vocab_size)
         source = iter(tasks)
         while batch := list(islice(source, self._batch_documents)):
@@ -116,6 +112,10 @@ class TransformersEngine:
         logits_PV: torch.Tensor = self._model(input_ids=input_ids_1L, use_cache=False).logits[0, :-1]
         return logits_PV
 
+    def interrupt(self) -> bool:
+        """It computes in this process; see `Engine.interrupt`."""
+        return False
+
     def close(self) -> None:
         """Let go of the model. Idempotent."""
         self._model = None
@@ -140,3 +140,22 @@ class TransformersEngine:
         columns = capture(logits_PV, ids_L[1:].to(self._device), keys_P, positions_P)
         records = decode_wire(pack_wire(columns, self._identity.vocab_size).cpu().numpy())
         return result_of(task, records, self._identity.vocab_size)
+
+
+def _load(folder: ModelFolder, dtype: torch.dtype) -> Any:
+    """The model with an attention that fits its configuration, from safetensors, without running the folder's code."""
+    auto_config: Any = transformers.AutoConfig
+    auto_model: Any = transformers.AutoModelForCausalLM
+    try:
+        config = auto_config.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True)
+        return auto_model.from_pretrained(
+            folder.path,
+            config=config,
+            dtype=dtype,
+            attn_implementation=declared_implementation(config),
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except (ValueError, OSError) as error:
+        raise ModelError(f"transformers cannot load {folder.path} as a causal language model: {error}") from error

@@ -12,10 +12,13 @@ from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.errors import InvalidRecordError, ModelError
 from logitcask_schemas.identity import TeacherIdentity
 from logitcask_schemas.wire import decode_wire
-from logitcask_services.engines.documents import refusal, result_of
+from logitcask_services.engines.documents import refusal, require_spec, result_of
+from logitcask_services.engines.dtypes import Platform, choose_dtype
 from logitcask_services.engines.errors import EngineError
+from logitcask_services.engines.model_config import rope_types
 from logitcask_services.engines.model_folder import ModelFolder
 from logitcask_services.engines.protocol import CaptureResult, CaptureTask
+from logitcask_services.engines.vllm_arguments import numeric_options, vllm_arguments
 from logitcask_services.engines.vllm_liveness import watch_engine_core
 from logitcask_services.engines.vllm_request import TASK, document_key, request_kwargs
 
@@ -26,7 +29,7 @@ _CPU_STEP_TOKENS = 1024
 _BATCHES_AHEAD = 3
 """Batches of tokens kept in flight, so that the engine never waits for this process."""
 
-_SHUTDOWN_SECONDS = 20.0
+_SHUTDOWN_SECONDS = 6.0
 
 
 class VllmEngine:
@@ -39,12 +42,13 @@ class VllmEngine:
 
         Args:
             folder: the teacher.
-            dtype: compute dtype, or "auto": the model's, but float32 on CPUs that would have to emulate bfloat16.
+            dtype: compute dtype, or "auto": the checkpoint's, see `choose_dtype`.
             max_model_len: most tokens of a document; None: what the model was made for.
             options: further arguments of vLLM's `EngineArgs`, such as tensor_parallel_size.
 
         Raises:
-            ModelError: vLLM does not know the architecture or refuses the configuration.
+            ModelError: vLLM does not know the architecture or refuses the configuration, or an option is not the
+                caller's to choose.
             EngineError: the engine's process ended while it started.
         """
         # Set before vLLM reads them. A service has threads, and forking a process with threads can deadlock.
@@ -52,9 +56,10 @@ class VllmEngine:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         from vllm import EngineArgs, ModelRegistry, __version__
+        from vllm.platforms import current_platform
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        from logitcask_services.engines.vllm_plugin import capturing_architectures, register
+        from logitcask_services.engines.vllm_plugin import register
 
         register()
         if folder.architecture not in ModelRegistry.get_supported_archs():
@@ -62,19 +67,13 @@ class VllmEngine:
                 f"{folder.path} is a {folder.architecture}, which this vLLM ({__version__}) does not know; "
                 "use the transformers engine for it"
             )
-        arguments: dict[str, Any] = {
-            "model": str(folder.path),
-            "runner": "pooling",
-            "dtype": _dtype(dtype),
-            "max_model_len": max_model_len,
-            "hf_overrides": {"architectures": capturing_architectures(folder.architecture)},
-            "skip_tokenizer_init": True,
-            # A cached prefix has no hidden states to capture, and every document is seen once.
-            "enable_prefix_caching": False,
-            "disable_log_stats": True,
-            **_platform_defaults(),
-            **options,
-        }
+        arguments = vllm_arguments(
+            folder,
+            dtype=choose_dtype(dtype, folder.checkpoint_dtype, _platform(current_platform)),
+            max_model_len=max_model_len,
+            options=options,
+            defaults=_platform_defaults(current_platform),
+        )
         try:
             self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         except (TypeError, ValueError) as error:
@@ -96,6 +95,9 @@ class VllmEngine:
             vocab_size=config.model_config.get_vocab_size(),
             engine="vllm",
             engine_version=__version__,
+            engine_options=numeric_options(
+                options, rope=rope_types(folder.numeric_fields), longest=self._max_model_len, config=folder.config
+            ),
         )
 
     @property
@@ -113,14 +115,12 @@ class VllmEngine:
 
         Raises:
             EngineError: the engine's process died, or another capture of this engine is still open.
-            ModelError: a pinned id is outside the vocabulary.
+            CaptureSpecError: a pinned id is outside the vocabulary.
         """
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        if outside := [token for token in spec.pinned_ids if token >= self._identity.vocab_size]:
-            raise ModelError(
-                f"pinned ids {outside} are outside the teacher's vocabulary of {self._identity.vocab_size}"
-            )
+        # Here and not in the engine's process, which would die of it.
+        require_spec(spec, self._identity.vocab_size)
         if self._capturing:
             raise EngineError("another capture of this engine is still open; exhaust or close its generator first")
         self._capturing = True
@@ -153,6 +153,14 @@ class VllmEngine:
             self._capturing = False
             if waiting:
                 self._engine.abort_request(list(waiting))
+
+    def interrupt(self) -> bool:
+        """Kill the processes of the engine core; see `Engine.interrupt`."""
+        manager = getattr(getattr(self._engine.engine_core, "resources", None), "engine_manager", None)
+        processes = [process for process in getattr(manager, "processes", ()) if process.pid is not None]
+        for process in processes:
+            process.kill()
+        return bool(processes)
 
     def close(self) -> None:
         """End the engine's processes. Idempotent."""
@@ -197,10 +205,8 @@ class VllmEngine:
         return result_of(task, records, self._identity.vocab_size)
 
 
-def _platform_defaults() -> dict[str, Any]:
+def _platform_defaults(current_platform: Any) -> dict[str, Any]:
     """Arguments for CPUs: no compilation (slow to start, no gain here), a bounded cache. None for accelerators."""
-    from vllm.platforms import current_platform
-
     if not current_platform.is_cpu():
         return {}
     defaults: dict[str, Any] = {"enforce_eager": True, "max_num_batched_tokens": _CPU_STEP_TOKENS}
@@ -209,10 +215,10 @@ def _platform_defaults() -> dict[str, Any]:
     return defaults
 
 
-def _dtype(asked: str) -> str:
+def _platform(current_platform: Any) -> Platform:
     import torch
-    from vllm.platforms import current_platform
 
-    if asked == "auto" and current_platform.is_cpu() and not torch.cpu._is_avx512_bf16_supported():
-        return "float32"
-    return asked
+    if current_platform.is_cpu():
+        fast = bool(torch.cpu._is_avx512_bf16_supported()) or bool(torch.cpu._is_amx_tile_supported())
+        return Platform(accelerator=False, bfloat16=fast)
+    return Platform(accelerator=True, bfloat16=torch.bfloat16 in current_platform.supported_dtypes)

@@ -7,13 +7,14 @@ import socket
 from typing import Annotated
 
 from fastapi import Depends, Request
-from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from logitcask_services.http.problems import MEDIA_TYPE, Problem
+from logitcask_services.http.problems import Problem, ProblemResponse
 from logitcask_services.settings import SettingsError
 
+READING = frozenset({"GET", "HEAD", "OPTIONS"})
 bearer = HTTPBearer(auto_error=False, description="A key of the server's key file. Not needed without one (loopback).")
 
 
@@ -68,27 +69,52 @@ def require_safe_host(host: str, keys: tuple[str, ...]) -> None:
         )
 
 
-class LoopbackNames:
-    """Refuses requests whose Host is not a loopback name, so that a web page cannot rebind its own name to us."""
+class BrowserGuard:
+    """For a service without keys: no web page may use it through the browser of somebody on this machine.
+
+    A Host that is no loopback name is refused, so that a page cannot rebind its own name to us. A request that changes
+    something is refused when a browser says that it comes from a page of another origin; a browser sends some of them
+    (form types, plain text) without asking first. Programs send neither `Origin` nor `Sec-Fetch-Site`.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if scope["type"] == "http" and not _names_loopback(scope):
-            problem = Problem(403, "foreign_host", "a service without an API key answers to loopback names only")
-            response = JSONResponse(problem.body(scope["path"]), status_code=problem.status, media_type=MEDIA_TYPE)
-            await response(scope, receive, send)
+        if scope["type"] == "http" and (problem := _refusal(Headers(scope=scope), scope["method"])) is not None:
+            await ProblemResponse(problem, scope["path"])(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
 
-def _names_loopback(scope: Scope) -> bool:
-    hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
-    if len(hosts) != 1:
-        return False
-    name = hosts[0].rsplit(":", 1)[0] if not hosts[0].endswith("]") else hosts[0]
+def _refusal(headers: Headers, method: str) -> Problem | None:
+    hosts = headers.getlist("host")
+    if len(hosts) != 1 or not _names_loopback(hosts[0]):
+        name = hosts[0] if hosts else "nothing"
+        return Problem(
+            403,
+            "foreign_host",
+            f"a service without an API key answers to loopback names only, not to {name!r}: ask for 127.0.0.1 or "
+            "localhost, or start the service with --api-key-file",
+        )
+    if method in READING:
+        return None
+    origins = headers.getlist("origin")
+    foreign = any(origin.partition("://")[2].lower() != hosts[0].lower() for origin in origins)
+    foreign |= any(site not in ("same-origin", "none") for site in headers.getlist("sec-fetch-site"))
+    if foreign:
+        return Problem(
+            403,
+            "foreign_origin",
+            f"the request comes from a web page ({', '.join(origins) or 'of another site'}), and a service without an "
+            "API key takes none from pages of another origin; start it with --api-key-file to allow them",
+        )
+    return None
+
+
+def _names_loopback(host: str) -> bool:
+    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
     name = name.strip("[]").lower()
     if name == "localhost":
         return True

@@ -2,26 +2,29 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 from logitcask_services.http import problems
-from logitcask_services.http.access import KeyRing, LoopbackNames
+from logitcask_services.http.access import BrowserGuard, KeyRing
 from logitcask_services.http.corpora import routes as corpora
 from logitcask_services.http.extractions import routes as extractions
+from logitcask_services.http.extractions.stream import StreamPlaces
 from logitcask_services.http.idempotency import InFlight
-from logitcask_services.http.limits import JsonBodyLimit
+from logitcask_services.http.limits import HeadLimit, HeadRequests, JsonBodyLimit
 from logitcask_services.http.metrics import RequestMetrics, ServiceMetrics
 from logitcask_services.http.operations import routes as operations
+from logitcask_services.http.previews import routes as previews
 from logitcask_services.service import Service
 
 DESCRIPTION = """Runs a teacher language model over a corpus and keeps what it said, position by position, in a cask."""
 
 
-def create_app(service: Service) -> FastAPI:
-    """The HTTP side of a service, which the application starts and stops with itself."""
+def create_app(service: Service, *, streams: int = 512) -> FastAPI:
+    """The HTTP side of a service, which the application starts and stops with itself; at most so many event streams."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -45,14 +48,29 @@ def create_app(service: Service) -> FastAPI:
     app.state.keys = keys
     app.state.in_flight = InFlight()
     app.state.metrics = metrics
+    app.state.streams = StreamPlaces(streams)
     problems.install(app)
-    for router in (corpora.router, extractions.router, operations.router):
+    for router in (corpora.router, extractions.router, previews.router, operations.router):
         app.include_router(router)
-    app.add_middleware(JsonBodyLimit, streamed=frozenset({"/v1/corpora"}))
+    _describe(app)
+    app.add_middleware(JsonBodyLimit, streamed=frozenset({"/v1/corpora", previews.PATH}))
+    app.add_middleware(HeadRequests)
     if keys.open:
-        app.add_middleware(LoopbackNames)
+        app.add_middleware(BrowserGuard)
+    app.add_middleware(HeadLimit)
     app.add_middleware(RequestMetrics, metrics=metrics)
     return app
+
+
+def _describe(app: FastAPI) -> None:
+    plain = app.openapi
+
+    def description() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = problems.describe(plain())
+        return app.openapi_schema
+
+    app.openapi = description  # type: ignore[method-assign]  # FastAPI's way of changing it
 
 
 def _operation_id(route: APIRoute) -> str:

@@ -19,6 +19,9 @@ from logitcask_services import files
 from logitcask_services.jobs.states import STATUSES
 from logitcask_services.service import Service
 
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""Methods with a label of their own; a client can make up as many others as it likes."""
+
 
 class ServiceMetrics:
     """A registry of this service's own, so that several services in one process do not meet."""
@@ -101,5 +104,6 @@ class RequestMetrics:
             await self._app(scope, receive, watched)
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
-            self._metrics.requests.labels(scope["method"], route, str(status)).inc()
-            self._metrics.seconds.labels(scope["method"], route).observe(time.perf_counter() - start)
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            self._metrics.requests.labels(method, route, str(status)).inc()
+            self._metrics.seconds.labels(method, route).observe(time.perf_counter() - start)

@@ -1,5 +1,7 @@
 """Errors on the wire: RFC 9457 problem details, with the `error` member OpenAI's clients read. Handlers, once."""
 
+import json
+import logging
 from http import HTTPStatus
 from typing import Any
 
@@ -9,17 +11,33 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.routing import Match
 
-from logitcask_schemas.errors import CaskError, CaskNotFoundError, IdentityMismatchError, LogitcaskError
+from logitcask_schemas.errors import (
+    CaskError,
+    CaskNotFoundError,
+    CaskReadError,
+    CaskWriteError,
+    IdentityMismatchError,
+    LogitcaskError,
+)
+from logitcask_services.corpora.file_kind import NotJsonLinesError
 from logitcask_services.jobs.requests import IdempotencyConflictError, NotFoundError
-from logitcask_services.jobs.room import disk_is_full
 from logitcask_services.jobs.states import IllegalTransitionError
+from logitcask_services.jobs.waiting import FULL, disk_is_full
 from logitcask_services.layout import CaskNameError
 
 MEDIA_TYPE = "application/problem+json"
 Responses = dict[int | str, dict[str, Any]]
 CODES = {400: "invalid_body", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 """Codes of what the framework refuses by itself."""
+EVERYWHERE = (400, 403, 431, 503)
+"""Not HTTP; not for you; too large a head; the database or a folder cannot be used. Any operation may answer these."""
+CLIENT_GONE = 499
+"""Status of a request whose client went away before it was answered; for the metrics, nobody receives it."""
+logger = logging.getLogger(__name__)
 
 
 class ErrorMember(BaseModel):
@@ -100,67 +118,159 @@ def problem_of(error: LogitcaskError) -> Problem:
             return Problem(422, "idempotency_key_reused", str(error), param="Idempotency-Key")
         case IllegalTransitionError():
             return Problem(409, "illegal_transition", str(error), extra={"current_status": error.current})
+        case NotJsonLinesError():
+            return Problem(415, "not_json_lines", str(error))
         case CaskNameError():
             return Problem(422, "invalid_cask_name", str(error), param="cask")
         case IdentityMismatchError():
             return Problem(409, "cask_mismatch", str(error), param="cask")
         case CaskNotFoundError():
             return Problem(404, "not_found", str(error), param="cask")
+        case CaskReadError() | CaskWriteError():
+            return storage_unavailable(error)
         case CaskError():
             return Problem(409, "cask_unusable", str(error), param="cask")
         case _:
             return Problem(500, "internal_error", str(error))
 
 
+def storage_unavailable(error: OSError) -> Problem:
+    """507 or 503: the file system does not take or give what it should."""
+    if error.errno in FULL:
+        return storage_problem(f"the disk is full: {error}")
+    return Problem(
+        503,
+        "storage_unavailable",
+        f"the service cannot use its folders: {error}. Nothing was kept of the request; try again",
+        headers={"Retry-After": "10"},
+    )
+
+
+class ProblemResponse(JSONResponse):
+    """A problem as an answer. In ASCII, so that whatever a request held can be named."""
+
+    media_type = MEDIA_TYPE
+
+    def __init__(self, problem: Problem, instance: str) -> None:
+        super().__init__(problem.body(instance), status_code=problem.status, headers=problem.headers)
+
+    def render(self, content: Any) -> bytes:
+        """JSON."""
+        return json.dumps(content).encode()
+
+
 def install(app: FastAPI) -> None:
     """Register the handlers."""
 
-    def respond(request: Request, problem: Problem) -> JSONResponse:
-        return JSONResponse(
-            problem.body(request.url.path), status_code=problem.status, headers=problem.headers, media_type=MEDIA_TYPE
-        )
+    def respond(request: Request, problem: Problem) -> Response:
+        return ProblemResponse(problem, request.url.path)
 
     @app.exception_handler(LogitcaskError)
-    def ours(request: Request, error: LogitcaskError) -> JSONResponse:
+    def ours(request: Request, error: LogitcaskError) -> Response:
         return respond(request, problem_of(error))
 
+    @app.exception_handler(ClientDisconnect)
+    def gone(request: Request, _: ClientDisconnect) -> Response:
+        logger.info("the client of %s %s went away before its request was complete", request.method, request.url.path)
+        return Response(status_code=CLIENT_GONE)
+
     @app.exception_handler(HTTPException)
-    def framework(request: Request, error: HTTPException) -> JSONResponse:
+    def framework(request: Request, error: HTTPException) -> Response:
+        if isinstance(error.__cause__, ClientDisconnect):
+            return gone(request, error.__cause__)
+        headers = dict(error.headers) if error.headers else None
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers = {"Allow": ", ".join(sorted(_methods(request)))}
         code = CODES.get(error.status_code, f"http_{error.status_code}")
         detail = f"{request.method} {request.url.path}: {error.detail}"
-        headers = dict(error.headers) if error.headers else None
         return respond(request, Problem(error.status_code, code, detail, headers=headers))
 
     @app.exception_handler(RequestValidationError)
-    def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        faults: list[dict[str, str | None]] = [
-            {"param": ".".join(str(part) for part in fault["loc"][1:]) or None, "message": fault["msg"]}
-            for fault in error.errors()
-        ]
-        detail = "; ".join(": ".join(filter(None, fault.values())) for fault in faults)
-        return respond(
-            request,
-            Problem(422, "invalid_request", detail, param=faults[0]["param"], extra={"errors": faults}),
-        )
+    def invalid(request: Request, error: RequestValidationError) -> Response:
+        return respond(request, _invalid_request(request, error))
 
     @app.exception_handler(OperationalError)
-    def database(request: Request, error: OperationalError) -> JSONResponse:
+    def database(request: Request, error: OperationalError) -> Response:
         if disk_is_full(error):
             return respond(request, storage_problem("the disk of the job database is full"))
-        return respond(request, Problem(503, "database_unavailable", f"the job database is unavailable: {error.orig}"))
+        return respond(
+            request,
+            Problem(
+                503,
+                "database_unavailable",
+                f"the job database is unavailable: {error.orig}",
+                headers={"Retry-After": "10"},
+            ),
+        )
+
+    @app.exception_handler(OSError)
+    def storage(request: Request, error: OSError) -> Response:
+        logger.warning("%s", error, exc_info=error)
+        return respond(request, storage_unavailable(error))
 
     @app.exception_handler(Exception)
-    def unforeseen(request: Request, error: Exception) -> JSONResponse:  # the server logs the traceback
+    def unforeseen(request: Request, error: Exception) -> Response:  # the server logs the traceback
         return respond(
             request, Problem(500, "internal_error", f"unforeseen {type(error).__name__}; see the server's log")
         )
+
+
+def _methods(request: Request) -> set[str]:
+    """Methods that the path of a request knows."""
+    methods: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            methods |= route.methods or set()
+    return methods | ({"HEAD"} if "GET" in methods else set())
+
+
+def _invalid_request(request: Request, error: RequestValidationError) -> Problem:
+    faults: list[dict[str, str | None]] = []
+    for fault in error.errors():
+        place = fault["loc"]
+        if fault["type"] == "json_invalid":
+            where = _line_and_column(error.body, place[-1])
+            return Problem(400, "invalid_body", f"the body is not JSON: {fault['ctx']['error']}{where}")
+        if place == ("body",) and not _is_json(media_type := request.headers.get("content-type", "")):
+            return Problem(
+                415,
+                "unsupported_media_type",
+                f"the body is {media_type or 'of no type'!r}; expected JSON: send `Content-Type: application/json` "
+                "(curl: `--json '{...}'`, or `-H 'Content-Type: application/json'` beside `-d`)",
+                param="Content-Type",
+            )
+        faults.append({"param": ".".join(str(part) for part in place[1:]) or None, "message": fault["msg"]})
+    detail = "; ".join(": ".join(filter(None, fault.values())) for fault in faults)
+    return Problem(422, "invalid_request", detail, param=faults[0]["param"], extra={"errors": faults})
+
+
+def _line_and_column(text: object, place: object) -> str:
+    if not isinstance(text, str) or not isinstance(place, int):
+        return ""
+    return f" at line {text.count(chr(10), 0, place) + 1}, column {place - text.rfind(chr(10), 0, place)}"
+
+
+def _is_json(media_type: str) -> bool:
+    kind = media_type.partition(";")[0].strip().lower()
+    return kind == "application/json" or kind.endswith("+json")
 
 
 def documented(*statuses: int, others: Responses | None = None) -> Responses:
     """OpenAPI `responses` for these statuses, and others."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}
     problems: Responses = {
-        status: {"description": HTTPStatus(status).phrase, "model": ProblemBody, "content": content}
-        for status in statuses
+        status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses
     }
     return {**(others or {}), **problems}
+
+
+def describe(description: dict[str, Any]) -> dict[str, Any]:
+    """Add what `documented` refers to, and every operation's answers to requests that reach no route."""
+    schemas = ProblemBody.model_json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
+    components = description.setdefault("components", {}).setdefault("schemas", {})
+    components |= schemas.pop("$defs") | {"ProblemBody": schemas}
+    for methods in description["paths"].values():
+        for operation in methods.values():
+            for status, answer in documented(*EVERYWHERE).items():
+                operation["responses"].setdefault(str(status), answer)
+    return description

@@ -1,10 +1,9 @@
 """What the job threads share: folders, database, teacher, signals, and the settings that govern work."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from logitcask_schemas.identity import TeacherIdentity
+from logitcask_schemas.identity import Accept, TeacherIdentity
 from logitcask_services.corpora.storage import CorpusStorage
 from logitcask_services.jobs.log import ExtractionLog
 from logitcask_services.jobs.progress import LiveProgress
@@ -12,6 +11,7 @@ from logitcask_services.jobs.registry import CorpusRegistry
 from logitcask_services.jobs.signals import Signals
 from logitcask_services.jobs.store import ExtractionStore
 from logitcask_services.jobs.teacher import TeacherHost
+from logitcask_services.jobs.watchdog import Heartbeat
 from logitcask_services.layout import ServiceFolders
 
 
@@ -23,6 +23,7 @@ class WorkSettings:
     disk_floor_bytes: int
     chunk_positions: int | None
     pause_poll_seconds: float
+    accept_teacher: tuple[Accept, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +39,18 @@ class JobContext:
     signals: Signals
     progress: LiveProgress
     settings: WorkSettings
-    crashed: Callable[[str], None]
-    """Called when a thread ends on an error nobody foresaw; the service must end then."""
+    heartbeat: Heartbeat
+    """Of the teacher, while a run waits for it."""
+    crashed: "Crashed"
+    """Called when a thread ends for good; the service must end then."""
+
+
+class Crashed(Protocol):
+    """Ends the service."""
+
+    def __call__(self, reason: str, *, teacher_failed: bool = False) -> None:
+        """Why; and whether it is the teacher that cannot go on, which a new process may."""
+        ...
 
 
 def teacher_document(identity: TeacherIdentity) -> dict[str, Any]:

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from sqlalchemy import Connection, create_engine, event
+from sqlalchemy.exc import DatabaseError as SQLError
 from sqlalchemy.orm import Session
 
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_services.jobs.tables import SCHEMA_VERSION, Base
 
 FILE_NAME = "jobs.sqlite3"
+BUSY_SECONDS = 30.0
+"""SQLite itself waits so long for another program's lock."""
 
 
 class DatabaseError(LogitcaskError, ValueError):
@@ -23,7 +26,8 @@ class DatabaseError(LogitcaskError, ValueError):
 class Database:
     """Opens (or creates) the database of one data folder and holds the folder's lock until `close`.
 
-    Raises DatabaseError where another service holds the folder, or the schema is of another version.
+    One of an older version is brought up to date. Raises DatabaseError where another service holds the folder, the
+    file is no database or a damaged one, or its schema is of a newer version.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -31,12 +35,20 @@ class Database:
         self._lock_file = _lock(folder)
         self._writing = threading.Lock()
         self._engine = create_engine(
-            f"sqlite:///{folder / FILE_NAME}", connect_args={"check_same_thread": False, "timeout": 30}, pool_size=40
+            f"sqlite:///{folder / FILE_NAME}",
+            connect_args={"check_same_thread": False, "timeout": BUSY_SECONDS},
+            pool_size=40,
         )
         event.listen(self._engine, "connect", _configure)
         event.listen(self._engine, "begin", _begin)
         try:
             self._create(folder)
+        except SQLError as error:
+            self.close()
+            raise DatabaseError(
+                f"{folder / FILE_NAME} cannot be used as the job database: {error.orig}. Restore it from a copy, or "
+                "move it away: the service then begins with an empty list, and casks keep what they hold"
+            ) from error
         except BaseException:
             self.close()
             raise
@@ -44,14 +56,15 @@ class Database:
     def _create(self, folder: Path) -> None:
         with self._engine.connect().execution_options(writes=True) as connection, connection.begin():
             version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-            if version == 0:
-                Base.metadata.create_all(connection)
-                connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            elif version != SCHEMA_VERSION:
+            if version > SCHEMA_VERSION:
                 raise DatabaseError(
-                    f"{folder / FILE_NAME} has schema version {version}, this logitcask reads {SCHEMA_VERSION}; "
-                    "use the logitcask that made it, or another --data-dir"
+                    f"{folder / FILE_NAME} has schema version {version}, this logitcask reads {SCHEMA_VERSION} and "
+                    "older; use the logitcask that made it, or another --data-dir"
                 )
+            if version < SCHEMA_VERSION:
+                Base.metadata.create_all(connection)
+                _add_missing_columns(connection)
+                connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -70,6 +83,25 @@ class Database:
         """Close every connection and let the folder go."""
         self._engine.dispose()
         self._lock_file.close()
+
+
+def _add_missing_columns(connection: Connection) -> None:
+    """Bring tables of an older version up to date: new columns come with their default."""
+    for table in Base.metadata.sorted_tables:
+        present = {row[1] for row in connection.exec_driver_sql(f"PRAGMA table_info({table.name})")}
+        for column in table.columns:
+            if column.name in present:
+                continue
+            kind = column.type.compile(connection.dialect)
+            default = getattr(column.default, "arg", None)
+            needed = "" if column.nullable else f" NOT NULL DEFAULT {_literal(default)}"
+            connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}{needed}")
+
+
+def _literal(default: Any) -> str:
+    if isinstance(default, bool | int | float):
+        return str(float(default) if isinstance(default, float) else int(default))
+    return "'" + str(default if isinstance(default, str) else "{}").replace("'", "''") + "'"
 
 
 def _lock(folder: Path) -> TextIO:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
 from logitcask_services.corpora.prepare import BadLine
@@ -52,17 +52,22 @@ class ExtractionLog:
         with self._database.read() as session:
             return session.scalars(query.order_by(EventRow.seq).limit(limit)).all()
 
-    def failures(self, row: ExtractionRow) -> Iterator[LineErrorRow]:
-        """All bad lines and failed documents in the order they were found, a page at a time."""
+    def failures(self, row: ExtractionRow) -> Iterator[list[dict[str, Any]]]:
+        """All bad lines and failed documents in the order they were found, in pages of up to PAGE."""
         after = 0
+        table = LineErrorRow
+        columns = (table.custom_id, table.line, table.document, table.stage, table.code, table.message)
         while True:
-            query = select(LineErrorRow).where(LineErrorRow.extraction == row.number, LineErrorRow.seq > after)
+            # Columns instead of objects: there may be many.
+            query = select(table.seq, *columns).where(table.extraction == row.number, table.seq > after)
             with self._database.read() as session:
-                page = session.scalars(query.order_by(LineErrorRow.seq).limit(PAGE)).all()
-            yield from page
+                page = session.execute(query.order_by(table.seq).limit(PAGE)).all()
+            if page:
+                names = [column.key for column in columns]
+                yield [dict(zip(names, entry[1:], strict=True)) for entry in page]
             if len(page) < PAGE:
                 return
-            after = page[-1].seq
+            after = page[-1][0]
 
     def capture_failures(self, row: ExtractionRow) -> dict[int, LineErrorRow]:
         """Documents the teacher failed on, by number."""
@@ -73,17 +78,20 @@ class ExtractionLog:
     def add_bad_lines(self, row: ExtractionRow, bad: Sequence[BadLine]) -> None:
         """Append bad lines of the corpus."""
         with self._database.write() as session:
-            session.add_all(
-                LineErrorRow(
-                    extraction=row.number,
-                    stage="corpus",
-                    line=entry.line,
-                    document=None,
-                    custom_id=entry.custom_id,
-                    code=entry.code,
-                    message=entry.message,
-                )
-                for entry in bad
+            session.execute(
+                insert(LineErrorRow),
+                [
+                    {
+                        "extraction": row.number,
+                        "stage": "corpus",
+                        "line": entry.line,
+                        "document": None,
+                        "custom_id": entry.custom_id,
+                        "code": entry.code,
+                        "message": entry.message,
+                    }
+                    for entry in bad
+                ],
             )
 
     def clear_bad_lines(self, row: ExtractionRow) -> None:

@@ -2,27 +2,55 @@
 
 import logging
 import threading
+from typing import Literal
+
+from sqlalchemy.exc import OperationalError
 
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_services.corpora.prepare import BadLine, DocumentLimits, PreparationStoppedError, Prepared, prepare
 from logitcask_services.corpora.token_store import TokenStore
 from logitcask_services.jobs.context import JobContext, teacher_document
 from logitcask_services.jobs.plan import plan_chunks
-from logitcask_services.jobs.room import EndedWhileWaitingError, RoomKeeper
 from logitcask_services.jobs.states import IllegalTransitionError
 from logitcask_services.jobs.tables import ExtractionRow
 from logitcask_services.jobs.teacher import TeacherFacts
+from logitcask_services.jobs.waiting import EndedWhileWaitingError, Waiter, passing_fault
 
 logger = logging.getLogger(__name__)
 IDLE_SECONDS = 5.0
+MOST_LISTED = 10_000
+"""Lines of one corpus that are listed one by one; a file that is no corpus shall not fill the database."""
+
+
+class Claims:
+    """Which extractions are being prepared, so that two threads never prepare one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: set[str] = set()
+
+    def take(self, extraction_id: str) -> bool:
+        """Whether the extraction was free; it is the caller's then."""
+        with self._lock:
+            if extraction_id in self._held:
+                return False
+            self._held.add(extraction_id)
+            return True
+
+    def release(self, extraction_id: str) -> None:
+        """Let it go."""
+        with self._lock:
+            self._held.discard(extraction_id)
 
 
 class Preparer(threading.Thread):
     """validating -> queued, one extraction after another, once the teacher's facts are known."""
 
-    def __init__(self, context: JobContext) -> None:
-        super().__init__(name="logitcask-preparer", daemon=True)
+    def __init__(self, context: JobContext, claims: Claims, *, order: Literal["oldest", "smallest"]) -> None:
+        super().__init__(name=f"logitcask-preparer-{order}", daemon=True)
         self._context = context
+        self._claims = claims
+        self._order = order
 
     def run(self) -> None:
         """Work until the service stops."""
@@ -30,27 +58,51 @@ class Preparer(threading.Thread):
         try:
             while not signals.stopping.is_set():
                 seen = signals.changes
-                if not self._step():
+                if not self._step_or_wait():
                     signals.wait(seen, IDLE_SECONDS)
         except Exception as error:
             logger.exception("the preparing thread ended")
             self._context.crashed(f"the preparing thread ended: {error}")
 
-    def _step(self) -> bool:
-        facts, store = self._context.host.facts, self._context.extractions
-        if (row := store.next_in("cancelling")) is not None and "in_progress" not in row.timestamps:
-            store.step(row.id, "cancelled")
-            self._context.folders.drop_token_store(row.id)
-            return True
-        if facts is None or (row := store.next_in("validating")) is None:
-            return False
+    def _step_or_wait(self) -> bool:
+        """One extraction; False where there is none, or the job database cannot be used now."""
         try:
-            self._prepare(row, facts)
-        except (PreparationStoppedError, EndedWhileWaitingError):
-            logger.info("preparation of %s was stopped", row.id)
-        except IllegalTransitionError as error:
-            logger.info("%s", error)  # cancelled at the last moment
-        return True
+            return self._step()
+        except OperationalError as error:
+            if (reason := passing_fault(error)) is None:
+                raise
+            logger.warning("paused: %s", reason[1])
+            return False
+
+    def _step(self) -> bool:
+        store = self._context.extractions
+        for row in store.in_status("cancelling"):
+            # One that the worker has is the worker's to end, one that is being prepared that thread's.
+            if not {"in_progress", "queued"} & row.timestamps.keys() and self._claims.take(row.id):
+                try:
+                    store.step(row.id, "cancelled")
+                    self._context.folders.drop_token_store(row.id)
+                finally:
+                    self._claims.release(row.id)
+                return True
+        facts = self._context.host.facts
+        if facts is None:
+            return False
+        waiting = store.to_prepare()
+        if self._order == "smallest":
+            waiting.sort(key=lambda entry: entry[1])
+        for row, _ in waiting:
+            if self._claims.take(row.id):
+                try:
+                    self._prepare(row, facts)
+                except (PreparationStoppedError, EndedWhileWaitingError):
+                    logger.info("preparation of %s was stopped", row.id)
+                except IllegalTransitionError as error:
+                    logger.info("%s", error)  # cancelled at the last moment
+                finally:
+                    self._claims.release(row.id)
+                return True
+        return False
 
     def _prepare(self, row: ExtractionRow, facts: TeacherFacts) -> None:
         context, settings = self._context, self._context.settings
@@ -63,7 +115,7 @@ class Preparer(threading.Thread):
             reason = f"pinned_ids {beyond} are outside the teacher's vocabulary of {facts.identity.vocab_size}"
             context.extractions.step(row.id, "failed", reason=("pinned_ids", reason), level="error")
             return
-        room = RoomKeeper(
+        waiter = Waiter(
             (context.folders.state,),
             floor=settings.disk_floor_bytes,
             poll_seconds=settings.pause_poll_seconds,
@@ -78,13 +130,24 @@ class Preparer(threading.Thread):
             max_line_bytes=settings.max_line_bytes,
         )
         first_bad: list[BadLine] = []
+        unlisted_from: list[int] = []
+
+        listed = unlisted = 0
 
         def report(bad: list[BadLine]) -> None:
+            nonlocal listed, unlisted
             first_bad.extend(entry for entry in bad[:1] if not first_bad and entry.code != "too_long")
-            context.log.add_bad_lines(row, bad)
+            if rows := bad[: MOST_LISTED - listed]:
+                context.log.add_bad_lines(row, rows)
+            if not unlisted and len(rows) < len(bad):
+                unlisted_from.append(bad[len(rows)].line)
+            listed, unlisted = listed + len(rows), unlisted + len(bad) - len(rows)
 
         def write_store() -> Prepared:
+            nonlocal listed, unlisted
+            listed = unlisted = 0
             first_bad.clear()
+            unlisted_from.clear()
             context.log.clear_bad_lines(row)
             return prepare(
                 corpus,
@@ -96,17 +159,39 @@ class Preparer(threading.Thread):
             )
 
         try:
-            found = room.run(write_store)
-        except (LogitcaskError, OSError) as error:
+            found = waiter.run(write_store)
+            if unlisted:
+                waiter.run(lambda: context.log.add_bad_lines(row, [_unlisted(unlisted, unlisted_from[0])]))
+        except LogitcaskError as error:
             context.extractions.step(row.id, "failed", reason=("corpus_unreadable", str(error)), level="error")
             return
         if row.on_error == "fail" and found.bad_lines:
             context.folders.drop_token_store(row.id)
             context.extractions.save_failed_preparation(row.id, found, _bad_lines_reason(found, first_bad))
             return
+        if not found.documents:
+            context.extractions.save_failed_preparation(row.id, found, _nothing_reason(found, first_bad))
+            return
         store = TokenStore(context.folders.token_store(row.id))
         plan = list(plan_chunks(store.offsets_D1, settings.chunk_positions))
-        room.run(lambda: context.extractions.save_preparation(row.id, found, teacher_document(facts.identity), plan))
+        waiter.run(lambda: context.extractions.save_preparation(row.id, found, teacher_document(facts.identity), plan))
+
+
+def _nothing_reason(found: Prepared, first_bad: list[BadLine]) -> tuple[str, str]:
+    first = f"; the first bad one: line {first_bad[0].line}: {first_bad[0].message}" if first_bad else ""
+    return (
+        "nothing_captured",
+        f"none of the {found.lines} lines gives a document ({found.bad_lines} bad, {found.skipped_lines} skipped as "
+        f"too long){first}. Is it the right file? Mend it and submit it again",
+    )
+
+
+def _unlisted(lines: int, first: int) -> BadLine:
+    message = (
+        f"from here on {lines} more lines are bad or skipped and are not listed: the first {MOST_LISTED} are. "
+        "Mend those and submit the corpus again, or look at a part of it with `logitcask submit --dry-run`"
+    )
+    return BadLine(line=first, code="not_listed", message=message, custom_id=None)
 
 
 def _bad_lines_reason(found: Prepared, first_bad: list[BadLine]) -> tuple[str, str]:

@@ -77,6 +77,11 @@ class CorpusRegistry:
             raise NotFoundError("corpus", corpus_id)
         return row
 
+    def with_content(self, sha256: str) -> CorpusRow | None:
+        """The corpus with this digest, or None."""
+        with self._database.read() as session:
+            return session.scalar(select(CorpusRow).where(CorpusRow.sha256 == sha256))
+
     def page(self, *, after: str | None, limit: int) -> Sequence[CorpusRow]:
         """Up to `limit` corpora, newest first, older than `after`."""
         query = select(CorpusRow).order_by(CorpusRow.number.desc()).limit(limit)

@@ -2,13 +2,17 @@
 
 import logging
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from typing import Literal
+
+from pydantic import ValidationError
 
 from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import Cask, CaskWriter
+from logitcask_schemas.errors import CaptureSpecError
 from logitcask_schemas.manifest import ShardEntry
-from logitcask_services.corpora.prepare import custom_id_at
+from logitcask_services.corpora.reading import custom_id_at
 from logitcask_services.corpora.token_store import TokenStore
 from logitcask_services.engines.protocol import CaptureResult, CaptureTask, Engine
 from logitcask_services.jobs.context import JobContext
@@ -16,13 +20,13 @@ from logitcask_services.jobs.feed import ChunkFeed, OpenChunk
 from logitcask_services.jobs.plan import Chunk
 from logitcask_services.jobs.publisher import Publisher
 from logitcask_services.jobs.requests import ChunkOutcome, DocumentFailure
-from logitcask_services.jobs.room import EndedWhileWaitingError, RoomKeeper
 from logitcask_services.jobs.suspicion import Suspicion
 from logitcask_services.jobs.tables import ExtractionRow
 from logitcask_services.jobs.teacher import TeacherDiedError
+from logitcask_services.jobs.waiting import EndedWhileWaitingError, Reason, Waiter
 
 logger = logging.getLogger(__name__)
-LOCK_SECONDS = 10.0
+LOCK_SECONDS = 2.0
 ISOLATE_AFTER_DEATHS = 2
 """A chunk in whose company the teacher died this often is captured one document at a time, to find the culprit."""
 
@@ -32,23 +36,34 @@ Outcome = Literal["done", "ended", "document_failed"]
 class ExtractionRun:
     """Use once: `go`, then `close`."""
 
-    def __init__(self, context: JobContext, row: ExtractionRow, engine: Engine, suspicion: Suspicion) -> None:
+    def __init__(
+        self,
+        context: JobContext,
+        row: ExtractionRow,
+        engine: Engine,
+        suspicion: Suspicion,
+        gives_way: Callable[[float], bool],
+    ) -> None:
         self._context = context
         self._suspicion = suspicion
         self._row = row
         self._engine = engine
-        self._spec = CaptureSpec.model_validate(row.capture)
+        try:
+            self._spec = CaptureSpec.model_validate(row.capture)
+        except ValidationError as error:  # stored by a version that allowed more
+            raise CaptureSpecError(f"the capture spec cannot be followed: {error}") from error
         self._tokens = TokenStore(context.folders.token_store(row.id))
         self._corpus = context.storage.path(context.corpora.get(row.corpus_id).sha256)
         self._cask_path = context.folders.cask(row.cask)
-        self._room = RoomKeeper(
+        self._waiter = Waiter(
             (context.folders.cask_root, context.folders.state),
             floor=context.settings.disk_floor_bytes,
             poll_seconds=context.settings.pause_poll_seconds,
             ends=lambda seconds: context.signals.stopping.wait(seconds) or context.signals.ends(row.id),
             set_waiting=lambda reason: context.extractions.set_waiting(row.id, reason),
+            gives_way=gives_way,
         )
-        self._writer: CaskWriter = self._room.run(self._open_cask)
+        self._writer: CaskWriter = self._waiter.run(self._open_cask)
         self._publisher = Publisher(self._publish)
         self._adopted: tuple[int, ShardEntry, set[bytes]] | None = None
         self._feed = ChunkFeed(
@@ -57,15 +72,29 @@ class ExtractionRun:
             vocab_size=engine.identity.vocab_size,
             failed_before=context.log.capture_failures(row).keys(),
             ends=self._ends,
-            release=self._publisher.submit,
+            release=self._release,
         )
         self._failure: DocumentFailure | None = None
+        self._alone: int | None = None
+        """The document that is with the teacher without any other, where one is."""
+        self._deaths = 0
+        """Of its chunk."""
         self._last_commit = time.monotonic()
 
     @property
     def open_chunks(self) -> list[int]:
         """Chunks that are with the teacher."""
         return self._feed.open_chunks
+
+    @property
+    def extraction_id(self) -> str:
+        """Whose run it is."""
+        return self._row.id
+
+    @property
+    def set_aside(self) -> Reason | None:
+        """Why the run gave way to others, where it did."""
+        return self._waiter.set_aside
 
     @property
     def failure(self) -> DocumentFailure | None:
@@ -101,7 +130,7 @@ class ExtractionRun:
 
     def fold_index(self) -> None:
         """Fold the cask's entries into its index, so that opening it reads one file."""
-        self._room.run(self._writer.close)
+        self._waiter.run(self._writer.close)
 
     def _open_cask(self) -> CaskWriter:
         return CaskWriter.create(
@@ -110,7 +139,20 @@ class ExtractionRun:
             capture=self._spec,
             carrier=self._row.carrier,
             lock_timeout_seconds=LOCK_SECONDS,
+            accept=self._context.settings.accept_teacher,
         )
+
+    def note_hang(self, reason: str) -> None:
+        """Called from the watchdog's thread: the teacher hangs, and this process is about to end."""
+        store, chunks = self._context.extractions, self.open_chunks
+        if self._alone is not None and self._deaths > ISOLATE_AFTER_DEATHS:
+            text = f"the teacher did not come back from this document alone ({reason}); it is left out"
+            store.record_failure(self._row.id, self._describe(self._alone, "teacher_died", text))
+        store.record_death(self._row.id, chunks, reason)
+
+    def _release(self, entry: OpenChunk) -> None:
+        with self._context.heartbeat.excused():  # a slow disk is no fault of the teacher's
+            self._publisher.submit(entry)
 
     def _ends(self) -> bool:
         return self._failure is not None or self._context.signals.ends(self._row.id)
@@ -134,19 +176,25 @@ class ExtractionRun:
 
     def _next(self, results: Iterator[CaptureResult]) -> CaptureResult | None:
         try:
-            return next(results, None)
+            with self._context.heartbeat.expected():
+                return next(results, None)
+        except CaptureSpecError:
+            raise  # the spec is at fault, not the teacher
         except Exception as error:  # the protocol: an engine that raises is dead, whatever it raises
             raise TeacherDiedError(f"{type(error).__name__}: {error}") from error
 
     def _one_by_one(self, chunks: list[Chunk]) -> None:
         """Every document alone with the teacher, so that it is known on which one it dies."""
+        self._deaths = max(chunk.deaths for chunk in chunks)
         for task in self._feed.tasks(chunks):
+            assert isinstance(task.key, int)  # our own key
+            self._alone = task.key
             try:
                 self._stream(iter([task]))
             except TeacherDiedError:
-                assert isinstance(task.key, int)  # our own key
                 self._suspicion.suspect(self._row.id, task.key)
                 raise
+            self._alone = None
             if self._stops():
                 return
 
@@ -164,7 +212,7 @@ class ExtractionRun:
         except TeacherDiedError as error:
             reason = f"the teacher died on this document alone, twice ({error}); it is left out"
             failure = self._describe(document, "teacher_died", reason)
-            self._room.run(lambda: self._context.extractions.record_failure(self._row.id, failure))
+            self._waiter.run(lambda: self._context.extractions.record_failure(self._row.id, failure))
             self._suspicion.blamed = True
             raise
 
@@ -189,13 +237,17 @@ class ExtractionRun:
 
     def _publish(self, entry: OpenChunk) -> None:
         """Shard, then transaction. Safe to repeat: published documents are found in the cask."""
-        captured = [entry.documents[document] for document in sorted(entry.documents)]
-        shard = self._room.run(lambda: self._writer.publish(captured)) if captured else None
+        captured = [
+            replace(entry.documents[document], answer_ranges_R2=self._tokens.answers(document))
+            for document in sorted(entry.documents)
+        ]
+        shard = self._waiter.run(lambda: self._writer.publish(captured)) if captured else None
         outcome = self._outcome(entry, shard)
         now = time.monotonic()
         outcome.seconds, self._last_commit = now - self._last_commit, now
-        self._room.run(lambda: self._context.extractions.commit_chunk(self._row.id, entry.chunk, outcome))
+        self._waiter.run(lambda: self._context.extractions.commit_chunk(self._row.id, entry.chunk, outcome))
         self._feed.settle(entry)
+        self._tokens.release()
         self._context.progress.committed(sum(len(document.token_ids_L) for document in captured))
         self._context.host.progressed()
 

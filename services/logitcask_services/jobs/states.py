@@ -1,8 +1,9 @@
 """The states of an extraction and the steps between them.
 
 validating -> queued -> in_progress -> finalizing -> completed; side exits failed, cancelling -> cancelled.
-in_progress and finalizing go back to queued when the server or the teacher restarts. `completed` says that the run
-ended; documents that failed are counted and listed.
+in_progress and finalizing go back to queued when the server or the teacher restarts, or when they wait for something
+that others do not need. `completed` says that the run ended; documents that failed are counted and listed. A failed
+extraction may be taken up again where it was.
 """
 
 from typing import Literal, get_args
@@ -20,7 +21,7 @@ STEPS: dict[Status, frozenset[Status]] = {
     "finalizing": frozenset({"completed", "queued", "failed"}),
     "cancelling": frozenset({"cancelled"}),
     "completed": frozenset(),
-    "failed": frozenset(),
+    "failed": frozenset({"queued", "validating"}),
     "cancelled": frozenset(),
 }
 

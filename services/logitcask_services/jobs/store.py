@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
+from logitcask_schemas.identity import TeacherIdentity
 from logitcask_services.corpora.prepare import Prepared
 from logitcask_services.jobs.database import Database
 from logitcask_services.jobs.log import add_event, add_failures
@@ -22,7 +23,10 @@ from logitcask_services.jobs.requests import (
     NotFoundError,
 )
 from logitcask_services.jobs.states import FINAL, Status, check_step
-from logitcask_services.jobs.tables import ChunkRow, CorpusRow, ExtractionRow, ShardRow
+from logitcask_services.jobs.tables import ChunkRow, CorpusRow, ExtractionRow, LineErrorRow, ShardRow
+
+TOKENS = ("tokenizer_fingerprint", "template_hash")
+"""Members of a teacher's identity that decide whether token ids prepared with it are another's too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +148,36 @@ class ExtractionStore:
                 add_event(session, row, "resumed", "what held the extraction up is over", {})
         self._changed(extraction_id)
 
-    def unfinished(self) -> set[str]:
-        """Ids of extractions that have not ended."""
-        query = select(ExtractionRow.id).where(ExtractionRow.status.not_in(FINAL))
+    def put_aside(self, extraction_id: str, reason: tuple[str, str]) -> None:
+        """in_progress -> queued, waiting for something of its own. Raises IllegalTransitionError."""
+        with self._database.write() as session:
+            row = _get(session, extraction_id)
+            _step(session, row, "queued", reason, "warning")
+            row.waiting = {"code": reason[0], "message": reason[1]}
+        self._changed(extraction_id)
+
+    def resume(self, extraction_id: str, *, prepared: bool) -> ExtractionRow:
+        """Take a failed extraction up again, where it was. Raises IllegalTransitionError.
+
+        Args:
+            extraction_id: of a failed extraction.
+            prepared: its tokens are still there; else it is validated anew.
+        """
+        with self._database.write() as session:
+            row = _get(session, extraction_id)
+            code, prepared = (row.error or {}).get("code"), prepared and row.teacher is not None
+            _step(session, row, "queued" if prepared else "validating", ("resumed", "taken up again as asked"), "info")
+            row.error = None
+            if prepared:
+                _forget_failures(session, row, counted=code == "document_failed")
+            elif row.teacher is not None:
+                session.execute(delete(ChunkRow).where(ChunkRow.extraction == row.number, ChunkRow.done.is_(False)))
+        self._changed(extraction_id)
+        return row
+
+    def keeps_tokens(self) -> set[str]:
+        """Ids of extractions that have not ended, or failed and may be resumed."""
+        query = select(ExtractionRow.id).where(ExtractionRow.status.not_in(FINAL - {"failed"}))
         with self._database.read() as session:
             return set(session.scalars(query))
 
@@ -167,20 +198,35 @@ class ExtractionStore:
                 moved.append(row.id)
         return moved
 
-    def next_in(self, status: Status, teacher: dict[str, Any] | None = None) -> ExtractionRow | None:
-        """The oldest extraction in a state, prepared for this teacher where one is given."""
+    def in_status(self, status: Status) -> Sequence[ExtractionRow]:
+        """Extractions in a state, oldest first."""
         query = select(ExtractionRow).where(ExtractionRow.status == status).order_by(ExtractionRow.number)
         with self._database.read() as session:
-            for row in session.scalars(query):
-                if teacher is None or row.teacher == teacher:
-                    return row
-        return None
+            return session.scalars(query).all()
 
-    def queued_for_others(self, teacher: dict[str, Any]) -> list[ExtractionRow]:
-        """Queued extractions whose tokens were prepared for another teacher than this."""
+    def to_prepare(self) -> list[tuple[ExtractionRow, int]]:
+        """Extractions to be validated with the bytes of their corpora, oldest first."""
+        query = select(ExtractionRow, CorpusRow.bytes).join(CorpusRow, CorpusRow.id == ExtractionRow.corpus_id)
+        query = query.where(ExtractionRow.status == "validating").order_by(ExtractionRow.number)
         with self._database.read() as session:
-            rows = session.scalars(select(ExtractionRow).where(ExtractionRow.status == "queued")).all()
-        return [row for row in rows if row.teacher != teacher]
+            return [(row, size) for row, size in session.execute(query)]
+
+    def queued_for(self, teacher: TeacherIdentity) -> list[ExtractionRow]:
+        """Queued extractions whose tokens are this teacher's, whichever of its versions they were prepared with."""
+        return [row for row in self.in_status("queued") if _has_tokens_of(row, teacher)]
+
+    def queued_for_others(self, teacher: TeacherIdentity) -> list[ExtractionRow]:
+        """Queued extractions whose tokens are another teacher's."""
+        return [row for row in self.in_status("queued") if not _has_tokens_of(row, teacher)]
+
+    def begin(self, extraction_id: str, teacher: dict[str, Any]) -> ExtractionRow:
+        """Queued -> in_progress, by this teacher. Raises IllegalTransitionError."""
+        with self._database.write() as session:
+            row = _get(session, extraction_id)
+            _step(session, row, "in_progress", None, "info")
+            row.teacher = teacher
+        self._changed(extraction_id)
+        return row
 
     # -- preparation ---------------------------------------------------------------------------------------------
 
@@ -193,6 +239,7 @@ class ExtractionStore:
             row.lines, row.documents, row.tokens_total = found.lines, found.documents, found.tokens
             row.bad_lines, row.skipped_lines = found.bad_lines, found.skipped_lines
             row.truncated_lines, row.split_lines = found.truncated_lines, found.split_lines
+            row.notes, row.first_lines = found.notes, found.examples
             row.teacher = teacher
             session.add_all(
                 ChunkRow(
@@ -210,7 +257,14 @@ class ExtractionStore:
                 row,
                 "prepared",
                 message,
-                {"documents": found.documents, "tokens": found.tokens, "bad_lines": found.bad_lines},
+                {
+                    "documents": found.documents,
+                    "tokens": found.tokens,
+                    "bad_lines": found.bad_lines,
+                    "skipped_lines": found.skipped_lines,
+                    "truncated_lines": found.truncated_lines,
+                    "notes": found.notes,
+                },
             )
             _step(session, row, "queued", None, "info")
         self._changed(extraction_id)
@@ -220,6 +274,8 @@ class ExtractionStore:
         with self._database.write() as session:
             row = _get(session, extraction_id)
             row.lines, row.bad_lines, row.skipped_lines = found.lines, found.bad_lines, found.skipped_lines
+            row.truncated_lines, row.split_lines = found.truncated_lines, found.split_lines
+            row.notes, row.first_lines = found.notes, found.examples
             _step(session, row, "failed", reason, "error")
         self._changed(extraction_id)
 
@@ -291,8 +347,8 @@ class ExtractionStore:
                 select(ShardRow).where(ShardRow.extraction == row.number).order_by(ShardRow.chunk, ShardRow.name)
             ).all()
 
-    def record_death(self, extraction_id: str, chunks: Sequence[int], message: str, *, given_up: bool) -> ExtractionRow:
-        """The teacher died with these chunks in work: count it, and queue the extraction again or let it fail."""
+    def record_death(self, extraction_id: str, chunks: Sequence[int], message: str) -> ExtractionRow:
+        """The teacher died with these chunks in work: count it, and queue the extraction again."""
         with self._database.write() as session:
             row = _get(session, extraction_id)
             session.execute(
@@ -304,8 +360,7 @@ class ExtractionStore:
                 _step(session, row, "cancelled", None, "info")
             else:
                 _step(session, row, "queued", ("teacher_died", message), "warning")
-                if given_up:
-                    _step(session, row, "failed", ("teacher_failed", message), "error")
+                row.waiting = {"code": "teacher_unavailable", "message": message}
         self._changed(extraction_id)
         return row
 
@@ -328,11 +383,29 @@ class ExtractionStore:
         self._changed(extraction_id)
 
 
+def _has_tokens_of(row: ExtractionRow, teacher: TeacherIdentity) -> bool:
+    return row.teacher is not None and all(row.teacher.get(name) == getattr(teacher, name) for name in TOKENS)
+
+
 def _get(session: Session, extraction_id: str) -> ExtractionRow:
     row = session.scalar(select(ExtractionRow).where(ExtractionRow.id == extraction_id))
     if row is None:
         raise NotFoundError("extraction", extraction_id)
     return row
+
+
+def _forget_failures(session: Session, row: ExtractionRow, *, counted: bool) -> None:
+    """Let documents of chunks that are still to do be tried again, those excepted that killed the teacher twice."""
+    pending = session.scalars(select(ChunkRow).where(ChunkRow.extraction == row.number, ChunkRow.done.is_(False))).all()
+    failures = session.scalars(
+        select(LineErrorRow).where(LineErrorRow.extraction == row.number, LineErrorRow.stage == "capture")
+    ).all()
+    for failure in failures:
+        document = -1 if failure.document is None else failure.document
+        open_again = any(chunk.first_document <= document < chunk.first_document + chunk.documents for chunk in pending)
+        if open_again and failure.code != "teacher_died":
+            session.delete(failure)
+            row.failed_documents -= int(counted)
 
 
 def _step(session: Session, row: ExtractionRow, status: Status, reason: tuple[str, str] | None, level: str) -> None:

@@ -9,7 +9,7 @@ from logitcask_services.corpora.overflow import Overflow
 from logitcask_services.jobs.requests import CarrierName, OnError
 from logitcask_services.jobs.states import Status
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Base(DeclarativeBase):
@@ -70,6 +70,10 @@ class ExtractionRow(Base):
     skipped_lines: Mapped[int] = mapped_column(default=0)
     truncated_lines: Mapped[int] = mapped_column(default=0)
     split_lines: Mapped[int] = mapped_column(default=0)
+    notes: Mapped[dict[str, Any] | None]
+    """{code: documents} of what preparation found unusual; None before it, and in rows of older versions."""
+    first_lines: Mapped[dict[str, Any] | None]
+    """{code: [line, ...]}: the first lines of the corpus that notes, bad lines and cuts concern."""
     documents: Mapped[int] = mapped_column(default=0)
     tokens_total: Mapped[int] = mapped_column(default=0)
 

@@ -10,6 +10,7 @@ from logitcask_schemas.errors import LogitcaskError, MissingExtraError, ModelErr
 from logitcask_schemas.identity import TeacherIdentity
 from logitcask_services.corpora.tokenizer import DocumentTokenizer
 from logitcask_services.engines.protocol import Engine
+from logitcask_services.jobs.watchdog import Heartbeat
 
 logger = logging.getLogger(__name__)
 LONGEST_PAUSE = 60.0
@@ -58,6 +59,7 @@ class TeacherHost:
         self._teacher: Teacher | None = None
         self._failures = 0
         self.deaths = 0
+        self.load_heartbeat = Heartbeat()
         self.state: TeacherState = "loading"
         self.reason: str = "the teacher is loading"
         self.facts: TeacherFacts | None = None
@@ -70,7 +72,8 @@ class TeacherHost:
             if self._stopping.is_set():
                 break
             try:
-                teacher = self._load()
+                with self.load_heartbeat.expected():
+                    teacher = self._load()
             except (ModelError, MissingExtraError) as error:
                 self._give_up(str(error))
             except Exception as error:
@@ -93,6 +96,14 @@ class TeacherHost:
         self._release()
         self._fail(f"the teacher died: {_text(error)}")
         self.deaths += 1
+
+    def interrupt(self) -> bool:
+        """From another thread: kill the engine's processes, so that a call that waits for them raises.
+
+        False where the engine runs in this process and cannot be interrupted.
+        """
+        teacher = self._teacher
+        return teacher is not None and teacher.engine.interrupt()
 
     def progressed(self) -> None:
         """Something the teacher made is safe: earlier deaths no longer count."""

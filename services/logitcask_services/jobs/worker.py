@@ -2,30 +2,46 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Literal
 
-from logitcask_schemas.errors import CaskError, IdentityMismatchError, LogitcaskError
+from sqlalchemy.exc import OperationalError
+
+from logitcask_schemas.errors import CaptureSpecError, CaskError, IdentityMismatchError, LogitcaskError
 from logitcask_services.jobs.context import JobContext, teacher_document
-from logitcask_services.jobs.room import EndedWhileWaitingError, until_written
 from logitcask_services.jobs.run import ExtractionRun
 from logitcask_services.jobs.states import IllegalTransitionError
+from logitcask_services.jobs.store import TOKENS
 from logitcask_services.jobs.suspicion import Suspicion
 from logitcask_services.jobs.tables import ExtractionRow
 from logitcask_services.jobs.teacher import Teacher, TeacherDiedError
+from logitcask_services.jobs.waiting import (
+    LONGEST_PAUSE,
+    EndedWhileWaitingError,
+    Reason,
+    SetAsideError,
+    passing_fault,
+    retry_until_written,
+)
+from logitcask_services.jobs.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 IDLE_SECONDS = 5.0
-Reason = tuple[str, str]
+PATIENCE_SECONDS = 30.0
+"""A run that is under way waits so long with the teacher idle before others go first."""
 
 
 class Worker(threading.Thread):
     """queued -> in_progress -> finalizing -> completed, one extraction at a time."""
 
-    def __init__(self, context: JobContext) -> None:
+    def __init__(self, context: JobContext, watchdog: Watchdog) -> None:
         super().__init__(name="logitcask-worker", daemon=True)
         self._context = context
+        self._watchdog = watchdog
         self._suspicion = Suspicion()
+        self._set_aside: dict[str, tuple[float, float]] = {}
+        """Extractions that wait for something of their own -> when to try again (monotonic), and the pause before."""
 
     def run(self) -> None:
         """Work until the service stops or the teacher is given up."""
@@ -36,26 +52,37 @@ class Worker(threading.Thread):
                 teacher = context.host.ensure()
                 if teacher is None:
                     break
-                if not self._step(teacher):
-                    signals.wait(seen, IDLE_SECONDS)
+                if not self._step_or_wait(teacher):
+                    signals.wait(seen, self._idle_seconds())
         except EndedWhileWaitingError:
-            logger.info("stopped while the disk was full; the next start goes on")
+            logger.info("stopped while it waited; the next start goes on")
         except Exception as error:
             logger.exception("the working thread ended")
             context.crashed(f"the working thread ended: {error}")
         finally:
             context.host.close()
-        if context.host.given_up and context.host.facts is None:
-            context.crashed(context.host.reason)  # it never was a teacher: nothing to wait for
+        if context.host.given_up:
+            # Whoever watches over the process starts it anew; what is queued stays queued.
+            context.crashed(context.host.reason, teacher_failed=context.host.facts is not None)
+
+    def _step_or_wait(self, teacher: Teacher) -> bool:
+        """One extraction; False where there is none to run, or the job database cannot be used now."""
+        try:
+            return self._step(teacher)
+        except OperationalError as error:
+            if (reason := passing_fault(error)) is None:
+                raise
+            logger.warning("paused: %s", reason[1])
+            return False
 
     def _step(self, teacher: Teacher) -> bool:
-        store, identity = self._context.extractions, teacher_document(teacher.engine.identity)
-        row = store.next_in("queued", identity)
+        row = self._next(teacher)
         if row is None:
             self._explain_others(teacher)
             return False
         try:
-            self._persist(lambda: store.step(row.id, "in_progress"))
+            identity = teacher_document(teacher.engine.identity)
+            self._persist(lambda: self._context.extractions.begin(row.id, identity))
         except IllegalTransitionError as error:
             logger.info("%s", error)  # cancelled at the last moment
             return True
@@ -69,19 +96,36 @@ class Worker(threading.Thread):
     def _run(self, row: ExtractionRow, teacher: Teacher) -> None:
         run: ExtractionRun | None = None
         try:
-            run = ExtractionRun(self._context, row, teacher.engine, self._suspicion)
+            run = ExtractionRun(
+                self._context,
+                row,
+                teacher.engine,
+                self._suspicion,
+                gives_way=lambda seconds: self._gives_way(teacher, row, seconds, started=run is not None),
+            )
+            self._watchdog.run_now = run
             self._finish(row, run)
         except TeacherDiedError as error:
             assert run is not None  # only a run talks to the teacher
             self._died(row, run, error)
+        except SetAsideError as error:
+            self._put_aside(row, error.reason)
         except EndedWhileWaitingError:
             self._ended(row)
         except IllegalTransitionError as error:
             logger.info("%s", error)  # cancelled between the last document and the end
             self._ended(row)
-        except (LogitcaskError, OSError) as error:
-            self._fail(row, error)
+        except (LogitcaskError, OSError, OperationalError) as error:
+            if (reason := passing_fault(error)) is not None:
+                self._put_aside(row, reason)
+            elif isinstance(error, OperationalError):
+                raise
+            else:
+                self._fail(row, error)
+        else:
+            self._set_aside.pop(row.id, None)
         finally:
+            self._watchdog.run_now = None
             if run is not None:
                 run.close()
 
@@ -89,16 +133,22 @@ class Worker(threading.Thread):
         store = self._context.extractions
         outcome = run.go()
         if outcome == "ended":
+            if run.set_aside is not None:
+                raise SetAsideError(run.set_aside)
             self._ended(row)
         elif run.failure is not None:
             failure = run.failure
             reason = ("document_failed", f"line {failure.line}: {failure.message}; on_error is `fail`")
             self._persist(lambda: store.fail_on_document(row.id, failure, reason))
-            self._context.folders.drop_token_store(row.id)
         else:
             self._persist(lambda: store.step(row.id, "finalizing"))
             run.fold_index()
-            self._end(row, "completed", None)
+            now = store.get(row.id)
+            if now.captured_documents + now.present_documents:
+                self._end(row, "completed", None)
+            else:
+                message = f"none of the {now.documents} documents could be captured; `/errors` says why for each"
+                self._end(row, "failed", ("nothing_captured", message))
 
     def _ended(self, row: ExtractionRow) -> None:
         """The run was told to end: by a cancel, or because the service stops (then the next start goes on)."""
@@ -109,15 +159,15 @@ class Worker(threading.Thread):
         run.close()  # what was captured is published before the death is counted
         host = self._context.host
         host.died(error)
-        self._persist(
-            lambda: self._context.extractions.record_death(row.id, run.open_chunks, host.reason, given_up=host.given_up)
-        )
+        self._persist(lambda: self._context.extractions.record_death(row.id, run.open_chunks, host.reason))
 
     def _fail(self, row: ExtractionRow, error: Exception) -> None:
         logger.error("extraction %s failed: %s", row.id, error)
         match error:
             case IdentityMismatchError():
                 code = "cask_mismatch"
+            case CaptureSpecError():
+                code = "capture_invalid"
             case CaskError():
                 code = "cask_unusable"
             case OSError():
@@ -130,20 +180,61 @@ class Worker(threading.Thread):
         self, row: ExtractionRow, status: Literal["completed", "failed", "cancelled"], reason: Reason | None
     ) -> None:
         self._persist(lambda: self._context.extractions.finish(row.id, status, reason=reason))
-        self._context.folders.drop_token_store(row.id)
+        if status != "failed":  # a failed one may be resumed
+            self._context.folders.drop_token_store(row.id)
 
     def _persist(self, work: Callable[[], object]) -> None:
         context = self._context
-        until_written(work, poll_seconds=context.settings.pause_poll_seconds, stopping=context.signals.stopping)
+        retry_until_written(work, poll_seconds=context.settings.pause_poll_seconds, stopping=context.signals.stopping)
+
+    # -- extractions that wait for something of their own --------------------------------------------------------
+
+    def _next(self, teacher: Teacher) -> ExtractionRow | None:
+        """The oldest queued extraction of this teacher whose time has come."""
+        now = time.monotonic()
+        for row in self._context.extractions.queued_for(teacher.engine.identity):
+            if self._set_aside.get(row.id, (0.0, 0.0))[0] <= now:
+                return row
+        return None
+
+    def _gives_way(self, teacher: Teacher, row: ExtractionRow, seconds: float, *, started: bool) -> bool:
+        """Whether a run that waits lets others go first: at once before it began, later with some patience."""
+        if started and seconds < PATIENCE_SECONDS:
+            return False
+        try:
+            other = self._next(teacher)
+        except OperationalError:
+            return False  # it waits for the database, as all others would
+        return other is not None and other.id != row.id
+
+    def _put_aside(self, row: ExtractionRow, reason: Reason) -> None:
+        """Back into the queue with its reason; tried again later, ever more rarely."""
+        pause = min(
+            2 * self._set_aside.get(row.id, (0.0, self._context.settings.pause_poll_seconds / 2))[1], LONGEST_PAUSE
+        )
+        logger.warning("extraction %s waits, others go first: %s", row.id, reason[1])
+        try:
+            self._persist(lambda: self._context.extractions.put_aside(row.id, reason))
+        except IllegalTransitionError as error:
+            logger.info("%s", error)  # cancelled meanwhile
+            self._ended(row)
+            return
+        self._set_aside[row.id] = (time.monotonic() + pause, pause)
+
+    def _idle_seconds(self) -> float:
+        """Until the next one that was set aside is tried again, or something else happens."""
+        now = time.monotonic()
+        return max(0.01, min([IDLE_SECONDS, *(at - now for at, _ in self._set_aside.values() if at > now)]))
 
     def _explain_others(self, teacher: Teacher) -> None:
-        """Say why extractions that were prepared for another teacher stay queued."""
-        identity = teacher.engine.identity
-        for row in self._context.extractions.queued_for_others(teacher_document(identity)):
+        """Say why extractions whose tokens are another teacher's stay queued."""
+        present = teacher.engine.identity
+        for row in self._context.extractions.queued_for_others(present):
             theirs = row.teacher or {}
-            differing = sorted(name for name, value in teacher_document(identity).items() if theirs.get(name) != value)
+            differing = [name for name in TOKENS if theirs.get(name) != getattr(present, name)]
             message = (
-                f"prepared for the teacher {theirs.get('model')!r}, this service runs {identity.model!r} "
-                f"(different: {', '.join(differing)}); start the service with that teacher, or cancel"
+                f"its tokens were made for the teacher {theirs.get('model')!r}, this service runs {present.model!r}, "
+                f"which has other ones (different: {', '.join(differing)}); start the service with that teacher, or "
+                "cancel and submit again"
             )
             self._context.extractions.set_waiting(row.id, ("other_teacher", message))

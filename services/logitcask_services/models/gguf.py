@@ -26,15 +26,19 @@ def convert_gguf(gguf: Path, target: Path, *, name: str) -> None:
     auto_model: Any = AutoModelForCausalLM  # its classmethods carry no types
     folder = str(gguf.parent)
     try:
-        loaded = auto_model.from_pretrained(folder, gguf_file=gguf.name, local_files_only=True, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name, local_files_only=True)
+        loaded = auto_model.from_pretrained(
+            folder, gguf_file=gguf.name, trust_remote_code=False, local_files_only=True, dtype=torch.float32
+        )
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, gguf_file=gguf.name, trust_remote_code=False, local_files_only=True
+        )
     except (ValueError, KeyError, NotImplementedError) as error:
         raise ModelError(f"transformers cannot read {gguf.name} as a GGUF causal language model: {error}") from error
     fields = loaded.config.to_dict()
     fields.pop("quantization_config", None)
     fields["_name_or_path"] = name
     config = AutoConfig.for_model(**fields)
-    model = auto_model.from_config(config, dtype=torch.float32)
+    model = auto_model.from_config(config, dtype=torch.float32, trust_remote_code=False)
     # Tied weights appear in both state dicts under both names, so nothing may be missing or left over.
     model.load_state_dict(loaded.state_dict(), strict=True)
     model.generation_config = loaded.generation_config

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logitcask_schemas.capture_spec import CaptureSpec
-from logitcask_schemas.errors import InvalidRecordError, ModelError
+from logitcask_schemas.capture_spec import CaptureSpec, stored_spec
+from logitcask_schemas.errors import CaptureSpecError, InvalidRecordError
 from logitcask_schemas.wire import encode_wire
 from logitcask_services.capture import RecordCapture, RecordColumns, pack_wire
 
@@ -92,11 +92,11 @@ def test_vocabularies_against_dense(oracle, vocab, mode):
 
 
 @pytest.mark.parametrize(
-    "spec", [CaptureSpec(mode="topk", k=254, logprob_codec="f32"), CaptureSpec(tau=1e-9, head_max=254)]
+    "spec", [CaptureSpec(mode="topk", k=254, logprob_codec="f32"), stored_spec({"tau": 1e-9, "head_max": 254})]
 )
 def test_a_head_of_the_whole_vocabulary_is_the_dense_distribution(oracle, spec):
     spec = spec.model_copy(update={"logprob_codec": "f32"})
-    logits = oracle.logits_rows(9, 20, 200)
+    logits = oracle.logits_rows(9, 20, 200, scale=1.0)  # no token below the least tau
     records = oracle.run(spec, logits)
     assert (records.log_tail_mass_P == -np.inf).all()
     assert records.tail_ids_N.size == 0
@@ -200,5 +200,5 @@ def test_seed_document_and_position_move_the_draws(oracle):
 
 
 def test_pinned_ids_outside_the_vocabulary_are_refused():
-    with pytest.raises(ModelError, match=r"pinned ids \[300\] .* vocabulary of 300"):
+    with pytest.raises(CaptureSpecError, match=r"pinned ids \[300\] .* vocabulary of 300"):
         RecordCapture(CaptureSpec(pinned_ids=(300,)), 300)

@@ -6,32 +6,9 @@ import threading
 import httpx2
 import pytest
 from fake_teacher import POISON
-from service_harness import jsonl, wait_for
+from service_harness import wait_for
 
-from logitcask_schemas.cli import main
 from logitcask_services.client import ServiceClient, ServiceError, ServiceUnreachableError
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Run a command; (exit code, stdout, stderr)."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def command(server, *arguments):
-        monkeypatch.setenv("LOGITCASK_SERVER", server.url if server else "http://127.0.0.1:9")
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return ended.value.code or 0, captured.out, captured.err
-
-    return command
-
-
-@pytest.fixture
-def corpus(tmp_path, documents):
-    path = tmp_path / "corpus.jsonl"
-    path.write_bytes(jsonl(documents[:10]) + b"nonsense\n" + jsonl(documents[10:]) + b'{"text": ""}\n')
-    return path
 
 
 def test_submit_and_wait(serve, run, corpus):
@@ -49,6 +26,12 @@ def test_json_is_alone_on_stdout(serve, run, corpus):
     assert code == 0
     job = json.loads(out)
     assert (job["status"], job["capture"]["mode"], job["capture"]["k"]) == ("completed", "topk", 4)
+
+
+def test_held_out_text_is_captured_with_what_unbiased_figures_need(serve, run, corpus):
+    code, out, _ = run(serve(), "submit", corpus, "--cask", "held", "--held-out", "--json")
+    assert code == 0
+    assert json.loads(out)["capture"]["tail_logprobs"] is True
 
 
 def test_submit_without_waiting_prints_the_id(serve, run, corpus):
@@ -72,19 +55,28 @@ def test_a_failed_extraction_is_exit_code_3(serve, run, corpus):
 
 def test_many_failures_are_cut_short(serve, run, tmp_path):
     path = tmp_path / "bad.jsonl"
-    path.write_bytes(b"x\n" * 30)
+    path.write_bytes(b'{"text": "sound"}\n' + b"x\n" * 30)
     code, _, err = run(serve(), "submit", path, "--cask", "one", "--wait")
     assert code == 0
     assert "30 line(s)" in err
-    assert "line 20:" in err
-    assert "line 21:" not in err
+    assert "line 21:" in err
+    assert "line 22:" not in err
     assert "logitcask jobs errors extraction-" in err
+
+
+def test_a_corpus_that_gives_nothing_is_a_failure(serve, run, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(b"x\n" * 3)
+    code, _, err = run(serve(), "submit", path, "--cask", "one", "--wait")
+    assert code == 3
+    assert "none of the 3 lines gives a document" in err
 
 
 def test_refusals(serve, run, corpus, tmp_path):
     server = serve()
     code, _, err = run(server, "submit", corpus, "--cask", "../x")
     assert (code, "error: cask:" in err) == (1, True)
+    assert server.client.get("/v1/corpora").json()["data"] == []
     code, _, err = run(server, "submit", tmp_path / "missing.jsonl", "--cask", "x")
     assert (code, "is not a file" in err) == (2, True)
     code, _, err = run(server, "submit", corpus, "--cask", "x", "--metadata", "nothing")
@@ -210,18 +202,26 @@ def test_following_gives_up_after_its_patience():
 
 
 def test_a_server_that_is_not_ours():
-    def handler(request):
-        return httpx2.Response(500, text="<html>nginx</html>")
-
-    client = ServiceClient("http://x", transport=httpx2.MockTransport(handler))
-    with client, pytest.raises(ServiceError, match="the answer 500 is not a logitcask service's"):
-        client.extraction("x")
+    answers = [
+        httpx2.Response(500, text="<html>nginx</html>"),
+        httpx2.Response(200, text="<html>hello</html>"),
+        httpx2.Response(200, json=[]),
+        httpx2.Response(200, json={"detail": "another API"}),
+        httpx2.Response(404, json={"detail": "Not Found"}),
+        httpx2.Response(301, headers={"Location": "https://x/"}),
+    ]
+    for answer in answers:
+        client = ServiceClient("http://x", transport=httpx2.MockTransport(lambda request, answer=answer: answer))
+        words = f"what answers at http://x is no logitcask service .status {answer.status_code}"
+        with client, pytest.raises(ServiceError, match=words) as caught:
+            client.extraction("x")
+    assert "it points to https://x/" in str(caught.value)
 
 
 def test_a_damaged_upload_is_noticed(tmp_path):
     def handler(request):
         request.read()
-        return httpx2.Response(201, json={"id": "corpus-1", "sha256": "0" * 64})
+        return httpx2.Response(201, json={"object": "corpus", "id": "corpus-1", "sha256": "0" * 64})
 
     path = tmp_path / "corpus"
     path.write_bytes(b"x\n")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -79,6 +80,27 @@ def test_missing_and_wrong_options(run, model, tmp_path, monkeypatch):
     assert (code, "--engine: Input should be 'vllm' or 'transformers'" in err) == (1, True)
     code, err = run(*options(model, tmp_path, port=99999))
     assert (code, "--port" in err) == (1, True)
+
+
+@pytest.mark.parametrize("option", ["cask-root", "data-dir"])
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("/proc/casks", "No such file or directory"),
+        ("/proc", "No such file or directory|Permission denied|Operation not permitted"),
+        ("{file}", "File exists"),
+        ("{file}/casks", "Not a directory"),
+        ("{folder}/" + "x" * 300, "File name too long"),
+    ],
+)
+def test_folders_that_cannot_be_written_to(run, model, tmp_path, option, place, words):
+    """One line that names the folder, the reason and the option; before the teacher is loaded."""
+    (tmp_path / "file").write_text("")
+    place = place.format(file=tmp_path / "file", folder=tmp_path)
+    code, err = run(*options(model, tmp_path, port=0, **{option: place}))
+    assert code == 1
+    assert len(err.splitlines()) == 1, err
+    assert re.search(rf"error: the folder {place}\S* cannot be written to \(({words})\).* --{option}", err), err
 
 
 def test_a_data_folder_in_use(run, model, tmp_path):

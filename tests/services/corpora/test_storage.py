@@ -5,10 +5,11 @@ import hashlib
 from hypothesis import given
 from hypothesis import strategies as st
 
+from logitcask_services.corpora.file_kind import kind_of
 from logitcask_services.corpora.storage import CorpusStorage
 
 
-@given(st.lists(st.binary(max_size=20), max_size=6))
+@given(st.lists(st.binary(max_size=20), max_size=6).filter(lambda blocks: not any(map(kind_of, blocks))))
 def test_content_digest_and_lines(tmp_path_factory, blocks):
     storage = CorpusStorage(tmp_path_factory.mktemp("corpora"))
     with storage.receive() as upload:

@@ -8,10 +8,10 @@ transformers = pytest.importorskip("transformers")
 from tokenizers import Tokenizer, models, pre_tokenizers, processors  # noqa: E402
 
 from logitcask_schemas.errors import ModelError  # noqa: E402
-from logitcask_services.corpora.lines import LineProblem  # noqa: E402
+from logitcask_services.corpora.lines import ChatLine  # noqa: E402
 from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer  # noqa: E402
 
-TEMPLATE = "{% for m in messages %}<s>{{ m['content'] + '' }}{% endfor %}"
+TEMPLATE = "{% for m in messages %}<s> {{ m['content'] + ' ' }}{% endfor %}"
 
 
 @pytest.fixture
@@ -39,17 +39,14 @@ def test_ids_are_the_tokenizers_own_without_truncation_or_padding(folder):
 
 
 def test_templates(folder):
-    tokenizer = HuggingFaceTokenizer.load(folder)
-    with pytest.raises(LineProblem, match="no chat template") as caught:
-        tokenizer.render([{"role": "user", "content": "a"}], None)
-    assert caught.value.code == "no_chat_template"
+    def chat(*messages):
+        return HuggingFaceTokenizer.load(folder).chat([ChatLine(messages=list(messages))])[0]
+
+    assert chat({"role": "user", "content": "a"}).code == "no_chat_template"
     (folder / "chat_template.jinja").write_text(TEMPLATE)
-    tokenizer = HuggingFaceTokenizer.load(folder)
-    assert tokenizer.render([{"role": "user", "content": "a"}, {"role": "x", "content": "b"}], None) == "<s>a<s>b"
-    for message in ({"role": "user"}, {"role": "user", "content": None}, {"role": "user", "content": 5}):
-        with pytest.raises(LineProblem) as caught:
-            tokenizer.render([message], None)
-        assert caught.value.code == "template_failed"
+    assert chat({"role": "user", "content": "a"}, {"role": "x", "content": "b"}).token_ids == [0, 2, 0, 3]
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content.nothing.at_all }}")
+    assert chat({"role": "user", "content": "a"}).code == "template_failed"
 
 
 def test_no_tokenizer(tmp_path):

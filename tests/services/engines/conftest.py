@@ -21,6 +21,12 @@ def save_tokenizer(folder, vocab_size=VOCAB):
 
 
 @pytest.fixture(scope="session")
+def tokenizer_saver():
+    """`save_tokenizer`, for models that a test makes itself."""
+    return save_tokenizer
+
+
+@pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory):
     """Folder of a two-layer Llama with random weights, vocabulary 300, 128 positions."""
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"

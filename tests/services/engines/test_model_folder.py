@@ -63,7 +63,7 @@ def test_identity_follows_weights_tokenizer_and_template(copy):
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
     (copy / "chat_template.jinja").write_text("{{ messages }}")
     after = ModelFolder.open(copy).identity(**facts)
-    assert set(before.differences(after)) == {"weights_digest", "template_hash"}
+    assert set(before.differences(after)) == {"tensors_digest", "template_hash"}
     tokenizer = json.loads((copy / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
     vocabulary["w5"], vocabulary["w6"] = vocabulary["w6"], vocabulary["w5"]
@@ -71,7 +71,7 @@ def test_identity_follows_weights_tokenizer_and_template(copy):
     assert set(after.differences(ModelFolder.open(copy).identity(**facts))) == {"tokenizer_fingerprint"}
 
 
-def test_renamed_weights_are_other_weights(copy):
-    before = ModelFolder.open(copy).weights_digest
+def test_renamed_weights_are_refused(copy):
     (copy / "model.safetensors").rename(copy / "weights.safetensors")
-    assert ModelFolder.open(copy).weights_digest != before
+    with pytest.raises(ModelError, match=r"found weights\.safetensors\. Rename a single file to model\.safetensors"):
+        ModelFolder.open(copy)

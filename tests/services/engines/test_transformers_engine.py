@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from logitcask_schemas.capture_spec import CaptureSpec
-from logitcask_schemas.errors import ModelError
+from logitcask_schemas.errors import CaptureSpecError, ModelError
 from logitcask_schemas.wire import encode_wire
 from logitcask_services.engines.factory import load_engine
 from logitcask_services.engines.protocol import CaptureTask
@@ -103,3 +103,9 @@ def test_an_architecture_transformers_does_not_know(tiny_llama, tmp_path):
     (folder / "config.json").write_text(config)
     with pytest.raises(ModelError, match="cannot load"):
         load_engine("transformers", folder)
+
+
+def test_a_spec_that_the_teacher_cannot_honour_is_no_fault_of_the_teacher(engine):
+    with pytest.raises(CaptureSpecError, match=r"pinned ids \[300\]"):
+        next(engine.capture(documents(1), CaptureSpec(pinned_ids=(300,))))
+    assert [result.error for result in engine.capture(documents(1), SPEC)] == [None]

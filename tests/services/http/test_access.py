@@ -3,10 +3,13 @@
 import socket
 
 import pytest
+from fake_teacher import fake_teacher
 from pydantic import ValidationError
+from service_harness import RunningServer
 
 from logitcask_services.http.access import KeyRing, is_loopback, require_safe_host
 from logitcask_services.http.server import bind
+from logitcask_services.service import Service
 from logitcask_services.settings import ServiceSettings, SettingsError
 
 KEY = "a-long-enough-key"
@@ -64,6 +67,52 @@ def test_foreign_names_are_refused_without_a_key(serve):
         assert answer.json()["error"]["code"] == "foreign_host"
     for host in ("localhost", "localhost:1", "127.0.0.1", "[::1]:80", "[::1]"):
         assert server.client.get("/v1/models", headers={"Host": host}).status_code == 200, host
+
+
+SIMPLE = "text/plain", "application/x-www-form-urlencoded", "application/jsonl", None
+"""The first two, and none at all, a browser sends to other origins without asking first."""
+
+
+@pytest.mark.parametrize("media_type", SIMPLE)
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://localhost:3000"},
+        {"Origin": "http://evil.example", "Sec-Fetch-Site": "same-origin"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+)
+def test_pages_of_other_origins_change_nothing(open_server, headers, media_type):
+    """Without a key, whatever a page can make a browser send is refused where it would write."""
+    kind = {"Content-Type": media_type} if media_type else {}
+    for path in ("/v1/corpora", "/v1/extractions", "/v1/extractions/x/cancel"):
+        answer = open_server.client.post(path, content=b'{"text": "a"}\n', headers=headers | kind)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "foreign_origin"), path
+    assert open_server.client.get("/v1/corpora").json()["data"] == []
+
+
+@pytest.fixture(scope="module")
+def open_server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("open")
+    settings = ServiceSettings(teacher=folder, cask_root=folder / "casks", disk_floor_bytes=0)
+    server = RunningServer(Service(settings, fake_teacher), None)
+    server.start()
+    yield server
+    server.stop()
+
+
+def test_programs_and_pages_of_ours_may_write(serve):
+    server = serve()
+    host = server.url.removeprefix("http://")
+    for number, headers in enumerate(({}, {"Origin": f"http://{host}", "Sec-Fetch-Site": "same-origin"})):
+        body = b'{"text": "%d"}\n' % number
+        assert server.client.post("/v1/corpora", content=body, headers=headers).status_code == 201
+    keyed = serve(api_key=KEY, data_dir=server.service.settings.data_dir / "keyed")
+    foreign = {"Origin": "http://tools.example", "Sec-Fetch-Site": "cross-site"}
+    assert keyed.client.post("/v1/corpora", content=b'{"text": "a"}\n', headers=foreign).status_code == 201
 
 
 def test_names_do_not_matter_with_a_key(serve):

@@ -2,6 +2,8 @@
 
 import errno
 import hashlib
+import logging
+import socket
 import threading
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 from service_harness import wait_for
 
 from logitcask_services import files
-from logitcask_services.corpora.storage import CorpusUpload
+from logitcask_services.corpora.storage import CorpusStorage, CorpusUpload
 
 LINE = b'{"text": "hello"}\n'
 
@@ -36,6 +38,43 @@ def test_upload_and_look_up(serve, tmp_path):
     assert leftovers(tmp_path) == []
 
 
+def test_curl_without_a_content_type(serve):
+    """Curl calls every body a form. `--data-binary @file` sends the file; `-d @file` takes its line ends away."""
+    server = serve()
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    whole = server.client.post("/v1/corpora", content=LINE * 3, headers=form)
+    assert (whole.status_code, whole.json()["lines"]) == (201, 3)
+    stripped = server.client.post("/v1/corpora", content=(LINE * 3).replace(b"\n", b""), headers=form)
+    assert (stripped.status_code, stripped.json()["error"]["code"]) == (400, "lines_lost")
+    assert "--data-binary @file" in stripped.json()["detail"]
+    for single in (LINE, LINE[:-1], b"no JSON", b"[" * 100_000):
+        assert server.client.post("/v1/corpora", content=single, headers=form).status_code == 201
+
+
+def test_content_is_looked_up_before_it_is_sent(serve, tmp_path):
+    server = serve()
+    digest = hashlib.sha256(LINE).hexdigest()
+    assert server.client.get(f"/v1/corpora?sha256={digest}").json()["data"] == []
+    corpus = server.upload(LINE)
+    server.upload(LINE * 2)
+    assert server.client.get(f"/v1/corpora?sha256={digest}").json()["data"] == [corpus]
+    for wrong in ("", "abc", digest.upper(), digest + "0"):
+        assert server.client.get(f"/v1/corpora?sha256={wrong}").status_code == 422
+    (tmp_path / "state" / "corpora" / f"{digest}.jsonl").unlink()  # a row is not enough: the content must be there
+    assert server.client.get(f"/v1/corpora?sha256={digest}").json()["data"] == []
+    assert server.upload(LINE)["id"] == corpus["id"]
+    assert server.client.get(f"/v1/corpora?sha256={digest}").json()["data"] == [corpus]
+
+
+@pytest.mark.parametrize("name", ["\x1b]0;pwned\x07", "a\x00b", "a\nb", "a\x7fb", "a\x9bb", "a\u2028b"])
+def test_names_without_control_characters(serve, name):
+    server = serve()
+    refused = server.client.post("/v1/corpora", params={"name": name}, content=LINE)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "name")
+    kept = server.client.post("/v1/corpora", params={"name": "Über 日本語　🙂"}, content=LINE)
+    assert kept.json()["name"] == "Über 日本語　🙂"
+
+
 def test_chunked_bodies(serve):
     server = serve()
     answer = server.client.post("/v1/corpora", content=(LINE for _ in range(3)))
@@ -58,7 +97,7 @@ def test_lists_page_by_page(serve):
 @pytest.mark.parametrize(
     ("headers", "status", "code"),
     [
-        ({"Content-Type": "application/x-www-form-urlencoded"}, 415, "unsupported_media_type"),
+        ({"Content-Type": "application/gzip"}, 415, "unsupported_media_type"),
         ({"Content-Type": "multipart/form-data; boundary=x"}, 415, "unsupported_media_type"),
         ({"Content-Encoding": "gzip"}, 415, "unsupported_encoding"),
         ({"Idempotency-Key": "has spaces"}, 422, "invalid_request"),
@@ -100,6 +139,21 @@ def test_a_disk_that_fills_up(serve, tmp_path, monkeypatch):
     assert "Free space on the server and try again" in answer.json()["detail"]
     assert answer.headers["retry-after"] == "60"
     assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EROFS, errno.EIO, errno.ESTALE])
+def test_a_folder_that_cannot_be_used(serve, monkeypatch, code):
+    """Faults of the machine that pass are 503, not 500: the client may try again."""
+    server = serve()
+
+    def broken(self):
+        raise OSError(code, "broken, as scripted")
+
+    monkeypatch.setattr(CorpusStorage, "receive", broken)
+    answer = server.client.post("/v1/corpora", content=LINE)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "storage_unavailable")
+    assert "broken, as scripted" in answer.json()["detail"]
+    assert answer.headers["retry-after"] == "10"
 
 
 def test_a_corpus_that_would_not_fit(serve, monkeypatch):
@@ -149,13 +203,23 @@ def test_a_key_in_flight(serve, tmp_path):
     assert answers[0].status_code == 201
 
 
-def test_a_client_that_goes_away_leaves_nothing(serve, tmp_path):
-    import socket
-
+@pytest.mark.parametrize("path", ["/v1/corpora", "/v1/extractions"])
+def test_a_client_that_goes_away_leaves_nothing(serve, tmp_path, caplog, path):
+    """No file, no traceback: one line, and a status of its own in the metrics."""
+    caplog.set_level(logging.INFO)
     server = serve()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+    head = head.replace("application/json", "application/jsonl") if path == "/v1/corpora" else head
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as connection:
-        connection.sendall(b"POST /v1/corpora HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n" + LINE)
-        wait_for(lambda: leftovers(tmp_path))
-    wait_for(lambda: not leftovers(tmp_path))
-    assert server.client.get("/health").status_code == 200
+        connection.sendall(head.encode() + LINE)
+        wait_for(lambda: server._server.server_state.tasks)
+        if path == "/v1/corpora":
+            wait_for(lambda: leftovers(tmp_path))
+    label = f'requests_total{{method="POST",route="{path}",status="499"}} 1.0'
+    wait_for(lambda: label in server.client.get("/metrics").text)
+    assert leftovers(tmp_path) == []
     assert server.client.get("/v1/corpora").json()["data"] == []
+    assert [record.getMessage() for record in caplog.records if "client" in record.getMessage()] == [
+        f"the client of POST {path} went away before its request was complete"
+    ]
+    assert [record for record in caplog.records if record.exc_info] == []

@@ -7,7 +7,7 @@ from logitcask_services.jobs.states import FINAL, STATUSES, STEPS, IllegalTransi
 
 def test_ends_are_final_and_everything_else_reaches_one():
     for status in STATUSES:
-        assert (not STEPS[status]) == (status in FINAL)
+        assert (not STEPS[status]) == (status in FINAL - {"failed"}), "a failed extraction may be taken up again"
         reached = {status}
         while more := {following for one in reached for following in STEPS[one]} - reached:
             reached |= more

@@ -1,5 +1,8 @@
 """The job store: recovery after a restart, cancelling, idempotency, one service per folder."""
 
+import sqlite3
+from pathlib import Path
+
 import pytest
 
 from logitcask_services.corpora.prepare import Prepared
@@ -17,6 +20,7 @@ from logitcask_services.jobs.requests import (
 )
 from logitcask_services.jobs.states import IllegalTransitionError
 from logitcask_services.jobs.store import ExtractionStore
+from logitcask_services.jobs.tables import SCHEMA_VERSION, Base
 
 
 @pytest.fixture
@@ -137,7 +141,39 @@ def test_a_database_of_the_future_is_refused(tmp_path):
     with database.write() as session:
         session.connection().exec_driver_sql("PRAGMA user_version = 99")
     database.close()
-    with pytest.raises(DatabaseError, match="schema version 99, this logitcask reads 1"):
+    with pytest.raises(DatabaseError, match="schema version 99, this logitcask reads 2 and older"):
+        Database(tmp_path)
+
+
+def test_a_database_of_version_1_is_brought_up_to_date(tmp_path):
+    """Columns that came later are there with their defaults; what was stored stays."""
+    old = sqlite3.connect(tmp_path / "jobs.sqlite3")
+    old.executescript((Path(__file__).parent / "jobs-version-1.sql").read_text())
+    old.close()
+    database = Database(tmp_path)
+    store = ExtractionStore(database, lambda extraction_id: None)
+    (row,) = store.page(status=None, after=None, limit=5)
+    assert (row.id, row.status, row.cask, row.documents) == ("extraction-1", "queued", "docs", 3)
+    assert store.pending_chunks("extraction-1")[0].tokens == 12
+    with database.read() as session:
+        assert session.connection().exec_driver_sql("PRAGMA user_version").scalar_one() == SCHEMA_VERSION
+        for table in Base.metadata.sorted_tables:
+            columns = {row[1] for row in session.connection().exec_driver_sql(f"PRAGMA table_info({table.name})")}
+            assert columns >= {column.name for column in table.columns}
+    store.step("extraction-1", "in_progress")
+    database.close()
+
+
+@pytest.mark.parametrize("content", [b"this is no database" * 100, None], ids=["text", "cut"])
+def test_a_damaged_database_is_refused_with_advice(tmp_path, content):
+    database = Database(tmp_path)
+    database.close()
+    path = tmp_path / "jobs.sqlite3"
+    for leftover in tmp_path.glob("jobs.sqlite3-*"):
+        leftover.unlink()
+    whole = path.read_bytes()
+    path.write_bytes(content if content is not None else whole[:2000] + b"\xff" * (len(whole) - 2000))
+    with pytest.raises(DatabaseError, match="cannot be used as the job database"):
         Database(tmp_path)
 
 

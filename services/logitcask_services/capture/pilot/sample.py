@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from logitcask_services.capture.pilot.errors import PilotError
-from logitcask_services.corpora.lines import ChatLine, LineProblem, TextLine, parse_line
-from logitcask_services.corpora.prepare import read_lines
+from logitcask_services.corpora.lines import LineProblem, parse_line
+from logitcask_services.corpora.reading import CorpusLines
+from logitcask_services.corpora.rendering import tokenise
 from logitcask_services.corpora.tokenizer import DocumentTokenizer
 
 _MOST_LINE_BYTES = 16 << 20
@@ -22,7 +23,7 @@ def sample_documents(path: Path, tokenizer: DocumentTokenizer, max_length: int) 
     Raises:
         PilotError: a line is bad; names file and line.
     """
-    for number, _, content in read_lines(path, _MOST_LINE_BYTES):
+    for number, _, content in CorpusLines(path, _MOST_LINE_BYTES):
         try:
             if content is None:
                 raise LineProblem("line_too_long", f"the line is longer than {_MOST_LINE_BYTES} bytes")
@@ -34,11 +35,7 @@ def sample_documents(path: Path, tokenizer: DocumentTokenizer, max_length: int) 
 
 
 def _ids(content: bytes, tokenizer: DocumentTokenizer) -> list[int]:
-    match parse_line(content):
-        case TextLine(text=text):
-            return tokenizer.encode([text], special_tokens=True)[0]
-        case ChatLine(messages=messages, tools=tools):
-            # A template writes its special tokens itself.
-            return tokenizer.encode([tokenizer.render(messages, tools)], special_tokens=False)[0]
-        case line:
-            return line.input_ids
+    (tokenised,) = tokenise([parse_line(content)], tokenizer)
+    if isinstance(tokenised, LineProblem):
+        raise tokenised
+    return tokenised.token_ids

@@ -9,12 +9,12 @@ from logitcask_services.http.access import Caller
 from logitcask_services.http.corpora import work
 from logitcask_services.http.corpora.wire import Corpus, CorpusList
 from logitcask_services.http.idempotency import IdempotencyHeader, scope_of
-from logitcask_services.http.pages import After, Limit
+from logitcask_services.http.pages import After, Limit, unknown_after
 from logitcask_services.http.problems import documented
 from logitcask_services.http.state import InFlightDep, ServiceDep
 from logitcask_services.jobs.requests import IdempotencyKey
 
-router = APIRouter(prefix="/v1/corpora", tags=["corpora"], responses=documented(401))
+router = APIRouter(prefix="/v1/corpora", tags=["corpora"], responses=documented(401, 422))
 BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -22,7 +22,18 @@ BODY: dict[str, Any] = {
         "content": {"application/jsonl": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
-Label = Annotated[str | None, Query(max_length=200, description="A label for people.")]
+Label = Annotated[
+    str | None,
+    Query(
+        max_length=200,
+        pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$",
+        description="A label for people, without control characters.",
+    ),
+]
+Digest = Annotated[
+    str | None,
+    Query(pattern=r"^[0-9a-f]{64}$", description="Only the corpus with this content (SHA-256 in hex), if it is there."),
+]
 
 
 @router.post(
@@ -61,10 +72,15 @@ async def upload_corpus(
     return Corpus.of(row, deduplicated=not created)
 
 
-@router.get("")
-def list_corpora(service: ServiceDep, _: Caller, after: After = None, limit: Limit = 20) -> CorpusList:
-    """List corpora, newest first."""
-    rows = service.corpora.page(after=after, limit=limit + 1)
+@router.get("", responses=documented(404))
+def list_corpora(
+    service: ServiceDep, _: Caller, sha256: Digest = None, after: After = None, limit: Limit = 20
+) -> CorpusList:
+    """List corpora, newest first; or look one up by its content, to see whether it needs to be sent."""
+    if sha256 is not None:
+        return CorpusList(data=[Corpus.of(row) for row in work.with_content(service, sha256)], has_more=False)
+    with unknown_after():
+        rows = service.corpora.page(after=after, limit=limit + 1)
     return CorpusList(data=[Corpus.of(row) for row in rows[:limit]], has_more=len(rows) > limit)
 
 

@@ -1,5 +1,6 @@
 """Routes of extractions."""
 
+import json
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -8,31 +9,34 @@ from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from logitcask_services.http.access import Caller
+from logitcask_services.http.corpora.work import check_bytes
 from logitcask_services.http.extractions import stream, work
 from logitcask_services.http.extractions.wire import (
     Event,
     EventList,
     Extraction,
+    ExtractionCheck,
     ExtractionCreate,
     ExtractionList,
-    Failure,
+    ExtractionPlan,
     Manifest,
 )
 from logitcask_services.http.idempotency import IdempotencyHeader, key_for, scope_of
-from logitcask_services.http.pages import After, Limit
+from logitcask_services.http.pages import After, Limit, unknown_after
 from logitcask_services.http.problems import Problem, documented
 from logitcask_services.http.state import InFlightDep, ServiceDep
 from logitcask_services.jobs.states import Status
 
-router = APIRouter(prefix="/v1/extractions", tags=["extractions"], responses=documented(401))
+router = APIRouter(prefix="/v1/extractions", tags=["extractions"], responses=documented(401, 422))
 LastEventId = Annotated[str | None, Header(alias="Last-Event-ID", description="Resume after this event.")]
 MAX_EVENT_ID = 2**63 - 1
+CorpusBytes = Annotated[int, Query(ge=0, le=2**63 - 1, description="Size of the corpus that would be uploaded.")]
 
 
 @router.post(
     "",
     status_code=202,
-    responses=documented(404, 409, 413, 422, 507),
+    responses=documented(404, 409, 413, 415, 507),
 )
 def create_extraction(
     body: ExtractionCreate,
@@ -54,12 +58,22 @@ def create_extraction(
     return work.present(service, row)
 
 
-@router.get("")
+@router.post("/check", responses=documented(409, 413, 415, 507))
+def check_extraction(
+    body: ExtractionPlan, service: ServiceDep, _: Caller, corpus_bytes: CorpusBytes = 0
+) -> ExtractionCheck:
+    """Whether an extraction like this could be started, before its corpus is uploaded. Starts nothing."""
+    check_bytes(corpus_bytes, service)
+    return work.check_plan(service, body)
+
+
+@router.get("", responses=documented(404))
 def list_extractions(
     service: ServiceDep, _: Caller, status: Status | None = None, after: After = None, limit: Limit = 20
 ) -> ExtractionList:
     """List extractions, newest first."""
-    rows = service.extractions.page(status=status, after=after, limit=limit + 1)
+    with unknown_after():
+        rows = service.extractions.page(status=status, after=after, limit=limit + 1)
     return ExtractionList(data=[work.present(service, row) for row in rows[:limit]], has_more=len(rows) > limit)
 
 
@@ -73,6 +87,12 @@ def get_extraction(extraction_id: str, service: ServiceDep, _: Caller) -> Extrac
 def cancel_extraction(extraction_id: str, service: ServiceDep, _: Caller) -> Extraction:
     """Ask an extraction to end. Published shards stay; documents in flight are dropped."""
     return work.present(service, work.cancel(service, extraction_id))
+
+
+@router.post("/{extraction_id}/resume", status_code=202, responses=documented(404, 409, 507))
+def resume_extraction(extraction_id: str, service: ServiceDep, _: Caller) -> Extraction:
+    """Take a failed extraction up again. What it has captured stays; documents that failed are tried again."""
+    return work.present(service, work.resume(service, extraction_id))
 
 
 @router.get(
@@ -104,8 +124,11 @@ async def extraction_events(
     start = max(after, _event_number(last_event_id))
     if await run_in_threadpool(stream.nothing_left, service, row, start):
         return Response(status_code=204)
+    places: stream.StreamPlaces = request.app.state.streams
+    places.require_room()
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(stream.follow(service, row, start), media_type=stream.MEDIA_TYPE, headers=headers)
+    following = places.hold(stream.follow(service, row, start))
+    return StreamingResponse(following, media_type=stream.MEDIA_TYPE, headers=headers)
 
 
 @router.get(
@@ -121,8 +144,9 @@ def extraction_errors(extraction_id: str, service: ServiceDep, _: Caller) -> Str
     row = service.extractions.get(extraction_id)
 
     def lines() -> Iterator[bytes]:
-        for failure in service.log.failures(row):
-            yield Failure.of(failure).model_dump_json().encode() + b"\n"
+        for page in service.log.failures(row):
+            # In ASCII: readers that split at every line separator of Unicode see one line per object, too.
+            yield "".join(json.dumps(failure) + "\n" for failure in page).encode()
 
     return StreamingResponse(lines(), media_type="application/jsonl")
 

@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from logitcask_services.http.extractions.wire import Event
 from logitcask_services.http.extractions.work import present
+from logitcask_services.http.problems import Problem
 from logitcask_services.jobs.states import FINAL
 from logitcask_services.jobs.tables import ExtractionRow
 from logitcask_services.service import Service
@@ -21,6 +22,34 @@ from logitcask_services.service import Service
 MEDIA_TYPE = "text/event-stream"
 POLL_SECONDS = 0.1
 PROGRESS_SECONDS = 1.0
+
+
+class StreamPlaces:
+    """How many streams may be open at once, so that they leave connections to others. For one event loop."""
+
+    def __init__(self, places: int) -> None:
+        self._places = places
+        self._taken = 0
+
+    def require_room(self) -> None:
+        """Raises Problem 503 where all places are taken."""
+        if self._taken >= self._places:
+            raise Problem(
+                503,
+                "too_many_streams",
+                f"{self._places} event streams are open, as many as this service has connections for; read the events "
+                "page by page",
+                headers={"Retry-After": "10"},
+            )
+
+    async def hold(self, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """The stream, which takes a place from its first byte to its last."""
+        self._taken += 1
+        try:
+            async for part in stream:
+                yield part
+        finally:
+            self._taken -= 1
 
 
 def nothing_left(service: Service, row: ExtractionRow, after: int) -> bool:
@@ -43,7 +72,7 @@ async def follow(service: Service, row: ExtractionRow, after: int) -> AsyncItera
             while events := await run_in_threadpool(service.log.events, row, after=after):
                 for event in events:
                     after = event.seq
-                    yield _encode(event.type, Event.of(event).model_dump_json(), event.seq)
+                    yield _encode(event.type, json.dumps(Event.of(event).model_dump()), event.seq)
                 last_sent = now
             if row.status in FINAL:
                 return

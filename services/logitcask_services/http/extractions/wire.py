@@ -8,24 +8,25 @@ from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_services.corpora.overflow import MIN_LENGTH, Overflow
 from logitcask_services.jobs.requests import CarrierName, OnError
 from logitcask_services.jobs.states import Status
-from logitcask_services.jobs.tables import EventRow, LineErrorRow
+from logitcask_services.jobs.tables import EventRow
 from logitcask_services.layout import CASK_NAME
 
+MAX_LENGTH = 2**31 - 1
 CaskName = Annotated[str, Field(pattern=f"^{CASK_NAME.pattern}$", description="Folder of the cask in the cask root.")]
 Metadata = dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]]
 Seconds = Annotated[int | None, Field(description="Seconds since 1970, UTC; null when it has not happened.")]
 
 
-class ExtractionCreate(BaseModel):
-    """What to capture, how, and where to."""
+class ExtractionPlan(BaseModel):
+    """How to capture, and where to: all of a request but the corpus."""
 
     model_config = ConfigDict(extra="forbid")
 
-    corpus_id: Annotated[str, Field(max_length=64)]
     cask: CaskName
     capture: CaptureSpec = CaptureSpec()
     max_length: Annotated[
-        int | None, Field(ge=MIN_LENGTH, description="Most tokens of a document; default: the teacher's context.")
+        int | None,
+        Field(ge=MIN_LENGTH, le=MAX_LENGTH, description="Most tokens of a document; default: the teacher's context."),
     ] = None
     overflow: Annotated[Overflow, Field(description="What becomes of longer documents.")] = "truncate"
     carrier: Annotated[
@@ -35,6 +36,24 @@ class ExtractionCreate(BaseModel):
         OnError, Field(description="`skip` lists bad lines and goes on; `fail` ends the extraction at the first.")
     ] = "skip"
     metadata: Annotated[Metadata, Field(max_length=16)] = {}
+
+
+class ExtractionCreate(ExtractionPlan):
+    """What to capture, how, and where to."""
+
+    corpus_id: Annotated[str, Field(max_length=64)]
+
+
+class ExtractionCheck(BaseModel):
+    """The request could be started now, as far as can be told without its corpus."""
+
+    object: Literal["extraction.check"] = "extraction.check"
+    cask: str
+    cask_exists: Annotated[bool, Field(description="Whether it would go on with a cask, rather than begin one.")]
+    teacher: Annotated[
+        str | None, Field(description="Name of the teacher; null while it loads, when lengths and ids go unchecked.")
+    ]
+    max_length: Annotated[int | None, Field(description="Most tokens of a document; null while the teacher loads.")]
 
 
 class Reason(BaseModel):
@@ -61,6 +80,12 @@ class LineCounts(BaseModel):
     skipped: int
     truncated: int
     split: int
+    notes: Annotated[
+        dict[str, int], Field(description="What is unusual: a code, and how many documents or lines it is true of.")
+    ] = {}
+    first_lines: Annotated[
+        dict[str, list[int]], Field(description="For codes of notes and bad lines, `truncated` and `split`: where.")
+    ] = {}
 
 
 class DocumentCounts(BaseModel):
@@ -152,29 +177,6 @@ class EventList(BaseModel):
     object: Literal["list"] = "list"
     data: list[Event]
     has_more: bool
-
-
-class Failure(BaseModel):
-    """One line of the errors file."""
-
-    custom_id: str | None
-    line: int
-    document: int | None
-    stage: str
-    code: str
-    message: str
-
-    @classmethod
-    def of(cls, row: LineErrorRow) -> Self:
-        """From the database."""
-        return cls(
-            custom_id=row.custom_id,
-            line=row.line,
-            document=row.document,
-            stage=row.stage,
-            code=row.code,
-            message=row.message,
-        )
 
 
 class ShardOfExtraction(BaseModel):

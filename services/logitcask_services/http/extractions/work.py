@@ -2,13 +2,15 @@
 
 import json
 
-from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_schemas.capture_spec import stored_spec
 from logitcask_schemas.cask.index import read_manifest
 from logitcask_schemas.cask.layout import MANIFEST_NAME
 from logitcask_services.http.extractions.wire import (
     DocumentCounts,
     Extraction,
+    ExtractionCheck,
     ExtractionCreate,
+    ExtractionPlan,
     LineCounts,
     Manifest,
     Reason,
@@ -28,29 +30,9 @@ def canonical(request: ExtractionCreate) -> bytes:
 
 
 def check(service: Service, request: ExtractionCreate) -> ExtractionRequest:
-    """What can be known to be wrong before anything starts. Raises Problem, CaskError, CaskNameError, NotFoundError."""
-    path = service.folders.cask(request.cask)
+    """What can be known to be wrong before anything starts. Raises what `check_plan` raises, and NotFoundError."""
     service.corpora.get(request.corpus_id)
-    for reason in service.not_ready():
-        if reason["code"] == "insufficient_storage":
-            raise storage_problem(reason["message"])
-    if (facts := service.host.facts) is not None:
-        if request.max_length is not None and request.max_length > facts.max_model_len:
-            raise Problem(
-                422,
-                "max_length_too_large",
-                f"max_length {request.max_length} is more than the teacher's context of {facts.max_model_len} tokens",
-                param="max_length",
-            )
-        if beyond := [token for token in request.capture.pinned_ids if token >= facts.identity.vocab_size]:
-            raise Problem(
-                422,
-                "pinned_ids_outside_vocabulary",
-                f"pinned_ids {beyond} are outside the teacher's vocabulary of {facts.identity.vocab_size}",
-                param="capture.pinned_ids",
-            )
-        if (path / MANIFEST_NAME).exists():
-            read_manifest(path).require_same(facts.identity, request.capture, where=f"cask {request.cask!r}")
+    check_plan(service, request)
     return ExtractionRequest(
         corpus_id=request.corpus_id,
         cask=request.cask,
@@ -63,6 +45,43 @@ def check(service: Service, request: ExtractionCreate) -> ExtractionRequest:
     )
 
 
+def check_plan(service: Service, plan: ExtractionPlan) -> ExtractionCheck:
+    """The same without a corpus, so that nothing is uploaded in vain. Raises Problem, CaskError, CaskNameError."""
+    path = service.folders.cask(plan.cask)
+    for reason in service.not_ready():
+        if reason["code"] == "insufficient_storage":
+            raise storage_problem(reason["message"])
+    facts = service.host.facts
+    if facts is not None:
+        if plan.max_length is not None and plan.max_length > facts.max_model_len:
+            raise Problem(
+                422,
+                "max_length_too_large",
+                f"max_length {plan.max_length} is more than the teacher's context of {facts.max_model_len} tokens",
+                param="max_length",
+            )
+        if beyond := [token for token in plan.capture.pinned_ids if token >= facts.identity.vocab_size]:
+            raise Problem(
+                422,
+                "pinned_ids_outside_vocabulary",
+                f"pinned_ids {beyond} are outside the teacher's vocabulary of {facts.identity.vocab_size}",
+                param="capture.pinned_ids",
+            )
+    exists = (path / MANIFEST_NAME).exists()
+    if exists:
+        manifest = read_manifest(path)
+        # The spec can be compared before the teacher is there to be compared with.
+        identity = facts.identity if facts is not None else manifest.teacher
+        accept = service.settings.accept_teacher
+        manifest.require_same(identity, plan.capture, where=f"cask {plan.cask!r}", accept=accept)
+    return ExtractionCheck(
+        cask=plan.cask,
+        cask_exists=exists,
+        teacher=facts.identity.model if facts is not None else None,
+        max_length=(plan.max_length or facts.max_model_len) if facts is not None else None,
+    )
+
+
 def cancel(service: Service, extraction_id: str) -> ExtractionRow:
     """Ask an extraction to end. Raises NotFoundError, IllegalTransitionError."""
     row = service.extractions.cancel(extraction_id)
@@ -71,6 +90,12 @@ def cancel(service: Service, extraction_id: str) -> ExtractionRow:
     else:
         service.signals.cancel(row.id)
     return row
+
+
+def resume(service: Service, extraction_id: str) -> ExtractionRow:
+    """Take a failed extraction up again. Raises NotFoundError, IllegalTransitionError."""
+    prepared = (service.folders.token_store(extraction_id) / "store.json").exists()
+    return service.extractions.resume(extraction_id, prepared=prepared)
 
 
 def present(service: Service, row: ExtractionRow) -> Extraction:
@@ -86,7 +111,7 @@ def present(service: Service, row: ExtractionRow) -> Extraction:
         status=row.status,
         corpus_id=row.corpus_id,
         cask=row.cask,
-        capture=CaptureSpec.model_validate(row.capture),
+        capture=stored_spec(row.capture),
         max_length=row.max_length,
         overflow=row.overflow,
         carrier=row.carrier,
@@ -106,6 +131,8 @@ def present(service: Service, row: ExtractionRow) -> Extraction:
             skipped=row.skipped_lines,
             truncated=row.truncated_lines,
             split=row.split_lines,
+            notes=row.notes or {},
+            first_lines=row.first_lines or {},
         ),
         documents=DocumentCounts(
             total=row.documents,
@@ -134,6 +161,6 @@ def manifest(service: Service, row: ExtractionRow) -> Manifest:
         cask=row.cask,
         partial=row.status != "completed",
         teacher=row.teacher,
-        capture=CaptureSpec.model_validate(row.capture),
+        capture=stored_spec(row.capture),
         shards=[ShardOfExtraction(chunk=shard.chunk, **shard.entry) for shard in service.extractions.shards(row.id)],
     )

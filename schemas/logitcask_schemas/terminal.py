@@ -1,0 +1,23 @@
+"""What others wrote, on a terminal: shown, never obeyed."""
+
+import unicodedata
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    r"""The text with everything escaped that a terminal would act on, or that cannot be seen.
+
+    Control characters (ESC, line ends, C1 such as U+009B), marks that turn the writing direction, line separators and
+    lone surrogates become `\x1b`, `\n`, `\u202e`. Letters, signs and spaces of all scripts stay.
+
+    Args:
+        text: From a request, a file, a cask or a service.
+        keep: Characters that stay all the same, such as line ends of a message of several lines.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character
+        if character.isprintable() or character in keep or unicodedata.category(character) == "Zs"
+        else character.encode("unicode_escape").decode()
+        for character in text
+    )

@@ -1,0 +1,114 @@
+"""The corpus a person names: a file, standard input or a pipe. What cannot be JSON lines is told before it is sent."""
+
+import hashlib
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import typer
+
+from logitcask_schemas.terminal import printable
+from logitcask_services.corpora.file_kind import kind_of
+
+BLOCK_BYTES = 1 << 20
+HEAD_BYTES = 1 << 16
+PIPE = "| logitcask submit - --cask CASK"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalCorpus:
+    """A corpus on this machine's disk."""
+
+    path: Path
+    name: str
+    """What the service calls it."""
+    bytes: int
+
+    def sha256(self, seen: Callable[[int], None]) -> str:
+        """The digest of its content, in hex; `seen` hears of the bytes read so far."""
+        digest = hashlib.sha256()
+        total = 0
+        with self.path.open("rb") as file:
+            while block := file.read(BLOCK_BYTES):
+                digest.update(block)
+                total += len(block)
+                seen(total)
+        return digest.hexdigest()
+
+
+@contextmanager
+def local_corpus(argument: Path, others: list[Path], say: Callable[[str], None]) -> Iterator[LocalCorpus]:
+    """The corpus of the command line; `-` is standard input. Raises typer.BadParameter with what to do instead.
+
+    Args:
+        argument: What was named.
+        others: What was named behind it, which is refused.
+        say: Tells the person something.
+    """
+    if others:
+        names = " ".join(map(str, (argument, *others)))
+        raise _refuse(f"{1 + len(others)} files were named; a corpus is one: cat {names} {PIPE}")
+    if str(argument) == "-":
+        if sys.stdin.isatty():
+            say("reading JSON lines from the terminal; Ctrl-D ends them")
+        with _spooled(sys.stdin.buffer, "standard input") as corpus:
+            yield corpus
+        return
+    try:
+        mode = argument.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise _refuse(f"{argument} is a folder; a corpus is one file of JSON lines: cat {argument}/*.jsonl {PIPE}")
+        if not stat.S_ISREG(mode):
+            with argument.open("rb") as pipe, _spooled(pipe, str(argument)) as corpus:
+                yield corpus
+            return
+        with argument.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+        size = argument.stat().st_size
+    except FileNotFoundError as error:
+        raise _refuse(f"{argument} is not a file: nothing of that name exists") from error
+    except OSError as error:
+        raise _refuse(f"{argument} cannot be read: {error.strerror}") from error
+    _check(head, size, str(argument), file=f" {argument}")
+    yield LocalCorpus(argument, printable(argument.name)[:200], size)
+
+
+@contextmanager
+def _spooled(source: IO[bytes], name: str) -> Iterator[LocalCorpus]:
+    """A stream as a file, so that it can be hashed, and sent again after a broken connection."""
+    with tempfile.NamedTemporaryFile(prefix="logitcask-") as file:
+        try:
+            shutil.copyfileobj(source, file, BLOCK_BYTES)
+            file.flush()
+        except OSError as error:
+            place = tempfile.gettempdir()
+            raise _refuse(
+                f"{name} cannot be kept in {place} until it is sent ({error.strerror}); set TMPDIR"
+            ) from error
+        path = Path(file.name)
+        with path.open("rb") as written:
+            _check(written.read(HEAD_BYTES), path.stat().st_size, name, file="")
+        yield LocalCorpus(path, printable(name)[:200], path.stat().st_size)
+
+
+def _check(head: bytes, size: int, name: str, *, file: str) -> None:
+    if size <= len(head) and not head.strip():
+        raise _refuse(f"{name} is empty; expected one JSON object per line")
+    if (kind := kind_of(head)) is not None:
+        way = f": {kind.command}{file} {PIPE}" if kind.command else "; write its rows as JSON lines"
+        raise _refuse(f"{name} {kind.what}, expected JSON lines{way}")
+    first, end, _ = head.lstrip(b"\xef\xbb\xbf \t\r\n").partition(b"\n")
+    if first.startswith(b"[") and (first.strip() == b"[" or not end):
+        raise _refuse(f"{name} is a JSON array, expected one object per line: jq -c '.[]'{file} {PIPE}")
+    if first.strip() == b"{":
+        raise _refuse(f"{name} has objects of several lines, expected one object per line: jq -c .{file} {PIPE}")
+
+
+def _refuse(message: str) -> typer.BadParameter:
+    return typer.BadParameter(printable(message), param_hint="CORPUS")

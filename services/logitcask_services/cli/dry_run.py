@@ -1,0 +1,195 @@
+"""`logitcask submit --dry-run`: what would become of a corpus, shown before anything is captured."""
+
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from logitcask_schemas.terminal import printable
+from logitcask_services.cli.corpus_file import LocalCorpus
+from logitcask_services.corpora.notes import sentence_of
+
+if TYPE_CHECKING:
+    from logitcask_services.client import ServiceClient
+
+SAMPLE_BYTES = 16 << 20
+STYLES = {"text": "", "answer": "bold green", "control": "dim reverse", "answer_control": "green reverse"}
+_BASES = {
+    "cask": "as the cask's shards so far",
+    "measured_elsewhere": "as SmolLM2-135M took on Python sources; another teacher and text will differ",
+    "bounds": "bounds of the capture spec; no measurement fits it",
+}
+_FORM = {"\n": "⏎\n", "\t": "→\t", "\r": "␍"}
+
+
+def dry_run(
+    local: LocalCorpus, request: dict[str, Any], source: "ServiceClient | Path", *, documents: int, as_json: bool
+) -> None:
+    """Preview the beginning of a corpus, through a service or with a teacher's folder, and print it."""
+    with local.path.open("rb") as file:
+        sample = file.read(SAMPLE_BYTES)
+        if len(sample) < local.bytes:
+            whole = sample.rfind(b"\n") + 1
+            if not whole:
+                raise typer.BadParameter(f"the first line is longer than {SAMPLE_BYTES:,} bytes", param_hint="CORPUS")
+            sample = sample[:whole]
+    found = (
+        _with_folder(source, sample, request, documents)
+        if isinstance(source, Path)
+        else source.preview(sample, request, documents=documents)
+    )
+    found |= {"corpus_bytes": local.bytes, "previewed_bytes": len(sample)}
+    found["estimate"] = _estimate(found, local.bytes / len(sample) if sample else 1.0)
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        _show(found, Console())
+
+
+def _with_folder(folder: Path, sample: bytes, request: dict[str, Any], documents: int) -> dict[str, Any]:
+    """The same preview without a service: the folder's tokenizer and configuration, no weights."""
+    from pydantic import ValidationError
+    from transformers import AutoConfig
+
+    from logitcask_schemas.capture_spec import CaptureSpec
+    from logitcask_schemas.errors import ModelError
+    from logitcask_services.capture.expected_bytes import expected_bytes
+    from logitcask_services.corpora.overflow import MIN_LENGTH
+    from logitcask_services.corpora.prepare import DocumentLimits
+    from logitcask_services.corpora.preview import as_dict, preview
+    from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer
+
+    try:
+        spec = CaptureSpec.model_validate(request["capture"])
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise typer.BadParameter(faults) from error
+    tokenizer = HuggingFaceTokenizer.load(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True).get_text_config()
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder} has no config.json that loads: {error}") from error
+    context = getattr(config, "max_position_embeddings", None) or 1 << 30
+    limits = DocumentLimits(
+        vocab_size=config.vocab_size,
+        max_length=min(request.get("max_length") or context, context),
+        overflow=request.get("overflow", "truncate"),
+        max_line_bytes=8 << 20,
+    )
+    if limits.overflow not in ("truncate", "split", "skip") or limits.max_length < MIN_LENGTH:
+        raise typer.BadParameter(f"overflow is truncate, split or skip, and max_length at least {MIN_LENGTH}")
+    with tempfile.TemporaryDirectory(prefix="logitcask-") as scratch:
+        corpus = Path(scratch) / "corpus.jsonl"
+        corpus.write_bytes(sample)
+        found = as_dict(preview(corpus, Path(scratch) / "store", tokenizer, limits, documents=documents))
+    return {
+        "object": "preview",
+        **found,
+        "bytes_per_token": asdict(expected_bytes(spec, config.vocab_size)),
+        "teacher": folder.resolve().name,
+        "max_length": limits.max_length,
+        "overflow": limits.overflow,
+    }
+
+
+def _estimate(found: dict[str, Any], times: float) -> dict[str, Any]:
+    """Of the whole corpus, by its bytes."""
+    figures = found["bytes_per_token"]
+    tokens = round(found["tokens"] * times)
+    return {
+        "documents": round(found["documents"] * times),
+        "tokens": tokens,
+        "cask_bytes": None if figures["expected"] is None else round(tokens * figures["expected"]),
+        "cask_bytes_low": round(tokens * figures["low"]),
+        "cask_bytes_high": round(tokens * figures["high"]),
+    }
+
+
+def _show(found: dict[str, Any], out: Console) -> None:
+    legend = Text("legend: ")
+    legend.append("answer (trained by assistant_only)", STYLES["answer"])
+    legend.append(", other text, ")
+    legend.append("control token", STYLES["control"])
+    legend.append(", ")
+    legend.append("control token of an answer", STYLES["answer_control"])
+    if found["shown"]:
+        out.print(legend)
+    for document in found["shown"]:
+        _show_document(document, out)
+    _show_counts(found, out)
+    _show_expectation(found, out)
+
+
+def _show_document(document: dict[str, Any], out: Console) -> None:
+    answers = document["answer_tokens"]
+    trained = "the line does not tell what is an answer" if answers is None else f"{answers:,} of answers"
+    out.rule(Text(f"line {document['line']:,}: {document['tokens']:,} tokens, {trained}"), align="left", style="dim")
+    text = Text()
+    for piece in document["pieces"]:
+        visible = "".join(_FORM.get(character, character) for character in piece["text"])
+        text.append(printable(visible, keep="\n\t"), STYLES.get(piece["kind"], ""))
+    if document["cut"]:
+        text.append(" ... (more follows)", "dim")
+    out.print(text, highlight=False)
+
+
+def _show_counts(found: dict[str, Any], out: Console) -> None:
+    share = found["previewed_bytes"] / found["corpus_bytes"] if found["corpus_bytes"] else 1.0
+    of = "the whole corpus" if share == 1 else f"the first {share:.1%} of the corpus"
+    out.rule(Text(of), align="left", style="dim")
+    _line(out, f"{found['lines']:,} lines give {found['documents']:,} documents, {found['tokens']:,} tokens")
+    limit = f"{found['max_length']:,} tokens"
+    for count, sentence, code in (
+        (found["truncated_lines"], f"longer than {limit} and cut there (overflow: truncate)", "truncated"),
+        (found["split_lines"], f"longer than {limit} and split (overflow: split)", "split"),
+    ):
+        if count:
+            _line(out, f"{count:,} {sentence}{_where(found, code)}", "yellow")
+    for code, count in found["notes"].items():
+        _line(out, f"{count:,} {code}: {sentence_of(code)}{_where(found, code)}", "yellow")
+    for code, count in found["bad_by_code"].items():
+        example = next((entry["message"] for entry in found["bad"] if entry["code"] == code), "")
+        skipped = "skipped" if code == "too_long" else "bad"
+        _line(out, f"{count:,} {skipped}, {code}{_where(found, code)}: {example}", "red")
+    if not (found["notes"] or found["bad_by_code"] or found["truncated_lines"] or found["split_lines"]):
+        _line(out, "nothing is dropped, cut or unusual")
+
+
+def _show_expectation(found: dict[str, Any], out: Console) -> None:
+    estimate, figures = found["estimate"], found["bytes_per_token"]
+    out.rule(Text("to expect"), align="left", style="dim")
+    share = found["previewed_bytes"] / found["corpus_bytes"] if found["corpus_bytes"] else 1.0
+    how = "" if share == 1 else f" (estimated from the first {share:.1%})"
+    _line(out, f"{estimate['documents']:,} documents, {estimate['tokens']:,} tokens{how}")
+    bounds = f"between {_bytes(estimate['cask_bytes_low'])} and {_bytes(estimate['cask_bytes_high'])}"
+    if figures["expected"] is None:
+        _line(out, f"a cask of {bounds} ({_BASES[figures['basis']]})")
+    else:
+        _line(
+            out,
+            f"a cask of about {_bytes(estimate['cask_bytes'])}, {figures['expected']:.1f} bytes per token "
+            f"({_BASES[figures['basis']]}); {bounds} in any case",
+        )
+
+
+def _where(found: dict[str, Any], code: str) -> str:
+    lines = found["first_lines"].get(code)
+    return f" (line {', '.join(f'{line:,}' for line in lines)})" if lines else ""
+
+
+def _line(out: Console, text: str, style: str = "") -> None:
+    out.print(Text(printable(text), style), highlight=False)
+
+
+def _bytes(count: int) -> str:
+    size, unit = float(count), "bytes"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"

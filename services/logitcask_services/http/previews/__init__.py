@@ -1,0 +1,1 @@
+"""`/v1/previews`: what an extraction would make of a corpus."""

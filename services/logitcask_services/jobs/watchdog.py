@@ -1,0 +1,119 @@
+"""Notices a teacher that no longer answers: a step or a load that does not come back.
+
+An engine in processes of its own is killed, so that the call that waits for it raises and the teacher is loaded again.
+One that computes in this process cannot be interrupted: the death is noted in the database and the process ends, for
+whoever watches over it to start it anew.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from logitcask_services.jobs.context import JobContext
+
+logger = logging.getLogger(__name__)
+TEACHER_FAILED = 4
+"""Exit code of a process that ends because of its teacher; a new process may do better."""
+
+
+class Heartbeat:
+    """When the teacher last showed life while somebody waits for it."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    @contextmanager
+    def expected(self) -> Iterator[None]:
+        """While the block runs, the teacher has something to do."""
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since = None
+
+    @contextmanager
+    def excused(self) -> Iterator[None]:
+        """While the block runs, within `expected`, others keep the teacher waiting."""
+        waited_for, self._since = self._since is not None, None
+        try:
+            yield
+        finally:
+            self._since = time.monotonic() if waited_for else None
+
+    def beat(self) -> None:
+        """It shows life, or is given more time."""
+        if self._since is not None:
+            self._since = time.monotonic()
+
+    @property
+    def silence(self) -> float:
+        """Seconds without life; 0 while nobody waits."""
+        since = self._since
+        return 0.0 if since is None else time.monotonic() - since
+
+
+class CurrentRun(Protocol):
+    """What the watchdog must know of the run that waits for the teacher."""
+
+    @property
+    def extraction_id(self) -> str:
+        """Whose run it is."""
+        ...
+
+    def note_hang(self, reason: str) -> None:
+        """Write down, from another thread, that the teacher hangs: the process is about to end."""
+        ...
+
+
+class Watchdog(threading.Thread):
+    """Looks at the heartbeat. `hang_seconds` 0 switches it off."""
+
+    def __init__(
+        self, context: "JobContext", *, hang_seconds: float, cancel_seconds: float, load_seconds: float
+    ) -> None:
+        super().__init__(name="logitcask-watchdog", daemon=True)
+        self._context = context
+        self._hang = hang_seconds
+        self._cancel = cancel_seconds
+        self._load = load_seconds
+        self.run_now: CurrentRun | None = None
+        """Set by the worker while a run is under way."""
+
+    def run(self) -> None:
+        """Watch until the service stops."""
+        context = self._context
+        interrupted_at = -1  # number of deaths before the last interruption: it is no use twice for one hang
+        limits = [limit for limit in (self._hang, self._cancel, self._load) if limit]
+        while limits and not context.signals.stopping.wait(min(1.0, min(limits) / 4)):
+            if context.host.load_heartbeat.silence > self._load > 0:
+                self._end(f"the teacher did not load within {self._load:g} s")
+            silence, limit = context.heartbeat.silence, self._limit()
+            if not limit or silence <= limit:
+                continue
+            reason = f"the teacher has shown no life for {silence:.0f} s"
+            deaths = context.host.deaths
+            if deaths != interrupted_at and context.host.interrupt():
+                logger.error("%s; its processes were killed", reason)
+                interrupted_at = deaths
+                context.heartbeat.beat()
+            else:
+                if self.run_now is not None:
+                    self.run_now.note_hang(reason)
+                self._end(reason)
+
+    def _limit(self) -> float:
+        """Seconds of silence that are too many: fewer where the extraction was cancelled."""
+        run = self.run_now
+        if run is not None and self._cancel and self._context.signals.is_cancelled(run.extraction_id):
+            return min(self._cancel, self._hang or self._cancel)
+        return self._hang
+
+    def _end(self, reason: str) -> None:
+        logger.critical("%s; the process ends (exit code %d) so that a new one can go on", reason, TEACHER_FAILED)
+        logging.shutdown()
+        os._exit(TEACHER_FAILED)

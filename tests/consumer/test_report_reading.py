@@ -1,0 +1,159 @@
+"""What a report's figures must not depend on, and what it says of windows and of documents seen in training."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from cask_builder import build_cask, dense_positions, random_documents, save_teacher, tiny_model, tiny_tokenizer
+
+from logitcask_consumer.config import TrainConfig
+from logitcask_consumer.report.build import ReportConfig, make_report
+from logitcask_consumer.report.reading import ContextError
+from logitcask_consumer.training import train
+from logitcask_schemas.capture_spec import CaptureSpec
+
+DOCUMENTS = random_documents(14, low=30, high=90, seed=3)
+HELD_OUT = DOCUMENTS[8:]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reading")
+    teacher = save_teacher(folder / "teacher")
+    build_cask(folder / "train", teacher, DOCUMENTS[:8], per_shard=3)
+    # One document of the training cask among others, in a shard of another name.
+    build_cask(folder / "leaking", teacher, [*HELD_OUT, DOCUMENTS[2]])
+    build_cask(folder / "held", teacher, HELD_OUT)
+    build_cask(folder / "measured", teacher, HELD_OUT, spec=CaptureSpec(tail_logprobs=True))
+    for name, options in {"wide": {}, "short": {"max_position_embeddings": 32}}.items():
+        tiny_model(seed=9, **options).save_pretrained(folder / name)
+    recurrent = {"state_size": 4, "num_hidden_layers": 2, "layers": 2}
+    tiny_model("mamba", seed=9, **recurrent).save_pretrained(folder / "recurrent")
+    for name in ("wide", "short", "recurrent"):
+        tiny_tokenizer().save_pretrained(folder / name)
+    train(
+        TrainConfig(
+            casks=(folder / "train",),
+            student=str(folder / "wide"),
+            output=folder / "trained",
+            seq_len=96,
+            batch_tokens=192,
+            lr=1e-4,
+        )
+    )
+    return folder
+
+
+def report(place, out, cask, *names, **options):
+    models = tuple((name, place / name) for name in names)
+    return make_report(ReportConfig(casks=(place / cask,), models=models, output=out, **options))
+
+
+def dense_truth(place, name):
+    """KL and acceptance over the held-out documents, from the dense distributions in float64."""
+    from logitcask_consumer.students import load_model
+
+    teacher, student = load_model(place / "teacher").eval(), load_model(place / name).eval()
+    kl, accepted, greedy = [], [], []
+    for ids in HELD_OUT:
+        t = dense_positions(teacher, ids).probs_RV
+        with torch.no_grad():
+            logits = student(input_ids=torch.from_numpy(ids.astype(np.int64))[None]).logits[0, :-1].double()
+        p = torch.softmax(logits, -1).numpy()
+        kl.append((t * np.log(t / p)).sum(1))
+        accepted.append(np.minimum(t, p).sum(1))
+        greedy.append(t[np.arange(len(t)), p.argmax(1)])
+    return {name: float(np.concatenate(values).mean()) for name, values in
+            {"kl": kl, "acceptance": accepted, "greedy_acceptance": greedy}.items()}  # fmt: skip
+
+
+def test_a_models_figures_do_not_depend_on_the_models_beside_it(place, tmp_path):
+    alone = report(place, tmp_path / "alone", "held", "wide")
+    beside = report(place, tmp_path / "beside", "held", "short", "wide")
+    assert beside["models"][1]["metrics"] == alone["models"][0]["metrics"]
+    assert beside["models"][1]["reading"] == alone["models"][0]["reading"]
+    assert beside["teacher"] == alone["teacher"]
+    short = report(place, tmp_path / "short", "held", "short")
+    assert short["models"][0]["metrics"] == beside["models"][0]["metrics"]
+    # The dense truth, within what the tail draws of 350 positions leave.
+    expected, kl = dense_truth(place, "wide"), alone["models"][0]["metrics"]["kl"]
+    assert abs(kl["value"] - expected["kl"]) < 4 * kl["standard_error"]
+
+
+def test_windows_are_stated_with_the_share_that_sees_less_context(place, tmp_path):
+    document = report(place, tmp_path, "held", "wide", "short")
+    wide, short = (model["reading"] for model in document["models"])
+    longest = max(map(len, HELD_OUT)) - 1
+    assert wide == {"seq_len": longest, "overlap": longest // 2, "packing": "best_fit", "share_with_less_context": 0.0}
+    positions = np.array([len(ids) - 1 for ids in HELD_OUT])
+    assert (short["seq_len"], short["overlap"]) == (32, 16)
+    assert short["share_with_less_context"] == pytest.approx(np.maximum(positions - 32, 0).sum() / positions.sum())
+    text = (tmp_path / "report.md").read_text()
+    assert f"- wide: windows of at most {longest} tokens; 0.0% of the positions see less context" in text
+    assert "- short: windows of at most 32 tokens; " in text
+
+
+def test_the_change_is_paired_by_position_also_between_models_of_other_windows(place, tmp_path):
+    """Columns that did not line up would pair positions of different documents."""
+    document = report(place, tmp_path, "held", "short", "wide")
+    short, wide = (model["metrics"]["kl"] for model in document["models"])
+    change = document["change"]["metrics"]["kl"]
+    assert change["value"] == pytest.approx(wide["value"] - short["value"], abs=1e-6)
+    unpaired = np.hypot(wide["standard_error"], short["standard_error"])
+    assert change["standard_error"] < 0.9 * unpaired
+
+
+def test_a_sequence_length_beyond_a_models_context_is_refused(place, tmp_path):
+    with pytest.raises(ContextError, match=r"--seq-len 64 is beyond the context of short, 32 tokens"):
+        report(place, tmp_path / "out", "held", "wide", "short", seq_len=64)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_cannot_keep_packed_documents_apart_is_measured_one_window_to_a_sequence(place, tmp_path):
+    document = report(place, tmp_path, "measured", "recurrent")
+    model = document["models"][0]
+    assert model["reading"]["packing"] == "none"
+    expected = dense_truth(place, "recurrent")
+    for name in ("kl", "acceptance", "greedy_acceptance"):
+        estimate = model["metrics"][name]
+        assert abs(estimate["value"] - expected[name]) < 4 * estimate["standard_error"] + 1e-3, name
+
+
+def test_acceptance_is_an_estimate_with_tail_logprobs_and_a_bracket_without(place, tmp_path):
+    expected = dense_truth(place, "wide")["acceptance"]
+    measured = report(place, tmp_path / "measured", "measured", "wide")["models"][0]
+    assert measured["metrics"]["acceptance"]["value"] == pytest.approx(expected, abs=0.02)
+    assert "acceptance_bracket" not in measured
+    without = report(place, tmp_path / "without", "held", "wide")["models"][0]
+    assert not {"acceptance", "tvd"} & without["metrics"].keys()
+    bracket = without["acceptance_bracket"]
+    assert bracket["low"] < expected < bracket["high"]
+
+
+def test_documents_that_a_model_was_trained_on_are_named(place, tmp_path):
+    said = []
+    config = ReportConfig(casks=(place / "leaking",), models=(("s", place / "trained"),), output=tmp_path / "leaking")
+    document = make_report(config, say=said.append)
+    assert document["models"][0]["trained_on"] == {"status": "checked", "documents": 1, "unread": []}
+    assert document["warnings"][0].startswith("s was trained on 1 of the 7 documents of this report")
+    assert document["warnings"][0] in said
+    assert "was trained on 1 of the 7" in (tmp_path / "leaking" / "report.md").read_text()
+    clean = report(place, tmp_path / "clean", "held", "trained", "wide")
+    assert clean["warnings"] == []
+    assert [model["trained_on"]["status"] for model in clean["models"]] == ["checked", "untrained"]
+    assert "that no training run of these models saw" in (tmp_path / "clean" / "report.md").read_text()
+    whole = report(place, tmp_path / "whole", "train", "trained")
+    assert whole["models"][0]["trained_on"]["documents"] == 8
+
+
+def test_a_training_cask_that_is_gone_is_said_and_shard_names_still_tell(place, tmp_path):
+    run = json.loads((place / "trained" / "logitcask.json").read_text())
+    moved = tmp_path / "moved"
+    tiny_model(seed=9).save_pretrained(moved)
+    tiny_tokenizer().save_pretrained(moved)
+    (moved / "logitcask.json").write_text(json.dumps(run | {"places": [str(tmp_path / "nowhere")]}))
+    document = make_report(ReportConfig(casks=(place / "train",), models=(("s", moved),), output=tmp_path / "out"))
+    known = document["models"][0]["trained_on"]
+    assert (known["status"], known["documents"]) == ("unchecked", 8)
+    assert "could not be checked" in document["warnings"][1]

@@ -1,0 +1,83 @@
+"""Specs that capture could not honour are refused where they are asked for; what was stored earlier stays readable."""
+
+import json
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from logitcask_schemas.capture_spec import CaptureSpec, stored_spec
+from logitcask_schemas.manifest import CaskManifest
+
+TEACHER = {
+    "model": "teacher",
+    "weights_digest": "a" * 64,
+    "dtype": "float32",
+    "vocab_size": 300,
+    "tokenizer_fingerprint": "b" * 64,
+    "engine": "vllm",
+    "engine_version": "1",
+}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"temperatures": [2, 2, 3]}',
+        '{"temperatures": [3, 2, 2]}',
+        '{"temperatures": [2, 2.0000000001]}',  # one number in float32
+        '{"temperatures": [1.0000001]}',
+        '{"temperatures": [1]}',
+        '{"temperatures": [Infinity]}',
+        '{"temperatures": [1e999]}',
+        '{"temperatures": [NaN]}',
+        '{"temperatures": [0]}',
+        '{"temperatures": [-2]}',
+        '{"temperatures": [1e-4]}',
+        '{"temperatures": [1e6]}',
+        json.dumps({"temperatures": [2 + i / 10 for i in range(17)]}),
+        '{"tau": 1e-300}',
+        '{"tau": 1.36e-20}',
+        '{"tau": NaN}',
+        '{"tau": Infinity}',
+        '{"tau": -0.1}',
+        '{"pinned_ids": [18446744073709551616]}',
+        '{"seed": 9223372036854775808}',
+        json.dumps({"pinned_ids": list(range(300))}),
+    ],
+)
+def test_a_spec_that_cannot_be_honoured(text):
+    with pytest.raises(ValidationError):
+        CaptureSpec.model_validate_json(text)
+    with pytest.raises(ValidationError):
+        CaptureSpec.model_validate(json.loads(text))
+
+
+@pytest.mark.parametrize("temperatures", [(2, 3), (3, 2), (0.1, 100), (0.5, 2.0, 4.0), (0.98, 1.02)])
+def test_temperatures_within_the_range(temperatures):
+    assert CaptureSpec(temperatures=temperatures, tau=1e-6).temperatures == tuple(map(float, temperatures))
+
+
+def test_the_schema_tells_the_limits():
+    fields = TypeAdapter(CaptureSpec).json_schema()["properties"]
+    assert (fields["tau"]["minimum"], fields["tau"]["maximum"]) == (1e-6, 1)
+    temperature = fields["temperatures"]["items"]
+    assert (temperature["minimum"], temperature["maximum"]) == (0.1, 100)
+    assert fields["temperatures"]["maxItems"] == 16
+
+
+@pytest.mark.parametrize("stored", [{"tau": 1e-9}, {"temperatures": [2.0, 2.0, 3.0]}, {"temperatures": [500.0]}])
+def test_a_cask_of_wider_limits_stays_readable(stored):
+    fields = CaptureSpec().model_dump(mode="json") | stored
+    text = json.dumps({"teacher": TEACHER, "capture": fields, "created_by": "", "created_at": ""})
+    manifest = CaskManifest.model_validate_json(text)
+    assert type(manifest.capture) is CaptureSpec
+    assert manifest.capture.model_dump(mode="json") == fields
+    assert json.loads(manifest.model_dump_json())["capture"] == fields
+    assert manifest.identity_digest() == CaskManifest.model_validate(manifest.model_dump()).identity_digest()
+    assert stored_spec(fields) == manifest.capture
+
+
+def test_what_no_version_wrote_is_no_stored_spec():
+    for fields in ({"tau": 0}, {"temperatures": [1.0]}, {"mode": "none"}, {"what": 1}):
+        with pytest.raises(ValidationError):
+            stored_spec(fields)

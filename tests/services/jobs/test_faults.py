@@ -1,0 +1,172 @@
+"""Faults that pass cost nobody anything: disks, locks, busy databases, teachers that hang; failed jobs resume."""
+
+import errno
+import fcntl
+import os
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+from fake_teacher import HANGS, POISON
+from service_harness import wait_for
+
+from logitcask_schemas.cask import Cask, CaskWriter
+from logitcask_schemas.errors import CaskWriteError
+from logitcask_services.jobs.database import Database
+
+
+def cask_of(tmp_path, name="cask"):
+    return Cask.open(tmp_path / "casks" / name)
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EMFILE, errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_fault_of_the_casks_disk_fails_no_queued_extraction(serve, documents, monkeypatch, number, tmp_path):
+    create, broken = CaskWriter.create, [True]
+
+    def faulty(*args, **options):
+        if broken[0]:
+            raise CaskWriteError("cask.lock: cannot open the lock for writing", number)
+        return create(*args, **options)
+
+    monkeypatch.setattr(CaskWriter, "create", faulty)
+    server = serve()
+    corpus = server.upload(documents[:4])
+    started = [server.submit(corpus, cask=f"c{index}")["id"] for index in range(12)]
+    wait_for(lambda: sum(bool(server.get(each)["waiting"]) for each in started) >= 3)
+    broken[0] = False
+    assert {server.finish(each)["status"] for each in started} == {"completed"}
+    assert all(len(cask_of(tmp_path, f"c{index}")) == 4 for index in range(12))
+
+
+def test_a_locked_cask_holds_up_nobody_else_and_its_holder_is_named(serve, documents, tmp_path):
+    server = serve()
+    corpus = server.upload(documents[:4])
+    (tmp_path / "casks" / "a").mkdir(parents=True)
+    with (tmp_path / "casks" / "a" / "cask.lock").open("w") as lock:
+        lock.write("1 an older holder\n")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waits, goes = server.submit(corpus, cask="a"), server.submit(corpus, cask="b")
+        assert server.finish(goes["id"])["status"] == "completed"
+        wait_for(lambda: server.get(waits["id"])["waiting"])
+        waiting = server.get(waits["id"])["waiting"]
+        assert waiting["code"] == "cask_locked"
+        assert f"process id {os.getpid()}." in waiting["message"], "as the kernel tells, not the note in the file"
+        assert "Free space" not in waiting["message"]
+    assert server.finish(waits["id"])["status"] == "completed"
+
+
+def test_a_cask_folder_that_is_taken_away_is_waited_for(serve, documents, tmp_path):
+    server = serve(fake={"seconds_per_document": 0.02, "in_flight": 1})
+    started = server.submit(server.upload(documents))
+    wait_for(lambda: server.get(started["id"])["documents"]["captured"] > 0)
+    (tmp_path / "casks" / "cask").rename(tmp_path / "away")
+    wait_for(lambda: server.get(started["id"])["waiting"])
+    assert server.get(started["id"])["status"] in ("in_progress", "queued")
+    if (tmp_path / "casks" / "cask").exists():
+        subprocess.run(["rm", "-r", tmp_path / "casks" / "cask"], check=True)
+    (tmp_path / "away").rename(tmp_path / "casks" / "cask")
+    assert server.finish(started["id"])["status"] == "completed"
+    assert len(cask_of(tmp_path)) == 40
+
+
+def test_a_database_that_another_program_locks_ends_nothing(serve, documents, tmp_path, monkeypatch):
+    """Longer than the time that SQLite itself waits."""
+    monkeypatch.setattr("logitcask_services.jobs.database.BUSY_SECONDS", 0.2)
+    server = serve(fake={"seconds_per_document": 0.02, "in_flight": 1})
+    started = server.submit(server.upload(documents))
+    wait_for(lambda: server.get(started["id"])["documents"]["captured"] > 0)
+    script = (
+        "import sqlite3, sys, time\n"
+        "c = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)\n"
+        "c.execute('BEGIN IMMEDIATE'); print('locked', flush=True); time.sleep(2); c.execute('ROLLBACK')"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "state" / "jobs.sqlite3")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "locked\n"
+        assert other.wait(30) == 0
+    assert server.finish(started["id"])["status"] == "completed"
+    assert server.service.crash is None
+    assert len(cask_of(tmp_path)) == 40
+
+
+def test_a_failed_extraction_is_taken_up_where_it_was(serve, documents, tmp_path):
+    log = tmp_path / "log"
+    documents[30]["input_ids"][1:1] = [POISON]
+    server = serve(fake={"log": log})
+    failed = server.finish(server.submit(server.upload(documents), on_error="fail")["id"])
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "document_failed")
+    before = failed["documents"]["captured"]
+    assert 0 < before < 40
+    server.stop()
+    # The poison was in the first teacher: another one takes the document.
+    server = serve(fake={"log": log, "harmless": True})
+    answer = server.client.post(f"/v1/extractions/{failed['id']}/resume")
+    assert (answer.status_code, answer.json()["error"]) == (202, None)
+    done = server.finish(failed["id"])
+    assert (done["status"], done["documents"]["captured"], done["documents"]["failed"]) == ("completed", 40, 0)
+    assert server.errors(failed["id"]) == []
+    assert len(cask_of(tmp_path)) == 40
+    published = before
+    assert len(log.read_text().splitlines()) <= 40 + (40 - published), "what was published is not captured again"
+    assert server.client.post(f"/v1/extractions/{failed['id']}/resume").status_code == 409
+
+
+def test_a_large_corpus_in_preparation_holds_up_no_small_one(serve, documents, monkeypatch):
+    from logitcask_services.jobs import preparer
+
+    prepare, released = preparer.prepare, []
+
+    def slow(corpus, *args, **options):
+        if corpus.stat().st_size > 2000:
+            wait_for(lambda: released or options["stopped"]())
+        return prepare(corpus, *args, **options)
+
+    monkeypatch.setattr(preparer, "prepare", slow)
+    server = serve()
+    large = server.submit(server.upload(documents), cask="large")
+    small = server.submit(server.upload(documents[:2]), cask="small")
+    assert server.finish(small["id"])["status"] == "completed"
+    assert server.get(large["id"])["status"] == "validating"
+    released.append(True)
+    assert server.finish(large["id"])["status"] == "completed"
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_teacher_that_hangs_is_ended_and_loaded_again(serve, documents, tmp_path, cancelled):
+    hang_file = tmp_path / "hang"
+    hang_file.touch()
+    documents[5]["input_ids"][1:1] = [HANGS]
+    limits = {"engine_hang_seconds": 1000.0 if cancelled else 0.4, "cancel_grace_seconds": 0.3}
+    server = serve(fake={"hang_file": hang_file, "in_flight": 1}, **limits)
+    started = server.submit(server.upload(documents))
+    wait_for(lambda: server.get(started["id"])["status"] == "in_progress")
+    if cancelled:
+        wait_for(lambda: server.service.progress.pace(started["id"]) is not None)
+        server.client.post(f"/v1/extractions/{started['id']}/cancel")
+        assert server.finish(started["id"])["status"] == "cancelled"
+        return
+    wait_for(lambda: server.service.host.deaths > 0)
+    hang_file.unlink()
+    assert server.finish(started["id"])["status"] == "completed"
+    assert len(cask_of(tmp_path)) == 40
+
+
+def test_a_document_that_hangs_every_teacher_is_isolated(serve, documents, tmp_path):
+    documents[5]["input_ids"][1:1] = [HANGS]
+    server = serve(fake={}, engine_hang_seconds=0.3)
+    done = server.finish(server.submit(server.upload(documents))["id"])
+    assert (done["status"], done["documents"]["captured"]) == ("completed", 39)
+    assert [(e["custom_id"], e["code"]) for e in server.errors(done["id"])] == [("d5", "teacher_died")]
+
+
+def test_the_migration_is_one_transaction(tmp_path):
+    """A database whose migration is cut short is still of the old version."""
+    Database(tmp_path).close()
+    with sqlite3.connect(tmp_path / "jobs.sqlite3") as old:
+        old.execute("PRAGMA user_version = 1")
+        old.execute("ALTER TABLE corpora DROP COLUMN name")
+    Database(tmp_path).close()
+    with sqlite3.connect(tmp_path / "jobs.sqlite3") as new:
+        assert "name" in {row[1] for row in new.execute("PRAGMA table_info(corpora)")}

@@ -1,0 +1,63 @@
+"""Corpora as people have them, through a real server: blank lines, bad lines by the thousand, strange ids, answers."""
+
+import gzip
+import json
+
+import numpy as np
+
+from logitcask_schemas.cask import Cask
+from logitcask_services.jobs import preparer
+from logitcask_services.jobs.plan import MOST_DOCUMENTS, plan_chunks
+
+
+def test_bad_lines_beyond_the_most_that_are_listed_are_counted(serve, monkeypatch):
+    monkeypatch.setattr(preparer, "MOST_LISTED", 3)
+    server = serve()
+    job = server.finish(server.submit(server.upload(b"x\n" * 2000 + b'{"text": "good"}\n'))["id"])
+    assert job["lines"]["bad"] == 2000
+    *listed, last = server.errors(job["id"])
+    assert [entry["line"] for entry in listed] == [1, 2, 3]
+    assert (last["code"], last["line"]) == ("not_listed", 4)
+    assert "1997 more lines are bad or skipped and are not listed" in last["message"]
+
+
+def test_trailing_blank_lines_do_not_fail_an_extraction(serve):
+    server = serve()
+    corpus = server.upload(b'{"text":"x y"}\n{"text":"z w"}\n\n')
+    job = server.finish(server.submit(corpus, on_error="fail")["id"])
+    assert (job["status"], job["documents"]["total"], job["lines"]["bad"]) == ("completed", 2, 0)
+
+
+def test_errors_are_one_line_each_whatever_the_custom_id(serve):
+    server = serve()
+    names = [f"a{separator}b" for separator in "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\n\r"]
+    corpus = server.upload([{"text": "", "custom_id": name} for name in names])
+    job = server.finish(server.submit(corpus)["id"])
+    text = server.client.get(f"/v1/extractions/{job['id']}/errors").text
+    assert text.isascii()
+    assert [json.loads(line)["custom_id"] for line in text.splitlines()] == names
+
+
+def test_a_compressed_upload_is_refused_with_a_sentence(serve):
+    server = serve()
+    content = gzip.compress(b"x")
+    answer = server.client.post("/v1/corpora", content=content, headers={"Content-Type": "application/jsonl"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "not_json_lines")
+    assert "gzip -dc FILE" in answer.json()["detail"]
+    assert server.client.get("/v1/corpora").json()["data"] == []
+
+
+def test_answers_of_documents_reach_the_cask(serve):
+    server = serve()
+    chat = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "bc"}]}
+    lines = [{"input_ids": [5, 6, 7, 8], "labels": [-100, 6, 7, -100]}, {"text": "plain"}, chat]
+    server.finish(server.submit(server.upload(lines), cask="c")["id"])
+    cask = Cask.open(server.service.folders.cask("c"))
+    labelled, plain, conversation = (cask.read(number).answer_ranges_R2 for number in range(3))
+    assert plain is None
+    assert [labelled.tolist(), conversation.tolist()] == [[[1, 3]], [[18, 20]]]
+
+
+def test_chunks_of_short_documents_are_bounded_in_documents():
+    offsets = np.arange(2 * MOST_DOCUMENTS + 2, dtype=np.uint64) * 2
+    assert [chunk.documents for chunk in plan_chunks(offsets, 1 << 30)] == [MOST_DOCUMENTS, MOST_DOCUMENTS, 1]
