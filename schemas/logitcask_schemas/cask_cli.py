@@ -171,10 +171,15 @@ def _text_of_ids(folder: Path, expected: str) -> Any:
         from logitcask_schemas.errors import MissingExtraError
 
         raise MissingExtraError("cask show --tokenizer", "trainer", "transformers") from error
-    from logitcask_schemas.errors import IdentityMismatchError
+    from logitcask_schemas.errors import IdentityMismatchError, ModelError
     from logitcask_schemas.tokenizer_fingerprint import tokenizer_fingerprint
 
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    if not folder.is_dir():
+        raise ModelError(f"--tokenizer {folder} is no folder; name that of a model with the teacher's tokenizer")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"--tokenizer {folder} holds no tokenizer that loads: {error}") from error
     if (found := tokenizer_fingerprint(tokenizer)) != expected:
         raise IdentityMismatchError(f"{folder}: tokenizer fingerprint {found}, the cask's records need {expected}")
     return lambda token_id: json.dumps(tokenizer.decode([token_id]), ensure_ascii=False)

@@ -118,8 +118,8 @@ def test_a_signal_before_the_first_step_ends_the_call_with_nothing_made(config, 
     assert not config.output.exists()
 
 
-def test_a_signal_to_the_whole_group_spares_workers_and_a_second_one_ends_at_once(config, tmp_path):
-    """As torchrun and a terminal send it; `logitcask train` ends with 0, then with the signal's code."""
+def test_a_signal_to_the_whole_group_spares_the_workers_and_ends_with_0(config, tmp_path):
+    """As torchrun and a terminal send it; with DataLoader workers in it."""
     command = [sys.executable, "-c", "from logitcask_schemas.cli import main; main()", "train", "--workers", "1"]
     command += ["--cask", config.casks[0], "--student", config.student, "--teacher", config.teacher, "-o"]
     command += [config.output, "--seq-len", "64", "--epochs", "1000", "--batch-tokens", "256"]

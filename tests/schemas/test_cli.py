@@ -142,6 +142,17 @@ def test_cask_commands_print_json(cask_path: Path, capsys: pytest.CaptureFixture
     assert output_of(capsys, "verify", str(cask_path), "--max-duration", "0")["verified"] == 0
 
 
+@pytest.mark.parametrize("made", [False, True])
+def test_a_tokenizer_that_is_none_is_told_in_one_line(
+    cask_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], made: bool
+) -> None:
+    pytest.importorskip("transformers")
+    if made:
+        (tmp_path / "nope").mkdir()
+    assert run("cask", "show", str(cask_path), "0", "--tokenizer", str(tmp_path / "nope")) == 1
+    assert f"--tokenizer {tmp_path / 'nope'}" in capsys.readouterr().err.replace("\n", "")
+
+
 def test_cask_show(cask_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = make_documents([2, 3, 40], seed=1)[2]
     shown = output_of(capsys, "show", str(cask_path), document.id.hex()[:12], "--start", "30", "--count", "50")

@@ -79,7 +79,7 @@ class ChatTemplate:
             notes.add("rendering_unproved")
         else:
             notes |= _losses(messages, marker, placed)
-        if line.tools and not any(name in text for name in _names(line.tools)):
+        if line.tools and self._same_without_tools(messages, line, text):
             notes.add("tools_dropped")
         return Conversation(
             messages=messages,
@@ -139,6 +139,13 @@ class ChatTemplate:
         except (TemplateError, *TEMPLATE_FAULTS) as error:
             raise LineProblem("template_failed", f"the chat template refused the messages: {error}") from error
         return text
+
+    def _same_without_tools(self, messages: list[dict[str, Any]], line: ChatLine, text: str) -> bool:
+        """Whether the definitions of tools leave no trace in the text."""
+        try:
+            return self.plain(messages, None, line.template_kwargs) == text
+        except LineProblem:
+            return False
 
     def _strftime(self, form: str) -> str:
         self._asked_for_date = True
@@ -310,8 +317,3 @@ def _require_words(messages: list[dict[str, Any]], text: str) -> None:
                     f"the rendering lacks words of `messages[{at}]`: "
                     f"{json.dumps(line.strip()[:60], ensure_ascii=False)}; render it yourself and send `text`",
                 )
-
-
-def _names(tools: list[Any]) -> list[str]:
-    functions = [tool.get("function", tool) for tool in tools if isinstance(tool, dict)]
-    return [entry["name"] for entry in functions if isinstance(entry, dict) and isinstance(entry.get("name"), str)]

@@ -68,6 +68,11 @@ class HuggingFaceTokenizer:
         """The tokenizer in a teacher's folder. Raises ModelError where there is none."""
         from transformers import AutoTokenizer
 
+        if not folder.is_dir():
+            raise ModelError(
+                f"{folder} is no folder; expected that of a teacher. A small one to start with: "
+                "logitcask models fetch smollm2-135m"
+            )
         try:
             return cls(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
         except Exception as error:  # the Rust backend raises bare Exception on a damaged file

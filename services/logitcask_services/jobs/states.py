@@ -30,7 +30,8 @@ class IllegalTransitionError(LogitcaskError, ValueError):
     """An extraction cannot go from where it is to where it was told to go."""
 
     def __init__(self, extraction_id: str, current: str, wanted: str) -> None:
-        super().__init__(f"extraction {extraction_id} is {current} and cannot become {wanted}")
+        hint = "; only a failed one can be resumed" if wanted in ("validating", "queued") else ""
+        super().__init__(f"extraction {extraction_id} is {current} and cannot become {wanted}{hint}")
         self.current = current
         self.wanted = wanted
 

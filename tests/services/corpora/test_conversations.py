@@ -252,6 +252,10 @@ def test_what_is_dropped_is_counted_or_refused():
     assert "system_dropped" in result.notes
     tools = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
     assert "tools_dropped" in result_of(CHATML, TWO_TURNS, tools=tools).notes
+    short = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    assert "tools_dropped" in result_of(CHATML, TWO_TURNS, tools=short).notes, "a name that occurs as a letter"
+    used = "{% if tools %}{{ tools | tojson }}{% endif %}" + CHATML
+    assert "tools_dropped" not in result_of(used, TWO_TURNS, tools=short).notes
     thoughtful = [TWO_TURNS[0], {**TWO_TURNS[1], "reasoning_content": "hm"}]
     assert "reasoning_dropped" in result_of(CHATML, thoughtful).notes
     no_tool_results = CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'tool' %}")

@@ -12,7 +12,10 @@ from logitcask_services.jobs.tables import EventRow
 from logitcask_services.layout import CASK_NAME
 
 MAX_LENGTH = 2**31 - 1
-CaskName = Annotated[str, Field(pattern=f"^{CASK_NAME.pattern}$", description="Folder of the cask in the cask root.")]
+CaskName = Annotated[
+    str,
+    Field(pattern=f"^{CASK_NAME.pattern}$", description="Name of the cask, not a path."),
+]
 Metadata = dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]]
 Seconds = Annotated[int | None, Field(description="Seconds since 1970, UTC; null when it has not happened.")]
 

@@ -1,0 +1,79 @@
+"""What the client commands show: whole, right, and harmless to the terminal."""
+
+import io
+import json
+
+import httpx2
+from fake_teacher import POISON
+from rich.console import Console
+from service_harness import jsonl
+
+from logitcask_schemas.terminal import printable
+from logitcask_services.cli.connection import follow
+from logitcask_services.client import ServiceClient
+
+
+def test_nothing_from_a_request_steers_the_terminal(serve, run, tmp_path):
+    evil = "evil\x1b]0;pwned\x07\x1b[31mRED\x9b31m\u202e\u2028\r\nline 99: forged"
+    server = serve()
+    path = tmp_path / "corpus.jsonl"
+    path.write_bytes(jsonl([{"text": "", "custom_id": evil}, {"input_ids": [1, 2, POISON], "custom_id": evil}]))
+    _, out, err = run(server, "submit", path, "--cask", "one", "--wait", "--metadata", f"note={evil}")
+    job = server.client.get("/v1/extractions").json()["data"][0]["id"]
+    shown = out + err
+    for arguments in (("show", job), ("show", job, "--json"), ("errors", job), ("errors", job, "--json"), ("ls",)):
+        code, out, err = run(server, "jobs", *arguments)
+        assert code == 0
+        shown += out + err
+    for unknown in (evil, "b?x#y"):
+        code, out, err = run(server, "jobs", "show", unknown)
+        assert (code, "there is no extraction" in err) == (1, True)
+        shown += out + err
+    assert "evil" in shown
+    assert [character for character in set(shown) if not character.isprintable() and character != "\n"] == []
+    assert not [line for line in shown.splitlines() if line.startswith("line 99")]
+
+
+def test_printable():
+    for text in ("plain", "Ünïcödé 日本語　🙂", ""):
+        assert printable(text) == text
+    assert printable("a\x1b[0m\n\x9b\u202e\u2028\ud800\x7f") == r"a\x1b[0m\n\x9b\u202e\u2028\ud800\x7f"
+    assert printable("two\nlines\r", keep="\n") == "two\nlines\\r"
+
+
+def test_lines_of_failures_end_at_line_ends_alone():
+    """JSON may hold U+2028, U+0085 and their kin as they are; a block may end anywhere."""
+    failures = [{"custom_id": f"a{separator}b", "line": 1} for separator in "\u2028\u2029\x85\x0b\x0c\x1c"]
+    content = b"".join(json.dumps(failure, ensure_ascii=False).encode() + b"\n" for failure in failures)
+
+    class Blocks(httpx2.SyncByteStream):
+        def __iter__(self):
+            return (content[start : start + 7] for start in range(0, len(content), 7))
+
+    transport = httpx2.MockTransport(lambda request: httpx2.Response(200, stream=Blocks()))
+    with ServiceClient("http://x", transport=transport) as client:
+        assert list(client.failures("x")) == failures
+
+
+def test_cut_documents_are_said(serve, run, tmp_path):
+    """The default `overflow: truncate` does not cut in silence."""
+    path = tmp_path / "corpus.jsonl"
+    path.write_bytes(jsonl([{"input_ids": [number] * (5 + 10 * (number % 3))} for number in range(9)]))
+    code, _, err = run(serve(), "submit", path, "--cask", "one", "--wait", "--max-length", "10")
+    assert code == 0
+    assert "6 of 9 line(s) were longer than 10 tokens and lost their end (overflow: truncate" in err
+
+
+def test_the_finished_bar_shows_the_pace_of_the_run(serve, documents):
+    """Tokens over the time of capture, and no estimate of what is left."""
+    server = serve(fake={"seconds_per_document": 0.05})
+    job = server.submit(server.upload(documents[:8]))
+    console = Console(file=io.StringIO(), width=200, force_terminal=True, color_system=None)
+    with ServiceClient(server.url) as client:
+        ended = follow(client, job["id"], console)
+    last = console.file.getvalue().rsplit("\r", 1)[-1].splitlines()[0]
+    assert ended["status"] == "completed"
+    assert f"{ended['throughput_tps']:,.0f} tokens/s" in last
+    assert "ETA" not in last
+    total = ended["usage"]["tokens_total"]
+    assert f"{total}/{total}" in last
