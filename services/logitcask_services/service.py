@@ -1,7 +1,10 @@
 """The service without HTTP: folders, database, teacher, threads. The HTTP layer and the tests stand on this."""
 
 import logging
+import os
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 from logitcask_services import files
 from logitcask_services.corpora.storage import CorpusStorage
@@ -14,6 +17,7 @@ from logitcask_services.jobs.registry import CorpusRegistry
 from logitcask_services.jobs.signals import Signals
 from logitcask_services.jobs.store import ExtractionStore
 from logitcask_services.jobs.teacher import Teacher, TeacherHost
+from logitcask_services.jobs.waiting import Reason, passing_fault
 from logitcask_services.jobs.watchdog import TEACHER_FAILED, Heartbeat, Watchdog
 from logitcask_services.jobs.worker import Worker
 from logitcask_services.layout import ServiceFolders
@@ -80,10 +84,10 @@ class Service:
             load_seconds=settings.load_deadline_seconds,
         )
         claims = Claims()
-        # A second one takes what is small first, so that a large corpus does not hold up all others.
+        # A second one takes what is small only, so that large corpora do not hold up all others.
         self._threads = (
-            Preparer(context, claims, order="oldest"),
-            Preparer(context, claims, order="smallest"),
+            Preparer(context, claims, lane="all"),
+            Preparer(context, claims, lane="small"),
             Worker(context, watchdog),
             watchdog,
         )
@@ -100,9 +104,10 @@ class Service:
     def stop(self) -> None:
         """End the threads and close the database. A teacher that is deep in its work is left to the process's end."""
         self.signals.stop()
+        deadline = time.monotonic() + JOIN_SECONDS
         for thread in self._threads:
             if thread.ident is not None:
-                thread.join(JOIN_SECONDS)
+                thread.join(max(0.0, deadline - time.monotonic()))
         if any(thread.is_alive() for thread in self._threads):
             logger.warning("the teacher did not stop within %g s; the process ends without it", JOIN_SECONDS)
             return
@@ -116,11 +121,28 @@ class Service:
         if self.host.state != "ready":
             reasons.append({"code": f"teacher_{self.host.state}", "message": self.host.reason})
         for folder in (self.folders.cask_root, self.folders.state):
-            if (free := files.free_bytes(folder)) < self.settings.disk_floor_bytes:
-                message = f"{free} bytes free, fewer than the floor of {self.settings.disk_floor_bytes}"
-                reasons.append({"code": "insufficient_storage", "message": message})
+            if (reason := self._fault_of(folder)) is not None:
+                reasons.append({"code": reason[0], "message": reason[1]})
                 break
         return reasons
+
+    def _fault_of(self, folder: Path) -> Reason | None:
+        """Code and sentence where a folder cannot take what work writes."""
+        try:
+            read_only = bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+            free = files.free_bytes(folder)
+        except OSError as error:
+            return passing_fault(error)
+        if read_only:
+            return "read_only", f"the file system of {folder} is read-only"
+        if not os.access(folder, os.W_OK | os.X_OK):
+            return "permission_denied", f"the service may not write into {folder}"
+        if free < self.settings.disk_floor_bytes:
+            return (
+                "insufficient_storage",
+                f"{free} bytes free, fewer than the floor of {self.settings.disk_floor_bytes}",
+            )
+        return None
 
     def _crashed(self, reason: str, *, teacher_failed: bool = False) -> None:
         self.crash, self.exit_code = reason, TEACHER_FAILED if teacher_failed else FAILED

@@ -53,8 +53,8 @@ class ServiceSettings(BaseSettings):
     """Pause before the first restart; doubles up to one minute."""
     engine_hang_seconds: Annotated[float, Field(ge=0)] = 1800.0
     """Silence of the teacher, with documents in hand, after which it counts as dead; 0: never."""
-    cancel_grace_seconds: Annotated[float, Field(ge=0)] = 20.0
-    """The same once the extraction is cancelled."""
+    cancel_grace_seconds: Annotated[float, Field(ge=0)] = 5.0
+    """Silence of the teacher after which a cancelled extraction ends without waiting for it; 0: waits."""
     load_deadline_seconds: Annotated[float, Field(ge=0)] = 3600.0
     """Longest time that the teacher may take to load; 0: any."""
     pause_poll_seconds: Annotated[float, Field(gt=0)] = 2.0

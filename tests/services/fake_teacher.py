@@ -121,8 +121,11 @@ class FakeEngine:
         if self.seconds_per_document:
             time.sleep(self.seconds_per_document)
         if HANGS in task.token_ids_L and (self.hang_file is None or self.hang_file.exists()):
-            self.interrupted.wait()
-            raise RuntimeError("interrupted while it hung, as scripted")
+            while not self.interrupted.wait(0.02):
+                if self.hang_file is not None and not self.hang_file.exists():
+                    break
+            else:
+                raise RuntimeError("interrupted while it hung, as scripted")
         if KILLER in task.token_ids_L:
             raise RuntimeError("killed by a document, as scripted")
         if POISON in task.token_ids_L and not self.harmless:

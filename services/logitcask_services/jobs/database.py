@@ -1,9 +1,10 @@
 """The job database: SQLite in WAL mode, every commit on the disk before it returns, one writer at a time."""
 
 import fcntl
+import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -13,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_services.jobs.tables import SCHEMA_VERSION, Base
+from logitcask_services.jobs.waiting import passing_fault
 
 FILE_NAME = "jobs.sqlite3"
 BUSY_SECONDS = 30.0
@@ -42,13 +44,11 @@ class Database:
         event.listen(self._engine, "connect", _configure)
         event.listen(self._engine, "begin", _begin)
         try:
+            _require_ours(folder / FILE_NAME)
             self._create(folder)
-        except SQLError as error:
+        except (SQLError, sqlite3.Error) as error:
             self.close()
-            raise DatabaseError(
-                f"{folder / FILE_NAME} cannot be used as the job database: {error.orig}. Restore it from a copy, or "
-                "move it away: the service then begins with an empty list, and casks keep what they hold"
-            ) from error
+            raise _unusable(folder / FILE_NAME, error) from error
         except BaseException:
             self.close()
             raise
@@ -85,6 +85,38 @@ class Database:
         self._lock_file.close()
 
 
+def _require_ours(path: Path) -> None:
+    """Look at a file before anything is written to it. Raises DatabaseError, sqlite3.Error."""
+    if not path.exists():
+        return
+    with closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as connection:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if (version or tables) and (not version or "extractions" not in tables):
+            raise DatabaseError(
+                f"{path} is the database of another program (tables: {', '.join(sorted(tables)) or 'none'}); choose "
+                "another --data-dir. Nothing was changed in it"
+            )
+        (damage,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if damage != "ok":
+            raise sqlite3.DatabaseError(" ".join(damage.split()))  # one line
+
+
+def _unusable(path: Path, error: SQLError | sqlite3.Error) -> DatabaseError:
+    cause = error.orig if isinstance(error, SQLError) else error
+    if isinstance(cause, sqlite3.OperationalError) and (reason := passing_fault(cause)) is not None:
+        code, _ = reason
+        advice = {
+            "database_busy": f"Another program holds it: let that end (`fuser {path}` tells which), then start again",
+            "insufficient_storage": "Free space, then start again",
+        }.get(code, "Make the file and its folder readable and writable for this user, then start again")
+        return DatabaseError(f"{path} cannot be opened now: {cause}. {advice}; nothing is lost")
+    return DatabaseError(
+        f"{path} cannot be used as the job database: {cause}. Restore it from a copy, or "
+        "move it away: the service then begins with an empty list, and casks keep what they hold"
+    )
+
+
 def _add_missing_columns(connection: Connection) -> None:
     """Bring tables of an older version up to date: new columns come with their default."""
     for table in Base.metadata.sorted_tables:
@@ -105,7 +137,13 @@ def _literal(default: Any) -> str:
 
 
 def _lock(folder: Path) -> TextIO:
-    file = (folder / "lock").open("w")
+    try:
+        file = (folder / "lock").open("w")
+    except OSError as error:
+        raise DatabaseError(
+            f"the lock {folder / 'lock'} cannot be opened ({error.strerror or error}); make it writable for this "
+            "user, or choose another --data-dir"
+        ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

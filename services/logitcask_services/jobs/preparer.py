@@ -5,6 +5,7 @@ import threading
 from typing import Literal
 
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_services.corpora.prepare import BadLine, DocumentLimits, PreparationStoppedError, Prepared, prepare
@@ -14,10 +15,12 @@ from logitcask_services.jobs.plan import plan_chunks
 from logitcask_services.jobs.states import IllegalTransitionError
 from logitcask_services.jobs.tables import ExtractionRow
 from logitcask_services.jobs.teacher import TeacherFacts
-from logitcask_services.jobs.waiting import EndedWhileWaitingError, Waiter, passing_fault
+from logitcask_services.jobs.waiting import EndedWhileWaitingError, Schedule, SetAsideError, Waiter, passing_fault
 
 logger = logging.getLogger(__name__)
 IDLE_SECONDS = 5.0
+SMALL_BYTES = 64 << 20
+"""A corpus up to this size is prepared by either thread, a larger one by one of them only."""
 MOST_LISTED = 10_000
 """Lines of one corpus that are listed one by one; a file that is no corpus shall not fill the database."""
 
@@ -46,11 +49,12 @@ class Claims:
 class Preparer(threading.Thread):
     """validating -> queued, one extraction after another, once the teacher's facts are known."""
 
-    def __init__(self, context: JobContext, claims: Claims, *, order: Literal["oldest", "smallest"]) -> None:
-        super().__init__(name=f"logitcask-preparer-{order}", daemon=True)
+    def __init__(self, context: JobContext, claims: Claims, *, lane: Literal["all", "small"]) -> None:
+        super().__init__(name=f"logitcask-preparer-{lane}", daemon=True)
         self._context = context
         self._claims = claims
-        self._order = order
+        self._lane = lane
+        self._set_aside = Schedule(context.settings.pause_poll_seconds)
 
     def run(self) -> None:
         """Work until the service stops."""
@@ -59,7 +63,7 @@ class Preparer(threading.Thread):
             while not signals.stopping.is_set():
                 seen = signals.changes
                 if not self._step_or_wait():
-                    signals.wait(seen, IDLE_SECONDS)
+                    signals.wait(seen, self._set_aside.seconds_to_next(IDLE_SECONDS))
         except Exception as error:
             logger.exception("the preparing thread ended")
             self._context.crashed(f"the preparing thread ended: {error}")
@@ -68,7 +72,7 @@ class Preparer(threading.Thread):
         """One extraction; False where there is none, or the job database cannot be used now."""
         try:
             return self._step()
-        except OperationalError as error:
+        except (OSError, OperationalError, PoolTimeoutError) as error:
             if (reason := passing_fault(error)) is None:
                 raise
             logger.warning("paused: %s", reason[1])
@@ -88,13 +92,14 @@ class Preparer(threading.Thread):
         facts = self._context.host.facts
         if facts is None:
             return False
-        waiting = store.to_prepare()
-        if self._order == "smallest":
-            waiting.sort(key=lambda entry: entry[1])
-        for row, _ in waiting:
+        for row in self._due():
             if self._claims.take(row.id):
                 try:
                     self._prepare(row, facts)
+                    self._set_aside.forget(row.id)
+                except SetAsideError as error:
+                    logger.warning("preparation of %s waits, others go first: %s", row.id, error)
+                    self._set_aside.put(row.id)
                 except (PreparationStoppedError, EndedWhileWaitingError):
                     logger.info("preparation of %s was stopped", row.id)
                 except IllegalTransitionError as error:
@@ -103,6 +108,20 @@ class Preparer(threading.Thread):
                     self._claims.release(row.id)
                 return True
         return False
+
+    def _due(self) -> list[ExtractionRow]:
+        """What this thread may prepare now, in its order: the oldest first, or the smallest."""
+        waiting = self._context.extractions.to_prepare()
+        if self._lane == "small":
+            waiting = sorted((entry for entry in waiting if entry[1] <= SMALL_BYTES), key=lambda entry: entry[1])
+        return [row for row, _ in waiting if self._set_aside.is_due(row.id)]
+
+    def _gives_way(self, row: ExtractionRow) -> bool:
+        """Whether others are there that may not wait for the same thing, such as a corpus whose file is gone."""
+        try:
+            return any(other.id != row.id for other in self._due())
+        except (OperationalError, PoolTimeoutError):
+            return False  # it waits for the database, as all others would
 
     def _prepare(self, row: ExtractionRow, facts: TeacherFacts) -> None:
         context, settings = self._context, self._context.settings
@@ -121,6 +140,7 @@ class Preparer(threading.Thread):
             poll_seconds=settings.pause_poll_seconds,
             ends=lambda seconds: context.signals.stopping.wait(seconds) or context.signals.ends(row.id),
             set_waiting=lambda reason: context.extractions.set_waiting(row.id, reason),
+            gives_way=lambda seconds: self._gives_way(row),
         )
         corpus = context.storage.path(context.corpora.get(row.corpus_id).sha256)
         limits = DocumentLimits(
@@ -172,8 +192,8 @@ class Preparer(threading.Thread):
         if not found.documents:
             context.extractions.save_failed_preparation(row.id, found, _nothing_reason(found, first_bad))
             return
-        store = TokenStore(context.folders.token_store(row.id))
-        plan = list(plan_chunks(store.offsets_D1, settings.chunk_positions))
+        folder = context.folders.token_store(row.id)
+        plan = waiter.run(lambda: list(plan_chunks(TokenStore(folder).offsets_D1, settings.chunk_positions)))
         waiter.run(lambda: context.extractions.save_preparation(row.id, found, teacher_document(facts.identity), plan))
 
 

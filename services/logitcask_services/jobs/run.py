@@ -150,6 +150,11 @@ class ExtractionRun:
             store.record_failure(self._row.id, self._describe(self._alone, "teacher_died", text))
         store.record_death(self._row.id, chunks, reason)
 
+    def note_cancelled(self) -> None:
+        """Called from the watchdog's thread: the extraction was cancelled, and the teacher is deep in its work."""
+        if self._context.extractions.get(self._row.id).status == "cancelling":
+            self._context.extractions.finish(self._row.id, "cancelled")
+
     def _release(self, entry: OpenChunk) -> None:
         with self._context.heartbeat.excused():  # a slow disk is no fault of the teacher's
             self._publisher.submit(entry)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, func, null, select, update
 from sqlalchemy.orm import Session
 
 from logitcask_schemas.identity import TeacherIdentity
@@ -194,8 +194,9 @@ class ExtractionStore:
                     _step(
                         session, row, "queued", ("service_restarted", "the service restarted; the run goes on"), "info"
                     )
-                row.waiting = None
                 moved.append(row.id)
+            # What held something up before may be over; it is noticed again where it is not.
+            session.execute(update(ExtractionRow).where(ExtractionRow.status.not_in(FINAL)).values(waiting=null()))
         return moved
 
     def in_status(self, status: Status) -> Sequence[ExtractionRow]:
@@ -203,6 +204,14 @@ class ExtractionStore:
         query = select(ExtractionRow).where(ExtractionRow.status == status).order_by(ExtractionRow.number)
         with self._database.read() as session:
             return session.scalars(query).all()
+
+    def waiting(self) -> list[tuple[str, str, int]]:
+        """Why extractions wait: code, the message of one of them, how many."""
+        code = ExtractionRow.waiting["code"].as_string()
+        message = func.min(ExtractionRow.waiting["message"].as_string())
+        query = select(code, message, func.count()).where(ExtractionRow.status.not_in(FINAL), code.is_not(None))
+        with self._database.read() as session:
+            return [(code, message, many) for code, message, many in session.execute(query.group_by(code))]
 
     def to_prepare(self) -> list[tuple[ExtractionRow, int]]:
         """Extractions to be validated with the bytes of their corpora, oldest first."""
@@ -267,6 +276,7 @@ class ExtractionStore:
                 },
             )
             _step(session, row, "queued", None, "info")
+            row.waiting = None
         self._changed(extraction_id)
 
     def save_failed_preparation(self, extraction_id: str, found: Prepared, reason: tuple[str, str]) -> None:
@@ -358,7 +368,7 @@ class ExtractionStore:
             )
             if row.status == "cancelling":
                 _step(session, row, "cancelled", None, "info")
-            else:
+            elif row.status not in FINAL:
                 _step(session, row, "queued", ("teacher_died", message), "warning")
                 row.waiting = {"code": "teacher_unavailable", "message": message}
         self._changed(extraction_id)
@@ -415,7 +425,7 @@ def _step(session: Session, row: ExtractionRow, status: Status, reason: tuple[st
     detail = {"code": reason[0], "message": reason[1]} if reason else None
     if status == "failed":
         row.error = detail
-    if status in FINAL or status == "in_progress":
+    if status in FINAL:
         row.waiting = None
     message = f"{status}: {reason[1]}" if reason else status
     add_event(session, row, "status", message, {"status": status, "reason": detail}, level=level)

@@ -80,10 +80,12 @@ def passing_fault(error: BaseException) -> Reason | None:
         case PoolTimeoutError():
             code, text = "database_busy", f"the job database: {error}"
         case OperationalError(orig=sqlite3.OperationalError() as cause):
-            known = _SQLITE_CODES.get(getattr(cause, "sqlite_errorcode", 0) & 0xFF)
+            return passing_fault(cause)
+        case sqlite3.OperationalError():
+            known = _SQLITE_CODES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
             if known is None:
                 return None
-            code, text = known, f"the job database: {cause}"
+            code, text = known, f"the job database: {error}"
         case OSError():
             number = error.errno if error.errno is not None else _errno_of(error)
             code, text = _CODES.get(number or 0, "io_error"), str(error)
@@ -117,6 +119,34 @@ def retry_until_written(work: Callable[[], T], *, poll_seconds: float, stopping:
         if stopping.wait(pause):
             raise EndedWhileWaitingError
         pause = min(2 * pause, LONGEST_PAUSE)
+
+
+class Schedule:
+    """What was set aside, and when it is tried again: ever more rarely. For one thread."""
+
+    def __init__(self, first_pause: float) -> None:
+        self._first_pause = first_pause
+        self._entries: dict[str, tuple[float, float]] = {}
+        """Id -> time to try again (monotonic), and the pause before it."""
+
+    def put(self, identity: str) -> None:
+        """Set it aside, for twice as long as the last time."""
+        last = self._entries.get(identity, (0.0, self._first_pause / 2))[1]
+        pause = min(2 * last, LONGEST_PAUSE)
+        self._entries[identity] = (time.monotonic() + pause, pause)
+
+    def forget(self, identity: str) -> None:
+        """It went on, or has ended."""
+        self._entries.pop(identity, None)
+
+    def is_due(self, identity: str) -> bool:
+        """Whether it may be tried now."""
+        return self._entries.get(identity, (0.0, 0.0))[0] <= time.monotonic()
+
+    def seconds_to_next(self, most: float) -> float:
+        """Until something falls due; at most `most`."""
+        now = time.monotonic()
+        return max(0.01, min([most, *(at - now for at, _ in self._entries.values() if at > now)]))
 
 
 class Waiter:

@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
 if TYPE_CHECKING:
     from logitcask_services.jobs.context import JobContext
 
@@ -69,6 +72,10 @@ class CurrentRun(Protocol):
         """Write down, from another thread, that the teacher hangs: the process is about to end."""
         ...
 
+    def note_cancelled(self) -> None:
+        """Write down, from another thread, that the cancelled extraction has ended: the teacher is not waited for."""
+        ...
+
 
 class Watchdog(threading.Thread):
     """Looks at the heartbeat. `hang_seconds` 0 switches it off."""
@@ -92,8 +99,10 @@ class Watchdog(threading.Thread):
         while limits and not context.signals.stopping.wait(min(1.0, min(limits) / 4)):
             if context.host.load_heartbeat.silence > self._load > 0:
                 self._end(f"the teacher did not load within {self._load:g} s")
-            silence, limit = context.heartbeat.silence, self._limit()
-            if not limit or silence <= limit:
+            silence = context.heartbeat.silence
+            if silence > self._cancel > 0:
+                self._let_go_of_cancelled()
+            if not silence > self._hang > 0:
                 continue
             reason = f"the teacher has shown no life for {silence:.0f} s"
             deaths = context.host.deaths
@@ -102,16 +111,26 @@ class Watchdog(threading.Thread):
                 interrupted_at = deaths
                 context.heartbeat.beat()
             else:
-                if self.run_now is not None:
-                    self.run_now.note_hang(reason)
+                self._note_hang(reason)
                 self._end(reason)
 
-    def _limit(self) -> float:
-        """Seconds of silence that are too many: fewer where the extraction was cancelled."""
+    def _let_go_of_cancelled(self) -> None:
+        """A slow teacher is no dead one: the extraction ends, what the teacher still makes of it is left out."""
         run = self.run_now
-        if run is not None and self._cancel and self._context.signals.is_cancelled(run.extraction_id):
-            return min(self._cancel, self._hang or self._cancel)
-        return self._hang
+        if run is None or not self._context.signals.is_cancelled(run.extraction_id):
+            return
+        try:
+            run.note_cancelled()
+        except (OperationalError, PoolTimeoutError) as error:
+            logger.warning("the end of %s could not be noted yet: %s", run.extraction_id, error)
+
+    def _note_hang(self, reason: str) -> None:
+        if (run := self.run_now) is None:
+            return
+        try:
+            run.note_hang(reason)
+        except Exception:  # the process must end all the same; without the note the death is not counted
+            logger.exception("the death of the teacher could not be noted")
 
     def _end(self, reason: str) -> None:
         logger.critical("%s; the process ends (exit code %d) so that a new one can go on", reason, TEACHER_FAILED)

@@ -2,11 +2,11 @@
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from typing import Literal
 
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from logitcask_schemas.errors import CaptureSpecError, CaskError, IdentityMismatchError, LogitcaskError
 from logitcask_services.jobs.context import JobContext, teacher_document
@@ -17,9 +17,9 @@ from logitcask_services.jobs.suspicion import Suspicion
 from logitcask_services.jobs.tables import ExtractionRow
 from logitcask_services.jobs.teacher import Teacher, TeacherDiedError
 from logitcask_services.jobs.waiting import (
-    LONGEST_PAUSE,
     EndedWhileWaitingError,
     Reason,
+    Schedule,
     SetAsideError,
     passing_fault,
     retry_until_written,
@@ -40,8 +40,8 @@ class Worker(threading.Thread):
         self._context = context
         self._watchdog = watchdog
         self._suspicion = Suspicion()
-        self._set_aside: dict[str, tuple[float, float]] = {}
-        """Extractions that wait for something of their own -> when to try again (monotonic), and the pause before."""
+        self._set_aside = Schedule(context.settings.pause_poll_seconds)
+        """Extractions that wait for something of their own."""
 
     def run(self) -> None:
         """Work until the service stops or the teacher is given up."""
@@ -53,7 +53,7 @@ class Worker(threading.Thread):
                 if teacher is None:
                     break
                 if not self._step_or_wait(teacher):
-                    signals.wait(seen, self._idle_seconds())
+                    signals.wait(seen, self._set_aside.seconds_to_next(IDLE_SECONDS))
         except EndedWhileWaitingError:
             logger.info("stopped while it waited; the next start goes on")
         except Exception as error:
@@ -69,7 +69,7 @@ class Worker(threading.Thread):
         """One extraction; False where there is none to run, or the job database cannot be used now."""
         try:
             return self._step(teacher)
-        except OperationalError as error:
+        except (OSError, OperationalError, PoolTimeoutError) as error:
             if (reason := passing_fault(error)) is None:
                 raise
             logger.warning("paused: %s", reason[1])
@@ -104,6 +104,8 @@ class Worker(threading.Thread):
                 gives_way=lambda seconds: self._gives_way(teacher, row, seconds, started=run is not None),
             )
             self._watchdog.run_now = run
+            # Only now is what it waited for over: a try that fails again shows its reason throughout.
+            self._persist(lambda: self._context.extractions.set_waiting(row.id, None))
             self._finish(row, run)
         except TeacherDiedError as error:
             assert run is not None  # only a run talks to the teacher
@@ -115,15 +117,15 @@ class Worker(threading.Thread):
         except IllegalTransitionError as error:
             logger.info("%s", error)  # cancelled between the last document and the end
             self._ended(row)
-        except (LogitcaskError, OSError, OperationalError) as error:
+        except (LogitcaskError, OSError, OperationalError, PoolTimeoutError) as error:
             if (reason := passing_fault(error)) is not None:
                 self._put_aside(row, reason)
-            elif isinstance(error, OperationalError):
+            elif isinstance(error, OperationalError | PoolTimeoutError):
                 raise
             else:
                 self._fail(row, error)
         else:
-            self._set_aside.pop(row.id, None)
+            self._set_aside.forget(row.id)
         finally:
             self._watchdog.run_now = None
             if run is not None:
@@ -152,8 +154,11 @@ class Worker(threading.Thread):
 
     def _ended(self, row: ExtractionRow) -> None:
         """The run was told to end: by a cancel, or because the service stops (then the next start goes on)."""
-        if self._context.extractions.get(row.id).status == "cancelling":
+        status = self._context.extractions.get(row.id).status
+        if status == "cancelling":
             self._end(row, "cancelled", None)
+        elif status == "cancelled":  # noted by the watchdog, while the teacher was deep in its work
+            self._context.folders.drop_token_store(row.id)
 
     def _died(self, row: ExtractionRow, run: ExtractionRun, error: TeacherDiedError) -> None:
         run.close()  # what was captured is published before the death is counted
@@ -191,11 +196,8 @@ class Worker(threading.Thread):
 
     def _next(self, teacher: Teacher) -> ExtractionRow | None:
         """The oldest queued extraction of this teacher whose time has come."""
-        now = time.monotonic()
-        for row in self._context.extractions.queued_for(teacher.engine.identity):
-            if self._set_aside.get(row.id, (0.0, 0.0))[0] <= now:
-                return row
-        return None
+        queued = self._context.extractions.queued_for(teacher.engine.identity)
+        return next((row for row in queued if self._set_aside.is_due(row.id)), None)
 
     def _gives_way(self, teacher: Teacher, row: ExtractionRow, seconds: float, *, started: bool) -> bool:
         """Whether a run that waits lets others go first: at once before it began, later with some patience."""
@@ -203,15 +205,12 @@ class Worker(threading.Thread):
             return False
         try:
             other = self._next(teacher)
-        except OperationalError:
+        except (OperationalError, PoolTimeoutError):
             return False  # it waits for the database, as all others would
         return other is not None and other.id != row.id
 
     def _put_aside(self, row: ExtractionRow, reason: Reason) -> None:
         """Back into the queue with its reason; tried again later, ever more rarely."""
-        pause = min(
-            2 * self._set_aside.get(row.id, (0.0, self._context.settings.pause_poll_seconds / 2))[1], LONGEST_PAUSE
-        )
         logger.warning("extraction %s waits, others go first: %s", row.id, reason[1])
         try:
             self._persist(lambda: self._context.extractions.put_aside(row.id, reason))
@@ -219,12 +218,7 @@ class Worker(threading.Thread):
             logger.info("%s", error)  # cancelled meanwhile
             self._ended(row)
             return
-        self._set_aside[row.id] = (time.monotonic() + pause, pause)
-
-    def _idle_seconds(self) -> float:
-        """Until the next one that was set aside is tried again, or something else happens."""
-        now = time.monotonic()
-        return max(0.01, min([IDLE_SECONDS, *(at - now for at, _ in self._set_aside.values() if at > now)]))
+        self._set_aside.put(row.id)
 
     def _explain_others(self, teacher: Teacher) -> None:
         """Say why extractions whose tokens are another teacher's stay queued."""

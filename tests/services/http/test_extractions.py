@@ -199,7 +199,7 @@ def test_lists(server, corpus):
 
 def test_operations(server):
     assert server.client.get("/health").json() == {"status": "ok"}
-    assert server.client.get("/health/ready").json() == {"status": "ready", "reasons": []}
+    assert server.client.get("/health/ready").json() == {"status": "ready", "reasons": [], "waiting": []}
     assert server.client.get("/version").json().keys() == {"version"}
     (model,) = server.client.get("/v1/models").json()["data"]
     assert (model["id"], model["max_model_len"], model["status"]) == ("fake-teacher", 64, "ready")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from fake_teacher import HANGS, POISON
+from fake_teacher import HANGS, POISON, fake_teacher
 from service_harness import wait_for
 
 from logitcask_schemas.cask import Cask, CaskWriter
@@ -54,6 +54,8 @@ def test_a_locked_cask_holds_up_nobody_else_and_its_holder_is_named(serve, docum
         assert waiting["code"] == "cask_locked"
         assert f"process id {os.getpid()}." in waiting["message"], "as the kernel tells, not the note in the file"
         assert "Free space" not in waiting["message"]
+        wait_for(lambda: server.get(waits["id"])["status"] == "in_progress")
+        assert server.get(waits["id"])["waiting"]["code"] == "cask_locked", "also while it is tried again"
     assert server.finish(waits["id"])["status"] == "completed"
 
 
@@ -133,20 +135,103 @@ def test_a_large_corpus_in_preparation_holds_up_no_small_one(serve, documents, m
     assert server.finish(large["id"])["status"] == "completed"
 
 
-@pytest.mark.parametrize("cancelled", [False, True])
-def test_a_teacher_that_hangs_is_ended_and_loaded_again(serve, documents, tmp_path, cancelled):
+def test_large_corpora_hold_up_no_small_one_however_many_they_are(serve, documents, monkeypatch):
+    from logitcask_services.jobs import preparer
+
+    prepare, released = preparer.prepare, []
+
+    def slow(corpus, *args, **options):
+        if corpus.stat().st_size > 2000:
+            wait_for(lambda: released or options["stopped"]())
+        return prepare(corpus, *args, **options)
+
+    monkeypatch.setattr(preparer, "prepare", slow)
+    monkeypatch.setattr(preparer, "SMALL_BYTES", 2000)
+    server = serve()
+    large = [server.submit(server.upload(documents[number:]), cask=f"large{number}") for number in range(3)]
+    small = server.submit(server.upload(documents[:2]), cask="small")
+    assert server.finish(small["id"])["status"] == "completed"
+    assert {server.get(each["id"])["status"] for each in large} == {"validating"}
+    released.append(True)
+    assert {server.finish(each["id"])["status"] for each in large} == {"completed"}
+
+
+def test_corpora_whose_files_are_gone_hold_up_nobody(serve, documents, tmp_path):
+    server = serve()
+    gone = []
+    for number in range(3):
+        corpus = server.upload(documents[number:])
+        server.service.storage.path(server.service.corpora.get(corpus["id"]).sha256).rename(tmp_path / f"{number}.away")
+        gone.append(server.submit(corpus, cask=f"gone{number}"))
+    other = server.submit(server.upload(documents[:2]), cask="other")
+    assert server.finish(other["id"])["status"] == "completed"
+    wait_for(lambda: all(server.get(each["id"])["waiting"] for each in gone))
+    assert {server.get(each["id"])["waiting"]["code"] for each in gone} == {"files_missing"}
+
+
+def test_no_descriptors_at_the_end_of_a_preparation_end_no_thread(serve, documents, monkeypatch):
+    from logitcask_services.jobs import preparer
+
+    store, faults = preparer.TokenStore, [True, True]
+
+    def out_of_descriptors(folder):
+        if faults:
+            faults.pop()
+            raise OSError(errno.EMFILE, "Too many open files")
+        return store(folder)
+
+    monkeypatch.setattr(preparer, "TokenStore", out_of_descriptors)
+    server = serve()
+    done = server.finish(server.submit(server.upload(documents[:4]))["id"])
+    assert (done["status"], done["waiting"]) == ("completed", None)
+    assert server.service.crash is None
+
+
+def test_readiness_tells_folders_that_cannot_be_used_and_what_work_waits_for(serve, documents, tmp_path):
+    server = serve()
+    (tmp_path / "casks" / "a").mkdir(parents=True)
+    with (tmp_path / "casks" / "a" / "cask.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waits = server.submit(server.upload(documents[:4]), cask="a")
+        wait_for(lambda: server.get(waits["id"])["waiting"])
+        ready = server.client.get("/health/ready")
+        assert ready.status_code == 200, "other casks can be written"
+        assert [(each["code"], each["extractions"]) for each in ready.json()["waiting"]] == [("cask_locked", 1)]
+    assert server.finish(waits["id"])["status"] == "completed"
+    assert server.client.get("/health/ready").json()["waiting"] == []
+    (tmp_path / "casks").rename(tmp_path / "away")
+    unready = server.client.get("/health/ready")
+    (tmp_path / "away").rename(tmp_path / "casks")
+    assert (unready.status_code, unready.json()["reasons"][0]["code"]) == (503, "files_missing")
+
+
+@pytest.mark.parametrize("interruptible", [True, False])
+def test_a_cancel_waits_for_no_teacher_and_kills_none(serve, documents, tmp_path, interruptible):
+    """A document may take long: the extraction ends, the teacher goes on, and the next extraction has it."""
+    hang_file = tmp_path / "hang"
+    hang_file.touch()
+    documents[0]["input_ids"][1:1] = [HANGS]
+    teacher = fake_teacher(hang_file=hang_file, in_flight=1, interruptible=interruptible)
+    server = serve(load=lambda: teacher, engine_hang_seconds=1000.0, cancel_grace_seconds=0.2)
+    started = server.submit(server.upload(documents))
+    wait_for(lambda: teacher.engine.given)
+    server.client.post(f"/v1/extractions/{started['id']}/cancel")
+    assert server.finish(started["id"])["status"] == "cancelled"
+    assert (server.service.host.deaths, teacher.engine.interrupted.is_set()) == (0, False)
+    hang_file.unlink()
+    next_one = server.submit(server.upload(documents[1:5]), cask="next")
+    assert server.finish(next_one["id"])["status"] == "completed"
+    assert server.service.host.deaths == 0
+    assert server.get(started["id"])["status"] == "cancelled"
+    wait_for(lambda: not server.service.folders.token_store(started["id"]).exists())
+
+
+def test_a_teacher_that_hangs_is_ended_and_loaded_again(serve, documents, tmp_path):
     hang_file = tmp_path / "hang"
     hang_file.touch()
     documents[5]["input_ids"][1:1] = [HANGS]
-    limits = {"engine_hang_seconds": 1000.0 if cancelled else 0.4, "cancel_grace_seconds": 0.3}
-    server = serve(fake={"hang_file": hang_file, "in_flight": 1}, **limits)
+    server = serve(fake={"hang_file": hang_file, "in_flight": 1}, engine_hang_seconds=0.4)
     started = server.submit(server.upload(documents))
-    wait_for(lambda: server.get(started["id"])["status"] == "in_progress")
-    if cancelled:
-        wait_for(lambda: server.service.progress.pace(started["id"]) is not None)
-        server.client.post(f"/v1/extractions/{started['id']}/cancel")
-        assert server.finish(started["id"])["status"] == "cancelled"
-        return
     wait_for(lambda: server.service.host.deaths > 0)
     hang_file.unlink()
     assert server.finish(started["id"])["status"] == "completed"

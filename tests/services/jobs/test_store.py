@@ -1,6 +1,7 @@
 """The job store: recovery after a restart, cancelling, idempotency, one service per folder."""
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,63 @@ def test_a_damaged_database_is_refused_with_advice(tmp_path, content):
     path.write_bytes(content if content is not None else whole[:2000] + b"\xff" * (len(whole) - 2000))
     with pytest.raises(DatabaseError, match="cannot be used as the job database"):
         Database(tmp_path)
+
+
+@pytest.mark.parametrize("version", [0, 1, SCHEMA_VERSION, 99])
+def test_a_database_of_another_program_is_refused_and_left_as_it_is(tmp_path, version):
+    with closing(sqlite3.connect(tmp_path / "jobs.sqlite3")) as other:
+        other.execute("CREATE TABLE songs (title)")
+        other.execute(f"PRAGMA user_version = {version}")
+    before = (tmp_path / "jobs.sqlite3").read_bytes()
+    with pytest.raises(DatabaseError, match=r"is the database of another program \(tables: songs\)"):
+        Database(tmp_path)
+    assert (tmp_path / "jobs.sqlite3").read_bytes() == before
+
+
+def test_a_damaged_page_in_the_middle_is_noticed_at_the_start(tmp_path):
+    Database(tmp_path).close()
+    path = tmp_path / "jobs.sqlite3"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'extractions'").fetchone()
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+    with pytest.raises(DatabaseError, match=r"cannot be used as the job database.*Restore it from a copy"):
+        Database(tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["IMMEDIATE", "EXCLUSIVE"])
+def test_a_database_locked_at_the_start_is_not_called_damaged(tmp_path, monkeypatch, mode):
+    monkeypatch.setattr("logitcask_services.jobs.database.BUSY_SECONDS", 0.1)
+    Database(tmp_path).close()
+    with closing(sqlite3.connect(tmp_path / "jobs.sqlite3", isolation_level=None)) as other:
+        other.execute(f"BEGIN {mode}")
+        with pytest.raises(DatabaseError, match=r"Another program holds it.*nothing is lost") as refused:
+            Database(tmp_path)
+        assert "move it away" not in str(refused.value)
+        other.execute("ROLLBACK")
+    Database(tmp_path).close()
+
+
+def test_a_restart_forgets_what_queued_work_waited_for(store, request_of):
+    """What is still so is noticed again."""
+    row = queued(store, request_of)
+    store.set_waiting(row.id, ("other_teacher", "its tokens are another teacher's"))
+    assert store.waiting() == [("other_teacher", "its tokens are another teacher's", 1)]
+    store.recover()
+    assert store.get(row.id).waiting is None
+    assert store.waiting() == []
+
+
+def test_a_death_after_the_end_changes_no_end(store, request_of):
+    """An extraction that was cancelled while its teacher hung stays cancelled when the teacher is killed."""
+    row = queued(store, request_of)
+    store.step(row.id, "in_progress")
+    store.cancel(row.id)
+    store.finish(row.id, "cancelled")
+    assert store.record_death(row.id, [], "it hung").status == "cancelled"
 
 
 def test_every_commit_is_on_the_disk(database):

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from logitcask_services.http.access import Caller
-from logitcask_services.http.operations.wire import Health, Model, ModelList, NotReady, Readiness, Version
+from logitcask_services.http.operations.wire import Health, Model, ModelList, NotReady, Readiness, Version, WaitingWork
 from logitcask_services.http.problems import documented
 from logitcask_services.http.state import MetricsDep, ServiceDep
 
@@ -29,12 +29,16 @@ async def health() -> Health:
 
 @router.get("/health/ready", responses={503: {"model": Readiness, "description": "Not ready, with reasons"}})
 def ready(service: ServiceDep, response: Response) -> Readiness:
-    """Whether the teacher is loaded and there is room on the disk; 503 with reasons otherwise."""
+    """Whether new work would be done: 503 with reasons where not. `waiting` says what holds up work already there."""
     reasons = [NotReady(**reason) for reason in service.not_ready()]
     if reasons:
         response.status_code = 503
         response.headers["Retry-After"] = "5"
-    return Readiness(status="not_ready" if reasons else "ready", reasons=reasons)
+    waiting = [
+        WaitingWork(code=code, message=message, extractions=many)
+        for code, message, many in service.extractions.waiting()
+    ]
+    return Readiness(status="not_ready" if reasons else "ready", reasons=reasons, waiting=waiting)
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})

@@ -18,11 +18,20 @@ class NotReady(BaseModel):
     message: str
 
 
+class WaitingWork(BaseModel):
+    """What holds up extractions that are already there, with the message of one of them."""
+
+    code: str
+    message: str
+    extractions: int
+
+
 class Readiness(BaseModel):
-    """Whether new work would be done now."""
+    """Whether new work would be done now, and what work waits for."""
 
     status: Literal["ready", "not_ready"]
     reasons: list[NotReady]
+    waiting: list[WaitingWork]
 
 
 class Version(BaseModel):
