@@ -37,7 +37,7 @@ def base(place):
         micro_tokens=128,
         epochs=3,
         lr=3e-3,
-        save_steps=2,
+        save_steps=3,
         keep_checkpoints=100,
     )
 
@@ -234,7 +234,7 @@ def test_a_batch_that_is_not_the_checkpoints_is_refused_where_the_document_does_
 
 def test_going_on_from_an_earlier_checkpoint_replaces_the_later_ones(base, tmp_path):
     whole = train(replace(base, output=tmp_path / "whole"))
-    broken = replace(base, output=tmp_path / "broken", keep_checkpoints=3)
+    broken = replace(base, output=tmp_path / "broken", keep_checkpoints=3, save_steps=2)
     recorded_train(broken, tmp_path / "record", stop=13)
     checkpoints = broken.output / "checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir()) == ["checkpoint-10", "checkpoint-12", "checkpoint-8"]

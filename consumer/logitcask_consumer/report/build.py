@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from logitcask_consumer.callbacks import read_metrics
 from logitcask_consumer.checkpoints import METRICS_NAME
+from logitcask_consumer.checks import context_of
 from logitcask_consumer.cross_tokenizer import AlignedDocuments
 from logitcask_consumer.data import CaskDataset, open_casks
 from logitcask_consumer.report import plots
@@ -22,7 +23,7 @@ from logitcask_consumer.report.estimates import DocumentBootstrap, Estimate
 from logitcask_consumer.report.evaluate import Columns, evaluate_model, evaluate_teacher
 from logitcask_consumer.report.held_out import trained_on, warnings_of
 from logitcask_consumer.report.markdown import to_markdown
-from logitcask_consumer.report.reading import LONGEST, Reading, context_of, reading_of
+from logitcask_consumer.report.reading import LONGEST, Reading, reading_of
 from logitcask_consumer.students import load_model, load_tokenizer
 from logitcask_consumer.vocabulary import token_count
 from logitcask_schemas.cask import Cask
@@ -143,7 +144,9 @@ def _aligned(
 ) -> AlignedDocuments:
     """The documents in a model's tokens; models with one tokenizer share the folder."""
     assert config.teacher is not None
-    seq_len = config.seq_len or min(LONGEST, context_of(model) or LONGEST)  # its tokens may be more than the teacher's
+    seq_len = config.seq_len or min(
+        LONGEST, context_of(model.config) or LONGEST
+    )  # its tokens may be more than the teacher's
     return AlignedDocuments.of(
         model,
         load_tokenizer(dict(config.models)[label]),

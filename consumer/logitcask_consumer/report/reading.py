@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from logitcask_consumer.checks import check_student
+from logitcask_consumer.checks import check_student, context_of
 from logitcask_consumer.data import CaskDataset, Packing
 from logitcask_consumer.student_forward import check_packing
 from logitcask_schemas.cask import Cask
@@ -73,14 +73,8 @@ def reading_of(label: str, model: Any, casks: Sequence[Cask], seq_len: int | Non
     return Reading(seq_len=_window(label, model, casks, seq_len), packing=_packing(model))
 
 
-def context_of(model: Any) -> int | None:
-    """Tokens that a model was made for at most; None where it has no such limit."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return int(context) if context else None
-
-
 def _window(label: str, model: Any, casks: Sequence[Cask], seq_len: int | None) -> int:
-    context = context_of(model)
+    context = context_of(model.config)
     longest = max((int(cask.document_lengths().max(initial=0)) for cask in casks), default=0) - 1
     if seq_len is None:
         return max(2, min(longest, LONGEST, context or LONGEST))
