@@ -27,6 +27,14 @@ INITIAL_NAME = "initial"
 CHECKPOINTS_NAME = "checkpoints"
 PARTIAL_NAME = ".partial"
 """Folder of what is not complete, in the output folder and in that of the checkpoints."""
+_NOT_OURS = (
+    ("cask.json", "a cask"),
+    ("config.json", "a model"),
+    ("adapter_config.json", "adapters"),
+    ("*.safetensors", "a model"),
+    ("tokenizer*.json", "a tokenizer"),
+)
+"""Files that tell what a folder is, and what that is."""
 _FORMAT = {"format": "logitcask-run", "version": 1}
 
 
@@ -98,6 +106,21 @@ def write_run(output: Path, status: Literal["running", "finished"], content: dic
         _sync(output)
 
 
+def require_unused(output: Path) -> None:
+    """Raise RunFolderError where an output folder without a run holds a model or a cask, which a run would write over.
+
+    The folder of the teacher or of the student may have been named by mistake, and could not be had again.
+    """
+    if (output / RUN_NAME).exists():
+        return
+    for pattern, what in _NOT_OURS:
+        if path := next(output.glob(pattern), None):
+            raise RunFolderError(
+                f"the output folder {output} holds {what} that no run made ({path.name}); a run would write over it. "
+                "Name another folder (--output)"
+            )
+
+
 def require_finished(folder: Path) -> None:
     """Raise RunFolderError where a model folder is the output of a run that has not ended."""
     run = read_run(folder)
@@ -108,6 +131,24 @@ def require_finished(folder: Path) -> None:
         f"{folder} holds a training run that has not finished, so no model yet. Give its command again to finish it"
         + (f", or name its last checkpoint, {last}" if last else "")
     )
+
+
+def run_of(folder: Path) -> dict[str, Any] | None:
+    """The run that a model folder comes from, also where it is one of the run's checkpoints; None where no run made it.
+
+    Raises:
+        RunFolderError: see `read_run`.
+    """
+    is_checkpoint = (folder / "trainer_state.json").is_file() and folder.absolute().parent.name == CHECKPOINTS_NAME
+    return read_run(folder.absolute().parent.parent if is_checkpoint else folder)
+
+
+def earlier_runs(folder: Path | None) -> list[dict[str, Any]]:
+    """Casks and their places of the runs that trained a model folder before, the latest first."""
+    run = None if folder is None else run_of(folder)
+    if run is None:
+        return []
+    return [{"casks": run["casks"], "places": run.get("places")}, *run.get("earlier", [])]
 
 
 def require_same_run(run: dict[str, Any], output: Path, settings: dict[str, Any], casks: list[dict[str, Any]]) -> None:

@@ -1,5 +1,6 @@
 """Configuration of a training run: one frozen dataclass, checked at creation."""
 
+import math
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -105,7 +106,7 @@ class TrainConfig:
         rules: list[tuple[bool, str]] = [
             (bool(self.casks), "at least one cask is needed"),
             (0.0 <= self.ce_weight <= 1.0, f"ce_weight must lie between 0 and 1, got {self.ce_weight}"),
-            (self.epochs > 0, f"epochs must be positive, got {self.epochs}"),
+            (0 < self.epochs < math.inf, f"epochs must be positive and finite, got {self.epochs}"),
             (self.max_steps is None or self.max_steps > 0, f"max_steps must be positive, got {self.max_steps}"),
             (self.seq_len >= 1, f"seq_len must be at least 1, got {self.seq_len}"),
             (
@@ -120,7 +121,12 @@ class TrainConfig:
                 self.micro_tokens >= self.seq_len,
                 f"micro_tokens must hold at least one sequence of {self.seq_len}, got {self.micro_tokens}",
             ),
-            (self.lr > 0, f"lr must be positive, got {self.lr}"),
+            (0 < self.lr < math.inf, f"lr must be positive and finite, got {self.lr}"),
+            (
+                0 <= self.weight_decay < math.inf,
+                f"weight_decay must be at least 0 and finite, got {self.weight_decay}",
+            ),
+            (self.max_grad_norm > 0, f"max_grad_norm must be positive, got {self.max_grad_norm}"),
             (0.0 <= self.warmup < 1.0, f"warmup must be at least 0 and below 1, got {self.warmup}"),
             (0.0 <= self.min_lr_ratio <= 1.0, f"min_lr_ratio must lie between 0 and 1, got {self.min_lr_ratio}"),
             (0 <= self.seed < 2**32, f"seed must be at least 0 and below 2^32, got {self.seed}"),

@@ -26,6 +26,7 @@ from logitcask_consumer.checkpoints import (
     RUN_NAME,
     RunFolderError,
     choose_checkpoint,
+    earlier_runs,
     explained_writes,
     partial_folder,
     publish_model,
@@ -34,6 +35,7 @@ from logitcask_consumer.checkpoints import (
     require_finished,
     require_same_batch,
     require_same_run,
+    require_unused,
     write_run,
 )
 from logitcask_consumer.checks import check_context, check_student
@@ -113,6 +115,7 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
             if not folder.is_dir():
                 raise ModelError(f"{what} folder {folder} does not exist; a Hugging Face model folder is needed")
             require_finished(folder)
+    require_unused(config.output)
     before = read_run(config.output)
     finished = before is not None and before["status"] == "finished"
     with StopSignals() as stop:
@@ -173,6 +176,7 @@ def _train(config: TrainConfig, spec: StudentSpec, weights: Weights, stop: StopS
         "settings": settings,
         "batch_tokens": sequences * config.seq_len,
         "student": {"spec": config.student, "parameters": model.num_parameters()},
+        "earlier": earlier_runs(spec.folder or (config.teacher if spec.needs_teacher else None)),
     }
     if own.is_main_process:
         partial_folder(config.output)

@@ -1,14 +1,16 @@
 """What a report's figures must not depend on, and what it says of windows and of documents seen in training."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from cask_builder import build_cask, dense_positions, random_documents, save_teacher, tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM
 
 from logitcask_consumer.config import TrainConfig
-from logitcask_consumer.report.build import ReportConfig, make_report
+from logitcask_consumer.report.build import ReportConfig, ReportError, make_report
 from logitcask_consumer.report.reading import ContextError
 from logitcask_consumer.training import train
 from logitcask_schemas.capture_spec import CaptureSpec
@@ -157,3 +159,42 @@ def test_a_training_cask_that_is_gone_is_said_and_shard_names_still_tell(place, 
     known = document["models"][0]["trained_on"]
     assert (known["status"], known["documents"]) == ("unchecked", 8)
     assert "could not be checked" in document["warnings"][1]
+
+
+def test_documents_of_every_run_behind_a_model_are_looked_for(place, tmp_path):
+    """A checkpoint belongs to its run, and a model that a run went on from was trained before."""
+    (checkpoint,) = (place / "trained" / "checkpoints").glob("checkpoint-*")
+    config = TrainConfig(
+        casks=(place / "held",), student=str(checkpoint), output=tmp_path / "again", seq_len=96, max_steps=1
+    )
+    train(config)
+    models = (("checkpoint", checkpoint), ("again", tmp_path / "again"))
+    document = make_report(ReportConfig(casks=(place / "train",), models=models, output=tmp_path / "out"))
+    expected = {"status": "checked", "documents": 8, "unread": []}
+    assert [model["trained_on"] for model in document["models"]] == [expected, expected]
+
+
+def test_another_cask_at_the_place_of_the_training_cask_is_no_proof(place, tmp_path):
+    lent, teacher = tmp_path / "lent", AutoModelForCausalLM.from_pretrained(place / "teacher")
+    build_cask(lent, teacher, HELD_OUT)
+    train(TrainConfig(casks=(lent,), student=str(place / "wide"), output=tmp_path / "trained", seq_len=96, max_steps=1))
+    build_cask(tmp_path / "other", teacher, DOCUMENTS[:8])
+    shutil.rmtree(lent)
+    (tmp_path / "other").rename(lent)
+    config = ReportConfig(casks=(place / "leaking",), models=(("s", tmp_path / "trained"),), output=tmp_path / "out")
+    known = make_report(config)["models"][0]["trained_on"]
+    assert (known["status"], known["documents"]) == ("unchecked", 0)
+    assert "shards that the run read are no longer in it" in known["unread"][0]
+
+
+@pytest.mark.parametrize("output", ["teacher/config.json", "teacher/config.json/below"])
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_read(place, output):
+    config = ReportConfig(casks=(place / "gone",), models=(("s", place / "wide"),), output=place / output)
+    with pytest.raises(ReportError, match="cannot be made or written"):
+        make_report(config)
+
+
+def test_a_negative_seed_of_the_bootstrap_is_refused(place, tmp_path):
+    config = ReportConfig(casks=(place / "held",), models=(("s", place / "wide"),), output=tmp_path / "out", seed=-1)
+    with pytest.raises(ReportError, match="seed must be at least 0"):
+        make_report(config)

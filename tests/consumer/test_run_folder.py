@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -294,3 +295,19 @@ def test_the_summary_is_a_mean_and_the_student_generates_as_its_teacher(config, 
     for folder in (config.output, latest_checkpoint(config.output)):
         saved = json.loads((folder / "config.json").read_text())["use_cache"]
         assert saved is json.loads((place / "teacher" / "config.json").read_text())["use_cache"] is True
+
+
+@pytest.mark.parametrize("name", ["teacher", "cask"])
+def test_a_folder_of_something_else_is_no_output_folder(config, place, tmp_path, name):
+    """The teacher's weights would be written over, and nobody could get them back."""
+    output = shutil.copytree(place / name, tmp_path / name)
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    with pytest.raises(RunFolderError, match="that no run made"):
+        train(replace(config, output=output))
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": float("inf")}, {"lr": float("inf")}, {"weight_decay": float("nan")}])
+def test_numbers_that_are_none_are_refused_before_anything_is_made(config, wrong):
+    with pytest.raises(TrainConfigError, match="finite"):
+        replace(config, **wrong)

@@ -2,7 +2,8 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -66,13 +67,15 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
     """Measure the models on the casks and write the report; returns its document.
 
     Raises:
-        ReportError: no model was named, two share a label, or a training log is missing.
+        ReportError: no model was named, two share a label, a training log is missing, or the
+            output folder cannot be written.
         ContextError: a model cannot take the sequence length that was asked for.
         IdentityMismatchError: a model has its own tokenizer and no teacher was named, or another teacher's.
         NothingAlignedError: no document can be aligned with a model's own tokens.
         CaskError, ModelError: casks or models cannot be opened, or do not belong together.
     """
     _check(config)
+    _require_writable(config.output)
     logs = [(label, _read_log(folder)) for label, folder in config.train_logs]
     tokenizers = {label: load_tokenizer(folder) for label, folder in config.models}
     fingerprints = {label: tokenizer_fingerprint(tokenizer) for label, tokenizer in tokenizers.items()}
@@ -122,10 +125,11 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
     document = build_document(dataset, teacher, _on_common_documents(measured), seed=config.seed) | {
         "warnings": warnings
     }
-    config.output.mkdir(parents=True, exist_ok=True)
-    names = _draw(config.output, dataset, teacher, measured, logs, document)
-    (config.output / "report.json").write_text(json.dumps(document, indent=2) + "\n")
-    (config.output / "report.md").write_text(to_markdown(document, names))
+    with _explained(config.output):
+        config.output.mkdir(parents=True, exist_ok=True)
+        names = _draw(config.output, dataset, teacher, measured, logs, document)
+        (config.output / "report.json").write_text(json.dumps(document, indent=2) + "\n")
+        (config.output / "report.md").write_text(to_markdown(document, names))
     return document
 
 
@@ -237,7 +241,33 @@ def _read_log(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def _require_writable(output: Path) -> None:
+    """Refuse a folder that cannot be made or written before anything is measured for nothing; makes nothing.
+
+    Raises:
+        ReportError: it cannot.
+    """
+    standing = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
+    with _explained(output), tempfile.TemporaryFile(dir=standing):
+        pass
+
+
+@contextmanager
+def _explained(output: Path) -> Iterator[None]:
+    """Turn what the file system refuses into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"{output} is a file" if output.is_file() else error.strerror
+        raise ReportError(
+            f"the folder {output} of the report cannot be made or written: {reason}. Free space, or name another "
+            "folder (--output)"
+        ) from error
+
+
 def _check(config: ReportConfig) -> None:
+    if config.seed < 0:
+        raise ReportError(f"seed must be at least 0, got {config.seed}")
     labels = [label for label, _ in config.models]
     if not labels:
         raise ReportError("no model to report on; name at least one as label=folder")

@@ -1,10 +1,16 @@
-"""Whether the documents of a report were held out: looked up in the casks that each model was trained on."""
+"""Whether the documents of a report were held out: looked up in the casks that each model was trained on.
 
-from collections.abc import Sequence
+A model may have been trained by several runs, one after the other; the last run's document names those before it.
+"""
+
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from logitcask_consumer.checkpoints import read_run
+import numpy as np
+from numpy.typing import NDArray
+
+from logitcask_consumer.checkpoints import earlier_runs
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import LogitcaskError
 
@@ -13,42 +19,63 @@ def trained_on(folder: Path, casks: Sequence[Cask]) -> dict[str, Any]:
     """What is known of the documents that a model was trained on.
 
     Args:
-        folder: the model's folder; the run document in it, where there is one, names the casks of the training run.
+        folder: the model's folder, or a checkpoint of its run; run documents name the casks of the training runs.
         casks: the documents of the report.
 
     Returns:
-        `status`: `untrained` (no training run left the folder), `checked`, or `unchecked` (a cask of the run is not
-        where it was); `documents`: how many of the report's documents the run trained on, as far as known; `unread`:
-        casks that could not be opened, with the reason.
+        `status`: `untrained` (no training run left the folder), `checked`, or `unchecked` (a cask of a run is not
+        where it was, or no longer the one that was read); `documents`: how many of the report's documents the runs
+        trained on, as far as known; `unread`: casks that could not be read, with the reason.
     """
-    run = read_run(folder)
-    if run is None:
+    runs = earlier_runs(folder)
+    if not runs:
         return {"status": "untrained", "documents": 0, "unread": []}
-    shards = {name for described in run["casks"] for name in described["shards"]}
-    places, trained, unread = run.get("places"), list[Cask](), list[str]()
-    for place in places or ():
-        try:
-            trained.append(Cask.open(place))
-        except (LogitcaskError, OSError) as error:
-            unread.append(f"{place}: {error}")
-    if places is None:
-        unread.append("the run document is of an earlier version, which does not say where its casks lie")
+    shards = {name for run in runs for described in run["casks"] for name in described["shards"]}
+    ids, unread = list[NDArray[np.void]](), list[str]()
+    for run in runs:
+        if run["places"] is None:
+            unread.append("a run document is of an earlier version, which does not say where its casks lie")
+            continue
+        for place, described in zip(run["places"], run["casks"], strict=True):
+            try:
+                cask = Cask.open(place)
+                ids.extend(_ids(cask, set(described["shards"])))
+            except (LogitcaskError, OSError) as error:
+                unread.append(f"{place}: {error}")
+                continue
+            if missing := set(described["shards"]) - {entry.name for entry in cask.entries}:
+                unread.append(
+                    f"{place}: {len(missing)} of the {len(described['shards'])} shards that the run read are no longer "
+                    "in it"
+                )
+    seen = np.concatenate(ids) if ids else np.empty(0, dtype="V32")
     return {
         "status": "unchecked" if unread else "checked",
-        "documents": sum(_documents_in(cask, trained, shards) for cask in casks),
+        "documents": sum(_documents_in(cask, seen, shards) for cask in casks),
         "unread": unread,
     }
 
 
-def _documents_in(cask: Cask, trained: Sequence[Cask], shards: set[str]) -> int:
-    """Documents of a cask that are in others, or in a shard of a name in `shards`: names come from content."""
+def _ids(cask: Cask, shards: set[str]) -> Iterator[NDArray[np.void]]:
+    """Identities of the documents of some shards: a cask may have grown since it was trained on."""
+    for entry, documents in zip(cask.entries, cask.shard_documents(), strict=True):
+        if entry.name in shards:
+            yield _as_keys(documents.ids)
+
+
+def _as_keys(ids_D32: NDArray[np.uint8]) -> NDArray[np.void]:
+    """[D, 32] bytes as [D] values that can be compared."""
+    return np.ascontiguousarray(ids_D32).view("V32").reshape(-1)
+
+
+def _documents_in(cask: Cask, seen: NDArray[np.void], shards: set[str]) -> int:
+    """Documents of a cask with an identity among some, or in a shard of a name in `shards`: names come from content."""
     count = 0
     for entry, documents in zip(cask.entries, cask.shard_documents(), strict=True):
         if entry.name in shards:
             count += entry.documents
         else:
-            ids = [identity.tobytes() for identity in documents.ids]
-            count += sum(any(other.find(identity) is not None for other in trained) for identity in ids)
+            count += int(np.isin(_as_keys(documents.ids), seen).sum())
     return count
 
 
