@@ -227,7 +227,13 @@ def merge(
     figures = {"target": target, **asdict(report)}
     if as_json:
         return print_json(figures)
-    return print_table(("figure", "value"), [[name, number(value)] for name, value in figures.items()])
+    print_table(("figure", "value"), [[name, number(value)] for name, value in figures.items()])
+    if report.answers_left_out:
+        print(
+            f"{report.answers_left_out:,} documents of the sources say which tokens are answers; the target had "
+            "them before and does not say. Merge target and sources into a new folder to keep what they say."
+        )
+    return None
 
 
 def split(

@@ -8,6 +8,7 @@ import torch
 from cask_builder import VOCAB, build_cask, random_documents, save_teacher, tiny_model, tiny_tokenizer
 from reference_sampler import random_positions, sample, to_target
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from logitcask_consumer.callbacks import read_metrics
 from logitcask_consumer.config import TrainConfig
@@ -179,7 +180,20 @@ def test_a_wider_student_trains_and_is_reported_on(padded, tmp_path, extra_ids):
     report = make_report(
         ReportConfig(casks=(padded / "plain",), models=(("s", result.output),), output=tmp_path / "report")
     )
-    assert np.isfinite(report["models"][0]["metrics"]["kl"]["value"])
+    figures = report["models"][0]
+    assert figures["reading"]["extra_ids"] == extra_ids
+    value = figures["metrics"]["kl"]["value"]
+    if extra_ids == "mask":
+        # The distribution that was trained: a model whose extra rows are cut off has the same figures.
+        cut = tmp_path / "cut"
+        model = AutoModelForCausalLM.from_pretrained(result.output)
+        model.resize_token_embeddings(VOCAB)
+        model.save_pretrained(cut)
+        AutoTokenizer.from_pretrained(result.output).save_pretrained(cut)
+        alone = make_report(ReportConfig(casks=(padded / "plain",), models=(("s", cut),), output=tmp_path / "alone"))
+        assert value == pytest.approx(alone["models"][0]["metrics"]["kl"]["value"], abs=1e-5)
+        assert "--extra-ids mask" in (tmp_path / "report" / "report.md").read_text()
+    assert np.isfinite(value)
 
 
 def test_a_narrower_student_trains_where_no_record_holds_an_id_beyond_it(padded, tmp_path):

@@ -164,6 +164,25 @@ def test_merging_keeps_them_whether_shards_are_taken_whole_or_rewritten(tmp_path
     require_holds(tmp_path / "all")
 
 
+def test_merging_keeps_them_in_whatever_order_the_sources_are_named(tmp_path: Path) -> None:
+    silent = make_cask(
+        tmp_path / "silent", "arrow", [dataclasses.replace(document, answer_ranges_R2=None) for document in SAYING]
+    )
+    saying = make_cask(tmp_path / "saying", "arrow", SAYING)
+    for name, sources in (("all", [silent, saying]), ("other", [saying, silent])):
+        report = merge_casks(tmp_path / name, sources)
+        assert (report.documents, report.duplicates, report.answers_left_out) == (len(SAYING), len(SAYING), 0)
+        require_holds(tmp_path / name, {document.id for document in SAYING})
+
+
+def test_merging_counts_what_documents_of_the_target_could_have_said(tmp_path: Path) -> None:
+    target = make_cask(tmp_path / "cask", "arrow", [dataclasses.replace(SAYING[0], answer_ranges_R2=None), SILENT[0]])
+    source = make_cask(tmp_path / "saying", "arrow", SAYING)
+    assert merge_casks(target, [source]).answers_left_out == 1
+    assert merge_casks(target, [source]).answers_left_out == 1
+    assert merge_casks(target, [make_cask(tmp_path / "silent", "arrow", SILENT)]).answers_left_out == 0
+
+
 def test_splitting_keeps_them(tmp_path: Path) -> None:
     rule = SplitRule(fraction=0.5, seed=0)
     split_cask(make_cask(tmp_path / "cask"), (tmp_path / "one", tmp_path / "two"), rule)

@@ -24,7 +24,7 @@ from logitcask_consumer.report.estimates import DocumentBootstrap, Estimate
 from logitcask_consumer.report.evaluate import Columns, evaluate_model, evaluate_teacher
 from logitcask_consumer.report.held_out import trained_on, warnings_of
 from logitcask_consumer.report.markdown import to_markdown
-from logitcask_consumer.report.reading import LONGEST, Reading, reading_of
+from logitcask_consumer.report.reading import LONGEST, Reading, extra_ids_of, reading_of
 from logitcask_consumer.students import load_model, load_tokenizer
 from logitcask_consumer.vocabulary import token_count
 from logitcask_schemas.cask import Cask
@@ -112,9 +112,10 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
             columns = chunks = reading = None
             if label in readings:
                 own = datasets[readings[label]]
-                reading = readings[label].describe(own)
+                extra_ids = extra_ids_of(folder)
+                reading = readings[label].describe(own) | {"extra_ids": extra_ids}
                 say(f"measuring {label} at {own.num_positions:,} positions")
-                columns = evaluate_model(model, own, batch_sequences=_batch(config, own))
+                columns = evaluate_model(model, own, batch_sequences=_batch(config, own), extra_ids=extra_ids)
             if label in aligned:
                 say(f"measuring {label} on bytes")
                 chunks = aligned[label].measure(model, batch_tokens=config.batch_tokens)

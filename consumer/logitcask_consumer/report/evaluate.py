@@ -17,7 +17,7 @@ from logitcask_consumer.losses.fused_head import default_rows
 from logitcask_consumer.packed_forward import hidden_states
 from logitcask_consumer.report.position_metrics import measure, teacher_columns
 from logitcask_consumer.report.reading import document_order
-from logitcask_consumer.vocabulary import StudentVocabulary
+from logitcask_consumer.vocabulary import ExtraIds, StudentVocabulary
 
 Column = NDArray[np.float32]
 
@@ -33,7 +33,12 @@ class Columns:
 
 
 def evaluate_model(
-    model: Any, dataset: CaskDataset, *, batch_sequences: int, progress: Callable[[int], None] = lambda positions: None
+    model: Any,
+    dataset: CaskDataset,
+    *,
+    batch_sequences: int,
+    extra_ids: ExtraIds = "keep",
+    progress: Callable[[int], None] = lambda positions: None,
 ) -> Columns:
     """Measure a model at every position of the dataset.
 
@@ -41,12 +46,14 @@ def evaluate_model(
         model: a causal LM, on the device it shall run on.
         dataset: held-out documents.
         batch_sequences: sequences per forward pass.
+        extra_ids: what becomes of its ids beyond the teacher's, as in its training run.
         progress: is told the number of positions of each batch done.
     """
     device = next(model.parameters()).device
     model.eval()
-    head, parts, documents = LMHead.from_model(model), list[dict[str, Column]](), list[NDArray[np.int32]]()
+    parts, documents = list[dict[str, Column]](), list[NDArray[np.int32]]()
     vocabulary = StudentVocabulary.of(model, dataset.manifest.teacher.vocab_size)
+    head = LMHead.from_model(model).narrowed(vocabulary.masked_width(extra_ids))
     for batch in _batches(dataset, batch_sequences, vocabulary):
         with torch.inference_mode():
             moved = _move(batch, device)

@@ -182,6 +182,8 @@ def _reading_lines(document: dict[str, Any]) -> str:
             f"windows of at most {reading['seq_len']:,} tokens{packed}; {reading['share_with_less_context']:.1%} of "
             "the positions see less context than the teacher did"
         )
+        if reading["extra_ids"] == "mask":
+            text += "; its distribution is the one over the teacher's ids, as it was trained (--extra-ids mask)"
         labels.setdefault(text, []).append(model["label"])
     return "\n".join(f"- {', '.join(names)}: {text}." for text, names in labels.items())
 

@@ -5,14 +5,17 @@ This follows from the documents and the model alone, so a model's figures are th
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from logitcask_consumer.checkpoints import run_of
 from logitcask_consumer.checks import check_student, context_of
 from logitcask_consumer.data import CaskDataset, Packing
 from logitcask_consumer.student_forward import check_packing
+from logitcask_consumer.vocabulary import ExtraIds
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import LogitcaskError, ModelError
 
@@ -71,6 +74,13 @@ def reading_of(label: str, model: Any, casks: Sequence[Cask], seq_len: int | Non
     """
     check_student(model, casks[0].manifest, "none", tokens=tokens)
     return Reading(seq_len=_window(label, model, casks, seq_len), packing=_packing(model))
+
+
+def extra_ids_of(folder: Path) -> ExtraIds:
+    """What becomes of a model's ids beyond the teacher's: as in the run that made it, `keep` where none did."""
+    run = run_of(folder)
+    extra_ids: ExtraIds = "keep" if run is None else run["settings"].get("extra_ids", "keep")
+    return extra_ids
 
 
 def _window(label: str, model: Any, casks: Sequence[Cask], seq_len: int | None) -> int:

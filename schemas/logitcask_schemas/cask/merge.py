@@ -4,6 +4,9 @@ A shard none of whose documents is in the target yet is taken over as it is, und
 the file system has them, which costs no space and no time, and is safe because shards never change and `repair`
 renames instead of rewriting. A shard that shares documents with the target is rewritten without them. Run again after a
 crash, or with one more source, a merge goes on where it stopped.
+
+Of a document that several sources have, the first is kept; shards whose documents say which tokens are answers come
+first, in whatever order the sources are named.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,6 +42,8 @@ class MergeReport:
     """New in the target."""
     duplicates: int = 0
     """Stored in the target already, left out."""
+    answers_left_out: int = 0
+    """Of the duplicates: those that say which tokens are answers, while the document in the target does not."""
 
 
 def merge_casks(
@@ -83,12 +88,39 @@ def merge_casks(
         writer = held.enter_context(
             CaskWriter.create(target, teacher=first.teacher, capture=first.capture, files=files)
         )
-        for cask in opened:
-            for number, documents in enumerate(cask.shard_documents()):
-                _merge_shard(writer, cask, number, documents, report, link=link, verify=verify)
-                if progress is not None:
-                    progress(cask.entries[number].bytes)
+        saying = list[bytes]()
+        for says_answers in (True, False):
+            for cask in opened:
+                for number, documents in enumerate(cask.shard_documents()):
+                    if (cask.entries[number].answer_documents > 0) != says_answers:
+                        continue
+                    if says_answers:
+                        saying.extend(_saying_duplicates(writer, cask, number, documents))
+                    _merge_shard(writer, cask, number, documents, report, link=link, verify=verify)
+                    if progress is not None:
+                        progress(cask.entries[number].bytes)
+    report.answers_left_out = _without_answers(target, saying)
     return report
+
+
+def _saying_duplicates(writer: CaskWriter, cask: Cask, number: int, documents: ShardDocuments) -> list[bytes]:
+    """Documents of a shard that the target has already and that say which of their tokens are answers."""
+    ids = [identity.tobytes() for identity in documents.ids]
+    duplicates = [row for row, document_id in enumerate(ids) if writer.has(document_id)]
+    if not duplicates or (answers := cask.shard(number).columns.answers) is None:
+        return []
+    return [ids[row] for row in duplicates if len(answers.stored(row))]
+
+
+def _without_answers(target: Path, saying: list[bytes]) -> int:
+    """How many of some documents do not say in the target which of their tokens are answers."""
+    if not saying:
+        return 0
+    merged, count = Cask.open(target), 0
+    for document_id in saying:
+        number = merged.find(document_id)
+        count += number is not None and merged.read(number).answer_ranges_R2 is None
+    return count
 
 
 def _merge_shard(
