@@ -144,6 +144,8 @@ class HuggingFaceTokenizer:
             self._require_harmless(line, conversation)
         except UnicodeEncodeError as error:
             return LineProblem("not_unicode", f"`messages` hold half of a surrogate pair: {error.reason}")
+        except RecursionError:
+            return LineProblem("nested_too_deeply", "`messages` or `tools` are nested too deeply to be rendered")
         except LineProblem as problem:
             return problem
         return conversation

@@ -4,7 +4,7 @@ import logging
 import threading
 from typing import Literal
 
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from logitcask_schemas.errors import LogitcaskError
@@ -15,7 +15,14 @@ from logitcask_services.jobs.plan import plan_chunks
 from logitcask_services.jobs.states import IllegalTransitionError
 from logitcask_services.jobs.tables import ExtractionRow
 from logitcask_services.jobs.teacher import TeacherFacts
-from logitcask_services.jobs.waiting import EndedWhileWaitingError, Schedule, SetAsideError, Waiter, passing_fault
+from logitcask_services.jobs.waiting import (
+    EndedWhileWaitingError,
+    Schedule,
+    SetAsideError,
+    Waiter,
+    passing_fault,
+    unforeseen,
+)
 
 logger = logging.getLogger(__name__)
 IDLE_SECONDS = 5.0
@@ -184,6 +191,12 @@ class Preparer(threading.Thread):
                 waiter.run(lambda: context.log.add_bad_lines(row, [_unlisted(unlisted, unlisted_from[0])]))
         except LogitcaskError as error:
             context.extractions.step(row.id, "failed", reason=("corpus_unreadable", str(error)), level="error")
+            return
+        except (EndedWhileWaitingError, PreparationStoppedError, OSError, SQLAlchemyError):
+            raise
+        except Exception as error:  # one corpus that nobody foresaw must not end the service, nor each of its starts
+            logger.exception("the preparation of %s failed", row.id)
+            context.extractions.step(row.id, "failed", reason=unforeseen(error), level="error")
             return
         if row.on_error == "fail" and found.bad_lines:
             context.folders.drop_token_store(row.id)
