@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from functools import cache
 from pathlib import Path
 
@@ -393,3 +394,14 @@ def test_values_nested_more_deeply_than_can_be_walked_are_a_bad_line(as_text):
     (deep_one, good) = tokenizer.chat([line, parse_line(json.dumps({"messages": TWO_TURNS}).encode())])
     assert isinstance(deep_one, LineProblem)
     assert (deep_one.code, len(good.answers)) == ("nested_too_deeply", 2)
+
+
+def test_the_work_on_a_conversation_grows_with_its_messages_not_with_their_square():
+    turns = [
+        {"role": ("user", "assistant")[at % 2], "content": ("hi<|im_end|>", f"w{at}")[at % 2]} for at in range(8000)
+    ]
+    began = time.process_time()
+    result = result_of(CHATML, turns)
+    # A second or two; in steps for each pair of messages it was a minute, and hours for the longest lines.
+    assert time.process_time() - began < 20
+    assert (len(result.answers), "control_tokens_in_words" in result.notes) == (4000, True)
