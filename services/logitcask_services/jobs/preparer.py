@@ -32,6 +32,10 @@ MOST_LISTED = 10_000
 """Lines of one corpus that are listed one by one; a file that is no corpus shall not fill the database."""
 
 
+class CorpusDamagedError(LogitcaskError, ValueError):
+    """The file of a corpus is not what was uploaded."""
+
+
 class Claims:
     """Which extractions are being prepared, so that two threads never prepare one."""
 
@@ -149,7 +153,8 @@ class Preparer(threading.Thread):
             set_waiting=lambda reason: context.extractions.set_waiting(row.id, reason),
             gives_way=lambda seconds: self._gives_way(row),
         )
-        corpus = context.storage.path(context.corpora.get(row.corpus_id).sha256)
+        uploaded = context.corpora.get(row.corpus_id)
+        corpus = context.storage.path(uploaded.sha256)
         limits = DocumentLimits(
             vocab_size=facts.identity.vocab_size,
             max_length=limit,
@@ -176,6 +181,11 @@ class Preparer(threading.Thread):
             first_bad.clear()
             unlisted_from.clear()
             context.log.clear_bad_lines(row)
+            if (size := corpus.stat().st_size) != uploaded.bytes:
+                raise CorpusDamagedError(
+                    f"{corpus} has {size} bytes, {uploaded.bytes} were uploaded: it was changed since. Upload the "
+                    "corpus again, which puts it right, and resume the extraction"
+                )
             return prepare(
                 corpus,
                 context.folders.token_store(row.id),

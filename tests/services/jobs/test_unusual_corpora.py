@@ -48,6 +48,21 @@ def test_a_compressed_upload_is_refused_with_a_sentence(serve):
     assert server.client.get("/v1/corpora").json()["data"] == []
 
 
+def test_a_stored_corpus_that_lost_its_end_is_told_and_put_right_by_another_upload(serve):
+    server = serve()
+    lines = [{"text": f"line {number}"} for number in range(4)]
+    corpus = server.upload(lines)
+    path = server.service.storage.path(corpus["sha256"])
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+    failed = server.finish(server.submit(corpus)["id"])
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "corpus_unreadable")
+    assert f"has 19 bytes, {corpus['bytes']} were uploaded" in failed["error"]["message"]
+    assert server.upload(lines)["id"] == corpus["id"]
+    server.client.post(f"/v1/extractions/{failed['id']}/resume").raise_for_status()
+    job = server.finish(failed["id"])
+    assert (job["status"], job["documents"]["captured"]) == ("completed", 4)
+
+
 def test_a_corpus_that_nobody_foresaw_fails_alone(serve, monkeypatch):
     encode = FakeTokenizer.encode
 
