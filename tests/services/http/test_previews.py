@@ -63,3 +63,14 @@ def test_a_service_that_stops_waits_for_no_preview(serve, monkeypatch):
     assert time.monotonic() - began < 15
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "stopping")
     assert not list(server.service.folders.extractions.iterdir()), "nothing is left behind"
+
+
+def test_a_capture_spec_that_is_refused_is_named_in_one_line(serve):
+    server = serve()
+    answers = [
+        server.client.post("/v1/previews", params={"capture": spec}, content=b"x", headers=JSONL)
+        for spec in ('{"tau": NaN}', "{", "[]", '{"nope": 1}')
+    ]
+    assert {(each.status_code, each.json()["error"]["param"]) for each in answers} == {(422, "capture")}
+    assert answers[0].json()["detail"] == "capture.tau: Input should be a finite number"
+    assert not any("\n" in each.json()["detail"] for each in answers)

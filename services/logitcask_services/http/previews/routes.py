@@ -9,7 +9,7 @@ from secrets import token_hex
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from logitcask_schemas.capture_spec import CaptureSpec
@@ -93,8 +93,11 @@ async def create_preview(
     """Prepare lines as an extraction would, keep nothing, and show what becomes of them."""
     try:
         spec = CaptureSpec.model_validate_json(capture)
-    except ValueError as error:
-        raise Problem(422, "invalid_request", f"capture: {error}", param="capture") from error
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(('capture', *map(str, fault['loc'])))}: {fault['msg']}" for fault in error.errors()
+        )
+        raise Problem(422, "invalid_request", faults, param="capture") from error
     queue: PreviewQueue = request.app.state.previews
     async with queue.place() as turn:
         body = await _received(request)
