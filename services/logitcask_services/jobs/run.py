@@ -76,6 +76,8 @@ class ExtractionRun:
             release=self._release,
         )
         self._failure: DocumentFailure | None = None
+        self._held = False
+        """Whether chunks are kept back, from the one with the failure on."""
         self._alone: int | None = None
         """The document that is with the teacher without any other, where one is."""
         self._deaths = 0
@@ -185,6 +187,10 @@ class ExtractionRun:
             self._context.extractions.finish(self._row.id, "cancelled")
 
     def _release(self, entry: OpenChunk) -> None:
+        # A document that ends the extraction is counted by its end; its chunk stays open, to be tried by a resumed one.
+        self._held = self._held or (self._row.on_error == "fail" and bool(entry.failures))
+        if self._held:
+            return
         with self._context.heartbeat.excused():  # a slow disk is no fault of the teacher's
             self._publisher.submit(entry)
 

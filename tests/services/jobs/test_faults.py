@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -19,6 +20,41 @@ from logitcask_services.jobs.database import Database
 
 def cask_of(tmp_path, name="cask"):
     return Cask.open(tmp_path / "casks" / name)
+
+
+def test_the_document_that_ends_an_extraction_is_counted_once_and_tried_again(serve, documents, tmp_path):
+    server = serve(chunk_positions=1)  # it is its chunk, which is whole when it comes back
+    poisoned = {"input_ids": [POISON, 5, 6]}
+    failed = server.finish(server.submit(server.upload([*documents[:4], poisoned]), on_error="fail")["id"])
+    assert (failed["documents"]["failed"], len(server.errors(failed["id"]))) == (1, 1)
+    server.stop()
+    server = serve(fake={"harmless": True})
+    server.client.post(f"/v1/extractions/{failed['id']}/resume").raise_for_status()
+    done = server.finish(failed["id"])
+    assert (done["status"], done["documents"]["failed"], len(cask_of(tmp_path))) == ("completed", 0, 5)
+    assert server.errors(failed["id"]) == []
+
+
+def test_a_failed_extraction_whose_tokens_are_gone_is_prepared_anew(serve, documents, tmp_path):
+    server = serve()
+    poisoned = {"input_ids": [POISON, 5, 6]}
+    failed = server.finish(server.submit(server.upload([*documents, poisoned]), on_error="fail")["id"])
+    assert (failed["error"]["code"], failed["documents"]["captured"] > 0) == ("document_failed", True)
+    captured = failed["documents"]["captured"]
+    shutil.rmtree(server.service.folders.token_store(failed["id"]))
+    server.client.post(f"/v1/extractions/{failed['id']}/resume").raise_for_status()
+    again = server.finish(failed["id"])
+    assert (again["status"], again["error"]["code"]) == ("failed", "document_failed")
+    assert (again["documents"]["present"], again["documents"]["failed"]) == (captured, 1)
+    assert server.service.crash is None
+    shutil.rmtree(server.service.folders.token_store(failed["id"]))
+    server.stop()
+    server = serve(fake={"harmless": True})
+    server.client.post(f"/v1/extractions/{failed['id']}/resume").raise_for_status()
+    done = server.finish(failed["id"])
+    counts = done["documents"]
+    assert (done["status"], counts["captured"] + counts["present"], counts["failed"]) == ("completed", 41, 0)
+    assert len(cask_of(tmp_path)) == 41
 
 
 def begun_and_stopped(serve, documents):
