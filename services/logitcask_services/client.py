@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
-from urllib.parse import quote
 
 import httpx2
 
@@ -23,6 +23,7 @@ PAUSE = 1.0
 UPLOAD_TIMEOUT = httpx2.Timeout(60.0, read=1800.0)
 """Seconds. The answer comes when the last byte is on the disk, which may have gigabytes to write by then."""
 LONGEST_PAUSE = 5.0
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class ServiceError(LogitcaskError, RuntimeError):
@@ -332,4 +333,8 @@ class _Reached:
 
 
 def _path(extraction_id: str, rest: str = "") -> str:
-    return f"/v1/extractions/{quote(extraction_id, safe='')}{rest}"
+    if _ID.fullmatch(extraction_id) is None:  # such as nothing, from a variable of a shell that is not set
+        raise ServiceError(
+            404, "not_found", f"{extraction_id[:80]!a} is no extraction's id; `logitcask jobs ls` lists those there are"
+        )
+    return f"/v1/extractions/{extraction_id}{rest}"

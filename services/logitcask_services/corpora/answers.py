@@ -7,6 +7,7 @@ what a user writes can neither begin nor end a turn.
 """
 
 import re
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise, takewhile
@@ -14,6 +15,7 @@ from typing import Final
 
 from logitcask_services.corpora.conversation import ChatTemplate, Conversation, Words, without_thinking
 from logitcask_services.corpora.lines import LineProblem
+from logitcask_services.corpora.stretches import Stretches
 
 _ATOM: Final = re.compile(r"<[^<>\s]{1,80}>|\[/?[A-Z_]{2,}\]|.", re.DOTALL)
 """What is compared as a whole: something like a control token, or one character."""
@@ -155,7 +157,7 @@ def answer_ranges(conversation: Conversation, markers: TurnMarkers, *, first_mes
     words = [stretch for stretch in conversation.words if stretch.stop > stretch.start]
     turns = _turns([stretch for stretch in words if not stretch.repeated])
     answering = {message for message, _, _ in turns}
-    ranges = list[tuple[int, int]]()
+    ranges, generation = list[tuple[int, int]](), sorted(conversation.generation)
     for number, (message, start, stop) in enumerate(turns):
         entry = conversation.messages[message] if message >= 0 else {}
         if entry.get("role") != "assistant" or message < first_message or entry.get("weight", 1) == 0:
@@ -174,7 +176,8 @@ def answer_ranges(conversation: Conversation, markers: TurnMarkers, *, first_mes
             closes = _shared(conversation, markers, message + 1, prompt=False, between=(stop, after))
         # What the template itself declares goes first, where it holds these words and no others. A student must learn
         # to stop, so the end of the turn belongs to it also where a template leaves it out.
-        declared = [span for span in conversation.generation if before <= span[0] <= start and stop <= span[1] <= after]
+        near = generation[bisect_left(generation, (before, 0)) : bisect_left(generation, (start + 1, 0))]
+        declared = [span for span in near if stop <= span[1] <= after]
         ranges.append((declared[0][0], max(declared[0][1], closes)) if declared else (opens, closes))
     _prove(conversation, words, turns, ranges)
     for message, entry in enumerate(conversation.messages[first_message:], start=first_message):
@@ -230,11 +233,11 @@ def _prove(
     ranges: list[tuple[int, int]],
 ) -> None:
     """No other's words lie in a range, nor a tool's name behind the turn that called it. Raises UnprovedError."""
-    ends = {message: stop for message, _, stop in turns}
+    ends, answered = {message: stop for message, _, stop in turns}, Stretches(ranges)
     for stretch in words:
         role = conversation.messages[stretch.message]["role"] if stretch.message >= 0 else "tools"
         own = role == "assistant" and not (stretch.repeated and stretch.start >= ends.get(stretch.message, 0))
-        if not own and any(start < stretch.stop and stretch.start < stop for start, stop in ranges):
+        if not own and answered.meets(stretch.start, stretch.stop):
             raise UnprovedError
     if any(later[0] < earlier[1] for earlier, later in pairwise(ranges)):
         raise UnprovedError

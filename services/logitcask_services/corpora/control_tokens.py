@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from logitcask_services.corpora.conversation import Words
+from logitcask_services.corpora.stretches import Stretches
 
 _EMITTED = re.compile(
     r"</?(think|thinking|tool_calls?|tool_responses?|tools?|answer|function|parameter)[^<>]*>|\[/?(THINK|TOOL_CALLS)\]"
@@ -49,7 +50,8 @@ class ControlTokens:
 
     def within(self, text: str, words: Sequence[Words]) -> bool:
         """Whether control tokens stand, whole or in part, in the words of messages."""
-        return any(self._in_words(match.start(), match.end(), words) for match in self._matches(text))
+        places = _places(words)
+        return any(places.meets(match.start(), match.end()) for match in self._matches(text))
 
     def any_in(self, text: str) -> bool:
         """Whether a text holds the text of a control token."""
@@ -65,9 +67,9 @@ class ControlTokens:
         if self._guarded is None:
             self._guarded = self._copy()
         parts, renamed, before = list[str](), list[tuple[int, int, int, int]](), 0
-        length = 0
+        length, places = 0, _places(words)
         for match in self._matches(text):
-            if self._in_words(match.start(), match.end(), words):
+            if places.meets(match.start(), match.end()):
                 continue
             name = self._stand_ins[match[0]]
             parts += [text[before : match.start()], name]
@@ -88,10 +90,6 @@ class ControlTokens:
 
     def _matches(self, text: str) -> Any:
         return () if self._pattern is None else self._pattern.finditer(text)
-
-    @staticmethod
-    def _in_words(start: int, stop: int, words: Sequence[Words]) -> bool:
-        return any(stretch.start < stop and start < stretch.stop for stretch in words)
 
     def _copy(self) -> Any:
         """The tokenizer with its control tokens renamed, in the list of added tokens and in the model's vocabulary."""
@@ -118,3 +116,7 @@ class ControlTokens:
             if guarded.token_to_id(name) != self._backend.token_to_id(text):
                 raise RuntimeError(f"the control token {text!r} lost its id {self._backend.token_to_id(text)}")
         return guarded
+
+
+def _places(words: Sequence[Words]) -> Stretches:
+    return Stretches((stretch.start, stretch.stop) for stretch in words)

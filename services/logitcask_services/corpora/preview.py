@@ -3,6 +3,7 @@
 The same code prepares a corpus for capture; here its token store is read and thrown away.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -52,7 +53,13 @@ class Preview:
 
 
 def preview(
-    corpus: Path, scratch: Path, tokenizer: DocumentTokenizer, limits: DocumentLimits, *, documents: int
+    corpus: Path,
+    scratch: Path,
+    tokenizer: DocumentTokenizer,
+    limits: DocumentLimits,
+    *,
+    documents: int,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Preview:
     """Prepare a corpus and describe the result.
 
@@ -62,8 +69,10 @@ def preview(
         tokenizer: The teacher's.
         limits: As for an extraction.
         documents: How many are shown.
+        stopped: Whether to give up.
 
     Raises:
+        PreparationStoppedError: `stopped()` turned true.
         NotJsonLinesError: The file is of another format.
         OSError: The disk is full.
     """
@@ -75,7 +84,7 @@ def preview(
         for entry in entries:
             by_code[entry.code] = by_code.get(entry.code, 0) + 1
 
-    prepared = prepare(corpus, scratch, tokenizer, limits, report=report, stopped=lambda: False)
+    prepared = prepare(corpus, scratch, tokenizer, limits, report=report, stopped=stopped)
     store = TokenStore(scratch)
     shown = [_shown(store, number, tokenizer) for number in range(min(documents, store.num_documents))]
     return Preview(prepared=prepared, documents=shown, bad=bad, bad_by_code=by_code)

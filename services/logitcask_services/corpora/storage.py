@@ -37,6 +37,11 @@ class CorpusStorage:
         """Where the content with this digest lies."""
         return self.folder / f"{sha256}.jsonl"
 
+    def holds(self, sha256: str, size: int) -> bool:
+        """Whether the content with this digest and of this many bytes lies there whole."""
+        path = self.path(sha256)
+        return path.is_file() and path.stat().st_size == size
+
     def sweep(self) -> None:
         """Delete what interrupted uploads left behind. Call before any upload starts."""
         for leftover in self._incoming.iterdir():
@@ -97,12 +102,12 @@ class CorpusUpload:
         return head.lstrip()[end:].lstrip().startswith("{")
 
     def finish(self) -> StoredCorpus:
-        """Make the upload durable under its digest; content that is already there is kept as it is."""
+        """Make the upload durable under its digest; content that is there already, and whole, is kept as it is."""
         stored = StoredCorpus(
             sha256=self._digest.hexdigest(), bytes=self.bytes, lines=self._newlines + int(self._ends_open)
         )
         target = self._storage.path(stored.sha256)
-        if not target.exists():
+        if not self._storage.holds(stored.sha256, stored.bytes):
             os.fsync(self._file.fileno())
             files.publish(self._temporary, target)
         return stored

@@ -12,6 +12,7 @@ from logitcask_services.corpora.answers import TurnMarkers, UnprovedError, answe
 from logitcask_services.corpora.control_tokens import ControlTokens
 from logitcask_services.corpora.conversation import ChatTemplate, Conversation
 from logitcask_services.corpora.lines import ChatLine, LineProblem
+from logitcask_services.corpora.stretches import Stretches
 
 Span = tuple[int, int]
 
@@ -144,6 +145,8 @@ class HuggingFaceTokenizer:
             self._require_harmless(line, conversation)
         except UnicodeEncodeError as error:
             return LineProblem("not_unicode", f"`messages` hold half of a surrogate pair: {error.reason}")
+        except RecursionError:
+            return LineProblem("nested_too_deeply", "`messages` or `tools` are nested too deeply to be rendered")
         except LineProblem as problem:
             return problem
         return conversation
@@ -204,11 +207,14 @@ def _require_own_tokens(
 
     Between two messages that a template writes without anything between, a tokenizer may make one token of both.
     """
+    words = Stretches((stretch.start, stretch.stop) for stretch in conversation.words or ())
+    answered = Stretches(ranges)
     for first, stop in answers:
         for start, end in (offsets[first], offsets[stop - 1]):
-            for stretch in conversation.words or ():
-                shared = max(start, stretch.start), min(end, stretch.stop)
-                if shared[0] < shared[1] and not any(low <= shared[0] and shared[1] <= high for low, high in ranges):
+            for begins, ends in words.meeting(start, end):
+                shared = max(start, begins), min(end, ends)
+                inside = (low <= shared[0] and shared[1] <= high for low, high in answered.meeting(*shared))
+                if shared[0] < shared[1] and not any(inside):
                     raise UnprovedError
 
 

@@ -49,6 +49,7 @@ def create_app(service: Service, *, streams: int = 512) -> FastAPI:
     app.state.in_flight = InFlight()
     app.state.metrics = metrics
     app.state.streams = StreamPlaces(streams)
+    app.state.previews = previews.PreviewQueue()
     problems.install(app)
     for router in (corpora.router, extractions.router, previews.router, operations.router):
         app.include_router(router)

@@ -4,7 +4,7 @@ import logging
 import threading
 from typing import Literal
 
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from logitcask_schemas.errors import LogitcaskError
@@ -15,7 +15,14 @@ from logitcask_services.jobs.plan import plan_chunks
 from logitcask_services.jobs.states import IllegalTransitionError
 from logitcask_services.jobs.tables import ExtractionRow
 from logitcask_services.jobs.teacher import TeacherFacts
-from logitcask_services.jobs.waiting import EndedWhileWaitingError, Schedule, SetAsideError, Waiter, passing_fault
+from logitcask_services.jobs.waiting import (
+    EndedWhileWaitingError,
+    Schedule,
+    SetAsideError,
+    Waiter,
+    passing_fault,
+    unforeseen,
+)
 
 logger = logging.getLogger(__name__)
 IDLE_SECONDS = 5.0
@@ -23,6 +30,10 @@ SMALL_BYTES = 64 << 20
 """A corpus up to this size is prepared by either thread, a larger one by one of them only."""
 MOST_LISTED = 10_000
 """Lines of one corpus that are listed one by one; a file that is no corpus shall not fill the database."""
+
+
+class CorpusDamagedError(LogitcaskError, ValueError):
+    """The file of a corpus is not what was uploaded."""
 
 
 class Claims:
@@ -142,7 +153,8 @@ class Preparer(threading.Thread):
             set_waiting=lambda reason: context.extractions.set_waiting(row.id, reason),
             gives_way=lambda seconds: self._gives_way(row),
         )
-        corpus = context.storage.path(context.corpora.get(row.corpus_id).sha256)
+        uploaded = context.corpora.get(row.corpus_id)
+        corpus = context.storage.path(uploaded.sha256)
         limits = DocumentLimits(
             vocab_size=facts.identity.vocab_size,
             max_length=limit,
@@ -169,6 +181,11 @@ class Preparer(threading.Thread):
             first_bad.clear()
             unlisted_from.clear()
             context.log.clear_bad_lines(row)
+            if (size := corpus.stat().st_size) != uploaded.bytes:
+                raise CorpusDamagedError(
+                    f"{corpus} has {size} bytes, {uploaded.bytes} were uploaded: it was changed since. Upload the "
+                    "corpus again, which puts it right, and resume the extraction"
+                )
             return prepare(
                 corpus,
                 context.folders.token_store(row.id),
@@ -184,6 +201,12 @@ class Preparer(threading.Thread):
                 waiter.run(lambda: context.log.add_bad_lines(row, [_unlisted(unlisted, unlisted_from[0])]))
         except LogitcaskError as error:
             context.extractions.step(row.id, "failed", reason=("corpus_unreadable", str(error)), level="error")
+            return
+        except (EndedWhileWaitingError, PreparationStoppedError, OSError, SQLAlchemyError):
+            raise
+        except Exception as error:  # one corpus that nobody foresaw must not end the service, nor each of its starts
+            logger.exception("the preparation of %s failed", row.id)
+            context.extractions.step(row.id, "failed", reason=unforeseen(error), level="error")
             return
         if row.on_error == "fail" and found.bad_lines:
             context.folders.drop_token_store(row.id)

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.errors import CaptureSpecError
+from logitcask_schemas.cask.layout import MANIFEST_NAME
+from logitcask_schemas.errors import CaptureSpecError, CaskError, CaskNotFoundError
 from logitcask_schemas.manifest import ShardEntry
 from logitcask_services.corpora.reading import custom_id_at
 from logitcask_services.corpora.token_store import TokenStore
@@ -75,6 +76,8 @@ class ExtractionRun:
             release=self._release,
         )
         self._failure: DocumentFailure | None = None
+        self._held = False
+        """Whether chunks are kept back, from the one with the failure on."""
         self._alone: int | None = None
         """The document that is with the teacher without any other, where one is."""
         self._deaths = 0
@@ -104,6 +107,7 @@ class ExtractionRun:
     def go(self) -> Outcome:
         """Capture every pending chunk. Raises TeacherDiedError, CaskError, OSError; what was published stays."""
         pending = self._context.extractions.pending_chunks(self._row.id)
+        self._require_committed(pending)
         if pending:
             self._adopted = self._adopt(pending[0])
         self._try_suspect()
@@ -133,6 +137,12 @@ class ExtractionRun:
         self._waiter.run(self._writer.close)
 
     def _open_cask(self) -> CaskWriter:
+        # A cask that this extraction has begun is waited for, as a disk that is not mounted is; never begun anew.
+        begun = self._row.captured_documents + self._row.present_documents > 0
+        if begun and not (self._cask_path / MANIFEST_NAME).exists():
+            raise CaskNotFoundError(
+                f"{self._cask_path}: the cask is missing, and {self._row.tokens_done} tokens of this extraction with it"
+            )
         return CaskWriter.create(
             self._cask_path,
             teacher=self._engine.identity,
@@ -141,6 +151,27 @@ class ExtractionRun:
             lock_timeout_seconds=LOCK_SECONDS,
             accept=self._context.settings.accept_teacher,
         )
+
+    def _require_committed(self, pending: list[Chunk]) -> None:
+        """What earlier runs put into the cask must be there still. Raises CaskError."""
+        done, after = list[range](), 0
+        for chunk in pending:
+            done.append(range(after, chunk.first_document))
+            after = chunk.first_document + chunk.documents
+        done.append(range(after, self._tokens.num_documents))
+        failed = self._context.log.capture_failures(self._row).keys() if any(done) else ()
+        missing = [
+            document
+            for part in done
+            for document in part
+            if document not in failed and not self._writer.has(self._tokens.document_id(document))
+        ]
+        if missing:
+            raise CaskError(
+                f"{len(missing)} documents that this extraction had put into the cask {self._row.cask!r} are no longer "
+                f"there (the first: line {self._tokens.line(missing[0])[0]}): it was deleted, exchanged or repaired "
+                "meanwhile. Put it back and resume, or submit the corpus again, which captures what is missing"
+            )
 
     def note_hang(self, reason: str) -> None:
         """Called from the watchdog's thread: the teacher hangs, and this process is about to end."""
@@ -156,6 +187,10 @@ class ExtractionRun:
             self._context.extractions.finish(self._row.id, "cancelled")
 
     def _release(self, entry: OpenChunk) -> None:
+        # A document that ends the extraction is counted by its end; its chunk stays open, to be tried by a resumed one.
+        self._held = self._held or (self._row.on_error == "fail" and bool(entry.failures))
+        if self._held:
+            return
         with self._context.heartbeat.excused():  # a slow disk is no fault of the teacher's
             self._publisher.submit(entry)
 

@@ -171,7 +171,7 @@ class ExtractionStore:
             if prepared:
                 _forget_failures(session, row, counted=code == "document_failed")
             elif row.teacher is not None:
-                session.execute(delete(ChunkRow).where(ChunkRow.extraction == row.number, ChunkRow.done.is_(False)))
+                _begin_anew(session, row)
         self._changed(extraction_id)
         return row
 
@@ -416,6 +416,13 @@ def _forget_failures(session: Session, row: ExtractionRow, *, counted: bool) -> 
         if open_again and failure.code != "teacher_died":
             session.delete(failure)
             row.failed_documents -= int(counted)
+
+
+def _begin_anew(session: Session, row: ExtractionRow) -> None:
+    """Forget the plan, which the next preparation makes again; what is in the cask is found there, as present."""
+    session.execute(delete(ChunkRow).where(ChunkRow.extraction == row.number))
+    session.execute(delete(LineErrorRow).where(LineErrorRow.extraction == row.number, LineErrorRow.stage == "capture"))
+    row.captured_documents = row.present_documents = row.failed_documents = row.tokens_done = 0
 
 
 def _step(session: Session, row: ExtractionRow, status: Status, reason: tuple[str, str] | None, level: str) -> None:

@@ -94,6 +94,11 @@ def passing_fault(error: BaseException) -> Reason | None:
     return code, f"{text.rstrip('.')}. {_ADVICE[code]}; nothing is lost"
 
 
+def unforeseen(error: Exception) -> Reason:
+    """Code and sentence of an error that nobody foresaw; it is one extraction's until another has it too."""
+    return "internal", f"unforeseen {type(error).__name__}: {str(error)[:500]}; the server's log has its place"
+
+
 def disk_is_full(error: OperationalError) -> bool:
     """Whether SQLite could not commit for want of space."""
     return (passing_fault(error) or ("", ""))[0] == "insufficient_storage"

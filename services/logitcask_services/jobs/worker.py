@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from typing import Literal
 
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from logitcask_schemas.errors import CaptureSpecError, CaskError, IdentityMismatchError, LogitcaskError
@@ -23,6 +23,7 @@ from logitcask_services.jobs.waiting import (
     SetAsideError,
     passing_fault,
     retry_until_written,
+    unforeseen,
 )
 from logitcask_services.jobs.watchdog import Watchdog
 
@@ -124,6 +125,11 @@ class Worker(threading.Thread):
                 raise
             else:
                 self._fail(row, error)
+        except SQLAlchemyError:
+            raise
+        except Exception as error:  # one extraction that nobody foresaw must not end the service, nor its every start
+            logger.exception("extraction %s failed", row.id)
+            self._end(row, "failed", unforeseen(error))
         else:
             self._set_aside.forget(row.id)
         finally:

@@ -87,6 +87,15 @@ def test_refusals(serve, run, corpus, tmp_path):
     assert "logitcask serve" in err
 
 
+@pytest.mark.parametrize("name", ["", ".", "../../x", "a b", "\udcff", "x\x1b[31m"])
+def test_what_is_no_extractions_id_is_told_before_it_is_asked_for(serve, run, name):
+    server = serve()
+    for command in ("show", "watch", "cancel", "resume", "errors"):
+        code, out, err = run(server, "jobs", command, "--", name)
+        assert (code, out) == (1, "")
+        assert f"{name!a} is no extraction's id; `logitcask jobs ls` lists those there are" in err
+
+
 def test_keys(serve, run, corpus, tmp_path, monkeypatch):
     server = serve(api_key="the-real-key")
     code, _, err = run(server, "submit", corpus, "--cask", "one")

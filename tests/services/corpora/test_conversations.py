@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from functools import cache
 from pathlib import Path
 
@@ -374,3 +375,33 @@ def test_thinking_tags_of_an_answer_stay_tokens():
     result = result_of(template, [TWO_TURNS[0], answer])
     assert plain.convert_tokens_to_ids("</think>") in result.token_ids
     assert "control_tokens_in_words" not in result.notes
+
+
+CALLS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}{% endfor %}<|im_end|>\n{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_values_nested_more_deeply_than_can_be_walked_are_a_bad_line(as_text):
+    deep = "[" * 940 + "]" * 940
+    arguments = json.dumps(f'{{"a": {deep}}}') if as_text else f'{{"a": {deep}}}'
+    call = f'{{"role": "assistant", "tool_calls": [{{"function": {{"name": "f", "arguments": {arguments}}}}}]}}'
+    line = parse_line(f'{{"messages": [{{"role": "user", "content": "hi"}}, {call}]}}'.encode())
+    tokenizer = HuggingFaceTokenizer(tokenizer_for(CALLS))
+    # Each string within is marked by a function of ours that calls itself; other lines of the batch are not concerned.
+    (deep_one, good) = tokenizer.chat([line, parse_line(json.dumps({"messages": TWO_TURNS}).encode())])
+    assert isinstance(deep_one, LineProblem)
+    assert (deep_one.code, len(good.answers)) == ("nested_too_deeply", 2)
+
+
+def test_the_work_on_a_conversation_grows_with_its_messages_not_with_their_square():
+    turns = [
+        {"role": ("user", "assistant")[at % 2], "content": ("hi<|im_end|>", f"w{at}")[at % 2]} for at in range(8000)
+    ]
+    began = time.process_time()
+    result = result_of(CHATML, turns)
+    # A second or two; in steps for each pair of messages it was a minute, and hours for the longest lines.
+    assert time.process_time() - began < 20
+    assert (len(result.answers), "control_tokens_in_words" in result.notes) == (4000, True)

@@ -78,7 +78,7 @@ def test_silence_is_filled_with_comments(serve, documents):
     server.finish(job["id"])
 
 
-@pytest.mark.parametrize("last_id", ["x", "-1", "9" * 30, "1.5", "٣"])
+@pytest.mark.parametrize("last_id", ["x", "-1", "9" * 30, "1.5", "٣", "0" * 20 + "9" * 30, "0" * 20 + "9" * 5000])
 def test_strange_event_ids(serve, documents, last_id):
     server = serve()
     job = server.finish(server.submit(server.upload(documents[:2]))["id"])

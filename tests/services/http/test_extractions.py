@@ -161,6 +161,12 @@ def test_an_unknown_corpus(server):
     assert (answer.status_code, answer.json()["error"]["param"]) == (404, "corpus_id")
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "%00", "..", "%ff"])
+def test_ids_that_no_file_could_have_are_unknown(server, name):
+    answers = [server.client.post(f"/v1/extractions/x{name}/{verb}") for verb in ("resume", "cancel")]
+    assert [(each.status_code, each.json()["error"]["code"]) for each in answers] == [(404, "not_found")] * 2
+
+
 def test_bodies_that_are_no_requests(server):
     for body in (b"", b"{", b"[]", b"null", b"\xff", b"[" * 10_000):
         answer = server.client.post("/v1/extractions", content=body, headers={"Content-Type": "application/json"})

@@ -3,14 +3,16 @@
 import errno
 import fcntl
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
 
 import pytest
-from fake_teacher import HANGS, POISON, fake_teacher
+from fake_teacher import HANGS, POISON, fake_teacher, identity
 from service_harness import wait_for
 
+from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.errors import CaskWriteError
 from logitcask_services.jobs.database import Database
@@ -18,6 +20,78 @@ from logitcask_services.jobs.database import Database
 
 def cask_of(tmp_path, name="cask"):
     return Cask.open(tmp_path / "casks" / name)
+
+
+def test_the_document_that_ends_an_extraction_is_counted_once_and_tried_again(serve, documents, tmp_path):
+    server = serve(chunk_positions=1)  # it is its chunk, which is whole when it comes back
+    poisoned = {"input_ids": [POISON, 5, 6]}
+    failed = server.finish(server.submit(server.upload([*documents[:4], poisoned]), on_error="fail")["id"])
+    assert (failed["documents"]["failed"], len(server.errors(failed["id"]))) == (1, 1)
+    server.stop()
+    server = serve(fake={"harmless": True})
+    server.client.post(f"/v1/extractions/{failed['id']}/resume").raise_for_status()
+    done = server.finish(failed["id"])
+    assert (done["status"], done["documents"]["failed"], len(cask_of(tmp_path))) == ("completed", 0, 5)
+    assert server.errors(failed["id"]) == []
+
+
+def test_a_failed_extraction_whose_tokens_are_gone_is_prepared_anew(serve, documents, tmp_path):
+    server = serve()
+    poisoned = {"input_ids": [POISON, 5, 6]}
+    failed = server.finish(server.submit(server.upload([*documents, poisoned]), on_error="fail")["id"])
+    assert (failed["error"]["code"], failed["documents"]["captured"] > 0) == ("document_failed", True)
+    captured = failed["documents"]["captured"]
+    shutil.rmtree(server.service.folders.token_store(failed["id"]))
+    server.client.post(f"/v1/extractions/{failed['id']}/resume").raise_for_status()
+    again = server.finish(failed["id"])
+    assert (again["status"], again["error"]["code"]) == ("failed", "document_failed")
+    assert (again["documents"]["present"], again["documents"]["failed"]) == (captured, 1)
+    assert server.service.crash is None
+    shutil.rmtree(server.service.folders.token_store(failed["id"]))
+    server.stop()
+    server = serve(fake={"harmless": True})
+    server.client.post(f"/v1/extractions/{failed['id']}/resume").raise_for_status()
+    done = server.finish(failed["id"])
+    counts = done["documents"]
+    assert (done["status"], counts["captured"] + counts["present"], counts["failed"]) == ("completed", 41, 0)
+    assert len(cask_of(tmp_path)) == 41
+
+
+def begun_and_stopped(serve, documents):
+    server = serve(fake={"seconds_per_document": 0.05})
+    job = server.submit(server.upload(documents))
+    wait_for(lambda: server.get(job["id"])["documents"]["captured"])
+    server.stop()
+    return job["id"]
+
+
+def test_a_cask_that_is_missing_when_its_extraction_goes_on_is_waited_for(serve, documents, tmp_path):
+    job = begun_and_stopped(serve, documents)
+    (tmp_path / "casks" / "cask").rename(tmp_path / "away")
+    server = serve()
+    wait_for(lambda: server.get(job)["waiting"])
+    waiting = server.get(job)["waiting"]
+    assert (waiting["code"], "the cask is missing" in waiting["message"]) == ("files_missing", True)
+    assert not (tmp_path / "casks" / "cask").exists(), "never begun anew, without what was captured"
+    (tmp_path / "away").rename(tmp_path / "casks" / "cask")
+    assert server.finish(job)["status"] == "completed"
+    assert len(cask_of(tmp_path)) == len(documents)
+
+
+def test_a_cask_that_lost_an_extractions_documents_does_not_complete(serve, documents, tmp_path):
+    job = begun_and_stopped(serve, documents)
+    cask, away = tmp_path / "casks" / "cask", tmp_path / "away"
+    captured = len(Cask.open(cask))
+    cask.rename(away)
+    CaskWriter.create(cask, teacher=identity(), capture=CaptureSpec()).close()
+    server = serve()
+    failed = server.finish(job)
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "cask_unusable")
+    assert f"{captured} documents that this extraction had put into the cask" in failed["error"]["message"]
+    again = server.finish(server.submit({"id": failed["corpus_id"]})["id"])
+    assert (again["status"], again["documents"]["captured"]) == ("completed", len(documents))
+    server.client.post(f"/v1/extractions/{job}/resume").raise_for_status()
+    assert server.finish(job)["status"] == "completed", "now that all is there"
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EMFILE, errno.EIO, errno.ESTALE, errno.EACCES])

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from fake_teacher import GARBAGE, KILLER, POISON, fake_teacher, identity
 from service_harness import jsonl, wait_for
+from sqlalchemy.exc import InvalidRequestError
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.errors import CaskWriteError, ModelError
@@ -363,7 +364,7 @@ def test_a_shard_published_but_not_committed_is_adopted(serve, documents, tmp_pa
 
     def crash(self, extraction_id, chunk, outcome):
         if chunk.number == 2:
-            raise ZeroDivisionError("the process died here")
+            raise InvalidRequestError("the process died here")  # one of the database, which ends the service
         commit(self, extraction_id, chunk, outcome)
 
     monkeypatch.setattr(ExtractionStore, "commit_chunk", crash)

@@ -4,8 +4,9 @@ import gzip
 import json
 
 import numpy as np
+from fake_teacher import FakeTokenizer
 
-from logitcask_schemas.cask import Cask
+from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_services.jobs import preparer
 from logitcask_services.jobs.plan import MOST_DOCUMENTS, plan_chunks
 
@@ -45,6 +46,60 @@ def test_a_compressed_upload_is_refused_with_a_sentence(serve):
     assert (answer.status_code, answer.json()["error"]["code"]) == (415, "not_json_lines")
     assert "gzip -dc FILE" in answer.json()["detail"]
     assert server.client.get("/v1/corpora").json()["data"] == []
+
+
+def test_a_stored_corpus_that_lost_its_end_is_told_and_put_right_by_another_upload(serve):
+    server = serve()
+    lines = [{"text": f"line {number}"} for number in range(4)]
+    corpus = server.upload(lines)
+    path = server.service.storage.path(corpus["sha256"])
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+    failed = server.finish(server.submit(corpus)["id"])
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "corpus_unreadable")
+    assert f"has 19 bytes, {corpus['bytes']} were uploaded" in failed["error"]["message"]
+    assert server.upload(lines)["id"] == corpus["id"]
+    server.client.post(f"/v1/extractions/{failed['id']}/resume").raise_for_status()
+    job = server.finish(failed["id"])
+    assert (job["status"], job["documents"]["captured"]) == ("completed", 4)
+
+
+def test_a_corpus_that_nobody_foresaw_fails_alone(serve, monkeypatch):
+    encode = FakeTokenizer.encode
+
+    def faulty(self, texts, *, special_tokens):
+        if "surprise" in texts:
+            raise KeyError("as scripted")
+        return encode(self, texts, special_tokens=special_tokens)
+
+    monkeypatch.setattr(FakeTokenizer, "encode", faulty)
+    server = serve()
+    bad, good = server.upload([{"text": "surprise"}]), server.upload([{"text": "good"}])
+    jobs = [server.submit(corpus)["id"] for corpus in (bad, good)]
+    failed, completed = map(server.finish, jobs)
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "internal")
+    assert "unforeseen KeyError: 'as scripted'" in failed["error"]["message"]
+    assert completed["status"] == "completed"
+    assert server.service.crash is None
+
+
+def test_a_run_that_fails_in_a_way_nobody_foresaw_fails_alone(serve, monkeypatch):
+    has = CaskWriter.has
+
+    def faulty(self, identity):
+        if self.path.name == "surprise":
+            raise KeyError("as scripted")
+        return has(self, identity)
+
+    monkeypatch.setattr(CaskWriter, "has", faulty)
+    server = serve()
+    corpus = server.upload([{"text": "good"}])
+    jobs = [server.submit(corpus, cask=name)["id"] for name in ("surprise", "other")]
+    failed, completed = map(server.finish, jobs)
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "internal")
+    assert (completed["status"], server.service.crash) == ("completed", None)
+    monkeypatch.undo()
+    server.client.post(f"/v1/extractions/{failed['id']}/resume").raise_for_status()
+    assert server.finish(failed["id"])["status"] == "completed"
 
 
 def test_answers_of_documents_reach_the_cask(serve):

@@ -84,8 +84,7 @@ async def receive(request: Request, service: Service) -> StoredCorpus:
 def with_content(service: Service, sha256: str) -> list[CorpusRow]:
     """The corpus with this digest, if its content is complete on the disk; else none."""
     row = service.corpora.with_content(sha256)
-    path = service.storage.path(sha256)
-    return [row] if row is not None and path.is_file() and path.stat().st_size == row.bytes else []
+    return [row] if row is not None and service.storage.holds(sha256, row.bytes) else []
 
 
 def _media_type(request: Request) -> str:

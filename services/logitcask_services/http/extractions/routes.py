@@ -160,8 +160,9 @@ def extraction_manifest(extraction_id: str, service: ServiceDep, _: Caller) -> M
 def _event_number(last_event_id: str | None) -> int:
     if last_event_id is None or last_event_id == "":
         return 0
-    if not last_event_id.isascii() or not last_event_id.isdecimal() or int(last_event_id[:20]) > MAX_EVENT_ID:
+    digits = last_event_id.lstrip("0") or "0"
+    if not last_event_id.isascii() or not last_event_id.isdecimal() or int(digits[:20]) > MAX_EVENT_ID:
         raise Problem(
             400, "invalid_event_id", "Last-Event-ID must be the id of an event of this stream", param="Last-Event-ID"
         )
-    return int(last_event_id)
+    return int(digits)

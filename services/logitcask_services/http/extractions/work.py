@@ -94,7 +94,8 @@ def cancel(service: Service, extraction_id: str) -> ExtractionRow:
 
 def resume(service: Service, extraction_id: str) -> ExtractionRow:
     """Take a failed extraction up again. Raises NotFoundError, IllegalTransitionError."""
-    prepared = (service.folders.token_store(extraction_id) / "store.json").exists()
+    row = service.extractions.get(extraction_id)  # first: what a caller wrote need not even be a file's name
+    prepared = (service.folders.token_store(row.id) / "store.json").exists()
     return service.extractions.resume(extraction_id, prepared=prepared)
 
 

@@ -1,20 +1,22 @@
 """The route of previews."""
 
+import asyncio
 import shutil
-import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from secrets import token_hex
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_services.capture.expected_bytes import expected_bytes, with_cask
 from logitcask_services.corpora.file_kind import require_lines
 from logitcask_services.corpora.overflow import MIN_LENGTH, Overflow
-from logitcask_services.corpora.prepare import DocumentLimits
+from logitcask_services.corpora.prepare import DocumentLimits, PreparationStoppedError
 from logitcask_services.corpora.preview import as_dict, preview
 from logitcask_services.http.access import Caller
 from logitcask_services.http.extractions.wire import MAX_LENGTH, CaskName
@@ -27,8 +29,8 @@ MAX_DOCUMENTS = 50
 PATH = "/v1/previews"
 
 router = APIRouter(prefix=PATH, tags=["previews"], responses=documented(401, 422))
-_one_at_a_time = threading.Lock()
-"""A preview holds a core and the tokenizer for a while."""
+MAX_WAITING = 8
+"""Previews at once: one holds a core and the tokenizer for a while, the others wait with their lines in memory."""
 BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -36,6 +38,31 @@ BODY: dict[str, Any] = {
         "content": {"application/jsonl": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
+
+
+class PreviewQueue:
+    """Previews run one at a time; those that wait hold no thread, which other requests need. For one event loop."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+        self._here = 0
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[asyncio.Lock]:
+        """A place for a preview, and the lock that says when it runs. Raises Problem 503 where all are taken."""
+        if self._here >= MAX_WAITING:
+            raise Problem(
+                503,
+                "too_many_previews",
+                f"{MAX_WAITING} previews wait already; try again, or let `logitcask submit --dry-run` use a teacher's "
+                "folder with --teacher",
+                headers={"Retry-After": "10"},
+            )
+        self._here += 1
+        try:
+            yield self._turn
+        finally:
+            self._here -= 1
 
 
 class Preview(BaseModel):
@@ -66,8 +93,19 @@ async def create_preview(
     """Prepare lines as an extraction would, keep nothing, and show what becomes of them."""
     try:
         spec = CaptureSpec.model_validate_json(capture)
-    except ValueError as error:
-        raise Problem(422, "invalid_request", f"capture: {error}", param="capture") from error
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(('capture', *map(str, fault['loc'])))}: {fault['msg']}" for fault in error.errors()
+        )
+        raise Problem(422, "invalid_request", faults, param="capture") from error
+    queue: PreviewQueue = request.app.state.previews
+    async with queue.place() as turn:
+        body = await _received(request)
+        async with turn:
+            return await run_in_threadpool(_previewed, service, body, cask, spec, max_length, overflow, documents)
+
+
+async def _received(request: Request) -> bytes:
     body = bytearray()
     async for part in request.stream():
         body += part
@@ -76,7 +114,7 @@ async def create_preview(
     if not body:
         raise Problem(400, "empty_body", "there is nothing to preview; send one JSON object per line")
     require_lines(bytes(body[:512]))
-    return await run_in_threadpool(_previewed, service, bytes(body), cask, spec, max_length, overflow, documents)
+    return bytes(body)
 
 
 def _previewed(
@@ -109,10 +147,18 @@ def _previewed(
     scratch = service.folders.extractions / f"preview-{token_hex(8)}"
     corpus = scratch / "corpus.jsonl"
     try:
-        with _one_at_a_time:
-            scratch.mkdir()
-            corpus.write_bytes(body)
-            found = preview(corpus, scratch / "store", facts.tokenizer, limits, documents=documents)
+        scratch.mkdir()
+        corpus.write_bytes(body)
+        found = preview(
+            corpus,
+            scratch / "store",
+            facts.tokenizer,
+            limits,
+            documents=documents,
+            stopped=service.signals.stopping.is_set,
+        )
+    except PreparationStoppedError as error:
+        raise Problem(503, "stopping", "the service stops; try again when it is back") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     figures = expected_bytes(spec, facts.identity.vocab_size)
