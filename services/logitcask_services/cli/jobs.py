@@ -18,6 +18,7 @@ from logitcask_services.cli.connection import (
     follow,
     summarise,
 )
+from logitcask_services.jobs.states import Status
 
 app = typer.Typer(help="List, follow and cancel a service's extractions.", no_args_is_help=True, add_completion=False)
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the extraction.")]
@@ -25,7 +26,7 @@ IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the extract
 
 @app.command("ls")
 def list_jobs(
-    status: Annotated[str | None, typer.Option(help="Only those in this state.")] = None,
+    status: Annotated[Status | None, typer.Option(help="Only those in this state.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Most to list.")] = 20,
     server: ServerOption = None,
     api_key_file: KeyFileOption = None,

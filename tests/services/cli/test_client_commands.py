@@ -12,9 +12,12 @@ from logitcask_services.client import ServiceClient, ServiceError, ServiceUnreac
 
 
 def test_submit_and_wait(serve, run, corpus):
-    code, out, err = run(serve(), "submit", corpus, "--cask", "one", "--wait")
+    server = serve()
+    code, out, err = run(server, "submit", corpus, "--cask", "one", "--wait")
     assert code == 0
     assert out == ""
+    (job,) = server.client.get("/v1/extractions").json()["data"]
+    assert f"{job['id']}: validating" in err.partition("completed;")[0], "at once, for whoever reads a pipe"
     assert "completed; cask one: 40 of 42 documents" in err
     assert "2 line(s) or document(s) are not in the cask:" in err
     assert "line 11: not_json: the line is not JSON" in err
@@ -75,7 +78,7 @@ def test_a_corpus_that_gives_nothing_is_a_failure(serve, run, tmp_path):
 def test_refusals(serve, run, corpus, tmp_path):
     server = serve()
     code, _, err = run(server, "submit", corpus, "--cask", "../x")
-    assert (code, "error: cask:" in err) == (1, True)
+    assert (code, "expected a name, not a path" in err) == (2, True)
     assert server.client.get("/v1/corpora").json()["data"] == []
     code, _, err = run(server, "submit", tmp_path / "missing.jsonl", "--cask", "x")
     assert (code, "is not a file" in err) == (2, True)
@@ -119,6 +122,8 @@ def test_jobs(serve, run, documents):
     assert run(server, "jobs", "watch", job["id"])[0] == 0
     code, _, err = run(server, "jobs", "cancel", job["id"])
     assert (code, "is completed and cannot become cancelling" in err) == (1, True)
+    code, _, err = run(server, "jobs", "ls", "--status", "done")
+    assert (code, "'done' is not one of 'validating', 'queued'" in err) == (2, True)
     code, _, err = run(server, "jobs", "show", "nothing")
     assert (code, "there is no extraction 'nothing'" in err) == (1, True)
 
