@@ -7,7 +7,10 @@ import threading
 
 import httpx2
 import pytest
+from fake_teacher import identity
 
+from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_schemas.cask import CaskWriter
 from logitcask_services import client as client_module
 from logitcask_services.client import ServiceClient, ServiceUnreachableError
 
@@ -38,6 +41,28 @@ def test_what_is_refused_is_refused_before_the_upload(serve, run, corpus, option
     assert words in err
     assert "Traceback" not in err
     assert corpora(server) == before
+
+
+@pytest.mark.parametrize(
+    ("stored", "options", "words"),
+    [
+        (
+            False,
+            ["--held-out"],
+            "Here it is without --held-out (or --tail-logprobs), offered is with: capture without it",
+        ),
+        (True, [], "Here it is with --held-out (or --tail-logprobs), offered is without: capture with it"),
+        (True, ["--seed", "5"], "Use another cask for this spec."),
+    ],
+)
+def test_a_cask_with_or_without_what_held_out_stores_says_so(serve, run, corpus, stored, options, words):
+    server = serve()
+    spec = CaptureSpec(tail_logprobs=stored)
+    CaskWriter.create(server.service.folders.cask("one"), teacher=identity(), capture=spec).close()
+    code, _, err = run(server, "submit", corpus, "--cask", "one", *options)
+    assert code == 1
+    assert "tail_logprobs" in err
+    assert words in err
 
 
 @pytest.mark.parametrize(
