@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ PAUSE = 1.0
 UPLOAD_TIMEOUT = httpx2.Timeout(60.0, read=1800.0)
 """Seconds. The answer comes when the last byte is on the disk, which may have gigabytes to write by then."""
 LONGEST_PAUSE = 5.0
+_NOT_TLS = re.compile("WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|HTTP_REQUEST|UNKNOWN_PROTOCOL")
+"""What OpenSSL's versions say where the answer is no TLS, but plain text."""
 
 
 class ServiceError(LogitcaskError, RuntimeError):
@@ -325,6 +328,12 @@ class _Reached:
     ) -> None:
         if isinstance(error, httpx2.TransportError | httpx2.InvalidURL):
             reason = str(error) or type(error).__name__
+            if self._server.startswith("https://") and _NOT_TLS.search(reason):
+                plain = self._server.replace("https://", "http://", 1)
+                raise ServiceUnreachableError(
+                    f"what answers at {self._server} does not speak https ({reason}); a service without a proxy speaks "
+                    f"http: name {plain} with --server or LOGITCASK_SERVER"
+                ) from error
             raise ServiceUnreachableError(
                 f"no service answers at {self._server} ({reason}); start one with `logitcask serve`, or name another "
                 "with --server or LOGITCASK_SERVER"
