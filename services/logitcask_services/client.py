@@ -223,6 +223,10 @@ class ServiceClient:
         """Ask an extraction to end."""
         return self._json(lambda: self._http.post(_path(extraction_id, "/cancel")))
 
+    def manifest(self, extraction_id: str) -> dict[str, Any]:
+        """The shards that an extraction has put into its cask so far."""
+        return self._json(lambda: self._http.get(_path(extraction_id, "/manifest")))
+
     def failures(self, extraction_id: str) -> Iterator[dict[str, Any]]:
         """Bad lines and failed documents."""
         with self._reached(), self._http.stream("GET", _path(extraction_id, "/errors")) as answer:

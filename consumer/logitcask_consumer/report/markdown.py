@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from logitcask_schemas.wording import counted
+
 _ROWS: tuple[tuple[str, str, str], ...] = (
     ("kl", "KL to the teacher, nats/token", "{:.4f}"),
     ("kl_bound", "KL of head and tail bucket, nats/token", "{:.4f}"),
@@ -28,10 +30,11 @@ _TEACHERS_OWN = {"kl": 0.0, "kl_bound": 0.0, "agreement": 1.0, "acceptance": 1.0
 def to_markdown(document: dict[str, Any], plots: Sequence[str]) -> str:
     """Render the document; `plots` are file names beside the Markdown file."""
     cask = document["cask"]
+    documents = counted(cask["documents_with_positions"], "document")
     sections = [
         "# Distillation report",
         (
-            f"{cask['positions']:,} positions of {cask['documents_with_positions']:,} documents{_held_out(document)}, "
+            f"{cask['positions']:,} positions of {documents}{_held_out(document)}, "
             f"recorded from **{cask['teacher']['model']}** ({cask['teacher']['engine']}, {cask['teacher']['dtype']})."
         ),
         *(f"> **Note**: {warning}." for warning in document["warnings"]),
