@@ -121,17 +121,22 @@ def _show(found: dict[str, Any], out: Console) -> None:
     if found["shown"]:
         out.print(legend)
     for document in found["shown"]:
-        _show_document(document, out)
+        _show_document(document, _unusual(found, document["line"]), out)
     _show_counts(found, out)
     _show_expectation(found, out)
 
 
-def _show_document(document: dict[str, Any], out: Console) -> None:
+def _unusual(found: dict[str, Any], line: int) -> list[str]:
+    """Codes of what is unusual about a line, as far as its number is told."""
+    kept = ("truncated", "split", *found["notes"])
+    return [code for code in kept if line in found["first_lines"].get(code, [])]
+
+
+def _show_document(document: dict[str, Any], unusual: list[str], out: Console) -> None:
     answers = document["answer_tokens"]
     trained = "the line does not tell what is an answer" if answers is None else f"{answers:,} of answers"
-    out.rule(
-        Text(f"line {document['line']:,}: {counted(document['tokens'], 'token')}, {trained}"), align="left", style="dim"
-    )
+    facts = ", ".join([counted(document["tokens"], "token"), trained, *unusual])
+    out.rule(Text(f"line {document['line']:,}: {facts}"), align="left", style="dim")
     text = Text()
     for piece in document["pieces"]:
         visible = "".join(_FORM.get(character, character) for character in piece["text"])

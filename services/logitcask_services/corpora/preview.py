@@ -1,10 +1,10 @@
-"""What preparation would make of a corpus, for people: the first documents with their answers, and every count.
+"""What preparation would make of a corpus, for people: some documents with their answers, and every count.
 
 The same code prepares a corpus for capture; here its token store is read and thrown away.
 """
 
 from dataclasses import asdict, dataclass
-from itertools import groupby
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,7 +61,7 @@ def preview(
         scratch: A folder that does not exist; the caller deletes it.
         tokenizer: The teacher's.
         limits: As for an extraction.
-        documents: How many are shown.
+        documents: How many are shown: the first one, the first ones of everything unusual, then the next ones.
 
     Raises:
         NotJsonLinesError: The file is of another format.
@@ -77,8 +77,17 @@ def preview(
 
     prepared = prepare(corpus, scratch, tokenizer, limits, report=report, stopped=lambda: False)
     store = TokenStore(scratch)
-    shown = [_shown(store, number, tokenizer) for number in range(min(documents, store.num_documents))]
+    shown = [_shown(store, number, tokenizer) for number in _chosen(store, prepared, documents)]
     return Preview(prepared=prepared, documents=shown, bad=bad, bad_by_code=by_code)
+
+
+def _chosen(store: TokenStore, prepared: Prepared, most: int) -> list[int]:
+    """Documents to show, in order: the first, the first of each unusual kind, their seconds and so on, the rest."""
+    kinds = [prepared.examples.get(code, []) for code in (*prepared.notes, "truncated", "split")]
+    unusual = [line for lines in zip_longest(*kinds) for line in lines if line is not None]
+    wanted = (0, *(store.first_document_of(line) for line in unusual), *range(most))
+    there = [number for number in dict.fromkeys(wanted) if number is not None and number < store.num_documents]
+    return sorted(there[:most])
 
 
 def _shown(store: TokenStore, document: int, tokenizer: DocumentTokenizer) -> ShownDocument:
