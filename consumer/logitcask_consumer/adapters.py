@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 
 import torch
 
-from logitcask_consumer.checkpoints import INITIAL_NAME
+from logitcask_consumer.checkpoints import INITIAL_NAME, run_folder_of, run_of
 from logitcask_schemas.errors import LogitcaskError, MissingExtraError, ModelError
 
 ADAPTER_NAME: Final = "adapter_config.json"
@@ -96,11 +96,13 @@ class LoraSpec:
 def base_folder(folder: Path) -> Path:
     """The folder of the model that adapters belong to, wherever their own folder has been moved.
 
-    A base that a run made lies in the run's folder, and is looked for there; another is where `adapter_config.json`
-    says, or beside it where that is a relative path.
+    A base that a run made lies in the run's folder, and is looked for there first: another run may have taken the place
+    that this one was moved from. Any other is where `adapter_config.json` says, counted from its own folder where that
+    is a relative path.
 
     Raises:
         ModelError: it is not there.
+        RunFolderError: the run's document is damaged.
     """
     try:
         named = json.loads((folder / ADAPTER_NAME).read_text())["base_model_name_or_path"]
@@ -108,8 +110,11 @@ def base_folder(folder: Path) -> Path:
         raise ModelError(f"{folder / ADAPTER_NAME} does not say which model the adapters belong to: {error}") from error
     places = [folder / str(named)]  # an absolute path stays what it is
     if Path(str(named)).name == INITIAL_NAME:
-        # First: another run may have taken the place that this one was moved from. A checkpoint lies two levels down.
-        places = [at / INITIAL_NAME for at in (folder, folder.parent, folder.parent.parent)] + places
+        run, own = run_of(folder), run_folder_of(folder) / INITIAL_NAME
+        if run is None:
+            places.append(own)
+        elif Path(run["student"]["spec"]).name != INITIAL_NAME:  # else it began from another run's student, or a copy
+            places.insert(0, own)
     for place in places:
         if (place / "config.json").is_file():
             return place

@@ -80,8 +80,10 @@ def read_run(output: Path) -> dict[str, Any] | None:
         return None
     try:
         run: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise RunFolderError(f"{path} is not JSON ({error}); use another output folder") from error
+        if not isinstance(run, dict):
+            raise TypeError("it is no object")
+    except (ValueError, TypeError) as error:
+        raise RunFolderError(f"{path} is not the JSON of a run ({error}); use another output folder") from error
     if {name: run.get(name) for name in _FORMAT} != _FORMAT:
         found = {name: run.get(name) for name in _FORMAT}
         raise RunFolderError(f"{path} should say {_FORMAT}, it says {found}; use another output folder")
@@ -133,14 +135,19 @@ def require_finished(folder: Path) -> None:
     )
 
 
+def run_folder_of(folder: Path) -> Path:
+    """The output folder of the run that a model folder belongs to, if one made it: itself, or its checkpoint's."""
+    is_checkpoint = (folder / "trainer_state.json").is_file() and folder.absolute().parent.name == CHECKPOINTS_NAME
+    return folder.absolute().parent.parent if is_checkpoint else folder
+
+
 def run_of(folder: Path) -> dict[str, Any] | None:
     """The run that a model folder comes from, also where it is one of the run's checkpoints; None where no run made it.
 
     Raises:
         RunFolderError: see `read_run`.
     """
-    is_checkpoint = (folder / "trainer_state.json").is_file() and folder.absolute().parent.name == CHECKPOINTS_NAME
-    return read_run(folder.absolute().parent.parent if is_checkpoint else folder)
+    return read_run(run_folder_of(folder))
 
 
 def earlier_runs(folder: Path | None) -> list[dict[str, Any]]:

@@ -55,6 +55,7 @@ from logitcask_consumer.weights import StoredAnswers, Weights
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.remote_store import is_url
 from logitcask_schemas.errors import ModelError
+from logitcask_schemas.wording import counted
 
 Say = Callable[[str], None]
 LOOKED_AT: Final = 200_000
@@ -193,8 +194,9 @@ def _train(config: TrainConfig, spec: StudentSpec, weights: Weights, stop: StopS
     if config.freeze_head:
         freeze_head(model)
     say(
-        f"{dataset.num_documents:,} documents, {dataset.num_positions:,} positions in {len(dataset):,} sequences of "
-        f"{config.seq_len} ({dataset.fill:.1%} full); student of {model.num_parameters():,} parameters"
+        f"{counted(dataset.num_documents, 'document')}, {counted(dataset.num_positions, 'position')} in "
+        f"{counted(len(dataset), 'sequence')} of {config.seq_len} ({dataset.fill:.1%} full); "
+        f"student of {model.num_parameters():,} parameters"
         + ("" if (trained := _trained(model)) == model.num_parameters() else f", {trained:,} of them trained")
         + (f"; continuing from {checkpoint.name}" if checkpoint else "")
     )

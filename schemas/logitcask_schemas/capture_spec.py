@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+CaptureMode = Literal["threshold", "topk", "sampled"]
 LogprobCodec = Literal["f16", "f32", "u8"]
 Sampler = Literal["systematic", "multinomial"]
 MAX_ENTRIES = 255  # per-position counts are stored as uint8
@@ -38,7 +39,7 @@ class CaptureSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    mode: Literal["threshold", "topk", "sampled"] = "threshold"
+    mode: CaptureMode = "threshold"
     tau: Annotated[float, Field(ge=MIN_TAU, le=1, allow_inf_nan=False)] = 0.05
     """Probability threshold of mode `threshold`, also the mass one tail draw stands for at most."""
     head_max: Annotated[int, Field(ge=1, le=MAX_ENTRIES - 1)] = 64

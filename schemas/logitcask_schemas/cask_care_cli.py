@@ -16,6 +16,7 @@ from logitcask_schemas.cask_output import (
     print_table,
 )
 from logitcask_schemas.exit_codes import EXIT_PROBLEMS
+from logitcask_schemas.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -130,8 +131,12 @@ def _print_verification(cask: str, result: dict[str, Any]) -> None:
     for name in result["removed"]:
         print(f"note: shard {name} was taken out of the cask in the meantime")
     hit = len(result["lost_documents"]) + result["unnamed_documents"]
-    state = f"{len(result['problems'])} problems, {hit} documents hit" if result["problems"] else "sound"
-    print(f"{result['verified']} of {result['shards']} shards verified: {state}")
+    state = (
+        f"{counted(len(result['problems']), 'problem')}, {counted(hit, 'document')} hit"
+        if result["problems"]
+        else "sound"
+    )
+    print(f"{result['verified']} of {counted(result['shards'], 'shard')} verified: {state}")
     if result["problems"]:
         print(_how_to_mend(cask))
 
@@ -198,9 +203,9 @@ def _print_repair(cask: str, report: "RepairReport", command: str | None) -> Non
         print(f"capture again {identity}")
     for identity in report.lost:
         print(f"lost with its tokens {identity}")
-    print(f"{len(report.damaged_shards)} damaged shards; {report.kept_documents} of their documents were sound")
-    print(f"{len(report.requeue)} documents to capture again" + (f": {command}" if command else ""))
-    gone = f"{len(report.lost)} documents whose tokens are lost as well: {report.quarantine / LOST_NAME}"
+    print(f"{counted(len(report.damaged_shards), 'damaged shard')}; sound documents in them: {report.kept_documents}")
+    print(f"{counted(len(report.requeue), 'document')} to capture again" + (f": {command}" if command else ""))
+    gone = f"{counted(len(report.lost), 'document')} whose tokens are lost as well: {report.quarantine / LOST_NAME}"
     print(gone + (f", and {report.unnamed} of which not even the id is known" if report.unnamed else ""))
 
 
@@ -264,7 +269,7 @@ def split(
     if as_json:
         return print_json({"source": source, "fraction": fraction, "seed": seed, "casks": casks})
     for path, counts in casks.items():
-        print(f"{path}: {counts['added']:,} documents added, {counts['present']:,} were there")
+        print(f"{path}: {counted(counts['added'], 'document')} added, {counts['present']:,} there before")
     return None
 
 

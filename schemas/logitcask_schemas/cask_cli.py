@@ -21,6 +21,7 @@ from logitcask_schemas.cask_output import (
     print_line,
     print_table,
 )
+from logitcask_schemas.wording import counted
 
 if TYPE_CHECKING:
     from logitcask_schemas.cask.reader import Cask
@@ -112,7 +113,7 @@ def show(
     out = console()
     answers = described["answers"]
     says = "" if answers is None else f", {answers:,} of them of answers{' (underlined)' if answers else ''}"
-    print_line(out, Text(f"document {at:,} of {len(opened):,}: {described['tokens']:,} tokens{says}"))
+    print_line(out, Text(f"document {at:,} of {len(opened):,}: {counted(described['tokens'], 'token')}{says}"))
     print_line(out, Text(f"id {described['id']}"))
     out.print(token_strip(described["positions"], measure, texts=tokenizer is not None))
     return print_positions(out, described["positions"])

@@ -75,8 +75,19 @@ class CaskManifest(BaseModel):
                 if mine.get(name) != theirs.get(name)
             )
             raise IdentityMismatchError(
-                f"{where} holds records of another capture spec ({listing}). Use another cask for this spec."
+                f"{where} is for records of another capture spec ({listing}). {_way_on(mine, theirs)}"
             )
+
+
+def _way_on(mine: dict[str, object], theirs: dict[str, object]) -> str:
+    """What to do about two specs that differ."""
+    if {**mine, "tail_logprobs": None} != {**theirs, "tail_logprobs": None}:
+        return "Use another cask for this spec."
+    here, there, go_on = ("with", "without", "with") if mine["tail_logprobs"] else ("without", "with", "without")
+    return (
+        f"Here it is {here} --held-out (or --tail-logprobs), offered is {there}: capture {go_on} it to go on here, or "
+        "use another cask."
+    )
 
 
 class ShardEntry(BaseModel):

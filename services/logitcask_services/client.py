@@ -24,6 +24,8 @@ UPLOAD_TIMEOUT = httpx2.Timeout(60.0, read=1800.0)
 """Seconds. The answer comes when the last byte is on the disk, which may have gigabytes to write by then."""
 LONGEST_PAUSE = 5.0
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_NOT_TLS = re.compile("WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|HTTP_REQUEST|UNKNOWN_PROTOCOL")
+"""What OpenSSL's versions say where the answer is no TLS, but plain text."""
 
 
 class ServiceError(LogitcaskError, RuntimeError):
@@ -221,6 +223,10 @@ class ServiceClient:
         """Ask an extraction to end."""
         return self._json(lambda: self._http.post(_path(extraction_id, "/cancel")))
 
+    def manifest(self, extraction_id: str) -> dict[str, Any]:
+        """The shards that an extraction has put into its cask so far."""
+        return self._json(lambda: self._http.get(_path(extraction_id, "/manifest")))
+
     def failures(self, extraction_id: str) -> Iterator[dict[str, Any]]:
         """Bad lines and failed documents."""
         with self._reached(), self._http.stream("GET", _path(extraction_id, "/errors")) as answer:
@@ -326,6 +332,12 @@ class _Reached:
     ) -> None:
         if isinstance(error, httpx2.TransportError | httpx2.InvalidURL):
             reason = str(error) or type(error).__name__
+            if self._server.startswith("https://") and _NOT_TLS.search(reason):
+                plain = self._server.replace("https://", "http://", 1)
+                raise ServiceUnreachableError(
+                    f"what answers at {self._server} does not speak https ({reason}); a service without a proxy speaks "
+                    f"http: name {plain} with --server or LOGITCASK_SERVER"
+                ) from error
             raise ServiceUnreachableError(
                 f"no service answers at {self._server} ({reason}); start one with `logitcask serve`, or name another "
                 "with --server or LOGITCASK_SERVER"

@@ -8,6 +8,12 @@ from pathlib import Path
 from logitcask_schemas.errors import LogitcaskError
 
 CASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+NAME_RULE = "1 to 128 letters, digits, dots, hyphens or underscores, the first a letter or digit"
+
+
+def is_cask_name(text: str) -> bool:
+    """Whether a cask may have this name."""
+    return CASK_NAME.fullmatch(text) is not None
 
 
 class CaskNameError(LogitcaskError, ValueError):
@@ -32,11 +38,8 @@ class ServiceFolders:
 
     def cask(self, name: str) -> Path:
         """The folder of a cask, inside the cask root whatever the name. Raises CaskNameError."""
-        if CASK_NAME.fullmatch(name) is None:
-            raise CaskNameError(
-                f"{name[:140]!r} cannot name a cask; expected 1 to 128 letters, digits, dots, hyphens or underscores, "
-                "the first a letter or digit"
-            )
+        if not is_cask_name(name):
+            raise CaskNameError(f"{name[:140]!r} cannot name a cask; expected {NAME_RULE}")
         path = self.cask_root / name
         if path.resolve().parent != self.cask_root.resolve():
             raise CaskNameError(f"the cask {name!r} is a link that leads out of the cask root; remove the link")

@@ -13,7 +13,7 @@ from two_processes import train_in_two_processes
 
 from logitcask_consumer.adapters import AdapterError, LoraSpec, base_folder
 from logitcask_consumer.callbacks import read_metrics
-from logitcask_consumer.checkpoints import RunFolderError
+from logitcask_consumer.checkpoints import RunFolderError, write_run
 from logitcask_consumer.config import TrainConfig, TrainConfigError
 from logitcask_consumer.students import load_model
 from logitcask_consumer.training import train
@@ -104,6 +104,25 @@ def test_the_base_of_adapters_may_be_named_relative_to_them(tmp_path):
     path.write_text("{}")
     with pytest.raises(ModelError, match="does not say which model"):
         load_model(tmp_path / "adapters")
+
+
+def test_the_base_of_a_run_that_began_from_another_runs_student_is_the_recorded_one(tmp_path):
+    """Its neighbour of the same name is another model."""
+    base, neighbour, run = tmp_path / "first" / "initial", tmp_path / "runs" / "initial", tmp_path / "runs" / "second"
+    for folder in (base, neighbour, run / "initial"):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    (run / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    for student, expected in ((str(base), base), ("from-teacher:layers=2", run / "initial")):
+        write_run(run, "finished", {"student": {"spec": student}})
+        assert base_folder(run) == expected
+    (run / "logitcask.json").unlink()
+    assert base_folder(run) == base, "no run made these adapters"
+    shutil.rmtree(base)
+    assert base_folder(run) == run / "initial", "moved, without the run's document"
+    shutil.rmtree(run / "initial")
+    with pytest.raises(ModelError, match="which is not there"):
+        base_folder(run)
 
 
 def test_two_processes_train_adapters_as_one(config, tmp_path):

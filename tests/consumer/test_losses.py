@@ -330,6 +330,18 @@ def test_losses_are_joined_by_a_plus_with_or_without_spaces():
     )
 
 
+@pytest.mark.parametrize("weight", ["nan", "inf", "-inf", "1e999", "linear(1,nan)", "wsd(inf)", "wsd(1,nan,0.1)"])
+def test_weights_that_are_no_numbers_are_refused(weight):
+    with pytest.raises(LossParameterError, match="must be finite"):
+        Objective.parse(f"{weight}*forward_kl + 0.1*cross_entropy")
+
+
+@pytest.mark.parametrize("weight", ["1,2", "", "-1", "linear(1)", "linear(1,-1)", "wsd(1,2,3,4)"])
+def test_weights_that_are_none_are_refused(weight):
+    with pytest.raises(LossParameterError, match=r"is no weight|negative"):
+        Objective.parse(f"{weight}*forward_kl")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

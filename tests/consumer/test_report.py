@@ -14,6 +14,7 @@ from logitcask_consumer.data import CaskDataset, open_casks
 from logitcask_consumer.report.build import ReportConfig, ReportError, make_report
 from logitcask_consumer.report.estimates import DocumentBootstrap
 from logitcask_consumer.report.evaluate import evaluate_model, evaluate_teacher
+from logitcask_consumer.report.markdown import _models_table, short_table
 from logitcask_consumer.report.plots import _smoothed
 from logitcask_consumer.report.position_metrics import measure, teacher_columns
 from logitcask_schemas.capture_spec import CaptureSpec
@@ -238,6 +239,39 @@ def test_other_modes_say_what_their_numbers_are(place, tmp_path, cask, kinds):
     assert 0 <= bracket["low"] < bracket["high"] <= 1
     assert "is not measured" in (tmp_path / "out" / "report.md").read_text()
     assert "change" not in document
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--model", "a="], "'a=': expected label=folder"),
+        (["--model", "=student"], "'=student': expected label=folder"),
+        (["--model", ""], "'': expected label=folder"),
+        (["--model", "a=student", "--train-log", "b="], "'b=': expected label=folder"),
+        (["--model", "a=student", "-o", ""], "is empty; was a variable of the shell not set?"),
+    ],
+)
+def test_empty_names_are_refused_before_anything_is_made(tmp_path, monkeypatch, options, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "student").mkdir()
+    result = CliRunner().invoke(app, ["--cask", "cask", "-o", "out", *options])
+    assert result.exit_code == 2
+    assert words in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def test_huge_numbers_have_three_digits():
+    huge = {"value": 123456789.0, "low": 12345.678, "high": 1e300}
+    document = {
+        "kinds": {"perplexity": "exact", "kl": "exact"},
+        "teacher": {"perplexity": {"value": 99_999.0, "low": None, "high": None}},
+        "models": [{"label": "a", "metrics": {"perplexity": huge, "kl": {"value": 1.5, "low": 1.0, "high": 2.0}}}],
+    }
+    _, (kl, perplexity) = short_table(document)
+    assert kl == ["KL to the teacher, nats/token", "0.0000", "1.5000 ± 0.5000"]
+    assert perplexity == ["perplexity", "99,999.00", "1.23e+08 ± 5.00e+299"]
+    assert "| 99,999.00 | 1.23e+08 [12,345.68, 1.00e+300] |" in _models_table(document)
 
 
 def test_what_cannot_be_reported_is_refused(place, tmp_path):

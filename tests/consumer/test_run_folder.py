@@ -297,6 +297,15 @@ def test_the_summary_is_a_mean_and_the_student_generates_as_its_teacher(config, 
         assert saved is json.loads((place / "teacher" / "config.json").read_text())["use_cache"] is True
 
 
+@pytest.mark.parametrize("content", ["[]", "1", "null", "{", '"run"'])
+def test_a_document_that_is_no_run_is_told_in_one_line(config, content):
+    config.output.mkdir()
+    (config.output / "logitcask.json").write_text(content)
+    with pytest.raises(RunFolderError, match="is not the JSON of a run") as refusal:
+        train(config)
+    assert "\n" not in str(refusal.value)
+
+
 @pytest.mark.parametrize("name", ["teacher", "cask"])
 def test_a_folder_of_something_else_is_no_output_folder(config, place, tmp_path, name):
     """The teacher's weights would be written over, and nobody could get them back."""

@@ -69,9 +69,14 @@ def test_errors_are_one_line_and_an_exit_code(place, tmp_path):
         (["--cask", place / "cask", "--student", place / "teacher", "--loss", "kl"], 1, "there is no loss 'kl'"),
         (["--cask", place / "cask", "--student", place / "teacher", "--lr", "fast"], 2, "--lr"),
         (["--cask", place / "cask"], 2, "--student"),
+        (["--cask", place / "cask", "--student", ""], 2, "is empty;"),
+        (["--cask", place / "cask", "--student", place / "teacher", "--packing", "tight"], 2, "packing must be"),
+        (["--cask", place / "cask", "--student", place / "teacher", "--loss", "nan*forward_kl"], 1, "must be finite"),
     ]
     for arguments, code, message in cases:
         done = call("train", *arguments, "--output", tmp_path / "out")
         assert (done.returncode, done.stdout) == (code, "")
         assert message in done.stderr
         assert "Traceback" not in done.stderr
+    done = call("train", "--cask", place / "cask", "--student", place / "teacher", "--output", "")
+    assert (done.returncode, "is empty;" in done.stderr) == (2, True)

@@ -219,6 +219,7 @@ def test_a_run_on_answers_trains_these_positions(config, place, tmp_path):
     tokenizer.save_pretrained(tmp_path / "teacher")
     run = replace(config, casks=cask, teacher=tmp_path / "teacher", weights="assistant_only", max_steps=1)
     train(run, say=said.append)
-    assert [note for note in said if note.startswith("assistant_only: 6 of 12 documents say")]
+    [note] = [note for note in said if note.startswith("assistant_only: 6 of 12 documents say")]
+    assert "a document without turns, such as plain text, trains nothing" in note
     [line] = read_metrics(config.output / "metrics.jsonl")
     assert line["trained_share"] == pytest.approx(6 * 5 / sum(len(ids) - 1 for ids in documents))

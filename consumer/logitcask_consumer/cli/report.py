@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from logitcask_consumer.cli.given import given_path, labelled_path
 from logitcask_schemas.errors import ModelError
 
 app = typer.Typer(help="Compare student, baseline and teacher on held-out documents.", add_completion=False)
@@ -28,7 +29,15 @@ def report(
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for report.md, report.json and plots.", show_default=False)
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder for report.md, report.json and plots.",
+            show_default=False,
+            parser=given_path,
+            metavar="PATH",
+        ),
     ],
     train_log: Annotated[
         list[str] | None,
@@ -59,7 +68,7 @@ def report(
     from logitcask_consumer.report.markdown import acceptance_line, short_table
 
     quiet_transformers()
-    models = tuple(map(_labelled, model))
+    models, logs = tuple(map(labelled_path, model)), tuple(map(labelled_path, train_log or ()))
     for label, folder in models:
         if not folder.is_dir():
             raise ModelError(f"model {label!r}: there is no folder {folder}; name it as label=folder")
@@ -67,7 +76,7 @@ def report(
     config = ReportConfig(
         casks=tuple(cask),
         models=models,
-        train_logs=tuple(map(_labelled, train_log or ())),
+        train_logs=logs,
         output=output,
         seq_len=seq_len,
         batch_tokens=batch_tokens,
@@ -88,9 +97,3 @@ def report(
     if bracket := acceptance_line(document):
         messages.print(bracket, highlight=False)
     messages.print(f"report: {output / 'report.md'}", highlight=False)
-
-
-def _labelled(text: str) -> tuple[str, Path]:
-    """label=folder, or a folder whose name is its label."""
-    label, separator, folder = text.partition("=")
-    return (label, Path(folder)) if separator else (Path(text).name, Path(text))

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from logitcask_consumer.cli.given import given_path, given_text
+
 app = typer.Typer(help="Train a student from a cask, without the teacher.", add_completion=False)
 
 
@@ -26,9 +28,21 @@ def train(
             "--student",
             help="from-teacher:layers=10 (or a list of layer numbers), a model folder, or a config.json.",
             show_default=False,
+            parser=given_text,
+            metavar="TEXT",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the trained student.", show_default=False)],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder for the trained student.",
+            show_default=False,
+            parser=given_path,
+            metavar="PATH",
+        ),
+    ],
     teacher: Annotated[
         Path | None,
         typer.Option("--teacher", help="The teacher's folder, for weights (from-teacher) or tokenizer; read once."),
@@ -104,43 +118,46 @@ def train(
     ] = False,
 ) -> None:
     """Train a student from casks; the same command continues an interrupted run."""
-    from logitcask_consumer.config import TrainConfig
+    from logitcask_consumer.config import TrainConfig, TrainConfigError
     from logitcask_consumer.processes import processes
     from logitcask_consumer.training import train as run
 
     quiet_transformers()
-    config = TrainConfig(
-        casks=tuple(place if "://" in place else Path(place) for place in cask),
-        cache=cache,
-        cache_bytes=cache_bytes,
-        student=student,
-        output=output,
-        teacher=teacher,
-        loss=loss,
-        ce_weight=ce_weight,
-        weights=weights,
-        extra_ids=extra_ids,  # type: ignore[arg-type]
-        epochs=epochs,
-        max_steps=max_steps,
-        seq_len=seq_len,
-        overlap=overlap,
-        packing=packing,  # type: ignore[arg-type]
-        batch_tokens=batch_tokens,
-        micro_tokens=micro_tokens,
-        lr=lr,
-        warmup=warmup,
-        weight_decay=weight_decay,
-        seed=seed,
-        lora=lora,
-        freeze_head=freeze_head,
-        precision=precision,  # type: ignore[arg-type]
-        gradient_checkpointing=gradient_checkpointing,
-        save_steps=save_steps,
-        logging_steps=logging_steps,
-        workers=workers,
-        report_to=tuple(report_to or ()),
-        resume=resume,
-    )
+    try:
+        config = TrainConfig(
+            casks=tuple(place if "://" in place else Path(place) for place in cask),
+            cache=cache,
+            cache_bytes=cache_bytes,
+            student=student,
+            output=output,
+            teacher=teacher,
+            loss=loss,
+            ce_weight=ce_weight,
+            weights=weights,
+            extra_ids=extra_ids,  # type: ignore[arg-type]
+            epochs=epochs,
+            max_steps=max_steps,
+            seq_len=seq_len,
+            overlap=overlap,
+            packing=packing,  # type: ignore[arg-type]
+            batch_tokens=batch_tokens,
+            micro_tokens=micro_tokens,
+            lr=lr,
+            warmup=warmup,
+            weight_decay=weight_decay,
+            seed=seed,
+            lora=lora,
+            freeze_head=freeze_head,
+            precision=precision,  # type: ignore[arg-type]
+            gradient_checkpointing=gradient_checkpointing,
+            save_steps=save_steps,
+            logging_steps=logging_steps,
+            workers=workers,
+            report_to=tuple(report_to or ()),
+            resume=resume,
+        )
+    except TrainConfigError as error:
+        raise typer.BadParameter(str(error)) from error
     speaks = processes().is_main_process
     console = Console(stderr=True, quiet=not speaks)
     result = run(config, say=lambda message: console.print(message, highlight=False))

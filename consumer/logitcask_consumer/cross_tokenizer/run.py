@@ -24,6 +24,7 @@ from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import IdentityMismatchError, ModelError
 from logitcask_schemas.manifest import CaskManifest
 from logitcask_schemas.tokenizer_fingerprint import tokenizer_fingerprint
+from logitcask_schemas.wording import counted
 
 ALIGNED_NAME = "aligned"
 """Folder of the aligned corpus, in the run's output."""
@@ -128,7 +129,7 @@ class CrossTokenizerRun:
         found = corpus.summary
         left_out = "".join(f"; {count:,} left out: {reason}" for reason, count in found.left_out.items())
         say(
-            f"aligned {found.documents:,} documents: {found.teacher_tokens:,} tokens of the teacher, "
+            f"aligned {counted(found.documents, 'document')}: {found.teacher_tokens:,} tokens of the teacher, "
             f"{found.student_tokens:,} of the student, {found.chunks:,} chunks{left_out}"
         )
         return CrossTokenizerDataset(

@@ -1,5 +1,6 @@
 """Weights that change while a run goes on: a number, a line, or warm-up, plateau and decay."""
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Final
@@ -29,11 +30,16 @@ class Schedule:
         """
         text = text.strip()
         try:
-            if (call := _CALL.fullmatch(text)) is None:
-                return cls(((0.0, float(text)),))
-            numbers = [float(part) for part in call["arguments"].split(",")]
+            call = _CALL.fullmatch(text)
+            numbers = [float(part) for part in (text if call is None else call["arguments"]).split(",")]
         except ValueError:
             raise _not_a_schedule(text) from None
+        if not all(map(math.isfinite, numbers)):
+            raise LossParameterError(f"{text!r}: a weight must be finite")
+        if call is None and len(numbers) == 1:
+            return cls(((0.0, numbers[0]),))
+        if call is None:
+            raise _not_a_schedule(text)
         if call["name"] == "linear" and len(numbers) == 2:
             return cls(((0.0, numbers[0]), (1.0, numbers[1])))
         if call["name"] == "wsd" and 1 <= len(numbers) <= 3:

@@ -3,6 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from logitcask_schemas.wording import counted
+
+HUGE = 1e5
+"""From here on numbers are written with an exponent."""
 _ROWS: tuple[tuple[str, str, str], ...] = (
     ("kl", "KL to the teacher, nats/token", "{:.4f}"),
     ("kl_bound", "KL of head and tail bucket, nats/token", "{:.4f}"),
@@ -28,10 +32,11 @@ _TEACHERS_OWN = {"kl": 0.0, "kl_bound": 0.0, "agreement": 1.0, "acceptance": 1.0
 def to_markdown(document: dict[str, Any], plots: Sequence[str]) -> str:
     """Render the document; `plots` are file names beside the Markdown file."""
     cask = document["cask"]
+    documents = counted(cask["documents_with_positions"], "document")
     sections = [
         "# Distillation report",
         (
-            f"{cask['positions']:,} positions of {cask['documents_with_positions']:,} documents{_held_out(document)}, "
+            f"{cask['positions']:,} positions of {documents}{_held_out(document)}, "
             f"recorded from **{cask['teacher']['model']}** ({cask['teacher']['engine']}, {cask['teacher']['dtype']})."
         ),
         *(f"> **Note**: {warning}." for warning in document["warnings"]),
@@ -111,22 +116,27 @@ def _bytes_table(document: dict[str, Any]) -> list[str]:
     return ["## Bits per byte", said, "\n".join(lines), *changed]
 
 
+def _number(value: float, form: str) -> str:
+    """A value in its row's form; a huge one, as perplexities of untrained students are, in three digits."""
+    return form.format(value) if abs(value) < HUGE else f"{value:.2e}"
+
+
 def _cell(estimate: dict[str, float | None] | None, form: str) -> str:
-    if estimate is None:
+    if estimate is None or estimate["value"] is None:
         return ""
-    value = form.format(estimate["value"])
+    value = _number(estimate["value"], form)
     if estimate["low"] is None or estimate["high"] is None:
         return value
-    return f"{value} [{form.format(estimate['low'])}, {form.format(estimate['high'])}]"
+    return f"{value} [{_number(estimate['low'], form)}, {_number(estimate['high'], form)}]"
 
 
 def _short_cell(estimate: dict[str, float | None] | None, form: str) -> str:
-    if estimate is None:
+    if estimate is None or estimate["value"] is None:
         return ""
-    value = form.format(estimate["value"])
+    value = _number(estimate["value"], form)
     if estimate["low"] is None or estimate["high"] is None:
         return value
-    return f"{value} ± {form.replace('+', '').format((estimate['high'] - estimate['low']) / 2)}"
+    return f"{value} ± {_number((estimate['high'] - estimate['low']) / 2, form.replace('+', ''))}"
 
 
 def _constant(name: str, form: str) -> str:

@@ -65,8 +65,8 @@ class AssistantOnly(RecordWeight):
             return []
         return [
             f"assistant_only: {answers.say:,} of {answers.documents:,} documents say which of their tokens are "
-            f"answers; in the other {answers.silent:,} turns are told by the text around them, so a user's text that "
-            "imitates a turn is trained too"
+            f"answers; in the other {answers.silent:,} turns are looked for by the text around them: a document "
+            "without turns, such as plain text, trains nothing, and a user's text that imitates a turn is trained too"
         ]
 
     def never(self, answers: StoredAnswers) -> bool:

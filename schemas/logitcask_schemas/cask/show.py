@@ -18,6 +18,8 @@ def find_document(cask: Cask, name: str) -> int:
         CaskNotFoundError: No such document, or an ambiguous prefix.
     """
     if name.isdecimal() and len(name) < 8:
+        if not len(cask):
+            raise CaskNotFoundError(f"{place_of(cask)} holds no document yet")
         if int(name) >= len(cask):
             raise CaskNotFoundError(f"{place_of(cask)}: document {name} of {len(cask)}; numbers start at 0")
         return int(name)

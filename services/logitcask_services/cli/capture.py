@@ -8,6 +8,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from logitcask_schemas.wording import counted
+
 if TYPE_CHECKING:
     from logitcask_services.capture.pilot import TauChoice
 
@@ -120,7 +122,9 @@ def as_dict(choice: "TauChoice") -> dict[str, Any]:
 def show(choice: "TauChoice") -> None:
     """The table and what it says, on stdout."""
     console = Console()
-    table = Table(title=f"{choice.positions:,} positions of {choice.documents:,} documents", title_justify="left")
+    table = Table(
+        title=f"{choice.positions:,} positions of {counted(choice.documents, 'document')}", title_justify="left"
+    )
     for name in ("tau", "head", "draws", "Arrow", "Zarr", "noise", "noise/gradient"):
         table.add_column(name, justify="right")
     for figures in choice.table:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from logitcask_schemas.terminal import printable
+from logitcask_schemas.wording import counted
 from logitcask_services.corpora.notes import sentence_of
 
 if TYPE_CHECKING:
@@ -120,22 +121,24 @@ def summarise(extraction: dict[str, Any], client: "ServiceClient", console: Cons
     counts, usage, lines = extraction["request_counts"], extraction["usage"], extraction["lines"]
     say(
         console,
-        f"{extraction['id']}: {extraction['status']}; cask {extraction['cask']}: {counts['completed']} of "
-        f"{counts['total']} documents, {usage['tokens_captured']:,} tokens captured, "
-        f"{usage['bytes_written']:,} bytes written",
+        f"{extraction['id']}: {extraction['status']}; cask {extraction['cask']}: {counts['completed']:,} of "
+        f"{counted(counts['total'], 'document')}, {counted(usage['tokens_captured'], 'token')} captured, "
+        f"{counted(usage['bytes_written'], 'byte')} written",
     )
+    if extraction["status"] == "cancelled" and not counts["completed"]:
+        say(console, f"nothing of it is in the cask; {_left_behind(extraction)}")
     if extraction["error"]:
         say(console, f"error: {extraction['error']['message']}", style="red")
-    limit = f"{extraction['max_length']:,}" if extraction["max_length"] else "the teacher's context of"
+    limit = counted(extraction["max_length"], "token") if extraction["max_length"] else "the teacher's context"
     if lines["truncated"]:
         say(
             console,
-            f"{lines['truncated']:,} of {lines['total']:,} line(s) were longer than {limit} tokens and lost their end "
-            "(overflow: truncate; split would keep it)",
+            f"{lines['truncated']:,} of {counted(lines['total'], 'line')} longer than {limit} and cut there "
+            "(overflow: truncate; split would keep the rest)",
             style="yellow",
         )
     if lines["split"]:
-        say(console, f"{lines['split']:,} line(s) were longer than {limit} tokens and were split (overflow: split)")
+        say(console, f"{counted(lines['split'], 'line')} longer than {limit} and split (overflow: split)")
     for code, count in lines.get("notes", {}).items():
         where = ", ".join(f"{line:,}" for line in lines["first_lines"].get(code, []))
         say(console, f"{count:,} {code}: {sentence_of(code)}" + (f" (line {where})" if where else ""))
@@ -143,10 +146,18 @@ def summarise(extraction: dict[str, Any], client: "ServiceClient", console: Cons
         show_failures(extraction, client, console)
 
 
+def _left_behind(extraction: dict[str, Any]) -> str:
+    """What became of the cask of an extraction that put nothing into it."""
+    if extraction["in_progress_at"] is None:
+        return "it was not opened"
+    return "where it was new it is there now, empty, for this teacher and spec"
+
+
 def show_failures(extraction: dict[str, Any], client: "ServiceClient", console: Console) -> None:
     """The first bad lines, and how to get the others."""
     total = extraction["request_counts"]["failed"] + extraction["request_counts"]["skipped"]
-    say(console, f"{total} line(s) or document(s) are not in the cask:", style="yellow")
+    what = "line or document" if total == 1 else "lines or documents"
+    say(console, f"not in the cask: {total:,} {what}", style="yellow")
     for shown, failure in enumerate(client.failures(extraction["id"])):
         if shown == SHOWN_FAILURES:
             say(console, f"  ... all of them: logitcask jobs errors {extraction['id']}")

@@ -42,41 +42,64 @@ class LocalCorpus:
         return digest.hexdigest()
 
 
-@contextmanager
-def local_corpus(argument: Path, others: list[Path], say: Callable[[str], None]) -> Iterator[LocalCorpus]:
-    """The corpus of the command line; `-` is standard input. Raises typer.BadParameter with what to do instead.
+def file_corpus(argument: Path, others: list[Path]) -> LocalCorpus | None:
+    """The corpus where it is a file that can be read; None of standard input and pipes. Nothing is waited for.
 
     Args:
         argument: What was named.
         others: What was named behind it, which is refused.
-        say: Tells the person something.
+
+    Raises:
+        typer.BadParameter: It is not there or no file of JSON lines; the message says what to do instead.
     """
     if others:
         names = " ".join(map(str, (argument, *others)))
         raise _refuse(f"{1 + len(others)} files were named; a corpus is one: cat {names} {PIPE}")
     if str(argument) == "-":
-        if sys.stdin.isatty():
-            say("reading JSON lines from the terminal; Ctrl-D ends them")
-        with _spooled(sys.stdin.buffer, "standard input") as corpus:
-            yield corpus
-        return
+        return None
     try:
         mode = argument.stat().st_mode
         if stat.S_ISDIR(mode):
             raise _refuse(f"{argument} is a folder; a corpus is one file of JSON lines: cat {argument}/*.jsonl {PIPE}")
         if not stat.S_ISREG(mode):
-            with argument.open("rb") as pipe, _spooled(pipe, str(argument)) as corpus:
-                yield corpus
-            return
+            return None
         with argument.open("rb") as file:
             head = file.read(HEAD_BYTES)
         size = argument.stat().st_size
     except FileNotFoundError as error:
         raise _refuse(f"{argument} is not a file: nothing of that name exists") from error
     except OSError as error:
-        raise _refuse(f"{argument} cannot be read: {error.strerror}") from error
+        raise _unreadable(argument, error) from error
     _check(head, size, str(argument), file=f" {argument}")
-    yield LocalCorpus(argument, printable(argument.name)[:200], size)
+    return LocalCorpus(argument, printable(argument.name)[:200], size)
+
+
+@contextmanager
+def local_corpus(argument: Path, others: list[Path], say: Callable[[str], None]) -> Iterator[LocalCorpus]:
+    """The corpus of the command line; `-` is standard input, which is read to its end, as a pipe is.
+
+    Args:
+        argument: What was named.
+        others: What was named behind it, which is refused.
+        say: Tells the person something.
+
+    Raises:
+        typer.BadParameter: As `file_corpus`.
+    """
+    if (named := file_corpus(argument, others)) is not None:
+        yield named
+    elif str(argument) == "-":
+        if sys.stdin.isatty():
+            say("reading JSON lines from the terminal; Ctrl-D ends them")
+        with _spooled(sys.stdin.buffer, "standard input") as corpus:
+            yield corpus
+    else:
+        try:
+            pipe = argument.open("rb")
+        except OSError as error:
+            raise _unreadable(argument, error) from error
+        with pipe, _spooled(pipe, str(argument)) as corpus:
+            yield corpus
 
 
 @contextmanager
@@ -108,6 +131,10 @@ def _check(head: bytes, size: int, name: str, *, file: str) -> None:
         raise _refuse(f"{name} is a JSON array, expected one object per line: jq -c '.[]'{file} {PIPE}")
     if first.strip() == b"{":
         raise _refuse(f"{name} has objects of several lines, expected one object per line: jq -c .{file} {PIPE}")
+
+
+def _unreadable(argument: Path, error: OSError) -> typer.BadParameter:
+    return _refuse(f"{argument} cannot be read: {error.strerror}")
 
 
 def _refuse(message: str) -> typer.BadParameter:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from logitcask_schemas.terminal import printable
+from logitcask_schemas.wording import counted
 from logitcask_services.cli.corpus_file import LocalCorpus
 from logitcask_services.corpora.notes import sentence_of
 
@@ -120,15 +121,22 @@ def _show(found: dict[str, Any], out: Console) -> None:
     if found["shown"]:
         out.print(legend)
     for document in found["shown"]:
-        _show_document(document, out)
+        _show_document(document, _unusual(found, document["line"]), out)
     _show_counts(found, out)
     _show_expectation(found, out)
 
 
-def _show_document(document: dict[str, Any], out: Console) -> None:
+def _unusual(found: dict[str, Any], line: int) -> list[str]:
+    """Codes of what is unusual about a line, as far as its number is told."""
+    kept = ("truncated", "split", *found["notes"])
+    return [code for code in kept if line in found["first_lines"].get(code, [])]
+
+
+def _show_document(document: dict[str, Any], unusual: list[str], out: Console) -> None:
     answers = document["answer_tokens"]
     trained = "the line does not tell what is an answer" if answers is None else f"{answers:,} of answers"
-    out.rule(Text(f"line {document['line']:,}: {document['tokens']:,} tokens, {trained}"), align="left", style="dim")
+    facts = ", ".join([counted(document["tokens"], "token"), trained, *unusual])
+    out.rule(Text(f"line {document['line']:,}: {facts}"), align="left", style="dim")
     text = Text()
     for piece in document["pieces"]:
         visible = "".join(_FORM.get(character, character) for character in piece["text"])
@@ -142,8 +150,9 @@ def _show_counts(found: dict[str, Any], out: Console) -> None:
     share = found["previewed_bytes"] / found["corpus_bytes"] if found["corpus_bytes"] else 1.0
     of = "the whole corpus" if share == 1 else f"the first {share:.1%} of the corpus"
     out.rule(Text(of), align="left", style="dim")
-    _line(out, f"{found['lines']:,} lines give {found['documents']:,} documents, {found['tokens']:,} tokens")
-    limit = f"{found['max_length']:,} tokens"
+    gives = f"{counted(found['documents'], 'document')}, {counted(found['tokens'], 'token')}"
+    _line(out, f"{counted(found['lines'], 'line')} {'gives' if found['lines'] == 1 else 'give'} {gives}")
+    limit = counted(found["max_length"], "token")
     for count, sentence, code in (
         (found["truncated_lines"], f"longer than {limit} and cut there (overflow: truncate)", "truncated"),
         (found["split_lines"], f"longer than {limit} and split (overflow: split)", "split"),
@@ -165,7 +174,7 @@ def _show_expectation(found: dict[str, Any], out: Console) -> None:
     out.rule(Text("to expect"), align="left", style="dim")
     share = found["previewed_bytes"] / found["corpus_bytes"] if found["corpus_bytes"] else 1.0
     how = "" if share == 1 else f" (estimated from the first {share:.1%})"
-    _line(out, f"{estimate['documents']:,} documents, {estimate['tokens']:,} tokens{how}")
+    _line(out, f"{counted(estimate['documents'], 'document')}, {counted(estimate['tokens'], 'token')}{how}")
     bounds = f"between {_bytes(estimate['cask_bytes_low'])} and {_bytes(estimate['cask_bytes_high'])}"
     if figures["expected"] is None:
         _line(out, f"a cask of {bounds} ({_BASES[figures['basis']]})")

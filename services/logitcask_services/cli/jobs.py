@@ -18,6 +18,8 @@ from logitcask_services.cli.connection import (
     follow,
     summarise,
 )
+from logitcask_services.cli.described import describe
+from logitcask_services.jobs.states import Status
 
 app = typer.Typer(help="List, follow and cancel a service's extractions.", no_args_is_help=True, add_completion=False)
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the extraction.")]
@@ -25,7 +27,7 @@ IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the extract
 
 @app.command("ls")
 def list_jobs(
-    status: Annotated[str | None, typer.Option(help="Only those in this state.")] = None,
+    status: Annotated[Status | None, typer.Option(help="Only those in this state.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Most to list.")] = 20,
     server: ServerOption = None,
     api_key_file: KeyFileOption = None,
@@ -74,14 +76,14 @@ def show(
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show one extraction."""
+    """Show one extraction in a few lines; with --json all that the service knows of it."""
     with connect(server, api_key_file) as client:
         extraction = client.extraction(extraction_id)
         if as_json:
             typer.echo(json.dumps(extraction))
             return
         summarise(extraction, client, Console())
-    Console().print_json(json.dumps(extraction), ensure_ascii=True)
+        describe(extraction, client.manifest(extraction_id)["shards"], Console())
 
 
 @app.command()

@@ -8,6 +8,8 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from logitcask_schemas.capture_spec import CaptureMode, LogprobCodec, Sampler
+from logitcask_schemas.terminal import printable
 from logitcask_services.cli.connection import (
     JsonOption,
     KeyFileOption,
@@ -18,8 +20,11 @@ from logitcask_services.cli.connection import (
     say,
     summarise,
 )
-from logitcask_services.cli.corpus_file import LocalCorpus, local_corpus
+from logitcask_services.cli.corpus_file import LocalCorpus, file_corpus, local_corpus
 from logitcask_services.cli.dry_run import dry_run
+from logitcask_services.corpora.overflow import Overflow
+from logitcask_services.jobs.requests import CarrierName, OnError
+from logitcask_services.layout import NAME_RULE, is_cask_name
 
 if TYPE_CHECKING:
     from logitcask_services.client import ServiceClient
@@ -37,19 +42,19 @@ def submit(
         str | None, typer.Option(help="Name of the cask, below the service's cask root; may be left out of a dry run.")
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the extraction to its end.")] = False,
-    mode: Annotated[str | None, typer.Option(help="threshold (default), topk or sampled.")] = None,
+    mode: Annotated[CaptureMode | None, typer.Option(help="Which tokens are kept; default: threshold.")] = None,
     tau: Annotated[float | None, typer.Option(help="Threshold: probability above which a token is kept.")] = None,
     head_max: Annotated[int | None, typer.Option(help="Threshold: most tokens kept exactly.")] = None,
     tail_max: Annotated[int | None, typer.Option(help="Threshold: most tail draws.")] = None,
     k: Annotated[int | None, typer.Option(help="Topk: tokens kept.")] = None,
     draws: Annotated[int | None, typer.Option(help="Sampled: draws.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="How tails are drawn: systematic or multinomial.")] = None,
+    sampler: Annotated[Sampler | None, typer.Option(help="How tails are drawn; default: systematic.")] = None,
     pin: Annotated[list[int] | None, typer.Option(help="Token id that is always kept; may be repeated.")] = None,
     temperature: Annotated[
         list[float] | None, typer.Option(help="Also store log Z at this temperature; may be repeated.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the draws.")] = None,
-    codec: Annotated[str | None, typer.Option(help="f16 (default), f32 or u8.")] = None,
+    codec: Annotated[LogprobCodec | None, typer.Option(help="Of log-probabilities; default: f16.")] = None,
     tail_logprobs: Annotated[
         bool, typer.Option("--tail-logprobs", help="Also store log-probabilities of draws.")
     ] = False,
@@ -60,9 +65,9 @@ def submit(
         ),
     ] = False,
     max_length: Annotated[int | None, typer.Option(help="Most tokens of a document.")] = None,
-    overflow: Annotated[str | None, typer.Option(help="Longer documents: truncate (default), split or skip.")] = None,
-    carrier: Annotated[str | None, typer.Option(help="Shards as arrow (default), zarr or parquet.")] = None,
-    on_error: Annotated[str | None, typer.Option(help="Bad lines: skip (default) or fail.")] = None,
+    overflow: Annotated[Overflow | None, typer.Option(help="Longer documents; default: truncate.")] = None,
+    carrier: Annotated[CarrierName | None, typer.Option(help="File format of the shards; default: arrow.")] = None,
+    on_error: Annotated[OnError | None, typer.Option(help="Bad lines; default: skip.")] = None,
     metadata: Annotated[list[str] | None, typer.Option(help="key=value to keep with it; may be repeated.")] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="Submitting again with it does nothing.")] = None,
     dry: Annotated[
@@ -102,6 +107,8 @@ def submit(
     }
     if idempotency_key is not None and not (idempotency_key.isascii() and idempotency_key.isprintable()):
         raise typer.BadParameter("expected printable ASCII characters", param_hint="--idempotency-key")
+    if cask is not None and not is_cask_name(cask):
+        raise typer.BadParameter(printable(f"{cask!r}: expected a name, not a path; {NAME_RULE}"), param_hint="--cask")
     if dry:
         with local_corpus(corpus, others or [], lambda line: say(console, line)) as local:
             if teacher is not None:
@@ -114,12 +121,14 @@ def submit(
         raise typer.BadParameter("missing; it names the cask, below the service's cask root", param_hint="--cask")
     if teacher is not None:
         raise typer.BadParameter("goes with --dry-run; a service has its teacher", param_hint="--teacher")
+    file_corpus(corpus, others or [])  # before the service is asked anything
     with connect(server, api_key_file) as client:
         client.check(request)  # before hours of a pipe are read
         with local_corpus(corpus, others or [], lambda line: say(console, line)) as local:
             uploaded = send(local, request, client, console)
         extraction = client.submit({**request, "corpus_id": uploaded["id"]}, idempotency_key=idempotency_key)
         if wait:
+            say(console, f"{extraction['id']}: {extraction['status']}")  # now: whoever reads a pipe may want it
             extraction = follow(client, extraction["id"], console)
             summarise(extraction, client, console)
         if as_json:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
+from logitcask_services.corpora.known_formats import conversion_of
 from logitcask_services.corpora.problem import LineProblem as LineProblem
 from logitcask_services.corpora.problem import kind_of_value as _kind
 from logitcask_services.corpora.token_rows import read_row
@@ -78,7 +79,9 @@ def parse_line(raw: bytes) -> ParsedLine:
         forms.append("prompt")
     try:
         if not forms:
-            raise LineProblem("no_known_field", f"the object has the fields {_names(entry)}; expected {FORMS}")
+            known = conversion_of(entry)
+            way = f". {known}" if known else ""
+            raise LineProblem("no_known_field", f"the object has the fields {_names(entry)}; expected {FORMS}{way}")
         if len(forms) > 1:
             found = " and ".join(forms)
             raise LineProblem("ambiguous_fields", f"the object has {found}; expected exactly one of {FORMS}")

@@ -1,11 +1,11 @@
-"""What preparation would make of a corpus, for people: the first documents with their answers, and every count.
+"""What preparation would make of a corpus, for people: some documents with their answers, and every count.
 
 The same code prepares a corpus for capture; here its token store is read and thrown away.
 """
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from itertools import groupby
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,7 +68,7 @@ def preview(
         scratch: A folder that does not exist; the caller deletes it.
         tokenizer: The teacher's.
         limits: As for an extraction.
-        documents: How many are shown.
+        documents: How many are shown: the first one, the first ones of everything unusual, then the next ones.
         stopped: Whether to give up.
 
     Raises:
@@ -86,8 +86,17 @@ def preview(
 
     prepared = prepare(corpus, scratch, tokenizer, limits, report=report, stopped=stopped)
     store = TokenStore(scratch)
-    shown = [_shown(store, number, tokenizer) for number in range(min(documents, store.num_documents))]
+    shown = [_shown(store, number, tokenizer) for number in _chosen(store, prepared, documents)]
     return Preview(prepared=prepared, documents=shown, bad=bad, bad_by_code=by_code)
+
+
+def _chosen(store: TokenStore, prepared: Prepared, most: int) -> list[int]:
+    """Documents to show, in order: the first, the first of each unusual kind, their seconds and so on, the rest."""
+    kinds = [prepared.examples.get(code, []) for code in (*prepared.notes, "truncated", "split")]
+    unusual = [line for lines in zip_longest(*kinds) for line in lines if line is not None]
+    wanted = (0, *(store.first_document_of(line) for line in unusual), *range(most))
+    there = [number for number in dict.fromkeys(wanted) if number is not None and number < store.num_documents]
+    return sorted(there[:most])
 
 
 def _shown(store: TokenStore, document: int, tokenizer: DocumentTokenizer) -> ShownDocument:

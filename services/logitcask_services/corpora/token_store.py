@@ -170,6 +170,11 @@ class TokenStore:
         """The corpus line a document came from: number (from 1) and first byte."""
         return int(self._lines_D2[document, 0]), int(self._lines_D2[document, 1])
 
+    def first_document_of(self, line: int) -> int | None:
+        """The first document that a corpus line gave; None where it gave none."""
+        at = int(np.searchsorted(self._lines_D2[:, 0], line))  # documents are in order of their lines
+        return at if at < self.num_documents and self.line(at)[0] == line else None
+
     def _map(self, path: Path, dtype: str, shape: tuple[int, ...]) -> Any:
         if 0 in shape:  # an empty file cannot be mapped
             return np.empty(shape, dtype=dtype)

@@ -8,6 +8,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from logitcask_schemas.errors import LogitcaskError
+from logitcask_schemas.wording import counted
 from logitcask_services.corpora.prepare import BadLine, DocumentLimits, PreparationStoppedError, Prepared, prepare
 from logitcask_services.corpora.token_store import TokenStore
 from logitcask_services.jobs.context import JobContext, teacher_document
@@ -224,8 +225,8 @@ def _nothing_reason(found: Prepared, first_bad: list[BadLine]) -> tuple[str, str
     first = f"; the first bad one: line {first_bad[0].line}: {first_bad[0].message}" if first_bad else ""
     return (
         "nothing_captured",
-        f"none of the {found.lines} lines gives a document ({found.bad_lines} bad, {found.skipped_lines} skipped as "
-        f"too long){first}. Is it the right file? Mend it and submit it again",
+        f"none of the {counted(found.lines, 'line')} gives a document ({found.bad_lines} bad, {found.skipped_lines} "
+        f"skipped as too long){first}. Is it the right file? Mend it and submit it again",
     )
 
 
@@ -239,8 +240,9 @@ def _unlisted(lines: int, first: int) -> BadLine:
 
 def _bad_lines_reason(found: Prepared, first_bad: list[BadLine]) -> tuple[str, str]:
     first = f"; the first: line {first_bad[0].line}: {first_bad[0].message}" if first_bad else ""
+    are = "is" if found.bad_lines == 1 else "are"
     return (
         "bad_lines",
-        f"{found.bad_lines} of {found.lines} lines are bad and on_error is `fail`{first}. "
+        f"{found.bad_lines} of {counted(found.lines, 'line')} {are} bad and on_error is `fail`{first}. "
         "Mend them, or submit with on_error `skip`",
     )

@@ -10,6 +10,7 @@ from sqlalchemy import delete, func, null, select, update
 from sqlalchemy.orm import Session
 
 from logitcask_schemas.identity import TeacherIdentity
+from logitcask_schemas.wording import counted
 from logitcask_services.corpora.prepare import Prepared
 from logitcask_services.jobs.database import Database
 from logitcask_services.jobs.log import add_event, add_failures
@@ -260,7 +261,8 @@ class ExtractionStore:
                 )
                 for chunk in chunks
             )
-            message = f"{found.documents} documents, {found.tokens} tokens, {len(chunks)} chunks"
+            counts = {"document": found.documents, "token": found.tokens, "chunk": len(chunks)}
+            message = ", ".join(counted(count, noun) for noun, count in counts.items())
             add_event(
                 session,
                 row,

@@ -9,6 +9,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from logitcask_schemas.errors import CaptureSpecError, CaskError, IdentityMismatchError, LogitcaskError
+from logitcask_schemas.wording import counted
 from logitcask_services.jobs.context import JobContext, teacher_document
 from logitcask_services.jobs.run import ExtractionRun
 from logitcask_services.jobs.states import IllegalTransitionError
@@ -155,7 +156,8 @@ class Worker(threading.Thread):
             if now.captured_documents + now.present_documents:
                 self._end(row, "completed", None)
             else:
-                message = f"none of the {now.documents} documents could be captured; `/errors` says why for each"
+                documents = counted(now.documents, "document")
+                message = f"none of the {documents} could be captured; `/errors` says why for each"
                 self._end(row, "failed", ("nothing_captured", message))
 
     def _ended(self, row: ExtractionRow) -> None:

@@ -1,22 +1,28 @@
 """`logitcask submit` and `logitcask jobs` against a real server: output, exit codes, broken connections."""
 
+import io
 import json
 import threading
 
 import httpx2
 import pytest
 from fake_teacher import POISON
+from rich.console import Console
 from service_harness import wait_for
 
+from logitcask_services.cli.described import describe
 from logitcask_services.client import ServiceClient, ServiceError, ServiceUnreachableError
 
 
 def test_submit_and_wait(serve, run, corpus):
-    code, out, err = run(serve(), "submit", corpus, "--cask", "one", "--wait")
+    server = serve()
+    code, out, err = run(server, "submit", corpus, "--cask", "one", "--wait")
     assert code == 0
     assert out == ""
+    (job,) = server.client.get("/v1/extractions").json()["data"]
+    assert f"{job['id']}: validating" in err.partition("completed;")[0], "at once, for whoever reads a pipe"
     assert "completed; cask one: 40 of 42 documents" in err
-    assert "2 line(s) or document(s) are not in the cask:" in err
+    assert "not in the cask: 2 lines or documents" in err
     assert "line 11: not_json: the line is not JSON" in err
     assert "line 42: empty: `text` is empty" in err
 
@@ -58,7 +64,7 @@ def test_many_failures_are_cut_short(serve, run, tmp_path):
     path.write_bytes(b'{"text": "sound"}\n' + b"x\n" * 30)
     code, _, err = run(serve(), "submit", path, "--cask", "one", "--wait")
     assert code == 0
-    assert "30 line(s)" in err
+    assert "not in the cask: 30 lines or documents" in err
     assert "line 21:" in err
     assert "line 22:" not in err
     assert "logitcask jobs errors extraction-" in err
@@ -75,7 +81,7 @@ def test_a_corpus_that_gives_nothing_is_a_failure(serve, run, tmp_path):
 def test_refusals(serve, run, corpus, tmp_path):
     server = serve()
     code, _, err = run(server, "submit", corpus, "--cask", "../x")
-    assert (code, "error: cask:" in err) == (1, True)
+    assert (code, "expected a name, not a path" in err) == (2, True)
     assert server.client.get("/v1/corpora").json()["data"] == []
     code, _, err = run(server, "submit", tmp_path / "missing.jsonl", "--cask", "x")
     assert (code, "is not a file" in err) == (2, True)
@@ -121,13 +127,26 @@ def test_jobs(serve, run, documents):
     assert [entry["id"] for entry in json.loads(run(server, "jobs", "ls", "--json")[1])["extractions"]] == [job["id"]]
     assert json.loads(run(server, "jobs", "ls", "--json", "--status", "failed")[1])["extractions"] == []
     assert json.loads(run(server, "jobs", "show", job["id"], "--json")[1]) == job
-    assert "capture_failed" in run(server, "jobs", "show", job["id"])[1]
+    code, out, _ = run(server, "jobs", "show", job["id"])
+    tokens, shards = job["usage"]["tokens_total"], server.client.get(f"/v1/extractions/{job['id']}/manifest").json()
+    size = sum(shard["bytes"] for shard in shards["shards"])
+    assert code == 0
+    assert "capture_failed" in out
+    assert f"{job['id']}: completed; cask cask: 39 of 40 documents" in out
+    assert f"tokens: {tokens:,} of {tokens:,} done" in out
+    assert "documents: 40, of them 39 captured, 0 in the cask before, 1 failed" in out
+    assert f"files: {len(shards['shards'])} shard" in out
+    assert f" of {size:,} bytes, from {job['corpus_id']}" in out
+    assert "spec: mode threshold, tau 0.05, head_max 64, tail_max 32, seed 0, logprob_codec f16, overflow" in out
+    assert "{" not in out
     code, out, _ = run(server, "jobs", "errors", job["id"])
     assert json.loads(out)["custom_id"] == "d3"
     assert len(json.loads(run(server, "jobs", "errors", job["id"], "--json")[1])["errors"]) == 1
     assert run(server, "jobs", "watch", job["id"])[0] == 0
     code, _, err = run(server, "jobs", "cancel", job["id"])
     assert (code, "is completed and cannot become cancelling" in err) == (1, True)
+    code, _, err = run(server, "jobs", "ls", "--status", "done")
+    assert (code, "'done' is not one of 'validating', 'queued'" in err) == (2, True)
     code, _, err = run(server, "jobs", "show", "nothing")
     assert (code, "there is no extraction 'nothing'" in err) == (1, True)
 
@@ -141,6 +160,33 @@ def test_cancel_and_watch(serve, run, documents):
     code, _, err = run(server, "jobs", "watch", job["id"])
     assert code == 3
     assert "cancelled" in err
+
+
+def test_what_is_shown_of_an_extraction_that_waits(serve, run, documents):
+    server = serve(fake={"seconds_per_document": 0.05, "in_flight": 1})
+    job = server.submit(server.upload(documents))
+    row = server.get(job["id"])
+    row |= {"status": "in_progress", "waiting": {"code": "disk", "message": "the disk is full"}}
+    out = Console(file=io.StringIO(), width=200)
+    describe(row, [], out)
+    shown = out.file.getvalue()
+    assert "waiting: the disk is full" in shown
+    assert "files: 0 shards of 0 bytes" in shown
+    run(server, "jobs", "cancel", job["id"])
+
+
+def test_a_cancelled_extraction_says_what_it_left(serve, run, documents):
+    server = serve(fake={"seconds_per_document": 1.0, "in_flight": 1})
+    job = server.submit(server.upload(documents[:3]), cask="one")
+    wait_for(lambda: server.get(job["id"])["status"] == "in_progress")
+    run(server, "jobs", "cancel", job["id"])
+    code, _, err = run(server, "jobs", "watch", job["id"])
+    assert (code, "cancelled; cask one: 0 of 3 documents, 0 tokens captured" in err) == (3, True)
+    assert "nothing of it is in the cask; where it was new it is there now, empty, for this teacher and spec" in err
+    cask = server.service.folders.cask_root / "one"
+    assert "one   fake-teacher       0          0" in run(server, "cask", "ls", cask.parent)[1]
+    code, _, err = run(server, "cask", "show", cask)
+    assert (code, "holds no document yet" in err) == (1, True)
 
 
 def test_ctrl_c_leaves_the_extraction_running(serve, run, corpus, monkeypatch):

@@ -3,11 +3,14 @@
 import json
 
 import pytest
+from fake_teacher import VOCAB_SIZE, FakeTokenizer
 from service_harness import jsonl
 
 from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cli import main
 from logitcask_services.capture.expected_bytes import expected_bytes
+from logitcask_services.corpora.prepare import DocumentLimits
+from logitcask_services.corpora.preview import preview
 
 CHAT = {"messages": [{"role": "user", "content": "hi\x1b[31m"}, {"role": "assistant", "content": "fine\nday"}]}
 PADDED = {"input_ids": [5, 6, 0], "attention_mask": [1, 1, 0]}
@@ -36,7 +39,8 @@ def test_a_person_sees_documents_counts_and_what_to_expect(serve, run):
     assert code == 0
     assert "line 1: 32 tokens, 8 of answers" in out
     assert "<user>hi\\x1b[31m<assistant>fine⏎\nday" in out
-    assert "line 2: 6 tokens, the line does not tell what is an answer" in out
+    assert "line 5: 2 tokens, the line does not tell what is an answer, padding_removed" in out
+    assert "line 2:" not in out
     assert "line 3:" not in out
     assert "5 lines give 4 documents, 104 tokens" in out
     assert "1 longer than 64 tokens and cut there (overflow: truncate) (line 3)" in out
@@ -46,6 +50,25 @@ def test_a_person_sees_documents_counts_and_what_to_expect(serve, run):
     assert server.client.get("/v1/extractions").json()["data"] == []
     assert server.client.get("/v1/corpora").json()["data"] == []
     assert list(server.service.folders.extractions.iterdir()) == []
+
+
+def test_unusual_documents_are_shown_before_further_usual_ones(serve, run):
+    server = serve()
+    code, out, _ = run(server, "--documents", "3")
+    assert code == 0
+    assert "line 3: 64 tokens, the line does not tell what is an answer, truncated" in out
+    shown = [json.loads(run(server, "--json", "--documents", count)[1])["shown"] for count in (0, 1, 2, 3, 4, 9)]
+    lines = [[document["line"] for document in documents] for documents in shown]
+    assert lines == [[], [1], [1, 5], [1, 3, 5], [1, 2, 3, 5], [1, 2, 3, 5]]
+
+
+def test_the_first_of_each_kind_comes_before_the_second_of_one(tmp_path):
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_bytes(jsonl([{"text": "ab"}] * 3 + [PADDED] * 3 + [{"text": "x" * 90}, {"text": "cd"}]))
+    limits = DocumentLimits(vocab_size=VOCAB_SIZE, max_length=64, overflow="split", max_line_bytes=1000)
+    for many, lines in ((2, [1, 4]), (3, [1, 4, 7]), (4, [1, 4, 5, 7]), (6, [1, 2, 4, 5, 6, 7])):
+        found = preview(corpus, tmp_path / f"store-{many}", FakeTokenizer(), limits, documents=many)
+        assert [document.line for document in found.documents] == lines, many
 
 
 def test_json_marks_answers_and_the_cask_tells_bytes(serve, run):

@@ -64,6 +64,10 @@ def test_a_server_from_the_command_line(serve, run, monkeypatch):
     assert len(err.splitlines()) == 1
     code, _, err = run(None, "jobs", "ls", "--server", f"https://127.0.0.1:{port}")
     assert (code, len(err.splitlines())) == (1, 1)
+    assert "does not speak https ([SSL" in err
+    assert f"name http://127.0.0.1:{port} with --server" in err
+    code, _, err = run(None, "jobs", "ls", "--server", "https://localhost:9")
+    assert (code, "no service answers at https://localhost:9 (" in err) == (1, True)
 
 
 def test_a_key_that_no_header_can_carry(run, monkeypatch):

@@ -7,7 +7,10 @@ import threading
 
 import httpx2
 import pytest
+from fake_teacher import identity
 
+from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_schemas.cask import CaskWriter
 from logitcask_services import client as client_module
 from logitcask_services.client import ServiceClient, ServiceUnreachableError
 
@@ -19,15 +22,10 @@ def corpora(server) -> list[dict]:
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        (["--cask", "../x"], 1, "cask: String should match pattern"),
         (["--max-length", "65"], 1, "more than the teacher's context of 64 tokens"),
         (["--max-length", str(2**63)], 1, "max_length: Input should be less than or equal to 2147483647"),
-        (["--carrier", "csv"], 1, "carrier: Input should be 'arrow'"),
-        (["--overflow", "crop"], 1, "overflow: Input should be 'truncate'"),
-        (["--on-error", "ignore"], 1, "on_error"),
         (["--tau", "0"], 1, "capture.tau: Input should be greater than or equal to 0.000001"),
         (["--tau", "nan"], 1, "capture.tau"),
-        (["--mode", "guess"], 1, "capture.mode"),
         (["--pin", "1000"], 1, "outside the teacher's vocabulary of 1000"),
         (["--cask", "taken"], 1, "another capture spec (seed: 0 here, 5 offered)"),
         (["--metadata", "k=\udcff"], 1, "metadata.k"),
@@ -43,6 +41,57 @@ def test_what_is_refused_is_refused_before_the_upload(serve, run, corpus, option
     assert words in err
     assert "Traceback" not in err
     assert corpora(server) == before
+
+
+@pytest.mark.parametrize(
+    ("stored", "options", "words"),
+    [
+        (
+            False,
+            ["--held-out"],
+            "Here it is without --held-out (or --tail-logprobs), offered is with: capture without it",
+        ),
+        (True, [], "Here it is with --held-out (or --tail-logprobs), offered is without: capture with it"),
+        (True, ["--seed", "5"], "Use another cask for this spec."),
+    ],
+)
+def test_a_cask_with_or_without_what_held_out_stores_says_so(serve, run, corpus, stored, options, words):
+    server = serve()
+    spec = CaptureSpec(tail_logprobs=stored)
+    CaskWriter.create(server.service.folders.cask("one"), teacher=identity(), capture=spec).close()
+    code, _, err = run(server, "submit", corpus, "--cask", "one", *options)
+    assert code == 1
+    assert "tail_logprobs" in err
+    assert words in err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--cask", "a/b"], "'a/b': expected a name, not a path; 1 to 128 letters, digits"),
+        (["--cask", "../x"], "'../x': expected a name, not a path"),
+        (["--cask", ""], "'': expected a name, not a path"),
+        (["--mode", "top-k"], "'top-k' is not one of 'threshold', 'topk', 'sampled'"),
+        (["--carrier", "csv"], "'csv' is not one of 'arrow', 'zarr', 'parquet'"),
+        (["--overflow", "crop"], "'crop' is not one of 'truncate', 'split', 'skip'"),
+        (["--on-error", "ignore"], "'ignore' is not one of 'skip', 'fail'"),
+        (["--sampler", "none"], "'none' is not one of 'systematic', 'multinomial'"),
+        (["--codec", "f8"], "'f8' is not one of 'f16', 'f32', 'u8'"),
+    ],
+)
+def test_wrong_words_are_refused_before_a_service_is_asked(run, corpus, options, words):
+    """No server runs here."""
+    code, out, err = run(None, "submit", corpus, "--cask", "new", *options)
+    assert (code, out) == (2, "")
+    assert words in " ".join(err.replace("│", " ").split())
+
+
+def test_a_file_is_looked_at_before_a_service_is_asked(run, tmp_path):
+    """No server runs here."""
+    (tmp_path / "empty").touch()
+    for path, words in ((tmp_path / "missing", "nothing of that name exists"), (tmp_path / "empty", "is empty")):
+        code, _, err = run(None, "submit", path, "--cask", "x")
+        assert (code, words in " ".join(err.replace("│", " ").split())) == (2, True), err
 
 
 def test_a_corpus_that_does_not_fit_is_refused_before_the_upload(serve, run, corpus):

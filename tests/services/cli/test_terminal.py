@@ -61,7 +61,7 @@ def test_cut_documents_are_said(serve, run, tmp_path):
     path.write_bytes(jsonl([{"input_ids": [number] * (5 + 10 * (number % 3))} for number in range(9)]))
     code, _, err = run(serve(), "submit", path, "--cask", "one", "--wait", "--max-length", "10")
     assert code == 0
-    assert "6 of 9 line(s) were longer than 10 tokens and lost their end (overflow: truncate" in err
+    assert "6 of 9 lines longer than 10 tokens and cut there (overflow: truncate" in err
 
 
 def test_the_finished_bar_shows_the_pace_of_the_run(serve, documents):
