@@ -62,7 +62,7 @@ def start_stock(teacher: Path) -> Any:
     from vllm import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    from logitcask_services.engines.vllm_engine import _dtype, _platform_defaults
+    from logitcask_services.engines.vllm.engine import _dtype, _platform_defaults
 
     arguments = {"dtype": _dtype("auto"), "max_model_len": 1024, "max_logprobs": 64, "enable_prefix_caching": False}
     return LLMEngine.from_engine_args(
@@ -72,8 +72,8 @@ def start_stock(teacher: Path) -> Any:
 
 def capturing(engine: Any, documents: list[np.ndarray], spec: Any, sizes: dict[str, float] | None) -> None:
     """One pass of the capturing engine; notes entries and bytes per token."""
-    from logitcask_schemas.wire import encode_wire
-    from logitcask_services.engines.protocol import CaptureTask
+    from logitcask_schemas.record.wire import encode_wire
+    from logitcask_services.engines.engine import CaptureTask
 
     tasks = [CaptureTask(key=i, token_ids_L=ids) for i, ids in enumerate(documents)]
     results = list(engine.capture(tasks, spec))
@@ -141,7 +141,7 @@ def machine() -> dict[str, Any]:
 
 
 def main() -> None:
-    from logitcask_schemas.capture_spec import CaptureSpec
+    from logitcask_schemas.record.capture_spec import CaptureSpec
     from logitcask_services.models import fetch_model
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import transformers
 
-from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.capture import RecordCapture, pack_wire
 from logitcask_services.models import fetch_model
 from report import Report

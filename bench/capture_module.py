@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import transformers
 
-from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.capture import RecordCapture, RecordColumns, pack_wire
 from logitcask_services.models import fetch_model
 

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import zarr
 
-from logitcask_schemas.capture_spec import CaptureSpec
-from logitcask_schemas.cask import Cask, CaskWriter, zarr_chunks
-from logitcask_schemas.cask.carriers import CARRIERS
-from logitcask_schemas.cask.export import export_cask
-from logitcask_schemas.cask.export_targets import LocalTarget
+from logitcask_schemas.cask import Cask, CaskWriter
+from logitcask_schemas.cask.carriers import zarr_chunks
+from logitcask_schemas.cask.carriers.registry import CARRIERS
+from logitcask_schemas.cask.transfer.export import export_cask
+from logitcask_schemas.cask.transfer.targets import LocalTarget
+from logitcask_schemas.record.capture_spec import CaptureSpec
 from made_up_cask import made_up_teacher, make_document
 from report import Report, seconds
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from logitcask_consumer.data import Batch, CaskDataset, Collator, ShardBlockSampler, open_casks
-from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import Cask, CaskWriter
+from logitcask_schemas.record.capture_spec import CaptureSpec
 from made_up_cask import UnsyncedFiles, made_up_teacher, make_document
 from report import Report, seconds
 

@@ -12,10 +12,10 @@ from collections import Counter
 from pathlib import Path
 from typing import BinaryIO
 
-from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import CaskWriter
-from logitcask_schemas.cask.carriers import CARRIERS
-from logitcask_schemas.cask.files import LocalFiles
+from logitcask_schemas.cask.carriers.registry import CARRIERS
+from logitcask_schemas.cask.storage.files import LocalFiles
+from logitcask_schemas.record.capture_spec import CaptureSpec
 from made_up_cask import UnsyncedFiles, made_up_teacher, make_document
 from report import Report
 

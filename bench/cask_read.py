@@ -27,8 +27,8 @@ import pyarrow.parquet as pq
 import torch
 
 from logitcask_schemas.cask import Cask
-from logitcask_schemas.cask.collation import CollatedRecords
-from logitcask_schemas.records import Records
+from logitcask_schemas.cask.batches import CollatedRecords
+from logitcask_schemas.record.records import Records
 from made_up_cask import make_cask
 from report import Report
 

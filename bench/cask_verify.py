@@ -17,7 +17,7 @@ from typing import Any
 
 import xxhash
 
-from logitcask_schemas.cask.verify import verify_shards
+from logitcask_schemas.cask.integrity.verify import verify_shards
 from made_up_cask import make_cask
 from report import Report
 

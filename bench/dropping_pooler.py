@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from logitcask_services.capture import RecordColumns
-from logitcask_services.engines import vllm_wrapper
-from logitcask_services.engines.vllm_pooler import CapturePooler
-from logitcask_services.engines.vllm_request import parse_spec
+from logitcask_services.engines.vllm import plugin as vllm_wrapper
+from logitcask_services.engines.vllm.pooler import CapturePooler
+from logitcask_services.engines.vllm.request import parse_spec
 
 DROP_SEED = 4_242_424_242
 

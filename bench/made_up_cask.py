@@ -10,11 +10,11 @@ from typing import BinaryIO
 
 import numpy as np
 
-from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.files import FileOperations, LocalFiles
-from logitcask_schemas.identity import TeacherIdentity
-from logitcask_schemas.records import DocumentRecords, Records
+from logitcask_schemas.cask.storage.files import FileOperations, LocalFiles
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.identity import TeacherIdentity
+from logitcask_schemas.record.records import DocumentRecords, Records
 
 DOCSTRING_LENGTHS = (76, 93, 110, 132, 170, 250, 505)
 """Quantiles of the lengths of standard-library docstrings beyond 300 characters, in tokens."""

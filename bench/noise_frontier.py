@@ -35,8 +35,8 @@ from torch import Tensor
 
 import teacher_rows
 from cask_bytes import captured
-from logitcask_consumer.losses import base_model
-from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_consumer.head import base_model
+from logitcask_schemas.record.capture_spec import CaptureSpec
 from noise_frontier_plot import draw
 from report import Report
 

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import uvicorn
 
-from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import CaskWriter
-from logitcask_schemas.records import DocumentRecords
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.records import DocumentRecords
 from logitcask_services.client import ServiceClient
 from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer
-from logitcask_services.engines.protocol import CaptureResult, CaptureTask
+from logitcask_services.engines.engine import CaptureResult, CaptureTask
 from logitcask_services.http.app import create_app
 from logitcask_services.http.server import bind
 from logitcask_services.jobs.teacher import Teacher

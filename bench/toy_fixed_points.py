@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from logitcask_consumer.losses import LMHead, Objective, SparseTarget, distillation_loss
+from logitcask_consumer.head import LMHead, distillation_loss
+from logitcask_consumer.losses import Objective, SparseTarget
 from report import Report
 
 CONTEXTS, VOCAB, POSITIONS, K, TAU, DRAWS = 6, 40, 4000, 6, 0.1, 8

@@ -10,7 +10,8 @@ interpolated softmax. `ghost` is the same loss with the tail as one bucket. Perc
 import numpy as np
 import torch
 
-from logitcask_consumer.losses import LMHead, SparseTarget, distillation_loss, get_loss
+from logitcask_consumer.head import LMHead, distillation_loss
+from logitcask_consumer.losses import SparseTarget, get_loss
 from report import Report
 
 VOCAB, TEACHERS = 2000, 6

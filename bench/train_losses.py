@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitcask_consumer.losses import LOSSES, LMHead, Objective, SparseTarget, distillation_loss
+from logitcask_consumer.head import LMHead, distillation_loss
+from logitcask_consumer.losses import LOSSES, Objective, SparseTarget
 from report import Report, seconds
 
 PLAIN, DENSE = "F.cross_entropy", "dense "

@@ -34,13 +34,14 @@ import teacher_rows
 from cask_bytes import captured
 from logitcask_consumer.data import CaskDataset, Collator, target_of
 from logitcask_consumer.data.dataset import open_casks
-from logitcask_consumer.losses import LMHead, Objective, base_model
-from logitcask_consumer.student_forward import DistillTask, attach
-from logitcask_consumer.students import StudentSpec
-from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_consumer.head import LMHead, base_model
+from logitcask_consumer.losses import Objective
+from logitcask_consumer.student.forward import DistillTask, attach
+from logitcask_consumer.student.students import StudentSpec
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.identity import TeacherIdentity
-from logitcask_schemas.records import document_id
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.identity import TeacherIdentity
+from logitcask_schemas.record.records import document_id
 from report import RESULTS, Report
 
 LENGTH = 257

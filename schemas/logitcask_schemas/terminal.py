@@ -1,6 +1,16 @@
 """What others wrote, on a terminal: shown, never obeyed."""
 
 import unicodedata
+from typing import Final
+
+EXIT_FAILURE: Final = 1
+"""It could not be done; stderr says why."""
+EXIT_USAGE: Final = 2
+"""The command line is wrong, or an extra is not installed."""
+EXIT_PROBLEMS: Final = 3
+"""It was done, and the job or cask has problems."""
+EXIT_INTERRUPTED: Final = 130
+"""Ctrl-C."""
 
 
 def printable(text: str, *, keep: str = "") -> str:
@@ -21,3 +31,8 @@ def printable(text: str, *, keep: str = "") -> str:
         else character.encode("unicode_escape").decode()
         for character in text
     )
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things: "1 document", "2,000 documents"; the noun is one that takes an s."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

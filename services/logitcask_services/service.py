@@ -7,20 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from logitcask_services import files
-from logitcask_services.corpora.storage import CorpusStorage
+from logitcask_services.corpora.uploads import CorpusStorage
+from logitcask_services.folders import ServiceFolders
 from logitcask_services.jobs.context import JobContext, WorkSettings
-from logitcask_services.jobs.database import Database
-from logitcask_services.jobs.log import ExtractionLog
+from logitcask_services.jobs.database.corpora import CorpusRegistry
+from logitcask_services.jobs.database.database import Database
+from logitcask_services.jobs.database.extractions import ExtractionStore
+from logitcask_services.jobs.database.log import ExtractionLog
+from logitcask_services.jobs.live import LiveProgress, Signals
 from logitcask_services.jobs.preparer import Claims, Preparer
-from logitcask_services.jobs.progress import LiveProgress
-from logitcask_services.jobs.registry import CorpusRegistry
-from logitcask_services.jobs.signals import Signals
-from logitcask_services.jobs.store import ExtractionStore
 from logitcask_services.jobs.teacher import Teacher, TeacherHost
 from logitcask_services.jobs.waiting import Reason, passing_fault
 from logitcask_services.jobs.watchdog import TEACHER_FAILED, Heartbeat, Watchdog
 from logitcask_services.jobs.worker import Worker
-from logitcask_services.layout import ServiceFolders
 from logitcask_services.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)

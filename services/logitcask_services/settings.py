@@ -7,7 +7,7 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from logitcask_schemas.errors import LogitcaskError
-from logitcask_schemas.identity import Accept
+from logitcask_schemas.record.identity import Accept
 
 DEFAULT_PORT = 8000
 MIN_KEY_CHARACTERS = 8

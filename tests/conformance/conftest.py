@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "schemas"))
 from cask_samples import SPEC, make_documents, make_teacher
 
 from logitcask_schemas.cask import CaskWriter
-from logitcask_schemas.cask.remote_store import RemoteStore
+from logitcask_schemas.cask.storage.object_store import RemoteStore
 
 SHARDS = 3
 LENGTHS = (20, 120, 7)

@@ -15,13 +15,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "schemas"))
 
 from cask_samples import SPEC, VOCABS, make_documents, make_teacher, specs
 
-from logitcask_schemas.capture_spec import CaptureSpec
-from logitcask_schemas.cask.carrier import Carrier
-from logitcask_schemas.cask.carriers import CARRIERS
-from logitcask_schemas.cask.columns import ShardColumns, assemble
-from logitcask_schemas.cask.layout import LEVELS, RecordLayout
+from logitcask_schemas.cask.carriers.carrier import Carrier
+from logitcask_schemas.cask.carriers.registry import CARRIERS
+from logitcask_schemas.cask.format.columns import ShardColumns, assemble
+from logitcask_schemas.cask.format.layout import LEVELS, RecordLayout
+from logitcask_schemas.cask.format.manifest import CaskManifest
 from logitcask_schemas.errors import CaskCorruptionError
-from logitcask_schemas.manifest import CaskManifest
+from logitcask_schemas.record.capture_spec import CaptureSpec
 
 IDENTITY = "c" * 64
 every_carrier = pytest.mark.parametrize("carrier", CARRIERS.values(), ids=list(CARRIERS))

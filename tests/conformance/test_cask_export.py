@@ -16,14 +16,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "schemas"))
 
 from cask_samples import SPEC, VOCABS, assert_same, make_document, make_documents, make_teacher, specs
 
-from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.carriers import CARRIERS
-from logitcask_schemas.cask.export import ExportStep, export_cask
-from logitcask_schemas.cask.export_targets import LocalTarget
-from logitcask_schemas.cask.verify import strangers, verify_shards
-from logitcask_schemas.cli import main
+from logitcask_schemas.cask.carriers.registry import CARRIERS
+from logitcask_schemas.cask.integrity.verify import strangers, verify_shards
+from logitcask_schemas.cask.transfer.export import ExportStep, export_cask
+from logitcask_schemas.cask.transfer.targets import LocalTarget
+from logitcask_schemas.cli.main import main
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError, IdentityMismatchError
+from logitcask_schemas.record.capture_spec import CaptureSpec
 
 LENGTHS = ([2, 3, 40, 7, 500], [11, 2, 64], [9])
 
@@ -214,5 +214,5 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     """The cask commands, whether or not the package is installed."""
     import importlib.metadata
 
-    point = importlib.metadata.EntryPoint("cask", "logitcask_schemas.cask_cli:app", "logitcask.commands")
-    monkeypatch.setattr("logitcask_schemas.cli.importlib.metadata.entry_points", lambda **_: [point])
+    point = importlib.metadata.EntryPoint("cask", "logitcask_schemas.cli.cask:app", "logitcask.commands")
+    monkeypatch.setattr("logitcask_schemas.cli.main.importlib.metadata.entry_points", lambda **_: [point])

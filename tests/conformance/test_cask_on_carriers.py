@@ -15,12 +15,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "schemas"))
 
 from cask_samples import SPEC, assert_same, make_documents, make_teacher
 
-from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.carriers import CARRIERS
-from logitcask_schemas.cask.verify import strangers, verify_shards
+from logitcask_schemas.cask.carriers.registry import CARRIERS
+from logitcask_schemas.cask.integrity.verify import strangers, verify_shards
 from logitcask_schemas.errors import CaskError
-from logitcask_schemas.records import DocumentRecords
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.records import DocumentRecords
 
 LENGTHS = ([2, 3, 40, 7, 5000], [11, 2, 64])
 every_carrier = pytest.mark.parametrize("carrier", CARRIERS)

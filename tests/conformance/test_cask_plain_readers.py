@@ -15,11 +15,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "schemas"))
 
 from cask_samples import make_documents, make_teacher
 
-from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import Cask, CaskWriter, Shard
-from logitcask_schemas.cask.zarr_archive import pack
-from logitcask_schemas.cask.zarr_chunks import ChunkedArray
+from logitcask_schemas.cask.carriers.zarr import pack
+from logitcask_schemas.cask.carriers.zarr_chunks import ChunkedArray
 from logitcask_schemas.errors import CaskCorruptionError
+from logitcask_schemas.record.capture_spec import CaptureSpec
 
 zarr = pytest.importorskip("zarr", reason="zarr-python is the judge here; install the dev extra")
 SPEC = CaptureSpec(tail_logprobs=True, temperatures=(2.0, 4.0))
@@ -95,7 +95,7 @@ def test_a_missing_shard_file_is_an_error_here_and_zeros_in_zarr_python(tmp_path
     store = zarr.storage.ZipStore(path, mode="r")
     assert not zarr.open_group(store, mode="r")["entropy"][:].any()
     store.close()
-    from logitcask_schemas.cask.carriers import CARRIERS
+    from logitcask_schemas.cask.carriers.registry import CARRIERS
 
     with pytest.raises(CaskCorruptionError, match="array entropy of 5707 rows lost its chunks"):
         CARRIERS["zarr"].open(path, shard.layout, shard.entry.identity)

@@ -14,10 +14,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "schemas"))
 from cask_samples import SPEC, assert_same, make_document, make_teacher
 
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.export import export_cask, open_source, target_of
-from logitcask_schemas.cask.remote_cask import RemoteCask
-from logitcask_schemas.cask.remote_store import RemoteStore
-from logitcask_schemas.cask_cli import app
+from logitcask_schemas.cask.location import RemoteCask
+from logitcask_schemas.cask.storage.object_store import RemoteStore
+from logitcask_schemas.cask.transfer.export import export_cask, open_source, target_of
+from logitcask_schemas.cli.cask import app
 from logitcask_schemas.errors import (
     CaskCorruptionError,
     CaskError,

@@ -12,9 +12,9 @@ import pytest
 from cask_samples import assert_same
 
 from logitcask_schemas.cask import Cask
-from logitcask_schemas.cask.export import export_cask, target_of
-from logitcask_schemas.cask.remote_cask import RemoteCask
-from logitcask_schemas.cask.remote_store import RemoteStore
+from logitcask_schemas.cask.location import RemoteCask
+from logitcask_schemas.cask.storage.object_store import RemoteStore
+from logitcask_schemas.cask.transfer.export import export_cask, target_of
 from logitcask_schemas.errors import CaskError, CaskWriteError
 
 pytest.importorskip("fsspec", reason="object stores need the extra `remote`")

@@ -11,9 +11,9 @@ from cask_samples import SPEC, make_document, make_teacher
 from stored_damage import DAMAGES, flip, remove
 
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.export import export_cask, target_of
-from logitcask_schemas.cask.remote_store import RemoteStore
-from logitcask_schemas.cli import main
+from logitcask_schemas.cask.storage.object_store import RemoteStore
+from logitcask_schemas.cask.transfer.export import export_cask, target_of
+from logitcask_schemas.cli.main import main
 from logitcask_schemas.errors import CaskError
 
 pytest.importorskip("fsspec", reason="object stores need the extra `remote`")
@@ -93,7 +93,7 @@ def test_a_loose_entry_costs_one_more(bucket: str, local: Path, capsys, asked: C
 
 
 def index_without_the_last(cask: Path) -> bytes:
-    from logitcask_schemas.cask.index import index_bytes
+    from logitcask_schemas.cask.directory import index_bytes
 
     return index_bytes(Cask.open(cask).entries[:-1])
 
@@ -197,7 +197,7 @@ def test_verify_keeps_two_shards_at_most(memory: str, local: Path, temporary: Pa
 def test_the_next_shard_is_fetched_while_one_is_verified(
     memory: str, local: Path, temporary: Path, monkeypatch
 ) -> None:
-    from logitcask_schemas.cask import remote_verify
+    from logitcask_schemas.cask.integrity import remote_verify
 
     export(local, memory)
     fetched, original, download = threading.Semaphore(0), remote_verify.verify_shard, RemoteStore.download
@@ -266,8 +266,8 @@ def test_no_permission_is_not_damage(memory: str, local: Path, capsys, monkeypat
 @pytest.mark.parametrize("place", ["store", "folder"])
 def test_a_shard_taken_out_meanwhile_is_not_damage(memory: str, local: Path, capsys, monkeypatch, place: str) -> None:
     """As a repair of a local cask does, or whoever replaces a copy in a store."""
-    from logitcask_schemas.cask import verify
-    from logitcask_schemas.cask.index import index_bytes
+    from logitcask_schemas.cask.directory import index_bytes
+    from logitcask_schemas.cask.integrity import verify
 
     export(local, memory)
     cask, original = Cask.open(local), verify.verify_shard
@@ -283,8 +283,8 @@ def test_a_shard_taken_out_meanwhile_is_not_damage(memory: str, local: Path, cap
             RemoteStore(memory).write("index.json", rest)
         return report
 
-    monkeypatch.setattr("logitcask_schemas.cask.verify.verify_shard", take_out)
-    monkeypatch.setattr("logitcask_schemas.cask.remote_verify.verify_shard", take_out)
+    monkeypatch.setattr("logitcask_schemas.cask.integrity.verify.verify_shard", take_out)
+    monkeypatch.setattr("logitcask_schemas.cask.integrity.remote_verify.verify_shard", take_out)
     found = output_of(capsys, "verify", memory if place == "store" else str(local))
     assert found["removed"] == [gone]
     assert found["verified"] == 2

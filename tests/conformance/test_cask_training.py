@@ -15,11 +15,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "schemas"))
 
 from cask_samples import SPEC, VOCABS, make_documents, make_teacher, specs
 
-from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.carriers import CARRIERS
-from logitcask_schemas.cask.export import export_cask
-from logitcask_schemas.cask.export_targets import LocalTarget
+from logitcask_schemas.cask.carriers.registry import CARRIERS
+from logitcask_schemas.cask.transfer.export import export_cask
+from logitcask_schemas.cask.transfer.targets import LocalTarget
+from logitcask_schemas.record.capture_spec import CaptureSpec
 
 torch = pytest.importorskip("torch", reason="training data needs the trainer extra")
 from logitcask_consumer.data import EMPTY, CaskDataset, Collator, open_casks  # noqa: E402

@@ -16,10 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.errors import CaptureSpecError
-from logitcask_services.engines.errors import EngineError
-from logitcask_services.engines.protocol import CaptureTask
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_services.engines.engine import CaptureTask, EngineError
 
 MAX_LENGTH = 700
 STEP_TOKENS = 160

@@ -8,11 +8,10 @@ from reference_sampler import DensePositions, sample
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import CaskWriter
-from logitcask_schemas.identity import TeacherIdentity
-from logitcask_schemas.records import DocumentRecords, Records
-from logitcask_schemas.tokenizer_fingerprint import tokenizer_fingerprint
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.identity import TeacherIdentity, tokenizer_fingerprint
+from logitcask_schemas.record.records import DocumentRecords, Records
 
 VOCAB = 97
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from logitcask_consumer.config import TrainConfig
-from logitcask_consumer.training import train
+from logitcask_consumer.training.run import train
 
 if __name__ == "__main__":
     settings = json.loads(sys.argv[1])

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from logitcask_consumer.data import CaskDataset, Collator, open_casks, target_of
 from logitcask_consumer.losses import Objective
-from logitcask_consumer.student_forward import DistillTask, attach
+from logitcask_consumer.student.forward import DistillTask, attach
 from logitcask_consumer.weights import EntropyTop
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from transformers import TrainerCallback
 
-import logitcask_consumer.training as module
-from logitcask_consumer.callbacks import LogWhenSaving
+import logitcask_consumer.training.run as module
 from logitcask_consumer.config import TrainConfig
-from logitcask_consumer.trainer import DistillTrainer
+from logitcask_consumer.training.callbacks import LogWhenSaving
+from logitcask_consumer.training.trainer import DistillTrainer
 
 
 class Stop(TrainerCallback):

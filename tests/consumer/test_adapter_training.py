@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 from two_processes import train_in_two_processes
 
-from logitcask_consumer.adapters import AdapterError, LoraSpec, base_folder
-from logitcask_consumer.callbacks import read_metrics
-from logitcask_consumer.checkpoints import RunFolderError, write_run
 from logitcask_consumer.config import TrainConfig, TrainConfigError
-from logitcask_consumer.students import load_model
-from logitcask_consumer.training import train
+from logitcask_consumer.student.adapters import AdapterError, LoraSpec, base_folder
+from logitcask_consumer.student.students import load_model
+from logitcask_consumer.training.callbacks import read_metrics
+from logitcask_consumer.training.checkpoints import RunFolderError, write_run
+from logitcask_consumer.training.run import train
 from logitcask_schemas.errors import ModelError
 
 pytest.importorskip("peft")
@@ -63,7 +63,7 @@ def test_a_run_with_adapters_learns_resumes_and_leaves_pefts_files(config, tmp_p
         before, after = (load_model(folder)(input_ids=ids).logits for folder in (result.initial, result.output))
     assert float((before - after).abs().max()) > 1e-2, "the adapters are loaded with their base"
     assert load_model(result.output).get_output_embeddings().lora_B["default"].weight.abs().max() > 0
-    import logitcask_consumer.training as module
+    import logitcask_consumer.training.run as module
 
     again = replace(config, output=tmp_path / "again")
     with monkeypatch.context() as patch:

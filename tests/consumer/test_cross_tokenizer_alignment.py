@@ -10,16 +10,17 @@ from text_tokenizers import byte_level, corpus, sentencepiece_like, single_bytes
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from logitcask_consumer.cross_tokenizer.alignment import Alignment
-from logitcask_consumer.cross_tokenizer.documents import (
+from logitcask_consumer.cross_tokenizer.align import (
     NO_CHUNK,
     NOT_REPRODUCED,
     NOT_UTF8,
     SPECIAL_INSIDE,
     AlignedDocument,
+    Alignment,
     DocumentAligner,
+    TokenBytes,
+    UnsupportedTokenizerError,
 )
-from logitcask_consumer.cross_tokenizer.token_bytes import TokenBytes, UnsupportedTokenizerError
 
 lengths = st.lists(st.integers(0, 4), max_size=30)
 texts = st.text(st.one_of(st.sampled_from("ab \n\té😀e\u0301"), st.characters(exclude_categories=["Cs"])), max_size=40)

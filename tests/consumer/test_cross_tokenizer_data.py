@@ -9,15 +9,20 @@ import torch
 from cask_builder import build_cask, dense_positions, record, tiny_model
 from text_tokenizers import byte_level, corpus, single_bytes
 
-from logitcask_consumer.cross_tokenizer.collate import ChunkCollator, target_of_chunks
+from logitcask_consumer.cross_tokenizer.align import NO_CHUNK, NOT_UTF8, SPECIAL_INSIDE, DocumentAligner
+from logitcask_consumer.cross_tokenizer.collate import (
+    ChunkCollator,
+    certain_top,
+    mass_of,
+    next_logprobs,
+    target_of_chunks,
+)
 from logitcask_consumer.cross_tokenizer.corpus import AlignedCorpus, NothingAlignedError
 from logitcask_consumer.cross_tokenizer.dataset import CrossTokenizerDataset
-from logitcask_consumer.cross_tokenizer.documents import NO_CHUNK, NOT_UTF8, SPECIAL_INSIDE, DocumentAligner
-from logitcask_consumer.cross_tokenizer.teacher_rows import certain_top, mass_of, next_logprobs
 from logitcask_consumer.data import EMPTY, open_casks
-from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.errors import DocumentMismatchError
-from logitcask_schemas.tokenizer_fingerprint import tokenizer_fingerprint
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.identity import tokenizer_fingerprint
 
 EXACT = CaptureSpec(mode="threshold", tau=0.02, logprob_codec="f32", tail_logprobs=True)
 

@@ -7,13 +7,12 @@ from chunk_reference import dense_alm, dense_uld, random_target
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logitcask_consumer.cross_tokenizer.alm import Alm
 from logitcask_consumer.cross_tokenizer.chunk_head import chunk_distillation_loss
-from logitcask_consumer.cross_tokenizer.next_token import NextToken
-from logitcask_consumer.cross_tokenizer.uld import Uld
-from logitcask_consumer.losses import LMHead, LogitTransform, LossParameterError, ShapeError
-from logitcask_consumer.losses.head import LowRank
-from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_consumer.cross_tokenizer.losses import Alm, NextToken, Uld
+from logitcask_consumer.head import LMHead, LogitTransform, ShapeError
+from logitcask_consumer.head.lm_head import LowRank
+from logitcask_consumer.losses import LossParameterError
+from logitcask_schemas.record.capture_spec import CaptureSpec
 
 ROWS, HIDDEN, VOCAB = 23, 5, 40
 CLOSING = torch.arange(VOCAB) % 3 == 0

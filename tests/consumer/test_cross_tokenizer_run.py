@@ -12,15 +12,15 @@ from text_tokenizers import byte_level, corpus
 from transformers import AutoTokenizer
 from two_processes import train_in_two_processes
 
-from logitcask_consumer.callbacks import read_metrics
 from logitcask_consumer.config import TrainConfig, TrainConfigError
 from logitcask_consumer.cross_tokenizer import ChunkObjective, held_out_bits_per_byte
 from logitcask_consumer.losses import LossMismatchError, LossParameterError, UnknownLossError
-from logitcask_consumer.students import load_model
-from logitcask_consumer.training import train
-from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_consumer.student.students import load_model
+from logitcask_consumer.training.callbacks import read_metrics
+from logitcask_consumer.training.run import train
 from logitcask_schemas.errors import IdentityMismatchError, ModelError
-from logitcask_schemas.tokenizer_fingerprint import tokenizer_fingerprint
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.identity import tokenizer_fingerprint
 
 
 @pytest.fixture(scope="module")

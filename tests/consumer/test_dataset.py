@@ -23,7 +23,6 @@ from logitcask_consumer.data import (
     target_of,
 )
 from logitcask_consumer.data.collate import _require_next_token
-from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import CaskWriter
 from logitcask_schemas.errors import (
     CaskCorruptionError,
@@ -31,7 +30,8 @@ from logitcask_schemas.errors import (
     DocumentMismatchError,
     IdentityMismatchError,
 )
-from logitcask_schemas.tokenizer_fingerprint import tokenizer_fingerprint
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.identity import tokenizer_fingerprint
 
 
 @pytest.fixture(scope="module")

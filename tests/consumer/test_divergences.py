@@ -10,15 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_sampler import DensePositions, every_outcome, random_positions, sample, to_target
 
-from logitcask_consumer.losses import (
-    LMHead,
-    LossMismatchError,
-    LossParameterError,
-    Objective,
-    distillation_loss,
-    get_loss,
-)
-from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_consumer.head import LMHead, distillation_loss
+from logitcask_consumer.losses import LossMismatchError, LossParameterError, Objective, get_loss
+from logitcask_schemas.record.capture_spec import CaptureSpec
 
 ROWS, HIDDEN, VOCAB = 7, 5, 60
 

@@ -6,7 +6,7 @@ from cask_builder import build_cask, random_documents, save_teacher
 from fsdp_worker import loss_of, student
 from two_processes import run_in_two_processes
 
-from logitcask_consumer.student_forward import attach
+from logitcask_consumer.student.forward import attach
 from logitcask_consumer.weights import EntropyTop
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from logitcask_consumer.losses import LMHead, LogitTransform, base_model, check_head
+from logitcask_consumer.head import LMHead, LogitTransform, base_model, check_head
 from logitcask_schemas.errors import ModelError
 
 SMALL = {

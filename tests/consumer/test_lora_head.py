@@ -6,9 +6,10 @@ from cask_builder import build_cask, random_documents, save_teacher, tiny_model
 from torch import nn
 
 from logitcask_consumer.data import CaskDataset, Collator, open_casks, target_of
-from logitcask_consumer.losses import LMHead, LogitTransform, Objective, check_head, distillation_loss
-from logitcask_consumer.losses.head import LowRank
-from logitcask_consumer.student_forward import DistillTask, attach, check_packing
+from logitcask_consumer.head import LMHead, LogitTransform, check_head, distillation_loss
+from logitcask_consumer.head.lm_head import LowRank
+from logitcask_consumer.losses import Objective
+from logitcask_consumer.student.forward import DistillTask, attach, check_packing
 from logitcask_schemas.errors import ModelError
 
 peft = pytest.importorskip("peft")

@@ -5,7 +5,8 @@ import pytest
 import torch
 from reference_sampler import random_positions, sample, to_target
 
-from logitcask_consumer.losses import LOSSES, LMHead, distillation_loss, get_loss
+from logitcask_consumer.head import LMHead, distillation_loss
+from logitcask_consumer.losses import LOSSES, get_loss
 
 ROWS, HIDDEN, VOCAB, TEMPERATURE = 64, 16, 200, 2.0
 SPECS = [*LOSSES, "forward_kl:tail_weight=0.5", f"forward_kl:temperature={TEMPERATURE:g}"]

@@ -5,8 +5,9 @@ import pytest
 import torch
 from reference_sampler import random_positions, sample, to_target
 
-from logitcask_consumer.losses import LMHead, LossMismatchError, LossParameterError, Objective, distillation_loss
-from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_consumer.head import LMHead, distillation_loss
+from logitcask_consumer.losses import LossMismatchError, LossParameterError, Objective
+from logitcask_schemas.record.capture_spec import CaptureSpec
 
 ROWS, HIDDEN, VOCAB = 6, 5, 40
 

@@ -6,7 +6,8 @@ import torch
 from reference_sampler import random_positions, sample, to_target
 from torch import nn
 
-from logitcask_consumer.losses import LMHead, LogitTransform, Objective, distillation_loss
+from logitcask_consumer.head import LMHead, LogitTransform, distillation_loss
+from logitcask_consumer.losses import Objective
 
 ROWS, VOCAB, HIDDEN = 12, 40, 8
 

@@ -5,9 +5,10 @@ import pytest
 import torch
 from reference_sampler import random_positions, sample, to_target
 
-from logitcask_consumer.losses import LOSSES, LMHead, distillation_loss
-from logitcask_consumer.losses.chunk_terms import Scales, chunk_gradient
-from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_consumer.head import LMHead, distillation_loss
+from logitcask_consumer.head.chunked import Scales, chunk_gradient
+from logitcask_consumer.losses import LOSSES
+from logitcask_schemas.record.capture_spec import CaptureSpec
 
 ROWS, HIDDEN, VOCAB = 7, 5, 40
 RICHEST = CaptureSpec(tail_logprobs=True)

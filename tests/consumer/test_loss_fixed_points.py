@@ -9,7 +9,8 @@ import pytest
 import torch
 from reference_sampler import DensePositions, every_outcome, random_positions, sample, to_target
 
-from logitcask_consumer.losses import LMHead, Objective, distillation_loss
+from logitcask_consumer.head import LMHead, distillation_loss
+from logitcask_consumer.losses import Objective
 
 CONTEXTS, VOCAB, K = 3, 12, 4
 

@@ -8,16 +8,9 @@ import pytest
 import torch
 from reference_sampler import DensePositions, every_outcome, random_positions, sample, to_target
 
-from logitcask_consumer.losses import (
-    LMHead,
-    LossMismatchError,
-    LossParameterError,
-    Objective,
-    SparseTarget,
-    distillation_loss,
-    get_loss,
-)
-from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_consumer.head import LMHead, distillation_loss
+from logitcask_consumer.losses import LossMismatchError, LossParameterError, Objective, SparseTarget, get_loss
+from logitcask_schemas.record.capture_spec import CaptureSpec
 
 ROWS, HIDDEN, VOCAB = 6, 5, 40
 

@@ -8,7 +8,7 @@ import torch
 from reference_sampler import DensePositions, every_outcome, random_positions, sample, to_target
 
 from logitcask_consumer.report.estimates import DocumentBootstrap
-from logitcask_consumer.report.position_metrics import measure, metric_kinds
+from logitcask_consumer.report.evaluate import measure, metric_kinds
 
 ROWS, VOCAB = 6, 40
 VALUES = ("kl", "entropy", "acceptance", "tvd")

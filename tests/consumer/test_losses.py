@@ -5,16 +5,10 @@ import pytest
 import torch
 from reference_sampler import dense_kl, every_outcome, random_positions, sample, to_target
 
-from logitcask_consumer.losses import (
-    LMHead,
-    LogitTransform,
-    LossParameterError,
-    Objective,
-    ShapeError,
-    distillation_loss,
-)
-from logitcask_consumer.losses.chunk_terms import Scales, chunk_gradient
-from logitcask_consumer.losses.softmax import log_softmax_
+from logitcask_consumer.head import LMHead, LogitTransform, ShapeError, distillation_loss
+from logitcask_consumer.head.chunked import Scales, chunk_gradient
+from logitcask_consumer.head.softmax import log_softmax_
+from logitcask_consumer.losses import LossParameterError, Objective
 
 ROWS, HIDDEN, VOCAB = 7, 5, 60
 TRANSFORMS = [

@@ -11,8 +11,7 @@ from cask_builder import build_cask, random_documents, save_teacher, tiny_model
 from transformers import modeling_flash_attention_utils as flash
 
 from logitcask_consumer.data import CaskDataset, Collator, open_casks
-from logitcask_consumer.packed_forward import document_boundaries, hidden_states, mask_packed_documents
-from logitcask_consumer.student_forward import check_packing
+from logitcask_consumer.student.forward import check_packing, document_boundaries, hidden_states, mask_packed_documents
 from logitcask_schemas.errors import ModelError
 
 
@@ -107,7 +106,7 @@ def test_flash_attention_keeps_documents_apart_in_several_sequences(stand_in, ca
 
 
 def test_negative_control_position_ids_alone_leak_between_sequences_of_flash_attention(stand_in, cask, monkeypatch):
-    monkeypatch.setattr("logitcask_consumer.packed_forward.document_boundaries", lambda position_ids: {})
+    monkeypatch.setattr("logitcask_consumer.student.forward.document_boundaries", lambda position_ids: {})
     model = flash_model()
     assert errors(model, cask) > 1.0
     with pytest.raises(ModelError, match="--packing none"):

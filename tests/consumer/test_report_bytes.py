@@ -17,9 +17,9 @@ from logitcask_consumer.data import open_casks
 from logitcask_consumer.report.build import ReportConfig, ReportError, _on_common_documents, make_report
 from logitcask_consumer.report.document import Measured
 from logitcask_consumer.report.estimates import DocumentBootstrap
-from logitcask_consumer.students import load_model, load_tokenizer
+from logitcask_consumer.student.students import load_model, load_tokenizer
 from logitcask_schemas.errors import IdentityMismatchError
-from logitcask_schemas.tokenizer_fingerprint import tokenizer_fingerprint
+from logitcask_schemas.record.identity import tokenizer_fingerprint
 
 STUDENTS = {
     "same": (lambda: byte_level(500), 512),

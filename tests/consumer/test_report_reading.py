@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.report.build import ReportConfig, ReportError, make_report
 from logitcask_consumer.report.reading import ContextError
-from logitcask_consumer.training import train
-from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_consumer.training.run import train
+from logitcask_schemas.record.capture_spec import CaptureSpec
 
 DOCUMENTS = random_documents(14, low=30, high=90, seed=3)
 HELD_OUT = DOCUMENTS[8:]
@@ -54,7 +54,7 @@ def report(place, out, cask, *names, **options):
 
 def dense_truth(place, name):
     """KL and acceptance over the held-out documents, from the dense distributions in float64."""
-    from logitcask_consumer.students import load_model
+    from logitcask_consumer.student.students import load_model
 
     teacher, student = load_model(place / "teacher").eval(), load_model(place / name).eval()
     kl, accepted, greedy = [], [], []

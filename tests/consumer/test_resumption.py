@@ -12,11 +12,11 @@ from resume_worker import recorded_train
 from torch.utils.data import DataLoader
 from two_processes import run_in_two_processes
 
-from logitcask_consumer.callbacks import read_metrics
-from logitcask_consumer.checkpoints import RunFolderError
 from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.data import EMPTY, StepSampler, open_casks
-from logitcask_consumer.training import train
+from logitcask_consumer.training.callbacks import read_metrics
+from logitcask_consumer.training.checkpoints import RunFolderError
+from logitcask_consumer.training.run import train
 
 FIRST, THIRD = 4, 14
 """Steps in which a run is killed: in its first epoch, and in its third."""

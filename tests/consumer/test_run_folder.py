@@ -15,13 +15,13 @@ import pytest
 from cask_builder import tiny_model, tiny_tokenizer
 from transformers import AutoConfig, TrainerCallback
 
-import logitcask_consumer.training as module
-from logitcask_consumer.callbacks import LogWhenSaving, read_metrics
-from logitcask_consumer.checkpoints import RunFolderError, RunWriteError, latest_checkpoint
-from logitcask_consumer.checks import context_of
+import logitcask_consumer.training.run as module
 from logitcask_consumer.config import TrainConfig, TrainConfigError
-from logitcask_consumer.run_lock import RunBusyError, hold_run
-from logitcask_consumer.training import train
+from logitcask_consumer.student.checks import context_of
+from logitcask_consumer.training.callbacks import LogWhenSaving, read_metrics
+from logitcask_consumer.training.checkpoints import RunFolderError, RunWriteError, latest_checkpoint
+from logitcask_consumer.training.run import train
+from logitcask_consumer.training.run_lock import RunBusyError, hold_run
 from logitcask_schemas.errors import CaskNotFoundError, ModelError
 
 
@@ -121,7 +121,7 @@ def test_a_signal_before_the_first_step_ends_the_call_with_nothing_made(config, 
 
 def test_a_signal_to_the_whole_group_spares_the_workers_and_ends_with_0(config, tmp_path):
     """As torchrun and a terminal send it; with DataLoader workers in it."""
-    command = [sys.executable, "-c", "from logitcask_schemas.cli import main; main()", "train", "--workers", "1"]
+    command = [sys.executable, "-c", "from logitcask_schemas.cli.main import main; main()", "train", "--workers", "1"]
     command += ["--cask", config.casks[0], "--student", config.student, "--teacher", config.teacher, "-o"]
     command += [config.output, "--seq-len", "64", "--epochs", "1000", "--batch-tokens", "256"]
 
@@ -144,7 +144,7 @@ def test_a_signal_to_the_whole_group_spares_the_workers_and_ends_with_0(config, 
 
 HANGS = """
 import os, signal, sys, threading, time
-from logitcask_consumer.stop_signals import StopSignals
+from logitcask_consumer.training.stop_signals import StopSignals
 with StopSignals() as stop:
     stop.training_begins()
     lock = threading.Lock()

@@ -10,12 +10,13 @@ from reference_sampler import random_positions, sample, to_target
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from logitcask_consumer.callbacks import read_metrics
 from logitcask_consumer.config import TrainConfig
-from logitcask_consumer.losses import LOSSES, LMHead, LogitTransform, LowRank, check_head, distillation_loss
+from logitcask_consumer.head import LMHead, LogitTransform, LowRank, check_head, distillation_loss
+from logitcask_consumer.losses import LOSSES
 from logitcask_consumer.report.build import ReportConfig, make_report
-from logitcask_consumer.training import train
-from logitcask_consumer.vocabulary import StudentVocabulary, beyond_tokens, token_count
+from logitcask_consumer.student.vocabulary import StudentVocabulary, beyond_tokens, token_count
+from logitcask_consumer.training.callbacks import read_metrics
+from logitcask_consumer.training.run import train
 from logitcask_consumer.weights.entropy_top import student_entropy
 from logitcask_schemas.errors import IdentityMismatchError
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from cask_builder import save_teacher, tiny_model
 
-from logitcask_consumer.students import StudentSpec, StudentSpecError, load_model, load_tokenizer, spread_layers
+from logitcask_consumer.student.students import StudentSpec, StudentSpecError, load_model, load_tokenizer, spread_layers
 from logitcask_schemas.errors import ModelError
 
 IDS = torch.arange(2, 20)[None]

@@ -11,9 +11,9 @@ from cask_builder import build_cask, random_documents, save_teacher, tiny_model,
 from torch import nn
 
 from logitcask_consumer.config import TrainConfig
-from logitcask_consumer.kept_layers import KeptLayers
-from logitcask_consumer.students import StudentSpec, StudentSpecError, load_model, load_tokenizer
-from logitcask_consumer.training import train
+from logitcask_consumer.student.kept_layers import KeptLayers
+from logitcask_consumer.student.students import StudentSpec, StudentSpecError, load_model, load_tokenizer
+from logitcask_consumer.training.run import train
 from logitcask_schemas.errors import ModelError
 
 MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
@@ -194,7 +194,7 @@ def test_a_padding_token_without_a_row_in_the_embeddings_trains(tmp_path):
     tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
     assert tokenizer.pad_token_id == len(teacher.get_input_embeddings().weight)
     tokenizer.save_pretrained(tmp_path / "teacher")
-    from logitcask_schemas.tokenizer_fingerprint import tokenizer_fingerprint
+    from logitcask_schemas.record.identity import tokenizer_fingerprint
 
     fingerprint = tokenizer_fingerprint(load_tokenizer(tmp_path / "teacher"))
     build_cask(tmp_path / "cask", teacher, random_documents(12), tokenizer_fingerprint=fingerprint)

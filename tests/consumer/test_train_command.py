@@ -35,7 +35,7 @@ def place(tmp_path_factory):
 
 
 def call(*arguments):
-    command = [sys.executable, "-c", "from logitcask_schemas.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-c", "from logitcask_schemas.cli.main import main; main()", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 

@@ -10,14 +10,14 @@ from cask_builder import build_cask, random_documents, tiny_model, tiny_tokenize
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from two_processes import train_in_two_processes
 
-from logitcask_consumer.callbacks import read_metrics
-from logitcask_consumer.checkpoints import RunFolderError, latest_checkpoint
 from logitcask_consumer.config import TrainConfig, TrainConfigError
 from logitcask_consumer.losses import LossMismatchError, UnknownLossError
-from logitcask_consumer.trainer import NotFiniteError
-from logitcask_consumer.training import train
-from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_consumer.training.callbacks import read_metrics
+from logitcask_consumer.training.checkpoints import RunFolderError, latest_checkpoint
+from logitcask_consumer.training.run import train
+from logitcask_consumer.training.trainer import NotFiniteError
 from logitcask_schemas.errors import IdentityMismatchError
+from logitcask_schemas.record.capture_spec import CaptureSpec
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ class Stop(TrainerCallback):
 
 def interrupted(config, step, monkeypatch):
     """Run until a step, then die."""
-    import logitcask_consumer.training as module
+    import logitcask_consumer.training.run as module
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "LogWhenSaving", lambda: Stop(step))

@@ -14,9 +14,9 @@ import pytest
 import torch
 from reference_sampler import random_positions, sample, to_target
 
-from logitcask_consumer.losses import dense
-from logitcask_consumer.losses.dense import TritonPassesError, dense_passes, gradient_, reduce_
-from logitcask_consumer.losses.softmax import EagerRest
+from logitcask_consumer.head import dense
+from logitcask_consumer.head.dense import TritonPassesError, dense_passes, gradient_, reduce_
+from logitcask_consumer.head.softmax import EagerRest
 from logitcask_consumer.losses.student_rows import Needs
 
 ROWS, VOCAB = 4, 300
@@ -155,7 +155,7 @@ def compile_only(monkeypatch, tmp_path):
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
 
-    from logitcask_consumer.losses import triton_dense
+    from logitcask_consumer.head import triton_passes as triton_dense
 
     try:
         _ = triton.knobs.nvidia.ptxas.path

@@ -10,15 +10,15 @@ from cask_builder import build_cask, random_documents, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 from two_processes import train_in_two_processes
 
-from logitcask_consumer.callbacks import read_metrics
-from logitcask_consumer.checkpoints import RunFolderError
 from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.data import CaskDataset, NothingTrainedError, open_casks, share_note, trained_share
-from logitcask_consumer.trainer import DistillTrainer
-from logitcask_consumer.training import train
+from logitcask_consumer.training.callbacks import read_metrics
+from logitcask_consumer.training.checkpoints import RunFolderError
+from logitcask_consumer.training.run import train
+from logitcask_consumer.training.trainer import DistillTrainer
 from logitcask_consumer.weights import UnknownWeightError, WeightParameterError, Weights
 from logitcask_schemas.cask import Cask
-from logitcask_schemas.records import document_id
+from logitcask_schemas.record.records import document_id
 
 GRADED = 'teacher_confidence:power=2 * skip_tokens:tokens="w5 w9 w11"'
 TEMPLATE = (

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logitcask_consumer.data import CaskDataset, Collator, open_casks, target_of
-from logitcask_consumer.losses import LMHead, Objective
-from logitcask_consumer.student_forward import DistillTask, attach
+from logitcask_consumer.head import LMHead
+from logitcask_consumer.losses import Objective
+from logitcask_consumer.losses.target import take_target
+from logitcask_consumer.student.forward import DistillTask, attach
 from logitcask_consumer.weights import (
     WEIGHTS,
     EntropyTop,
@@ -20,11 +22,10 @@ from logitcask_consumer.weights import (
     WeightParameterError,
     Weights,
     get_weight,
-    take_target,
 )
 from logitcask_consumer.weights.entropy_top import student_entropy
 from logitcask_consumer.weights.spans import inside_spans
-from logitcask_schemas.records import document_id
+from logitcask_schemas.record.records import document_id
 
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'user' %}w5 w8 {{ m.content }} w7 {% else %}w5 w6 {% generation %}"

@@ -15,9 +15,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from reference_sampler import random_positions, sample, to_target
 
-from logitcask_consumer.losses import LOSSES, LMHead, SparseTarget, distillation_loss, triton_dense, triton_kernels
-from logitcask_consumer.losses.chunk_terms import Scales, chunk_gradient
-from logitcask_consumer.losses.dense import TritonPassesError, dense_passes, gradient_, reduce_
+from logitcask_consumer.head import LMHead, distillation_loss
+from logitcask_consumer.head import triton_passes as triton_dense
+from logitcask_consumer.head import triton_passes as triton_kernels
+from logitcask_consumer.head.chunked import Scales, chunk_gradient
+from logitcask_consumer.head.dense import TritonPassesError, dense_passes, gradient_, reduce_
+from logitcask_consumer.losses import LOSSES, SparseTarget
 from logitcask_consumer.losses.student_rows import Needs
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"

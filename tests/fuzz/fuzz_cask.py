@@ -18,17 +18,17 @@ from typing import Final
 import atheris
 
 with atheris.instrument_imports(include=["logitcask_schemas"]):
-    from logitcask_schemas.capture_spec import CaptureSpec
     from logitcask_schemas.cask import Cask, CaskWriter
-    from logitcask_schemas.cask.carriers import CARRIERS, carrier_of, shard_path
-    from logitcask_schemas.cask.document_table import DOCUMENTS_NAME, DocumentTable
-    from logitcask_schemas.cask.index import parse_entry, parse_index, parse_manifest
+    from logitcask_schemas.cask.carriers.registry import CARRIERS, carrier_of, shard_path
+    from logitcask_schemas.cask.directory import parse_entry, parse_index, parse_manifest
+    from logitcask_schemas.cask.documents import DOCUMENTS_NAME, DocumentTable
+    from logitcask_schemas.cask.format.manifest import seal
+    from logitcask_schemas.cask.integrity.rules import is_sound
+    from logitcask_schemas.cask.integrity.verify import require_valid
     from logitcask_schemas.cask.shard import Shard
-    from logitcask_schemas.cask.verify import require_valid
-    from logitcask_schemas.cask.whole_shard import is_sound
     from logitcask_schemas.errors import LogitcaskError
-    from logitcask_schemas.sealed_json import seal
-    from logitcask_schemas.wire import decode_wire, encode_wire
+    from logitcask_schemas.record.capture_spec import CaptureSpec
+    from logitcask_schemas.record.wire import decode_wire, encode_wire
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "schemas"))
 from cask_samples import make_documents, make_teacher

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.files import LocalFiles
-from logitcask_schemas.cask.index import write_manifest
-from logitcask_schemas.identity import TeacherIdentity
-from logitcask_schemas.manifest import CaskManifest
-from logitcask_schemas.records import DocumentRecords, Records
+from logitcask_schemas.cask.directory import write_manifest
+from logitcask_schemas.cask.format.manifest import CaskManifest
+from logitcask_schemas.cask.storage.files import LocalFiles
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.identity import TeacherIdentity
+from logitcask_schemas.record.records import DocumentRecords, Records
 
 HERE = Path(__file__).parent
 WIDE = CaptureSpec(logprob_codec="f32", tail_logprobs=True, temperatures=(2.0, 4.0), pinned_ids=(1,), seed=7)

@@ -9,7 +9,7 @@ import pytest
 from make_casks import CASES, as_json, make_cask
 
 from logitcask_schemas.cask import Cask
-from logitcask_schemas.cask.verify import strangers, verify_shards
+from logitcask_schemas.cask.integrity.verify import strangers, verify_shards
 
 HERE = Path(__file__).parent
 WRITTEN_BY_PYARROW = "26"

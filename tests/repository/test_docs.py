@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from logitcask_schemas.cli import load_command
+from logitcask_schemas.cli.main import load_command
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "bench").glob("*.md")])

@@ -13,15 +13,15 @@ from cask_samples import SPEC, assert_same, make_documents, make_teacher
 from crash_model import Operation, RecordingFiles, crash, put_state
 
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.export import export_cask
-from logitcask_schemas.cask.export_targets import LocalTarget
-from logitcask_schemas.cask.files import FileOperations
-from logitcask_schemas.cask.merge import merge_casks
-from logitcask_schemas.cask.repair import repair_cask
-from logitcask_schemas.cask.split import SplitRule, split_cask
-from logitcask_schemas.cask.verify import strangers, verify_shards
+from logitcask_schemas.cask.integrity.repair import repair_cask
+from logitcask_schemas.cask.integrity.verify import strangers, verify_shards
+from logitcask_schemas.cask.storage.files import FileOperations
+from logitcask_schemas.cask.transfer.export import export_cask
+from logitcask_schemas.cask.transfer.merge import merge_casks
+from logitcask_schemas.cask.transfer.split import SplitRule, split_cask
+from logitcask_schemas.cask.transfer.targets import LocalTarget
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError
-from logitcask_schemas.records import DocumentRecords
+from logitcask_schemas.record.records import DocumentRecords
 
 ONE, OTHER, MORE, LAST = (make_documents(lengths, n) for n, lengths in enumerate(([4, 9], [6, 30], [5, 3], [7])))
 SHARED = [ONE[0], *make_documents([12], 9)]

@@ -22,15 +22,15 @@ import numpy as np
 from cask_samples import SPEC, assert_same, make_document, make_teacher
 
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.carriers import shard_path
-from logitcask_schemas.cask.export import export_cask
-from logitcask_schemas.cask.export_targets import LocalTarget
-from logitcask_schemas.cask.merge import merge_casks
-from logitcask_schemas.cask.repair import repair_cask
-from logitcask_schemas.cask.split import SplitRule, split_cask
-from logitcask_schemas.cask.verify import strangers, verify_shards
+from logitcask_schemas.cask.carriers.registry import shard_path
+from logitcask_schemas.cask.integrity.repair import repair_cask
+from logitcask_schemas.cask.integrity.verify import strangers, verify_shards
+from logitcask_schemas.cask.transfer.export import export_cask
+from logitcask_schemas.cask.transfer.merge import merge_casks
+from logitcask_schemas.cask.transfer.split import SplitRule, split_cask
+from logitcask_schemas.cask.transfer.targets import LocalTarget
 from logitcask_schemas.errors import CaskError, CaskNotFoundError
-from logitcask_schemas.records import DocumentRecords
+from logitcask_schemas.record.records import DocumentRecords
 
 VOCABULARY, STRIDE = 49_152, 1_000_000
 COMMON = 9 * STRIDE

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from logitcask_schemas.capture_spec import CaptureSpec
-from logitcask_schemas.cask.codec_u8 import decode_u8
-from logitcask_schemas.identity import TeacherIdentity
-from logitcask_schemas.records import DocumentRecords, Records
+from logitcask_schemas.cask.format.codec_u8 import decode_u8
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.identity import TeacherIdentity
+from logitcask_schemas.record.records import DocumentRecords, Records
 
 SPEC = CaptureSpec()
 VOCABS = (300, 65_536, 65_537, 262_144, 1 << 24)

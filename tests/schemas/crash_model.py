@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from logitcask_schemas.cask.files import LocalFiles
+from logitcask_schemas.cask.storage.files import LocalFiles
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from logitcask_schemas.cask import Cask
-from logitcask_schemas.cask.remote_store import RemoteStore
+from logitcask_schemas.cask.storage.object_store import RemoteStore
 
 Damage = Callable[[RemoteStore, Cask], None]
 

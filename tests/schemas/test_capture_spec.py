@@ -5,8 +5,8 @@ import json
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from logitcask_schemas.capture_spec import CaptureSpec, stored_spec
-from logitcask_schemas.manifest import CaskManifest
+from logitcask_schemas.cask.format.manifest import CaskManifest
+from logitcask_schemas.record.capture_spec import CaptureSpec, stored_spec
 
 TEACHER = {
     "model": "teacher",

@@ -11,19 +11,18 @@ from hypothesis import strategies as st
 from salvage_cases import flip, overwrite
 
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.answers import Answers
-from logitcask_schemas.cask.carriers import CARRIERS, shard_path
-from logitcask_schemas.cask.export import export_cask
-from logitcask_schemas.cask.export_targets import LocalTarget
-from logitcask_schemas.cask.merge import merge_casks
-from logitcask_schemas.cask.repair import repair_cask
-from logitcask_schemas.cask.show import describe_positions
-from logitcask_schemas.cask.split import SplitRule, split_cask
-from logitcask_schemas.cask.stats import cask_stats
-from logitcask_schemas.cask.verify import verify_shards
-from logitcask_schemas.cask_strip import token_strip
+from logitcask_schemas.cask.carriers.registry import CARRIERS, shard_path
+from logitcask_schemas.cask.describe import cask_stats, describe_positions
+from logitcask_schemas.cask.format.answers import Answers
+from logitcask_schemas.cask.integrity.repair import repair_cask
+from logitcask_schemas.cask.integrity.verify import verify_shards
+from logitcask_schemas.cask.transfer.export import export_cask
+from logitcask_schemas.cask.transfer.merge import merge_casks
+from logitcask_schemas.cask.transfer.split import SplitRule, split_cask
+from logitcask_schemas.cask.transfer.targets import LocalTarget
+from logitcask_schemas.cli.show import token_strip
 from logitcask_schemas.errors import CaskCorruptionError, InvalidRecordError
-from logitcask_schemas.records import DocumentRecords
+from logitcask_schemas.record.records import DocumentRecords
 
 every_carrier = pytest.mark.parametrize("carrier", list(CARRIERS))
 

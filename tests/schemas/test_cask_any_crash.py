@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitcask_schemas.cask import Cask
-from logitcask_schemas.cask.carriers import CARRIERS
+from logitcask_schemas.cask.carriers.registry import CARRIERS
 from logitcask_schemas.errors import CaskError
 
 

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitcask_schemas.cask import Cask
-from logitcask_schemas.cask.document_table import DocumentTable
-from logitcask_schemas.cask.index import write_index
-from logitcask_schemas.cask.repair import repair_cask
-from logitcask_schemas.cask.replacement import Replacement
+from logitcask_schemas.cask.directory import write_index
+from logitcask_schemas.cask.documents import DocumentTable
+from logitcask_schemas.cask.integrity.repair import repair_cask
+from logitcask_schemas.cask.integrity.replacement import Replacement
 from logitcask_schemas.errors import CaskError, CaskWriteError
 
 

@@ -6,8 +6,8 @@ import pytest
 from cask_samples import SPEC, make_documents, make_teacher
 
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.carriers import CARRIERS
-from logitcask_schemas.cask.stats import cask_stats
+from logitcask_schemas.cask.carriers.registry import CARRIERS
+from logitcask_schemas.cask.describe import cask_stats
 
 
 @pytest.mark.parametrize("carrier", CARRIERS)

@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.codec_random import philox4x32, random_words
-from logitcask_schemas.cask.codec_u8 import LEVELS, decode_u8, encode_u8
-from logitcask_schemas.records import DocumentRecords
+from logitcask_schemas.cask.format.codec_u8 import LEVELS, decode_u8, encode_u8, philox4x32, random_words
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.records import DocumentRecords
 
 DOCUMENT = hashlib.sha256(b"document").digest()
 SPEC = CaptureSpec(logprob_codec="u8", tail_logprobs=True)

@@ -9,12 +9,12 @@ from cask_samples import VOCABS, columns_of, make_documents, make_teacher, specs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.carriers import CARRIERS
-from logitcask_schemas.cask.collation import CollatedRecords
+from logitcask_schemas.cask.batches import CollatedRecords
+from logitcask_schemas.cask.carriers.registry import CARRIERS
 from logitcask_schemas.errors import CaskCorruptionError
-from logitcask_schemas.records import DocumentRecords, Records
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.records import DocumentRecords, Records
 
 
 def offsets(lengths: list[int]) -> np.ndarray:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.verify import strangers, verify_shards
+from logitcask_schemas.cask.integrity.verify import strangers, verify_shards
 from logitcask_schemas.errors import CaskError, CaskNotFoundError
 
 OLD = make_documents([4, 9], 1)

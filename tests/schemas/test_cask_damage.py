@@ -9,13 +9,12 @@ from cask_samples import SPEC, assert_same, columns_of, make_documents, make_tea
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.verify import strangers, verify_shards
+from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry, seal, unseal
+from logitcask_schemas.cask.integrity.verify import strangers, verify_shards
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError
-from logitcask_schemas.manifest import CaskManifest, ShardEntry
-from logitcask_schemas.records import DocumentRecords
-from logitcask_schemas.sealed_json import seal, unseal
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.records import DocumentRecords
 
 DOCUMENTS = make_documents([2, 3, 40, 7], 1)
 

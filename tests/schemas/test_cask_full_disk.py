@@ -12,8 +12,8 @@ from cask_samples import SPEC, make_documents, make_teacher
 from crash_model import FailingFiles
 
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.files import LocalFiles
-from logitcask_schemas.cask.verify import strangers, verify_shards
+from logitcask_schemas.cask.integrity.verify import strangers, verify_shards
+from logitcask_schemas.cask.storage.files import LocalFiles
 from logitcask_schemas.errors import CaskNotFoundError, CaskWriteError
 
 OLD, NEW = make_documents([4, 9], 1), make_documents([6, 30], 2)
@@ -93,7 +93,7 @@ import resource, sys
 from pathlib import Path
 sys.path[:0] = sys.argv[3:]
 from care_cases import import_, merge_copies, split
-from logitcask_schemas.cask.files import LocalFiles
+from logitcask_schemas.cask.storage.files import LocalFiles
 from logitcask_schemas.errors import CaskWriteError
 run = {"import": import_, "merge": merge_copies, "split": split}[sys.argv[2]]
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
@@ -140,7 +140,7 @@ def test_a_read_only_cask_reads_but_takes_nothing(cask_path: Path, monkeypatch: 
         return system_open(path, *how)
 
     system_open = os.open
-    monkeypatch.setattr("logitcask_schemas.cask.lock.os.open", refuse)
+    monkeypatch.setattr("logitcask_schemas.cask.storage.lock.os.open", refuse)
     assert len(Cask.open(cask_path)) == 8
     with pytest.raises(CaskWriteError, match="Read-only"):
         CaskWriter.create(cask_path, teacher=make_teacher(), capture=SPEC)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from logitcask_schemas.cask import lock
-from logitcask_schemas.cask.lock import writers_lock
+from logitcask_schemas.cask.storage import lock
+from logitcask_schemas.cask.storage.lock import writers_lock
 from logitcask_schemas.errors import CaskLockedError, CaskWriteError
 
 fork = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
@@ -74,7 +74,7 @@ HOLDER = """
 import os, signal, sys
 from pathlib import Path
 sys.path[:0] = sys.argv[2:]
-from logitcask_schemas.cask.lock import writers_lock
+from logitcask_schemas.cask.storage.lock import writers_lock
 with writers_lock(Path(sys.argv[1]), holder="one", timeout_seconds=0):
     child = os.fork()
     if child == 0:
@@ -184,6 +184,6 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
         if operation & fcntl.LOCK_EX:
             raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("logitcask_schemas.cask.lock.fcntl.flock", refuse)
+    monkeypatch.setattr("logitcask_schemas.cask.storage.lock.fcntl.flock", refuse)
     with pytest.raises(CaskWriteError, match=r"No locks available\. The file system must support flock"):
         writers_lock(tmp_path, holder="one", timeout_seconds=0).__enter__()

@@ -9,15 +9,15 @@ from cask_samples import SPEC, assert_same, make_document, make_documents, make_
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.carriers import CARRIERS
-from logitcask_schemas.cask.files import LocalFiles
-from logitcask_schemas.cask.merge import merge_casks
-from logitcask_schemas.cask.split import SplitRule, split_cask
-from logitcask_schemas.cask.verify import strangers, verify_shards
+from logitcask_schemas.cask.carriers.registry import CARRIERS
+from logitcask_schemas.cask.integrity.verify import strangers, verify_shards
+from logitcask_schemas.cask.storage.files import LocalFiles
+from logitcask_schemas.cask.transfer.merge import merge_casks
+from logitcask_schemas.cask.transfer.split import SplitRule, split_cask
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, IdentityMismatchError
-from logitcask_schemas.records import DocumentRecords
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.records import DocumentRecords
 
 HALF = SplitRule(fraction=0.5, seed=0)
 
@@ -107,7 +107,7 @@ def test_another_writer_may_be_faster(tmp_path: Path, monkeypatch: pytest.Monkey
     def meanwhile(*_: object) -> None:
         make_cask(tmp_path / "all", [documents[1]])
 
-    monkeypatch.setattr("logitcask_schemas.cask.merge._require_content", meanwhile)
+    monkeypatch.setattr("logitcask_schemas.cask.transfer.merge._require_content", meanwhile)
     report = merge_casks(tmp_path / "all", [one])
     assert (report.linked, report.rewritten, report.documents, report.duplicates) == (0, 1, 2, 1)
     require_holds(tmp_path / "all", documents)

@@ -10,12 +10,10 @@ import pytest
 from cask_samples import SPEC, assert_same, make_document, make_documents, make_teacher
 from crash_model import FailingFiles
 
-from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.carriers import CARRIERS
-from logitcask_schemas.cask.lock import writers_lock
-from logitcask_schemas.cask.survey import survey
-from logitcask_schemas.cask.verify import strangers, verify_shards
+from logitcask_schemas.cask.carriers.registry import CARRIERS
+from logitcask_schemas.cask.integrity.verify import strangers, survey, verify_shards
+from logitcask_schemas.cask.storage.lock import writers_lock
 from logitcask_schemas.errors import (
     CaskError,
     CaskLockedError,
@@ -23,7 +21,8 @@ from logitcask_schemas.errors import (
     IdentityMismatchError,
     InvalidRecordError,
 )
-from logitcask_schemas.records import DocumentRecords, Records
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.records import DocumentRecords, Records
 
 
 def create(path: Path, **options: object) -> CaskWriter:

@@ -13,15 +13,14 @@ from cask_samples import SPEC, assert_same, make_documents, make_teacher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.carriers import CARRIERS
-from logitcask_schemas.cask.repair import RepairReport, repair_cask
-from logitcask_schemas.cask.survey import survey
-from logitcask_schemas.cask.verify import strangers, verify_shards
-from logitcask_schemas.cask_care_cli import repair
+from logitcask_schemas.cask.carriers.registry import CARRIERS
+from logitcask_schemas.cask.integrity.repair import RepairReport, repair_cask
+from logitcask_schemas.cask.integrity.verify import strangers, survey, verify_shards
+from logitcask_schemas.cli.integrity import repair
 from logitcask_schemas.errors import CaskError
-from logitcask_schemas.records import DocumentRecords
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.records import DocumentRecords
 
 FIRST, SECOND = make_documents([4, 9, 17, 3], 1), make_documents([6, 30], 2)
 DOCUMENTS = {document.id: document for document in [*FIRST, *SECOND]}

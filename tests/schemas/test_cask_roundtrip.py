@@ -9,9 +9,9 @@ from cask_samples import SPEC, VOCABS, assert_same, columns_of, make_document, m
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.records import DocumentRecords
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.records import DocumentRecords
 
 
 @settings(max_examples=60, deadline=None)

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from salvage_cases import DOCUMENTS, FIRST, SECOND, change_number, files_of, flip, make_cask, overwrite, require_sound
 
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.arrow_carrier import ArrowCarrier
-from logitcask_schemas.cask.arrow_frame import arrow_frame
-from logitcask_schemas.cask.carriers import CARRIERS
-from logitcask_schemas.cask.columns import assemble
-from logitcask_schemas.cask.layout import LEVELS, RecordLayout
-from logitcask_schemas.cask.repair import repair_cask
-from logitcask_schemas.cask.shard_writing import write_shard
-from logitcask_schemas.manifest import CaskManifest, ShardEntry
+from logitcask_schemas.cask.carriers.arrow import ArrowCarrier
+from logitcask_schemas.cask.carriers.arrow_frame import arrow_frame
+from logitcask_schemas.cask.carriers.registry import CARRIERS
+from logitcask_schemas.cask.format.columns import assemble
+from logitcask_schemas.cask.format.layout import LEVELS, RecordLayout
+from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry
+from logitcask_schemas.cask.integrity.repair import repair_cask
+from logitcask_schemas.cask.publication import write_shard
 
 
 @settings(max_examples=30, deadline=None)

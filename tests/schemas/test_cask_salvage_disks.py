@@ -13,10 +13,9 @@ from cask_samples import SPEC, make_documents, make_teacher
 from salvage_cases import DOCUMENTS, FIRST, SECOND, files_of, flip, make_cask, overwrite, require_sound
 
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.rebuilding import guessed_entries, rebuilt_entry
-from logitcask_schemas.cask.repair import repair_cask
-from logitcask_schemas.cask.survey import survey
-from logitcask_schemas.cask.verify import verify_shard, verify_shards
+from logitcask_schemas.cask.integrity.rebuilding import guessed_entries, rebuilt_entry
+from logitcask_schemas.cask.integrity.repair import repair_cask
+from logitcask_schemas.cask.integrity.verify import survey, verify_shard, verify_shards
 
 
 class BadSector:
@@ -24,7 +23,7 @@ class BadSector:
 
     def __init__(self, path: Path, start: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.inode, self.start, self.stop = path.stat().st_ino, start, start + 4096
-        system_preadv, module = os.preadv, "logitcask_schemas.cask.verify.open_regular"
+        system_preadv, module = os.preadv, "logitcask_schemas.cask.integrity.verify.open_regular"
 
         def preadv(descriptor: int, buffers: list[Any], offset: int) -> int:
             if os.fstat(descriptor).st_ino == self.inode and self.hits(offset, sum(len(one) for one in buffers)):
@@ -36,7 +35,7 @@ class BadSector:
                 raise OSError(errno.EIO, "Input/output error")
             return path.open("rb")
 
-        monkeypatch.setattr("logitcask_schemas.cask.regular_files.os.preadv", preadv)
+        monkeypatch.setattr("logitcask_schemas.cask.storage.files.os.preadv", preadv)
         monkeypatch.setattr(module, opened)
 
     def hits(self, offset: int, size: int) -> bool:
@@ -95,7 +94,7 @@ def test_a_shard_that_gets_shorter_while_it_is_verified(tmp_path: Path, monkeypa
             os.truncate(shard, size // 2)
         return system_preadv(descriptor, buffers, offset)
 
-    monkeypatch.setattr("logitcask_schemas.cask.regular_files.os.preadv", preadv)
+    monkeypatch.setattr("logitcask_schemas.cask.storage.files.os.preadv", preadv)
     report = verify_shard(cask, cask.entries[0])
     assert f"should have {size} bytes, it has {size // 2}" in report.shard_problems[0]
 

@@ -17,13 +17,12 @@ import pytest
 from cask_samples import SPEC, assert_same, make_documents, make_teacher
 
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.carriers import CARRIERS
-from logitcask_schemas.cask.export import export_cask
-from logitcask_schemas.cask.export_targets import LocalTarget
-from logitcask_schemas.cask.regular_files import open_regular
-from logitcask_schemas.cask.repair import repair_cask
-from logitcask_schemas.cask.survey import survey
-from logitcask_schemas.cask.verify import verify_shards
+from logitcask_schemas.cask.carriers.registry import CARRIERS
+from logitcask_schemas.cask.integrity.repair import repair_cask
+from logitcask_schemas.cask.integrity.verify import survey, verify_shards
+from logitcask_schemas.cask.storage.files import open_regular
+from logitcask_schemas.cask.transfer.export import export_cask
+from logitcask_schemas.cask.transfer.targets import LocalTarget
 from logitcask_schemas.errors import CaskError, CaskReadError
 
 pytestmark = pytest.mark.timeout(60)

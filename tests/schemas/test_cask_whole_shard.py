@@ -11,16 +11,16 @@ from cask_samples import SPEC, VOCABS, make_document, make_teacher, specs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logitcask_schemas.capture_spec import CaptureSpec
-from logitcask_schemas.cask import whole_shard
-from logitcask_schemas.cask.columns import ShardColumns, assemble, document_checksum, document_slices
-from logitcask_schemas.cask.layout import LEVELS, RecordLayout
+from logitcask_schemas.cask.format.columns import ShardColumns, assemble, document_checksum, document_slices
+from logitcask_schemas.cask.format.layout import LEVELS, RecordLayout
+from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry
+from logitcask_schemas.cask.integrity import rules as whole_shard
+from logitcask_schemas.cask.integrity.rules import is_sound
+from logitcask_schemas.cask.integrity.verify import require_valid
 from logitcask_schemas.cask.shard import Shard
-from logitcask_schemas.cask.verify import require_valid
-from logitcask_schemas.cask.whole_shard import is_sound
 from logitcask_schemas.errors import CaskError, InvalidRecordError
-from logitcask_schemas.manifest import CaskManifest, ShardEntry
-from logitcask_schemas.records import DocumentRecords, document_id
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.records import DocumentRecords, document_id
 
 
 def layout_of(vocab_size: int, spec: CaptureSpec) -> RecordLayout:

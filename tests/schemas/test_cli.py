@@ -13,8 +13,8 @@ import pytest
 import typer
 from cask_samples import make_documents
 
-from logitcask_schemas.cask_strip import token_strip
-from logitcask_schemas.cli import COMMANDS, GROUP, main
+from logitcask_schemas.cli.main import COMMANDS, GROUP, main
+from logitcask_schemas.cli.show import token_strip
 from logitcask_schemas.errors import CaskError
 
 PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
@@ -29,7 +29,7 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     def entry_points(*, group: str, name: str | None = None) -> list[importlib.metadata.EntryPoint]:
         return [point for point in points if group == GROUP and name in (None, point.name)]
 
-    monkeypatch.setattr("logitcask_schemas.cli.importlib.metadata.entry_points", entry_points)
+    monkeypatch.setattr("logitcask_schemas.cli.main.importlib.metadata.entry_points", entry_points)
 
 
 def run(*arguments: str) -> int:
@@ -42,7 +42,7 @@ def with_command(monkeypatch: pytest.MonkeyPatch, work: Any, name: str = "train"
     app = typer.Typer()
     app.command()(work)
     point = SimpleNamespace(name=name, load=lambda: app)
-    monkeypatch.setattr("logitcask_schemas.cli.importlib.metadata.entry_points", lambda **_: [point])
+    monkeypatch.setattr("logitcask_schemas.cli.main.importlib.metadata.entry_points", lambda **_: [point])
 
 
 def test_the_table_lists_what_is_registered() -> None:
@@ -51,7 +51,7 @@ def test_the_table_lists_what_is_registered() -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys\nfrom logitcask_schemas.cli import main\n"
+        "import sys\nfrom logitcask_schemas.cli.main import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit as stopped:\n    code = stopped.code\n"
         "heavy = {'torch', 'transformers', 'vllm', 'fastapi', 'pyarrow', 'numpy', 'zarr'} & sys.modules.keys()\n"
         "sys.exit(f'imported {heavy}' if heavy else code)"
@@ -90,7 +90,7 @@ def test_a_missing_extra_is_named(monkeypatch, capsys: pytest.CaptureFixture[str
         with_command(monkeypatch, work)
     else:
         point = SimpleNamespace(name="train", load=work)
-        monkeypatch.setattr("logitcask_schemas.cli.importlib.metadata.entry_points", lambda **_: [point])
+        monkeypatch.setattr("logitcask_schemas.cli.main.importlib.metadata.entry_points", lambda **_: [point])
     assert run("train") == 2
     assert 'pip install "logitcask[trainer]"' in capsys.readouterr().err
 

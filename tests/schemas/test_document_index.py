@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logitcask_schemas.cask.document_index import DocumentIndex
+from logitcask_schemas.cask.documents import DocumentIndex
 
 # Few distinct prefixes, so that ids collide in their first eight bytes.
 IDS = st.builds(lambda head, tail: bytes([head]) * 8 + bytes([tail]) * 24, st.integers(0, 3), st.integers(0, 40))

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.document_table import DOCUMENTS_NAME, DocumentTable, ShardDocuments, write_document_table
-from logitcask_schemas.cask.files import LocalFiles
-from logitcask_schemas.cask.survey import survey
+from logitcask_schemas.cask.documents import DOCUMENTS_NAME, DocumentTable, ShardDocuments, write_document_table
+from logitcask_schemas.cask.integrity.verify import survey
+from logitcask_schemas.cask.storage.files import LocalFiles
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError
 
 # Few distinct prefixes, so that ids share their first 8 bytes and the tie has to be broken on the rest.
@@ -203,8 +203,8 @@ def test_what_is_doubted_is_read_before_it_is_mapped(tmp_path: Path, monkeypatch
     def mapped(*_: object, **__: object) -> None:
         raise AssertionError("the table was mapped")
 
-    monkeypatch.setattr("logitcask_schemas.cask.document_table.open_regular", BadSector)
-    monkeypatch.setattr("logitcask_schemas.cask.document_table.mmap.mmap", mapped)
+    monkeypatch.setattr("logitcask_schemas.cask.documents.open_regular", BadSector)
+    monkeypatch.setattr("logitcask_schemas.cask.documents.mmap.mmap", mapped)
     found = survey(tmp_path)
     assert found.table is None
     assert found.damaged_files == [tmp_path / DOCUMENTS_NAME]

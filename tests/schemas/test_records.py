@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logitcask_schemas.errors import DocumentMismatchError, InvalidRecordError
-from logitcask_schemas.records import DocumentRecords, Records
+from logitcask_schemas.record.records import DocumentRecords, Records
 
 
 @given(length=st.integers(2, 80), seed=st.integers(0, 99), tails=st.booleans())

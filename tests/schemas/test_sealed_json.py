@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from logitcask_schemas.cask.format.manifest import seal, unseal
 from logitcask_schemas.errors import CaskCorruptionError
-from logitcask_schemas.sealed_json import seal, unseal
 
 WHERE = Path("cask.json")
 DOCUMENT = {"format": "logitcask", "version": 1, "tau": 0.05, "name": "é", "list": [1, 2, {"a": None}]}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from logitcask_schemas.wording import counted
+from logitcask_schemas.terminal import counted
 
 
 @pytest.mark.parametrize(("count", "words"), [(0, "0 lines"), (1, "1 line"), (2, "2 lines"), (1234, "1,234 lines")])

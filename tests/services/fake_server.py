@@ -12,7 +12,7 @@ import fake_teacher
 
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_services.http.server import configure_logging, serve
-from logitcask_services.jobs.store import ExtractionStore
+from logitcask_services.jobs.database.extractions import ExtractionStore
 from logitcask_services.settings import ServiceSettings
 
 

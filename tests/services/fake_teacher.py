@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from logitcask_schemas.capture_spec import CaptureSpec
-from logitcask_schemas.identity import TeacherIdentity
-from logitcask_schemas.records import DocumentRecords, Records, document_id
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.identity import TeacherIdentity
+from logitcask_schemas.record.records import DocumentRecords, Records, document_id
 from logitcask_services.corpora.lines import ChatLine, LineProblem
 from logitcask_services.corpora.messages import normalise
 from logitcask_services.corpora.tokenizer import Tokenised
-from logitcask_services.engines.protocol import CaptureResult, CaptureTask
+from logitcask_services.engines.engine import CaptureResult, CaptureTask
 from logitcask_services.jobs.teacher import Teacher
 
 VOCAB_SIZE = 1000

@@ -62,10 +62,10 @@ def report(
     ] = False,
 ) -> None:
     """Measure models on held-out documents and write a report with intervals and plots."""
-    from logitcask_consumer.checkpoints import require_finished
     from logitcask_consumer.cli.train import quiet_transformers
     from logitcask_consumer.report.build import ReportConfig, make_report
     from logitcask_consumer.report.markdown import acceptance_line, short_table
+    from logitcask_consumer.training.checkpoints import require_finished
 
     quiet_transformers()
     models, logs = tuple(map(labelled_path, model)), tuple(map(labelled_path, train_log or ()))

@@ -120,7 +120,7 @@ def train(
     """Train a student from casks; the same command continues an interrupted run."""
     from logitcask_consumer.config import TrainConfig, TrainConfigError
     from logitcask_consumer.processes import processes
-    from logitcask_consumer.training import train as run
+    from logitcask_consumer.training.run import train as run
 
     quiet_transformers()
     try:

@@ -5,17 +5,14 @@ cask), `dataset` and `collate` (batches), `target` and `loss` (what a formula re
 it is computed), `run` (what a training run does differently).
 """
 
-from logitcask_consumer.cross_tokenizer.alm import Alm
 from logitcask_consumer.cross_tokenizer.evaluate import (
     AlignedDocuments,
     BitsPerByte,
     ChunkColumns,
     held_out_bits_per_byte,
 )
-from logitcask_consumer.cross_tokenizer.next_token import NextToken
-from logitcask_consumer.cross_tokenizer.objective import CHUNK_LOSSES, ChunkObjective
+from logitcask_consumer.cross_tokenizer.losses import CHUNK_LOSSES, Alm, ChunkObjective, NextToken, Uld
 from logitcask_consumer.cross_tokenizer.run import CrossTokenizerRun
-from logitcask_consumer.cross_tokenizer.uld import Uld
 
 __all__ = [
     "CHUNK_LOSSES",

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from logitcask_consumer.cross_tokenizer.loss import ChunkLoss, StudentSpan
+from logitcask_consumer.cross_tokenizer.chunk_loss import ChunkLoss, StudentSpan
 from logitcask_consumer.cross_tokenizer.target import ChunkTarget
-from logitcask_consumer.losses.fused_head import ShapeError, fused_head, rows_of, wide_dtype
-from logitcask_consumer.losses.head import LMHead
-from logitcask_consumer.losses.softmax import log_softmax_
+from logitcask_consumer.head.fused_head import ShapeError, fused_head, rows_of, wide_dtype
+from logitcask_consumer.head.lm_head import LMHead
+from logitcask_consumer.head.softmax import log_softmax_
 
 ChunkTerms = Sequence[tuple[float, ChunkLoss]]
 """A mix of chunk losses, each with its weight."""

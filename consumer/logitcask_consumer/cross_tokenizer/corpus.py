@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from logitcask_consumer.cross_tokenizer.documents import AlignedDocument, DocumentAligner
+from logitcask_consumer.cross_tokenizer.align import AlignedDocument, DocumentAligner
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import CaskError
 

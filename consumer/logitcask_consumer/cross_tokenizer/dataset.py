@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcask_consumer.cross_tokenizer.corpus import AlignedCorpus
-from logitcask_consumer.data.packed import PackedDataset
-from logitcask_consumer.data.packing_groups import Packing
+from logitcask_consumer.data.dataset import PackedDataset
+from logitcask_consumer.data.packing import Packing
 from logitcask_schemas.cask import Cask
-from logitcask_schemas.cask.collation import CollatedRecords, collate
+from logitcask_schemas.cask.batches import CollatedRecords, collate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,10 +21,10 @@ from logitcask_consumer.cross_tokenizer.corpus import NothingAlignedError
 from logitcask_consumer.cross_tokenizer.dataset import CrossTokenizerDataset
 from logitcask_consumer.cross_tokenizer.run import CrossTokenizerRun
 from logitcask_consumer.data import open_casks
-from logitcask_consumer.losses import LMHead
-from logitcask_consumer.losses.fused_head import default_rows
-from logitcask_consumer.packed_forward import hidden_states
-from logitcask_consumer.students import load_model, load_tokenizer
+from logitcask_consumer.head import LMHead
+from logitcask_consumer.head.fused_head import default_rows
+from logitcask_consumer.student.forward import hidden_states
+from logitcask_consumer.student.students import load_model, load_tokenizer
 from logitcask_schemas.cask import Cask
 
 Column = NDArray[np.float64]

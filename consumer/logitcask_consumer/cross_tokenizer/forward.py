@@ -10,8 +10,8 @@ from torch import Tensor
 
 from logitcask_consumer.cross_tokenizer.chunk_head import ChunkTerms, chunk_distillation_loss
 from logitcask_consumer.cross_tokenizer.target import ChunkTarget
-from logitcask_consumer.losses import LMHead
-from logitcask_consumer.packed_forward import hidden_states
+from logitcask_consumer.head import LMHead
+from logitcask_consumer.student.forward import hidden_states
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

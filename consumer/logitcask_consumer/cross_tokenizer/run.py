@@ -10,21 +10,21 @@ from typing import Any
 from transformers import TrainerCallback
 
 from logitcask_consumer.config import TrainConfig, TrainConfigError
+from logitcask_consumer.cross_tokenizer.align import DocumentAligner
 from logitcask_consumer.cross_tokenizer.collate import ChunkCollator
 from logitcask_consumer.cross_tokenizer.corpus import AlignedCorpus
 from logitcask_consumer.cross_tokenizer.dataset import CrossTokenizerDataset
-from logitcask_consumer.cross_tokenizer.documents import DocumentAligner
-from logitcask_consumer.cross_tokenizer.objective import ChunkObjective
+from logitcask_consumer.cross_tokenizer.losses import ChunkObjective
 from logitcask_consumer.cross_tokenizer.trainer import CrossTokenizerTrainer
-from logitcask_consumer.losses import LMHead, check_head
+from logitcask_consumer.head import LMHead, check_head
 from logitcask_consumer.processes import processes
-from logitcask_consumer.student_forward import check_packing
-from logitcask_consumer.students import load_tokenizer
+from logitcask_consumer.student.forward import check_packing
+from logitcask_consumer.student.students import load_tokenizer
 from logitcask_schemas.cask import Cask
+from logitcask_schemas.cask.format.manifest import CaskManifest
 from logitcask_schemas.errors import IdentityMismatchError, ModelError
-from logitcask_schemas.manifest import CaskManifest
-from logitcask_schemas.tokenizer_fingerprint import tokenizer_fingerprint
-from logitcask_schemas.wording import counted
+from logitcask_schemas.record.identity import tokenizer_fingerprint
+from logitcask_schemas.terminal import counted
 
 ALIGNED_NAME = "aligned"
 """Folder of the aligned corpus, in the run's output."""

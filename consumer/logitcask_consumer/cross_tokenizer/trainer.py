@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
-from logitcask_consumer.arguments import training_arguments
 from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.cross_tokenizer.collate import ChunkBatch, ChunkCollator, target_of_chunks
 from logitcask_consumer.cross_tokenizer.dataset import CrossTokenizerDataset
 from logitcask_consumer.cross_tokenizer.forward import ChunkTask, attach_chunks
-from logitcask_consumer.cross_tokenizer.objective import ChunkObjective
+from logitcask_consumer.cross_tokenizer.losses import ChunkObjective
 from logitcask_consumer.processes import processes
-from logitcask_consumer.trainer import DistillTrainer, kept_use_cache
+from logitcask_consumer.training.arguments import training_arguments
+from logitcask_consumer.training.trainer import DistillTrainer, kept_use_cache
 
 
 class CrossTokenizerTrainer(DistillTrainer):

@@ -5,11 +5,9 @@ sequences out of the mapped shards), `collate` (sequences into tensors), `sample
 """
 
 from logitcask_consumer.data.collate import Batch, Collator, target_of
-from logitcask_consumer.data.dataset import CaskDataset, EmptyCaskError, TrainedShare, open_casks
-from logitcask_consumer.data.packing import Packs, pack_alone, pack_best_fit
-from logitcask_consumer.data.packing_groups import Packing
+from logitcask_consumer.data.dataset import CaskDataset, EmptyCaskError, SequenceRecords, TrainedShare, open_casks
+from logitcask_consumer.data.packing import Packing, Packs, pack_alone, pack_best_fit
 from logitcask_consumer.data.sampler import EMPTY, ShardBlockSampler, StepSampler
-from logitcask_consumer.data.sequences import SequenceRecords
 from logitcask_consumer.data.trained_share import NothingTrainedError, share_note, trained_share
 from logitcask_consumer.data.windows import WindowError, Windows
 

@@ -14,10 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from logitcask_consumer.data.sequences import SequenceRecords
-from logitcask_consumer.losses.target import Offsets, SparseTarget
-from logitcask_consumer.vocabulary import StudentVocabulary
-from logitcask_consumer.weights import take_records
+from logitcask_consumer.data.dataset import SequenceRecords
+from logitcask_consumer.losses.target import Offsets, SparseTarget, take_records
+from logitcask_consumer.student.vocabulary import StudentVocabulary
 from logitcask_schemas.errors import DocumentMismatchError, InvalidRecordError
 
 FILL_ID: Final = 0

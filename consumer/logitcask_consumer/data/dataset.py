@@ -3,23 +3,167 @@
 Shape legend: D documents of all casks, W windows, B sequences.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import Dataset
 
-from logitcask_consumer.data.packed import PackedDataset
-from logitcask_consumer.data.packing import Packs
-from logitcask_consumer.data.packing_groups import Packing
-from logitcask_consumer.data.sequences import SequenceRecords
+from logitcask_consumer.data.packing import Packing, Packs, pack_groups
+from logitcask_consumer.data.windows import Windows
 from logitcask_consumer.weights import Positions, Weights
 from logitcask_schemas.cask import Cask
-from logitcask_schemas.cask.collation import CollatedRecords, collate
+from logitcask_schemas.cask.batches import CollatedRecords, collate
+from logitcask_schemas.cask.format.manifest import CaskManifest
 from logitcask_schemas.cask.shard import Shard
 from logitcask_schemas.errors import CaskError, DocumentMismatchError
-from logitcask_schemas.records import document_id
+from logitcask_schemas.record.records import Records, document_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceRecords:
+    """B sequences; every column was copied once from the mapped shards and is this object's own."""
+
+    window_offsets_B1: NDArray[np.int64]
+    """Windows of the sequences before, [B + 1]."""
+    documents_W: NDArray[np.int64]
+    """Number, over all casks, of the document that each window is cut from."""
+    windows: CollatedRecords
+    """Of each window its input tokens and one more (slot i predicts token i + 1), and the records of its last slots:
+    those before give context and carry no loss, see the module `windows`."""
+    weights_P: NDArray[np.float32] | None = None
+    """Weight of each position, see the package `weights`; None for 1."""
+
+    def __len__(self) -> int:
+        """Number of windows, W."""
+        return len(self.documents_W)
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """Several, at least one, as one; copies every column unless there is nothing to join."""
+        if len(parts) == 1:
+            return parts[0]
+        windows = [part.windows for part in parts]
+        columns = {name: [getattr(one.records, name) for one in windows] for name in Records.__dataclass_fields__}
+        return cls(
+            window_offsets_B1=_joined([part.window_offsets_B1 for part in parts]),
+            documents_W=np.concatenate([part.documents_W for part in parts]),
+            weights_P=_concatenated([part.weights_P for part in parts]),
+            windows=CollatedRecords(
+                token_ids_L=np.concatenate([one.token_ids_L for one in windows]),
+                token_offsets_B1=_joined([one.token_offsets_B1 for one in windows]),
+                position_offsets_B1=_joined([one.position_offsets_B1 for one in windows]),
+                records=Records(**{name: _concatenated(values) for name, values in columns.items()}),
+            ),
+        )
+
+
+def _joined(offsets: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return np.cumsum(np.concatenate([[0], *map(np.diff, offsets)]), dtype=np.int64)
+
+
+def _concatenated(columns: Sequence[NDArray[Any] | None]) -> Any:
+    """None where there is no such column; parts that are read together have the same ones."""
+    present = [column for column in columns if column is not None]
+    return np.concatenate(present) if present else None
+
+
+S_co = TypeVar("S_co", covariant=True)
+
+
+class PackedDataset(Dataset[S_co], ABC):
+    """Sequences of windows of documents; a batch of them, as DataLoader asks for it, is read in one go."""
+
+    def __init__(
+        self,
+        casks: Sequence[Cask],
+        positions_D: NDArray[np.int64],
+        *,
+        seq_len: int,
+        overlap: int,
+        packing: Packing,
+        seed: int,
+        documents_D: NDArray[np.int64] | None = None,
+    ) -> None:
+        """Cut windows and pack them.
+
+        Args:
+            casks: of one teacher and capture spec.
+            positions_D: trained positions of each document.
+            seq_len: slots of a sequence.
+            overlap: context slots of the windows of longer documents.
+            packing: `best_fit`, or `none` for one window per sequence.
+            seed: of the order in which windows of equal length are packed.
+            documents_D: the number in the casks of each document, ascending; None where all of them are used.
+
+        Raises:
+            WindowError: seq_len and overlap do not fit.
+        """
+        self.casks = list(casks)
+        self.seq_len = seq_len
+        shards = [entry.documents for cask in self.casks for entry in cask.entries]
+        self._first_shard = np.concatenate([[0], np.cumsum([len(cask.entries) for cask in self.casks])])
+        self._first_document = np.concatenate([[0], np.cumsum(shards, dtype=np.int64)])
+        self.windows = Windows.cut(positions_D, seq_len=seq_len, overlap=overlap)
+        used = np.arange(len(positions_D)) if documents_D is None else documents_D
+        per_shard = np.diff(np.searchsorted(used, self._first_document))
+        self.packs, self.sequences_per_group = pack_groups(self.windows, per_shard, seq_len, packing, seed)
+
+    @abstractmethod
+    def read(self, sequences: Sequence[int]) -> S_co:
+        """Several sequences at once; the sampler's `EMPTY` gives one without windows."""
+
+    @property
+    @abstractmethod
+    def num_documents(self) -> int:
+        """D."""
+
+    @property
+    def manifest(self) -> CaskManifest:
+        """Of the first cask; all have the same teacher and capture spec."""
+        return self.casks[0].manifest
+
+    @property
+    def num_positions(self) -> int:
+        """Positions trained per epoch: L - 1 of every document."""
+        return int((self.windows.stop_W - self.windows.trained_W).sum())
+
+    @property
+    def fill(self) -> float:
+        """Share of the sequences' slots that hold a window."""
+        return float(self.windows.slots_W.sum()) / (len(self) * self.seq_len)
+
+    def __len__(self) -> int:
+        return len(self.packs)
+
+    def __getitem__(self, sequence: int) -> S_co:
+        """One sequence; see `read`."""
+        return self.read([sequence])
+
+    def __getitems__(self, sequences: Sequence[int]) -> S_co:
+        """What DataLoader asks for a batch; see `read`."""
+        return self.read(sequences)
+
+    def rows_of(self, documents: NDArray[np.int64]) -> list[tuple[Shard, int]]:
+        """Shard and row of some documents of the casks. A shard is asked for once: a cask may keep few of them open.
+
+        Raises:
+            CaskCorruptionError, CaskNotFoundError: a shard cannot be opened, or its file has another size by now.
+        """
+        shard_W = np.searchsorted(self._first_document, documents, side="right") - 1
+        row_W = documents - self._first_document[shard_W]
+        shards = {number: self._shard(number) for number in np.unique(shard_W).tolist()}
+        for shard in shards.values():
+            shard.require_size()
+        return [(shards[number], row) for number, row in zip(shard_W.tolist(), row_W.tolist(), strict=True)]
+
+    def _shard(self, number: int) -> Shard:
+        cask = int(np.searchsorted(self._first_shard, number, side="right")) - 1
+        return self.casks[cask].shard(number - int(self._first_shard[cask]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

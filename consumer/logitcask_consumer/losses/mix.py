@@ -1,12 +1,83 @@
-"""A weighted mix of losses: "0.9*forward_kl + 0.1*cross_entropy", "linear(1,0)*ghost_kl + linear(0,1)*js:beta=0.1"."""
+"""Weights that change while a run goes on: a number, a line, or warm-up, plateau and decay."""
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Final, Generic, Self, TypeVar
 
-from logitcask_consumer.losses.schedule import Schedule
-from logitcask_consumer.losses.spec import LossParameterError
+from logitcask_consumer.head.chunked import Terms
+from logitcask_consumer.losses.formulas.cross_entropy import CrossEntropy
+from logitcask_consumer.losses.loss import Loss, get_loss, require
+from logitcask_consumer.notation import LossParameterError
+from logitcask_schemas.record.capture_spec import CaptureSpec
+
+_CALL: Final = re.compile(r"(?P<name>[a-z]+)\((?P<arguments>[^()]*)\)")
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A piecewise linear function of the run's progress from 0 to 1.
+
+    "0.3" is constant; "linear(a,b)" goes from a to b; "wsd(peak,warmup,decay)" rises from 0 to the peak over the first
+    `warmup` of the run (0.1), stays, and falls to 0 over the last `decay` (0.2), after Peng et al., arXiv 2410.16215.
+    """
+
+    points: tuple[tuple[float, float], ...]
+    """(progress, value), ascending."""
+
+    @classmethod
+    def parse(cls, text: str) -> "Schedule":
+        """Read a schedule.
+
+        Raises:
+            LossParameterError: it is none.
+        """
+        text = text.strip()
+        try:
+            call = _CALL.fullmatch(text)
+            numbers = [float(part) for part in (text if call is None else call["arguments"]).split(",")]
+        except ValueError:
+            raise _not_a_schedule(text) from None
+        if not all(map(math.isfinite, numbers)):
+            raise LossParameterError(f"{text!r}: a weight must be finite")
+        if call is None and len(numbers) == 1:
+            return cls(((0.0, numbers[0]),))
+        if call is None:
+            raise _not_a_schedule(text)
+        if call["name"] == "linear" and len(numbers) == 2:
+            return cls(((0.0, numbers[0]), (1.0, numbers[1])))
+        if call["name"] == "wsd" and 1 <= len(numbers) <= 3:
+            peak, warmup, decay = (*numbers, *(0.1, 0.2)[len(numbers) - 1 :])
+            if warmup < 0 or decay < 0 or warmup + decay > 1:
+                raise LossParameterError(f"{text}: warmup and decay are parts of the run, together at most 1")
+            return cls(((0.0, 0.0), (warmup, peak), (1.0 - decay, peak), (1.0, 0.0)))
+        raise _not_a_schedule(text)
+
+    def at(self, progress: float) -> float:
+        """The value at a part of the run done, from 0 to 1."""
+        before = [point for point in self.points if point[0] <= progress] or [self.points[0]]
+        after = [point for point in self.points if point[0] > progress] or [self.points[-1]]
+        (start, low), (stop, high) = before[-1], after[0]
+        return high if stop <= start else low + (high - low) * (progress - start) / (stop - start)
+
+    @property
+    def least(self) -> float:
+        """The least value that it takes."""
+        return min(value for _, value in self.points)
+
+    def times(self, factor: float) -> "Schedule":
+        """The same shape, every value times a factor."""
+        return Schedule(tuple((at, factor * value) for at, value in self.points))
+
+
+def _not_a_schedule(text: str) -> LossParameterError:
+    return LossParameterError(
+        f"{text!r} is no weight: give a number, linear(from,to), or wsd(peak,warmup,decay) with the parts of the run "
+        "that warm-up and decay take"
+    )
+
 
 L = TypeVar("L")
 
@@ -68,3 +139,44 @@ class Mix(Generic[L]):
             raise LossParameterError(f"a mix that has {loss.name} in it takes no further share of it (ce_weight)")
         scaled = (weight.times(1.0 - share) for weight in self.weights)
         return type(self)(weights=(*scaled, Schedule.parse(str(share))), losses=(*self.losses, anchor))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective(Mix[Loss]):
+    """A mix of losses."""
+
+    @classmethod
+    def parse(cls, text: str) -> "Objective":
+        """Read a mix; see `Mix.read`.
+
+        Raises:
+            UnknownLossError, LossParameterError: what is not understood.
+        """
+        return cls.read(text, get_loss, attrgetter("spec"))
+
+    def with_cross_entropy(self, share: float) -> "Objective":
+        """The mix at (1 - share) of its weight, with `share` of the cross-entropy with the realised tokens.
+
+        Raises:
+            LossParameterError: it has one already.
+        """
+        return self.shared_with(share, CrossEntropy())
+
+    def terms(self, progress: float) -> Terms:
+        """The losses with their weights at a part of the run done, from 0 to 1."""
+        return [
+            (weight.at(progress), loss.at(progress)) for weight, loss in zip(self.weights, self.losses, strict=True)
+        ]
+
+    def require(self, capture: CaptureSpec) -> None:
+        """Refuse records that a loss of the mix cannot work with; LossMismatchError says what they lack."""
+        for loss in self.losses:
+            require(loss, capture)
+
+    @property
+    def temperature(self) -> float | None:
+        """The temperature other than 1 whose log Z the records must hold; None where no loss needs one."""
+        wanted = {loss.requires.temperature for loss in self.losses} - {None, 1.0}
+        if len(wanted) > 1:
+            raise LossParameterError(f"losses of one mix may name one temperature, got {sorted(filter(None, wanted))}")
+        return wanted.pop() if wanted else None

@@ -13,9 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from logitcask_consumer.callbacks import read_metrics
-from logitcask_consumer.checkpoints import METRICS_NAME
-from logitcask_consumer.checks import context_of
 from logitcask_consumer.cross_tokenizer import AlignedDocuments
 from logitcask_consumer.data import CaskDataset, open_casks
 from logitcask_consumer.report import plots
@@ -25,11 +22,14 @@ from logitcask_consumer.report.evaluate import Columns, evaluate_model, evaluate
 from logitcask_consumer.report.held_out import trained_on, warnings_of
 from logitcask_consumer.report.markdown import to_markdown
 from logitcask_consumer.report.reading import LONGEST, Reading, extra_ids_of, reading_of
-from logitcask_consumer.students import load_model, load_tokenizer
-from logitcask_consumer.vocabulary import token_count
+from logitcask_consumer.student.checks import context_of
+from logitcask_consumer.student.students import load_model, load_tokenizer
+from logitcask_consumer.student.vocabulary import token_count
+from logitcask_consumer.training.callbacks import read_metrics
+from logitcask_consumer.training.checkpoints import METRICS_NAME
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import IdentityMismatchError, LogitcaskError
-from logitcask_schemas.tokenizer_fingerprint import tokenizer_fingerprint
+from logitcask_schemas.record.identity import tokenizer_fingerprint
 
 PLOTTED_POSITIONS = 200_000
 """The curve of captured mass is drawn from at most this many positions."""

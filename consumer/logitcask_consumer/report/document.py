@@ -10,8 +10,7 @@ import numpy as np
 from logitcask_consumer.cross_tokenizer import ChunkColumns
 from logitcask_consumer.data import CaskDataset
 from logitcask_consumer.report.estimates import LEVEL, DocumentBootstrap, Estimate
-from logitcask_consumer.report.evaluate import Columns
-from logitcask_consumer.report.position_metrics import metric_kinds
+from logitcask_consumer.report.evaluate import Columns, metric_kinds
 
 FORMAT = {"format": "logitcask-report", "version": 1}
 SHOWN = (

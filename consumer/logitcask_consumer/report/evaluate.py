@@ -1,23 +1,142 @@
-"""A model over the documents of a cask: per-position columns, with the document each position belongs to.
+"""What is measured at every position: student logits against the teacher's sparse record.
 
-Shape legend: P positions of the cask, T positions of a batch, R rows of a chunk.
+Shape legend: R rows of a chunk, V vocabulary size, H head entries, N tail draws. All values in nats or probabilities.
+Sums over the student's whole distribution are exact; sums over the teacher's tail are unbiased estimates from its
+draws, or bounds where there are none. Acceptance in speculative decoding: Leviathan et al., arXiv 2211.17192. Without
+log t of the draws it has no estimate, only a bracket: min(t, p) of the tail's tokens adds up to something between 0
+and min(r, s).
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from logitcask_consumer.data import Batch, CaskDataset, Collator, target_of
-from logitcask_consumer.losses import LMHead
-from logitcask_consumer.losses.fused_head import default_rows
-from logitcask_consumer.packed_forward import hidden_states
-from logitcask_consumer.report.position_metrics import measure, teacher_columns
+from logitcask_consumer.head import LMHead
+from logitcask_consumer.head.fused_head import default_rows
+from logitcask_consumer.losses import SparseTarget
 from logitcask_consumer.report.reading import document_order
-from logitcask_consumer.vocabulary import ExtraIds, StudentVocabulary
+from logitcask_consumer.student.forward import hidden_states
+from logitcask_consumer.student.vocabulary import ExtraIds, StudentVocabulary
+
+Kind: TypeAlias = Literal["exact", "unbiased", "lower bound", "upper bound"]
+
+
+def metric_kinds(*, sampled_tail: bool, tail_logprobs: bool, ordered_head: bool) -> dict[str, Kind]:
+    """What each metric is an estimate of, for records of this kind; metrics that cannot be had are left out."""
+    drawn = sampled_tail and tail_logprobs
+    kinds: dict[str, Kind] = {
+        "kl_bound": "lower bound",
+        "nll": "exact",
+        "entropy": "exact",
+        "tail_error": "exact",
+        "confidence": "exact",
+        "correct": "exact",
+    }
+    if drawn:
+        kinds |= {"acceptance": "unbiased", "tvd": "unbiased"}
+    kinds["greedy_acceptance"] = "unbiased" if sampled_tail else "lower bound"
+    if sampled_tail:
+        kinds["kl"] = "unbiased"
+    if ordered_head:
+        kinds["agreement"] = "exact"
+    return kinds
+
+
+def measure(
+    logits_RV: Tensor, target: SparseTarget, entropy_R: Tensor, tail_logprobs_N: Tensor | None
+) -> dict[str, Tensor]:
+    """Every metric of every row, each [R], float32.
+
+    kl: KL(t || p). With log t of the draws, sum_H t log(t/p) + (r/n) sum_draws log(t/p); without, the cross-entropy
+        from t̂ to p less the stored H(t). Both are unbiased, the first has less noise.
+    kl_bound: sum_H t log(t/p) + r log(r/s), the KL of head and tail bucket, never above the KL.
+    nll: -log p_y.
+    entropy: H(p) of the student; beside the teacher's H(t) it shows a student that is too sure or in too much doubt.
+    agreement: whether the student's most likely token is the teacher's (the head's first entry).
+    acceptance: sum_j min(t_j, p_j), the chance that a token that the student samples as a draft is kept in speculative
+        decoding; with log t of the draws, sum_H min(t, p) + (r/n) sum_draws min(1, p/t). Absent without.
+    acceptance_low, acceptance_high: sum_H min(t, p), and that plus min(r, s): they enclose the acceptance.
+    greedy_acceptance: t of the student's most likely token, the chance that a greedy draft is kept. The estimate t̂ of
+        a token that does not depend on the draws is unbiased; without draws, the head's t alone.
+    tvd: total variation distance, sum_j |t_j - p_j| / 2 = 1 - acceptance. Absent without log t of the draws.
+    tail_error: s - r, the student's mass outside the head less the teacher's; negative where a student learned from a
+        truncated teacher.
+    confidence, correct: the student's largest probability, and whether that token is y (for calibration).
+
+    Args:
+        logits_RV: student logits, float32; overwritten.
+        target: R rows.
+        entropy_R: H(t).
+        tail_logprobs_N: log t of the draws, where the records have them.
+    """
+    width, flat = logits_RV.shape[1], logits_RV.view(-1)
+    rows_R = torch.arange(target.num_rows, device=logits_RV.device)
+    head_at_H = target.head_rows_H * width + target.head_ids_H
+    log_z_R = torch.logsumexp(logits_RV, -1)
+    best_R, best_ids_R = logits_RV.max(-1)
+    entropy_p_R = torch.special.entr(torch.softmax(logits_RV, -1)).sum(-1)
+    head_logp_H = flat[head_at_H] - log_z_R[target.head_rows_H]
+    tail_logp_N = flat[target.tail_rows_N * width + target.tail_ids_N] - log_z_R[target.tail_rows_N]
+    next_logp_R = flat[rows_R * width + target.next_ids_R] - log_z_R
+    # The student's mass outside the head from the logits outside it: one minus the head would be rounding noise.
+    flat[head_at_H] = -torch.inf
+    s_R = (torch.logsumexp(logits_RV, -1) - log_z_R).exp()
+    t_H, r_R = target.head_weights_H, target.tail_mass_R
+    head_kl_R = target.head_sum(torch.xlogy(t_H, t_H) - t_H * head_logp_H)
+    bucket_R = torch.xlogy(r_R, r_R) - r_R * s_R.clamp(min=torch.finfo(s_R.dtype).tiny).log()
+    accepted_R = target.head_sum(torch.minimum(t_H, head_logp_H.exp()))
+    greedy_R = target.head_sum(t_H * (target.head_ids_H == best_ids_R[target.head_rows_H]))
+    greedy_R = greedy_R + target.tail_sum(target.tail_weights_N * (target.tail_ids_N == best_ids_R[target.tail_rows_N]))
+    acceptance = {"acceptance_low": accepted_R, "acceptance_high": accepted_R + torch.minimum(r_R, s_R)}
+    if tail_logprobs_N is None:
+        cross_R = -target.head_sum(t_H * head_logp_H) - target.tail_sum(target.tail_weights_N * tail_logp_N)
+        kl_R = cross_R - entropy_R.to(cross_R.dtype)
+    else:
+        gap_N = tail_logprobs_N.to(tail_logp_N.dtype) - tail_logp_N
+        kl_R = head_kl_R + target.tail_sum(target.tail_weights_N * gap_N)
+        accepted_R = accepted_R + target.tail_sum(target.tail_weights_N * (-gap_N).exp().clamp(max=1.0))
+        acceptance |= {"acceptance": accepted_R, "tvd": 1.0 - accepted_R}
+    first_at_R = torch.from_numpy(target.head_offsets_R1[:-1]).to(logits_RV.device)
+    return {
+        "kl": kl_R,
+        "kl_bound": head_kl_R + bucket_R,
+        "nll": -next_logp_R,
+        "entropy": entropy_p_R,
+        "agreement": (target.head_ids_H[first_at_R] == best_ids_R).to(kl_R.dtype),
+        **acceptance,
+        "greedy_acceptance": greedy_R,
+        "tail_error": s_R - r_R,
+        "confidence": (best_R - log_z_R).exp(),
+        "correct": (best_ids_R == target.next_ids_R).to(kl_R.dtype),
+    }
+
+
+def teacher_columns(target: SparseTarget, entropy_R: Tensor) -> dict[str, Tensor]:
+    """The teacher's own figures at every row, from the record alone, each [R].
+
+    nll: -log t_y, exact up to the codec (y is always in the head). confidence, correct: of its most likely token.
+    entropy: H(t). captured: mass of the head, 1 - r. entries: head entries plus draws.
+    """
+    is_next_H = target.head_ids_H == target.next_ids_R[target.head_rows_H]
+    first_at_R = torch.from_numpy(target.head_offsets_R1[:-1]).to(target.head_ids_H.device)
+    entries = target.head_offsets_R1[1:] - target.head_offsets_R1[:-1]
+    entries = entries + target.tail_offsets_R1[1:] - target.tail_offsets_R1[:-1]
+    next_R = target.head_sum(target.head_weights_H * is_next_H)
+    return {
+        "nll": -next_R.clamp(min=torch.finfo(next_R.dtype).tiny).log(),
+        "confidence": target.head_weights_H[first_at_R],
+        "correct": (target.head_ids_H[first_at_R] == target.next_ids_R).to(next_R.dtype),
+        "entropy": entropy_R.to(next_R.dtype),
+        "captured": 1.0 - target.tail_mass_R,
+        "entries": torch.from_numpy(entries).to(next_R.dtype),
+    }
+
 
 Column = NDArray[np.float32]
 

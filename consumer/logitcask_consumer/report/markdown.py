@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from logitcask_schemas.wording import counted
+from logitcask_schemas.terminal import counted
 
 HUGE = 1e5
 """From here on numbers are written with an exponent."""

@@ -6,19 +6,27 @@ a position of weight 0 is left out of everything after it; and the selection by 
 made in the forward pass.
 """
 
+from logitcask_consumer.losses.target import take_records, take_target
 from logitcask_consumer.weights.assistant_only import AssistantOnly
 from logitcask_consumer.weights.completion_only import CompletionOnly
 from logitcask_consumer.weights.entropy_top import EntropyTop
 from logitcask_consumer.weights.product import Weights
 from logitcask_consumer.weights.ranges import Ranges
-from logitcask_consumer.weights.registry import WEIGHTS, UnknownWeightError, get_weight, register
-from logitcask_consumer.weights.rows import take_records, take_target
 from logitcask_consumer.weights.skip_tokens import SkipTokens
-from logitcask_consumer.weights.stored_answers import StoredAnswers
 from logitcask_consumer.weights.tail_mass import TailMass
 from logitcask_consumer.weights.teacher_confidence import TeacherConfidence
 from logitcask_consumer.weights.teacher_entropy import TeacherEntropy
-from logitcask_consumer.weights.weight import Positions, RecordWeight, Weight, WeightParameterError
+from logitcask_consumer.weights.weight import (
+    WEIGHTS,
+    Positions,
+    RecordWeight,
+    StoredAnswers,
+    UnknownWeightError,
+    Weight,
+    WeightParameterError,
+    get_weight,
+    register,
+)
 
 __all__ = [
     "WEIGHTS",

@@ -7,11 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcask_consumer.weights.answer_mask import answer_mask
-from logitcask_consumer.weights.registry import register
 from logitcask_consumer.weights.spans import TokenIds, inside_spans
-from logitcask_consumer.weights.stored_answers import StoredAnswers
 from logitcask_consumer.weights.turns import TurnLimits, proved_limits
-from logitcask_consumer.weights.weight import Positions, RecordWeight, WeightParameterError
+from logitcask_consumer.weights.weight import Positions, RecordWeight, StoredAnswers, WeightParameterError, register
 
 _EXPLICIT: Final = (
     'Capture them again from {"messages": ...} lines, or give both texts: '

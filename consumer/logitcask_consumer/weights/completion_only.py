@@ -7,10 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcask_consumer.weights.answer_mask import answer_mask
-from logitcask_consumer.weights.registry import register
 from logitcask_consumer.weights.spans import TokenIds, inside_spans, tokenise
-from logitcask_consumer.weights.stored_answers import StoredAnswers
-from logitcask_consumer.weights.weight import Positions, RecordWeight, WeightParameterError
+from logitcask_consumer.weights.weight import Positions, RecordWeight, StoredAnswers, WeightParameterError, register
 
 
 @register

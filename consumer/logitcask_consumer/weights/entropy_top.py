@@ -6,10 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from logitcask_consumer.losses.fused_head import rows_of
-from logitcask_consumer.losses.head import LMHead
-from logitcask_consumer.weights.registry import register
-from logitcask_consumer.weights.weight import Weight, WeightParameterError, in_range
+from logitcask_consumer.head.fused_head import rows_of
+from logitcask_consumer.head.lm_head import LMHead
+from logitcask_consumer.weights.weight import Weight, WeightParameterError, in_range, register
 
 _BLOCK_BYTES = 2**20
 

@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from logitcask_consumer.weights.entropy_top import EntropyTop
-from logitcask_consumer.weights.registry import get_weight
-from logitcask_consumer.weights.stored_answers import StoredAnswers
-from logitcask_consumer.weights.weight import Positions, RecordWeight, WeightParameterError
+from logitcask_consumer.weights.weight import Positions, RecordWeight, StoredAnswers, WeightParameterError, get_weight
 
 _FACTOR: Final = re.compile(r'(?P<spec>(?:"(?:[^"\\]|\\.)*"|[^"*])*)(?:\*|$)')
 

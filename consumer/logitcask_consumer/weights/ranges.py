@@ -13,9 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcask_consumer.weights.answer_mask import inside_ranges
-from logitcask_consumer.weights.registry import register
-from logitcask_consumer.weights.stored_answers import StoredAnswers
-from logitcask_consumer.weights.weight import Positions, RecordWeight, WeightParameterError
+from logitcask_consumer.weights.weight import Positions, RecordWeight, StoredAnswers, WeightParameterError, register
 
 
 @register
@@ -24,7 +22,7 @@ class Ranges(RecordWeight):
     """1 for tokens in the ranges that a JSONL file lists for their document, 0 for all others.
 
     One line per document: {"document_id": "<64 hex digits>", "ranges": [[start, stop], ...]}, token indices from 0,
-    stop excluded. The identity is the SHA-256 that the cask stores (`logitcask_schemas.records.document_id`). A
+    stop excluded. The identity is the SHA-256 that the cask stores (`logitcask_schemas.record.records.document_id`). A
     position counts by the token it predicts. A document that the file does not name is not trained. The file's SHA-256
     binds a resumed run to it.
     """

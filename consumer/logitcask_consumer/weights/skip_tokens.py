@@ -6,10 +6,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from logitcask_consumer.weights.registry import register
 from logitcask_consumer.weights.spans import TokenIds
-from logitcask_consumer.weights.stored_answers import StoredAnswers
-from logitcask_consumer.weights.weight import Positions, RecordWeight, WeightParameterError
+from logitcask_consumer.weights.weight import Positions, RecordWeight, StoredAnswers, WeightParameterError, register
 
 
 @register

@@ -6,8 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from logitcask_consumer.weights.registry import register
-from logitcask_consumer.weights.weight import Positions, RecordWeight, in_range
+from logitcask_consumer.weights.weight import Positions, RecordWeight, in_range, register
 
 
 @register

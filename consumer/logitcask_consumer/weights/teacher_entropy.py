@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from logitcask_consumer.weights.registry import register
-from logitcask_consumer.weights.weight import Positions, RecordWeight, WeightParameterError
+from logitcask_consumer.weights.weight import Positions, RecordWeight, WeightParameterError, register
 
 
 @register

@@ -7,16 +7,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from logitcask_schemas.cask.arrow_carrier import ArrowCarrier
-from logitcask_schemas.cask.carrier import Carrier
-from logitcask_schemas.cask.carriers import carrier_of, shard_path
-from logitcask_schemas.cask.columns import ShardColumns
-from logitcask_schemas.cask.document_table import ShardDocuments
-from logitcask_schemas.cask.layout import SHARDS_NAME, RecordLayout
-from logitcask_schemas.cask.regular_files import open_regular, read_whole, size_of, unreadable
+from logitcask_schemas.cask.carriers.arrow import ArrowCarrier
+from logitcask_schemas.cask.carriers.carrier import Carrier
+from logitcask_schemas.cask.carriers.registry import carrier_of, shard_path
+from logitcask_schemas.cask.documents import ShardDocuments
+from logitcask_schemas.cask.format.columns import ShardColumns
+from logitcask_schemas.cask.format.layout import SHARDS_NAME, RecordLayout
+from logitcask_schemas.cask.format.manifest import ShardEntry
 from logitcask_schemas.cask.shard import Shard
+from logitcask_schemas.cask.storage.files import open_regular, read_whole, size_of, unreadable
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError
-from logitcask_schemas.manifest import ShardEntry
 
 _MEND = (
     "Restore the file from a copy of the cask, or run `logitcask cask repair`, which keeps what is sound and lists the "

@@ -1,16 +1,188 @@
-"""Publishing one shard: its file, durable, then its entry. Only for whoever holds the writers' lock."""
+"""A shard's columns into a file, with the entry that describes it.
 
+A shard is named once, by whoever writes it first, after its Arrow form: the first 32 hex digits of the SHA-256 of the
+file that the Arrow carrier makes of the columns, whichever carrier stores them. An export keeps the name, and with the
+names the order of the documents; run again it knows what is already there without reading it.
+"""
+
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Final
 
-from logitcask_schemas.cask.carrier import Carrier
-from logitcask_schemas.cask.columns import ShardColumns
-from logitcask_schemas.cask.files import FileOperations, clear_errors, publish_file
-from logitcask_schemas.cask.index import write_entry
-from logitcask_schemas.cask.layout import ENTRY_SUFFIX, SHARDS_NAME, RecordLayout
-from logitcask_schemas.cask.shard_writing import write_shard
-from logitcask_schemas.errors import CaskWriteError
-from logitcask_schemas.manifest import ShardEntry
+from logitcask_schemas.cask.carriers.arrow import ArrowCarrier
+from logitcask_schemas.cask.carriers.carrier import Carrier
+from logitcask_schemas.cask.carriers.registry import CARRIERS, carrier_of
+from logitcask_schemas.cask.directory import entry_names, write_entry
+from logitcask_schemas.cask.documents import DOCUMENTS_NAME
+from logitcask_schemas.cask.format.answers import AnswerCounts
+from logitcask_schemas.cask.format.columns import ShardColumns
+from logitcask_schemas.cask.format.layout import (
+    ENTRY_SUFFIX,
+    INDEX_NAME,
+    LOCK_NAME,
+    MANIFEST_NAME,
+    QUARANTINE_NAME,
+    SHARDS_NAME,
+    TEMP_PREFIX,
+    RecordLayout,
+)
+from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.storage.files import FileOperations, clear_errors, publish_file
+from logitcask_schemas.errors import CaskError, CaskWriteError
+
+
+def sweep(files: FileOperations, cask: Path, published: Iterable[ShardEntry]) -> list[Path]:
+    """Remove temporary files, and shards that were renamed into place but never got their entry.
+
+    With the lock held no writer is inside a publication, so every such file belongs to one that died; nobody was told
+    that its documents are stored, and no reader knows it. That includes a file whose shard was published later, but in
+    another carrier. Folders are nobody's leftovers.
+
+    Args:
+        files: The file system.
+        cask: The cask's directory.
+        published: All shards that have an entry, in the index or as a file.
+
+    Returns:
+        What was removed.
+
+    Raises:
+        CaskWriteError: The file system refuses.
+    """
+    suffixes = tuple(carrier.suffix for carrier in CARRIERS.values())
+    named = {entry.name + carrier_of(entry).suffix for entry in published}
+    removed = []
+    with clear_errors(cask):
+        for directory in (cask, cask / SHARDS_NAME, *(cask / QUARANTINE_NAME).glob("*/")):
+            for path in directory.iterdir():
+                unpublished = directory.name == SHARDS_NAME and path.name.endswith(suffixes) and path.name not in named
+                left_over = path.name.startswith(TEMP_PREFIX) or unpublished
+                if left_over and (path.is_symlink() or not path.is_dir()):
+                    files.unlink(path)
+                    removed.append(path)
+    return removed
+
+
+_OURS: Final = {MANIFEST_NAME, INDEX_NAME, DOCUMENTS_NAME, LOCK_NAME, SHARDS_NAME, QUARANTINE_NAME}
+_NEVER_FIRST: Final = (INDEX_NAME, DOCUMENTS_NAME, QUARANTINE_NAME)
+
+
+def prepare_folder(files: FileOperations, path: Path) -> None:
+    """Make a cask's folder with its folder of shards where they are missing, durably.
+
+    Raises:
+        CaskError: The folder holds something else than a cask, or a file is in the way.
+        CaskWriteError: The file system refuses.
+    """
+    try:
+        missing = [path, *path.parents]
+        for parent in reversed(missing[1:]):
+            if not parent.exists():
+                files.make_directory(parent)
+                files.sync_directory(parent.parent)
+        files.make_directory(path)
+        if not (path / MANIFEST_NAME).exists():
+            strange = [one.name for one in path.iterdir() if one.name not in _OURS and TEMP_PREFIX not in one.name]
+            if strange:
+                raise CaskError(
+                    f"{path}: holds {strange[0]!r} and no {MANIFEST_NAME}: not a cask. Name an empty or new folder."
+                )
+        files.make_directory(path / SHARDS_NAME)
+        files.sync_directory(path)
+        files.sync_directory(path.parent)
+    except FileExistsError as error:
+        raise CaskError(f"{path}: a file is in the way of the cask's folder") from error
+    except OSError as error:
+        if isinstance(error, CaskError):
+            raise
+        raise CaskWriteError(f"{path}: cannot make the cask's folder: {error.strerror}", error.errno) from error
+
+
+def require_new(path: Path) -> None:
+    """Require of a folder without a manifest that nothing was ever published there.
+
+    A writer makes the manifest first and an export makes it last, so shards without one are an export that has not
+    finished, or what is left of a cask that lost its manifest. Neither may pass for a whole cask.
+
+    Raises:
+        CaskError: There are shards.
+    """
+    if entry_names(path) or any((path / name).exists() for name in _NEVER_FIRST):
+        raise CaskError(
+            f"{path}: holds shards, but no {MANIFEST_NAME}: an export into it has not finished (run it again), or it "
+            f"is a cask that lost its {MANIFEST_NAME} (restore that from a copy). Or name an empty folder."
+        )
+
+
+def write_shard(
+    carrier: Carrier,
+    columns: ShardColumns,
+    layout: RecordLayout,
+    identity: str,
+    file: BinaryIO,
+    *,
+    name: str | None = None,
+) -> ShardEntry:
+    """Write a shard to an open file and describe it.
+
+    Args:
+        carrier: File format.
+        columns: The shard.
+        layout: Of its cask.
+        identity: Of its cask.
+        file: Open for writing.
+        name: Which it already has; None for a new shard.
+
+    Raises:
+        CaskError: The format cannot hold a shard of this size.
+        OSError: From the file, unchanged.
+    """
+    sink = _HashingSink(file)
+    carrier.write(columns, layout, identity, sink)
+    if name is None:
+        arrow = sink
+        if carrier.name != ArrowCarrier.name:
+            arrow = _HashingSink(None)
+            ArrowCarrier().write(columns, layout, identity, arrow)
+        name = arrow.sha256.hexdigest()[:32]
+    answers = columns.answers.counts() if columns.answers is not None else AnswerCounts()
+    return ShardEntry(
+        name=name,
+        carrier=carrier.name,
+        bytes=sink.size,
+        sha256=sink.sha256.hexdigest(),
+        identity=identity,
+        documents=len(columns.document_ids),
+        tokens=int(columns.offsets["token"][-1]),
+        positions=int(columns.offsets["position"][-1]),
+        head_entries=int(columns.offsets["head"][-1]),
+        tail_entries=int(columns.offsets["tail"][-1]),
+        answer_documents=answers.documents,
+        answer_ranges=answers.ranges,
+        answer_positions=answers.positions,
+    )
+
+
+class _HashingSink:
+    """Hashes and counts what goes into a file, or nowhere."""
+
+    def __init__(self, file: BinaryIO | None) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.size = 0
+
+    @property
+    def closed(self) -> bool:
+        return False if self._file is None else self._file.closed
+
+    def write(self, data: Any, /) -> int:
+        view = memoryview(data)
+        self.sha256.update(view)
+        if self._file is not None:
+            self._file.write(view)
+        self.size += view.nbytes
+        return view.nbytes
 
 
 def publish_shard(

@@ -1,5 +1,7 @@
 """Reading a cask: documents by number or id, shards as flat columns."""
 
+import mmap
+import resource
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate
@@ -9,19 +11,35 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from logitcask_schemas.cask.address_space import crowded
-from logitcask_schemas.cask.carriers import carrier_of
-from logitcask_schemas.cask.collation import CollatedRecords, Windows, collate
-from logitcask_schemas.cask.document_index import DocumentIndex
-from logitcask_schemas.cask.document_table import DocumentTable, ShardDocuments
-from logitcask_schemas.cask.index import read_entries, read_manifest, require_identity
-from logitcask_schemas.cask.layout import RecordLayout
+from logitcask_schemas.cask.batches import CollatedRecords, Windows, collate
+from logitcask_schemas.cask.carriers.registry import carrier_of
+from logitcask_schemas.cask.directory import read_entries, read_manifest, require_identity
+from logitcask_schemas.cask.documents import DocumentIndex, DocumentTable, ShardDocuments
+from logitcask_schemas.cask.format.layout import RecordLayout
+from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry
 from logitcask_schemas.cask.opening import open_documents, open_shard, require_shards
-from logitcask_schemas.cask.remote_store import is_url
 from logitcask_schemas.cask.shard import Shard
+from logitcask_schemas.cask.storage.object_store import is_url
 from logitcask_schemas.errors import CaskError, IdentityMismatchError
-from logitcask_schemas.manifest import CaskManifest, ShardEntry
-from logitcask_schemas.records import DocumentRecords
+from logitcask_schemas.record.records import DocumentRecords
+
+_SPARED: Final = 4
+"""One part in so many of the limit is left to everything else."""
+_USED: Final = Path("/proc/self/statm")
+"""Linux: its first number is the size of the address space in use, in pages."""
+
+
+def crowded(wanted: int) -> bool:
+    """Whether mapping so many bytes more would leave the process too little of its address space.
+
+    False where there is no limit, and where the system does not tell what is in use.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY or not _USED.exists():
+        return False
+    used = int(_USED.read_bytes().split()[0]) * mmap.PAGESIZE
+    return used + wanted > limit - limit // _SPARED
+
 
 MAX_OPEN_SHARDS: Final = 4096
 """Mapped at once per process; Linux allows 65,530 mappings. An evicted shard stays mapped while a view of it lives."""
@@ -259,7 +277,7 @@ class Cask:
 
 def _open_url(url: str, tokenizer_fingerprint: str | None, cache: Path | None, cache_bytes: int | None) -> Cask:
     # Only here, since a remote cask is a cask.
-    from logitcask_schemas.cask.remote_cask import CACHE_BYTES, RemoteCask
+    from logitcask_schemas.cask.location import CACHE_BYTES, RemoteCask
 
     if cache is None:
         raise CaskError(f"{url}: a cask in an object store is read through a local folder; name one with cache=")

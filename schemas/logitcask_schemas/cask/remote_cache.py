@@ -18,12 +18,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from logitcask_schemas.cask.carriers import carrier_of, shard_path
-from logitcask_schemas.cask.document_table import DOCUMENTS_NAME, DocumentTable
-from logitcask_schemas.cask.layout import SHARDS_NAME, TEMP_PREFIX
-from logitcask_schemas.cask.remote_store import RemoteStore
+from logitcask_schemas.cask.carriers.registry import carrier_of, shard_path
+from logitcask_schemas.cask.documents import DOCUMENTS_NAME, DocumentTable
+from logitcask_schemas.cask.format.layout import SHARDS_NAME, TEMP_PREFIX
+from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.storage.object_store import RemoteStore
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError, CaskWriteError
-from logitcask_schemas.manifest import ShardEntry
 
 _LOCKS_NAME: Final = "locks"
 _TABLES_NAME: Final = "tables"

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from logitcask_schemas.cask.answers import AnswerCounts, announced_answers
-from logitcask_schemas.cask.codec_u8 import decode_u8
-from logitcask_schemas.cask.columns import (
+from logitcask_schemas.cask.documents import ShardDocuments
+from logitcask_schemas.cask.format.answers import AnswerCounts, announced_answers
+from logitcask_schemas.cask.format.codec_u8 import decode_u8
+from logitcask_schemas.cask.format.columns import (
     ColumnArray,
     Offsets,
     ShardColumns,
@@ -20,12 +21,11 @@ from logitcask_schemas.cask.columns import (
     document_slices,
     join_planes,
 )
-from logitcask_schemas.cask.document_table import ShardDocuments
-from logitcask_schemas.cask.layout import HIGH_SUFFIX, LEVELS, RecordLayout
-from logitcask_schemas.cask.regular_files import unreadable
+from logitcask_schemas.cask.format.layout import HIGH_SUFFIX, LEVELS, RecordLayout
+from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.storage.files import unreadable
 from logitcask_schemas.errors import CaskCorruptionError, DocumentMismatchError
-from logitcask_schemas.manifest import ShardEntry
-from logitcask_schemas.records import DocumentRecords, IdArray, LogprobArray, Records
+from logitcask_schemas.record.records import DocumentRecords, IdArray, LogprobArray, Records
 
 
 class Shard:

@@ -11,32 +11,28 @@ from typing import Final, Literal, Self
 
 import numpy as np
 
-from logitcask_schemas.capture_spec import CaptureSpec
-from logitcask_schemas.cask.arrow_carrier import ArrowCarrier
-from logitcask_schemas.cask.carrier import Carrier
-from logitcask_schemas.cask.carriers import carrier_named, carrier_of
-from logitcask_schemas.cask.cask_folder import prepare_folder, require_new
-from logitcask_schemas.cask.columns import ShardColumns, assemble
-from logitcask_schemas.cask.document_index import DocumentIndex
-from logitcask_schemas.cask.document_table import DocumentTable, ShardDocuments, write_document_table
-from logitcask_schemas.cask.files import FileOperations, LocalFiles, clear_errors, link_or_copy
-from logitcask_schemas.cask.gather import gather_rows
-from logitcask_schemas.cask.index import (
+from logitcask_schemas.cask.carriers.arrow import ArrowCarrier
+from logitcask_schemas.cask.carriers.carrier import Carrier
+from logitcask_schemas.cask.carriers.registry import carrier_named, carrier_of
+from logitcask_schemas.cask.directory import (
     read_entries,
     read_manifest,
     require_identity,
     write_index,
     write_manifest,
 )
-from logitcask_schemas.cask.layout import MANIFEST_NAME, SHARDS_NAME, RecordLayout
-from logitcask_schemas.cask.lock import writers_lock
+from logitcask_schemas.cask.documents import DocumentIndex, DocumentTable, ShardDocuments, write_document_table
+from logitcask_schemas.cask.format.columns import ShardColumns, assemble, gather_rows
+from logitcask_schemas.cask.format.layout import MANIFEST_NAME, SHARDS_NAME, RecordLayout
+from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry
 from logitcask_schemas.cask.opening import open_documents, require_shards
-from logitcask_schemas.cask.publication import publish_entry, publish_shard
-from logitcask_schemas.cask.sweep import sweep
+from logitcask_schemas.cask.publication import prepare_folder, publish_entry, publish_shard, require_new, sweep
+from logitcask_schemas.cask.storage.files import FileOperations, LocalFiles, clear_errors, link_or_copy
+from logitcask_schemas.cask.storage.lock import writers_lock
 from logitcask_schemas.errors import CaskError
-from logitcask_schemas.identity import Accept, TeacherIdentity
-from logitcask_schemas.manifest import CaskManifest, ShardEntry
-from logitcask_schemas.records import DocumentRecords
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.identity import Accept, TeacherIdentity
+from logitcask_schemas.record.records import DocumentRecords
 
 LOCK_TIMEOUT_SECONDS: Final = 600.0
 _MIN_LOOSE: Final = 64

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from logitcask_services.capture.blocks import WORKING_SET, take_blocks
+from logitcask_services.capture.passes import WORKING_SET, take_blocks
 
 _ID_BITS = 24
 """Vocabularies reach 2^24 in the format."""

@@ -13,7 +13,48 @@ from dataclasses import dataclass
 
 import torch
 
-from logitcask_services.capture.blocks import PADDING, as_blocks, block_size, block_sums, padded_width
+_PREFERRED = (128, 64)
+WORKING_SET = 2**18
+"""Entries of gathered blocks that are worked on at a time, so that they stay in a CPU's cache."""
+PADDING = -float("inf")
+"""Logit of the padding: ranks behind every token, masked ones included (their ids are smaller)."""
+
+
+def block_size(vocab_size: int) -> int:
+    """Entries per block: one that divides the vocabulary where there is one, since padding costs a copy of the row."""
+    return next((size for size in _PREFERRED if vocab_size % size == 0), _PREFERRED[0])
+
+
+def padded_width(vocab_size: int, block: int) -> int:
+    """The vocabulary rounded up to whole blocks."""
+    return -(-vocab_size // block) * block
+
+
+def as_blocks(values_RW: torch.Tensor, block: int) -> torch.Tensor:
+    """View [R, C, B] of a contiguous [R, W]."""
+    return values_RW.view(values_RW.shape[0], -1, block)
+
+
+def block_sums(values_RW: torch.Tensor, block: int) -> torch.Tensor:
+    """Sum of each block, float64 [R, C]: float32 within a block, float64 from there on."""
+    return as_blocks(values_RW, block).sum(-1).to(torch.float64)
+
+
+def take_blocks(values_RW: torch.Tensor, rows_N: torch.Tensor, blocks_N: torch.Tensor, block: int) -> torch.Tensor:
+    """The named blocks of the named rows, [N, B]."""
+    per_row = values_RW.shape[1] // block
+    return values_RW.view(-1, block).index_select(0, rows_N * per_row + blocks_N)
+
+
+def clear_entries(values_RW: torch.Tensor, sums_RC: torch.Tensor, ids_RK: torch.Tensor, block: int) -> None:
+    """Set the named entries of each row to zero (ids may repeat) and bring the sums of their blocks up to date."""
+    values_RW.scatter_(1, ids_RK, 0.0)
+    rows, slots = ids_RK.shape
+    blocks_RK = ids_RK // block
+    rows_RK = torch.arange(rows, device=ids_RK.device)[:, None].expand(-1, slots)
+    touched_NB = take_blocks(values_RW, rows_RK.reshape(-1), blocks_RK.view(-1), block)
+    sums_RC.scatter_(1, blocks_RK, touched_NB.sum(-1).to(torch.float64).view(rows, slots))
+
 
 _LOG2_E = math.log2(math.e)
 _ROOT = 2.0

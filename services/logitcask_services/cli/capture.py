@@ -8,10 +8,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from logitcask_schemas.wording import counted
+from logitcask_schemas.terminal import counted
 
 if TYPE_CHECKING:
-    from logitcask_services.capture.pilot import TauChoice
+    from logitcask_services.pilot import TauChoice
 
 app = typer.Typer(help="Decide what to keep before the teacher runs.", no_args_is_help=True, add_completion=False)
 
@@ -63,13 +63,13 @@ def choose(
     if carrier not in ("arrow", "zarr"):
         raise typer.BadParameter(f"{carrier!r} is not arrow or zarr", param_hint="--carrier")
 
-    from logitcask_services.capture.pilot import choose_tau
-    from logitcask_services.capture.pilot.sample import sample_documents
     from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer
     from logitcask_services.engines.factory import load_engine
+    from logitcask_services.pilot import choose_tau
+    from logitcask_services.pilot.pilot import sample_documents
 
     if plot is not None:
-        from logitcask_services.capture.pilot.plot import plot_choice  # before the teacher runs, should it be missing
+        from logitcask_services.pilot.plot import plot_choice  # before the teacher runs, should it be missing
     tokenizer = HuggingFaceTokenizer.load(model)
     with console.status("loading the teacher") as status:
         teacher = load_engine(engine, model, dtype=dtype)  # type: ignore[arg-type]  # refuses other names
@@ -158,7 +158,7 @@ def show(choice: "TauChoice") -> None:
 def _spec(**fields: Any) -> Any:
     from pydantic import ValidationError
 
-    from logitcask_schemas.capture_spec import CaptureSpec
+    from logitcask_schemas.record.capture_spec import CaptureSpec
 
     try:
         return CaptureSpec(**fields)

@@ -8,9 +8,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from logitcask_schemas.terminal import printable
-from logitcask_schemas.wording import counted
-from logitcask_services.corpora.notes import sentence_of
+from logitcask_schemas.terminal import counted, printable
+from logitcask_services.corpora.line_problems import sentence_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,8 +5,8 @@ from typing import Any
 
 from rich.console import Console
 
-from logitcask_schemas.capture_spec import stored_spec
-from logitcask_schemas.wording import counted
+from logitcask_schemas.record.capture_spec import stored_spec
+from logitcask_schemas.terminal import counted
 from logitcask_services.cli.connection import duration, say
 
 

@@ -10,10 +10,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from logitcask_schemas.terminal import printable
-from logitcask_schemas.wording import counted
+from logitcask_schemas.terminal import counted, printable
 from logitcask_services.cli.corpus_file import LocalCorpus
-from logitcask_services.corpora.notes import sentence_of
+from logitcask_services.corpora.line_problems import sentence_of
 
 if TYPE_CHECKING:
     from logitcask_services.client import ServiceClient
@@ -57,13 +56,12 @@ def _with_folder(folder: Path, sample: bytes, request: dict[str, Any], documents
     from pydantic import ValidationError
     from transformers import AutoConfig
 
-    from logitcask_schemas.capture_spec import CaptureSpec
     from logitcask_schemas.errors import ModelError
-    from logitcask_services.capture.expected_bytes import expected_bytes
-    from logitcask_services.corpora.overflow import MIN_LENGTH
-    from logitcask_services.corpora.prepare import DocumentLimits
+    from logitcask_schemas.record.capture_spec import CaptureSpec
+    from logitcask_services.corpora.prepare import MIN_LENGTH, DocumentLimits
     from logitcask_services.corpora.preview import as_dict, preview
     from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer
+    from logitcask_services.pilot.expected_bytes import expected_bytes
 
     try:
         spec = CaptureSpec.model_validate(request["capture"])

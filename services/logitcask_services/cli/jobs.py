@@ -19,7 +19,7 @@ from logitcask_services.cli.connection import (
     summarise,
 )
 from logitcask_services.cli.described import describe
-from logitcask_services.jobs.states import Status
+from logitcask_services.jobs.extraction import Status
 
 app = typer.Typer(help="List, follow and cancel a service's extractions.", no_args_is_help=True, add_completion=False)
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the extraction.")]

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from logitcask_schemas.capture_spec import CaptureMode, LogprobCodec, Sampler
+from logitcask_schemas.record.capture_spec import CaptureMode, LogprobCodec, Sampler
 from logitcask_schemas.terminal import printable
 from logitcask_services.cli.connection import (
     JsonOption,
@@ -22,9 +22,9 @@ from logitcask_services.cli.connection import (
 )
 from logitcask_services.cli.corpus_file import LocalCorpus, file_corpus, local_corpus
 from logitcask_services.cli.dry_run import dry_run
-from logitcask_services.corpora.overflow import Overflow
-from logitcask_services.jobs.requests import CarrierName, OnError
-from logitcask_services.layout import NAME_RULE, is_cask_name
+from logitcask_services.corpora.prepare import Overflow
+from logitcask_services.folders import NAME_RULE, is_cask_name
+from logitcask_services.jobs.extraction import CarrierName, OnError
 
 if TYPE_CHECKING:
     from logitcask_services.client import ServiceClient

@@ -3,15 +3,104 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
-from logitcask_services.corpora.lines import ParsedLine, TextLine, TokenLine, parse_line
-from logitcask_services.corpora.overflow import Overflow, cut_answers, fit
-from logitcask_services.corpora.problem import LineProblem
-from logitcask_services.corpora.reading import CorpusLines
-from logitcask_services.corpora.rendering import tokenise
-from logitcask_services.corpora.special_tokens import OwnTokens
+from logitcask_services.corpora.line_problems import LineProblem
+from logitcask_services.corpora.lines import (
+    ChatLine,
+    CorpusLines,
+    LineProblem,
+    ParsedLine,
+    TextLine,
+    TokenLine,
+    parse_line,
+)
 from logitcask_services.corpora.token_store import TokenStoreWriter
-from logitcask_services.corpora.tokenizer import DocumentTokenizer, Tokenised
+from logitcask_services.corpora.tokenizer import DocumentTokenizer, OwnTokens, Tokenised, token_ranges
+
+Overflow = Literal["truncate", "split", "skip"]
+MIN_LENGTH = 4
+"""Smallest limit: what `split` needs so that every piece has at least two tokens."""
+
+
+def fit(token_ids: list[int], limit: int, policy: Overflow) -> list[list[int]]:
+    """Pieces of at most `limit` tokens (at least MIN_LENGTH) and at least 2.
+
+    truncate keeps the first `limit` tokens; split cuts end to end, every token once, and shortens the last piece but
+    one where a single token would remain; skip raises LineProblem `too_long`.
+    """
+    total = len(token_ids)
+    if total <= limit:
+        return [token_ids]
+    if policy == "truncate":
+        return [token_ids[:limit]]
+    if policy == "skip":
+        raise LineProblem(
+            "too_long",
+            f"the document has {total} tokens, the limit is {limit}; it was skipped as asked "
+            "(overflow: truncate or split would keep it)",
+        )
+    starts = list(range(0, total, limit))
+    if total - starts[-1] == 1:
+        starts[-1] -= 1
+    return [token_ids[start:stop] for start, stop in zip(starts, [*starts[1:], total], strict=True)]
+
+
+def cut_answers(answers: Sequence[tuple[int, int]], start: int, stop: int) -> list[tuple[int, int]]:
+    """The parts of a document's ranges that lie in its piece [start, stop), counted from the piece's start."""
+    inside = ((max(first, start), min(last, stop)) for first, last in answers)
+    return [(first - start, last - start) for first, last in inside if first < last]
+
+
+def tokenise(lines: Sequence[ParsedLine], tokenizer: DocumentTokenizer) -> list[Tokenised | LineProblem]:
+    """Tokens of every line, or why there are none, in their order."""
+    result: list[Tokenised | LineProblem] = [Tokenised(token_ids=[]) for _ in lines]
+    texts: dict[int, TextLine] = {}
+    completions: dict[int, TextLine] = {}
+    chats: dict[int, ChatLine] = {}
+    for at, line in enumerate(lines):
+        match line:
+            case TokenLine():
+                answers = None if line.answers is None else list(line.answers)
+                result[at] = Tokenised(token_ids=line.input_ids, answers=answers, notes=line.notes)
+            case TextLine(answer_start=None):
+                texts[at] = line
+            case TextLine():
+                completions[at] = line
+            case ChatLine():
+                chats[at] = line
+    if texts:
+        encoded = tokenizer.encode([line.text for line in texts.values()], special_tokens=True)
+        for at, ids in zip(texts, encoded, strict=True):
+            result[at] = Tokenised(token_ids=ids)
+    if completions:
+        with_offsets = tokenizer.encode_with_offsets([line.text for line in completions.values()], special_tokens=True)
+        for (at, line), (ids, offsets) in zip(completions.items(), with_offsets, strict=True):
+            result[at] = _completed(line, ids, offsets)
+    if chats:
+        for at, tokenised in zip(chats, tokenizer.chat(list(chats.values())), strict=True):
+            result[at] = tokenised
+    return result
+
+
+def _completed(line: TextLine, ids: list[int], offsets: list[tuple[int, int]]) -> Tokenised:
+    """A prompt and its completion; a special token that the tokenizer puts at the end is part of the completion."""
+    assert line.answer_start is not None
+    if not offsets:
+        return Tokenised(token_ids=ids, answers=[], notes=("answers_unproved",))
+    notes: tuple[str, ...] = ()
+    ranges = token_ranges(offsets, [(line.answer_start, len(line.text))])
+    if ranges:
+        # A token that also holds the prompt's last letters is not the completion's; white space in front of it may be.
+        first, stop = ranges[0]
+        while first < stop and line.text[offsets[first][0] : line.answer_start].strip():
+            first += 1
+        notes = ("answer_in_shared_token",) if first > ranges[0][0] else ()
+        ranges[0] = (first, stop)
+    if ranges and ranges[-1][1] < len(ids) and all(offset == (0, 0) for offset in offsets[ranges[-1][1] :]):
+        ranges[-1] = (ranges[-1][0], len(ids))
+    return Tokenised(token_ids=ids, answers=[span for span in ranges if span[0] < span[1]], notes=notes)
+
 
 BATCH_LINES = 1024
 BATCH_BYTES = 4 << 20

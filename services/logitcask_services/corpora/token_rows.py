@@ -8,7 +8,7 @@ the tokens so labelled are the document's answers.
 from itertools import groupby
 from typing import Any, NoReturn
 
-from logitcask_services.corpora.problem import LineProblem, kind_of_value
+from logitcask_services.corpora.line_problems import LineProblem, kind_of_value
 
 IGNORED = -100
 """The label of a token that is not trained."""

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcask_schemas.errors import LogitcaskError
-from logitcask_schemas.records import document_id
+from logitcask_schemas.record.records import document_id
 from logitcask_services import files
 
 FORMAT, VERSION = "logitcask-tokens", 2

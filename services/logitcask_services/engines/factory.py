@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from logitcask_schemas.errors import MissingExtraError, ModelError
+from logitcask_services.engines.engine import Engine
 from logitcask_services.engines.model_folder import ModelFolder
-from logitcask_services.engines.protocol import Engine
 
 EngineKind = Literal["vllm", "transformers"]
 
@@ -41,7 +41,7 @@ def load_engine(
     if importlib.util.find_spec(kind) is None:
         raise MissingExtraError("serve", "teacher", kind)
     if kind == "vllm":
-        from logitcask_services.engines.vllm_engine import VllmEngine
+        from logitcask_services.engines.vllm.engine import VllmEngine
 
         return VllmEngine(folder, dtype=dtype, max_model_len=max_model_len, options=options or {})
     from logitcask_services.engines.transformers_engine import TransformersEngine

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from logitcask_schemas.errors import ModelError
-from logitcask_schemas.identity import TeacherIdentity
-from logitcask_schemas.tokenizer_fingerprint import tokenizer_fingerprint
+from logitcask_schemas.record.identity import TeacherIdentity, tokenizer_fingerprint
 from logitcask_services.engines.dtypes import checkpoint_dtype
 from logitcask_services.engines.model_config import CONFIG_NAME, numeric_fields
 from logitcask_services.engines.weight_files import (

@@ -12,19 +12,18 @@ from typing import Any
 import torch
 import transformers
 
-from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.errors import ModelError
-from logitcask_schemas.identity import TeacherIdentity
-from logitcask_schemas.records import IdArray
-from logitcask_schemas.wire import decode_wire
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.identity import TeacherIdentity
+from logitcask_schemas.record.records import IdArray
+from logitcask_schemas.record.wire import decode_wire
 from logitcask_services.capture import RecordCapture, pack_wire
 from logitcask_services.engines.attention import declared_implementation, prove_attention
-from logitcask_services.engines.documents import refusal, require_spec, result_of
 from logitcask_services.engines.dtypes import Platform, choose_dtype
+from logitcask_services.engines.engine import CaptureResult, CaptureTask, refusal, require_spec, result_of
 from logitcask_services.engines.model_config import rope_types
 from logitcask_services.engines.model_folder import ModelFolder
-from logitcask_services.engines.protocol import CaptureResult, CaptureTask
-from logitcask_services.engines.vllm_request import document_key
+from logitcask_services.engines.vllm.request import document_key
 
 _UNBOUNDED = 2**31
 

@@ -8,16 +8,11 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
-from logitcask_services.http import problems
-from logitcask_services.http.access import BrowserGuard, KeyRing
-from logitcask_services.http.corpora import routes as corpora
-from logitcask_services.http.extractions import routes as extractions
-from logitcask_services.http.extractions.stream import StreamPlaces
-from logitcask_services.http.idempotency import InFlight
-from logitcask_services.http.limits import HeadLimit, HeadRequests, JsonBodyLimit
+from logitcask_services.http import corpora, extractions, operations, previews, problems
+from logitcask_services.http.access import BrowserGuard, HeadLimit, HeadRequests, JsonBodyLimit, KeyRing
+from logitcask_services.http.dependencies import InFlight
+from logitcask_services.http.extraction_work import StreamPlaces
 from logitcask_services.http.metrics import RequestMetrics, ServiceMetrics
-from logitcask_services.http.operations import routes as operations
-from logitcask_services.http.previews import routes as previews
 from logitcask_services.service import Service
 
 DESCRIPTION = """Runs a teacher language model over a corpus and keeps what it said, position by position, in a cask."""

@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from logitcask_services import files
-from logitcask_services.jobs.states import STATUSES
+from logitcask_services.jobs.extraction import STATUSES
 from logitcask_services.service import Service
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

@@ -24,10 +24,9 @@ from logitcask_schemas.errors import (
     LogitcaskError,
 )
 from logitcask_services.corpora.file_kind import NotJsonLinesError
-from logitcask_services.jobs.requests import IdempotencyConflictError, NotFoundError
-from logitcask_services.jobs.states import IllegalTransitionError
+from logitcask_services.folders import CaskNameError
+from logitcask_services.jobs.extraction import IdempotencyConflictError, IllegalTransitionError, NotFoundError
 from logitcask_services.jobs.waiting import FULL, disk_is_full
-from logitcask_services.layout import CaskNameError
 
 MEDIA_TYPE = "application/problem+json"
 Responses = dict[int | str, dict[str, Any]]

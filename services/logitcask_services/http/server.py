@@ -9,12 +9,11 @@ from types import FrameType
 
 import uvicorn
 
-from logitcask_services.http import gate, logs, problems
-from logitcask_services.http.access import require_safe_host
+from logitcask_services.http import connections as gate
+from logitcask_services.http import logs, problems
+from logitcask_services.http.access import MAX_HEAD_BYTES, require_safe_host
 from logitcask_services.http.app import create_app
-from logitcask_services.http.connections import ConnectionLimits, connection_class, raise_descriptor_limit
-from logitcask_services.http.gate import Gate
-from logitcask_services.http.limits import MAX_HEAD_BYTES
+from logitcask_services.http.connections import ConnectionLimits, Gate, connection_class, raise_descriptor_limit
 from logitcask_services.jobs.teacher import Teacher
 from logitcask_services.service import Service
 from logitcask_services.settings import ServiceSettings, SettingsError

@@ -3,16 +3,15 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from logitcask_schemas.identity import Accept, TeacherIdentity
-from logitcask_services.corpora.storage import CorpusStorage
-from logitcask_services.jobs.log import ExtractionLog
-from logitcask_services.jobs.progress import LiveProgress
-from logitcask_services.jobs.registry import CorpusRegistry
-from logitcask_services.jobs.signals import Signals
-from logitcask_services.jobs.store import ExtractionStore
+from logitcask_schemas.record.identity import Accept, TeacherIdentity
+from logitcask_services.corpora.uploads import CorpusStorage
+from logitcask_services.folders import ServiceFolders
+from logitcask_services.jobs.database.corpora import CorpusRegistry
+from logitcask_services.jobs.database.extractions import ExtractionStore
+from logitcask_services.jobs.database.log import ExtractionLog
+from logitcask_services.jobs.live import LiveProgress, Signals
 from logitcask_services.jobs.teacher import TeacherHost
 from logitcask_services.jobs.watchdog import Heartbeat
-from logitcask_services.layout import ServiceFolders
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

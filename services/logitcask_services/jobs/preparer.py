@@ -8,13 +8,12 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from logitcask_schemas.errors import LogitcaskError
-from logitcask_schemas.wording import counted
+from logitcask_schemas.terminal import counted
 from logitcask_services.corpora.prepare import BadLine, DocumentLimits, PreparationStoppedError, Prepared, prepare
 from logitcask_services.corpora.token_store import TokenStore
 from logitcask_services.jobs.context import JobContext, teacher_document
-from logitcask_services.jobs.plan import plan_chunks
-from logitcask_services.jobs.states import IllegalTransitionError
-from logitcask_services.jobs.tables import ExtractionRow
+from logitcask_services.jobs.database.tables import ExtractionRow
+from logitcask_services.jobs.extraction import IllegalTransitionError, plan_chunks
 from logitcask_services.jobs.teacher import TeacherFacts
 from logitcask_services.jobs.waiting import (
     EndedWhileWaitingError,

@@ -8,22 +8,19 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.layout import MANIFEST_NAME
+from logitcask_schemas.cask.format.layout import MANIFEST_NAME
+from logitcask_schemas.cask.format.manifest import ShardEntry
 from logitcask_schemas.errors import CaptureSpecError, CaskError, CaskNotFoundError
-from logitcask_schemas.manifest import ShardEntry
-from logitcask_services.corpora.reading import custom_id_at
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_services.corpora.lines import custom_id_at
 from logitcask_services.corpora.token_store import TokenStore
-from logitcask_services.engines.protocol import CaptureResult, CaptureTask, Engine
+from logitcask_services.engines.engine import CaptureResult, CaptureTask, Engine
+from logitcask_services.jobs.chunks import ChunkFeed, OpenChunk, Publisher
 from logitcask_services.jobs.context import JobContext
-from logitcask_services.jobs.feed import ChunkFeed, OpenChunk
-from logitcask_services.jobs.plan import Chunk
-from logitcask_services.jobs.publisher import Publisher
-from logitcask_services.jobs.requests import ChunkOutcome, DocumentFailure
-from logitcask_services.jobs.suspicion import Suspicion
-from logitcask_services.jobs.tables import ExtractionRow
-from logitcask_services.jobs.teacher import TeacherDiedError
+from logitcask_services.jobs.database.tables import ExtractionRow
+from logitcask_services.jobs.extraction import Chunk, ChunkOutcome, DocumentFailure
+from logitcask_services.jobs.teacher import Suspicion, TeacherDiedError
 from logitcask_services.jobs.waiting import EndedWhileWaitingError, Reason, Waiter
 
 logger = logging.getLogger(__name__)

@@ -7,10 +7,33 @@ from dataclasses import dataclass
 from typing import Literal
 
 from logitcask_schemas.errors import LogitcaskError, MissingExtraError, ModelError
-from logitcask_schemas.identity import TeacherIdentity
+from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_services.corpora.tokenizer import DocumentTokenizer
-from logitcask_services.engines.protocol import Engine
+from logitcask_services.engines.engine import Engine
 from logitcask_services.jobs.watchdog import Heartbeat
+
+
+@dataclass(slots=True)
+class Suspicion:
+    """Kept by the worker from one run of an extraction to the next."""
+
+    extraction_id: str | None = None
+    document: int | None = None
+    blamed: bool = False
+    """Whether a document was blamed and no document has been captured since."""
+
+    def suspect(self, extraction_id: str, document: int) -> None:
+        """The teacher died while it worked on this document alone, but after others."""
+        self.extraction_id, self.document = extraction_id, document
+
+    def suspect_of(self, extraction_id: str) -> int | None:
+        """The document to try first, or None."""
+        return self.document if self.extraction_id == extraction_id else None
+
+    def clear(self) -> None:
+        """The suspect is innocent, or has been dealt with."""
+        self.extraction_id = self.document = None
+
 
 logger = logging.getLogger(__name__)
 LONGEST_PAUSE = 60.0

@@ -9,14 +9,13 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from logitcask_schemas.errors import CaptureSpecError, CaskError, IdentityMismatchError, LogitcaskError
-from logitcask_schemas.wording import counted
+from logitcask_schemas.terminal import counted
 from logitcask_services.jobs.context import JobContext, teacher_document
+from logitcask_services.jobs.database.extractions import TOKENS
+from logitcask_services.jobs.database.tables import ExtractionRow
+from logitcask_services.jobs.extraction import IllegalTransitionError
 from logitcask_services.jobs.run import ExtractionRun
-from logitcask_services.jobs.states import IllegalTransitionError
-from logitcask_services.jobs.store import TOKENS
-from logitcask_services.jobs.suspicion import Suspicion
-from logitcask_services.jobs.tables import ExtractionRow
-from logitcask_services.jobs.teacher import Teacher, TeacherDiedError
+from logitcask_services.jobs.teacher import Suspicion, Teacher, TeacherDiedError
 from logitcask_services.jobs.waiting import (
     EndedWhileWaitingError,
     Reason,

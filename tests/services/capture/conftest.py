@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from logitcask_schemas.capture_spec import CaptureSpec
-from logitcask_schemas.records import Records
-from logitcask_schemas.wire import decode_wire
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.records import Records
+from logitcask_schemas.record.wire import decode_wire
 from logitcask_services.capture import RecordCapture, pack_wire
 
 

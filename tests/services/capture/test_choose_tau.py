@@ -4,16 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from logitcask_schemas.capture_spec import CaptureSpec
-from logitcask_schemas.cask.columns import assemble
-from logitcask_schemas.records import DocumentRecords, document_id
-from logitcask_schemas.wire import decode_wire
+from logitcask_schemas.cask.format.columns import assemble
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.records import DocumentRecords, document_id
+from logitcask_schemas.record.wire import decode_wire
 from logitcask_services.capture import RecordCapture, pack_wire
-from logitcask_services.capture.pilot import PilotError, choose_tau
-from logitcask_services.capture.pilot.figures import cut_at, noise
-from logitcask_services.capture.pilot.record import PilotRecords, pilot_spec
-from logitcask_services.capture.pilot.stored import arrow_bytes, cut_documents, layout_of, zarr_bytes
-from logitcask_services.capture.pilot.teachers import gradient_squares, piloted
+from logitcask_services.pilot import PilotError, choose_tau
+from logitcask_services.pilot.costs import arrow_bytes, cut_at, cut_documents, layout_of, noise, zarr_bytes
+from logitcask_services.pilot.pilot import PilotRecords, gradient_squares, pilot_spec, piloted
 
 SPECS = [
     CaptureSpec(),

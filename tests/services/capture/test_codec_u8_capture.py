@@ -2,7 +2,7 @@
 
 import torch
 
-from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.capture import RecordCapture
 
 

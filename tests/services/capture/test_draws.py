@@ -7,7 +7,7 @@ mass says, up to one hit: |mean of t-hat - t| <= r / (n R) for every token. That
 import numpy as np
 import pytest
 
-from logitcask_schemas.capture_spec import CaptureSpec
+from logitcask_schemas.record.capture_spec import CaptureSpec
 
 GRID = 4001
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logitcask_services.capture.blocks import as_blocks
 from logitcask_services.capture.head import Head, add_required, largest, reaching
+from logitcask_services.capture.passes import as_blocks
 
 CASES = settings(deadline=None, max_examples=60)
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from logitcask_schemas.capture_spec import CaptureSpec
-from logitcask_schemas.wire import encode_wire
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.wire import encode_wire
 from logitcask_services.capture import RecordCapture, pack_wire
 from logitcask_services.capture.draws import multinomial_offsets, tail_draws
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logitcask_schemas.cask.codec_random import philox4x32 as philox4x32_numpy
-from logitcask_services.capture.philox import draw_uniforms, philox4x32, position_uniforms
+from logitcask_schemas.cask.format.codec_u8 import philox4x32 as philox4x32_numpy
+from logitcask_services.capture.draws import draw_uniforms, philox4x32, position_uniforms
 
 CASES = settings(deadline=None, max_examples=60)
 KNOWN_ANSWERS = [

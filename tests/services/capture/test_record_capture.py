@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logitcask_schemas.capture_spec import CaptureSpec, stored_spec
 from logitcask_schemas.errors import CaptureSpecError, InvalidRecordError
-from logitcask_schemas.wire import encode_wire
+from logitcask_schemas.record.capture_spec import CaptureSpec, stored_spec
+from logitcask_schemas.record.wire import encode_wire
 from logitcask_services.capture import RecordCapture, RecordColumns, pack_wire
 
 CASES = settings(deadline=None, max_examples=60)

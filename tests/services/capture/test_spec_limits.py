@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from logitcask_schemas.capture_spec import MAX_TEMPERATURE, MIN_TAU, MIN_TEMPERATURE, CaptureSpec, stored_spec
 from logitcask_schemas.errors import CaptureSpecError
+from logitcask_schemas.record.capture_spec import MAX_TEMPERATURE, MIN_TAU, MIN_TEMPERATURE, CaptureSpec, stored_spec
 from logitcask_services.capture import RecordCapture
 
 ROWS, VOCAB = 48, 1000

@@ -5,7 +5,7 @@ import logging
 import pytest
 from service_harness import jsonl
 
-from logitcask_schemas.cli import main
+from logitcask_schemas.cli.main import main
 
 
 @pytest.fixture(autouse=True)

@@ -6,11 +6,11 @@ import pytest
 from fake_teacher import VOCAB_SIZE, FakeTokenizer
 from service_harness import jsonl
 
-from logitcask_schemas.capture_spec import CaptureSpec
-from logitcask_schemas.cli import main
-from logitcask_services.capture.expected_bytes import expected_bytes
+from logitcask_schemas.cli.main import main
+from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.corpora.prepare import DocumentLimits
 from logitcask_services.corpora.preview import preview
+from logitcask_services.pilot.expected_bytes import expected_bytes
 
 CHAT = {"messages": [{"role": "user", "content": "hi\x1b[31m"}, {"role": "assistant", "content": "fine\nday"}]}
 PADDED = {"input_ids": [5, 6, 0], "attention_mask": [1, 1, 0]}

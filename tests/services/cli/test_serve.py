@@ -13,8 +13,8 @@ import httpx2
 import pytest
 from service_harness import wait_for
 
-from logitcask_schemas.cli import main
-from logitcask_services.jobs.database import Database
+from logitcask_schemas.cli.main import main
+from logitcask_services.jobs.database.database import Database
 
 SERVER = Path(__file__).parent.parent / "fake_server.py"
 

@@ -9,8 +9,8 @@ import httpx2
 import pytest
 from fake_teacher import identity
 
-from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import CaskWriter
+from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services import client as client_module
 from logitcask_services.client import ServiceClient, ServiceUnreachableError
 

@@ -10,14 +10,14 @@ from fake_teacher import VOCAB_SIZE, FakeTokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logitcask_schemas.records import document_id
+from logitcask_schemas.record.records import document_id
 from logitcask_services.corpora.file_kind import NotJsonLinesError, kind_of
+from logitcask_services.corpora.lines import CorpusLines, custom_id_at
 from logitcask_services.corpora.prepare import (
     DocumentLimits,
     PreparationStoppedError,
     prepare,
 )
-from logitcask_services.corpora.reading import CorpusLines, custom_id_at
 from logitcask_services.corpora.token_store import TokenStore, TokenStoreError
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}

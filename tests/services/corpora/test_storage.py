@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logitcask_services.corpora.file_kind import kind_of
-from logitcask_services.corpora.storage import CorpusStorage
+from logitcask_services.corpora.uploads import CorpusStorage
 
 
 @given(st.lists(st.binary(max_size=20), max_size=6).filter(lambda blocks: not any(map(kind_of, blocks))))

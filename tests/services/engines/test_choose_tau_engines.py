@@ -9,10 +9,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
-from logitcask_services.capture.pilot import PilotError, choose_tau
 from logitcask_services.cli.capture import app
+from logitcask_services.engines.engine import CaptureTask
 from logitcask_services.engines.factory import load_engine
-from logitcask_services.engines.protocol import CaptureTask
+from logitcask_services.pilot import PilotError, choose_tau
 
 LINES = [{"text": " ".join(f"w{i % 290}" for i in range(start, start + 60))} for start in range(0, 900, 30)] + [
     {"input_ids": list(range(2, 90))},

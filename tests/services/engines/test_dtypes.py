@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from logitcask_schemas.errors import ModelError
 from logitcask_services.engines.dtypes import Platform, checkpoint_dtype, choose_dtype
 from logitcask_services.engines.model_folder import ModelFolder
-from logitcask_services.engines.vllm_arguments import vllm_arguments
+from logitcask_services.engines.vllm.arguments import vllm_arguments
 
 PLAIN_CPU = Platform(accelerator=False, bfloat16=False)
 AVX512_BF16 = Platform(accelerator=False, bfloat16=True)

@@ -14,7 +14,7 @@ from logitcask_schemas.errors import ModelError
 from logitcask_services.engines.factory import load_engine
 from logitcask_services.engines.model_config import numeric_fields
 from logitcask_services.engines.model_folder import ModelFolder
-from logitcask_services.engines.vllm_arguments import numeric_options
+from logitcask_services.engines.vllm.arguments import numeric_options
 
 FACTS = {"dtype": "float32", "vocab_size": 300, "engine": "transformers", "engine_version": "1"}
 
@@ -204,9 +204,9 @@ USES = {
     "tokenizer": "from logitcask_services.engines.model_folder import ModelFolder as F; F.open(p).tokenizer",
     "serve": "from logitcask_services.engines.factory import load_engine; load_engine('transformers', p)",
     "corpus": "from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer as T; T.load(p)",
-    "train": "from logitcask_consumer.students import load_model; load_model(p)",
-    "cask show": "from logitcask_schemas.cask_cli import _text_of_ids; _text_of_ids(p, '')",
-    "students": "from logitcask_consumer.students import load_tokenizer; load_tokenizer(p)",
+    "train": "from logitcask_consumer.student.students import load_model; load_model(p)",
+    "cask show": "from logitcask_schemas.cli.cask import _text_of_ids; _text_of_ids(p, '')",
+    "students": "from logitcask_consumer.student.students import load_tokenizer; load_tokenizer(p)",
 }
 
 

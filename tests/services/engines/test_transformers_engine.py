@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.errors import CaptureSpecError, ModelError
-from logitcask_schemas.wire import encode_wire
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.wire import encode_wire
+from logitcask_services.engines.engine import CaptureTask
 from logitcask_services.engines.factory import load_engine
-from logitcask_services.engines.protocol import CaptureTask
 
 SPEC = CaptureSpec(tau=0.02, logprob_codec="f32")
 

@@ -9,15 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logitcask_schemas.capture_spec import CaptureSpec
-from logitcask_schemas.wire import decode_wire, encode_wire
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.wire import decode_wire, encode_wire
 from logitcask_services.capture import RecordCapture, pack_wire
-from logitcask_services.engines.vllm_request import document_key, read_request, request_kwargs
+from logitcask_services.engines.vllm.request import document_key, read_request, request_kwargs
 
 pytest.importorskip("vllm")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # vLLM's imports warn of their own accord
-    from logitcask_services.engines.vllm_pooler import CapturePooler
+    from logitcask_services.engines.vllm.pooler import CapturePooler
 
 VOCAB, HIDDEN = 300, 16
 SPECS = [
@@ -110,8 +110,8 @@ def test_any_schedule_gives_the_bytes_of_one_pass(head, seed, most):
 
 def test_logits_are_computed_in_bounded_chunks(head, monkeypatch):
     rows = []
-    monkeypatch.setattr("logitcask_services.engines.vllm_pooler._FEWEST_ROWS", 8)
-    monkeypatch.setattr("logitcask_services.engines.vllm_pooler.LOGIT_BYTES", {"cpu": 4 * VOCAB * 10})
+    monkeypatch.setattr("logitcask_services.engines.vllm.pooler._FEWEST_ROWS", 8)
+    monkeypatch.setattr("logitcask_services.engines.vllm.pooler.LOGIT_BYTES", {"cpu": 4 * VOCAB * 10})
     pooler = CapturePooler(lambda hidden: rows.append(len(hidden)) or head(hidden))
     requests = [Request(1, 50, SPECS[0]), Request(2, 2, SPECS[0])]
     step(pooler, requests, [50, 2])

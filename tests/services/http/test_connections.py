@@ -15,8 +15,8 @@ import pytest
 from service_harness import FINAL, jsonl, wait_for
 
 from logitcask_services.http import server as server_module
+from logitcask_services.http.access import MAX_HEAD_BYTES
 from logitcask_services.http.connections import ConnectionLimits, H11Connection
-from logitcask_services.http.limits import MAX_HEAD_BYTES
 
 SERVER = Path(__file__).parent.parent / "fake_server.py"
 HALF_LINE = b"GET /health HT"

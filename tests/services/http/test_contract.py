@@ -10,8 +10,8 @@ from fake_teacher import fake_teacher
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from logitcask_schemas.capture_spec import CaptureSpec
-from logitcask_services.http.extractions.wire import ExtractionCreate
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_services.http.extraction_objects import ExtractionCreate
 
 PROBLEM = "application/problem+json"
 

@@ -11,7 +11,7 @@ import pytest
 from service_harness import wait_for
 
 from logitcask_services import files
-from logitcask_services.corpora.storage import CorpusStorage, CorpusUpload
+from logitcask_services.corpora.uploads import CorpusStorage, CorpusUpload
 
 LINE = b'{"text": "hello"}\n'
 

@@ -6,7 +6,7 @@ import pytest
 from fake_teacher import fake_teacher
 
 from logitcask_schemas.cask import Cask
-from logitcask_services.http.limits import MAX_JSON_BYTES
+from logitcask_services.http.access import MAX_JSON_BYTES
 
 
 @pytest.fixture

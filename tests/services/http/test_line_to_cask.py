@@ -3,8 +3,8 @@
 import numpy as np
 from fake_teacher import records_of
 
-from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import Cask
+from logitcask_schemas.record.capture_spec import CaptureSpec
 
 
 def test_corpus_becomes_a_cask(serve, documents, tmp_path):

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from fake_teacher import FakeTokenizer
 from service_harness import jsonl, wait_for
 
-from logitcask_services.http.previews.routes import MAX_WAITING
+from logitcask_services.http.previews import MAX_WAITING
 
 JSONL = {"Content-Type": "application/jsonl"}
 

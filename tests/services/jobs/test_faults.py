@@ -12,10 +12,10 @@ import pytest
 from fake_teacher import HANGS, POISON, fake_teacher, identity
 from service_harness import wait_for
 
-from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.errors import CaskWriteError
-from logitcask_services.jobs.database import Database
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_services.jobs.database.database import Database
 
 
 def cask_of(tmp_path, name="cask"):
@@ -149,7 +149,7 @@ def test_a_cask_folder_that_is_taken_away_is_waited_for(serve, documents, tmp_pa
 
 def test_a_database_that_another_program_locks_ends_nothing(serve, documents, tmp_path, monkeypatch):
     """Longer than the time that SQLite itself waits."""
-    monkeypatch.setattr("logitcask_services.jobs.database.BUSY_SECONDS", 0.2)
+    monkeypatch.setattr("logitcask_services.jobs.database.database.BUSY_SECONDS", 0.2)
     server = serve(fake={"seconds_per_document": 0.02, "in_flight": 1})
     started = server.submit(server.upload(documents))
     wait_for(lambda: server.get(started["id"])["documents"]["captured"] > 0)

@@ -6,12 +6,12 @@ from fake_teacher import VOCAB_SIZE, records_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logitcask_schemas.capture_spec import CaptureSpec
-from logitcask_schemas.records import document_id
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.records import document_id
 from logitcask_services.corpora.token_store import TokenStore, TokenStoreWriter
-from logitcask_services.engines.protocol import CaptureResult
-from logitcask_services.jobs.feed import ChunkFeed, StrangeResultError
-from logitcask_services.jobs.plan import plan_chunks
+from logitcask_services.engines.engine import CaptureResult
+from logitcask_services.jobs.chunks import ChunkFeed, StrangeResultError
+from logitcask_services.jobs.extraction import plan_chunks
 
 SPEC = CaptureSpec()
 

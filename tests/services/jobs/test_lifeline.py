@@ -15,7 +15,7 @@ sys.path[:0] = {roots!r}
 
 def engine(connection, watched):
     if watched:
-        from logitcask_services.lifeline import register
+        from logitcask_services.engines.vllm.watch import register
         register()
         register()
     connection.send(os.getpid())

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logitcask_services.jobs.plan import LARGEST, SHARE, SMALLEST, chunk_budget, plan_chunks
+from logitcask_services.jobs.extraction import LARGEST, SHARE, SMALLEST, chunk_budget, plan_chunks
 
 
 @given(st.lists(st.integers(2, 40), max_size=50), st.integers(1, 100))

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from service_harness import jsonl
 
-from logitcask_schemas.capture_spec import CaptureSpec
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.requeue import submit_command
-from logitcask_schemas.cli import main
-from logitcask_schemas.records import Records
+from logitcask_schemas.cask.integrity.repair import submit_command
+from logitcask_schemas.cli.main import main
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.records import Records
 
 SPECS = {
     "default": [],

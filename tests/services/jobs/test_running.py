@@ -11,7 +11,7 @@ from sqlalchemy.exc import InvalidRequestError
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.errors import CaskWriteError, ModelError
 from logitcask_services import files
-from logitcask_services.jobs.store import ExtractionStore
+from logitcask_services.jobs.database.extractions import ExtractionStore
 
 
 def cask_of(tmp_path: Path, name: str = "cask") -> Cask:

@@ -7,21 +7,21 @@ from pathlib import Path
 import pytest
 
 from logitcask_services.corpora.prepare import Prepared
-from logitcask_services.corpora.storage import StoredCorpus
-from logitcask_services.jobs.database import Database, DatabaseError
-from logitcask_services.jobs.log import ExtractionLog
-from logitcask_services.jobs.plan import Chunk
-from logitcask_services.jobs.registry import CorpusRegistry
-from logitcask_services.jobs.requests import (
+from logitcask_services.corpora.uploads import StoredCorpus
+from logitcask_services.jobs.database.corpora import CorpusRegistry
+from logitcask_services.jobs.database.database import Database, DatabaseError
+from logitcask_services.jobs.database.extractions import ExtractionStore
+from logitcask_services.jobs.database.log import ExtractionLog
+from logitcask_services.jobs.database.tables import SCHEMA_VERSION, Base
+from logitcask_services.jobs.extraction import (
+    Chunk,
     ChunkOutcome,
     ExtractionRequest,
     IdempotencyConflictError,
     IdempotencyKey,
+    IllegalTransitionError,
     NotFoundError,
 )
-from logitcask_services.jobs.states import IllegalTransitionError
-from logitcask_services.jobs.store import ExtractionStore
-from logitcask_services.jobs.tables import SCHEMA_VERSION, Base
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def test_a_damaged_page_in_the_middle_is_noticed_at_the_start(tmp_path):
 
 @pytest.mark.parametrize("mode", ["IMMEDIATE", "EXCLUSIVE"])
 def test_a_database_locked_at_the_start_is_not_called_damaged(tmp_path, monkeypatch, mode):
-    monkeypatch.setattr("logitcask_services.jobs.database.BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("logitcask_services.jobs.database.database.BUSY_SECONDS", 0.1)
     Database(tmp_path).close()
     with closing(sqlite3.connect(tmp_path / "jobs.sqlite3", isolation_level=None)) as other:
         other.execute(f"BEGIN {mode}")

@@ -8,7 +8,7 @@ from fake_teacher import FakeTokenizer
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_services.jobs import preparer
-from logitcask_services.jobs.plan import MOST_DOCUMENTS, plan_chunks
+from logitcask_services.jobs.extraction import MOST_DOCUMENTS, plan_chunks
 
 
 def test_bad_lines_beyond_the_most_that_are_listed_are_counted(serve, monkeypatch):

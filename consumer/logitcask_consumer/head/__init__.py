@@ -1,0 +1,17 @@
+"""The LM head with the loss folded in: [rows, vocabulary] exists for one block of rows at a time."""
+
+from logitcask_consumer.head.chunked import LossResult, Terms, distillation_loss
+from logitcask_consumer.head.fused_head import ShapeError
+from logitcask_consumer.head.lm_head import LMHead, LogitTransform, LowRank, base_model, check_head
+
+__all__ = [
+    "LMHead",
+    "LogitTransform",
+    "LossResult",
+    "LowRank",
+    "ShapeError",
+    "Terms",
+    "base_model",
+    "check_head",
+    "distillation_loss",
+]

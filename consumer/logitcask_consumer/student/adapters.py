@@ -1,0 +1,153 @@
+"""LoRA adapters of a student, by peft: `rank=16,alpha=32,targets=q_proj+v_proj`.
+
+The base stays as it is and is not saved again; what is trained and saved are the adapters, in peft's format.
+"""
+
+import json
+from dataclasses import dataclass, fields
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final, Self
+
+import torch
+
+from logitcask_consumer.training.checkpoints import INITIAL_NAME, run_folder_of, run_of
+from logitcask_schemas.errors import LogitcaskError, MissingExtraError, ModelError
+
+ADAPTER_NAME: Final = "adapter_config.json"
+_ALL: Final = "all-linear"
+
+
+class AdapterError(LogitcaskError, ValueError):
+    """An adapter's description cannot be followed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraSpec:
+    """Adapters W + (alpha / rank) B A of linear layers; LoRA, arXiv 2106.09685."""
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    targets: str = _ALL
+    """Names of the adapted layers joined by "+"; `all-linear` is every linear layer but the head."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `name=value` pairs joined by commas.
+
+        Raises:
+            AdapterError: a name is not known, or a value out of range.
+        """
+        kinds = {f.name: f.type for f in fields(cls)}
+        given: dict[str, Any] = {}
+        for part in filter(None, (part.strip() for part in text.split(","))):
+            name, _, value = part.partition("=")
+            if name not in kinds:
+                raise AdapterError(
+                    f"lora {text!r} cannot read {part!r}; it takes {', '.join(kinds)}, given as name=value"
+                )
+            try:
+                given[name] = value if kinds[name] is str else int(value) if kinds[name] is int else float(value)
+            except ValueError:
+                raise AdapterError(f"lora {text!r}: {name} is a number, got {value!r}") from None
+        spec = cls(**given)
+        if spec.rank < 1 or spec.alpha <= 0 or not 0 <= spec.dropout < 1 or not spec.targets:
+            raise AdapterError(
+                f"lora {text!r}: rank is at least 1, alpha above 0, dropout from 0 to below 1, with targets"
+            )
+        return spec
+
+    def applied(self, model: Any, *, base: Path, seed: int) -> Any:
+        """The model with fresh adapters; only these are trained.
+
+        Args:
+            model: a transformers causal LM.
+            base: folder of the model as it is, for whoever loads the adapters.
+            seed: of A; B starts at 0.
+
+        Raises:
+            MissingExtraError: peft is not installed.
+            ModelError: the model has no such layers.
+        """
+        try:
+            from peft import LoraConfig, get_peft_model
+        except ImportError as error:
+            raise MissingExtraError("train --lora", "lora", "peft") from error
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=self.targets if self.targets == _ALL else self.targets.split("+"),
+            task_type="CAUSAL_LM",
+        )
+        torch.manual_seed(seed)
+        try:
+            adapted: Any = get_peft_model(model, config)
+        except ValueError as error:
+            raise ModelError(f"{type(model).__name__} cannot be given adapters of {self.targets!r}: {error}") from error
+        adapted.peft_config["default"].base_model_name_or_path = str(base.resolve())
+        # Where the head has an adapter peft would save its base weights too, which nothing changes.
+        adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
+        return adapted
+
+
+def base_folder(folder: Path) -> Path:
+    """The folder of the model that adapters belong to, wherever their own folder has been moved.
+
+    A base that a run made lies in the run's folder, and is looked for there first: another run may have taken the place
+    that this one was moved from. Any other is where `adapter_config.json` says, counted from its own folder where that
+    is a relative path.
+
+    Raises:
+        ModelError: it is not there.
+        RunFolderError: the run's document is damaged.
+    """
+    try:
+        named = json.loads((folder / ADAPTER_NAME).read_text())["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder / ADAPTER_NAME} does not say which model the adapters belong to: {error}") from error
+    places = [folder / str(named)]  # an absolute path stays what it is
+    if Path(str(named)).name == INITIAL_NAME:
+        run, own = run_of(folder), run_folder_of(folder) / INITIAL_NAME
+        if run is None:
+            places.append(own)
+        elif Path(run["student"]["spec"]).name != INITIAL_NAME:  # else it began from another run's student, or a copy
+            places.insert(0, own)
+    for place in places:
+        if (place / "config.json").is_file():
+            return place
+    raise ModelError(
+        f"the adapters in {folder} belong to the model in {named}, which is not there. Put it back, or write its "
+        f"folder into base_model_name_or_path of {folder / ADAPTER_NAME}"
+    )
+
+
+def with_adapters(model: Any, folder: Path) -> Any:
+    """The model with the adapters of a folder, in safetensors; modules are replaced in place.
+
+    Raises:
+        MissingExtraError: peft is not installed.
+        ModelError: the adapters do not fit the model.
+    """
+    if find_spec("peft") is None:
+        raise MissingExtraError("report", "lora", "peft")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ModelError(f"{folder} holds no adapter_model.safetensors; other formats of adapters are not read")
+    try:
+        model.load_adapter(str(folder), adapter_kwargs={"local_files_only": True})
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"the adapters in {folder} cannot be loaded into {type(model).__name__}: {error}") from error
+    return model
+
+
+def freeze_head(model: Any) -> None:
+    """The output embedding is trained no more, nor the input embedding where both share their weights.
+
+    Raises:
+        AdapterError: nothing would be left to train.
+    """
+    model.get_output_embeddings().requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise AdapterError(f"{type(model).__name__} has nothing to train but its head, which was to be frozen")

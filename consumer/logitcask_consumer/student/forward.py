@@ -1,0 +1,255 @@
+"""The student's forward pass with the loss inside it, so that every wrapper sees one ordinary forward call.
+
+Shape legend: B sequences, S slots, T trained positions, D hidden size.
+
+DDP, FSDP and autocast all hook the call of the outermost module. A loss that reached past them into the body and the
+head would lose gradient synchronisation and parameter gathering; so the model itself gets a forward that, given
+targets, runs its body, applies the head in chunks and returns losses. Without targets it is the model's own forward.
+"""
+
+import inspect
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from logitcask_consumer.head import LMHead, Terms, base_model, distillation_loss
+from logitcask_consumer.losses import SparseTarget
+from logitcask_consumer.losses.target import take_target
+from logitcask_consumer.weights import EntropyTop
+from logitcask_schemas.errors import ModelError
+
+_MASKED = "logitcask_masks_packed_documents"
+"""Attribute of a body that is given masks."""
+
+
+def hidden_states(model: Any, input_ids: Tensor, position_ids: Tensor, **more: Any) -> Tensor:
+    """Last hidden states of a causal LM's body, [B, S, D].
+
+    Args:
+        model: a transformers causal LM, perhaps with adapters.
+        input_ids: int64 [B, S].
+        position_ids: int64 [B, S]; 0 begins a document.
+        more: passed on to the body.
+    """
+    body: Any = base_model(model)
+    if uses_flash(body):
+        more = {**document_boundaries(position_ids), **more}
+    elif getattr(body, _MASKED, False):
+        more = {"attention_mask": document_masks(body, input_ids, position_ids), **more}
+    out = body(input_ids=input_ids, position_ids=position_ids, use_cache=False, **more)
+    hidden_BSD: Tensor = out.last_hidden_state
+    return hidden_BSD
+
+
+def uses_flash(body: Any) -> bool:
+    """Whether a body's attention is one of the FlashAttention kernels."""
+    from transformers.modeling_flash_attention_utils import FLASH_ATTENTION_COMPATIBILITY_MATRIX
+
+    chosen = str(getattr(body.config, "_attn_implementation", ""))
+    versions = tuple(f"flash_attention_{version}" for version in FLASH_ATTENTION_COMPATIBILITY_MATRIX)
+    return chosen.startswith(versions) or ("/" in chosen and "flash" in chosen)
+
+
+def document_boundaries(position_ids: Tensor) -> dict[str, Any]:
+    """Where documents begin over all B · S slots, as transformers names it: int32 [N + 1], and the longest."""
+    flat = position_ids.flatten()
+    starts_N = torch.nonzero(flat == 0).flatten()
+    if not len(starts_N) or starts_N[0] != 0:
+        raise ValueError("the first position id of a packed batch is not 0: no document begins there")
+    edges_N1 = torch.cat([starts_N, starts_N.new_tensor([len(flat)])]).to(torch.int32)
+    longest = int(torch.diff(edges_N1).max())
+    return {
+        "cu_seq_lens_q": edges_N1,
+        "cu_seq_lens_k": edges_N1,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+def mask_packed_documents(model: Any, wanted: bool) -> None:
+    """Choose whether `hidden_states` gives the body masks; `student_forward.check_packing` finds out what it needs."""
+    setattr(base_model(model), _MASKED, wanted)
+
+
+def can_mask(model: Any) -> bool:
+    """Whether `document_masks` knows all kinds of attention that a body's config names, and it takes a mask at all."""
+    body: Any = base_model(model)
+    kinds = set(getattr(body.config, "layer_types", None) or ["full_attention"])
+    known = kinds <= {"full_attention", "sliding_attention"}
+    slides = bool(getattr(body.config, "sliding_window", None)) and "sliding_attention" not in kinds
+    return known and not slides and not uses_flash(body)
+
+
+def document_masks(body: Any, input_ids: Tensor, position_ids: Tensor) -> Any:
+    """Causal masks, [B, 1, S, S], in which no document sees another; one for each kind of layer."""
+    from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+
+    config = body.config
+    weight = body.get_input_embeddings().weight
+    embeds_BS0 = torch.empty((*input_ids.shape, 0), dtype=weight.dtype, device=input_ids.device)
+    # The cache's argument has been renamed between versions of transformers.
+    names = inspect.signature(create_causal_mask).parameters
+    no_cache: dict[str, Any] = {name: None for name in ("cache", "past_key_values") if name in names}
+    makers = {
+        "full_attention": partial(create_causal_mask, config, embeds_BS0, None, position_ids=position_ids, **no_cache)
+    }
+    kinds = set(getattr(config, "layer_types", None) or [])
+    if "sliding_attention" in kinds:
+        makers["sliding_attention"] = partial(
+            create_sliding_window_causal_mask, config, embeds_BS0, None, position_ids=position_ids, **no_cache
+        )
+        return {kind: make() for kind, make in makers.items()}
+    return makers["full_attention"]()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillTask:
+    """What the forward pass needs to yield a loss."""
+
+    target: SparseTarget
+    slots_T: Tensor
+    """Flat index b·S + s of each trained position, int64."""
+    terms: Terms
+    """Losses and their weights."""
+    weights_T: Tensor | None = None
+    """Weight of each position; None for 1."""
+    selection: EntropyTop | None = None
+    """Which of the positions are trained, by the student's entropy; None for all."""
+    chunk_rows: int | None = None
+    width: int | None = None
+    """Ids of the student's distribution, where it ends before those of the head; see `vocabulary`."""
+
+
+def attach(model: Any) -> None:
+    """Give a causal LM the forward that understands a `DistillTask` as `distill=`; all else is passed on.
+
+    Its output embedding gets one too: what the head does with a task it does within its own call, so that a head that
+    is sharded apart from the body (FSDP2) is gathered for it and its gradient scattered.
+    """
+    layer = model.get_output_embeddings()
+    plain, plain_head = model.forward, layer.forward
+
+    def forward(*args: Any, distill: DistillTask | None = None, **kwargs: Any) -> Any:
+        if distill is None:
+            return plain(*args, **kwargs)
+        assert not args, "input_ids and position_ids are given by name"
+        hidden_BSD = hidden_states(model, **kwargs)
+        hidden_TD = hidden_BSD.flatten(0, 1).index_select(0, distill.slots_T)
+        return layer(hidden_TD, distill=distill, sequences_T=distill.slots_T // hidden_BSD.shape[1])
+
+    def head_forward(*args: Any, distill: DistillTask | None = None, **kwargs: Any) -> Any:
+        if distill is None:
+            return plain_head(*args, **kwargs)
+        return _losses(LMHead.from_model(model).narrowed(distill.width), distill, *args, **kwargs)
+
+    model.forward, layer.forward = forward, head_forward
+
+
+def _losses(head: LMHead, task: DistillTask, hidden_TD: Tensor, *, sequences_T: Tensor) -> dict[str, Tensor | None]:
+    """Loss, and the values of the trained positions."""
+    target, weights_T = task.target, task.weights_T
+    if task.selection is not None:
+        rows = task.selection.choose(hidden_TD, head, sequences_T, task.chunk_rows)
+        hidden_TD, target = hidden_TD.index_select(0, rows), take_target(target, rows)
+        weights_T = None if weights_T is None else weights_T.index_select(0, rows)
+    result = distillation_loss(hidden_TD, head, target, task.terms, weights_T=weights_T, chunk_rows=task.chunk_rows)
+    return {
+        "loss": result.loss,
+        "terms_KT": result.terms_KT,
+        "ce_T": result.ce_T,
+        "entropy_T": target.entropy_R,
+        "weights_T": weights_T,
+    }
+
+
+@torch.no_grad()
+def check_packing(model: Any, *, tolerance: float = 0.02) -> None:
+    """Prove that the student keeps packed documents apart, on two sequences of two short documents each.
+
+    Every document's hidden states must be those it has alone. What is tolerated is a share of the change that joining
+    the documents of a sequence would make, so that a fresh model, whose attention hardly does anything yet, is held to
+    the same standard. Two sequences, cut at different places: some attention keeps documents apart in one only.
+
+    A body that makes its mask without position ids is given masks from here on, where it can take them.
+
+    Raises:
+        ModelError: it does not.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        gap = _Gap.of(model)
+        if not gap.is_closed(tolerance) and _takes_masks(model, tolerance):
+            return
+    finally:
+        model.train(was_training)
+    if not gap.is_closed(tolerance):
+        raise ModelError(
+            f"{type(model).__name__} does not keep packed documents apart: packing documents into sequences changes "
+            f"their hidden states by up to {gap.packed:.2g}; joining them into one document changes them by "
+            f"{gap.joined:.2g}. Train it with --packing none"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Gap:
+    """How far hidden states of documents are from those they have alone."""
+
+    packed: float
+    """In sequences of several documents."""
+    joined: float
+    """Of a sequence's second document, where the first is its beginning."""
+    rounding: float
+    alone: Tensor
+    """Hidden states of the documents alone, end to end."""
+
+    @classmethod
+    def of(cls, model: Any) -> "_Gap":
+        weight = model.get_output_embeddings().weight
+        slots_S, cuts = torch.arange(16, device=weight.device), (7, 11)
+        ids_BS = torch.arange(3, 35, device=weight.device).remainder(weight.shape[0]).view(2, 16)
+        positions_BS = torch.stack([torch.cat([slots_S[:cut], slots_S[:-cut]]) for cut in cuts])
+        packed, joined = (
+            hidden_states(model, ids_BS, positions).to(torch.float64)
+            for positions in (positions_BS, slots_S.expand(2, -1))
+        )
+        alone = torch.stack(
+            [
+                torch.cat(
+                    [
+                        hidden_states(model, ids_1L, slots_S[None, : ids_1L.shape[1]])[0].to(torch.float64)
+                        for ids_1L in (row[None, :cut], row[None, cut:])
+                    ]
+                )
+                for row, cut in zip(ids_BS, cuts, strict=True)
+            ]
+        )
+        return cls(
+            packed=float((packed - alone).abs().max()),
+            joined=float((joined - alone).abs().max()),
+            rounding=16.0 * torch.finfo(weight.dtype).eps * float(alone.abs().max()),
+            alone=alone,
+        )
+
+    def is_closed(self, tolerance: float) -> bool:
+        """Whether packing changes no more than rounding, or a small share of what joining does."""
+        return self.packed <= max(tolerance * self.joined, self.rounding)
+
+
+def _takes_masks(model: Any, tolerance: float) -> bool:
+    """Whether masks keep the documents apart, and change nothing of a document alone; they stay chosen if so."""
+    if not can_mask(model):
+        return False
+    plain = _Gap.of(model)
+    mask_packed_documents(model, True)
+    try:
+        masked = _Gap.of(model)
+        taken = masked.is_closed(tolerance) and float((masked.alone - plain.alone).abs().max()) <= plain.rounding
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
+        taken = False  # it takes no such masks: documents are not kept apart
+    if not taken:
+        mask_packed_documents(model, False)
+    return taken

@@ -1,0 +1,1 @@
+"""A training run: trainer, output folder, checkpoints, signals."""

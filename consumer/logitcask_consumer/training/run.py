@@ -1,0 +1,365 @@
+"""A whole training run: casks and a student in, a Hugging Face folder out; resumable at any point."""
+
+import importlib.metadata
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from logitcask_consumer.config import TrainConfig
+from logitcask_consumer.cross_tokenizer.dataset import CrossTokenizerDataset
+from logitcask_consumer.cross_tokenizer.losses import ChunkObjective
+from logitcask_consumer.cross_tokenizer.run import CrossTokenizerRun, require_same_tokenizer
+from logitcask_consumer.data import CaskDataset, open_casks, share_note, trained_share
+from logitcask_consumer.head import check_head
+from logitcask_consumer.losses import Objective
+from logitcask_consumer.processes import processes
+from logitcask_consumer.student.adapters import LoraSpec, freeze_head
+from logitcask_consumer.student.checks import check_context, check_student
+from logitcask_consumer.student.students import StudentSpec, load_model, load_tokenizer
+from logitcask_consumer.student.vocabulary import beyond_tokens, token_count
+from logitcask_consumer.training.arguments import require_trackers
+from logitcask_consumer.training.callbacks import (
+    LogWhenSaving,
+    MetricsLog,
+    ProgressBar,
+    StopWhenAsked,
+    closing_mean,
+    read_metrics,
+)
+from logitcask_consumer.training.checkpoints import (
+    CHECKPOINTS_NAME,
+    INITIAL_NAME,
+    METRICS_NAME,
+    PARTIAL_NAME,
+    RUN_NAME,
+    RunFolderError,
+    choose_checkpoint,
+    earlier_runs,
+    explained_writes,
+    partial_folder,
+    publish_model,
+    read_run,
+    read_state,
+    require_finished,
+    require_same_batch,
+    require_same_run,
+    require_unused,
+    write_run,
+)
+from logitcask_consumer.training.run_lock import hold_run
+from logitcask_consumer.training.stop_signals import StoppedEarly, StopSignals
+from logitcask_consumer.training.trainer import DistillTrainer
+from logitcask_consumer.weights import StoredAnswers, Weights
+from logitcask_schemas.cask import Cask
+from logitcask_schemas.cask.storage.object_store import is_url
+from logitcask_schemas.errors import ModelError
+from logitcask_schemas.terminal import counted
+
+Say = Callable[[str], None]
+LOOKED_AT: Final = 200_000
+"""Positions whose records are searched for ids that are no tokens, before training."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """What a run came to."""
+
+    output: Path
+    """Hugging Face folder of the trained student."""
+    initial: Path | None
+    """Folder of the student before training, where it was saved or existed."""
+    run: dict[str, Any]
+    """The run document (logitcask.json)."""
+    resumed_from: Path | None
+    """Checkpoint that this call continued from."""
+    already_finished: bool
+    """The run had been finished before; nothing was done."""
+    stopped_at: int | None = None
+    """Step after which a signal ended this call, which is saved; None where the run finished."""
+
+
+def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResult:
+    """Train a student, or continue where an earlier call was interrupted.
+
+    SIGTERM and SIGINT end the call after the step that is being made, with a checkpoint; the result says so.
+
+    Args:
+        config: the run.
+        say: receives messages for people.
+
+    Raises:
+        CaskError: a cask cannot be opened, is damaged, or belongs to another tokenizer, teacher or spec.
+        ModelError: student or teacher cannot be loaded, its vocabulary is not the teacher's, or its context is too
+            short.
+        LossMismatchError: the loss does not fit the cask's capture mode.
+        IdentityMismatchError: the student has another tokenizer, and the loss compares token ids.
+        NothingAlignedError: no document can be aligned with a student's own tokenizer.
+        AdapterError: the adapters' description cannot be followed.
+        UnknownWeightError, WeightParameterError: the weights are not understood, or do not fit the tokenizer.
+        NothingTrainedError: the weights leave no position to be trained.
+        TrainConfigError: a tracker is unknown or not installed.
+        RunFolderError: the output folder holds another run, or cannot be made or written.
+        RunBusyError: another run writes into the output folder.
+        RunWriteError: the disk is full, or broken.
+    """
+    if not ChunkObjective.names_one(config.loss):
+        Objective.parse(config.loss).with_cross_entropy(config.ce_weight)
+    if config.lora is not None:
+        LoraSpec.parse(config.lora)
+    weights = Weights.parse(config.weights)
+    require_trackers(config.report_to)
+    spec = StudentSpec.parse(config.student)
+    for folder, what in ((spec.folder, "student"), (config.teacher, "teacher")):
+        if folder is not None:
+            if not folder.is_dir():
+                raise ModelError(f"{what} folder {folder} does not exist; a Hugging Face model folder is needed")
+            require_finished(folder)
+    require_unused(config.output)
+    before = read_run(config.output)
+    finished = before is not None and before["status"] == "finished"
+    with StopSignals() as stop:
+        try:
+            # What is finished is read only, perhaps from where nothing can be written.
+            with nullcontext() if finished else hold_run(config.output):
+                return _train(config, spec, weights, stop, say)
+        except StoppedEarly:
+            say("stopped before the first step; nothing is lost")
+            last = choose_checkpoint(config)
+            return _result(config, spec, read_run(config.output) or {}, last, stopped_at=_steps(last))
+
+
+def _train(config: TrainConfig, spec: StudentSpec, weights: Weights, stop: StopSignals, say: Say) -> TrainResult:
+    """As `train`, in a folder that no other run writes into."""
+    tokenizer = load_tokenizer(spec.tokenizer_folder(config.teacher))
+    cross = CrossTokenizerRun.of(config, tokenizer)
+    casks = open_casks(config.casks, tokenizer_fingerprint=None, cache=config.cache, cache_bytes=config.cache_bytes)
+    if cross is None:
+        require_same_tokenizer(casks, tokenizer)
+    else:
+        cross.require(casks)
+    answers = StoredAnswers.of(casks)
+    weights = weights.bind(tokenizer, answers)
+    settings = config.binding() | ({"weights_read": read} if (read := weights.contents()) else {})
+    described = [_describe(cask) for cask in casks]
+    checkpoint = choose_checkpoint(config)
+    before = read_run(config.output)
+    if before is not None:
+        require_same_run(before, config.output, settings, described)
+        if before["status"] == "finished":
+            say(f"{config.output} is finished; nothing to do")
+            return _result(config, spec, before, None, already_finished=True)
+    elif checkpoint is not None and checkpoint.is_relative_to(config.output):
+        raise RunFolderError(f"{config.output} holds checkpoints without {RUN_NAME}; use another output folder")
+    own = processes()
+    own.wait_for_everyone()  # every process has read the folder's state before one changes it
+    dataset = _dataset(config, casks, weights) if cross is None else cross.dataset(casks, say)
+    if isinstance(dataset, CaskDataset):
+        share = share_note(trained_share(dataset, seed=config.seed))
+        for note in [*weights.notes(answers), *([share] if share else [])]:
+            say(note)
+    sequences = _sequences_per_step(config, dataset, before)
+    if checkpoint is not None:
+        require_same_batch(checkpoint, steps=-(-len(dataset) // sequences))
+    model = _student(config, spec, checkpoint)
+    check_context(model, config.seq_len)
+    if cross is None:
+        check_student(model, dataset.manifest, config.packing, tokens=token_count(tokenizer))
+        _say_beyond_tokens(dataset, token_count(tokenizer), say)
+    else:
+        cross.check(model)
+    content = {
+        "logitcask": importlib.metadata.version("logitcask"),
+        "casks": described,
+        # For whoever asks what was trained on; not compared, so a cask may move while a run is interrupted.
+        "places": [str(place) if is_url(place) else str(Path(place).absolute()) for place in config.casks],
+        "settings": settings,
+        "batch_tokens": sequences * config.seq_len,
+        "student": {"spec": config.student, "parameters": model.num_parameters()},
+        "earlier": earlier_runs(spec.folder or (config.teacher if spec.needs_teacher else None)),
+    }
+    if own.is_main_process:
+        partial_folder(config.output)
+        if checkpoint is None and spec.folder is None:
+            advice = "Free space and give the same command again"
+            with explained_writes(config.output / INITIAL_NAME, advice):
+                model.save_pretrained(config.output / INITIAL_NAME)
+                tokenizer.save_pretrained(config.output / INITIAL_NAME)
+        write_run(config.output, "running", content)
+    if config.lora is not None:
+        base = spec.folder or config.output / INITIAL_NAME
+        model = LoraSpec.parse(config.lora).applied(model, base=base, seed=config.seed)
+        check_head(model)
+    if config.freeze_head:
+        freeze_head(model)
+    say(
+        f"{counted(dataset.num_documents, 'document')}, {counted(dataset.num_positions, 'position')} in "
+        f"{counted(len(dataset), 'sequence')} of {config.seq_len} ({dataset.fill:.1%} full); "
+        f"student of {model.num_parameters():,} parameters"
+        + ("" if (trained := _trained(model)) == model.num_parameters() else f", {trained:,} of them trained")
+        + (f"; continuing from {checkpoint.name}" if checkpoint else "")
+    )
+    trainer, result = _run(config, model, dataset, tokenizer, checkpoint, cross, sequences, stop)
+    running = {"status": "running", **content}
+    if result is None:
+        done, most = trainer.state.global_step, trainer.state.max_steps
+        say(f"stopped after step {done:,} of {most:,}, which is saved; the same command goes on from there")
+        return _result(config, spec, running, checkpoint, stopped_at=done)
+    content["result"] = result
+    if own.is_main_process:
+        write_run(config.output, "finished", content)
+    own.wait_for_everyone()  # whoever calls again finds it finished, in every process
+    return _result(config, spec, {**running, **content, "status": "finished"}, checkpoint)
+
+
+def _sequences_per_step(
+    config: TrainConfig, dataset: CaskDataset | CrossTokenizerDataset, before: dict[str, Any] | None
+) -> int:
+    """Those of the run that goes on, whatever its number of processes is now; else those of one that begins."""
+    if before is not None and "batch_tokens" in before:
+        return int(before["batch_tokens"]) // config.seq_len
+    return config.step_sequences(processes().num_processes, slots=len(dataset) * dataset.seq_len)
+
+
+def _student(config: TrainConfig, spec: StudentSpec, checkpoint: Path | None) -> Any:
+    """The student as training starts, or continues, from; of adapters the base, which no checkpoint holds."""
+    if checkpoint is None:
+        return spec.build(config.teacher, seed=config.seed)
+    if config.lora is None:
+        return load_model(checkpoint)
+    return load_model(spec.folder or config.output / INITIAL_NAME)
+
+
+def _say_beyond_tokens(dataset: CaskDataset | CrossTokenizerDataset, tokens: int, say: Say) -> None:
+    """Report what the teacher puts on ids that are no tokens, in the first positions of the casks."""
+    if not isinstance(dataset, CaskDataset) or dataset.manifest.teacher.vocab_size <= tokens:
+        return
+    sequences = range(0, min(len(dataset), max(1, LOOKED_AT // dataset.seq_len)), 16)
+    blocks = (dataset.read(range(at, min(at + 16, len(dataset)))).windows.records for at in sequences)
+    seen = beyond_tokens(blocks, tokens)
+    if seen.records:
+        say(
+            f"{seen.records:,} of {seen.positions:,} records looked at hold ids from {tokens:,} on, which are no "
+            f"tokens of the tokenizer (up to {seen.largest_id:,}); the teacher puts {seen.mass:.2g} of its mass there. "
+            "They are trained as they are"
+        )
+
+
+def _trained(model: Any) -> int:
+    """Parameters that training changes."""
+    return int(model.num_parameters(only_trainable=True))
+
+
+def _dataset(config: TrainConfig, casks: list[Cask], weights: Weights) -> CaskDataset:
+    dataset = CaskDataset(
+        casks,
+        seq_len=config.seq_len,
+        overlap=config.context,
+        packing=config.packing,
+        seed=config.seed,
+        weights=weights,
+    )
+    Objective.parse(config.loss).require(dataset.manifest.capture)
+    return dataset
+
+
+def _run(
+    config: TrainConfig,
+    model: Any,
+    dataset: CaskDataset | CrossTokenizerDataset,
+    tokenizer: Any,
+    checkpoint: Path | None,
+    cross: CrossTokenizerRun | None,
+    sequences: int,
+    stop: StopSignals,
+) -> tuple[DistillTrainer, dict[str, Any] | None]:
+    """Train and save the student; returns the summary that goes into the run document, None where it was stopped."""
+    progress, metrics = ProgressBar(), MetricsLog(config.output / METRICS_NAME)
+    checkpoints, callbacks = config.output / CHECKPOINTS_NAME, [LogWhenSaving(), metrics, progress]
+    trainer: DistillTrainer
+    if isinstance(dataset, CaskDataset):
+        trainer = DistillTrainer(
+            model,
+            dataset,
+            config,
+            checkpoints=checkpoints,
+            tokenizer=tokenizer,
+            callbacks=callbacks,
+            sequences_per_step=sequences,
+        )
+    else:
+        assert cross is not None, "it made the dataset"
+        trainer = cross.trainer(model, dataset, checkpoints, callbacks, sequences)
+    trainer.stop_requested = lambda: stop.requested
+    trainer.add_callback(StopWhenAsked(trainer.stop_agreed))
+    started = time.monotonic()
+    try:
+        stop.training_begins()
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if trainer.state.global_step < trainer.state.max_steps:
+            return trainer, None
+        _save(trainer, config.output)
+    finally:
+        progress.close()
+        metrics.close()
+    lines = read_metrics(config.output / METRICS_NAME)
+    return trainer, {
+        "steps": trainer.state.global_step,
+        "positions": sum(line["positions"] for line in lines),
+        "seconds_of_last_call": time.monotonic() - started,
+        "first": lines[0],
+        "last": lines[-1],
+        "closing": closing_mean(lines),
+    }
+
+
+def _save(trainer: DistillTrainer, output: Path) -> None:
+    """Save the trained student; half of a model never lies in the output folder."""
+    partial = output / PARTIAL_NAME
+    with explained_writes(output, "The last checkpoint is complete: free space and give the same command again"):
+        try:
+            trainer.save_model(str(partial))
+            if trainer.args.should_save:
+                publish_model(partial, output)
+        except BaseException:
+            partial_folder(output)
+            raise
+
+
+def _describe(cask: Cask) -> dict[str, Any]:
+    """What identifies a cask's content, without its path."""
+    return {
+        "identity": cask.manifest.identity_digest(),
+        "teacher": cask.manifest.teacher.model_dump(mode="json"),
+        "capture": cask.manifest.capture.canonical(),
+        "shards": sorted(entry.name for entry in cask.entries),
+        "documents": len(cask),
+        "positions": cask.num_positions,
+    }
+
+
+def _result(
+    config: TrainConfig,
+    spec: StudentSpec,
+    run: dict[str, Any],
+    checkpoint: Path | None,
+    *,
+    already_finished: bool = False,
+    stopped_at: int | None = None,
+) -> TrainResult:
+    saved = config.output / INITIAL_NAME
+    return TrainResult(
+        output=config.output,
+        initial=saved if saved.is_dir() else spec.folder,
+        run=run,
+        resumed_from=checkpoint,
+        already_finished=already_finished,
+        stopped_at=stopped_at,
+    )
+
+
+def _steps(checkpoint: Path | None) -> int:
+    """Optimizer steps that a checkpoint was made after."""
+    return 0 if checkpoint is None else int(read_state(checkpoint)["global_step"])

@@ -1,0 +1,1 @@
+"""The file formats of a shard, one module each, behind one protocol."""

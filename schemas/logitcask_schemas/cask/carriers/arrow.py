@@ -1,0 +1,267 @@
+"""The logical arrays of a shard as one Arrow record batch, and back: what the Arrow and the Parquet carrier share.
+
+One row per document; every other column is a list whose values lie end to end, so that neither direction touches a
+value.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from logitcask_schemas.cask.carriers.carrier import ByteSink
+from logitcask_schemas.cask.documents import ShardDocuments
+from logitcask_schemas.cask.format.answers import ANSWERS_NAME, Answers
+from logitcask_schemas.cask.format.columns import ShardColumns
+from logitcask_schemas.cask.format.layout import LEVELS, Column, Level, RecordLayout
+from logitcask_schemas.cask.format.manifest import MAX_VALUES
+from logitcask_schemas.errors import CaskCorruptionError, CaskError
+
+REPAIR_ADVICE: Final = "Run `logitcask cask verify` on the cask and restore this shard from a copy, or capture it again"
+_DOCUMENT_FIELDS: Final = 2
+"""Fields before the layout's columns: document_id and checksum."""
+_ELEMENTS: Final = {"|u1": pa.uint8(), "<u2": pa.uint16(), "<f2": pa.float16(), "<f4": pa.float32()}
+
+
+SHARD_VERSION: Final = {False: "1", True: "2"}
+"""Without and with answers: readers that do not know the column refuse the shard by its version."""
+
+
+@lru_cache(maxsize=8)
+def arrow_schema(layout: RecordLayout, identity: str, *, answers: bool) -> Any:
+    """The schema of a cask's shards without or with answers, as docs/format.md section 4 has it."""
+    fields = [pa.field("document_id", pa.binary(32), nullable=False), pa.field("checksum", pa.uint64(), nullable=False)]
+    for column in layout.columns:
+        element: Any = _ELEMENTS[column.dtype.str]
+        if column.width is not None:
+            element = pa.list_(pa.field("item", element, nullable=False), column.width)
+        fields.append(pa.field(column.name, pa.list_(pa.field("item", element, nullable=False)), nullable=False))
+    if answers:
+        fields.append(pa.field(ANSWERS_NAME, pa.list_(pa.field("item", pa.uint32(), nullable=False)), nullable=False))
+    metadata = {
+        "logitcask.format": "logitcask-shard",
+        "logitcask.version": SHARD_VERSION[answers],
+        "logitcask.identity": identity,
+    }
+    return pa.schema(fields, metadata=metadata)
+
+
+def arrow_batch(columns: ShardColumns, layout: RecordLayout, schema: Any) -> Any:
+    """A shard's columns as one record batch of `arrow_schema`; values are not copied.
+
+    Raises:
+        CaskError: A column has more values than list offsets can count.
+    """
+    for column in layout.columns:
+        if (count := len(columns.arrays[column.name]) * column.values_per_unit) > MAX_VALUES:
+            raise CaskError(
+                f"column {column.name} would hold {count} values, a shard holds at most {MAX_VALUES}; "
+                "publish fewer documents at a time"
+            )
+    if columns.answers is not None and len(columns.answers.values) > MAX_VALUES:
+        raise CaskError(f"more than {MAX_VALUES // 2} ranges of answers; publish fewer documents at a time")
+    documents = len(columns.document_ids)
+    arrays = [
+        pa.Array.from_buffers(pa.binary(32), documents, [None, _buffer(columns.document_ids)]),
+        pa.Array.from_buffers(pa.uint64(), documents, [None, _buffer(columns.checksums)]),
+    ]
+    offsets = {level: _buffer(columns.offsets[level].astype("<i4")) for level in LEVELS}
+    for index, column in enumerate(layout.columns, start=len(arrays)):
+        list_type = schema.field(index).type
+        data = np.ascontiguousarray(columns.arrays[column.name][0 : len(columns.arrays[column.name])])
+        element = list_type.value_type
+        if pa.types.is_fixed_size_list(element):
+            flat = pa.Array.from_buffers(element.value_type, data.size, [None, _buffer(data)])
+            values = pa.Array.from_buffers(element, len(data), [None], children=[flat])
+        else:
+            values = pa.Array.from_buffers(element, data.size, [None, _buffer(data)])
+        arrays.append(pa.Array.from_buffers(list_type, documents, [None, offsets[column.level]], children=[values]))
+    if (answers := columns.answers) is not None:
+        values = pa.Array.from_buffers(pa.uint32(), len(answers.values), [None, _buffer(answers.values)])
+        cut = _buffer(answers.offsets.astype("<i4"))
+        arrays.append(pa.Array.from_buffers(schema.field(ANSWERS_NAME).type, documents, [None, cut], children=[values]))
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _buffer(array: NDArray[Any]) -> Any:
+    """The array's bytes as an Arrow buffer, without a copy."""
+    return pa.py_buffer(array.reshape(-1).view(np.uint8))
+
+
+def require_schema(path: Path, schema: Any, layout: RecordLayout, identity: str) -> None:
+    """Raise CaskCorruptionError unless the schema is a shard's, of this identity and with these columns."""
+    has_answers = (schema.metadata or {}).get(b"logitcask.version") == SHARD_VERSION[True].encode()
+    expected = arrow_schema(layout, identity, answers=has_answers)
+    if schema.equals(expected, check_metadata=True):
+        return
+    found = {key.decode(errors="replace"): value for key, value in (schema.metadata or {}).items()}
+    if found.get("logitcask.format") != b"logitcask-shard" or found.get("logitcask.version") not in (b"1", b"2"):
+        raise CaskCorruptionError(
+            f"{path}: readable, but not a logitcask shard of version 1 or 2 (its metadata says "
+            f"{found.get('logitcask.format')!r}, version {found.get('logitcask.version')!r}). {REPAIR_ADVICE}."
+        )
+    if (written_for := found.get("logitcask.identity", b"").decode(errors="replace")) != identity:
+        raise CaskCorruptionError(
+            f"{path}: foreign shard: written for identity {written_for!r}, this cask's is {identity!r}. "
+            "Move it back to the cask it came from."
+        )
+    if not schema.equals(expected, check_metadata=False):
+        raise CaskCorruptionError(
+            f"{path}: columns are {_listing(schema)}; the manifest asks for {_listing(expected)}. {REPAIR_ADVICE}."
+        )
+
+
+def _listing(schema: Any) -> str:
+    return ", ".join(f"{field.name}: {field.type}" for field in schema)
+
+
+def columns_of_batch(path: Path, batch: Any, layout: RecordLayout) -> ShardColumns:
+    """The columns as views of the batch's buffers, after `require_schema`.
+
+    Raises:
+        CaskCorruptionError: Nulls, offsets that do not cut the values, or buffers shorter than they claim.
+    """
+    documents = batch.num_rows
+    cuts: dict[Level, NDArray[np.int32]] = {}
+    arrays: dict[str, NDArray[Any]] = {}
+    for column in layout.columns:
+        listed = batch.column(column.name)
+        values = _unsliced(path, column.name, listed)
+        cut = _view(path, column.name, listed.buffers()[1], np.dtype("<i4"), documents + 1)
+        known = cuts.setdefault(column.level, cut)
+        sound = cut[0] == 0 and (cut[1:] >= cut[:-1]).all() if known is cut else np.array_equal(cut, known)
+        if not sound or cut[-1] != len(values):
+            raise _uncut(path, column, len(values), documents)
+        arrays[column.name] = _values(path, column, values)
+    ids = batch.column("document_id").buffers()[1]
+    checksums = batch.column("checksum").buffers()[1]
+    return ShardColumns(
+        document_ids=_view(path, "document_id", ids, np.dtype(np.uint8), documents * 32).reshape(documents, 32),
+        checksums=_view(path, "checksum", checksums, np.dtype("<u8"), documents),
+        offsets={level: cut.astype(np.int64) for level, cut in cuts.items()},
+        arrays=arrays,
+        answers=_answers(path, batch.column(ANSWERS_NAME)) if ANSWERS_NAME in batch.schema.names else None,
+    )
+
+
+def _answers(path: Path, listed: Any) -> Answers:
+    values = _unsliced(path, ANSWERS_NAME, listed)
+    cut = _view(path, ANSWERS_NAME, listed.buffers()[1], np.dtype("<i4"), len(listed) + 1)
+    flat = _view(path, ANSWERS_NAME, values.buffers()[-1], np.dtype("<u4"), len(values))
+    return Answers.opened(path, cut.astype(np.int64), flat, len(listed))
+
+
+def documents_of_batch(path: Path, batch: Any, layout: RecordLayout) -> ShardDocuments:
+    """Ids and lengths of the documents as views, after `require_schema`; looks at no columns but these two.
+
+    Raises:
+        CaskCorruptionError: As `columns_of_batch`, about what is looked at.
+    """
+    documents, tokens = batch.num_rows, layout.columns[0]
+    listed = batch.column(_DOCUMENT_FIELDS)
+    values = _unsliced(path, tokens.name, listed)
+    cut = _view(path, tokens.name, listed.buffers()[1], np.dtype("<i4"), documents + 1)
+    if cut[0] or (cut[1:] < cut[:-1]).any() or cut[-1] != len(values):
+        raise _uncut(path, tokens, len(values), documents)
+    ids = _view(path, "document_id", batch.column(0).buffers()[1], np.dtype(np.uint8), documents * 32)
+    return ShardDocuments(ids=ids.reshape(documents, 32), lengths=(cut[1:] - cut[:-1]).astype(np.int64))
+
+
+def _unsliced(path: Path, name: str, listed: Any) -> Any:
+    """The values of a list column; CaskCorruptionError where it is not as writers make it."""
+    values = listed.values
+    if listed.null_count or values.null_count or listed.offset or values.offset:
+        raise CaskCorruptionError(f"{path}: column {name} has nulls or slices, which no writer makes")
+    return values
+
+
+def _uncut(path: Path, column: Column, values: int, documents: int) -> CaskCorruptionError:
+    return CaskCorruptionError(
+        f"{path}: offsets of column {column.name} do not cut its {values} values into {documents} documents as the "
+        f"other columns of level {column.level!r} do. {REPAIR_ADVICE}."
+    )
+
+
+def _values(path: Path, column: Column, values: Any) -> NDArray[Any]:
+    count = len(values)
+    # The buffer of values is the last one, under whatever levels of nesting.
+    flat = _view(path, column.name, values.buffers()[-1], column.dtype, count * column.values_per_unit)
+    return flat if column.width is None else flat.reshape(count, column.width)
+
+
+def _view(path: Path, name: str, buffer: Any, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+    """A numpy view of a mapped buffer, refused when the buffer is shorter than the column claims."""
+    size = 0 if buffer is None else buffer.size
+    if size < count * dtype.itemsize:
+        raise CaskCorruptionError(
+            f"{path}: column {name} should have {count * dtype.itemsize} bytes, its buffer has {size}. {REPAIR_ADVICE}."
+        )
+    return np.frombuffer(buffer, dtype=dtype, count=count) if count else np.empty(0, dtype=dtype)
+
+
+class ArrowCarrier:
+    """The carrier to train from. See `Carrier` for the contract and docs/format.md for the bytes."""
+
+    name: Final = "arrow"
+    suffix: Final = ".arrow"
+    max_open: Final = 4096
+    """Linux allows 65,530 mappings per process."""
+
+    def write(self, columns: ShardColumns, layout: RecordLayout, identity: str, file: ByteSink) -> None:
+        """See `Carrier.write`."""
+        schema = arrow_schema(layout, identity, answers=columns.answers is not None)
+        with pa.ipc.new_file(pa.PythonFile(file, mode="w"), schema, options=_write_options()) as writer:
+            writer.write_batch(arrow_batch(columns, layout, schema))
+
+    def open(self, path: Path, layout: RecordLayout, identity: str, content: memoryview | None = None) -> ShardColumns:
+        """See `Carrier.open`. The arrays are views of the mapped file, which stays mapped while any of them lives."""
+        with _arrow_explained(path):
+            return columns_of_batch(path, _batch(path, layout, identity, content), layout)
+
+    def open_documents(self, path: Path, layout: RecordLayout, identity: str, content: memoryview) -> ShardDocuments:
+        """Ids and lengths, as views of `content`; what the other columns hold is proved when the shard is opened.
+
+        Raises:
+            CaskCorruptionError: As `open`, as far as these tell.
+        """
+        with _arrow_explained(path):
+            return documents_of_batch(path, _batch(path, layout, identity, content), layout)
+
+
+def _batch(path: Path, layout: RecordLayout, identity: str, content: memoryview | None) -> Any:
+    """The one record batch of a shard's file, which is mapped where its content is not given."""
+    if content is not None:
+        buffer = pa.py_buffer(content)
+    else:
+        with pa.memory_map(str(path)) as source:
+            # Closing the source gives the file descriptor back; the buffer keeps the mapping itself alive.
+            buffer = source.read_buffer()
+    # From a buffer, not from the file: a file's footer is read by Arrow's thread pool, which costs two thread switches
+    # per shard and does not exist in a forked worker.
+    reader = pa.ipc.open_file(pa.BufferReader(buffer))
+    if reader.num_record_batches != 1:
+        raise CaskCorruptionError(f"{path}: {reader.num_record_batches} record batches, expected 1")
+    batch = reader.get_batch(0)
+    batch.validate()
+    require_schema(path, batch.schema, layout, identity)
+    return batch
+
+
+@contextmanager
+def _arrow_explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the operating system's; without a number it is Arrow's, about what it read
+        # The last one comes from damaged names: Arrow decodes them only when they are asked for.
+        raise CaskCorruptionError(f"{path}: not a readable Arrow IPC file ({error}). {REPAIR_ADVICE}.") from error
+
+
+def _write_options() -> Any:
+    return pa.ipc.IpcWriteOptions(metadata_version=pa.ipc.MetadataVersion.V5, compression=None, use_threads=False)

@@ -1,0 +1,1 @@
+"""What the bytes of a cask mean: manifest, columns, codecs. No file is opened here."""

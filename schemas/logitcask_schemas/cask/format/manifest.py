@@ -1,0 +1,186 @@
+"""The documents of a cask: its manifest (cask.json), one entry per shard, and the index that repeats the entries."""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
+
+from logitcask_schemas.errors import CaskCorruptionError, IdentityMismatchError
+from logitcask_schemas.record.capture_spec import CaptureSpec, stored_spec
+from logitcask_schemas.record.identity import Accept, TeacherIdentity
+
+_BLANK: Final = "0" * 64
+_MARK: Final = b'"checksum":"'
+
+
+def seal(document: dict[str, Any]) -> bytes:
+    """The document as compact JSON with its checksum as first member.
+
+    The order of members is kept, so the same document always gives the same bytes.
+    """
+    text = json.dumps({"checksum": _BLANK, **document}, separators=(",", ":"), ensure_ascii=True)
+    blank = text.encode() + b"\n"
+    return blank.replace(_BLANK.encode(), hashlib.sha256(blank).hexdigest().encode(), 1)
+
+
+def unseal(data: bytes, *, where: Path | str, advice: str) -> dict[str, Any]:
+    """The members of a sealed document without its checksum.
+
+    Args:
+        data: The file's bytes.
+        where: The file or object, for the error.
+        advice: What the user can do when the file is damaged.
+
+    Raises:
+        CaskCorruptionError: No JSON object, no checksum, or bytes that do not match it.
+    """
+    start = data.find(_MARK)
+    stored = data[start + len(_MARK) : start + len(_MARK) + 64]
+    if start < 0 or len(stored) != 64:
+        raise CaskCorruptionError(f"{where}: no checksum in a file of {len(data)} bytes. {advice}")
+    blank = data[: start + len(_MARK)] + _BLANK.encode() + data[start + len(_MARK) + 64 :]
+    computed = hashlib.sha256(blank).hexdigest().encode()
+    if stored != computed:
+        raise CaskCorruptionError(
+            f"{where}: the checksum inside says {stored.decode(errors='replace')}, "
+            f"its {len(data)} bytes give {computed.decode()}. {advice}"
+        )
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CaskCorruptionError(f"{where}: not JSON although its checksum matches ({error}). {advice}") from error
+    if not isinstance(document, dict):
+        raise CaskCorruptionError(f"{where}: expected a JSON object, got {type(document).__name__}. {advice}")
+    document.pop("checksum", None)
+    return document
+
+
+FORMAT_VERSION: Final = 1
+MAX_VOCAB_SIZE: Final = 1 << 24
+"""Ids are stored in at most 16 + 8 bits."""
+
+Sha256Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+MAX_VALUES: Final = 2**31 - 1
+"""Of one column of a shard: Arrow's list offsets are int32."""
+Count = Annotated[int, Field(ge=0, le=MAX_VALUES)]
+AnswerCount = Annotated[int, Field(ge=0, le=MAX_VALUES, exclude_if=lambda count: count == 0)]
+"""Not written where it is 0, so that entries of shards without answers keep their bytes."""
+
+
+def _as_stored(capture: object, validate: ValidatorFunctionWrapHandler) -> object:
+    # A spec that an older version stored is outside today's limits, also when it is handed on from cask to cask.
+    if isinstance(capture, CaptureSpec):
+        return capture
+    return stored_spec(capture) if isinstance(capture, Mapping) else validate(capture)
+
+
+class CaskManifest(BaseModel):
+    """cask.json: what every shard of the cask has in common. Written once, never changed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["logitcask"] = "logitcask"
+    version: Literal[1] = FORMAT_VERSION
+    teacher: TeacherIdentity
+    capture: Annotated[CaptureSpec, WrapValidator(_as_stored)]
+    created_by: str
+    """Program and version that created the cask."""
+    created_at: str
+    """UTC time of creation, ISO 8601."""
+
+    @model_validator(mode="after")
+    def _storable(self) -> Self:
+        if not 0 < self.teacher.vocab_size <= MAX_VOCAB_SIZE:
+            raise ValueError(f"vocabulary of {self.teacher.vocab_size}; format 1 stores 1 to {MAX_VOCAB_SIZE} ids")
+        return self
+
+    def identity_digest(self) -> str:
+        """SHA-256 (hex) over teacher and capture spec; every shard carries it, so a foreign one is noticed."""
+        both = {"teacher": self.teacher.model_dump(mode="json"), "capture": self.capture.canonical()}
+        return hashlib.sha256(json.dumps(both, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def require_same(
+        self, teacher: TeacherIdentity, capture: CaptureSpec, *, where: str, accept: Collection[Accept] = ()
+    ) -> None:
+        """Raise IdentityMismatchError naming every field of teacher or spec that differs, with both values.
+
+        Args:
+            teacher: the identity offered.
+            capture: the spec offered.
+            where: the cask, for the message.
+            accept: see `TeacherIdentity.require_same`.
+        """
+        self.teacher.require_same(teacher, where=where, accept=accept)
+        mine, theirs = self.capture.canonical(), capture.canonical()
+        if mine != theirs:
+            listing = "; ".join(
+                f"{name}: {mine.get(name)!r} here, {theirs.get(name)!r} offered"
+                for name in sorted(mine.keys() | theirs.keys())
+                if mine.get(name) != theirs.get(name)
+            )
+            raise IdentityMismatchError(
+                f"{where} is for records of another capture spec ({listing}). {_way_on(mine, theirs)}"
+            )
+
+
+def _way_on(mine: dict[str, object], theirs: dict[str, object]) -> str:
+    """What to do about two specs that differ."""
+    if {**mine, "tail_logprobs": None} != {**theirs, "tail_logprobs": None}:
+        return "Use another cask for this spec."
+    here, there, go_on = ("with", "without", "with") if mine["tail_logprobs"] else ("without", "with", "without")
+    return (
+        f"Here it is {here} --held-out (or --tail-logprobs), offered is {there}: capture {go_on} it to go on here, or "
+        "use another cask."
+    )
+
+
+class ShardEntry(BaseModel):
+    """shards/<name>.json: one shard, as its writer published it. Its presence makes the shard part of the cask."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    """Given by the first writer from the SHA-256 of the Arrow form; the file is shards/<name><carrier's suffix>."""
+    carrier: Annotated[str, Field(pattern=r"^[a-z0-9]{1,16}$")] = "arrow"
+    """File format of the shard."""
+    bytes: Annotated[int, Field(ge=0, lt=2**63)]
+    """Size of the shard's file."""
+    sha256: Sha256Hex
+    """Over the shard's file."""
+    identity: Sha256Hex
+    """`CaskManifest.identity_digest` of the cask it was written for."""
+    documents: Annotated[int, Field(ge=1, le=MAX_VALUES)]
+    tokens: Count
+    """Sum of L over the documents."""
+    positions: Count
+    """Sum of L - 1."""
+    head_entries: Count
+    tail_entries: Count
+    """Tail draws."""
+    answer_documents: AnswerCount = 0
+    """Documents that say which of their tokens are answers, or that none is."""
+    answer_ranges: AnswerCount = 0
+    """Ranges of such tokens, with an empty one for each document that has no answer."""
+    answer_positions: AnswerCount = 0
+    """Positions that predict a token of an answer."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.tokens != self.positions + self.documents:
+            raise ValueError(
+                f"{self.documents} documents of {self.tokens} tokens have {self.tokens - self.documents} positions, "
+                f"the entry says {self.positions}"
+            )
+        if (
+            not self.answer_documents <= min(self.documents, self.answer_ranges)
+            or bool(self.answer_ranges) != bool(self.answer_documents)
+            or self.answer_positions > self.positions
+        ):
+            raise ValueError(
+                f"{self.answer_documents} of {self.documents} documents cannot have {self.answer_ranges} ranges of "
+                f"answers with {self.answer_positions} of {self.positions} positions"
+            )
+        return self

@@ -1,0 +1,1 @@
+"""Proving a cask, and taking out what is damaged."""

@@ -1,0 +1,321 @@
+"""Proving a cask: every byte against its shard's SHA-256, every document against the format's rules."""
+
+import hashlib
+import os
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitcask_schemas.cask.carriers.registry import CARRIERS, shard_path
+from logitcask_schemas.cask.directory import entry_names, read_entry, read_index, read_manifest
+from logitcask_schemas.cask.documents import DOCUMENTS_NAME, DocumentTable
+from logitcask_schemas.cask.format.layout import ENTRY_SUFFIX, INDEX_NAME, SHARDS_NAME
+from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.integrity.rules import is_sound
+from logitcask_schemas.cask.opening import read_shard
+from logitcask_schemas.cask.reader import Cask
+from logitcask_schemas.cask.shard import Shard
+from logitcask_schemas.cask.storage.files import open_regular, unreadable
+from logitcask_schemas.errors import (
+    CaskCorruptionError,
+    CaskError,
+    CaskNotFoundError,
+    CaskReadError,
+    InvalidRecordError,
+)
+from logitcask_schemas.record.records import document_id
+
+
+@dataclass(kw_only=True)
+class Survey:
+    """A cask with as many of its entries as can be read; what is wrong outside the shards is in `problems`."""
+
+    cask: Cask
+    """Of all entries that can be read and are the cask's; opens although other parts are damaged."""
+    table: DocumentTable | None
+    """None where there is none, or a damaged one."""
+    indexed: frozenset[str] = frozenset()
+    """Names of the cask's shards that the index repeats; none where it is damaged."""
+    problems: list[str] = field(default_factory=list)
+    """One sentence each."""
+    damaged_files: list[Path] = field(default_factory=list)
+    """Index or table where they are damaged; the next compaction replaces them."""
+    damaged_entries: list[str] = field(default_factory=list)
+    """Names of shards whose entry file cannot be read and that no index knows."""
+    foreign_entries: list[str] = field(default_factory=list)
+    """Names of shards whose entry is another cask's."""
+    strangers: list[str] = field(default_factory=list)
+    """Names in the folder of shards that belong to no entry: unfinished publications, or not the cask's at all."""
+
+
+def survey(path: Path) -> Survey:
+    """Take stock of a cask's folder; opens no shard.
+
+    Raises:
+        CaskNotFoundError, CaskCorruptionError: There is no manifest or no folder of shards, or the manifest is damaged:
+            without it nothing can be said of the rest.
+        CaskReadError: The operating system refuses to read what may be sound.
+    """
+    manifest, problems, damaged_files = read_manifest(path), list[str](), list[Path]()
+    names = entry_names(path)
+    try:
+        entries = read_index(path)
+    except CaskReadError:
+        raise
+    except CaskError as error:
+        problems.append(str(error))
+        damaged_files.append(path / INDEX_NAME)
+        entries = {}
+    indexed, damaged_entries, foreign = {*entries}, [], []
+    for name in names:
+        if name not in entries:
+            try:
+                entries[name] = read_entry(path, name)
+            except CaskReadError:
+                raise
+            except CaskNotFoundError:
+                continue  # taken away since the listing: only a repair does that, of what is not the cask's any more
+            except CaskError as error:
+                problems.append(str(error))
+                damaged_entries.append(name)
+    identity = manifest.identity_digest()
+    for name, entry in list(entries.items()):
+        if entry.identity != identity:
+            problems.append(f"shard {name}: foreign: its entry's identity is {entry.identity}, this cask's {identity}")
+            foreign.append(name)
+            del entries[name]
+    table = None
+    try:
+        table = DocumentTable.open(path, doubted=True)
+        if table is not None:
+            table.verify()
+    except CaskReadError:
+        raise
+    except CaskError as error:
+        problems.append(str(error))
+        damaged_files.append(path / DOCUMENTS_NAME)
+        table = None
+    return Survey(
+        cask=Cask(path, manifest, sorted(entries.values(), key=lambda entry: entry.name)),
+        table=table,
+        indexed=frozenset(indexed.difference(foreign)),
+        problems=problems,
+        damaged_files=damaged_files,
+        damaged_entries=damaged_entries,
+        foreign_entries=foreign,
+        strangers=files_of_no_shard(path, entries.values(), {*names} - entries.keys()),
+    )
+
+
+def files_of_no_shard(path: Path, entries: Iterable[ShardEntry], damaged: Iterable[str]) -> list[str]:
+    """Names in the folder of shards that belong to no shard; see `names_of_no_shard`."""
+    return names_of_no_shard((file.name for file in (path / SHARDS_NAME).iterdir()), entries, damaged)
+
+
+def names_of_no_shard(names: Iterable[str], entries: Iterable[ShardEntry], damaged: Iterable[str]) -> list[str]:
+    """Which of these names belong to no shard, sorted.
+
+    Args:
+        names: What lies among the shards.
+        entries: All shards whose entry can be read.
+        damaged: Names of shards whose entry cannot be read: then any carrier's file may be the shard's.
+    """
+    suffixes = [carrier.suffix for carrier in CARRIERS.values()]
+    belonging = {f"{name}{suffix}" for name in damaged for suffix in (*suffixes, ENTRY_SUFFIX)}
+    for entry in entries:
+        belonging |= {shard_path(Path(), entry).name, entry.name + ENTRY_SUFFIX}
+    return sorted({*names} - belonging)
+
+
+MOST_BYTES_AT_ONCE: Final = 1 << 30
+"""Of shards that are verified at the same time, each of which is read into memory; a larger one is verified alone."""
+_AT_ONCE: Final = 2
+_BLOCK: Final = 1 << 20
+
+
+@dataclass(slots=True, kw_only=True)
+class ShardReport:
+    """What `verify` found about one shard."""
+
+    entry: ShardEntry
+    shard_problems: list[str] = field(default_factory=list)
+    """One sentence each; empty for a sound shard."""
+    entry_problems: list[str] = field(default_factory=list)
+    """About what is written of the shard elsewhere; the shard itself may be sound."""
+    lost_documents: list[str] = field(default_factory=list)
+    """Ids (hex) of documents that cannot be trusted, as far as they can be named."""
+    unnamed_documents: int = 0
+    """Further documents, which neither shard nor table of documents names any more."""
+    removed: bool = False
+    """Whether it was taken out of the cask in the meantime, as a repair does: no problem, and nothing to verify."""
+
+    @property
+    def problems(self) -> list[str]:
+        """All of them."""
+        return [*self.entry_problems, *self.shard_problems]
+
+
+Prove: TypeAlias = Callable[[Cask, ShardEntry, DocumentTable | None], ShardReport]
+"""Verifies one shard, as `verify_shard` does."""
+
+
+def verify_shards(
+    cask: Cask,
+    *,
+    table: DocumentTable | None = None,
+    fraction: float = 1.0,
+    max_seconds: float | None = None,
+    seed: int | None = None,
+    prove: Prove | None = None,
+) -> Iterator[ShardReport]:
+    """Verify shard after shard, two at a time where they fit into `MOST_BYTES_AT_ONCE`.
+
+    A shard is proved whole or not at all, since only its SHA-256 covers every bit. Part of a cask is therefore a random
+    choice of shards; chosen anew each time, repeated parts cover the whole in the long run.
+
+    Args:
+        cask: Open, or from `survey`, which opens a damaged one.
+        table: Its table of documents, to name documents that cannot be read any more.
+        fraction: Stop as soon as shards of this part of the cask's bytes have been visited (at least one shard).
+        max_seconds: Stop before the first shard that would start after this time; None for no limit.
+        seed: Visit shards in this random order; None for the order of the cask.
+        prove: What verifies one shard, called from two threads; None: `verify_shard`.
+
+    Yields:
+        One report per visited shard, in the order in which they are visited.
+    """
+    order = list(cask.entries)
+    if seed is not None:
+        random.Random(seed).shuffle(order)
+    deadline = None if max_seconds is None else time.monotonic() + max_seconds
+    visited, wanted = 0, fraction * cask.num_bytes
+    started: deque[tuple[ShardEntry, Future[ShardReport]]] = deque()
+    # Reading and hashing let other threads run; the main one waits, so that a signal is noticed.
+    pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="verify")
+    try:
+        for entry in order:
+            while started and not _fits(entry, started):
+                yield started.popleft()[1].result()
+            if visited >= wanted or (deadline is not None and time.monotonic() >= deadline):
+                break
+            started.append((entry, pool.submit(prove or verify_shard, cask, entry, table)))
+            visited += entry.bytes
+        while started:
+            yield started.popleft()[1].result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _fits(entry: ShardEntry, started: Sequence[tuple[ShardEntry, Any]]) -> bool:
+    """Whether a shard may be started beside those that are under way."""
+    return len(started) < _AT_ONCE and sum(one.bytes for one, _ in started) + entry.bytes <= MOST_BYTES_AT_ONCE
+
+
+def verify_shard(cask: Cask, entry: ShardEntry, table: DocumentTable | None = None) -> ShardReport:
+    """Verify one shard completely: entry file, size, SHA-256, structure, then document by document.
+
+    Raises:
+        CaskReadError: The operating system refuses to read what may be sound.
+    """
+    known_ids = table.shard(entry.name).ids if table is not None and entry.name in table else None
+    report = ShardReport(entry=entry)
+    try:
+        if read_entry(cask.path, entry.name) != entry:
+            report.entry_problems.append(f"shard {entry.name}: entry file and index disagree")
+    except FileNotFoundError:
+        report.entry_problems.append(f"shard {entry.name}: its entry file is missing, only the index knows it")
+    except CaskReadError:
+        raise
+    except CaskError as error:
+        report.entry_problems.append(str(error))
+    try:
+        # Read anew, not through the cask's cache: what is proved is the file as it is now.
+        shard, found = read_shard(cask.path, entry, cask.layout)
+        if found != entry.sha256:
+            report.shard_problems.append(f"{shard.path}: SHA-256 should be {entry.sha256}, it is {found}")
+    except CaskReadError:
+        raise
+    except CaskError as error:
+        if isinstance(error, CaskNotFoundError) and not _is_listed(cask.path, entry.name):
+            return ShardReport(entry=entry, removed=True)
+        lose_all(report, str(error), table)
+        return report
+    if not is_sound(shard, cask.manifest.teacher.vocab_size):
+        _find_damaged(report, shard, cask.manifest.teacher.vocab_size, known_ids)
+    if known_ids is not None and not report.shard_problems and not np.array_equal(known_ids, shard.document_ids):
+        report.entry_problems.append(f"shard {entry.name}: the table of documents lists other documents. Delete it.")
+    return report
+
+
+def _find_damaged(report: ShardReport, shard: Shard, vocab_size: int, known_ids: NDArray[np.uint8] | None) -> None:
+    """Note which documents of a shard are damaged."""
+    for row in range(shard.num_documents):
+        try:
+            shard.verify(row)
+            require_valid(shard, row, vocab_size)
+        except (CaskError, InvalidRecordError) as error:
+            report.shard_problems.append(str(error))
+            identity = shard.document_ids[row] if known_ids is None else known_ids[row]
+            report.lost_documents.append(identity.tobytes().hex())
+
+
+def lose_all(report: ShardReport, problem: str, table: DocumentTable | None) -> None:
+    """Note a problem that leaves nothing of a shard, and its documents as lost."""
+    name = report.entry.name
+    report.shard_problems.append(problem)
+    if table is not None and name in table:
+        report.lost_documents += [identity.tobytes().hex() for identity in table.shard(name).ids]
+    report.unnamed_documents = report.entry.documents - len(report.lost_documents)
+
+
+def _is_listed(cask: Path, name: str) -> bool:
+    """Whether entry file or index speak of a shard now; where they cannot be read, they may."""
+    try:
+        return os.path.lexists(cask / SHARDS_NAME / (name + ENTRY_SUFFIX)) or name in read_index(cask)
+    except CaskError:
+        return True
+
+
+def strangers(cask: Cask) -> list[str]:
+    """Files among the shards that no entry names: unfinished publications, or not the cask's at all."""
+    known = {entry.name for entry in cask.entries}
+    return files_of_no_shard(cask.path, cask.entries, {*entry_names(cask.path)} - known)
+
+
+def require_valid(shard: Shard, row: int, vocab_size: int) -> None:
+    """Require of a document whose checksum is right that it obeys the format, and is the one it is stored as.
+
+    Raises:
+        CaskCorruptionError: Its token ids give another id.
+        InvalidRecordError: An invariant of the format is broken.
+    """
+    document = shard.read(row)
+    stored, computed = shard.document_ids[row].tobytes(), document_id(document.token_ids_L)
+    where = f"{shard.path}: document {row} ({stored.hex()[:16]})"
+    if stored != computed:
+        raise CaskCorruptionError(f"{where}: its token ids give the id {computed.hex()}")
+    document.check(vocab_size, where=where)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file, read in blocks; errors as `open_regular`."""
+    digest = hashlib.sha256()
+    try:
+        with open_regular(path) as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    except CaskError:
+        raise
+    except OSError as error:
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            raise
+        raise unreadable(path, error) from error
+    return digest.hexdigest()

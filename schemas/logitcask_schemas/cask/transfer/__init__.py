@@ -1,0 +1,1 @@
+"""Copying, joining and dividing casks."""

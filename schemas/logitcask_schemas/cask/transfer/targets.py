@@ -1,0 +1,209 @@
+"""Where an export goes: a local folder or a folder of an object store, each with its own way to publish.
+
+The order is the same in both: for every shard its file and its entry, then the table of documents and the index, at the
+end the manifest. So nobody takes an unfinished copy for the cask: without a manifest it is none. Whatever stops an
+export, what has an entry is complete, and the next run goes on after it. An export into a cask that an earlier one
+finished adds shards as a writer does; the manifest is there then.
+"""
+
+import tempfile
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Protocol, Self
+
+from logitcask_schemas.cask.carriers.carrier import Carrier
+from logitcask_schemas.cask.carriers.registry import carrier_of, shard_path
+from logitcask_schemas.cask.directory import (
+    entry_bytes,
+    entry_names,
+    index_bytes,
+    manifest_bytes,
+    parse_entry,
+    parse_manifest,
+    read_entry,
+    read_manifest,
+    write_index,
+    write_manifest,
+)
+from logitcask_schemas.cask.documents import DOCUMENTS_NAME, ShardDocuments, write_document_table
+from logitcask_schemas.cask.format.layout import ENTRY_SUFFIX, INDEX_NAME, MANIFEST_NAME, SHARDS_NAME
+from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry
+from logitcask_schemas.cask.publication import prepare_folder, publish_entry, sweep
+from logitcask_schemas.cask.storage.files import FileOperations, LocalFiles, publish_file, size_of
+from logitcask_schemas.cask.storage.lock import writers_lock
+from logitcask_schemas.cask.storage.object_store import RemoteStore
+from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError, CaskWriteError
+
+WriteShard = Callable[[BinaryIO], ShardEntry]
+"""Writes a shard to an open file and describes it."""
+
+
+class ExportTarget(Protocol):
+    """A cask being made; use as a context manager."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def prepare(self, manifest: CaskManifest) -> dict[str, ShardEntry]:
+        """Require what is already there to be of the same teacher and spec.
+
+        Returns:
+            The entries that are there, by name, of shards whose file is there with its full size.
+        """
+        ...
+
+    def publish(self, carrier: Carrier, write: WriteShard) -> ShardEntry:
+        """Make one shard, then its entry, durable."""
+        ...
+
+    def finish(self, entries: Sequence[ShardEntry], documents: Mapping[str, ShardDocuments]) -> None:
+        """Write the table of documents and the index, over all shards by name, then the manifest."""
+        ...
+
+
+class LocalTarget:
+    """A folder; other writers wait until the export is done."""
+
+    def __init__(self, path: Path, *, files: FileOperations | None = None, lock_timeout_seconds: float = 60.0) -> None:
+        self.path = path
+        self._files = files or LocalFiles()
+        self._timeout = lock_timeout_seconds
+        self._held = ExitStack()
+        self._manifest_due: CaskManifest | None = None
+
+    def __enter__(self) -> Self:
+        prepare_folder(self._files, self.path)
+        self._held.enter_context(writers_lock(self.path, holder=uuid.uuid4().hex, timeout_seconds=self._timeout))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._held.close()
+
+    def prepare(self, manifest: CaskManifest) -> dict[str, ShardEntry]:
+        """See `ExportTarget.prepare`."""
+        if (self.path / MANIFEST_NAME).exists():
+            read_manifest(self.path).require_same(manifest.teacher, manifest.capture, where=str(self.path))
+        else:
+            self._manifest_due = manifest
+        entries = {name: read_entry(self.path, name) for name in entry_names(self.path)}
+        _require_identity(str(self.path), entries.values(), manifest)
+        sweep(self._files, self.path, entries.values())
+        return {name: entry for name, entry in entries.items() if _is_whole(self.path, entry)}
+
+    def publish(self, carrier: Carrier, write: WriteShard) -> ShardEntry:
+        """See `ExportTarget.publish`."""
+        entries: list[ShardEntry] = []
+
+        def named(file: BinaryIO) -> str:
+            entries.append(write(file))
+            return entries[0].name + carrier.suffix
+
+        publish_file(self._files, self.path / SHARDS_NAME, named)
+        publish_entry(self._files, self.path, entries[0], carrier)
+        return entries[0]
+
+    def finish(self, entries: Sequence[ShardEntry], documents: Mapping[str, ShardDocuments]) -> None:
+        """See `ExportTarget.finish`."""
+        write_document_table(self._files, self.path, documents)
+        write_index(self._files, self.path, entries)
+        if self._manifest_due is not None:
+            write_manifest(self._files, self.path, self._manifest_due)
+
+
+class RemoteTarget:
+    """A folder of an object store. No lock: two exports of one cask write the same objects."""
+
+    def __init__(self, store: RemoteStore) -> None:
+        self._store = store
+        self._staging: tempfile.TemporaryDirectory[str] | None = None
+        self._manifest_due: CaskManifest | None = None
+
+    def __enter__(self) -> Self:
+        self._staging = tempfile.TemporaryDirectory(prefix="logitcask-export-")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._staging is not None:
+            self._staging.cleanup()
+
+    def prepare(self, manifest: CaskManifest) -> dict[str, ShardEntry]:
+        """See `ExportTarget.prepare`."""
+        try:
+            there = self._store.read(MANIFEST_NAME)
+        except CaskNotFoundError:
+            self._manifest_due = manifest
+        else:
+            found = parse_manifest(there, where=self._where(MANIFEST_NAME))
+            found.require_same(manifest.teacher, manifest.capture, where=self._store.url)
+        sizes = self._store.sizes(SHARDS_NAME)
+        whole = {}
+        for name in sorted(sizes):
+            if name.endswith(ENTRY_SUFFIX):
+                path = f"{SHARDS_NAME}/{name}"
+                entry = parse_entry(self._store.read(path), where=self._where(path))
+                _require_identity(self._store.url, [entry], manifest)
+                if sizes.get(entry.name + carrier_of(entry).suffix) == entry.bytes:
+                    whole[entry.name] = entry
+        return whole
+
+    def publish(self, carrier: Carrier, write: WriteShard) -> ShardEntry:
+        """See `ExportTarget.publish`. The shard is made on the local disk first."""
+        assert self._staging is not None, "use the target as a context manager"
+        staged = Path(self._staging.name) / "shard"
+        try:
+            try:
+                with staged.open("wb") as file:
+                    entry = write(file)
+            except OSError as error:
+                if isinstance(error, CaskError):
+                    raise
+                raise CaskWriteError(
+                    f"{staged}: could not make the shard there: {error.strerror}. Free some space, or set TMPDIR.",
+                    error.errno,
+                ) from error
+            self._store.upload(staged, f"{SHARDS_NAME}/{entry.name}{carrier.suffix}")
+        finally:
+            staged.unlink(missing_ok=True)
+        self._store.write(f"{SHARDS_NAME}/{entry.name}{ENTRY_SUFFIX}", entry_bytes(entry))
+        return entry
+
+    def finish(self, entries: Sequence[ShardEntry], documents: Mapping[str, ShardDocuments]) -> None:
+        """See `ExportTarget.finish`."""
+        assert self._staging is not None, "use the target as a context manager"
+        staged = Path(self._staging.name)
+        write_document_table(LocalFiles(), staged, documents)
+        self._store.upload(staged / DOCUMENTS_NAME, DOCUMENTS_NAME)
+        self._store.write(INDEX_NAME, index_bytes(entries))
+        if self._manifest_due is not None:
+            self._store.write(MANIFEST_NAME, manifest_bytes(self._manifest_due))
+
+    def _where(self, name: str) -> str:
+        return f"{self._store.url}/{name}"
+
+
+def _require_identity(where: str, entries: Iterable[ShardEntry], manifest: CaskManifest) -> None:
+    """An unfinished export has no manifest yet; its entries tell whose it is."""
+    identity = manifest.identity_digest()
+    for entry in entries:
+        if entry.identity != identity:
+            raise CaskError(
+                f"{where}: holds shard {entry.name} of another teacher or capture spec (identity {entry.identity}, the "
+                f"source's is {identity}): an unfinished export of another cask? Name an empty folder."
+            )
+
+
+def _is_whole(cask: Path, entry: ShardEntry) -> bool:
+    try:
+        return size_of(shard_path(cask, entry)) == entry.bytes
+    except (FileNotFoundError, CaskCorruptionError):
+        return False

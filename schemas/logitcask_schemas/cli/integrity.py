@@ -1,0 +1,280 @@
+"""`logitcask cask verify`, `repair`, `merge` and `split`: proving casks, mending them, joining and dividing them."""
+
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from logitcask_schemas.cli.output import (
+    CaskArgument,
+    JsonOption,
+    byte_progress,
+    number,
+    print_json,
+    print_table,
+)
+from logitcask_schemas.terminal import EXIT_PROBLEMS, counted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from logitcask_schemas.cask.integrity.repair import RepairReport
+    from logitcask_schemas.cask.integrity.verify import Prove, ShardReport, Survey
+
+CARE: Final = "Prove and mend it"
+ARRANGE: Final = "Copy, join and divide casks"
+Sources = Annotated[list[str], typer.Argument(metavar="SRC...", help="Casks to add: folders or URLs.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `logitcask cask`."""
+    for name, command, panel in (
+        ("verify", verify, CARE),
+        ("repair", repair, CARE),
+        ("merge", merge, ARRANGE),
+        ("split", split, ARRANGE),
+    ):
+        app.command(name, rich_help_panel=panel)(command)
+
+
+def verify(
+    cask: CaskArgument,
+    sample: Annotated[
+        float, typer.Option(help="Part of the cask's bytes to prove, as shards chosen at random.", min=0, max=1)
+    ] = 1.0,
+    max_duration: Annotated[
+        float | None, typer.Option(help="Stop after this many seconds; shards are then visited in random order.", min=0)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Prove every byte of every shard, or of some, and name the documents hit. Exit 3 when anything is damaged.
+
+    A cask in an object store is proved as it lies there: each shard is fetched into a temporary
+    folder, the next one while one is proved.
+    """
+    import secrets
+
+    from logitcask_schemas.cask.integrity.verify import verify_shards
+    from logitcask_schemas.errors import CaskError
+
+    reports: list[ShardReport] = []
+    seed = None if max_duration is None and sample == 1 else secrets.randbits(32)
+    with _surveyed(cask) as (taken, prove):
+        opened = taken.cask
+        shards = verify_shards(
+            opened, table=taken.table, fraction=sample, max_seconds=max_duration, seed=seed, prove=prove
+        )
+        stopped: CaskError | None = None
+        with byte_progress() as progress:
+            task = progress.add_task("verifying", total=opened.num_bytes * sample)
+            try:
+                for report in shards:
+                    reports.append(report)
+                    progress.advance(task, report.entry.bytes)
+            except CaskError as error:
+                stopped = error
+        result = _verification(taken, reports)
+    if stopped is not None:
+        result["stopped"] = str(stopped)
+    if as_json:
+        print_json(result)
+    else:
+        _print_verification(cask, result)
+    if stopped is not None:
+        raise stopped
+    if result["problems"]:
+        raise typer.Exit(EXIT_PROBLEMS)
+
+
+@contextmanager
+def _surveyed(place: str) -> "Iterator[tuple[Survey, Prove | None]]":
+    """A cask taken stock of, and what proves a shard of it where that is not simply a file."""
+    from logitcask_schemas.cask.storage.object_store import is_url
+
+    if not is_url(place):
+        from logitcask_schemas.cask.integrity.verify import survey
+
+        yield survey(Path(place)), None
+        return
+    from logitcask_schemas.cask.integrity.remote_verify import survey_url
+
+    with survey_url(place) as found:
+        yield found.taken, found.prove
+
+
+def _verification(taken: "Survey", reports: "list[ShardReport]") -> dict[str, Any]:
+    removed = [report.entry.name for report in reports if report.removed]
+    return {
+        "shards": len(taken.cask.entries),
+        "verified": len(reports) - len(removed),
+        "bytes": sum(report.entry.bytes for report in reports if not report.removed),
+        "problems": [*taken.problems, *(problem for report in reports for problem in report.problems)],
+        "damaged_shards": [report.entry.name for report in reports if report.shard_problems],
+        "lost_documents": [identity for report in reports for identity in report.lost_documents],
+        "unnamed_documents": sum(report.unnamed_documents for report in reports),
+        "strangers": taken.strangers,
+        "removed": removed,
+    }
+
+
+def _print_verification(cask: str, result: dict[str, Any]) -> None:
+    for problem in result["problems"]:
+        print(problem)
+    for identity in result["lost_documents"]:
+        print(f"damaged document {identity}")
+    for name in result["strangers"]:
+        print(f"note: shards/{name} belongs to no entry (an unfinished publication, or not the cask's)")
+    for name in result["removed"]:
+        print(f"note: shard {name} was taken out of the cask in the meantime")
+    hit = len(result["lost_documents"]) + result["unnamed_documents"]
+    state = (
+        f"{counted(len(result['problems']), 'problem')}, {counted(hit, 'document')} hit"
+        if result["problems"]
+        else "sound"
+    )
+    print(f"{result['verified']} of {counted(result['shards'], 'shard')} verified: {state}")
+    if result["problems"]:
+        print(_how_to_mend(cask))
+
+
+def _how_to_mend(cask: str) -> str:
+    from logitcask_schemas.cask.storage.object_store import is_url
+
+    if not is_url(cask):
+        return f"`logitcask cask repair {cask}` takes the damage out and lists what to capture again."
+    return (
+        "What is damaged in an object store is mended on a copy: `logitcask cask import --as-is "
+        f"{cask} DIR` fetches it as it is, `logitcask cask repair DIR` takes the damage out and lists what to capture "
+        "again, `logitcask cask export DIR URL` takes the result to a new address."
+    )
+
+
+def repair(cask: CaskArgument, as_json: JsonOption = False) -> None:
+    """Take damaged shards and documents out; keep, rewrite or list every document. Exit 3 when documents were lost.
+
+    Damaged files are moved to CASK/quarantine. Its requeue.jsonl is a corpus: the `logitcask submit` command that is
+    printed captures it again.
+    """
+    from logitcask_schemas.cask.integrity.repair import REQUEUE_NAME, repair_cask, submit_command
+    from logitcask_schemas.cask.integrity.verify import survey
+    from logitcask_schemas.cask.storage.object_store import is_url
+    from logitcask_schemas.errors import CaskError
+
+    if is_url(cask):
+        raise CaskError(f"{cask}: an object store has no lock, so nothing is mended there. {_how_to_mend(cask)}")
+    path = Path(cask)
+    with byte_progress() as progress:
+        task = progress.add_task("verifying", total=survey(path).cask.num_bytes)
+        report = repair_cask(path, progress=lambda size: progress.advance(task, size))
+    requeue = None if report.quarantine is None else report.quarantine / REQUEUE_NAME
+    command = submit_command(path, requeue) if requeue and report.requeue else None
+    if as_json:
+        print_json(
+            asdict(report)
+            | {"quarantine": None if report.quarantine is None else str(report.quarantine)}
+            | {"requeue": [identity for identity, _ in report.requeue], "requeue_file": requeue and str(requeue)}
+            | {"submit": command}
+        )
+    else:
+        _print_repair(cask, report, command)
+    if report.requeue or report.lost or report.unnamed:
+        raise typer.Exit(EXIT_PROBLEMS)
+
+
+def _print_repair(cask: str, report: "RepairReport", command: str | None) -> None:
+    from logitcask_schemas.cask.integrity.repair import LOST_NAME
+
+    if report.stale_table:
+        print(
+            "note: the table of documents was missing or out of date, as an earlier repair was cut short or somebody "
+            f"removed it; it was made anew. What that repair listed is below {Path(cask) / 'quarantine'}."
+        )
+    if report.quarantine is None:
+        print(f"{cask}: nothing{' else' if report.stale_table else ''} to repair")
+        return
+    for problem in report.problems:
+        print(problem)
+    for identity, _ in report.requeue:
+        print(f"capture again {identity}")
+    for identity in report.lost:
+        print(f"lost with its tokens {identity}")
+    print(f"{counted(len(report.damaged_shards), 'damaged shard')}; sound documents in them: {report.kept_documents}")
+    print(f"{counted(len(report.requeue), 'document')} to capture again" + (f": {command}" if command else ""))
+    gone = f"{counted(len(report.lost), 'document')} whose tokens are lost as well: {report.quarantine / LOST_NAME}"
+    print(gone + (f", and {report.unnamed} of which not even the id is known" if report.unnamed else ""))
+
+
+def merge(
+    target: Annotated[str, typer.Argument(metavar="DST", help="A cask, or a new folder.", show_default=False)],
+    sources: Sources,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy shards that could be shared by hard links.")] = False,
+    verify: Annotated[bool, typer.Option(help="Prove shards before taking them over.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring several casks of one teacher and capture spec together; every document is stored once."""
+    from logitcask_schemas.cask.transfer.merge import merge_casks
+
+    with byte_progress() as progress:
+        task = progress.add_task("merging", total=None)
+        report = merge_casks(
+            _folder(target),
+            sources,
+            link=not copy,
+            verify=verify,
+            planned=lambda total: progress.update(task, total=total),
+            progress=lambda size: progress.advance(task, size),
+        )
+    figures = {"target": target, **asdict(report)}
+    if as_json:
+        return print_json(figures)
+    print_table(("figure", "value"), [[name, number(value)] for name, value in figures.items()])
+    if report.answers_left_out:
+        print(
+            f"{report.answers_left_out:,} documents of the sources say which tokens are answers; the target had "
+            "them before and does not say. Merge target and sources into a new folder to keep what they say."
+        )
+    return None
+
+
+def split(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="A cask: folder or URL; it stays as it is.", show_default=False)
+    ],
+    into: Annotated[
+        tuple[str, str], typer.Option(metavar="A B", help="Folders: the fraction goes to A, the rest to B.")
+    ],
+    fraction: Annotated[float, typer.Option(help="Part of the documents that goes to A.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Chooses which.", min=0)] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Split a cask by document, into held-out and training set; no document changes sides when the cask grows."""
+    from logitcask_schemas.cask.transfer.split import SplitRule, split_cask
+
+    rule = SplitRule(fraction=fraction, seed=seed)
+    with byte_progress() as progress:
+        task = progress.add_task("splitting", total=None)
+        report = split_cask(
+            source,
+            (_folder(into[0]), _folder(into[1])),
+            rule,
+            planned=lambda total: progress.update(task, total=total),
+            progress=lambda size: progress.advance(task, size),
+        )
+    casks = {path: {"added": report.added[side], "present": report.present[side]} for side, path in enumerate(into)}
+    if as_json:
+        return print_json({"source": source, "fraction": fraction, "seed": seed, "casks": casks})
+    for path, counts in casks.items():
+        print(f"{path}: {counted(counts['added'], 'document')} added, {counts['present']:,} there before")
+    return None
+
+
+def _folder(place: str) -> Path:
+    """A local folder to write a cask into."""
+    from logitcask_schemas.cask.storage.object_store import is_url
+    from logitcask_schemas.errors import CaskError
+
+    if is_url(place):
+        raise CaskError(f"{place}: name a local folder, then `logitcask cask export` it to the object store")
+    return Path(place)

@@ -1,0 +1,107 @@
+"""The table of `logitcask cask show`: a line per position, with as many alternatives as the terminal holds."""
+
+import json
+from typing import Any, Final, Literal
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+from logitcask_schemas.cli.output import fit, print_line
+
+Measure = Literal["entropy", "probability"]
+
+_SURE: Final = (46, 160, 67)
+_UNSURE: Final = (215, 58, 73)
+_FULL_ENTROPY: Final = 5.0
+"""Nats at which the colour is that of an unsure teacher; the entropy of 150 equally likely tokens."""
+
+
+def token_strip(positions: list[dict[str, Any]], measure: Measure, *, texts: bool) -> Text:
+    """The tokens of consecutive positions on one strip, each in the colour of the teacher's prediction of it.
+
+    Tokens of answers are underlined.
+
+    Args:
+        positions: From `describe_positions`.
+        measure: Entropy of the distribution that predicted the token, or the probability it gave the token.
+        texts: Whether tokens are JSON strings of text; otherwise they are ids.
+    """
+    strip = Text(_shown(positions[0]["token"], texts), style="dim")
+    for position in positions:
+        mark = "underline " if position.get("answer") else ""
+        strip.append(_shown(position["next"], texts), style=mark + _style(position, measure))
+    return strip
+
+
+def _shown(token: str, texts: bool) -> str:
+    if not texts:
+        return f"{token} "
+    # What a document holds must not steer the terminal: escape sequences are shown, not obeyed.
+    return "".join(one if one in "\n\t" or one.isprintable() else ascii(one)[1:-1] for one in json.loads(token))
+
+
+def _style(position: dict[str, Any], measure: Measure) -> str:
+    if measure == "entropy":
+        doubt = min(max(position["entropy"], 0.0) / _FULL_ENTROPY, 1.0)
+    else:
+        doubt = 1.0 - min(max(position["probability"], 0.0), 1.0)
+    red, green, blue = (round(a + (b - a) * doubt) for a, b in zip(_SURE, _UNSURE, strict=True))
+    return f"black on rgb({red},{green},{blue})"
+
+
+_GAP: Final = "  "
+_TOKEN_CELLS: Final = 14
+_WIDE_TOKEN_CELLS: Final = 24
+_WIDE: Final = 120
+"""Cells of a terminal that has room for the token before, too."""
+LEGEND: Final = (
+    "p: probability of the token that came; entropy: of the whole, in nats;",
+    "tail: probability outside the stored head; draws: tokens that stand for it.",
+)
+
+
+def print_positions(out: Console, positions: list[dict[str, Any]]) -> None:
+    """Print positions from `describe_positions`, then what the columns mean."""
+    wide = out.width >= _WIDE
+    columns: list[tuple[str, list[str], bool]] = [
+        ("at", [str(one["position"]) for one in positions], True),
+        *([("after", [one["token"] for one in positions], False)] if wide else []),
+        ("token", [one["next"] for one in positions], False),
+        ("p", [percent(one["probability"]) for one in positions], True),
+        ("entropy", [f"{one['entropy']:.2f}" for one in positions], True),
+        ("tail", [percent(1 - one["captured"]) for one in positions], True),
+        ("draws", [str(one["draws"]) for one in positions], True),
+    ]
+    most = _WIDE_TOKEN_CELLS if wide else _TOKEN_CELLS
+    widths = [min(max(map(cell_len, [name, *cells])), out.width if right else most) for name, cells, right in columns]
+    room = out.width - sum(widths) - len(_GAP) * len(widths)
+    lines = [[name for name, _, _ in columns], *([cells[i] for _, cells, _ in columns] for i in range(len(positions)))]
+    last = ["most probable", *(_alternatives(one["head"], room, most) for one in positions)]
+    for at, (line, rest) in enumerate(zip(lines, last, strict=True)):
+        cells = [
+            fit(cell, width, right=right) for cell, width, (_, _, right) in zip(line, widths, columns, strict=True)
+        ]
+        print_line(out, Text(_GAP.join([*cells, rest]).rstrip(), style="bold" if at == 0 else ""))
+    for explanation in LEGEND:
+        print_line(out, Text(explanation, style="dim"))
+
+
+def percent(probability: float) -> str:
+    """A probability for people: three digits, in percent."""
+    value = 100 * max(probability, 0.0)
+    if value and value < 0.1:
+        return "<0.1%"
+    return f"{value:.0f}%" if value >= 99.95 else f"{value:.1f}%"
+
+
+def _alternatives(head: list[tuple[str, float]], room: int, most: int) -> str:
+    """As many entries as fit, then how many there are besides."""
+    cut = [fit(token, min(cell_len(token), most)) for token, _ in head]
+    entries = [f"{token} {percent(probability)}" for token, (_, probability) in zip(cut, head, strict=True)]
+    for shown in range(len(entries), 0, -1):
+        rest = [f"+{len(entries) - shown}"] if shown < len(entries) else []
+        text = _GAP.join([*entries[:shown], *rest])
+        if cell_len(text) <= room or shown == 1:
+            return text
+    return ""

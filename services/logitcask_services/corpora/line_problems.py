@@ -1,0 +1,52 @@
+"""What is unusual about documents that are kept: a code for programs, a sentence for people."""
+
+from typing import Any
+
+from logitcask_schemas.errors import LogitcaskError
+
+_KINDS = {dict: "object", list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
+
+
+class LineProblem(LogitcaskError, ValueError):
+    """A line that cannot become a document: a stable code and a sentence for people."""
+
+    def __init__(self, code: str, message: str, custom_id: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.custom_id = custom_id
+
+
+def kind_of_value(value: Any) -> str:
+    """What JSON calls a value."""
+    return _KINDS.get(type(value), "null")
+
+
+NOTES: dict[str, str] = {
+    "blank_line": "blank lines were left out",
+    "byte_order_mark": "a byte order mark inside the file was left out (were files joined?)",
+    "bos_twice": "the text began with the token that the tokenizer puts in front; it stands there once",
+    "eos_twice": "the text ended with the token that the tokenizer puts behind; it stands there once",
+    "bos_inside": "the token that begins a text stands in the middle of one",
+    "eos_inside": "the token that ends a text stands in the middle of one",
+    "ids_bos_twice": "input_ids begin with the tokenizer's first token twice; they are taken as they are",
+    "padding_removed": "padding was cut off, as attention_mask says",
+    "looks_padded": "input_ids begin or end with the same token many times and have no attention_mask; kept",
+    "no_answer": "labels trains no token of the row",
+    "template_date": "the template wrote a date; it is the same fixed one in every run",
+    "tools_dropped": "the template leaves the tools out",
+    "system_dropped": "the template leaves the system message out",
+    "reasoning_dropped": "the template leaves reasoning out",
+    "tool_calls_dropped": "the template leaves tool calls out",
+    "rendering_unproved": "it is not proved that the words of every message came out",
+    "answers_unproved": "it is not proved which tokens are answers; none are marked",
+    "answer_in_shared_token": "a completion begins within a token of its prompt; its answer begins behind that",
+    "control_tokens_in_words": "the text of a control token in a message's words; it stays words",
+    "weight_0": "a message has the weight 0 and is no answer",
+    "answer_cut_off": "all answers were behind max_length and are lost",
+}
+
+
+def sentence_of(code: str) -> str:
+    """The sentence for a code; the code itself where it is another version's."""
+    return NOTES.get(code, code.replace("_", " "))

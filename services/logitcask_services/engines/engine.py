@@ -1,0 +1,96 @@
+"""The engine protocol: token ids in, records out. The service knows nothing else of a teacher."""
+
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from logitcask_schemas.errors import CaptureSpecError, InvalidRecordError, LogitcaskError
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.identity import TeacherIdentity
+from logitcask_schemas.record.records import DocumentRecords, IdArray, Records
+
+
+class EngineError(LogitcaskError, RuntimeError):
+    """The engine behind a teacher stopped; what was in flight is lost and a new engine must be loaded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureTask:
+    """One document to capture. `key` is the caller's and comes back with the result."""
+
+    key: Hashable
+    token_ids_L: IdArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureResult:
+    """The records of one task, or the reason the teacher could not give them (exactly one is set)."""
+
+    key: Hashable
+    document: DocumentRecords | None
+    error: str | None = None
+
+
+class Engine(Protocol):
+    """A loaded teacher. Used from one thread at a time."""
+
+    @property
+    def identity(self) -> TeacherIdentity:
+        """Who the teacher is."""
+        ...
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens a document may have."""
+        ...
+
+    def capture(self, tasks: Iterable[CaptureTask], spec: CaptureSpec) -> Iterator[CaptureResult]:
+        """Yield one result per task, in order of completion.
+
+        Tasks are drawn from the iterable as the engine has room, so it may be long or slow. Closing the generator
+        aborts what is in flight. A fault of one document is its result's error; a dead engine raises.
+
+        Raises:
+            CaptureSpecError: at the first result, where the spec asks for what this teacher cannot give.
+        """
+        ...
+
+    def interrupt(self) -> bool:
+        """Called from another thread: end the engine's own processes, so that a blocked `capture` raises.
+
+        Returns:
+            False where the engine computes in this process and cannot be interrupted.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the teacher's memory and processes. Idempotent."""
+        ...
+
+
+def require_spec(spec: CaptureSpec, vocab_size: int) -> None:
+    """Raise CaptureSpecError where a teacher of this vocabulary cannot do what the spec asks for."""
+    if outside := [token for token in spec.pinned_ids if token >= vocab_size]:
+        raise CaptureSpecError(f"pinned ids {outside} are outside the teacher's vocabulary of {vocab_size}")
+
+
+def refusal(task: CaptureTask, *, max_model_len: int, vocab_size: int) -> str | None:
+    """Why the teacher cannot take a document, or None where it can."""
+    length = len(task.token_ids_L)
+    if length < 2:
+        return f"a document needs at least 2 tokens to have a position, this one has {length}"
+    if length > max_model_len:
+        return f"a document of {length} tokens exceeds the teacher's {max_model_len}; truncate or split it"
+    if (largest := int(task.token_ids_L.max())) >= vocab_size:
+        return f"token id {largest} is outside the teacher's vocabulary of {vocab_size}; another tokenizer made it"
+    return None
+
+
+def result_of(task: CaptureTask, records: Records, vocab_size: int) -> CaptureResult:
+    """Records joined to their document, or what is wrong with them (logits that were not finite, say)."""
+    try:
+        records.check(vocab_size, where="teacher output")
+        document = DocumentRecords(token_ids_L=task.token_ids_L, records=records)
+    except InvalidRecordError as error:
+        return CaptureResult(key=task.key, document=None, error=str(error))
+    return CaptureResult(key=task.key, document=document)

@@ -1,0 +1,126 @@
+"""What vLLM is asked for: arguments that are logitcask's own, those of the caller, and which of them change numbers.
+
+Imports no vLLM, so that the choice can be tested where it is not installed.
+"""
+
+import json
+from typing import Any, Final
+
+from logitcask_schemas.errors import ModelError
+from logitcask_services.engines.model_folder import ModelFolder
+from logitcask_services.engines.vllm.plugin import capturing_architectures
+
+_OWN: Final = {
+    "model": "the model folder is",
+    "runner": "the engine captures",
+    "convert": "the engine captures",
+    "dtype": "there is an argument `dtype`",
+    "max_model_len": "there is an argument `max_model_len`",
+    "trust_remote_code": "code from a model folder never runs",
+    "load_format": "weights are safetensors, which the identity covers",
+    "model_weights": "the identity covers the folder's weights",
+    "hf_config_path": "the identity covers the folder's config.json",
+    "config_format": "the identity covers the folder's config.json",
+    "enable_lora": "an adapter is no part of the identity; merge it into the weights",
+}
+"""Arguments that a caller may not set, and why."""
+
+_NO_NUMBERS: Final = frozenset(
+    {"tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "enable_expert_parallel", "nnodes"}
+    | {"distributed_executor_backend", "max_parallel_loading_workers", "disable_custom_all_reduce", "device"}
+    | {
+        "gpu_memory_utilization",
+        "kv_cache_memory_bytes",
+        "block_size",
+        "swap_space",
+        "cpu_offload_gb",
+        "num_gpu_blocks_override",
+    }
+    | {
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "max_num_partial_prefills",
+        "enable_chunked_prefill",
+        "async_scheduling",
+    }
+    | {
+        "scheduling_policy",
+        "long_prefill_token_threshold",
+        "enable_prefix_caching",
+        "enforce_eager",
+        "compilation_config",
+    }
+    | {"seed", "skip_tokenizer_init", "tokenizer_mode", "disable_log_stats", "enable_log_requests", "download_dir"}
+    | {
+        "safetensors_load_strategy",
+        "use_tqdm_on_load",
+        "optimization_level",
+        "served_model_name",
+        "allowed_local_media_path",
+    }
+)
+"""Arguments that change speed, memory or messages, numbers in their last bits at most. All others are compared."""
+
+
+def vllm_arguments(
+    folder: ModelFolder, *, dtype: str, max_model_len: int | None, options: dict[str, Any], defaults: dict[str, Any]
+) -> dict[str, Any]:
+    """Keyword arguments for vLLM's `EngineArgs`.
+
+    Args:
+        folder: the teacher.
+        dtype: compute dtype by name; never "auto", which vLLM would choose by rules of its own.
+        max_model_len: most tokens of a document; None: what the model was made for.
+        options: the caller's; `hf_overrides` are joined to logitcask's own.
+        defaults: the platform's, which the caller's override.
+
+    Raises:
+        ModelError: an option is not the caller's to choose.
+    """
+    for name in sorted(options.keys() & _OWN.keys()):
+        raise ModelError(f"the vLLM option {name!r} cannot be set: {_OWN[name]}. Leave it out.")
+    overrides = options.get("hf_overrides") or {}
+    if not isinstance(overrides, dict) or "architectures" in overrides:
+        raise ModelError("the vLLM option 'hf_overrides' should be fields of config.json, without `architectures`")
+    return {
+        "skip_tokenizer_init": True,
+        # A cached prefix has no hidden states to capture, and every document is seen once.
+        "enable_prefix_caching": False,
+        "disable_log_stats": True,
+        **defaults,
+        **options,
+        "model": str(folder.path),
+        "runner": "pooling",
+        "dtype": dtype,
+        "max_model_len": max_model_len,
+        "hf_overrides": {**overrides, "architectures": capturing_architectures(folder.architecture)},
+        "trust_remote_code": False,
+        "load_format": "safetensors",
+    }
+
+
+def numeric_options(options: dict[str, Any], *, rope: set[str], longest: int, config: dict[str, Any]) -> dict[str, Any]:
+    """The options that can change numbers, as JSON values, for the teacher's identity.
+
+    Args:
+        options: the caller's.
+        rope: types of the model's rotary embeddings.
+        longest: most tokens of a document, as the engine settled it.
+        config: the model's config.json.
+
+    Raises:
+        ModelError: an option that counts cannot be written down.
+    """
+    counted = {name: value for name, value in sorted(options.items()) if name not in _NO_NUMBERS and value is not None}
+    try:
+        counted = dict(json.loads(json.dumps(counted, allow_nan=False)))
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"vLLM options {sorted(counted)} cannot be written as JSON ({error})") from error
+    if "longrope" in rope:
+        # vLLM takes the long factors for every document as soon as its context exceeds the original one.
+        text = {**config, **(config.get("text_config") or {})}
+        parameters = text.get("rope_parameters") or text.get("rope_scaling") or {}
+        original = text.get("original_max_position_embeddings") or parameters.get("original_max_position_embeddings")
+        long = original is None or longest > original
+        counted["longrope_factors"] = "long" if long else "short"
+    return counted

@@ -1,0 +1,222 @@
+"""The teacher on vLLM: documents go in as they come, records come out as they are done, from one thread.
+
+The engine core runs in vLLM's own process; this one sends token ids and receives packed records, which are read in
+place. Nothing is detokenised, and no Python object is made per entry.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from logitcask_schemas.errors import InvalidRecordError, ModelError
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.identity import TeacherIdentity
+from logitcask_schemas.record.wire import decode_wire
+from logitcask_services.engines.dtypes import Platform, choose_dtype
+from logitcask_services.engines.engine import CaptureResult, CaptureTask, EngineError, refusal, require_spec, result_of
+from logitcask_services.engines.model_config import rope_types
+from logitcask_services.engines.model_folder import ModelFolder
+from logitcask_services.engines.vllm.arguments import numeric_options, vllm_arguments
+from logitcask_services.engines.vllm.request import TASK, document_key, request_kwargs
+from logitcask_services.engines.vllm.watch import watch_engine_core
+
+_CPU_CACHE_BYTES = 2 * 2**30
+"""Key-value cache on a CPU unless told otherwise: prompts pass through once, so a few batches' worth is enough."""
+_CPU_STEP_TOKENS = 1024
+"""Tokens of one step on a CPU, some seconds of work: results, and the end of a cancelled job, come at that pace."""
+_BATCHES_AHEAD = 3
+"""Batches of tokens kept in flight, so that the engine never waits for this process."""
+
+_SHUTDOWN_SECONDS = 6.0
+
+
+class VllmEngine:
+    """`Engine` on vLLM. Load with `load_engine`."""
+
+    def __init__(
+        self, folder: ModelFolder, *, dtype: str = "auto", max_model_len: int | None = None, options: dict[str, Any]
+    ) -> None:
+        """Start the engine; takes from half a minute to many, by the model's size.
+
+        Args:
+            folder: the teacher.
+            dtype: compute dtype, or "auto": the checkpoint's, see `choose_dtype`.
+            max_model_len: most tokens of a document; None: what the model was made for.
+            options: further arguments of vLLM's `EngineArgs`, such as tensor_parallel_size.
+
+        Raises:
+            ModelError: vLLM does not know the architecture or refuses the configuration, or an option is not the
+                caller's to choose.
+            EngineError: the engine's process ended while it started.
+        """
+        # Set before vLLM reads them. A service has threads, and forking a process with threads can deadlock.
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        from vllm import EngineArgs, ModelRegistry, __version__
+        from vllm.platforms import current_platform
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        from logitcask_services.engines.vllm.plugin import register
+
+        register()
+        if folder.architecture not in ModelRegistry.get_supported_archs():
+            raise ModelError(
+                f"{folder.path} is a {folder.architecture}, which this vLLM ({__version__}) does not know; "
+                "use the transformers engine for it"
+            )
+        arguments = vllm_arguments(
+            folder,
+            dtype=choose_dtype(dtype, folder.checkpoint_dtype, _platform(current_platform)),
+            max_model_len=max_model_len,
+            options=options,
+            defaults=_platform_defaults(current_platform),
+        )
+        try:
+            self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"vLLM cannot serve {folder.path} as asked: {error}") from error
+        except RuntimeError as error:
+            raise EngineError(
+                f"vLLM's engine process for {folder.path} did not start: {error} Its log above says why; "
+                "too little memory for weights and cache is the usual cause."
+            ) from error
+        config = self._engine.vllm_config
+        self._max_model_len: int = config.model_config.max_model_len
+        self._tokens_ahead: int = _BATCHES_AHEAD * config.scheduler_config.max_num_batched_tokens
+        self._requests_ahead: int = 2 * config.scheduler_config.max_num_seqs
+        self._watch_ended = watch_engine_core(self._engine.engine_core)
+        self._serial = 0
+        self._closed = self._capturing = False
+        self._identity = folder.identity(
+            dtype=str(config.model_config.dtype).removeprefix("torch."),
+            vocab_size=config.model_config.get_vocab_size(),
+            engine="vllm",
+            engine_version=__version__,
+            engine_options=numeric_options(
+                options, rope=rope_types(folder.numeric_fields), longest=self._max_model_len, config=folder.config
+            ),
+        )
+
+    @property
+    def identity(self) -> TeacherIdentity:
+        """Who the teacher is."""
+        return self._identity
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens a document may have."""
+        return self._max_model_len
+
+    def capture(self, tasks: Iterable[CaptureTask], spec: CaptureSpec) -> Iterator[CaptureResult]:
+        """Yield one result per task, in order of completion; see `Engine.capture`.
+
+        Raises:
+            EngineError: the engine's process died, or another capture of this engine is still open.
+            CaptureSpecError: a pinned id is outside the vocabulary.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        # Here and not in the engine's process, which would die of it.
+        require_spec(spec, self._identity.vocab_size)
+        if self._capturing:
+            raise EngineError("another capture of this engine is still open; exhaust or close its generator first")
+        self._capturing = True
+        spec_json = spec.model_dump_json()
+        waiting: dict[str, CaptureTask] = {}
+        tokens = 0
+        source = iter(tasks)
+        exhausted = False
+        try:
+            while not exhausted or waiting:
+                while not exhausted and tokens < self._tokens_ahead and len(waiting) < self._requests_ahead:
+                    task = next(source, None)
+                    if task is None:
+                        exhausted = True
+                    elif (reason := self._submit(task, spec_json, waiting)) is not None:
+                        yield CaptureResult(key=task.key, document=None, error=reason)
+                    else:
+                        tokens += len(task.token_ids_L)
+                for output in self._engine.step() if waiting else ():
+                    task = waiting.pop(output.request_id)
+                    tokens -= len(task.token_ids_L)
+                    yield self._result(task, output)
+        except EngineDeadError as error:
+            waiting.clear()
+            raise EngineError(
+                "vLLM's engine process died (its log says why; out of memory is the usual cause). "
+                "Records handed over so far are complete; load the engine again to go on."
+            ) from error
+        finally:
+            self._capturing = False
+            if waiting:
+                self._engine.abort_request(list(waiting))
+
+    def interrupt(self) -> bool:
+        """Kill the processes of the engine core; see `Engine.interrupt`."""
+        manager = getattr(getattr(self._engine.engine_core, "resources", None), "engine_manager", None)
+        processes = [process for process in getattr(manager, "processes", ()) if process.pid is not None]
+        for process in processes:
+            process.kill()
+        return bool(processes)
+
+    def close(self) -> None:
+        """End the engine's processes. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._watch_ended.set()
+            core = self._engine.engine_core
+            core.shutdown(timeout=_SHUTDOWN_SECONDS)
+            context = getattr(core, "ctx", None)  # absent where the core runs in this process
+            if context is not None:
+                context.term()  # vLLM closes its sockets and leaves the ZeroMQ context behind
+
+    def _submit(self, task: CaptureTask, spec_json: str, waiting: dict[str, CaptureTask]) -> str | None:
+        """Send one document to the engine, or say why not."""
+        from vllm import PoolingParams
+        from vllm.inputs import tokens_input
+
+        reason = refusal(task, max_model_len=self._max_model_len, vocab_size=self._identity.vocab_size)
+        if reason is not None:
+            return reason
+        parameters = PoolingParams(
+            task=TASK,
+            skip_reading_prefix_cache=True,
+            extra_kwargs=request_kwargs(spec_json, document_key(task.token_ids_L)),
+        )
+        self._serial += 1
+        name = str(self._serial)
+        try:
+            self._engine.add_request(name, tokens_input(task.token_ids_L.tolist()), parameters)
+        except ValueError as error:
+            return f"vLLM refused the document: {error}"
+        waiting[name] = task
+        return None
+
+    def _result(self, task: CaptureTask, output: Any) -> CaptureResult:
+        if output.error is not None:
+            return CaptureResult(key=task.key, document=None, error=f"vLLM failed on the document: {output.error}")
+        try:
+            records = decode_wire(output.outputs.data.numpy())
+        except InvalidRecordError as error:
+            return CaptureResult(key=task.key, document=None, error=f"vLLM returned no records: {error}")
+        return result_of(task, records, self._identity.vocab_size)
+
+
+def _platform_defaults(current_platform: Any) -> dict[str, Any]:
+    """Arguments for CPUs: no compilation (slow to start, no gain here), a bounded cache. None for accelerators."""
+    if not current_platform.is_cpu():
+        return {}
+    defaults: dict[str, Any] = {"enforce_eager": True, "max_num_batched_tokens": _CPU_STEP_TOKENS}
+    if not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+        defaults["kv_cache_memory_bytes"] = _CPU_CACHE_BYTES
+    return defaults
+
+
+def _platform(current_platform: Any) -> Platform:
+    import torch
+
+    if current_platform.is_cpu():
+        fast = bool(torch.cpu._is_avx512_bf16_supported()) or bool(torch.cpu._is_amx_tile_supported())
+        return Platform(accelerator=False, bfloat16=fast)
+    return Platform(accelerator=True, bfloat16=torch.bfloat16 in current_platform.supported_dtypes)

@@ -1,0 +1,258 @@
+"""The work behind the extraction routes: checks that need the service, and the object as callers see it."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+
+from starlette.concurrency import run_in_threadpool
+
+from logitcask_schemas.cask.directory import read_manifest
+from logitcask_schemas.cask.format.layout import MANIFEST_NAME
+from logitcask_schemas.record.capture_spec import stored_spec
+from logitcask_services.http.extraction_objects import (
+    DocumentCounts,
+    Event,
+    Extraction,
+    ExtractionCheck,
+    ExtractionCreate,
+    ExtractionPlan,
+    LineCounts,
+    Manifest,
+    Reason,
+    RequestCounts,
+    ShardOfExtraction,
+    Usage,
+)
+from logitcask_services.http.problems import Problem, storage_problem
+from logitcask_services.jobs.database.tables import ExtractionRow
+from logitcask_services.jobs.extraction import FINAL, ExtractionRequest
+from logitcask_services.service import Service
+
+
+def canonical(request: ExtractionCreate) -> bytes:
+    """Bytes that are equal for equal requests."""
+    return json.dumps(request.model_dump(mode="json"), sort_keys=True).encode()
+
+
+def check(service: Service, request: ExtractionCreate) -> ExtractionRequest:
+    """What can be known to be wrong before anything starts. Raises what `check_plan` raises, and NotFoundError."""
+    service.corpora.get(request.corpus_id)
+    check_plan(service, request)
+    return ExtractionRequest(
+        corpus_id=request.corpus_id,
+        cask=request.cask,
+        capture=request.capture.model_dump(mode="json"),
+        max_length=request.max_length,
+        overflow=request.overflow,
+        carrier=request.carrier,
+        on_error=request.on_error,
+        metadata=dict(request.metadata),
+    )
+
+
+def check_plan(service: Service, plan: ExtractionPlan) -> ExtractionCheck:
+    """The same without a corpus, so that nothing is uploaded in vain. Raises Problem, CaskError, CaskNameError."""
+    path = service.folders.cask(plan.cask)
+    for reason in service.not_ready():
+        if reason["code"] == "insufficient_storage":
+            raise storage_problem(reason["message"])
+    facts = service.host.facts
+    if facts is not None:
+        if plan.max_length is not None and plan.max_length > facts.max_model_len:
+            raise Problem(
+                422,
+                "max_length_too_large",
+                f"max_length {plan.max_length} is more than the teacher's context of {facts.max_model_len} tokens",
+                param="max_length",
+            )
+        if beyond := [token for token in plan.capture.pinned_ids if token >= facts.identity.vocab_size]:
+            raise Problem(
+                422,
+                "pinned_ids_outside_vocabulary",
+                f"pinned_ids {beyond} are outside the teacher's vocabulary of {facts.identity.vocab_size}",
+                param="capture.pinned_ids",
+            )
+    exists = (path / MANIFEST_NAME).exists()
+    if exists:
+        manifest = read_manifest(path)
+        # The spec can be compared before the teacher is there to be compared with.
+        identity = facts.identity if facts is not None else manifest.teacher
+        accept = service.settings.accept_teacher
+        manifest.require_same(identity, plan.capture, where=f"cask {plan.cask!r}", accept=accept)
+    return ExtractionCheck(
+        cask=plan.cask,
+        cask_exists=exists,
+        teacher=facts.identity.model if facts is not None else None,
+        max_length=(plan.max_length or facts.max_model_len) if facts is not None else None,
+    )
+
+
+def cancel(service: Service, extraction_id: str) -> ExtractionRow:
+    """Ask an extraction to end. Raises NotFoundError, IllegalTransitionError."""
+    row = service.extractions.cancel(extraction_id)
+    if row.status == "cancelled":
+        service.folders.drop_token_store(row.id)
+    else:
+        service.signals.cancel(row.id)
+    return row
+
+
+def resume(service: Service, extraction_id: str) -> ExtractionRow:
+    """Take a failed extraction up again. Raises NotFoundError, IllegalTransitionError."""
+    row = service.extractions.get(extraction_id)  # first: what a caller wrote need not even be a file's name
+    prepared = (service.folders.token_store(row.id) / "store.json").exists()
+    return service.extractions.resume(extraction_id, prepared=prepared)
+
+
+def present(service: Service, row: ExtractionRow) -> Extraction:
+    """The object, with the live progress of a running one."""
+    pace = service.progress.pace(row.id) if row.status == "in_progress" else None
+    done = min(row.tokens_done + (pace.uncommitted_tokens if pace else 0), row.tokens_total)
+    rate = pace.tokens_per_second if pace else None
+    if rate is None and row.capture_seconds > 0 and row.tokens_captured:
+        rate = row.tokens_captured / row.capture_seconds
+    remaining = row.tokens_total - done
+    return Extraction(
+        id=row.id,
+        status=row.status,
+        corpus_id=row.corpus_id,
+        cask=row.cask,
+        capture=stored_spec(row.capture),
+        max_length=row.max_length,
+        overflow=row.overflow,
+        carrier=row.carrier,
+        on_error=row.on_error,
+        metadata=row.user_metadata,
+        created_at=int(row.timestamps["validating"]),
+        **{f"{status}_at": int(at) for status, at in row.timestamps.items() if status != "validating"},
+        request_counts=RequestCounts(
+            total=row.documents + row.bad_lines + row.skipped_lines,
+            completed=row.captured_documents + row.present_documents,
+            failed=row.failed_documents + row.bad_lines,
+            skipped=row.skipped_lines,
+        ),
+        lines=LineCounts(
+            total=row.lines,
+            bad=row.bad_lines,
+            skipped=row.skipped_lines,
+            truncated=row.truncated_lines,
+            split=row.split_lines,
+            notes=row.notes or {},
+            first_lines=row.first_lines or {},
+        ),
+        documents=DocumentCounts(
+            total=row.documents,
+            captured=row.captured_documents,
+            present=row.present_documents,
+            failed=row.failed_documents,
+        ),
+        usage=Usage(
+            tokens_done=done,
+            tokens_total=row.tokens_total,
+            tokens_captured=row.tokens_captured,
+            bytes_written=row.bytes_written,
+        ),
+        throughput_tps=round(rate, 2) if rate is not None else None,
+        eta_seconds=round(remaining / rate, 1) if rate and row.status == "in_progress" else None,
+        teacher=row.teacher,
+        waiting=Reason.model_validate(row.waiting) if row.waiting else None,
+        error=Reason.model_validate(row.error) if row.error else None,
+    )
+
+
+def manifest(service: Service, row: ExtractionRow) -> Manifest:
+    """The shards an extraction has published so far."""
+    return Manifest(
+        extraction_id=row.id,
+        cask=row.cask,
+        partial=row.status != "completed",
+        teacher=row.teacher,
+        capture=stored_spec(row.capture),
+        shards=[ShardOfExtraction(chunk=shard.chunk, **shard.entry) for shard in service.extractions.shards(row.id)],
+    )
+
+
+MEDIA_TYPE = "text/event-stream"
+POLL_SECONDS = 0.1
+PROGRESS_SECONDS = 1.0
+
+
+class StreamPlaces:
+    """How many streams may be open at once, so that they leave connections to others. For one event loop."""
+
+    def __init__(self, places: int) -> None:
+        self._places = places
+        self._taken = 0
+
+    def require_room(self) -> None:
+        """Raises Problem 503 where all places are taken."""
+        if self._taken >= self._places:
+            raise Problem(
+                503,
+                "too_many_streams",
+                f"{self._places} event streams are open, as many as this service has connections for; read the events "
+                "page by page",
+                headers={"Retry-After": "10"},
+            )
+
+    async def hold(self, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """The stream, which takes a place from its first byte to its last."""
+        self._taken += 1
+        try:
+            async for part in stream:
+                yield part
+        finally:
+            self._taken -= 1
+
+
+def nothing_left(service: Service, row: ExtractionRow, after: int) -> bool:
+    """Whether the extraction has ended and its whole log has been seen."""
+    return row.status in FINAL and not service.log.events(row, after=after, limit=1)
+
+
+async def follow(service: Service, row: ExtractionRow, after: int) -> AsyncIterator[bytes]:
+    """The stream's bytes, from the event after number `after`."""
+    yield b": connected\nretry: 1000\n\n"
+    seen = -1
+    last_sent = last_progress = time.monotonic()
+    progress = b""
+    while not service.signals.stopping.is_set():
+        now = time.monotonic()
+        version = service.signals.version(row.id)
+        if version != seen:
+            seen = version
+            row = await run_in_threadpool(service.extractions.get, row.id)
+            while events := await run_in_threadpool(service.log.events, row, after=after):
+                for event in events:
+                    after = event.seq
+                    yield _encode(event.type, json.dumps(Event.of(event).model_dump()), event.seq)
+                last_sent = now
+            if row.status in FINAL:
+                return
+        if now - last_progress >= PROGRESS_SECONDS and row.status == "in_progress":
+            last_progress = now
+            if (latest := _progress(service, row)) != progress:
+                progress, last_sent = latest, now
+                yield latest
+        if now - last_sent >= service.settings.keepalive_seconds:
+            last_sent = now
+            yield b": still here\n\n"
+        await asyncio.sleep(POLL_SECONDS)
+
+
+def _progress(service: Service, row: ExtractionRow) -> bytes:
+    whole = present(service, row)
+    data = {
+        "status": whole.status,
+        "usage": whole.usage.model_dump(),
+        "request_counts": whole.request_counts.model_dump(),
+        "throughput_tps": whole.throughput_tps,
+        "eta_seconds": whole.eta_seconds,
+    }
+    return _encode("progress", json.dumps(data), None)
+
+
+def _encode(kind: str, data: str, number: int | None) -> bytes:
+    identity = f"id: {number}\n" if number is not None else ""
+    return f"{identity}event: {kind}\ndata: {data}\n\n".encode()

@@ -1,0 +1,175 @@
+"""Routes of extractions."""
+
+import json
+from collections.abc import Iterator
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from logitcask_services.http import extraction_work as work
+from logitcask_services.http.access import Caller
+from logitcask_services.http.corpora import check_bytes
+from logitcask_services.http.dependencies import (
+    After,
+    IdempotencyHeader,
+    InFlightDep,
+    Limit,
+    ServiceDep,
+    key_for,
+    scope_of,
+    unknown_after,
+)
+from logitcask_services.http.extraction_objects import (
+    Event,
+    EventList,
+    Extraction,
+    ExtractionCheck,
+    ExtractionCreate,
+    ExtractionList,
+    ExtractionPlan,
+    Manifest,
+)
+from logitcask_services.http.problems import Problem, documented
+from logitcask_services.jobs.extraction import Status
+
+router = APIRouter(prefix="/v1/extractions", tags=["extractions"], responses=documented(401, 422))
+LastEventId = Annotated[str | None, Header(alias="Last-Event-ID", description="Resume after this event.")]
+MAX_EVENT_ID = 2**63 - 1
+CorpusBytes = Annotated[int, Query(ge=0, le=2**63 - 1, description="Size of the corpus that would be uploaded.")]
+
+
+@router.post(
+    "",
+    status_code=202,
+    responses=documented(404, 409, 413, 415, 507),
+)
+def create_extraction(
+    body: ExtractionCreate,
+    response: Response,
+    service: ServiceDep,
+    in_flight: InFlightDep,
+    caller: Caller,
+    idempotency_key: IdempotencyHeader = None,
+) -> Extraction:
+    """Start an extraction. It is validated, queued and run in the background."""
+    scope = scope_of("extractions", caller)
+    with in_flight.hold(scope, idempotency_key):
+        request = work.check(service, body)
+        row, created = service.extractions.create(request, key_for(scope, idempotency_key, work.canonical(body)))
+    response.headers["Location"] = f"/v1/extractions/{row.id}"
+    response.headers["Retry-After"] = "1"
+    if not created:
+        response.headers["Idempotency-Replayed"] = "true"
+    return work.present(service, row)
+
+
+@router.post("/check", responses=documented(409, 413, 415, 507))
+def check_extraction(
+    body: ExtractionPlan, service: ServiceDep, _: Caller, corpus_bytes: CorpusBytes = 0
+) -> ExtractionCheck:
+    """Whether an extraction like this could be started, before its corpus is uploaded. Starts nothing."""
+    check_bytes(corpus_bytes, service)
+    return work.check_plan(service, body)
+
+
+@router.get("", responses=documented(404))
+def list_extractions(
+    service: ServiceDep, _: Caller, status: Status | None = None, after: After = None, limit: Limit = 20
+) -> ExtractionList:
+    """List extractions, newest first."""
+    with unknown_after():
+        rows = service.extractions.page(status=status, after=after, limit=limit + 1)
+    return ExtractionList(data=[work.present(service, row) for row in rows[:limit]], has_more=len(rows) > limit)
+
+
+@router.get("/{extraction_id}", responses=documented(404))
+def get_extraction(extraction_id: str, service: ServiceDep, _: Caller) -> Extraction:
+    """Look an extraction up."""
+    return work.present(service, service.extractions.get(extraction_id))
+
+
+@router.post("/{extraction_id}/cancel", status_code=202, responses=documented(404, 409))
+def cancel_extraction(extraction_id: str, service: ServiceDep, _: Caller) -> Extraction:
+    """Ask an extraction to end. Published shards stay; documents in flight are dropped."""
+    return work.present(service, work.cancel(service, extraction_id))
+
+
+@router.post("/{extraction_id}/resume", status_code=202, responses=documented(404, 409, 507))
+def resume_extraction(extraction_id: str, service: ServiceDep, _: Caller) -> Extraction:
+    """Take a failed extraction up again. What it has captured stays; documents that failed are tried again."""
+    return work.present(service, work.resume(service, extraction_id))
+
+
+@router.get(
+    "/{extraction_id}/events",
+    response_model=EventList,
+    responses=documented(
+        400,
+        404,
+        others={
+            200: {"content": {work.MEDIA_TYPE: {"schema": {"type": "string"}}}, "description": "A page, or a stream"},
+            204: {"description": "The extraction has ended and every event has been seen (streams only)"},
+        },
+    ),
+)
+async def extraction_events(
+    extraction_id: str,
+    request: Request,
+    service: ServiceDep,
+    _: Caller,
+    after: Annotated[int, Query(ge=0, le=MAX_EVENT_ID, description="Only events after this one.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    last_event_id: LastEventId = None,
+) -> Response | EventList:
+    """The log: a JSON page, or with `Accept: text/event-stream` a stream that follows the extraction to its end."""
+    row = await run_in_threadpool(service.extractions.get, extraction_id)
+    if work.MEDIA_TYPE not in request.headers.get("accept", ""):
+        events = await run_in_threadpool(service.log.events, row, after=after, limit=limit + 1)
+        return EventList(data=[Event.of(event) for event in events[:limit]], has_more=len(events) > limit)
+    start = max(after, _event_number(last_event_id))
+    if await run_in_threadpool(work.nothing_left, service, row, start):
+        return Response(status_code=204)
+    places: work.StreamPlaces = request.app.state.streams
+    places.require_room()
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    following = places.hold(work.follow(service, row, start))
+    return StreamingResponse(following, media_type=work.MEDIA_TYPE, headers=headers)
+
+
+@router.get(
+    "/{extraction_id}/errors",
+    response_class=StreamingResponse,
+    responses=documented(
+        404,
+        others={200: {"content": {"application/jsonl": {"schema": {"type": "string"}}}, "description": "JSON lines"}},
+    ),
+)
+def extraction_errors(extraction_id: str, service: ServiceDep, _: Caller) -> StreamingResponse:
+    """Bad lines and failed documents, one JSON object per line: custom_id, line, document, stage, code, message."""
+    row = service.extractions.get(extraction_id)
+
+    def lines() -> Iterator[bytes]:
+        for page in service.log.failures(row):
+            # In ASCII: readers that split at every line separator of Unicode see one line per object, too.
+            yield "".join(json.dumps(failure) + "\n" for failure in page).encode()
+
+    return StreamingResponse(lines(), media_type="application/jsonl")
+
+
+@router.get("/{extraction_id}/manifest", responses=documented(404))
+def extraction_manifest(extraction_id: str, service: ServiceDep, _: Caller) -> Manifest:
+    """The shards the extraction has published so far, in corpus order."""
+    return work.manifest(service, service.extractions.get(extraction_id))
+
+
+def _event_number(last_event_id: str | None) -> int:
+    if last_event_id is None or last_event_id == "":
+        return 0
+    digits = last_event_id.lstrip("0") or "0"
+    if not last_event_id.isascii() or not last_event_id.isdecimal() or int(digits[:20]) > MAX_EVENT_ID:
+        raise Problem(
+            400, "invalid_event_id", "Last-Event-ID must be the id of an event of this stream", param="Last-Event-ID"
+        )
+    return int(digits)

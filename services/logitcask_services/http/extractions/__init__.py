@@ -1,1 +1,0 @@
-"""`/v1/extractions`: start, follow, cancel, read results."""

@@ -1,0 +1,172 @@
+"""The route of previews."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from secrets import token_hex
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.concurrency import run_in_threadpool
+
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_services.corpora.file_kind import require_lines
+from logitcask_services.corpora.prepare import MIN_LENGTH, DocumentLimits, Overflow, PreparationStoppedError
+from logitcask_services.corpora.preview import as_dict, preview
+from logitcask_services.http.access import Caller
+from logitcask_services.http.dependencies import ServiceDep
+from logitcask_services.http.extraction_objects import MAX_LENGTH, CaskName
+from logitcask_services.http.problems import Problem, documented
+from logitcask_services.pilot.expected_bytes import expected_bytes, with_cask
+from logitcask_services.service import Service
+
+MAX_PREVIEW_BYTES = 16 << 20
+MAX_DOCUMENTS = 50
+PATH = "/v1/previews"
+
+router = APIRouter(prefix=PATH, tags=["previews"], responses=documented(401, 422))
+MAX_WAITING = 8
+"""Previews at once: one holds a core and the tokenizer for a while, the others wait with their lines in memory."""
+BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "JSON lines: a corpus, or whole lines from its beginning.",
+        "content": {"application/jsonl": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+
+class PreviewQueue:
+    """Previews run one at a time; those that wait hold no thread, which other requests need. For one event loop."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+        self._here = 0
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[asyncio.Lock]:
+        """A place for a preview, and the lock that says when it runs. Raises Problem 503 where all are taken."""
+        if self._here >= MAX_WAITING:
+            raise Problem(
+                503,
+                "too_many_previews",
+                f"{MAX_WAITING} previews wait already; try again, or let `logitcask submit --dry-run` use a teacher's "
+                "folder with --teacher",
+                headers={"Retry-After": "10"},
+            )
+        self._here += 1
+        try:
+            yield self._turn
+        finally:
+            self._here -= 1
+
+
+class Preview(BaseModel):
+    """What preparation makes of the lines."""
+
+    model_config = ConfigDict(extra="allow")
+
+    object: str = "preview"
+    lines: int
+    documents: int
+    tokens: int
+    bytes_per_token: Annotated[
+        dict[str, Any], Field(description="`low`, `high`, `expected` (or null) and `basis`: where it comes from.")
+    ]
+
+
+@router.post("", openapi_extra=BODY, responses=documented(400, 413, 415, 503, 507))
+async def create_preview(
+    request: Request,
+    service: ServiceDep,
+    _: Caller,
+    cask: CaskName | None = None,
+    capture: Annotated[str, Query(max_length=4096, description="A capture spec as JSON.")] = "{}",
+    max_length: Annotated[int | None, Query(ge=MIN_LENGTH, le=MAX_LENGTH)] = None,
+    overflow: Overflow = "truncate",
+    documents: Annotated[int, Query(ge=0, le=MAX_DOCUMENTS, description="How many are shown.")] = 3,
+) -> Preview:
+    """Prepare lines as an extraction would, keep nothing, and show what becomes of them."""
+    try:
+        spec = CaptureSpec.model_validate_json(capture)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(('capture', *map(str, fault['loc'])))}: {fault['msg']}" for fault in error.errors()
+        )
+        raise Problem(422, "invalid_request", faults, param="capture") from error
+    queue: PreviewQueue = request.app.state.previews
+    async with queue.place() as turn:
+        body = await _received(request)
+        async with turn:
+            return await run_in_threadpool(_previewed, service, body, cask, spec, max_length, overflow, documents)
+
+
+async def _received(request: Request) -> bytes:
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_PREVIEW_BYTES:
+            raise Problem(413, "body_too_large", f"a preview takes at most {MAX_PREVIEW_BYTES} bytes of whole lines")
+    if not body:
+        raise Problem(400, "empty_body", "there is nothing to preview; send one JSON object per line")
+    require_lines(bytes(body[:512]))
+    return bytes(body)
+
+
+def _previewed(
+    service: Service,
+    body: bytes,
+    cask: str | None,
+    spec: CaptureSpec,
+    max_length: int | None,
+    overflow: Overflow,
+    documents: int,
+) -> Preview:
+    if (facts := service.host.facts) is None:
+        raise Problem(
+            503, "teacher_loading", "the teacher is loading; try again when it is ready", headers={"Retry-After": "5"}
+        )
+    if max_length is not None and max_length > facts.max_model_len:
+        raise Problem(
+            422,
+            "max_length_too_large",
+            f"max_length {max_length} is more than the teacher's context of {facts.max_model_len} tokens",
+            param="max_length",
+        )
+    limits = DocumentLimits(
+        vocab_size=facts.identity.vocab_size,
+        max_length=max_length or facts.max_model_len,
+        overflow=overflow,
+        max_line_bytes=service.settings.max_line_bytes,
+    )
+    # Beside the token stores: what a crash leaves there is swept at the next start.
+    scratch = service.folders.extractions / f"preview-{token_hex(8)}"
+    corpus = scratch / "corpus.jsonl"
+    try:
+        scratch.mkdir()
+        corpus.write_bytes(body)
+        found = preview(
+            corpus,
+            scratch / "store",
+            facts.tokenizer,
+            limits,
+            documents=documents,
+            stopped=service.signals.stopping.is_set,
+        )
+    except PreparationStoppedError as error:
+        raise Problem(503, "stopping", "the service stops; try again when it is back") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    figures = expected_bytes(spec, facts.identity.vocab_size)
+    if cask is not None:
+        figures = with_cask(figures, service.folders.cask(cask), spec)
+    return Preview(
+        **as_dict(found),
+        bytes_per_token=asdict(figures),
+        teacher=facts.identity.model,
+        max_length=limits.max_length,
+        overflow=overflow,
+    )

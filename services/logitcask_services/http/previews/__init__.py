@@ -1,1 +1,0 @@
-"""`/v1/previews`: what an extraction would make of a corpus."""

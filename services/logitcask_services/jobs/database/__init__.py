@@ -1,0 +1,1 @@
+"""The job database: SQLite, and one module for each thing it keeps."""

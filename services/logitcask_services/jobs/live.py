@@ -1,0 +1,117 @@
+"""Progress between two commits: tokens captured but not yet in the cask, and the speed over the last minute."""
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+
+
+class Signals:
+    """Stop, cancel, and "something changed", for worker threads and event streams."""
+
+    def __init__(self) -> None:
+        self.stopping = threading.Event()
+        self._condition = threading.Condition()
+        self._versions: dict[str, int] = {}
+        self._cancelled: set[str] = set()
+        self._changes = 0
+
+    def changed(self, extraction_id: str) -> None:
+        """An extraction's row or log changed; wakes everyone who waits."""
+        with self._condition:
+            self._versions[extraction_id] = self._versions.get(extraction_id, 0) + 1
+            self._changes += 1
+            self._condition.notify_all()
+
+    def version(self, extraction_id: str) -> int:
+        """A number that grows with every change of the extraction in this process."""
+        return self._versions.get(extraction_id, 0)
+
+    @property
+    def changes(self) -> int:
+        """A number that grows with every change of anything. Read it before looking, give it to `wait`."""
+        return self._changes
+
+    def wait(self, seen: int, seconds: float) -> None:
+        """Return when anything changed since `changes` was `seen`, or after `seconds`."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._changes != seen or self.stopping.is_set(), timeout=seconds)
+
+    def stop(self) -> None:
+        """Tell everyone to end."""
+        self.stopping.set()
+        with self._condition:
+            self._condition.notify_all()
+
+    def cancel(self, extraction_id: str) -> None:
+        """Tell the thread that works on an extraction to end it."""
+        self._cancelled.add(extraction_id)
+        self.changed(extraction_id)
+
+    def ends(self, extraction_id: str) -> bool:
+        """Whether work on the extraction should end now: it was cancelled, or the service stops."""
+        return self.stopping.is_set() or extraction_id in self._cancelled
+
+    def is_cancelled(self, extraction_id: str) -> bool:
+        """Whether the extraction was cancelled in this process."""
+        return extraction_id in self._cancelled
+
+
+WINDOW_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """A moment of a running extraction."""
+
+    uncommitted_tokens: int
+    tokens_per_second: float | None
+    """None until two documents have come back."""
+
+
+class LiveProgress:
+    """The one running extraction. Written by the worker, read by anyone."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: str | None = None
+        self._uncommitted = 0
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def begin(self, extraction_id: str) -> None:
+        """A run starts; the meter starts from nothing."""
+        with self._lock:
+            self._running, self._uncommitted = extraction_id, 0
+            self._samples.clear()
+            self._samples.append((time.monotonic(), 0))
+
+    def captured(self, tokens: int) -> None:
+        """A document of that many tokens came back from the teacher."""
+        now = time.monotonic()
+        with self._lock:
+            self._uncommitted += tokens
+            self._samples.append((now, tokens))
+            while len(self._samples) > 2 and self._samples[0][0] < now - WINDOW_SECONDS:
+                self._samples.popleft()
+
+    def committed(self, tokens: int) -> None:
+        """Captured tokens that now count in the database."""
+        with self._lock:
+            self._uncommitted -= tokens
+
+    def end(self) -> None:
+        """The run is over."""
+        with self._lock:
+            self._running, self._uncommitted = None, 0
+            self._samples.clear()
+
+    def pace(self, extraction_id: str) -> Pace | None:
+        """Where the extraction is right now, or None when it is not running."""
+        with self._lock:
+            if self._running != extraction_id:
+                return None
+            span = time.monotonic() - self._samples[0][0]
+            # The first sample only marks where the window starts: its tokens were captured before it.
+            tokens = sum(tokens for _, tokens in self._samples) - self._samples[0][1]
+            rate = tokens / span if len(self._samples) > 1 and span > 0 else None
+            return Pace(uncommitted_tokens=max(self._uncommitted, 0), tokens_per_second=rate)

@@ -1,0 +1,103 @@
+"""Bytes per token to expect of a capture spec before anything is captured: bounds, and a figure where one is known."""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Final, Literal
+
+from logitcask_schemas.cask import Cask
+from logitcask_schemas.cask.format.layout import MANIFEST_NAME, RecordLayout
+from logitcask_schemas.cask.format.manifest import CaskManifest
+from logitcask_schemas.errors import CaskError
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.identity import TeacherIdentity
+
+_MEASURED: Final = (
+    (5, 1.59, 2.54),
+    (10, 1.97, 3.97),
+    (20, 2.75, 6.29),
+    (32, 3.62, 8.65),
+    (50, 4.77, 11.43),
+    (100, 7.62, 15.67),
+    (200, 12.59, 19.19),
+    (400, 21.23, 21.91),
+)
+"""1/tau, head entries and draws per position: SmolLM2-135M on Python sources and documentation (docs/capture.md)."""
+_NO_DIGEST: Final = "0" * 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedBytes:
+    """Bytes per token of an Arrow cask, without the framing of shards."""
+
+    low: float
+    high: float
+    expected: float | None
+    basis: Literal["cask", "measured_elsewhere", "bounds"]
+    """Where `expected` comes from: the cask's own shards; text and teacher of the documentation; nowhere."""
+
+
+def expected_bytes(spec: CaptureSpec, vocab_size: int) -> ExpectedBytes:
+    """From the spec alone; a token is taken for a position."""
+    units = _bytes_per_unit(spec, vocab_size)
+    pinned = len(spec.pinned_ids)
+
+    def total(head: float, draws: float) -> float:
+        return units["token"] + units["position"] + units["head"] * head + units["tail"] * draws
+
+    if spec.mode == "topk":
+        low, high = total(spec.k, 0), total(spec.k + 1 + pinned, 0)
+        return ExpectedBytes(low=low, high=high, expected=None, basis="bounds")
+    if spec.mode == "sampled":
+        most = total(1 + pinned, spec.draws)
+        return ExpectedBytes(low=total(1, 0), high=most, expected=None, basis="bounds")
+    most_head = min(spec.head_max, math.floor(1 / spec.tau) or 1) + 1 + pinned
+    most_draws = min(math.ceil(1 / spec.tau), spec.tail_max)
+    low, high = total(1, 0), total(most_head, most_draws)
+    inverse = 1 / spec.tau
+    if not _MEASURED[0][0] <= inverse <= _MEASURED[-1][0] or pinned:
+        return ExpectedBytes(low=low, high=high, expected=None, basis="bounds")
+    head, draws = _between(inverse)
+    expected = total(min(head, most_head), min(draws, most_draws))
+    return ExpectedBytes(low=low, high=high, expected=expected, basis="measured_elsewhere")
+
+
+def with_cask(bounds: ExpectedBytes, cask: Path, spec: CaptureSpec) -> ExpectedBytes:
+    """What the cask's shards took per token, where it exists, has this spec and holds something."""
+    if not (cask / MANIFEST_NAME).exists():
+        return bounds
+    try:
+        opened = Cask.open(cask)
+    except CaskError:
+        return bounds  # the extraction itself will say what is wrong with it
+    if not opened.num_tokens or opened.manifest.capture.digest() != spec.digest():
+        return bounds
+    measured = opened.num_bytes / opened.num_tokens
+    return ExpectedBytes(low=bounds.low, high=bounds.high, expected=measured, basis="cask")
+
+
+def _between(inverse: float) -> tuple[float, float]:
+    """Head entries and draws at 1/tau, linear in its logarithm between measured ones."""
+    for (left, *low), (right, *high) in pairwise(_MEASURED):
+        if inverse <= right:
+            share = (math.log(inverse) - math.log(left)) / (math.log(right) - math.log(left))
+            return low[0] + share * (high[0] - low[0]), low[1] + share * (high[1] - low[1])
+    return _MEASURED[-1][1], _MEASURED[-1][2]
+
+
+def _bytes_per_unit(spec: CaptureSpec, vocab_size: int) -> dict[str, int]:
+    teacher = TeacherIdentity(
+        model="expected",
+        weights_digest=_NO_DIGEST,
+        dtype="float32",
+        vocab_size=vocab_size,
+        tokenizer_fingerprint=_NO_DIGEST,
+        engine="expected",
+        engine_version="1",
+    )
+    layout = RecordLayout.of(CaskManifest(teacher=teacher, capture=spec, created_by="expected", created_at=""))
+    units = {"token": 0, "position": 0, "head": 0, "tail": 0}
+    for column in layout.columns:
+        units[column.level] += column.bytes_per_unit
+    return units
