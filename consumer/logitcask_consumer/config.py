@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from logitcask_consumer.data import Packing
-from logitcask_consumer.student.vocabulary import ExtraIds
+from logitcask_consumer.data.vocabulary import ExtraIds
 from logitcask_schemas.errors import LogitcaskError
 
 Precision = Literal["auto", "float32", "bfloat16"]

@@ -1,4 +1,4 @@
-"""What others wrote, on a terminal: shown, never obeyed."""
+"""What every command agrees with its caller: exit codes, safe text on a terminal, numbers in sentences."""
 
 import unicodedata
 from typing import Final

@@ -14,11 +14,11 @@ from logitcask_services.jobs.database.corpora import CorpusRegistry
 from logitcask_services.jobs.database.database import Database
 from logitcask_services.jobs.database.extractions import ExtractionStore
 from logitcask_services.jobs.database.log import ExtractionLog
-from logitcask_services.jobs.live import LiveProgress, Signals
+from logitcask_services.jobs.live import Heartbeat, LiveProgress, Signals
 from logitcask_services.jobs.preparer import Claims, Preparer
 from logitcask_services.jobs.teacher import Teacher, TeacherHost
 from logitcask_services.jobs.waiting import Reason, passing_fault
-from logitcask_services.jobs.watchdog import TEACHER_FAILED, Heartbeat, Watchdog
+from logitcask_services.jobs.watchdog import TEACHER_FAILED, Watchdog
 from logitcask_services.jobs.worker import Worker
 from logitcask_services.settings import ServiceSettings
 

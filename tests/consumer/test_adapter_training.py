@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from two_processes import train_in_two_processes
 
 from logitcask_consumer.config import TrainConfig, TrainConfigError
+from logitcask_consumer.run_document import RunFolderError, write_run
 from logitcask_consumer.student.adapters import AdapterError, LoraSpec, base_folder
 from logitcask_consumer.student.students import load_model
 from logitcask_consumer.training.callbacks import read_metrics
-from logitcask_consumer.training.checkpoints import RunFolderError, write_run
 from logitcask_consumer.training.run import train
 from logitcask_schemas.errors import ModelError
 

@@ -14,8 +14,8 @@ from two_processes import run_in_two_processes
 
 from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.data import EMPTY, StepSampler, open_casks
+from logitcask_consumer.run_document import RunFolderError
 from logitcask_consumer.training.callbacks import read_metrics
-from logitcask_consumer.training.checkpoints import RunFolderError
 from logitcask_consumer.training.run import train
 
 FIRST, THIRD = 4, 14

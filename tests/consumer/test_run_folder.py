@@ -17,9 +17,9 @@ from transformers import AutoConfig, TrainerCallback
 
 import logitcask_consumer.training.run as module
 from logitcask_consumer.config import TrainConfig, TrainConfigError
+from logitcask_consumer.run_document import RunFolderError, RunWriteError, latest_checkpoint
 from logitcask_consumer.student.checks import context_of
 from logitcask_consumer.training.callbacks import LogWhenSaving, read_metrics
-from logitcask_consumer.training.checkpoints import RunFolderError, RunWriteError, latest_checkpoint
 from logitcask_consumer.training.run import train
 from logitcask_consumer.training.run_lock import RunBusyError, hold_run
 from logitcask_schemas.errors import CaskNotFoundError, ModelError

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from logitcask_consumer.config import TrainConfig
+from logitcask_consumer.data.vocabulary import StudentVocabulary, beyond_tokens, token_count
 from logitcask_consumer.head import LMHead, LogitTransform, LowRank, check_head, distillation_loss
 from logitcask_consumer.losses import LOSSES
 from logitcask_consumer.report.build import ReportConfig, make_report
-from logitcask_consumer.student.vocabulary import StudentVocabulary, beyond_tokens, token_count
 from logitcask_consumer.training.callbacks import read_metrics
 from logitcask_consumer.training.run import train
 from logitcask_consumer.weights.entropy_top import student_entropy

@@ -12,8 +12,8 @@ from two_processes import train_in_two_processes
 
 from logitcask_consumer.config import TrainConfig, TrainConfigError
 from logitcask_consumer.losses import LossMismatchError, UnknownLossError
+from logitcask_consumer.run_document import RunFolderError, latest_checkpoint
 from logitcask_consumer.training.callbacks import read_metrics
-from logitcask_consumer.training.checkpoints import RunFolderError, latest_checkpoint
 from logitcask_consumer.training.run import train
 from logitcask_consumer.training.trainer import NotFiniteError
 from logitcask_schemas.errors import IdentityMismatchError

@@ -15,8 +15,8 @@ import torch
 from reference_sampler import random_positions, sample, to_target
 
 from logitcask_consumer.head import dense
-from logitcask_consumer.head.dense import TritonPassesError, dense_passes, gradient_, reduce_
-from logitcask_consumer.head.softmax import EagerRest
+from logitcask_consumer.head.dense import dense_passes, gradient_, reduce_
+from logitcask_consumer.head.softmax import EagerRest, TritonPassesError
 from logitcask_consumer.losses.student_rows import Needs
 
 ROWS, VOCAB = 4, 300

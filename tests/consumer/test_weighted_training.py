@@ -12,8 +12,8 @@ from two_processes import train_in_two_processes
 
 from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.data import CaskDataset, NothingTrainedError, open_casks, share_note, trained_share
+from logitcask_consumer.run_document import RunFolderError
 from logitcask_consumer.training.callbacks import read_metrics
-from logitcask_consumer.training.checkpoints import RunFolderError
 from logitcask_consumer.training.run import train
 from logitcask_consumer.training.trainer import DistillTrainer
 from logitcask_consumer.weights import UnknownWeightError, WeightParameterError, Weights

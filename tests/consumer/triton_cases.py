@@ -19,7 +19,8 @@ from logitcask_consumer.head import LMHead, distillation_loss
 from logitcask_consumer.head import triton_passes as triton_dense
 from logitcask_consumer.head import triton_passes as triton_kernels
 from logitcask_consumer.head.chunked import Scales, chunk_gradient
-from logitcask_consumer.head.dense import TritonPassesError, dense_passes, gradient_, reduce_
+from logitcask_consumer.head.dense import dense_passes, gradient_, reduce_
+from logitcask_consumer.head.softmax import TritonPassesError
 from logitcask_consumer.losses import LOSSES, SparseTarget
 from logitcask_consumer.losses.student_rows import Needs
 

@@ -65,7 +65,7 @@ def report(
     from logitcask_consumer.cli.train import quiet_transformers
     from logitcask_consumer.report.build import ReportConfig, make_report
     from logitcask_consumer.report.markdown import acceptance_line, short_table
-    from logitcask_consumer.training.checkpoints import require_finished
+    from logitcask_consumer.run_document import require_finished
 
     quiet_transformers()
     models, logs = tuple(map(labelled_path, model)), tuple(map(labelled_path, train_log or ()))

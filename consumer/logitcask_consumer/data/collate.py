@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from logitcask_consumer.data.dataset import SequenceRecords
+from logitcask_consumer.data.vocabulary import StudentVocabulary
 from logitcask_consumer.losses.target import Offsets, SparseTarget, take_records
-from logitcask_consumer.student.vocabulary import StudentVocabulary
 from logitcask_schemas.errors import DocumentMismatchError, InvalidRecordError
 
 FILL_ID: Final = 0

@@ -1,6 +1,6 @@
 """The LM head with the loss folded in: [rows, vocabulary] exists for one block of rows at a time."""
 
-from logitcask_consumer.head.chunked import LossResult, Terms, distillation_loss
+from logitcask_consumer.head.chunked import LossResult, distillation_loss
 from logitcask_consumer.head.fused_head import ShapeError
 from logitcask_consumer.head.lm_head import LMHead, LogitTransform, LowRank, base_model, check_head
 
@@ -10,7 +10,6 @@ __all__ = [
     "LossResult",
     "LowRank",
     "ShapeError",
-    "Terms",
     "base_model",
     "check_head",
     "distillation_loss",

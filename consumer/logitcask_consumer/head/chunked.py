@@ -15,7 +15,7 @@ from torch import Tensor
 from logitcask_consumer.head.dense import gradient_, reduce_
 from logitcask_consumer.head.fused_head import ShapeError, fused_head, rows_of, wide_dtype
 from logitcask_consumer.head.lm_head import LMHead
-from logitcask_consumer.losses.loss import Loss
+from logitcask_consumer.losses.loss import Loss, Terms
 from logitcask_consumer.losses.target import SparseTarget
 
 
@@ -93,10 +93,6 @@ def chunk_gradient(
             grad_RV = found_RV if grad_RV is None else grad_RV.add_(found_RV)
     assert ce_R is not None
     return ChunkResult(total=total, terms_KR=torch.stack(values), ce_R=ce_R, grad_RV=grad_RV)
-
-
-Terms: TypeAlias = Sequence[tuple[float, Loss]]
-"""A mix of losses, each with its weight."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 Shape legend: R rows of a chunk, V vocabulary size, H head entries, N tail draws.
 
-The passes over the rows are `softmax`'s, or those of `triton_dense`, which are opt-in until they have run on a GPU.
+The passes over the rows are `softmax`'s, or those of `triton_passes`, which are opt-in until they have run on a GPU.
 `_takes_triton` is the one place that chooses, by what `dense_passes` says.
 """
 
@@ -17,19 +17,14 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from logitcask_consumer.head.softmax import Entries, Rest, eager_rest_, flattened
+from logitcask_consumer.head.softmax import Entries, Rest, TritonPassesError, eager_rest_, flattened
 from logitcask_consumer.losses.student_rows import Leaves, Needs, StudentRows
 from logitcask_consumer.losses.target import SparseTarget
-from logitcask_schemas.errors import LogitcaskError
 
 Passes: TypeAlias = Literal["auto", "eager", "triton"]
 """How the passes over [rows, vocabulary] are made; see `dense_passes`."""
 
 _PASSES: ContextVar[Passes] = ContextVar("dense_passes", default="eager")
-
-
-class TritonPassesError(LogitcaskError, RuntimeError):
-    """Triton was asked for passes that it cannot make."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 Shape legend: R rows of a chunk, V vocabulary size, E entries.
 
 The rest is the whole vocabulary, or what is outside the heads. `Rest` is what any way of computing it hands over;
-`EagerRest` here serves every device, `triton_dense` has one with fewer passes for CUDA. With q the softmax of the
+`EagerRest` here serves every device, `triton_passes` has one with fewer passes for CUDA. With q the softmax of the
 logits z over the rest and leaves that are functions of z::
 
     lse = logsumexp z        d lse / d z_j     = q_j
@@ -20,7 +20,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, log_softmax
 
+from logitcask_schemas.errors import LogitcaskError
+
 _BLOCK_BYTES = 2**20
+
+
+class TritonPassesError(LogitcaskError, RuntimeError):
+    """Triton was asked for passes that it cannot make."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,8 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from logitcask_consumer.head.dense import TritonPassesError
-from logitcask_consumer.head.softmax import Entries, Rest, eager_rest_, flattened
+from logitcask_consumer.head.softmax import Entries, Rest, TritonPassesError, eager_rest_, flattened
 
 # mypy: disable-error-code="import-untyped, import-not-found, untyped-decorator"
 

@@ -1,11 +1,8 @@
-"""Distillation losses on sparse targets, applied through the LM head in chunks.
+"""Distillation losses on sparse targets: formulas over a few values per position.
 
 Importing this package registers every loss in `LOSSES`.
 """
 
-from logitcask_consumer.head.chunked import LossResult, Terms, distillation_loss
-from logitcask_consumer.head.fused_head import ShapeError
-from logitcask_consumer.head.lm_head import LMHead, LogitTransform, LowRank, base_model, check_head
 from logitcask_consumer.losses.formulas.adaptive_kl import AdaptiveKL
 from logitcask_consumer.losses.formulas.alpha_beta import AlphaBeta
 from logitcask_consumer.losses.formulas.bild import LogitsDifference
@@ -36,30 +33,21 @@ __all__ = [
     "ForwardKL",
     "GhostKL",
     "JensenShannon",
-    "LMHead",
-    "LogitTransform",
     "LogitsDifference",
     "Loss",
     "LossMismatchError",
     "LossParameterError",
-    "LossResult",
-    "LowRank",
     "Objective",
     "ReverseKL",
-    "ShapeError",
     "SkewKL",
     "SkewReverseKL",
     "SparseTarget",
     "Taid",
     "TailAware",
-    "Terms",
     "ToDi",
     "TopKRenorm",
     "TotalVariation",
     "UnknownLossError",
-    "base_model",
-    "check_head",
-    "distillation_loss",
     "get_loss",
     "register",
 ]

@@ -8,8 +8,9 @@ function of them. What a gradient for those values means for the logits is worke
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeAlias, TypeVar
 
 from torch import Tensor
 
@@ -176,3 +177,7 @@ def require(loss: Loss, capture: CaptureSpec) -> None:
             f"tail_logprobs={str(capture.tail_logprobs).lower()}, temperatures={list(capture.temperatures)}. "
             f"Losses that fit it: {', '.join(fitting)}"
         )
+
+
+Terms: TypeAlias = Sequence[tuple[float, Loss]]
+"""A mix of losses, each with its weight."""

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Final, Generic, Self, TypeVar
 
-from logitcask_consumer.head.chunked import Terms
 from logitcask_consumer.losses.formulas.cross_entropy import CrossEntropy
-from logitcask_consumer.losses.loss import Loss, get_loss, require
+from logitcask_consumer.losses.loss import Loss, Terms, get_loss, require
 from logitcask_consumer.notation import LossParameterError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from logitcask_consumer.cross_tokenizer import AlignedDocuments
 from logitcask_consumer.data import CaskDataset, open_casks
+from logitcask_consumer.data.vocabulary import token_count
 from logitcask_consumer.report import plots
 from logitcask_consumer.report.document import Measured, build_document
 from logitcask_consumer.report.estimates import DocumentBootstrap, Estimate
@@ -22,11 +23,10 @@ from logitcask_consumer.report.evaluate import Columns, evaluate_model, evaluate
 from logitcask_consumer.report.held_out import trained_on, warnings_of
 from logitcask_consumer.report.markdown import to_markdown
 from logitcask_consumer.report.reading import LONGEST, Reading, extra_ids_of, reading_of
+from logitcask_consumer.run_document import METRICS_NAME
 from logitcask_consumer.student.checks import context_of
 from logitcask_consumer.student.students import load_model, load_tokenizer
-from logitcask_consumer.student.vocabulary import token_count
 from logitcask_consumer.training.callbacks import read_metrics
-from logitcask_consumer.training.checkpoints import METRICS_NAME
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import IdentityMismatchError, LogitcaskError
 from logitcask_schemas.record.identity import tokenizer_fingerprint

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from logitcask_consumer.data import Batch, CaskDataset, Collator, target_of
+from logitcask_consumer.data.vocabulary import ExtraIds, StudentVocabulary
 from logitcask_consumer.head import LMHead
 from logitcask_consumer.head.fused_head import default_rows
 from logitcask_consumer.losses import SparseTarget
 from logitcask_consumer.report.reading import document_order
 from logitcask_consumer.student.forward import hidden_states
-from logitcask_consumer.student.vocabulary import ExtraIds, StudentVocabulary
 
 Kind: TypeAlias = Literal["exact", "unbiased", "lower bound", "upper bound"]
 

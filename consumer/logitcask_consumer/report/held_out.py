@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from logitcask_consumer.training.checkpoints import earlier_runs
+from logitcask_consumer.run_document import earlier_runs
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import LogitcaskError
 

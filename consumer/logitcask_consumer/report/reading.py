@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcask_consumer.data import CaskDataset, Packing
+from logitcask_consumer.data.vocabulary import ExtraIds
+from logitcask_consumer.run_document import run_of
 from logitcask_consumer.student.checks import check_student, context_of
 from logitcask_consumer.student.forward import check_packing
-from logitcask_consumer.student.vocabulary import ExtraIds
-from logitcask_consumer.training.checkpoints import run_of
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import LogitcaskError, ModelError
 

@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 
 import torch
 
-from logitcask_consumer.training.checkpoints import INITIAL_NAME, run_folder_of, run_of
+from logitcask_consumer.run_document import INITIAL_NAME, run_folder_of, run_of
 from logitcask_schemas.errors import LogitcaskError, MissingExtraError, ModelError
 
 ADAPTER_NAME: Final = "adapter_config.json"

@@ -3,9 +3,9 @@
 from typing import Any
 
 from logitcask_consumer.data import Packing
+from logitcask_consumer.data.vocabulary import StudentVocabulary
 from logitcask_consumer.head import check_head
 from logitcask_consumer.student.forward import check_packing
-from logitcask_consumer.student.vocabulary import StudentVocabulary
 from logitcask_schemas.cask.format.manifest import CaskManifest
 from logitcask_schemas.errors import ModelError
 

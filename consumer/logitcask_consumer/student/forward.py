@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logitcask_consumer.head import LMHead, Terms, base_model, distillation_loss
+from logitcask_consumer.head import LMHead, base_model, distillation_loss
 from logitcask_consumer.losses import SparseTarget
+from logitcask_consumer.losses.loss import Terms
 from logitcask_consumer.losses.target import take_target
 from logitcask_consumer.weights import EntropyTop
 from logitcask_schemas.errors import ModelError

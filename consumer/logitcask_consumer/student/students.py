@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from logitcask_consumer.head import base_model
+from logitcask_consumer.run_document import RUN_NAME, latest_checkpoint
 from logitcask_consumer.student.adapters import ADAPTER_NAME, base_folder, with_adapters
 from logitcask_consumer.student.kept_layers import KeptLayers, layer_fields
 from logitcask_consumer.student.layer_proof import (
@@ -26,7 +27,6 @@ from logitcask_consumer.student.layer_proof import (
     require_same_behaviour,
     require_same_layers,
 )
-from logitcask_consumer.training.checkpoints import RUN_NAME, latest_checkpoint
 from logitcask_schemas.errors import ModelError
 
 FROM_TEACHER = "from-teacher:layers="

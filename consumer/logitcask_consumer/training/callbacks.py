@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-from logitcask_consumer.training.checkpoints import explained_writes
+from logitcask_consumer.run_document import explained_writes
 
 _SHOWN = ("kl", "ce", "lr", "tokens_per_second")
 _ADVICE = "Free space and give the same command again; it continues from the last checkpoint"

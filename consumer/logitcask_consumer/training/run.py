@@ -13,13 +13,27 @@ from logitcask_consumer.cross_tokenizer.dataset import CrossTokenizerDataset
 from logitcask_consumer.cross_tokenizer.losses import ChunkObjective
 from logitcask_consumer.cross_tokenizer.run import CrossTokenizerRun, require_same_tokenizer
 from logitcask_consumer.data import CaskDataset, open_casks, share_note, trained_share
+from logitcask_consumer.data.vocabulary import beyond_tokens, token_count
 from logitcask_consumer.head import check_head
 from logitcask_consumer.losses import Objective
 from logitcask_consumer.processes import processes
+from logitcask_consumer.run_document import (
+    CHECKPOINTS_NAME,
+    INITIAL_NAME,
+    METRICS_NAME,
+    PARTIAL_NAME,
+    RUN_NAME,
+    RunFolderError,
+    earlier_runs,
+    explained_writes,
+    read_run,
+    require_finished,
+    require_unused,
+    write_run,
+)
 from logitcask_consumer.student.adapters import LoraSpec, freeze_head
 from logitcask_consumer.student.checks import check_context, check_student
 from logitcask_consumer.student.students import StudentSpec, load_model, load_tokenizer
-from logitcask_consumer.student.vocabulary import beyond_tokens, token_count
 from logitcask_consumer.training.arguments import require_trackers
 from logitcask_consumer.training.callbacks import (
     LogWhenSaving,
@@ -30,24 +44,12 @@ from logitcask_consumer.training.callbacks import (
     read_metrics,
 )
 from logitcask_consumer.training.checkpoints import (
-    CHECKPOINTS_NAME,
-    INITIAL_NAME,
-    METRICS_NAME,
-    PARTIAL_NAME,
-    RUN_NAME,
-    RunFolderError,
     choose_checkpoint,
-    earlier_runs,
-    explained_writes,
     partial_folder,
     publish_model,
-    read_run,
     read_state,
-    require_finished,
     require_same_batch,
     require_same_run,
-    require_unused,
-    write_run,
 )
 from logitcask_consumer.training.run_lock import hold_run
 from logitcask_consumer.training.stop_signals import StoppedEarly, StopSignals

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from logitcask_consumer.processes import processes, raise_together
-from logitcask_consumer.training.checkpoints import RunFolderError
+from logitcask_consumer.run_document import RunFolderError
 from logitcask_schemas.errors import LogitcaskError
 
 LOCKS_NAME: Final = ".running"

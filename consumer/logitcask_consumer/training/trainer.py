@@ -14,18 +14,13 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 
 from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.data import Batch, CaskDataset, Collator, StepSampler, target_of, trained_share
+from logitcask_consumer.data.vocabulary import StudentVocabulary
 from logitcask_consumer.losses import Objective
 from logitcask_consumer.processes import processes, raise_together
+from logitcask_consumer.run_document import PARTIAL_NAME, RunWriteError, explained_writes
 from logitcask_consumer.student.forward import DistillTask, attach
-from logitcask_consumer.student.vocabulary import StudentVocabulary
 from logitcask_consumer.training.arguments import training_arguments
-from logitcask_consumer.training.checkpoints import (
-    PARTIAL_NAME,
-    RunWriteError,
-    explained_writes,
-    partial_folder,
-    publish_checkpoint,
-)
+from logitcask_consumer.training.checkpoints import partial_folder, publish_checkpoint
 from logitcask_consumer.training.stop_signals import leave_signals_to_the_trainer
 from logitcask_schemas.errors import LogitcaskError
 

@@ -6,7 +6,6 @@ a position of weight 0 is left out of everything after it; and the selection by 
 made in the forward pass.
 """
 
-from logitcask_consumer.losses.target import take_records, take_target
 from logitcask_consumer.weights.assistant_only import AssistantOnly
 from logitcask_consumer.weights.completion_only import CompletionOnly
 from logitcask_consumer.weights.entropy_top import EntropyTop
@@ -47,6 +46,4 @@ __all__ = [
     "Weights",
     "get_weight",
     "register",
-    "take_records",
-    "take_target",
 ]

@@ -1,4 +1,4 @@
-"""`logitcask cask`: list casks and shards, show documents, give figures; the rest is in `cask_care_cli` and others."""
+"""`logitcask cask`: list casks and shards, show documents, give figures; `integrity` and `transfer` bring the rest."""
 
 import json
 import os
@@ -30,7 +30,6 @@ from logitcask_schemas.errors import CaskError, CaskNotFoundError
 from logitcask_schemas.terminal import counted
 
 if TYPE_CHECKING:
-    from logitcask_schemas.cask.reader import Cask
     from logitcask_schemas.cli.show import Measure
 
 
@@ -47,8 +46,6 @@ def default_cache() -> Path:
 
 def open_place(place: str, *, cache: Path | None = None, cache_bytes: int | None = None) -> "Cask":
     """Open a cask from its folder or URL; of a URL, nothing is kept before a shard or the documents' ids are needed."""
-    from logitcask_schemas.cask.reader import Cask
-
     return Cask.open(place, cache=cache or default_cache(), cache_bytes=cache_bytes or CACHE_BYTES)
 
 

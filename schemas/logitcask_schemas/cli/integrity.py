@@ -1,4 +1,4 @@
-"""`logitcask cask verify`, `repair`, `merge` and `split`: proving casks, mending them, joining and dividing them."""
+"""`logitcask cask verify` and `repair`: proving casks, and mending them."""
 
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -11,9 +11,7 @@ from logitcask_schemas.cli.output import (
     CaskArgument,
     JsonOption,
     byte_progress,
-    number,
     print_json,
-    print_table,
 )
 from logitcask_schemas.terminal import EXIT_PROBLEMS, counted
 
@@ -24,19 +22,12 @@ if TYPE_CHECKING:
     from logitcask_schemas.cask.integrity.verify import Prove, ShardReport, Survey
 
 CARE: Final = "Prove and mend it"
-ARRANGE: Final = "Copy, join and divide casks"
-Sources = Annotated[list[str], typer.Argument(metavar="SRC...", help="Casks to add: folders or URLs.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `logitcask cask`."""
-    for name, command, panel in (
-        ("verify", verify, CARE),
-        ("repair", repair, CARE),
-        ("merge", merge, ARRANGE),
-        ("split", split, ARRANGE),
-    ):
-        app.command(name, rich_help_panel=panel)(command)
+    app.command("verify", rich_help_panel=CARE)(verify)
+    app.command("repair", rich_help_panel=CARE)(repair)
 
 
 def verify(
@@ -204,77 +195,3 @@ def _print_repair(cask: str, report: "RepairReport", command: str | None) -> Non
     print(f"{counted(len(report.requeue), 'document')} to capture again" + (f": {command}" if command else ""))
     gone = f"{counted(len(report.lost), 'document')} whose tokens are lost as well: {report.quarantine / LOST_NAME}"
     print(gone + (f", and {report.unnamed} of which not even the id is known" if report.unnamed else ""))
-
-
-def merge(
-    target: Annotated[str, typer.Argument(metavar="DST", help="A cask, or a new folder.", show_default=False)],
-    sources: Sources,
-    copy: Annotated[bool, typer.Option("--copy", help="Copy shards that could be shared by hard links.")] = False,
-    verify: Annotated[bool, typer.Option(help="Prove shards before taking them over.")] = True,
-    as_json: JsonOption = False,
-) -> None:
-    """Bring several casks of one teacher and capture spec together; every document is stored once."""
-    from logitcask_schemas.cask.transfer.merge import merge_casks
-
-    with byte_progress() as progress:
-        task = progress.add_task("merging", total=None)
-        report = merge_casks(
-            _folder(target),
-            sources,
-            link=not copy,
-            verify=verify,
-            planned=lambda total: progress.update(task, total=total),
-            progress=lambda size: progress.advance(task, size),
-        )
-    figures = {"target": target, **asdict(report)}
-    if as_json:
-        return print_json(figures)
-    print_table(("figure", "value"), [[name, number(value)] for name, value in figures.items()])
-    if report.answers_left_out:
-        print(
-            f"{report.answers_left_out:,} documents of the sources say which tokens are answers; the target had "
-            "them before and does not say. Merge target and sources into a new folder to keep what they say."
-        )
-    return None
-
-
-def split(
-    source: Annotated[
-        str, typer.Argument(metavar="SRC", help="A cask: folder or URL; it stays as it is.", show_default=False)
-    ],
-    into: Annotated[
-        tuple[str, str], typer.Option(metavar="A B", help="Folders: the fraction goes to A, the rest to B.")
-    ],
-    fraction: Annotated[float, typer.Option(help="Part of the documents that goes to A.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="Chooses which.", min=0)] = 0,
-    as_json: JsonOption = False,
-) -> None:
-    """Split a cask by document, into held-out and training set; no document changes sides when the cask grows."""
-    from logitcask_schemas.cask.transfer.split import SplitRule, split_cask
-
-    rule = SplitRule(fraction=fraction, seed=seed)
-    with byte_progress() as progress:
-        task = progress.add_task("splitting", total=None)
-        report = split_cask(
-            source,
-            (_folder(into[0]), _folder(into[1])),
-            rule,
-            planned=lambda total: progress.update(task, total=total),
-            progress=lambda size: progress.advance(task, size),
-        )
-    casks = {path: {"added": report.added[side], "present": report.present[side]} for side, path in enumerate(into)}
-    if as_json:
-        return print_json({"source": source, "fraction": fraction, "seed": seed, "casks": casks})
-    for path, counts in casks.items():
-        print(f"{path}: {counted(counts['added'], 'document')} added, {counts['present']:,} there before")
-    return None
-
-
-def _folder(place: str) -> Path:
-    """A local folder to write a cask into."""
-    from logitcask_schemas.cask.storage.object_store import is_url
-    from logitcask_schemas.errors import CaskError
-
-    if is_url(place):
-        raise CaskError(f"{place}: name a local folder, then `logitcask cask export` it to the object store")
-    return Path(place)

@@ -1,13 +1,16 @@
-"""`logitcask cask export` and `logitcask cask import`: the same cask in another carrier, or in another place."""
+"""`logitcask cask export`, `import`, `merge` and `split`: copying, joining and dividing casks."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
-from logitcask_schemas.cli.integrity import ARRANGE
 from logitcask_schemas.cli.output import JsonOption, byte_progress, number, print_json, print_table
+from logitcask_schemas.terminal import counted
 
+ARRANGE: Final = "Copy, join and divide casks"
+Sources = Annotated[list[str], typer.Argument(metavar="SRC...", help="Casks to add: folders or URLs.")]
 Source = Annotated[
     str, typer.Argument(metavar="SRC", help="A cask: folder or URL (s3://bucket/folder).", show_default=False)
 ]
@@ -17,9 +20,11 @@ Destination = Annotated[
 
 
 def register(app: typer.Typer) -> None:
-    """Add both commands to `logitcask cask`."""
+    """Add the commands to `logitcask cask`."""
     app.command("export", rich_help_panel=ARRANGE)(export_command)
     app.command("import", rich_help_panel=ARRANGE)(import_command)
+    app.command("merge", rich_help_panel=ARRANGE)(merge)
+    app.command("split", rich_help_panel=ARRANGE)(split)
 
 
 def export_command(
@@ -106,3 +111,77 @@ def _print(figures: dict[str, Any], as_json: bool) -> None:
         print_json(figures)
     else:
         print_table(("figure", "value"), [[name, number(value)] for name, value in figures.items()])
+
+
+def merge(
+    target: Annotated[str, typer.Argument(metavar="DST", help="A cask, or a new folder.", show_default=False)],
+    sources: Sources,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy shards that could be shared by hard links.")] = False,
+    verify: Annotated[bool, typer.Option(help="Prove shards before taking them over.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring several casks of one teacher and capture spec together; every document is stored once."""
+    from logitcask_schemas.cask.transfer.merge import merge_casks
+
+    with byte_progress() as progress:
+        task = progress.add_task("merging", total=None)
+        report = merge_casks(
+            _folder(target),
+            sources,
+            link=not copy,
+            verify=verify,
+            planned=lambda total: progress.update(task, total=total),
+            progress=lambda size: progress.advance(task, size),
+        )
+    figures = {"target": target, **asdict(report)}
+    if as_json:
+        return print_json(figures)
+    print_table(("figure", "value"), [[name, number(value)] for name, value in figures.items()])
+    if report.answers_left_out:
+        print(
+            f"{report.answers_left_out:,} documents of the sources say which tokens are answers; the target had "
+            "them before and does not say. Merge target and sources into a new folder to keep what they say."
+        )
+    return None
+
+
+def split(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="A cask: folder or URL; it stays as it is.", show_default=False)
+    ],
+    into: Annotated[
+        tuple[str, str], typer.Option(metavar="A B", help="Folders: the fraction goes to A, the rest to B.")
+    ],
+    fraction: Annotated[float, typer.Option(help="Part of the documents that goes to A.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Chooses which.", min=0)] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Split a cask by document, into held-out and training set; no document changes sides when the cask grows."""
+    from logitcask_schemas.cask.transfer.split import SplitRule, split_cask
+
+    rule = SplitRule(fraction=fraction, seed=seed)
+    with byte_progress() as progress:
+        task = progress.add_task("splitting", total=None)
+        report = split_cask(
+            source,
+            (_folder(into[0]), _folder(into[1])),
+            rule,
+            planned=lambda total: progress.update(task, total=total),
+            progress=lambda size: progress.advance(task, size),
+        )
+    casks = {path: {"added": report.added[side], "present": report.present[side]} for side, path in enumerate(into)}
+    if as_json:
+        return print_json({"source": source, "fraction": fraction, "seed": seed, "casks": casks})
+    for path, counts in casks.items():
+        print(f"{path}: {counted(counts['added'], 'document')} added, {counts['present']:,} there before")
+    return None
+
+
+def _folder(place: str) -> Path:
+    """A local folder to write a cask into."""
+    from logitcask_schemas.cask.storage.object_store import is_url
+    from logitcask_schemas.errors import CaskError
+
+    if is_url(place):
+        raise CaskError(f"{place}: name a local folder, then `logitcask cask export` it to the object store")
+    return Path(place)

@@ -75,8 +75,8 @@ class RecordCapture(torch.nn.Module):
                 draws, [R, n] for multinomial ones, with n not less than any row draws.
 
         Returns:
-            Records in the canonical order of `logitcask_schemas.record.records.Records`. A row whose logits have no finite
-            maximum (NaN, +inf, all masked) has entropy NaN, which `Records.check` reports.
+            Records in the canonical order of `record.records.Records`. A row whose logits have no finite maximum (NaN,
+            +inf, all masked) has entropy NaN, which `Records.check` reports.
 
         Raises:
             ValueError: there are no rows.

@@ -1,4 +1,4 @@
-"""Records on the device: the columns of `logitcask_schemas.record.records.Records` as torch tensors, to cut and to join.
+"""Records on the device: columns as torch tensors, to cut, to join, and to pack into the wire layout.
 
 Shape legend: R rows (positions), H head entries, N draws, T temperatures.
 """

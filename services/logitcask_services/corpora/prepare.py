@@ -9,7 +9,6 @@ from logitcask_services.corpora.line_problems import LineProblem
 from logitcask_services.corpora.lines import (
     ChatLine,
     CorpusLines,
-    LineProblem,
     ParsedLine,
     TextLine,
     TokenLine,

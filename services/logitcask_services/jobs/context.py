@@ -9,9 +9,8 @@ from logitcask_services.folders import ServiceFolders
 from logitcask_services.jobs.database.corpora import CorpusRegistry
 from logitcask_services.jobs.database.extractions import ExtractionStore
 from logitcask_services.jobs.database.log import ExtractionLog
-from logitcask_services.jobs.live import LiveProgress, Signals
+from logitcask_services.jobs.live import Heartbeat, LiveProgress, Signals
 from logitcask_services.jobs.teacher import TeacherHost
-from logitcask_services.jobs.watchdog import Heartbeat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,13 @@
-"""Progress between two commits: tokens captured but not yet in the cask, and the speed over the last minute."""
+"""What threads of one service tell each other in memory: signals, progress between commits, the teacher's heartbeat.
+
+The database is the truth; nothing here outlives the process.
+"""
 
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -115,3 +120,39 @@ class LiveProgress:
             tokens = sum(tokens for _, tokens in self._samples) - self._samples[0][1]
             rate = tokens / span if len(self._samples) > 1 and span > 0 else None
             return Pace(uncommitted_tokens=max(self._uncommitted, 0), tokens_per_second=rate)
+
+
+class Heartbeat:
+    """When the teacher last showed life while somebody waits for it."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    @contextmanager
+    def expected(self) -> Iterator[None]:
+        """While the block runs, the teacher has something to do."""
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since = None
+
+    @contextmanager
+    def excused(self) -> Iterator[None]:
+        """While the block runs, within `expected`, others keep the teacher waiting."""
+        waited_for, self._since = self._since is not None, None
+        try:
+            yield
+        finally:
+            self._since = time.monotonic() if waited_for else None
+
+    def beat(self) -> None:
+        """It shows life, or is given more time."""
+        if self._since is not None:
+            self._since = time.monotonic()
+
+    @property
+    def silence(self) -> float:
+        """Seconds without life; 0 while nobody waits."""
+        since = self._since
+        return 0.0 if since is None else time.monotonic() - since

@@ -10,7 +10,7 @@ from logitcask_schemas.errors import LogitcaskError, MissingExtraError, ModelErr
 from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_services.corpora.tokenizer import DocumentTokenizer
 from logitcask_services.engines.engine import Engine
-from logitcask_services.jobs.watchdog import Heartbeat
+from logitcask_services.jobs.live import Heartbeat
 
 
 @dataclass(slots=True)

@@ -8,56 +8,16 @@ whoever watches over it to start it anew.
 import logging
 import os
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-if TYPE_CHECKING:
-    from logitcask_services.jobs.context import JobContext
+from logitcask_services.jobs.context import JobContext
 
 logger = logging.getLogger(__name__)
 TEACHER_FAILED = 4
 """Exit code of a process that ends because of its teacher; a new process may do better."""
-
-
-class Heartbeat:
-    """When the teacher last showed life while somebody waits for it."""
-
-    def __init__(self) -> None:
-        self._since: float | None = None
-
-    @contextmanager
-    def expected(self) -> Iterator[None]:
-        """While the block runs, the teacher has something to do."""
-        self._since = time.monotonic()
-        try:
-            yield
-        finally:
-            self._since = None
-
-    @contextmanager
-    def excused(self) -> Iterator[None]:
-        """While the block runs, within `expected`, others keep the teacher waiting."""
-        waited_for, self._since = self._since is not None, None
-        try:
-            yield
-        finally:
-            self._since = time.monotonic() if waited_for else None
-
-    def beat(self) -> None:
-        """It shows life, or is given more time."""
-        if self._since is not None:
-            self._since = time.monotonic()
-
-    @property
-    def silence(self) -> float:
-        """Seconds without life; 0 while nobody waits."""
-        since = self._since
-        return 0.0 if since is None else time.monotonic() - since
 
 
 class CurrentRun(Protocol):
@@ -80,9 +40,7 @@ class CurrentRun(Protocol):
 class Watchdog(threading.Thread):
     """Looks at the heartbeat. `hang_seconds` 0 switches it off."""
 
-    def __init__(
-        self, context: "JobContext", *, hang_seconds: float, cancel_seconds: float, load_seconds: float
-    ) -> None:
+    def __init__(self, context: JobContext, *, hang_seconds: float, cancel_seconds: float, load_seconds: float) -> None:
         super().__init__(name="logitcask-watchdog", daemon=True)
         self._context = context
         self._hang = hang_seconds

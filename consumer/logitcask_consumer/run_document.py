@@ -1,0 +1,178 @@
+"""The output folder of a run, and the document in it that says what was trained, on what, and how far it is.
+
+output/
+logitcask.json          what was trained, on what, how; `status` is running or finished. Replaced atomically
+metrics.jsonl           one line per logged step
+initial/                the student before training, where it exists nowhere else
+checkpoints/checkpoint-N   complete; what is being written, or removed, has another name
+config.json, model.safetensors, tokenizer files   the trained student, when finished
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError
+
+from logitcask_schemas.errors import LogitcaskError
+
+RUN_NAME = "logitcask.json"
+METRICS_NAME = "metrics.jsonl"
+INITIAL_NAME = "initial"
+CHECKPOINTS_NAME = "checkpoints"
+PARTIAL_NAME = ".partial"
+"""Folder of what is not complete, in the output folder and in that of the checkpoints."""
+_NOT_OURS = (
+    ("cask.json", "a cask"),
+    ("config.json", "a model"),
+    ("adapter_config.json", "adapters"),
+    ("*.safetensors", "a model"),
+    ("tokenizer*.json", "a tokenizer"),
+)
+"""Files that tell what a folder is, and what that is."""
+_FORMAT = {"format": "logitcask-run", "version": 1}
+
+
+class RunFolderError(LogitcaskError, ValueError):
+    """An output folder cannot be used for this run."""
+
+
+class RunWriteError(LogitcaskError, OSError):
+    """The file system refused to take bytes; what was complete before still is."""
+
+
+@contextmanager
+def explained_writes(place: Path, advice: str) -> Iterator[None]:
+    """Turn what fails while files are written into one sentence.
+
+    Args:
+        place: what is written.
+        advice: what to do.
+
+    Raises:
+        RunWriteError: the disk is full, or another fault of the file system.
+    """
+    try:
+        yield
+    except LogitcaskError:
+        raise
+    # torch and safetensors have errors of their own, whose texts do not always name the system's.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error).partition("\n")[0]
+        standing = next((folder for folder in (place, *place.parents) if folder.exists()), Path())
+        free = shutil.disk_usage(standing).free
+        raise RunWriteError(f"{place} cannot be written: {reason} ({free:,} bytes are free there). {advice}") from error
+
+
+def read_run(output: Path) -> dict[str, Any] | None:
+    """The run document of a folder, or None where there is none.
+
+    Raises:
+        RunFolderError: it is damaged or of another format.
+    """
+    path = output / RUN_NAME
+    if not path.is_file():
+        return None
+    try:
+        run: dict[str, Any] = json.loads(path.read_text())
+        if not isinstance(run, dict):
+            raise TypeError("it is no object")
+    except (ValueError, TypeError) as error:
+        raise RunFolderError(f"{path} is not the JSON of a run ({error}); use another output folder") from error
+    if {name: run.get(name) for name in _FORMAT} != _FORMAT:
+        found = {name: run.get(name) for name in _FORMAT}
+        raise RunFolderError(f"{path} should say {_FORMAT}, it says {found}; use another output folder")
+    return run
+
+
+def write_run(output: Path, status: Literal["running", "finished"], content: dict[str, Any]) -> None:
+    """Replace the run document atomically and durably.
+
+    Raises:
+        RunWriteError: it cannot be written.
+    """
+    with explained_writes(output / RUN_NAME, "Free space, or mend what is wrong, and give the same command again"):
+        output.mkdir(parents=True, exist_ok=True)
+        temporary = output / f".{RUN_NAME}.tmp"
+        with temporary.open("w") as file:
+            json.dump({**_FORMAT, "status": status, **content}, file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(output / RUN_NAME)
+        sync(output)
+
+
+def require_unused(output: Path) -> None:
+    """Raise RunFolderError where an output folder without a run holds a model or a cask, which a run would write over.
+
+    The folder of the teacher or of the student may have been named by mistake, and could not be had again.
+    """
+    if (output / RUN_NAME).exists():
+        return
+    for pattern, what in _NOT_OURS:
+        if path := next(output.glob(pattern), None):
+            raise RunFolderError(
+                f"the output folder {output} holds {what} that no run made ({path.name}); a run would write over it. "
+                "Name another folder (--output)"
+            )
+
+
+def require_finished(folder: Path) -> None:
+    """Raise RunFolderError where a model folder is the output of a run that has not ended."""
+    run = read_run(folder)
+    if run is None or run["status"] == "finished":
+        return
+    last = latest_checkpoint(folder)
+    raise RunFolderError(
+        f"{folder} holds a training run that has not finished, so no model yet. Give its command again to finish it"
+        + (f", or name its last checkpoint, {last}" if last else "")
+    )
+
+
+def run_folder_of(folder: Path) -> Path:
+    """The output folder of the run that a model folder belongs to, if one made it: itself, or its checkpoint's."""
+    is_checkpoint = (folder / "trainer_state.json").is_file() and folder.absolute().parent.name == CHECKPOINTS_NAME
+    return folder.absolute().parent.parent if is_checkpoint else folder
+
+
+def run_of(folder: Path) -> dict[str, Any] | None:
+    """The run that a model folder comes from, also where it is one of the run's checkpoints; None where no run made it.
+
+    Raises:
+        RunFolderError: see `read_run`.
+    """
+    return read_run(run_folder_of(folder))
+
+
+def earlier_runs(folder: Path | None) -> list[dict[str, Any]]:
+    """Casks and their places of the runs that trained a model folder before, the latest first."""
+    run = None if folder is None else run_of(folder)
+    if run is None:
+        return []
+    return [{"casks": run["casks"], "places": run.get("places")}, *run.get("earlier", [])]
+
+
+def latest_checkpoint(output: Path) -> Path | None:
+    """The newest complete checkpoint; one that lacks its last file, left by an older version, is passed over."""
+    complete = [path for path in checkpoints_in(output / CHECKPOINTS_NAME) if (path / "trainer_state.json").is_file()]
+    return complete[-1] if complete else None
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """All checkpoints of a folder, the newest last."""
+    named = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
+    return sorted(named, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
