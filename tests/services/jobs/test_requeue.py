@@ -175,7 +175,7 @@ def specs() -> st.SearchStrategy[CaptureSpec]:
 def test_the_command_says_the_whole_capture_spec(tmp_path_factory, spec):
     """Another spec would be another cask: the service would refuse it."""
     folder = tmp_path_factory.mktemp("specs")
-    cask, corpus, asked = folder / "a cask's name", folder / "requeue.jsonl", []
+    cask, corpus, asked = folder / "a.cask-s_name", folder / "a cask's requeue.jsonl", []
     corpus.write_text("{}")
     CaskWriter.create(cask, teacher=identity(), capture=spec)
 
