@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "schemas"))
 from cask_samples import SPEC, assert_same, make_document, make_teacher
 
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.location import RemoteCask
+from logitcask_schemas.cask.location import CachedStore
 from logitcask_schemas.cask.storage.object_store import RemoteStore
 from logitcask_schemas.cask.transfer.export import export_cask, open_source, target_of
 from logitcask_schemas.cli.cask import app
@@ -62,7 +62,7 @@ def test_reading_through_a_small_cache(bucket: str, local: Path, tmp_path: Path,
     cache, expected = tmp_path / "cache", Cask.open(local)
     limit = 2 * max(entry.bytes for entry in Cask.open(f"{bucket}/cask", cache=cache).entries) + 100
     cask = Cask.open(f"{bucket}/cask/", cache=cache, cache_bytes=limit, tokenizer_fingerprint="b" * 64)
-    assert isinstance(cask, RemoteCask)
+    assert isinstance(cask.location, CachedStore)
     assert len(cask) == len(expected)
     assert (cask.document_lengths() == expected.document_lengths()).all()
     assert cask.find(expected.read(5).id) == 5

@@ -12,7 +12,8 @@ import pytest
 from cask_samples import assert_same
 
 from logitcask_schemas.cask import Cask
-from logitcask_schemas.cask.location import RemoteCask
+from logitcask_schemas.cask.location import CachedStore
+from logitcask_schemas.cask.remote_cache import ShardCache
 from logitcask_schemas.cask.storage.object_store import RemoteStore
 from logitcask_schemas.cask.transfer.export import export_cask, target_of
 from logitcask_schemas.errors import CaskError, CaskWriteError
@@ -26,17 +27,20 @@ def url(memory: str, local: Path) -> str:
     return memory
 
 
-def opened(url: str, folder: Path, shards: float) -> RemoteCask:
+def opened(url: str, folder: Path, shards: float) -> Cask:
     largest = max(entry.bytes for entry in Cask.open(url, cache=folder).entries)
-    cask = Cask.open(url, cache=folder, cache_bytes=int(shards * largest))
-    assert isinstance(cask, RemoteCask)
-    return cask
+    return Cask.open(url, cache=folder, cache_bytes=int(shards * largest))
+
+
+def cache_of(cask: Cask) -> ShardCache:
+    assert isinstance(cask.location, CachedStore)
+    return cask.location.cache
 
 
 def test_the_limit_holds_however_many_fetch(url: str, local: Path, tmp_path: Path, monkeypatch) -> None:
     """Four readers, room for one shard: each waits for room, none sees another's shard vanish under it."""
     cache, expected, seen = tmp_path / "cache", Cask.open(local), []
-    limit = opened(url, cache, 1).cache.max_bytes
+    limit = cache_of(opened(url, cache, 1)).max_bytes
     original = RemoteStore.download
 
     def slow(self: RemoteStore, name: str, target: Path, *rest: Any) -> None:
@@ -59,9 +63,9 @@ def test_the_limit_holds_however_many_fetch(url: str, local: Path, tmp_path: Pat
 
 def test_what_a_dead_process_reserved_is_free_again(url: str, local: Path, tmp_path: Path) -> None:
     cask = opened(url, tmp_path, 1)
-    shards = cask.cache.folder / "shards"
+    shards = cache_of(cask).folder / "shards"
     shards.mkdir(parents=True)
-    left_over = shards / f".tmp-{cask.cache.max_bytes}-dead"
+    left_over = shards / f".tmp-{cache_of(cask).max_bytes}-dead"
     left_over.write_bytes(b"half a shard")
     assert_same(cask.read(0), Cask.open(local).read(0))
     assert not left_over.exists()
@@ -73,7 +77,7 @@ def test_waiting_for_room_ends_with_an_error(url: str, tmp_path: Path, monkeypat
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with cask.cache.held(cask.entries[0]):
+        with cache_of(cask).held(cask.entries[0]):
             held.set()
             done.wait(30)
 
@@ -99,4 +103,4 @@ def test_a_full_disk_is_named_and_leaves_nothing(url: str, tmp_path: Path, monke
     with pytest.raises(CaskWriteError, match="No space left on device") as caught:
         cask.read(0)
     assert caught.value.errno == errno.ENOSPC
-    assert not list((cask.cache.folder / "shards").iterdir())
+    assert not list((cache_of(cask).folder / "shards").iterdir())

@@ -93,7 +93,7 @@ def test_a_loose_entry_costs_one_more(bucket: str, local: Path, capsys, asked: C
 
 
 def index_without_the_last(cask: Path) -> bytes:
-    from logitcask_schemas.cask.directory import index_bytes
+    from logitcask_schemas.cask.format.manifest import index_bytes
 
     return index_bytes(Cask.open(cask).entries[:-1])
 
@@ -266,7 +266,7 @@ def test_no_permission_is_not_damage(memory: str, local: Path, capsys, monkeypat
 @pytest.mark.parametrize("place", ["store", "folder"])
 def test_a_shard_taken_out_meanwhile_is_not_damage(memory: str, local: Path, capsys, monkeypatch, place: str) -> None:
     """As a repair of a local cask does, or whoever replaces a copy in a store."""
-    from logitcask_schemas.cask.directory import index_bytes
+    from logitcask_schemas.cask.format.manifest import index_bytes
     from logitcask_schemas.cask.integrity import verify
 
     export(local, memory)

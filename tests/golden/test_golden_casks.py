@@ -9,7 +9,8 @@ import pytest
 from make_casks import CASES, as_json, make_cask
 
 from logitcask_schemas.cask import Cask
-from logitcask_schemas.cask.integrity.verify import strangers, verify_shards
+from logitcask_schemas.cask.integrity.verify import survey, verify_shards
+from logitcask_schemas.cask.location import LocalFolder
 
 HERE = Path(__file__).parent
 WRITTEN_BY_PYARROW = "26"
@@ -27,7 +28,7 @@ def test_they_are_read(name: str) -> None:
         for column, values in theirs.items():
             if column != "id":
                 np.testing.assert_array_equal(mine[column], np.array(values, dtype=np.float64))
-    assert strangers(cask) == []
+    assert survey(LocalFolder(folder=cask.path)).unlisted_files == []
     assert not [problem for report in verify_shards(cask) for problem in report.problems]
 
 

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cask_samples import SPEC, assert_same, make_documents, make_teacher
+from cask_samples import SPEC, assert_same, make_documents, make_teacher, unlisted
 from crash_model import Operation, RecordingFiles, crash, put_state
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.integrity.repair import repair_cask
-from logitcask_schemas.cask.integrity.verify import strangers, verify_shards
+from logitcask_schemas.cask.integrity.verify import verify_shards
 from logitcask_schemas.cask.storage.files import FileOperations
 from logitcask_schemas.cask.transfer.export import export_cask
 from logitcask_schemas.cask.transfer.merge import merge_casks
@@ -166,7 +166,7 @@ class Care:
         for name in self.results:
             cask = Cask.open(folder / name)
             assert [problem for report in verify_shards(cask) for problem in report.problems] == []
-            assert strangers(cask) == []
+            assert unlisted(cask) == []
             assert list((folder / name).rglob(".tmp-*")) == []
             found |= {
                 path.relative_to(folder): path.read_bytes()

@@ -6,7 +6,10 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.format.codec_u8 import decode_u8
+from logitcask_schemas.cask.integrity.verify import survey
+from logitcask_schemas.cask.location import LocalFolder
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_schemas.record.records import DocumentRecords, Records
@@ -114,3 +117,8 @@ def assert_same(found: DocumentRecords, expected: DocumentRecords) -> None:
         assert mine[name].tobytes() == column.tobytes(), name
     ranges = [None if one.answer_ranges_R2 is None else one.answer_ranges_R2.tolist() for one in (found, expected)]
     assert ranges[0] == ranges[1]
+
+
+def unlisted(cask: Cask) -> list[str]:
+    """Files among the shards of a cask that no entry names."""
+    return survey(LocalFolder(folder=cask.path)).unlisted_files

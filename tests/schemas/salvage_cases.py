@@ -3,12 +3,13 @@
 import re
 from pathlib import Path
 
-from cask_samples import SPEC, assert_same, make_documents, make_teacher
+from cask_samples import SPEC, assert_same, make_documents, make_teacher, unlisted
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.carriers.registry import shard_path
 from logitcask_schemas.cask.integrity.repair import RepairReport, repair_cask
-from logitcask_schemas.cask.integrity.verify import strangers, survey, verify_shards
+from logitcask_schemas.cask.integrity.verify import survey, verify_shards
+from logitcask_schemas.cask.location import LocalFolder
 from logitcask_schemas.record.records import DocumentRecords
 
 FIRST, SECOND = make_documents([4, 9, 17, 3], 1), make_documents([6, 30], 2)
@@ -58,8 +59,8 @@ def require_sound(cask: Path, report: RepairReport) -> set[bytes]:
     """Ids of what is left, which is right; nothing is listed that is there, and nothing twice."""
     opened = Cask.open(cask)
     assert [problem for one in verify_shards(opened) for problem in one.problems] == []
-    assert strangers(opened) == []
-    assert survey(cask).problems == []
+    assert unlisted(opened) == []
+    assert survey(LocalFolder(folder=cask)).problems == []
     ids = [identity.tobytes() for identity in opened.document_ids()]
     assert len(ids) == len(set(ids))
     for number, identity in enumerate(ids):

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cask_samples import SPEC, make_document, make_documents, make_teacher
+from cask_samples import SPEC, make_document, make_documents, make_teacher, unlisted
 from crash_model import ForgetfulFiles, Operation, RecordingFiles, crash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.integrity.verify import strangers, verify_shards
+from logitcask_schemas.cask.integrity.verify import verify_shards
 from logitcask_schemas.errors import CaskError, CaskNotFoundError
 
 OLD = make_documents([4, 9], 1)
@@ -67,7 +67,7 @@ class Publication:
                 assert report.problems == []
         with CaskWriter.create(self.path, teacher=make_teacher(), capture=SPEC) as writer:
             writer.publish(NEW)
-        assert strangers(Cask.open(self.path)) == []
+        assert unlisted(Cask.open(self.path)) == []
         found = {path.name: data for path, data in contents(self.path).items() if path.name != "cask.json"}
         expected = {path.name: data for path, data in self.after.items() if path.name != "cask.json"}
         assert found == expected, "not byte-equal to an uninterrupted run"

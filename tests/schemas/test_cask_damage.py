@@ -5,13 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cask_samples import SPEC, assert_same, columns_of, make_documents, make_teacher
+from cask_samples import SPEC, assert_same, columns_of, make_documents, make_teacher, unlisted
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry, seal, unseal
-from logitcask_schemas.cask.integrity.verify import strangers, verify_shards
+from logitcask_schemas.cask.integrity.verify import verify_shards
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.records import DocumentRecords
@@ -251,7 +251,7 @@ def test_renamed_shard_and_entry(cask: Path) -> None:
 def test_strangers_are_reported(cask: Path) -> None:
     (cask / "shards" / "notes.txt").write_text("")
     (cask / "shards" / ("1" * 32 + ".arrow")).write_text("")
-    assert strangers(Cask.open(cask)) == ["1" * 32 + ".arrow", "notes.txt"]
+    assert unlisted(Cask.open(cask)) == ["1" * 32 + ".arrow", "notes.txt"]
 
 
 @pytest.mark.parametrize("name", ["../" + "a" * 29, "a" * 31, "A" * 32, "a" * 32 + "/x"])

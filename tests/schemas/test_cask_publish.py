@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cask_samples import SPEC, assert_same, make_document, make_documents, make_teacher
+from cask_samples import SPEC, assert_same, make_document, make_documents, make_teacher, unlisted
 from crash_model import FailingFiles
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.carriers.registry import CARRIERS
-from logitcask_schemas.cask.integrity.verify import strangers, survey, verify_shards
+from logitcask_schemas.cask.integrity.verify import survey, verify_shards
+from logitcask_schemas.cask.location import LocalFolder
 from logitcask_schemas.cask.storage.lock import writers_lock
 from logitcask_schemas.errors import (
     CaskError,
@@ -100,7 +101,7 @@ def test_concurrent_writers_lose_and_double_nothing(tmp_path: Path, kind: str) -
     }
     assert len(ids) == len(set(ids))
     assert set(ids) == expected
-    assert strangers(cask) == []
+    assert unlisted(cask) == []
     assert not [problem for report in verify_shards(cask) for problem in report.problems]
 
 
@@ -135,8 +136,8 @@ def test_a_leftover_in_another_carrier_is_swept(tmp_path: Path, later: str) -> N
             name = entry.name + carrier.suffix
             (cask / "shards" / name).write_bytes((tmp_path / carrier.name / "shards" / name).read_bytes())
     (cask / "shards" / ".tmp-folder").mkdir()
-    assert len(strangers(Cask.open(cask))) == 3
-    assert survey(cask).problems == []
+    assert len(unlisted(Cask.open(cask))) == 3
+    assert survey(LocalFolder(folder=cask)).problems == []
     create(cask)
     expected = {".tmp-folder", entry.name + ".json", entry.name + CARRIERS[later].suffix}
     assert {file.name for file in (cask / "shards").iterdir()} == expected
@@ -219,7 +220,7 @@ def test_publishing_lists_no_directory_while_undisturbed(tmp_path: Path, monkeyp
     writer = create(tmp_path)
     writer.publish([make_document(3, 1)])
     calls = []
-    monkeypatch.setattr("logitcask_schemas.cask.writer.read_entries", calls.append)
+    monkeypatch.setattr("logitcask_schemas.cask.writer.read_listing", calls.append)
     writer.publish([make_document(3, 2)])
     assert calls == []
 
@@ -256,7 +257,7 @@ def test_invalid_documents_leave_the_cask_alone(tmp_path: Path, columns: dict[st
     with pytest.raises(InvalidRecordError, match=message):
         writer.publish([make_document(5, 1), changed(make_document(10, 1), **columns)])
     assert len(Cask.open(tmp_path)) == 0
-    assert strangers(Cask.open(tmp_path)) == []
+    assert unlisted(Cask.open(tmp_path)) == []
 
 
 def test_one_token_is_no_document(tmp_path: Path) -> None:

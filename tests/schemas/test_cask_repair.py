@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
-from cask_samples import SPEC, assert_same, make_documents, make_teacher
+from cask_samples import SPEC, assert_same, make_documents, make_teacher, unlisted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.carriers.registry import CARRIERS
 from logitcask_schemas.cask.integrity.repair import RepairReport, repair_cask
-from logitcask_schemas.cask.integrity.verify import strangers, survey, verify_shards
+from logitcask_schemas.cask.integrity.verify import survey, verify_shards
+from logitcask_schemas.cask.location import LocalFolder
 from logitcask_schemas.cli.integrity import repair
 from logitcask_schemas.errors import CaskError
 from logitcask_schemas.record.capture_spec import CaptureSpec
@@ -65,15 +66,15 @@ def stored(path: Path) -> set[bytes]:
     """Ids of the documents of a cask that must be sound throughout."""
     cask = Cask.open(path)
     assert [problem for report in verify_shards(cask) for problem in report.problems] == []
-    assert strangers(cask) == []
+    assert unlisted(cask) == []
     ids = [identity.tobytes() for identity in cask.document_ids()]
     assert len(ids) == len(set(ids))
     for identity in ids:
         number = cask.find(identity)
         assert number is not None
         assert_same(cask.read(number), DOCUMENTS[identity])
-    taken = survey(path)
-    assert (taken.problems, taken.strangers) == ([], [])
+    taken = survey(LocalFolder(folder=path))
+    assert (taken.problems, taken.unlisted_files) == ([], [])
     return set(ids)
 
 

@@ -16,6 +16,7 @@ from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.integrity.rebuilding import guessed_entries, rebuilt_entry
 from logitcask_schemas.cask.integrity.repair import repair_cask
 from logitcask_schemas.cask.integrity.verify import survey, verify_shard, verify_shards
+from logitcask_schemas.cask.location import LocalFolder
 
 
 class BadSector:
@@ -70,7 +71,7 @@ def test_a_bad_sector_in_the_framing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (tmp_path / "index.json").unlink()
     size = shard.stat().st_size
     BadSector(shard, 0 if where == "first" else size - size % 4096 - 4096, monkeypatch)
-    taken = survey(tmp_path)
+    taken = survey(LocalFolder(folder=tmp_path))
     if entry == "damaged":
         found = guessed_entries(taken.cask, shard.stem, None)
         assert [(one.documents, one.tokens) for one in found] == ([(3, 7500)] if where == "last" else [])
@@ -124,7 +125,7 @@ def test_a_shard_that_may_be_damaged_is_never_mapped(
 
     monkeypatch.setattr(mmap, "mmap", mapped)
     monkeypatch.setattr(pa, "memory_map", lambda *_: pytest.fail("mapped"))
-    taken = survey(path)
+    taken = survey(LocalFolder(folder=path))
     assert taken.problems or [problem for one in verify_shards(taken.cask) for problem in one.problems]
     if damage == "entry":
         (name,) = taken.damaged_entries

@@ -20,6 +20,7 @@ from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.carriers.registry import CARRIERS
 from logitcask_schemas.cask.integrity.repair import repair_cask
 from logitcask_schemas.cask.integrity.verify import survey, verify_shards
+from logitcask_schemas.cask.location import LocalFolder
 from logitcask_schemas.cask.storage.files import open_regular
 from logitcask_schemas.cask.transfer.export import export_cask
 from logitcask_schemas.cask.transfer.targets import LocalTarget
@@ -111,8 +112,8 @@ def test_readers_writers_and_exports(sound: dict[str, Path], place: str, kind: s
     attempt(lambda: read_everything(cask))
     attempt(lambda: CaskWriter.create(cask, teacher=make_teacher(), capture=SPEC).publish(make_documents([3], 9)))
     attempt(lambda: list(export_cask(Cask.open(cask), LocalTarget(tmp_path / "copy"), "zarr")))
-    if attempt(lambda: survey(cask)):
-        taken = survey(cask)
+    if attempt(lambda: survey(LocalFolder(folder=cask))):
+        taken = survey(LocalFolder(folder=cask))
         found = [*taken.problems, *(one for report in verify_shards(taken.cask) for one in report.problems)]
         assert found or (place == "index.json" and kind == "dangling") or (place, kind) == ("documents.bin", "dangling")
 

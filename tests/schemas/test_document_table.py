@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.documents import DOCUMENTS_NAME, DocumentTable, ShardDocuments, write_document_table
 from logitcask_schemas.cask.integrity.verify import survey
+from logitcask_schemas.cask.location import LocalFolder
 from logitcask_schemas.cask.storage.files import LocalFiles
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError
 
@@ -205,7 +206,7 @@ def test_what_is_doubted_is_read_before_it_is_mapped(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr("logitcask_schemas.cask.documents.open_regular", BadSector)
     monkeypatch.setattr("logitcask_schemas.cask.documents.mmap.mmap", mapped)
-    found = survey(tmp_path)
+    found = survey(LocalFolder(folder=tmp_path))
     assert found.table is None
     assert found.damaged_files == [tmp_path / DOCUMENTS_NAME]
     assert "Input/output error" in found.problems[0]

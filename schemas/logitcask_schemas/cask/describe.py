@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from logitcask_schemas.cask.carriers.arrow import ArrowCarrier
 from logitcask_schemas.cask.format.answers import ANSWERS_NAME
-from logitcask_schemas.cask.location import place_of
 from logitcask_schemas.cask.reader import Cask
 from logitcask_schemas.errors import CaskNotFoundError
 
@@ -22,14 +21,14 @@ def find_document(cask: Cask, name: str) -> int:
     """
     if name.isdecimal() and len(name) < 8:
         if not len(cask):
-            raise CaskNotFoundError(f"{place_of(cask)} holds no document yet")
+            raise CaskNotFoundError(f"{cask.place} holds no document yet")
         if int(name) >= len(cask):
-            raise CaskNotFoundError(f"{place_of(cask)}: document {name} of {len(cask)}; numbers start at 0")
+            raise CaskNotFoundError(f"{cask.place}: document {name} of {len(cask)}; numbers start at 0")
         return int(name)
     found = _starting_with(cask, name.lower()) if 8 <= len(name) <= 64 else []
     if len(found) != 1:
         raise CaskNotFoundError(
-            f"{place_of(cask)}: {len(found)} documents have an id starting with {name!r}; give a number below "
+            f"{cask.place}: {len(found)} documents have an id starting with {name!r}; give a number below "
             f"{len(cask)} or at least 8 leading hex digits of an id"
         )
     return found[0]
@@ -71,7 +70,7 @@ def describe_positions(
     shard = cask.shard(shard_number)
     length = int(np.diff(shard.position_offsets[row : row + 2])[0])
     if start >= length:
-        raise CaskNotFoundError(f"{place_of(cask)}: position {start} of document {number}, which has {length}")
+        raise CaskNotFoundError(f"{cask.place}: position {start} of document {number}, which has {length}")
     window = shard.read_window(row, start, min(start + count, length))
     records = window.records
     stops = np.cumsum(records.head_counts_P, dtype=np.int64)

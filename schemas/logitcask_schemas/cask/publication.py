@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Final
 from logitcask_schemas.cask.carriers.arrow import ArrowCarrier
 from logitcask_schemas.cask.carriers.carrier import Carrier
 from logitcask_schemas.cask.carriers.registry import CARRIERS, carrier_of
-from logitcask_schemas.cask.directory import entry_names, write_entry
+from logitcask_schemas.cask.directory import LocalDirectory, entry_names, write_entry
 from logitcask_schemas.cask.documents import DOCUMENTS_NAME
 from logitcask_schemas.cask.format.answers import AnswerCounts
 from logitcask_schemas.cask.format.columns import ShardColumns
@@ -108,7 +108,7 @@ def require_new(path: Path) -> None:
     Raises:
         CaskError: There are shards.
     """
-    if entry_names(path) or any((path / name).exists() for name in _NEVER_FIRST):
+    if entry_names(LocalDirectory(path=path).file_names()) or any((path / name).exists() for name in _NEVER_FIRST):
         raise CaskError(
             f"{path}: holds shards, but no {MANIFEST_NAME}: an export into it has not finished (run it again), or it "
             f"is a cask that lost its {MANIFEST_NAME} (restore that from a copy). Or name an empty folder."

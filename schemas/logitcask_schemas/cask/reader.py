@@ -3,7 +3,7 @@
 import mmap
 import resource
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 
 from logitcask_schemas.cask.batches import CollatedRecords, Windows, collate
 from logitcask_schemas.cask.carriers.registry import carrier_of
-from logitcask_schemas.cask.directory import read_entries, read_manifest, require_identity
+from logitcask_schemas.cask.directory import read_manifest, require_identity
 from logitcask_schemas.cask.documents import DocumentIndex, DocumentTable, ShardDocuments
 from logitcask_schemas.cask.format.layout import RecordLayout
 from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry
-from logitcask_schemas.cask.opening import open_documents, open_shard, require_shards
+from logitcask_schemas.cask.location import Location, location_of
+from logitcask_schemas.cask.opening import open_shard
+from logitcask_schemas.cask.remote_cache import Progress
 from logitcask_schemas.cask.shard import Shard
-from logitcask_schemas.cask.storage.object_store import is_url
-from logitcask_schemas.errors import CaskError, IdentityMismatchError
+from logitcask_schemas.errors import IdentityMismatchError
 from logitcask_schemas.record.records import DocumentRecords
 
 _SPARED: Final = 4
@@ -54,12 +55,11 @@ class Cask:
     shards, so every worker numbers documents alike even while writers publish, and maps shards in its own process.
     """
 
-    _files_are_local = True
-    """Whether every shard's file should be there now; not so where shards are fetched when they are needed."""
-
-    def __init__(self, path: Path, manifest: CaskManifest, entries: list[ShardEntry]) -> None:
+    def __init__(self, location: Location, manifest: CaskManifest, entries: list[ShardEntry]) -> None:
         """Use `open`."""
-        self.path = path
+        self.location = location
+        self.path = location.folder
+        """Where its shards are opened: of a cask in a store, the folder of its cache."""
         self.manifest = manifest
         self.entries = entries
         self.layout = RecordLayout.of(manifest)
@@ -79,6 +79,7 @@ class Cask:
         tokenizer_fingerprint: str | None = None,
         cache: Path | None = None,
         cache_bytes: int | None = None,
+        store_options: Mapping[str, Any] | None = None,
     ) -> "Cask":
         """Open a cask by reading its manifest and index; no shard is touched.
 
@@ -86,27 +87,33 @@ class Cask:
             path: The cask's directory, or its URL in an object store ("s3://bucket/folder"; needs the extra `remote`).
             tokenizer_fingerprint: Of the tokenizer that the records will be used with; None skips the check.
             cache: For a URL: local folder for fetched shards.
-            cache_bytes: For a URL: most bytes to keep there; None: `remote_cask.CACHE_BYTES`.
+            cache_bytes: For a URL: bytes to keep there at most; None: `location.CACHE_BYTES`.
+            store_options: For a URL: see `RemoteStore`.
 
         Raises:
             CaskNotFoundError: There is no cask.
             CaskCorruptionError: Manifest, index or an entry is damaged, or a shard is foreign.
             IdentityMismatchError: The cask was made with another tokenizer.
+            CaskError: A URL without a cache, or a store that does not answer.
+            MissingExtraError: The client of this kind of store is not installed.
         """
-        if is_url(path):
-            return _open_url(str(path), tokenizer_fingerprint, cache, cache_bytes)
-        path = Path(path)
-        manifest = read_manifest(path)
+        location = location_of(path, cache=cache, cache_bytes=cache_bytes, options=store_options)
+        manifest = read_manifest(location.directory)
         stored = manifest.teacher.tokenizer_fingerprint
         if tokenizer_fingerprint is not None and tokenizer_fingerprint != stored:
             raise IdentityMismatchError(
-                f"{path}: tokenizer_fingerprint: {stored!r} in the cask, {tokenizer_fingerprint!r} offered. The ids of "
-                f"this cask mean other tokens there; use the tokenizer of {manifest.teacher.model!r}."
+                f"{location.directory.place}: tokenizer_fingerprint: {stored!r} in the cask, {tokenizer_fingerprint!r} "
+                "offered. The ids of this cask mean other tokens there; use the tokenizer of "
+                f"{manifest.teacher.model!r}."
             )
-        indexed, loose = read_entries(path)
-        entries = sorted([*indexed.values(), *loose.values()], key=lambda entry: entry.name)
-        require_identity(path, entries, manifest)
-        return cls(path, manifest, entries)
+        entries = location.read_listing().entries
+        require_identity(location.directory.place, entries, manifest)
+        return cls(location, manifest, entries)
+
+    @property
+    def place(self) -> str:
+        """Where it is, for people: its folder, or its URL."""
+        return self.location.directory.place
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -136,8 +143,7 @@ class Cask:
             CaskCorruptionError: A shard's file has another size, or the table or a shard that is opened is damaged.
         """
         if self._lengths_D is None:
-            if self._files_are_local:
-                require_shards(self.path, self.entries)
+            self.location.require_shards(self.entries)
             if (table := self._whole_table()) is not None:
                 self._lengths_D = table.lengths.astype(np.int64)
             else:
@@ -224,20 +230,40 @@ class Cask:
             IndexError: No such shard.
             CaskNotFoundError, CaskCorruptionError: Its file is missing or is not what the entry says.
         """
+        shard = self._open.get(number)
+        return self.fetch(number) if shard is None else shard
+
+    def fetch(self, number: int, progress: Progress | None = None) -> Shard:
+        """As `shard`, telling how many bytes of it have come from a store."""
         if (shard := self._open.get(number)) is not None:
             return shard
         if not 0 <= number < len(self.entries):
             raise IndexError(f"{self.path}: shard {number} of {len(self.entries)}")
-        while self._open and crowded(self.entries[number].bytes):
-            self._open.pop(next(iter(self._open)), None)
-        shard = open_shard(self.path, self.entries[number], self.layout)
+        entry = self.entries[number]
+        self._make_room(entry.bytes)
+        with self.location.held(entry, progress):
+            shard = open_shard(self.path, entry, self.layout)
         # No lock: a second thread at worst maps a shard twice, and a lock held at a fork would hang the child.
         self._open[number] = shard
-        while len(self._open) > self._most_open(number):
+        while len(self._open) > self._max_open(number):
             self._open.pop(next(iter(self._open)), None)
         return shard
 
-    def _most_open(self, number: int) -> int:
+    def forget(self, number: int) -> bool:
+        """Drop the local copy of a store's shard, which may be damaged; whether another can be fetched."""
+        self._open.pop(number, None)
+        return self.location.forget(self.entries[number])
+
+    def _make_room(self, size: int) -> None:
+        """Let go what was opened first until so many bytes more may be mapped."""
+        limit = self.location.max_mapped_bytes
+        mapped = 0 if limit is None else sum(self.entries[number].bytes for number in self._open)
+        while self._open and (crowded(size) or (limit is not None and mapped + size > limit)):
+            if (oldest := next(iter(self._open), None)) is not None:
+                self._open.pop(oldest, None)
+                mapped -= self.entries[oldest].bytes
+
+    def _max_open(self, number: int) -> int:
         """How many shards to keep open, now that shard `number` is one of them."""
         by_documents = MAX_OPEN_DOCUMENTS * len(self.entries) // len(self)
         return max(1, min(MAX_OPEN_SHARDS, by_documents, carrier_of(self.entries[number]).max_open))
@@ -251,7 +277,7 @@ class Cask:
 
     def _any_table(self) -> DocumentTable | None:
         if not self._looked_for_table:
-            self._table, self._looked_for_table = DocumentTable.open(self.path), True
+            self._table, self._looked_for_table = self.location.read_table(), True
         return self._table
 
     def shard_documents(self) -> Iterator[ShardDocuments]:
@@ -266,21 +292,10 @@ class Cask:
     def _documents_of(self, number: int, entry: ShardEntry) -> ShardDocuments:
         if (shard := self._open.get(number)) is not None:
             return shard.documents
-        return open_documents(self.path, entry, self.layout) if self._files_are_local else self.shard(number).documents
+        return self.location.read_documents(entry, self.layout)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "manifest": self.manifest, "entries": self.entries}
+        return {"location": self.location, "manifest": self.manifest, "entries": self.entries}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"], state["manifest"], state["entries"])  # type: ignore[misc]
-
-
-def _open_url(url: str, tokenizer_fingerprint: str | None, cache: Path | None, cache_bytes: int | None) -> Cask:
-    # Only here, since a remote cask is a cask.
-    from logitcask_schemas.cask.location import CACHE_BYTES, RemoteCask
-
-    if cache is None:
-        raise CaskError(f"{url}: a cask in an object store is read through a local folder; name one with cache=")
-    return RemoteCask.open_url(
-        url, cache=cache, cache_bytes=cache_bytes or CACHE_BYTES, tokenizer_fingerprint=tokenizer_fingerprint
-    )
+        self.__init__(state["location"], state["manifest"], state["entries"])  # type: ignore[misc]

@@ -15,7 +15,8 @@ from logitcask_schemas.cask.carriers.arrow import ArrowCarrier
 from logitcask_schemas.cask.carriers.carrier import Carrier
 from logitcask_schemas.cask.carriers.registry import carrier_named, carrier_of
 from logitcask_schemas.cask.directory import (
-    read_entries,
+    LocalDirectory,
+    read_listing,
     read_manifest,
     require_identity,
     write_index,
@@ -112,7 +113,7 @@ class CaskWriter:
         holder = uuid.uuid4().hex
         with writers_lock(path, holder=holder, timeout_seconds=lock_timeout_seconds):
             if (path / MANIFEST_NAME).exists():
-                manifest = read_manifest(path)
+                manifest = read_manifest(LocalDirectory(path=path))
                 manifest.require_same(teacher, capture, where=str(path), accept=accept)
             else:
                 require_new(path)
@@ -218,7 +219,7 @@ class CaskWriter:
             CaskCorruptionError: The shard is another identity's.
             CaskWriteError, CaskLockedError: As `publish`.
         """
-        require_identity(self.path, [entry], self.manifest)
+        require_identity(str(self.path), [entry], self.manifest)
         carrier = carrier_of(entry)
         name = entry.name + carrier.suffix
         with self._refreshed():
@@ -275,9 +276,9 @@ class CaskWriter:
 
     def _refresh(self) -> None:
         """Read the entries that others published since; call with the lock held."""
-        indexed, loose = read_entries(self.path)
-        entries = indexed | loose
-        require_identity(self.path, entries.values(), self.manifest)
+        listing = read_listing(LocalDirectory(path=self.path))
+        entries = listing.indexed | listing.loose
+        require_identity(str(self.path), entries.values(), self.manifest)
         require_shards(self.path, entries.values())
         if not entries.keys() >= self._indexed.keys() | self._loose.keys() or self._table is None:
             # The first time, or after a repair took shards away: nothing is known of what is stored now.
@@ -285,7 +286,7 @@ class CaskWriter:
         for name, entry in entries.items():
             if name not in self._beyond_table and (self._table is None or name not in self._table):
                 self._add_documents(name, self._documents_of(entry))
-        self._indexed, self._loose = indexed, loose
+        self._indexed, self._loose = listing.indexed, listing.loose
 
     def _fitting_table(self, entries: Mapping[str, ShardEntry]) -> DocumentTable | None:
         """The table on disk, unless it lists shards that were removed: their documents are not stored any more."""

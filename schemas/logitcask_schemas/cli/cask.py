@@ -213,18 +213,16 @@ def stats(cask: CaskArgument, as_json: JsonOption = False) -> None:
 
 
 def _from_shard(cask: "Cask", document: int, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Do something with a document; a remote cask's shard is fetched first, again where the cache's copy is bad."""
-    from logitcask_schemas.cask.location import RemoteCask
+    """Do something with a document, whose shard a store sends first, again where the cache's copy is bad."""
     from logitcask_schemas.errors import CaskCorruptionError
 
-    if not isinstance(cask, RemoteCask):
-        return work()
     number, _ = cask.locate(document)
     try:
         _fetch(cask, number)
         return work()
     except CaskCorruptionError:
-        cask.forget(number)
+        if not cask.forget(number):
+            raise
         _fetch(cask, number)
         return work()
 

@@ -81,31 +81,32 @@ def verify(
 
 @contextmanager
 def _surveyed(place: str) -> "Iterator[tuple[Survey, Prove | None]]":
-    """A cask taken stock of, and what proves a shard of it where that is not simply a file."""
+    """The survey of a cask, and what proves a shard of it where that is not simply a file."""
     from logitcask_schemas.cask.storage.object_store import is_url
 
     if not is_url(place):
         from logitcask_schemas.cask.integrity.verify import survey
+        from logitcask_schemas.cask.location import LocalFolder
 
-        yield survey(Path(place)), None
+        yield survey(LocalFolder(folder=Path(place))), None
         return
     from logitcask_schemas.cask.integrity.remote_verify import survey_url
 
-    with survey_url(place) as found:
-        yield found.taken, found.prove
+    with survey_url(place) as remote:
+        yield remote.surveyed, remote.prove
 
 
-def _verification(taken: "Survey", reports: "list[ShardReport]") -> dict[str, Any]:
+def _verification(surveyed: "Survey", reports: "list[ShardReport]") -> dict[str, Any]:
     removed = [report.entry.name for report in reports if report.removed]
     return {
-        "shards": len(taken.cask.entries),
+        "shards": len(surveyed.cask.entries),
         "verified": len(reports) - len(removed),
         "bytes": sum(report.entry.bytes for report in reports if not report.removed),
-        "problems": [*taken.problems, *(problem for report in reports for problem in report.problems)],
+        "problems": [*surveyed.problems, *(problem for report in reports for problem in report.problems)],
         "damaged_shards": [report.entry.name for report in reports if report.shard_problems],
         "lost_documents": [identity for report in reports for identity in report.lost_documents],
         "unnamed_documents": sum(report.unnamed_documents for report in reports),
-        "strangers": taken.strangers,
+        "strangers": surveyed.unlisted_files,
         "removed": removed,
     }
 
@@ -150,6 +151,7 @@ def repair(cask: CaskArgument, as_json: JsonOption = False) -> None:
     """
     from logitcask_schemas.cask.integrity.repair import REQUEUE_NAME, repair_cask, submit_command
     from logitcask_schemas.cask.integrity.verify import survey
+    from logitcask_schemas.cask.location import LocalFolder
     from logitcask_schemas.cask.storage.object_store import is_url
     from logitcask_schemas.errors import CaskError
 
@@ -157,7 +159,7 @@ def repair(cask: CaskArgument, as_json: JsonOption = False) -> None:
         raise CaskError(f"{cask}: an object store has no lock, so nothing is mended there. {_how_to_mend(cask)}")
     path = Path(cask)
     with byte_progress() as progress:
-        task = progress.add_task("verifying", total=survey(path).cask.num_bytes)
+        task = progress.add_task("verifying", total=survey(LocalFolder(folder=path)).cask.num_bytes)
         report = repair_cask(path, progress=lambda size: progress.advance(task, size))
     requeue = None if report.quarantine is None else report.quarantine / REQUEUE_NAME
     command = submit_command(path, requeue) if requeue and report.requeue else None

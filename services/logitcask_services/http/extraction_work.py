@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 from starlette.concurrency import run_in_threadpool
 
-from logitcask_schemas.cask.directory import read_manifest
+from logitcask_schemas.cask.directory import LocalDirectory, read_manifest
 from logitcask_schemas.cask.format.layout import MANIFEST_NAME
 from logitcask_schemas.record.capture_spec import stored_spec
 from logitcask_services.http.extraction_objects import (
@@ -75,7 +75,7 @@ def check_plan(service: Service, plan: ExtractionPlan) -> ExtractionCheck:
             )
     exists = (path / MANIFEST_NAME).exists()
     if exists:
-        manifest = read_manifest(path)
+        manifest = read_manifest(LocalDirectory(path=path))
         # The spec can be compared before the teacher is there to be compared with.
         identity = facts.identity if facts is not None else manifest.teacher
         accept = service.settings.accept_teacher

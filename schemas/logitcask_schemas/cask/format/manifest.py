@@ -2,16 +2,27 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
-from logitcask_schemas.errors import CaskCorruptionError, IdentityMismatchError
+from logitcask_schemas.errors import CaskCorruptionError, CaskError, IdentityMismatchError
 from logitcask_schemas.record.capture_spec import CaptureSpec, stored_spec
 from logitcask_schemas.record.identity import Accept, TeacherIdentity
 
+RESTORE: Final = "Restore it from a copy of the cask"
+"""Advice for a damaged document that nothing else repeats."""
+_DROP_INDEX: Final = "It only repeats the entry files: delete it, the next writer makes it anew"
 _BLANK: Final = "0" * 64
 _MARK: Final = b'"checksum":"'
 
@@ -184,3 +195,81 @@ class ShardEntry(BaseModel):
                 f"answers with {self.answer_positions} of {self.positions} positions"
             )
         return self
+
+
+class _Index(BaseModel):
+    """index.json."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal["logitcask-index"] = "logitcask-index"
+    version: Literal[1] = FORMAT_VERSION
+    entries: list[ShardEntry]
+
+
+def parse_manifest(data: bytes, *, where: Path | str) -> CaskManifest:
+    """The bytes of a cask.json, validated.
+
+    Raises:
+        CaskCorruptionError: It is damaged.
+        CaskError: It is of a newer version, or not logitcask's.
+    """
+    document = unseal(data, where=where, advice=RESTORE)
+    _require_version(where, document, "logitcask")
+    try:
+        return CaskManifest.model_validate(document)
+    except ValidationError as error:
+        raise CaskCorruptionError(f"{where}: {_first_fault(error)}. {RESTORE}.") from error
+
+
+def manifest_bytes(manifest: CaskManifest) -> bytes:
+    """What cask.json holds."""
+    return seal(manifest.model_dump(mode="json"))
+
+
+def parse_entry(data: bytes, *, where: Path | str, name: str | None = None) -> ShardEntry:
+    """The bytes of an entry file, validated; CaskCorruptionError when damaged, or not of the shard of this name."""
+    try:
+        entry = ShardEntry.model_validate(unseal(data, where=where, advice=RESTORE))
+    except ValidationError as error:
+        raise CaskCorruptionError(f"{where}: {_first_fault(error)}. {RESTORE}.") from error
+    if name is not None and entry.name != name:
+        raise CaskCorruptionError(f"{where}: holds the entry of shard {entry.name}. {RESTORE}.")
+    return entry
+
+
+def entry_bytes(entry: ShardEntry) -> bytes:
+    """What an entry file holds."""
+    return seal(entry.model_dump(mode="json"))
+
+
+def parse_index(data: bytes, *, where: Path | str) -> dict[str, ShardEntry]:
+    """The entries in the bytes of an index.json by name; CaskCorruptionError when damaged."""
+    document = unseal(data, where=where, advice=_DROP_INDEX)
+    _require_version(where, document, "logitcask-index")
+    try:
+        return {entry.name: entry for entry in _Index.model_validate(document).entries}
+    except ValidationError as error:
+        raise CaskCorruptionError(f"{where}: {_first_fault(error)}. {_DROP_INDEX}.") from error
+
+
+def index_bytes(entries: Iterable[ShardEntry]) -> bytes:
+    """What index.json holds for these entries."""
+    ordered = sorted(entries, key=lambda entry: entry.name)
+    return seal(_Index(entries=ordered).model_dump(mode="json"))
+
+
+def _require_version(path: Path | str, document: dict[str, Any], expected: str) -> None:
+    kind, version = document.get("format"), document.get("version")
+    if kind != expected:
+        raise CaskError(f"{path}: format is {json.dumps(kind)}, expected {json.dumps(expected)}")
+    if version != FORMAT_VERSION:
+        raise CaskError(
+            f"{path}: format version {json.dumps(version)}; this program reads version {FORMAT_VERSION}. "
+            "Upgrade logitcask to read it."
+        )
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors(include_url=False)[0]
+    return f"{'.'.join(str(part) for part in fault['loc']) or 'document'}: {fault['msg']}"

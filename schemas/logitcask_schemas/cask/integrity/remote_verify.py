@@ -1,7 +1,7 @@
 """Proving a cask where it lies in an object store: each shard is fetched anew, proved as a local one, and removed.
 
 No cache is asked, since what is to be proved is what the store holds. On the disk lie, in a temporary folder laid out
-like the cask, its index and table of documents, one shard that is proved and one that is being fetched.
+like the cask, its table of documents, one shard that is proved and one that is being fetched.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,34 +12,34 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from logitcask_schemas.cask.carriers.registry import shard_path
-from logitcask_schemas.cask.directory import parse_index
-from logitcask_schemas.cask.documents import DOCUMENTS_NAME, DocumentTable
-from logitcask_schemas.cask.format.layout import ENTRY_SUFFIX, INDEX_NAME, MANIFEST_NAME, SHARDS_NAME
-from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.directory import StoreDirectory
+from logitcask_schemas.cask.documents import DocumentTable
+from logitcask_schemas.cask.format.layout import ENTRY_SUFFIX, INDEX_NAME, SHARDS_NAME
+from logitcask_schemas.cask.format.manifest import ShardEntry, parse_index
 from logitcask_schemas.cask.integrity.verify import (
     ShardReport,
     Survey,
     lose_all,
-    names_of_no_shard,
     survey,
     verify_shard,
 )
-from logitcask_schemas.cask.location import entry_names_of, read_manifest_of
+from logitcask_schemas.cask.location import CachedStore
 from logitcask_schemas.cask.reader import Cask
+from logitcask_schemas.cask.remote_cache import ShardCache
 from logitcask_schemas.cask.storage.object_store import RemoteStore
 from logitcask_schemas.errors import CaskError, CaskNotFoundError, CaskWriteError
 
 
 @dataclass(kw_only=True)
 class RemoteSurvey:
-    """A cask in a store, taken stock of as `survey` does with a folder."""
+    """A cask in a store, listed by `survey`, whose shards are fetched into a temporary folder to be proved."""
 
     store: RemoteStore
     folder: Path
     """The temporary one."""
     sizes: Mapping[str, int]
     """Bytes of the objects among the shards when they were listed."""
-    taken: Survey
+    surveyed: Survey
 
     def prove(self, cask: Cask, entry: ShardEntry, table: DocumentTable | None) -> ShardReport:
         """Verify one shard; as `verify_shard`, with what the store holds now. May be called from several threads.
@@ -83,9 +83,8 @@ class RemoteSurvey:
 
     def _is_indexed(self, name: str) -> bool:
         try:
-            return name in parse_index(self.store.read(INDEX_NAME), where=f"{self.store.url}/{INDEX_NAME}")
-        except CaskNotFoundError:
-            return False
+            index = StoreDirectory(store=self.store).read_index()
+            return index is not None and name in parse_index(index, where=f"{self.store.url}/{INDEX_NAME}")
         except CaskError:
             return True
 
@@ -98,7 +97,7 @@ class RemoteSurvey:
 
 @contextmanager
 def survey_url(url: str, options: Mapping[str, Any] | None = None) -> Iterator[RemoteSurvey]:
-    """Take stock of a cask in a store; fetches no shard.
+    """List a cask in a store and read its small files; fetches no shard.
 
     Args:
         url: The cask's folder.
@@ -112,43 +111,12 @@ def survey_url(url: str, options: Mapping[str, Any] | None = None) -> Iterator[R
     store = RemoteStore(url, options)
     with TemporaryDirectory(prefix="logitcask-verify-") as temporary:
         folder = Path(temporary)
+        (folder / SHARDS_NAME).mkdir()
+        # Shards come and go, see `RemoteSurvey.prove`: this cache keeps nothing but the table.
+        location = CachedStore(cache=ShardCache(folder, store, 1, None))
         with _no_room_explained(folder):
-            sizes = _mirror(store, folder)
-        try:
-            taken = survey(folder)
-        except CaskError as error:
-            raise type(error)(str(error).replace(temporary, store.url)) from error
-        names = {*entry_names_of(dict(sizes))}
-        entries = taken.cask.entries
-        taken.problems = [problem.replace(temporary, store.url) for problem in taken.problems]
-        taken.strangers = names_of_no_shard(sizes, entries, names - {entry.name for entry in entries})
-        yield RemoteSurvey(store=store, folder=folder, sizes=sizes, taken=taken)
-
-
-def _mirror(store: RemoteStore, folder: Path) -> Mapping[str, int]:
-    """Manifest, index, table and the entries that the index lacks as local files; sizes of all objects by name."""
-    (folder / SHARDS_NAME).mkdir()
-    (folder / MANIFEST_NAME).write_bytes(read_manifest_of(store))
-    sizes = store.sizes(SHARDS_NAME)
-    indexed: set[str] = set()
-    try:
-        index = store.read(INDEX_NAME)
-        (folder / INDEX_NAME).write_bytes(index)
-        indexed = {*parse_index(index, where=INDEX_NAME)}
-    except CaskNotFoundError:
-        pass
-    except CaskError:
-        if not (folder / INDEX_NAME).exists():
-            raise
-        # A damaged index is the survey's to report; every entry then counts for itself.
-    try:
-        store.download(DOCUMENTS_NAME, folder / DOCUMENTS_NAME)
-    except CaskNotFoundError:
-        (folder / DOCUMENTS_NAME).unlink(missing_ok=True)
-    loose = [f"{SHARDS_NAME}/{name}{ENTRY_SUFFIX}" for name in entry_names_of(dict(sizes)) if name not in indexed]
-    for path, content in store.read_all(loose).items():
-        (folder / path).write_bytes(content)
-    return sizes
+            surveyed = survey(location)
+        yield RemoteSurvey(store=store, folder=folder, sizes=store.sizes(SHARDS_NAME), surveyed=surveyed)
 
 
 @contextmanager

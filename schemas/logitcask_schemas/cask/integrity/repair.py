@@ -30,6 +30,7 @@ from logitcask_schemas.cask.integrity.replacement import (
 )
 from logitcask_schemas.cask.integrity.salvage import Salvage, nothing_left, salvage_shard
 from logitcask_schemas.cask.integrity.verify import sha256_of, survey
+from logitcask_schemas.cask.location import LocalFolder
 from logitcask_schemas.cask.publication import sweep
 from logitcask_schemas.cask.reader import Cask
 from logitcask_schemas.cask.storage.files import FileOperations, LocalFiles
@@ -124,13 +125,13 @@ def repair_cask(
     """
     files = files or LocalFiles()
     with writers_lock(path, holder=f"repair-{secrets.token_hex(8)}", timeout_seconds=lock_timeout_seconds):
-        found = diagnose(survey(path), progress or (lambda _: None))
+        found = diagnose(survey(LocalFolder(folder=path)), progress or (lambda _: None))
         report = RepairReport(
             problems=found.problems,
             damaged_shards=sorted({*found.damaged, *found.doubtful}),
             stale_table=found.stale_table,
         )
-        strange = [name for name in found.taken.strangers if not name.startswith(TEMP_PREFIX)]
+        strange = [name for name in found.taken.unlisted_files if not name.startswith(TEMP_PREFIX)]
         if found.problems or strange:
             salvaged = _salvage(found)
             _describe(report, salvaged, found)

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcask_schemas.cask.carriers.registry import CARRIERS, shard_path
-from logitcask_schemas.cask.directory import entry_names, read_entry, read_index, read_manifest
+from logitcask_schemas.cask.directory import LocalDirectory, entry_file, entry_names, read_entry, read_manifest
 from logitcask_schemas.cask.documents import DOCUMENTS_NAME, DocumentTable
-from logitcask_schemas.cask.format.layout import ENTRY_SUFFIX, INDEX_NAME, SHARDS_NAME
-from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.format.layout import ENTRY_SUFFIX, INDEX_NAME
+from logitcask_schemas.cask.format.manifest import ShardEntry, parse_index
 from logitcask_schemas.cask.integrity.rules import is_sound
+from logitcask_schemas.cask.location import Location
 from logitcask_schemas.cask.opening import read_shard
 from logitcask_schemas.cask.reader import Cask
 from logitcask_schemas.cask.shard import Shard
@@ -52,76 +53,55 @@ class Survey:
     """Names of shards whose entry file cannot be read and that no index knows."""
     foreign_entries: list[str] = field(default_factory=list)
     """Names of shards whose entry is another cask's."""
-    strangers: list[str] = field(default_factory=list)
-    """Names in the folder of shards that belong to no entry: unfinished publications, or not the cask's at all."""
+    unlisted_files: list[str] = field(default_factory=list)
+    """Names among the shards that belong to no entry."""
 
 
-def survey(path: Path) -> Survey:
-    """Take stock of a cask's folder; opens no shard.
+def survey(location: Location) -> Survey:
+    """List a cask and read what can be read of its small files; opens no shard. Damage is noted, not raised.
 
     Raises:
         CaskNotFoundError, CaskCorruptionError: There is no manifest or no folder of shards, or the manifest is damaged:
             without it nothing can be said of the rest.
         CaskReadError: The operating system refuses to read what may be sound.
+        CaskError: A store does not answer.
     """
-    manifest, problems, damaged_files = read_manifest(path), list[str](), list[Path]()
-    names = entry_names(path)
-    try:
-        entries = read_index(path)
-    except CaskReadError:
-        raise
-    except CaskError as error:
-        problems.append(str(error))
-        damaged_files.append(path / INDEX_NAME)
-        entries = {}
-    indexed, damaged_entries, foreign = {*entries}, [], []
-    for name in names:
-        if name not in entries:
-            try:
-                entries[name] = read_entry(path, name)
-            except CaskReadError:
-                raise
-            except CaskNotFoundError:
-                continue  # taken away since the listing: only a repair does that, of what is not the cask's any more
-            except CaskError as error:
-                problems.append(str(error))
-                damaged_entries.append(name)
+    directory = location.directory
+    manifest, problems, damaged_files = read_manifest(directory), dict[str, str](), list[Path]()
+    listing = location.read_listing(lambda name, error: problems.update({name: str(error)}))
+    if INDEX_NAME in problems:
+        damaged_files.append(location.folder / INDEX_NAME)
+    entries, foreign = listing.indexed | listing.loose, []
     identity = manifest.identity_digest()
     for name, entry in list(entries.items()):
         if entry.identity != identity:
-            problems.append(f"shard {name}: foreign: its entry's identity is {entry.identity}, this cask's {identity}")
+            problems[name] = f"shard {name}: foreign: its entry's identity is {entry.identity}, this cask's {identity}"
             foreign.append(name)
             del entries[name]
+    damaged_entries = [name for name in entry_names(listing.file_names) if entry_file(name) in problems]
     table = None
     try:
-        table = DocumentTable.open(path, doubted=True)
+        table = location.read_table(doubted=True)
         if table is not None:
             table.verify()
-    except CaskReadError:
-        raise
-    except CaskError as error:
-        problems.append(str(error))
-        damaged_files.append(path / DOCUMENTS_NAME)
+    except CaskCorruptionError as error:
+        problems[DOCUMENTS_NAME] = str(error)
+        damaged_files.append(location.folder / DOCUMENTS_NAME)
         table = None
     return Survey(
-        cask=Cask(path, manifest, sorted(entries.values(), key=lambda entry: entry.name)),
+        cask=Cask(location, manifest, sorted(entries.values(), key=lambda entry: entry.name)),
         table=table,
-        indexed=frozenset(indexed.difference(foreign)),
-        problems=problems,
+        indexed=frozenset(listing.indexed.keys() - {*foreign}),
+        problems=list(problems.values()),
         damaged_files=damaged_files,
         damaged_entries=damaged_entries,
         foreign_entries=foreign,
-        strangers=files_of_no_shard(path, entries.values(), {*names} - entries.keys()),
+        unlisted_files=unlisted_files(listing.file_names, entries.values(), damaged_entries),
     )
 
 
-def files_of_no_shard(path: Path, entries: Iterable[ShardEntry], damaged: Iterable[str]) -> list[str]:
-    """Names in the folder of shards that belong to no shard; see `names_of_no_shard`."""
-    return names_of_no_shard((file.name for file in (path / SHARDS_NAME).iterdir()), entries, damaged)
-
-
-def names_of_no_shard(names: Iterable[str], entries: Iterable[ShardEntry], damaged: Iterable[str]) -> list[str]:
-    """Which of these names belong to no shard, sorted.
+def unlisted_files(names: Iterable[str], entries: Iterable[ShardEntry], damaged: Iterable[str]) -> list[str]:
+    """Which of these files belong to no shard, sorted: unfinished publications, or not the cask's at all.
 
     Args:
         names: What lies among the shards.
@@ -228,7 +208,7 @@ def verify_shard(cask: Cask, entry: ShardEntry, table: DocumentTable | None = No
     known_ids = table.shard(entry.name).ids if table is not None and entry.name in table else None
     report = ShardReport(entry=entry)
     try:
-        if read_entry(cask.path, entry.name) != entry:
+        if read_entry(LocalDirectory(path=cask.path), entry.name) != entry:
             report.entry_problems.append(f"shard {entry.name}: entry file and index disagree")
     except FileNotFoundError:
         report.entry_problems.append(f"shard {entry.name}: its entry file is missing, only the index knows it")
@@ -279,15 +259,12 @@ def lose_all(report: ShardReport, problem: str, table: DocumentTable | None) -> 
 def _is_listed(cask: Path, name: str) -> bool:
     """Whether entry file or index speak of a shard now; where they cannot be read, they may."""
     try:
-        return os.path.lexists(cask / SHARDS_NAME / (name + ENTRY_SUFFIX)) or name in read_index(cask)
+        if os.path.lexists(cask / entry_file(name)):
+            return True
+        index = LocalDirectory(path=cask).read_index()
+        return index is not None and name in parse_index(index, where=cask / INDEX_NAME)
     except CaskError:
         return True
-
-
-def strangers(cask: Cask) -> list[str]:
-    """Files among the shards that no entry names: unfinished publications, or not the cask's at all."""
-    known = {entry.name for entry in cask.entries}
-    return files_of_no_shard(cask.path, cask.entries, {*entry_names(cask.path)} - known)
 
 
 def require_valid(shard: Shard, row: int, vocab_size: int) -> None:

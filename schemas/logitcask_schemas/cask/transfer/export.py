@@ -15,10 +15,11 @@ from typing import Any, BinaryIO, Final
 
 from logitcask_schemas.cask.carriers.carrier import Carrier
 from logitcask_schemas.cask.carriers.registry import carrier_named
+from logitcask_schemas.cask.directory import StoreDirectory
 from logitcask_schemas.cask.documents import DOCUMENTS_NAME
 from logitcask_schemas.cask.format.layout import ENTRY_SUFFIX, INDEX_NAME, MANIFEST_NAME, SHARDS_NAME
 from logitcask_schemas.cask.format.manifest import ShardEntry
-from logitcask_schemas.cask.location import RemoteCask, read_manifest_of
+from logitcask_schemas.cask.location import CachedStore
 from logitcask_schemas.cask.publication import prepare_folder, write_shard
 from logitcask_schemas.cask.reader import Cask
 from logitcask_schemas.cask.shard import Shard
@@ -67,7 +68,7 @@ def copy_as_is(
         CaskLockedError: Somebody else is writing there.
     """
     store = RemoteStore(url, options)
-    read_manifest_of(store)
+    StoreDirectory(store=store).read_manifest()
     prepare_folder(LocalFiles(), target)
     with writers_lock(target, holder=uuid.uuid4().hex, timeout_seconds=_LOCK_TIMEOUT_SECONDS):
         if (target / MANIFEST_NAME).exists():
@@ -127,10 +128,11 @@ def open_source(place: str, *, cache: Path | None = None) -> Iterator[Cask]:
         yield Cask.open(Path(place))
         return
     with TemporaryDirectory(prefix="logitcask-import-") as temporary:
-        cask = RemoteCask.open_url(place, cache=cache or Path(temporary))
+        cask = Cask.open(place, cache=cache or Path(temporary))
+        assert isinstance(cask.location, CachedStore)
         largest = max((entry.bytes for entry in cask.entries), default=1)
         # Each shard is needed once: keep the one being copied and the one before it.
-        yield RemoteCask(cask.path, cask.manifest, cask.entries, cask.cache.limited(2 * largest))
+        yield Cask(cask.location.limited(2 * largest), cask.manifest, cask.entries)
 
 
 def target_of(place: str) -> ExportTarget:

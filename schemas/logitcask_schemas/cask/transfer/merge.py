@@ -10,16 +10,14 @@ first, in whatever order the sources are named.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from logitcask_schemas.cask.carriers.registry import shard_path
 from logitcask_schemas.cask.documents import ShardDocuments
 from logitcask_schemas.cask.format.columns import gather_rows
 from logitcask_schemas.cask.format.manifest import ShardEntry
 from logitcask_schemas.cask.integrity.verify import sha256_of
-from logitcask_schemas.cask.location import RemoteCask, place_of
 from logitcask_schemas.cask.reader import Cask
 from logitcask_schemas.cask.storage.files import FileOperations
 from logitcask_schemas.cask.transfer.export import open_source
@@ -79,7 +77,7 @@ def merge_casks(
         opened = [held.enter_context(open_source(str(source))) for source in sources]
         first = opened[0].manifest
         for cask in opened:
-            first.require_same(cask.manifest.teacher, cask.manifest.capture, where=place_of(opened[0]))
+            first.require_same(cask.manifest.teacher, cask.manifest.capture, where=opened[0].place)
             if cask.path.resolve() == Path(target).resolve():
                 raise CaskError(f"{target}: is a source of the merge as well; name another folder for the result")
         if planned is not None:
@@ -138,7 +136,7 @@ def _merge_shard(
     # A cask may name the same teacher otherwise (another folder name, say); its shards then carry another digest.
     same_name = entry.identity == writer.manifest.identity_digest()
     if same_name and len(rows) == entry.documents:
-        with _file_of(cask, entry) as path:
+        with cask.location.held(entry) as path:
             if verify:
                 _require_content(path, entry)
             linked = writer.adopt(entry, path, documents, link=link)
@@ -160,13 +158,6 @@ def _merge_shard(
         report.rewritten += 1
     report.documents += added
     report.duplicates += entry.documents - added
-
-
-def _file_of(cask: Cask, entry: ShardEntry) -> AbstractContextManager[Path]:
-    """A shard's file, fetched where need be, which stays while the context lasts."""
-    if isinstance(cask, RemoteCask):
-        return cask.cache.held(entry)
-    return nullcontext(shard_path(cask.path, entry))
 
 
 def _missing(writer: CaskWriter, documents: ShardDocuments) -> list[int]:

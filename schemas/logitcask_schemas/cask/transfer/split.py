@@ -14,7 +14,6 @@ import xxhash
 
 from logitcask_schemas.cask.format.columns import Row, ShardColumns, gather_rows, stored_bytes
 from logitcask_schemas.cask.format.layout import RecordLayout
-from logitcask_schemas.cask.location import place_of
 from logitcask_schemas.cask.reader import Cask
 from logitcask_schemas.cask.storage.files import FileOperations
 from logitcask_schemas.cask.transfer.export import open_source
@@ -97,7 +96,7 @@ def _split(
 ) -> SplitReport:
     if len({path.resolve() for path in (cask.path, *into)}) != 3:
         raise CaskError(
-            f"{place_of(cask)} cannot be split into {into[0]} and {into[1]}: three different folders are needed"
+            f"{cask.place} cannot be split into {into[0]} and {into[1]}: three different folders are needed"
         )
     carrier = cask.entries[0].carrier if cask.entries else "arrow"
     manifest, report = cask.manifest, SplitReport()

@@ -15,22 +15,19 @@ from types import TracebackType
 from typing import BinaryIO, Protocol, Self
 
 from logitcask_schemas.cask.carriers.carrier import Carrier
-from logitcask_schemas.cask.carriers.registry import carrier_of, shard_path
+from logitcask_schemas.cask.carriers.registry import shard_path
 from logitcask_schemas.cask.directory import (
-    entry_bytes,
-    entry_names,
-    index_bytes,
-    manifest_bytes,
-    parse_entry,
-    parse_manifest,
-    read_entry,
+    LocalDirectory,
+    StoreDirectory,
+    entry_file,
+    read_listing,
     read_manifest,
     write_index,
     write_manifest,
 )
 from logitcask_schemas.cask.documents import DOCUMENTS_NAME, ShardDocuments, write_document_table
-from logitcask_schemas.cask.format.layout import ENTRY_SUFFIX, INDEX_NAME, MANIFEST_NAME, SHARDS_NAME
-from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry
+from logitcask_schemas.cask.format.layout import INDEX_NAME, MANIFEST_NAME, SHARDS_NAME
+from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry, entry_bytes, index_bytes, manifest_bytes
 from logitcask_schemas.cask.publication import prepare_folder, publish_entry, sweep
 from logitcask_schemas.cask.storage.files import FileOperations, LocalFiles, publish_file, size_of
 from logitcask_schemas.cask.storage.lock import writers_lock
@@ -89,11 +86,12 @@ class LocalTarget:
 
     def prepare(self, manifest: CaskManifest) -> dict[str, ShardEntry]:
         """See `ExportTarget.prepare`."""
+        directory = LocalDirectory(path=self.path)
         if (self.path / MANIFEST_NAME).exists():
-            read_manifest(self.path).require_same(manifest.teacher, manifest.capture, where=str(self.path))
+            read_manifest(directory).require_same(manifest.teacher, manifest.capture, where=str(self.path))
         else:
             self._manifest_due = manifest
-        entries = {name: read_entry(self.path, name) for name in entry_names(self.path)}
+        entries = {entry.name: entry for entry in read_listing(directory).entries}
         _require_identity(str(self.path), entries.values(), manifest)
         sweep(self._files, self.path, entries.values())
         return {name: entry for name, entry in entries.items() if _is_whole(self.path, entry)}
@@ -138,23 +136,14 @@ class RemoteTarget:
 
     def prepare(self, manifest: CaskManifest) -> dict[str, ShardEntry]:
         """See `ExportTarget.prepare`."""
+        directory = StoreDirectory(store=self._store)
         try:
-            there = self._store.read(MANIFEST_NAME)
+            read_manifest(directory).require_same(manifest.teacher, manifest.capture, where=self._store.url)
         except CaskNotFoundError:
             self._manifest_due = manifest
-        else:
-            found = parse_manifest(there, where=self._where(MANIFEST_NAME))
-            found.require_same(manifest.teacher, manifest.capture, where=self._store.url)
-        sizes = self._store.sizes(SHARDS_NAME)
-        whole = {}
-        for name in sorted(sizes):
-            if name.endswith(ENTRY_SUFFIX):
-                path = f"{SHARDS_NAME}/{name}"
-                entry = parse_entry(self._store.read(path), where=self._where(path))
-                _require_identity(self._store.url, [entry], manifest)
-                if sizes.get(entry.name + carrier_of(entry).suffix) == entry.bytes:
-                    whole[entry.name] = entry
-        return whole
+        entries, sizes = read_listing(directory).entries, self._store.sizes(SHARDS_NAME)
+        _require_identity(self._store.url, entries, manifest)
+        return {entry.name: entry for entry in entries if sizes.get(shard_path(Path(), entry).name) == entry.bytes}
 
     def publish(self, carrier: Carrier, write: WriteShard) -> ShardEntry:
         """See `ExportTarget.publish`. The shard is made on the local disk first."""
@@ -174,7 +163,7 @@ class RemoteTarget:
             self._store.upload(staged, f"{SHARDS_NAME}/{entry.name}{carrier.suffix}")
         finally:
             staged.unlink(missing_ok=True)
-        self._store.write(f"{SHARDS_NAME}/{entry.name}{ENTRY_SUFFIX}", entry_bytes(entry))
+        self._store.write(entry_file(entry.name), entry_bytes(entry))
         return entry
 
     def finish(self, entries: Sequence[ShardEntry], documents: Mapping[str, ShardDocuments]) -> None:
@@ -186,9 +175,6 @@ class RemoteTarget:
         self._store.write(INDEX_NAME, index_bytes(entries))
         if self._manifest_due is not None:
             self._store.write(MANIFEST_NAME, manifest_bytes(self._manifest_due))
-
-    def _where(self, name: str) -> str:
-        return f"{self._store.url}/{name}"
 
 
 def _require_identity(where: str, entries: Iterable[ShardEntry], manifest: CaskManifest) -> None:
