@@ -72,7 +72,6 @@ def start_stock(teacher: Path) -> Any:
 
 def capturing(engine: Any, documents: list[np.ndarray], spec: Any, sizes: dict[str, float] | None) -> None:
     """One pass of the capturing engine; notes entries and bytes per token."""
-    from logitcask_schemas.record.wire import encode_wire
     from logitcask_services.engines.engine import CaptureTask
 
     tasks = [CaptureTask(key=i, token_ids_L=ids) for i, ids in enumerate(documents)]
@@ -81,8 +80,14 @@ def capturing(engine: Any, documents: list[np.ndarray], spec: Any, sizes: dict[s
     if sizes is not None and not sizes:
         records = [result.document.records for result in results]
         positions = sum(r.num_positions for r in records)
-        sizes["entries_per_token"] = sum(r.num_entries for r in records) / positions
-        sizes["bytes_per_token"] = sum(encode_wire(r).nbytes for r in records) / positions
+        sizes["entries_per_token"] = sum(len(r.head_ids_H) + len(r.tail_ids_N) for r in records) / positions
+        sizes["bytes_per_token"] = sum(record_bytes(r) for r in records) / positions
+
+
+def record_bytes(records: Any) -> int:
+    """Bytes of the columns of a document's records."""
+    columns = [getattr(records, name) for name in records.__dataclass_fields__ if name != "position_columns"]
+    return sum(column.nbytes for column in [*columns, *records.position_columns.values()] if column is not None)
 
 
 def generating(engine: Any, documents: list[np.ndarray], parameters: dict[str, Any]) -> None:

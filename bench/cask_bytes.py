@@ -61,7 +61,7 @@ def captured(logits: torch.Tensor, ids: NDArray[np.uint16], spec: CaptureSpec) -
     next_ids = torch.from_numpy(ids[1:].astype(np.int64))
     capture = RecordCapture(spec, logits.shape[1])
     columns = capture(logits.clone(), next_ids, torch.full_like(positions, key), positions)
-    records = decode_wire(pack_wire(columns, logits.shape[1]).numpy())
+    records = decode_wire(pack_wire(columns, logits.shape[1]).numpy(), spec)
     return DocumentRecords(token_ids_L=ids, records=records)
 
 

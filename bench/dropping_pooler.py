@@ -37,9 +37,7 @@ class DroppingPooler(CapturePooler):
             tail_counts_R=torch.zeros(len(rows_R), dtype=torch.uint8),
             tail_ids_N=torch.zeros(0, dtype=torch.int32),
             tail_logprobs_N=None,
-            log_tail_mass_R=nothing,
-            entropy_R=nothing,
-            log_z_RT=None,
+            position_columns={"log_tail_mass": nothing, "entropy": nothing},
         )
 
 

@@ -42,8 +42,10 @@ def make_document(length: int, vocab_size: int, seed: int) -> DocumentRecords:
             head_logprobs_H=np.log(shares).astype(np.float16),
             tail_counts_P=tail_counts,
             tail_ids_N=tail_ids[np.lexsort((tail_ids, rows))],
-            log_tail_mass_P=np.full(positions, np.log(0.4), np.float16),
-            entropy_P=(4 * random.random(positions)).astype(np.float16),
+            position_columns={
+                "log_tail_mass": np.full(positions, np.log(0.4), np.float16),
+                "entropy": (4 * random.random(positions)).astype(np.float16),
+            },
         ),
     )
 

@@ -120,7 +120,7 @@ def test_a_batch_is_what_a_plain_reader_finds(
         assert batch["head_logprobs"].numpy().dtype == stored.head_logprobs_H.dtype
         assert batch["tail_ids"].numpy().dtype == stored.tail_ids_N.dtype
         assert (batch["tail_logprobs"] is None) == (not spec.tail_logprobs)
-        assert (batch["log_z"] is None) == (not spec.temperatures)
+        assert ("log_z" in batch["position_columns"]) == bool(spec.temperatures)
 
 
 def test_negative_control_the_plain_reader_notices_another_sequence(tmp_path: Path) -> None:

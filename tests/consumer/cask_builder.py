@@ -92,10 +92,12 @@ def record(dense, token_ids, spec, *, seed=0):
                 head_logprobs_H=np.log(np.concatenate([*columns.head_probs, np.zeros(0)])).astype(value),
                 tail_counts_P=np.array([len(x) for x in columns.tail_ids], dtype=np.uint8),
                 tail_ids_N=tails.astype(np.uint16),
-                log_tail_mass_P=np.log(np.array(columns.tail_mass)).astype(value),
-                entropy_P=dense.entropy_R.astype(value),
+                position_columns={
+                    "log_tail_mass": np.log(np.array(columns.tail_mass)).astype(value),
+                    "entropy": dense.entropy_R.astype(value),
+                    **({"log_z": _log_z(dense, spec).astype(value)} if spec.temperatures else {}),
+                },
                 tail_logprobs_N=np.log(dense.probs_RV[rows, tails]).astype(value) if spec.tail_logprobs else None,
-                log_z_PT=_log_z(dense, spec).astype(value) if spec.temperatures else None,
             ),
         )
 

@@ -52,7 +52,9 @@ def batch_of(dataset, sequences=None):
 def assert_same_batch(mine, theirs):
     assert mine.keys() == theirs.keys()
     for name, column in theirs.items():
-        if column is None or isinstance(column, int):
+        if isinstance(column, dict):
+            assert_same_batch(mine[name], column)
+        elif column is None or isinstance(column, int):
             assert mine[name] == column, name
         else:
             assert mine[name].dtype == column.dtype, name
@@ -79,8 +81,8 @@ def test_a_batch_holds_every_record_unchanged(cask_path, seq_len, overlap, packi
                 batch["head_ids"][head].tolist(),
                 batch["head_logprobs"][head].tolist(),
                 batch["tail_ids"][tail].tolist(),
-                float(batch["log_tail_mass"][row]),
-                float(batch["entropy"][row]),
+                float(batch["position_columns"]["log_tail_mass"][row]),
+                float(batch["position_columns"]["entropy"][row]),
             )
         )
     assert len(found) == sum(cask.document_lengths() > 1)
@@ -212,7 +214,7 @@ def test_missing_truncated_and_flipped_shards_are_errors(teacher, tmp_path):
     with pytest.raises(CaskCorruptionError):
         CaskDataset(open_casks([path], tokenizer_fingerprint=None), seq_len=64)
     path, shard = fresh("flipped")
-    column = open_casks([path], tokenizer_fingerprint=None)[0].shard(0).head_logprobs.tobytes()
+    column = open_casks([path], tokenizer_fingerprint=None)[0].read(0).records.head_logprobs_H.tobytes()
     data = shard.read_bytes()
     at = data.index(column[:16])
     shard.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])

@@ -27,10 +27,11 @@ with atheris.instrument_imports(include=["logitcask_schemas"]):
     from logitcask_schemas.cask.shard import Shard
     from logitcask_schemas.errors import LogitcaskError
     from logitcask_schemas.record.capture_spec import CaptureSpec
-    from logitcask_schemas.record.wire import decode_wire, encode_wire
+    from logitcask_schemas.record.wire import decode_wire
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "schemas"))
-from cask_samples import make_documents, make_teacher
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("schemas", "support")]
+from cask_samples import make_documents, make_teacher  # noqa: E402 - found by the line above
+from wire_encoding import encode_wire  # noqa: E402
 
 SPEC: Final = CaptureSpec(tail_logprobs=True, temperatures=(2.0,))
 DOCUMENTS: Final = make_documents([2, 9, 17, 3], 1, spec=SPEC)
@@ -55,7 +56,7 @@ class Targets:
             lambda data: sealed(data, lambda content: parse_manifest(content, where="manifest")),
             lambda data: sealed(data, lambda content: parse_index(content, where="index")),
             self.table,
-            decode_wire,
+            lambda data: decode_wire(data, SPEC),
         ]
 
     def seeds(self) -> list[bytes]:
@@ -64,7 +65,7 @@ class Targets:
         arrow = self.casks["arrow"]
         documents = [arrow.path / "shards" / f"{arrow.entries[0].name}.json", arrow.path / "cask.json"]
         paths += [*documents, arrow.path / "index.json", arrow.path / DOCUMENTS_NAME]
-        return [*(path.read_bytes() for path in paths), encode_wire(DOCUMENTS[1].records).tobytes()]
+        return [*(path.read_bytes() for path in paths), encode_wire(DOCUMENTS[1].records, SPEC).tobytes()]
 
     def shard(self, cask: Cask, data: bytes) -> None:
         """Open a shard; what the bulk check lets pass must pass document by document, and the other way round."""

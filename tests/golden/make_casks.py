@@ -70,10 +70,12 @@ def document(length: int, vocab_size: int, spec: CaptureSpec) -> DocumentRecords
             head_logprobs_H=eighths(heads, 1),
             tail_counts_P=tail_counts,
             tail_ids_N=tail_ids,
-            log_tail_mass_P=log_tail_mass,
-            entropy_P=-eighths(positions, 5),
+            position_columns={
+                "log_tail_mass": log_tail_mass,
+                "entropy": -eighths(positions, 5),
+                **({"log_z": -eighths(positions * temperatures, 2).reshape(positions, -1)} if temperatures else {}),
+            },
             tail_logprobs_N=eighths(draws, 9) if spec.tail_logprobs else None,
-            log_z_PT=-eighths(positions * temperatures, 2).reshape(positions, temperatures) if temperatures else None,
         ),
     )
 
@@ -115,8 +117,9 @@ def as_json(one: DocumentRecords) -> dict[str, Any]:
     """A document's columns as plain lists; -inf as a string, which JSON lacks."""
     columns: dict[str, Any] = {"id": one.id.hex(), "token_ids": one.token_ids_L.tolist()}
     for field in Records.__dataclass_fields__:
-        if (column := getattr(one.records, field)) is not None:
+        if (column := getattr(one.records, field)) is not None and field != "position_columns":
             columns[field.rpartition("_")[0]] = column.tolist()
+    columns |= {name: values.tolist() for name, values in one.records.position_columns.items()}
     if one.answer_ranges_R2 is not None:
         columns["answers"] = one.answer_ranges_R2.reshape(-1).tolist()
     return columns

@@ -67,10 +67,12 @@ def make_document(
             head_logprobs_H=logprobs(heads),
             tail_counts_P=tail_counts,
             tail_ids_N=tail_ids,
-            log_tail_mass_P=log_tail_mass,
-            entropy_P=-values(positions),
+            position_columns={
+                "log_tail_mass": log_tail_mass,
+                "entropy": -values(positions),
+                **({"log_z": values(positions, len(spec.temperatures))} if spec.temperatures else {}),
+            },
             tail_logprobs_N=logprobs(draws) if spec.tail_logprobs else None,
-            log_z_PT=values(positions, len(spec.temperatures)) if spec.temperatures else None,
         ),
         answer_ranges_R2=make_answers(length, seed),
     )
@@ -102,9 +104,9 @@ def columns_of(document: DocumentRecords) -> dict[str, np.ndarray]:
     """Tokens and every column of a document's records by name, absent ones left out."""
     columns = {"token_ids_L": document.token_ids_L}
     for name in Records.__dataclass_fields__:
-        if (column := getattr(document.records, name)) is not None:
+        if (column := getattr(document.records, name)) is not None and name != "position_columns":
             columns[name] = column
-    return columns
+    return columns | document.records.position_columns
 
 
 def assert_same(found: DocumentRecords, expected: DocumentRecords) -> None:

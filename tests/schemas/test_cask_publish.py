@@ -240,16 +240,20 @@ def test_other_tokenizer_is_refused(cask_path: Path) -> None:
         Cask.open(cask_path, tokenizer_fingerprint="c" * 64)
 
 
+def with_column(**columns: np.ndarray) -> dict[str, np.ndarray]:
+    return {**make_document(10, 1).records.position_columns, **columns}
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
         ({"head_ids_H": np.full(0, 1, np.uint16)}, "head_ids"),
-        ({"entropy_P": np.full(9, np.nan, np.float16)}, "entropy"),
+        ({"position_columns": with_column(entropy=np.full(9, np.nan, np.float16))}, "entropy"),
         ({"token_ids_L": np.full(10, 60_000, np.uint16)}, "token_ids holds id 60000"),
         ({"token_ids_L": np.roll(make_document(10, 1).token_ids_L, 1)}, "lacks the next token .* shifted"),
         ({"tail_ids_N": make_document(10, 1).records.tail_ids_N[::-1]}, "do not ascend"),
         ({"token_ids_L": np.full(10, -1, np.int64)}, "unsigned"),
-        ({"log_z_PT": np.zeros((9, 1), np.float16)}, "does not store"),
+        ({"position_columns": with_column(log_z=np.zeros((9, 1), np.float16))}, "does not store"),
     ],
 )
 def test_invalid_documents_leave_the_cask_alone(tmp_path: Path, columns: dict[str, object], message: str) -> None:
@@ -269,16 +273,20 @@ def test_missing_optional_columns_are_refused(tmp_path: Path) -> None:
     spec = CaptureSpec(tail_logprobs=True, temperatures=(2.0,))
     writer = CaskWriter.create(tmp_path, teacher=make_teacher(), capture=spec)
     complete = make_document(30, 1, spec=spec)
+    columns = complete.records.position_columns
+    without_log_z = {name: values for name, values in columns.items() if name != "log_z"}
     with pytest.raises(InvalidRecordError, match="lacks tail_logprobs"):
         writer.publish([changed(complete, tail_logprobs_N=None)])
     with pytest.raises(InvalidRecordError, match="lacks log_z"):
-        writer.publish([changed(complete, log_z_PT=None)])
+        writer.publish([changed(complete, position_columns=without_log_z)])
     with pytest.raises(InvalidRecordError, match="29 x 1 values, it has 58"):
-        writer.publish([changed(complete, log_z_PT=np.zeros((29, 2), np.float16))])
-    for name, column in (("log_z", complete.records.log_z_PT), ("tail_logprobs", complete.records.tail_logprobs_N)):
-        field = f"{name}_PT" if name == "log_z" else f"{name}_N"
+        writer.publish([changed(complete, position_columns={**without_log_z, "log_z": np.zeros((29, 2), np.float16)})])
+    not_a_number = np.full_like(complete.records.tail_logprobs_N, np.nan)
+    with pytest.raises(InvalidRecordError, match=r"tail_logprobs\[0\] is NaN"):
+        writer.publish([changed(complete, tail_logprobs_N=not_a_number)])
+    for name, column in columns.items():
         with pytest.raises(InvalidRecordError, match=rf"{name}\[0\] is NaN"):
-            writer.publish([changed(complete, **{field: np.full_like(column, np.nan)})])
+            writer.publish([changed(complete, position_columns={**columns, name: np.full_like(column, np.nan)})])
     empty = changed(make_document(30, 1, spec=spec, tails=False), tail_logprobs_N=None)
     writer.publish([empty])
     assert_same(Cask.open(tmp_path).read(0), make_document(30, 1, spec=spec, tails=False))

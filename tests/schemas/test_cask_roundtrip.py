@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitcask_schemas.cask import Cask, CaskWriter
+from logitcask_schemas.cask.format.columns import join_planes
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.records import DocumentRecords
 
@@ -49,27 +50,28 @@ def test_flat_columns_are_the_documents_end_to_end(tmp_path: Path, vocab: int) -
     documents = make_documents([2, 50, 7], 3, vocab_size=vocab, spec=spec)
     CaskWriter.create(tmp_path / "c", teacher=make_teacher(vocab), capture=spec).publish(documents)
     shard = Cask.open(tmp_path / "c").shard(0)
-    flat = {
-        "token_ids_L": shard.token_ids,
-        "head_counts_P": shard.head_counts,
-        "head_ids_H": shard.head_ids,
-        "head_logprobs_H": shard.head_logprobs,
-        "tail_counts_P": shard.tail_counts,
-        "tail_ids_N": shard.tail_ids,
-        "log_tail_mass_P": shard.log_tail_mass,
-        "entropy_P": shard.entropy,
-        "tail_logprobs_N": shard.tail_logprobs,
-        "log_z_PT": shard.log_z,
-    }
+    arrays = shard.columns.arrays
+    joined = (
+        dict(arrays)
+        if vocab <= 1 << 16
+        else {
+            name: join_planes(array, arrays[f"{name}_high"]) if f"{name}_high" in arrays else array
+            for name, array in arrays.items()
+            if not name.endswith("_high")
+        }
+    )
+    suffixes = {"token_ids": "_L", **dict.fromkeys(("head_counts", "tail_counts"), "_P")}
+    suffixes |= dict.fromkeys(("head_ids", "head_logprobs"), "_H") | dict.fromkeys(("tail_ids", "tail_logprobs"), "_N")
+    flat = {name + suffixes.get(name, ""): array for name, array in joined.items()}
+    assert flat.keys() == columns_of(documents[0]).keys()
     for name, column in flat.items():
-        assert column is not None
         expected = np.concatenate([columns_of(document)[name] for document in documents])
         np.testing.assert_array_equal(column, expected)
     for offsets, lengths in (
         (shard.token_offsets, [len(document.token_ids_L) for document in documents]),
         (shard.position_offsets, [document.records.num_positions for document in documents]),
-        (shard.head_offsets, [len(document.records.head_ids_H) for document in documents]),
-        (shard.tail_offsets, [len(document.records.tail_ids_N) for document in documents]),
+        (shard.columns.offsets["head"], [len(document.records.head_ids_H) for document in documents]),
+        (shard.columns.offsets["tail"], [len(document.records.tail_ids_N) for document in documents]),
     ):
         assert offsets.dtype == np.int64
         np.testing.assert_array_equal(np.diff(offsets), lengths)

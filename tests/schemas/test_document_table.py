@@ -31,7 +31,7 @@ def opening_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a shard was opened")
 
     monkeypatch.setattr("logitcask_schemas.cask.reader.open_shard", refuse)
-    monkeypatch.setattr("logitcask_schemas.cask.reader.open_documents", refuse)
+    monkeypatch.setattr("logitcask_schemas.cask.location.open_documents", refuse)
     monkeypatch.setattr("logitcask_schemas.cask.writer.open_documents", refuse)
 
 

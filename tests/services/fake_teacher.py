@@ -64,8 +64,10 @@ def records_of(token_ids: np.ndarray, spec: CaptureSpec) -> DocumentRecords:
             head_logprobs_H=-rng.random(entries).astype(np.float16) * 5,
             tail_counts_P=tail_counts,
             tail_ids_N=tail_ids,
-            log_tail_mass_P=-rng.random(positions).astype(np.float16) * 5,
-            entropy_P=rng.random(positions).astype(np.float16) * 5,
+            position_columns={
+                "log_tail_mass": -rng.random(positions).astype(np.float16) * 5,
+                "entropy": rng.random(positions).astype(np.float16) * 5,
+            },
         ),
     )
 

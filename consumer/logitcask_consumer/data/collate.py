@@ -16,7 +16,7 @@ from torch import Tensor
 
 from logitcask_consumer.data.dataset import SequenceRecords
 from logitcask_consumer.data.vocabulary import StudentVocabulary
-from logitcask_consumer.losses.target import Offsets, SparseTarget, take_records
+from logitcask_consumer.losses.target import Offsets, SparseTarget
 from logitcask_schemas.errors import DocumentMismatchError, InvalidRecordError
 
 FILL_ID: Final = 0
@@ -45,16 +45,12 @@ class Batch(TypedDict):
     """[N], as `head_ids`."""
     tail_offsets: Offsets
     """numpy int64 [T + 1]."""
-    log_tail_mass: Tensor
-    """[T], in the stored dtype, nats."""
-    entropy: Tensor
-    """[T], in the stored dtype, nats."""
+    position_columns: dict[str, Tensor]
+    """By name, [T] or [T, W] in the stored dtype, nats; see `logitcask_schemas.record.position_columns`."""
     documents: Tensor
     """int32 [T]: number of the document of each trained position."""
     tail_logprobs: Tensor | None
     """[N], log t of the draws, in the stored dtype, nats; None where the cask does not store them."""
-    log_z: Tensor | None
-    """[T, Z], log sum t^(1/T) of each temperature of the capture spec, in its order; None where it has none."""
     weights: Tensor | None
     """float32 [T], above 0; None for 1. Positions of weight 0 are not in the batch."""
     positions: int
@@ -102,7 +98,7 @@ class Collator:
         _require_next_token(records.head_ids_H, head_offsets, next_ids_T, documents_T)
         slots_T, weights_T = at_K if slots.trained_K is None else at_K[slots.trained_K], read.weights_P
         if keep_P is not None:
-            records = take_records(records, keep_P)
+            records = records.select(keep_P)
             slots_T, next_ids_T, documents_T = slots_T[keep_P], next_ids_T[keep_P], documents_T[keep_P]
             weights_T = None if weights_T is None else weights_T[keep_P]
             head_offsets, tail_offsets = _offsets(records.head_counts_P), _offsets(records.tail_counts_P)
@@ -120,11 +116,9 @@ class Collator:
             head_offsets=head_offsets,
             tail_ids=torch.from_numpy(records.tail_ids_N),
             tail_offsets=tail_offsets,
-            log_tail_mass=torch.from_numpy(records.log_tail_mass_P),
-            entropy=torch.from_numpy(records.entropy_P),
+            position_columns={name: torch.from_numpy(values) for name, values in records.position_columns.items()},
             documents=torch.from_numpy(documents_T),
             tail_logprobs=_tensor(records.tail_logprobs_N),
-            log_z=_tensor(records.log_z_PT),
             weights=_tensor(weights_T),
             positions=positions,
         )
@@ -183,7 +177,8 @@ def target_of(batch: Batch, *, sampled_tail: bool, log_z_column: int | None = No
     Raises:
         InvalidRecordError: the cask stores no log Z.
     """
-    log_z_TZ = batch["log_z"]
+    columns = batch["position_columns"]
+    log_z_TZ = columns.get("log_z")
     if log_z_column is not None and log_z_TZ is None:
         raise InvalidRecordError("a target at another temperature needs log_z, which this cask does not store")
     return SparseTarget.from_columns(
@@ -192,11 +187,11 @@ def target_of(batch: Batch, *, sampled_tail: bool, log_z_column: int | None = No
         head_offsets_R1=batch["head_offsets"],
         tail_ids_N=batch["tail_ids"],
         tail_offsets_R1=batch["tail_offsets"],
-        log_tail_mass_R=batch["log_tail_mass"],
+        log_tail_mass_R=columns["log_tail_mass"],
         next_ids_R=batch["next_ids"],
         sampled_tail=sampled_tail,
         tail_logprobs_N=batch["tail_logprobs"],
-        entropy_R=batch["entropy"],
+        entropy_R=columns["entropy"],
         log_z_R=None if log_z_column is None or log_z_TZ is None else log_z_TZ[:, log_z_column],
         documents_R=batch["documents"],
     )

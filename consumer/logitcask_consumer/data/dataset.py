@@ -48,7 +48,6 @@ class SequenceRecords:
         if len(parts) == 1:
             return parts[0]
         windows = [part.windows for part in parts]
-        columns = {name: [getattr(one.records, name) for one in windows] for name in Records.__dataclass_fields__}
         return cls(
             window_offsets_B1=_joined([part.window_offsets_B1 for part in parts]),
             documents_W=np.concatenate([part.documents_W for part in parts]),
@@ -57,7 +56,7 @@ class SequenceRecords:
                 token_ids_L=np.concatenate([one.token_ids_L for one in windows]),
                 token_offsets_B1=_joined([one.token_offsets_B1 for one in windows]),
                 position_offsets_B1=_joined([one.position_offsets_B1 for one in windows]),
-                records=Records(**{name: _concatenated(values) for name, values in columns.items()}),
+                records=Records.join([one.records for one in windows]),
             ),
         )
 

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from logitcask_schemas.errors import InvalidRecordError
-from logitcask_schemas.record.records import Records
 
 Offsets: TypeAlias = NDArray[np.int64]
 
@@ -63,11 +62,6 @@ class SparseTarget:
     def num_rows(self) -> int:
         """R."""
         return len(self.head_offsets_R1) - 1
-
-    @property
-    def num_entries(self) -> int:
-        """Head entries plus tail draws, H + N."""
-        return len(self.head_ids_H) + len(self.tail_ids_N)
 
     @classmethod
     def from_columns(
@@ -229,23 +223,6 @@ def _check_lengths(
     if rows and np.diff(head_offsets_R1).min() < 1:
         row = int(np.diff(head_offsets_R1).argmin())
         raise InvalidRecordError(f"row {row} of a sparse target has an empty head; the next token must be in it")
-
-
-def take_records(records: Records, keep_P: NDArray[np.bool_]) -> Records:
-    """The records of some positions."""
-    head_H = np.repeat(keep_P, records.head_counts_P)
-    tail_N = np.repeat(keep_P, records.tail_counts_P)
-    return Records(
-        head_counts_P=records.head_counts_P[keep_P],
-        head_ids_H=records.head_ids_H[head_H],
-        head_logprobs_H=records.head_logprobs_H[head_H],
-        tail_counts_P=records.tail_counts_P[keep_P],
-        tail_ids_N=records.tail_ids_N[tail_N],
-        log_tail_mass_P=records.log_tail_mass_P[keep_P],
-        entropy_P=records.entropy_P[keep_P],
-        tail_logprobs_N=_some(records.tail_logprobs_N, tail_N),
-        log_z_PT=_some(records.log_z_PT, keep_P),
-    )
 
 
 def take_target(target: SparseTarget, rows_K: Tensor) -> SparseTarget:

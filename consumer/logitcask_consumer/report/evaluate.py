@@ -188,7 +188,9 @@ def evaluate_teacher(dataset: CaskDataset, *, batch_sequences: int) -> Columns:
     """The teacher's own figures at every position, from the records alone."""
     parts, documents = [], []
     for batch in _batches(dataset, batch_sequences):
-        columns = teacher_columns(target_of(batch, sampled_tail=_sampled(dataset)), batch["entropy"])
+        columns = teacher_columns(
+            target_of(batch, sampled_tail=_sampled(dataset)), batch["position_columns"]["entropy"]
+        )
         parts.append({name: value.numpy() for name, value in columns.items()})
         documents.append(batch["documents"].numpy())
     return _ordered(dataset, documents, parts)
@@ -224,15 +226,21 @@ def _measure_in_chunks(
         measured = measure(
             head.logits(hidden_TD[start:stop]).float(),
             target.rows(start, stop),
-            batch["entropy"][start:stop],
+            batch["position_columns"]["entropy"][start:stop],
             None if tail is None else tail[draws],
         )
         yield {name: value.cpu().numpy() for name, value in measured.items()}
 
 
 def _move(batch: Batch, device: torch.device) -> Batch:
-    moved: Any = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    moved: Any = {name: _moved(value, device) for name, value in batch.items()}
     return moved  # type: ignore[no-any-return]
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, dict):
+        return {name: column.to(device) for name, column in value.items()}
+    return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
 def _concatenated(parts: list[dict[str, Column]]) -> dict[str, Column]:

@@ -78,10 +78,8 @@ def collate(
             head_logprobs_H=joined["head_logprobs"],
             tail_counts_P=joined["tail_counts"],
             tail_ids_N=ids("tail_ids"),
-            log_tail_mass_P=joined["log_tail_mass"],
-            entropy_P=joined["entropy"],
+            position_columns={name: joined[name] for name in layout.position_columns},
             tail_logprobs_N=joined.get("tail_logprobs"),
-            log_z_PT=joined.get("log_z"),
         ),
     )
 

@@ -31,9 +31,7 @@ from logitcask_schemas.record.records import DocumentRecords, IdArray, LogprobAr
 class Shard:
     """A shard as flat columns; with the Arrow carrier they are views of the mapped file.
 
-    The flat properties are unverified; `read` and `read_window` prove a document's checksum the first time they touch
-    it. Ids of a vocabulary above 65,536 lie in two planes and are joined to uint32 on access: take them by document
-    (`read`) rather than whole (`head_ids`), unless the whole shard is wanted.
+    `read` and `read_window` prove a document's checksum the first time they touch it; `columns` are as they lie there.
     """
 
     def __init__(self, path: Path, entry: ShardEntry, layout: RecordLayout, columns: ShardColumns) -> None:
@@ -79,16 +77,6 @@ class Shard:
         return self.columns.offsets["position"]
 
     @property
-    def head_offsets(self) -> Offsets:
-        """[D + 1] into `head_ids` and `head_logprobs`."""
-        return self.columns.offsets["head"]
-
-    @property
-    def tail_offsets(self) -> Offsets:
-        """[D + 1] into `tail_ids` and `tail_logprobs`."""
-        return self.columns.offsets["tail"]
-
-    @property
     def document_ids(self) -> NDArray[np.uint8]:
         """[D, 32] SHA-256 of each document's token ids."""
         return self.columns.document_ids
@@ -97,58 +85,6 @@ class Shard:
     def documents(self) -> ShardDocuments:
         """Ids and lengths of its documents."""
         return ShardDocuments(ids=self.document_ids, lengths=np.diff(self.token_offsets))
-
-    @property
-    def token_ids(self) -> IdArray:
-        """Token ids of all documents, uint16 or uint32."""
-        return self._ids("token_ids", slice(0, self.entry.tokens))
-
-    @property
-    def head_counts(self) -> NDArray[np.uint8]:
-        """Head entries per position."""
-        return self._whole("head_counts")
-
-    @property
-    def head_ids(self) -> IdArray:
-        """Head token ids, uint16 or uint32."""
-        return self._ids("head_ids", slice(0, self.entry.head_entries))
-
-    @property
-    def head_logprobs(self) -> LogprobArray:
-        """Log t of the head entries."""
-        return self._logprobs("head_logprobs", slice(0, self.entry.head_entries))
-
-    @property
-    def tail_counts(self) -> NDArray[np.uint8]:
-        """Tail draws per position."""
-        return self._whole("tail_counts")
-
-    @property
-    def tail_ids(self) -> IdArray:
-        """Drawn token ids, uint16 or uint32."""
-        return self._ids("tail_ids", slice(0, self.entry.tail_entries))
-
-    @property
-    def log_tail_mass(self) -> LogprobArray:
-        """Log r per position."""
-        return self._whole("log_tail_mass")
-
-    @property
-    def entropy(self) -> LogprobArray:
-        """H(t) per position."""
-        return self._whole("entropy")
-
-    @property
-    def tail_logprobs(self) -> LogprobArray | None:
-        """Log t of the tail draws, where the capture spec stores them."""
-        if not self.layout.has("tail_logprobs"):
-            return None
-        return self._logprobs("tail_logprobs", slice(0, self.entry.tail_entries))
-
-    @property
-    def log_z(self) -> LogprobArray | None:
-        """Log Z_T, [positions, T], where the capture spec stores temperatures."""
-        return self._whole("log_z") if self.layout.has("log_z") else None
 
     def require_size(self) -> None:
         """Require of the file, which may have been opened long ago, that it still has its size.
@@ -286,10 +222,8 @@ class Shard:
                     head_logprobs_H=self._logprobs("head_logprobs", head),
                     tail_counts_P=arrays["tail_counts"][positions],
                     tail_ids_N=self._ids("tail_ids", tail),
-                    log_tail_mass_P=arrays["log_tail_mass"][positions],
-                    entropy_P=arrays["entropy"][positions],
+                    position_columns={name: arrays[name][positions] for name in self.layout.position_columns},
                     tail_logprobs_N=draws,
-                    log_z_PT=arrays["log_z"][positions] if "log_z" in arrays else None,
                 ),
                 answer_ranges_R2=self._answer_ranges(row, start, tokens.stop - tokens.start),
             )
@@ -327,11 +261,6 @@ class Shard:
     def _logprobs(self, name: str, span: slice) -> LogprobArray:
         stored: NDArray[Any] = self.columns.arrays[name][span]
         return decode_u8(stored) if name in self.layout.coded else stored
-
-    def _whole(self, name: str) -> NDArray[Any]:
-        array = self.columns.arrays[name]
-        whole: NDArray[Any] = array[0 : len(array)]
-        return whole
 
 
 def _sliceable(array: ColumnArray) -> Any:

@@ -5,6 +5,7 @@ N tail draws over all positions, T stored temperatures, R ranges of tokens. Valu
 """
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -53,23 +54,60 @@ class Records:
     tail_counts_P: NDArray[np.uint8]
     tail_ids_N: IdArray
     """Drawn ids; each stands for mass r / n of its position."""
-    log_tail_mass_P: LogprobArray
-    """log r, the exact mass outside the head; -inf where the head holds everything."""
-    entropy_P: LogprobArray
-    """H(t) of the whole distribution."""
+    position_columns: Mapping[str, NDArray[Any]]
+    """By name, [P] or [P, W], see `record.position_columns`."""
     tail_logprobs_N: LogprobArray | None = None
-    log_z_PT: LogprobArray | None = None
-    """log sum_j t_j^(1/T) per stored temperature."""
+
+    @property
+    def log_tail_mass_P(self) -> LogprobArray:
+        """Log r, the exact mass outside the head; -inf where the head holds everything."""
+        return self.position_columns["log_tail_mass"]
+
+    @property
+    def entropy_P(self) -> LogprobArray:
+        """H(t) of the whole distribution."""
+        return self.position_columns["entropy"]
+
+    @property
+    def log_z_PT(self) -> LogprobArray | None:
+        """Log sum_j t_j^(1/T) per stored temperature."""
+        return self.position_columns.get("log_z")
 
     @property
     def num_positions(self) -> int:
         """P."""
         return len(self.head_counts_P)
 
-    @property
-    def num_entries(self) -> int:
-        """Head entries plus tail draws, H + N."""
-        return len(self.head_ids_H) + len(self.tail_ids_N)
+    @classmethod
+    def join(cls, parts: Sequence["Records"]) -> "Records":
+        """Positions of all parts, in order (at least one part, all of one spec); columns are copied."""
+        draws = [part.tail_logprobs_N for part in parts if part.tail_logprobs_N is not None]
+        return cls(
+            head_counts_P=np.concatenate([part.head_counts_P for part in parts]),
+            head_ids_H=np.concatenate([part.head_ids_H for part in parts]),
+            head_logprobs_H=np.concatenate([part.head_logprobs_H for part in parts]),
+            tail_counts_P=np.concatenate([part.tail_counts_P for part in parts]),
+            tail_ids_N=np.concatenate([part.tail_ids_N for part in parts]),
+            position_columns={
+                name: np.concatenate([part.position_columns[name] for part in parts])
+                for name in parts[0].position_columns
+            },
+            tail_logprobs_N=np.concatenate(draws) if draws else None,
+        )
+
+    def select(self, keep_P: NDArray[np.bool_]) -> "Records":
+        """The records of some positions; columns are copied."""
+        head_H = np.repeat(keep_P, self.head_counts_P)
+        tail_N = np.repeat(keep_P, self.tail_counts_P)
+        return Records(
+            head_counts_P=self.head_counts_P[keep_P],
+            head_ids_H=self.head_ids_H[head_H],
+            head_logprobs_H=self.head_logprobs_H[head_H],
+            tail_counts_P=self.tail_counts_P[keep_P],
+            tail_ids_N=self.tail_ids_N[tail_N],
+            position_columns={name: values[keep_P] for name, values in self.position_columns.items()},
+            tail_logprobs_N=None if self.tail_logprobs_N is None else self.tail_logprobs_N[tail_N],
+        )
 
     def check(self, vocab_size: int, *, where: str) -> None:
         """Raise InvalidRecordError where a column breaks the format's invariants (lengths, ids, signs, NaN)."""
@@ -79,13 +117,10 @@ class Records:
             ("head_logprobs", entries, len(self.head_logprobs_H)),
             ("tail_counts", positions, len(self.tail_counts_P)),
             ("tail_ids", int(self.tail_counts_P.sum(dtype=np.int64)), draws),
-            ("log_tail_mass", positions, len(self.log_tail_mass_P)),
-            ("entropy", positions, len(self.entropy_P)),
+            *((name, positions, len(values)) for name, values in self.position_columns.items()),
         ]
         if self.tail_logprobs_N is not None:
             lengths.append(("tail_logprobs", draws, len(self.tail_logprobs_N)))
-        if self.log_z_PT is not None:
-            lengths.append(("log_z", positions, len(self.log_z_PT)))
         for name, expected, got in lengths:
             if expected != got:
                 raise InvalidRecordError(f"{where}: column {name} should have {expected} values, it has {got}")
@@ -97,10 +132,8 @@ class Records:
                 raise InvalidRecordError(f"{where}: {name} holds id {int(ids.max())}, the vocabulary has {vocab_size}")
         for name, values in (
             ("head_logprobs", self.head_logprobs_H),
-            ("log_tail_mass", self.log_tail_mass_P),
-            ("entropy", self.entropy_P),
+            *self.position_columns.items(),
             ("tail_logprobs", self.tail_logprobs_N),
-            ("log_z", self.log_z_PT),
         ):
             if values is not None and np.isnan(values).any():
                 at = int(np.argwhere(np.isnan(values))[0, 0])

@@ -8,11 +8,14 @@ H head entries, N draws, T temperatures. Values in nats.
 """
 
 import math
+from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 
 from logitcask_schemas.errors import CaptureSpecError
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.position_columns import stored_columns
 from logitcask_services.capture.draws import (
     draw_uniforms,
     multinomial_offsets,
@@ -115,7 +118,6 @@ class RecordCapture(torch.nn.Module):
         offsets_Rn = self._offsets(counts_R, doc_keys_R, positions_R, uniforms)
         draws = tail_draws(mass_RW, sums_RC, counts_R, offsets_Rn, block)
         tail_logprobs_N = x_RW[draws.rows_N, draws.ids_N] - log_z_R[draws.rows_N] if spec.tail_logprobs else None
-        entropy_R = (log_z_R - scanned.moment_R / z_R).masked_fill(scanned.faulty_R, torch.nan)
         values = _VALUE_DTYPES[spec.logprob_codec]
         return RecordColumns(
             head_counts_R=head.valid_RK.sum(-1, dtype=torch.uint8),
@@ -124,9 +126,10 @@ class RecordCapture(torch.nn.Module):
             tail_counts_R=counts_R.to(torch.uint8),
             tail_ids_N=draws.ids_N.to(torch.int32),
             tail_logprobs_N=None if tail_logprobs_N is None else tail_logprobs_N.to(values),
-            log_tail_mass_R=(tail_mass_R.log() - log_z_R).to(values),
-            entropy_R=entropy_R.to(values),
-            log_z_RT=self._log_z(scanned, log_z_R).to(values) if spec.temperatures else None,
+            position_columns={
+                column.name: self.computed[column.name](self, scanned, z_R, tail_mass_R).to(values)
+                for column in stored_columns(spec)
+            },
         )
 
     def _selected(self, scanned: Scanned) -> Head:
@@ -167,11 +170,25 @@ class RecordCapture(torch.nn.Module):
             uniforms = position_uniforms(spec.seed, doc_keys_R, positions_R)
         return systematic_offsets(uniforms, most)
 
-    def _log_z(self, scanned: Scanned, log_z_R: torch.Tensor) -> torch.Tensor:
+    def _log_tail_mass(self, scanned: Scanned, z_R: torch.Tensor, tail_mass_R: torch.Tensor) -> torch.Tensor:
+        return tail_mass_R.log() - z_R.log()
+
+    def _entropy(self, scanned: Scanned, z_R: torch.Tensor, tail_mass_R: torch.Tensor) -> torch.Tensor:
+        return (z_R.log() - scanned.moment_R / z_R).masked_fill(scanned.faulty_R, torch.nan)
+
+    def _log_z(self, scanned: Scanned, z_R: torch.Tensor, tail_mass_R: torch.Tensor) -> torch.Tensor:
         """Log of sum t^(1/T) per temperature, float64 [R, T]."""
         assert scanned.power_sums_RT is not None
-        temperatures_T = torch.tensor(self.spec.temperatures, dtype=torch.float64, device=log_z_R.device)
-        return scanned.power_sums_RT.log() - log_z_R[:, None] / temperatures_T
+        temperatures_T = torch.tensor(self.spec.temperatures, dtype=torch.float64, device=z_R.device)
+        return scanned.power_sums_RT.log() - z_R.log()[:, None] / temperatures_T
+
+    computed: ClassVar[dict[str, Callable[..., torch.Tensor]]] = {
+        "log_tail_mass": _log_tail_mass,
+        "entropy": _entropy,
+        "log_z": _log_z,
+    }
+    """By name of a column of positions: its values, float64 [R] or [R, W], from what a run of rows was scanned for,
+    the sum z of its exponentials, and the part of z outside the heads."""
 
     def _pinned(self, device: torch.device) -> torch.Tensor:
         return torch.tensor(self.spec.pinned_ids, dtype=torch.int64, device=device)

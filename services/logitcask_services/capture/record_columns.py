@@ -1,9 +1,8 @@
 """Records on the device: columns as torch tensors, to cut, to join, and to pack into the wire layout.
 
-Shape legend: R rows (positions), H head entries, N draws, T temperatures.
+Shape legend: R rows (positions), H head entries, N draws, W values per position.
 """
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from logitcask_schemas.record.wire import FLAG_TAIL_LOGPROBS, WIRE_HEADER_BYTES, WIRE_MAGIC
+from logitcask_schemas.record.wire import FLAG_TAIL_LOGPROBS, WIRE_HEADER, WIRE_HEADER_BYTES, WIRE_MAGIC
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,9 +23,8 @@ class RecordColumns:
     tail_counts_R: torch.Tensor
     tail_ids_N: torch.Tensor
     tail_logprobs_N: torch.Tensor | None
-    log_tail_mass_R: torch.Tensor
-    entropy_R: torch.Tensor
-    log_z_RT: torch.Tensor | None
+    position_columns: dict[str, torch.Tensor]
+    """By name, [R] or [R, W], in the order of `record.position_columns`."""
 
     @property
     def num_rows(self) -> int:
@@ -41,7 +39,10 @@ class RecordColumns:
         columns: dict[str, Any] = {}
         for name in cls.__slots__:
             values = [getattr(part, name) for part in parts]
-            columns[name] = None if values[0] is None else torch.cat(values)
+            if isinstance(values[0], dict):
+                columns[name] = {key: torch.cat([value[key] for value in values]) for key in values[0]}
+            else:
+                columns[name] = None if values[0] is None else torch.cat(values)
         return cls(**columns)
 
     def split(self, row_counts: Sequence[int]) -> list["RecordColumns"]:
@@ -63,9 +64,7 @@ class RecordColumns:
                     tail_counts_R=self.tail_counts_R[row],
                     tail_ids_N=self.tail_ids_N[tail],
                     tail_logprobs_N=None if self.tail_logprobs_N is None else self.tail_logprobs_N[tail],
-                    log_tail_mass_R=self.log_tail_mass_R[row],
-                    entropy_R=self.entropy_R[row],
-                    log_z_RT=None if self.log_z_RT is None else self.log_z_RT[row],
+                    position_columns={name: column[row] for name, column in self.position_columns.items()},
                 )
             )
         return parts
@@ -93,15 +92,14 @@ def pack_wire(columns: RecordColumns, vocab_size: int) -> torch.Tensor:
         uint8 tensor on the columns' device; `logitcask_schemas.record.wire.decode_wire` reads it.
     """
     id_dtype = torch.uint16 if vocab_size <= _SMALL_VOCABULARY else torch.int32
-    temperatures = 0 if columns.log_z_RT is None else columns.log_z_RT.shape[1]
-    header = struct.pack(
-        "<8sIIIIIIQQQQ",
+    log_z = columns.position_columns.get("log_z")
+    header = WIRE_HEADER.pack(
         WIRE_MAGIC,
         WIRE_HEADER_BYTES,
         id_dtype.itemsize,
         columns.head_logprobs_H.dtype.itemsize,
         0 if columns.tail_logprobs_N is None else FLAG_TAIL_LOGPROBS,
-        temperatures,
+        0 if log_z is None else log_z.shape[1],
         0,
         columns.num_rows,
         columns.head_ids_H.shape[0],
@@ -115,9 +113,7 @@ def pack_wire(columns: RecordColumns, vocab_size: int) -> torch.Tensor:
         columns.tail_counts_R,
         columns.tail_ids_N.to(id_dtype),
         columns.tail_logprobs_N,
-        columns.log_tail_mass_R,
-        columns.entropy_R,
-        columns.log_z_RT,
+        *columns.position_columns.values(),
     ]
     device = columns.head_counts_R.device
     parts = [torch.from_numpy(np.frombuffer(header, dtype=np.uint8).copy()).to(device)]

@@ -137,7 +137,7 @@ class TransformersEngine:
         positions_P = torch.arange(len(logits_PV), device=self._device)
         keys_P = torch.full_like(positions_P, document_key(task.token_ids_L))
         columns = capture(logits_PV, ids_L[1:].to(self._device), keys_P, positions_P)
-        records = decode_wire(pack_wire(columns, self._identity.vocab_size).cpu().numpy())
+        records = decode_wire(pack_wire(columns, self._identity.vocab_size).cpu().numpy(), capture.spec)
         return result_of(task, records, self._identity.vocab_size)
 
 

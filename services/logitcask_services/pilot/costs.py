@@ -5,6 +5,7 @@ Shape legend: P positions, E head entries and N draws of the pilot, M masses to 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ from logitcask_schemas.cask.format.layout import LEVELS, RecordLayout
 from logitcask_schemas.cask.format.manifest import CaskManifest
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.identity import TeacherIdentity
+from logitcask_schemas.record.position_columns import PositionColumn, stored_columns
 from logitcask_schemas.record.records import DocumentRecords, Records
 from logitcask_services.capture.record_capture import NEGLIGIBLE_MASS
 from logitcask_services.pilot.pilot import PilotRecords
@@ -173,7 +175,6 @@ def cut_documents(pilot: PilotRecords, spec: CaptureSpec, cut: Cut) -> Iterator[
         stop = start + document.records.num_positions
         head = slice(int(head_ends[start - 1]) if start else 0, int(head_ends[stop - 1]))
         tail = slice(int(tail_ends[start - 1]) if start else 0, int(tail_ends[stop - 1]))
-        log_z = document.records.log_z_PT
         with np.errstate(divide="ignore"):
             log_tail_mass = np.log(cut.tail_mass_P[start:stop])
         records = Records(
@@ -182,13 +183,11 @@ def cut_documents(pilot: PilotRecords, spec: CaptureSpec, cut: Cut) -> Iterator[
             head_logprobs_H=head_logprobs[head].astype(value),
             tail_counts_P=cut.counts_P[start:stop].astype(np.uint8),
             tail_ids_N=ids[tail].astype(id_dtype),
-            log_tail_mass_P=log_tail_mass.astype(value),
-            entropy_P=document.records.entropy_P.astype(value),
+            position_columns={
+                column.name: _cut_column(document.records, column, spec, log_tail_mass).astype(value)
+                for column in stored_columns(spec)
+            },
             tail_logprobs_N=logprobs[tail].astype(value) if spec.tail_logprobs else None,
-            # The pilot's own temperature comes last, unless the spec has it too.
-            log_z_PT=log_z[:, : len(spec.temperatures)].astype(value)
-            if log_z is not None and spec.temperatures
-            else None,
         )
         yield DocumentRecords(token_ids_L=document.token_ids_L, records=records)
         start = stop
@@ -219,3 +218,14 @@ def _drawn(pilot: PilotRecords, spec: CaptureSpec, cut: Cut) -> tuple[NDArray[np
     starts_P = ends_P - np.bincount(rows_M, minlength=pilot.positions)
     found_K = np.clip(np.searchsorted(running_M, points_K, side="right"), starts_P[rows_K], ends_P[rows_K] - 1)
     return ids_M[order_M][found_K], logprobs_M[order_M][found_K]
+
+
+def _cut_column(
+    records: Records, column: PositionColumn, spec: CaptureSpec, log_tail_mass_P: NDArray[np.float64]
+) -> NDArray[Any]:
+    """A column of positions at the cut: only the tail's mass depends on it."""
+    if column.name == "log_tail_mass":
+        return log_tail_mass_P
+    values, width = records.position_columns[column.name], column.width_of(spec)
+    # The pilot's own temperature comes last, unless the spec has it too.
+    return values if width is None else values[:, :width]

@@ -216,7 +216,7 @@ def _from_logits(
         next_ids_P = torch.from_numpy(ids_L[1:].astype(np.int64)).to(logits_PV.device)
         # A copy, as capture works in place and the logits are the caller's.
         columns = capture(logits_PV.clone(), next_ids_P, torch.full_like(positions_P, key), positions_P)
-        records = decode_wire(pack_wire(columns, capture.vocab_size).cpu().numpy())
+        records = decode_wire(pack_wire(columns, capture.vocab_size).cpu().numpy(), capture.spec)
         found.append(DocumentRecords(token_ids_L=ids_L, records=records))
     return found, 0 if capture is None else capture.vocab_size
 

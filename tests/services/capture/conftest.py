@@ -68,7 +68,7 @@ def run(spec, logits, next_ids=None, uniforms=None, *, rows=32, doc_key=-7, star
         torch.arange(start, start + count),
         None if uniforms is None else torch.as_tensor(uniforms, dtype=torch.float64),
     )
-    return decode_wire(pack_wire(columns, vocab).numpy())
+    return decode_wire(pack_wire(columns, vocab).numpy(), spec)
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,7 @@ def captured(logits_of, ids, spec):
     columns = RecordCapture(spec, logits.shape[1])(
         logits.clone(), torch.from_numpy(ids[1:].astype(np.int64)), torch.full_like(positions, key), positions
     )
-    return DocumentRecords(token_ids_L=ids, records=decode_wire(pack_wire(columns, logits.shape[1]).numpy()))
+    return DocumentRecords(token_ids_L=ids, records=decode_wire(pack_wire(columns, logits.shape[1]).numpy(), spec))
 
 
 def pilot_of(logits_of, documents, spec):

@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from wire_encoding import encode_wire
 
 from logitcask_schemas.errors import CaptureSpecError, InvalidRecordError
 from logitcask_schemas.record.capture_spec import CaptureSpec, stored_spec
-from logitcask_schemas.record.wire import encode_wire
 from logitcask_services.capture import RecordCapture, RecordColumns, pack_wire
 
 CASES = settings(deadline=None, max_examples=60)
@@ -146,7 +146,7 @@ def test_masked_and_unmasked_rows_agree(oracle):
     for mode, sampler in itertools.product(("threshold", "topk", "sampled"), ("systematic", "multinomial")):
         spec = CaptureSpec(mode=mode, sampler=sampler, logprob_codec="f32", k=20)
         a, b = oracle.run(spec, logits, [1] * 16), oracle.run(spec, finite, [1] * 16)
-        assert encode_wire(a).tobytes() == encode_wire(b).tobytes()
+        assert encode_wire(a, spec).tobytes() == encode_wire(b, spec).tobytes()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -187,7 +187,7 @@ def test_half_precision_records_keep_their_mass(oracle):
 def test_seed_document_and_position_move_the_draws(oracle):
     logits = np.repeat(oracle.logits_rows(8, 1, 4096, scale=0.5), 64, 0)
     base = oracle.run(F32, logits)
-    assert encode_wire(base).tobytes() == encode_wire(oracle.run(F32, logits)).tobytes()
+    assert encode_wire(base, F32).tobytes() == encode_wire(oracle.run(F32, logits), F32).tobytes()
     for other in (
         oracle.run(F32.model_copy(update={"seed": 1}), logits),
         oracle.run(F32, logits, doc_key=8),

@@ -59,7 +59,10 @@ def test_an_engine_and_its_logits_say_the_same(engine):
     through_engine, through_logits = choose_tau(engine, documents, 30.0), choose_tau(engine.logits, documents, 30.0)
     assert through_engine == through_logits
     tasks = [CaptureTask(key=i, token_ids_L=ids.astype(np.uint32)) for i, ids in enumerate(documents)]
-    entries = sum(result.document.records.num_entries for result in engine.capture(tasks, through_engine.spec))
+    entries = sum(
+        len(result.document.records.head_ids_H) + len(result.document.records.tail_ids_N)
+        for result in engine.capture(tasks, through_engine.spec)
+    )
     chosen = through_engine.chosen
     assert entries == pytest.approx((chosen.head_entries + chosen.draws) * through_engine.positions, abs=2)
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from wire_encoding import encode_wire
 
 from logitcask_schemas.errors import CaptureSpecError, ModelError
 from logitcask_schemas.record.capture_spec import CaptureSpec
-from logitcask_schemas.record.wire import encode_wire
 from logitcask_services.engines.engine import CaptureTask
 from logitcask_services.engines.factory import load_engine
 
@@ -69,7 +69,7 @@ def test_padded_batches_give_the_same_records(engine, tiny_llama):
 def test_the_same_document_gives_the_same_bytes(engine):
     first, second = (list(engine.capture(documents(), SPEC)) for _ in range(2))
     for a, b in zip(first, second, strict=True):
-        assert encode_wire(a.document.records).tobytes() == encode_wire(b.document.records).tobytes()
+        assert encode_wire(a.document.records, SPEC).tobytes() == encode_wire(b.document.records, SPEC).tobytes()
 
 
 def test_a_document_whose_logits_are_not_finite_is_reported(tiny_llama, tmp_path):

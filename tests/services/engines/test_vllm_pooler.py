@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from wire_encoding import encode_wire
 
 from logitcask_schemas.record.capture_spec import CaptureSpec
-from logitcask_schemas.record.wire import decode_wire, encode_wire
+from logitcask_schemas.record.wire import decode_wire
 from logitcask_services.capture import RecordCapture, pack_wire
 from logitcask_services.engines.vllm.request import document_key, read_request, request_kwargs
 
@@ -148,4 +149,5 @@ def test_the_document_key_is_the_start_of_its_id():
 def test_the_reference_encoder_reads_what_the_device_wrote(head):
     request = Request(4, 30, SPECS[1])
     step(CapturePooler(head), [request], [30])
-    assert encode_wire(decode_wire(request.output.numpy())).tobytes() == request.output.numpy().tobytes()
+    packed = request.output.numpy()
+    assert encode_wire(decode_wire(packed, SPECS[1]), SPECS[1]).tobytes() == packed.tobytes()

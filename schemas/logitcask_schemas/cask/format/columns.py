@@ -46,7 +46,7 @@ class ShardColumns:
     offsets: Mapping[Level, Offsets]
     """Per level, where each document starts and the last one ends, [D + 1]."""
     arrays: Mapping[str, ColumnArray]
-    """One per column of the layout, all documents end to end; `log_z` is [positions, T]."""
+    """One per column of the layout, all documents end to end: [units], or [units, width]."""
     answers: Answers | None = None
     """Which tokens are answers; None where no document says."""
 
@@ -137,8 +137,6 @@ def _document_columns(
         "head_counts": records.head_counts_P,
         "head_logprobs": records.head_logprobs_H,
         "tail_counts": records.tail_counts_P,
-        "log_tail_mass": records.log_tail_mass_P,
-        "entropy": records.entropy_P,
     }
     for name, ids in (
         ("token_ids", document.token_ids_L),
@@ -150,7 +148,8 @@ def _document_columns(
         if layout.wide_ids:
             columns[name + HIGH_SUFFIX] = (ids.astype(np.uint32) >> np.uint32(16)).astype(np.uint8)
     _add_optional(columns, "tail_logprobs", records.tail_logprobs_N, layout, where, units=len(records.tail_ids_N))
-    _add_optional(columns, "log_z", records.log_z_PT, layout, where, units=records.num_positions)
+    for name in {**records.position_columns, **dict.fromkeys(layout.position_columns)}:
+        _add_optional(columns, name, records.position_columns.get(name), layout, where, units=records.num_positions)
     for name in layout.coded:
         columns[name] = encode_u8(columns[name], column=name, seed=layout.seed, document_id=identity)
     return columns

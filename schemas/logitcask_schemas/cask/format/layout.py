@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 
 from logitcask_schemas.cask.format.manifest import CaskManifest
+from logitcask_schemas.record.position_columns import stored_columns
 
 Level: TypeAlias = Literal["token", "position", "head", "tail"]
 LEVELS: Final[tuple[Level, ...]] = ("token", "position", "head", "tail")
@@ -36,7 +37,7 @@ class Column:
     dtype: np.dtype[Any]
     level: Level
     width: int | None = None
-    """Values per unit of the level where that is a row (`log_z`: one per temperature), None for a single value."""
+    """Values per unit of the level where that is a row, None for a single value."""
 
     @property
     def values_per_unit(self) -> int:
@@ -58,6 +59,8 @@ class RecordLayout:
     """`CaptureSpec.seed`, for codecs that round at random."""
     coded: frozenset[str] = frozenset()
     """Names of the columns that hold codes of `codec_u8` instead of values."""
+    position_columns: tuple[str, ...] = ()
+    """Names of the stored ones of `record.position_columns`."""
 
     @classmethod
     def of(cls, manifest: CaskManifest) -> "RecordLayout":
@@ -80,11 +83,15 @@ class RecordLayout:
         ]
         if spec.tail_logprobs and spec.mode != "topk":
             columns.append(Column("tail_logprobs", logprob, "tail"))
-        columns += [Column("log_tail_mass", value, "position"), Column("entropy", value, "position")]
-        if spec.temperatures:
-            columns.append(Column("log_z", value, "position", len(spec.temperatures)))
+        stored = stored_columns(spec)
+        columns += [Column(column.name, column.dtype or value, "position", column.width_of(spec)) for column in stored]
         coded = {column.name for column in columns if column.name.endswith("logprobs")}
-        return cls(tuple(columns), spec.seed, frozenset(coded if spec.logprob_codec == "u8" else ()))
+        return cls(
+            tuple(columns),
+            spec.seed,
+            frozenset(coded if spec.logprob_codec == "u8" else ()),
+            tuple(column.name for column in stored),
+        )
 
     def has(self, name: str) -> bool:
         """Whether the shards hold a column of this name."""

@@ -25,7 +25,8 @@ _BLOCK_POSITIONS: Final = 1 << 14
 """Checked at once: what is made on the way then stays in the processor's cache."""
 _HEADER_BYTES: Final = 64
 """What of a document's checksum comes before its columns."""
-_WITHOUT_NAN: Final = ("head_logprobs", "log_tail_mass", "entropy", "tail_logprobs", "log_z")
+_WITHOUT_NAN: Final = frozenset({"head_logprobs", "tail_logprobs"})
+"""Besides the columns of positions."""
 _HALF_MAGNITUDE: Final = np.uint16(0x7FFF)
 _HALF_INFINITY: Final = 0x7C00
 
@@ -112,7 +113,8 @@ def _is_valid(shard: Shard, arrays: dict[str, NDArray[Any]], start: int, stop: i
     if any(len(ids) and int(ids.max()) >= vocab_size for ids in (tokens_L, head_ids_H, tail_ids_N)):
         return False
     # A code of `codec_u8` is never NaN.
-    values = [one for one in shard.layout.columns if one.name in _WITHOUT_NAN and one.name not in shard.layout.coded]
+    without_nan = _WITHOUT_NAN.union(shard.layout.position_columns) - shard.layout.coded
+    values = [column for column in shard.layout.columns if column.name in without_nan]
     if any(_has_nan(part(column.name, column.level)) for column in values):
         return False
     head_counts_P, tail_counts_P = part("head_counts", "position"), part("tail_counts", "position")

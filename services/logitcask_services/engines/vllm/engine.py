@@ -140,7 +140,7 @@ class VllmEngine:
                 for output in self._engine.step() if waiting else ():
                     task = waiting.pop(output.request_id)
                     tokens -= len(task.token_ids_L)
-                    yield self._result(task, output)
+                    yield self._result(task, output, spec)
         except EngineDeadError as error:
             waiting.clear()
             raise EngineError(
@@ -193,11 +193,11 @@ class VllmEngine:
         waiting[name] = task
         return None
 
-    def _result(self, task: CaptureTask, output: Any) -> CaptureResult:
+    def _result(self, task: CaptureTask, output: Any, spec: CaptureSpec) -> CaptureResult:
         if output.error is not None:
             return CaptureResult(key=task.key, document=None, error=f"vLLM failed on the document: {output.error}")
         try:
-            records = decode_wire(output.outputs.data.numpy())
+            records = decode_wire(output.outputs.data.numpy(), spec)
         except InvalidRecordError as error:
             return CaptureResult(key=task.key, document=None, error=f"vLLM returned no records: {error}")
         return result_of(task, records, self._identity.vocab_size)
