@@ -230,7 +230,12 @@ def _unframed(
     path: Path, copied: memoryview, entry: ShardEntry, layout: RecordLayout
 ) -> tuple[ShardColumns, Mapping[Level, Sequence[NDArray[np.int64]]]] | None:
     """The columns of an Arrow file by where they must lie, whatever its framing says; they end where the file does."""
-    counts = counts_of(entry)
+    counts: dict[Level, int] = {
+        "token": entry.tokens,
+        "position": entry.positions,
+        "head": entry.head_entries,
+        "tail": entry.tail_entries,
+    }
     frame = arrow_frame(entry.documents, counts, layout, entry.identity, answer_ranges=entry.answer_ranges)
     if frame.size != entry.bytes:
         return None
@@ -268,13 +273,3 @@ def _unframed(
         answers=answers,
     )
     return columns, offsets
-
-
-def counts_of(entry: ShardEntry) -> dict[Level, int]:
-    """Values of each level."""
-    return {
-        "token": entry.tokens,
-        "position": entry.positions,
-        "head": entry.head_entries,
-        "tail": entry.tail_entries,
-    }
