@@ -12,7 +12,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -20,8 +20,9 @@ from logitcask_schemas.cask.carriers.registry import shard_path
 from logitcask_schemas.cask.documents import DOCUMENTS_NAME, DocumentTable
 from logitcask_schemas.cask.format.layout import SHARDS_NAME, TEMP_PREFIX
 from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.storage.files import writes_explained
 from logitcask_schemas.cask.storage.object_store import RemoteStore
-from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError, CaskWriteError
+from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError
 
 _LOCKS_NAME: Final = "locks"
 _TABLES_NAME: Final = "tables"
@@ -64,7 +65,7 @@ class ShardCache:
         """
         path = shard_path(self.folder, entry)
         with self._lock(path.name):
-            with _clear_errors(path):
+            with _keeping_explained(path):
                 if not _has_size(path, entry.bytes):
                     self._download(entry, path, progress)
                 os.utime(path)
@@ -86,7 +87,7 @@ class ShardCache:
             return None
         folder = self.folder / _TABLES_NAME
         path = folder / f"{self.index_version}.bin"
-        with self._lock("table"), _clear_errors(path):
+        with self._lock("table"), _keeping_explained(path):
             if path.exists():
                 return DocumentTable(path)
             folder.mkdir(exist_ok=True)
@@ -140,39 +141,34 @@ class ShardCache:
 
     def _removed(self, file: Path, own: Path) -> bool:
         """Remove a shard, or the beginning of one, unless somebody fetches or opens it; the lock of `own` is held."""
-        from filelock import Timeout
-
         shard = file.name.removeprefix(TEMP_PREFIX)
         if shard == own.name:
             file.unlink(missing_ok=True)
             return True
-        try:
-            with self._lock(shard, wait=False):
+        with self._lock(shard, wait=False) as acquired:
+            if acquired:
                 file.unlink(missing_ok=True)
-                # Whoever waits for this very file notices that it lost its name, and locks a new one.
+                # Whoever waits for this very lock file notices that it lost its name, and locks a new one.
                 self._lock_path(shard).unlink(missing_ok=True)
-        except Timeout:
-            return False
-        return True
+        return acquired
 
     @contextmanager
-    def _lock(self, name: str, *, wait: bool = True) -> Iterator[None]:
-        """Hold a lock of this cache; filelock's Timeout where somebody else has it and this one does not wait."""
+    def _lock(self, name: str, *, wait: bool = True) -> Iterator[bool]:
+        """Hold a lock of this cache; yields False where somebody else has it and this one does not wait."""
         # Importing it takes 30 ms, which local casks need not pay.
         from filelock import FileLock, Timeout
 
-        path = self._lock_path(name)
+        path, acquired = self._lock_path(name), True
         lock = FileLock(path, thread_local=False, blocking=wait, poll_interval=_POLL_SECONDS, fallback_to_soft=False)
-        try:
+        with _keeping_explained(path):
             for folder in (path.parent, self.folder / SHARDS_NAME):
                 folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout:
-            raise
-        except OSError as error:
-            raise _unkept(path, error) from error
+            try:
+                lock.acquire()
+            except Timeout:
+                acquired = False
         try:
-            yield
+            yield acquired
         finally:
             lock.release()
 
@@ -180,23 +176,9 @@ class ShardCache:
         return self.folder / _LOCKS_NAME / name
 
 
-@contextmanager
-def _clear_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's errors about the local folder into ours."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, CaskError):
-            raise
-        raise _unkept(path, error) from error
-
-
-def _unkept(path: Path, error: OSError) -> CaskWriteError:
-    return CaskWriteError(
-        f"{path}: cannot keep this in the cache: {error.strerror or error}. Free some space, or name another folder "
-        "for the cache.",
-        error.errno,
-    )
+def _keeping_explained(path: Path) -> AbstractContextManager[None]:
+    advice = "Free some space, or name another folder for the cache"
+    return writes_explained(f"{path}: cannot keep this in the cache", advice)
 
 
 def _status(path: Path) -> os.stat_result | None:

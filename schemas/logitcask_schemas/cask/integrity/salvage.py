@@ -29,8 +29,8 @@ from logitcask_schemas.cask.integrity.verify import require_valid
 from logitcask_schemas.cask.opening import open_columns
 from logitcask_schemas.cask.reader import Cask
 from logitcask_schemas.cask.shard import Shard
-from logitcask_schemas.cask.storage.files import read_around_damage
-from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskReadError, CaskWriteError, InvalidRecordError
+from logitcask_schemas.cask.storage.files import read_around_damage, writes_explained
+from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskReadError, InvalidRecordError
 from logitcask_schemas.record.records import IdArray, document_id
 
 _MAX_BYTES: Final = 1 << 30
@@ -204,26 +204,23 @@ def _columns_of(
     return _unframed(path, content, entry, layout) if isinstance(carrier, ArrowCarrier) else None
 
 
-def _copied(path: Path, most_bytes: int) -> memoryview:
+def _copied(path: Path, max_bytes: int) -> memoryview:
     """What the disk gives back of a file, mapped from a nameless copy.
 
     Mapping the file itself would end the process at a bad sector, or when the file gets shorter; and memory alone would
     not hold the damaged shards of a large cask.
     """
-    content = read_around_damage(path, most_bytes)
+    content = read_around_damage(path, max_bytes)
     if not len(content):
         return memoryview(b"")
-    try:
-        with tempfile.TemporaryFile(prefix="logitcask-salvage-") as copy:
-            copy.write(content.data)
-            copy.flush()
-            return memoryview(mmap.mmap(copy.fileno(), 0, access=mmap.ACCESS_READ))
-    except OSError as error:
-        raise CaskWriteError(
-            f"{path}: what is left of it cannot be copied into a temporary file: {error.strerror or error}. Set TMPDIR "
-            "to a folder with room for the damaged shards; the cask is as it was.",
-            error.errno,
-        ) from error
+    advice = "Set TMPDIR to a folder with room for the damaged shards; the cask is as it was"
+    with (
+        writes_explained(f"{path}: what is left of it cannot be copied into a temporary file", advice),
+        tempfile.TemporaryFile(prefix="logitcask-salvage-") as copy,
+    ):
+        copy.write(content.data)
+        copy.flush()
+        return memoryview(mmap.mmap(copy.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _unframed(

@@ -16,10 +16,14 @@ from pathlib import Path
 from typing import Final
 
 from logitcask_schemas.cask.format.layout import LOCK_NAME
+from logitcask_schemas.cask.storage.files import writes_explained
 from logitcask_schemas.errors import CaskLockedError, CaskWriteError
 
 _POLL_SECONDS: Final = 0.005
 _NOTE_BYTES: Final = 256
+_ADVICE: Final = (
+    "The file system must have room and support flock; on a network file system that is an option of the mount"
+)
 
 
 @contextmanager
@@ -67,21 +71,14 @@ def writers_lock(cask: Path, *, holder: str, timeout_seconds: float) -> Iterator
         preserve_lock_file=True,
         on_acquired=leave_note,
     )
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise CaskLockedError(
-            f"{path}: waited {timeout_seconds:g} s for the writer with process id {_holder(path)}. "
-            "If that process hangs, end it; the lock goes with it."
-        ) from error
-    except OSError as error:
-        if isinstance(error, CaskWriteError):
-            raise
-        raise CaskWriteError(
-            f"{path}: cannot lock: {error.strerror}. The file system must have room and support flock; on a network "
-            "file system that is an option of the mount.",
-            error.errno,
-        ) from error
+    with writes_explained(f"{path}: cannot lock", _ADVICE):
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise CaskLockedError(
+                f"{path}: waited {timeout_seconds:g} s for the writer with process id {_holder(path)}. "
+                "If that process hangs, end it; the lock goes with it."
+            ) from error
     try:
         yield undisturbed
     finally:
