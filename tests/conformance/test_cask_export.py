@@ -18,7 +18,7 @@ from cask_samples import SPEC, VOCABS, assert_same, make_document, make_document
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.carriers.registry import CARRIERS
-from logitcask_schemas.cask.integrity.verify import strangers, verify_shards
+from logitcask_schemas.cask.integrity.verify import survey, verify_shards
 from logitcask_schemas.cask.transfer.export import ExportStep, export_cask
 from logitcask_schemas.cask.transfer.targets import LocalTarget
 from logitcask_schemas.cli.main import main
@@ -64,7 +64,7 @@ def test_there_and_back_gives_the_very_same_files(tmp_path: Path, first: str, se
     for number in range(len(cask)):
         assert_same(there.read(number), cask.read(number))
     assert not problems(tmp_path / "there")
-    assert not strangers(there)
+    assert not survey(there.path).unlisted_files
 
 
 @settings(max_examples=25, deadline=None)
@@ -108,7 +108,7 @@ def test_an_export_that_was_stopped_goes_on(tmp_path: Path) -> None:
         CaskWriter.create(target, teacher=make_teacher(), capture=SPEC)
     (target / "shards" / ".tmp-left-over").write_bytes(b"half a shard")
     assert [step.skipped for step in copy(source, target, "zarr")] == [True, False, False]
-    assert not strangers(Cask.open(target))
+    assert not survey(target).unlisted_files
     copy(source, tmp_path / "at once", "zarr")
     assert files_of(target) == files_of(tmp_path / "at once")
 

@@ -19,7 +19,7 @@ from cask_samples import SPEC, assert_same, make_documents, make_teacher
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.carriers.registry import CARRIERS
-from logitcask_schemas.cask.integrity.verify import strangers, verify_shards
+from logitcask_schemas.cask.integrity.verify import survey, verify_shards
 from logitcask_schemas.errors import CaskError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.records import DocumentRecords
@@ -54,7 +54,7 @@ def test_what_is_published_is_read(tmp_path: Path, carrier: str, vocab_size: int
             window = cask.read_window(number, 3, 9)
             np.testing.assert_array_equal(window.token_ids_L, document.token_ids_L[3:10])
     assert not problems(tmp_path)
-    assert not strangers(cask)
+    assert not survey(cask.path).unlisted_files
 
 
 def test_every_carrier_gives_the_same_names(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from make_casks import CASES, as_json, make_cask
 
 from logitcask_schemas.cask import Cask
-from logitcask_schemas.cask.integrity.verify import strangers, verify_shards
+from logitcask_schemas.cask.integrity.verify import survey, verify_shards
 
 HERE = Path(__file__).parent
 WRITTEN_BY_PYARROW = "26"
@@ -31,7 +31,7 @@ def test_they_are_read(name: str) -> None:
         for column, values in theirs.items():
             if column != "id":
                 np.testing.assert_array_equal(mine[column], np.array(values, dtype=np.float64))
-    assert strangers(cask) == []
+    assert survey(cask.path).unlisted_files == []
     assert not [problem for report in verify_shards(cask) for problem in report.problems]
 
 

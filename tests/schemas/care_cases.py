@@ -14,7 +14,7 @@ from crash_model import Operation, RecordingFiles, crash, put_state
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.integrity.repair import repair_cask
-from logitcask_schemas.cask.integrity.verify import strangers, verify_shards
+from logitcask_schemas.cask.integrity.verify import survey, verify_shards
 from logitcask_schemas.cask.storage.files import FileOperations
 from logitcask_schemas.cask.transfer.export import export_cask
 from logitcask_schemas.cask.transfer.merge import merge_casks
@@ -166,7 +166,7 @@ class Care:
         for name in self.results:
             cask = Cask.open(folder / name)
             assert [problem for report in verify_shards(cask) for problem in report.problems] == []
-            assert strangers(cask) == []
+            assert survey(cask.path).unlisted_files == []
             assert list((folder / name).rglob(".tmp-*")) == []
             found |= {
                 path.relative_to(folder): path.read_bytes()

@@ -24,7 +24,7 @@ from cask_samples import SPEC, assert_same, make_document, make_teacher
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.carriers.registry import shard_path
 from logitcask_schemas.cask.integrity.repair import repair_cask
-from logitcask_schemas.cask.integrity.verify import strangers, verify_shards
+from logitcask_schemas.cask.integrity.verify import survey, verify_shards
 from logitcask_schemas.cask.transfer.export import export_cask
 from logitcask_schemas.cask.transfer.merge import merge_casks
 from logitcask_schemas.cask.transfer.split import SplitRule, split_cask
@@ -354,7 +354,7 @@ def settle(stage: Stage) -> dict[str, int]:
 def require_sound(path: Path) -> set[bytes]:
     cask = Cask.open(path)
     assert [problem for report in verify_shards(cask) for problem in report.problems] == []
-    assert strangers(cask) == []
+    assert survey(cask.path).unlisted_files == []
     ids = [np.asarray(identity).tobytes() for identity in cask.document_ids()]
     assert len(ids) == len(set(ids)), "a document appears twice"
     read_some(cask, list(range(len(cask))), tolerant=False)

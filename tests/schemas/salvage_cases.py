@@ -8,7 +8,7 @@ from cask_samples import SPEC, assert_same, make_documents, make_teacher
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.carriers.registry import shard_path
 from logitcask_schemas.cask.integrity.repair import RepairReport, repair_cask
-from logitcask_schemas.cask.integrity.verify import strangers, survey, verify_shards
+from logitcask_schemas.cask.integrity.verify import survey, verify_shards
 from logitcask_schemas.record.records import DocumentRecords
 
 FIRST, SECOND = make_documents([4, 9, 17, 3], 1), make_documents([6, 30], 2)
@@ -58,7 +58,7 @@ def require_sound(cask: Path, report: RepairReport) -> set[bytes]:
     """Ids of what is left, which is right; nothing is listed that is there, and nothing twice."""
     opened = Cask.open(cask)
     assert [problem for one in verify_shards(opened) for problem in one.problems] == []
-    assert strangers(opened) == []
+    assert survey(opened.path).unlisted_files == []
     assert survey(cask).problems == []
     ids = [identity.tobytes() for identity in opened.document_ids()]
     assert len(ids) == len(set(ids))

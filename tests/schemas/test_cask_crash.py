@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.integrity.verify import strangers, verify_shards
+from logitcask_schemas.cask.integrity.verify import survey, verify_shards
 from logitcask_schemas.errors import CaskError, CaskNotFoundError
 
 OLD = make_documents([4, 9], 1)
@@ -67,7 +67,7 @@ class Publication:
                 assert report.problems == []
         with CaskWriter.create(self.path, teacher=make_teacher(), capture=SPEC) as writer:
             writer.publish(NEW)
-        assert strangers(Cask.open(self.path)) == []
+        assert survey(self.path).unlisted_files == []
         found = {path.name: data for path, data in contents(self.path).items() if path.name != "cask.json"}
         expected = {path.name: data for path, data in self.after.items() if path.name != "cask.json"}
         assert found == expected, "not byte-equal to an uninterrupted run"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry, seal, unseal
-from logitcask_schemas.cask.integrity.verify import strangers, verify_shards
+from logitcask_schemas.cask.integrity.verify import survey, verify_shards
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.records import DocumentRecords
@@ -248,10 +248,10 @@ def test_renamed_shard_and_entry(cask: Path) -> None:
         Cask.open(cask)
 
 
-def test_strangers_are_reported(cask: Path) -> None:
+def test_unlisted_files_are_reported(cask: Path) -> None:
     (cask / "shards" / "notes.txt").write_text("")
     (cask / "shards" / ("1" * 32 + ".arrow")).write_text("")
-    assert strangers(Cask.open(cask)) == ["1" * 32 + ".arrow", "notes.txt"]
+    assert survey(cask).unlisted_files == ["1" * 32 + ".arrow", "notes.txt"]
 
 
 @pytest.mark.parametrize("name", ["../" + "a" * 29, "a" * 31, "A" * 32, "a" * 32 + "/x"])

@@ -12,7 +12,7 @@ from cask_samples import SPEC, make_documents, make_teacher
 from crash_model import FailingFiles
 
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.integrity.verify import strangers, verify_shards
+from logitcask_schemas.cask.integrity.verify import survey, verify_shards
 from logitcask_schemas.cask.storage.files import LocalFiles
 from logitcask_schemas.errors import CaskNotFoundError, CaskWriteError
 
@@ -50,7 +50,7 @@ def test_failure_at_every_operation(tmp_path: Path, code: int) -> None:
         # Once the entry has its name, only its durability is in doubt; until then the cask is as before.
         assert len(cask) == 2 or files.failed == "sync directory"
         assert not [file for file in path.rglob("*") if file.name.startswith(".tmp-")]
-        assert strangers(cask) == [] or files.failed == "sync directory"
+        assert survey(cask.path).unlisted_files == [] or files.failed == "sync directory"
         writer.publish(NEW)
         assert len(Cask.open(path)) == 4
         assert not [problem for report in verify_shards(Cask.open(path)) for problem in report.problems]
@@ -85,7 +85,7 @@ def test_a_real_file_system_that_refuses(tmp_path: Path) -> None:
     )
     assert run.stdout == f"refused {errno.EFBIG}\n"
     assert len(Cask.open(tmp_path)) == 1
-    assert strangers(Cask.open(tmp_path)) == []
+    assert survey(tmp_path).unlisted_files == []
 
 
 CARE_LIMITED = """
@@ -123,7 +123,7 @@ def test_whole_casks_on_a_real_file_system_that_refuses(tmp_path: Path, care: st
         else:
             cask = Cask.open(tmp_path / name)
             assert len(cask) < 6
-            assert strangers(cask) == []
+            assert survey(cask.path).unlisted_files == []
             assert not [problem for report in verify_shards(cask) for problem in report.problems]
     {"import": import_, "merge": merge_copies, "split": split}[care](tmp_path, LocalFiles())
     done = [Cask.open(tmp_path / name) for name in results]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.carriers.registry import CARRIERS
-from logitcask_schemas.cask.integrity.verify import strangers, verify_shards
+from logitcask_schemas.cask.integrity.verify import survey, verify_shards
 from logitcask_schemas.cask.storage.files import LocalFiles
 from logitcask_schemas.cask.transfer.merge import merge_casks
 from logitcask_schemas.cask.transfer.split import SplitRule, split_cask
@@ -32,7 +32,7 @@ def make_cask(path: Path, *shards: list[DocumentRecords], spec: CaptureSpec = SP
 def require_holds(path: Path, documents: list[DocumentRecords]) -> None:
     cask = Cask.open(path)
     assert [problem for report in verify_shards(cask) for problem in report.problems] == []
-    assert strangers(cask) == []
+    assert survey(cask.path).unlisted_files == []
     assert len(cask) == len({document.id for document in documents})
     for document in documents:
         number = cask.find(document.id)
@@ -96,7 +96,7 @@ def test_damage_is_not_merged(tmp_path: Path) -> None:
     with pytest.raises(CaskCorruptionError, match=r"SHA-256.*cask repair"):
         merge_casks(tmp_path / "all", [one])
     assert len(Cask.open(tmp_path / "all")) == 0
-    assert strangers(Cask.open(tmp_path / "all")) == []
+    assert survey(tmp_path / "all").unlisted_files == []
 
 
 def test_another_writer_may_be_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.carriers.registry import CARRIERS
 from logitcask_schemas.cask.integrity.repair import RepairReport, repair_cask
-from logitcask_schemas.cask.integrity.verify import strangers, survey, verify_shards
+from logitcask_schemas.cask.integrity.verify import survey, verify_shards
 from logitcask_schemas.cli.integrity import repair
 from logitcask_schemas.errors import CaskError
 from logitcask_schemas.record.capture_spec import CaptureSpec
@@ -65,7 +65,7 @@ def stored(path: Path) -> set[bytes]:
     """Ids of the documents of a cask that must be sound throughout."""
     cask = Cask.open(path)
     assert [problem for report in verify_shards(cask) for problem in report.problems] == []
-    assert strangers(cask) == []
+    assert survey(cask.path).unlisted_files == []
     ids = [identity.tobytes() for identity in cask.document_ids()]
     assert len(ids) == len(set(ids))
     for identity in ids:
@@ -73,7 +73,7 @@ def stored(path: Path) -> set[bytes]:
         assert number is not None
         assert_same(cask.read(number), DOCUMENTS[identity])
     taken = survey(path)
-    assert (taken.problems, taken.strangers) == ([], [])
+    assert (taken.problems, taken.unlisted_files) == ([], [])
     return set(ids)
 
 

@@ -105,7 +105,7 @@ def _verification(taken: "Survey", reports: "list[ShardReport]") -> dict[str, An
         "damaged_shards": [report.entry.name for report in reports if report.shard_problems],
         "lost_documents": [identity for report in reports for identity in report.lost_documents],
         "unnamed_documents": sum(report.unnamed_documents for report in reports),
-        "strangers": taken.strangers,
+        "strangers": taken.unlisted_files,
         "removed": removed,
     }
 

@@ -20,8 +20,8 @@ from logitcask_schemas.cask.integrity.verify import (
     ShardReport,
     Survey,
     lose_all,
-    names_of_no_shard,
     survey,
+    unlisted_files,
     verify_shard,
 )
 from logitcask_schemas.cask.location import entry_names_of, read_manifest_of
@@ -121,7 +121,7 @@ def survey_url(url: str, options: Mapping[str, Any] | None = None) -> Iterator[R
         names = {*entry_names_of(dict(sizes))}
         entries = taken.cask.entries
         taken.problems = [problem.replace(temporary, store.url) for problem in taken.problems]
-        taken.strangers = names_of_no_shard(sizes, entries, names - {entry.name for entry in entries})
+        taken.unlisted_files = unlisted_files(sizes, entries, names - {entry.name for entry in entries})
         yield RemoteSurvey(store=store, folder=folder, sizes=sizes, taken=taken)
 
 

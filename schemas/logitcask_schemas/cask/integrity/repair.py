@@ -130,7 +130,7 @@ def repair_cask(
             damaged_shards=sorted({*diagnosis.damaged, *diagnosis.undescribed}),
             stale_table=diagnosis.table_is_stale,
         )
-        strange = [name for name in diagnosis.survey.strangers if not name.startswith(TEMP_PREFIX)]
+        strange = [name for name in diagnosis.survey.unlisted_files if not name.startswith(TEMP_PREFIX)]
         if diagnosis.problems or strange:
             salvaged = _salvage(diagnosis)
             _describe(report, salvaged, diagnosis)

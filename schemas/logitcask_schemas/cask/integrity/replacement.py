@@ -139,12 +139,12 @@ class Replacement:
 
     def take_files_away(self, strange: Iterable[str]) -> None:
         """Take away the damaged shards' files, and those among the shards that are not the cask's."""
-        # A shard that was renamed into place before an earlier repair died was a stranger; by now it has its entry.
+        # A shard that was renamed into place before an earlier repair died had no entry; by now it has one.
         named = {shard_path(self._path, entry).name for entry in self.entries.values()}
         named |= {name + ENTRY_SUFFIX for name in self.entries}
-        strangers = [self._path / SHARDS_NAME / name for name in strange if name not in named]
+        unlisted = [self._path / SHARDS_NAME / name for name in strange if name not in named]
         leftovers = [shard for name in self._gone() for shard in files_named(self._path, name)]
-        self._quarantine.take_away([*leftovers, *strangers])
+        self._quarantine.take_away([*leftovers, *unlisted])
 
     def write_table(self) -> None:
         """Make the table of documents anew."""

@@ -52,7 +52,7 @@ class Survey:
     """Names of shards whose entry file cannot be read and that no index knows."""
     foreign_entries: list[str] = field(default_factory=list)
     """Names of shards whose entry is another cask's."""
-    strangers: list[str] = field(default_factory=list)
+    unlisted_files: list[str] = field(default_factory=list)
     """Names in the folder of shards that belong to no entry: unfinished publications, or not the cask's at all."""
 
 
@@ -111,16 +111,13 @@ def survey(path: Path) -> Survey:
         damaged_files=damaged_files,
         damaged_entries=damaged_entries,
         foreign_entries=foreign,
-        strangers=files_of_no_shard(path, entries.values(), {*names} - entries.keys()),
+        unlisted_files=unlisted_files(
+            (file.name for file in (path / SHARDS_NAME).iterdir()), entries.values(), {*names} - entries.keys()
+        ),
     )
 
 
-def files_of_no_shard(path: Path, entries: Iterable[ShardEntry], damaged: Iterable[str]) -> list[str]:
-    """Names in the folder of shards that belong to no shard; see `names_of_no_shard`."""
-    return names_of_no_shard((file.name for file in (path / SHARDS_NAME).iterdir()), entries, damaged)
-
-
-def names_of_no_shard(names: Iterable[str], entries: Iterable[ShardEntry], damaged: Iterable[str]) -> list[str]:
+def unlisted_files(names: Iterable[str], entries: Iterable[ShardEntry], damaged: Iterable[str]) -> list[str]:
     """Which of these names belong to no shard, sorted.
 
     Args:
@@ -282,12 +279,6 @@ def _is_listed(cask: Path, name: str) -> bool:
         return os.path.lexists(cask / SHARDS_NAME / (name + ENTRY_SUFFIX)) or name in read_index(cask)
     except CaskError:
         return True
-
-
-def strangers(cask: Cask) -> list[str]:
-    """Files among the shards that no entry names: unfinished publications, or not the cask's at all."""
-    known = {entry.name for entry in cask.entries}
-    return files_of_no_shard(cask.path, cask.entries, {*entry_names(cask.path)} - known)
 
 
 def require_valid(shard: Shard, row: int, vocab_size: int) -> None:
