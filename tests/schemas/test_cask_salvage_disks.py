@@ -3,6 +3,7 @@
 import errno
 import mmap
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,9 +14,11 @@ from cask_samples import SPEC, make_documents, make_teacher
 from salvage_cases import DOCUMENTS, FIRST, SECOND, files_of, flip, make_cask, overwrite, require_sound
 
 from logitcask_schemas.cask import Cask, CaskWriter
+from logitcask_schemas.cask.carriers.zarr import ZarrCarrier
 from logitcask_schemas.cask.integrity.diagnosis import rebuilt_entry
 from logitcask_schemas.cask.integrity.repair import repair_cask
 from logitcask_schemas.cask.integrity.verify import survey, verify_shard, verify_shards
+from logitcask_schemas.errors import CaskReadError
 
 
 class BadSector:
@@ -121,6 +124,35 @@ def test_a_shard_that_may_be_damaged_is_never_mapped(
         assert rebuilt_entry(taken.cask, name) is not None
     else:
         assert repair_cask(path).damaged_shards == [shard.name.partition(".")[0]]
+
+
+@pytest.mark.parametrize("threads", range(3))
+def test_a_system_without_threads_to_spare_damages_no_zarr_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """zarr-python decodes in threads; that none can be started says nothing about a shard, sound or damaged."""
+    cask = make_cask(tmp_path / "cask", "zarr", index=True)
+    shard = files_of(cask, FIRST[0])[0]
+    flip(shard, shard.read_bytes().find(b"head_logprobs/c/0") + 40)
+    started, system_start = [], threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if len(started) == threads:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        system_start(thread)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        with pytest.raises(CaskReadError, match="no thread to start"):
+            repair_cask(cask)
+        started.clear()
+        opened = Cask.open(cask)
+        with pytest.raises(OSError, match="no thread to start"):
+            ZarrCarrier().open_around_damage(
+                shard, opened.layout, opened.manifest.identity_digest(), memoryview(shard.read_bytes())
+            )
+    assert not (cask / "quarantine").exists()
 
 
 def test_what_is_no_file_moves_to_the_quarantine(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ it is opened, as a Parquet file is.
 """
 
 import asyncio
+import errno
 import io
+import os
 import struct
 import zipfile
 import zlib
@@ -125,9 +127,24 @@ def _finished(work: Coroutine[Any, Any, T]) -> T:
 
     In a thread and an event loop that end with it. zarr-python's own loop would live on in this process, and a child
     that is forked beside a thread may hang; and the caller's thread may have a running loop, as in a notebook.
+
+    Raises:
+        OSError: There is no memory, or no thread, for it; which says nothing about a shard.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="zarr") as thread:
-        return thread.submit(asyncio.run, work).result()
+    try:
+        with ThreadPoolExecutor(1, thread_name_prefix="zarr") as thread:
+            return thread.submit(asyncio.run, work).result()
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or _is_refusal(error):
+            raise OSError(errno.ENOMEM, f"{os.strerror(errno.ENOMEM)}, or no thread to start") from error
+        raise
+    finally:
+        work.close()  # where it was never begun
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether an error that zarr-python passed on is the operating system's, by Python's words for it."""
+    return "can't start new thread" in str(error)
 
 
 async def _encoded(columns: ShardColumns, layout: RecordLayout, identity: str) -> dict[str, bytes]:
@@ -221,8 +238,9 @@ async def _whole_around_damage(array: Any) -> NDArray[Any]:
         rows = slice(start, start + array.chunks[0])
         try:
             whole[rows] = await array.getitem(rows)
-        except _UNDECODABLE:
-            continue
+        except _UNDECODABLE as error:
+            if _is_refusal(error):
+                raise
     return whole
 
 
