@@ -77,7 +77,9 @@ def test_the_shard_opened_longest_ago_goes_first(url: str, tmp_path: Path) -> No
         pass
     with cask.cache.held(cask.entries[2]) as path:
         assert [path.exists() for path in [*paths, path]] == [True, False, True]
-    assert {lock.name for lock in (cask.cache.folder / "locks").iterdir()} == {paths[0].name, path.name}
+    assert {lock.name for lock in (cask.cache.folder / "locks").iterdir()} == {
+        f"{path.name}.lock" for path in (paths[0], path)
+    }
 
 
 def test_what_a_dead_process_left_is_removed(url: str, local: Path, tmp_path: Path) -> None:

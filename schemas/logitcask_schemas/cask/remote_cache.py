@@ -173,7 +173,7 @@ class ShardCache:
             lock.release()
 
     def _lock_path(self, name: str) -> Path:
-        return self.folder / _LOCKS_NAME / name
+        return self.folder / _LOCKS_NAME / f"{name}.lock"
 
 
 def _keeping_explained(path: Path) -> AbstractContextManager[None]:
