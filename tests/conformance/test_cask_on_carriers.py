@@ -1,7 +1,9 @@
 """A whole cask on each carrier: written, opened, read in workers, damaged and verified."""
 
+import asyncio
 import shutil
 import sys
+import threading
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -92,6 +94,23 @@ def test_workers_read_what_the_parent_has_read(tmp_path: Path, carrier: str, met
     expected = digests(cask)
     with get_context(method).Pool(2) as pool:
         assert pool.map(digests, [cask] * 4) == [expected] * 4
+
+
+@every_carrier
+def test_no_thread_is_left_for_a_forked_worker_to_miss(tmp_path: Path, carrier: str) -> None:
+    before = set(threading.enumerate())
+    make_cask(tmp_path, carrier)
+    digests(Cask.open(tmp_path))
+    assert set(threading.enumerate()) == before
+
+
+@every_carrier
+def test_a_notebook_whose_event_loop_runs_writes_and_reads(tmp_path: Path, carrier: str) -> None:
+    async def cell() -> None:
+        for number, document in enumerate(make_cask(tmp_path, carrier)):
+            assert_same(Cask.open(tmp_path).read(number), document)
+
+    asyncio.run(cell())
 
 
 @pytest.fixture(scope="module", params=CARRIERS)

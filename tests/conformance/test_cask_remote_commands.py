@@ -132,7 +132,7 @@ def test_show_fetches_one_shard_once(bucket: str, local: Path, tmp_path: Path, u
     assert output_of(capsys, "show", url, here.read(4).id.hex()[:12]) == expected
     assert asked["GetObject cask/documents.bin"] == 1
     assert not asked[shard]
-    assert {file.suffix for file in user_cache.rglob("*") if file.is_file()} == {".arrow", ".bin", ""}
+    assert {file.suffix for file in user_cache.rglob("*") if file.is_file()} == {".arrow", ".bin", ".lock"}
     asked.clear()
     assert output_of(capsys, "show", url, "4", "--cache", str(tmp_path / "other")) == expected
     assert asked[shard] == 1

@@ -55,7 +55,7 @@ from pathlib import Path
 from logitcask_consumer.training import run_lock
 folder = Path(sys.argv[1])
 run_lock._make(folder)
-run_lock._take(folder / run_lock.LOCKS_NAME / sys.argv[2])
+lock = run_lock._take(folder / run_lock.LOCKS_NAME / sys.argv[2])
 if len(sys.argv) > 3 and os.fork() == 0:  # as a DataLoader worker
     time.sleep(600)
 print("held", flush=True)

@@ -1,4 +1,8 @@
-"""Golden casks: every release reads them, and the writer still makes the very same bytes."""
+"""Golden casks: every release reads them, and the writer still makes the very same bytes.
+
+But for Zarr: the wording of `zarr.json` and the zstd frames are zarr-python's and change with it. The names of its
+shards come from their content, so they stay.
+"""
 
 import json
 from pathlib import Path
@@ -32,11 +36,20 @@ def test_they_are_read(name: str) -> None:
     assert not [problem for report in verify_shards(cask) for problem in report.problems]
 
 
+def contents(path: Path) -> list[str]:
+    cask = Cask.open(path)
+    return [json.dumps(as_json(cask.read(number))) for number in range(len(cask))]
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_writer_makes_the_same_bytes(name: str, tmp_path: Path) -> None:
     make_cask(tmp_path / name, name)
     made = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     golden = {path.relative_to(HERE): path.read_bytes() for path in (HERE / name).rglob("*") if path.is_file()}
+    if CASES[name][2] == "zarr":
+        assert made.keys() == golden.keys()
+        assert contents(tmp_path / name) == contents(HERE / name)
+        return
     if pa.__version__.partition(".")[0] != WRITTEN_BY_PYARROW:
         pytest.skip(f"golden shards were framed by pyarrow {WRITTEN_BY_PYARROW}, this is {pa.__version__}")
     assert made == golden

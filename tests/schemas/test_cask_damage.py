@@ -248,7 +248,7 @@ def test_renamed_shard_and_entry(cask: Path) -> None:
         Cask.open(cask)
 
 
-def test_strangers_are_reported(cask: Path) -> None:
+def test_unlisted_files_are_reported(cask: Path) -> None:
     (cask / "shards" / "notes.txt").write_text("")
     (cask / "shards" / ("1" * 32 + ".arrow")).write_text("")
     assert unlisted(Cask.open(cask)) == ["1" * 32 + ".arrow", "notes.txt"]

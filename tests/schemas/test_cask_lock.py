@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from logitcask_schemas.cask.storage import lock
 from logitcask_schemas.cask.storage.lock import writers_lock
 from logitcask_schemas.errors import CaskLockedError, CaskWriteError
 
@@ -111,8 +110,30 @@ def test_negative_control_a_plain_flock_is_kept_by_a_forked_child(tmp_path: Path
 
 
 @fork
+def test_a_child_that_leaves_its_parents_lock_takes_nothing_away(tmp_path: Path) -> None:
+    """Forked by the very thread that holds it, and not ended at once."""
+    with writers_lock(tmp_path, holder="one", timeout_seconds=0):
+        entered = writers_lock(tmp_path / "..", holder="other", timeout_seconds=0)
+        entered.__enter__()
+        if (child := os.fork()) == 0:
+            entered.__exit__(None, None, None)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert not is_free(tmp_path / "..")
+        entered.__exit__(None, None, None)
+        assert is_free(tmp_path / "..")
+
+
+def open_locks() -> int:
+    """How many lock files this process has open."""
+    links = (Path("/proc/self/fd", descriptor) for descriptor in os.listdir("/proc/self/fd"))  # noqa: PTH208
+    return sum(link.is_symlink() and os.readlink(link).endswith("cask.lock") for link in links)  # noqa: PTH115
+
+
+@fork
 def test_forks_and_locks_of_many_threads_do_not_get_stuck(tmp_path: Path) -> None:
     """Nothing is left open, and no child hangs on a lock that a thread of its parent held at the fork."""
+    assert is_free(tmp_path)
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     stop = threading.Event()
 
@@ -128,7 +149,7 @@ def test_forks_and_locks_of_many_threads_do_not_get_stuck(tmp_path: Path) -> Non
         for _ in range(30):
             if (child := os.fork()) == 0:
                 with writers_lock(tmp_path, holder="child", timeout_seconds=30):
-                    os._exit(len(lock._OPEN))
+                    os._exit(open_locks())
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
     finally:
         stop.set()
@@ -138,8 +159,17 @@ def test_forks_and_locks_of_many_threads_do_not_get_stuck(tmp_path: Path) -> Non
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
-def test_whoever_waited_for_a_removed_lock_locks_the_new_one(tmp_path: Path) -> None:
-    order = []
+def test_whoever_waited_for_a_removed_lock_locks_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order, refused, flock = [], [], fcntl.flock
+
+    def counted(descriptor: int, operation: int) -> None:
+        try:
+            flock(descriptor, operation)
+        except BlockingIOError:
+            refused.append(descriptor)
+            raise
+
+    monkeypatch.setattr("fcntl.flock", counted)
     with writers_lock(tmp_path, holder="first", timeout_seconds=0):
 
         def wait() -> None:
@@ -148,7 +178,7 @@ def test_whoever_waited_for_a_removed_lock_locks_the_new_one(tmp_path: Path) -> 
 
         waiting = threading.Thread(target=wait)
         waiting.start()
-        while len(lock._OPEN) < 2:
+        while not refused:
             pass
         (tmp_path / "cask.lock").unlink()
         new = writers_lock(tmp_path, holder="second", timeout_seconds=0)
@@ -184,6 +214,6 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
         if operation & fcntl.LOCK_EX:
             raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("logitcask_schemas.cask.storage.lock.fcntl.flock", refuse)
-    with pytest.raises(CaskWriteError, match=r"No locks available\. The file system must support flock"):
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(CaskWriteError, match=r"No locks available\. The file system must have room and support flock"):
         writers_lock(tmp_path, holder="one", timeout_seconds=0).__enter__()

@@ -3,6 +3,7 @@
 import errno
 import mmap
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,10 +14,12 @@ from cask_samples import SPEC, make_documents, make_teacher
 from salvage_cases import DOCUMENTS, FIRST, SECOND, files_of, flip, make_cask, overwrite, require_sound
 
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.integrity.rebuilding import guessed_entries, rebuilt_entry
+from logitcask_schemas.cask.carriers.zarr import ZarrCarrier
+from logitcask_schemas.cask.integrity.diagnosis import rebuilt_entry
 from logitcask_schemas.cask.integrity.repair import repair_cask
 from logitcask_schemas.cask.integrity.verify import survey, verify_shard, verify_shards
 from logitcask_schemas.cask.location import LocalFolder
+from logitcask_schemas.errors import CaskReadError
 
 
 class BadSector:
@@ -57,27 +60,17 @@ def test_a_bad_sector_costs_its_documents_and_no_others(tmp_path: Path, monkeypa
     assert repaired.kept_documents == 3
 
 
-@pytest.mark.parametrize("entry", ["sound", "damaged"])
 @pytest.mark.parametrize("where", ["first", "last"])
-def test_a_bad_sector_in_the_framing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, entry: str) -> None:
-    """Of a shard whose entry is lost too, what lies before the columns tells what it held."""
+def test_a_bad_sector_in_the_framing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     # Without answers, which would lie in the last sector and be lost for all documents.
     documents = [replace(one, answer_ranges_R2=None) for one in make_documents([3000, 4000, 500], 3)]
     with CaskWriter.create(tmp_path, teacher=make_teacher(), capture=SPEC) as writer:
         writer.publish(documents)
     shard = next((tmp_path / "shards").glob("*.arrow"))
-    if entry == "damaged":
-        overwrite(shard.with_suffix(".json"), b"{")
-        (tmp_path / "index.json").unlink()
     size = shard.stat().st_size
     BadSector(shard, 0 if where == "first" else size - size % 4096 - 4096, monkeypatch)
-    taken = survey(LocalFolder(folder=tmp_path))
-    if entry == "damaged":
-        found = guessed_entries(taken.cask, shard.stem, None)
-        assert [(one.documents, one.tokens) for one in found] == ([(3, 7500)] if where == "last" else [])
-    else:
-        (report,) = verify_shards(taken.cask)
-        assert "Input/output error" in report.shard_problems[0]
+    (report,) = verify_shards(Cask.open(tmp_path))
+    assert "Input/output error" in report.shard_problems[0]
     repaired = repair_cask(tmp_path)
     # The first sector also holds the documents' ids and checksums; the last one the last documents' last values.
     assert repaired.kept_documents == (0 if where == "first" else 1)
@@ -132,6 +125,35 @@ def test_a_shard_that_may_be_damaged_is_never_mapped(
         assert rebuilt_entry(taken.cask, name) is not None
     else:
         assert repair_cask(path).damaged_shards == [shard.name.partition(".")[0]]
+
+
+@pytest.mark.parametrize("threads", range(3))
+def test_a_system_without_threads_to_spare_damages_no_zarr_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """zarr-python decodes in threads; that none can be started says nothing about a shard, sound or damaged."""
+    cask = make_cask(tmp_path / "cask", "zarr", index=True)
+    shard = files_of(cask, FIRST[0])[0]
+    flip(shard, shard.read_bytes().find(b"head_logprobs/c/0") + 40)
+    started, system_start = [], threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if len(started) == threads:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        system_start(thread)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        with pytest.raises(CaskReadError, match="no thread to start"):
+            repair_cask(cask)
+        started.clear()
+        opened = Cask.open(cask)
+        with pytest.raises(OSError, match="no thread to start"):
+            ZarrCarrier().open_around_damage(
+                shard, opened.layout, opened.manifest.identity_digest(), memoryview(shard.read_bytes())
+            )
+    assert not (cask / "quarantine").exists()
 
 
 def test_what_is_no_file_moves_to_the_quarantine(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_a_table_of_shards_that_are_gone_says_nothing(tmp_path: Path) -> None:
     assert list(cask.document_lengths()) == [5]
     assert cask.find(make_document(6, 2).id) is None
     for writer in (create(tmp_path), waiting):
-        writer.refresh()
+        assert writer.publish([make_document(5, 1)]) is None
         assert writer.has(make_document(5, 1).id)
         assert not writer.has(make_document(6, 2).id)
     waiting.publish([make_document(6, 2)])

@@ -28,7 +28,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from logitcask_schemas.cask.storage.files import FileOperations, open_regular, publish_file, unreadable
+from logitcask_schemas.cask.storage.files import FileOperations, open_regular, publish_file, reads_explained
 from logitcask_schemas.errors import CaskCorruptionError
 
 
@@ -137,14 +137,11 @@ class DocumentTable:
             CaskCorruptionError: Damaged.
         """
         self.path = path
-        with open_regular(path) as file:
-            try:
-                documents = self._read_header(file.read(_HEADER_BYTES), os.fstat(file.fileno()).st_size)
-                while doubted and file.read(_BLOCK_BYTES):
-                    pass
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except OSError as error:
-                raise unreadable(path, error) from error
+        with open_regular(path) as file, reads_explained(path):
+            documents = self._read_header(file.read(_HEADER_BYTES), os.fstat(file.fileno()).st_size)
+            while doubted and file.read(_BLOCK_BYTES):
+                pass
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         sections = self._sections
         self._require(0, _HEADER_BYTES, sections.order.start, "names and lengths")
         self._proved = False

@@ -3,33 +3,30 @@
 Fetched shards are proved (size, SHA-256) before they get their name. The ones opened longest ago are removed first; a
 process that has one mapped keeps it until it lets go, as with any removed file.
 
-Whoever fetches a shard first reserves its bytes: an empty temporary file that announces the size in its name and stays
-locked (flock) as long as its process lives. So however many processes fetch at once, the folder stays within its limit,
-and what a dead one left behind is known to be nobody's.
+Every shard has a lock, which whoever fetches or opens it holds. Each process makes room before it fetches, then fetches
+one shard. So processes that fetch at the same time may exceed the limit by one shard each, until the next one makes
+room.
 """
 
-import fcntl
 import hashlib
 import os
-import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final
 
-from logitcask_schemas.cask.carriers.registry import carrier_of, shard_path
+from logitcask_schemas.cask.carriers.registry import shard_path
 from logitcask_schemas.cask.documents import DOCUMENTS_NAME, DocumentTable
 from logitcask_schemas.cask.format.layout import SHARDS_NAME, TEMP_PREFIX
 from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.storage.files import writes_explained
 from logitcask_schemas.cask.storage.object_store import RemoteStore
-from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError, CaskWriteError
+from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError
 
 _LOCKS_NAME: Final = "locks"
 _TABLES_NAME: Final = "tables"
 _POLL_SECONDS: Final = 0.02
-_PATIENCE_SECONDS: Final = 600.0
-"""How long to wait for room that other processes have reserved."""
 
 Progress = Callable[[int], None]
 """Called with the bytes of one object that have come so far."""
@@ -44,7 +41,7 @@ class ShardCache:
         Args:
             folder: Of this cask alone.
             store: Where the shards come from.
-            max_bytes: Of all shards kept.
+            max_bytes: Of all shards kept; exceeded for a while by one shard for each process that fetches.
             index_version: Of the store's index, to which its table of documents belongs; None where it has none.
         """
         self.folder = folder
@@ -60,17 +57,15 @@ class ShardCache:
     def held(self, entry: ShardEntry, progress: Progress | None = None) -> Iterator[Path]:
         """The local copy of a shard, downloaded where it is not there yet; nobody removes it while the context lasts.
 
-        Hold one at a time: with a small cache, a second one might wait for the room of the first.
-
         Raises:
-            CaskError: The shard alone exceeds the cache, others leave no room in it for long, or the store fails.
+            CaskError: The shard alone exceeds the cache, or the store fails.
             CaskNotFoundError: The store has lost it.
             CaskCorruptionError: What the store holds is not what was published.
             CaskWriteError: The local disk is full or broken.
         """
         path = shard_path(self.folder, entry)
-        with self._lock(_stripe(path)):
-            with _clear_errors(path):
+        with self._lock(path.name):
+            with _keeping_explained(path):
                 if not _has_size(path, entry.bytes):
                     self._download(entry, path, progress)
                 os.utime(path)
@@ -79,7 +74,7 @@ class ShardCache:
     def forget(self, entry: ShardEntry) -> None:
         """Remove the local copy of a shard."""
         path = shard_path(self.folder, entry)
-        with self._lock(_stripe(path)):
+        with self._lock(path.name):
             path.unlink(missing_ok=True)
 
     def table(self) -> DocumentTable | None:
@@ -92,7 +87,7 @@ class ShardCache:
             return None
         folder = self.folder / _TABLES_NAME
         path = folder / f"{self.index_version}.bin"
-        with self._lock("table"), _clear_errors(path):
+        with self._lock("table"), _keeping_explained(path):
             if path.exists():
                 return DocumentTable(path)
             folder.mkdir(exist_ok=True)
@@ -114,133 +109,76 @@ class ShardCache:
             return DocumentTable(path)
 
     def _download(self, entry: ShardEntry, path: Path, progress: Progress | None) -> None:
-        name = f"{SHARDS_NAME}/{entry.name}{carrier_of(entry).suffix}"
-        with self._reserved(entry, path) as temporary:
-            self.store.download(name, temporary, progress)
-            with temporary.open("rb") as file:
-                size, found = os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
-                os.fsync(file.fileno())
-            if (size, found) != (entry.bytes, entry.sha256):
-                raise CaskCorruptionError(
-                    f"{self.store.url}/{name}: should have {entry.bytes} bytes with SHA-256 {entry.sha256}, came as "
-                    f"{size} bytes with {found}. Export the shard again, or fetch again if the network is at fault."
-                )
-            with self._lock("room"):
-                # Locked, so that nobody who adds up the folder meets it under neither name.
-                temporary.replace(path)
-
-    @contextmanager
-    def _reserved(self, entry: ShardEntry, path: Path) -> Iterator[Path]:
-        """A locked temporary file for a shard, made when there is room for it."""
         if entry.bytes > self.max_bytes:
             raise CaskError(
                 f"{self.store.url}: shard {entry.name} has {entry.bytes} bytes, the cache may hold {self.max_bytes}; "
                 "allow more"
             )
-        temporary = path.parent / f"{TEMP_PREFIX}{entry.bytes}-{uuid.uuid4().hex}"
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        while (descriptor := self._reserve(entry.bytes, path, temporary)) is None:
-            if time.monotonic() >= deadline:
-                raise CaskError(
-                    f"{self.folder}: waited {_PATIENCE_SECONDS:g} s for {entry.bytes} of {self.max_bytes} bytes, which "
-                    "other processes use for what they fetch; allow more"
-                )
-            time.sleep(_POLL_SECONDS)
+        self._make_room(entry.bytes, path)
+        name, temporary = f"{SHARDS_NAME}/{path.name}", path.with_name(TEMP_PREFIX + path.name)
         try:
-            yield temporary
+            self.store.download(name, temporary, progress)
+            with temporary.open("rb") as file:
+                size, sha256 = os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
+                os.fsync(file.fileno())
+            if (size, sha256) != (entry.bytes, entry.sha256):
+                raise CaskCorruptionError(
+                    f"{self.store.url}/{name}: should have {entry.bytes} bytes with SHA-256 {entry.sha256}, came as "
+                    f"{size} bytes with {sha256}. Export the shard again, or fetch again if the network is at fault."
+                )
+            temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-            os.close(descriptor)
 
-    def _reserve(self, size: int, path: Path, temporary: Path) -> int | None:
-        """Remove the shards opened longest ago until one more fits; then make its file. None where it does not fit."""
-        with self._lock("room"):
-            kept = []
-            free = self.max_bytes
-            for file in path.parent.iterdir():
-                if file.name.startswith(TEMP_PREFIX):
-                    free -= _reserved_bytes(file)
-                elif (status := _status(file)) is not None:
-                    kept.append((status.st_mtime, status.st_size, file))
-                    free -= status.st_size
-            for _, bytes_of_file, file in sorted(kept):
-                if free >= size:
-                    break
-                if self._evicted(file, path):
-                    free += bytes_of_file
-            if free < size:
-                return None
-            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            return descriptor
+    def _make_room(self, size: int, path: Path) -> None:
+        """Remove the shards opened longest ago until one more of this size fits, and what dead processes left."""
+        files = [(file, status) for file in path.parent.iterdir() if (status := _status(file)) is not None]
+        kept_bytes = sum(status.st_size for _, status in files)
+        for file, status in sorted(files, key=lambda listed: listed[1].st_mtime):
+            is_temporary = file.name.startswith(TEMP_PREFIX)
+            if (is_temporary or kept_bytes + size > self.max_bytes) and self._removed(file, path):
+                kept_bytes -= status.st_size
 
-    def _evicted(self, file: Path, wanted: Path) -> bool:
-        """Remove a shard unless somebody is about to open it; `wanted` is the one whose lock is ours."""
-        if _stripe(file) != _stripe(wanted):
-            descriptor = self._open_lock(_stripe(file))
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                file.unlink(missing_ok=True)
-            except BlockingIOError:
-                return False
-            finally:
-                os.close(descriptor)
-        else:
+    def _removed(self, file: Path, own: Path) -> bool:
+        """Remove a shard, or the beginning of one, unless somebody fetches or opens it; the lock of `own` is held."""
+        shard = file.name.removeprefix(TEMP_PREFIX)
+        if shard == own.name:
             file.unlink(missing_ok=True)
-        return True
+            return True
+        with self._lock(shard, wait=False) as acquired:
+            if acquired:
+                file.unlink(missing_ok=True)
+                # Whoever waits for this very lock file notices that it lost its name, and locks a new one.
+                self._lock_path(shard).unlink(missing_ok=True)
+        return acquired
 
     @contextmanager
-    def _lock(self, name: str) -> Iterator[None]:
-        descriptor = self._open_lock(name)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+    def _lock(self, name: str, *, wait: bool = True) -> Iterator[bool]:
+        """Hold a lock of this cache; yields False where somebody else has it and this one does not wait."""
+        # Importing it takes 30 ms, which local casks need not pay.
+        from filelock import FileLock, Timeout
 
-    def _open_lock(self, name: str) -> int:
-        path = self.folder / _LOCKS_NAME / name
-        with _clear_errors(path):
+        path, acquired = self._lock_path(name), True
+        lock = FileLock(path, thread_local=False, blocking=wait, poll_interval=_POLL_SECONDS, fallback_to_soft=False)
+        with _keeping_explained(path):
             for folder in (path.parent, self.folder / SHARDS_NAME):
                 folder.mkdir(parents=True, exist_ok=True)
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                lock.acquire()
+            except Timeout:
+                acquired = False
+        try:
+            yield acquired
+        finally:
+            lock.release()
+
+    def _lock_path(self, name: str) -> Path:
+        return self.folder / _LOCKS_NAME / f"{name}.lock"
 
 
-def _stripe(path: Path) -> str:
-    """Name of the lock of a shard: 256 for all of them, not a file for each."""
-    return path.name[:2]
-
-
-def _reserved_bytes(temporary: Path) -> int:
-    """What a temporary file announces; removes it where its process is dead."""
-    try:
-        descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return 0
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        announced = temporary.name.removeprefix(TEMP_PREFIX).partition("-")[0]
-        return int(announced) if announced.isdecimal() else 0
-    finally:
-        os.close(descriptor)
-    temporary.unlink(missing_ok=True)
-    return 0
-
-
-@contextmanager
-def _clear_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's errors about the local folder into ours."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, CaskError):
-            raise
-        raise CaskWriteError(
-            f"{path}: cannot keep this in the cache: {error.strerror or error}. Free some space, or name another "
-            "folder for the cache.",
-            error.errno,
-        ) from error
+def _keeping_explained(path: Path) -> AbstractContextManager[None]:
+    advice = "Free some space, or name another folder for the cache"
+    return writes_explained(f"{path}: cannot keep this in the cache", advice)
 
 
 def _status(path: Path) -> os.stat_result | None:

@@ -140,15 +140,10 @@ class CaskWriter:
     def has(self, document_id: bytes) -> bool:
         """Whether a document is stored, by its 32-byte id.
 
-        Other writers' documents count from this writer's last `publish` or `refresh` on.
+        Other writers' documents count from this writer's last `publish` on.
         """
         table = self._table
         return self._known.find(document_id) is not None or (table is not None and table.find(document_id) is not None)
-
-    def refresh(self) -> None:
-        """Take note of what other writers have published."""
-        with self._refreshed():
-            pass
 
     def publish(
         self, documents: Sequence[DocumentRecords], *, on_duplicate: Literal["skip", "error"] = "skip"

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from logitcask_schemas.cask.carriers.zarr_chunks import ZSTD_LEVEL
+from logitcask_schemas.cask.carriers.zarr import ZSTD_LEVEL
 from logitcask_schemas.cask.format.columns import assemble
 from logitcask_schemas.cask.format.layout import LEVELS, RecordLayout
 from logitcask_schemas.cask.format.manifest import CaskManifest

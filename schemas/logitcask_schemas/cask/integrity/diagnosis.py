@@ -1,103 +1,163 @@
-"""What is sound, damaged and doubtful in a cask, as a repair needs to know it before it changes anything."""
+"""What is sound and what is damaged in a cask, as a repair needs to know it before it changes anything.
 
+A sound shard whose entry file is damaged, and which no index repeats, proves itself: its name is the hash of its
+content in Arrow form, and its content gives its file. Where such a shard is damaged as well, its documents are lost.
+"""
+
+import hashlib
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+from logitcask_schemas.cask.carriers.arrow import ArrowCarrier
+from logitcask_schemas.cask.carriers.carrier import Carrier
 from logitcask_schemas.cask.carriers.registry import CARRIERS
 from logitcask_schemas.cask.documents import DOCUMENTS_NAME, ShardDocuments
 from logitcask_schemas.cask.format.layout import SHARDS_NAME
 from logitcask_schemas.cask.format.manifest import ShardEntry
-from logitcask_schemas.cask.integrity.rebuilding import guessed_entries, rebuilt_entry
 from logitcask_schemas.cask.integrity.verify import ShardReport, Survey, verify_shard
-from logitcask_schemas.cask.opening import open_documents
+from logitcask_schemas.cask.opening import open_columns, open_documents
+from logitcask_schemas.cask.publication import write_shard
+from logitcask_schemas.cask.reader import Cask
+from logitcask_schemas.cask.storage.files import read_around_damage, read_whole, size_of
+from logitcask_schemas.errors import CaskError, CaskReadError
+
+_EDGE_BYTES: Final = 32
+"""The first ones and the last ones, neither of which are all zero in any carrier."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Diagnosis:
     """Every shard of a cask, sorted."""
 
-    taken: Survey
+    survey: Survey
     sound: dict[str, ShardEntry]
     damaged: dict[str, ShardEntry]
-    doubtful: dict[str, list[ShardEntry]]
-    """Shards that are damaged together with their entries, and what these may have said."""
+    undescribed: set[str]
+    """Names of shards that are damaged together with their entries."""
     rewrite_entries: list[ShardEntry]
     """Sound shards whose entry file is missing or damaged."""
     problems: list[str]
 
     @property
-    def gone(self) -> set[str]:
-        """Shards that leave the cask, unless one of them comes back whole."""
-        return {*self.damaged, *self.doubtful, *self.taken.foreign_entries} - self.sound.keys()
+    def to_remove(self) -> set[str]:
+        """Shards the repair removes, except those it can restore whole."""
+        return {*self.damaged, *self.undescribed, *self.survey.foreign_entries} - self.sound.keys()
 
     @property
-    def stale_table(self) -> bool:
+    def table_is_stale(self) -> bool:
         """Whether the table lists shards that are gone, or lacks one of the index.
 
         A repair that was cut short leaves it so; one that is missing was never made anew. A damaged one is a problem.
         """
-        if self.taken.cask.path / DOCUMENTS_NAME in self.taken.damaged_files:
+        if self.survey.cask.path / DOCUMENTS_NAME in self.survey.damaged_files:
             return False
-        listed = set() if self.taken.table is None else {*self.taken.table.shard_names()}
-        return not self.taken.indexed <= listed <= self.sound.keys() | self.gone
+        listed = set() if self.survey.table is None else {*self.survey.table.shard_names()}
+        return not self.survey.indexed <= listed <= self.sound.keys() | self.to_remove
 
     @property
-    def folded(self) -> bool:
+    def index_is_exact(self) -> bool:
         """Whether index and table list exactly the sound shards."""
-        table = self.taken.table
+        table = self.survey.table
         return (
-            self.taken.indexed == self.sound.keys() and table is not None and table.covers_exactly(sorted(self.sound))
+            self.survey.indexed == self.sound.keys() and table is not None and table.covers_exactly(sorted(self.sound))
         )
 
-    def known(self, name: str) -> ShardDocuments | None:
+    def documents_of(self, name: str) -> ShardDocuments | None:
         """A shard's documents, where the table tells."""
-        table = self.taken.table
+        table = self.survey.table
         return table.shard(name) if table is not None and name in table else None
 
 
-def diagnose(taken: Survey, progress: Callable[[int], None]) -> Diagnosis:
+def diagnose(survey: Survey, progress: Callable[[int], None]) -> Diagnosis:
     """Verify every shard of a cask.
 
     Args:
-        taken: The cask's folder.
+        survey: Of the cask's folder.
         progress: Called with the bytes of every verified shard.
 
     Raises:
         CaskReadError: The operating system refuses to read what may be sound.
     """
-    found = Diagnosis(taken=taken, sound={}, damaged={}, doubtful={}, rewrite_entries=[], problems=list(taken.problems))
+    diagnosis = Diagnosis(
+        survey=survey, sound={}, damaged={}, undescribed=set(), rewrite_entries=[], problems=list(survey.problems)
+    )
 
     def sort(report: ShardReport) -> None:
-        found.problems += report.problems
-        (found.damaged if report.shard_problems else found.sound)[report.entry.name] = report.entry
+        diagnosis.problems += report.problems
+        (diagnosis.damaged if report.shard_problems else diagnosis.sound)[report.entry.name] = report.entry
         if report.entry_problems and not report.shard_problems:
-            found.rewrite_entries.append(report.entry)
+            diagnosis.rewrite_entries.append(report.entry)
         progress(report.entry.bytes)
 
-    for entry in taken.cask.entries:
-        sort(verify_shard(taken.cask, entry, taken.table))
-    for name in taken.damaged_entries:
-        if (rebuilt := rebuilt_entry(taken.cask, name)) is not None:
-            sort(verify_shard(taken.cask, rebuilt, taken.table))
-        if name not in found.sound:
-            found.doubtful[name] = guessed_entries(taken.cask, name, found.known(name))
-            if not found.doubtful[name]:
-                found.problems.append(f"shard {name}: neither its file nor its entry tell what it held")
-    return found
+    for entry in survey.cask.entries:
+        sort(verify_shard(survey.cask, entry, survey.table))
+    for name in survey.damaged_entries:
+        if (rebuilt := rebuilt_entry(survey.cask, name)) is not None:
+            sort(verify_shard(survey.cask, rebuilt, survey.table))
+        else:
+            diagnosis.undescribed.add(name)
+            diagnosis.problems.append(
+                f"shard {name}: its entry is damaged, and no file of it is sound: its documents are lost"
+            )
+    return diagnosis
+
+
+def rebuilt_entry(cask: Cask, name: str) -> ShardEntry | None:
+    """What the entry of a shard must have said; None where the shard does not prove itself, to the last bit.
+
+    Raises:
+        CaskReadError: The operating system refuses, which says nothing about the shard.
+    """
+    identity = cask.manifest.identity_digest()
+    for carrier, path in _files_of(cask, name):
+        try:
+            digest = hashlib.sha256()
+            content = read_whole(path, _max_bytes(path), digest.update).data
+            columns = open_columns(path, carrier, cask.layout, identity, content)
+            described = write_shard(carrier, columns, cask.layout, identity, io.BytesIO())
+        except CaskReadError:
+            raise
+        except (CaskError, FileNotFoundError):
+            continue
+        # Another version of Arrow may frame the same columns in another way; the name then proves the file by itself.
+        sha256 = digest.hexdigest()
+        proved = carrier.name == ArrowCarrier.name and sha256.startswith(name)
+        if proved or (described.name, described.sha256) == (name, sha256):
+            return described.model_copy(update={"name": name, "sha256": sha256, "bytes": len(content)})
+    return None
+
+
+def _files_of(cask: Cask, name: str) -> list[tuple[Carrier, Path]]:
+    """The files that have a shard's name, whatever their carrier."""
+    files = [(carrier, cask.path / SHARDS_NAME / (name + carrier.suffix)) for carrier in CARRIERS.values()]
+    return [(carrier, path) for carrier, path in files if path.is_file()]
+
+
+def _max_bytes(path: Path) -> int:
+    """Bytes to read of a file that may be a shard: all, or none where it is full of holes, whatever their size.
+
+    Raises:
+        FileNotFoundError, CaskCorruptionError, CaskReadError: As `open_regular`.
+    """
+    size = size_of(path)
+    ends = [read_around_damage(path, _EDGE_BYTES, start=start) for start in (0, max(size - _EDGE_BYTES, 0))]
+    return size if any(end.any() for end in ends) else 0
 
 
 class StoredDocuments:
     """Which documents the sound shards hold: after a repair that was cut short, some are there already."""
 
-    def __init__(self, found: Diagnosis) -> None:
+    def __init__(self, diagnosis: Diagnosis) -> None:
         """Open the sound shards that the table does not know."""
-        self._table, self._sound = found.taken.table, found.sound
-        cask = found.taken.cask
+        self._table, self._sound = diagnosis.survey.table, diagnosis.sound
+        cask = diagnosis.survey.cask
         self.loose = {
             name: open_documents(cask.path, entry, cask.layout)
-            for name, entry in found.sound.items()
-            if self._table is None or name not in self._table or entry in found.rewrite_entries
+            for name, entry in diagnosis.sound.items()
+            if self._table is None or name not in self._table or entry in diagnosis.rewrite_entries
         }
         """Of the sound shards that the table does not know, or says something else of."""
         self._loose_ids = {identity.tobytes() for documents in self.loose.values() for identity in documents.ids}

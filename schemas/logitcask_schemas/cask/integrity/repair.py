@@ -125,37 +125,37 @@ def repair_cask(
     """
     files = files or LocalFiles()
     with writers_lock(path, holder=f"repair-{secrets.token_hex(8)}", timeout_seconds=lock_timeout_seconds):
-        found = diagnose(survey(LocalFolder(folder=path)), progress or (lambda _: None))
+        diagnosis = diagnose(survey(LocalFolder(folder=path)), progress or (lambda _: None))
         report = RepairReport(
-            problems=found.problems,
-            damaged_shards=sorted({*found.damaged, *found.doubtful}),
-            stale_table=found.stale_table,
+            problems=diagnosis.problems,
+            damaged_shards=sorted({*diagnosis.damaged, *diagnosis.undescribed}),
+            stale_table=diagnosis.table_is_stale,
         )
-        strange = [name for name in found.taken.unlisted_files if not name.startswith(TEMP_PREFIX)]
-        if found.problems or strange:
-            salvaged = _salvage(found)
-            _describe(report, salvaged, found)
-            quarantine = _quarantine(files, found, strange, report)
+        strange = [name for name in diagnosis.survey.unlisted_files if not name.startswith(TEMP_PREFIX)]
+        if diagnosis.problems or strange:
+            salvaged = _salvage(diagnosis)
+            _describe(report, salvaged, diagnosis)
+            quarantine = _quarantine(files, diagnosis, strange, report)
             report.quarantine = quarantine.path
-            replacement = Replacement(files, found, quarantine)
+            replacement = Replacement(files, diagnosis, quarantine)
             report.new_shards = replacement.add_sound(salvaged)
             replacement.take_entries_away()
             replacement.take_files_away(strange)
             replacement.write_table()
             sweep(files, path, replacement.entries.values())
         else:
-            if not found.folded:  # an earlier repair was cut short, or a writer has not closed
-                fold(files, found)
-            sweep(files, path, found.sound.values())
+            if not diagnosis.index_is_exact:  # an earlier repair was cut short, or a writer has not closed
+                fold(files, diagnosis)
+            sweep(files, path, diagnosis.sound.values())
     return report
 
 
-def _salvage(found: Diagnosis) -> dict[str, Salvage]:
+def _salvage(diagnosis: Diagnosis) -> dict[str, Salvage]:
     """Per damaged shard; a shard whose content lies under another shard's name is read there."""
-    cask = found.taken.cask
+    cask = diagnosis.survey.cask
     contents: dict[str, Path] = {}
-    sizes = {entry.bytes for entry in found.damaged.values()}
-    for entry in found.damaged.values():
+    sizes = {entry.bytes for entry in diagnosis.damaged.values()}
+    for entry in diagnosis.damaged.values():
         path = shard_path(cask.path, entry)
         if path.is_file() and path.stat().st_size in sizes:
             # What cannot be read to its end is nobody's content; what the disk gives back is read piece by piece.
@@ -163,23 +163,19 @@ def _salvage(found: Diagnosis) -> dict[str, Salvage]:
                 contents[sha256_of(path)] = path
 
     def salvage(entry: ShardEntry) -> Salvage:
-        path, known = contents.get(entry.sha256, shard_path(cask.path, entry)), found.known(entry.name)
-        return salvage_shard(path, entry, cask, None if known is None else known.ids)
+        path = contents.get(entry.sha256, shard_path(cask.path, entry))
+        documents = diagnosis.documents_of(entry.name)
+        return salvage_shard(path, entry, cask, None if documents is None else documents.ids)
 
-    salvaged = {name: salvage(entry) for name, entry in found.damaged.items()}
-    for name, guesses in found.doubtful.items():
-        known = found.known(name)
-        tried = [(salvage(guess), guess) for guess in guesses if known is None or guess.documents == len(known.ids)]
-        if tried:
-            # Of two that save as much, the first, which is the likelier one.
-            salvaged[name], found.damaged[name] = max(tried, key=lambda one: (len(one[0].sound), len(one[0].token_ids)))
-        else:
-            salvaged[name] = nothing_left(None if known is None else known.ids, 1)
+    salvaged = {name: salvage(entry) for name, entry in diagnosis.damaged.items()}
+    for name in diagnosis.undescribed:
+        documents = diagnosis.documents_of(name)
+        salvaged[name] = nothing_left(None if documents is None else documents.ids, 1)
     return salvaged
 
 
-def _describe(report: RepairReport, salvaged: dict[str, Salvage], found: Diagnosis) -> None:
-    stored = StoredDocuments(found)
+def _describe(report: RepairReport, salvaged: dict[str, Salvage], diagnosis: Diagnosis) -> None:
+    stored = StoredDocuments(diagnosis)
     kept = {identity_of(row) for one in salvaged.values() for row in one.sound}
     requeue: dict[bytes, list[int]] = {}
     lost: dict[bytes, None] = {}
@@ -196,15 +192,15 @@ def _describe(report: RepairReport, salvaged: dict[str, Salvage], found: Diagnos
             report.lost.append(identity.hex())
 
 
-def _quarantine(files: FileOperations, found: Diagnosis, strange: list[str], report: RepairReport) -> Quarantine:
-    cask = found.taken.cask.path
+def _quarantine(files: FileOperations, diagnosis: Diagnosis, strange: list[str], report: RepairReport) -> Quarantine:
+    cask = diagnosis.survey.cask.path
     quarantine = Quarantine.create(files, cask)
-    entry_files = {*found.gone, *(entry.name for entry in found.rewrite_entries)}
+    entry_files = {*diagnosis.to_remove, *(entry.name for entry in diagnosis.rewrite_entries)}
     damaged = [
-        *(shard for name in found.gone for shard in files_named(cask, name)),
+        *(shard for name in diagnosis.to_remove for shard in files_named(cask, name)),
         *(cask / SHARDS_NAME / (name + ENTRY_SUFFIX) for name in entry_files),
         *(cask / SHARDS_NAME / name for name in strange),
-        *found.taken.damaged_files,
+        *diagnosis.survey.damaged_files,
     ]
     quarantine.keep(sorted(set(damaged)))
     quarantine.write_lists(report.requeue, report.lost)

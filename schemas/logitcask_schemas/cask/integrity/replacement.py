@@ -97,24 +97,24 @@ class Replacement:
     All raise CaskWriteError where the file system refuses; a second repair then goes on.
     """
 
-    def __init__(self, files: FileOperations, found: Diagnosis, quarantine: Quarantine) -> None:
+    def __init__(self, files: FileOperations, diagnosis: Diagnosis, quarantine: Quarantine) -> None:
         """The quarantine holds a second name of every file that will lose its own."""
-        self._files, self._found, self._quarantine = files, found, quarantine
-        self._path = found.taken.cask.path
-        self._stored = StoredDocuments(found)
-        self._documents = _documents_of_sound(found, self._stored)
-        self.entries = dict(found.sound)
+        self._files, self._diagnosis, self._quarantine = files, diagnosis, quarantine
+        self._path = diagnosis.survey.cask.path
+        self._stored = StoredDocuments(diagnosis)
+        self._documents = _documents_of_sound(diagnosis, self._stored)
+        self.entries = dict(diagnosis.sound)
         """The shards of the cask as it will be, by name."""
 
     def add_sound(self, salvaged: Mapping[str, Salvage]) -> list[str]:
         """Publish what is sound of damaged shards and not stored elsewhere; returns the new shards' names."""
-        cask, published, names = self._found.taken.cask, set[bytes](), []
+        cask, published, names = self._diagnosis.survey.cask, set[bytes](), []
         for name, one in salvaged.items():
             fresh = {identity_of(row): row for row in one.sound if not self._stored.has(identity_of(row))}
             rows = [row for identity, row in fresh.items() if identity not in published]
             published |= fresh.keys()
             if rows:
-                columns, carrier = gather_rows(rows, cask.layout), carrier_of(self._found.damaged[name])
+                columns, carrier = gather_rows(rows, cask.layout), carrier_of(self._diagnosis.damaged[name])
                 identity = cask.manifest.identity_digest()
                 entry = publish_shard_file(self._files, self._path, carrier, columns, cask.layout, identity)
                 if not self._is_blocked(entry):
@@ -123,7 +123,7 @@ class Replacement:
                 lengths = np.diff(columns.offsets["token"]).astype(np.uint32)
                 self._documents[entry.name] = ShardDocuments(ids=columns.document_ids, lengths=lengths)
                 names.append(entry.name)
-        for entry in self._found.rewrite_entries:
+        for entry in self._diagnosis.rewrite_entries:
             if not self._is_blocked(entry):
                 write_entry(self._files, self._path, entry)
         return names
@@ -139,12 +139,12 @@ class Replacement:
 
     def take_files_away(self, strange: Iterable[str]) -> None:
         """Take away the damaged shards' files, and those among the shards that are not the cask's."""
-        # A shard that was renamed into place before an earlier repair died was a stranger; by now it has its entry.
+        # A shard that was renamed into place before an earlier repair died had no entry; by now it has one.
         named = {shard_path(self._path, entry).name for entry in self.entries.values()}
         named |= {name + ENTRY_SUFFIX for name in self.entries}
-        strangers = [self._path / SHARDS_NAME / name for name in strange if name not in named]
+        unlisted = [self._path / SHARDS_NAME / name for name in strange if name not in named]
         leftovers = [shard for name in self._gone() for shard in files_named(self._path, name)]
-        self._quarantine.take_away([*leftovers, *strangers])
+        self._quarantine.take_away([*leftovers, *unlisted])
 
     def write_table(self) -> None:
         """Make the table of documents anew."""
@@ -152,7 +152,7 @@ class Replacement:
         write_document_table(self._files, self._path, self._documents)
 
     def _gone(self) -> list[str]:
-        return sorted(self._found.gone - self.entries.keys())
+        return sorted(self._diagnosis.to_remove - self.entries.keys())
 
     def _entry_path(self, name: str) -> Path:
         return self._path / SHARDS_NAME / (name + ENTRY_SUFFIX)
@@ -166,11 +166,11 @@ class Replacement:
             self._quarantine.take_away([self._path / name])
 
 
-def fold(files: FileOperations, found: Diagnosis) -> None:
+def fold(files: FileOperations, diagnosis: Diagnosis) -> None:
     """Make table and index anew in a cask in which nothing is damaged; raises CaskWriteError."""
-    path = found.taken.cask.path
-    write_document_table(files, path, _documents_of_sound(found, StoredDocuments(found)))
-    write_index(files, path, found.sound.values())
+    path = diagnosis.survey.cask.path
+    write_document_table(files, path, _documents_of_sound(diagnosis, StoredDocuments(diagnosis)))
+    write_index(files, path, diagnosis.sound.values())
 
 
 def identity_of(row: Row) -> bytes:
@@ -179,6 +179,6 @@ def identity_of(row: Row) -> bytes:
     return bytes(columns.document_ids[number])
 
 
-def _documents_of_sound(found: Diagnosis, stored: StoredDocuments) -> dict[str, ShardDocuments]:
-    listed = {name: known for name in found.sound if (known := found.known(name)) is not None}
+def _documents_of_sound(diagnosis: Diagnosis, stored: StoredDocuments) -> dict[str, ShardDocuments]:
+    listed = {name: documents for name in diagnosis.sound if (documents := diagnosis.documents_of(name)) is not None}
     return listed | stored.loose

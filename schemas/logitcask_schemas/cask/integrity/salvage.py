@@ -1,8 +1,8 @@
 """What can still be proved of a damaged shard, document by document.
 
-A document is sound when its bytes give its checksum; where in the file it lies is of no account. So everything that
-only says where things are may be damaged: an Arrow shard's framing follows from its entry (see `arrow_frame`), and
-since every column of a level repeats the same offsets, one sound copy is enough.
+A document is sound when its bytes match its checksum, wherever they lie in the file. So everything that only says where
+things are may be damaged: an Arrow shard's framing follows from its entry (see `arrow_frame`), and since every column
+of a level repeats the same offsets, one sound copy is enough. Of a Zarr shard, chunks that do not decode are left out.
 """
 
 import itertools
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from logitcask_schemas.cask.carriers.arrow import ArrowCarrier
 from logitcask_schemas.cask.carriers.arrow_frame import arrow_frame
 from logitcask_schemas.cask.carriers.registry import carrier_of
+from logitcask_schemas.cask.carriers.zarr import ZarrCarrier
 from logitcask_schemas.cask.format.answers import AnswerCounts, Answers
 from logitcask_schemas.cask.format.columns import Row, ShardColumns, document_checksum, join_planes
 from logitcask_schemas.cask.format.layout import HIGH_SUFFIX, LEVELS, Level, RecordLayout
@@ -28,13 +29,13 @@ from logitcask_schemas.cask.integrity.verify import require_valid
 from logitcask_schemas.cask.opening import open_columns
 from logitcask_schemas.cask.reader import Cask
 from logitcask_schemas.cask.shard import Shard
-from logitcask_schemas.cask.storage.files import read_around_damage
-from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskReadError, CaskWriteError, InvalidRecordError
+from logitcask_schemas.cask.storage.files import read_around_damage, writes_explained
+from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskReadError, InvalidRecordError
 from logitcask_schemas.record.records import IdArray, document_id
 
-_MOST_BYTES: Final = 1 << 30
+_MAX_BYTES: Final = 1 << 30
 """Read of a file that is larger than its entry says: it may be another shard's."""
-_MOST_READINGS: Final = 256
+_MAX_READINGS: Final = 256
 """Ways to cut one document out of columns that disagree; more mean that nothing is left to trust."""
 
 
@@ -100,10 +101,7 @@ def _sort_document(
 ) -> None:
     stored = int(columns.checksums[row])
     for name, spans in itertools.product(names, _readings(columns, offsets, row, layout)):
-        try:
-            slices = [columns.arrays[one.name][spans[LEVELS.index(one.level)]] for one in layout.columns]
-        except CaskCorruptionError:
-            continue  # a chunk that does not decode
+        slices = [columns.arrays[column.name][spans[LEVELS.index(column.level)]] for column in layout.columns]
         sizes = [span.stop - span.start for span in spans]
         for answers in _answers_of(columns, row):
             if document_checksum(name, sizes, [*slices, *answers]) == stored:
@@ -112,10 +110,7 @@ def _sort_document(
                     found.sound.append((document, 0))
                     return
     for span in {(int(cut[row]), int(cut[row + 1])) for cut in offsets["token"]}:
-        try:
-            ids = _token_ids(columns, slice(*span), layout)
-        except CaskCorruptionError:
-            continue
+        ids = _token_ids(columns, slice(*span), layout)
         if len(ids) >= 2 and (identity := document_id(ids)) in names:
             found.token_ids[identity] = ids
             return
@@ -138,7 +133,7 @@ def _readings(
     for level in LEVELS:
         spans = {(int(cut[row]), int(cut[row + 1])) for cut in offsets[level]}
         choices.append([slice(*span) for span in sorted(spans) if 0 <= span[0] <= span[1] <= sizes[level]])
-    return itertools.islice(itertools.product(*choices), _MOST_READINGS)
+    return itertools.islice(itertools.product(*choices), _MAX_READINGS)
 
 
 def _answers_of(columns: ShardColumns, row: int) -> list[list[NDArray[np.uint32]]]:
@@ -193,45 +188,51 @@ def _columns_of(
     path: Path, entry: ShardEntry, layout: RecordLayout
 ) -> tuple[ShardColumns, Mapping[Level, Sequence[NDArray[np.int64]]]] | None:
     """The shard's columns, and every copy of the offsets of each level; None where nothing can be read."""
-    content = _copied(path, max(entry.bytes, _MOST_BYTES))
+    content = _copied(path, max(entry.bytes, _MAX_BYTES))
+    carrier = carrier_of(entry)
     try:
-        columns = open_columns(path, carrier_of(entry), layout, entry.identity, content)
+        if isinstance(carrier, ZarrCarrier):
+            columns = carrier.open_around_damage(path, layout, entry.identity, content)
+        else:
+            columns = open_columns(path, carrier, layout, entry.identity, content)
         if len(columns.document_ids) == entry.documents:
             return columns, {level: [columns.offsets[level]] for level in LEVELS}
     except CaskReadError:
         raise
     except CaskError:
         pass  # That it does not open is why we are here.
-    return _unframed(path, content, entry, layout) if entry.carrier == ArrowCarrier.name else None
+    return _unframed(path, content, entry, layout) if isinstance(carrier, ArrowCarrier) else None
 
 
-def _copied(path: Path, most_bytes: int) -> memoryview:
+def _copied(path: Path, max_bytes: int) -> memoryview:
     """What the disk gives back of a file, mapped from a nameless copy.
 
     Mapping the file itself would end the process at a bad sector, or when the file gets shorter; and memory alone would
     not hold the damaged shards of a large cask.
     """
-    content = read_around_damage(path, most_bytes)
+    content = read_around_damage(path, max_bytes)
     if not len(content):
         return memoryview(b"")
-    try:
-        with tempfile.TemporaryFile(prefix="logitcask-salvage-") as copy:
-            copy.write(content.data)
-            copy.flush()
-            return memoryview(mmap.mmap(copy.fileno(), 0, access=mmap.ACCESS_READ))
-    except OSError as error:
-        raise CaskWriteError(
-            f"{path}: what is left of it cannot be copied into a temporary file: {error.strerror or error}. Set TMPDIR "
-            "to a folder with room for the damaged shards; the cask is as it was.",
-            error.errno,
-        ) from error
+    advice = "Set TMPDIR to a folder with room for the damaged shards; the cask is as it was"
+    with (
+        writes_explained(f"{path}: what is left of it cannot be copied into a temporary file", advice),
+        tempfile.TemporaryFile(prefix="logitcask-salvage-") as copy,
+    ):
+        copy.write(content.data)
+        copy.flush()
+        return memoryview(mmap.mmap(copy.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _unframed(
     path: Path, copied: memoryview, entry: ShardEntry, layout: RecordLayout
 ) -> tuple[ShardColumns, Mapping[Level, Sequence[NDArray[np.int64]]]] | None:
     """The columns of an Arrow file by where they must lie, whatever its framing says; they end where the file does."""
-    counts = counts_of(entry)
+    counts: dict[Level, int] = {
+        "token": entry.tokens,
+        "position": entry.positions,
+        "head": entry.head_entries,
+        "tail": entry.tail_entries,
+    }
     frame = arrow_frame(entry.documents, counts, layout, entry.identity, answer_ranges=entry.answer_ranges)
     if frame.size != entry.bytes:
         return None
@@ -269,13 +270,3 @@ def _unframed(
         answers=answers,
     )
     return columns, offsets
-
-
-def counts_of(entry: ShardEntry) -> dict[Level, int]:
-    """Values of each level."""
-    return {
-        "token": entry.tokens,
-        "position": entry.positions,
-        "head": entry.head_entries,
-        "tail": entry.tail_entries,
-    }

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from logitcask_schemas.cask.format.layout import TEMP_PREFIX
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskReadError, CaskWriteError
 
-_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
+NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Errors of a disk or a quota that is full."""
 _NO_LINK: Final = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS}
 """Another file system, one without hard links, or too many links already."""
 _BLOCK: Final = 1 << 20
@@ -166,12 +167,44 @@ def clear_errors(directory: Path) -> Iterator[None]:
         if isinstance(error, (CaskWriteError, FileNotFoundError)):
             raise
         cause = error.strerror or str(error)
-        advice = "Free some space and publish again" if error.errno in _FULL else "Check the disk and publish again"
+        advice = "Free some space and publish again" if error.errno in NO_SPACE else "Check the disk and publish again"
         raise CaskWriteError(
             f"{directory}: could not write: {cause}. This publication does not count; what was published "
             f"before is untouched. {advice}.",
             error.errno,
         ) from error
+
+
+@contextmanager
+def writes_explained(what: str, advice: str) -> Iterator[None]:
+    """Turn the operating system's errors into CaskWriteErrors that say what could not be written, why, and what to do.
+
+    Args:
+        what: The path, and what was tried there.
+        advice: A sentence without its full stop.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, CaskError):
+            raise
+        raise CaskWriteError(f"{what}: {error.strerror or error}. {advice}.", error.errno) from error
+
+
+@contextmanager
+def reads_explained(path: Path) -> Iterator[None]:
+    """Turn the operating system's errors about a file of a cask into ours, see `unreadable`.
+
+    A file that is not there stays a FileNotFoundError or NotADirectoryError.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise unreadable(path, OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))) from error
+    except OSError as error:
+        if isinstance(error, (CaskError, FileNotFoundError, NotADirectoryError)):
+            raise
+        raise unreadable(path, error) from error
 
 
 _REFUSALS: Final = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.EINTR}
@@ -188,13 +221,9 @@ def open_regular(path: Path) -> BinaryIO:
         CaskCorruptionError: Something else has its name, or the disk is broken.
         CaskReadError: The operating system refuses, which says nothing about the file.
     """
-    try:
+    with reads_explained(path):
         # Opening a pipe without a writer would wait for one.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (FileNotFoundError, NotADirectoryError):
-        raise
-    except OSError as error:
-        raise unreadable(path, error) from error
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
@@ -202,16 +231,13 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def read_document(path: Path, most_bytes: int) -> bytes:
+def read_document(path: Path, max_bytes: int) -> bytes:
     """All bytes of a small file; errors as `open_regular`, and CaskCorruptionError where it is not small."""
-    with open_regular(path) as file:
+    with open_regular(path) as file, reads_explained(path):
         size = os.fstat(file.fileno()).st_size
-        if size > most_bytes:
-            raise CaskCorruptionError(f"{path}: has {size} bytes, a file of this kind has at most {most_bytes}.")
-        try:
-            return file.read(size)
-        except OSError as error:
-            raise unreadable(path, error) from error
+        if size > max_bytes:
+            raise CaskCorruptionError(f"{path}: has {size} bytes, a file of this kind has at most {max_bytes}.")
+        return file.read(size)
 
 
 def size_of(path: Path) -> int:
@@ -220,37 +246,30 @@ def size_of(path: Path) -> int:
         return os.fstat(file.fileno()).st_size
 
 
-def read_whole(path: Path, most_bytes: int, took: Callable[[memoryview], object] | None = None) -> NDArray[np.uint8]:
+def read_whole(path: Path, max_bytes: int, on_block: Callable[[memoryview], object] | None = None) -> NDArray[np.uint8]:
     """A file's first bytes, at most so many; fewer where the file gets shorter meanwhile.
 
     Into memory, by reads: a mapping ends the process when the disk does not give a page back or the file gets shorter.
 
     Args:
         path: The file.
-        most_bytes: Of the file; so much memory is taken at most.
-        took: Called with each block as it comes, in order.
+        max_bytes: Of the file; so much memory is taken at most.
+        on_block: Called with each block as it comes, in order.
 
     Raises:
         FileNotFoundError, NotADirectoryError, CaskCorruptionError, CaskReadError: As `open_regular`.
     """
-    with open_regular(path) as file:
+    with open_regular(path) as file, reads_explained(path):
         descriptor, done = file.fileno(), 0
-        try:
-            content = np.empty(min(os.fstat(descriptor).st_size, most_bytes), dtype=np.uint8)
-            while done < len(content) and (
-                count := os.preadv(descriptor, [content[done : done + _READ_BYTES].data], done)
-            ):
-                if took is not None:
-                    took(content[done : done + count].data)
-                done += count
-        except MemoryError as error:
-            raise unreadable(path, OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))) from error
-        except OSError as error:
-            raise unreadable(path, error) from error
+        content = np.empty(min(os.fstat(descriptor).st_size, max_bytes), dtype=np.uint8)
+        while done < len(content) and (count := os.preadv(descriptor, [content[done : done + _READ_BYTES].data], done)):
+            if on_block is not None:
+                on_block(content[done : done + count].data)
+            done += count
     return content[:done]
 
 
-def read_around_damage(path: Path, most_bytes: int, *, start: int = 0) -> NDArray[np.uint8]:
+def read_around_damage(path: Path, max_bytes: int, *, start: int = 0) -> NDArray[np.uint8]:
     """A file's bytes from `start` on, at most so many; what the disk does not give back reads as zeros.
 
     Raises:
@@ -258,10 +277,8 @@ def read_around_damage(path: Path, most_bytes: int, *, start: int = 0) -> NDArra
     """
     with open_regular(path) as file:
         descriptor = file.fileno()
-        try:
-            content = np.zeros(max(0, min(os.fstat(descriptor).st_size - start, most_bytes)), dtype=np.uint8)
-        except MemoryError as error:
-            raise unreadable(path, OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))) from error
+        with reads_explained(path):
+            content = np.zeros(max(0, min(os.fstat(descriptor).st_size - start, max_bytes)), dtype=np.uint8)
         for done in range(0, len(content), _READ_BYTES):
             block = content[done : done + _READ_BYTES]
             try:

@@ -29,10 +29,10 @@ from logitcask_schemas.cask.documents import DOCUMENTS_NAME, ShardDocuments, wri
 from logitcask_schemas.cask.format.layout import INDEX_NAME, MANIFEST_NAME, SHARDS_NAME
 from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry, entry_bytes, index_bytes, manifest_bytes
 from logitcask_schemas.cask.publication import prepare_folder, publish_entry, sweep
-from logitcask_schemas.cask.storage.files import FileOperations, LocalFiles, publish_file, size_of
+from logitcask_schemas.cask.storage.files import FileOperations, LocalFiles, publish_file, size_of, writes_explained
 from logitcask_schemas.cask.storage.lock import writers_lock
 from logitcask_schemas.cask.storage.object_store import RemoteStore
-from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError, CaskWriteError
+from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError
 
 WriteShard = Callable[[BinaryIO], ShardEntry]
 """Writes a shard to an open file and describes it."""
@@ -150,16 +150,9 @@ class RemoteTarget:
         assert self._staging is not None, "use the target as a context manager"
         staged = Path(self._staging.name) / "shard"
         try:
-            try:
-                with staged.open("wb") as file:
-                    entry = write(file)
-            except OSError as error:
-                if isinstance(error, CaskError):
-                    raise
-                raise CaskWriteError(
-                    f"{staged}: could not make the shard there: {error.strerror}. Free some space, or set TMPDIR.",
-                    error.errno,
-                ) from error
+            advice = "Free some space, or set TMPDIR"
+            with writes_explained(f"{staged}: could not make the shard there", advice), staged.open("wb") as file:
+                entry = write(file)
             self._store.upload(staged, f"{SHARDS_NAME}/{entry.name}{carrier.suffix}")
         finally:
             staged.unlink(missing_ok=True)
