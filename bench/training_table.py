@@ -36,7 +36,8 @@ from logitcask_consumer.data import CaskDataset, Collator, target_of
 from logitcask_consumer.data.dataset import open_casks
 from logitcask_consumer.head import LMHead, base_model
 from logitcask_consumer.losses import Objective
-from logitcask_consumer.student.forward import DistillTask, attach
+from logitcask_consumer.methods import DistillTask
+from logitcask_consumer.student.forward import attach
 from logitcask_consumer.student.students import StudentSpec
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.record.capture_spec import CaptureSpec

@@ -16,7 +16,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from logitcask_consumer.data import CaskDataset, Collator, open_casks, target_of
 from logitcask_consumer.losses import Objective
-from logitcask_consumer.student.forward import DistillTask, attach
+from logitcask_consumer.methods import DistillTask
+from logitcask_consumer.student.forward import attach
 from logitcask_consumer.weights import EntropyTop
 
 

@@ -9,7 +9,8 @@ from logitcask_consumer.data import CaskDataset, Collator, open_casks, target_of
 from logitcask_consumer.head import LMHead, LogitTransform, check_head, distillation_loss
 from logitcask_consumer.head.lm_head import LowRank
 from logitcask_consumer.losses import Objective
-from logitcask_consumer.student.forward import DistillTask, attach, check_packing
+from logitcask_consumer.methods import DistillTask
+from logitcask_consumer.student.forward import attach, check_packing
 from logitcask_schemas.errors import ModelError
 
 peft = pytest.importorskip("peft")

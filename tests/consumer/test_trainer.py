@@ -136,7 +136,7 @@ def test_a_finished_run_is_not_repeated_and_other_settings_are_refused(config):
     with pytest.raises(RunFolderError, match="no complete checkpoint"):
         train(replace(config, resume=str(config.output)))
     (config.output / "logitcask.json").write_text("{")
-    with pytest.raises(RunFolderError, match="not JSON"):
+    with pytest.raises(RunFolderError, match="not the JSON of a run"):
         train(config)
     (config.output / "logitcask.json").write_text('{"format": "other"}')
     with pytest.raises(RunFolderError, match="should say"):

@@ -14,7 +14,8 @@ from logitcask_consumer.data import CaskDataset, Collator, open_casks, target_of
 from logitcask_consumer.head import LMHead
 from logitcask_consumer.losses import Objective
 from logitcask_consumer.losses.target import take_target
-from logitcask_consumer.student.forward import DistillTask, attach
+from logitcask_consumer.methods import DistillTask
+from logitcask_consumer.student.forward import attach
 from logitcask_consumer.weights import (
     WEIGHTS,
     EntropyTop,

@@ -12,7 +12,7 @@ from logitcask_consumer.cross_tokenizer.evaluate import (
     held_out_bits_per_byte,
 )
 from logitcask_consumer.cross_tokenizer.losses import CHUNK_LOSSES, Alm, ChunkObjective, NextToken, Uld
-from logitcask_consumer.cross_tokenizer.run import CrossTokenizerRun
+from logitcask_consumer.cross_tokenizer.method import CrossTokenizerMethod
 
 __all__ = [
     "CHUNK_LOSSES",
@@ -21,7 +21,7 @@ __all__ = [
     "BitsPerByte",
     "ChunkColumns",
     "ChunkObjective",
-    "CrossTokenizerRun",
+    "CrossTokenizerMethod",
     "NextToken",
     "Uld",
     "held_out_bits_per_byte",

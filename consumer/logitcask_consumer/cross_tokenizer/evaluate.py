@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.cross_tokenizer.collate import ChunkCollator
 from logitcask_consumer.cross_tokenizer.corpus import NothingAlignedError
 from logitcask_consumer.cross_tokenizer.dataset import CrossTokenizerDataset
-from logitcask_consumer.cross_tokenizer.run import CrossTokenizerRun
+from logitcask_consumer.cross_tokenizer.losses import ChunkObjective
+from logitcask_consumer.cross_tokenizer.method import CrossTokenizerMethod
 from logitcask_consumer.data import open_casks
 from logitcask_consumer.head import LMHead
 from logitcask_consumer.head.fused_head import default_rows
@@ -104,26 +104,17 @@ class AlignedDocuments:
             ModelError: model, tokenizer or teacher's folder lack what is asked of them.
             IdentityMismatchError: the teacher folder's tokenizer is not the one of the records.
         """
-        config = TrainConfig(
-            casks=tuple(cask.path for cask in casks),
-            student="measured, not trained",
-            teacher=teacher,
-            output=folder,
-            loss="alm:debias=none,threshold=-1",
-            seq_len=seq_len,
-            overlap=overlap,
-            micro_tokens=seq_len,
-            packing="none",
-        )
-        run = CrossTokenizerRun.of(config, tokenizer)
-        assert run is not None, "the loss has chunks"
-        run.require(casks)
-        run.check(model)
-        dataset = run.dataset(casks, say)
+        method = CrossTokenizerMethod.of(
+            ChunkObjective.parse("alm:debias=none,threshold=-1"), tokenizer, teacher=teacher, folder=folder
+        ).bound(casks)
+        method.check(model, casks[0].manifest, "none")
+        dataset = method.dataset(casks, seq_len=seq_len, overlap=overlap, packing="none", seed=0)
+        for note in method.notes(dataset):
+            say(note)
         return cls(
             dataset=dataset,
-            collator=run.collator(dataset.manifest),
-            first_space=run.aligner.student_bytes.strips_first_space and run.aligner.begins_with_special,
+            collator=method.collator(dataset),
+            first_space=method.aligner.student_bytes.strips_first_space and method.aligner.begins_with_special,
         )
 
     @torch.no_grad()

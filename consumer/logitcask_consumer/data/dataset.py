@@ -105,6 +105,8 @@ class PackedDataset(Dataset[S_co], ABC):
         """
         self.casks = list(casks)
         self.seq_len = seq_len
+        self.packing = packing
+        self.seed = seed
         shards = [entry.documents for cask in self.casks for entry in cask.entries]
         self._first_shard = np.concatenate([[0], np.cumsum([len(cask.entries) for cask in self.casks])])
         self._first_document = np.concatenate([[0], np.cumsum(shards, dtype=np.int64)])

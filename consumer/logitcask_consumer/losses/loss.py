@@ -10,7 +10,7 @@ function of them. What a gradient for those values means for the logits is worke
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, TypeAlias, TypeVar
+from typing import ClassVar, Literal, Self, TypeAlias, TypeVar
 
 from torch import Tensor
 
@@ -45,18 +45,38 @@ class Requires:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loss(ABC):
-    """A loss with its parameters (the dataclass fields). Values are in nats, one per row."""
+class Formula(ABC):
+    """What losses of every method have in common: a name, parameters (the dataclass fields), and needs of records."""
 
     name: ClassVar[str]
-    summary: ClassVar[str]
-    kl_value: ClassVar[bool] = False
-    """Whether the value minus the teacher's entropy H(t) estimates KL(teacher || student)."""
 
     @property
     @abstractmethod
     def estimator(self) -> Estimator:
         """What the loss is to its dense counterpart, given its parameters."""
+
+    @abstractmethod
+    def missing(self, capture: CaptureSpec) -> list[str]:
+        """What records of this capture spec lack for the loss, each with the capture option that provides it."""
+
+    def at(self, progress: float) -> Self:
+        """The loss at a part of the run done, from 0 to 1; itself, unless a parameter of it follows a schedule."""
+        del progress
+        return self
+
+    @property
+    def spec(self) -> str:
+        """The loss as it is written: its name and the parameters that differ from their defaults."""
+        return write_loss(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss(Formula):
+    """A loss on the teacher's tokens. Values are in nats, one per row."""
+
+    summary: ClassVar[str]
+    kl_value: ClassVar[bool] = False
+    """Whether the value minus the teacher's entropy H(t) estimates KL(teacher || student)."""
 
     @property
     def needs(self) -> Needs:
@@ -88,11 +108,6 @@ class Loss(ABC):
         del target
         return None
 
-    def at(self, progress: float) -> "Loss":
-        """The loss at a part of the run done, from 0 to 1; itself, unless a parameter of it follows a schedule."""
-        del progress
-        return self
-
     def missing(self, capture: CaptureSpec) -> list[str]:
         """What records of this capture spec lack for the loss, each with the capture option that provides it."""
         needs, missing = self.requires, list[str]()
@@ -111,13 +126,8 @@ class Loss(ABC):
             )
         return missing
 
-    @property
-    def spec(self) -> str:
-        """The loss as `get_loss` reads it: its name and the parameters that differ from their defaults."""
-        return write_loss(self)
 
-
-def in_range(loss: Loss, name: str, low: float, high: float, *, open_ends: bool = False) -> None:
+def in_range(loss: Formula, name: str, low: float, high: float, *, open_ends: bool = False) -> None:
     """Refuse a parameter outside [low, high], or outside (low, high).
 
     Raises:
@@ -162,21 +172,6 @@ def get_loss(spec: str) -> Loss:
         LossParameterError: it has no such parameter, or the value is not one it can have.
     """
     return read_loss(spec, LOSSES)
-
-
-def require(loss: Loss, capture: CaptureSpec) -> None:
-    """Refuse records that cannot support a loss.
-
-    Raises:
-        LossMismatchError: what is missing, the capture option that would have provided it, and the losses that fit.
-    """
-    if missing := loss.missing(capture):
-        fitting = sorted(name for name, other in LOSSES.items() if not other.missing(capture))
-        raise LossMismatchError(
-            f"loss {loss.spec!r} needs {' and '.join(missing)}; this cask was captured with mode {capture.mode!r}, "
-            f"tail_logprobs={str(capture.tail_logprobs).lower()}, temperatures={list(capture.temperatures)}. "
-            f"Losses that fit it: {', '.join(fitting)}"
-        )
 
 
 Terms: TypeAlias = Sequence[tuple[float, Loss]]
