@@ -97,14 +97,7 @@ def write_run(output: Path, status: Literal["running", "finished"], content: dic
     """
     with explained_writes(output / RUN_NAME, "Free space, or mend what is wrong, and give the same command again"):
         output.mkdir(parents=True, exist_ok=True)
-        temporary = output / f".{RUN_NAME}.tmp"
-        with temporary.open("w") as file:
-            json.dump({**_FORMAT, "status": status, **content}, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(output / RUN_NAME)
-        sync(output)
+        replace_file(output / RUN_NAME, json.dumps({**_FORMAT, "status": status, **content}, indent=2) + "\n")
 
 
 def require_unused(output: Path) -> None:
@@ -167,6 +160,15 @@ def checkpoints_in(folder: Path) -> list[Path]:
     """All checkpoints of a folder, the newest last."""
     named = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
     return sorted(named, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Give a file another text, atomically and durably: after a crash it has the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    sync(temporary)
+    temporary.replace(path)
+    sync(path.parent)
 
 
 def sync(path: Path) -> None:

@@ -214,10 +214,10 @@ def test_records_without_logprobs_of_the_draws_are_refused(spec):
     ("spec", "message"),
     [
         ("js:beta=1", "strictly between 0 and 1"),
-        ("js:gamma=1", "it has: tail, beta"),
+        ("js:gamma=1", "its parameters are: tail, beta"),
         ("js:tail=cut", "one of draws, ghost"),
         ("js:beta=much", "is a number"),
-        ("cross_entropy:x=1", "it has: none"),
+        ("cross_entropy:x=1", "its parameters are: none"),
         ("half*js", "is no weight"),
         ("wsd(1,0.9,0.9)*js", "together at most 1"),
         ("-1*js", "must not be negative"),

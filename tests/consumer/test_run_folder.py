@@ -52,7 +52,7 @@ def python(code, *arguments, **options):
 HOLDER = """
 import sys, time, os
 from pathlib import Path
-from logitcask_consumer import run_lock
+from logitcask_consumer.training import run_lock
 folder = Path(sys.argv[1])
 run_lock._make(folder)
 run_lock._take(folder / run_lock.LOCKS_NAME / sys.argv[2])

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcask_consumer.cross_tokenizer.align import AlignedDocument, DocumentAligner
+from logitcask_consumer.run_document import replace_file
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import CaskError
 
@@ -127,9 +128,7 @@ def _make(folder: Path, casks: Sequence[Cask], aligner: DocumentAligner, key: st
             f"tokenizer ({reasons or 'there is none'})"
         )
     summary = AlignmentSummary(key=key, left_out=dict(left_out), **totals)
-    temporary = folder / f".{_SUMMARY}.tmp"
-    temporary.write_text(json.dumps(asdict(summary), indent=2) + "\n")
-    temporary.replace(folder / _SUMMARY)
+    replace_file(folder / _SUMMARY, json.dumps(asdict(summary), indent=2) + "\n")
     return summary
 
 

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from logitcask_consumer.cross_tokenizer.chunk_loss import ChunkLoss, StudentSpan
 from logitcask_consumer.cross_tokenizer.target import ChunkTarget
-from logitcask_consumer.losses.loss import Estimator
+from logitcask_consumer.losses.loss import Estimator, LossParameterError
 from logitcask_consumer.losses.mix import Mix, split_mix
-from logitcask_consumer.notation import LossParameterError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 
 _BELOW_ONE: Final = 1e-6

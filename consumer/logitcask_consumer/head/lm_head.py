@@ -36,11 +36,6 @@ class LogitTransform:
         caps = [cap for name in _SOFTCAPS if (cap := _number(text, name, 0.0))]
         return cls(scale=scale, softcap=caps[0] if caps else None)
 
-    @property
-    def is_identity(self) -> bool:
-        """Whether z = u."""
-        return self.scale == 1.0 and self.softcap is None
-
     def forward_(self, products_RV: Tensor) -> Tensor:
         """Logits z from products u, in place."""
         if self.scale != 1.0:

@@ -8,7 +8,7 @@ function of them. What a gradient for those values means for the logits is worke
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self, TypeAlias, TypeVar
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from logitcask_consumer.losses.student_rows import Needs, StudentRows
 from logitcask_consumer.losses.target import SparseTarget
-from logitcask_consumer.notation import LossParameterError, read_loss, write_loss
+from logitcask_consumer.notation import read_named, write_named
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 
@@ -26,6 +26,21 @@ of many draws, a lower bound of it, or none of these."""
 
 Tail = Literal["draws", "ghost"]
 """How a divergence sees the teacher's tail: by the draws, without bias, or as one bucket of mass r, a lower bound."""
+
+
+class UnknownLossError(LogitcaskError, KeyError):
+    """A loss was named that is not registered."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class LossParameterError(LogitcaskError, ValueError):
+    """A loss was given a parameter that it does not have or that is out of range."""
+
+
+class LossMismatchError(LogitcaskError, ValueError):
+    """A loss was asked of records that cannot support it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +82,7 @@ class Formula(ABC):
     @property
     def spec(self) -> str:
         """The loss as it is written: its name and the parameters that differ from their defaults."""
-        return write_loss(self)
+        return write_named(self.name, self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,10 +159,7 @@ LOSSES: dict[str, Loss] = {}
 """Every registered name with its default parameters."""
 
 L = TypeVar("L", bound=type[Loss])
-
-
-class LossMismatchError(LogitcaskError, ValueError):
-    """A loss was asked of records that cannot support it."""
+F = TypeVar("F", bound=Formula)
 
 
 def register(loss: L) -> L:
@@ -165,13 +177,23 @@ def register(loss: L) -> L:
 
 
 def get_loss(spec: str) -> Loss:
-    """A loss by its name, or with parameters: "js:beta=0.1,tail=ghost".
+    """A loss by its name, or with parameters: "js:beta=0.1,tail=ghost"; errors as `read_loss`."""
+    return read_loss(spec, LOSSES)
+
+
+def read_loss(text: str, registry: Mapping[str, F], *, kind: str = "") -> F:
+    """A loss of a registry, as `Formula.spec` writes it.
+
+    Args:
+        text: its name, perhaps with parameters.
+        registry: losses with their default parameters, by name.
+        kind: of these losses, for messages.
 
     Raises:
         UnknownLossError: no such loss; the message lists those there are.
         LossParameterError: it has no such parameter, or the value is not one it can have.
     """
-    return read_loss(spec, LOSSES)
+    return read_named(text, registry, what="loss", unknown=UnknownLossError, wrong=LossParameterError, kind=kind)
 
 
 Terms: TypeAlias = Sequence[tuple[float, Loss]]

@@ -8,8 +8,14 @@ from operator import attrgetter
 from typing import Any, ClassVar, Final, Generic, Self, TypeVar
 
 from logitcask_consumer.losses.formulas.cross_entropy import CrossEntropy
-from logitcask_consumer.losses.loss import LOSSES, Formula, Loss, LossMismatchError
-from logitcask_consumer.notation import LossParameterError, read_loss
+from logitcask_consumer.losses.loss import (
+    LOSSES,
+    Formula,
+    Loss,
+    LossMismatchError,
+    LossParameterError,
+    read_loss,
+)
 from logitcask_schemas.record.capture_spec import CaptureSpec
 
 _CALL: Final = re.compile(r"(?P<name>[a-z]+)\((?P<arguments>[^()]*)\)")

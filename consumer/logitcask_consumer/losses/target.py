@@ -64,11 +64,6 @@ class SparseTarget:
         """R."""
         return len(self.head_offsets_R1) - 1
 
-    @property
-    def num_entries(self) -> int:
-        """Head entries plus tail draws, H + N."""
-        return len(self.head_ids_H) + len(self.tail_ids_N)
-
     @classmethod
     def from_columns(
         cls,
@@ -194,10 +189,6 @@ class SparseTarget:
     def tail_sum(self, values_N: Tensor) -> Tensor:
         """Sum per row of a value per tail draw, [R]."""
         return torch.zeros_like(self.tail_mass_R).index_add_(0, self.tail_rows_N, values_N)
-
-    def total_mass(self) -> Tensor:
-        """Sum of t̂ over head and draws, [R]; 1 in every row where the tail was sampled."""
-        return self.head_sum(self.head_weights_H) + self.tail_sum(self.tail_weights_N)
 
 
 def _rows(offsets_R1: Offsets, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -66,11 +66,6 @@ class StudentSpec:
             "nor a config.json file"
         )
 
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether weights come from the teacher's folder."""
-        return self.layers is not None
-
     def tokenizer_folder(self, teacher: Path | None) -> Path:
         """The folder whose tokenizer the student uses.
 

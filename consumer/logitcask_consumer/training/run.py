@@ -170,7 +170,7 @@ def _train(config: TrainConfig, spec: StudentSpec, stop: StopSignals, say: Say) 
         "settings": settings,
         "batch_tokens": sequences * config.seq_len,
         "student": {"spec": config.student, "parameters": model.num_parameters()},
-        "earlier": earlier_runs(spec.folder or (config.teacher if spec.needs_teacher else None)),
+        "earlier": earlier_runs(spec.folder or (config.teacher if spec.layers is not None else None)),
     }
     if own.is_main_process:
         partial_folder(config.output)
