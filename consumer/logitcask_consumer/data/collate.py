@@ -26,6 +26,11 @@ class Batch(TypedDict):
     """int64 [B, S]; unused slots hold `FILL_ID`."""
     position_ids: Tensor
     """int64 [B, S]; counts from 0 in every window, which is what keeps packed documents apart. 0 in unused slots."""
+    labels: Tensor
+    """int64 [B, S]: the realised next token in each trained slot, -100 in all others. Transformers' Trainer counts them
+    to divide the loss of a step; they are shifted already, unlike those that its models take."""
+    shift_labels: Tensor
+    """The same tensor, under the name by which transformers knows labels that are shifted."""
     slots: Tensor
     """int64 [T]: flat index b·S + s of each trained position."""
     next_ids: Tensor
@@ -108,7 +113,10 @@ class Collator:
         if self.vocabulary is not None:
             self.vocabulary.require_tokens_of(windows.token_ids_L, windows.token_offsets_B1, read.documents_W)
             self.vocabulary.require_records(records, documents_T)
+        labels = slots.labels(slots_T, next_ids_T)
         return Batch(
+            labels=labels,
+            shift_labels=labels,
             input_ids=slots.input_ids(windows.token_ids_L),
             position_ids=slots.position_ids(),
             slots=torch.from_numpy(slots_T),

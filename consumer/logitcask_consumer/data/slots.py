@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+NO_LABEL: Final = -100
+"""What transformers and torch leave out of a loss."""
 FILL_ID: Final = 0
 """Token id of unused slots, which no trained position sees. Every embedding has a row for it; a tokenizer's padding id
 may have none."""
@@ -77,6 +79,12 @@ class Slots:
     def position_ids(self) -> Tensor:
         """int64 [B, S]: counts from 0 in every window; 0 in unused slots."""
         return self._rows(self.within_K, fill=0)
+
+    def labels(self, slots_T: NDArray[np.int64], next_ids_T: NDArray[Any]) -> Tensor:
+        """int64 [B, S]: the next token of each trained slot, in the slot that predicts it; `NO_LABEL` elsewhere."""
+        labels = np.full((len(self.offsets_B1) - 1, self.width), NO_LABEL, dtype=np.int64)
+        labels.reshape(-1)[slots_T] = next_ids_T
+        return torch.from_numpy(labels)
 
     def _rows(self, values_K: NDArray[Any], *, fill: int) -> Tensor:
         rows = np.full((len(self.offsets_B1) - 1, self.width), fill, dtype=np.int64)

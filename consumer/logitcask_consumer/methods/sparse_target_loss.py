@@ -101,7 +101,9 @@ class SparseTargetLoss(nn.Module):
         """The loss of a batch in nats, a differentiable scalar.
 
         Args:
-            hidden_BSD: last hidden states of the student's body.
+            hidden_BSD: last hidden states of the student's body, such as `student.forward.hidden_states` gives. A call
+                of one's own needs `position_ids` and `use_cache=False`: with a cache, transformers lets packed
+                documents see each other.
             head: the causal LM whose head is applied, or its `LMHead`.
             batch: from a `Collator`, on the same device.
             num_items: what to divide the sum by, where the batch is a part of a step; None takes the batch's own mean.

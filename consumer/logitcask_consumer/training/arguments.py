@@ -27,6 +27,8 @@ class DistillConfig(TrainingArguments):
     """Rows of logits held at a time; None chooses 64 MiB, 256 at least."""
     sequences_per_step: int | None = None
     """Sequences of an optimizer step over all processes, where they are fewer than its micro-batches have room for."""
+    resolved: dict[str, Any] | None = None
+    """What else the run was decided to be, for trackers and the run document; JSON types."""
     remove_unused_columns: bool = False
     """The batch holds more than the model's forward takes."""
     logging_nan_inf_filter: bool = False
@@ -37,7 +39,8 @@ class DistillConfig(TrainingArguments):
 
 def training_arguments(config: TrainConfig, checkpoints: Path, *, sequences: int) -> DistillConfig:
     """The arguments of the trainer for a run; `sequences` are those of an optimizer step."""
-    micro, accumulation = config.micro_shape(sequences, fresh_accelerator_state().num_processes)
+    processes = fresh_accelerator_state().num_processes
+    micro, accumulation = config.micro_shape(sequences, processes)
     bfloat16 = config.precision == "bfloat16" or (
         config.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     )
@@ -48,6 +51,15 @@ def training_arguments(config: TrainConfig, checkpoints: Path, *, sequences: int
         extra_ids=config.extra_ids,
         chunk_rows=config.chunk_rows,
         sequences_per_step=sequences,
+        resolved=config.as_dict()
+        | {
+            "overlap": config.context,
+            "batch_tokens": sequences * config.seq_len,
+            "micro_sequences": micro,
+            "accumulation": accumulation,
+            "processes": processes,
+            "precision": "bfloat16" if bfloat16 else "float32",
+        },
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=accumulation,
         num_train_epochs=config.epochs,

@@ -13,7 +13,6 @@ from logitcask_consumer.cross_tokenizer.losses import ChunkObjective
 from logitcask_consumer.cross_tokenizer.method import CrossTokenizerMethod
 from logitcask_consumer.data import open_casks
 from logitcask_consumer.data.dataset import PackedDataset
-from logitcask_consumer.head import check_head
 from logitcask_consumer.methods import Method, TokenMethod
 from logitcask_consumer.processes import processes
 from logitcask_consumer.run_document import (
@@ -162,12 +161,14 @@ def _train(config: TrainConfig, spec: StudentSpec, stop: StopSignals, say: Say) 
     method.check(model, dataset.manifest, config.packing)
     for note in method.notes(dataset):
         say(note)
+    args = training_arguments(config, config.output / CHECKPOINTS_NAME, sequences=sequences)
     content = {
         "logitcask": importlib.metadata.version("logitcask"),
         "casks": described,
         # For whoever asks what was trained on; not compared, so a cask may move while a run is interrupted.
         "places": [str(place) if is_url(place) else str(Path(place).absolute()) for place in config.casks],
         "settings": settings,
+        "resolved": args.resolved,  # what the settings came to; not compared either
         "batch_tokens": sequences * config.seq_len,
         "student": {"spec": config.student, "parameters": model.num_parameters()},
         "earlier": earlier_runs(spec.folder or (config.teacher if spec.layers is not None else None)),
@@ -183,7 +184,6 @@ def _train(config: TrainConfig, spec: StudentSpec, stop: StopSignals, say: Say) 
     if config.lora is not None:
         base = spec.folder or config.output / INITIAL_NAME
         model = LoraSpec.parse(config.lora).applied(model, base=base, seed=config.seed)
-        check_head(model)
     if config.freeze_head:
         freeze_head(model)
     say(
@@ -193,7 +193,8 @@ def _train(config: TrainConfig, spec: StudentSpec, stop: StopSignals, say: Say) 
         + ("" if (trained := _trained(model)) == model.num_parameters() else f", {trained:,} of them trained")
         + (f"; continuing from {checkpoint.name}" if checkpoint else "")
     )
-    trainer = _trainer(config, model, dataset, tokenizer, method, sequences, stop)
+    trainer = DistillTrainer(model, args, dataset, processing_class=tokenizer, method=method)
+    trainer.stop_requested = lambda: stop.requested
     result = _run(trainer, config.output, checkpoint, stop)
     running = {"status": "running", **content}
     if result is None:
@@ -226,26 +227,6 @@ def _student(config: TrainConfig, spec: StudentSpec, checkpoint: Path | None) ->
 def _trained(model: Any) -> int:
     """Parameters that training changes."""
     return int(model.num_parameters(only_trainable=True))
-
-
-def _trainer(
-    config: TrainConfig,
-    model: Any,
-    dataset: PackedDataset[Any],
-    tokenizer: Any,
-    method: Method,
-    sequences: int,
-    stop: StopSignals,
-) -> DistillTrainer:
-    trainer = DistillTrainer(
-        model,
-        training_arguments(config, config.output / CHECKPOINTS_NAME, sequences=sequences),
-        dataset,
-        processing_class=tokenizer,
-        method=method,
-    )
-    trainer.stop_requested = lambda: stop.requested
-    return trainer
 
 
 def _run(trainer: DistillTrainer, output: Path, checkpoint: Path | None, stop: StopSignals) -> dict[str, Any] | None:

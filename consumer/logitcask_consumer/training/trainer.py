@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
+from transformers.trainer_utils import EvalLoopOutput
 
-from logitcask_consumer.data import StepSampler
+from logitcask_consumer.data import EMPTY, StepSampler
 from logitcask_consumer.data.dataset import PackedDataset
-from logitcask_consumer.methods import Method, TokenMethod
+from logitcask_consumer.methods import BatchLoss, Method, TokenMethod
 from logitcask_consumer.processes import raise_together
 from logitcask_consumer.run_document import PARTIAL_NAME, RunWriteError, explained_writes
 from logitcask_consumer.student.forward import attach
@@ -49,10 +50,11 @@ class DistillTrainer(Trainer):
         model: Any,
         args: DistillConfig,
         train_dataset: PackedDataset[Any],
-        *,
+        eval_dataset: PackedDataset[Any] | dict[str, PackedDataset[Any]] | None = None,
         processing_class: Any = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
+        *,
         method: Method | None = None,
     ) -> None:
         """Prepare training.
@@ -61,6 +63,7 @@ class DistillTrainer(Trainer):
             model: a causal LM; its forward learns to yield losses (see `student.forward`).
             args: the run.
             train_dataset: what to train on.
+            eval_dataset: what `evaluate` measures on, or several by name.
             processing_class: the tokenizer, saved beside the weights.
             callbacks: besides those of transformers.
             optimizers: optimizer and schedule, where `args` is not to choose them.
@@ -69,6 +72,7 @@ class DistillTrainer(Trainer):
         Raises:
             UnknownLossError, LossParameterError, LossMismatchError: the loss is unknown or does not fit the cask.
             NothingTrainedError: the dataset's weights leave no position to be trained.
+            IdentityMismatchError, ModelError: the student does not fit the records; see `Method.check`.
         """
         self.method = method or _token_method(args, processing_class)
         attach(model)
@@ -78,17 +82,23 @@ class DistillTrainer(Trainer):
                 model=model,
                 args=args,
                 train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
                 data_collator=cast("Any", self.batch_loss.collator),
                 processing_class=processing_class,
                 callbacks=callbacks,
                 optimizers=optimizers,
             )
+        # Not before: some attention works on the device only that transformers has moved the model to.
+        self.method.check(model, train_dataset.manifest, train_dataset.packing)
         self.remove_callback(PrinterCallback)
         # Older versions of transformers ask this flag instead of `loss_is_scaled_for_ga`.
         self.model_accepts_loss_kwargs = True
         self._sums: Tensor | None = None
         """Sums that metrics are made of, since the last log; on the device, so that no step waits for them."""
         self._since = time.monotonic()
+        self._evaluated: BatchLoss | None = None
+        self._measured: list[Tensor] = []
+        """Of each batch of an evaluation: loss, what it counts, and sums."""
 
     @property
     def progress(self) -> float:
@@ -144,16 +154,62 @@ class DistillTrainer(Trainer):
             process=self.accelerator.process_index,
             steps_done=lambda: self.state.global_step,
         )
-        return self._loader(dataset, sampler, self.data_collator)
+        return self._loader(dataset, sampler, self.data_collator, persistent=True)
 
-    def _loader(self, dataset: PackedDataset[Any], batches: Any, collator: Any) -> DataLoader[Any]:
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """This process' batches of a dataset, or of one of the trainer's by its name; each sequence once.
+
+        Raises:
+            ValueError: there is no dataset.
+        """
+        own_datasets: Any = self.eval_dataset
+        dataset = own_datasets if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            dataset = own_datasets[dataset]
+        if dataset is None:
+            raise ValueError("DistillTrainer: evaluation requires an eval_dataset")
+        size, processes = self.args.eval_batch_size, self.accelerator.num_processes
+        batches = [list(range(at, min(at + size, len(dataset)))) for at in range(0, len(dataset), size)]
+        # As many for every process: what shards a model talks in each forward.
+        batches += [[EMPTY]] * (-len(batches) % processes)
+        own = batches[self.accelerator.process_index :: processes]
+        return self._loader(dataset, own, self.method.on(self.model, dataset).collator, persistent=False)
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[None, None, None]:
+        """Measure one batch, for `evaluation_loop`; no predictions are kept."""
+        del prediction_loss_only, ignore_keys
+        assert self._evaluated is not None, "evaluation_loop sets it"
+        batch = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            value = self._evaluated.value(model, batch, self.progress)
+        both = torch.stack(
+            [value.loss.detach().to(torch.float64), self._evaluated.counted(batch).to(value.loss.device)]
+        )
+        self._measured.append(torch.cat([both, value.sums]))
+        return None, None, None
+
+    def evaluation_loop(self, dataloader: DataLoader[Any], *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """As transformers; the loss is the mean over what the dataset counts, and the method's metrics are there."""
+        self._evaluated, self._measured = self.method.on(self.model, dataloader.dataset), []
+        output = super().evaluation_loop(dataloader, *args, **kwargs)
+        total = self.accelerator.reduce(torch.stack(self._measured).sum(0), reduction="sum")
+        loss, counted, *sums = total.tolist()
+        metrics = {"loss": loss / counted if counted else 0.0, **self._evaluated.metrics(sums)}
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        self._evaluated, self._measured = None, []
+        named = {f"{prefix}_{name}": value for name, value in metrics.items()}
+        return output._replace(metrics={**(output.metrics or {}), **named})
+
+    def _loader(self, dataset: PackedDataset[Any], batches: Any, collator: Any, *, persistent: bool) -> DataLoader[Any]:
         workers = self.args.dataloader_num_workers
         return DataLoader(
             dataset,
             batch_sampler=batches,
             collate_fn=collator,
             num_workers=workers,
-            persistent_workers=workers > 0,
+            persistent_workers=persistent and workers > 0,
             worker_init_fn=leave_signals_to_the_trainer,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # what it draws is not drawn from the generator of dropout
@@ -216,17 +272,29 @@ class DistillTrainer(Trainer):
         try:
             with explained_writes(folder / name, advice):
                 super()._save_checkpoint(model, trial)
+                self._name_best(partial / name, folder / name)
         except RunWriteError as error:
             problem = error
         try:
             raise_together(problem)
             if self.args.should_save:
                 with explained_writes(folder / name, advice):
-                    publish_checkpoint(partial / name, keep=self.args.save_total_limit)
+                    best = self.state.best_model_checkpoint
+                    publish_checkpoint(
+                        partial / name, keep=self.args.save_total_limit, best=None if best is None else Path(best)
+                    )
         except RunWriteError:
             if self.args.should_save:
                 partial_folder(folder)  # what was written of it takes room
             raise
+
+    def _name_best(self, partial: Path, final: Path) -> None:
+        """Where the checkpoint being written is the best so far, the state names it by the name that it will have."""
+        best = self.state.best_model_checkpoint
+        if best is not None and Path(best) == partial:
+            self.state.best_model_checkpoint = str(final)
+            if self.args.should_save:
+                self.state.save_to_json(str(partial / "trainer_state.json"))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """As transformers, without the pickled arguments it leaves beside the weights."""
