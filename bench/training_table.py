@@ -13,7 +13,7 @@ text against the teacher's dense distribution, within a seed.
     python bench/training_table.py                       # all rows, 3 seeds; resumes an interrupted run
     python bench/training_table.py --plot-only           # table and plot from results/training_table_runs.csv
 
-Shape legend: T positions of a batch, R rows of a chunk, V vocabulary, D hidden size of the student, H of the teacher.
+Shape legend: T positions of a batch, R rows of a block, V vocabulary, D hidden size of the student, H of the teacher.
 """
 
 import argparse

@@ -84,8 +84,8 @@ def read_run(output: Path) -> dict[str, Any] | None:
     except (ValueError, TypeError) as error:
         raise RunFolderError(f"{path} is not the JSON of a run ({error}); use another output folder") from error
     if {name: run.get(name) for name in _FORMAT} != _FORMAT:
-        found = {name: run.get(name) for name in _FORMAT}
-        raise RunFolderError(f"{path} should say {_FORMAT}, it says {found}; use another output folder")
+        stated = {name: run.get(name) for name in _FORMAT}
+        raise RunFolderError(f"{path} should say {_FORMAT}, it says {stated}; use another output folder")
     return run
 
 

@@ -34,7 +34,7 @@ def loss_of(model: Any, cask: Path, sequences: list[int], selection: EntropyTop 
         slots_T=batch["slots"],
         terms=Objective.parse("forward_kl").terms(0.0),
         selection=selection,
-        chunk_rows=7,
+        block_rows=7,
     )
     return model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], distill=task)["loss"]
 

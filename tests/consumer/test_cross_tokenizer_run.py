@@ -14,12 +14,14 @@ from transformers import AutoTokenizer
 from two_processes import train_in_two_processes
 
 from logitcask_consumer.config import TrainConfig, TrainConfigError
-from logitcask_consumer.cross_tokenizer import AlignedDocuments, ChunkObjective
+from logitcask_consumer.cross_tokenizer import AlignedDocuments, ChunkObjective, CrossTokenizerMethod
 from logitcask_consumer.data import open_casks
 from logitcask_consumer.losses import LossMismatchError, LossParameterError, UnknownLossError
 from logitcask_consumer.student.students import load_model, load_tokenizer
+from logitcask_consumer.training.arguments import DistillConfig
 from logitcask_consumer.training.callbacks import read_metrics
 from logitcask_consumer.training.run import train
+from logitcask_consumer.training.trainer import DistillTrainer
 from logitcask_schemas.errors import IdentityMismatchError, ModelError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.identity import tokenizer_fingerprint
@@ -136,6 +138,22 @@ def test_two_processes_train_as_one(config, tmp_path):
     for one, other in zip(lines, others, strict=True):
         for name in ("kd", "ce", "chunks", "positions", "bits_per_byte"):
             assert one[name] == pytest.approx(other[name], rel=2e-3), name
+
+
+def test_the_trainer_evaluates_on_chunks(config, place, tmp_path):
+    """The mean over the student's tokens, whatever the batches; training in between, in a trainer of one's own."""
+    tokenizer, casks = load_tokenizer(place / "student"), open_casks(place / "cask", tokenizer_fingerprint=None)
+    objective = ChunkObjective.parse("alm + 0.5*cross_entropy")
+    method = CrossTokenizerMethod.of(objective, tokenizer, teacher=config.teacher, folder=tmp_path / "aligned")
+    dataset = method.bound(casks).dataset(casks, seq_len=64, overlap=16, packing="best_fit", seed=0)
+    args = DistillConfig(str(tmp_path / "run"), max_steps=4, report_to="none", use_cpu=True, save_strategy="no")
+    trainer = DistillTrainer(load_model(place / "student"), args, dataset, dataset, tokenizer, method=method)
+    whole = trainer.evaluate()
+    trainer.args.per_device_eval_batch_size = 3
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(whole["eval_loss"], rel=1e-5)
+    assert whole["eval_loss"] == pytest.approx(whole["eval_loss/alm"] + 0.5 * whole["eval_ce"], rel=1e-5)
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < whole["eval_loss"]
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")

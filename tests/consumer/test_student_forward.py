@@ -75,7 +75,7 @@ def test_loss_and_gradients_equal_those_of_the_models_own_logits(cask, packing):
     want = torch.autograd.grad(expected, list(student.parameters()))
     attach(student)
     task = DistillTask(
-        target=target, slots_T=batch["slots"], terms=Objective.parse("forward_kl").terms(0.0), chunk_rows=17
+        target=target, slots_T=batch["slots"], terms=Objective.parse("forward_kl").terms(0.0), block_rows=17
     )
     out = student(**inputs, distill=task)
     got = torch.autograd.grad(out["loss"], list(student.parameters()))

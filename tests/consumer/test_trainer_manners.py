@@ -211,7 +211,7 @@ def test_trackers_are_told_what_distillation_was_asked_for(dataset, tmp_path):
 @pytest.mark.parametrize("by", ["model", "head"])
 def test_a_loop_of_one_s_own_needs_a_loss_only(dataset, by):
     model = tiny_model(layers=2, seed=1).train()
-    loss = SparseTargetLoss("0.9*forward_kl + 0.1*cross_entropy", capture=dataset.manifest.capture, chunk_rows=7)
+    loss = SparseTargetLoss("0.9*forward_kl + 0.1*cross_entropy", capture=dataset.manifest.capture, block_rows=7)
     assert isinstance(loss, torch.nn.Module)
     assert not list(loss.parameters())
     optimizer, values = torch.optim.AdamW(model.parameters(), lr=3e-3), []

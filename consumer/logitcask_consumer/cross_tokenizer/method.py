@@ -52,7 +52,7 @@ class CrossTokenizerMethod:
     aligner: DocumentAligner
     folder: Path
     """Where the aligned corpus is kept; it must outlive the datasets."""
-    chunk_rows: int | None = None
+    block_rows: int | None = None
 
     @classmethod
     def of(
@@ -62,7 +62,7 @@ class CrossTokenizerMethod:
         *,
         teacher: Path,
         folder: Path,
-        chunk_rows: int | None = None,
+        block_rows: int | None = None,
     ) -> Self:
         """Load the teacher's tokenizer and prepare the alignment.
 
@@ -71,7 +71,7 @@ class CrossTokenizerMethod:
             tokenizer: the student's.
             teacher: the teacher's folder, of which only the tokenizer is read.
             folder: for the aligned corpus.
-            chunk_rows: rows of logits held at a time; None chooses 64 MiB, 256 at least.
+            block_rows: rows of logits held at a time; None chooses 64 MiB, 256 at least.
 
         Raises:
             ModelError: the teacher's folder holds no tokenizer, or one of the two does not tell its tokens' bytes.
@@ -84,7 +84,7 @@ class CrossTokenizerMethod:
             tokenizer=tokenizer,
             aligner=DocumentAligner(loaded, tokenizer),
             folder=folder,
-            chunk_rows=chunk_rows,
+            block_rows=block_rows,
         )
 
     @classmethod
@@ -96,7 +96,7 @@ class CrossTokenizerMethod:
             tokenizer,
             teacher=config.teacher,
             folder=config.output / ALIGNED_NAME,
-            chunk_rows=config.chunk_rows,
+            block_rows=config.block_rows,
         )
 
     @staticmethod
@@ -202,7 +202,7 @@ class CrossTokenizerMethod:
             objective=self.objective,
             collator=self.collator(dataset),
             closing_V=closing_V.to(head.weight_VD.device),
-            chunk_rows=self.chunk_rows,
+            block_rows=self.block_rows,
         )
 
     def _key(self, casks: Sequence[Cask]) -> str:
@@ -224,13 +224,13 @@ class ChunkTask:
     terms: ChunkTerms
     closing_V: Tensor
     """bool: the student's tokens that begin a new word."""
-    chunk_rows: int | None = None
+    block_rows: int | None = None
 
     def at_head(self, hidden_TD: Tensor, head: LMHead, sequences_T: Tensor) -> dict[str, Tensor | None]:
         """The summed loss, each term [K], and the cross-entropy, summed."""
         del sequences_T
         result = chunk_distillation_loss(
-            hidden_TD, head, self.target, self.terms, closing_V=self.closing_V, chunk_rows=self.chunk_rows
+            hidden_TD, head, self.target, self.terms, closing_V=self.closing_V, block_rows=self.block_rows
         )
         return {"loss": result.loss, "terms_K": result.terms_K, "ce": result.ce}
 
@@ -247,7 +247,7 @@ class ChunkBatchLoss:
     collator: Callable[[Any], ChunkBatch]
     closing_V: Tensor
     """bool: the student's tokens that begin a new word."""
-    chunk_rows: int | None = None
+    block_rows: int | None = None
 
     def counted(self, batch: ChunkBatch) -> Tensor:
         """Rows whose cross-entropy counts."""
@@ -260,7 +260,7 @@ class ChunkBatchLoss:
             slots_T=batch["slots"],
             terms=self.objective.terms(progress),
             closing_V=self.closing_V,
-            chunk_rows=self.chunk_rows,
+            block_rows=self.block_rows,
         )
         out = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], distill=task)
         sums_K1 = torch.cat([out["terms_K"], out["ce"][None]]).to(torch.float64)

@@ -48,15 +48,17 @@ class SequenceRecords:
         if len(parts) == 1:
             return parts[0]
         windows = [part.windows for part in parts]
-        columns = {name: [getattr(one.records, name) for one in windows] for name in Records.__dataclass_fields__}
+        columns = {
+            name: [getattr(collated.records, name) for collated in windows] for name in Records.__dataclass_fields__
+        }
         return cls(
             window_offsets_B1=_joined([part.window_offsets_B1 for part in parts]),
             documents_W=np.concatenate([part.documents_W for part in parts]),
             weights_P=_concatenated([part.weights_P for part in parts]),
             windows=CollatedRecords(
-                token_ids_L=np.concatenate([one.token_ids_L for one in windows]),
-                token_offsets_B1=_joined([one.token_offsets_B1 for one in windows]),
-                position_offsets_B1=_joined([one.position_offsets_B1 for one in windows]),
+                token_ids_L=np.concatenate([collated.token_ids_L for collated in windows]),
+                token_offsets_B1=_joined([collated.token_offsets_B1 for collated in windows]),
+                position_offsets_B1=_joined([collated.position_offsets_B1 for collated in windows]),
                 records=Records(**{name: _concatenated(values) for name, values in columns.items()}),
             ),
         )

@@ -1,4 +1,4 @@
-"""The student's LM head: what turns hidden states into logits, taken out of the model so it can be applied in chunks.
+"""The student's LM head: what turns hidden states into logits, taken out of the model to be applied to a few rows.
 
 Shape legend: R rows, D hidden size, V vocabulary size, K rank of an adapter.
 """
@@ -97,7 +97,7 @@ class LMHead:
         if not isinstance(linear, nn.Linear):
             raise ModelError(
                 f"{type(model).__name__} has an output embedding of type {type(linear).__name__}; "
-                "the chunked loss needs a linear LM head (torch.nn.Linear)"
+                "the loss needs a linear LM head (torch.nn.Linear)"
             )
         return cls(
             weight_VD=linear.weight,
@@ -151,7 +151,7 @@ def taken_apart(layer: Any) -> tuple[Any, LowRank | None]:
     up = layer.lora_B[name]
     if others or name in layer.lora_variant or up.bias is not None:
         raise ModelError(
-            f"the LM head has adapters {active} of which the chunked loss cannot make sense; it takes one plain LoRA "
+            f"the LM head has adapters {active} of which the loss cannot make sense; it takes one plain LoRA "
             "adapter (no DoRA, no lora_bias)"
         )
     dropout = layer.lora_dropout[name]

@@ -1,6 +1,6 @@
 """What a loss is: a formula over a few values per position, with what it reads and what it needs of the records.
 
-Shape legend: R rows of a chunk, V vocabulary size, T trained positions of a batch.
+Shape legend: R rows of a block, V vocabulary size, T trained positions of a batch.
 
 A loss never sees the [R, V] logits. It reads the student's log-probabilities at the record's entries and, where it says
 so in `needs`, a few reductions over the vocabulary (`StudentRows`), and returns one value per row as a differentiable
@@ -128,8 +128,8 @@ class Loss(Formula):
         needs, missing = self.requires, list[str]()
         if needs.head and capture.mode == "sampled":
             missing.append("a head of likely tokens (capture with mode 'threshold' or 'topk')")
-        option, most = ("k", capture.k) if capture.mode == "topk" else ("head_max", capture.head_max)
-        if capture.mode != "sampled" and most < needs.head_entries:
+        option, entries = ("k", capture.k) if capture.mode == "topk" else ("head_max", capture.head_max)
+        if capture.mode != "sampled" and entries < needs.head_entries:
             missing.append(f"heads of {needs.head_entries} entries (capture with {option}={needs.head_entries})")
         if needs.draws and capture.mode == "topk":
             missing.append("draws from the tail (capture with mode 'threshold' or 'sampled')")

@@ -25,7 +25,7 @@ Offsets: TypeAlias = NDArray[np.int64]
 class SparseTarget:
     """t̂ over R rows: exact on the head, r / n per draw on the tail. Probabilities, not logarithms.
 
-    Offsets live on the host so that cutting rows into chunks never waits for the device.
+    Offsets live on the host so that cutting rows into blocks never waits for the device.
     """
 
     head_ids_H: Tensor

@@ -31,7 +31,7 @@ class DistillTask:
     """Weight of each position; None for 1."""
     selection: EntropyTop | None = None
     """Which of the positions are trained, by the student's entropy; None for all."""
-    chunk_rows: int | None = None
+    block_rows: int | None = None
     """Rows of logits held at a time; None chooses 64 MiB, 256 at least."""
     width: int | None = None
     """Ids of the student's distribution, where it ends before those of the head; see `vocabulary`."""
@@ -40,10 +40,10 @@ class DistillTask:
         """The summed loss, and of the positions that are trained terms [K, T], ce, entropy and weights [T]."""
         head, target, weights_T = head.narrowed(self.width), self.target, self.weights_T
         if self.selection is not None:
-            rows = self.selection.choose(hidden_TD, head, sequences_T, self.chunk_rows)
+            rows = self.selection.choose(hidden_TD, head, sequences_T, self.block_rows)
             hidden_TD, target = hidden_TD.index_select(0, rows), take_target(target, rows)
             weights_T = None if weights_T is None else weights_T.index_select(0, rows)
-        result = distillation_loss(hidden_TD, head, target, self.terms, weights_T=weights_T, chunk_rows=self.chunk_rows)
+        result = distillation_loss(hidden_TD, head, target, self.terms, weights_T=weights_T, block_rows=self.block_rows)
         return {
             "loss": result.loss,
             "terms_KT": result.terms_KT,
@@ -63,7 +63,7 @@ class SparseTargetLoss(nn.Module):
         capture: CaptureSpec,
         ce_weight: float = 0.0,
         weights: Weights | None = None,
-        chunk_rows: int | None = None,
+        block_rows: int | None = None,
         width: int | None = None,
     ) -> None:
         """Read the loss and compare it with the records.
@@ -73,7 +73,7 @@ class SparseTargetLoss(nn.Module):
             capture: how the records were made: `dataset.manifest.capture`.
             ce_weight: share of the cross-entropy with the realised tokens, 0 to 1.
             weights: those of the dataset, `dataset.weights`; None for 1.
-            chunk_rows: rows of logits held at a time; None chooses 64 MiB, 256 at least.
+            block_rows: rows of logits held at a time; None chooses 64 MiB, 256 at least.
             width: ids of the student's distribution, where it is to end before those of the head.
 
         Raises:
@@ -84,7 +84,7 @@ class SparseTargetLoss(nn.Module):
         self.objective = Objective.parse(loss).with_cross_entropy(ce_weight)
         self.objective.require(capture)
         self.weights = weights or Weights()
-        self.chunk_rows, self.width = chunk_rows, width
+        self.block_rows, self.width = block_rows, width
         temperature = self.objective.temperature
         self._sampled_tail = capture.mode != "topk"
         self._log_z_column = None if temperature is None else capture.temperatures.index(temperature)
@@ -126,7 +126,7 @@ class SparseTargetLoss(nn.Module):
             terms=self.objective.terms(progress),
             weights_T=batch["weights"],
             selection=self.weights.selection,
-            chunk_rows=self.chunk_rows,
+            block_rows=self.block_rows,
             width=self.width,
         )
 

@@ -36,7 +36,7 @@ class TokenMethod:
     weights: Weights = field(default_factory=Weights)
     """Of the positions of the datasets that it makes."""
     extra_ids: ExtraIds = "keep"
-    chunk_rows: int | None = None
+    block_rows: int | None = None
     tokenizer: Any = None
     """The student's; None where it is not known, and then not compared with the teacher's."""
 
@@ -52,7 +52,7 @@ class TokenMethod:
             ce_weight=config.ce_weight,
             weights=Weights.parse(config.weights),
             extra_ids=config.extra_ids,
-            chunk_rows=config.chunk_rows,
+            block_rows=config.block_rows,
             tokenizer=tokenizer,
         )
 
@@ -144,7 +144,7 @@ class TokenMethod:
                 capture=dataset.manifest.capture,
                 ce_weight=self.ce_weight,
                 weights=dataset.weights,
-                chunk_rows=self.chunk_rows,
+                block_rows=self.block_rows,
                 width=vocabulary.masked_width(self.extra_ids),
             ),
             collator=Collator(seq_len=dataset.seq_len, vocabulary=vocabulary),

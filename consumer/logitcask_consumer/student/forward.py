@@ -66,18 +66,18 @@ def document_boundaries(position_ids: Tensor) -> dict[str, Any]:
     }
 
 
-def mask_packed_documents(model: Any, wanted: bool) -> None:
-    """Choose whether `hidden_states` gives the body masks; `student_forward.check_packing` finds out what it needs."""
-    setattr(base_model(model), _MASKED, wanted)
+def mask_packed_documents(model: Any, masked: bool) -> None:
+    """Choose whether `hidden_states` gives the body masks; `check_packing` finds out what it needs."""
+    setattr(base_model(model), _MASKED, masked)
 
 
 def can_mask(model: Any) -> bool:
     """Whether `document_masks` knows all kinds of attention that a body's config names, and it takes a mask at all."""
     body: Any = base_model(model)
     kinds = set(getattr(body.config, "layer_types", None) or ["full_attention"])
-    known = kinds <= {"full_attention", "sliding_attention"}
+    plain = kinds <= {"full_attention", "sliding_attention"}
     slides = bool(getattr(body.config, "sliding_window", None)) and "sliding_attention" not in kinds
-    return known and not slides and not uses_flash(body)
+    return plain and not slides and not uses_flash(body)
 
 
 def document_masks(body: Any, input_ids: Tensor, position_ids: Tensor) -> Any:
@@ -227,9 +227,9 @@ def _takes_masks(model: Any, tolerance: float) -> bool:
     mask_packed_documents(model, True)
     try:
         masked = _Gap.of(model)
-        taken = masked.is_closed(tolerance) and float((masked.alone - plain.alone).abs().max()) <= plain.rounding
+        fits = masked.is_closed(tolerance) and float((masked.alone - plain.alone).abs().max()) <= plain.rounding
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
-        taken = False  # it takes no such masks: documents are not kept apart
-    if not taken:
+        fits = False  # it takes no such masks: documents are not kept apart
+    if not fits:
         mask_packed_documents(model, False)
-    return taken
+    return fits

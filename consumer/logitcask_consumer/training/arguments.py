@@ -23,7 +23,7 @@ class DistillConfig(TrainingArguments):
     """Share of the cross-entropy with the realised tokens, 0 to 1."""
     extra_ids: ExtraIds = "keep"
     """A student's ids beyond the teacher's: `keep` them in its softmax, or `mask` them; see `vocabulary`."""
-    chunk_rows: int | None = None
+    block_rows: int | None = None
     """Rows of logits held at a time; None chooses 64 MiB, 256 at least."""
     sequences_per_step: int | None = None
     """Sequences of an optimizer step over all processes, where they are fewer than its micro-batches have room for."""
@@ -49,7 +49,7 @@ def training_arguments(config: TrainConfig, checkpoints: Path, *, sequences: int
         loss=config.loss,
         ce_weight=config.ce_weight,
         extra_ids=config.extra_ids,
-        chunk_rows=config.chunk_rows,
+        block_rows=config.block_rows,
         sequences_per_step=sequences,
         resolved=config.as_dict()
         | {

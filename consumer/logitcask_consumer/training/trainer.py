@@ -307,7 +307,7 @@ def _token_method(args: DistillConfig, tokenizer: Any) -> Method:
         loss=args.loss,
         ce_weight=args.ce_weight,
         extra_ids=args.extra_ids,
-        chunk_rows=args.chunk_rows,
+        block_rows=args.block_rows,
         tokenizer=tokenizer,
     )
 
