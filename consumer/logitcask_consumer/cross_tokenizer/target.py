@@ -48,12 +48,12 @@ class ChunkTarget:
 
     @property
     def num_rows(self) -> int:
-        """R."""
+        """Number of rows, R."""
         return len(self.next_ids_R)
 
     @property
     def num_chunks(self) -> int:
-        """C."""
+        """Number of chunks, C."""
         return len(self.chunk_starts_C)
 
     def to(self, device: torch.device) -> Self:

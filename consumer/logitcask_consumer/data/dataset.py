@@ -124,7 +124,7 @@ class PackedDataset(Dataset[S_co], ABC):
     @property
     @abstractmethod
     def num_documents(self) -> int:
-        """D."""
+        """Number of documents, D."""
 
     @property
     def manifest(self) -> CaskManifest:
@@ -274,7 +274,7 @@ class CaskDataset(PackedDataset[SequenceRecords]):
 
     @property
     def num_documents(self) -> int:
-        """D."""
+        """Number of documents, D."""
         return len(self._proved_D)
 
     def read(self, sequences: Sequence[int]) -> SequenceRecords:

@@ -62,9 +62,9 @@ class LowRank:
     """
 
     down_KD: Tensor
-    """A."""
+    """A of the adapter, [K, D]."""
     up_VK: Tensor
-    """B."""
+    """B of the adapter, [V, K]."""
     scale: float = 1.0
     dropout: nn.Module | None = None
 
@@ -108,7 +108,7 @@ class LMHead:
 
     @property
     def vocab_size(self) -> int:
-        """V."""
+        """Ids of the head, V."""
         return self.weight_VD.shape[0]
 
     def narrowed(self, width: int | None) -> Self:

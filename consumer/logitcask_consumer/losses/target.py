@@ -61,7 +61,7 @@ class SparseTarget:
 
     @property
     def num_rows(self) -> int:
-        """R."""
+        """Number of rows, R."""
         return len(self.head_offsets_R1) - 1
 
     @classmethod
