@@ -75,7 +75,12 @@ def plain_batch(dataset: CaskDataset, numbers: list[int]) -> dict[str, Any]:
                     add(name, column)
     longest = max(len(ids) for ids, _ in rows)
     width = min(max(1, -(-longest // MULTIPLE)) * MULTIPLE, dataset.seq_len)
+    labels = [[-100] * width for _ in rows]
+    for (sequence, slot), next_id in zip(slots, pieces.get("next_ids", []), strict=True):
+        labels[sequence][slot] = next_id
     return {
+        "labels": labels,
+        "shift_labels": labels,
         "input_ids": [ids + [PAD] * (width - len(ids)) for ids, _ in rows],
         "position_ids": [positions + [0] * (width - len(positions)) for _, positions in rows],
         "slots": [sequence * width + slot for sequence, slot in slots],
