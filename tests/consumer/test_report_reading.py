@@ -87,7 +87,13 @@ def test_windows_are_stated_with_the_share_that_sees_less_context(place, tmp_pat
     document = report(place, tmp_path, "held", "wide", "short")
     wide, short = (model["reading"] for model in document["models"])
     longest = max(map(len, HELD_OUT)) - 1
-    assert wide == {"seq_len": longest, "overlap": longest // 2, "packing": "best_fit", "share_with_less_context": 0.0}
+    assert wide == {
+        "seq_len": longest,
+        "overlap": longest // 2,
+        "packing": "best_fit",
+        "share_with_less_context": 0.0,
+        "extra_ids": "keep",
+    }
     positions = np.array([len(ids) - 1 for ids in HELD_OUT])
     assert (short["seq_len"], short["overlap"]) == (32, 16)
     assert short["share_with_less_context"] == pytest.approx(np.maximum(positions - 32, 0).sum() / positions.sum())
