@@ -27,7 +27,8 @@ import transformers
 
 from logitcask_consumer.data import CaskDataset, Collator, target_of
 from logitcask_consumer.losses import Objective
-from logitcask_consumer.student.forward import DistillTask, attach
+from logitcask_consumer.methods import DistillTask
+from logitcask_consumer.student.forward import attach
 from made_up_cask import DOCSTRING_LENGTHS, make_cask
 from report import Report
 

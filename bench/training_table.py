@@ -13,7 +13,7 @@ text against the teacher's dense distribution, within a seed.
     python bench/training_table.py                       # all rows, 3 seeds; resumes an interrupted run
     python bench/training_table.py --plot-only           # table and plot from results/training_table_runs.csv
 
-Shape legend: T positions of a batch, R rows of a chunk, V vocabulary, D hidden size of the student, H of the teacher.
+Shape legend: T positions of a batch, R rows of a block, V vocabulary, D hidden size of the student, H of the teacher.
 """
 
 import argparse
@@ -36,7 +36,8 @@ from logitcask_consumer.data import CaskDataset, Collator, target_of
 from logitcask_consumer.data.dataset import open_casks
 from logitcask_consumer.head import LMHead, base_model
 from logitcask_consumer.losses import Objective
-from logitcask_consumer.student.forward import DistillTask, attach
+from logitcask_consumer.methods import DistillTask
+from logitcask_consumer.student.forward import attach
 from logitcask_consumer.student.students import StudentSpec
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.record.capture_spec import CaptureSpec

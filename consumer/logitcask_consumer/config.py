@@ -80,7 +80,7 @@ class TrainConfig:
     """Of the forward pass; parameters stay float32. `auto` is bfloat16 on a GPU that has it."""
     gradient_checkpointing: bool = field(default=False, metadata={"free": True})
     """Recompute activations in the backward pass: slower, less memory."""
-    chunk_rows: int | None = field(default=None, metadata={"free": True})
+    block_rows: int | None = field(default=None, metadata={"free": True})
     """Rows of logits held at a time; None chooses 64 MiB, 256 at least."""
     save_steps: int = field(default=100, metadata={"free": True})
     """A checkpoint every so many optimizer steps."""

@@ -1,69 +1,111 @@
-"""Losses as they are written: a name, perhaps with parameters, "js:beta=0.1,tail=ghost"."""
+"""Things as they are written: a name with parameters, `js:beta=0.1,tail=ghost`, or parameters alone, `rank=16,alpha=8`.
 
+Parameters are the fields of a frozen dataclass: numbers, choices (`Literal`) or text. Text that holds a comma or a
+double quote stands between double quotes and is read as in JSON.
+"""
+
+import json
+import re
 from collections.abc import Mapping
-from dataclasses import fields, replace
-from typing import Any, TypeVar, get_type_hints
+from dataclasses import Field, fields, replace
+from typing import Any, Final, TypeVar, get_type_hints
 
 from logitcask_schemas.errors import LogitcaskError
 
+T = TypeVar("T")
 
-class UnknownLossError(LogitcaskError, KeyError):
-    """A loss was named that is not registered."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
+_ARGUMENT: Final = re.compile(r'\s*(?P<key>\w+)=(?P<value>"(?:[^"\\]|\\.)*"|[^",]*)\s*(?:,|$)')
 
 
-class LossParameterError(LogitcaskError, ValueError):
-    """A loss was given a parameter that it does not have or that is out of range."""
-
-
-L = TypeVar("L")
-
-
-def read_loss(text: str, known: Mapping[str, L], *, kind: str = "") -> L:
-    """A loss by its name, or with parameters: "js:beta=0.1,tail=ghost".
+def read_named(
+    text: str,
+    registry: Mapping[str, T],
+    *,
+    what: str,
+    unknown: type[LogitcaskError],
+    wrong: type[LogitcaskError],
+    kind: str = "",
+) -> T:
+    r"""A thing by its name, or with parameters: `js:beta=0.1`, `completion_only:after="Answer:\n"`.
 
     Args:
         text: what was written.
-        known: the losses there are, by name, with their default parameters; dataclasses.
-        kind: of the losses, for messages.
-
-    Raises:
-        UnknownLossError: no such loss; the message lists those there are.
-        LossParameterError: it has no such parameter, or the value is not one it can have.
+        registry: the things there are, by name, with their default parameters.
+        what: one of them is called, for messages.
+        unknown: is raised where no such thing is there; the message lists those there are.
+        wrong: is raised where it has no such parameter, or the value is not one it can have.
+        kind: of the things, for messages.
     """
-    name, _, rest = text.strip().partition(":")
-    if name not in known:
-        raise UnknownLossError(f"there is no loss {name!r}{kind}; there are: {', '.join(sorted(known))}")
-    loss: Any = known[name]
-    given, hints = dict[str, object](), get_type_hints(type(loss))
-    types = {field.name: hints[field.name] for field in fields(loss)}
-    for part in filter(None, rest.split(",")):
-        key, equals, value = part.partition("=")
-        if not equals or key not in types:
-            has = ", ".join(types) or "none"
-            raise LossParameterError(f"loss {name!r} has no parameter {part!r}; it has: {has}, given as name=value")
-        given[key] = _value(name, key, value, types[key])
-    read: L = replace(loss, **given)
-    return read
+    name, colon, rest = text.strip().partition(":")
+    if name not in registry:
+        raise unknown(f"there is no {what} {name!r}{kind}; there are: {', '.join(sorted(registry))}")
+    default: Any = registry[name]
+    if not colon:
+        return registry[name]
+    named: T = replace(default, **read_parameters(rest, type(default), subject=f"{what} {name!r}", wrong=wrong))
+    return named
 
 
-def write_loss(loss: Any) -> str:
-    """A loss as `read_loss` reads it: its name and the parameters that differ from their defaults."""
-    changed = [(f.name, getattr(loss, f.name)) for f in fields(loss) if getattr(loss, f.name) != f.default]
-    given = [f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in changed]
-    return f"{loss.name}:{','.join(given)}" if given else str(loss.name)
+def read_parameters(text: str, kind: type[Any], *, subject: str, wrong: type[LogitcaskError]) -> dict[str, Any]:
+    """Parameters of a dataclass, `name=value` joined by commas, at least one.
+
+    Args:
+        text: what was written.
+        kind: the dataclass.
+        subject: whose parameters these are, for messages.
+        wrong: is raised where there is no such parameter, or the value is not one it can have.
+    """
+    hints = get_type_hints(kind)
+    types = {field.name: hints[field.name] for field in _parameters(kind)}
+    values, at = dict[str, Any](), 0
+    while at < len(text) or not at:
+        argument = _ARGUMENT.match(text, at)
+        if argument is None or argument["key"] not in types:
+            quoted = ', text between double quotes (name="value")' if str in types.values() else ""
+            raise wrong(
+                f"{subject} cannot read {text[at:]!r}; its parameters are: {', '.join(types) or 'none'}, given as "
+                f"name=value{quoted}"
+            )
+        key = argument["key"]
+        values[key] = _value(f"{subject}: {key}", argument["value"].rstrip(), types[key], wrong)
+        at = argument.end()
+    return values
 
 
-def _value(name: str, key: str, text: str, kind: object) -> object:
+def write_named(name: str, thing: Any) -> str:
+    """A thing as `read_named` reads it: its name and the parameters that differ from their defaults."""
+    hints = get_type_hints(type(thing))
+    changed = [(f.name, getattr(thing, f.name)) for f in _parameters(thing) if getattr(thing, f.name) != f.default]
+    written = [f"{key}={_text(value, hints[key])}" for key, value in changed]
+    return f"{name}:{','.join(written)}" if written else name
+
+
+def _parameters(thing: Any) -> list[Field[Any]]:
+    """Fields that are written; others are what a thing was bound to."""
+    return [field for field in fields(thing) if field.init and field.repr]
+
+
+def _text(value: object, kind: object) -> str:
+    if kind is str:
+        return json.dumps(value, ensure_ascii=False)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _value(subject: str, text: str, kind: object, wrong: type[LogitcaskError]) -> object:
     choices = getattr(kind, "__args__", ())
     if choices and all(isinstance(choice, str) for choice in choices):
         if text not in choices:
-            raise LossParameterError(f"loss {name!r}: {key} is one of {', '.join(choices)}, got {text!r}")
+            raise wrong(f"{subject} is one of {', '.join(choices)}, got {text!r}")
         return text
-    assert kind in (int, float), f"loss {name}: parameters are numbers or choices, {key} is {kind}"
+    if kind is str:
+        if not text.startswith('"'):
+            return text
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise wrong(f"{subject}={text} is no JSON text ({error})") from None
+    assert kind in (int, float), f"{subject}: parameters are numbers, choices or text, not {kind}"
     try:
         return int(text) if kind is int else float(text)
     except ValueError:
-        raise LossParameterError(f"loss {name!r}: {key} is a number, got {text!r}") from None
+        raise wrong(f"{subject} is a number, got {text!r}") from None

@@ -84,8 +84,8 @@ def read_run(output: Path) -> dict[str, Any] | None:
     except (ValueError, TypeError) as error:
         raise RunFolderError(f"{path} is not the JSON of a run ({error}); use another output folder") from error
     if {name: run.get(name) for name in _FORMAT} != _FORMAT:
-        found = {name: run.get(name) for name in _FORMAT}
-        raise RunFolderError(f"{path} should say {_FORMAT}, it says {found}; use another output folder")
+        stated = {name: run.get(name) for name in _FORMAT}
+        raise RunFolderError(f"{path} should say {_FORMAT}, it says {stated}; use another output folder")
     return run
 
 
@@ -97,14 +97,7 @@ def write_run(output: Path, status: Literal["running", "finished"], content: dic
     """
     with explained_writes(output / RUN_NAME, "Free space, or mend what is wrong, and give the same command again"):
         output.mkdir(parents=True, exist_ok=True)
-        temporary = output / f".{RUN_NAME}.tmp"
-        with temporary.open("w") as file:
-            json.dump({**_FORMAT, "status": status, **content}, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(output / RUN_NAME)
-        sync(output)
+        replace_file(output / RUN_NAME, json.dumps({**_FORMAT, "status": status, **content}, indent=2) + "\n")
 
 
 def require_unused(output: Path) -> None:
@@ -167,6 +160,15 @@ def checkpoints_in(folder: Path) -> list[Path]:
     """All checkpoints of a folder, the newest last."""
     named = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
     return sorted(named, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Give a file another text, atomically and durably: after a crash it has the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    sync(temporary)
+    temporary.replace(path)
+    sync(path.parent)
 
 
 def sync(path: Path) -> None:

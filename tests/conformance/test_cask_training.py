@@ -66,16 +66,19 @@ def plain_batch(dataset: CaskDataset, numbers: list[int]) -> dict[str, Any]:
                 ("head_counts", records.head_counts_P),
                 ("tail_ids", records.tail_ids_N),
                 ("tail_counts", records.tail_counts_P),
-                ("log_tail_mass", records.log_tail_mass_P),
-                ("entropy", records.entropy_P),
                 ("tail_logprobs", records.tail_logprobs_N),
-                ("log_z", records.log_z_PT),
+                *records.position_columns.items(),
             ):
                 if column is not None:
                     add(name, column)
     longest = max(len(ids) for ids, _ in rows)
     width = min(max(1, -(-longest // MULTIPLE)) * MULTIPLE, dataset.seq_len)
+    labels = [[-100] * width for _ in rows]
+    for (sequence, slot), next_id in zip(slots, pieces.get("next_ids", []), strict=True):
+        labels[sequence][slot] = next_id
     return {
+        "labels": labels,
+        "shift_labels": labels,
         "input_ids": [ids + [PAD] * (width - len(ids)) for ids, _ in rows],
         "position_ids": [positions + [0] * (width - len(positions)) for _, positions in rows],
         "slots": [sequence * width + slot for sequence, slot in slots],
@@ -110,7 +113,7 @@ def test_a_batch_is_what_a_plain_reader_finds(
         numbers = data.draw(st.lists(st.integers(EMPTY, len(dataset) - 1), min_size=1, max_size=6))
         batch = Collator(seq_len=seq_len, multiple_of=MULTIPLE)(dataset.read(numbers))
         expected = plain_batch(dataset, numbers)
-        for name, column in batch.items():
+        for name, column in flat(batch).items():
             if column is None:
                 assert name not in expected
             else:
@@ -131,6 +134,14 @@ def test_negative_control_the_plain_reader_notices_another_sequence(tmp_path: Pa
     assert batch["next_ids"].tolist() == plain_batch(dataset, [0])["next_ids"] != plain_batch(dataset, [1])["next_ids"]
 
 
+def flat(batch: Any) -> dict[str, Any]:
+    """With the columns of positions beside the others."""
+    return {
+        **{name: column for name, column in batch.items() if name != "position_columns"},
+        **batch["position_columns"],
+    }
+
+
 def batches(path: Path, workers: str | None) -> list[dict[str, Any]]:
     dataset = CaskDataset(open_casks([path], tokenizer_fingerprint=None), seq_len=64, overlap=8)
     options = {} if workers is None else {"num_workers": 2, "multiprocessing_context": workers}
@@ -141,6 +152,7 @@ def batches(path: Path, workers: str | None) -> list[dict[str, Any]]:
 def assert_equal(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
     assert len(found) == len(expected)
     for mine, theirs in zip(found, expected, strict=True):
+        mine, theirs = flat(mine), flat(theirs)
         assert mine.keys() == theirs.keys()
         for name, column in theirs.items():
             if column is None or isinstance(column, int):

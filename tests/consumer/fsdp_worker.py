@@ -16,7 +16,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from logitcask_consumer.data import CaskDataset, Collator, open_casks, target_of
 from logitcask_consumer.losses import Objective
-from logitcask_consumer.student.forward import DistillTask, attach
+from logitcask_consumer.methods import DistillTask
+from logitcask_consumer.student.forward import attach
 from logitcask_consumer.weights import EntropyTop
 
 
@@ -33,7 +34,7 @@ def loss_of(model: Any, cask: Path, sequences: list[int], selection: EntropyTop 
         slots_T=batch["slots"],
         terms=Objective.parse("forward_kl").terms(0.0),
         selection=selection,
-        chunk_rows=7,
+        block_rows=7,
     )
     return model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], distill=task)["loss"]
 

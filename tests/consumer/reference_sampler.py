@@ -122,3 +122,8 @@ def dense_kl(logits_RV, probs_RV):
     """Sum over rows of KL(t || softmax(logits)), float64, differentiable."""
     t = torch.from_numpy(probs_RV)
     return torch.nn.functional.kl_div(torch.log_softmax(logits_RV, -1), t, reduction="sum")
+
+
+def total_mass(target):
+    """Sum of t̂ over head and draws, [R]."""
+    return target.head_sum(target.head_weights_H) + target.tail_sum(target.tail_weights_N)

@@ -39,12 +39,12 @@ ALMS = [
 ]
 
 
-@pytest.mark.parametrize("chunk_rows", [1, 4, 7, 1000])
+@pytest.mark.parametrize("block_rows", [1, 4, 7, 1000])
 @pytest.mark.parametrize("loss", ALMS, ids=lambda loss: loss.spec)
-def test_alm_equals_its_definition(loss, chunk_rows):
+def test_alm_equals_its_definition(loss, block_rows):
     target, _ = random_target(rows=ROWS, vocab=VOCAB)
     hidden, head = student(bias=True)
-    got = chunk_distillation_loss(hidden, head, target, [(0.7, loss)], closing_V=CLOSING, chunk_rows=chunk_rows)
+    got = chunk_distillation_loss(hidden, head, target, [(0.7, loss)], closing_V=CLOSING, block_rows=block_rows)
     options = {"temperature": loss.temperature, "divergence": loss.divergence, "debias": loss.debias == "space"}
     want = 0.7 * dense_alm(head.logits(hidden), target, CLOSING, **options).sum()
     torch.testing.assert_close(got.loss, want, rtol=1e-8, atol=1e-10)
@@ -106,8 +106,8 @@ def test_alm_is_finite_where_a_model_is_certain(certain):
     assert torch.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("chunk_rows", [3, 1000])
-def test_uld_with_whole_distributions_equals_the_dense_loss(chunk_rows):
+@pytest.mark.parametrize("block_rows", [3, 1000])
+def test_uld_with_whole_distributions_equals_the_dense_loss(block_rows):
     teacher = torch.from_numpy(np.random.default_rng(0).dirichlet(np.full(VOCAB, 0.3), 1)).sort(descending=True).values
     target, _ = random_target(rows=ROWS, vocab=VOCAB)
     pairs = len(target.pair_rows)
@@ -115,7 +115,7 @@ def test_uld_with_whole_distributions_equals_the_dense_loss(chunk_rows):
         target, top_probs_PK=teacher.expand(pairs, VOCAB), top_counts_P=torch.full((pairs,), VOCAB, dtype=torch.int64)
     )
     hidden, head = student()
-    got = chunk_distillation_loss(hidden, head, target, [(1.0, Uld())], closing_V=CLOSING, chunk_rows=chunk_rows).loss
+    got = chunk_distillation_loss(hidden, head, target, [(1.0, Uld())], closing_V=CLOSING, block_rows=block_rows).loss
     p = torch.softmax(head.logits(hidden), -1)[target.pair_rows_P]
     want = dense_uld(teacher.expand(pairs, VOCAB), p).sum()
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
@@ -186,7 +186,7 @@ def test_gradcheck_of_a_mix(transform):
 
     def loss_of(hidden_TD, weight_VD, bias_V):
         part = LMHead(weight_VD=weight_VD, bias_V=bias_V, transform=head.transform)
-        return chunk_distillation_loss(hidden_TD, part, target, terms, closing_V=CLOSING[:VOCAB], chunk_rows=5).loss
+        return chunk_distillation_loss(hidden_TD, part, target, terms, closing_V=CLOSING[:VOCAB], block_rows=5).loss
 
     class Repeatable(torch.autograd.Function):
         """gradcheck runs backward several times on one graph; the loss allows one."""
@@ -214,7 +214,7 @@ def test_an_adapter_of_the_head_is_seen_and_trained():
     up = torch.randn(VOCAB, 2, generator=generator, dtype=torch.float64).requires_grad_()
     whole = replaced(head, low_rank=LowRank(down_KD=down, up_VK=up, scale=0.5))
     terms = [(1.0, Alm()), (0.2, NextToken())]
-    got = chunk_distillation_loss(hidden, whole, target, terms, closing_V=CLOSING, chunk_rows=6).loss
+    got = chunk_distillation_loss(hidden, whole, target, terms, closing_V=CLOSING, block_rows=6).loss
     merged = replaced(head, weight_VD=head.weight_VD + 0.5 * up @ down)
     want = chunk_distillation_loss(hidden, merged, target, terms, closing_V=CLOSING).loss
     torch.testing.assert_close(got, want)

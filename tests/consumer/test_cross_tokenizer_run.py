@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +14,14 @@ from transformers import AutoTokenizer
 from two_processes import train_in_two_processes
 
 from logitcask_consumer.config import TrainConfig, TrainConfigError
-from logitcask_consumer.cross_tokenizer import ChunkObjective, held_out_bits_per_byte
+from logitcask_consumer.cross_tokenizer import AlignedDocuments, ChunkObjective, CrossTokenizerMethod
+from logitcask_consumer.data import open_casks
 from logitcask_consumer.losses import LossMismatchError, LossParameterError, UnknownLossError
-from logitcask_consumer.student.students import load_model
+from logitcask_consumer.student.students import load_model, load_tokenizer
+from logitcask_consumer.training.arguments import DistillConfig
 from logitcask_consumer.training.callbacks import read_metrics
 from logitcask_consumer.training.run import train
+from logitcask_consumer.training.trainer import DistillTrainer
 from logitcask_schemas.errors import IdentityMismatchError, ModelError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.identity import tokenizer_fingerprint
@@ -67,13 +71,25 @@ def config(place, tmp_path):
     )
 
 
-def held_out(config, student):
-    cask = config.casks[0].parent / "held"
-    return held_out_bits_per_byte(student, cask=cask, teacher=config.teacher, seq_len=64, overlap=16)
+def held_out(config, student, folder):
+    """Bits per byte of student and teacher, and of how many bytes, on held-out documents."""
+    model, casks = load_model(Path(student)), open_casks(config.casks[0].parent / "held", tokenizer_fingerprint=None)
+    documents = AlignedDocuments.of(
+        model,
+        load_tokenizer(Path(student)),
+        casks,
+        teacher=config.teacher,
+        folder=folder,
+        seq_len=64,
+        overlap=16,
+    )
+    columns = documents.measure(model)
+    bits = np.log(2.0) * columns.bytes_C.sum()
+    return columns.student_nats_C.sum() / bits, columns.teacher_nats_C.sum() / bits, columns.bytes_C.sum()
 
 
 @pytest.mark.parametrize("loss", ["alm", "1.5*uld + cross_entropy"])
-def test_a_run_lowers_its_loss_and_the_bits_per_byte_of_unseen_text(config, loss):
+def test_a_run_lowers_its_loss_and_the_bits_per_byte_of_unseen_text(config, tmp_path, loss):
     config, said = replace(config, loss=loss), []
     result = train(config, say=said.append)
     lines = read_metrics(result.output / "metrics.jsonl")
@@ -81,11 +97,11 @@ def test_a_run_lowers_its_loss_and_the_bits_per_byte_of_unseen_text(config, loss
     assert lines[-1]["kd"] < lines[0]["kd"]
     assert sum(line["positions"] for line in lines) == result.run["result"]["positions"]
     assert ("loss/uld" in lines[0]) == ("uld" in loss)
-    before = held_out(config, config.student)
-    after = held_out(config, result.output)
-    assert after.student < 0.85 * before.student
-    assert after.teacher == before.teacher < before.student
-    assert after.bytes > 1000
+    before, teacher, _ = held_out(config, config.student, tmp_path / "aligned")
+    after, same_teacher, size = held_out(config, result.output, tmp_path / "aligned")
+    assert after < 0.85 * before
+    assert same_teacher == teacher < before
+    assert size > 1000
     assert AutoTokenizer.from_pretrained(result.output).get_vocab() == byte_level(330, bos=True).get_vocab()
     assert json.loads((result.output / "logitcask.json").read_text())["status"] == "finished"
     assert any("chunks" in line for line in said)
@@ -122,6 +138,22 @@ def test_two_processes_train_as_one(config, tmp_path):
     for one, other in zip(lines, others, strict=True):
         for name in ("kd", "ce", "chunks", "positions", "bits_per_byte"):
             assert one[name] == pytest.approx(other[name], rel=2e-3), name
+
+
+def test_the_trainer_evaluates_on_chunks(config, place, tmp_path):
+    """The mean over the student's tokens, whatever the batches; training in between, in a trainer of one's own."""
+    tokenizer, casks = load_tokenizer(place / "student"), open_casks(place / "cask", tokenizer_fingerprint=None)
+    objective = ChunkObjective.parse("alm + 0.5*cross_entropy")
+    method = CrossTokenizerMethod.of(objective, tokenizer, teacher=config.teacher, folder=tmp_path / "aligned")
+    dataset = method.bound(casks).dataset(casks, seq_len=64, overlap=16, packing="best_fit", seed=0)
+    args = DistillConfig(str(tmp_path / "run"), max_steps=4, report_to="none", use_cpu=True, save_strategy="no")
+    trainer = DistillTrainer(load_model(place / "student"), args, dataset, dataset, tokenizer, method=method)
+    whole = trainer.evaluate()
+    trainer.args.per_device_eval_batch_size = 3
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(whole["eval_loss"], rel=1e-5)
+    assert whole["eval_loss"] == pytest.approx(whole["eval_loss/alm"] + 0.5 * whole["eval_ce"], rel=1e-5)
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < whole["eval_loss"]
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -190,7 +222,7 @@ def test_objectives_are_read_as_those_of_one_tokenizer():
     for text, match in (
         ("alm:temperature=x", "is a number"),
         ("alm:debias=never", "one of space, none"),
-        ("alm:tau=1", "has no parameter"),
+        ("alm:tau=1", "cannot read 'tau=1'"),
         ("alm + 2*alm:debias=none", "twice"),
         ("-1*alm", "negative"),
     ):

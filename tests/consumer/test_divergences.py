@@ -94,7 +94,7 @@ def test_whole_vocabulary_equals_dense(spec, tail):
     hidden, head = student()
     target = to_target(sample(positions, np.zeros(ROWS), tau=1e-12, head_max=VOCAB), positions.next_ids_R)
     terms = Objective.parse(with_tail(spec, tail)).terms(0.0)
-    loss = distillation_loss(hidden, head, target, terms, chunk_rows=3).loss
+    loss = distillation_loss(hidden, head, target, terms, block_rows=3).loss
     value, gradients = dense(spec, positions, hidden, head)
     assert abs(float(loss.detach()) - value) < 1e-10
     for got, want in zip(torch.autograd.grad(loss, (hidden, head.weight_VD)), gradients, strict=True):
@@ -180,9 +180,9 @@ def test_control_variate_cuts_the_noise(spec):
     spec=st.sampled_from([*DENSE, "forward_kl:tail_weight=0.5"]),
     weights=st.lists(st.floats(0.0, 2.0), min_size=2, max_size=2),
     seed=st.integers(0, 99),
-    chunk_rows=st.integers(1, 9),
+    block_rows=st.integers(1, 9),
 )
-def test_a_mix_is_the_weighted_sum_of_its_losses(spec, weights, seed, chunk_rows):
+def test_a_mix_is_the_weighted_sum_of_its_losses(spec, weights, seed, block_rows):
     """Terms share reductions and one gradient pass; apart, each has its own."""
     positions = random_positions(ROWS, VOCAB, seed=seed)
     hidden, head = student()
@@ -191,7 +191,7 @@ def test_a_mix_is_the_weighted_sum_of_its_losses(spec, weights, seed, chunk_rows
     losses = [get_loss(spec), get_loss("cross_entropy")]
 
     def run(terms):
-        loss = distillation_loss(hidden, head, target, terms, weights_T=row_weights, chunk_rows=chunk_rows).loss
+        loss = distillation_loss(hidden, head, target, terms, weights_T=row_weights, block_rows=block_rows).loss
         return loss.detach(), torch.autograd.grad(loss, (hidden, head.weight_VD))
 
     value, gradients = run(list(zip(weights, losses, strict=True)))
@@ -214,10 +214,10 @@ def test_records_without_logprobs_of_the_draws_are_refused(spec):
     ("spec", "message"),
     [
         ("js:beta=1", "strictly between 0 and 1"),
-        ("js:gamma=1", "it has: tail, beta"),
+        ("js:gamma=1", "its parameters are: tail, beta"),
         ("js:tail=cut", "one of draws, ghost"),
         ("js:beta=much", "is a number"),
-        ("cross_entropy:x=1", "it has: none"),
+        ("cross_entropy:x=1", "its parameters are: none"),
         ("half*js", "is no weight"),
         ("wsd(1,0.9,0.9)*js", "together at most 1"),
         ("-1*js", "must not be negative"),

@@ -47,7 +47,7 @@ def test_whole_vocabulary_equals_dense(spec, dense):
     positions = random_positions(ROWS, VOCAB)
     hidden, head = student()
     target = to_target(sample(positions, np.zeros(ROWS), tau=1e-12, head_max=VOCAB), positions.next_ids_R)
-    got = kd(spec, hidden, head, target, chunk_rows=4).loss
+    got = kd(spec, hidden, head, target, block_rows=4).loss
     want = dense(torch.from_numpy(positions.probs_RV), torch.softmax(hidden @ head.weight_VD.T, -1)).sum()
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
     gradients = (torch.autograd.grad(loss, hidden)[0] for loss in (got, want))
@@ -109,7 +109,7 @@ def test_weighted_tails_are_unbiased_for_the_weighted_sum(spec):
             pick = np.array([i if other == row else np.flatnonzero(rows == other)[0] for other in range(ROWS)])
             one = DensePositions(every.probs_RV[pick], every.next_ids_R[pick])
             target = to_target(sample(one, u[pick], **capture), one.next_ids_R, documents=documents)
-            loss = kd(spec, hidden, head, target, chunk_rows=2).loss
+            loss = kd(spec, hidden, head, target, block_rows=2).loss
             total[row] += weights[i] * torch.autograd.grad(loss, hidden)[0][row]
     t = torch.from_numpy(positions.probs_RV)
 
@@ -142,7 +142,7 @@ def test_softened_forward_kl_is_unbiased(temperature, whole):
     every = DensePositions(positions.probs_RV[rows], positions.next_ids_R[rows])
     soft = every.probs_RV ** (1 / temperature)
     target = to_target(sample(every, u, **capture), every.next_ids_R, log_z_R=np.log(soft.sum(1)))
-    got = kd(spec, hidden[rows], head, target, weights_T=torch.from_numpy(weights), chunk_rows=50).loss
+    got = kd(spec, hidden[rows], head, target, weights_T=torch.from_numpy(weights), block_rows=50).loss
     z = hidden @ head.weight_VD.T
     t_T = torch.from_numpy(positions.probs_RV ** (1 / temperature))
     t_T = t_T / t_T.sum(-1, keepdim=True)

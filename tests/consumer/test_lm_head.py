@@ -43,7 +43,7 @@ def test_head_gives_the_models_logits(kind):
     assert head.vocab_size == 97
     assert head.weight_VD is model.get_output_embeddings().weight
     assert (head.bias_V is not None) == (kind == "phi")
-    assert head.transform.is_identity == (kind in ("llama", "qwen3", "phi"))
+    assert (head.transform == LogitTransform()) == (kind in ("llama", "qwen3", "phi"))
 
 
 def test_transforms_are_read_from_the_config():

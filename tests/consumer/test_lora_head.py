@@ -9,7 +9,8 @@ from logitcask_consumer.data import CaskDataset, Collator, open_casks, target_of
 from logitcask_consumer.head import LMHead, LogitTransform, check_head, distillation_loss
 from logitcask_consumer.head.lm_head import LowRank
 from logitcask_consumer.losses import Objective
-from logitcask_consumer.student.forward import DistillTask, attach, check_packing
+from logitcask_consumer.methods import DistillTask
+from logitcask_consumer.student.forward import attach, check_packing
 from logitcask_schemas.errors import ModelError
 
 peft = pytest.importorskip("peft")
@@ -59,7 +60,7 @@ def dense(model, batch, target):
 
 def chunked(model, batch, target):
     task = DistillTask(
-        target=target, slots_T=batch["slots"], terms=Objective.parse("forward_kl").terms(0.0), chunk_rows=7
+        target=target, slots_T=batch["slots"], terms=Objective.parse("forward_kl").terms(0.0), block_rows=7
     )
     return model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], distill=task)["loss"]
 
@@ -139,7 +140,7 @@ def test_dropout_of_the_adapter_is_that_of_its_layer(batch):
     torch.manual_seed(7)
     logits = layer(hidden)
     torch.manual_seed(7)
-    loss = distillation_loss(hidden, head, target, Objective.parse("cross_entropy").terms(0.0), chunk_rows=9).loss
+    loss = distillation_loss(hidden, head, target, Objective.parse("cross_entropy").terms(0.0), block_rows=9).loss
     torch.testing.assert_close(loss, nn.functional.cross_entropy(logits, target.next_ids_R, reduction="sum"))
 
 
@@ -162,7 +163,7 @@ def test_nothing_is_computed_for_what_is_frozen(batch, trained):
     wanted = [v[name] for name in trained]
     want = torch.autograd.grad(expected, wanted)
     terms = Objective.parse("cross_entropy").terms(0.0)
-    loss = distillation_loss(v["hidden"], head, target, terms, chunk_rows=2).loss
+    loss = distillation_loss(v["hidden"], head, target, terms, block_rows=2).loss
     made = [gradient is not None for gradient in loss.grad_fn.grads]
     low = "down" in trained or "hidden" in trained
     assert made == ["hidden" in trained, "weight" in trained, "bias" in trained, low, "up" in trained]

@@ -71,7 +71,7 @@ def test_no_worse_than_plain_autograd(spec, softmax_in, positions):
     target = target_of(positions, torch.float32)
     naive_value, naive = plain(loss, *student(torch.bfloat16), target, softmax_in)
     hidden, weight = student(torch.bfloat16)
-    ours = distillation_loss(hidden, LMHead(weight_VD=weight), target, [(1.0, loss)], chunk_rows=9).loss
+    ours = distillation_loss(hidden, LMHead(weight_VD=weight), target, [(1.0, loss)], block_rows=9).loss
     mine = torch.autograd.grad(ours, (hidden, weight))
     assert abs(float(ours.detach()) - truth) <= abs(naive_value - truth) + 1e-3 * abs(truth)
     for got, allowed in zip(distance(mine, exact), distance(naive, exact), strict=True):
@@ -85,7 +85,7 @@ def test_the_plain_computation_is_the_loss(spec, positions):
     loss, target = get_loss(spec), target_of(positions, torch.float64)
     value, want = plain(loss, *student(torch.float64), target, torch.float64)
     hidden, weight = student(torch.float64)
-    ours = distillation_loss(hidden, LMHead(weight_VD=weight), target, [(1.0, loss)], chunk_rows=9).loss
+    ours = distillation_loss(hidden, LMHead(weight_VD=weight), target, [(1.0, loss)], block_rows=9).loss
     assert float(ours.detach()) == pytest.approx(value, rel=1e-10)
     assert max(distance(torch.autograd.grad(ours, (hidden, weight)), want)) < 1e-10
 

@@ -67,7 +67,7 @@ def assert_same(got, want):
 def test_whole_vocabulary_equals_dense(spec, options):
     positions = random_positions(ROWS, VOCAB)
     target = to_target(sample(positions, np.zeros(ROWS), tau=1e-12, head_max=VOCAB), positions.next_ids_R)
-    assert_same(run(spec, target, *student(), chunk_rows=4), dense(positions, *student(), **options))
+    assert_same(run(spec, target, *student(), block_rows=4), dense(positions, *student(), **options))
 
 
 def test_negative_control_other_parameters_and_the_wrong_leader_are_noticed():
@@ -105,7 +105,7 @@ def test_small_heads_are_taken_whole(capture):
     columns = sample(positions, np.full(40, 0.37), **capture)
     sizes = np.array([len(head) for head in columns.head_ids])
     target = to_target(columns, positions.next_ids_R)
-    value, gradients = got = run("bild", target, *student(rows=40), chunk_rows=7)
+    value, gradients = got = run("bild", target, *student(rows=40), block_rows=7)
     assert_same(got, dense(positions, *student(rows=40), heads=columns.head_ids))
     assert (sizes < 3).any()
     assert (value[sizes < 3] == 0).all()

@@ -27,7 +27,7 @@ class Student(nn.Module):
     def forward(self, ids_T, target, terms):
         hidden_TD = torch.tanh(self.body(self.embedding(ids_T)))
         head = LMHead(weight_VD=self.head.weight, bias_V=self.head.bias, transform=self.transform)
-        return distillation_loss(hidden_TD, head, target, terms, chunk_rows=5).loss
+        return distillation_loss(hidden_TD, head, target, terms, block_rows=5).loss
 
 
 def batches(count):

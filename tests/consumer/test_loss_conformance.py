@@ -6,7 +6,7 @@ import torch
 from reference_sampler import random_positions, sample, to_target
 
 from logitcask_consumer.head import LMHead, distillation_loss
-from logitcask_consumer.head.chunked import Scales, chunk_gradient
+from logitcask_consumer.head.row_blocks import Scales, row_block_gradient
 from logitcask_consumer.losses import LOSSES
 from logitcask_schemas.record.capture_spec import CaptureSpec
 
@@ -29,9 +29,9 @@ def student(dtype=torch.float64):
     return hidden, weight
 
 
-def run(loss, target, *, dtype=torch.float64, chunk_rows=None):
+def run(loss, target, *, dtype=torch.float64, block_rows=None):
     hidden, weight = student(dtype)
-    value = distillation_loss(hidden, LMHead(weight_VD=weight), target, [(1.0, loss)], chunk_rows=chunk_rows)
+    value = distillation_loss(hidden, LMHead(weight_VD=weight), target, [(1.0, loss)], block_rows=block_rows)
     return value.terms_KT[0], torch.autograd.grad(value.loss, (hidden, weight))
 
 
@@ -47,8 +47,8 @@ class TestEveryLoss:
 
     def test_chunks_do_not_matter(self, name, target):
         whole, whole_gradients = run(LOSSES[name], target)
-        for chunk_rows in (1, 2, 5):
-            value, gradients = run(LOSSES[name], target, chunk_rows=chunk_rows)
+        for block_rows in (1, 2, 5):
+            value, gradients = run(LOSSES[name], target, block_rows=block_rows)
             torch.testing.assert_close(value, whole, rtol=1e-12, atol=1e-12)
             for got, want in zip(gradients, whole_gradients, strict=True):
                 torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
@@ -57,7 +57,7 @@ class TestEveryLoss:
         terms = [(1.0, LOSSES[name])]
 
         def chunk(logits):
-            return chunk_gradient(logits, target, terms, Scales.of(terms, target), weights_R=None, with_grad=True)
+            return row_block_gradient(logits, target, terms, Scales.of(terms, target), weights_R=None, with_grad=True)
 
         logits = torch.randn(ROWS, VOCAB, dtype=torch.float64)
         plain, shifted = chunk(logits.clone()), chunk(logits + 7.0)

@@ -62,7 +62,7 @@ def relative_error(got, want):
 def test_whole_vocabulary_equals_dense(tail, share):
     positions = random_positions(ROWS, VOCAB)
     target = to_target(sample(positions, np.zeros(ROWS), tau=1e-12, head_max=VOCAB), positions.next_ids_R)
-    value, gradients = fused(f"taid:start={share},tail={tail}", target, *student(), chunk_rows=4)
+    value, gradients = fused(f"taid:start={share},tail={tail}", target, *student(), block_rows=4)
     expected, wanted = dense(positions, share)
     assert abs(value - expected) < 1e-10
     for got, want in zip(gradients, wanted, strict=True):

@@ -6,7 +6,7 @@ import torch
 from reference_sampler import dense_kl, every_outcome, random_positions, sample, to_target
 
 from logitcask_consumer.head import LMHead, LogitTransform, ShapeError, distillation_loss
-from logitcask_consumer.head.chunked import Scales, chunk_gradient
+from logitcask_consumer.head.row_blocks import Scales, row_block_gradient
 from logitcask_consumer.head.softmax import log_softmax_
 from logitcask_consumer.losses import LossParameterError, Objective
 
@@ -42,12 +42,12 @@ def gradients(loss, hidden, head):
     return torch.autograd.grad(loss, inputs)
 
 
-def sparse_gradients(dense, u, name="forward_kl", *, chunk_rows=None, **spec):
+def sparse_gradients(dense, u, name="forward_kl", *, block_rows=None, **spec):
     hidden, head = student()
     target = to_target(
         sample(dense, np.broadcast_to(u, ROWS), **spec), dense.next_ids_R, sampled_tail=spec.get("mode") != "topk"
     )
-    result = distillation_loss(hidden, head, target, mix(name), chunk_rows=chunk_rows)
+    result = distillation_loss(hidden, head, target, mix(name), block_rows=block_rows)
     value = result.loss.detach() - dense.entropy_R.sum()
     return value, gradients(result.loss, hidden, head)
 
@@ -59,7 +59,7 @@ def test_whole_vocabulary_equals_dense(name, transform, bias):
     dense = random_positions(ROWS, VOCAB)
     hidden, head = student(bias=bias, transform=transform)
     columns = sample(dense, np.zeros(ROWS), mode="threshold", tau=1e-12, head_max=VOCAB)
-    result = distillation_loss(hidden, head, to_target(columns, dense.next_ids_R), mix(name), chunk_rows=3)
+    result = distillation_loss(hidden, head, to_target(columns, dense.next_ids_R), mix(name), block_rows=3)
     expected = dense_kl(dense_logits(hidden, head), dense.probs_RV)
     assert abs(float((result.loss - dense.entropy_R.sum() - expected).detach())) < 1e-10
     for got, want in zip(gradients(result.loss, hidden, head), gradients(expected, hidden, head), strict=True):
@@ -88,7 +88,7 @@ def test_gradcheck(name, spec, ce_weight, transform):
 
     def loss_of(hidden, weight, bias):
         part = LMHead(weight_VD=weight, bias_V=bias, transform=head.transform)
-        return distillation_loss(hidden, part, target, mix(name, ce_weight), chunk_rows=3).loss
+        return distillation_loss(hidden, part, target, mix(name, ce_weight), block_rows=3).loss
 
     class Repeatable(torch.autograd.Function):
         """gradcheck runs backward several times on one graph; the loss allows one (it scales gradients in place)."""
@@ -134,11 +134,11 @@ def test_value_is_the_formula(name):
 
 
 @pytest.mark.parametrize("name", ["forward_kl", "ghost_kl", "topk_renorm", "cross_entropy"])
-@pytest.mark.parametrize("chunk_rows", [1, 2, 3, 7, 100])
-def test_chunked_equals_unchunked(name, chunk_rows):
+@pytest.mark.parametrize("block_rows", [1, 2, 3, 7, 100])
+def test_chunked_equals_unchunked(name, block_rows):
     dense = random_positions(ROWS, VOCAB)
-    value, grads = sparse_gradients(dense, 0.3, name, chunk_rows=ROWS)
-    chunk_value, chunk_grads = sparse_gradients(dense, 0.3, name, chunk_rows=chunk_rows)
+    value, grads = sparse_gradients(dense, 0.3, name, block_rows=ROWS)
+    chunk_value, chunk_grads = sparse_gradients(dense, 0.3, name, block_rows=block_rows)
     assert abs(float(value - chunk_value)) < 1e-11
     for got, want in zip(chunk_grads, grads, strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-11)
@@ -218,7 +218,7 @@ def test_ghost_keeps_the_digits_of_a_tiny_tail():
         target = to_target(columns, np.array([0]), sampled_tail=False, dtype=dtype)
         z = logits.to(dtype, copy=True)
         terms = mix("ghost_kl")
-        done = chunk_gradient(z, target, terms, Scales.of(terms, target), weights_R=None, with_grad=True)
+        done = row_block_gradient(z, target, terms, Scales.of(terms, target), weights_R=None, with_grad=True)
         results[dtype] = done.terms_KR[0], done.grad_RV
     torch.testing.assert_close(results[torch.float32][0].double(), results[torch.float64][0], rtol=1e-6, atol=0)
     torch.testing.assert_close(results[torch.float32][1].double(), results[torch.float64][1], rtol=1e-5, atol=1e-9)
@@ -281,7 +281,7 @@ def test_no_tensor_of_the_batch_by_the_vocabulary_is_made():
             return out
 
     with Watch():
-        distillation_loss(hidden, head, target, mix("forward_kl"), chunk_rows=chunk).loss.backward()
+        distillation_loss(hidden, head, target, mix("forward_kl"), block_rows=chunk).loss.backward()
     assert largest == max(chunk * vocab, vocab * HIDDEN)
 
 
@@ -306,8 +306,8 @@ def test_shapes_that_do_not_fit_are_refused():
         distillation_loss(hidden, head, target, [])
     with pytest.raises(ShapeError, match="as many weights"):
         distillation_loss(hidden, head, target, loss, weights_T=torch.ones(1))
-    with pytest.raises(ShapeError, match="chunk_rows"):
-        distillation_loss(hidden, head, target, loss, chunk_rows=0)
+    with pytest.raises(ShapeError, match="block_rows"):
+        distillation_loss(hidden, head, target, loss, block_rows=0)
 
 
 def test_losses_are_joined_by_a_plus_with_or_without_spaces():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from reference_sampler import random_positions, sample, to_target
+from reference_sampler import random_positions, sample, to_target, total_mass
 
 from logitcask_consumer.losses import SparseTarget
 from logitcask_schemas.errors import InvalidRecordError
@@ -16,9 +16,9 @@ VOCAB = 60
 def test_mass_is_one_after_the_codec(codec, spec):
     dense = random_positions(50, VOCAB, seed=3, sharpness=3.0)
     target = to_target(sample(dense, np.full(50, 0.1), **spec), dense.next_ids_R, codec=codec)
-    assert float((target.total_mass() - 1).abs().max()) < 1e-12
+    assert float((total_mass(target) - 1).abs().max()) < 1e-12
     single = to_target(sample(dense, np.full(50, 0.1), **spec), dense.next_ids_R, codec=codec, dtype=torch.float32)
-    assert float((single.total_mass() - 1).abs().max()) < 1e-6
+    assert float((total_mass(single) - 1).abs().max()) < 1e-6
 
 
 def test_columns_that_do_not_fit_are_refused():

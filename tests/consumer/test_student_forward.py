@@ -6,7 +6,8 @@ from cask_builder import VOCAB, build_cask, random_documents, save_teacher, tiny
 
 from logitcask_consumer.data import CaskDataset, Collator, open_casks, target_of
 from logitcask_consumer.losses import Objective
-from logitcask_consumer.student.forward import DistillTask, attach, check_packing
+from logitcask_consumer.methods import DistillTask
+from logitcask_consumer.student.forward import attach, check_packing
 from logitcask_schemas.errors import ModelError
 
 GPT2 = {"n_embd": 32, "n_head": 2, "n_layer": 4, "n_positions": 256}
@@ -74,7 +75,7 @@ def test_loss_and_gradients_equal_those_of_the_models_own_logits(cask, packing):
     want = torch.autograd.grad(expected, list(student.parameters()))
     attach(student)
     task = DistillTask(
-        target=target, slots_T=batch["slots"], terms=Objective.parse("forward_kl").terms(0.0), chunk_rows=17
+        target=target, slots_T=batch["slots"], terms=Objective.parse("forward_kl").terms(0.0), block_rows=17
     )
     out = student(**inputs, distill=task)
     got = torch.autograd.grad(out["loss"], list(student.parameters()))

@@ -45,8 +45,8 @@ def head(*, extra=EXTRA, bias=True, softcap=None):
     )
 
 
-def run(loss, hidden, lm_head, goal, chunk_rows=4):
-    out = distillation_loss(hidden, lm_head, goal, [(1.0, loss)], chunk_rows=chunk_rows)
+def run(loss, hidden, lm_head, goal, block_rows=4):
+    out = distillation_loss(hidden, lm_head, goal, [(1.0, loss)], block_rows=block_rows)
     return out, torch.autograd.grad(out.loss, (hidden, lm_head.weight_VD, lm_head.low_rank.up_VK))
 
 
@@ -57,7 +57,7 @@ def test_masked_ids_are_as_if_the_student_had_not_got_them(name, softcap):
     hidden, wide = head(softcap=softcap)
     own, narrow = head(extra=0, softcap=softcap)
     expected, wanted = run(LOSSES[name], own, narrow, goal)
-    out = distillation_loss(hidden, wide.narrowed(TEACHER), goal, [(1.0, LOSSES[name])], chunk_rows=4)
+    out = distillation_loss(hidden, wide.narrowed(TEACHER), goal, [(1.0, LOSSES[name])], block_rows=4)
     torch.testing.assert_close(out.terms_KT, expected.terms_KT, rtol=1e-12, atol=1e-12)
     got = torch.autograd.grad(out.loss, (hidden, wide.weight_VD, wide.low_rank.up_VK))
     for mine, theirs in zip(got, wanted, strict=True):

@@ -18,7 +18,7 @@ OPTIONS = {
         "--cache",
         "--cache-bytes",
         "--seed", "--precision", "--gradient-checkpointing", "--no-gradient-checkpointing", "--save-steps",
-        "--logging-steps", "--workers", "--report-to", "--resume", "--json",
+        "--logging-steps", "--workers", "--report-to", "--resume", "--json", "--config",
     },
     "report": {
         "--cask", "--model", "--output", "-o", "--train-log", "--seq-len", "--batch-tokens", "--teacher", "--seed",
@@ -80,3 +80,26 @@ def test_errors_are_one_line_and_an_exit_code(place, tmp_path):
         assert "Traceback" not in done.stderr
     done = call("train", "--cask", place / "cask", "--student", place / "teacher", "--output", "")
     assert (done.returncode, "is empty;" in done.stderr) == (2, True)
+
+
+def test_a_file_of_options_stands_under_those_of_the_command_line(place, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"cask: {place / 'cask'}\nstudent: from-teacher:layers=2\nteacher: {place / 'teacher'}\n"
+        f"output: {tmp_path / 'out'}\nseq-len: 64\nmax_steps: 9\nlr: 0.003\nreport-to: []\nfreeze-head: true\n"
+    )
+    done = call("train", "--config", path, "--max-steps", 2, "--json")
+    assert done.returncode == 0, done.stderr
+    settings = json.loads(done.stdout)["run"]["settings"]
+    assert (settings["seq_len"], settings["max_steps"], settings["lr"]) == (64, 2, 0.003)
+    assert settings["freeze_head"]
+    for content, message in (
+        ("learning_rate: 1", "there is no option learning_rate"),
+        ("lr: fast", "Invalid value for '--lr'"),
+        ("- lr", "holds no options"),
+        ("lr: [", "cannot be read"),
+    ):
+        path.write_text(content)
+        done = call("train", "--config", path, "--cask", place / "cask", "--student", "x", "--output", tmp_path / "no")
+        assert (done.returncode, done.stdout) == (2, ""), done.stderr
+        assert message in " ".join(done.stderr.replace("\u2502", " ").split()), done.stderr

@@ -67,6 +67,9 @@ def test_a_run_lowers_kl_and_leaves_a_model_folder(config):
     assert run["status"] == "finished"
     assert run["casks"][0]["teacher"]["model"] == "tiny"
     assert run["settings"]["lr"] == 3e-3
+    resolved = run["resolved"]
+    assert (resolved["lr"], resolved["micro_sequences"], resolved["accumulation"]) == (3e-3, 4, 1)
+    assert (resolved["batch_tokens"], resolved["precision"], resolved["processes"]) == (256, "float32", 1)
     assert not list(result.output.rglob("training_args.bin")), "a pickle was left behind"
     assert any("positions" in line for line in said)
 

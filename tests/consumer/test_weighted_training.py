@@ -13,6 +13,7 @@ from two_processes import train_in_two_processes
 from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.data import CaskDataset, NothingTrainedError, open_casks, share_note, trained_share
 from logitcask_consumer.run_document import RunFolderError
+from logitcask_consumer.training.arguments import DistillConfig
 from logitcask_consumer.training.callbacks import read_metrics
 from logitcask_consumer.training.run import train
 from logitcask_consumer.training.trainer import DistillTrainer
@@ -172,10 +173,9 @@ def test_a_trainer_of_one_s_own_refuses_too(config, place):
     with pytest.raises(NothingTrainedError):
         DistillTrainer(
             AutoModelForCausalLM.from_pretrained(place / "teacher"),
+            DistillConfig(output_dir=str(config.output), report_to="none"),
             dataset,
-            config,
-            checkpoints=config.output,
-            tokenizer=tiny_tokenizer(),
+            processing_class=tiny_tokenizer(),
         )
 
 

@@ -14,7 +14,8 @@ from logitcask_consumer.data import CaskDataset, Collator, open_casks, target_of
 from logitcask_consumer.head import LMHead
 from logitcask_consumer.losses import Objective
 from logitcask_consumer.losses.target import take_target
-from logitcask_consumer.student.forward import DistillTask, attach
+from logitcask_consumer.methods import DistillTask
+from logitcask_consumer.student.forward import attach
 from logitcask_consumer.weights import (
     WEIGHTS,
     EntropyTop,
@@ -262,11 +263,11 @@ def assert_same_target(one, other):
             np.testing.assert_array_equal(np.asarray(mine), np.asarray(theirs), err_msg=name)
 
 
-@pytest.mark.parametrize("chunk_rows", [None, 3])
-def test_entropy_is_that_of_the_dense_softmax(chunk_rows):
+@pytest.mark.parametrize("block_rows", [None, 3])
+def test_entropy_is_that_of_the_dense_softmax(block_rows):
     hidden, weight = torch.randn(11, 8, dtype=torch.float64), 3 * torch.randn(VOCAB, 8, dtype=torch.float64)
     expected = torch.distributions.Categorical(logits=hidden @ weight.T).entropy()
-    got = student_entropy(hidden, LMHead(weight_VD=weight), chunk_rows)
+    got = student_entropy(hidden, LMHead(weight_VD=weight), block_rows)
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
     assert len(student_entropy(hidden[:0], LMHead(weight_VD=weight))) == 0
 
@@ -317,7 +318,7 @@ def test_loss_and_gradients_are_those_of_dense_logits_with_the_weights(cask, tex
         terms=Objective.parse("forward_kl").terms(0.0),
         weights_T=batch["weights"],
         selection=weights.selection,
-        chunk_rows=7,
+        block_rows=7,
     )
     out = student(**inputs, distill=task)
     got = torch.autograd.grad(out["loss"], list(student.parameters()))

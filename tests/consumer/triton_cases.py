@@ -18,8 +18,8 @@ from reference_sampler import random_positions, sample, to_target
 from logitcask_consumer.head import LMHead, distillation_loss
 from logitcask_consumer.head import triton_passes as triton_dense
 from logitcask_consumer.head import triton_passes as triton_kernels
-from logitcask_consumer.head.chunked import Scales, chunk_gradient
 from logitcask_consumer.head.dense import dense_passes, gradient_, reduce_
+from logitcask_consumer.head.row_blocks import Scales, row_block_gradient
 from logitcask_consumer.head.softmax import TritonPassesError
 from logitcask_consumer.losses import LOSSES, SparseTarget
 from logitcask_consumer.losses.student_rows import Needs
@@ -102,7 +102,7 @@ def test_every_loss(name, dtype):
     def run(kind):
         scales = Scales.of(terms, target)
         with dense_passes(kind):
-            return chunk_gradient(logits_RV.clone(), target, terms, scales, weights_R=None, with_grad=True)
+            return row_block_gradient(logits_RV.clone(), target, terms, scales, weights_R=None, with_grad=True)
 
     got, want = run("triton"), run("eager")
     scale = 1.0 + float(want.terms_KR.abs().max())
@@ -189,7 +189,7 @@ def test_through_the_head_in_chunks():
 
     def run(kind):
         with dense_passes(kind):
-            loss = distillation_loss(hidden, LMHead(weight_VD=weight), target, terms, chunk_rows=2).loss
+            loss = distillation_loss(hidden, LMHead(weight_VD=weight), target, terms, block_rows=2).loss
         return loss, *torch.autograd.grad(loss, (hidden, weight))
 
     for got, want in zip(run("triton"), run("eager"), strict=True):

@@ -14,6 +14,33 @@ from logitcask_consumer.cli.given import given_path, given_text
 app = typer.Typer(help="Train a student from a cask, without the teacher.", add_completion=False)
 
 
+def _from_file(context: typer.Context, path: Path | None) -> Path | None:
+    """Options of a YAML file become the defaults of this call, so that those on the command line go before them.
+
+    Keys are the options' names, with or without their dashes.
+    """
+    if path is None:
+        return None
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise typer.BadParameter(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise typer.BadParameter(f"{path} holds no options; write one a line, such as `seq-len: 1024`")
+    parameters = {parameter.name: parameter for parameter in context.command.params if parameter.name != "config_file"}
+    options = {str(name).replace("-", "_"): value for name, value in content.items()}
+    if unknown := sorted(options.keys() - parameters.keys()):
+        names = ", ".join(str(name).replace("_", "-") for name in sorted(map(str, parameters)))
+        raise typer.BadParameter(f"{path}: there is no option {', '.join(unknown)}; there are: {names}")
+    for name, value in options.items():
+        if parameters[name].multiple and not isinstance(value, list):
+            options[name] = [value]
+    context.default_map = {name: value for name, value in options.items() if value is not None}
+    return path
+
+
 @app.command()
 def train(
     cask: Annotated[
@@ -110,6 +137,15 @@ def train(
     report_to: Annotated[
         list[str] | None, typer.Option("--report-to", help="Tracker, such as tensorboard; may be given several times.")
     ] = None,
+    config_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            help="YAML file of these options; those on the command line go before it.",
+            callback=_from_file,
+            is_eager=True,
+        ),
+    ] = None,
     resume: Annotated[
         str, typer.Option("--resume", help="auto: continue an interrupted run; never; or a checkpoint's folder.")
     ] = "auto",
@@ -118,6 +154,7 @@ def train(
     ] = False,
 ) -> None:
     """Train a student from casks; the same command continues an interrupted run."""
+    del config_file  # read before the other options
     from logitcask_consumer.config import TrainConfig, TrainConfigError
     from logitcask_consumer.processes import processes
     from logitcask_consumer.training.run import train as run

@@ -245,12 +245,12 @@ class DocumentAligner:
             For each the aligned document, or the reason why it is left out.
         """
         read = [self._read(ids) for ids in documents]
-        texts = [one.text for one in read if isinstance(one, _Text)]
+        texts = [text.text for text in read if isinstance(text, _Text)]
         # Offsets are not needed, and the fast form does not make them.
         encoded = iter(self._encoder.encode_batch_fast(texts, add_special_tokens=False))
         return [
-            one if isinstance(one, str) else self._align(ids, one, np.array(next(encoded).ids, dtype=np.int64))
-            for ids, one in zip(documents, read, strict=True)
+            text if isinstance(text, str) else self._align(ids, text, np.array(next(encoded).ids, dtype=np.int64))
+            for ids, text in zip(documents, read, strict=True)
         ]
 
     def _read(self, ids_L: NDArray[Any]) -> _Text | str:

@@ -47,7 +47,7 @@ def chunk_distillation_loss(
     terms: ChunkTerms,
     *,
     closing_V: Tensor,
-    chunk_rows: int | None = None,
+    block_rows: int | None = None,
 ) -> ChunkLossResult:
     """Apply the LM head and a mix of chunk losses to the hidden states of T rows.
 
@@ -57,7 +57,7 @@ def chunk_distillation_loss(
         target: T rows.
         terms: chunk losses with their weights.
         closing_V: bool: the student's tokens that begin a new word.
-        chunk_rows: rows of logits held at a time, unless a chunk needs more; None chooses 64 MiB, 256 at least.
+        block_rows: rows of logits held at a time, unless a chunk needs more; None chooses 64 MiB, 256 at least.
 
     Raises:
         ShapeError: rows or vocabulary do not fit, or there is no term.
@@ -67,7 +67,7 @@ def chunk_distillation_loss(
             f"{len(hidden_TD)} hidden states for {target.num_rows} rows, {len(terms)} terms, a set of new words over "
             f"{len(closing_V)} ids for a head of {head.vocab_size}: rows and ids must agree, and a term is needed"
         )
-    rows = rows_of(chunk_rows, head)
+    rows = rows_of(block_rows, head)
     closing = any(loss.reads_closing for _, loss in terms)
     spans = target.spans(rows)
     span = _Span(
@@ -130,8 +130,8 @@ class _Values:
         """Read them."""
         width = log_q_RV.shape[1]
         next_at_R = torch.arange(target.num_rows, device=log_q_RV.device) * width + target.next_ids_R
-        pairs_P, most = target.pair_rows_P, min(target.top_probs_PK.shape[1], width) if top else 0
-        top_PK, ids_PK = _largest(log_q_RV, pairs_P, most)
+        pairs_P, count = target.pair_rows_P, min(target.top_probs_PK.shape[1], width) if top else 0
+        top_PK, ids_PK = _largest(log_q_RV, pairs_P, count)
         closing_rows_E = target.closing_rows_C[target.closes_C]
         if closing_V is None:
             closing_rows_E = closing_rows_E[:0]
@@ -192,19 +192,19 @@ class _Values:
         return buffer_RV
 
 
-def _largest(log_q_RV: Tensor, rows_P: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """The largest values of some rows, in descending order, and their ids, [P, most]."""
-    found = [log_q_RV[rows_P[block]].topk(most, dim=1) for block in _blocks(log_q_RV, len(rows_P))]
-    empty = log_q_RV[:0].topk(most, dim=1)
-    values, ids = zip(empty, *found, strict=True)
+def _largest(log_q_RV: Tensor, rows_P: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest values of some rows, in descending order, and their ids, [P, count]."""
+    parts = [log_q_RV[rows_P[block]].topk(count, dim=1) for block in _blocks(log_q_RV, len(rows_P))]
+    empty = log_q_RV[:0].topk(count, dim=1)
+    values, ids = zip(empty, *parts, strict=True)
     return torch.cat(values), torch.cat(ids)
 
 
 def _log_mass(log_q_RV: Tensor, rows_E: Tensor, tokens_V: Tensor) -> Tensor:
     """Log of the mass of a set of tokens in some rows, [E]."""
     outside_V = torch.zeros_like(log_q_RV[0]).masked_fill_(~tokens_V, -torch.inf)
-    found = [torch.logsumexp(log_q_RV[rows_E[block]] + outside_V, 1) for block in _blocks(log_q_RV, len(rows_E))]
-    return torch.cat([log_q_RV.new_zeros(0), *found])
+    parts = [torch.logsumexp(log_q_RV[rows_E[block]] + outside_V, 1) for block in _blocks(log_q_RV, len(rows_E))]
+    return torch.cat([log_q_RV.new_zeros(0), *parts])
 
 
 def _blocks(buffer_RV: Tensor, count: int) -> Iterator[slice]:

@@ -6,15 +6,14 @@ The sibling of `losses.loss` for students with a tokenizer of their own. Its for
 and never compare token ids of the two sides.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from logitcask_consumer.cross_tokenizer.target import ChunkTarget
-from logitcask_consumer.losses.loss import Estimator
-from logitcask_consumer.notation import write_loss
+from logitcask_consumer.losses.loss import Formula
 from logitcask_schemas.record.capture_spec import CaptureSpec
 
 
@@ -32,17 +31,11 @@ class StudentSpan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChunkLoss(ABC):
-    """A loss with its parameters (the dataclass fields)."""
+class ChunkLoss(Formula):
+    """A loss on aligned chunks. Values are in nats, one per chunk, pair or row."""
 
-    name: ClassVar[str]
     reads_top: ClassVar[bool] = False
     """Whether the formula reads `top_logprobs_PK`."""
-
-    @property
-    @abstractmethod
-    def estimator(self) -> Estimator:
-        """What the loss on records is to the loss on the teacher's whole distributions."""
 
     @property
     def reads_closing(self) -> bool:
@@ -62,8 +55,3 @@ class ChunkLoss(ABC):
         """What records of this capture spec lack for the loss, each with the capture option that provides it."""
         del capture
         return []
-
-    @property
-    def spec(self) -> str:
-        """The loss as it is written: its name and the parameters that differ from their defaults."""
-        return write_loss(self)

@@ -16,7 +16,7 @@ from torch import Tensor
 from logitcask_consumer.cross_tokenizer.align import TokenBytes
 from logitcask_consumer.cross_tokenizer.dataset import ChunkSequences
 from logitcask_consumer.cross_tokenizer.target import ChunkTarget
-from logitcask_consumer.data.collate import FILL_ID
+from logitcask_consumer.data.slots import Slots
 from logitcask_schemas.errors import DocumentMismatchError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.records import Records
@@ -220,11 +220,13 @@ class ChunkCollator:
         with np.errstate(divide="ignore"):
             logmass_J = np.where(closes_J, np.log(teacher.closing_mass_C[ends_J]), 0.0)
         logprobs_J = np.add.reduceat(teacher.logprobs_C, begins_J) if len(begins_J) else teacher.logprobs_C
-        input_ids, position_ids, slots_R = self._slots(read, rows)
+        slots = Slots.of(
+            read.token_offsets_W1, read.window_offsets_B1, seq_len=self.seq_len, multiple_of=self.multiple_of
+        )
         return ChunkBatch(
-            input_ids=input_ids,
-            position_ids=position_ids,
-            slots=slots_R,
+            input_ids=slots.input_ids(read.token_ids_L),
+            position_ids=slots.position_ids(),
+            slots=torch.from_numpy(slots.flat_K[rows.slot_R]),
             next_ids=torch.from_numpy(next_ids_R),
             counted=torch.from_numpy(counted_R),
             chunk_of=torch.from_numpy(chunk_of_R),
@@ -249,26 +251,6 @@ class ChunkCollator:
     def byte_lengths(self, ids_R: NDArray[np.int64]) -> NDArray[np.int64]:
         """Bytes of some of the student's tokens; 0 for ids that its tokenizer does not have."""
         return np.append(self._student_lengths, 0)[np.minimum(ids_R, len(self._student_lengths))]
-
-    def _slots(self, read: ChunkSequences, rows: _Rows) -> tuple[Tensor, Tensor, Tensor]:
-        """Input ids and position ids, one row per sequence, and the flat index of each row's slot."""
-        before_W1 = read.token_offsets_W1 - np.arange(len(read.token_offsets_W1))
-        offsets_B1 = before_W1[read.window_offsets_B1]
-        used_B = np.diff(offsets_B1)
-        width = min(max(1, -(-int(used_B.max(initial=0)) // self.multiple_of)) * self.multiple_of, self.seq_len)
-        window_K = np.repeat(np.arange(len(before_W1) - 1), np.diff(before_W1))
-        slot_K = np.arange(int(before_W1[-1]))
-        at_K = slot_K + np.repeat(np.arange(len(used_B)) * width - offsets_B1[:-1], used_B)
-        ids = np.full(len(used_B) * width, FILL_ID, dtype=np.int64)
-        positions = np.zeros_like(ids)
-        ids[at_K] = read.token_ids_L[slot_K + window_K]
-        positions[at_K] = slot_K - before_W1[window_K]
-        shape = (len(used_B), width)
-        return (
-            torch.from_numpy(ids.reshape(shape)),
-            torch.from_numpy(positions.reshape(shape)),
-            torch.from_numpy(at_K[rows.slot_R]),
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

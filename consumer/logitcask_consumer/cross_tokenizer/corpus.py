@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcask_consumer.cross_tokenizer.align import AlignedDocument, DocumentAligner
+from logitcask_consumer.run_document import replace_file
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import CaskError
 
@@ -98,18 +99,18 @@ def _make(folder: Path, casks: Sequence[Cask], aligner: DocumentAligner, key: st
     files = {name: (folder / name).open("wb") for name in _COLUMNS}
     try:
         for first, documents in _batches(casks):
-            found = aligner.align(documents)
-            left_out.update(one for one in found if isinstance(one, str))
-            kept = [(n, one) for n, one in enumerate(found) if isinstance(one, AlignedDocument)]
+            aligned = aligner.align(documents)
+            left_out.update(reason for reason in aligned if isinstance(reason, str))
+            kept = [(n, document) for n, document in enumerate(aligned) if isinstance(document, AlignedDocument)]
             if not kept:
                 continue
             columns = {
-                "student_ids": np.concatenate([one.student_ids_S for _, one in kept]),
-                "teacher_bounds": np.concatenate([one.teacher_bounds_C1 for _, one in kept]),
-                "student_bounds": np.concatenate([one.student_bounds_C1 for _, one in kept]),
+                "student_ids": np.concatenate([document.student_ids_S for _, document in kept]),
+                "teacher_bounds": np.concatenate([document.teacher_bounds_C1 for _, document in kept]),
+                "student_bounds": np.concatenate([document.student_bounds_C1 for _, document in kept]),
                 "documents": np.array([first + n for n, _ in kept]),
-                "student_counts": np.array([len(one.student_ids_S) for _, one in kept]),
-                "bound_counts": np.array([len(one.student_bounds_C1) for _, one in kept]),
+                "student_counts": np.array([len(document.student_ids_S) for _, document in kept]),
+                "bound_counts": np.array([len(document.student_bounds_C1) for _, document in kept]),
             }
             for name, values in columns.items():
                 files[name].write(values.astype(np.dtype(_COLUMNS[name])).tobytes())
@@ -127,9 +128,7 @@ def _make(folder: Path, casks: Sequence[Cask], aligner: DocumentAligner, key: st
             f"tokenizer ({reasons or 'there is none'})"
         )
     summary = AlignmentSummary(key=key, left_out=dict(left_out), **totals)
-    temporary = folder / f".{_SUMMARY}.tmp"
-    temporary.write_text(json.dumps(asdict(summary), indent=2) + "\n")
-    temporary.replace(folder / _SUMMARY)
+    replace_file(folder / _SUMMARY, json.dumps(asdict(summary), indent=2) + "\n")
     return summary
 
 

@@ -80,7 +80,7 @@ class CrossTokenizerDataset(PackedDataset[ChunkSequences]):
 
     @property
     def num_documents(self) -> int:
-        """D."""
+        """Number of documents, D."""
         return len(self.corpus.documents_D)
 
     def read(self, sequences: Sequence[int]) -> ChunkSequences:

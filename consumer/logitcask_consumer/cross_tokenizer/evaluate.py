@@ -3,8 +3,6 @@
 Shape legend: C aligned chunks of all documents, R rows of a batch, B sequences of a batch, S slots of a sequence.
 """
 
-import math
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.cross_tokenizer.collate import ChunkCollator
 from logitcask_consumer.cross_tokenizer.corpus import NothingAlignedError
 from logitcask_consumer.cross_tokenizer.dataset import CrossTokenizerDataset
-from logitcask_consumer.cross_tokenizer.run import CrossTokenizerRun
-from logitcask_consumer.data import open_casks
+from logitcask_consumer.cross_tokenizer.losses import ChunkObjective
+from logitcask_consumer.cross_tokenizer.method import CrossTokenizerMethod
 from logitcask_consumer.head import LMHead
 from logitcask_consumer.head.fused_head import default_rows
 from logitcask_consumer.student.forward import hidden_states
-from logitcask_consumer.student.students import load_model, load_tokenizer
 from logitcask_schemas.cask import Cask
 
 Column = NDArray[np.float64]
@@ -51,17 +47,6 @@ class ChunkColumns:
             student_nats_C=self.student_nats_C[kept_C],
             teacher_nats_C=self.teacher_nats_C[kept_C],
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BitsPerByte:
-    """Of the bytes of all aligned chunks, which both models predict."""
-
-    student: float
-    teacher: float
-    """From the records: the likelihood of the teacher's own tokens."""
-    bytes: int
-    chunks: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,26 +89,17 @@ class AlignedDocuments:
             ModelError: model, tokenizer or teacher's folder lack what is asked of them.
             IdentityMismatchError: the teacher folder's tokenizer is not the one of the records.
         """
-        config = TrainConfig(
-            casks=tuple(cask.path for cask in casks),
-            student="measured, not trained",
-            teacher=teacher,
-            output=folder,
-            loss="alm:debias=none,threshold=-1",
-            seq_len=seq_len,
-            overlap=overlap,
-            micro_tokens=seq_len,
-            packing="none",
-        )
-        run = CrossTokenizerRun.of(config, tokenizer)
-        assert run is not None, "the loss has chunks"
-        run.require(casks)
-        run.check(model)
-        dataset = run.dataset(casks, say)
+        method = CrossTokenizerMethod.of(
+            ChunkObjective.parse("alm:debias=none,threshold=-1"), tokenizer, teacher=teacher, folder=folder
+        ).bound(casks)
+        method.check(model, casks[0].manifest, "none")
+        dataset = method.dataset(casks, seq_len=seq_len, overlap=overlap, packing="none", seed=0)
+        for note in method.notes(dataset):
+            say(note)
         return cls(
             dataset=dataset,
-            collator=run.collator(dataset.manifest),
-            first_space=run.aligner.student_bytes.strips_first_space and run.aligner.begins_with_special,
+            collator=method.collator(dataset),
+            first_space=method.aligner.student_bytes.strips_first_space and method.aligner.begins_with_special,
         )
 
     @torch.no_grad()
@@ -176,44 +152,6 @@ class AlignedDocuments:
             _sums(nats_R, starts_C, stops_C),
             -batch["teacher_logprobs"].numpy().astype(np.float64),
         )
-
-
-def held_out_bits_per_byte(
-    student: Path | str, *, cask: Path | str, teacher: Path | str, seq_len: int = 512, overlap: int = 64
-) -> BitsPerByte:
-    """Compare a student's folder with the teacher on the documents of a cask.
-
-    Args:
-        student: a trained student with its tokenizer.
-        cask: of the documents.
-        teacher: the teacher's folder, of which only the tokenizer is read.
-        seq_len: slots of a window; longer documents are cut.
-        overlap: context slots of later windows.
-
-    Raises:
-        CaskError: the cask cannot be opened, or no document can be aligned.
-        ModelError: a folder lacks what is asked of it.
-    """
-    model, tokenizer = load_model(Path(student)), load_tokenizer(Path(student))
-    casks = open_casks([cask], tokenizer_fingerprint=None)
-    with tempfile.TemporaryDirectory(prefix="logitcask-aligned-") as folder:
-        aligned = AlignedDocuments.of(
-            model,
-            tokenizer,
-            casks,
-            teacher=Path(teacher),
-            folder=Path(folder),
-            seq_len=seq_len,
-            overlap=overlap,
-        )
-        found = aligned.measure(model)
-    bits = math.log(2.0) * found.bytes_C.sum()
-    return BitsPerByte(
-        student=float(found.student_nats_C.sum() / bits),
-        teacher=float(found.teacher_nats_C.sum() / bits),
-        bytes=int(found.bytes_C.sum()),
-        chunks=len(found.bytes_C),
-    )
 
 
 def _nats(hidden_RD: Tensor, head: LMHead, next_ids_R: Tensor) -> Tensor:

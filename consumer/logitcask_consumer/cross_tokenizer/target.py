@@ -48,12 +48,12 @@ class ChunkTarget:
 
     @property
     def num_rows(self) -> int:
-        """R."""
+        """Number of rows, R."""
         return len(self.next_ids_R)
 
     @property
     def num_chunks(self) -> int:
-        """C."""
+        """Number of chunks, C."""
         return len(self.chunk_starts_C)
 
     def to(self, device: torch.device) -> Self:
@@ -64,11 +64,11 @@ class ChunkTarget:
         }
         return replace(self, **moved)
 
-    def spans(self, most_rows: int) -> list[tuple[int, int]]:
-        """Cut the rows into spans that hold whole chunks; a chunk longer than `most_rows` is a span of its own."""
+    def spans(self, max_rows: int) -> list[tuple[int, int]]:
+        """Cut the rows into spans that hold whole chunks; a chunk longer than `max_rows` is a span of its own."""
         starts_C, stops_C, spans, start = self.chunk_starts_C, self.chunk_stops_C, list[tuple[int, int]](), 0
         while start < self.num_rows:
-            stop = min(start + most_rows, self.num_rows)
+            stop = min(start + max_rows, self.num_rows)
             inside = int(np.searchsorted(starts_C, stop)) - 1
             if inside >= 0 and stops_C[inside] > stop:
                 stop = int(starts_C[inside] if starts_C[inside] > start else stops_C[inside])

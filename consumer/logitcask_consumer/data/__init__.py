@@ -1,7 +1,8 @@
 """Training data over casks: windows, packing, order, dataset, collation.
 
 Read in this order: `windows` (documents into pieces), `packing` (pieces into sequences), `dataset` (batches of
-sequences out of the mapped shards), `collate` (sequences into tensors), `sampler` (the order in which sequences come).
+sequences out of the mapped shards), `slots` and `collate` (sequences into tensors), `sampler` (the order in which
+sequences come).
 """
 
 from logitcask_consumer.data.collate import Batch, Collator, target_of

@@ -5,9 +5,7 @@ entries, N tail draws, Z stored temperatures; R positions looked at more closely
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, Final, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -15,13 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from logitcask_consumer.data.dataset import SequenceRecords
+from logitcask_consumer.data.slots import Slots
 from logitcask_consumer.data.vocabulary import StudentVocabulary
 from logitcask_consumer.losses.target import Offsets, SparseTarget
 from logitcask_schemas.errors import DocumentMismatchError, InvalidRecordError
-
-FILL_ID: Final = 0
-"""Token id of unused slots, which no trained position sees. Every embedding has a row for it; a tokenizer's padding id
-may have none."""
 
 
 class Batch(TypedDict):
@@ -31,6 +26,11 @@ class Batch(TypedDict):
     """int64 [B, S]; unused slots hold `FILL_ID`."""
     position_ids: Tensor
     """int64 [B, S]; counts from 0 in every window, which is what keeps packed documents apart. 0 in unused slots."""
+    labels: Tensor
+    """int64 [B, S]: the realised next token in each trained slot, -100 in all others. Transformers' Trainer counts them
+    to divide the loss of a step; they are shifted already, unlike those that its models take."""
+    shift_labels: Tensor
+    """The same tensor, under the name by which transformers knows labels that are shifted."""
     slots: Tensor
     """int64 [T]: flat index b·S + s of each trained position."""
     next_ids: Tensor
@@ -86,29 +86,35 @@ class Collator:
         read = sequences if isinstance(sequences, SequenceRecords) else SequenceRecords.join(sequences)
         records = read.windows.records
         positions, keep_P = records.num_positions, _kept(read.weights_P)
-        slots = _Slots.of(read)
-        used = int(np.diff(slots.offsets_B1).max(initial=0))
-        width = min(max(1, -(-used // self.multiple_of)) * self.multiple_of, self.seq_len)
-        # Slot k of the batch lies (its sequence's first slot in the batch - the used slots before it) further on.
-        shift_B = np.arange(len(slots.offsets_B1) - 1) * width - slots.offsets_B1[:-1]
-        at_K = np.arange(len(slots.within_K)) + np.repeat(shift_B, np.diff(slots.offsets_B1))
-        next_ids_T = read.windows.token_ids_L[slots.token_T + 1]
+        windows = read.windows
+        slots = Slots.of(
+            windows.token_offsets_B1, read.window_offsets_B1, seq_len=self.seq_len, multiple_of=self.multiple_of
+        )
+        slots_T, tokens_T = slots.flat_K, slots.token_K
+        counts_W = np.diff(windows.position_offsets_B1)
+        context_W = slots.counts_W - counts_W
+        if context_W.any():
+            trained_K = slots.within_K >= np.repeat(context_W, slots.counts_W)
+            slots_T, tokens_T = slots_T[trained_K], tokens_T[trained_K]
+        next_ids_T = windows.token_ids_L[tokens_T + 1]
         head_offsets, tail_offsets = _offsets(records.head_counts_P), _offsets(records.tail_counts_P)
-        documents_T = np.repeat(read.documents_W.astype(np.int32), np.diff(read.windows.position_offsets_B1))
+        documents_T = np.repeat(read.documents_W.astype(np.int32), counts_W)
         _require_next_token(records.head_ids_H, head_offsets, next_ids_T, documents_T)
-        slots_T, weights_T = at_K if slots.trained_K is None else at_K[slots.trained_K], read.weights_P
+        weights_T = read.weights_P
         if keep_P is not None:
             records = records.select(keep_P)
             slots_T, next_ids_T, documents_T = slots_T[keep_P], next_ids_T[keep_P], documents_T[keep_P]
             weights_T = None if weights_T is None else weights_T[keep_P]
             head_offsets, tail_offsets = _offsets(records.head_counts_P), _offsets(records.tail_counts_P)
         if self.vocabulary is not None:
-            windows = read.windows
             self.vocabulary.require_tokens_of(windows.token_ids_L, windows.token_offsets_B1, read.documents_W)
             self.vocabulary.require_records(records, documents_T)
+        labels = slots.labels(slots_T, next_ids_T)
         return Batch(
-            input_ids=slots.rows(read.windows.token_ids_L[slots.token_K], width, fill=FILL_ID),
-            position_ids=slots.rows(slots.within_K, width, fill=0),
+            labels=labels,
+            shift_labels=labels,
+            input_ids=slots.input_ids(windows.token_ids_L),
+            position_ids=slots.position_ids(),
             slots=torch.from_numpy(slots_T),
             next_ids=torch.from_numpy(next_ids_T.astype(np.int32)),
             head_ids=torch.from_numpy(records.head_ids_H),
@@ -122,48 +128,6 @@ class Collator:
             weights=_tensor(weights_T),
             positions=positions,
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Slots:
-    """The used slots of a batch, sequence after sequence, window after window."""
-
-    offsets_B1: NDArray[np.int64]
-    """[B + 1], used slots of the sequences before."""
-    within_K: NDArray[np.int64]
-    """Number within the window."""
-    token_K: NDArray[np.int64]
-    """Index of the slot's input token among the collated tokens; the one after it is its next token."""
-    trained_K: NDArray[np.bool_] | None
-    """Whether the slot carries loss; None where all do."""
-
-    @classmethod
-    def of(cls, read: SequenceRecords) -> "_Slots":
-        windows = read.windows
-        # Every window has one token more than slots.
-        before_W1 = windows.token_offsets_B1 - np.arange(windows.num_windows + 1)
-        slots_W = np.diff(before_W1)
-        slot_K = np.arange(int(before_W1[-1]))
-        within_K = slot_K - np.repeat(before_W1[:-1], slots_W)
-        context_W = slots_W - np.diff(windows.position_offsets_B1)
-        return cls(
-            offsets_B1=before_W1[read.window_offsets_B1],
-            within_K=within_K,
-            token_K=slot_K + np.repeat(np.arange(windows.num_windows), slots_W),
-            trained_K=within_K >= np.repeat(context_W, slots_W) if context_W.any() else None,
-        )
-
-    @property
-    def token_T(self) -> NDArray[np.int64]:
-        """`token_K` of the trained slots."""
-        return self.token_K if self.trained_K is None else self.token_K[self.trained_K]
-
-    def rows(self, values_K: NDArray[Any], width: int, *, fill: int) -> Tensor:
-        """One row of `width` slots per sequence, int64 [B, width]."""
-        rows = np.full((len(self.offsets_B1) - 1, width), fill, dtype=np.int64)
-        for row, (start, stop) in zip(rows, pairwise(self.offsets_B1.tolist()), strict=True):
-            row[: stop - start] = values_K[start:stop]
-        return torch.from_numpy(rows)
 
 
 def target_of(batch: Batch, *, sampled_tail: bool, log_z_column: int | None = None) -> SparseTarget:

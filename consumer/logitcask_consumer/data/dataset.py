@@ -53,10 +53,10 @@ class SequenceRecords:
             documents_W=np.concatenate([part.documents_W for part in parts]),
             weights_P=_concatenated([part.weights_P for part in parts]),
             windows=CollatedRecords(
-                token_ids_L=np.concatenate([one.token_ids_L for one in windows]),
-                token_offsets_B1=_joined([one.token_offsets_B1 for one in windows]),
-                position_offsets_B1=_joined([one.position_offsets_B1 for one in windows]),
-                records=Records.join([one.records for one in windows]),
+                token_ids_L=np.concatenate([collated.token_ids_L for collated in windows]),
+                token_offsets_B1=_joined([collated.token_offsets_B1 for collated in windows]),
+                position_offsets_B1=_joined([collated.position_offsets_B1 for collated in windows]),
+                records=Records.join([collated.records for collated in windows]),
             ),
         )
 
@@ -104,6 +104,8 @@ class PackedDataset(Dataset[S_co], ABC):
         """
         self.casks = list(casks)
         self.seq_len = seq_len
+        self.packing = packing
+        self.seed = seed
         shards = [entry.documents for cask in self.casks for entry in cask.entries]
         self._first_shard = np.concatenate([[0], np.cumsum([len(cask.entries) for cask in self.casks])])
         self._first_document = np.concatenate([[0], np.cumsum(shards, dtype=np.int64)])
@@ -119,7 +121,7 @@ class PackedDataset(Dataset[S_co], ABC):
     @property
     @abstractmethod
     def num_documents(self) -> int:
-        """D."""
+        """Number of documents, D."""
 
     @property
     def manifest(self) -> CaskManifest:
@@ -269,7 +271,7 @@ class CaskDataset(PackedDataset[SequenceRecords]):
 
     @property
     def num_documents(self) -> int:
-        """D."""
+        """Number of documents, D."""
         return len(self._proved_D)
 
     def read(self, sequences: Sequence[int]) -> SequenceRecords:

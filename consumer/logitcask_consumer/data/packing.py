@@ -63,15 +63,15 @@ def pack_best_fit(slots_W: NDArray[np.int64], *, capacity: int) -> Packs:
                 left += 1
             # One after the other, windows of one size would fill a sequence before they look at the next.
             each = left // size
-            wanted = -(-len(waiting) // each)
+            needed = -(-len(waiting) // each)
             if rooms[left]:
                 group = rooms[left].pop()
-                if len(group) > wanted:
-                    rooms[left].append(group[wanted:])
+                if len(group) > needed:
+                    rooms[left].append(group[needed:])
             else:
-                group = np.arange(opened, opened + wanted)
-                opened += wanted
-            group = group[:wanted]
+                group = np.arange(opened, opened + needed)
+                opened += needed
+            group = group[:needed]
             placed = min(len(group) * each, len(waiting))
             sequence_W[waiting[:placed]] = np.repeat(group, each)[:placed]
             waiting = waiting[placed:]

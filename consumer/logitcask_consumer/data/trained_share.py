@@ -71,12 +71,12 @@ def _nothing(dataset: CaskDataset, reasons: list[str]) -> NothingTrainedError:
     )
 
 
-def share_note(found: TrainedShare) -> str | None:
+def share_note(looked_at: TrainedShare) -> str | None:
     """A sentence for people about a share, None where it is not worth one."""
-    if found.share >= LOW_SHARE:
+    if looked_at.share >= LOW_SHARE:
         return None
-    part = "" if found.whole else f" of the first {found.positions:,}"
+    part = "" if looked_at.whole else f" of the first {looked_at.positions:,}"
     return (
-        f"warning: the weights leave {found.trained:,} positions{part} to be trained, {found.share:.2%}; most of the "
-        "run's work is wasted. Are they the right ones?"
+        f"warning: the weights leave {looked_at.trained:,} positions{part} to be trained, {looked_at.share:.2%}; "
+        "most of the run's work is wasted. Are they the right ones?"
     )

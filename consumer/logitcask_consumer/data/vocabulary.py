@@ -161,7 +161,7 @@ def beyond_tokens(records_of: Iterator[Records], tokens: int) -> BeyondTokens:
         records_of: records, some documents at a time.
         tokens: one more than the largest id of the tokenizer.
     """
-    positions = found = largest = 0
+    positions = holding = largest = 0
     mass = 0.0
     for records in records_of:
         positions += records.num_positions
@@ -174,10 +174,10 @@ def beyond_tokens(records_of: Iterator[Records], tokens: int) -> BeyondTokens:
         mass += float(each_P[rows_N[tail_N]].sum())
         is_found_P[rows_H[head_H]] = True
         is_found_P[rows_N[tail_N]] = True
-        found += int(is_found_P.sum())
+        holding += int(is_found_P.sum())
         for ids in (records.head_ids_H[head_H], records.tail_ids_N[tail_N]):
             largest = max(largest, int(ids.max(initial=0)))
-    return BeyondTokens(positions=positions, records=found, mass=mass / max(positions, 1), largest_id=largest)
+    return BeyondTokens(positions=positions, records=holding, mass=mass / max(positions, 1), largest_id=largest)
 
 
 def token_count(tokenizer: Any) -> int:

@@ -1,6 +1,6 @@
 """The only code that touches [rows, vocabulary]: from logits to the leaves of a formula, and from gradients back.
 
-Shape legend: R rows of a chunk, V vocabulary size, H head entries, N tail draws.
+Shape legend: R rows of a block, V vocabulary size, H head entries, N tail draws.
 
 The passes over the rows are `softmax`'s, or those of `triton_passes`, which are opt-in until they have run on a GPU.
 `_takes_triton` is the one place that chooses, by what `dense_passes` says.
@@ -29,7 +29,7 @@ _PASSES: ContextVar[Passes] = ContextVar("dense_passes", default="eager")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DenseRows:
-    """A chunk after its reductions."""
+    """A block of rows after its reductions."""
 
     rest: Rest
     leaves: Leaves
@@ -63,7 +63,7 @@ def dense_passes(passes: Passes) -> Iterator[None]:
 
 
 def reduce_(logits_RV: Tensor, target: SparseTarget, needs: Needs, *, with_grad: bool) -> DenseRows:
-    """Reductions of a chunk of logits; overwrites them.
+    """Reductions of a block of logits; overwrites them.
 
     Args:
         logits_RV: float32 or float64. Rows may be strided; the operators then work on a copy.
@@ -113,13 +113,13 @@ def gradient_(rows: DenseRows, total: Tensor) -> Tensor:
     """The gradient of a scalar formula of the leaves for the logits, [R, V]; overwrites the buffer.
 
     Args:
-        rows: the chunk.
+        rows: the block.
         total: the scalar, a function of `rows.leaves`.
     """
     leaves, rest = rows.leaves, rows.rest
-    found = iter(torch.autograd.grad(total, leaves.tensors(), allow_unused=True, materialize_grads=True))
-    at_entries, grad_lse_R = [next(found) for _ in rows.entries.at], next(found)
-    rest.gradient_(grad_lse_R, dict(zip(leaves.rest_powers, found, strict=True)))
+    gradients = iter(torch.autograd.grad(total, leaves.tensors(), allow_unused=True, materialize_grads=True))
+    at_entries, grad_lse_R = [next(gradients) for _ in rows.entries.at], next(gradients)
+    rest.gradient_(grad_lse_R, dict(zip(leaves.rest_powers, gradients, strict=True)))
     flat = flattened(rest.buffer_RV)
     for at, grad in zip(rows.entries.at, at_entries, strict=True):
         flat.index_add_(0, at, grad)

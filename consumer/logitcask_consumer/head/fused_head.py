@@ -49,15 +49,15 @@ class ShapeError(LogitcaskError, ValueError):
     """Tensors given to a loss do not fit each other."""
 
 
-def rows_of(chunk_rows: int | None, head: LMHead) -> int:
+def rows_of(block_rows: int | None, head: LMHead) -> int:
     """Rows of a span: those asked for, or the default.
 
     Raises:
         ShapeError: fewer than one.
     """
-    if chunk_rows is not None and chunk_rows < 1:
-        raise ShapeError(f"chunk_rows must be at least 1, got {chunk_rows}")
-    return default_rows(head) if chunk_rows is None else chunk_rows
+    if block_rows is not None and block_rows < 1:
+        raise ShapeError(f"block_rows must be at least 1, got {block_rows}")
+    return default_rows(head) if block_rows is None else block_rows
 
 
 def default_rows(head: LMHead) -> int:
@@ -122,8 +122,8 @@ class _FusedHead(torch.autograd.Function):
         )
         with torch.autocast(hidden_TD.device.type, enabled=False):
             total, grads = pass_.run(spans, loss)
-        given = (hidden_TD, weight_VD, bias_V, low_TK, up_VK)
-        ctx.grads = [None if g is None or x is None else g.to(x.dtype) for g, x in zip(grads, given, strict=True)]
+        inputs = (hidden_TD, weight_VD, bias_V, low_TK, up_VK)
+        ctx.grads = [None if g is None or x is None else g.to(x.dtype) for g, x in zip(grads, inputs, strict=True)]
         return total
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The student's LM head: what turns hidden states into logits, taken out of the model so it can be applied in chunks.
+"""The student's LM head: what turns hidden states into logits, taken out of the model to be applied to a few rows.
 
 Shape legend: R rows, D hidden size, V vocabulary size, K rank of an adapter.
 """
@@ -36,11 +36,6 @@ class LogitTransform:
         caps = [cap for name in _SOFTCAPS if (cap := _number(text, name, 0.0))]
         return cls(scale=scale, softcap=caps[0] if caps else None)
 
-    @property
-    def is_identity(self) -> bool:
-        """Whether z = u."""
-        return self.scale == 1.0 and self.softcap is None
-
     def forward_(self, products_RV: Tensor) -> Tensor:
         """Logits z from products u, in place."""
         if self.scale != 1.0:
@@ -67,9 +62,9 @@ class LowRank:
     """
 
     down_KD: Tensor
-    """A."""
+    """A of the adapter, [K, D]."""
     up_VK: Tensor
-    """B."""
+    """B of the adapter, [V, K]."""
     scale: float = 1.0
     dropout: nn.Module | None = None
 
@@ -102,7 +97,7 @@ class LMHead:
         if not isinstance(linear, nn.Linear):
             raise ModelError(
                 f"{type(model).__name__} has an output embedding of type {type(linear).__name__}; "
-                "the chunked loss needs a linear LM head (torch.nn.Linear)"
+                "the loss needs a linear LM head (torch.nn.Linear)"
             )
         return cls(
             weight_VD=linear.weight,
@@ -113,7 +108,7 @@ class LMHead:
 
     @property
     def vocab_size(self) -> int:
-        """V."""
+        """Ids of the head, V."""
         return self.weight_VD.shape[0]
 
     def narrowed(self, width: int | None) -> Self:
@@ -156,7 +151,7 @@ def taken_apart(layer: Any) -> tuple[Any, LowRank | None]:
     up = layer.lora_B[name]
     if others or name in layer.lora_variant or up.bias is not None:
         raise ModelError(
-            f"the LM head has adapters {active} of which the chunked loss cannot make sense; it takes one plain LoRA "
+            f"the LM head has adapters {active} of which the loss cannot make sense; it takes one plain LoRA "
             "adapter (no DoRA, no lora_bias)"
         )
     dropout = layer.lora_dropout[name]

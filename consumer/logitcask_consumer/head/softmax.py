@@ -1,6 +1,6 @@
-"""The softmax of each row over the rest, in place on one chunk of logits, with torch's own operators.
+"""The softmax of each row over the rest, in place on one block of logits, with torch's own operators.
 
-Shape legend: R rows of a chunk, V vocabulary size, E entries.
+Shape legend: R rows of a block, V vocabulary size, E entries.
 
 The rest is the whole vocabulary, or what is outside the heads. `Rest` is what any way of computing it hands over;
 `EagerRest` here serves every device, `triton_passes` has one with fewer passes for CUDA. With q the softmax of the
@@ -31,7 +31,7 @@ class TritonPassesError(LogitcaskError, RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entries:
-    """Places that a chunk's formulas read: head entries, draws, next tokens, in this order."""
+    """Places that a block's formulas read: head entries, draws, next tokens, in this order."""
 
     rows: tuple[Tensor | slice, ...]
     """Row of each entry, as an index into [R]."""
@@ -84,7 +84,7 @@ class EagerRest(Rest):
 def eager_rest_(
     logits_RV: Tensor, entries: Entries, exponents: tuple[float, ...], *, outside_heads: bool, may_be_empty: bool
 ) -> EagerRest:
-    """Reduce a chunk; overwrites the logits.
+    """Reduce a block of rows; overwrites the logits.
 
     Args:
         logits_RV: contiguous, float32 or float64.

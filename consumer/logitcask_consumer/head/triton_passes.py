@@ -1,6 +1,6 @@
 """The passes over [rows, vocabulary] with Triton's kernels: each logit is read twice and written once.
 
-Shape legend: R rows of a chunk, V vocabulary size, N tiles of a row, K exponents.
+Shape legend: R rows of a block, V vocabulary size, N tiles of a row, K exponents.
 
 The buffer keeps the logits until the gradient takes their place. Entries are gathered and scattered by torch. Numbers
 are those of `softmax.EagerRest` to the rounding of the dtype; the first use on a device proves it on a few rows. A case
@@ -146,7 +146,7 @@ class TritonRest(Rest):
 def triton_rest_(
     logits_RV: Tensor, entries: Entries, exponents: tuple[float, ...], *, outside_heads: bool, may_be_empty: bool
 ) -> TritonRest:
-    """Reduce a chunk; overwrites the logits. Arguments are those of `softmax.eager_rest_`; rows may be strided.
+    """Reduce a block of rows; overwrites the logits. Arguments are those of `softmax.eager_rest_`; rows may be strided.
 
     Raises:
         TritonPassesError: the logits' dtype, device or layout, or an exponent, is not supported; or the kernels give
@@ -171,13 +171,13 @@ def prove(device: torch.device, dtype: torch.dtype) -> None:
     entries = Entries(rows=(first_R, slice(None)), at=(first_R * (width + 1), first_R * width + TILE))
     for exponents, outside_heads in (((), False), ((0.7, 2.0), True)):
         options = {"outside_heads": outside_heads, "may_be_empty": False}
-        found = []
+        buffers = []
         for make in (_rest_, eager_rest_):
             rest = make(logits_RV.clone(), entries, exponents, **options)
             leaves = [*rest.entry_logits, *rest.log_powers.values()]
             rest.gradient_(1.0 + first_R.to(dtype), {c: c - first_R.to(dtype) for c in exponents})
-            found.append(torch.cat([*leaves, rest.buffer_RV.view(-1)]))
-        gap = float((found[0] - found[1]).abs().max())
+            buffers.append(torch.cat([*leaves, rest.buffer_RV.view(-1)]))
+        gap = float((buffers[0] - buffers[1]).abs().max())
         if not gap <= _AGREE[dtype]:
             raise TritonPassesError(
                 f"Triton {triton.__version__} and torch's operators differ by {gap:.3g} on {device} in {dtype}, "

@@ -19,10 +19,17 @@ from logitcask_consumer.losses.formulas.tail_aware import TailAware
 from logitcask_consumer.losses.formulas.todi import ToDi
 from logitcask_consumer.losses.formulas.topk_renorm import TopKRenorm
 from logitcask_consumer.losses.formulas.tvd import TotalVariation
-from logitcask_consumer.losses.loss import LOSSES, Loss, LossMismatchError, get_loss, register
+from logitcask_consumer.losses.loss import (
+    LOSSES,
+    Loss,
+    LossMismatchError,
+    LossParameterError,
+    UnknownLossError,
+    get_loss,
+    register,
+)
 from logitcask_consumer.losses.mix import Objective
 from logitcask_consumer.losses.target import SparseTarget
-from logitcask_consumer.notation import LossParameterError, UnknownLossError
 
 __all__ = [
     "LOSSES",

@@ -1,6 +1,6 @@
 """What a loss is: a formula over a few values per position, with what it reads and what it needs of the records.
 
-Shape legend: R rows of a chunk, V vocabulary size, T trained positions of a batch.
+Shape legend: R rows of a block, V vocabulary size, T trained positions of a batch.
 
 A loss never sees the [R, V] logits. It reads the student's log-probabilities at the record's entries and, where it says
 so in `needs`, a few reductions over the vocabulary (`StudentRows`), and returns one value per row as a differentiable
@@ -8,15 +8,15 @@ function of them. What a gradient for those values means for the logits is worke
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, TypeAlias, TypeVar
+from typing import ClassVar, Literal, Self, TypeAlias, TypeVar
 
 from torch import Tensor
 
 from logitcask_consumer.losses.student_rows import Needs, StudentRows
 from logitcask_consumer.losses.target import SparseTarget
-from logitcask_consumer.notation import LossParameterError, read_loss, write_loss
+from logitcask_consumer.notation import read_named, write_named
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 
@@ -26,6 +26,21 @@ of many draws, a lower bound of it, or none of these."""
 
 Tail = Literal["draws", "ghost"]
 """How a divergence sees the teacher's tail: by the draws, without bias, or as one bucket of mass r, a lower bound."""
+
+
+class UnknownLossError(LogitcaskError, KeyError):
+    """A loss was named that is not registered."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class LossParameterError(LogitcaskError, ValueError):
+    """A loss was given a parameter that it does not have or that is out of range."""
+
+
+class LossMismatchError(LogitcaskError, ValueError):
+    """A loss was asked of records that cannot support it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,18 +60,38 @@ class Requires:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loss(ABC):
-    """A loss with its parameters (the dataclass fields). Values are in nats, one per row."""
+class Formula(ABC):
+    """What losses of every method have in common: a name, parameters (the dataclass fields), and needs of records."""
 
     name: ClassVar[str]
-    summary: ClassVar[str]
-    kl_value: ClassVar[bool] = False
-    """Whether the value minus the teacher's entropy H(t) estimates KL(teacher || student)."""
 
     @property
     @abstractmethod
     def estimator(self) -> Estimator:
         """What the loss is to its dense counterpart, given its parameters."""
+
+    @abstractmethod
+    def missing(self, capture: CaptureSpec) -> list[str]:
+        """What records of this capture spec lack for the loss, each with the capture option that provides it."""
+
+    def at(self, progress: float) -> Self:
+        """The loss at a part of the run done, from 0 to 1; itself, unless a parameter of it follows a schedule."""
+        del progress
+        return self
+
+    @property
+    def spec(self) -> str:
+        """The loss as it is written: its name and the parameters that differ from their defaults."""
+        return write_named(self.name, self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss(Formula):
+    """A loss on the teacher's tokens. Values are in nats, one per row."""
+
+    summary: ClassVar[str]
+    kl_value: ClassVar[bool] = False
+    """Whether the value minus the teacher's entropy H(t) estimates KL(teacher || student)."""
 
     @property
     def needs(self) -> Needs:
@@ -88,18 +123,13 @@ class Loss(ABC):
         del target
         return None
 
-    def at(self, progress: float) -> "Loss":
-        """The loss at a part of the run done, from 0 to 1; itself, unless a parameter of it follows a schedule."""
-        del progress
-        return self
-
     def missing(self, capture: CaptureSpec) -> list[str]:
         """What records of this capture spec lack for the loss, each with the capture option that provides it."""
         needs, missing = self.requires, list[str]()
         if needs.head and capture.mode == "sampled":
             missing.append("a head of likely tokens (capture with mode 'threshold' or 'topk')")
-        option, most = ("k", capture.k) if capture.mode == "topk" else ("head_max", capture.head_max)
-        if capture.mode != "sampled" and most < needs.head_entries:
+        option, entries = ("k", capture.k) if capture.mode == "topk" else ("head_max", capture.head_max)
+        if capture.mode != "sampled" and entries < needs.head_entries:
             missing.append(f"heads of {needs.head_entries} entries (capture with {option}={needs.head_entries})")
         if needs.draws and capture.mode == "topk":
             missing.append("draws from the tail (capture with mode 'threshold' or 'sampled')")
@@ -111,13 +141,8 @@ class Loss(ABC):
             )
         return missing
 
-    @property
-    def spec(self) -> str:
-        """The loss as `get_loss` reads it: its name and the parameters that differ from their defaults."""
-        return write_loss(self)
 
-
-def in_range(loss: Loss, name: str, low: float, high: float, *, open_ends: bool = False) -> None:
+def in_range(loss: Formula, name: str, low: float, high: float, *, open_ends: bool = False) -> None:
     """Refuse a parameter outside [low, high], or outside (low, high).
 
     Raises:
@@ -134,10 +159,7 @@ LOSSES: dict[str, Loss] = {}
 """Every registered name with its default parameters."""
 
 L = TypeVar("L", bound=type[Loss])
-
-
-class LossMismatchError(LogitcaskError, ValueError):
-    """A loss was asked of records that cannot support it."""
+F = TypeVar("F", bound=Formula)
 
 
 def register(loss: L) -> L:
@@ -155,28 +177,23 @@ def register(loss: L) -> L:
 
 
 def get_loss(spec: str) -> Loss:
-    """A loss by its name, or with parameters: "js:beta=0.1,tail=ghost".
+    """A loss by its name, or with parameters: "js:beta=0.1,tail=ghost"; errors as `read_loss`."""
+    return read_loss(spec, LOSSES)
+
+
+def read_loss(text: str, registry: Mapping[str, F], *, kind: str = "") -> F:
+    """A loss of a registry, as `Formula.spec` writes it.
+
+    Args:
+        text: its name, perhaps with parameters.
+        registry: losses with their default parameters, by name.
+        kind: of these losses, for messages.
 
     Raises:
         UnknownLossError: no such loss; the message lists those there are.
         LossParameterError: it has no such parameter, or the value is not one it can have.
     """
-    return read_loss(spec, LOSSES)
-
-
-def require(loss: Loss, capture: CaptureSpec) -> None:
-    """Refuse records that cannot support a loss.
-
-    Raises:
-        LossMismatchError: what is missing, the capture option that would have provided it, and the losses that fit.
-    """
-    if missing := loss.missing(capture):
-        fitting = sorted(name for name, other in LOSSES.items() if not other.missing(capture))
-        raise LossMismatchError(
-            f"loss {loss.spec!r} needs {' and '.join(missing)}; this cask was captured with mode {capture.mode!r}, "
-            f"tail_logprobs={str(capture.tail_logprobs).lower()}, temperatures={list(capture.temperatures)}. "
-            f"Losses that fit it: {', '.join(fitting)}"
-        )
+    return read_named(text, registry, what="loss", unknown=UnknownLossError, wrong=LossParameterError, kind=kind)
 
 
 Terms: TypeAlias = Sequence[tuple[float, Loss]]

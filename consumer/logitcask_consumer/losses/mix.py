@@ -1,15 +1,21 @@
-"""Weights that change while a run goes on: a number, a line, or warm-up, plateau and decay."""
+"""Mixes of losses, and their weights, which may change while a run goes on."""
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, Final, Generic, Self, TypeVar
+from typing import Any, ClassVar, Final, Generic, Self, TypeVar
 
 from logitcask_consumer.losses.formulas.cross_entropy import CrossEntropy
-from logitcask_consumer.losses.loss import Loss, Terms, get_loss, require
-from logitcask_consumer.notation import LossParameterError
+from logitcask_consumer.losses.loss import (
+    LOSSES,
+    Formula,
+    Loss,
+    LossMismatchError,
+    LossParameterError,
+    read_loss,
+)
 from logitcask_schemas.record.capture_spec import CaptureSpec
 
 _CALL: Final = re.compile(r"(?P<name>[a-z]+)\((?P<arguments>[^()]*)\)")
@@ -78,7 +84,7 @@ def _not_a_schedule(text: str) -> LossParameterError:
     )
 
 
-L = TypeVar("L")
+L = TypeVar("L", bound=Formula)
 
 _PLUS: Final = re.compile(r"(?<=.)(?<![=*(,])(?<![\d.][eE])\+(?![^(]*\))")
 """Between two losses, not the sign of a number: "+0.5", "beta=+0.5", "1e+3", "linear(1e+3,0)"."""
@@ -100,82 +106,87 @@ def split_mix(text: str) -> list[tuple[str, str]]:
 class Mix(Generic[L]):
     """Losses and their weights, perhaps scheduled, of which the weighted sum counts; weights need not add up to 1."""
 
+    registry: ClassVar[Mapping[str, Any]]
+    """Losses that the mix may name, with their default parameters."""
+    cross_entropy: ClassVar[Any]
+    """The loss that `with_cross_entropy` adds."""
+    what: ClassVar[str] = ""
+    """What kind of losses these are, for messages."""
+    told_apart_by: ClassVar[str] = "spec"
+    """Attribute that no two losses of a mix may share."""
+
     weights: tuple[Schedule, ...]
     losses: tuple[L, ...]
 
     @classmethod
-    def read(cls, text: str, get: Callable[[str], L], name_of: Callable[[L], str]) -> Self:
+    def parse(cls, text: str) -> Self:
         """Read losses joined by "+", each with a weight and "*" before it, or with weight 1.
-
-        Args:
-            text: what was written.
-            get: reads a loss.
-            name_of: what no two losses of a mix may share.
 
         Raises:
             UnknownLossError, LossParameterError: what is not understood.
         """
         weights, losses = list[Schedule](), list[L]()
         for weight, spec in split_mix(text):
-            losses.append(get(spec))
+            losses.append(read_loss(spec, cls.registry, kind=cls.what))
             weights.append(Schedule.parse(weight))
             if weights[-1].least < 0:
                 raise LossParameterError(f"{spec!r}: the weight of a loss must not be negative")
-        if len(set(map(name_of, losses))) < len(losses):
+        if len(set(map(attrgetter(cls.told_apart_by), losses))) < len(losses):
             raise LossParameterError(f"{text!r} names a loss twice; add their weights")
         return cls(weights=tuple(weights), losses=tuple(losses))
 
-    def shared_with(self, share: float, anchor: L) -> Self:
-        """The mix at (1 - share) of its weight, and `share` of another loss.
-
-        Raises:
-            LossParameterError: that loss is in the mix already.
-        """
-        if share == 0.0:
-            return self
-        if any(type(loss) is type(anchor) for loss in self.losses):
-            loss: Any = anchor
-            raise LossParameterError(f"a mix that has {loss.name} in it takes no further share of it (ce_weight)")
-        scaled = (weight.times(1.0 - share) for weight in self.weights)
-        return type(self)(weights=(*scaled, Schedule.parse(str(share))), losses=(*self.losses, anchor))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Objective(Mix[Loss]):
-    """A mix of losses."""
-
-    @classmethod
-    def parse(cls, text: str) -> "Objective":
-        """Read a mix; see `Mix.read`.
-
-        Raises:
-            UnknownLossError, LossParameterError: what is not understood.
-        """
-        return cls.read(text, get_loss, attrgetter("spec"))
-
-    def with_cross_entropy(self, share: float) -> "Objective":
-        """The mix at (1 - share) of its weight, with `share` of the cross-entropy with the realised tokens.
+    def with_cross_entropy(self, share: float) -> Self:
+        """The mix at (1 - share) of its weight, with `share` of the cross-entropy with the student's own tokens.
 
         Raises:
             LossParameterError: it has one already.
         """
-        return self.shared_with(share, CrossEntropy())
+        if share == 0.0:
+            return self
+        if any(type(loss) is type(self.cross_entropy) for loss in self.losses):
+            name = self.cross_entropy.name
+            raise LossParameterError(f"a mix that has {name} in it takes no further share of it (ce_weight)")
+        scaled = (weight.times(1.0 - share) for weight in self.weights)
+        return type(self)(weights=(*scaled, Schedule.parse(str(share))), losses=(*self.losses, self.cross_entropy))
 
-    def terms(self, progress: float) -> Terms:
+    def terms(self, progress: float) -> list[tuple[float, L]]:
         """The losses with their weights at a part of the run done, from 0 to 1."""
         return [
             (weight.at(progress), loss.at(progress)) for weight, loss in zip(self.weights, self.losses, strict=True)
         ]
 
     def require(self, capture: CaptureSpec) -> None:
-        """Refuse records that a loss of the mix cannot work with; LossMismatchError says what they lack."""
+        """Refuse records that a loss of the mix cannot work with.
+
+        Raises:
+            LossMismatchError: what is missing, the capture option that would have provided it, and the losses that fit.
+        """
         for loss in self.losses:
-            require(loss, capture)
+            if missing := loss.missing(capture):
+                fitting = sorted(name for name, other in self.registry.items() if not other.missing(capture))
+                raise LossMismatchError(
+                    f"loss {loss.spec!r} needs {' and '.join(missing)}; this cask was captured with mode "
+                    f"{capture.mode!r}, tail_logprobs={str(capture.tail_logprobs).lower()}, "
+                    f"temperatures={list(capture.temperatures)}. Losses that fit it: {', '.join(fitting)}"
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective(Mix[Loss]):
+    """A mix of losses on the teacher's tokens."""
+
+    registry: ClassVar[Mapping[str, Loss]] = LOSSES
+    cross_entropy: ClassVar[Loss] = CrossEntropy()
 
     @property
     def temperature(self) -> float | None:
-        """The temperature other than 1 whose log Z the records must hold; None where no loss needs one."""
-        wanted = {loss.requires.temperature for loss in self.losses} - {None, 1.0}
-        if len(wanted) > 1:
-            raise LossParameterError(f"losses of one mix may name one temperature, got {sorted(filter(None, wanted))}")
-        return wanted.pop() if wanted else None
+        """The temperature other than 1 whose log Z the records must hold; None where no loss needs one.
+
+        Raises:
+            LossParameterError: two losses need different ones.
+        """
+        temperatures = {loss.requires.temperature for loss in self.losses} - {None, 1.0}
+        if len(temperatures) > 1:
+            named = sorted(filter(None, temperatures))
+            raise LossParameterError(f"losses of one mix may name one temperature, got {named}")
+        return temperatures.pop() if temperatures else None

@@ -1,6 +1,6 @@
 """What a loss reads of the student: log-probabilities at the record's entries, and reductions over the vocabulary.
 
-Shape legend: R rows of a chunk, V vocabulary size, H head entries and N tail draws of the rows.
+Shape legend: R rows of a block, V vocabulary size, H head entries and N tail draws of the rows.
 
 Everything follows from a few leaves by plain autograd: the logits z at the entries, and for the rest of the vocabulary
 (all of it, or what is outside the heads) its log-sum-exp and its power sums. The gradients for the leaves are all that

@@ -24,7 +24,7 @@ Offsets: TypeAlias = NDArray[np.int64]
 class SparseTarget:
     """t̂ over R rows: exact on the head, r / n per draw on the tail. Probabilities, not logarithms.
 
-    Offsets live on the host so that cutting rows into chunks never waits for the device.
+    Offsets live on the host so that cutting rows into blocks never waits for the device.
     """
 
     head_ids_H: Tensor
@@ -60,7 +60,7 @@ class SparseTarget:
 
     @property
     def num_rows(self) -> int:
-        """R."""
+        """Number of rows, R."""
         return len(self.head_offsets_R1) - 1
 
     @classmethod
@@ -188,10 +188,6 @@ class SparseTarget:
     def tail_sum(self, values_N: Tensor) -> Tensor:
         """Sum per row of a value per tail draw, [R]."""
         return torch.zeros_like(self.tail_mass_R).index_add_(0, self.tail_rows_N, values_N)
-
-    def total_mass(self) -> Tensor:
-        """Sum of t̂ over head and draws, [R]; 1 in every row where the tail was sampled."""
-        return self.head_sum(self.head_weights_H) + self.tail_sum(self.tail_weights_N)
 
 
 def _rows(offsets_R1: Offsets, device: torch.device) -> tuple[Tensor, Tensor]:

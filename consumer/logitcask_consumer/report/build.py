@@ -81,7 +81,7 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
     fingerprints = {label: tokenizer_fingerprint(tokenizer) for label, tokenizer in tokenizers.items()}
     casks = open_casks(config.casks, tokenizer_fingerprint=None)
     expected = casks[0].manifest.teacher.tokenizer_fingerprint
-    foreign = {label for label, found in fingerprints.items() if found != expected}
+    foreign = {label for label, fingerprint in fingerprints.items() if fingerprint != expected}
     if foreign and config.teacher is None:
         raise IdentityMismatchError(
             f"the tokenizer of {', '.join(sorted(foreign))} is not the cask's (fingerprint {expected}): ids mean other "
@@ -176,7 +176,7 @@ def _on_common_documents(measured: list[Measured]) -> list[Measured]:
     common = reduce(np.intersect1d, each)
     if not len(common):
         raise ReportError("no document can be aligned with the tokens of every model: report on fewer models at a time")
-    return [replace(one, chunks=one.chunks.of_documents(common)) if one.chunks else one for one in measured]
+    return [replace(model, chunks=model.chunks.of_documents(common)) if model.chunks else model for model in measured]
 
 
 def _draw(

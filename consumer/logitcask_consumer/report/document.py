@@ -150,11 +150,11 @@ def _model(columns: Columns | None, bootstrap: DocumentBootstrap, kinds: dict[st
     if columns is None:
         return {}
     values = columns.values
-    found = {name: bootstrap.mean(values[name]) for name in SHOWN if name in kinds and name in values}
-    found["perplexity"] = found["nll"].map(np.exp)
-    found["accuracy"] = bootstrap.mean(values["correct"])
-    found["calibration_error"] = bootstrap.calibration_error(values["confidence"], values["correct"])
-    return {name: found[name] for name in SHOWN if name in found}
+    estimates = {name: bootstrap.mean(values[name]) for name in SHOWN if name in kinds and name in values}
+    estimates["perplexity"] = estimates["nll"].map(np.exp)
+    estimates["accuracy"] = bootstrap.mean(values["correct"])
+    estimates["calibration_error"] = bootstrap.calibration_error(values["confidence"], values["correct"])
+    return {name: estimates[name] for name in SHOWN if name in estimates}
 
 
 def _bracket(columns: Columns | None, bootstrap: DocumentBootstrap, kinds: dict[str, str]) -> dict[str, Any]:
@@ -189,10 +189,10 @@ def _bytes(chunks: ChunkColumns, seed: int) -> dict[str, Any]:
 
 def _bytes_change(before: str, first: ChunkColumns, after: str, last: ChunkColumns, seed: int) -> dict[str, Any]:
     """Difference of the last model's bits per byte to the first's, paired by document."""
-    (one, first_C), (other, last_C) = (
+    (of_first, first_C), (of_last, last_C) = (
         (DocumentBootstrap(chunks.documents_C, seed=seed), chunks.bytes_C * math.log(2.0)) for chunks in (first, last)
     )
-    change = other.ratio_change(last.student_nats_C, last_C, one, first.student_nats_C, first_C)
+    change = of_last.ratio_change(last.student_nats_C, last_C, of_first, first.student_nats_C, first_C)
     return {"from": before, "to": after, "bits_per_byte": change.as_dict()}
 
 

@@ -1,6 +1,6 @@
 """What is measured at every position: student logits against the teacher's sparse record.
 
-Shape legend: R rows of a chunk, V vocabulary size, H head entries, N tail draws. All values in nats or probabilities.
+Shape legend: R rows of a block, V vocabulary size, H head entries, N tail draws. All values in nats or probabilities.
 Sums over the student's whole distribution are exact; sums over the teacher's tail are unbiased estimates from its
 draws, or bounds where there are none. Acceptance in speculative decoding: Leviathan et al., arXiv 2211.17192. Without
 log t of the draws it has no estimate, only a bracket: min(t, p) of the tail's tokens adds up to something between 0
@@ -178,7 +178,7 @@ def evaluate_model(
             moved = _move(batch, device)
             hidden = hidden_states(model, moved["input_ids"], moved["position_ids"])
             hidden_TD = hidden.flatten(0, 1).index_select(0, moved["slots"])
-            parts.extend(_measure_in_chunks(hidden_TD, head, moved, sampled_tail=_sampled(dataset)))
+            parts.extend(_measure_in_row_blocks(hidden_TD, head, moved, sampled_tail=_sampled(dataset)))
         documents.append(batch["documents"].numpy())
         progress(len(batch["slots"]))
     return _ordered(dataset, documents, parts)
@@ -215,7 +215,7 @@ def _batches(
         yield collate(dataset.read(range(start, min(start + batch_sequences, len(dataset)))))
 
 
-def _measure_in_chunks(
+def _measure_in_row_blocks(
     hidden_TD: torch.Tensor, head: LMHead, batch: Batch, *, sampled_tail: bool
 ) -> Iterator[dict[str, Column]]:
     target, tail = target_of(batch, sampled_tail=sampled_tail), batch["tail_logprobs"]

@@ -87,14 +87,14 @@ def warnings_of(seen: dict[str, dict[str, Any]], documents: int) -> list[str]:
         documents: of the report.
     """
     lines = []
-    for label, known in seen.items():
-        if known["documents"]:
+    for label, history in seen.items():
+        if history["documents"]:
             lines.append(
-                f"{label} was trained on {known['documents']:,} of the {documents:,} documents of this report: its "
+                f"{label} was trained on {history['documents']:,} of the {documents:,} documents of this report: its "
                 "figures are not those of held-out text"
             )
-        if known["unread"]:
+        if history["unread"]:
             lines.append(
-                f"whether {label} was trained on these documents could not be checked ({'; '.join(known['unread'])})"
+                f"whether {label} was trained on these documents could not be checked ({'; '.join(history['unread'])})"
             )
     return lines

@@ -156,9 +156,9 @@ def _change_line(document: dict[str, Any]) -> str:
 
 def _held_out(document: dict[str, Any]) -> str:
     """Says so where it was checked for every model that left a training run."""
-    known = [model["trained_on"] for model in document["models"] if "trained_on" in model]
-    trained = [one for one in known if one["status"] != "untrained"]
-    sound = all(one["status"] == "checked" and not one["documents"] for one in trained)
+    histories = [model["trained_on"] for model in document["models"] if "trained_on" in model]
+    trained = [history for history in histories if history["status"] != "untrained"]
+    sound = all(history["status"] == "checked" and not history["documents"] for history in trained)
     return " that no training run of these models saw" if trained and sound else ""
 
 

@@ -4,7 +4,7 @@ The base stays as it is and is not saved again; what is trained and saved are th
 """
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, Final, Self
 
 import torch
 
+from logitcask_consumer.notation import read_parameters
 from logitcask_consumer.run_document import INITIAL_NAME, run_folder_of, run_of
 from logitcask_schemas.errors import LogitcaskError, MissingExtraError, ModelError
 
@@ -40,19 +41,8 @@ class LoraSpec:
         Raises:
             AdapterError: a name is not known, or a value out of range.
         """
-        kinds = {f.name: f.type for f in fields(cls)}
-        given: dict[str, Any] = {}
-        for part in filter(None, (part.strip() for part in text.split(","))):
-            name, _, value = part.partition("=")
-            if name not in kinds:
-                raise AdapterError(
-                    f"lora {text!r} cannot read {part!r}; it takes {', '.join(kinds)}, given as name=value"
-                )
-            try:
-                given[name] = value if kinds[name] is str else int(value) if kinds[name] is int else float(value)
-            except ValueError:
-                raise AdapterError(f"lora {text!r}: {name} is a number, got {value!r}") from None
-        spec = cls(**given)
+        parameters = read_parameters(text, cls, subject=f"lora {text!r}", wrong=AdapterError) if text else {}
+        spec = cls(**parameters)
         if spec.rank < 1 or spec.alpha <= 0 or not 0 <= spec.dropout < 1 or not spec.targets:
             raise AdapterError(
                 f"lora {text!r}: rank is at least 1, alpha above 0, dropout from 0 to below 1, with targets"

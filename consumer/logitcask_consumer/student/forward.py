@@ -1,25 +1,21 @@
 """The student's forward pass with the loss inside it, so that every wrapper sees one ordinary forward call.
 
-Shape legend: B sequences, S slots, T trained positions, D hidden size.
+Shape legend: B sequences, S slots, T rows that carry loss, D hidden size.
 
 DDP, FSDP and autocast all hook the call of the outermost module. A loss that reached past them into the body and the
 head would lose gradient synchronisation and parameter gathering; so the model itself gets a forward that, given
-targets, runs its body, applies the head in chunks and returns losses. Without targets it is the model's own forward.
+a task, runs its body, applies the head in blocks of rows and returns losses. Without one it is the model's own forward.
 """
 
 import inspect
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from logitcask_consumer.head import LMHead, base_model, distillation_loss
-from logitcask_consumer.losses import SparseTarget
-from logitcask_consumer.losses.loss import Terms
-from logitcask_consumer.losses.target import take_target
-from logitcask_consumer.weights import EntropyTop
+from logitcask_consumer.head import LMHead, base_model
 from logitcask_schemas.errors import ModelError
 
 _MASKED = "logitcask_masks_packed_documents"
@@ -70,18 +66,18 @@ def document_boundaries(position_ids: Tensor) -> dict[str, Any]:
     }
 
 
-def mask_packed_documents(model: Any, wanted: bool) -> None:
-    """Choose whether `hidden_states` gives the body masks; `student_forward.check_packing` finds out what it needs."""
-    setattr(base_model(model), _MASKED, wanted)
+def mask_packed_documents(model: Any, masked: bool) -> None:
+    """Choose whether `hidden_states` gives the body masks; `check_packing` finds out what it needs."""
+    setattr(base_model(model), _MASKED, masked)
 
 
 def can_mask(model: Any) -> bool:
     """Whether `document_masks` knows all kinds of attention that a body's config names, and it takes a mask at all."""
     body: Any = base_model(model)
     kinds = set(getattr(body.config, "layer_types", None) or ["full_attention"])
-    known = kinds <= {"full_attention", "sliding_attention"}
+    plain = kinds <= {"full_attention", "sliding_attention"}
     slides = bool(getattr(body.config, "sliding_window", None)) and "sliding_attention" not in kinds
-    return known and not slides and not uses_flash(body)
+    return plain and not slides and not uses_flash(body)
 
 
 def document_masks(body: Any, input_ids: Tensor, position_ids: Tensor) -> Any:
@@ -106,26 +102,25 @@ def document_masks(body: Any, input_ids: Tensor, position_ids: Tensor) -> Any:
     return makers["full_attention"]()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DistillTask:
-    """What the forward pass needs to yield a loss."""
+class HeadTask(Protocol):
+    """What a method's loss does with the LM head, within the head's own call."""
 
-    target: SparseTarget
-    slots_T: Tensor
-    """Flat index b·S + s of each trained position, int64."""
-    terms: Terms
-    """Losses and their weights."""
-    weights_T: Tensor | None = None
-    """Weight of each position; None for 1."""
-    selection: EntropyTop | None = None
-    """Which of the positions are trained, by the student's entropy; None for all."""
-    chunk_rows: int | None = None
-    width: int | None = None
-    """Ids of the student's distribution, where it ends before those of the head; see `vocabulary`."""
+    @property
+    def slots_T(self) -> Tensor:
+        """Flat index b·S + s of each row whose hidden state is needed, int64."""
+
+    def at_head(self, hidden_TD: Tensor, head: LMHead, sequences_T: Tensor) -> dict[str, Tensor | None]:
+        """The loss of the rows, summed, under the name `loss`, and what metrics are made of.
+
+        Args:
+            hidden_TD: last hidden states of the rows.
+            head: the student's.
+            sequences_T: number of the sequence of each row.
+        """
 
 
 def attach(model: Any) -> None:
-    """Give a causal LM the forward that understands a `DistillTask` as `distill=`; all else is passed on.
+    """Give a causal LM the forward that understands a `HeadTask` as `distill=`; all else is passed on.
 
     Its output embedding gets one too: what the head does with a task it does within its own call, so that a head that
     is sharded apart from the body (FSDP2) is gathered for it and its gradient scattered.
@@ -133,7 +128,7 @@ def attach(model: Any) -> None:
     layer = model.get_output_embeddings()
     plain, plain_head = model.forward, layer.forward
 
-    def forward(*args: Any, distill: DistillTask | None = None, **kwargs: Any) -> Any:
+    def forward(*args: Any, distill: HeadTask | None = None, **kwargs: Any) -> Any:
         if distill is None:
             return plain(*args, **kwargs)
         assert not args, "input_ids and position_ids are given by name"
@@ -141,29 +136,13 @@ def attach(model: Any) -> None:
         hidden_TD = hidden_BSD.flatten(0, 1).index_select(0, distill.slots_T)
         return layer(hidden_TD, distill=distill, sequences_T=distill.slots_T // hidden_BSD.shape[1])
 
-    def head_forward(*args: Any, distill: DistillTask | None = None, **kwargs: Any) -> Any:
+    def head_forward(*args: Any, distill: HeadTask | None = None, **kwargs: Any) -> Any:
         if distill is None:
             return plain_head(*args, **kwargs)
-        return _losses(LMHead.from_model(model).narrowed(distill.width), distill, *args, **kwargs)
+        (hidden_TD,) = args
+        return distill.at_head(hidden_TD, LMHead.from_model(model), **kwargs)
 
     model.forward, layer.forward = forward, head_forward
-
-
-def _losses(head: LMHead, task: DistillTask, hidden_TD: Tensor, *, sequences_T: Tensor) -> dict[str, Tensor | None]:
-    """Loss, and the values of the trained positions."""
-    target, weights_T = task.target, task.weights_T
-    if task.selection is not None:
-        rows = task.selection.choose(hidden_TD, head, sequences_T, task.chunk_rows)
-        hidden_TD, target = hidden_TD.index_select(0, rows), take_target(target, rows)
-        weights_T = None if weights_T is None else weights_T.index_select(0, rows)
-    result = distillation_loss(hidden_TD, head, target, task.terms, weights_T=weights_T, chunk_rows=task.chunk_rows)
-    return {
-        "loss": result.loss,
-        "terms_KT": result.terms_KT,
-        "ce_T": result.ce_T,
-        "entropy_T": target.entropy_R,
-        "weights_T": weights_T,
-    }
 
 
 @torch.no_grad()
@@ -248,9 +227,9 @@ def _takes_masks(model: Any, tolerance: float) -> bool:
     mask_packed_documents(model, True)
     try:
         masked = _Gap.of(model)
-        taken = masked.is_closed(tolerance) and float((masked.alone - plain.alone).abs().max()) <= plain.rounding
+        fits = masked.is_closed(tolerance) and float((masked.alone - plain.alone).abs().max()) <= plain.rounding
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
-        taken = False  # it takes no such masks: documents are not kept apart
-    if not taken:
+        fits = False  # it takes no such masks: documents are not kept apart
+    if not fits:
         mask_packed_documents(model, False)
-    return taken
+    return fits

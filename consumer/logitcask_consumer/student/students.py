@@ -66,11 +66,6 @@ class StudentSpec:
             "nor a config.json file"
         )
 
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether weights come from the teacher's folder."""
-        return self.layers is not None
-
     def tokenizer_folder(self, teacher: Path | None) -> Path:
         """The folder whose tokenizer the student uses.
 
@@ -239,7 +234,7 @@ def _layer_prefix(model: Any, total: int) -> str:
     body = base_model(model)
     lists = [child for child in body.children() if isinstance(child, nn.ModuleList) and len(child) == total]
     for name, module in model.named_modules():
-        if any(module is found for found in lists):
+        if any(module is layers for layers in lists):
             return str(name)
     raise StudentSpecError(
         f"{type(model).__name__} keeps its {total} layers in no list directly under {type(body).__name__}; layers "

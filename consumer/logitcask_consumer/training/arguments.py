@@ -1,6 +1,6 @@
-"""What transformers is told of a run."""
+"""What the trainer is told of a run."""
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +9,57 @@ from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from logitcask_consumer.config import TrainConfig, TrainConfigError
+from logitcask_consumer.data.vocabulary import ExtraIds
 from logitcask_consumer.processes import fresh_accelerator_state
 
 
-def training_arguments(config: TrainConfig, checkpoints: Path, *, sequences: int) -> TrainingArguments:
-    """The arguments of transformers that a run of ours needs; `sequences` are those of an optimizer step."""
-    micro, accumulation = config.micro_shape(sequences, fresh_accelerator_state().num_processes)
+@dataclass
+class DistillConfig(TrainingArguments):
+    """Transformers' arguments of a training run, with those of distillation; other defaults are said below."""
+
+    loss: str = "forward_kl"
+    """A registered loss with its parameters, or a weighted mix; docs/losses.md has all."""
+    ce_weight: float = 0.0
+    """Share of the cross-entropy with the realised tokens, 0 to 1."""
+    extra_ids: ExtraIds = "keep"
+    """A student's ids beyond the teacher's: `keep` them in its softmax, or `mask` them; see `vocabulary`."""
+    block_rows: int | None = None
+    """Rows of logits held at a time; None chooses 64 MiB, 256 at least."""
+    sequences_per_step: int | None = None
+    """Sequences of an optimizer step over all processes, where they are fewer than its micro-batches have room for."""
+    resolved: dict[str, Any] | None = None
+    """What else the run was decided to be, for trackers and the run document; JSON types."""
+    remove_unused_columns: bool = False
+    """The batch holds more than the model's forward takes."""
+    logging_nan_inf_filter: bool = False
+    """A NaN must show, and stop the run."""
+    ddp_find_unused_parameters: bool | None = False
+    """Body and head use every parameter."""
+
+
+def training_arguments(config: TrainConfig, checkpoints: Path, *, sequences: int) -> DistillConfig:
+    """The arguments of the trainer for a run; `sequences` are those of an optimizer step."""
+    processes = fresh_accelerator_state().num_processes
+    micro, accumulation = config.micro_shape(sequences, processes)
     bfloat16 = config.precision == "bfloat16" or (
         config.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     )
-    return TrainingArguments(
+    return DistillConfig(
         output_dir=str(checkpoints),
+        loss=config.loss,
+        ce_weight=config.ce_weight,
+        extra_ids=config.extra_ids,
+        block_rows=config.block_rows,
+        sequences_per_step=sequences,
+        resolved=config.as_dict()
+        | {
+            "overlap": config.context,
+            "batch_tokens": sequences * config.seq_len,
+            "micro_sequences": micro,
+            "accumulation": accumulation,
+            "processes": processes,
+            "precision": "bfloat16" if bfloat16 else "float32",
+        },
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=accumulation,
         num_train_epochs=config.epochs,
@@ -37,21 +77,20 @@ def training_arguments(config: TrainConfig, checkpoints: Path, *, sequences: int
         **_activation_checkpointing(config.gradient_checkpointing),
         save_strategy="steps",
         save_steps=config.save_steps,
+        save_total_limit=config.keep_checkpoints,
         logging_strategy="steps",
         logging_steps=config.logging_steps,
-        logging_nan_inf_filter=False,  # a NaN must show, and stop the run
-        remove_unused_columns=False,  # the batch holds more than the model's forward takes
+        dataloader_num_workers=config.workers,
         average_tokens_across_devices=True,
-        ddp_find_unused_parameters=False,  # body and head use every parameter
         accelerator_config={"use_configured_state": True},  # see `processes`
         disable_tqdm=True,  # our own bar
         report_to=list(config.report_to) or "none",
     )
 
 
-def _activation_checkpointing(wanted: bool) -> dict[str, Any]:
+def _activation_checkpointing(on: bool) -> dict[str, Any]:
     """Transformers renamed the argument after 5.19; the old name warns in the new versions."""
-    if not wanted:
+    if not on:
         return {}
     names = {f.name for f in fields(TrainingArguments)}
     return {"activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing": True}

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-from logitcask_consumer.run_document import explained_writes
+from logitcask_consumer.run_document import explained_writes, replace_file
 
 _SHOWN = ("kl", "ce", "lr", "tokens_per_second")
 _ADVICE = "Free space and give the same command again; it continues from the last checkpoint"
@@ -85,9 +85,7 @@ class MetricsLog(TrainerCallback):
         kept = [line for line in _complete_lines(self._path) if json.loads(line)["step"] <= state.global_step]
         with explained_writes(self._path, _ADVICE):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._path.with_name(f".{self._path.name}.tmp")
-            temporary.write_text("".join(kept))
-            temporary.replace(self._path)
+            replace_file(self._path, "".join(kept))
             # Without a buffer: nothing is left to be written when it is closed after an error.
             self._file = self._path.open("ab", buffering=0)
 

@@ -65,14 +65,15 @@ def partial_folder(folder: Path) -> Path:
     return partial
 
 
-def publish_checkpoint(partial: Path, *, keep: int) -> None:
+def publish_checkpoint(partial: Path, *, keep: int | None, best: Path | None = None) -> None:
     """Give a complete checkpoint its name, durably, then remove all but the newest.
 
     Later ones go too: a run that was told to continue from an earlier checkpoint comes by them again.
 
     Args:
         partial: the checkpoint's folder, in the `partial_folder` of the checkpoints.
-        keep: how many stay.
+        keep: how many of the newest stay; None: all.
+        best: one that stays, too.
     """
     folder = partial.parent.parent
     _sync_tree(partial)
@@ -83,7 +84,10 @@ def publish_checkpoint(partial: Path, *, keep: int) -> None:
     sync(folder)
     complete = checkpoints_in(folder)
     number = complete.index(final)
-    for old in (*complete[: max(0, number + 1 - keep)], *complete[number + 1 :]):
+    oldest = 0 if keep is None else max(0, number + 1 - keep)
+    for old in (*complete[:oldest], *complete[number + 1 :]):
+        if old == best:
+            continue
         # Renamed first: half of a checkpoint never has a checkpoint's name.
         old.rename(partial.with_name(f"old-{old.name}"))
     shutil.rmtree(partial.parent)

@@ -6,16 +6,14 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from logitcask_consumer.config import TrainConfig
-from logitcask_consumer.cross_tokenizer.dataset import CrossTokenizerDataset
 from logitcask_consumer.cross_tokenizer.losses import ChunkObjective
-from logitcask_consumer.cross_tokenizer.run import CrossTokenizerRun, require_same_tokenizer
-from logitcask_consumer.data import CaskDataset, open_casks, share_note, trained_share
-from logitcask_consumer.data.vocabulary import beyond_tokens, token_count
-from logitcask_consumer.head import check_head
-from logitcask_consumer.losses import Objective
+from logitcask_consumer.cross_tokenizer.method import CrossTokenizerMethod
+from logitcask_consumer.data import open_casks
+from logitcask_consumer.data.dataset import PackedDataset
+from logitcask_consumer.methods import Method, TokenMethod
 from logitcask_consumer.processes import processes
 from logitcask_consumer.run_document import (
     CHECKPOINTS_NAME,
@@ -32,9 +30,9 @@ from logitcask_consumer.run_document import (
     write_run,
 )
 from logitcask_consumer.student.adapters import LoraSpec, freeze_head
-from logitcask_consumer.student.checks import check_context, check_student
+from logitcask_consumer.student.checks import check_context
 from logitcask_consumer.student.students import StudentSpec, load_model, load_tokenizer
-from logitcask_consumer.training.arguments import require_trackers
+from logitcask_consumer.training.arguments import require_trackers, training_arguments
 from logitcask_consumer.training.callbacks import (
     LogWhenSaving,
     MetricsLog,
@@ -54,15 +52,12 @@ from logitcask_consumer.training.checkpoints import (
 from logitcask_consumer.training.run_lock import hold_run
 from logitcask_consumer.training.stop_signals import StoppedEarly, StopSignals
 from logitcask_consumer.training.trainer import DistillTrainer
-from logitcask_consumer.weights import StoredAnswers, Weights
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.storage.object_store import is_url
 from logitcask_schemas.errors import ModelError
 from logitcask_schemas.terminal import counted
 
 Say = Callable[[str], None]
-LOOKED_AT: Final = 200_000
-"""Positions whose records are searched for ids that are no tokens, before training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,11 +102,9 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
         RunBusyError: another run writes into the output folder.
         RunWriteError: the disk is full, or broken.
     """
-    if not ChunkObjective.names_one(config.loss):
-        Objective.parse(config.loss).with_cross_entropy(config.ce_weight)
+    _method_class(config.loss).check_config(config)
     if config.lora is not None:
         LoraSpec.parse(config.lora)
-    weights = Weights.parse(config.weights)
     require_trackers(config.report_to)
     spec = StudentSpec.parse(config.student)
     for folder, what in ((spec.folder, "student"), (config.teacher, "teacher")):
@@ -126,25 +119,25 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
         try:
             # What is finished is read only, perhaps from where nothing can be written.
             with nullcontext() if finished else hold_run(config.output):
-                return _train(config, spec, weights, stop, say)
+                return _train(config, spec, stop, say)
         except StoppedEarly:
             say("stopped before the first step; nothing is lost")
             last = choose_checkpoint(config)
             return _result(config, spec, read_run(config.output) or {}, last, stopped_at=_steps(last))
 
 
-def _train(config: TrainConfig, spec: StudentSpec, weights: Weights, stop: StopSignals, say: Say) -> TrainResult:
+def _method_class(loss: str) -> type[TokenMethod] | type[CrossTokenizerMethod]:
+    """The method that a loss belongs to."""
+    return CrossTokenizerMethod if ChunkObjective.names_one(loss) else TokenMethod
+
+
+def _train(config: TrainConfig, spec: StudentSpec, stop: StopSignals, say: Say) -> TrainResult:
     """As `train`, in a folder that no other run writes into."""
     tokenizer = load_tokenizer(spec.tokenizer_folder(config.teacher))
-    cross = CrossTokenizerRun.of(config, tokenizer)
+    method: Method = _method_class(config.loss).from_config(config, tokenizer)
     casks = open_casks(config.casks, tokenizer_fingerprint=None, cache=config.cache, cache_bytes=config.cache_bytes)
-    if cross is None:
-        require_same_tokenizer(casks, tokenizer)
-    else:
-        cross.require(casks)
-    answers = StoredAnswers.of(casks)
-    weights = weights.bind(tokenizer, answers)
-    settings = config.binding() | ({"weights_read": read} if (read := weights.contents()) else {})
+    method = method.bound(casks)
+    settings = config.binding() | method.binding()
     described = [_describe(cask) for cask in casks]
     checkpoint = choose_checkpoint(config)
     before = read_run(config.output)
@@ -157,30 +150,28 @@ def _train(config: TrainConfig, spec: StudentSpec, weights: Weights, stop: StopS
         raise RunFolderError(f"{config.output} holds checkpoints without {RUN_NAME}; use another output folder")
     own = processes()
     own.wait_for_everyone()  # every process has read the folder's state before one changes it
-    dataset = _dataset(config, casks, weights) if cross is None else cross.dataset(casks, say)
-    if isinstance(dataset, CaskDataset):
-        share = share_note(trained_share(dataset, seed=config.seed))
-        for note in [*weights.notes(answers), *([share] if share else [])]:
-            say(note)
+    dataset = method.dataset(
+        casks, seq_len=config.seq_len, overlap=config.context, packing=config.packing, seed=config.seed
+    )
     sequences = _sequences_per_step(config, dataset, before)
     if checkpoint is not None:
         require_same_batch(checkpoint, steps=-(-len(dataset) // sequences))
     model = _student(config, spec, checkpoint)
     check_context(model, config.seq_len)
-    if cross is None:
-        check_student(model, dataset.manifest, config.packing, tokens=token_count(tokenizer))
-        _say_beyond_tokens(dataset, token_count(tokenizer), say)
-    else:
-        cross.check(model)
+    method.check(model, dataset.manifest, config.packing)
+    for note in method.notes(dataset):
+        say(note)
+    args = training_arguments(config, config.output / CHECKPOINTS_NAME, sequences=sequences)
     content = {
         "logitcask": importlib.metadata.version("logitcask"),
         "casks": described,
         # For whoever asks what was trained on; not compared, so a cask may move while a run is interrupted.
         "places": [str(place) if is_url(place) else str(Path(place).absolute()) for place in config.casks],
         "settings": settings,
+        "resolved": args.resolved,  # what the settings came to; not compared either
         "batch_tokens": sequences * config.seq_len,
         "student": {"spec": config.student, "parameters": model.num_parameters()},
-        "earlier": earlier_runs(spec.folder or (config.teacher if spec.needs_teacher else None)),
+        "earlier": earlier_runs(spec.folder or (config.teacher if spec.layers is not None else None)),
     }
     if own.is_main_process:
         partial_folder(config.output)
@@ -193,7 +184,6 @@ def _train(config: TrainConfig, spec: StudentSpec, weights: Weights, stop: StopS
     if config.lora is not None:
         base = spec.folder or config.output / INITIAL_NAME
         model = LoraSpec.parse(config.lora).applied(model, base=base, seed=config.seed)
-        check_head(model)
     if config.freeze_head:
         freeze_head(model)
     say(
@@ -203,11 +193,13 @@ def _train(config: TrainConfig, spec: StudentSpec, weights: Weights, stop: StopS
         + ("" if (trained := _trained(model)) == model.num_parameters() else f", {trained:,} of them trained")
         + (f"; continuing from {checkpoint.name}" if checkpoint else "")
     )
-    trainer, result = _run(config, model, dataset, tokenizer, checkpoint, cross, sequences, stop)
+    trainer = DistillTrainer(model, args, dataset, processing_class=tokenizer, method=method)
+    trainer.stop_requested = lambda: stop.requested
+    result = _run(trainer, config.output, checkpoint, stop)
     running = {"status": "running", **content}
     if result is None:
-        done, most = trainer.state.global_step, trainer.state.max_steps
-        say(f"stopped after step {done:,} of {most:,}, which is saved; the same command goes on from there")
+        done, steps = trainer.state.global_step, trainer.state.max_steps
+        say(f"stopped after step {done:,} of {steps:,}, which is saved; the same command goes on from there")
         return _result(config, spec, running, checkpoint, stopped_at=done)
     content["result"] = result
     if own.is_main_process:
@@ -216,9 +208,7 @@ def _train(config: TrainConfig, spec: StudentSpec, weights: Weights, stop: StopS
     return _result(config, spec, {**running, **content, "status": "finished"}, checkpoint)
 
 
-def _sequences_per_step(
-    config: TrainConfig, dataset: CaskDataset | CrossTokenizerDataset, before: dict[str, Any] | None
-) -> int:
+def _sequences_per_step(config: TrainConfig, dataset: PackedDataset[Any], before: dict[str, Any] | None) -> int:
     """Those of the run that goes on, whatever its number of processes is now; else those of one that begins."""
     if before is not None and "batch_tokens" in before:
         return int(before["batch_tokens"]) // config.seq_len
@@ -234,80 +224,28 @@ def _student(config: TrainConfig, spec: StudentSpec, checkpoint: Path | None) ->
     return load_model(spec.folder or config.output / INITIAL_NAME)
 
 
-def _say_beyond_tokens(dataset: CaskDataset | CrossTokenizerDataset, tokens: int, say: Say) -> None:
-    """Report what the teacher puts on ids that are no tokens, in the first positions of the casks."""
-    if not isinstance(dataset, CaskDataset) or dataset.manifest.teacher.vocab_size <= tokens:
-        return
-    sequences = range(0, min(len(dataset), max(1, LOOKED_AT // dataset.seq_len)), 16)
-    blocks = (dataset.read(range(at, min(at + 16, len(dataset)))).windows.records for at in sequences)
-    seen = beyond_tokens(blocks, tokens)
-    if seen.records:
-        say(
-            f"{seen.records:,} of {seen.positions:,} records looked at hold ids from {tokens:,} on, which are no "
-            f"tokens of the tokenizer (up to {seen.largest_id:,}); the teacher puts {seen.mass:.2g} of its mass there. "
-            "They are trained as they are"
-        )
-
-
 def _trained(model: Any) -> int:
     """Parameters that training changes."""
     return int(model.num_parameters(only_trainable=True))
 
 
-def _dataset(config: TrainConfig, casks: list[Cask], weights: Weights) -> CaskDataset:
-    dataset = CaskDataset(
-        casks,
-        seq_len=config.seq_len,
-        overlap=config.context,
-        packing=config.packing,
-        seed=config.seed,
-        weights=weights,
-    )
-    Objective.parse(config.loss).require(dataset.manifest.capture)
-    return dataset
-
-
-def _run(
-    config: TrainConfig,
-    model: Any,
-    dataset: CaskDataset | CrossTokenizerDataset,
-    tokenizer: Any,
-    checkpoint: Path | None,
-    cross: CrossTokenizerRun | None,
-    sequences: int,
-    stop: StopSignals,
-) -> tuple[DistillTrainer, dict[str, Any] | None]:
+def _run(trainer: DistillTrainer, output: Path, checkpoint: Path | None, stop: StopSignals) -> dict[str, Any] | None:
     """Train and save the student; returns the summary that goes into the run document, None where it was stopped."""
-    progress, metrics = ProgressBar(), MetricsLog(config.output / METRICS_NAME)
-    checkpoints, callbacks = config.output / CHECKPOINTS_NAME, [LogWhenSaving(), metrics, progress]
-    trainer: DistillTrainer
-    if isinstance(dataset, CaskDataset):
-        trainer = DistillTrainer(
-            model,
-            dataset,
-            config,
-            checkpoints=checkpoints,
-            tokenizer=tokenizer,
-            callbacks=callbacks,
-            sequences_per_step=sequences,
-        )
-    else:
-        assert cross is not None, "it made the dataset"
-        trainer = cross.trainer(model, dataset, checkpoints, callbacks, sequences)
-    trainer.stop_requested = lambda: stop.requested
-    trainer.add_callback(StopWhenAsked(trainer.stop_agreed))
+    progress, metrics = ProgressBar(), MetricsLog(output / METRICS_NAME)
+    for callback in (LogWhenSaving(), metrics, progress, StopWhenAsked(trainer.stop_agreed)):
+        trainer.add_callback(callback)
     started = time.monotonic()
     try:
         stop.training_begins()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if trainer.state.global_step < trainer.state.max_steps:
-            return trainer, None
-        _save(trainer, config.output)
+            return None
+        _save(trainer, output)
     finally:
         progress.close()
         metrics.close()
-    lines = read_metrics(config.output / METRICS_NAME)
-    return trainer, {
+    lines = read_metrics(output / METRICS_NAME)
+    return {
         "steps": trainer.state.global_step,
         "positions": sum(line["positions"] for line in lines),
         "seconds_of_last_call": time.monotonic() - started,

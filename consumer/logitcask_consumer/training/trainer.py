@@ -1,4 +1,4 @@
-"""DistillTrainer: transformers.Trainer with the loss on sparse targets, through the LM head in chunks."""
+"""DistillTrainer: transformers.Trainer with the loss of a `Method`, through the LM head in blocks of rows."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
+from transformers.trainer_utils import EvalLoopOutput
 
-from logitcask_consumer.config import TrainConfig
-from logitcask_consumer.data import Batch, CaskDataset, Collator, StepSampler, target_of, trained_share
-from logitcask_consumer.data.vocabulary import StudentVocabulary
-from logitcask_consumer.losses import Objective
-from logitcask_consumer.processes import processes, raise_together
+from logitcask_consumer.data import EMPTY, StepSampler
+from logitcask_consumer.data.dataset import PackedDataset
+from logitcask_consumer.methods import BatchLoss, Method, TokenMethod
+from logitcask_consumer.processes import raise_together
 from logitcask_consumer.run_document import PARTIAL_NAME, RunWriteError, explained_writes
-from logitcask_consumer.student.forward import DistillTask, attach
-from logitcask_consumer.training.arguments import training_arguments
+from logitcask_consumer.student.forward import attach
+from logitcask_consumer.training.arguments import DistillConfig
 from logitcask_consumer.training.checkpoints import partial_folder, publish_checkpoint
 from logitcask_consumer.training.stop_signals import leave_signals_to_the_trainer
 from logitcask_schemas.errors import LogitcaskError
@@ -30,15 +30,15 @@ class NotFiniteError(LogitcaskError, ArithmeticError):
 
 
 class DistillTrainer(Trainer):
-    """Trains a student on a CaskDataset.
+    """Trains a student on a dataset over casks.
 
-    The loss of an optimizer step is the weighted mean over all trained positions of all its micro-batches on all
-    processes, so neither accumulation nor the number of processes changes it. What a step trains follows from seed and
+    The loss of an optimizer step is the sum over all its micro-batches on all processes, divided by what they count
+    together, so neither accumulation nor the number of processes changes it. What a step trains follows from seed and
     step alone, and so does its dropout, with the process and the micro-batch: a resumed run needs no more than weights,
     optimizer, schedule and step, and nothing that DataLoader workers draw can change it.
     """
 
-    # compute_loss divides by the weights of the whole step already.
+    # compute_loss divides by what the whole step counts already.
     loss_is_scaled_for_ga = True
     stop_requested: Callable[[], bool] = staticmethod(lambda: False)
     """Whether this process was asked to end the run; see `stop_agreed`."""
@@ -48,89 +48,81 @@ class DistillTrainer(Trainer):
     def __init__(
         self,
         model: Any,
-        dataset: CaskDataset,
-        config: TrainConfig,
-        *,
-        checkpoints: Path,
-        tokenizer: Any,
+        args: DistillConfig,
+        train_dataset: PackedDataset[Any],
+        eval_dataset: PackedDataset[Any] | dict[str, PackedDataset[Any]] | None = None,
+        processing_class: Any = None,
         callbacks: list[TrainerCallback] | None = None,
-        sequences_per_step: int | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        *,
+        method: Method | None = None,
     ) -> None:
         """Prepare training.
 
         Args:
-            model: a causal LM; its forward learns to yield losses (see `student_forward`).
-            dataset: what to train on.
-            config: the run.
-            checkpoints: folder for checkpoints.
-            tokenizer: saved beside the weights.
+            model: a causal LM; its forward learns to yield losses (see `student.forward`).
+            args: the run.
+            train_dataset: what to train on.
+            eval_dataset: what `evaluate` measures on, or several by name.
+            processing_class: the tokenizer, saved beside the weights.
             callbacks: besides those of transformers.
-            sequences_per_step: of a run that goes on; None chooses them as for one that begins.
+            optimizers: optimizer and schedule, where `args` is not to choose them.
+            method: what makes a loss of the dataset's batches; None is a `TokenMethod` as `args` says.
 
         Raises:
             UnknownLossError, LossParameterError, LossMismatchError: the loss is unknown or does not fit the cask.
             NothingTrainedError: the dataset's weights leave no position to be trained.
-            TrainConfigError: the batch does not divide among the processes.
+            IdentityMismatchError, ModelError: the student does not fit the records; see `Method.check`.
         """
-        self.distill_config = config
-        self.objective: Objective = Objective.parse(config.loss).with_cross_entropy(config.ce_weight)
-        self.objective.require(dataset.manifest.capture)
-        self.weights = dataset.weights
-        trained_share(dataset, seed=config.seed)  # refused here where it is none
-        capture, temperature = dataset.manifest.capture, self.objective.temperature
-        self._sampled_tail = capture.mode != "topk"
-        self._log_z_column = None if temperature is None else capture.temperatures.index(temperature)
+        self.method = method or _token_method(args, processing_class)
         attach(model)
-        vocabulary = StudentVocabulary.of(model, dataset.manifest.teacher.vocab_size)
-        self._width = vocabulary.masked_width(config.extra_ids)
-        self.sequences_per_step = sequences_per_step or config.step_sequences(
-            processes().num_processes, slots=len(dataset) * dataset.seq_len
-        )
+        self.batch_loss = self.method.on(model, train_dataset)
         with kept_use_cache(model):
             super().__init__(
                 model=model,
-                args=training_arguments(config, checkpoints, sequences=self.sequences_per_step),
-                train_dataset=dataset,
-                data_collator=cast("Any", Collator(seq_len=dataset.seq_len, vocabulary=vocabulary)),
-                processing_class=tokenizer,
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                data_collator=cast("Any", self.batch_loss.collator),
+                processing_class=processing_class,
                 callbacks=callbacks,
+                optimizers=optimizers,
             )
+        # Not before: some attention works on the device only that transformers has moved the model to.
+        self.method.check(model, train_dataset.manifest, train_dataset.packing)
         self.remove_callback(PrinterCallback)
         # Older versions of transformers ask this flag instead of `loss_is_scaled_for_ga`.
         self.model_accepts_loss_kwargs = True
-        # Terms, ce, entropy, weights, trained positions, all positions, since the last log; on the device, so that no
-        # step waits for them.
-        self._sums = torch.zeros(len(self.objective.losses) + 5, dtype=torch.float64, device=self.args.device)
+        self._sums: Tensor | None = None
+        """Sums that metrics are made of, since the last log; on the device, so that no step waits for them."""
         self._since = time.monotonic()
+        self._evaluated: BatchLoss | None = None
+        self._measured: list[Tensor] = []
+        """Of each batch of an evaluation: loss, what it counts, and sums."""
+
+    @property
+    def progress(self) -> float:
+        """Part of the run done, 0 to 1."""
+        return self.state.global_step / max(self.state.max_steps, 1)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Loss of one micro-batch, already divided by the weights of the whole optimizer step."""
-        batch: Batch = inputs
-        task = DistillTask(
-            target=target_of(batch, sampled_tail=self._sampled_tail, log_z_column=self._log_z_column),
-            slots_T=batch["slots"],
-            terms=self.objective.terms(self.state.global_step / max(self.state.max_steps, 1)),
-            weights_T=batch["weights"],
-            selection=self.weights.selection,
-            chunk_rows=self.distill_config.chunk_rows,
-            width=self._width,
-        )
-        out = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], distill=task)
+        """Loss of one micro-batch, already divided by what the whole optimizer step counts."""
+        value = self.batch_loss.value(model, inputs, self.progress)
         if model.training:
-            self._count(out, batch["positions"])
-        total = self._total_weight(batch) if num_items_in_batch is None else num_items_in_batch
+            self._sums = value.sums if self._sums is None else self._sums + value.sums
+        total = self.batch_loss.counted(inputs) if num_items_in_batch is None else num_items_in_batch
         # DDP averages gradients over processes; the divisor of training counts the positions of all of them. A step
         # without a trained position has the loss 0, and gradients of 0.
         processes = 1 if num_items_in_batch is None else self.accelerator.num_processes
-        loss = out["loss"] * torch.where(total > 0, processes / total, 0.0).to(out["loss"].dtype)
-        return (loss, out) if return_outputs else loss
+        loss = value.loss * torch.where(total > 0, processes / total, 0.0).to(value.loss.dtype)
+        return (loss, {"loss": loss}) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
-        """Sum of the weights of all micro-batches of an optimizer step, over all processes; a float64 scalar."""
+        """What all micro-batches of an optimizer step count, over all processes; a float64 scalar."""
         return self._over_processes(
-            torch.stack([self._total_weight(batch).to(device) for batch in batch_samples]).sum()
+            torch.stack([self.batch_loss.counted(batch).to(device) for batch in batch_samples]).sum()
         )
 
     def _over_processes(self, own: Tensor) -> Tensor:
@@ -147,29 +139,77 @@ class DistillTrainer(Trainer):
             return self.stop_requested()
         return self._stops is not None and bool(self._stops > 0)
 
-    def _total_weight(self, batch: Batch) -> Tensor:
-        return self.weights.total(batch["weights"], batch["slots"], batch["input_ids"].shape[1])
-
     def get_train_dataloader(self) -> DataLoader[Any]:
         """This process' micro-batches. Nothing of accelerate wraps it: `training_step` moves a batch to the device."""
-        dataset = cast("CaskDataset", self.train_dataset)
+        dataset, args = cast("PackedDataset[Any]", self.train_dataset), cast("DistillConfig", self.args)
+        processes = self.accelerator.num_processes
+        each_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
         sampler = StepSampler(
             dataset.sequences_per_group,
-            seed=self.distill_config.seed,
-            sequences=self.sequences_per_step,
-            micro=self.args.per_device_train_batch_size,
-            accumulation=self.args.gradient_accumulation_steps,
-            processes=self.accelerator.num_processes,
+            seed=args.seed,
+            sequences=args.sequences_per_step or each_step,
+            micro=args.per_device_train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            processes=processes,
             process=self.accelerator.process_index,
             steps_done=lambda: self.state.global_step,
         )
-        workers = self.distill_config.workers
+        return self._loader(dataset, sampler, self.data_collator, persistent=True)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """This process' batches of a dataset, or of one of the trainer's by its name; each sequence once.
+
+        Raises:
+            ValueError: there is no dataset.
+        """
+        own_datasets: Any = self.eval_dataset
+        dataset = own_datasets if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            dataset = own_datasets[dataset]
+        if dataset is None:
+            raise ValueError("DistillTrainer: evaluation requires an eval_dataset")
+        size, processes = self.args.eval_batch_size, self.accelerator.num_processes
+        batches = [list(range(at, min(at + size, len(dataset)))) for at in range(0, len(dataset), size)]
+        # As many for every process: what shards a model talks in each forward.
+        batches += [[EMPTY]] * (-len(batches) % processes)
+        own = batches[self.accelerator.process_index :: processes]
+        return self._loader(dataset, own, self.method.on(self.model, dataset).collator, persistent=False)
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[None, None, None]:
+        """Measure one batch, for `evaluation_loop`; no predictions are kept."""
+        del prediction_loss_only, ignore_keys
+        assert self._evaluated is not None, "evaluation_loop sets it"
+        batch = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            value = self._evaluated.value(model, batch, self.progress)
+        both = torch.stack(
+            [value.loss.detach().to(torch.float64), self._evaluated.counted(batch).to(value.loss.device)]
+        )
+        self._measured.append(torch.cat([both, value.sums]))
+        return None, None, None
+
+    def evaluation_loop(self, dataloader: DataLoader[Any], *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """As transformers; the loss is the mean over what the dataset counts, and the method's metrics are there."""
+        self._evaluated, self._measured = self.method.on(self.model, dataloader.dataset), []
+        output = super().evaluation_loop(dataloader, *args, **kwargs)
+        total = self.accelerator.reduce(torch.stack(self._measured).sum(0), reduction="sum")
+        loss, counted, *sums = total.tolist()
+        metrics = {"loss": loss / counted if counted else 0.0, **self._evaluated.metrics(sums)}
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        self._evaluated, self._measured = None, []
+        named = {f"{prefix}_{name}": value for name, value in metrics.items()}
+        return output._replace(metrics={**(output.metrics or {}), **named})
+
+    def _loader(self, dataset: PackedDataset[Any], batches: Any, collator: Any, *, persistent: bool) -> DataLoader[Any]:
+        workers = self.args.dataloader_num_workers
         return DataLoader(
             dataset,
-            batch_sampler=sampler,
-            collate_fn=self.data_collator,
+            batch_sampler=batches,
+            collate_fn=collator,
             num_workers=workers,
-            persistent_workers=workers > 0,
+            persistent_workers=persistent and workers > 0,
             worker_init_fn=leave_signals_to_the_trainer,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # what it draws is not drawn from the generator of dropout
@@ -179,23 +219,13 @@ class DistillTrainer(Trainer):
         """As transformers, with generators that are seeded for this micro-batch."""
         step, micro = self._seeded
         self._seeded = (step, micro + 1) if step == self.state.global_step else (self.state.global_step, 0)
-        key = (self.distill_config.seed, *self._seeded, self.accelerator.process_index)
+        key = (self.args.seed, *self._seeded, self.accelerator.process_index)
         set_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
         loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
         return loss
 
-    def _count(self, out: dict[str, Tensor], positions: int) -> None:
-        columns_CT = torch.cat([out["terms_KT"], torch.stack([out["ce_T"], out["entropy_T"]])]).to(torch.float64)
-        if out["weights_T"] is not None:
-            weights_T = out["weights_T"].to(torch.float64)
-            columns_CT, weight = columns_CT * weights_T, weights_T.sum()
-        else:
-            weight = columns_CT.new_tensor(columns_CT.shape[1])
-        counts = columns_CT.new_tensor([columns_CT.shape[1], positions])
-        self._sums += torch.cat([columns_CT.sum(1), weight[None], counts])
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add weighted means over the trained positions (nats) and throughput since the last log.
+        """Add means over what was trained (nats) and throughput since the last log.
 
         Raises:
             NotFiniteError: the loss is no longer a number.
@@ -210,20 +240,11 @@ class DistillTrainer(Trainer):
         super().log(logs, start_time)
 
     def _with_metrics(self, logs: dict[str, float]) -> dict[str, float]:
-        *terms, ce, entropy, weight, trained, positions = self.accelerator.reduce(self._sums, reduction="sum").tolist()
-        now, weight = time.monotonic(), weight or 1.0
-        # A mix has no value of its own that means anything: its first loss is shown, and all of them beside it.
-        more = {"kd": terms[0] / weight, "ce": ce / weight, "teacher_entropy": entropy / weight}
-        for loss, value in zip(self.objective.losses, terms, strict=True):
-            if len(terms) > 1:
-                more[f"loss/{loss.spec}"] = value / weight
-            if loss.kl_value:
-                more["kl"] = (value - entropy) / weight
-        more |= {"positions": trained, "tokens_per_second": positions / max(now - self._since, 1e-9)}
-        if self.weights:
-            more["trained_share"] = trained / max(positions, 1.0)
-        self._sums.zero_()
-        self._since = now
+        assert self._sums is not None, "a loss is logged after a step"
+        sums, now = self.accelerator.reduce(self._sums, reduction="sum").tolist(), time.monotonic()
+        more = self.batch_loss.metrics(sums)
+        more["tokens_per_second"] = self.batch_loss.read(sums) / max(now - self._since, 1e-9)
+        self._sums, self._since = None, now
         renamed = {"learning_rate": "lr"}
         return {renamed.get(name, name): value for name, value in logs.items()} | more
 
@@ -251,22 +272,44 @@ class DistillTrainer(Trainer):
         try:
             with explained_writes(folder / name, advice):
                 super()._save_checkpoint(model, trial)
+                self._name_best(partial / name, folder / name)
         except RunWriteError as error:
             problem = error
         try:
             raise_together(problem)
             if self.args.should_save:
                 with explained_writes(folder / name, advice):
-                    publish_checkpoint(partial / name, keep=self.distill_config.keep_checkpoints)
+                    best = self.state.best_model_checkpoint
+                    publish_checkpoint(
+                        partial / name, keep=self.args.save_total_limit, best=None if best is None else Path(best)
+                    )
         except RunWriteError:
             if self.args.should_save:
                 partial_folder(folder)  # what was written of it takes room
             raise
 
+    def _name_best(self, partial: Path, final: Path) -> None:
+        """Where the checkpoint being written is the best so far, the state names it by the name that it will have."""
+        best = self.state.best_model_checkpoint
+        if best is not None and Path(best) == partial:
+            self.state.best_model_checkpoint = str(final)
+            if self.args.should_save:
+                self.state.save_to_json(str(partial / "trainer_state.json"))
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """As transformers, without the pickled arguments it leaves beside the weights."""
         super()._save(output_dir, state_dict)
         (Path(output_dir or str(self.args.output_dir)) / "training_args.bin").unlink(missing_ok=True)
+
+
+def _token_method(args: DistillConfig, tokenizer: Any) -> Method:
+    return TokenMethod(
+        loss=args.loss,
+        ce_weight=args.ce_weight,
+        extra_ids=args.extra_ids,
+        block_rows=args.block_rows,
+        tokenizer=tokenizer,
+    )
 
 
 @contextmanager

@@ -26,8 +26,8 @@ class EntropyTop(Weight):
     SE-KD, arXiv 2602.01395 (the best 20 % by student entropy). A sequence is one of `--seq-len` slots, perhaps of
     several documents; so the choice depends neither on micro-batches nor on the number of processes.
 
-    Cost: the head is applied once more to all positions, without gradient, in chunks; the loss, its gradient and the
-    target then cost only what the chosen positions do. On a device the host waits once per batch for the choice.
+    Cost: the head is applied once more to all positions, without gradient, in blocks of rows; loss, gradient and target
+    then cost only what the chosen positions do. On a device the host waits once per batch for the choice.
     """
 
     name: ClassVar[str] = "entropy_top"
@@ -45,18 +45,18 @@ class EntropyTop(Weight):
         return torch.ceil(counts_B.to(torch.float64) * self.keep - 1e-9).to(torch.int64)
 
     @torch.no_grad()
-    def choose(self, hidden_TD: Tensor, head: LMHead, sequences_T: Tensor, chunk_rows: int | None = None) -> Tensor:
+    def choose(self, hidden_TD: Tensor, head: LMHead, sequences_T: Tensor, block_rows: int | None = None) -> Tensor:
         """Numbers of the chosen rows, ascending, int64.
 
         Args:
             hidden_TD: last hidden states of T positions.
             head: the student's.
             sequences_T: number of the sequence of each position.
-            chunk_rows: rows of logits held at a time; None chooses 64 MiB of them, 256 at least.
+            block_rows: rows of logits held at a time; None chooses 64 MiB of them, 256 at least.
         """
         if not len(hidden_TD):
             return torch.empty_like(sequences_T)
-        entropy_T = student_entropy(hidden_TD, head, chunk_rows)
+        entropy_T = student_entropy(hidden_TD, head, block_rows)
         counts_B = torch.bincount(sequences_T)
         by_entropy_T = torch.argsort(entropy_T, descending=True, stable=True)
         order_T = by_entropy_T[torch.argsort(sequences_T[by_entropy_T], stable=True)]
@@ -66,9 +66,9 @@ class EntropyTop(Weight):
 
 
 @torch.no_grad()
-def student_entropy(hidden_TD: Tensor, head: LMHead, chunk_rows: int | None = None) -> Tensor:
+def student_entropy(hidden_TD: Tensor, head: LMHead, block_rows: int | None = None) -> Tensor:
     """Entropy of the student's distribution at T positions, nats, float32 (float64 for float64 hidden states)."""
-    rows = rows_of(chunk_rows, head)
+    rows = rows_of(block_rows, head)
     dtype = torch.promote_types(hidden_TD.dtype, torch.float32)
     parts = []
     for start in range(0, len(hidden_TD), rows):

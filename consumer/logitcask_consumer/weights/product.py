@@ -36,13 +36,13 @@ class Weights:
             return cls()
         specs, at = list[str](), 0
         while at < len(text) or not specs or text[at - 1] == "*":
-            found = _FACTOR.match(text, at)
-            if found is None:
+            factor = _FACTOR.match(text, at)
+            if factor is None:
                 raise WeightParameterError(f"{text!r}: a double quote is not closed")
-            specs.append(found["spec"])
-            if found.end() == len(text) and not found[0].endswith("*"):
+            specs.append(factor["spec"])
+            if factor.end() == len(text) and not factor[0].endswith("*"):
                 break
-            at = found.end()
+            at = factor.end()
         weights = [get_weight(spec) for spec in specs]
         selections = [weight for weight in weights if isinstance(weight, EntropyTop)]
         factors = tuple(weight for weight in weights if isinstance(weight, RecordWeight))
@@ -75,7 +75,7 @@ class Weights:
 
     def contents(self) -> dict[str, str]:
         """Digest of what each weight reads besides its parameters, where there is such a thing."""
-        return {weight.name: found for weight in self.factors if (found := weight.content()) is not None}
+        return {weight.name: digest for weight in self.factors if (digest := weight.content()) is not None}
 
     def of(self, positions: Positions) -> NDArray[np.float32] | None:
         """The product of the factors, [P]; None where there is none."""

@@ -43,10 +43,10 @@ class Ranges(RecordWeight):
         except OSError as error:
             raise WeightParameterError(f"weight 'ranges': {self.file} cannot be read: {error}") from error
         lines = [_line(f"{self.file}:{number}", line) for number, line in enumerate(content.splitlines(), start=1)]
-        found = dict(lines)
-        if len(found) < len(lines):
+        ranges_of = dict(lines)
+        if len(ranges_of) < len(lines):
             raise WeightParameterError(f"weight 'ranges': {self.file} names a document twice")
-        return replace(self, sha256=hashlib.sha256(content).hexdigest(), ranges_of=found)
+        return replace(self, sha256=hashlib.sha256(content).hexdigest(), ranges_of=ranges_of)
 
     def content(self) -> str | None:
         """The file's SHA-256."""

@@ -3,16 +3,15 @@
 Shape legend: P positions to be trained, W windows of documents, L tokens.
 """
 
-import json
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Final, Self, TypeVar, get_type_hints
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from logitcask_consumer.notation import read_named, write_named
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_schemas.record.records import IdArray, Records
@@ -119,9 +118,7 @@ class Weight(ABC):
     @property
     def spec(self) -> str:
         """The weight as `get_weight` reads it, without parameters that have their defaults."""
-        shown = [f for f in fields(self) if f.init and f.repr and getattr(self, f.name) != f.default]
-        given = [f"{f.name}={_text(getattr(self, f.name))}" for f in shown]
-        return self.name + (":" + ",".join(given) if given else "")
+        return write_named(self.name, self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,18 +158,10 @@ def in_range(weight: Weight, name: str, low: float, high: float) -> None:
         )
 
 
-def _text(value: object) -> str:
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 WEIGHTS: dict[str, type[Weight]] = {}
 """Every registered class by its name."""
 
 W = TypeVar("W", bound=type[Weight])
-
-_ARGUMENT: Final = re.compile(r'\s*(?P<key>[a-z_]+)=(?P<value>"(?:[^"\\]|\\.)*"|[^",]*[^",\s])\s*(?:,|$)')
 
 
 class UnknownWeightError(LogitcaskError, KeyError):
@@ -200,35 +189,5 @@ def get_weight(spec: str) -> Weight:
         UnknownWeightError: no such weight; the message lists those there are.
         WeightParameterError: it has no such parameter, or the value is not one it can have.
     """
-    name, colon, rest = spec.strip().partition(":")
-    if name not in WEIGHTS:
-        raise UnknownWeightError(f"there is no weight {name!r}; there are: {', '.join(sorted(WEIGHTS))}")
-    hints = get_type_hints(WEIGHTS[name])
-    kinds = {f.name: hints[f.name] for f in fields(WEIGHTS[name]) if f.init and f.repr}
-    given, at = dict[str, object](), 0
-    while at < len(rest) or (colon and not at):
-        found = _ARGUMENT.match(rest, at)
-        if found is None or found["key"] not in kinds:
-            known = ", ".join(kinds) or "none"
-            raise WeightParameterError(
-                f"weight {name!r} cannot read {rest[at:]!r}; its parameters are: {known}, given as name=value, text "
-                'between double quotes (name="value")'
-            )
-        given[found["key"]] = _value(name, found["key"], found["value"], kinds[found["key"]])
-        at = found.end()
-    return replace(WEIGHTS[name](), **given)
-
-
-def _value(name: str, key: str, text: str, kind: object) -> object:
-    if kind is float:
-        try:
-            return float(text)
-        except ValueError:
-            raise WeightParameterError(f"weight {name!r}: {key} is a number, got {text!r}") from None
-    assert kind is str, f"weight {name}: parameters are numbers or text, {key} is {kind}"
-    if not text.startswith('"'):
-        return text
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise WeightParameterError(f"weight {name!r}: {key}={text} is no JSON text ({error})") from None
+    defaults = {name: weight() for name, weight in WEIGHTS.items()}
+    return read_named(spec, defaults, what="weight", unknown=UnknownWeightError, wrong=WeightParameterError)

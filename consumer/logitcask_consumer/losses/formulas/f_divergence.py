@@ -33,7 +33,7 @@ class FDivergence(Loss):
 
     @abstractmethod
     def times_t(self, log_t_E: Tensor, log_p_E: Tensor) -> Tensor:
-        """T f(p / t) of each entry, from the logarithms; also of a bucket, with its masses."""
+        """The value t · f(p / t) of each entry, from the logarithms; also of a bucket, with its masses."""
 
     @property
     def slope(self) -> float:

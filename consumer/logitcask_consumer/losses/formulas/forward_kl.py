@@ -6,10 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from logitcask_consumer.losses.loss import Estimator, Loss, Requires, in_range, register
+from logitcask_consumer.losses.loss import Estimator, Loss, LossParameterError, Requires, in_range, register
 from logitcask_consumer.losses.student_rows import Needs, StudentRows
 from logitcask_consumer.losses.target import SparseTarget
-from logitcask_consumer.notation import LossParameterError
 
 
 @register

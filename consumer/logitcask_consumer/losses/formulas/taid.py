@@ -10,10 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from logitcask_consumer.losses.loss import Estimator, Loss, Requires, Tail, in_range, register
+from logitcask_consumer.losses.loss import Estimator, Loss, LossParameterError, Requires, Tail, in_range, register
 from logitcask_consumer.losses.student_rows import Needs, StudentRows
 from logitcask_consumer.losses.target import SparseTarget
-from logitcask_consumer.notation import LossParameterError
 
 
 @register
@@ -71,7 +70,7 @@ class Taid(Loss):
         return Requires(head=not draws, draws=draws, tail_logprobs=draws)
 
     def share(self, progress: float) -> float:
-        """L at a part of the run done, from 0 to 1."""
+        """The teacher's share l at a part of the run done, from 0 to 1."""
         line = self.start + (self.end - self.start) * progress
         curve = 1.0 - (1.0 - self.start) * math.exp(-self.lead * progress)
         return min(self.end, max(line, curve))

@@ -41,7 +41,7 @@ class TailAware(Loss):
         in_range(self, "largest", 0.0, 1e6)
 
     def row_scale(self, target: SparseTarget) -> Tensor:
-        """W of each row."""
+        """The factor w of each row, [R]."""
         if target.documents_R is None:
             raise LookupError("tail_aware averages over documents: make the target with documents_R")
         _, of_row_R = torch.unique(target.documents_R, return_inverse=True)

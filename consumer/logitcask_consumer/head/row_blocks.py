@@ -1,6 +1,6 @@
-"""A mix of losses through the LM head in row chunks: [rows, vocab] exists for one chunk at a time, never for the batch.
+"""A mix of losses through the LM head in blocks of rows: [rows, vocab] exists for one block at a time.
 
-Shape legend: T trained positions of a batch, D hidden size, V vocabulary size, R rows of a chunk, K terms of the mix.
+Shape legend: T trained positions of a batch, D hidden size, V vocabulary size, R rows of a block, K terms of the mix.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ class Scales:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChunkResult:
+class RowBlockResult:
     """Of R rows; `grad_RV` is None where no gradient was asked for or no term depends on the student."""
 
     total: Tensor
@@ -45,7 +45,7 @@ class ChunkResult:
     grad_RV: Tensor | None
 
 
-def chunk_gradient(
+def row_block_gradient(
     logits_RV: Tensor,
     target: SparseTarget,
     terms: Sequence[tuple[float, Loss]],
@@ -53,8 +53,8 @@ def chunk_gradient(
     *,
     weights_R: Tensor | None,
     with_grad: bool,
-) -> ChunkResult:
-    """Values and gradient of a chunk; overwrites the logits.
+) -> RowBlockResult:
+    """Values and gradient of a block of rows; overwrites the logits.
 
     Args:
         logits_RV: float32 or float64 logits of the student.
@@ -92,7 +92,7 @@ def chunk_gradient(
                 found_RV.div_(temperature)
             grad_RV = found_RV if grad_RV is None else grad_RV.add_(found_RV)
     assert ce_R is not None
-    return ChunkResult(total=total, terms_KR=torch.stack(values), ce_R=ce_R, grad_RV=grad_RV)
+    return RowBlockResult(total=total, terms_KR=torch.stack(values), ce_R=ce_R, grad_RV=grad_RV)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +114,7 @@ def distillation_loss(
     terms: Terms,
     *,
     weights_T: Tensor | None = None,
-    chunk_rows: int | None = None,
+    block_rows: int | None = None,
 ) -> LossResult:
     """Apply the LM head and a mix of losses to the hidden states of T positions, summed over them.
 
@@ -124,7 +124,7 @@ def distillation_loss(
         target: T rows of the teacher's target, row i for hidden state i.
         terms: K losses with their weights.
         weights_T: weight of each position; None for 1. Leave positions of weight 0 out: they cost as much as others.
-        chunk_rows: rows of logits held at a time; None chooses 64 MiB of them, 256 at least.
+        block_rows: rows of logits held at a time; None chooses 64 MiB of them, 256 at least.
 
     Raises:
         ShapeError: rows, hidden size or vocabulary do not fit, or there is no term.
@@ -134,8 +134,8 @@ def distillation_loss(
     if torch.compiler.is_compiling():
         # Traced, it would fall into dozens of graphs between its loops and offsets.
         apart: _Plain = torch.compiler.disable(_distillation_loss)  # type: ignore[no-untyped-call]
-        return apart(hidden_TD, head, target, terms, weights_T, chunk_rows)
-    return _distillation_loss(hidden_TD, head, target, terms, weights_T, chunk_rows)
+        return apart(hidden_TD, head, target, terms, weights_T, block_rows)
+    return _distillation_loss(hidden_TD, head, target, terms, weights_T, block_rows)
 
 
 _Plain: TypeAlias = Callable[[Tensor, LMHead, SparseTarget, Terms, Tensor | None, int | None], LossResult]
@@ -147,11 +147,11 @@ def _distillation_loss(
     target: SparseTarget,
     terms: Terms,
     weights_T: Tensor | None,
-    chunk_rows: int | None,
+    block_rows: int | None,
 ) -> LossResult:
     """See `distillation_loss`."""
     _check(hidden_TD, head, target, terms, weights_T)
-    rows = rows_of(chunk_rows, head)
+    rows = rows_of(block_rows, head)
     count, wide = len(hidden_TD), wide_dtype(hidden_TD)
     target = target.to_dtype(wide)
     mix = _Mix(
@@ -168,7 +168,7 @@ def _distillation_loss(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Mix:
-    """The loss of a chunk of rows; notes each term and the cross-entropy of every row."""
+    """The loss of a block of rows; notes each term and the cross-entropy of every row."""
 
     target: SparseTarget
     terms: Terms
@@ -178,16 +178,16 @@ class _Mix:
     ce_T: Tensor
 
     def __call__(self, logits_RV: Tensor, start: int, stop: int, *, with_grad: bool) -> tuple[Tensor, Tensor | None]:
-        chunk = slice(start, stop)
-        done = chunk_gradient(
+        block = slice(start, stop)
+        done = row_block_gradient(
             logits_RV,
             self.target.rows(start, stop),
             self.terms,
-            self.scales.rows(chunk),
-            weights_R=None if self.weights_T is None else self.weights_T[chunk],
+            self.scales.rows(block),
+            weights_R=None if self.weights_T is None else self.weights_T[block],
             with_grad=with_grad,
         )
-        self.terms_KT[:, chunk], self.ce_T[chunk] = done.terms_KR, done.ce_R
+        self.terms_KT[:, block], self.ce_T[block] = done.terms_KR, done.ce_R
         return done.total, done.grad_RV
 
 

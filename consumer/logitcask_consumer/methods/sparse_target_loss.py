@@ -1,0 +1,135 @@
+"""The loss on the teacher's sparse records: of hidden states in a plain loop, or within a student's forward.
+
+Shape legend: B sequences, S slots, T trained positions, D hidden size, K terms of a mix.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from logitcask_consumer.data import Batch, target_of
+from logitcask_consumer.head import LMHead, distillation_loss
+from logitcask_consumer.losses import Objective, SparseTarget
+from logitcask_consumer.losses.loss import Terms
+from logitcask_consumer.losses.target import take_target
+from logitcask_consumer.weights import EntropyTop, Weights
+from logitcask_schemas.record.capture_spec import CaptureSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillTask:
+    """What the LM head needs to yield the loss of T positions; a `HeadTask`."""
+
+    target: SparseTarget
+    slots_T: Tensor
+    """Flat index b·S + s of each trained position, int64."""
+    terms: Terms
+    """Losses and their weights."""
+    weights_T: Tensor | None = None
+    """Weight of each position; None for 1."""
+    selection: EntropyTop | None = None
+    """Which of the positions are trained, by the student's entropy; None for all."""
+    block_rows: int | None = None
+    """Rows of logits held at a time; None chooses 64 MiB, 256 at least."""
+    width: int | None = None
+    """Ids of the student's distribution, where it ends before those of the head; see `vocabulary`."""
+
+    def at_head(self, hidden_TD: Tensor, head: LMHead, sequences_T: Tensor) -> dict[str, Tensor | None]:
+        """The summed loss, and of the positions that are trained terms [K, T], ce, entropy and weights [T]."""
+        head, target, weights_T = head.narrowed(self.width), self.target, self.weights_T
+        if self.selection is not None:
+            rows = self.selection.choose(hidden_TD, head, sequences_T, self.block_rows)
+            hidden_TD, target = hidden_TD.index_select(0, rows), take_target(target, rows)
+            weights_T = None if weights_T is None else weights_T.index_select(0, rows)
+        result = distillation_loss(hidden_TD, head, target, self.terms, weights_T=weights_T, block_rows=self.block_rows)
+        return {
+            "loss": result.loss,
+            "terms_KT": result.terms_KT,
+            "ce_T": result.ce_T,
+            "entropy_T": target.entropy_R,
+            "weights_T": weights_T,
+        }
+
+
+class SparseTargetLoss(nn.Module):
+    """The distillation loss of a batch of a `CaskDataset`, for a training loop of one's own."""
+
+    def __init__(
+        self,
+        loss: str = "forward_kl",
+        *,
+        capture: CaptureSpec,
+        ce_weight: float = 0.0,
+        weights: Weights | None = None,
+        block_rows: int | None = None,
+        width: int | None = None,
+    ) -> None:
+        """Read the loss and compare it with the records.
+
+        Args:
+            loss: a loss, or a mix of them; docs/losses.md has all.
+            capture: how the records were made: `dataset.manifest.capture`.
+            ce_weight: share of the cross-entropy with the realised tokens, 0 to 1.
+            weights: those of the dataset, `dataset.weights`; None for 1.
+            block_rows: rows of logits held at a time; None chooses 64 MiB, 256 at least.
+            width: ids of the student's distribution, where it is to end before those of the head.
+
+        Raises:
+            UnknownLossError, LossParameterError: the loss is not understood.
+            LossMismatchError: the records lack what it needs.
+        """
+        super().__init__()
+        self.objective = Objective.parse(loss).with_cross_entropy(ce_weight)
+        self.objective.require(capture)
+        self.weights = weights or Weights()
+        self.block_rows, self.width = block_rows, width
+        temperature = self.objective.temperature
+        self._sampled_tail = capture.mode != "topk"
+        self._log_z_column = None if temperature is None else capture.temperatures.index(temperature)
+
+    def forward(
+        self,
+        hidden_BSD: Tensor,
+        head: LMHead | Any,
+        batch: Batch,
+        *,
+        num_items: Tensor | int | None = None,
+        progress: float = 0.0,
+    ) -> Tensor:
+        """The loss of a batch in nats, a differentiable scalar.
+
+        Args:
+            hidden_BSD: last hidden states of the student's body, such as `student.forward.hidden_states` gives. A call
+                of one's own needs `position_ids` and `use_cache=False`: with a cache, transformers lets packed
+                documents see each other.
+            head: the causal LM whose head is applied, or its `LMHead`.
+            batch: from a `Collator`, on the same device.
+            num_items: what to divide the sum by, where the batch is a part of a step; None takes the batch's own mean.
+            progress: part of the run done, 0 to 1, for weights that follow a schedule.
+        """
+        task = self.task(batch, progress)
+        hidden_TD = hidden_BSD.flatten(0, 1).index_select(0, task.slots_T)
+        head = head if isinstance(head, LMHead) else LMHead.from_model(head)
+        loss = task.at_head(hidden_TD, head, task.slots_T // hidden_BSD.shape[1])["loss"]
+        assert loss is not None
+        total = self.counted(batch) if num_items is None else torch.as_tensor(num_items, device=loss.device)
+        # A batch without a trained position has the loss 0, and gradients of 0.
+        return loss * torch.where(total > 0, 1.0 / total, 0.0).to(loss.dtype)
+
+    def task(self, batch: Batch, progress: float) -> DistillTask:
+        """What a student's forward needs, as `distill=`, to yield the loss of a batch; see `student.forward.attach`."""
+        return DistillTask(
+            target=target_of(batch, sampled_tail=self._sampled_tail, log_z_column=self._log_z_column),
+            slots_T=batch["slots"],
+            terms=self.objective.terms(progress),
+            weights_T=batch["weights"],
+            selection=self.weights.selection,
+            block_rows=self.block_rows,
+            width=self.width,
+        )
+
+    def counted(self, batch: Batch) -> Tensor:
+        """Sum of the weights of the positions that will be trained; float64, a scalar."""
+        return self.weights.total(batch["weights"], batch["slots"], batch["input_ids"].shape[1])
