@@ -6,10 +6,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from logitcask_schemas.api.server_url import DEFAULT_PORT
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_schemas.record.identity import Accept
 
-DEFAULT_PORT = 8000
 MIN_KEY_CHARACTERS = 8
 
 

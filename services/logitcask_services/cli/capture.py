@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from logitcask_schemas.cli.output import JsonOption
 from logitcask_schemas.terminal import counted
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Decide what to keep before the teacher runs.", no_args_is_help=True, add_completion=False)
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 _LONGEST = 1024
 
 

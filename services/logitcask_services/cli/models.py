@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from logitcask_schemas.cli.output import JsonOption
+
 app = typer.Typer(
     help="Fetch small teachers that come from the package index.", no_args_is_help=True, add_completion=False
 )
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 
 
 @app.command("list")

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
+from logitcask_schemas.api.objects import Failure
+from logitcask_schemas.api.requests import Overflow
 from logitcask_services.corpora.line_problems import LineProblem
 from logitcask_services.corpora.lines import (
     ChatLine,
@@ -16,10 +17,6 @@ from logitcask_services.corpora.lines import (
 )
 from logitcask_services.corpora.token_store import TokenStoreWriter
 from logitcask_services.corpora.tokenizer import DocumentTokenizer, OwnTokens, Tokenised, token_ranges
-
-Overflow = Literal["truncate", "split", "skip"]
-MIN_LENGTH = 4
-"""Smallest limit: what `split` needs so that every piece has at least two tokens."""
 
 
 def fit(token_ids: list[int], limit: int, policy: Overflow) -> list[list[int]]:
@@ -123,16 +120,6 @@ class DocumentLimits:
     max_line_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BadLine:
-    """One line that gave no document."""
-
-    line: int
-    code: str
-    message: str
-    custom_id: str | None
-
-
 @dataclass(slots=True, kw_only=True)
 class Prepared:
     """What preparation found."""
@@ -179,7 +166,7 @@ def prepare(
     tokenizer: DocumentTokenizer,
     limits: DocumentLimits,
     *,
-    report: Callable[[list[BadLine]], None],
+    report: Callable[[list[Failure]], None],
     stopped: Callable[[], bool],
 ) -> Prepared:
     """Write the token store of `corpus` at `target`; bad lines go to `report` in batches, in order of their lines.
@@ -194,7 +181,7 @@ def prepare(
     found = Prepared()
     own = OwnTokens.of(tokenizer)
     with TokenStoreWriter(target) as store:
-        batch, bad = _Batch(), list[BadLine]()
+        batch, bad = _Batch(), list[Failure]()
 
         def flush() -> None:
             nonlocal batch
@@ -238,7 +225,7 @@ def _store_batch(
     limits: DocumentLimits,
     store: TokenStoreWriter,
     found: Prepared,
-    bad: list[BadLine],
+    bad: list[Failure],
 ) -> None:
     tokenised = tokenise([line for _, _, line in batch.lines], tokenizer)
     for (number, start, line), document in zip(batch.lines, tokenised, strict=True):
@@ -316,8 +303,8 @@ def _checked(token_ids: list[int], vocab_size: int) -> list[int]:
     return token_ids
 
 
-def _bad(number: int, problem: LineProblem) -> BadLine:
+def _bad(number: int, problem: LineProblem) -> Failure:
     message = problem.message
     if len(message) > LONGEST_MESSAGE:  # a template's own words may be as long as the line
         message = message[:LONGEST_MESSAGE] + "..."
-    return BadLine(line=number, code=problem.code, message=message, custom_id=problem.custom_id)
+    return Failure(stage="corpus", line=number, code=problem.code, message=message, custom_id=problem.custom_id)

@@ -7,48 +7,32 @@ from collections.abc import AsyncIterator
 
 from starlette.concurrency import run_in_threadpool
 
-from logitcask_schemas.cask.directory import read_manifest
-from logitcask_schemas.cask.format.layout import MANIFEST_NAME
-from logitcask_schemas.record.capture_spec import stored_spec
-from logitcask_services.http.extraction_objects import (
+from logitcask_schemas.api.objects import (
+    FINAL,
     DocumentCounts,
     Event,
     Extraction,
     ExtractionCheck,
-    ExtractionCreate,
-    ExtractionPlan,
     LineCounts,
     Manifest,
+    Progress,
     Reason,
     RequestCounts,
     ShardOfExtraction,
     Usage,
 )
+from logitcask_schemas.api.requests import ExtractionPlan, ExtractionRequest
+from logitcask_schemas.cask.directory import read_manifest
+from logitcask_schemas.cask.format.layout import MANIFEST_NAME
 from logitcask_services.http.problems import Problem, storage_problem
-from logitcask_services.jobs.database.tables import ExtractionRow
-from logitcask_services.jobs.extraction import FINAL, ExtractionRequest
+from logitcask_services.jobs.database.tables import EventRow, ExtractionRow
 from logitcask_services.service import Service
 
 
-def canonical(request: ExtractionCreate) -> bytes:
-    """Bytes that are equal for equal requests."""
-    return json.dumps(request.model_dump(mode="json"), sort_keys=True).encode()
-
-
-def check(service: Service, request: ExtractionCreate) -> ExtractionRequest:
+def check(service: Service, request: ExtractionRequest) -> None:
     """What can be known to be wrong before anything starts. Raises what `check_plan` raises, and NotFoundError."""
     service.corpora.get(request.corpus_id)
     check_plan(service, request)
-    return ExtractionRequest(
-        corpus_id=request.corpus_id,
-        cask=request.cask,
-        capture=request.capture.model_dump(mode="json"),
-        max_length=request.max_length,
-        overflow=request.overflow,
-        carrier=request.carrier,
-        on_error=request.on_error,
-        metadata=dict(request.metadata),
-    )
 
 
 def check_plan(service: Service, plan: ExtractionPlan) -> ExtractionCheck:
@@ -116,14 +100,7 @@ def present(service: Service, row: ExtractionRow) -> Extraction:
     return Extraction(
         id=row.id,
         status=row.status,
-        corpus_id=row.corpus_id,
-        cask=row.cask,
-        capture=stored_spec(row.capture),
-        max_length=row.max_length,
-        overflow=row.overflow,
-        carrier=row.carrier,
-        on_error=row.on_error,
-        metadata=row.user_metadata,
+        **dict(row.request),
         created_at=int(row.timestamps["validating"]),
         **{f"{status}_at": int(at) for status, at in row.timestamps.items() if status != "validating"},
         request_counts=RequestCounts(
@@ -165,11 +142,23 @@ def manifest(service: Service, row: ExtractionRow) -> Manifest:
     """The shards an extraction has published so far."""
     return Manifest(
         extraction_id=row.id,
-        cask=row.cask,
+        cask=row.request.cask,
         partial=row.status != "completed",
         teacher=row.teacher,
-        capture=stored_spec(row.capture),
+        capture=row.request.capture,
         shards=[ShardOfExtraction(chunk=shard.chunk, **shard.entry) for shard in service.extractions.shards(row.id)],
+    )
+
+
+def event_of(row: EventRow) -> Event:
+    """An entry of the log as callers see it."""
+    return Event(
+        id=row.seq,
+        created_at=int(row.created_at),
+        level=row.level,
+        type=row.type,
+        message=row.message,
+        data=row.data,
     )
 
 
@@ -226,7 +215,7 @@ async def follow(service: Service, row: ExtractionRow, after: int) -> AsyncItera
             while events := await run_in_threadpool(service.log.events, row, after=after):
                 for event in events:
                     after = event.seq
-                    yield _encode(event.type, json.dumps(Event.of(event).model_dump()), event.seq)
+                    yield _encode(event.type, json.dumps(event_of(event).model_dump()), event.seq)
                 last_sent = now
             if row.status in FINAL:
                 return
@@ -243,14 +232,8 @@ async def follow(service: Service, row: ExtractionRow, after: int) -> AsyncItera
 
 def _progress(service: Service, row: ExtractionRow) -> bytes:
     whole = present(service, row)
-    data = {
-        "status": whole.status,
-        "usage": whole.usage.model_dump(),
-        "request_counts": whole.request_counts.model_dump(),
-        "throughput_tps": whole.throughput_tps,
-        "eta_seconds": whole.eta_seconds,
-    }
-    return _encode("progress", json.dumps(data), None)
+    progress = Progress(**{name: getattr(whole, name) for name in Progress.model_fields})
+    return _encode("progress", json.dumps(progress.model_dump()), None)
 
 
 def _encode(kind: str, data: str, number: int | None) -> bytes:

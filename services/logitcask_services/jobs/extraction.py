@@ -2,17 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from logitcask_schemas.api.objects import Failure, Status
 from logitcask_schemas.errors import LogitcaskError
-from logitcask_services.corpora.prepare import Overflow
-
-Status = Literal["validating", "queued", "in_progress", "finalizing", "completed", "failed", "cancelling", "cancelled"]
-STATUSES: tuple[Status, ...] = get_args(Status)
-FINAL: frozenset[Status] = frozenset({"completed", "failed", "cancelled"})
 
 STEPS: dict[Status, frozenset[Status]] = {
     "validating": frozenset({"queued", "failed", "cancelling"}),
@@ -42,10 +38,6 @@ def check_step(extraction_id: str, current: Status, wanted: Status) -> None:
         raise IllegalTransitionError(extraction_id, current, wanted)
 
 
-OnError = Literal["skip", "fail"]
-CarrierName = Literal["arrow", "zarr", "parquet"]
-
-
 class NotFoundError(LogitcaskError, LookupError):
     """There is no object of this kind with this id."""
 
@@ -67,31 +59,6 @@ class IdempotencyKey:
     fingerprint: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExtractionRequest:
-    """A checked request for an extraction."""
-
-    corpus_id: str
-    cask: str
-    capture: dict[str, Any]
-    max_length: int | None
-    overflow: Overflow
-    carrier: CarrierName
-    on_error: OnError
-    metadata: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DocumentFailure:
-    """A document the teacher could not capture."""
-
-    document: int
-    line: int
-    custom_id: str | None
-    code: str
-    message: str
-
-
 @dataclass(slots=True, kw_only=True)
 class ChunkOutcome:
     """What became of a chunk's documents."""
@@ -102,7 +69,7 @@ class ChunkOutcome:
     captured_tokens: int = 0
     present_documents: int = 0
     """In the cask already, or twice in the corpus."""
-    failures: list[DocumentFailure] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
     known_failures: int = 0
     """Documents that were noted as failed before this run, and not given to the teacher."""
     seconds: float = 0.0

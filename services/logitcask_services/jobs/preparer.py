@@ -7,9 +7,10 @@ from typing import Literal
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from logitcask_schemas.api.objects import Failure
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_schemas.terminal import counted
-from logitcask_services.corpora.prepare import BadLine, DocumentLimits, PreparationStoppedError, Prepared, prepare
+from logitcask_services.corpora.prepare import DocumentLimits, PreparationStoppedError, Prepared, prepare
 from logitcask_services.corpora.token_store import TokenStore
 from logitcask_services.jobs.context import JobContext, teacher_document
 from logitcask_services.jobs.database.tables import ExtractionRow
@@ -136,12 +137,12 @@ class Preparer(threading.Thread):
 
     def _prepare(self, row: ExtractionRow, facts: TeacherFacts) -> None:
         context, settings = self._context, self._context.settings
-        limit = row.max_length or facts.max_model_len
+        limit = row.request.max_length or facts.max_model_len
         if limit > facts.max_model_len:
             reason = f"max_length {limit} is more than the teacher's context of {facts.max_model_len} tokens"
             context.extractions.step(row.id, "failed", reason=("max_length", reason), level="error")
             return
-        if beyond := [token for token in row.capture["pinned_ids"] if token >= facts.identity.vocab_size]:
+        if beyond := [token for token in row.request.capture.pinned_ids if token >= facts.identity.vocab_size]:
             reason = f"pinned_ids {beyond} are outside the teacher's vocabulary of {facts.identity.vocab_size}"
             context.extractions.step(row.id, "failed", reason=("pinned_ids", reason), level="error")
             return
@@ -158,15 +159,15 @@ class Preparer(threading.Thread):
         limits = DocumentLimits(
             vocab_size=facts.identity.vocab_size,
             max_length=limit,
-            overflow=row.overflow,
+            overflow=row.request.overflow,
             max_line_bytes=settings.max_line_bytes,
         )
-        first_bad: list[BadLine] = []
+        first_bad: list[Failure] = []
         unlisted_from: list[int] = []
 
         listed = unlisted = 0
 
-        def report(bad: list[BadLine]) -> None:
+        def report(bad: list[Failure]) -> None:
             nonlocal listed, unlisted
             first_bad.extend(entry for entry in bad[:1] if not first_bad and entry.code != "too_long")
             if rows := bad[: MOST_LISTED - listed]:
@@ -208,7 +209,7 @@ class Preparer(threading.Thread):
             logger.exception("the preparation of %s failed", row.id)
             context.extractions.step(row.id, "failed", reason=unforeseen(error), level="error")
             return
-        if row.on_error == "fail" and found.bad_lines:
+        if row.request.on_error == "fail" and found.bad_lines:
             context.folders.drop_token_store(row.id)
             context.extractions.save_failed_preparation(row.id, found, _bad_lines_reason(found, first_bad))
             return
@@ -220,7 +221,7 @@ class Preparer(threading.Thread):
         waiter.run(lambda: context.extractions.save_preparation(row.id, found, teacher_document(facts.identity), plan))
 
 
-def _nothing_reason(found: Prepared, first_bad: list[BadLine]) -> tuple[str, str]:
+def _nothing_reason(found: Prepared, first_bad: list[Failure]) -> tuple[str, str]:
     first = f"; the first bad one: line {first_bad[0].line}: {first_bad[0].message}" if first_bad else ""
     return (
         "nothing_captured",
@@ -229,15 +230,15 @@ def _nothing_reason(found: Prepared, first_bad: list[BadLine]) -> tuple[str, str
     )
 
 
-def _unlisted(lines: int, first: int) -> BadLine:
+def _unlisted(lines: int, first: int) -> Failure:
     message = (
         f"from here on {lines} more lines are bad or skipped and are not listed: the first {MOST_LISTED} are. "
         "Mend those and submit the corpus again, or look at a part of it with `logitcask submit --dry-run`"
     )
-    return BadLine(line=first, code="not_listed", message=message, custom_id=None)
+    return Failure(stage="corpus", line=first, code="not_listed", message=message, custom_id=None)
 
 
-def _bad_lines_reason(found: Prepared, first_bad: list[BadLine]) -> tuple[str, str]:
+def _bad_lines_reason(found: Prepared, first_bad: list[Failure]) -> tuple[str, str]:
     first = f"; the first: line {first_bad[0].line}: {first_bad[0].message}" if first_bad else ""
     are = "is" if found.bad_lines == 1 else "are"
     return (

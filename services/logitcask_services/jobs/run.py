@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from logitcask_schemas.api.objects import Failure
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.format.layout import MANIFEST_NAME
 from logitcask_schemas.cask.format.manifest import ShardEntry
@@ -19,7 +20,7 @@ from logitcask_services.engines.engine import CaptureResult, CaptureTask, Engine
 from logitcask_services.jobs.chunks import ChunkFeed, OpenChunk, Publisher
 from logitcask_services.jobs.context import JobContext
 from logitcask_services.jobs.database.tables import ExtractionRow
-from logitcask_services.jobs.extraction import Chunk, ChunkOutcome, DocumentFailure
+from logitcask_services.jobs.extraction import Chunk, ChunkOutcome
 from logitcask_services.jobs.teacher import Suspicion, TeacherDiedError
 from logitcask_services.jobs.waiting import EndedWhileWaitingError, Reason, Waiter
 
@@ -47,12 +48,12 @@ class ExtractionRun:
         self._row = row
         self._engine = engine
         try:
-            self._spec = CaptureSpec.model_validate(row.capture)
+            self._spec = CaptureSpec.model_validate(row.request.capture.model_dump(mode="json"))
         except ValidationError as error:  # stored by a version that allowed more
             raise CaptureSpecError(f"the capture spec cannot be followed: {error}") from error
         self._tokens = TokenStore(context.folders.token_store(row.id))
         self._corpus = context.storage.path(context.corpora.get(row.corpus_id).sha256)
-        self._cask_path = context.folders.cask(row.cask)
+        self._cask_path = context.folders.cask(row.request.cask)
         self._waiter = Waiter(
             (context.folders.cask_root, context.folders.state),
             floor=context.settings.disk_floor_bytes,
@@ -72,7 +73,7 @@ class ExtractionRun:
             ends=self._ends,
             release=self._release,
         )
-        self._failure: DocumentFailure | None = None
+        self._failure: Failure | None = None
         self._held = False
         """Whether chunks are kept back, from the one with the failure on."""
         self._alone: int | None = None
@@ -97,7 +98,7 @@ class ExtractionRun:
         return self._waiter.set_aside
 
     @property
-    def failure(self) -> DocumentFailure | None:
+    def failure(self) -> Failure | None:
         """The first document that failed, where on_error is `fail`."""
         return self._failure
 
@@ -144,7 +145,7 @@ class ExtractionRun:
             self._cask_path,
             teacher=self._engine.identity,
             capture=self._spec,
-            carrier=self._row.carrier,
+            carrier=self._row.request.carrier,
             lock_timeout_seconds=LOCK_SECONDS,
             accept=self._context.settings.accept_teacher,
         )
@@ -165,9 +166,9 @@ class ExtractionRun:
         ]
         if missing:
             raise CaskError(
-                f"{len(missing)} documents that this extraction had put into the cask {self._row.cask!r} are no longer "
-                f"there (the first: line {self._tokens.line(missing[0])[0]}): it was deleted, exchanged or repaired "
-                "meanwhile. Put it back and resume, or submit the corpus again, which captures what is missing"
+                f"{len(missing)} documents that this extraction had put into the cask {self._row.request.cask!r} are "
+                f"no longer there (the first: line {self._tokens.line(missing[0])[0]}): it was deleted, exchanged or "
+                "repaired meanwhile. Put it back and resume, or submit the corpus again, which captures what is missing"
             )
 
     def note_hang(self, reason: str) -> None:
@@ -185,7 +186,7 @@ class ExtractionRun:
 
     def _release(self, entry: OpenChunk) -> None:
         # A document that ends the extraction is counted by its end; its chunk stays open, to be tried by a resumed one.
-        self._held = self._held or (self._row.on_error == "fail" and bool(entry.failures))
+        self._held = self._held or (self._row.request.on_error == "fail" and bool(entry.failures))
         if self._held:
             return
         with self._context.heartbeat.excused():  # a slow disk is no fault of the teacher's
@@ -261,14 +262,14 @@ class ExtractionRun:
                 self._suspicion.blamed = False
                 self._context.host.progressed()
             self._context.progress.captured(len(result.document.token_ids_L))
-        elif self._row.on_error == "fail" and self._failure is None:
+        elif self._row.request.on_error == "fail" and self._failure is None:
             assert isinstance(result.key, int)  # our own key
             self._failure = self._describe(result.key, *failed)
 
-    def _describe(self, document: int, code: str, message: str) -> DocumentFailure:
+    def _describe(self, document: int, code: str, message: str) -> Failure:
         line, start = self._tokens.line(document)
         custom_id = custom_id_at(self._corpus, start, self._context.settings.max_line_bytes)
-        return DocumentFailure(document=document, line=line, custom_id=custom_id, code=code, message=message)
+        return Failure(stage="capture", document=document, line=line, custom_id=custom_id, code=code, message=message)
 
     # -- in the publishing thread --------------------------------------------------------------------------------
 

@@ -64,6 +64,7 @@ class Database:
             if version < SCHEMA_VERSION:
                 Base.metadata.create_all(connection)
                 _add_missing_columns(connection)
+                _join_request(connection)
                 connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     @contextmanager
@@ -128,6 +129,27 @@ def _add_missing_columns(connection: Connection) -> None:
             default = getattr(column.default, "arg", None)
             needed = "" if column.nullable else f" NOT NULL DEFAULT {_literal(default)}"
             connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}{needed}")
+
+
+_OF_REQUEST = {"metadata": "user_metadata"} | {
+    name: name for name in ("corpus_id", "cask", "capture", "max_length", "overflow", "carrier", "on_error")
+}
+"""Fields of a request, and the columns they had before version 3."""
+
+
+def _join_request(connection: Connection) -> None:
+    """Before version 3 each field of a request had a column; put them into the one document, and drop them."""
+    columns = {row[1] for row in connection.exec_driver_sql("PRAGMA table_info(extractions)")}
+    if "cask" not in columns:
+        return
+    documents = ("capture", "metadata")
+    fields = ", ".join(
+        f"'{name}', {f'json({column})' if name in documents else column}" for name, column in _OF_REQUEST.items()
+    )
+    connection.exec_driver_sql(f"UPDATE extractions SET request = json_object('kind', 'capture', {fields})")
+    for column in _OF_REQUEST.values():
+        if column != "corpus_id":  # refers to its corpus, and stays
+            connection.exec_driver_sql(f"ALTER TABLE extractions DROP COLUMN {column}")
 
 
 def _literal(default: Any) -> str:

@@ -9,22 +9,20 @@ from typing import Any
 from sqlalchemy import delete, func, null, select, update
 from sqlalchemy.orm import Session
 
+from logitcask_schemas.api.objects import FINAL, Failure, Status
+from logitcask_schemas.api.requests import ExtractionRequest
 from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_schemas.terminal import counted
 from logitcask_services.corpora.prepare import Prepared
 from logitcask_services.jobs.database.corpora import forget_old_keys, recall, remember
 from logitcask_services.jobs.database.database import Database
 from logitcask_services.jobs.database.log import add_event, add_failures
-from logitcask_services.jobs.database.tables import ChunkRow, CorpusRow, ExtractionRow, LineErrorRow, ShardRow
+from logitcask_services.jobs.database.tables import ChunkRow, CorpusRow, ExtractionRow, FailureRow, ShardRow
 from logitcask_services.jobs.extraction import (
-    FINAL,
     Chunk,
     ChunkOutcome,
-    DocumentFailure,
-    ExtractionRequest,
     IdempotencyKey,
     NotFoundError,
-    Status,
     check_step,
 )
 
@@ -61,13 +59,7 @@ class ExtractionStore:
             row = ExtractionRow(
                 id=f"extraction-{secrets.token_hex(12)}",
                 corpus_id=request.corpus_id,
-                cask=request.cask,
-                capture=request.capture,
-                max_length=request.max_length,
-                overflow=request.overflow,
-                carrier=request.carrier,
-                on_error=request.on_error,
-                user_metadata=request.metadata,
+                request=request,
                 status="validating",
                 timestamps={"validating": time.time()},
             )
@@ -378,7 +370,7 @@ class ExtractionStore:
         self._changed(extraction_id)
         return row
 
-    def fail_on_document(self, extraction_id: str, failure: DocumentFailure, reason: tuple[str, str]) -> None:
+    def fail_on_document(self, extraction_id: str, failure: Failure, reason: tuple[str, str]) -> None:
         """in_progress -> failed because of one document (on_error `fail`)."""
         with self._database.write() as session:
             row = _get(session, extraction_id)
@@ -390,7 +382,7 @@ class ExtractionStore:
                 _step(session, row, "failed", reason, "error")
         self._changed(extraction_id)
 
-    def record_failure(self, extraction_id: str, failure: DocumentFailure) -> None:
+    def record_failure(self, extraction_id: str, failure: Failure) -> None:
         """Note a document that must not be given to the teacher again; its chunk counts it when it is committed."""
         with self._database.write() as session:
             add_failures(session, _get(session, extraction_id), [failure])
@@ -412,7 +404,7 @@ def _forget_failures(session: Session, row: ExtractionRow, *, counted: bool) -> 
     """Let documents of chunks that are still to do be tried again, those excepted that killed the teacher twice."""
     pending = session.scalars(select(ChunkRow).where(ChunkRow.extraction == row.number, ChunkRow.done.is_(False))).all()
     failures = session.scalars(
-        select(LineErrorRow).where(LineErrorRow.extraction == row.number, LineErrorRow.stage == "capture")
+        select(FailureRow).where(FailureRow.extraction == row.number, FailureRow.stage == "capture")
     ).all()
     for failure in failures:
         document = -1 if failure.document is None else failure.document
@@ -425,7 +417,7 @@ def _forget_failures(session: Session, row: ExtractionRow, *, counted: bool) -> 
 def _begin_anew(session: Session, row: ExtractionRow) -> None:
     """Forget the plan, which the next preparation makes again; what is in the cask is found there, as present."""
     session.execute(delete(ChunkRow).where(ChunkRow.extraction == row.number))
-    session.execute(delete(LineErrorRow).where(LineErrorRow.extraction == row.number, LineErrorRow.stage == "capture"))
+    session.execute(delete(FailureRow).where(FailureRow.extraction == row.number, FailureRow.stage == "capture"))
     row.captured_documents = row.present_documents = row.failed_documents = row.tokens_done = 0
 
 
