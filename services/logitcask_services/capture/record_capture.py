@@ -11,7 +11,6 @@ import math
 
 import torch
 
-from logitcask_schemas.errors import CaptureSpecError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.capture.draws import (
     draw_uniforms,
@@ -49,8 +48,7 @@ class RecordCapture(torch.nn.Module):
             CaptureSpecError: a pinned id is outside the vocabulary.
         """
         super().__init__()
-        if outside := [token for token in spec.pinned_ids if token >= vocab_size]:
-            raise CaptureSpecError(f"pinned ids {outside} are outside the teacher's vocabulary of {vocab_size}")
+        spec.require_vocabulary(vocab_size)
         self.spec = spec
         self.vocab_size = vocab_size
         self.rows = min(MOST_ROWS, rows or max(_FEWEST_ROWS, _SCRATCH_BYTES // (4 * vocab_size)))

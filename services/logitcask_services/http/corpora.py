@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from logitcask_schemas.api.objects import Corpus, CorpusList
-from logitcask_services import files
+from logitcask_schemas.cask.storage import files
 from logitcask_services.corpora.uploads import CorpusUpload, StoredCorpus
 from logitcask_services.http.access import Caller
 from logitcask_services.http.dependencies import (
@@ -81,7 +81,7 @@ def check_headers(request: Request, service: Service) -> None:
 def check_bytes(coming: int, service: Service) -> None:
     """Refuse a corpus of a size that is too large, or does not fit the disk. Raises Problem 413, 507."""
     _check_size(coming, service)
-    _check_room(coming, service)
+    _check_space(coming, service)
 
 
 async def receive(request: Request, service: Service) -> StoredCorpus:
@@ -131,7 +131,7 @@ async def _copy(body: AsyncIterator[bytes], upload: CorpusUpload, service: Servi
             if len(block) >= BLOCK_BYTES:
                 if writing is not None:
                     await writing
-                _check_room(0, service)
+                _check_space(0, service)
                 writing = asyncio.ensure_future(run_in_threadpool(upload.write, block))
                 block = bytearray()
     finally:
@@ -145,7 +145,7 @@ def _check_size(size: int, service: Service) -> None:
         raise Problem(413, "body_too_large", f"the corpus is larger than {limit} bytes; send it in parts")
 
 
-def _check_room(coming: int, service: Service) -> None:
+def _check_space(coming: int, service: Service) -> None:
     free, floor = files.free_bytes(service.folders.corpora), service.settings.disk_floor_bytes
     if free - coming < floor:
         raise storage_problem(f"{free} bytes are free; a corpus of {coming} bytes would go below the floor of {floor}")

@@ -24,6 +24,7 @@ from logitcask_schemas.api.objects import (
 from logitcask_schemas.api.requests import ExtractionPlan, ExtractionRequest
 from logitcask_schemas.cask.directory import read_manifest
 from logitcask_schemas.cask.format.layout import MANIFEST_NAME
+from logitcask_schemas.errors import CaptureSpecError
 from logitcask_services.http.problems import Problem, storage_problem
 from logitcask_services.jobs.database.tables import EventRow, ExtractionRow
 from logitcask_services.service import Service
@@ -41,7 +42,7 @@ def check_plan(service: Service, plan: ExtractionPlan) -> ExtractionCheck:
     for reason in service.not_ready():
         if reason["code"] == "insufficient_storage":
             raise storage_problem(reason["message"])
-    facts = service.host.facts
+    facts = service.teacher.facts
     if facts is not None:
         if plan.max_length is not None and plan.max_length > facts.max_model_len:
             raise Problem(
@@ -50,13 +51,10 @@ def check_plan(service: Service, plan: ExtractionPlan) -> ExtractionCheck:
                 f"max_length {plan.max_length} is more than the teacher's context of {facts.max_model_len} tokens",
                 param="max_length",
             )
-        if beyond := [token for token in plan.capture.pinned_ids if token >= facts.identity.vocab_size]:
-            raise Problem(
-                422,
-                "pinned_ids_outside_vocabulary",
-                f"pinned_ids {beyond} are outside the teacher's vocabulary of {facts.identity.vocab_size}",
-                param="capture.pinned_ids",
-            )
+        try:
+            plan.capture.require_vocabulary(facts.identity.vocab_size)
+        except CaptureSpecError as error:
+            raise Problem(422, "pinned_ids_outside_vocabulary", str(error), param="capture.pinned_ids") from error
     exists = (path / MANIFEST_NAME).exists()
     if exists:
         manifest = read_manifest(path)
@@ -146,7 +144,7 @@ def manifest(service: Service, row: ExtractionRow) -> Manifest:
         partial=row.status != "completed",
         teacher=row.teacher,
         capture=row.request.capture,
-        shards=[ShardOfExtraction(chunk=shard.chunk, **shard.entry) for shard in service.extractions.shards(row.id)],
+        shards=[ShardOfExtraction(chunk=shard.chunk, **shard.entry) for shard in service.chunks.shards(row.id)],
     )
 
 
@@ -174,7 +172,7 @@ class StreamPlaces:
         self._places = places
         self._taken = 0
 
-    def require_room(self) -> None:
+    def require_place(self) -> None:
         """Raises Problem 503 where all places are taken."""
         if self._taken >= self._places:
             raise Problem(

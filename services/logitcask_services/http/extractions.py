@@ -130,7 +130,7 @@ async def extraction_events(
     if await run_in_threadpool(work.nothing_left, service, row, start):
         return Response(status_code=204)
     places: work.StreamPlaces = request.app.state.streams
-    places.require_room()
+    places.require_place()
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     following = places.hold(work.follow(service, row, start))
     return StreamingResponse(following, media_type=work.MEDIA_TYPE, headers=headers)

@@ -1,24 +1,15 @@
 """Routes that operators and probes use. Only `/v1/models` asks for a key."""
 
-import importlib.metadata
-
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from logitcask_schemas.api.objects import Health, Model, ModelList, NotReady, Readiness, Version, WaitingWork
+from logitcask_schemas.terminal import installed_version
 from logitcask_services.http.access import Caller
 from logitcask_services.http.dependencies import MetricsDep, ServiceDep
 from logitcask_services.http.problems import documented
 
 router = APIRouter(tags=["operations"])
-
-
-def version() -> str:
-    """The installed version."""
-    try:
-        return importlib.metadata.version("logitcask")
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed)"
 
 
 @router.get("/health")
@@ -50,13 +41,13 @@ def metrics(collected: MetricsDep) -> Response:
 @router.get("/version")
 async def show_version() -> Version:
     """The running version."""
-    return Version(version=version())
+    return Version(version=installed_version())
 
 
 @router.get("/v1/models", responses=documented(401))
 def models(service: ServiceDep, _: Caller) -> ModelList:
     """The teacher this service runs."""
-    facts = service.host.facts
+    facts = service.teacher.facts
     if facts is None:
         return ModelList(data=[])
     identity = facts.identity
@@ -65,7 +56,7 @@ def models(service: ServiceDep, _: Caller) -> ModelList:
             Model(
                 id=identity.model,
                 max_model_len=facts.max_model_len,
-                status=service.host.state,
+                status=service.teacher.state,
                 teacher=identity.model_dump(mode="json"),
             )
         ]

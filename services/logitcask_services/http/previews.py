@@ -111,7 +111,7 @@ def _previewed(
     overflow: Overflow,
     documents: int,
 ) -> Preview:
-    if (facts := service.host.facts) is None:
+    if (facts := service.teacher.facts) is None:
         raise Problem(
             503, "teacher_loading", "the teacher is loading; try again when it is ready", headers={"Retry-After": "5"}
         )

@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match
 
+from logitcask_schemas.cask.storage.files import FULL
 from logitcask_schemas.errors import (
     CaskError,
     CaskNotFoundError,
@@ -26,7 +27,7 @@ from logitcask_schemas.errors import (
 from logitcask_services.corpora.file_kind import NotJsonLinesError
 from logitcask_services.folders import CaskNameError
 from logitcask_services.jobs.extraction import IdempotencyConflictError, IllegalTransitionError, NotFoundError
-from logitcask_services.jobs.waiting import FULL, disk_is_full
+from logitcask_services.jobs.waiting import disk_is_full
 
 MEDIA_TYPE = "application/problem+json"
 Responses = dict[int | str, dict[str, Any]]

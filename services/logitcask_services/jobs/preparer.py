@@ -8,7 +8,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from logitcask_schemas.api.objects import Failure
-from logitcask_schemas.errors import LogitcaskError
+from logitcask_schemas.errors import CaptureSpecError, LogitcaskError
 from logitcask_schemas.terminal import counted
 from logitcask_services.corpora.prepare import DocumentLimits, PreparationStoppedError, Prepared, prepare
 from logitcask_services.corpora.token_store import TokenStore
@@ -17,9 +17,9 @@ from logitcask_services.jobs.database.tables import ExtractionRow
 from logitcask_services.jobs.extraction import IllegalTransitionError, plan_chunks
 from logitcask_services.jobs.teacher import TeacherFacts
 from logitcask_services.jobs.waiting import (
-    EndedWhileWaitingError,
     Schedule,
     SetAsideError,
+    StoppedWhileWaitingError,
     Waiter,
     passing_fault,
     unforeseen,
@@ -91,6 +91,7 @@ class Preparer(threading.Thread):
             return False
 
     def _step(self) -> bool:
+        self._context.database.require_in_place()  # told in the log even where there is nothing to do
         store = self._context.extractions
         for row in store.in_status("cancelling"):
             # One that the worker has is the worker's to end, one that is being prepared that thread's.
@@ -101,7 +102,7 @@ class Preparer(threading.Thread):
                 finally:
                     self._claims.release(row.id)
                 return True
-        facts = self._context.host.facts
+        facts = self._context.teacher.facts
         if facts is None:
             return False
         for row in self._due():
@@ -112,7 +113,7 @@ class Preparer(threading.Thread):
                 except SetAsideError as error:
                     logger.warning("preparation of %s waits, others go first: %s", row.id, error)
                     self._set_aside.put(row.id)
-                except (PreparationStoppedError, EndedWhileWaitingError):
+                except (PreparationStoppedError, StoppedWhileWaitingError):
                     logger.info("preparation of %s was stopped", row.id)
                 except IllegalTransitionError as error:
                     logger.info("%s", error)  # cancelled at the last moment
@@ -142,9 +143,10 @@ class Preparer(threading.Thread):
             reason = f"max_length {limit} is more than the teacher's context of {facts.max_model_len} tokens"
             context.extractions.step(row.id, "failed", reason=("max_length", reason), level="error")
             return
-        if beyond := [token for token in row.request.capture.pinned_ids if token >= facts.identity.vocab_size]:
-            reason = f"pinned_ids {beyond} are outside the teacher's vocabulary of {facts.identity.vocab_size}"
-            context.extractions.step(row.id, "failed", reason=("pinned_ids", reason), level="error")
+        try:
+            row.request.capture.require_vocabulary(facts.identity.vocab_size)
+        except CaptureSpecError as error:
+            context.extractions.step(row.id, "failed", reason=("pinned_ids", str(error)), level="error")
             return
         waiter = Waiter(
             (context.folders.state,),
@@ -203,7 +205,7 @@ class Preparer(threading.Thread):
         except LogitcaskError as error:
             context.extractions.step(row.id, "failed", reason=("corpus_unreadable", str(error)), level="error")
             return
-        except (EndedWhileWaitingError, PreparationStoppedError, OSError, SQLAlchemyError):
+        except (StoppedWhileWaitingError, PreparationStoppedError, OSError, SQLAlchemyError):
             raise
         except Exception as error:  # one corpus that nobody foresaw must not end the service, nor each of its starts
             logger.exception("the preparation of %s failed", row.id)
@@ -211,14 +213,14 @@ class Preparer(threading.Thread):
             return
         if row.request.on_error == "fail" and found.bad_lines:
             context.folders.drop_token_store(row.id)
-            context.extractions.save_failed_preparation(row.id, found, _bad_lines_reason(found, first_bad))
+            context.chunks.save_failed_preparation(row.id, found, _bad_lines_reason(found, first_bad))
             return
         if not found.documents:
-            context.extractions.save_failed_preparation(row.id, found, _nothing_reason(found, first_bad))
+            context.chunks.save_failed_preparation(row.id, found, _nothing_reason(found, first_bad))
             return
         folder = context.folders.token_store(row.id)
         plan = waiter.run(lambda: list(plan_chunks(TokenStore(folder).offsets_D1, settings.chunk_positions)))
-        waiter.run(lambda: context.extractions.save_preparation(row.id, found, teacher_document(facts.identity), plan))
+        waiter.run(lambda: context.chunks.save_preparation(row.id, found, teacher_document(facts.identity), plan))
 
 
 def _nothing_reason(found: Prepared, first_bad: list[Failure]) -> tuple[str, str]:

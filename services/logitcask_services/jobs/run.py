@@ -22,7 +22,7 @@ from logitcask_services.jobs.context import JobContext
 from logitcask_services.jobs.database.tables import ExtractionRow
 from logitcask_services.jobs.extraction import Chunk, ChunkOutcome
 from logitcask_services.jobs.teacher import Suspicion, TeacherDiedError
-from logitcask_services.jobs.waiting import EndedWhileWaitingError, Reason, Waiter
+from logitcask_services.jobs.waiting import Reason, StoppedWhileWaitingError, Waiter
 
 logger = logging.getLogger(__name__)
 LOCK_SECONDS = 2.0
@@ -104,7 +104,7 @@ class ExtractionRun:
 
     def go(self) -> Outcome:
         """Capture every pending chunk. Raises TeacherDiedError, CaskError, OSError; what was published stays."""
-        pending = self._context.extractions.pending_chunks(self._row.id)
+        pending = self._context.chunks.pending_chunks(self._row.id)
         self._require_committed(pending)
         if pending:
             self._adopted = self._adopt(pending[0])
@@ -114,13 +114,13 @@ class ExtractionRun:
                 self._one_by_one(together)
             else:
                 self._stream(self._feed.tasks(together))
-            if self._feed.fault is not None and not isinstance(self._feed.fault, EndedWhileWaitingError):
+            if self._feed.fault is not None and not isinstance(self._feed.fault, StoppedWhileWaitingError):
                 raise self._feed.fault
             if self._stops():
                 break
         try:
             self._publisher.finish()
-        except EndedWhileWaitingError:
+        except StoppedWhileWaitingError:
             return "ended"
         if self._failure is not None:
             return "document_failed"
@@ -173,7 +173,7 @@ class ExtractionRun:
 
     def note_hang(self, reason: str) -> None:
         """Called from the watchdog's thread: the teacher hangs, and this process is about to end."""
-        store, chunks = self._context.extractions, self.open_chunks
+        store, chunks = self._context.chunks, self.open_chunks
         if self._alone is not None and self._deaths > ISOLATE_AFTER_DEATHS:
             text = f"the teacher did not come back from this document alone ({reason}); it is left out"
             store.record_failure(self._row.id, self._describe(self._alone, "teacher_died", text))
@@ -250,7 +250,7 @@ class ExtractionRun:
         except TeacherDiedError as error:
             reason = f"the teacher died on this document alone, twice ({error}); it is left out"
             failure = self._describe(document, "teacher_died", reason)
-            self._waiter.run(lambda: self._context.extractions.record_failure(self._row.id, failure))
+            self._waiter.run(lambda: self._context.chunks.record_failure(self._row.id, failure))
             self._suspicion.blamed = True
             raise
 
@@ -260,7 +260,7 @@ class ExtractionRun:
             assert result.document is not None  # accept said so
             if self._suspicion.blamed:
                 self._suspicion.blamed = False
-                self._context.host.progressed()
+                self._context.teacher.progressed()
             self._context.progress.captured(len(result.document.token_ids_L))
         elif self._row.request.on_error == "fail" and self._failure is None:
             assert isinstance(result.key, int)  # our own key
@@ -283,11 +283,11 @@ class ExtractionRun:
         outcome = self._outcome(entry, shard)
         now = time.monotonic()
         outcome.seconds, self._last_commit = now - self._last_commit, now
-        self._waiter.run(lambda: self._context.extractions.commit_chunk(self._row.id, entry.chunk, outcome))
+        self._waiter.run(lambda: self._context.chunks.commit_chunk(self._row.id, entry.chunk, outcome))
         self._feed.settle(entry)
         self._tokens.release()
         self._context.progress.committed(sum(len(document.token_ids_L) for document in captured))
-        self._context.host.progressed()
+        self._context.teacher.progressed()
 
     def _outcome(self, entry: OpenChunk, shard: ShardEntry | None) -> ChunkOutcome:
         outcome = ChunkOutcome(
@@ -328,7 +328,7 @@ class ExtractionRun:
         for number in sorted({cask.locate(place)[0] for place in places if place is not None}):
             stored = {identity.tobytes() for identity in cask.shard(number).document_ids}
             entry = cask.entries[number]
-            if stored <= ids and self._context.extractions.owner_of_shard(entry.name) is None:
+            if stored <= ids and self._context.chunks.owner_of_shard(entry.name) is None:
                 logger.info("extraction %s: shard %s was published before the restart", self._row.id, entry.name)
                 return chunk.number, entry, stored
         return None

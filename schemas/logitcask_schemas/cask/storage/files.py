@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from logitcask_schemas.cask.format.layout import TEMP_PREFIX
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskReadError, CaskWriteError
 
-_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""No space, or no more for this user."""
 _NO_LINK: Final = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS}
 """Another file system, one without hard links, or too many links already."""
 _BLOCK: Final = 1 << 20
@@ -125,6 +126,18 @@ def publish_file(files: FileOperations, directory: Path, write: Callable[[Binary
     return target
 
 
+def publish_path(temporary: Path, target: Path) -> None:
+    """Rename a file or folder, whose content is on the disk, over the target. Durable on return. Raises OSError."""
+    files = LocalFiles()
+    files.rename(temporary, target)
+    files.sync_directory(target.parent)
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes, for an ordinary user, of the file system that holds a folder."""
+    return shutil.disk_usage(folder).free
+
+
 def link_or_copy(files: FileOperations, source: Path, directory: Path, name: str, *, link: bool = True) -> bool:
     """Give a file a second name in another directory, durably; copy it where the file system has no links.
 
@@ -166,7 +179,7 @@ def clear_errors(directory: Path) -> Iterator[None]:
         if isinstance(error, (CaskWriteError, FileNotFoundError)):
             raise
         cause = error.strerror or str(error)
-        advice = "Free some space and publish again" if error.errno in _FULL else "Check the disk and publish again"
+        advice = "Free some space and publish again" if error.errno in FULL else "Check the disk and publish again"
         raise CaskWriteError(
             f"{directory}: could not write: {cause}. This publication does not count; what was published "
             f"before is untouched. {advice}.",

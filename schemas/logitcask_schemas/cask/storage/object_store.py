@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from logitcask_schemas.cask.storage.files import FULL
 from logitcask_schemas.errors import CaskError, CaskNotFoundError, CaskWriteError, MissingExtraError
 
 _SEPARATOR: Final = "://"
-_LOCAL_ERRORS: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+_LOCAL_ERRORS: Final = FULL | {errno.EFBIG, errno.EROFS}
 """What no client of a store says of the store: a download failed because of the disk that it went to."""
 _CLIENT_ERRORS: Final = (
     ("botocore.exceptions", "BotoCoreError"),

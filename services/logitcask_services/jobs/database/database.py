@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.exc import DatabaseError as SQLError
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from logitcask_schemas.errors import LogitcaskError
@@ -35,6 +36,7 @@ class Database:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._lock_file = _lock(folder)
+        self._path = folder / FILE_NAME
         self._writing = threading.Lock()
         self._engine = create_engine(
             f"sqlite:///{folder / FILE_NAME}",
@@ -44,8 +46,9 @@ class Database:
         event.listen(self._engine, "connect", _configure)
         event.listen(self._engine, "begin", _begin)
         try:
-            _require_ours(folder / FILE_NAME)
+            _require_ours(self._path)
             self._create(folder)
+            self._file = _file_of(self._path)
         except (SQLError, sqlite3.Error) as error:
             self.close()
             raise _unusable(folder / FILE_NAME, error) from error
@@ -75,15 +78,42 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """One durable transaction: committed at the end of the block, rolled back by an exception."""
+        """One durable transaction: committed at the end of the block, rolled back by an exception.
+
+        Raises what `require_in_place` raises: nothing is committed into a file that no later start will find.
+        """
         engine = self._engine.execution_options(writes=True)
         with self._writing, Session(engine, expire_on_commit=False) as session, session.begin():
+            self.require_in_place()
             yield session
+            session.flush()
+            self.require_in_place()
+
+    def require_in_place(self) -> None:
+        """Raise OperationalError (SQLITE_READONLY_DBMOVED) where the open file no longer has the database's name.
+
+        SQLite itself looks only where it keeps a rollback journal; in WAL mode it goes on writing to the old file.
+        """
+        if _file_of(self._path) != self._file:
+            cause = sqlite3.OperationalError(
+                f"{self._path} is not the file that this service opened: that was moved, deleted or exchanged"
+            )
+            cause.sqlite_errorcode = sqlite3.SQLITE_READONLY_DBMOVED
+            raise OperationalError(None, None, cause)
 
     def close(self) -> None:
         """Close every connection and let the folder go."""
         self._engine.dispose()
         self._lock_file.close()
+
+
+def _file_of(path: Path) -> tuple[int, int] | None:
+    """Device and number of the file that has this name now, or None."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _require_ours(path: Path) -> None:
