@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import uvicorn
 
+from demo.fetch_teacher import default_folder
 from logitcask_schemas.api.client import ServiceClient
 from logitcask_schemas.cask import CaskWriter
 from logitcask_schemas.record.capture_spec import CaptureSpec
@@ -26,7 +27,6 @@ from logitcask_services.engines.engine import CaptureResult, CaptureTask
 from logitcask_services.http.app import create_app
 from logitcask_services.http.server import bind
 from logitcask_services.jobs.teacher import Teacher
-from logitcask_services.models import default_folder
 from logitcask_services.service import Service
 from logitcask_services.settings import ServiceSettings
 from made_up_cask import made_up_teacher, make_document

@@ -23,7 +23,7 @@ class ServiceSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="LOGITCASK_", frozen=True)
 
     teacher: Path
-    """Folder of the teacher: configuration, tokenizer, weights."""
+    """Folder of the teacher (configuration, tokenizer, weights), or a Hub id: ORG/NAME or ORG/NAME@REVISION."""
     cask_root: Path
     """Folder under which each cask is a folder of its own."""
     data_dir: Path | None = None

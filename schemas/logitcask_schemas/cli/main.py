@@ -41,7 +41,6 @@ COMMANDS: Final[dict[str, Command]] = {
     "train": Command("Train a student from a cask, without the teacher.", "trainer"),
     "report": Command("Compare student, baseline and teacher on held-out documents.", "trainer"),
     "capture": Command("Choose what to capture for a budget of bytes per token.", "service"),
-    "models": Command("Fetch small teachers to try things with.", "service"),
 }
 
 
