@@ -19,7 +19,7 @@ from logitcask_services.capture.draws import (
     systematic_offsets,
     tail_draws,
 )
-from logitcask_services.capture.head import MOST_ROWS, Head, add_required, largest, reaching
+from logitcask_services.capture.head import MAX_ROWS, Head, add_required, largest, reaching
 from logitcask_services.capture.passes import Scanned, VocabularyPasses, clear_entries
 from logitcask_services.capture.record_columns import RecordColumns
 
@@ -51,7 +51,7 @@ class RecordCapture(torch.nn.Module):
         spec.require_vocabulary(vocab_size)
         self.spec = spec
         self.vocab_size = vocab_size
-        self.rows = min(MOST_ROWS, rows or max(_FEWEST_ROWS, _SCRATCH_BYTES // (4 * vocab_size)))
+        self.rows = min(MAX_ROWS, rows or max(_FEWEST_ROWS, _SCRATCH_BYTES // (4 * vocab_size)))
         self._passes = VocabularyPasses(vocab_size, spec.temperatures, rows=self.rows, rows_in_cache=rows_in_cache)
 
     def forward(

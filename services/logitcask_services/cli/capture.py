@@ -111,12 +111,12 @@ def as_dict(choice: "TauChoice") -> dict[str, Any]:
     """The choice as one JSON document."""
     from dataclasses import asdict
 
-    found = asdict(choice) | {"spec": choice.spec.model_dump(mode="json"), "bytes_per_token": choice.bytes_per_token}
-    for figures in (found["chosen"], *found["table"]):
+    document = asdict(choice) | {"spec": choice.spec.model_dump(mode="json"), "bytes_per_token": choice.bytes_per_token}
+    for figures in (document["chosen"], *document["table"]):
         if figures["arrow_error"] != figures["arrow_error"]:  # NaN is not JSON
             figures["arrow_error"] = None
         figures["tau_inverse"] = round(1 / figures["tau"])
-    return found
+    return document
 
 
 def show(choice: "TauChoice") -> None:

@@ -37,12 +37,12 @@ def connect(server: str | None, key_file: Path | None) -> "Iterator[ServiceClien
     from logitcask_schemas.api.server_url import ServerUrlError
     from logitcask_services.settings import ClientSettings
 
-    given: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if server is not None:
-        given["server"] = server
+        options["server"] = server
     if key_file is not None:
-        given |= {"api_key_file": key_file, "api_key": None}
-    settings = ClientSettings(**given)
+        options |= {"api_key_file": key_file, "api_key": None}
+    settings = ClientSettings(**options)
     key = settings.key()
     if key is not None and not (key.isascii() and key.isprintable()):
         raise typer.BadParameter("the API key holds characters that no key has", param_hint="LOGITCASK_API_KEY")

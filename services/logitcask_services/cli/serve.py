@@ -49,7 +49,7 @@ def serve(
     from logitcask_services.http.server import serve as run
     from logitcask_services.settings import ServiceSettings, SettingsError
 
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         name: value
         for name, value in {
             "teacher": teacher,
@@ -66,7 +66,7 @@ def serve(
         if value is not None
     }
     try:
-        settings = ServiceSettings(**given)
+        settings = ServiceSettings(**options)
     except ValidationError as error:
         faults = "; ".join(
             f"{_option(fault['loc'])}: {fault['msg']}" if fault["loc"] else fault["msg"] for fault in error.errors()

@@ -178,7 +178,7 @@ def prepare(
         NotJsonLinesError: The file is of another format as a whole.
         OSError: The disk is full.
     """
-    found = Prepared()
+    counts = Prepared()
     own = OwnTokens.of(tokenizer)
     with TokenStoreWriter(target) as store:
         batch, bad = _Batch(), list[Failure]()
@@ -187,7 +187,7 @@ def prepare(
             nonlocal batch
             if stopped():
                 raise PreparationStoppedError
-            _store_batch(batch, tokenizer, own, limits, store, found, bad)
+            _store_batch(batch, tokenizer, own, limits, store, counts, bad)
             bad.sort(key=lambda entry: entry.line)
             if bad:
                 report(list(bad))
@@ -205,17 +205,17 @@ def prepare(
                 batch.lines.append((number, start, parse_line(content)))
                 batch.bytes += len(content)
             except LineProblem as problem:
-                found.bad_lines += 1
-                found.example(problem.code, number)
+                counts.bad_lines += 1
+                counts.example(problem.code, number)
                 bad.append(_bad(number, problem))
             if batch.full() or len(bad) >= BATCH_LINES:
                 flush()
         flush()
         store.finish()
-        found.documents, found.tokens, found.lines = store.documents, store.tokens, lines.lines
+        counts.documents, counts.tokens, counts.lines = store.documents, store.tokens, lines.lines
         unusual = {"blank_line": lines.blank_lines, "byte_order_mark": lines.marked_lines}
-        found.notes |= {code: count for code, count in unusual.items() if count}
-    return found
+        counts.notes |= {code: count for code, count in unusual.items() if count}
+    return counts
 
 
 def _store_batch(
@@ -224,7 +224,7 @@ def _store_batch(
     own: OwnTokens,
     limits: DocumentLimits,
     store: TokenStoreWriter,
-    found: Prepared,
+    counts: Prepared,
     bad: list[Failure],
 ) -> None:
     tokenised = tokenise([line for _, _, line in batch.lines], tokenizer)
@@ -237,22 +237,22 @@ def _store_batch(
         except LineProblem as problem:
             problem.custom_id = line.custom_id
             if problem.code == "too_long":
-                found.skipped_lines += 1
+                counts.skipped_lines += 1
             else:
-                found.bad_lines += 1
-            found.example(problem.code, number)
+                counts.bad_lines += 1
+            counts.example(problem.code, number)
             bad.append(_bad(number, problem))
             continue
         if len(pieces) > 1:
-            found.split_lines += 1
-            found.example("split", number)
+            counts.split_lines += 1
+            counts.example("split", number)
         elif len(pieces[0]) < len(document.token_ids):
-            found.truncated_lines += 1
-            found.example("truncated", number)
+            counts.truncated_lines += 1
+            counts.example("truncated", number)
             if document.answers and not cut_answers(document.answers, 0, len(pieces[0])):
-                found.note("answer_cut_off", number)
+                counts.note("answer_cut_off", number)
         for code in document.notes:
-            found.note(code, number)
+            counts.note(code, number)
         _store(pieces, document.answers, store, number, start)
 
 

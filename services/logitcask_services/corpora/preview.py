@@ -89,13 +89,13 @@ def preview(
     return Previewed(prepared=prepared, shown=shown, bad=bad, bad_by_code=by_code)
 
 
-def _chosen(store: TokenStore, prepared: Prepared, most: int) -> list[int]:
+def _chosen(store: TokenStore, prepared: Prepared, limit: int) -> list[int]:
     """Documents to show, in order: the first, the first of each unusual kind, their seconds and so on, the rest."""
     kinds = [prepared.examples.get(code, []) for code in (*prepared.notes, "truncated", "split")]
     unusual = [line for lines in zip_longest(*kinds) for line in lines if line is not None]
-    wanted = (0, *(store.first_document_of(line) for line in unusual), *range(most))
-    there = [number for number in dict.fromkeys(wanted) if number is not None and number < store.num_documents]
-    return sorted(there[:most])
+    numbers = (0, *(store.first_document_of(line) for line in unusual), *range(limit))
+    existing = [number for number in dict.fromkeys(numbers) if number is not None and number < store.num_documents]
+    return sorted(existing[:limit])
 
 
 def _shown(store: TokenStore, document: int, tokenizer: DocumentTokenizer) -> PreviewDocument:

@@ -26,8 +26,8 @@ def ready(service: ServiceDep, response: Response) -> Readiness:
         response.status_code = 503
         response.headers["Retry-After"] = "5"
     waiting = [
-        WaitingWork(code=code, message=message, extractions=many)
-        for code, message, many in service.extractions.waiting()
+        WaitingWork(code=code, message=message, extractions=count)
+        for code, message, count in service.extractions.waiting()
     ]
     return Readiness(status="not_ready" if reasons else "ready", reasons=reasons, waiting=waiting)
 

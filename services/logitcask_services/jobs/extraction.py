@@ -25,17 +25,17 @@ STEPS: dict[Status, frozenset[Status]] = {
 class IllegalTransitionError(LogitcaskError, ValueError):
     """An extraction cannot go from where it is to where it was told to go."""
 
-    def __init__(self, extraction_id: str, current: str, wanted: str) -> None:
-        hint = "; only a failed one can be resumed" if wanted in ("validating", "queued") else ""
-        super().__init__(f"extraction {extraction_id} is {current} and cannot become {wanted}{hint}")
+    def __init__(self, extraction_id: str, current: str, target: str) -> None:
+        hint = "; only a failed one can be resumed" if target in ("validating", "queued") else ""
+        super().__init__(f"extraction {extraction_id} is {current} and cannot become {target}{hint}")
         self.current = current
-        self.wanted = wanted
+        self.target = target
 
 
-def check_step(extraction_id: str, current: Status, wanted: Status) -> None:
-    """Raise IllegalTransitionError unless `wanted` may follow `current`."""
-    if wanted not in STEPS[current]:
-        raise IllegalTransitionError(extraction_id, current, wanted)
+def check_step(extraction_id: str, current: Status, target: Status) -> None:
+    """Raise IllegalTransitionError unless `target` may follow `current`."""
+    if target not in STEPS[current]:
+        raise IllegalTransitionError(extraction_id, current, target)
 
 
 class NotFoundError(LogitcaskError, LookupError):
@@ -80,7 +80,7 @@ SHARE, SMALLEST, LARGEST = 64, 4096, 8 << 20
 """A chunk is 1/64 of the corpus, within bounds in positions: a crash costs at most about that much capture, a chunk's
 fixed cost (about 10 ms of CPU, five flushes) stays small beside it, and a trillion tokens stay near a hundred thousand
 shards."""
-MOST_DOCUMENTS = 4096
+MAX_DOCUMENTS = 4096
 """A document that waits for its shard takes some 2 kB beside its records: chunks of short ones are bounded, too."""
 
 
@@ -101,7 +101,7 @@ def chunk_budget(positions: int) -> int:
 
 
 def plan_chunks(offsets_D1: NDArray[np.uint64], budget: int | None = None) -> Iterator[Chunk]:
-    """Chunks of at most `budget` positions and MOST_DOCUMENTS documents (one at least), in corpus order, over all.
+    """Chunks of at most `budget` positions and MAX_DOCUMENTS documents (one at least), in corpus order, over all.
 
     offsets_D1: [D + 1] document offsets in tokens; a document of L tokens has L - 1 positions.
     """
@@ -109,7 +109,7 @@ def plan_chunks(offsets_D1: NDArray[np.uint64], budget: int | None = None) -> It
     limit = chunk_budget(int(offsets_D1[-1]) - documents) if budget is None else budget
     first = number = 0
     while first < documents:
-        window = offsets_D1[first : first + MOST_DOCUMENTS + 1].astype(np.int64)
+        window = offsets_D1[first : first + MAX_DOCUMENTS + 1].astype(np.int64)
         positions = window - window[0] - np.arange(len(window))
         stop = first + max(int(np.searchsorted(positions, limit, side="right")) - 1, 1)
         yield Chunk(

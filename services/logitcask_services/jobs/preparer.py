@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 IDLE_SECONDS = 5.0
 SMALL_BYTES = 64 << 20
 """A corpus up to this size is prepared by either thread, a larger one by one of them only."""
-MOST_LISTED = 10_000
+MAX_LISTED = 10_000
 """Lines of one corpus that are listed one by one; a file that is no corpus shall not fill the database."""
 
 
@@ -172,7 +172,7 @@ class Preparer(threading.Thread):
         def report(bad: list[Failure]) -> None:
             nonlocal listed, unlisted
             first_bad.extend(entry for entry in bad[:1] if not first_bad and entry.code != "too_long")
-            if rows := bad[: MOST_LISTED - listed]:
+            if rows := bad[: MAX_LISTED - listed]:
                 context.log.add_bad_lines(row, rows)
             if not unlisted and len(rows) < len(bad):
                 unlisted_from.append(bad[len(rows)].line)
@@ -199,7 +199,7 @@ class Preparer(threading.Thread):
             )
 
         try:
-            found = waiter.run(write_store)
+            prepared = waiter.run(write_store)
             if unlisted:
                 waiter.run(lambda: context.log.add_bad_lines(row, [_unlisted(unlisted, unlisted_from[0])]))
         except LogitcaskError as error:
@@ -211,40 +211,40 @@ class Preparer(threading.Thread):
             logger.exception("the preparation of %s failed", row.id)
             context.extractions.step(row.id, "failed", reason=unforeseen(error), level="error")
             return
-        if row.request.on_error == "fail" and found.bad_lines:
+        if row.request.on_error == "fail" and prepared.bad_lines:
             context.folders.drop_token_store(row.id)
-            context.chunks.save_failed_preparation(row.id, found, _bad_lines_reason(found, first_bad))
+            context.chunks.save_failed_preparation(row.id, prepared, _bad_lines_reason(prepared, first_bad))
             return
-        if not found.documents:
-            context.chunks.save_failed_preparation(row.id, found, _nothing_reason(found, first_bad))
+        if not prepared.documents:
+            context.chunks.save_failed_preparation(row.id, prepared, _nothing_reason(prepared, first_bad))
             return
         folder = context.folders.token_store(row.id)
         plan = waiter.run(lambda: list(plan_chunks(TokenStore(folder).offsets_D1, settings.chunk_positions)))
-        waiter.run(lambda: context.chunks.save_preparation(row.id, found, teacher_document(facts.identity), plan))
+        waiter.run(lambda: context.chunks.save_preparation(row.id, prepared, teacher_document(facts.identity), plan))
 
 
-def _nothing_reason(found: Prepared, first_bad: list[Failure]) -> tuple[str, str]:
+def _nothing_reason(prepared: Prepared, first_bad: list[Failure]) -> tuple[str, str]:
     first = f"; the first bad one: line {first_bad[0].line}: {first_bad[0].message}" if first_bad else ""
     return (
         "nothing_captured",
-        f"none of the {counted(found.lines, 'line')} gives a document ({found.bad_lines} bad, {found.skipped_lines} "
-        f"skipped as too long){first}. Is it the right file? Mend it and submit it again",
+        f"none of the {counted(prepared.lines, 'line')} gives a document ({prepared.bad_lines} bad, "
+        f"{prepared.skipped_lines} skipped as too long){first}. Is it the right file? Mend it and submit it again",
     )
 
 
 def _unlisted(lines: int, first: int) -> Failure:
     message = (
-        f"from here on {lines} more lines are bad or skipped and are not listed: the first {MOST_LISTED} are. "
+        f"from here on {lines} more lines are bad or skipped and are not listed: the first {MAX_LISTED} are. "
         "Mend those and submit the corpus again, or look at a part of it with `logitcask submit --dry-run`"
     )
     return Failure(stage="corpus", line=first, code="not_listed", message=message, custom_id=None)
 
 
-def _bad_lines_reason(found: Prepared, first_bad: list[Failure]) -> tuple[str, str]:
+def _bad_lines_reason(prepared: Prepared, first_bad: list[Failure]) -> tuple[str, str]:
     first = f"; the first: line {first_bad[0].line}: {first_bad[0].message}" if first_bad else ""
-    are = "is" if found.bad_lines == 1 else "are"
+    are = "is" if prepared.bad_lines == 1 else "are"
     return (
         "bad_lines",
-        f"{found.bad_lines} of {counted(found.lines, 'line')} {are} bad and on_error is `fail`{first}. "
+        f"{prepared.bad_lines} of {counted(prepared.lines, 'line')} {are} bad and on_error is `fail`{first}. "
         "Mend them, or submit with on_error `skip`",
     )

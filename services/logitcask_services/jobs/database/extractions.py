@@ -47,8 +47,8 @@ class ExtractionStore:
     def create(self, request: ExtractionRequest, key: IdempotencyKey | None) -> tuple[ExtractionRow, bool]:
         """The extraction and whether it is new. Raises NotFoundError (corpus), IdempotencyConflictError."""
         with self._database.write() as session:
-            if (known := recall(session, key)) is not None:
-                return row_of(session, known), False
+            if (object_id := recall(session, key)) is not None:
+                return row_of(session, object_id), False
             if session.scalar(select(CorpusRow.number).where(CorpusRow.id == request.corpus_id)) is None:
                 raise NotFoundError("corpus", request.corpus_id)
             row = ExtractionRow(
@@ -199,7 +199,7 @@ class ExtractionStore:
         message = func.min(ExtractionRow.waiting["message"].as_string())
         query = select(code, message, func.count()).where(ExtractionRow.status.not_in(FINAL), code.is_not(None))
         with self._database.read() as session:
-            return [(code, message, many) for code, message, many in session.execute(query.group_by(code))]
+            return [(code, message, count) for code, message, count in session.execute(query.group_by(code))]
 
     def to_prepare(self) -> list[tuple[ExtractionRow, int]]:
         """Extractions to be validated with the bytes of their corpora, oldest first."""
