@@ -9,9 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from logitcask_schemas.api.objects import Extraction, Status
+from logitcask_schemas.api.objects import Extraction, ShardOfExtraction, Status
 from logitcask_schemas.cli.output import JsonOption
-from logitcask_schemas.terminal import printable
+from logitcask_schemas.terminal import counted, printable
 from logitcask_services.cli.connection import (
     KeyFileOption,
     ServerOption,
@@ -20,9 +20,9 @@ from logitcask_services.cli.connection import (
     duration,
     exit_code,
     follow,
+    say,
     summarise,
 )
-from logitcask_services.cli.described import describe
 
 if TYPE_CHECKING:
     from logitcask_schemas.api.client import ServiceClient
@@ -158,3 +158,38 @@ def _to_its_end(subject: Subject) -> None:
 
 def _say_status(extraction: Extraction, *, as_json: bool) -> None:
     typer.echo(as_json_text(extraction) if as_json else printable(f"{extraction.id}: {extraction.status}"))
+
+
+def describe(extraction: Extraction, shards: list[ShardOfExtraction], out: Console) -> None:
+    """What holds it up, how far it is, what it has put into the cask, and its spec; the state is `summarise`'s.
+
+    Args:
+        extraction: As the service shows it.
+        shards: Those of its manifest.
+        out: Where to.
+    """
+    if extraction.waiting:
+        say(out, f"waiting: {extraction.waiting.message}", style="yellow")
+    usage, documents = extraction.usage, extraction.documents
+    pace = [f"{usage.tokens_done:,} of {usage.tokens_total:,} done"]
+    if extraction.throughput_tps is not None:
+        pace.append(f"{extraction.throughput_tps:,.0f} a second")
+    if extraction.eta_seconds is not None:
+        pace.append(f"{duration(extraction.eta_seconds)} to go")
+    say(out, f"tokens: {', '.join(pace)}")
+    say(
+        out,
+        f"documents: {documents.total:,}, of them {documents.captured:,} captured, {documents.present:,} in "
+        f"the cask before, {documents.failed:,} failed",
+    )
+    size = sum(shard.bytes for shard in shards)
+    say(out, f"files: {counted(len(shards), 'shard')} of {counted(size, 'byte')}, from {extraction.corpus_id}")
+    say(out, f"spec: {', '.join(_spec(extraction))}")
+
+
+def _spec(extraction: Extraction) -> list[str]:
+    options = extraction.model_dump(include={"max_length", "overflow", "carrier", "on_error"})
+    fields = {**extraction.capture.canonical(), **options}
+    # What is empty, absent or off goes without saying.
+    shown = [f"{name} {value}" for name, value in fields.items() if value not in ([], None) and value is not False]
+    return [*shown, *(f"{name}={value}" for name, value in extraction.metadata.items())]

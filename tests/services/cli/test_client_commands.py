@@ -13,7 +13,7 @@ from service_harness import wait_for
 from logitcask_schemas.api.client import ServiceClient
 from logitcask_schemas.api.connection import ServiceError, ServiceUnreachableError
 from logitcask_schemas.api.objects import Corpus, Event, Extraction
-from logitcask_services.cli.described import describe
+from logitcask_services.cli.jobs import describe
 
 
 def test_submit_and_wait(serve, run, corpus):
