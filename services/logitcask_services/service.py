@@ -41,7 +41,15 @@ class Service(JobContext):
         self.storage.sweep()
         for extraction_id in self.extractions.recover():
             logger.info("extraction %s goes on after a restart", extraction_id)
-        self.folders.sweep(keep=self.extractions.keeps_tokens())
+        if self.database.is_new and any(self.folders.corpora.glob("*.jsonl")):
+            # Token stores stay: the database that knows whose they are may be put back.
+            logger.warning(
+                "%s holds corpora, but no job database: the list of extractions begins anew. Was the database moved "
+                "away? Then stop the service and put it back",
+                self.folders.state,
+            )
+        else:
+            self.folders.sweep(keep=self.extractions.keeps_tokens())
         for thread in self._threads:
             thread.start()
 

@@ -18,6 +18,7 @@ from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.errors import CaskWriteError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.jobs.database.database import Database
+from logitcask_services.service import Service
 
 
 def cask_of(tmp_path, name="cask"):
@@ -362,3 +363,27 @@ def test_a_job_database_that_is_moved_away_is_noticed_and_waited_for(serve, docu
         file.rename(state / file.name)
     assert server.finish(job)["documents"]["captured"] == len(documents)
     assert server.client.get("/health/ready").status_code == 200
+
+
+def test_a_start_without_the_job_database_beside_corpora_is_told(make_settings, caplog):
+    words = "holds corpora, but no job database"
+    first = Service(make_settings(), fake_teacher)
+    first.start()
+    with first.storage.receive() as upload:
+        upload.write(b"{}\n")
+        upload.finish()
+    first.stop()
+    tokens = first.folders.token_store("extraction-1")
+    tokens.mkdir()
+    assert words not in caplog.text
+    for file in first.folders.state.glob("jobs.sqlite3*"):
+        file.unlink()
+    second = Service(make_settings(), fake_teacher)
+    second.start()
+    second.stop()
+    assert words in caplog.text
+    assert tokens.exists()  # for the database, should it be put back
+    third = Service(make_settings(), fake_teacher)
+    third.start()
+    third.stop()
+    assert not tokens.exists()

@@ -37,6 +37,8 @@ class Database:
         folder.mkdir(parents=True, exist_ok=True)
         self._lock_file = _lock(folder)
         self._path = folder / FILE_NAME
+        self.is_new = not self._path.exists()
+        """Whether there was none in the folder."""
         self._writing = threading.Lock()
         self._engine = create_engine(
             f"sqlite:///{folder / FILE_NAME}",
