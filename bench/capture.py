@@ -146,8 +146,8 @@ def machine() -> dict[str, Any]:
 
 
 def main() -> None:
+    from demo.fetch_teacher import fetch_model
     from logitcask_schemas.record.capture_spec import CaptureSpec
-    from logitcask_services.models import fetch_model
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--teacher", type=Path, help="folder of a Llama (default: SmolLM2-135M, fetched)")

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 import transformers
 
+from demo.fetch_teacher import fetch_model
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.capture import RecordCapture, pack_wire
-from logitcask_services.models import fetch_model
 from report import Report
 
 VOCABULARIES = {49_152: 256, 151_936: 96, 262_144: 64}

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 import transformers
 
+from demo.fetch_teacher import fetch_model
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.capture import RecordCapture, RecordColumns, pack_wire
-from logitcask_services.models import fetch_model
 
 RESULTS = Path(__file__).resolve().parent / "results" / "capture_module.csv"
 ROWS = 512

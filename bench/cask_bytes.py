@@ -217,7 +217,7 @@ def stored_as(document: DocumentRecords, codec: str) -> DocumentRecords:
 
 
 def main() -> None:
-    from logitcask_services.models import fetch_model
+    from demo.fetch_teacher import fetch_model
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--teacher", type=Path, help="folder of a teacher (default: SmolLM2-135M, fetched)")

@@ -225,7 +225,7 @@ def kept_figures(path: Path) -> dict[str, dict[tuple[str, int], dict[str, float]
 
 
 def main() -> None:
-    from logitcask_services.models import fetch_model
+    from demo.fetch_teacher import fetch_model
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--teacher", type=Path, help="folder of the teacher (default: SmolLM2-135M, fetched)")

@@ -28,16 +28,17 @@ from pathlib import Path
 import numpy as np
 import uvicorn
 
+from demo.fetch_teacher import default_folder
+from logitcask_schemas.api.client import ServiceClient
+from logitcask_schemas.api.objects import Event
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_schemas.record.records import DocumentRecords
-from logitcask_services.client import ServiceClient
 from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer
 from logitcask_services.engines.engine import CaptureResult, CaptureTask
 from logitcask_services.http.app import create_app
 from logitcask_services.http.server import bind
 from logitcask_services.jobs.teacher import Teacher
-from logitcask_services.models import default_folder
 from logitcask_services.service import Service
 from logitcask_services.settings import ServiceSettings
 from made_up_cask import make_document
@@ -96,7 +97,7 @@ def upload(url: str, path: str, answer: "multiprocessing.connection.Connection")
     with ServiceClient(url) as client:
         start = time.perf_counter()
         corpus = client.upload(Path(path))
-        answer.send((time.perf_counter() - start, corpus["id"]))
+        answer.send((time.perf_counter() - start, corpus.id))
 
 
 def measure(folder: Path, tokenizer: HuggingFaceTokenizer, megabytes: float) -> dict[str, float]:
@@ -130,19 +131,19 @@ def measure(folder: Path, tokenizer: HuggingFaceTokenizer, megabytes: float) -> 
     with ServiceClient(url) as http:
         job = http.submit({"corpus_id": corpus_id, "cask": "cask"})
         moments = {}
-        for event in http.follow(job["id"]):
-            if event.type == "status":
-                moments[event.data["data"]["status"]] = time.process_time()
-        done = http.extraction(job["id"])
+        for event in http.follow(job.id):
+            if isinstance(event, Event) and event.type == "status":
+                moments[event.data["status"]] = time.process_time()
+        done = http.extraction(job.id)
     server.should_exit = True
     thread.join()
-    tokens = done["usage"]["tokens_captured"]
-    assert done["status"] == "completed", done
+    tokens = done.usage.tokens_captured
+    assert done.status == "completed", done
     figures["prepare (CPU us/token)"] = 1e6 * (moments["queued"] - started) / tokens
     figures["run (CPU us/token)"] = 1e6 * (moments["completed"] - moments["queued"] - engine.seconds) / tokens
     figures["total (CPU us/token)"] = figures["prepare (CPU us/token)"] + figures["run (CPU us/token)"]
     figures["tokens"] = tokens
-    figures["bytes/token"] = done["usage"]["bytes_written"] / tokens
+    figures["bytes/token"] = done.usage.bytes_written / tokens
     return figures
 
 

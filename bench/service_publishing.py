@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 import uvicorn
 
+from demo.fetch_teacher import default_folder
+from logitcask_schemas.api.client import ServiceClient
 from logitcask_schemas.cask import CaskWriter
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.records import DocumentRecords
-from logitcask_services.client import ServiceClient
 from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer
 from logitcask_services.engines.engine import CaptureResult, CaptureTask
 from logitcask_services.http.app import create_app
 from logitcask_services.http.server import bind
 from logitcask_services.jobs.teacher import Teacher
-from logitcask_services.models import default_folder
 from logitcask_services.service import Service
 from logitcask_services.settings import ServiceSettings
 from made_up_cask import made_up_teacher, make_document
@@ -80,13 +80,13 @@ def extract(folder: Path, tokenizer: HuggingFaceTokenizer, engine: PacedEngine, 
     corpus = folder / "corpus.jsonl"
     write_corpus(corpus, 0.5)
     with ServiceClient(f"http://127.0.0.1:{listener.getsockname()[1]}") as http:
-        job = http.submit({"corpus_id": http.upload(corpus)["id"], "cask": "cask"})
-        for _ in http.follow(job["id"]):
+        job = http.submit({"corpus_id": http.upload(corpus).id, "cask": "cask"})
+        for _ in http.follow(job.id):
             pass
-        done = http.extraction(job["id"])
+        done = http.extraction(job.id)
     server.should_exit = True
     thread.join()
-    assert done["status"] == "completed", done
+    assert done.status == "completed", done
     return len(list((folder / "casks" / "cask" / "shards").glob("*.arrow")))
 
 

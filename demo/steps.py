@@ -15,6 +15,8 @@ from typing import Any
 
 from demo import corpus
 
+ROOT = Path(__file__).resolve().parent.parent
+
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
@@ -49,16 +51,15 @@ def say(text: str) -> None:
 
 
 def run(program: Path, *arguments: str | Path) -> None:
-    """Run a logitcask command with its progress shown; its failure ends the demonstration."""
+    """Run a command with its progress shown; its failure ends the demonstration."""
     print("   $", program.name, *arguments, flush=True)
-    subprocess.run([str(program), *map(str, arguments)], check=True)
+    subprocess.run([str(program), *map(str, arguments)], check=True, cwd=ROOT)
 
 
 def fetch_teacher(places: Places) -> Path:
     """Real weights of SmolLM2-135M, fetched and converted once."""
-    program = places.teacher_bin / "logitcask"
     folder = places.output / "teacher"
-    run(program, "models", "fetch", "smollm2-135m", "--to", folder)
+    run(places.teacher_bin / "python", "-m", "demo.fetch_teacher", "smollm2-135m", "--to", folder)
     return folder
 
 

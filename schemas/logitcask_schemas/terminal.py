@@ -1,5 +1,6 @@
 """What every command agrees with its caller: exit codes, safe text on a terminal, numbers in sentences."""
 
+import importlib.metadata
 import unicodedata
 from typing import Final
 
@@ -11,6 +12,14 @@ EXIT_PROBLEMS: Final = 3
 """It was done, and the job or cask has problems."""
 EXIT_INTERRUPTED: Final = 130
 """Ctrl-C."""
+
+
+def installed_version() -> str:
+    """Version of the installed logitcask, or "(not installed)"."""
+    try:
+        return importlib.metadata.version("logitcask")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
 
 
 def printable(text: str, *, keep: str = "") -> str:

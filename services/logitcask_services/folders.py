@@ -1,19 +1,11 @@
 """Where the service keeps what: casks by name, corpora by content, token stores by extraction."""
 
-import re
 import shutil
 import tempfile
 from pathlib import Path
 
+from logitcask_schemas.api.requests import NAME_RULE, is_cask_name
 from logitcask_schemas.errors import LogitcaskError
-
-CASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-NAME_RULE = "1 to 128 letters, digits, dots, hyphens or underscores, the first a letter or digit"
-
-
-def is_cask_name(text: str) -> bool:
-    """Whether a cask may have this name."""
-    return CASK_NAME.fullmatch(text) is not None
 
 
 class CaskNameError(LogitcaskError, ValueError):

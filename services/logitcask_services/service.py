@@ -6,88 +6,33 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from logitcask_services import files
-from logitcask_services.corpora.uploads import CorpusStorage
-from logitcask_services.folders import ServiceFolders
-from logitcask_services.jobs.context import JobContext, WorkSettings
-from logitcask_services.jobs.database.corpora import CorpusRegistry
-from logitcask_services.jobs.database.database import Database
-from logitcask_services.jobs.database.extractions import ExtractionStore
-from logitcask_services.jobs.database.log import ExtractionLog
-from logitcask_services.jobs.live import Heartbeat, LiveProgress, Signals
+from sqlalchemy.exc import OperationalError
+
+from logitcask_schemas.cask.storage import files
+from logitcask_services.jobs.context import JobContext
 from logitcask_services.jobs.preparer import Claims, Preparer
-from logitcask_services.jobs.teacher import Teacher, TeacherHost
+from logitcask_services.jobs.teacher import Teacher
 from logitcask_services.jobs.waiting import Reason, passing_fault
-from logitcask_services.jobs.watchdog import TEACHER_FAILED, Watchdog
+from logitcask_services.jobs.watchdog import Watchdog
 from logitcask_services.jobs.worker import Worker
 from logitcask_services.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
 JOIN_SECONDS = 8.0
-FAILED = 1
-"""Exit code of a service that cannot go on, its teacher aside (`watchdog.TEACHER_FAILED`)."""
 
 
-class Service:
-    """One running service. `start` once, `stop` once.
-
-    Args:
-        settings: Where and how.
-        load: Loads the teacher; called in a thread of its own, again after each death.
-    """
+class Service(JobContext):
+    """One running service. `start` once, `stop` once."""
 
     def __init__(self, settings: ServiceSettings, load: Callable[[], Teacher]) -> None:
-        self.settings = settings
-        self.folders = ServiceFolders(settings.cask_root, settings.state_dir)
-        self.database = Database(settings.state_dir)
-        self.signals = Signals()
-        self.storage = CorpusStorage(self.folders.corpora)
-        self.corpora = CorpusRegistry(self.database)
-        self.extractions = ExtractionStore(self.database, self.signals.changed)
-        self.log = ExtractionLog(self.database)
-        self.progress = LiveProgress()
-        self.host = TeacherHost(
-            load,
-            restarts=settings.engine_restarts,
-            backoff_seconds=settings.engine_backoff_seconds,
-            stopping=self.signals.stopping,
-            ready=lambda: self.signals.changed(""),
-        )
-        self.crash: str | None = None
-        """Why the service must end, once it must."""
-        self.exit_code = 0
-        self.on_crash: Callable[[], None] | None = None
-        context = JobContext(
-            folders=self.folders,
-            storage=self.storage,
-            corpora=self.corpora,
-            extractions=self.extractions,
-            log=self.log,
-            host=self.host,
-            signals=self.signals,
-            progress=self.progress,
-            settings=WorkSettings(
-                max_line_bytes=settings.max_line_bytes,
-                disk_floor_bytes=settings.disk_floor_bytes,
-                chunk_positions=settings.chunk_positions,
-                pause_poll_seconds=settings.pause_poll_seconds,
-                accept_teacher=settings.accept_teacher,
-            ),
-            crashed=self._crashed,
-            heartbeat=Heartbeat(),
-        )
-        watchdog = Watchdog(
-            context,
-            hang_seconds=settings.engine_hang_seconds,
-            cancel_seconds=settings.cancel_grace_seconds,
-            load_seconds=settings.load_deadline_seconds,
-        )
+        super().__init__(settings, load)
+        watchdog = Watchdog(self)
         claims = Claims()
         # A second one takes what is small only, so that large corpora do not hold up all others.
         self._threads = (
-            Preparer(context, claims, lane="all"),
-            Preparer(context, claims, lane="small"),
-            Worker(context, watchdog),
+            Preparer(self, claims, lane="all"),
+            Preparer(self, claims, lane="small"),
+            Worker(self, watchdog),
             watchdog,
         )
 
@@ -96,7 +41,15 @@ class Service:
         self.storage.sweep()
         for extraction_id in self.extractions.recover():
             logger.info("extraction %s goes on after a restart", extraction_id)
-        self.folders.sweep(keep=self.extractions.keeps_tokens())
+        if self.database.is_new and any(self.folders.corpora.glob("*.jsonl")):
+            # Token stores stay: the database that knows whose they are may be put back.
+            logger.warning(
+                "%s holds corpora, but no job database: the list of extractions begins anew. Was the database moved "
+                "away? Then stop the service and put it back",
+                self.folders.state,
+            )
+        else:
+            self.folders.sweep(keep=self.extractions.keeps_tokens())
         for thread in self._threads:
             thread.start()
 
@@ -117,13 +70,20 @@ class Service:
         reasons = []
         if self.crash is not None:
             reasons.append({"code": "crashed", "message": self.crash})
-        if self.host.state != "ready":
-            reasons.append({"code": f"teacher_{self.host.state}", "message": self.host.reason})
-        for folder in (self.folders.cask_root, self.folders.state):
-            if (reason := self._fault_of(folder)) is not None:
-                reasons.append({"code": reason[0], "message": reason[1]})
-                break
+        if self.teacher.state != "ready":
+            reasons.append({"code": f"teacher_{self.teacher.state}", "message": self.teacher.reason})
+        faults = (self._fault_of_database(), *map(self._fault_of, (self.folders.cask_root, self.folders.state)))
+        if (fault := next(filter(None, faults), None)) is not None:
+            reasons.append({"code": fault[0], "message": fault[1]})
         return reasons
+
+    def _fault_of_database(self) -> Reason | None:
+        """Code and sentence where what work commits would be lost."""
+        try:
+            self.database.require_in_place()
+        except OperationalError as error:
+            return passing_fault(error)
+        return None
 
     def _fault_of(self, folder: Path) -> Reason | None:
         """Code and sentence where a folder cannot take what work writes."""
@@ -142,9 +102,3 @@ class Service:
                 f"{free} bytes free, fewer than the floor of {self.settings.disk_floor_bytes}",
             )
         return None
-
-    def _crashed(self, reason: str, *, teacher_failed: bool = False) -> None:
-        self.crash, self.exit_code = reason, TEACHER_FAILED if teacher_failed else FAILED
-        logger.critical("%s", reason)
-        if self.on_crash is not None:
-            self.on_crash()

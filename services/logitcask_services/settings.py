@@ -6,10 +6,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from logitcask_schemas.api.server_url import DEFAULT_PORT
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_schemas.record.identity import Accept
 
-DEFAULT_PORT = 8000
 MIN_KEY_CHARACTERS = 8
 
 
@@ -23,7 +23,7 @@ class ServiceSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="LOGITCASK_", frozen=True)
 
     teacher: Path
-    """Folder of the teacher: configuration, tokenizer, weights."""
+    """Folder of the teacher (configuration, tokenizer, weights), or a Hub id: ORG/NAME or ORG/NAME@REVISION."""
     cask_root: Path
     """Folder under which each cask is a folder of its own."""
     data_dir: Path | None = None

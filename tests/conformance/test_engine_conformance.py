@@ -1,6 +1,6 @@
 """What every engine must do, on a real teacher: agree with a plain forward pass, stream, stop, name faults.
 
-The real teacher comes from `logitcask models fetch`; set LOGITCASK_TEST_MODELS to a folder to keep it elsewhere than in
+The real teacher comes from `demo.fetch_teacher`; set LOGITCASK_TEST_MODELS to a folder to keep it elsewhere than in
 the user's cache. Engines are small on purpose: 160 tokens a step make vLLM cut every longer document into chunks.
 """
 
@@ -27,7 +27,7 @@ STEP_TOKENS = 160
 @pytest.fixture(scope="session")
 def teacher_folder():
     pytest.importorskip("gguf")
-    from logitcask_services.models import default_folder, fetch_model
+    from demo.fetch_teacher import default_folder, fetch_model
 
     name = "smollm2-135m"
     where = os.environ.get("LOGITCASK_TEST_MODELS")

@@ -12,7 +12,7 @@ import fake_teacher
 
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_services.http.server import configure_logging, serve
-from logitcask_services.jobs.database.extractions import ExtractionStore
+from logitcask_services.jobs.database.chunks import ChunkStore
 from logitcask_services.settings import ServiceSettings
 
 
@@ -21,14 +21,14 @@ def main() -> int:
     script = given.pop("fake", {})
     if "log" in script:
         script["log"] = Path(script["log"])
-    commit, pause = ExtractionStore.commit_chunk, script.pop("pause_before_commit", 0.0)
+    commit, pause = ChunkStore.commit_chunk, script.pop("pause_before_commit", 0.0)
 
     def commit_late(*arguments: object) -> None:
         """Widens the moment between publication and commit, so that random kills fall into it."""
         time.sleep(pause)
         commit(*arguments)
 
-    ExtractionStore.commit_chunk = commit_late
+    ChunkStore.commit_chunk = commit_late
     configure_logging()
     try:
         return serve(

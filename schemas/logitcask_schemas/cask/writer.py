@@ -1,6 +1,5 @@
 """Writing a cask: documents in, one durable shard out."""
 
-import importlib.metadata
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from logitcask_schemas.errors import CaskError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.identity import Accept, TeacherIdentity
 from logitcask_schemas.record.records import DocumentRecords
+from logitcask_schemas.terminal import installed_version
 
 LOCK_TIMEOUT_SECONDS: Final = 600.0
 _MIN_LOOSE: Final = 64
@@ -120,7 +120,7 @@ class CaskWriter:
                 manifest = CaskManifest(
                     teacher=teacher,
                     capture=capture,
-                    created_by=f"logitcask {_version()}",
+                    created_by=f"logitcask {installed_version()}",
                     created_at=datetime.now(UTC).isoformat(timespec="seconds"),
                 )
                 write_manifest(files, path, manifest)
@@ -317,10 +317,3 @@ class CaskWriter:
         # The table before what it replaces: a thread that asks `has` meanwhile must not miss a document.
         self._table = DocumentTable.open(self.path)
         self._beyond_table, self._known = {}, DocumentIndex()
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("logitcask")
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed)"

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from logitcask_schemas.errors import LogitcaskError, MissingExtraError
-from logitcask_schemas.terminal import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, printable
+from logitcask_schemas.terminal import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, installed_version, printable
 
 GROUP: Final = "logitcask.commands"
 LINE_ENDS: Final = "\n\t"
@@ -41,7 +41,6 @@ COMMANDS: Final[dict[str, Command]] = {
     "train": Command("Train a student from a cask, without the teacher.", "trainer"),
     "report": Command("Compare student, baseline and teacher on held-out documents.", "trainer"),
     "capture": Command("Choose what to capture for a budget of bytes per token.", "service"),
-    "models": Command("Fetch small teachers to try things with.", "service"),
 }
 
 
@@ -123,7 +122,7 @@ def _root() -> typer.Typer:
 
     def print_version(wanted: bool) -> None:
         if wanted:
-            typer.echo(importlib.metadata.version("logitcask"))
+            typer.echo(installed_version())
             raise typer.Exit
 
     @app.callback()

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from logitcask_schemas.errors import CaptureSpecError
+
 CaptureMode = Literal["threshold", "topk", "sampled"]
 LogprobCodec = Literal["f16", "f32", "u8"]
 Sampler = Literal["systematic", "multinomial"]
@@ -88,6 +90,11 @@ class CaptureSpec(BaseModel):
                     f"temperatures {lower:g} and {upper:g} are less than {TEMPERATURE_GAP:.0%} apart (1 counts "
                     "as one of them); leave one of them out"
                 )
+
+    def require_vocabulary(self, vocab_size: int) -> None:
+        """Raise CaptureSpecError where a teacher of this vocabulary cannot do what the spec asks for."""
+        if outside := [token for token in self.pinned_ids if token >= vocab_size]:
+            raise CaptureSpecError(f"pinned ids {outside} are outside the teacher's vocabulary of {vocab_size}")
 
     def canonical(self) -> dict[str, object]:
         """The fields that matter in this mode, so that specs which capture the same bytes compare equal."""

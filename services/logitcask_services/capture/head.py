@@ -15,7 +15,7 @@ _ID_BITS = 24
 _ID_MASK = (1 << _ID_BITS) - 1
 _ROW_SHIFT = _ID_BITS + 31
 """Above the id and a float's magnitude; what is left of 63 bits holds the row."""
-MOST_ROWS = 1 << (63 - _ROW_SHIFT)
+MAX_ROWS = 1 << (63 - _ROW_SHIFT)
 """Rows that `reaching` takes at a time."""
 _TIES = 4
 """Blocks at or above the k-th largest maximum, in multiples of k, up to which that maximum is a useful floor."""
@@ -45,10 +45,10 @@ def reaching(x_RW: torch.Tensor, block_max_RC: torch.Tensor, floor_R: torch.Tens
         Head with as many slots as the fullest row needs.
 
     Raises:
-        ValueError: more than `MOST_ROWS` rows.
+        ValueError: more than `MAX_ROWS` rows.
     """
-    if len(floor_R) > MOST_ROWS:
-        raise ValueError(f"expected at most {MOST_ROWS} rows, got {len(floor_R)}; give them in parts")
+    if len(floor_R) > MAX_ROWS:
+        raise ValueError(f"expected at most {MAX_ROWS} rows, got {len(floor_R)}; give them in parts")
     # The largest entry has x = 0: a lower floor lets it in, and whatever ties with it is dropped again below.
     reached_R1 = floor_R.clamp(max=0.0)[:, None]
     rows_M, blocks_M = (block_max_RC >= reached_R1).nonzero(as_tuple=True)
@@ -83,7 +83,7 @@ def largest(x_RW: torch.Tensor, block_max_RC: torch.Tensor, k: int, block: int) 
     Returns:
         Head with k slots, all taken.
     """
-    step = min(MOST_ROWS, max(1, WORKING_SET // (k * block)))
+    step = min(MAX_ROWS, max(1, WORKING_SET // (k * block)))
     heads = [_largest(x_RW[run], block_max_RC[run], k, block) for run in _runs(len(x_RW), step)]
     return Head(torch.cat([head.ids_RK for head in heads]), torch.cat([head.valid_RK for head in heads]))
 

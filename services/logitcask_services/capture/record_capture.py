@@ -13,7 +13,6 @@ from typing import ClassVar
 
 import torch
 
-from logitcask_schemas.errors import CaptureSpecError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.position_columns import stored_columns
 from logitcask_services.capture.draws import (
@@ -23,7 +22,7 @@ from logitcask_services.capture.draws import (
     systematic_offsets,
     tail_draws,
 )
-from logitcask_services.capture.head import MOST_ROWS, Head, add_required, largest, reaching
+from logitcask_services.capture.head import MAX_ROWS, Head, add_required, largest, reaching
 from logitcask_services.capture.passes import Scanned, VocabularyPasses, clear_entries
 from logitcask_services.capture.record_columns import RecordColumns
 
@@ -52,11 +51,10 @@ class RecordCapture(torch.nn.Module):
             CaptureSpecError: a pinned id is outside the vocabulary.
         """
         super().__init__()
-        if outside := [token for token in spec.pinned_ids if token >= vocab_size]:
-            raise CaptureSpecError(f"pinned ids {outside} are outside the teacher's vocabulary of {vocab_size}")
+        spec.require_vocabulary(vocab_size)
         self.spec = spec
         self.vocab_size = vocab_size
-        self.rows = min(MOST_ROWS, rows or max(_FEWEST_ROWS, _SCRATCH_BYTES // (4 * vocab_size)))
+        self.rows = min(MAX_ROWS, rows or max(_FEWEST_ROWS, _SCRATCH_BYTES // (4 * vocab_size)))
         self._passes = VocabularyPasses(vocab_size, spec.temperatures, rows=self.rows, rows_in_cache=rows_in_cache)
 
     def forward(

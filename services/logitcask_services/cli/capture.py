@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from logitcask_schemas.cli.output import JsonOption
 from logitcask_schemas.terminal import counted
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Decide what to keep before the teacher runs.", no_args_is_help=True, add_completion=False)
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 _LONGEST = 1024
 
 
@@ -111,12 +111,12 @@ def as_dict(choice: "TauChoice") -> dict[str, Any]:
     """The choice as one JSON document."""
     from dataclasses import asdict
 
-    found = asdict(choice) | {"spec": choice.spec.model_dump(mode="json"), "bytes_per_token": choice.bytes_per_token}
-    for figures in (found["chosen"], *found["table"]):
+    document = asdict(choice) | {"spec": choice.spec.model_dump(mode="json"), "bytes_per_token": choice.bytes_per_token}
+    for figures in (document["chosen"], *document["table"]):
         if figures["arrow_error"] != figures["arrow_error"]:  # NaN is not JSON
             figures["arrow_error"] = None
         figures["tau_inverse"] = round(1 / figures["tau"])
-    return found
+    return document
 
 
 def show(choice: "TauChoice") -> None:

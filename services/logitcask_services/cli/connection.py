@@ -1,23 +1,25 @@
 """What the client commands share: connection options, exit codes, how an extraction is shown and followed."""
 
+import json
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import BaseModel
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as ProgressBar
 
-from logitcask_schemas.terminal import counted, printable
+from logitcask_schemas.api.objects import Event, Extraction, Progress
+from logitcask_schemas.terminal import EXIT_INTERRUPTED, EXIT_PROBLEMS, counted, printable
 from logitcask_services.corpora.line_problems import sentence_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from logitcask_services.client import ServiceClient
+    from logitcask_schemas.api.client import ServiceClient
 
-EXIT_INTERRUPTED = 130
-EXIT_PROBLEMS = 3
 SHOWN_FAILURES = 20
 
 ServerOption = Annotated[
@@ -26,22 +28,21 @@ ServerOption = Annotated[
 KeyFileOption = Annotated[
     Path | None, typer.Option("--api-key-file", help="File with the key; default LOGITCASK_API_KEY.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 
 
 @contextmanager
 def connect(server: str | None, key_file: Path | None) -> "Iterator[ServiceClient]":
     """A client for these options and the environment."""
-    from logitcask_services.client import ServiceClient
-    from logitcask_services.server_url import ServerUrlError
+    from logitcask_schemas.api.client import ServiceClient
+    from logitcask_schemas.api.server_url import ServerUrlError
     from logitcask_services.settings import ClientSettings
 
-    given: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if server is not None:
-        given["server"] = server
+        options["server"] = server
     if key_file is not None:
-        given |= {"api_key_file": key_file, "api_key": None}
-    settings = ClientSettings(**given)
+        options |= {"api_key_file": key_file, "api_key": None}
+    settings = ClientSettings(**options)
     key = settings.key()
     if key is not None and not (key.isascii() and key.isprintable()):
         raise typer.BadParameter("the API key holds characters that no key has", param_hint="LOGITCASK_API_KEY")
@@ -54,40 +55,44 @@ def connect(server: str | None, key_file: Path | None) -> "Iterator[ServiceClien
         yield client
 
 
-def exit_code(extraction: dict[str, Any]) -> int:
+def as_json_text(answer: BaseModel) -> str:
+    """One of the service's objects as JSON on one line, in ASCII."""
+    return json.dumps(answer.model_dump(mode="json"))
+
+
+def exit_code(extraction: Extraction) -> int:
     """0 for a completed extraction, 3 for a failed or cancelled one."""
-    return 0 if extraction["status"] == "completed" else EXIT_PROBLEMS
+    return 0 if extraction.status == "completed" else EXIT_PROBLEMS
 
 
-def follow(client: "ServiceClient", extraction_id: str, console: Console) -> dict[str, Any]:
+def follow(client: "ServiceClient", extraction_id: str, console: Console) -> Extraction:
     """Show an extraction's progress until it ends; the ended extraction. Ctrl-C leaves it running (exit code 130)."""
     try:
-        with _bar(console) as progress:
-            task = progress.add_task("waiting", total=None, rate="", eta="")
+        with _bar(console) as bar:
+            task = bar.add_task("waiting", total=None, rate="", eta="")
             for event in client.follow(extraction_id):
-                match event.type:
-                    case "progress":
-                        _show(progress, task, event.data)
-                    case "chunk":
-                        counts = event.data["data"]
-                        progress.update(task, completed=counts["tokens_done"], total=counts["tokens_total"])
-                    case "status":
-                        progress.update(task, description=event.data["data"]["status"].replace("_", " "))
-                    case "waiting":
-                        progress.update(task, description="paused")
-                        say(console, f"paused: {event.data['message']}", style="yellow")
-                    case "resumed":
-                        progress.update(task, description="in progress")
+                match event:
+                    case Progress():
+                        _show(bar, task, event)
+                    case Event(type="chunk", data=counts):
+                        bar.update(task, completed=counts["tokens_done"], total=counts["tokens_total"])
+                    case Event(type="status", data=change):
+                        bar.update(task, description=change["status"].replace("_", " "))
+                    case Event(type="waiting"):
+                        bar.update(task, description="paused")
+                        say(console, f"paused: {event.message}", style="yellow")
+                    case Event(type="resumed"):
+                        bar.update(task, description="in progress")
             extraction = client.extraction(extraction_id)
-            _show(progress, task, extraction)  # the last word on tokens and pace; there is no time left to estimate
+            _show(bar, task, extraction)  # the last word on tokens and pace; there is no time left to estimate
             return extraction
     except KeyboardInterrupt:
         say(console, f"the extraction goes on; follow it with: logitcask jobs watch {extraction_id}")
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-def _bar(console: Console) -> Progress:
-    return Progress(
+def _bar(console: Console) -> ProgressBar:
+    return ProgressBar(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -99,12 +104,12 @@ def _bar(console: Console) -> Progress:
     )
 
 
-def _show(progress: Progress, task: Any, data: dict[str, Any]) -> None:
-    rate, eta = data["throughput_tps"], data["eta_seconds"]
-    progress.update(
+def _show(bar: ProgressBar, task: Any, now: Extraction | Progress) -> None:
+    rate, eta = now.throughput_tps, now.eta_seconds
+    bar.update(
         task,
-        completed=data["usage"]["tokens_done"],
-        total=data["usage"]["tokens_total"],
+        completed=now.usage.tokens_done,
+        total=now.usage.tokens_total,
         rate=f"{rate:,.0f} tokens/s" if rate is not None else "",
         eta=f"ETA {duration(eta)}" if eta is not None else "",
     )
@@ -115,54 +120,54 @@ def say(console: Console, text: str, *, style: str | None = None) -> None:
     console.print(printable(text), style=style, highlight=False, markup=False, soft_wrap=True)
 
 
-def summarise(extraction: dict[str, Any], client: "ServiceClient", console: Console) -> None:
+def summarise(extraction: Extraction, client: "ServiceClient", console: Console) -> None:
     """The outcome in a few lines, with the first bad lines."""
-    counts, usage, lines = extraction["request_counts"], extraction["usage"], extraction["lines"]
+    counts, usage, lines = extraction.request_counts, extraction.usage, extraction.lines
     say(
         console,
-        f"{extraction['id']}: {extraction['status']}; cask {extraction['cask']}: {counts['completed']:,} of "
-        f"{counted(counts['total'], 'document')}, {counted(usage['tokens_captured'], 'token')} captured, "
-        f"{counted(usage['bytes_written'], 'byte')} written",
+        f"{extraction.id}: {extraction.status}; cask {extraction.cask}: {counts.completed:,} of "
+        f"{counted(counts.total, 'document')}, {counted(usage.tokens_captured, 'token')} captured, "
+        f"{counted(usage.bytes_written, 'byte')} written",
     )
-    if extraction["status"] == "cancelled" and not counts["completed"]:
+    if extraction.status == "cancelled" and not counts.completed:
         say(console, f"nothing of it is in the cask; {_left_behind(extraction)}")
-    if extraction["error"]:
-        say(console, f"error: {extraction['error']['message']}", style="red")
-    limit = counted(extraction["max_length"], "token") if extraction["max_length"] else "the teacher's context"
-    if lines["truncated"]:
+    if extraction.error:
+        say(console, f"error: {extraction.error.message}", style="red")
+    limit = counted(extraction.max_length, "token") if extraction.max_length else "the teacher's context"
+    if lines.truncated:
         say(
             console,
-            f"{lines['truncated']:,} of {counted(lines['total'], 'line')} longer than {limit} and cut there "
+            f"{lines.truncated:,} of {counted(lines.total, 'line')} longer than {limit} and cut there "
             "(overflow: truncate; split would keep the rest)",
             style="yellow",
         )
-    if lines["split"]:
-        say(console, f"{counted(lines['split'], 'line')} longer than {limit} and split (overflow: split)")
-    for code, count in lines.get("notes", {}).items():
-        where = ", ".join(f"{line:,}" for line in lines["first_lines"].get(code, []))
+    if lines.split:
+        say(console, f"{counted(lines.split, 'line')} longer than {limit} and split (overflow: split)")
+    for code, count in lines.notes.items():
+        where = ", ".join(f"{line:,}" for line in lines.first_lines.get(code, []))
         say(console, f"{count:,} {code}: {sentence_of(code)}" + (f" (line {where})" if where else ""))
-    if counts["failed"] + counts["skipped"]:
+    if counts.failed + counts.skipped:
         show_failures(extraction, client, console)
 
 
-def _left_behind(extraction: dict[str, Any]) -> str:
+def _left_behind(extraction: Extraction) -> str:
     """What became of the cask of an extraction that put nothing into it."""
-    if extraction["in_progress_at"] is None:
+    if extraction.in_progress_at is None:
         return "it was not opened"
     return "where it was new it is there now, empty, for this teacher and spec"
 
 
-def show_failures(extraction: dict[str, Any], client: "ServiceClient", console: Console) -> None:
+def show_failures(extraction: Extraction, client: "ServiceClient", console: Console) -> None:
     """The first bad lines, and how to get the others."""
-    total = extraction["request_counts"]["failed"] + extraction["request_counts"]["skipped"]
+    total = extraction.request_counts.failed + extraction.request_counts.skipped
     what = "line or document" if total == 1 else "lines or documents"
     say(console, f"not in the cask: {total:,} {what}", style="yellow")
-    for shown, failure in enumerate(client.failures(extraction["id"])):
+    for shown, failure in enumerate(client.failures(extraction.id)):
         if shown == SHOWN_FAILURES:
-            say(console, f"  ... all of them: logitcask jobs errors {extraction['id']}")
+            say(console, f"  ... all of them: logitcask jobs errors {extraction.id}")
             break
-        name = f" ({failure['custom_id']})" if failure["custom_id"] else ""
-        say(console, f"  line {failure['line']}{name}: {failure['code']}: {failure['message']}")
+        name = f" ({failure.custom_id})" if failure.custom_id else ""
+        say(console, f"  line {failure.line}{name}: {failure.code}: {failure.message}")
 
 
 def duration(seconds: float) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +10,13 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from logitcask_schemas.api.objects import Preview, PreviewDocument
 from logitcask_schemas.terminal import counted, printable
 from logitcask_services.cli.corpus_file import LocalCorpus
 from logitcask_services.corpora.line_problems import sentence_of
 
 if TYPE_CHECKING:
-    from logitcask_services.client import ServiceClient
+    from logitcask_schemas.api.client import ServiceClient
 
 SAMPLE_BYTES = 16 << 20
 STYLES = {"text": "", "answer": "bold green", "control": "dim reverse", "answer_control": "green reverse"}
@@ -25,6 +26,17 @@ _BASES = {
     "bounds": "bounds of the capture spec; no measurement fits it",
 }
 _FORM = {"\n": "⏎\n", "\t": "→\t", "\r": "␍"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Of the whole corpus, from a preview of its beginning, by bytes."""
+
+    documents: int
+    tokens: int
+    cask_bytes: int | None
+    cask_bytes_low: int
+    cask_bytes_high: int
 
 
 def dry_run(
@@ -38,28 +50,30 @@ def dry_run(
             if not whole:
                 raise typer.BadParameter(f"the first line is longer than {SAMPLE_BYTES:,} bytes", param_hint="CORPUS")
             sample = sample[:whole]
-    found = (
+    preview = (
         _with_folder(source, sample, request, documents)
         if isinstance(source, Path)
         else source.preview(sample, request, documents=documents)
     )
-    found |= {"corpus_bytes": local.bytes, "previewed_bytes": len(sample)}
-    found["estimate"] = _estimate(found, local.bytes / len(sample) if sample else 1.0)
+    share = len(sample) / local.bytes if local.bytes else 1.0
+    estimate = _estimate(preview, share)
     if as_json:
-        typer.echo(json.dumps(found))
+        sizes = {"corpus_bytes": local.bytes, "previewed_bytes": len(sample)}
+        typer.echo(json.dumps({**preview.model_dump(mode="json"), **sizes, "estimate": asdict(estimate)}))
     else:
-        _show(found, Console())
+        _show(preview, estimate, share, Console())
 
 
-def _with_folder(folder: Path, sample: bytes, request: dict[str, Any], documents: int) -> dict[str, Any]:
+def _with_folder(folder: Path, sample: bytes, request: dict[str, Any], documents: int) -> Preview:
     """The same preview without a service: the folder's tokenizer and configuration, no weights."""
     from pydantic import ValidationError
     from transformers import AutoConfig
 
+    from logitcask_schemas.api.requests import MIN_LENGTH
     from logitcask_schemas.errors import ModelError
     from logitcask_schemas.record.capture_spec import CaptureSpec
-    from logitcask_services.corpora.prepare import MIN_LENGTH, DocumentLimits
-    from logitcask_services.corpora.preview import as_dict, preview
+    from logitcask_services.corpora.prepare import DocumentLimits
+    from logitcask_services.corpora.preview import preview
     from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer
     from logitcask_services.pilot.expected_bytes import expected_bytes
 
@@ -85,107 +99,98 @@ def _with_folder(folder: Path, sample: bytes, request: dict[str, Any], documents
     with tempfile.TemporaryDirectory(prefix="logitcask-") as scratch:
         corpus = Path(scratch) / "corpus.jsonl"
         corpus.write_bytes(sample)
-        found = as_dict(preview(corpus, Path(scratch) / "store", tokenizer, limits, documents=documents))
-    return {
-        "object": "preview",
-        **found,
-        "bytes_per_token": asdict(expected_bytes(spec, config.vocab_size)),
-        "teacher": folder.resolve().name,
-        "max_length": limits.max_length,
-        "overflow": limits.overflow,
-    }
+        previewed = preview(corpus, Path(scratch) / "store", tokenizer, limits, documents=documents)
+    return previewed.object(expected_bytes(spec, config.vocab_size), teacher=folder.resolve().name, limits=limits)
 
 
-def _estimate(found: dict[str, Any], times: float) -> dict[str, Any]:
-    """Of the whole corpus, by its bytes."""
-    figures = found["bytes_per_token"]
-    tokens = round(found["tokens"] * times)
-    return {
-        "documents": round(found["documents"] * times),
-        "tokens": tokens,
-        "cask_bytes": None if figures["expected"] is None else round(tokens * figures["expected"]),
-        "cask_bytes_low": round(tokens * figures["low"]),
-        "cask_bytes_high": round(tokens * figures["high"]),
-    }
+def _estimate(preview: Preview, share: float) -> Estimate:
+    times = 1 / share if share else 1.0
+    figures = preview.bytes_per_token
+    tokens = round(preview.tokens * times)
+    return Estimate(
+        documents=round(preview.documents * times),
+        tokens=tokens,
+        cask_bytes=None if figures.expected is None else round(tokens * figures.expected),
+        cask_bytes_low=round(tokens * figures.low),
+        cask_bytes_high=round(tokens * figures.high),
+    )
 
 
-def _show(found: dict[str, Any], out: Console) -> None:
+def _show(preview: Preview, estimate: Estimate, share: float, out: Console) -> None:
     legend = Text("legend: ")
     legend.append("answer (trained by assistant_only)", STYLES["answer"])
     legend.append(", other text, ")
     legend.append("control token", STYLES["control"])
     legend.append(", ")
     legend.append("control token of an answer", STYLES["answer_control"])
-    if found["shown"]:
+    if preview.shown:
         out.print(legend)
-    for document in found["shown"]:
-        _show_document(document, _unusual(found, document["line"]), out)
-    _show_counts(found, out)
-    _show_expectation(found, out)
+    for document in preview.shown:
+        _show_document(document, _unusual(preview, document.line), out)
+    _show_counts(preview, share, out)
+    _show_expectation(preview, estimate, share, out)
 
 
-def _unusual(found: dict[str, Any], line: int) -> list[str]:
+def _unusual(preview: Preview, line: int) -> list[str]:
     """Codes of what is unusual about a line, as far as its number is told."""
-    kept = ("truncated", "split", *found["notes"])
-    return [code for code in kept if line in found["first_lines"].get(code, [])]
+    kept = ("truncated", "split", *preview.notes)
+    return [code for code in kept if line in preview.first_lines.get(code, [])]
 
 
-def _show_document(document: dict[str, Any], unusual: list[str], out: Console) -> None:
-    answers = document["answer_tokens"]
+def _show_document(document: PreviewDocument, unusual: list[str], out: Console) -> None:
+    answers = document.answer_tokens
     trained = "the line does not tell what is an answer" if answers is None else f"{answers:,} of answers"
-    facts = ", ".join([counted(document["tokens"], "token"), trained, *unusual])
-    out.rule(Text(f"line {document['line']:,}: {facts}"), align="left", style="dim")
+    facts = ", ".join([counted(document.tokens, "token"), trained, *unusual])
+    out.rule(Text(f"line {document.line:,}: {facts}"), align="left", style="dim")
     text = Text()
-    for piece in document["pieces"]:
-        visible = "".join(_FORM.get(character, character) for character in piece["text"])
-        text.append(printable(visible, keep="\n\t"), STYLES.get(piece["kind"], ""))
-    if document["cut"]:
+    for piece in document.pieces:
+        visible = "".join(_FORM.get(character, character) for character in piece.text)
+        text.append(printable(visible, keep="\n\t"), STYLES.get(piece.kind, ""))
+    if document.cut:
         text.append(" ... (more follows)", "dim")
     out.print(text, highlight=False)
 
 
-def _show_counts(found: dict[str, Any], out: Console) -> None:
-    share = found["previewed_bytes"] / found["corpus_bytes"] if found["corpus_bytes"] else 1.0
+def _show_counts(preview: Preview, share: float, out: Console) -> None:
     of = "the whole corpus" if share == 1 else f"the first {share:.1%} of the corpus"
     out.rule(Text(of), align="left", style="dim")
-    gives = f"{counted(found['documents'], 'document')}, {counted(found['tokens'], 'token')}"
-    _line(out, f"{counted(found['lines'], 'line')} {'gives' if found['lines'] == 1 else 'give'} {gives}")
-    limit = counted(found["max_length"], "token")
+    gives = f"{counted(preview.documents, 'document')}, {counted(preview.tokens, 'token')}"
+    _line(out, f"{counted(preview.lines, 'line')} {'gives' if preview.lines == 1 else 'give'} {gives}")
+    limit = counted(preview.max_length, "token")
     for count, sentence, code in (
-        (found["truncated_lines"], f"longer than {limit} and cut there (overflow: truncate)", "truncated"),
-        (found["split_lines"], f"longer than {limit} and split (overflow: split)", "split"),
+        (preview.truncated_lines, f"longer than {limit} and cut there (overflow: truncate)", "truncated"),
+        (preview.split_lines, f"longer than {limit} and split (overflow: split)", "split"),
     ):
         if count:
-            _line(out, f"{count:,} {sentence}{_where(found, code)}", "yellow")
-    for code, count in found["notes"].items():
-        _line(out, f"{count:,} {code}: {sentence_of(code)}{_where(found, code)}", "yellow")
-    for code, count in found["bad_by_code"].items():
-        example = next((entry["message"] for entry in found["bad"] if entry["code"] == code), "")
+            _line(out, f"{count:,} {sentence}{_where(preview, code)}", "yellow")
+    for code, count in preview.notes.items():
+        _line(out, f"{count:,} {code}: {sentence_of(code)}{_where(preview, code)}", "yellow")
+    for code, count in preview.bad_by_code.items():
+        example = next((entry.message for entry in preview.bad if entry.code == code), "")
         skipped = "skipped" if code == "too_long" else "bad"
-        _line(out, f"{count:,} {skipped}, {code}{_where(found, code)}: {example}", "red")
-    if not (found["notes"] or found["bad_by_code"] or found["truncated_lines"] or found["split_lines"]):
+        _line(out, f"{count:,} {skipped}, {code}{_where(preview, code)}: {example}", "red")
+    if not (preview.notes or preview.bad_by_code or preview.truncated_lines or preview.split_lines):
         _line(out, "nothing is dropped, cut or unusual")
 
 
-def _show_expectation(found: dict[str, Any], out: Console) -> None:
-    estimate, figures = found["estimate"], found["bytes_per_token"]
+def _show_expectation(preview: Preview, estimate: Estimate, share: float, out: Console) -> None:
+    figures = preview.bytes_per_token
     out.rule(Text("to expect"), align="left", style="dim")
-    share = found["previewed_bytes"] / found["corpus_bytes"] if found["corpus_bytes"] else 1.0
     how = "" if share == 1 else f" (estimated from the first {share:.1%})"
-    _line(out, f"{counted(estimate['documents'], 'document')}, {counted(estimate['tokens'], 'token')}{how}")
-    bounds = f"between {_bytes(estimate['cask_bytes_low'])} and {_bytes(estimate['cask_bytes_high'])}"
-    if figures["expected"] is None:
-        _line(out, f"a cask of {bounds} ({_BASES[figures['basis']]})")
+    _line(out, f"{counted(estimate.documents, 'document')}, {counted(estimate.tokens, 'token')}{how}")
+    bounds = f"between {_bytes(estimate.cask_bytes_low)} and {_bytes(estimate.cask_bytes_high)}"
+    if figures.expected is None or estimate.cask_bytes is None:
+        _line(out, f"a cask of {bounds} ({_BASES[figures.basis]})")
     else:
         _line(
             out,
-            f"a cask of about {_bytes(estimate['cask_bytes'])}, {figures['expected']:.1f} bytes per token "
-            f"({_BASES[figures['basis']]}); {bounds} in any case",
+            f"a cask of about {_bytes(estimate.cask_bytes)}, {figures.expected:.1f} bytes per token "
+            f"({_BASES[figures.basis]}); {bounds} in any case",
         )
 
 
-def _where(found: dict[str, Any], code: str) -> str:
-    lines = found["first_lines"].get(code)
+def _where(preview: Preview, code: str) -> str:
+    lines = preview.first_lines.get(code)
     return f" (line {', '.join(f'{line:,}' for line in lines)})" if lines else ""
 
 

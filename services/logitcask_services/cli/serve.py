@@ -9,6 +9,7 @@ import typer
 from logitcask_schemas.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from logitcask_services.engines.model_source import ModelSource
     from logitcask_services.jobs.teacher import Teacher
     from logitcask_services.settings import ServiceSettings
 
@@ -17,7 +18,12 @@ app = typer.Typer(help="Run the teacher service.", add_completion=False)
 
 @app.command()
 def serve(
-    teacher: Annotated[Path | None, typer.Option(help="Folder of the teacher model.")] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the teacher model, or a Hugging Face Hub id such as ORG/NAME or ORG/NAME@REVISION."
+        ),
+    ] = None,
     cask_root: Annotated[Path | None, typer.Option(help="Folder under which casks are made.")] = None,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on; 127.0.0.1 unless there is an API key.")
@@ -43,7 +49,7 @@ def serve(
     from logitcask_services.http.server import serve as run
     from logitcask_services.settings import ServiceSettings, SettingsError
 
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         name: value
         for name, value in {
             "teacher": teacher,
@@ -60,34 +66,42 @@ def serve(
         if value is not None
     }
     try:
-        settings = ServiceSettings(**given)
+        settings = ServiceSettings(**options)
     except ValidationError as error:
         faults = "; ".join(
             f"{_option(fault['loc'])}: {fault['msg']}" if fault["loc"] else fault["msg"] for fault in error.errors()
         )
         raise SettingsError(faults) from error
-    require_teacher(settings)
+    source = require_teacher(settings)
     configure_logging()
-    raise typer.Exit(run(settings, lambda: load_teacher(settings), announce=lambda line: typer.echo(line, err=True)))
+    raise typer.Exit(
+        run(settings, lambda: load_teacher(settings, source), announce=lambda line: typer.echo(line, err=True))
+    )
 
 
-def require_teacher(settings: "ServiceSettings") -> None:
-    """Raise ModelError or MissingExtraError where the teacher cannot load, before anything is started."""
+def require_teacher(settings: "ServiceSettings") -> "ModelSource":
+    """The teacher on this machine's disk, downloaded where it was not; a restart loads this one again.
+
+    Raises ModelError or MissingExtraError where it cannot load, before anything is started.
+    """
     from logitcask_services.engines.model_folder import ModelFolder
+    from logitcask_services.engines.model_source import find_model
 
-    ModelFolder.open(settings.teacher)
+    source = find_model(settings.teacher)
+    ModelFolder.open(source)
     if importlib.util.find_spec(settings.engine) is None:
         raise MissingExtraError("serve", "teacher", settings.engine)
+    return source
 
 
-def load_teacher(settings: "ServiceSettings") -> "Teacher":
+def load_teacher(settings: "ServiceSettings", source: "ModelSource") -> "Teacher":
     """The tokenizer, then the engine. Raises ModelError."""
     from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer
     from logitcask_services.engines.factory import load_engine
     from logitcask_services.jobs.teacher import Teacher
 
-    tokenizer = HuggingFaceTokenizer.load(settings.teacher)
-    engine = load_engine(settings.engine, settings.teacher, dtype=settings.dtype, max_model_len=settings.max_model_len)
+    tokenizer = HuggingFaceTokenizer.load(source.folder)
+    engine = load_engine(settings.engine, source, dtype=settings.dtype, max_model_len=settings.max_model_len)
     return Teacher(engine=engine, tokenizer=tokenizer)
 
 

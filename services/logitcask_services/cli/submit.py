@@ -1,6 +1,5 @@
 """`logitcask submit`: send a corpus to a service and start its extraction."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,12 +7,15 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from logitcask_schemas.api.objects import Corpus
+from logitcask_schemas.api.requests import NAME_RULE, CarrierName, OnError, Overflow, is_cask_name
+from logitcask_schemas.cli.output import JsonOption
 from logitcask_schemas.record.capture_spec import CaptureMode, LogprobCodec, Sampler
 from logitcask_schemas.terminal import printable
 from logitcask_services.cli.connection import (
-    JsonOption,
     KeyFileOption,
     ServerOption,
+    as_json_text,
     connect,
     exit_code,
     follow,
@@ -22,12 +24,9 @@ from logitcask_services.cli.connection import (
 )
 from logitcask_services.cli.corpus_file import LocalCorpus, file_corpus, local_corpus
 from logitcask_services.cli.dry_run import dry_run
-from logitcask_services.corpora.prepare import Overflow
-from logitcask_services.folders import NAME_RULE, is_cask_name
-from logitcask_services.jobs.extraction import CarrierName, OnError
 
 if TYPE_CHECKING:
-    from logitcask_services.client import ServiceClient
+    from logitcask_schemas.api.client import ServiceClient
 
 app = typer.Typer(help="Send a corpus to a service and start its extraction.", add_completion=False)
 
@@ -126,19 +125,19 @@ def submit(
         client.check(request)  # before hours of a pipe are read
         with local_corpus(corpus, others or [], lambda line: say(console, line)) as local:
             uploaded = send(local, request, client, console)
-        extraction = client.submit({**request, "corpus_id": uploaded["id"]}, idempotency_key=idempotency_key)
+        extraction = client.submit({**request, "corpus_id": uploaded.id}, idempotency_key=idempotency_key)
         if wait:
-            say(console, f"{extraction['id']}: {extraction['status']}")  # now: whoever reads a pipe may want it
-            extraction = follow(client, extraction["id"], console)
+            say(console, f"{extraction.id}: {extraction.status}")  # now: whoever reads a pipe may want it
+            extraction = follow(client, extraction.id, console)
             summarise(extraction, client, console)
         if as_json:
-            typer.echo(json.dumps(extraction))
+            typer.echo(as_json_text(extraction))
         elif not wait:
-            typer.echo(extraction["id"])
+            typer.echo(extraction.id)
     raise typer.Exit(exit_code(extraction) if wait else 0)
 
 
-def send(local: LocalCorpus, request: dict[str, Any], client: "ServiceClient", console: Console) -> dict[str, Any]:
+def send(local: LocalCorpus, request: dict[str, Any], client: "ServiceClient", console: Console) -> Corpus:
     """The corpus at the service; sent only where the service does not have the content."""
     with Progress(console=console, transient=True) as progress:
         reading = progress.add_task("reading", total=local.bytes)
@@ -152,7 +151,7 @@ def send(local: LocalCorpus, request: dict[str, Any], client: "ServiceClient", c
                 sha256=sha256,
                 sent=lambda total: progress.update(uploading, completed=total),
             )
-    say(console, f"the service has this content already ({corpus['id']}); nothing is sent")
+    say(console, f"the service has this content already ({corpus.id}); nothing is sent")
     return corpus
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
+from logitcask_schemas.api.objects import Failure
+from logitcask_schemas.api.requests import Overflow
 from logitcask_services.corpora.line_problems import LineProblem
 from logitcask_services.corpora.lines import (
     ChatLine,
@@ -16,10 +17,6 @@ from logitcask_services.corpora.lines import (
 )
 from logitcask_services.corpora.token_store import TokenStoreWriter
 from logitcask_services.corpora.tokenizer import DocumentTokenizer, OwnTokens, Tokenised, token_ranges
-
-Overflow = Literal["truncate", "split", "skip"]
-MIN_LENGTH = 4
-"""Smallest limit: what `split` needs so that every piece has at least two tokens."""
 
 
 def fit(token_ids: list[int], limit: int, policy: Overflow) -> list[list[int]]:
@@ -123,16 +120,6 @@ class DocumentLimits:
     max_line_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BadLine:
-    """One line that gave no document."""
-
-    line: int
-    code: str
-    message: str
-    custom_id: str | None
-
-
 @dataclass(slots=True, kw_only=True)
 class Prepared:
     """What preparation found."""
@@ -179,7 +166,7 @@ def prepare(
     tokenizer: DocumentTokenizer,
     limits: DocumentLimits,
     *,
-    report: Callable[[list[BadLine]], None],
+    report: Callable[[list[Failure]], None],
     stopped: Callable[[], bool],
 ) -> Prepared:
     """Write the token store of `corpus` at `target`; bad lines go to `report` in batches, in order of their lines.
@@ -191,16 +178,16 @@ def prepare(
         NotJsonLinesError: The file is of another format as a whole.
         OSError: The disk is full.
     """
-    found = Prepared()
+    counts = Prepared()
     own = OwnTokens.of(tokenizer)
     with TokenStoreWriter(target) as store:
-        batch, bad = _Batch(), list[BadLine]()
+        batch, bad = _Batch(), list[Failure]()
 
         def flush() -> None:
             nonlocal batch
             if stopped():
                 raise PreparationStoppedError
-            _store_batch(batch, tokenizer, own, limits, store, found, bad)
+            _store_batch(batch, tokenizer, own, limits, store, counts, bad)
             bad.sort(key=lambda entry: entry.line)
             if bad:
                 report(list(bad))
@@ -218,17 +205,17 @@ def prepare(
                 batch.lines.append((number, start, parse_line(content)))
                 batch.bytes += len(content)
             except LineProblem as problem:
-                found.bad_lines += 1
-                found.example(problem.code, number)
+                counts.bad_lines += 1
+                counts.example(problem.code, number)
                 bad.append(_bad(number, problem))
             if batch.full() or len(bad) >= BATCH_LINES:
                 flush()
         flush()
         store.finish()
-        found.documents, found.tokens, found.lines = store.documents, store.tokens, lines.lines
+        counts.documents, counts.tokens, counts.lines = store.documents, store.tokens, lines.lines
         unusual = {"blank_line": lines.blank_lines, "byte_order_mark": lines.marked_lines}
-        found.notes |= {code: count for code, count in unusual.items() if count}
-    return found
+        counts.notes |= {code: count for code, count in unusual.items() if count}
+    return counts
 
 
 def _store_batch(
@@ -237,8 +224,8 @@ def _store_batch(
     own: OwnTokens,
     limits: DocumentLimits,
     store: TokenStoreWriter,
-    found: Prepared,
-    bad: list[BadLine],
+    counts: Prepared,
+    bad: list[Failure],
 ) -> None:
     tokenised = tokenise([line for _, _, line in batch.lines], tokenizer)
     for (number, start, line), document in zip(batch.lines, tokenised, strict=True):
@@ -250,22 +237,22 @@ def _store_batch(
         except LineProblem as problem:
             problem.custom_id = line.custom_id
             if problem.code == "too_long":
-                found.skipped_lines += 1
+                counts.skipped_lines += 1
             else:
-                found.bad_lines += 1
-            found.example(problem.code, number)
+                counts.bad_lines += 1
+            counts.example(problem.code, number)
             bad.append(_bad(number, problem))
             continue
         if len(pieces) > 1:
-            found.split_lines += 1
-            found.example("split", number)
+            counts.split_lines += 1
+            counts.example("split", number)
         elif len(pieces[0]) < len(document.token_ids):
-            found.truncated_lines += 1
-            found.example("truncated", number)
+            counts.truncated_lines += 1
+            counts.example("truncated", number)
             if document.answers and not cut_answers(document.answers, 0, len(pieces[0])):
-                found.note("answer_cut_off", number)
+                counts.note("answer_cut_off", number)
         for code in document.notes:
-            found.note(code, number)
+            counts.note(code, number)
         _store(pieces, document.answers, store, number, start)
 
 
@@ -316,8 +303,8 @@ def _checked(token_ids: list[int], vocab_size: int) -> list[int]:
     return token_ids
 
 
-def _bad(number: int, problem: LineProblem) -> BadLine:
+def _bad(number: int, problem: LineProblem) -> Failure:
     message = problem.message
     if len(message) > LONGEST_MESSAGE:  # a template's own words may be as long as the line
         message = message[:LONGEST_MESSAGE] + "..."
-    return BadLine(line=number, code=problem.code, message=message, custom_id=problem.custom_id)
+    return Failure(stage="corpus", line=number, code=problem.code, message=message, custom_id=problem.custom_id)

@@ -28,9 +28,9 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from logitcask_schemas.cask.storage import files
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_schemas.record.records import document_id
-from logitcask_services import files
 
 FORMAT, VERSION = "logitcask-tokens", 2
 _OLD = 1
@@ -100,10 +100,10 @@ class TokenStoreWriter:
             json.dump({"format": FORMAT, "version": VERSION, **sizes}, text)
             text.flush()
             os.fsync(text.fileno())
-        files.sync_folder(self._temporary)
+        files.LocalFiles().sync_directory(self._temporary)
         if self._target.exists():
             shutil.rmtree(self._target)
-        files.publish(self._temporary, self._target)
+        files.publish_path(self._temporary, self._target)
 
 
 class TokenStore:

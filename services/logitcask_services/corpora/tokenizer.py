@@ -72,7 +72,7 @@ class HuggingFaceTokenizer:
         if not folder.is_dir():
             raise ModelError(
                 f"{folder} is no folder; expected that of a teacher. A small one to start with: "
-                "logitcask models fetch smollm2-135m"
+                "HuggingFaceTB/SmolLM2-135M-Instruct, from the Hugging Face Hub"
             )
         try:
             return cls(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from logitcask_services import files
+from logitcask_schemas.cask.storage import files
 from logitcask_services.corpora.file_kind import SNIFFED_BYTES, require_lines
 
 HEAD_BYTES = 1 << 20
@@ -109,5 +109,5 @@ class CorpusUpload:
         target = self._storage.path(stored.sha256)
         if not self._storage.holds(stored.sha256, stored.bytes):
             os.fsync(self._file.fileno())
-            files.publish(self._temporary, target)
+            files.publish_path(self._temporary, target)
         return stored

@@ -4,7 +4,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from logitcask_schemas.errors import CaptureSpecError, InvalidRecordError, LogitcaskError
+from logitcask_schemas.errors import InvalidRecordError, LogitcaskError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_schemas.record.records import DocumentRecords, IdArray, Records
@@ -66,12 +66,6 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free the teacher's memory and processes. Idempotent."""
         ...
-
-
-def require_spec(spec: CaptureSpec, vocab_size: int) -> None:
-    """Raise CaptureSpecError where a teacher of this vocabulary cannot do what the spec asks for."""
-    if outside := [token for token in spec.pinned_ids if token >= vocab_size]:
-        raise CaptureSpecError(f"pinned ids {outside} are outside the teacher's vocabulary of {vocab_size}")
 
 
 def refusal(task: CaptureTask, *, max_model_len: int, vocab_size: int) -> str | None:

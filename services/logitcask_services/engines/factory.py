@@ -7,13 +7,14 @@ from typing import Any, Literal
 from logitcask_schemas.errors import MissingExtraError, ModelError
 from logitcask_services.engines.engine import Engine
 from logitcask_services.engines.model_folder import ModelFolder
+from logitcask_services.engines.model_source import ModelSource
 
 EngineKind = Literal["vllm", "transformers"]
 
 
 def load_engine(
     kind: EngineKind,
-    model_path: Path,
+    model: Path | ModelSource,
     *,
     dtype: str = "auto",
     max_model_len: int | None = None,
@@ -23,7 +24,7 @@ def load_engine(
 
     Args:
         kind: "vllm", or "transformers" for the reference engine.
-        model_path: folder in the Hugging Face layout.
+        model: folder in the Hugging Face layout, or a repository of the Hub, see `find_model`.
         dtype: "auto", "float32", "bfloat16" or "float16".
         max_model_len: most tokens of a document; None: what the model was made for.
         options: further keyword arguments: vLLM's `EngineArgs`, or those of `TransformersEngine`.
@@ -37,7 +38,7 @@ def load_engine(
     """
     if kind not in ("vllm", "transformers"):
         raise ModelError(f"there is no engine {kind!r}; choose vllm or transformers")
-    folder = ModelFolder.open(model_path)
+    folder = ModelFolder.open(model)
     if importlib.util.find_spec(kind) is None:
         raise MissingExtraError("serve", "teacher", kind)
     if kind == "vllm":

@@ -11,6 +11,7 @@ from logitcask_schemas.errors import ModelError
 from logitcask_schemas.record.identity import TeacherIdentity, tokenizer_fingerprint
 from logitcask_services.engines.dtypes import checkpoint_dtype
 from logitcask_services.engines.model_config import CONFIG_NAME, numeric_fields
+from logitcask_services.engines.model_source import ModelSource, find_model
 from logitcask_services.engines.weight_files import (
     StoredTensor,
     files_digest,
@@ -28,18 +29,24 @@ class ModelFolder:
     """A folder in the Hugging Face layout, checked on opening. Expensive facts are computed once, in memory."""
 
     path: Path
+    name: str
+    """For people, see `ModelSource`."""
+    revision: str | None
+    """Commit of the repository it comes from, or None."""
     config: dict[str, Any]
     weight_files: tuple[Path, ...]
     """The safetensors files that engines load, in order of name."""
 
     @classmethod
-    def open(cls, path: Path) -> "ModelFolder":
-        """Check the folder.
+    def open(cls, model: Path | ModelSource) -> "ModelFolder":
+        """Check the folder, which is downloaded first where the path is that of a repository of the Hub.
 
         Raises:
             ModelError: it lacks config.json with an architecture, safetensors weights, or tokenizer files, or does not
                 say which weights are the model's.
         """
+        source = find_model(model) if isinstance(model, Path) else model
+        path = source.folder
         if not path.is_dir():
             raise _not_a_model(path, "no such folder" if not path.exists() else "a file")
         names = sorted(file.name for file in path.iterdir())
@@ -55,7 +62,13 @@ class ModelFolder:
             raise _not_a_model(path, f"no *.safetensors among {names}")
         if not any((path / name).is_file() for name in _TOKENIZER_FILES):
             raise _not_a_model(path, f"none of {', '.join(_TOKENIZER_FILES)} among {names}")
-        return cls(path.resolve(), config, tuple(weight_files(path.resolve())))
+        return cls(
+            path=path.resolve(),
+            name=source.name,
+            revision=source.revision,
+            config=config,
+            weight_files=tuple(weight_files(path.resolve())),
+        )
 
     @property
     def architecture(self) -> str:
@@ -112,7 +125,8 @@ class ModelFolder:
         template = self.tokenizer.chat_template
         text = template if template is None or isinstance(template, str) else json.dumps(template, sort_keys=True)
         return TeacherIdentity(
-            model=self.path.name,
+            model=self.name,
+            revision=self.revision,
             weights_digest=self.weights_digest,
             tensors_digest=self.tensors_digest,
             config=self.numeric_fields,
@@ -135,5 +149,6 @@ class ModelFolder:
 def _not_a_model(path: Path, found: str) -> ModelError:
     return ModelError(
         f"{path} is not a teacher: expected a folder with config.json (naming its architecture), *.safetensors weights "
-        f"and tokenizer files, found {found}. A small teacher to start with: logitcask models fetch smollm2-135m"
+        f"and tokenizer files, found {found}. A small teacher to start with: "
+        "HuggingFaceTB/SmolLM2-135M-Instruct, from the Hugging Face Hub, or `python -m demo.fetch_teacher`"
     )

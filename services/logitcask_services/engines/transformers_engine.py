@@ -20,7 +20,7 @@ from logitcask_schemas.record.wire import decode_wire
 from logitcask_services.capture import RecordCapture, pack_wire
 from logitcask_services.engines.attention import declared_implementation, prove_attention
 from logitcask_services.engines.dtypes import Platform, choose_dtype
-from logitcask_services.engines.engine import CaptureResult, CaptureTask, refusal, require_spec, result_of
+from logitcask_services.engines.engine import CaptureResult, CaptureTask, refusal, result_of
 from logitcask_services.engines.model_config import rope_types
 from logitcask_services.engines.model_folder import ModelFolder
 from logitcask_services.engines.vllm.request import document_key
@@ -83,7 +83,7 @@ class TransformersEngine:
 
     def capture(self, tasks: Iterable[CaptureTask], spec: CaptureSpec) -> Iterator[CaptureResult]:
         """Yield one result per task, in order; see `Engine.capture`."""
-        require_spec(spec, self._identity.vocab_size)
+        spec.require_vocabulary(self._identity.vocab_size)
         capture = RecordCapture(spec, self._identity.vocab_size)
         source = iter(tasks)
         while batch := list(islice(source, self._batch_documents)):

@@ -20,7 +20,7 @@ INDEX_NAME: Final = "model.safetensors.index.json"
 SINGLE_NAME: Final = "model.safetensors"
 _HASHING_THREADS: Final = 8
 _READ_BYTES: Final = 8 * 2**20
-_MOST_HEADER_BYTES: Final = 100 * 10**6
+_MAX_HEADER_BYTES: Final = 100 * 10**6
 """As safetensors itself has it."""
 
 
@@ -132,7 +132,7 @@ def _header(file: Path) -> list[StoredTensor]:
     try:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
-            if length > min(size - 8, _MOST_HEADER_BYTES):
+            if length > min(size - 8, _MAX_HEADER_BYTES):
                 raise ValueError(f"a header of {length} bytes in a file of {size}")
             fields: dict[str, Any] = json.loads(stream.read(length))
         tensors = [

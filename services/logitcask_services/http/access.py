@@ -113,7 +113,7 @@ class KeyRing:
         if self.open:
             return "anonymous"
         digest = hashlib.sha256((presented or "").encode()).digest()
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        matches = [hmac.compare_digest(digest, other) for other in self._digests]
         return digest.hex()[:16] if any(matches) else None
 
 

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
+from logitcask_schemas.terminal import installed_version
 from logitcask_services.http import corpora, extractions, operations, previews, problems
 from logitcask_services.http.access import BrowserGuard, HeadLimit, HeadRequests, JsonBodyLimit, KeyRing
 from logitcask_services.http.dependencies import InFlight
@@ -30,7 +31,7 @@ def create_app(service: Service, *, streams: int = 512) -> FastAPI:
     app = FastAPI(
         title="logitcask",
         description=DESCRIPTION,
-        version=operations.version(),
+        version=installed_version(),
         lifespan=lifespan,
         # The interactive pages load scripts from elsewhere; the description itself stays.
         docs_url=None,

@@ -17,20 +17,20 @@ from uvicorn.server import ServerState
 from logitcask_services.http.access import MAX_HEAD_BYTES, head_too_large
 from logitcask_services.http.problems import MEDIA_TYPE, Problem
 
-MOST_CONNECTIONS = 1024
+MAX_CONNECTIONS = 1024
 FEWEST_CONNECTIONS = 8
 RESERVED_DESCRIPTORS = 192
 """Left to the jobs: database connections of 40 request threads, casks, token stores, the engine."""
 DESCRIPTORS_PER_CONNECTION = 2
 """The socket, and the file of an upload."""
-MOST_DESCRIPTORS = 1 << 16
+MAX_DESCRIPTORS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionLimits:
     """What clients may hold, and for how long. Seconds."""
 
-    connections: int = MOST_CONNECTIONS
+    connections: int = MAX_CONNECTIONS
     request_seconds: float = 30.0
     """From the opening of the connection, or the end of an answer, until the head of a request is complete."""
     body_seconds: float = 30.0
@@ -45,13 +45,13 @@ class ConnectionLimits:
         """As many connections as the process's descriptors allow beside those that the jobs need."""
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         spare = (descriptors - RESERVED_DESCRIPTORS) // DESCRIPTORS_PER_CONNECTION
-        return cls(connections=min(max(spare, FEWEST_CONNECTIONS), MOST_CONNECTIONS))
+        return cls(connections=min(max(spare, FEWEST_CONNECTIONS), MAX_CONNECTIONS))
 
 
 def raise_descriptor_limit() -> None:
     """Ask for as many descriptors as the system lets this process have; shells give 1,024 by habit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+    most = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 

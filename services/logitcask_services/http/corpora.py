@@ -2,13 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
-from logitcask_services import files
+from logitcask_schemas.api.objects import Corpus, CorpusList
+from logitcask_schemas.cask.storage import files
 from logitcask_services.corpora.uploads import CorpusUpload, StoredCorpus
 from logitcask_services.http.access import Caller
 from logitcask_services.http.dependencies import (
@@ -26,39 +26,17 @@ from logitcask_services.jobs.extraction import IdempotencyKey
 from logitcask_services.service import Service
 
 
-class Corpus(BaseModel):
-    """An uploaded corpus."""
-
-    object: Literal["corpus"] = "corpus"
-    id: str
-    name: str | None
-    """The caller's label."""
-    bytes: int
-    lines: int
-    sha256: Annotated[str, Field(description="SHA-256 (hex) of the content.")]
-    created_at: Annotated[int, Field(description="Seconds since 1970, UTC.")]
-    deduplicated: Annotated[bool, Field(description="Whether the same content had been uploaded before.")] = False
-
-    @classmethod
-    def of(cls, row: CorpusRow, *, deduplicated: bool = False) -> Self:
-        """From the database."""
-        return cls(
-            id=row.id,
-            name=row.name,
-            bytes=row.bytes,
-            lines=row.lines,
-            sha256=row.sha256,
-            created_at=int(row.created_at),
-            deduplicated=deduplicated,
-        )
-
-
-class CorpusList(BaseModel):
-    """A page of corpora."""
-
-    object: Literal["list"] = "list"
-    data: list[Corpus]
-    has_more: bool
+def corpus_of(row: CorpusRow, *, deduplicated: bool = False) -> Corpus:
+    """A corpus as callers see it."""
+    return Corpus(
+        id=row.id,
+        name=row.name,
+        bytes=row.bytes,
+        lines=row.lines,
+        sha256=row.sha256,
+        created_at=int(row.created_at),
+        deduplicated=deduplicated,
+    )
 
 
 BLOCK_BYTES = 1 << 20
@@ -103,7 +81,7 @@ def check_headers(request: Request, service: Service) -> None:
 def check_bytes(coming: int, service: Service) -> None:
     """Refuse a corpus of a size that is too large, or does not fit the disk. Raises Problem 413, 507."""
     _check_size(coming, service)
-    _check_room(coming, service)
+    _check_space(coming, service)
 
 
 async def receive(request: Request, service: Service) -> StoredCorpus:
@@ -153,7 +131,7 @@ async def _copy(body: AsyncIterator[bytes], upload: CorpusUpload, service: Servi
             if len(block) >= BLOCK_BYTES:
                 if writing is not None:
                     await writing
-                _check_room(0, service)
+                _check_space(0, service)
                 writing = asyncio.ensure_future(run_in_threadpool(upload.write, block))
                 block = bytearray()
     finally:
@@ -167,7 +145,7 @@ def _check_size(size: int, service: Service) -> None:
         raise Problem(413, "body_too_large", f"the corpus is larger than {limit} bytes; send it in parts")
 
 
-def _check_room(coming: int, service: Service) -> None:
+def _check_space(coming: int, service: Service) -> None:
     free, floor = files.free_bytes(service.folders.corpora), service.settings.disk_floor_bytes
     if free - coming < floor:
         raise storage_problem(f"{free} bytes are free; a corpus of {coming} bytes would go below the floor of {floor}")
@@ -228,7 +206,7 @@ async def upload_corpus(
         row, created = await run_in_threadpool(service.corpora.add, stored, name, key)
     response.status_code = 201 if created else 200
     response.headers["Location"] = f"/v1/corpora/{row.id}"
-    return Corpus.of(row, deduplicated=not created)
+    return corpus_of(row, deduplicated=not created)
 
 
 @router.get("", responses=documented(404))
@@ -237,13 +215,13 @@ def list_corpora(
 ) -> CorpusList:
     """List corpora, newest first; or look one up by its content, to see whether it needs to be sent."""
     if sha256 is not None:
-        return CorpusList(data=[Corpus.of(row) for row in with_content(service, sha256)], has_more=False)
+        return CorpusList(data=[corpus_of(row) for row in with_content(service, sha256)], has_more=False)
     with unknown_after():
         rows = service.corpora.page(after=after, limit=limit + 1)
-    return CorpusList(data=[Corpus.of(row) for row in rows[:limit]], has_more=len(rows) > limit)
+    return CorpusList(data=[corpus_of(row) for row in rows[:limit]], has_more=len(rows) > limit)
 
 
 @router.get("/{corpus_id}", responses=documented(404))
 def get_corpus(corpus_id: str, service: ServiceDep, _: Caller) -> Corpus:
     """Look a corpus up."""
-    return Corpus.of(service.corpora.get(corpus_id))
+    return corpus_of(service.corpora.get(corpus_id))

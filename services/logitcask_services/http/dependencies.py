@@ -4,7 +4,7 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import Depends, Header, Query, Request
 
@@ -15,7 +15,6 @@ from logitcask_services.service import Service
 
 After = Annotated[str | None, Query(max_length=64, description="Only objects listed after the one with this id.")]
 Limit = Annotated[int, Query(ge=1, le=100, description="Most objects in the page.")]
-ListObject = Literal["list"]
 
 
 @contextmanager

@@ -7,48 +7,33 @@ from collections.abc import AsyncIterator
 
 from starlette.concurrency import run_in_threadpool
 
-from logitcask_schemas.cask.directory import LocalDirectory, read_manifest
-from logitcask_schemas.cask.format.layout import MANIFEST_NAME
-from logitcask_schemas.record.capture_spec import stored_spec
-from logitcask_services.http.extraction_objects import (
+from logitcask_schemas.api.objects import (
+    FINAL,
     DocumentCounts,
     Event,
     Extraction,
     ExtractionCheck,
-    ExtractionCreate,
-    ExtractionPlan,
     LineCounts,
     Manifest,
+    Progress,
     Reason,
     RequestCounts,
     ShardOfExtraction,
     Usage,
 )
+from logitcask_schemas.api.requests import ExtractionPlan, ExtractionRequest
+from logitcask_schemas.cask.directory import LocalDirectory, read_manifest
+from logitcask_schemas.cask.format.layout import MANIFEST_NAME
+from logitcask_schemas.errors import CaptureSpecError
 from logitcask_services.http.problems import Problem, storage_problem
-from logitcask_services.jobs.database.tables import ExtractionRow
-from logitcask_services.jobs.extraction import FINAL, ExtractionRequest
+from logitcask_services.jobs.database.tables import EventRow, ExtractionRow
 from logitcask_services.service import Service
 
 
-def canonical(request: ExtractionCreate) -> bytes:
-    """Bytes that are equal for equal requests."""
-    return json.dumps(request.model_dump(mode="json"), sort_keys=True).encode()
-
-
-def check(service: Service, request: ExtractionCreate) -> ExtractionRequest:
+def check(service: Service, request: ExtractionRequest) -> None:
     """What can be known to be wrong before anything starts. Raises what `check_plan` raises, and NotFoundError."""
     service.corpora.get(request.corpus_id)
     check_plan(service, request)
-    return ExtractionRequest(
-        corpus_id=request.corpus_id,
-        cask=request.cask,
-        capture=request.capture.model_dump(mode="json"),
-        max_length=request.max_length,
-        overflow=request.overflow,
-        carrier=request.carrier,
-        on_error=request.on_error,
-        metadata=dict(request.metadata),
-    )
 
 
 def check_plan(service: Service, plan: ExtractionPlan) -> ExtractionCheck:
@@ -57,7 +42,7 @@ def check_plan(service: Service, plan: ExtractionPlan) -> ExtractionCheck:
     for reason in service.not_ready():
         if reason["code"] == "insufficient_storage":
             raise storage_problem(reason["message"])
-    facts = service.host.facts
+    facts = service.teacher.facts
     if facts is not None:
         if plan.max_length is not None and plan.max_length > facts.max_model_len:
             raise Problem(
@@ -66,13 +51,10 @@ def check_plan(service: Service, plan: ExtractionPlan) -> ExtractionCheck:
                 f"max_length {plan.max_length} is more than the teacher's context of {facts.max_model_len} tokens",
                 param="max_length",
             )
-        if beyond := [token for token in plan.capture.pinned_ids if token >= facts.identity.vocab_size]:
-            raise Problem(
-                422,
-                "pinned_ids_outside_vocabulary",
-                f"pinned_ids {beyond} are outside the teacher's vocabulary of {facts.identity.vocab_size}",
-                param="capture.pinned_ids",
-            )
+        try:
+            plan.capture.require_vocabulary(facts.identity.vocab_size)
+        except CaptureSpecError as error:
+            raise Problem(422, "pinned_ids_outside_vocabulary", str(error), param="capture.pinned_ids") from error
     exists = (path / MANIFEST_NAME).exists()
     if exists:
         manifest = read_manifest(LocalDirectory(path=path))
@@ -116,14 +98,7 @@ def present(service: Service, row: ExtractionRow) -> Extraction:
     return Extraction(
         id=row.id,
         status=row.status,
-        corpus_id=row.corpus_id,
-        cask=row.cask,
-        capture=stored_spec(row.capture),
-        max_length=row.max_length,
-        overflow=row.overflow,
-        carrier=row.carrier,
-        on_error=row.on_error,
-        metadata=row.user_metadata,
+        **dict(row.request),
         created_at=int(row.timestamps["validating"]),
         **{f"{status}_at": int(at) for status, at in row.timestamps.items() if status != "validating"},
         request_counts=RequestCounts(
@@ -165,11 +140,23 @@ def manifest(service: Service, row: ExtractionRow) -> Manifest:
     """The shards an extraction has published so far."""
     return Manifest(
         extraction_id=row.id,
-        cask=row.cask,
+        cask=row.request.cask,
         partial=row.status != "completed",
         teacher=row.teacher,
-        capture=stored_spec(row.capture),
-        shards=[ShardOfExtraction(chunk=shard.chunk, **shard.entry) for shard in service.extractions.shards(row.id)],
+        capture=row.request.capture,
+        shards=[ShardOfExtraction(chunk=shard.chunk, **shard.entry) for shard in service.chunks.shards(row.id)],
+    )
+
+
+def event_of(row: EventRow) -> Event:
+    """An entry of the log as callers see it."""
+    return Event(
+        id=row.seq,
+        created_at=int(row.created_at),
+        level=row.level,
+        type=row.type,
+        message=row.message,
+        data=row.data,
     )
 
 
@@ -185,7 +172,7 @@ class StreamPlaces:
         self._places = places
         self._taken = 0
 
-    def require_room(self) -> None:
+    def require_place(self) -> None:
         """Raises Problem 503 where all places are taken."""
         if self._taken >= self._places:
             raise Problem(
@@ -226,7 +213,7 @@ async def follow(service: Service, row: ExtractionRow, after: int) -> AsyncItera
             while events := await run_in_threadpool(service.log.events, row, after=after):
                 for event in events:
                     after = event.seq
-                    yield _encode(event.type, json.dumps(Event.of(event).model_dump()), event.seq)
+                    yield _encode(event.type, json.dumps(event_of(event).model_dump()), event.seq)
                 last_sent = now
             if row.status in FINAL:
                 return
@@ -243,14 +230,8 @@ async def follow(service: Service, row: ExtractionRow, after: int) -> AsyncItera
 
 def _progress(service: Service, row: ExtractionRow) -> bytes:
     whole = present(service, row)
-    data = {
-        "status": whole.status,
-        "usage": whole.usage.model_dump(),
-        "request_counts": whole.request_counts.model_dump(),
-        "throughput_tps": whole.throughput_tps,
-        "eta_seconds": whole.eta_seconds,
-    }
-    return _encode("progress", json.dumps(data), None)
+    progress = Progress(**{name: getattr(whole, name) for name in Progress.model_fields})
+    return _encode("progress", json.dumps(progress.model_dump()), None)
 
 
 def _encode(kind: str, data: str, number: int | None) -> bytes:

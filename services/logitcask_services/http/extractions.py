@@ -8,6 +8,15 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
+from logitcask_schemas.api.objects import (
+    EventList,
+    Extraction,
+    ExtractionCheck,
+    ExtractionList,
+    Manifest,
+    Status,
+)
+from logitcask_schemas.api.requests import ExtractionPlan, ExtractionRequest
 from logitcask_services.http import extraction_work as work
 from logitcask_services.http.access import Caller
 from logitcask_services.http.corpora import check_bytes
@@ -21,18 +30,7 @@ from logitcask_services.http.dependencies import (
     scope_of,
     unknown_after,
 )
-from logitcask_services.http.extraction_objects import (
-    Event,
-    EventList,
-    Extraction,
-    ExtractionCheck,
-    ExtractionCreate,
-    ExtractionList,
-    ExtractionPlan,
-    Manifest,
-)
 from logitcask_services.http.problems import Problem, documented
-from logitcask_services.jobs.extraction import Status
 
 router = APIRouter(prefix="/v1/extractions", tags=["extractions"], responses=documented(401, 422))
 LastEventId = Annotated[str | None, Header(alias="Last-Event-ID", description="Resume after this event.")]
@@ -46,7 +44,7 @@ CorpusBytes = Annotated[int, Query(ge=0, le=2**63 - 1, description="Size of the 
     responses=documented(404, 409, 413, 415, 507),
 )
 def create_extraction(
-    body: ExtractionCreate,
+    body: ExtractionRequest,
     response: Response,
     service: ServiceDep,
     in_flight: InFlightDep,
@@ -56,8 +54,8 @@ def create_extraction(
     """Start an extraction. It is validated, queued and run in the background."""
     scope = scope_of("extractions", caller)
     with in_flight.hold(scope, idempotency_key):
-        request = work.check(service, body)
-        row, created = service.extractions.create(request, key_for(scope, idempotency_key, work.canonical(body)))
+        work.check(service, body)
+        row, created = service.extractions.create(body, key_for(scope, idempotency_key, body.canonical()))
     response.headers["Location"] = f"/v1/extractions/{row.id}"
     response.headers["Retry-After"] = "1"
     if not created:
@@ -127,12 +125,12 @@ async def extraction_events(
     row = await run_in_threadpool(service.extractions.get, extraction_id)
     if work.MEDIA_TYPE not in request.headers.get("accept", ""):
         events = await run_in_threadpool(service.log.events, row, after=after, limit=limit + 1)
-        return EventList(data=[Event.of(event) for event in events[:limit]], has_more=len(events) > limit)
+        return EventList(data=[work.event_of(event) for event in events[:limit]], has_more=len(events) > limit)
     start = max(after, _event_number(last_event_id))
     if await run_in_threadpool(work.nothing_left, service, row, start):
         return Response(status_code=204)
     places: work.StreamPlaces = request.app.state.streams
-    places.require_room()
+    places.require_place()
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     following = places.hold(work.follow(service, row, start))
     return StreamingResponse(following, media_type=work.MEDIA_TYPE, headers=headers)

@@ -15,8 +15,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from logitcask_services import files
-from logitcask_services.jobs.extraction import STATUSES
+from logitcask_schemas.api.objects import STATUSES
+from logitcask_schemas.cask.storage import files
 from logitcask_services.service import Service
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -62,7 +62,7 @@ class _ServiceCollector(Collector):
             (
                 "logitcask_teacher_deaths",
                 "Deaths of the teacher since the service started",
-                service.host.deaths,
+                service.teacher.deaths,
             ),
         ):
             yield CounterMetricFamily(name, description, value=value)
@@ -71,7 +71,7 @@ class _ServiceCollector(Collector):
         for status in STATUSES:
             extractions.add_metric([status], counts.get(status, 0))
         yield extractions
-        ready = float(service.host.state == "ready")
+        ready = float(service.teacher.state == "ready")
         yield GaugeMetricFamily("logitcask_teacher_ready", "1 while the teacher is loaded", value=ready)
         free = GaugeMetricFamily("logitcask_disk_free_bytes", "Free bytes", labels=["folder"])
         free.add_metric(["cask_root"], files.free_bytes(service.folders.cask_root))

@@ -1,79 +1,15 @@
 """Routes that operators and probes use. Only `/v1/models` asks for a key."""
 
-import importlib.metadata
-from typing import Any, Literal
-
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel
 
+from logitcask_schemas.api.objects import Health, Model, ModelList, NotReady, Readiness, Version, WaitingWork
+from logitcask_schemas.terminal import installed_version
 from logitcask_services.http.access import Caller
 from logitcask_services.http.dependencies import MetricsDep, ServiceDep
 from logitcask_services.http.problems import documented
 
-
-class Health(BaseModel):
-    """The process answers."""
-
-    status: Literal["ok"] = "ok"
-
-
-class NotReady(BaseModel):
-    """One reason for not being ready."""
-
-    code: str
-    message: str
-
-
-class WaitingWork(BaseModel):
-    """What holds up extractions that are already there, with the message of one of them."""
-
-    code: str
-    message: str
-    extractions: int
-
-
-class Readiness(BaseModel):
-    """Whether new work would be done now, and what work waits for."""
-
-    status: Literal["ready", "not_ready"]
-    reasons: list[NotReady]
-    waiting: list[WaitingWork]
-
-
-class Version(BaseModel):
-    """The running version."""
-
-    version: str
-
-
-class Model(BaseModel):
-    """The teacher."""
-
-    object: Literal["model"] = "model"
-    id: str
-    owned_by: Literal["logitcask"] = "logitcask"
-    max_model_len: int
-    status: str
-    teacher: dict[str, Any]
-
-
-class ModelList(BaseModel):
-    """The one teacher, or none while it loads for the first time."""
-
-    object: Literal["list"] = "list"
-    data: list[Model]
-
-
 router = APIRouter(tags=["operations"])
-
-
-def version() -> str:
-    """The installed version."""
-    try:
-        return importlib.metadata.version("logitcask")
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed)"
 
 
 @router.get("/health")
@@ -90,8 +26,8 @@ def ready(service: ServiceDep, response: Response) -> Readiness:
         response.status_code = 503
         response.headers["Retry-After"] = "5"
     waiting = [
-        WaitingWork(code=code, message=message, extractions=many)
-        for code, message, many in service.extractions.waiting()
+        WaitingWork(code=code, message=message, extractions=count)
+        for code, message, count in service.extractions.waiting()
     ]
     return Readiness(status="not_ready" if reasons else "ready", reasons=reasons, waiting=waiting)
 
@@ -105,13 +41,13 @@ def metrics(collected: MetricsDep) -> Response:
 @router.get("/version")
 async def show_version() -> Version:
     """The running version."""
-    return Version(version=version())
+    return Version(version=installed_version())
 
 
 @router.get("/v1/models", responses=documented(401))
 def models(service: ServiceDep, _: Caller) -> ModelList:
     """The teacher this service runs."""
-    facts = service.host.facts
+    facts = service.teacher.facts
     if facts is None:
         return ModelList(data=[])
     identity = facts.identity
@@ -120,7 +56,7 @@ def models(service: ServiceDep, _: Caller) -> ModelList:
             Model(
                 id=identity.model,
                 max_model_len=facts.max_model_len,
-                status=service.host.state,
+                status=service.teacher.state,
                 teacher=identity.model_dump(mode="json"),
             )
         ]

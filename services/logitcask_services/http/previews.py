@@ -4,21 +4,21 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict
 from secrets import token_hex
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
+from logitcask_schemas.api.objects import Preview
+from logitcask_schemas.api.requests import MAX_LENGTH, MIN_LENGTH, CaskName, Overflow
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.corpora.file_kind import require_lines
-from logitcask_services.corpora.prepare import MIN_LENGTH, DocumentLimits, Overflow, PreparationStoppedError
-from logitcask_services.corpora.preview import as_dict, preview
+from logitcask_services.corpora.prepare import DocumentLimits, PreparationStoppedError
+from logitcask_services.corpora.preview import preview
 from logitcask_services.http.access import Caller
 from logitcask_services.http.dependencies import ServiceDep
-from logitcask_services.http.extraction_objects import MAX_LENGTH, CaskName
 from logitcask_services.http.problems import Problem, documented
 from logitcask_services.pilot.expected_bytes import expected_bytes, with_cask
 from logitcask_services.service import Service
@@ -62,20 +62,6 @@ class PreviewQueue:
             yield self._turn
         finally:
             self._here -= 1
-
-
-class Preview(BaseModel):
-    """What preparation makes of the lines."""
-
-    model_config = ConfigDict(extra="allow")
-
-    object: str = "preview"
-    lines: int
-    documents: int
-    tokens: int
-    bytes_per_token: Annotated[
-        dict[str, Any], Field(description="`low`, `high`, `expected` (or null) and `basis`: where it comes from.")
-    ]
 
 
 @router.post("", openapi_extra=BODY, responses=documented(400, 413, 415, 503, 507))
@@ -125,7 +111,7 @@ def _previewed(
     overflow: Overflow,
     documents: int,
 ) -> Preview:
-    if (facts := service.host.facts) is None:
+    if (facts := service.teacher.facts) is None:
         raise Problem(
             503, "teacher_loading", "the teacher is loading; try again when it is ready", headers={"Retry-After": "5"}
         )
@@ -148,7 +134,7 @@ def _previewed(
     try:
         scratch.mkdir()
         corpus.write_bytes(body)
-        found = preview(
+        previewed = preview(
             corpus,
             scratch / "store",
             facts.tokenizer,
@@ -163,10 +149,4 @@ def _previewed(
     figures = expected_bytes(spec, facts.identity.vocab_size)
     if cask is not None:
         figures = with_cask(figures, service.folders.cask(cask), spec)
-    return Preview(
-        **as_dict(found),
-        bytes_per_token=asdict(figures),
-        teacher=facts.identity.model,
-        max_length=limits.max_length,
-        overflow=overflow,
-    )
+    return previewed.object(figures, teacher=facts.identity.model, limits=limits)

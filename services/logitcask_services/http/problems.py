@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match
 
+from logitcask_schemas.cask.storage.files import NO_SPACE
 from logitcask_schemas.errors import (
     CaskError,
     CaskNotFoundError,
@@ -26,7 +27,7 @@ from logitcask_schemas.errors import (
 from logitcask_services.corpora.file_kind import NotJsonLinesError
 from logitcask_services.folders import CaskNameError
 from logitcask_services.jobs.extraction import IdempotencyConflictError, IllegalTransitionError, NotFoundError
-from logitcask_services.jobs.waiting import FULL, disk_is_full
+from logitcask_services.jobs.waiting import disk_is_full
 
 MEDIA_TYPE = "application/problem+json"
 Responses = dict[int | str, dict[str, Any]]
@@ -135,7 +136,7 @@ def problem_of(error: LogitcaskError) -> Problem:
 
 def storage_unavailable(error: OSError) -> Problem:
     """507 or 503: the file system does not take or give what it should."""
-    if error.errno in FULL:
+    if error.errno in NO_SPACE:
         return storage_problem(f"the disk is full: {error}")
     return Problem(
         503,

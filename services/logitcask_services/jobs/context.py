@@ -1,54 +1,67 @@
-"""What the job threads share: folders, database, teacher, signals, and the settings that govern work."""
+"""What the threads of one service share: folders, database, teacher, signals, and the settings."""
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+import logging
+from collections.abc import Callable
+from typing import Any, Final
 
-from logitcask_schemas.record.identity import Accept, TeacherIdentity
+from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_services.corpora.uploads import CorpusStorage
 from logitcask_services.folders import ServiceFolders
+from logitcask_services.jobs.database.chunks import ChunkStore
 from logitcask_services.jobs.database.corpora import CorpusRegistry
+from logitcask_services.jobs.database.database import Database
 from logitcask_services.jobs.database.extractions import ExtractionStore
 from logitcask_services.jobs.database.log import ExtractionLog
 from logitcask_services.jobs.live import Heartbeat, LiveProgress, Signals
-from logitcask_services.jobs.teacher import TeacherHost
+from logitcask_services.jobs.teacher import Teacher, TeacherSupervisor
+from logitcask_services.settings import ServiceSettings
+
+logger = logging.getLogger(__name__)
+FAILED: Final = 1
+"""Exit code of a service that cannot go on, its teacher aside."""
+TEACHER_FAILED: Final = 4
+"""Exit code of a process that ends because of its teacher; a new process may do better."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkSettings:
-    """Settings of preparation and capture, see `ServiceSettings`."""
-
-    max_line_bytes: int
-    disk_floor_bytes: int
-    chunk_positions: int | None
-    pause_poll_seconds: float
-    accept_teacher: tuple[Accept, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class JobContext:
-    """The shared parts of one service."""
+    """Made once for a service, which adds the threads.
 
-    folders: ServiceFolders
-    storage: CorpusStorage
-    corpora: CorpusRegistry
-    extractions: ExtractionStore
-    log: ExtractionLog
-    host: TeacherHost
-    signals: Signals
-    progress: LiveProgress
-    settings: WorkSettings
-    heartbeat: Heartbeat
-    """Of the teacher, while a run waits for it."""
-    crashed: "Crashed"
-    """Called when a thread ends for good; the service must end then."""
+    Args:
+        settings: Where and how.
+        load: Loads the teacher; called in a thread of its own, again after each death.
+    """
 
+    def __init__(self, settings: ServiceSettings, load: Callable[[], Teacher]) -> None:
+        self.settings = settings
+        self.folders = ServiceFolders(settings.cask_root, settings.state_dir)
+        self.database = Database(settings.state_dir)
+        self.signals = Signals()
+        self.storage = CorpusStorage(self.folders.corpora)
+        self.corpora = CorpusRegistry(self.database)
+        self.extractions = ExtractionStore(self.database, self.signals.changed)
+        self.chunks = ChunkStore(self.database, self.signals.changed)
+        self.log = ExtractionLog(self.database)
+        self.progress = LiveProgress()
+        self.heartbeat = Heartbeat()
+        """Of the teacher, while a run waits for it."""
+        self.teacher = TeacherSupervisor(
+            load,
+            restarts=settings.engine_restarts,
+            backoff_seconds=settings.engine_backoff_seconds,
+            stopping=self.signals.stopping,
+            ready=lambda: self.signals.changed(""),
+        )
+        self.crash: str | None = None
+        """Why the service must end, once it must."""
+        self.exit_code = 0
+        self.on_crash: Callable[[], None] | None = None
 
-class Crashed(Protocol):
-    """Ends the service."""
-
-    def __call__(self, reason: str, *, teacher_failed: bool = False) -> None:
-        """Why; and whether it is the teacher that cannot go on, which a new process may."""
-        ...
+    def crashed(self, reason: str, *, teacher_failed: bool = False) -> None:
+        """End the service, because a thread cannot go on; or because the teacher cannot, which a new process may."""
+        self.crash, self.exit_code = reason, TEACHER_FAILED if teacher_failed else FAILED
+        logger.critical("%s", reason)
+        if self.on_crash is not None:
+            self.on_crash()
 
 
 def teacher_document(identity: TeacherIdentity) -> dict[str, Any]:

@@ -2,17 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from logitcask_schemas.api.objects import Failure, Status
 from logitcask_schemas.errors import LogitcaskError
-from logitcask_services.corpora.prepare import Overflow
-
-Status = Literal["validating", "queued", "in_progress", "finalizing", "completed", "failed", "cancelling", "cancelled"]
-STATUSES: tuple[Status, ...] = get_args(Status)
-FINAL: frozenset[Status] = frozenset({"completed", "failed", "cancelled"})
 
 STEPS: dict[Status, frozenset[Status]] = {
     "validating": frozenset({"queued", "failed", "cancelling"}),
@@ -29,21 +25,17 @@ STEPS: dict[Status, frozenset[Status]] = {
 class IllegalTransitionError(LogitcaskError, ValueError):
     """An extraction cannot go from where it is to where it was told to go."""
 
-    def __init__(self, extraction_id: str, current: str, wanted: str) -> None:
-        hint = "; only a failed one can be resumed" if wanted in ("validating", "queued") else ""
-        super().__init__(f"extraction {extraction_id} is {current} and cannot become {wanted}{hint}")
+    def __init__(self, extraction_id: str, current: str, target: str) -> None:
+        hint = "; only a failed one can be resumed" if target in ("validating", "queued") else ""
+        super().__init__(f"extraction {extraction_id} is {current} and cannot become {target}{hint}")
         self.current = current
-        self.wanted = wanted
+        self.target = target
 
 
-def check_step(extraction_id: str, current: Status, wanted: Status) -> None:
-    """Raise IllegalTransitionError unless `wanted` may follow `current`."""
-    if wanted not in STEPS[current]:
-        raise IllegalTransitionError(extraction_id, current, wanted)
-
-
-OnError = Literal["skip", "fail"]
-CarrierName = Literal["arrow", "zarr", "parquet"]
+def check_step(extraction_id: str, current: Status, target: Status) -> None:
+    """Raise IllegalTransitionError unless `target` may follow `current`."""
+    if target not in STEPS[current]:
+        raise IllegalTransitionError(extraction_id, current, target)
 
 
 class NotFoundError(LogitcaskError, LookupError):
@@ -67,31 +59,6 @@ class IdempotencyKey:
     fingerprint: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExtractionRequest:
-    """A checked request for an extraction."""
-
-    corpus_id: str
-    cask: str
-    capture: dict[str, Any]
-    max_length: int | None
-    overflow: Overflow
-    carrier: CarrierName
-    on_error: OnError
-    metadata: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DocumentFailure:
-    """A document the teacher could not capture."""
-
-    document: int
-    line: int
-    custom_id: str | None
-    code: str
-    message: str
-
-
 @dataclass(slots=True, kw_only=True)
 class ChunkOutcome:
     """What became of a chunk's documents."""
@@ -102,7 +69,7 @@ class ChunkOutcome:
     captured_tokens: int = 0
     present_documents: int = 0
     """In the cask already, or twice in the corpus."""
-    failures: list[DocumentFailure] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
     known_failures: int = 0
     """Documents that were noted as failed before this run, and not given to the teacher."""
     seconds: float = 0.0
@@ -113,7 +80,7 @@ SHARE, SMALLEST, LARGEST = 64, 4096, 8 << 20
 """A chunk is 1/64 of the corpus, within bounds in positions: a crash costs at most about that much capture, a chunk's
 fixed cost (about 10 ms of CPU, five flushes) stays small beside it, and a trillion tokens stay near a hundred thousand
 shards."""
-MOST_DOCUMENTS = 4096
+MAX_DOCUMENTS = 4096
 """A document that waits for its shard takes some 2 kB beside its records: chunks of short ones are bounded, too."""
 
 
@@ -134,7 +101,7 @@ def chunk_budget(positions: int) -> int:
 
 
 def plan_chunks(offsets_D1: NDArray[np.uint64], budget: int | None = None) -> Iterator[Chunk]:
-    """Chunks of at most `budget` positions and MOST_DOCUMENTS documents (one at least), in corpus order, over all.
+    """Chunks of at most `budget` positions and MAX_DOCUMENTS documents (one at least), in corpus order, over all.
 
     offsets_D1: [D + 1] document offsets in tokens; a document of L tokens has L - 1 positions.
     """
@@ -142,7 +109,7 @@ def plan_chunks(offsets_D1: NDArray[np.uint64], budget: int | None = None) -> It
     limit = chunk_budget(int(offsets_D1[-1]) - documents) if budget is None else budget
     first = number = 0
     while first < documents:
-        window = offsets_D1[first : first + MOST_DOCUMENTS + 1].astype(np.int64)
+        window = offsets_D1[first : first + MAX_DOCUMENTS + 1].astype(np.int64)
         positions = window - window[0] - np.arange(len(window))
         stop = first + max(int(np.searchsorted(positions, limit, side="right")) - 1, 1)
         yield Chunk(

@@ -7,18 +7,19 @@ from typing import Literal
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from logitcask_schemas.errors import LogitcaskError
+from logitcask_schemas.api.objects import Failure
+from logitcask_schemas.errors import CaptureSpecError, LogitcaskError
 from logitcask_schemas.terminal import counted
-from logitcask_services.corpora.prepare import BadLine, DocumentLimits, PreparationStoppedError, Prepared, prepare
+from logitcask_services.corpora.prepare import DocumentLimits, PreparationStoppedError, Prepared, prepare
 from logitcask_services.corpora.token_store import TokenStore
 from logitcask_services.jobs.context import JobContext, teacher_document
 from logitcask_services.jobs.database.tables import ExtractionRow
 from logitcask_services.jobs.extraction import IllegalTransitionError, plan_chunks
 from logitcask_services.jobs.teacher import TeacherFacts
 from logitcask_services.jobs.waiting import (
-    EndedWhileWaitingError,
     Schedule,
     SetAsideError,
+    StoppedWhileWaitingError,
     Waiter,
     passing_fault,
     unforeseen,
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 IDLE_SECONDS = 5.0
 SMALL_BYTES = 64 << 20
 """A corpus up to this size is prepared by either thread, a larger one by one of them only."""
-MOST_LISTED = 10_000
+MAX_LISTED = 10_000
 """Lines of one corpus that are listed one by one; a file that is no corpus shall not fill the database."""
 
 
@@ -90,6 +91,7 @@ class Preparer(threading.Thread):
             return False
 
     def _step(self) -> bool:
+        self._context.database.require_in_place()  # told in the log even where there is nothing to do
         store = self._context.extractions
         for row in store.in_status("cancelling"):
             # One that the worker has is the worker's to end, one that is being prepared that thread's.
@@ -100,7 +102,7 @@ class Preparer(threading.Thread):
                 finally:
                     self._claims.release(row.id)
                 return True
-        facts = self._context.host.facts
+        facts = self._context.teacher.facts
         if facts is None:
             return False
         for row in self._due():
@@ -111,7 +113,7 @@ class Preparer(threading.Thread):
                 except SetAsideError as error:
                     logger.warning("preparation of %s waits, others go first: %s", row.id, error)
                     self._set_aside.put(row.id)
-                except (PreparationStoppedError, EndedWhileWaitingError):
+                except (PreparationStoppedError, StoppedWhileWaitingError):
                     logger.info("preparation of %s was stopped", row.id)
                 except IllegalTransitionError as error:
                     logger.info("%s", error)  # cancelled at the last moment
@@ -136,14 +138,15 @@ class Preparer(threading.Thread):
 
     def _prepare(self, row: ExtractionRow, facts: TeacherFacts) -> None:
         context, settings = self._context, self._context.settings
-        limit = row.max_length or facts.max_model_len
+        limit = row.request.max_length or facts.max_model_len
         if limit > facts.max_model_len:
             reason = f"max_length {limit} is more than the teacher's context of {facts.max_model_len} tokens"
             context.extractions.step(row.id, "failed", reason=("max_length", reason), level="error")
             return
-        if beyond := [token for token in row.capture["pinned_ids"] if token >= facts.identity.vocab_size]:
-            reason = f"pinned_ids {beyond} are outside the teacher's vocabulary of {facts.identity.vocab_size}"
-            context.extractions.step(row.id, "failed", reason=("pinned_ids", reason), level="error")
+        try:
+            row.request.capture.require_vocabulary(facts.identity.vocab_size)
+        except CaptureSpecError as error:
+            context.extractions.step(row.id, "failed", reason=("pinned_ids", str(error)), level="error")
             return
         waiter = Waiter(
             (context.folders.state,),
@@ -158,18 +161,18 @@ class Preparer(threading.Thread):
         limits = DocumentLimits(
             vocab_size=facts.identity.vocab_size,
             max_length=limit,
-            overflow=row.overflow,
+            overflow=row.request.overflow,
             max_line_bytes=settings.max_line_bytes,
         )
-        first_bad: list[BadLine] = []
+        first_bad: list[Failure] = []
         unlisted_from: list[int] = []
 
         listed = unlisted = 0
 
-        def report(bad: list[BadLine]) -> None:
+        def report(bad: list[Failure]) -> None:
             nonlocal listed, unlisted
             first_bad.extend(entry for entry in bad[:1] if not first_bad and entry.code != "too_long")
-            if rows := bad[: MOST_LISTED - listed]:
+            if rows := bad[: MAX_LISTED - listed]:
                 context.log.add_bad_lines(row, rows)
             if not unlisted and len(rows) < len(bad):
                 unlisted_from.append(bad[len(rows)].line)
@@ -196,52 +199,52 @@ class Preparer(threading.Thread):
             )
 
         try:
-            found = waiter.run(write_store)
+            prepared = waiter.run(write_store)
             if unlisted:
                 waiter.run(lambda: context.log.add_bad_lines(row, [_unlisted(unlisted, unlisted_from[0])]))
         except LogitcaskError as error:
             context.extractions.step(row.id, "failed", reason=("corpus_unreadable", str(error)), level="error")
             return
-        except (EndedWhileWaitingError, PreparationStoppedError, OSError, SQLAlchemyError):
+        except (StoppedWhileWaitingError, PreparationStoppedError, OSError, SQLAlchemyError):
             raise
         except Exception as error:  # one corpus that nobody foresaw must not end the service, nor each of its starts
             logger.exception("the preparation of %s failed", row.id)
             context.extractions.step(row.id, "failed", reason=unforeseen(error), level="error")
             return
-        if row.on_error == "fail" and found.bad_lines:
+        if row.request.on_error == "fail" and prepared.bad_lines:
             context.folders.drop_token_store(row.id)
-            context.extractions.save_failed_preparation(row.id, found, _bad_lines_reason(found, first_bad))
+            context.chunks.save_failed_preparation(row.id, prepared, _bad_lines_reason(prepared, first_bad))
             return
-        if not found.documents:
-            context.extractions.save_failed_preparation(row.id, found, _nothing_reason(found, first_bad))
+        if not prepared.documents:
+            context.chunks.save_failed_preparation(row.id, prepared, _nothing_reason(prepared, first_bad))
             return
         folder = context.folders.token_store(row.id)
         plan = waiter.run(lambda: list(plan_chunks(TokenStore(folder).offsets_D1, settings.chunk_positions)))
-        waiter.run(lambda: context.extractions.save_preparation(row.id, found, teacher_document(facts.identity), plan))
+        waiter.run(lambda: context.chunks.save_preparation(row.id, prepared, teacher_document(facts.identity), plan))
 
 
-def _nothing_reason(found: Prepared, first_bad: list[BadLine]) -> tuple[str, str]:
+def _nothing_reason(prepared: Prepared, first_bad: list[Failure]) -> tuple[str, str]:
     first = f"; the first bad one: line {first_bad[0].line}: {first_bad[0].message}" if first_bad else ""
     return (
         "nothing_captured",
-        f"none of the {counted(found.lines, 'line')} gives a document ({found.bad_lines} bad, {found.skipped_lines} "
-        f"skipped as too long){first}. Is it the right file? Mend it and submit it again",
+        f"none of the {counted(prepared.lines, 'line')} gives a document ({prepared.bad_lines} bad, "
+        f"{prepared.skipped_lines} skipped as too long){first}. Is it the right file? Mend it and submit it again",
     )
 
 
-def _unlisted(lines: int, first: int) -> BadLine:
+def _unlisted(lines: int, first: int) -> Failure:
     message = (
-        f"from here on {lines} more lines are bad or skipped and are not listed: the first {MOST_LISTED} are. "
+        f"from here on {lines} more lines are bad or skipped and are not listed: the first {MAX_LISTED} are. "
         "Mend those and submit the corpus again, or look at a part of it with `logitcask submit --dry-run`"
     )
-    return BadLine(line=first, code="not_listed", message=message, custom_id=None)
+    return Failure(stage="corpus", line=first, code="not_listed", message=message, custom_id=None)
 
 
-def _bad_lines_reason(found: Prepared, first_bad: list[BadLine]) -> tuple[str, str]:
+def _bad_lines_reason(prepared: Prepared, first_bad: list[Failure]) -> tuple[str, str]:
     first = f"; the first: line {first_bad[0].line}: {first_bad[0].message}" if first_bad else ""
-    are = "is" if found.bad_lines == 1 else "are"
+    are = "is" if prepared.bad_lines == 1 else "are"
     return (
         "bad_lines",
-        f"{found.bad_lines} of {counted(found.lines, 'line')} {are} bad and on_error is `fail`{first}. "
+        f"{prepared.bad_lines} of {counted(prepared.lines, 'line')} {are} bad and on_error is `fail`{first}. "
         "Mend them, or submit with on_error `skip`",
     )

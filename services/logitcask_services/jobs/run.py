@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from logitcask_schemas.api.objects import Failure
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.format.layout import MANIFEST_NAME
 from logitcask_schemas.cask.format.manifest import ShardEntry
@@ -19,9 +20,9 @@ from logitcask_services.engines.engine import CaptureResult, CaptureTask, Engine
 from logitcask_services.jobs.chunks import ChunkFeed, OpenChunk, Publisher
 from logitcask_services.jobs.context import JobContext
 from logitcask_services.jobs.database.tables import ExtractionRow
-from logitcask_services.jobs.extraction import Chunk, ChunkOutcome, DocumentFailure
+from logitcask_services.jobs.extraction import Chunk, ChunkOutcome
 from logitcask_services.jobs.teacher import Suspicion, TeacherDiedError
-from logitcask_services.jobs.waiting import EndedWhileWaitingError, Reason, Waiter
+from logitcask_services.jobs.waiting import Reason, StoppedWhileWaitingError, Waiter
 
 logger = logging.getLogger(__name__)
 LOCK_SECONDS = 2.0
@@ -47,12 +48,12 @@ class ExtractionRun:
         self._row = row
         self._engine = engine
         try:
-            self._spec = CaptureSpec.model_validate(row.capture)
+            self._spec = CaptureSpec.model_validate(row.request.capture.model_dump(mode="json"))
         except ValidationError as error:  # stored by a version that allowed more
             raise CaptureSpecError(f"the capture spec cannot be followed: {error}") from error
         self._tokens = TokenStore(context.folders.token_store(row.id))
         self._corpus = context.storage.path(context.corpora.get(row.corpus_id).sha256)
-        self._cask_path = context.folders.cask(row.cask)
+        self._cask_path = context.folders.cask(row.request.cask)
         self._waiter = Waiter(
             (context.folders.cask_root, context.folders.state),
             floor=context.settings.disk_floor_bytes,
@@ -72,7 +73,7 @@ class ExtractionRun:
             ends=self._ends,
             release=self._release,
         )
-        self._failure: DocumentFailure | None = None
+        self._failure: Failure | None = None
         self._held = False
         """Whether chunks are kept back, from the one with the failure on."""
         self._alone: int | None = None
@@ -97,13 +98,13 @@ class ExtractionRun:
         return self._waiter.set_aside
 
     @property
-    def failure(self) -> DocumentFailure | None:
+    def failure(self) -> Failure | None:
         """The first document that failed, where on_error is `fail`."""
         return self._failure
 
     def go(self) -> Outcome:
         """Capture every pending chunk. Raises TeacherDiedError, CaskError, OSError; what was published stays."""
-        pending = self._context.extractions.pending_chunks(self._row.id)
+        pending = self._context.chunks.pending_chunks(self._row.id)
         self._require_committed(pending)
         if pending:
             self._adopted = self._adopt(pending[0])
@@ -113,13 +114,13 @@ class ExtractionRun:
                 self._one_by_one(together)
             else:
                 self._stream(self._feed.tasks(together))
-            if self._feed.fault is not None and not isinstance(self._feed.fault, EndedWhileWaitingError):
+            if self._feed.fault is not None and not isinstance(self._feed.fault, StoppedWhileWaitingError):
                 raise self._feed.fault
             if self._stops():
                 break
         try:
             self._publisher.finish()
-        except EndedWhileWaitingError:
+        except StoppedWhileWaitingError:
             return "ended"
         if self._failure is not None:
             return "document_failed"
@@ -144,7 +145,7 @@ class ExtractionRun:
             self._cask_path,
             teacher=self._engine.identity,
             capture=self._spec,
-            carrier=self._row.carrier,
+            carrier=self._row.request.carrier,
             lock_timeout_seconds=LOCK_SECONDS,
             accept=self._context.settings.accept_teacher,
         )
@@ -165,14 +166,14 @@ class ExtractionRun:
         ]
         if missing:
             raise CaskError(
-                f"{len(missing)} documents that this extraction had put into the cask {self._row.cask!r} are no longer "
-                f"there (the first: line {self._tokens.line(missing[0])[0]}): it was deleted, exchanged or repaired "
-                "meanwhile. Put it back and resume, or submit the corpus again, which captures what is missing"
+                f"{len(missing)} documents that this extraction had put into the cask {self._row.request.cask!r} are "
+                f"no longer there (the first: line {self._tokens.line(missing[0])[0]}): it was deleted, exchanged or "
+                "repaired meanwhile. Put it back and resume, or submit the corpus again, which captures what is missing"
             )
 
     def note_hang(self, reason: str) -> None:
         """Called from the watchdog's thread: the teacher hangs, and this process is about to end."""
-        store, chunks = self._context.extractions, self.open_chunks
+        store, chunks = self._context.chunks, self.open_chunks
         if self._alone is not None and self._deaths > ISOLATE_AFTER_DEATHS:
             text = f"the teacher did not come back from this document alone ({reason}); it is left out"
             store.record_failure(self._row.id, self._describe(self._alone, "teacher_died", text))
@@ -185,7 +186,7 @@ class ExtractionRun:
 
     def _release(self, entry: OpenChunk) -> None:
         # A document that ends the extraction is counted by its end; its chunk stays open, to be tried by a resumed one.
-        self._held = self._held or (self._row.on_error == "fail" and bool(entry.failures))
+        self._held = self._held or (self._row.request.on_error == "fail" and bool(entry.failures))
         if self._held:
             return
         with self._context.heartbeat.excused():  # a slow disk is no fault of the teacher's
@@ -249,7 +250,7 @@ class ExtractionRun:
         except TeacherDiedError as error:
             reason = f"the teacher died on this document alone, twice ({error}); it is left out"
             failure = self._describe(document, "teacher_died", reason)
-            self._waiter.run(lambda: self._context.extractions.record_failure(self._row.id, failure))
+            self._waiter.run(lambda: self._context.chunks.record_failure(self._row.id, failure))
             self._suspicion.blamed = True
             raise
 
@@ -259,16 +260,16 @@ class ExtractionRun:
             assert result.document is not None  # accept said so
             if self._suspicion.blamed:
                 self._suspicion.blamed = False
-                self._context.host.progressed()
+                self._context.teacher.progressed()
             self._context.progress.captured(len(result.document.token_ids_L))
-        elif self._row.on_error == "fail" and self._failure is None:
+        elif self._row.request.on_error == "fail" and self._failure is None:
             assert isinstance(result.key, int)  # our own key
             self._failure = self._describe(result.key, *failed)
 
-    def _describe(self, document: int, code: str, message: str) -> DocumentFailure:
+    def _describe(self, document: int, code: str, message: str) -> Failure:
         line, start = self._tokens.line(document)
         custom_id = custom_id_at(self._corpus, start, self._context.settings.max_line_bytes)
-        return DocumentFailure(document=document, line=line, custom_id=custom_id, code=code, message=message)
+        return Failure(stage="capture", document=document, line=line, custom_id=custom_id, code=code, message=message)
 
     # -- in the publishing thread --------------------------------------------------------------------------------
 
@@ -282,11 +283,11 @@ class ExtractionRun:
         outcome = self._outcome(entry, shard)
         now = time.monotonic()
         outcome.seconds, self._last_commit = now - self._last_commit, now
-        self._waiter.run(lambda: self._context.extractions.commit_chunk(self._row.id, entry.chunk, outcome))
+        self._waiter.run(lambda: self._context.chunks.commit_chunk(self._row.id, entry.chunk, outcome))
         self._feed.settle(entry)
         self._tokens.release()
         self._context.progress.committed(sum(len(document.token_ids_L) for document in captured))
-        self._context.host.progressed()
+        self._context.teacher.progressed()
 
     def _outcome(self, entry: OpenChunk, shard: ShardEntry | None) -> ChunkOutcome:
         outcome = ChunkOutcome(
@@ -327,7 +328,7 @@ class ExtractionRun:
         for number in sorted({cask.locate(place)[0] for place in places if place is not None}):
             stored = {identity.tobytes() for identity in cask.shard(number).document_ids}
             entry = cask.entries[number]
-            if stored <= ids and self._context.extractions.owner_of_shard(entry.name) is None:
+            if stored <= ids and self._context.chunks.owner_of_shard(entry.name) is None:
                 logger.info("extraction %s: shard %s was published before the restart", self._row.id, entry.name)
                 return chunk.number, entry, stored
         return None

@@ -62,7 +62,7 @@ class TeacherFacts:
     tokenizer: DocumentTokenizer
 
 
-class TeacherHost:
+class TeacherSupervisor:
     """Owns the engine. `ensure`, `died`, `progressed` and `close` belong to the worker thread; the rest is for all."""
 
     def __init__(

@@ -16,8 +16,8 @@ from typing import Final, TypeVar
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from logitcask_schemas.cask.storage import files
 from logitcask_schemas.errors import CaskLockedError
-from logitcask_services import files
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -32,13 +32,13 @@ _ADVICE: Final = {
     "cask_locked": "The extraction goes on by itself when that process lets the cask go",
     "database_busy": "The extraction goes on by itself when the other program lets the job database go",
     "database_unavailable": "The extraction goes on by itself when the job database can be used again",
+    "database_moved": "Put it back (with its -wal and -shm files) and the extraction goes on by itself, or "
+    "start the service anew, which then begins with an empty list; casks keep what they hold",
     "files_missing": "Put them back and the extraction goes on by itself, or cancel it",
     "io_error": "The extraction goes on by itself when the disk works again, or cancel it",
 }
-FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _CODES: Final = {
-    errno.ENOSPC: "insufficient_storage",
-    errno.EDQUOT: "insufficient_storage",
+    **dict.fromkeys(files.NO_SPACE, "insufficient_storage"),
     errno.EROFS: "read_only",
     errno.EACCES: "permission_denied",
     errno.EPERM: "permission_denied",
@@ -60,11 +60,11 @@ _SQLITE_CODES: Final = {
 }
 
 
-class EndedWhileWaitingError(Exception):
+class StoppedWhileWaitingError(Exception):
     """The work was called off while it waited; nothing of it is lost."""
 
 
-class SetAsideError(EndedWhileWaitingError):
+class SetAsideError(StoppedWhileWaitingError):
     """The work waits for something that others do not need; they go first."""
 
     def __init__(self, reason: Reason) -> None:
@@ -82,13 +82,15 @@ def passing_fault(error: BaseException) -> Reason | None:
         case OperationalError(orig=sqlite3.OperationalError() as cause):
             return passing_fault(cause)
         case sqlite3.OperationalError():
-            known = _SQLITE_CODES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
-            if known is None:
+            number = getattr(error, "sqlite_errorcode", 0)
+            if number == sqlite3.SQLITE_READONLY_DBMOVED:
+                return "database_moved", f"the job database: {error}. {_ADVICE['database_moved']}"
+            if number & 0xFF not in _SQLITE_CODES:
                 return None
-            code, text = known, f"the job database: {error}"
+            code, text = _SQLITE_CODES[number & 0xFF], f"the job database: {error}"
         case OSError():
-            number = error.errno if error.errno is not None else _errno_of(error)
-            code, text = _CODES.get(number or 0, "io_error"), str(error)
+            reason = error.errno if error.errno is not None else _errno_of(error)
+            code, text = _CODES.get(reason or 0, "io_error"), str(error)
         case _:
             return None
     return code, f"{text.rstrip('.')}. {_ADVICE[code]}; nothing is lost"
@@ -112,7 +114,7 @@ def _errno_of(error: OSError) -> int | None:
 
 
 def retry_until_written(work: Callable[[], T], *, poll_seconds: float, stopping: threading.Event) -> T:
-    """The result of a transaction, repeated while the database cannot be written. Raises EndedWhileWaitingError."""
+    """The result of a transaction, repeated while the database cannot be written. Raises StoppedWhileWaitingError."""
     pause = poll_seconds
     while True:
         try:
@@ -122,7 +124,7 @@ def retry_until_written(work: Callable[[], T], *, poll_seconds: float, stopping:
                 raise
             logger.warning("paused: %s", reason[1])
         if stopping.wait(pause):
-            raise EndedWhileWaitingError
+            raise StoppedWhileWaitingError
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
@@ -189,7 +191,7 @@ class Waiter:
     def run(self, work: Callable[[], T]) -> T:
         """The result of `work`, which must be safe to repeat.
 
-        Raises EndedWhileWaitingError, SetAsideError, and what `work` raises that does not pass by itself.
+        Raises StoppedWhileWaitingError, SetAsideError, and what `work` raises that does not pass by itself.
         """
         since: float | None = None
         pause = self._poll
@@ -210,7 +212,7 @@ class Waiter:
                 self.set_aside = reason
                 raise SetAsideError(reason)
             if self._ends(pause):
-                raise EndedWhileWaitingError
+                raise StoppedWhileWaitingError
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def shortage(self) -> Reason | None:

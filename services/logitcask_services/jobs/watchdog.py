@@ -13,11 +13,9 @@ from typing import Protocol
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from logitcask_services.jobs.context import JobContext
+from logitcask_services.jobs.context import TEACHER_FAILED, JobContext
 
 logger = logging.getLogger(__name__)
-TEACHER_FAILED = 4
-"""Exit code of a process that ends because of its teacher; a new process may do better."""
 
 
 class CurrentRun(Protocol):
@@ -38,14 +36,14 @@ class CurrentRun(Protocol):
 
 
 class Watchdog(threading.Thread):
-    """Looks at the heartbeat. `hang_seconds` 0 switches it off."""
+    """Looks at the heartbeat; a limit of 0 seconds is none."""
 
-    def __init__(self, context: JobContext, *, hang_seconds: float, cancel_seconds: float, load_seconds: float) -> None:
+    def __init__(self, context: JobContext) -> None:
         super().__init__(name="logitcask-watchdog", daemon=True)
         self._context = context
-        self._hang = hang_seconds
-        self._cancel = cancel_seconds
-        self._load = load_seconds
+        self._hang = context.settings.engine_hang_seconds
+        self._cancel = context.settings.cancel_grace_seconds
+        self._load = context.settings.load_deadline_seconds
         self.run_now: CurrentRun | None = None
         """Set by the worker while a run is under way."""
 
@@ -55,7 +53,7 @@ class Watchdog(threading.Thread):
         interrupted_at = -1  # number of deaths before the last interruption: it is no use twice for one hang
         limits = [limit for limit in (self._hang, self._cancel, self._load) if limit]
         while limits and not context.signals.stopping.wait(min(1.0, min(limits) / 4)):
-            if context.host.load_heartbeat.silence > self._load > 0:
+            if context.teacher.load_heartbeat.silence > self._load > 0:
                 self._end(f"the teacher did not load within {self._load:g} s")
             silence = context.heartbeat.silence
             if silence > self._cancel > 0:
@@ -63,8 +61,8 @@ class Watchdog(threading.Thread):
             if not silence > self._hang > 0:
                 continue
             reason = f"the teacher has shown no life for {silence:.0f} s"
-            deaths = context.host.deaths
-            if deaths != interrupted_at and context.host.interrupt():
+            deaths = context.teacher.deaths
+            if deaths != interrupted_at and context.teacher.interrupt():
                 logger.error("%s; its processes were killed", reason)
                 interrupted_at = deaths
                 context.heartbeat.beat()

@@ -17,10 +17,10 @@ from logitcask_services.jobs.extraction import IllegalTransitionError
 from logitcask_services.jobs.run import ExtractionRun
 from logitcask_services.jobs.teacher import Suspicion, Teacher, TeacherDiedError
 from logitcask_services.jobs.waiting import (
-    EndedWhileWaitingError,
     Reason,
     Schedule,
     SetAsideError,
+    StoppedWhileWaitingError,
     passing_fault,
     retry_until_written,
     unforeseen,
@@ -50,21 +50,21 @@ class Worker(threading.Thread):
         try:
             while not signals.stopping.is_set():
                 seen = signals.changes
-                teacher = context.host.ensure()
+                teacher = context.teacher.ensure()
                 if teacher is None:
                     break
                 if not self._step_or_wait(teacher):
                     signals.wait(seen, self._set_aside.seconds_to_next(IDLE_SECONDS))
-        except EndedWhileWaitingError:
+        except StoppedWhileWaitingError:
             logger.info("stopped while it waited; the next start goes on")
         except Exception as error:
             logger.exception("the working thread ended")
             context.crashed(f"the working thread ended: {error}")
         finally:
-            context.host.close()
-        if context.host.given_up:
+            context.teacher.close()
+        if context.teacher.given_up:
             # Whoever watches over the process starts it anew; what is queued stays queued.
-            context.crashed(context.host.reason, teacher_failed=context.host.facts is not None)
+            context.crashed(context.teacher.reason, teacher_failed=context.teacher.facts is not None)
 
     def _step_or_wait(self, teacher: Teacher) -> bool:
         """One extraction; False where there is none to run, or the job database cannot be used now."""
@@ -113,7 +113,7 @@ class Worker(threading.Thread):
             self._died(row, run, error)
         except SetAsideError as error:
             self._put_aside(row, error.reason)
-        except EndedWhileWaitingError:
+        except StoppedWhileWaitingError:
             self._ended(row)
         except IllegalTransitionError as error:
             logger.info("%s", error)  # cancelled between the last document and the end
@@ -147,7 +147,7 @@ class Worker(threading.Thread):
         elif run.failure is not None:
             failure = run.failure
             reason = ("document_failed", f"line {failure.line}: {failure.message}; on_error is `fail`")
-            self._persist(lambda: store.fail_on_document(row.id, failure, reason))
+            self._persist(lambda: self._context.chunks.fail_on_document(row.id, failure, reason))
         else:
             self._persist(lambda: store.step(row.id, "finalizing"))
             run.fold_index()
@@ -169,9 +169,9 @@ class Worker(threading.Thread):
 
     def _died(self, row: ExtractionRow, run: ExtractionRun, error: TeacherDiedError) -> None:
         run.close()  # what was captured is published before the death is counted
-        host = self._context.host
-        host.died(error)
-        self._persist(lambda: self._context.extractions.record_death(row.id, run.open_chunks, host.reason))
+        supervisor = self._context.teacher
+        supervisor.died(error)
+        self._persist(lambda: self._context.chunks.record_death(row.id, run.open_chunks, supervisor.reason))
 
     def _fail(self, row: ExtractionRow, error: Exception) -> None:
         logger.error("extraction %s failed: %s", row.id, error)

@@ -88,10 +88,10 @@ def choose_tau(
         PilotError: the sample is empty or a document of it unusable, the budget is below what tau = 1/2 takes, or the
             student is the teacher.
     """
-    wanted = CaptureSpec.model_validate((spec or CaptureSpec()).model_dump() | {"mode": "threshold"})
-    documents, vocab_size = piloted(teacher, sample, pilot_spec(wanted), positions)
-    pilot = PilotRecords.of(documents, wanted)
-    layout = layout_of(wanted, vocab_size)
+    threshold_spec = CaptureSpec.model_validate((spec or CaptureSpec()).model_dump() | {"mode": "threshold"})
+    documents, vocab_size = piloted(teacher, sample, pilot_spec(threshold_spec), positions)
+    pilot = PilotRecords.of(documents, threshold_spec)
+    layout = layout_of(threshold_spec, vocab_size)
     square = float(np.mean(pilot.squares_P)) - 1 / vocab_size
     if student is not None:
         square = gradient_squares(student, documents, pilot.squares_P)
@@ -102,13 +102,13 @@ def choose_tau(
         )
 
     def cost(inverse: int) -> float:
-        cut = cut_at(pilot, wanted, 1 / inverse)
-        return arrow_bytes(pilot, cut, layout) if carrier == "arrow" else zarr_bytes(pilot, wanted, cut, layout)
+        cut = cut_at(pilot, threshold_spec, 1 / inverse)
+        return arrow_bytes(pilot, cut, layout) if carrier == "arrow" else zarr_bytes(pilot, threshold_spec, cut, layout)
 
     inverse = _largest(cost, bytes_per_token, carrier)
-    table = tuple(_figures(pilot, wanted, layout, one, square) for one in sorted({*GRID, inverse}))
+    table = tuple(_figures(pilot, threshold_spec, layout, one, square) for one in sorted({*GRID, inverse}))
     return TauChoice(
-        spec=wanted.model_copy(update={"tau": 1 / inverse}),
+        spec=threshold_spec.model_copy(update={"tau": 1 / inverse}),
         chosen=next(figures for figures in table if figures.inverse == inverse),
         table=table,
         budget=bytes_per_token,

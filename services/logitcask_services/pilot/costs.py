@@ -100,14 +100,6 @@ _OFFSET_BYTES = 4
 _NO_DIGEST = "0" * 64
 
 
-@dataclass(frozen=True, slots=True)
-class StoredBytes:
-    """Bytes per token."""
-
-    arrow: float
-    zarr: float
-
-
 def layout_of(spec: CaptureSpec, vocab_size: int) -> RecordLayout:
     """The columns of a cask of this spec; they depend on nothing else."""
     teacher = TeacherIdentity(

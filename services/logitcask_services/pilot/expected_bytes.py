@@ -1,11 +1,11 @@
 """Bytes per token to expect of a capture spec before anything is captured: bounds, and a figure where one is known."""
 
 import math
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
+from logitcask_schemas.api.objects import BytesPerToken
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.format.layout import MANIFEST_NAME, RecordLayout
 from logitcask_schemas.cask.format.manifest import CaskManifest
@@ -27,18 +27,7 @@ _MEASURED: Final = (
 _NO_DIGEST: Final = "0" * 64
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpectedBytes:
-    """Bytes per token of an Arrow cask, without the framing of shards."""
-
-    low: float
-    high: float
-    expected: float | None
-    basis: Literal["cask", "measured_elsewhere", "bounds"]
-    """Where `expected` comes from: the cask's own shards; text and teacher of the documentation; nowhere."""
-
-
-def expected_bytes(spec: CaptureSpec, vocab_size: int) -> ExpectedBytes:
+def expected_bytes(spec: CaptureSpec, vocab_size: int) -> BytesPerToken:
     """From the spec alone; a token is taken for a position."""
     units = _bytes_per_unit(spec, vocab_size)
     pinned = len(spec.pinned_ids)
@@ -48,22 +37,22 @@ def expected_bytes(spec: CaptureSpec, vocab_size: int) -> ExpectedBytes:
 
     if spec.mode == "topk":
         low, high = total(spec.k, 0), total(spec.k + 1 + pinned, 0)
-        return ExpectedBytes(low=low, high=high, expected=None, basis="bounds")
+        return BytesPerToken(low=low, high=high, expected=None, basis="bounds")
     if spec.mode == "sampled":
         most = total(1 + pinned, spec.draws)
-        return ExpectedBytes(low=total(1, 0), high=most, expected=None, basis="bounds")
+        return BytesPerToken(low=total(1, 0), high=most, expected=None, basis="bounds")
     most_head = min(spec.head_max, math.floor(1 / spec.tau) or 1) + 1 + pinned
     most_draws = min(math.ceil(1 / spec.tau), spec.tail_max)
     low, high = total(1, 0), total(most_head, most_draws)
     inverse = 1 / spec.tau
     if not _MEASURED[0][0] <= inverse <= _MEASURED[-1][0] or pinned:
-        return ExpectedBytes(low=low, high=high, expected=None, basis="bounds")
+        return BytesPerToken(low=low, high=high, expected=None, basis="bounds")
     head, draws = _between(inverse)
     expected = total(min(head, most_head), min(draws, most_draws))
-    return ExpectedBytes(low=low, high=high, expected=expected, basis="measured_elsewhere")
+    return BytesPerToken(low=low, high=high, expected=expected, basis="measured_elsewhere")
 
 
-def with_cask(bounds: ExpectedBytes, cask: Path, spec: CaptureSpec) -> ExpectedBytes:
+def with_cask(bounds: BytesPerToken, cask: Path, spec: CaptureSpec) -> BytesPerToken:
     """What the cask's shards took per token, where it exists, has this spec and holds something."""
     if not (cask / MANIFEST_NAME).exists():
         return bounds
@@ -74,7 +63,7 @@ def with_cask(bounds: ExpectedBytes, cask: Path, spec: CaptureSpec) -> ExpectedB
     if not opened.num_tokens or opened.manifest.capture.digest() != spec.digest():
         return bounds
     measured = opened.num_bytes / opened.num_tokens
-    return ExpectedBytes(low=bounds.low, high=bounds.high, expected=measured, basis="cask")
+    return BytesPerToken(low=bounds.low, high=bounds.high, expected=measured, basis="cask")
 
 
 def _between(inverse: float) -> tuple[float, float]:

@@ -127,7 +127,7 @@ def _tail_logprobs(document: DocumentRecords) -> NDArray[np.float64]:
     return document.records.tail_logprobs_N.astype(np.float64)
 
 
-_MOST_LINE_BYTES = 16 << 20
+_MAX_LINE_BYTES = 16 << 20
 
 
 def sample_documents(path: Path, tokenizer: DocumentTokenizer, max_length: int) -> Iterator[list[int]]:
@@ -141,10 +141,10 @@ def sample_documents(path: Path, tokenizer: DocumentTokenizer, max_length: int) 
     Raises:
         PilotError: a line is bad; names file and line.
     """
-    for number, _, content in CorpusLines(path, _MOST_LINE_BYTES):
+    for number, _, content in CorpusLines(path, _MAX_LINE_BYTES):
         try:
             if content is None:
-                raise LineProblem("line_too_long", f"the line is longer than {_MOST_LINE_BYTES} bytes")
+                raise LineProblem("line_too_long", f"the line is longer than {_MAX_LINE_BYTES} bytes")
             ids = _ids(content, tokenizer)
         except LineProblem as problem:
             raise PilotError(f"{path}, line {number}: {problem}") from problem

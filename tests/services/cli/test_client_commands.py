@@ -10,8 +10,10 @@ from fake_teacher import POISON
 from rich.console import Console
 from service_harness import wait_for
 
-from logitcask_services.cli.described import describe
-from logitcask_services.client import ServiceClient, ServiceError, ServiceUnreachableError
+from logitcask_schemas.api.client import ServiceClient
+from logitcask_schemas.api.connection import ServiceError, ServiceUnreachableError
+from logitcask_schemas.api.objects import Corpus, Event, Extraction
+from logitcask_services.cli.jobs import describe
 
 
 def test_submit_and_wait(serve, run, corpus):
@@ -168,7 +170,7 @@ def test_what_is_shown_of_an_extraction_that_waits(serve, run, documents):
     row = server.get(job["id"])
     row |= {"status": "in_progress", "waiting": {"code": "disk", "message": "the disk is full"}}
     out = Console(file=io.StringIO(), width=200)
-    describe(row, [], out)
+    describe(Extraction.model_validate(row), [], out)
     shown = out.file.getvalue()
     assert "waiting: the disk is full" in shown
     assert "files: 0 shards of 0 bytes" in shown
@@ -241,7 +243,7 @@ def test_following_survives_broken_connections(serve, documents):
     job = server.submit(server.upload(documents))
     transport = BreakingTransport()
     with ServiceClient(server.url, transport=transport) as client:
-        seen = [event.data["id"] for event in client.follow(job["id"]) if event.type != "progress"]
+        seen = [event.id for event in client.follow(job["id"]) if isinstance(event, Event)]
     everything = server.client.get(f"/v1/extractions/{job['id']}/events?limit=1000").json()["data"]
     assert seen == [event["id"] for event in everything]
     assert transport.streams > 2
@@ -273,10 +275,35 @@ def test_a_server_that_is_not_ours():
     assert "it points to https://x/" in str(caught.value)
 
 
+def test_a_service_of_another_version():
+    """Members that only a newer service has are kept; an answer that cannot be read is told as what it is."""
+    manifest = {"extraction_id": "x", "cask": "c", "partial": False, "teacher": None, "capture": {}, "shards": []}
+    answer = {"object": "extraction.manifest", **manifest, "sealed": True}
+    with ServiceClient(
+        "http://x", transport=httpx2.MockTransport(lambda _: httpx2.Response(200, json=answer))
+    ) as client:
+        assert client.manifest("x").model_dump()["sealed"] is True
+        with pytest.raises(ServiceError, match=r"http://x is of another version .* GET /v1/extractions/x .*id: Field"):
+            client.extraction("x")
+
+
+@pytest.mark.parametrize(
+    ("capture", "tau"), [({"tau": 1e-9}, 1e-9), ({"tau": 0.1, "of_the_future": [1]}, 0.1)], ids=["older", "newer"]
+)
+def test_specs_of_other_versions_are_read(serve, documents, capture, tau):
+    server = serve()
+    job = server.finish(server.submit(server.upload(documents))["id"])
+    job["capture"] |= capture
+    transport = httpx2.MockTransport(lambda _: httpx2.Response(200, json=job))
+    with ServiceClient("http://x", transport=transport) as client:
+        assert client.extraction(job["id"]).capture.tau == tau
+
+
 def test_a_damaged_upload_is_noticed(tmp_path):
     def handler(request):
         request.read()
-        return httpx2.Response(201, json={"object": "corpus", "id": "corpus-1", "sha256": "0" * 64})
+        corpus = Corpus(id="corpus-1", name=None, bytes=2, lines=1, sha256="0" * 64, created_at=0)
+        return httpx2.Response(201, json=corpus.model_dump())
 
     path = tmp_path / "corpus"
     path.write_bytes(b"x\n")
@@ -301,9 +328,9 @@ def test_a_lost_answer_does_not_start_it_twice(serve, corpus):
 
     with ServiceClient(server.url, transport=LosesFirst()) as client:
         uploaded = client.upload(corpus)
-        job = client.submit({"corpus_id": uploaded["id"], "cask": "c"})
+        job = client.submit({"corpus_id": uploaded.id, "cask": "c"})
     (only,) = server.client.get("/v1/extractions").json()["data"]
-    assert only["id"] == job["id"]
+    assert only["id"] == job.id
 
 
 def test_two_clients_follow_one_extraction(serve, documents):
@@ -313,7 +340,7 @@ def test_two_clients_follow_one_extraction(serve, documents):
 
     def follow(into):
         with ServiceClient(server.url) as client:
-            into.extend(event.data["id"] for event in client.follow(job["id"]) if event.type != "progress")
+            into.extend(event.id for event in client.follow(job["id"]) if isinstance(event, Event))
 
     threads = [threading.Thread(target=follow, args=(into,)) for into in seen]
     for thread in threads:

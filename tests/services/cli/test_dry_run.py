@@ -68,7 +68,7 @@ def test_the_first_of_each_kind_comes_before_the_second_of_one(tmp_path):
     limits = DocumentLimits(vocab_size=VOCAB_SIZE, max_length=64, overflow="split", max_line_bytes=1000)
     for many, lines in ((2, [1, 4]), (3, [1, 4, 7]), (4, [1, 4, 5, 7]), (6, [1, 2, 4, 5, 6, 7])):
         found = preview(corpus, tmp_path / f"store-{many}", FakeTokenizer(), limits, documents=many)
-        assert [document.line for document in found.documents] == lines, many
+        assert [document.line for document in found.shown] == lines, many
 
 
 def test_json_marks_answers_and_the_cask_tells_bytes(serve, run):

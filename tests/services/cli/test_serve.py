@@ -70,7 +70,7 @@ def test_folders_that_are_no_models(run, tmp_path):
         code, err = run(*options(folder, tmp_path))
         assert code == 1
         assert words in err
-        assert "logitcask models fetch" in err
+        assert "HuggingFaceTB/SmolLM2-135M-Instruct" in err
 
 
 def test_missing_and_wrong_options(run, model, tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from logitcask_services.server_url import service_url
+from logitcask_schemas.api.server_url import service_url
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ import httpx2
 import pytest
 from fake_teacher import identity
 
+from logitcask_schemas.api import client as client_module
+from logitcask_schemas.api.client import ServiceClient
+from logitcask_schemas.api.connection import ServiceUnreachableError
 from logitcask_schemas.cask import CaskWriter
 from logitcask_schemas.record.capture_spec import CaptureSpec
-from logitcask_services import client as client_module
-from logitcask_services.client import ServiceClient, ServiceUnreachableError
 
 
 def corpora(server) -> list[dict]:
@@ -198,7 +199,7 @@ def test_a_broken_upload_is_sent_again(serve, corpus, monkeypatch, answered, upl
     with ServiceClient(server.url, transport=transport) as client:
         sha256 = hashlib.sha256(corpus.read_bytes()).hexdigest()
         sent = client.upload(corpus, sha256=sha256, sent=heard.append)
-    assert sent["sha256"] == sha256
+    assert sent.sha256 == sha256
     assert transport.uploads == uploads
     assert heard[-1] == corpus.stat().st_size
     assert heard.count(0) == uploads

@@ -8,9 +8,10 @@ from fake_teacher import POISON
 from rich.console import Console
 from service_harness import jsonl
 
+from logitcask_schemas.api.client import ServiceClient
+from logitcask_schemas.api.objects import Failure
 from logitcask_schemas.terminal import printable
 from logitcask_services.cli.connection import follow
-from logitcask_services.client import ServiceClient
 
 
 def test_nothing_from_a_request_steers_the_terminal(serve, run, tmp_path):
@@ -27,7 +28,7 @@ def test_nothing_from_a_request_steers_the_terminal(serve, run, tmp_path):
         shown += out + err
     for unknown in (evil, "b?x#y"):
         code, out, err = run(server, "jobs", "show", unknown)
-        assert (code, "there is no extraction" in err) == (1, True)
+        assert (code, "is no extraction's id" in err) == (1, True)
         shown += out + err
     assert "evil" in shown
     assert [character for character in set(shown) if not character.isprintable() and character != "\n"] == []
@@ -43,8 +44,11 @@ def test_printable():
 
 def test_lines_of_failures_end_at_line_ends_alone():
     """JSON may hold U+2028, U+0085 and their kin as they are; a block may end anywhere."""
-    failures = [{"custom_id": f"a{separator}b", "line": 1} for separator in "\u2028\u2029\x85\x0b\x0c\x1c"]
-    content = b"".join(json.dumps(failure, ensure_ascii=False).encode() + b"\n" for failure in failures)
+    failures = [
+        Failure(stage="corpus", line=1, custom_id=f"a{separator}b", code="x", message="y")
+        for separator in "\u2028\u2029\x85\x0b\x0c\x1c"
+    ]
+    content = b"".join(json.dumps(failure.model_dump(), ensure_ascii=False).encode() + b"\n" for failure in failures)
 
     class Blocks(httpx2.SyncByteStream):
         def __iter__(self):
@@ -72,8 +76,8 @@ def test_the_finished_bar_shows_the_pace_of_the_run(serve, documents):
     with ServiceClient(server.url) as client:
         ended = follow(client, job["id"], console)
     last = console.file.getvalue().rsplit("\r", 1)[-1].splitlines()[0]
-    assert ended["status"] == "completed"
-    assert f"{ended['throughput_tps']:,.0f} tokens/s" in last
+    assert ended.status == "completed"
+    assert f"{ended.throughput_tps:,.0f} tokens/s" in last
     assert "ETA" not in last
-    total = ended["usage"]["tokens_total"]
+    total = ended.usage.tokens_total
     assert f"{total}/{total}" in last

@@ -2,12 +2,17 @@
 
 import json
 import shutil
+from pathlib import Path
 
+import httpx2
 import pytest
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from logitcask_schemas.errors import ModelError
 from logitcask_services.engines.factory import load_engine
 from logitcask_services.engines.model_folder import ModelFolder
+
+COMMIT = "0123456789abcdef" * 2 + "01234567"
 
 
 @pytest.fixture
@@ -38,14 +43,63 @@ def without(pattern):
 @pytest.mark.parametrize("kind", ["vllm", "transformers"])
 def test_a_folder_that_is_no_model(copy, spoil, found, kind):
     spoil(copy)
-    with pytest.raises(ModelError, match=rf"(?s)copy is not a teacher: expected .* found .*{found}.* models fetch"):
+    with pytest.raises(
+        ModelError, match=rf"(?s)copy is not a teacher: expected .* found .*{found}.* demo.fetch_teacher"
+    ):
         load_engine(kind, copy)
 
 
 def test_a_file_is_no_model(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ModelError, match=r"found a file.*models fetch smollm2-135m"):
+    with pytest.raises(ModelError, match=r"found a file.*demo.fetch_teacher"):
         ModelFolder.open(tmp_path / "model.gguf")
+
+
+@pytest.fixture
+def hub(tiny_llama, tmp_path, monkeypatch):
+    """A Hub that has org/tiny, downloaded into its cache's layout; what was asked of it."""
+    asked = []
+
+    def snapshot_download(repository, *, revision, allow_patterns):
+        asked.append((repository, revision))
+        if repository != "org/tiny":
+            raise RepositoryNotFoundError(
+                "401 Client Error", response=httpx2.Response(401, request=httpx2.Request("GET", "http://x"))
+            )
+        folder = tmp_path / "models--org--tiny" / "snapshots" / COMMIT
+        if not folder.exists():
+            shutil.copytree(tiny_llama, folder)
+            assert all(any(file.match(pattern) for pattern in allow_patterns) for file in folder.iterdir())
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.chdir(tmp_path)
+    return asked
+
+
+@pytest.mark.parametrize("revision", [None, "v1.0", "refs/pr/3"])
+def test_a_hub_id_is_downloaded_and_its_commit_is_part_of_the_identity(hub, tiny_llama, revision):
+    folder = ModelFolder.open(Path("org/tiny" if revision is None else f"org/tiny@{revision}"))
+    assert hub == [("org/tiny", revision)]
+    facts = {"dtype": "float32", "vocab_size": 300, "engine": "transformers", "engine_version": "1"}
+    of_hub, of_folder = folder.identity(**facts), ModelFolder.open(tiny_llama).identity(**facts)
+    assert (of_hub.model, of_hub.revision) == ("org/tiny", COMMIT)
+    assert (of_folder.model, of_folder.revision) == (tiny_llama.name, None)
+    of_hub.require_same(of_folder, where="a cask")  # who a teacher is does not depend on where it was found
+
+
+def test_a_folder_goes_before_the_hub(hub, tiny_llama, tmp_path):
+    shutil.copytree(tiny_llama, tmp_path / "org" / "tiny")
+    assert ModelFolder.open(Path("org/tiny")).revision is None
+    assert hub == []
+
+
+def test_what_is_neither_a_folder_nor_on_the_hub(hub):
+    with pytest.raises(ModelError, match=r"models/teacher is no folder here, and .* Hub did not give .*RepositoryNot"):
+        load_engine("transformers", Path("models/teacher"))
+    with pytest.raises(ModelError, match="no such folder"):
+        ModelFolder.open(Path("/models/teacher"))
+    assert hub == [("models/teacher", None)]
 
 
 def test_an_unknown_engine(tiny_llama):

@@ -10,8 +10,8 @@ from fake_teacher import fake_teacher
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from logitcask_schemas.api.requests import ExtractionRequest
 from logitcask_schemas.record.capture_spec import CaptureSpec
-from logitcask_services.http.extraction_objects import ExtractionCreate
 
 PROBLEM = "application/problem+json"
 
@@ -43,7 +43,7 @@ def test_the_description_is_in_order(server):
     for path in ("/v1/corpora", "/v1/extractions"):
         assert {"404", "422"} <= description["paths"][path]["get"]["responses"].keys()
     schemas = description["components"]["schemas"]
-    assert schemas["ExtractionCreate"]["properties"]["max_length"]["anyOf"][0]["maximum"] == 2**31 - 1
+    assert schemas["ExtractionRequest"]["properties"]["max_length"]["anyOf"][0]["maximum"] == 2**31 - 1
     assert "ProblemBody" in schemas
     assert "HTTPValidationError" not in schemas
     text = server.client.get("/openapi.json").text
@@ -169,7 +169,7 @@ def test_no_request_is_answered_with_500(serve, loaded):
     ]
     corpus = server.upload([{"text": "hello"}])
     valid = {"corpus_id": corpus["id"], "cask": "c"}
-    fields = sorted(ExtractionCreate.model_fields)
+    fields = sorted(ExtractionRequest.model_fields)
     spec_fields = sorted(CaptureSpec.model_fields)
     ids = st.sampled_from([corpus["id"], server.submit(corpus)["id"]]) | TEXT
     bodies = st.one_of(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from service_harness import wait_for
 
-from logitcask_services import files
+from logitcask_schemas.cask.storage import files
 from logitcask_services.corpora.uploads import CorpusStorage, CorpusUpload
 
 LINE = b'{"text": "hello"}\n'

@@ -7,6 +7,8 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing
 
 import pytest
 from fake_teacher import HANGS, POISON, fake_teacher, identity
@@ -16,6 +18,7 @@ from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.errors import CaskWriteError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.jobs.database.database import Database
+from logitcask_services.service import Service
 
 
 def cask_of(tmp_path, name="cask"):
@@ -291,11 +294,11 @@ def test_a_cancel_waits_for_no_teacher_and_kills_none(serve, documents, tmp_path
     wait_for(lambda: teacher.engine.given)
     server.client.post(f"/v1/extractions/{started['id']}/cancel")
     assert server.finish(started["id"])["status"] == "cancelled"
-    assert (server.service.host.deaths, teacher.engine.interrupted.is_set()) == (0, False)
+    assert (server.service.teacher.deaths, teacher.engine.interrupted.is_set()) == (0, False)
     hang_file.unlink()
     next_one = server.submit(server.upload(documents[1:5]), cask="next")
     assert server.finish(next_one["id"])["status"] == "completed"
-    assert server.service.host.deaths == 0
+    assert server.service.teacher.deaths == 0
     assert server.get(started["id"])["status"] == "cancelled"
     wait_for(lambda: not server.service.folders.token_store(started["id"]).exists())
 
@@ -306,7 +309,7 @@ def test_a_teacher_that_hangs_is_ended_and_loaded_again(serve, documents, tmp_pa
     documents[5]["input_ids"][1:1] = [HANGS]
     server = serve(fake={"hang_file": hang_file, "in_flight": 1}, engine_hang_seconds=0.4)
     started = server.submit(server.upload(documents))
-    wait_for(lambda: server.service.host.deaths > 0)
+    wait_for(lambda: server.service.teacher.deaths > 0)
     hang_file.unlink()
     assert server.finish(started["id"])["status"] == "completed"
     assert len(cask_of(tmp_path)) == 40
@@ -329,3 +332,58 @@ def test_the_migration_is_one_transaction(tmp_path):
     Database(tmp_path).close()
     with sqlite3.connect(tmp_path / "jobs.sqlite3") as new:
         assert "name" in {row[1] for row in new.execute("PRAGMA table_info(corpora)")}
+
+
+def test_a_job_database_that_is_moved_away_is_noticed_and_waited_for(serve, documents, tmp_path, caplog):
+    """Nothing is committed into a file that the next start would not find; put back, everything goes on."""
+    server = serve(fake={"seconds_per_document": 0.02, "in_flight": 1})
+    job = server.submit(server.upload(documents))["id"]
+    wait_for(lambda: server.get(job)["documents"]["captured"] > 0)
+    state, elsewhere = tmp_path / "state", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for file in state.glob("jobs.sqlite3*"):
+        file.rename(elsewhere / file.name)
+    ready = server.client.get("/health/ready")
+    (reason,) = ready.json()["reasons"]
+    assert (ready.status_code, reason["code"]) == (503, "database_moved")
+    assert "jobs.sqlite3 is not the file that this service opened" in reason["message"]
+    assert "begins with an empty list; casks keep what they hold" in reason["message"]
+
+    def committed():
+        with closing(sqlite3.connect(elsewhere / "jobs.sqlite3")) as connection:
+            return connection.execute("SELECT count(*) FROM chunks WHERE done").fetchone()[0]
+
+    before = committed()
+    refused = server.client.post("/v1/corpora", content=b"{}\n", headers={"Content-Type": "application/jsonl"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "database_unavailable")
+    wait_for(lambda: "paused: the job database: " in caplog.text)
+    time.sleep(0.5)  # time in which chunks would be committed
+    assert committed() == before
+    for file in elsewhere.glob("jobs.sqlite3*"):
+        file.rename(state / file.name)
+    assert server.finish(job)["documents"]["captured"] == len(documents)
+    assert server.client.get("/health/ready").status_code == 200
+
+
+def test_a_start_without_the_job_database_beside_corpora_is_told(make_settings, caplog):
+    words = "holds corpora, but no job database"
+    first = Service(make_settings(), fake_teacher)
+    first.start()
+    with first.storage.receive() as upload:
+        upload.write(b"{}\n")
+        upload.finish()
+    first.stop()
+    tokens = first.folders.token_store("extraction-1")
+    tokens.mkdir()
+    assert words not in caplog.text
+    for file in first.folders.state.glob("jobs.sqlite3*"):
+        file.unlink()
+    second = Service(make_settings(), fake_teacher)
+    second.start()
+    second.stop()
+    assert words in caplog.text
+    assert tokens.exists()  # for the database, should it be put back
+    third = Service(make_settings(), fake_teacher)
+    third.start()
+    third.stop()
+    assert not tokens.exists()

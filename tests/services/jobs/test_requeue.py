@@ -5,6 +5,7 @@ import shlex
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_teacher import identity
@@ -187,11 +188,11 @@ def test_the_command_says_the_whole_capture_spec(tmp_path_factory, spec):
             return None
 
         def upload(self, *_, **__):
-            return {"id": "corpus-1"}
+            return SimpleNamespace(id="corpus-1")
 
         def submit(self, request, **_):
             asked.append(request)
-            return {"id": "extraction-1"}
+            return SimpleNamespace(id="extraction-1")
 
     @contextmanager
     def connect(*_):

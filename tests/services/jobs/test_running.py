@@ -9,9 +9,9 @@ from service_harness import jsonl, wait_for
 from sqlalchemy.exc import InvalidRequestError
 
 from logitcask_schemas.cask import Cask, CaskWriter
+from logitcask_schemas.cask.storage import files
 from logitcask_schemas.errors import CaskWriteError, ModelError
-from logitcask_services import files
-from logitcask_services.jobs.database.extractions import ExtractionStore
+from logitcask_services.jobs.database.chunks import ChunkStore
 
 
 def cask_of(tmp_path: Path, name: str = "cask") -> Cask:
@@ -360,14 +360,14 @@ def test_a_queue_outlives_another_version_of_the_engine_and_another_name_of_the_
 def test_a_shard_published_but_not_committed_is_adopted(serve, documents, tmp_path, monkeypatch):
     """What a crash between publication and commit leaves behind: the next run counts it, and captures none of it."""
     log = tmp_path / "log"
-    commit = ExtractionStore.commit_chunk
+    commit = ChunkStore.commit_chunk
 
     def crash(self, extraction_id, chunk, outcome):
         if chunk.number == 2:
             raise InvalidRequestError("the process died here")  # one of the database, which ends the service
         commit(self, extraction_id, chunk, outcome)
 
-    monkeypatch.setattr(ExtractionStore, "commit_chunk", crash)
+    monkeypatch.setattr(ChunkStore, "commit_chunk", crash)
     first = serve(fake={"log": log, "in_flight": 1})
     started = first.submit(first.upload(documents))
     wait_for(lambda: first.service.crash is not None)

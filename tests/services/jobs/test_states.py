@@ -2,7 +2,8 @@
 
 import pytest
 
-from logitcask_services.jobs.extraction import FINAL, STATUSES, STEPS, IllegalTransitionError, check_step
+from logitcask_schemas.api.objects import FINAL, STATUSES
+from logitcask_services.jobs.extraction import STEPS, IllegalTransitionError, check_step
 
 
 def test_ends_are_final_and_everything_else_reaches_one():

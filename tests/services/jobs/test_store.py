@@ -1,22 +1,27 @@
 """The job store: recovery after a restart, cancelling, idempotency, one service per folder."""
 
+import hashlib
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine, event
+from sqlalchemy.exc import OperationalError
 
+from logitcask_schemas.api.requests import ExtractionRequest
+from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.corpora.prepare import Prepared
 from logitcask_services.corpora.uploads import StoredCorpus
+from logitcask_services.jobs.database.chunks import ChunkStore
 from logitcask_services.jobs.database.corpora import CorpusRegistry
 from logitcask_services.jobs.database.database import Database, DatabaseError
 from logitcask_services.jobs.database.extractions import ExtractionStore
 from logitcask_services.jobs.database.log import ExtractionLog
-from logitcask_services.jobs.database.tables import SCHEMA_VERSION, Base
+from logitcask_services.jobs.database.tables import SCHEMA_VERSION, Base, CorpusRow
 from logitcask_services.jobs.extraction import (
     Chunk,
     ChunkOutcome,
-    ExtractionRequest,
     IdempotencyConflictError,
     IdempotencyKey,
     IllegalTransitionError,
@@ -36,25 +41,20 @@ def store(database):
     return ExtractionStore(database, lambda extraction_id: None)
 
 
+def chunk_store(store):
+    return ChunkStore(store._database, lambda extraction_id: None)
+
+
 @pytest.fixture
 def request_of(database):
     corpus, _ = CorpusRegistry(database).add(StoredCorpus(sha256="0" * 64, bytes=1, lines=1), None, None)
-    return ExtractionRequest(
-        corpus_id=corpus.id,
-        cask="cask",
-        capture={},
-        max_length=None,
-        overflow="truncate",
-        carrier="arrow",
-        on_error="skip",
-        metadata={},
-    )
+    return ExtractionRequest(corpus_id=corpus.id, cask="cask")
 
 
 def queued(store, request_of):
     row, _ = store.create(request_of, None)
     chunks = [Chunk(number=number, first_document=number, documents=1, tokens=5) for number in range(3)]
-    store.save_preparation(row.id, Prepared(documents=3, tokens=15), {"model": "a"}, chunks)
+    chunk_store(store).save_preparation(row.id, Prepared(documents=3, tokens=15), {"model": "a"}, chunks)
     return row
 
 
@@ -82,15 +82,15 @@ def test_restart_queues_what_ran_and_ends_what_was_being_cancelled(store, reques
 def test_a_chunk_counts_once(store, request_of):
     row = queued(store, request_of)
     store.step(row.id, "in_progress")
-    chunk = store.pending_chunks(row.id)[0]
+    chunk = chunk_store(store).pending_chunks(row.id)[0]
     outcome = ChunkOutcome(shards=[{"name": "s", "bytes": 100}], captured_documents=1, captured_tokens=5)
-    store.commit_chunk(row.id, chunk, outcome)
-    store.commit_chunk(row.id, chunk, outcome)
+    chunk_store(store).commit_chunk(row.id, chunk, outcome)
+    chunk_store(store).commit_chunk(row.id, chunk, outcome)
     row = store.get(row.id)
     assert (row.tokens_done, row.bytes_written, row.captured_documents) == (5, 100, 1)
-    assert [chunk.number for chunk in store.pending_chunks(row.id)] == [1, 2]
-    assert store.owner_of_shard("s") == row.number
-    assert store.owner_of_shard("other") is None
+    assert [chunk.number for chunk in chunk_store(store).pending_chunks(row.id)] == [1, 2]
+    assert chunk_store(store).owner_of_shard("s") == row.number
+    assert chunk_store(store).owner_of_shard("other") is None
 
 
 def test_cancel(store, request_of):
@@ -142,27 +142,104 @@ def test_a_database_of_the_future_is_refused(tmp_path):
     with database.write() as session:
         session.connection().exec_driver_sql("PRAGMA user_version = 99")
     database.close()
-    with pytest.raises(DatabaseError, match="schema version 99, this logitcask reads 2 and older"):
+    with pytest.raises(DatabaseError, match="schema version 99, this logitcask reads 3 and older"):
         Database(tmp_path)
+
+
+def old_database(folder: Path, version: int) -> None:
+    """A job database as an older version of logitcask left it."""
+    with closing(sqlite3.connect(folder / "jobs.sqlite3")) as connection:
+        connection.executescript((Path(__file__).parent / f"jobs-version-{version}.sql").read_text())
 
 
 def test_a_database_of_version_1_is_brought_up_to_date(tmp_path):
     """Columns that came later are there with their defaults; what was stored stays."""
-    old = sqlite3.connect(tmp_path / "jobs.sqlite3")
-    old.executescript((Path(__file__).parent / "jobs-version-1.sql").read_text())
-    old.close()
+    old_database(tmp_path, 1)
     database = Database(tmp_path)
     store = ExtractionStore(database, lambda extraction_id: None)
     (row,) = store.page(status=None, after=None, limit=5)
-    assert (row.id, row.status, row.cask, row.documents) == ("extraction-1", "queued", "docs", 3)
-    assert store.pending_chunks("extraction-1")[0].tokens == 12
-    with database.read() as session:
-        assert session.connection().exec_driver_sql("PRAGMA user_version").scalar_one() == SCHEMA_VERSION
-        for table in Base.metadata.sorted_tables:
-            columns = {row[1] for row in session.connection().exec_driver_sql(f"PRAGMA table_info({table.name})")}
-            assert columns >= {column.name for column in table.columns}
+    assert (row.id, row.status, row.documents) == ("extraction-1", "queued", 3)
+    assert row.request == ExtractionRequest(corpus_id="corpus-1", cask="docs")
+    assert chunk_store(store).pending_chunks("extraction-1")[0].tokens == 12
+    require_tables_of_today(database)
     store.step("extraction-1", "in_progress")
     database.close()
+
+
+def require_tables_of_today(database):
+    with database.read() as session:
+        assert session.connection().exec_driver_sql("PRAGMA user_version").scalar_one() == SCHEMA_VERSION
+        assert session.connection().exec_driver_sql("PRAGMA foreign_key_check").all() == []
+        for table in Base.metadata.sorted_tables:
+            columns = {row[1] for row in session.connection().exec_driver_sql(f"PRAGMA table_info({table.name})")}
+            assert columns == {column.name for column in table.columns}
+
+
+def test_a_database_of_version_2_keeps_its_requests_and_keys(tmp_path):
+    """Each field of a request had a column; now they are one document, and nothing of it has changed."""
+    old_database(tmp_path, 2)
+    database = Database(tmp_path)
+    store = ExtractionStore(database, lambda extraction_id: None)
+    older, second, first = store.page(status=None, after=None, limit=5)
+    plain = ExtractionRequest(corpus_id=first.corpus_id, cask="docs")
+    full = ExtractionRequest(
+        corpus_id=first.corpus_id,
+        cask="others",
+        capture=CaptureSpec(
+            mode="topk",
+            k=8,
+            pinned_ids=(3, 5),
+            temperatures=(2.0,),
+            logprob_codec="u8",
+            sampler="multinomial",
+            seed=2**62 + 1,
+        ),
+        max_length=1024,
+        overflow="split",
+        carrier="zarr",
+        on_error="fail",
+        metadata={"who": "Ünsal \"the\" 'quote' \U0001f600", "n": "1e5"},
+    )
+    assert (first.request, second.request) == (plain, full)
+    assert older.request.capture.tau == 1e-9  # under the limits of its version
+    assert (first.status, first.notes, first.documents) == ("queued", {"blank_line": 1}, 3)
+    (failures,) = ExtractionLog(database).failures(second)
+    assert [(failure["line"], failure["code"]) for failure in failures] == [(2, "not_json")]
+    require_tables_of_today(database)
+    for request, name, row in ((plain, "first", first), (full, "second", second)):
+        fingerprint = hashlib.sha256(request.canonical()).hexdigest()
+        key = IdempotencyKey(scope="extractions anonymous", key=name, fingerprint=fingerprint)
+        again, created = store.create(request, key)
+        assert (again.id, created) == (row.id, False)
+    new, _ = store.create(full, None)
+    assert store.get(new.id).request == full
+    database.close()
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_migration_that_is_cut_short_changes_nothing(tmp_path, version):
+    old_database(tmp_path, version)
+
+    def dump():
+        with closing(sqlite3.connect(tmp_path / "jobs.sqlite3")) as connection:
+            return list(connection.iterdump()), connection.execute("PRAGMA user_version").fetchone()
+
+    before = dump()
+    dropped = []
+
+    def die_late(connection, cursor, statement, *_):
+        dropped.append("DROP COLUMN" in statement)
+        if sum(dropped) == 4:
+            raise KeyboardInterrupt
+
+    event.listen(Engine, "before_cursor_execute", die_late)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Database(tmp_path)
+    finally:
+        event.remove(Engine, "before_cursor_execute", die_late)
+    assert dump() == before
+    Database(tmp_path).close()
 
 
 @pytest.mark.parametrize("content", [b"this is no database" * 100, None], ids=["text", "cut"])
@@ -232,7 +309,7 @@ def test_a_death_after_the_end_changes_no_end(store, request_of):
     store.step(row.id, "in_progress")
     store.cancel(row.id)
     store.finish(row.id, "cancelled")
-    assert store.record_death(row.id, [], "it hung").status == "cancelled"
+    assert chunk_store(store).record_death(row.id, [], "it hung").status == "cancelled"
 
 
 def test_every_commit_is_on_the_disk(database):
@@ -241,3 +318,42 @@ def test_every_commit_is_on_the_disk(database):
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar_one() == 2  # FULL
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "wal"
         assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar_one() == 1
+
+
+def moved(folder, elsewhere):
+    elsewhere.mkdir(exist_ok=True)
+    for file in folder.glob("jobs.sqlite3*"):
+        file.rename(elsewhere / file.name)
+
+
+@pytest.mark.parametrize("exchanged", [False, True])
+def test_nothing_is_committed_into_a_file_that_lost_its_name(tmp_path, exchanged):
+    state, elsewhere = tmp_path / "state", tmp_path / "elsewhere"
+    database = Database(state)
+    registry = CorpusRegistry(database)
+    first, _ = registry.add(StoredCorpus(sha256="1" * 64, bytes=1, lines=1), None, None)
+    moved(state, elsewhere)
+    if exchanged:
+        with closing(sqlite3.connect(state / "jobs.sqlite3")) as other:
+            other.execute("CREATE TABLE songs (title)")
+    for _ in range(2):
+        with pytest.raises(OperationalError, match=r"jobs\.sqlite3 is not the file that this service opened"):
+            registry.add(StoredCorpus(sha256="2" * 64, bytes=1, lines=1), None, None)
+    assert [corpus.id for corpus in registry.page(after=None, limit=9)] == [first.id]
+    (state / "jobs.sqlite3").unlink(missing_ok=True)
+    moved(elsewhere, state)
+    second, _ = registry.add(StoredCorpus(sha256="2" * 64, bytes=1, lines=1), None, None)
+
+    def moved_meanwhile():
+        with database.write() as session:
+            session.add(CorpusRow(id="corpus-3", sha256="3" * 64, bytes=1, lines=1, name=None, created_at=0.0))
+            moved(state, elsewhere)
+
+    with pytest.raises(OperationalError, match="not the file"):
+        moved_meanwhile()
+    database.close()
+    moved(elsewhere, state)
+    database = Database(state)
+    rows = CorpusRegistry(database).page(after=None, limit=9)
+    assert [row.id for row in rows] == [second.id, first.id]
+    database.close()

@@ -8,11 +8,11 @@ from fake_teacher import FakeTokenizer
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_services.jobs import preparer
-from logitcask_services.jobs.extraction import MOST_DOCUMENTS, plan_chunks
+from logitcask_services.jobs.extraction import MAX_DOCUMENTS, plan_chunks
 
 
 def test_bad_lines_beyond_the_most_that_are_listed_are_counted(serve, monkeypatch):
-    monkeypatch.setattr(preparer, "MOST_LISTED", 3)
+    monkeypatch.setattr(preparer, "MAX_LISTED", 3)
     server = serve()
     job = server.finish(server.submit(server.upload(b"x\n" * 2000 + b'{"text": "good"}\n'))["id"])
     assert job["lines"]["bad"] == 2000
@@ -114,5 +114,5 @@ def test_answers_of_documents_reach_the_cask(serve):
 
 
 def test_chunks_of_short_documents_are_bounded_in_documents():
-    offsets = np.arange(2 * MOST_DOCUMENTS + 2, dtype=np.uint64) * 2
-    assert [chunk.documents for chunk in plan_chunks(offsets, 1 << 30)] == [MOST_DOCUMENTS, MOST_DOCUMENTS, 1]
+    offsets = np.arange(2 * MAX_DOCUMENTS + 2, dtype=np.uint64) * 2
+    assert [chunk.documents for chunk in plan_chunks(offsets, 1 << 30)] == [MAX_DOCUMENTS, MAX_DOCUMENTS, 1]

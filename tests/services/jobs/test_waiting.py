@@ -6,6 +6,7 @@ import sqlite3
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from logitcask_schemas.cask.storage import files
 from logitcask_schemas.errors import (
     CaskCorruptionError,
     CaskLockedError,
@@ -14,10 +15,9 @@ from logitcask_schemas.errors import (
     CaskWriteError,
     IdentityMismatchError,
 )
-from logitcask_services import files
 from logitcask_services.jobs.waiting import (
-    EndedWhileWaitingError,
     SetAsideError,
+    StoppedWhileWaitingError,
     Waiter,
     passing_fault,
     retry_until_written,
@@ -163,7 +163,7 @@ def test_called_off(tmp_path):
     def work():
         raise OSError(errno.ENOSPC, "full")
 
-    with pytest.raises(EndedWhileWaitingError):
+    with pytest.raises(StoppedWhileWaitingError):
         keeper(tmp_path, [], ends=lambda seconds: True).run(work)
 
 

@@ -126,6 +126,18 @@ def publish_file(files: FileOperations, directory: Path, write: Callable[[Binary
     return target
 
 
+def publish_path(temporary: Path, target: Path) -> None:
+    """Rename a file or folder, whose content is on the disk, over the target. Durable on return. Raises OSError."""
+    files = LocalFiles()
+    files.rename(temporary, target)
+    files.sync_directory(target.parent)
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes, for an ordinary user, of the file system that holds a folder."""
+    return shutil.disk_usage(folder).free
+
+
 def link_or_copy(files: FileOperations, source: Path, directory: Path, name: str, *, link: bool = True) -> bool:
     """Give a file a second name in another directory, durably; copy it where the file system has no links.
 

@@ -13,7 +13,7 @@ from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_schemas.record.wire import decode_wire
 from logitcask_services.engines.dtypes import Platform, choose_dtype
-from logitcask_services.engines.engine import CaptureResult, CaptureTask, EngineError, refusal, require_spec, result_of
+from logitcask_services.engines.engine import CaptureResult, CaptureTask, EngineError, refusal, result_of
 from logitcask_services.engines.model_config import rope_types
 from logitcask_services.engines.model_folder import ModelFolder
 from logitcask_services.engines.vllm.arguments import numeric_options, vllm_arguments
@@ -118,7 +118,7 @@ class VllmEngine:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         # Here and not in the engine's process, which would die of it.
-        require_spec(spec, self._identity.vocab_size)
+        spec.require_vocabulary(self._identity.vocab_size)
         if self._capturing:
             raise EngineError("another capture of this engine is still open; exhaust or close its generator first")
         self._capturing = True

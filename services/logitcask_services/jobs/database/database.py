@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.exc import DatabaseError as SQLError
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from logitcask_schemas.errors import LogitcaskError
@@ -35,6 +36,9 @@ class Database:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._lock_file = _lock(folder)
+        self._path = folder / FILE_NAME
+        self.is_new = not self._path.exists()
+        """Whether there was none in the folder."""
         self._writing = threading.Lock()
         self._engine = create_engine(
             f"sqlite:///{folder / FILE_NAME}",
@@ -44,8 +48,9 @@ class Database:
         event.listen(self._engine, "connect", _configure)
         event.listen(self._engine, "begin", _begin)
         try:
-            _require_ours(folder / FILE_NAME)
+            _require_ours(self._path)
             self._create(folder)
+            self._file = _file_of(self._path)
         except (SQLError, sqlite3.Error) as error:
             self.close()
             raise _unusable(folder / FILE_NAME, error) from error
@@ -64,6 +69,7 @@ class Database:
             if version < SCHEMA_VERSION:
                 Base.metadata.create_all(connection)
                 _add_missing_columns(connection)
+                _join_request(connection)
                 connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     @contextmanager
@@ -74,15 +80,42 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """One durable transaction: committed at the end of the block, rolled back by an exception."""
+        """One durable transaction: committed at the end of the block, rolled back by an exception.
+
+        Raises what `require_in_place` raises: nothing is committed into a file that no later start will find.
+        """
         engine = self._engine.execution_options(writes=True)
         with self._writing, Session(engine, expire_on_commit=False) as session, session.begin():
+            self.require_in_place()
             yield session
+            session.flush()
+            self.require_in_place()
+
+    def require_in_place(self) -> None:
+        """Raise OperationalError (SQLITE_READONLY_DBMOVED) where the open file no longer has the database's name.
+
+        SQLite itself looks only where it keeps a rollback journal; in WAL mode it goes on writing to the old file.
+        """
+        if _file_of(self._path) != self._file:
+            cause = sqlite3.OperationalError(
+                f"{self._path} is not the file that this service opened: that was moved, deleted or exchanged"
+            )
+            cause.sqlite_errorcode = sqlite3.SQLITE_READONLY_DBMOVED
+            raise OperationalError(None, None, cause)
 
     def close(self) -> None:
         """Close every connection and let the folder go."""
         self._engine.dispose()
         self._lock_file.close()
+
+
+def _file_of(path: Path) -> tuple[int, int] | None:
+    """Device and number of the file that has this name now, or None."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _require_ours(path: Path) -> None:
@@ -128,6 +161,27 @@ def _add_missing_columns(connection: Connection) -> None:
             default = getattr(column.default, "arg", None)
             needed = "" if column.nullable else f" NOT NULL DEFAULT {_literal(default)}"
             connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}{needed}")
+
+
+_OF_REQUEST = {"metadata": "user_metadata"} | {
+    name: name for name in ("corpus_id", "cask", "capture", "max_length", "overflow", "carrier", "on_error")
+}
+"""Fields of a request, and the columns they had before version 3."""
+
+
+def _join_request(connection: Connection) -> None:
+    """Before version 3 each field of a request had a column; put them into the one document, and drop them."""
+    columns = {row[1] for row in connection.exec_driver_sql("PRAGMA table_info(extractions)")}
+    if "cask" not in columns:
+        return
+    documents = ("capture", "metadata")
+    fields = ", ".join(
+        f"'{name}', {f'json({column})' if name in documents else column}" for name, column in _OF_REQUEST.items()
+    )
+    connection.exec_driver_sql(f"UPDATE extractions SET request = json_object('kind', 'capture', {fields})")
+    for column in _OF_REQUEST.values():
+        if column != "corpus_id":  # refers to its corpus, and stays
+            connection.exec_driver_sql(f"ALTER TABLE extractions DROP COLUMN {column}")
 
 
 def _literal(default: Any) -> str:

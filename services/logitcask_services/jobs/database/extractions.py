@@ -1,4 +1,4 @@
-"""Extractions in the job database: creation, states, chunks. Every change of state is logged as an event with it."""
+"""Extractions in the job database: creation, lists, states."""
 
 import secrets
 import time
@@ -6,26 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import delete, func, null, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import func, null, select, update
 
+from logitcask_schemas.api.objects import FINAL, Status
+from logitcask_schemas.api.requests import ExtractionRequest
 from logitcask_schemas.record.identity import TeacherIdentity
-from logitcask_schemas.terminal import counted
-from logitcask_services.corpora.prepare import Prepared
 from logitcask_services.jobs.database.corpora import forget_old_keys, recall, remember
 from logitcask_services.jobs.database.database import Database
-from logitcask_services.jobs.database.log import add_event, add_failures
-from logitcask_services.jobs.database.tables import ChunkRow, CorpusRow, ExtractionRow, LineErrorRow, ShardRow
+from logitcask_services.jobs.database.log import add_event
+from logitcask_services.jobs.database.states import begin_anew, forget_failures, move, row_of
+from logitcask_services.jobs.database.tables import CorpusRow, ExtractionRow
 from logitcask_services.jobs.extraction import (
-    FINAL,
-    Chunk,
-    ChunkOutcome,
-    DocumentFailure,
-    ExtractionRequest,
     IdempotencyKey,
     NotFoundError,
-    Status,
-    check_step,
 )
 
 TOKENS = ("tokenizer_fingerprint", "template_hash")
@@ -54,20 +47,14 @@ class ExtractionStore:
     def create(self, request: ExtractionRequest, key: IdempotencyKey | None) -> tuple[ExtractionRow, bool]:
         """The extraction and whether it is new. Raises NotFoundError (corpus), IdempotencyConflictError."""
         with self._database.write() as session:
-            if (known := recall(session, key)) is not None:
-                return _get(session, known), False
+            if (object_id := recall(session, key)) is not None:
+                return row_of(session, object_id), False
             if session.scalar(select(CorpusRow.number).where(CorpusRow.id == request.corpus_id)) is None:
                 raise NotFoundError("corpus", request.corpus_id)
             row = ExtractionRow(
                 id=f"extraction-{secrets.token_hex(12)}",
                 corpus_id=request.corpus_id,
-                cask=request.cask,
-                capture=request.capture,
-                max_length=request.max_length,
-                overflow=request.overflow,
-                carrier=request.carrier,
-                on_error=request.on_error,
-                user_metadata=request.metadata,
+                request=request,
                 status="validating",
                 timestamps={"validating": time.time()},
             )
@@ -81,7 +68,7 @@ class ExtractionStore:
     def get(self, extraction_id: str) -> ExtractionRow:
         """Raises NotFoundError."""
         with self._database.read() as session:
-            return _get(session, extraction_id)
+            return row_of(session, extraction_id)
 
     def page(self, *, status: Status | None, after: str | None, limit: int) -> Sequence[ExtractionRow]:
         """Up to `limit` extractions, newest first, older than `after`."""
@@ -112,28 +99,28 @@ class ExtractionStore:
     ) -> ExtractionRow:
         """Move to `status`; `reason` = (code, message). Raises IllegalTransitionError."""
         with self._database.write() as session:
-            row = _get(session, extraction_id)
-            _step(session, row, status, reason, level)
+            row = row_of(session, extraction_id)
+            move(session, row, status, reason, level)
         self._changed(extraction_id)
         return row
 
     def finish(self, extraction_id: str, status: Status, *, reason: tuple[str, str] | None = None) -> ExtractionRow:
         """Move a running extraction to its end; a cancel that came in meanwhile wins. Raises IllegalTransitionError."""
         with self._database.write() as session:
-            row = _get(session, extraction_id)
+            row = row_of(session, extraction_id)
             if row.status == "cancelling":
-                _step(session, row, "cancelled", None, "info")
+                move(session, row, "cancelled")
             else:
-                _step(session, row, status, reason, "error" if status == "failed" else "info")
+                move(session, row, status, reason, "error" if status == "failed" else "info")
         self._changed(extraction_id)
         return row
 
     def cancel(self, extraction_id: str) -> ExtractionRow:
         """Ask for the end: queued ones end here, running ones become `cancelling`. Raises IllegalTransitionError."""
         with self._database.write() as session:
-            row = _get(session, extraction_id)
+            row = row_of(session, extraction_id)
             if row.status != "cancelling":
-                _step(session, row, "cancelled" if row.status == "queued" else "cancelling", None, "info")
+                move(session, row, "cancelled" if row.status == "queued" else "cancelling")
         self._changed(extraction_id)
         return row
 
@@ -141,7 +128,7 @@ class ExtractionStore:
         """Say what holds the extraction up, or that nothing does any more."""
         value = {"code": reason[0], "message": reason[1]} if reason else None
         with self._database.write() as session:
-            row = _get(session, extraction_id)
+            row = row_of(session, extraction_id)
             if row.waiting == value or row.status in FINAL:
                 return
             row.waiting = value
@@ -154,8 +141,8 @@ class ExtractionStore:
     def put_aside(self, extraction_id: str, reason: tuple[str, str]) -> None:
         """in_progress -> queued, waiting for something of its own. Raises IllegalTransitionError."""
         with self._database.write() as session:
-            row = _get(session, extraction_id)
-            _step(session, row, "queued", reason, "warning")
+            row = row_of(session, extraction_id)
+            move(session, row, "queued", reason, "warning")
             row.waiting = {"code": reason[0], "message": reason[1]}
         self._changed(extraction_id)
 
@@ -167,14 +154,14 @@ class ExtractionStore:
             prepared: its tokens are still there; else it is validated anew.
         """
         with self._database.write() as session:
-            row = _get(session, extraction_id)
+            row = row_of(session, extraction_id)
             code, prepared = (row.error or {}).get("code"), prepared and row.teacher is not None
-            _step(session, row, "queued" if prepared else "validating", ("resumed", "taken up again as asked"), "info")
+            move(session, row, "queued" if prepared else "validating", ("resumed", "taken up again as asked"))
             row.error = None
             if prepared:
-                _forget_failures(session, row, counted=code == "document_failed")
+                forget_failures(session, row, counted=code == "document_failed")
             elif row.teacher is not None:
-                _begin_anew(session, row)
+                begin_anew(session, row)
         self._changed(extraction_id)
         return row
 
@@ -192,11 +179,9 @@ class ExtractionStore:
             states: tuple[Status, ...] = ("in_progress", "finalizing", "cancelling")
             for row in session.scalars(select(ExtractionRow).where(ExtractionRow.status.in_(states))):
                 if row.status == "cancelling":
-                    _step(session, row, "cancelled", None, "info")
+                    move(session, row, "cancelled")
                 else:
-                    _step(
-                        session, row, "queued", ("service_restarted", "the service restarted; the run goes on"), "info"
-                    )
+                    move(session, row, "queued", ("service_restarted", "the service restarted; the run goes on"))
                 moved.append(row.id)
             # What held something up before may be over; it is noticed again where it is not.
             session.execute(update(ExtractionRow).where(ExtractionRow.status.not_in(FINAL)).values(waiting=null()))
@@ -214,7 +199,7 @@ class ExtractionStore:
         message = func.min(ExtractionRow.waiting["message"].as_string())
         query = select(code, message, func.count()).where(ExtractionRow.status.not_in(FINAL), code.is_not(None))
         with self._database.read() as session:
-            return [(code, message, many) for code, message, many in session.execute(query.group_by(code))]
+            return [(code, message, count) for code, message, count in session.execute(query.group_by(code))]
 
     def to_prepare(self) -> list[tuple[ExtractionRow, int]]:
         """Extractions to be validated with the bytes of their corpora, oldest first."""
@@ -234,209 +219,12 @@ class ExtractionStore:
     def begin(self, extraction_id: str, teacher: dict[str, Any]) -> ExtractionRow:
         """Queued -> in_progress, by this teacher. Raises IllegalTransitionError."""
         with self._database.write() as session:
-            row = _get(session, extraction_id)
-            _step(session, row, "in_progress", None, "info")
+            row = row_of(session, extraction_id)
+            move(session, row, "in_progress")
             row.teacher = teacher
         self._changed(extraction_id)
         return row
-
-    # -- preparation ---------------------------------------------------------------------------------------------
-
-    def save_preparation(
-        self, extraction_id: str, found: Prepared, teacher: dict[str, Any], chunks: Sequence[Chunk]
-    ) -> None:
-        """Validating -> queued, with the plan."""
-        with self._database.write() as session:
-            row = _get(session, extraction_id)
-            row.lines, row.documents, row.tokens_total = found.lines, found.documents, found.tokens
-            row.bad_lines, row.skipped_lines = found.bad_lines, found.skipped_lines
-            row.truncated_lines, row.split_lines = found.truncated_lines, found.split_lines
-            row.notes, row.first_lines = found.notes, found.examples
-            row.teacher = teacher
-            session.add_all(
-                ChunkRow(
-                    extraction=row.number,
-                    number=chunk.number,
-                    first_document=chunk.first_document,
-                    documents=chunk.documents,
-                    tokens=chunk.tokens,
-                )
-                for chunk in chunks
-            )
-            counts = {"document": found.documents, "token": found.tokens, "chunk": len(chunks)}
-            message = ", ".join(counted(count, noun) for noun, count in counts.items())
-            add_event(
-                session,
-                row,
-                "prepared",
-                message,
-                {
-                    "documents": found.documents,
-                    "tokens": found.tokens,
-                    "bad_lines": found.bad_lines,
-                    "skipped_lines": found.skipped_lines,
-                    "truncated_lines": found.truncated_lines,
-                    "notes": found.notes,
-                },
-            )
-            _step(session, row, "queued", None, "info")
-            row.waiting = None
-        self._changed(extraction_id)
-
-    def save_failed_preparation(self, extraction_id: str, found: Prepared, reason: tuple[str, str]) -> None:
-        """Validating -> failed, with the counts of what was read."""
-        with self._database.write() as session:
-            row = _get(session, extraction_id)
-            row.lines, row.bad_lines, row.skipped_lines = found.lines, found.bad_lines, found.skipped_lines
-            row.truncated_lines, row.split_lines = found.truncated_lines, found.split_lines
-            row.notes, row.first_lines = found.notes, found.examples
-            _step(session, row, "failed", reason, "error")
-        self._changed(extraction_id)
-
-    # -- chunks --------------------------------------------------------------------------------------------------
-
-    def pending_chunks(self, extraction_id: str) -> list[Chunk]:
-        """Chunks not yet committed, in corpus order."""
-        with self._database.read() as session:
-            row = _get(session, extraction_id)
-            query = select(ChunkRow).where(ChunkRow.extraction == row.number, ChunkRow.done.is_(False))
-            return [
-                Chunk(
-                    number=chunk.number,
-                    first_document=chunk.first_document,
-                    documents=chunk.documents,
-                    tokens=chunk.tokens,
-                    deaths=chunk.deaths,
-                )
-                for chunk in session.scalars(query.order_by(ChunkRow.number))
-            ]
-
-    def commit_chunk(self, extraction_id: str, chunk: Chunk, outcome: ChunkOutcome) -> None:
-        """Chunk, counters, failures and event in one transaction."""
-        with self._database.write() as session:
-            row = _get(session, extraction_id)
-            entry = session.get_one(ChunkRow, (row.number, chunk.number))
-            if entry.done:
-                return
-            entry.done = True
-            session.add_all(
-                ShardRow(extraction=row.number, chunk=chunk.number, name=shard["name"], entry=shard)
-                for shard in outcome.shards
-            )
-            row.captured_documents += outcome.captured_documents
-            row.present_documents += outcome.present_documents
-            row.failed_documents += len(outcome.failures) + outcome.known_failures
-            row.tokens_done += chunk.tokens
-            row.tokens_captured += outcome.captured_tokens
-            row.bytes_written += sum(shard["bytes"] for shard in outcome.shards)
-            row.capture_seconds += outcome.seconds
-            add_failures(session, row, outcome.failures)
-            add_event(
-                session,
-                row,
-                "chunk",
-                f"chunk {chunk.number} is in the cask",
-                {
-                    "chunk": chunk.number,
-                    "shards": [shard["name"] for shard in outcome.shards],
-                    "captured": outcome.captured_documents,
-                    "present": outcome.present_documents,
-                    "failed": len(outcome.failures) + outcome.known_failures,
-                    "tokens_done": row.tokens_done,
-                    "tokens_total": row.tokens_total,
-                },
-            )
-        self._changed(extraction_id)
-
-    def owner_of_shard(self, shard_name: str) -> int | None:
-        """The number of an extraction whose chunk published this shard, or None."""
-        with self._database.read() as session:
-            return session.scalar(select(ShardRow.extraction).where(ShardRow.name == shard_name).limit(1))
-
-    def shards(self, extraction_id: str) -> Sequence[ShardRow]:
-        """Published shards in corpus order."""
-        with self._database.read() as session:
-            row = _get(session, extraction_id)
-            return session.scalars(
-                select(ShardRow).where(ShardRow.extraction == row.number).order_by(ShardRow.chunk, ShardRow.name)
-            ).all()
-
-    def record_death(self, extraction_id: str, chunks: Sequence[int], message: str) -> ExtractionRow:
-        """The teacher died with these chunks in work: count it, and queue the extraction again."""
-        with self._database.write() as session:
-            row = _get(session, extraction_id)
-            session.execute(
-                update(ChunkRow)
-                .where(ChunkRow.extraction == row.number, ChunkRow.number.in_(chunks))
-                .values(deaths=ChunkRow.deaths + 1)
-            )
-            if row.status == "cancelling":
-                _step(session, row, "cancelled", None, "info")
-            elif row.status not in FINAL:
-                _step(session, row, "queued", ("teacher_died", message), "warning")
-                row.waiting = {"code": "teacher_unavailable", "message": message}
-        self._changed(extraction_id)
-        return row
-
-    def fail_on_document(self, extraction_id: str, failure: DocumentFailure, reason: tuple[str, str]) -> None:
-        """in_progress -> failed because of one document (on_error `fail`)."""
-        with self._database.write() as session:
-            row = _get(session, extraction_id)
-            add_failures(session, row, [failure])
-            row.failed_documents += 1
-            if row.status == "cancelling":
-                _step(session, row, "cancelled", None, "info")
-            else:
-                _step(session, row, "failed", reason, "error")
-        self._changed(extraction_id)
-
-    def record_failure(self, extraction_id: str, failure: DocumentFailure) -> None:
-        """Note a document that must not be given to the teacher again; its chunk counts it when it is committed."""
-        with self._database.write() as session:
-            add_failures(session, _get(session, extraction_id), [failure])
-        self._changed(extraction_id)
 
 
 def _has_tokens_of(row: ExtractionRow, teacher: TeacherIdentity) -> bool:
     return row.teacher is not None and all(row.teacher.get(name) == getattr(teacher, name) for name in TOKENS)
-
-
-def _get(session: Session, extraction_id: str) -> ExtractionRow:
-    row = session.scalar(select(ExtractionRow).where(ExtractionRow.id == extraction_id))
-    if row is None:
-        raise NotFoundError("extraction", extraction_id)
-    return row
-
-
-def _forget_failures(session: Session, row: ExtractionRow, *, counted: bool) -> None:
-    """Let documents of chunks that are still to do be tried again, those excepted that killed the teacher twice."""
-    pending = session.scalars(select(ChunkRow).where(ChunkRow.extraction == row.number, ChunkRow.done.is_(False))).all()
-    failures = session.scalars(
-        select(LineErrorRow).where(LineErrorRow.extraction == row.number, LineErrorRow.stage == "capture")
-    ).all()
-    for failure in failures:
-        document = -1 if failure.document is None else failure.document
-        open_again = any(chunk.first_document <= document < chunk.first_document + chunk.documents for chunk in pending)
-        if open_again and failure.code != "teacher_died":
-            session.delete(failure)
-            row.failed_documents -= int(counted)
-
-
-def _begin_anew(session: Session, row: ExtractionRow) -> None:
-    """Forget the plan, which the next preparation makes again; what is in the cask is found there, as present."""
-    session.execute(delete(ChunkRow).where(ChunkRow.extraction == row.number))
-    session.execute(delete(LineErrorRow).where(LineErrorRow.extraction == row.number, LineErrorRow.stage == "capture"))
-    row.captured_documents = row.present_documents = row.failed_documents = row.tokens_done = 0
-
-
-def _step(session: Session, row: ExtractionRow, status: Status, reason: tuple[str, str] | None, level: str) -> None:
-    check_step(row.id, row.status, status)
-    row.status = status
-    row.timestamps = {**row.timestamps, status: time.time()}
-    detail = {"code": reason[0], "message": reason[1]} if reason else None
-    if status == "failed":
-        row.error = detail
-    if status in FINAL:
-        row.waiting = None
-    message = f"{status}: {reason[1]}" if reason else status
-    add_event(session, row, "status", message, {"status": status, "reason": detail}, level=level)

@@ -7,10 +7,9 @@ from typing import Any
 from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
-from logitcask_services.corpora.prepare import BadLine
+from logitcask_schemas.api.objects import Failure
 from logitcask_services.jobs.database.database import Database
-from logitcask_services.jobs.database.tables import EventRow, ExtractionRow, LineErrorRow
-from logitcask_services.jobs.extraction import DocumentFailure
+from logitcask_services.jobs.database.tables import EventRow, ExtractionRow, FailureRow
 
 PAGE = 1000
 
@@ -24,20 +23,10 @@ def add_event(
     )
 
 
-def add_failures(session: Session, row: ExtractionRow, failures: Sequence[DocumentFailure]) -> None:
-    """Append documents the teacher failed on."""
-    session.add_all(
-        LineErrorRow(
-            extraction=row.number,
-            stage="capture",
-            line=failure.line,
-            document=failure.document,
-            custom_id=failure.custom_id,
-            code=failure.code,
-            message=failure.message,
-        )
-        for failure in failures
-    )
+def add_failures(session: Session, row: ExtractionRow, failures: Sequence[Failure]) -> None:
+    """Append lines and documents that failed, in the transaction that counts them."""
+    if failures:
+        session.execute(insert(FailureRow), [{"extraction": row.number, **dict(failure)} for failure in failures])
 
 
 class ExtractionLog:
@@ -55,7 +44,7 @@ class ExtractionLog:
     def failures(self, row: ExtractionRow) -> Iterator[list[dict[str, Any]]]:
         """All bad lines and failed documents in the order they were found, in pages of up to PAGE."""
         after = 0
-        table = LineErrorRow
+        table = FailureRow
         columns = (table.custom_id, table.line, table.document, table.stage, table.code, table.message)
         while True:
             # Columns instead of objects: there may be many.
@@ -69,34 +58,18 @@ class ExtractionLog:
                 return
             after = page[-1][0]
 
-    def capture_failures(self, row: ExtractionRow) -> dict[int, LineErrorRow]:
+    def capture_failures(self, row: ExtractionRow) -> dict[int, FailureRow]:
         """Documents the teacher failed on, by number."""
-        query = select(LineErrorRow).where(LineErrorRow.extraction == row.number, LineErrorRow.stage == "capture")
+        query = select(FailureRow).where(FailureRow.extraction == row.number, FailureRow.stage == "capture")
         with self._database.read() as session:
             return {failure.document: failure for failure in session.scalars(query) if failure.document is not None}
 
-    def add_bad_lines(self, row: ExtractionRow, bad: Sequence[BadLine]) -> None:
+    def add_bad_lines(self, row: ExtractionRow, bad: Sequence[Failure]) -> None:
         """Append bad lines of the corpus."""
         with self._database.write() as session:
-            session.execute(
-                insert(LineErrorRow),
-                [
-                    {
-                        "extraction": row.number,
-                        "stage": "corpus",
-                        "line": entry.line,
-                        "document": None,
-                        "custom_id": entry.custom_id,
-                        "code": entry.code,
-                        "message": entry.message,
-                    }
-                    for entry in bad
-                ],
-            )
+            add_failures(session, row, bad)
 
     def clear_bad_lines(self, row: ExtractionRow) -> None:
         """Forget the bad lines of a preparation that did not end."""
         with self._database.write() as session:
-            session.execute(
-                delete(LineErrorRow).where(LineErrorRow.extraction == row.number, LineErrorRow.stage == "corpus")
-            )
+            session.execute(delete(FailureRow).where(FailureRow.extraction == row.number, FailureRow.stage == "corpus"))

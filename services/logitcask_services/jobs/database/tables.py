@@ -2,13 +2,29 @@
 
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, ForeignKey, Index, Text
+from sqlalchemy import JSON, Dialect, ForeignKey, Index, Text, TypeDecorator
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from logitcask_services.corpora.prepare import Overflow
-from logitcask_services.jobs.extraction import CarrierName, OnError, Status
+from logitcask_schemas.api.objects import Status
+from logitcask_schemas.api.requests import ExtractionRequest, stored_request
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+"""1: the first. 2: notes, first lines. 3: the request as one document, until then a column for each of its fields."""
+
+
+class RequestColumn(TypeDecorator[ExtractionRequest]):
+    """A request as JSON; its `kind` says which model it is read with."""
+
+    impl = JSON
+    cache_ok = True
+
+    def process_bind_param(self, value: ExtractionRequest | None, dialect: Dialect) -> Any:
+        """To the database."""
+        return None if value is None else value.model_dump(mode="json")
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> ExtractionRequest | None:
+        """From the database."""
+        return None if value is None else stored_request(value)
 
 
 class Base(DeclarativeBase):
@@ -17,9 +33,7 @@ class Base(DeclarativeBase):
     type_annotation_map: ClassVar[dict[Any, Any]] = {
         dict[str, Any]: JSON(none_as_null=True),
         Status: Text,
-        Overflow: Text,
-        OnError: Text,
-        CarrierName: Text,
+        ExtractionRequest: RequestColumn,
     }
 
 
@@ -46,13 +60,8 @@ class ExtractionRow(Base):
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(unique=True)
     corpus_id: Mapped[str] = mapped_column(ForeignKey("corpora.id"))
-    cask: Mapped[str]
-    capture: Mapped[dict[str, Any]]
-    max_length: Mapped[int | None]
-    overflow: Mapped[Overflow]
-    carrier: Mapped[CarrierName]
-    on_error: Mapped[OnError]
-    user_metadata: Mapped[dict[str, Any]]
+    """The request's, beside it for joins."""
+    request: Mapped[ExtractionRequest]
 
     status: Mapped[Status]
     timestamps: Mapped[dict[str, Any]]
@@ -127,8 +136,8 @@ class EventRow(Base):
     data: Mapped[dict[str, Any]]
 
 
-class LineErrorRow(Base):
-    """A line or document that did not make it into the cask, and why."""
+class FailureRow(Base):
+    """A `Failure` of an extraction."""
 
     __tablename__ = "line_errors"
     __table_args__ = (Index("line_errors_by_extraction", "extraction", "seq"),)
@@ -136,7 +145,6 @@ class LineErrorRow(Base):
     seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     extraction: Mapped[int] = mapped_column(ForeignKey("extractions.number"))
     stage: Mapped[str]
-    """`corpus` (the line is bad) or `capture` (the teacher failed on it)."""
     line: Mapped[int]
     document: Mapped[int | None]
     custom_id: Mapped[str | None]

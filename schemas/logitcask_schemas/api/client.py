@@ -1,0 +1,260 @@
+"""A client of the service: uploads a file as a stream, starts an extraction, follows it across broken connections."""
+
+import hashlib
+import json
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
+
+from logitcask_schemas.api.connection import Connection, ServiceError, ServiceUnreachableError
+from logitcask_schemas.api.objects import (
+    FINAL,
+    Corpus,
+    CorpusList,
+    Event,
+    Extraction,
+    ExtractionCheck,
+    ExtractionList,
+    Failure,
+    Manifest,
+    Preview,
+    Progress,
+    Status,
+)
+from logitcask_schemas.api.requests import ExtractionPlan, ExtractionRequest
+
+if TYPE_CHECKING:
+    from httpx2 import BaseTransport
+
+BLOCK_BYTES: Final = 1 << 20
+TRIES: Final = 3
+PAUSE = 1.0
+"""Seconds before a broken upload is tried again; doubles."""
+FIRST_PAUSE: Final = 0.2
+LONGEST_PAUSE: Final = 5.0
+"""Seconds between two tries of `follow` to connect."""
+_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class ServiceClient:
+    """Talks to one service. Not thread-safe.
+
+    Every method raises ServiceError where the service refuses, and ServiceUnreachableError where nothing answers.
+    Requests may be given as objects, or as the JSON values that the service shall judge.
+
+    Args:
+        server: Where it is, as a person would write it; see `service_url`.
+        key: Bearer key, where the service has keys.
+        patience_seconds: How long `follow` waits for a service that does not answer.
+        transport: For tests.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        key: str | None = None,
+        *,
+        patience_seconds: float = 600.0,
+        transport: "BaseTransport | None" = None,
+    ) -> None:
+        self._connection = Connection(server, key, transport)
+        self._patience = patience_seconds
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._connection.close()
+
+    @property
+    def server(self) -> str:
+        """Base URL of the service."""
+        return self._connection.server
+
+    def check(self, plan: ExtractionPlan | Mapping[str, Any], *, corpus_bytes: int | None = None) -> ExtractionCheck:
+        """Whether an extraction could be started; ServiceError says why not."""
+        params = {"corpus_bytes": corpus_bytes} if corpus_bytes is not None else {}
+        return self._connection.post(ExtractionCheck, "/v1/extractions/check", _values(plan), params=params)
+
+    def preview(self, lines: bytes, plan: ExtractionPlan | Mapping[str, Any], *, documents: int) -> Preview:
+        """What an extraction would make of these JSON lines, with so many documents shown. Nothing is kept."""
+        values = _values(plan)
+        params: dict[str, Any] = {"capture": json.dumps(values.get("capture", {})), "documents": documents}
+        params |= {name: values[name] for name in ("cask", "max_length", "overflow") if values.get(name) is not None}
+        return self._connection.send_lines(Preview, "/v1/previews", lines, params=params)
+
+    def corpus_with(self, sha256: str) -> Corpus | None:
+        """The corpus with this content (digest in hex), if the service has it."""
+        corpora = self._connection.get(CorpusList, "/v1/corpora", {"sha256": sha256}).data
+        return corpora[0] if corpora else None
+
+    def upload(
+        self,
+        path: Path,
+        *,
+        name: str | None = None,
+        sha256: str | None = None,
+        sent: Callable[[int], None] | None = None,
+    ) -> Corpus:
+        """Stream a file up. A broken connection is tried again, from the beginning of the file.
+
+        Args:
+            path: The file.
+            name: A label for people.
+            sha256: Digest of the content, so that after a broken connection the service can be asked for it.
+            sent: Hears of the bytes sent so far; back to 0 when the file is sent again.
+
+        Raises:
+            ServiceError: The service refused it, the file cannot be read, or the digests differ.
+            ServiceUnreachableError: The connection broke TRIES times.
+        """
+        for attempt in range(TRIES):
+            try:
+                return self._send(path, name, sent)
+            except ServiceUnreachableError:
+                if attempt == TRIES - 1:
+                    raise
+                time.sleep(PAUSE * 2**attempt)
+            if sha256 is not None and (corpus := self.corpus_with(sha256)) is not None:
+                return corpus  # only the answer was lost
+        raise AssertionError("unreachable")
+
+    def _send(self, path: Path, name: str | None, sent: Callable[[int], None] | None) -> Corpus:
+        digest = hashlib.sha256()
+
+        def blocks(file: BinaryIO) -> Iterator[bytes]:
+            total = 0
+            while block := file.read(BLOCK_BYTES):
+                digest.update(block)
+                if sent is not None:
+                    sent(total)
+                total += len(block)
+                yield block
+            if sent is not None:
+                sent(total)
+
+        try:
+            file = path.open("rb")
+            size = path.stat().st_size
+        except OSError as error:
+            raise ServiceError(0, "unreadable_file", f"{path} cannot be read: {error.strerror}") from error
+        with file:
+            corpus = self._connection.send_lines(
+                Corpus,
+                "/v1/corpora",
+                blocks(file),
+                params={"name": name} if name else {},
+                bytes_total=size,
+            )
+        if corpus.sha256 != digest.hexdigest():
+            raise ServiceError(
+                0,
+                "upload_damaged",
+                f"{path} arrived damaged, or changed meanwhile (the digests differ); submit it again",
+            )
+        return corpus
+
+    def submit(
+        self, request: ExtractionRequest | Mapping[str, Any], *, idempotency_key: str | None = None
+    ) -> Extraction:
+        """Start an extraction; a connection lost meanwhile does not start it twice."""
+        headers = {"Idempotency-Key": idempotency_key or secrets.token_hex(16)}
+        for attempt in range(TRIES):
+            try:
+                return self._connection.post(Extraction, "/v1/extractions", _values(request), headers=headers)
+            except ServiceUnreachableError:
+                if attempt == TRIES - 1:
+                    raise
+                time.sleep(PAUSE)
+        raise AssertionError("unreachable")
+
+    def extraction(self, extraction_id: str) -> Extraction:
+        """One extraction."""
+        return self._connection.get(Extraction, _path(extraction_id))
+
+    def extractions(self, *, status: Status | None = None, limit: int = 20) -> list[Extraction]:
+        """The newest extractions."""
+        listed: list[Extraction] = []
+        while len(listed) < limit:
+            params: dict[str, Any] = {"limit": min(limit - len(listed), 100)}
+            if status:
+                params["status"] = status
+            if listed:
+                params["after"] = listed[-1].id
+            page = self._connection.get(ExtractionList, "/v1/extractions", params)
+            listed += page.data
+            if not page.has_more:
+                break
+        return listed
+
+    def resume(self, extraction_id: str) -> Extraction:
+        """Take a failed extraction up again."""
+        return self._connection.post(Extraction, _path(extraction_id, "/resume"))
+
+    def cancel(self, extraction_id: str) -> Extraction:
+        """Ask an extraction to end."""
+        return self._connection.post(Extraction, _path(extraction_id, "/cancel"))
+
+    def manifest(self, extraction_id: str) -> Manifest:
+        """The shards that an extraction has put into its cask so far."""
+        return self._connection.get(Manifest, _path(extraction_id, "/manifest"))
+
+    def failures(self, extraction_id: str) -> Iterator[Failure]:
+        """Bad lines and failed documents."""
+        with self._connection.stream(_path(extraction_id, "/errors")) as answer:
+            rest = b""
+            for block in answer.iter_bytes():
+                # At line ends alone: text has other characters that end a line, and JSON may hold them.
+                *lines, rest = (rest + block).split(b"\n")
+                yield from map(Failure.model_validate_json, lines)
+            if rest:
+                yield Failure.model_validate_json(rest)
+
+    def follow(self, extraction_id: str) -> Iterator[Event | Progress]:
+        """Events until the extraction has ended, and progress between them. Reconnects from the last event seen.
+
+        Raises ServiceError, and ServiceUnreachableError after `patience_seconds` without an answer.
+        """
+        last_id = ""
+        pause, lost_at = FIRST_PAUSE, None
+        while True:
+            try:
+                for number, event in self._stream(extraction_id, last_id):
+                    last_id, lost_at, pause = number or last_id, None, FIRST_PAUSE
+                    yield event
+                    if isinstance(event, Event) and event.type == "status" and event.data["status"] in FINAL:
+                        return
+                if self.extraction(extraction_id).status in FINAL:
+                    return
+            except ServiceUnreachableError as error:
+                now = time.monotonic()
+                lost_at = lost_at if lost_at is not None else now
+                if now - lost_at > self._patience:
+                    raise ServiceUnreachableError(
+                        f"{self.server} has not answered for {self._patience:g} s ({error}); the extraction goes on "
+                        f"when the service does: `logitcask jobs watch {extraction_id}`"
+                    ) from error
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _stream(self, extraction_id: str, last_id: str) -> Iterator[tuple[str, Event | Progress]]:
+        for number, kind, data in self._connection.events(_path(extraction_id, "/events"), last_id):
+            yield number, (Progress if kind == "progress" else Event).model_validate_json(data)
+
+
+def _values(request: ExtractionPlan | Mapping[str, Any]) -> Mapping[str, Any]:
+    return request.model_dump(mode="json") if isinstance(request, ExtractionPlan) else request
+
+
+def _path(extraction_id: str, rest: str = "") -> str:
+    if _ID.fullmatch(extraction_id) is None:  # such as nothing, from a variable of a shell that is not set
+        raise ServiceError(
+            404, "not_found", f"{extraction_id[:80]!a} is no extraction's id; `logitcask jobs ls` lists those there are"
+        )
+    return f"/v1/extractions/{extraction_id}{rest}"

@@ -1,0 +1,70 @@
+"""What a caller asks of the service: one model from the HTTP body over the job database to the answer."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from logitcask_schemas.record.capture_spec import CaptureSpec, stored_spec
+
+Overflow = Literal["truncate", "split", "skip"]
+OnError = Literal["skip", "fail"]
+CarrierName = Literal["arrow", "zarr", "parquet"]
+
+MIN_LENGTH: Final = 4
+"""Smallest `max_length`: what `split` needs so that every piece has at least two tokens."""
+MAX_LENGTH: Final = 2**31 - 1
+CASK_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+NAME_RULE: Final = "1 to 128 letters, digits, dots, hyphens or underscores, the first a letter or digit"
+
+CaskName = Annotated[str, Field(pattern=f"^{CASK_NAME.pattern}$", description="Name of the cask, not a path.")]
+Metadata = dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]]
+
+
+def is_cask_name(text: str) -> bool:
+    """Whether a cask may have this name."""
+    return CASK_NAME.fullmatch(text) is not None
+
+
+class ExtractionPlan(BaseModel):
+    """How to capture, and where to: all of a request but the corpus."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Annotated[Literal["capture"], Field(description="What is made of the corpus.")] = "capture"
+    cask: CaskName
+    capture: CaptureSpec = CaptureSpec()
+    max_length: Annotated[
+        int | None,
+        Field(ge=MIN_LENGTH, le=MAX_LENGTH, description="Most tokens of a document; default: the teacher's context."),
+    ] = None
+    overflow: Annotated[Overflow, Field(description="What becomes of longer documents.")] = "truncate"
+    carrier: Annotated[
+        CarrierName, Field(description="File format of the shards: `arrow` to train from, `zarr` or `parquet` to ship.")
+    ] = "arrow"
+    on_error: Annotated[
+        OnError, Field(description="`skip` lists bad lines and goes on; `fail` ends the extraction at the first.")
+    ] = "skip"
+    metadata: Annotated[Metadata, Field(max_length=16)] = {}
+
+
+class ExtractionRequest(ExtractionPlan):
+    """What to capture, how, and where to. The job database stores it as it is."""
+
+    corpus_id: Annotated[str, Field(max_length=64)]
+
+    def canonical(self) -> bytes:
+        """Bytes that are equal for equal requests; an Idempotency-Key is tied to their digest."""
+        # Requests had no kind when the first keys were made, and there was only this one.
+        return json.dumps(self.model_dump(mode="json", exclude={"kind"}), sort_keys=True).encode()
+
+
+def stored_request(fields: Mapping[str, Any]) -> ExtractionRequest:
+    """The request that this or an older version stored, whose limits of a capture spec may have been wider.
+
+    Raises:
+        ValidationError: No version would have written it.
+    """
+    return ExtractionRequest.model_validate({**fields, "capture": stored_spec(fields["capture"])})

@@ -1,0 +1,176 @@
+"""The work of an extraction in the job database: its plan, its chunks, their shards and failures."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy import select, update
+
+from logitcask_schemas.api.objects import FINAL, Failure
+from logitcask_schemas.terminal import counted
+from logitcask_services.corpora.prepare import Prepared
+from logitcask_services.jobs.database.database import Database
+from logitcask_services.jobs.database.log import add_event, add_failures
+from logitcask_services.jobs.database.states import move, row_of
+from logitcask_services.jobs.database.tables import ChunkRow, ExtractionRow, ShardRow
+from logitcask_services.jobs.extraction import Chunk, ChunkOutcome
+
+
+class ChunkStore:
+    """Chunks of all extractions. `changed(id)` is called after each committed change, from the thread that made it."""
+
+    def __init__(self, database: Database, changed: Callable[[str], None]) -> None:
+        self._database = database
+        self._changed = changed
+
+    def save_preparation(
+        self, extraction_id: str, prepared: Prepared, teacher: dict[str, Any], chunks: Sequence[Chunk]
+    ) -> None:
+        """Validating -> queued, with the plan."""
+        with self._database.write() as session:
+            row = row_of(session, extraction_id)
+            _count_lines(row, prepared)
+            row.documents, row.tokens_total, row.teacher = prepared.documents, prepared.tokens, teacher
+            session.add_all(
+                ChunkRow(
+                    extraction=row.number,
+                    number=chunk.number,
+                    first_document=chunk.first_document,
+                    documents=chunk.documents,
+                    tokens=chunk.tokens,
+                )
+                for chunk in chunks
+            )
+            counts = {"document": prepared.documents, "token": prepared.tokens, "chunk": len(chunks)}
+            message = ", ".join(counted(count, noun) for noun, count in counts.items())
+            add_event(
+                session,
+                row,
+                "prepared",
+                message,
+                {
+                    "documents": prepared.documents,
+                    "tokens": prepared.tokens,
+                    "bad_lines": prepared.bad_lines,
+                    "skipped_lines": prepared.skipped_lines,
+                    "truncated_lines": prepared.truncated_lines,
+                    "notes": prepared.notes,
+                },
+            )
+            move(session, row, "queued")
+            row.waiting = None
+        self._changed(extraction_id)
+
+    def save_failed_preparation(self, extraction_id: str, prepared: Prepared, reason: tuple[str, str]) -> None:
+        """Validating -> failed, with the counts of what was read."""
+        with self._database.write() as session:
+            row = row_of(session, extraction_id)
+            _count_lines(row, prepared)
+            move(session, row, "failed", reason, "error")
+        self._changed(extraction_id)
+
+    def pending_chunks(self, extraction_id: str) -> list[Chunk]:
+        """Chunks not yet committed, in corpus order."""
+        with self._database.read() as session:
+            row = row_of(session, extraction_id)
+            query = select(ChunkRow).where(ChunkRow.extraction == row.number, ChunkRow.done.is_(False))
+            return [
+                Chunk(
+                    number=chunk.number,
+                    first_document=chunk.first_document,
+                    documents=chunk.documents,
+                    tokens=chunk.tokens,
+                    deaths=chunk.deaths,
+                )
+                for chunk in session.scalars(query.order_by(ChunkRow.number))
+            ]
+
+    def commit_chunk(self, extraction_id: str, chunk: Chunk, outcome: ChunkOutcome) -> None:
+        """Chunk, counters, failures and event in one transaction."""
+        with self._database.write() as session:
+            row = row_of(session, extraction_id)
+            entry = session.get_one(ChunkRow, (row.number, chunk.number))
+            if entry.done:
+                return
+            entry.done = True
+            session.add_all(
+                ShardRow(extraction=row.number, chunk=chunk.number, name=shard["name"], entry=shard)
+                for shard in outcome.shards
+            )
+            row.captured_documents += outcome.captured_documents
+            row.present_documents += outcome.present_documents
+            row.failed_documents += len(outcome.failures) + outcome.known_failures
+            row.tokens_done += chunk.tokens
+            row.tokens_captured += outcome.captured_tokens
+            row.bytes_written += sum(shard["bytes"] for shard in outcome.shards)
+            row.capture_seconds += outcome.seconds
+            add_failures(session, row, outcome.failures)
+            add_event(
+                session,
+                row,
+                "chunk",
+                f"chunk {chunk.number} is in the cask",
+                {
+                    "chunk": chunk.number,
+                    "shards": [shard["name"] for shard in outcome.shards],
+                    "captured": outcome.captured_documents,
+                    "present": outcome.present_documents,
+                    "failed": len(outcome.failures) + outcome.known_failures,
+                    "tokens_done": row.tokens_done,
+                    "tokens_total": row.tokens_total,
+                },
+            )
+        self._changed(extraction_id)
+
+    def owner_of_shard(self, shard_name: str) -> int | None:
+        """The number of an extraction whose chunk published this shard, or None."""
+        with self._database.read() as session:
+            return session.scalar(select(ShardRow.extraction).where(ShardRow.name == shard_name).limit(1))
+
+    def shards(self, extraction_id: str) -> Sequence[ShardRow]:
+        """Published shards in corpus order."""
+        with self._database.read() as session:
+            row = row_of(session, extraction_id)
+            return session.scalars(
+                select(ShardRow).where(ShardRow.extraction == row.number).order_by(ShardRow.chunk, ShardRow.name)
+            ).all()
+
+    def record_death(self, extraction_id: str, chunks: Sequence[int], message: str) -> ExtractionRow:
+        """The teacher died with these chunks in work: count it, and queue the extraction again."""
+        with self._database.write() as session:
+            row = row_of(session, extraction_id)
+            session.execute(
+                update(ChunkRow)
+                .where(ChunkRow.extraction == row.number, ChunkRow.number.in_(chunks))
+                .values(deaths=ChunkRow.deaths + 1)
+            )
+            if row.status == "cancelling":
+                move(session, row, "cancelled")
+            elif row.status not in FINAL:
+                move(session, row, "queued", ("teacher_died", message), "warning")
+                row.waiting = {"code": "teacher_unavailable", "message": message}
+        self._changed(extraction_id)
+        return row
+
+    def fail_on_document(self, extraction_id: str, failure: Failure, reason: tuple[str, str]) -> None:
+        """in_progress -> failed because of one document (on_error `fail`)."""
+        with self._database.write() as session:
+            row = row_of(session, extraction_id)
+            add_failures(session, row, [failure])
+            row.failed_documents += 1
+            if row.status == "cancelling":
+                move(session, row, "cancelled")
+            else:
+                move(session, row, "failed", reason, "error")
+        self._changed(extraction_id)
+
+    def record_failure(self, extraction_id: str, failure: Failure) -> None:
+        """Note a document that must not be given to the teacher again; its chunk counts it when it is committed."""
+        with self._database.write() as session:
+            add_failures(session, row_of(session, extraction_id), [failure])
+        self._changed(extraction_id)
+
+
+def _count_lines(row: ExtractionRow, prepared: Prepared) -> None:
+    row.lines, row.bad_lines, row.skipped_lines = prepared.lines, prepared.bad_lines, prepared.skipped_lines
+    row.truncated_lines, row.split_lines = prepared.truncated_lines, prepared.split_lines
+    row.notes, row.first_lines = prepared.notes, prepared.examples
