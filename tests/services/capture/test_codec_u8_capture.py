@@ -13,6 +13,9 @@ def test_the_cask_rounds_not_capture() -> None:
         RecordCapture(CaptureSpec(logprob_codec=codec), 300)(logits.clone(), next_ids, keys, positions)
         for codec in ("f32", "u8")
     )
-    for name in ("head_logprobs_H", "log_tail_mass_R", "entropy_R", "tail_ids_N"):
+    for name in ("head_logprobs_H", "tail_ids_N"):
         assert torch.equal(getattr(f32, name), getattr(u8, name))
+    assert u8.position_columns.keys() == {"log_tail_mass", "entropy"}
+    for name, column in f32.position_columns.items():
+        assert torch.equal(column, u8.position_columns[name])
     assert u8.head_logprobs_H.dtype == torch.float32

@@ -34,7 +34,7 @@ def test_log_z_is_right_to_one_percent_over_the_whole_range(codec, temperature):
     logits_RV = logits(scale=12.0)
     spec = CaptureSpec(temperatures=(temperature,), logprob_codec=codec)
     expected_R = torch.logsumexp(torch.log_softmax(logits_RV.double(), -1) / temperature, -1).numpy()
-    found_R = captured(spec, logits_RV).log_z_RT[:, 0].double().numpy()
+    found_R = captured(spec, logits_RV).position_columns["log_z"][:, 0].double().numpy()
     np.testing.assert_allclose(found_R, expected_R, rtol=0.01, atol=1e-6)
 
 
@@ -43,7 +43,7 @@ def test_every_temperature_has_its_own_column_repeats_included(temperatures):
     columns = captured(stored_spec({"temperatures": temperatures, "logprob_codec": "f32"}), logits())
     logprobs_RV = torch.log_softmax(logits().double(), -1)
     expected_RT = torch.stack([torch.logsumexp(logprobs_RV / t, -1) for t in temperatures], 1)
-    np.testing.assert_allclose(columns.log_z_RT.numpy(), expected_RT.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(columns.position_columns["log_z"].numpy(), expected_RT.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_pinned_id_outside_the_vocabulary_is_the_specs_fault():
