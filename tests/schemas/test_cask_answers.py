@@ -219,7 +219,7 @@ def test_reading_proves_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["value", "offset", "footer", "cut"])
 @pytest.mark.parametrize("entry_damaged", [False, True], ids=["entry", "no entry"])
 def test_a_repair_keeps_documents_with_what_they_say(tmp_path: Path, damage: str, entry_damaged: bool) -> None:
-    """Answers that are damaged take their document with them, and no other."""
+    """Answers that are damaged take their document with them, and no other; without an entry the whole shard is lost."""
     cask = make_cask(tmp_path / "cask")
     path = saying_shard(cask)
     content = path.read_bytes()
@@ -238,9 +238,12 @@ def test_a_repair_keeps_documents_with_what_they_say(tmp_path: Path, damage: str
         (cask / "index.json").unlink()
         flip(path.with_suffix(".json"), 40)
     report = repair_cask(cask)
-    assert len(report.requeue) == lost
-    assert report.lost == []
-    require_holds(cask, ALL.keys() - {bytes.fromhex(identity) for identity, _ in report.requeue})
+    assert len(report.requeue) == (0 if entry_damaged else lost)
+    assert {bytes.fromhex(identity) for identity in report.lost} == (
+        {document.id for document in SAYING} if entry_damaged else set()
+    )
+    gone = [*(identity for identity, _ in report.requeue), *report.lost]
+    require_holds(cask, ALL.keys() - {bytes.fromhex(identity) for identity in gone})
     assert repair_cask(cask).quarantine is None
 
 
