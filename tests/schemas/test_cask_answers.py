@@ -219,7 +219,7 @@ def test_reading_proves_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["value", "offset", "footer", "cut"])
 @pytest.mark.parametrize("entry_damaged", [False, True], ids=["entry", "no entry"])
 def test_a_repair_keeps_documents_with_what_they_say(tmp_path: Path, damage: str, entry_damaged: bool) -> None:
-    """Answers that are damaged take their document with them, and no other; without an entry the whole shard is lost."""
+    """Damaged answers take their document with them, and no other; without an entry the whole shard is lost."""
     cask = make_cask(tmp_path / "cask")
     path = saying_shard(cask)
     content = path.read_bytes()
