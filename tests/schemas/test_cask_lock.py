@@ -217,3 +217,15 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("fcntl.flock", refuse)
     with pytest.raises(CaskWriteError, match=r"No locks available\. The file system must have room and support flock"):
         writers_lock(tmp_path, holder="one", timeout_seconds=0).__enter__()
+
+
+def test_the_holder_is_named_as_the_kernel_tells_not_by_an_old_note(tmp_path: Path) -> None:
+    with (tmp_path / "cask.lock").open("w") as lock:
+        lock.write("1 an older holder\n")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with (
+            pytest.raises(CaskLockedError, match=rf"process id {os.getpid()}\."),
+            writers_lock(tmp_path, holder="b" * 32, timeout_seconds=0.05),
+        ):
+            pass

@@ -86,10 +86,19 @@ def writers_lock(cask: Path, *, holder: str, timeout_seconds: float) -> Iterator
 
 
 def _holder(path: Path) -> str:
-    """Process id of whoever holds the lock, by the note in its file."""
+    """Process id of whoever holds the lock: as the kernel tells, else from the note in the file, which may be old."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return "unknown"
     with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+        try:
+            locks = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+        except OSError:  # not Linux
+            locks = []
+        for fields in map(str.split, locks):
+            if len(fields) > 5 and fields[1] == "FLOCK" and fields[5] == place:
+                return fields[4]
         return file.read(_NOTE_BYTES).decode(errors="replace").partition(" ")[0] or "unknown"
