@@ -209,11 +209,14 @@ def stored_as(document: DocumentRecords, codec: str) -> DocumentRecords:
     if codec != "f16":
         return document
     columns = {name: getattr(document.records, name) for name in Records.__dataclass_fields__}
-    halved = {
-        name: column.astype(np.float16) if column is not None and column.dtype == np.float32 else column
-        for name, column in columns.items()
-    }
+    halved = {name: _halved(column) for name, column in columns.items()}
     return DocumentRecords(token_ids_L=document.token_ids_L, records=Records(**halved))
+
+
+def _halved(column: Any) -> Any:
+    if isinstance(column, dict):
+        return {name: _halved(values) for name, values in column.items()}
+    return column.astype(np.float16) if column is not None and column.dtype == np.float32 else column
 
 
 def main() -> None:

@@ -17,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +34,17 @@ from report import Report
 WINDOW = 2_048
 BATCHES = (8, 32)
 VOCAB = 49_152
-COLUMNS = tuple(Records.__dataclass_fields__)
-columns_of = attrgetter(*COLUMNS)
 Batches = Iterator[list[int]]
+
+
+def columns_of(records: Records) -> list[np.ndarray]:
+    fields = [getattr(records, name) for name in Records.__dataclass_fields__ if name != "position_columns"]
+    return [column for column in [*fields, *records.position_columns.values()] if column is not None]
 
 
 def tensors(batch: CollatedRecords) -> list[torch.Tensor]:
     columns = columns_of(batch.records)
-    return [torch.from_numpy(column) for column in (batch.token_ids_L, *columns) if column is not None]
+    return [torch.from_numpy(column) for column in (batch.token_ids_L, *columns)]
 
 
 def random_batches(documents: int, windows: int) -> Batches:
@@ -123,9 +125,10 @@ def bench_one_process(report: Report, cask: Cask, raw: Path, repeats: int) -> fl
 def bench_parquet(report: Report, cask: Cask, folder: Path, collated: float) -> None:
     documents = [cask.read(number) for number in range(len(cask))]
     table = {"token_ids": [one.token_ids_L for one in documents]}
-    for name in COLUMNS:
-        if getattr(documents[0].records, name) is not None:
-            table[name] = [getattr(one.records, name) for one in documents]
+    table |= {
+        str(number): list(columns)
+        for number, columns in enumerate(zip(*(columns_of(document.records) for document in documents), strict=True))
+    }
     pq.write_table(pa.table(table), folder / "rows.parquet", compression="zstd", row_group_size=8)
     file = pq.ParquetFile(folder / "rows.parquet", memory_map=True)
 

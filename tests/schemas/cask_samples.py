@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
+from record_arrays import record_arrays
 
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.format.codec_u8 import decode_u8
@@ -102,11 +103,7 @@ def specs() -> st.SearchStrategy[CaptureSpec]:
 
 def columns_of(document: DocumentRecords) -> dict[str, np.ndarray]:
     """Tokens and every column of a document's records by name, absent ones left out."""
-    columns = {"token_ids_L": document.token_ids_L}
-    for name in Records.__dataclass_fields__:
-        if (column := getattr(document.records, name)) is not None and name != "position_columns":
-            columns[name] = column
-    return columns | document.records.position_columns
+    return {"token_ids_L": document.token_ids_L, **record_arrays(document.records)}
 
 
 def assert_same(found: DocumentRecords, expected: DocumentRecords) -> None:

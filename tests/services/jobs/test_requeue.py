@@ -11,13 +11,13 @@ import pytest
 from fake_teacher import identity
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from record_arrays import record_arrays
 from service_harness import jsonl
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.integrity.repair import submit_command
 from logitcask_schemas.cli.main import main
 from logitcask_schemas.record.capture_spec import CaptureSpec
-from logitcask_schemas.record.records import Records
 
 SPECS = {
     "default": [],
@@ -44,8 +44,7 @@ def stored(path: Path) -> dict[bytes, dict[str, bytes]]:
     cask, found = Cask.open(path), {}
     for number in range(len(cask)):
         document = cask.read(number)
-        columns = {name: getattr(document.records, name) for name in Records.__dataclass_fields__}
-        found[document.id] = {name: column.tobytes() for name, column in columns.items() if column is not None}
+        found[document.id] = {name: array.tobytes() for name, array in record_arrays(document.records).items()}
         found[document.id]["token_ids_L"] = document.token_ids_L.tobytes()
     return found
 
