@@ -99,9 +99,11 @@ def test_workers_share_a_cache(bucket: str, local: Path, tmp_path: Path, method:
     if touched:
         cask.read(0)
     # Each worker reads the whole cask twice through a cache that holds two shards of three.
-    with get_context(method).Pool(2) as pool:
+    workers = 2
+    with get_context(method).Pool(workers) as pool:
         assert pool.map_async(read_all, [cask] * 4, chunksize=1).get(timeout=120) == [expected] * 4
-    assert cached_bytes(tmp_path / "cache") <= 2 * largest
+    # Nobody waits for room: the limit may be exceeded by a shard a process.
+    assert cached_bytes(tmp_path / "cache") <= (2 + workers) * largest
 
 
 def test_an_evicted_shard_stays_readable_where_it_is_mapped(bucket: str, local: Path, tmp_path: Path) -> None:
