@@ -11,6 +11,11 @@ def processes() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
+def leave_processes() -> None:
+    """Leave the process group, as the last act of a program: left open, its threads can abort a run that succeeded."""
+    processes().destroy_process_group()
+
+
 def fresh_accelerator_state() -> PartialState:
     """Forget the precision of an earlier run in this process, keep its process group; for a second run in a session."""
     AcceleratorState._reset_state(reset_partial_state=False)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from logitcask_consumer.config import TrainConfig
+from logitcask_consumer.processes import leave_processes
 from logitcask_consumer.training.run import train
 
 if __name__ == "__main__":
@@ -14,3 +15,4 @@ if __name__ == "__main__":
     settings["casks"] = tuple(map(Path, settings["casks"]))
     settings["report_to"] = tuple(settings["report_to"])
     train(TrainConfig(**settings))
+    leave_processes()

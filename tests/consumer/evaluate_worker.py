@@ -7,6 +7,7 @@ from pathlib import Path
 from cask_builder import tiny_model
 
 from logitcask_consumer.data import CaskDataset, open_casks
+from logitcask_consumer.processes import leave_processes
 from logitcask_consumer.training.arguments import DistillConfig
 from logitcask_consumer.training.trainer import DistillTrainer
 
@@ -18,6 +19,7 @@ def main():
     trainer = DistillTrainer(tiny_model(layers=2, seed=1), args, train, held)
     loss = trainer.evaluate()["eval_loss"]
     (output / f"{os.environ['RANK']}.txt").write_text(str(loss))
+    leave_processes()
 
 
 if __name__ == "__main__":

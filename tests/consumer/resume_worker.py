@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 import logitcask_consumer.training.run as module
 from logitcask_consumer.config import TrainConfig
+from logitcask_consumer.processes import leave_processes
 from logitcask_consumer.training.callbacks import LogWhenSaving
 from logitcask_consumer.training.trainer import DistillTrainer
 
@@ -87,6 +88,7 @@ def main():
         result = recorded_train(config, record, stop=call.get("stop"), at_signal=signalled)
         results[number] = None if result is None else result.stopped_at
     Path(f"{sys.argv[1]}-{rank}.json").write_text(json.dumps(results))
+    leave_processes()
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ def train(
     """Train a student from casks; the same command continues an interrupted run."""
     del config_file  # read before the other options
     from logitcask_consumer.config import TrainConfig, TrainConfigError
-    from logitcask_consumer.processes import processes
+    from logitcask_consumer.processes import leave_processes, processes
     from logitcask_consumer.training.run import train as run
 
     quiet_transformers()
@@ -198,6 +198,7 @@ def train(
     speaks = processes().is_main_process
     console = Console(stderr=True, quiet=not speaks)
     result = run(config, say=lambda message: console.print(message, highlight=False))
+    leave_processes()
     if as_json and speaks:
         document: dict[str, Any] = {
             "output": str(result.output),
