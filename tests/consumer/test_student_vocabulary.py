@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from logitcask_consumer.config import TrainConfig
-from logitcask_consumer.data.vocabulary import StudentVocabulary, beyond_tokens, token_count
+from logitcask_consumer.data import open_casks
+from logitcask_consumer.data.vocabulary import StudentVocabulary, token_count
 from logitcask_consumer.head import LMHead, LogitTransform, LowRank, check_head, distillation_loss
 from logitcask_consumer.losses import LOSSES
 from logitcask_consumer.report.build import ReportConfig, make_report
@@ -19,6 +20,7 @@ from logitcask_consumer.training.callbacks import read_metrics
 from logitcask_consumer.training.run import train
 from logitcask_consumer.weights.entropy_top import student_entropy
 from logitcask_schemas.errors import IdentityMismatchError
+from logitcask_schemas.record.beyond_tokens import beyond_tokens
 
 ROWS, HIDDEN, TEACHER, EXTRA = 6, 5, 40, 7
 
@@ -247,12 +249,8 @@ def test_the_rule_by_numbers():
     assert token_count(tiny_tokenizer()) == VOCAB
 
 
-def test_mass_beyond_the_tokens_is_added_up(padded):
-    from logitcask_consumer.data import open_casks
-
-    [cask] = open_casks([padded / "cask"], tokenizer_fingerprint=None)
-    records = [cask.read(n).records for n in range(len(cask))]
-    seen = beyond_tokens(iter(records), VOCAB)
+def by_hand(records):
+    """Mass and number of positions with an id that is no token, position by position."""
     mass = count = 0
     for each in records:
         heads = np.split(np.arange(len(each.head_ids_H)), np.cumsum(each.head_counts_P)[:-1])
@@ -262,6 +260,29 @@ def test_mass_beyond_the_tokens_is_added_up(padded):
             mass += float(np.exp(each.head_logprobs_H[in_head][far].astype(float)).sum())
             mass += float(drawn.mean() * np.exp(float(each.log_tail_mass_P[row]))) if len(drawn) else 0.0
             count += bool(far.any() or drawn.any())
+    return mass, count
+
+
+def test_mass_beyond_the_tokens_is_added_up(padded):
+    [cask] = open_casks([padded / "cask"], tokenizer_fingerprint=None)
+    records = [cask.read(n).records for n in range(len(cask))]
+    seen = beyond_tokens(records, VOCAB)
+    mass, count = by_hand(records)
     assert count > 0
-    assert seen.records == count
+    assert (seen.records, seen.positions) == (count, cask.num_positions)
+    assert seen.blocks == sum(by_hand([each])[1] > 0 for each in records)
     assert seen.mass * seen.positions == pytest.approx(mass, rel=1e-6)
+    assert VOCAB <= seen.largest_id < VOCAB + 8
+    none = beyond_tokens(records, VOCAB + 8)
+    assert (none.records, none.blocks, none.mass, none.largest_id) == (0, 0, 0.0, 0)
+
+
+def test_a_report_tells_of_mass_beyond_the_tokens(padded, tmp_path):
+    folder = student(tmp_path / "student", VOCAB + 8)
+    report = make_report(ReportConfig(casks=(padded / "cask",), models=(("s", folder),), output=tmp_path / "report"))
+    [warning] = [line for line in report["warnings"] if "no tokens of the tokenizer" in line]
+    [cask] = open_casks([padded / "cask"], tokenizer_fingerprint=None)
+    mass, count = by_hand(cask.read(n).records for n in range(len(cask)))
+    assert f"{count:,} of {cask.num_positions:,} records" in warning
+    assert f"{mass / cask.num_positions:.2g} of its mass" in warning
+    assert warning in (tmp_path / "report" / "report.md").read_text()

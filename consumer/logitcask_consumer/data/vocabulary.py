@@ -12,20 +12,25 @@ one tokenizer of n tokens. Ids mean the same up to n; beyond, they mean nothing.
 - Ids that a student gives no probability at all (a bias of -inf): no record may hold them, either.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from logitcask_consumer.data.dataset import CaskDataset
 from logitcask_consumer.head import LMHead
 from logitcask_schemas.errors import IdentityMismatchError
+from logitcask_schemas.record.beyond_tokens import beyond_tokens
 from logitcask_schemas.record.records import Records
 
 ExtraIds = Literal["keep", "mask"]
 """What becomes of a student's ids beyond the teacher's."""
+
+
+LOOKED_AT: Final = 200_000
+"""Positions whose records are searched for ids that are no tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,42 +147,24 @@ class StudentVocabulary:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BeyondTokens:
-    """What the teacher says of ids that are no tokens, in the positions that were looked at."""
-
-    positions: int
-    records: int
-    """Positions whose record holds such an id."""
-    mass: float
-    """Mean mass per position: of the head, exact; of the draws, an estimate."""
-    largest_id: int
-
-
-def beyond_tokens(records_of: Iterator[Records], tokens: int) -> BeyondTokens:
-    """Add up the mass on ids that are no tokens.
+def beyond_tokens_note(dataset: CaskDataset, tokens: int) -> str | None:
+    """What the teacher says of ids that are no tokens, in the first positions of the casks; None where it says nothing.
 
     Args:
-        records_of: records, some documents at a time.
+        dataset: windows of the casks.
         tokens: one more than the largest id of the tokenizer.
     """
-    positions = holding = largest = 0
-    mass = 0.0
-    for records in records_of:
-        positions += records.num_positions
-        is_found_P = np.zeros(records.num_positions, dtype=np.bool_)
-        rows_H = np.repeat(np.arange(records.num_positions), records.head_counts_P)
-        rows_N = np.repeat(np.arange(records.num_positions), records.tail_counts_P)
-        head_H, tail_N = records.head_ids_H >= tokens, records.tail_ids_N >= tokens
-        mass += float(np.exp(records.head_logprobs_H[head_H].astype(np.float64)).sum())
-        each_P = np.exp(records.log_tail_mass_P.astype(np.float64)) / np.maximum(records.tail_counts_P, 1)
-        mass += float(each_P[rows_N[tail_N]].sum())
-        is_found_P[rows_H[head_H]] = True
-        is_found_P[rows_N[tail_N]] = True
-        holding += int(is_found_P.sum())
-        for ids in (records.head_ids_H[head_H], records.tail_ids_N[tail_N]):
-            largest = max(largest, int(ids.max(initial=0)))
-    return BeyondTokens(positions=positions, records=holding, mass=mass / max(positions, 1), largest_id=largest)
+    if dataset.manifest.teacher.vocab_size <= tokens:
+        return None
+    sequences = range(0, min(len(dataset), max(1, LOOKED_AT // dataset.seq_len)), 16)
+    blocks = (dataset.read(range(at, min(at + 16, len(dataset)))).windows.records for at in sequences)
+    seen = beyond_tokens(blocks, tokens)
+    if not seen.records:
+        return None
+    return (
+        f"{seen.records:,} of {seen.positions:,} records looked at hold ids from {tokens:,} on, which are no tokens of "
+        f"the tokenizer (up to {seen.largest_id:,}); the teacher puts {seen.mass:.2g} of its mass there"
+    )
 
 
 def token_count(tokenizer: Any) -> int:

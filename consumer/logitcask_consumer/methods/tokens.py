@@ -5,14 +5,14 @@ Shape legend: T trained positions, K terms of the mix.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.data import Batch, CaskDataset, Collator, Packing, share_note, trained_share
-from logitcask_consumer.data.vocabulary import ExtraIds, StudentVocabulary, beyond_tokens, token_count
+from logitcask_consumer.data.vocabulary import ExtraIds, StudentVocabulary, beyond_tokens_note, token_count
 from logitcask_consumer.losses import Objective
 from logitcask_consumer.methods.method import BatchValue
 from logitcask_consumer.methods.sparse_target_loss import SparseTargetLoss
@@ -22,9 +22,6 @@ from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.format.manifest import CaskManifest
 from logitcask_schemas.errors import IdentityMismatchError
 from logitcask_schemas.record.identity import tokenizer_fingerprint
-
-LOOKED_AT: Final = 200_000
-"""Positions whose records are searched for ids that are no tokens, before training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,24 +108,10 @@ class TokenMethod:
     def notes(self, dataset: CaskDataset) -> list[str]:
         """What weights leave out, and what the teacher puts on ids that are no tokens."""
         share = share_note(dataset.share) if dataset.share is not None else None
-        beyond = self._beyond_tokens(dataset)
+        beyond = None if self._tokens is None else beyond_tokens_note(dataset, self._tokens)
+        if beyond is not None:
+            beyond += ". They are trained as they are"
         return [*self.weights.notes(StoredAnswers.of(dataset.casks)), *filter(None, (share, beyond))]
-
-    def _beyond_tokens(self, dataset: CaskDataset) -> str | None:
-        """What the teacher puts on ids that are no tokens, in the first positions of the casks."""
-        tokens = self._tokens
-        if tokens is None or dataset.manifest.teacher.vocab_size <= tokens:
-            return None
-        sequences = range(0, min(len(dataset), max(1, LOOKED_AT // dataset.seq_len)), 16)
-        blocks = (dataset.read(range(at, min(at + 16, len(dataset)))).windows.records for at in sequences)
-        seen = beyond_tokens(blocks, tokens)
-        if not seen.records:
-            return None
-        return (
-            f"{seen.records:,} of {seen.positions:,} records looked at hold ids from {tokens:,} on, which are no "
-            f"tokens of the tokenizer (up to {seen.largest_id:,}); the teacher puts {seen.mass:.2g} of its mass there. "
-            "They are trained as they are"
-        )
 
     def on(self, model: Any, dataset: CaskDataset) -> "TokenBatchLoss":
         """See `Method.on`; the dataset's own weights count.

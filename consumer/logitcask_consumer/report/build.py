@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from logitcask_consumer.cross_tokenizer import AlignedDocuments
 from logitcask_consumer.data import CaskDataset, open_casks
-from logitcask_consumer.data.vocabulary import token_count
+from logitcask_consumer.data.vocabulary import beyond_tokens_note, token_count
 from logitcask_consumer.report import plots
 from logitcask_consumer.report.document import Measured, build_document
 from logitcask_consumer.report.estimates import DocumentBootstrap, Estimate
@@ -99,7 +99,12 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
     plain = Reading(seq_len=config.seq_len or LONGEST, packing="best_fit")  # where no model reads token by token
     dataset = next(iter(datasets.values()), None) or plain.dataset(casks)
     seen = {label: trained_on(folder, casks) for label, folder in config.models}
-    for line in (warnings := warnings_of(seen, dataset.num_documents)):
+    warnings = warnings_of(seen, dataset.num_documents)
+    if (tokens := _tokens(dataset, tokenizers, foreign)) is not None and (
+        note := beyond_tokens_note(dataset, tokens)
+    ) is not None:
+        warnings.append(note)
+    for line in warnings:
         say(line)
     with tempfile.TemporaryDirectory(prefix="logitcask-aligned-") as place:
         aligned = {
@@ -132,6 +137,12 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
         (config.output / "report.json").write_text(json.dumps(document, indent=2) + "\n")
         (config.output / "report.md").write_text(to_markdown(document, names))
     return document
+
+
+def _tokens(dataset: CaskDataset, tokenizers: dict[str, Any], foreign: set[str]) -> int | None:
+    """One more than the largest id of the casks' tokenizer; None where neither cask nor a model tells it."""
+    of_models = (token_count(tokenizer) for label, tokenizer in tokenizers.items() if label not in foreign)
+    return next(of_models, dataset.manifest.teacher.tokenizer_size)
 
 
 def _batch(config: ReportConfig, dataset: CaskDataset) -> int:

@@ -83,6 +83,8 @@ def follow(client: "ServiceClient", extraction_id: str, console: Console) -> Ext
                         say(console, f"paused: {event.message}", style="yellow")
                     case Event(type="resumed"):
                         bar.update(task, description="in progress")
+                    case Event(level="warning"):
+                        say(console, event.message, style="yellow")
             extraction = client.extraction(extraction_id)
             _show(bar, task, extraction)  # the last word on tokens and pace; there is no time left to estimate
             return extraction

@@ -22,6 +22,7 @@ def kind_of_value(value: Any) -> str:
     return _KINDS.get(type(value), "null")
 
 
+BEYOND_TOKENS = "ids_beyond_tokenizer"
 NOTES: dict[str, str] = {
     "blank_line": "blank lines were left out",
     "byte_order_mark": "a byte order mark inside the file was left out (were files joined?)",
@@ -43,6 +44,7 @@ NOTES: dict[str, str] = {
     "answer_in_shared_token": "a completion begins within a token of its prompt; its answer begins behind that",
     "control_tokens_in_words": "the text of a control token in a message's words; it stays words",
     "weight_0": "a message has the weight 0 and is no answer",
+    BEYOND_TOKENS: "the teacher puts mass on ids that are no tokens of its tokenizer; recorded as it is",
     "answer_cut_off": "all answers were behind max_length and are lost",
 }
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from logitcask_schemas.api.objects import Failure, Status
 from logitcask_schemas.errors import LogitcaskError
+from logitcask_schemas.record.beyond_tokens import BeyondTokens
 
 STEPS: dict[Status, frozenset[Status]] = {
     "validating": frozenset({"queued", "failed", "cancelling"}),
@@ -72,6 +73,8 @@ class ChunkOutcome:
     failures: list[Failure] = field(default_factory=list)
     known_failures: int = 0
     """Documents that were noted as failed before this run, and not given to the teacher."""
+    beyond_tokens: BeyondTokens | None = None
+    """Of the captured documents, where the teacher has ids beyond its tokenizer's."""
     seconds: float = 0.0
     """Capture time since the previous chunk's end."""
 

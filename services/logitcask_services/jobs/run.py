@@ -13,6 +13,7 @@ from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.format.layout import MANIFEST_NAME
 from logitcask_schemas.cask.format.manifest import ShardEntry
 from logitcask_schemas.errors import CaptureSpecError, CaskError, CaskNotFoundError
+from logitcask_schemas.record.beyond_tokens import BeyondTokens, beyond_tokens
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.corpora.lines import custom_id_at
 from logitcask_services.corpora.token_store import TokenStore
@@ -295,6 +296,7 @@ class ExtractionRun:
             captured_tokens=sum(len(document.token_ids_L) for document in entry.documents.values()),
             known_failures=entry.known_failures,
             shards=[shard.model_dump(mode="json")] if shard else [],
+            beyond_tokens=self._beyond_tokens(entry),
         )
         adopted: set[bytes] = set()
         if self._adopted is not None and self._adopted[0] == entry.chunk.number:
@@ -312,6 +314,13 @@ class ExtractionRun:
                 entry.failures[document] = ("repeats_failed", "the same document failed earlier in this corpus")
         outcome.failures = [self._describe(document, *entry.failures[document]) for document in sorted(entry.failures)]
         return outcome
+
+    def _beyond_tokens(self, entry: OpenChunk) -> BeyondTokens | None:
+        """What the teacher says of ids that are no tokens; None where it has none."""
+        identity = self._engine.identity
+        if identity.tokenizer_size is None or identity.tokenizer_size >= identity.vocab_size:
+            return None
+        return beyond_tokens((document.records for document in entry.documents.values()), identity.tokenizer_size)
 
     def _adopt(self, chunk: Chunk) -> tuple[int, ShardEntry, set[bytes]] | None:
         """The shard that an earlier run published for its first pending chunk and then did not live to commit.

@@ -4,13 +4,14 @@ import errno
 from pathlib import Path
 
 import pytest
-from fake_teacher import GARBAGE, KILLER, POISON, fake_teacher, identity
+from fake_teacher import GARBAGE, KILLER, POISON, VOCAB_SIZE, fake_teacher, identity
 from service_harness import jsonl, wait_for
 from sqlalchemy.exc import InvalidRequestError
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.storage import files
 from logitcask_schemas.errors import CaskWriteError, ModelError
+from logitcask_schemas.record.beyond_tokens import beyond_tokens
 from logitcask_services.jobs.database.chunks import ChunkStore
 
 
@@ -81,6 +82,30 @@ def test_a_corpus_of_which_the_teacher_captures_nothing_fails(serve):
     again = server.finish(server.submit(server.upload([{"input_ids": [1, 2, 3]}]))["id"])
     present = server.finish(server.submit(server.upload([{"input_ids": [1, 2, 3], "custom_id": "x"}]))["id"])
     assert (again["status"], present["status"]) == ("completed", "completed"), "in the cask already is no failure"
+
+
+def test_mass_on_ids_that_are_no_tokens_is_told_at_capture(serve, documents, tmp_path):
+    tokens = VOCAB_SIZE - 50
+    for line in documents:
+        line["input_ids"] = [token % tokens for token in line["input_ids"]]
+    server = serve(fake={"identity": identity(tokenizer_size=tokens)})
+    done = server.finish(server.submit(server.upload(documents))["id"])
+    cask = cask_of(tmp_path)
+    seen = beyond_tokens((cask.read(number).records for number in range(len(cask))), tokens)
+    assert seen.blocks > 0
+    assert done["lines"]["notes"] == {"ids_beyond_tokenizer": seen.blocks}
+    page = server.client.get(f"/v1/extractions/{done['id']}/events?limit=1000").json()["data"]
+    events = [event for event in page if event["type"] == "ids_beyond_tokenizer"]
+    assert [event["level"] for event in events] == ["warning"], "told once, with its first chunk"
+    [event] = events
+    assert f"up to {event['data']['largest_id']:,}" in event["message"]
+    assert 0 < event["data"]["mass"] < 1
+    assert tokens <= event["data"]["largest_id"] < VOCAB_SIZE
+
+
+def test_a_tokenizer_as_wide_as_the_logits_is_nothing_to_tell_of(serve, documents):
+    server = serve(fake={"identity": identity(tokenizer_size=VOCAB_SIZE)})
+    assert server.finish(server.submit(server.upload(documents))["id"])["lines"]["notes"] == {}
 
 
 @pytest.mark.parametrize(("policy", "documents_made", "skipped"), [("truncate", 2, 0), ("split", 4, 0), ("skip", 1, 1)])

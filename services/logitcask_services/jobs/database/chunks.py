@@ -4,9 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
 from logitcask_schemas.api.objects import FINAL, Failure
+from logitcask_schemas.record.beyond_tokens import BeyondTokens
 from logitcask_schemas.terminal import counted
+from logitcask_services.corpora.line_problems import BEYOND_TOKENS
 from logitcask_services.corpora.prepare import Prepared
 from logitcask_services.jobs.database.database import Database
 from logitcask_services.jobs.database.log import add_event, add_failures
@@ -104,6 +107,8 @@ class ChunkStore:
             row.bytes_written += sum(shard["bytes"] for shard in outcome.shards)
             row.capture_seconds += outcome.seconds
             add_failures(session, row, outcome.failures)
+            if outcome.beyond_tokens is not None and outcome.beyond_tokens.records:
+                _note_beyond_tokens(session, row, outcome.beyond_tokens)
             add_event(
                 session,
                 row,
@@ -168,6 +173,23 @@ class ChunkStore:
         with self._database.write() as session:
             add_failures(session, row_of(session, extraction_id), [failure])
         self._changed(extraction_id)
+
+
+def _note_beyond_tokens(session: Session, row: ExtractionRow, seen: BeyondTokens) -> None:
+    """Count documents whose records hold ids that are no tokens; the first chunk with one says how much it is."""
+    notes = dict(row.notes or {})
+    if BEYOND_TOKENS not in notes:
+        add_event(
+            session,
+            row,
+            BEYOND_TOKENS,
+            f"{seen.records:,} of {counted(seen.positions, 'record')} of this chunk hold ids that are no tokens of the "
+            f"tokenizer (up to {seen.largest_id:,}); the teacher puts {seen.mass:.2g} of its mass there. They are "
+            "recorded as they are",
+            {"records": seen.records, "positions": seen.positions, "mass": seen.mass, "largest_id": seen.largest_id},
+            level="warning",
+        )
+    row.notes = notes | {BEYOND_TOKENS: notes.get(BEYOND_TOKENS, 0) + seen.blocks}
 
 
 def _count_lines(row: ExtractionRow, prepared: Prepared) -> None:
