@@ -3,7 +3,7 @@ PYTHON ?= python3
 TEACHER := .venv/teacher
 TRAINER := .venv/trainer
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench clean
+.PHONY: help install demo test check docs format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,12 +19,16 @@ test: install check ## checks and all tests, each side in its own environment
 	$(TRAINER)/bin/python -m pytest tests/repository tests/schemas tests/golden tests/consumer tests/conformance/test_cask*.py
 	$(TEACHER)/bin/python -m pytest tests/services tests/conformance/test_engine*.py tests/e2e
 
-check: install ## ruff, mypy --strict, the import law
+check: install ## ruff, mypy --strict, import layers, the documentation's links and references
 	$(TRAINER)/bin/ruff check .
 	$(TRAINER)/bin/ruff format --check .
-	$(TRAINER)/bin/mypy schemas consumer demo scripts
-	$(TEACHER)/bin/mypy schemas services
+	$(TRAINER)/bin/mypy schemas consumer demo scripts examples
+	$(TEACHER)/bin/mypy schemas/logitcask_schemas services
 	$(TEACHER)/bin/lint-imports
+	@$(MAKE) --no-print-directory docs
+
+docs: install ## the documentation site, built strictly into site/
+	NO_MKDOCS_2_WARNING=1 $(TRAINER)/bin/mkdocs build --strict --quiet
 
 format: install ## rewrite to the house style
 	$(TRAINER)/bin/ruff check --fix .
@@ -34,4 +38,4 @@ bench: install ## all benchmarks; CSV and plots under bench/results
 	$(PYTHON) bench/run.py --teacher $(TEACHER)/bin/python --trainer $(TRAINER)/bin/python
 
 clean: ## remove environments, caches and the demo's output
-	rm -rf .venv demo-output .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv site demo-output .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

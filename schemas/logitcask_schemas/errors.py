@@ -63,14 +63,14 @@ class ModelError(LogitcaskError, ValueError):
 
 
 class CaptureSpecError(LogitcaskError, ValueError):
-    """A capture spec asks for what this teacher cannot give; the spec is at fault, the teacher is well."""
+    """A capture spec cannot be read, or asks for what a teacher cannot give; the teacher is well."""
 
 
 class MissingExtraError(LogitcaskError, ImportError):
-    """A command needs an optional extra that is not installed."""
+    """A command, or a public name, needs an optional extra that is not installed."""
 
-    def __init__(self, command: str, extra: str, missing: str) -> None:
+    def __init__(self, what: str, extra: str, missing: str) -> None:
         super().__init__(
-            f"`logitcask {command}` needs the module {missing!r}, which is not installed here. "
+            f"`{what}` needs the module {missing!r}, which is not installed here. "
             f'Install the extra that brings it: pip install "logitcask[{extra}]"'
         )

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcask_consumer.cross_tokenizer.corpus import AlignedCorpus
-from logitcask_consumer.data.dataset import PackedDataset
+from logitcask_consumer.data.packed_dataset import PackedDataset
 from logitcask_consumer.data.packing import Packing
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.batches import CollatedRecords, collate

@@ -3,24 +3,22 @@
 Shape legend: D documents of all casks, W windows, B sequences.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
 
-from logitcask_consumer.data.packing import Packing, Packs, pack_groups
-from logitcask_consumer.data.windows import Windows
+from logitcask_consumer.data.packed_dataset import PackedDataset
+from logitcask_consumer.data.packing import Packing, Packs
 from logitcask_consumer.weights import Positions, Weights
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.batches import CollatedRecords, collate
-from logitcask_schemas.cask.format.manifest import CaskManifest
 from logitcask_schemas.cask.shard import Shard
 from logitcask_schemas.errors import CaskError, DocumentMismatchError
+from logitcask_schemas.record.identity import tokenizer_fingerprint
 from logitcask_schemas.record.records import Records, document_id
 
 
@@ -69,102 +67,6 @@ def _concatenated(columns: Sequence[NDArray[Any] | None]) -> Any:
     """None where there is no such column; parts that are read together have the same ones."""
     present = [column for column in columns if column is not None]
     return np.concatenate(present) if present else None
-
-
-S_co = TypeVar("S_co", covariant=True)
-
-
-class PackedDataset(Dataset[S_co], ABC):
-    """Sequences of windows of documents; a batch of them, as DataLoader asks for it, is read in one go."""
-
-    def __init__(
-        self,
-        casks: Sequence[Cask],
-        positions_D: NDArray[np.int64],
-        *,
-        seq_len: int,
-        overlap: int,
-        packing: Packing,
-        seed: int,
-        documents_D: NDArray[np.int64] | None = None,
-    ) -> None:
-        """Cut windows and pack them.
-
-        Args:
-            casks: of one teacher and capture spec.
-            positions_D: trained positions of each document.
-            seq_len: slots of a sequence.
-            overlap: context slots of the windows of longer documents.
-            packing: `best_fit`, or `none` for one window per sequence.
-            seed: of the order in which windows of equal length are packed.
-            documents_D: the number in the casks of each document, ascending; None where all of them are used.
-
-        Raises:
-            WindowError: seq_len and overlap do not fit.
-        """
-        self.casks = list(casks)
-        self.seq_len = seq_len
-        self.packing = packing
-        self.seed = seed
-        shards = [entry.documents for cask in self.casks for entry in cask.entries]
-        self._first_shard = np.concatenate([[0], np.cumsum([len(cask.entries) for cask in self.casks])])
-        self._first_document = np.concatenate([[0], np.cumsum(shards, dtype=np.int64)])
-        self.windows = Windows.cut(positions_D, seq_len=seq_len, overlap=overlap)
-        used = np.arange(len(positions_D)) if documents_D is None else documents_D
-        per_shard = np.diff(np.searchsorted(used, self._first_document))
-        self.packs, self.sequences_per_group = pack_groups(self.windows, per_shard, seq_len, packing, seed)
-
-    @abstractmethod
-    def read(self, sequences: Sequence[int]) -> S_co:
-        """Several sequences at once; the sampler's `EMPTY` gives one without windows."""
-
-    @property
-    @abstractmethod
-    def num_documents(self) -> int:
-        """Number of documents, D."""
-
-    @property
-    def manifest(self) -> CaskManifest:
-        """Of the first cask; all have the same teacher and capture spec."""
-        return self.casks[0].manifest
-
-    @property
-    def num_positions(self) -> int:
-        """Positions trained per epoch: L - 1 of every document."""
-        return int((self.windows.stop_W - self.windows.trained_W).sum())
-
-    @property
-    def fill(self) -> float:
-        """Share of the sequences' slots that hold a window."""
-        return float(self.windows.slots_W.sum()) / (len(self) * self.seq_len)
-
-    def __len__(self) -> int:
-        return len(self.packs)
-
-    def __getitem__(self, sequence: int) -> S_co:
-        """One sequence; see `read`."""
-        return self.read([sequence])
-
-    def __getitems__(self, sequences: Sequence[int]) -> S_co:
-        """What DataLoader asks for a batch; see `read`."""
-        return self.read(sequences)
-
-    def rows_of(self, documents: NDArray[np.int64]) -> list[tuple[Shard, int]]:
-        """Shard and row of some documents of the casks. A shard is asked for once: a cask may keep few of them open.
-
-        Raises:
-            CaskCorruptionError, CaskNotFoundError: a shard cannot be opened, or its file has another size by now.
-        """
-        shard_W = np.searchsorted(self._first_document, documents, side="right") - 1
-        row_W = documents - self._first_document[shard_W]
-        shards = {number: self._shard(number) for number in np.unique(shard_W).tolist()}
-        for shard in shards.values():
-            shard.require_size()
-        return [(shards[number], row) for number, row in zip(shard_W.tolist(), row_W.tolist(), strict=True)]
-
-    def _shard(self, number: int) -> Shard:
-        cask = int(np.searchsorted(self._first_shard, number, side="right")) - 1
-        return self.casks[cask].shard(number - int(self._first_shard[cask]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,6 +170,34 @@ class CaskDataset(PackedDataset[SequenceRecords]):
         self.share: TrainedShare | None = None
         """How much of it is trained, once that was found out; see `trained_share`."""
         self._proved_D = np.zeros(len(positions_D), dtype=np.bool_)
+
+    @classmethod
+    def open(
+        cls,
+        places: Sequence[Path | str] | Path | str,
+        *,
+        tokenizer: Any,
+        seq_len: int,
+        overlap: int = 0,
+        packing: Packing = "best_fit",
+        seed: int = 0,
+    ) -> Self:
+        """Open casks and plan sequences over them; `open_casks` and `CaskDataset(...)` take more options.
+
+        Args:
+            places: folders, or URLs of object stores; a single one may stand alone.
+            tokenizer: the student's, which must be the teacher's.
+            seq_len: slots of a sequence.
+            overlap: context slots of the windows of longer documents.
+            packing: `best_fit`, or `none` for one window per sequence.
+            seed: of the order in which documents of equal length are packed.
+
+        Raises:
+            IdentityMismatchError: the tokenizer is not the teacher's, or teachers or capture specs differ.
+            EmptyCaskError, CaskNotFoundError, CaskCorruptionError, WindowError: as `open_casks` and `CaskDataset`.
+        """
+        casks = open_casks(places, tokenizer_fingerprint=tokenizer_fingerprint(tokenizer))
+        return cls(casks, seq_len=seq_len, overlap=overlap, packing=packing, seed=seed)
 
     @property
     def num_documents(self) -> int:

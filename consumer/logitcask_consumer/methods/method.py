@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self
 from torch import Tensor
 
 from logitcask_consumer.data import Packing
-from logitcask_consumer.data.dataset import PackedDataset
+from logitcask_consumer.data.packed_dataset import PackedDataset
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.format.manifest import CaskManifest
 

@@ -114,6 +114,24 @@ class SparseTargetLoss(nn.Module):
         head = head if isinstance(head, LMHead) else LMHead.from_model(head)
         loss = task.at_head(hidden_TD, head, task.slots_T // hidden_BSD.shape[1])["loss"]
         assert loss is not None
+        return self._divided(loss, batch, num_items)
+
+    def through(
+        self, model: Any, batch: Batch, *, num_items: Tensor | int | None = None, progress: float = 0.0
+    ) -> Tensor:
+        """The loss of a batch, made within the student's own forward call, which DDP, FSDP and accelerate wrap.
+
+        Args:
+            model: a causal LM that `student.forward.attach` was called on, perhaps wrapped since.
+            batch: from a `Collator`, on the same device.
+            num_items: what to divide the sum by, where the batch is a part of a step; None takes the batch's own mean.
+            progress: part of the run done, 0 to 1, for weights that follow a schedule.
+        """
+        task = self.task(batch, progress)
+        out = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], distill=task)
+        return self._divided(out["loss"], batch, num_items)
+
+    def _divided(self, loss: Tensor, batch: Batch, num_items: Tensor | int | None) -> Tensor:
         total = self.counted(batch) if num_items is None else torch.as_tensor(num_items, device=loss.device)
         # A batch without a trained position has the loss 0, and gradients of 0.
         return loss * torch.where(total > 0, 1.0 / total, 0.0).to(loss.dtype)

@@ -64,7 +64,7 @@ class LoraSpec:
         try:
             from peft import LoraConfig, get_peft_model
         except ImportError as error:
-            raise MissingExtraError("train --lora", "lora", "peft") from error
+            raise MissingExtraError("logitcask train --lora", "lora", "peft") from error
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
@@ -122,7 +122,7 @@ def with_adapters(model: Any, folder: Path) -> Any:
         ModelError: the adapters do not fit the model.
     """
     if find_spec("peft") is None:
-        raise MissingExtraError("report", "lora", "peft")
+        raise MissingExtraError("logitcask report", "lora", "peft")
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError(f"{folder} holds no adapter_model.safetensors; other formats of adapters are not read")
     try:

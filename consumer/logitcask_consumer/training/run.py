@@ -12,7 +12,7 @@ from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.cross_tokenizer.losses import ChunkObjective
 from logitcask_consumer.cross_tokenizer.method import CrossTokenizerMethod
 from logitcask_consumer.data import open_casks
-from logitcask_consumer.data.dataset import PackedDataset
+from logitcask_consumer.data.packed_dataset import PackedDataset
 from logitcask_consumer.methods import Method, TokenMethod
 from logitcask_consumer.processes import processes
 from logitcask_consumer.run_document import (

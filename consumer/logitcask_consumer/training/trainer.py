@@ -14,7 +14,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
 from logitcask_consumer.data import EMPTY, StepSampler
-from logitcask_consumer.data.dataset import PackedDataset
+from logitcask_consumer.data.packed_dataset import PackedDataset
 from logitcask_consumer.methods import BatchLoss, Method, TokenMethod
 from logitcask_consumer.processes import raise_together
 from logitcask_consumer.run_document import PARTIAL_NAME, RunWriteError, explained_writes

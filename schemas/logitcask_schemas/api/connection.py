@@ -14,7 +14,7 @@ from logitcask_schemas.errors import LogitcaskError, MissingExtraError
 try:
     import httpx2
 except ModuleNotFoundError as error:
-    raise MissingExtraError("submit", "service", "httpx2") from error
+    raise MissingExtraError("logitcask.ServiceClient", "service", "httpx2") from error
 
 T = TypeVar("T", bound=BaseModel)
 TIMEOUT_SECONDS: Final = 60.0

@@ -246,7 +246,7 @@ def _text_of_ids(folder: Path, expected: str) -> Any:
     except ModuleNotFoundError as error:
         from logitcask_schemas.errors import MissingExtraError
 
-        raise MissingExtraError("cask show --tokenizer", "trainer", "transformers") from error
+        raise MissingExtraError("logitcask cask show --tokenizer", "trainer", "transformers") from error
     from logitcask_schemas.errors import IdentityMismatchError, ModelError
     from logitcask_schemas.record.identity import tokenizer_fingerprint
 

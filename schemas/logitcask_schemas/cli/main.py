@@ -141,7 +141,7 @@ def _explained(name: str, error: ModuleNotFoundError) -> ImportError:
     extra = COMMANDS[name].extra if name in COMMANDS else None
     if extra is None or error.name is None or error.name.startswith("logitcask"):
         return error
-    return MissingExtraError(name, extra, error.name)
+    return MissingExtraError(f"logitcask {name}", extra, error.name)
 
 
 def _fail(message: str, code: int) -> None:

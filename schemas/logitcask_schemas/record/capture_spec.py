@@ -112,6 +112,22 @@ class CaptureSpec(BaseModel):
         return hashlib.sha256(json.dumps(self.canonical(), sort_keys=True).encode()).hexdigest()
 
 
+def capture_spec(**fields: Any) -> CaptureSpec:
+    """A capture spec with these fields, and the defaults for the rest.
+
+    Args:
+        fields: of `CaptureSpec`.
+
+    Raises:
+        CaptureSpecError: names every field that is unknown or out of its range.
+    """
+    try:
+        return CaptureSpec(**fields)
+    except ValidationError as error:
+        faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".removeprefix(": ") for fault in error.errors())
+        raise CaptureSpecError("; ".join(faults)) from error
+
+
 class _StoredSpec(CaptureSpec):
     """A spec under the limits of the versions that wrote it: readers take what capture would refuse today."""
 

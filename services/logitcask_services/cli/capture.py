@@ -156,12 +156,10 @@ def show(choice: "TauChoice") -> None:
 
 
 def _spec(**fields: Any) -> Any:
-    from pydantic import ValidationError
-
-    from logitcask_schemas.record.capture_spec import CaptureSpec
+    from logitcask_schemas.errors import CaptureSpecError
+    from logitcask_schemas.record.capture_spec import capture_spec
 
     try:
-        return CaptureSpec(**fields)
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise typer.BadParameter(faults) from error
+        return capture_spec(**fields)
+    except CaptureSpecError as error:
+        raise typer.BadParameter(str(error)) from error

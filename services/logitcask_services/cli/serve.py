@@ -90,7 +90,7 @@ def require_teacher(settings: "ServiceSettings") -> "ModelSource":
     source = find_model(settings.teacher)
     ModelFolder.open(source)
     if importlib.util.find_spec(settings.engine) is None:
-        raise MissingExtraError("serve", "teacher", settings.engine)
+        raise MissingExtraError("logitcask serve", "teacher", settings.engine)
     return source
 
 

@@ -40,7 +40,7 @@ def load_engine(
         raise ModelError(f"there is no engine {kind!r}; choose vllm or transformers")
     folder = ModelFolder.open(model)
     if importlib.util.find_spec(kind) is None:
-        raise MissingExtraError("serve", "teacher", kind)
+        raise MissingExtraError("logitcask serve", "teacher", kind)
     if kind == "vllm":
         from logitcask_services.engines.vllm.engine import VllmEngine
 

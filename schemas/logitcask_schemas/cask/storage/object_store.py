@@ -181,7 +181,7 @@ class RemoteStore:
                 system, root = _system_of(self.url, self._options)
             except ImportError as error:
                 missing = error.name or getattr(error.__cause__, "name", None) or str(error)
-                raise MissingExtraError("cask", "remote", missing) from error
+                raise MissingExtraError("logitcask cask", "remote", missing) from error
             except ValueError as error:
                 raise CaskError(f"{self.url}: not an address of an object store: {error}") from error
             self._connected = os.getpid(), system, root.rstrip("/")

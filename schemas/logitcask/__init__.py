@@ -1,0 +1,106 @@
+"""What users import, by name: `from logitcask import Cask, CaskDataset, DistillTrainer`.
+
+A name loads its module when it is first asked for, so that `import logitcask` is cheap, and works with one side alone:
+a name of a side that is not installed says which extra brings it. Whatever stands here keeps its meaning between
+versions; modules beneath may move.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from logitcask_schemas.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from logitcask_consumer.config import TrainConfig
+    from logitcask_consumer.data import CaskDataset, Collator, open_casks
+    from logitcask_consumer.losses import LOSSES, get_loss
+    from logitcask_consumer.methods import SparseTargetLoss
+    from logitcask_consumer.report.build import ReportConfig, make_report
+    from logitcask_consumer.student.forward import attach, hidden_states
+    from logitcask_consumer.training.arguments import DistillConfig
+    from logitcask_consumer.training.run import TrainResult, train
+    from logitcask_consumer.training.trainer import DistillTrainer
+    from logitcask_consumer.weights import Weights
+    from logitcask_schemas.api.client import ServiceClient
+    from logitcask_schemas.api.requests import ExtractionRequest
+    from logitcask_schemas.cask import Cask, CaskWriter
+    from logitcask_schemas.errors import LogitcaskError
+    from logitcask_schemas.record.capture_spec import CaptureSpec, capture_spec
+    from logitcask_schemas.record.identity import TeacherIdentity
+    from logitcask_schemas.record.records import DocumentRecords, Records
+
+__all__ = [
+    "LOSSES",
+    "CaptureSpec",
+    "Cask",
+    "CaskDataset",
+    "CaskWriter",
+    "Collator",
+    "DistillConfig",
+    "DistillTrainer",
+    "DocumentRecords",
+    "ExtractionRequest",
+    "LogitcaskError",
+    "Records",
+    "ReportConfig",
+    "ServiceClient",
+    "SparseTargetLoss",
+    "TeacherIdentity",
+    "TrainConfig",
+    "TrainResult",
+    "Weights",
+    "attach",
+    "capture_spec",
+    "get_loss",
+    "hidden_states",
+    "make_report",
+    "open_casks",
+    "train",
+]
+
+_MODULES = {
+    "logitcask_schemas.api.client": ("ServiceClient",),
+    "logitcask_schemas.api.requests": ("ExtractionRequest",),
+    "logitcask_schemas.cask": ("Cask", "CaskWriter"),
+    "logitcask_schemas.errors": ("LogitcaskError",),
+    "logitcask_schemas.record.capture_spec": ("CaptureSpec", "capture_spec"),
+    "logitcask_schemas.record.identity": ("TeacherIdentity",),
+    "logitcask_schemas.record.records": ("DocumentRecords", "Records"),
+    "logitcask_consumer.config": ("TrainConfig",),
+    "logitcask_consumer.data": ("CaskDataset", "Collator", "open_casks"),
+    "logitcask_consumer.losses": ("LOSSES", "get_loss"),
+    "logitcask_consumer.methods": ("SparseTargetLoss",),
+    "logitcask_consumer.report.build": ("ReportConfig", "make_report"),
+    "logitcask_consumer.student.forward": ("attach", "hidden_states"),
+    "logitcask_consumer.training.arguments": ("DistillConfig",),
+    "logitcask_consumer.training.run": ("TrainResult", "train"),
+    "logitcask_consumer.training.trainer": ("DistillTrainer",),
+    "logitcask_consumer.weights": ("Weights",),
+}
+_PLACES = {name: module for module, names in _MODULES.items() for name in names}
+_EXTRAS = {"logitcask_consumer": "trainer", "logitcask_schemas.api": "service"}
+"""Packages whose modules need an extra."""
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name.
+
+    Raises:
+        AttributeError: there is no such name.
+        MissingExtraError: its side's extra is not installed.
+    """
+    module = _PLACES.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        extra = next((extra for package, extra in _EXTRAS.items() if module.startswith(package)), None)
+        if extra is None or missing.startswith("logitcask"):
+            raise
+        raise MissingExtraError(f"logitcask.{name}", extra, missing) from error
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
