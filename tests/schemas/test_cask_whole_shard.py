@@ -15,9 +15,9 @@ from record_arrays import record_arrays
 from logitcask_schemas.cask.format.columns import ShardColumns, assemble, document_checksum, document_slices
 from logitcask_schemas.cask.format.layout import LEVELS, RecordLayout
 from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry
-from logitcask_schemas.cask.integrity import rules as whole_shard
-from logitcask_schemas.cask.integrity.rules import is_sound
+from logitcask_schemas.cask.integrity import whole_shard
 from logitcask_schemas.cask.integrity.verify import require_valid
+from logitcask_schemas.cask.integrity.whole_shard import is_sound
 from logitcask_schemas.cask.shard import Shard
 from logitcask_schemas.errors import CaskError, InvalidRecordError
 from logitcask_schemas.record.capture_spec import CaptureSpec

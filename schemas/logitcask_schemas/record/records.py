@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcask_schemas.errors import DocumentMismatchError, InvalidRecordError
+from logitcask_schemas.record.rules import RecordBlock, answers_are_valid
 
 IdArray: TypeAlias = NDArray[np.unsignedinteger[Any]]
 LogprobArray: TypeAlias = NDArray[np.floating[Any]]
@@ -29,9 +30,7 @@ def check_answer_ranges(ranges_R2: NDArray[np.uint32], num_tokens: int, *, where
         raise InvalidRecordError(
             f"{where}: answer ranges should be uint32 of shape [R, 2], got {ranges_R2.dtype} {list(ranges_R2.shape)}"
         )
-    flat_R2 = ranges_R2.astype(np.int64).reshape(-1)
-    steps = np.diff(flat_R2)
-    if (steps[0::2] <= 0).any() or (steps[1::2] < 0).any() or (len(flat_R2) and flat_R2[-1] > num_tokens):
+    if not answers_are_valid(ranges_R2, np.zeros(len(ranges_R2), dtype=np.int64), np.array([num_tokens])):
         raise InvalidRecordError(
             f"{where}: answer ranges should ascend, hold a token each and end within {num_tokens} tokens, "
             f"got {ranges_R2.tolist()[:8]}"
@@ -109,35 +108,32 @@ class Records:
             tail_logprobs_N=None if self.tail_logprobs_N is None else self.tail_logprobs_N[tail_N],
         )
 
-    def check(self, vocab_size: int, *, where: str) -> None:
-        """Raise InvalidRecordError where a column breaks the format's invariants (lengths, ids, signs, NaN)."""
+    def check(self, vocab_size: int, *, where: str, token_ids_L: IdArray | None = None) -> None:
+        """Raise InvalidRecordError where a rule of `record.rules` is broken; with tokens, also where they disagree.
+
+        Args:
+            vocab_size: of the teacher's logits.
+            where: what the error begins with.
+            token_ids_L: of the one document whose positions these are.
+        """
         positions, entries, draws = self.num_positions, len(self.head_ids_H), len(self.tail_ids_N)
-        lengths: list[tuple[str, int, int]] = [
-            ("head_ids", int(self.head_counts_P.sum(dtype=np.int64)), entries),
-            ("head_logprobs", entries, len(self.head_logprobs_H)),
-            ("tail_counts", positions, len(self.tail_counts_P)),
-            ("tail_ids", int(self.tail_counts_P.sum(dtype=np.int64)), draws),
-            *((name, positions, len(values)) for name, values in self.position_columns.items()),
-        ]
+        values: dict[str, tuple[NDArray[Any], int]] = {"head_logprobs": (self.head_logprobs_H, entries)}
+        values |= {name: (column, positions) for name, column in self.position_columns.items()}
         if self.tail_logprobs_N is not None:
-            lengths.append(("tail_logprobs", draws, len(self.tail_logprobs_N)))
-        for name, expected, got in lengths:
-            if expected != got:
-                raise InvalidRecordError(f"{where}: column {name} should have {expected} values, it has {got}")
-        if positions and not self.head_counts_P.min():
-            at = int(np.argmin(self.head_counts_P))
-            raise InvalidRecordError(f"{where}: position {at} has an empty head; the next token must be in it")
-        for name, ids in (("head_ids", self.head_ids_H), ("tail_ids", self.tail_ids_N)):
-            if len(ids) and int(ids.max()) >= vocab_size:
-                raise InvalidRecordError(f"{where}: {name} holds id {int(ids.max())}, the vocabulary has {vocab_size}")
-        for name, values in (
-            ("head_logprobs", self.head_logprobs_H),
-            *self.position_columns.items(),
-            ("tail_logprobs", self.tail_logprobs_N),
-        ):
-            if values is not None and np.isnan(values).any():
-                at = int(np.argwhere(np.isnan(values))[0, 0])
-                raise InvalidRecordError(f"{where}: {name}[{at}] is NaN; the teacher's logits were not finite")
+            values["tail_logprobs"] = (self.tail_logprobs_N, draws)
+        block = RecordBlock(
+            position_offsets_D1=np.array([0, positions]),
+            head_offsets_D1=np.array([0, entries]),
+            tail_offsets_D1=np.array([0, draws]),
+            head_counts_P=self.head_counts_P,
+            head_ids_H=self.head_ids_H,
+            tail_counts_P=self.tail_counts_P,
+            tail_ids_N=self.tail_ids_N,
+            values=values,
+            token_ids_L=token_ids_L,
+        )
+        if fault := block.first_fault(vocab_size):
+            raise InvalidRecordError(f"{where}: {fault}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,11 +160,7 @@ class DocumentRecords:
         return document_id(self.token_ids_L)
 
     def check(self, vocab_size: int, *, where: str) -> None:
-        """Raise InvalidRecordError where tokens and records break the format's invariants or each other.
-
-        Beyond `Records.check`: every position's head holds the token that really came next, which also catches
-        records shifted against their tokens, and draws ascend within a position.
-        """
+        """Raise InvalidRecordError where tokens and records break a rule of `record.rules`, or each other."""
         for name, ids in (
             ("token_ids", self.token_ids_L),
             ("head_ids", self.records.head_ids_H),
@@ -180,37 +172,6 @@ class DocumentRecords:
             raise InvalidRecordError(
                 f"{where}: has {len(self.token_ids_L)} tokens; without a second one there is no position"
             )
-        if (largest := int(self.token_ids_L.max())) >= vocab_size:
-            raise InvalidRecordError(f"{where}: token_ids holds id {largest}, the vocabulary has {vocab_size}")
         if self.answer_ranges_R2 is not None:
             check_answer_ranges(self.answer_ranges_R2, len(self.token_ids_L), where=where)
-        self.records.check(vocab_size, where=where)
-        self._require_next_tokens(where)
-        self._require_ascending_draws(where)
-
-    def _require_next_tokens(self, where: str) -> None:
-        records = self.records
-        counts = records.head_counts_P.astype(np.intp)
-        is_next_H = records.head_ids_H == np.repeat(self.token_ids_L[1:], counts)
-        found_P = np.logical_or.reduceat(is_next_H, np.cumsum(counts) - counts)
-        if not found_P.all():
-            at = int(np.argmin(found_P))
-            raise InvalidRecordError(
-                f"{where}: the head of position {at} lacks the next token {int(self.token_ids_L[at + 1])}; "
-                f"{len(found_P) - int(found_P.sum())} of {len(found_P)} positions do. Are records and tokens shifted?"
-            )
-
-    def _require_ascending_draws(self, where: str) -> None:
-        ids, counts = self.records.tail_ids_N, self.records.tail_counts_P
-        if len(ids) < 2:
-            return
-        descends = ids[1:] < ids[:-1]
-        starts = np.cumsum(counts, dtype=np.int64)[:-1]
-        starts = starts[(starts > 0) & (starts < len(ids))]
-        descends[starts - 1] = False
-        if descends.any():
-            at = int(np.argmax(descends)) + 1
-            position = int(np.searchsorted(np.cumsum(counts, dtype=np.int64), at, side="right"))
-            raise InvalidRecordError(
-                f"{where}: draws of position {position} do not ascend: {int(ids[at])} follows {int(ids[at - 1])}"
-            )
+        self.records.check(vocab_size, where=where, token_ids_L=self.token_ids_L)

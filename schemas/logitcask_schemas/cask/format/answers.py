@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from logitcask_schemas.cask.format.manifest import ShardEntry
 from logitcask_schemas.errors import CaskCorruptionError
+from logitcask_schemas.record.rules import answers_are_valid
 
 ANSWERS_NAME: Final = "answers"
 """Of the column."""
@@ -98,12 +99,7 @@ class Answers:
     def are_valid(self, lengths_D: NDArray[np.int64]) -> bool:
         """Whether all ranges ascend, hold a token, and end within their document of L tokens; 0, 0 stands alone."""
         sizes_D = np.diff(self.offsets)
-        pairs = self.values.reshape(-1, 2).astype(np.int64)
+        pairs = self.values.reshape(-1, 2)
         document = np.repeat(np.arange(len(sizes_D)), sizes_D // 2)
         alone = (sizes_D[document] == 2) & (pairs == 0).all(axis=1)
-        follows = document[1:] == document[:-1]
-        return bool(
-            ((pairs[:, 0] < pairs[:, 1]) | alone).all()
-            and (pairs[:, 1] <= lengths_D[document]).all()
-            and (pairs[1:, 0] >= pairs[:-1, 1])[follows].all()
-        )
+        return answers_are_valid(pairs[~alone], document[~alone], lengths_D)

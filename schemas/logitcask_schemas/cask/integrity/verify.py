@@ -19,7 +19,7 @@ from logitcask_schemas.cask.directory import LocalDirectory, entry_file, entry_n
 from logitcask_schemas.cask.documents import DOCUMENTS_NAME, DocumentTable
 from logitcask_schemas.cask.format.layout import ENTRY_SUFFIX, INDEX_NAME
 from logitcask_schemas.cask.format.manifest import ShardEntry, parse_index
-from logitcask_schemas.cask.integrity.rules import is_sound
+from logitcask_schemas.cask.integrity.whole_shard import is_sound
 from logitcask_schemas.cask.location import Location
 from logitcask_schemas.cask.opening import read_shard
 from logitcask_schemas.cask.reader import Cask
