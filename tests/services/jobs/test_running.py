@@ -328,7 +328,7 @@ def test_a_cask_of_another_teacher_is_refused(serve, documents, tmp_path):
 
 
 def test_a_cask_that_became_another_teachers_fails_the_job(serve, documents, tmp_path):
-    server = serve(fake={"seconds_per_document": 0.05, "in_flight": 1})
+    server = serve(fake={"seconds_per_document": 0.5, "in_flight": 1})
     corpus = server.upload(documents)
     running = server.submit(corpus, cask="first")
     victim = server.submit(corpus, cask="later")
