@@ -3,14 +3,18 @@ PYTHON ?= python3
 TEACHER := .venv/teacher
 TRAINER := .venv/trainer
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check docs format bench clean
+.PHONY: help install lock demo test check docs format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: ## both environments under .venv (the other verbs do this by themselves)
-	@$(PYTHON) scripts/install.py trainer $(TRAINER)
-	@$(PYTHON) scripts/install.py teacher $(TEACHER)
+install: ## both environments under .venv (the other verbs do this by themselves); LOCKED=1: exact versions
+	@$(PYTHON) scripts/install.py trainer $(TRAINER) $(if $(LOCKED),--locked)
+	@$(PYTHON) scripts/install.py teacher $(TEACHER) $(if $(LOCKED),--locked)
+
+lock: install ## write the exact versions of both environments to requirements/
+	@$(PYTHON) scripts/install.py trainer $(TRAINER) --write-lock
+	@$(PYTHON) scripts/install.py teacher $(TEACHER) --write-lock
 
 demo: install ## the whole line on this machine: teacher, cask, student, report
 	@$(TRAINER)/bin/python -m demo

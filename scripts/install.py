@@ -1,9 +1,10 @@
-"""Create one of the project's two environments: `python scripts/install.py teacher|trainer FOLDER`.
+"""Create one of the project's two environments: `python scripts/install.py teacher|trainer FOLDER [--locked]`.
 
 The two sides never share an environment: the teacher's holds vLLM, the trainer's must not. On a machine with a GPU
 both take CUDA wheels from the package index. Without one, a CPU build of torch is asked for by its local version tag,
 so that pip cannot pick a CUDA build by accident; the PyTorch project's CPU index is tried only where the configured
-indexes do not have that build. Uses nothing but the standard library.
+indexes do not have that build. With `--locked` every package has the version that requirements/SIDE-cpu.txt names;
+`--write-lock` writes that file from an environment. Uses nothing but the standard library.
 """
 
 import argparse
@@ -36,18 +37,26 @@ def has_gpu() -> bool:
     return smi is not None and subprocess.run([smi, "-L"], capture_output=True, check=False).returncode == 0
 
 
-def stamp() -> str:
+def lock_file(side: str) -> Path:
+    """The exact versions of one side's environment on a CPU."""
+    return ROOT / "requirements" / f"{side}-cpu.txt"
+
+
+def stamp(lock: Path | None) -> str:
     """What the environment was made from; another stamp means it must be made anew."""
     parts = [(ROOT / "pyproject.toml").read_bytes(), Path(__file__).read_bytes(), str(has_gpu()).encode()]
+    if lock is not None:
+        parts.append(lock.read_bytes())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
 class Environment:
     """A virtual environment and its pip."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, lock: Path | None = None) -> None:
         self.folder = folder
         self.python = folder / "bin" / "python"
+        self.constraint = [] if lock is None else ["--constraint", str(lock)]
 
     def pip(self, *arguments: str, check: bool = True) -> bool:
         """Run pip; True when it succeeded."""
@@ -68,13 +77,22 @@ class Environment:
     def install(self, side: str) -> None:
         """Install one side with its development tools."""
         if has_gpu():
-            self.pip("install", "--editable", f".[{side},{DEV[side]}]")
+            self.pip("install", *self.constraint, "--editable", f".[{side},{DEV[side]}]")
         else:
             self.install_cpu_torch()
-            self.pip("install", "--editable", f".[{side}-cpu,{DEV[side]}]")
+            self.pip("install", *self.constraint, "--editable", f".[{side}-cpu,{DEV[side]}]")
             if side == "teacher":
                 self.pip("uninstall", "--yes", *CUDA_LINKED)
         self.pip("install", "--no-deps", *WITHOUT_DEPENDENCIES)
+
+    def write_lock(self, lock: Path) -> None:
+        """Write the versions of everything that is installed, apart from the project itself."""
+        freeze = [str(self.python), "-m", "pip", "freeze", "--exclude-editable", "--disable-pip-version-check"]
+        frozen = subprocess.run(freeze, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        lock.parent.mkdir(exist_ok=True)
+        lock.write_text(
+            f"# Written by `make lock` with Python {sys.version_info.major}.{sys.version_info.minor}.\n{frozen}"
+        )
 
 
 def main() -> None:
@@ -82,16 +100,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("side", choices=["teacher", "trainer"])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--locked", action="store_true", help="with the versions of requirements/SIDE-cpu.txt")
+    parser.add_argument("--write-lock", action="store_true", help="write that file from the environment, and end")
     arguments = parser.parse_args()
-    environment = Environment(arguments.folder)
+    lock = lock_file(arguments.side)
+    if arguments.write_lock:
+        return Environment(arguments.folder).write_lock(lock)
+    if arguments.locked and has_gpu():
+        sys.exit("--locked is for machines without a GPU: CUDA wheels have other names and versions")
+    environment = Environment(arguments.folder, lock if arguments.locked else None)
     marker = arguments.folder / "installed-from"
-    wanted = stamp()
-    if marker.exists() and marker.read_text() == wanted:
-        return
+    current = stamp(lock if arguments.locked else None)
+    if marker.exists() and marker.read_text() == current:
+        return None
     print(f"installing the {arguments.side} environment into {arguments.folder} ({'GPU' if has_gpu() else 'CPU'})")
     venv.create(arguments.folder, with_pip=True, clear=marker.exists())
     environment.install(arguments.side)
-    marker.write_text(wanted)
+    marker.write_text(current)
+    return None
 
 
 if __name__ == "__main__":
