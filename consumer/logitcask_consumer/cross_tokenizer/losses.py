@@ -135,9 +135,9 @@ class Uld(ChunkLoss):
         # The student's vocabulary may be smaller than the teacher's head.
         width = p_PK.shape[1]
         t_PK = target.top_probs_PK.to(p_PK.dtype)[:, :width]
-        known_PK = torch.arange(width, device=p_PK.device) < target.top_counts_P[:, None]
+        filled_PK = torch.arange(width, device=p_PK.device) < target.top_counts_P[:, None]
         # The student's list is cut where the teacher's is.
-        p_PK = torch.where(known_PK, p_PK, 0.0)
+        p_PK = torch.where(filled_PK, p_PK, 0.0)
         return (t_PK - p_PK).abs().sum(1) + (t_PK.sum(1) - p_PK.sum(1)).abs()
 
 
@@ -167,7 +167,7 @@ class ChunkObjective(Mix[ChunkLoss]):
     told_apart_by: ClassVar[str] = "name"
 
     @staticmethod
-    def names_one(text: str) -> bool:
+    def needs_chunks(text: str) -> bool:
         """Whether a mix holds a loss that needs aligned chunks."""
         return any(spec.partition(":")[0] in _OWN for _, spec in split_mix(text))
 

@@ -128,7 +128,7 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
 
 def _method_class(loss: str) -> type[TokenMethod] | type[CrossTokenizerMethod]:
     """The method that a loss belongs to."""
-    return CrossTokenizerMethod if ChunkObjective.names_one(loss) else TokenMethod
+    return CrossTokenizerMethod if ChunkObjective.needs_chunks(loss) else TokenMethod
 
 
 def _train(config: TrainConfig, spec: StudentSpec, stop: StopSignals, say: Say) -> TrainResult:

@@ -192,12 +192,12 @@ class DocumentRecords:
         records = self.records
         counts = records.head_counts_P.astype(np.intp)
         is_next_H = records.head_ids_H == np.repeat(self.token_ids_L[1:], counts)
-        found_P = np.logical_or.reduceat(is_next_H, np.cumsum(counts) - counts)
-        if not found_P.all():
-            at = int(np.argmin(found_P))
+        held_P = np.logical_or.reduceat(is_next_H, np.cumsum(counts) - counts)
+        if not held_P.all():
+            at = int(np.argmin(held_P))
             raise InvalidRecordError(
                 f"{where}: the head of position {at} lacks the next token {int(self.token_ids_L[at + 1])}; "
-                f"{len(found_P) - int(found_P.sum())} of {len(found_P)} positions do. Are records and tokens shifted?"
+                f"{len(held_P) - int(held_P.sum())} of {len(held_P)} positions do. Are records and tokens shifted?"
             )
 
     def _require_ascending_draws(self, where: str) -> None:

@@ -226,16 +226,16 @@ def token_ranges(offsets: Sequence[Span], ranges: Sequence[Span]) -> list[Span]:
         ranges: character ranges [start, stop), ascending and disjoint.
     """
     starts, stops = [start for start, _ in offsets], [max(stop, start + 1) for start, stop in offsets]
-    found = list[Span]()
+    spans = list[Span]()
     for start, stop in ranges:
         first, last = bisect_right(stops, start), bisect_left(starts, stop)
         if first >= last:
             continue
-        if found and first <= found[-1][1]:
-            found[-1] = (found[-1][0], last)
+        if spans and first <= spans[-1][1]:
+            spans[-1] = (spans[-1][0], last)
         else:
-            found.append((first, last))
-    return found
+            spans.append((first, last))
+    return spans
 
 
 def _no_template() -> LineProblem:

@@ -146,9 +146,9 @@ class ModelFolder:
         return stored_tensors(self.weight_files)
 
 
-def _not_a_model(path: Path, found: str) -> ModelError:
+def _not_a_model(path: Path, contents: str) -> ModelError:
     return ModelError(
         f"{path} is not a teacher: expected a folder with config.json (naming its architecture), *.safetensors weights "
-        f"and tokenizer files, found {found}. A small teacher to start with: "
+        f"and tokenizer files, found {contents}. A small teacher to start with: "
         "HuggingFaceTB/SmolLM2-135M-Instruct, from the Hugging Face Hub, or `python -m demo.fetch_teacher`"
     )

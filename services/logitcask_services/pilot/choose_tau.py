@@ -106,7 +106,7 @@ def choose_tau(
         return arrow_bytes(pilot, cut, layout) if carrier == "arrow" else zarr_bytes(pilot, threshold_spec, cut, layout)
 
     inverse = _largest(cost, bytes_per_token, carrier)
-    table = tuple(_figures(pilot, threshold_spec, layout, one, square) for one in sorted({*GRID, inverse}))
+    table = tuple(_figures(pilot, threshold_spec, layout, candidate, square) for candidate in sorted({*GRID, inverse}))
     return TauChoice(
         spec=threshold_spec.model_copy(update={"tau": 1 / inverse}),
         chosen=next(figures for figures in table if figures.inverse == inverse),

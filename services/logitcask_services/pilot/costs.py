@@ -64,10 +64,10 @@ def cut_at(pilot: PilotRecords, spec: CaptureSpec, tau: float) -> Cut:
     """What capture would put into the head and draw at `tau`, by the rules of `RecordCapture`."""
     probable_E = (pilot.head_logprobs_E >= np.log(tau)) & (pilot.head_ranks_E < spec.head_max)
     kept_E = pilot.required_E | probable_E | (pilot.head_ranks_E == 0)
-    given_up_P = np.bincount(
+    dropped_mass_P = np.bincount(
         pilot.head_rows_E[~kept_E], np.exp(pilot.head_logprobs_E[~kept_E]), minlength=pilot.positions
     )
-    tail_mass_P = pilot.tail_mass_P + given_up_P
+    tail_mass_P = pilot.tail_mass_P + dropped_mass_P
     counts_P = np.minimum(np.ceil(tail_mass_P / tau), spec.tail_max).astype(np.int64)
     counts_P[tail_mass_P < NEGLIGIBLE_MASS] = 0
     return Cut(kept_E=kept_E, tail_mass_P=tail_mass_P, counts_P=counts_P)
@@ -85,9 +85,9 @@ def noise(pilot: PilotRecords, spec: CaptureSpec, cut: Cut) -> NDArray[np.float6
     else:
         share_P = r_P / n_P
         fraction_E = np.modf(t_E / share_P[rows_E])[0]
-        known_P = share_P**2 * np.bincount(rows_E, fraction_E * (1 - fraction_E), pilot.positions)
+        entries_variance_P = share_P**2 * np.bincount(rows_E, fraction_E * (1 - fraction_E), pilot.positions)
         # No token below the pilot's threshold outweighs a draw: that stands for half of tau at least, or for all of r.
-        variance_P = known_P + pilot.tail_mass_P * share_P - pilot.tail_squares_P
+        variance_P = entries_variance_P + pilot.tail_mass_P * share_P - pilot.tail_squares_P
     variance_P[cut.counts_P == 0] = 0.0
     np.maximum(variance_P, 0.0, out=variance_P)
     return variance_P
@@ -208,8 +208,8 @@ def _drawn(pilot: PilotRecords, spec: CaptureSpec, cut: Cut) -> tuple[NDArray[np
     # The running sums over all positions differ in the last bits; a point on the edge stays in its own position.
     ends_P = np.cumsum(np.bincount(rows_M, minlength=pilot.positions))
     starts_P = ends_P - np.bincount(rows_M, minlength=pilot.positions)
-    found_K = np.clip(np.searchsorted(running_M, points_K, side="right"), starts_P[rows_K], ends_P[rows_K] - 1)
-    return ids_M[order_M][found_K], logprobs_M[order_M][found_K]
+    drawn_K = np.clip(np.searchsorted(running_M, points_K, side="right"), starts_P[rows_K], ends_P[rows_K] - 1)
+    return ids_M[order_M][drawn_K], logprobs_M[order_M][drawn_K]
 
 
 def _cut_column(

@@ -39,16 +39,16 @@ def expected_bytes(spec: CaptureSpec, vocab_size: int) -> BytesPerToken:
         low, high = total(spec.k, 0), total(spec.k + 1 + pinned, 0)
         return BytesPerToken(low=low, high=high, expected=None, basis="bounds")
     if spec.mode == "sampled":
-        most = total(1 + pinned, spec.draws)
-        return BytesPerToken(low=total(1, 0), high=most, expected=None, basis="bounds")
-    most_head = min(spec.head_max, math.floor(1 / spec.tau) or 1) + 1 + pinned
-    most_draws = min(math.ceil(1 / spec.tau), spec.tail_max)
-    low, high = total(1, 0), total(most_head, most_draws)
+        high = total(1 + pinned, spec.draws)
+        return BytesPerToken(low=total(1, 0), high=high, expected=None, basis="bounds")
+    max_head = min(spec.head_max, math.floor(1 / spec.tau) or 1) + 1 + pinned
+    max_draws = min(math.ceil(1 / spec.tau), spec.tail_max)
+    low, high = total(1, 0), total(max_head, max_draws)
     inverse = 1 / spec.tau
     if not _MEASURED[0][0] <= inverse <= _MEASURED[-1][0] or pinned:
         return BytesPerToken(low=low, high=high, expected=None, basis="bounds")
     head, draws = _between(inverse)
-    expected = total(min(head, most_head), min(draws, most_draws))
+    expected = total(min(head, max_head), min(draws, max_draws))
     return BytesPerToken(low=low, high=high, expected=expected, basis="measured_elsewhere")
 
 

@@ -139,12 +139,12 @@ def _holds_next_tokens(
     """Whether every position's head, which is not empty, holds the token that came next."""
     # Where the mode did not select it, it is the last entry or before pinned ones; then the others, one by one.
     lacking = np.flatnonzero(head_ids_H[head_ends_P - 1] != next_ids_P)
-    at, stop, wanted = head_ends_P[lacking] - head_counts_P[lacking], head_ends_P[lacking] - 1, next_ids_P[lacking]
+    at, stop, expected = head_ends_P[lacking] - head_counts_P[lacking], head_ends_P[lacking] - 1, next_ids_P[lacking]
     while len(at):
         if (at >= stop).any():
             return False
-        lacks = head_ids_H[at] != wanted
-        at, stop, wanted = at[lacks] + 1, stop[lacks], wanted[lacks]
+        lacks = head_ids_H[at] != expected
+        at, stop, expected = at[lacks] + 1, stop[lacks], expected[lacks]
     return True
 
 
