@@ -78,7 +78,7 @@ class Alm(ChunkLoss):
         return []
 
     def values(self, student: StudentSpan, target: ChunkTarget) -> Tensor:
-        """See `ChunkLoss.values`; [C]."""
+        """The divergence of each chunk, [C]."""
         sums = student.next_logprobs_R.new_zeros(target.num_chunks + 1)
         log_p_C = sums.index_add(0, target.chunk_of_R, student.next_logprobs_R)[:-1]
         log_t_C = target.teacher_logprobs_C.to(log_p_C.dtype)
@@ -130,7 +130,7 @@ class Uld(ChunkLoss):
         return []
 
     def values(self, student: StudentSpan, target: ChunkTarget) -> Tensor:
-        """See `ChunkLoss.values`; [P]."""
+        """The distance of each pair, [P]."""
         p_PK = student.top_logprobs_PK.exp()
         # The student's vocabulary may be smaller than the teacher's head.
         width = p_PK.shape[1]
@@ -149,7 +149,7 @@ class NextToken(ChunkLoss):
     estimator: ClassVar[Estimator] = "exact"
 
     def values(self, student: StudentSpan, target: ChunkTarget) -> Tensor:
-        """See `ChunkLoss.values`; [R], 0 where a row does not count."""
+        """The cross-entropy of each row, [R], 0 where a row does not count."""
         return -student.next_logprobs_R * target.counted_R
 
 

@@ -149,7 +149,7 @@ def _distillation_loss(
     weights_T: Tensor | None,
     block_rows: int | None,
 ) -> LossResult:
-    """See `distillation_loss`."""
+    """`distillation_loss`, outside of compilation."""
     _check(hidden_TD, head, target, terms, weights_T)
     rows = rows_of(block_rows, head)
     count, wide = len(hidden_TD), wide_dtype(hidden_TD)

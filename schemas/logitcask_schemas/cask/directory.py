@@ -75,11 +75,11 @@ class LocalDirectory:
 
     @property
     def place(self) -> str:
-        """See `Directory`."""
+        """The folder."""
         return str(self.path)
 
     def read_manifest(self) -> bytes:
-        """See `Directory`."""
+        """The bytes of cask.json, from the folder."""
         try:
             return read_document(self.path / MANIFEST_NAME, _MAX_BYTES[MANIFEST_NAME])
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -91,7 +91,7 @@ class LocalDirectory:
             raise CaskNotFoundError(f"{self.path}: not a cask (it has no {MANIFEST_NAME}). {unfinished}.") from error
 
     def file_names(self) -> list[str]:
-        """See `Directory`."""
+        """Names of all files in the folder of shards."""
         try:
             with os.scandir(self.path / SHARDS_NAME) as files:
                 return [file.name for file in files]
@@ -103,14 +103,14 @@ class LocalDirectory:
             raise unreadable(self.path / SHARDS_NAME, error) from error
 
     def read_index(self) -> bytes | None:
-        """See `Directory`."""
+        """The bytes of index.json; None where there is none."""
         try:
             return read_document(self.path / INDEX_NAME, _MAX_BYTES[INDEX_NAME])
         except FileNotFoundError:
             return None
 
     def read_entries(self, names: Iterable[str], damaged: OnDamage) -> dict[str, bytes]:
-        """See `Directory`."""
+        """The bytes of these entries, one file after another; `damaged` is told of those that cannot be read."""
         contents = {}
         for name in names:
             try:
@@ -137,11 +137,11 @@ class StoreDirectory:
 
     @property
     def place(self) -> str:
-        """See `Directory`."""
+        """The URL."""
         return self.store.url
 
     def read_manifest(self) -> bytes:
-        """See `Directory`."""
+        """The bytes of cask.json, from the store."""
         try:
             return self.store.read(MANIFEST_NAME)
         except CaskNotFoundError as error:
@@ -151,18 +151,18 @@ class StoreDirectory:
             ) from error
 
     def file_names(self) -> list[str]:
-        """See `Directory`."""
+        """Names of all objects among the shards."""
         return list(self.store.sizes(SHARDS_NAME))
 
     def read_index(self) -> bytes | None:
-        """See `Directory`."""
+        """The bytes of index.json; None where there is none."""
         try:
             return self.store.read(INDEX_NAME)
         except CaskNotFoundError:
             return None
 
     def read_entries(self, names: Iterable[str], damaged: OnDamage) -> dict[str, bytes]:
-        """See `Directory`; all of them at a time."""
+        """The bytes of these entries, all asked for at a time."""
         names = list(names)
         contents = self.store.read_all([entry_file(name) for name in names])
         return {name: contents[entry_file(name)] for name in names}

@@ -88,7 +88,7 @@ class TeacherIdentity(BaseModel):
     tokenizer_size: Annotated[int | None, Field(exclude_if=_unset)] = None
     """One more than the tokenizer's largest id: logits from there on are padding. Not compared: the fingerprint is."""
     tokenizer_fingerprint: str
-    """See `logitcask_schemas.record.identity`."""
+    """By `tokenizer_fingerprint`: SHA-256 (hex) of the vocabulary."""
     template_hash: str | None = None
     """SHA-256 (hex) of the chat template that rendered `messages`, or None where the tokenizer has none."""
     engine: str

@@ -213,13 +213,13 @@ class ArrowCarrier:
     """Linux allows 65,530 mappings per process."""
 
     def write(self, columns: ShardColumns, layout: RecordLayout, identity: str, file: ByteSink) -> None:
-        """See `Carrier.write`."""
+        """Write a whole shard as an Arrow file of one record batch."""
         schema = arrow_schema(layout, identity, answers=columns.answers is not None)
         with pa.ipc.new_file(pa.PythonFile(file, mode="w"), schema, options=_write_options()) as writer:
             writer.write_batch(arrow_batch(columns, layout, schema))
 
     def open(self, path: Path, layout: RecordLayout, identity: str, content: memoryview | None = None) -> ShardColumns:
-        """See `Carrier.open`. The arrays are views of the mapped file, which stays mapped while any of them lives."""
+        """A shard as views of the mapped file, which stays mapped while any of them lives."""
         with _arrow_explained(path):
             return columns_of_batch(path, _batch(path, layout, identity, content), layout)
 

@@ -34,7 +34,7 @@ class ParquetCarrier:
     """An open shard lies decoded in memory."""
 
     def write(self, columns: ShardColumns, layout: RecordLayout, identity: str, file: ByteSink) -> None:
-        """See `Carrier.write`."""
+        """Write a whole shard as a Parquet file of one row group."""
         # Here and below: importing Parquet takes 30 ms, which `logitcask --help` and Arrow casks need not pay.
         import pyarrow.parquet as pq
 
@@ -52,7 +52,7 @@ class ParquetCarrier:
             writer.write_batch(batch, row_group_size=batch.num_rows)
 
     def open(self, path: Path, layout: RecordLayout, identity: str, content: memoryview | None = None) -> ShardColumns:
-        """See `Carrier.open`. Reads and decodes the whole file."""
+        """A shard in memory; the whole file is read and decoded."""
         import pyarrow.parquet as pq
 
         try:

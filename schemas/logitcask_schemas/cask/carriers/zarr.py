@@ -58,11 +58,11 @@ class ZarrCarrier:
     """An open shard lies decoded in memory."""
 
     def write(self, columns: ShardColumns, layout: RecordLayout, identity: str, file: ByteSink) -> None:
-        """See `Carrier.write`. Holds the compressed shard in memory on the way."""
+        """Write a whole shard as a ZIP archive; the compressed shard lies in memory on the way."""
         file.write(pack(_finished(_encoded(columns, layout, identity))))
 
     def open(self, path: Path, layout: RecordLayout, identity: str, content: memoryview | None = None) -> ShardColumns:
-        """See `Carrier.open`. Reads and decodes the whole file."""
+        """A shard in memory; the whole archive is read and decoded."""
         members = unpack(path, content)
         with _damage_explained(path):
             return _finished(_decoded(path, members, layout, identity, around_damage=False))

@@ -85,7 +85,7 @@ class LocalTarget:
         self._held.close()
 
     def prepare(self, manifest: CaskManifest) -> dict[str, ShardEntry]:
-        """See `ExportTarget.prepare`."""
+        """The shards that the folder has already."""
         directory = LocalDirectory(path=self.path)
         if (self.path / MANIFEST_NAME).exists():
             read_manifest(directory).require_same(manifest.teacher, manifest.capture, where=str(self.path))
@@ -97,7 +97,7 @@ class LocalTarget:
         return {name: entry for name, entry in entries.items() if _is_whole(self.path, entry)}
 
     def publish(self, carrier: Carrier, write: WriteShard) -> ShardEntry:
-        """See `ExportTarget.publish`."""
+        """The shard and its entry, durable in the folder."""
         entries: list[ShardEntry] = []
 
         def named(file: BinaryIO) -> str:
@@ -109,7 +109,7 @@ class LocalTarget:
         return entries[0]
 
     def finish(self, entries: Sequence[ShardEntry], documents: Mapping[str, ShardDocuments]) -> None:
-        """See `ExportTarget.finish`."""
+        """Write the table of documents, the index and the manifest into the folder."""
         write_document_table(self._files, self.path, documents)
         write_index(self._files, self.path, entries)
         if self._manifest_due is not None:
@@ -135,7 +135,7 @@ class RemoteTarget:
             self._staging.cleanup()
 
     def prepare(self, manifest: CaskManifest) -> dict[str, ShardEntry]:
-        """See `ExportTarget.prepare`."""
+        """The shards that the store has already."""
         directory = StoreDirectory(store=self._store)
         try:
             read_manifest(directory).require_same(manifest.teacher, manifest.capture, where=self._store.url)
@@ -146,7 +146,7 @@ class RemoteTarget:
         return {entry.name: entry for entry in entries if sizes.get(shard_path(Path(), entry).name) == entry.bytes}
 
     def publish(self, carrier: Carrier, write: WriteShard) -> ShardEntry:
-        """See `ExportTarget.publish`. The shard is made on the local disk first."""
+        """The shard and its entry, in the store; the shard is made on the local disk first."""
         assert self._staging is not None, "use the target as a context manager"
         staged = Path(self._staging.name) / "shard"
         try:
@@ -160,7 +160,7 @@ class RemoteTarget:
         return entry
 
     def finish(self, entries: Sequence[ShardEntry], documents: Mapping[str, ShardDocuments]) -> None:
-        """See `ExportTarget.finish`."""
+        """Write the table of documents, the index and the manifest into the store."""
         assert self._staging is not None, "use the target as a context manager"
         staged = Path(self._staging.name)
         write_document_table(LocalFiles(), staged, documents)
