@@ -267,10 +267,29 @@ def entry_names(file_names: Iterable[str]) -> list[str]:
     )
 
 
-def require_identity(place: str, entries: Iterable[ShardEntry], manifest: CaskManifest) -> None:
-    """Raise CaskCorruptionError on an entry that was published into another cask."""
+def require_identity(
+    place: str, entries: Iterable[ShardEntry], manifest: CaskManifest, *, exported_into: bool = False
+) -> None:
+    """Require that every entry was published into the cask of this manifest.
+
+    Args:
+        place: Of the cask, for people.
+        entries: What it lists.
+        manifest: Its own; or the one that it will have.
+        exported_into: Whether it is the target of an export: an unfinished one has no manifest yet, and its entries
+            tell whose it is.
+
+    Raises:
+        CaskError: An entry has another identity; into an export.
+        CaskCorruptionError: An entry has another identity; else.
+    """
     identity = manifest.identity_digest()
     for entry in entries:
+        if entry.identity != identity and exported_into:
+            raise CaskError(
+                f"{place}: holds shard {entry.name} of another teacher or capture spec (identity {entry.identity}, the "
+                f"source's is {identity}): an unfinished export of another cask? Name an empty folder."
+            )
         if entry.identity != identity:
             raise CaskCorruptionError(
                 f"{place}/{entry_file(entry.name)}: foreign shard: its identity is {entry.identity}, "

@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 
 from logitcask_schemas.cask.carriers.zarr import ZSTD_LEVEL
 from logitcask_schemas.cask.format.columns import assemble
-from logitcask_schemas.cask.format.layout import LEVELS, RecordLayout
-from logitcask_schemas.cask.format.manifest import CaskManifest
+from logitcask_schemas.cask.format.layout import LEVELS, Level, RecordLayout
 from logitcask_schemas.record.capture_spec import CaptureSpec
-from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_schemas.record.position_columns import PositionColumn, stored_columns
 from logitcask_schemas.record.records import DocumentRecords, Records
 from logitcask_services.capture.record_capture import NEGLIGIBLE_MASS
@@ -97,32 +95,17 @@ _DOCUMENT_BYTES = 32 + 8
 """Id and checksum."""
 _OFFSET_BYTES = 4
 """Per document and list column."""
-_NO_DIGEST = "0" * 64
-
-
-def layout_of(spec: CaptureSpec, vocab_size: int) -> RecordLayout:
-    """The columns of a cask of this spec; they depend on nothing else."""
-    teacher = TeacherIdentity(
-        model="pilot",
-        weights_digest=_NO_DIGEST,
-        dtype="float32",
-        vocab_size=vocab_size,
-        tokenizer_fingerprint=_NO_DIGEST,
-        engine="pilot",
-        engine_version="1",
-    )
-    return RecordLayout.of(CaskManifest(teacher=teacher, capture=spec, created_by="pilot", created_at=""))
 
 
 def arrow_bytes(pilot: PilotRecords, cut: Cut, layout: RecordLayout) -> float:
     """Per token, from the numbers of entries alone."""
-    units = {
+    units: dict[Level, int] = {
         "token": pilot.tokens,
         "position": pilot.positions,
         "head": int(cut.kept_E.sum()),
         "tail": int(cut.counts_P.sum()),
     }
-    values = sum(units[column.level] * column.bytes_per_unit for column in layout.columns)
+    values = sum(units[level] * size for level, size in layout.bytes_per_unit.items())
     per_document = _DOCUMENT_BYTES + _OFFSET_BYTES * len(layout.columns)
     return (values + per_document * len(pilot.documents)) / pilot.tokens
 
@@ -131,9 +114,7 @@ def arrow_error(pilot: PilotRecords, cut: Cut, layout: RecordLayout) -> float:
     """Standard error of `arrow_bytes` from the spread between documents; NaN where there is one alone."""
     if len(pilot.documents) < 2:
         return float("nan")
-    per_unit = dict.fromkeys(LEVELS, 0)
-    for column in layout.columns:
-        per_unit[column.level] += column.bytes_per_unit
+    per_unit = layout.bytes_per_unit
     positions_D = np.array([document.records.num_positions for document in pilot.documents])
     starts_D = np.cumsum(positions_D) - positions_D
     heads_P = np.bincount(pilot.head_rows_E[cut.kept_E], minlength=pilot.positions)

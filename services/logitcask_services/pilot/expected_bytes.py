@@ -8,10 +8,8 @@ from typing import Final
 from logitcask_schemas.api.objects import BytesPerToken
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.format.layout import MANIFEST_NAME, RecordLayout
-from logitcask_schemas.cask.format.manifest import CaskManifest
 from logitcask_schemas.errors import CaskError
 from logitcask_schemas.record.capture_spec import CaptureSpec
-from logitcask_schemas.record.identity import TeacherIdentity
 
 _MEASURED: Final = (
     (5, 1.59, 2.54),
@@ -24,12 +22,11 @@ _MEASURED: Final = (
     (400, 21.23, 21.91),
 )
 """1/tau, head entries and draws per position: SmolLM2-135M on Python sources and documentation (docs/capture.md)."""
-_NO_DIGEST: Final = "0" * 64
 
 
 def expected_bytes(spec: CaptureSpec, vocab_size: int) -> BytesPerToken:
     """From the spec alone; a token is taken for a position."""
-    units = _bytes_per_unit(spec, vocab_size)
+    units = RecordLayout.for_capture(spec, vocab_size).bytes_per_unit
     pinned = len(spec.pinned_ids)
 
     def total(head: float, draws: float) -> float:
@@ -73,20 +70,3 @@ def _between(inverse: float) -> tuple[float, float]:
             share = (math.log(inverse) - math.log(left)) / (math.log(right) - math.log(left))
             return low[0] + share * (high[0] - low[0]), low[1] + share * (high[1] - low[1])
     return _MEASURED[-1][1], _MEASURED[-1][2]
-
-
-def _bytes_per_unit(spec: CaptureSpec, vocab_size: int) -> dict[str, int]:
-    teacher = TeacherIdentity(
-        model="expected",
-        weights_digest=_NO_DIGEST,
-        dtype="float32",
-        vocab_size=vocab_size,
-        tokenizer_fingerprint=_NO_DIGEST,
-        engine="expected",
-        engine_version="1",
-    )
-    layout = RecordLayout.of(CaskManifest(teacher=teacher, capture=spec, created_by="expected", created_at=""))
-    units = {"token": 0, "position": 0, "head": 0, "tail": 0}
-    for column in layout.columns:
-        units[column.level] += column.bytes_per_unit
-    return units
