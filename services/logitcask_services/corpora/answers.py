@@ -15,7 +15,7 @@ from typing import Final
 
 from logitcask_services.corpora.conversation import ChatTemplate, Conversation, Words, without_thinking
 from logitcask_services.corpora.lines import LineProblem
-from logitcask_services.corpora.stretches import Stretches
+from logitcask_services.corpora.spans import Spans
 
 _ATOM: Final = re.compile(r"<[^<>\s]{1,80}>|\[/?[A-Z_]{2,}\]|.", re.DOTALL)
 """What is compared as a whole: something like a control token, or one character."""
@@ -233,7 +233,7 @@ def _prove(
     ranges: list[tuple[int, int]],
 ) -> None:
     """No other's words lie in a range, nor a tool's name behind the turn that called it. Raises UnprovedError."""
-    ends, answered = {message: stop for message, _, stop in turns}, Stretches(ranges)
+    ends, answered = {message: stop for message, _, stop in turns}, Spans(ranges)
     for stretch in words:
         role = conversation.messages[stretch.message]["role"] if stretch.message >= 0 else "tools"
         own = role == "assistant" and not (stretch.repeated and stretch.start >= ends.get(stretch.message, 0))

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from logitcask_services.corpora.file_kind import SNIFFED_BYTES, require_lines
-from logitcask_services.corpora.known_formats import conversion_of
 from logitcask_services.corpora.line_problems import LineProblem as LineProblem
+from logitcask_services.corpora.line_problems import conversion_of
 from logitcask_services.corpora.line_problems import kind_of_value as _kind
 from logitcask_services.corpora.token_rows import read_row
 
