@@ -29,7 +29,7 @@ class TrainConfig:
     casks: tuple[Path | str, ...]
     """Casks to train on, all of one teacher and capture spec."""
     student: str
-    """See `students`."""
+    """A layer selection of the teacher, a model folder or a config.json; see `students.StudentSpec`."""
     output: Path = field(metadata={"free": True})
     """Folder of the trained model, its checkpoints and logs."""
     teacher: Path | None = field(default=None, metadata={"free": True})

@@ -72,17 +72,19 @@ def read_parameters(text: str, kind: type[Any], *, subject: str, wrong: type[Log
     return values
 
 
-def write_named(name: str, thing: Any) -> str:
-    """A thing as `read_named` reads it: its name and the parameters that differ from their defaults."""
-    hints = get_type_hints(type(thing))
-    changed = [(f.name, getattr(thing, f.name)) for f in _parameters(thing) if getattr(thing, f.name) != f.default]
+def write_named(name: str, instance: Any) -> str:
+    """An instance as `read_named` reads it: its name and the parameters that differ from their defaults."""
+    hints = get_type_hints(type(instance))
+    changed = [
+        (f.name, getattr(instance, f.name)) for f in _parameters(instance) if getattr(instance, f.name) != f.default
+    ]
     written = [f"{key}={_text(value, hints[key])}" for key, value in changed]
     return f"{name}:{','.join(written)}" if written else name
 
 
-def _parameters(thing: Any) -> list[Field[Any]]:
-    """Fields that are written; others are what a thing was bound to."""
-    return [field for field in fields(thing) if field.init and field.repr]
+def _parameters(instance: Any) -> list[Field[Any]]:
+    """Fields that are written; others are what an instance was bound to."""
+    return [field for field in fields(instance) if field.init and field.repr]
 
 
 def _text(value: object, kind: object) -> str:

@@ -217,8 +217,8 @@ def test_objectives_are_read_as_those_of_one_tokenizer():
     assert not mix.reads_top
     assert ChunkObjective.parse("uld").reads_top
     assert [w for w, _ in ChunkObjective.parse("alm").with_cross_entropy(0.25).terms(0.0)] == [0.75, 0.25]
-    assert ChunkObjective.names_one("0.1*uld + cross_entropy")
-    assert not ChunkObjective.names_one("forward_kl + 0.1*cross_entropy")
+    assert ChunkObjective.needs_chunks("0.1*uld + cross_entropy")
+    assert not ChunkObjective.needs_chunks("forward_kl + 0.1*cross_entropy")
     for text, match in (
         ("alm:temperature=x", "is a number"),
         ("alm:debias=never", "one of space, none"),

@@ -1,7 +1,5 @@
 """`logitcask report`: students beside their teacher on held-out documents."""
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +7,14 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from logitcask_consumer.cli.given import given_path, labelled_path
+from logitcask_consumer.cli.common import (
+    JsonOption,
+    labelled_path,
+    messages,
+    output_option,
+    print_json,
+    quiet_transformers,
+)
 from logitcask_schemas.errors import ModelError
 
 app = typer.Typer(help="Compare student, baseline and teacher on held-out documents.", add_completion=False)
@@ -28,17 +33,7 @@ def report(
             show_default=False,
         ),
     ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Folder for report.md, report.json and plots.",
-            show_default=False,
-            parser=given_path,
-            metavar="PATH",
-        ),
-    ],
+    output: Annotated[Path, output_option("Folder for report.md, report.json and plots.")],
     train_log: Annotated[
         list[str] | None,
         typer.Option("--train-log", help="Output folder of a training run (or label=folder), for the loss curve."),
@@ -57,12 +52,9 @@ def report(
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap.")] = 0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure models on held-out documents and write a report with intervals and plots."""
-    from logitcask_consumer.cli.train import quiet_transformers
     from logitcask_consumer.report.build import ReportConfig, make_report
     from logitcask_consumer.report.markdown import acceptance_line, short_table
     from logitcask_consumer.run_document import require_finished
@@ -83,11 +75,10 @@ def report(
         seed=seed,
         teacher=teacher,
     )
-    messages = Console(stderr=True)
-    document = make_report(config, say=lambda message: messages.print(message, highlight=False))
+    console = messages()
+    document = make_report(config, say=console.print)
     if as_json:
-        json.dump(document, sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        print_json(document)
         return
     heading, rows = short_table(document)
     table = Table(*(Column(title, justify="left" if not title else "right") for title in heading))
@@ -95,5 +86,5 @@ def report(
         table.add_row(*row)
     Console().print(table)
     if bracket := acceptance_line(document):
-        messages.print(bracket, highlight=False)
-    messages.print(f"report: {output / 'report.md'}", highlight=False)
+        console.print(bracket)
+    console.print(f"report: {output / 'report.md'}")

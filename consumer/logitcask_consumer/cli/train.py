@@ -1,15 +1,18 @@
 """`logitcask train`: a student from casks, without the teacher."""
 
-import json
-import logging
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from logitcask_consumer.cli.given import given_path, given_text
+from logitcask_consumer.cli.common import (
+    JsonOption,
+    messages,
+    nonempty_text,
+    output_option,
+    print_json,
+    quiet_transformers,
+)
 
 app = typer.Typer(help="Train a student from a cask, without the teacher.", add_completion=False)
 
@@ -55,21 +58,11 @@ def train(
             "--student",
             help="from-teacher:layers=10 (or a list of layer numbers), a model folder, or a config.json.",
             show_default=False,
-            parser=given_text,
+            parser=nonempty_text,
             metavar="TEXT",
         ),
     ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Folder for the trained student.",
-            show_default=False,
-            parser=given_path,
-            metavar="PATH",
-        ),
-    ],
+    output: Annotated[Path, output_option("Folder for the trained student.")],
     teacher: Annotated[
         Path | None,
         typer.Option("--teacher", help="The teacher's folder, for weights (from-teacher) or tokenizer; read once."),
@@ -149,55 +142,30 @@ def train(
     resume: Annotated[
         str, typer.Option("--resume", help="auto: continue an interrupted run; never; or a checkpoint's folder.")
     ] = "auto",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train a student from casks; the same command continues an interrupted run."""
-    del config_file  # read before the other options
+    # All other options are settings of the run, by the same name; those of a file have been read by now.
+    settings: dict[str, Any] = {**locals()}
+    for name in ("cask", "report_to", "config_file", "as_json"):
+        del settings[name]
     from logitcask_consumer.config import TrainConfig, TrainConfigError
     from logitcask_consumer.processes import leave_processes, processes
     from logitcask_consumer.training.run import train as run
+    from logitcask_schemas.cask.storage.object_store import is_url
 
     quiet_transformers()
     try:
         config = TrainConfig(
-            casks=tuple(place if "://" in place else Path(place) for place in cask),
-            cache=cache,
-            cache_bytes=cache_bytes,
-            student=student,
-            output=output,
-            teacher=teacher,
-            loss=loss,
-            ce_weight=ce_weight,
-            weights=weights,
-            extra_ids=extra_ids,  # type: ignore[arg-type]
-            epochs=epochs,
-            max_steps=max_steps,
-            seq_len=seq_len,
-            overlap=overlap,
-            packing=packing,  # type: ignore[arg-type]
-            batch_tokens=batch_tokens,
-            micro_tokens=micro_tokens,
-            lr=lr,
-            warmup=warmup,
-            weight_decay=weight_decay,
-            seed=seed,
-            lora=lora,
-            freeze_head=freeze_head,
-            precision=precision,  # type: ignore[arg-type]
-            gradient_checkpointing=gradient_checkpointing,
-            save_steps=save_steps,
-            logging_steps=logging_steps,
-            workers=workers,
+            casks=tuple(place if is_url(place) else Path(place) for place in cask),
             report_to=tuple(report_to or ()),
-            resume=resume,
+            **settings,
         )
     except TrainConfigError as error:
         raise typer.BadParameter(str(error)) from error
     speaks = processes().is_main_process
-    console = Console(stderr=True, quiet=not speaks)
-    result = run(config, say=lambda message: console.print(message, highlight=False))
+    console = messages(quiet=not speaks)
+    result = run(config, say=console.print)
     leave_processes()
     if as_json and speaks:
         document: dict[str, Any] = {
@@ -208,8 +176,7 @@ def train(
             "stopped_at": result.stopped_at,
             "run": result.run,
         }
-        json.dump(document, sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        print_json(document)
         return
     if result.stopped_at is not None:
         return
@@ -219,14 +186,5 @@ def train(
     shown = "  ".join(f"{name} {closing[name]:.3f}" for name in ("kl", "kd", "ce") if name in closing)
     console.print(
         f"trained student: {result.output}  ({shown} nats in training, mean of the last {closing['steps']} steps; "
-        "`logitcask report` measures on held-out documents)",
-        highlight=False,
+        "`logitcask report` measures on held-out documents)"
     )
-
-
-def quiet_transformers() -> None:
-    """No bars and hints of transformers among ours; its warnings stay."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.getLogger("transformers").setLevel(logging.WARNING)

@@ -92,9 +92,9 @@ class TokenBytes:
 
     def lengths(self, ids_L: NDArray[Any]) -> NDArray[np.int64]:
         """Bytes of each token of a run, [L]; ids outside the vocabulary have none."""
-        known_L = np.minimum(ids_L.astype(np.int64), len(self.special_V) - 1)
-        stops_L = self.offsets_V1[known_L + 1]
-        return np.where(ids_L < len(self.special_V), stops_L - self.offsets_V1[known_L], 0)
+        clipped_L = np.minimum(ids_L.astype(np.int64), len(self.special_V) - 1)
+        stops_L = self.offsets_V1[clipped_L + 1]
+        return np.where(ids_L < len(self.special_V), stops_L - self.offsets_V1[clipped_L], 0)
 
     def join(self, ids_L: NDArray[Any]) -> bytes:
         """The bytes of a run of tokens, end to end."""

@@ -32,10 +32,10 @@ def next_logprobs(records: Records, next_ids_P: NDArray[Any]) -> NDArray[np.floa
         DocumentMismatchError: a head does not hold it, so records and tokens are shifted.
     """
     counts_P = records.head_counts_P.astype(np.int64)
-    found_E = np.flatnonzero(records.head_ids_H == np.repeat(next_ids_P, counts_P))
+    next_E = np.flatnonzero(records.head_ids_H == np.repeat(next_ids_P, counts_P))
     row_H = np.repeat(np.arange(len(counts_P)), counts_P)
     logprobs_P = np.full(len(counts_P), np.nan)
-    logprobs_P[row_H[found_E]] = records.head_logprobs_H[found_E]
+    logprobs_P[row_H[next_E]] = records.head_logprobs_H[next_E]
     if np.isnan(logprobs_P).any():
         at = int(np.flatnonzero(np.isnan(logprobs_P))[0])
         raise DocumentMismatchError(

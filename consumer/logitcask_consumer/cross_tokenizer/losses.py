@@ -78,7 +78,7 @@ class Alm(ChunkLoss):
         return []
 
     def values(self, student: StudentSpan, target: ChunkTarget) -> Tensor:
-        """See `ChunkLoss.values`; [C]."""
+        """The divergence of each chunk, [C]."""
         sums = student.next_logprobs_R.new_zeros(target.num_chunks + 1)
         log_p_C = sums.index_add(0, target.chunk_of_R, student.next_logprobs_R)[:-1]
         log_t_C = target.teacher_logprobs_C.to(log_p_C.dtype)
@@ -130,14 +130,14 @@ class Uld(ChunkLoss):
         return []
 
     def values(self, student: StudentSpan, target: ChunkTarget) -> Tensor:
-        """See `ChunkLoss.values`; [P]."""
+        """The distance of each pair, [P]."""
         p_PK = student.top_logprobs_PK.exp()
         # The student's vocabulary may be smaller than the teacher's head.
         width = p_PK.shape[1]
         t_PK = target.top_probs_PK.to(p_PK.dtype)[:, :width]
-        known_PK = torch.arange(width, device=p_PK.device) < target.top_counts_P[:, None]
+        filled_PK = torch.arange(width, device=p_PK.device) < target.top_counts_P[:, None]
         # The student's list is cut where the teacher's is.
-        p_PK = torch.where(known_PK, p_PK, 0.0)
+        p_PK = torch.where(filled_PK, p_PK, 0.0)
         return (t_PK - p_PK).abs().sum(1) + (t_PK.sum(1) - p_PK.sum(1)).abs()
 
 
@@ -149,7 +149,7 @@ class NextToken(ChunkLoss):
     estimator: ClassVar[Estimator] = "exact"
 
     def values(self, student: StudentSpan, target: ChunkTarget) -> Tensor:
-        """See `ChunkLoss.values`; [R], 0 where a row does not count."""
+        """The cross-entropy of each row, [R], 0 where a row does not count."""
         return -student.next_logprobs_R * target.counted_R
 
 
@@ -167,7 +167,7 @@ class ChunkObjective(Mix[ChunkLoss]):
     told_apart_by: ClassVar[str] = "name"
 
     @staticmethod
-    def names_one(text: str) -> bool:
+    def needs_chunks(text: str) -> bool:
         """Whether a mix holds a loss that needs aligned chunks."""
         return any(spec.partition(":")[0] in _OWN for _, spec in split_mix(text))
 

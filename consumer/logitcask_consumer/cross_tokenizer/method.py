@@ -125,7 +125,7 @@ class CrossTokenizerMethod:
             )
 
     def bound(self, casks: Sequence[Cask]) -> Self:
-        """See `Method.bound`: the teacher's tokenizer must be the one of the records."""
+        """The method for these casks, whose records must be of the teacher's tokenizer."""
         manifest = casks[0].manifest
         stored, own = manifest.teacher.tokenizer_fingerprint, tokenizer_fingerprint(self.teacher)
         if stored != own:
@@ -143,7 +143,7 @@ class CrossTokenizerMethod:
     def dataset(
         self, casks: Sequence[Cask], *, seq_len: int, overlap: int, packing: Packing, seed: int
     ) -> CrossTokenizerDataset:
-        """See `Method.dataset`; the main process aligns the documents, once.
+        """Sequences of the student's tokens; the main process aligns the documents, once.
 
         Raises:
             NothingAlignedError: no document can be aligned.
@@ -165,7 +165,7 @@ class CrossTokenizerMethod:
         ]
 
     def check(self, model: Any, manifest: CaskManifest, packing: Packing) -> None:
-        """See `Method.check`; the vocabulary is compared with the student's own tokenizer.
+        """Refuse a student that does not fit; its vocabulary is compared with its own tokenizer.
 
         Raises:
             ModelError: it has fewer ids than its tokenizer, its logits are not its head's, or it cannot keep packed
@@ -195,7 +195,7 @@ class CrossTokenizerMethod:
         )
 
     def on(self, model: Any, dataset: CrossTokenizerDataset) -> "ChunkBatchLoss":
-        """See `Method.on`."""
+        """The loss of a student on this dataset."""
         head = LMHead.from_model(model)
         closing_V = torch.from_numpy(self.aligner.student_bytes.closing_over(head.vocab_size))
         return ChunkBatchLoss(
@@ -254,7 +254,7 @@ class ChunkBatchLoss:
         return batch["counts"][0]
 
     def value(self, model: Any, batch: ChunkBatch, progress: float) -> BatchValue:
-        """See `BatchLoss.value`."""
+        """The loss of the batch's chunks and rows, and the sums of its terms and cross-entropy."""
         task = ChunkTask(
             target=target_of_chunks(batch),
             slots_T=batch["slots"],

@@ -184,15 +184,15 @@ def _require_next_token(
 ) -> None:
     """Every head holds its realised next token; records shifted by one position would not."""
     # It mostly is the likeliest token, or stands at the end because it was too unlikely for the head otherwise.
-    found_T = (head_ids_H[head_offsets[:-1]] == next_ids_T) | (head_ids_H[head_offsets[1:] - 1] == next_ids_T)
-    inner_R = np.flatnonzero(~found_T)
+    holds_next_T = (head_ids_H[head_offsets[:-1]] == next_ids_T) | (head_ids_H[head_offsets[1:] - 1] == next_ids_T)
+    inner_R = np.flatnonzero(~holds_next_T)
     counts_R = head_offsets[inner_R + 1] - head_offsets[inner_R]
     before_R = np.cumsum(counts_R) - counts_R
     row_E = np.repeat(inner_R, counts_R)
     entry_E = np.repeat(head_offsets[inner_R] - before_R, counts_R) + np.arange(len(row_E))
-    found_T[row_E[head_ids_H[entry_E] == next_ids_T[row_E]]] = True
-    if not found_T.all():
-        row = int(np.argmin(found_T))
+    holds_next_T[row_E[head_ids_H[entry_E] == next_ids_T[row_E]]] = True
+    if not holds_next_T.all():
+        row = int(np.argmin(holds_next_T))
         raise DocumentMismatchError(
             f"document {int(documents_T[row])}: the record of a position does not hold its next token "
             f"{int(next_ids_T[row])}. Records and tokens do not belong together (shifted, or another tokenizer): run "

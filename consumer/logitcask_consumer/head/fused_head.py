@@ -163,12 +163,12 @@ class _Pass:
         for start, stop in spans:
             logits_RV = self._logits(start, stop)
             capped_RV = logits_RV.clone() if self.transform.softcap is not None and any_grad else None
-            value, found_RV = loss(logits_RV, start, stop, with_grad=any_grad)
+            value, grad_RV = loss(logits_RV, start, stop, with_grad=any_grad)
             total += value
-            if found_RV is not None and any_grad:
-                self._add(grads, self.transform.backward_(found_RV, capped_RV), start, stop)
+            if grad_RV is not None and any_grad:
+                self._add(grads, self.transform.backward_(grad_RV, capped_RV), start, stop)
             # Else the next span's logits are made while these still stand.
-            del logits_RV, capped_RV, found_RV
+            del logits_RV, capped_RV, grad_RV
         return total, grads
 
     def _logits(self, start: int, stop: int) -> Tensor:

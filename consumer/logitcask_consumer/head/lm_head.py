@@ -93,7 +93,7 @@ class LMHead:
         Raises:
             ModelError: the model has no linear output embedding, or one with an adapter that is not plain LoRA.
         """
-        linear, low_rank = taken_apart(model.get_output_embeddings())
+        linear, low_rank = unwrapped(model.get_output_embeddings())
         if not isinstance(linear, nn.Linear):
             raise ModelError(
                 f"{type(model).__name__} has an output embedding of type {type(linear).__name__}; "
@@ -130,7 +130,7 @@ class LMHead:
         return self.transform.forward_(products_RV)
 
 
-def taken_apart(layer: Any) -> tuple[Any, LowRank | None]:
+def unwrapped(layer: Any) -> tuple[Any, LowRank | None]:
     """A layer as peft wraps it: the layer inside, and its active LoRA adapter; others are returned as they are.
 
     Peft is not imported: its layers are known by their attributes.

@@ -87,10 +87,10 @@ def row_block_gradient(
             ce_R = -student.next_logprobs_R.detach()
         total += part.detach()
         if part.requires_grad:
-            found_RV = gradient_(rows, part)
+            part_grad_RV = gradient_(rows, part)
             if temperature != 1.0:
-                found_RV.div_(temperature)
-            grad_RV = found_RV if grad_RV is None else grad_RV.add_(found_RV)
+                part_grad_RV.div_(temperature)
+            grad_RV = part_grad_RV if grad_RV is None else grad_RV.add_(part_grad_RV)
     assert ce_R is not None
     return RowBlockResult(total=total, terms_KR=torch.stack(values), ce_R=ce_R, grad_RV=grad_RV)
 
@@ -149,7 +149,7 @@ def _distillation_loss(
     weights_T: Tensor | None,
     block_rows: int | None,
 ) -> LossResult:
-    """See `distillation_loss`."""
+    """`distillation_loss`, outside of compilation."""
     _check(hidden_TD, head, target, terms, weights_T)
     rows = rows_of(block_rows, head)
     count, wide = len(hidden_TD), wide_dtype(hidden_TD)

@@ -68,7 +68,7 @@ class EagerRest(Rest):
     __slots__ = ()
 
     def gradient_(self, grad_lse_R: Tensor, grad_powers_R: Mapping[float, Tensor]) -> None:
-        """See `Rest.gradient_`."""
+        """Overwrite the buffer with the gradient for the logits, block by block."""
         for block in _blocks(self.buffer_RV):
             log_q_BV, factor_B = self.buffer_RV[block], grad_lse_R[block]
             parts_BV = []

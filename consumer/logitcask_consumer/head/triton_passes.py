@@ -126,7 +126,7 @@ class TritonRest(Rest):
     """Log sum exp(z - best), then log sum q^c per exponent."""
 
     def gradient_(self, grad_lse_R: Tensor, grad_powers_R: Mapping[float, Tensor]) -> None:
-        """See `Rest.gradient_`."""
+        """Overwrite the buffer with the gradient for the logits, with one kernel."""
         grads_KR = torch.stack([grad_lse_R, *(grad_powers_R[c] for c in self.log_powers)])
         with torch.cuda.device_of(self.buffer_RV):  # type: ignore[no-untyped-call]
             rest_gradient[_grid(self.buffer_RV)](

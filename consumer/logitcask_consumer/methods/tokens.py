@@ -64,7 +64,7 @@ class TokenMethod:
         Weights.parse(config.weights)
 
     def bound(self, casks: Sequence[Cask]) -> Self:
-        """See `Method.bound`; weights read the tokenizer, and what the documents say of their answers.
+        """The method for these casks; weights have read the tokenizer and what the documents say of their answers.
 
         Raises:
             IdentityMismatchError: the student's token ids are not the records'; names losses for such a student.
@@ -88,7 +88,7 @@ class TokenMethod:
         return {"weights_read": contents} if (contents := self.weights.contents()) else {}
 
     def dataset(self, casks: Sequence[Cask], *, seq_len: int, overlap: int, packing: Packing, seed: int) -> CaskDataset:
-        """See `Method.dataset`.
+        """Packed windows of the documents, with the weights of their positions.
 
         Raises:
             NothingTrainedError: the weights leave no position to be trained.
@@ -98,7 +98,7 @@ class TokenMethod:
         return dataset
 
     def check(self, model: Any, manifest: CaskManifest, packing: Packing) -> None:
-        """See `Method.check`."""
+        """Refuse a student whose vocabulary, head or attention does not fit."""
         check_student(model, manifest, packing, tokens=self._tokens)
 
     @property
@@ -114,7 +114,7 @@ class TokenMethod:
         return [*self.weights.notes(StoredAnswers.of(dataset.casks)), *filter(None, (share, beyond))]
 
     def on(self, model: Any, dataset: CaskDataset) -> "TokenBatchLoss":
-        """See `Method.on`; the dataset's own weights count.
+        """The loss of a student on this dataset; the dataset's own weights count.
 
         Raises:
             NothingTrainedError: they leave no position to be trained.
@@ -150,7 +150,7 @@ class TokenBatchLoss:
         return self.loss.counted(batch)
 
     def value(self, model: Any, batch: Batch, progress: float) -> BatchValue:
-        """See `BatchLoss.value`."""
+        """The loss of the trained positions, and the sums of its terms, cross-entropy and entropy."""
         task = self.loss.task(batch, progress)
         out = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], distill=task)
         columns_CT = torch.cat([out["terms_KT"], torch.stack([out["ce_T"], out["entropy_T"]])]).to(torch.float64)

@@ -1,6 +1,5 @@
 """A whole training run: casks and a student in, a Hugging Face folder out; resumable at any point."""
 
-import importlib.metadata
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -55,7 +54,7 @@ from logitcask_consumer.training.trainer import DistillTrainer
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.storage.object_store import is_url
 from logitcask_schemas.errors import ModelError
-from logitcask_schemas.terminal import counted
+from logitcask_schemas.terminal import counted, installed_version
 
 Say = Callable[[str], None]
 
@@ -128,7 +127,7 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
 
 def _method_class(loss: str) -> type[TokenMethod] | type[CrossTokenizerMethod]:
     """The method that a loss belongs to."""
-    return CrossTokenizerMethod if ChunkObjective.names_one(loss) else TokenMethod
+    return CrossTokenizerMethod if ChunkObjective.needs_chunks(loss) else TokenMethod
 
 
 def _train(config: TrainConfig, spec: StudentSpec, stop: StopSignals, say: Say) -> TrainResult:
@@ -163,7 +162,7 @@ def _train(config: TrainConfig, spec: StudentSpec, stop: StopSignals, say: Say) 
         say(note)
     args = training_arguments(config, config.output / CHECKPOINTS_NAME, sequences=sequences)
     content = {
-        "logitcask": importlib.metadata.version("logitcask"),
+        "logitcask": installed_version(),
         "casks": described,
         # For whoever asks what was trained on; not compared, so a cask may move while a run is interrupted.
         "places": [str(place) if is_url(place) else str(Path(place).absolute()) for place in config.casks],

@@ -51,14 +51,14 @@ class AssistantOnly(RecordWeight):
         return replace(self, after_ids=limits.after_ids, until_ids=limits.until_ids)
 
     def of(self, positions: Positions) -> NDArray[np.floating[Any] | np.bool_]:
-        """See `RecordWeight.of`."""
+        """Whether the next token belongs to a turn of the assistant, [P]."""
         spans_L = None
         if self.after_ids:
             spans_L = inside_spans(positions.token_ids_L, positions.token_offsets_W1, self.after_ids, self.until_ids)
         return answer_mask(positions, spans_L, narrow=bool(self.after))[positions.targets_P]
 
     def notes(self, answers: StoredAnswers) -> list[str]:
-        """See `RecordWeight.notes`."""
+        """What it means that some documents do not say which tokens are answers."""
         if self.after or not answers.silent:
             return []
         return [
@@ -68,11 +68,11 @@ class AssistantOnly(RecordWeight):
         ]
 
     def never(self, answers: StoredAnswers) -> bool:
-        """See `RecordWeight.never`."""
+        """Whether every document says which tokens are answers, and none are."""
         return not self.after and not answers.silent and not answers.positions
 
     def why_nothing(self, answers: StoredAnswers) -> str:
-        """See `RecordWeight.why_nothing`."""
+        """Why no document has an answer or a turn."""
         if not answers.silent and not answers.positions:
             return f"none of the {answers.documents:,} documents has an answer"
         if self.after:

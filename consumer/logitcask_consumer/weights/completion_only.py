@@ -38,18 +38,18 @@ class CompletionOnly(RecordWeight):
         return replace(self, after_ids=tokenise(tokenizer, self.after, what="completion_only:after"))
 
     def of(self, positions: Positions) -> NDArray[np.floating[Any] | np.bool_]:
-        """See `RecordWeight.of`."""
+        """Whether the next token belongs to a completion, [P]."""
         spans_L = None
         if self.after_ids:
             spans_L = inside_spans(positions.token_ids_L, positions.token_offsets_W1, self.after_ids)
         return answer_mask(positions, spans_L, narrow=True)[positions.targets_P]
 
     def never(self, answers: StoredAnswers) -> bool:
-        """See `RecordWeight.never`."""
+        """Whether every document says which tokens are answers, and none are."""
         return not self.after and not answers.silent and not answers.positions
 
     def why_nothing(self, answers: StoredAnswers) -> str:
-        """See `RecordWeight.why_nothing`."""
+        """Why no document has a completion."""
         if not answers.silent and not answers.positions:
             return f"none of the {answers.documents:,} documents has an answer"
         return f"no document has the text {self.after!r}, or nothing behind it"

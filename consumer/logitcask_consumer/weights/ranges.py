@@ -53,13 +53,13 @@ class Ranges(RecordWeight):
         return self.sha256
 
     def of(self, positions: Positions) -> NDArray[np.floating[Any] | np.bool_]:
-        """See `RecordWeight.of`."""
+        """Whether the next token lies in a range of its document, [P]."""
         assert self.sha256, "bind comes first"
         ranges_W = [self.ranges_of.get(identity.tobytes()) for identity in positions.document_ids_W]
         return inside_ranges(ranges_W, positions.token_offsets_W1)[positions.targets_P]
 
     def why_nothing(self, answers: StoredAnswers) -> str:
-        """See `RecordWeight.why_nothing`."""
+        """That the file names none of the documents' tokens."""
         return f"{self.file} gives no tokens of the {answers.documents:,} documents"
 
 

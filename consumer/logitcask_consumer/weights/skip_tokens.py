@@ -34,5 +34,5 @@ class SkipTokens(RecordWeight):
         return replace(self, token_ids=tuple(sorted(set(ids))))
 
     def of(self, positions: Positions) -> NDArray[np.floating[Any] | np.bool_]:
-        """See `RecordWeight.of`."""
+        """Whether the next token is none of the tokens, [P]."""
         return ~np.isin(positions.next_ids_P, self.token_ids)

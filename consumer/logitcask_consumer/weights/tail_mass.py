@@ -26,5 +26,5 @@ class TailMass(RecordWeight):
         in_range(self, "most", 0.0, 1.0)
 
     def of(self, positions: Positions) -> NDArray[np.floating[Any] | np.bool_]:
-        """See `RecordWeight.of`."""
+        """Whether the tail mass is at most `most`, [P]."""
         return np.exp(positions.records.log_tail_mass_P.astype(np.float32)) <= self.most

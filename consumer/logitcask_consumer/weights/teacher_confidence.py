@@ -29,7 +29,7 @@ class TeacherConfidence(RecordWeight):
         in_range(self, "power", 0.0, 100.0)
 
     def of(self, positions: Positions) -> NDArray[np.floating[Any] | np.bool_]:
-        """See `RecordWeight.of`."""
+        """The confidence to the power, [P], float32."""
         entropy_P = positions.records.entropy_P.astype(np.float32)
         confidence_P = np.clip(1.0 - entropy_P / math.log(max(positions.vocab_size, 2)), 0.0, 1.0)
         weights_P: NDArray[np.float32] = np.power(confidence_P, np.float32(self.power))

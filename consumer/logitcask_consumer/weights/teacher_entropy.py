@@ -33,6 +33,6 @@ class TeacherEntropy(RecordWeight):
             )
 
     def of(self, positions: Positions) -> NDArray[np.floating[Any] | np.bool_]:
-        """See `RecordWeight.of`."""
+        """Whether the entropy lies within the bounds, [P]."""
         entropy_P = positions.records.entropy_P.astype(np.float32)
         return (entropy_P >= self.least) & (entropy_P <= self.most)

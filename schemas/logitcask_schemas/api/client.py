@@ -244,8 +244,8 @@ class ServiceClient:
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def _stream(self, extraction_id: str, last_id: str) -> Iterator[tuple[str, Event | Progress]]:
-        for number, kind, data in self._connection.events(_path(extraction_id, "/events"), last_id):
-            yield number, (Progress if kind == "progress" else Event).model_validate_json(data)
+        for number, kind, text in self._connection.events(_path(extraction_id, "/events"), last_id):
+            yield number, (Progress if kind == "progress" else Event).model_validate_json(text)
 
 
 def _values(request: ExtractionPlan | Mapping[str, Any]) -> Mapping[str, Any]:

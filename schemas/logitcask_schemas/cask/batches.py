@@ -88,7 +88,7 @@ def _offsets(parts_B: Collection[Any]) -> NDArray[np.int64]:
     return np.fromiter(accumulate(map(len, parts_B), initial=0), dtype=np.int64, count=len(parts_B) + 1)
 
 
-def _numbers(given: Windows | None, count: int) -> Sequence[int | None]:
-    if given is None:
+def _numbers(window_ends: Windows | None, count: int) -> Sequence[int | None]:
+    if window_ends is None:
         return [None] * count
-    return given.tolist() if isinstance(given, np.ndarray) else given
+    return window_ends.tolist() if isinstance(window_ends, np.ndarray) else window_ends

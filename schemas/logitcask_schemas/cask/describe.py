@@ -25,13 +25,13 @@ def find_document(cask: Cask, name: str) -> int:
         if int(name) >= len(cask):
             raise CaskNotFoundError(f"{cask.place}: document {name} of {len(cask)}; numbers start at 0")
         return int(name)
-    found = _starting_with(cask, name.lower()) if 8 <= len(name) <= 64 else []
-    if len(found) != 1:
+    matches = _starting_with(cask, name.lower()) if 8 <= len(name) <= 64 else []
+    if len(matches) != 1:
         raise CaskNotFoundError(
-            f"{cask.place}: {len(found)} documents have an id starting with {name!r}; give a number below "
+            f"{cask.place}: {len(matches)} documents have an id starting with {name!r}; give a number below "
             f"{len(cask)} or at least 8 leading hex digits of an id"
         )
-    return found[0]
+    return matches[0]
 
 
 def _starting_with(cask: Cask, digits: str) -> list[int]:

@@ -75,11 +75,11 @@ class LocalDirectory:
 
     @property
     def place(self) -> str:
-        """See `Directory`."""
+        """The folder."""
         return str(self.path)
 
     def read_manifest(self) -> bytes:
-        """See `Directory`."""
+        """The bytes of cask.json, from the folder."""
         try:
             return read_document(self.path / MANIFEST_NAME, _MAX_BYTES[MANIFEST_NAME])
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -91,7 +91,7 @@ class LocalDirectory:
             raise CaskNotFoundError(f"{self.path}: not a cask (it has no {MANIFEST_NAME}). {unfinished}.") from error
 
     def file_names(self) -> list[str]:
-        """See `Directory`."""
+        """Names of all files in the folder of shards."""
         try:
             with os.scandir(self.path / SHARDS_NAME) as files:
                 return [file.name for file in files]
@@ -103,14 +103,14 @@ class LocalDirectory:
             raise unreadable(self.path / SHARDS_NAME, error) from error
 
     def read_index(self) -> bytes | None:
-        """See `Directory`."""
+        """The bytes of index.json; None where there is none."""
         try:
             return read_document(self.path / INDEX_NAME, _MAX_BYTES[INDEX_NAME])
         except FileNotFoundError:
             return None
 
     def read_entries(self, names: Iterable[str], damaged: OnDamage) -> dict[str, bytes]:
-        """See `Directory`."""
+        """The bytes of these entries, one file after another; `damaged` is told of those that cannot be read."""
         contents = {}
         for name in names:
             try:
@@ -137,11 +137,11 @@ class StoreDirectory:
 
     @property
     def place(self) -> str:
-        """See `Directory`."""
+        """The URL."""
         return self.store.url
 
     def read_manifest(self) -> bytes:
-        """See `Directory`."""
+        """The bytes of cask.json, from the store."""
         try:
             return self.store.read(MANIFEST_NAME)
         except CaskNotFoundError as error:
@@ -151,18 +151,18 @@ class StoreDirectory:
             ) from error
 
     def file_names(self) -> list[str]:
-        """See `Directory`."""
+        """Names of all objects among the shards."""
         return list(self.store.sizes(SHARDS_NAME))
 
     def read_index(self) -> bytes | None:
-        """See `Directory`."""
+        """The bytes of index.json; None where there is none."""
         try:
             return self.store.read(INDEX_NAME)
         except CaskNotFoundError:
             return None
 
     def read_entries(self, names: Iterable[str], damaged: OnDamage) -> dict[str, bytes]:
-        """See `Directory`; all of them at a time."""
+        """The bytes of these entries, all asked for at a time."""
         names = list(names)
         contents = self.store.read_all([entry_file(name) for name in names])
         return {name: contents[entry_file(name)] for name in names}
@@ -267,10 +267,29 @@ def entry_names(file_names: Iterable[str]) -> list[str]:
     )
 
 
-def require_identity(place: str, entries: Iterable[ShardEntry], manifest: CaskManifest) -> None:
-    """Raise CaskCorruptionError on an entry that was published into another cask."""
+def require_identity(
+    place: str, entries: Iterable[ShardEntry], manifest: CaskManifest, *, exported_into: bool = False
+) -> None:
+    """Require that every entry was published into the cask of this manifest.
+
+    Args:
+        place: Of the cask, for people.
+        entries: What it lists.
+        manifest: Its own; or the one that it will have.
+        exported_into: Whether it is the target of an export: an unfinished one has no manifest yet, and its entries
+            tell whose it is.
+
+    Raises:
+        CaskError: An entry has another identity; into an export.
+        CaskCorruptionError: An entry has another identity; else.
+    """
     identity = manifest.identity_digest()
     for entry in entries:
+        if entry.identity != identity and exported_into:
+            raise CaskError(
+                f"{place}: holds shard {entry.name} of another teacher or capture spec (identity {entry.identity}, the "
+                f"source's is {identity}): an unfinished export of another cask? Name an empty folder."
+            )
         if entry.identity != identity:
             raise CaskCorruptionError(
                 f"{place}/{entry_file(entry.name)}: foreign shard: its identity is {entry.identity}, "

@@ -235,10 +235,10 @@ class DocumentTable:
             else:
                 high = middle
         while low < self.num_documents:
-            found = ids[order[low]].tobytes()
-            if found == document_id:
+            stored_id = ids[order[low]].tobytes()
+            if stored_id == document_id:
                 yield int(order[low])
-            if found[:8] != prefix:
+            if stored_id[:8] != prefix:
                 return
             low += 1
 

@@ -54,7 +54,7 @@ class Location(Protocol):
         ...
 
     def read_listing(self, damaged: OnDamage = refuse_damage) -> Listing:
-        """See `directory.read_listing`."""
+        """Index and entries, as `directory.read_listing` does."""
         ...
 
     def read_table(self, *, doubted: bool = False) -> DocumentTable | None:
@@ -87,32 +87,32 @@ class LocalFolder:
 
     @property
     def directory(self) -> LocalDirectory:
-        """See `Location`."""
+        """The manifest and the list of shards, unread."""
         return LocalDirectory(path=self.folder)
 
     def read_listing(self, damaged: OnDamage = refuse_damage) -> Listing:
-        """See `Location`."""
+        """Index and entries, as they are now."""
         return read_listing(self.directory, damaged)
 
     def read_table(self, *, doubted: bool = False) -> DocumentTable | None:
-        """See `Location`."""
+        """The table of documents; None where there is none yet."""
         return DocumentTable.open(self.folder, doubted=doubted)
 
     def read_documents(self, entry: ShardEntry, layout: RecordLayout) -> ShardDocuments:
-        """See `Location`."""
+        """Ids and lengths of a shard's documents, from its file."""
         return open_documents(self.folder, entry, layout)
 
     def require_shards(self, entries: Iterable[ShardEntry]) -> None:
-        """See `Location`."""
+        """Require the files of these shards to be there."""
         require_shards(self.folder, entries)
 
     @contextmanager
     def held(self, entry: ShardEntry, progress: Progress | None = None) -> Iterator[Path]:
-        """See `Location`; shards of a folder stay by themselves."""
+        """The file of a shard, which stays by itself."""
         yield shard_path(self.folder, entry)
 
     def forget(self, entry: ShardEntry) -> bool:
-        """See `Location`; there is no other copy."""
+        """False: there is no other copy."""
         return False
 
 
@@ -124,43 +124,43 @@ class CachedStore:
 
     @property
     def directory(self) -> StoreDirectory:
-        """See `Location`."""
+        """The manifest and the list of shards in the store, unread."""
         return StoreDirectory(store=self.cache.store)
 
     @property
     def folder(self) -> Path:
-        """See `Location`; that of the cache."""
+        """The folder of the cache."""
         return self.cache.folder
 
     @property
     def max_mapped_bytes(self) -> int | None:
-        """See `Location`; as much as the cache may hold, among them shards that others have removed there."""
+        """As much as the cache may hold, among it shards that others have removed there."""
         return self.cache.max_bytes
 
     def read_listing(self, damaged: OnDamage = refuse_damage) -> Listing:
-        """See `Location`; from now on the table is the one that belongs to the index that was read."""
+        """Index and entries; from now on the table is the one that belongs to the index that was read."""
         listing = read_listing(self.directory, damaged)
         self.cache.index_version = None if listing.index is None else hashlib.sha256(listing.index).hexdigest()[:16]
         return listing
 
     def read_table(self, *, doubted: bool = False) -> DocumentTable | None:
-        """See `Location`; it is proved when it comes."""
+        """The table of documents, fetched and proved, or None."""
         return self.cache.table()
 
     def read_documents(self, entry: ShardEntry, layout: RecordLayout) -> ShardDocuments:
-        """See `Location`."""
+        """Ids and lengths of a shard's documents; the shard is fetched."""
         with self.held(entry):
             return open_shard(self.folder, entry, layout).documents
 
     def require_shards(self, entries: Iterable[ShardEntry]) -> None:
-        """See `Location`; they are fetched when they are needed."""
+        """Require nothing: shards are fetched when they are needed."""
 
     def held(self, entry: ShardEntry, progress: Progress | None = None) -> AbstractContextManager[Path]:
-        """See `Location`."""
+        """The copy of a shard in the cache, fetched where it is not there."""
         return self.cache.held(entry, progress)
 
     def forget(self, entry: ShardEntry) -> bool:
-        """See `Location`."""
+        """Drop the copy in the cache; True, as the store has another."""
         self.cache.forget(entry)
         return True
 

@@ -122,10 +122,10 @@ def open_documents(cask: Path, entry: ShardEntry, layout: RecordLayout) -> Shard
         if isinstance(error, (FileNotFoundError, NotADirectoryError)):
             raise _missing(path, entry) from error
         raise unreadable(path, error) from error
-    found, announced = (len(documents.ids), int(documents.lengths.sum())), (entry.documents, entry.tokens)
-    if found != announced:
+    counts, announced = (len(documents.ids), int(documents.lengths.sum())), (entry.documents, entry.tokens)
+    if counts != announced:
         raise CaskCorruptionError(
-            f"{path}: holds {found} documents and tokens; its entry says {announced}. Run `logitcask cask verify`."
+            f"{path}: holds {counts} documents and tokens; its entry says {announced}. Run `logitcask cask verify`."
         )
     return ShardDocuments(ids=documents.ids.copy(), lengths=documents.lengths)
 

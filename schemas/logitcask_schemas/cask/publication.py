@@ -83,7 +83,9 @@ def prepare_folder(files: FileOperations, path: Path) -> None:
                 files.sync_directory(parent.parent)
         files.make_directory(path)
         if not (path / MANIFEST_NAME).exists():
-            strange = [one.name for one in path.iterdir() if one.name not in _OURS and TEMP_PREFIX not in one.name]
+            strange = [
+                child.name for child in path.iterdir() if child.name not in _OURS and TEMP_PREFIX not in child.name
+            ]
             if strange:
                 raise CaskError(
                     f"{path}: holds {strange[0]!r} and no {MANIFEST_NAME}: not a cask. Name an empty or new folder."
@@ -176,8 +178,8 @@ class _HashingSink:
     def closed(self) -> bool:
         return False if self._file is None else self._file.closed
 
-    def write(self, data: Any, /) -> int:
-        view = memoryview(data)
+    def write(self, content: Any, /) -> int:
+        view = memoryview(content)
         self.sha256.update(view)
         if self._file is not None:
             self._file.write(view)

@@ -30,7 +30,7 @@ _USED: Final = Path("/proc/self/statm")
 """Linux: its first number is the size of the address space in use, in pages."""
 
 
-def crowded(wanted: int) -> bool:
+def crowded(more_bytes: int) -> bool:
     """Whether mapping so many bytes more would leave the process too little of its address space.
 
     False where there is no limit, and where the system does not tell what is in use.
@@ -39,7 +39,7 @@ def crowded(wanted: int) -> bool:
     if limit == resource.RLIM_INFINITY or not _USED.exists():
         return False
     used = int(_USED.read_bytes().split()[0]) * mmap.PAGESIZE
-    return used + wanted > limit - limit // _SPARED
+    return used + more_bytes > limit - limit // _SPARED
 
 
 MAX_OPEN_SHARDS: Final = 4096

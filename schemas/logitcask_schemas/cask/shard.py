@@ -35,16 +35,16 @@ class Shard:
     """
 
     def __init__(self, path: Path, entry: ShardEntry, layout: RecordLayout, columns: ShardColumns) -> None:
-        found = (len(columns.document_ids), *(int(columns.offsets[level][-1]) for level in LEVELS))
+        counts = (len(columns.document_ids), *(int(columns.offsets[level][-1]) for level in LEVELS))
         announced = (entry.documents, entry.tokens, entry.positions, entry.head_entries, entry.tail_entries)
         answers = AnswerCounts() if columns.answers is None else columns.answers.counts()
         if answers != (expected := announced_answers(entry)):
             raise CaskCorruptionError(
                 f"{path}: holds {answers}; its entry says {expected}. Run `logitcask cask verify`."
             )
-        if found != announced:
+        if counts != announced:
             raise CaskCorruptionError(
-                f"{path}: holds {found} documents, tokens, positions, head entries and tail draws; its entry says "
+                f"{path}: holds {counts} documents, tokens, positions, head entries and tail draws; its entry says "
                 f"{announced}. Run `logitcask cask verify`."
             )
         self.path = path

@@ -71,7 +71,7 @@ class CaskWriter:
         self._loose: dict[str, ShardEntry] = {}
         self._table: DocumentTable | None = None
         self._beyond_table: dict[str, ShardDocuments] = {}
-        self._known = DocumentIndex()
+        self._beyond_index = DocumentIndex()
         self._certain = False
         """Whether this writer knows all that it has published: not after an error that may have come too late."""
 
@@ -135,7 +135,7 @@ class CaskWriter:
     @property
     def num_documents(self) -> int:
         """Documents in the cask, as far as this writer has seen."""
-        return (self._table.num_documents if self._table else 0) + len(self._known)
+        return (self._table.num_documents if self._table else 0) + len(self._beyond_index)
 
     def has(self, document_id: bytes) -> bool:
         """Whether a document is stored, by its 32-byte id.
@@ -143,7 +143,9 @@ class CaskWriter:
         Other writers' documents count from this writer's last `publish` on.
         """
         table = self._table
-        return self._known.find(document_id) is not None or (table is not None and table.find(document_id) is not None)
+        return self._beyond_index.find(document_id) is not None or (
+            table is not None and table.find(document_id) is not None
+        )
 
     def publish(
         self, documents: Sequence[DocumentRecords], *, on_duplicate: Literal["skip", "error"] = "skip"
@@ -277,7 +279,7 @@ class CaskWriter:
         require_shards(self.path, entries.values())
         if not entries.keys() >= self._indexed.keys() | self._loose.keys() or self._table is None:
             # The first time, or after a repair took shards away: nothing is known of what is stored now.
-            self._table, self._beyond_table, self._known = self._fitting_table(entries), {}, DocumentIndex()
+            self._table, self._beyond_table, self._beyond_index = self._fitting_table(entries), {}, DocumentIndex()
         for name, entry in entries.items():
             if name not in self._beyond_table and (self._table is None or name not in self._table):
                 self._add_documents(name, self._documents_of(entry))
@@ -298,7 +300,7 @@ class CaskWriter:
 
     def _add_documents(self, name: str, documents: ShardDocuments) -> None:
         self._beyond_table[name] = documents
-        self._known.add(documents.ids, np.zeros(len(documents.lengths), dtype=np.int64))
+        self._beyond_index.add(documents.ids, np.zeros(len(documents.lengths), dtype=np.int64))
 
     def _compact_when_due(self) -> None:
         """Before a publication, not after: a disk too full for the index must not make a published shard look lost."""
@@ -316,4 +318,4 @@ class CaskWriter:
         self._indexed, self._loose = merged, {}
         # The table before what it replaces: a thread that asks `has` meanwhile must not miss a document.
         self._table = DocumentTable.open(self.path)
-        self._beyond_table, self._known = {}, DocumentIndex()
+        self._beyond_table, self._beyond_index = {}, DocumentIndex()

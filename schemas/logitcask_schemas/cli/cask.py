@@ -53,7 +53,7 @@ _AT_ONCE: Final = 16
 """Casks of an object store asked for at a time; each takes a few requests."""
 
 
-def one_cask(place: str) -> Cask | None:
+def cask_at(place: str) -> Cask | None:
     """The cask that a place is, or None where it is none; errors as `Cask.open`."""
     if not is_url(place):
         return open_place(place) if (Path(place) / MANIFEST_NAME).exists() else None
@@ -74,9 +74,11 @@ def casks_in(place: str) -> list[dict[str, Any]]:
         store = RemoteStore(place)
         names = store.folders()
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            found = list(pool.map(lambda name: _cask_or_error(store.below(name).url), names))
+            results = list(pool.map(lambda name: _cask_or_error(store.below(name).url), names))
         # Without a manifest it is something else that lies beside the casks.
-        casks = {name: one for name, one in zip(names, found, strict=True) if not isinstance(one, CaskNotFoundError)}
+        casks = {
+            name: cask for name, cask in zip(names, results, strict=True) if not isinstance(cask, CaskNotFoundError)
+        }
     else:
         if not (folder := Path(place)).is_dir():
             raise CaskNotFoundError(f"{folder}: no such folder")
@@ -124,10 +126,10 @@ def ls(
     as_json: JsonOption = False,
 ) -> None:
     """List the casks in a folder, or the shards (files) of one cask. Exit 3 when a cask in the folder is damaged."""
-    from logitcask_schemas.cli.cask import casks_in, one_cask
+    from logitcask_schemas.cli.cask import cask_at, casks_in
     from logitcask_schemas.terminal import EXIT_PROBLEMS
 
-    if (cask := one_cask(place)) is not None:
+    if (cask := cask_at(place)) is not None:
         if as_json:
             return print_json([entry.model_dump(mode="json") for entry in cask.entries])
         return print_table(_SHARD_TITLES, [[getattr(entry, name) for name in _SHARD_COLUMNS] for entry in cask.entries])
@@ -256,8 +258,10 @@ def _text_of_ids(folder: Path, expected: str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"--tokenizer {folder} holds no tokenizer that loads: {error}") from error
-    if (found := tokenizer_fingerprint(tokenizer)) != expected:
-        raise IdentityMismatchError(f"{folder}: tokenizer fingerprint {found}, the cask's records need {expected}")
+    if (fingerprint := tokenizer_fingerprint(tokenizer)) != expected:
+        raise IdentityMismatchError(
+            f"{folder}: tokenizer fingerprint {fingerprint}, the cask's records need {expected}"
+        )
     return lambda token_id: json.dumps(tokenizer.decode([token_id]), ensure_ascii=False)
 
 

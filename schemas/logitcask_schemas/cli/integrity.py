@@ -52,10 +52,10 @@ def verify(
 
     reports: list[ShardReport] = []
     seed = None if max_duration is None and sample == 1 else secrets.randbits(32)
-    with _surveyed(cask) as (taken, prove):
-        opened = taken.cask
+    with _surveyed(cask) as (surveyed, prove):
+        opened = surveyed.cask
         shards = verify_shards(
-            opened, table=taken.table, fraction=sample, max_seconds=max_duration, seed=seed, prove=prove
+            opened, table=surveyed.table, fraction=sample, max_seconds=max_duration, seed=seed, prove=prove
         )
         stopped: CaskError | None = None
         with byte_progress() as progress:
@@ -66,7 +66,7 @@ def verify(
                     progress.advance(task, report.entry.bytes)
             except CaskError as error:
                 stopped = error
-        result = _verification(taken, reports)
+        result = _verification(surveyed, reports)
     if stopped is not None:
         result["stopped"] = str(stopped)
     if as_json:

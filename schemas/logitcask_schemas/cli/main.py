@@ -120,8 +120,8 @@ def _root() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
 
-    def print_version(wanted: bool) -> None:
-        if wanted:
+    def print_version(is_set: bool) -> None:
+        if is_set:
             typer.echo(installed_version())
             raise typer.Exit
 

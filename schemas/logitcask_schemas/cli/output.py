@@ -26,8 +26,8 @@ _LEAST: Final = 8
 
 def console() -> Console:
     """Stdout, as wide as the terminal, or as COLUMNS says; in a pipe as wide as it takes."""
-    given = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(markup=False, highlight=False, width=None if given else _PIPE_WIDTH)
+    has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(markup=False, highlight=False, width=None if has_width else _PIPE_WIDTH)
 
 
 def print_json(document: Any) -> None:

@@ -38,7 +38,10 @@ def _shown(token: str, texts: bool) -> str:
     if not texts:
         return f"{token} "
     # What a document holds must not steer the terminal: escape sequences are shown, not obeyed.
-    return "".join(one if one in "\n\t" or one.isprintable() else ascii(one)[1:-1] for one in json.loads(token))
+    return "".join(
+        character if character in "\n\t" or character.isprintable() else ascii(character)[1:-1]
+        for character in json.loads(token)
+    )
 
 
 def _style(position: dict[str, Any], measure: Measure) -> str:
@@ -65,19 +68,21 @@ def print_positions(out: Console, positions: list[dict[str, Any]]) -> None:
     """Print positions from `describe_positions`, then what the columns mean."""
     wide = out.width >= _WIDE
     columns: list[tuple[str, list[str], bool]] = [
-        ("at", [str(one["position"]) for one in positions], True),
-        *([("after", [one["token"] for one in positions], False)] if wide else []),
-        ("token", [one["next"] for one in positions], False),
-        ("p", [percent(one["probability"]) for one in positions], True),
-        ("entropy", [f"{one['entropy']:.2f}" for one in positions], True),
-        ("tail", [percent(1 - one["captured"]) for one in positions], True),
-        ("draws", [str(one["draws"]) for one in positions], True),
+        ("at", [str(position["position"]) for position in positions], True),
+        *([("after", [position["token"] for position in positions], False)] if wide else []),
+        ("token", [position["next"] for position in positions], False),
+        ("p", [percent(position["probability"]) for position in positions], True),
+        ("entropy", [f"{position['entropy']:.2f}" for position in positions], True),
+        ("tail", [percent(1 - position["captured"]) for position in positions], True),
+        ("draws", [str(position["draws"]) for position in positions], True),
     ]
-    most = _WIDE_TOKEN_CELLS if wide else _TOKEN_CELLS
-    widths = [min(max(map(cell_len, [name, *cells])), out.width if right else most) for name, cells, right in columns]
+    max_cells = _WIDE_TOKEN_CELLS if wide else _TOKEN_CELLS
+    widths = [
+        min(max(map(cell_len, [name, *cells])), out.width if right else max_cells) for name, cells, right in columns
+    ]
     room = out.width - sum(widths) - len(_GAP) * len(widths)
     lines = [[name for name, _, _ in columns], *([cells[i] for _, cells, _ in columns] for i in range(len(positions)))]
-    last = ["most probable", *(_alternatives(one["head"], room, most) for one in positions)]
+    last = ["most probable", *(_alternatives(position["head"], room, max_cells) for position in positions)]
     for at, (line, rest) in enumerate(zip(lines, last, strict=True)):
         cells = [
             fit(cell, width, right=right) for cell, width, (_, _, right) in zip(line, widths, columns, strict=True)
@@ -95,9 +100,9 @@ def percent(probability: float) -> str:
     return f"{value:.0f}%" if value >= 99.95 else f"{value:.1f}%"
 
 
-def _alternatives(head: list[tuple[str, float]], room: int, most: int) -> str:
+def _alternatives(head: list[tuple[str, float]], room: int, max_cells: int) -> str:
     """As many entries as fit, then how many there are besides."""
-    cut = [fit(token, min(cell_len(token), most)) for token, _ in head]
+    cut = [fit(token, min(cell_len(token), max_cells)) for token, _ in head]
     entries = [f"{token} {percent(probability)}" for token, (_, probability) in zip(cut, head, strict=True)]
     for shown in range(len(entries), 0, -1):
         rest = [f"+{len(entries) - shown}"] if shown < len(entries) else []

@@ -88,7 +88,7 @@ class TeacherIdentity(BaseModel):
     tokenizer_size: Annotated[int | None, Field(exclude_if=_unset)] = None
     """One more than the tokenizer's largest id: logits from there on are padding. Not compared: the fingerprint is."""
     tokenizer_fingerprint: str
-    """See `logitcask_schemas.record.identity`."""
+    """By `tokenizer_fingerprint`: SHA-256 (hex) of the vocabulary."""
     template_hash: str | None = None
     """SHA-256 (hex) of the chat template that rendered `messages`, or None where the tokenizer has none."""
     engine: str
@@ -106,12 +106,12 @@ class TeacherIdentity(BaseModel):
     def numbers_differ(self, other: Self) -> Differences:
         """Differences that can change the distributions. Fields of `config` are named `config.<path>`."""
         both_tensors = self.tensors_digest is not None and other.tensors_digest is not None
-        found = self._members(other, ("tensors_digest" if both_tensors else "weights_digest",))
+        differences = self._members(other, ("tensors_digest" if both_tensors else "weights_digest",))
         if self.config is not None and other.config is not None:
-            found |= _fields_differ("config", self.config, other.config)
+            differences |= _fields_differ("config", self.config, other.config)
         # Older identities record no options, but then the engine was never given any that matter.
-        found |= _fields_differ("engine_options", self.engine_options or {}, other.engine_options or {})
-        return found | self._members(other, _OF_NUMBERS)
+        differences |= _fields_differ("engine_options", self.engine_options or {}, other.engine_options or {})
+        return differences | self._members(other, _OF_NUMBERS)
 
     def unrecorded(self, other: Self) -> list[str]:
         """Members that only one of the two records, so that nothing can be said about them."""
@@ -132,22 +132,22 @@ class TeacherIdentity(BaseModel):
             where: what holds records of this one, for the message.
             accept: what may differ all the same, because a person said so.
         """
-        found = self.differences(other)
+        differences = self.differences(other)
         if "engine_version" in accept:
-            found.pop("engine_version", None)
+            differences.pop("engine_version", None)
         unknown = [] if "unrecorded" in accept else self.unrecorded(other)
-        if not found and not unknown:
+        if not differences and not unknown:
             return
-        if set(found) == {"engine_version"} and not unknown:
-            mine, theirs = found["engine_version"]
+        if set(differences) == {"engine_version"} and not unknown:
+            mine, theirs = differences["engine_version"]
             raise IdentityMismatchError(
                 f"{where} holds records of this teacher by {self.engine} {mine}, this is {self.engine} {theirs} "
                 f"(engine_version: {mine!r} here, {theirs!r} offered); versions may differ in the last digits or in "
                 "more. Use another cask, or go on with this one knowingly: serve --accept-teacher engine_version."
             )
-        listing = [f"{name}: {mine!r} here, {theirs!r} offered" for name, (mine, theirs) in found.items()]
+        listing = [f"{name}: {mine!r} here, {theirs!r} offered" for name, (mine, theirs) in differences.items()]
         listing += [f"{name}: recorded by {_who(self, name)} only" for name in unknown]
-        if found:
+        if differences:
             raise IdentityMismatchError(
                 f"{where} holds records of another teacher ({'; '.join(listing)}). Use another cask for this teacher."
             )

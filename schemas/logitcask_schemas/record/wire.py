@@ -50,17 +50,19 @@ def decode_wire(buffer: NDArray[np.uint8] | bytes | memoryview, spec: CaptureSpe
     Raises:
         InvalidRecordError: The buffer is no wire buffer, of another version, or not as long as its header says.
     """
-    data = np.frombuffer(buffer, dtype=np.uint8)
-    if len(data) < WIRE_HEADER_BYTES:
-        raise InvalidRecordError(f"a wire buffer starts with {WIRE_HEADER_BYTES} header bytes, got {len(data)} in all")
-    header = data[:WIRE_HEADER_BYTES].tobytes()
+    content = np.frombuffer(buffer, dtype=np.uint8)
+    if len(content) < WIRE_HEADER_BYTES:
+        raise InvalidRecordError(
+            f"a wire buffer starts with {WIRE_HEADER_BYTES} header bytes, got {len(content)} in all"
+        )
+    header = content[:WIRE_HEADER_BYTES].tobytes()
     if header[:8] != WIRE_MAGIC:
         raise InvalidRecordError(f"a wire buffer starts with {WIRE_MAGIC!r}, this one with {header[:8]!r}")
     sections = list(wire_sections(header, spec))
-    if len(data) != (expected := end_of_sections(sections)):
-        raise InvalidRecordError(f"the wire header announces {expected} bytes, the buffer has {len(data)}")
+    if len(content) != (expected := end_of_sections(sections)):
+        raise InvalidRecordError(f"the wire header announces {expected} bytes, the buffer has {len(content)}")
     columns: dict[str, NDArray[Any]] = {
-        name: data[start : start + count * dtype.itemsize].view(dtype) for name, dtype, start, count in sections
+        name: content[start : start + count * dtype.itemsize].view(dtype) for name, dtype, start, count in sections
     }
     stored = stored_columns(spec)
     return Records(

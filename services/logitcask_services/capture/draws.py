@@ -108,9 +108,9 @@ class Draws:
     ids_N: torch.Tensor
 
 
-def systematic_offsets(uniforms_R: torch.Tensor, most: int) -> torch.Tensor:
-    """Points u + i for i = 0 ... most - 1, in units of one draw's share: float64 [R, n]."""
-    return uniforms_R[:, None] + torch.arange(most, device=uniforms_R.device)
+def systematic_offsets(uniforms_R: torch.Tensor, max_draws: int) -> torch.Tensor:
+    """Points u + i for i = 0 ... max_draws - 1, in units of one draw's share: float64 [R, n]."""
+    return uniforms_R[:, None] + torch.arange(max_draws, device=uniforms_R.device)
 
 
 def multinomial_offsets(uniforms_Rn: torch.Tensor, counts_R: torch.Tensor) -> torch.Tensor:

@@ -29,7 +29,9 @@ class Head:
     valid_RK: torch.Tensor
 
 
-def reaching(x_RW: torch.Tensor, block_max_RC: torch.Tensor, floor_R: torch.Tensor, most: int, block: int) -> Head:
+def reaching(
+    x_RW: torch.Tensor, block_max_RC: torch.Tensor, floor_R: torch.Tensor, max_entries: int, block: int
+) -> Head:
     """The entries at or above each row's floor, descending, equal ones by ascending id; always the largest one.
 
     Only blocks whose maximum reaches the floor can hold such entries: usually two or three of a row.
@@ -38,7 +40,7 @@ def reaching(x_RW: torch.Tensor, block_max_RC: torch.Tensor, floor_R: torch.Tens
         x_RW: float32 logits minus their row's maximum, so <= 0 and never NaN.
         block_max_RC: maxima of the blocks of `x_RW`.
         floor_R: float32 or float64.
-        most: entries kept at most, the largest first.
+        max_entries: how many entries are kept, the largest first.
         block: entries per block.
 
     Returns:
@@ -59,7 +61,7 @@ def reaching(x_RW: torch.Tensor, block_max_RC: torch.Tensor, floor_R: torch.Tens
     rows_E, ids_E = keys_E >> _ROW_SHIFT, keys_E & _ID_MASK
     counts_R = torch.bincount(rows_E, minlength=len(floor_R))
     slots_E = torch.arange(len(rows_E), device=x_RW.device) - (counts_R.cumsum(0) - counts_R)[rows_E]
-    counts_R = counts_R.clamp(max=most).masked_fill(floor_R > 0, 1)
+    counts_R = counts_R.clamp(max=max_entries).masked_fill(floor_R > 0, 1)
     slots = int(counts_R.amax())
     kept_E = slots_E < slots
     ids_RK = torch.zeros((len(floor_R), slots), dtype=torch.int64, device=x_RW.device)
@@ -104,8 +106,8 @@ def _largest_in_blocks(x_RW: torch.Tensor, block_max_RC: torch.Tensor, k: int, b
     Ties are ordered by id because a float's magnitude bits and the id, joined into one integer, have no ties.
     """
     blocks = block_max_RC.shape[1]
-    wanted = min(k, blocks)
-    best_Rb = _order_key(block_max_RC, torch.arange(blocks, device=x_RW.device)).topk(wanted, largest=False).values
+    block_keys_RC = _order_key(block_max_RC, torch.arange(blocks, device=x_RW.device))
+    best_Rb = block_keys_RC.topk(min(k, blocks), largest=False).values
     block_ids_Rb = best_Rb & _ID_MASK
     rows_Rb = torch.arange(len(x_RW), device=x_RW.device)[:, None].expand_as(block_ids_Rb)
     candidates = take_blocks(x_RW, rows_Rb.reshape(-1), block_ids_Rb.reshape(-1), block)
@@ -132,9 +134,9 @@ def add_required(head: Head, next_ids_R: torch.Tensor, pinned_ids: torch.Tensor)
     next_R1 = next_ids_R[:, None]
     pinned_RP = pinned_ids[None, :].expand(len(next_ids_R), -1)
     required_RS = torch.cat([next_R1, pinned_RP], 1)
-    known_RS = ((required_RS[:, :, None] == head.ids_RK[:, None, :]) & head.valid_RK[:, None, :]).any(-1)
-    known_RS[:, 1:] |= pinned_RP == next_R1
-    return Head(torch.cat([head.ids_RK, required_RS], 1), torch.cat([head.valid_RK, ~known_RS], 1))
+    held_RS = ((required_RS[:, :, None] == head.ids_RK[:, None, :]) & head.valid_RK[:, None, :]).any(-1)
+    held_RS[:, 1:] |= pinned_RP == next_R1
+    return Head(torch.cat([head.ids_RK, required_RS], 1), torch.cat([head.valid_RK, ~held_RS], 1))
 
 
 def _order_key(x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

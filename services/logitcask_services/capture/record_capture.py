@@ -86,8 +86,10 @@ class RecordCapture(torch.nn.Module):
             raise ValueError("expected at least one row of logits, got none")
         parts = []
         for run in (slice(start, start + self.rows) for start in range(0, len(logits_RV), self.rows)):
-            given = None if uniforms is None else uniforms[run]
-            parts.append(self._capture(logits_RV[run], next_ids_R[run], doc_keys_R[run], positions_R[run], given))
+            run_uniforms = None if uniforms is None else uniforms[run]
+            parts.append(
+                self._capture(logits_RV[run], next_ids_R[run], doc_keys_R[run], positions_R[run], run_uniforms)
+            )
         return RecordColumns.join(parts)
 
     def _capture(
@@ -159,14 +161,14 @@ class RecordCapture(torch.nn.Module):
         uniforms: torch.Tensor | None,
     ) -> torch.Tensor:
         """Where the points of the draws lie, see `tail_draws`: float64 [R, most draws of a row]."""
-        spec, most = self.spec, int(counts_R.amax())
+        spec, max_draws = self.spec, int(counts_R.amax())
         if spec.sampler == "multinomial":
             if uniforms is None:
-                uniforms = draw_uniforms(spec.seed, doc_keys_R, positions_R, most)
-            return multinomial_offsets(uniforms[:, :most], counts_R)
+                uniforms = draw_uniforms(spec.seed, doc_keys_R, positions_R, max_draws)
+            return multinomial_offsets(uniforms[:, :max_draws], counts_R)
         if uniforms is None:
             uniforms = position_uniforms(spec.seed, doc_keys_R, positions_R)
-        return systematic_offsets(uniforms, most)
+        return systematic_offsets(uniforms, max_draws)
 
     def _log_tail_mass(self, scanned: Scanned, z_R: torch.Tensor, tail_mass_R: torch.Tensor) -> torch.Tensor:
         return tail_mass_R.log() - z_R.log()

@@ -15,7 +15,7 @@ from typing import Final
 
 from logitcask_services.corpora.conversation import ChatTemplate, Conversation, Words, without_thinking
 from logitcask_services.corpora.lines import LineProblem
-from logitcask_services.corpora.stretches import Stretches
+from logitcask_services.corpora.spans import Spans
 
 _ATOM: Final = re.compile(r"<[^<>\s]{1,80}>|\[/?[A-Z_]{2,}\]|.", re.DOTALL)
 """What is compared as a whole: something like a control token, or one character."""
@@ -103,11 +103,11 @@ class TurnMarkers:
         """
         prompt = _atoms(self.prompt)
         for size in range(len(prompt), 0, -1):
-            known, rest = "".join(prompt[:size]), prompt[size:]
-            if (rest and not (len(rest[0]) > 1 or rest[0].isspace())) or not known.strip():
+            beginning, rest = "".join(prompt[:size]), prompt[size:]
+            if (rest and not (len(rest[0]) > 1 or rest[0].isspace())) or not beginning.strip():
                 continue  # only a whole part of the prompt is one: not half of a role's name
-            if (at := between.rfind(known)) >= 0:
-                return at + len(known)
+            if (at := between.rfind(beginning)) >= 0:
+                return at + len(beginning)
         shared = _common(self.header, between)
         if shared.strip() and not self.header[len(shared) :].strip():
             return len(shared)
@@ -125,9 +125,9 @@ class TurnMarkers:
             if sum(1 for atom in _atoms(behind) if len(atom) == 1 and not atom.isspace()) > _LONGEST_END:
                 raise UnprovedError  # instructions that the template adds, not the end of a turn
             return len(behind.rstrip())
-        found = [(at, -len(ending)) for ending in self.endings if (at := behind.find(ending)) >= 0]
-        if found:
-            at, length = min(found)
+        ends = [(at, -len(ending)) for ending in self.endings if (at := behind.find(ending)) >= 0]
+        if ends:
+            at, length = min(ends)
             return at - length
         shared = max((_common(ending, behind).rstrip() for ending in self.endings), key=len, default="")
         if shared:
@@ -233,7 +233,7 @@ def _prove(
     ranges: list[tuple[int, int]],
 ) -> None:
     """No other's words lie in a range, nor a tool's name behind the turn that called it. Raises UnprovedError."""
-    ends, answered = {message: stop for message, _, stop in turns}, Stretches(ranges)
+    ends, answered = {message: stop for message, _, stop in turns}, Spans(ranges)
     for stretch in words:
         role = conversation.messages[stretch.message]["role"] if stretch.message >= 0 else "tools"
         own = role == "assistant" and not (stretch.repeated and stretch.start >= ends.get(stretch.message, 0))

@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from logitcask_services.corpora.conversation import Words
-from logitcask_services.corpora.stretches import Stretches
+from logitcask_services.corpora.spans import Spans
 
 _EMITTED = re.compile(
     r"</?(think|thinking|tool_calls?|tool_responses?|tools?|answer|function|parameter)[^<>]*>|\[/?(THINK|TOOL_CALLS)\]"
@@ -118,5 +118,5 @@ class ControlTokens:
         return guarded
 
 
-def _places(words: Sequence[Words]) -> Stretches:
-    return Stretches((stretch.start, stretch.stop) for stretch in words)
+def _places(words: Sequence[Words]) -> Spans:
+    return Spans((stretch.start, stretch.stop) for stretch in words)

@@ -131,10 +131,10 @@ class ChatTemplate:
         *,
         prompt: bool,
     ) -> str:
-        given = {"strftime_now": self._strftime, **(options or {})}
+        variables = {"strftime_now": self._strftime, **(options or {})}
         try:
             text: str = self._tokenizer.apply_chat_template(
-                messages, tools=tools, tokenize=False, add_generation_prompt=prompt, **given
+                messages, tools=tools, tokenize=False, add_generation_prompt=prompt, **variables
             )
         except (TemplateError, *TEMPLATE_FAULTS) as error:
             raise LineProblem("template_failed", f"the chat template refused the messages: {error}") from error

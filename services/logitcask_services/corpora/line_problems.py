@@ -1,4 +1,4 @@
-"""What is unusual about documents that are kept: a code for programs, a sentence for people."""
+"""What is wrong or unusual about the lines of a corpus: codes for programs, sentences for people."""
 
 from typing import Any
 
@@ -20,6 +20,38 @@ class LineProblem(LogitcaskError, ValueError):
 def kind_of_value(value: Any) -> str:
     """What JSON calls a value."""
     return _KINDS.get(type(value), "null")
+
+
+_COMPLETIONS = ("response", "output", "answer", "chosen")
+"""Names under which rows with a `prompt` keep its completion."""
+
+
+def conversion_of(entry: dict[str, Any]) -> str | None:
+    """Which other format a row looks like, and the command that makes lines of its file; None where it is like none."""
+    if isinstance(turns := entry.get("conversations"), list):
+        if turns and isinstance(turns[0], dict) and "role" in turns[0]:
+            return _way("messages under another name", "{messages: .conversations}")
+        return _way(
+            "ShareGPT",
+            '{messages: [.conversations[] | {role: ({human: "user", gpt: "assistant"}[.from] // .from), '
+            "content: .value}]}",
+        )
+    if "instruction" in entry and "output" in entry:
+        return _way(
+            "Alpaca",
+            '{messages: [{role: "user", content: ([.instruction, .input // ""] | map(select(. != "")) | '
+            'join("\\n\\n"))}, {role: "assistant", content: .output}]}',
+        )
+    if "prompt" in entry:
+        if (answer := next((name for name in _COMPLETIONS if name in entry), None)) is not None:
+            return _way(f"a prompt with its completion in `{answer}`", f"{{prompt, completion: .{answer}}}")
+        name = "messages" if isinstance(entry["prompt"], list) else "text"
+        return _way("a prompt alone", f"{{{name}: .prompt}}")
+    return None
+
+
+def _way(name: str, jq_filter: str) -> str:
+    return f"It looks like {name}: jq -c '{jq_filter}' FILE makes lines of it"
 
 
 BEYOND_TOKENS = "ids_beyond_tokenizer"

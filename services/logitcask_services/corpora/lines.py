@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from logitcask_services.corpora.file_kind import SNIFFED_BYTES, require_lines
-from logitcask_services.corpora.known_formats import conversion_of
 from logitcask_services.corpora.line_problems import LineProblem as LineProblem
+from logitcask_services.corpora.line_problems import conversion_of
 from logitcask_services.corpora.line_problems import kind_of_value as _kind
 from logitcask_services.corpora.token_rows import read_row
 
@@ -151,12 +151,12 @@ def parse_line(raw: bytes) -> ParsedLine:
         forms.append("prompt")
     try:
         if not forms:
-            known = conversion_of(entry)
-            way = f". {known}" if known else ""
+            conversion = conversion_of(entry)
+            way = f". {conversion}" if conversion else ""
             raise LineProblem("no_known_field", f"the object has the fields {_names(entry)}; expected {FORMS}{way}")
         if len(forms) > 1:
-            found = " and ".join(forms)
-            raise LineProblem("ambiguous_fields", f"the object has {found}; expected exactly one of {FORMS}")
+            fields = " and ".join(forms)
+            raise LineProblem("ambiguous_fields", f"the object has {fields}; expected exactly one of {FORMS}")
         readers: dict[str, _Reader] = {
             "text": _text,
             "messages": _chat,

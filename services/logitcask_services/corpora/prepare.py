@@ -15,8 +15,9 @@ from logitcask_services.corpora.lines import (
     TokenLine,
     parse_line,
 )
+from logitcask_services.corpora.spans import token_ranges
 from logitcask_services.corpora.token_store import TokenStoreWriter
-from logitcask_services.corpora.tokenizer import DocumentTokenizer, OwnTokens, Tokenised, token_ranges
+from logitcask_services.corpora.tokenizer import DocumentTokenizer, OwnTokens, Tokenised
 
 
 def fit(token_ids: list[int], limit: int, policy: Overflow) -> list[list[int]]:

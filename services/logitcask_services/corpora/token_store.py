@@ -120,7 +120,7 @@ class TokenStore:
                 f"{folder} is {head.get('format')} version {head.get('version')}; expected {FORMAT} version {_OLD} or "
                 f"{VERSION}. Submit the extraction again"
             )
-        answers_known = head["version"] == VERSION
+        has_answers = head["version"] == VERSION
         self.num_documents: int = head["documents"]
         self.num_tokens: int = head["tokens"]
         rows = {
@@ -129,7 +129,7 @@ class TokenStore:
             "ids.sha256": self.num_documents,
             "lines.u64": self.num_documents,
         }
-        if answers_known:
+        if has_answers:
             rows |= {"answers.u32": head["answers"], "places.i64": self.num_documents}
         for name in rows:
             width = COLUMNS[name]
@@ -141,7 +141,7 @@ class TokenStore:
         self._ids_D32: NDArray[np.uint8] = self._map(folder / "ids.sha256", "u1", (self.num_documents, 32))
         self._lines_D2: NDArray[np.uint64] = self._map(folder / "lines.u64", "<u8", (self.num_documents, 2))
         self._answers_A2: NDArray[np.uint32] | None = None
-        if answers_known:
+        if has_answers:
             self._answers_A2 = self._map(folder / "answers.u32", "<u4", (head["answers"], 2))
             self._places_D2: NDArray[np.int64] = self._map(folder / "places.i64", "<i8", (self.num_documents, 2))
 

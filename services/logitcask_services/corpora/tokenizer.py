@@ -1,6 +1,5 @@
 """The teacher's tokenizer as the service needs it: lines to token ids in batches, with the tokens of answers."""
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,9 +11,7 @@ from logitcask_services.corpora.answers import TurnMarkers, UnprovedError, answe
 from logitcask_services.corpora.control_tokens import ControlTokens
 from logitcask_services.corpora.conversation import ChatTemplate, Conversation
 from logitcask_services.corpora.lines import ChatLine, LineProblem
-from logitcask_services.corpora.stretches import Stretches
-
-Span = tuple[int, int]
+from logitcask_services.corpora.spans import Span, Spans, token_ranges
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,8 +204,8 @@ def _require_own_tokens(
 
     Between two messages that a template writes without anything between, a tokenizer may make one token of both.
     """
-    words = Stretches((stretch.start, stretch.stop) for stretch in conversation.words or ())
-    answered = Stretches(ranges)
+    words = Spans((stretch.start, stretch.stop) for stretch in conversation.words or ())
+    answered = Spans(ranges)
     for first, stop in answers:
         for start, end in (offsets[first], offsets[stop - 1]):
             for begins, ends in words.meeting(start, end):
@@ -216,26 +213,6 @@ def _require_own_tokens(
                 inside = (low <= shared[0] and shared[1] <= high for low, high in answered.meeting(*shared))
                 if shared[0] < shared[1] and not any(inside):
                     raise UnprovedError
-
-
-def token_ranges(offsets: Sequence[Span], ranges: Sequence[Span]) -> list[Span]:
-    """Tokens that hold any character of each range; touching ranges are joined.
-
-    Args:
-        offsets: characters [start, stop) of each token, ascending.
-        ranges: character ranges [start, stop), ascending and disjoint.
-    """
-    starts, stops = [start for start, _ in offsets], [max(stop, start + 1) for start, stop in offsets]
-    found = list[Span]()
-    for start, stop in ranges:
-        first, last = bisect_right(stops, start), bisect_left(starts, stop)
-        if first >= last:
-            continue
-        if found and first <= found[-1][1]:
-            found[-1] = (found[-1][0], last)
-        else:
-            found.append((first, last))
-    return found
 
 
 def _no_template() -> LineProblem:

@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 from logitcask_schemas.errors import MissingExtraError, ModelError
 from logitcask_services.engines.engine import Engine
-from logitcask_services.engines.model_folder import ModelFolder
-from logitcask_services.engines.model_source import ModelSource
+from logitcask_services.engines.model_folder import ModelFolder, ModelSource
 
 EngineKind = Literal["vllm", "transformers"]
 

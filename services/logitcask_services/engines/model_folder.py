@@ -1,17 +1,17 @@
-"""A teacher on disk: is the folder a model, what is in it, and whose fingerprints does it carry."""
+"""A teacher on disk: where it comes from, whether its folder is a model, and whose fingerprints it carries."""
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from logitcask_schemas.errors import ModelError
 from logitcask_schemas.record.identity import TeacherIdentity, tokenizer_fingerprint
 from logitcask_services.engines.dtypes import checkpoint_dtype
 from logitcask_services.engines.model_config import CONFIG_NAME, numeric_fields
-from logitcask_services.engines.model_source import ModelSource, find_model
 from logitcask_services.engines.weight_files import (
     StoredTensor,
     files_digest,
@@ -21,7 +21,50 @@ from logitcask_services.engines.weight_files import (
     weight_files,
 )
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
+_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+_HUB_FILES: Final = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.txt")
+"""What engines and tokenizers load; no pickles, no other formats of the same weights."""
+_TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """A model on this machine's disk."""
+
+    folder: Path
+    name: str
+    """For people: the folder's or the repository's."""
+    revision: str | None = None
+    """Commit of the repository it was downloaded from; None of a folder that a person named."""
+
+
+def find_model(teacher: Path) -> ModelSource:
+    """The model that a person names; one of the Hub is downloaded, or found in the Hub's cache on this machine.
+
+    Args:
+        teacher: A folder, or where there is none of that name ORGANISATION/NAME, or ORGANISATION/NAME@REVISION with a
+            branch, tag or commit. The revision is resolved to a commit once, here.
+
+    Raises:
+        ModelError: It is no folder, and the Hub has no such repository or cannot be reached.
+    """
+    text = str(teacher)
+    if teacher.exists() or not _HUB_ID.fullmatch(text):
+        return ModelSource(folder=teacher, name=teacher.resolve().name)
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = text.partition("@")
+    try:
+        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(_HUB_FILES)))
+    except (OSError, ValueError) as error:  # the Hub's own errors are among these
+        raise ModelError(
+            f"{text} is no folder here, and the Hugging Face Hub did not give a repository of that name: "
+            f"{type(error).__name__}: {error}. Name a folder, or check the name, the network and HF_TOKEN"
+        ) from error
+    if not _COMMIT.fullmatch(folder.name):
+        raise ModelError(f"{text} was downloaded to {folder}, whose name is no commit: its revision cannot be pinned")
+    return ModelSource(folder=folder, name=repository, revision=folder.name)
 
 
 @dataclass(frozen=True)
@@ -146,9 +189,9 @@ class ModelFolder:
         return stored_tensors(self.weight_files)
 
 
-def _not_a_model(path: Path, found: str) -> ModelError:
+def _not_a_model(path: Path, contents: str) -> ModelError:
     return ModelError(
         f"{path} is not a teacher: expected a folder with config.json (naming its architecture), *.safetensors weights "
-        f"and tokenizer files, found {found}. A small teacher to start with: "
+        f"and tokenizer files, found {contents}. A small teacher to start with: "
         "HuggingFaceTB/SmolLM2-135M-Instruct, from the Hugging Face Hub, or `python -m demo.fetch_teacher`"
     )

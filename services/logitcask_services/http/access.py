@@ -133,7 +133,7 @@ Caller = Annotated[str, Depends(caller)]
 def is_loopback(host: str) -> bool:
     """Whether every address of a host name or address is this machine's own loopback."""
     try:
-        addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+        addresses = {str(endpoint[0]) for *_, endpoint in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
     except socket.gaierror as error:
         raise SettingsError(f"the host {host!r} cannot be resolved: {error}") from error
     return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in addresses)

@@ -51,9 +51,9 @@ class ConnectionLimits:
 def raise_descriptor_limit() -> None:
     """Ask for as many descriptors as the system lets this process have; shells give 1,024 by habit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    max_descriptors = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < max_descriptors:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max_descriptors, hard))
 
 
 class WatchedConnection(asyncio.Protocol):
@@ -69,7 +69,7 @@ class WatchedConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start to wait for a request."""
-        self._waiting_since = self._received_at = self._taken_at = self.loop.time()
+        self._waiting_since = self._received_at = self._drained_at = self.loop.time()
         self._unsent = 0
         super().connection_made(transport)
 
@@ -88,8 +88,8 @@ class WatchedConnection(asyncio.Protocol):
         now = self.loop.time()
         if (unsent := self.transport.get_write_buffer_size()) > 0:
             if unsent != self._unsent:
-                self._unsent, self._taken_at = unsent, now
-            return now - self._taken_at > limits.answer_seconds
+                self._unsent, self._drained_at = unsent, now
+            return now - self._drained_at > limits.answer_seconds
         self._unsent = 0
         if self._between_requests():
             return now - self._waiting_since > limits.request_seconds

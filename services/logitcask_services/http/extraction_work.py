@@ -170,11 +170,11 @@ class StreamPlaces:
 
     def __init__(self, places: int) -> None:
         self._places = places
-        self._taken = 0
+        self._open = 0
 
     def require_place(self) -> None:
         """Raises Problem 503 where all places are taken."""
-        if self._taken >= self._places:
+        if self._open >= self._places:
             raise Problem(
                 503,
                 "too_many_streams",
@@ -185,12 +185,12 @@ class StreamPlaces:
 
     async def hold(self, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """The stream, which takes a place from its first byte to its last."""
-        self._taken += 1
+        self._open += 1
         try:
             async for part in stream:
                 yield part
         finally:
-            self._taken -= 1
+            self._open -= 1
 
 
 def nothing_left(service: Service, row: ExtractionRow, after: int) -> bool:

@@ -42,7 +42,7 @@ class OpenChunk:
     """(code, message) by document number."""
     present: list[int] = field(default_factory=list)
     """Documents not given to the teacher: in the cask, or earlier in the corpus."""
-    known_failures: int = 0
+    earlier_failures: int = 0
     waiting: int = 0
     fed: bool = False
 
@@ -104,7 +104,7 @@ class ChunkFeed:
             if self._ends():
                 return
             if document in self._failed_before:
-                entry.known_failures += 1
+                entry.earlier_failures += 1
                 continue
             identity = self._tokens.document_id(document)
             if identity in self._with_teacher or self._index.has(identity):

@@ -71,7 +71,7 @@ class ChunkOutcome:
     present_documents: int = 0
     """In the cask already, or twice in the corpus."""
     failures: list[Failure] = field(default_factory=list)
-    known_failures: int = 0
+    earlier_failures: int = 0
     """Documents that were noted as failed before this run, and not given to the teacher."""
     beyond_tokens: BeyondTokens | None = None
     """Of the captured documents, where the teacher has ids beyond its tokenizer's."""

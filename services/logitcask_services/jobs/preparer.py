@@ -13,6 +13,7 @@ from logitcask_schemas.terminal import counted
 from logitcask_services.corpora.prepare import DocumentLimits, PreparationStoppedError, Prepared, prepare
 from logitcask_services.corpora.token_store import TokenStore
 from logitcask_services.jobs.context import JobContext, teacher_document
+from logitcask_services.jobs.database.log import ExtractionLog
 from logitcask_services.jobs.database.tables import ExtractionRow
 from logitcask_services.jobs.extraction import IllegalTransitionError, plan_chunks
 from logitcask_services.jobs.teacher import TeacherFacts
@@ -137,18 +138,29 @@ class Preparer(threading.Thread):
             return False  # it waits for the database, as all others would
 
     def _prepare(self, row: ExtractionRow, facts: TeacherFacts) -> None:
+        """Validating -> queued, or failed where the request, the corpus or its lines are at fault."""
+        context = self._context
+        if (reason := _request_fault(row, facts)) is not None:
+            context.extractions.step(row.id, "failed", reason=reason, level="error")
+            return
+        waiter, bad_lines = self._waiter(row), BadLines(context.log, row)
+        prepared = self._write_store(row, facts, waiter, bad_lines)
+        if prepared is None:
+            return
+        if row.request.on_error == "fail" and prepared.bad_lines:
+            context.folders.drop_token_store(row.id)
+            context.chunks.save_failed_preparation(row.id, prepared, _bad_lines_reason(prepared, bad_lines.first))
+            return
+        if not prepared.documents:
+            context.chunks.save_failed_preparation(row.id, prepared, _nothing_reason(prepared, bad_lines.first))
+            return
+        folder, positions = context.folders.token_store(row.id), context.settings.chunk_positions
+        plan = waiter.run(lambda: list(plan_chunks(TokenStore(folder).offsets_D1, positions)))
+        waiter.run(lambda: context.chunks.save_preparation(row.id, prepared, teacher_document(facts.identity), plan))
+
+    def _waiter(self, row: ExtractionRow) -> Waiter:
         context, settings = self._context, self._context.settings
-        limit = row.request.max_length or facts.max_model_len
-        if limit > facts.max_model_len:
-            reason = f"max_length {limit} is more than the teacher's context of {facts.max_model_len} tokens"
-            context.extractions.step(row.id, "failed", reason=("max_length", reason), level="error")
-            return
-        try:
-            row.request.capture.require_vocabulary(facts.identity.vocab_size)
-        except CaptureSpecError as error:
-            context.extractions.step(row.id, "failed", reason=("pinned_ids", str(error)), level="error")
-            return
-        waiter = Waiter(
+        return Waiter(
             (context.folders.state,),
             floor=settings.disk_floor_bytes,
             poll_seconds=settings.pause_poll_seconds,
@@ -156,34 +168,23 @@ class Preparer(threading.Thread):
             set_waiting=lambda reason: context.extractions.set_waiting(row.id, reason),
             gives_way=lambda seconds: self._gives_way(row),
         )
+
+    def _write_store(
+        self, row: ExtractionRow, facts: TeacherFacts, waiter: Waiter, bad_lines: "BadLines"
+    ) -> Prepared | None:
+        """What became of the corpus, whose token store is written then; None where the extraction failed over it."""
+        context = self._context
         uploaded = context.corpora.get(row.corpus_id)
         corpus = context.storage.path(uploaded.sha256)
         limits = DocumentLimits(
             vocab_size=facts.identity.vocab_size,
-            max_length=limit,
+            max_length=row.request.max_length or facts.max_model_len,
             overflow=row.request.overflow,
-            max_line_bytes=settings.max_line_bytes,
+            max_line_bytes=context.settings.max_line_bytes,
         )
-        first_bad: list[Failure] = []
-        unlisted_from: list[int] = []
-
-        listed = unlisted = 0
-
-        def report(bad: list[Failure]) -> None:
-            nonlocal listed, unlisted
-            first_bad.extend(entry for entry in bad[:1] if not first_bad and entry.code != "too_long")
-            if rows := bad[: MAX_LISTED - listed]:
-                context.log.add_bad_lines(row, rows)
-            if not unlisted and len(rows) < len(bad):
-                unlisted_from.append(bad[len(rows)].line)
-            listed, unlisted = listed + len(rows), unlisted + len(bad) - len(rows)
 
         def write_store() -> Prepared:
-            nonlocal listed, unlisted
-            listed = unlisted = 0
-            first_bad.clear()
-            unlisted_from.clear()
-            context.log.clear_bad_lines(row)
+            bad_lines.begin()
             if (size := corpus.stat().st_size) != uploaded.bytes:
                 raise CorpusDamagedError(
                     f"{corpus} has {size} bytes, {uploaded.bytes} were uploaded: it was changed since. Upload the "
@@ -194,37 +195,84 @@ class Preparer(threading.Thread):
                 context.folders.token_store(row.id),
                 facts.tokenizer,
                 limits,
-                report=report,
+                report=bad_lines.add,
                 stopped=lambda: context.signals.ends(row.id),
             )
 
         try:
             prepared = waiter.run(write_store)
-            if unlisted:
-                waiter.run(lambda: context.log.add_bad_lines(row, [_unlisted(unlisted, unlisted_from[0])]))
+            if bad_lines.unlisted:
+                waiter.run(bad_lines.note_unlisted)
         except LogitcaskError as error:
-            context.extractions.step(row.id, "failed", reason=("corpus_unreadable", str(error)), level="error")
-            return
+            reason = "corpus_unreadable", str(error)
         except (StoppedWhileWaitingError, PreparationStoppedError, OSError, SQLAlchemyError):
             raise
         except Exception as error:  # one corpus that nobody foresaw must not end the service, nor each of its starts
             logger.exception("the preparation of %s failed", row.id)
-            context.extractions.step(row.id, "failed", reason=unforeseen(error), level="error")
-            return
-        if row.request.on_error == "fail" and prepared.bad_lines:
-            context.folders.drop_token_store(row.id)
-            context.chunks.save_failed_preparation(row.id, prepared, _bad_lines_reason(prepared, first_bad))
-            return
-        if not prepared.documents:
-            context.chunks.save_failed_preparation(row.id, prepared, _nothing_reason(prepared, first_bad))
-            return
-        folder = context.folders.token_store(row.id)
-        plan = waiter.run(lambda: list(plan_chunks(TokenStore(folder).offsets_D1, settings.chunk_positions)))
-        waiter.run(lambda: context.chunks.save_preparation(row.id, prepared, teacher_document(facts.identity), plan))
+            reason = unforeseen(error)
+        else:
+            return prepared
+        context.extractions.step(row.id, "failed", reason=reason, level="error")
+        return None
 
 
-def _nothing_reason(prepared: Prepared, first_bad: list[Failure]) -> tuple[str, str]:
-    first = f"; the first bad one: line {first_bad[0].line}: {first_bad[0].message}" if first_bad else ""
+class BadLines:
+    """The bad lines of one preparation: the first `MAX_LISTED` go to the log, the others are counted."""
+
+    def __init__(self, log: ExtractionLog, row: ExtractionRow) -> None:
+        self._log = log
+        self._row = row
+        self._listed = 0
+        self.unlisted = 0
+        """Lines that are bad or skipped and not in the log."""
+        self._first_unlisted = 0
+        """Number of the first of them."""
+        self.first: Failure | None = None
+        """The first bad one; a line that was too long is none."""
+
+    def begin(self) -> None:
+        """Forget those of an earlier attempt, here and in the log."""
+        self._listed = self.unlisted = 0
+        self.first = None
+        self._log.clear_bad_lines(self._row)
+
+    def add(self, bad: list[Failure]) -> None:
+        """Take up more lines, in the order of the corpus."""
+        if self.first is None and bad and bad[0].code != "too_long":
+            self.first = bad[0]
+        if rows := bad[: MAX_LISTED - self._listed]:
+            self._log.add_bad_lines(self._row, rows)
+        if not self.unlisted and len(rows) < len(bad):
+            self._first_unlisted = bad[len(rows)].line
+        self._listed, self.unlisted = self._listed + len(rows), self.unlisted + len(bad) - len(rows)
+
+    def note_unlisted(self) -> None:
+        """Say in the log how many it does not list."""
+        message = (
+            f"from here on {self.unlisted} more lines are bad or skipped and are not listed: the first {MAX_LISTED} "
+            "are. Mend those and submit the corpus again, or look at a part of it with `logitcask submit --dry-run`"
+        )
+        failure = Failure(stage="corpus", line=self._first_unlisted, code="not_listed", message=message, custom_id=None)
+        self._log.add_bad_lines(self._row, [failure])
+
+
+def _request_fault(row: ExtractionRow, facts: TeacherFacts) -> tuple[str, str] | None:
+    """What in the request this teacher cannot do; None where it can do all of it."""
+    max_length = row.request.max_length or facts.max_model_len
+    if max_length > facts.max_model_len:
+        return (
+            "max_length",
+            f"max_length {max_length} is more than the teacher's context of {facts.max_model_len} tokens",
+        )
+    try:
+        row.request.capture.require_vocabulary(facts.identity.vocab_size)
+    except CaptureSpecError as error:
+        return "pinned_ids", str(error)
+    return None
+
+
+def _nothing_reason(prepared: Prepared, first_bad: Failure | None) -> tuple[str, str]:
+    first = f"; the first bad one: line {first_bad.line}: {first_bad.message}" if first_bad else ""
     return (
         "nothing_captured",
         f"none of the {counted(prepared.lines, 'line')} gives a document ({prepared.bad_lines} bad, "
@@ -232,16 +280,8 @@ def _nothing_reason(prepared: Prepared, first_bad: list[Failure]) -> tuple[str, 
     )
 
 
-def _unlisted(lines: int, first: int) -> Failure:
-    message = (
-        f"from here on {lines} more lines are bad or skipped and are not listed: the first {MAX_LISTED} are. "
-        "Mend those and submit the corpus again, or look at a part of it with `logitcask submit --dry-run`"
-    )
-    return Failure(stage="corpus", line=first, code="not_listed", message=message, custom_id=None)
-
-
-def _bad_lines_reason(prepared: Prepared, first_bad: list[Failure]) -> tuple[str, str]:
-    first = f"; the first: line {first_bad[0].line}: {first_bad[0].message}" if first_bad else ""
+def _bad_lines_reason(prepared: Prepared, first_bad: Failure | None) -> tuple[str, str]:
+    first = f"; the first: line {first_bad.line}: {first_bad.message}" if first_bad else ""
     are = "is" if prepared.bad_lines == 1 else "are"
     return (
         "bad_lines",

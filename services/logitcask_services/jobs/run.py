@@ -294,7 +294,7 @@ class ExtractionRun:
         outcome = ChunkOutcome(
             captured_documents=len(entry.documents),
             captured_tokens=sum(len(document.token_ids_L) for document in entry.documents.values()),
-            known_failures=entry.known_failures,
+            earlier_failures=entry.earlier_failures,
             shards=[shard.model_dump(mode="json")] if shard else [],
             beyond_tokens=self._beyond_tokens(entry),
         )

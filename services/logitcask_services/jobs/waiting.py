@@ -150,10 +150,10 @@ class Schedule:
         """Whether it may be tried now."""
         return self._entries.get(identity, (0.0, 0.0))[0] <= time.monotonic()
 
-    def seconds_to_next(self, most: float) -> float:
-        """Until something falls due; at most `most`."""
+    def seconds_to_next(self, max_seconds: float) -> float:
+        """Until something falls due; at most `max_seconds`."""
         now = time.monotonic()
-        return max(0.01, min([most, *(at - now for at, _ in self._entries.values() if at > now)]))
+        return max(0.01, min([max_seconds, *(at - now for at, _ in self._entries.values() if at > now)]))
 
 
 class Waiter:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from logitcask_schemas.cask.format.layout import RecordLayout
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.engines.engine import Engine
-from logitcask_services.pilot.costs import TauFigures, arrow_bytes, arrow_error, cut_at, layout_of, noise, zarr_bytes
+from logitcask_services.pilot.costs import TauFigures, arrow_bytes, arrow_error, cut_at, noise, zarr_bytes
 from logitcask_services.pilot.pilot import (
     LogitsFunction,
     PilotError,
@@ -91,7 +91,7 @@ def choose_tau(
     threshold_spec = CaptureSpec.model_validate((spec or CaptureSpec()).model_dump() | {"mode": "threshold"})
     documents, vocab_size = piloted(teacher, sample, pilot_spec(threshold_spec), positions)
     pilot = PilotRecords.of(documents, threshold_spec)
-    layout = layout_of(threshold_spec, vocab_size)
+    layout = RecordLayout.for_capture(threshold_spec, vocab_size)
     square = float(np.mean(pilot.squares_P)) - 1 / vocab_size
     if student is not None:
         square = gradient_squares(student, documents, pilot.squares_P)
@@ -106,7 +106,7 @@ def choose_tau(
         return arrow_bytes(pilot, cut, layout) if carrier == "arrow" else zarr_bytes(pilot, threshold_spec, cut, layout)
 
     inverse = _largest(cost, bytes_per_token, carrier)
-    table = tuple(_figures(pilot, threshold_spec, layout, one, square) for one in sorted({*GRID, inverse}))
+    table = tuple(_figures(pilot, threshold_spec, layout, candidate, square) for candidate in sorted({*GRID, inverse}))
     return TauChoice(
         spec=threshold_spec.model_copy(update={"tau": 1 / inverse}),
         chosen=next(figures for figures in table if figures.inverse == inverse),

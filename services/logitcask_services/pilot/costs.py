@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 
 from logitcask_schemas.cask.carriers.zarr import ZSTD_LEVEL
 from logitcask_schemas.cask.format.columns import assemble
-from logitcask_schemas.cask.format.layout import LEVELS, RecordLayout
-from logitcask_schemas.cask.format.manifest import CaskManifest
+from logitcask_schemas.cask.format.layout import LEVELS, Level, RecordLayout
 from logitcask_schemas.record.capture_spec import CaptureSpec
-from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_schemas.record.position_columns import PositionColumn, stored_columns
 from logitcask_schemas.record.records import DocumentRecords, Records
 from logitcask_services.capture.record_capture import NEGLIGIBLE_MASS
@@ -64,10 +62,10 @@ def cut_at(pilot: PilotRecords, spec: CaptureSpec, tau: float) -> Cut:
     """What capture would put into the head and draw at `tau`, by the rules of `RecordCapture`."""
     probable_E = (pilot.head_logprobs_E >= np.log(tau)) & (pilot.head_ranks_E < spec.head_max)
     kept_E = pilot.required_E | probable_E | (pilot.head_ranks_E == 0)
-    given_up_P = np.bincount(
+    dropped_mass_P = np.bincount(
         pilot.head_rows_E[~kept_E], np.exp(pilot.head_logprobs_E[~kept_E]), minlength=pilot.positions
     )
-    tail_mass_P = pilot.tail_mass_P + given_up_P
+    tail_mass_P = pilot.tail_mass_P + dropped_mass_P
     counts_P = np.minimum(np.ceil(tail_mass_P / tau), spec.tail_max).astype(np.int64)
     counts_P[tail_mass_P < NEGLIGIBLE_MASS] = 0
     return Cut(kept_E=kept_E, tail_mass_P=tail_mass_P, counts_P=counts_P)
@@ -85,9 +83,9 @@ def noise(pilot: PilotRecords, spec: CaptureSpec, cut: Cut) -> NDArray[np.float6
     else:
         share_P = r_P / n_P
         fraction_E = np.modf(t_E / share_P[rows_E])[0]
-        known_P = share_P**2 * np.bincount(rows_E, fraction_E * (1 - fraction_E), pilot.positions)
+        entries_variance_P = share_P**2 * np.bincount(rows_E, fraction_E * (1 - fraction_E), pilot.positions)
         # No token below the pilot's threshold outweighs a draw: that stands for half of tau at least, or for all of r.
-        variance_P = known_P + pilot.tail_mass_P * share_P - pilot.tail_squares_P
+        variance_P = entries_variance_P + pilot.tail_mass_P * share_P - pilot.tail_squares_P
     variance_P[cut.counts_P == 0] = 0.0
     np.maximum(variance_P, 0.0, out=variance_P)
     return variance_P
@@ -97,32 +95,17 @@ _DOCUMENT_BYTES = 32 + 8
 """Id and checksum."""
 _OFFSET_BYTES = 4
 """Per document and list column."""
-_NO_DIGEST = "0" * 64
-
-
-def layout_of(spec: CaptureSpec, vocab_size: int) -> RecordLayout:
-    """The columns of a cask of this spec; they depend on nothing else."""
-    teacher = TeacherIdentity(
-        model="pilot",
-        weights_digest=_NO_DIGEST,
-        dtype="float32",
-        vocab_size=vocab_size,
-        tokenizer_fingerprint=_NO_DIGEST,
-        engine="pilot",
-        engine_version="1",
-    )
-    return RecordLayout.of(CaskManifest(teacher=teacher, capture=spec, created_by="pilot", created_at=""))
 
 
 def arrow_bytes(pilot: PilotRecords, cut: Cut, layout: RecordLayout) -> float:
     """Per token, from the numbers of entries alone."""
-    units = {
+    units: dict[Level, int] = {
         "token": pilot.tokens,
         "position": pilot.positions,
         "head": int(cut.kept_E.sum()),
         "tail": int(cut.counts_P.sum()),
     }
-    values = sum(units[column.level] * column.bytes_per_unit for column in layout.columns)
+    values = sum(units[level] * size for level, size in layout.bytes_per_unit.items())
     per_document = _DOCUMENT_BYTES + _OFFSET_BYTES * len(layout.columns)
     return (values + per_document * len(pilot.documents)) / pilot.tokens
 
@@ -131,9 +114,7 @@ def arrow_error(pilot: PilotRecords, cut: Cut, layout: RecordLayout) -> float:
     """Standard error of `arrow_bytes` from the spread between documents; NaN where there is one alone."""
     if len(pilot.documents) < 2:
         return float("nan")
-    per_unit = dict.fromkeys(LEVELS, 0)
-    for column in layout.columns:
-        per_unit[column.level] += column.bytes_per_unit
+    per_unit = layout.bytes_per_unit
     positions_D = np.array([document.records.num_positions for document in pilot.documents])
     starts_D = np.cumsum(positions_D) - positions_D
     heads_P = np.bincount(pilot.head_rows_E[cut.kept_E], minlength=pilot.positions)
@@ -208,8 +189,8 @@ def _drawn(pilot: PilotRecords, spec: CaptureSpec, cut: Cut) -> tuple[NDArray[np
     # The running sums over all positions differ in the last bits; a point on the edge stays in its own position.
     ends_P = np.cumsum(np.bincount(rows_M, minlength=pilot.positions))
     starts_P = ends_P - np.bincount(rows_M, minlength=pilot.positions)
-    found_K = np.clip(np.searchsorted(running_M, points_K, side="right"), starts_P[rows_K], ends_P[rows_K] - 1)
-    return ids_M[order_M][found_K], logprobs_M[order_M][found_K]
+    drawn_K = np.clip(np.searchsorted(running_M, points_K, side="right"), starts_P[rows_K], ends_P[rows_K] - 1)
+    return ids_M[order_M][drawn_K], logprobs_M[order_M][drawn_K]
 
 
 def _cut_column(

@@ -8,10 +8,8 @@ from typing import Final
 from logitcask_schemas.api.objects import BytesPerToken
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.format.layout import MANIFEST_NAME, RecordLayout
-from logitcask_schemas.cask.format.manifest import CaskManifest
 from logitcask_schemas.errors import CaskError
 from logitcask_schemas.record.capture_spec import CaptureSpec
-from logitcask_schemas.record.identity import TeacherIdentity
 
 _MEASURED: Final = (
     (5, 1.59, 2.54),
@@ -24,12 +22,11 @@ _MEASURED: Final = (
     (400, 21.23, 21.91),
 )
 """1/tau, head entries and draws per position: SmolLM2-135M on Python sources and documentation (docs/capture.md)."""
-_NO_DIGEST: Final = "0" * 64
 
 
 def expected_bytes(spec: CaptureSpec, vocab_size: int) -> BytesPerToken:
     """From the spec alone; a token is taken for a position."""
-    units = _bytes_per_unit(spec, vocab_size)
+    units = RecordLayout.for_capture(spec, vocab_size).bytes_per_unit
     pinned = len(spec.pinned_ids)
 
     def total(head: float, draws: float) -> float:
@@ -39,16 +36,16 @@ def expected_bytes(spec: CaptureSpec, vocab_size: int) -> BytesPerToken:
         low, high = total(spec.k, 0), total(spec.k + 1 + pinned, 0)
         return BytesPerToken(low=low, high=high, expected=None, basis="bounds")
     if spec.mode == "sampled":
-        most = total(1 + pinned, spec.draws)
-        return BytesPerToken(low=total(1, 0), high=most, expected=None, basis="bounds")
-    most_head = min(spec.head_max, math.floor(1 / spec.tau) or 1) + 1 + pinned
-    most_draws = min(math.ceil(1 / spec.tau), spec.tail_max)
-    low, high = total(1, 0), total(most_head, most_draws)
+        high = total(1 + pinned, spec.draws)
+        return BytesPerToken(low=total(1, 0), high=high, expected=None, basis="bounds")
+    max_head = min(spec.head_max, math.floor(1 / spec.tau) or 1) + 1 + pinned
+    max_draws = min(math.ceil(1 / spec.tau), spec.tail_max)
+    low, high = total(1, 0), total(max_head, max_draws)
     inverse = 1 / spec.tau
     if not _MEASURED[0][0] <= inverse <= _MEASURED[-1][0] or pinned:
         return BytesPerToken(low=low, high=high, expected=None, basis="bounds")
     head, draws = _between(inverse)
-    expected = total(min(head, most_head), min(draws, most_draws))
+    expected = total(min(head, max_head), min(draws, max_draws))
     return BytesPerToken(low=low, high=high, expected=expected, basis="measured_elsewhere")
 
 
@@ -73,20 +70,3 @@ def _between(inverse: float) -> tuple[float, float]:
             share = (math.log(inverse) - math.log(left)) / (math.log(right) - math.log(left))
             return low[0] + share * (high[0] - low[0]), low[1] + share * (high[1] - low[1])
     return _MEASURED[-1][1], _MEASURED[-1][2]
-
-
-def _bytes_per_unit(spec: CaptureSpec, vocab_size: int) -> dict[str, int]:
-    teacher = TeacherIdentity(
-        model="expected",
-        weights_digest=_NO_DIGEST,
-        dtype="float32",
-        vocab_size=vocab_size,
-        tokenizer_fingerprint=_NO_DIGEST,
-        engine="expected",
-        engine_version="1",
-    )
-    layout = RecordLayout.of(CaskManifest(teacher=teacher, capture=spec, created_by="expected", created_at=""))
-    units = {"token": 0, "position": 0, "head": 0, "tail": 0}
-    for column in layout.columns:
-        units[column.level] += column.bytes_per_unit
-    return units

@@ -188,7 +188,7 @@ def piloted(
 
 
 def _first(sample: Iterable[ArrayLike], positions: int) -> Iterator[NDArray[np.uint32]]:
-    found = 0
+    positions_read = 0
     for number, tokens in enumerate(sample):
         ids_L = np.asarray(tokens, dtype=np.uint32)
         if ids_L.ndim != 1 or len(ids_L) < 2:
@@ -197,8 +197,8 @@ def _first(sample: Iterable[ArrayLike], positions: int) -> Iterator[NDArray[np.u
                 f"got shape {ids_L.shape}"
             )
         yield ids_L
-        found += len(ids_L) - 1
-        if found >= positions:
+        positions_read += len(ids_L) - 1
+        if positions_read >= positions:
             return
 
 
@@ -206,7 +206,7 @@ def _from_logits(
     logits_of: LogitsFunction, documents: Iterable[NDArray[np.uint32]], spec: CaptureSpec
 ) -> tuple[list[DocumentRecords], int]:
     capture: RecordCapture | None = None
-    found = []
+    captured = []
     for ids_L in documents:
         logits_PV = checked_logits(logits_of, ids_L)
         if capture is None:
@@ -217,8 +217,8 @@ def _from_logits(
         # A copy, as capture works in place and the logits are the caller's.
         columns = capture(logits_PV.clone(), next_ids_P, torch.full_like(positions_P, key), positions_P)
         records = decode_wire(pack_wire(columns, capture.vocab_size).cpu().numpy(), capture.spec)
-        found.append(DocumentRecords(token_ids_L=ids_L, records=records))
-    return found, 0 if capture is None else capture.vocab_size
+        captured.append(DocumentRecords(token_ids_L=ids_L, records=records))
+    return captured, 0 if capture is None else capture.vocab_size
 
 
 @torch.inference_mode()

@@ -53,6 +53,6 @@ def plot_choice(choice: TauChoice, path: Path) -> None:
         noise.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         noise.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
         noise.yaxis.set_minor_locator(NullLocator())
-        noise.set_xticks(GRID, [str(one) for one in GRID])
+        noise.set_xticks(GRID, [str(inverse) for inverse in GRID])
         noise.xaxis.set_minor_locator(NullLocator())
         figure.savefig(path)

@@ -5,12 +5,13 @@ import pytest
 import torch
 
 from logitcask_schemas.cask.format.columns import assemble
+from logitcask_schemas.cask.format.layout import RecordLayout
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.records import DocumentRecords, document_id
 from logitcask_schemas.record.wire import decode_wire
 from logitcask_services.capture import RecordCapture, pack_wire
 from logitcask_services.pilot import PilotError, choose_tau
-from logitcask_services.pilot.costs import arrow_bytes, cut_at, cut_documents, layout_of, noise, zarr_bytes
+from logitcask_services.pilot.costs import arrow_bytes, cut_at, cut_documents, noise, zarr_bytes
 from logitcask_services.pilot.pilot import PilotRecords, gradient_squares, pilot_spec, piloted
 
 SPECS = [
@@ -50,7 +51,7 @@ def captured(logits_of, ids, spec):
 
 def pilot_of(logits_of, documents, spec):
     records, vocab = piloted(logits_of, documents, pilot_spec(spec), 10**6)
-    return PilotRecords.of(records, spec), layout_of(spec, vocab)
+    return PilotRecords.of(records, spec), RecordLayout.for_capture(spec, vocab)
 
 
 def by_id(records):

@@ -18,7 +18,8 @@ from chat_templates import tokenizer_for  # noqa: E402
 from logitcask_services.corpora.conversation import TEMPLATE_DATE  # noqa: E402
 from logitcask_services.corpora.lines import LineProblem, parse_line  # noqa: E402
 from logitcask_services.corpora.prepare import tokenise  # noqa: E402
-from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer, token_ranges  # noqa: E402
+from logitcask_services.corpora.spans import token_ranges  # noqa: E402
+from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer  # noqa: E402
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

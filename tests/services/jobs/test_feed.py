@@ -93,7 +93,7 @@ def test_failures_stay_with_their_chunk(tmp_path):
     (entry,) = released
     assert list(entry.documents) == [0]
     assert entry.failures[1][1].endswith("too sad")
-    assert entry.known_failures == 1
+    assert entry.earlier_failures == 1
 
 
 def test_garbage_is_a_failure_of_its_document(tmp_path):

@@ -36,7 +36,7 @@ class AdaptiveKL(Loss):
         in_range(self, "mu", 0.0, 1.0)
 
     def per_row(self, student: StudentRows, target: SparseTarget, scale_R: Tensor | None) -> Tensor:
-        """See `Loss.per_row`."""
+        """The two KL divergences, mixed by how far head and tail are off, per row, [R]."""
         del scale_R
         t_H, log_p_H, log_s_R = target.head_weights_H, student.head_logprobs_H, student.log_tail_R
         forward_R = -target.head_sum(t_H * log_p_H)

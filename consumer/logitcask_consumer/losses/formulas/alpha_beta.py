@@ -44,7 +44,7 @@ class AlphaBeta(Loss):
         return Needs(powers=frozenset({self.alpha + self.beta}))
 
     def per_row(self, student: StudentRows, target: SparseTarget, scale_R: Tensor | None) -> Tensor:
-        """See `Loss.per_row`."""
+        """The divergence of each row, [R]."""
         del scale_R
         assert target.tail_logprobs_N is not None, "`missing` asks for them"
         a, b, c = self.alpha, self.beta, self.alpha + self.beta

@@ -53,7 +53,7 @@ class LogitsDifference(Loss):
         return Requires(head_entries=self.k)
 
     def per_row(self, student: StudentRows, target: SparseTarget, scale_R: Tensor | None) -> Tensor:
-        """See `Loss.per_row`."""
+        """The divergence of the differences of the k largest logits, per row, [R]."""
         del scale_R
         log_t_H, log_p_H = target.head_logprobs_H, student.head_logprobs_H
         leaders = {"teacher": log_t_H, "student": log_p_H.detach()}

@@ -23,6 +23,6 @@ class CrossEntropy(Loss):
     requires: ClassVar[Requires] = Requires(head=False)
 
     def per_row(self, student: StudentRows, target: SparseTarget, scale_R: Tensor | None) -> Tensor:
-        """See `Loss.per_row`."""
+        """-log p of the realised next token, per row, [R]."""
         del target, scale_R
         return -student.next_logprobs_R

@@ -29,7 +29,7 @@ class ConcreteScore(Loss):
     estimator: ClassVar[Estimator] = "bound"
 
     def per_row(self, student: StudentRows, target: SparseTarget, scale_R: Tensor | None) -> Tensor:
-        """See `Loss.per_row`."""
+        """The weighted squared differences of the head's pairs, per row, [R]."""
         del scale_R
         p_H, d_H = student.head_logprobs_H.detach().exp(), student.head_logprobs_H - target.head_logprobs_H
         mass_R, mean_R = target.head_sum(p_H), target.head_sum(p_H * d_H)

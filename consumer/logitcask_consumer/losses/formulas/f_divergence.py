@@ -57,7 +57,7 @@ class FDivergence(Loss):
         return Requires(head=not draws, draws=draws, tail_logprobs=draws)
 
     def per_row(self, student: StudentRows, target: SparseTarget, scale_R: Tensor | None) -> Tensor:
-        """See `Loss.per_row`."""
+        """The divergence of each row, [R]."""
         del scale_R
         on_head_R = target.head_sum(self.times_t(target.head_logprobs_H, student.head_logprobs_H))
         if self.tail == "draws":

@@ -64,7 +64,7 @@ class ForwardKL(Loss):
         return Needs(tail=self.tail_weight != 1.0)
 
     def per_row(self, student: StudentRows, target: SparseTarget, scale_R: Tensor | None) -> Tensor:
-        """See `Loss.per_row`."""
+        """The cross-entropy of the student to the teacher, from head and draws, per row, [R]."""
         del scale_R
         if self.temperature != 1.0:
             return self._softened(student, target)

@@ -31,7 +31,7 @@ class GhostKL(Loss):
     needs: ClassVar[Needs] = Needs(tail=True)
 
     def per_row(self, student: StudentRows, target: SparseTarget, scale_R: Tensor | None) -> Tensor:
-        """See `Loss.per_row`."""
+        """The cross-entropy over head and tail bucket, per row, [R]."""
         del scale_R
         on_head_R = target.head_sum(target.head_weights_H * student.head_logprobs_H)
         return -on_head_R - target.tail_mass_R * student.log_tail_R

@@ -33,11 +33,11 @@ class JensenShannon(FDivergence):
 
     @property
     def slope(self) -> float:
-        """See `FDivergence.slope`."""
+        """c, -(1 - beta) log(1 - beta)."""
         return (1.0 - self.beta) * -math.log1p(-self.beta)
 
     def times_t(self, log_t_E: Tensor, log_p_E: Tensor) -> Tensor:
-        """See `FDivergence.times_t`."""
+        """Per entry, beta t log(t / m) + (1 - beta) p log(p / m) with m = beta t + (1 - beta) p."""
         log_m_E = torch.logaddexp(log_t_E + math.log(self.beta), log_p_E + math.log1p(-self.beta))
         on_t_E = self.beta * log_t_E.exp() * (log_t_E - log_m_E)
         return on_t_E + (1.0 - self.beta) * log_p_E.exp() * (log_p_E - log_m_E)

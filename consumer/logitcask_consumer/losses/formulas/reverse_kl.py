@@ -25,5 +25,5 @@ class ReverseKL(FDivergence):
     tail: Tail = "ghost"
 
     def times_t(self, log_t_E: Tensor, log_p_E: Tensor) -> Tensor:
-        """See `FDivergence.times_t`."""
+        """Per entry, p log(p / t)."""
         return log_p_E.exp() * (log_p_E - log_t_E)

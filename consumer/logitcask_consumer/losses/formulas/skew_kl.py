@@ -29,6 +29,6 @@ class SkewKL(FDivergence):
         in_range(self, "alpha", 0.0, 1.0, open_ends=True)
 
     def times_t(self, log_t_E: Tensor, log_p_E: Tensor) -> Tensor:
-        """See `FDivergence.times_t`."""
+        """Per entry, t log(t / m) with m = alpha t + (1 - alpha) p."""
         log_m_E = torch.logaddexp(log_t_E + math.log(self.alpha), log_p_E + math.log1p(-self.alpha))
         return log_t_E.exp() * (log_t_E - log_m_E)

@@ -31,10 +31,10 @@ class SkewReverseKL(FDivergence):
 
     @property
     def slope(self) -> float:
-        """See `FDivergence.slope`."""
+        """c, -log alpha."""
         return -math.log(self.alpha)
 
     def times_t(self, log_t_E: Tensor, log_p_E: Tensor) -> Tensor:
-        """See `FDivergence.times_t`."""
+        """Per entry, p log(p / m) with m = (1 - alpha) t + alpha p."""
         log_m_E = torch.logaddexp(log_t_E + math.log1p(-self.alpha), log_p_E + math.log(self.alpha))
         return log_p_E.exp() * (log_p_E - log_m_E)

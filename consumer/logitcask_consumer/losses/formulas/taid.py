@@ -76,12 +76,12 @@ class Taid(Loss):
         return min(self.end, max(line, curve))
 
     def at(self, progress: float) -> "Taid":
-        """See `Loss.at`."""
+        """The loss with the share of the teacher that the run has reached."""
         share = self.share(progress)
         return replace(self, start=share, end=share, lead=0.0)
 
     def per_row(self, student: StudentRows, target: SparseTarget, scale_R: Tensor | None) -> Tensor:
-        """See `Loss.per_row`; l is `start`."""
+        """The divergence from the mixture with share l = `start`, per row, [R]."""
         del scale_R
         log_p_H, log_m_H = student.head_logprobs_H, self._mixed(target.head_logprobs_H, student.head_logprobs_H)
         if self.tail == "draws":

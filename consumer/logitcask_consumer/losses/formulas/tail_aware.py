@@ -50,7 +50,7 @@ class TailAware(Loss):
         return (self.beta / mean_D.clamp(min=torch.finfo(mean_D.dtype).tiny)).clamp(max=self.largest)[of_row_R]
 
     def per_row(self, student: StudentRows, target: SparseTarget, scale_R: Tensor | None) -> Tensor:
-        """See `Loss.per_row`."""
+        """The weighted sum over head, draws and tail bucket, per row, [R]."""
         assert scale_R is not None
         on_head_R = target.head_sum(target.head_weights_H * student.head_logprobs_H)
         on_draws_R = target.tail_sum(target.tail_weights_N * student.tail_logprobs_N)

@@ -36,7 +36,7 @@ class ToDi(FDivergence):
         return super().estimator if self.tail == "draws" or self.beta == 1.0 else "biased"
 
     def times_t(self, log_t_E: Tensor, log_p_E: Tensor) -> Tensor:
-        """See `FDivergence.times_t`."""
+        """Both KL terms of each entry, mixed by which of t and p is larger."""
         gap_E = log_t_E - log_p_E
         share_E = torch.sigmoid(self.beta * gap_E.detach())
         return (share_E * log_t_E.exp() - (1.0 - share_E) * log_p_E.exp()) * gap_E

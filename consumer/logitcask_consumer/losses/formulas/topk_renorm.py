@@ -25,7 +25,7 @@ class TopKRenorm(Loss):
     estimator: ClassVar[Estimator] = "biased"
 
     def per_row(self, student: StudentRows, target: SparseTarget, scale_R: Tensor | None) -> Tensor:
-        """See `Loss.per_row`."""
+        """Cross-entropy with the renormalised head, per row, [R]."""
         del scale_R
         mass_R = target.head_sum(target.head_weights_H)
         return -target.head_sum(target.head_weights_H * student.head_logprobs_H) / mass_R

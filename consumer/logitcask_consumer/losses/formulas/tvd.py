@@ -25,9 +25,9 @@ class TotalVariation(FDivergence):
 
     @property
     def slope(self) -> float:
-        """See `FDivergence.slope`."""
+        """c, 1/2."""
         return 0.5
 
     def times_t(self, log_t_E: Tensor, log_p_E: Tensor) -> Tensor:
-        """See `FDivergence.times_t`."""
+        """Per entry, |t - p| / 2."""
         return 0.5 * (log_t_E.exp() - log_p_E.exp()).abs()

@@ -73,13 +73,13 @@ def arrow_batch(columns: ShardColumns, layout: RecordLayout, schema: Any) -> Any
     offsets = {level: _buffer(columns.offsets[level].astype("<i4")) for level in LEVELS}
     for index, column in enumerate(layout.columns, start=len(arrays)):
         list_type = schema.field(index).type
-        data = np.ascontiguousarray(columns.arrays[column.name][0 : len(columns.arrays[column.name])])
+        array = np.ascontiguousarray(columns.arrays[column.name][0 : len(columns.arrays[column.name])])
         element = list_type.value_type
         if pa.types.is_fixed_size_list(element):
-            flat = pa.Array.from_buffers(element.value_type, data.size, [None, _buffer(data)])
-            values = pa.Array.from_buffers(element, len(data), [None], children=[flat])
+            flat = pa.Array.from_buffers(element.value_type, array.size, [None, _buffer(array)])
+            values = pa.Array.from_buffers(element, len(array), [None], children=[flat])
         else:
-            values = pa.Array.from_buffers(element, data.size, [None, _buffer(data)])
+            values = pa.Array.from_buffers(element, array.size, [None, _buffer(array)])
         arrays.append(pa.Array.from_buffers(list_type, documents, [None, offsets[column.level]], children=[values]))
     if (answers := columns.answers) is not None:
         values = pa.Array.from_buffers(pa.uint32(), len(answers.values), [None, _buffer(answers.values)])
@@ -99,13 +99,13 @@ def require_schema(path: Path, schema: Any, layout: RecordLayout, identity: str)
     expected = arrow_schema(layout, identity, answers=has_answers)
     if schema.equals(expected, check_metadata=True):
         return
-    found = {key.decode(errors="replace"): value for key, value in (schema.metadata or {}).items()}
-    if found.get("logitcask.format") != b"logitcask-shard" or found.get("logitcask.version") not in (b"1", b"2"):
+    metadata = {key.decode(errors="replace"): value for key, value in (schema.metadata or {}).items()}
+    if metadata.get("logitcask.format") != b"logitcask-shard" or metadata.get("logitcask.version") not in (b"1", b"2"):
         raise CaskCorruptionError(
             f"{path}: readable, but not a logitcask shard of version 1 or 2 (its metadata says "
-            f"{found.get('logitcask.format')!r}, version {found.get('logitcask.version')!r}). {REPAIR_ADVICE}."
+            f"{metadata.get('logitcask.format')!r}, version {metadata.get('logitcask.version')!r}). {REPAIR_ADVICE}."
         )
-    if (written_for := found.get("logitcask.identity", b"").decode(errors="replace")) != identity:
+    if (written_for := metadata.get("logitcask.identity", b"").decode(errors="replace")) != identity:
         raise CaskCorruptionError(
             f"{path}: foreign shard: written for identity {written_for!r}, this cask's is {identity!r}. "
             "Move it back to the cask it came from."
@@ -133,8 +133,8 @@ def columns_of_batch(path: Path, batch: Any, layout: RecordLayout) -> ShardColum
         listed = batch.column(column.name)
         values = _unsliced(path, column.name, listed)
         cut = _view(path, column.name, listed.buffers()[1], np.dtype("<i4"), documents + 1)
-        known = cuts.setdefault(column.level, cut)
-        sound = cut[0] == 0 and (cut[1:] >= cut[:-1]).all() if known is cut else np.array_equal(cut, known)
+        first_cut = cuts.setdefault(column.level, cut)
+        sound = cut[0] == 0 and (cut[1:] >= cut[:-1]).all() if first_cut is cut else np.array_equal(cut, first_cut)
         if not sound or cut[-1] != len(values):
             raise _uncut(path, column, len(values), documents)
         arrays[column.name] = _values(path, column, values)
@@ -213,13 +213,13 @@ class ArrowCarrier:
     """Linux allows 65,530 mappings per process."""
 
     def write(self, columns: ShardColumns, layout: RecordLayout, identity: str, file: ByteSink) -> None:
-        """See `Carrier.write`."""
+        """Write a whole shard as an Arrow file of one record batch."""
         schema = arrow_schema(layout, identity, answers=columns.answers is not None)
         with pa.ipc.new_file(pa.PythonFile(file, mode="w"), schema, options=_write_options()) as writer:
             writer.write_batch(arrow_batch(columns, layout, schema))
 
     def open(self, path: Path, layout: RecordLayout, identity: str, content: memoryview | None = None) -> ShardColumns:
-        """See `Carrier.open`. The arrays are views of the mapped file, which stays mapped while any of them lives."""
+        """A shard as views of the mapped file, which stays mapped while any of them lives."""
         with _arrow_explained(path):
             return columns_of_batch(path, _batch(path, layout, identity, content), layout)
 

@@ -19,7 +19,7 @@ class ByteSink(Protocol):
         """Whether it takes no more."""
         ...
 
-    def write(self, data: Any, /) -> int:
+    def write(self, content: Any, /) -> int:
         """Take all of a bytes-like object and return its size in bytes."""
         ...
 

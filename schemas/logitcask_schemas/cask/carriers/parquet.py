@@ -34,7 +34,7 @@ class ParquetCarrier:
     """An open shard lies decoded in memory."""
 
     def write(self, columns: ShardColumns, layout: RecordLayout, identity: str, file: ByteSink) -> None:
-        """See `Carrier.write`."""
+        """Write a whole shard as a Parquet file of one row group."""
         # Here and below: importing Parquet takes 30 ms, which `logitcask --help` and Arrow casks need not pay.
         import pyarrow.parquet as pq
 
@@ -52,7 +52,7 @@ class ParquetCarrier:
             writer.write_batch(batch, row_group_size=batch.num_rows)
 
     def open(self, path: Path, layout: RecordLayout, identity: str, content: memoryview | None = None) -> ShardColumns:
-        """See `Carrier.open`. Reads and decodes the whole file."""
+        """A shard in memory; the whole file is read and decoded."""
         import pyarrow.parquet as pq
 
         try:
@@ -61,7 +61,7 @@ class ParquetCarrier:
                 # The plain key-value metadata counts, not the copy inside pyarrow's own serialized schema.
                 schema = file.schema_arrow.with_metadata(file.metadata.metadata or {})
                 require_schema(path, schema, layout, identity)
-                batch = _one_batch(path, file.read(use_threads=False))
+                batch = _only_batch(path, file.read(use_threads=False))
             return columns_of_batch(path, batch, layout)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             if isinstance(error, OSError) and error.errno is not None:
@@ -69,7 +69,7 @@ class ParquetCarrier:
             raise CaskCorruptionError(f"{path}: not a readable Parquet file ({error}). {REPAIR_ADVICE}.") from error
 
 
-def _one_batch(path: Path, table: Any) -> Any:
+def _only_batch(path: Path, table: Any) -> Any:
     batches = table.combine_chunks().to_batches()
     if len(batches) != 1:
         raise CaskCorruptionError(f"{path}: {table.num_rows} rows in {len(batches)} batches, expected one batch")

@@ -58,11 +58,11 @@ class ZarrCarrier:
     """An open shard lies decoded in memory."""
 
     def write(self, columns: ShardColumns, layout: RecordLayout, identity: str, file: ByteSink) -> None:
-        """See `Carrier.write`. Holds the compressed shard in memory on the way."""
+        """Write a whole shard as a ZIP archive; the compressed shard lies in memory on the way."""
         file.write(pack(_finished(_encoded(columns, layout, identity))))
 
     def open(self, path: Path, layout: RecordLayout, identity: str, content: memoryview | None = None) -> ShardColumns:
-        """See `Carrier.open`. Reads and decodes the whole file."""
+        """A shard in memory; the whole archive is read and decoded."""
         members = unpack(path, content)
         with _damage_explained(path):
             return _finished(_decoded(path, members, layout, identity, around_damage=False))
@@ -82,10 +82,10 @@ def pack(members: Mapping[str, bytes]) -> memoryview:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, content in members.items():
-            info = zipfile.ZipInfo(name, _EPOCH)
-            info.create_system = _UNIX
-            info.external_attr = 0o100644 << 16
-            archive.writestr(info, content)
+            member = zipfile.ZipInfo(name, _EPOCH)
+            member.create_system = _UNIX
+            member.external_attr = 0o100644 << 16
+            archive.writestr(member, content)
     return buffer.getbuffer()
 
 
@@ -114,12 +114,12 @@ def _members(path: Path, file: IO[bytes], *, around_damage: bool) -> dict[str, b
         listing = archive.infolist()
         if len(listing) > _MAX_MEMBERS:
             raise CaskCorruptionError(f"{path}: {len(listing)} members, a shard has at most {_MAX_MEMBERS}")
-        for info in listing:
-            if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
-                raise CaskCorruptionError(f"{path}: member {info.filename!r} is compressed, expected it stored")
+        for member in listing:
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+                raise CaskCorruptionError(f"{path}: member {member.filename!r} is compressed, expected it stored")
             if around_damage:
-                del info.CRC  # without one, zipfile does not compare it
-        return {info.filename: archive.read(info) for info in listing}
+                del member.CRC  # without one, zipfile does not compare it
+        return {member.filename: archive.read(member) for member in listing}
 
 
 def _finished(work: Coroutine[Any, Any, T]) -> T:
@@ -194,10 +194,10 @@ async def _decoded(
     group = await open_group(store=store, mode="r", zarr_format=3, use_consolidated=False)
     has_answers = _require_group(path, group.attrs, identity)
     described = _described(layout, has_answers=has_answers)
-    found = {name.partition("/")[0] for name in members} - {_METADATA}
-    if found != described.keys():
+    names = {name.partition("/")[0] for name in members} - {_METADATA}
+    if names != described.keys():
         raise CaskCorruptionError(
-            f"{path}: columns are {sorted(found)}; the manifest asks for {sorted(described)}. {REPAIR_ADVICE}."
+            f"{path}: columns are {sorted(names)}; the manifest asks for {sorted(described)}. {REPAIR_ADVICE}."
         )
     opened: dict[str, Any] = {name: await group.getitem(name) for name in described}
     positions = opened["head_counts"].shape[0]

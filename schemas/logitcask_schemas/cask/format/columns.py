@@ -21,7 +21,7 @@ Offsets: TypeAlias = NDArray[np.int64]
 
 
 class ColumnArray(Protocol):
-    """A stored column: a numpy array, or anything that slices to one (a Zarr array decodes on access)."""
+    """A stored column: a numpy array, or anything that slices to one. Every carrier of ours gives numpy arrays."""
 
     @property
     def dtype(self) -> np.dtype[Any]:

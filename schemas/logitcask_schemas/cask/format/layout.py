@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 
 from logitcask_schemas.cask.format.manifest import CaskManifest
+from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.position_columns import stored_columns
 
 Level: TypeAlias = Literal["token", "position", "head", "tail"]
@@ -64,8 +65,13 @@ class RecordLayout:
 
     @classmethod
     def of(cls, manifest: CaskManifest) -> "RecordLayout":
-        """The layout that follows from vocabulary size and capture spec; it depends on nothing else."""
-        spec, wide = manifest.capture, manifest.teacher.vocab_size > SMALL_VOCAB
+        """The layout of a cask's shards."""
+        return cls.for_capture(manifest.capture, manifest.teacher.vocab_size)
+
+    @classmethod
+    def for_capture(cls, spec: CaptureSpec, vocab_size: int) -> "RecordLayout":
+        """The layout that follows from capture spec and vocabulary size; it depends on nothing else."""
+        wide = vocab_size > SMALL_VOCAB
         value = np.dtype({"f16": "<f2", "f32": "<f4", "u8": "<f2"}[spec.logprob_codec])
         logprob = np.dtype(np.uint8) if spec.logprob_codec == "u8" else value
 
@@ -96,6 +102,14 @@ class RecordLayout:
     def has(self, name: str) -> bool:
         """Whether the shards hold a column of this name."""
         return any(column.name == name for column in self.columns)
+
+    @property
+    def bytes_per_unit(self) -> dict[Level, int]:
+        """Bytes of all columns per token, position, head entry and tail draw."""
+        units: dict[Level, int] = dict.fromkeys(LEVELS, 0)
+        for column in self.columns:
+            units[column.level] += column.bytes_per_unit
+        return units
 
     @property
     def wide_ids(self) -> bool:

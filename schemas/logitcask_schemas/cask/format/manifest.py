@@ -37,30 +37,30 @@ def seal(document: dict[str, Any]) -> bytes:
     return blank.replace(_BLANK.encode(), hashlib.sha256(blank).hexdigest().encode(), 1)
 
 
-def unseal(data: bytes, *, where: Path | str, advice: str) -> dict[str, Any]:
+def unseal(content: bytes, *, where: Path | str, advice: str) -> dict[str, Any]:
     """The members of a sealed document without its checksum.
 
     Args:
-        data: The file's bytes.
+        content: The file's bytes.
         where: The file or object, for the error.
         advice: What the user can do when the file is damaged.
 
     Raises:
         CaskCorruptionError: No JSON object, no checksum, or bytes that do not match it.
     """
-    start = data.find(_MARK)
-    stored = data[start + len(_MARK) : start + len(_MARK) + 64]
+    start = content.find(_MARK)
+    stored = content[start + len(_MARK) : start + len(_MARK) + 64]
     if start < 0 or len(stored) != 64:
-        raise CaskCorruptionError(f"{where}: no checksum in a file of {len(data)} bytes. {advice}")
-    blank = data[: start + len(_MARK)] + _BLANK.encode() + data[start + len(_MARK) + 64 :]
+        raise CaskCorruptionError(f"{where}: no checksum in a file of {len(content)} bytes. {advice}")
+    blank = content[: start + len(_MARK)] + _BLANK.encode() + content[start + len(_MARK) + 64 :]
     computed = hashlib.sha256(blank).hexdigest().encode()
     if stored != computed:
         raise CaskCorruptionError(
             f"{where}: the checksum inside says {stored.decode(errors='replace')}, "
-            f"its {len(data)} bytes give {computed.decode()}. {advice}"
+            f"its {len(content)} bytes give {computed.decode()}. {advice}"
         )
     try:
-        document = json.loads(data)
+        document = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise CaskCorruptionError(f"{where}: not JSON although its checksum matches ({error}). {advice}") from error
     if not isinstance(document, dict):
@@ -207,14 +207,14 @@ class _Index(BaseModel):
     entries: list[ShardEntry]
 
 
-def parse_manifest(data: bytes, *, where: Path | str) -> CaskManifest:
+def parse_manifest(content: bytes, *, where: Path | str) -> CaskManifest:
     """The bytes of a cask.json, validated.
 
     Raises:
         CaskCorruptionError: It is damaged.
         CaskError: It is of a newer version, or not logitcask's.
     """
-    document = unseal(data, where=where, advice=RESTORE)
+    document = unseal(content, where=where, advice=RESTORE)
     _require_version(where, document, "logitcask")
     try:
         return CaskManifest.model_validate(document)
@@ -227,10 +227,10 @@ def manifest_bytes(manifest: CaskManifest) -> bytes:
     return seal(manifest.model_dump(mode="json"))
 
 
-def parse_entry(data: bytes, *, where: Path | str, name: str | None = None) -> ShardEntry:
+def parse_entry(content: bytes, *, where: Path | str, name: str | None = None) -> ShardEntry:
     """The bytes of an entry file, validated; CaskCorruptionError when damaged, or not of the shard of this name."""
     try:
-        entry = ShardEntry.model_validate(unseal(data, where=where, advice=RESTORE))
+        entry = ShardEntry.model_validate(unseal(content, where=where, advice=RESTORE))
     except ValidationError as error:
         raise CaskCorruptionError(f"{where}: {_first_fault(error)}. {RESTORE}.") from error
     if name is not None and entry.name != name:
@@ -243,9 +243,9 @@ def entry_bytes(entry: ShardEntry) -> bytes:
     return seal(entry.model_dump(mode="json"))
 
 
-def parse_index(data: bytes, *, where: Path | str) -> dict[str, ShardEntry]:
+def parse_index(content: bytes, *, where: Path | str) -> dict[str, ShardEntry]:
     """The entries in the bytes of an index.json by name; CaskCorruptionError when damaged."""
-    document = unseal(data, where=where, advice=_DROP_INDEX)
+    document = unseal(content, where=where, advice=_DROP_INDEX)
     _require_version(where, document, "logitcask-index")
     try:
         return {entry.name: entry for entry in _Index.model_validate(document).entries}

@@ -71,7 +71,7 @@ def _option(option: str, value: object) -> list[str]:
     if value is True:
         return [option]
     values = value if isinstance(value, (list, tuple)) else [value]
-    return [word for one in values for word in (option, str(one))]
+    return [word for item in values for word in (option, str(item))]
 
 
 __all__ = ["LOST_NAME", "REQUEUE_NAME", "RepairReport", "repair_cask"]
@@ -176,14 +176,14 @@ def _salvage(diagnosis: Diagnosis) -> dict[str, Salvage]:
 
 def _describe(report: RepairReport, salvaged: dict[str, Salvage], diagnosis: Diagnosis) -> None:
     stored = StoredDocuments(diagnosis)
-    kept = {identity_of(row) for one in salvaged.values() for row in one.sound}
+    kept = {identity_of(row) for salvage in salvaged.values() for row in salvage.sound}
     requeue: dict[bytes, list[int]] = {}
     lost: dict[bytes, None] = {}
-    for one in salvaged.values():
-        report.kept_documents += len(one.sound)
-        report.unnamed += one.unnamed
-        requeue |= {identity: ids.tolist() for identity, ids in one.token_ids.items()}
-        lost |= dict.fromkeys(one.lost)
+    for salvage in salvaged.values():
+        report.kept_documents += len(salvage.sound)
+        report.unnamed += salvage.unnamed
+        requeue |= {identity: ids.tolist() for identity, ids in salvage.token_ids.items()}
+        lost |= dict.fromkeys(salvage.lost)
     for identity, ids in requeue.items():
         if identity not in kept and not stored.has(identity):
             report.requeue.append((identity.hex(), ids))

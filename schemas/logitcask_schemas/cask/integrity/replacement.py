@@ -79,8 +79,12 @@ class Quarantine:
 
     def _free_name(self, name: str) -> str:
         """This name, or one with a number before it where this folder has it already, or will."""
-        taken = {REQUEUE_NAME, LOST_NAME, *(file.name for file in self.path.iterdir())}
-        return next(free for free in (name, *(f"{n}-{name}" for n in range(1, len(taken) + 2))) if free not in taken)
+        names_in_use = {REQUEUE_NAME, LOST_NAME, *(file.name for file in self.path.iterdir())}
+        return next(
+            free
+            for free in (name, *(f"{n}-{name}" for n in range(1, len(names_in_use) + 2)))
+            if free not in names_in_use
+        )
 
     def _write_lines(self, name: str, lines: Iterable[dict[str, Any]]) -> None:
         def write(file: BinaryIO) -> str:
@@ -109,8 +113,8 @@ class Replacement:
     def add_sound(self, salvaged: Mapping[str, Salvage]) -> list[str]:
         """Publish what is sound of damaged shards and not stored elsewhere; returns the new shards' names."""
         cask, published, names = self._diagnosis.survey.cask, set[bytes](), []
-        for name, one in salvaged.items():
-            fresh = {identity_of(row): row for row in one.sound if not self._stored.has(identity_of(row))}
+        for name, salvage in salvaged.items():
+            fresh = {identity_of(row): row for row in salvage.sound if not self._stored.has(identity_of(row))}
             rows = [row for identity, row in fresh.items() if identity not in published]
             published |= fresh.keys()
             if rows:

@@ -53,23 +53,23 @@ class Salvage:
     """Documents of which not even the id is known."""
 
 
-def salvage_shard(path: Path, entry: ShardEntry, cask: Cask, known_ids: NDArray[np.uint8] | None) -> Salvage:
+def salvage_shard(path: Path, entry: ShardEntry, cask: Cask, listed_ids: NDArray[np.uint8] | None) -> Salvage:
     """Sort the documents of a damaged shard.
 
     Args:
         path: Its file, wherever it lies now; may be missing.
         entry: What the shard should be.
         cask: That it belongs to.
-        known_ids: The documents it should hold, [D, 32], where another file tells.
+        listed_ids: The documents it should hold, [D, 32], where another file tells.
 
     Raises:
         CaskReadError: The operating system refuses, which says nothing about the shard.
         CaskWriteError: There is no room for a copy in the temporary folder.
     """
-    found, layout = Salvage(), cask.layout
+    salvage, layout = Salvage(), cask.layout
     candidates = _columns_of(path, entry, layout) if path.is_file() else None
     if candidates is None:
-        return nothing_left(known_ids, entry.documents)
+        return nothing_left(listed_ids, entry.documents)
     columns, offsets = candidates
 
     def is_valid(document: ShardColumns) -> bool:
@@ -77,19 +77,19 @@ def salvage_shard(path: Path, entry: ShardEntry, cask: Cask, known_ids: NDArray[
 
     for row in range(entry.documents):
         named = columns.document_ids[row].tobytes()
-        names = [named] if known_ids is None else [known_ids[row].tobytes(), named]
-        _sort_document(found, columns, offsets, row, names, layout, is_valid, trusted=known_ids is not None)
-    return found
+        names = [named] if listed_ids is None else [listed_ids[row].tobytes(), named]
+        _sort_document(salvage, columns, offsets, row, names, layout, is_valid, trusted=listed_ids is not None)
+    return salvage
 
 
-def nothing_left(known_ids: NDArray[np.uint8] | None, documents: int) -> Salvage:
+def nothing_left(listed_ids: NDArray[np.uint8] | None, documents: int) -> Salvage:
     """Of a shard of which nothing can be read; unnamed are those of so many documents that no other file names."""
-    lost = [] if known_ids is None else [identity.tobytes() for identity in known_ids]
+    lost = [] if listed_ids is None else [identity.tobytes() for identity in listed_ids]
     return Salvage(lost=lost, unnamed=max(0, documents - len(lost)))
 
 
 def _sort_document(
-    found: Salvage,
+    salvage: Salvage,
     columns: ShardColumns,
     offsets: Mapping[Level, Sequence[NDArray[np.int64]]],
     row: int,
@@ -107,18 +107,18 @@ def _sort_document(
             if document_checksum(name, sizes, [*slices, *answers]) == stored:
                 document = _alone(name, stored, sizes, slices, answers, layout)
                 if is_valid(document):
-                    found.sound.append((document, 0))
+                    salvage.sound.append((document, 0))
                     return
     for span in {(int(cut[row]), int(cut[row + 1])) for cut in offsets["token"]}:
         ids = _token_ids(columns, slice(*span), layout)
         if len(ids) >= 2 and (identity := document_id(ids)) in names:
-            found.token_ids[identity] = ids
+            salvage.token_ids[identity] = ids
             return
     if trusted:
-        found.lost.append(names[0])
+        salvage.lost.append(names[0])
     else:
         # The id may be what is damaged; a wrong one would send somebody looking for a document that never was.
-        found.unnamed += 1
+        salvage.unnamed += 1
 
 
 def _readings(
@@ -242,8 +242,8 @@ def _unframed(
 
     def view(start: int, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
         there = min(count, max(0, len(content) - start) // dtype.itemsize)
-        found: NDArray[Any] = content[start : start + there * dtype.itemsize].view(dtype)
-        return found
+        values: NDArray[Any] = content[start : start + there * dtype.itemsize].view(dtype)
+        return values
 
     offsets: dict[Level, list[NDArray[np.int64]]] = {level: [] for level in LEVELS}
     arrays: dict[str, NDArray[Any]] = {}

@@ -115,7 +115,7 @@ def unlisted_files(names: Iterable[str], entries: Iterable[ShardEntry], damaged:
     return sorted({*names} - belonging)
 
 
-MOST_BYTES_AT_ONCE: Final = 1 << 30
+MAX_BYTES_AT_ONCE: Final = 1 << 30
 """Of shards that are verified at the same time, each of which is read into memory; a larger one is verified alone."""
 _AT_ONCE: Final = 2
 _BLOCK: Final = 1 << 20
@@ -156,7 +156,7 @@ def verify_shards(
     seed: int | None = None,
     prove: Prove | None = None,
 ) -> Iterator[ShardReport]:
-    """Verify shard after shard, two at a time where they fit into `MOST_BYTES_AT_ONCE`.
+    """Verify shard after shard, two at a time where they fit into `MAX_BYTES_AT_ONCE`.
 
     A shard is proved whole or not at all, since only its SHA-256 covers every bit. Part of a cask is therefore a random
     choice of shards; chosen anew each time, repeated parts cover the whole in the long run.
@@ -176,7 +176,7 @@ def verify_shards(
     if seed is not None:
         random.Random(seed).shuffle(order)
     deadline = None if max_seconds is None else time.monotonic() + max_seconds
-    visited, wanted = 0, fraction * cask.num_bytes
+    visited, target_bytes = 0, fraction * cask.num_bytes
     started: deque[tuple[ShardEntry, Future[ShardReport]]] = deque()
     # Reading and hashing let other threads run; the main one waits, so that a signal is noticed.
     pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="verify")
@@ -184,7 +184,7 @@ def verify_shards(
         for entry in order:
             while started and not _fits(entry, started):
                 yield started.popleft()[1].result()
-            if visited >= wanted or (deadline is not None and time.monotonic() >= deadline):
+            if visited >= target_bytes or (deadline is not None and time.monotonic() >= deadline):
                 break
             started.append((entry, pool.submit(prove or verify_shard, cask, entry, table)))
             visited += entry.bytes
@@ -196,7 +196,7 @@ def verify_shards(
 
 def _fits(entry: ShardEntry, started: Sequence[tuple[ShardEntry, Any]]) -> bool:
     """Whether a shard may be started beside those that are under way."""
-    return len(started) < _AT_ONCE and sum(one.bytes for one, _ in started) + entry.bytes <= MOST_BYTES_AT_ONCE
+    return len(started) < _AT_ONCE and sum(other.bytes for other, _ in started) + entry.bytes <= MAX_BYTES_AT_ONCE
 
 
 def verify_shard(cask: Cask, entry: ShardEntry, table: DocumentTable | None = None) -> ShardReport:
@@ -205,7 +205,7 @@ def verify_shard(cask: Cask, entry: ShardEntry, table: DocumentTable | None = No
     Raises:
         CaskReadError: The operating system refuses to read what may be sound.
     """
-    known_ids = table.shard(entry.name).ids if table is not None and entry.name in table else None
+    listed_ids = table.shard(entry.name).ids if table is not None and entry.name in table else None
     report = ShardReport(entry=entry)
     try:
         if read_entry(LocalDirectory(path=cask.path), entry.name) != entry:
@@ -218,9 +218,9 @@ def verify_shard(cask: Cask, entry: ShardEntry, table: DocumentTable | None = No
         report.entry_problems.append(str(error))
     try:
         # Read anew, not through the cask's cache: what is proved is the file as it is now.
-        shard, found = read_shard(cask.path, entry, cask.layout)
-        if found != entry.sha256:
-            report.shard_problems.append(f"{shard.path}: SHA-256 should be {entry.sha256}, it is {found}")
+        shard, digest = read_shard(cask.path, entry, cask.layout)
+        if digest != entry.sha256:
+            report.shard_problems.append(f"{shard.path}: SHA-256 should be {entry.sha256}, it is {digest}")
     except CaskReadError:
         raise
     except CaskError as error:
@@ -229,13 +229,13 @@ def verify_shard(cask: Cask, entry: ShardEntry, table: DocumentTable | None = No
         lose_all(report, str(error), table)
         return report
     if not is_sound(shard, cask.manifest.teacher.vocab_size):
-        _find_damaged(report, shard, cask.manifest.teacher.vocab_size, known_ids)
-    if known_ids is not None and not report.shard_problems and not np.array_equal(known_ids, shard.document_ids):
+        _find_damaged(report, shard, cask.manifest.teacher.vocab_size, listed_ids)
+    if listed_ids is not None and not report.shard_problems and not np.array_equal(listed_ids, shard.document_ids):
         report.entry_problems.append(f"shard {entry.name}: the table of documents lists other documents. Delete it.")
     return report
 
 
-def _find_damaged(report: ShardReport, shard: Shard, vocab_size: int, known_ids: NDArray[np.uint8] | None) -> None:
+def _find_damaged(report: ShardReport, shard: Shard, vocab_size: int, listed_ids: NDArray[np.uint8] | None) -> None:
     """Note which documents of a shard are damaged."""
     for row in range(shard.num_documents):
         try:
@@ -243,7 +243,7 @@ def _find_damaged(report: ShardReport, shard: Shard, vocab_size: int, known_ids:
             require_valid(shard, row, vocab_size)
         except (CaskError, InvalidRecordError) as error:
             report.shard_problems.append(str(error))
-            identity = shard.document_ids[row] if known_ids is None else known_ids[row]
+            identity = shard.document_ids[row] if listed_ids is None else listed_ids[row]
             report.lost_documents.append(identity.tobytes().hex())
 
 

@@ -63,21 +63,21 @@ class LocalFiles:
     """The operating system's file system."""
 
     def open_new(self, path: Path) -> BinaryIO:
-        """See `FileOperations.open_new`."""
+        """A new file, open for writing."""
         # Buffered on purpose: a raw file's write may take a part of the bytes and say so only in its result.
         return path.open("xb")
 
     def sync_file(self, file: BinaryIO) -> None:
-        """See `FileOperations.sync_file`."""
+        """Return when the file's bytes are on the disk."""
         file.flush()
         os.fsync(file.fileno())
 
     def rename(self, source: Path, target: Path) -> None:
-        """See `FileOperations.rename`."""
+        """Atomically replace the target."""
         source.replace(target)
 
     def sync_directory(self, path: Path) -> None:
-        """See `FileOperations.sync_directory`."""
+        """Return when the directory's names are on the disk."""
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
@@ -85,15 +85,15 @@ class LocalFiles:
             os.close(descriptor)
 
     def link(self, source: Path, target: Path) -> None:
-        """See `FileOperations.link`."""
+        """Give a file a second name, a hard link."""
         os.link(source, target)
 
     def make_directory(self, path: Path) -> None:
-        """See `FileOperations.make_directory`."""
+        """Make a directory, or leave the one that is there."""
         path.mkdir(exist_ok=True)
 
     def unlink(self, path: Path) -> None:
-        """See `FileOperations.unlink`."""
+        """Remove a file, if it is there."""
         path.unlink(missing_ok=True)
 
 

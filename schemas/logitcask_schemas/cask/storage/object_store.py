@@ -84,9 +84,9 @@ class RemoteStore:
         """Many small objects, many at a time; those that do not exist are left out. Errors else as `read`."""
         with self._explained("..."):
             system, root = self._system()
-            found = system.cat_ranges([f"{root}/{name}" for name in names], 0, None, on_error="return")
+            results = system.cat_ranges([f"{root}/{name}" for name in names], 0, None, on_error="return")
         contents = {}
-        for name, content in zip(names, found, strict=True):
+        for name, content in zip(names, results, strict=True):
             if isinstance(content, bytes):
                 contents[name] = content
             elif not isinstance(content, FileNotFoundError):
@@ -208,8 +208,8 @@ def _system_of(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     """A file system for a URL, shared by all stores of one server that this process has in use, and the path in it."""
     server = url if "::" in url else "/".join(url.split("/", 3)[:3])
     # Credentials and addresses come from the environment: whoever mends them there must not be given the old ones.
-    given = frozenset((name, value) for name, value in os.environ.items() if name.upper().startswith(_CLIENTS_READ))
-    key = (os.getpid(), server, repr(sorted(options.items())), given)
+    variables = frozenset((name, value) for name, value in os.environ.items() if name.upper().startswith(_CLIENTS_READ))
+    key = (os.getpid(), server, repr(sorted(options.items())), variables)
     if (system := _systems.get(key)) is not None:
         return system, str(system._strip_protocol(url))
     fsspec: Any = importlib.import_module("fsspec")
@@ -220,8 +220,8 @@ def _system_of(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
 
 def _client_errors() -> tuple[type[BaseException], ...]:
     """What clients raise; only those that are loaded can have."""
-    found: list[type[BaseException]] = [OSError]
+    errors: list[type[BaseException]] = [OSError]
     for module, name in _CLIENT_ERRORS:
         if module in sys.modules:
-            found.append(getattr(sys.modules[module], name, OSError))
-    return tuple(found)
+            errors.append(getattr(sys.modules[module], name, OSError))
+    return tuple(errors)

@@ -208,10 +208,10 @@ def _prove(shard: Shard) -> None:
     """Every document's checksum, and its id against its tokens: damage must not get new checksums on the way."""
     for row in range(shard.num_documents):
         shard.verify(row)
-        stored, found = shard.document_ids[row].tobytes(), document_id(shard.read(row).token_ids_L)
-        if stored != found:
+        stored, computed = shard.document_ids[row].tobytes(), document_id(shard.read(row).token_ids_L)
+        if stored != computed:
             raise CaskCorruptionError(
-                f"{shard.path}: document {row} is stored as {stored.hex()}, its tokens give {found.hex()}. "
+                f"{shard.path}: document {row} is stored as {stored.hex()}, its tokens give {computed.hex()}. "
                 "Run `logitcask cask verify`."
             )
 
@@ -222,7 +222,7 @@ def _copy_bytes(shard: Shard, file: BinaryIO) -> None:
         while block := original.read(_BLOCK):
             digest.update(block)
             file.write(block)
-    if (found := digest.hexdigest()) != shard.entry.sha256:
+    if (computed := digest.hexdigest()) != shard.entry.sha256:
         raise CaskCorruptionError(
-            f"{shard.path}: SHA-256 should be {shard.entry.sha256}, it is {found}. Run `logitcask cask verify`."
+            f"{shard.path}: SHA-256 should be {shard.entry.sha256}, it is {computed}. Run `logitcask cask verify`."
         )

@@ -165,7 +165,7 @@ def _missing(writer: CaskWriter, documents: ShardDocuments) -> list[int]:
 
 
 def _require_content(path: Path, entry: ShardEntry) -> None:
-    if (found := sha256_of(path)) != entry.sha256:
+    if (digest := sha256_of(path)) != entry.sha256:
         raise CaskCorruptionError(
-            f"{path}: SHA-256 should be {entry.sha256}, it is {found}. Run `logitcask cask repair` on this cask first."
+            f"{path}: SHA-256 should be {entry.sha256}, it is {digest}. Run `logitcask cask repair` on this cask first."
         )

@@ -122,9 +122,9 @@ def _split(
                 # Copied out: a view of a few documents would keep the whole shard, fetched or mapped, until they go.
                 waiting[side].add(gather_rows(chosen, cask.layout))
         progress(entry.bytes)
-    for one in waiting:
-        one.publish()
-        one.writer.close()
+    for side_waiting in waiting:
+        side_waiting.publish()
+        side_waiting.writer.close()
     return report
 
 

@@ -8,7 +8,7 @@ finished adds shards as a writer does; the manifest is there then.
 
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,7 @@ from logitcask_schemas.cask.directory import (
     entry_file,
     read_listing,
     read_manifest,
+    require_identity,
     write_index,
     write_manifest,
 )
@@ -32,7 +33,7 @@ from logitcask_schemas.cask.publication import prepare_folder, publish_entry, sw
 from logitcask_schemas.cask.storage.files import FileOperations, LocalFiles, publish_file, size_of, writes_explained
 from logitcask_schemas.cask.storage.lock import writers_lock
 from logitcask_schemas.cask.storage.object_store import RemoteStore
-from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError
+from logitcask_schemas.errors import CaskCorruptionError, CaskNotFoundError
 
 WriteShard = Callable[[BinaryIO], ShardEntry]
 """Writes a shard to an open file and describes it."""
@@ -85,19 +86,19 @@ class LocalTarget:
         self._held.close()
 
     def prepare(self, manifest: CaskManifest) -> dict[str, ShardEntry]:
-        """See `ExportTarget.prepare`."""
+        """The shards that the folder has already."""
         directory = LocalDirectory(path=self.path)
         if (self.path / MANIFEST_NAME).exists():
             read_manifest(directory).require_same(manifest.teacher, manifest.capture, where=str(self.path))
         else:
             self._manifest_due = manifest
         entries = {entry.name: entry for entry in read_listing(directory).entries}
-        _require_identity(str(self.path), entries.values(), manifest)
+        require_identity(str(self.path), entries.values(), manifest, exported_into=True)
         sweep(self._files, self.path, entries.values())
         return {name: entry for name, entry in entries.items() if _is_whole(self.path, entry)}
 
     def publish(self, carrier: Carrier, write: WriteShard) -> ShardEntry:
-        """See `ExportTarget.publish`."""
+        """The shard and its entry, durable in the folder."""
         entries: list[ShardEntry] = []
 
         def named(file: BinaryIO) -> str:
@@ -109,7 +110,7 @@ class LocalTarget:
         return entries[0]
 
     def finish(self, entries: Sequence[ShardEntry], documents: Mapping[str, ShardDocuments]) -> None:
-        """See `ExportTarget.finish`."""
+        """Write the table of documents, the index and the manifest into the folder."""
         write_document_table(self._files, self.path, documents)
         write_index(self._files, self.path, entries)
         if self._manifest_due is not None:
@@ -135,18 +136,18 @@ class RemoteTarget:
             self._staging.cleanup()
 
     def prepare(self, manifest: CaskManifest) -> dict[str, ShardEntry]:
-        """See `ExportTarget.prepare`."""
+        """The shards that the store has already."""
         directory = StoreDirectory(store=self._store)
         try:
             read_manifest(directory).require_same(manifest.teacher, manifest.capture, where=self._store.url)
         except CaskNotFoundError:
             self._manifest_due = manifest
         entries, sizes = read_listing(directory).entries, self._store.sizes(SHARDS_NAME)
-        _require_identity(self._store.url, entries, manifest)
+        require_identity(self._store.url, entries, manifest, exported_into=True)
         return {entry.name: entry for entry in entries if sizes.get(shard_path(Path(), entry).name) == entry.bytes}
 
     def publish(self, carrier: Carrier, write: WriteShard) -> ShardEntry:
-        """See `ExportTarget.publish`. The shard is made on the local disk first."""
+        """The shard and its entry, in the store; the shard is made on the local disk first."""
         assert self._staging is not None, "use the target as a context manager"
         staged = Path(self._staging.name) / "shard"
         try:
@@ -160,7 +161,7 @@ class RemoteTarget:
         return entry
 
     def finish(self, entries: Sequence[ShardEntry], documents: Mapping[str, ShardDocuments]) -> None:
-        """See `ExportTarget.finish`."""
+        """Write the table of documents, the index and the manifest into the store."""
         assert self._staging is not None, "use the target as a context manager"
         staged = Path(self._staging.name)
         write_document_table(LocalFiles(), staged, documents)
@@ -168,17 +169,6 @@ class RemoteTarget:
         self._store.write(INDEX_NAME, index_bytes(entries))
         if self._manifest_due is not None:
             self._store.write(MANIFEST_NAME, manifest_bytes(self._manifest_due))
-
-
-def _require_identity(where: str, entries: Iterable[ShardEntry], manifest: CaskManifest) -> None:
-    """An unfinished export has no manifest yet; its entries tell whose it is."""
-    identity = manifest.identity_digest()
-    for entry in entries:
-        if entry.identity != identity:
-            raise CaskError(
-                f"{where}: holds shard {entry.name} of another teacher or capture spec (identity {entry.identity}, the "
-                f"source's is {identity}): an unfinished export of another cask? Name an empty folder."
-            )
 
 
 def _is_whole(cask: Path, entry: ShardEntry) -> bool:

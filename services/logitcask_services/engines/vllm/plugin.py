@@ -76,8 +76,8 @@ def register() -> None:
 
     from logitcask_services.engines.vllm import plugin as vllm_wrapper
 
-    known = [name for name in ModelRegistry.get_supported_archs() if not name.startswith(PREFIX)]
-    for architecture in known:
+    architectures = [name for name in ModelRegistry.get_supported_archs() if not name.startswith(PREFIX)]
+    for architecture in architectures:
         ModelRegistry.register_model(PREFIX + architecture, f"{vllm_wrapper.__name__}:{PREFIX}{architecture}")
         # Adjustments that vLLM makes to the configuration of certain architectures go by name.
         if architecture in MODELS_CONFIG_MAP:

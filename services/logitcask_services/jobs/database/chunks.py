@@ -12,8 +12,8 @@ from logitcask_schemas.terminal import counted
 from logitcask_services.corpora.line_problems import BEYOND_TOKENS
 from logitcask_services.corpora.prepare import Prepared
 from logitcask_services.jobs.database.database import Database
+from logitcask_services.jobs.database.extractions import move, row_of
 from logitcask_services.jobs.database.log import add_event, add_failures
-from logitcask_services.jobs.database.states import move, row_of
 from logitcask_services.jobs.database.tables import ChunkRow, ExtractionRow, ShardRow
 from logitcask_services.jobs.extraction import Chunk, ChunkOutcome
 
@@ -101,7 +101,7 @@ class ChunkStore:
             )
             row.captured_documents += outcome.captured_documents
             row.present_documents += outcome.present_documents
-            row.failed_documents += len(outcome.failures) + outcome.known_failures
+            row.failed_documents += len(outcome.failures) + outcome.earlier_failures
             row.tokens_done += chunk.tokens
             row.tokens_captured += outcome.captured_tokens
             row.bytes_written += sum(shard["bytes"] for shard in outcome.shards)
@@ -119,7 +119,7 @@ class ChunkStore:
                     "shards": [shard["name"] for shard in outcome.shards],
                     "captured": outcome.captured_documents,
                     "present": outcome.present_documents,
-                    "failed": len(outcome.failures) + outcome.known_failures,
+                    "failed": len(outcome.failures) + outcome.earlier_failures,
                     "tokens_done": row.tokens_done,
                     "tokens_total": row.tokens_total,
                 },

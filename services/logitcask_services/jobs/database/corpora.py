@@ -70,7 +70,7 @@ class CorpusRegistry:
             return row, created
 
     def get(self, corpus_id: str) -> CorpusRow:
-        """Raises NotFoundError."""
+        """The corpus with this id. Raises NotFoundError."""
         with self._database.read() as session:
             row = session.scalar(select(CorpusRow).where(CorpusRow.id == corpus_id))
         if row is None:

@@ -1,4 +1,4 @@
-"""Extractions in the job database: creation, lists, states."""
+"""Extractions in the job database: creation, lists, states; a change of state is logged as an event."""
 
 import secrets
 import time
@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import func, null, select, update
+from sqlalchemy import delete, func, null, select, update
+from sqlalchemy.orm import Session
 
 from logitcask_schemas.api.objects import FINAL, Status
 from logitcask_schemas.api.requests import ExtractionRequest
@@ -14,15 +15,35 @@ from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_services.jobs.database.corpora import forget_old_keys, recall, remember
 from logitcask_services.jobs.database.database import Database
 from logitcask_services.jobs.database.log import add_event
-from logitcask_services.jobs.database.states import begin_anew, forget_failures, move, row_of
-from logitcask_services.jobs.database.tables import CorpusRow, ExtractionRow
-from logitcask_services.jobs.extraction import (
-    IdempotencyKey,
-    NotFoundError,
-)
+from logitcask_services.jobs.database.tables import ChunkRow, CorpusRow, ExtractionRow, FailureRow
+from logitcask_services.jobs.extraction import IdempotencyKey, NotFoundError, check_step
 
 TOKENS = ("tokenizer_fingerprint", "template_hash")
 """Members of a teacher's identity that decide whether token ids prepared with it are another's too."""
+
+
+def row_of(session: Session, extraction_id: str) -> ExtractionRow:
+    """The row of an extraction, within the caller's transaction. Raises NotFoundError."""
+    row = session.scalar(select(ExtractionRow).where(ExtractionRow.id == extraction_id))
+    if row is None:
+        raise NotFoundError("extraction", extraction_id)
+    return row
+
+
+def move(
+    session: Session, row: ExtractionRow, status: Status, reason: tuple[str, str] | None = None, level: str = "info"
+) -> None:
+    """Enter a state, within the caller's transaction; `reason` = (code, message). Raises IllegalTransitionError."""
+    check_step(row.id, row.status, status)
+    row.status = status
+    row.timestamps = {**row.timestamps, status: time.time()}
+    detail = {"code": reason[0], "message": reason[1]} if reason else None
+    if status == "failed":
+        row.error = detail
+    if status in FINAL:
+        row.waiting = None
+    message = f"{status}: {reason[1]}" if reason else status
+    add_event(session, row, "status", message, {"status": status, "reason": detail}, level=level)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +87,7 @@ class ExtractionStore:
         return row, True
 
     def get(self, extraction_id: str) -> ExtractionRow:
-        """Raises NotFoundError."""
+        """The extraction with this id. Raises NotFoundError."""
         with self._database.read() as session:
             return row_of(session, extraction_id)
 
@@ -159,9 +180,9 @@ class ExtractionStore:
             move(session, row, "queued" if prepared else "validating", ("resumed", "taken up again as asked"))
             row.error = None
             if prepared:
-                forget_failures(session, row, counted=code == "document_failed")
+                _forget_failures(session, row, counted=code == "document_failed")
             elif row.teacher is not None:
-                begin_anew(session, row)
+                _begin_anew(session, row)
         self._changed(extraction_id)
         return row
 
@@ -228,3 +249,24 @@ class ExtractionStore:
 
 def _has_tokens_of(row: ExtractionRow, teacher: TeacherIdentity) -> bool:
     return row.teacher is not None and all(row.teacher.get(name) == getattr(teacher, name) for name in TOKENS)
+
+
+def _forget_failures(session: Session, row: ExtractionRow, *, counted: bool) -> None:
+    """Let documents of chunks that are still to do be tried again, those excepted that killed the teacher twice."""
+    pending = session.scalars(select(ChunkRow).where(ChunkRow.extraction == row.number, ChunkRow.done.is_(False))).all()
+    failures = session.scalars(
+        select(FailureRow).where(FailureRow.extraction == row.number, FailureRow.stage == "capture")
+    ).all()
+    for failure in failures:
+        document = -1 if failure.document is None else failure.document
+        open_again = any(chunk.first_document <= document < chunk.first_document + chunk.documents for chunk in pending)
+        if open_again and failure.code != "teacher_died":
+            session.delete(failure)
+            row.failed_documents -= int(counted)
+
+
+def _begin_anew(session: Session, row: ExtractionRow) -> None:
+    """Forget the plan, which the next preparation makes again; what is in the cask is found there, as present."""
+    session.execute(delete(ChunkRow).where(ChunkRow.extraction == row.number))
+    session.execute(delete(FailureRow).where(FailureRow.extraction == row.number, FailureRow.stage == "capture"))
+    row.captured_documents = row.present_documents = row.failed_documents = row.tokens_done = 0
