@@ -23,7 +23,8 @@ class StudentTrainer(Trainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Divided by what transformers counts over the whole step, so that accumulation changes nothing."""
-        loss = self.distillation.through(model, inputs, num_items=num_items_in_batch)
+        processes = self.accelerator.num_processes
+        loss = self.distillation.through(model, inputs, num_items=num_items_in_batch, processes=processes)
         return (loss, {}) if return_outputs else loss
 
 

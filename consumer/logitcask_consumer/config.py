@@ -103,6 +103,9 @@ class TrainConfig:
         """
         if isinstance(self.casks, Path | str):
             object.__setattr__(self, "casks", (self.casks,))
+        for name in ("output", "teacher", "cache"):
+            if isinstance(place := getattr(self, name), str):
+                object.__setattr__(self, name, Path(place))
         rules: list[tuple[bool, str]] = [
             (bool(self.casks), "at least one cask is needed"),
             (0.0 <= self.ce_weight <= 1.0, f"ce_weight must lie between 0 and 1, got {self.ce_weight}"),

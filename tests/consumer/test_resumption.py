@@ -195,6 +195,7 @@ def test_a_step_is_the_same_for_any_number_of_processes_and_skipping_keeps_the_e
             processes=count,
             process=process,
             steps_done=lambda: done,
+            steps_in_all=lambda: 100,
         )
 
     steps = sampler(0, 0).steps

@@ -98,8 +98,14 @@ def test_a_file_of_options_stands_under_those_of_the_command_line(place, tmp_pat
         ("lr: fast", "Invalid value for '--lr'"),
         ("- lr", "holds no options"),
         ("lr: [", "cannot be read"),
+        ("seq-len: 64\nseq_len: 32", "seq-len stands there twice"),
+        ("packing: null", "packing: expected a text, a number, true or false, got no value"),
+        ("teacher: ''", "teacher: is empty"),
+        ("json: true", "there is no option json"),
+        ("student: 12", "student '12' is neither"),  # a number may be a folder's name
     ):
         path.write_text(content)
-        done = call("train", "--config", path, "--cask", place / "cask", "--student", "x", "--output", tmp_path / "no")
-        assert (done.returncode, done.stdout) == (2, ""), done.stderr
+        more = [] if content.startswith("student") else ["--student", "x"]
+        done = call("train", "--config", path, "--cask", place / "cask", *more, "--output", tmp_path / "no")
+        assert (done.returncode, done.stdout) == (1 if content.startswith("student") else 2, ""), done.stderr
         assert message in " ".join(done.stderr.replace("\u2502", " ").split()), done.stderr

@@ -29,7 +29,7 @@ def report(
         list[str],
         typer.Option(
             "--model",
-            help="label=folder of a model; may be given several times, the last is compared with the first.",
+            help="label=folder of a model, or its Hub id; repeated for more. The last is compared with the first.",
             show_default=False,
         ),
     ],
@@ -47,8 +47,8 @@ def report(
         Path | None,
         typer.Option(
             "--teacher",
-            help="The teacher's folder (only its tokenizer is read): adds bits per byte, and allows models with a "
-            "tokenizer of their own.",
+            help="The teacher's folder or Hub id (only its tokenizer is read): adds bits per byte, and allows "
+            "models with a tokenizer of their own.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap.")] = 0,

@@ -1,13 +1,14 @@
 """`logitcask train`: a student from casks, without the teacher."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
 from logitcask_consumer.cli.common import (
     JsonOption,
     messages,
+    nonempty_path,
     nonempty_text,
     output_option,
     print_json,
@@ -24,24 +25,55 @@ def _from_file(context: typer.Context, path: Path | None) -> Path | None:
     """
     if path is None:
         return None
+    content = _read_yaml(path)
+    parameters = {
+        parameter.name: parameter for parameter in context.command.params if parameter.name not in _NOT_OPTIONS
+    }
+    options: dict[str, Any] = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in parameters:
+            names = ", ".join(str(known).replace("_", "-") for known in sorted(map(str, parameters)))
+            raise typer.BadParameter(f"{path}: there is no option {key}; there are: {names}")
+        values = value if isinstance(value, list) and parameters[name].multiple else [value]
+        plain = [_plain(each, where=f"{path}: {key}") for each in values]
+        options[name] = plain if parameters[name].multiple else plain[0]
+    context.default_map = options
+    return path
+
+
+_NOT_OPTIONS: Final = ("config_file", "as_json")
+"""Which file it is, and what is printed, are said on the command line only."""
+
+
+def _read_yaml(path: Path) -> dict[Any, Any]:
+    """The mapping that a file holds. Raises BadParameter, also where a key stands there twice: YAML takes the last."""
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        content, node = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise typer.BadParameter(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise typer.BadParameter(f"{path} holds no options; write one a line, such as `seq-len: 1024`")
-    parameters = {parameter.name: parameter for parameter in context.command.params if parameter.name != "config_file"}
-    options = {str(name).replace("-", "_"): value for name, value in content.items()}
-    if unknown := sorted(options.keys() - parameters.keys()):
-        names = ", ".join(str(name).replace("_", "-") for name in sorted(map(str, parameters)))
-        raise typer.BadParameter(f"{path}: there is no option {', '.join(unknown)}; there are: {names}")
-    for name, value in options.items():
-        if parameters[name].multiple and not isinstance(value, list):
-            options[name] = [value]
-    context.default_map = {name: value for name, value in options.items() if value is not None}
-    return path
+    keys = [str(key.value).replace("-", "_") for key, _ in node.value]
+    if twice := sorted({key for key in keys if keys.count(key) > 1}):
+        raise typer.BadParameter(f"{path}: {twice[0].replace('_', '-')} stands there twice")
+    return content
+
+
+def _plain(value: Any, *, where: str) -> str | bool:
+    """A value as it would be typed on the command line: 2026 may be a folder's name. Raises BadParameter."""
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, (str, int, float)):
+        what = "no value" if value is None else f"a {type(value).__name__}"
+        raise typer.BadParameter(f"{where}: expected a text, a number, true or false, got {what}")
+    text = repr(value) if isinstance(value, float) else str(value)
+    if not text.strip():
+        raise typer.BadParameter(f"{where}: is empty; leave the line out")
+    return text
 
 
 @app.command()
@@ -56,7 +88,7 @@ def train(
         str,
         typer.Option(
             "--student",
-            help="from-teacher:layers=10 (or a list of layer numbers), a model folder, or a config.json.",
+            help="from-teacher:layers=10 (or a list of layer numbers), a model folder or Hub id, or a config.json.",
             show_default=False,
             parser=nonempty_text,
             metavar="TEXT",
@@ -65,7 +97,12 @@ def train(
     output: Annotated[Path, output_option("Folder for the trained student.")],
     teacher: Annotated[
         Path | None,
-        typer.Option("--teacher", help="The teacher's folder, for weights (from-teacher) or tokenizer; read once."),
+        typer.Option(
+            "--teacher",
+            help="The teacher's folder or Hub id, for weights (from-teacher) or tokenizer.",
+            parser=nonempty_path,
+            metavar="PATH",
+        ),
     ] = None,
     loss: Annotated[
         str,
@@ -107,7 +144,10 @@ def train(
     weight_decay: Annotated[float, typer.Option("--weight-decay", help="Of AdamW.")] = 0.01,
     seed: Annotated[int, typer.Option("--seed", help="Of initialisation, packing, order and dropout.")] = 0,
     cache: Annotated[
-        Path | None, typer.Option("--cache", help="Local folder for shards of casks in object stores.")
+        Path | None,
+        typer.Option(
+            "--cache", help="Local folder for shards of casks in object stores.", parser=nonempty_path, metavar="PATH"
+        ),
     ] = None,
     cache_bytes: Annotated[
         int | None, typer.Option("--cache-bytes", help="Most bytes of each such cask to keep there (32 GiB).")

@@ -55,6 +55,8 @@ class Batch(TypedDict):
     """float32 [T], above 0; None for 1. Positions of weight 0 are not in the batch."""
     positions: int
     """Those of the sequences, with the ones of weight 0 that were left out."""
+    max_id: int
+    """Largest id of the records and of the realised tokens; a student must have it."""
 
 
 class Collator:
@@ -80,6 +82,7 @@ class Collator:
                 are joined first.
 
         Raises:
+            ValueError: a sequence has more slots than `seq_len`.
             DocumentMismatchError: a position's next token is not in its head, so records and tokens are shifted.
             IdentityMismatchError: tokens or records hold an id that the student does not have.
         """
@@ -127,6 +130,7 @@ class Collator:
             tail_logprobs=_tensor(records.tail_logprobs_N),
             weights=_tensor(weights_T),
             positions=positions,
+            max_id=max(int(ids.max(initial=0)) for ids in (records.head_ids_H, records.tail_ids_N, next_ids_T)),
         )
 
 

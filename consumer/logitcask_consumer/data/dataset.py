@@ -196,6 +196,10 @@ class CaskDataset(PackedDataset[SequenceRecords]):
             IdentityMismatchError: the tokenizer is not the teacher's, or teachers or capture specs differ.
             EmptyCaskError, CaskNotFoundError, CaskCorruptionError, WindowError: as `open_casks` and `CaskDataset`.
         """
+        if not hasattr(tokenizer, "get_vocab"):
+            raise TypeError(
+                f"tokenizer must be a transformers tokenizer (AutoTokenizer.from_pretrained(...)), got {tokenizer!r}"
+            )
         casks = open_casks(places, tokenizer_fingerprint=tokenizer_fingerprint(tokenizer))
         return cls(casks, seq_len=seq_len, overlap=overlap, packing=packing, seed=seed)
 

@@ -5,7 +5,7 @@ Shape legend: D documents of all casks, W windows.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +47,10 @@ class PackedDataset(Dataset[S_co], ABC):
 
         Raises:
             WindowError: seq_len and overlap do not fit.
+            ValueError: packing is none of its choices.
         """
+        if packing not in get_args(Packing):
+            raise ValueError(f"packing must be {' or '.join(map(repr, get_args(Packing)))}, got {packing!r}")
         self.casks = list(casks)
         self.seq_len = seq_len
         self.packing = packing

@@ -74,6 +74,7 @@ class StepSampler(Sampler[list[int]]):
         processes: int,
         process: int,
         steps_done: Callable[[], int],
+        steps_in_all: Callable[[], int],
     ) -> None:
         """Plan the steps.
 
@@ -86,12 +87,14 @@ class StepSampler(Sampler[list[int]]):
             processes: of the run; together they have room for the step's sequences, what is left over is `EMPTY`.
             process: this one's number.
             steps_done: optimizer steps done so far, over all epochs.
+            steps_in_all: of the run. One that was interrupted after its last step has nothing left to train.
         """
         self._order = ShardBlockSampler(sequences_per_group, seed=seed, batch=sequences)
         self._sequences = sequences
         self._shape = (accumulation, processes, micro)
         self._process = process
         self._steps_done = steps_done
+        self._steps_in_all = steps_in_all
 
     @property
     def steps(self) -> int:
@@ -102,6 +105,8 @@ class StepSampler(Sampler[list[int]]):
         return self.steps * self._shape[0]
 
     def __iter__(self) -> Iterator[list[int]]:
+        if self._steps_done() >= self._steps_in_all():
+            return
         self._order.set_epoch(self._steps_done() // self.steps)
         order = iter(self._order)
         while step := list(islice(order, self._sequences)):

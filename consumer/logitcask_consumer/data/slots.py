@@ -50,12 +50,19 @@ class Slots:
             window_offsets_B1: windows of the sequences before.
             seq_len: largest S.
             multiple_of: S is the longest sequence rounded up to this, at most `seq_len`.
+
+        Raises:
+            ValueError: a sequence is longer than `seq_len`.
         """
         windows = len(token_offsets_W1) - 1
         before_W1 = token_offsets_W1 - np.arange(windows + 1)
         counts_W, slot_K = np.diff(before_W1), np.arange(int(before_W1[-1]))
         offsets_B1 = before_W1[window_offsets_B1]
         longest = int(np.diff(offsets_B1).max(initial=0))
+        if longest > seq_len:
+            raise ValueError(
+                f"a sequence has {longest} slots, the collator's seq_len is {seq_len}: give it the dataset's"
+            )
         return cls(
             offsets_B1=offsets_B1,
             counts_W=counts_W,

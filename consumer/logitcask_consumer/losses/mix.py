@@ -139,8 +139,10 @@ class Mix(Generic[L]):
         """The mix at (1 - share) of its weight, with `share` of the cross-entropy with the student's own tokens.
 
         Raises:
-            LossParameterError: it has one already.
+            LossParameterError: it has one already, or the share is none.
         """
+        if not 0.0 <= share <= 1.0:
+            raise LossParameterError(f"ce_weight is a share, between 0 and 1, got {share}")
         if share == 0.0:
             return self
         if any(type(loss) is type(self.cross_entropy) for loss in self.losses):

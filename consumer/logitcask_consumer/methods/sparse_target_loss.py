@@ -15,6 +15,7 @@ from logitcask_consumer.losses import Objective, SparseTarget
 from logitcask_consumer.losses.loss import Terms
 from logitcask_consumer.losses.target import take_target
 from logitcask_consumer.weights import EntropyTop, Weights
+from logitcask_schemas.errors import IdentityMismatchError, ModelError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 
 
@@ -27,6 +28,8 @@ class DistillTask:
     """Flat index b·S + s of each trained position, int64."""
     terms: Terms
     """Losses and their weights."""
+    max_id: int = 0
+    """Largest id of the records and of the realised tokens, as far as it is known."""
     weights_T: Tensor | None = None
     """Weight of each position; None for 1."""
     selection: EntropyTop | None = None
@@ -37,7 +40,17 @@ class DistillTask:
     """Ids of the student's distribution, where it ends before those of the head; see `vocabulary`."""
 
     def at_head(self, hidden_TD: Tensor, head: LMHead, sequences_T: Tensor) -> dict[str, Tensor | None]:
-        """The summed loss, and of the positions that are trained terms [K, T], ce, entropy and weights [T]."""
+        """The summed loss, and of the positions that are trained terms [K, T], ce, entropy and weights [T].
+
+        Raises:
+            IdentityMismatchError: a record holds an id that the student cannot predict.
+        """
+        if self.max_id >= (ids := min(head.vocab_size, self.width or head.vocab_size)):
+            raise IdentityMismatchError(
+                f"the batch holds id {self.max_id:,}, the student predicts {ids:,} ids. Take a student with the "
+                "teacher's ids (resize_token_embeddings), or leave such documents out; a Collator that is given the "
+                "student's `vocabulary` names them"
+            )
         head, target, weights_T = head.narrowed(self.width), self.target, self.weights_T
         if self.selection is not None:
             rows = self.selection.choose(hidden_TD, head, sequences_T, self.block_rows)
@@ -95,7 +108,7 @@ class SparseTargetLoss(nn.Module):
         head: LMHead | Any,
         batch: Batch,
         *,
-        num_items: Tensor | int | None = None,
+        num_items: Tensor | float | None = None,
         progress: float = 0.0,
     ) -> Tensor:
         """The loss of a batch in nats, a differentiable scalar.
@@ -106,8 +119,13 @@ class SparseTargetLoss(nn.Module):
                 documents see each other.
             head: the causal LM whose head is applied, or its `LMHead`.
             batch: from a `Collator`, on the same device.
-            num_items: what to divide the sum by, where the batch is a part of a step; None takes the batch's own mean.
+            num_items: what to divide the sum by, where the batch is a part of a step: `counted` of all its batches;
+                None takes the batch's own mean. Without weights that is the number of positions, as labels count it.
             progress: part of the run done, 0 to 1, for weights that follow a schedule.
+
+        Raises:
+            ValueError: `num_items` counts positions that have weights.
+            IdentityMismatchError: a record holds an id that the student cannot predict.
         """
         task = self.task(batch, progress)
         hidden_TD = hidden_BSD.flatten(0, 1).index_select(0, task.slots_T)
@@ -117,22 +135,44 @@ class SparseTargetLoss(nn.Module):
         return self._divided(loss, batch, num_items)
 
     def through(
-        self, model: Any, batch: Batch, *, num_items: Tensor | int | None = None, progress: float = 0.0
+        self,
+        model: Any,
+        batch: Batch,
+        *,
+        num_items: Tensor | float | None = None,
+        processes: int = 1,
+        progress: float = 0.0,
     ) -> Tensor:
         """The loss of a batch, made within the student's own forward call, which DDP, FSDP and accelerate wrap.
 
         Args:
             model: a causal LM that `student.forward.attach` was called on, perhaps wrapped since.
             batch: from a `Collator`, on the same device.
-            num_items: what to divide the sum by, where the batch is a part of a step; None takes the batch's own mean.
+            num_items: what to divide the sum by, see `forward`.
+            processes: over how many `num_items` was counted, where the gradients are averaged over them.
             progress: part of the run done, 0 to 1, for weights that follow a schedule.
+
+        Raises:
+            ModelError: `attach` was not called on the model.
+            ValueError, IdentityMismatchError: as `forward`.
         """
         task = self.task(batch, progress)
         out = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], distill=task)
-        return self._divided(out["loss"], batch, num_items)
+        if not isinstance(out, dict) or out.get("loss") is None:
+            raise ModelError(f"{type(model).__name__} makes no loss: call `attach(model)` once, before it is wrapped")
+        loss = self._divided(out["loss"], batch, num_items)
+        return loss if num_items is None else loss * processes
 
-    def _divided(self, loss: Tensor, batch: Batch, num_items: Tensor | int | None) -> Tensor:
-        total = self.counted(batch) if num_items is None else torch.as_tensor(num_items, device=loss.device)
+    def _divided(self, loss: Tensor, batch: Batch, num_items: Tensor | float | None) -> Tensor:
+        if num_items is None:
+            total = self.counted(batch)
+        else:
+            total = torch.as_tensor(num_items, device=loss.device)
+            if self.weights and not total.is_floating_point():
+                raise ValueError(
+                    "num_items is a number of positions, and these have weights: give the sum of `loss.counted(batch)` "
+                    "over the whole step, a float. Transformers counts labels; DistillTrainer counts weights"
+                )
         # A batch without a trained position has the loss 0, and gradients of 0.
         return loss * torch.where(total > 0, 1.0 / total, 0.0).to(loss.dtype)
 
@@ -142,6 +182,7 @@ class SparseTargetLoss(nn.Module):
             target=target_of(batch, sampled_tail=self._sampled_tail, log_z_column=self._log_z_column),
             slots_T=batch["slots"],
             terms=self.objective.terms(progress),
+            max_id=batch["max_id"],
             weights_T=batch["weights"],
             selection=self.weights.selection,
             block_rows=self.block_rows,

@@ -71,15 +71,8 @@ class TokenMethod:
             LossMismatchError: the records lack what the loss needs.
             WeightParameterError: a weight does not fit the tokenizer.
         """
+        require_tokenizer(casks[0], self.tokenizer)
         manifest = casks[0].manifest
-        stored, own = manifest.teacher.tokenizer_fingerprint, tokenizer_fingerprint(self.tokenizer)
-        if stored != own:
-            raise IdentityMismatchError(
-                f"{casks[0].path}: tokenizer_fingerprint: {stored!r} in the cask, {own!r} offered. This loss compares "
-                "token ids, which needs a student with the teacher's tokenizer. A student with its own can be trained "
-                "with --loss alm or --loss '1.5*uld + cross_entropy', and --teacher for the teacher's tokenizer "
-                "(docs/cross_tokenizer.md)"
-            )
         Objective.parse(self.loss).require(manifest.capture)
         return replace(self, weights=self.weights.bind(self.tokenizer, StoredAnswers.of(casks)))
 
@@ -131,6 +124,22 @@ class TokenMethod:
                 width=vocabulary.masked_width(self.extra_ids),
             ),
             collator=Collator(seq_len=dataset.seq_len, vocabulary=vocabulary),
+        )
+
+
+def require_tokenizer(cask: Cask, tokenizer: Any) -> None:
+    """Refuse a student whose token ids are not the records'.
+
+    Raises:
+        IdentityMismatchError: names losses for such a student.
+    """
+    stored, own = cask.manifest.teacher.tokenizer_fingerprint, tokenizer_fingerprint(tokenizer)
+    if stored != own:
+        raise IdentityMismatchError(
+            f"{cask.path}: tokenizer_fingerprint: {stored!r} in the cask, {own!r} offered. This loss compares "
+            "token ids, which needs a student with the teacher's tokenizer. A student with its own can be trained "
+            "with --loss alm or --loss '1.5*uld + cross_entropy', and --teacher for the teacher's tokenizer "
+            "(docs/cross_tokenizer.md)"
         )
 
 

@@ -29,6 +29,7 @@ from logitcask_consumer.student.students import load_model, load_tokenizer
 from logitcask_consumer.training.callbacks import read_metrics
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import IdentityMismatchError, LogitcaskError
+from logitcask_schemas.model_source import find_model
 from logitcask_schemas.record.identity import tokenizer_fingerprint
 
 PLOTTED_POSITIONS = 200_000
@@ -47,7 +48,7 @@ class ReportConfig:
     casks: tuple[Path, ...]
     """Held-out casks."""
     models: tuple[tuple[str, Path], ...]
-    """Label and folder of each model, in the order in which they are shown."""
+    """Label and folder of each model, or repository of the Hub, in the order in which they are shown."""
     train_logs: tuple[tuple[str, Path], ...] = ()
     """Label and output folder of training runs, for the loss curve."""
     output: Path
@@ -76,6 +77,7 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
     """
     _check(config)
     _require_writable(config.output)
+    config = _with_folders(config)
     logs = [(label, _read_log(folder)) for label, folder in config.train_logs]
     tokenizers = {label: load_tokenizer(folder) for label, folder in config.models}
     fingerprints = {label: tokenizer_fingerprint(tokenizer) for label, tokenizer in tokenizers.items()}
@@ -137,6 +139,13 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
         (config.output / "report.json").write_text(json.dumps(document, indent=2) + "\n")
         (config.output / "report.md").write_text(to_markdown(document, names))
     return document
+
+
+def _with_folders(config: ReportConfig) -> ReportConfig:
+    """Repositories of the Hub as the folders they are downloaded to. Raises ModelError."""
+    teacher = config.teacher and find_model(config.teacher).folder
+    models = tuple((label, find_model(folder).folder) for label, folder in config.models)
+    return replace(config, teacher=teacher, models=models)
 
 
 def _tokens(dataset: CaskDataset, tokenizers: dict[str, Any], foreign: set[str]) -> int | None:

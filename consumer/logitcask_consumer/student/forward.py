@@ -119,30 +119,47 @@ class HeadTask(Protocol):
         """
 
 
+class _StudentForward:
+    """A causal LM's forward that understands `distill=`. An object, so that a copy of the model gets one of its own."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.plain = model, model.forward
+
+    def __call__(self, *args: Any, distill: HeadTask | None = None, **kwargs: Any) -> Any:
+        if distill is None:
+            return self.plain(*args, **kwargs)
+        assert not args, "input_ids and position_ids are given by name"
+        hidden_BSD = hidden_states(self.model, **kwargs)
+        hidden_TD = hidden_BSD.flatten(0, 1).index_select(0, distill.slots_T)
+        sequences_T = distill.slots_T // hidden_BSD.shape[1]
+        head = self.model.get_output_embeddings()
+        return head(hidden_TD, distill=distill, sequences_T=sequences_T, student=self.model)
+
+
+class _HeadForward:
+    """An output embedding's forward that yields the loss of a task. It holds no model, so its copies stay small."""
+
+    def __init__(self, layer: Any) -> None:
+        self.plain = layer.forward
+
+    def __call__(self, *args: Any, distill: HeadTask | None = None, student: Any = None, **kwargs: Any) -> Any:
+        if distill is None:
+            return self.plain(*args, **kwargs)
+        (hidden_TD,) = args
+        return distill.at_head(hidden_TD, LMHead.from_model(student), **kwargs)
+
+
 def attach(model: Any) -> None:
     """Give a causal LM the forward that understands a `HeadTask` as `distill=`; all else is passed on.
 
     Its output embedding gets one too: what the head does with a task it does within its own call, so that a head that
-    is sharded apart from the body (FSDP2) is gathered for it and its gradient scattered.
+    is sharded apart from the body (FSDP2) is gathered for it and its gradient scattered. A second call changes nothing.
     """
     layer = model.get_output_embeddings()
-    plain, plain_head = model.forward, layer.forward
-
-    def forward(*args: Any, distill: HeadTask | None = None, **kwargs: Any) -> Any:
-        if distill is None:
-            return plain(*args, **kwargs)
-        assert not args, "input_ids and position_ids are given by name"
-        hidden_BSD = hidden_states(model, **kwargs)
-        hidden_TD = hidden_BSD.flatten(0, 1).index_select(0, distill.slots_T)
-        return layer(hidden_TD, distill=distill, sequences_T=distill.slots_T // hidden_BSD.shape[1])
-
-    def head_forward(*args: Any, distill: HeadTask | None = None, **kwargs: Any) -> Any:
-        if distill is None:
-            return plain_head(*args, **kwargs)
-        (hidden_TD,) = args
-        return distill.at_head(hidden_TD, LMHead.from_model(model), **kwargs)
-
-    model.forward, layer.forward = forward, head_forward
+    if not isinstance(model.forward, _StudentForward):
+        model.forward = _StudentForward(model)
+    if not isinstance(layer.forward, _HeadForward):
+        layer.forward = _HeadForward(layer)
 
 
 @torch.no_grad()

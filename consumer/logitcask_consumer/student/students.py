@@ -5,6 +5,7 @@ A student is written as one string:
     from-teacher:layers=10        10 layers of the teacher, evenly spread, the first and the last among them
     from-teacher:layers=0,4,9     exactly these layers of the teacher
     path of a folder              a Hugging Face model folder with weights
+    ORGANISATION/NAME[@REVISION]  a repository of the Hugging Face Hub, downloaded or in its cache on this machine
     path of a config.json         that architecture, freshly initialised
 """
 
@@ -28,6 +29,7 @@ from logitcask_consumer.student.layer_proof import (
     require_same_layers,
 )
 from logitcask_schemas.errors import ModelError
+from logitcask_schemas.model_source import find_model, is_hub_id
 
 FROM_TEACHER = "from-teacher:layers="
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -46,13 +48,20 @@ class StudentSpec:
     """Layers to take from the teacher: their numbers, or how many."""
     folder: Path | None = None
     config: Path | None = None
+    revision: str | None = None
+    """Commit of the Hub's repository that the folder was downloaded from."""
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: str, *, revision: str | None = None) -> Self:
         """Parse a student's description.
 
+        Args:
+            text: one of the forms above.
+            revision: commit that an interrupted run took a repository at, which goes on with it.
+
         Raises:
-            StudentSpecError: it is none of the three forms, or names what does not exist.
+            StudentSpecError: it is none of these forms, or names what does not exist.
+            ModelError: the Hub has no such repository, or cannot be reached.
         """
         if text.startswith(FROM_TEACHER):
             return cls(text=text, layers=_parse_layers(text.removeprefix(FROM_TEACHER)))
@@ -61,9 +70,13 @@ class StudentSpec:
             return cls(text=text, folder=require_model_folder(path, what="student"))
         if path.is_file() and path.suffix == ".json":
             return cls(text=text, config=path)
+        if is_hub_id(text):
+            source = find_model(text if revision is None else f"{text.partition('@')[0]}@{revision}")
+            folder = require_model_folder(source.folder, what="student")
+            return cls(text=text, folder=folder, revision=source.revision)
         raise StudentSpecError(
             f"student {text!r} is neither `{FROM_TEACHER}N` (or a list of layer numbers), nor a folder with a model, "
-            "nor a config.json file"
+            "nor a config.json file, nor ORGANISATION/NAME of a repository of the Hub"
         )
 
     def tokenizer_folder(self, teacher: Path | None) -> Path:

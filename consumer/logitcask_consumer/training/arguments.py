@@ -1,8 +1,8 @@
 """What the trainer is told of a run."""
 
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, get_args
 
 import torch
 from transformers import TrainingArguments
@@ -35,6 +35,49 @@ class DistillConfig(TrainingArguments):
     """A NaN must show, and stop the run."""
     ddp_find_unused_parameters: bool | None = False
     """Body and head use every parameter."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range, and what transformers offers but the trainer would not do.
+
+        Raises:
+            TrainConfigError: names the arguments, and what to do instead.
+        """
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        faults = [f"{name}: {instead}" for name, instead in _NOT_DONE.items() if self._is_changed(name)]
+        if self.extra_ids not in get_args(ExtraIds):
+            faults.append(f"extra_ids must be {' or '.join(get_args(ExtraIds))}, got {self.extra_ids!r}")
+        if not 0.0 <= self.ce_weight <= 1.0:
+            faults.append(f"ce_weight must lie between 0 and 1, got {self.ce_weight}")
+        if self.block_rows is not None and self.block_rows < 1:
+            faults.append(f"block_rows must be at least 1, got {self.block_rows}")
+        if self.sequences_per_step is not None and self.sequences_per_step < 1:
+            faults.append(f"sequences_per_step must be at least 1, got {self.sequences_per_step}")
+        if faults:
+            raise TrainConfigError("; ".join(faults))
+
+    def _is_changed(self, name: str) -> bool:
+        """Whether an argument of transformers, where this version has it, is not at its default."""
+        argument = type(self).__dataclass_fields__.get(name)
+        if argument is None:
+            return False
+        default = argument.default
+        if argument.default_factory is not MISSING:
+            default = argument.default_factory()
+        return bool(getattr(self, name) != default)
+
+
+_NOT_DONE: Final = {
+    "label_smoothing_factor": "the target is the teacher's distribution; mix in cross-entropy with ce_weight",
+    "data_seed": "the order of the data follows from seed",
+    "dataloader_drop_last": "every sequence is trained, also those of a last, smaller step",
+    "group_by_length": "sequences are packed to one length",
+    "train_sampling_strategy": "the order of the data follows from seed and step, so that a run can be resumed",
+    "auto_find_batch_size": "the steps of a run are fixed; lower per_device_train_batch_size and raise "
+    "gradient_accumulation_steps, which changes nothing else",
+    "include_for_metrics": "an evaluation keeps no predictions; it returns the loss and the method's metrics",
+    "batch_eval_metrics": "an evaluation keeps no predictions; it returns the loss and the method's metrics",
+}
+"""Arguments of transformers that would change nothing, and what to do instead."""
 
 
 def training_arguments(config: TrainConfig, checkpoints: Path, *, sequences: int) -> DistillConfig:

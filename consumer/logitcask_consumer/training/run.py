@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ from logitcask_consumer.training.trainer import DistillTrainer
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.storage.object_store import is_url
 from logitcask_schemas.errors import ModelError
+from logitcask_schemas.model_source import find_model
 from logitcask_schemas.terminal import counted, installed_version
 
 Say = Callable[[str], None]
@@ -105,14 +106,16 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
     if config.lora is not None:
         LoraSpec.parse(config.lora)
     require_trackers(config.report_to)
-    spec = StudentSpec.parse(config.student)
+    require_unused(config.output)
+    before = read_run(config.output)
+    spec = StudentSpec.parse(config.student, revision=(before or {}).get("student", {}).get("revision"))
+    if config.teacher is not None:
+        config = replace(config, teacher=find_model(config.teacher).folder)
     for folder, what in ((spec.folder, "student"), (config.teacher, "teacher")):
         if folder is not None:
             if not folder.is_dir():
                 raise ModelError(f"{what} folder {folder} does not exist; a Hugging Face model folder is needed")
             require_finished(folder)
-    require_unused(config.output)
-    before = read_run(config.output)
     finished = before is not None and before["status"] == "finished"
     with StopSignals() as stop:
         try:
@@ -169,7 +172,7 @@ def _train(config: TrainConfig, spec: StudentSpec, stop: StopSignals, say: Say) 
         "settings": settings,
         "resolved": args.resolved,  # what the settings came to; not compared either
         "batch_tokens": sequences * config.seq_len,
-        "student": {"spec": config.student, "parameters": model.num_parameters()},
+        "student": {"spec": config.student, "revision": spec.revision, "parameters": model.num_parameters()},
         "earlier": earlier_runs(spec.folder or (config.teacher if spec.layers is not None else None)),
     }
     if own.is_main_process:

@@ -16,6 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from logitcask_consumer.data import EMPTY, StepSampler
 from logitcask_consumer.data.packed_dataset import PackedDataset
 from logitcask_consumer.methods import BatchLoss, Method, TokenMethod
+from logitcask_consumer.methods.tokens import require_tokenizer
 from logitcask_consumer.processes import raise_together
 from logitcask_consumer.run_document import PARTIAL_NAME, RunWriteError, explained_writes
 from logitcask_consumer.student.forward import attach
@@ -72,8 +73,16 @@ class DistillTrainer(Trainer):
         Raises:
             UnknownLossError, LossParameterError, LossMismatchError: the loss is unknown or does not fit the cask.
             NothingTrainedError: the dataset's weights leave no position to be trained.
-            IdentityMismatchError, ModelError: the student does not fit the records; see `Method.check`.
+            IdentityMismatchError, ModelError: the student does not fit the records, see `Method.check`, or its
+                tokenizer is not the teacher's.
+            TypeError: `args` is no `DistillConfig`.
         """
+        if not isinstance(args, DistillConfig):
+            raise TypeError(
+                f"args must be a DistillConfig, which takes all TrainingArguments, got {type(args).__name__}"
+            )
+        if method is None and processing_class is not None:
+            require_tokenizer(train_dataset.casks[0], processing_class)
         self.method = method or _token_method(args, processing_class)
         attach(model)
         self.batch_loss = self.method.on(model, train_dataset)
@@ -121,9 +130,9 @@ class DistillTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """What all micro-batches of an optimizer step count, over all processes; a float64 scalar."""
-        return self._over_processes(
-            torch.stack([self.batch_loss.counted(batch).to(device) for batch in batch_samples]).sum()
-        )
+        counted = [self.batch_loss.counted(batch).to(device) for batch in batch_samples]
+        # A run that was interrupted after its last step has no batch left.
+        return self._over_processes(sum(counted, torch.zeros((), dtype=torch.float64, device=device)))
 
     def _over_processes(self, own: Tensor) -> Tensor:
         """Sum of a scalar over all processes. It takes along whether any of them was asked to stop."""
@@ -153,6 +162,7 @@ class DistillTrainer(Trainer):
             processes=processes,
             process=self.accelerator.process_index,
             steps_done=lambda: self.state.global_step,
+            steps_in_all=lambda: self.state.max_steps,
         )
         return self._loader(dataset, sampler, self.data_collator, persistent=True)
 
@@ -174,6 +184,10 @@ class DistillTrainer(Trainer):
         batches += [[EMPTY]] * (-len(batches) % processes)
         own = batches[self.accelerator.process_index :: processes]
         return self._loader(dataset, own, self.method.on(self.model, dataset).collator, persistent=False)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """As `get_eval_dataloader`, for `predict`."""
+        return self.get_eval_dataloader(test_dataset)
 
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -212,6 +226,7 @@ class DistillTrainer(Trainer):
             persistent_workers=persistent and workers > 0,
             worker_init_fn=leave_signals_to_the_trainer,
             pin_memory=torch.cuda.is_available(),
+            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
             generator=torch.Generator(),  # what it draws is not drawn from the generator of dropout
         )
 

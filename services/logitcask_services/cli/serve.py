@@ -9,7 +9,7 @@ import typer
 from logitcask_schemas.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from logitcask_services.engines.model_folder import ModelSource
+    from logitcask_schemas.model_source import ModelSource
     from logitcask_services.jobs.teacher import Teacher
     from logitcask_services.settings import ServiceSettings
 
@@ -84,7 +84,8 @@ def require_teacher(settings: "ServiceSettings") -> "ModelSource":
 
     Raises ModelError or MissingExtraError where it cannot load, before anything is started.
     """
-    from logitcask_services.engines.model_folder import ModelFolder, find_model
+    from logitcask_schemas.model_source import find_model
+    from logitcask_services.engines.model_folder import ModelFolder
 
     source = find_model(settings.teacher)
     ModelFolder.open(source)

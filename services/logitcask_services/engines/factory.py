@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from logitcask_schemas.errors import MissingExtraError, ModelError
+from logitcask_schemas.model_source import ModelSource
 from logitcask_services.engines.engine import Engine
-from logitcask_services.engines.model_folder import ModelFolder, ModelSource
+from logitcask_services.engines.model_folder import ModelFolder
 
 EngineKind = Literal["vllm", "transformers"]
 

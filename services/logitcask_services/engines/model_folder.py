@@ -1,14 +1,14 @@
-"""A teacher on disk: where it comes from, whether its folder is a model, and whose fingerprints it carries."""
+"""A teacher on disk: whether its folder is a model, and whose fingerprints it carries."""
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 from logitcask_schemas.errors import ModelError
+from logitcask_schemas.model_source import ModelSource, find_model
 from logitcask_schemas.record.identity import TeacherIdentity, tokenizer_fingerprint
 from logitcask_services.engines.dtypes import checkpoint_dtype
 from logitcask_services.engines.model_config import CONFIG_NAME, numeric_fields
@@ -21,50 +21,7 @@ from logitcask_services.engines.weight_files import (
     weight_files,
 )
 
-_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
-_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
-_HUB_FILES: Final = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.txt")
-"""What engines and tokenizers load; no pickles, no other formats of the same weights."""
 _TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelSource:
-    """A model on this machine's disk."""
-
-    folder: Path
-    name: str
-    """For people: the folder's or the repository's."""
-    revision: str | None = None
-    """Commit of the repository it was downloaded from; None of a folder that a person named."""
-
-
-def find_model(teacher: Path) -> ModelSource:
-    """The model that a person names; one of the Hub is downloaded, or found in the Hub's cache on this machine.
-
-    Args:
-        teacher: A folder, or where there is none of that name ORGANISATION/NAME, or ORGANISATION/NAME@REVISION with a
-            branch, tag or commit. The revision is resolved to a commit once, here.
-
-    Raises:
-        ModelError: It is no folder, and the Hub has no such repository or cannot be reached.
-    """
-    text = str(teacher)
-    if teacher.exists() or not _HUB_ID.fullmatch(text):
-        return ModelSource(folder=teacher, name=teacher.resolve().name)
-    from huggingface_hub import snapshot_download
-
-    repository, _, revision = text.partition("@")
-    try:
-        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(_HUB_FILES)))
-    except (OSError, ValueError) as error:  # the Hub's own errors are among these
-        raise ModelError(
-            f"{text} is no folder here, and the Hugging Face Hub did not give a repository of that name: "
-            f"{type(error).__name__}: {error}. Name a folder, or check the name, the network and HF_TOKEN"
-        ) from error
-    if not _COMMIT.fullmatch(folder.name):
-        raise ModelError(f"{text} was downloaded to {folder}, whose name is no commit: its revision cannot be pinned")
-    return ModelSource(folder=folder, name=repository, revision=folder.name)
 
 
 @dataclass(frozen=True)

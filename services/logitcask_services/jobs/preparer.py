@@ -96,7 +96,7 @@ class Preparer(threading.Thread):
         store = self._context.extractions
         for row in store.in_status("cancelling"):
             # One that the worker has is the worker's to end, one that is being prepared that thread's.
-            if not {"in_progress", "queued"} & row.timestamps.keys() and self._claims.take(row.id):
+            if not {"in_progress", "queued"} & row.timestamps.keys() and self._claim(row):
                 try:
                     store.step(row.id, "cancelled")
                     self._context.folders.drop_token_store(row.id)
@@ -107,7 +107,7 @@ class Preparer(threading.Thread):
         if facts is None:
             return False
         for row in self._due():
-            if self._claims.take(row.id):
+            if self._claim(row):
                 try:
                     self._prepare(row, facts)
                     self._set_aside.forget(row.id)
@@ -121,6 +121,19 @@ class Preparer(threading.Thread):
                 finally:
                     self._claims.release(row.id)
                 return True
+        return False
+
+    def _claim(self, row: ExtractionRow) -> bool:
+        """Claim a row that is as it was listed: the other thread may have claimed it, and been done, in between."""
+        if not self._claims.take(row.id):
+            return False
+        try:
+            if self._context.extractions.get(row.id).status == row.status:
+                return True
+        except BaseException:
+            self._claims.release(row.id)
+            raise
+        self._claims.release(row.id)
         return False
 
     def _due(self) -> list[ExtractionRow]:

@@ -8,6 +8,7 @@ from fake_teacher import FakeTokenizer
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_services.jobs import preparer
+from logitcask_services.jobs.database.extractions import ExtractionStore
 from logitcask_services.jobs.extraction import MAX_DOCUMENTS, plan_chunks
 
 
@@ -100,6 +101,29 @@ def test_a_run_that_fails_in_a_way_nobody_foresaw_fails_alone(serve, monkeypatch
     monkeypatch.undo()
     server.client.post(f"/v1/extractions/{failed['id']}/resume").raise_for_status()
     assert server.finish(failed["id"])["status"] == "completed"
+
+
+def test_an_extraction_that_the_other_thread_has_prepared_is_not_prepared_again(serve, monkeypatch):
+    """Each preparing thread reads the list, then claims: what it read may be old by then."""
+    to_prepare, listed, prepared = ExtractionStore.to_prepare, {}, []
+
+    def old_list(self):
+        listed.update({row.id: (row, size) for row, size in to_prepare(self)})
+        return list(listed.values())
+
+    def counting(corpus, *args, **options):
+        prepared.append(corpus)
+        return prepare(corpus, *args, **options)
+
+    prepare = preparer.prepare
+    monkeypatch.setattr(ExtractionStore, "to_prepare", old_list)
+    monkeypatch.setattr(preparer, "prepare", counting)
+    server = serve()
+    for number in range(3):
+        job = server.submit(server.upload([{"text": f"good {number}"}]))
+        assert server.finish(job["id"])["status"] == "completed"
+    assert len(prepared) == 3
+    assert server.service.crash is None
 
 
 def test_answers_of_documents_reach_the_cask(serve):

@@ -1,0 +1,57 @@
+"""Where a model comes from: a folder on this machine, or a repository of the Hugging Face Hub at one revision."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from logitcask_schemas.errors import ModelError
+
+_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+_HUB_FILES: Final = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.txt")
+"""What engines and tokenizers load; no pickles, no other formats of the same weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """A model on this machine's disk."""
+
+    folder: Path
+    name: str
+    """For people: the folder's or the repository's."""
+    revision: str | None = None
+    """Commit of the repository it was downloaded from; None of a folder that a person named."""
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text has the form ORGANISATION/NAME[@REVISION], and no file or folder has its name."""
+    return _HUB_ID.fullmatch(text) is not None and not Path(text).exists()
+
+
+def find_model(model: Path | str) -> ModelSource:
+    """The model that a person names; one of the Hub is downloaded, or found in the Hub's cache on this machine.
+
+    Args:
+        model: A folder, or where there is none of that name ORGANISATION/NAME, or ORGANISATION/NAME@REVISION with a
+            branch, tag or commit. The revision is resolved to a commit once, here.
+
+    Raises:
+        ModelError: It is no folder, and the Hub has no such repository or cannot be reached.
+    """
+    text, path = str(model), Path(model)
+    if not is_hub_id(text):
+        return ModelSource(folder=path, name=path.resolve().name)
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = text.partition("@")
+    try:
+        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(_HUB_FILES)))
+    except (OSError, ValueError) as error:  # the Hub's own errors are among these
+        raise ModelError(
+            f"{text} is no folder here, and the Hugging Face Hub did not give a repository of that name: "
+            f"{type(error).__name__}: {error}. Name a folder, or check the name, the network and HF_TOKEN"
+        ) from error
+    if not _COMMIT.fullmatch(folder.name):
+        raise ModelError(f"{text} was downloaded to {folder}, whose name is no commit: its revision cannot be pinned")
+    return ModelSource(folder=folder, name=repository, revision=folder.name)
