@@ -2,6 +2,8 @@
 PYTHON ?= python3
 TEACHER := .venv/teacher
 TRAINER := .venv/trainer
+# Tests in two processes, a file in one of them; files in the order given, long ones first. See tests/conftest.py.
+PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check format bench clean
 
@@ -15,9 +17,10 @@ install: ## both environments under .venv (the other verbs do this by themselves
 demo: install ## the whole line on this machine: teacher, cask, student, report
 	@$(TRAINER)/bin/python -m demo
 
+test: export OMP_NUM_THREADS := 1
 test: install check ## checks and all tests, each side in its own environment
-	$(TRAINER)/bin/python -m pytest tests/repository tests/schemas tests/golden tests/consumer tests/conformance/test_cask*.py
-	$(TEACHER)/bin/python -m pytest tests/services tests/conformance/test_engine*.py tests/e2e
+	$(TRAINER)/bin/python $(PYTEST) tests/consumer tests/schemas tests/conformance/test_cask*.py tests/golden tests/repository
+	$(TEACHER)/bin/python $(PYTEST) tests/conformance/test_engine*.py tests/e2e tests/services
 
 check: install ## ruff, mypy --strict, the import law
 	$(TRAINER)/bin/ruff check .
