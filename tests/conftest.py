@@ -1,13 +1,8 @@
-"""What all tests share: helpers in tests/support can be imported by their names, and which tests share a process."""
+"""What all tests share: which of them share a process."""
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-# --import-mode=importlib leaves folders off the path.
-sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 
 @pytest.hookimpl(optionalhook=True)

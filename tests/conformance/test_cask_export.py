@@ -3,18 +3,12 @@
 import itertools
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-# --import-mode=importlib leaves folders off the path; the made-up documents live beside the schemas' tests.
-sys.path.insert(0, str(Path(__file__).parents[1] / "schemas"))
-
-from cask_samples import SPEC, VOCABS, assert_same, make_document, make_documents, make_teacher, specs, unlisted
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.carriers.registry import CARRIERS
@@ -24,6 +18,16 @@ from logitcask_schemas.cask.transfer.targets import LocalTarget
 from logitcask_schemas.cli.main import main
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError, IdentityMismatchError
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from tests.support.schemas.cask_samples import (
+    SPEC,
+    VOCABS,
+    assert_same,
+    make_document,
+    make_documents,
+    make_teacher,
+    specs,
+    unlisted,
+)
 
 LENGTHS = ([2, 3, 40, 7, 500], [11, 2, 64], [9])
 

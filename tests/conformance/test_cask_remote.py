@@ -8,11 +8,6 @@ from pathlib import Path
 
 import pytest
 
-# --import-mode=importlib leaves folders off the path; the made-up documents live beside the schemas' tests.
-sys.path.insert(0, str(Path(__file__).parents[1] / "schemas"))
-
-from cask_samples import SPEC, assert_same, make_document, make_teacher
-
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.location import CachedStore
 from logitcask_schemas.cask.storage.object_store import RemoteStore
@@ -25,6 +20,7 @@ from logitcask_schemas.errors import (
     IdentityMismatchError,
     MissingExtraError,
 )
+from tests.support.schemas.cask_samples import SPEC, assert_same, make_document, make_teacher
 
 pytest.importorskip("s3fs", reason="object stores need the extra `remote`")
 pytestmark = [

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cask_samples import SPEC, make_document, make_teacher
-from stored_damage import DAMAGES, flip, remove
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.storage.object_store import RemoteStore
 from logitcask_schemas.cask.transfer.export import export_cask, target_of
 from logitcask_schemas.cli.main import main
 from logitcask_schemas.errors import CaskError
+from tests.support.schemas.cask_samples import SPEC, make_document, make_teacher
+from tests.support.schemas.stored_damage import DAMAGES, flip, remove
 
 pytest.importorskip("fsspec", reason="object stores need the extra `remote`")
 pytestmark = [

@@ -6,10 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cask_builder import tiny_model, tiny_tokenizer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
-from two_processes import train_in_two_processes
 
 from logitcask_consumer.config import TrainConfig, TrainConfigError
 from logitcask_consumer.run_document import RunFolderError, write_run
@@ -18,6 +16,8 @@ from logitcask_consumer.student.students import load_model
 from logitcask_consumer.training.callbacks import read_metrics
 from logitcask_consumer.training.run import train
 from logitcask_schemas.errors import ModelError
+from tests.support.consumer.cask_builder import tiny_model, tiny_tokenizer
+from tests.support.consumer.two_processes import train_in_two_processes
 
 pytest.importorskip("peft")
 # peft reads a property that transformers has renamed, and warns of adapters on tied weights.

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from text_tokenizers import byte_level, corpus, sentencepiece_like, single_bytes, with_added_word
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -21,6 +20,7 @@ from logitcask_consumer.cross_tokenizer.align import (
     TokenBytes,
     UnsupportedTokenizerError,
 )
+from tests.support.consumer.text_tokenizers import byte_level, corpus, sentencepiece_like, single_bytes, with_added_word
 
 lengths = st.lists(st.integers(0, 4), max_size=30)
 texts = st.text(st.one_of(st.sampled_from("ab \n\té😀e\u0301"), st.characters(exclude_categories=["Cs"])), max_size=40)

@@ -6,8 +6,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from cask_builder import build_cask, dense_positions, record, tiny_model
-from text_tokenizers import byte_level, corpus, single_bytes
 
 from logitcask_consumer.cross_tokenizer.align import NO_CHUNK, NOT_UTF8, SPECIAL_INSIDE, DocumentAligner
 from logitcask_consumer.cross_tokenizer.collate import (
@@ -23,6 +21,8 @@ from logitcask_consumer.data import EMPTY, open_casks
 from logitcask_schemas.errors import DocumentMismatchError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.identity import tokenizer_fingerprint
+from tests.support.consumer.cask_builder import build_cask, dense_positions, record, tiny_model
+from tests.support.consumer.text_tokenizers import byte_level, corpus, single_bytes
 
 EXACT = CaptureSpec(mode="threshold", tau=0.02, logprob_codec="f32", tail_logprobs=True)
 

@@ -8,10 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cask_builder import build_cask, tiny_model
-from text_tokenizers import byte_level, corpus
 from transformers import AutoTokenizer
-from two_processes import train_in_two_processes
 
 from logitcask_consumer.config import TrainConfig, TrainConfigError
 from logitcask_consumer.cross_tokenizer import AlignedDocuments, ChunkObjective, CrossTokenizerMethod
@@ -25,6 +22,9 @@ from logitcask_consumer.training.trainer import DistillTrainer
 from logitcask_schemas.errors import IdentityMismatchError, ModelError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.identity import tokenizer_fingerprint
+from tests.support.consumer.cask_builder import build_cask, tiny_model
+from tests.support.consumer.text_tokenizers import byte_level, corpus
+from tests.support.consumer.two_processes import train_in_two_processes
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from cask_builder import build_cask, identity, random_documents, save_teacher, tiny_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
-from reference_sampler import total_mass
 from torch.utils.data import DataLoader
 
 from logitcask_consumer.config import TrainConfig
@@ -33,6 +31,8 @@ from logitcask_schemas.errors import (
 )
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.identity import tokenizer_fingerprint
+from tests.support.consumer.cask_builder import build_cask, identity, random_documents, save_teacher, tiny_tokenizer
+from tests.support.consumer.reference_sampler import total_mass
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_sampler import DensePositions, every_outcome, random_positions, sample, to_target
 
 from logitcask_consumer.head import LMHead, distillation_loss
 from logitcask_consumer.losses import LossMismatchError, LossParameterError, Objective, get_loss
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from tests.support.consumer.reference_sampler import DensePositions, every_outcome, random_positions, sample, to_target
 
 ROWS, HIDDEN, VOCAB = 7, 5, 60
 

@@ -5,11 +5,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from reference_sampler import DensePositions, every_outcome, random_positions, sample, to_target
 
 from logitcask_consumer.head import LMHead, distillation_loss
 from logitcask_consumer.losses import LossMismatchError, LossParameterError, Objective
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from tests.support.consumer.reference_sampler import DensePositions, every_outcome, random_positions, sample, to_target
 
 ROWS, HIDDEN, VOCAB = 6, 5, 40
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from cask_builder import build_cask, random_documents, save_teacher, tiny_model
 from torch import nn
 
 from logitcask_consumer.data import CaskDataset, Collator, open_casks, target_of
@@ -12,6 +11,7 @@ from logitcask_consumer.losses import Objective
 from logitcask_consumer.methods import DistillTask
 from logitcask_consumer.student.forward import attach, check_packing
 from logitcask_schemas.errors import ModelError
+from tests.support.consumer.cask_builder import build_cask, random_documents, save_teacher, tiny_model
 
 peft = pytest.importorskip("peft")
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from reference_sampler import random_positions, sample, to_target
 
 from logitcask_consumer.head import LMHead, distillation_loss
 from logitcask_consumer.losses import LOSSES, get_loss
+from tests.support.consumer.reference_sampler import random_positions, sample, to_target
 
 ROWS, HIDDEN, VOCAB, TEMPERATURE = 64, 16, 200, 2.0
 SPECS = [*LOSSES, "forward_kl:tail_weight=0.5", f"forward_kl:temperature={TEMPERATURE:g}"]

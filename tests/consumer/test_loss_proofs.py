@@ -5,7 +5,15 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from reference_sampler import DensePositions, every_outcome, random_positions, sample, to_target, total_mass
+
+from tests.support.consumer.reference_sampler import (
+    DensePositions,
+    every_outcome,
+    random_positions,
+    sample,
+    to_target,
+    total_mass,
+)
 
 ROWS, VOCAB = 6, 40
 

@@ -5,8 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from cask_builder import build_cask, random_documents, save_teacher, tiny_model, tiny_tokenizer
-from reference_sampler import random_positions, sample, to_target
 from typer.testing import CliRunner
 
 from logitcask_consumer.cli.report import app
@@ -18,6 +16,8 @@ from logitcask_consumer.report.markdown import _models_table, short_table
 from logitcask_consumer.report.plots import _smoothed
 from logitcask_schemas.errors import IdentityMismatchError
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from tests.support.consumer.cask_builder import build_cask, random_documents, save_teacher, tiny_model, tiny_tokenizer
+from tests.support.consumer.reference_sampler import random_positions, sample, to_target
 
 ROWS, VOCAB, POINTS = 5, 60, 400
 

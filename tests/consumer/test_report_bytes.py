@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cask_builder import build_cask, tiny_model
-from text_tokenizers import byte_level, corpus, sentencepiece_like
 from typer.testing import CliRunner
 
 from logitcask_consumer.cli.report import app
@@ -20,6 +18,8 @@ from logitcask_consumer.report.estimates import DocumentBootstrap
 from logitcask_consumer.student.students import load_model, load_tokenizer
 from logitcask_schemas.errors import IdentityMismatchError
 from logitcask_schemas.record.identity import tokenizer_fingerprint
+from tests.support.consumer.cask_builder import build_cask, tiny_model
+from tests.support.consumer.text_tokenizers import byte_level, corpus, sentencepiece_like
 
 STUDENTS = {
     "same": (lambda: byte_level(500), 512),

@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from cask_builder import build_cask, dense_positions, random_documents, save_teacher, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from logitcask_consumer.config import TrainConfig
@@ -14,6 +13,14 @@ from logitcask_consumer.report.build import ReportConfig, ReportError, make_repo
 from logitcask_consumer.report.reading import ContextError
 from logitcask_consumer.training.run import train
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from tests.support.consumer.cask_builder import (
+    build_cask,
+    dense_positions,
+    random_documents,
+    save_teacher,
+    tiny_model,
+    tiny_tokenizer,
+)
 
 DOCUMENTS = random_documents(14, low=30, high=90, seed=3)
 HELD_OUT = DOCUMENTS[8:]

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cask_builder import tiny_model, tiny_tokenizer
 from transformers import AutoConfig, TrainerCallback
 
 import logitcask_consumer.training.run as module
@@ -23,6 +22,7 @@ from logitcask_consumer.training.callbacks import LogWhenSaving, read_metrics
 from logitcask_consumer.training.run import train
 from logitcask_consumer.training.run_lock import RunBusyError, hold_run
 from logitcask_schemas.errors import CaskNotFoundError, ModelError
+from tests.support.consumer.cask_builder import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from reference_sampler import random_positions, sample, to_target, total_mass
 
 from logitcask_consumer.losses import SparseTarget
 from logitcask_schemas.errors import InvalidRecordError
+from tests.support.consumer.reference_sampler import random_positions, sample, to_target, total_mass
 
 VOCAB = 60
 

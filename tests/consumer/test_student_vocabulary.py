@@ -5,8 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from cask_builder import VOCAB, build_cask, random_documents, save_teacher, tiny_model, tiny_tokenizer
-from reference_sampler import random_positions, sample, to_target
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -21,6 +19,15 @@ from logitcask_consumer.training.run import train
 from logitcask_consumer.weights.entropy_top import student_entropy
 from logitcask_schemas.errors import IdentityMismatchError
 from logitcask_schemas.record.beyond_tokens import beyond_tokens
+from tests.support.consumer.cask_builder import (
+    VOCAB,
+    build_cask,
+    random_documents,
+    save_teacher,
+    tiny_model,
+    tiny_tokenizer,
+)
+from tests.support.consumer.reference_sampler import random_positions, sample, to_target
 
 ROWS, HIDDEN, TEACHER, EXTRA = 6, 5, 40, 7
 

@@ -7,7 +7,6 @@ from copy import deepcopy
 
 import pytest
 import torch
-from cask_builder import build_cask, random_documents, save_teacher, tiny_model, tiny_tokenizer
 from torch import nn
 
 from logitcask_consumer.config import TrainConfig
@@ -15,6 +14,7 @@ from logitcask_consumer.student.kept_layers import KeptLayers
 from logitcask_consumer.student.students import StudentSpec, StudentSpecError, load_model, load_tokenizer
 from logitcask_consumer.training.run import train
 from logitcask_schemas.errors import ModelError
+from tests.support.consumer.cask_builder import build_cask, random_documents, save_teacher, tiny_model, tiny_tokenizer
 
 MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
 SSM = {"mamba_d_state": 8, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8}

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 import typer
-from cask_builder import build_cask, random_documents, save_teacher, tiny_tokenizer
 
 from logitcask_consumer.cli import report, train
+from tests.support.consumer.cask_builder import build_cask, random_documents, save_teacher, tiny_tokenizer
 
 OPTIONS = {
     "train": {

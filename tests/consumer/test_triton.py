@@ -12,12 +12,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from reference_sampler import random_positions, sample, to_target
 
 from logitcask_consumer.head import dense
 from logitcask_consumer.head.dense import dense_passes, gradient_, reduce_
 from logitcask_consumer.head.softmax import EagerRest, TritonPassesError
 from logitcask_consumer.losses.student_rows import Needs
+from tests.support.consumer.reference_sampler import random_positions, sample, to_target
 
 ROWS, VOCAB = 4, 300
 CASES = Path(__file__).with_name("triton_cases.py")

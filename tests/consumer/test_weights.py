@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from cask_builder import VOCAB, build_cask, random_documents, save_teacher, tiny_model, tiny_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +26,14 @@ from logitcask_consumer.weights import (
 from logitcask_consumer.weights.entropy_top import student_entropy
 from logitcask_consumer.weights.spans import inside_spans
 from logitcask_schemas.record.records import document_id
+from tests.support.consumer.cask_builder import (
+    VOCAB,
+    build_cask,
+    random_documents,
+    save_teacher,
+    tiny_model,
+    tiny_tokenizer,
+)
 
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'user' %}w5 w8 {{ m.content }} w7 {% else %}w5 w6 {% generation %}"

@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from reference_sampler import random_positions, sample, to_target
 
 from logitcask_consumer.head import LMHead, distillation_loss
 from logitcask_consumer.head import triton_passes as triton_dense
@@ -23,6 +22,7 @@ from logitcask_consumer.head.row_blocks import Scales, row_block_gradient
 from logitcask_consumer.head.softmax import TritonPassesError
 from logitcask_consumer.losses import LOSSES, SparseTarget
 from logitcask_consumer.losses.student_rows import Needs
+from tests.support.consumer.reference_sampler import random_positions, sample, to_target
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 # Relative and absolute: float32's are some units in the last place of sums of up to some hundred terms.

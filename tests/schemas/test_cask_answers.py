@@ -5,10 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cask_samples import SPEC, assert_same, make_document, make_teacher
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from salvage_cases import flip, overwrite
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.carriers.registry import CARRIERS, shard_path
@@ -23,6 +21,8 @@ from logitcask_schemas.cask.transfer.targets import LocalTarget
 from logitcask_schemas.cli.show import token_strip
 from logitcask_schemas.errors import CaskCorruptionError, InvalidRecordError
 from logitcask_schemas.record.records import DocumentRecords
+from tests.support.schemas.cask_samples import SPEC, assert_same, make_document, make_teacher
+from tests.support.schemas.salvage_cases import flip, overwrite
 
 every_carrier = pytest.mark.parametrize("carrier", list(CARRIERS))
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cask_samples import make_document, make_teacher
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.format.codec_u8 import LEVELS, decode_u8, encode_u8, philox4x32, random_words
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.records import DocumentRecords
+from tests.support.schemas.cask_samples import make_document, make_teacher
 
 DOCUMENT = hashlib.sha256(b"document").digest()
 SPEC = CaptureSpec(logprob_codec="u8", tail_logprobs=True)

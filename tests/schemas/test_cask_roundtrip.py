@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cask_samples import SPEC, VOCABS, assert_same, columns_of, make_document, make_documents, make_teacher, specs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +12,16 @@ from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.format.columns import join_planes
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.records import DocumentRecords
+from tests.support.schemas.cask_samples import (
+    SPEC,
+    VOCABS,
+    assert_same,
+    columns_of,
+    make_document,
+    make_documents,
+    make_teacher,
+    specs,
+)
 
 
 @settings(max_examples=60, deadline=None)

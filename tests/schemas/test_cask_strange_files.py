@@ -14,7 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from cask_samples import SPEC, assert_same, make_documents, make_teacher
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.carriers.registry import CARRIERS
@@ -25,6 +24,7 @@ from logitcask_schemas.cask.storage.files import open_regular
 from logitcask_schemas.cask.transfer.export import export_cask
 from logitcask_schemas.cask.transfer.targets import LocalTarget
 from logitcask_schemas.errors import CaskError, CaskReadError
+from tests.support.schemas.cask_samples import SPEC, assert_same, make_documents, make_teacher
 
 pytestmark = pytest.mark.timeout(60)
 DOCUMENTS = {document.id: document for document in [*make_documents([4, 9], 1), *make_documents([6, 30], 2)]}

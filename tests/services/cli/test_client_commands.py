@@ -6,14 +6,14 @@ import threading
 
 import httpx2
 import pytest
-from fake_teacher import POISON
 from rich.console import Console
-from service_harness import wait_for
 
 from logitcask_schemas.api.client import ServiceClient
 from logitcask_schemas.api.connection import ServiceError, ServiceUnreachableError
 from logitcask_schemas.api.objects import Corpus, Event, Extraction
 from logitcask_services.cli.jobs import describe
+from tests.support.services.fake_teacher import POISON
+from tests.support.services.service_harness import wait_for
 
 
 def test_submit_and_wait(serve, run, corpus):

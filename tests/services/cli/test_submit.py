@@ -7,13 +7,13 @@ import threading
 
 import httpx2
 import pytest
-from fake_teacher import identity
 
 from logitcask_schemas.api import client as client_module
 from logitcask_schemas.api.client import ServiceClient
 from logitcask_schemas.api.connection import ServiceUnreachableError
 from logitcask_schemas.cask import CaskWriter
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from tests.support.services.fake_teacher import identity
 
 
 def corpora(server) -> list[dict]:

@@ -4,14 +4,14 @@ import io
 import json
 
 import httpx2
-from fake_teacher import POISON
 from rich.console import Console
-from service_harness import jsonl
 
 from logitcask_schemas.api.client import ServiceClient
 from logitcask_schemas.api.objects import Failure
 from logitcask_schemas.terminal import printable
 from logitcask_services.cli.connection import follow
+from tests.support.services.fake_teacher import POISON
+from tests.support.services.service_harness import jsonl
 
 
 def test_nothing_from_a_request_steers_the_terminal(serve, run, tmp_path):

@@ -1,17 +1,13 @@
 """Conversations under a hundred real chat templates: whose words are whose, and what a user cannot do."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
 transformers = pytest.importorskip("transformers")
-sys.path.insert(0, str(Path(__file__).parent))
-from chat_templates import template_files, tokenizer_for  # noqa: E402
-
 from logitcask_services.corpora.lines import LineProblem, parse_line  # noqa: E402
 from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer  # noqa: E402
+from tests.support.services.chat_templates import template_files, tokenizer_for  # noqa: E402
 
 FILES = template_files()
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"

@@ -1,10 +1,8 @@
 """Conversations: what is normalised, what is refused, what a template drops, and control tokens in a user's words."""
 
 import json
-import sys
 import time
 from functools import cache
-from pathlib import Path
 
 import pytest
 
@@ -12,13 +10,11 @@ transformers = pytest.importorskip("transformers")
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers  # noqa: E402
 from transformers import PreTrainedTokenizerFast  # noqa: E402
 
-sys.path.insert(0, str(Path(__file__).parent))
-from chat_templates import tokenizer_for  # noqa: E402
-
 from logitcask_services.corpora.conversation import TEMPLATE_DATE  # noqa: E402
 from logitcask_services.corpora.lines import LineProblem, parse_line  # noqa: E402
 from logitcask_services.corpora.prepare import tokenise  # noqa: E402
 from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer, token_ranges  # noqa: E402
+from tests.support.services.chat_templates import tokenizer_for  # noqa: E402
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

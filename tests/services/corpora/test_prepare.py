@@ -6,7 +6,6 @@ import json
 import lzma
 
 import pytest
-from fake_teacher import VOCAB_SIZE, FakeTokenizer
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from logitcask_services.corpora.prepare import (
     prepare,
 )
 from logitcask_services.corpora.token_store import TokenStore, TokenStoreError
+from tests.support.services.fake_teacher import VOCAB_SIZE, FakeTokenizer
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
-from wire_encoding import encode_wire
 
 from logitcask_schemas.errors import CaptureSpecError, ModelError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.engines.engine import CaptureTask
 from logitcask_services.engines.factory import load_engine
+from tests.support.wire_encoding import encode_wire
 
 SPEC = CaptureSpec(tau=0.02, logprob_codec="f32")
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wire_encoding import encode_wire
 
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.wire import decode_wire
 from logitcask_services.capture import RecordCapture, pack_wire
 from logitcask_services.engines.vllm.request import document_key, read_request, request_kwargs
+from tests.support.wire_encoding import encode_wire
 
 pytest.importorskip("vllm")
 with warnings.catch_warnings():

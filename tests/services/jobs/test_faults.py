@@ -11,14 +11,14 @@ import time
 from contextlib import closing
 
 import pytest
-from fake_teacher import HANGS, POISON, fake_teacher, identity
-from service_harness import wait_for
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.errors import CaskWriteError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.jobs.database.database import Database
 from logitcask_services.service import Service
+from tests.support.services.fake_teacher import HANGS, POISON, fake_teacher, identity
+from tests.support.services.service_harness import wait_for
 
 
 def cask_of(tmp_path, name="cask"):

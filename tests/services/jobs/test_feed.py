@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from fake_teacher import VOCAB_SIZE, records_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +11,7 @@ from logitcask_services.corpora.token_store import TokenStore, TokenStoreWriter
 from logitcask_services.engines.engine import CaptureResult
 from logitcask_services.jobs.chunks import ChunkFeed, StrangeResultError
 from logitcask_services.jobs.extraction import plan_chunks
+from tests.support.services.fake_teacher import VOCAB_SIZE, records_of
 
 SPEC = CaptureSpec()
 

@@ -8,16 +8,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from fake_teacher import identity
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from record_arrays import record_arrays
-from service_harness import jsonl
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.integrity.repair import submit_command
 from logitcask_schemas.cli.main import main
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from tests.support.record_arrays import record_arrays
+from tests.support.services.fake_teacher import identity
+from tests.support.services.service_harness import jsonl
 
 SPECS = {
     "default": [],

@@ -9,18 +9,16 @@ import random
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import httpx2
 import pytest
-from service_harness import jsonl, wait_for
 
 from logitcask_schemas.cask import Cask
 from logitcask_services.corpora.token_store import TokenStore
+from tests.support.services.service_harness import FAKE_SERVER, jsonl, server_environment, wait_for
 
-SERVER = Path(__file__).parent.parent / "fake_server.py"
 KILLS = int(os.environ.get("LOGITCASK_KILLS", "12"))
 ENDED = ("completed", "failed", "cancelled")
 
@@ -38,14 +36,13 @@ class ServerProcess:
             "disk_floor_bytes": 0,
             "fake": {"log": str(self.log), **fake},
         }
-        roots = os.pathsep.join(str(SERVER.parent.parent.parent / name) for name in ("schemas", "services"))
         with (folder / "stderr").open("ab") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, str(SERVER), json.dumps(settings)],
+                [*FAKE_SERVER, json.dumps(settings)],
                 stdout=subprocess.PIPE,
                 text=True,
                 stderr=stderr,
-                env={**os.environ, "PYTHONPATH": roots, "OMP_NUM_THREADS": "1"},
+                env={**server_environment(), "OMP_NUM_THREADS": "1"},
             )
         assert self.process.stdout is not None
         url = self.process.stdout.readline().strip()

@@ -4,11 +4,11 @@ import gzip
 import json
 
 import numpy as np
-from fake_teacher import FakeTokenizer
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_services.jobs import preparer
 from logitcask_services.jobs.extraction import MAX_DOCUMENTS, plan_chunks
+from tests.support.services.fake_teacher import FakeTokenizer
 
 
 def test_bad_lines_beyond_the_most_that_are_listed_are_counted(serve, monkeypatch):

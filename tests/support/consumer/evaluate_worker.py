@@ -1,15 +1,14 @@
-"""One of two processes that evaluate a student; writes the loss it got. Usage: evaluate_worker.py CASK HELD OUTPUT."""
+"""One of two processes that evaluate a student; writes the loss it got. Arguments: CASK HELD OUTPUT."""
 
 import os
 import sys
 from pathlib import Path
 
-from cask_builder import tiny_model
-
 from logitcask_consumer.data import CaskDataset, open_casks
 from logitcask_consumer.processes import leave_processes
 from logitcask_consumer.training.arguments import DistillConfig
 from logitcask_consumer.training.trainer import DistillTrainer
+from tests.support.consumer.cask_builder import tiny_model
 
 
 def main():

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
-from record_arrays import record_arrays
 
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.format.codec_u8 import decode_u8
@@ -14,6 +13,7 @@ from logitcask_schemas.cask.location import LocalFolder
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_schemas.record.records import DocumentRecords, Records
+from tests.support.record_arrays import record_arrays
 
 SPEC = CaptureSpec()
 VOCABS = (300, 65_536, 65_537, 262_144, 1 << 24)

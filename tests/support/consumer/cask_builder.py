@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import torch
-from reference_sampler import DensePositions, sample
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -12,6 +11,7 @@ from logitcask_schemas.cask import CaskWriter
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.identity import TeacherIdentity, tokenizer_fingerprint
 from logitcask_schemas.record.records import DocumentRecords, Records
+from tests.support.consumer.reference_sampler import DensePositions, sample
 
 VOCAB = 97
 

@@ -1,7 +1,7 @@
 """Everything at once on one cask: writers, merges, repairs, exports, splits and readers as processes, killed at random.
 
-Run as a program: `cask_chaos.py FOLDER SEED SECONDS KILLS none|damage`; prints what was counted as one JSON object and
-fails where a promise is broken. It forks its actors, so that each of them starts at once.
+Run as `python -m tests.support.schemas.cask_chaos FOLDER SEED SECONDS KILLS none|damage`; prints what was counted as
+one JSON object and fails where a promise is broken. It forks its actors, so that each of them starts at once.
 """
 
 import json
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 import numpy as np
-from cask_samples import SPEC, assert_same, make_document, make_teacher, unlisted
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.carriers.registry import shard_path
@@ -31,6 +30,7 @@ from logitcask_schemas.cask.transfer.split import SplitRule, split_cask
 from logitcask_schemas.cask.transfer.targets import LocalTarget
 from logitcask_schemas.errors import CaskError, CaskNotFoundError
 from logitcask_schemas.record.records import DocumentRecords
+from tests.support.schemas.cask_samples import SPEC, assert_same, make_document, make_teacher, unlisted
 
 VOCABULARY, STRIDE = 49_152, 1_000_000
 COMMON = 9 * STRIDE

@@ -1,6 +1,6 @@
 """One of two processes that shard a student with fully_shard: writes its loss and the gathered gradients of a batch.
 
-Usage: fsdp_worker.py CASK OUTPUT GROUPS, where GROUPS names how the head is sharded (root, head, tail),
+Arguments: CASK OUTPUT GROUPS, where GROUPS names how the head is sharded (root, head, tail),
 or mixed: in the root's group, with float32 parameters that are gathered in bfloat16.
 """
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from cask_builder import tiny_model
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -19,6 +18,7 @@ from logitcask_consumer.losses import Objective
 from logitcask_consumer.methods import DistillTask
 from logitcask_consumer.student.forward import attach
 from logitcask_consumer.weights import EntropyTop
+from tests.support.consumer.cask_builder import tiny_model
 
 
 def student(*, tied: bool, dtype: torch.dtype = torch.float64) -> Any:

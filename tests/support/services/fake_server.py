@@ -1,4 +1,4 @@
-"""Run a real server with the fake teacher in a process of its own: `python fake_server.py '{"cask_root": ..., ...}'`.
+"""Run a real server with the fake teacher in a process of its own: `python -m tests.support.services.fake_server JSON`.
 
 Settings are those of the service, plus `fake`: what to script into the teacher.
 """
@@ -8,12 +8,11 @@ import sys
 import time
 from pathlib import Path
 
-import fake_teacher
-
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_services.http.server import configure_logging, serve
 from logitcask_services.jobs.database.chunks import ChunkStore
 from logitcask_services.settings import ServiceSettings
+from tests.support.services.fake_teacher import fake_teacher
 
 
 def main() -> int:
@@ -33,7 +32,7 @@ def main() -> int:
     try:
         return serve(
             ServiceSettings(teacher=Path("unused"), **given),
-            lambda: fake_teacher.fake_teacher(**script),
+            lambda: fake_teacher(**script),
             announce=lambda line: print(line, flush=True),
         )
     except LogitcaskError as error:
