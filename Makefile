@@ -4,6 +4,10 @@ TEACHER := .venv/teacher
 TRAINER := .venv/trainer
 # Tests in two processes, a file in one of them; files in the order given, long ones first. See tests/conftest.py.
 PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Tests and benchmarks whose imports only the teacher's environment has.
+TEACHERS := tests/services tests/support/services tests/e2e tests/conformance/test_engine*.py bench/capture*.py \
+	bench/service*.py bench/dropping_pooler.py
+NOT_TRAINERS := ^(tests/(support/)?services|tests/e2e|tests/conformance/test_engine|bench/(capture|service|dropping))
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check format bench clean
 
@@ -25,8 +29,8 @@ test: install check ## checks and all tests, each side in its own environment
 check: install ## ruff, mypy --strict, the import law
 	$(TRAINER)/bin/ruff check .
 	$(TRAINER)/bin/ruff format --check .
-	$(TRAINER)/bin/mypy schemas consumer demo scripts
-	$(TEACHER)/bin/mypy schemas services
+	$(TRAINER)/bin/mypy schemas consumer demo scripts tests bench --exclude '$(NOT_TRAINERS)'
+	$(TEACHER)/bin/mypy schemas services $(TEACHERS)
 	$(TEACHER)/bin/lint-imports
 
 format: install ## rewrite to the house style

@@ -45,7 +45,7 @@ def assert_equal(found: ShardColumns, expected: ShardColumns) -> None:
         np.testing.assert_array_equal(found.offsets[level], expected.offsets[level])
     assert (found.answers is None) == (expected.answers is None)
     if found.answers is not None:
-        assert (found.answers.offsets.dtype, found.answers.values.dtype) == (np.int64, np.uint32)
+        assert [found.answers.offsets.dtype, found.answers.values.dtype] == [np.dtype(np.int64), np.dtype(np.uint32)]
         np.testing.assert_array_equal(found.answers.offsets, expected.answers.offsets)
         np.testing.assert_array_equal(found.answers.values, expected.answers.values)
     assert list(found.arrays) == list(expected.arrays)

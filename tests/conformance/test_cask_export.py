@@ -103,7 +103,7 @@ def test_a_second_run_skips_what_is_there_and_brings_what_is_new(tmp_path: Path)
 
 def test_an_export_that_was_stopped_goes_on(tmp_path: Path) -> None:
     source, target = make_cask(tmp_path / "source"), tmp_path / "target"
-    running = export_cask(Cask.open(source), LocalTarget(target), "zarr")
+    running: Any = export_cask(Cask.open(source), LocalTarget(target), "zarr")
     next(running)
     running.close()
     with pytest.raises(CaskNotFoundError, match=r"an export into it has not finished \(run it again\)"):
@@ -154,7 +154,7 @@ def test_an_unfinished_export_of_another_cask_is_left_alone(tmp_path: Path) -> N
     """Its entries say whose it is, before there is a manifest."""
     source, target = make_cask(tmp_path / "source"), tmp_path / "target"
     other = make_cask(tmp_path / "other", spec=CaptureSpec(seed=5))
-    running = export_cask(Cask.open(other), LocalTarget(target), "zarr")
+    running: Any = export_cask(Cask.open(other), LocalTarget(target), "zarr")
     next(running)
     running.close()
     before = files_of(target)

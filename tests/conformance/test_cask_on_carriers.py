@@ -67,7 +67,9 @@ def test_one_cask_may_mix_carriers(tmp_path: Path) -> None:
     cask = Cask.open(tmp_path)
     assert sorted(entry.carrier for entry in cask.entries) == sorted(CARRIERS)
     for document in documents:
-        assert_same(cask.read(cask.find(document.id)), document)
+        number = cask.find(document.id)
+        assert number is not None
+        assert_same(cask.read(number), document)
 
 
 def test_no_such_carrier(tmp_path: Path) -> None:

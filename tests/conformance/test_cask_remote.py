@@ -5,6 +5,7 @@ import os
 import sys
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -124,7 +125,7 @@ def test_new_shards_are_seen_when_it_is_opened_again(bucket: str, local: Path, t
 
 
 def test_an_unfinished_export_is_no_cask_and_goes_on(bucket: str, local: Path, tmp_path: Path) -> None:
-    running = export_cask(Cask.open(local), target_of(f"{bucket}/cask"), "zarr")
+    running: Any = export_cask(Cask.open(local), target_of(f"{bucket}/cask"), "zarr")
     next(running)
     next(running)
     running.close()

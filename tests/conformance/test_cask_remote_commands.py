@@ -1,5 +1,6 @@
 """`logitcask cask` on casks in object stores: what each command asks the store for, finds, says and leaves behind."""
 
+import importlib
 import json
 import threading
 from collections import Counter
@@ -197,8 +198,7 @@ def test_verify_keeps_two_shards_at_most(memory: str, local: Path, temporary: Pa
 def test_the_next_shard_is_fetched_while_one_is_verified(
     memory: str, local: Path, temporary: Path, monkeypatch
 ) -> None:
-    from logitcask_schemas.cask.integrity import remote_verify
-
+    remote_verify: Any = importlib.import_module("logitcask_schemas.cask.integrity.remote_verify")
     export(local, memory)
     fetched, original, download = threading.Semaphore(0), remote_verify.verify_shard, RemoteStore.download
     ahead: list[bool] = []

@@ -59,6 +59,7 @@ def test_a_run_with_adapters_learns_resumes_and_leaves_pefts_files(config, tmp_p
     assert not (config.output / "model.safetensors").exists()
     assert not list(config.output.rglob("training_args.bin"))
     ids = torch.arange(3, 20)[None]
+    assert result.initial is not None
     with torch.no_grad():
         before, after = (load_model(folder)(input_ids=ids).logits for folder in (result.initial, result.output))
     assert float((before - after).abs().max()) > 1e-2, "the adapters are loaded with their base"

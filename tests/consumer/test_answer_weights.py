@@ -59,6 +59,7 @@ def trained(casks, text, tokenizer=None, *, seq_len=64, overlap=0):
         for window, document in zip(windows_W, read.documents_W, strict=True)
         for position in range(dataset.windows.trained_W[window], dataset.windows.stop_W[window])
     ]
+    assert read.weights_P is not None
     found = {}
     for number in range(len(casks[0])):
         inside = [

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def place(tmp_path_factory):
         optimizer.step()
     teacher.eval().save_pretrained(folder / "teacher")
     tokenizer.save_pretrained(folder / "teacher")
-    fields = {"vocab_size": 512, "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer)}
+    fields: dict[str, Any] = {"vocab_size": 512, "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer)}
     build_cask(folder / "cask", teacher, documents[:48], per_shard=20, **fields)
     build_cask(folder / "held", teacher, documents[48:], **fields)
     build_cask(folder / "topk", teacher, documents[:4], spec=CaptureSpec(mode="topk", k=5), **fields)

@@ -3,6 +3,7 @@
 import pickle
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -274,6 +275,7 @@ def test_one_place_is_one_cask(place):
     for casks in (str(place / "cask"), place / "cask", [place / "cask"]):
         [cask] = open_casks(casks, tokenizer_fingerprint=None)
         assert cask.path == place / "cask"
-    assert TrainConfig(casks=str(place / "cask"), student="x", output=place).casks == (str(place / "cask"),)
+    path: Any = str(place / "cask")  # as in a file of settings
+    assert TrainConfig(casks=path, student="x", output=place).casks == (str(place / "cask"),)
     with pytest.raises(EmptyCaskError):
         open_casks([], tokenizer_fingerprint=None)

@@ -1,5 +1,7 @@
 """Heads that peft wraps, and frozen ones: the chunked loss gives the loss and gradients of the model's own logits."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -15,7 +17,7 @@ from tests.support.consumer.cask_builder import build_cask, random_documents, sa
 
 peft = pytest.importorskip("peft")
 
-STUDENTS = {
+STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "untied": ("llama", {"tie_word_embeddings": False}),
     "tied": ("llama", {"tie_word_embeddings": True}),
     "softcap": ("gemma2", {"final_logit_softcapping": 2.0, "attn_implementation": "eager"}),
@@ -133,7 +135,7 @@ def test_adapters_that_are_not_plain_lora_are_refused(option):
 
 def test_dropout_of_the_adapter_is_that_of_its_layer(batch):
     layer, rows = adapted("untied", lora_dropout=0.5).train().get_output_embeddings(), len(batch["slots"])
-    model = nn.Module()
+    model: Any = nn.Module()
     model.config, model.get_output_embeddings = tiny_model(layers=1).config, lambda: layer
     head, target = LMHead.from_model(model), target_of(batch, sampled_tail=True).to_dtype(torch.float64)
     hidden = torch.randn(rows, 32, dtype=torch.float64)

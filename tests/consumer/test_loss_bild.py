@@ -44,7 +44,7 @@ def dense(positions, hidden, weight, *, k=8, soften=3.0, which=("teacher", "stud
         inside = slice(None) if heads is None else torch.from_numpy(np.sort(heads[row]))
         teacher, own = x[row][inside], z[row][inside]
         leaders = {"teacher": teacher, "student": own}
-        rows.append(sum(led(leaders[name], teacher, own, k, soften) for name in which))
+        rows.append(torch.stack([led(leaders[name], teacher, own, k, soften) for name in which]).sum())
     values = torch.stack(rows)
     return values.detach(), torch.autograd.grad(values.sum(), (hidden, weight))
 

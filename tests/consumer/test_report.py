@@ -1,6 +1,7 @@
 """The report against dense truth: every metric, its kind, its interval; and the files it leaves."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,7 +146,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
         sizes = rng.integers(5, 40, 60)
         documents = np.repeat(np.arange(60), sizes).astype(np.int32)
         values = (rng.normal(size=60)[documents] + rng.normal(size=len(documents)) + 1.0).astype(np.float32)
-        found = DocumentBootstrap(documents, seed=trial, resamples=500).mean(values)
+        found: Any = DocumentBootstrap(documents, seed=trial, resamples=500).mean(values)
         covered += found.low <= 1.0 <= found.high
         error = 1.96 * values.std() / np.sqrt(len(values))
         naive += abs(values.mean() - 1.0) <= error
@@ -158,7 +159,7 @@ def test_paired_differences_are_tighter_than_unpaired_ones():
     documents = np.repeat(np.arange(30), 20).astype(np.int32)
     before = (rng.normal(size=30)[documents] * 3).astype(np.float32)
     after = before - 0.5 + rng.normal(size=len(documents)).astype(np.float32) * 0.1
-    bootstrap = DocumentBootstrap(documents)
+    bootstrap: Any = DocumentBootstrap(documents)
     change = bootstrap.difference(after, before)
     assert change.low < -0.5 < change.high
     assert change.high - change.low < 0.1 < bootstrap.mean(before).high - bootstrap.mean(before).low

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -206,7 +207,8 @@ def test_a_step_is_the_same_for_any_number_of_processes_and_skipping_keeps_the_e
             own = [part[number * accumulation : (number + 1) * accumulation] for part in shared]
             flat = sorted(sequence for part in own for micro_batch in part for sequence in micro_batch)
             assert [x for x in flat if x != EMPTY] == [x for x in step if x != EMPTY]
-        loader = DataLoader(range(13), batch_sampler=sampler(1, epoch * steps + 1), collate_fn=list)
+        documents: Any = range(13)
+        loader: Any = DataLoader(documents, batch_sampler=sampler(1, epoch * steps + 1), collate_fn=list)
         skipped = skip_first_batches(loader, accumulation)
         assert list(skipped.batch_sampler) == shared[1][accumulation:], "accelerate's way of resuming"
 

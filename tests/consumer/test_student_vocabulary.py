@@ -177,6 +177,7 @@ def config(padded, tmp_path, cask, vocab, **more):
 def test_a_wider_student_trains_and_is_reported_on(padded, tmp_path, extra_ids):
     run_config = config(padded, tmp_path, "plain", VOCAB + 15, extra_ids=extra_ids)
     result = train(run_config)
+    assert result.initial is not None
     before, after = (
         load_file(folder / "model.safetensors")["lm_head.weight"] for folder in (result.initial, result.output)
     )
@@ -258,7 +259,7 @@ def test_the_rule_by_numbers():
 
 def by_hand(records):
     """Mass and number of positions with an id that is no token, position by position."""
-    mass = count = 0
+    mass, count = 0.0, 0
     for each in records:
         heads = np.split(np.arange(len(each.head_ids_H)), np.cumsum(each.head_counts_P)[:-1])
         tails = np.split(np.arange(len(each.tail_ids_N)), np.cumsum(each.tail_counts_P)[:-1])

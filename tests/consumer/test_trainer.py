@@ -62,6 +62,7 @@ def test_a_run_lowers_kl_and_leaves_a_model_folder(config):
     model = AutoModelForCausalLM.from_pretrained(result.output)
     assert model.config.num_hidden_layers == 2
     assert AutoTokenizer.from_pretrained(result.output).get_vocab() == tiny_tokenizer().get_vocab()
+    assert result.initial is not None
     assert AutoModelForCausalLM.from_pretrained(result.initial).config.num_hidden_layers == 2
     run = json.loads((result.output / "logitcask.json").read_text())
     assert run["status"] == "finished"

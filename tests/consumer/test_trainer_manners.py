@@ -184,7 +184,7 @@ def test_training_stops_early_and_ends_with_the_best_model(dataset, held_out, tm
     trainer.train()
     losses = {line["step"]: line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line}
     assert list(losses) == [2, 4, 6, 8], "two evaluations in a row without a better one"
-    assert min(losses, key=losses.get) == 4
+    assert min(losses, key=lambda step: losses[step]) == 4
     best = tmp_path / "checkpoints" / "checkpoint-4"
     assert trainer.state.best_model_checkpoint == str(best)
     assert {path.name for path in best.parent.iterdir()} == (

@@ -142,6 +142,12 @@ def unrounded(length: int, seed: int) -> DocumentRecords:
     return make_document(length, seed, spec=CaptureSpec(logprob_codec="f32", tail_logprobs=True))
 
 
+def number_of(cask: Cask, document_id: bytes) -> int:
+    number = cask.find(document_id)
+    assert number is not None
+    return number
+
+
 def test_a_cask_of_codes_reads_as_float16_and_ignores_company(tmp_path: Path) -> None:
     documents = [unrounded(length, length) for length in (2, 50, 400)]
     for name, order in (("one", documents), ("other", documents[::-1])):
@@ -149,7 +155,7 @@ def test_a_cask_of_codes_reads_as_float16_and_ignores_company(tmp_path: Path) ->
             writer.publish(order)
     one, other = Cask.open(tmp_path / "one"), Cask.open(tmp_path / "other")
     for document in documents:
-        found, again = (cask.read(cask.find(document.id)).records for cask in (one, other))
+        found, again = (cask.read(number_of(cask, document.id)).records for cask in (one, other))
         for name in ("head_logprobs_H", "tail_logprobs_N"):
             mine, stored = getattr(document.records, name), getattr(found, name)
             assert stored.dtype == np.float16

@@ -34,7 +34,7 @@ def changed(document: DocumentRecords, **columns: object) -> DocumentRecords:
     fields = {name: getattr(document.records, name) for name in Records.__dataclass_fields__}
     return DocumentRecords(
         token_ids_L=columns.pop("token_ids_L", document.token_ids_L),  # type: ignore[arg-type]
-        records=Records(**(fields | columns)),  # type: ignore[arg-type]
+        records=Records(**(fields | columns)),
         answer_ranges_R2=document.answer_ranges_R2,
     )
 

@@ -2,6 +2,7 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def test_flat_columns_are_the_documents_end_to_end(tmp_path: Path, vocab: int) -
     documents = make_documents([2, 50, 7], 3, vocab_size=vocab, spec=spec)
     CaskWriter.create(tmp_path / "c", teacher=make_teacher(vocab), capture=spec).publish(documents)
     shard = Cask.open(tmp_path / "c").shard(0)
-    arrays = shard.columns.arrays
+    arrays: Any = shard.columns.arrays
     joined = (
         dict(arrays)
         if vocab <= 1 << 16

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -94,8 +95,12 @@ def read_everything(path: Path) -> None:
     attempt(cask.document_ids)
     attempt(lambda: cask.find(b"\0" * 32))
     for number in range(len(cask)):
-        attempt(lambda number=number: cask.shard(cask.locate(number)[0]))
-        attempt(lambda number=number: require_right(cask, number))
+        attempt(partial(open_shard_of, cask, number))
+        attempt(partial(require_right, cask, number))
+
+
+def open_shard_of(cask: Cask, number: int) -> None:
+    cask.shard(cask.locate(number)[0])
 
 
 def require_right(cask: Cask, number: int) -> None:

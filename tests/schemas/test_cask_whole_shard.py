@@ -63,9 +63,8 @@ def faults(shard: Shard, vocab_size: int) -> list[int]:
 
 def with_column(document: DocumentRecords, name: str, column: np.ndarray) -> DocumentRecords:
     columns = document.records.position_columns
-    if name in columns:
-        return with_column(document, "position_columns", {**columns, name: column})
-    return dataclasses.replace(document, records=dataclasses.replace(document.records, **{name: column}))
+    changed: dict[str, Any] = {"position_columns": {**columns, name: column}} if name in columns else {name: column}
+    return dataclasses.replace(document, records=dataclasses.replace(document.records, **changed))
 
 
 def set_value(name: str, value: Any, at: int = -1) -> Callable[[DocumentRecords], DocumentRecords]:

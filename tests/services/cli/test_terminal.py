@@ -72,10 +72,11 @@ def test_the_finished_bar_shows_the_pace_of_the_run(serve, documents):
     """Tokens over the time of capture, and no estimate of what is left."""
     server = serve(fake={"seconds_per_document": 0.05})
     job = server.submit(server.upload(documents[:8]))
-    console = Console(file=io.StringIO(), width=200, force_terminal=True, color_system=None)
+    shown = io.StringIO()
+    console = Console(file=shown, width=200, force_terminal=True, color_system=None)
     with ServiceClient(server.url) as client:
         ended = follow(client, job["id"], console)
-    last = console.file.getvalue().rsplit("\r", 1)[-1].splitlines()[0]
+    last = shown.getvalue().rsplit("\r", 1)[-1].splitlines()[0]
     assert ended.status == "completed"
     assert f"{ended.throughput_tps:,.0f} tokens/s" in last
     assert "ETA" not in last

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+from typing import Any
 
 import pytest
 from hypothesis import assume, example, given
@@ -24,9 +25,13 @@ CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 
 
 def limits(**changes):
-    return DocumentLimits(
-        **{"vocab_size": VOCAB_SIZE, "max_length": 64, "overflow": "truncate", "max_line_bytes": 1000} | changes
-    )
+    usual: dict[str, Any] = {
+        "vocab_size": VOCAB_SIZE,
+        "max_length": 64,
+        "overflow": "truncate",
+        "max_line_bytes": 1000,
+    }
+    return DocumentLimits(**usual | changes)
 
 
 def run(tmp_path, lines, *, tokenizer=None, stopped=lambda: False, **changes):

@@ -85,6 +85,7 @@ def test_a_document_whose_logits_are_not_finite_is_reported(tiny_llama, tmp_path
     good, bad = engine.capture(tasks, SPEC)
     assert good.error is None
     assert bad.document is None
+    assert bad.error is not None
     assert "is NaN; the teacher's logits were not finite" in bad.error
 
 

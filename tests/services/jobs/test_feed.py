@@ -117,10 +117,14 @@ def test_results_nobody_asked_for(tmp_path):
             feed.accept(CaptureResult(key=key, document=None, error="?"))
 
 
+class Broken(Index):
+    def has(self, identity):
+        return 1 // 0
+
+
 def test_own_faults_are_not_the_engines(tmp_path):
     store = store_of(tmp_path, [[1, 2]])
-    index = Index()
-    index.has = lambda identity: 1 // 0
+    index = Broken()
     feed = feed_of(store, index, [])
     assert list(feed.tasks(plan_chunks(store.offsets_D1, 10))) == []
     assert isinstance(feed.fault, ZeroDivisionError)

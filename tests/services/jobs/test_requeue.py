@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -65,7 +66,7 @@ def spoil(cask: Path, number: int) -> None:
             member = archive.getinfo("head_logprobs/c/0")
         overwrite(shard.path, member.header_offset + 30 + len(member.filename) + 4)
     else:
-        column = shard.columns.arrays["head_logprobs"].tobytes()
+        column = np.asarray(shard.columns.arrays["head_logprobs"]).tobytes()
         overwrite(shard.path, shard.path.read_bytes().index(column) + len(column) // 2)
 
 

@@ -11,7 +11,7 @@ from logitcask_consumer.training.trainer import DistillTrainer
 from tests.support.consumer.cask_builder import tiny_model
 
 
-def main():
+def main() -> None:
     output = Path(sys.argv[3])
     train, held = (CaskDataset(open_casks(path, tokenizer_fingerprint=None), seq_len=64) for path in sys.argv[1:3])
     args = DistillConfig(output_dir=str(output / "run"), report_to="none", use_cpu=True, per_device_eval_batch_size=2)

@@ -298,12 +298,11 @@ class Recorded:
         """Put the folder into the state after every prefix of the operations; states that are equal come once."""
         seen: set[int] = set()
         for length in range(len(self.operations) + 1):
-            left = crash(
-                self.operations[:length],
-                self.before,
-                reached_disk=lambda operation, length=length: reached_disk(operation, length),
-                surviving_bytes=surviving,
-            )
+
+            def reached(operation: Operation, length: int = length) -> bool:
+                return reached_disk(operation, length)
+
+            left = crash(self.operations[:length], self.before, reached_disk=reached, surviving_bytes=surviving)
             if (state := hash(frozenset(left.items()))) not in seen:
                 seen.add(state)
                 put_state(self.folder, left)

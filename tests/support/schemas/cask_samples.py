@@ -38,7 +38,7 @@ def make_document(
     """A document of `length` tokens; with tails=False no position has a draw."""
     random = np.random.default_rng([seed, length])
     positions = length - 1
-    ids = np.uint16 if vocab_size <= 65_536 else np.uint32
+    ids: type[np.unsignedinteger[Any]] = np.uint16 if vocab_size <= 65_536 else np.uint32
     coded = spec.logprob_codec == "u8"
     value = np.float32 if spec.logprob_codec == "f32" else np.float16
     head_counts = random.integers(1, 20, positions).astype(np.uint8)
