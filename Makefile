@@ -2,6 +2,12 @@
 PYTHON ?= python3
 TEACHER := .venv/teacher
 TRAINER := .venv/trainer
+# Tests in two processes, a file in one of them; files in the order given, long ones first. See tests/conftest.py.
+PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Tests and benchmarks whose imports only the teacher's environment has.
+TEACHERS := tests/services tests/support/services tests/e2e tests/conformance/test_engine*.py bench/capture*.py \
+	bench/service*.py bench/dropping_pooler.py
+NOT_TRAINERS := ^(tests/(support/)?services|tests/e2e|tests/conformance/test_engine|bench/(capture|service|dropping))
 .DEFAULT_GOAL := help
 .PHONY: help install lock demo test check docs format bench clean
 
@@ -19,15 +25,16 @@ lock: install ## write the exact versions of both environments to requirements/
 demo: install ## the whole line on this machine: teacher, cask, student, report
 	@$(TRAINER)/bin/python -m demo
 
+test: export OMP_NUM_THREADS := 1
 test: install check ## checks and all tests, each side in its own environment
-	$(TRAINER)/bin/python -m pytest tests/repository tests/schemas tests/golden tests/consumer tests/conformance/test_cask*.py
-	$(TEACHER)/bin/python -m pytest tests/services tests/conformance/test_engine*.py tests/e2e
+	$(TRAINER)/bin/python $(PYTEST) tests/consumer tests/schemas tests/conformance/test_cask*.py tests/golden tests/repository
+	$(TEACHER)/bin/python $(PYTEST) tests/conformance/test_engine*.py tests/e2e tests/services
 
 check: install ## ruff, mypy --strict, import layers, the documentation's links and references
 	$(TRAINER)/bin/ruff check .
 	$(TRAINER)/bin/ruff format --check .
-	$(TRAINER)/bin/mypy schemas consumer demo scripts examples
-	$(TEACHER)/bin/mypy schemas/logitcask_schemas services
+	$(TRAINER)/bin/mypy schemas consumer demo scripts examples tests bench --exclude '$(NOT_TRAINERS)'
+	$(TEACHER)/bin/mypy schemas/logitcask_schemas services $(TEACHERS)
 	$(TEACHER)/bin/lint-imports
 	@$(MAKE) --no-print-directory docs
 

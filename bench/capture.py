@@ -60,14 +60,17 @@ def start_capturing(teacher: Path) -> Any:
 
 def start_stock(teacher: Path) -> Any:
     from vllm import EngineArgs
+    from vllm.platforms import current_platform
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    from logitcask_services.engines.vllm.engine import _dtype, _platform_defaults
+    from logitcask_services.engines.dtypes import choose_dtype
+    from logitcask_services.engines.model_folder import ModelFolder
+    from logitcask_services.engines.vllm.engine import _platform, _platform_defaults
 
-    arguments = {"dtype": _dtype("auto"), "max_model_len": 1024, "max_logprobs": 64, "enable_prefix_caching": False}
-    return LLMEngine.from_engine_args(
-        EngineArgs(model=str(teacher), disable_log_stats=True, **arguments, **_platform_defaults())
-    )
+    dtype = choose_dtype("auto", ModelFolder.open(teacher).checkpoint_dtype, _platform(current_platform))
+    arguments: dict[str, Any] = {"max_model_len": 1024, "max_logprobs": 64, "enable_prefix_caching": False}
+    arguments |= {"dtype": dtype, "disable_log_stats": True, **_platform_defaults(current_platform)}
+    return LLMEngine.from_engine_args(EngineArgs(model=str(teacher), **arguments))
 
 
 def capturing(engine: Any, documents: list[np.ndarray], spec: Any, sizes: dict[str, float] | None) -> None:
@@ -103,7 +106,7 @@ def generating(engine: Any, documents: list[np.ndarray], parameters: dict[str, A
 
 def cpu_seconds(processes: list[Any]) -> float:
     """User and system time of processes so far."""
-    return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
+    return float(sum(times.user + times.system for times in (process.cpu_times() for process in processes)))
 
 
 def measure(passes: dict[str, Pass], tokens: int, rounds: int) -> dict[str, np.ndarray]:
@@ -179,7 +182,7 @@ def main() -> None:
     if not arguments.only_capture:
         stock = start_stock(teacher)
         logprobs = {"prompt_logprobs": 64}
-        stock_parameters = {
+        stock_parameters: dict[str, dict[str, Any]] = {
             "prefill": {"detokenize": False},
             "logprobs-64": {"detokenize": False, **logprobs},
             "logprobs-64-flat": {"detokenize": False, "flat_logprobs": True, **logprobs},

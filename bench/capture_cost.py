@@ -61,7 +61,7 @@ def widened(logits_RV: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def reference(logits_RV: torch.Tensor) -> None:
-    for part in logits_RV.split(REFERENCE_ROWS):
+    for part in torch.split(logits_RV, REFERENCE_ROWS):
         torch.log_softmax(part, -1).topk(50, -1)
 
 
@@ -92,7 +92,7 @@ def main() -> None:
     report = Report(__file__, "torch")
     for vocab_size, rows in VOCABULARIES.items():
         wide_RV = widened(logits_RV[:rows], vocab_size)
-        works = {REFERENCE: reference}
+        works: dict[str, Callable[[torch.Tensor], None]] = {REFERENCE: reference}
         works |= {name: capture(spec, vocab_size, next_ids_R[:rows]) for name, spec in SPECS.items()}
         found: dict[str, list[float]] = {name: [] for name in works}
         for _ in range(arguments.rounds + 1):

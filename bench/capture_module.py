@@ -74,7 +74,7 @@ def main() -> None:
     keys_R, positions_R = torch.full((ROWS,), 12345), torch.arange(ROWS)
 
     def chunked(work: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tensor], Any]:
-        return lambda logits: [work(part) for part in logits.split(32)]
+        return lambda logits: [work(part) for part in torch.split(logits, 32)]
 
     works: dict[str, Callable[[torch.Tensor], Any]] = {
         "log_softmax": chunked(lambda part: torch.log_softmax(part, -1)),

@@ -168,7 +168,7 @@ def measure_cask(documents: list[DocumentRecords], spec: CaptureSpec, vocab_size
 @torch.inference_mode()
 def measure(teacher: Path, count: int) -> dict[str, dict[str, float]]:
     documents = real_documents(transformers.AutoTokenizer.from_pretrained(teacher), count)
-    model = transformers.AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
     vocab_size = model.get_output_embeddings().weight.shape[0]
     specs = {one: CaptureSpec(tau=1 / one, logprob_codec="f32") for one in THRESHOLDS}
     kept: dict[int, list[DocumentRecords]] = defaultdict(list)
@@ -190,7 +190,7 @@ def measure(teacher: Path, count: int) -> dict[str, dict[str, float]]:
         print(f"{len(kept[THRESHOLDS[0]])} of {len(documents)} documents", flush=True)
     found = {}
     for threshold, codec in errors:
-        spec = CaptureSpec(tau=1 / threshold, logprob_codec=codec)  # type: ignore[arg-type]
+        spec = CaptureSpec(tau=1 / threshold, logprob_codec=codec)
         figures = measure_cask([stored_as(one, codec) for one in kept[threshold]], spec, vocab_size)
         figures["squared error of target"] = float(np.mean(errors[threshold, codec]))
         found[f"record 1/{threshold} {codec}"] = figures

@@ -9,6 +9,7 @@ the whole shard when it is opened; their windows come from memory.
 import argparse
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def zarr_python_reader(cask: Cask) -> Callable[[int], Any]:
     """Reads every column of a document with zarr-python; strict where its version can be."""
     shard = cask.shard(0)
     group = zarr.open_group(zarr.storage.ZipStore(shard.path, mode="r"), mode="r")
-    arrays = [(group[column.name], shard.columns.offsets[column.level]) for column in cask.layout.columns]
+    offsets = shard.columns.offsets
+    arrays: list[tuple[Any, Any]] = [(group[column.name], offsets[column.level]) for column in cask.layout.columns]
     return lambda row: [array[int(cut[row]) : int(cut[row + 1])] for array, cut in arrays]
 
 
@@ -55,33 +57,47 @@ def main() -> None:
         name, _, unit = metric.removesuffix(")").rpartition(" (")
         rows.add(name, unit, [per / one for one in spent], note, carrier=carrier)
 
+    def publish(writer: CaskWriter, _: int) -> None:
+        writer.publish(documents)
+
+    def open_first(path: Path, _: int) -> None:
+        Cask.open(path).shard(0)
+
+    def read_one(cask: Cask, turn: int) -> None:
+        cask.collate([int(order[turn])])
+
+    def read_by_zarr(reader: Callable[[int], Any], turn: int) -> None:
+        reader(int(order[turn]))
+
+    def export(source: Cask, target: LocalTarget, carrier: str, _: int) -> None:
+        list(export_cask(source, target, carrier))
+
     with tempfile.TemporaryDirectory() as folder:
         for carrier in CARRIERS:
             path = Path(folder) / carrier
             writer = CaskWriter.create(path, teacher=made_up_teacher(VOCAB), capture=CaptureSpec(), carrier=carrier)
-            spent = timed(lambda _, writer=writer: writer.publish(documents), 1)
+            spent = timed(partial(publish, writer), 1)
             writer.close()
             cask = Cask.open(path)
             arrow_bytes = Cask.open(Path(folder) / "arrow").num_bytes
             report(carrier, "publish (MB/s of Arrow form)", spent, arrow_bytes / 1e6)
             report(carrier, "size (bytes/token)", [1.0], cask.num_bytes / cask.num_tokens)
             opening = 50 if carrier == "arrow" else 3
-            report(carrier, "open a shard (per s)", timed(lambda _, p=path: Cask.open(p).shard(0), opening), 1)
+            report(carrier, "open a shard (per s)", timed(partial(open_first, path), opening), 1)
             for row in range(len(cask)):
                 cask.read(row)
-            read = timed(lambda turn, cask=cask: cask.collate([int(order[turn])]), arguments.repeats)
+            read = timed(partial(read_one, cask), arguments.repeats)
             report(carrier, "windows, random order (tokens/s)", read, TOKENS)
             if carrier == "zarr":
-                by_zarr = zarr_python_reader(cask)
-                read = timed(lambda turn, by_zarr=by_zarr: by_zarr(int(order[turn])), min(arguments.repeats, 20))
+                read = timed(partial(read_by_zarr, zarr_python_reader(cask)), min(arguments.repeats, 20))
                 report("zarr-python", "windows, random order (tokens/s)", read, TOKENS)
         for carrier in ("zarr", "parquet"):
             target = LocalTarget(Path(folder) / f"export-{carrier}")
             source = Cask.open(Path(folder) / "arrow")
-            spent = timed(lambda _, t=target, s=source, c=carrier: list(export_cask(s, t, c)), 1)
+            spent = timed(partial(export, source, target, carrier), 1)
             report(carrier, "export from Arrow (MB/s)", spent, source.num_bytes / 1e6)
             back, exported = LocalTarget(Path(folder) / f"back-{carrier}"), Cask.open(target.path)
-            spent = timed(lambda _, t=back, s=exported: list(export_cask(s, t, "arrow")), 1)
+            spent = timed(partial(export, exported, back, "arrow"), 1)
             report(carrier, "import to Arrow (MB/s)", spent, source.num_bytes / 1e6)
     rows.write()
 

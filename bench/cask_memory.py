@@ -55,7 +55,7 @@ def read_epoch(path: Path, workers: int, limit: int) -> None:
     for number, batch in enumerate(loader):
         positions += len(batch["slots"])
         if number % SAMPLE_EVERY == 0 or number == len(loader) - 1 - 2 * workers:
-            readers = [child.pid for child in multiprocessing.active_children()] if workers else ["self"]
+            readers: list[Any] = [child.pid for child in multiprocessing.active_children()] if workers else ["self"]
             seen = [memory_of(reader) for reader in readers]
             for kind, values in samples.items():
                 values.append(max(one[kind] for one in seen))

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from logitcask_schemas.cask import CaskWriter
 from logitcask_schemas.cask.carriers.registry import CARRIERS
@@ -69,7 +69,7 @@ def main() -> None:
         for name, files in (("durable", CountedFiles()), ("compute", UnsyncedFiles())):
             rates, waits, counts = [], [], []
             with tempfile.TemporaryDirectory() as folder:
-                options = {"teacher": made_up_teacher(VOCAB), "capture": CaptureSpec(), "files": files}
+                options: dict[str, Any] = {"teacher": made_up_teacher(VOCAB), "capture": CaptureSpec(), "files": files}
                 with CaskWriter.create(Path(folder) / "cask", carrier=carrier, **options) as writer:
                     for documents in made if carrier == "arrow" else made[:4]:
                         before = (Counter(files.counts), files.seconds) if isinstance(files, CountedFiles) else None

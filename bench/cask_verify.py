@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def main() -> None:
         }
         for program in ("sha256sum", "xxhsum"):
             if shutil.which(program):
-                variants[program] = lambda program=program: run(program)
+                variants[program] = partial(run, program)
             else:
                 print(f"{program} is not installed: left out")
         rates: dict[str, list[float]] = {name: [] for name in variants}

@@ -27,6 +27,7 @@ class DroppingPooler(CapturePooler):
         while first < len(rows_R):
             some = slice(first, first + self._chunk_rows(hidden_SD.device))
             logits = self._compute_logits(hidden_SD.index_select(0, rows_R[some]))
+            assert logits is not None
             self._vocab_size = logits.shape[1]
             first = some.stop
         nothing = torch.zeros(len(rows_R), dtype=torch.float16)
@@ -41,7 +42,7 @@ class DroppingPooler(CapturePooler):
         )
 
 
-class DroppingLlama(vllm_wrapper.LogitcaskLlamaForCausalLM):
+class DroppingLlama(vllm_wrapper.LogitcaskLlamaForCausalLM):  # type: ignore[misc]
     """The capturing Llama with the pooler above."""
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:

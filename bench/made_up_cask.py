@@ -6,7 +6,7 @@ average, with the spread of each. Token ids and probabilities are random; every 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -24,7 +24,7 @@ def make_document(length: int, vocab_size: int, seed: int) -> DocumentRecords:
     """One document of `length` tokens with random records."""
     random = np.random.default_rng(seed)
     positions = length - 1
-    ids = np.uint16 if vocab_size <= 65_536 else np.uint32
+    ids: type[np.unsignedinteger[Any]] = np.uint16 if vocab_size <= 65_536 else np.uint32
     head_counts = np.minimum(1 + random.poisson(1.9, positions), 20).astype(np.uint8)
     tail_counts = np.clip(random.normal(7.9, 5.0, positions), 0, 20).astype(np.uint8)
     token_ids = random.integers(0, vocab_size, length).astype(ids)
@@ -84,8 +84,8 @@ def make_cask(
     files: FileOperations | None = None,
 ) -> Cask:
     """A published cask with one document per length."""
-    options = {"teacher": made_up_teacher(vocab_size), "capture": CaptureSpec(), "carrier": carrier, "files": files}
-    with CaskWriter.create(path, **options) as writer:
+    teacher, spec = made_up_teacher(vocab_size), CaptureSpec()
+    with CaskWriter.create(path, teacher=teacher, capture=spec, carrier=carrier, files=files) as writer:
         for start in range(0, len(lengths), per_shard):
             part = lengths[start : start + per_shard]
             writer.publish([make_document(length, vocab_size, start + i) for i, length in enumerate(part)])

@@ -70,9 +70,16 @@ class Sums:
     """Sum of t̂ h^T."""
 
 
+def squared(target_VD: Tensor | None, teacher_VD: Tensor) -> float:
+    """Squared distance; there was a document."""
+    assert target_VD is not None
+    return float(((target_VD - teacher_VD) ** 2).sum())
+
+
 def joined(at_E: Tensor, weights_E: Tensor) -> tuple[Tensor, Tensor]:
     """Weights of equal indices added up."""
-    unique_E, inverse_E = at_E.unique(return_inverse=True)
+    at: Any = at_E
+    unique_E, inverse_E = at.unique(return_inverse=True)
     return unique_E, torch.zeros(len(unique_E)).index_add_(0, inverse_E, weights_E)
 
 
@@ -136,7 +143,7 @@ def schemes(
         found["threshold", tau] = record(logits_RV, ids, spec, p_RV)
     for draws in DRAWS:
         for sampler in ("systematic", "multinomial"):
-            spec = CaptureSpec(mode="sampled", draws=draws, sampler=sampler)  # type: ignore[arg-type]
+            spec = CaptureSpec(mode="sampled", draws=draws, sampler=sampler)
             found[f"sampled, {sampler}", draws] = record(logits_RV, ids, spec, p_RV)
         found["random sampling", draws] = random_sampling(t_RV, draws, generator)
     for k in SIZES:
@@ -194,7 +201,7 @@ def measure(rows: teacher_rows.TeacherRows, student: Any) -> dict[tuple[str, int
             "bytes, all": sums.bytes["all"] / positions,
             "bytes, entries": sums.bytes["entries"] / positions,
             "error per position": sums.error / gradient,
-            "error per batch": float(((sums.target_VD - teacher_VD) ** 2).sum()) / teacher,
+            "error per batch": squared(sums.target_VD, teacher_VD) / teacher,
             "squared error of target": sums.error / positions,
         }
         for name, sums in found.items()
@@ -240,7 +247,8 @@ def main() -> None:
         return
     teacher = arguments.teacher or fetch_model("smollm2-135m")
     tokenizer = transformers.AutoTokenizer.from_pretrained(teacher)
-    student = transformers.AutoModelForCausalLM.from_pretrained(arguments.student, dtype=torch.float32).eval()
+    student: Any = transformers.AutoModelForCausalLM.from_pretrained(arguments.student, dtype=torch.float32)
+    student.eval()
     note = f"{arguments.documents * (LENGTH - 1):,} positions"
     found = {}
     for kind, texts in teacher_rows.KINDS.items():

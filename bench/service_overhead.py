@@ -75,6 +75,10 @@ class MadeUpEngine:
             self.seconds += time.thread_time() - start
             yield CaptureResult(key=task.key, document=document)
 
+    def interrupt(self) -> bool:
+        """It computes in this process."""
+        return False
+
     def close(self) -> None:
         pass
 

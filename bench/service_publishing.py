@@ -63,6 +63,10 @@ class PacedEngine:
             self.documents += 1
             yield CaptureResult(key=task.key, document=document)
 
+    def interrupt(self) -> bool:
+        """It computes in this process."""
+        return False
+
     def close(self) -> None:
         """Nothing to free."""
 

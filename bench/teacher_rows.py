@@ -92,7 +92,7 @@ def teacher_rows(teacher: Path, ids_DL: NDArray[np.uint16], cache: Path) -> Teac
     """Run the teacher over documents, or read what an earlier run said of the same ones."""
     cache.mkdir(parents=True, exist_ok=True)
     kept = cache / f"{hashlib.sha256(teacher.name.encode() + ids_DL.tobytes()).hexdigest()[:16]}-{ids_DL.shape[1]}.npy"
-    model = transformers.AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
     head_VH = model.get_output_embeddings().weight.detach()
     if not kept.exists():
         states = []

@@ -11,6 +11,7 @@ Writes `results/toy_fixed_points.csv` (percentiles over contexts) and `docs/imag
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -124,7 +125,7 @@ def train(loss: str, records: Records) -> Floats:
     table_VC = torch.zeros(VOCAB, CONTEXTS, dtype=torch.float64, requires_grad=True)
     hidden_TC = torch.eye(CONTEXTS, dtype=torch.float64)[records.contexts_T]
     terms = Objective.parse(loss).terms(0.0)
-    optimizer = torch.optim.LBFGS(
+    optimizer: Any = torch.optim.LBFGS(
         [table_VC], lr=1, max_iter=200, tolerance_grad=1e-10, tolerance_change=1e-14, line_search_fn="strong_wolfe"
     )
 

@@ -153,7 +153,7 @@ def measure(report: Report, shape: tuple[int, int, int], variants: list[str], ro
             variant = variants[(i + number) % len(variants)]
             taken[variant] += seconds(partial(step, variant), 1)
     del step
-    labels = {"vocab": vocab, "hidden": hidden, "rows": rows}
+    labels: dict[str, Any] = {"vocab": vocab, "hidden": hidden, "rows": rows}
     for variant in variants:
         per_row = [1e3 * value / rows for value in taken[variant]]
         report.add("time per row", "ms", per_row, **labels, variant=variant)

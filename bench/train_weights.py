@@ -15,6 +15,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def make_steps(folder: Path, tokens: int) -> dict[str, Callable[[], int]]:
         return len(out["ce_T"])
 
     datasets = {name: CaskDataset([path], seq_len=SEQ_LEN, weights=Weights.parse(text)) for name, text in texts.items()}
-    return {name: lambda dataset=dataset: step(dataset) for name, dataset in datasets.items()}
+    return {name: partial(step, dataset) for name, dataset in datasets.items()}
 
 
 def main() -> None:

@@ -123,7 +123,7 @@ class DenseKL(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_TD, grad_VD = ctx.saved_tensors
         return grad_TD * grad, grad_VD * grad, None, None
 

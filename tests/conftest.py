@@ -1,7 +1,32 @@
-"""What all tests share: helpers in tests/support can be imported by their names."""
+"""What all tests share: no deadlines for examples, and which files share a process."""
 
-import sys
-from pathlib import Path
+from typing import Any
 
-# --import-mode=importlib leaves folders off the path.
-sys.path.insert(0, str(Path(__file__).parent / "support"))
+import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine is no fault of what is tested.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests share a process, and with it what they set up; so do all tests of real engines, for their memory.
+
+    As `--dist loadfile`, but for the engines: two of them at once would need twice the memory and the cores.
+    """
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "engines" if file.startswith(ENGINES) else file
+
+    return Scheduling(config, log)
+
+
+ENGINES = ("tests/conformance/test_engine", "tests/e2e/")
+"""Files that start real engines."""

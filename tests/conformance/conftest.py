@@ -1,19 +1,14 @@
 """Fixtures for casks in object stores: one S3 server for the whole session, and a small cask to put there."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-# --import-mode=importlib leaves folders off the path; the made-up documents live beside the schemas' tests.
-sys.path.insert(0, str(Path(__file__).parents[1] / "schemas"))
-
-from cask_samples import SPEC, make_documents, make_teacher
-
 from logitcask_schemas.cask import CaskWriter
 from logitcask_schemas.cask.storage.object_store import RemoteStore
+from tests.support.schemas.cask_samples import SPEC, make_documents, make_teacher
 
 SHARDS = 3
 LENGTHS = (20, 120, 7)

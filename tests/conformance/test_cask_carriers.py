@@ -1,7 +1,6 @@
 """What every carrier of the cask must do; a new one is tested by being in `CARRIERS`."""
 
 import io
-import sys
 import tempfile
 from pathlib import Path
 
@@ -10,11 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-# --import-mode=importlib leaves folders off the path; the made-up documents live beside the schemas' tests.
-sys.path.insert(0, str(Path(__file__).parents[1] / "schemas"))
-
-from cask_samples import SPEC, VOCABS, make_documents, make_teacher, specs
-
 from logitcask_schemas.cask.carriers.carrier import Carrier
 from logitcask_schemas.cask.carriers.registry import CARRIERS
 from logitcask_schemas.cask.format.columns import ShardColumns, assemble
@@ -22,6 +16,7 @@ from logitcask_schemas.cask.format.layout import LEVELS, RecordLayout
 from logitcask_schemas.cask.format.manifest import CaskManifest
 from logitcask_schemas.errors import CaskCorruptionError
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from tests.support.schemas.cask_samples import SPEC, VOCABS, make_documents, make_teacher, specs
 
 IDENTITY = "c" * 64
 every_carrier = pytest.mark.parametrize("carrier", CARRIERS.values(), ids=list(CARRIERS))
@@ -50,7 +45,7 @@ def assert_equal(found: ShardColumns, expected: ShardColumns) -> None:
         np.testing.assert_array_equal(found.offsets[level], expected.offsets[level])
     assert (found.answers is None) == (expected.answers is None)
     if found.answers is not None:
-        assert (found.answers.offsets.dtype, found.answers.values.dtype) == (np.int64, np.uint32)
+        assert [found.answers.offsets.dtype, found.answers.values.dtype] == [np.dtype(np.int64), np.dtype(np.uint32)]
         np.testing.assert_array_equal(found.answers.offsets, expected.answers.offsets)
         np.testing.assert_array_equal(found.answers.values, expected.answers.values)
     assert list(found.arrays) == list(expected.arrays)

@@ -3,18 +3,12 @@
 import itertools
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-# --import-mode=importlib leaves folders off the path; the made-up documents live beside the schemas' tests.
-sys.path.insert(0, str(Path(__file__).parents[1] / "schemas"))
-
-from cask_samples import SPEC, VOCABS, assert_same, make_document, make_documents, make_teacher, specs, unlisted
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.carriers.registry import CARRIERS
@@ -24,6 +18,16 @@ from logitcask_schemas.cask.transfer.targets import LocalTarget
 from logitcask_schemas.cli.main import main
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError, IdentityMismatchError
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from tests.support.schemas.cask_samples import (
+    SPEC,
+    VOCABS,
+    assert_same,
+    make_document,
+    make_documents,
+    make_teacher,
+    specs,
+    unlisted,
+)
 
 LENGTHS = ([2, 3, 40, 7, 500], [11, 2, 64], [9])
 
@@ -99,7 +103,7 @@ def test_a_second_run_skips_what_is_there_and_brings_what_is_new(tmp_path: Path)
 
 def test_an_export_that_was_stopped_goes_on(tmp_path: Path) -> None:
     source, target = make_cask(tmp_path / "source"), tmp_path / "target"
-    running = export_cask(Cask.open(source), LocalTarget(target), "zarr")
+    running: Any = export_cask(Cask.open(source), LocalTarget(target), "zarr")
     next(running)
     running.close()
     with pytest.raises(CaskNotFoundError, match=r"an export into it has not finished \(run it again\)"):
@@ -150,7 +154,7 @@ def test_an_unfinished_export_of_another_cask_is_left_alone(tmp_path: Path) -> N
     """Its entries say whose it is, before there is a manifest."""
     source, target = make_cask(tmp_path / "source"), tmp_path / "target"
     other = make_cask(tmp_path / "other", spec=CaptureSpec(seed=5))
-    running = export_cask(Cask.open(other), LocalTarget(target), "zarr")
+    running: Any = export_cask(Cask.open(other), LocalTarget(target), "zarr")
     next(running)
     running.close()
     before = files_of(target)

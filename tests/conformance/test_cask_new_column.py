@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cask_samples import make_teacher
 
 from logitcask_consumer.data import CaskDataset, Collator
 from logitcask_schemas.cask import Cask, CaskWriter
@@ -19,6 +18,7 @@ from logitcask_schemas.record.position_columns import PositionColumn
 from logitcask_schemas.record.records import DocumentRecords
 from logitcask_schemas.record.wire import decode_wire
 from logitcask_services.capture import RecordCapture, RecordColumns, pack_wire
+from tests.support.schemas.cask_samples import make_teacher
 
 VOCAB, LENGTHS = 300, (9, 30, 17)
 SPEC = CaptureSpec(temperatures=(2.0, 3.0))

@@ -2,7 +2,6 @@
 
 import asyncio
 import shutil
-import sys
 import threading
 from multiprocessing import get_context
 from pathlib import Path
@@ -12,17 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-# --import-mode=importlib leaves folders off the path; the made-up documents live beside the schemas' tests.
-sys.path.insert(0, str(Path(__file__).parents[1] / "schemas"))
-
-from cask_samples import SPEC, assert_same, make_documents, make_teacher, unlisted
-
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.carriers.registry import CARRIERS
 from logitcask_schemas.cask.integrity.verify import verify_shards
 from logitcask_schemas.errors import CaskError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.records import DocumentRecords
+from tests.support.schemas.cask_samples import SPEC, assert_same, make_documents, make_teacher, unlisted
 
 LENGTHS = ([2, 3, 40, 7, 5000], [11, 2, 64])
 every_carrier = pytest.mark.parametrize("carrier", CARRIERS)
@@ -72,7 +67,9 @@ def test_one_cask_may_mix_carriers(tmp_path: Path) -> None:
     cask = Cask.open(tmp_path)
     assert sorted(entry.carrier for entry in cask.entries) == sorted(CARRIERS)
     for document in documents:
-        assert_same(cask.read(cask.find(document.id)), document)
+        number = cask.find(document.id)
+        assert number is not None
+        assert_same(cask.read(number), document)
 
 
 def test_no_such_carrier(tmp_path: Path) -> None:

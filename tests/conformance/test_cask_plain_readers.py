@@ -1,6 +1,5 @@
 """Shards in the hands of tools that know nothing of this project: zarr-python and pyarrow's Parquet reader."""
 
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,16 +10,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-# --import-mode=importlib leaves folders off the path; the made-up documents live beside the schemas' tests.
-sys.path.insert(0, str(Path(__file__).parents[1] / "schemas"))
-
-from cask_samples import make_documents, make_teacher
-
 from logitcask_schemas.cask import Cask, CaskWriter, Shard
 from logitcask_schemas.cask.carriers.zarr import ZarrCarrier, pack
 from logitcask_schemas.cask.integrity.verify import verify_shards
 from logitcask_schemas.errors import CaskCorruptionError
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from tests.support.schemas.cask_samples import make_documents, make_teacher
 
 zarr = pytest.importorskip("zarr", reason="zarr-python is the judge here; install the dev extra")
 SPEC = CaptureSpec(tail_logprobs=True, temperatures=(2.0, 4.0))

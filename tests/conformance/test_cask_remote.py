@@ -5,13 +5,9 @@ import os
 import sys
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
-
-# --import-mode=importlib leaves folders off the path; the made-up documents live beside the schemas' tests.
-sys.path.insert(0, str(Path(__file__).parents[1] / "schemas"))
-
-from cask_samples import SPEC, assert_same, make_document, make_teacher
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.location import CachedStore
@@ -25,6 +21,7 @@ from logitcask_schemas.errors import (
     IdentityMismatchError,
     MissingExtraError,
 )
+from tests.support.schemas.cask_samples import SPEC, assert_same, make_document, make_teacher
 
 pytest.importorskip("s3fs", reason="object stores need the extra `remote`")
 pytestmark = [
@@ -128,7 +125,7 @@ def test_new_shards_are_seen_when_it_is_opened_again(bucket: str, local: Path, t
 
 
 def test_an_unfinished_export_is_no_cask_and_goes_on(bucket: str, local: Path, tmp_path: Path) -> None:
-    running = export_cask(Cask.open(local), target_of(f"{bucket}/cask"), "zarr")
+    running: Any = export_cask(Cask.open(local), target_of(f"{bucket}/cask"), "zarr")
     next(running)
     next(running)
     running.close()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cask_samples import assert_same
 
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.location import CachedStore
@@ -16,6 +15,7 @@ from logitcask_schemas.cask.remote_cache import ShardCache
 from logitcask_schemas.cask.storage.object_store import RemoteStore
 from logitcask_schemas.cask.transfer.export import export_cask, target_of
 from logitcask_schemas.errors import CaskWriteError
+from tests.support.schemas.cask_samples import assert_same
 
 pytest.importorskip("fsspec", reason="object stores need the extra `remote`")
 

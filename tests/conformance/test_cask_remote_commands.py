@@ -1,5 +1,6 @@
 """`logitcask cask` on casks in object stores: what each command asks the store for, finds, says and leaves behind."""
 
+import importlib
 import json
 import threading
 from collections import Counter
@@ -7,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cask_samples import SPEC, make_document, make_teacher
-from stored_damage import DAMAGES, flip, remove
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.storage.object_store import RemoteStore
 from logitcask_schemas.cask.transfer.export import export_cask, target_of
 from logitcask_schemas.cli.main import main
 from logitcask_schemas.errors import CaskError
+from tests.support.schemas.cask_samples import SPEC, make_document, make_teacher
+from tests.support.schemas.stored_damage import DAMAGES, flip, remove
 
 pytest.importorskip("fsspec", reason="object stores need the extra `remote`")
 pytestmark = [
@@ -197,8 +198,7 @@ def test_verify_keeps_two_shards_at_most(memory: str, local: Path, temporary: Pa
 def test_the_next_shard_is_fetched_while_one_is_verified(
     memory: str, local: Path, temporary: Path, monkeypatch
 ) -> None:
-    from logitcask_schemas.cask.integrity import remote_verify
-
+    remote_verify: Any = importlib.import_module("logitcask_schemas.cask.integrity.remote_verify")
     export(local, memory)
     fetched, original, download = threading.Semaphore(0), remote_verify.verify_shard, RemoteStore.download
     ahead: list[bool] = []

@@ -1,6 +1,5 @@
 """Training data is what a plain reader finds in the cask, whatever carries it, in forked and in spawned workers."""
 
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-# --import-mode=importlib leaves folders off the path; the made-up documents live beside the schemas' tests.
-sys.path.insert(0, str(Path(__file__).parents[1] / "schemas"))
-
-from cask_samples import SPEC, VOCABS, make_documents, make_teacher, specs
-
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.carriers.registry import CARRIERS
 from logitcask_schemas.cask.transfer.export import export_cask
 from logitcask_schemas.cask.transfer.targets import LocalTarget
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from tests.support.schemas.cask_samples import SPEC, VOCABS, make_documents, make_teacher, specs
 
 torch = pytest.importorskip("torch", reason="training data needs the trainer extra")
 from logitcask_consumer.data import EMPTY, CaskDataset, Collator, open_casks  # noqa: E402

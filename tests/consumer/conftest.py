@@ -1,17 +1,14 @@
 """Fixtures of the consumer's tests: reference sampler, tiny models, casks written from a plain forward pass."""
 
 import os
-import sys
-from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# --import-mode=importlib leaves the folder off the path; helper modules here have names of their own.
-sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
 import torch
-from cask_builder import build_cask, random_documents, save_teacher
+
+from tests.support.consumer.cask_builder import build_cask, random_documents, save_teacher
 
 
 @pytest.fixture(autouse=True)

@@ -6,10 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cask_builder import tiny_model, tiny_tokenizer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
-from two_processes import train_in_two_processes
 
 from logitcask_consumer.config import TrainConfig, TrainConfigError
 from logitcask_consumer.run_document import RunFolderError, write_run
@@ -18,6 +16,8 @@ from logitcask_consumer.student.students import load_model
 from logitcask_consumer.training.callbacks import read_metrics
 from logitcask_consumer.training.run import train
 from logitcask_schemas.errors import ModelError
+from tests.support.consumer.cask_builder import tiny_model, tiny_tokenizer
+from tests.support.consumer.two_processes import train_in_two_processes
 
 pytest.importorskip("peft")
 # peft reads a property that transformers has renamed, and warns of adapters on tied weights.
@@ -59,6 +59,7 @@ def test_a_run_with_adapters_learns_resumes_and_leaves_pefts_files(config, tmp_p
     assert not (config.output / "model.safetensors").exists()
     assert not list(config.output.rglob("training_args.bin"))
     ids = torch.arange(3, 20)[None]
+    assert result.initial is not None
     with torch.no_grad():
         before, after = (load_model(folder)(input_ids=ids).logits for folder in (result.initial, result.output))
     assert float((before - after).abs().max()) > 1e-2, "the adapters are loaded with their base"

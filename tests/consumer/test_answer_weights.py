@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from cask_builder import build_cask, save_teacher, tiny_tokenizer
-from text_tokenizers import byte_level
 from transformers import AddedToken
 
 from logitcask_consumer.data import CaskDataset, open_casks
 from logitcask_consumer.weights import AssistantOnly, StoredAnswers, WeightParameterError, Weights
 from logitcask_consumer.weights.spans import inside_spans
+from tests.support.consumer.cask_builder import build_cask, save_teacher, tiny_tokenizer
+from tests.support.consumer.text_tokenizers import byte_level
 
 CHAT = (
     "{% for m in messages %}w5 {% if m.role == 'user' %}w8{% else %}w6{% endif %} {{ m.content }} w7 {% endfor %}"
@@ -59,6 +59,7 @@ def trained(casks, text, tokenizer=None, *, seq_len=64, overlap=0):
         for window, document in zip(windows_W, read.documents_W, strict=True)
         for position in range(dataset.windows.trained_W[window], dataset.windows.stop_W[window])
     ]
+    assert read.weights_P is not None
     found = {}
     for number in range(len(casks[0])):
         inside = [

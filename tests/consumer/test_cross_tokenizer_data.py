@@ -2,12 +2,11 @@
 
 import pickle
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cask_builder import build_cask, dense_positions, record, tiny_model
-from text_tokenizers import byte_level, corpus, single_bytes
 
 from logitcask_consumer.cross_tokenizer.align import NO_CHUNK, NOT_UTF8, SPECIAL_INSIDE, DocumentAligner
 from logitcask_consumer.cross_tokenizer.collate import (
@@ -23,6 +22,8 @@ from logitcask_consumer.data import EMPTY, open_casks
 from logitcask_schemas.errors import DocumentMismatchError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.identity import tokenizer_fingerprint
+from tests.support.consumer.cask_builder import build_cask, dense_positions, record, tiny_model
+from tests.support.consumer.text_tokenizers import byte_level, corpus, single_bytes
 
 EXACT = CaptureSpec(mode="threshold", tau=0.02, logprob_codec="f32", tail_logprobs=True)
 
@@ -38,7 +39,7 @@ def world(tmp_path_factory):
     end = teacher_tokenizer.eos_token_id
     texts = [text[:180] for text in corpus() if len(text) > 40][:24]
     documents = [np.array([*teacher_tokenizer(text)["input_ids"], end], dtype=np.uint16) for text in texts]
-    fields = {"vocab_size": 512, "tokenizer_fingerprint": tokenizer_fingerprint(teacher_tokenizer)}
+    fields: dict[str, Any] = {"vocab_size": 512, "tokenizer_fingerprint": tokenizer_fingerprint(teacher_tokenizer)}
     build_cask(folder / "cask", teacher, documents, spec=EXACT, per_shard=10, **fields)
     return {
         "folder": folder,
@@ -247,10 +248,7 @@ def test_mass_on_new_words_is_unbiased(world):
 def test_shifted_records_are_found(world):
     ids = world["documents"][0]
     records = record(dense_positions(world["teacher"], ids), ids, EXACT).records
-    np.testing.assert_allclose(
-        next_logprobs(records, ids[1:]),
-        np.log(dense_positions(world["teacher"], ids).probs_RV[np.arange(len(ids) - 1), ids[1:]]),
-        rtol=1e-5,
-    )
+    expected: Any = np.log(dense_positions(world["teacher"], ids).probs_RV[np.arange(len(ids) - 1), ids[1:]])
+    np.testing.assert_allclose(next_logprobs(records, ids[1:]), expected, rtol=1e-5)
     with pytest.raises(DocumentMismatchError, match="does not hold its next token"):
         next_logprobs(records, np.roll(ids[1:], 1))

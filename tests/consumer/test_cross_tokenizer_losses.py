@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from chunk_reference import dense_alm, dense_uld, random_target
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +12,7 @@ from logitcask_consumer.head import LMHead, LogitTransform, ShapeError
 from logitcask_consumer.head.lm_head import LowRank
 from logitcask_consumer.losses import LossParameterError
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from tests.support.consumer.chunk_reference import dense_alm, dense_uld, random_target
 
 ROWS, HIDDEN, VOCAB = 23, 5, 40
 CLOSING = torch.arange(VOCAB) % 3 == 0

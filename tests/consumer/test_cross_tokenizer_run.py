@@ -4,14 +4,12 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cask_builder import build_cask, tiny_model
-from text_tokenizers import byte_level, corpus
 from transformers import AutoTokenizer
-from two_processes import train_in_two_processes
 
 from logitcask_consumer.config import TrainConfig, TrainConfigError
 from logitcask_consumer.cross_tokenizer import AlignedDocuments, ChunkObjective, CrossTokenizerMethod
@@ -25,6 +23,9 @@ from logitcask_consumer.training.trainer import DistillTrainer
 from logitcask_schemas.errors import IdentityMismatchError, ModelError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.identity import tokenizer_fingerprint
+from tests.support.consumer.cask_builder import build_cask, tiny_model
+from tests.support.consumer.text_tokenizers import byte_level, corpus
+from tests.support.consumer.two_processes import train_in_two_processes
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def place(tmp_path_factory):
         optimizer.step()
     teacher.eval().save_pretrained(folder / "teacher")
     tokenizer.save_pretrained(folder / "teacher")
-    fields = {"vocab_size": 512, "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer)}
+    fields: dict[str, Any] = {"vocab_size": 512, "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer)}
     build_cask(folder / "cask", teacher, documents[:48], per_shard=20, **fields)
     build_cask(folder / "held", teacher, documents[48:], **fields)
     build_cask(folder / "topk", teacher, documents[:4], spec=CaptureSpec(mode="topk", k=5), **fields)

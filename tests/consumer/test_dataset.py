@@ -3,14 +3,13 @@
 import pickle
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cask_builder import build_cask, identity, random_documents, save_teacher, tiny_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
-from reference_sampler import total_mass
 from torch.utils.data import DataLoader
 
 from logitcask_consumer.config import TrainConfig
@@ -33,6 +32,8 @@ from logitcask_schemas.errors import (
 )
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.identity import tokenizer_fingerprint
+from tests.support.consumer.cask_builder import build_cask, identity, random_documents, save_teacher, tiny_tokenizer
+from tests.support.consumer.reference_sampler import total_mass
 
 
 @pytest.fixture(scope="module")
@@ -274,6 +275,7 @@ def test_one_place_is_one_cask(place):
     for casks in (str(place / "cask"), place / "cask", [place / "cask"]):
         [cask] = open_casks(casks, tokenizer_fingerprint=None)
         assert cask.path == place / "cask"
-    assert TrainConfig(casks=str(place / "cask"), student="x", output=place).casks == (str(place / "cask"),)
+    path: Any = str(place / "cask")  # as in a file of settings
+    assert TrainConfig(casks=path, student="x", output=place).casks == (str(place / "cask"),)
     with pytest.raises(EmptyCaskError):
         open_casks([], tokenizer_fingerprint=None)

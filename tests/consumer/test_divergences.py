@@ -2,17 +2,18 @@
 
 import math
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_sampler import DensePositions, every_outcome, random_positions, sample, to_target
 
 from logitcask_consumer.head import LMHead, distillation_loss
 from logitcask_consumer.losses import LossMismatchError, LossParameterError, Objective, get_loss
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from tests.support.consumer.reference_sampler import DensePositions, every_outcome, random_positions, sample, to_target
 
 ROWS, HIDDEN, VOCAB = 7, 5, 60
 
@@ -163,10 +164,8 @@ def test_control_variate_cuts_the_noise(spec):
     every = DensePositions(np.tile(positions.probs_RV, (200, 1)), np.tile(positions.next_ids_R, 200))
     target = to_target(sample(every, grid, tau=0.2), every.next_ids_R)
 
-    class Plain(type(loss)):
-        slope = 0.0
-
-    plain = Plain(**{name: getattr(loss, name) for name in (f.name for f in fields(loss))})
+    plain_type: Any = type("Plain", (type(loss),), {"slope": 0.0})
+    plain = plain_type(**{name: getattr(loss, name) for name in (f.name for f in fields(loss))})
     spread = {}
     for kind, terms in (("variate", [(1.0, loss)]), ("plain", [(1.0, plain)])):
         with torch.no_grad():

@@ -3,16 +3,17 @@
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
-from cask_builder import build_cask, random_documents, save_teacher, tiny_model, tiny_tokenizer
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, EarlyStoppingCallback, Trainer, TrainingArguments
 
 import logitcask
+from tests.support.consumer.cask_builder import build_cask, random_documents, save_teacher, tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 SNIPPETS = re.findall(r"^## (.+?)$.*?^```python\n(.*?)^```", (ROOT / "docs/python.md").read_text(), re.M | re.S)
@@ -81,9 +82,7 @@ def test_snippets_run_and_stay_short(place, monkeypatch, title, code):
         "torch": torch,
         "DataLoader": DataLoader,
         "Trainer": Trainer,
-        "TrainingArguments": lambda *args, **more: TrainingArguments(
-            *args, report_to="none", use_cpu=True, save_strategy="no", **more
-        ),
+        "TrainingArguments": partial(TrainingArguments, report_to="none", use_cpu=True, save_strategy="no"),
         "model": model,
         "tokenizer": tokenizer,
         "dataset": logitcask.CaskDataset.open("casks/mine", tokenizer=tokenizer, seq_len=512),
@@ -103,7 +102,7 @@ def test_the_snippet_of_the_trainer_runs(place, monkeypatch):
     [code] = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/training.md").read_text(), re.M | re.S)
     monkeypatch.chdir(place)
     scope = {name: getattr(logitcask, name) for name in ("CaskDataset", "DistillTrainer")} | {
-        "DistillConfig": lambda *args, **more: logitcask.DistillConfig(*args, report_to="none", use_cpu=True, **more),
+        "DistillConfig": partial(logitcask.DistillConfig, report_to="none", use_cpu=True),
         "EarlyStoppingCallback": EarlyStoppingCallback,
         "model": tiny_model(layers=2, seed=1),
         "tokenizer": tiny_tokenizer(),

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from cask_builder import build_cask, random_documents, save_teacher
-from fsdp_worker import loss_of, student
-from two_processes import run_in_two_processes
 
 from logitcask_consumer.student.forward import attach
 from logitcask_consumer.weights import EntropyTop
+from tests.support.consumer.cask_builder import build_cask, random_documents, save_teacher
+from tests.support.consumer.fsdp_worker import loss_of, student
+from tests.support.consumer.two_processes import run_in_two_processes
 
 
 @pytest.fixture(scope="module")
@@ -17,11 +17,21 @@ def place(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def sharded(place):
+    """The folder with what two processes found for each way to shard; they start once for all."""
+    run_in_two_processes("fsdp_worker", place / "cask", place, "root", "head", "tail", "mixed")
+    return place
+
+
+def found_by(sharded, groups):
+    return [torch.load(sharded / f"{groups}-{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
 @pytest.mark.parametrize("groups", ["root", "head", "tail"])
-def test_a_sharded_student_has_the_loss_and_gradients_of_one_process(place, tmp_path, groups):
+def test_a_sharded_student_has_the_loss_and_gradients_of_one_process(place, sharded, groups):
     """The head in the root's group, in one of its own, and, tied, in one with the embeddings."""
-    run_in_two_processes("fsdp_worker.py", place / "cask", tmp_path, groups)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    first, second = found_by(sharded, groups)
     model = student(tied=groups == "tail")
     attach(model)
     for name, selection in (("all", None), ("chosen", EntropyTop(keep=0.3))):
@@ -33,10 +43,9 @@ def test_a_sharded_student_has_the_loss_and_gradients_of_one_process(place, tmp_
             torch.testing.assert_close(first[f"{name}:{key}"], expected, rtol=1e-8, atol=1e-10, msg=f"{name} {key}")
 
 
-def test_mixed_precision_errs_as_one_process_in_bfloat16(place, tmp_path):
+def test_mixed_precision_errs_as_one_process_in_bfloat16(place, sharded):
     """Parameters float32, gathered and multiplied in bfloat16, gradients reduced in float32."""
-    run_in_two_processes("fsdp_worker.py", place / "cask", tmp_path, "mixed")
-    found = torch.load(tmp_path / "0.pt", weights_only=True)
+    found = found_by(sharded, "mixed")[0]
     exact, plain = gradients_of(place, torch.float64), gradients_of(place, torch.bfloat16)
     for name, expected in exact.items():
         gradient = found[f"all:{name}"]

@@ -1,15 +1,16 @@
 """Losses that are no plain divergence of t and p, against their definitions in dense float64."""
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from reference_sampler import DensePositions, every_outcome, random_positions, sample, to_target
 
 from logitcask_consumer.head import LMHead, distillation_loss
 from logitcask_consumer.losses import LossMismatchError, LossParameterError, Objective
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from tests.support.consumer.reference_sampler import DensePositions, every_outcome, random_positions, sample, to_target
 
 ROWS, HIDDEN, VOCAB = 6, 5, 40
 
@@ -93,7 +94,7 @@ def test_weighted_tails_are_unbiased_for_the_weighted_sum(spec):
     """Gradients only: the losses leave out constants of the teacher."""
     positions = random_positions(ROWS, VOCAB, sharpness=1.0)
     hidden, head = student()
-    capture = {"tau": 0.1}
+    capture: dict[str, Any] = {"tau": 0.1}
     heads = sample(positions, np.zeros(ROWS), **capture)
     documents = np.array([0, 0, 1, 1, 1, 2])
     rows, u, weights = every_outcome(positions, **capture)
@@ -137,7 +138,7 @@ def test_softened_forward_kl_is_unbiased(temperature, whole):
     positions = random_positions(ROWS, VOCAB, sharpness=1.5)
     hidden, head = student()
     spec = f"0.7*forward_kl:temperature={temperature} + 0.3*cross_entropy"
-    capture = {"tau": 1e-12, "head_max": VOCAB} if whole else {"tau": 0.1}
+    capture: dict[str, Any] = {"tau": 1e-12, "head_max": VOCAB} if whole else {"tau": 0.1}
     rows, u, weights = every_outcome(positions, **capture)
     every = DensePositions(positions.probs_RV[rows], positions.next_ids_R[rows])
     soft = every.probs_RV ** (1 / temperature)

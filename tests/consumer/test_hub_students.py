@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from cask_builder import tiny_model, tiny_tokenizer
 from safetensors.torch import load_file
 
 from logitcask_consumer.config import TrainConfig
@@ -13,6 +12,7 @@ from logitcask_consumer.report.build import ReportConfig, make_report
 from logitcask_consumer.student.students import StudentSpec, StudentSpecError
 from logitcask_consumer.training.run import train
 from logitcask_schemas.errors import ModelError
+from tests.support.consumer.cask_builder import tiny_model, tiny_tokenizer
 
 FIRST, SECOND = "a" * 40, "b" * 40
 

@@ -1,8 +1,9 @@
 """Heads that peft wraps, and frozen ones: the chunked loss gives the loss and gradients of the model's own logits."""
 
+from typing import Any
+
 import pytest
 import torch
-from cask_builder import build_cask, random_documents, save_teacher, tiny_model
 from torch import nn
 
 from logitcask_consumer.data import CaskDataset, Collator, open_casks, target_of
@@ -12,10 +13,11 @@ from logitcask_consumer.losses import Objective
 from logitcask_consumer.methods import DistillTask
 from logitcask_consumer.student.forward import attach, check_packing
 from logitcask_schemas.errors import ModelError
+from tests.support.consumer.cask_builder import build_cask, random_documents, save_teacher, tiny_model
 
 peft = pytest.importorskip("peft")
 
-STUDENTS = {
+STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "untied": ("llama", {"tie_word_embeddings": False}),
     "tied": ("llama", {"tie_word_embeddings": True}),
     "softcap": ("gemma2", {"final_logit_softcapping": 2.0, "attn_implementation": "eager"}),
@@ -133,7 +135,7 @@ def test_adapters_that_are_not_plain_lora_are_refused(option):
 
 def test_dropout_of_the_adapter_is_that_of_its_layer(batch):
     layer, rows = adapted("untied", lora_dropout=0.5).train().get_output_embeddings(), len(batch["slots"])
-    model = nn.Module()
+    model: Any = nn.Module()
     model.config, model.get_output_embeddings = tiny_model(layers=1).config, lambda: layer
     head, target = LMHead.from_model(model), target_of(batch, sampled_tail=True).to_dtype(torch.float64)
     hidden = torch.randn(rows, 32, dtype=torch.float64)

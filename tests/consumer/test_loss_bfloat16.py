@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from reference_sampler import random_positions, sample, to_target
 
 from logitcask_consumer.head import LMHead, distillation_loss
 from logitcask_consumer.losses import LOSSES, get_loss
+from tests.support.consumer.reference_sampler import random_positions, sample, to_target
 
 ROWS, HIDDEN, VOCAB, TEMPERATURE = 64, 16, 200, 2.0
 SPECS = [*LOSSES, "forward_kl:tail_weight=0.5", f"forward_kl:temperature={TEMPERATURE:g}"]
@@ -31,8 +31,9 @@ class DenseStudent:
         return torch.logsumexp(exponent * self._wide_RV, -1)
 
 
-def plain(loss, hidden, weight, target, softmax_in):
+def plain(loss, student_of_it, target, softmax_in):
     """Value and gradients (hidden, weight) of the dense computation."""
+    hidden, weight = student_of_it
     logits = (hidden @ weight.T).to(softmax_in) / loss.temperature
     value = loss.per_row(DenseStudent(logits, target), target, loss.row_scale(target)).sum()
     return float(value.detach()), torch.autograd.grad(value, (hidden, weight))
@@ -54,7 +55,7 @@ def student(dtype):
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(ROWS, HIDDEN, generator=generator).to(torch.bfloat16)
     weight = (torch.randn(VOCAB, HIDDEN, generator=generator) / 2).to(torch.bfloat16)
-    return (x.to(dtype).requires_grad_() for x in (hidden, weight))
+    return hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()
 
 
 def distance(got, want):
@@ -67,9 +68,9 @@ def distance(got, want):
 def test_no_worse_than_plain_autograd(spec, softmax_in, positions):
     """The plain computation has bfloat16 products; its softmax is in bfloat16, or in float32 as careful trainers do."""
     loss = get_loss(spec)
-    truth, exact = plain(loss, *student(torch.float64), target_of(positions, torch.float64), torch.float64)
+    truth, exact = plain(loss, student(torch.float64), target_of(positions, torch.float64), torch.float64)
     target = target_of(positions, torch.float32)
-    naive_value, naive = plain(loss, *student(torch.bfloat16), target, softmax_in)
+    naive_value, naive = plain(loss, student(torch.bfloat16), target, softmax_in)
     hidden, weight = student(torch.bfloat16)
     ours = distillation_loss(hidden, LMHead(weight_VD=weight), target, [(1.0, loss)], block_rows=9).loss
     mine = torch.autograd.grad(ours, (hidden, weight))
@@ -83,7 +84,7 @@ def test_no_worse_than_plain_autograd(spec, softmax_in, positions):
 def test_the_plain_computation_is_the_loss(spec, positions):
     """In float64 both are one, so that the comparison above is with the same thing."""
     loss, target = get_loss(spec), target_of(positions, torch.float64)
-    value, want = plain(loss, *student(torch.float64), target, torch.float64)
+    value, want = plain(loss, student(torch.float64), target, torch.float64)
     hidden, weight = student(torch.float64)
     ours = distillation_loss(hidden, LMHead(weight_VD=weight), target, [(1.0, loss)], block_rows=9).loss
     assert float(ours.detach()) == pytest.approx(value, rel=1e-10)
@@ -93,8 +94,8 @@ def test_the_plain_computation_is_the_loss(spec, positions):
 def test_negative_control_a_coarser_head_fails(positions):
     """The bar is not met by anything: a head rounded to eighths errs more than the plain computation."""
     loss, target = get_loss("forward_kl"), target_of(positions, torch.float32)
-    _, exact = plain(loss, *student(torch.float64), target_of(positions, torch.float64), torch.float64)
-    _, naive = plain(loss, *student(torch.bfloat16), target, torch.bfloat16)
+    _, exact = plain(loss, student(torch.float64), target_of(positions, torch.float64), torch.float64)
+    _, naive = plain(loss, student(torch.bfloat16), target, torch.bfloat16)
     hidden, weight = student(torch.bfloat16)
     coarse = (weight.detach() * 8).round().div(8).requires_grad_()
     ours = distillation_loss(hidden, LMHead(weight_VD=coarse), target, [(1.0, loss)]).loss

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from reference_sampler import random_positions, sample, to_target
 
 from logitcask_consumer.head import LMHead, distillation_loss
 from logitcask_consumer.losses import LossMismatchError, LossParameterError, Objective
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from tests.support.consumer.reference_sampler import random_positions, sample, to_target
 
 ROWS, HIDDEN, VOCAB = 6, 5, 40
 
@@ -44,7 +44,7 @@ def dense(positions, hidden, weight, *, k=8, soften=3.0, which=("teacher", "stud
         inside = slice(None) if heads is None else torch.from_numpy(np.sort(heads[row]))
         teacher, own = x[row][inside], z[row][inside]
         leaders = {"teacher": teacher, "student": own}
-        rows.append(sum(led(leaders[name], teacher, own, k, soften) for name in which))
+        rows.append(torch.stack([led(leaders[name], teacher, own, k, soften) for name in which]).sum())
     values = torch.stack(rows)
     return values.detach(), torch.autograd.grad(values.sum(), (hidden, weight))
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from reference_sampler import random_positions, sample, to_target
 from torch import nn
 
 from logitcask_consumer.head import LMHead, LogitTransform, distillation_loss
 from logitcask_consumer.losses import Objective
+from tests.support.consumer.reference_sampler import random_positions, sample, to_target
 
 ROWS, VOCAB, HIDDEN = 12, 40, 8
 

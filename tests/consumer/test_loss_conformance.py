@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from reference_sampler import random_positions, sample, to_target
 
 from logitcask_consumer.head import LMHead, distillation_loss
 from logitcask_consumer.head.row_blocks import Scales, row_block_gradient
 from logitcask_consumer.losses import LOSSES
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from tests.support.consumer.reference_sampler import random_positions, sample, to_target
 
 ROWS, HIDDEN, VOCAB = 7, 5, 40
 RICHEST = CaptureSpec(tail_logprobs=True)

@@ -7,10 +7,10 @@ differ in the sampler's uniform and in the next token y; both are averaged over 
 import numpy as np
 import pytest
 import torch
-from reference_sampler import DensePositions, every_outcome, random_positions, sample, to_target
 
 from logitcask_consumer.head import LMHead, distillation_loss
 from logitcask_consumer.losses import Objective
+from tests.support.consumer.reference_sampler import DensePositions, every_outcome, random_positions, sample, to_target
 
 CONTEXTS, VOCAB, K = 3, 12, 4
 

@@ -1,11 +1,20 @@
 """The target itself, without any loss: its mean is the teacher, its noise is what theory says, its mass is one."""
 
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from reference_sampler import DensePositions, every_outcome, random_positions, sample, to_target, total_mass
+
+from tests.support.consumer.reference_sampler import (
+    DensePositions,
+    every_outcome,
+    random_positions,
+    sample,
+    to_target,
+    total_mass,
+)
 
 ROWS, VOCAB = 6, 40
 
@@ -31,7 +40,8 @@ def mean(values, rows, weights):
     return out
 
 
-CAPTURES = [{}, {"tau": 0.2}, {"tail_max": 2}, {"head_max": 3}, {"mode": "sampled"}, {"mode": "sampled", "draws": 50}]
+SAMPLED = {"mode": "sampled"}
+CAPTURES: list[dict[str, Any]] = [{}, {"tau": 0.2}, {"tail_max": 2}, {"head_max": 3}, SAMPLED, {**SAMPLED, "draws": 50}]
 
 
 @pytest.mark.parametrize("capture", CAPTURES, ids=str)

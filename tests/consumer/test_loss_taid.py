@@ -6,11 +6,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from reference_sampler import DensePositions, every_outcome, random_positions, sample, to_target
 
 from logitcask_consumer.head import LMHead, distillation_loss
 from logitcask_consumer.losses import LossMismatchError, LossParameterError, Objective, SparseTarget, get_loss
+from logitcask_consumer.losses.formulas.taid import Taid
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from tests.support.consumer.reference_sampler import DensePositions, every_outcome, random_positions, sample, to_target
 
 ROWS, HIDDEN, VOCAB = 6, 5, 40
 
@@ -47,8 +48,8 @@ def mean_over_u(spec, positions, *, logits=None, **capture):
     every = DensePositions(positions.probs_RV[rows], positions.next_ids_R[rows])
     target = to_target(sample(every, u, **capture), every.next_ids_R)
     terms = Objective.parse(spec).terms(0.0)
-    options = {"weights_T": torch.from_numpy(weights)}
-    loss = distillation_loss(hidden[rows], LMHead(weight_VD=weight), target, terms, **options).loss
+    weights_T = torch.from_numpy(weights)
+    loss = distillation_loss(hidden[rows], LMHead(weight_VD=weight), target, terms, weights_T=weights_T).loss
     return float(loss.detach()), torch.autograd.grad(loss, (hidden, weight))
 
 
@@ -130,6 +131,11 @@ def test_the_teacher_is_the_optimum_with_any_number_of_draws(tail):
     assert float(gradients[1].abs().max()) > 1e-2
 
 
+def given(column):
+    assert column is not None
+    return column
+
+
 def test_its_gradient_is_that_of_forward_kl_to_its_target():
     """P - q̂: forward_kl, which passes gradcheck, on a target that holds q̂ gives the same."""
     positions, share = random_positions(ROWS, VOCAB, sharpness=1.5), 0.4
@@ -138,7 +144,7 @@ def test_its_gradient_is_that_of_forward_kl_to_its_target():
     logp = torch.log_softmax(hidden @ weight.T, -1).detach()
     log_p_H, log_p_N = logp[target.head_rows_H, target.head_ids_H], logp[target.tail_rows_N, target.tail_ids_N]
     mixed_H = ((1 - share) * log_p_H).exp() * target.head_weights_H**share
-    mixed_N = target.tail_weights_N * ((1 - share) * (log_p_N - target.tail_logprobs_N)).exp()
+    mixed_N = target.tail_weights_N * ((1 - share) * (log_p_N - given(target.tail_logprobs_N))).exp()
     z_R = target.head_sum(mixed_H) + target.tail_sum(mixed_N)
     columns = {name: getattr(target, name) for name in SparseTarget.__slots__}
     columns |= {
@@ -200,12 +206,17 @@ def test_float32_far_from_the_teacher():
         torch.testing.assert_close(gradients[1].double(), exact_gradients[1], rtol=1e-4, atol=1e-5)
 
 
+def taid(loss):
+    assert isinstance(loss, Taid)
+    return loss
+
+
 def test_the_schedule():
     objective = Objective.parse("taid:start=0.2,end=0.8")
-    found = [objective.terms(progress)[0][1].start for progress in (0.0, 0.25, 1.0)]
+    found = [taid(objective.terms(progress)[0][1]).start for progress in (0.0, 0.25, 1.0)]
     assert found == pytest.approx([0.2, 0.35, 0.8])
-    assert get_loss("taid:start=0.2,lead=1e3").share(0.5) == pytest.approx(1.0)
-    ahead = get_loss("taid:lead=2.5")
+    assert taid(get_loss("taid:start=0.2,lead=1e3")).share(0.5) == pytest.approx(1.0)
+    ahead = taid(get_loss("taid:lead=2.5"))
     assert ahead.share(0.1) == pytest.approx(1 - 0.6 * math.exp(-0.25))
     assert ahead.share(1.0) == 1.0
     positions = random_positions(ROWS, VOCAB)
@@ -220,7 +231,7 @@ def test_the_papers_rule_is_the_curve(steps, noise):
     rng, alpha, beta, share, momentum = np.random.default_rng(0), 5e-4, 0.99, 0.4, 0.0
     x = np.arange(1, steps + 1) / steps
     losses = (1.0 + 9.0 * np.exp(-30 * x)) * np.exp(noise * rng.normal(size=steps))
-    curve = get_loss(f"taid:lead={alpha * steps / 2}")
+    curve = taid(get_loss(f"taid:lead={alpha * steps / 2}"))
     worst, line = 0.0, 0.0
     for at in range(1, steps):
         momentum = beta * momentum + (1 - beta) * (losses[at - 1] - losses[at]) / losses[at - 1]

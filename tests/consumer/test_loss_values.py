@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from reference_sampler import DensePositions, every_outcome, random_positions, sample, to_target
 
 from logitcask_consumer.report.estimates import DocumentBootstrap
 from logitcask_consumer.report.evaluate import measure, metric_kinds
+from tests.support.consumer.reference_sampler import DensePositions, every_outcome, random_positions, sample, to_target
 
 ROWS, VOCAB = 6, 40
 VALUES = ("kl", "entropy", "acceptance", "tvd")

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from reference_sampler import dense_kl, every_outcome, random_positions, sample, to_target
 
 from logitcask_consumer.head import LMHead, LogitTransform, ShapeError, distillation_loss
 from logitcask_consumer.head.row_blocks import Scales, row_block_gradient
 from logitcask_consumer.head.softmax import log_softmax_
 from logitcask_consumer.losses import LossParameterError, Objective
+from tests.support.consumer.reference_sampler import dense_kl, every_outcome, random_positions, sample, to_target
 
 ROWS, HIDDEN, VOCAB = 7, 5, 60
 TRANSFORMS = [

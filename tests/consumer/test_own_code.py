@@ -2,13 +2,11 @@
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
-from cask_builder import VOCAB, tiny_model, tiny_tokenizer
-from test_trainer_manners import arguments
 from torch.utils.data import DataLoader
-from two_processes import run_in_two_processes
 
 from logitcask_consumer.config import TrainConfig, TrainConfigError
 from logitcask_consumer.data import CaskDataset, Collator, open_casks
@@ -19,6 +17,9 @@ from logitcask_consumer.training.arguments import DistillConfig
 from logitcask_consumer.training.trainer import DistillTrainer
 from logitcask_consumer.weights import Weights
 from logitcask_schemas.errors import IdentityMismatchError, ModelError
+from tests.consumer.test_trainer_manners import arguments
+from tests.support.consumer.cask_builder import VOCAB, tiny_model, tiny_tokenizer
+from tests.support.consumer.two_processes import run_in_two_processes
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def test_positions_are_not_divided_by_where_their_weights_are_asked_for(dataset,
 def test_a_trainer_of_one_s_own_trains_the_same_on_two_processes(place, tmp_path):
     run_in_two_processes("own_trainer_worker.py", place / "cask", tmp_path / "two")
     two = torch.load(tmp_path / "two-0.pt")
-    from own_trainer_worker import trained
+    from tests.support.consumer.own_trainer_worker import trained
 
     one = trained(place / "cask", tmp_path / "one", micro=4)
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
@@ -153,6 +154,7 @@ def test_another_tokenizer_is_refused_before_it_is_saved_beside_the_student(data
 def test_predictions_count_each_sequence_once(dataset, tmp_path):
     trainer = DistillTrainer(tiny_model(layers=2), arguments(tmp_path, DistillConfig), dataset, dataset)
     predicted, evaluated = trainer.predict(dataset).metrics, trainer.evaluate()
+    assert predicted is not None
     assert predicted["test_loss"] == evaluated["eval_loss"]
     assert predicted["test_positions"] == evaluated["eval_positions"]
 
@@ -161,12 +163,13 @@ def test_slips_are_told_in_a_sentence(dataset, place):
     with pytest.raises(LossParameterError, match="between 0 and 1, got 2"):
         SparseTargetLoss(capture=dataset.manifest.capture, ce_weight=2.0)
     with pytest.raises(ValueError, match="packing must be 'best_fit' or 'none', got 'bogus'"):
-        CaskDataset(dataset.casks, seq_len=64, packing="bogus")
+        CaskDataset(dataset.casks, seq_len=64, packing="bogus")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="tokenizer must be a transformers tokenizer"):
         CaskDataset.open(place / "cask", tokenizer=None, seq_len=64)
     with pytest.raises(ValueError, match="seq_len is 8"):
         Collator(seq_len=8)(dataset.read([0]))
-    config = TrainConfig(casks=str(place / "cask"), student="x", output="out", teacher="t", cache="c")
+    texts: Any = {"casks": str(place / "cask"), "output": "out", "teacher": "t", "cache": "c"}
+    config = TrainConfig(student="x", **texts)
     assert [type(place).__name__ for place in (config.output, config.teacher, config.cache)] == ["PosixPath"] * 3
 
 

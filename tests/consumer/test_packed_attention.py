@@ -7,12 +7,12 @@ from itertools import pairwise
 
 import pytest
 import torch
-from cask_builder import build_cask, random_documents, save_teacher, tiny_model
 from transformers import modeling_flash_attention_utils as flash
 
 from logitcask_consumer.data import CaskDataset, Collator, open_casks
 from logitcask_consumer.student.forward import check_packing, document_boundaries, hidden_states, mask_packed_documents
 from logitcask_schemas.errors import ModelError
+from tests.support.consumer.cask_builder import build_cask, random_documents, save_teacher, tiny_model
 
 
 def attend(q, k, v, *, causal, softmax_scale, window_size=(-1, -1)):

@@ -1,12 +1,11 @@
 """The report against dense truth: every metric, its kind, its interval; and the files it leaves."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cask_builder import build_cask, random_documents, save_teacher, tiny_model, tiny_tokenizer
-from reference_sampler import random_positions, sample, to_target
 from typer.testing import CliRunner
 
 from logitcask_consumer.cli.report import app
@@ -18,6 +17,8 @@ from logitcask_consumer.report.markdown import _models_table, short_table
 from logitcask_consumer.report.plots import _smoothed
 from logitcask_schemas.errors import IdentityMismatchError
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from tests.support.consumer.cask_builder import build_cask, random_documents, save_teacher, tiny_model, tiny_tokenizer
+from tests.support.consumer.reference_sampler import random_positions, sample, to_target
 
 ROWS, VOCAB, POINTS = 5, 60, 400
 
@@ -145,7 +146,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
         sizes = rng.integers(5, 40, 60)
         documents = np.repeat(np.arange(60), sizes).astype(np.int32)
         values = (rng.normal(size=60)[documents] + rng.normal(size=len(documents)) + 1.0).astype(np.float32)
-        found = DocumentBootstrap(documents, seed=trial, resamples=500).mean(values)
+        found: Any = DocumentBootstrap(documents, seed=trial, resamples=500).mean(values)
         covered += found.low <= 1.0 <= found.high
         error = 1.96 * values.std() / np.sqrt(len(values))
         naive += abs(values.mean() - 1.0) <= error
@@ -158,7 +159,7 @@ def test_paired_differences_are_tighter_than_unpaired_ones():
     documents = np.repeat(np.arange(30), 20).astype(np.int32)
     before = (rng.normal(size=30)[documents] * 3).astype(np.float32)
     after = before - 0.5 + rng.normal(size=len(documents)).astype(np.float32) * 0.1
-    bootstrap = DocumentBootstrap(documents)
+    bootstrap: Any = DocumentBootstrap(documents)
     change = bootstrap.difference(after, before)
     assert change.low < -0.5 < change.high
     assert change.high - change.low < 0.1 < bootstrap.mean(before).high - bootstrap.mean(before).low

@@ -3,12 +3,11 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cask_builder import build_cask, tiny_model
-from text_tokenizers import byte_level, corpus, sentencepiece_like
 from typer.testing import CliRunner
 
 from logitcask_consumer.cli.report import app
@@ -20,6 +19,8 @@ from logitcask_consumer.report.estimates import DocumentBootstrap
 from logitcask_consumer.student.students import load_model, load_tokenizer
 from logitcask_schemas.errors import IdentityMismatchError
 from logitcask_schemas.record.identity import tokenizer_fingerprint
+from tests.support.consumer.cask_builder import build_cask, tiny_model
+from tests.support.consumer.text_tokenizers import byte_level, corpus, sentencepiece_like
 
 STUDENTS = {
     "same": (lambda: byte_level(500), 512),
@@ -35,7 +36,7 @@ def make_place(folder, *, bos):
     texts = [text[:120] for text in corpus() if len(text) > 60 and text.isascii()][:12]
     documents = [np.array(tokenizer(text)["input_ids"], dtype=np.uint16) for text in texts]
     teacher = tiny_model(vocab_size=512)
-    fields = {"vocab_size": 512, "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer)}
+    fields: dict[str, Any] = {"vocab_size": 512, "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer)}
     build_cask(folder / "cask", teacher, documents, per_shard=5, **fields)
     for name, (own, width) in STUDENTS.items():
         tiny_model(vocab_size=width, layers=2, seed=1).save_pretrained(folder / name)

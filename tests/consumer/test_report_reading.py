@@ -2,11 +2,11 @@
 
 import json
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cask_builder import build_cask, dense_positions, random_documents, save_teacher, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from logitcask_consumer.config import TrainConfig
@@ -14,6 +14,14 @@ from logitcask_consumer.report.build import ReportConfig, ReportError, make_repo
 from logitcask_consumer.report.reading import ContextError
 from logitcask_consumer.training.run import train
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from tests.support.consumer.cask_builder import (
+    build_cask,
+    dense_positions,
+    random_documents,
+    save_teacher,
+    tiny_model,
+    tiny_tokenizer,
+)
 
 DOCUMENTS = random_documents(14, low=30, high=90, seed=3)
 HELD_OUT = DOCUMENTS[8:]
@@ -28,9 +36,10 @@ def place(tmp_path_factory):
     build_cask(folder / "leaking", teacher, [*HELD_OUT, DOCUMENTS[2]])
     build_cask(folder / "held", teacher, HELD_OUT)
     build_cask(folder / "measured", teacher, HELD_OUT, spec=CaptureSpec(tail_logprobs=True))
-    for name, options in {"wide": {}, "short": {"max_position_embeddings": 32}}.items():
+    students: dict[str, dict[str, Any]] = {"wide": {}, "short": {"max_position_embeddings": 32}}
+    for name, options in students.items():
         tiny_model(seed=9, **options).save_pretrained(folder / name)
-    recurrent = {"state_size": 4, "num_hidden_layers": 2, "layers": 2}
+    recurrent: dict[str, Any] = {"state_size": 4, "num_hidden_layers": 2, "layers": 2}
     tiny_model("mamba", seed=9, **recurrent).save_pretrained(folder / "recurrent")
     for name in ("wide", "short", "recurrent"):
         tiny_tokenizer().save_pretrained(folder / name)

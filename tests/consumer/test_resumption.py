@@ -3,20 +3,21 @@
 import json
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from accelerate import skip_first_batches
-from cask_builder import tiny_model
-from resume_worker import recorded_train
 from torch.utils.data import DataLoader
-from two_processes import run_in_two_processes
 
 from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.data import EMPTY, StepSampler, open_casks
 from logitcask_consumer.run_document import RunFolderError
 from logitcask_consumer.training.callbacks import read_metrics
 from logitcask_consumer.training.run import train
+from tests.support.consumer.cask_builder import tiny_model
+from tests.support.consumer.resume_worker import recorded_train
+from tests.support.consumer.two_processes import run_in_two_processes
 
 FIRST, THIRD = 4, 14
 """Steps in which a run is killed: in its first epoch, and in its third."""
@@ -85,7 +86,7 @@ def runs(base, dropout, place):
     later("dropout22", 0, stop=FIRST, student=dropout, workers=1)
     later("dropout22", 1, student=dropout, workers=1)
     (place / "calls").write_text(json.dumps(calls))
-    run_in_two_processes("resume_worker.py", place / "calls")
+    run_in_two_processes("resume_worker", place / "calls")
     for step in (FIRST, THIRD):
         alone(f"2to1at{step}", 1)
     results = [json.loads((place / f"calls-{rank}.json").read_text()) for rank in (0, 1)]
@@ -207,7 +208,8 @@ def test_a_step_is_the_same_for_any_number_of_processes_and_skipping_keeps_the_e
             own = [part[number * accumulation : (number + 1) * accumulation] for part in shared]
             flat = sorted(sequence for part in own for micro_batch in part for sequence in micro_batch)
             assert [x for x in flat if x != EMPTY] == [x for x in step if x != EMPTY]
-        loader = DataLoader(range(13), batch_sampler=sampler(1, epoch * steps + 1), collate_fn=list)
+        documents: Any = range(13)
+        loader: Any = DataLoader(documents, batch_sampler=sampler(1, epoch * steps + 1), collate_fn=list)
         skipped = skip_first_batches(loader, accumulation)
         assert list(skipped.batch_sampler) == shared[1][accumulation:], "accelerate's way of resuming"
 

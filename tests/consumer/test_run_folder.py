@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cask_builder import tiny_model, tiny_tokenizer
 from transformers import AutoConfig, TrainerCallback
 
 import logitcask_consumer.training.run as module
@@ -23,6 +22,7 @@ from logitcask_consumer.training.callbacks import LogWhenSaving, read_metrics
 from logitcask_consumer.training.run import train
 from logitcask_consumer.training.run_lock import RunBusyError, hold_run
 from logitcask_schemas.errors import CaskNotFoundError, ModelError
+from tests.support.consumer.cask_builder import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
@@ -114,7 +114,11 @@ def test_a_signal_saves_the_step_and_the_same_call_goes_on(config, tmp_path, mon
 
 
 def test_a_signal_before_the_first_step_ends_the_call_with_nothing_made(config, monkeypatch):
-    monkeypatch.setattr(module, "_student", lambda *arguments: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(5))
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr(module, "_student", interrupted)
     assert train(config).stopped_at == 0
     assert not config.output.exists()
 
@@ -293,6 +297,7 @@ def test_the_summary_is_a_mean_and_the_student_generates_as_its_teacher(config, 
     assert result["closing"]["positions"] == positions
     assert result["closing"]["kl"] == pytest.approx(sum(line["kl"] * line["positions"] for line in last) / positions)
     for folder in (config.output, latest_checkpoint(config.output)):
+        assert folder is not None
         saved = json.loads((folder / "config.json").read_text())["use_cache"]
         assert saved is json.loads((place / "teacher" / "config.json").read_text())["use_cache"] is True
 

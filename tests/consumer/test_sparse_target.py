@@ -1,12 +1,14 @@
 """The sparse target: exact mass after any codec, slices, and columns that are refused."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from reference_sampler import random_positions, sample, to_target, total_mass
 
 from logitcask_consumer.losses import SparseTarget
 from logitcask_schemas.errors import InvalidRecordError
+from tests.support.consumer.reference_sampler import random_positions, sample, to_target, total_mass
 
 VOCAB = 60
 
@@ -23,7 +25,7 @@ def test_mass_is_one_after_the_codec(codec, spec):
 
 def test_columns_that_do_not_fit_are_refused():
     one = torch.zeros(1)
-    good = {
+    good: dict[str, Any] = {
         "head_ids_H": torch.zeros(1, dtype=torch.int64),
         "head_logprobs_H": one,
         "head_offsets_R1": np.array([0, 1]),

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from cask_builder import VOCAB, build_cask, random_documents, save_teacher, tiny_model
 
 from logitcask_consumer.data import CaskDataset, Collator, open_casks, target_of
 from logitcask_consumer.losses import Objective
 from logitcask_consumer.methods import DistillTask
 from logitcask_consumer.student.forward import attach, check_packing
 from logitcask_schemas.errors import ModelError
+from tests.support.consumer.cask_builder import VOCAB, build_cask, random_documents, save_teacher, tiny_model
 
 GPT2 = {"n_embd": 32, "n_head": 2, "n_layer": 4, "n_positions": 256}
 KINDS = {"llama": {}, "qwen3": {}, "gemma2": {"sliding_window": 16}, "gpt2": GPT2}

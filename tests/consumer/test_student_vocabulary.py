@@ -5,8 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from cask_builder import VOCAB, build_cask, random_documents, save_teacher, tiny_model, tiny_tokenizer
-from reference_sampler import random_positions, sample, to_target
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -21,6 +19,15 @@ from logitcask_consumer.training.run import train
 from logitcask_consumer.weights.entropy_top import student_entropy
 from logitcask_schemas.errors import IdentityMismatchError
 from logitcask_schemas.record.beyond_tokens import beyond_tokens
+from tests.support.consumer.cask_builder import (
+    VOCAB,
+    build_cask,
+    random_documents,
+    save_teacher,
+    tiny_model,
+    tiny_tokenizer,
+)
+from tests.support.consumer.reference_sampler import random_positions, sample, to_target
 
 ROWS, HIDDEN, TEACHER, EXTRA = 6, 5, 40, 7
 
@@ -170,6 +177,7 @@ def config(padded, tmp_path, cask, vocab, **more):
 def test_a_wider_student_trains_and_is_reported_on(padded, tmp_path, extra_ids):
     run_config = config(padded, tmp_path, "plain", VOCAB + 15, extra_ids=extra_ids)
     result = train(run_config)
+    assert result.initial is not None
     before, after = (
         load_file(folder / "model.safetensors")["lm_head.weight"] for folder in (result.initial, result.output)
     )
@@ -251,7 +259,7 @@ def test_the_rule_by_numbers():
 
 def by_hand(records):
     """Mass and number of positions with an id that is no token, position by position."""
-    mass = count = 0
+    mass, count = 0.0, 0
     for each in records:
         heads = np.split(np.arange(len(each.head_ids_H)), np.cumsum(each.head_counts_P)[:-1])
         tails = np.split(np.arange(len(each.tail_ids_N)), np.cumsum(each.tail_counts_P)[:-1])

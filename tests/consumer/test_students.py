@@ -5,10 +5,10 @@ import json
 
 import pytest
 import torch
-from cask_builder import save_teacher, tiny_model
 
 from logitcask_consumer.student.students import StudentSpec, StudentSpecError, load_model, load_tokenizer, spread_layers
 from logitcask_schemas.errors import ModelError
+from tests.support.consumer.cask_builder import save_teacher, tiny_model
 
 IDS = torch.arange(2, 20)[None]
 

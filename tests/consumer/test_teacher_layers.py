@@ -4,10 +4,10 @@ What is right is known independently: the teacher itself with the other layers t
 """
 
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
-from cask_builder import build_cask, random_documents, save_teacher, tiny_model, tiny_tokenizer
 from torch import nn
 
 from logitcask_consumer.config import TrainConfig
@@ -15,12 +15,13 @@ from logitcask_consumer.student.kept_layers import KeptLayers
 from logitcask_consumer.student.students import StudentSpec, StudentSpecError, load_model, load_tokenizer
 from logitcask_consumer.training.run import train
 from logitcask_schemas.errors import ModelError
+from tests.support.consumer.cask_builder import build_cask, random_documents, save_teacher, tiny_model, tiny_tokenizer
 
 MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
 SSM = {"mamba_d_state": 8, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8}
 
 # Kind, its config, layers, kept, and what the student's config must say.
-RIGHT = {
+RIGHT: dict[str, tuple[str, dict[str, Any], str, tuple[int, ...], dict[str, Any]]] = {
     "first_k_dense_replace": (
         "glm4_moe",
         {"layers": 8, "first_k_dense_replace": 3, "n_routed_experts": 4, "n_shared_experts": 1, **MOE},
@@ -121,7 +122,7 @@ def test_kept_layers_are_what_they_were(case, tmp_path):
         torch.testing.assert_close(again, expected, rtol=1e-4, atol=1e-5)
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "scaled by the layer's number": (
         "gpt2",
         {"n_embd": 32, "n_head": 2, "n_layer": 4, "scale_attn_by_inverse_layer_idx": True},

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from text_tokenizers import byte_level
 from transformers import AddedToken
 
 from logitcask_consumer.weights import AssistantOnly, WeightParameterError
 from logitcask_consumer.weights.spans import inside_spans
+from tests.support.consumer.text_tokenizers import byte_level
 
 PACKAGES = ("trl", "axolotl")
 CHAT = [

@@ -6,9 +6,10 @@ import sys
 
 import pytest
 import typer
-from cask_builder import build_cask, random_documents, save_teacher, tiny_tokenizer
 
 from logitcask_consumer.cli import report, train
+from logitcask_schemas.cli.main import main
+from tests.support.consumer.cask_builder import build_cask, random_documents, save_teacher, tiny_tokenizer
 
 OPTIONS = {
     "train": {
@@ -35,8 +36,23 @@ def place(tmp_path_factory):
 
 
 def call(*arguments):
+    """In a process of its own, as a user does."""
     command = [sys.executable, "-c", "from logitcask_schemas.cli.main import main; main()", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.fixture
+def refusal(capsys, monkeypatch):
+    """Run a command in this process, for errors that are found before anything is loaded; (exit code, out, err)."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main(list(map(str, arguments)))
+        said = capsys.readouterr()
+        return ended.value.code, said.out, said.err
+
+    return run
 
 
 @pytest.mark.parametrize(("name", "module"), [("train", train), ("report", report)])
@@ -61,7 +77,7 @@ def test_train_prints_one_json_document_and_continues_nothing_twice(place):
     assert json.loads(again.stdout)["already_finished"]
 
 
-def test_errors_are_one_line_and_an_exit_code(place, tmp_path):
+def test_errors_are_one_line_and_an_exit_code(place, tmp_path, refusal):
     tiny_tokenizer("x").save_pretrained(tmp_path)
     cases = [
         (["--cask", tmp_path / "gone", "--student", place / "teacher"], 1, "gone"),
@@ -74,15 +90,17 @@ def test_errors_are_one_line_and_an_exit_code(place, tmp_path):
         (["--cask", place / "cask", "--student", place / "teacher", "--loss", "nan*forward_kl"], 1, "must be finite"),
     ]
     for arguments, code, message in cases:
-        done = call("train", *arguments, "--output", tmp_path / "out")
-        assert (done.returncode, done.stdout) == (code, "")
-        assert message in done.stderr
-        assert "Traceback" not in done.stderr
-    done = call("train", "--cask", place / "cask", "--student", place / "teacher", "--output", "")
-    assert (done.returncode, "is empty;" in done.stderr) == (2, True)
+        found, out, err = refusal("train", *arguments, "--output", tmp_path / "out")
+        assert (found, out) == (code, "")
+        assert message in err
+        assert "Traceback" not in err
+    code, _, err = refusal("train", "--cask", place / "cask", "--student", place / "teacher", "--output", "")
+    assert (code, "is empty;" in err) == (2, True)
+    done = call("train", "--cask", tmp_path / "gone", "--student", place / "teacher", "--output", tmp_path / "out")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
 
 
-def test_a_file_of_options_stands_under_those_of_the_command_line(place, tmp_path):
+def test_a_file_of_options_stands_under_those_of_the_command_line(place, tmp_path, refusal):
     path = tmp_path / "run.yaml"
     path.write_text(
         f"cask: {place / 'cask'}\nstudent: from-teacher:layers=2\nteacher: {place / 'teacher'}\n"
@@ -106,6 +124,7 @@ def test_a_file_of_options_stands_under_those_of_the_command_line(place, tmp_pat
     ):
         path.write_text(content)
         more = [] if content.startswith("student") else ["--student", "x"]
-        done = call("train", "--config", path, "--cask", place / "cask", *more, "--output", tmp_path / "no")
-        assert (done.returncode, done.stdout) == (1 if content.startswith("student") else 2, ""), done.stderr
-        assert message in " ".join(done.stderr.replace("\u2502", " ").split()), done.stderr
+        options = ["--config", path, "--cask", place / "cask", *more, "--output", tmp_path / "no"]
+        code, out, err = refusal("train", *options)
+        assert (code, out) == (1 if content.startswith("student") else 2, ""), err
+        assert message in " ".join(err.replace("\u2502", " ").split()), err

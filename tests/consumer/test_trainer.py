@@ -6,9 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cask_builder import build_cask, random_documents, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from two_processes import train_in_two_processes
 
 from logitcask_consumer.config import TrainConfig, TrainConfigError
 from logitcask_consumer.losses import LossMismatchError, UnknownLossError
@@ -18,6 +16,8 @@ from logitcask_consumer.training.run import train
 from logitcask_consumer.training.trainer import NotFiniteError
 from logitcask_schemas.errors import IdentityMismatchError
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from tests.support.consumer.cask_builder import build_cask, random_documents, tiny_model, tiny_tokenizer
+from tests.support.consumer.two_processes import train_in_two_processes
 
 
 @pytest.fixture
@@ -62,6 +62,7 @@ def test_a_run_lowers_kl_and_leaves_a_model_folder(config):
     model = AutoModelForCausalLM.from_pretrained(result.output)
     assert model.config.num_hidden_layers == 2
     assert AutoTokenizer.from_pretrained(result.output).get_vocab() == tiny_tokenizer().get_vocab()
+    assert result.initial is not None
     assert AutoModelForCausalLM.from_pretrained(result.initial).config.num_hidden_layers == 2
     run = json.loads((result.output / "logitcask.json").read_text())
     assert run["status"] == "finished"

@@ -4,10 +4,8 @@ import copy
 
 import pytest
 import torch
-from cask_builder import build_cask, random_documents, tiny_model, tiny_tokenizer
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
-from two_processes import run_in_two_processes
 
 from logitcask_consumer.data import CaskDataset, Collator, open_casks
 from logitcask_consumer.data.slots import NO_LABEL
@@ -18,6 +16,8 @@ from logitcask_consumer.training.arguments import DistillConfig
 from logitcask_consumer.training.trainer import DistillTrainer
 from logitcask_consumer.weights import Weights
 from logitcask_schemas.errors import IdentityMismatchError
+from tests.support.consumer.cask_builder import build_cask, random_documents, tiny_model, tiny_tokenizer
+from tests.support.consumer.two_processes import run_in_two_processes
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_training_stops_early_and_ends_with_the_best_model(dataset, held_out, tm
     trainer.train()
     losses = {line["step"]: line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line}
     assert list(losses) == [2, 4, 6, 8], "two evaluations in a row without a better one"
-    assert min(losses, key=losses.get) == 4
+    assert min(losses, key=lambda step: losses[step]) == 4
     best = tmp_path / "checkpoints" / "checkpoint-4"
     assert trainer.state.best_model_checkpoint == str(best)
     assert {path.name for path in best.parent.iterdir()} == (
@@ -229,6 +229,6 @@ def test_a_loop_of_one_s_own_needs_a_loss_only(dataset, by):
 def test_two_processes_evaluate_as_one(dataset, held_out, place, tmp_path):
     alone = DistillTrainer(tiny_model(layers=2, seed=1), arguments(tmp_path, DistillConfig), dataset, held_out)
     expected = alone.evaluate()["eval_loss"]
-    run_in_two_processes("evaluate_worker.py", place / "cask", place / "held", tmp_path)
+    run_in_two_processes("evaluate_worker", place / "cask", place / "held", tmp_path)
     for rank in (0, 1):
         assert float((tmp_path / f"{rank}.txt").read_text()) == pytest.approx(expected, rel=1e-5)

@@ -8,16 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from reference_sampler import random_positions, sample, to_target
 
 from logitcask_consumer.head import dense
 from logitcask_consumer.head.dense import dense_passes, gradient_, reduce_
 from logitcask_consumer.head.softmax import EagerRest, TritonPassesError
 from logitcask_consumer.losses.student_rows import Needs
+from tests.support.consumer.reference_sampler import random_positions, sample, to_target
 
 ROWS, VOCAB = 4, 300
 CASES = Path(__file__).with_name("triton_cases.py")
@@ -76,7 +77,7 @@ class TestTheChoice:
     )
     def test_auto(self, is_cuda, dtype, installed, expected, monkeypatch):
         monkeypatch.setattr(dense, "_has_triton", lambda: installed)
-        logits = SimpleNamespace(is_cuda=is_cuda, dtype=dtype)
+        logits: Any = SimpleNamespace(is_cuda=is_cuda, dtype=dtype)
         assert dense._takes_triton(logits) is False, "nothing that has not run on a GPU is a default"
         with dense_passes("auto"):
             assert dense._takes_triton(logits) is expected
@@ -102,7 +103,8 @@ class TestTheChoice:
             reduce_(logits_RV, target, Needs(), with_grad=False)
 
     def test_there_are_no_other_passes(self):
-        with pytest.raises(ValueError, match="auto, eager, triton, got 'cuda'"), dense_passes("cuda"):
+        name: Any = "cuda"
+        with pytest.raises(ValueError, match="auto, eager, triton, got 'cuda'"), dense_passes(name):
             pass
 
 

@@ -6,9 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cask_builder import build_cask, random_documents, tiny_tokenizer
 from transformers import AutoModelForCausalLM
-from two_processes import train_in_two_processes
 
 from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.data import CaskDataset, NothingTrainedError, open_casks, share_note, trained_share
@@ -20,6 +18,8 @@ from logitcask_consumer.training.trainer import DistillTrainer
 from logitcask_consumer.weights import UnknownWeightError, WeightParameterError, Weights
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.record.records import document_id
+from tests.support.consumer.cask_builder import build_cask, random_documents, tiny_tokenizer
+from tests.support.consumer.two_processes import train_in_two_processes
 
 GRADED = 'teacher_confidence:power=2 * skip_tokens:tokens="w5 w9 w11"'
 TEMPLATE = (

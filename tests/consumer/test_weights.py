@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from cask_builder import VOCAB, build_cask, random_documents, save_teacher, tiny_model, tiny_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +26,14 @@ from logitcask_consumer.weights import (
 from logitcask_consumer.weights.entropy_top import student_entropy
 from logitcask_consumer.weights.spans import inside_spans
 from logitcask_schemas.record.records import document_id
+from tests.support.consumer.cask_builder import (
+    VOCAB,
+    build_cask,
+    random_documents,
+    save_teacher,
+    tiny_model,
+    tiny_tokenizer,
+)
 
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'user' %}w5 w8 {{ m.content }} w7 {% else %}w5 w6 {% generation %}"
@@ -229,7 +236,7 @@ def test_a_weight_is_described_and_reads_back(name):
     assert WEIGHTS[name].summary.strip()
     assert get_weight(get_weight(name).spec) == get_weight(name)
     text = 'completion_only:after="a, b * c:\\n"'
-    assert get_weight(text).after == "a, b * c:\n"
+    assert vars(get_weight(text))["after"] == "a, b * c:\n"
     assert get_weight(get_weight(text).spec) == get_weight(text)
     assert len(Weights.parse(text + " * entropy_top").factors) == 1
 
@@ -244,13 +251,15 @@ def test_positions_of_weight_zero_are_left_out_of_the_batch(cask):
     rows = torch.tensor([found[slot] for slot in weighted["slots"].tolist()])
     assert 0 < len(rows) < len(found)
     assert (weighted["positions"], plain["positions"]) == (len(found), len(found))
-    assert bool((weighted["weights"] > 0).all())
+    assert weighted["weights"] is not None
+    assert float(weighted["weights"].min()) > 0
     assert plain["weights"] is None
     torch.testing.assert_close(weighted["input_ids"], plain["input_ids"])
     assert_same_target(target_of(weighted, sampled_tail=True), take_target(target_of(plain, sampled_tail=True), rows))
     joined = Collator(seq_len=64)(
         [dataset[number] for dataset in [CaskDataset([cask], seq_len=64, weights=bound(text))] for number in range(3)]
     )
+    assert joined["weights"] is not None
     assert len(joined["weights"]) == len(joined["slots"])
 
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from reference_sampler import random_positions, sample, to_target
 
 from logitcask_consumer.head import LMHead, distillation_loss
 from logitcask_consumer.head import triton_passes as triton_dense
@@ -23,6 +22,7 @@ from logitcask_consumer.head.row_blocks import Scales, row_block_gradient
 from logitcask_consumer.head.softmax import TritonPassesError
 from logitcask_consumer.losses import LOSSES, SparseTarget
 from logitcask_consumer.losses.student_rows import Needs
+from tests.support.consumer.reference_sampler import random_positions, sample, to_target
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 # Relative and absolute: float32's are some units in the last place of sums of up to some hundred terms.
@@ -71,6 +71,7 @@ def passes(kind, logits_RV, target, needs):
             (leaf * torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf)).sum()
             for leaf in rows.leaves.tensors()
         )
+        assert isinstance(total, torch.Tensor)
         return leaves, gradient_(rows, total)
 
 
@@ -88,8 +89,7 @@ def both_agree(logits_RV, target, needs):
 def test_every_loss(name, dtype):
     rows, vocab = 4, 150
     positions = random_positions(rows, vocab)
-    columns = sample(positions, np.full(rows, 0.37))
-    target = to_target(columns, positions.next_ids_R, documents=np.arange(rows) // 3)
+    target = to_target(sample(positions, np.full(rows, 0.37)), positions.next_ids_R, documents=np.arange(rows) // 3)
     # A target reaches the device column by column, as a batch does.
     columns = {
         key: getattr(target, key).to(DEVICE) if isinstance(getattr(target, key), torch.Tensor) else getattr(target, key)
@@ -225,6 +225,8 @@ def test_a_broken_kernel_is_noticed(right, wrong, tmp_path, monkeypatch):
     changed = tmp_path / "changed_kernels.py"
     changed.write_text(source.replace(right, wrong) if right else source)
     spec = importlib.util.spec_from_file_location("changed_kernels", changed)
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     for kernel in KERNELS:

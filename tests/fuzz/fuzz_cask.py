@@ -29,9 +29,9 @@ with atheris.instrument_imports(include=["logitcask_schemas"]):
     from logitcask_schemas.record.capture_spec import CaptureSpec
     from logitcask_schemas.record.wire import decode_wire
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("schemas", "support")]
-from cask_samples import make_documents, make_teacher  # noqa: E402 - found by the line above
-from wire_encoding import encode_wire  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests.support.schemas.cask_samples import make_documents, make_teacher
+from tests.support.wire_encoding import encode_wire
 
 SPEC: Final = CaptureSpec(tail_logprobs=True, temperatures=(2.0,))
 DOCUMENTS: Final = make_documents([2, 9, 17, 3], 1, spec=SPEC)

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from make_casks import CASES, as_json, make_cask
 
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.integrity.verify import survey, verify_shards
 from logitcask_schemas.cask.location import LocalFolder
+from tests.golden.make_casks import CASES, as_json, make_cask
 
 HERE = Path(__file__).parent
 WRITTEN_BY_PYARROW = "26"

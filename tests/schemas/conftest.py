@@ -1,16 +1,11 @@
 """Fixtures of the schemas' tests."""
 
-import sys
 from pathlib import Path
 
 import pytest
 
-# --import-mode=importlib leaves the folder off the path; helper modules here have names of their own.
-sys.path.insert(0, str(Path(__file__).parent))
-
-from cask_samples import SPEC, make_documents, make_teacher
-
 from logitcask_schemas.cask import CaskWriter
+from tests.support.schemas.cask_samples import SPEC, make_documents, make_teacher
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from cask_samples import SPEC, make_documents, make_teacher
 
 from logitcask_schemas.cask import Cask, CaskWriter
+from tests.support.schemas.cask_samples import SPEC, make_documents, make_teacher
 
 SHARDS = 12
 READ = """

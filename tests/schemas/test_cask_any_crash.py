@@ -4,14 +4,14 @@ import pickle
 from pathlib import Path
 from random import Random
 
-from care_cases import LAST, MORE, ONE, OTHER, Care, Seen, contents, make, read_all, repair
-from crash_model import RecordingFiles, crash, put_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.carriers.registry import CARRIERS
 from logitcask_schemas.errors import CaskError
+from tests.support.schemas.care_cases import LAST, MORE, ONE, OTHER, Care, Seen, contents, make, read_all, repair
+from tests.support.schemas.crash_model import RecordingFiles, crash, put_state
 
 
 def damage(folder: Path, random: Random) -> None:

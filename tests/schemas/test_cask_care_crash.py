@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from care_cases import CARES, Care, Recorded, contents, require_right, seen_before
-from crash_model import FailingFiles, put_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +19,8 @@ from logitcask_schemas.cask.documents import DocumentTable
 from logitcask_schemas.cask.integrity.repair import repair_cask
 from logitcask_schemas.cask.integrity.replacement import Replacement
 from logitcask_schemas.errors import CaskError, CaskWriteError
+from tests.support.schemas.care_cases import CARES, Care, Recorded, contents, require_right, seen_before
+from tests.support.schemas.crash_model import FailingFiles, put_state
 
 
 @pytest.fixture(scope="module", params=list(CARES))

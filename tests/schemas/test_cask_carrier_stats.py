@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from cask_samples import SPEC, make_documents, make_teacher
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.carriers.registry import CARRIERS
 from logitcask_schemas.cask.describe import cask_stats
+from tests.support.schemas.cask_samples import SPEC, make_documents, make_teacher
 
 
 @pytest.mark.parametrize("carrier", CARRIERS)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cask_samples import make_document, make_teacher
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.format.codec_u8 import LEVELS, decode_u8, encode_u8, philox4x32, random_words
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.records import DocumentRecords
+from tests.support.schemas.cask_samples import make_document, make_teacher
 
 DOCUMENT = hashlib.sha256(b"document").digest()
 SPEC = CaptureSpec(logprob_codec="u8", tail_logprobs=True)
@@ -142,6 +142,12 @@ def unrounded(length: int, seed: int) -> DocumentRecords:
     return make_document(length, seed, spec=CaptureSpec(logprob_codec="f32", tail_logprobs=True))
 
 
+def number_of(cask: Cask, document_id: bytes) -> int:
+    number = cask.find(document_id)
+    assert number is not None
+    return number
+
+
 def test_a_cask_of_codes_reads_as_float16_and_ignores_company(tmp_path: Path) -> None:
     documents = [unrounded(length, length) for length in (2, 50, 400)]
     for name, order in (("one", documents), ("other", documents[::-1])):
@@ -149,7 +155,7 @@ def test_a_cask_of_codes_reads_as_float16_and_ignores_company(tmp_path: Path) ->
             writer.publish(order)
     one, other = Cask.open(tmp_path / "one"), Cask.open(tmp_path / "other")
     for document in documents:
-        found, again = (cask.read(cask.find(document.id)).records for cask in (one, other))
+        found, again = (cask.read(number_of(cask, document.id)).records for cask in (one, other))
         for name in ("head_logprobs_H", "tail_logprobs_N"):
             mine, stored = getattr(document.records, name), getattr(found, name)
             assert stored.dtype == np.float16

@@ -5,10 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cask_samples import VOCABS, columns_of, make_documents, make_teacher, specs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from record_arrays import record_arrays
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.batches import CollatedRecords
@@ -16,6 +14,8 @@ from logitcask_schemas.cask.carriers.registry import CARRIERS
 from logitcask_schemas.errors import CaskCorruptionError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.records import DocumentRecords
+from tests.support.record_arrays import record_arrays
+from tests.support.schemas.cask_samples import VOCABS, columns_of, make_documents, make_teacher, specs
 
 
 def offsets(lengths: list[int]) -> np.ndarray:

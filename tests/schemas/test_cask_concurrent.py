@@ -13,7 +13,7 @@ import pytest
 
 SECONDS = float(os.environ.get("LOGITCASK_CHAOS_SECONDS", "1.5"))
 SEED = int(os.environ.get("LOGITCASK_CHAOS_SEED", "1"))
-STAGE = Path(__file__).with_name("cask_chaos.py")
+STAGE = "tests.support.schemas.cask_chaos"
 
 
 @pytest.mark.timeout(SECONDS * 10 + 240)
@@ -25,7 +25,7 @@ def test_everything_at_once(tmp_path: Path, damage: str) -> None:
     """
     kills = max(3, int(SECONDS))
     run = subprocess.run(
-        [sys.executable, str(STAGE), str(tmp_path), str(SEED), str(SECONDS), str(kills), damage],
+        [sys.executable, "-m", STAGE, str(tmp_path), str(SEED), str(SECONDS), str(kills), damage],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(folder for folder in sys.path if folder)},
         capture_output=True,
         text=True,

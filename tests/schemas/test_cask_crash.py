@@ -9,14 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cask_samples import SPEC, make_document, make_documents, make_teacher, unlisted
-from crash_model import ForgetfulFiles, Operation, RecordingFiles, crash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.integrity.verify import verify_shards
 from logitcask_schemas.errors import CaskError, CaskNotFoundError
+from tests.support.schemas.cask_samples import SPEC, make_document, make_documents, make_teacher, unlisted
+from tests.support.schemas.crash_model import ForgetfulFiles, Operation, RecordingFiles, crash
 
 OLD = make_documents([4, 9], 1)
 NEW = make_documents([6, 30], 2)
@@ -152,7 +152,7 @@ CHILD = """
 import sys
 from pathlib import Path
 sys.path[:0] = sys.argv[2:]
-from cask_samples import SPEC, make_documents, make_teacher
+from tests.support.schemas.cask_samples import SPEC, make_documents, make_teacher
 from logitcask_schemas.cask import CaskWriter
 with CaskWriter.create(Path(sys.argv[1]), teacher=make_teacher(), capture=SPEC) as writer:
     print("ready", flush=True)

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cask_samples import SPEC, assert_same, columns_of, make_documents, make_teacher, unlisted
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from logitcask_schemas.cask.integrity.verify import verify_shards
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.records import DocumentRecords
+from tests.support.schemas.cask_samples import SPEC, assert_same, columns_of, make_documents, make_teacher, unlisted
 
 DOCUMENTS = make_documents([2, 3, 40, 7], 1)
 

@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from care_cases import import_, merge_copies, split
-from cask_samples import SPEC, make_documents, make_teacher, unlisted
-from crash_model import FailingFiles
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.integrity.verify import verify_shards
 from logitcask_schemas.cask.storage.files import LocalFiles
 from logitcask_schemas.errors import CaskNotFoundError, CaskWriteError
+from tests.support.schemas.care_cases import import_, merge_copies, split
+from tests.support.schemas.cask_samples import SPEC, make_documents, make_teacher, unlisted
+from tests.support.schemas.crash_model import FailingFiles
 
 OLD, NEW = make_documents([4, 9], 1), make_documents([6, 30], 2)
 
@@ -62,7 +62,7 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 sys.path[:0] = sys.argv[2:]
-from cask_samples import SPEC, make_documents, make_teacher
+from tests.support.schemas.cask_samples import SPEC, make_documents, make_teacher
 from logitcask_schemas.cask import CaskWriter
 from logitcask_schemas.errors import CaskWriteError
 writer = CaskWriter.create(Path(sys.argv[1]), teacher=make_teacher(), capture=SPEC)
@@ -92,7 +92,7 @@ CARE_LIMITED = """
 import resource, sys
 from pathlib import Path
 sys.path[:0] = sys.argv[3:]
-from care_cases import import_, merge_copies, split
+from tests.support.schemas.care_cases import import_, merge_copies, split
 from logitcask_schemas.cask.storage.files import LocalFiles
 from logitcask_schemas.errors import CaskWriteError
 run = {"import": import_, "merge": merge_copies, "split": split}[sys.argv[2]]

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cask_samples import SPEC, make_documents, make_teacher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +11,7 @@ from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask import opening as opening_module
 from logitcask_schemas.cask.opening import open_documents, open_shard
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError
+from tests.support.schemas.cask_samples import SPEC, make_documents, make_teacher
 
 
 def make_loose(path: Path, carrier: str = "arrow", vocab_size: int = 49_152) -> Cask:

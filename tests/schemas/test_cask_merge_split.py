@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cask_samples import SPEC, assert_same, make_document, make_documents, make_teacher, specs, unlisted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +17,15 @@ from logitcask_schemas.cask.transfer.split import SplitRule, split_cask
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, IdentityMismatchError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.records import DocumentRecords
+from tests.support.schemas.cask_samples import (
+    SPEC,
+    assert_same,
+    make_document,
+    make_documents,
+    make_teacher,
+    specs,
+    unlisted,
+)
 
 HALF = SplitRule(fraction=0.5, seed=0)
 

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cask_samples import SPEC, assert_same, make_document, make_documents, make_teacher, unlisted
-from crash_model import FailingFiles
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.carriers.registry import CARRIERS
@@ -24,6 +22,8 @@ from logitcask_schemas.errors import (
 )
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.records import DocumentRecords, Records
+from tests.support.schemas.cask_samples import SPEC, assert_same, make_document, make_documents, make_teacher, unlisted
+from tests.support.schemas.crash_model import FailingFiles
 
 
 def create(path: Path, **options: object) -> CaskWriter:
@@ -34,7 +34,7 @@ def changed(document: DocumentRecords, **columns: object) -> DocumentRecords:
     fields = {name: getattr(document.records, name) for name in Records.__dataclass_fields__}
     return DocumentRecords(
         token_ids_L=columns.pop("token_ids_L", document.token_ids_L),  # type: ignore[arg-type]
-        records=Records(**(fields | columns)),  # type: ignore[arg-type]
+        records=Records(**(fields | columns)),
         answer_ranges_R2=document.answer_ranges_R2,
     )
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
-from cask_samples import SPEC, assert_same, make_documents, make_teacher, unlisted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from logitcask_schemas.cli.integrity import repair
 from logitcask_schemas.errors import CaskError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.records import DocumentRecords
+from tests.support.schemas.cask_samples import SPEC, assert_same, make_documents, make_teacher, unlisted
 
 FIRST, SECOND = make_documents([4, 9, 17, 3], 1), make_documents([6, 30], 2)
 DOCUMENTS = {document.id: document for document in [*FIRST, *SECOND]}

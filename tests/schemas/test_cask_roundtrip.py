@@ -2,10 +2,10 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from cask_samples import SPEC, VOCABS, assert_same, columns_of, make_document, make_documents, make_teacher, specs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +13,16 @@ from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.format.columns import join_planes
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.records import DocumentRecords
+from tests.support.schemas.cask_samples import (
+    SPEC,
+    VOCABS,
+    assert_same,
+    columns_of,
+    make_document,
+    make_documents,
+    make_teacher,
+    specs,
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -50,7 +60,7 @@ def test_flat_columns_are_the_documents_end_to_end(tmp_path: Path, vocab: int) -
     documents = make_documents([2, 50, 7], 3, vocab_size=vocab, spec=spec)
     CaskWriter.create(tmp_path / "c", teacher=make_teacher(vocab), capture=spec).publish(documents)
     shard = Cask.open(tmp_path / "c").shard(0)
-    arrays = shard.columns.arrays
+    arrays: Any = shard.columns.arrays
     joined = (
         dict(arrays)
         if vocab <= 1 << 16

@@ -5,10 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cask_samples import SPEC, VOCABS, make_documents, make_teacher, specs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from salvage_cases import DOCUMENTS, FIRST, SECOND, change_number, files_of, flip, make_cask, overwrite, require_sound
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.carriers.arrow import ArrowCarrier
@@ -19,6 +17,18 @@ from logitcask_schemas.cask.format.layout import LEVELS, RecordLayout
 from logitcask_schemas.cask.format.manifest import CaskManifest
 from logitcask_schemas.cask.integrity.repair import repair_cask
 from logitcask_schemas.cask.publication import write_shard
+from tests.support.schemas.cask_samples import SPEC, VOCABS, make_documents, make_teacher, specs
+from tests.support.schemas.salvage_cases import (
+    DOCUMENTS,
+    FIRST,
+    SECOND,
+    change_number,
+    files_of,
+    flip,
+    make_cask,
+    overwrite,
+    require_sound,
+)
 
 
 @settings(max_examples=30, deadline=None)

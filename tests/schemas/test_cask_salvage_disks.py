@@ -10,8 +10,6 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pytest
-from cask_samples import SPEC, make_documents, make_teacher
-from salvage_cases import DOCUMENTS, FIRST, SECOND, files_of, flip, make_cask, overwrite, require_sound
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.carriers.zarr import ZarrCarrier
@@ -20,6 +18,17 @@ from logitcask_schemas.cask.integrity.repair import repair_cask
 from logitcask_schemas.cask.integrity.verify import survey, verify_shard, verify_shards
 from logitcask_schemas.cask.location import LocalFolder
 from logitcask_schemas.errors import CaskReadError
+from tests.support.schemas.cask_samples import SPEC, make_documents, make_teacher
+from tests.support.schemas.salvage_cases import (
+    DOCUMENTS,
+    FIRST,
+    SECOND,
+    files_of,
+    flip,
+    make_cask,
+    overwrite,
+    require_sound,
+)
 
 
 class BadSector:

@@ -11,10 +11,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
-from cask_samples import SPEC, assert_same, make_documents, make_teacher
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.carriers.registry import CARRIERS
@@ -25,6 +25,7 @@ from logitcask_schemas.cask.storage.files import open_regular
 from logitcask_schemas.cask.transfer.export import export_cask
 from logitcask_schemas.cask.transfer.targets import LocalTarget
 from logitcask_schemas.errors import CaskError, CaskReadError
+from tests.support.schemas.cask_samples import SPEC, assert_same, make_documents, make_teacher
 
 pytestmark = pytest.mark.timeout(60)
 DOCUMENTS = {document.id: document for document in [*make_documents([4, 9], 1), *make_documents([6, 30], 2)]}
@@ -94,8 +95,12 @@ def read_everything(path: Path) -> None:
     attempt(cask.document_ids)
     attempt(lambda: cask.find(b"\0" * 32))
     for number in range(len(cask)):
-        attempt(lambda number=number: cask.shard(cask.locate(number)[0]))
-        attempt(lambda number=number: require_right(cask, number))
+        attempt(partial(open_shard_of, cask, number))
+        attempt(partial(require_right, cask, number))
+
+
+def open_shard_of(cask: Cask, number: int) -> None:
+    cask.shard(cask.locate(number)[0])
 
 
 def require_right(cask: Cask, number: int) -> None:

@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cask_samples import SPEC, VOCABS, make_document, make_teacher, specs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from record_arrays import record_arrays
 
 from logitcask_schemas.cask.format.columns import ShardColumns, assemble, document_checksum, document_slices
 from logitcask_schemas.cask.format.layout import LEVELS, RecordLayout
@@ -22,6 +20,8 @@ from logitcask_schemas.cask.shard import Shard
 from logitcask_schemas.errors import CaskError, InvalidRecordError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.records import DocumentRecords, document_id
+from tests.support.record_arrays import record_arrays
+from tests.support.schemas.cask_samples import SPEC, VOCABS, make_document, make_teacher, specs
 
 
 def layout_of(vocab_size: int, spec: CaptureSpec) -> RecordLayout:
@@ -63,9 +63,8 @@ def faults(shard: Shard, vocab_size: int) -> list[int]:
 
 def with_column(document: DocumentRecords, name: str, column: np.ndarray) -> DocumentRecords:
     columns = document.records.position_columns
-    if name in columns:
-        return with_column(document, "position_columns", {**columns, name: column})
-    return dataclasses.replace(document, records=dataclasses.replace(document.records, **{name: column}))
+    changed: dict[str, Any] = {"position_columns": {**columns, name: column}} if name in columns else {name: column}
+    return dataclasses.replace(document, records=dataclasses.replace(document.records, **changed))
 
 
 def set_value(name: str, value: Any, at: int = -1) -> Callable[[DocumentRecords], DocumentRecords]:

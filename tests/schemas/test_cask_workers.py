@@ -6,10 +6,10 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-from cask_samples import SPEC, make_document, make_teacher
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.reader import MAX_OPEN_SHARDS
+from tests.support.schemas.cask_samples import SPEC, make_document, make_teacher
 
 
 def digests(cask: Cask) -> list[bytes]:

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import typer
-from cask_samples import make_documents
 
 from logitcask_schemas.cli.main import COMMANDS, GROUP, main
 from logitcask_schemas.cli.show import token_strip
 from logitcask_schemas.errors import CaskError
+from tests.support.schemas.cask_samples import make_documents
 
 PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 REGISTERED = tomllib.loads(PYPROJECT.read_text())["project"]["entry-points"][GROUP]

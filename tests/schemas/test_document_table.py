@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cask_samples import SPEC, make_document, make_documents, make_teacher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from logitcask_schemas.cask.integrity.verify import survey
 from logitcask_schemas.cask.location import LocalFolder
 from logitcask_schemas.cask.storage.files import LocalFiles
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError
+from tests.support.schemas.cask_samples import SPEC, make_document, make_documents, make_teacher
 
 # Few distinct prefixes, so that ids share their first 8 bytes and the tie has to be broken on the rest.
 IDS = st.builds(lambda start, end: bytes([start]) * 8 + bytes([end]) * 24, st.integers(0, 3), st.integers(0, 40))

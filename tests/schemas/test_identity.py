@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from cask_samples import SPEC, make_documents
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.format.manifest import CaskManifest
 from logitcask_schemas.cask.transfer.merge import merge_casks
 from logitcask_schemas.errors import IdentityMismatchError
 from logitcask_schemas.record.identity import TeacherIdentity
+from tests.support.schemas.cask_samples import SPEC, make_documents
 
 OLD = {
     "model": "teacher",

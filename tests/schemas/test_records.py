@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from cask_samples import make_document
 from hypothesis import given
 from hypothesis import strategies as st
 
 from logitcask_schemas.errors import DocumentMismatchError, InvalidRecordError
 from logitcask_schemas.record.records import DocumentRecords, Records
+from tests.support.schemas.cask_samples import make_document
 
 
 @given(length=st.integers(2, 80), seed=st.integers(0, 99), tails=st.booleans())

@@ -4,15 +4,15 @@ import struct
 
 import numpy as np
 import pytest
-from cask_samples import SPEC, columns_of, make_document, specs
 from hypothesis import given
 from hypothesis import strategies as st
-from wire_encoding import encode_wire
 
 from logitcask_schemas.errors import InvalidRecordError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.records import DocumentRecords
 from logitcask_schemas.record.wire import WIRE_HEADER_BYTES, WIRE_MAGIC, decode_wire
+from tests.support.schemas.cask_samples import SPEC, columns_of, make_document, specs
+from tests.support.wire_encoding import encode_wire
 
 
 @given(spec=specs(), length=st.integers(1, 60), vocab=st.sampled_from([300, 65_537]), tails=st.booleans())

@@ -1,23 +1,19 @@
 """What the service's tests share: a real server on loopback with the fake teacher behind it, and a corpus."""
 
 import logging
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # for the helpers beside this file, which the server process imports too
-
-from fake_teacher import fake_teacher
-from service_harness import RunningServer
-
 from logitcask_services.http.connections import ConnectionLimits
 from logitcask_services.http.logs import LogLimit
 from logitcask_services.jobs.teacher import Teacher
 from logitcask_services.service import Service
 from logitcask_services.settings import ServiceSettings
+from tests.support.services.fake_teacher import fake_teacher
+from tests.support.services.service_harness import RunningServer
 
 
 @pytest.fixture(autouse=True)

@@ -81,7 +81,7 @@ def test_entries_and_bytes_are_those_of_a_real_capture(spec, vocab, inverse):
         np.testing.assert_allclose(logprobs, real_logprobs, rtol=2e-3, atol=1e-6)
         np.testing.assert_allclose(mine.records.log_tail_mass_P, theirs.records.log_tail_mass_P, rtol=2e-3, atol=1e-3)
     columns = assemble(real, [document.id for document in real], layout)
-    stored = sum(array.nbytes for array in columns.arrays.values())
+    stored = sum(np.asarray(array).nbytes for array in columns.arrays.values())
     per_document = 40 + 4 * len(layout.columns)
     assert arrow_bytes(pilot, cut, layout) * pilot.tokens == pytest.approx(stored + per_document * len(documents))
 

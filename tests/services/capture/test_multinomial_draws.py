@@ -7,11 +7,11 @@ so every draw hits a token as often as its mass says, up to one hit: |mean of t-
 import numpy as np
 import pytest
 import torch
-from wire_encoding import encode_wire
 
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.capture import RecordCapture, pack_wire
 from logitcask_services.capture.draws import multinomial_offsets, tail_draws
+from tests.support.wire_encoding import encode_wire
 
 GRID = 2001
 

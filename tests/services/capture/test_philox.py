@@ -23,7 +23,8 @@ KNOWN_ANSWERS = [
 
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
 def test_known_answers(counter, key, expected):
-    words = philox4x32(tuple(torch.tensor([word]) for word in counter), key)
+    first, second, third, fourth = (torch.tensor([word]) for word in counter)
+    words = philox4x32((first, second, third, fourth), key)
     assert tuple(int(word) for word in words) == expected
 
 

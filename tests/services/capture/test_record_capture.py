@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wire_encoding import encode_wire
 
 from logitcask_schemas.errors import CaptureSpecError, InvalidRecordError
 from logitcask_schemas.record.capture_spec import CaptureSpec, stored_spec
 from logitcask_services.capture import RecordCapture, RecordColumns, pack_wire
+from tests.support.wire_encoding import encode_wire
 
 CASES = settings(deadline=None, max_examples=60)
 VOCABULARIES = [300, 49_152, 151_936, 262_144]

@@ -3,9 +3,9 @@
 import logging
 
 import pytest
-from service_harness import jsonl
 
 from logitcask_schemas.cli.main import main
+from tests.support.services.service_harness import jsonl
 
 
 @pytest.fixture(autouse=True)

@@ -3,17 +3,18 @@
 import io
 import json
 import threading
+from typing import Any
 
 import httpx2
 import pytest
-from fake_teacher import POISON
 from rich.console import Console
-from service_harness import wait_for
 
 from logitcask_schemas.api.client import ServiceClient
 from logitcask_schemas.api.connection import ServiceError, ServiceUnreachableError
 from logitcask_schemas.api.objects import Corpus, Event, Extraction
 from logitcask_services.cli.jobs import describe
+from tests.support.services.fake_teacher import POISON
+from tests.support.services.service_harness import wait_for
 
 
 def test_submit_and_wait(serve, run, corpus):
@@ -169,9 +170,9 @@ def test_what_is_shown_of_an_extraction_that_waits(serve, run, documents):
     job = server.submit(server.upload(documents))
     row = server.get(job["id"])
     row |= {"status": "in_progress", "waiting": {"code": "disk", "message": "the disk is full"}}
-    out = Console(file=io.StringIO(), width=200)
-    describe(Extraction.model_validate(row), [], out)
-    shown = out.file.getvalue()
+    out = io.StringIO()
+    describe(Extraction.model_validate(row), [], Console(file=out, width=200))
+    shown = out.getvalue()
     assert "waiting: the disk is full" in shown
     assert "files: 0 shards of 0 bytes" in shown
     run(server, "jobs", "cancel", job["id"])
@@ -222,7 +223,7 @@ class BreakingTransport(httpx2.HTTPTransport):
         if self.streams % 2 == 0:
             raise httpx2.ConnectError("refused, as scripted")
         answer = super().handle_request(request)
-        original = answer.stream
+        original: Any = answer.stream
 
         class Cut(httpx2.SyncByteStream):
             def __iter__(self):

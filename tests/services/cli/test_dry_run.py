@@ -3,14 +3,14 @@
 import json
 
 import pytest
-from fake_teacher import VOCAB_SIZE, FakeTokenizer
-from service_harness import jsonl
 
 from logitcask_schemas.cli.main import main
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.corpora.prepare import DocumentLimits
 from logitcask_services.corpora.preview import preview
 from logitcask_services.pilot.expected_bytes import expected_bytes
+from tests.support.services.fake_teacher import VOCAB_SIZE, FakeTokenizer
+from tests.support.services.service_harness import jsonl
 
 CHAT = {"messages": [{"role": "user", "content": "hi\x1b[31m"}, {"role": "assistant", "content": "fine\nday"}]}
 PADDED = {"input_ids": [5, 6, 0], "attention_mask": [1, 1, 0]}

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from service_harness import jsonl
 
 import logitcask
 from logitcask import Cask
+from tests.support.services.service_harness import jsonl
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -1,22 +1,17 @@
 """`logitcask serve`: everything that can be wrong is said at once, before a teacher is loaded."""
 
 import json
-import os
 import re
 import signal
 import socket
 import subprocess
-import sys
-from pathlib import Path
 
 import httpx2
 import pytest
-from service_harness import wait_for
 
 from logitcask_schemas.cli.main import main
 from logitcask_services.jobs.database.database import Database
-
-SERVER = Path(__file__).parent.parent / "fake_server.py"
+from tests.support.services.service_harness import FAKE_SERVER, server_environment, wait_for
 
 
 @pytest.fixture
@@ -121,13 +116,12 @@ def test_a_teacher_that_does_not_load_ends_the_process(run, model, tmp_path):
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_in_order(tmp_path, signal_number):
     settings = {"cask_root": str(tmp_path / "casks"), "port": 0, "disk_floor_bytes": 0}
-    roots = os.pathsep.join(str(SERVER.parent.parent.parent / name) for name in ("schemas", "services"))
     process = subprocess.Popen(
-        [sys.executable, str(SERVER), json.dumps(settings)],
+        [*FAKE_SERVER, json.dumps(settings)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": roots},
+        env=server_environment(),
     )
     assert process.stdout is not None
     url = process.stdout.readline().strip()

@@ -7,13 +7,13 @@ import threading
 
 import httpx2
 import pytest
-from fake_teacher import identity
 
 from logitcask_schemas.api import client as client_module
 from logitcask_schemas.api.client import ServiceClient
 from logitcask_schemas.api.connection import ServiceUnreachableError
 from logitcask_schemas.cask import CaskWriter
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from tests.support.services.fake_teacher import identity
 
 
 def corpora(server) -> list[dict]:
@@ -107,7 +107,7 @@ def test_a_corpus_that_does_not_fit_is_refused_before_the_upload(serve, run, cor
     [
         (b"", "is empty"),
         (b" \n\n", "is empty"),
-        (gzip.compress(b'{"text": "a"}\n'), "is compressed with gzip, expected JSON lines: gzip -dc"),
+        (gzip.compress(b'{"text": "a"}\n', mtime=0), "is compressed with gzip, expected JSON lines: gzip -dc"),
         (b"\x28\xb5\x2f\xfd....", "is compressed with zstd"),
         (b"PK\x03\x04....", "is a ZIP archive"),
         (b"PAR1....", "is a Parquet file, expected JSON lines; write its rows as JSON lines"),

@@ -4,14 +4,14 @@ import io
 import json
 
 import httpx2
-from fake_teacher import POISON
 from rich.console import Console
-from service_harness import jsonl
 
 from logitcask_schemas.api.client import ServiceClient
 from logitcask_schemas.api.objects import Failure
 from logitcask_schemas.terminal import printable
 from logitcask_services.cli.connection import follow
+from tests.support.services.fake_teacher import POISON
+from tests.support.services.service_harness import jsonl
 
 
 def test_nothing_from_a_request_steers_the_terminal(serve, run, tmp_path):
@@ -72,10 +72,11 @@ def test_the_finished_bar_shows_the_pace_of_the_run(serve, documents):
     """Tokens over the time of capture, and no estimate of what is left."""
     server = serve(fake={"seconds_per_document": 0.05})
     job = server.submit(server.upload(documents[:8]))
-    console = Console(file=io.StringIO(), width=200, force_terminal=True, color_system=None)
+    shown = io.StringIO()
+    console = Console(file=shown, width=200, force_terminal=True, color_system=None)
     with ServiceClient(server.url) as client:
         ended = follow(client, job["id"], console)
-    last = console.file.getvalue().rsplit("\r", 1)[-1].splitlines()[0]
+    last = shown.getvalue().rsplit("\r", 1)[-1].splitlines()[0]
     assert ended.status == "completed"
     assert f"{ended.throughput_tps:,.0f} tokens/s" in last
     assert "ETA" not in last

@@ -1,17 +1,14 @@
 """Conversations under a hundred real chat templates: whose words are whose, and what a user cannot do."""
 
 import json
-import sys
-from pathlib import Path
+from typing import Any
 
 import pytest
 
 transformers = pytest.importorskip("transformers")
-sys.path.insert(0, str(Path(__file__).parent))
-from chat_templates import template_files, tokenizer_for  # noqa: E402
-
 from logitcask_services.corpora.lines import LineProblem, parse_line  # noqa: E402
 from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer  # noqa: E402
+from tests.support.services.chat_templates import template_files, tokenizer_for  # noqa: E402
 
 FILES = template_files()
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
@@ -175,8 +172,9 @@ def test_only_the_completion_of_a_prompt_is_an_answer(template):
 
 def test_tool_calls_are_answers_and_their_arguments_may_be_json_in_a_string(template):
     _, plain, tokenizer = template
-    call = {"type": "function", "id": "123456789", "function": {"name": "find_city", "arguments": {"town": "Lutetia"}}}
-    as_text = {**call, "function": {**call["function"], "arguments": '{"town": "Lutetia"}'}}
+    function: dict[str, Any] = {"name": "find_city", "arguments": {"town": "Lutetia"}}
+    call = {"type": "function", "id": "123456789", "function": function}
+    as_text = {**call, "function": {**function, "arguments": '{"town": "Lutetia"}'}}
     tools = [{"type": "function", "function": {"name": "find_city", "description": "finds", "parameters": {
         "type": "object", "properties": {"town": {"type": "string", "description": "which"}}}}}]  # fmt: skip
     results = []

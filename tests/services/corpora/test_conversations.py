@@ -1,10 +1,9 @@
 """Conversations: what is normalised, what is refused, what a template drops, and control tokens in a user's words."""
 
 import json
-import sys
 import time
 from functools import cache
-from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,14 +11,12 @@ transformers = pytest.importorskip("transformers")
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers  # noqa: E402
 from transformers import PreTrainedTokenizerFast  # noqa: E402
 
-sys.path.insert(0, str(Path(__file__).parent))
-from chat_templates import tokenizer_for  # noqa: E402
-
 from logitcask_services.corpora.conversation import TEMPLATE_DATE  # noqa: E402
-from logitcask_services.corpora.lines import LineProblem, parse_line  # noqa: E402
+from logitcask_services.corpora.lines import ChatLine, LineProblem, parse_line  # noqa: E402
 from logitcask_services.corpora.prepare import tokenise  # noqa: E402
 from logitcask_services.corpora.spans import token_ranges  # noqa: E402
-from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer  # noqa: E402
+from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer, Tokenised  # noqa: E402
+from tests.support.services.chat_templates import tokenizer_for  # noqa: E402
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -33,9 +30,15 @@ TWO_TURNS = [
 ]
 
 
+def conversation(entry):
+    line = parse_line(json.dumps(entry).encode())
+    assert isinstance(line, ChatLine)
+    return line
+
+
 def result_of(template, messages, *, plain=None, **line):
     tokenizer = HuggingFaceTokenizer(plain or tokenizer_for(template))
-    return tokenizer.chat([parse_line(json.dumps({"messages": messages, **line}).encode())])[0]
+    return tokenizer.chat([conversation({"messages": messages, **line})])[0]
 
 
 def text_of(template, result):
@@ -85,7 +88,7 @@ def test_ranges_that_cannot_be_proved_are_not_given():
 
 
 CALL = {"id": "123456789", "type": "function", "function": {"name": "find_city", "arguments": '{"town": "Lutetia"}'}}
-CALLED = [
+CALLED: list[dict[str, Any]] = [
     {"role": "user", "content": "hello"},
     {"role": "assistant", "content": None, "tool_calls": [CALL]},
     {"role": "tool", "content": "seventy", "tool_call_id": "123456789"},
@@ -158,6 +161,7 @@ def test_a_completion_begins_behind_a_token_that_it_shares_with_its_prompt():
     tokenizer = HuggingFaceTokenizer(merging_tokenizer(""))
     line = parse_line(json.dumps({"prompt": "ba", "completion": "ba"}).encode())
     result = tokenise([line], tokenizer)[0]
+    assert isinstance(result, Tokenised)
     assert result.token_ids == [3, 4, 2]
     assert (result.answers, result.notes) == ([(2, 3)], ("answer_in_shared_token",))
 
@@ -175,7 +179,9 @@ def test_a_completion_is_the_answer_of_its_prompt(prompt, completion):
     plain = tokenizer_for(CHATML)
     line = parse_line(json.dumps({"prompt": prompt, "completion": completion}).encode())
     (result,) = tokenise([line], HuggingFaceTokenizer(tokenizer_for(CHATML)))
+    assert isinstance(result, Tokenised)
     assert result.token_ids == plain(prompt + completion)["input_ids"]
+    assert result.answers is not None
     ((start, stop),) = result.answers
     assert plain.decode(result.token_ids[start:stop]) == completion
     assert stop == len(result.token_ids)
@@ -314,7 +320,7 @@ def trained_pieces(kind):
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always" if kind == "unigram" else "first")
     core.normalizer = normalizers.NFKC()
     core.decoder = decoders.Metaspace()
-    options = {"vocab_size": 300, "special_tokens": special, "show_progress": False}
+    options: dict[str, Any] = {"vocab_size": 300, "special_tokens": special, "show_progress": False}
     trainer = (
         trainers.UnigramTrainer(unk_token="<unk>", **options) if kind == "unigram" else trainers.BpeTrainer(**options)
     )
@@ -386,14 +392,17 @@ CALLS = (
 
 @pytest.mark.parametrize("as_text", [False, True])
 def test_values_nested_more_deeply_than_can_be_walked_are_a_bad_line(as_text):
-    deep = "[" * 940 + "]" * 940
+    deep = "[" * 700 + "]" * 700  # parsed by a function that calls itself once a level, walked by one of two calls
     arguments = json.dumps(f'{{"a": {deep}}}') if as_text else f'{{"a": {deep}}}'
     call = f'{{"role": "assistant", "tool_calls": [{{"function": {{"name": "f", "arguments": {arguments}}}}}]}}'
     line = parse_line(f'{{"messages": [{{"role": "user", "content": "hi"}}, {call}]}}'.encode())
     tokenizer = HuggingFaceTokenizer(tokenizer_for(CALLS))
     # Each string within is marked by a function of ours that calls itself; other lines of the batch are not concerned.
-    (deep_one, good) = tokenizer.chat([line, parse_line(json.dumps({"messages": TWO_TURNS}).encode())])
+    assert isinstance(line, ChatLine)
+    (deep_one, good) = tokenizer.chat([line, conversation({"messages": TWO_TURNS})])
     assert isinstance(deep_one, LineProblem)
+    assert isinstance(good, Tokenised)
+    assert good.answers is not None
     assert (deep_one.code, len(good.answers)) == ("nested_too_deeply", 2)
 
 

@@ -1,6 +1,7 @@
 """One line: every accepted form, every refusal with its code, and no input that does anything else."""
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -91,6 +92,7 @@ fields = st.sampled_from(["text", "messages", "prompt", "completion", "input_ids
 @settings(suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault of the parser's
 @given(st.binary(max_size=200) | st.dictionaries(fields, json_values).map(lambda entry: json.dumps(entry).encode()))
 def test_nothing_else_comes_out(raw):
+    outcome: Any
     try:
         outcome = parse_line(raw)
     except LineProblem as problem:

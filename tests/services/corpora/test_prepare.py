@@ -4,9 +4,9 @@ import bz2
 import gzip
 import json
 import lzma
+from typing import Any
 
 import pytest
-from fake_teacher import VOCAB_SIZE, FakeTokenizer
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
@@ -19,14 +19,19 @@ from logitcask_services.corpora.prepare import (
     prepare,
 )
 from logitcask_services.corpora.token_store import TokenStore, TokenStoreError
+from tests.support.services.fake_teacher import VOCAB_SIZE, FakeTokenizer
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 
 
 def limits(**changes):
-    return DocumentLimits(
-        **{"vocab_size": VOCAB_SIZE, "max_length": 64, "overflow": "truncate", "max_line_bytes": 1000} | changes
-    )
+    usual: dict[str, Any] = {
+        "vocab_size": VOCAB_SIZE,
+        "max_length": 64,
+        "overflow": "truncate",
+        "max_line_bytes": 1000,
+    }
+    return DocumentLimits(**usual | changes)
 
 
 def run(tmp_path, lines, *, tokenizer=None, stopped=lambda: False, **changes):
@@ -203,7 +208,7 @@ def test_a_byte_order_mark_where_files_were_joined(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (gzip.compress(b'{"text": "a"}\n'), "gzip"),
+        (gzip.compress(b'{"text": "a"}\n', mtime=0), "gzip"),
         (b"\x28\xb5\x2f\xfd" + bytes(9), "zstd"),
         (bz2.compress(b"x"), "bzip2"),
         (lzma.compress(b"x"), "xz"),

@@ -1,6 +1,7 @@
 """The reference engine computes what the configuration says: equal to plain attention, whatever transformers picks."""
 
 import logging
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from transformers.models.llama import modeling_llama
 from logitcask_services.engines import attention
 from logitcask_services.engines.factory import load_engine
 
+FUNCTIONS: Any = modeling_llama.__dict__["ALL_ATTENTION_FUNCTIONS"]
 IDS_L = np.random.default_rng(0).integers(2, 300, 200).astype(np.uint32)
 SMALL = {
     "vocab_size": 300,
@@ -56,19 +58,19 @@ def test_soft_caps_sinks_and_windows_are_computed(tmp_path, tokenizer_saver, kin
 
 
 def test_an_attention_that_drops_something_is_found_and_replaced(tiny_llama, monkeypatch, caplog):
-    real = modeling_llama.ALL_ATTENTION_FUNCTIONS["sdpa"]
+    real = FUNCTIONS["sdpa"]
 
     def drops_the_scale(module, query, key, value, mask, scaling=None, **more):
         return real(module, query, key, value, mask, scaling=scaling * 0.9, **more)
 
-    monkeypatch.setitem(modeling_llama.ALL_ATTENTION_FUNCTIONS, "sdpa", drops_the_scale)
+    monkeypatch.setitem(FUNCTIONS, "sdpa", drops_the_scale)
     with caplog.at_level(logging.WARNING, logger=attention.logger.name):
-        engine = load_engine("transformers", tiny_llama)
+        engine: Any = load_engine("transformers", tiny_llama)
     assert "'sdpa' computes something else" in caplog.text
     assert engine._model.config._attn_implementation == "eager"
 
 
 def test_a_sound_fused_attention_stays(tiny_llama, caplog):
-    engine = load_engine("transformers", tiny_llama)
+    engine: Any = load_engine("transformers", tiny_llama)
     assert engine._model.config._attn_implementation == "sdpa"
     assert not caplog.text

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from logitcask_services.engines.model_config import numeric_fields
 from logitcask_services.engines.model_folder import ModelFolder
 from logitcask_services.engines.vllm.arguments import numeric_options
 
-FACTS = {"dtype": "float32", "vocab_size": 300, "engine": "transformers", "engine_version": "1"}
+FACTS: dict[str, Any] = {"dtype": "float32", "vocab_size": 300, "engine": "transformers", "engine_version": "1"}
 
 
 @pytest.fixture

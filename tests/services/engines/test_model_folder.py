@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -81,7 +82,7 @@ def hub(tiny_llama, tmp_path, monkeypatch):
 def test_a_hub_id_is_downloaded_and_its_commit_is_part_of_the_identity(hub, tiny_llama, revision):
     folder = ModelFolder.open(Path("org/tiny" if revision is None else f"org/tiny@{revision}"))
     assert hub == [("org/tiny", revision)]
-    facts = {"dtype": "float32", "vocab_size": 300, "engine": "transformers", "engine_version": "1"}
+    facts: dict[str, Any] = {"dtype": "float32", "vocab_size": 300, "engine": "transformers", "engine_version": "1"}
     of_hub, of_folder = folder.identity(**facts), ModelFolder.open(tiny_llama).identity(**facts)
     assert (of_hub.model, of_hub.revision) == ("org/tiny", COMMIT)
     assert (of_folder.model, of_folder.revision) == (tiny_llama.name, None)
@@ -103,12 +104,13 @@ def test_what_is_neither_a_folder_nor_on_the_hub(hub):
 
 
 def test_an_unknown_engine(tiny_llama):
+    name: Any = "sglang"
     with pytest.raises(ModelError, match="choose vllm or transformers"):
-        load_engine("sglang", tiny_llama)
+        load_engine(name, tiny_llama)
 
 
 def test_identity_follows_weights_tokenizer_and_template(copy):
-    facts = {"dtype": "float32", "vocab_size": 300, "engine": "transformers", "engine_version": "1"}
+    facts: dict[str, Any] = {"dtype": "float32", "vocab_size": 300, "engine": "transformers", "engine_version": "1"}
     before = ModelFolder.open(copy).identity(**facts)
     assert before == ModelFolder.open(copy).identity(**facts)
     assert len(before.weights_digest) == 64

@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
-from wire_encoding import encode_wire
 
 from logitcask_schemas.errors import CaptureSpecError, ModelError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.engines.engine import CaptureTask
 from logitcask_services.engines.factory import load_engine
+from tests.support.wire_encoding import encode_wire
 
 SPEC = CaptureSpec(tau=0.02, logprob_codec="f32")
 
@@ -85,6 +85,7 @@ def test_a_document_whose_logits_are_not_finite_is_reported(tiny_llama, tmp_path
     good, bad = engine.capture(tasks, SPEC)
     assert good.error is None
     assert bad.document is None
+    assert bad.error is not None
     assert "is NaN; the teacher's logits were not finite" in bad.error
 
 

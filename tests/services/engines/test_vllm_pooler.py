@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wire_encoding import encode_wire
 
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.wire import decode_wire
 from logitcask_services.capture import RecordCapture, pack_wire
 from logitcask_services.engines.vllm.request import document_key, read_request, request_kwargs
+from tests.support.wire_encoding import encode_wire
 
 pytest.importorskip("vllm")
 with warnings.catch_warnings():
@@ -105,6 +105,7 @@ def test_any_schedule_gives_the_bytes_of_one_pass(head, seed, most):
         if generator.random() < 0.1 and chosen[0].output is None:
             chosen[0].done = 0  # preempted: vLLM computes the prompt again from its start
     for request in requests:
+        assert request.output is not None
         assert torch.equal(request.output, request.expected(head))
         assert request.state.hidden_states_cache == []
 
@@ -113,11 +114,17 @@ def test_logits_are_computed_in_bounded_chunks(head, monkeypatch):
     rows = []
     monkeypatch.setattr("logitcask_services.engines.vllm.pooler._FEWEST_ROWS", 8)
     monkeypatch.setattr("logitcask_services.engines.vllm.pooler.LOGIT_BYTES", {"cpu": 4 * VOCAB * 10})
-    pooler = CapturePooler(lambda hidden: rows.append(len(hidden)) or head(hidden))
+
+    def counted(hidden):
+        rows.append(len(hidden))
+        return head(hidden)
+
+    pooler = CapturePooler(counted)
     requests = [Request(1, 50, SPECS[0]), Request(2, 2, SPECS[0])]
     step(pooler, requests, [50, 2])
     assert rows == [8, 10, 10, 10, 10, 2]
     for request in requests:
+        assert request.output is not None
         assert torch.equal(request.output, request.expected(head))
 
 

@@ -3,14 +3,14 @@
 import socket
 
 import pytest
-from fake_teacher import fake_teacher
 from pydantic import ValidationError
-from service_harness import RunningServer
 
 from logitcask_services.http.access import KeyRing, is_loopback, require_safe_host
 from logitcask_services.http.server import bind
 from logitcask_services.service import Service
 from logitcask_services.settings import ServiceSettings, SettingsError
+from tests.support.services.fake_teacher import fake_teacher
+from tests.support.services.service_harness import RunningServer
 
 KEY = "a-long-enough-key"
 

@@ -1,24 +1,20 @@
 """What connections may cost: silent ones are let go, heads are bounded, jobs keep descriptors, logs stay small."""
 
 import json
-import os
 import resource
 import signal
 import socket
 import subprocess
-import sys
 from contextlib import ExitStack
-from pathlib import Path
 
 import httpx2
 import pytest
-from service_harness import FINAL, jsonl, wait_for
 
 from logitcask_services.http import server as server_module
 from logitcask_services.http.access import MAX_HEAD_BYTES
 from logitcask_services.http.connections import ConnectionLimits, H11Connection
+from tests.support.services.service_harness import FAKE_SERVER, FINAL, jsonl, server_environment, wait_for
 
-SERVER = Path(__file__).parent.parent / "fake_server.py"
 HALF_LINE = b"GET /health HT"
 HALF_UPLOAD = b"POST /v1/corpora HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n" + b'{"text": "a"}\n'
 CHUNKED = b"POST /v1/corpora HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -183,14 +179,13 @@ def test_few_descriptors_and_many_half_requests(tmp_path, connect):
         "disk_floor_bytes": 0,
         "fake": {"seconds_per_document": 0.02},
     }
-    roots = os.pathsep.join(str(SERVER.parent.parent.parent / name) for name in ("schemas", "services"))
     with (tmp_path / "stderr").open("wb") as stderr:
         process = subprocess.Popen(
-            ["bash", "-c", 'ulimit -n 256; exec "$0" "$@"', sys.executable, str(SERVER), json.dumps(settings)],
+            ["bash", "-c", 'ulimit -n 256; exec "$0" "$@"', *FAKE_SERVER, json.dumps(settings)],
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
-            env={**os.environ, "PYTHONPATH": roots},
+            env=server_environment(),
         )
     assert process.stdout is not None
     try:

@@ -6,12 +6,12 @@ import threading
 from urllib.parse import quote
 
 import pytest
-from fake_teacher import fake_teacher
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from logitcask_schemas.api.requests import ExtractionRequest
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from tests.support.services.fake_teacher import fake_teacher
 
 PROBLEM = "application/problem+json"
 

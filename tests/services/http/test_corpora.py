@@ -8,10 +8,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from service_harness import wait_for
 
 from logitcask_schemas.cask.storage import files
 from logitcask_services.corpora.uploads import CorpusStorage, CorpusUpload
+from tests.support.services.service_harness import wait_for
 
 LINE = b'{"text": "hello"}\n'
 

@@ -2,7 +2,8 @@
 
 import httpx2
 import pytest
-from service_harness import wait_for
+
+from tests.support.services.service_harness import wait_for
 
 SSE = {"Accept": "text/event-stream"}
 

@@ -3,10 +3,10 @@
 import threading
 
 import pytest
-from fake_teacher import fake_teacher
 
 from logitcask_schemas.cask import Cask
 from logitcask_services.http.access import MAX_JSON_BYTES
+from tests.support.services.fake_teacher import fake_teacher
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
 """The whole line over a real server: upload, extract, read the cask back."""
 
 import numpy as np
-from fake_teacher import records_of
 
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from tests.support.services.fake_teacher import records_of
 
 
 def test_corpus_becomes_a_cask(serve, documents, tmp_path):

@@ -4,10 +4,9 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from fake_teacher import FakeTokenizer
-from service_harness import jsonl, wait_for
-
 from logitcask_services.http.previews import MAX_WAITING
+from tests.support.services.fake_teacher import FakeTokenizer
+from tests.support.services.service_harness import jsonl, wait_for
 
 JSONL = {"Content-Type": "application/jsonl"}
 

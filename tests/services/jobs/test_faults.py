@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import importlib
 import os
 import shutil
 import sqlite3
@@ -9,16 +10,17 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from typing import Any
 
 import pytest
-from fake_teacher import HANGS, POISON, fake_teacher, identity
-from service_harness import wait_for
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.errors import CaskWriteError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.jobs.database.database import Database
 from logitcask_services.service import Service
+from tests.support.services.fake_teacher import HANGS, POISON, fake_teacher, identity
+from tests.support.services.service_harness import wait_for
 
 
 def cask_of(tmp_path, name="cask"):
@@ -193,7 +195,7 @@ def test_a_failed_extraction_is_taken_up_where_it_was(serve, documents, tmp_path
 
 
 def test_a_large_corpus_in_preparation_holds_up_no_small_one(serve, documents, monkeypatch):
-    from logitcask_services.jobs import preparer
+    preparer: Any = importlib.import_module("logitcask_services.jobs.preparer")
 
     prepare, released = preparer.prepare, []
 
@@ -213,7 +215,7 @@ def test_a_large_corpus_in_preparation_holds_up_no_small_one(serve, documents, m
 
 
 def test_large_corpora_hold_up_no_small_one_however_many_they_are(serve, documents, monkeypatch):
-    from logitcask_services.jobs import preparer
+    preparer: Any = importlib.import_module("logitcask_services.jobs.preparer")
 
     prepare, released = preparer.prepare, []
 
@@ -247,7 +249,7 @@ def test_corpora_whose_files_are_gone_hold_up_nobody(serve, documents, tmp_path)
 
 
 def test_no_descriptors_at_the_end_of_a_preparation_end_no_thread(serve, documents, monkeypatch):
-    from logitcask_services.jobs import preparer
+    preparer: Any = importlib.import_module("logitcask_services.jobs.preparer")
 
     store, faults = preparer.TokenStore, [True, True]
 
@@ -288,7 +290,7 @@ def test_a_cancel_waits_for_no_teacher_and_kills_none(serve, documents, tmp_path
     hang_file = tmp_path / "hang"
     hang_file.touch()
     documents[0]["input_ids"][1:1] = [HANGS]
-    teacher = fake_teacher(hang_file=hang_file, in_flight=1, interruptible=interruptible)
+    teacher: Any = fake_teacher(hang_file=hang_file, in_flight=1, interruptible=interruptible)
     server = serve(load=lambda: teacher, engine_hang_seconds=1000.0, cancel_grace_seconds=0.2)
     started = server.submit(server.upload(documents))
     wait_for(lambda: teacher.engine.given)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from fake_teacher import VOCAB_SIZE, records_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +11,7 @@ from logitcask_services.corpora.token_store import TokenStore, TokenStoreWriter
 from logitcask_services.engines.engine import CaptureResult
 from logitcask_services.jobs.chunks import ChunkFeed, StrangeResultError
 from logitcask_services.jobs.extraction import plan_chunks
+from tests.support.services.fake_teacher import VOCAB_SIZE, records_of
 
 SPEC = CaptureSpec()
 
@@ -117,10 +117,14 @@ def test_results_nobody_asked_for(tmp_path):
             feed.accept(CaptureResult(key=key, document=None, error="?"))
 
 
+class Broken(Index):
+    def has(self, identity):
+        return 1 // 0
+
+
 def test_own_faults_are_not_the_engines(tmp_path):
     store = store_of(tmp_path, [[1, 2]])
-    index = Index()
-    index.has = lambda identity: 1 // 0
+    index = Broken()
     feed = feed_of(store, index, [])
     assert list(feed.tasks(plan_chunks(store.offsets_D1, 10))) == []
     assert isinstance(feed.fault, ZeroDivisionError)

@@ -7,17 +7,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from fake_teacher import identity
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from record_arrays import record_arrays
-from service_harness import jsonl
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.integrity.repair import submit_command
 from logitcask_schemas.cli.main import main
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from tests.support.record_arrays import record_arrays
+from tests.support.services.fake_teacher import identity
+from tests.support.services.service_harness import jsonl
 
 SPECS = {
     "default": [],
@@ -65,7 +66,7 @@ def spoil(cask: Path, number: int) -> None:
             member = archive.getinfo("head_logprobs/c/0")
         overwrite(shard.path, member.header_offset + 30 + len(member.filename) + 4)
     else:
-        column = shard.columns.arrays["head_logprobs"].tobytes()
+        column = np.asarray(shard.columns.arrays["head_logprobs"]).tobytes()
         overwrite(shard.path, shard.path.read_bytes().index(column) + len(column) // 2)
 
 

@@ -4,8 +4,6 @@ import errno
 from pathlib import Path
 
 import pytest
-from fake_teacher import GARBAGE, KILLER, POISON, VOCAB_SIZE, fake_teacher, identity
-from service_harness import jsonl, wait_for
 from sqlalchemy.exc import InvalidRequestError
 
 from logitcask_schemas.cask import Cask, CaskWriter
@@ -13,6 +11,8 @@ from logitcask_schemas.cask.storage import files
 from logitcask_schemas.errors import CaskWriteError, ModelError
 from logitcask_schemas.record.beyond_tokens import beyond_tokens
 from logitcask_services.jobs.database.chunks import ChunkStore
+from tests.support.services.fake_teacher import GARBAGE, KILLER, POISON, VOCAB_SIZE, fake_teacher, identity
+from tests.support.services.service_harness import jsonl, wait_for
 
 
 def cask_of(tmp_path: Path, name: str = "cask") -> Cask:

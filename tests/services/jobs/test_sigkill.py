@@ -3,24 +3,25 @@
 Real server processes, SIGKILL at random moments, restarts. `LOGITCASK_KILLS` sets how many (default 12).
 """
 
-import json
+import multiprocessing
 import os
 import random
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import httpx2
 import pytest
-from service_harness import jsonl, wait_for
 
 from logitcask_schemas.cask import Cask
 from logitcask_services.corpora.token_store import TokenStore
+from tests.support.services.fake_server import run_forked
+from tests.support.services.service_harness import jsonl, wait_for
 
-SERVER = Path(__file__).parent.parent / "fake_server.py"
+FORKS = multiprocessing.get_context("forkserver")
+"""Servers are forked from a process that has imported what they need: importing would take most of their lives."""
+FORKS.set_forkserver_preload(["logitcask_services.http.server"])
 KILLS = int(os.environ.get("LOGITCASK_KILLS", "12"))
 ENDED = ("completed", "failed", "cancelled")
 
@@ -38,23 +39,20 @@ class ServerProcess:
             "disk_floor_bytes": 0,
             "fake": {"log": str(self.log), **fake},
         }
-        roots = os.pathsep.join(str(SERVER.parent.parent.parent / name) for name in ("schemas", "services"))
-        with (folder / "stderr").open("ab") as stderr:
-            self.process = subprocess.Popen(
-                [sys.executable, str(SERVER), json.dumps(settings)],
-                stdout=subprocess.PIPE,
-                text=True,
-                stderr=stderr,
-                env={**os.environ, "PYTHONPATH": roots, "OMP_NUM_THREADS": "1"},
-            )
-        assert self.process.stdout is not None
-        url = self.process.stdout.readline().strip()
-        assert url.startswith("http"), (folder / "stderr").read_text()
+        addresses, said = FORKS.Pipe(duplex=False)
+        with addresses:
+            self.process = FORKS.Process(target=run_forked, args=(settings, folder / "stderr", said))
+            with said:
+                self.process.start()
+            try:
+                url = addresses.recv()
+            except EOFError:
+                raise AssertionError((folder / "stderr").read_text()) from None
         self.client = httpx2.Client(base_url=url, timeout=30)
         wait_for(self._answers, 120)
 
     def _answers(self) -> bool:
-        assert self.process.poll() is None, (self.folder / "stderr").read_text()
+        assert self.process.is_alive(), (self.folder / "stderr").read_text()
         try:
             return self.client.get("/health").status_code == 200
         except httpx2.TransportError:
@@ -65,14 +63,15 @@ class ServerProcess:
 
     def kill(self) -> None:
         self.client.close()
-        self.process.send_signal(signal.SIGKILL)
-        self.process.communicate()
+        self.process.kill()
+        self.process.join()
+        assert self.process.exitcode == -signal.SIGKILL
 
-    def end(self) -> int:
+    def end(self) -> int | None:
         self.client.close()
-        self.process.send_signal(signal.SIGTERM)
-        self.process.communicate(timeout=60)
-        return self.process.returncode
+        self.process.terminate()
+        self.process.join(60)
+        return self.process.exitcode
 
 
 def start(server: ServerProcess, documents) -> str:

@@ -4,12 +4,13 @@ import gzip
 import json
 
 import numpy as np
-from fake_teacher import FakeTokenizer
 
 from logitcask_schemas.cask import Cask, CaskWriter
+from logitcask_services.corpora.prepare import prepare
 from logitcask_services.jobs import preparer
 from logitcask_services.jobs.database.extractions import ExtractionStore
 from logitcask_services.jobs.extraction import MAX_DOCUMENTS, plan_chunks
+from tests.support.services.fake_teacher import FakeTokenizer
 
 
 def test_bad_lines_beyond_the_most_that_are_listed_are_counted(serve, monkeypatch):
@@ -115,7 +116,6 @@ def test_an_extraction_that_the_other_thread_has_prepared_is_not_prepared_again(
         prepared.append(corpus)
         return prepare(corpus, *args, **options)
 
-    prepare = preparer.prepare
     monkeypatch.setattr(ExtractionStore, "to_prepare", old_list)
     monkeypatch.setattr(preparer, "prepare", counting)
     server = serve()

@@ -2,6 +2,7 @@
 
 import errno
 import sqlite3
+import threading
 
 import pytest
 from sqlalchemy.exc import OperationalError
@@ -113,7 +114,9 @@ def test_advice_fits_the_reason(tmp_path):
     """A lock is not let go by freeing space."""
     for code, errors in PASSING.items():
         for error in errors:
-            assert ("Free space" in passing_fault(error)[1]) == (code == "insufficient_storage")
+            found = passing_fault(error)
+            assert found is not None
+            assert ("Free space" in found[1]) == (code == "insufficient_storage")
 
 
 def test_work_of_its_own_fault_gives_way_to_others(tmp_path):
@@ -130,6 +133,7 @@ def test_work_of_its_own_fault_gives_way_to_others(tmp_path):
     )
     with pytest.raises(SetAsideError):
         waiter.run(work)
+    assert waiter.set_aside is not None
     assert waiter.set_aside[0] == "cask_locked"
 
 
@@ -178,8 +182,8 @@ def test_a_pause_that_cannot_be_noted(tmp_path):
 
 
 def test_a_transaction_is_repeated_until_it_is_written():
-    class Stopping:
-        def wait(self, seconds):
+    class Stopping(threading.Event):
+        def wait(self, timeout=None):
             return False
 
     faults = [full_database()]

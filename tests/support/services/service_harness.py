@@ -1,6 +1,8 @@
 """A real server in a thread, with a client; corpora as bytes; patience."""
 
 import json
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +14,8 @@ from logitcask_services.http.connections import ConnectionLimits
 from logitcask_services.http.server import Server, bind
 from logitcask_services.service import Service
 
+FAKE_SERVER = [sys.executable, "-m", "tests.support.services.fake_server"]
+"""A real server in a process of its own; its settings as JSON follow."""
 FINAL = ("completed", "failed", "cancelled")
 
 
@@ -58,6 +62,11 @@ class RunningServer:
     def errors(self, extraction_id: str) -> list[dict[str, Any]]:
         text = self.client.get(f"/v1/extractions/{extraction_id}/errors").raise_for_status().text
         return [json.loads(line) for line in text.splitlines()]
+
+
+def server_environment() -> dict[str, str]:
+    """Variables with which a process finds what this one finds."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(folder for folder in sys.path if folder)}
 
 
 def jsonl(lines: list[Any]) -> bytes:

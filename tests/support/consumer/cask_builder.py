@@ -1,10 +1,12 @@
 """Casks for tests: documents of a tiny teacher, recorded by the reference sampler and published by the real writer."""
 
 import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from reference_sampler import DensePositions, sample
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -12,19 +14,21 @@ from logitcask_schemas.cask import CaskWriter
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.identity import TeacherIdentity, tokenizer_fingerprint
 from logitcask_schemas.record.records import DocumentRecords, Records
+from tests.support.consumer.reference_sampler import DensePositions, sample
 
 VOCAB = 97
 
 
-def tiny_tokenizer(prefix="w"):
+def tiny_tokenizer(prefix: str = "w") -> Any:
     words = {"<pad>": 0, "<eos>": 1, **{f"{prefix}{i}": i for i in range(2, VOCAB)}}
     core = Tokenizer(models.WordLevel(words, unk_token="<eos>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<eos>")
+    fast: Any = PreTrainedTokenizerFast
+    return fast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<eos>")
 
 
-def tiny_model(kind="llama", *, layers=4, seed=0, **more):
-    small = {
+def tiny_model(kind: str = "llama", *, layers: int = 4, seed: int = 0, **more: Any) -> Any:
+    small: dict[str, Any] = {
         "vocab_size": VOCAB,
         "hidden_size": 32,
         "intermediate_size": 48,
@@ -39,10 +43,11 @@ def tiny_model(kind="llama", *, layers=4, seed=0, **more):
         "eos_token_id": 1,
     }
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**small, **more})).eval()
+    auto: Any = AutoModelForCausalLM
+    return auto.from_config(AutoConfig.for_model(kind, **{**small, **more})).eval()
 
 
-def save_teacher(folder, **options):
+def save_teacher(folder: Path, **options: Any) -> Any:
     """A tiny teacher with sharp distributions, as a Hugging Face folder."""
     model = tiny_model(**options)
     with torch.no_grad():
@@ -52,8 +57,8 @@ def save_teacher(folder, **options):
     return model
 
 
-def identity(**more):
-    fields = {
+def identity(**more: Any) -> TeacherIdentity:
+    fields: dict[str, Any] = {
         "model": "tiny",
         "weights_digest": "0" * 64,
         "dtype": "float32",
@@ -65,22 +70,30 @@ def identity(**more):
     return TeacherIdentity(**{**fields, **more})
 
 
-def random_documents(count, *, low=2, high=60, seed=0):
+def random_documents(count: int, *, low: int = 2, high: int = 60, seed: int = 0) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     return [rng.integers(2, VOCAB, rng.integers(low, high)).astype(np.uint16) for _ in range(count)]
 
 
-def dense_positions(teacher, token_ids):
+def dense_positions(teacher: Any, token_ids: np.ndarray) -> DensePositions:
     with torch.no_grad():
         logits = teacher(input_ids=torch.from_numpy(token_ids.astype(np.int64))[None]).logits[0, :-1].double()
     return DensePositions(torch.softmax(logits, -1).numpy(), token_ids[1:].astype(np.int64))
 
 
-def record(dense, token_ids, spec, *, seed=0):
+def record(dense: DensePositions, token_ids: np.ndarray, spec: CaptureSpec, *, seed: int = 0) -> DocumentRecords:
     u = np.random.default_rng(seed).random(len(dense.next_ids_R))
-    options = {"tau": spec.tau, "head_max": spec.head_max, "tail_max": spec.tail_max, "k": spec.k, "draws": spec.draws}
-    columns = sample(dense, u, mode=spec.mode, **options)
-    value = {"f16": np.float16, "f32": np.float32}[spec.logprob_codec]
+    columns = sample(
+        dense,
+        u,
+        mode=spec.mode,
+        tau=spec.tau,
+        head_max=spec.head_max,
+        tail_max=spec.tail_max,
+        k=spec.k,
+        draws=spec.draws,
+    )
+    value: Any = {"f16": np.float16, "f32": np.float32}[spec.logprob_codec]
     tails = np.concatenate([*columns.tail_ids, np.zeros(0)]).astype(np.int64)
     rows = np.repeat(np.arange(len(columns.tail_ids)), [len(x) for x in columns.tail_ids])
     with np.errstate(divide="ignore"):
@@ -102,11 +115,20 @@ def record(dense, token_ids, spec, *, seed=0):
         )
 
 
-def _log_z(dense, spec):
+def _log_z(dense: DensePositions, spec: CaptureSpec) -> np.ndarray:
     return np.stack([np.log((dense.probs_RV ** (1 / t)).sum(1)) for t in spec.temperatures], axis=1)
 
 
-def build_cask(path, teacher, documents, *, spec=None, per_shard=8, answers=None, **identity_fields):
+def build_cask(
+    path: Path,
+    teacher: Any,
+    documents: Sequence[np.ndarray],
+    *,
+    spec: CaptureSpec | None = None,
+    per_shard: int = 8,
+    answers: Sequence[Sequence[Sequence[int]] | None] | None = None,
+    **identity_fields: Any,
+) -> Path:
     """Publish the documents' records, some per shard; `answers` has the ranges of each, None where it does not say."""
     spec = spec or CaptureSpec()
     records = [record(dense_positions(teacher, ids), ids, spec, seed=n) for n, ids in enumerate(documents)]

@@ -1,7 +1,7 @@
 """One of two processes that shard a student with fully_shard: writes its loss and the gathered gradients of a batch.
 
-Usage: fsdp_worker.py CASK OUTPUT GROUPS, where GROUPS names how the head is sharded (root, head, tail),
-or mixed: in the root's group, with float32 parameters that are gathered in bfloat16.
+Arguments: CASK OUTPUT GROUPS..., where each of GROUPS names how the head is sharded (root, head, tail), or mixed: in
+the root's group, with float32 parameters that are gathered in bfloat16. Results go to OUTPUT/GROUPS-RANK.pt.
 """
 
 import sys
@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from cask_builder import tiny_model
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -19,6 +18,7 @@ from logitcask_consumer.losses import Objective
 from logitcask_consumer.methods import DistillTask
 from logitcask_consumer.student.forward import attach
 from logitcask_consumer.weights import EntropyTop
+from tests.support.consumer.cask_builder import tiny_model
 
 
 def student(*, tied: bool, dtype: torch.dtype = torch.float64) -> Any:
@@ -53,13 +53,20 @@ def shard(model: Any, groups: str, mesh: Any) -> None:
 
 
 def main() -> None:
-    cask, output, groups = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    cask, output = Path(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
     mesh = init_device_mesh("cpu", (2,))
+    for groups in sys.argv[3:]:
+        torch.save(results(cask, groups, mesh), output / f"{groups}-{dist.get_rank()}.pt")
+    dist.destroy_process_group()
+
+
+def results(cask: Path, groups: str, mesh: Any) -> dict[str, torch.Tensor]:
+    """Losses of this process's sequences, and the gradients of all."""
     model = student(tied=groups == "tail", dtype=torch.float32 if groups == "mixed" else torch.float64)
     attach(model)
     shard(model, groups, mesh)
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for name, selection in (("all", None), ("chosen", EntropyTop(keep=0.3))):
         loss = loss_of(model, cask, [0, 1] if dist.get_rank() == 0 else [2, 3], selection)
         loss.backward()
@@ -68,8 +75,7 @@ def main() -> None:
         gradients = {key: value.grad.full_tensor() * 2 for key, value in model.named_parameters()}
         found |= {f"{name}:{key}": value for key, value in gradients.items()}
         model.zero_grad()
-    torch.save(found, output / f"{dist.get_rank()}.pt")
-    dist.destroy_process_group()
+    return found
 
 
 if __name__ == "__main__":

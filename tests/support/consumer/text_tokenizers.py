@@ -4,13 +4,17 @@ import functools
 import inspect
 import json
 import textwrap
+from collections.abc import Sequence
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+_fast: Any = PreTrainedTokenizerFast  # untyped where it is made
+
 
 @functools.cache
-def corpus():
+def corpus() -> list[str]:
     """Docstrings of modules that every Python has."""
     import argparse
     import ast
@@ -34,7 +38,7 @@ def corpus():
     return texts
 
 
-def byte_level(vocab_size=600, *, bos=False, texts=None):
+def byte_level(vocab_size: int = 600, *, bos: bool = False, texts: Sequence[str] | None = None) -> Any:
     """Byte-level BPE, as GPT-2's; with `bos` it begins every text with its special token."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -51,15 +55,15 @@ def byte_level(vocab_size=600, *, bos=False, texts=None):
     if bos:
         core.post_processor = processors.TemplateProcessing(single="<begin> $A", special_tokens=[("<begin>", 1)])
         options["bos_token"] = "<begin>"
-    return PreTrainedTokenizerFast(tokenizer_object=core, **options)
+    return _fast(tokenizer_object=core, **options)
 
 
-def single_bytes():
+def single_bytes() -> Any:
     """One token per byte: a refinement of every other tokenizer."""
     return byte_level(258, texts=["a"])
 
 
-def sentencepiece_like(vocab_size=700):
+def sentencepiece_like(vocab_size: int = 700) -> Any:
     """BPE with a sign for the space, a space put before the text, and bytes for unknown characters, as Llama's."""
     core = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -76,10 +80,10 @@ def sentencepiece_like(vocab_size=700):
     state["added_tokens"] = [token for token in state["added_tokens"] if not token["content"].startswith("<0x")]
     core = Tokenizer.from_str(json.dumps(state))
     core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    return _fast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
-def with_added_word(tokenizer, word):
+def with_added_word(tokenizer: Any, word: str) -> Any:
     """The tokenizer with a word of its own, not special."""
     tokenizer.add_tokens([AddedToken(word, special=False, normalized=False)])
     return tokenizer

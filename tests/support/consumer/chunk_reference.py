@@ -6,10 +6,13 @@ import torch
 from logitcask_consumer.cross_tokenizer.target import ChunkTarget
 
 
-def random_target(*, rows=23, vocab=40, top=6, seed=0, teacher_vocab=50):
+def random_target(
+    *, rows: int = 23, vocab: int = 40, top: int = 6, seed: int = 0, teacher_vocab: int = 50
+) -> tuple[ChunkTarget, torch.Tensor]:
     """Windows of rows with chunks of one to four rows between rows that are in none."""
     rng = np.random.default_rng(seed)
-    bounds, at = [], int(rng.integers(0, 3))
+    bounds: list[tuple[int, int]] = []
+    at = int(rng.integers(0, 3))
     while at < rows - 1:
         stop = min(at + int(rng.integers(1, 5)), rows)
         bounds.append((at, stop))
@@ -40,11 +43,20 @@ def random_target(*, rows=23, vocab=40, top=6, seed=0, teacher_vocab=50):
     ), torch.from_numpy(teacher.copy())
 
 
-def dense_alm(logits, target, closing_V, *, temperature=100.0, divergence="kl", debias=True):
+def dense_alm(
+    logits: torch.Tensor,
+    target: ChunkTarget,
+    closing_V: torch.Tensor,
+    *,
+    temperature: float = 100.0,
+    divergence: str = "kl",
+    debias: bool = True,
+) -> torch.Tensor:
     """Chunk by chunk, with plain probabilities."""
-    log_p, out = torch.log_softmax(logits, -1), []
+    log_p = torch.log_softmax(logits, -1)
+    out: list[torch.Tensor] = []
     for c, (start, stop) in enumerate(zip(target.chunk_starts_C, target.chunk_stops_C, strict=True)):
-        likelihood = sum(log_p[row, target.next_ids_R[row]] for row in range(start, stop))
+        likelihood = torch.stack([log_p[row, target.next_ids_R[row]] for row in range(start, stop)]).sum()
         teacher = target.teacher_logprobs_C[c]
         if debias and target.closes_C[c]:
             likelihood = likelihood + log_p[stop].exp()[closing_V].sum().log()
@@ -59,7 +71,7 @@ def dense_alm(logits, target, closing_V, *, temperature=100.0, divergence="kl", 
     return torch.stack(out)
 
 
-def dense_uld(teacher, student):
+def dense_uld(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
     """Sum of |t_(i) - p_(i)| of whole distributions, the shorter filled with zeros, per row."""
     width = max(teacher.shape[1], student.shape[1])
     t, p = (

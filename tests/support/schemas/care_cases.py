@@ -9,9 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cask_samples import SPEC, assert_same, make_documents, make_teacher, unlisted
-from crash_model import Operation, RecordingFiles, crash, put_state
-
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.integrity.repair import repair_cask
 from logitcask_schemas.cask.integrity.verify import verify_shards
@@ -22,6 +19,8 @@ from logitcask_schemas.cask.transfer.split import SplitRule, split_cask
 from logitcask_schemas.cask.transfer.targets import LocalTarget
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError
 from logitcask_schemas.record.records import DocumentRecords
+from tests.support.schemas.cask_samples import SPEC, assert_same, make_documents, make_teacher, unlisted
+from tests.support.schemas.crash_model import Operation, RecordingFiles, crash, put_state
 
 ONE, OTHER, MORE, LAST = (make_documents(lengths, n) for n, lengths in enumerate(([4, 9], [6, 30], [5, 3], [7])))
 SHARED = [ONE[0], *make_documents([12], 9)]
@@ -299,12 +298,11 @@ class Recorded:
         """Put the folder into the state after every prefix of the operations; states that are equal come once."""
         seen: set[int] = set()
         for length in range(len(self.operations) + 1):
-            left = crash(
-                self.operations[:length],
-                self.before,
-                reached_disk=lambda operation, length=length: reached_disk(operation, length),
-                surviving_bytes=surviving,
-            )
+
+            def reached(operation: Operation, length: int = length) -> bool:
+                return reached_disk(operation, length)
+
+            left = crash(self.operations[:length], self.before, reached_disk=reached, surviving_bytes=surviving)
             if (state := hash(frozenset(left.items()))) not in seen:
                 seen.add(state)
                 put_state(self.folder, left)

@@ -3,14 +3,13 @@
 import re
 from pathlib import Path
 
-from cask_samples import SPEC, assert_same, make_documents, make_teacher, unlisted
-
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.carriers.registry import shard_path
 from logitcask_schemas.cask.integrity.repair import RepairReport, repair_cask
 from logitcask_schemas.cask.integrity.verify import survey, verify_shards
 from logitcask_schemas.cask.location import LocalFolder
 from logitcask_schemas.record.records import DocumentRecords
+from tests.support.schemas.cask_samples import SPEC, assert_same, make_documents, make_teacher, unlisted
 
 FIRST, SECOND = make_documents([4, 9, 17, 3], 1), make_documents([6, 30], 2)
 DOCUMENTS = {document.id: document for document in [*FIRST, *SECOND]}

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
-from record_arrays import record_arrays
 
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.format.codec_u8 import decode_u8
@@ -14,6 +13,7 @@ from logitcask_schemas.cask.location import LocalFolder
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_schemas.record.records import DocumentRecords, Records
+from tests.support.record_arrays import record_arrays
 
 SPEC = CaptureSpec()
 VOCABS = (300, 65_536, 65_537, 262_144, 1 << 24)
@@ -38,7 +38,7 @@ def make_document(
     """A document of `length` tokens; with tails=False no position has a draw."""
     random = np.random.default_rng([seed, length])
     positions = length - 1
-    ids = np.uint16 if vocab_size <= 65_536 else np.uint32
+    ids: type[np.unsignedinteger[Any]] = np.uint16 if vocab_size <= 65_536 else np.uint32
     coded = spec.logprob_codec == "u8"
     value = np.float32 if spec.logprob_codec == "f32" else np.float16
     head_counts = random.integers(1, 20, positions).astype(np.uint8)

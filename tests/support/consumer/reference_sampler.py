@@ -3,7 +3,9 @@
 Written from the definition of the record, one position after the other, to test the trainer without the capture code.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,22 +21,23 @@ class DensePositions:
     next_ids_R: np.ndarray
 
     @property
-    def entropy_R(self):
-        return -(self.probs_RV * np.log(np.maximum(self.probs_RV, 1e-300))).sum(1)
+    def entropy_R(self) -> np.ndarray:
+        entropy_R: np.ndarray = -(self.probs_RV * np.log(np.maximum(self.probs_RV, 1e-300))).sum(1)
+        return entropy_R
 
 
 @dataclass
 class SampledColumns:
     """Columns of a record over R positions, ragged."""
 
-    head_ids: list
-    head_probs: list
-    tail_ids: list
-    tail_mass: list
-    tail_probs: list
+    head_ids: list[np.ndarray]
+    head_probs: list[np.ndarray]
+    tail_ids: list[np.ndarray]
+    tail_mass: list[float]
+    tail_probs: list[np.ndarray]
 
 
-def random_positions(rows, vocab, *, seed=0, sharpness=2.0):
+def random_positions(rows: int, vocab: int, *, seed: int = 0, sharpness: float = 2.0) -> DensePositions:
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(rows, vocab)) * sharpness
     probs = np.exp(logits - logits.max(1, keepdims=True))
@@ -43,7 +46,17 @@ def random_positions(rows, vocab, *, seed=0, sharpness=2.0):
     return DensePositions(probs, next_ids)
 
 
-def sample(dense, u_R, *, mode="threshold", tau=0.05, head_max=64, tail_max=32, k=8, draws=8):
+def sample(
+    dense: DensePositions,
+    u_R: np.ndarray,
+    *,
+    mode: str = "threshold",
+    tau: float = 0.05,
+    head_max: int = 64,
+    tail_max: int = 32,
+    k: int = 8,
+    draws: int = 8,
+) -> SampledColumns:
     """Record every position of `dense`, position i with the uniform u_R[i]."""
     out = SampledColumns([], [], [], [], [])
     for probs, y, u in zip(dense.probs_RV, dense.next_ids_R, u_R, strict=True):
@@ -72,7 +85,7 @@ def sample(dense, u_R, *, mode="threshold", tau=0.05, head_max=64, tail_max=32, 
     return out
 
 
-def every_outcome(dense, **capture):
+def every_outcome(dense: DensePositions, **capture: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All records that u in [0, 1) can give, each with the length of its interval: an exact mean over u, no grid.
 
     A draw moves to the next token where (u + i) r / n crosses the cumulative tail mass, so between the sorted
@@ -91,13 +104,20 @@ def every_outcome(dense, **capture):
     return np.concatenate(rows), np.concatenate(middles), np.concatenate(weights)
 
 
-def offsets(lists):
+def offsets(lists: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum([len(x) for x in lists])]).astype(np.int64)
 
 
 def to_target(
-    columns, next_ids_R, *, sampled_tail=True, dtype=torch.float64, codec=np.float64, documents=None, log_z_R=None
-):
+    columns: SampledColumns,
+    next_ids_R: np.ndarray,
+    *,
+    sampled_tail: bool = True,
+    dtype: torch.dtype = torch.float64,
+    codec: type[np.floating[Any]] = np.float64,
+    documents: np.ndarray | None = None,
+    log_z_R: np.ndarray | None = None,
+) -> SparseTarget:
     with np.errstate(divide="ignore"):
         logprobs = np.log(np.concatenate(columns.head_probs)).astype(codec)
         log_r = np.log(np.array(columns.tail_mass)).astype(codec)
@@ -118,12 +138,12 @@ def to_target(
     )
 
 
-def dense_kl(logits_RV, probs_RV):
+def dense_kl(logits_RV: torch.Tensor, probs_RV: np.ndarray) -> torch.Tensor:
     """Sum over rows of KL(t || softmax(logits)), float64, differentiable."""
     t = torch.from_numpy(probs_RV)
     return torch.nn.functional.kl_div(torch.log_softmax(logits_RV, -1), t, reduction="sum")
 
 
-def total_mass(target):
+def total_mass(target: SparseTarget) -> torch.Tensor:
     """Sum of t̂ over head and draws, [R]."""
     return target.head_sum(target.head_weights_H) + target.tail_sum(target.tail_weights_N)

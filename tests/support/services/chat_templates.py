@@ -4,6 +4,7 @@ import importlib.util
 import re
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -37,14 +38,15 @@ def _trained() -> str:
     return str(core.to_str())
 
 
-def tokenizer_for(template: str) -> PreTrainedTokenizerFast:
+def tokenizer_for(template: str) -> Any:
     """A tokenizer in which everything that looks like a control token in the template is one."""
     core = Tokenizer.from_str(_trained())
     found = list(dict.fromkeys(_CONTROL.findall(template)))
     special = ["<s>", "</s>", *(text for text in found if not _NOT_SPECIAL.fullmatch(text))]
     core.add_special_tokens(list(dict.fromkeys(special)))
     core.add_tokens([text for text in found if _NOT_SPECIAL.fullmatch(text)])
-    return PreTrainedTokenizerFast(
+    fast: Any = PreTrainedTokenizerFast
+    return fast(
         tokenizer_object=core,
         bos_token="<s>",
         eos_token="</s>",

@@ -1,7 +1,7 @@
 """Everything at once on one cask: writers, merges, repairs, exports, splits and readers as processes, killed at random.
 
-Run as a program: `cask_chaos.py FOLDER SEED SECONDS KILLS none|damage`; prints what was counted as one JSON object and
-fails where a promise is broken. It forks its actors, so that each of them starts at once.
+Run as `python -m tests.support.schemas.cask_chaos FOLDER SEED SECONDS KILLS none|damage`; prints what was counted as
+one JSON object and fails where a promise is broken. It forks its actors, so that each of them starts at once.
 """
 
 import json
@@ -14,12 +14,12 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Final, NoReturn
 
 import numpy as np
-from cask_samples import SPEC, assert_same, make_document, make_teacher, unlisted
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.carriers.registry import shard_path
@@ -31,6 +31,7 @@ from logitcask_schemas.cask.transfer.split import SplitRule, split_cask
 from logitcask_schemas.cask.transfer.targets import LocalTarget
 from logitcask_schemas.errors import CaskError, CaskNotFoundError
 from logitcask_schemas.record.records import DocumentRecords
+from tests.support.schemas.cask_samples import SPEC, assert_same, make_document, make_teacher, unlisted
 
 VOCABULARY, STRIDE = 49_152, 1_000_000
 COMMON = 9 * STRIDE
@@ -118,7 +119,7 @@ def writer(stage: Stage, role: str, random_: random.Random) -> None:
     while time.monotonic() < stage.deadline:
         own = [which * STRIDE + 4 * round_ + i for i in range(random_.randrange(1, 4))]
         common = [COMMON + 2 * round_ + i for i in range(random_.randrange(0, 3))]
-        if stage.allowed(lambda numbers=own + common: publish(numbers)):
+        if stage.allowed(partial(publish, own + common)):
             stage.note(role, *own, *common)
         round_ += 1
 
@@ -132,7 +133,7 @@ def merge(stage: Stage, role: str, random_: random.Random) -> None:
         with CaskWriter.create(source, teacher=make_teacher(), capture=SPEC) as made:
             made.publish([document(number) for number in own])
             made.publish([document(own[0] + 4), *map(document, common)])
-        if stage.allowed(lambda source=source: merge_casks(stage.cask, [source], link=random_.random() < 0.5)):
+        if stage.allowed(partial(merge_casks, stage.cask, [source], link=random_.random() < 0.5)):
             stage.note(role, *own, own[0] + 4, *common)
         round_ += 1
 
@@ -156,7 +157,7 @@ def export(stage: Stage, role: str, _: random.Random) -> None:
 
     while time.monotonic() < stage.deadline:
         for carrier in ("arrow", "zarr"):
-            if stage.allowed(lambda carrier=carrier: once(carrier)):
+            if stage.allowed(partial(once, carrier)):
                 stage.note(role, carrier)
 
 
@@ -222,7 +223,7 @@ def reader(stage: Stage, role: str, random_: random.Random) -> None:
         numbers = [random_.randrange(len(cask)) for _ in range(6)] if len(cask) else []
         counts += read_some(cask, numbers, stage.damage)
         if counts["opened"] % 4 == 1:
-            require_forked(stage, role, lambda cask=cask, numbers=numbers: read_some(cask, numbers, stage.damage))
+            require_forked(stage, role, partial(read_some, cask, numbers, stage.damage))
             counts["forked"] += 1
             if spawned is not None:
                 counts += spawned.apply(read_some, (cask, numbers, stage.damage))

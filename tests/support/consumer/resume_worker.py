@@ -4,30 +4,34 @@ Each call is a JSON object: `settings` of a run, `stop` (the step in which it di
 second process gets a SIGTERM), `record` (the file for what each step trained). Results go to OUTPUT-RANK.json.
 """
 
+import importlib
 import json
 import os
 import signal
 import sys
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import TrainerCallback
 
-import logitcask_consumer.training.run as module
 from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.processes import leave_processes
 from logitcask_consumer.training.callbacks import LogWhenSaving
+from logitcask_consumer.training.run import TrainResult
 from logitcask_consumer.training.trainer import DistillTrainer
+
+module: Any = importlib.import_module("logitcask_consumer.training.run")
 
 
 class Stop(TrainerCallback):
     """Dies in the middle of a step, as a killed process would as far as files are concerned."""
 
-    def __init__(self, step):
+    def __init__(self, step: int) -> None:
         self.step = step
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self.step:
             raise KeyboardInterrupt
 
@@ -35,15 +39,15 @@ class Stop(TrainerCallback):
 class Signal(LogWhenSaving):
     """Sends this process a SIGTERM in the middle of a step."""
 
-    def __init__(self, step):
+    def __init__(self, step: int) -> None:
         self.step = step
 
-    def on_step_begin(self, args, state, control, **kwargs):
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self.step - 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def config_of(settings):
+def config_of(settings: dict[str, Any]) -> TrainConfig:
     settings = dict(settings)
     for name in ("output", "teacher"):
         settings[name] = Path(settings[name])
@@ -52,35 +56,42 @@ def config_of(settings):
     return TrainConfig(**settings)
 
 
-def recorded_train(config, record, *, stop=None, at_signal=None):
+def recorded_train(
+    config: TrainConfig, record: Path, *, stop: int | None = None, at_signal: int | None = None
+) -> TrainResult | None:
     """A run that writes down what each of its steps trained: document * 1000 + position, for documents of one window.
 
     Returns its result, or None where it died.
     """
-    steps, plain, plain_callback = defaultdict(list), DistillTrainer.compute_loss, module.LogWhenSaving
+    trainer: Any = DistillTrainer
+    steps: defaultdict[int, list[np.ndarray]] = defaultdict(list)
+    plain, plain_callback = trainer.compute_loss, module.LogWhenSaving
 
-    def compute_loss(self, model, inputs, *args, **kwargs):
+    def compute_loss(self: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         slots = inputs["slots"]
         positions = inputs["position_ids"].flatten()[slots].numpy()
         steps[self.state.global_step + 1].append(inputs["documents"].numpy().astype(np.int64) * 1000 + positions)
         return plain(self, model, inputs, *args, **kwargs)
 
-    DistillTrainer.compute_loss = compute_loss
+    trainer.compute_loss = compute_loss
     if stop is not None:
         module.LogWhenSaving = lambda: Stop(stop)
     elif at_signal is not None:
         module.LogWhenSaving = lambda: Signal(at_signal)
     try:
-        return module.train(config)
+        result: TrainResult = module.train(config)
     except KeyboardInterrupt:
         return None
     finally:
-        DistillTrainer.compute_loss, module.LogWhenSaving = plain, plain_callback
-        np.savez(record, **{str(step): np.concatenate(parts) for step, parts in steps.items()})
+        trainer.compute_loss, module.LogWhenSaving = plain, plain_callback
+        arrays: dict[str, Any] = {str(step): np.concatenate(parts) for step, parts in steps.items()}
+        np.savez(record, **arrays)
+    return result
 
 
-def main():
-    rank, results = int(os.environ["RANK"]), {}
+def main() -> None:
+    rank = int(os.environ["RANK"])
+    results: dict[int, int | None] = {}
     for number, call in enumerate(json.loads(Path(sys.argv[1]).read_text())):
         config = config_of(call["settings"])
         signalled = call.get("signal") if rank == 1 else None

@@ -1,0 +1,57 @@
+"""Run a real server with the fake teacher in a process of its own: `python -m tests.support.services.fake_server JSON`.
+
+Settings are those of the service, plus `fake`: what to script into the teacher.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from logitcask_schemas.errors import LogitcaskError
+from logitcask_services.http.server import configure_logging, serve
+from logitcask_services.jobs.database.chunks import ChunkStore
+from logitcask_services.settings import ServiceSettings
+from tests.support.services.fake_teacher import fake_teacher
+
+
+def run(given: dict[str, Any], announce: Callable[[str], None]) -> int:
+    """Serve until a signal; the exit code."""
+    given = dict(given)
+    script = dict(given.pop("fake", {}))
+    if "log" in script:
+        script["log"] = Path(script["log"])
+    commit, pause = ChunkStore.commit_chunk, script.pop("pause_before_commit", 0.0)
+
+    def commit_late(*arguments: Any) -> None:
+        """Widens the moment between publication and commit, so that random kills fall into it."""
+        time.sleep(pause)
+        commit(*arguments)
+
+    store: Any = ChunkStore
+    store.commit_chunk = commit_late
+    configure_logging()
+    try:
+        return serve(
+            ServiceSettings(teacher=Path("unused"), **given),
+            lambda: fake_teacher(**script),
+            announce=announce,
+        )
+    except LogitcaskError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def run_forked(given: dict[str, Any], stderr: Path, addresses: Connection) -> None:
+    """The same in a process of `multiprocessing`, with its standard error in a file."""
+    with stderr.open("ab") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    sys.exit(run(given, addresses.send))
+
+
+if __name__ == "__main__":
+    sys.exit(run(json.loads(sys.argv[1]), lambda line: print(line, flush=True)))
