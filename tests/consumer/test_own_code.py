@@ -101,7 +101,7 @@ def test_positions_are_not_divided_by_where_their_weights_are_asked_for(dataset,
 
 
 def test_a_trainer_of_one_s_own_trains_the_same_on_two_processes(place, tmp_path):
-    run_in_two_processes("own_trainer_worker.py", place / "cask", tmp_path / "two")
+    run_in_two_processes("own_trainer_worker", place / "cask", tmp_path / "two")
     two = torch.load(tmp_path / "two-0.pt")
     from tests.support.consumer.own_trainer_worker import trained
 
