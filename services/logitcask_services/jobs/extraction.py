@@ -1,6 +1,6 @@
 """What callers ask of the job store, and what a chunk's end tells it: plain values between the layers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,3 +122,22 @@ def plan_chunks(offsets_D1: NDArray[np.uint64], budget: int | None = None) -> It
             tokens=int(offsets_D1[stop]) - int(offsets_D1[first]),
         )
         first, number = stop, number + 1
+
+
+ISOLATE_AFTER_DEATHS = 2
+"""A chunk in whose company the teacher died this often is captured one document at a time, to find the culprit."""
+
+
+def segments(chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
+    """Runs of chunks to capture together; a chunk under suspicion stands alone."""
+    together: list[Chunk] = []
+    for chunk in chunks:
+        if chunk.deaths >= ISOLATE_AFTER_DEATHS:
+            if together:
+                yield together
+            yield [chunk]
+            together = []
+        else:
+            together.append(chunk)
+    if together:
+        yield together

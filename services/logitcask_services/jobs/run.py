@@ -21,14 +21,12 @@ from logitcask_services.engines.engine import CaptureResult, CaptureTask, Engine
 from logitcask_services.jobs.chunks import ChunkFeed, OpenChunk, Publisher
 from logitcask_services.jobs.context import JobContext
 from logitcask_services.jobs.database.tables import ExtractionRow
-from logitcask_services.jobs.extraction import Chunk, ChunkOutcome
+from logitcask_services.jobs.extraction import ISOLATE_AFTER_DEATHS, Chunk, ChunkOutcome, segments
 from logitcask_services.jobs.teacher import Suspicion, TeacherDiedError
 from logitcask_services.jobs.waiting import Reason, StoppedWhileWaitingError, Waiter
 
 logger = logging.getLogger(__name__)
 LOCK_SECONDS = 2.0
-ISOLATE_AFTER_DEATHS = 2
-"""A chunk in whose company the teacher died this often is captured one document at a time, to find the culprit."""
 
 Outcome = Literal["done", "ended", "document_failed"]
 
@@ -110,7 +108,7 @@ class ExtractionRun:
         if pending:
             self._adopted = self._adopt(pending[0])
         self._try_suspect()
-        for together in _segments(pending):
+        for together in segments(pending):
             if together[0].deaths >= ISOLATE_AFTER_DEATHS:
                 self._one_by_one(together)
             else:
@@ -341,18 +339,3 @@ class ExtractionRun:
                 logger.info("extraction %s: shard %s was published before the restart", self._row.id, entry.name)
                 return chunk.number, entry, stored
         return None
-
-
-def _segments(chunks: list[Chunk]) -> Iterator[list[Chunk]]:
-    """Runs of chunks to capture together; a chunk under suspicion stands alone."""
-    together: list[Chunk] = []
-    for chunk in chunks:
-        if chunk.deaths >= ISOLATE_AFTER_DEATHS:
-            if together:
-                yield together
-            yield [chunk]
-            together = []
-        else:
-            together.append(chunk)
-    if together:
-        yield together

@@ -343,7 +343,7 @@ def test_a_cask_that_became_another_teachers_fails_the_job(serve, documents, tmp
 
 
 def test_jobs_of_another_teacher_wait_for_it(serve, documents, tmp_path):
-    first = serve(fake={"seconds_per_document": 0.05, "in_flight": 1})
+    first = serve(fake={"seconds_per_document": 0.5, "in_flight": 1})
     started = first.submit(first.upload(documents))
     wait_for(lambda: first.get(started["id"])["documents"]["captured"] > 0)
     first.stop()
@@ -363,7 +363,7 @@ def test_jobs_of_another_teacher_wait_for_it(serve, documents, tmp_path):
 
 def test_a_queue_outlives_another_version_of_the_engine_and_another_name_of_the_folder(serve, documents, tmp_path):
     """Tokens are the same, so the work goes on; whether records may be mixed is the cask's question and a person's."""
-    first = serve(fake={"seconds_per_document": 0.05, "in_flight": 1})
+    first = serve(fake={"seconds_per_document": 0.5, "in_flight": 1})
     corpus = first.upload(documents)
     started, waiting = first.submit(corpus), first.submit(corpus, cask="fresh")
     wait_for(lambda: first.get(started["id"])["documents"]["captured"] > 0)
