@@ -53,14 +53,14 @@ def digest(text: str) -> int:
 
 def documents(*, held_out: bool) -> list[str]:
     """Documents of the training or the held-out modules, in hash order."""
-    found: list[str] = []
+    texts: list[str] = []
     for path in module_files():
         if (digest(path.name) / 2**64 < HELD_OUT_SHARE) != held_out:
             continue
         source = path.read_text(encoding="utf-8")
         for text in (docstrings(ast.parse(source)), source):
-            found.extend(pieces(text))
-    return sorted(set(found), key=digest)
+            texts.extend(pieces(text))
+    return sorted(set(texts), key=digest)
 
 
 def write(path: Path, token_budget: int, *, held_out: bool) -> int:

@@ -33,7 +33,7 @@ def _from_file(context: typer.Context, path: Path | None) -> Path | None:
     for key, value in content.items():
         name = str(key).replace("-", "_")
         if name not in parameters:
-            names = ", ".join(str(known).replace("_", "-") for known in sorted(map(str, parameters)))
+            names = ", ".join(option.replace("_", "-") for option in sorted(map(str, parameters)))
             raise typer.BadParameter(f"{path}: there is no option {key}; there are: {names}")
         values = value if isinstance(value, list) and parameters[name].multiple else [value]
         plain = [_plain(each, where=f"{path}: {key}") for each in values]
