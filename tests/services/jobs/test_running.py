@@ -226,9 +226,10 @@ def test_cancel_keeps_what_is_published(serve, documents, tmp_path):
 
 
 def test_cancel_while_queued_and_while_validating(serve, documents):
-    server = serve(fake={"seconds_per_document": 0.05, "in_flight": 1})
+    server = serve(fake={"seconds_per_document": 0.5, "in_flight": 1})
     corpus = server.upload(documents)
     running = server.submit(corpus)
+    wait_for(lambda: server.get(running["id"])["status"] == "in_progress")  # else the other might overtake it
     queued = server.submit(corpus, cask="other")
     wait_for(lambda: server.get(queued["id"])["status"] == "queued")
     assert server.client.post(f"/v1/extractions/{queued['id']}/cancel").json()["status"] == "cancelled"

@@ -43,7 +43,7 @@ def run_cases(environment):
     inherited = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)]
     done = subprocess.run(
-        command, env=inherited | environment, cwd=CASES.parents[2], capture_output=True, text=True, timeout=500
+        command, env=inherited | environment, cwd=CASES.parents[3], capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 

@@ -1,7 +1,7 @@
 """Triton's passes against torch's operators. `test_triton` runs this file in Triton's interpreter, and on CUDA.
 
 The interpreter must be chosen before Triton is first imported, so the file has a process of its own:
-`TRITON_INTERPRET=1 python -m pytest tests/consumer/triton_cases.py`.
+`TRITON_INTERPRET=1 python -m pytest tests/consumer/head/triton_cases.py`.
 """
 
 import importlib.util

@@ -17,7 +17,7 @@ from logitcask_consumer.training.arguments import DistillConfig
 from logitcask_consumer.training.trainer import DistillTrainer
 from logitcask_consumer.weights import Weights
 from logitcask_schemas.errors import IdentityMismatchError, ModelError
-from tests.consumer.test_trainer_manners import arguments
+from tests.consumer.training.test_trainer_manners import arguments
 from tests.support.consumer.cask_builder import VOCAB, tiny_model, tiny_tokenizer
 from tests.support.consumer.two_processes import run_in_two_processes
 

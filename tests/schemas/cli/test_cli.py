@@ -17,7 +17,7 @@ from logitcask_schemas.cli.show import token_strip
 from logitcask_schemas.errors import CaskError
 from tests.support.schemas.cask_samples import make_documents
 
-PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
+PYPROJECT = Path(__file__).resolve().parents[3] / "pyproject.toml"
 REGISTERED = tomllib.loads(PYPROJECT.read_text())["project"]["entry-points"][GROUP]
 
 

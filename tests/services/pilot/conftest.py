@@ -1,0 +1,13 @@
+"""What the tests of the pilot compare with."""
+
+from types import ModuleType
+
+import pytest
+
+from tests.support.services import capture_oracle
+
+
+@pytest.fixture(scope="session")
+def oracle() -> ModuleType:
+    """Dense float64 truth, and strategies for specs and logits."""
+    return capture_oracle
