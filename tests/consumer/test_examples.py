@@ -26,8 +26,8 @@ def place(tmp_path_factory):
     teacher = save_teacher(folder / "teacher")
     build_cask(folder / "casks/mine", teacher, random_documents(24))
     build_cask(folder / "casks/heldout", teacher, random_documents(8, seed=5))
-    tiny_model(layers=2, seed=1).save_pretrained(folder / "student")
-    tiny_tokenizer().save_pretrained(folder / "student")
+    tiny_model(layers=2, seed=1).save_pretrained(folder / "student/initial")
+    tiny_tokenizer().save_pretrained(folder / "student/initial")
     return folder
 
 
@@ -39,7 +39,7 @@ def moved(before, after):
 
 @pytest.mark.parametrize("script", ["plain_loop.py", "own_trainer.py", "accelerate_loop.py"])
 def test_a_training_example_trains(place, tmp_path, script):
-    arguments = [place / "casks/mine", place / "student", tmp_path / "out", "--seq-len", "64"]
+    arguments = [place / "casks/mine", place / "student/initial", tmp_path / "out", "--seq-len", "64"]
     more = [] if script == "accelerate_loop.py" else ["--steps", "3"]
     done = subprocess.run(
         [sys.executable, ROOT / "examples" / script, *arguments, *more],
@@ -51,7 +51,7 @@ def test_a_training_example_trains(place, tmp_path, script):
     )
     assert done.returncode == 0, done.stderr[-4000:]
     student = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert moved(AutoModelForCausalLM.from_pretrained(place / "student"), student) > 1e-5
+    assert moved(AutoModelForCausalLM.from_pretrained(place / "student/initial"), student) > 1e-5
 
 
 def test_the_reading_example_reads(place):
@@ -80,6 +80,7 @@ def test_snippets_run_and_stay_short(place, monkeypatch, title, code):
     names = {name: getattr(logitcask, name) for name in logitcask.__all__ if name not in ("ServiceClient",)}
     scope = names | {
         "torch": torch,
+        "Path": Path,
         "DataLoader": DataLoader,
         "Trainer": Trainer,
         "TrainingArguments": partial(TrainingArguments, report_to="none", use_cpu=True, save_strategy="no"),

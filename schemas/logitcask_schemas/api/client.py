@@ -228,7 +228,9 @@ class ServiceClient:
                 for number, event in self._stream(extraction_id, last_id):
                     last_id, lost_at, pause = number or last_id, None, FIRST_PAUSE
                     yield event
-                    if isinstance(event, Event) and event.type == "status" and event.data["status"] in FINAL:
+                    # The log of one that was resumed holds an earlier end.
+                    is_end = isinstance(event, Event) and event.type == "status" and event.data["status"] in FINAL
+                    if is_end and self.extraction(extraction_id).status in FINAL:
                         return
                 if self.extraction(extraction_id).status in FINAL:
                     return

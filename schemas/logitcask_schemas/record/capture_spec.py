@@ -96,8 +96,9 @@ class CaptureSpec(BaseModel):
         if outside := [token for token in self.pinned_ids if token >= vocab_size]:
             raise CaptureSpecError(f"pinned ids {outside} are outside the teacher's vocabulary of {vocab_size}")
 
-    def canonical(self) -> dict[str, object]:
-        """The fields that matter in this mode, so that specs which capture the same bytes compare equal."""
+    @property
+    def unused(self) -> frozenset[str]:
+        """Fields that do not matter in this mode."""
         unused = {
             "threshold": {"k", "draws"},
             "topk": {"tau", "head_max", "tail_max", "draws", "sampler", "seed", "tail_logprobs"},
@@ -105,7 +106,11 @@ class CaptureSpec(BaseModel):
         }[self.mode]
         if self.logprob_codec == "u8":
             unused -= {"seed"}  # it decides how values are rounded, draws or not
-        return self.model_dump(mode="json", exclude=unused)
+        return frozenset(unused)
+
+    def canonical(self) -> dict[str, object]:
+        """The fields that matter in this mode, so that specs which capture the same bytes compare equal."""
+        return self.model_dump(mode="json", exclude=set(self.unused))
 
     def digest(self) -> str:
         """SHA-256 (hex) over the canonical JSON of the spec."""
@@ -119,13 +124,19 @@ def capture_spec(**fields: Any) -> CaptureSpec:
         fields: of `CaptureSpec`.
 
     Raises:
-        CaptureSpecError: names every field that is unknown or out of its range.
+        CaptureSpecError: names every field that is unknown, out of its range, or of another mode.
     """
     try:
-        return CaptureSpec(**fields)
+        spec = CaptureSpec(**fields)
     except ValidationError as error:
         faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".removeprefix(": ") for fault in error.errors())
         raise CaptureSpecError("; ".join(faults)) from error
+    # `tail_logprobs` is what held-out text is captured with, in any mode.
+    if ignored := sorted(fields.keys() & spec.unused - {"seed", "tail_logprobs"}):
+        raise CaptureSpecError(
+            f"mode {spec.mode} does not use {' and '.join(ignored)}: leave out, or choose another mode"
+        )
+    return spec
 
 
 class _StoredSpec(CaptureSpec):

@@ -66,22 +66,17 @@ def dry_run(
 
 def _with_folder(folder: Path, sample: bytes, request: dict[str, Any], documents: int) -> Preview:
     """The same preview without a service: the folder's tokenizer and configuration, no weights."""
-    from pydantic import ValidationError
     from transformers import AutoConfig
 
     from logitcask_schemas.api.requests import MIN_LENGTH
     from logitcask_schemas.errors import ModelError
-    from logitcask_schemas.record.capture_spec import CaptureSpec
+    from logitcask_schemas.record.capture_spec import capture_spec
     from logitcask_services.corpora.prepare import DocumentLimits
     from logitcask_services.corpora.preview import preview
     from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer
     from logitcask_services.pilot.expected_bytes import expected_bytes
 
-    try:
-        spec = CaptureSpec.model_validate(request["capture"])
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise typer.BadParameter(faults) from error
+    spec = capture_spec(**request["capture"])
     tokenizer = HuggingFaceTokenizer.load(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True).get_text_config()

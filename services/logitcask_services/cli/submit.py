@@ -10,7 +10,8 @@ from rich.progress import Progress
 from logitcask_schemas.api.objects import Corpus
 from logitcask_schemas.api.requests import NAME_RULE, CarrierName, OnError, Overflow, is_cask_name
 from logitcask_schemas.cli.output import JsonOption
-from logitcask_schemas.record.capture_spec import CaptureMode, LogprobCodec, Sampler
+from logitcask_schemas.errors import CaptureSpecError
+from logitcask_schemas.record.capture_spec import CaptureMode, LogprobCodec, Sampler, capture_spec
 from logitcask_schemas.terminal import printable
 from logitcask_services.cli.connection import (
     KeyFileOption,
@@ -97,10 +98,15 @@ def submit(
         "logprob_codec": codec,
         "tail_logprobs": tail_logprobs or held_out or None,
     }
+    capture = {name: value for name, value in capture.items() if value is not None}
+    try:
+        capture_spec(**capture)  # before anything is sent
+    except CaptureSpecError as error:
+        raise typer.BadParameter(str(error)) from error
     options = {"max_length": max_length, "overflow": overflow, "carrier": carrier, "on_error": on_error}
     request: dict[str, Any] = {
         "cask": cask,
-        "capture": {name: value for name, value in capture.items() if value is not None},
+        "capture": capture,
         "metadata": dict(_pair(entry) for entry in metadata or []),
         **{name: value for name, value in options.items() if value is not None},
     }

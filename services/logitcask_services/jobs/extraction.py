@@ -43,7 +43,7 @@ class NotFoundError(LogitcaskError, LookupError):
     """There is no object of this kind with this id."""
 
     def __init__(self, kind: str, object_id: str) -> None:
-        super().__init__(f"there is no {kind} {object_id!r}; GET the list for those there are")
+        super().__init__(f"there is no {kind} {object_id!r}; the list has those there are")
         self.kind = kind
 
 

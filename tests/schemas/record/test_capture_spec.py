@@ -6,7 +6,8 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from logitcask_schemas.cask.format.manifest import CaskManifest
-from logitcask_schemas.record.capture_spec import CaptureSpec, stored_spec
+from logitcask_schemas.errors import CaptureSpecError
+from logitcask_schemas.record.capture_spec import CaptureSpec, capture_spec, stored_spec
 
 TEACHER = {
     "model": "teacher",
@@ -81,3 +82,23 @@ def test_what_no_version_wrote_is_no_stored_spec():
     for fields in ({"tau": 0}, {"temperatures": [1.0]}, {"mode": "none"}, {"what": 1}):
         with pytest.raises(ValidationError):
             stored_spec(fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"mode": "topk", "tau": 0.1}, "mode topk does not use tau"),
+        ({"mode": "sampled", "k": 3, "tau": 0.1}, "mode sampled does not use k and tau"),
+        ({"draws": 50}, "mode threshold does not use draws"),
+        ({"tau": 0, "k": 0}, "tau: .*; k: "),
+        ({"tua": 0.1}, "tua: "),
+    ],
+)
+def test_a_spec_by_hand_names_what_it_cannot_do(fields, said):
+    with pytest.raises(CaptureSpecError, match=said):
+        capture_spec(**fields)
+
+
+def test_a_spec_by_hand_is_a_spec():
+    assert capture_spec(mode="topk", k=8, tail_logprobs=True) == CaptureSpec(mode="topk", k=8, tail_logprobs=True)
+    assert capture_spec(mode="topk", seed=3, logprob_codec="u8").seed == 3

@@ -12,6 +12,7 @@ from rich.console import Console
 from logitcask_schemas.api.client import ServiceClient
 from logitcask_schemas.api.connection import ServiceError, ServiceUnreachableError
 from logitcask_schemas.api.objects import Corpus, Event, Extraction
+from logitcask_schemas.cask import CaskWriter
 from logitcask_services.cli.jobs import describe
 from tests.support.services.fake_teacher import POISON
 from tests.support.services.service_harness import wait_for
@@ -163,6 +164,24 @@ def test_cancel_and_watch(serve, run, documents):
     code, _, err = run(server, "jobs", "watch", job["id"])
     assert code == 3
     assert "cancelled" in err
+
+
+def test_a_resumed_extraction_is_followed_to_its_new_end(serve, run, documents, monkeypatch):
+    """Its log holds the earlier end, which is none by now."""
+
+    def faulty(self, identity):
+        raise KeyError("as scripted")
+
+    monkeypatch.setattr(CaskWriter, "has", faulty)
+    server = serve(fake={"seconds_per_document": 0.02})
+    job = server.finish(server.submit(server.upload(documents))["id"])
+    assert job["status"] == "failed"
+    monkeypatch.undo()
+    code, _, err = run(server, "jobs", "resume", job["id"], "--wait")
+    assert (code, "completed" in err) == (0, True)
+    assert server.get(job["id"])["status"] == "completed"
+    code, _, err = run(server, "jobs", "watch", job["id"])
+    assert code == 0
 
 
 def test_what_is_shown_of_an_extraction_that_waits(serve, run, documents):

@@ -25,8 +25,9 @@ def corpora(server) -> list[dict]:
     [
         (["--max-length", "65"], 1, "more than the teacher's context of 64 tokens"),
         (["--max-length", str(2**63)], 1, "max_length: Input should be less than or equal to 2147483647"),
-        (["--tau", "0"], 1, "capture.tau: Input should be greater than or equal to 0.000001"),
-        (["--tau", "nan"], 1, "capture.tau"),
+        (["--tau", "0"], 2, "tau: Input should be greater than or equal to 0.000001"),
+        (["--tau", "nan"], 2, "tau"),
+        (["--mode", "topk", "--tau", "0.1"], 2, "mode topk does not use tau"),
         (["--pin", "1000"], 1, "outside the teacher's vocabulary of 1000"),
         (["--cask", "taken"], 1, "another capture spec (seed: 0 here, 5 offered)"),
         (["--metadata", "k=\udcff"], 1, "metadata.k"),
