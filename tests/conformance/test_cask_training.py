@@ -27,6 +27,9 @@ pytestmark = [
 ]
 
 
+ID_COLUMNS = ("head_ids", "tail_ids", "next_ids")
+
+
 def plain_batch(dataset: CaskDataset, numbers: list[int]) -> dict[str, Any]:
     """The batch that a reader without haste makes: window by window, position by position, in lists."""
     pieces: dict[str, list[Any]] = {}
@@ -78,6 +81,7 @@ def plain_batch(dataset: CaskDataset, numbers: list[int]) -> dict[str, Any]:
         "position_ids": [positions + [0] * (width - len(positions)) for _, positions in rows],
         "slots": [sequence * width + slot for sequence, slot in slots],
         "positions": len(slots),
+        "max_id": max((int(token) for name in ID_COLUMNS for token in pieces.get(name, [])), default=0),
         "head_offsets": np.cumsum([0, *pieces.pop("head_counts", [])]).tolist(),
         "tail_offsets": np.cumsum([0, *pieces.pop("tail_counts", [])]).tolist(),
         **pieces,
