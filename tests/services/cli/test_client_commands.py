@@ -156,7 +156,7 @@ def test_jobs(serve, run, documents):
 
 
 def test_cancel_and_watch(serve, run, documents):
-    server = serve(fake={"seconds_per_document": 0.05, "in_flight": 1})
+    server = serve(fake={"seconds_per_document": 0.2, "in_flight": 1})
     job = server.submit(server.upload(documents))
     wait_for(lambda: server.get(job["id"])["status"] == "in_progress")
     code, out, _ = run(server, "jobs", "cancel", job["id"])

@@ -63,7 +63,7 @@ def test_a_failed_extraction_whose_tokens_are_gone_is_prepared_anew(serve, docum
 
 
 def begun_and_stopped(serve, documents):
-    server = serve(fake={"seconds_per_document": 0.05})
+    server = serve(fake={"seconds_per_document": 0.2})
     job = server.submit(server.upload(documents))
     wait_for(lambda: server.get(job["id"])["documents"]["captured"])
     server.stop()
@@ -139,7 +139,7 @@ def test_a_locked_cask_holds_up_nobody_else_and_its_holder_is_named(serve, docum
 
 
 def test_a_cask_folder_that_is_taken_away_is_waited_for(serve, documents, tmp_path):
-    server = serve(fake={"seconds_per_document": 0.02, "in_flight": 1})
+    server = serve(fake={"seconds_per_document": 0.05, "in_flight": 1})
     started = server.submit(server.upload(documents))
     wait_for(lambda: server.get(started["id"])["documents"]["captured"] > 0)
     (tmp_path / "casks" / "cask").rename(tmp_path / "away")
@@ -155,7 +155,7 @@ def test_a_cask_folder_that_is_taken_away_is_waited_for(serve, documents, tmp_pa
 def test_a_database_that_another_program_locks_ends_nothing(serve, documents, tmp_path, monkeypatch):
     """Longer than the time that SQLite itself waits."""
     monkeypatch.setattr("logitcask_services.jobs.database.database.BUSY_SECONDS", 0.2)
-    server = serve(fake={"seconds_per_document": 0.02, "in_flight": 1})
+    server = serve(fake={"seconds_per_document": 0.05, "in_flight": 1})
     started = server.submit(server.upload(documents))
     wait_for(lambda: server.get(started["id"])["documents"]["captured"] > 0)
     script = (
@@ -338,7 +338,7 @@ def test_the_migration_is_one_transaction(tmp_path):
 
 def test_a_job_database_that_is_moved_away_is_noticed_and_waited_for(serve, documents, tmp_path, caplog):
     """Nothing is committed into a file that the next start would not find; put back, everything goes on."""
-    server = serve(fake={"seconds_per_document": 0.02, "in_flight": 1})
+    server = serve(fake={"seconds_per_document": 0.05, "in_flight": 1})
     job = server.submit(server.upload(documents))["id"]
     wait_for(lambda: server.get(job)["documents"]["captured"] > 0)
     state, elsewhere = tmp_path / "state", tmp_path / "elsewhere"

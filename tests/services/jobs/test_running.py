@@ -206,7 +206,7 @@ def test_loading_is_tried_again(serve, documents):
 
 
 def test_cancel_keeps_what_is_published(serve, documents, tmp_path):
-    server = serve(fake={"seconds_per_document": 0.02, "in_flight": 2})
+    server = serve(fake={"seconds_per_document": 0.2, "in_flight": 2})
     started = server.submit(server.upload(documents))
     wait_for(lambda: server.get(started["id"])["documents"]["captured"] > 0)
     answer = server.client.post(f"/v1/extractions/{started['id']}/cancel")
@@ -332,6 +332,7 @@ def test_a_cask_that_became_another_teachers_fails_the_job(serve, documents, tmp
     server = serve(fake={"seconds_per_document": 0.5, "in_flight": 1})
     corpus = server.upload(documents)
     running = server.submit(corpus, cask="first")
+    wait_for(lambda: server.get(running["id"])["status"] == "in_progress")
     victim = server.submit(corpus, cask="later")
     foreign = identity(weights_digest="1" * 64)
     wait_for(lambda: (tmp_path / "casks" / "first" / "cask.json").exists())
@@ -366,9 +367,11 @@ def test_a_queue_outlives_another_version_of_the_engine_and_another_name_of_the_
     """Tokens are the same, so the work goes on; whether records may be mixed is the cask's question and a person's."""
     first = serve(fake={"seconds_per_document": 0.5, "in_flight": 1})
     corpus = first.upload(documents)
-    started, waiting = first.submit(corpus), first.submit(corpus, cask="fresh")
-    wait_for(lambda: first.get(started["id"])["documents"]["captured"] > 0)
+    started = first.submit(corpus)
+    wait_for(lambda: first.get(started["id"])["status"] == "in_progress")
+    waiting = first.submit(corpus, cask="fresh")
     wait_for(lambda: first.get(waiting["id"])["status"] == "queued")
+    wait_for(lambda: first.get(started["id"])["documents"]["captured"] > 0)
     first.stop()
     upgraded = {"engine_version": "2", "model": "renamed"}
     careful = serve(fake={"identity": identity(**upgraded)})
