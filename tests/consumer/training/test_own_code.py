@@ -3,13 +3,14 @@
 import copy
 import pickle
 from typing import Any
+from unittest.mock import PropertyMock
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from logitcask_consumer.config import TrainConfig, TrainConfigError
-from logitcask_consumer.data import CaskDataset, Collator, open_casks
+from logitcask_consumer.data import EMPTY, CaskDataset, Collator, open_casks
 from logitcask_consumer.losses.loss import LossParameterError
 from logitcask_consumer.methods import SparseTargetLoss
 from logitcask_consumer.student.forward import attach, hidden_states
@@ -102,7 +103,7 @@ def test_positions_are_not_divided_by_where_their_weights_are_asked_for(dataset,
 
 def test_a_trainer_of_one_s_own_trains_the_same_on_two_processes(place, tmp_path):
     run_in_two_processes("own_trainer_worker", place / "cask", tmp_path / "two")
-    two = torch.load(tmp_path / "two-0.pt")
+    two = torch.load(tmp_path / "two-0.pt", weights_only=True)
     from tests.support.consumer.own_trainer_worker import trained
 
     one = trained(place / "cask", tmp_path / "one", micro=4)
@@ -157,6 +158,17 @@ def test_predictions_count_each_sequence_once(dataset, tmp_path):
     assert predicted is not None
     assert predicted["test_loss"] == evaluated["eval_loss"]
     assert predicted["test_positions"] == evaluated["eval_positions"]
+
+
+def test_predictions_of_two_processes_count_each_sequence_once(dataset, tmp_path, monkeypatch):
+    trainer = DistillTrainer(tiny_model(layers=2), arguments(tmp_path, DistillConfig), dataset)
+    sequences: list[int] = []
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", PropertyMock(return_value=2))
+    for process in range(2):
+        monkeypatch.setattr(type(trainer.accelerator), "process_index", PropertyMock(return_value=process))
+        batches: Any = trainer.get_test_dataloader(dataset).batch_sampler
+        sequences += [number for batch in batches for number in batch if number != EMPTY]
+    assert sorted(sequences) == list(range(len(dataset)))
 
 
 def test_slips_are_told_in_a_sentence(dataset, place):
