@@ -45,8 +45,8 @@ def real_documents(teacher: Path, count: int) -> list[np.ndarray]:
 
     tokenizer = AutoTokenizer.from_pretrained(teacher)
     ids = [tokenizer(inspect.getsource(importlib.import_module(name))).input_ids for name in MODULES]
-    cut = [one[start : start + DOCUMENT_TOKENS] for one in ids for start in range(0, len(one), DOCUMENT_TOKENS)]
-    whole = [np.array(one, np.uint16) for one in cut if len(one) == DOCUMENT_TOKENS]
+    cut = [ids_L[start : start + DOCUMENT_TOKENS] for ids_L in ids for start in range(0, len(ids_L), DOCUMENT_TOKENS)]
+    whole = [np.array(ids_L, np.uint16) for ids_L in cut if len(ids_L) == DOCUMENT_TOKENS]
     return whole[:: max(1, len(whole) // count)][:count]
 
 
@@ -111,7 +111,7 @@ def cpu_seconds(processes: list[Any]) -> float:
 
 def measure(passes: dict[str, Pass], tokens: int, rounds: int) -> dict[str, np.ndarray]:
     """Per variant [rounds, 3]: tokens/s, CPU us/token of this process and of the engine; one more round goes first."""
-    found: dict[str, list[list[float]]] = {name: [] for name in passes}
+    rounds_of: dict[str, list[list[float]]] = {name: [] for name in passes}
     names = list(passes)
     for number in range(rounds + 1):
         turn = number % len(names)
@@ -123,9 +123,9 @@ def measure(passes: dict[str, Pass], tokens: int, rounds: int) -> dict[str, np.n
             busy = [time.process_time() - own, cpu_seconds(processes) - engine]
             row = [tokens / seconds, *(cpu / tokens * 1e6 for cpu in busy)]
             if number:
-                found[name].append(row)
+                rounds_of[name].append(row)
             print(f"round {number} {name:24s} {row[0]:8.1f} tokens/s, us/token {row[1]:8.2f} {row[2]:8.1f}", flush=True)
-    return {name: np.array(rows) for name, rows in found.items()}
+    return {name: np.array(rows) for name, rows in rounds_of.items()}
 
 
 def machine() -> dict[str, Any]:
@@ -188,10 +188,10 @@ def main() -> None:
             "logprobs-64-flat": {"detokenize": False, "flat_logprobs": True, **logprobs},
             "logprobs-64-flat-text": {"flat_logprobs": True, **logprobs},
         }
-        others = [one for one in psutil.Process().children(recursive=True) if one not in capture_processes]
+        others = [child for child in psutil.Process().children(recursive=True) if child not in capture_processes]
         for name, parameters in stock_parameters.items():
             passes[name] = (partial(generating, stock, documents, parameters), others)
-    found = measure(passes, sum(map(len, documents)), arguments.rounds)
+    rounds_of = measure(passes, sum(map(len, documents)), arguments.rounds)
     capture_engine.close()
     if not arguments.only_capture:
         stock.engine_core.shutdown()
@@ -199,13 +199,13 @@ def main() -> None:
     threads = arguments.threads or os.cpu_count()
     facts = {"teacher": teacher.name, "documents": len(documents), "rounds": arguments.rounds, "threads": threads}
     rows = []
-    for name, rounds in found.items():
+    for name, rounds in rounds_of.items():
         metrics = {
             "throughput (tokens/s)": rounds[:, 0],
-            "throughput / drop (ratio)": rounds[:, 0] / found["drop"][:, 0],
+            "throughput / drop (ratio)": rounds[:, 0] / rounds_of["drop"][:, 0],
             "service CPU (us/token)": rounds[:, 1],
             "engine CPU (us/token)": rounds[:, 2],
-            "engine CPU of drop / own (ratio)": found["drop"][:, 2] / rounds[:, 2],
+            "engine CPU of drop / own (ratio)": rounds_of["drop"][:, 2] / rounds[:, 2],
         }
         for metric, values in (sizes.get(name) or {}).items():
             metrics[metric.replace("_per_token", "/token")] = np.array([values])

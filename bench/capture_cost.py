@@ -94,14 +94,14 @@ def main() -> None:
         wide_RV = widened(logits_RV[:rows], vocab_size)
         works: dict[str, Callable[[torch.Tensor], None]] = {REFERENCE: reference}
         works |= {name: capture(spec, vocab_size, next_ids_R[:rows]) for name, spec in SPECS.items()}
-        found: dict[str, list[float]] = {name: [] for name in works}
+        microseconds_of: dict[str, list[float]] = {name: [] for name in works}
         for _ in range(arguments.rounds + 1):
             for name, work in works.items():
-                found[name].append(microseconds(work, wide_RV))
-        for name, (_, *values) in found.items():  # the first round warms up
+                microseconds_of[name].append(microseconds(work, wide_RV))
+        for name, (_, *values) in microseconds_of.items():  # the first round warms up
             report.add("cost", "us/row", values, f"{rows} rows", vocab=vocab_size, work=name)
             if name != REFERENCE:
-                ratios = [mine / other for mine, other in zip(values, found[REFERENCE][1:], strict=True)]
+                ratios = [mine / other for mine, other in zip(values, microseconds_of[REFERENCE][1:], strict=True)]
                 report.add(f"over {REFERENCE}", "ratio", ratios, vocab=vocab_size, work=name)
     report.write()
 

@@ -46,13 +46,13 @@ def real_logits(teacher: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 def measure(work: Callable[[torch.Tensor], Any], logits_RV: torch.Tensor, rounds: int) -> list[float]:
     """CPU microseconds per row and round; the copy of the logits that each round needs is not counted."""
-    found = []
+    microseconds_per_row = []
     for _ in range(rounds + 1):
         copy_RV = logits_RV.clone()
         start = time.process_time()
         work(copy_RV)
-        found.append((time.process_time() - start) / len(logits_RV) * 1e6)
-    return found[1:]
+        microseconds_per_row.append((time.process_time() - start) / len(logits_RV) * 1e6)
+    return microseconds_per_row[1:]
 
 
 def cpu_model() -> str:

@@ -144,25 +144,25 @@ def measure_cask(documents: list[DocumentRecords], spec: CaptureSpec, vocab_size
         engine="transformers",
         engine_version=transformers.__version__,
     )
-    found: dict[str, float] = {}
+    figures_of: dict[str, float] = {}
     for carrier in CARRIERS:
         with tempfile.TemporaryDirectory() as folder:
             with CaskWriter.create(Path(folder), teacher=teacher, capture=spec, carrier=carrier) as writer:
                 writer.publish(documents)
             cask = Cask.open(Path(folder))
-            found[f"{carrier} (bytes/token)"] = cask.num_bytes / cask.num_tokens
+            figures_of[f"{carrier} (bytes/token)"] = cask.num_bytes / cask.num_tokens
             if carrier == "zarr":
                 with zipfile.ZipFile(cask.shard(0).path) as archive:
-                    chunks = sum(info.file_size for info in archive.infolist() if "/c/" in info.filename)
-                found["zarr chunks (bytes/token)"] = chunks / cask.num_tokens
+                    chunks = sum(member.file_size for member in archive.infolist() if "/c/" in member.filename)
+                figures_of["zarr chunks (bytes/token)"] = chunks / cask.num_tokens
             if carrier == "arrow":
                 units = {level: int(cut[-1]) for level, cut in cask.shard(0).columns.offsets.items()}
                 values = sum(units[column.level] * column.bytes_per_unit for column in cask.layout.columns)
                 per_document = 32 + 8 + 4 * len(cask.layout.columns)
-                found["columns (bytes/token)"] = (values + per_document * len(cask)) / cask.num_tokens
-                found["head entries/position"] = units["head"] / units["position"]
-                found["tail draws/position"] = units["tail"] / units["position"]
-    return found
+                figures_of["columns (bytes/token)"] = (values + per_document * len(cask)) / cask.num_tokens
+                figures_of["head entries/position"] = units["head"] / units["position"]
+                figures_of["tail draws/position"] = units["tail"] / units["position"]
+    return figures_of
 
 
 @torch.inference_mode()
@@ -188,20 +188,20 @@ def measure(teacher: Path, count: int) -> dict[str, dict[str, float]]:
             for id_bytes in (2, 3):
                 others[f"top-{k} u{8 * id_bytes}+f16"].add(*topk(t, k, id_bytes))
         print(f"{len(kept[THRESHOLDS[0]])} of {len(documents)} documents", flush=True)
-    found = {}
+    figures_of = {}
     for threshold, codec in errors:
         spec = CaptureSpec(tau=1 / threshold, logprob_codec=codec)
         figures = measure_cask([stored_as(one, codec) for one in kept[threshold]], spec, vocab_size)
         figures["squared error of target"] = float(np.mean(errors[threshold, codec]))
-        found[f"record 1/{threshold} {codec}"] = figures
+        figures_of[f"record 1/{threshold} {codec}"] = figures
     tokens = sum(map(len, documents))
     for name, sizes in others.items():
-        found[name] = {
+        figures_of[name] = {
             "raw (bytes/token)": sizes.raw / tokens,
             "zstd (bytes/token)": sizes.compressed / tokens,
             "squared error of target": float(np.mean(sizes.errors)),
         }
-    return found
+    return figures_of
 
 
 def stored_as(document: DocumentRecords, codec: str) -> DocumentRecords:

@@ -55,7 +55,7 @@ def main() -> None:
     def report(carrier: str, metric: str, spent: Sequence[float], per: float) -> None:
         """A metric's name ends with its unit in brackets."""
         name, _, unit = metric.removesuffix(")").rpartition(" (")
-        rows.add(name, unit, [per / one for one in spent], note, carrier=carrier)
+        rows.add(name, unit, [per / amount for amount in spent], note, carrier=carrier)
 
     def publish(writer: CaskWriter, _: int) -> None:
         writer.publish(documents)

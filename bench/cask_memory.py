@@ -32,8 +32,8 @@ SAMPLE_EVERY = 25
 def memory_of(process: int | str) -> dict[str, float]:
     """Resident MiB by kind."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    found = {name: value for name, _, value in (line.partition(":") for line in lines)}
-    return {kind: int(found[kind].split()[0]) / 1024 for kind in KINDS}
+    values_of = {name: value for name, _, value in (line.partition(":") for line in lines)}
+    return {kind: int(values_of[kind].split()[0]) / 1024 for kind in KINDS}
 
 
 def read_epoch(path: Path, workers: int, limit: int) -> None:
@@ -45,7 +45,7 @@ def read_epoch(path: Path, workers: int, limit: int) -> None:
     loader: Any = DataLoader(
         dataset,
         batch_size=SEQUENCES,
-        sampler=ShardBlockSampler(dataset.sequences_per_group, seed=0, batch=SEQUENCES),
+        sampler=ShardBlockSampler(dataset.sources, seed=0, batch=SEQUENCES),
         collate_fn=Collator(seq_len=SEQ_LEN),
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,
@@ -58,7 +58,7 @@ def read_epoch(path: Path, workers: int, limit: int) -> None:
             readers: list[Any] = [child.pid for child in multiprocessing.active_children()] if workers else ["self"]
             seen = [memory_of(reader) for reader in readers]
             for kind, values in samples.items():
-                values.append(max(one[kind] for one in seen))
+                values.append(max(sample[kind] for sample in seen))
     assert positions == dataset.num_positions
     print(json.dumps(samples))
 

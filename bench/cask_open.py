@@ -24,7 +24,7 @@ VOCAB, SEQ_LEN, SEQUENCES = 49_152, 2_048, 8
 
 
 def publish(report: Report, path: Path, shards: int, documents: int) -> None:
-    random, found = np.random.default_rng(0), []
+    random, timings = np.random.default_rng(0), []
     writer = CaskWriter.create(
         path, teacher=made_up_teacher(VOCAB), capture=CaptureSpec(), files=UnsyncedFiles(), carrier="arrow"
     )
@@ -33,11 +33,11 @@ def publish(report: Report, path: Path, shards: int, documents: int) -> None:
         made = [make_document(length, VOCAB, shard * documents + i) for i, length in enumerate(lengths)]
         start = time.perf_counter()
         writer.publish(made)
-        found.append(1e3 * (time.perf_counter() - start))
+        timings.append(1e3 * (time.perf_counter() - start))
     writer.close()
     tenth, note = max(1, shards // 10), f"{documents} small documents a shard, no fsync"
-    report.add(f"publish a shard, first {tenth:,} of {shards:,}", "ms", found[:tenth], note)
-    report.add(f"publish a shard, last {tenth:,} of {shards:,}", "ms", found[-tenth:], note)
+    report.add(f"publish a shard, first {tenth:,} of {shards:,}", "ms", timings[:tenth], note)
+    report.add(f"publish a shard, last {tenth:,} of {shards:,}", "ms", timings[-tenth:], note)
 
 
 def first_random_batch(path: Path) -> None:
@@ -52,7 +52,7 @@ def plan(path: Path) -> CaskDataset:
 
 def first_training_batch(path: Path) -> Batch:
     dataset = plan(path)
-    order = iter(ShardBlockSampler(dataset.sequences_per_group, seed=0, batch=SEQUENCES))
+    order = iter(ShardBlockSampler(dataset.sources, seed=0, batch=SEQUENCES))
     return Collator(seq_len=SEQ_LEN)(dataset.read([next(order) for _ in range(SEQUENCES)]))
 
 
@@ -74,8 +74,8 @@ def main() -> None:
         report.add("open, all lengths", "s", seconds(lambda: Cask.open(path).document_lengths(), repeats), size)
         report.add("open, all lengths, 8 documents at random", "s", seconds(lambda: first_random_batch(path), repeats))
         report.add("open, plan the packed order", "s", seconds(lambda: plan(path), repeats), size)
-        found = seconds(lambda: first_training_batch(path), repeats)
-        report.add("open, plan, first shuffled training batch", "s", found, batch)
+        timings = seconds(lambda: first_training_batch(path), repeats)
+        report.add("open, plan, first shuffled training batch", "s", timings, batch)
         (path / "index.json").unlink()
         report.add("open without its index, entry by entry", "s", seconds(lambda: Cask.open(path), 3), size)
     report.write()

@@ -84,8 +84,8 @@ def main() -> None:
             report.add(f"publish, {name}", "MB/s", rates, note, carrier=carrier)
             if waits:
                 report.add("share of the time in fsync", "ratio", waits, note, carrier=carrier)
-            for what in sorted({what for one in counts for what in one}):
-                report.add(what, "per shard", [one[what] for one in counts], carrier=carrier)
+            for what in sorted({what for count_of in counts for what in count_of}):
+                report.add(what, "per shard", [count_of[what] for count_of in counts], carrier=carrier)
     report.write()
 
 

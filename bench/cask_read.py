@@ -141,8 +141,8 @@ def bench_parquet(report: Report, cask: Cask, folder: Path, collated: float) -> 
         return tokens
 
     batches = random_batches(len(cask), BATCHES[0])
-    found = [rate(rows, next(batches)) for _ in range(10)]
-    lists = report.add("Parquet: rows as Python lists, to torch tensors", "tokens/s", found)
+    rates = [rate(rows, next(batches)) for _ in range(10)]
+    lists = report.add("Parquet: rows as Python lists, to torch tensors", "tokens/s", rates)
     report.add("ratio: torch tensors / Parquet rows", "ratio", [collated / lists])
 
 
@@ -171,10 +171,10 @@ def together(processes: int, seed: int, *what: Any) -> tuple[float, float]:
     for _ in workers:
         results.get()
     start.set()
-    found = [results.get() for _ in workers]
+    rates = [results.get() for _ in workers]
     for worker in workers:
         worker.join()
-    return sum(rate for rate, _ in found), min(share for _, share in found)
+    return sum(rate for rate, _ in rates), min(share for _, share in rates)
 
 
 def bench_processes(report: Report, cask: Cask, raw: Path, repeats: int = 5) -> None:
@@ -207,8 +207,8 @@ def bench_long_documents(report: Report, folder: Path, repeats: int) -> None:
         starts = random.integers(0, length - WINDOW, windows)
         return len(tensors(cask.collate(random.integers(0, 8, windows), starts, starts + WINDOW))[0])
 
-    found = [rate(read, []) for _ in range(repeats)]
-    report.add("cask: windows anywhere in 65,536 positions, to torch tensors", "tokens/s", found, f"{windows} a batch")
+    rates = [rate(read, []) for _ in range(repeats)]
+    report.add("cask: windows anywhere in 65,536 positions, to torch tensors", "tokens/s", rates, f"{windows} a batch")
 
 
 def main() -> None:

@@ -46,7 +46,7 @@ def main() -> None:
         size, note = cask.num_bytes / 1e6, f"{len(files)} shards of {cask.num_bytes / len(files) / 1e6:.0f} MB"
 
         def verify() -> None:
-            assert not [problem for one in verify_shards(cask) for problem in one.problems]
+            assert not [problem for report in verify_shards(cask) for problem in report.problems]
 
         def run(program: str) -> None:
             subprocess.run([program, *files], check=True, stdout=subprocess.DEVNULL)

@@ -210,10 +210,10 @@ def measure(rows: teacher_rows.TeacherRows, student: Any) -> dict[tuple[str, int
 
 def against_random_sampling(figures: dict[tuple[str, int], dict[str, float]], tau: int, which: str) -> float:
     """Bytes of the threshold record over those of random sampling at the same error per position."""
-    points = [one for (scheme, _), one in figures.items() if scheme == "random sampling"]
+    points = [point for (scheme, _), point in figures.items() if scheme == "random sampling"]
     ours = figures["threshold", tau]
-    errors = np.log([one["error per position"] for one in points])
-    sizes = np.log([one[f"bytes, {which}"] for one in points])
+    errors = np.log([point["error per position"] for point in points])
+    sizes = np.log([point[f"bytes, {which}"] for point in points])
     wanted = np.log(ours["error per position"])
     if not errors.min() <= wanted <= errors.max():
         return float("nan")  # outside the points measured: nothing to interpolate

@@ -29,7 +29,9 @@ def draw(found: dict[str, dict[tuple[str, int], dict[str, float]]]) -> None:
         for row, (error, label) in enumerate(ERRORS.items()):
             axes = grid[row, column]
             for scheme, (colour, marker, line) in STYLES.items():
-                points = sorted((one["bytes, all"], one[error]) for (name, _), one in figures.items() if name == scheme)
+                points = sorted(
+                    (point["bytes, all"], point[error]) for (name, _), point in figures.items() if name == scheme
+                )
                 axes.plot(
                     *zip(*points, strict=True), color=colour, marker=marker, linestyle=line, markersize=4, label=scheme
                 )

@@ -26,7 +26,7 @@ TARGET = 200_000
 
 def batches(dataset: CaskDataset) -> Iterator[list[int]]:
     """Sequence numbers of one batch after the other, epoch after epoch."""
-    sampler = ShardBlockSampler(dataset.sequences_per_group, seed=0)
+    sampler = ShardBlockSampler(dataset.sources, seed=0)
     epoch = 0
     while True:
         sampler.set_epoch(epoch)

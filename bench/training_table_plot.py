@@ -23,7 +23,11 @@ def draw(runs: dict[str, dict[int, dict[str, float]]], name: str) -> None:
     figure, axes = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
     for row, seeds in runs.items():
         family = next((style for prefix, style in FAMILIES.items() if row.startswith(prefix)), None)
-        points = [(one["bytes_per_token"], one["gap closed (%)"]) for one in seeds.values() if "gap closed (%)" in one]
+        points = [
+            (figures["bytes_per_token"], figures["gap closed (%)"])
+            for figures in seeds.values()
+            if "gap closed (%)" in figures
+        ]
         if family is None or not points:
             continue
         colour, marker = family

@@ -5,9 +5,9 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from logitcask_consumer.data import Packing
+from logitcask_consumer.data import CaskSource, CaskSourceError, Packing
 from logitcask_consumer.data.vocabulary import ExtraIds
-from logitcask_schemas.errors import LogitcaskError
+from logitcask_schemas.errors import OptionError
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -18,7 +18,7 @@ AUTO_BATCH_TOKENS = 65_536
 """Largest automatic batch; a larger corpus has more steps instead."""
 
 
-class TrainConfigError(LogitcaskError, ValueError):
+class TrainConfigError(OptionError, ValueError):
     """Settings of a training run contradict each other or are out of range."""
 
 
@@ -27,13 +27,15 @@ class TrainConfig:
     """Everything that determines a training run. Fields marked `free` may differ between a run and its resumption."""
 
     casks: tuple[Path | str, ...]
-    """Casks to train on, all of one teacher and capture spec."""
+    """Casks to train on: folders or URLs; or several teachers' with weights and losses, see `CaskSource.parse`."""
     student: str
     """A layer selection of the teacher, a model folder or a config.json; see `students.StudentSpec`."""
     output: Path = field(metadata={"free": True})
     """Folder of the trained model, its checkpoints and logs."""
     teacher: Path | None = field(default=None, metadata={"free": True})
     """The teacher's folder, for its weights (from-teacher) or its tokenizer; it makes no records."""
+    other_teachers: tuple[Path, ...] = field(default=(), metadata={"free": True})
+    """Folders of further teachers, for the tokenizers of casks whose loss compares text."""
     loss: str = "forward_kl"
     """A registered loss with its parameters, or a weighted mix; see `losses.Objective`."""
     ce_weight: float = 0.0
@@ -106,6 +108,10 @@ class TrainConfig:
         for name in ("output", "teacher", "cache"):
             if isinstance(place := getattr(self, name), str):
                 object.__setattr__(self, name, Path(place))
+        try:
+            self.sources  # noqa: B018 - reads them
+        except CaskSourceError as error:
+            raise TrainConfigError(str(error)) from error
         rules: list[tuple[bool, str]] = [
             (bool(self.casks), "at least one cask is needed"),
             (0.0 <= self.ce_weight <= 1.0, f"ce_weight must lie between 0 and 1, got {self.ce_weight}"),
@@ -148,6 +154,11 @@ class TrainConfig:
         ]
         if faults := [message for holds, message in rules if not holds]:
             raise TrainConfigError("; ".join(faults))
+
+    @property
+    def sources(self) -> tuple[CaskSource, ...]:
+        """The casks with what each counts."""
+        return tuple(map(CaskSource.parse, self.casks))
 
     @property
     def context(self) -> int:

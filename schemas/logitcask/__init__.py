@@ -9,13 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from logitcask_schemas.errors import MissingExtraError
+from logitcask_schemas.terminal import installed_version
 
 if TYPE_CHECKING:
     from logitcask_consumer.config import TrainConfig
     from logitcask_consumer.data import CaskDataset, Collator, open_casks
     from logitcask_consumer.losses import LOSSES, get_loss
     from logitcask_consumer.methods import SparseTargetLoss
-    from logitcask_consumer.report.build import ReportConfig, make_report
+    from logitcask_consumer.report.build import ReportConfig
+    from logitcask_consumer.report.make_report import make_report
     from logitcask_consumer.student.forward import attach, hidden_states
     from logitcask_consumer.training.arguments import DistillConfig
     from logitcask_consumer.training.run import TrainResult, train
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from logitcask_schemas.record.capture_spec import CaptureSpec, capture_spec
     from logitcask_schemas.record.identity import TeacherIdentity
     from logitcask_schemas.record.records import DocumentRecords, Records
+
+    __version__: str
+    """Of the installed distribution."""
 
 __all__ = [
     "LOSSES",
@@ -70,7 +75,8 @@ _MODULES = {
     "logitcask_consumer.data": ("CaskDataset", "Collator", "open_casks"),
     "logitcask_consumer.losses": ("LOSSES", "get_loss"),
     "logitcask_consumer.methods": ("SparseTargetLoss",),
-    "logitcask_consumer.report.build": ("ReportConfig", "make_report"),
+    "logitcask_consumer.report.build": ("ReportConfig",),
+    "logitcask_consumer.report.make_report": ("make_report",),
     "logitcask_consumer.student.forward": ("attach", "hidden_states"),
     "logitcask_consumer.training.arguments": ("DistillConfig",),
     "logitcask_consumer.training.run": ("TrainResult", "train"),
@@ -89,6 +95,8 @@ def __getattr__(name: str) -> Any:
         AttributeError: there is no such name.
         MissingExtraError: its side's extra is not installed.
     """
+    if name == "__version__":
+        return installed_version()
     module = _PLACES.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,6 +8,10 @@ class LogitcaskError(Exception):
     """Base of every error that logitcask raises on purpose."""
 
 
+class OptionError(LogitcaskError):
+    """What a person asked for cannot be meant: the name of an option's value is unknown, or the value out of range."""
+
+
 class InvalidRecordError(LogitcaskError, ValueError):
     """A record breaks an invariant of the format (counts, ids, mass)."""
 
@@ -62,7 +66,7 @@ class ModelError(LogitcaskError, ValueError):
     """A folder or name is not a model that can be loaded."""
 
 
-class CaptureSpecError(LogitcaskError, ValueError):
+class CaptureSpecError(OptionError, ValueError):
     """A capture spec cannot be read, or asks for what a teacher cannot give; the teacher is well."""
 
 

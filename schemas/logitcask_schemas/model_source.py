@@ -25,8 +25,11 @@ class ModelSource:
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether a text has the form ORGANISATION/NAME[@REVISION], and no file or folder has its name."""
-    return _HUB_ID.fullmatch(text) is not None and not Path(text).exists()
+    """Whether a text has the form ORGANISATION/NAME[@REVISION], and no folder here is meant.
+
+    A folder is meant where it is there, or where at least its parent is: then its name is mistyped.
+    """
+    return _HUB_ID.fullmatch(text) is not None and not Path(text).parent.is_dir()
 
 
 def find_model(model: Path | str) -> ModelSource:

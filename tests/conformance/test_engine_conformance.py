@@ -192,8 +192,8 @@ def test_values_agree_with_a_plain_forward_pass(records, dense):
 def test_the_next_token_and_pinned_ids_are_in_every_head(records, documents):
     for r, ids in zip(records, documents, strict=True):
         rows = rows_of(r.head_counts_P)
-        for wanted in (ids[1:], np.zeros(len(ids) - 1), np.full(len(ids) - 1, 2)):
-            assert len(np.unique(rows[r.head_ids_H == wanted[rows]])) == len(ids) - 1
+        for next_ids in (ids[1:], np.zeros(len(ids) - 1), np.full(len(ids) - 1, 2)):
+            assert len(np.unique(rows[r.head_ids_H == next_ids[rows]])) == len(ids) - 1
 
 
 def test_draws_do_not_depend_on_company_or_chunks(engine, records, documents):

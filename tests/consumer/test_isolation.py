@@ -10,9 +10,9 @@ import logitcask_consumer
 FORBIDDEN = ("vllm", "logitcask_services", "fastapi", "sqlalchemy")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 MODULES = [
-    found.name
-    for found in pkgutil.walk_packages(logitcask_consumer.__path__, "logitcask_consumer.")
-    if HAS_TRITON or not found.name.rpartition(".")[2].startswith("triton_")
+    module_info.name
+    for module_info in pkgutil.walk_packages(logitcask_consumer.__path__, "logitcask_consumer.")
+    if HAS_TRITON or not module_info.name.rpartition(".")[2].startswith("triton_")
 ]
 
 

@@ -80,8 +80,8 @@ def document(length: int, vocab_size: int, spec: CaptureSpec) -> DocumentRecords
     )
 
 
-def answers(one: DocumentRecords) -> Any:
-    ranges = ANSWERS[len(one.token_ids_L)]
+def answers(document: DocumentRecords) -> Any:
+    ranges = ANSWERS[len(document.token_ids_L)]
     return None if ranges is None else np.array(ranges, dtype=np.uint32).reshape(-1, 2)
 
 
@@ -104,24 +104,26 @@ def make_cask(path: Path, name: str) -> list[DocumentRecords]:
     write_manifest(LocalFiles(), path, manifest)
     documents = [[document(length, vocab_size, spec) for length in lengths] for lengths in SHARDS]
     if "answers" in name:
-        documents = [[replace(one, answer_ranges_R2=answers(one)) for one in shard] for shard in documents]
+        documents = [
+            [replace(document, answer_ranges_R2=answers(document)) for document in shard] for shard in documents
+        ]
     writer = CaskWriter.create(path, teacher=teacher, capture=spec, carrier=carrier)
     writer.publish(documents[0])
     writer.close()
     writer.publish(documents[1])  # stays out of the index, so that readers must look at entry files too
     (path / "cask.lock").unlink()
-    return [one for shard in documents for one in shard]
+    return [document for shard in documents for document in shard]
 
 
-def as_json(one: DocumentRecords) -> dict[str, Any]:
+def as_json(document: DocumentRecords) -> dict[str, Any]:
     """A document's columns as plain lists; -inf as a string, which JSON lacks."""
-    columns: dict[str, Any] = {"id": one.id.hex(), "token_ids": one.token_ids_L.tolist()}
+    columns: dict[str, Any] = {"id": document.id.hex(), "token_ids": document.token_ids_L.tolist()}
     for field in Records.__dataclass_fields__:
-        if (column := getattr(one.records, field)) is not None and field != "position_columns":
+        if (column := getattr(document.records, field)) is not None and field != "position_columns":
             columns[field.rpartition("_")[0]] = column.tolist()
-    columns |= {name: values.tolist() for name, values in one.records.position_columns.items()}
-    if one.answer_ranges_R2 is not None:
-        columns["answers"] = one.answer_ranges_R2.reshape(-1).tolist()
+    columns |= {name: values.tolist() for name, values in document.records.position_columns.items()}
+    if document.answer_ranges_R2 is not None:
+        columns["answers"] = document.answer_ranges_R2.reshape(-1).tolist()
     return columns
 
 

@@ -25,9 +25,9 @@ WRITTEN_BY_PYARROW = "26"
 def test_they_are_read(name: str) -> None:
     cask = Cask.open(HERE / name, tokenizer_fingerprint="1" * 64)
     expected = json.loads((HERE / f"{name}.expected.json").read_text())
-    found = sorted((as_json(cask.read(number)) for number in range(len(cask))), key=lambda columns: columns["id"])
-    assert len(found) == len(expected)
-    for mine, theirs in zip(found, expected, strict=True):
+    stored = sorted((as_json(cask.read(number)) for number in range(len(cask))), key=lambda columns: columns["id"])
+    assert len(stored) == len(expected)
+    for mine, theirs in zip(stored, expected, strict=True):
         assert mine.keys() == theirs.keys()
         for column, values in theirs.items():
             if column != "id":

@@ -162,10 +162,10 @@ def test_the_format_page_is_enough(name: str) -> None:
     assert (manifest["format"], manifest["version"]) == ("logitcask", 1)
     entries = read_entries(cask)
     assert len(entries) == 2
-    found = [one for entry in entries for one in read_shard(cask / "shards", entry)]
+    documents = [document for entry in entries for document in read_shard(cask / "shards", entry)]
     expected = json.loads((HERE / f"{name}.expected.json").read_text())
-    assert sum(entry["documents"] for entry in entries) == len(found) == len(expected)
-    for mine, theirs in zip(sorted(found, key=lambda one: one["id"]), expected, strict=True):
+    assert sum(entry["documents"] for entry in entries) == len(documents) == len(expected)
+    for mine, theirs in zip(sorted(documents, key=lambda document: document["id"]), expected, strict=True):
         assert mine.keys() == theirs.keys()
         for column, values in theirs.items():
             if column != "id":

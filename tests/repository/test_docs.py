@@ -39,8 +39,8 @@ def unknown(words: list[str]) -> list[str]:
         if rest[0] not in command.commands:
             return [rest[0]]
         command, rest = command.commands[rest[0]], rest[1:]
-    known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
-    return [word for word in rest if word.startswith("--") and word.split("=")[0] not in known | {"--help"}]
+    options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    return [word for word in rest if word.startswith("--") and word.split("=")[0] not in options | {"--help"}]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -1,5 +1,6 @@
 """What `logitcask` offers: the names are pinned, load lazily, and say which extra they need."""
 
+import importlib.metadata
 import subprocess
 import sys
 
@@ -26,6 +27,10 @@ def test_public_names_are_pinned():
 def test_every_name_loads(name):
     value = getattr(logitcask, name)
     assert name == "LOSSES" or value.__name__ == name
+
+
+def test_the_version_is_that_of_the_distribution():
+    assert logitcask.__version__ == importlib.metadata.version("logitcask")
 
 
 def test_unknown_names_are_refused():

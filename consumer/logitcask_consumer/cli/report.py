@@ -1,7 +1,7 @@
 """`logitcask report`: students beside their teacher on held-out documents."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -55,15 +55,21 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Measure models on held-out documents and write a report with intervals and plots."""
-    from logitcask_consumer.report.build import ReportConfig, make_report
-    from logitcask_consumer.report.markdown import acceptance_line, short_table
+    from logitcask_consumer.report.build import ReportConfig
+    from logitcask_consumer.report.make_report import make_report
     from logitcask_consumer.run_document import require_finished
+    from logitcask_schemas.model_source import is_hub_id
 
     quiet_transformers()
     models, logs = tuple(map(labelled_path, model)), tuple(map(labelled_path, train_log or ()))
     for label, folder in models:
+        if is_hub_id(str(folder)):
+            continue
         if not folder.is_dir():
-            raise ModelError(f"model {label!r}: there is no folder {folder}; name it as label=folder")
+            raise ModelError(
+                f"model {label!r}: there is no folder {folder}; name it as label=folder, or a model of the Hub as "
+                "label=ORG/NAME"
+            )
         require_finished(folder)
     config = ReportConfig(
         casks=tuple(cask),
@@ -80,6 +86,17 @@ def report(
     if as_json:
         print_json(document)
         return
+    for own in document.get("teachers", [document]):
+        if "label" in own:
+            console.print(f"{own['label']}, of {own['cask']['teacher']['model']}:")
+        _print_table(own, console)
+    console.print(f"report: {output / 'report.md'}")
+
+
+def _print_table(document: dict[str, Any], console: Console) -> None:
+    """The figures of one teacher's report on stdout, and what the records do not say on stderr."""
+    from logitcask_consumer.report.markdown import acceptance_line, short_table
+
     heading, rows = short_table(document)
     table = Table(*(Column(title, justify="left" if not title else "right") for title in heading))
     for row in rows:
@@ -87,4 +104,3 @@ def report(
     Console().print(table)
     if bracket := acceptance_line(document):
         console.print(bracket)
-    console.print(f"report: {output / 'report.md'}")

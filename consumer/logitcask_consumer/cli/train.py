@@ -81,7 +81,10 @@ def train(
     cask: Annotated[
         list[str],
         typer.Option(
-            "--cask", help="Folder or s3:// URL of a cask to train on; may be given several times.", show_default=False
+            "--cask",
+            help="Folder or s3:// URL of a cask to train on; may be given several times. Casks of several teachers "
+            "need the weight of their positions, and may have a loss each: casks/a:0.7 casks/b:0.3:reverse_kl.",
+            show_default=False,
         ),
     ],
     student: Annotated[
@@ -96,10 +99,11 @@ def train(
     ],
     output: Annotated[Path, output_option("Folder for the trained student.")],
     teacher: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             "--teacher",
-            help="The teacher's folder or Hub id, for weights (from-teacher) or tokenizer.",
+            help="The teacher's folder or Hub id, for weights (from-teacher) or tokenizer; given again for the "
+            "tokenizers of other teachers.",
             parser=nonempty_path,
             metavar="PATH",
         ),
@@ -141,7 +145,11 @@ def train(
     micro_tokens: Annotated[int, typer.Option("--micro-tokens", help="Tokens per forward pass of a process.")] = 8192,
     lr: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 5e-4,
     warmup: Annotated[float, typer.Option("--warmup", help="Share of the steps with rising learning rate.")] = 0.05,
+    min_lr_ratio: Annotated[
+        float, typer.Option("--min-lr-ratio", help="Learning rate at the end, as a share of the peak.")
+    ] = 0.1,
     weight_decay: Annotated[float, typer.Option("--weight-decay", help="Of AdamW.")] = 0.01,
+    max_grad_norm: Annotated[float, typer.Option("--max-grad-norm", help="Gradients are clipped to it.")] = 1.0,
     seed: Annotated[int, typer.Option("--seed", help="Of initialisation, packing, order and dropout.")] = 0,
     cache: Annotated[
         Path | None,
@@ -165,6 +173,7 @@ def train(
         bool, typer.Option("--gradient-checkpointing", help="Recompute activations: slower, less memory.")
     ] = False,
     save_steps: Annotated[int, typer.Option("--save-steps", help="A checkpoint every so many steps.")] = 100,
+    keep_checkpoints: Annotated[int, typer.Option("--keep-checkpoints", help="Older ones are removed.")] = 2,
     logging_steps: Annotated[int, typer.Option("--logging-steps", help="Metrics every so many steps.")] = 1,
     workers: Annotated[int, typer.Option("--workers", help="Processes that read data.")] = 0,
     report_to: Annotated[
@@ -187,17 +196,18 @@ def train(
     """Train a student from casks; the same command continues an interrupted run."""
     # All other options are settings of the run, by the same name; those of a file have been read by now.
     settings: dict[str, Any] = {**locals()}
-    for name in ("cask", "report_to", "config_file", "as_json"):
+    for name in ("cask", "teacher", "report_to", "config_file", "as_json"):
         del settings[name]
     from logitcask_consumer.config import TrainConfig, TrainConfigError
     from logitcask_consumer.processes import leave_processes, processes
     from logitcask_consumer.training.run import train as run
-    from logitcask_schemas.cask.storage.object_store import is_url
 
     quiet_transformers()
     try:
         config = TrainConfig(
-            casks=tuple(place if is_url(place) else Path(place) for place in cask),
+            casks=tuple(cask),
+            teacher=teacher[0] if teacher else None,
+            other_teachers=tuple(teacher[1:]) if teacher else (),
             report_to=tuple(report_to or ()),
             **settings,
         )
@@ -224,7 +234,8 @@ def train(
     outcome = result.run["result"]
     closing = outcome.get("closing", {"steps": 1, **outcome["last"]})
     shown = "  ".join(f"{name} {closing[name]:.3f}" for name in ("kl", "kd", "ce") if name in closing)
+    over = "the last step" if closing["steps"] == 1 else f"mean of the last {closing['steps']} steps"
     console.print(
-        f"trained student: {result.output}  ({shown} nats in training, mean of the last {closing['steps']} steps; "
+        f"trained student: {result.output}  ({shown} nats in training, {over}; "
         "`logitcask report` measures on held-out documents)"
     )

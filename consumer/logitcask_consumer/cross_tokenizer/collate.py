@@ -88,6 +88,10 @@ def _sums(counts_P: NDArray[np.uint8], values: NDArray[np.float64]) -> NDArray[n
     return np.bincount(row_of, weights=values, minlength=len(counts_P)).astype(np.float64)
 
 
+NUM_COUNTS: Final = 5
+"""Of `ChunkBatch.counts`."""
+
+
 class ChunkBatch(TypedDict):
     """One batch. What decides on cuts stays numpy, on the host; see `ChunkTarget` for what the columns mean."""
 

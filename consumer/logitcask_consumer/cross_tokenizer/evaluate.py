@@ -92,8 +92,8 @@ class AlignedDocuments:
         method = CrossTokenizerMethod.of(
             ChunkObjective.parse("alm:debias=none,threshold=-1"), tokenizer, teacher=teacher, folder=folder
         ).bound(casks)
-        method.check(model, casks[0].manifest, "none")
         dataset = method.dataset(casks, seq_len=seq_len, overlap=overlap, packing="none", seed=0)
+        method.check(model, dataset)
         for note in method.notes(dataset):
             say(note)
         return cls(

@@ -17,7 +17,7 @@ from torch import Tensor
 from logitcask_consumer.config import TrainConfig, TrainConfigError
 from logitcask_consumer.cross_tokenizer.align import DocumentAligner
 from logitcask_consumer.cross_tokenizer.chunk_head import ChunkTerms, chunk_distillation_loss
-from logitcask_consumer.cross_tokenizer.collate import ChunkBatch, ChunkCollator, target_of_chunks
+from logitcask_consumer.cross_tokenizer.collate import NUM_COUNTS, ChunkBatch, ChunkCollator, target_of_chunks
 from logitcask_consumer.cross_tokenizer.corpus import AlignedCorpus
 from logitcask_consumer.cross_tokenizer.dataset import CrossTokenizerDataset
 from logitcask_consumer.cross_tokenizer.losses import ChunkObjective
@@ -30,7 +30,6 @@ from logitcask_consumer.processes import processes
 from logitcask_consumer.student.forward import check_packing
 from logitcask_consumer.student.students import load_tokenizer
 from logitcask_schemas.cask import Cask
-from logitcask_schemas.cask.format.manifest import CaskManifest
 from logitcask_schemas.errors import IdentityMismatchError, ModelError
 from logitcask_schemas.record.identity import tokenizer_fingerprint
 from logitcask_schemas.terminal import counted
@@ -88,14 +87,20 @@ class CrossTokenizerMethod:
         )
 
     @classmethod
-    def from_config(cls, config: TrainConfig, tokenizer: Any) -> Self:
-        """The method of a run whose config `check_config` has passed; errors as `of`."""
+    def from_config(cls, config: TrainConfig, tokenizer: Any, *, part: str = "") -> Self:
+        """The method of a run whose config `check_config` has passed; errors as `of`.
+
+        Args:
+            config: the run, or what it is for one of its parts.
+            tokenizer: the student's.
+            part: of a run of several parts, so that each keeps an aligned corpus of its own.
+        """
         assert config.teacher is not None, "see check_config"
         return cls.of(
             ChunkObjective.parse(config.loss).with_cross_entropy(config.ce_weight),
             tokenizer,
             teacher=config.teacher,
-            folder=config.output / ALIGNED_NAME,
+            folder=config.output / ALIGNED_NAME / part,
             block_rows=config.block_rows,
         )
 
@@ -164,14 +169,13 @@ class CrossTokenizerMethod:
             f"{summary.student_tokens:,} of the student, {summary.chunks:,} chunks{left_out}"
         ]
 
-    def check(self, model: Any, manifest: CaskManifest, packing: Packing) -> None:
+    def check(self, model: Any, dataset: CrossTokenizerDataset) -> None:
         """Refuse a student that does not fit; its vocabulary is compared with its own tokenizer.
 
         Raises:
             ModelError: it has fewer ids than its tokenizer, its logits are not its head's, or it cannot keep packed
                 documents apart.
         """
-        del manifest
         width, needed = LMHead.from_model(model).vocab_size, token_count(self.tokenizer)
         if width < needed:
             raise ModelError(
@@ -179,7 +183,7 @@ class CrossTokenizerMethod:
                 "(resize_token_embeddings)"
             )
         check_head(model)
-        if packing != "none":
+        if dataset.packing != "none":
             check_packing(model)
 
     def collator(self, dataset: CrossTokenizerDataset) -> ChunkCollator:
@@ -265,6 +269,11 @@ class ChunkBatchLoss:
         out = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], distill=task)
         sums_K1 = torch.cat([out["terms_K"], out["ce"][None]]).to(torch.float64)
         return BatchValue(loss=out["loss"], sums=torch.cat([sums_K1, batch["counts"].to(sums_K1.device)]))
+
+    @property
+    def num_sums(self) -> int:
+        """Terms, cross-entropy, and the batch's counts."""
+        return len(self.objective.losses) + 1 + NUM_COUNTS
 
     def metrics(self, sums: Sequence[float]) -> dict[str, float]:
         """Means per token; and bits per byte, since a token of one side is not a token of the other."""

@@ -5,8 +5,11 @@ sequences out of the mapped shards), `slots` and `collate` (sequences into tenso
 sequences come).
 """
 
+from logitcask_consumer.data.cask_source import CaskGroup, CaskSource, CaskSourceError, open_groups
 from logitcask_consumer.data.collate import Batch, Collator, target_of
 from logitcask_consumer.data.dataset import CaskDataset, EmptyCaskError, SequenceRecords, TrainedShare, open_casks
+from logitcask_consumer.data.mixed_dataset import MixedDataset
+from logitcask_consumer.data.packed_dataset import PackedDataset, SequenceDataset
 from logitcask_consumer.data.packing import Packing, Packs, pack_alone, pack_best_fit
 from logitcask_consumer.data.sampler import EMPTY, ShardBlockSampler, StepSampler
 from logitcask_consumer.data.trained_share import NothingTrainedError, share_note, trained_share
@@ -16,11 +19,17 @@ __all__ = [
     "EMPTY",
     "Batch",
     "CaskDataset",
+    "CaskGroup",
+    "CaskSource",
+    "CaskSourceError",
     "Collator",
     "EmptyCaskError",
+    "MixedDataset",
     "NothingTrainedError",
+    "PackedDataset",
     "Packing",
     "Packs",
+    "SequenceDataset",
     "SequenceRecords",
     "ShardBlockSampler",
     "StepSampler",
@@ -28,6 +37,7 @@ __all__ = [
     "WindowError",
     "Windows",
     "open_casks",
+    "open_groups",
     "pack_alone",
     "pack_best_fit",
     "share_note",

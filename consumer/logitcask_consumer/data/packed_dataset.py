@@ -1,4 +1,4 @@
-"""Sequences over memory-mapped casks, whatever is read of them: the plan of windows, and where their documents lie.
+"""Sequences over casks, whatever is read of them: the plan of windows, and where their documents lie.
 
 Shape legend: D documents of all casks, W windows.
 """
@@ -20,8 +20,63 @@ from logitcask_schemas.cask.shard import Shard
 S_co = TypeVar("S_co", covariant=True)
 
 
-class PackedDataset(Dataset[S_co], ABC):
-    """Sequences of windows of documents; a batch of them, as DataLoader asks for it, is read in one go."""
+class SequenceDataset(Dataset[S_co], ABC):
+    """Training sequences; a batch of them, as DataLoader asks for it, is read in one go."""
+
+    seq_len: int
+    """Slots of a sequence."""
+    packing: Packing
+    seed: int
+    """Of packing."""
+
+    @property
+    @abstractmethod
+    def casks(self) -> list[Cask]:
+        """That the sequences are cut from."""
+
+    @property
+    @abstractmethod
+    def manifest(self) -> CaskManifest:
+        """Of the first cask."""
+
+    @property
+    @abstractmethod
+    def sources(self) -> list[NDArray[np.int64]]:
+        """How many sequences each group of shards has, [G], for every source; these are mixed evenly in training."""
+
+    @property
+    @abstractmethod
+    def num_documents(self) -> int:
+        """Number of documents, D."""
+
+    @property
+    @abstractmethod
+    def num_positions(self) -> int:
+        """Positions trained per epoch."""
+
+    @property
+    @abstractmethod
+    def fill(self) -> float:
+        """Share of the sequences' slots that hold a window."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, sequences: Sequence[int]) -> S_co:
+        """Several sequences at once; the sampler's `EMPTY` gives one without windows."""
+
+    def __getitem__(self, sequence: int) -> S_co:
+        """One sequence; see `read`."""
+        return self.read([sequence])
+
+    def __getitems__(self, sequences: Sequence[int]) -> S_co:
+        """What DataLoader asks for a batch; see `read`."""
+        return self.read(sequences)
+
+
+class PackedDataset(SequenceDataset[S_co], ABC):
+    """Sequences of windows of documents of memory-mapped casks, all of one teacher and capture spec."""
 
     def __init__(
         self,
@@ -51,7 +106,7 @@ class PackedDataset(Dataset[S_co], ABC):
         """
         if packing not in get_args(Packing):
             raise ValueError(f"packing must be {' or '.join(map(repr, get_args(Packing)))}, got {packing!r}")
-        self.casks = list(casks)
+        self._casks = list(casks)
         self.seq_len = seq_len
         self.packing = packing
         self.seed = seed
@@ -63,19 +118,20 @@ class PackedDataset(Dataset[S_co], ABC):
         per_shard = np.diff(np.searchsorted(used, self._first_document))
         self.packs, self.sequences_per_group = pack_groups(self.windows, per_shard, seq_len, packing, seed)
 
-    @abstractmethod
-    def read(self, sequences: Sequence[int]) -> S_co:
-        """Several sequences at once; the sampler's `EMPTY` gives one without windows."""
-
     @property
-    @abstractmethod
-    def num_documents(self) -> int:
-        """Number of documents, D."""
+    def casks(self) -> list[Cask]:
+        """That the documents lie in."""
+        return self._casks
 
     @property
     def manifest(self) -> CaskManifest:
         """Of the first cask; all have the same teacher and capture spec."""
         return self.casks[0].manifest
+
+    @property
+    def sources(self) -> list[NDArray[np.int64]]:
+        """All casks are one source."""
+        return [self.sequences_per_group]
 
     @property
     def num_positions(self) -> int:
@@ -89,14 +145,6 @@ class PackedDataset(Dataset[S_co], ABC):
 
     def __len__(self) -> int:
         return len(self.packs)
-
-    def __getitem__(self, sequence: int) -> S_co:
-        """One sequence; see `read`."""
-        return self.read([sequence])
-
-    def __getitems__(self, sequences: Sequence[int]) -> S_co:
-        """What DataLoader asks for a batch; see `read`."""
-        return self.read(sequences)
 
     def rows_of(self, documents: NDArray[np.int64]) -> list[tuple[Shard, int]]:
         """Shard and row of some documents of the casks. A shard is asked for once: a cask may keep few of them open.

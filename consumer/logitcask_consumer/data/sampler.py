@@ -9,7 +9,8 @@ Steps are filled up with empty sequences. Whatever the number of processes, then
 others and no position is trained twice, as it would be if the first sequences were repeated.
 """
 
-from collections.abc import Callable, Iterator
+import heapq
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
@@ -24,17 +25,19 @@ class ShardBlockSampler(Sampler[int]):
     """Yields sequence numbers, each once per epoch, then `EMPTY` up to a multiple of the batch."""
 
     def __init__(
-        self, sequences_per_group: NDArray[np.int64], *, seed: int, batch: int = 1, groups_per_block: int = 8
+        self, sources: Sequence[NDArray[np.int64]], *, seed: int, batch: int = 1, groups_per_block: int = 8
     ) -> None:
-        """Sequences are numbered group after group.
+        """Sequences are numbered source after source, group after group.
 
         Args:
-            sequences_per_group: how many sequences each group of shards has.
+            sources: of each, how many sequences each of its groups of shards has. Several are mixed evenly: any part
+                of an epoch has of every source the share that the epoch has.
             seed: of the shuffle.
             batch: sequences of an optimizer step, over all processes.
             groups_per_block: groups whose sequences are mixed; more mixes better and keeps more pages in use.
         """
-        self._starts = np.concatenate([[0], np.cumsum(sequences_per_group)])
+        self._sources = list(sources)
+        self._sequences = [int(groups.sum()) for groups in sources]
         self._seed = seed
         self._batch = batch
         self._block = groups_per_block
@@ -45,15 +48,30 @@ class ShardBlockSampler(Sampler[int]):
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return -(-int(self._starts[-1]) // self._batch) * self._batch
+        return -(-sum(self._sequences) // self._batch) * self._batch
 
     def __iter__(self) -> Iterator[int]:
-        generator = np.random.default_rng([self._seed, self._epoch])
-        groups = generator.permutation(len(self._starts) - 1)
+        orders = [self._order_of(source) for source in range(len(self._sources))]
+        if len(orders) == 1:
+            yield from orders[0]
+        else:
+            for _, sequence in heapq.merge(*map(_placed, orders, self._sequences)):
+                yield sequence
+        yield from [EMPTY] * (len(self) - sum(self._sequences))
+
+    def _order_of(self, source: int) -> Iterator[int]:
+        """The sequences of one source."""
+        generator = np.random.default_rng([self._seed, self._epoch, source] if source else [self._seed, self._epoch])
+        starts = sum(self._sequences[:source]) + np.concatenate([[0], np.cumsum(self._sources[source])])
+        groups = generator.permutation(len(starts) - 1)
         for first in range(0, len(groups), self._block):
-            ranges = [np.arange(self._starts[g], self._starts[g + 1]) for g in groups[first : first + self._block]]
+            ranges = [np.arange(starts[g], starts[g + 1]) for g in groups[first : first + self._block]]
             yield from generator.permutation(np.concatenate(ranges)).tolist()
-        yield from [EMPTY] * (len(self) - int(self._starts[-1]))
+
+
+def _placed(order: Iterator[int], sequences: int) -> Iterator[tuple[float, int]]:
+    """Sequence k of n of a source with its place in the epoch, (k + 1/2)/n."""
+    return (((k + 0.5) / sequences, sequence) for k, sequence in enumerate(order))
 
 
 class StepSampler(Sampler[list[int]]):
@@ -65,7 +83,7 @@ class StepSampler(Sampler[list[int]]):
 
     def __init__(
         self,
-        sequences_per_group: NDArray[np.int64],
+        sources: Sequence[NDArray[np.int64]],
         *,
         seed: int,
         sequences: int,
@@ -79,7 +97,7 @@ class StepSampler(Sampler[list[int]]):
         """Plan the steps.
 
         Args:
-            sequences_per_group: how many sequences each group of shards has.
+            sources: of each, how many sequences each of its groups of shards has.
             seed: of the shuffle.
             sequences: of an optimizer step, over all processes; the same for any number of them.
             micro: sequences of a micro-batch.
@@ -89,7 +107,7 @@ class StepSampler(Sampler[list[int]]):
             steps_done: optimizer steps done so far, over all epochs.
             steps_in_all: of the run. One that was interrupted after its last step has nothing left to train.
         """
-        self._order = ShardBlockSampler(sequences_per_group, seed=seed, batch=sequences)
+        self._order = ShardBlockSampler(sources, seed=seed, batch=sequences)
         self._sequences = sequences
         self._shape = (accumulation, processes, micro)
         self._process = process

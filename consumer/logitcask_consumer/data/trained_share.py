@@ -46,7 +46,7 @@ def trained_share(dataset: CaskDataset, *, seed: int, enough: int = ENOUGH_POSIT
     by_factor = np.zeros(len(weights.factors), dtype=np.int64)
     if impossible := [weight for weight in weights.factors if weight.never(answers)]:
         raise _nothing(dataset, [weight.why_nothing(answers) for weight in impossible])
-    order = iter(ShardBlockSampler(dataset.sequences_per_group, seed=seed))
+    order = iter(ShardBlockSampler(dataset.sources, seed=seed))
     while sequences := list(islice(order, _SEQUENCES_AT_ONCE)):
         read = dataset.positions(sequences)
         positions += read.records.num_positions

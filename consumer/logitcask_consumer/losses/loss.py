@@ -17,7 +17,7 @@ from torch import Tensor
 from logitcask_consumer.losses.student_rows import Needs, StudentRows
 from logitcask_consumer.losses.target import SparseTarget
 from logitcask_consumer.notation import read_named, write_named
-from logitcask_schemas.errors import LogitcaskError
+from logitcask_schemas.errors import LogitcaskError, OptionError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 
 Estimator = Literal["exact", "unbiased", "consistent", "bound", "biased"]
@@ -28,14 +28,14 @@ Tail = Literal["draws", "ghost"]
 """How a divergence sees the teacher's tail: by the draws, without bias, or as one bucket of mass r, a lower bound."""
 
 
-class UnknownLossError(LogitcaskError, KeyError):
+class UnknownLossError(OptionError, KeyError):
     """A loss was named that is not registered."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
-class LossParameterError(LogitcaskError, ValueError):
+class LossParameterError(OptionError, ValueError):
     """A loss was given a parameter that it does not have or that is out of range."""
 
 

@@ -11,10 +11,8 @@ from typing import Any, Protocol, Self
 
 from torch import Tensor
 
-from logitcask_consumer.data import Packing
-from logitcask_consumer.data.packed_dataset import PackedDataset
+from logitcask_consumer.data import Packing, SequenceDataset
 from logitcask_schemas.cask import Cask
-from logitcask_schemas.cask.format.manifest import CaskManifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +44,10 @@ class BatchLoss(Protocol):
             progress: part of the run done, 0 to 1, for weights that follow a schedule.
         """
 
+    @property
+    def num_sums(self) -> int:
+        """Length of `BatchValue.sums`."""
+
     def metrics(self, sums: Sequence[float]) -> dict[str, float]:
         """Means over what was trained, from added-up `BatchValue.sums`; nats. `positions` is how many these are."""
 
@@ -69,7 +71,7 @@ class Method(Protocol):
 
     def dataset(
         self, casks: Sequence[Cask], *, seq_len: int, overlap: int, packing: Packing, seed: int
-    ) -> PackedDataset[Any]:
+    ) -> SequenceDataset[Any]:
         """The training sequences.
 
         Args:
@@ -83,8 +85,8 @@ class Method(Protocol):
             EmptyCaskError, NothingTrainedError, NothingAlignedError: nothing is left to be trained.
         """
 
-    def check(self, model: Any, manifest: CaskManifest, packing: Packing) -> None:
-        """Refuse a student that does not fit.
+    def check(self, model: Any, dataset: Any) -> None:
+        """Refuse a student that does not fit the records of a dataset of its own kind, or the way they are packed.
 
         Raises:
             IdentityMismatchError: its vocabulary lacks tokens.

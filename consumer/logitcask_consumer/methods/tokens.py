@@ -19,7 +19,6 @@ from logitcask_consumer.methods.sparse_target_loss import SparseTargetLoss
 from logitcask_consumer.student.checks import check_student
 from logitcask_consumer.weights import StoredAnswers, Weights
 from logitcask_schemas.cask import Cask
-from logitcask_schemas.cask.format.manifest import CaskManifest
 from logitcask_schemas.errors import IdentityMismatchError
 from logitcask_schemas.record.identity import tokenizer_fingerprint
 
@@ -90,9 +89,9 @@ class TokenMethod:
         trained_share(dataset, seed=seed)
         return dataset
 
-    def check(self, model: Any, manifest: CaskManifest, packing: Packing) -> None:
+    def check(self, model: Any, dataset: CaskDataset) -> None:
         """Refuse a student whose vocabulary, head or attention does not fit."""
-        check_student(model, manifest, packing, tokens=self._tokens)
+        check_student(model, dataset.manifest, dataset.packing, tokens=self._tokens)
 
     @property
     def _tokens(self) -> int | None:
@@ -170,6 +169,11 @@ class TokenBatchLoss:
             weight = columns_CT.new_tensor(columns_CT.shape[1])
         counts = columns_CT.new_tensor([columns_CT.shape[1], batch["positions"]])
         return BatchValue(loss=out["loss"], sums=torch.cat([columns_CT.sum(1), weight[None], counts]))
+
+    @property
+    def num_sums(self) -> int:
+        """Terms, cross-entropy, entropy, weights, trained positions, and those read."""
+        return len(self.loss.objective.losses) + 5
 
     def metrics(self, sums: Sequence[float]) -> dict[str, float]:
         """Weighted means; `kd` is the first loss of a mix, which has no value of its own that means anything."""

@@ -1,4 +1,4 @@
-"""Making a report: open, measure, estimate, write."""
+"""Making a report on the casks of one teacher: measure, estimate, write."""
 
 import json
 import tempfile
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from logitcask_consumer.cross_tokenizer import AlignedDocuments
-from logitcask_consumer.data import CaskDataset, open_casks
+from logitcask_consumer.data import CaskDataset
 from logitcask_consumer.data.vocabulary import beyond_tokens_note, token_count
 from logitcask_consumer.report import plots
 from logitcask_consumer.report.document import Measured, build_document
@@ -64,8 +64,15 @@ class ReportConfig:
     of all."""
 
 
-def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda message: None) -> dict[str, Any]:
-    """Measure the models on the casks and write the report; returns its document.
+def report_on(
+    config: ReportConfig, casks: Sequence[Cask], say: Callable[[str], None] = lambda message: None
+) -> dict[str, Any]:
+    """Measure the models on casks of one teacher and write the report; returns its document.
+
+    Args:
+        config: the report.
+        casks: opened, all of one teacher and capture spec.
+        say: receives messages for people.
 
     Raises:
         ReportError: no model was named, two share a label, a training log is missing, or the
@@ -75,13 +82,9 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
         NothingAlignedError: no document can be aligned with a model's own tokens.
         CaskError, ModelError: casks or models cannot be opened, or do not belong together.
     """
-    _check(config)
-    _require_writable(config.output)
-    config = _with_folders(config)
     logs = [(label, _read_log(folder)) for label, folder in config.train_logs]
     tokenizers = {label: load_tokenizer(folder) for label, folder in config.models}
     fingerprints = {label: tokenizer_fingerprint(tokenizer) for label, tokenizer in tokenizers.items()}
-    casks = open_casks(config.casks, tokenizer_fingerprint=None)
     expected = casks[0].manifest.teacher.tokenizer_fingerprint
     foreign = {label for label, fingerprint in fingerprints.items() if fingerprint != expected}
     if foreign and config.teacher is None:
@@ -133,7 +136,7 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
     document = build_document(dataset, teacher, _on_common_documents(measured), seed=config.seed) | {
         "warnings": warnings
     }
-    with _explained(config.output):
+    with explained_output(config.output):
         config.output.mkdir(parents=True, exist_ok=True)
         names = _draw(config.output, dataset, teacher, measured, logs, document)
         (config.output / "report.json").write_text(json.dumps(document, indent=2) + "\n")
@@ -141,7 +144,7 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
     return document
 
 
-def _with_folders(config: ReportConfig) -> ReportConfig:
+def with_folders(config: ReportConfig) -> ReportConfig:
     """Repositories of the Hub as the folders they are downloaded to. Raises ModelError."""
     teacher = config.teacher and find_model(config.teacher).folder
     models = tuple((label, find_model(folder).folder) for label, folder in config.models)
@@ -262,19 +265,19 @@ def _read_log(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _require_writable(output: Path) -> None:
+def require_writable(output: Path) -> None:
     """Refuse a folder that cannot be made or written before anything is measured for nothing; makes nothing.
 
     Raises:
         ReportError: it cannot.
     """
     standing = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
-    with _explained(output), tempfile.TemporaryFile(dir=standing):
+    with explained_output(output), tempfile.TemporaryFile(dir=standing):
         pass
 
 
 @contextmanager
-def _explained(output: Path) -> Iterator[None]:
+def explained_output(output: Path) -> Iterator[None]:
     """Turn what the file system refuses into one sentence."""
     try:
         yield
@@ -286,7 +289,8 @@ def _explained(output: Path) -> Iterator[None]:
         ) from error
 
 
-def _check(config: ReportConfig) -> None:
+def check_config(config: ReportConfig) -> None:
+    """Refuse what can be refused before anything is opened. Raises ReportError."""
     if config.seed < 0:
         raise ReportError(f"seed must be at least 0, got {config.seed}")
     labels = [label for label, _ in config.models]

@@ -57,6 +57,30 @@ def to_markdown(document: dict[str, Any], plots: Sequence[str]) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
+def kl_by_teacher(documents: Sequence[dict[str, Any]]) -> str:
+    """What reports on several teachers come to: the models' KL to each of them, and where to read more."""
+    labels = [model["label"] for model in documents[0]["models"]]
+    lines = [
+        "| teacher | records | positions | " + " | ".join(labels) + " |",
+        "|---|---|" + "---:|" * (1 + len(labels)),
+    ]
+    for document in documents:
+        name = "kl" if "kl" in document["kinds"] else "kl_bound"
+        form = next(form for metric, _, form in _ROWS if metric == name)
+        cells = [_cell(model["metrics"].get(name), form) for model in document["models"]]
+        kind = document["kinds"][name]
+        cells = [cell if kind == "exact" or not cell else f"{cell} ({kind})" for cell in cells]
+        teacher, where = document["cask"]["teacher"]["model"], document["folder"]
+        positions = f"{document['cask']['positions']:,}"
+        lines.append(f"| {teacher} | [{document['label']}]({where}/report.md) | {positions} | {' | '.join(cells)} |")
+    sections = [
+        "# Distillation report",
+        "KL to each teacher on its own held-out records, nats/token.",
+        "\n".join(lines),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
 def short_table(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Heading and rows for a terminal: values with half the width of their interval."""
     models, teacher = document["models"], document["teacher"]

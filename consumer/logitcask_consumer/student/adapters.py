@@ -14,13 +14,13 @@ import torch
 
 from logitcask_consumer.notation import read_parameters
 from logitcask_consumer.run_document import INITIAL_NAME, run_folder_of, run_of
-from logitcask_schemas.errors import LogitcaskError, MissingExtraError, ModelError
+from logitcask_schemas.errors import MissingExtraError, ModelError, OptionError
 
 ADAPTER_NAME: Final = "adapter_config.json"
 _ALL: Final = "all-linear"
 
 
-class AdapterError(LogitcaskError, ValueError):
+class AdapterError(OptionError, ValueError):
     """An adapter's description cannot be followed."""
 
 

@@ -8,11 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from logitcask_consumer.config import TrainConfig
-from logitcask_consumer.cross_tokenizer.losses import ChunkObjective
-from logitcask_consumer.cross_tokenizer.method import CrossTokenizerMethod
-from logitcask_consumer.data import open_casks
-from logitcask_consumer.data.packed_dataset import PackedDataset
-from logitcask_consumer.methods import Method, TokenMethod
+from logitcask_consumer.data import SequenceDataset, open_groups
 from logitcask_consumer.processes import processes
 from logitcask_consumer.run_document import (
     CHECKPOINTS_NAME,
@@ -48,6 +44,7 @@ from logitcask_consumer.training.checkpoints import (
     require_same_batch,
     require_same_run,
 )
+from logitcask_consumer.training.choose_method import choose_method, method_class
 from logitcask_consumer.training.run_lock import hold_run
 from logitcask_consumer.training.stop_signals import StoppedEarly, StopSignals
 from logitcask_consumer.training.trainer import DistillTrainer
@@ -102,7 +99,8 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
         RunBusyError: another run writes into the output folder.
         RunWriteError: the disk is full, or broken.
     """
-    _method_class(config.loss).check_config(config)
+    for loss in dict.fromkeys(source.loss or config.loss for source in config.sources):
+        method_class(loss).check_config(replace(config, loss=loss))
     if config.lora is not None:
         LoraSpec.parse(config.lora)
     require_trackers(config.report_to)
@@ -111,7 +109,9 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
     spec = StudentSpec.parse(config.student, revision=(before or {}).get("student", {}).get("revision"))
     if config.teacher is not None:
         config = replace(config, teacher=find_model(config.teacher).folder)
-    for folder, what in ((spec.folder, "student"), (config.teacher, "teacher")):
+    config = replace(config, other_teachers=tuple(find_model(other).folder for other in config.other_teachers))
+    teachers = [(folder, "teacher") for folder in (config.teacher, *config.other_teachers)]
+    for folder, what in ((spec.folder, "student"), *teachers):
         if folder is not None:
             if not folder.is_dir():
                 raise ModelError(f"{what} folder {folder} does not exist; a Hugging Face model folder is needed")
@@ -128,17 +128,14 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
             return _result(config, spec, read_run(config.output) or {}, last, stopped_at=_steps(last))
 
 
-def _method_class(loss: str) -> type[TokenMethod] | type[CrossTokenizerMethod]:
-    """The method that a loss belongs to."""
-    return CrossTokenizerMethod if ChunkObjective.needs_chunks(loss) else TokenMethod
-
-
 def _train(config: TrainConfig, spec: StudentSpec, stop: StopSignals, say: Say) -> TrainResult:
     """As `train`, in a folder that no other run writes into."""
     tokenizer = load_tokenizer(spec.tokenizer_folder(config.teacher))
-    method: Method = _method_class(config.loss).from_config(config, tokenizer)
-    casks = open_casks(config.casks, tokenizer_fingerprint=None, cache=config.cache, cache_bytes=config.cache_bytes)
-    method = method.bound(casks)
+    groups = open_groups(config.sources, loss=config.loss, cache=config.cache, cache_bytes=config.cache_bytes)
+    if len(groups) == 1:
+        config = replace(config, loss=groups[0].loss)
+    casks = [cask for group in groups for cask in group.casks]
+    method = choose_method(config, groups, tokenizer).bound(casks)
     settings = config.binding() | method.binding()
     described = [_describe(cask) for cask in casks]
     checkpoint = choose_checkpoint(config)
@@ -160,7 +157,7 @@ def _train(config: TrainConfig, spec: StudentSpec, stop: StopSignals, say: Say) 
         require_same_batch(checkpoint, steps=-(-len(dataset) // sequences))
     model = _student(config, spec, checkpoint)
     check_context(model, config.seq_len)
-    method.check(model, dataset.manifest, config.packing)
+    method.check(model, dataset)
     for note in method.notes(dataset):
         say(note)
     args = training_arguments(config, config.output / CHECKPOINTS_NAME, sequences=sequences)
@@ -168,7 +165,7 @@ def _train(config: TrainConfig, spec: StudentSpec, stop: StopSignals, say: Say) 
         "logitcask": installed_version(),
         "casks": described,
         # For whoever asks what was trained on; not compared, so a cask may move while a run is interrupted.
-        "places": [str(place) if is_url(place) else str(Path(place).absolute()) for place in config.casks],
+        "places": [cask.place if is_url(cask.place) else str(Path(cask.place).absolute()) for cask in casks],
         "settings": settings,
         "resolved": args.resolved,  # what the settings came to; not compared either
         "batch_tokens": sequences * config.seq_len,
@@ -210,7 +207,7 @@ def _train(config: TrainConfig, spec: StudentSpec, stop: StopSignals, say: Say) 
     return _result(config, spec, {**running, **content, "status": "finished"}, checkpoint)
 
 
-def _sequences_per_step(config: TrainConfig, dataset: PackedDataset[Any], before: dict[str, Any] | None) -> int:
+def _sequences_per_step(config: TrainConfig, dataset: SequenceDataset[Any], before: dict[str, Any] | None) -> int:
     """Those of the run that goes on, whatever its number of processes is now; else those of one that begins."""
     if before is not None and "batch_tokens" in before:
         return int(before["batch_tokens"]) // config.seq_len

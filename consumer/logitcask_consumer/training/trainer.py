@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
-from logitcask_consumer.data import EMPTY, StepSampler
-from logitcask_consumer.data.packed_dataset import PackedDataset
+from logitcask_consumer.data import EMPTY, MixedDataset, SequenceDataset, StepSampler
 from logitcask_consumer.methods import BatchLoss, Method, TokenMethod
 from logitcask_consumer.methods.tokens import require_tokenizer
 from logitcask_consumer.processes import raise_together
@@ -50,8 +49,8 @@ class DistillTrainer(Trainer):
         self,
         model: Any,
         args: DistillConfig,
-        train_dataset: PackedDataset[Any],
-        eval_dataset: PackedDataset[Any] | dict[str, PackedDataset[Any]] | None = None,
+        train_dataset: SequenceDataset[Any],
+        eval_dataset: SequenceDataset[Any] | dict[str, SequenceDataset[Any]] | None = None,
         processing_class: Any = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
@@ -75,12 +74,14 @@ class DistillTrainer(Trainer):
             NothingTrainedError: the dataset's weights leave no position to be trained.
             IdentityMismatchError, ModelError: the student does not fit the records, see `Method.check`, or its
                 tokenizer is not the teacher's.
-            TypeError: `args` is no `DistillConfig`.
+            TypeError: `args` is no `DistillConfig`, or the dataset needs a method that was not given.
         """
         if not isinstance(args, DistillConfig):
             raise TypeError(
                 f"args must be a DistillConfig, which takes all TrainingArguments, got {type(args).__name__}"
             )
+        if method is None and isinstance(train_dataset, MixedDataset):
+            raise TypeError("a MixedDataset needs the method that made it: method=MixtureMethod(...)")
         if method is None and processing_class is not None:
             require_tokenizer(train_dataset.casks[0], processing_class)
         self.method = method or _token_method(args, processing_class)
@@ -98,7 +99,7 @@ class DistillTrainer(Trainer):
                 optimizers=optimizers,
             )
         # Not before: some attention works on the device only that transformers has moved the model to.
-        self.method.check(model, train_dataset.manifest, train_dataset.packing)
+        self.method.check(model, train_dataset)
         self.remove_callback(PrinterCallback)
         # Older versions of transformers ask this flag instead of `loss_is_scaled_for_ga`.
         self.model_accepts_loss_kwargs = True
@@ -150,11 +151,11 @@ class DistillTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """This process' micro-batches. Nothing of accelerate wraps it: `training_step` moves a batch to the device."""
-        dataset, args = cast("PackedDataset[Any]", self.train_dataset), cast("DistillConfig", self.args)
+        dataset, args = cast("SequenceDataset[Any]", self.train_dataset), cast("DistillConfig", self.args)
         processes = self.accelerator.num_processes
         each_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
         sampler = StepSampler(
-            dataset.sequences_per_group,
+            dataset.sources,
             seed=args.seed,
             sequences=args.sequences_per_step or each_step,
             micro=args.per_device_train_batch_size,
@@ -216,7 +217,9 @@ class DistillTrainer(Trainer):
         named = {f"{prefix}_{name}": value for name, value in metrics.items()}
         return output._replace(metrics={**(output.metrics or {}), **named})
 
-    def _loader(self, dataset: PackedDataset[Any], batches: Any, collator: Any, *, persistent: bool) -> DataLoader[Any]:
+    def _loader(
+        self, dataset: SequenceDataset[Any], batches: Any, collator: Any, *, persistent: bool
+    ) -> DataLoader[Any]:
         workers = self.args.dataloader_num_workers
         return DataLoader(
             dataset,

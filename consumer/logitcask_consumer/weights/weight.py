@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from logitcask_consumer.notation import read_named, write_named
 from logitcask_schemas.cask import Cask
-from logitcask_schemas.errors import LogitcaskError
+from logitcask_schemas.errors import OptionError
 from logitcask_schemas.record.records import IdArray, Records
 
 
@@ -51,7 +51,7 @@ class StoredAnswers:
         )
 
 
-class WeightParameterError(LogitcaskError, ValueError):
+class WeightParameterError(OptionError, ValueError):
     """A weight was given a parameter that it does not have or cannot use."""
 
 
@@ -164,7 +164,7 @@ WEIGHTS: dict[str, type[Weight]] = {}
 W = TypeVar("W", bound=type[Weight])
 
 
-class UnknownWeightError(LogitcaskError, KeyError):
+class UnknownWeightError(OptionError, KeyError):
     """A weight was named that is not registered."""
 
     def __str__(self) -> str:

@@ -28,6 +28,8 @@ from logitcask_schemas.cask.storage.files import FileOperations, publish_file, r
 from logitcask_schemas.cask.storage.object_store import RemoteStore
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError, CaskReadError
 
+_NAMED: Final = 5
+"""Casks that an error names."""
 _MAX_BYTES: Final = {MANIFEST_NAME: 64 << 20, ENTRY_SUFFIX: 64 << 10, INDEX_NAME: 2 << 30}
 """Far more than any of them has; an index of this size lists six million shards."""
 _LISTINGS: Final = 10
@@ -83,12 +85,18 @@ class LocalDirectory:
         try:
             return read_document(self.path / MANIFEST_NAME, _MAX_BYTES[MANIFEST_NAME])
         except (FileNotFoundError, NotADirectoryError) as error:
-            unfinished = (
-                "It holds shards: an export into it has not finished (run it again), or the file was lost"
-                if (self.path / SHARDS_NAME).is_dir()
-                else f"A cask is the folder that holds {MANIFEST_NAME}"
-            )
-            raise CaskNotFoundError(f"{self.path}: not a cask (it has no {MANIFEST_NAME}). {unfinished}.") from error
+            raise CaskNotFoundError(
+                f"{self.path}: not a cask (it has no {MANIFEST_NAME}). {self._what_else()}."
+            ) from error
+
+    def _what_else(self) -> str:
+        """What a folder without a manifest is instead, and what to do."""
+        if (self.path / SHARDS_NAME).is_dir():
+            return "It holds shards: an export into it has not finished (run it again), or the file was lost"
+        if casks := sorted(manifest.parent.name for manifest in self.path.glob(f"*/{MANIFEST_NAME}")):
+            more = ", ..." if len(casks) > _NAMED else ""
+            return f"It holds casks; name one of them: {', '.join(casks[:_NAMED])}{more}"
+        return f"A cask is the folder that holds {MANIFEST_NAME}"
 
     def file_names(self) -> list[str]:
         """Names of all files in the folder of shards."""

@@ -137,6 +137,8 @@ def ls(
     damaged = [row for row in rows if "error" in row]
     if as_json:
         print_json(rows)
+    elif not rows:
+        typer.echo(f"no casks in {place}", err=True)
     else:
         print_table(_CASK_COLUMNS, [[row[name] for name in _CASK_COLUMNS] for row in rows if "error" not in row])
         for row in damaged:

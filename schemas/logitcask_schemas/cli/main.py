@@ -13,7 +13,7 @@ from typing import Any, Final
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from logitcask_schemas.errors import LogitcaskError, MissingExtraError
+from logitcask_schemas.errors import LogitcaskError, MissingExtraError, OptionError
 from logitcask_schemas.terminal import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, installed_version, printable
 
 GROUP: Final = "logitcask.commands"
@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
         command.main(args=arguments, prog_name="logitcask")
     except KeyboardInterrupt:
         _fail("interrupted", EXIT_INTERRUPTED)
-    except MissingExtraError as error:
+    except (MissingExtraError, OptionError) as error:
         _fail(str(error), EXIT_USAGE)
     except LogitcaskError as error:
         _fail(str(error), EXIT_FAILURE)

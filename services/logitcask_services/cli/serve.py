@@ -1,12 +1,13 @@
 """`logitcask serve`: run the teacher service."""
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from logitcask_schemas.errors import MissingExtraError
+from logitcask_schemas.errors import MissingExtraError, OptionError
 
 if TYPE_CHECKING:
     from logitcask_schemas.model_source import ModelSource
@@ -47,7 +48,7 @@ def serve(
 
     from logitcask_services.http.server import configure_logging
     from logitcask_services.http.server import serve as run
-    from logitcask_services.settings import ServiceSettings, SettingsError
+    from logitcask_services.settings import ServiceSettings
 
     options: dict[str, Any] = {
         name: value
@@ -69,9 +70,9 @@ def serve(
         settings = ServiceSettings(**options)
     except ValidationError as error:
         faults = "; ".join(
-            f"{_option(fault['loc'])}: {fault['msg']}" if fault["loc"] else fault["msg"] for fault in error.errors()
+            f"{_option(fault['loc'])}: {_said(fault)}" if fault["loc"] else fault["msg"] for fault in error.errors()
         )
-        raise SettingsError(faults) from error
+        raise OptionError(faults) from error
     source = require_teacher(settings)
     configure_logging()
     raise typer.Exit(
@@ -103,6 +104,14 @@ def load_teacher(settings: "ServiceSettings", source: "ModelSource") -> "Teacher
     tokenizer = HuggingFaceTokenizer.load(source.folder)
     engine = load_engine(settings.engine, source, dtype=settings.dtype, max_model_len=settings.max_model_len)
     return Teacher(engine=engine, tokenizer=tokenizer)
+
+
+def _said(fault: Mapping[str, Any]) -> str:
+    """What is wrong with an option, as a person would say it."""
+    if fault["type"] == "missing":
+        name = ".".join(map(str, fault["loc"]))
+        return f"is needed, here or as LOGITCASK_{name.upper()}; `logitcask serve --help` lists all options"
+    return str(fault["msg"])
 
 
 def _option(location: tuple[int | str, ...]) -> str:

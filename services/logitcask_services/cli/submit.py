@@ -115,12 +115,19 @@ def submit(
     if cask is not None and not is_cask_name(cask):
         raise typer.BadParameter(printable(f"{cask!r}: expected a name, not a path; {NAME_RULE}"), param_hint="--cask")
     if dry:
+        from logitcask_schemas.api.connection import ServiceUnreachableError
+
         with local_corpus(corpus, others or [], lambda line: say(console, line)) as local:
             if teacher is not None:
                 dry_run(local, request, teacher, documents=documents, as_json=as_json)
             else:
-                with connect(server, api_key_file) as client:
-                    dry_run(local, request, client, documents=documents, as_json=as_json)
+                try:
+                    with connect(server, api_key_file) as client:
+                        dry_run(local, request, client, documents=documents, as_json=as_json)
+                except ServiceUnreachableError as error:
+                    raise ServiceUnreachableError(
+                        f"{error}. Without a service: --dry-run --teacher FOLDER_OR_HUB_ID"
+                    ) from error
         return
     if cask is None:
         raise typer.BadParameter("missing; it names the cask, below the service's cask root", param_hint="--cask")

@@ -15,9 +15,8 @@ OPTIONS = {
     "train": {
         "--cask", "--student", "--output", "-o", "--teacher", "--loss", "--ce-weight", "--weights", "--extra-ids",
         "--epochs", "--max-steps", "--lora", "--freeze-head", "--no-freeze-head",
-        "--seq-len", "--overlap", "--packing", "--batch-tokens", "--micro-tokens", "--lr", "--warmup", "--weight-decay",
-        "--cache",
-        "--cache-bytes",
+        "--seq-len", "--overlap", "--packing", "--batch-tokens", "--micro-tokens", "--lr", "--warmup", "--min-lr-ratio",
+        "--weight-decay", "--max-grad-norm", "--keep-checkpoints", "--cache", "--cache-bytes",
         "--seed", "--precision", "--gradient-checkpointing", "--no-gradient-checkpointing", "--save-steps",
         "--logging-steps", "--workers", "--report-to", "--resume", "--json", "--config",
     },
@@ -82,12 +81,12 @@ def test_errors_are_one_line_and_an_exit_code(place, tmp_path, refusal):
     cases = [
         (["--cask", tmp_path / "gone", "--student", place / "teacher"], 1, "gone"),
         (["--cask", place / "cask", "--student", "nothing"], 1, "neither"),
-        (["--cask", place / "cask", "--student", place / "teacher", "--loss", "kl"], 1, "there is no loss 'kl'"),
+        (["--cask", place / "cask", "--student", place / "teacher", "--loss", "kl"], 2, "there is no loss 'kl'"),
         (["--cask", place / "cask", "--student", place / "teacher", "--lr", "fast"], 2, "--lr"),
         (["--cask", place / "cask"], 2, "--student"),
         (["--cask", place / "cask", "--student", ""], 2, "is empty;"),
         (["--cask", place / "cask", "--student", place / "teacher", "--packing", "tight"], 2, "packing must be"),
-        (["--cask", place / "cask", "--student", place / "teacher", "--loss", "nan*forward_kl"], 1, "must be finite"),
+        (["--cask", place / "cask", "--student", place / "teacher", "--loss", "nan*forward_kl"], 2, "must be finite"),
     ]
     for arguments, code, message in cases:
         found, out, err = refusal("train", *arguments, "--output", tmp_path / "out")
@@ -98,6 +97,18 @@ def test_errors_are_one_line_and_an_exit_code(place, tmp_path, refusal):
     assert (code, "is empty;" in err) == (2, True)
     done = call("train", "--cask", tmp_path / "gone", "--student", place / "teacher", "--output", tmp_path / "out")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
+
+
+def test_a_report_takes_models_of_the_hub(place, tmp_path, refusal, monkeypatch):
+    def snapshot_download(repository, **_):
+        raise OSError(f"{repository} was asked for")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    arguments = ("--cask", place / "cask", "--output", tmp_path / "out")
+    code, _, err = refusal("report", "--model", f"a={place / 'teacher'}", "--model", "b=org/tiny", *arguments)
+    assert (code, "org/tiny was asked for" in err) == (1, True), err
+    code, _, err = refusal("report", "--model", f"b={place / 'student'}", *arguments)
+    assert (code, "or a model of the Hub as label=ORG/NAME" in err) == (1, True), err
 
 
 def test_a_file_of_options_stands_under_those_of_the_command_line(place, tmp_path, refusal):

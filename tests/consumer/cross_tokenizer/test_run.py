@@ -130,6 +130,43 @@ def test_the_step_does_not_depend_on_the_micro_batches_and_resumes(config, tmp_p
         assert one["kd"] == pytest.approx(other["kd"], rel=1e-5)
 
 
+@pytest.fixture
+def own_teacher(place, tmp_path):
+    """A teacher with the student's tokenizer, and its cask of the same texts."""
+    tokenizer = load_tokenizer(place / "student")
+    texts = [text[:160] for text in corpus() if len(text) > 60][:48]
+    documents = [np.array(tokenizer(text)["input_ids"], dtype=np.uint16) for text in texts]
+    teacher = tiny_model(vocab_size=336, seed=3)
+    fields: dict[str, Any] = {"vocab_size": 336, "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer)}
+    build_cask(tmp_path / "own", teacher, documents, **fields)
+    teacher.save_pretrained(tmp_path / "own-teacher")
+    tokenizer.save_pretrained(tmp_path / "own-teacher")
+    return tmp_path
+
+
+def test_teachers_of_two_tokenizers_train_one_student(config, place, own_teacher):
+    """On token ids where these are the teacher's, and chunk by chunk where they are not."""
+    casks = (f"{own_teacher / 'own'}:3", f"{place / 'cask'}:1:alm")
+    config = replace(config, casks=casks, loss="forward_kl", micro_tokens=256, epochs=8)
+    result = train(config)
+    lines = read_metrics(result.output / "metrics.jsonl")
+    assert lines[-1]["kl/own"] < 0.9 * lines[0]["kl/own"]
+    assert lines[-1]["kd/cask"] < lines[0]["kd/cask"]
+    assert {"bits_per_byte/cask", "positions/own", "positions"} <= lines[0].keys()
+    assert (result.output / "aligned" / "cask").is_dir()
+
+
+def test_of_several_teachers_the_one_with_the_cask_s_tokenizer_is_read(config, place, own_teacher):
+    casks = (f"{own_teacher / 'own'}:0.5", f"{place / 'cask'}:1:alm")
+    config = replace(config, casks=casks, loss="forward_kl", teacher=own_teacher / "own-teacher", epochs=1)
+    with pytest.raises(IdentityMismatchError, match="name the folder of the teacher that the cask was made with"):
+        train(config)
+    assert train(replace(config, other_teachers=(place / "teacher",))).run["status"] == "finished"
+    own = own_teacher / "own-teacher"
+    with pytest.raises(IdentityMismatchError, match="name the folder of its teacher with --teacher too"):
+        train(replace(config, other_teachers=(own,), output=own_teacher / "other"))
+
+
 def test_two_processes_train_as_one(config, tmp_path):
     """DDP over gloo: same loss per step."""
     alone = train(replace(config, epochs=1, loss="alm + cross_entropy"))

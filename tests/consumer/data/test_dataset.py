@@ -155,7 +155,7 @@ def test_casks_of_one_teacher_are_read_together(cask_path, teacher, tmp_path):
 
 
 def loaded(dataset, *, epoch=0, **options):
-    sampler = ShardBlockSampler(dataset.sequences_per_group, seed=5)
+    sampler = ShardBlockSampler(dataset.sources, seed=5)
     sampler.set_epoch(epoch)
     collator = Collator(seq_len=dataset.seq_len)
     return list(DataLoader(dataset, batch_size=2, sampler=sampler, collate_fn=collator, **options))

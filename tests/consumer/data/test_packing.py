@@ -66,7 +66,7 @@ def test_packing_alone():
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=30), st.integers(0, 5), st.integers(1, 9))
 def test_sampler_yields_every_sequence_once_and_stays_within_blocks(groups, epoch, block):
-    sampler = ShardBlockSampler(np.array(groups), seed=3, groups_per_block=block)
+    sampler = ShardBlockSampler([np.array(groups)], seed=3, groups_per_block=block)
     sampler.set_epoch(epoch)
     order = list(sampler)
     assert sorted(order) == list(range(sum(groups)))
@@ -79,7 +79,7 @@ def test_sampler_yields_every_sequence_once_and_stays_within_blocks(groups, epoc
 
 @given(st.integers(1, 40), st.integers(1, 9))
 def test_the_last_batch_is_filled_with_empty_sequences(sequences, batch):
-    sampler = ShardBlockSampler(np.array([sequences]), seed=0, batch=batch)
+    sampler = ShardBlockSampler([np.array([sequences])], seed=0, batch=batch)
     order = list(sampler)
     assert len(order) == len(sampler)
     assert len(order) % batch == 0
@@ -88,7 +88,7 @@ def test_the_last_batch_is_filled_with_empty_sequences(sequences, batch):
 
 
 def test_epochs_differ():
-    sampler = ShardBlockSampler(np.array([50, 50]), seed=3)
+    sampler = ShardBlockSampler([np.array([50, 50])], seed=3)
     first = list(sampler)
     sampler.set_epoch(1)
     assert list(sampler) != first

@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 from logitcask_consumer.cli.report import app
 from logitcask_consumer.cross_tokenizer import AlignedDocuments, ChunkColumns
 from logitcask_consumer.data import open_casks
-from logitcask_consumer.report.build import ReportConfig, ReportError, _on_common_documents, make_report
+from logitcask_consumer.report.build import ReportConfig, ReportError, _on_common_documents
 from logitcask_consumer.report.document import Measured
 from logitcask_consumer.report.estimates import DocumentBootstrap
+from logitcask_consumer.report.make_report import make_report
 from logitcask_consumer.student.students import load_model, load_tokenizer
 from logitcask_schemas.errors import IdentityMismatchError
 from logitcask_schemas.record.identity import tokenizer_fingerprint

@@ -10,9 +10,10 @@ from typer.testing import CliRunner
 
 from logitcask_consumer.cli.report import app
 from logitcask_consumer.data import CaskDataset, open_casks
-from logitcask_consumer.report.build import ReportConfig, ReportError, make_report
+from logitcask_consumer.report.build import ReportConfig, ReportError
 from logitcask_consumer.report.estimates import DocumentBootstrap
 from logitcask_consumer.report.evaluate import evaluate_model, evaluate_teacher, measure, teacher_columns
+from logitcask_consumer.report.make_report import make_report
 from logitcask_consumer.report.markdown import _models_table, short_table
 from logitcask_consumer.report.plots import _smoothed
 from logitcask_schemas.errors import IdentityMismatchError

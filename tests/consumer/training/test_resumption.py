@@ -188,7 +188,7 @@ def test_a_step_is_the_same_for_any_number_of_processes_and_skipping_keeps_the_e
     def sampler(process, done, *, count=processes):
         shape = (micro, accumulation) if count > 1 else (sequences, 1)
         return StepSampler(
-            np.array([7, 6]),
+            [np.array([7, 6])],
             seed=3,
             sequences=sequences,
             micro=shape[0],

@@ -48,9 +48,9 @@ def make_cask(path: Path, carrier: str = "arrow", *shards: list[DocumentRecords]
 def require_holds(path: Path, ids: set[bytes] | None = None) -> None:
     cask = Cask.open(path)
     assert [problem for report in verify_shards(cask) for problem in report.problems] == []
-    found = {cask.read(number).id: cask.read(number) for number in range(len(cask))}
-    assert found.keys() == (ALL.keys() if ids is None else ids)
-    for identity, document in found.items():
+    actual = {cask.read(number).id: cask.read(number) for number in range(len(cask))}
+    assert actual.keys() == (ALL.keys() if ids is None else ids)
+    for identity, document in actual.items():
         assert_same(document, ALL[identity])
 
 
@@ -86,9 +86,9 @@ def test_a_window_has_those_of_its_tokens(tmp_path: Path) -> None:
     assert number is not None
     expected = {(0, 19): [[4, 9], [12, 20]], (6, 13): [[0, 3], [6, 8]], (9, 11): [], (5, 7): [[0, 3]]}
     for (start, stop), ranges in expected.items():
-        found = cask.read_window(number, start, stop).answer_ranges_R2
-        assert found is not None
-        assert found.tolist() == ranges
+        actual = cask.read_window(number, start, stop).answer_ranges_R2
+        assert actual is not None
+        assert actual.tolist() == ranges
 
 
 def test_of_a_document_given_twice_the_first_says(tmp_path: Path) -> None:
@@ -98,9 +98,9 @@ def test_of_a_document_given_twice_the_first_says(tmp_path: Path) -> None:
     with CaskWriter.create(cask, teacher=make_teacher(), capture=SPEC) as writer:
         writer.publish([SAYING[0], again])
         assert writer.publish([again]) is None
-    found = Cask.open(cask).read(0).answer_ranges_R2
-    assert found is not None
-    assert found.tolist() == [[4, 9], [12, 20]]
+    actual = Cask.open(cask).read(0).answer_ranges_R2
+    assert actual is not None
+    assert actual.tolist() == [[4, 9], [12, 20]]
 
 
 @pytest.mark.parametrize("ranges", [[[3, 3]], [[5, 4]], [[2, 5], [4, 6]], [[6, 8], [1, 3]], [[0, 0]], [[9, 11]]])

@@ -22,16 +22,20 @@ def offsets(lengths: list[int]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths)])
 
 
-def assert_end_to_end(found: CollatedRecords, expected: list[DocumentRecords], tokens=None) -> None:
+def assert_end_to_end(collated: CollatedRecords, expected: list[DocumentRecords], tokens=None) -> None:
     """`tokens`: of each window where they are more than its positions need."""
-    tokens = [one.token_ids_L for one in expected] if tokens is None else tokens
-    np.testing.assert_array_equal(found.token_offsets_B1, offsets([len(one) for one in tokens]))
-    np.testing.assert_array_equal(found.position_offsets_B1, offsets([one.records.num_positions for one in expected]))
-    assert found.num_windows == len(expected)
-    columns = {"token_ids_L": found.token_ids_L, **record_arrays(found.records)}
+    tokens = [document.token_ids_L for document in expected] if tokens is None else tokens
+    np.testing.assert_array_equal(collated.token_offsets_B1, offsets([len(document) for document in tokens]))
+    np.testing.assert_array_equal(
+        collated.position_offsets_B1, offsets([document.records.num_positions for document in expected])
+    )
+    assert collated.num_windows == len(expected)
+    columns = {"token_ids_L": collated.token_ids_L, **record_arrays(collated.records)}
     assert columns.keys() == columns_of(expected[0]).keys()
     for name, column in columns.items():
-        joined = np.concatenate([columns_of(one)[name] for one in expected] if name != "token_ids_L" else tokens)
+        joined = np.concatenate(
+            [columns_of(document)[name] for document in expected] if name != "token_ids_L" else tokens
+        )
         assert column.dtype == joined.dtype, name
         assert column.shape == joined.shape, name
         assert column.tobytes() == joined.tobytes(), name

@@ -68,9 +68,9 @@ class Publication:
         with CaskWriter.create(self.path, teacher=make_teacher(), capture=SPEC) as writer:
             writer.publish(NEW)
         assert unlisted(Cask.open(self.path)) == []
-        found = {path.name: data for path, data in contents(self.path).items() if path.name != "cask.json"}
+        files = {path.name: data for path, data in contents(self.path).items() if path.name != "cask.json"}
         expected = {path.name: data for path, data in self.after.items() if path.name != "cask.json"}
-        assert found == expected, "not byte-equal to an uninterrupted run"
+        assert files == expected, "not byte-equal to an uninterrupted run"
 
 
 def nothing(_: Operation) -> bool:

@@ -21,8 +21,8 @@ def test_finds_what_was_added_first_and_nothing_else(batches: list[list[bytes]],
             location += 1
     assert len(index) == location
     for identity in [*expected, *probes]:
-        found = index.find(identity)
-        assert (found is None) == (identity not in expected)
-        if found is not None:
+        number = index.find(identity)
+        assert (number is None) == (identity not in expected)
+        if number is not None:
             everything = [identity for batch in batches for identity in batch]
-            assert everything[found] == identity
+            assert everything[number] == identity

@@ -118,9 +118,14 @@ def test_readers_writers_and_exports(sound: dict[str, Path], place: str, kind: s
     attempt(lambda: CaskWriter.create(cask, teacher=make_teacher(), capture=SPEC).publish(make_documents([3], 9)))
     attempt(lambda: list(export_cask(Cask.open(cask), LocalTarget(tmp_path / "copy"), "zarr")))
     if attempt(lambda: survey(LocalFolder(folder=cask))):
-        taken = survey(LocalFolder(folder=cask))
-        found = [*taken.problems, *(one for report in verify_shards(taken.cask) for one in report.problems)]
-        assert found or (place == "index.json" and kind == "dangling") or (place, kind) == ("documents.bin", "dangling")
+        listing = survey(LocalFolder(folder=cask))
+        problems = [
+            *listing.problems,
+            *(problem for report in verify_shards(listing.cask) for problem in report.problems),
+        ]
+        assert (
+            problems or (place == "index.json" and kind == "dangling") or (place, kind) == ("documents.bin", "dangling")
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -134,7 +139,7 @@ def test_repair(sound: dict[str, Path], place: str, kind: str, tmp_path: Path) -
     opened = Cask.open(cask)
     left = {opened.read(number).id for number in range(len(opened))}
     read_everything(cask)
-    assert [problem for one in verify_shards(opened) for problem in one.problems] == []
+    assert [problem for report in verify_shards(opened) for problem in report.problems] == []
     assert left | {bytes.fromhex(identity) for identity in report.lost} == set(DOCUMENTS)
     assert len(report.lost) == (2 if place in CARRIERS else 0)
     assert repair_cask(cask).quarantine is None
@@ -160,12 +165,12 @@ def test_too_many_open_files_say_nothing_of_the_cask(cask_path: Path) -> None:
     opened = Cask.open(cask_path)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     files_open = {int(name) for name in os.listdir("/proc/self/fd")}  # noqa: PTH208
-    taken = []
+    descriptors = []
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(files_open) + 1, hard[1]))
         with suppress(OSError):
             while True:
-                taken.append(os.open("/dev/null", os.O_RDONLY))
+                descriptors.append(os.open("/dev/null", os.O_RDONLY))
         with pytest.raises(CaskReadError, match="Too many open files") as refused:
             open_regular(cask_path / "cask.json")
         assert refused.value.errno == errno.EMFILE
@@ -174,7 +179,7 @@ def test_too_many_open_files_say_nothing_of_the_cask(cask_path: Path) -> None:
         with pytest.raises(CaskReadError, match="Too many open files"):
             list(verify_shards(opened))
     finally:
-        for descriptor in taken:
+        for descriptor in descriptors:
             os.close(descriptor)
         resource.setrlimit(resource.RLIMIT_NOFILE, hard)
     assert repair_cask(cask_path).quarantine is None
@@ -211,5 +216,5 @@ def test_files_of_holes_take_no_memory(sound: dict[str, Path], tmp_path: Path) -
     run = subprocess.run(
         [sys.executable, "-c", LIMITED, str(tmp_path / "casks"), *folders], capture_output=True, text=True, check=True
     )
-    found = dict(line.split(" cask ") for line in run.stdout.splitlines())
-    assert found == dict.fromkeys(PLACES, "CaskCorruptionError")
+    outcomes = dict(line.split(" cask ") for line in run.stdout.splitlines())
+    assert outcomes == dict.fromkeys(PLACES, "CaskCorruptionError")

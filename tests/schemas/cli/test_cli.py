@@ -56,10 +56,10 @@ def test_help_imports_nothing_heavy() -> None:
         "heavy = {'torch', 'transformers', 'vllm', 'fastapi', 'pyarrow', 'numpy', 'zarr'} & sys.modules.keys()\n"
         "sys.exit(f'imported {heavy}' if heavy else code)"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
-    assert found.returncode == 0, found.stderr
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    assert result.returncode == 0, result.stderr
     for name in COMMANDS:
-        assert name in found.stdout
+        assert name in result.stdout
 
 
 def environment() -> dict[str, str]:
@@ -79,6 +79,17 @@ def test_own_errors_are_messages_without_traceback(tmp_path: Path, capsys: pytes
     assert output.out == ""
     assert output.err.startswith(f"error: {tmp_path}: not a cask")
     assert "Traceback" not in output.err
+
+
+def test_a_folder_of_casks_is_no_cask_but_names_them(cask_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("cask", "verify", str(cask_path.parent)) == 1
+    assert "It holds casks; name one of them: cask." in capsys.readouterr().err
+
+
+def test_a_folder_without_casks_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("cask", "ls", str(tmp_path)) == 0
+    assert capsys.readouterr() == ("", f"no casks in {tmp_path}\n")
+    assert output_of(capsys, "ls", str(tmp_path)) == []
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["while loading", "while running"])
@@ -222,8 +233,8 @@ def test_verify_exits_3_on_damage(cask_path: Path, capsys: pytest.CaptureFixture
     content[len(content) // 2] ^= 4
     shard.unlink()
     shard.write_bytes(bytes(content))
-    found = output_of(capsys, "verify", str(cask_path), code=3)
-    assert found["damaged_shards"] == [shard.stem]
+    result = output_of(capsys, "verify", str(cask_path), code=3)
+    assert result["damaged_shards"] == [shard.stem]
     assert run("cask", "verify", str(cask_path)) == 3
 
 

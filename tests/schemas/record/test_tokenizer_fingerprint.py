@@ -19,14 +19,14 @@ class Vocabulary:
 
 def test_value_is_pinned() -> None:
     """Casks store it: a change would lock people out of theirs."""
-    found = tokenizer_fingerprint(Vocabulary({"a": 0, "Ġb": 1, "<eos>": 2}, [2]))
-    assert found == "316ce66960b186dab69449da814360f5ec192262e0a9adb8020db4cef25bb1b8"
+    fingerprint = tokenizer_fingerprint(Vocabulary({"a": 0, "Ġb": 1, "<eos>": 2}, [2]))
+    assert fingerprint == "316ce66960b186dab69449da814360f5ec192262e0a9adb8020db4cef25bb1b8"
 
 
 def test_order_does_not_matter() -> None:
-    one = Vocabulary({"a": 0, "b": 1}, [0, 1])
+    mine = Vocabulary({"a": 0, "b": 1}, [0, 1])
     other = Vocabulary({"b": 1, "a": 0}, [1, 0, 0])
-    assert tokenizer_fingerprint(one) == tokenizer_fingerprint(other)
+    assert tokenizer_fingerprint(mine) == tokenizer_fingerprint(other)
 
 
 def test_lone_surrogates_are_hashed() -> None:
@@ -34,12 +34,12 @@ def test_lone_surrogates_are_hashed() -> None:
 
 
 @given(
-    one=st.dictionaries(st.text(max_size=3), st.integers(0, 9), max_size=4),
+    mine=st.dictionaries(st.text(max_size=3), st.integers(0, 9), max_size=4),
     other=st.dictionaries(st.text(max_size=3), st.integers(0, 9), max_size=4),
     special=st.lists(st.integers(0, 3), max_size=2, unique=True),
 )
-def test_equal_only_for_equal_vocabularies(one: dict[str, int], other: dict[str, int], special: list[int]) -> None:
-    same = tokenizer_fingerprint(Vocabulary(one)) == tokenizer_fingerprint(Vocabulary(other))
-    assert same == (one == other)
-    marked = tokenizer_fingerprint(Vocabulary(one, special))
-    assert (marked == tokenizer_fingerprint(Vocabulary(one))) == (special == [])
+def test_equal_only_for_equal_vocabularies(mine: dict[str, int], other: dict[str, int], special: list[int]) -> None:
+    same = tokenizer_fingerprint(Vocabulary(mine)) == tokenizer_fingerprint(Vocabulary(other))
+    assert same == (mine == other)
+    marked = tokenizer_fingerprint(Vocabulary(mine, special))
+    assert (marked == tokenizer_fingerprint(Vocabulary(mine))) == (special == [])

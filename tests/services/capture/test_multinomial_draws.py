@@ -124,8 +124,8 @@ def test_the_neighbours_of_a_row_change_no_byte(oracle, spec):
     keys, positions, next_ids = torch.full((8,), 3), torch.arange(8), torch.arange(8)
     whole = RecordCapture(spec, 1024)(logits.clone(), next_ids, keys, positions)
     for i, part in enumerate(whole.split([1] * 8)):
-        one = slice(i, i + 1)
-        alone = RecordCapture(spec, 1024)(logits[one].clone(), next_ids[one], keys[one], positions[one])
+        only = slice(i, i + 1)
+        alone = RecordCapture(spec, 1024)(logits[only].clone(), next_ids[only], keys[only], positions[only])
         assert torch.equal(pack_wire(alone, 1024), pack_wire(part, 1024))
 
 

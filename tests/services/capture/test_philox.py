@@ -58,17 +58,17 @@ def test_uniform_and_distinct_over_positions_documents_and_seeds():
 @CASES
 @given(st.integers(0, 2**63 - 1), st.integers(-(2**63), 2**63 - 1), st.integers(0, 2**31), st.integers(1, 255))
 def test_numbers_of_draws_are_words_as_documented(seed, doc_key, position, count):
-    found = draw_uniforms(seed, torch.tensor([doc_key]), torch.tensor([position]), count)
-    assert found.shape == (1, count)
-    assert found.dtype == torch.float64
+    uniforms = draw_uniforms(seed, torch.tensor([doc_key]), torch.tensor([position]), count)
+    assert uniforms.shape == (1, count)
+    assert uniforms.dtype == torch.float64
     for number in {0, count // 2, count - 1}:
         counter = [position, 2**31 + number // 2, doc_key % 2**32, (doc_key >> 32) % 2**32]
         words = philox4x32_numpy([np.array([word], dtype=np.uint64) for word in counter], (seed % 2**32, seed >> 32))
         first, second = (int(word[0]) for word in words[2 * (number % 2) :][:2])
-        assert float(found[0, number]) == ((first << 21) | (second >> 11)) * 2.0**-53
+        assert float(uniforms[0, number]) == ((first << 21) | (second >> 11)) * 2.0**-53
     # Number i is the same whatever the count, and no number of a draw is the one of systematic sampling.
-    assert torch.equal(draw_uniforms(seed, torch.tensor([doc_key]), torch.tensor([position]), 255)[:, :count], found)
-    assert position_uniforms(seed, torch.tensor([doc_key]), torch.tensor([position])) not in found
+    assert torch.equal(draw_uniforms(seed, torch.tensor([doc_key]), torch.tensor([position]), 255)[:, :count], uniforms)
+    assert position_uniforms(seed, torch.tensor([doc_key]), torch.tensor([position])) not in uniforms
 
 
 def test_numbers_of_draws_are_uniform_and_independent():

@@ -67,25 +67,25 @@ def test_the_first_of_each_kind_comes_before_the_second_of_one(tmp_path):
     corpus.write_bytes(jsonl([{"text": "ab"}] * 3 + [PADDED] * 3 + [{"text": "x" * 90}, {"text": "cd"}]))
     limits = DocumentLimits(vocab_size=VOCAB_SIZE, max_length=64, overflow="split", max_line_bytes=1000)
     for many, lines in ((2, [1, 4]), (3, [1, 4, 7]), (4, [1, 4, 5, 7]), (6, [1, 2, 4, 5, 6, 7])):
-        found = preview(corpus, tmp_path / f"store-{many}", FakeTokenizer(), limits, documents=many)
-        assert [document.line for document in found.shown] == lines, many
+        report = preview(corpus, tmp_path / f"store-{many}", FakeTokenizer(), limits, documents=many)
+        assert [document.line for document in report.shown] == lines, many
 
 
 def test_json_marks_answers_and_the_cask_tells_bytes(serve, run):
     server = serve()
-    found = json.loads(run(server, "--json", "--overflow", "skip")[1])
-    assert found["skipped_lines"] == 1
-    assert found["bad_by_code"] == {"no_known_field": 1, "too_long": 1}
-    kinds = [(piece["kind"], piece["text"]) for piece in found["shown"][0]["pieces"]]
+    report = json.loads(run(server, "--json", "--overflow", "skip")[1])
+    assert report["skipped_lines"] == 1
+    assert report["bad_by_code"] == {"no_known_field": 1, "too_long": 1}
+    kinds = [(piece["kind"], piece["text"]) for piece in report["shown"][0]["pieces"]]
     assert kinds == [("text", "<user>hi\x1b[31m<assistant>"), ("answer", "fine\nday")]
-    assert found["shown"][1]["pieces"][0] == {"kind": "control", "text": "<256>", "tokens": 1}
-    assert found["bytes_per_token"]["basis"] == "measured_elsewhere"
+    assert report["shown"][1]["pieces"][0] == {"kind": "control", "text": "<256>", "tokens": 1}
+    assert report["bytes_per_token"]["basis"] == "measured_elsewhere"
     job = server.finish(server.submit(server.upload(LINES), cask="c")["id"])
     assert job["lines"]["notes"] == {"padding_removed": 1}
     assert job["lines"]["first_lines"] == {"no_known_field": [4], "truncated": [3], "padding_removed": [5]}
-    found = json.loads(run(server, "--json", "--cask", "c")[1])
-    assert found["bytes_per_token"]["basis"] == "cask"
-    assert found["estimate"]["cask_bytes"] == job["usage"]["bytes_written"]
+    report = json.loads(run(server, "--json", "--cask", "c")[1])
+    assert report["bytes_per_token"]["basis"] == "cask"
+    assert report["estimate"]["cask_bytes"] == job["usage"]["bytes_written"]
 
 
 def test_refusals(serve, run):
@@ -101,12 +101,12 @@ def test_refusals(serve, run):
 )
 def test_expected_bytes_are_those_of_the_documentation(spec, expected):
     """docs/capture.md measured 31.7 and 50.0 there, with offsets and ids of documents."""
-    found = expected_bytes(CaptureSpec(**spec), 49_152)
-    assert found.expected == (None if expected is None else pytest.approx(expected, abs=0.15))
-    assert found.basis == ("bounds" if expected is None else "measured_elsewhere")
-    assert found.low <= (found.expected or found.low) <= found.high
+    report = expected_bytes(CaptureSpec(**spec), 49_152)
+    assert report.expected == (None if expected is None else pytest.approx(expected, abs=0.15))
+    assert report.basis == ("bounds" if expected is None else "measured_elsewhere")
+    assert report.low <= (report.expected or report.low) <= report.high
 
 
 def test_bytes_of_topk_are_known():
-    found = expected_bytes(CaptureSpec(mode="topk", k=50), 49_152)
-    assert (found.low, found.high) == (208, 212)
+    report = expected_bytes(CaptureSpec(mode="topk", k=50), 49_152)
+    assert (report.low, report.high) == (208, 212)

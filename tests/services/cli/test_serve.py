@@ -38,8 +38,8 @@ def model(tmp_path):
 
 
 def options(model, tmp_path, **changes):
-    given = {"teacher": model, "cask-root": tmp_path / "casks", "engine": "transformers"} | changes
-    return [part for name, value in given.items() for part in (f"--{name}", value)]
+    values = {"teacher": model, "cask-root": tmp_path / "casks", "engine": "transformers"} | changes
+    return [part for name, value in values.items() for part in (f"--{name}", value)]
 
 
 def test_a_port_in_use(run, model, tmp_path):
@@ -70,11 +70,11 @@ def test_folders_that_are_no_models(run, tmp_path):
 
 def test_missing_and_wrong_options(run, model, tmp_path, monkeypatch):
     code, err = run("--cask-root", tmp_path)
-    assert (code, "--teacher: Field required" in err) == (1, True)
+    assert (code, "--teacher: is needed, here or as LOGITCASK_TEACHER" in err) == (2, True)
     code, err = run(*options(model, tmp_path, engine="abacus"))
-    assert (code, "--engine: Input should be 'vllm' or 'transformers'" in err) == (1, True)
+    assert (code, "--engine: Input should be 'vllm' or 'transformers'" in err) == (2, True)
     code, err = run(*options(model, tmp_path, port=99999))
-    assert (code, "--port" in err) == (1, True)
+    assert (code, "--port" in err) == (2, True)
 
 
 @pytest.mark.parametrize("option", ["cask-root", "data-dir"])

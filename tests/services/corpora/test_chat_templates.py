@@ -178,10 +178,10 @@ def test_tool_calls_are_answers_and_their_arguments_may_be_json_in_a_string(temp
     tools = [{"type": "function", "function": {"name": "find_city", "description": "finds", "parameters": {
         "type": "object", "properties": {"town": {"type": "string", "description": "which"}}}}}]  # fmt: skip
     results = []
-    for given in (call, as_text):
+    for tool_call in (call, as_text):
         turns = [
             message(USER, "hello there"),
-            {"role": ASSISTANT, "content": None, "tool_calls": [given]},
+            {"role": ASSISTANT, "content": None, "tool_calls": [tool_call]},
             {"role": "tool", "content": "seventy", "tool_call_id": "123456789", "name": "find_city"},
             message(ASSISTANT, "a capital"),
         ]

@@ -38,7 +38,7 @@ def run(tmp_path, lines, *, tokenizer=None, stopped=lambda: False, **changes):
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_bytes(lines if isinstance(lines, bytes) else b"".join(json.dumps(x).encode() + b"\n" for x in lines))
     bad = []
-    found = prepare(
+    prepared = prepare(
         corpus,
         tmp_path / "store",
         tokenizer or FakeTokenizer(),
@@ -46,12 +46,12 @@ def run(tmp_path, lines, *, tokenizer=None, stopped=lambda: False, **changes):
         report=bad.extend,
         stopped=stopped,
     )
-    return found, bad, TokenStore(tmp_path / "store"), corpus
+    return prepared, bad, TokenStore(tmp_path / "store"), corpus
 
 
 def test_every_kind_of_source(tmp_path):
     lines = [{"text": "ab"}, CHAT, {"input_ids": [5, 6, 7]}, {"prompt": "a", "completion": "b"}]
-    found, bad, store, _ = run(tmp_path, lines)
+    prepared, bad, store, _ = run(tmp_path, lines)
     assert not bad
     assert [store.tokens(number).tolist() for number in range(4)] == [
         [256, 97, 98],
@@ -59,7 +59,7 @@ def test_every_kind_of_source(tmp_path):
         [5, 6, 7],
         [256, 97, 98],
     ]
-    assert (found.documents, found.tokens, found.lines) == (4, store.num_tokens, 4)
+    assert (prepared.documents, prepared.tokens, prepared.lines) == (4, store.num_tokens, 4)
     assert store.document_id(2) == document_id(store.tokens(2))
 
 
@@ -80,7 +80,7 @@ def test_bad_lines_are_reported_with_number_code_and_reason(tmp_path):
             b'{"text": "good two"}',
         ]
     )
-    found, bad, store, _ = run(tmp_path, corpus)
+    prepared, bad, store, _ = run(tmp_path, corpus)
     assert [(entry.line, entry.code) for entry in bad] == [
         (2, "not_json"),
         (3, "no_known_field"),
@@ -92,8 +92,8 @@ def test_bad_lines_are_reported_with_number_code_and_reason(tmp_path):
         (10, "id_outside_vocabulary"),
         (11, "wrong_type"),
     ]
-    assert found.bad_lines == 9
-    assert found.documents == 2
+    assert prepared.bad_lines == 9
+    assert prepared.documents == 2
     assert [store.line(number)[0] for number in range(2)] == [1, 12]
     messages = {entry.line: entry.message for entry in bad}
     assert "token 1 has id 1000, outside the teacher's vocabulary of 1000 (0 to 999)" in messages[6]
@@ -103,8 +103,8 @@ def test_bad_lines_are_reported_with_number_code_and_reason(tmp_path):
 
 
 def test_missing_template(tmp_path):
-    found, bad, _, _ = run(tmp_path, [CHAT], tokenizer=FakeTokenizer(template=False))
-    assert found.documents == 0
+    prepared, bad, _, _ = run(tmp_path, [CHAT], tokenizer=FakeTokenizer(template=False))
+    assert prepared.documents == 0
     assert bad[0].code == "no_chat_template"
     assert "send `text` or `input_ids`" in bad[0].message
 
@@ -118,10 +118,10 @@ def test_missing_template(tmp_path):
     ],
 )
 def test_overflow(tmp_path, policy, lengths, counts):
-    found, bad, store, _ = run(tmp_path, [{"input_ids": list(range(21))}], max_length=10, overflow=policy)
+    prepared, bad, store, _ = run(tmp_path, [{"input_ids": list(range(21))}], max_length=10, overflow=policy)
     got = [len(store.tokens(number)) for number in range(store.num_documents)]
     assert got == lengths
-    assert {name: getattr(found, name) for name in counts} == counts
+    assert {name: getattr(prepared, name) for name in counts} == counts
     assert [entry.code for entry in bad] == (["too_long"] if policy == "skip" else [])
 
 
@@ -178,30 +178,32 @@ def test_a_damaged_store_is_refused(tmp_path):
 
 
 def test_a_corpus_without_documents(tmp_path):
-    found, bad, store, _ = run(tmp_path, b"x\n")
-    assert (found.documents, store.num_documents, store.num_tokens, len(bad)) == (0, 0, 0, 1)
+    prepared, bad, store, _ = run(tmp_path, b"x\n")
+    assert (prepared.documents, store.num_documents, store.num_tokens, len(bad)) == (0, 0, 0, 1)
 
 
 def test_trailing_blank_lines_are_no_lines_and_others_are_left_out_and_counted(tmp_path):
-    found, bad, store, corpus = run(tmp_path, b'\n \t\n{"text": "x y"}\r\n\r\n{"text": "z", "custom_id": "b"}\n\n  \n')
-    assert (found.documents, found.bad_lines, found.lines, bad) == (2, 0, 5, [])
-    assert found.notes == {"blank_line": 3}
+    prepared, bad, store, corpus = run(
+        tmp_path, b'\n \t\n{"text": "x y"}\r\n\r\n{"text": "z", "custom_id": "b"}\n\n  \n'
+    )
+    assert (prepared.documents, prepared.bad_lines, prepared.lines, bad) == (2, 0, 5, [])
+    assert prepared.notes == {"blank_line": 3}
     assert [store.line(number)[0] for number in range(2)] == [3, 5]
     assert custom_id_at(corpus, store.line(1)[1], 1000) == "b"
 
 
 def test_a_file_of_newlines_gives_no_rows_whatever_its_size(tmp_path):
-    found, bad, _, _ = run(tmp_path, b"\n" * 3_000_000)
-    assert (found.lines, found.documents, found.notes, bad) == (0, 0, {}, [])
+    prepared, bad, _, _ = run(tmp_path, b"\n" * 3_000_000)
+    assert (prepared.lines, prepared.documents, prepared.notes, bad) == (0, 0, {}, [])
 
 
 def test_a_byte_order_mark_where_files_were_joined(tmp_path):
     mark = b"\xef\xbb\xbf"
-    found, bad, store, corpus = run(
+    prepared, bad, store, corpus = run(
         tmp_path, mark + b'{"text": "a"}\n' + 2 * mark + b'{"text": "b", "custom_id": "2"}\n'
     )
     assert not bad
-    assert found.notes == {"byte_order_mark": 1}
+    assert prepared.notes == {"byte_order_mark": 1}
     assert custom_id_at(corpus, store.line(1)[1], 1000) == "2"
 
 
@@ -250,17 +252,17 @@ class BothEnds(FakeTokenizer):
     ],
 )
 def test_what_the_tokenizer_adds_stands_once_where_a_text_brings_it_along(tmp_path, line, middle, notes):
-    found, bad, store, _ = run(tmp_path, [line], tokenizer=BothEnds())
+    prepared, bad, store, _ = run(tmp_path, [line], tokenizer=BothEnds())
     assert not bad
     assert store.tokens(0).tolist() == BothEnds().encode([middle], special_tokens=True)[0]
-    assert found.notes == dict.fromkeys(notes, 1)
-    assert found.examples == {note: [1] for note in notes}
+    assert prepared.notes == dict.fromkeys(notes, 1)
+    assert prepared.examples == {note: [1] for note in notes}
 
 
 def test_ids_with_two_beginnings_are_kept_and_counted(tmp_path):
-    found, _, store, _ = run(tmp_path, [{"input_ids": [256, 256, 5]}, {"input_ids": [256, 5]}])
+    prepared, _, store, _ = run(tmp_path, [{"input_ids": [256, 256, 5]}, {"input_ids": [256, 5]}])
     assert store.tokens(0).tolist() == [256, 256, 5]
-    assert found.notes == {"ids_bos_twice": 1}
+    assert prepared.notes == {"ids_bos_twice": 1}
 
 
 def row(ids, mask=None, labels=None):
@@ -288,12 +290,12 @@ IGNORED = -100
     ],
 )
 def test_padding_of_pretokenised_rows_is_cut_and_labels_are_answers(tmp_path, line, ids, answers, notes):
-    found, bad, store, _ = run(tmp_path, [line])
+    prepared, bad, store, _ = run(tmp_path, [line])
     assert not bad
     assert store.tokens(0).tolist() == ids
     got = store.answers(0)
     assert (got if got is None else got.tolist()) == answers
-    assert found.notes == dict.fromkeys(notes, 1)
+    assert prepared.notes == dict.fromkeys(notes, 1)
 
 
 @pytest.mark.parametrize(
@@ -323,10 +325,10 @@ def test_answers_are_cut_with_the_pieces(tmp_path):
     line = row(list(range(10)), None, [IGNORED, IGNORED, 2, 3, IGNORED, IGNORED, IGNORED, 7, 8, 9])
     _, _, store, _ = run(tmp_path, [line], max_length=4, overflow="split")
     assert [store.answers(piece).tolist() for piece in range(3)] == [[[2, 4]], [[3, 4]], [[0, 2]]]
-    found, _, store, _ = run(tmp_path, [row(list(range(6)), None, [IGNORED] * 5 + [5])], max_length=5)
+    prepared, _, store, _ = run(tmp_path, [row(list(range(6)), None, [IGNORED] * 5 + [5])], max_length=5)
     assert store.answers(0).tolist() == []
-    assert (found.truncated_lines, found.notes) == (1, {"answer_cut_off": 1})
-    assert found.examples == {"truncated": [1], "answer_cut_off": [1]}
+    assert (prepared.truncated_lines, prepared.notes) == (1, {"answer_cut_off": 1})
+    assert prepared.examples == {"truncated": [1], "answer_cut_off": [1]}
 
 
 def test_a_store_of_version_1_is_read_with_unknown_answers(tmp_path):

@@ -89,11 +89,11 @@ def test_the_command_gives_json_and_a_plot(tiny_llama, student, sample, tmp_path
     arguments = ["--model", tiny_llama, "--sample", sample, "--bytes-per-token", 30, "--codec", "u8", "--json"]
     result = run(*arguments, "--sampler", "multinomial", "--carrier", "zarr", "--student", student, "--plot", plot)
     assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
-    assert found["spec"]["sampler"] == "multinomial"
-    assert found["chosen"]["zarr_bytes"] == found["bytes_per_token"] <= 30
-    assert found["spec"]["tau"] == pytest.approx(1 / found["chosen"]["tau_inverse"])
-    assert found["gradient_of"] == "student"
+    choice = json.loads(result.stdout)
+    assert choice["spec"]["sampler"] == "multinomial"
+    assert choice["chosen"]["zarr_bytes"] == choice["bytes_per_token"] <= 30
+    assert choice["spec"]["tau"] == pytest.approx(1 / choice["chosen"]["tau_inverse"])
+    assert choice["gradient_of"] == "student"
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 

@@ -73,11 +73,11 @@ def arguments(folder, **options):
 
 
 def test_vllm_is_told_dtype_format_and_that_no_code_runs(tiny_llama):
-    found = arguments(tiny_llama, max_num_seqs=8, enforce_eager=False, hf_overrides={"rope_theta": 5.0})
-    assert (found["dtype"], found["load_format"], found["trust_remote_code"]) == ("float32", "safetensors", False)
-    assert (found["max_num_seqs"], found["enforce_eager"]) == (8, False)
-    assert found["hf_overrides"]["rope_theta"] == 5.0
-    assert found["hf_overrides"]["architectures"][0] == "LogitcaskLlamaForCausalLM"
+    options = arguments(tiny_llama, max_num_seqs=8, enforce_eager=False, hf_overrides={"rope_theta": 5.0})
+    assert (options["dtype"], options["load_format"], options["trust_remote_code"]) == ("float32", "safetensors", False)
+    assert (options["max_num_seqs"], options["enforce_eager"]) == (8, False)
+    assert options["hf_overrides"]["rope_theta"] == 5.0
+    assert options["hf_overrides"]["architectures"][0] == "LogitcaskLlamaForCausalLM"
 
 
 @pytest.mark.parametrize("option", ["trust_remote_code", "load_format", "model", "dtype", "enable_lora"])

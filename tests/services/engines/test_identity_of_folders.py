@@ -77,7 +77,7 @@ def test_a_field_that_changes_none_is_not_compared(tiny_llama, copy, changes):
 @pytest.mark.parametrize("rope_type", ["dynamic", "longrope", "yarn"])
 def test_positions_count_where_the_rotary_embedding_depends_on_them(tmp_path, rope_type):
     factors = {"long_factor": [1.0] * 4, "short_factor": [1.0] * 4} if rope_type == "longrope" else {}
-    found = []
+    digests = []
     for positions in (128, 256):
         rope = {"rope_type": rope_type, "factor": 2.0, "rope_theta": 10000.0, **factors}
         config = LlamaConfig(
@@ -85,12 +85,12 @@ def test_positions_count_where_the_rotary_embedding_depends_on_them(tmp_path, ro
         )
         config.architectures = ["LlamaForCausalLM"]
         config.save_pretrained(tmp_path / str(positions))
-        found.append(
+        digests.append(
             numeric_fields(
                 tmp_path / str(positions), json.loads((tmp_path / str(positions) / "config.json").read_text())
             )
         )
-    assert found[0] != found[1]
+    assert digests[0] != digests[1]
 
 
 def test_a_configuration_saved_again_with_every_default_is_equal(tiny_llama, copy):

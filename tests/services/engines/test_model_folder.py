@@ -95,6 +95,13 @@ def test_a_folder_goes_before_the_hub(hub, tiny_llama, tmp_path):
     assert hub == []
 
 
+def test_a_mistyped_folder_is_not_asked_of_the_hub(hub, tiny_llama, tmp_path):
+    shutil.copytree(tiny_llama, tmp_path / "models" / "teacher")
+    with pytest.raises(ModelError, match="no such folder"):
+        ModelFolder.open(Path("models/techer"))
+    assert hub == []
+
+
 def test_what_is_neither_a_folder_nor_on_the_hub(hub):
     with pytest.raises(ModelError, match=r"models/teacher is no folder here, and .* Hub did not give .*RepositoryNot"):
         load_engine("transformers", Path("models/teacher"))

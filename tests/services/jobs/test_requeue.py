@@ -42,12 +42,12 @@ def run(capsys, monkeypatch):
 
 def stored(path: Path) -> dict[bytes, dict[str, bytes]]:
     """The bytes of every column of every document, by id."""
-    cask, found = Cask.open(path), {}
+    cask, columns_of = Cask.open(path), {}
     for number in range(len(cask)):
         document = cask.read(number)
-        found[document.id] = {name: array.tobytes() for name, array in record_arrays(document.records).items()}
-        found[document.id]["token_ids_L"] = document.token_ids_L.tobytes()
-    return found
+        columns_of[document.id] = {name: array.tobytes() for name, array in record_arrays(document.records).items()}
+        columns_of[document.id]["token_ids_L"] = document.token_ids_L.tobytes()
+    return columns_of
 
 
 def overwrite(path: Path, at: int) -> None:
@@ -90,7 +90,7 @@ def test_damage_repair_submit_and_the_cask_is_whole(serve, run, tmp_path, docume
     assert not report["lost"]
     assert not report["unnamed"]
     kept = stored(cask)
-    assert kept.keys() | {bytes.fromhex(one) for one in report["requeue"]} == before.keys()
+    assert kept.keys() | {bytes.fromhex(digits) for digits in report["requeue"]} == before.keys()
 
     if options[:1] == ["--tau"]:
         # Negative control: without its options the command is another capture spec's, and is refused.

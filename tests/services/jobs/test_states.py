@@ -10,7 +10,7 @@ def test_ends_are_final_and_everything_else_reaches_one():
     for status in STATUSES:
         assert (not STEPS[status]) == (status in FINAL - {"failed"}), "a failed extraction may be taken up again"
         reached = {status}
-        while more := {following for one in reached for following in STEPS[one]} - reached:
+        while more := {following for status in reached for following in STEPS[status]} - reached:
             reached |= more
         assert reached & FINAL
 

@@ -114,9 +114,9 @@ def test_advice_fits_the_reason(tmp_path):
     """A lock is not let go by freeing space."""
     for code, errors in PASSING.items():
         for error in errors:
-            found = passing_fault(error)
-            assert found is not None
-            assert ("Free space" in found[1]) == (code == "insufficient_storage")
+            fault = passing_fault(error)
+            assert fault is not None
+            assert ("Free space" in fault[1]) == (code == "insufficient_storage")
 
 
 def test_work_of_its_own_fault_gives_way_to_others(tmp_path):

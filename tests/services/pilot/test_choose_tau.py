@@ -92,7 +92,7 @@ def test_noise_is_the_variance_of_the_target(oracle, spec, inverse):
     # The definition on dense float64: multinomial by its formula; systematic from what each token's hits can be.
     teacher, (ids,) = made_up_teacher(300), documents_of(300, (40,))
     pilot, _ = pilot_of(teacher, [ids], spec)
-    found = noise(pilot, spec, cut_at(pilot, spec, 1 / inverse))
+    actual = noise(pilot, spec, cut_at(pilot, spec, 1 / inverse))
     real = captured(teacher, ids, spec.model_copy(update={"tau": 1 / inverse, "logprob_codec": "f32"}))
     expected = []
     for position, t in zip(oracle.cut(real.records), oracle.dense(teacher(ids).numpy()), strict=True):
@@ -105,7 +105,7 @@ def test_noise_is_the_variance_of_the_target(oracle, spec, inverse):
         else:
             fraction = np.modf(tail * n / r)[0]
             expected.append((r / n) ** 2 * (fraction * (1 - fraction)).sum())
-    np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-7)
+    np.testing.assert_allclose(actual, expected, rtol=2e-4, atol=2e-7)
     assert max(expected) > 0
 
 
@@ -187,7 +187,7 @@ def test_the_standard_error_is_the_spread_between_documents():
     sizes = np.array([len(ids) for ids in documents])
     cut = cut_at(pilot, CaptureSpec(), choice.spec.tau)
     each = [document.records for document in cut_documents(pilot, CaptureSpec(), cut)]
-    per_document = np.array([4 * len(one.head_ids_H) + 2 * len(one.tail_ids_N) for one in each])
+    per_document = np.array([4 * len(document.head_ids_H) + 2 * len(document.tail_ids_N) for document in each])
     picks = draws.integers(0, 40, (4000, 40))
     spread = (per_document[picks].sum(1) / sizes[picks].sum(1)).std()
     assert choice.chosen.arrow_error == pytest.approx(spread, rel=0.1)
@@ -199,12 +199,12 @@ def test_gradients_of_a_student_and_of_none(oracle):
     pilot, _ = pilot_of(teacher, documents, CaptureSpec())
     t = np.concatenate([oracle.dense(teacher(ids).numpy()) for ids in documents])
     p = np.concatenate([oracle.dense(student(ids).numpy()) for ids in documents])
-    found = gradient_squares(student, pilot.documents, pilot.squares_P)
-    assert found == pytest.approx(((p - t) ** 2).sum(-1).mean(), rel=2e-3)
+    actual = gradient_squares(student, pilot.documents, pilot.squares_P)
+    assert actual == pytest.approx(((p - t) ** 2).sum(-1).mean(), rel=2e-3)
     choice = choose_tau(teacher, documents, 30.0)
     assert choice.gradient_square == pytest.approx(((t - 1 / 300) ** 2).sum(-1).mean(), rel=1e-5)
     assert choice.label_noise == pytest.approx(1 - (t**2).sum(-1).mean(), rel=1e-5)
-    assert choose_tau(teacher, documents, 30.0, student=student).gradient_square == pytest.approx(found)
+    assert choose_tau(teacher, documents, 30.0, student=student).gradient_square == pytest.approx(actual)
 
 
 def test_a_student_of_another_vocabulary_is_refused():

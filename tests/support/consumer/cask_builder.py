@@ -81,8 +81,12 @@ def dense_positions(teacher: Any, token_ids: np.ndarray) -> DensePositions:
     return DensePositions(torch.softmax(logits, -1).numpy(), token_ids[1:].astype(np.int64))
 
 
-def record(dense: DensePositions, token_ids: np.ndarray, spec: CaptureSpec, *, seed: int = 0) -> DocumentRecords:
-    u = np.random.default_rng(seed).random(len(dense.next_ids_R))
+def record(
+    dense: DensePositions, token_ids: np.ndarray, spec: CaptureSpec, *, seed: int = 0, uniform: float | None = None
+) -> DocumentRecords:
+    """Records of a document; `uniform` is the same number for the draws of all positions, else they are random."""
+    positions = len(dense.next_ids_R)
+    u = np.random.default_rng(seed).random(positions) if uniform is None else np.full(positions, uniform)
     columns = sample(
         dense,
         u,
@@ -127,11 +131,17 @@ def build_cask(
     spec: CaptureSpec | None = None,
     per_shard: int = 8,
     answers: Sequence[Sequence[Sequence[int]] | None] | None = None,
+    uniform: float | None = None,
     **identity_fields: Any,
 ) -> Path:
-    """Publish the documents' records, some per shard; `answers` has the ranges of each, None where it does not say."""
+    """Publish the documents' records, some per shard.
+
+    `answers` has the ranges of each, None where it does not say; `uniform` as in `record`.
+    """
     spec = spec or CaptureSpec()
-    records = [record(dense_positions(teacher, ids), ids, spec, seed=n) for n, ids in enumerate(documents)]
+    records = [
+        record(dense_positions(teacher, ids), ids, spec, seed=n, uniform=uniform) for n, ids in enumerate(documents)
+    ]
     for n, ranges in enumerate(answers or []):
         if ranges is not None:
             ranges_R2 = np.array(ranges, dtype=np.uint32).reshape(-1, 2)

@@ -106,15 +106,15 @@ def columns_of(document: DocumentRecords) -> dict[str, np.ndarray]:
     return {"token_ids_L": document.token_ids_L, **record_arrays(document.records)}
 
 
-def assert_same(found: DocumentRecords, expected: DocumentRecords) -> None:
+def assert_same(actual: DocumentRecords, expected: DocumentRecords) -> None:
     """Equal columns, dtypes, shapes and bits."""
-    mine, theirs = columns_of(found), columns_of(expected)
+    mine, theirs = columns_of(actual), columns_of(expected)
     assert mine.keys() == theirs.keys()
     for name, column in theirs.items():
         assert mine[name].dtype == column.dtype, name
         assert mine[name].shape == column.shape, name
         assert mine[name].tobytes() == column.tobytes(), name
-    ranges = [None if one.answer_ranges_R2 is None else one.answer_ranges_R2.tolist() for one in (found, expected)]
+    ranges = [None if one.answer_ranges_R2 is None else one.answer_ranges_R2.tolist() for one in (actual, expected)]
     assert ranges[0] == ranges[1]
 
 

@@ -57,7 +57,7 @@ def change_number(entry: Path, field: str) -> None:
 def require_sound(cask: Path, report: RepairReport) -> set[bytes]:
     """Ids of what is left, which is right; nothing is listed that is there, and nothing twice."""
     opened = Cask.open(cask)
-    assert [problem for one in verify_shards(opened) for problem in one.problems] == []
+    assert [problem for report in verify_shards(opened) for problem in report.problems] == []
     assert unlisted(opened) == []
     assert survey(LocalFolder(folder=cask)).problems == []
     ids = [identity.tobytes() for identity in opened.document_ids()]

@@ -39,17 +39,17 @@ def test_a_level_keeps_its_code(dtype: type) -> None:
 
 
 def test_values_beyond_the_ends() -> None:
-    found = decode_u8(coded(np.array([1e-7, -23.6, -80.0, -np.inf], np.float32)))
-    assert found.tolist() == [0.0, -23.5, -23.5, -23.5]
+    decoded = decode_u8(coded(np.array([1e-7, -23.6, -80.0, -np.inf], np.float32)))
+    assert decoded.tolist() == [0.0, -23.5, -23.5, -23.5]
     assert np.exp(-23.5) < 6.3e-11
 
 
 @given(st.lists(st.floats(-23.5, 0.0), min_size=1, max_size=50), st.integers(0, 2**63 - 1))
 def test_a_value_goes_to_one_of_its_neighbours(values: list[float], seed: int) -> None:
     logprobs = np.array(values)
-    found = decode_u8(coded(logprobs, seed)).astype(np.float64)
+    decoded = decode_u8(coded(logprobs, seed)).astype(np.float64)
     below = np.searchsorted(-LEVELS, -logprobs, side="right") - 1
-    assert ((found == LEVELS[below]) | (found == LEVELS[np.minimum(below + 1, 255)])).all()
+    assert ((decoded == LEVELS[below]) | (decoded == LEVELS[np.minimum(below + 1, 255)])).all()
 
 
 def test_documented_bounds() -> None:
@@ -78,11 +78,11 @@ def test_documented_bounds() -> None:
 def z_scores(encode, samples: int = 20_000) -> NDArray:
     """Of the mean of exp(decoded) against t, in standard errors, for values all over the range."""
     logprobs = np.array([-0.0071, -0.3, -1.99, -2.013, -3.01, -5.1, -7.95, -9.3, -15.21, -23.1])
-    found = np.exp(decode_u8(encode(np.repeat(logprobs, samples))).astype(np.float64)).reshape(len(logprobs), samples)
+    decoded = np.exp(decode_u8(encode(np.repeat(logprobs, samples))).astype(np.float64)).reshape(len(logprobs), samples)
     t = np.exp(logprobs)
     below = np.searchsorted(-LEVELS, -logprobs, side="right") - 1
     deviation = np.sqrt((np.exp(LEVELS[below]) - t) * (t - np.exp(LEVELS[below + 1])))
-    return (found.mean(1) - t) / (deviation / np.sqrt(samples))
+    return (decoded.mean(1) - t) / (deviation / np.sqrt(samples))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -120,8 +120,8 @@ def test_control_rounding_that_keeps_the_logarithm_is_not() -> None:
     ],
 )
 def test_philox_gives_the_published_answers(counter: tuple, key: tuple, expected: tuple) -> None:
-    found = philox4x32([np.array([word], np.uint64) for word in counter], key)
-    assert tuple(int(word[0]) for word in found) == expected
+    decoded = philox4x32([np.array([word], np.uint64) for word in counter], key)
+    assert tuple(int(word[0]) for word in decoded) == expected
 
 
 def test_random_words_are_a_function_of_their_key() -> None:
@@ -155,16 +155,16 @@ def test_a_cask_of_codes_reads_as_float16_and_ignores_company(tmp_path: Path) ->
             writer.publish(order)
     one, other = Cask.open(tmp_path / "one"), Cask.open(tmp_path / "other")
     for document in documents:
-        found, again = (cask.read(number_of(cask, document.id)).records for cask in (one, other))
+        decoded, again = (cask.read(number_of(cask, document.id)).records for cask in (one, other))
         for name in ("head_logprobs_H", "tail_logprobs_N"):
-            mine, stored = getattr(document.records, name), getattr(found, name)
+            mine, stored = getattr(document.records, name), getattr(decoded, name)
             assert stored.dtype == np.float16
             np.testing.assert_array_equal(stored, getattr(again, name))
             assert (np.abs(stored - mine) <= 0.125).all()
-        assert found.entropy_P.dtype == found.log_tail_mass_P.dtype == np.float16
+        assert decoded.entropy_P.dtype == decoded.log_tail_mass_P.dtype == np.float16
     assert one.shard(0).columns.arrays["head_logprobs"].dtype == np.uint8
-    decoded = decode_u8(np.asarray(one.shard(0).columns.arrays["head_logprobs"][:3]))
-    np.testing.assert_array_equal(decoded, one.read(0).records.head_logprobs_H[:3])
+    codes = decode_u8(np.asarray(one.shard(0).columns.arrays["head_logprobs"][:3]))
+    np.testing.assert_array_equal(codes, one.read(0).records.head_logprobs_H[:3])
 
 
 def test_storing_again_what_was_read_changes_nothing(tmp_path: Path) -> None:

@@ -115,11 +115,11 @@ def test_any_flipped_bit_is_an_error_or_harmless(sound: Path, cask: Path, data: 
     overwrite(shard_of(path), bytes(content))
     opened = Cask.open(path)
     for number, document in enumerate(DOCUMENTS):
-        found = read_or_error(opened, number)
-        if isinstance(found, CaskCorruptionError):
-            assert str(shard_of(path)) in str(found)
+        outcome = read_or_error(opened, number)
+        if isinstance(outcome, CaskCorruptionError):
+            assert str(shard_of(path)) in str(outcome)
         else:
-            assert_same(found, document)
+            assert_same(outcome, document)
     assert problems(path)
 
 

@@ -73,8 +73,8 @@ def stored(path: Path) -> set[bytes]:
         number = cask.find(identity)
         assert number is not None
         assert_same(cask.read(number), DOCUMENTS[identity])
-    taken = survey(LocalFolder(folder=path))
-    assert (taken.problems, taken.unlisted_files) == ([], [])
+    listing = survey(LocalFolder(folder=path))
+    assert (listing.problems, listing.unlisted_files) == ([], [])
     return set(ids)
 
 
@@ -172,14 +172,14 @@ def test_without_the_table_lost_documents_are_counted(cask: Path) -> None:
 
 
 def test_swapped_shards_get_their_names_back(cask: Path) -> None:
-    one, other = shard_of(cask, FIRST[0]), shard_of(cask, SECOND[0])
-    contents = {path: path.read_bytes() for path in (one, other)}
-    one.rename(cask / "x")
-    other.rename(one)
+    shard, other = shard_of(cask, FIRST[0]), shard_of(cask, SECOND[0])
+    contents = {path: path.read_bytes() for path in (shard, other)}
+    shard.rename(cask / "x")
+    other.rename(shard)
     (cask / "x").rename(other)
     report = repair_cask(cask)
     assert report.kept_documents == 6
-    assert {path: path.read_bytes() for path in (one, other)} == contents
+    assert {path: path.read_bytes() for path in (shard, other)} == contents
     require_accounted(cask, report)
 
 

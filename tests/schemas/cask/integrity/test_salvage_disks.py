@@ -127,11 +127,11 @@ def test_a_shard_that_may_be_damaged_is_never_mapped(
 
     monkeypatch.setattr(mmap, "mmap", mapped)
     monkeypatch.setattr(pa, "memory_map", lambda *_: pytest.fail("mapped"))
-    taken = survey(LocalFolder(folder=path))
-    assert taken.problems or [problem for one in verify_shards(taken.cask) for problem in one.problems]
+    listing = survey(LocalFolder(folder=path))
+    assert listing.problems or [problem for report in verify_shards(listing.cask) for problem in report.problems]
     if damage == "entry":
-        (name,) = taken.damaged_entries
-        assert rebuilt_entry(taken.cask, name) is not None
+        (name,) = listing.damaged_entries
+        assert rebuilt_entry(listing.cask, name) is not None
     else:
         assert repair_cask(path).damaged_shards == [shard.name.partition(".")[0]]
 

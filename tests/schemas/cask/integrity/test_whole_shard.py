@@ -51,14 +51,14 @@ def shard_of(columns: ShardColumns, layout: RecordLayout) -> Shard:
 
 def faults(shard: Shard, vocab_size: int) -> list[int]:
     """Rows that are refused when they are proved one by one."""
-    found = []
+    verdicts = []
     for row in range(shard.num_documents):
         try:
             shard.verify(row)
             require_valid(shard, row, vocab_size)
         except (CaskError, InvalidRecordError):
-            found.append(row)
-    return found
+            verdicts.append(row)
+    return verdicts
 
 
 def with_column(document: DocumentRecords, name: str, column: np.ndarray) -> DocumentRecords:

@@ -135,7 +135,7 @@ def test_a_split_is_a_partition_as_stored(tmp_path_factory, spec: CaptureSpec, c
     for side, name in enumerate("ab"):
         cask = Cask.open(folder / name)
         assert report.added[side] == len(cask) == len(sides[side])
-        assert [problem for one in verify_shards(cask) for problem in one.problems] == []
+        assert [problem for report in verify_shards(cask) for problem in report.problems] == []
         for document in sides[side]:
             found, kept = cask.find(document.id), original.find(document.id)
             assert found is not None

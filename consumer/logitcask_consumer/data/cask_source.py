@@ -1,0 +1,160 @@
+"""Casks to train on, as they are written: PLACE, PLACE:WEIGHT or PLACE:WEIGHT:LOSS; and those that go together.
+
+Casks of one teacher and capture spec, with one weight and one loss, are packed and trained as if they were one.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from logitcask_consumer.data.dataset import EmptyCaskError
+from logitcask_schemas.cask import Cask
+from logitcask_schemas.cask.storage.object_store import is_url
+from logitcask_schemas.errors import IdentityMismatchError, OptionError
+
+_WRITTEN: Final = re.compile(
+    r"(?P<place>.+?):(?P<weight>\d*\.?\d+(?:[eE][+-]?\d+)?)(?::(?P<loss>(?=.*[A-Za-z]).+))?", re.DOTALL
+)
+"""A loss has a letter somewhere, which tells it from a part of a name such as `T10:00`."""
+
+
+class CaskSourceError(OptionError, ValueError):
+    """A cask to train on was written in a way that cannot be read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaskSource:
+    """A cask of a run, with what it counts."""
+
+    place: Path | str
+    """Folder, or URL of an object store."""
+    weight: float | None = None
+    """Of each of its positions, beside those of other casks; None where nobody said, which is 1."""
+    loss: str | None = None
+    """Of its positions; None for the run's."""
+
+    @classmethod
+    def parse(cls, written: Path | str) -> Self:
+        """Read PLACE, PLACE:WEIGHT or PLACE:WEIGHT:LOSS; a folder that has the whole text as its name goes first.
+
+        Raises:
+            CaskSourceError: it is none of these, or the weight is not above 0.
+        """
+        text = str(written)
+        match = None if Path(text).exists() else _WRITTEN.fullmatch(text)
+        if match is None:
+            name = text.rstrip("/").rpartition("/")[2]
+            if ":" in name and not Path(text).exists():
+                raise CaskSourceError(
+                    f"cask {text!r}: expected a place, place:weight or place:weight:loss, such as casks/a:0.7 or "
+                    "casks/a:1:js"
+                )
+            return cls(place=text if is_url(text) else Path(text))
+        place, weight = match["place"], float(match["weight"])
+        if not 0 < weight < math.inf:
+            raise CaskSourceError(f"cask {text!r}: its weight must be above 0 and finite; leave out a cask of weight 0")
+        return cls(place=place if is_url(place) else Path(place), weight=weight, loss=match["loss"])
+
+    def __str__(self) -> str:
+        """As `parse` reads it."""
+        if self.weight is None and self.loss is None:
+            return str(self.place)
+        weight = f"{self.place}:{1.0 if self.weight is None else self.weight!r}"
+        return weight if self.loss is None else f"{weight}:{self.loss}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaskGroup:
+    """Casks of one teacher and spec, with one weight and loss."""
+
+    casks: tuple[Cask, ...]
+    weight: float
+    loss: str
+    label: str
+    """Name of the first cask, different from those of other groups."""
+
+
+def open_groups(
+    sources: Sequence[CaskSource],
+    *,
+    loss: str,
+    cache: Path | None = None,
+    cache_bytes: int | None = None,
+) -> list[CaskGroup]:
+    """Open the casks of a run, in the order in which they are written, and put together what goes together.
+
+    Args:
+        sources: at least one.
+        loss: of those that name none.
+        cache: for URLs: local folder for fetched shards.
+        cache_bytes: for URLs: most bytes that each cask keeps there.
+
+    Raises:
+        EmptyCaskError: no cask was named.
+        IdentityMismatchError: teachers or capture specs differ, and not every cask says what it counts.
+        CaskNotFoundError, CaskCorruptionError: a cask cannot be opened.
+    """
+    if not sources:
+        raise EmptyCaskError("no cask was named; give at least one")
+    casks = [
+        Cask.open(source.place, tokenizer_fingerprint=None, cache=cache, cache_bytes=cache_bytes) for source in sources
+    ]
+    groups: list[list[int]] = []
+    for number, source in enumerate(sources):
+        alike = [group for group in groups if _count_alike(sources[group[0]], source)]
+        same = next((group for group in alike if _same_records(casks[group[0]], casks[number])), None)
+        if same is None:
+            groups.append([number])
+        else:
+            same.append(number)
+    if any(source.weight is None for source in sources):
+        _require_one_teacher(casks)
+    labels = _labels([casks[group[0]] for group in groups])
+    return [
+        CaskGroup(
+            casks=tuple(casks[number] for number in group),
+            weight=sources[group[0]].weight or 1.0,
+            loss=sources[group[0]].loss or loss,
+            label=label,
+        )
+        for group, label in zip(groups, labels, strict=True)
+    ]
+
+
+def _count_alike(one: CaskSource, other: CaskSource) -> bool:
+    return ((one.weight or 1.0), one.loss) == ((other.weight or 1.0), other.loss)
+
+
+def _same_records(first: Cask, second: Cask) -> bool:
+    try:
+        first.manifest.require_same(second.manifest.teacher, second.manifest.capture, where=str(first.path))
+    except IdentityMismatchError:
+        return False
+    return True
+
+
+def _require_one_teacher(casks: Sequence[Cask]) -> None:
+    """Raise IdentityMismatchError where casks differ in teacher or spec: perhaps one was named by mistake."""
+    for cask in casks[1:]:
+        try:
+            casks[0].manifest.require_same(cask.manifest.teacher, cask.manifest.capture, where=str(casks[0].path))
+        except IdentityMismatchError as error:
+            raise IdentityMismatchError(
+                f"{error} To train on records of both, say of every cask what its positions count: "
+                f"{casks[0].path}:0.5 and {cask.path}:0.5"
+            ) from error
+
+
+def _labels(casks: Sequence[Cask]) -> list[str]:
+    labels = list[str]()
+    for cask in casks:
+        name = str(cask.path).rstrip("/").rpartition("/")[2] or "cask"
+        number, label = 1, name
+        while label in labels:
+            number += 1
+            label = f"{name}-{number}"
+        labels.append(label)
+    return labels

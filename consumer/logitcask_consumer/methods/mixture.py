@@ -1,0 +1,161 @@
+"""Several methods in one run, each on casks of its own: several teachers, or several losses, with a weight for each.
+
+The loss of a step is the sum over all parts of weight times loss, divided by the sum of weight times what the part
+counts: a weight is that of each position, as the weights of `--weights` are. Where parts hold records of different
+teachers for the same documents, `forward_kl` and the other losses that are linear in the teacher's probabilities then
+have the gradient of the loss to the teachers' mixture, with these weights; other losses have the mean of the gradients.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Self
+
+import torch
+from torch import Tensor
+
+from logitcask_consumer.data import MixedDataset, Packing
+from logitcask_consumer.methods.method import BatchLoss, BatchValue, Method
+from logitcask_schemas.cask import Cask
+
+_MEANS: Final = ("kd", "ce", "kl", "teacher_entropy")
+"""Metrics of which a mixture has the mean over its parts, where all have them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixturePart:
+    """One method of a mixture."""
+
+    method: Method
+    weight: float
+    """Above 0."""
+    loss: str
+    """Of the method, as it was written; a resumed run must have the same."""
+    label: str
+    """For metrics and messages."""
+    num_casks: int
+    """How many of the casks, in their order, are its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixtureMethod:
+    """Several methods, each on casks of its own, a `Method`."""
+
+    parts: tuple[MixturePart, ...]
+
+    def bound(self, casks: Sequence[Cask]) -> Self:
+        """Each method for its own casks; errors as theirs."""
+        return replace(
+            self, parts=tuple(replace(part, method=part.method.bound(own)) for part, own in self._split(casks))
+        )
+
+    def binding(self) -> dict[str, Any]:
+        """Weights and losses, and what the methods bind."""
+        return {"mixture": [{"weight": part.weight, "loss": part.loss, **part.method.binding()} for part in self.parts]}
+
+    def dataset(
+        self, casks: Sequence[Cask], *, seq_len: int, overlap: int, packing: Packing, seed: int
+    ) -> MixedDataset:
+        """The sequences of all parts; errors as theirs."""
+        return MixedDataset(
+            [
+                part.method.dataset(own, seq_len=seq_len, overlap=overlap, packing=packing, seed=seed)
+                for part, own in self._split(casks)
+            ]
+        )
+
+    def check(self, model: Any, dataset: MixedDataset) -> None:
+        """Refuse a student that does not fit one of the parts."""
+        for part, own in zip(self.parts, dataset.parts, strict=True):
+            part.method.check(model, own)
+
+    def notes(self, dataset: MixedDataset) -> list[str]:
+        """What each part counts, and what its method has to say."""
+        weighted = [part.weight * own.num_positions for part, own in zip(self.parts, dataset.parts, strict=True)]
+        lines = []
+        for part, own, share in zip(self.parts, dataset.parts, weighted, strict=True):
+            lines.append(
+                f"{part.label}: {own.num_positions:,} positions of {own.manifest.teacher.model}, weight "
+                f"{part.weight:g}, loss {part.loss}: {share / sum(weighted):.1%} of what is trained"
+            )
+            lines += [f"{part.label}: {note}" for note in part.method.notes(own)]
+        return lines
+
+    def on(self, model: Any, dataset: MixedDataset) -> "MixtureBatchLoss":
+        """The losses of a student on all parts."""
+        losses = [part.method.on(model, own) for part, own in zip(self.parts, dataset.parts, strict=True)]
+        return MixtureBatchLoss(parts=self.parts, losses=tuple(losses))
+
+    def _split(self, casks: Sequence[Cask]) -> Iterator[tuple[MixturePart, list[Cask]]]:
+        at = 0
+        for part in self.parts:
+            yield part, list(casks[at : at + part.num_casks])
+            at += part.num_casks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixtureBatchLoss:
+    """`MixtureMethod` on a student and a dataset, a `BatchLoss`.
+
+    Its batches hold one of each part. Its sums: of each part what it counts times its weight, then its own sums.
+    """
+
+    parts: tuple[MixturePart, ...]
+    losses: tuple[BatchLoss, ...]
+
+    def collator(self, read: Sequence[Any]) -> dict[str, Any]:
+        """A batch of each part."""
+        batches = [loss.collator(own) for loss, own in zip(self.losses, read, strict=True)]
+        # Flat, for transformers' count of operations: parts may have other lengths.
+        return {"input_ids": torch.cat([batch["input_ids"].flatten() for batch in batches]), "parts": batches}
+
+    def counted(self, batch: Any) -> Tensor:
+        """The sum over all parts of weight times what the part counts."""
+        return torch.stack(self._counted(batch)).sum()
+
+    def value(self, model: Any, batch: Any, progress: float) -> BatchValue:
+        """One forward pass for each part."""
+        values = [loss.value(model, own, progress) for loss, own in zip(self.losses, batch["parts"], strict=True)]
+        weighted = [part.weight * value.loss for part, value in zip(self.parts, values, strict=True)]
+        sums = [
+            torch.cat([counted[None].to(value.sums.device), value.sums])
+            for counted, value in zip(self._counted(batch), values, strict=True)
+        ]
+        return BatchValue(loss=torch.stack(weighted).sum(), sums=torch.cat(sums))
+
+    @property
+    def num_sums(self) -> int:
+        """One more for each part than it has itself."""
+        return sum(1 + loss.num_sums for loss in self.losses)
+
+    def metrics(self, sums: Sequence[float]) -> dict[str, float]:
+        """Means over all parts by what they count, and of each part under its label: `kl/LABEL`."""
+        weights, each = [], []
+        for loss, (counted, *own) in zip(self.losses, self._cut(sums), strict=True):
+            weights.append(counted)
+            each.append(loss.metrics(own))
+        total = sum(weights) or 1.0
+        means = {
+            name: sum(weight * metrics[name] for weight, metrics in zip(weights, each, strict=True)) / total
+            for name in _MEANS
+            if all(name in metrics for metrics in each)
+        }
+        means["positions"] = sum(metrics["positions"] for metrics in each)
+        named = zip(self.parts, each, strict=True)
+        return means | {f"{name}/{part.label}": value for part, metrics in named for name, value in metrics.items()}
+
+    def read(self, sums: Sequence[float]) -> float:
+        """Positions that all parts read."""
+        return sum(loss.read(own) for loss, (_, *own) in zip(self.losses, self._cut(sums), strict=True))
+
+    def _counted(self, batch: Any) -> list[Tensor]:
+        return [
+            part.weight * loss.counted(own)
+            for part, loss, own in zip(self.parts, self.losses, batch["parts"], strict=True)
+        ]
+
+    def _cut(self, sums: Sequence[float]) -> Iterator[Sequence[float]]:
+        at = 0
+        for loss in self.losses:
+            stop = at + 1 + loss.num_sums
+            yield sums[at:stop]
+            at = stop

@@ -1,0 +1,71 @@
+"""Which method a training run has: by the loss of its casks, and a mixture where these are of several kinds."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from logitcask_consumer.config import TrainConfig
+from logitcask_consumer.cross_tokenizer.losses import ChunkObjective
+from logitcask_consumer.cross_tokenizer.method import CrossTokenizerMethod
+from logitcask_consumer.data import CaskGroup
+from logitcask_consumer.methods import Method, MixtureMethod, MixturePart, TokenMethod
+from logitcask_consumer.student.students import load_tokenizer
+from logitcask_schemas.errors import IdentityMismatchError
+from logitcask_schemas.record.identity import tokenizer_fingerprint
+
+
+def method_class(loss: str) -> type[TokenMethod] | type[CrossTokenizerMethod]:
+    """The method that a loss belongs to."""
+    return CrossTokenizerMethod if ChunkObjective.needs_chunks(loss) else TokenMethod
+
+
+def choose_method(config: TrainConfig, groups: Sequence[CaskGroup], tokenizer: Any) -> Method:
+    """The method of a run, not yet bound to its casks.
+
+    Args:
+        config: whose losses `check_config` of their methods has passed.
+        groups: of the run's casks; those of one group have one method.
+        tokenizer: the student's.
+
+    Raises:
+        ModelError: a teacher's folder holds no tokenizer that can be used.
+        IdentityMismatchError: of several teachers' folders none has the tokenizer of a cask.
+    """
+    if len(groups) == 1:
+        return _of_group(config, groups[0], tokenizer, part="")
+    parts = [
+        MixturePart(
+            method=_of_group(config, group, tokenizer, part=group.label),
+            weight=group.weight,
+            loss=group.loss,
+            label=group.label,
+            num_casks=len(group.casks),
+        )
+        for group in groups
+    ]
+    return MixtureMethod(parts=tuple(parts))
+
+
+def _of_group(config: TrainConfig, group: CaskGroup, tokenizer: Any, *, part: str) -> Method:
+    config = replace(config, loss=group.loss)
+    if not ChunkObjective.needs_chunks(group.loss):
+        return TokenMethod.from_config(config, tokenizer)
+    if config.other_teachers:
+        config = replace(config, teacher=_teacher_of(config, group))
+    return CrossTokenizerMethod.from_config(config, tokenizer, part=part)
+
+
+def _teacher_of(config: TrainConfig, group: CaskGroup) -> Path:
+    """The folder, among several, whose tokenizer is that of a group's casks."""
+    folders = [folder for folder in (config.teacher, *config.other_teachers) if folder is not None]
+    expected = group.casks[0].manifest.teacher.tokenizer_fingerprint
+    fingerprints = {folder: tokenizer_fingerprint(load_tokenizer(folder)) for folder in folders}
+    for folder, fingerprint in fingerprints.items():
+        if fingerprint == expected:
+            return folder
+    listing = "; ".join(f"{folder}: {fingerprint}" for folder, fingerprint in fingerprints.items())
+    raise IdentityMismatchError(
+        f"{group.casks[0].path} was made with a tokenizer of fingerprint {expected}, the teachers named have others "
+        f"({listing}); name the folder of its teacher with --teacher too"
+    )
