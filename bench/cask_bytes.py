@@ -34,8 +34,9 @@ from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.carriers.registry import CARRIERS
 from logitcask_schemas.cask.format.codec_u8 import decode_u8, encode_u8
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.extent import document_id
 from logitcask_schemas.record.identity import TeacherIdentity
-from logitcask_schemas.record.records import DocumentRecords, Records, document_id
+from logitcask_schemas.record.records import DocumentRecords, Records
 from logitcask_schemas.record.wire import decode_wire
 from logitcask_services.capture import RecordCapture, pack_wire
 from report import Report

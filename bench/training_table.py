@@ -41,8 +41,8 @@ from logitcask_consumer.student.forward import attach
 from logitcask_consumer.student.students import StudentSpec
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.extent import document_id
 from logitcask_schemas.record.identity import TeacherIdentity
-from logitcask_schemas.record.records import document_id
 from report import RESULTS, Report
 
 LENGTH = 257

@@ -26,7 +26,7 @@ class TrainConfigError(OptionError, ValueError):
 class TrainConfig:
     """Everything that determines a training run. Fields marked `free` may differ between a run and its resumption."""
 
-    casks: tuple[Path | str, ...]
+    casks: tuple[Path | str | CaskSource, ...]
     """Casks to train on: folders or URLs; or several teachers' with weights and losses, see `CaskSource.parse`."""
     student: str
     """A layer selection of the teacher, a model folder or a config.json; see `students.StudentSpec`."""
@@ -103,11 +103,16 @@ class TrainConfig:
         Raises:
             TrainConfigError: with one line per fault.
         """
-        if isinstance(self.casks, Path | str):
+        if isinstance(self.casks, Path | str | CaskSource):
             object.__setattr__(self, "casks", (self.casks,))
         for name in ("output", "teacher", "cache"):
             if isinstance(place := getattr(self, name), str):
                 object.__setattr__(self, name, Path(place))
+        if isinstance(self.other_teachers, Path | str):
+            object.__setattr__(self, "other_teachers", (self.other_teachers,))
+        object.__setattr__(self, "other_teachers", tuple(map(Path, self.other_teachers)))
+        written = tuple(str(cask) if isinstance(cask, CaskSource) else cask for cask in self.casks)
+        object.__setattr__(self, "casks", written)
         try:
             self.sources  # noqa: B018 - reads them
         except CaskSourceError as error:
@@ -158,7 +163,7 @@ class TrainConfig:
     @property
     def sources(self) -> tuple[CaskSource, ...]:
         """The casks with what each counts."""
-        return tuple(map(CaskSource.parse, self.casks))
+        return tuple(cask if isinstance(cask, CaskSource) else CaskSource.parse(cask) for cask in self.casks)
 
     @property
     def context(self) -> int:

@@ -8,6 +8,8 @@ from typing import Final
 from logitcask_schemas.errors import ModelError
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+_NAMED: Final = 5
+"""Folders that an error names."""
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _HUB_FILES: Final = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.txt")
 """What engines and tokenizers load; no pickles, no other formats of the same weights."""
@@ -25,11 +27,8 @@ class ModelSource:
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether a text has the form ORGANISATION/NAME[@REVISION], and no folder here is meant.
-
-    A folder is meant where it is there, or where at least its parent is: then its name is mistyped.
-    """
-    return _HUB_ID.fullmatch(text) is not None and not Path(text).parent.is_dir()
+    """Whether a text has the form ORGANISATION/NAME[@REVISION], and no file or folder has its name."""
+    return _HUB_ID.fullmatch(text) is not None and not Path(text).exists()
 
 
 def find_model(model: Path | str) -> ModelSource:
@@ -51,8 +50,10 @@ def find_model(model: Path | str) -> ModelSource:
     try:
         folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(_HUB_FILES)))
     except (OSError, ValueError) as error:  # the Hub's own errors are among these
+        others = sorted(each.name for each in path.parent.iterdir()) if path.parent.is_dir() else []
+        listing = f" ({path.parent} holds {', '.join(others[:_NAMED])})" if others else ""
         raise ModelError(
-            f"{text} is no folder here, and the Hugging Face Hub did not give a repository of that name: "
+            f"{text} is no folder here{listing}, and the Hugging Face Hub did not give a repository of that name: "
             f"{type(error).__name__}: {error}. Name a folder, or check the name, the network and HF_TOKEN"
         ) from error
     if not _COMMIT.fullmatch(folder.name):

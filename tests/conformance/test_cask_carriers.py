@@ -26,8 +26,10 @@ def layout_of(vocab_size: int, spec: CaptureSpec) -> RecordLayout:
     return RecordLayout.of(CaskManifest(teacher=make_teacher(vocab_size), capture=spec, created_by="", created_at=""))
 
 
-def columns_of(lengths: list[int], seed: int, vocab_size: int, spec: CaptureSpec, tails: bool = True) -> ShardColumns:
-    documents = make_documents(lengths, seed, vocab_size=vocab_size, spec=spec, tails=tails)
+def columns_of(
+    lengths: list[int], seed: int, vocab_size: int, spec: CaptureSpec, tails: bool = True, extents: bool = False
+) -> ShardColumns:
+    documents = make_documents(lengths, seed, vocab_size=vocab_size, spec=spec, tails=tails, extents=extents)
     return assemble(documents, [document.id for document in documents], layout_of(vocab_size, spec))
 
 
@@ -43,11 +45,11 @@ def assert_equal(found: ShardColumns, expected: ShardColumns) -> None:
     for level in LEVELS:
         assert found.offsets[level].dtype == np.int64
         np.testing.assert_array_equal(found.offsets[level], expected.offsets[level])
-    assert (found.answers is None) == (expected.answers is None)
-    if found.answers is not None:
-        assert [found.answers.offsets.dtype, found.answers.values.dtype] == [np.dtype(np.int64), np.dtype(np.uint32)]
-        np.testing.assert_array_equal(found.answers.offsets, expected.answers.offsets)
-        np.testing.assert_array_equal(found.answers.values, expected.answers.values)
+    assert found.lists.names == expected.lists.names
+    for mine, theirs in zip(found.lists, expected.lists, strict=True):
+        assert [mine.offsets.dtype, mine.values.dtype] == [np.dtype(np.int64), np.dtype(np.uint32)]
+        np.testing.assert_array_equal(mine.offsets, theirs.offsets)
+        np.testing.assert_array_equal(mine.values, theirs.values)
     assert list(found.arrays) == list(expected.arrays)
     for name, array in expected.arrays.items():
         mine = found.arrays[name][0 : len(found.arrays[name])]
@@ -64,11 +66,12 @@ def assert_equal(found: ShardColumns, expected: ShardColumns) -> None:
     vocab_size=st.sampled_from(VOCABS),
     spec=specs(),
     tails=st.booleans(),
+    extents=st.booleans(),
 )
 def test_round_trip_is_byte_exact(
-    carrier: Carrier, lengths: list[int], seed: int, vocab_size: int, spec: CaptureSpec, tails: bool
+    carrier: Carrier, lengths: list[int], seed: int, vocab_size: int, spec: CaptureSpec, tails: bool, extents: bool
 ) -> None:
-    columns, layout = columns_of(lengths, seed, vocab_size, spec, tails), layout_of(vocab_size, spec)
+    columns, layout = columns_of(lengths, seed, vocab_size, spec, tails, extents), layout_of(vocab_size, spec)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"shard{carrier.suffix}"
         path.write_bytes(written(carrier, columns, layout))

@@ -20,6 +20,7 @@ from logitcask_schemas.cask.directory import write_manifest
 from logitcask_schemas.cask.format.manifest import CaskManifest
 from logitcask_schemas.cask.storage.files import LocalFiles
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.extent import Context, Extent
 from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_schemas.record.records import DocumentRecords, Records
 
@@ -34,11 +35,23 @@ CASES: dict[str, tuple[int, CaptureSpec, str]] = {
     "cask-v1-answers": (49_152, CaptureSpec(), "arrow"),
     "cask-v1-answers-zarr": (49_152, CaptureSpec(), "zarr"),
     "cask-v1-answers-parquet": (49_152, CaptureSpec(), "parquet"),
+    "cask-v2-extents": (49_152, CaptureSpec(), "arrow"),
+    "cask-v2-extents-zarr": (262_144, WIDE, "zarr"),
+    "cask-v2-extents-parquet": (262_144, WIDE, "parquet"),
 }
 SHARDS = ((2, 5, 12), (3,))
 """Lengths of the documents of each shard."""
 ANSWERS = {2: [], 5: None, 12: [[3, 6], [6, 7], [10, 12]], 3: None}
 """By length, of the cases that say: none, not said, some; no document of the second shard says."""
+
+
+EXTENTS: dict[int, tuple[list[int] | None, list[int] | None]] = {
+    2: (None, None),
+    5: ([1, 2], None),
+    12: ([0, 1, 4, 8, 9, 10], [7, 8, 9]),
+    3: (None, [300]),
+}
+"""By length, of the cases of version 2: positions with records, None for all, and the tokens before the document."""
 
 
 def document(length: int, vocab_size: int, spec: CaptureSpec) -> DocumentRecords:
@@ -85,6 +98,17 @@ def answers(document: DocumentRecords) -> Any:
     return None if ranges is None else np.array(ranges, dtype=np.uint32).reshape(-1, 2)
 
 
+def with_extent(whole: DocumentRecords) -> DocumentRecords:
+    positions, context_ids = EXTENTS[len(whole.token_ids_L)]
+    keep_P = (
+        np.isin(np.arange(whole.records.num_positions), positions)
+        if positions
+        else np.ones(whole.records.num_positions, dtype=np.bool_)
+    )
+    context = Context.of(np.array(context_ids, dtype=np.uint32)) if context_ids else None
+    return replace(whole, records=whole.records.select(keep_P), extent=Extent.of_mask(keep_P, context))
+
+
 def make_cask(path: Path, name: str) -> list[DocumentRecords]:
     """Write one golden cask, with a fixed time of creation; returns its documents."""
     vocab_size, spec, carrier = CASES[name]
@@ -98,8 +122,13 @@ def make_cask(path: Path, name: str) -> list[DocumentRecords]:
         engine_version="5",
     )
     path.mkdir()
+    version: Any = 2 if "-v2-" in name else 1
     manifest = CaskManifest(
-        teacher=teacher, capture=spec, created_by="make_casks.py", created_at="2026-01-01T00:00:00+00:00"
+        version=version,
+        teacher=teacher,
+        capture=spec,
+        created_by="make_casks.py",
+        created_at="2026-01-01T00:00:00+00:00",
     )
     write_manifest(LocalFiles(), path, manifest)
     documents = [[document(length, vocab_size, spec) for length in lengths] for lengths in SHARDS]
@@ -107,6 +136,8 @@ def make_cask(path: Path, name: str) -> list[DocumentRecords]:
         documents = [
             [replace(document, answer_ranges_R2=answers(document)) for document in shard] for shard in documents
         ]
+    if "extents" in name:
+        documents = [[with_extent(document) for document in shard] for shard in documents]
     writer = CaskWriter.create(path, teacher=teacher, capture=spec, carrier=carrier)
     writer.publish(documents[0])
     writer.close()
@@ -124,6 +155,10 @@ def as_json(document: DocumentRecords) -> dict[str, Any]:
     columns |= {name: values.tolist() for name, values in document.records.position_columns.items()}
     if document.answer_ranges_R2 is not None:
         columns["answers"] = document.answer_ranges_R2.reshape(-1).tolist()
+    if document.extent.recorded_R2 is not None:
+        columns["recorded"] = document.extent.recorded_R2.reshape(-1).tolist()
+    if (context := document.extent.context) is not None:
+        columns["context"] = [context.length, *np.frombuffer(context.digest, dtype="<u4").tolist()]
     return columns
 
 

@@ -29,6 +29,8 @@ LEVELS = {
     "entropy": "position",
     "log_z": "position",
     "answers": "answer",
+    "recorded": "recorded",
+    "context": "context",
 }
 
 STEPS = [1 / 64] * 128 + [1 / 32] * 64 + [1 / 8] * 32 + [1 / 2] * 31
@@ -124,7 +126,13 @@ def read_shard(folder: Path, entry: dict[str, Any]) -> list[dict[str, Any]]:
         assert entry["sha256"].startswith(entry["name"])
     metadata, ids, checksums, columns = read(path)
     assert metadata["logitcask.format"] == "logitcask-shard"
-    assert metadata["logitcask.version"] == ("2" if "answers" in columns else "1")
+    beyond_answers = {"recorded", "context"} & columns.keys()
+    assert metadata["logitcask.version"] == ("3" if beyond_answers else "2" if "answers" in columns else "1")
+    cut, flat = columns.get("recorded", (np.zeros(len(ids) + 1), np.zeros(0)))
+    assert entry.get("recorded_documents", 0) == np.count_nonzero(np.diff(cut))
+    assert entry.get("recorded_ranges", 0) == len(flat) // 2
+    cut, flat = columns.get("context", (np.zeros(len(ids) + 1), np.zeros(0)))
+    assert entry.get("context_documents", 0) == np.count_nonzero(np.diff(cut)) == len(flat) / 9
     cut, flat = columns.get("answers", (np.zeros(len(ids) + 1), np.zeros(0)))
     starts, stops = flat.reshape(-1, 2).astype(np.int64).T
     assert entry.get("answer_documents", 0) == np.count_nonzero(np.diff(cut))
@@ -143,8 +151,22 @@ def read_shard(folder: Path, entry: dict[str, Any]) -> list[dict[str, Any]]:
         for name in ("head_logprobs", "tail_logprobs"):
             if name in parts and parts[name].dtype == np.uint8:
                 parts[name] = U8_LEVELS[parts[name]]
-        assert hashlib.sha256(parts["token_ids"].astype("<u4").tobytes()).digest() == identity
-        assert len(parts["token_ids"]) == len(parts["head_counts"]) + 1
+        recorded, context = (parts.pop(name, np.zeros(0, "<u4")) for name in ("recorded", "context"))
+        proof = parts["token_ids"].astype("<u4").tobytes()
+        positions = np.arange(len(parts["token_ids"]) - 1)
+        if len(recorded) or len(context):
+            numbers = [0xFFFFFFFF, len(recorded) // 2, *recorded.tolist(), *(context[:1].tolist() or [0])]
+            proof += np.array(numbers, "<u4").tobytes() + context[1:].tobytes()
+        if len(recorded):
+            positions = np.concatenate([np.arange(a, b) for a, b in recorded.reshape(-1, 2).tolist()])
+            parts["recorded"] = recorded
+        if len(context):
+            parts["context"] = context
+        assert hashlib.sha256(proof).digest() == identity
+        assert len(positions) == len(parts["head_counts"])
+        ends = np.cumsum(parts["head_counts"].astype(np.int64))
+        for end, count, position in zip(ends, parts["head_counts"], positions, strict=True):
+            assert parts["token_ids"][position + 1] in parts["head_ids"][end - count : end]
         assert parts["head_counts"].sum() == len(parts["head_ids"])
         assert parts["tail_counts"].sum() == len(parts["tail_ids"])
         assert set(parts) <= LEVELS.keys()
@@ -159,7 +181,7 @@ def read_shard(folder: Path, entry: dict[str, Any]) -> list[dict[str, Any]]:
 def test_the_format_page_is_enough(name: str) -> None:
     cask = HERE / name
     manifest = read_sealed(cask / "cask.json")
-    assert (manifest["format"], manifest["version"]) == ("logitcask", 1)
+    assert (manifest["format"], manifest["version"]) == ("logitcask", 2 if "-v2-" in name else 1)
     entries = read_entries(cask)
     assert len(entries) == 2
     documents = [document for entry in entries for document in read_shard(cask / "shards", entry)]
@@ -183,4 +205,7 @@ def test_there_are_golden_casks() -> None:
         "cask-v1-u24-f32",
         "cask-v1-u8",
         "cask-v1-zarr",
+        "cask-v2-extents",
+        "cask-v2-extents-parquet",
+        "cask-v2-extents-zarr",
     ]

@@ -44,11 +44,11 @@ def report(
     ] = None,
     batch_tokens: Annotated[int, typer.Option("--batch-tokens", help="Tokens per forward pass.", min=1)] = 4096,
     teacher: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             "--teacher",
             help="The teacher's folder or Hub id (only its tokenizer is read): adds bits per byte, and allows "
-            "models with a tokenizer of their own.",
+            "models with a tokenizer of their own. Given again for casks of other tokenizers.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap.")] = 0,
@@ -79,7 +79,8 @@ def report(
         seq_len=seq_len,
         batch_tokens=batch_tokens,
         seed=seed,
-        teacher=teacher,
+        teacher=teacher[0] if teacher else None,
+        other_teachers=tuple(teacher[1:]) if teacher else (),
     )
     console = messages()
     document = make_report(config, say=console.print)
@@ -88,7 +89,7 @@ def report(
         return
     for own in document.get("teachers", [document]):
         if "label" in own:
-            console.print(f"{own['label']}, of {own['cask']['teacher']['model']}:")
+            Console(highlight=False).print(f"{own['label']}, of {own['cask']['teacher']['model']}:")
         _print_table(own, console)
     console.print(f"report: {output / 'report.md'}")
 

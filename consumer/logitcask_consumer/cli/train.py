@@ -233,7 +233,8 @@ def train(
     # A run that was finished by an older version has its last line of metrics only.
     outcome = result.run["result"]
     closing = outcome.get("closing", {"steps": 1, **outcome["last"]})
-    shown = "  ".join(f"{name} {closing[name]:.3f}" for name in ("kl", "kd", "ce") if name in closing)
+    names = [name for name in closing if name.partition("/")[0] in ("kl", "kd", "ce")]
+    shown = "  ".join(f"{name} {closing[name]:.3f}" for name in names)
     over = "the last step" if closing["steps"] == 1 else f"mean of the last {closing['steps']} steps"
     console.print(
         f"trained student: {result.output}  ({shown} nats in training, {over}; "

@@ -25,7 +25,9 @@ from logitcask_consumer.cross_tokenizer.target import ChunkTarget
 from logitcask_consumer.data import Packing
 from logitcask_consumer.data.vocabulary import token_count
 from logitcask_consumer.head import LMHead, check_head
+from logitcask_consumer.losses import LossMismatchError
 from logitcask_consumer.methods.method import BatchValue
+from logitcask_consumer.methods.tokens import require_records
 from logitcask_consumer.processes import processes
 from logitcask_consumer.student.forward import check_packing
 from logitcask_consumer.student.students import load_tokenizer
@@ -130,7 +132,7 @@ class CrossTokenizerMethod:
             )
 
     def bound(self, casks: Sequence[Cask]) -> Self:
-        """The method for these casks, whose records must be of the teacher's tokenizer."""
+        """The method for these casks, whose records must be of the teacher's tokenizer, and of whole documents."""
         manifest = casks[0].manifest
         stored, own = manifest.teacher.tokenizer_fingerprint, tokenizer_fingerprint(self.teacher)
         if stored != own:
@@ -138,7 +140,13 @@ class CrossTokenizerMethod:
                 f"{self.teacher_folder}: this tokenizer's fingerprint is {own!r}, the teacher of {casks[0].path} had "
                 f"{stored!r}; name the folder of the teacher that the cask was made with"
             )
-        self.objective.require(manifest.capture)
+        require_records(self.objective, casks[0])
+        for cask in casks:
+            if partial := sum(entry.recorded_documents for entry in cask.entries):
+                raise LossMismatchError(
+                    f"{cask.place}: {counted(partial, 'document')} with records of some positions only; losses on "
+                    "chunks need them all. Train on it with a loss on tokens, or capture with loss_on: all"
+                )
         return self
 
     def binding(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Casks of one teacher and capture spec, with one weight and one loss, are packed 
 """
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.storage.object_store import is_url
 from logitcask_schemas.errors import IdentityMismatchError, OptionError
 
-_WRITTEN: Final = re.compile(
-    r"(?P<place>.+?):(?P<weight>\d*\.?\d+(?:[eE][+-]?\d+)?)(?::(?P<loss>(?=.*[A-Za-z]).+))?", re.DOTALL
+_AFTER_PLACE: Final = re.compile(
+    r"(?P<weight>\d*\.?\d+(?:[eE][+-]?\d+)?)(?::(?P<loss>(?!\d*\.?\d+(?:[eE][+-]?\d+)?(?::|$)).+))?", re.DOTALL
 )
-"""A loss has a letter somewhere, which tells it from a part of a name such as `T10:00`."""
+"""A loss is no number, and none with a colon behind it, which tells it from a part of a name such as `T10:00`."""
+_UNUSABLE_LABELS: Final = frozenset({"", ".", "..", "report.md", "report.json"})
+"""Labels name folders of reports, and metrics."""
 
 
 class CaskSourceError(OptionError, ValueError):
@@ -36,6 +39,14 @@ class CaskSource:
     loss: str | None = None
     """Of its positions; None for the run's."""
 
+    def __post_init__(self) -> None:
+        """Raise CaskSourceError unless the weight is above 0 and finite."""
+        if self.weight is not None and not 0 < self.weight < math.inf:
+            raise CaskSourceError(
+                f"cask {str(self.place)!r}: its weight must be above 0 and finite, got {self.weight}; leave out a cask "
+                "of weight 0"
+            )
+
     @classmethod
     def parse(cls, written: Path | str) -> Self:
         """Read PLACE, PLACE:WEIGHT or PLACE:WEIGHT:LOSS; a folder that has the whole text as its name goes first.
@@ -44,19 +55,16 @@ class CaskSource:
             CaskSourceError: it is none of these, or the weight is not above 0.
         """
         text = str(written)
-        match = None if Path(text).exists() else _WRITTEN.fullmatch(text)
-        if match is None:
-            name = text.rstrip("/").rpartition("/")[2]
-            if ":" in name and not Path(text).exists():
-                raise CaskSourceError(
-                    f"cask {text!r}: expected a place, place:weight or place:weight:loss, such as casks/a:0.7 or "
-                    "casks/a:1:js"
-                )
-            return cls(place=text if is_url(text) else Path(text))
-        place, weight = match["place"], float(match["weight"])
-        if not 0 < weight < math.inf:
-            raise CaskSourceError(f"cask {text!r}: its weight must be above 0 and finite; leave out a cask of weight 0")
-        return cls(place=place if is_url(place) else Path(place), weight=weight, loss=match["loss"])
+        is_there = os.path.exists(text)  # noqa: PTH110 - of a text too long for a path, Path raises
+        if not is_there and (divided := _divided(text)) is not None:
+            place, weight, loss = divided
+            return cls(place=place if is_url(place) else Path(place), weight=weight, loss=loss)
+        if not is_there and ":" in text.rstrip("/").rpartition("/")[2]:
+            raise CaskSourceError(
+                f"cask {text!r}: expected a place, place:weight or place:weight:loss, such as casks/a:0.7 or "
+                "casks/a:1:js"
+            )
+        return cls(place=text if is_url(text) else Path(text))
 
     def __str__(self) -> str:
         """As `parse` reads it."""
@@ -64,6 +72,17 @@ class CaskSource:
             return str(self.place)
         weight = f"{self.place}:{1.0 if self.weight is None else self.weight!r}"
         return weight if self.loss is None else f"{weight}:{self.loss}"
+
+
+def _divided(text: str) -> tuple[str, float, str | None] | None:
+    """Place, weight and loss; of several ways to read them one whose place is there, else the first."""
+    readings = []
+    for colon in re.finditer(":", text):
+        place, match = text[: colon.start()], _AFTER_PLACE.fullmatch(text, colon.end())
+        if place and match is not None:
+            readings.append((place, float(match["weight"]), match["loss"]))
+    there = [reading for reading in readings if os.path.exists(reading[0])]  # noqa: PTH110 - as above
+    return next(iter([*there, *readings]), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +113,7 @@ def open_groups(
 
     Raises:
         EmptyCaskError: no cask was named.
+        CaskSourceError: a cask is named twice.
         IdentityMismatchError: teachers or capture specs differ, and not every cask says what it counts.
         CaskNotFoundError, CaskCorruptionError: a cask cannot be opened.
     """
@@ -102,6 +122,9 @@ def open_groups(
     casks = [
         Cask.open(source.place, tokenizer_fingerprint=None, cache=cache, cache_bytes=cache_bytes) for source in sources
     ]
+    places = [_place_of(cask) for cask in casks]
+    if twice := [place for number, place in enumerate(places) if place in places[:number]]:
+        raise CaskSourceError(f"cask {twice[0]} is named twice; its documents would be trained twice. Name it once")
     groups: list[list[int]] = []
     for number, source in enumerate(sources):
         alike = [group for group in groups if _count_alike(sources[group[0]], source)]
@@ -122,6 +145,10 @@ def open_groups(
         )
         for group, label in zip(groups, labels, strict=True)
     ]
+
+
+def _place_of(cask: Cask) -> str:
+    return cask.place if is_url(cask.place) else str(cask.path.resolve())
 
 
 def _count_alike(one: CaskSource, other: CaskSource) -> bool:
@@ -151,7 +178,8 @@ def _require_one_teacher(casks: Sequence[Cask]) -> None:
 def _labels(casks: Sequence[Cask]) -> list[str]:
     labels = list[str]()
     for cask in casks:
-        name = str(cask.path).rstrip("/").rpartition("/")[2] or "cask"
+        name = _place_of(cask).rstrip("/").rpartition("/")[2]
+        name = "cask" if name in _UNUSABLE_LABELS else name
         number, label = 1, name
         while label in labels:
             number += 1

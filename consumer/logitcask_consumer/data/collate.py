@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from logitcask_consumer.data.dataset import SequenceRecords
+from logitcask_consumer.data.dataset import SequenceRecords, slots_of
 from logitcask_consumer.data.slots import Slots
 from logitcask_consumer.data.vocabulary import StudentVocabulary
 from logitcask_consumer.losses.target import Offsets, SparseTarget
@@ -95,10 +95,10 @@ class Collator:
         )
         slots_T, tokens_T = slots.flat_K, slots.token_K
         counts_W = np.diff(windows.position_offsets_B1)
-        context_W = slots.counts_W - counts_W
-        if context_W.any():
-            trained_K = slots.within_K >= np.repeat(context_W, slots.counts_W)
-            slots_T, tokens_T = slots_T[trained_K], tokens_T[trained_K]
+        if windows.slots_P is not None or (slots.counts_W != counts_W).any():
+            first_W = np.cumsum(slots.counts_W) - slots.counts_W
+            trained_T = np.repeat(first_W, counts_W) + slots_of(windows)
+            slots_T, tokens_T = slots_T[trained_T], tokens_T[trained_T]
         next_ids_T = windows.token_ids_L[tokens_T + 1]
         head_offsets, tail_offsets = _offsets(records.head_counts_P), _offsets(records.tail_counts_P)
         documents_T = np.repeat(read.documents_W.astype(np.int32), counts_W)

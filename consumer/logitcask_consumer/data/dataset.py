@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from logitcask_consumer.data.packed_dataset import PackedDataset
 from logitcask_consumer.data.packing import Packing, Packs
+from logitcask_consumer.data.recorded import RecordedPositions
 from logitcask_consumer.weights import Positions, Weights
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.batches import CollatedRecords, collate
 from logitcask_schemas.cask.shard import Shard
 from logitcask_schemas.errors import CaskError, DocumentMismatchError
 from logitcask_schemas.record.identity import tokenizer_fingerprint
-from logitcask_schemas.record.records import Records, document_id
+from logitcask_schemas.record.records import Records
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +56,32 @@ class SequenceRecords:
                 token_offsets_B1=_joined([collated.token_offsets_B1 for collated in windows]),
                 position_offsets_B1=_joined([collated.position_offsets_B1 for collated in windows]),
                 records=Records.join([collated.records for collated in windows]),
+                slots_P=_joined_slots(windows),
             ),
         )
 
 
 def _joined(offsets: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     return np.cumsum(np.concatenate([[0], *map(np.diff, offsets)]), dtype=np.int64)
+
+
+def _joined_slots(windows: Sequence[CollatedRecords]) -> NDArray[np.int64] | None:
+    if all(collated.slots_P is None for collated in windows):
+        return None
+    return np.concatenate([slots_of(collated) for collated in windows])
+
+
+def slots_of(windows: CollatedRecords) -> NDArray[np.int64]:
+    """Which of its window's slots each position stands in, [P]."""
+    if windows.slots_P is not None:
+        return windows.slots_P
+    counts_W = np.diff(windows.position_offsets_B1)
+    # The last ones: a window has one token more than slots.
+    first_W = np.diff(windows.token_offsets_B1) - 1 - counts_W
+    slots_P: NDArray[np.int64] = np.arange(int(counts_W.sum())) + np.repeat(
+        first_W - windows.position_offsets_B1[:-1], counts_W
+    )
+    return slots_P
 
 
 def _concatenated(columns: Sequence[NDArray[Any] | None]) -> Any:
@@ -160,12 +181,15 @@ class CaskDataset(PackedDataset[SequenceRecords]):
         """
         lengths = [cask.document_lengths() for cask in casks]
         positions_D = np.concatenate(lengths) - 1
+        recorded = RecordedPositions.of(casks)
         if not (positions_D > 0).any():
             raise EmptyCaskError(
                 f"nothing to train on in {', '.join(str(cask.path) for cask in casks)}: {len(positions_D)} "
                 "documents, none of two tokens or more"
             )
-        super().__init__(casks, positions_D, seq_len=seq_len, overlap=overlap, packing=packing, seed=seed)
+        super().__init__(
+            casks, positions_D, seq_len=seq_len, overlap=overlap, packing=packing, seed=seed, recorded=recorded
+        )
         self.weights = weights or Weights()
         self.share: TrainedShare | None = None
         """How much of it is trained, once that was found out; see `trained_share`."""
@@ -261,15 +285,22 @@ class CaskDataset(PackedDataset[SequenceRecords]):
             token_ids_L=np.concatenate([collated.token_ids_L[:0], *tokens]),
             token_offsets_W1=np.cumsum([0, *map(len, tokens)], dtype=np.int64),
             counts_W=np.diff(collated.position_offsets_B1),
+            positions_P=self._document_positions(collated, windows_W),
             document_ids_W=np.array([shard.document_ids[row] for shard, row in rows], dtype=np.uint8).reshape(-1, 32),
             vocab_size=self.manifest.teacher.vocab_size,
             answers_W=[shard.answer_ranges(row) for shard, row in rows],
         )
 
+    def _document_positions(self, collated: CollatedRecords, windows_W: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """Number within its document of each position; None where windows have the records of their last positions."""
+        if collated.slots_P is None:
+            return None
+        return collated.slots_P + np.repeat(self.windows.start_W[windows_W], np.diff(collated.position_offsets_B1))
+
 
 def _prove(shard: Shard, row: int) -> None:
     """SHA-256 of a document's token ids against the identity it is stored under."""
-    stored, computed = shard.document_ids[row].tobytes(), document_id(shard.read(row).token_ids_L)
+    stored, computed = shard.document_ids[row].tobytes(), shard.read(row).id
     if stored != computed:
         raise DocumentMismatchError(
             f"{shard.path}: document {row}: stored under identity {stored.hex()}, its token ids give {computed.hex()}. "

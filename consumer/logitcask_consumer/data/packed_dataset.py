@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from logitcask_consumer.data.packing import Packing, pack_groups
+from logitcask_consumer.data.recorded import RecordedPositions
 from logitcask_consumer.data.windows import Windows
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.format.manifest import CaskManifest
@@ -88,6 +89,7 @@ class PackedDataset(SequenceDataset[S_co], ABC):
         packing: Packing,
         seed: int,
         documents_D: NDArray[np.int64] | None = None,
+        recorded: RecordedPositions | None = None,
     ) -> None:
         """Cut windows and pack them.
 
@@ -99,6 +101,7 @@ class PackedDataset(SequenceDataset[S_co], ABC):
             packing: `best_fit`, or `none` for one window per sequence.
             seed: of the order in which windows of equal length are packed.
             documents_D: the number in the casks of each document, ascending; None where all of them are used.
+            recorded: which of the positions have records; None for all. Windows without any are left out.
 
         Raises:
             WindowError: seq_len and overlap do not fit.
@@ -114,6 +117,8 @@ class PackedDataset(SequenceDataset[S_co], ABC):
         self._first_shard = np.concatenate([[0], np.cumsum([len(cask.entries) for cask in self.casks])])
         self._first_document = np.concatenate([[0], np.cumsum(shards, dtype=np.int64)])
         self.windows = Windows.cut(positions_D, seq_len=seq_len, overlap=overlap)
+        if recorded is not None:
+            self.windows = self.windows.with_records(recorded)
         used = np.arange(len(positions_D)) if documents_D is None else documents_D
         per_shard = np.diff(np.searchsorted(used, self._first_document))
         self.packs, self.sequences_per_group = pack_groups(self.windows, per_shard, seq_len, packing, seed)
@@ -135,8 +140,8 @@ class PackedDataset(SequenceDataset[S_co], ABC):
 
     @property
     def num_positions(self) -> int:
-        """Positions trained per epoch: L - 1 of every document."""
-        return int((self.windows.stop_W - self.windows.trained_W).sum())
+        """Positions trained per epoch: all of every document that have a record."""
+        return int(self.windows.records_W.sum())
 
     @property
     def fill(self) -> float:

@@ -14,6 +14,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from logitcask_consumer.data.recorded import RecordedPositions
 from logitcask_schemas.errors import LogitcaskError
 
 
@@ -32,6 +33,8 @@ class Windows:
     """First position that carries loss; those from `start_W` on before it are context."""
     stop_W: NDArray[np.int64]
     """One past the last position."""
+    records_W: NDArray[np.int64]
+    """How many of the positions that carry loss have a record."""
 
     def __len__(self) -> int:
         return len(self.document_W)
@@ -59,9 +62,20 @@ class Windows:
         document_W = np.repeat(np.arange(len(positions_D)), windows_D)
         ordinal_W = np.arange(len(document_W)) - np.repeat(np.cumsum(windows_D) - windows_D, windows_D)
         start_W = ordinal_W * stride
+        trained_W = start_W + np.where(ordinal_W > 0, overlap, 0)
+        stop_W = np.minimum(start_W + seq_len, positions_D[document_W])
         return cls(
-            document_W=document_W,
-            start_W=start_W,
-            trained_W=start_W + np.where(ordinal_W > 0, overlap, 0),
-            stop_W=np.minimum(start_W + seq_len, positions_D[document_W]),
+            document_W=document_W, start_W=start_W, trained_W=trained_W, stop_W=stop_W, records_W=stop_W - trained_W
+        )
+
+    def with_records(self, recorded: RecordedPositions) -> Self:
+        """Those in which a position that carries loss has a record."""
+        records_W = recorded.between(self.document_W, self.trained_W, self.stop_W)
+        kept_W = records_W > 0
+        return type(self)(
+            document_W=self.document_W[kept_W],
+            start_W=self.start_W[kept_W],
+            trained_W=self.trained_W[kept_W],
+            stop_W=self.stop_W[kept_W],
+            records_W=records_W[kept_W],
         )

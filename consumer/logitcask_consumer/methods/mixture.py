@@ -1,9 +1,12 @@
 """Several methods in one run, each on casks of its own: several teachers, or several losses, with a weight for each.
 
-The loss of a step is the sum over all parts of weight times loss, divided by the sum of weight times what the part
-counts: a weight is that of each position, as the weights of `--weights` are. Where parts hold records of different
-teachers for the same documents, `forward_kl` and the other losses that are linear in the teacher's probabilities then
-have the gradient of the loss to the teachers' mixture, with these weights; other losses have the mean of the gradients.
+The loss of a step is the sum over all parts of weight times loss, divided by what the step counts times the mean weight
+of an epoch's positions. So a weight is that of each position, in whatever steps it is trained; dividing by a step's own
+weights would take the weight away from a step that has positions of one part only.
+
+Where parts hold records of different teachers for the same documents, `forward_kl` and `cross_entropy`, which are
+linear in the teacher's probabilities, have the gradient of the loss to the teachers' mixture, with these weights; other
+losses have the weighted sum of the gradients.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +21,9 @@ from logitcask_consumer.methods.method import BatchLoss, BatchValue, Method
 from logitcask_schemas.cask import Cask
 
 _MEANS: Final = ("kd", "ce", "kl", "teacher_entropy")
-"""Metrics of which a mixture has the mean over its parts, where all have them."""
+"""Metrics of which a mixture has the mean over its parts, where all have them and all have one loss."""
+_OF_ALL_LOSSES: Final = ("ce", "teacher_entropy")
+"""Those that mean the same whatever the loss."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +54,13 @@ class MixtureMethod:
         )
 
     def binding(self) -> dict[str, Any]:
-        """Weights and losses, and what the methods bind."""
-        return {"mixture": [{"weight": part.weight, "loss": part.loss, **part.method.binding()} for part in self.parts]}
+        """Weights and losses, of how many casks each, and what the methods bind."""
+        return {
+            "mixture": [
+                {"casks": part.num_casks, "weight": part.weight, "loss": part.loss, **part.method.binding()}
+                for part in self.parts
+            ]
+        }
 
     def dataset(
         self, casks: Sequence[Cask], *, seq_len: int, overlap: int, packing: Packing, seed: int
@@ -64,7 +74,12 @@ class MixtureMethod:
         )
 
     def check(self, model: Any, dataset: MixedDataset) -> None:
-        """Refuse a student that does not fit one of the parts."""
+        """Refuse a student that does not fit one of the parts.
+
+        Raises:
+            TypeError: the dataset is not one of this method's.
+        """
+        self._require_own(dataset)
         for part, own in zip(self.parts, dataset.parts, strict=True):
             part.method.check(model, own)
 
@@ -81,9 +96,19 @@ class MixtureMethod:
         return lines
 
     def on(self, model: Any, dataset: MixedDataset) -> "MixtureBatchLoss":
-        """The losses of a student on all parts."""
+        """The losses of a student on all parts; errors as `check`."""
+        self._require_own(dataset)
         losses = [part.method.on(model, own) for part, own in zip(self.parts, dataset.parts, strict=True)]
-        return MixtureBatchLoss(parts=self.parts, losses=tuple(losses))
+        weighted = sum(part.weight * own.num_positions for part, own in zip(self.parts, dataset.parts, strict=True))
+        mean = weighted / max(dataset.num_positions, 1)
+        return MixtureBatchLoss(
+            parts=self.parts, losses=tuple(losses), weights=tuple(part.weight / mean for part in self.parts)
+        )
+
+    def _require_own(self, dataset: Any) -> None:
+        if not isinstance(dataset, MixedDataset) or len(dataset.parts) != len(self.parts):
+            got = f"{len(dataset.parts)} parts" if isinstance(dataset, MixedDataset) else type(dataset).__name__
+            raise TypeError(f"a MixtureMethod of {len(self.parts)} parts needs a MixedDataset of as many, got {got}")
 
     def _split(self, casks: Sequence[Cask]) -> Iterator[tuple[MixturePart, list[Cask]]]:
         at = 0
@@ -96,11 +121,13 @@ class MixtureMethod:
 class MixtureBatchLoss:
     """`MixtureMethod` on a student and a dataset, a `BatchLoss`.
 
-    Its batches hold one of each part. Its sums: of each part what it counts times its weight, then its own sums.
+    Its batches hold one of each part. Its sums: of each part what it counts, then its own sums.
     """
 
     parts: tuple[MixturePart, ...]
     losses: tuple[BatchLoss, ...]
+    weights: tuple[float, ...]
+    """Of the parts, over the mean weight of the dataset's positions."""
 
     def collator(self, read: Sequence[Any]) -> dict[str, Any]:
         """A batch of each part."""
@@ -109,13 +136,13 @@ class MixtureBatchLoss:
         return {"input_ids": torch.cat([batch["input_ids"].flatten() for batch in batches]), "parts": batches}
 
     def counted(self, batch: Any) -> Tensor:
-        """The sum over all parts of weight times what the part counts."""
+        """The sum of what all parts count."""
         return torch.stack(self._counted(batch)).sum()
 
     def value(self, model: Any, batch: Any, progress: float) -> BatchValue:
         """One forward pass for each part."""
         values = [loss.value(model, own, progress) for loss, own in zip(self.losses, batch["parts"], strict=True)]
-        weighted = [part.weight * value.loss for part, value in zip(self.parts, values, strict=True)]
+        weighted = [weight * value.loss for weight, value in zip(self.weights, values, strict=True)]
         sums = [
             torch.cat([counted[None].to(value.sums.device), value.sums])
             for counted, value in zip(self._counted(batch), values, strict=True)
@@ -128,30 +155,35 @@ class MixtureBatchLoss:
         return sum(1 + loss.num_sums for loss in self.losses)
 
     def metrics(self, sums: Sequence[float]) -> dict[str, float]:
-        """Means over all parts by what they count, and of each part under its label: `kl/LABEL`."""
-        weights, each = [], []
-        for loss, (counted, *own) in zip(self.losses, self._cut(sums), strict=True):
-            weights.append(counted)
-            each.append(loss.metrics(own))
-        total = sum(weights) or 1.0
+        """Means over all parts, and of each part under its label, `kl/LABEL`, where it has positions.
+
+        A mean over parts weights each by its weight times what it counts. Losses of different kinds have none.
+        """
+        shares, each, named = list[float](), list[dict[str, float]](), dict[str, float]()
+        positions = 0.0
+        cut = zip(self.parts, self.weights, self.losses, self._cut(sums), strict=True)
+        for part, weight, loss, (counted, *own) in cut:
+            metrics = loss.metrics(own)
+            positions += metrics["positions"]
+            if counted:
+                shares.append(weight * counted)
+                each.append(metrics)
+                named |= {f"{name}/{part.label}": value for name, value in metrics.items()}
+        same_loss = len({part.loss for part in self.parts}) == 1
         means = {
-            name: sum(weight * metrics[name] for weight, metrics in zip(weights, each, strict=True)) / total
-            for name in _MEANS
-            if all(name in metrics for metrics in each)
+            name: sum(share * metrics[name] for share, metrics in zip(shares, each, strict=True)) / sum(shares)
+            for name in (_MEANS if same_loss else _OF_ALL_LOSSES)
+            if each and all(name in metrics for metrics in each)
         }
-        means["positions"] = sum(metrics["positions"] for metrics in each)
-        named = zip(self.parts, each, strict=True)
-        return means | {f"{name}/{part.label}": value for part, metrics in named for name, value in metrics.items()}
+        # The cross-entropy of a step without a position is 0, as in every method.
+        return {"ce": 0.0, **means, "positions": positions, **named}
 
     def read(self, sums: Sequence[float]) -> float:
         """Positions that all parts read."""
         return sum(loss.read(own) for loss, (_, *own) in zip(self.losses, self._cut(sums), strict=True))
 
     def _counted(self, batch: Any) -> list[Tensor]:
-        return [
-            part.weight * loss.counted(own)
-            for part, loss, own in zip(self.parts, self.losses, batch["parts"], strict=True)
-        ]
+        return [loss.counted(own) for loss, own in zip(self.losses, batch["parts"], strict=True)]
 
     def _cut(self, sums: Sequence[float]) -> Iterator[Sequence[float]]:
         at = 0

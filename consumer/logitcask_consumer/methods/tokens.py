@@ -13,7 +13,7 @@ from torch import Tensor
 from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.data import Batch, CaskDataset, Collator, Packing, share_note, trained_share
 from logitcask_consumer.data.vocabulary import ExtraIds, StudentVocabulary, beyond_tokens_note, token_count
-from logitcask_consumer.losses import Objective
+from logitcask_consumer.losses import LossMismatchError, Objective
 from logitcask_consumer.methods.method import BatchValue
 from logitcask_consumer.methods.sparse_target_loss import SparseTargetLoss
 from logitcask_consumer.student.checks import check_student
@@ -71,8 +71,7 @@ class TokenMethod:
             WeightParameterError: a weight does not fit the tokenizer.
         """
         require_tokenizer(casks[0], self.tokenizer)
-        manifest = casks[0].manifest
-        Objective.parse(self.loss).require(manifest.capture)
+        require_records(Objective.parse(self.loss), casks[0])
         return replace(self, weights=self.weights.bind(self.tokenizer, StoredAnswers.of(casks)))
 
     def binding(self) -> dict[str, Any]:
@@ -124,6 +123,14 @@ class TokenMethod:
             ),
             collator=Collator(seq_len=dataset.seq_len, vocabulary=vocabulary),
         )
+
+
+def require_records(objective: Any, cask: Cask) -> None:
+    """Refuse a loss that the records of a cask cannot support. Raises LossMismatchError, which names the cask."""
+    try:
+        objective.require(cask.manifest.capture)
+    except LossMismatchError as error:
+        raise LossMismatchError(f"{cask.place}: {error}") from error
 
 
 def require_tokenizer(cask: Cask, tokenizer: Any) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -62,10 +62,16 @@ class ReportConfig:
     teacher: Path | None = None
     """The teacher's folder, of which the tokenizer is read: for models with a tokenizer of their own, and bits per byte
     of all."""
+    other_teachers: tuple[Path, ...] = ()
+    """Folders of further teachers, for casks with their tokenizers."""
 
 
 def report_on(
-    config: ReportConfig, casks: Sequence[Cask], say: Callable[[str], None] = lambda message: None
+    config: ReportConfig,
+    casks: Sequence[Cask],
+    say: Callable[[str], None] = lambda message: None,
+    *,
+    part: str | None = None,
 ) -> dict[str, Any]:
     """Measure the models on casks of one teacher and write the report; returns its document.
 
@@ -73,6 +79,7 @@ def report_on(
         config: the report.
         casks: opened, all of one teacher and capture spec.
         say: receives messages for people.
+        part: label of the casks among those of several teachers, whose curve is taken from the training logs.
 
     Raises:
         ReportError: no model was named, two share a label, a training log is missing, or the
@@ -82,17 +89,11 @@ def report_on(
         NothingAlignedError: no document can be aligned with a model's own tokens.
         CaskError, ModelError: casks or models cannot be opened, or do not belong together.
     """
-    logs = [(label, _read_log(folder)) for label, folder in config.train_logs]
+    read = [(label, _read_log(folder, part)) for label, folder in config.train_logs]
+    logs = [(label, lines) for label, lines in read if lines]
     tokenizers = {label: load_tokenizer(folder) for label, folder in config.models}
     fingerprints = {label: tokenizer_fingerprint(tokenizer) for label, tokenizer in tokenizers.items()}
-    expected = casks[0].manifest.teacher.tokenizer_fingerprint
-    foreign = {label for label, fingerprint in fingerprints.items() if fingerprint != expected}
-    if foreign and config.teacher is None:
-        raise IdentityMismatchError(
-            f"the tokenizer of {', '.join(sorted(foreign))} is not the cask's (fingerprint {expected}): ids mean other "
-            "tokens there. To compare bits per byte, name the teacher's folder with --teacher (only its tokenizer is "
-            "read)"
-        )
+    foreign = foreign_models(config, casks[0], fingerprints)
     models = {label: load_model(folder) for label, folder in config.models}
     # Whatever can be refused is refused before anything is measured.
     readings = {
@@ -144,11 +145,29 @@ def report_on(
     return document
 
 
+def foreign_models(config: ReportConfig, cask: Cask, fingerprints: Mapping[str, str]) -> set[str]:
+    """Labels of the models with another tokenizer than a cask's teacher.
+
+    Raises:
+        IdentityMismatchError: there are some, and the report has no teacher with this tokenizer.
+    """
+    expected = cask.manifest.teacher.tokenizer_fingerprint
+    foreign = {label for label, fingerprint in fingerprints.items() if fingerprint != expected}
+    if foreign and config.teacher is None:
+        raise IdentityMismatchError(
+            f"the tokenizer of {', '.join(sorted(foreign))} is not that of {cask.place} (fingerprint {expected}): ids "
+            "mean other tokens there. To compare bits per byte, name the folder of its teacher with --teacher (only "
+            "the tokenizer is read)"
+        )
+    return foreign
+
+
 def with_folders(config: ReportConfig) -> ReportConfig:
     """Repositories of the Hub as the folders they are downloaded to. Raises ModelError."""
     teacher = config.teacher and find_model(config.teacher).folder
+    others = tuple(find_model(other).folder for other in config.other_teachers)
     models = tuple((label, find_model(folder).folder) for label, folder in config.models)
-    return replace(config, teacher=teacher, models=models)
+    return replace(config, teacher=teacher, other_teachers=others, models=models)
 
 
 def _tokens(dataset: CaskDataset, tokenizers: dict[str, Any], foreign: set[str]) -> int | None:
@@ -256,13 +275,20 @@ def _device() -> torch.device:
     return torch.accelerator.current_accelerator() or torch.device("cpu")
 
 
-def _read_log(folder: Path) -> list[dict[str, Any]]:
+def _read_log(folder: Path, part: str | None) -> list[dict[str, Any]]:
+    """Lines of a run's metrics; of one on several teachers those of a part under their plain names, perhaps none."""
     lines = read_metrics(folder / METRICS_NAME)
     if not lines:
         raise ReportError(
             f"{folder} holds no training log ({METRICS_NAME}); name the output folder of `logitcask train`"
         )
-    return lines
+    if not any(name.startswith("positions/") for line in lines for name in line):
+        return lines
+    return [
+        {name.removesuffix(f"/{part}"): value for name, value in line.items() if name.endswith(f"/{part}")}
+        for line in lines
+        if f"positions/{part}" in line
+    ]
 
 
 def require_writable(output: Path) -> None:

@@ -6,16 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from logitcask_consumer.data import CaskSource, open_groups
+from logitcask_consumer.data import CaskGroup, CaskSource, open_groups
 from logitcask_consumer.report.build import (
     ReportConfig,
     check_config,
     explained_output,
+    foreign_models,
     report_on,
     require_writable,
     with_folders,
 )
 from logitcask_consumer.report.markdown import kl_by_teacher
+from logitcask_consumer.student.students import load_tokenizer
+from logitcask_schemas.record.identity import tokenizer_fingerprint
 from logitcask_schemas.terminal import counted
 
 FORMAT: Final = {"format": "logitcask-reports", "version": 1}
@@ -45,14 +48,30 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
     # A weight says that several teachers are no mistake: they are not mixed here.
     groups = open_groups([CaskSource(place=place, weight=1.0) for place in config.casks], loss="")
     if len(groups) == 1:
-        return report_on(config, groups[0].casks, say)
-    documents = []
-    for group in groups:
+        return report_on(config, groups[0].casks, say, part=groups[0].label)
+    documents, configs = [], [_of_group(config, group) for group in groups]
+    fingerprints = {label: tokenizer_fingerprint(load_tokenizer(folder)) for label, folder in config.models}
+    for own, group in zip(configs, groups, strict=True):  # before anything is measured
+        foreign_models(own, group.casks[0], fingerprints)
+    for own, group in zip(configs, groups, strict=True):
         say(f"{group.label}: {counted(len(group.casks), 'cask')} of {group.casks[0].manifest.teacher.model}")
-        own = replace(config, casks=tuple(Path(cask.place) for cask in group.casks), output=config.output / group.label)
-        documents.append({"label": group.label, "folder": group.label, **report_on(own, group.casks, say)})
-    document = {**FORMAT, "teachers": documents}
+        document = report_on(own, group.casks, say, part=group.label)
+        documents.append({"label": group.label, "folder": group.label, **document})
+    page = {**FORMAT, "teachers": documents}
     with explained_output(config.output):
-        (config.output / "report.json").write_text(json.dumps(document, indent=2) + "\n")
+        (config.output / "report.json").write_text(json.dumps(page, indent=2) + "\n")
         (config.output / "report.md").write_text(kl_by_teacher(documents))
-    return document
+    return page
+
+
+def _of_group(config: ReportConfig, group: CaskGroup) -> ReportConfig:
+    """The report on the casks of one teacher; of several teachers' folders the one with its tokenizer is taken."""
+    teachers = [folder for folder in (config.teacher, *config.other_teachers) if folder is not None]
+    expected = group.casks[0].manifest.teacher.tokenizer_fingerprint
+    fitting = [folder for folder in teachers if tokenizer_fingerprint(load_tokenizer(folder)) == expected]
+    return replace(
+        config,
+        casks=tuple(Path(cask.place) for cask in group.casks),
+        output=config.output / group.label,
+        teacher=fitting[0] if fitting else None,
+    )

@@ -59,7 +59,7 @@ def to_markdown(document: dict[str, Any], plots: Sequence[str]) -> str:
 
 def kl_by_teacher(documents: Sequence[dict[str, Any]]) -> str:
     """What reports on several teachers come to: the models' KL to each of them, and where to read more."""
-    labels = [model["label"] for model in documents[0]["models"]]
+    labels = [_escaped(model["label"]) for model in documents[0]["models"]]
     lines = [
         "| teacher | records | positions | " + " | ".join(labels) + " |",
         "|---|---|" + "---:|" * (1 + len(labels)),
@@ -67,18 +67,30 @@ def kl_by_teacher(documents: Sequence[dict[str, Any]]) -> str:
     for document in documents:
         name = "kl" if "kl" in document["kinds"] else "kl_bound"
         form = next(form for metric, _, form in _ROWS if metric == name)
-        cells = [_cell(model["metrics"].get(name), form) for model in document["models"]]
+        cells = [_cell(model["metrics"].get(name), form) or _bits(model) for model in document["models"]]
         kind = document["kinds"][name]
         cells = [cell if kind == "exact" or not cell else f"{cell} ({kind})" for cell in cells]
-        teacher, where = document["cask"]["teacher"]["model"], document["folder"]
+        teacher, where = _escaped(document["cask"]["teacher"]["model"]), document["folder"]
         positions = f"{document['cask']['positions']:,}"
-        lines.append(f"| {teacher} | [{document['label']}]({where}/report.md) | {positions} | {' | '.join(cells)} |")
+        lines.append(
+            f"| {teacher} | [{_escaped(document['label'])}](<{where}/report.md>) | {positions} | {' | '.join(cells)} |"
+        )
     sections = [
         "# Distillation report",
         "KL to each teacher on its own held-out records, nats/token.",
         "\n".join(lines),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _bits(model: dict[str, Any]) -> str:
+    """What is known of a model with another tokenizer than the teacher's."""
+    return f"{_cell(model['bytes']['bits_per_byte'], '{:.4f}')} bits per byte" if "bytes" in model else ""
+
+
+def _escaped(text: str) -> str:
+    """A text that does not end a cell of a table."""
+    return text.replace("|", "\\|")
 
 
 def short_table(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -101,7 +113,7 @@ def short_table(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 def _models_table(document: dict[str, Any]) -> str:
     models, teacher = document["models"], document["teacher"]
     lines = [
-        "| | teacher | " + " | ".join(model["label"] for model in models) + " |",
+        "| | teacher | " + " | ".join(_escaped(model["label"]) for model in models) + " |",
         "|---|" + "---:|" * (1 + len(models)),
     ]
     for name, title, form in _ROWS:
@@ -120,7 +132,7 @@ def _bytes_table(document: dict[str, Any]) -> list[str]:
     models = [model for model in document["models"] if "bytes" in model]
     if not models:
         return []
-    lines = ["| | " + " | ".join(model["label"] for model in models) + " |", "|---|" + "---:|" * len(models)]
+    lines = ["| | " + " | ".join(_escaped(model["label"]) for model in models) + " |", "|---|" + "---:|" * len(models)]
     for name, title, form in _BYTES:
         lines.append(f"| {title} | " + " | ".join(_cell(model["bytes"][name], form) for model in models) + " |")
     for name in ("bytes", "documents"):

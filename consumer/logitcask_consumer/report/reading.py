@@ -48,7 +48,7 @@ class Reading:
     def describe(self, dataset: CaskDataset) -> dict[str, Any]:
         """JSON form, with the share of positions that see less context than the teacher saw."""
         windows = dataset.windows
-        counts_W = windows.stop_W - windows.trained_W
+        counts_W = windows.records_W
         later = int(counts_W[windows.start_W > 0].sum())
         return {
             "seq_len": self.seq_len,
@@ -107,11 +107,11 @@ def _packing(model: Any) -> Packing:
 def document_order(dataset: CaskDataset) -> NDArray[np.int64]:
     """Where in the dataset's order each position stands when they are sorted by document, then within it, [P].
 
-    Every position is in exactly one window's trained part, so columns of datasets with other windows line up.
+    Every recorded position is in exactly one window's trained part, so columns of datasets with other windows line up.
     """
     windows_W = dataset.packs.windows_W
     windows = dataset.windows
-    counts_W = (windows.stop_W - windows.trained_W)[windows_W]
+    counts_W = windows.records_W[windows_W]
     starts_W = np.cumsum(counts_W) - counts_W
     within_P = np.arange(int(counts_W.sum())) + np.repeat(windows.trained_W[windows_W] - starts_W, counts_W)
     return np.lexsort((within_P, np.repeat(windows.document_W[windows_W], counts_W)))

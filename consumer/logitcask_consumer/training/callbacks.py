@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -53,7 +53,7 @@ class ProgressBar(TrainerCallback):
         """Show the metrics of the last step."""
         if not state.is_world_process_zero or logs is None or "loss" not in logs:
             return
-        shown = "  ".join(f"{name} {_short(logs[name])}" for name in _SHOWN if name in logs)
+        shown = "  ".join(f"{name} {_short(logs[name])}" for name in [*of_each_cask(logs), *_SHOWN] if name in logs)
         if self._bar is not None:
             self._bar.update(self._task, metrics=shown)
         elif time.monotonic() - self._last_line >= self._line_seconds or state.global_step == state.max_steps:
@@ -148,9 +148,19 @@ def closing_mean(lines: list[dict[str, Any]]) -> dict[str, float]:
     """Means over the positions of the last tenth of the steps: one step alone may have trained a few hundred only."""
     last = [line for line in lines if line["step"] > 0.9 * lines[-1]["step"]]
     positions = sum(line["positions"] for line in last)
-    names: list[str] = [name for name in ("kl", "kd", "ce") if name in last[-1]]
-    means = {name: sum(line[name] * line["positions"] for line in last) / max(positions, 1.0) for name in names}
-    return {"steps": len(last), "positions": positions, **means}
+    means: dict[str, float] = {"steps": len(last), "positions": positions}
+    for name in dict.fromkeys(name for line in last for name in ("kl", "kd", "ce", *of_each_cask(line))):
+        counted = f"positions/{name.partition('/')[2]}" if "/" in name else "positions"
+        if measured := [line for line in last if name in line]:
+            total = sum(line[counted] for line in measured)
+            means[name] = sum(line[name] * line[counted] for line in measured) / max(total, 1.0)
+    return means
+
+
+def of_each_cask(metrics: Mapping[str, Any]) -> list[str]:
+    """Of a run on several teachers, the metric that says most of each cask: its KL, or else its loss."""
+    labels = [name.partition("/")[2] for name in metrics if name.startswith("positions/")]
+    return [f"kl/{label}" if f"kl/{label}" in metrics else f"kd/{label}" for label in labels]
 
 
 def _complete_lines(path: Path) -> list[str]:

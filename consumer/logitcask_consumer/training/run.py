@@ -99,7 +99,7 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
         RunBusyError: another run writes into the output folder.
         RunWriteError: the disk is full, or broken.
     """
-    for loss in dict.fromkeys(source.loss or config.loss for source in config.sources):
+    for loss in dict.fromkeys([config.loss, *(source.loss or config.loss for source in config.sources)]):
         method_class(loss).check_config(replace(config, loss=loss))
     if config.lora is not None:
         LoraSpec.parse(config.lora)

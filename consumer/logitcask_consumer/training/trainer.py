@@ -14,7 +14,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
 from logitcask_consumer.data import EMPTY, MixedDataset, SequenceDataset, StepSampler
-from logitcask_consumer.methods import BatchLoss, Method, TokenMethod
+from logitcask_consumer.methods import BatchLoss, Method, MixtureMethod, TokenMethod
 from logitcask_consumer.methods.tokens import require_tokenizer
 from logitcask_consumer.processes import raise_together
 from logitcask_consumer.run_document import PARTIAL_NAME, RunWriteError, explained_writes
@@ -80,8 +80,12 @@ class DistillTrainer(Trainer):
             raise TypeError(
                 f"args must be a DistillConfig, which takes all TrainingArguments, got {type(args).__name__}"
             )
-        if method is None and isinstance(train_dataset, MixedDataset):
-            raise TypeError("a MixedDataset needs the method that made it: method=MixtureMethod(...)")
+        given = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
+        for dataset in (train_dataset, *given):
+            if isinstance(dataset, MixedDataset) and not isinstance(method, MixtureMethod):
+                raise TypeError("a MixedDataset needs the method that made it: method=MixtureMethod(...)")
+            if isinstance(method, MixtureMethod) and dataset is not None and not isinstance(dataset, MixedDataset):
+                raise TypeError(f"a MixtureMethod needs a MixedDataset, also to evaluate; got {type(dataset).__name__}")
         if method is None and processing_class is not None:
             require_tokenizer(train_dataset.casks[0], processing_class)
         self.method = method or _token_method(args, processing_class)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcask_consumer.weights.weight import WeightParameterError
-from logitcask_schemas.record.records import IdArray
+from logitcask_schemas.record.extent import IdArray
 
 TokenIds: TypeAlias = tuple[int, ...]
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from logitcask_consumer.notation import read_named, write_named
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import OptionError
-from logitcask_schemas.record.records import IdArray, Records
+from logitcask_schemas.record.extent import IdArray
+from logitcask_schemas.record.records import Records
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,11 +67,13 @@ class Positions:
     token_offsets_W1: NDArray[np.int64]
     """[W + 1] into `token_ids_L`."""
     counts_W: NDArray[np.int64]
-    """Positions of each window: those that predict its last tokens."""
+    """Positions of each window."""
     document_ids_W: NDArray[np.uint8]
     """[W, 32], identity of each window's document."""
     vocab_size: int
     """V, of the teacher's logits."""
+    positions_P: NDArray[np.int64] | None = None
+    """Number of each position within its document; None where they are those that predict the windows' last tokens."""
     answers_W: Sequence[NDArray[np.uint32] | None] | None = None
     """Of each window's document the ranges [R, 2] of tokens that are answers, None where it does not say; None where no
     document says."""
@@ -78,6 +81,8 @@ class Positions:
     @property
     def targets_P(self) -> NDArray[np.int64]:
         """Index into `token_ids_L` of the next token of each position."""
+        if self.positions_P is not None:
+            return np.repeat(self.token_offsets_W1[:-1], self.counts_W) + self.positions_P + 1
         ends_W = self.token_offsets_W1[1:]
         before_W = np.cumsum(self.counts_W) - self.counts_W
         shift_P: NDArray[np.int64] = np.repeat(ends_W - self.counts_W - before_W, self.counts_W)

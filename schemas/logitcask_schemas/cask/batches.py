@@ -16,14 +16,19 @@ from logitcask_schemas.cask.format.codec_u8 import decode_u8
 from logitcask_schemas.cask.format.columns import join_planes
 from logitcask_schemas.cask.format.layout import HIGH_SUFFIX, RecordLayout
 from logitcask_schemas.cask.shard import Shard
-from logitcask_schemas.record.records import IdArray, Records
+from logitcask_schemas.record.extent import IdArray
+from logitcask_schemas.record.records import Records
 
 Windows: TypeAlias = Sequence[int] | NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollatedRecords:
-    """B windows end to end. Window b has one token more than positions, and one more for each of its context tokens."""
+    """B windows end to end.
+
+    Window b has one token more than positions, and one more for each of its context tokens and of its positions that
+    have no record.
+    """
 
     token_ids_L: IdArray
     token_offsets_B1: NDArray[np.int64]
@@ -32,6 +37,9 @@ class CollatedRecords:
     """[B + 1] into the columns with one value per position."""
     records: Records
     """Of all positions."""
+    slots_P: NDArray[np.int64] | None = None
+    """Which of its window's tokens each position follows, counted from the window's first one. None where every window
+    has the records of its last positions, each of them."""
 
     @property
     def num_windows(self) -> int:
@@ -68,7 +76,9 @@ def collate(
         high = joined.get(name + HIGH_SUFFIX)
         return joined[name] if high is None else join_planes(joined[name], high)
 
+    partial = any(shard.columns.lists.recorded is not None for shard, _ in rows)
     return CollatedRecords(
+        slots_P=_slots(rows, starts, stops, token_starts) if partial else None,
         token_ids_L=ids("token_ids"),
         token_offsets_B1=_offsets(parts_of["token_ids"]),
         position_offsets_B1=_offsets(parts_of["head_counts"]),
@@ -82,6 +92,19 @@ def collate(
             tail_logprobs_N=joined.get("tail_logprobs"),
         ),
     )
+
+
+def _slots(
+    rows: Sequence[tuple[Shard, int]], starts: Windows | None, stops: Windows | None, token_starts: Windows | None
+) -> NDArray[np.int64]:
+    """As `CollatedRecords.slots_P`; for batches in which a shard holds documents that are recorded in part."""
+    parts, count = list[NDArray[np.int64]](), len(rows)
+    windows = zip(rows, _numbers(starts, count), _numbers(stops, count), _numbers(token_starts, count), strict=True)
+    for (shard, row), start, stop, token_start in windows:
+        first, last = start or 0, int(np.diff(shard.token_offsets[row : row + 2])[0]) - 1 if stop is None else stop
+        positions = shard.extent(row).window(first, last).positions(last - first + 1)
+        parts.append(positions + (first - (first if token_start is None else token_start)))
+    return np.concatenate(parts)
 
 
 def _offsets(parts_B: Collection[Any]) -> NDArray[np.int64]:

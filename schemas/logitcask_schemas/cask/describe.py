@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcask_schemas.cask.carriers.arrow import ArrowCarrier
-from logitcask_schemas.cask.format.answers import ANSWERS_NAME
+from logitcask_schemas.cask.format.lists import list_sizes
 from logitcask_schemas.cask.reader import Cask
 from logitcask_schemas.errors import CaskNotFoundError
 
@@ -61,22 +61,26 @@ def describe_positions(
         text: From token id to what stands for it; None keeps the id.
 
     Returns:
-        `id` (hex), `tokens`, `answers` (how many of the tokens are answers; None where the document does not say), and
-        `positions`: for each its number, token, next token, whether that is of an answer, probability of the next
-        token, entropy (nats), probability of the head, number of tail draws, and head entries as (token, probability).
+        `id` (hex), `tokens`, `answers` (how many of the tokens are answers; None where the document does not say),
+        `recorded` (how many positions have records), `context` (tokens that the teacher read before the document), and
+        `positions`: for each that has a record its number, token, next token, whether that is of an answer, probability
+        of the next token, entropy (nats), probability of the head, number of tail draws, and head entries as (token,
+        probability).
     """
     name = text or str
     shard_number, row = cask.locate(number)
     shard = cask.shard(shard_number)
-    length = int(np.diff(shard.position_offsets[row : row + 2])[0])
+    length = int(np.diff(shard.token_offsets[row : row + 2])[0]) - 1
     if start >= length:
         raise CaskNotFoundError(f"{cask.place}: position {start} of document {number}, which has {length}")
     window = shard.read_window(row, start, min(start + count, length))
     records = window.records
     stops = np.cumsum(records.head_counts_P, dtype=np.int64)
-    positions, answers_R2 = [], shard.answer_ranges(row)
-    for i, stop in enumerate(stops):
-        entries = slice(int(stop) - int(records.head_counts_P[i]), int(stop))
+    positions: list[dict[str, Any]] = []
+    answers_R2, extent = shard.answer_ranges(row), shard.extent(row)
+    for i, stop in zip(window.extent.positions(len(window.token_ids_L)).tolist(), stops.tolist(), strict=True):
+        at = len(positions)
+        entries = slice(stop - int(records.head_counts_P[at]), stop)
         # Exactly one entry of every head is the token that really came next.
         realised = records.head_logprobs_H[entries][records.head_ids_H[entries] == window.token_ids_L[i + 1]]
         ids = records.head_ids_H[entries][:alternatives]
@@ -88,9 +92,9 @@ def describe_positions(
                 "next": name(int(window.token_ids_L[i + 1])),
                 "answer": None if answers_R2 is None else _is_inside(start + i + 1, answers_R2),
                 "probability": float(np.exp(realised.astype(np.float64)).sum()),
-                "entropy": float(records.entropy_P[i]),
-                "captured": 1.0 - float(np.exp(np.float64(records.log_tail_mass_P[i]))),
-                "draws": int(records.tail_counts_P[i]),
+                "entropy": float(records.entropy_P[at]),
+                "captured": 1.0 - float(np.exp(np.float64(records.log_tail_mass_P[at]))),
+                "draws": int(records.tail_counts_P[at]),
                 "head": [(name(int(j)), float(p)) for j, p in zip(ids, probabilities, strict=True)],
             }
         )
@@ -98,6 +102,8 @@ def describe_positions(
         "id": shard.document_ids[row].tobytes().hex(),
         "tokens": length + 1,
         "answers": None if answers_R2 is None else int(np.diff(answers_R2.astype(np.int64)).sum()),
+        "recorded": extent.num_positions(length + 1),
+        "context": 0 if extent.context is None else extent.context.length,
         "positions": positions,
     }
 
@@ -120,6 +126,10 @@ class CaskStats:
     """Documents that say which of their tokens are answers, or that none is."""
     answer_positions: int
     """Positions that predict a token of an answer of these."""
+    recorded_documents: int
+    """Documents with records of some of their positions only."""
+    context_documents: int
+    """Documents that the teacher read after others' tokens."""
     bytes: int
     """Of the shards' files, everything included."""
     bytes_per_token: float
@@ -140,8 +150,9 @@ def cask_stats(cask: Cask) -> CaskStats:
     }
     tokens, positions = max(units["token"], 1), max(units["position"], 1)
     columns = {column.name: units[column.level] * column.bytes_per_unit for column in cask.layout.columns}
-    if ranges := sum(entry.answer_ranges for entry in cask.entries):
-        columns[ANSWERS_NAME] = 8 * ranges
+    for entry in cask.entries:
+        for name, numbers in list_sizes(entry.list_counts).items():
+            columns[name] = columns.get(name, 0) + 4 * numbers
     rest = "overhead" if all(entry.carrier == ArrowCarrier.name for entry in cask.entries) else "overhead - compression"
     columns[rest] = cask.num_bytes - sum(columns.values())
     return CaskStats(
@@ -153,6 +164,8 @@ def cask_stats(cask: Cask) -> CaskStats:
         tail_entries=units["tail"],
         answer_documents=sum(entry.answer_documents for entry in cask.entries),
         answer_positions=sum(entry.answer_positions for entry in cask.entries),
+        recorded_documents=sum(entry.recorded_documents for entry in cask.entries),
+        context_documents=sum(entry.context_documents for entry in cask.entries),
         bytes=cask.num_bytes,
         bytes_per_token=cask.num_bytes / tokens,
         head_entries_per_position=units["head"] / positions,

@@ -15,7 +15,6 @@ from logitcask_schemas.cask.carriers.carrier import Carrier
 from logitcask_schemas.cask.carriers.registry import CARRIERS, carrier_of
 from logitcask_schemas.cask.directory import LocalDirectory, entry_names, write_entry
 from logitcask_schemas.cask.documents import DOCUMENTS_NAME
-from logitcask_schemas.cask.format.answers import AnswerCounts
 from logitcask_schemas.cask.format.columns import ShardColumns
 from logitcask_schemas.cask.format.layout import (
     ENTRY_SUFFIX,
@@ -148,7 +147,6 @@ def write_shard(
             arrow = _HashingSink(None)
             ArrowCarrier().write(columns, layout, identity, arrow)
         name = arrow.sha256.hexdigest()[:32]
-    answers = columns.answers.counts() if columns.answers is not None else AnswerCounts()
     return ShardEntry(
         name=name,
         carrier=carrier.name,
@@ -160,9 +158,7 @@ def write_shard(
         positions=int(columns.offsets["position"][-1]),
         head_entries=int(columns.offsets["head"][-1]),
         tail_entries=int(columns.offsets["tail"][-1]),
-        answer_documents=answers.documents,
-        answer_ranges=answers.ranges,
-        answer_positions=answers.positions,
+        **columns.lists.counts(),
     )
 
 

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcask_schemas.cask.documents import ShardDocuments
-from logitcask_schemas.cask.format.answers import AnswerCounts, announced_answers
 from logitcask_schemas.cask.format.codec_u8 import decode_u8
 from logitcask_schemas.cask.format.columns import (
     ColumnArray,
@@ -25,7 +24,8 @@ from logitcask_schemas.cask.format.layout import HIGH_SUFFIX, LEVELS, RecordLayo
 from logitcask_schemas.cask.format.manifest import ShardEntry
 from logitcask_schemas.cask.storage.files import unreadable
 from logitcask_schemas.errors import CaskCorruptionError, DocumentMismatchError
-from logitcask_schemas.record.records import DocumentRecords, IdArray, LogprobArray, Records
+from logitcask_schemas.record.extent import Extent, IdArray
+from logitcask_schemas.record.records import DocumentRecords, LogprobArray, Records
 
 
 class Shard:
@@ -37,11 +37,11 @@ class Shard:
     def __init__(self, path: Path, entry: ShardEntry, layout: RecordLayout, columns: ShardColumns) -> None:
         counts = (len(columns.document_ids), *(int(columns.offsets[level][-1]) for level in LEVELS))
         announced = (entry.documents, entry.tokens, entry.positions, entry.head_entries, entry.tail_entries)
-        answers = AnswerCounts() if columns.answers is None else columns.answers.counts()
-        if answers != (expected := announced_answers(entry)):
-            raise CaskCorruptionError(
-                f"{path}: holds {answers}; its entry says {expected}. Run `logitcask cask verify`."
-            )
+        for member, count in columns.lists.counts().items():
+            if count != (expected := getattr(entry, member)):
+                raise CaskCorruptionError(
+                    f"{path}: {member} is {count}; its entry says {expected}. Run `logitcask cask verify`."
+                )
         if counts != announced:
             raise CaskCorruptionError(
                 f"{path}: holds {counts} documents, tokens, positions, head entries and tail draws; its entry says "
@@ -110,7 +110,11 @@ class Shard:
 
     def answer_ranges(self, row: int) -> NDArray[np.uint32] | None:
         """Which tokens of a document are answers, see `DocumentRecords.answer_ranges_R2`; `verify` proves them."""
-        return None if self.columns.answers is None else self.columns.answers.ranges(row)
+        return self.columns.lists.answer_ranges(row)
+
+    def extent(self, row: int) -> Extent:
+        """Which positions of a document have records, and under which context; `verify` proves it."""
+        return self.columns.lists.extent(row)
 
     def read(self, row: int) -> DocumentRecords:
         """One whole document.
@@ -129,6 +133,8 @@ class Shard:
 
     def read_window(self, row: int, start: int, stop: int) -> DocumentRecords:
         """Positions [start, stop) of a document, with the tokens [start, stop] that they speak of.
+
+        Records are those of the positions among them that have one.
 
         Raises:
             IndexError: No such row, or a window that is empty or leaves the document.
@@ -167,7 +173,7 @@ class Shard:
         if start is None and stop is None and token_start is None:
             return list(map(slice, cuts, cuts[4:]))
         begin, end = cuts[:4], cuts[4:]
-        length = end[1] - begin[1]
+        length = end[0] - begin[0] - 1
         first, last = start or 0, length if stop is None else stop
         context = first if token_start is None else token_start
         if not 0 <= context <= first < last <= length:
@@ -176,11 +182,13 @@ class Shard:
                 f"has {length} positions"
             )
         if last - first < length:
-            head = self._entries("head_counts", begin[1], end[1], first, last, begin[2], end[2])
-            tail = self._entries("tail_counts", begin[1], end[1], first, last, begin[3], end[3])
+            extent = self.extent(row)
+            above, below = extent.rows_before(first), extent.rows_before(last)
+            head = self._entries("head_counts", begin[1], end[1], above, below, begin[2], end[2])
+            tail = self._entries("tail_counts", begin[1], end[1], above, below, begin[3], end[3])
             begin, end = (
-                [begin[0] + context, begin[1] + first, head[0], tail[0]],
-                [begin[0] + last + 1, begin[1] + last, head[1], tail[1]],
+                [begin[0] + context, begin[1] + above, head[0], tail[0]],
+                [begin[0] + last + 1, begin[1] + below, head[1], tail[1]],
             )
         return list(map(slice, begin, end))
 
@@ -191,7 +199,7 @@ class Shard:
             CaskCorruptionError: They disagree; names shard, document, and both values.
         """
         columns = self.columns
-        slices = document_slices(columns.arrays, columns.offsets, self.layout, row, columns.answers)
+        slices = document_slices(columns.arrays, columns.offsets, self.layout, row, columns.lists)
         sizes = [int(columns.offsets[level][row + 1] - columns.offsets[level][row]) for level in LEVELS]
         identity = columns.document_ids[row].tobytes()
         computed, stored = document_checksum(identity, sizes, slices), int(columns.checksums[row])
@@ -205,8 +213,8 @@ class Shard:
         for name, entries in (("head_counts", sizes[2]), ("tail_counts", sizes[3])):
             if (total := int(by_name[name].sum(dtype=np.int64))) != entries:
                 raise CaskCorruptionError(f"{where}: {name} add up to {total}, the document has {entries} entries")
-        if sizes[0] != sizes[1] + 1:
-            raise CaskCorruptionError(f"{where}: {sizes[0]} tokens and {sizes[1]} positions")
+        if sizes[1] != (expected := self.extent(row).num_positions(sizes[0])):
+            raise CaskCorruptionError(f"{where}: {sizes[0]} tokens, {expected} recorded positions, {sizes[1]} records")
         self._verified_D[row] = 1
 
     def _read(self, row: int, start: int | None, stop: int | None) -> DocumentRecords:
@@ -226,6 +234,7 @@ class Shard:
                     tail_logprobs_N=draws,
                 ),
                 answer_ranges_R2=self._answer_ranges(row, start, tokens.stop - tokens.start),
+                extent=self.extent(row) if start is None or stop is None else self.extent(row).window(start, stop),
             )
         except DocumentMismatchError as error:
             raise CaskCorruptionError(f"{self.path}: document {row}: {error}") from error

@@ -24,7 +24,7 @@ from logitcask_schemas.cask.directory import (
 from logitcask_schemas.cask.documents import DocumentIndex, DocumentTable, ShardDocuments, write_document_table
 from logitcask_schemas.cask.format.columns import ShardColumns, assemble, gather_rows
 from logitcask_schemas.cask.format.layout import MANIFEST_NAME, SHARDS_NAME, RecordLayout
-from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry
+from logitcask_schemas.cask.format.manifest import EXTENT_VERSION, FORMAT_VERSION, CaskManifest, ShardEntry
 from logitcask_schemas.cask.opening import open_documents, require_shards
 from logitcask_schemas.cask.publication import prepare_folder, publish_entry, publish_shard, require_new, sweep
 from logitcask_schemas.cask.storage.files import FileOperations, LocalFiles, clear_errors, link_or_copy
@@ -86,6 +86,7 @@ class CaskWriter:
         files: FileOperations | None = None,
         lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS,
         accept: Collection[Accept] = (),
+        version: Literal[1, 2] = FORMAT_VERSION,
     ) -> Self:
         """Create a cask, or open an existing one of the same teacher and capture spec.
 
@@ -99,6 +100,7 @@ class CaskWriter:
             files: The file system, for tests.
             lock_timeout_seconds: How long to wait for another writer, here and in `publish`.
             accept: What may differ from an existing cask's teacher, because a person said so.
+            version: Of a cask that is created: 2 for documents with records of some positions, or under a context.
 
         Raises:
             IdentityMismatchError: The cask holds records of another teacher or spec; names the fields.
@@ -118,6 +120,7 @@ class CaskWriter:
             else:
                 require_new(path)
                 manifest = CaskManifest(
+                    version=version,
                     teacher=teacher,
                     capture=capture,
                     created_by=f"logitcask {installed_version()}",
@@ -162,7 +165,8 @@ class CaskWriter:
 
         Raises:
             InvalidRecordError: A document breaks the format or the capture spec; nothing was written.
-            CaskError: A duplicate, with on_duplicate="error".
+            CaskError: A duplicate, with on_duplicate="error"; or a document that is not recorded whole, in a cask of
+                version 1.
             CaskWriteError: Disk full or broken; the cask is unchanged.
             CaskLockedError: Another writer did not finish in time.
         """
@@ -188,6 +192,8 @@ class CaskWriter:
         Returns, Raises:
             As `publish`.
         """
+        if columns.lists.recorded is not None or columns.lists.contexts is not None:
+            self._require_extents("a shard")
         with self._refreshed():
             self._compact_when_due()
             fresh: dict[bytes, int] = {}
@@ -217,6 +223,8 @@ class CaskWriter:
             CaskWriteError, CaskLockedError: As `publish`.
         """
         require_identity(str(self.path), [entry], self.manifest)
+        if entry.recorded_documents or entry.context_documents:
+            self._require_extents(f"shard {entry.name}")
         carrier = carrier_of(entry)
         name = entry.name + carrier.suffix
         with self._refreshed():
@@ -261,8 +269,20 @@ class CaskWriter:
 
     def _checked_id(self, document: DocumentRecords) -> bytes:
         identity = document.id
-        document.check(self.manifest.teacher.vocab_size, where=f"document {identity.hex()[:16]}")
+        where = f"document {identity.hex()[:16]}"
+        document.check(self.manifest.teacher.vocab_size, where=where)
+        if not document.extent.is_whole:
+            self._require_extents(where)
         return identity
+
+    def _require_extents(self, what: str) -> None:
+        """Raise CaskError where this cask holds documents that are recorded whole only."""
+        if self.manifest.version < EXTENT_VERSION:
+            raise CaskError(
+                f"{self.path} is a cask of version {self.manifest.version}, which holds records of all positions of a "
+                f"document, made without a context; {what} has others. Use a cask of version {EXTENT_VERSION} "
+                f"(CaskWriter.create(..., version={EXTENT_VERSION}))"
+            )
 
     def _store(self, columns: ShardColumns) -> ShardEntry:
         """Publish a shard of documents that are not stored yet; call with the lock held."""

@@ -4,7 +4,6 @@ Shape legend: L tokens of a document, P = L - 1 positions (position i predicts t
 N tail draws over all positions, T stored temperatures, R ranges of tokens. Values in nats.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -13,15 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcask_schemas.errors import DocumentMismatchError, InvalidRecordError
-from logitcask_schemas.record.rules import RecordBlock, answers_are_valid
+from logitcask_schemas.record.extent import WHOLE, Extent, IdArray, document_id
+from logitcask_schemas.record.rules import RecordBlock, ranges_are_valid
 
-IdArray: TypeAlias = NDArray[np.unsignedinteger[Any]]
 LogprobArray: TypeAlias = NDArray[np.floating[Any]]
-
-
-def document_id(token_ids: IdArray) -> bytes:
-    """Identity of a document: SHA-256 (32 bytes) over its token ids as little-endian uint32."""
-    return hashlib.sha256(np.ascontiguousarray(token_ids, dtype="<u4").tobytes()).digest()
 
 
 def check_answer_ranges(ranges_R2: NDArray[np.uint32], num_tokens: int, *, where: str) -> None:
@@ -30,7 +24,7 @@ def check_answer_ranges(ranges_R2: NDArray[np.uint32], num_tokens: int, *, where
         raise InvalidRecordError(
             f"{where}: answer ranges should be uint32 of shape [R, 2], got {ranges_R2.dtype} {list(ranges_R2.shape)}"
         )
-    if not answers_are_valid(ranges_R2, np.zeros(len(ranges_R2), dtype=np.int64), np.array([num_tokens])):
+    if not ranges_are_valid(ranges_R2, np.zeros(len(ranges_R2), dtype=np.int64), np.array([num_tokens])):
         raise InvalidRecordError(
             f"{where}: answer ranges should ascend, hold a token each and end within {num_tokens} tokens, "
             f"got {ranges_R2.tolist()[:8]}"
@@ -108,13 +102,14 @@ class Records:
             tail_logprobs_N=None if self.tail_logprobs_N is None else self.tail_logprobs_N[tail_N],
         )
 
-    def check(self, vocab_size: int, *, where: str, token_ids_L: IdArray | None = None) -> None:
+    def check(self, vocab_size: int, *, where: str, token_ids_L: IdArray | None = None, extent: Extent = WHOLE) -> None:
         """Raise InvalidRecordError where a rule of `record.rules` is broken; with tokens, also where they disagree.
 
         Args:
             vocab_size: of the teacher's logits.
             where: what the error begins with.
             token_ids_L: of the one document whose positions these are.
+            extent: which of its positions these are.
         """
         positions, entries, draws = self.num_positions, len(self.head_ids_H), len(self.tail_ids_N)
         values: dict[str, tuple[NDArray[Any], int]] = {"head_logprobs": (self.head_logprobs_H, entries)}
@@ -131,6 +126,7 @@ class Records:
             tail_ids_N=self.tail_ids_N,
             values=values,
             token_ids_L=token_ids_L,
+            next_tokens_P=None if extent.recorded_R2 is None else extent.positions(0) + 1,
         )
         if fault := block.first_fault(vocab_size):
             raise InvalidRecordError(f"{where}: {fault}")
@@ -138,26 +134,33 @@ class Records:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DocumentRecords:
-    """One document: its L token ids, the records of its L - 1 positions, and which tokens are answers."""
+    """One document: its L token ids, the records of its positions, and which tokens are answers.
+
+    It has L - 1 positions, and records of all of them unless its extent says otherwise.
+    """
 
     token_ids_L: IdArray
     records: Records
     answer_ranges_R2: NDArray[np.uint32] | None = None
     """Ranges [start, stop) of the tokens that the assistant says, the end of its turns included; ascending, none of
     them empty, none reaching into the next. None where nobody knows; of shape [0, 2] where there is no answer."""
+    extent: Extent = WHOLE
+    """Which positions are recorded, and under which context."""
 
     def __post_init__(self) -> None:
-        """Refuse anything but L - 1 positions for L tokens."""
-        if self.records.num_positions != len(self.token_ids_L) - 1:
+        """Refuse anything but a record for every position: L - 1 for L tokens, or as many as the extent has."""
+        expected = self.extent.num_positions(len(self.token_ids_L))
+        if self.records.num_positions != expected:
+            recorded = "positions" if self.extent.recorded_R2 is None else "recorded positions"
             raise DocumentMismatchError(
-                f"a document of {len(self.token_ids_L)} tokens has {len(self.token_ids_L) - 1} positions, "
+                f"a document of {len(self.token_ids_L)} tokens has {expected} {recorded}, "
                 f"got records of {self.records.num_positions}; do not shift or pad token ids"
             )
 
     @property
     def id(self) -> bytes:
-        """SHA-256 over the token ids, see `document_id`."""
-        return document_id(self.token_ids_L)
+        """SHA-256 over the token ids and what is recorded of them, see `document_id`."""
+        return document_id(self.token_ids_L, self.extent)
 
     def check(self, vocab_size: int, *, where: str) -> None:
         """Raise InvalidRecordError where tokens and records break a rule of `record.rules`, or each other."""
@@ -174,4 +177,5 @@ class DocumentRecords:
             )
         if self.answer_ranges_R2 is not None:
             check_answer_ranges(self.answer_ranges_R2, len(self.token_ids_L), where=where)
-        self.records.check(vocab_size, where=where, token_ids_L=self.token_ids_L)
+        self.extent.check(len(self.token_ids_L), where=where)
+        self.records.check(vocab_size, where=where, token_ids_L=self.token_ids_L, extent=self.extent)

@@ -35,6 +35,8 @@ class RecordBlock:
     """Columns of values by name, each with the number of rows that it should have."""
     token_ids_L: Ids | None = None
     """None where only records are looked at."""
+    next_tokens_P: Offsets | None = None
+    """Where in `token_ids_L` the token that follows each position stands; None where every position is recorded."""
 
     def first_fault(self, vocab_size: int) -> str | None:
         """The first rule that is broken, as a sentence with numbers; None where the block is valid.
@@ -98,10 +100,13 @@ class RecordBlock:
         """Every head holds the token that came next, which also catches records shifted against their tokens."""
         if self.token_ids_L is None:
             return None
-        follows_L = np.ones(len(self.token_ids_L), dtype=bool)
-        # A document of P positions has P + 1 tokens, of which the first follows nothing.
-        follows_L[self.position_offsets_D1[:-1] + np.arange(len(self.position_offsets_D1) - 1)] = False
-        next_ids_P = self.token_ids_L[follows_L]
+        if self.next_tokens_P is not None:
+            next_ids_P = self.token_ids_L[self.next_tokens_P]
+        else:
+            follows_L = np.ones(len(self.token_ids_L), dtype=bool)
+            # A document of P positions has P + 1 tokens, of which the first follows nothing.
+            follows_L[self.position_offsets_D1[:-1] + np.arange(len(self.position_offsets_D1) - 1)] = False
+            next_ids_P = self.token_ids_L[follows_L]
         ends_P = np.cumsum(self.head_counts_P, dtype=np.int64)
         if _heads_hold(self.head_ids_H, ends_P - self.head_counts_P, ends_P, next_ids_P):
             return None
@@ -155,15 +160,15 @@ def _has_nan(values: NDArray[Any]) -> bool:
     return bool(len(values)) and int((values.view(np.uint16) & _HALF_MAGNITUDE).max()) > _HALF_INFINITY
 
 
-def answers_are_valid(
+def ranges_are_valid(
     ranges_R2: NDArray[np.unsignedinteger[Any]], document_R: NDArray[np.integer[Any]], lengths_D: Offsets
 ) -> bool:
-    """Whether ranges of answers ascend, hold a token each, and end within their documents.
+    """Whether ranges of tokens, or of positions, ascend, hold one each, and end within their documents.
 
     Args:
-        ranges_R2: first token and end of each.
+        ranges_R2: first and end of each.
         document_R: number of its document, ascending.
-        lengths_D: tokens of each document.
+        lengths_D: tokens, or positions, of each document.
     """
     ranges = ranges_R2.astype(np.int64)
     follows = document_R[1:] == document_R[:-1]

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from logitcask_schemas.cask.storage import files
 from logitcask_schemas.errors import LogitcaskError
-from logitcask_schemas.record.records import document_id
+from logitcask_schemas.record.extent import document_id
 
 FORMAT, VERSION = "logitcask-tokens", 2
 _OLD = 1

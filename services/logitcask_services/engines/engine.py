@@ -6,8 +6,9 @@ from typing import Protocol
 
 from logitcask_schemas.errors import InvalidRecordError, LogitcaskError
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.extent import IdArray
 from logitcask_schemas.record.identity import TeacherIdentity
-from logitcask_schemas.record.records import DocumentRecords, IdArray, Records
+from logitcask_schemas.record.records import DocumentRecords, Records
 
 
 class EngineError(LogitcaskError, RuntimeError):

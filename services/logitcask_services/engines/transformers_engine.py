@@ -14,8 +14,8 @@ import transformers
 
 from logitcask_schemas.errors import ModelError
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.extent import IdArray
 from logitcask_schemas.record.identity import TeacherIdentity
-from logitcask_schemas.record.records import IdArray
 from logitcask_schemas.record.wire import decode_wire
 from logitcask_services.capture import RecordCapture, pack_wire
 from logitcask_services.engines.attention import declared_implementation, prove_attention

@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_schemas.record.capture_spec import MAX_ENTRIES, CaptureSpec
-from logitcask_schemas.record.records import DocumentRecords, document_id
+from logitcask_schemas.record.extent import document_id
+from logitcask_schemas.record.records import DocumentRecords
 from logitcask_schemas.record.wire import decode_wire
 from logitcask_services.capture.record_capture import RecordCapture
 from logitcask_services.capture.record_columns import pack_wire

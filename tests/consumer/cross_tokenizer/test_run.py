@@ -20,8 +20,10 @@ from logitcask_consumer.training.arguments import DistillConfig
 from logitcask_consumer.training.callbacks import read_metrics
 from logitcask_consumer.training.run import train
 from logitcask_consumer.training.trainer import DistillTrainer
+from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.errors import IdentityMismatchError, ModelError
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.extent import Extent
 from logitcask_schemas.record.identity import tokenizer_fingerprint
 from tests.support.consumer.cask_builder import build_cask, tiny_model
 from tests.support.consumer.text_tokenizers import byte_level, corpus
@@ -128,6 +130,18 @@ def test_the_step_does_not_depend_on_the_micro_batches_and_resumes(config, tmp_p
     assert again.resumed_from is not None
     for one, other in zip(lines, read_metrics(again.output / "metrics.jsonl"), strict=True):
         assert one["kd"] == pytest.approx(other["kd"], rel=1e-5)
+
+
+def test_documents_with_records_of_some_positions_are_refused(config, place, tmp_path):
+    whole = Cask.open(place / "cask")
+    teacher = whole.manifest.teacher
+    mask = np.arange(len(whole.read(0).token_ids_L) - 1) > 3
+    document = whole.read(0)
+    part = replace(document, records=document.records.select(mask), extent=Extent.of_mask(mask))
+    with CaskWriter.create(tmp_path / "part", teacher=teacher, capture=whole.manifest.capture, version=2) as writer:
+        writer.publish([part])
+    with pytest.raises(LossMismatchError, match=r"part: 1 document with records of some positions only"):
+        train(replace(config, casks=(tmp_path / "part",)))
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Casks as they are written on the command line, and which of them are trained as one."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ from tests.support.consumer.cask_builder import build_cask, random_documents, ti
         ("s3://bucket/a:0.7:js", "s3://bucket/a", 0.7, "js"),
         ("s3://host:9000/bucket/a:3", "s3://host:9000/bucket/a", 3.0, None),
         ("casks/2026-11-28T10:00:0.5", Path("casks/2026-11-28T10:00"), 0.5, None),
+        ("casks/2026-11-28T10:00:0.5:js", Path("casks/2026-11-28T10:00"), 0.5, "js"),
+        ("a:0.5:" + " + ".join(["0.1*forward_kl"] * 40), Path("a"), 0.5, " + ".join(["0.1*forward_kl"] * 40)),
     ],
 )
 def test_places_weights_and_losses(written, place, weight, loss):
@@ -63,8 +66,7 @@ def casks(tmp_path_factory):
             spec=CaptureSpec(**spec),
             weights_digest=str(seed) * 64,
         )
-    (folder / "other").mkdir()
-    (folder / "other" / "b").symlink_to(folder / "b")
+    shutil.copytree(folder / "b", folder / "other" / "b")
     return folder
 
 
@@ -82,6 +84,32 @@ def test_casks_that_go_together_are_one_group(casks):
     assert groups_of(casks, "a", "a2:2") == [("a", ["a"], 1.0, "forward_kl"), ("a2", ["a2"], 2.0, "forward_kl")]
     assert groups_of(casks, "b:1", "other/b:2") == [("b", ["b"], 1.0, "forward_kl"), ("b-2", ["b"], 2.0, "forward_kl")]
     assert [group[1] for group in groups_of(casks, "a:1", "a-tau:1")] == [["a"], ["a-tau"]]
+
+
+def test_a_cask_named_twice_is_refused(casks):
+    (casks / "link").symlink_to(casks / "a") if not (casks / "link").exists() else None
+    for written in (("a", "a"), ("a:0.5", "a:0.2"), ("a:1", "link:2:js")):
+        with pytest.raises(CaskSourceError, match="is named twice"):
+            groups_of(casks, *written)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_weight_that_is_none_is_refused_in_python_too(weight):
+    with pytest.raises(CaskSourceError, match="must be above 0 and finite"):
+        CaskSource(place="a", weight=weight)
+
+
+def test_labels_are_names_of_folders(casks, monkeypatch):
+    """They name folders of reports: nothing may be written beside these."""
+    monkeypatch.chdir(casks / "a" / "shards")
+    groups = open_groups(
+        [CaskSource(place="..", weight=1.0), CaskSource(place="../../b", weight=2.0)], loss="forward_kl"
+    )
+    assert [group.label for group in groups] == ["a", "b"]
+    monkeypatch.chdir(casks / "a")
+    assert open_groups([CaskSource(place=".")], loss="forward_kl")[0].label == "a"
+    shutil.copytree(casks / "a", casks / "other" / "report.md", dirs_exist_ok=True)
+    assert open_groups([CaskSource(place=casks / "other" / "report.md")], loss="forward_kl")[0].label == "cask"
 
 
 @pytest.mark.parametrize("written", [("a", "b"), ("a:0.7", "b"), ("a", "a-tau")])

@@ -254,7 +254,7 @@ def test_the_next_token_is_found_wherever_it_stands_in_the_head(heads, data):
 
 def test_token_ids_of_another_document_are_refused(cask_path, monkeypatch):
     dataset = CaskDataset(open_casks([cask_path], tokenizer_fingerprint=None), seq_len=64)
-    monkeypatch.setattr("logitcask_consumer.data.dataset.document_id", lambda ids: b"\0" * 32)
+    monkeypatch.setattr("logitcask_schemas.record.records.document_id", lambda ids, extent: b"\0" * 32)
     with pytest.raises(DocumentMismatchError, match="identity"):
         dataset[0]
 

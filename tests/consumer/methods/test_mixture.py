@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.data import EMPTY, CaskSource, MixedDataset, ShardBlockSampler, open_groups
+from logitcask_consumer.losses import LossMismatchError, UnknownLossError
 from logitcask_consumer.methods import MixtureMethod
+from logitcask_consumer.report.build import ReportConfig
+from logitcask_consumer.report.make_report import make_report
 from logitcask_consumer.run_document import RunFolderError
 from logitcask_consumer.student.forward import attach
 from logitcask_consumer.training.arguments import DistillConfig
@@ -174,6 +178,57 @@ def test_a_part_without_a_sequence_in_a_batch_has_an_empty_one(tmp_path, teacher
         assert len(value.sums) == loss.num_sums
         metrics = loss.metrics(value.sums.tolist())
         assert metrics["positions"] == loss.read(value.sums.tolist())
+        # What was not measured is not there: a KL of 0 would be perfect agreement.
+        assert [f"kl/{label}" in metrics for label in "ab"] == counts
+
+
+@pytest.mark.parametrize("sequences", [1, 2, 5])
+def test_weights_count_whatever_a_step_holds(tmp_path, teachers, sequences):
+    """What a step divides by counts positions, not weights, so that a step of one cask does not lose its weight."""
+    paths = [
+        build_cask(tmp_path / name, teacher, documents, spec=WHOLE, weights_digest=name * 64)
+        for name, teacher, documents in (
+            ("a", teachers[0], random_documents(12, low=30, high=60)),
+            ("b", teachers[1], random_documents(3, low=30, high=60, seed=9)),
+        )
+    ]
+    student = tiny_model(layers=2, seed=5)
+    attach(student)
+    method, dataset = mixture(paths, weights=(1.0, 20.0))
+    loss = method.on(student, dataset)
+
+    def summed(parts):
+        student.zero_grad()
+        for part in parts:
+            batch = loss.collator(dataset.read(part))
+            loss.value(student, batch, 0.0).loss.backward()
+        return torch.cat([p.grad.flatten() for p in student.parameters()])
+
+    order = [number for number in ShardBlockSampler(dataset.sources, seed=0, batch=sequences) if number != EMPTY]
+    steps = [order[start : start + sequences] for start in range(0, len(order), sequences)]
+    counted = [float(loss.counted(loss.collator(dataset.read(step)))) for step in steps]
+    assert sum(counted) == dataset.num_positions
+    whole = summed([order])
+    assert relative(summed(steps), whole) < 1e-5
+    # The mean weight of a position is 1, so that a step costs what one of a single teacher costs.
+    positions = [part.num_positions for part in dataset.parts]
+    assert sum(weight * count for weight, count in zip(loss.weights, positions, strict=True)) == pytest.approx(
+        sum(positions)
+    )
+    method, dataset = mixture(paths, weights=(1.0, 1e-9))
+    loss = method.on(student, dataset)
+    assert relative(summed(steps), whole) > 0.1
+
+
+def test_a_run_of_single_sequences_follows_the_weights(config):
+    folder = config.output.parent
+    casks = [((f"{folder / 'a'}:{a}", f"{folder / 'b'}:{b}")) for a, b in ((0.999, 0.001), (0.001, 0.999))]
+    runs = [
+        train(replace(config, casks=pair, loss="forward_kl", batch_tokens=64, epochs=2, output=folder / name))
+        for pair, name in zip(casks, ("one", "two"), strict=True)
+    ]
+    one, two = (AutoModelForCausalLM.from_pretrained(run.output).state_dict() for run in runs)
+    assert max(float((value - two[name]).abs().max()) for name, value in one.items()) > 1e-2
 
 
 @pytest.fixture
@@ -203,9 +258,13 @@ def test_a_run_on_two_teachers_lowers_the_loss_of_both_and_says_so(config):
     said = []
     result = train(config, say=said.append)
     lines = read_metrics(result.output / "metrics.jsonl")
-    for name in ("loss", "kl/a", "kd/b", "ce"):
-        assert lines[-1][name] < 0.95 * lines[0][name], name
-    assert lines[-1]["positions"] == lines[-1]["positions/a"] + lines[-1]["positions/b"]
+    for name in ("kl/a", "kd/b", "ce/a", "ce/b"):
+        measured = [line[name] for line in lines if name in line]
+        assert measured[-1] < 0.95 * measured[0], name
+    for line in lines:
+        assert line["positions"] == line.get("positions/a", 0) + line.get("positions/b", 0)
+        assert "kd" not in line, "losses of two kinds have no mean"
+    assert {"kl/a", "kl/b", "ce"} <= result.run["result"]["closing"].keys()
     assert sum(line["positions"] for line in lines) == 8 * sum(cask["positions"] for cask in result.run["casks"])
     (of_a,) = [line for line in said if line.startswith("a: ")]
     assert "weight 0.7, loss forward_kl" in of_a
@@ -219,6 +278,55 @@ def test_a_run_does_not_go_on_with_other_weights_or_losses(config):
     for casks in ((f"{folder / 'a'}:0.6", config.casks[1]), (config.casks[0], f"{folder / 'b'}:2:forward_kl")):
         with pytest.raises(RunFolderError, match="mixture"):
             train(replace(config, casks=casks))
+
+
+def test_a_run_does_not_go_on_where_a_cask_changed_its_group(config, teachers):
+    """The same weights and losses, of other casks."""
+    folder = config.output.parent
+    build_cask(folder / "a2", teachers[0], random_documents(6, seed=8), weights_digest="0" * 64)
+    begun = replace(config, casks=(f"{folder / 'a'}:0.01", f"{folder / 'a2'}:0.01", f"{folder / 'b'}:1:js"), epochs=1)
+    train(begun)
+    with pytest.raises(RunFolderError, match="mixture"):
+        train(replace(begun, casks=(f"{folder / 'a'}:0.01", f"{folder / 'a2'}:1", f"{folder / 'b'}:1:js")))
+
+
+def test_the_loss_of_a_run_is_read_even_where_every_cask_has_its_own(config):
+    with pytest.raises(UnknownLossError, match="typo"):
+        train(replace(config, loss="typo", casks=(f"{config.casks[0]}:forward_kl", config.casks[1])))
+
+
+def test_a_loss_that_does_not_fit_names_its_cask(config):
+    with pytest.raises(LossMismatchError, match=r"/a: loss 'js' needs"):
+        train(replace(config, casks=(f"{config.casks[0]}:js", config.casks[1])))
+
+
+def test_casks_and_teachers_may_be_given_as_objects(config):
+    given = TrainConfig(
+        casks=(CaskSource(place="x", weight=0.5, loss="js"), "y:2"), student="s", output="o", other_teachers="t"
+    )
+    assert (given.casks, given.other_teachers) == (("x:0.5:js", "y:2"), (Path("t"),))
+    assert json.dumps(given.as_dict())
+
+
+def test_a_report_on_several_teachers_compares_them(config, tmp_path):
+    result = train(config)
+    folder, models = config.output.parent, (("be|fore", result.output / "initial"), ("after", result.output))
+    document = make_report(
+        ReportConfig(
+            casks=(folder / "a", folder / "b"),
+            models=models,
+            output=tmp_path / "r",
+            train_logs=(("run", result.output),),
+        )
+    )
+    assert [(own["label"], own["folder"]) for own in document["teachers"]] == [("a", "a"), ("b", "b")]
+    page = (tmp_path / "r" / "report.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    assert len({line.replace("\\|", "").count("|") for line in rows}) == 1, "a table that Markdown reads"
+    assert "[a](<a/report.md>)" in page
+    alone = make_report(ReportConfig(casks=(folder / "b",), models=models, output=tmp_path / "alone"))
+    assert alone["models"] == json.loads((tmp_path / "r" / "b" / "report.json").read_text())["models"]
+    assert (tmp_path / "r" / "a" / "loss_curve.png").is_file()
 
 
 def test_one_cask_with_a_weight_and_loss_is_a_plain_run_with_that_loss(config):
@@ -272,7 +380,14 @@ def test_a_trainer_of_ones_own_needs_the_method(config):
     with pytest.raises(TypeError, match="MixtureMethod"):
         DistillTrainer(model, arguments, dataset)
     assert isinstance(method, MixtureMethod)
-    DistillTrainer(model, arguments, dataset, method=method)
+    trainer = DistillTrainer(model, arguments, dataset, dataset, method=method)
+    assert trainer.evaluate()["eval_kl/a"] > 0
+    plain = dataset.parts[0]
+    for one, other in ((dataset, plain), (plain, dataset), (MixedDataset(dataset.parts[:1]), None)):
+        with pytest.raises(TypeError, match="a MixtureMethod"):
+            DistillTrainer(model, arguments, one, other, method=method)
+    with pytest.raises(TypeError, match="MixtureMethod"):
+        DistillTrainer(model, arguments, plain, {"b": dataset})
 
 
 def test_a_teacher_with_another_tokenizer_is_refused_by_a_loss_on_tokens(tmp_path, teachers, config):

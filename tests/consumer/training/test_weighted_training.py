@@ -17,7 +17,7 @@ from logitcask_consumer.training.run import train
 from logitcask_consumer.training.trainer import DistillTrainer
 from logitcask_consumer.weights import UnknownWeightError, WeightParameterError, Weights
 from logitcask_schemas.cask import Cask
-from logitcask_schemas.record.records import document_id
+from logitcask_schemas.record.extent import document_id
 from tests.support.consumer.cask_builder import build_cask, random_documents, tiny_tokenizer
 from tests.support.consumer.two_processes import train_in_two_processes
 

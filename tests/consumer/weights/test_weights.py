@@ -25,7 +25,7 @@ from logitcask_consumer.weights import (
 )
 from logitcask_consumer.weights.entropy_top import student_entropy
 from logitcask_consumer.weights.spans import inside_spans
-from logitcask_schemas.record.records import document_id
+from logitcask_schemas.record.extent import document_id
 from tests.support.consumer.cask_builder import (
     VOCAB,
     build_cask,

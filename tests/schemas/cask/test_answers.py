@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.carriers.registry import CARRIERS, shard_path
 from logitcask_schemas.cask.describe import cask_stats, describe_positions
-from logitcask_schemas.cask.format.answers import Answers
+from logitcask_schemas.cask.format.lists import Answers
 from logitcask_schemas.cask.integrity.repair import repair_cask
 from logitcask_schemas.cask.integrity.verify import verify_shard, verify_shards
 from logitcask_schemas.cask.transfer.export import export_cask
@@ -256,7 +256,7 @@ def test_an_entry_that_tells_of_others_is_refused(tmp_path: Path) -> None:
     ]
     number = cask.find(SAYING[0].id)
     assert number is not None
-    with pytest.raises(CaskCorruptionError, match="its entry says AnswerCounts"):
+    with pytest.raises(CaskCorruptionError, match="answer_positions is 14; its entry says 15"):
         cask.read(number)
 
 

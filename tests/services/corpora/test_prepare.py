@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from logitcask_schemas.record.records import document_id
+from logitcask_schemas.record.extent import document_id
 from logitcask_services.corpora.file_kind import NotJsonLinesError, kind_of
 from logitcask_services.corpora.lines import CorpusLines, custom_id_at
 from logitcask_services.corpora.prepare import (

@@ -95,11 +95,12 @@ def test_a_folder_goes_before_the_hub(hub, tiny_llama, tmp_path):
     assert hub == []
 
 
-def test_a_mistyped_folder_is_not_asked_of_the_hub(hub, tiny_llama, tmp_path):
+def test_a_mistyped_folder_is_told_what_is_there(hub, tiny_llama, tmp_path):
+    """A folder of the organisation's name may be there all the same, as a run's own output: the Hub is asked."""
     shutil.copytree(tiny_llama, tmp_path / "models" / "teacher")
-    with pytest.raises(ModelError, match="no such folder"):
+    with pytest.raises(ModelError, match=r"models/techer is no folder here \(models holds teacher\), and the Hugging"):
         ModelFolder.open(Path("models/techer"))
-    assert hub == []
+    assert hub == [("models/techer", None)]
 
 
 def test_what_is_neither_a_folder_nor_on_the_hub(hub):

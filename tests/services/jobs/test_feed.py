@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logitcask_schemas.record.capture_spec import CaptureSpec
-from logitcask_schemas.record.records import document_id
+from logitcask_schemas.record.extent import document_id
 from logitcask_services.corpora.token_store import TokenStore, TokenStoreWriter
 from logitcask_services.engines.engine import CaptureResult
 from logitcask_services.jobs.chunks import ChunkFeed, StrangeResultError

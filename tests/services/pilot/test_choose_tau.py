@@ -7,7 +7,8 @@ import torch
 from logitcask_schemas.cask.format.columns import assemble
 from logitcask_schemas.cask.format.layout import RecordLayout
 from logitcask_schemas.record.capture_spec import CaptureSpec
-from logitcask_schemas.record.records import DocumentRecords, document_id
+from logitcask_schemas.record.extent import document_id
+from logitcask_schemas.record.records import DocumentRecords
 from logitcask_schemas.record.wire import decode_wire
 from logitcask_services.capture import RecordCapture, pack_wire
 from logitcask_services.pilot import PilotError, choose_tau

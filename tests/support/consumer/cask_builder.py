@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from logitcask_schemas.cask import CaskWriter
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.extent import Extent
 from logitcask_schemas.record.identity import TeacherIdentity, tokenizer_fingerprint
 from logitcask_schemas.record.records import DocumentRecords, Records
 from tests.support.consumer.reference_sampler import DensePositions, sample
@@ -132,11 +133,13 @@ def build_cask(
     per_shard: int = 8,
     answers: Sequence[Sequence[Sequence[int]] | None] | None = None,
     uniform: float | None = None,
+    recorded: Sequence[np.ndarray | None] | None = None,
     **identity_fields: Any,
 ) -> Path:
     """Publish the documents' records, some per shard.
 
-    `answers` has the ranges of each, None where it does not say; `uniform` as in `record`.
+    `answers` has the ranges of each, None where it does not say; `uniform` as in `record`; `recorded` has a mask over
+    the positions of each, None for all.
     """
     spec = spec or CaptureSpec()
     records = [
@@ -146,7 +149,12 @@ def build_cask(
         if ranges is not None:
             ranges_R2 = np.array(ranges, dtype=np.uint32).reshape(-1, 2)
             records[n] = dataclasses.replace(records[n], answer_ranges_R2=ranges_R2)
-    with CaskWriter.create(path, teacher=identity(**identity_fields), capture=spec) as writer:
+    for n, mask in enumerate(recorded or []):
+        if mask is not None:
+            kept = records[n].records.select(mask)
+            records[n] = dataclasses.replace(records[n], records=kept, extent=Extent.of_mask(mask))
+    version: Any = 1 if recorded is None else 2
+    with CaskWriter.create(path, teacher=identity(**identity_fields), capture=spec, version=version) as writer:
         for start in range(0, len(records), per_shard):
             writer.publish(records[start : start + per_shard])
     return path

@@ -1,6 +1,7 @@
 """Made-up teachers, specs and documents for the tests: valid in every respect the format checks, random otherwise."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from logitcask_schemas.cask.format.codec_u8 import decode_u8
 from logitcask_schemas.cask.integrity.verify import survey
 from logitcask_schemas.cask.location import LocalFolder
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.extent import Context, Extent
 from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_schemas.record.records import DocumentRecords, Records
 from tests.support.record_arrays import record_arrays
@@ -33,9 +35,15 @@ def make_teacher(vocab_size: int = 49_152, **changes: Any) -> TeacherIdentity:
 
 
 def make_document(
-    length: int, seed: int, *, vocab_size: int = 49_152, spec: CaptureSpec = SPEC, tails: bool = True
+    length: int,
+    seed: int,
+    *,
+    vocab_size: int = 49_152,
+    spec: CaptureSpec = SPEC,
+    tails: bool = True,
+    extents: bool = False,
 ) -> DocumentRecords:
-    """A document of `length` tokens; with tails=False no position has a draw."""
+    """A document of `length` tokens; with tails=False no position has a draw, with extents some have no record."""
     random = np.random.default_rng([seed, length])
     positions = length - 1
     ids: type[np.unsignedinteger[Any]] = np.uint16 if vocab_size <= 65_536 else np.uint32
@@ -60,7 +68,7 @@ def make_document(
     tail_ids = random.integers(0, vocab_size, draws).astype(ids)
     # Ascending within each position: sort by (position, id).
     tail_ids = tail_ids[np.lexsort((tail_ids, np.repeat(np.arange(positions), tail_counts)))]
-    return DocumentRecords(
+    document = DocumentRecords(
         token_ids_L=token_ids,
         records=Records(
             head_counts_P=head_counts,
@@ -77,6 +85,19 @@ def make_document(
         ),
         answer_ranges_R2=make_answers(length, seed),
     )
+    return with_extent(document, seed) if extents else document
+
+
+def with_extent(document: DocumentRecords, seed: int) -> DocumentRecords:
+    """Of four documents in a row one is whole, one has a context, one lacks records, and one is both."""
+    random = np.random.default_rng([seed, 2])
+    context = Context.of(random.integers(0, 300, random.integers(1, 9)).astype(np.uint32)) if seed % 2 else None
+    keep_P = np.ones(document.records.num_positions, dtype=np.bool_)
+    if seed % 4 >= 2:
+        keep_P = random.random(len(keep_P)) < 0.5
+        keep_P[random.integers(len(keep_P))] = True
+    extent = Extent.of_mask(keep_P, context)
+    return replace(document, records=document.records.select(keep_P), extent=extent)
 
 
 def make_answers(length: int, seed: int) -> np.ndarray | None:
@@ -116,6 +137,7 @@ def assert_same(actual: DocumentRecords, expected: DocumentRecords) -> None:
         assert mine[name].tobytes() == column.tobytes(), name
     ranges = [None if one.answer_ranges_R2 is None else one.answer_ranges_R2.tolist() for one in (actual, expected)]
     assert ranges[0] == ranges[1]
+    assert actual.id == expected.id
 
 
 def unlisted(cask: Cask) -> list[str]:

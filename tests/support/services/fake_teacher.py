@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.extent import document_id
 from logitcask_schemas.record.identity import TeacherIdentity
-from logitcask_schemas.record.records import DocumentRecords, Records, document_id
+from logitcask_schemas.record.records import DocumentRecords, Records
 from logitcask_services.corpora.lines import ChatLine, LineProblem
 from logitcask_services.corpora.messages import normalise
 from logitcask_services.corpora.tokenizer import Tokenised

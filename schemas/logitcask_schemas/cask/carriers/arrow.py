@@ -4,7 +4,7 @@ One row per document; every other column is a list whose values lie end to end, 
 value.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from logitcask_schemas.cask.carriers.carrier import ByteSink
 from logitcask_schemas.cask.documents import ShardDocuments
-from logitcask_schemas.cask.format.answers import ANSWERS_NAME, Answers
 from logitcask_schemas.cask.format.columns import ShardColumns
 from logitcask_schemas.cask.format.layout import LEVELS, Column, Level, RecordLayout
+from logitcask_schemas.cask.format.lists import LISTS, Answers, DocumentLists, ShardLists
 from logitcask_schemas.cask.format.manifest import MAX_VALUES
 from logitcask_schemas.errors import CaskCorruptionError, CaskError
 
@@ -28,24 +28,30 @@ _DOCUMENT_FIELDS: Final = 2
 _ELEMENTS: Final = {"|u1": pa.uint8(), "<u2": pa.uint16(), "<f2": pa.float16(), "<f4": pa.float32()}
 
 
-SHARD_VERSION: Final = {False: "1", True: "2"}
-"""Without and with answers: readers that do not know the column refuse the shard by its version."""
+SHARD_VERSIONS: Final = ("1", "2", "3")
+
+
+def shard_version(lists: Sequence[str]) -> str:
+    """The version of a shard with these lists: readers that do not know one refuse the shard by its version."""
+    if not lists:
+        return "1"
+    return "2" if set(lists) == {Answers.name} else "3"
 
 
 @lru_cache(maxsize=8)
-def arrow_schema(layout: RecordLayout, identity: str, *, answers: bool) -> Any:
-    """The schema of a cask's shards without or with answers, as docs/format.md section 4 has it."""
+def arrow_schema(layout: RecordLayout, identity: str, lists: tuple[str, ...]) -> Any:
+    """The schema of a cask's shards with these lists, as docs/format.md section 4 has it."""
     fields = [pa.field("document_id", pa.binary(32), nullable=False), pa.field("checksum", pa.uint64(), nullable=False)]
     for column in layout.columns:
         element: Any = _ELEMENTS[column.dtype.str]
         if column.width is not None:
             element = pa.list_(pa.field("item", element, nullable=False), column.width)
         fields.append(pa.field(column.name, pa.list_(pa.field("item", element, nullable=False)), nullable=False))
-    if answers:
-        fields.append(pa.field(ANSWERS_NAME, pa.list_(pa.field("item", pa.uint32(), nullable=False)), nullable=False))
+    numbers = pa.list_(pa.field("item", pa.uint32(), nullable=False))
+    fields += [pa.field(name, numbers, nullable=False) for name in lists]
     metadata = {
         "logitcask.format": "logitcask-shard",
-        "logitcask.version": SHARD_VERSION[answers],
+        "logitcask.version": shard_version(lists),
         "logitcask.identity": identity,
     }
     return pa.schema(fields, metadata=metadata)
@@ -63,8 +69,9 @@ def arrow_batch(columns: ShardColumns, layout: RecordLayout, schema: Any) -> Any
                 f"column {column.name} would hold {count} values, a shard holds at most {MAX_VALUES}; "
                 "publish fewer documents at a time"
             )
-    if columns.answers is not None and len(columns.answers.values) > MAX_VALUES:
-        raise CaskError(f"more than {MAX_VALUES // 2} ranges of answers; publish fewer documents at a time")
+    for lists in columns.lists:
+        if len(lists.values) > MAX_VALUES:
+            raise CaskError(f"more than {MAX_VALUES} values of {lists.name}; publish fewer documents at a time")
     documents = len(columns.document_ids)
     arrays = [
         pa.Array.from_buffers(pa.binary(32), documents, [None, _buffer(columns.document_ids)]),
@@ -81,10 +88,10 @@ def arrow_batch(columns: ShardColumns, layout: RecordLayout, schema: Any) -> Any
         else:
             values = pa.Array.from_buffers(element, array.size, [None, _buffer(array)])
         arrays.append(pa.Array.from_buffers(list_type, documents, [None, offsets[column.level]], children=[values]))
-    if (answers := columns.answers) is not None:
-        values = pa.Array.from_buffers(pa.uint32(), len(answers.values), [None, _buffer(answers.values)])
-        cut = _buffer(answers.offsets.astype("<i4"))
-        arrays.append(pa.Array.from_buffers(schema.field(ANSWERS_NAME).type, documents, [None, cut], children=[values]))
+    for lists in columns.lists:
+        values = pa.Array.from_buffers(pa.uint32(), len(lists.values), [None, _buffer(lists.values)])
+        cut = _buffer(lists.offsets.astype("<i4"))
+        arrays.append(pa.Array.from_buffers(schema.field(lists.name).type, documents, [None, cut], children=[values]))
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
@@ -95,14 +102,14 @@ def _buffer(array: NDArray[Any]) -> Any:
 
 def require_schema(path: Path, schema: Any, layout: RecordLayout, identity: str) -> None:
     """Raise CaskCorruptionError unless the schema is a shard's, of this identity and with these columns."""
-    has_answers = (schema.metadata or {}).get(b"logitcask.version") == SHARD_VERSION[True].encode()
-    expected = arrow_schema(layout, identity, answers=has_answers)
+    expected = arrow_schema(layout, identity, _list_names(schema))
     if schema.equals(expected, check_metadata=True):
         return
     metadata = {key.decode(errors="replace"): value for key, value in (schema.metadata or {}).items()}
-    if metadata.get("logitcask.format") != b"logitcask-shard" or metadata.get("logitcask.version") not in (b"1", b"2"):
+    version = metadata.get("logitcask.version", b"").decode(errors="replace")
+    if metadata.get("logitcask.format") != b"logitcask-shard" or version not in SHARD_VERSIONS:
         raise CaskCorruptionError(
-            f"{path}: readable, but not a logitcask shard of version 1 or 2 (its metadata says "
+            f"{path}: readable, but not a logitcask shard of version 1 to 3 (its metadata says "
             f"{metadata.get('logitcask.format')!r}, version {metadata.get('logitcask.version')!r}). {REPAIR_ADVICE}."
         )
     if (written_for := metadata.get("logitcask.identity", b"").decode(errors="replace")) != identity:
@@ -110,10 +117,14 @@ def require_schema(path: Path, schema: Any, layout: RecordLayout, identity: str)
             f"{path}: foreign shard: written for identity {written_for!r}, this cask's is {identity!r}. "
             "Move it back to the cask it came from."
         )
-    if not schema.equals(expected, check_metadata=False):
+    if not schema.equals(expected, check_metadata=False) or version != shard_version(_list_names(schema)):
         raise CaskCorruptionError(
             f"{path}: columns are {_listing(schema)}; the manifest asks for {_listing(expected)}. {REPAIR_ADVICE}."
         )
+
+
+def _list_names(schema: Any) -> tuple[str, ...]:
+    return tuple(kind.name for kind in LISTS if kind.name in schema.names)
 
 
 def _listing(schema: Any) -> str:
@@ -126,7 +137,7 @@ def columns_of_batch(path: Path, batch: Any, layout: RecordLayout) -> ShardColum
     Raises:
         CaskCorruptionError: Nulls, offsets that do not cut the values, or buffers shorter than they claim.
     """
-    documents = batch.num_rows
+    documents, names = batch.num_rows, batch.schema.names
     cuts: dict[Level, NDArray[np.int32]] = {}
     arrays: dict[str, NDArray[Any]] = {}
     for column in layout.columns:
@@ -145,15 +156,15 @@ def columns_of_batch(path: Path, batch: Any, layout: RecordLayout) -> ShardColum
         checksums=_view(path, "checksum", checksums, np.dtype("<u8"), documents),
         offsets={level: cut.astype(np.int64) for level, cut in cuts.items()},
         arrays=arrays,
-        answers=_answers(path, batch.column(ANSWERS_NAME)) if ANSWERS_NAME in batch.schema.names else None,
+        lists=ShardLists.of([_lists(path, batch.column(kind.name), kind) for kind in LISTS if kind.name in names]),
     )
 
 
-def _answers(path: Path, listed: Any) -> Answers:
-    values = _unsliced(path, ANSWERS_NAME, listed)
-    cut = _view(path, ANSWERS_NAME, listed.buffers()[1], np.dtype("<i4"), len(listed) + 1)
-    flat = _view(path, ANSWERS_NAME, values.buffers()[-1], np.dtype("<u4"), len(values))
-    return Answers.opened(path, cut.astype(np.int64), flat, len(listed))
+def _lists(path: Path, listed: Any, kind: type[DocumentLists]) -> DocumentLists:
+    values = _unsliced(path, kind.name, listed)
+    cut = _view(path, kind.name, listed.buffers()[1], np.dtype("<i4"), len(listed) + 1)
+    flat = _view(path, kind.name, values.buffers()[-1], np.dtype("<u4"), len(values))
+    return kind.opened(path, cut.astype(np.int64), flat, len(listed))
 
 
 def documents_of_batch(path: Path, batch: Any, layout: RecordLayout) -> ShardDocuments:
@@ -214,7 +225,7 @@ class ArrowCarrier:
 
     def write(self, columns: ShardColumns, layout: RecordLayout, identity: str, file: ByteSink) -> None:
         """Write a whole shard as an Arrow file of one record batch."""
-        schema = arrow_schema(layout, identity, answers=columns.answers is not None)
+        schema = arrow_schema(layout, identity, columns.lists.names)
         with pa.ipc.new_file(pa.PythonFile(file, mode="w"), schema, options=_write_options()) as writer:
             writer.write_batch(arrow_batch(columns, layout, schema))
 

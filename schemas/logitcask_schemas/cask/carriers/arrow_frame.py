@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from logitcask_schemas.cask.carriers.arrow import ArrowCarrier
-from logitcask_schemas.cask.format.answers import ANSWERS_NAME, Answers
 from logitcask_schemas.cask.format.columns import ShardColumns
 from logitcask_schemas.cask.format.layout import LEVELS, Level, RecordLayout
+from logitcask_schemas.cask.format.lists import LISTS, ShardLists
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +29,23 @@ class ArrowFrame:
     checksums: int
     columns: Mapping[str, tuple[int, int]]
     """Per column of the layout, where its offsets and its values start."""
-    answers: tuple[int, int] | None
-    """The same of the answers; None where there are none."""
+    lists: Mapping[str, tuple[int, int]]
+    """The same of each column of lists there is."""
 
 
 def arrow_frame(
-    documents: int, counts: Mapping[Level, int], layout: RecordLayout, identity: str, *, answer_ranges: int = 0
+    documents: int, counts: Mapping[Level, int], layout: RecordLayout, identity: str, lists: Mapping[str, int]
 ) -> ArrowFrame:
-    """The frame of a shard of so many documents, tokens, positions, head entries, tail draws and ranges of answers."""
-    before, after = _surroundings(layout, identity, answers=answer_ranges > 0)
+    """The frame of a shard.
+
+    Args:
+        documents: in it.
+        counts: tokens, positions, head entries and tail draws.
+        layout: of its cask.
+        identity: of its cask.
+        lists: how many numbers each column of lists holds; those without any are not there.
+    """
+    before, after = _surroundings(layout, identity, tuple(lists))
     at = before
     starts: dict[str, tuple[int, int]] = {}
 
@@ -51,13 +59,14 @@ def arrow_frame(
     for column in layout.columns:
         offsets = place(4 * (documents + 1))
         starts[column.name] = offsets, place(counts[column.level] * column.bytes_per_unit)
-    answers = (place(4 * (documents + 1)), place(8 * answer_ranges)) if answer_ranges else None
-    return ArrowFrame(size=at + after, document_ids=ids, checksums=checksums, columns=starts, answers=answers)
+    placed = {name: (place(4 * (documents + 1)), place(4 * numbers)) for name, numbers in lists.items()}
+    return ArrowFrame(size=at + after, document_ids=ids, checksums=checksums, columns=starts, lists=placed)
 
 
 @lru_cache(maxsize=8)
-def _surroundings(layout: RecordLayout, identity: str, *, answers: bool) -> tuple[int, int]:
+def _surroundings(layout: RecordLayout, identity: str, lists: tuple[str, ...]) -> tuple[int, int]:
     """Bytes before the first buffer and after the last one."""
+    kinds = [kind for kind in LISTS if kind.name in lists]
     sample = ShardColumns(
         document_ids=np.zeros((1, 32), dtype=np.uint8),
         checksums=np.zeros(1, dtype=np.uint64),
@@ -66,7 +75,7 @@ def _surroundings(layout: RecordLayout, identity: str, *, answers: bool) -> tupl
             column.name: np.zeros(1 if column.width is None else (1, column.width), dtype=column.dtype)
             for column in layout.columns
         },
-        answers=Answers.of_documents([np.array([[0, 1]], dtype=np.uint32)]) if answers else None,
+        lists=ShardLists.of([kind.joined([np.zeros(kind.group, np.uint32)]) for kind in kinds]),
     )
     sink = io.BytesIO()
     ArrowCarrier().write(sample, layout, identity, sink)
@@ -74,6 +83,6 @@ def _surroundings(layout: RecordLayout, identity: str, *, answers: bool) -> tupl
     batch = pa.ipc.open_file(content).get_batch(0)
     before = batch.column("document_id").buffers()[1].address - content.address
     last = layout.columns[-1]
-    name, size = (ANSWERS_NAME, 8) if answers else (last.name, last.bytes_per_unit)
+    name, size = (kinds[-1].name, 4 * kinds[-1].group) if kinds else (last.name, last.bytes_per_unit)
     end = batch.column(name).buffers()[-1].address - content.address + size
     return before, content.size - (end + -end % 8)

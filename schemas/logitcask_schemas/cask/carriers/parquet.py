@@ -38,7 +38,7 @@ class ParquetCarrier:
         # Here and below: importing Parquet takes 30 ms, which `logitcask --help` and Arrow casks need not pay.
         import pyarrow.parquet as pq
 
-        schema = arrow_schema(layout, identity, answers=columns.answers is not None)
+        schema = arrow_schema(layout, identity, columns.lists.names)
         batch = arrow_batch(columns, layout, schema)
         with pq.ParquetWriter(
             pa.PythonFile(file, mode="w"),

@@ -12,7 +12,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,11 +21,11 @@ from typing import IO, Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from logitcask_schemas.cask.carriers.arrow import REPAIR_ADVICE, SHARD_VERSION
+from logitcask_schemas.cask.carriers.arrow import REPAIR_ADVICE, SHARD_VERSIONS, shard_version
 from logitcask_schemas.cask.carriers.carrier import ByteSink
-from logitcask_schemas.cask.format.answers import ANSWERS_NAME, Answers
 from logitcask_schemas.cask.format.columns import ShardColumns
 from logitcask_schemas.cask.format.layout import LEVELS, RecordLayout
+from logitcask_schemas.cask.format.lists import LISTS, ShardLists
 from logitcask_schemas.errors import CaskCorruptionError
 
 T = TypeVar("T")
@@ -43,8 +43,8 @@ _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 _UNIX: Final = 3
 _METADATA: Final = "zarr.json"
 _OFFSETS_SUFFIX: Final = "_offsets"
-_ANSWER_LEVEL: Final = "answer"
-_ANSWER_OFFSETS: Final = _ANSWER_LEVEL + _OFFSETS_SUFFIX
+_LIST_LEVELS: Final = {"answers": "answer", "recorded": "recorded", "context": "context"}
+"""Of each column of lists."""
 _UNDECODABLE: Final = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
 """What zarr-python and its codecs raise about metadata and chunks that are not what a writer made."""
 
@@ -157,7 +157,7 @@ async def _encoded(columns: ShardColumns, layout: RecordLayout, identity: str) -
     members: dict[str, Any] = {}
     attributes = {
         "logitcask.format": "logitcask-shard",
-        "logitcask.version": SHARD_VERSION[columns.answers is not None],
+        "logitcask.version": shard_version(columns.lists.names),
         "logitcask.identity": identity,
     }
     group = await create_group(store=MemoryStore(members), zarr_format=3, attributes=attributes)
@@ -192,9 +192,10 @@ async def _decoded(
 
     store = MemoryStore({name: Buffer.from_bytes(content) for name, content in members.items()}, read_only=True)
     group = await open_group(store=store, mode="r", zarr_format=3, use_consolidated=False)
-    has_answers = _require_group(path, group.attrs, identity)
-    described = _described(layout, has_answers=has_answers)
     names = {name.partition("/")[0] for name in members} - {_METADATA}
+    lists = tuple(kind.name for kind in LISTS if kind.name in names)
+    _require_group(path, group.attrs, identity, lists)
+    described = _described(layout, lists)
     if names != described.keys():
         raise CaskCorruptionError(
             f"{path}: columns are {sorted(names)}; the manifest asks for {sorted(described)}. {REPAIR_ADVICE}."
@@ -216,13 +217,17 @@ async def _decoded(
                 f"{path}: offsets of level {level!r} do not cut columns of {sorted(counts)} values into "
                 f"{documents} documents. {REPAIR_ADVICE}."
             )
-    answers = Answers.opened(path, values[_ANSWER_OFFSETS], values[ANSWERS_NAME], documents) if has_answers else None
+    opened_lists = [
+        kind.opened(path, values[_offsets_name(kind.name)], values[kind.name], documents)
+        for kind in LISTS
+        if kind.name in lists
+    ]
     return ShardColumns(
         document_ids=values["document_id"],
         checksums=values["checksum"],
         offsets=offsets,
         arrays=arrays,
-        answers=answers,
+        lists=ShardLists.of(opened_lists),
     )
 
 
@@ -254,7 +259,7 @@ def _damage_explained(path: Path) -> Iterator[None]:
         raise CaskCorruptionError(f"{path}: not a readable Zarr group ({error}). {REPAIR_ADVICE}.") from error
 
 
-def _described(layout: RecordLayout, *, has_answers: bool) -> dict[str, tuple[np.dtype[Any], int | None, str]]:
+def _described(layout: RecordLayout, lists: Sequence[str]) -> dict[str, tuple[np.dtype[Any], int | None, str]]:
     """Per array of a shard, in the order of the archive: dtype, values per row where that is an axis, and level."""
     arrays: dict[str, tuple[np.dtype[Any], int | None, str]] = {
         "document_id": (np.dtype(np.uint8), 32, "document"),
@@ -262,9 +267,9 @@ def _described(layout: RecordLayout, *, has_answers: bool) -> dict[str, tuple[np
     }
     arrays |= {level + _OFFSETS_SUFFIX: (np.dtype("<i8"), None, "document") for level in LEVELS}
     arrays |= {column.name: (column.dtype, column.width, column.level) for column in layout.columns}
-    if has_answers:
-        arrays[_ANSWER_OFFSETS] = np.dtype("<i8"), None, "document"
-        arrays[ANSWERS_NAME] = np.dtype("<u4"), None, _ANSWER_LEVEL
+    for name in lists:
+        arrays[_offsets_name(name)] = np.dtype("<i8"), None, "document"
+        arrays[name] = np.dtype("<u4"), None, _LIST_LEVELS[name]
     return arrays
 
 
@@ -272,34 +277,42 @@ def _arrays(columns: ShardColumns, layout: RecordLayout) -> Iterator[tuple[str, 
     """Name, values and level of every stored array, in the order of the archive."""
     values: dict[str, Any] = {"document_id": columns.document_ids, "checksum": columns.checksums, **columns.arrays}
     values |= {level + _OFFSETS_SUFFIX: columns.offsets[level] for level in LEVELS}
-    if columns.answers is not None:
-        values |= {_ANSWER_OFFSETS: columns.answers.offsets, ANSWERS_NAME: columns.answers.values}
-    for name, (_, _, level) in _described(layout, has_answers=columns.answers is not None).items():
+    for lists in columns.lists:
+        values |= {_offsets_name(lists.name): lists.offsets, lists.name: lists.values}
+    for name, (_, _, level) in _described(layout, columns.lists.names).items():
         yield name, values[name][0 : len(values[name])], level
+
+
+def _offsets_name(lists: str) -> str:
+    return _LIST_LEVELS[lists] + _OFFSETS_SUFFIX
 
 
 def _chunk_rows(level: str, values: int, positions: int) -> int:
     """Rows of an inner chunk: what `CHUNK_POSITIONS` have on average, rounded up to a power of two times that."""
-    if level in ("document", _ANSWER_LEVEL):
+    if level == "document" or level in _LIST_LEVELS.values():
         return CHUNK_DOCUMENTS
     per_position = -(-values // max(positions, 1))
     return CHUNK_POSITIONS << max(per_position - 1, 0).bit_length()
 
 
-def _require_group(path: Path, attributes: Mapping[str, Any], identity: str) -> bool:
-    """Require the group to be a shard's of this identity; returns whether it has answers."""
+def _require_group(path: Path, attributes: Mapping[str, Any], identity: str, lists: Sequence[str]) -> None:
+    """Require the group to be a shard's of this identity, of the version that its columns of lists have."""
     kind, version = attributes.get("logitcask.format"), attributes.get("logitcask.version")
-    if kind != "logitcask-shard" or version not in SHARD_VERSION.values():
+    if kind != "logitcask-shard" or version not in SHARD_VERSIONS:
         raise CaskCorruptionError(
-            f"{path}: readable, but not a logitcask shard of version 1 or 2 (its attributes say {kind!r}, version "
+            f"{path}: readable, but not a logitcask shard of version 1 to 3 (its attributes say {kind!r}, version "
             f"{version!r}). {REPAIR_ADVICE}."
+        )
+    if version != shard_version(lists):
+        raise CaskCorruptionError(
+            f"{path}: a shard of version {version} does not have the lists {', '.join(lists) or '(none)'}. "
+            f"{REPAIR_ADVICE}."
         )
     if attributes.get("logitcask.identity") != identity:
         raise CaskCorruptionError(
             f"{path}: foreign shard: written for identity {attributes.get('logitcask.identity')!r}, this cask's is "
             f"{identity!r}. Move it back to the cask it came from."
         )
-    return bool(version == SHARD_VERSION[True])
 
 
 def _require_array(

@@ -11,9 +11,9 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from logitcask_schemas.cask.format.answers import Answers
 from logitcask_schemas.cask.format.codec_u8 import encode_u8
 from logitcask_schemas.cask.format.layout import HIGH_SUFFIX, LEVELS, Column, Level, RecordLayout
+from logitcask_schemas.cask.format.lists import NO_LISTS, ShardLists
 from logitcask_schemas.errors import InvalidRecordError
 from logitcask_schemas.record.records import DocumentRecords
 
@@ -47,8 +47,8 @@ class ShardColumns:
     """Per level, where each document starts and the last one ends, [D + 1]."""
     arrays: Mapping[str, ColumnArray]
     """One per column of the layout, all documents end to end: [units], or [units, width]."""
-    answers: Answers | None = None
-    """Which tokens are answers; None where no document says."""
+    lists: ShardLists = NO_LISTS
+    """What documents say beside their records."""
 
 
 def document_checksum(document_id: bytes, sizes: Sequence[int], slices: Sequence[NDArray[Any]]) -> int:
@@ -92,9 +92,9 @@ def assemble(documents: Sequence[DocumentRecords], ids: Sequence[bytes], layout:
         "tail": [len(document.records.tail_ids_N) for document in documents],
     }
     offsets = {level: _offsets(lengths[level]) for level in LEVELS}
-    answers = Answers.of_documents([document.answer_ranges_R2 for document in documents])
+    lists = ShardLists.of_documents(documents)
     checksums = [
-        document_checksum(identity, sizes, document_slices(arrays, offsets, layout, row, answers))
+        document_checksum(identity, sizes, document_slices(arrays, offsets, layout, row, lists))
         for row, (identity, sizes) in enumerate(zip(ids, zip(*lengths.values(), strict=True), strict=True))
     ]
     return ShardColumns(
@@ -102,7 +102,7 @@ def assemble(documents: Sequence[DocumentRecords], ids: Sequence[bytes], layout:
         checksums=np.asarray(checksums, dtype=np.uint64),
         offsets=offsets,
         arrays=arrays,
-        answers=answers,
+        lists=lists,
     )
 
 
@@ -111,14 +111,14 @@ def document_slices(
     offsets: Mapping[Level, Offsets],
     layout: RecordLayout,
     row: int,
-    answers: Answers | None,
+    lists: ShardLists,
 ) -> list[NDArray[Any]]:
-    """The part of every stored column that belongs to one document: those of the layout in its order, then answers."""
+    """What every stored column has of one document: columns of the layout in their order, then lists."""
     slices = [
         arrays[column.name][int(offsets[column.level][row]) : int(offsets[column.level][row + 1])]
         for column in layout.columns
     ]
-    return slices if answers is None else [*slices, answers.stored(row)]
+    return [*slices, *(column.stored(row) for column in lists)]
 
 
 def join_planes(low: NDArray[Any], high: NDArray[np.uint8]) -> NDArray[np.uint32]:
@@ -209,7 +209,7 @@ def gather_rows(rows: Sequence[Row], layout: RecordLayout) -> ShardColumns:
         checksums=np.array([columns.checksums[row] for columns, row in rows], dtype=np.uint64),
         offsets={level: np.cumsum([0, *sizes[level]], dtype=np.int64) for level in LEVELS},
         arrays=arrays,
-        answers=Answers.joined([_answers(columns, row) for columns, row in rows]),
+        lists=ShardLists.joined([(columns.lists, row) for columns, row in rows]),
     )
 
 
@@ -222,10 +222,6 @@ def _part(columns: ShardColumns, column: Column, row: int) -> NDArray[Any]:
     cut = columns.offsets[column.level]
     part: NDArray[Any] = columns.arrays[column.name][int(cut[row]) : int(cut[row + 1])]
     return part
-
-
-def _answers(columns: ShardColumns, row: int) -> NDArray[np.uint32]:
-    return np.empty(0, dtype=np.uint32) if columns.answers is None else columns.answers.stored(row)
 
 
 def _size(columns: ShardColumns, level: Level, row: int) -> int:

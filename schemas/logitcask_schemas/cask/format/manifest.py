@@ -70,6 +70,9 @@ def unseal(content: bytes, *, where: Path | str, advice: str) -> dict[str, Any]:
 
 
 FORMAT_VERSION: Final = 1
+"""Of a cask whose documents are recorded whole; what other programs can read."""
+EXTENT_VERSION: Final = 2
+"""Of a cask that may hold documents of which some positions are recorded, or that were read under a context."""
 MAX_VOCAB_SIZE: Final = 1 << 24
 """Ids are stored in at most 16 + 8 bits."""
 
@@ -77,8 +80,16 @@ Sha256Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 MAX_VALUES: Final = 2**31 - 1
 """Of one column of a shard: Arrow's list offsets are int32."""
 Count = Annotated[int, Field(ge=0, le=MAX_VALUES)]
-AnswerCount = Annotated[int, Field(ge=0, le=MAX_VALUES, exclude_if=lambda count: count == 0)]
-"""Not written where it is 0, so that entries of shards without answers keep their bytes."""
+ListCount = Annotated[int, Field(ge=0, le=MAX_VALUES, exclude_if=lambda count: count == 0)]
+"""Not written where it is 0, so that entries of shards without lists keep their bytes."""
+_LIST_MEMBERS: Final = (
+    "answer_documents",
+    "answer_ranges",
+    "answer_positions",
+    "recorded_documents",
+    "recorded_ranges",
+    "context_documents",
+)
 
 
 def _as_stored(capture: object, validate: ValidatorFunctionWrapHandler) -> object:
@@ -94,7 +105,7 @@ class CaskManifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal["logitcask"] = "logitcask"
-    version: Literal[1] = FORMAT_VERSION
+    version: Literal[1, 2] = FORMAT_VERSION
     teacher: TeacherIdentity
     capture: Annotated[CaptureSpec, WrapValidator(_as_stored)]
     created_by: str
@@ -171,30 +182,50 @@ class ShardEntry(BaseModel):
     head_entries: Count
     tail_entries: Count
     """Tail draws."""
-    answer_documents: AnswerCount = 0
+    answer_documents: ListCount = 0
     """Documents that say which of their tokens are answers, or that none is."""
-    answer_ranges: AnswerCount = 0
+    answer_ranges: ListCount = 0
     """Ranges of such tokens, with an empty one for each document that has no answer."""
-    answer_positions: AnswerCount = 0
+    answer_positions: ListCount = 0
     """Positions that predict a token of an answer."""
+    recorded_documents: ListCount = 0
+    """Documents with records of some of their positions only."""
+    recorded_ranges: ListCount = 0
+    """Ranges of such positions."""
+    context_documents: ListCount = 0
+    """Documents that the teacher read under a context."""
+
+    @property
+    def list_counts(self) -> dict[str, int]:
+        """What it says of the shard's lists, by member; see `format.lists`."""
+        return {name: getattr(self, name) for name in _LIST_MEMBERS}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.tokens != self.positions + self.documents:
+        whole = self.tokens - self.documents
+        if self.recorded_documents:
+            # Each leaves a position out, and each range has one.
+            plausible = self.recorded_ranges <= self.positions <= whole - self.recorded_documents
+        else:
+            plausible = self.positions == whole
+        if not plausible or not _has_ranges(self.documents, self.recorded_documents, self.recorded_ranges):
             raise ValueError(
-                f"{self.documents} documents of {self.tokens} tokens have {self.tokens - self.documents} positions, "
-                f"the entry says {self.positions}"
+                f"{self.documents} documents of {self.tokens} tokens have {whole} positions, the entry says "
+                f"{self.positions}, with {self.recorded_ranges} ranges of {self.recorded_documents} documents"
             )
-        if (
-            not self.answer_documents <= min(self.documents, self.answer_ranges)
-            or bool(self.answer_ranges) != bool(self.answer_documents)
-            or self.answer_positions > self.positions
-        ):
+        if not _has_ranges(self.documents, self.answer_documents, self.answer_ranges) or self.answer_positions > whole:
             raise ValueError(
                 f"{self.answer_documents} of {self.documents} documents cannot have {self.answer_ranges} ranges of "
-                f"answers with {self.answer_positions} of {self.positions} positions"
+                f"answers with {self.answer_positions} of {whole} positions"
             )
+        if self.context_documents > self.documents:
+            raise ValueError(f"{self.context_documents} of {self.documents} documents cannot have a context")
         return self
+
+
+def _has_ranges(documents: int, with_ranges: int, ranges: int) -> bool:
+    """Whether so many of the documents can have so many ranges, each at least one."""
+    return with_ranges <= min(documents, ranges) and bool(ranges) == bool(with_ranges)
 
 
 class _Index(BaseModel):
@@ -215,7 +246,7 @@ def parse_manifest(content: bytes, *, where: Path | str) -> CaskManifest:
         CaskError: It is of a newer version, or not logitcask's.
     """
     document = unseal(content, where=where, advice=RESTORE)
-    _require_version(where, document, "logitcask")
+    _require_version(where, document, "logitcask", newest=EXTENT_VERSION)
     try:
         return CaskManifest.model_validate(document)
     except ValidationError as error:
@@ -246,7 +277,7 @@ def entry_bytes(entry: ShardEntry) -> bytes:
 def parse_index(content: bytes, *, where: Path | str) -> dict[str, ShardEntry]:
     """The entries in the bytes of an index.json by name; CaskCorruptionError when damaged."""
     document = unseal(content, where=where, advice=_DROP_INDEX)
-    _require_version(where, document, "logitcask-index")
+    _require_version(where, document, "logitcask-index", newest=FORMAT_VERSION)
     try:
         return {entry.name: entry for entry in _Index.model_validate(document).entries}
     except ValidationError as error:
@@ -259,14 +290,14 @@ def index_bytes(entries: Iterable[ShardEntry]) -> bytes:
     return seal(_Index(entries=ordered).model_dump(mode="json"))
 
 
-def _require_version(path: Path | str, document: dict[str, Any], expected: str) -> None:
+def _require_version(path: Path | str, document: dict[str, Any], expected: str, *, newest: int) -> None:
     kind, version = document.get("format"), document.get("version")
     if kind != expected:
         raise CaskError(f"{path}: format is {json.dumps(kind)}, expected {json.dumps(expected)}")
-    if version != FORMAT_VERSION:
+    if version not in range(FORMAT_VERSION, newest + 1) or isinstance(version, bool):
+        known = f"version {FORMAT_VERSION}" if newest == FORMAT_VERSION else f"versions {FORMAT_VERSION} to {newest}"
         raise CaskError(
-            f"{path}: format version {json.dumps(version)}; this program reads version {FORMAT_VERSION}. "
-            "Upgrade logitcask to read it."
+            f"{path}: format version {json.dumps(version)}; this program reads {known}. Upgrade logitcask to read it."
         )
 
 

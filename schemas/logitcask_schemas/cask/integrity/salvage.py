@@ -21,9 +21,9 @@ from logitcask_schemas.cask.carriers.arrow import ArrowCarrier
 from logitcask_schemas.cask.carriers.arrow_frame import arrow_frame
 from logitcask_schemas.cask.carriers.registry import carrier_of
 from logitcask_schemas.cask.carriers.zarr import ZarrCarrier
-from logitcask_schemas.cask.format.answers import AnswerCounts, Answers
 from logitcask_schemas.cask.format.columns import Row, ShardColumns, document_checksum, join_planes
 from logitcask_schemas.cask.format.layout import HIGH_SUFFIX, LEVELS, Level, RecordLayout
+from logitcask_schemas.cask.format.lists import LISTS, DocumentLists, ShardLists, list_sizes
 from logitcask_schemas.cask.format.manifest import ShardEntry
 from logitcask_schemas.cask.integrity.verify import require_valid
 from logitcask_schemas.cask.opening import open_columns
@@ -31,7 +31,7 @@ from logitcask_schemas.cask.reader import Cask
 from logitcask_schemas.cask.shard import Shard
 from logitcask_schemas.cask.storage.files import read_around_damage, writes_explained
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskReadError, InvalidRecordError
-from logitcask_schemas.record.records import IdArray, document_id
+from logitcask_schemas.record.extent import IdArray, document_id
 
 _MAX_BYTES: Final = 1 << 30
 """Read of a file that is larger than its entry says: it may be another shard's."""
@@ -103,17 +103,21 @@ def _sort_document(
     for name, spans in itertools.product(names, _readings(columns, offsets, row, layout)):
         slices = [columns.arrays[column.name][spans[LEVELS.index(column.level)]] for column in layout.columns]
         sizes = [span.stop - span.start for span in spans]
-        for answers in _answers_of(columns, row):
-            if document_checksum(name, sizes, [*slices, *answers]) == stored:
-                document = _alone(name, stored, sizes, slices, answers, layout)
+        for lists in _lists_of(columns, row):
+            if document_checksum(name, sizes, [*slices, *(column.values for column in lists)]) == stored:
+                document = _alone(name, stored, sizes, slices, lists, layout)
                 if is_valid(document):
                     salvage.sound.append((document, 0))
                     return
     for span in {(int(cut[row]), int(cut[row + 1])) for cut in offsets["token"]}:
         ids = _token_ids(columns, slice(*span), layout)
-        if len(ids) >= 2 and (identity := document_id(ids)) in names:
-            salvage.token_ids[identity] = ids
-            return
+        for lists in _lists_of(columns, row):
+            if len(ids) >= 2 and (identity := document_id(ids, lists.extent(0))) in names:
+                if lists.contexts is None:
+                    salvage.token_ids[identity] = ids
+                else:
+                    salvage.lost.append(identity)  # its context is not stored, so nobody can capture it again
+                return
     if trusted:
         salvage.lost.append(names[0])
     else:
@@ -136,9 +140,12 @@ def _readings(
     return itertools.islice(itertools.product(*choices), _MAX_READINGS)
 
 
-def _answers_of(columns: ShardColumns, row: int) -> list[list[NDArray[np.uint32]]]:
-    """What a document may say of its answers: as the column has it where it can be read, or nothing."""
-    return [[], *([[stored]] if columns.answers is not None and len(stored := columns.answers.stored(row)) else [])]
+def _lists_of(columns: ShardColumns, row: int) -> list[ShardLists]:
+    """What a document may say beside its records: each list as its column has it where it can be read, or nothing."""
+    choices: list[list[DocumentLists | None]] = [
+        [None, *([kind.joined([stored])] if len(stored := columns.lists.stored(kind, row)) else [])] for kind in LISTS
+    ]
+    return [ShardLists.of(chosen) for chosen in itertools.product(*choices)]
 
 
 def _alone(
@@ -146,7 +153,7 @@ def _alone(
     checksum: int,
     sizes: Sequence[int],
     slices: Sequence[NDArray[Any]],
-    answers: Sequence[NDArray[np.uint32]],
+    lists: ShardLists,
     layout: RecordLayout,
 ) -> ShardColumns:
     """One document as the columns of a shard of its own."""
@@ -155,7 +162,7 @@ def _alone(
         checksums=np.array([checksum], dtype=np.uint64),
         offsets={level: np.array([0, size], dtype=np.int64) for level, size in zip(LEVELS, sizes, strict=True)},
         arrays={column.name: part for column, part in zip(layout.columns, slices, strict=True)},
-        answers=Answers.joined(answers) if answers else None,
+        lists=lists,
     )
 
 
@@ -164,12 +171,7 @@ def _is_valid(path: Path, document: ShardColumns, entry: ShardEntry, cask: Cask)
     sizes = {level: int(document.offsets[level][-1]) for level in LEVELS}
     described = {"tokens": sizes["token"], "positions": sizes["position"]}
     described |= {"documents": 1, "head_entries": sizes["head"], "tail_entries": sizes["tail"]}
-    answers = AnswerCounts() if document.answers is None else document.answers.counts()
-    described |= {
-        "answer_documents": answers.documents,
-        "answer_ranges": answers.ranges,
-        "answer_positions": answers.positions,
-    }
+    described |= document.lists.counts()
     try:
         require_valid(
             Shard(path, entry.model_copy(update=described), cask.layout, document), 0, cask.manifest.teacher.vocab_size
@@ -233,7 +235,7 @@ def _unframed(
         "head": entry.head_entries,
         "tail": entry.tail_entries,
     }
-    frame = arrow_frame(entry.documents, counts, layout, entry.identity, answer_ranges=entry.answer_ranges)
+    frame = arrow_frame(entry.documents, counts, layout, entry.identity, list_sizes(entry.list_counts))
     if frame.size != entry.bytes:
         return None
     content = np.frombuffer(copied, dtype=np.uint8)[: frame.size]
@@ -255,18 +257,20 @@ def _unframed(
         flat = view(values_start, column.dtype, counts[column.level] * column.values_per_unit)
         whole = flat[: len(flat) - len(flat) % column.values_per_unit]
         arrays[column.name] = whole if column.width is None else whole.reshape(-1, column.width)
-    answers = None
-    if frame.answers is not None:
-        cut = view(frame.answers[0], np.dtype("<i4"), entry.documents + 1).astype(np.int64)
-        values = view(frame.answers[1], np.dtype("<u4"), 2 * entry.answer_ranges)
-        # Where the offsets do not cut pairs of numbers, documents that had answers are damaged.
-        with suppress(CaskCorruptionError):
-            answers = Answers.opened(path, cut, values, entry.documents)
+    lists: list[DocumentLists] = []
+    for kind in LISTS:
+        if kind.name in frame.lists:
+            offsets_start, values_start = frame.lists[kind.name]
+            cut = view(offsets_start, np.dtype("<i4"), entry.documents + 1).astype(np.int64)
+            values = view(values_start, np.dtype("<u4"), list_sizes(entry.list_counts)[kind.name])
+            # Where the offsets do not cut groups of numbers, documents that had some are damaged.
+            with suppress(CaskCorruptionError):
+                lists.append(kind.opened(path, cut, values, entry.documents))
     columns = ShardColumns(
         document_ids=view(frame.document_ids, np.dtype(np.uint8), entry.documents * 32).reshape(-1, 32),
         checksums=view(frame.checksums, np.dtype("<u8"), entry.documents),
         offsets={},
         arrays=arrays,
-        answers=answers,
+        lists=ShardLists.of(lists),
     )
     return columns, offsets

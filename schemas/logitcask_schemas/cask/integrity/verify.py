@@ -32,7 +32,6 @@ from logitcask_schemas.errors import (
     CaskReadError,
     InvalidRecordError,
 )
-from logitcask_schemas.record.records import document_id
 
 
 @dataclass(kw_only=True)
@@ -275,7 +274,7 @@ def require_valid(shard: Shard, row: int, vocab_size: int) -> None:
         InvalidRecordError: An invariant of the format is broken.
     """
     document = shard.read(row)
-    stored, computed = shard.document_ids[row].tobytes(), document_id(document.token_ids_L)
+    stored, computed = shard.document_ids[row].tobytes(), document.id
     where = f"{shard.path}: document {row} ({stored.hex()[:16]})"
     if stored != computed:
         raise CaskCorruptionError(f"{where}: its token ids give the id {computed.hex()}")

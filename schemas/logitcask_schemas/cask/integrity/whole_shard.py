@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from logitcask_schemas.cask.format.columns import Offsets, join_planes
 from logitcask_schemas.cask.format.layout import HIGH_SUFFIX, LEVELS, Level
 from logitcask_schemas.cask.shard import Shard
-from logitcask_schemas.record.records import IdArray
+from logitcask_schemas.record.extent import IdArray, document_id
 from logitcask_schemas.record.rules import RecordBlock
 
 _BLOCK_POSITIONS: Final = 1 << 14
@@ -38,9 +38,10 @@ def is_sound(shard: Shard, vocab_size: int) -> bool:
     """
     arrays = {name: np.ascontiguousarray(array[0 : len(array)]) for name, array in shard.columns.arrays.items()}
     lengths = np.diff(shard.token_offsets)
-    if (lengths < 2).any() or not np.array_equal(lengths, np.diff(shard.position_offsets) + 1):
+    lists = shard.columns.lists
+    if (lengths < 2).any() or not lists.are_valid(lengths):
         return False
-    if shard.columns.answers is not None and not shard.columns.answers.are_valid(lengths):
+    if not np.array_equal(lists.recorded_positions(lengths), np.diff(shard.position_offsets)):
         return False
     return (
         _have_checksums(shard, arrays)
@@ -61,9 +62,8 @@ def _have_checksums(shard: Shard, arrays: dict[str, NDArray[Any]]) -> bool:
         (arrays[column.name].reshape(-1).view(np.uint8).data, (offsets[column.level] * column.bytes_per_unit).tolist())
         for column in shard.layout.columns
     ]
-    answers = shard.columns.answers
-    if answers is not None:
-        parts.append((answers.values.view(np.uint8).data, (4 * answers.offsets).tolist()))
+    for lists in shard.columns.lists:
+        parts.append((lists.values.view(np.uint8).data, (4 * lists.offsets).tolist()))
     for row, stored in enumerate(shard.columns.checksums.tolist()):
         digest = xxhash.xxh3_64(header_bytes[row * _HEADER_BYTES : (row + 1) * _HEADER_BYTES])
         for content, cut in parts:
@@ -75,11 +75,17 @@ def _have_checksums(shard: Shard, arrays: dict[str, NDArray[Any]]) -> bool:
 
 def _have_ids(shard: Shard, arrays: dict[str, NDArray[Any]]) -> bool:
     """Whether every document's token ids give its id, see `document_id`."""
+    lists = shard.columns.lists
+    others = [np.diff(column.offsets) > 0 for column in (lists.recorded, lists.contexts) if column is not None]
+    partial = np.flatnonzero(np.logical_or.reduce(others)) if others else np.empty(0, dtype=np.int64)
     for start, stop in _blocks(shard.position_offsets):
         cut = shard.token_offsets[start : stop + 1]
         content = _ids(shard, arrays, "token_ids", cut).astype("<u4").view(np.uint8).data
         ends = (4 * (cut - cut[0])).tolist()
         ids = [hashlib.sha256(content[a:b]).digest() for a, b in itertools.pairwise(ends)]
+        for row in partial[(partial >= start) & (partial < stop)].tolist():
+            tokens = _ids(shard, arrays, "token_ids", shard.token_offsets[row : row + 2])
+            ids[row - start] = document_id(tokens, shard.extent(row))
         if b"".join(ids) != shard.document_ids[start:stop].tobytes():
             return False
     return True
@@ -117,8 +123,23 @@ def _is_valid(shard: Shard, arrays: dict[str, NDArray[Any]], start: int, stop: i
             for column in columns
         },
         token_ids_L=_ids(shard, arrays, "token_ids", cuts["token"]),
+        next_tokens_P=_next_tokens(shard, start, stop),
     )
     return block.first_fault(vocab_size) is None
+
+
+def _next_tokens(shard: Shard, start: int, stop: int) -> Offsets | None:
+    """Where the token after each recorded position of some documents stands among theirs; None where all have one."""
+    recorded = shard.columns.lists.recorded
+    if recorded is None or recorded.offsets[start] == recorded.offsets[stop]:
+        return None
+    first = shard.token_offsets[start:stop] - shard.token_offsets[start]
+    lengths = np.diff(shard.token_offsets[start : stop + 1]).tolist()
+    extents = [shard.extent(row) for row in range(start, stop)]
+    next_tokens_P: Offsets = np.concatenate(
+        [at + 1 + extent.positions(length) for at, extent, length in zip(first, extents, lengths, strict=True)]
+    )
+    return next_tokens_P
 
 
 def _ids(shard: Shard, arrays: dict[str, NDArray[Any]], name: str, cut: Offsets) -> IdArray:

@@ -28,7 +28,6 @@ from logitcask_schemas.cask.storage.lock import writers_lock
 from logitcask_schemas.cask.storage.object_store import RemoteStore, is_url
 from logitcask_schemas.cask.transfer.targets import ExportTarget, LocalTarget, RemoteTarget
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError
-from logitcask_schemas.record.records import document_id
 
 _LOCK_TIMEOUT_SECONDS: Final = 60.0
 
@@ -208,7 +207,7 @@ def _prove(shard: Shard) -> None:
     """Every document's checksum, and its id against its tokens: damage must not get new checksums on the way."""
     for row in range(shard.num_documents):
         shard.verify(row)
-        stored, computed = shard.document_ids[row].tobytes(), document_id(shard.read(row).token_ids_L)
+        stored, computed = shard.document_ids[row].tobytes(), shard.read(row).id
         if stored != computed:
             raise CaskCorruptionError(
                 f"{shard.path}: document {row} is stored as {stored.hex()}, its tokens give {computed.hex()}. "

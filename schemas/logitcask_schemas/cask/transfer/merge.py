@@ -84,7 +84,13 @@ def merge_casks(
             planned(sum(cask.num_bytes for cask in opened))
         report = MergeReport()
         writer = held.enter_context(
-            CaskWriter.create(target, teacher=first.teacher, capture=first.capture, files=files)
+            CaskWriter.create(
+                target,
+                teacher=first.teacher,
+                capture=first.capture,
+                files=files,
+                version=2 if any(cask.manifest.version == 2 for cask in opened) else 1,
+            )
         )
         saying = list[bytes]()
         for says_answers in (True, False):
@@ -105,7 +111,7 @@ def _saying_duplicates(writer: CaskWriter, cask: Cask, number: int, documents: S
     """Documents of a shard that the target has already and that say which of their tokens are answers."""
     ids = [identity.tobytes() for identity in documents.ids]
     duplicates = [row for row, document_id in enumerate(ids) if writer.has(document_id)]
-    if not duplicates or (answers := cask.shard(number).columns.answers) is None:
+    if not duplicates or (answers := cask.shard(number).columns.lists.answers) is None:
         return []
     return [ids[row] for row in duplicates if len(answers.stored(row))]
 

@@ -101,7 +101,14 @@ def _split(
     carrier = cask.entries[0].carrier if cask.entries else "arrow"
     manifest, report = cask.manifest, SplitReport()
     writers = [
-        CaskWriter.create(path, teacher=manifest.teacher, capture=manifest.capture, carrier=carrier, files=files)
+        CaskWriter.create(
+            path,
+            teacher=manifest.teacher,
+            capture=manifest.capture,
+            carrier=carrier,
+            files=files,
+            version=manifest.version,
+        )
         for path in into
     ]
     _require_rule(into, rule)

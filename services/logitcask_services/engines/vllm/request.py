@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from logitcask_schemas.record.capture_spec import CaptureSpec
-from logitcask_schemas.record.records import IdArray, document_id
+from logitcask_schemas.record.extent import IdArray, document_id
 
 TASK: Final = "token_classify"
 """vLLM's pooling task for one output per token; the capturing pooler supports no other."""

@@ -14,6 +14,7 @@ from logitcask_schemas.cask.carriers.arrow_frame import arrow_frame
 from logitcask_schemas.cask.carriers.registry import CARRIERS
 from logitcask_schemas.cask.format.columns import assemble
 from logitcask_schemas.cask.format.layout import LEVELS, RecordLayout
+from logitcask_schemas.cask.format.lists import list_sizes
 from logitcask_schemas.cask.format.manifest import CaskManifest
 from logitcask_schemas.cask.integrity.repair import repair_cask
 from logitcask_schemas.cask.publication import write_shard
@@ -37,18 +38,21 @@ from tests.support.schemas.salvage_cases import (
     spec=specs(),
     lengths=st.lists(st.integers(2, 40), min_size=1, max_size=9),
     tails=st.booleans(),
+    extents=st.booleans(),
 )
-def test_a_frame_is_where_arrow_puts_things(vocab_size: int, spec, lengths: list[int], tails: bool) -> None:
+def test_a_frame_is_where_arrow_puts_things(
+    vocab_size: int, spec, lengths: list[int], tails: bool, extents: bool
+) -> None:
     manifest = CaskManifest(teacher=make_teacher(vocab_size), capture=spec, created_by="", created_at="")
     layout, identity = RecordLayout.of(manifest), manifest.identity_digest()
-    documents = make_documents(lengths, 5, vocab_size=vocab_size, spec=spec, tails=tails)
+    documents = make_documents(lengths, 5, vocab_size=vocab_size, spec=spec, tails=tails, extents=extents)
     columns = assemble(documents, [document.id for document in documents], layout)
     sink = io.BytesIO()
     write_shard(ArrowCarrier(), columns, layout, identity, sink)
     content = sink.getvalue()
     counts = {level: int(columns.offsets[level][-1]) for level in LEVELS}
-    ranges = 0 if columns.answers is None else columns.answers.counts().ranges
-    frame = arrow_frame(len(documents), counts, layout, identity, answer_ranges=ranges)
+    lists = list_sizes(columns.lists.counts())
+    frame = arrow_frame(len(documents), counts, layout, identity, lists)
     assert frame.size == len(content)
     assert content[frame.document_ids :].startswith(columns.document_ids.tobytes())
     assert content[frame.checksums :].startswith(columns.checksums.tobytes())
@@ -56,10 +60,11 @@ def test_a_frame_is_where_arrow_puts_things(vocab_size: int, spec, lengths: list
         offsets, values = frame.columns[column.name]
         assert content[offsets:].startswith(columns.offsets[column.level].astype("<i4").tobytes())
         assert content[values:].startswith(np.ascontiguousarray(columns.arrays[column.name]).tobytes())
-    assert (frame.answers is None) == (columns.answers is None)
-    if frame.answers is not None:
-        assert content[frame.answers[0] :].startswith(columns.answers.offsets.astype("<i4").tobytes())
-        assert content[frame.answers[1] :].startswith(columns.answers.values.tobytes())
+    assert tuple(frame.lists) == columns.lists.names
+    for stored in columns.lists:
+        offsets, values = frame.lists[stored.name]
+        assert content[offsets:].startswith(stored.offsets.astype("<i4").tobytes())
+        assert content[values:].startswith(stored.values.tobytes())
 
 
 @pytest.mark.parametrize("table", [True, False], ids=["table", "no table"])

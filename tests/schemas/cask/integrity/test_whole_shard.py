@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from logitcask_schemas.cask.format.columns import ShardColumns, assemble, document_checksum, document_slices
 from logitcask_schemas.cask.format.layout import LEVELS, RecordLayout
+from logitcask_schemas.cask.format.lists import ShardLists
 from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry
 from logitcask_schemas.cask.integrity import whole_shard
 from logitcask_schemas.cask.integrity.verify import require_valid
@@ -19,7 +20,7 @@ from logitcask_schemas.cask.integrity.whole_shard import is_sound
 from logitcask_schemas.cask.shard import Shard
 from logitcask_schemas.errors import CaskError, InvalidRecordError
 from logitcask_schemas.record.capture_spec import CaptureSpec
-from logitcask_schemas.record.records import DocumentRecords, document_id
+from logitcask_schemas.record.records import DocumentRecords
 from tests.support.record_arrays import record_arrays
 from tests.support.schemas.cask_samples import SPEC, VOCABS, make_document, make_teacher, specs
 
@@ -31,7 +32,7 @@ def layout_of(vocab_size: int, spec: CaptureSpec) -> RecordLayout:
 def shard_of(columns: ShardColumns, layout: RecordLayout) -> Shard:
     """A shard in memory whose entry agrees with it."""
     counts = {level: int(columns.offsets[level][-1]) for level in LEVELS}
-    entry = ShardEntry(
+    entry = ShardEntry.model_construct(  # damaged columns may have counts that no entry has
         name="0" * 32,
         carrier="arrow",
         bytes=0,
@@ -42,10 +43,8 @@ def shard_of(columns: ShardColumns, layout: RecordLayout) -> Shard:
         positions=counts["position"],
         head_entries=counts["head"],
         tail_entries=counts["tail"],
+        **cast("Any", columns.lists.counts()),
     )
-    if columns.answers is not None:
-        answers = dataclasses.asdict(columns.answers.counts())
-        entry = entry.model_copy(update={f"answer_{name}": count for name, count in answers.items()})
     return Shard(Path("shard"), entry, layout, columns)
 
 
@@ -157,30 +156,30 @@ def test_no_optional_value_is_nan(name: str) -> None:
     spec=specs(),
     lengths=st.lists(st.integers(2, 40), min_size=1, max_size=9),
     tails=st.booleans(),
+    extents=st.booleans(),
     block=st.sampled_from([1, 16, 1 << 14]),
     data=st.data(),
 )
 def test_any_changed_byte(
-    vocab_size: int, spec: CaptureSpec, lengths: list[int], tails: bool, block: int, data: st.DataObject
+    vocab_size: int, spec: CaptureSpec, lengths: list[int], tails: bool, extents: bool, block: int, data: st.DataObject
 ) -> None:
     """With the checksum made to fit it, or not."""
     layout = layout_of(vocab_size, spec)
     documents = [
-        make_document(length, 9 + i, vocab_size=vocab_size, spec=spec, tails=tails) for i, length in enumerate(lengths)
+        make_document(length, 9 + i, vocab_size=vocab_size, spec=spec, tails=tails, extents=extents)
+        for i, length in enumerate(lengths)
     ]
-    columns = assemble(documents, [document_id(document.token_ids_L) for document in documents], layout)
+    columns = assemble(documents, [document.id for document in documents], layout)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(whole_shard, "_BLOCK_POSITIONS", block)
         assert is_sound(shard_of(columns, layout), vocab_size)
-        answers = columns.answers
         arrays = {name: array[0 : len(array)].copy() for name, array in columns.arrays.items()}
-        arrays |= {} if answers is None else {"answers": answers.values.copy()}
+        arrays |= {column.name: column.values.copy() for column in columns.lists}
         content = arrays[data.draw(st.sampled_from(sorted(arrays)))].reshape(-1).view(np.uint8)
         if len(content):
             content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
-        if answers is not None:
-            answers = dataclasses.replace(answers, values=arrays.pop("answers"))
-        changed = dataclasses.replace(columns, arrays=arrays, answers=answers)
+        lists = ShardLists.of([dataclasses.replace(column, values=arrays.pop(column.name)) for column in columns.lists])
+        changed = dataclasses.replace(columns, arrays=arrays, lists=lists)
         if data.draw(st.booleans()):
             changed = resealed(changed, layout)
         shard = shard_of(changed, layout)
@@ -192,7 +191,7 @@ def resealed(columns: ShardColumns, layout: RecordLayout) -> ShardColumns:
     checksums = []
     for row, identity in enumerate(columns.document_ids):
         sizes = [int(columns.offsets[level][row + 1] - columns.offsets[level][row]) for level in LEVELS]
-        slices = document_slices(columns.arrays, columns.offsets, layout, row, columns.answers)
+        slices = document_slices(columns.arrays, columns.offsets, layout, row, columns.lists)
         checksums.append(document_checksum(identity.tobytes(), sizes, slices))
     return dataclasses.replace(columns, checksums=np.asarray(checksums, dtype=np.uint64))
 
