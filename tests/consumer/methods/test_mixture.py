@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -301,9 +302,8 @@ def test_a_loss_that_does_not_fit_names_its_cask(config):
 
 
 def test_casks_and_teachers_may_be_given_as_objects(config):
-    given = TrainConfig(
-        casks=(CaskSource(place="x", weight=0.5, loss="js"), "y:2"), student="s", output="o", other_teachers="t"
-    )
+    as_people_write: Any = {"output": "o", "other_teachers": "t"}
+    given = TrainConfig(casks=(CaskSource(place="x", weight=0.5, loss="js"), "y:2"), student="s", **as_people_write)
     assert (given.casks, given.other_teachers) == (("x:0.5:js", "y:2"), (Path("t"),))
     assert json.dumps(given.as_dict())
 
