@@ -9,7 +9,7 @@ TEACHERS := tests/services tests/support/services tests/e2e tests/conformance/te
 	bench/service*.py bench/dropping_pooler.py
 NOT_TRAINERS := ^(tests/(support/)?services|tests/e2e|tests/conformance/test_engine|bench/(capture|service|dropping))
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo test check docs format bench clean
+.PHONY: help install lock demo test check types-trainer types-teacher docs format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,10 +33,16 @@ test: install check ## checks and all tests, each side in its own environment
 check: install ## ruff, mypy --strict, import layers, the documentation's links and references
 	$(TRAINER)/bin/ruff check .
 	$(TRAINER)/bin/ruff format --check .
-	$(TRAINER)/bin/mypy schemas consumer demo scripts examples tests bench --exclude '$(NOT_TRAINERS)'
-	$(TEACHER)/bin/mypy schemas/logitcask_schemas services $(TEACHERS)
+	@$(MAKE) --no-print-directory --jobs=2 types-trainer types-teacher
 	$(TEACHER)/bin/lint-imports
 	@$(MAKE) --no-print-directory docs
+
+# Beside each other, so with a cache each.
+types-trainer:
+	$(TRAINER)/bin/mypy schemas consumer demo scripts examples tests bench --exclude '$(NOT_TRAINERS)'
+
+types-teacher:
+	$(TEACHER)/bin/mypy --cache-dir .mypy_cache/teacher schemas/logitcask_schemas services $(TEACHERS)
 
 docs: install ## the documentation site, built strictly into site/
 	NO_MKDOCS_2_WARNING=1 $(TRAINER)/bin/mkdocs build --strict --quiet

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from logitcask_schemas.cask import Cask, CaskWriter
     from logitcask_schemas.errors import LogitcaskError
     from logitcask_schemas.record.capture_spec import CaptureSpec, capture_spec
+    from logitcask_schemas.record.extent import Context, Extent
     from logitcask_schemas.record.identity import TeacherIdentity
     from logitcask_schemas.record.records import DocumentRecords, Records
 
@@ -41,9 +42,11 @@ __all__ = [
     "CaskDataset",
     "CaskWriter",
     "Collator",
+    "Context",
     "DistillConfig",
     "DistillTrainer",
     "DocumentRecords",
+    "Extent",
     "ExtractionRequest",
     "LogitcaskError",
     "Records",
@@ -69,6 +72,7 @@ _MODULES = {
     "logitcask_schemas.cask": ("Cask", "CaskWriter"),
     "logitcask_schemas.errors": ("LogitcaskError",),
     "logitcask_schemas.record.capture_spec": ("CaptureSpec", "capture_spec"),
+    "logitcask_schemas.record.extent": ("Context", "Extent"),
     "logitcask_schemas.record.identity": ("TeacherIdentity",),
     "logitcask_schemas.record.records": ("DocumentRecords", "Records"),
     "logitcask_consumer.config": ("TrainConfig",),

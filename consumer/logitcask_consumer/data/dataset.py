@@ -188,7 +188,13 @@ class CaskDataset(PackedDataset[SequenceRecords]):
                 "documents, none of two tokens or more"
             )
         super().__init__(
-            casks, positions_D, seq_len=seq_len, overlap=overlap, packing=packing, seed=seed, recorded=recorded
+            casks,
+            positions_D,
+            seq_len=seq_len,
+            overlap=overlap,
+            packing=packing,
+            seed=seed,
+            recorded=recorded if recorded.is_partial_D.any() else None,
         )
         self.weights = weights or Weights()
         self.share: TrainedShare | None = None

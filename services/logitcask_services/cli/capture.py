@@ -1,6 +1,7 @@
 """`logitcask capture`: decide what to keep before the teacher runs."""
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -113,8 +114,9 @@ def as_dict(choice: "TauChoice") -> dict[str, Any]:
 
     document = asdict(choice) | {"spec": choice.spec.model_dump(mode="json"), "bytes_per_token": choice.bytes_per_token}
     for figures in (document["chosen"], *document["table"]):
-        if figures["arrow_error"] != figures["arrow_error"]:  # NaN is not JSON
-            figures["arrow_error"] = None
+        for name in ("arrow_error", "draw_mass"):
+            if math.isnan(figures[name]):  # JSON has no such number
+                figures[name] = None
         figures["tau_inverse"] = round(1 / figures["tau"])
     return document
 
@@ -125,7 +127,7 @@ def show(choice: "TauChoice") -> None:
     table = Table(
         title=f"{choice.positions:,} positions of {counted(choice.documents, 'document')}", title_justify="left"
     )
-    for name in ("tau", "head", "draws", "Arrow", "Zarr", "noise", "noise/gradient"):
+    for name in ("tau", "head", "draws", "a draw", "Arrow", "Zarr", "noise", "noise/gradient"):
         table.add_column(name, justify="right")
     for figures in choice.table:
         mine = figures is choice.chosen
@@ -133,6 +135,7 @@ def show(choice: "TauChoice") -> None:
             f"{'> ' if mine else ''}1/{figures.inverse}",
             f"{figures.head_entries:.2f}",
             f"{figures.draws:.2f}",
+            "" if math.isnan(figures.draw_mass) else f"{figures.draw_mass:.2%}",
             f"{figures.arrow_bytes:.1f}",
             f"{figures.zarr_bytes:.1f}",
             f"{figures.noise:.3g}",

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from logitcask_schemas.cask.format.layout import RecordLayout
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.engines.engine import Engine
-from logitcask_services.pilot.costs import TauFigures, arrow_bytes, arrow_error, cut_at, noise, zarr_bytes
+from logitcask_services.pilot.costs import TauFigures, arrow_bytes, arrow_error, cut_at, draw_mass, noise, zarr_bytes
 from logitcask_services.pilot.pilot import (
     LogitsFunction,
     PilotError,
@@ -144,6 +144,7 @@ def _figures(
         tau=1 / inverse,
         head_entries=float(cut.kept_E.sum()) / pilot.positions,
         draws=float(cut.counts_P.sum()) / pilot.positions,
+        draw_mass=draw_mass(cut),
         arrow_bytes=arrow_bytes(pilot, cut, layout),
         arrow_error=arrow_error(pilot, cut, layout),
         zarr_bytes=zarr_bytes(pilot, spec, cut, layout),

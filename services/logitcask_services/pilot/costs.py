@@ -3,6 +3,7 @@
 Shape legend: P positions, E head entries and N draws of the pilot, M masses to draw from, K draws made again.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,8 @@ class TauFigures:
     """Per position."""
     draws: float
     """Per position."""
+    draw_mass: float
+    """What one draw stands for, r/n, as a probability: mean over the mass that is drawn. NaN where nothing is."""
     arrow_bytes: float
     """Per token, in shards as they are trained from; without framing, a few kilobytes per shard."""
     arrow_error: float
@@ -89,6 +92,16 @@ def noise(pilot: PilotRecords, spec: CaptureSpec, cut: Cut) -> NDArray[np.float6
     variance_P[cut.counts_P == 0] = 0.0
     np.maximum(variance_P, 0.0, out=variance_P)
     return variance_P
+
+
+def draw_mass(cut: Cut) -> float:
+    """Mean of r/n over the mass that is drawn; NaN where nothing is.
+
+    It follows tau until `tail_max` binds: from there on more of the tail rests on each draw.
+    """
+    drawn_P = cut.counts_P > 0
+    r_P, n_P = cut.tail_mass_P[drawn_P], cut.counts_P[drawn_P]
+    return float((r_P**2 / n_P).sum() / r_P.sum()) if drawn_P.any() else math.nan
 
 
 _DOCUMENT_BYTES = 32 + 8

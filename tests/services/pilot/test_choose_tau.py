@@ -1,5 +1,7 @@
 """What the pilot promises of a tau, against real captures at that tau and dense float64."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from logitcask_schemas.record.records import DocumentRecords
 from logitcask_schemas.record.wire import decode_wire
 from logitcask_services.capture import RecordCapture, pack_wire
 from logitcask_services.pilot import PilotError, choose_tau
-from logitcask_services.pilot.costs import arrow_bytes, cut_at, cut_documents, noise, zarr_bytes
+from logitcask_services.pilot.costs import Cut, arrow_bytes, cut_at, cut_documents, draw_mass, noise, zarr_bytes
 from logitcask_services.pilot.pilot import PilotRecords, gradient_squares, pilot_spec, piloted
 
 SPECS = [
@@ -108,6 +110,21 @@ def test_noise_is_the_variance_of_the_target(oracle, spec, inverse):
             expected.append((r / n) ** 2 * (fraction * (1 - fraction)).sum())
     np.testing.assert_allclose(actual, expected, rtol=2e-4, atol=2e-7)
     assert max(expected) > 0
+
+
+@pytest.mark.parametrize("inverse", [3, 20, 200, 400])
+def test_what_a_draw_stands_for_is_that_of_real_records(inverse):
+    """Mean of r/n over the tail's mass; from some tau on tail_max draws have to stand for all of it."""
+    teacher, (ids,) = made_up_teacher(300), documents_of(300, (40,))
+    for spec in (CaptureSpec(tail_max=255), CaptureSpec(tail_max=5)):
+        pilot, _ = pilot_of(teacher, [ids], spec)
+        found = draw_mass(cut_at(pilot, spec, 1 / inverse))
+        records = captured(teacher, ids, spec.model_copy(update={"tau": 1 / inverse, "logprob_codec": "f32"})).records
+        r, n = np.exp(records.log_tail_mass_P.astype(np.float64)), records.tail_counts_P.astype(np.float64)
+        assert found == pytest.approx((r[n > 0] ** 2 / n[n > 0]).sum() / r[n > 0].sum(), rel=1e-3)
+        if spec.tail_max == 255:
+            assert found <= 1 / inverse * (1 + 1e-6)
+    assert math.isnan(draw_mass(Cut(kept_E=np.ones(1, bool), tail_mass_P=np.zeros(2), counts_P=np.zeros(2, np.int64))))
 
 
 @pytest.mark.parametrize("sampler", ["systematic", "multinomial"])
