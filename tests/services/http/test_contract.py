@@ -151,6 +151,8 @@ def escaped(text: str) -> str:
     return quote(text.encode("utf-8", "surrogatepass"), safe="")
 
 
+# The threads of the server under test draw random numbers of their own, sometimes while an example is made.
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
 @pytest.mark.parametrize("loaded", [True, False], ids=["loaded", "loading"])
 def test_no_request_is_answered_with_500(serve, loaded):
     """Any method, parameter, header and body, from the description; before the teacher is loaded and after."""
