@@ -127,7 +127,7 @@ def open_groups(
         raise CaskSourceError(f"cask {twice[0]} is named twice; its documents would be trained twice. Name it once")
     groups: list[list[int]] = []
     for number, source in enumerate(sources):
-        alike = [group for group in groups if _count_alike(sources[group[0]], source)]
+        alike = [group for group in groups if _counts(sources[group[0]], loss) == _counts(source, loss)]
         same = next((group for group in alike if _same_records(casks[group[0]], casks[number])), None)
         if same is None:
             groups.append([number])
@@ -139,8 +139,8 @@ def open_groups(
     return [
         CaskGroup(
             casks=tuple(casks[number] for number in group),
-            weight=sources[group[0]].weight or 1.0,
-            loss=sources[group[0]].loss or loss,
+            weight=_counts(sources[group[0]], loss)[0],
+            loss=_counts(sources[group[0]], loss)[1],
             label=label,
         )
         for group, label in zip(groups, labels, strict=True)
@@ -151,8 +151,9 @@ def _place_of(cask: Cask) -> str:
     return cask.place if is_url(cask.place) else str(cask.path.resolve())
 
 
-def _count_alike(one: CaskSource, other: CaskSource) -> bool:
-    return ((one.weight or 1.0), one.loss) == ((other.weight or 1.0), other.loss)
+def _counts(source: CaskSource, loss: str) -> tuple[float, str]:
+    """Weight and loss of a cask, where it says nothing those of the run."""
+    return source.weight or 1.0, source.loss or loss
 
 
 def _same_records(first: Cask, second: Cask) -> bool:

@@ -17,7 +17,7 @@ from logitcask_consumer.report.build import (
     with_folders,
 )
 from logitcask_consumer.report.markdown import kl_by_teacher
-from logitcask_consumer.student.students import load_tokenizer
+from logitcask_consumer.student.students import folder_with_tokenizer, load_tokenizer
 from logitcask_schemas.record.identity import tokenizer_fingerprint
 from logitcask_schemas.terminal import counted
 
@@ -48,8 +48,20 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
     # A weight says that several teachers are no mistake: they are not mixed here.
     groups = open_groups([CaskSource(place=place, weight=1.0) for place in config.casks], loss="")
     if len(groups) == 1:
-        return report_on(config, groups[0].casks, say, part=groups[0].label)
-    documents, configs = [], [_of_group(config, group) for group in groups]
+        # A single teacher is taken at its word: where it is another's, the report says so.
+        own = _with_teacher(config, groups[0]) if config.other_teachers else config
+        return report_on(own, groups[0].casks, say, part=groups[0].label)
+    documents, configs = (
+        [],
+        [
+            replace(
+                _with_teacher(config, group),
+                casks=tuple(Path(cask.place) for cask in group.casks),
+                output=config.output / group.label,
+            )
+            for group in groups
+        ],
+    )
     fingerprints = {label: tokenizer_fingerprint(load_tokenizer(folder)) for label, folder in config.models}
     for own, group in zip(configs, groups, strict=True):  # before anything is measured
         foreign_models(own, group.casks[0], fingerprints)
@@ -64,14 +76,8 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
     return page
 
 
-def _of_group(config: ReportConfig, group: CaskGroup) -> ReportConfig:
-    """The report on the casks of one teacher; of several teachers' folders the one with its tokenizer is taken."""
+def _with_teacher(config: ReportConfig, group: CaskGroup) -> ReportConfig:
+    """The report with the teacher, of those that were named, whose tokenizer is that of a group's casks."""
     teachers = [folder for folder in (config.teacher, *config.other_teachers) if folder is not None]
     expected = group.casks[0].manifest.teacher.tokenizer_fingerprint
-    fitting = [folder for folder in teachers if tokenizer_fingerprint(load_tokenizer(folder)) == expected]
-    return replace(
-        config,
-        casks=tuple(Path(cask.place) for cask in group.casks),
-        output=config.output / group.label,
-        teacher=fitting[0] if fitting else None,
-    )
+    return replace(config, teacher=folder_with_tokenizer(teachers, expected), other_teachers=())

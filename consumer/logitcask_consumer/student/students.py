@@ -9,6 +9,7 @@ A student is written as one string:
     path of a config.json         that architecture, freshly initialised
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -30,6 +31,7 @@ from logitcask_consumer.student.layer_proof import (
 )
 from logitcask_schemas.errors import ModelError
 from logitcask_schemas.model_source import find_model, is_hub_id
+from logitcask_schemas.record.identity import tokenizer_fingerprint
 
 FROM_TEACHER = "from-teacher:layers="
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -149,6 +151,15 @@ def _loaded(folder: Path, dtype: torch.dtype) -> Any:
         raise ModelError(
             f"{folder} cannot be loaded as a causal LM with safetensors weights: {first_line(error)}"
         ) from error
+
+
+def folder_with_tokenizer(folders: Sequence[Path], fingerprint: str) -> Path | None:
+    """The first of some model folders whose tokenizer has a fingerprint; None where none has.
+
+    Raises:
+        ModelError: a folder holds no tokenizer that can be loaded.
+    """
+    return next((folder for folder in folders if tokenizer_fingerprint(load_tokenizer(folder)) == fingerprint), None)
 
 
 def load_tokenizer(folder: Path) -> Any:

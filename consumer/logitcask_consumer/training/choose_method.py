@@ -10,9 +10,8 @@ from logitcask_consumer.cross_tokenizer.losses import ChunkObjective
 from logitcask_consumer.cross_tokenizer.method import CrossTokenizerMethod
 from logitcask_consumer.data import CaskGroup
 from logitcask_consumer.methods import Method, MixtureMethod, MixturePart, TokenMethod
-from logitcask_consumer.student.students import load_tokenizer
+from logitcask_consumer.student.students import folder_with_tokenizer
 from logitcask_schemas.errors import IdentityMismatchError
-from logitcask_schemas.record.identity import tokenizer_fingerprint
 
 
 def method_class(loss: str) -> type[TokenMethod] | type[CrossTokenizerMethod]:
@@ -60,12 +59,9 @@ def _teacher_of(config: TrainConfig, group: CaskGroup) -> Path:
     """The folder, among several, whose tokenizer is that of a group's casks."""
     folders = [folder for folder in (config.teacher, *config.other_teachers) if folder is not None]
     expected = group.casks[0].manifest.teacher.tokenizer_fingerprint
-    fingerprints = {folder: tokenizer_fingerprint(load_tokenizer(folder)) for folder in folders}
-    for folder, fingerprint in fingerprints.items():
-        if fingerprint == expected:
-            return folder
-    listing = "; ".join(f"{folder}: {fingerprint}" for folder, fingerprint in fingerprints.items())
+    if (teacher := folder_with_tokenizer(folders, expected)) is not None:
+        return teacher
     raise IdentityMismatchError(
-        f"{group.casks[0].path} was made with a tokenizer of fingerprint {expected}, the teachers named have others "
-        f"({listing}); name the folder of its teacher with --teacher too"
+        f"{group.casks[0].path} was made with a tokenizer of fingerprint {expected}, the teachers named "
+        f"({', '.join(map(str, folders))}) have others; name the folder of its teacher with --teacher too"
     )

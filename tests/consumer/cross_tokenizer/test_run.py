@@ -15,6 +15,8 @@ from logitcask_consumer.config import TrainConfig, TrainConfigError
 from logitcask_consumer.cross_tokenizer import AlignedDocuments, ChunkObjective, CrossTokenizerMethod
 from logitcask_consumer.data import open_casks
 from logitcask_consumer.losses import LossMismatchError, LossParameterError, UnknownLossError
+from logitcask_consumer.report.build import ReportConfig
+from logitcask_consumer.report.make_report import make_report
 from logitcask_consumer.student.students import load_model, load_tokenizer
 from logitcask_consumer.training.arguments import DistillConfig
 from logitcask_consumer.training.callbacks import read_metrics
@@ -179,6 +181,26 @@ def test_of_several_teachers_the_one_with_the_cask_s_tokenizer_is_read(config, p
     own = own_teacher / "own-teacher"
     with pytest.raises(IdentityMismatchError, match="name the folder of its teacher with --teacher too"):
         train(replace(config, other_teachers=(own,), output=own_teacher / "other"))
+
+
+def test_a_report_on_teachers_of_two_tokenizers_takes_the_teacher_of_each(place, own_teacher, tmp_path):
+    config = ReportConfig(
+        casks=(own_teacher / "own", place / "held"),
+        models=(("student", place / "student"),),
+        output=tmp_path / "report",
+        teacher=own_teacher / "own-teacher",
+    )
+    with pytest.raises(IdentityMismatchError, match=r"held .* name the folder of its teacher with --teacher"):
+        make_report(config)
+    assert not (tmp_path / "report").exists(), "refused before anything was measured"
+    own, held = make_report(replace(config, other_teachers=(place / "teacher",)))["teachers"]
+    assert own["models"][0]["metrics"]["kl"]["value"] > 0
+    assert held["models"][0]["metrics"] == {}
+    assert held["models"][0]["bytes"]["bits_per_byte"]["value"] > 0
+    assert "bits per byte" in (tmp_path / "report" / "report.md").read_text()
+    # Of one teacher's casks too the fitting folder is taken, wherever it stands.
+    alone = replace(config, casks=config.casks[1:], other_teachers=(place / "teacher",), output=tmp_path / "alone")
+    assert make_report(alone)["models"] == held["models"]
 
 
 def test_two_processes_train_as_one(config, tmp_path):

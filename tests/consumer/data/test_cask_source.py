@@ -81,6 +81,7 @@ def test_casks_that_go_together_are_one_group(casks):
         ("a", ["a", "a2"], 0.5, "forward_kl"),
         ("b", ["b"], 2.0, "js"),
     ]
+    assert groups_of(casks, "a", "a2:1:forward_kl") == [("a", ["a", "a2"], 1.0, "forward_kl")]
     assert groups_of(casks, "a", "a2:2") == [("a", ["a"], 1.0, "forward_kl"), ("a2", ["a2"], 2.0, "forward_kl")]
     assert groups_of(casks, "b:1", "other/b:2") == [("b", ["b"], 1.0, "forward_kl"), ("b-2", ["b"], 2.0, "forward_kl")]
     assert [group[1] for group in groups_of(casks, "a:1", "a-tau:1")] == [["a"], ["a-tau"]]
