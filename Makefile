@@ -9,7 +9,7 @@ TEACHERS := tests/services tests/support/services tests/e2e tests/conformance/te
 	bench/service*.py bench/dropping_pooler.py
 NOT_TRAINERS := ^(tests/(support/)?services|tests/e2e|tests/conformance/test_engine|bench/(capture|service|dropping))
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo test check types-trainer types-teacher docs format bench clean
+.PHONY: help install lock demo test tests-trainer tests-teacher check types-trainer types-teacher docs format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,9 +25,15 @@ lock: install ## write the exact versions of both environments to requirements/
 demo: install ## the whole line on this machine: teacher, cask, student, report
 	@$(TRAINER)/bin/python -m demo
 
-test: export OMP_NUM_THREADS := 1
 test: install check ## checks and all tests, each side in its own environment
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=line tests-trainer tests-teacher
+
+# The two sides beside each other: the engines of the teacher's tests wait a lot, and the trainer's tests fill those gaps.
+tests-trainer tests-teacher: export OMP_NUM_THREADS := 1
+tests-trainer:
 	$(TRAINER)/bin/python $(PYTEST) tests/consumer tests/schemas tests/conformance/test_cask*.py tests/golden tests/repository
+
+tests-teacher:
 	$(TEACHER)/bin/python $(PYTEST) tests/conformance/test_engine*.py tests/e2e tests/services
 
 check: install ## ruff, mypy --strict, import layers, the documentation's links and references

@@ -56,7 +56,7 @@ from logitcask_consumer.training import run_lock
 folder = Path(sys.argv[1])
 run_lock._make(folder)
 lock = run_lock._take(folder / run_lock.LOCKS_NAME / sys.argv[2])
-if len(sys.argv) > 3 and os.fork() == 0:  # as a DataLoader worker
+if len(sys.argv) > 3 and os.fork() > 0:  # the child is as a DataLoader worker, and speaks once it runs
     time.sleep(600)
 print("held", flush=True)
 time.sleep(600)

@@ -37,4 +37,7 @@ def test_everything_at_once(tmp_path: Path, damage: str) -> None:
     assert counts["kills"] == kills
     assert counts["stored"] >= counts["acknowledged"] > 0
     assert counts["opened"] > 0
-    assert counts["read"] > 0
+    if damage == "none":
+        assert counts["read"] > 0
+    else:  # after the last repair all that a slow reader still meets may be damaged
+        assert counts.get("read", 0) + counts.get("refused", 0) > 0
