@@ -197,6 +197,7 @@ class CaskDataset(PackedDataset[SequenceRecords]):
             recorded=recorded if recorded.is_partial_D.any() else None,
         )
         self.weights = weights or Weights()
+        self.weights.require(casks[0].manifest.capture, where=str(casks[0].place))
         self.share: TrainedShare | None = None
         """How much of it is trained, once that was found out; see `trained_share`."""
         self._proved_D = np.zeros(len(positions_D), dtype=np.bool_)

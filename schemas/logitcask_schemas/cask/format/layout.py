@@ -62,6 +62,8 @@ class RecordLayout:
     """Names of the columns that hold codes of `codec_u8` instead of values."""
     position_columns: tuple[str, ...] = ()
     """Names of the stored ones of `record.position_columns`."""
+    head_holds_next: bool = True
+    """Whether every head holds the next token; not of imported records."""
 
     @classmethod
     def of(cls, manifest: CaskManifest) -> "RecordLayout":
@@ -97,6 +99,7 @@ class RecordLayout:
             spec.seed,
             frozenset(coded if spec.logprob_codec == "u8" else ()),
             tuple(column.name for column in stored),
+            not spec.imported,
         )
 
     def has(self, name: str) -> bool:
