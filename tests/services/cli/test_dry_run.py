@@ -65,7 +65,7 @@ def test_unusual_documents_are_shown_before_further_usual_ones(serve, run):
 def test_the_first_of_each_kind_comes_before_the_second_of_one(tmp_path):
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_bytes(jsonl([{"text": "ab"}] * 3 + [PADDED] * 3 + [{"text": "x" * 90}, {"text": "cd"}]))
-    limits = DocumentLimits(vocab_size=VOCAB_SIZE, max_length=64, overflow="split", max_line_bytes=1000)
+    limits = DocumentLimits(vocab_size=VOCAB_SIZE, max_length=64, window=64, overflow="split", max_line_bytes=1000)
     for many, lines in ((2, [1, 4]), (3, [1, 4, 7]), (4, [1, 4, 5, 7]), (6, [1, 2, 4, 5, 6, 7])):
         report = preview(corpus, tmp_path / f"store-{many}", FakeTokenizer(), limits, documents=many)
         assert [document.line for document in report.shown] == lines, many
