@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    sys.path.insert(0, str(RESULTS.parents[2]))
     from demo.fetch_teacher import default_folder, fetch_model
 
     folder = options.teacher or fetch_model("smollm2-135m", default_folder("smollm2-135m"))
