@@ -188,6 +188,11 @@ def test_damage_is_found_and_the_rest_survives(
     hit = {document.id for document in DOCUMENTS} - kept
     assert kept <= {document.id for document in DOCUMENTS}
     assert len(hit) == len(report.lost) + report.unnamed + len(report.requeue)
+    by_id = {document.id.hex(): document for document in DOCUMENTS}
+    for identity, gone in report.requeue.items():
+        assert by_id[identity].extent.context is None, "its context's tokens are nowhere"
+        recorded = by_id[identity].extent.recorded_R2
+        assert gone.line(identity).get("recorded") == (None if recorded is None else recorded.tolist())
     for document in DOCUMENTS:
         if document.id in kept:
             number = cask.find(document.id)

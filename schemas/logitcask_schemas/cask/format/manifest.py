@@ -147,6 +147,20 @@ class CaskManifest(BaseModel):
                 f"{where} is for records of another capture spec ({listing}). {_way_on(mine, theirs)}"
             )
 
+    def require_extents(self, where: str, what: str) -> None:
+        """Raise CaskError where the cask may only hold documents that are recorded whole, without a context.
+
+        Args:
+            where: the cask, for the message.
+            what: who has other documents.
+        """
+        if self.version < EXTENT_VERSION:
+            raise CaskError(
+                f"{where} is of version {self.version}, which holds records of all positions of a document, made "
+                f"without a context; {what} others. "
+                f"Use another cask, created for such documents (version {EXTENT_VERSION})"
+            )
+
 
 def _way_on(mine: dict[str, object], theirs: dict[str, object]) -> str:
     """What to do about two specs that differ."""
