@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -22,7 +23,15 @@ from logitcask_consumer.weights import WeightParameterError, Weights
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.cli.main import main
 from tests.support.consumer.cask_builder import dense_positions, save_teacher, tiny_model
-from tests.support.schemas.other_caches import EXACT, VOCAB, DenseDocument, distillkit_row, write_distillkit
+from tests.support.schemas.other_caches import (
+    EXACT,
+    VOCAB,
+    DenseDocument,
+    MegatronRun,
+    distillkit_row,
+    write_distillkit,
+    write_megatron,
+)
 
 K = 12
 
@@ -180,11 +189,61 @@ def test_the_command_says_what_is_lost(teacher, texts, tmp_path, capsys):
 
 
 def test_positions_without_the_next_token_show_a_bound(imported, capsys):
-    with pytest.raises(SystemExit):
-        main(["cask", "show", str(imported), "0", "--json"])
-    positions = json.loads(capsys.readouterr().out)["positions"]
-    lacking = [position for position in positions if position["probability"] is None]
-    assert all(position["next"] not in [token for token, _ in position["head"]] for position in lacking)
+    lacking = 0
+    for document in range(len(Cask.open(imported))):
+        words = ["cask", "show", str(imported), str(document), "--count", "100", "--alternatives", "100"]
+        with pytest.raises(SystemExit):
+            main([*words, "--json"])
+        for position in json.loads(capsys.readouterr().out)["positions"]:
+            in_head = position["next"] in [token for token, _ in position["head"]]
+            assert (position["probability"] is None) == (not in_head)
+            lacking += not in_head
+        with pytest.raises(SystemExit):
+            main([*words, "--color", "probability"])
+        assert ("≤" in capsys.readouterr().out) == any_lacks(imported, document)
+    assert lacking
+
+
+def any_lacks(cask, number):
+    document = Cask.open(cask).read(number)
+    counts_P = document.records.head_counts_P.astype(int)
+    heads = np.split(document.records.head_ids_H, np.cumsum(counts_P)[:-1])
+    return any(token not in head for token, head in zip(document.token_ids_L[1:], heads, strict=True))
+
+
+def test_a_repair_does_not_send_imported_documents_to_a_service(imported, tmp_path, capsys):
+    shutil.copytree(imported, tmp_path / "cask")
+    (shard,) = (tmp_path / "cask" / "shards").glob("*.arrow")
+    content = bytearray(shard.read_bytes())
+    values = Cask.open(imported).read(0).records.head_logprobs_H.tobytes()
+    content[content.index(values) + 1] ^= 1
+    shard.chmod(0o644)
+    shard.write_bytes(content)
+    with pytest.raises(SystemExit) as stopped:
+        main(["cask", "repair", str(tmp_path / "cask")])
+    out = capsys.readouterr().out
+    assert stopped.value.code == 3
+    assert "convert the cache again into it" in out
+    assert "logitcask submit" not in out
+
+
+def test_the_command_reads_megatron_with_its_tokens(teacher, texts, tmp_path, capsys):
+    run = MegatronRun(version=2, micro=1, ranks=2, batch=4)
+    same = [DenseDocument(text.tokens_L[:20], text.logprobs_PV[:19]) for text in texts[:4]]
+    source = write_megatron(tmp_path / "src", same, run)
+    words = ["cask", "convert", str(source), str(tmp_path / "cask"), "--from", "megatron", "--model", "tiny"]
+    words += ["--tokenizer", str(teacher[0]), "--json"]
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    assert "hold no tokens" in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, "--tokens", str(source / "tokens.npy")])
+    assert stopped.value.code == 0
+    assert json.loads(capsys.readouterr().out)["documents"] == 4
+    assert float(loss_on(tmp_path / "cask", copy.deepcopy(teacher[1]).double()).detach()) == pytest.approx(
+        dense_ghost(same, copy.deepcopy(teacher[1]).double()), rel=5e-3
+    )  # the archive has float16
 
 
 @pytest.mark.parametrize(

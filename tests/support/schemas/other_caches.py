@@ -195,7 +195,7 @@ def write_megatron(folder: Path, documents: Sequence[DenseDocument], run: Megatr
                 name = f"{iteration * run.batch}-{(iteration + 1) * run.batch}.pt.zst"
             buffer = io.BytesIO()
             torch.save(payload, buffer)
-            members[name] = _zstd(buffer.getvalue())
+            members[name] = zstd(buffer.getvalue())
         last = iterations - 1
         path = f"cp0_dp{rank}__{last}.tar" if run.version == 1 else f"dp{rank}__0-{iterations * run.batch}.tar"
         write_tar(folder / path, members)
@@ -220,7 +220,7 @@ def _nucleus(document: DenseDocument, run: MegatronRun) -> tuple[np.ndarray, np.
     return np.where(kept, ids, -1), np.where(kept, logprobs, -1e4)
 
 
-def _zstd(content: bytes) -> bytes:
+def zstd(content: bytes) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.CompressedOutputStream(sink, "zstd") as stream:
         stream.write(content)

@@ -4,6 +4,7 @@ The dense computation knows nothing of caches: heads, tail mass and the bound of
 distribution in float64.
 """
 
+import io
 import json
 from dataclasses import replace
 
@@ -27,6 +28,7 @@ from tests.support.schemas.other_caches import (
     write_distillkit,
     write_megatron,
     write_tar,
+    zstd,
 )
 
 TEACHER = NamedTeacher(model="big", vocab_size=VOCAB, tokenizer_size=VOCAB, tokenizer_fingerprint="f" * 64)
@@ -128,8 +130,6 @@ def test_wide_ids_have_their_seventeenth_bit(tmp_path):
     """Ids above 65,535, which the small vocabulary of the other tests does not have."""
     import torch
 
-    from tests.support.schemas.other_caches import _zstd
-
     ids = np.arange(5 * 1 * 4).reshape(5, 1, 4) + 65_530
     values = torch.log_softmax(torch.arange(4.0).flip(0), 0).expand(5, 1, 4).contiguous() - 0.1
     for packed in (False, True):
@@ -142,11 +142,11 @@ def test_wide_ids_have_their_seventeenth_bit(tmp_path):
             "bit_17": torch.from_numpy(np.packbits(high.numpy().reshape(-1))) if packed else high,
             "format_version": 2,
         }
-        buffer = __import__("io").BytesIO()
+        buffer = io.BytesIO()
         torch.save(payload, buffer)
         meta = {"saver": {"format_version": 2, "mbs_save": 1, "dp_size_save": 1, "gbs_save": 1, "k": 4}}
         write_tar(
-            folder / "dp0__0-1.tar", {"_meta.json": json.dumps(meta).encode(), "0-1.pt.zst": _zstd(buffer.getvalue())}
+            folder / "dp0__0-1.tar", {"_meta.json": json.dumps(meta).encode(), "0-1.pt.zst": zstd(buffer.getvalue())}
         )
         np.save(folder / "tokens.npy", np.array([[1, 2, 3, 4, 5, 6]]))
         (rows, _), *_ = MegatronSource(folder, tokens=folder / "tokens.npy").documents()
@@ -243,10 +243,6 @@ def test_the_pad_token_that_the_capture_adds_is_left_out(tmp_path):
     assert report.skipped["added_pad_tokens"] == 1
     cask = Cask.open(tmp_path / "cask")
     assert_is_dense(cask, [document], 12, atol=3e-5)
-
-
-def changed(row, **columns):
-    return row | columns
 
 
 @pytest.mark.parametrize(
