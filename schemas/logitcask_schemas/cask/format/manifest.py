@@ -173,6 +173,21 @@ def _way_on(mine: dict[str, object], theirs: dict[str, object]) -> str:
     )
 
 
+class HintsFile(BaseModel):
+    """A file beside a shard, for what a later version keeps of a teacher besides its distributions; see `hints_name`.
+
+    Its place is reserved: nothing of this version writes or reads one. Whoever copies a shard without it leaves the
+    member out.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bytes: Annotated[int, Field(ge=1, lt=2**63)]
+    """Size of the file."""
+    sha256: Sha256Hex
+    """Over the file."""
+
+
 class ShardEntry(BaseModel):
     """shards/<name>.json: one shard, as its writer published it. Its presence makes the shard part of the cask."""
 
@@ -208,6 +223,12 @@ class ShardEntry(BaseModel):
     """Ranges of such positions."""
     context_documents: ListCount = 0
     """Documents that the teacher read under a context."""
+    hints: Annotated[HintsFile | None, Field(exclude_if=lambda hints: hints is None)] = None
+
+    @property
+    def hints_name(self) -> str:
+        """Of the file that `hints` describes, among the shards."""
+        return f"{self.name}.hints.arrow"
 
     @property
     def list_counts(self) -> dict[str, int]:
