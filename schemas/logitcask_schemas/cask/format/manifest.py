@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from logitcask_schemas.errors import CaskCorruptionError, CaskError, IdentityMismatchError
+from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskVersionError, IdentityMismatchError
 from logitcask_schemas.record.capture_spec import CaptureSpec, stored_spec
 from logitcask_schemas.record.identity import Accept, TeacherIdentity
 
@@ -148,17 +148,17 @@ class CaskManifest(BaseModel):
             )
 
     def require_extents(self, where: str, what: str) -> None:
-        """Raise CaskError where the cask may only hold documents that are recorded whole, without a context.
+        """Raise CaskVersionError where the cask may only hold documents that are recorded whole, without a context.
 
         Args:
             where: the cask, for the message.
             what: who has other documents.
         """
         if self.version < EXTENT_VERSION:
-            raise CaskError(
+            raise CaskVersionError(
                 f"{where} is of version {self.version}, which holds records of all positions of a document, made "
                 f"without a context; {what} others. "
-                f"Use another cask, created for such documents (version {EXTENT_VERSION})"
+                f"Use another cask, created for such documents (CaskWriter.create(..., version={EXTENT_VERSION}))"
             )
 
 
