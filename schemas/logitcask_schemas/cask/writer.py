@@ -235,6 +235,7 @@ class CaskWriter:
             with clear_errors(self.path):
                 self._files.unlink(self.path / SHARDS_NAME / name)
             linked = link_or_copy(self._files, path, self.path / SHARDS_NAME, name, link=link)
+            entry = entry.model_copy(update={"hints": None})  # the file beside it stays where it is
             publish_entry(self._files, self.path, entry, carrier)
             self._note(entry, ShardDocuments(ids=documents.ids.copy(), lengths=documents.lengths.astype(np.uint32)))
         return linked

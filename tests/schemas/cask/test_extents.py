@@ -112,7 +112,7 @@ def test_a_cask_of_version_1_refuses_them_and_says_what_to_do(tmp_path: Path, wh
     document = next(d for n, d in enumerate(DOCUMENTS) if n % 4 == which)
     writer = CaskWriter.create(tmp_path / "cask", teacher=make_teacher(), capture=SPEC)
     before = sorted(path.name for path in (tmp_path / "cask").rglob("*"))
-    with pytest.raises(CaskError, match=r"is a cask of version 1, which holds records of all positions .* version=2"):
+    with pytest.raises(CaskError, match=r"is of version 1, which holds records of all positions .* version=2"):
         writer.publish([document])
     with pytest.raises(CaskError, match="version 1"):
         writer.publish_columns(Cask.open(make_cask(tmp_path / "other", [document])).shard(0).columns)

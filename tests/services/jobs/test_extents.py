@@ -105,9 +105,10 @@ def test_a_cask_of_version_1_is_refused_before_anything_is_captured(serve, tmp_p
     for path, request in (("", {**plan, "corpus_id": corpus["id"]}), ("/check", plan)):
         answer = server.client.post(f"/v1/extractions{path}", json=request)
         assert answer.status_code == 409, answer.text
+        assert answer.json()["error"]["code"] == "cask_version"
         assert "of version 1" in answer.json()["detail"]
     done = server.finish(server.submit(corpus)["id"])  # only its lines tell that there are contexts
-    assert done["status"] == "failed"
+    assert (done["status"], done["error"]["code"]) == ("failed", "cask_version")
     assert "made without a context; this extraction asks for others" in done["error"]["message"]
     assert not (tmp_path / "log").exists()
 
