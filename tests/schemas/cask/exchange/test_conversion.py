@@ -73,7 +73,7 @@ def test_distillkit_rows_become_records(tmp_path):
     assert cask.manifest.capture.imported
     assert cask.manifest.teacher.engine == "distillkit"
     stored = cask.read(0)
-    assert cask.manifest.teacher.engine_options["compression.exact_dtype"] == "float32"
+    assert (cask.manifest.teacher.engine_options or {})["compression.exact_dtype"] == "float32"
     # Some realised tokens are not among the twelve: this is a cask for the relaxed rule, and it is sound.
     assert 0 < report.alignment.in_head < report.alignment.positions
     assert [shard.problems for shard in verify_shards(cask)] == [[]]
@@ -164,13 +164,14 @@ def test_a_second_run_finishes_the_first(tmp_path):
     documents = dense_documents([50, 51, 52, 53])
     source = distillkit(tmp_path / "src", documents)
 
+    left = 3
+
     def interrupt(size: float) -> None:
         nonlocal left
         left -= 1
         if not left:
             raise KeyboardInterrupt
 
-    left = 3
     with pytest.raises(KeyboardInterrupt):
         into_cask(source, tmp_path / "cask", positions_per_shard=90, progress=interrupt)
     report = into_cask(source, tmp_path / "cask", positions_per_shard=90)
