@@ -183,6 +183,22 @@ def version_for(
     return EXTENT_VERSION if extents else FORMAT_VERSION
 
 
+def require_same_ranks(mine: CaskManifest, offered: CaskManifest, *, where: str) -> None:
+    """Raise IdentityMismatchError unless both casks write the ids of packed shards by the same rank table.
+
+    Args:
+        mine: A cask's manifest.
+        offered: That of another cask, whose packed shards are to become the first one's as they are.
+        where: The first cask, for the message.
+    """
+    if mine.rank_table != offered.rank_table:
+        digests = [table.digest if table else "no rank table" for table in (mine.rank_table, offered.rank_table)]
+        raise IdentityMismatchError(
+            f"{where}: rank_table: {digests[0]} here, {digests[1]} offered. Packed shards cannot be read by another "
+            "table: name a new folder, or merge the casks, which packs anew."
+        )
+
+
 def _way_on(mine: dict[str, object], theirs: dict[str, object]) -> str:
     """What to do about two specs that differ."""
     if {**mine, "tail_logprobs": None} != {**theirs, "tail_logprobs": None}:
