@@ -112,7 +112,7 @@ def test_a_cask_of_version_1_refuses_them_and_says_what_to_do(tmp_path: Path, wh
     document = next(d for n, d in enumerate(DOCUMENTS) if n % 4 == which)
     writer = CaskWriter.create(tmp_path / "cask", teacher=make_teacher(), capture=SPEC)
     before = sorted(path.name for path in (tmp_path / "cask").rglob("*"))
-    with pytest.raises(CaskError, match=r"is a cask of version 1, which holds records of all positions .* version=2"):
+    with pytest.raises(CaskError, match=r"is of version 1, which holds records of all positions .* version=2"):
         writer.publish([document])
     with pytest.raises(CaskError, match="version 1"):
         writer.publish_columns(Cask.open(make_cask(tmp_path / "other", [document])).shard(0).columns)
@@ -131,7 +131,7 @@ def test_whole_documents_are_stored_in_version_2_as_in_version_1(tmp_path: Path)
     assert json.loads((tmp_path / "2" / "cask.json").read_text())["version"] == 2
 
 
-@pytest.mark.parametrize("version", [0, 3, True, "2", None])
+@pytest.mark.parametrize("version", [0, 4, True, "2", None])
 def test_another_version_is_refused_by_its_number(tmp_path: Path, version: object) -> None:
     from logitcask_schemas.cask.format.manifest import seal
 
@@ -139,7 +139,7 @@ def test_another_version_is_refused_by_its_number(tmp_path: Path, version: objec
     document = json.loads((cask / "cask.json").read_text())
     del document["checksum"]
     (cask / "cask.json").write_bytes(seal({**document, "version": version}))
-    with pytest.raises(CaskError, match=r"this program reads versions 1 to 2. Upgrade logitcask"):
+    with pytest.raises(CaskError, match=r"this program reads versions 1 to 3. Upgrade logitcask"):
         Cask.open(cask)
 
 
@@ -188,6 +188,11 @@ def test_damage_is_found_and_the_rest_survives(
     hit = {document.id for document in DOCUMENTS} - kept
     assert kept <= {document.id for document in DOCUMENTS}
     assert len(hit) == len(report.lost) + report.unnamed + len(report.requeue)
+    by_id = {document.id.hex(): document for document in DOCUMENTS}
+    for identity, gone in report.requeue.items():
+        assert by_id[identity].extent.context is None, "its context's tokens are nowhere"
+        recorded = by_id[identity].extent.recorded_R2
+        assert gone.line(identity).get("recorded") == (None if recorded is None else recorded.tolist())
     for document in DOCUMENTS:
         if document.id in kept:
             number = cask.find(document.id)
