@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from logitcask_schemas.errors import CaptureSpecError
 
 CaptureMode = Literal["threshold", "topk", "sampled"]
-LogprobCodec = Literal["f16", "f32", "u8"]
+LogprobCodec = Literal["f16", "f32", "u8", "u8all"]
 Sampler = Literal["systematic", "multinomial"]
 MAX_ENTRIES = 255  # per-position counts are stored as uint8
 MIN_TAU: Final = 1e-6
@@ -63,7 +63,8 @@ class CaptureSpec(BaseModel):
     """Key of the counter-based generator behind the draws."""
     logprob_codec: LogprobCodec = "f16"
     """Storage of log-probabilities, log r and entropies (nats). `u8`: log-probabilities of head and draws in one byte,
-    rounded at random so that probabilities are unbiased, the rest float16 (docs/format.md, section 4.4)."""
+    rounded at random so that probabilities are unbiased, the rest float16; `u8all`: log r and entropies in one byte too
+    (docs/format.md, section 4.4)."""
     tail_logprobs: bool = False
     """Also store log t of every tail draw (needed for value estimates of most divergences, not to train)."""
     temperatures: Annotated[tuple[Temperature, ...], Field(max_length=MAX_TEMPERATURES)] = ()
@@ -116,7 +117,7 @@ class CaptureSpec(BaseModel):
             "topk": {"tau", "head_max", "tail_max", "draws", "sampler", "seed", "tail_logprobs"},
             "sampled": {"tau", "head_max", "tail_max", "k"},
         }[self.mode]
-        if self.logprob_codec == "u8":
+        if self.logprob_codec in ("u8", "u8all"):
             unused -= {"seed"}  # it decides how values are rounded, draws or not
         return frozenset(unused)
 
