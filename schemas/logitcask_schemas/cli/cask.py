@@ -14,6 +14,7 @@ from rich.text import Text
 from logitcask_schemas.cask.format.layout import MANIFEST_NAME
 from logitcask_schemas.cask.reader import Cask
 from logitcask_schemas.cask.storage.object_store import RemoteStore, is_url
+from logitcask_schemas.cli.hub import register as register_hub
 from logitcask_schemas.cli.integrity import register as register_care
 from logitcask_schemas.cli.output import (
     CaskArgument,
@@ -25,6 +26,7 @@ from logitcask_schemas.cli.output import (
     print_line,
     print_table,
 )
+from logitcask_schemas.cli.rows import register as register_rows
 from logitcask_schemas.cli.transfer import register as register_export
 from logitcask_schemas.errors import CaskError, CaskNotFoundError
 from logitcask_schemas.terminal import counted
@@ -269,3 +271,5 @@ def _text_of_ids(folder: Path, expected: str) -> Any:
 
 register_care(app)
 register_export(app)
+register_rows(app)
+register_hub(app)
