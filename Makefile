@@ -26,7 +26,7 @@ demo: install ## the whole line on this machine: teacher, cask, student, report
 	@$(TRAINER)/bin/python -m demo
 
 test: install check ## checks and all tests, each side in its own environment
-	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=line tests-trainer tests-teacher
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going tests-trainer tests-teacher
 
 # The two sides beside each other: the engines of the teacher's tests wait a lot, and the trainer's tests fill those gaps.
 tests-trainer tests-teacher: export OMP_NUM_THREADS := 1

@@ -19,10 +19,10 @@ DROP_SEED = 4_242_424_242
 class DroppingPooler(CapturePooler):
     """Captures, or computes logits for nothing, as the request's seed says."""
 
-    def _capture(self, hidden_SD: torch.Tensor, spec_json: str, runs: list[Any], prompts: Any) -> RecordColumns | None:
+    def _capture(self, hidden_SD: torch.Tensor, spec_json: str, runs: list[Any]) -> RecordColumns | None:
         if parse_spec(spec_json).seed != DROP_SEED:
-            return super()._capture(hidden_SD, spec_json, runs, prompts)
-        rows_R = torch.cat([torch.arange(run.first_row, run.first_row + run.count) for run in runs])
+            return super()._capture(hidden_SD, spec_json, runs)
+        rows_R = torch.cat([run.rows_R for run in runs])
         first = 0
         while first < len(rows_R):
             some = slice(first, first + self._chunk_rows(hidden_SD.device))

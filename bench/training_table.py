@@ -67,6 +67,8 @@ ROWS = {
     "threshold 1/20": Row(capture=THRESHOLD_20),
     "threshold 1/35 u8": Row(capture={"tau": 1 / 35, "logprob_codec": "u8"}),
     "threshold 1/50": Row(capture={"tau": 1 / 50}),
+    "threshold 1/100, up to 255 draws": Row(capture={"tau": 1 / 100, "tail_max": 255}),
+    "threshold 1/150, up to 255 draws": Row(capture={"tau": 1 / 150, "tail_max": 255}),
     # Hundreds of exact entries: what is missing here would be the fault of the sparse path, not of the record's noise.
     "threshold 1/2000": Row(capture={"tau": 1 / 2000, "head_max": 250, "tail_max": 255}),
     "threshold 1/20, tail_weight 0.5": Row(loss="forward_kl:tail_weight=0.5", capture=THRESHOLD_20),

@@ -58,6 +58,10 @@ class IdentityMismatchError(CaskError):
     """Two things that must come from the same teacher, tokenizer or capture spec do not."""
 
 
+class CaskVersionError(CaskError):
+    """A cask is of a version that cannot hold what it should hold."""
+
+
 class DocumentMismatchError(CaskError):
     """A record does not belong to the token sequence it is used with."""
 

@@ -86,7 +86,8 @@ class ServiceClient:
         """What an extraction would make of these JSON lines, with so many documents shown. Nothing is kept."""
         values = _values(plan)
         params: dict[str, Any] = {"capture": json.dumps(values.get("capture", {})), "documents": documents}
-        params |= {name: values[name] for name in ("cask", "max_length", "overflow") if values.get(name) is not None}
+        names = ("cask", "max_length", "overflow", "loss_on")
+        params |= {name: values[name] for name in names if values.get(name) is not None}
         return self._connection.send_lines(Preview, "/v1/previews", lines, params=params)
 
     def corpus_with(self, sha256: str) -> Corpus | None:

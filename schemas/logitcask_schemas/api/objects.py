@@ -232,6 +232,10 @@ class PreviewDocument(ApiObject):
     tokens: int
     answer_tokens: int | None
     """Null where the line does not tell what is an answer."""
+    recorded_positions: int | None = None
+    """Null from services that record all."""
+    context_tokens: int = 0
+    """Read by the teacher before it."""
     pieces: list[PreviewPiece]
     cut: bool
     """Whether more tokens follow than are shown."""
@@ -254,6 +258,10 @@ class Preview(ApiObject):
     lines: int
     documents: int
     tokens: int
+    recorded_positions: int | None = None
+    """Positions that get a record; a document of L tokens has L - 1. Null from services that record all."""
+    context_tokens: int = 0
+    """Read by the teacher before documents, and not stored."""
     bad_lines: int
     skipped_lines: int
     truncated_lines: int

@@ -11,6 +11,7 @@ from logitcask_schemas.record.capture_spec import CaptureSpec, stored_spec
 
 Overflow = Literal["truncate", "split", "skip"]
 OnError = Literal["skip", "fail"]
+LossOn = Literal["all", "assistant", "completion"]
 CarrierName = Literal["arrow", "zarr", "parquet"]
 
 MIN_LENGTH: Final = 4
@@ -41,6 +42,13 @@ class ExtractionPlan(BaseModel):
         Field(ge=MIN_LENGTH, le=MAX_LENGTH, description="Most tokens of a document; default: the teacher's context."),
     ] = None
     overflow: Annotated[Overflow, Field(description="What becomes of longer documents.")] = "truncate"
+    loss_on: Annotated[
+        LossOn,
+        Field(
+            description="Which tokens get a record: `all`, those of `assistant` turns (completions and labels with "
+            "them), or the `completion` alone. The others are read by the teacher and stored as tokens only."
+        ),
+    ] = "all"
     carrier: Annotated[
         CarrierName, Field(description="File format of the shards: `arrow` to train from, `zarr` or `parquet` to ship.")
     ] = "arrow"
@@ -57,8 +65,9 @@ class ExtractionRequest(ExtractionPlan):
 
     def canonical(self) -> bytes:
         """Bytes that are equal for equal requests; an Idempotency-Key is tied to their digest."""
-        # Requests had no kind when the first keys were made, and there was only this one.
-        return json.dumps(self.model_dump(mode="json", exclude={"kind"}), sort_keys=True).encode()
+        # Requests had neither when the first keys were made: there was only this kind, and all was recorded.
+        without = {"kind"} | ({"loss_on"} if self.loss_on == "all" else set())
+        return json.dumps(self.model_dump(mode="json", exclude=without), sort_keys=True).encode()
 
 
 def stored_request(fields: Mapping[str, Any]) -> ExtractionRequest:

@@ -50,7 +50,9 @@ def sweep(files: FileOperations, cask: Path, published: Iterable[ShardEntry]) ->
         CaskWriteError: The file system refuses.
     """
     suffixes = tuple(carrier.suffix for carrier in CARRIERS.values())
-    named = {entry.name + carrier_of(entry).suffix for entry in published}
+    entries = list(published)
+    named = {entry.name + carrier_of(entry).suffix for entry in entries}
+    named |= {entry.hints_name for entry in entries if entry.hints is not None}
     removed = []
     with clear_errors(cask):
         for directory in (cask, cask / SHARDS_NAME, *(cask / QUARANTINE_NAME).glob("*/")):

@@ -24,7 +24,7 @@ from logitcask_schemas.cask.directory import (
 from logitcask_schemas.cask.documents import DocumentIndex, DocumentTable, ShardDocuments, write_document_table
 from logitcask_schemas.cask.format.columns import ShardColumns, assemble, gather_rows
 from logitcask_schemas.cask.format.layout import MANIFEST_NAME, SHARDS_NAME, RecordLayout
-from logitcask_schemas.cask.format.manifest import EXTENT_VERSION, FORMAT_VERSION, CaskManifest, ShardEntry
+from logitcask_schemas.cask.format.manifest import FORMAT_VERSION, CaskManifest, ShardEntry
 from logitcask_schemas.cask.opening import open_documents, require_shards
 from logitcask_schemas.cask.publication import prepare_folder, publish_entry, publish_shard, require_new, sweep
 from logitcask_schemas.cask.storage.files import FileOperations, LocalFiles, clear_errors, link_or_copy
@@ -193,7 +193,7 @@ class CaskWriter:
             As `publish`.
         """
         if columns.lists.recorded is not None or columns.lists.contexts is not None:
-            self._require_extents("a shard")
+            self.manifest.require_extents(str(self.path), "a shard has")
         with self._refreshed():
             self._compact_when_due()
             fresh: dict[bytes, int] = {}
@@ -224,7 +224,7 @@ class CaskWriter:
         """
         require_identity(str(self.path), [entry], self.manifest)
         if entry.recorded_documents or entry.context_documents:
-            self._require_extents(f"shard {entry.name}")
+            self.manifest.require_extents(str(self.path), f"shard {entry.name} has")
         carrier = carrier_of(entry)
         name = entry.name + carrier.suffix
         with self._refreshed():
@@ -235,6 +235,7 @@ class CaskWriter:
             with clear_errors(self.path):
                 self._files.unlink(self.path / SHARDS_NAME / name)
             linked = link_or_copy(self._files, path, self.path / SHARDS_NAME, name, link=link)
+            entry = entry.model_copy(update={"hints": None})  # the file beside it stays where it is
             publish_entry(self._files, self.path, entry, carrier)
             self._note(entry, ShardDocuments(ids=documents.ids.copy(), lengths=documents.lengths.astype(np.uint32)))
         return linked
@@ -272,17 +273,8 @@ class CaskWriter:
         where = f"document {identity.hex()[:16]}"
         document.check(self.manifest.teacher.vocab_size, where=where)
         if not document.extent.is_whole:
-            self._require_extents(where)
+            self.manifest.require_extents(str(self.path), f"{where} has")
         return identity
-
-    def _require_extents(self, what: str) -> None:
-        """Raise CaskError where this cask holds documents that are recorded whole only."""
-        if self.manifest.version < EXTENT_VERSION:
-            raise CaskError(
-                f"{self.path} is a cask of version {self.manifest.version}, which holds records of all positions of a "
-                f"document, made without a context; {what} has others. Use a cask of version {EXTENT_VERSION} "
-                f"(CaskWriter.create(..., version={EXTENT_VERSION}))"
-            )
 
     def _store(self, columns: ShardColumns) -> ShardEntry:
         """Publish a shard of documents that are not stored yet; call with the lock held."""

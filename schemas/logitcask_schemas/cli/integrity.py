@@ -167,7 +167,7 @@ def repair(cask: CaskArgument, as_json: JsonOption = False) -> None:
         print_json(
             asdict(report)
             | {"quarantine": None if report.quarantine is None else str(report.quarantine)}
-            | {"requeue": [identity for identity, _ in report.requeue], "requeue_file": requeue and str(requeue)}
+            | {"requeue": list(report.requeue), "requeue_file": requeue and str(requeue)}
             | {"submit": command}
         )
     else:
@@ -189,7 +189,7 @@ def _print_repair(cask: str, report: "RepairReport", command: str | None) -> Non
         return
     for problem in report.problems:
         print(problem)
-    for identity, _ in report.requeue:
+    for identity in report.requeue:
         print(f"capture again {identity}")
     for identity in report.lost:
         print(f"lost with its tokens {identity}")

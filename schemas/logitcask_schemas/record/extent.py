@@ -27,14 +27,23 @@ class Context:
     """Tokens that the teacher read before a document; neither they nor their records are stored."""
 
     digest: bytes
-    """SHA-256 (32 bytes) over their ids as little-endian u32."""
+    """SHA-256 (32 bytes) over their ids as little-endian u32; see `of` for what may follow them."""
     length: int
     """C, at least 1."""
 
     @classmethod
-    def of(cls, token_ids_C: IdArray) -> Self:
-        """The context of these tokens."""
-        return cls(digest=document_id(token_ids_C), length=len(token_ids_C))
+    def of(cls, token_ids_C: IdArray, replaced: int = 0) -> Self:
+        """The context of these tokens.
+
+        Args:
+            token_ids_C: what the teacher read first.
+            replaced: first tokens of the document that it read nowhere, because these stood in their place; where there
+                are any, 2^32 - 1 and their number follow the ids in the digest.
+        """
+        ids = np.ascontiguousarray(token_ids_C, dtype="<u4")
+        if replaced:
+            ids = np.concatenate([ids, _NO_TOKEN, np.array([replaced], dtype="<u4")])
+        return cls(digest=hashlib.sha256(ids.tobytes()).digest(), length=len(token_ids_C))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

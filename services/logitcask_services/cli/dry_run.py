@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from logitcask_schemas.api.client import ServiceClient
 
 SAMPLE_BYTES = 16 << 20
+ID_BYTES = 2
 STYLES = {"text": "", "answer": "bold green", "control": "dim reverse", "answer_control": "green reverse"}
 _BASES = {
     "cask": "as the cask's shards so far",
@@ -34,6 +35,8 @@ class Estimate:
 
     documents: int
     tokens: int
+    recorded_positions: int
+    context_tokens: int
     cask_bytes: int | None
     cask_bytes_low: int
     cask_bytes_high: int
@@ -86,7 +89,9 @@ def _with_folder(folder: Path, sample: bytes, request: dict[str, Any], documents
     limits = DocumentLimits(
         vocab_size=config.vocab_size,
         max_length=min(request.get("max_length") or context, context),
+        window=context,
         overflow=request.get("overflow", "truncate"),
+        loss_on=request.get("loss_on", "all"),
         max_line_bytes=8 << 20,
     )
     if limits.overflow not in ("truncate", "split", "skip") or limits.max_length < MIN_LENGTH:
@@ -98,16 +103,26 @@ def _with_folder(folder: Path, sample: bytes, request: dict[str, Any], documents
     return previewed.object(expected_bytes(spec, config.vocab_size), teacher=folder.resolve().name, limits=limits)
 
 
+def _recorded(preview: Preview) -> int:
+    """Positions that get a record."""
+    return preview.tokens - preview.documents if preview.recorded_positions is None else preview.recorded_positions
+
+
 def _estimate(preview: Preview, share: float) -> Estimate:
     times = 1 / share if share else 1.0
     figures = preview.bytes_per_token
-    tokens = round(preview.tokens * times)
+    # What is not recorded takes the token's id alone.
+    recorded = _recorded(preview)
+    without = preview.tokens - preview.documents - recorded
+    tokens, bare = preview.tokens - without, without * ID_BYTES
     return Estimate(
         documents=round(preview.documents * times),
-        tokens=tokens,
-        cask_bytes=None if figures.expected is None else round(tokens * figures.expected),
-        cask_bytes_low=round(tokens * figures.low),
-        cask_bytes_high=round(tokens * figures.high),
+        tokens=round(preview.tokens * times),
+        recorded_positions=round(recorded * times),
+        context_tokens=round(preview.context_tokens * times),
+        cask_bytes=None if figures.expected is None else round((tokens * figures.expected + bare) * times),
+        cask_bytes_low=round((tokens * figures.low + bare) * times),
+        cask_bytes_high=round((tokens * figures.high + bare) * times),
     )
 
 
@@ -135,6 +150,10 @@ def _unusual(preview: Preview, line: int) -> list[str]:
 def _show_document(document: PreviewDocument, unusual: list[str], out: Console) -> None:
     answers = document.answer_tokens
     trained = "the line does not tell what is an answer" if answers is None else f"{answers:,} of answers"
+    if document.recorded_positions is not None and document.recorded_positions < document.tokens - 1:
+        trained += f", {document.recorded_positions:,} recorded"
+    if document.context_tokens:
+        trained += f", under a context of {document.context_tokens:,}"
     facts = ", ".join([counted(document.tokens, "token"), trained, *unusual])
     out.rule(Text(f"line {document.line:,}: {facts}"), align="left", style="dim")
     text = Text()
@@ -151,6 +170,10 @@ def _show_counts(preview: Preview, share: float, out: Console) -> None:
     out.rule(Text(of), align="left", style="dim")
     gives = f"{counted(preview.documents, 'document')}, {counted(preview.tokens, 'token')}"
     _line(out, f"{counted(preview.lines, 'line')} {'gives' if preview.lines == 1 else 'give'} {gives}")
+    if (recorded := _recorded(preview)) < (positions := preview.tokens - preview.documents):
+        _line(out, f"{counted(recorded, 'position')} recorded, {recorded / positions:.1%} of all")
+    if preview.context_tokens:
+        _line(out, f"{counted(preview.context_tokens, 'token')} of contexts are read and not stored")
     limit = counted(preview.max_length, "token")
     for count, sentence, code in (
         (preview.truncated_lines, f"longer than {limit} and cut there (overflow: truncate)", "truncated"),

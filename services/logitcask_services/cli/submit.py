@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from logitcask_schemas.api.objects import Corpus
-from logitcask_schemas.api.requests import NAME_RULE, CarrierName, OnError, Overflow, is_cask_name
+from logitcask_schemas.api.requests import NAME_RULE, CarrierName, LossOn, OnError, Overflow, is_cask_name
 from logitcask_schemas.cli.output import JsonOption
 from logitcask_schemas.errors import CaptureSpecError
 from logitcask_schemas.record.capture_spec import CaptureMode, LogprobCodec, Sampler, capture_spec
@@ -66,6 +66,10 @@ def submit(
     ] = False,
     max_length: Annotated[int | None, typer.Option(help="Most tokens of a document.")] = None,
     overflow: Annotated[Overflow | None, typer.Option(help="Longer documents; default: truncate.")] = None,
+    loss_on: Annotated[
+        LossOn | None,
+        typer.Option(help="Which tokens get a record: all (default), those of assistant turns, or the completion's."),
+    ] = None,
     carrier: Annotated[CarrierName | None, typer.Option(help="File format of the shards; default: arrow.")] = None,
     on_error: Annotated[OnError | None, typer.Option(help="Bad lines; default: skip.")] = None,
     metadata: Annotated[list[str] | None, typer.Option(help="key=value to keep with it; may be repeated.")] = None,
@@ -103,7 +107,13 @@ def submit(
         capture_spec(**capture)  # before anything is sent
     except CaptureSpecError as error:
         raise typer.BadParameter(str(error)) from error
-    options = {"max_length": max_length, "overflow": overflow, "carrier": carrier, "on_error": on_error}
+    options = {
+        "max_length": max_length,
+        "overflow": overflow,
+        "loss_on": loss_on,
+        "carrier": carrier,
+        "on_error": on_error,
+    }
     request: dict[str, Any] = {
         "cask": cask,
         "capture": capture,

@@ -78,6 +78,8 @@ NOTES: dict[str, str] = {
     "weight_0": "a message has the weight 0 and is no answer",
     BEYOND_TOKENS: "the teacher puts mass on ids that are no tokens of its tokenizer; recorded as it is",
     "answer_cut_off": "all answers were behind max_length and are lost",
+    "under_context": "documents are read by the teacher under a context that the student does not see",
+    "piece_without_answer": "a piece of a split document has nothing to record and was left out",
 }
 
 

@@ -1,12 +1,15 @@
 """One line of a corpus: JSON bytes in, one of three kinds of source out, or the reason why not.
 
-Accepted objects, each with an optional `custom_id`:
+Accepted objects, each with an optional `custom_id`, and an optional context: what the teacher reads first and the
+student does not see.
     {"text": str}
     {"messages": [{"role": str, ...}, ...], "tools": [...], "chat_template_kwargs": {...}}
                                                                    rendered with the teacher's chat template
     {"prompt": str, "completion": str}                             joined without anything between
     {"prompt": [messages], "completion": [messages]}               joined, then as `messages`
     {"input_ids": [int, ...], "attention_mask": ..., "labels": ...} taken as they are, without padding
+    {"context": str} beside strings, [messages] beside messages; {"context_ids": [int, ...]} beside `input_ids`
+    {"recorded": [[start, stop], ...]} beside `input_ids`: the positions to record
 Fields besides these are left alone.
 """
 
@@ -21,7 +24,7 @@ from logitcask_services.corpora.file_kind import SNIFFED_BYTES, require_lines
 from logitcask_services.corpora.line_problems import LineProblem as LineProblem
 from logitcask_services.corpora.line_problems import conversion_of
 from logitcask_services.corpora.line_problems import kind_of_value as _kind
-from logitcask_services.corpora.token_rows import read_row
+from logitcask_services.corpora.token_rows import read_context, read_recorded, read_row
 
 BOM = b"\xef\xbb\xbf"
 _BUFFER_BYTES = 1 << 16
@@ -111,6 +114,8 @@ class TextLine:
     text: str
     answer_start: int | None = None
     """Character at which the completion begins; None where the line does not tell prompt from completion."""
+    context: str | None = None
+    """Stands before the text when the teacher reads it, without anything between."""
     custom_id: str | None = None
 
 
@@ -124,6 +129,8 @@ class ChatLine:
     """Further variables of the template, such as enable_thinking."""
     first_answer: int = 0
     """Messages before this one are a prompt; the assistant's turns among them are no answers."""
+    context: list[dict[str, Any]] | None = None
+    """Messages that stand before these when the teacher reads them."""
     custom_id: str | None = None
 
 
@@ -134,11 +141,33 @@ class TokenLine:
     input_ids: list[int] = field(default_factory=list)
     answers: tuple[tuple[int, int], ...] | None = None
     """Ranges [start, stop) of tokens that `labels` trains; None where the row has no labels."""
+    context_ids: list[int] | None = None
+    recorded: tuple[tuple[int, int], ...] | None = None
+    """Ranges [start, stop) of the positions to record; None where the row does not say."""
     notes: tuple[str, ...] = ()
     custom_id: str | None = None
 
 
 ParsedLine = TextLine | ChatLine | TokenLine
+
+
+def under_context(line: ParsedLine) -> ParsedLine | None:
+    """All that the teacher reads of a line with a context, context first; None for other lines."""
+    match line:
+        case TextLine(context=str(context)):
+            return replace(line, text=context + line.text, answer_start=None, context=None)
+        case ChatLine(context=list(context)):
+            return replace(
+                line, messages=[*context, *line.messages], first_answer=line.first_answer + len(context), context=None
+            )
+        case TokenLine(context_ids=list(context_ids)):
+            return replace(
+                line, input_ids=[*context_ids, *line.input_ids], answers=None, context_ids=None, recorded=None
+            )
+        case _:
+            return None
+
+
 _Reader = Callable[[dict[str, Any], str | None], ParsedLine]
 
 
@@ -205,7 +234,7 @@ def _custom_id(entry: dict[str, Any]) -> str | None:
 
 
 def _text(entry: dict[str, Any], custom_id: str | None) -> TextLine:
-    return TextLine(text=_string(entry["text"], "text"), custom_id=custom_id)
+    return TextLine(text=_string(entry["text"], "text"), context=_context_text(entry), custom_id=custom_id)
 
 
 def _prompt(entry: dict[str, Any], custom_id: str | None) -> ParsedLine:
@@ -219,22 +248,45 @@ def _prompt(entry: dict[str, Any], custom_id: str | None) -> ParsedLine:
             "expected two strings, or two lists of messages",
         )
     text = _string(prompt + completion, "prompt` + `completion")
-    return TextLine(text=text, answer_start=len(prompt), custom_id=custom_id)
+    return TextLine(text=text, answer_start=len(prompt), context=_context_text(entry), custom_id=custom_id)
+
+
+def _context_text(entry: dict[str, Any]) -> str | None:
+    """The context of a line of strings; None where there is none, or an empty one."""
+    context = entry.get("context")
+    if context is None or context == "":
+        return None
+    if not isinstance(context, str):
+        raise LineProblem(
+            "wrong_type", f"`context` is a JSON {_kind(context)}; expected a string, as the line's text is one"
+        )
+    return _string(context, "context")
+
+
+def _messages(messages: Any, name: str) -> list[dict[str, Any]]:
+    if not isinstance(messages, list):
+        raise LineProblem("wrong_type", f"`{name}` is a JSON {_kind(messages)}; expected a list of messages")
+    for at, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise LineProblem("wrong_type", f'`{name}[{at}]` must be an object with a "role" string')
+    return messages
 
 
 def _chat(entry: dict[str, Any], custom_id: str | None) -> ChatLine:
-    messages, tools = entry["messages"], entry.get("tools")
-    if not isinstance(messages, list):
-        raise LineProblem("wrong_type", f"`messages` is a JSON {_kind(messages)}; expected a list of messages")
+    messages, tools = _messages(entry["messages"], "messages"), entry.get("tools")
     if not messages:
         raise LineProblem("empty", "`messages` is empty; there is nothing to capture")
-    for at, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise LineProblem("wrong_type", f'`messages[{at}]` must be an object with a "role" string')
+    context = entry.get("context")
+    if context is not None:
+        context = _messages(context, "context") or None
     if tools is not None and not isinstance(tools, list):
         raise LineProblem("wrong_type", f"`tools` is a JSON {_kind(tools)}; expected a list or null")
     return ChatLine(
-        messages=messages, tools=tools or None, template_kwargs=_template_kwargs(entry), custom_id=custom_id
+        messages=messages,
+        tools=tools or None,
+        template_kwargs=_template_kwargs(entry),
+        context=context,
+        custom_id=custom_id,
     )
 
 
@@ -256,7 +308,14 @@ def _template_kwargs(entry: dict[str, Any]) -> dict[str, Any] | None:
 
 def _ids(entry: dict[str, Any], custom_id: str | None) -> TokenLine:
     ids, answers, notes = read_row(entry)
-    return TokenLine(input_ids=ids, answers=answers, notes=notes, custom_id=custom_id)
+    return TokenLine(
+        input_ids=ids,
+        answers=answers,
+        context_ids=read_context(entry),
+        recorded=read_recorded(entry, len(ids)),
+        notes=notes,
+        custom_id=custom_id,
+    )
 
 
 def _string(value: Any, name: str) -> str:

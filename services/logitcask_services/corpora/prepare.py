@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from logitcask_schemas.api.objects import Failure
-from logitcask_schemas.api.requests import Overflow
+from logitcask_schemas.api.requests import LossOn, Overflow
+from logitcask_services.corpora.context_tokens import ContextTokens, context_of
 from logitcask_services.corpora.line_problems import LineProblem
 from logitcask_services.corpora.lines import (
     ChatLine,
@@ -14,39 +15,12 @@ from logitcask_services.corpora.lines import (
     TextLine,
     TokenLine,
     parse_line,
+    under_context,
 )
-from logitcask_services.corpora.spans import token_ranges
+from logitcask_services.corpora.pieces import cut_spans, extent_of, fit, fit_under, trained_tokens
+from logitcask_services.corpora.spans import Span, token_ranges
 from logitcask_services.corpora.token_store import TokenStoreWriter
 from logitcask_services.corpora.tokenizer import DocumentTokenizer, OwnTokens, Tokenised
-
-
-def fit(token_ids: list[int], limit: int, policy: Overflow) -> list[list[int]]:
-    """Pieces of at most `limit` tokens (at least MIN_LENGTH) and at least 2.
-
-    truncate keeps the first `limit` tokens; split cuts end to end, every token once, and shortens the last piece but
-    one where a single token would remain; skip raises LineProblem `too_long`.
-    """
-    total = len(token_ids)
-    if total <= limit:
-        return [token_ids]
-    if policy == "truncate":
-        return [token_ids[:limit]]
-    if policy == "skip":
-        raise LineProblem(
-            "too_long",
-            f"the document has {total} tokens, the limit is {limit}; it was skipped as asked "
-            "(overflow: truncate or split would keep it)",
-        )
-    starts = list(range(0, total, limit))
-    if total - starts[-1] == 1:
-        starts[-1] -= 1
-    return [token_ids[start:stop] for start, stop in zip(starts, [*starts[1:], total], strict=True)]
-
-
-def cut_answers(answers: Sequence[tuple[int, int]], start: int, stop: int) -> list[tuple[int, int]]:
-    """The parts of a document's ranges that lie in its piece [start, stop), counted from the piece's start."""
-    inside = ((max(first, start), min(last, stop)) for first, last in answers)
-    return [(first - start, last - start) for first, last in inside if first < last]
 
 
 def tokenise(lines: Sequence[ParsedLine], tokenizer: DocumentTokenizer) -> list[Tokenised | LineProblem]:
@@ -59,7 +33,8 @@ def tokenise(lines: Sequence[ParsedLine], tokenizer: DocumentTokenizer) -> list[
         match line:
             case TokenLine():
                 answers = None if line.answers is None else list(line.answers)
-                result[at] = Tokenised(token_ids=line.input_ids, answers=answers, notes=line.notes)
+                recorded = None if line.recorded is None else [(start + 1, stop + 1) for start, stop in line.recorded]
+                result[at] = Tokenised(token_ids=line.input_ids, answers=answers, recorded=recorded, notes=line.notes)
             case TextLine(answer_start=None):
                 texts[at] = line
             case TextLine():
@@ -117,6 +92,9 @@ class DocumentLimits:
     vocab_size: int
     max_length: int
     """Tokens."""
+    window: int
+    """Most tokens that the teacher reads at once."""
+    loss_on: LossOn = "all"
     overflow: Overflow
     max_line_bytes: int
 
@@ -128,6 +106,9 @@ class Prepared:
     lines: int = 0
     documents: int = 0
     tokens: int = 0
+    recorded_positions: int = 0
+    context_tokens: int = 0
+    """Read before documents, as often as they are read."""
     bad_lines: int = 0
     skipped_lines: int = 0
     """Too long under the policy `skip`: reported, but as asked, so not bad."""
@@ -214,6 +195,7 @@ def prepare(
         flush()
         store.finish()
         counts.documents, counts.tokens, counts.lines = store.documents, store.tokens, lines.lines
+        counts.recorded_positions, counts.context_tokens = store.recorded_positions, store.context_tokens
         unusual = {"blank_line": lines.blank_lines, "byte_order_mark": lines.marked_lines}
         counts.notes |= {code: count for code, count in unusual.items() if count}
     return counts
@@ -228,13 +210,20 @@ def _store_batch(
     counts: Prepared,
     bad: list[Failure],
 ) -> None:
-    tokenised = tokenise([line for _, _, line in batch.lines], tokenizer)
-    for (number, start, line), document in zip(batch.lines, tokenised, strict=True):
+    lines = [line for _, _, line in batch.lines]
+    read = {at: whole for at, line in enumerate(lines) if (whole := under_context(line)) is not None}
+    tokenised = tokenise([*lines, *read.values()], tokenizer)
+    teachers = dict(zip(read, tokenised[len(lines) :], strict=True))
+    for at, (number, start, line) in enumerate(batch.lines):
         try:
-            if isinstance(document, LineProblem):
-                raise document
-            document = _with_own_tokens_once(line, document, own)
-            pieces = fit(_checked(document.token_ids, limits.vocab_size), limits.max_length, limits.overflow)
+            document = _sound(line, tokenised[at], own, limits.vocab_size)
+            context = None
+            if at in read:
+                all_read = _sound(read[at], teachers[at], own, limits.vocab_size)
+                context = context_of(all_read.token_ids, document.token_ids)
+                notes = dict.fromkeys((*document.notes, *all_read.notes, "under_context"))
+                document = replace(document, notes=tuple(notes))
+            _store(line, document, context, limits, store, counts, (number, start))
         except LineProblem as problem:
             problem.custom_id = line.custom_id
             if problem.code == "too_long":
@@ -243,32 +232,76 @@ def _store_batch(
                 counts.bad_lines += 1
             counts.example(problem.code, number)
             bad.append(_bad(number, problem))
-            continue
-        if len(pieces) > 1:
-            counts.split_lines += 1
-            counts.example("split", number)
-        elif len(pieces[0]) < len(document.token_ids):
-            counts.truncated_lines += 1
-            counts.example("truncated", number)
-            if document.answers and not cut_answers(document.answers, 0, len(pieces[0])):
-                counts.note("answer_cut_off", number)
-        for code in document.notes:
-            counts.note(code, number)
-        _store(pieces, document.answers, store, number, start)
+
+
+def _sound(line: ParsedLine, document: Tokenised | LineProblem, own: OwnTokens, vocab_size: int) -> Tokenised:
+    """The tokens of a line that has any, all of the vocabulary. Raises LineProblem."""
+    if isinstance(document, LineProblem):
+        raise document
+    document = _with_own_tokens_once(line, document, own)
+    _require_tokens(document.token_ids, vocab_size)
+    return document
 
 
 def _store(
-    pieces: list[list[int]],
-    answers: Sequence[tuple[int, int]] | None,
+    line: ParsedLine,
+    document: Tokenised,
+    context: ContextTokens | None,
+    limits: DocumentLimits,
     store: TokenStoreWriter,
-    number: int,
-    line_start: int,
+    counts: Prepared,
+    place: tuple[int, int],
 ) -> None:
-    start = 0
+    """Add a line's documents to the store, and count what is unusual about them. Raises LineProblem."""
+    number, line_start = place
+    trained = trained_tokens(line, document, limits.loss_on)
+    token_ids, answers = document.token_ids, document.answers
+    if context is None:
+        pieces = fit(token_ids, limits.max_length, limits.overflow)
+    else:
+        pieces = fit_under(
+            token_ids, context, max_length=limits.max_length, window=limits.window, policy=limits.overflow
+        )
+        _require_answers_behind(context, answers)
+    start, stored, empty = 0, 0, 0
     for piece in pieces:
-        inside = None if answers is None else cut_answers(answers, start, start + len(piece))
-        store.append(piece, line=number, line_start=line_start, answers=inside)
-        start += len(piece)
+        stop = start + len(piece)
+        extent = extent_of(len(piece), None if trained is None else cut_spans(trained, start, stop), context)
+        if extent is not None:
+            inside = None if answers is None else cut_spans(answers, start, stop)
+            store.append(piece, line=number, line_start=line_start, answers=inside, extent=extent, context=context)
+            stored += 1
+        empty += extent is None
+        start = stop
+    if not stored:
+        raise LineProblem(
+            "answer_cut_off",
+            f"none of the tokens to be recorded is among the first {len(pieces[0])}; raise max_length, or shorten the "
+            "line",
+        )
+    if empty:
+        counts.note("piece_without_answer", number)
+    if len(pieces) > 1:
+        counts.split_lines += 1
+        counts.example("split", number)
+    elif len(pieces[0]) < len(token_ids):
+        counts.truncated_lines += 1
+        counts.example("truncated", number)
+        if answers and not cut_spans(answers, 0, len(pieces[0])):
+            counts.note("answer_cut_off", number)
+    for code in document.notes:
+        counts.note(code, number)
+
+
+def _require_answers_behind(context: ContextTokens, answers: Sequence[Span] | None) -> None:
+    """Raise LineProblem where the teacher reads other tokens than the student in an answer."""
+    if answers and answers[0][0] < context.replaced:
+        raise LineProblem(
+            "context_changes_answers",
+            f"with its context the line's tokens differ up to token {context.replaced}, and an answer begins at token "
+            f"{answers[0][0]}: the teacher would not have read what the student says. Give what comes before the last "
+            "turn as `prompt`, or leave the context out",
+        )
 
 
 def _with_own_tokens_once(line: ParsedLine, document: Tokenised, own: OwnTokens) -> Tokenised:
@@ -280,7 +313,7 @@ def _with_own_tokens_once(line: ParsedLine, document: Tokenised, own: OwnTokens)
                 return document
             answers, length = document.answers, len(token_ids)
             if answers is not None:
-                answers = cut_answers([(max(first - removed, 0), last - removed) for first, last in answers], 0, length)
+                answers = cut_spans([(max(first - removed, 0), last - removed) for first, last in answers], 0, length)
             return replace(document, token_ids=token_ids, answers=answers, notes=(*document.notes, *notes))
         case TokenLine() if own.before and own.typed(document.token_ids)[0]:
             return replace(document, notes=(*document.notes, "ids_bos_twice"))
@@ -288,7 +321,7 @@ def _with_own_tokens_once(line: ParsedLine, document: Tokenised, own: OwnTokens)
             return document
 
 
-def _checked(token_ids: list[int], vocab_size: int) -> list[int]:
+def _require_tokens(token_ids: list[int], vocab_size: int) -> None:
     if len(token_ids) < 2:
         raise LineProblem(
             "too_short",
@@ -301,7 +334,6 @@ def _checked(token_ids: list[int], vocab_size: int) -> list[int]:
             f"token {at} has id {str(token_ids[at])[:24]}, outside the teacher's vocabulary of {vocab_size} "
             f"(0 to {vocab_size - 1}); were the ids made with another tokenizer?",
         )
-    return token_ids
 
 
 def _bad(number: int, problem: LineProblem) -> Failure:

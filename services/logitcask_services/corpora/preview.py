@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from logitcask_schemas.api.objects import BytesPerToken, Failure, Preview, PreviewDocument, PreviewPiece
+from logitcask_schemas.record.extent import Extent
 from logitcask_services.corpora.prepare import DocumentLimits, Prepared, prepare
 from logitcask_services.corpora.token_store import TokenStore
 from logitcask_services.corpora.tokenizer import DocumentTokenizer
@@ -100,7 +101,7 @@ def _chosen(store: TokenStore, prepared: Prepared, limit: int) -> list[int]:
 
 def _shown(store: TokenStore, document: int, tokenizer: DocumentTokenizer) -> PreviewDocument:
     token_ids: list[int] = store.tokens(document).tolist()
-    ranges = store.answers(document)
+    ranges, context = store.answers(document), store.context(document)
     answers: list[list[int]] = [] if ranges is None else ranges.tolist()
     answered = {token for start, stop in answers for token in range(start, min(stop, SHOWN_TOKENS))}
     control = tokenizer.control_ids
@@ -119,6 +120,8 @@ def _shown(store: TokenStore, document: int, tokenizer: DocumentTokenizer) -> Pr
         line=store.line(document)[0],
         tokens=len(token_ids),
         answer_tokens=None if ranges is None else sum(stop - start for start, stop in answers),
+        recorded_positions=Extent(recorded_R2=store.recorded(document)).num_positions(len(token_ids)),
+        context_tokens=0 if context is None else len(context.token_ids_C),
         pieces=pieces,
         cut=len(token_ids) > SHOWN_TOKENS,
     )

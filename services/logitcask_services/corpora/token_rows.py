@@ -43,6 +43,44 @@ def read_row(entry: dict[str, Any]) -> tuple[list[int], tuple[tuple[int, int], .
     return ids, answers, notes if answers else (*notes, "no_answer")
 
 
+def read_context(entry: dict[str, Any]) -> list[int] | None:
+    """Ids that the teacher reads before the row's; None where there are none. Raises LineProblem."""
+    values = entry.get("context_ids")
+    return None if values is None else _integers(values, "context_ids") or None
+
+
+def read_recorded(entry: dict[str, Any], num_tokens: int) -> tuple[tuple[int, int], ...] | None:
+    """Ranges [start, stop) of the positions to record, as the row says them; None where it does not.
+
+    Raises:
+        LineProblem: they do not ascend, are empty or reach beyond the row's positions, or there is padding beside them.
+    """
+    if (values := entry.get("recorded")) is None:
+        return None
+    if entry.get("attention_mask") is not None:
+        raise LineProblem("bad_recorded", "`recorded` counts positions of a row without padding; cut the row first")
+    ranges = [_integers(pair, f"recorded[{at}]") for at, pair in enumerate(_pairs(values))]
+    after = 0
+    for at, (start, stop) in enumerate(ranges):
+        if not after <= start < stop <= num_tokens - 1:
+            raise LineProblem(
+                "bad_recorded",
+                f"`recorded[{at}]` is [{str(start)[:24]}, {str(stop)[:24]}]; expected a range [start, stop) of the "
+                f"{num_tokens - 1} positions that {num_tokens} tokens have, from {after} on",
+            )
+        after = stop
+    return tuple((start, stop) for start, stop in ranges)
+
+
+def _pairs(values: Any) -> list[Any]:
+    pairs = isinstance(values, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in values)
+    if not pairs or not values:
+        raise LineProblem(
+            "bad_recorded", "`recorded` should be a list of ranges [start, stop] of positions, at least one"
+        )
+    return list(values)
+
+
 def _integers(values: Any, name: str) -> list[int]:
     if not isinstance(values, list):
         raise LineProblem("wrong_type", f"`{name}` is a JSON {kind_of_value(values)}; expected a list of integers")

@@ -22,6 +22,8 @@ class Tokenised:
     answers: list[Span] | None = None
     """Ranges [start, stop) of tokens that the assistant says, what ends its turns included; ascending, disjoint. None
     where the line does not tell."""
+    recorded: list[Span] | None = None
+    """Ranges of the tokens whose positions are recorded, where the line itself says so."""
     notes: tuple[str, ...] = ()
     """Codes of what was unusual, each once."""
 

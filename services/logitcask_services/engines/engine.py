@@ -4,11 +4,15 @@ from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from logitcask_schemas.errors import InvalidRecordError, LogitcaskError
+import numpy as np
+from numpy.typing import NDArray
+
+from logitcask_schemas.errors import DocumentMismatchError, InvalidRecordError, LogitcaskError
 from logitcask_schemas.record.capture_spec import CaptureSpec
-from logitcask_schemas.record.extent import IdArray
+from logitcask_schemas.record.extent import Extent, IdArray
 from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_schemas.record.records import DocumentRecords, Records
+from logitcask_services.corpora.context_tokens import ContextTokens
 
 
 class EngineError(LogitcaskError, RuntimeError):
@@ -21,6 +25,28 @@ class CaptureTask:
 
     key: Hashable
     token_ids_L: IdArray
+    recorded_R2: NDArray[np.uint32] | None = None
+    """Ranges [start, stop) of the positions to record, as `Extent` has them; None: all."""
+    context: ContextTokens | None = None
+    """What the teacher reads before the document."""
+
+    @property
+    def extent(self) -> Extent:
+        """What is recorded, under which context."""
+        context = self.context.identity() if self.context is not None else None
+        return Extent(recorded_R2=self.recorded_R2, context=context)
+
+    @property
+    def read_ids(self) -> IdArray:
+        """All that the teacher reads, context first."""
+        if self.context is None:
+            return self.token_ids_L
+        return np.concatenate([self.context.token_ids_C, self.token_ids_L[self.context.replaced :]])
+
+    @property
+    def shift(self) -> int:
+        """Position i of the document is position i + shift of what the teacher reads."""
+        return 0 if self.context is None else self.context.shift
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +100,11 @@ def refusal(task: CaptureTask, *, max_model_len: int, vocab_size: int) -> str | 
     length = len(task.token_ids_L)
     if length < 2:
         return f"a document needs at least 2 tokens to have a position, this one has {length}"
-    if length > max_model_len:
-        return f"a document of {length} tokens exceeds the teacher's {max_model_len}; truncate or split it"
-    if (largest := int(task.token_ids_L.max())) >= vocab_size:
+    if length + task.shift > max_model_len:
+        under = f" under a context of {len(task.context.token_ids_C)}" if task.context is not None else ""
+        return f"a document of {length} tokens{under} exceeds the teacher's {max_model_len}; truncate or split it"
+    ids = task.token_ids_L if task.context is None else np.append(task.token_ids_L, task.context.token_ids_C)
+    if (largest := int(ids.max())) >= vocab_size:
         return f"token id {largest} is outside the teacher's vocabulary of {vocab_size}; another tokenizer made it"
     return None
 
@@ -85,7 +113,7 @@ def result_of(task: CaptureTask, records: Records, vocab_size: int) -> CaptureRe
     """Records joined to their document, or what is wrong with them (logits that were not finite, say)."""
     try:
         records.check(vocab_size, where="teacher output")
-        document = DocumentRecords(token_ids_L=task.token_ids_L, records=records)
-    except InvalidRecordError as error:
+        document = DocumentRecords(token_ids_L=task.token_ids_L, records=records, extent=task.extent)
+    except (InvalidRecordError, DocumentMismatchError) as error:
         return CaptureResult(key=task.key, document=None, error=str(error))
     return CaptureResult(key=task.key, document=document)

@@ -122,21 +122,29 @@ class TransformersEngine:
     @torch.inference_mode()
     def _batch(self, tasks: list[CaptureTask], capture: RecordCapture) -> list[CaptureResult]:
         """Capture documents that the teacher can take, in one padded forward pass."""
-        ids = [torch.from_numpy(task.token_ids_L.astype("int64")) for task in tasks]
+        ids = [torch.from_numpy(task.read_ids.astype("int64")) for task in tasks]
         input_ids_BL = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(self._device)
         lengths_B1 = torch.tensor([len(document) for document in ids], device=self._device)[:, None]
         mask_BL = torch.arange(input_ids_BL.shape[1], device=self._device) < lengths_B1
         # Padding sits on the right, where causal attention keeps it from every real position.
         arguments = {"attention_mask": mask_BL} if len(tasks) > 1 else {}
         logits_BLV = self._model(input_ids=input_ids_BL, use_cache=False, **arguments).logits
-        return [self._reduce(task, capture, logits_BLV[i, : len(ids[i]) - 1], ids[i]) for i, task in enumerate(tasks)]
+        return [self._reduce(task, capture, logits_BLV[i], ids[i]) for i, task in enumerate(tasks)]
 
     def _reduce(
-        self, task: CaptureTask, capture: RecordCapture, logits_PV: torch.Tensor, ids_L: torch.Tensor
+        self, task: CaptureTask, capture: RecordCapture, logits_LV: torch.Tensor, ids_L: torch.Tensor
     ) -> CaptureResult:
-        positions_P = torch.arange(len(logits_PV), device=self._device)
+        """The records of a document, from the logits [L, V] of all that was read of it, L tokens."""
+        positions_P = torch.from_numpy(task.extent.positions(len(task.token_ids_L)))
+        rows_P = positions_P + task.shift
         keys_P = torch.full_like(positions_P, document_key(task.token_ids_L))
-        columns = capture(logits_PV, ids_L[1:].to(self._device), keys_P, positions_P)
+        # A copy of the rows where some are left out: the capture may write over what it is given.
+        whole = task.recorded_R2 is None and task.context is None
+        logits_PV = logits_LV[: len(ids_L) - 1] if whole else logits_LV[rows_P.to(self._device)]
+        next_ids_P, keys_P, positions_P = (
+            column.to(self._device) for column in (ids_L[rows_P + 1], keys_P, positions_P)
+        )
+        columns = capture(logits_PV, next_ids_P, keys_P, positions_P)
         records = decode_wire(pack_wire(columns, self._identity.vocab_size).cpu().numpy(), capture.spec)
         return result_of(task, records, self._identity.vocab_size)
 

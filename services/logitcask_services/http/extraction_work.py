@@ -62,6 +62,8 @@ def check_plan(service: Service, plan: ExtractionPlan) -> ExtractionCheck:
         identity = facts.identity if facts is not None else manifest.teacher
         accept = service.settings.accept_teacher
         manifest.require_same(identity, plan.capture, where=f"cask {plan.cask!r}", accept=accept)
+        if plan.loss_on != "all":
+            manifest.require_extents(f"cask {plan.cask!r}", f"loss_on `{plan.loss_on}` makes")
     return ExtractionCheck(
         cask=plan.cask,
         cask_exists=exists,

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from logitcask_schemas.api.objects import Preview
-from logitcask_schemas.api.requests import MAX_LENGTH, MIN_LENGTH, CaskName, Overflow
+from logitcask_schemas.api.requests import MAX_LENGTH, MIN_LENGTH, CaskName, LossOn, Overflow
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.corpora.file_kind import require_lines
 from logitcask_services.corpora.prepare import DocumentLimits, PreparationStoppedError
@@ -20,6 +20,7 @@ from logitcask_services.corpora.preview import preview
 from logitcask_services.http.access import Caller
 from logitcask_services.http.dependencies import ServiceDep
 from logitcask_services.http.problems import Problem, documented
+from logitcask_services.jobs.teacher import TeacherFacts
 from logitcask_services.pilot.expected_bytes import expected_bytes, with_cask
 from logitcask_services.service import Service
 
@@ -73,6 +74,7 @@ async def create_preview(
     capture: Annotated[str, Query(max_length=4096, description="A capture spec as JSON.")] = "{}",
     max_length: Annotated[int | None, Query(ge=MIN_LENGTH, le=MAX_LENGTH)] = None,
     overflow: Overflow = "truncate",
+    loss_on: LossOn = "all",
     documents: Annotated[int, Query(ge=0, le=MAX_DOCUMENTS, description="How many are shown.")] = 3,
 ) -> Preview:
     """Prepare lines as an extraction would, keep nothing, and show what becomes of them."""
@@ -87,7 +89,8 @@ async def create_preview(
     async with queue.place() as turn:
         body = await _received(request)
         async with turn:
-            return await run_in_threadpool(_previewed, service, body, cask, spec, max_length, overflow, documents)
+            limits = _limits(service, max_length, overflow, loss_on)
+            return await run_in_threadpool(_previewed, service, body, cask, spec, limits, documents)
 
 
 async def _received(request: Request) -> bytes:
@@ -102,19 +105,8 @@ async def _received(request: Request) -> bytes:
     return bytes(body)
 
 
-def _previewed(
-    service: Service,
-    body: bytes,
-    cask: str | None,
-    spec: CaptureSpec,
-    max_length: int | None,
-    overflow: Overflow,
-    documents: int,
-) -> Preview:
-    if (facts := service.teacher.facts) is None:
-        raise Problem(
-            503, "teacher_loading", "the teacher is loading; try again when it is ready", headers={"Retry-After": "5"}
-        )
+def _limits(service: Service, max_length: int | None, overflow: Overflow, loss_on: LossOn) -> DocumentLimits:
+    facts = _facts(service)
     if max_length is not None and max_length > facts.max_model_len:
         raise Problem(
             422,
@@ -122,12 +114,28 @@ def _previewed(
             f"max_length {max_length} is more than the teacher's context of {facts.max_model_len} tokens",
             param="max_length",
         )
-    limits = DocumentLimits(
+    return DocumentLimits(
         vocab_size=facts.identity.vocab_size,
         max_length=max_length or facts.max_model_len,
+        window=facts.max_model_len,
         overflow=overflow,
+        loss_on=loss_on,
         max_line_bytes=service.settings.max_line_bytes,
     )
+
+
+def _facts(service: Service) -> TeacherFacts:
+    if (facts := service.teacher.facts) is None:
+        raise Problem(
+            503, "teacher_loading", "the teacher is loading; try again when it is ready", headers={"Retry-After": "5"}
+        )
+    return facts
+
+
+def _previewed(
+    service: Service, body: bytes, cask: str | None, spec: CaptureSpec, limits: DocumentLimits, documents: int
+) -> Preview:
+    facts = _facts(service)
     # Beside the token stores: what a crash leaves there is swept at the next start.
     scratch = service.folders.extractions / f"preview-{token_hex(8)}"
     corpus = scratch / "corpus.jsonl"

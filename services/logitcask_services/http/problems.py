@@ -20,6 +20,7 @@ from logitcask_schemas.errors import (
     CaskError,
     CaskNotFoundError,
     CaskReadError,
+    CaskVersionError,
     CaskWriteError,
     IdentityMismatchError,
     LogitcaskError,
@@ -124,6 +125,8 @@ def problem_of(error: LogitcaskError) -> Problem:
             return Problem(422, "invalid_cask_name", str(error), param="cask")
         case IdentityMismatchError():
             return Problem(409, "cask_mismatch", str(error), param="cask")
+        case CaskVersionError():
+            return Problem(409, "cask_version", str(error), param="cask")
         case CaskNotFoundError():
             return Problem(404, "not_found", str(error), param="cask")
         case CaskReadError() | CaskWriteError():

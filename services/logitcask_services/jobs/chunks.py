@@ -52,6 +52,16 @@ class OpenChunk:
         return self.fed and not self.waiting
 
 
+def capture_task(tokens: TokenStore, document: int) -> CaptureTask:
+    """The task of a document, its arrays views of the store."""
+    return CaptureTask(
+        key=document,
+        token_ids_L=tokens.tokens(document),
+        recorded_R2=tokens.recorded(document),
+        context=tokens.context(document),
+    )
+
+
 class ChunkFeed:
     """One run's stream. `release(open_chunk)` gets each whole chunk, in order; it may block."""
 
@@ -113,7 +123,7 @@ class ChunkFeed:
             self._with_teacher.add(identity)
             self._chunk_of[document] = entry
             entry.waiting += 1
-            yield CaptureTask(key=document, token_ids_L=self._tokens.tokens(document))
+            yield capture_task(self._tokens, document)
         entry.fed = True
         self._release_ready()
 
@@ -137,6 +147,8 @@ class ChunkFeed:
             return "capture_failed", f"the teacher could not capture the document: {result.error}"
         if not np.array_equal(result.document.token_ids_L, self._tokens.tokens(document)):
             return "wrong_tokens", "the teacher returned records of other token ids than it was given"
+        if result.document.id != self._tokens.document_id(document):
+            return "wrong_positions", "the teacher returned records of other positions than it was asked for"
         try:
             result.document.check(self._vocab_size, where=f"document {document}")
         except (InvalidRecordError, DocumentMismatchError) as error:

@@ -192,6 +192,8 @@ class Preparer(threading.Thread):
         limits = DocumentLimits(
             vocab_size=facts.identity.vocab_size,
             max_length=row.request.max_length or facts.max_model_len,
+            window=facts.max_model_len,
+            loss_on=row.request.loss_on,
             overflow=row.request.overflow,
             max_line_bytes=context.settings.max_line_bytes,
         )

@@ -11,14 +11,14 @@ from pydantic import ValidationError
 from logitcask_schemas.api.objects import Failure
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.format.layout import MANIFEST_NAME
-from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.format.manifest import EXTENT_VERSION, FORMAT_VERSION, ShardEntry
 from logitcask_schemas.errors import CaptureSpecError, CaskError, CaskNotFoundError
 from logitcask_schemas.record.beyond_tokens import BeyondTokens, beyond_tokens
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.corpora.lines import custom_id_at
 from logitcask_services.corpora.token_store import TokenStore
 from logitcask_services.engines.engine import CaptureResult, CaptureTask, Engine
-from logitcask_services.jobs.chunks import ChunkFeed, OpenChunk, Publisher
+from logitcask_services.jobs.chunks import ChunkFeed, OpenChunk, Publisher, capture_task
 from logitcask_services.jobs.context import JobContext
 from logitcask_services.jobs.database.tables import ExtractionRow
 from logitcask_services.jobs.extraction import ISOLATE_AFTER_DEATHS, Chunk, ChunkOutcome, segments
@@ -140,14 +140,19 @@ class ExtractionRun:
             raise CaskNotFoundError(
                 f"{self._cask_path}: the cask is missing, and {self._row.tokens_done} tokens of this extraction with it"
             )
-        return CaskWriter.create(
+        needs_extents = self._tokens.has_extents or self._row.request.loss_on != "all"
+        writer = CaskWriter.create(
             self._cask_path,
             teacher=self._engine.identity,
             capture=self._spec,
             carrier=self._row.request.carrier,
             lock_timeout_seconds=LOCK_SECONDS,
             accept=self._context.settings.accept_teacher,
+            version=EXTENT_VERSION if needs_extents else FORMAT_VERSION,
         )
+        if needs_extents:
+            writer.manifest.require_extents(f"cask {self._row.request.cask!r}", "this extraction asks for")
+        return writer
 
     def _require_committed(self, pending: list[Chunk]) -> None:
         """What earlier runs put into the cask must be there still. Raises CaskError."""
@@ -241,8 +246,7 @@ class ExtractionRun:
         if document is None:
             return
         self._suspicion.clear()
-        task = CaptureTask(key=document, token_ids_L=self._tokens.tokens(document))
-        results = self._engine.capture([task], self._spec)
+        results = self._engine.capture([capture_task(self._tokens, document)], self._spec)
         try:
             while self._next(results) is not None:
                 pass  # innocent: it is captured with its chunk

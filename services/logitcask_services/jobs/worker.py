@@ -8,7 +8,13 @@ from typing import Literal
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from logitcask_schemas.errors import CaptureSpecError, CaskError, IdentityMismatchError, LogitcaskError
+from logitcask_schemas.errors import (
+    CaptureSpecError,
+    CaskError,
+    CaskVersionError,
+    IdentityMismatchError,
+    LogitcaskError,
+)
 from logitcask_schemas.terminal import counted
 from logitcask_services.jobs.context import JobContext, teacher_document
 from logitcask_services.jobs.database.extractions import TOKENS
@@ -178,6 +184,8 @@ class Worker(threading.Thread):
         match error:
             case IdentityMismatchError():
                 code = "cask_mismatch"
+            case CaskVersionError():
+                code = "cask_version"
             case CaptureSpecError():
                 code = "capture_invalid"
             case CaskError():

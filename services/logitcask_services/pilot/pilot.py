@@ -19,7 +19,7 @@ from logitcask_schemas.record.records import DocumentRecords
 from logitcask_schemas.record.wire import decode_wire
 from logitcask_services.capture.record_capture import RecordCapture
 from logitcask_services.capture.record_columns import pack_wire
-from logitcask_services.corpora.lines import CorpusLines, LineProblem, parse_line
+from logitcask_services.corpora.lines import CorpusLines, LineProblem, parse_line, under_context
 from logitcask_services.corpora.prepare import tokenise
 from logitcask_services.corpora.tokenizer import DocumentTokenizer
 from logitcask_services.engines.engine import CaptureTask, Engine
@@ -154,7 +154,14 @@ def sample_documents(path: Path, tokenizer: DocumentTokenizer, max_length: int) 
 
 
 def _ids(content: bytes, tokenizer: DocumentTokenizer) -> list[int]:
-    (tokenised,) = tokenise([parse_line(content)], tokenizer)
+    line = parse_line(content)
+    if under_context(line) is not None:
+        raise LineProblem(
+            "has_context",
+            "the line has a context, and a sample is read without any: take the field out. Under contexts a teacher "
+            "usually is surer, so its records will be smaller than those of the sample",
+        )
+    (tokenised,) = tokenise([line], tokenizer)
     if isinstance(tokenised, LineProblem):
         raise tokenised
     return tokenised.token_ids

@@ -160,7 +160,7 @@ def test_gradient_accumulation_changes_nothing(config, tmp_path, micro_tokens):
 def test_two_processes_train_as_one(config, tmp_path):
     """DDP over gloo: same loss per step, same weights."""
     alone = train(replace(config, epochs=1))
-    pair = train_in_two_processes(replace(config, epochs=1, output=tmp_path / "pair", micro_tokens=128))
+    pair = train_in_two_processes(replace(config, epochs=1, output=tmp_path / "pair", micro_tokens=128), torchrun=True)
     for one, other in zip(losses(alone.output), losses(pair), strict=True):
         assert one == pytest.approx(other, rel=1e-3)
     assert_same_weights(alone.output, pair, rtol=1e-2, atol=2e-3)

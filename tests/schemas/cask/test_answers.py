@@ -243,7 +243,7 @@ def test_a_repair_keeps_documents_with_what_they_say(tmp_path: Path, damage: str
     assert {bytes.fromhex(identity) for identity in report.lost} == (
         {document.id for document in SAYING} if entry_damaged else set()
     )
-    gone = [*(identity for identity, _ in report.requeue), *report.lost]
+    gone = [*report.requeue, *report.lost]
     require_holds(cask, ALL.keys() - {bytes.fromhex(identity) for identity in gone})
     assert repair_cask(cask).quarantine is None
 

@@ -112,7 +112,7 @@ def test_a_cask_of_version_1_refuses_them_and_says_what_to_do(tmp_path: Path, wh
     document = next(d for n, d in enumerate(DOCUMENTS) if n % 4 == which)
     writer = CaskWriter.create(tmp_path / "cask", teacher=make_teacher(), capture=SPEC)
     before = sorted(path.name for path in (tmp_path / "cask").rglob("*"))
-    with pytest.raises(CaskError, match=r"is a cask of version 1, which holds records of all positions .* version=2"):
+    with pytest.raises(CaskError, match=r"is of version 1, which holds records of all positions .* version=2"):
         writer.publish([document])
     with pytest.raises(CaskError, match="version 1"):
         writer.publish_columns(Cask.open(make_cask(tmp_path / "other", [document])).shard(0).columns)
@@ -188,6 +188,11 @@ def test_damage_is_found_and_the_rest_survives(
     hit = {document.id for document in DOCUMENTS} - kept
     assert kept <= {document.id for document in DOCUMENTS}
     assert len(hit) == len(report.lost) + report.unnamed + len(report.requeue)
+    by_id = {document.id.hex(): document for document in DOCUMENTS}
+    for identity, gone in report.requeue.items():
+        assert by_id[identity].extent.context is None, "its context's tokens are nowhere"
+        recorded = by_id[identity].extent.recorded_R2
+        assert gone.line(identity).get("recorded") == (None if recorded is None else recorded.tolist())
     for document in DOCUMENTS:
         if document.id in kept:
             number = cask.find(document.id)

@@ -65,7 +65,7 @@ def test_unusual_documents_are_shown_before_further_usual_ones(serve, run):
 def test_the_first_of_each_kind_comes_before_the_second_of_one(tmp_path):
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_bytes(jsonl([{"text": "ab"}] * 3 + [PADDED] * 3 + [{"text": "x" * 90}, {"text": "cd"}]))
-    limits = DocumentLimits(vocab_size=VOCAB_SIZE, max_length=64, overflow="split", max_line_bytes=1000)
+    limits = DocumentLimits(vocab_size=VOCAB_SIZE, max_length=64, window=64, overflow="split", max_line_bytes=1000)
     for many, lines in ((2, [1, 4]), (3, [1, 4, 7]), (4, [1, 4, 5, 7]), (6, [1, 2, 4, 5, 6, 7])):
         report = preview(corpus, tmp_path / f"store-{many}", FakeTokenizer(), limits, documents=many)
         assert [document.line for document in report.shown] == lines, many
@@ -110,3 +110,25 @@ def test_expected_bytes_are_those_of_the_documentation(spec, expected):
 def test_bytes_of_topk_are_known():
     report = expected_bytes(CaptureSpec(mode="topk", k=50), 49_152)
     assert (report.low, report.high) == (208, 212)
+
+
+def test_contexts_and_what_is_recorded_are_told(serve, monkeypatch, capsys, tmp_path):
+    """Through a service; a corpus that costs a tenth of the bytes says so before it is captured."""
+    corpus = tmp_path / "parts.jsonl"
+    corpus.write_bytes(jsonl([{"context": "See: ", "prompt": "p" * 40, "completion": "c" * 10}] * 2))
+    monkeypatch.setenv("LOGITCASK_SERVER", serve().url)
+    outputs = {}
+    for loss_on in ("all", "completion"):
+        for form in ("--json", "--no-json") if loss_on == "completion" else ("--json",):
+            with pytest.raises(SystemExit) as ended:
+                main(["submit", str(corpus), "--dry-run", "--loss-on", loss_on, *([form] if form == "--json" else [])])
+            assert not ended.value.code
+            outputs[loss_on, form] = capsys.readouterr().out
+    whole, part = (json.loads(outputs[loss_on, "--json"]) for loss_on in ("all", "completion"))
+    assert (whole["recorded_positions"], part["recorded_positions"]) == (100, 20)
+    assert part["context_tokens"] == 2 * len([256, *b"See: "])
+    assert part["estimate"]["cask_bytes"] < whole["estimate"]["cask_bytes"] / 3
+    text = " ".join(outputs["completion", "--no-json"].split())
+    assert "10 recorded, under a context of 6" in text
+    assert "20 positions recorded, 20.0% of all" in text
+    assert "12 tokens of contexts are read and not stored" in text

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from logitcask_schemas.api.requests import MIN_LENGTH
 from logitcask_services.corpora.lines import LineProblem
-from logitcask_services.corpora.prepare import fit
+from logitcask_services.corpora.pieces import fit
 
 documents = st.lists(st.integers(0, 9), min_size=2, max_size=60)
 limits = st.integers(MIN_LENGTH, 30)

@@ -28,6 +28,7 @@ def limits(**changes):
     usual: dict[str, Any] = {
         "vocab_size": VOCAB_SIZE,
         "max_length": 64,
+        "window": 64,
         "overflow": "truncate",
         "max_line_bytes": 1000,
     }

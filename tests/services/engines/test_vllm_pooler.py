@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.wire import decode_wire
 from logitcask_services.capture import RecordCapture, pack_wire
-from logitcask_services.engines.vllm.request import document_key, read_request, request_kwargs
+from logitcask_services.engines.vllm.request import CaptureRequest, document_key, read_request, request_kwargs
 from tests.support.wire_encoding import encode_wire
 
 pytest.importorskip("vllm")
@@ -38,23 +38,43 @@ class State(SimpleNamespace):
 class Request:
     """One request with a made-up hidden state per token, and how much of it has been scheduled."""
 
-    def __init__(self, seed, length, spec):
+    def __init__(self, seed, length, spec, *, context=0, replaced=0, recorded=None):
         generator = torch.Generator().manual_seed(seed)
         self.ids = torch.randint(0, VOCAB, (length,), generator=generator)
         self.hidden = torch.randn(length, HIDDEN, generator=generator)
         self.spec = spec
+        self.context, self.replaced = context, replaced
+        self.recorded = recorded
         self.done = 0
         self.state = State(hidden_states_cache=[])
         self.output = None
 
     @property
     def key(self):
-        return document_key(self.ids.numpy())
+        return document_key(self.ids[self.context :].numpy())
 
-    def expected(self, head):
+    @property
+    def asked(self):
+        recorded = None if self.recorded is None else np.array(self.recorded, dtype=np.int64)
+        return CaptureRequest(
+            spec_json=self.spec.model_dump_json(),
+            doc_key=self.key,
+            shift=self.context - self.replaced,
+            recorded_R2=recorded,
+        )
+
+    def expected(self, head, start=0):
+        """Records of all rows from `start` on that are asked for, counted by hand."""
         module = RecordCapture(self.spec, VOCAB)
-        positions = torch.arange(len(self.ids) - 1)
-        columns = module(head(self.hidden[:-1]), self.ids[1:], torch.full_like(positions, self.key), positions)
+        shift = self.context - self.replaced
+        asked = [row - shift for row in range(len(self.ids) - 1) if row >= start and row >= shift]
+        if self.recorded is not None:
+            asked = [at for at in asked if any(first <= at < stop for first, stop in self.recorded)]
+        if not asked:
+            return torch.empty(0, dtype=torch.uint8)
+        positions = torch.tensor(asked)
+        rows = positions + shift
+        columns = module(head(self.hidden[rows]), self.ids[rows + 1], torch.full_like(positions, self.key), positions)
         return pack_wire(columns, VOCAB)
 
 
@@ -72,9 +92,7 @@ def step(pooler, requests, counts):
         get_pooling_cursor=lambda: cursor,
         get_prompt_token_ids_cpu=lambda: [r.ids for r in requests],
         pooling_states=[r.state for r in requests],
-        pooling_params=[
-            SimpleNamespace(extra_kwargs=request_kwargs(r.spec.model_dump_json(), r.key)) for r in requests
-        ],
+        pooling_params=[SimpleNamespace(extra_kwargs=request_kwargs(r.asked)) for r in requests],
     )
     outputs = pooler(hidden, metadata)
     for request, output in zip(requests, outputs, strict=True):
@@ -110,6 +128,51 @@ def test_any_schedule_gives_the_bytes_of_one_pass(head, seed, most):
         assert request.state.hidden_states_cache == []
 
 
+@st.composite
+def partial_requests(draw):
+    """A request under a context, or recorded in part, or both."""
+    length, context = draw(st.integers(2, 40)), draw(st.integers(0, 20))
+    replaced = draw(st.integers(0, min(context, length - 1)))
+    edges = sorted(draw(st.sets(st.integers(0, length - 1), max_size=6)))
+    recorded = [pair for pair in zip(edges[::2], edges[1::2], strict=False) if pair[0] >= max(replaced - 1, 0)]
+    return Request(
+        draw(st.integers(0, 99)),
+        context + length - replaced,
+        SPECS[draw(st.integers(0, len(SPECS) - 1))],
+        context=context,
+        replaced=replaced,
+        recorded=recorded or [(max(replaced - 1, 0), length - 1)],
+    )
+
+
+@given(requests=st.lists(partial_requests(), min_size=1, max_size=4), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_any_schedule_skips_what_is_not_asked_for(head, requests, data):
+    """Whatever of a request's beginning the engine finds in its prefix cache, rows behind it come out in order."""
+    computed = []
+
+    def counted(hidden):
+        computed.append(len(hidden))
+        return head(hidden)
+
+    pooler, cached = CapturePooler(counted), {}
+    for request in requests:
+        cached[id(request)] = request.done = data.draw(st.integers(0, len(request.ids) - 1))
+    steps = 0
+    while waiting := [request for request in requests if request.done < len(request.ids)]:
+        step(pooler, waiting, [data.draw(st.integers(1, len(r.ids) - r.done)) for r in waiting])
+        steps += 1
+        first = waiting[0]
+        if steps < 20 and first.output is None and data.draw(st.booleans()):  # preempted
+            cached[id(first)] = first.done = data.draw(st.integers(0, max(first.done - 1, 0)))
+    for request in requests:
+        assert torch.equal(request.output, request.expected(head, cached[id(request)]))
+        assert request.state.hidden_states_cache == []
+    if steps == 1:
+        asked = sum(len(r.asked.positions(cached[id(r)], len(r.ids), len(r.ids))) for r in requests)
+        assert sum(computed) == asked, "no logits of rows that nobody asked for"
+
+
 def test_logits_are_computed_in_bounded_chunks(head, monkeypatch):
     rows = []
     monkeypatch.setattr("logitcask_services.engines.vllm.pooler._FEWEST_ROWS", 8)
@@ -136,9 +199,10 @@ def test_a_rank_without_logits_returns_nothing():
 
 
 def test_warm_up_requests_carry_no_spec(head):
-    spec_json, key = read_request(None)
-    assert CaptureSpec.model_validate_json(spec_json) == CaptureSpec()
-    assert key == 0
+    request = read_request(None)
+    assert CaptureSpec.model_validate_json(request.spec_json) == CaptureSpec()
+    assert request.doc_key == 0
+    assert request.positions(0, 5, 5).tolist() == [0, 1, 2, 3]
 
 
 def test_supported_task_and_token_ids():

@@ -24,6 +24,7 @@ SPECS = {
     "default": [],
     "all but default": ["--tau", "0.02", "--seed", "5", "--codec", "u8", "--pin", "7", "--pin", "9"],
     "zarr": ["--carrier", "zarr"],
+    "answers": ["--loss-on", "assistant"],
 }
 
 
@@ -73,6 +74,10 @@ def spoil(cask: Path, number: int) -> None:
 @pytest.mark.parametrize("options", SPECS.values(), ids=SPECS)
 def test_damage_repair_submit_and_the_cask_is_whole(serve, run, tmp_path, documents, options):
     corpus, log, cask = tmp_path / "corpus.jsonl", tmp_path / "log", tmp_path / "casks" / "docs"
+    if options[:1] == ["--loss-on"]:
+        for document in documents:
+            ids = document["input_ids"]
+            document["labels"] = [-100] * (len(ids) // 2) + ids[len(ids) // 2 :]
     corpus.write_bytes(jsonl(documents))
     server = serve(fake={"log": log})
     assert run(server, "submit", corpus, "--cask", "docs", "--wait", *options)[0] == 0

@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -106,7 +107,13 @@ def safe_documents(folder: Path, extraction: str) -> set[str]:
 @pytest.fixture
 def corpus():
     source = random.Random(7)
-    documents = [{"input_ids": [source.randrange(600) for _ in range(source.randrange(2, 60))]} for _ in range(600)]
+    documents: list[dict[str, Any]] = [
+        {"input_ids": [source.randrange(600) for _ in range(source.randrange(4, 60))]} for _ in range(600)
+    ]
+    for document in documents[::3]:  # a third under one of a few contexts, others recorded in part
+        document["context_ids"] = [source.randrange(4), 7]
+    for document in documents[::5]:
+        document["recorded"] = [[0, 1], [2, len(document["input_ids"]) - 1]]
     return documents + documents[100:130]  # repetitions
 
 

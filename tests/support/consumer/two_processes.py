@@ -1,24 +1,56 @@
-"""Two processes of torchrun on this machine, over gloo."""
+"""Two processes of one distributed run on this machine, over gloo.
+
+They are forked from a launcher that has imported what they need, one for each test process: importing would take most
+of their lives. `torchrun` itself starts them where a test asks for it.
+"""
 
 import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 from logitcask_consumer.config import TrainConfig
 
 
-def run_in_two_processes(module: str, *arguments: str | Path) -> None:
+def run_in_two_processes(module: str, *arguments: str | Path, torchrun: bool = False) -> None:
     """Run a module of this package, and show what it said where it fails."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", f"{__package__}.{module}", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folder for folder in sys.path if folder)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
-    assert done.returncode == 0, done.stderr[-12000:]
+    name, words = f"{__package__}.{module}", list(map(str, arguments))
+    if torchrun:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", name]
+        done = subprocess.run(
+            [*command, *words], capture_output=True, text=True, timeout=300, check=False, env=_environment()
+        )
+        assert done.returncode == 0, done.stderr[-12000:]
+        return
+    launcher = _launcher()
+    assert launcher.stdin is not None
+    assert launcher.stdout is not None
+    call = {"module": name, "arguments": words, "environment": dict(os.environ), "folder": str(Path.cwd())}
+    launcher.stdin.write(json.dumps(call) + "\n")
+    launcher.stdin.flush()
+    answer = json.loads(launcher.stdout.readline())
+    assert answer["codes"] == [0, 0], answer["said"][-12000:]
 
 
-def train_in_two_processes(config: TrainConfig) -> Path:
+def train_in_two_processes(config: TrainConfig, *, torchrun: bool = False) -> Path:
     """A run of `train`; returns its output folder."""
-    run_in_two_processes("ddp_worker", json.dumps(config.as_dict()))
+    run_in_two_processes("ddp_worker", json.dumps(config.as_dict()), torchrun=torchrun)
     return config.output
+
+
+@cache
+def _launcher() -> "subprocess.Popen[str]":
+    """It ends with this process, which holds the other end of its standard input."""
+    return subprocess.Popen(
+        [sys.executable, "-m", f"{__package__}.pair_launcher"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=_environment(),
+    )
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(folder for folder in sys.path if folder)}

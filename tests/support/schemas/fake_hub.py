@@ -116,7 +116,8 @@ class _Handler(BaseHTTPRequestHandler):
         if match := _RESOLVE.fullmatch(path):
             return self._resolve(*match.groups())
         if match := _API.fullmatch(path):
-            return self._api(*match.groups(), body)
+            kind, name, what, revision, rest = match.groups()
+            return self._api(kind, name, what, revision, rest, body)
         return self._send(404, {"error": f"the fake knows nothing of {path}"})
 
     @property

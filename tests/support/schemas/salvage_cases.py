@@ -64,11 +64,11 @@ def require_sound(cask: Path, report: RepairReport) -> set[bytes]:
     assert len(ids) == len(set(ids))
     for number, identity in enumerate(ids):
         assert_same(opened.read(number), DOCUMENTS[identity])
-    requeued = [bytes.fromhex(identity) for identity, _ in report.requeue]
+    requeued = [bytes.fromhex(identity) for identity in report.requeue]
     lost = [bytes.fromhex(identity) for identity in report.lost]
     assert len({*ids, *requeued, *lost}) == len(ids) + len(requeued) + len(lost)
     assert {*requeued, *lost} <= DOCUMENTS.keys()
-    for identity, tokens in report.requeue:
-        assert tokens == DOCUMENTS[bytes.fromhex(identity)].token_ids_L.tolist()
+    for identity, document in report.requeue.items():
+        assert document.token_ids_L.tolist() == DOCUMENTS[bytes.fromhex(identity)].token_ids_L.tolist()
     assert repair_cask(cask).quarantine is None
     return set(ids)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from logitcask_schemas.record.capture_spec import CaptureSpec
-from logitcask_schemas.record.extent import document_id
+from logitcask_schemas.record.extent import WHOLE, Extent, document_id
 from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_schemas.record.records import DocumentRecords, Records
 from logitcask_services.corpora.lines import ChatLine, LineProblem
@@ -43,10 +43,11 @@ def identity(**changes: Any) -> TeacherIdentity:
     return TeacherIdentity(**{**fields, **changes})
 
 
-def records_of(token_ids: np.ndarray, spec: CaptureSpec) -> DocumentRecords:
-    """Records a real teacher could have made; equal tokens and seed give equal records."""
+def records_of(token_ids: np.ndarray, spec: CaptureSpec, extent: Extent = WHOLE) -> DocumentRecords:
+    """Records a real teacher could have made; equal tokens, contexts and seed give equal records of a position."""
+    context = b"" if extent.context is None else extent.context.digest
     seed = int.from_bytes(
-        hashlib.sha256(document_id(token_ids) + spec.seed.to_bytes(8, "little")).digest()[:8], "little"
+        hashlib.sha256(document_id(token_ids) + context + spec.seed.to_bytes(8, "little")).digest()[:8], "little"
     )
     rng = np.random.default_rng(seed)
     positions = len(token_ids) - 1
@@ -57,19 +58,21 @@ def records_of(token_ids: np.ndarray, spec: CaptureSpec) -> DocumentRecords:
     head_ids[np.cumsum(head_counts, dtype=np.int64) - head_counts] = token_ids[1:]
     tail_ids = rng.integers(0, VOCAB_SIZE, draws).astype(np.uint16)
     tail_ids = tail_ids[np.lexsort((tail_ids, np.repeat(np.arange(positions), tail_counts)))]
+    records = Records(
+        head_counts_P=head_counts,
+        head_ids_H=head_ids,
+        head_logprobs_H=-rng.random(entries).astype(np.float16) * 5,
+        tail_counts_P=tail_counts,
+        tail_ids_N=tail_ids,
+        position_columns={
+            "log_tail_mass": -rng.random(positions).astype(np.float16) * 5,
+            "entropy": rng.random(positions).astype(np.float16) * 5,
+        },
+    )
+    recorded = np.zeros(positions, dtype=np.bool_)
+    recorded[extent.positions(len(token_ids))] = True
     return DocumentRecords(
-        token_ids_L=np.asarray(token_ids, dtype=np.uint32),
-        records=Records(
-            head_counts_P=head_counts,
-            head_ids_H=head_ids,
-            head_logprobs_H=-rng.random(entries).astype(np.float16) * 5,
-            tail_counts_P=tail_counts,
-            tail_ids_N=tail_ids,
-            position_columns={
-                "log_tail_mass": -rng.random(positions).astype(np.float16) * 5,
-                "entropy": rng.random(positions).astype(np.float16) * 5,
-            },
-        ),
+        token_ids_L=np.asarray(token_ids, dtype=np.uint32), records=records.select(recorded), extent=extent
     )
 
 
@@ -116,7 +119,7 @@ class FakeEngine:
         self.given += 1
         if self.log is not None:
             with self.log.open("a") as log:
-                log.write(f"{os.getpid()} {task.key} {document_id(task.token_ids_L).hex()}\n")
+                log.write(f"{os.getpid()} {task.key} {document_id(task.token_ids_L, task.extent).hex()}\n")
         if self.fatal_documents is not None and self.given > self.fatal_documents:
             raise RuntimeError("out of memory, as scripted")
 
@@ -133,7 +136,7 @@ class FakeEngine:
             raise RuntimeError("killed by a document, as scripted")
         if POISON in task.token_ids_L and not self.harmless:
             return CaptureResult(key=task.key, document=None, error="poisoned, as scripted")
-        document = records_of(task.token_ids_L, spec)
+        document = records_of(task.token_ids_L, spec, task.extent)
         if GARBAGE in task.token_ids_L:
             document.records.entropy_P[0] = np.nan
         return CaptureResult(key=task.key, document=document)
@@ -185,11 +188,11 @@ class FakeTokenizer:
             )
         ids, answers = list[int](), list[tuple[int, int]]()
         try:
-            for message in normalise(line.messages, "\n"):
+            for at, message in enumerate(normalise(line.messages, "\n")):
                 ids += f"<{message['role']}>".encode()
                 start = len(ids)
                 ids += message["content"].encode()
-                if message["role"] == "assistant" and message["content"]:
+                if message["role"] == "assistant" and message["content"] and at >= line.first_answer:
                     answers.append((start, len(ids)))
         except LineProblem as problem:
             return problem

@@ -56,7 +56,7 @@ def hub_client(endpoint: str | None, *, quiet: bool = False) -> Any:
     """
     try:
         from huggingface_hub import HfApi
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils.tqdm import disable_progress_bars
     except ModuleNotFoundError as error:
         raise MissingExtraError("logitcask cask push or pull", "remote", "huggingface_hub") from error
     if quiet:

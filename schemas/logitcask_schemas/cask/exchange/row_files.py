@@ -8,7 +8,7 @@ finds.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -98,7 +98,7 @@ def largest_width(cask: Cask, progress: Callable[[int], None] | None = None) -> 
     return largest
 
 
-def export_rows(cask: Cask, folder: Path, options: RowOptions) -> Iterator[RowStep]:
+def export_rows(cask: Cask, folder: Path, options: RowOptions) -> Generator[RowStep, None, None]:
     """Write the rows of every document of a cask.
 
     Args:

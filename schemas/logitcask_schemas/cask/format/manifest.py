@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from logitcask_schemas.errors import CaskCorruptionError, CaskError, IdentityMismatchError
+from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskVersionError, IdentityMismatchError
 from logitcask_schemas.record.capture_spec import CaptureSpec, stored_spec
 from logitcask_schemas.record.identity import Accept, TeacherIdentity
 
@@ -147,6 +147,20 @@ class CaskManifest(BaseModel):
                 f"{where} is for records of another capture spec ({listing}). {_way_on(mine, theirs)}"
             )
 
+    def require_extents(self, where: str, what: str) -> None:
+        """Raise CaskVersionError where the cask may only hold documents that are recorded whole, without a context.
+
+        Args:
+            where: the cask, for the message.
+            what: who has other documents.
+        """
+        if self.version < EXTENT_VERSION:
+            raise CaskVersionError(
+                f"{where} is of version {self.version}, which holds records of all positions of a document, made "
+                f"without a context; {what} others. "
+                f"Use another cask, created for such documents (CaskWriter.create(..., version={EXTENT_VERSION}))"
+            )
+
 
 def _way_on(mine: dict[str, object], theirs: dict[str, object]) -> str:
     """What to do about two specs that differ."""
@@ -157,6 +171,21 @@ def _way_on(mine: dict[str, object], theirs: dict[str, object]) -> str:
         f"Here it is {here} --held-out (or --tail-logprobs), offered is {there}: capture {go_on} it to go on here, or "
         "use another cask."
     )
+
+
+class HintsFile(BaseModel):
+    """A file beside a shard, for what a later version keeps of a teacher besides its distributions; see `hints_name`.
+
+    Its place is reserved: nothing of this version writes or reads one. Whoever copies a shard without it leaves the
+    member out.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bytes: Annotated[int, Field(ge=1, lt=2**63)]
+    """Size of the file."""
+    sha256: Sha256Hex
+    """Over the file."""
 
 
 class ShardEntry(BaseModel):
@@ -194,6 +223,12 @@ class ShardEntry(BaseModel):
     """Ranges of such positions."""
     context_documents: ListCount = 0
     """Documents that the teacher read under a context."""
+    hints: Annotated[HintsFile | None, Field(exclude_if=lambda hints: hints is None)] = None
+
+    @property
+    def hints_name(self) -> str:
+        """Of the file that `hints` describes, among the shards."""
+        return f"{self.name}.hints.arrow"
 
     @property
     def list_counts(self) -> dict[str, int]:

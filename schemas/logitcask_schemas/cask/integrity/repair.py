@@ -28,7 +28,7 @@ from logitcask_schemas.cask.integrity.replacement import (
     fold,
     identity_of,
 )
-from logitcask_schemas.cask.integrity.salvage import Salvage, nothing_left, salvage_shard
+from logitcask_schemas.cask.integrity.salvage import LostRecords, Salvage, nothing_left, salvage_shard
 from logitcask_schemas.cask.integrity.verify import sha256_of, survey
 from logitcask_schemas.cask.location import LocalFolder
 from logitcask_schemas.cask.publication import sweep
@@ -95,8 +95,8 @@ class RepairReport:
     """Shards of the sound documents of the damaged ones; one that was restored whole keeps its name."""
     kept_documents: int = 0
     """Sound documents of damaged shards."""
-    requeue: list[tuple[str, list[int]]] = field(default_factory=list)
-    """Documents to capture again: id (hex) and token ids."""
+    requeue: dict[str, LostRecords] = field(default_factory=dict)
+    """Documents to capture again, by id (hex)."""
     lost: list[str] = field(default_factory=list)
     """Ids (hex) of documents whose token ids are lost as well: they must come from their source."""
     unnamed: int = 0
@@ -177,16 +177,16 @@ def _salvage(diagnosis: Diagnosis) -> dict[str, Salvage]:
 def _describe(report: RepairReport, salvaged: dict[str, Salvage], diagnosis: Diagnosis) -> None:
     stored = StoredDocuments(diagnosis)
     kept = {identity_of(row) for salvage in salvaged.values() for row in salvage.sound}
-    requeue: dict[bytes, list[int]] = {}
+    requeue: dict[bytes, LostRecords] = {}
     lost: dict[bytes, None] = {}
     for salvage in salvaged.values():
         report.kept_documents += len(salvage.sound)
         report.unnamed += salvage.unnamed
-        requeue |= {identity: ids.tolist() for identity, ids in salvage.token_ids.items()}
+        requeue |= salvage.to_capture
         lost |= dict.fromkeys(salvage.lost)
-    for identity, ids in requeue.items():
+    for identity, document in requeue.items():
         if identity not in kept and not stored.has(identity):
-            report.requeue.append((identity.hex(), ids))
+            report.requeue[identity.hex()] = document
     for identity in lost:
         if identity not in kept and identity not in requeue and not stored.has(identity):
             report.lost.append(identity.hex())

@@ -26,7 +26,7 @@ from logitcask_schemas.cask.format.columns import Row, gather_rows
 from logitcask_schemas.cask.format.layout import ENTRY_SUFFIX, INDEX_NAME, QUARANTINE_NAME, SHARDS_NAME
 from logitcask_schemas.cask.format.manifest import ShardEntry
 from logitcask_schemas.cask.integrity.diagnosis import Diagnosis, StoredDocuments, files_named
-from logitcask_schemas.cask.integrity.salvage import Salvage
+from logitcask_schemas.cask.integrity.salvage import LostRecords, Salvage
 from logitcask_schemas.cask.publication import publish_entry, publish_shard_file
 from logitcask_schemas.cask.storage.files import FileOperations, clear_errors, link_or_copy, publish_file
 
@@ -59,9 +59,9 @@ class Quarantine:
             if path.is_file():
                 link_or_copy(self._files, path, self.path, self._free_name(path.name))
 
-    def write_lists(self, requeue: Iterable[tuple[str, list[int]]], lost: Iterable[str]) -> None:
+    def write_lists(self, requeue: Mapping[str, LostRecords], lost: Iterable[str]) -> None:
         """Write the corpus of documents to capture again, and the ids of those whose tokens are lost too."""
-        self._write_lines(REQUEUE_NAME, ({"custom_id": identity, "input_ids": ids} for identity, ids in requeue))
+        self._write_lines(REQUEUE_NAME, (document.line(identity) for identity, document in requeue.items()))
         self._write_lines(LOST_NAME, ({"document_id": identity} for identity in lost))
 
     def take_away(self, paths: list[Path]) -> None:

@@ -39,14 +39,28 @@ _MAX_READINGS: Final = 256
 """Ways to cut one document out of columns that disagree; more mean that nothing is left to trust."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LostRecords:
+    """A document whose tokens are known and whose records are damaged."""
+
+    token_ids_L: IdArray
+    recorded_R2: NDArray[np.uint32] | None
+    """As `Extent` has them. A document under a context is none of these: nobody knows its context's tokens."""
+
+    def line(self, document_id: str) -> dict[str, Any]:
+        """The line of a corpus that captures it again, as the same document."""
+        line: dict[str, Any] = {"custom_id": document_id, "input_ids": self.token_ids_L.tolist()}
+        return line if self.recorded_R2 is None else line | {"recorded": self.recorded_R2.tolist()}
+
+
 @dataclass(slots=True, kw_only=True)
 class Salvage:
     """A damaged shard's documents, sorted by what is left of them."""
 
     sound: list[Row] = field(default_factory=list)
     """Proved by their checksums."""
-    token_ids: dict[bytes, IdArray] = field(default_factory=dict)
-    """By document id: token ids of documents whose records are damaged, proved by that id."""
+    to_capture: dict[bytes, LostRecords] = field(default_factory=dict)
+    """By document id, which proves them: documents whose records are damaged."""
     lost: list[bytes] = field(default_factory=list)
     """Ids of documents of which nothing but the id is known."""
     unnamed: int = 0
@@ -112,9 +126,10 @@ def _sort_document(
     for span in {(int(cut[row]), int(cut[row + 1])) for cut in offsets["token"]}:
         ids = _token_ids(columns, slice(*span), layout)
         for lists in _lists_of(columns, row):
-            if len(ids) >= 2 and (identity := document_id(ids, lists.extent(0))) in names:
-                if lists.contexts is None:
-                    salvage.token_ids[identity] = ids
+            extent = lists.extent(0)
+            if len(ids) >= 2 and (identity := document_id(ids, extent)) in names:
+                if extent.context is None:
+                    salvage.to_capture[identity] = LostRecords(token_ids_L=ids, recorded_R2=extent.recorded_R2)
                 else:
                     salvage.lost.append(identity)  # its context is not stored, so nobody can capture it again
                 return

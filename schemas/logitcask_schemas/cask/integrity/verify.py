@@ -111,6 +111,8 @@ def unlisted_files(names: Iterable[str], entries: Iterable[ShardEntry], damaged:
     belonging = {f"{name}{suffix}" for name in damaged for suffix in (*suffixes, ENTRY_SUFFIX)}
     for entry in entries:
         belonging |= {shard_path(Path(), entry).name, entry.name + ENTRY_SUFFIX}
+        if entry.hints is not None:
+            belonging.add(entry.hints_name)
     return sorted({*names} - belonging)
 
 

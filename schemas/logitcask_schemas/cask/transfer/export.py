@@ -198,7 +198,7 @@ def _copy(source: Cask, number: int, target: ExportTarget, carrier: Carrier) -> 
 
     def repeat(file: BinaryIO) -> ShardEntry:
         _copy_bytes(shard, file)
-        return entry
+        return entry.model_copy(update={"hints": None})  # the file beside it stays where it is
 
     return target.publish(carrier, repeat if entry.carrier == carrier.name else convert)
 

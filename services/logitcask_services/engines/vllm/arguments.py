@@ -84,8 +84,8 @@ def vllm_arguments(
         raise ModelError("the vLLM option 'hf_overrides' should be fields of config.json, without `architectures`")
     return {
         "skip_tokenizer_init": True,
-        # A cached prefix has no hidden states to capture, and every document is seen once.
-        "enable_prefix_caching": False,
+        # For contexts that documents share. A cached prefix has no hidden states to capture: other requests skip it.
+        "enable_prefix_caching": True,
         "disable_log_stats": True,
         **defaults,
         **options,

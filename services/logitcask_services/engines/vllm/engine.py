@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
+
 from logitcask_schemas.errors import InvalidRecordError, ModelError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.identity import TeacherIdentity
@@ -17,7 +19,7 @@ from logitcask_services.engines.engine import CaptureResult, CaptureTask, Engine
 from logitcask_services.engines.model_config import rope_types
 from logitcask_services.engines.model_folder import ModelFolder
 from logitcask_services.engines.vllm.arguments import numeric_options, vllm_arguments
-from logitcask_services.engines.vllm.request import TASK, document_key, request_kwargs
+from logitcask_services.engines.vllm.request import TASK, CaptureRequest, document_key, request_kwargs
 from logitcask_services.engines.vllm.watch import watch_engine_core
 
 _CPU_CACHE_BYTES = 2 * 2**30
@@ -84,6 +86,7 @@ class VllmEngine:
         config = self._engine.vllm_config
         self._max_model_len: int = config.model_config.max_model_len
         self._tokens_ahead: int = _BATCHES_AHEAD * config.scheduler_config.max_num_batched_tokens
+        self._block_size: int = config.cache_config.block_size
         self._requests_ahead: int = 2 * config.scheduler_config.max_num_seqs
         self._watch_ended = watch_engine_core(self._engine.engine_core)
         self._serial = 0
@@ -136,11 +139,15 @@ class VllmEngine:
                     elif (reason := self._submit(task, spec_json, waiting)) is not None:
                         yield CaptureResult(key=task.key, document=None, error=reason)
                     else:
-                        tokens += len(task.token_ids_L)
+                        tokens += len(task.token_ids_L) + task.shift
                 for output in self._engine.step() if waiting else ():
                     task = waiting.pop(output.request_id)
-                    tokens -= len(task.token_ids_L)
-                    yield self._result(task, output, spec)
+                    result = self._result(task, output, spec)
+                    if result is None:
+                        self._submit(task, spec_json, waiting, read_cache=False)
+                        continue
+                    tokens -= len(task.token_ids_L) + task.shift
+                    yield result
         except EngineDeadError as error:
             waiting.clear()
             raise EngineError(
@@ -171,35 +178,59 @@ class VllmEngine:
             if context is not None:
                 context.term()  # vLLM closes its sockets and leaves the ZeroMQ context behind
 
-    def _submit(self, task: CaptureTask, spec_json: str, waiting: dict[str, CaptureTask]) -> str | None:
-        """Send one document to the engine, or say why not."""
+    def _submit(
+        self, task: CaptureTask, spec_json: str, waiting: dict[str, CaptureTask], *, read_cache: bool = True
+    ) -> str | None:
+        """Send one document to the engine, or say why not.
+
+        A prefix that is in the engine's cache is not computed again, so it has no records. It is read where the first
+        rows need none, such as a context that documents share.
+        """
         from vllm import PoolingParams
         from vllm.inputs import tokens_input
 
         reason = refusal(task, max_model_len=self._max_model_len, vocab_size=self._identity.vocab_size)
         if reason is not None:
             return reason
+        recorded_R2 = None if task.recorded_R2 is None else task.recorded_R2.astype(np.int64)
+        request = CaptureRequest(
+            spec_json=spec_json,
+            doc_key=document_key(task.token_ids_L),
+            shift=task.shift,
+            recorded_R2=recorded_R2,
+        )
         parameters = PoolingParams(
             task=TASK,
-            skip_reading_prefix_cache=True,
-            extra_kwargs=request_kwargs(spec_json, document_key(task.token_ids_L)),
+            skip_reading_prefix_cache=not (read_cache and self._reads_cache(task)),
+            extra_kwargs=request_kwargs(request),
         )
         self._serial += 1
         name = str(self._serial)
         try:
-            self._engine.add_request(name, tokens_input(task.token_ids_L.tolist()), parameters)
+            self._engine.add_request(name, tokens_input(task.read_ids.tolist()), parameters)
         except ValueError as error:
             return f"vLLM refused the document: {error}"
         waiting[name] = task
         return None
 
-    def _result(self, task: CaptureTask, output: Any, spec: CaptureSpec) -> CaptureResult:
+    def _reads_cache(self, task: CaptureTask) -> bool:
+        """Whether at least one block of the key-value cache lies before the first position to record."""
+        first = 0 if task.recorded_R2 is None else int(task.recorded_R2[0, 0])
+        return first + task.shift >= self._block_size
+
+    def _result(self, task: CaptureTask, output: Any, spec: CaptureSpec) -> CaptureResult | None:
+        """What became of a document; None where rows to record came from the cache, so that it must be read anew."""
         if output.error is not None:
             return CaptureResult(key=task.key, document=None, error=f"vLLM failed on the document: {output.error}")
+        buffer = output.outputs.data.numpy()
         try:
-            records = decode_wire(output.outputs.data.numpy(), spec)
+            records = decode_wire(buffer, spec) if len(buffer) else None
         except InvalidRecordError as error:
             return CaptureResult(key=task.key, document=None, error=f"vLLM returned no records: {error}")
+        if records is None or (
+            self._reads_cache(task) and records.num_positions < task.extent.num_positions(len(task.token_ids_L))
+        ):
+            return None
         return result_of(task, records, self._identity.vocab_size)
 
 

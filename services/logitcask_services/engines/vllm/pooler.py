@@ -26,16 +26,26 @@ _FEWEST_ROWS = 128
 _KEPT_CAPTURES = 4
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Run:
-    """The scheduled rows of one request that have a next token."""
+    """The scheduled rows of one request that get a record."""
 
     request: int
-    first_row: int
-    start: int
-    """Position of the first row in the document."""
-    count: int
+    rows_R: torch.Tensor
+    """Among all scheduled rows."""
+    positions_R: torch.Tensor
+    """In the document."""
+    next_ids_R: torch.Tensor
     doc_key: int
+
+
+@dataclass(slots=True)
+class _Step:
+    """What one step computed of a request."""
+
+    stop: int
+    """Tokens of the request up to its end."""
+    columns: RecordColumns | None = None
 
 
 class CapturePooler(Pooler):
@@ -80,43 +90,53 @@ class CapturePooler(Pooler):
                 strict=True,
             )
         ):
-            spec_json, doc_key = read_request(params.extra_kwargs)
-            start = seen - scheduled
-            if start == 0:
+            asked = read_request(params.extra_kwargs)
+            start, steps = seen - scheduled, states[request].hidden_states_cache
+            if steps and steps[-1].stop != start:
                 states[request].clean()  # a preempted request starts over
-            count = min(scheduled, len(prompts[request]) - 1 - start)
-            if count > 0:
-                groups.setdefault(spec_json, []).append(_Run(request, row, start, count, doc_key))
+            steps.append(_Step(seen))
+            positions = asked.positions(start, seen, len(prompts[request]))
+            if len(positions):
+                positions_R = torch.from_numpy(positions)
+                run = _Run(
+                    request=request,
+                    rows_R=positions_R + (row + asked.shift - start),
+                    positions_R=positions_R,
+                    next_ids_R=prompts[request][positions_R + (asked.shift + 1)],
+                    doc_key=asked.doc_key,
+                )
+                groups.setdefault(asked.spec_json, []).append(run)
             row += scheduled
 
         for spec_json, runs in groups.items():
-            columns = self._capture(hidden_states, spec_json, runs, prompts)
+            columns = self._capture(hidden_states, spec_json, runs)
             if columns is None:
                 return [None] * len(states)
-            for run, part in zip(runs, columns.split([run.count for run in runs]), strict=True):
-                states[run.request].hidden_states_cache.append(part)
+            for run, part in zip(runs, columns.split([len(run.rows_R) for run in runs]), strict=True):
+                states[run.request].hidden_states_cache[-1].columns = part
 
         outputs: list[torch.Tensor | None] = []
         for state, finished in zip(states, cursor.get_finished_mask(), strict=True):
-            if finished and state.hidden_states_cache:
-                outputs.append(pack_wire(RecordColumns.join(state.hidden_states_cache), self._vocab_size))
+            outputs.append(self._packed(state.hidden_states_cache) if finished else None)
+            if finished:
                 state.clean()
-            else:
-                outputs.append(None)
         return outputs
 
-    def _capture(
-        self, hidden_SD: torch.Tensor, spec_json: str, runs: list[_Run], prompts: list[torch.Tensor]
-    ) -> RecordColumns | None:
+    def _packed(self, steps: list[_Step]) -> torch.Tensor:
+        """The wire buffer of a request that is done; without a byte where all its rows were in the prefix cache."""
+        parts = [step.columns for step in steps if step.columns is not None]
+        if not parts:
+            return torch.empty(0, dtype=torch.uint8)
+        return pack_wire(RecordColumns.join(parts), self._vocab_size)
+
+    def _capture(self, hidden_SD: torch.Tensor, spec_json: str, runs: list[_Run]) -> RecordColumns | None:
         """Records of all rows of the runs, in order; None where this rank gets no logits."""
         device = hidden_SD.device
-        rows_R = torch.cat([torch.arange(run.first_row, run.first_row + run.count) for run in runs]).to(device)
-        positions_R = torch.cat([torch.arange(run.start, run.start + run.count) for run in runs]).to(device)
-        next_ids_R = torch.cat([prompts[run.request][run.start + 1 : run.start + 1 + run.count] for run in runs]).to(
-            device
-        )
+        rows_R = torch.cat([run.rows_R for run in runs]).to(device)
+        positions_R = torch.cat([run.positions_R for run in runs]).to(device)
+        next_ids_R = torch.cat([run.next_ids_R for run in runs]).to(device)
         doc_keys_R = torch.tensor([run.doc_key for run in runs]).repeat_interleave(
-            torch.tensor([run.count for run in runs])
+            torch.tensor([len(run.rows_R) for run in runs])
         )
         doc_keys_R = doc_keys_R.to(device)
         parts = []

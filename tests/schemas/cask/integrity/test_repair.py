@@ -81,7 +81,7 @@ def stored(path: Path) -> set[bytes]:
 def require_accounted(path: Path, report: RepairReport) -> None:
     """Every document is in the cask or on exactly one list; the lists on disk are those of the report."""
     ids = stored(path)
-    requeued = {bytes.fromhex(identity) for identity, _ in report.requeue}
+    requeued = {bytes.fromhex(identity) for identity in report.requeue}
     lost = {bytes.fromhex(identity) for identity in report.lost}
     assert not ids & requeued
     assert not ids & lost
@@ -90,9 +90,9 @@ def require_accounted(path: Path, report: RepairReport) -> None:
     assert requeued | lost <= DOCUMENTS.keys()
     assert report.quarantine is not None
     lines = [json.loads(line) for line in (report.quarantine / "requeue.jsonl").read_bytes().splitlines()]
-    assert [(line["custom_id"], line["input_ids"]) for line in lines] == report.requeue
-    for identity, token_ids in report.requeue:
-        assert token_ids == DOCUMENTS[bytes.fromhex(identity)].token_ids_L.tolist()
+    assert lines == [document.line(identity) for identity, document in report.requeue.items()]
+    for identity, document in report.requeue.items():
+        assert document.token_ids_L.tolist() == DOCUMENTS[bytes.fromhex(identity)].token_ids_L.tolist()
     lines = [json.loads(line) for line in (report.quarantine / "lost.jsonl").read_bytes().splitlines()]
     assert [line["document_id"] for line in lines] == report.lost
     with create(path) as writer:
@@ -117,7 +117,7 @@ def test_only_the_damaged_document_leaves(cask: Path) -> None:
     report = repair_cask(cask)
     assert report.damaged_shards == [shard.stem]
     assert report.kept_documents == 3
-    assert [identity for identity, _ in report.requeue] == [FIRST[1].id.hex()]
+    assert list(report.requeue) == [FIRST[1].id.hex()]
     assert report.quarantine is not None
     assert (report.quarantine / shard.name).read_bytes() == damaged
     require_accounted(cask, report)
@@ -128,7 +128,7 @@ def test_a_document_without_sound_tokens_is_listed_as_lost(cask: Path) -> None:
     flip(shard, shard.read_bytes().find(SECOND[1].token_ids_L.tobytes()))
     report = repair_cask(cask)
     assert report.lost == [SECOND[1].id.hex()]
-    assert report.requeue == []
+    assert report.requeue == {}
     require_accounted(cask, report)
 
 
@@ -203,7 +203,7 @@ def test_entries_are_made_anew(cask: Path, damage: str, index: bool) -> None:
     report = repair_cask(cask)
     assert report.problems
     assert entry.read_bytes() == content
-    assert (report.requeue, report.lost, report.unnamed) == ([], [], 0)
+    assert (report.requeue, report.lost, report.unnamed) == ({}, [], 0)
     require_accounted(cask, report)
 
 
@@ -278,7 +278,7 @@ def test_any_damage_leaves_a_sound_cask_that_accounts_for_everything(tmp_path_fa
             overwrite(path, originals[data.draw(st.sampled_from(files))])
     report = repair_cask(cask)
     ids = stored(cask)
-    listed = {bytes.fromhex(identity) for identity, _ in report.requeue} | {*map(bytes.fromhex, report.lost)}
+    listed = {bytes.fromhex(identity) for identity in report.requeue} | {*map(bytes.fromhex, report.lost)}
     assert not listed & ids
     assert listed <= DOCUMENTS.keys()
     with create(cask) as writer:

@@ -65,7 +65,7 @@ def test_a_bad_sector_costs_its_documents_and_no_others(tmp_path: Path, monkeypa
     (report,) = verify_shards(Cask.open(tmp_path))
     assert "Input/output error" in report.shard_problems[0]
     repaired = repair_cask(tmp_path)
-    assert [identity for identity, _ in repaired.requeue] == [documents[2].id.hex()]
+    assert list(repaired.requeue) == [documents[2].id.hex()]
     assert repaired.kept_documents == 3
 
 
