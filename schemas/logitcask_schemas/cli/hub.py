@@ -1,12 +1,11 @@
 """`logitcask cask push` and `pull`: casks to the Hugging Face Hub, and back."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from logitcask_schemas.cli.output import JsonOption, byte_progress, number, print_json, print_table
+from logitcask_schemas.cli.output import JsonOption, byte_progress, local_folder, number, print_json, print_table
 from logitcask_schemas.cli.rows import GIVE
 
 
@@ -17,7 +16,7 @@ def register(app: typer.Typer) -> None:
 
 
 def push(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="A cask in a local folder.", show_default=False)],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A cask in a local folder.", show_default=False)],
     destination: Annotated[
         str, typer.Argument(metavar="DST", help="A data set of the Hub: hf://OWNER/NAME.", show_default=False)
     ],
@@ -32,12 +31,12 @@ def push(
     from logitcask_schemas.cask.exchange.hub_transfer import PushOptions, push_cask
     from logitcask_schemas.cask.reader import Cask
 
-    place, cask = HubPlace.parse(destination), Cask.open(source)
+    place, cask = HubPlace.parse(destination), Cask.open(local_folder(source))
     with byte_progress() as progress:
         task = progress.add_task("pushing", total=cask.num_bytes)
         options = PushOptions(public=public, licence=licence, quiet=True)
         report = push_cask(cask, place, options, lambda size: progress.advance(task, size))
-    figures = {"source": str(source), "destination": place.url, "bytes": cask.num_bytes, **asdict(report)}
+    figures = {"source": source, "destination": place.url, "bytes": cask.num_bytes, **asdict(report)}
     _print(figures, as_json)
     if not as_json and report.card_kept:
         print("The page of the data set is somebody's own and stayed as it is.")
@@ -49,7 +48,7 @@ def pull(
         typer.Argument(metavar="SRC", help="A data set of the Hub: hf://OWNER/NAME[@REVISION].", show_default=False),
     ],
     destination: Annotated[
-        Path, typer.Argument(metavar="DST", help="New folder, or an unfinished pull.", show_default=False)
+        str, typer.Argument(metavar="DST", help="New folder, or an unfinished pull.", show_default=False)
     ],
     as_json: JsonOption = False,
 ) -> None:
@@ -57,15 +56,15 @@ def pull(
     from logitcask_schemas.cask.exchange.hub import HubPlace
     from logitcask_schemas.cask.exchange.hub_transfer import pull_cask
 
-    place = HubPlace.parse(source)
+    place, folder = HubPlace.parse(source), local_folder(destination)
     with byte_progress() as progress:
         task, steps = progress.add_task("pulling", total=None), []
-        for step in pull_cask(place, destination, planned=lambda size: progress.update(task, total=size)):
+        for step in pull_cask(place, folder, planned=lambda size: progress.update(task, total=size)):
             steps.append(step)
             progress.advance(task, step.source.bytes)
     figures = {
         "source": place.url,
-        "destination": str(destination),
+        "destination": destination,
         "shards": len(steps),
         "skipped": sum(step.skipped for step in steps),
         "documents": sum(step.target.documents for step in steps),

@@ -1,11 +1,10 @@
 """`logitcask cask rows`: a cask as Parquet tables of K ids and weights per token, for trainers of others."""
 
-from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
-from logitcask_schemas.cli.output import JsonOption, byte_progress, number, print_json, print_table
+from logitcask_schemas.cli.output import JsonOption, byte_progress, local_folder, number, print_json, print_table
 
 GIVE: Final = "Give casks to other tools"
 
@@ -20,7 +19,7 @@ def rows(
         str, typer.Argument(metavar="SRC", help="A cask: folder or URL (s3://bucket/folder).", show_default=False)
     ],
     destination: Annotated[
-        Path, typer.Argument(metavar="DST", help="New folder for the Parquet files.", show_default=False)
+        str, typer.Argument(metavar="DST", help="New folder for the Parquet files.", show_default=False)
     ],
     width: Annotated[
         int | None,
@@ -45,6 +44,7 @@ def rows(
     from logitcask_schemas.cask.exchange.row_files import RowOptions, export_rows, largest_width
     from logitcask_schemas.cask.transfer.export import open_source
 
+    folder = local_folder(destination)
     with open_source(source) as cask, byte_progress() as progress:
         if width is None:
             task = progress.add_task("counting ids", total=cask.num_bytes)
@@ -52,12 +52,12 @@ def rows(
         options = RowOptions(width=width, form=form, seed=seed, answers_only=answers_only, renormalize=renormalize)
         task = progress.add_task("to rows", total=cask.num_bytes)
         steps = []
-        for entry, step in zip(cask.entries, export_rows(cask, destination, options), strict=True):
+        for entry, step in zip(cask.entries, export_rows(cask, folder, options), strict=True):
             steps.append(step)
             progress.advance(task, entry.bytes)
         figures = {
             "source": source,
-            "destination": str(destination),
+            "destination": destination,
             "format": form,
             "k": width,
             "files": len(steps),

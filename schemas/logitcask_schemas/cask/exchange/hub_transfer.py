@@ -184,7 +184,7 @@ def _batches(
                 progress(entry.bytes)
             continue
         _prove(path, entry)
-        batch.operations += [_addition(shard_name, path), _addition(entry_name, entry_bytes(entry))]
+        batch.operations += [_addition(shard_name, path), _addition(entry_name, entry_bytes(_sent(entry)))]
         batch.entries.append(entry)
         report.sent += 1
         if len(batch.entries) >= most or batch.bytes >= _COMMIT_BYTES:
@@ -192,6 +192,11 @@ def _batches(
             batch = _Batch()
     if batch.entries:
         yield batch
+
+
+def _sent(entry: ShardEntry) -> ShardEntry:
+    """An entry as the Hub gets it: the file of hints beside a shard stays where it is."""
+    return entry.model_copy(update={"hints": None})
 
 
 def _is_there(file: Any, entry: ShardEntry) -> bool:
@@ -235,7 +240,7 @@ def _last_files(cask: Cask, place: HubPlace, options: PushOptions) -> dict[str, 
         table = (Path(folder) / DOCUMENTS_NAME).read_bytes()
     return {
         DOCUMENTS_NAME: table,
-        INDEX_NAME: index_bytes(cask.entries),
+        INDEX_NAME: index_bytes([_sent(entry) for entry in cask.entries]),
         CARD_NAME: hub_card(cask, place, options.licence).encode(),
         MANIFEST_NAME: manifest_bytes(cask.manifest),
     }

@@ -135,6 +135,8 @@ def test_command(tmp_path, capsys):
     assert (figures["files"], figures["documents"], figures["k"], figures["skipped"]) == (2, 6, 6, 0)
     app(["rows", str(tmp_path / "cask"), str(tmp_path / "more")], standalone_mode=False)
     assert "documents" in capsys.readouterr().out
+    with pytest.raises(OptionError, match="expected a folder of this machine, got s3://bucket/rows"):
+        app(["rows", str(tmp_path / "cask"), "s3://bucket/rows"], standalone_mode=False)
 
 
 @pytest.mark.filterwarnings("ignore")
