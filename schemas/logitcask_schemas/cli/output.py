@@ -32,7 +32,7 @@ def local_folder(place: str) -> Path:
     """The folder of this machine that an argument names; OptionError where it is a URL."""
     if is_url(place):
         raise OptionError(
-            f"expected a folder of this machine, got {place}: bring it there with `logitcask cask export`"
+            f"expected a folder of this machine, got {place}. Name one; `logitcask cask import` brings casks to it"
         )
     return Path(place)
 

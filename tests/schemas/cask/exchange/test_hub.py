@@ -36,6 +36,8 @@ def hub(monkeypatch):
 
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    # The trainer's tests keep the client from the network; this Hub is none.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with running_hub() as running:
         yield running
 
@@ -258,6 +260,7 @@ def test_commands(tmp_path, hub):
     """With the token and the address from the environment, as users have them."""
     make_cask(tmp_path / "cask")
     variables = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf")}
+    variables["HF_HUB_OFFLINE"] = "0"
     environment = {**os.environ, **variables}
 
     def run(*words):
