@@ -42,10 +42,10 @@ def half(cask: Cask, first: int) -> ShardColumns:
 
 def table_of(columns: ShardColumns, cask: Cask) -> RankTable:
     vocab_size = cask.manifest.teacher.vocab_size
-    counts = sum(
-        np.bincount(columns.arrays[name], minlength=vocab_size) for name in ("token_ids", "head_ids", "tail_ids")
-    )
-    return RankTable.fitted(np.asarray(counts), cask.manifest.teacher.tokenizer_fingerprint)
+    counts_V = np.zeros(vocab_size, dtype=np.int64)
+    for name in ("token_ids", "head_ids", "tail_ids"):
+        counts_V += np.bincount(np.asarray(columns.arrays[name]), minlength=vocab_size)
+    return RankTable.fitted(counts_V, cask.manifest.teacher.tokenizer_fingerprint)
 
 
 def written(folder: Path, columns: ShardColumns, cask: Cask, spec: CaptureSpec, carrier: str, table: Any) -> Cask:
@@ -61,7 +61,7 @@ def copies(columns: ShardColumns, layout: RecordLayout) -> ShardColumns:
     rows = [(columns, row) for _ in range(COPIES) for row in range(len(columns.document_ids))]
     many = gather_rows(rows, layout)
     starts = many.offsets["token"][:-1]
-    tokens = many.arrays["token_ids"].copy()
+    tokens = np.array(many.arrays["token_ids"])
     tokens[starts] = np.repeat(np.arange(COPIES), len(columns.document_ids))
     arrays = {**many.arrays, "token_ids": tokens}
     ids = [document_id(tokens[start:stop]) for start, stop in zip(starts, many.offsets["token"][1:], strict=True)]

@@ -15,6 +15,7 @@ from logitcask_schemas.cask.format.layout import MANIFEST_NAME
 from logitcask_schemas.cask.reader import Cask
 from logitcask_schemas.cask.storage.object_store import RemoteStore, is_url
 from logitcask_schemas.cli.convert import register as register_convert
+from logitcask_schemas.cli.hub import register as register_hub
 from logitcask_schemas.cli.integrity import register as register_care
 from logitcask_schemas.cli.output import (
     CaskArgument,
@@ -26,6 +27,7 @@ from logitcask_schemas.cli.output import (
     print_line,
     print_table,
 )
+from logitcask_schemas.cli.rows import register as register_rows
 from logitcask_schemas.cli.tokenizers import load_tokenizer
 from logitcask_schemas.cli.transfer import register as register_export
 from logitcask_schemas.errors import CaskError, CaskNotFoundError
@@ -261,3 +263,5 @@ def _text_of_ids(folder: Path, expected: str) -> Any:
 register_care(app)
 register_export(app)
 register_convert(app)
+register_rows(app)
+register_hub(app)

@@ -35,7 +35,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "jobs": Command("List, follow and cancel a service's extractions.", "service"),
     "cask": Command(
         "Look into casks (ls, show, stats), prove and mend them (verify, repair), copy, join and divide them "
-        "(export, import, merge, split).",
+        "(export, import, merge, split), give them to other tools (rows, push, pull).",
         None,
     ),
     "train": Command("Train a student from a cask, without the teacher.", "trainer"),

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -11,6 +12,9 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.text import Text
+
+from logitcask_schemas.cask.storage.object_store import is_url
+from logitcask_schemas.errors import OptionError
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 CaskArgument = Annotated[
@@ -22,6 +26,15 @@ _PIPE_WIDTH: Final = 10_000
 _GAP: Final = "  "
 _LEAST: Final = 8
 """Cells that a column of text keeps when there is no room."""
+
+
+def local_folder(place: str) -> Path:
+    """The folder of this machine that an argument names; OptionError where it is a URL."""
+    if is_url(place):
+        raise OptionError(
+            f"expected a folder of this machine, got {place}. Name one; `logitcask cask import` brings casks to it"
+        )
+    return Path(place)
 
 
 def console() -> Console:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,7 +70,7 @@ def test_copies_leave_it_out_and_say_so(cask: Path, tmp_path: Path, carrier: str
 
 
 @pytest.mark.parametrize("hints", [{}, {"bytes": 0, "sha256": "0" * 64}, {"bytes": 1}, {"bytes": 1, "sha256": "x"}])
-def test_what_describes_no_file_is_damage(cask: Path, hints: dict[str, object]) -> None:
+def test_what_describes_no_file_is_damage(cask: Path, hints: dict[str, Any]) -> None:
     (path,) = (cask / "shards").glob("*.json")
     entry = parse_entry(path.read_bytes(), where=path)
     unchecked = entry.model_copy(update={"hints": HintsFile.model_construct(**hints)})

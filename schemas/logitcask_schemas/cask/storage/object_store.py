@@ -27,19 +27,47 @@ _CLIENT_ERRORS: Final = (
     ("gcsfs.retry", "HttpError"),
     ("google.auth.exceptions", "GoogleAuthError"),
     ("azure.core.exceptions", "AzureError"),
+    ("httpx2", "HTTPError"),
+    ("httpx", "HTTPError"),
 )
 """What the clients of stores raise beside OSError, by the module that defines it."""
 
-_CLIENTS_READ: Final = ("AWS_", "S3_", "FSSPEC_", "GOOGLE_", "GCSFS_", "AZURE_", "HTTP_", "HTTPS_", "NO_PROXY", "HOME")
+_CLIENTS_READ: Final = (
+    "AWS_",
+    "S3_",
+    "FSSPEC_",
+    "GOOGLE_",
+    "GCSFS_",
+    "AZURE_",
+    "HTTP_",
+    "HTTPS_",
+    "NO_PROXY",
+    "HOME",
+    "HF_",
+)
 """Starts of the names of environment variables that say where a store is and who asks."""
 
 _systems: "weakref.WeakValueDictionary[Any, Any]" = weakref.WeakValueDictionary()
 """Connected file systems that are in use in this process: making one costs a tenth of a second of CPU."""
 
 
+_HUB: Final = "hf://"
+_HUB_KINDS: Final = ("datasets", "models", "spaces", "buckets")
+
+
 def is_url(place: str | Path) -> bool:
     """Whether a place is a folder of an object store rather than a local path."""
     return isinstance(place, str) and _SEPARATOR in place
+
+
+def dataset_url(url: str) -> str:
+    """The address of a data set of the Hugging Face Hub, "hf://owner/name", in full; any other URL as it is.
+
+    Clients of the Hub take what has no kind for a model, which a cask never is.
+    """
+    if not url.startswith(_HUB) or url.removeprefix(_HUB).split("/")[0] in _HUB_KINDS:
+        return url
+    return f"{_HUB}datasets/{url.removeprefix(_HUB)}"
 
 
 class RemoteStore:
@@ -52,7 +80,7 @@ class RemoteStore:
             url: The folder.
             options: For fsspec's file system, such as {"anon": True}; None: what the environment says.
         """
-        self.url = url.rstrip("/")
+        self.url = dataset_url(url.rstrip("/"))
         self._options = dict(options or {})
         self._connected: tuple[int, Any, str] | None = None
 

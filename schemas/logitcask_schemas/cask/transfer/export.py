@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, Final
 
 from logitcask_schemas.cask.carriers.carrier import Carrier
-from logitcask_schemas.cask.carriers.registry import carrier_named
+from logitcask_schemas.cask.carriers.registry import carrier_named, carrier_of
 from logitcask_schemas.cask.directory import StoreDirectory
 from logitcask_schemas.cask.documents import DOCUMENTS_NAME
 from logitcask_schemas.cask.format.layout import ENTRY_SUFFIX, INDEX_NAME, MANIFEST_NAME, SHARDS_NAME
@@ -139,13 +139,13 @@ def target_of(place: str) -> ExportTarget:
     return RemoteTarget(RemoteStore(place)) if is_url(place) else LocalTarget(Path(place))
 
 
-def export_cask(source: Cask, target: ExportTarget, carrier_name: str) -> Iterator[ExportStep]:
+def export_cask(source: Cask, target: ExportTarget, carrier_name: str | None) -> Iterator[ExportStep]:
     """Bring every shard of a cask into a target that holds nothing else, or a part of the same cask.
 
     Args:
         source: An open cask.
         target: Not the source's own place.
-        carrier_name: File format of the shards there.
+        carrier_name: File format of the shards there; None: each shard keeps its own, and its bytes.
 
     Yields:
         One step per shard, after it is durable. Stopping early leaves a folder that is no cask yet (or the cask that
@@ -159,7 +159,7 @@ def export_cask(source: Cask, target: ExportTarget, carrier_name: str) -> Iterat
         CaskWriteError: The target's disk refuses.
         CaskLockedError: Another writer is at work in the target.
     """
-    carrier = carrier_named(carrier_name)
+    carrier = None if carrier_name is None else carrier_named(carrier_name)
     require_another_place(source, target)
     with target:
         there = target.prepare(source.manifest)
@@ -167,7 +167,7 @@ def export_cask(source: Cask, target: ExportTarget, carrier_name: str) -> Iterat
         done = []
         for number, entry in enumerate(source.entries):
             present = there.get(entry.name)
-            written = present or _copy(source, number, target, carrier)
+            written = present or _copy(source, number, target, carrier or carrier_of(entry))
             done.append(written)
             yield ExportStep(source=entry, target=written, skipped=present is not None)
         names = (entry.name for entry in source.entries)
@@ -180,14 +180,14 @@ def require_another_place(source: Cask, target: ExportTarget) -> None:
         raise CaskError(f"{target.path}: source and destination are the same cask")
 
 
-def _require_part_of(source: Cask, there: dict[str, ShardEntry], carrier: Carrier) -> None:
+def _require_part_of(source: Cask, there: dict[str, ShardEntry], carrier: Carrier | None) -> None:
     if strange := sorted(there.keys() - {entry.name for entry in source.entries}):
         raise CaskError(
             f"the destination holds {len(strange)} shards that {source.path} does not, such as {strange[0]}. "
             "Name an empty folder, or merge the casks."
         )
     for entry in there.values():
-        if entry.carrier != carrier.name:
+        if carrier is not None and entry.carrier != carrier.name:
             raise CaskError(
                 f"the destination holds shard {entry.name} as {entry.carrier}, asked for {carrier.name}. "
                 "Name an empty folder, or keep to one carrier."

@@ -1,6 +1,7 @@
 """Packed copies: rounded once and without bias, the same whichever way they are made, refused with a foreign table."""
 
 import json
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,7 @@ def test_a_copy_that_was_cut_short_is_finished(tmp_path: Path) -> None:
     source = make_cask(tmp_path / "source")
     steps = export_packed(Cask.open(source), LocalTarget(tmp_path / "packed"))
     next(steps)
+    assert isinstance(steps, Generator)
     steps.close()
     assert not (tmp_path / "packed" / "cask.json").exists()
     pack(source, tmp_path / "packed")

@@ -217,7 +217,7 @@ def test_codes_of_another_number_are_refused() -> None:
 
 def test_counts_of_draws_that_follow_from_log_r_take_no_bits() -> None:
     columns, layout = sample([50], tails=True)
-    mass, counts = columns.arrays["log_tail_mass"], columns.arrays["tail_counts"]
+    mass, counts = (np.asarray(columns.arrays[name]) for name in ("log_tail_mass", "tail_counts"))
     by_mass = pack(columns, layout)
     assert by_mass.codes.by_stream["tail_counts"][0].text
     # One log r for each count: the shard then knows every count.

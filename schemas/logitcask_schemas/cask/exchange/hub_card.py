@@ -1,0 +1,98 @@
+"""The page of a cask on the Hub: README.md with its metadata."""
+
+import json
+from typing import Any, Final
+
+from logitcask_schemas.cask.exchange.hub import HubPlace
+from logitcask_schemas.cask.reader import Cask
+
+CARD_NAME: Final = "README.md"
+CARD_MARK: Final = "<!-- Made by `logitcask cask push`, which replaces this page while this line is in it. -->"
+_SIZES: Final = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+_LARGER: Final = ((10_000_000, "1M<n<10M"), (100_000_000, "10M<n<100M"), (1_000_000_000, "100M<n<1B"))
+
+
+def hub_card(cask: Cask, place: HubPlace, licence: str | None) -> str:
+    """The page: who the teacher was, what was kept of it, how much there is, how to train from it.
+
+    Args:
+        cask: What is described.
+        place: Where it will lie.
+        licence: An identifier of the Hub's list; None leaves the page without, for the owner to choose.
+    """
+    teacher, capture = cask.manifest.teacher, cask.manifest.capture
+    url, tokens = f"hf://{place.repository}", cask.num_tokens
+    facts = {
+        "documents": f"{len(cask):,}",
+        "tokens": f"{tokens:,}",
+        "positions with records": f"{cask.num_positions:,}",
+        "shards": f"{len(cask.entries):,}, {', '.join(sorted({entry.carrier for entry in cask.entries}))}",
+        "bytes": f"{cask.num_bytes:,} ({cask.num_bytes / max(tokens, 1):.1f} per token)",
+        "format": f"version {cask.manifest.version}",
+    }
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    terms = "" if licence else "\nThe owner has not said under which licence this may be used.\n"
+    return f"""---
+{_metadata(cask, licence)}
+---
+
+{CARD_MARK}
+
+# What {_text(teacher.model)} said about {len(cask):,} documents
+
+A [logitcask](https://pypi.org/project/logitcask/) cask: for every token of the documents, a sparse and unbiased record
+of the distribution that a teacher model gave to the next one. Students train from it without the teacher.
+{terms}
+| | |
+|---|---|
+{rows}
+
+## Train from it
+
+```sh
+pip install "logitcask[trainer,remote]"
+logitcask cask pull {url} CASK
+logitcask train --cask CASK --student STUDENT --output RUN
+```
+
+The student needs the tokenizer with the fingerprint below, or a method for another one. `logitcask cask rows CASK ROWS`
+makes Parquet tables of target ids and weights for other trainers.
+
+## The teacher
+
+```json
+{_json(teacher)}
+```
+
+## What was kept
+
+```json
+{_json(capture)}
+```
+
+Identity of the cask: `{cask.manifest.identity_digest()}`
+"""
+
+
+def _metadata(cask: Cask, licence: str | None) -> str:
+    """As YAML, of which JSON values are a part."""
+    sizes = (*_SIZES, *_LARGER)
+    members: dict[str, Any] = {
+        "pretty_name": f"Cask of {cask.manifest.teacher.model}",
+        "tags": ["logitcask", "distillation", "knowledge-distillation", "logits"],
+        "size_categories": [next((name for limit, name in sizes if len(cask) < limit), "n>1T")],
+        # Shards hold columns of a format of their own, which the Hub's table of rows cannot show in a useful way.
+        "viewer": False,
+    }
+    if licence is not None:
+        members = {"license": licence, **members}
+    return "\n".join(f"{name}: {json.dumps(value)}" for name, value in members.items())
+
+
+def _json(model: Any) -> str:
+    return json.dumps(model.model_dump(mode="json", exclude_none=True), indent=2).replace("```", "` ` `")
+
+
+def _text(name: str) -> str:
+    """A name in a heading, on one line and without markup."""
+    return " ".join(name.replace("<", " ").replace(">", " ").split())
