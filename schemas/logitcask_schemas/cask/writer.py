@@ -281,7 +281,7 @@ class CaskWriter:
     def _checked_id(self, document: DocumentRecords) -> bytes:
         identity = document.id
         where = f"document {identity.hex()[:16]}"
-        document.check(self.manifest.teacher.vocab_size, where=where)
+        document.check(self.manifest.teacher.vocab_size, where=where, head_holds_next=self._layout.head_holds_next)
         if not document.extent.is_whole:
             self.manifest.require_extents(str(self.path), f"{where} has")
         return identity

@@ -33,10 +33,11 @@ class CaptureSpec(BaseModel):
         threshold: head = {argmax} and every token with t >= tau (at most `head_max`); the tail is sampled with
             n = min(ceil(r / tau), tail_max) draws. Inclusion proportional to size with one global threshold minimises
             the total variance for an entry budget.
-        topk: head = the k largest; no draws; r feeds a ghost bucket.
+        topk: head = the k largest; no draws; r feeds a ghost bucket. Also that of records which another tool made
+            (`imported`).
         sampled: head = {y} only; `draws` draws from the rest (random-sampling KD, arXiv 2503.16870).
 
-    In every mode the head also holds the realised next token y and `pinned_ids`.
+    In every mode the head also holds the realised next token y and `pinned_ids`; of imported records it may lack y.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,8 +70,15 @@ class CaptureSpec(BaseModel):
     temperatures: Annotated[tuple[Temperature, ...], Field(max_length=MAX_TEMPERATURES)] = ()
     """Temperatures T for which log Z_T = log sum_j t_j^(1/T) is stored: all different, none of them 1 (by 1 % each)."""
 
+    imported: Annotated[bool, Field(exclude_if=lambda imported: not imported)] = False
+    """Of mode `topk`: the records were made from the k largest that another tool kept. A head holds y only where it is
+    among these; the tail mass is 1 less their sum; the entropy is that of head and one bucket, a lower bound of H(t).
+    Not written where it is false, so that casks made before it existed keep their bytes and identity."""
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.imported and self.mode != "topk":
+            raise ValueError(f"imported records are those of mode topk, not of {self.mode}")
         largest = {"threshold": self.head_max, "topk": self.k, "sampled": 0}[self.mode] + 1 + len(self.pinned_ids)
         if largest > MAX_ENTRIES:
             raise ValueError(
@@ -94,6 +102,10 @@ class CaptureSpec(BaseModel):
 
     def require_vocabulary(self, vocab_size: int) -> None:
         """Raise CaptureSpecError where a teacher of this vocabulary cannot do what the spec asks for."""
+        if self.imported:
+            raise CaptureSpecError(
+                "imported is for records that another tool made (logitcask cask convert); leave it out to capture"
+            )
         if outside := [token for token in self.pinned_ids if token >= vocab_size]:
             raise CaptureSpecError(f"pinned ids {outside} are outside the teacher's vocabulary of {vocab_size}")
 

@@ -64,6 +64,8 @@ class RecordLayout:
     """Names of the columns that hold codes of `codec_u8` instead of values."""
     position_columns: tuple[str, ...] = ()
     """Names of the stored ones of `record.position_columns`."""
+    head_holds_next: bool = True
+    """Whether every head holds the next token; not of imported records."""
     vocab_size: int = MAX_VOCAB_SIZE
     """Every id is below it."""
     ranks: RankTable | None = None
@@ -113,6 +115,7 @@ class RecordLayout:
             spec.seed,
             coded.intersection(column.name for column in columns),
             tuple(column.name for column in stored),
+            not spec.imported,
             vocab_size,
         )
 
