@@ -6,14 +6,15 @@ table of documents and `cask.json` with the rank table, much for some thousand t
 
 Speed: the measured documents, each many times over with another first token, in one packed shard in the page cache.
 `decode` opens it, which decodes every document; `to tensors` also proves each document and collates batches of 16 to
-torch tensors. One process; both include what is done once a shard.
+torch tensors. One process, per second of its CPU time; both include what is done once a shard.
 
 Sources are casks, or with --teacher records of a model's own: standard library sources captured at tau = 1/20 and 1/50.
 """
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from logitcask_schemas.cask.transfer.packing import CODEC, converted
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.extent import document_id
 from made_up_cask import made_up_teacher
-from report import Report, seconds
+from report import Report
 
 COPIES, BATCH, REPEATS = 16, 16, 9
 
@@ -89,6 +90,16 @@ def to_tensors(folder: Path) -> int:
     return values
 
 
+def cpu_seconds(work: Callable[[], Any]) -> list[float]:
+    """CPU time of each call, all threads of the process together."""
+    spent = []
+    for _ in range(REPEATS):
+        start = time.process_time()
+        work()
+        spent.append(time.process_time() - start)
+    return spent
+
+
 def measure(report: Report, cask: Cask, name: str) -> None:
     spec = cask.manifest.capture.model_copy(update={"logprob_codec": CODEC})
     layout = RecordLayout.for_capture(spec, cask.manifest.teacher.vocab_size)
@@ -112,7 +123,7 @@ def measure(report: Report, cask: Cask, name: str) -> None:
         tokens = written(fast, copies(in_bytes, layout), cask, spec, "packed", table).num_tokens
         for what, work in (("decode", lambda: Cask.open(fast).shard(0)), ("to tensors", lambda: to_tensors(fast))):
             work()
-            rates = [tokens / spent for spent in seconds(work, REPEATS)]
+            rates = [tokens / spent for spent in cpu_seconds(work)]
             report.add(
                 what, "tokens/s", rates, f"{tokens:,} tokens, tau {spec.tau:.3g}", source=name, form=f"packed {CODEC}"
             )
