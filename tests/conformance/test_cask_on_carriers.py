@@ -61,7 +61,7 @@ def test_every_carrier_gives_the_same_names(tmp_path: Path) -> None:
 
 
 def test_one_cask_may_mix_carriers(tmp_path: Path) -> None:
-    documents = make_documents([3, 4, 5], 1)
+    documents = make_documents([3, 4, 5, 6], 1)
     for document, carrier in zip(documents, CARRIERS, strict=True):
         CaskWriter.create(tmp_path, teacher=make_teacher(), capture=SPEC, carrier=carrier).publish([document])
     cask = Cask.open(tmp_path)

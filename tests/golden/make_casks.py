@@ -18,6 +18,7 @@ import numpy as np
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.directory import write_manifest
 from logitcask_schemas.cask.format.manifest import CaskManifest
+from logitcask_schemas.cask.format.packed.rank_table import RankTable
 from logitcask_schemas.cask.storage.files import LocalFiles
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.extent import Context, Extent
@@ -38,6 +39,8 @@ CASES: dict[str, tuple[int, CaptureSpec, str]] = {
     "cask-v2-extents": (49_152, CaptureSpec(), "arrow"),
     "cask-v2-extents-zarr": (262_144, WIDE, "zarr"),
     "cask-v2-extents-parquet": (262_144, WIDE, "parquet"),
+    "cask-v3-packed": (49_152, CaptureSpec(logprob_codec="u8all", tail_logprobs=True, seed=7), "packed"),
+    "cask-v3-packed-extents": (262_144, WIDE, "packed"),
 }
 SHARDS = ((2, 5, 12), (3,))
 """Lengths of the documents of each shard."""
@@ -57,7 +60,7 @@ EXTENTS: dict[int, tuple[list[int] | None, list[int] | None]] = {
 def document(length: int, vocab_size: int, spec: CaptureSpec) -> DocumentRecords:
     positions = length - 1
     ids = np.uint16 if vocab_size <= 65_536 else np.uint32
-    value = {"f16": np.float16, "f32": np.float32, "u8": np.float32}[spec.logprob_codec]
+    value = {"f16": np.float16, "f32": np.float32, "u8": np.float32, "u8all": np.float32}[spec.logprob_codec]
     head_counts = (1 + np.arange(positions) % 4).astype(np.uint8)
     tail_counts = (np.arange(positions) % 3).astype(np.uint8)
     heads, draws = int(head_counts.sum()), int(tail_counts.sum())
@@ -122,13 +125,17 @@ def make_cask(path: Path, name: str) -> list[DocumentRecords]:
         engine_version="5",
     )
     path.mkdir()
-    version: Any = 2 if "-v2-" in name else 1
+    version: Any = int(name[len("cask-v")])
+    # Of 64 ids that follow one another the last occurred most often.
+    counts = np.arange(vocab_size) % 64 * 1000
+    ranks = RankTable.fitted(counts, teacher.tokenizer_fingerprint) if version == 3 else None
     manifest = CaskManifest(
         version=version,
         teacher=teacher,
         capture=spec,
         created_by="make_casks.py",
         created_at="2026-01-01T00:00:00+00:00",
+        rank_table=ranks,
     )
     write_manifest(LocalFiles(), path, manifest)
     documents = [[document(length, vocab_size, spec) for length in lengths] for lengths in SHARDS]

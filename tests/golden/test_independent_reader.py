@@ -3,9 +3,11 @@
 It is the proof that the page is complete, and an example for readers in other languages.
 """
 
+import base64
 import hashlib
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xxhash
+
+from tests.support.schemas.packed_reference import read_document
 
 HERE = Path(__file__).parent
 CASKS = sorted(path.name for path in HERE.glob("cask-v*") if path.is_dir())
@@ -35,6 +39,13 @@ LEVELS = {
 
 STEPS = [1 / 64] * 128 + [1 / 32] * 64 + [1 / 8] * 32 + [1 / 2] * 31
 U8_LEVELS = -np.cumsum([0, *STEPS])
+CODED = {
+    "head_logprobs": U8_LEVELS,
+    "tail_logprobs": U8_LEVELS,
+    "log_tail_mass": np.append(U8_LEVELS[:-1], -np.inf),
+    "entropy": np.cumsum([0, *[1 / 32] * 128, *[1 / 16] * 64, *[1 / 4] * 63]),
+}
+"""What codes of one byte stand for, by column."""
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
@@ -113,7 +124,60 @@ def zipped_arrays(path: Path) -> list[str]:
     return [name.partition("/")[0] for name in names if name.endswith("/zarr.json")]
 
 
-CARRIERS = {"arrow": (".arrow", read_arrow), "zarr": (".zarr.zip", read_zarr), "parquet": (".parquet", read_parquet)}
+def read_packed(path: Path) -> tuple[Any, Any, Any, Columns]:
+    batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    metadata = {key.decode(): value.decode() for key, value in batch.schema.metadata.items()}
+    manifest = read_sealed(path.parent.parent / "cask.json")
+    id_of_rank, digest = list(range(manifest["teacher"]["vocab_size"])), ""
+    if "rank_table" in manifest:
+        table = manifest["rank_table"]
+        classes, digest = zlib.decompress(base64.b64decode(table["classes"])), table["digest"]
+        assert hashlib.sha256(table["tokenizer_fingerprint"].encode() + classes).hexdigest() == digest
+        id_of_rank.sort(key=lambda one: -classes[one])
+    assert metadata["logitcask.ranks"] == digest
+    listed = dict(column.split(": ") for column in metadata["logitcask.columns"].split(", "))
+    ids, checksums, beside = read_batch(batch)
+    word_cut, words = beside.pop("words")
+    in_bytes = {
+        level: [name for name in listed if LEVELS.get(name) == level and listed[name] == "uint8"]
+        for level in ("position", "head", "tail")
+    }
+    in_bytes["position"].remove("tail_counts")
+    documents = []
+    for row in range(len(ids)):
+        sizes = [batch.column(name)[row].as_py() for name in ("tokens", "positions", "head_entries", "tail_entries")]
+        cut, ranges = beside.get("recorded", (np.zeros(len(ids) + 1, int), np.zeros(0, int)))
+        pairs = ranges[cut[row] : cut[row + 1]].reshape(-1, 2).tolist() or [[0, sizes[0] - 1]]
+        following = [position + 1 for start, stop in pairs for position in range(start, stop)]
+        documents.append(
+            read_document(
+                words[word_cut[row] : word_cut[row + 1]].tolist(),
+                json.loads(metadata["logitcask.codes"]),
+                tuple(sizes),
+                following,
+                id_of_rank,
+                in_bytes,
+                "log_tail_mass" in in_bytes["position"],
+            )
+        )
+    columns: Columns = {}
+    for name, dtype in listed.items():
+        if name in beside:
+            columns[name] = beside.pop(name)
+            continue
+        parts = [np.array(document[name.removesuffix("_high")], np.int64) for document in documents]
+        flat = np.concatenate(parts) >> (16 if name.endswith("_high") else 0)
+        bits = 16 if dtype == "uint16" else 8
+        columns[name] = (np.cumsum([0, *map(len, parts)]), (flat & ((1 << bits) - 1)).astype(dtype))
+    return metadata, ids, checksums, columns | beside
+
+
+CARRIERS = {
+    "arrow": (".arrow", read_arrow),
+    "zarr": (".zarr.zip", read_zarr),
+    "parquet": (".parquet", read_parquet),
+    "packed": (".packed", read_packed),
+}
 
 
 def read_shard(folder: Path, entry: dict[str, Any]) -> list[dict[str, Any]]:
@@ -125,9 +189,11 @@ def read_shard(folder: Path, entry: dict[str, Any]) -> list[dict[str, Any]]:
     if entry["carrier"] == "arrow":
         assert entry["sha256"].startswith(entry["name"])
     metadata, ids, checksums, columns = read(path)
-    assert metadata["logitcask.format"] == "logitcask-shard"
     beyond_answers = {"recorded", "context"} & columns.keys()
-    assert metadata["logitcask.version"] == ("3" if beyond_answers else "2" if "answers" in columns else "1")
+    version = "3" if beyond_answers else "2" if "answers" in columns else "1"
+    is_packed = entry["carrier"] == "packed"
+    assert metadata["logitcask.format"] == ("logitcask-packed-shard" if is_packed else "logitcask-shard")
+    assert metadata["logitcask.version"] == ("1" if is_packed else version)
     cut, flat = columns.get("recorded", (np.zeros(len(ids) + 1), np.zeros(0)))
     assert entry.get("recorded_documents", 0) == np.count_nonzero(np.diff(cut))
     assert entry.get("recorded_ranges", 0) == len(flat) // 2
@@ -148,9 +214,9 @@ def read_shard(folder: Path, entry: dict[str, Any]) -> list[dict[str, Any]]:
         for name in ("token_ids", "head_ids", "tail_ids"):
             if name + "_high" in parts:
                 parts[name] = parts[name].astype(np.uint32) + 65_536 * parts.pop(name + "_high").astype(np.uint32)
-        for name in ("head_logprobs", "tail_logprobs"):
+        for name, levels in CODED.items():
             if name in parts and parts[name].dtype == np.uint8:
-                parts[name] = U8_LEVELS[parts[name]]
+                parts[name] = levels[parts[name]]
         recorded, context = (parts.pop(name, np.zeros(0, "<u4")) for name in ("recorded", "context"))
         proof = parts["token_ids"].astype("<u4").tobytes()
         positions = np.arange(len(parts["token_ids"]) - 1)
@@ -181,7 +247,7 @@ def read_shard(folder: Path, entry: dict[str, Any]) -> list[dict[str, Any]]:
 def test_the_format_page_is_enough(name: str) -> None:
     cask = HERE / name
     manifest = read_sealed(cask / "cask.json")
-    assert (manifest["format"], manifest["version"]) == ("logitcask", 2 if "-v2-" in name else 1)
+    assert (manifest["format"], manifest["version"]) == ("logitcask", int(name[len("cask-v")]))
     entries = read_entries(cask)
     assert len(entries) == 2
     documents = [document for entry in entries for document in read_shard(cask / "shards", entry)]
@@ -208,4 +274,6 @@ def test_there_are_golden_casks() -> None:
         "cask-v2-extents",
         "cask-v2-extents-parquet",
         "cask-v2-extents-zarr",
+        "cask-v3-packed",
+        "cask-v3-packed-extents",
     ]

@@ -21,7 +21,7 @@ from logitcask_schemas.errors import DocumentMismatchError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.records import Records
 
-_CODEC_ERROR: Final = {"f32": 2.0**-22, "f16": 2.0**-10, "u8": 0.05}
+_CODEC_ERROR: Final = {"f32": 2.0**-22, "f16": 2.0**-10, "u8": 0.05, "u8all": 0.05}
 """Relative error of a stored log-probability, rounded up."""
 
 

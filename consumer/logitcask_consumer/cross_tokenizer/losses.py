@@ -16,6 +16,8 @@ from logitcask_schemas.record.capture_spec import CaptureSpec
 _BELOW_ONE: Final = 1e-6
 """Likelihoods are taken times exp(-1e-6), on both sides: at 1 the other outcome would have no logarithm."""
 
+_NEXT_TOKEN: Final = "log t of every realised token (this cask was imported from a top-k cache: capture with logitcask)"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Alm(ChunkLoss):
@@ -69,7 +71,9 @@ class Alm(ChunkLoss):
         return self.debias == "space"
 
     def missing(self, capture: CaptureSpec) -> list[str]:
-        """Draws, for the mass on new words."""
+        """The likelihood of every realised token; draws, for the mass on new words."""
+        if capture.imported:
+            return [_NEXT_TOKEN]
         if self.debias == "space" and capture.mode == "topk":
             return [
                 "draws from the tail, to weigh what may follow a chunk (capture with mode 'threshold' or 'sampled', or "
@@ -124,7 +128,9 @@ class Uld(ChunkLoss):
     reads_top: ClassVar[bool] = True
 
     def missing(self, capture: CaptureSpec) -> list[str]:
-        """A head by size."""
+        """A head by size, and the likelihood of every realised token, by which chunks are made."""
+        if capture.imported:
+            return [_NEXT_TOKEN]
         if capture.mode == "sampled":
             return ["a head of likely tokens (capture with mode 'threshold' or 'topk')"]
         return []

@@ -102,7 +102,8 @@ class Collator:
         next_ids_T = windows.token_ids_L[tokens_T + 1]
         head_offsets, tail_offsets = _offsets(records.head_counts_P), _offsets(records.tail_counts_P)
         documents_T = np.repeat(read.documents_W.astype(np.int32), counts_W)
-        _require_next_token(records.head_ids_H, head_offsets, next_ids_T, documents_T)
+        if read.head_holds_next:
+            _require_next_token(records.head_ids_H, head_offsets, next_ids_T, documents_T)
         weights_T = read.weights_P
         if keep_P is not None:
             records = records.select(keep_P)

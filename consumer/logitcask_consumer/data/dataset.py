@@ -36,6 +36,8 @@ class SequenceRecords:
     those before give context and carry no loss, see the module `windows`."""
     weights_P: NDArray[np.float32] | None = None
     """Weight of each position, see the package `weights`; None for 1."""
+    head_holds_next: bool = True
+    """Whether every head holds the next token, as all but imported records do."""
 
     def __len__(self) -> int:
         """Number of windows, W."""
@@ -51,6 +53,7 @@ class SequenceRecords:
             window_offsets_B1=_joined([part.window_offsets_B1 for part in parts]),
             documents_W=np.concatenate([part.documents_W for part in parts]),
             weights_P=_concatenated([part.weights_P for part in parts]),
+            head_holds_next=all(part.head_holds_next for part in parts),
             windows=CollatedRecords(
                 token_ids_L=np.concatenate([collated.token_ids_L for collated in windows]),
                 token_offsets_B1=_joined([collated.token_offsets_B1 for collated in windows]),
@@ -197,6 +200,7 @@ class CaskDataset(PackedDataset[SequenceRecords]):
             recorded=recorded if recorded.is_partial_D.any() else None,
         )
         self.weights = weights or Weights()
+        self.weights.require(casks[0].manifest.capture, where=str(casks[0].place))
         self.share: TrainedShare | None = None
         """How much of it is trained, once that was found out; see `trained_share`."""
         self._proved_D = np.zeros(len(positions_D), dtype=np.bool_)
@@ -251,6 +255,7 @@ class CaskDataset(PackedDataset[SequenceRecords]):
             documents_W=documents_W,
             windows=collated,
             weights_P=None if positions is None else self.weights.of(positions),
+            head_holds_next=self.casks[0].layout.head_holds_next,
         )
 
     def positions(self, sequences: Sequence[int]) -> Positions:

@@ -163,13 +163,14 @@ class Mix(Generic[L]):
         Raises:
             LossMismatchError: what is missing, the capture option that would have provided it, and the losses that fit.
         """
+        origin = ", imported from another tool's cache" if capture.imported else ""
         for loss in self.losses:
             if missing := loss.missing(capture):
                 fitting = sorted(name for name, other in self.registry.items() if not other.missing(capture))
                 raise LossMismatchError(
                     f"loss {loss.spec!r} needs {' and '.join(missing)}; this cask was captured with mode "
                     f"{capture.mode!r}, tail_logprobs={str(capture.tail_logprobs).lower()}, "
-                    f"temperatures={list(capture.temperatures)}. Losses that fit it: {', '.join(fitting)}"
+                    f"temperatures={list(capture.temperatures)}{origin}. Losses that fit it: {', '.join(fitting)}"
                 )
 
 

@@ -186,7 +186,8 @@ class TokenBatchLoss:
         """Weighted means; `kd` is the first loss of a mix, which has no value of its own that means anything."""
         *terms, ce, entropy, weight, trained, positions = sums
         weight = weight or 1.0
-        means = {"kd": terms[0] / weight, "ce": ce / weight, "teacher_entropy": entropy / weight}
+        name = "teacher_entropy" if self.loss.exact_entropy else "teacher_entropy_at_least"
+        means = {"kd": terms[0] / weight, "ce": ce / weight, name: entropy / weight}
         for loss, value in zip(self.loss.objective.losses, terms, strict=True):
             if len(terms) > 1:
                 means[f"loss/{loss.spec}"] = value / weight

@@ -82,13 +82,14 @@ def report_on(
         part: label of the casks among those of several teachers, whose curve is taken from the training logs.
 
     Raises:
-        ReportError: no model was named, two share a label, a training log is missing, or the
-            output folder cannot be written.
+        ReportError: no model was named, two share a label, a training log is missing, the casks were imported, or
+            the output folder cannot be written.
         ContextError: a model cannot take the sequence length that was asked for.
         IdentityMismatchError: a model has its own tokenizer and no teacher was named, or another teacher's.
         NothingAlignedError: no document can be aligned with a model's own tokens.
         CaskError, ModelError: casks or models cannot be opened, or do not belong together.
     """
+    _require_captured(casks)
     read = [(label, _read_log(folder, part)) for label, folder in config.train_logs]
     logs = [(label, lines) for label, lines in read if lines]
     tokenizers = {label: load_tokenizer(folder) for label, folder in config.models}
@@ -143,6 +144,16 @@ def report_on(
         (config.output / "report.json").write_text(json.dumps(document, indent=2) + "\n")
         (config.output / "report.md").write_text(to_markdown(document, names))
     return document
+
+
+def _require_captured(casks: Sequence[Cask]) -> None:
+    """Refuse casks whose records do not say what a report is about."""
+    if casks[0].manifest.capture.imported:
+        raise ReportError(
+            f"{casks[0].place} was imported from another tool's top-k: it lacks the teacher's entropy, and its "
+            "probability of tokens beyond the k largest, so the teacher's loss and the KL cannot be told. Capture "
+            "held-out text with logitcask (submit --held-out), and report on that"
+        )
 
 
 def foreign_models(config: ReportConfig, cask: Cask, fingerprints: Mapping[str, str]) -> set[str]:

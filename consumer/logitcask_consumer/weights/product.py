@@ -14,6 +14,7 @@ from torch import Tensor
 
 from logitcask_consumer.weights.entropy_top import EntropyTop
 from logitcask_consumer.weights.weight import Positions, RecordWeight, StoredAnswers, WeightParameterError, get_weight
+from logitcask_schemas.record.capture_spec import CaptureSpec
 
 _FACTOR: Final = re.compile(r'(?P<spec>(?:"(?:[^"\\]|\\.)*"|[^"*])*)(?:\*|$)')
 
@@ -62,6 +63,23 @@ class Weights:
     def bind(self, tokenizer: Any, answers: StoredAnswers | None = None) -> Self:
         """The same weights for a tokenizer and documents; see `Weight.bind`."""
         return replace(self, factors=tuple(weight.bind(tokenizer, answers) for weight in self.factors))
+
+    def require(self, capture: CaptureSpec, *, where: str) -> None:
+        """Refuse records that lack what a weight reads.
+
+        Args:
+            capture: of the records.
+            where: the cask, for the message.
+
+        Raises:
+            WeightParameterError: the records are imported, and a weight follows from the teacher's entropy.
+        """
+        if capture.imported and (names := [weight.name for weight in self.factors if weight.reads_entropy]):
+            raise WeightParameterError(
+                f"{where}: weight {names[0]!r} needs the teacher's entropy, and this cask was imported from another "
+                "tool's top-k, of which a lower bound is known only. Take tail_mass:most=..., which is exact there, or "
+                "capture with logitcask"
+            )
 
     def notes(self, answers: StoredAnswers) -> list[str]:
         """What people should know of these weights with these documents, a sentence each."""

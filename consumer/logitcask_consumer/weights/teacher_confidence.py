@@ -21,6 +21,7 @@ class TeacherConfidence(RecordWeight):
     """
 
     name: ClassVar[str] = "teacher_confidence"
+    reads_entropy: ClassVar[bool] = True
     graded: ClassVar[bool] = True
     power: float = 1.0
 

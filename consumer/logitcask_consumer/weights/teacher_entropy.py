@@ -21,6 +21,7 @@ class TeacherEntropy(RecordWeight):
     """
 
     name: ClassVar[str] = "teacher_entropy"
+    reads_entropy: ClassVar[bool] = True
     least: float = 0.0
     most: float = math.inf
 

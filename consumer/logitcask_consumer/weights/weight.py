@@ -130,6 +130,9 @@ class Weight(ABC):
 class RecordWeight(Weight):
     """A weight that follows from the record and the tokens of a position."""
 
+    reads_entropy: ClassVar[bool] = False
+    """Whether it follows from the teacher's entropy, of which imported records have a lower bound only."""
+
     @abstractmethod
     def of(self, positions: Positions) -> NDArray[np.floating[Any] | np.bool_]:
         """The weight of each position, [P], at least 0; or booleans for 0 and 1."""

@@ -12,7 +12,7 @@ from logitcask_schemas.record.capture_spec import CaptureSpec, stored_spec
 Overflow = Literal["truncate", "split", "skip"]
 OnError = Literal["skip", "fail"]
 LossOn = Literal["all", "assistant", "completion"]
-CarrierName = Literal["arrow", "zarr", "parquet"]
+CarrierName = Literal["arrow", "zarr", "parquet", "packed"]
 
 MIN_LENGTH: Final = 4
 """Smallest `max_length`: what `split` needs so that every piece has at least two tokens."""
@@ -50,7 +50,8 @@ class ExtractionPlan(BaseModel):
         ),
     ] = "all"
     carrier: Annotated[
-        CarrierName, Field(description="File format of the shards: `arrow` to train from, `zarr` or `parquet` to ship.")
+        CarrierName,
+        Field(description="File format of the shards: `arrow` to train from, `zarr`, `parquet` or `packed` to ship."),
     ] = "arrow"
     on_error: Annotated[
         OnError, Field(description="`skip` lists bad lines and goes on; `fail` ends the extraction at the first.")

@@ -69,7 +69,7 @@ def collate(
     for number, column in enumerate(layout.columns):
         parts_of[column.name] = parts[number::stride]
         flat = np.frombuffer(bytearray().join(parts_of[column.name]), column.dtype)
-        values = decode_u8(flat) if column.name in layout.coded else flat
+        values = decode_u8(flat, column.name) if column.name in layout.coded else flat
         joined[column.name] = values if column.width is None else values.reshape(-1, column.width)
 
     def ids(name: str) -> IdArray:

@@ -64,8 +64,8 @@ def describe_positions(
         `id` (hex), `tokens`, `answers` (how many of the tokens are answers; None where the document does not say),
         `recorded` (how many positions have records), `context` (tokens that the teacher read before the document), and
         `positions`: for each that has a record its number, token, next token, whether that is of an answer, probability
-        of the next token, entropy (nats), probability of the head, number of tail draws, and head entries as (token,
-        probability).
+        of the next token (None where an imported record lacks it), entropy (nats), probability of the head, number of
+        tail draws, and head entries as (token, probability).
     """
     name = text or str
     shard_number, row = cask.locate(number)
@@ -81,7 +81,7 @@ def describe_positions(
     for i, stop in zip(window.extent.positions(len(window.token_ids_L)).tolist(), stops.tolist(), strict=True):
         at = len(positions)
         entries = slice(stop - int(records.head_counts_P[at]), stop)
-        # Exactly one entry of every head is the token that really came next.
+        # One entry of every head is the token that really came next; an imported one may lack it.
         realised = records.head_logprobs_H[entries][records.head_ids_H[entries] == window.token_ids_L[i + 1]]
         ids = records.head_ids_H[entries][:alternatives]
         probabilities = np.exp(records.head_logprobs_H[entries][:alternatives].astype(np.float64))
@@ -91,7 +91,7 @@ def describe_positions(
                 "token": name(int(window.token_ids_L[i])),
                 "next": name(int(window.token_ids_L[i + 1])),
                 "answer": None if answers_R2 is None else _is_inside(start + i + 1, answers_R2),
-                "probability": float(np.exp(realised.astype(np.float64)).sum()),
+                "probability": float(np.exp(realised.astype(np.float64)).sum()) if len(realised) else None,
                 "entropy": float(records.entropy_P[at]),
                 "captured": 1.0 - float(np.exp(np.float64(records.log_tail_mass_P[at]))),
                 "draws": int(records.tail_counts_P[at]),

@@ -9,6 +9,7 @@ from typing import Final
 
 from logitcask_schemas.cask.carriers.arrow import ArrowCarrier
 from logitcask_schemas.cask.carriers.carrier import Carrier
+from logitcask_schemas.cask.carriers.packed import PackedCarrier
 from logitcask_schemas.cask.carriers.registry import carrier_of, shard_path
 from logitcask_schemas.cask.documents import ShardDocuments
 from logitcask_schemas.cask.format.columns import ShardColumns
@@ -99,14 +100,14 @@ def read_shard(cask: Path, entry: ShardEntry, layout: RecordLayout) -> tuple[Sha
 def open_documents(cask: Path, entry: ShardEntry, layout: RecordLayout) -> ShardDocuments:
     """Ids and lengths of one shard's documents, copied: the file need not stay mapped.
 
-    Of an Arrow file only the framing, the ids and the tokens' offsets are looked at, in less than half the time that
-    opening the whole shard takes; damage elsewhere shows when the shard is opened.
+    Of an Arrow file, packed or not, only the framing, the ids and what tells the lengths are looked at, in less than
+    half the time that opening the whole shard takes; damage elsewhere shows when the shard is opened.
 
     Raises:
         CaskNotFoundError, CaskCorruptionError, CaskReadError, CaskError: As `open_shard`.
     """
     carrier, path = carrier_of(entry), shard_path(cask, entry)
-    if not isinstance(carrier, ArrowCarrier):
+    if not isinstance(carrier, ArrowCarrier | PackedCarrier):
         documents = open_shard(cask, entry, layout).documents
         return ShardDocuments(ids=documents.ids.copy(), lengths=documents.lengths)
     try:

@@ -220,17 +220,17 @@ class Shard:
     def _read(self, row: int, start: int | None, stop: int | None) -> DocumentRecords:
         arrays = self.columns.arrays
         tokens, positions, head, tail = self._span(row, start, stop)
-        draws = self._logprobs("tail_logprobs", tail) if "tail_logprobs" in arrays else None
+        draws = self._values("tail_logprobs", tail) if "tail_logprobs" in arrays else None
         try:
             return DocumentRecords(
                 token_ids_L=self._ids("token_ids", tokens),
                 records=Records(
                     head_counts_P=arrays["head_counts"][positions],
                     head_ids_H=self._ids("head_ids", head),
-                    head_logprobs_H=self._logprobs("head_logprobs", head),
+                    head_logprobs_H=self._values("head_logprobs", head),
                     tail_counts_P=arrays["tail_counts"][positions],
                     tail_ids_N=self._ids("tail_ids", tail),
-                    position_columns={name: arrays[name][positions] for name in self.layout.position_columns},
+                    position_columns={name: self._values(name, positions) for name in self.layout.position_columns},
                     tail_logprobs_N=draws,
                 ),
                 answer_ranges_R2=self._answer_ranges(row, start, tokens.stop - tokens.start),
@@ -267,9 +267,9 @@ class Shard:
         low: IdArray = arrays[name][span]
         return join_planes(low, arrays[name + HIGH_SUFFIX][span]) if self._wide_ids else low
 
-    def _logprobs(self, name: str, span: slice) -> LogprobArray:
+    def _values(self, name: str, span: slice) -> LogprobArray:
         stored: NDArray[Any] = self.columns.arrays[name][span]
-        return decode_u8(stored) if name in self.layout.coded else stored
+        return decode_u8(stored, name) if name in self.layout.coded else stored
 
 
 def _sliceable(array: ColumnArray) -> Any:

@@ -24,7 +24,13 @@ from logitcask_schemas.cask.directory import (
 from logitcask_schemas.cask.documents import DocumentIndex, DocumentTable, ShardDocuments, write_document_table
 from logitcask_schemas.cask.format.columns import ShardColumns, assemble, gather_rows
 from logitcask_schemas.cask.format.layout import MANIFEST_NAME, SHARDS_NAME, RecordLayout
-from logitcask_schemas.cask.format.manifest import FORMAT_VERSION, CaskManifest, ShardEntry
+from logitcask_schemas.cask.format.manifest import (
+    FORMAT_VERSION,
+    CaskManifest,
+    ShardEntry,
+    version_for,
+)
+from logitcask_schemas.cask.format.packed.rank_table import RankTable
 from logitcask_schemas.cask.opening import open_documents, require_shards
 from logitcask_schemas.cask.publication import prepare_folder, publish_entry, publish_shard, require_new, sweep
 from logitcask_schemas.cask.storage.files import FileOperations, LocalFiles, clear_errors, link_or_copy
@@ -86,7 +92,8 @@ class CaskWriter:
         files: FileOperations | None = None,
         lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS,
         accept: Collection[Accept] = (),
-        version: Literal[1, 2] = FORMAT_VERSION,
+        version: Literal[1, 2, 3] = FORMAT_VERSION,
+        rank_table: RankTable | None = None,
     ) -> Self:
         """Create a cask, or open an existing one of the same teacher and capture spec.
 
@@ -96,11 +103,13 @@ class CaskWriter:
             path: The cask's directory; made with its parents where absent.
             teacher: Who the records come from.
             capture: What was kept of each distribution.
-            carrier: File format of the shards that this writer adds: "arrow", "zarr" or "parquet".
+            carrier: File format of the shards that this writer adds: "arrow", "zarr", "parquet" or "packed".
             files: The file system, for tests.
             lock_timeout_seconds: How long to wait for another writer, here and in `publish`.
             accept: What may differ from an existing cask's teacher, because a person said so.
-            version: Of a cask that is created: 2 for documents with records of some positions, or under a context.
+            version: Of a cask that is created: 2 for documents with records of some positions, or under a context. It
+                is 3 at least where spec or rank table ask for that.
+            rank_table: Of a cask that is created, for shards of carrier `packed`.
 
         Raises:
             IdentityMismatchError: The cask holds records of another teacher or spec; names the fields.
@@ -120,9 +129,10 @@ class CaskWriter:
             else:
                 require_new(path)
                 manifest = CaskManifest(
-                    version=version,
+                    version=max(version, version_for(capture, rank_table)),
                     teacher=teacher,
                     capture=capture,
+                    rank_table=rank_table,
                     created_by=f"logitcask {installed_version()}",
                     created_at=datetime.now(UTC).isoformat(timespec="seconds"),
                 )
@@ -271,7 +281,7 @@ class CaskWriter:
     def _checked_id(self, document: DocumentRecords) -> bytes:
         identity = document.id
         where = f"document {identity.hex()[:16]}"
-        document.check(self.manifest.teacher.vocab_size, where=where)
+        document.check(self.manifest.teacher.vocab_size, where=where, head_holds_next=self._layout.head_holds_next)
         if not document.extent.is_whole:
             self.manifest.require_extents(str(self.path), f"{where} has")
         return identity

@@ -14,6 +14,7 @@ from rich.text import Text
 from logitcask_schemas.cask.format.layout import MANIFEST_NAME
 from logitcask_schemas.cask.reader import Cask
 from logitcask_schemas.cask.storage.object_store import RemoteStore, is_url
+from logitcask_schemas.cli.convert import register as register_convert
 from logitcask_schemas.cli.hub import register as register_hub
 from logitcask_schemas.cli.integrity import register as register_care
 from logitcask_schemas.cli.output import (
@@ -27,6 +28,7 @@ from logitcask_schemas.cli.output import (
     print_table,
 )
 from logitcask_schemas.cli.rows import register as register_rows
+from logitcask_schemas.cli.tokenizers import load_tokenizer
 from logitcask_schemas.cli.transfer import register as register_export
 from logitcask_schemas.errors import CaskError, CaskNotFoundError
 from logitcask_schemas.terminal import counted
@@ -247,21 +249,10 @@ def _measure(name: str) -> "Measure":
 
 def _text_of_ids(folder: Path, expected: str) -> Any:
     """A function from ids to texts, after proving that the folder's tokenizer is the cask's."""
-    try:
-        from transformers import AutoTokenizer
-    except ModuleNotFoundError as error:
-        from logitcask_schemas.errors import MissingExtraError
-
-        raise MissingExtraError("logitcask cask show --tokenizer", "trainer", "transformers") from error
-    from logitcask_schemas.errors import IdentityMismatchError, ModelError
+    from logitcask_schemas.errors import IdentityMismatchError
     from logitcask_schemas.record.identity import tokenizer_fingerprint
 
-    if not folder.is_dir():
-        raise ModelError(f"--tokenizer {folder} is no folder; name that of a model with the teacher's tokenizer")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"--tokenizer {folder} holds no tokenizer that loads: {error}") from error
+    tokenizer = load_tokenizer(folder, command="logitcask cask show")
     if (fingerprint := tokenizer_fingerprint(tokenizer)) != expected:
         raise IdentityMismatchError(
             f"{folder}: tokenizer fingerprint {fingerprint}, the cask's records need {expected}"
@@ -271,5 +262,6 @@ def _text_of_ids(folder: Path, expected: str) -> Any:
 
 register_care(app)
 register_export(app)
+register_convert(app)
 register_rows(app)
 register_hub(app)

@@ -176,6 +176,11 @@ def repair(cask: CaskArgument, as_json: JsonOption = False) -> None:
         raise typer.Exit(EXIT_PROBLEMS)
 
 
+_IMPORT_AGAIN: Final = (
+    "this cask was imported, so convert the cache again into it (logitcask cask convert); what it lacks is stored"
+)
+
+
 def _print_repair(cask: str, report: "RepairReport", command: str | None) -> None:
     from logitcask_schemas.cask.integrity.repair import LOST_NAME
 
@@ -194,6 +199,7 @@ def _print_repair(cask: str, report: "RepairReport", command: str | None) -> Non
     for identity in report.lost:
         print(f"lost with its tokens {identity}")
     print(f"{counted(len(report.damaged_shards), 'damaged shard')}; sound documents in them: {report.kept_documents}")
-    print(f"{counted(len(report.requeue), 'document')} to capture again" + (f": {command}" if command else ""))
+    how = f": {command}" if command else f": {_IMPORT_AGAIN}" if report.requeue else ""
+    print(f"{counted(len(report.requeue), 'document')} to capture again{how}")
     gone = f"{counted(len(report.lost), 'document')} whose tokens are lost as well: {report.quarantine / LOST_NAME}"
     print(gone + (f", and {report.unnamed} of which not even the id is known" if report.unnamed else ""))

@@ -48,7 +48,9 @@ def _style(position: dict[str, Any], measure: Measure) -> str:
     if measure == "entropy":
         doubt = min(max(position["entropy"], 0.0) / _FULL_ENTROPY, 1.0)
     else:
-        doubt = 1.0 - min(max(position["probability"], 0.0), 1.0)
+        # Of an imported record that lacks the token, the probability of all that is not stored is a bound.
+        known = position["probability"]
+        doubt = 1.0 - min(max(1.0 - position["captured"] if known is None else known, 0.0), 1.0)
     red, green, blue = (round(a + (b - a) * doubt) for a, b in zip(_SURE, _UNSURE, strict=True))
     return f"black on rgb({red},{green},{blue})"
 
@@ -71,7 +73,7 @@ def print_positions(out: Console, positions: list[dict[str, Any]]) -> None:
         ("at", [str(position["position"]) for position in positions], True),
         *([("after", [position["token"] for position in positions], False)] if wide else []),
         ("token", [position["next"] for position in positions], False),
-        ("p", [percent(position["probability"]) for position in positions], True),
+        ("p", [_percent_or_bound(position) for position in positions], True),
         ("entropy", [f"{position['entropy']:.2f}" for position in positions], True),
         ("tail", [percent(1 - position["captured"]) for position in positions], True),
         ("draws", [str(position["draws"]) for position in positions], True),
@@ -90,6 +92,12 @@ def print_positions(out: Console, positions: list[dict[str, Any]]) -> None:
         print_line(out, Text(_GAP.join([*cells, rest]).rstrip(), style="bold" if at == 0 else ""))
     for explanation in LEGEND:
         print_line(out, Text(explanation, style="dim"))
+
+
+def _percent_or_bound(position: dict[str, Any]) -> str:
+    """The probability of the token that came; of one that an imported record lacks, what it cannot exceed."""
+    known: float | None = position["probability"]
+    return f"≤{percent(1 - position['captured'])}" if known is None else percent(known)
 
 
 def percent(probability: float) -> str:

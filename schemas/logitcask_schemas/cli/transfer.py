@@ -2,13 +2,14 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import typer
 
 from logitcask_schemas.cli.output import JsonOption, byte_progress, number, print_json, print_table
 from logitcask_schemas.terminal import counted
 
+Record = Literal["packed", "flat"]
 ARRANGE: Final = "Copy, join and divide casks"
 Sources = Annotated[list[str], typer.Argument(metavar="SRC...", help="Casks to add: folders or URLs.")]
 Source = Annotated[
@@ -30,11 +31,24 @@ def register(app: typer.Typer) -> None:
 def export_command(
     source: Source,
     destination: Destination,
-    carrier: Annotated[str, typer.Option(help="File format of the shards: zarr, parquet or arrow.")] = "zarr",
+    carrier: Annotated[
+        str | None, typer.Option(help="File format of the shards: zarr, parquet, packed or arrow; default: zarr.")
+    ] = None,
+    record: Annotated[
+        Record | None,
+        typer.Option(
+            help="packed: every value in a byte, rounded at random, bits packed by a rank table fitted on SRC; "
+            "flat: Arrow shards of the same values, to train from."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Copy a cask into another file format or place, to ship or archive it; run again, it goes on where it stopped."""
-    _print(_copied(source, destination, carrier), as_json)
+    if record is not None and carrier is not None:
+        raise typer.BadParameter("decides the file format; leave --carrier out", param_hint="--record")
+    if record == "packed":
+        return _print(_packed(source, destination), as_json)
+    return _print(_copied(source, destination, "arrow" if record == "flat" else carrier or "zarr"), as_json)
 
 
 def import_command(
@@ -85,6 +99,32 @@ def _copied(source: str, destination: str, carrier: str) -> dict[str, Any]:
         "documents": documents,
         "source_bytes": sum(step.source.bytes for step in steps),
         "destination_bytes": sum(step.target.bytes for step in steps),
+    }
+
+
+def _packed(source: str, destination: str) -> dict[str, Any]:
+    from logitcask_schemas.cask.transfer.export import open_source, target_of
+    from logitcask_schemas.cask.transfer.packing import CODEC, export_packed
+
+    with open_source(source) as cask, byte_progress() as progress:
+        task = progress.add_task("to packed records", total=cask.num_bytes)
+        steps = []
+        for step in export_packed(cask, target_of(destination)):
+            steps.append(step)
+            progress.advance(task, step.source.bytes)
+        documents, tokens, codec = len(cask), cask.num_tokens, cask.manifest.capture.logprob_codec
+    destination_bytes = sum(step.target.bytes for step in steps)
+    return {
+        "source": source,
+        "destination": destination,
+        "carrier": "packed",
+        "codec": codec if codec == CODEC else f"{CODEC}, rounded at random from {codec}",
+        "shards": len(steps),
+        "skipped": sum(step.skipped for step in steps),
+        "documents": documents,
+        "source_bytes": sum(step.source.bytes for step in steps),
+        "destination_bytes": destination_bytes,
+        "destination_bytes_per_token": round(destination_bytes / max(tokens, 1), 2),
     }
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from logitcask_schemas.errors import CaptureSpecError
 
 CaptureMode = Literal["threshold", "topk", "sampled"]
-LogprobCodec = Literal["f16", "f32", "u8"]
+LogprobCodec = Literal["f16", "f32", "u8", "u8all"]
 Sampler = Literal["systematic", "multinomial"]
 MAX_ENTRIES = 255  # per-position counts are stored as uint8
 MIN_TAU: Final = 1e-6
@@ -33,10 +33,11 @@ class CaptureSpec(BaseModel):
         threshold: head = {argmax} and every token with t >= tau (at most `head_max`); the tail is sampled with
             n = min(ceil(r / tau), tail_max) draws. Inclusion proportional to size with one global threshold minimises
             the total variance for an entry budget.
-        topk: head = the k largest; no draws; r feeds a ghost bucket.
+        topk: head = the k largest; no draws; r feeds a ghost bucket. Also that of records which another tool made
+            (`imported`).
         sampled: head = {y} only; `draws` draws from the rest (random-sampling KD, arXiv 2503.16870).
 
-    In every mode the head also holds the realised next token y and `pinned_ids`.
+    In every mode the head also holds the realised next token y and `pinned_ids`; of imported records it may lack y.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,14 +63,22 @@ class CaptureSpec(BaseModel):
     """Key of the counter-based generator behind the draws."""
     logprob_codec: LogprobCodec = "f16"
     """Storage of log-probabilities, log r and entropies (nats). `u8`: log-probabilities of head and draws in one byte,
-    rounded at random so that probabilities are unbiased, the rest float16 (docs/format.md, section 4.4)."""
+    rounded at random so that probabilities are unbiased, the rest float16; `u8all`: log r and entropies in one byte too
+    (docs/format.md, section 4.4)."""
     tail_logprobs: bool = False
     """Also store log t of every tail draw (needed for value estimates of most divergences, not to train)."""
     temperatures: Annotated[tuple[Temperature, ...], Field(max_length=MAX_TEMPERATURES)] = ()
     """Temperatures T for which log Z_T = log sum_j t_j^(1/T) is stored: all different, none of them 1 (by 1 % each)."""
 
+    imported: Annotated[bool, Field(exclude_if=lambda imported: not imported)] = False
+    """Of mode `topk`: the records were made from the k largest that another tool kept. A head holds y only where it is
+    among these; the tail mass is 1 less their sum; the entropy is that of head and one bucket, a lower bound of H(t).
+    Not written where it is false, so that casks made before it existed keep their bytes and identity."""
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.imported and self.mode != "topk":
+            raise ValueError(f"imported records are those of mode topk, not of {self.mode}")
         largest = {"threshold": self.head_max, "topk": self.k, "sampled": 0}[self.mode] + 1 + len(self.pinned_ids)
         if largest > MAX_ENTRIES:
             raise ValueError(
@@ -93,6 +102,10 @@ class CaptureSpec(BaseModel):
 
     def require_vocabulary(self, vocab_size: int) -> None:
         """Raise CaptureSpecError where a teacher of this vocabulary cannot do what the spec asks for."""
+        if self.imported:
+            raise CaptureSpecError(
+                "imported is for records that another tool made (logitcask cask convert); leave it out to capture"
+            )
         if outside := [token for token in self.pinned_ids if token >= vocab_size]:
             raise CaptureSpecError(f"pinned ids {outside} are outside the teacher's vocabulary of {vocab_size}")
 
@@ -104,7 +117,7 @@ class CaptureSpec(BaseModel):
             "topk": {"tau", "head_max", "tail_max", "draws", "sampler", "seed", "tail_logprobs"},
             "sampled": {"tau", "head_max", "tail_max", "k"},
         }[self.mode]
-        if self.logprob_codec == "u8":
+        if self.logprob_codec in ("u8", "u8all"):
             unused -= {"seed"}  # it decides how values are rounded, draws or not
         return frozenset(unused)
 

@@ -102,7 +102,15 @@ class Records:
             tail_logprobs_N=None if self.tail_logprobs_N is None else self.tail_logprobs_N[tail_N],
         )
 
-    def check(self, vocab_size: int, *, where: str, token_ids_L: IdArray | None = None, extent: Extent = WHOLE) -> None:
+    def check(
+        self,
+        vocab_size: int,
+        *,
+        where: str,
+        token_ids_L: IdArray | None = None,
+        extent: Extent = WHOLE,
+        head_holds_next: bool = True,
+    ) -> None:
         """Raise InvalidRecordError where a rule of `record.rules` is broken; with tokens, also where they disagree.
 
         Args:
@@ -110,6 +118,7 @@ class Records:
             where: what the error begins with.
             token_ids_L: of the one document whose positions these are.
             extent: which of its positions these are.
+            head_holds_next: False of imported records, whose heads may lack the next token.
         """
         positions, entries, draws = self.num_positions, len(self.head_ids_H), len(self.tail_ids_N)
         values: dict[str, tuple[NDArray[Any], int]] = {"head_logprobs": (self.head_logprobs_H, entries)}
@@ -127,6 +136,7 @@ class Records:
             values=values,
             token_ids_L=token_ids_L,
             next_tokens_P=None if extent.recorded_R2 is None else extent.positions(0) + 1,
+            head_holds_next=head_holds_next,
         )
         if fault := block.first_fault(vocab_size):
             raise InvalidRecordError(f"{where}: {fault}")
@@ -162,7 +172,7 @@ class DocumentRecords:
         """SHA-256 over the token ids and what is recorded of them, see `document_id`."""
         return document_id(self.token_ids_L, self.extent)
 
-    def check(self, vocab_size: int, *, where: str) -> None:
+    def check(self, vocab_size: int, *, where: str, head_holds_next: bool = True) -> None:
         """Raise InvalidRecordError where tokens and records break a rule of `record.rules`, or each other."""
         for name, ids in (
             ("token_ids", self.token_ids_L),
@@ -178,4 +188,10 @@ class DocumentRecords:
         if self.answer_ranges_R2 is not None:
             check_answer_ranges(self.answer_ranges_R2, len(self.token_ids_L), where=where)
         self.extent.check(len(self.token_ids_L), where=where)
-        self.records.check(vocab_size, where=where, token_ids_L=self.token_ids_L, extent=self.extent)
+        self.records.check(
+            vocab_size,
+            where=where,
+            token_ids_L=self.token_ids_L,
+            extent=self.extent,
+            head_holds_next=head_holds_next,
+        )

@@ -37,6 +37,8 @@ class RecordBlock:
     """None where only records are looked at."""
     next_tokens_P: Offsets | None = None
     """Where in `token_ids_L` the token that follows each position stands; None where every position is recorded."""
+    head_holds_next: bool = True
+    """Whether the rule about the next token applies; it does unless the records were imported."""
 
     def first_fault(self, vocab_size: int) -> str | None:
         """The first rule that is broken, as a sentence with numbers; None where the block is valid.
@@ -98,7 +100,7 @@ class RecordBlock:
 
     def _lacking_next_token(self) -> str | None:
         """Every head holds the token that came next, which also catches records shifted against their tokens."""
-        if self.token_ids_L is None:
+        if self.token_ids_L is None or not self.head_holds_next:
             return None
         if self.next_tokens_P is not None:
             next_ids_P = self.token_ids_L[self.next_tokens_P]

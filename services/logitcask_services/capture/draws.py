@@ -5,7 +5,7 @@ position's random numbers are a pure function of (seed, document, position): no 
 prefill, resume or parallel layout can change them.
 
 Under one seed the second word of the counter keeps all uses apart: 0 for the one number of a position (its upper half,
-as documents are shorter than 2^31), 1 and 2 for rounding in the cask (`cask.format.codec_u8`), 2^31 and up for the
+as documents are shorter than 2^31), 1 to 4 for rounding in the cask (`cask.format.codec_u8`), 2^31 and up for the
 numbers of single draws.
 
 Shape legend: R rows, n numbers of a row, m = n / 2 rounded up. 32-bit words live in int64 tensors, in [0, 2^32).

@@ -30,8 +30,8 @@ NEGLIGIBLE_MASS = 1e-6
 """Below this tail mass nothing is drawn."""
 _SCRATCH_BYTES = 64 * 2**20
 _FEWEST_ROWS = 32
-# The cask rounds to `u8` when it stores, at random, from values that have not been rounded before.
-_VALUE_DTYPES = {"f16": torch.float16, "f32": torch.float32, "u8": torch.float32}
+# The cask rounds to `u8` and `u8all` when it stores, at random, from values that have not been rounded before.
+_VALUE_DTYPES = {"f16": torch.float16, "f32": torch.float32, "u8": torch.float32, "u8all": torch.float32}
 
 
 class RecordCapture(torch.nn.Module):

@@ -33,7 +33,7 @@ def choose(
     ],
     bytes_per_token: Annotated[float, typer.Option(help="The budget.", min=1)],
     carrier: Annotated[str, typer.Option(help="What the budget counts: arrow, or zarr (compressed).")] = "arrow",
-    codec: Annotated[str, typer.Option(help="f16, f32 or u8.")] = "f16",
+    codec: Annotated[str, typer.Option(help="f16, f32, u8 or u8all.")] = "f16",
     sampler: Annotated[str, typer.Option(help="systematic or multinomial.")] = "systematic",
     head_max: Annotated[int, typer.Option(help="Most tokens kept exactly.")] = 64,
     tail_max: Annotated[int, typer.Option(help="Most tail draws.")] = 32,

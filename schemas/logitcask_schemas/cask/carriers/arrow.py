@@ -102,7 +102,7 @@ def _buffer(array: NDArray[Any]) -> Any:
 
 def require_schema(path: Path, schema: Any, layout: RecordLayout, identity: str) -> None:
     """Raise CaskCorruptionError unless the schema is a shard's, of this identity and with these columns."""
-    expected = arrow_schema(layout, identity, _list_names(schema))
+    expected = arrow_schema(layout, identity, list_names(schema))
     if schema.equals(expected, check_metadata=True):
         return
     metadata = {key.decode(errors="replace"): value for key, value in (schema.metadata or {}).items()}
@@ -112,18 +112,24 @@ def require_schema(path: Path, schema: Any, layout: RecordLayout, identity: str)
             f"{path}: readable, but not a logitcask shard of version 1 to 3 (its metadata says "
             f"{metadata.get('logitcask.format')!r}, version {metadata.get('logitcask.version')!r}). {REPAIR_ADVICE}."
         )
-    if (written_for := metadata.get("logitcask.identity", b"").decode(errors="replace")) != identity:
-        raise CaskCorruptionError(
-            f"{path}: foreign shard: written for identity {written_for!r}, this cask's is {identity!r}. "
-            "Move it back to the cask it came from."
-        )
-    if not schema.equals(expected, check_metadata=False) or version != shard_version(_list_names(schema)):
+    require_own(path, metadata.get("logitcask.identity", b""), identity)
+    if not schema.equals(expected, check_metadata=False) or version != shard_version(list_names(schema)):
         raise CaskCorruptionError(
             f"{path}: columns are {_listing(schema)}; the manifest asks for {_listing(expected)}. {REPAIR_ADVICE}."
         )
 
 
-def _list_names(schema: Any) -> tuple[str, ...]:
+def require_own(path: Path, written_for: bytes, identity: str) -> None:
+    """Raise CaskCorruptionError where a file's metadata name another cask's identity."""
+    if (name := written_for.decode(errors="replace")) != identity:
+        raise CaskCorruptionError(
+            f"{path}: foreign shard: written for identity {name!r}, this cask's is {identity!r}. "
+            "Move it back to the cask it came from."
+        )
+
+
+def list_names(schema: Any) -> tuple[str, ...]:
+    """Which columns of lists a schema has."""
     return tuple(kind.name for kind in LISTS if kind.name in schema.names)
 
 
@@ -142,8 +148,8 @@ def columns_of_batch(path: Path, batch: Any, layout: RecordLayout) -> ShardColum
     arrays: dict[str, NDArray[Any]] = {}
     for column in layout.columns:
         listed = batch.column(column.name)
-        values = _unsliced(path, column.name, listed)
-        cut = _view(path, column.name, listed.buffers()[1], np.dtype("<i4"), documents + 1)
+        values = unsliced(path, column.name, listed)
+        cut = view_of(path, column.name, listed.buffers()[1], np.dtype("<i4"), documents + 1)
         first_cut = cuts.setdefault(column.level, cut)
         sound = cut[0] == 0 and (cut[1:] >= cut[:-1]).all() if first_cut is cut else np.array_equal(cut, first_cut)
         if not sound or cut[-1] != len(values):
@@ -152,8 +158,8 @@ def columns_of_batch(path: Path, batch: Any, layout: RecordLayout) -> ShardColum
     ids = batch.column("document_id").buffers()[1]
     checksums = batch.column("checksum").buffers()[1]
     return ShardColumns(
-        document_ids=_view(path, "document_id", ids, np.dtype(np.uint8), documents * 32).reshape(documents, 32),
-        checksums=_view(path, "checksum", checksums, np.dtype("<u8"), documents),
+        document_ids=view_of(path, "document_id", ids, np.dtype(np.uint8), documents * 32).reshape(documents, 32),
+        checksums=view_of(path, "checksum", checksums, np.dtype("<u8"), documents),
         offsets={level: cut.astype(np.int64) for level, cut in cuts.items()},
         arrays=arrays,
         lists=ShardLists.of([_lists(path, batch.column(kind.name), kind) for kind in LISTS if kind.name in names]),
@@ -161,9 +167,9 @@ def columns_of_batch(path: Path, batch: Any, layout: RecordLayout) -> ShardColum
 
 
 def _lists(path: Path, listed: Any, kind: type[DocumentLists]) -> DocumentLists:
-    values = _unsliced(path, kind.name, listed)
-    cut = _view(path, kind.name, listed.buffers()[1], np.dtype("<i4"), len(listed) + 1)
-    flat = _view(path, kind.name, values.buffers()[-1], np.dtype("<u4"), len(values))
+    values = unsliced(path, kind.name, listed)
+    cut = view_of(path, kind.name, listed.buffers()[1], np.dtype("<i4"), len(listed) + 1)
+    flat = view_of(path, kind.name, values.buffers()[-1], np.dtype("<u4"), len(values))
     return kind.opened(path, cut.astype(np.int64), flat, len(listed))
 
 
@@ -175,15 +181,15 @@ def documents_of_batch(path: Path, batch: Any, layout: RecordLayout) -> ShardDoc
     """
     documents, tokens = batch.num_rows, layout.columns[0]
     listed = batch.column(_DOCUMENT_FIELDS)
-    values = _unsliced(path, tokens.name, listed)
-    cut = _view(path, tokens.name, listed.buffers()[1], np.dtype("<i4"), documents + 1)
+    values = unsliced(path, tokens.name, listed)
+    cut = view_of(path, tokens.name, listed.buffers()[1], np.dtype("<i4"), documents + 1)
     if cut[0] or (cut[1:] < cut[:-1]).any() or cut[-1] != len(values):
         raise _uncut(path, tokens, len(values), documents)
-    ids = _view(path, "document_id", batch.column(0).buffers()[1], np.dtype(np.uint8), documents * 32)
+    ids = view_of(path, "document_id", batch.column(0).buffers()[1], np.dtype(np.uint8), documents * 32)
     return ShardDocuments(ids=ids.reshape(documents, 32), lengths=(cut[1:] - cut[:-1]).astype(np.int64))
 
 
-def _unsliced(path: Path, name: str, listed: Any) -> Any:
+def unsliced(path: Path, name: str, listed: Any) -> Any:
     """The values of a list column; CaskCorruptionError where it is not as writers make it."""
     values = listed.values
     if listed.null_count or values.null_count or listed.offset or values.offset:
@@ -201,11 +207,11 @@ def _uncut(path: Path, column: Column, values: int, documents: int) -> CaskCorru
 def _values(path: Path, column: Column, values: Any) -> NDArray[Any]:
     count = len(values)
     # The buffer of values is the last one, under whatever levels of nesting.
-    flat = _view(path, column.name, values.buffers()[-1], column.dtype, count * column.values_per_unit)
+    flat = view_of(path, column.name, values.buffers()[-1], column.dtype, count * column.values_per_unit)
     return flat if column.width is None else flat.reshape(count, column.width)
 
 
-def _view(path: Path, name: str, buffer: Any, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+def view_of(path: Path, name: str, buffer: Any, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
     """A numpy view of a mapped buffer, refused when the buffer is shorter than the column claims."""
     size = 0 if buffer is None else buffer.size
     if size < count * dtype.itemsize:
@@ -226,13 +232,15 @@ class ArrowCarrier:
     def write(self, columns: ShardColumns, layout: RecordLayout, identity: str, file: ByteSink) -> None:
         """Write a whole shard as an Arrow file of one record batch."""
         schema = arrow_schema(layout, identity, columns.lists.names)
-        with pa.ipc.new_file(pa.PythonFile(file, mode="w"), schema, options=_write_options()) as writer:
+        with pa.ipc.new_file(pa.PythonFile(file, mode="w"), schema, options=write_options()) as writer:
             writer.write_batch(arrow_batch(columns, layout, schema))
 
     def open(self, path: Path, layout: RecordLayout, identity: str, content: memoryview | None = None) -> ShardColumns:
         """A shard as views of the mapped file, which stays mapped while any of them lives."""
-        with _arrow_explained(path):
-            return columns_of_batch(path, _batch(path, layout, identity, content), layout)
+        with arrow_explained(path):
+            batch = only_batch(path, content)
+            require_schema(path, batch.schema, layout, identity)
+            return columns_of_batch(path, batch, layout)
 
     def open_documents(self, path: Path, layout: RecordLayout, identity: str, content: memoryview) -> ShardDocuments:
         """Ids and lengths, as views of `content`; what the other columns hold is proved when the shard is opened.
@@ -240,12 +248,14 @@ class ArrowCarrier:
         Raises:
             CaskCorruptionError: As `open`, as far as these tell.
         """
-        with _arrow_explained(path):
-            return documents_of_batch(path, _batch(path, layout, identity, content), layout)
+        with arrow_explained(path):
+            batch = only_batch(path, content)
+            require_schema(path, batch.schema, layout, identity)
+            return documents_of_batch(path, batch, layout)
 
 
-def _batch(path: Path, layout: RecordLayout, identity: str, content: memoryview | None) -> Any:
-    """The one record batch of a shard's file, which is mapped where its content is not given."""
+def only_batch(path: Path, content: memoryview | None) -> Any:
+    """The one record batch of an Arrow file, which is mapped where its content is not given."""
     if content is not None:
         buffer = pa.py_buffer(content)
     else:
@@ -259,12 +269,12 @@ def _batch(path: Path, layout: RecordLayout, identity: str, content: memoryview 
         raise CaskCorruptionError(f"{path}: {reader.num_record_batches} record batches, expected 1")
     batch = reader.get_batch(0)
     batch.validate()
-    require_schema(path, batch.schema, layout, identity)
     return batch
 
 
 @contextmanager
-def _arrow_explained(path: Path) -> Iterator[None]:
+def arrow_explained(path: Path) -> Iterator[None]:
+    """Raise CaskCorruptionError where Arrow cannot read what is in a file; what the system says stays as it is."""
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -274,5 +284,6 @@ def _arrow_explained(path: Path) -> Iterator[None]:
         raise CaskCorruptionError(f"{path}: not a readable Arrow IPC file ({error}). {REPAIR_ADVICE}.") from error
 
 
-def _write_options() -> Any:
+def write_options() -> Any:
+    """As every shard is framed: metadata of version 5, nothing compressed."""
     return pa.ipc.IpcWriteOptions(metadata_version=pa.ipc.MetadataVersion.V5, compression=None, use_threads=False)

@@ -5,6 +5,7 @@ from typing import Final
 
 from logitcask_schemas.cask.carriers.arrow import ArrowCarrier
 from logitcask_schemas.cask.carriers.carrier import Carrier
+from logitcask_schemas.cask.carriers.packed import PackedCarrier
 from logitcask_schemas.cask.carriers.parquet import ParquetCarrier
 from logitcask_schemas.cask.carriers.zarr import ZarrCarrier
 from logitcask_schemas.cask.format.layout import SHARDS_NAME
@@ -12,7 +13,7 @@ from logitcask_schemas.cask.format.manifest import ShardEntry
 from logitcask_schemas.errors import CaskError
 
 CARRIERS: Final[dict[str, Carrier]] = {
-    carrier.name: carrier for carrier in (ArrowCarrier(), ZarrCarrier(), ParquetCarrier())
+    carrier.name: carrier for carrier in (ArrowCarrier(), ZarrCarrier(), ParquetCarrier(), PackedCarrier())
 }
 
 

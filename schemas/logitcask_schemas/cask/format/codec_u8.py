@@ -5,6 +5,7 @@ capture, under the same key, on counters that no draw uses: a value's random wor
 (seed, document, column, index), so equal records give equal bytes wherever and in whatever order they are stored.
 """
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -56,36 +57,73 @@ def philox4x32(counter: list[NDArray[np.uint64]], key: tuple[int, int]) -> list[
     return [c0, c1, c2, c3]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ByteScale:
+    """The values that the 256 codes of a column stand for."""
+
+    stream: int
+    """Of the random numbers that round the column, see `random_words`."""
+    levels: NDArray[np.float64]
+    """By code, [256], all exact in float16."""
+    as_probability: bool
+    """Whether the values are logarithms, of what is unbiased; else they themselves are."""
+    minus_infinity: bool = False
+    """Whether the last code stands for minus infinity."""
+
+    @property
+    def finite(self) -> NDArray[np.float64]:
+        """Distances of the finite levels from the first one, ascending."""
+        return np.abs(self.levels[:-1] if self.minus_infinity else self.levels)
+
+
+def _steps(*segments: tuple[int, float]) -> NDArray[np.float64]:
+    """The levels from 0 on, so many steps of each size."""
+    return np.cumsum([0.0, *(step for number, step in segments for _ in range(number))])
+
+
 SEGMENTS: Final = ((128, 1 / 64), (64, 1 / 32), (32, 1 / 8), (31, 1 / 2))
 """Steps, in nats, that lead from code 0 (log t = 0) to code 255 (log t = -23.5)."""
-LEVELS: Final[NDArray[np.float64]] = -np.cumsum([0.0, *(step for number, step in SEGMENTS for _ in range(number))])
+LEVELS: Final[NDArray[np.float64]] = -_steps(*SEGMENTS)
 """log t of each code, [256], descending; exact in float16."""
-_DECODED: Final[NDArray[np.float16]] = LEVELS.astype(np.float16)
-STREAMS: Final = {"head_logprobs": 1, "tail_logprobs": 2}
-"""The random stream of each column that the codec applies to."""
+_MASS_LEVELS: Final = np.append(LEVELS[:-1], -np.inf)
+_ENTROPY_LEVELS: Final = _steps((128, 1 / 32), (64, 1 / 16), (63, 1 / 4))
+SCALES: Final = {
+    "head_logprobs": ByteScale(stream=1, levels=LEVELS, as_probability=True),
+    "tail_logprobs": ByteScale(stream=2, levels=LEVELS, as_probability=True),
+    "log_tail_mass": ByteScale(stream=3, levels=_MASS_LEVELS, as_probability=True, minus_infinity=True),
+    "entropy": ByteScale(stream=4, levels=_ENTROPY_LEVELS, as_probability=False),
+}
+"""By column that the codec applies to."""
+_DECODED: Final = {name: scale.levels.astype(np.float16) for name, scale in SCALES.items()}
 
 
-def encode_u8(logprobs: LogprobArray, *, column: str, seed: int, document_id: bytes) -> NDArray[np.uint8]:
+def encode_u8(values: LogprobArray, *, column: str, seed: int, document_id: bytes) -> NDArray[np.uint8]:
     """Codes of one document's column.
 
     Args:
-        logprobs: log t, [N], not NaN; values outside [-23.5, 0] are moved to its ends (an error of t below 6.3e-11).
-            A value that is a level keeps its code, so decoded columns encode to what they came from.
-        column: "head_logprobs" or "tail_logprobs".
+        values: Of the column, [N], not NaN; those outside its levels are moved to their ends. A value that is a level
+            keeps its code, so decoded columns encode to what they came from.
+        column: Its name, of `SCALES`.
         seed: `CaptureSpec.seed`.
         document_id: 32 bytes.
     """
-    depth = np.clip(-logprobs.astype(np.float64), 0.0, -LEVELS[-1])
-    code = np.searchsorted(-LEVELS, depth, side="right") - 1
-    upper, lower = -LEVELS[code], -LEVELS[np.minimum(code + 1, len(LEVELS) - 1)]
-    # (e^-upper - t) / (e^-upper - e^-lower); the last level has no next one and is hit exactly.
+    scale = SCALES[column]
+    levels = scale.finite
+    sign = -1.0 if scale.as_probability else 1.0
+    depth = np.clip(sign * values.astype(np.float64), 0.0, levels[-1])
+    code = np.searchsorted(levels, depth, side="right") - 1
+    upper, lower = levels[code], levels[np.minimum(code + 1, len(levels) - 1)]
+    # The last level has no next one and is hit exactly.
     step = np.where(lower > upper, lower - upper, 1.0)
-    chance = np.expm1(upper - depth) / np.expm1(-step)
-    uniform = random_words(seed, document_id, STREAMS[column], len(logprobs)) * 2.0**-32
+    # In probability: (e^-upper - t) / (e^-upper - e^-lower).
+    chance = np.expm1(upper - depth) / np.expm1(-step) if scale.as_probability else (depth - upper) / step
+    uniform = random_words(seed, document_id, scale.stream, len(values)) * 2.0**-32
     codes: NDArray[np.uint8] = (code + (uniform < chance)).astype(np.uint8)
+    if scale.minus_infinity:
+        codes[np.isneginf(values)] = len(levels)
     return codes
 
 
-def decode_u8(codes: NDArray[np.uint8]) -> NDArray[np.float16]:
-    """Log t of each code, exact in float16."""
-    return _DECODED[codes]
+def decode_u8(codes: NDArray[np.uint8], column: str = "head_logprobs") -> NDArray[np.float16]:
+    """The value of each code of a column, exact in float16."""
+    return _DECODED[column][codes]

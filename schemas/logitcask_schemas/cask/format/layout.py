@@ -4,12 +4,14 @@ A column has one level, which says what its values are counted by: tokens (L per
 entries or tail draws. All columns of one level are cut into documents at the same offsets.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
-from logitcask_schemas.cask.format.manifest import CaskManifest
+from logitcask_schemas.cask.format.codec_u8 import SCALES
+from logitcask_schemas.cask.format.manifest import MAX_VOCAB_SIZE, CaskManifest
+from logitcask_schemas.cask.format.packed.rank_table import RankTable
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.position_columns import stored_columns
 
@@ -62,18 +64,27 @@ class RecordLayout:
     """Names of the columns that hold codes of `codec_u8` instead of values."""
     position_columns: tuple[str, ...] = ()
     """Names of the stored ones of `record.position_columns`."""
+    head_holds_next: bool = True
+    """Whether every head holds the next token; not of imported records."""
+    vocab_size: int = MAX_VOCAB_SIZE
+    """Every id is below it."""
+    ranks: RankTable | None = None
+    """With which packed shards write ids; None: ids are their own ranks."""
 
     @classmethod
     def of(cls, manifest: CaskManifest) -> "RecordLayout":
         """The layout of a cask's shards."""
-        return cls.for_capture(manifest.capture, manifest.teacher.vocab_size)
+        layout = cls.for_capture(manifest.capture, manifest.teacher.vocab_size)
+        return replace(layout, ranks=manifest.rank_table)
 
     @classmethod
     def for_capture(cls, spec: CaptureSpec, vocab_size: int) -> "RecordLayout":
         """The layout that follows from capture spec and vocabulary size; it depends on nothing else."""
         wide = vocab_size > SMALL_VOCAB
-        value = np.dtype({"f16": "<f2", "f32": "<f4", "u8": "<f2"}[spec.logprob_codec])
-        logprob = np.dtype(np.uint8) if spec.logprob_codec == "u8" else value
+        value = np.dtype({"f16": "<f2", "f32": "<f4", "u8": "<f2", "u8all": "<f2"}[spec.logprob_codec])
+        in_bytes = {"f16": (), "f32": (), "u8": ("head_logprobs", "tail_logprobs"), "u8all": tuple(SCALES)}
+        coded = frozenset(in_bytes[spec.logprob_codec])
+        logprob = np.dtype(np.uint8) if "head_logprobs" in coded else value
 
         def ids(name: str, level: Level) -> list[Column]:
             low = Column(name, np.dtype("<u2"), level)
@@ -90,13 +101,22 @@ class RecordLayout:
         if spec.tail_logprobs and spec.mode != "topk":
             columns.append(Column("tail_logprobs", logprob, "tail"))
         stored = stored_columns(spec)
-        columns += [Column(column.name, column.dtype or value, "position", column.width_of(spec)) for column in stored]
-        coded = {column.name for column in columns if column.name.endswith("logprobs")}
+        columns += [
+            Column(
+                column.name,
+                np.dtype(np.uint8) if column.name in coded else column.dtype or value,
+                "position",
+                column.width_of(spec),
+            )
+            for column in stored
+        ]
         return cls(
             tuple(columns),
             spec.seed,
-            frozenset(coded if spec.logprob_codec == "u8" else ()),
+            coded.intersection(column.name for column in columns),
             tuple(column.name for column in stored),
+            not spec.imported,
+            vocab_size,
         )
 
     def has(self, name: str) -> bool:

@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from logitcask_schemas.cask.format.packed.rank_table import RankTable
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskVersionError, IdentityMismatchError
 from logitcask_schemas.record.capture_spec import CaptureSpec, stored_spec
 from logitcask_schemas.record.identity import Accept, TeacherIdentity
@@ -73,6 +74,8 @@ FORMAT_VERSION: Final = 1
 """Of a cask whose documents are recorded whole; what other programs can read."""
 EXTENT_VERSION: Final = 2
 """Of a cask that may hold documents of which some positions are recorded, or that were read under a context."""
+PACKED_VERSION: Final = 3
+"""Of a cask with a rank table, or with codec `u8all`; it may hold what version 2 may."""
 MAX_VOCAB_SIZE: Final = 1 << 24
 """Ids are stored in at most 16 + 8 bits."""
 
@@ -105,19 +108,36 @@ class CaskManifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal["logitcask"] = "logitcask"
-    version: Literal[1, 2] = FORMAT_VERSION
+    version: Literal[1, 2, 3] = FORMAT_VERSION
     teacher: TeacherIdentity
     capture: Annotated[CaptureSpec, WrapValidator(_as_stored)]
     created_by: str
     """Program and version that created the cask."""
     created_at: str
     """UTC time of creation, ISO 8601."""
+    rank_table: Annotated[RankTable | None, Field(exclude_if=lambda table: table is None)] = None
+    """How frequent each id is, for shards of carrier `packed`; not written where there is none."""
 
     @model_validator(mode="after")
     def _storable(self) -> Self:
         if not 0 < self.teacher.vocab_size <= MAX_VOCAB_SIZE:
             raise ValueError(f"vocabulary of {self.teacher.vocab_size}; format 1 stores 1 to {MAX_VOCAB_SIZE} ids")
+        if self.version < (needed := version_for(self.capture, self.rank_table)):
+            raise ValueError(f"a rank table or codec u8all needs version {needed}, this is version {self.version}")
+        if self.rank_table is not None:
+            self._require_own_ids(self.rank_table)
         return self
+
+    def _require_own_ids(self, table: RankTable) -> None:
+        if table.tokenizer_fingerprint != self.teacher.tokenizer_fingerprint:
+            raise ValueError(
+                f"the rank table is for tokenizer {table.tokenizer_fingerprint}, the teacher's is "
+                f"{self.teacher.tokenizer_fingerprint}: its ids mean other tokens"
+            )
+        if len(table.classes_V) != self.teacher.vocab_size:
+            raise ValueError(
+                f"the rank table has {len(table.classes_V)} ids, the teacher's vocabulary {self.teacher.vocab_size}"
+            )
 
     def identity_digest(self) -> str:
         """SHA-256 (hex) over teacher and capture spec; every shard carries it, so a foreign one is noticed."""
@@ -160,6 +180,37 @@ class CaskManifest(BaseModel):
                 f"without a context; {what} others. "
                 f"Use another cask, created for such documents (CaskWriter.create(..., version={EXTENT_VERSION}))"
             )
+
+
+def version_for(
+    capture: CaptureSpec, rank_table: RankTable | None = None, *, extents: bool = False
+) -> Literal[1, 2, 3]:
+    """The lowest version of a cask that stores this.
+
+    Args:
+        capture: Its spec.
+        rank_table: Its table.
+        extents: Whether documents may be recorded in part, or under a context.
+    """
+    if rank_table is not None or capture.logprob_codec == "u8all":
+        return PACKED_VERSION
+    return EXTENT_VERSION if extents else FORMAT_VERSION
+
+
+def require_same_ranks(mine: CaskManifest, offered: CaskManifest, *, where: str) -> None:
+    """Raise IdentityMismatchError unless both casks write the ids of packed shards by the same rank table.
+
+    Args:
+        mine: A cask's manifest.
+        offered: That of another cask, whose packed shards are to become the first one's as they are.
+        where: The first cask, for the message.
+    """
+    if mine.rank_table != offered.rank_table:
+        digests = [table.digest if table else "no rank table" for table in (mine.rank_table, offered.rank_table)]
+        raise IdentityMismatchError(
+            f"{where}: rank_table: {digests[0]} here, {digests[1]} offered. Packed shards cannot be read by another "
+            "table: name a new folder, or merge the casks, which packs anew."
+        )
 
 
 def _way_on(mine: dict[str, object], theirs: dict[str, object]) -> str:
@@ -281,7 +332,7 @@ def parse_manifest(content: bytes, *, where: Path | str) -> CaskManifest:
         CaskError: It is of a newer version, or not logitcask's.
     """
     document = unseal(content, where=where, advice=RESTORE)
-    _require_version(where, document, "logitcask", newest=EXTENT_VERSION)
+    _require_version(where, document, "logitcask", newest=PACKED_VERSION)
     try:
         return CaskManifest.model_validate(document)
     except ValidationError as error:

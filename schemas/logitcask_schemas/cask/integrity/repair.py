@@ -42,8 +42,8 @@ _OPTIONS: Final = {"logprob_codec": "--codec", "pinned_ids": "--pin", "temperatu
 """Of `logitcask submit`, where they are not named after the field."""
 
 
-def submit_command(cask: Path, requeue: Path) -> str:
-    """A line for a shell.
+def submit_command(cask: Path, requeue: Path) -> str | None:
+    """A line for a shell; None for a cask that was imported, which no service can capture.
 
     The service's cask root is taken to be the folder that holds the cask. Documents that no longer fit the service's
     teacher are left out: cut short, they would be other documents.
@@ -56,6 +56,8 @@ def submit_command(cask: Path, requeue: Path) -> str:
         CaskNotFoundError, CaskCorruptionError: The cask does not open.
     """
     opened = Cask.open(cask)
+    if opened.manifest.capture.imported:
+        return None
     words = ["logitcask", "submit", str(requeue), "--cask", cask.resolve().name, "--overflow", "skip", "--wait"]
     usual = CaptureSpec()
     for name, value in opened.manifest.capture.canonical().items():

@@ -2,7 +2,8 @@
 
 A document is sound when its bytes match its checksum, wherever they lie in the file. So everything that only says where
 things are may be damaged: an Arrow shard's framing follows from its entry (see `arrow_frame`), and since every column
-of a level repeats the same offsets, one sound copy is enough. Of a Zarr shard, chunks that do not decode are left out.
+of a level repeats the same offsets, one sound copy is enough. Of a Zarr shard, chunks that do not decode are left out,
+and of a packed one, documents.
 """
 
 import itertools
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from logitcask_schemas.cask.carriers.arrow import ArrowCarrier
 from logitcask_schemas.cask.carriers.arrow_frame import arrow_frame
+from logitcask_schemas.cask.carriers.packed import PackedCarrier
 from logitcask_schemas.cask.carriers.registry import carrier_of
 from logitcask_schemas.cask.carriers.zarr import ZarrCarrier
 from logitcask_schemas.cask.format.columns import Row, ShardColumns, document_checksum, join_planes
@@ -208,7 +210,7 @@ def _columns_of(
     content = _copied(path, max(entry.bytes, _MAX_BYTES))
     carrier = carrier_of(entry)
     try:
-        if isinstance(carrier, ZarrCarrier):
+        if isinstance(carrier, ZarrCarrier | PackedCarrier):
             columns = carrier.open_around_damage(path, layout, entry.identity, content)
         else:
             columns = open_columns(path, carrier, layout, entry.identity, content)

@@ -280,7 +280,7 @@ def require_valid(shard: Shard, row: int, vocab_size: int) -> None:
     where = f"{shard.path}: document {row} ({stored.hex()[:16]})"
     if stored != computed:
         raise CaskCorruptionError(f"{where}: its token ids give the id {computed.hex()}")
-    document.check(vocab_size, where=where)
+    document.check(vocab_size, where=where, head_holds_next=shard.layout.head_holds_next)
 
 
 def sha256_of(path: Path) -> str:

@@ -124,6 +124,7 @@ def _is_valid(shard: Shard, arrays: dict[str, NDArray[Any]], start: int, stop: i
         },
         token_ids_L=_ids(shard, arrays, "token_ids", cuts["token"]),
         next_tokens_P=_next_tokens(shard, start, stop),
+        head_holds_next=shard.layout.head_holds_next,
     )
     return block.first_fault(vocab_size) is None
 

@@ -160,8 +160,7 @@ def export_cask(source: Cask, target: ExportTarget, carrier_name: str | None) ->
         CaskLockedError: Another writer is at work in the target.
     """
     carrier = None if carrier_name is None else carrier_named(carrier_name)
-    if isinstance(target, LocalTarget) and target.path.resolve() == source.path.resolve():
-        raise CaskError(f"{target.path}: source and destination are the same cask")
+    require_another_place(source, target)
     with target:
         there = target.prepare(source.manifest)
         _require_part_of(source, there, carrier)
@@ -173,6 +172,12 @@ def export_cask(source: Cask, target: ExportTarget, carrier_name: str | None) ->
             yield ExportStep(source=entry, target=written, skipped=present is not None)
         names = (entry.name for entry in source.entries)
         target.finish(done, dict(zip(names, source.shard_documents(), strict=True)))
+
+
+def require_another_place(source: Cask, target: ExportTarget) -> None:
+    """Raise CaskError where a target is the source's own folder."""
+    if isinstance(target, LocalTarget) and target.path.resolve() == source.path.resolve():
+        raise CaskError(f"{target.path}: source and destination are the same cask")
 
 
 def _require_part_of(source: Cask, there: dict[str, ShardEntry], carrier: Carrier | None) -> None:
@@ -191,7 +196,7 @@ def _require_part_of(source: Cask, there: dict[str, ShardEntry], carrier: Carrie
 
 def _copy(source: Cask, number: int, target: ExportTarget, carrier: Carrier) -> ShardEntry:
     entry, shard = source.entries[number], source.shard(number)
-    _prove(shard)
+    prove(shard)
 
     def convert(file: BinaryIO) -> ShardEntry:
         return write_shard(carrier, shard.columns, shard.layout, entry.identity, file, name=entry.name)
@@ -203,7 +208,7 @@ def _copy(source: Cask, number: int, target: ExportTarget, carrier: Carrier) -> 
     return target.publish(carrier, repeat if entry.carrier == carrier.name else convert)
 
 
-def _prove(shard: Shard) -> None:
+def prove(shard: Shard) -> None:
     """Every document's checksum, and its id against its tokens: damage must not get new checksums on the way."""
     for row in range(shard.num_documents):
         shard.verify(row)

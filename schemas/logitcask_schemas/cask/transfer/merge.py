@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from logitcask_schemas.cask.carriers.packed import PackedCarrier
 from logitcask_schemas.cask.documents import ShardDocuments
 from logitcask_schemas.cask.format.columns import gather_rows
 from logitcask_schemas.cask.format.manifest import ShardEntry
@@ -89,7 +90,8 @@ def merge_casks(
                 teacher=first.teacher,
                 capture=first.capture,
                 files=files,
-                version=2 if any(cask.manifest.version == 2 for cask in opened) else 1,
+                version=max(cask.manifest.version for cask in opened),
+                rank_table=first.rank_table,
             )
         )
         saying = list[bytes]()
@@ -141,7 +143,9 @@ def _merge_shard(
     rows = _missing(writer, documents)
     # A cask may name the same teacher otherwise (another folder name, say); its shards then carry another digest.
     same_name = entry.identity == writer.manifest.identity_digest()
-    if same_name and len(rows) == entry.documents:
+    # A packed shard can be read with the rank table alone that packed it.
+    same_ranks = entry.carrier != PackedCarrier.name or cask.manifest.rank_table == writer.manifest.rank_table
+    if same_name and same_ranks and len(rows) == entry.documents:
         with cask.location.held(entry) as path:
             if verify:
                 _require_content(path, entry)

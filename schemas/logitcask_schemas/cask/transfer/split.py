@@ -108,6 +108,7 @@ def _split(
             carrier=carrier,
             files=files,
             version=manifest.version,
+            rank_table=manifest.rank_table,
         )
         for path in into
     ]

@@ -28,7 +28,14 @@ from logitcask_schemas.cask.directory import (
 )
 from logitcask_schemas.cask.documents import DOCUMENTS_NAME, ShardDocuments, write_document_table
 from logitcask_schemas.cask.format.layout import INDEX_NAME, MANIFEST_NAME, SHARDS_NAME
-from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry, entry_bytes, index_bytes, manifest_bytes
+from logitcask_schemas.cask.format.manifest import (
+    CaskManifest,
+    ShardEntry,
+    entry_bytes,
+    index_bytes,
+    manifest_bytes,
+    require_same_ranks,
+)
 from logitcask_schemas.cask.publication import prepare_folder, publish_entry, sweep
 from logitcask_schemas.cask.storage.files import FileOperations, LocalFiles, publish_file, size_of, writes_explained
 from logitcask_schemas.cask.storage.lock import writers_lock
@@ -89,7 +96,9 @@ class LocalTarget:
         """The shards that the folder has already."""
         directory = LocalDirectory(path=self.path)
         if (self.path / MANIFEST_NAME).exists():
-            read_manifest(directory).require_same(manifest.teacher, manifest.capture, where=str(self.path))
+            stored = read_manifest(directory)
+            stored.require_same(manifest.teacher, manifest.capture, where=str(self.path))
+            require_same_ranks(stored, manifest, where=str(self.path))
         else:
             self._manifest_due = manifest
         entries = {entry.name: entry for entry in read_listing(directory).entries}
@@ -139,7 +148,9 @@ class RemoteTarget:
         """The shards that the store has already."""
         directory = StoreDirectory(store=self._store)
         try:
-            read_manifest(directory).require_same(manifest.teacher, manifest.capture, where=self._store.url)
+            stored = read_manifest(directory)
+            stored.require_same(manifest.teacher, manifest.capture, where=self._store.url)
+            require_same_ranks(stored, manifest, where=self._store.url)
         except CaskNotFoundError:
             self._manifest_due = manifest
         entries, sizes = read_listing(directory).entries, self._store.sizes(SHARDS_NAME)

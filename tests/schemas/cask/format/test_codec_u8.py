@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.format.codec_u8 import LEVELS, decode_u8, encode_u8, philox4x32, random_words
+from logitcask_schemas.cask.format.codec_u8 import LEVELS, SCALES, decode_u8, encode_u8, philox4x32, random_words
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.records import DocumentRecords
 from tests.support.schemas.cask_samples import make_document, make_teacher
@@ -180,3 +180,34 @@ def test_the_seed_is_part_of_the_identity_in_every_mode() -> None:
         spec = CaptureSpec(mode=mode, logprob_codec="u8")
         assert spec.digest() != spec.model_copy(update={"seed": 1}).digest()
     assert CaptureSpec(mode="topk").digest() == CaptureSpec(mode="topk", seed=1).digest()
+
+
+def test_entropy_is_unbiased_within_its_bounds() -> None:
+    """The levels of docs/format.md, and over many random numbers the value itself."""
+    levels = SCALES["entropy"].levels
+    assert levels[[0, 128, 192, 255]].tolist() == [0.0, 4.0, 8.0, 23.75]
+    np.testing.assert_array_equal(levels.astype(np.float16).astype(np.float64), levels)
+    for value, step in ((0.3, 1 / 32), (2.017, 1 / 32), (6.3, 1 / 16), (11.9, 1 / 4)):
+        draws = decode_u8(coded(np.full(40_000, value), column="entropy"), "entropy").astype(np.float64)
+        assert np.abs(draws - value).max() < step
+        assert abs(draws.mean() - value) < 4 * (step / 2) / np.sqrt(len(draws))
+
+
+def test_tail_mass_is_unbiased_in_probability_and_keeps_that_there_is_none() -> None:
+    for value in (-0.02, -1.007, -3.3, -7.2, -12.4):
+        draws = np.exp(decode_u8(coded(np.full(40_000, value), column="log_tail_mass"), "log_tail_mass").astype(float))
+        assert abs(draws.mean() - np.exp(value)) < 4 * draws.std() / np.sqrt(len(draws)) + 1e-12
+    ends = decode_u8(coded(np.array([-np.inf, -22.9999, -300.0, 1e-9]), column="log_tail_mass"), "log_tail_mass")
+    assert ends[0] == -np.inf
+    assert ends[2:].tolist() == [-23.0, 0.0]
+    assert np.isfinite(ends[1])
+
+
+@pytest.mark.parametrize("column", SCALES)
+def test_every_column_keeps_the_codes_of_its_levels(column: str) -> None:
+    codes = np.arange(256, dtype=np.uint8)
+    np.testing.assert_array_equal(coded(decode_u8(codes, column), column=column), codes)
+
+
+def test_columns_are_rounded_by_random_numbers_of_their_own() -> None:
+    assert len({scale.stream for scale in SCALES.values()}) == len(SCALES)

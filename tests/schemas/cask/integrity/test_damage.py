@@ -210,8 +210,8 @@ def test_every_bit_of_the_documents_is_covered(cask: Path, name: str) -> None:
 def test_documents_from_the_future(cask: Path) -> None:
     path = cask / "cask.json"
     document = unseal(path.read_bytes(), where=path, advice="")
-    overwrite(path, seal({**document, "version": 3, "novelty": 1}))
-    with pytest.raises(CaskError, match=r"version 3; this program reads versions 1 to 2\. Upgrade"):
+    overwrite(path, seal({**document, "version": 4, "novelty": 1}))
+    with pytest.raises(CaskError, match=r"version 4; this program reads versions 1 to 3\. Upgrade"):
         Cask.open(cask)
     overwrite(path, seal({**document, "format": "zipfile"}))
     with pytest.raises(CaskError, match='format is "zipfile"'):

@@ -1,0 +1,152 @@
+"""Copying a cask as packed records: with a rank table fitted on it, and every value in one byte.
+
+A source whose values take more than a byte is rounded at random and without bias, as capture with codec `u8all` has it;
+its copy is a cask of another capture spec, so its shards have other names and another identity. The rounding
+depends on seed, document and column alone, so a second copy is the same as the first.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitcask_schemas.cask.carriers.packed import PackedCarrier
+from logitcask_schemas.cask.carriers.registry import carrier_named
+from logitcask_schemas.cask.format.codec_u8 import encode_u8
+from logitcask_schemas.cask.format.columns import ShardColumns, document_checksum, document_slices, join_planes
+from logitcask_schemas.cask.format.layout import HIGH_SUFFIX, LEVELS, RecordLayout
+from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry, version_for
+from logitcask_schemas.cask.format.packed.rank_table import RankTable
+from logitcask_schemas.cask.format.packed.streams import ID_COLUMNS
+from logitcask_schemas.cask.publication import write_shard
+from logitcask_schemas.cask.reader import Cask
+from logitcask_schemas.cask.shard import Shard
+from logitcask_schemas.cask.transfer.export import ExportStep, export_cask, prove, require_another_place
+from logitcask_schemas.cask.transfer.targets import ExportTarget
+from logitcask_schemas.errors import CaskError
+
+CODEC: Final = "u8all"
+"""Of packed copies."""
+_SAMPLED_SHARDS: Final = 16
+"""Looked at for the rank table, at equal distances."""
+
+
+def export_packed(source: Cask, target: ExportTarget) -> Iterator[ExportStep]:
+    """Bring every shard of a cask into a target as packed records, every document proved on the way.
+
+    A source that has a rank table and codec `u8all` keeps both, and its shards their names; so packed records that were
+    copied flat and are packed again are the same files. Otherwise a copy that was cut short is made anew, shard by
+    shard.
+
+    Args:
+        source: An open cask.
+        target: An empty one, or one in which an earlier copy of this source did not finish.
+
+    Yields:
+        One step per shard, after it is durable.
+
+    Raises:
+        CaskError: The target holds shards that the source does not.
+        IdentityMismatchError: The target is a cask of another teacher, spec or rank table.
+        CaskCorruptionError, CaskNotFoundError: A shard of the source is damaged or missing.
+        CaskWriteError, CaskLockedError: As `export_cask`.
+    """
+    if source.manifest.rank_table is not None and source.manifest.capture.logprob_codec == CODEC:
+        yield from export_cask(source, target, PackedCarrier.name)
+        return
+    require_another_place(source, target)
+    manifest = packed_manifest(source)
+    with target:
+        there = target.prepare(manifest)
+        done = []
+        for number, entry in enumerate(source.entries):
+            shard = source.shard(number)
+            prove(shard)
+            written = _packed(shard, target, manifest)
+            done.append(written)
+            yield ExportStep(source=entry, target=written, skipped=False)
+        if strange := sorted(there.keys() - {entry.name for entry in done}):
+            raise CaskError(
+                f"the destination holds {len(strange)} shards that are no packed copies of those of {source.place}, "
+                f"such as {strange[0]}. Name an empty folder."
+            )
+        names = [entry.name for entry in done]
+        target.finish(
+            sorted(done, key=lambda entry: entry.name), dict(zip(names, source.shard_documents(), strict=True))
+        )
+
+
+def packed_manifest(source: Cask) -> CaskManifest:
+    """The manifest of a packed copy: the source's with codec `u8all`, and a rank table where it has none."""
+    stored = source.manifest
+    capture = stored.capture.model_copy(update={"logprob_codec": CODEC})
+    table = stored.rank_table or RankTable.fitted(id_counts(source), stored.teacher.tokenizer_fingerprint)
+    return CaskManifest(
+        version=version_for(capture, table),
+        teacher=stored.teacher,
+        capture=capture,
+        created_by=stored.created_by,
+        created_at=stored.created_at,
+        rank_table=table,
+    )
+
+
+def id_counts(source: Cask) -> NDArray[np.int64]:
+    """How often each id occurs in some shards of a cask, as a token, in heads and as a draw, [V]."""
+    vocab_size = source.manifest.teacher.vocab_size
+    counts_V = np.zeros(vocab_size, dtype=np.int64)
+    for number in range(0, len(source.entries), -(-len(source.entries) // _SAMPLED_SHARDS) or 1):
+        arrays = source.shard(number).columns.arrays
+        for name in ID_COLUMNS:
+            ids = arrays[name][0 : len(arrays[name])]
+            if source.layout.wide_ids:
+                ids = join_planes(ids, arrays[name + HIGH_SUFFIX][0 : len(ids)])
+            # Ids beyond the vocabulary are damage, which is told when their shard is proved.
+            counts_V += np.bincount(ids, minlength=vocab_size)[:vocab_size]
+    return counts_V
+
+
+def converted(columns: ShardColumns, source: RecordLayout, target: RecordLayout) -> ShardColumns:
+    """The columns of a shard as a cask with the same columns and another codec stores them.
+
+    Args:
+        columns: Proved documents.
+        source: Their layout.
+        target: The other cask's. Values that it stores as codes are rounded at random, others to the nearest.
+    """
+    if source.coded == target.coded:
+        return columns
+    arrays: dict[str, NDArray[Any]] = {}
+    ids = [identity.tobytes() for identity in columns.document_ids]
+    for column in target.columns:
+        values = columns.arrays[column.name]
+        cut = columns.offsets[column.level].tolist()
+        if column.name in target.coded - source.coded:
+            codes = [
+                encode_u8(values[cut[row] : cut[row + 1]], column=column.name, seed=target.seed, document_id=identity)
+                for row, identity in enumerate(ids)
+            ]
+            arrays[column.name] = np.concatenate(codes)
+        else:
+            arrays[column.name] = values[0 : cut[-1]].astype(column.dtype, copy=False)
+    sizes_D4 = np.stack([np.diff(columns.offsets[level]) for level in LEVELS], axis=1).tolist()
+    checksums = [
+        document_checksum(identity, sizes_D4[row], document_slices(arrays, columns.offsets, target, row, columns.lists))
+        for row, identity in enumerate(ids)
+    ]
+    return replace(columns, arrays=arrays, checksums=np.array(checksums, dtype=np.uint64))
+
+
+def _packed(shard: Shard, target: ExportTarget, manifest: CaskManifest) -> ShardEntry:
+    """Publish a shard's packed copy."""
+    carrier, layout, identity = carrier_named(PackedCarrier.name), RecordLayout.of(manifest), manifest.identity_digest()
+    columns = converted(shard.columns, shard.layout, layout)
+    # Columns that stay what they are keep the shard's name, which is taken from them.
+    name = shard.entry.name if shard.entry.identity == identity else None
+
+    def write(file: BinaryIO) -> ShardEntry:
+        return write_shard(carrier, columns, layout, identity, file, name=name)
+
+    return target.publish(carrier, write)
