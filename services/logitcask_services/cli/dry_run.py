@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from logitcask_schemas.api.client import ServiceClient
 
 SAMPLE_BYTES = 16 << 20
-ID_BYTES = 2
 STYLES = {"text": "", "answer": "bold green", "control": "dim reverse", "answer_control": "green reverse"}
 _BASES = {
     "cask": "as the cask's shards so far",
@@ -109,6 +108,8 @@ def _recorded(preview: Preview) -> int:
 
 
 def _estimate(preview: Preview, share: float) -> Estimate:
+    from logitcask_services.pilot.expected_bytes import ID_BYTES
+
     times = 1 / share if share else 1.0
     figures = preview.bytes_per_token
     # What is not recorded takes the token's id alone.

@@ -10,6 +10,7 @@ import numpy as np
 
 from logitcask_schemas.record.extent import Context, IdArray
 from logitcask_services.corpora.line_problems import LineProblem
+from logitcask_services.corpora.spans import Span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,3 +64,26 @@ def context_of(read: Sequence[int], token_ids: Sequence[int]) -> ContextTokens:
     if len(read) == shared:
         raise LineProblem("context_empty", "`context` gives no tokens; leave it out")
     return ContextTokens(token_ids_C=np.array(read[: len(read) - shared], dtype=np.uint32), replaced=replaced)
+
+
+def require_answers_alike(
+    context: ContextTokens, answers: Sequence[Span] | None, answers_read: Sequence[Span] | None
+) -> None:
+    """Raise LineProblem where the teacher does not read an answer as the student says it, or reads more of it.
+
+    Args:
+        context: of the document.
+        answers: ranges of the document's tokens.
+        answers_read: ranges of all that the teacher reads, where it is known which of that is an answer.
+    """
+    shifted = [(start + context.shift, stop + context.shift) for start, stop in answers or ()]
+    differs = bool(shifted) and shifted[0][0] < len(context.token_ids_C)
+    # Thoughts that a template shows the teacher alone belong to an answer, and are no context.
+    differs = differs or bool(shifted and answers_read and shifted != list(answers_read))
+    if differs:
+        raise LineProblem(
+            "context_changes_answers",
+            "with its context the line's answers have other tokens: the teacher would not have read what the student "
+            "says. Does the template write thoughts, or the last turn, in another way? Give what comes before the last "
+            "turn as `prompt`, take thoughts out of the messages, or leave the context out",
+        )

@@ -14,86 +14,14 @@ Fields besides these are left alone.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from io import BufferedReader, FileIO
-from pathlib import Path
 from typing import Any, NoReturn
 
-from logitcask_services.corpora.file_kind import SNIFFED_BYTES, require_lines
 from logitcask_services.corpora.line_problems import LineProblem as LineProblem
 from logitcask_services.corpora.line_problems import conversion_of
 from logitcask_services.corpora.line_problems import kind_of_value as _kind
 from logitcask_services.corpora.token_rows import read_context, read_recorded, read_row
-
-BOM = b"\xef\xbb\xbf"
-_BUFFER_BYTES = 1 << 16
-_BLANK = b" \t\r\n\v\f"
-
-
-class CorpusLines:
-    """Iterates once over (number from 1, first byte, content) of every line that is not blank.
-
-    Content is without line end and byte order mark, and None where it is longer than the limit. Memory is one line.
-    """
-
-    def __init__(self, corpus: Path, max_line_bytes: int) -> None:
-        self._corpus = corpus
-        self._max_line_bytes = max_line_bytes
-        self.lines = 0
-        """Lines up to the last one that is not blank, so far."""
-        self.blank_lines = 0
-        """Blank lines before another line, so far."""
-        self.marked_lines = 0
-        """Lines but the first that began with a byte order mark, as where files were joined, so far."""
-
-    def __iter__(self) -> Iterator[tuple[int, int, bytes | None]]:
-        """Raises NotJsonLinesError where the file is of another format as a whole."""
-        with BufferedReader(FileIO(self._corpus), _BUFFER_BYTES) as file:
-            require_lines(file.peek(SNIFFED_BYTES)[:SNIFFED_BYTES])
-            number = start = blank = 0
-            while block := file.readline(self._max_line_bytes + 1):
-                number += 1
-                size, too_long = len(block), len(block) > self._max_line_bytes and not block.endswith(b"\n")
-                while too_long and not block.endswith(b"\n") and (block := file.readline(1 << 20)):
-                    size += len(block)
-                content = None if too_long else _content(block)
-                if content is not None and not content.strip(_BLANK):
-                    skipped, passed = _skip_blank(file)
-                    number, start, blank = number + skipped, start + size + passed, blank + 1 + skipped
-                    continue
-                self.lines, self.blank_lines, blank = number, self.blank_lines + blank, 0
-                self.marked_lines += number > 1 and content is not None and block.startswith(BOM)
-                yield number, start, content
-                start += size
-
-
-def custom_id_at(corpus: Path, line_start: int, max_line_bytes: int) -> str | None:
-    """The `custom_id` of the line that starts at a byte of the corpus, which gave a document before."""
-    with corpus.open("rb") as file:
-        file.seek(line_start)
-        return parse_line(_content(file.readline(max_line_bytes + 1))).custom_id
-
-
-def _content(block: bytes) -> bytes:
-    content = block.rstrip(b"\r\n")
-    while content.startswith(BOM):
-        content = content.removeprefix(BOM)
-    return content
-
-
-def _skip_blank(file: "BufferedReader[Any]") -> tuple[int, int]:
-    """Pass over blank lines, whole buffers at a time: a gigabyte of newlines takes seconds. Returns lines and bytes."""
-    lines = size = 0
-    while ahead := file.peek():
-        blank = len(ahead) - len(ahead.lstrip(_BLANK))
-        stop = ahead.rfind(b"\n", 0, blank) + 1
-        if not stop:
-            break
-        file.read(stop)
-        lines, size = lines + ahead.count(b"\n", 0, stop), size + stop
-    return lines, size
-
 
 MAX_CUSTOM_ID = 512
 RESERVED_KWARGS = frozenset(
@@ -129,6 +57,8 @@ class ChatLine:
     """Further variables of the template, such as enable_thinking."""
     first_answer: int = 0
     """Messages before this one are a prompt; the assistant's turns among them are no answers."""
+    is_completion: bool = False
+    """Whether the messages from there on are a completion, all of whose turns were written last."""
     context: list[dict[str, Any]] | None = None
     """Messages that stand before these when the teacher reads them."""
     custom_id: str | None = None
@@ -186,6 +116,7 @@ def parse_line(raw: bytes) -> ParsedLine:
         if len(forms) > 1:
             fields = " and ".join(forms)
             raise LineProblem("ambiguous_fields", f"the object has {fields}; expected exactly one of {FORMS}")
+        _require_own_fields(entry, forms[0])
         readers: dict[str, _Reader] = {
             "text": _text,
             "messages": _chat,
@@ -196,6 +127,18 @@ def parse_line(raw: bytes) -> ParsedLine:
     except LineProblem as problem:
         problem.custom_id = custom_id
         raise
+
+
+_OF_IDS = ("context_ids", "recorded")
+
+
+def _require_own_fields(entry: dict[str, Any], form: str) -> None:
+    """Raise LineProblem where a context, or ranges, are of the kind that goes with another form."""
+    foreign = ("context",) if form == "input_ids" else _OF_IDS
+    for name in foreign:
+        if entry.get(name) is not None:
+            advice = "use `context_ids`" if name == "context" else "it goes with `input_ids`"
+            raise LineProblem("misplaced_field", f"`{name}` stands beside `{form}`; {advice}, or leave it out")
 
 
 def _decode(raw: bytes) -> dict[str, Any]:
@@ -240,7 +183,8 @@ def _text(entry: dict[str, Any], custom_id: str | None) -> TextLine:
 def _prompt(entry: dict[str, Any], custom_id: str | None) -> ParsedLine:
     prompt, completion = entry["prompt"], entry["completion"]
     if isinstance(prompt, list) and isinstance(completion, list):
-        return replace(_chat({**entry, "messages": prompt + completion}, custom_id), first_answer=len(prompt))
+        chat = _chat({**entry, "messages": prompt + completion}, custom_id)
+        return replace(chat, first_answer=len(prompt), is_completion=True)
     if not isinstance(prompt, str) or not isinstance(completion, str):
         raise LineProblem(
             "wrong_type",

@@ -1,6 +1,8 @@
 """From a line's tokens to documents: cut to length, and which of their positions are recorded."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from operator import itemgetter
 
 import numpy as np
 
@@ -60,6 +62,12 @@ def fit_under(
             "Shorten the context",
         )
     limit = min(max_length, room)
+    if policy == "skip" and len(token_ids) > limit:
+        raise LineProblem(
+            "too_long",
+            f"the document has {len(token_ids)} tokens under a context of {size}, the limit is {limit}; it was skipped "
+            "as asked (overflow: truncate would keep its beginning)",
+        )
     if policy == "split" and len(token_ids) > limit:
         raise LineProblem(
             "too_long_to_split",
@@ -70,9 +78,12 @@ def fit_under(
 
 
 def cut_spans(spans: Sequence[Span], start: int, stop: int) -> list[Span]:
-    """The parts of a document's ranges that lie in its piece [start, stop), counted from the piece's start."""
-    inside = ((max(first, start), min(last, stop)) for first, last in spans)
-    return [(first - start, last - start) for first, last in inside if first < last]
+    """The parts of a document's ranges that lie in its piece [start, stop), counted from the piece's start.
+
+    `spans` ascend and do not overlap; those of other pieces are not looked at.
+    """
+    inside = spans[bisect_right(spans, start, key=itemgetter(1)) : bisect_left(spans, stop, key=itemgetter(0))]
+    return [(max(first, start) - start, min(last, stop) - start) for first, last in inside]
 
 
 def trained_tokens(line: ParsedLine, document: Tokenised, loss_on: LossOn) -> Sequence[Span] | None:
@@ -82,7 +93,7 @@ def trained_tokens(line: ParsedLine, document: Tokenised, loss_on: LossOn) -> Se
         line: where the document comes from.
         document: its tokens.
         loss_on: `assistant`: all answers; `completion`: what was written last, that is a prompt's completion, labelled
-            tokens, or the last turn of `messages`.
+            tokens, or the last answer of `messages` (turns that touch are one).
 
     Raises:
         LineProblem: the line does not tell what is an answer, or has none.
@@ -105,7 +116,7 @@ def trained_tokens(line: ParsedLine, document: Tokenised, loss_on: LossOn) -> Se
                 "shows the line as the template renders it",
             )
         raise LineProblem("no_answer", f"loss_on is `{loss_on}`, and nothing in the line is an answer")
-    whole_dialogue = isinstance(line, ChatLine) and line.first_answer == 0
+    whole_dialogue = isinstance(line, ChatLine) and not line.is_completion
     return document.answers[-1:] if loss_on == "completion" and whole_dialogue else document.answers
 
 

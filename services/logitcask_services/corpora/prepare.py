@@ -1,16 +1,15 @@
 """From an uploaded corpus to a token store: read line by line, tokenise in batches, fit, report what is bad."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from logitcask_schemas.api.objects import Failure
 from logitcask_schemas.api.requests import LossOn, Overflow
-from logitcask_services.corpora.context_tokens import ContextTokens, context_of
+from logitcask_services.corpora.context_tokens import ContextTokens, context_of, require_answers_alike
+from logitcask_services.corpora.corpus_lines import CorpusLines
 from logitcask_services.corpora.line_problems import LineProblem
 from logitcask_services.corpora.lines import (
-    ChatLine,
-    CorpusLines,
     ParsedLine,
     TextLine,
     TokenLine,
@@ -18,61 +17,9 @@ from logitcask_services.corpora.lines import (
     under_context,
 )
 from logitcask_services.corpora.pieces import cut_spans, extent_of, fit, fit_under, trained_tokens
-from logitcask_services.corpora.spans import Span, token_ranges
 from logitcask_services.corpora.token_store import TokenStoreWriter
+from logitcask_services.corpora.tokenise import tokenise
 from logitcask_services.corpora.tokenizer import DocumentTokenizer, OwnTokens, Tokenised
-
-
-def tokenise(lines: Sequence[ParsedLine], tokenizer: DocumentTokenizer) -> list[Tokenised | LineProblem]:
-    """Tokens of every line, or why there are none, in their order."""
-    result: list[Tokenised | LineProblem] = [Tokenised(token_ids=[]) for _ in lines]
-    texts: dict[int, TextLine] = {}
-    completions: dict[int, TextLine] = {}
-    chats: dict[int, ChatLine] = {}
-    for at, line in enumerate(lines):
-        match line:
-            case TokenLine():
-                answers = None if line.answers is None else list(line.answers)
-                recorded = None if line.recorded is None else [(start + 1, stop + 1) for start, stop in line.recorded]
-                result[at] = Tokenised(token_ids=line.input_ids, answers=answers, recorded=recorded, notes=line.notes)
-            case TextLine(answer_start=None):
-                texts[at] = line
-            case TextLine():
-                completions[at] = line
-            case ChatLine():
-                chats[at] = line
-    if texts:
-        encoded = tokenizer.encode([line.text for line in texts.values()], special_tokens=True)
-        for at, ids in zip(texts, encoded, strict=True):
-            result[at] = Tokenised(token_ids=ids)
-    if completions:
-        with_offsets = tokenizer.encode_with_offsets([line.text for line in completions.values()], special_tokens=True)
-        for (at, line), (ids, offsets) in zip(completions.items(), with_offsets, strict=True):
-            result[at] = _completed(line, ids, offsets)
-    if chats:
-        for at, tokenised in zip(chats, tokenizer.chat(list(chats.values())), strict=True):
-            result[at] = tokenised
-    return result
-
-
-def _completed(line: TextLine, ids: list[int], offsets: list[tuple[int, int]]) -> Tokenised:
-    """A prompt and its completion; a special token that the tokenizer puts at the end is part of the completion."""
-    assert line.answer_start is not None
-    if not offsets:
-        return Tokenised(token_ids=ids, answers=[], notes=("answers_unproved",))
-    notes: tuple[str, ...] = ()
-    ranges = token_ranges(offsets, [(line.answer_start, len(line.text))])
-    if ranges:
-        # A token that also holds the prompt's last letters is not the completion's; white space in front of it may be.
-        first, stop = ranges[0]
-        while first < stop and line.text[offsets[first][0] : line.answer_start].strip():
-            first += 1
-        notes = ("answer_in_shared_token",) if first > ranges[0][0] else ()
-        ranges[0] = (first, stop)
-    if ranges and ranges[-1][1] < len(ids) and all(offset == (0, 0) for offset in offsets[ranges[-1][1] :]):
-        ranges[-1] = (ranges[-1][0], len(ids))
-    return Tokenised(token_ids=ids, answers=[span for span in ranges if span[0] < span[1]], notes=notes)
-
 
 BATCH_LINES = 1024
 BATCH_BYTES = 4 << 20
@@ -219,10 +166,7 @@ def _store_batch(
             document = _sound(line, tokenised[at], own, limits.vocab_size)
             context = None
             if at in read:
-                all_read = _sound(read[at], teachers[at], own, limits.vocab_size)
-                context = context_of(all_read.token_ids, document.token_ids)
-                notes = dict.fromkeys((*document.notes, *all_read.notes, "under_context"))
-                document = replace(document, notes=tuple(notes))
+                document, context = _under_context(line, document, read[at], teachers[at], own, limits.vocab_size)
             _store(line, document, context, limits, store, counts, (number, start))
         except LineProblem as problem:
             problem.custom_id = line.custom_id
@@ -232,6 +176,34 @@ def _store_batch(
                 counts.bad_lines += 1
             counts.example(problem.code, number)
             bad.append(_bad(number, problem))
+
+
+def _under_context(
+    line: ParsedLine,
+    document: Tokenised,
+    read: ParsedLine,
+    tokens_read: Tokenised | LineProblem,
+    own: OwnTokens,
+    vocab_size: int,
+) -> tuple[Tokenised, ContextTokens]:
+    """A document with what is unusual about it under its context, and that context. Raises LineProblem."""
+    try:
+        whole = _sound(read, tokens_read, own, vocab_size)
+    except LineProblem as problem:
+        raise LineProblem(problem.code, f"with its context in front: {problem.message}") from problem
+    context = context_of(whole.token_ids, document.token_ids)
+    front = len(own.before)
+    if (
+        isinstance(line, TextLine)
+        and own.before
+        and context.replaced == 0
+        and own.before == document.token_ids[:front] == context.token_ids_C[:front].tolist()
+    ):
+        # The text brought its beginning along; the teacher has read one already.
+        context = replace(context, replaced=front)
+    require_answers_alike(context, document.answers, whole.answers)
+    notes = dict.fromkeys((*document.notes, *whole.notes, "under_context"))
+    return replace(document, notes=tuple(notes)), context
 
 
 def _sound(line: ParsedLine, document: Tokenised | LineProblem, own: OwnTokens, vocab_size: int) -> Tokenised:
@@ -262,7 +234,6 @@ def _store(
         pieces = fit_under(
             token_ids, context, max_length=limits.max_length, window=limits.window, policy=limits.overflow
         )
-        _require_answers_behind(context, answers)
     start, stored, empty = 0, 0, 0
     for piece in pieces:
         stop = start + len(piece)
@@ -291,17 +262,6 @@ def _store(
             counts.note("answer_cut_off", number)
     for code in document.notes:
         counts.note(code, number)
-
-
-def _require_answers_behind(context: ContextTokens, answers: Sequence[Span] | None) -> None:
-    """Raise LineProblem where the teacher reads other tokens than the student in an answer."""
-    if answers and answers[0][0] < context.replaced:
-        raise LineProblem(
-            "context_changes_answers",
-            f"with its context the line's tokens differ up to token {context.replaced}, and an answer begins at token "
-            f"{answers[0][0]}: the teacher would not have read what the student says. Give what comes before the last "
-            "turn as `prompt`, or leave the context out",
-        )
 
 
 def _with_own_tokens_once(line: ParsedLine, document: Tokenised, own: OwnTokens) -> Tokenised:

@@ -13,9 +13,11 @@ from starlette.concurrency import run_in_threadpool
 
 from logitcask_schemas.api.objects import Preview
 from logitcask_schemas.api.requests import MAX_LENGTH, MIN_LENGTH, CaskName, LossOn, Overflow
+from logitcask_schemas.cask.directory import LocalDirectory, read_manifest
+from logitcask_schemas.cask.format.layout import MANIFEST_NAME
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.corpora.file_kind import require_lines
-from logitcask_services.corpora.prepare import DocumentLimits, PreparationStoppedError
+from logitcask_services.corpora.prepare import DocumentLimits, PreparationStoppedError, Prepared
 from logitcask_services.corpora.preview import preview
 from logitcask_services.http.access import Caller
 from logitcask_services.http.dependencies import ServiceDep
@@ -124,6 +126,15 @@ def _limits(service: Service, max_length: int | None, overflow: Overflow, loss_o
     )
 
 
+def _require_room_for_extents(service: Service, cask: str, prepared: Prepared) -> None:
+    """Raise CaskVersionError where the cask exists and cannot hold what these lines give."""
+    path = service.folders.cask(cask)
+    whole = prepared.recorded_positions == prepared.tokens - prepared.documents and not prepared.context_tokens
+    if not whole and (path / MANIFEST_NAME).exists():
+        manifest = read_manifest(LocalDirectory(path=path))
+        manifest.require_extents(f"cask {cask!r}", "these lines give")
+
+
 def _facts(service: Service) -> TeacherFacts:
     if (facts := service.teacher.facts) is None:
         raise Problem(
@@ -156,5 +167,6 @@ def _previewed(
         shutil.rmtree(scratch, ignore_errors=True)
     figures = expected_bytes(spec, facts.identity.vocab_size)
     if cask is not None:
+        _require_room_for_extents(service, cask, previewed.prepared)
         figures = with_cask(figures, service.folders.cask(cask), spec)
     return previewed.object(figures, teacher=facts.identity.model, limits=limits)

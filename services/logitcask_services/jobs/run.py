@@ -15,7 +15,7 @@ from logitcask_schemas.cask.format.manifest import EXTENT_VERSION, FORMAT_VERSIO
 from logitcask_schemas.errors import CaptureSpecError, CaskError, CaskNotFoundError
 from logitcask_schemas.record.beyond_tokens import BeyondTokens, beyond_tokens
 from logitcask_schemas.record.capture_spec import CaptureSpec
-from logitcask_services.corpora.lines import custom_id_at
+from logitcask_services.corpora.corpus_lines import custom_id_at
 from logitcask_services.corpora.token_store import TokenStore
 from logitcask_services.engines.engine import CaptureResult, CaptureTask, Engine
 from logitcask_services.jobs.chunks import ChunkFeed, OpenChunk, Publisher, capture_task

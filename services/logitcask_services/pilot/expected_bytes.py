@@ -11,6 +11,8 @@ from logitcask_schemas.cask.format.layout import MANIFEST_NAME, RecordLayout
 from logitcask_schemas.errors import CaskError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 
+ID_BYTES: Final = 2
+"""Of a token that has no record, about."""
 _MEASURED: Final = (
     (5, 1.59, 2.54),
     (10, 1.97, 3.97),
@@ -59,7 +61,9 @@ def with_cask(bounds: BytesPerToken, cask: Path, spec: CaptureSpec) -> BytesPerT
         return bounds  # the extraction itself will say what is wrong with it
     if not opened.num_tokens or opened.manifest.capture.digest() != spec.digest():
         return bounds
-    measured = opened.num_bytes / opened.num_tokens
+    # Of tokens with a record; those without take their id.
+    without = sum(entry.tokens - entry.documents - entry.positions for entry in opened.entries)
+    measured = (opened.num_bytes - ID_BYTES * without) / (opened.num_tokens - without)
     return BytesPerToken(low=bounds.low, high=bounds.high, expected=measured, basis="cask")
 
 

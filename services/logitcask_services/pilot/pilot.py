@@ -19,8 +19,9 @@ from logitcask_schemas.record.records import DocumentRecords
 from logitcask_schemas.record.wire import decode_wire
 from logitcask_services.capture.record_capture import RecordCapture
 from logitcask_services.capture.record_columns import pack_wire
-from logitcask_services.corpora.lines import CorpusLines, LineProblem, parse_line, under_context
-from logitcask_services.corpora.prepare import tokenise
+from logitcask_services.corpora.corpus_lines import CorpusLines
+from logitcask_services.corpora.lines import LineProblem, parse_line, under_context
+from logitcask_services.corpora.tokenise import tokenise
 from logitcask_services.corpora.tokenizer import DocumentTokenizer
 from logitcask_services.engines.engine import CaptureTask, Engine
 

@@ -4,12 +4,15 @@ import json
 
 import pytest
 
+from logitcask_schemas.api.objects import Preview
+from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cli.main import main
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_services.cli.dry_run import _estimate
 from logitcask_services.corpora.prepare import DocumentLimits
 from logitcask_services.corpora.preview import preview
 from logitcask_services.pilot.expected_bytes import expected_bytes
-from tests.support.services.fake_teacher import VOCAB_SIZE, FakeTokenizer
+from tests.support.services.fake_teacher import VOCAB_SIZE, FakeTokenizer, identity
 from tests.support.services.service_harness import jsonl
 
 CHAT = {"messages": [{"role": "user", "content": "hi\x1b[31m"}, {"role": "assistant", "content": "fine\nday"}]}
@@ -132,3 +135,25 @@ def test_contexts_and_what_is_recorded_are_told(serve, monkeypatch, capsys, tmp_
     assert "10 recorded, under a context of 6" in text
     assert "20 positions recorded, 20.0% of all" in text
     assert "12 tokens of contexts are read and not stored" in text
+
+
+@pytest.mark.parametrize("loss_on", ["all", "assistant"])
+def test_the_estimate_from_a_cask_is_of_that_cask(serve, tmp_path, loss_on):
+    """`all` is the control: a tenth of the positions recorded is estimated as well as all of them."""
+    server = serve(chunk_positions=1_000_000)
+    ids = [[number % 600, *range(300, 359)] for number in range(600)]
+    rows = [{"input_ids": row, "labels": [-100] * 54 + row[54:]} for row in ids]
+    server.finish(server.submit(server.upload(rows), loss_on=loss_on)["id"])
+    answer = server.client.post("/v1/previews", content=jsonl(rows), params={"cask": "cask", "loss_on": loss_on})
+    preview = Preview.model_validate(answer.raise_for_status().json())
+    assert preview.bytes_per_token.basis == "cask"
+    stored = Cask.open(tmp_path / "casks" / "cask").num_bytes
+    assert _estimate(preview, 1.0).cask_bytes == pytest.approx(stored, rel=0.05)
+
+
+def test_a_cask_that_cannot_hold_contexts_is_told_before_anything_is_captured(serve, tmp_path):
+    CaskWriter.create(tmp_path / "casks" / "cask", teacher=identity(), capture=CaptureSpec()).close()
+    client, line = serve().client, jsonl([{"context_ids": [3], "input_ids": [1, 2, 3]}])
+    answer = client.post("/v1/previews", content=line, params={"cask": "cask"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "cask_version")
+    assert client.post("/v1/previews", content=line, params={"cask": "another"}).status_code == 200

@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, models  # noqa: E402
 from transformers import PreTrainedTokenizerFast  # noqa: E402
 
 from logitcask_services.corpora.lines import parse_line  # noqa: E402
-from logitcask_services.corpora.prepare import tokenise  # noqa: E402
 from logitcask_services.corpora.spans import token_ranges  # noqa: E402
+from logitcask_services.corpora.tokenise import tokenise  # noqa: E402
 from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer, Tokenised  # noqa: E402
 from tests.support.services.chat_templates import tokenizer_for  # noqa: E402
 from tests.support.services.conversations import (  # noqa: E402

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from logitcask_schemas.record.extent import Context, Extent, document_id
 from logitcask_services.corpora.context_tokens import ContextTokens, context_of
 from logitcask_services.corpora.line_problems import LineProblem
-from logitcask_services.corpora.pieces import extent_of
+from logitcask_services.corpora.pieces import cut_spans, extent_of
 from logitcask_services.corpora.preview import preview
 from logitcask_services.corpora.token_store import TokenStore, TokenStoreWriter
+from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer
 from tests.services.corpora.test_prepare import limits, run
+from tests.support.services.chat_templates import template_files, tokenizer_for
 from tests.support.services.fake_teacher import FakeTokenizer
 
 PAIR = {"context": "See: ", "prompt": "ab", "completion": "cd"}
@@ -113,7 +115,16 @@ def test_a_shared_context_is_stored_once(tmp_path):
         ({"context": 5, "text": "ab"}, "wrong_type", "a JSON number"),
         ({"context": [{"content": "x"}], "messages": TURNS}, "wrong_type", "`context[0]`"),
         ({"context_ids": ["x"], "input_ids": [1, 2]}, "wrong_type", "`context_ids[0]`"),
-        ({"context_ids": [1, 5000], "input_ids": [1, 2]}, "id_outside_vocabulary", "5000"),
+        ({"context": "be terse", "input_ids": [5, 6]}, "misplaced_field", "use `context_ids`"),
+        ({"context_ids": [1], "text": "ab"}, "misplaced_field", "goes with `input_ids`"),
+        ({"context_ids": [1], "messages": TURNS}, "misplaced_field", "beside `messages`"),
+        ({"recorded": [[0, 1]], "text": "ab"}, "misplaced_field", "`recorded` stands beside `text`"),
+        ({"recorded": [[0, 1]], "messages": TURNS}, "misplaced_field", "`recorded`"),
+        (
+            {"context_ids": [1, 5000], "input_ids": [1, 2]},
+            "id_outside_vocabulary",
+            "with its context in front: token 1",
+        ),
         ({"context": "x" * 70, "text": "ab"}, "context_too_long", "71 tokens, and the teacher reads 64"),
         ({"input_ids": [1, 2, 3], "recorded": []}, "bad_recorded", "at least one"),
         ({"input_ids": [1, 2, 3], "recorded": [1, 2]}, "bad_recorded", "list of ranges"),
@@ -248,3 +259,56 @@ def test_a_preview_tells_contexts_and_records(tmp_path):
     (shown,) = previewed.shown
     assert (shown.tokens, shown.recorded_positions, shown.context_tokens) == (5, 2, 6)
     assert previewed.prepared.recorded_positions == 2
+
+
+def test_a_beginning_that_the_text_brings_stands_once(tmp_path):
+    class TypedBeginning(FakeTokenizer):
+        """A ^ in a text is the token that the tokenizer puts in front."""
+
+        def encode(self, texts, *, special_tokens):
+            rows = super().encode(texts, special_tokens=special_tokens)
+            return [[256 if token == ord("^") else token for token in ids] for ids in rows]
+
+    _, _, store, _ = run(tmp_path, [{"context": "See: ", "text": "^ab"}], tokenizer=TypedBeginning())
+    context = store.context(0)
+    assert context.token_ids_C.tolist() == [256, *b"See: "]
+    assert (context.replaced, store.tokens(0).tolist()) == (1, [256, *b"ab"])
+
+
+def test_every_turn_of_a_completion_was_written_last(tmp_path):
+    line = {"context": TURNS[:1], "prompt": [], "completion": TURNS[1:]}
+    _, bad, store, _ = run(tmp_path, [line], loss_on="completion")
+    assert not bad
+    assert recorded_tokens(store, 0) == "yes|no"
+
+
+def test_only_the_ranges_of_a_piece_are_looked_at(tmp_path):
+    """Tens of thousands of ranges in thousands of pieces: looking at all of them for each takes minutes."""
+    looked_at = 0
+
+    class Counted(list):
+        def __getitem__(self, at):
+            nonlocal looked_at
+            looked_at += 1
+            return super().__getitem__(at)
+
+    spans = Counted((at, at + 1) for at in range(0, 40_000, 2))
+    pieces = [cut_spans(spans, start, start + 16) for start in range(0, 40_000, 16)]
+    assert sum(map(len, pieces)) == 20_000
+    assert looked_at < 40 * len(pieces)
+
+
+def test_thoughts_that_only_the_teacher_would_read_are_refused(tmp_path):
+    """Qwen's template shows the thoughts of an answer behind a question, and leaves them out of an answer alone."""
+    tokenizer = HuggingFaceTokenizer(tokenizer_for(template_files()["trl/qwen3"].read_text()))
+    answer = {"role": "assistant", "content": "four", "reasoning_content": "SECRET"}
+    line = {"context": [{"role": "user", "content": "what is 2+2"}], "messages": [answer]}
+    _, bad, _, _ = run(tmp_path, [line], tokenizer=tokenizer, vocab_size=60_000)
+    assert [entry.code for entry in bad] == ["context_changes_answers"]
+
+
+def test_what_is_skipped_under_a_context_gets_advice_that_helps(tmp_path):
+    line = {"context_ids": [7] * 50, "input_ids": list(range(60))}
+    _, bad, _, _ = run(tmp_path, [line], overflow="skip")
+    assert bad[0].code == "too_long"
+    assert "truncate would keep its beginning" in bad[0].message

@@ -24,7 +24,7 @@ USER = {"role": "user", "content": "hi"}
         ({"messages": [USER], "tools": [{}]}, ChatLine(messages=[USER], tools=[{}])),
         ({"messages": [USER], "chat_template_kwargs": {"a": 1}}, ChatLine(messages=[USER], template_kwargs={"a": 1})),
         ({"prompt": "a", "completion": "b"}, TextLine(text="ab", answer_start=1)),
-        ({"prompt": [USER], "completion": [USER]}, ChatLine(messages=[USER, USER], first_answer=1)),
+        ({"prompt": [USER], "completion": [USER]}, ChatLine(messages=[USER, USER], first_answer=1, is_completion=True)),
         ({"input_ids": [1, 2]}, TokenLine(input_ids=[1, 2])),
     ],
 )

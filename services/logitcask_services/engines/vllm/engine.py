@@ -29,6 +29,7 @@ _CPU_STEP_TOKENS = 1024
 _BATCHES_AHEAD = 3
 """Batches of tokens kept in flight, so that the engine never waits for this process."""
 
+_MOST_READ_TOO_MUCH = 4
 _SHUTDOWN_SECONDS = 6.0
 
 
@@ -90,6 +91,11 @@ class VllmEngine:
         self._requests_ahead: int = 2 * config.scheduler_config.max_num_seqs
         self._watch_ended = watch_engine_core(self._engine.engine_core)
         self._serial = 0
+        self._reading: set[str] = set()
+        """Requests that may read the prefix cache."""
+        self._read_well = self._read_too_much = 0
+        """How often that was right, and how often positions to record came from there. Documents that begin alike
+        behind their context are read anew, so where that is the rule nothing is read any more."""
         self._closed = self._capturing = False
         self._identity = folder.identity(
             dtype=str(config.model_config.dtype).removeprefix("torch."),
@@ -143,9 +149,9 @@ class VllmEngine:
                 for output in self._engine.step() if waiting else ():
                     task = waiting.pop(output.request_id)
                     result = self._result(task, output, spec)
-                    if result is None:
-                        self._submit(task, spec_json, waiting, read_cache=False)
+                    if result is None and (reason := self._submit(task, spec_json, waiting, read_cache=False)) is None:
                         continue
+                    result = result or CaptureResult(key=task.key, document=None, error=reason)
                     tokens -= len(task.token_ids_L) + task.shift
                     yield result
         except EngineDeadError as error:
@@ -156,6 +162,7 @@ class VllmEngine:
             ) from error
         finally:
             self._capturing = False
+            self._reading.clear()
             if waiting:
                 self._engine.abort_request(list(waiting))
 
@@ -199,9 +206,10 @@ class VllmEngine:
             shift=task.shift,
             recorded_R2=recorded_R2,
         )
+        reads_cache = read_cache and self._reads_cache(task)
         parameters = PoolingParams(
             task=TASK,
-            skip_reading_prefix_cache=not (read_cache and self._reads_cache(task)),
+            skip_reading_prefix_cache=not reads_cache,
             extra_kwargs=request_kwargs(request),
         )
         self._serial += 1
@@ -211,12 +219,15 @@ class VllmEngine:
         except ValueError as error:
             return f"vLLM refused the document: {error}"
         waiting[name] = task
+        if reads_cache:
+            self._reading.add(name)
         return None
 
     def _reads_cache(self, task: CaptureTask) -> bool:
         """Whether at least one block of the key-value cache lies before the first position to record."""
         first = 0 if task.recorded_R2 is None else int(task.recorded_R2[0, 0])
-        return first + task.shift >= self._block_size
+        worth_it = self._read_too_much <= _MOST_READ_TOO_MUCH + self._read_well // 4
+        return first + task.shift >= self._block_size and worth_it
 
     def _result(self, task: CaptureTask, output: Any, spec: CaptureSpec) -> CaptureResult | None:
         """What became of a document; None where rows to record came from the cache, so that it must be read anew."""
@@ -227,10 +238,14 @@ class VllmEngine:
             records = decode_wire(buffer, spec) if len(buffer) else None
         except InvalidRecordError as error:
             return CaptureResult(key=task.key, document=None, error=f"vLLM returned no records: {error}")
-        if records is None or (
-            self._reads_cache(task) and records.num_positions < task.extent.num_positions(len(task.token_ids_L))
-        ):
-            return None
+        if output.request_id in self._reading:
+            self._reading.discard(output.request_id)
+            if records is None or records.num_positions < task.extent.num_positions(len(task.token_ids_L)):
+                self._read_too_much += 1
+                return None
+            self._read_well += 1
+        if records is None:
+            return CaptureResult(key=task.key, document=None, error="vLLM returned no records")
         return result_of(task, records, self._identity.vocab_size)
 
 

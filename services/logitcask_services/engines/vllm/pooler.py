@@ -57,6 +57,8 @@ class CapturePooler(Pooler):
         self._compute_logits = compute_logits
         self._captures: dict[tuple[str, int], RecordCapture] = {}
         self._vocab_size = 0
+        self._has_logits = True
+        """Until this rank has got none."""
 
     def get_supported_tasks(self) -> Set[PoolingTask]:
         """One output per token."""
@@ -111,10 +113,13 @@ class CapturePooler(Pooler):
         for spec_json, runs in groups.items():
             columns = self._capture(hidden_states, spec_json, runs)
             if columns is None:
+                self._has_logits = False
                 return [None] * len(states)
             for run, part in zip(runs, columns.split([len(run.rows_R) for run in runs]), strict=True):
                 states[run.request].hidden_states_cache[-1].columns = part
 
+        if not self._has_logits:
+            return [None] * len(states)
         outputs: list[torch.Tensor | None] = []
         for state, finished in zip(states, cursor.get_finished_mask(), strict=True):
             outputs.append(self._packed(state.hidden_states_cache) if finished else None)
