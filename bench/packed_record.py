@@ -68,8 +68,8 @@ def copies(columns: ShardColumns, layout: RecordLayout) -> ShardColumns:
     ids = [document_id(tokens[start:stop]) for start, stop in zip(starts, many.offsets["token"][1:], strict=True)]
     sizes = np.stack([np.diff(many.offsets[level]) for level in LEVELS], axis=1).tolist()
     checksums = [
-        document_checksum(one, sizes[row], document_slices(arrays, many.offsets, layout, row, many.lists))
-        for row, one in enumerate(ids)
+        document_checksum(identity, sizes[row], document_slices(arrays, many.offsets, layout, row, many.lists))
+        for row, identity in enumerate(ids)
     ]
     return replace(
         many,
@@ -139,7 +139,7 @@ def captured_casks(teacher: Path, count: int, folder: Path) -> Iterator[tuple[st
     documents = real_documents(transformers.AutoTokenizer.from_pretrained(teacher), count)
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
     vocab_size = model.get_output_embeddings().weight.shape[0]
-    specs = {f"1/{one}": CaptureSpec(tau=1 / one, logprob_codec=CODEC) for one in (20, 50)}
+    specs = {f"1/{inverse}": CaptureSpec(tau=1 / inverse, logprob_codec=CODEC) for inverse in (20, 50)}
     writers = {
         name: CaskWriter.create(folder / name.replace("/", "-"), teacher=made_up_teacher(vocab_size), capture=spec)
         for name, spec in specs.items()

@@ -79,7 +79,7 @@ class ShardCodes:
         for name in names:
             number, symbols = _CONTEXTS.get(name, 1), SIZES if name in ID_COLUMNS else BYTES
             texts = members[name]
-            if not isinstance(texts, list) or len(texts) != number or not all(isinstance(one, str) for one in texts):
+            if not isinstance(texts, list) or len(texts) != number or not all(isinstance(text, str) for text in texts):
                 raise CaskCorruptionError(f"{number} codes of the stream {name} were expected, got {str(texts)[:64]}")
             by_stream[name] = tuple(PrefixCode.parsed(code, symbols=symbols) for code in texts)
         return cls(by_stream=by_stream, expected=expected)

@@ -28,7 +28,7 @@ def test_no_code_begins_another_and_every_symbol_has_one(counts: list[int]) -> N
     code = PrefixCode.of_counts(np.array(counts, dtype=np.int64))
     bits = sorted(written(code).values())
     assert {symbol for symbol, count in enumerate(counts) if count} == written(code).keys()
-    assert all(len(one) <= MAX_BITS for one in bits)
+    assert all(len(code) <= MAX_BITS for code in bits)
     assert not any(later.startswith(earlier) for earlier, later in itertools.pairwise(bits))
 
 
