@@ -56,12 +56,15 @@ def real_documents(tokenizer: Any, count: int) -> list[NDArray[np.uint16]]:
     return whole[:: max(1, len(whole) // count)][:count]
 
 
-def captured(logits: torch.Tensor, ids: NDArray[np.uint16], spec: CaptureSpec) -> DocumentRecords:
+def captured(
+    logits: torch.Tensor, ids: NDArray[np.uint16], spec: CaptureSpec, capture: RecordCapture | None = None
+) -> DocumentRecords:
     positions = torch.arange(len(logits))
     key = int.from_bytes(document_id(ids)[:8], "little", signed=True)
     next_ids = torch.from_numpy(ids[1:].astype(np.int64))
-    capture = RecordCapture(spec, logits.shape[1])
-    columns = capture(logits.clone(), next_ids, torch.full_like(positions, key), positions)
+    columns = (capture or RecordCapture(spec, logits.shape[1]))(
+        logits.clone(), next_ids, torch.full_like(positions, key), positions
+    )
     records = decode_wire(pack_wire(columns, logits.shape[1]).numpy(), spec)
     return DocumentRecords(token_ids_L=ids, records=records)
 

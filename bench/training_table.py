@@ -12,6 +12,10 @@ text against the teacher's dense distribution, within a seed.
 
     python bench/training_table.py                       # all rows, 3 seeds; resumes an interrupted run
     python bench/training_table.py --plot-only           # table and plot from results/training_table_runs.csv
+    python bench/training_table.py --name training_long --steps 320 --documents 1280 --evaluate-every 40 \
+        --seeds 1 --rows ce full 'threshold 1/20' 'threshold 1/50'   # does what is missing shrink with training?
+    python bench/training_table.py --name training_epochs --documents 40 --rows ce full 'threshold 1/20' \
+        'threshold 1/20, fresh draws'                    # four epochs over the same draws, or over new ones
 
 Shape legend: T positions of a batch, R rows of a block, V vocabulary, D hidden size of the student, H of the teacher.
 """
@@ -32,7 +36,7 @@ from torch import Tensor
 
 import teacher_rows
 from cask_bytes import captured
-from logitcask_consumer.data import CaskDataset, Collator, target_of
+from logitcask_consumer.data import Batch, CaskDataset, Collator, target_of
 from logitcask_consumer.data.dataset import open_casks
 from logitcask_consumer.head import LMHead, base_model
 from logitcask_consumer.losses import Objective
@@ -44,40 +48,13 @@ from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.extent import document_id
 from logitcask_schemas.record.identity import TeacherIdentity
 from report import RESULTS, Report
+from training_rows import ROWS, THRESHOLD_20, Row
 
 LENGTH = 257
 """Tokens of a document: 256 positions."""
 CHUNK = 256
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 """97.5 % points of the t distribution by degrees of freedom."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """A line of the table: how records are captured, and the loss on them; without a capture the dense control."""
-
-    loss: str = "forward_kl"
-    capture: dict[str, Any] | None = None
-
-
-THRESHOLD_20: dict[str, Any] = {"tau": 1 / 20}
-ROWS = {
-    "ce": Row(loss="cross_entropy", capture=THRESHOLD_20),
-    "full": Row(),
-    "threshold 1/20": Row(capture=THRESHOLD_20),
-    "threshold 1/35 u8": Row(capture={"tau": 1 / 35, "logprob_codec": "u8"}),
-    "threshold 1/50": Row(capture={"tau": 1 / 50}),
-    "threshold 1/100, up to 255 draws": Row(capture={"tau": 1 / 100, "tail_max": 255}),
-    "threshold 1/150, up to 255 draws": Row(capture={"tau": 1 / 150, "tail_max": 255}),
-    # Hundreds of exact entries: what is missing here would be the fault of the sparse path, not of the record's noise.
-    "threshold 1/2000": Row(capture={"tau": 1 / 2000, "head_max": 250, "tail_max": 255}),
-    "threshold 1/20, tail_weight 0.5": Row(loss="forward_kl:tail_weight=0.5", capture=THRESHOLD_20),
-    "RS-KD, 50 draws": Row(capture={"mode": "sampled", "draws": 50, "sampler": "multinomial"}),
-    "ghost top-50": Row(loss="ghost_kl", capture={"mode": "topk", "k": 50}),
-    "ghost top-12": Row(loss="ghost_kl", capture={"mode": "topk", "k": 12}),
-    "renormalised top-50": Row(loss="topk_renorm", capture={"mode": "topk", "k": 50}),
-    "renormalised top-12": Row(loss="topk_renorm", capture={"mode": "topk", "k": 12}),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +70,22 @@ class Setting:
     documents: int
     held_out: int
     name: str
+    evaluate_every: int | None
+    """Steps between evaluations on the way; without, there is the one at the end."""
+
+    def __post_init__(self) -> None:
+        if self.evaluate_every is not None and self.evaluate_every < 1:
+            raise ValueError(f"--evaluate-every needs at least one step, got {self.evaluate_every}")
 
     @property
     def runs(self) -> Path:
         """Where finished runs are noted."""
         return RESULTS / f"{self.name}_runs.csv"
+
+    @property
+    def curves(self) -> Path:
+        """Where evaluations on the way are noted."""
+        return RESULTS / f"{self.name}_curves.csv"
 
     def batches(self, seed: int) -> list[list[int]]:
         """Documents of every step: epoch after epoch, each in an order of its own."""
@@ -150,34 +138,47 @@ class Run:
             engine_version="0",
         )
 
-    def cask(self, capture: dict[str, Any]) -> Cask:
-        """The cask of this seed's documents, captured on first use."""
-        spec = CaptureSpec(seed=self.seed, **capture)
-        place = Path(self.folder.name) / spec.digest()[:16]
+    def cask(self, row: Row, epoch: int) -> Cask:
+        """The cask of this seed's documents, captured on first use; every epoch its own where draws are fresh."""
+        seed = self.seed + (1000 * epoch if row.fresh else 0)
+        spec = CaptureSpec(seed=seed, **row.capture or THRESHOLD_20)
+        capture = row.capturing(spec, len(self.rows.head_VH))
+        place = Path(self.folder.name) / f"{spec.digest()[:16]}-{row.draw_tau}"
         if not place.exists():
             with CaskWriter.create(place, teacher=self.identity, capture=spec) as writer:
-                writer.publish([captured(self.rows.logits(n), ids_L, spec) for n, ids_L in enumerate(self.rows.ids_DL)])
+                writer.publish(
+                    [captured(self.rows.logits(n), ids_L, spec, capture) for n, ids_L in enumerate(self.rows.ids_DL)]
+                )
         return open_casks([place], tokenizer_fingerprint=None)[0]
 
-    def train(self, row: Row) -> tuple[Any, float]:
-        """The trained student and the records' bytes per token."""
+    def batches(self, row: Row) -> Iterator[tuple[Cask, Batch, list[int]]]:
+        """Of every step: the cask, the collated batch, and the batch's documents as rows of the teacher."""
         setting = self.setting
-        cask = self.cask(row.capture or THRESHOLD_20)
-        dataset = CaskDataset([cask], seq_len=LENGTH - 1, packing="none", seed=0)
         by_id = {document_id(ids_L): number for number, ids_L in enumerate(self.rows.ids_DL)}
-        ordered = [by_id[identity.tobytes()] for identity in cask.document_ids()]
         collate = Collator(seq_len=LENGTH - 1)
+        opened = -1
+        for step, chosen in enumerate(setting.batches(self.seed)):
+            epoch = step * setting.batch // setting.documents if row.fresh else 0
+            if epoch != opened:
+                cask, opened = self.cask(row, epoch), epoch
+                dataset = CaskDataset([cask], seq_len=LENGTH - 1, packing="none", seed=0)
+                # Published in one order, so that numbers mean the same documents in every cask.
+                ordered = [by_id[identity.tobytes()] for identity in cask.document_ids()]
+            batch = collate(dataset.read(chosen))
+            yield cask, batch, [ordered[number] for number in batch["documents"][:: LENGTH - 1].tolist()]
+
+    def train(self, name: str, held: teacher_rows.TeacherRows) -> tuple[Any, float]:
+        """The trained student and the records' bytes per token."""
+        setting, row = self.setting, ROWS[name]
         student = StudentSpec.parse(setting.student).build(setting.teacher, seed=self.seed)
         attach(student.train())
         optimizer = torch.optim.AdamW(student.parameters(), lr=setting.lr, weight_decay=0.01, fused=True)
         terms = Objective.parse(row.loss).terms(0.0)
-        for step, chosen in enumerate(setting.batches(self.seed)):
-            batch = collate(dataset.read(chosen))
+        for step, (cask, batch, documents) in enumerate(self.batches(row)):
             inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
             if row.capture is None:
                 hidden_BSD = base_model(student)(**inputs, use_cache=False).last_hidden_state
                 hidden_TD = hidden_BSD.flatten(0, 1).index_select(0, batch["slots"])
-                documents = [ordered[number] for number in batch["documents"][:: LENGTH - 1].tolist()]
                 teacher_TH = self.rows.hidden_DPH[documents].flatten(0, 1)
                 head = LMHead.from_model(student)
                 loss = DenseKL.apply(hidden_TD, head.weight_VD, teacher_TH, self.rows.head_VH)  # type: ignore[no-untyped-call]
@@ -191,6 +192,11 @@ class Run:
                 group["lr"] = setting.lr * rate(step, setting.steps)
             optimizer.step()
             optimizer.zero_grad()
+            done = step + 1
+            if setting.evaluate_every is not None and done % setting.evaluate_every == 0 and done < setting.steps:
+                figures = evaluate(student.eval(), held)
+                student.train()
+                keep({"row": name, "seed": self.seed, "step": done, **figures}, setting.curves)
         return student.eval(), cask.num_bytes / cask.num_tokens
 
 
@@ -262,7 +268,7 @@ def train_all(setting: Setting, seeds: list[int], names: list[str]) -> None:
         run = Run(setting, rows, seed)
         for name in names:
             if (name, seed) not in done:
-                student, size = run.train(ROWS[name])
+                student, size = run.train(name, held)
                 if name == "ce" and number == 0:
                     student.save_pretrained(setting.cache / "student-ce")
                 size = {"ce": 2.0, "full": 2.0 * len(held.head_VH)}.get(name, size)
@@ -312,6 +318,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=32, help="documents")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--evaluate-every", type=int, help="steps between evaluations on the way (default: none)")
     parser.add_argument("--name", default="training_table", help="of the files with the results")
     parser.add_argument("--plot-only", action="store_true")
     arguments = vars(parser.parse_args())

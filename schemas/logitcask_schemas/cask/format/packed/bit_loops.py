@@ -23,6 +23,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 Int: TypeAlias = Any
 """An integer of 64 bits, in the arithmetic of Numba."""
 
+THREADS: Final[int] = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+"""How many to decode on: the processors this process may use, unless the environment says NUMBA_NUM_THREADS."""
 UNKNOWN_CODE: Final = 1
 OUT_OF_BITS: Final = 2
 OUTSIDE_VOCABULARY: Final = 3
@@ -119,6 +121,8 @@ def _read_number(words_W: NDArray[np.uint64], at: Int, tables: NDArray[np.uint16
 
 @compiled
 def unpack_documents(
+    begin: Int,
+    end: Int,
     words_W: NDArray[np.uint64],
     word_offsets_D1: NDArray[np.int64],
     offsets_4D1: NDArray[np.int64],
@@ -137,9 +141,11 @@ def unpack_documents(
     tail_ids_N: NDArray[Any],
     faults_D: NDArray[np.uint8],
 ) -> None:
-    """Read every document into its part of the outputs.
+    """Read documents [begin, end) into their parts of the outputs; other threads may read others meanwhile.
 
     Args:
+        begin: the first of them.
+        end: one past the last.
         words_W: of all documents, and one more.
         word_offsets_D1: where each document's start; ascending, the last one is W - 1.
         offsets_4D1: where each document starts among tokens, positions, head entries and draws; ascending.
@@ -160,10 +166,10 @@ def unpack_documents(
         faults_D: takes 0 for each document that was read, else a number of this module's.
     """
     longest = np.int64(1)
-    for document in range(len(faults_D)):
+    for document in range(begin, end):
         longest = max(longest, offsets_4D1[_POSITION, document + 1] - offsets_4D1[_POSITION, document])
     places = np.empty(longest, dtype=np.uint8)
-    for document in range(len(faults_D)):
+    for document in range(begin, end):
         faults_D[document] = _unpack_document(
             document, words_W, word_offsets_D1[document] << 6, word_offsets_D1[document + 1] << 6, offsets_4D1, next_P,
             id_of_rank_V, vocab_size, tables, expected, levels_B, starts_B, mass_column, places, bytes_out,

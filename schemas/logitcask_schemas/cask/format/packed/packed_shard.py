@@ -4,8 +4,10 @@ Shape legend: D documents, W words of 64 bits, V ids of the vocabulary; L tokens
 N draws of all documents.
 """
 
+import itertools
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -47,6 +49,8 @@ _FAULTS: Final = (
     "bits are left over",
 )
 """By number, see `bit_loops`."""
+_WORDS_PER_THREAD: Final = 1 << 15
+"""At least: 256 kB, a few milliseconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +147,7 @@ def unpack(
     ids = {name: np.zeros(sizes[level], dtype=id_dtype) for name, level in _ID_LEVELS.items()}
     faults_D = np.zeros(documents, dtype=np.uint8)
     names = [column.name for column in columns]
-    loops.unpack_documents(
+    arguments = (
         np.append(packed.words_W, np.zeros(1 if len(packed.words_W) else 2, dtype=np.uint64)),
         packed.word_offsets_D1,
         np.stack([offsets[level] for level in LEVELS]),
@@ -162,6 +166,10 @@ def unpack(
         ids[TAIL_IDS],
         faults_D,
     )
+    parts = _parts(packed.word_offsets_D1, loops.THREADS)
+    with ThreadPoolExecutor(len(parts)) as threads:
+        # Exceptions come out with the results.
+        list(threads.map(lambda part: loops.unpack_documents(*part, *arguments), parts))
     arrays: dict[str, NDArray[Any]] = {TAIL_COUNTS: tail_counts}
     for number, column in enumerate(columns):
         arrays[column.name] = bytes_out[starts[number] : starts[number + 1]]
@@ -170,6 +178,14 @@ def unpack(
         if layout.wide_ids:
             arrays[name + HIGH_SUFFIX] = (values.astype(np.uint32, copy=False) >> np.uint32(16)).astype(np.uint8)
     return arrays, faults_D
+
+
+def _parts(word_offsets_D1: Offsets, threads: int) -> list[tuple[int, int]]:
+    """Documents [begin, end) for each thread, about as many words each; fewer threads where there is little to do."""
+    documents, words = len(word_offsets_D1) - 1, int(word_offsets_D1[-1])
+    number = max(1, min(threads, words // _WORDS_PER_THREAD))
+    cuts = [0, *np.searchsorted(word_offsets_D1, np.arange(1, number) * (words // number)).tolist(), documents]
+    return list(itertools.pairwise(cuts))
 
 
 def _tables(codes: ShardCodes, byte_names: list[str], loops: Any) -> list[NDArray[np.uint16]]:

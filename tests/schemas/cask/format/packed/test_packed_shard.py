@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from logitcask_schemas.cask.format.columns import ShardColumns, assemble, document_checksum, document_slices
 from logitcask_schemas.cask.format.layout import HIGH_SUFFIX, LEVELS, RecordLayout
+from logitcask_schemas.cask.format.packed import packed_shard
 from logitcask_schemas.cask.format.packed.packed_shard import PackedShard, ShardCodes, fault, pack, unpack
 from logitcask_schemas.cask.format.packed.rank_table import RankTable
 from logitcask_schemas.cask.format.packed.streams import byte_columns, next_tokens, plain_columns
@@ -20,6 +21,7 @@ from tests.support.schemas.cask_samples import make_documents, specs
 from tests.support.schemas.packed_reference import EndOfBits, read_document
 
 pytest.importorskip("numba", reason="packed shards need the extra `packed`")
+bit_loops = pytest.importorskip("logitcask_schemas.cask.format.packed.bit_loops")
 BYTES = CaptureSpec(logprob_codec="u8all", tail_logprobs=True)
 
 
@@ -70,6 +72,24 @@ def test_what_is_packed_is_unpacked(shard: tuple[ShardColumns, RecordLayout]) ->
     for name, array in arrays.items():
         assert array.dtype == columns.arrays[name].dtype, name
         np.testing.assert_array_equal(array, columns.arrays[name], err_msg=name)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7, 50])
+def test_threads_share_the_documents(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    columns, layout = sample([2, 30, 3, 4, 120, 2, 2, 9, 17])
+    packed = pack(columns, layout)
+    monkeypatch.setattr(packed_shard, "_WORDS_PER_THREAD", 1)
+    monkeypatch.setattr(bit_loops, "THREADS", threads)
+    parts = packed_shard._parts(packed.word_offsets_D1, threads)
+    assert [row for begin, end in parts for row in range(begin, end)] == list(range(9)), "each document once, in order"
+    assert len(parts) == min(threads, int(packed.word_offsets_D1[-1]))
+    damaged = packed.words_W.copy()
+    damaged[packed.word_offsets_D1[5] - 1] ^= np.uint64(1 << 63)  # of what fills up the last word
+    for words, faulty in ((packed.words_W, False), (damaged, True)):
+        arrays, faults_D = unpack(replace(packed, words_W=words), columns.offsets, columns.lists, layout)
+        assert np.flatnonzero(faults_D).tolist() == [4] * faulty, "a fault stays with its document"
+        behind = int(columns.offsets["token"][5]) if faulty else 0
+        np.testing.assert_array_equal(arrays["token_ids"][behind:], columns.arrays["token_ids"][behind:])
 
 
 def read_slowly(packed: PackedShard, columns: ShardColumns, layout: RecordLayout, row: int) -> dict[str, list[int]]:
