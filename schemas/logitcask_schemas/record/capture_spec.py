@@ -16,12 +16,24 @@ Sampler = Literal["systematic", "multinomial"]
 MAX_ENTRIES = 255  # per-position counts are stored as uint8
 MIN_TAU: Final = 1e-6
 """Below this tail mass nothing is drawn, so a smaller threshold would promise what capture does not do."""
+_FEW_DRAWS: Final = 32
+"""Limit of the draws unless given, where 1/tau of them are no more."""
 MIN_TEMPERATURE: Final = 0.1
 MAX_TEMPERATURE: Final = 100.0
 """Between these log Z_T is right to 1 % in every codec."""
 TEMPERATURE_GAP: Final = 0.01
 """Least relative distance of a temperature from 1 and from the others: log Z_T vanishes at T = 1."""
 MAX_TEMPERATURES: Final = 16
+
+
+def default_tail_max(mode: str, tau: float) -> int:
+    """The limit of the tail's draws unless one is given: one that does not bind, as far as a record can hold.
+
+    Where 1/tau is at most 32 that is 32 and not more, so that specs stay equal to those of casks made before smaller
+    thresholds got another limit.
+    """
+    return MAX_ENTRIES if mode == "threshold" and tau * _FEW_DRAWS < 1 - 1e-9 else _FEW_DRAWS
+
 
 Temperature = Annotated[float, Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE, allow_inf_nan=False)]
 
@@ -47,8 +59,11 @@ class CaptureSpec(BaseModel):
     """Probability threshold of mode `threshold`, also the mass one tail draw stands for at most."""
     head_max: Annotated[int, Field(ge=1, le=MAX_ENTRIES - 1)] = 64
     """Most tokens the threshold may put into the head; the excess falls into the tail, which stays unbiased."""
-    tail_max: Annotated[int, Field(ge=1, le=MAX_ENTRIES)] = 32
-    """Most tail draws of mode `threshold`."""
+    tail_max: Annotated[int, Field(ge=1, le=MAX_ENTRIES)] = Field(
+        default_factory=lambda given: default_tail_max(given.get("mode", "threshold"), given.get("tau", 0.05))
+    )
+    """Most tail draws of mode `threshold`. Unless given what tau asks for: 32, and 255, the most there may be, for tau
+    below 1/32."""
     k: Annotated[int, Field(ge=1, le=MAX_ENTRIES - 1)] = 64
     """Head size of mode `topk`."""
     draws: Annotated[int, Field(ge=1, le=MAX_ENTRIES)] = 50
@@ -124,6 +139,11 @@ class CaptureSpec(BaseModel):
     def canonical(self) -> dict[str, object]:
         """The fields that matter in this mode, so that specs which capture the same bytes compare equal."""
         return self.model_dump(mode="json", exclude=set(self.unused))
+
+    def at_tau(self, tau: float) -> Self:
+        """The spec in mode `threshold` at another tau, which `tail_max` follows unless it was given."""
+        given = self.model_dump(include=self.model_fields_set)
+        return type(self).model_validate({**given, "mode": "threshold", "tau": tau})
 
     def digest(self) -> str:
         """SHA-256 (hex) over the canonical JSON of the spec."""

@@ -88,7 +88,8 @@ def choose_tau(
         PilotError: the sample is empty or a document of it unusable, the budget is below what tau = 1/2 takes, or the
             student is the teacher.
     """
-    threshold_spec = CaptureSpec.model_validate((spec or CaptureSpec()).model_dump() | {"mode": "threshold"})
+    asked = spec or CaptureSpec()
+    threshold_spec = asked.at_tau(asked.tau)
     documents, vocab_size = piloted(teacher, sample, pilot_spec(threshold_spec), positions)
     pilot = PilotRecords.of(documents, threshold_spec)
     layout = RecordLayout.for_capture(threshold_spec, vocab_size)
@@ -108,7 +109,7 @@ def choose_tau(
     inverse = _largest(cost, bytes_per_token, carrier)
     table = tuple(_figures(pilot, threshold_spec, layout, candidate, square) for candidate in sorted({*GRID, inverse}))
     return TauChoice(
-        spec=threshold_spec.model_copy(update={"tau": 1 / inverse}),
+        spec=threshold_spec.at_tau(1 / inverse),
         chosen=next(figures for figures in table if figures.inverse == inverse),
         table=table,
         budget=bytes_per_token,

@@ -69,7 +69,7 @@ def cut_at(pilot: PilotRecords, spec: CaptureSpec, tau: float) -> Cut:
         pilot.head_rows_E[~kept_E], np.exp(pilot.head_logprobs_E[~kept_E]), minlength=pilot.positions
     )
     tail_mass_P = pilot.tail_mass_P + dropped_mass_P
-    counts_P = np.minimum(np.ceil(tail_mass_P / tau), spec.tail_max).astype(np.int64)
+    counts_P = np.minimum(np.ceil(tail_mass_P / tau), spec.at_tau(tau).tail_max).astype(np.int64)
     counts_P[tail_mass_P < NEGLIGIBLE_MASS] = 0
     return Cut(kept_E=kept_E, tail_mass_P=tail_mass_P, counts_P=counts_P)
 

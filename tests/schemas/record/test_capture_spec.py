@@ -1,6 +1,7 @@
 """Specs that capture could not honour are refused where they are asked for; what was stored earlier stays readable."""
 
 import json
+import math
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
@@ -102,3 +103,39 @@ def test_a_spec_by_hand_names_what_it_cannot_do(fields, said):
 def test_a_spec_by_hand_is_a_spec():
     assert capture_spec(mode="topk", k=8, tail_logprobs=True) == CaptureSpec(mode="topk", k=8, tail_logprobs=True)
     assert capture_spec(mode="topk", seed=3, logprob_codec="u8").seed == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "limit"),
+    [
+        ({}, 32),
+        ({"tau": 1 / 20}, 32),
+        ({"tau": 1 / 32}, 32),
+        ({"tau": 1 / 33}, 255),
+        ({"tau": 1 / 100}, 255),
+        ({"tau": 1e-6}, 255),
+        ({"tau": 1 / 100, "tail_max": 32}, 32),
+        ({"mode": "topk"}, 32),
+        ({"mode": "sampled"}, 32),
+    ],
+)
+def test_the_limit_of_draws_follows_tau(fields, limit):
+    spec = capture_spec(**fields)
+    assert spec.tail_max == limit
+    assert CaptureSpec.model_validate_json(spec.model_dump_json()) == spec
+    if spec.mode == "threshold" and "tail_max" not in fields:
+        assert spec.tail_max >= min(math.ceil(1 / spec.tau - 1e-9), 255), "it does not bind"
+
+
+def test_specs_of_the_old_limit_keep_their_identity():
+    """Casks that say 32 draws are those of a spec that leaves it out, where 32 is enough."""
+    assert CaptureSpec(tau=1 / 20, tail_max=32).digest() == CaptureSpec(tau=1 / 20).digest()
+    assert CaptureSpec(tau=1 / 50, tail_max=32).digest() != CaptureSpec(tau=1 / 50).digest()
+
+
+def test_another_tau_takes_its_own_limit_unless_one_was_given():
+    spec = CaptureSpec(mode="topk", k=5, logprob_codec="u8", seed=3)
+    at_100 = spec.at_tau(1 / 100)
+    assert (at_100.mode, at_100.tau, at_100.tail_max) == ("threshold", 1 / 100, 255)
+    assert (at_100.logprob_codec, at_100.seed, at_100.at_tau(1 / 20).tail_max) == ("u8", 3, 32)
+    assert CaptureSpec(tail_max=7).at_tau(1 / 100).tail_max == 7

@@ -165,7 +165,7 @@ def specs() -> st.SearchStrategy[CaptureSpec]:
         mode=st.sampled_from(["threshold", "topk", "sampled"]),
         tau=st.sampled_from([0.05, 0.02, 1e-6]),
         head_max=st.sampled_from([64, 3]),
-        tail_max=st.sampled_from([32, 4]),
+        tail_max=st.sampled_from([32, 4, 255]),
         k=st.sampled_from([64, 5]),
         draws=st.sampled_from([50, 6]),
         pinned_ids=st.sampled_from([(), (3,), (900, 2)]),

@@ -70,7 +70,7 @@ def by_id(records):
 def test_entries_and_bytes_are_those_of_a_real_capture(spec, vocab, inverse):
     teacher, documents = made_up_teacher(vocab), documents_of(vocab, (30, 5, 2))
     pilot, layout = pilot_of(teacher, documents, spec)
-    real_spec = spec.model_copy(update={"tau": 1 / inverse})
+    real_spec = spec.at_tau(1 / inverse)
     real = [captured(teacher, ids, real_spec) for ids in documents]
     cut = cut_at(pilot, spec, 1 / inverse)
     made = list(cut_documents(pilot, spec, cut))
@@ -96,7 +96,7 @@ def test_noise_is_the_variance_of_the_target(oracle, spec, inverse):
     teacher, (ids,) = made_up_teacher(300), documents_of(300, (40,))
     pilot, _ = pilot_of(teacher, [ids], spec)
     actual = noise(pilot, spec, cut_at(pilot, spec, 1 / inverse))
-    real = captured(teacher, ids, spec.model_copy(update={"tau": 1 / inverse, "logprob_codec": "f32"}))
+    real = captured(teacher, ids, spec.at_tau(1 / inverse).model_copy(update={"logprob_codec": "f32"}))
     expected = []
     for position, t in zip(oracle.cut(real.records), oracle.dense(teacher(ids).numpy()), strict=True):
         tail = np.delete(t, position.head_ids)
@@ -119,7 +119,7 @@ def test_what_a_draw_stands_for_is_that_of_real_records(inverse):
     for spec in (CaptureSpec(tail_max=255), CaptureSpec(tail_max=5)):
         pilot, _ = pilot_of(teacher, [ids], spec)
         found = draw_mass(cut_at(pilot, spec, 1 / inverse))
-        records = captured(teacher, ids, spec.model_copy(update={"tau": 1 / inverse, "logprob_codec": "f32"})).records
+        records = captured(teacher, ids, spec.at_tau(1 / inverse).model_copy(update={"logprob_codec": "f32"})).records
         r, n = np.exp(records.log_tail_mass_P.astype(np.float64)), records.tail_counts_P.astype(np.float64)
         assert found == pytest.approx((r[n > 0] ** 2 / n[n > 0]).sum() / r[n > 0].sum(), rel=1e-3)
         if spec.tail_max == 255:
@@ -148,7 +148,7 @@ def test_noise_is_what_real_draws_scatter(oracle, sampler):
 def test_compressed_bytes_are_those_of_a_real_capture(spec):
     teacher, documents = made_up_teacher(3000), documents_of(3000, (300, 200))
     pilot, layout = pilot_of(teacher, documents, spec)
-    real = pilot_of_real(teacher, documents, spec.model_copy(update={"tau": 1 / 30}), layout)
+    real = pilot_of_real(teacher, documents, spec.at_tau(1 / 30), layout)
     assert zarr_bytes(pilot, spec, cut_at(pilot, spec, 1 / 30), layout) == pytest.approx(real, rel=0.02)
 
 

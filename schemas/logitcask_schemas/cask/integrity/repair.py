@@ -36,7 +36,7 @@ from logitcask_schemas.cask.reader import Cask
 from logitcask_schemas.cask.storage.files import FileOperations, LocalFiles
 from logitcask_schemas.cask.storage.lock import writers_lock
 from logitcask_schemas.errors import CaskCorruptionError
-from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.capture_spec import CaptureSpec, default_tail_max
 
 _OPTIONS: Final = {"logprob_codec": "--codec", "pinned_ids": "--pin", "temperatures": "--temperature"}
 """Of `logitcask submit`, where they are not named after the field."""
@@ -59,9 +59,10 @@ def submit_command(cask: Path, requeue: Path) -> str | None:
     if opened.manifest.capture.imported:
         return None
     words = ["logitcask", "submit", str(requeue), "--cask", cask.resolve().name, "--overflow", "skip", "--wait"]
-    usual = CaptureSpec()
-    for name, value in opened.manifest.capture.canonical().items():
-        if value != usual.model_dump(mode="json").get(name):
+    spec = opened.manifest.capture
+    usual = {**CaptureSpec().model_dump(mode="json"), "tail_max": default_tail_max(spec.mode, spec.tau)}
+    for name, value in spec.canonical().items():
+        if value != usual.get(name):
             words += _option(_OPTIONS.get(name, "--" + name.replace("_", "-")), value)
     carriers = {entry.carrier for entry in opened.entries}
     if len(carriers) == 1 and carriers != {"arrow"}:
