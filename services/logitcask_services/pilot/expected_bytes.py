@@ -14,14 +14,17 @@ from logitcask_schemas.record.capture_spec import CaptureSpec
 ID_BYTES: Final = 2
 """Of a token that has no record, about."""
 _MEASURED: Final = (
-    (5, 1.59, 2.54),
-    (10, 1.97, 3.97),
-    (20, 2.75, 6.29),
-    (32, 3.62, 8.65),
-    (50, 4.77, 11.43),
-    (100, 7.62, 15.67),
-    (200, 12.59, 19.19),
-    (400, 21.23, 21.91),
+    (5, 1.57, 2.40),
+    (10, 1.94, 3.67),
+    (20, 2.67, 5.74),
+    (30, 3.35, 7.51),
+    (50, 4.50, 10.68),
+    (75, 5.81, 14.15),
+    (100, 7.03, 17.29),
+    (150, 9.30, 22.90),
+    (200, 11.43, 27.91),
+    (300, 15.40, 36.78),
+    (400, 19.08, 44.58),
 )
 """1/tau, head entries and draws per position: SmolLM2-135M on Python sources and documentation (docs/capture.md)."""
 
