@@ -8,7 +8,8 @@ Speed: the measured documents, each many times over with another first token, in
 `decode` opens it, which decodes every document; `to tensors` also proves each document and collates batches of 16 to
 torch tensors. One process, per second of its CPU time; both include what is done once a shard.
 
-Sources are casks, or with --teacher records of a model's own: standard library sources captured at tau = 1/20, 1/50 and 1/95.
+Sources are casks, or with --teacher records of a model's own: standard library sources captured at tau = 1/20, 1/50
+and 1/95, and as 50 draws.
 """
 
 import argparse
@@ -150,6 +151,7 @@ def captured_casks(teacher: Path, count: int, folder: Path) -> Iterator[tuple[st
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
     vocab_size = model.get_output_embeddings().weight.shape[0]
     specs = {f"1/{inverse}": CaptureSpec(tau=1 / inverse, logprob_codec=CODEC) for inverse in THRESHOLDS}
+    specs["RS-KD 50"] = CaptureSpec(mode="sampled", draws=50, sampler="multinomial", logprob_codec=CODEC)
     writers = {
         name: CaskWriter.create(folder / name.replace("/", "-"), teacher=made_up_teacher(vocab_size), capture=spec)
         for name, spec in specs.items()

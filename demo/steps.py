@@ -127,7 +127,7 @@ def capture(places: Places, teacher: Path, corpora: dict[str, Path]) -> None:
         for name, path in corpora.items():
             # With the key, a second run joins the extraction that an interrupted one began.
             command = [
-                places.teacher_bin / "logitcask", "submit", path, "--cask", name, "--server", url,
+                places.teacher_bin / "logitcask", "submit", path, "--cask", name, "--server", url, "--tau", "0.05",
                 "--idempotency-key", f"demo-{name}", "--wait", "--json", *(["--held-out"] if name == "heldout" else []),
             ]  # fmt: skip
             print("   $", *map(str, command), flush=True)

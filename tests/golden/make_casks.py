@@ -26,20 +26,20 @@ from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_schemas.record.records import DocumentRecords, Records
 
 HERE = Path(__file__).parent
-WIDE = CaptureSpec(logprob_codec="f32", tail_logprobs=True, temperatures=(2.0, 4.0), pinned_ids=(1,), seed=7)
+WIDE = CaptureSpec(tau=0.05, logprob_codec="f32", tail_logprobs=True, temperatures=(2.0, 4.0), pinned_ids=(1,), seed=7)
 CASES: dict[str, tuple[int, CaptureSpec, str]] = {
-    "cask-v1-u16-f16": (49_152, CaptureSpec(), "arrow"),
+    "cask-v1-u16-f16": (49_152, CaptureSpec(tau=0.05), "arrow"),
     "cask-v1-u24-f32": (262_144, WIDE, "arrow"),
-    "cask-v1-u8": (49_152, CaptureSpec(logprob_codec="u8", tail_logprobs=True, seed=7), "arrow"),
+    "cask-v1-u8": (49_152, CaptureSpec(tau=0.05, logprob_codec="u8", tail_logprobs=True, seed=7), "arrow"),
     "cask-v1-zarr": (262_144, WIDE, "zarr"),
     "cask-v1-parquet": (262_144, WIDE, "parquet"),
-    "cask-v1-answers": (49_152, CaptureSpec(), "arrow"),
-    "cask-v1-answers-zarr": (49_152, CaptureSpec(), "zarr"),
-    "cask-v1-answers-parquet": (49_152, CaptureSpec(), "parquet"),
-    "cask-v2-extents": (49_152, CaptureSpec(), "arrow"),
+    "cask-v1-answers": (49_152, CaptureSpec(tau=0.05), "arrow"),
+    "cask-v1-answers-zarr": (49_152, CaptureSpec(tau=0.05), "zarr"),
+    "cask-v1-answers-parquet": (49_152, CaptureSpec(tau=0.05), "parquet"),
+    "cask-v2-extents": (49_152, CaptureSpec(tau=0.05), "arrow"),
     "cask-v2-extents-zarr": (262_144, WIDE, "zarr"),
     "cask-v2-extents-parquet": (262_144, WIDE, "parquet"),
-    "cask-v3-packed": (49_152, CaptureSpec(logprob_codec="u8all", tail_logprobs=True, seed=7), "packed"),
+    "cask-v3-packed": (49_152, CaptureSpec(tau=0.05, logprob_codec="u8all", tail_logprobs=True, seed=7), "packed"),
     "cask-v3-packed-extents": (262_144, WIDE, "packed"),
 }
 SHARDS = ((2, 5, 12), (3,))

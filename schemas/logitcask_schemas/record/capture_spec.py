@@ -16,6 +16,8 @@ Sampler = Literal["systematic", "multinomial"]
 MAX_ENTRIES = 255  # per-position counts are stored as uint8
 MIN_TAU: Final = 1e-6
 """Below this tail mass nothing is drawn, so a smaller threshold would promise what capture does not do."""
+DEFAULT_TAU: Final = 0.028
+"""About 40 bytes per token in Arrow shards of a small teacher of English and code (docs/capture.md)."""
 _FEW_DRAWS: Final = 32
 """Limit of the draws unless given, where 1/tau of them are no more."""
 MIN_TEMPERATURE: Final = 0.1
@@ -55,12 +57,12 @@ class CaptureSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: CaptureMode = "threshold"
-    tau: Annotated[float, Field(ge=MIN_TAU, le=1, allow_inf_nan=False)] = 0.05
+    tau: Annotated[float, Field(ge=MIN_TAU, le=1, allow_inf_nan=False)] = DEFAULT_TAU
     """Probability threshold of mode `threshold`, also the mass one tail draw stands for at most."""
     head_max: Annotated[int, Field(ge=1, le=MAX_ENTRIES - 1)] = 64
     """Most tokens the threshold may put into the head; the excess falls into the tail, which stays unbiased."""
     tail_max: Annotated[int, Field(ge=1, le=MAX_ENTRIES)] = Field(
-        default_factory=lambda given: default_tail_max(given.get("mode", "threshold"), given.get("tau", 0.05))
+        default_factory=lambda given: default_tail_max(given.get("mode", "threshold"), given.get("tau", DEFAULT_TAU))
     )
     """Most tail draws of mode `threshold`. Unless given what tau asks for: 32, and 255, the most there may be, for tau
     below 1/32."""

@@ -47,7 +47,7 @@ def config(tmp_path_factory, teachers):
     folder = tmp_path_factory.mktemp("casks")
     for seed, (name, documents) in enumerate((("a", random_documents(20)), ("b", random_documents(12, seed=3)))):
         # Another width of the teacher's logits, another codec, more columns: what is read of the two has other types.
-        more = {"tail_logprobs": True, "logprob_codec": "f32", "tau": 0.1} if seed else {}
+        more = {"tail_logprobs": True, "logprob_codec": "f32", "tau": 0.1} if seed else {"tau": 0.05}
         build_cask(folder / name, teachers[seed], documents, spec=CaptureSpec(**more), weights_digest=str(seed) * 64)
     teachers[0].save_pretrained(folder / "teacher")
     tiny_tokenizer().save_pretrained(folder / "teacher")

@@ -108,7 +108,7 @@ def test_a_spec_by_hand_is_a_spec():
 @pytest.mark.parametrize(
     ("fields", "limit"),
     [
-        ({}, 32),
+        ({}, 255),
         ({"tau": 1 / 20}, 32),
         ({"tau": 1 / 32}, 32),
         ({"tau": 1 / 33}, 255),

@@ -141,7 +141,7 @@ def test_jobs(serve, run, documents):
     assert "documents: 40, of them 39 captured, 0 in the cask before, 1 failed" in out
     assert f"files: {len(shards['shards'])} shard" in out
     assert f" of {size:,} bytes, from {job['corpus_id']}" in out
-    assert "spec: mode threshold, tau 0.05, head_max 64, tail_max 32, seed 0, logprob_codec f16, overflow" in out
+    assert "spec: mode threshold, tau 0.028, head_max 64, tail_max 255, seed 0, logprob_codec f16, overflow" in out
     assert "{" not in out
     code, out, _ = run(server, "jobs", "errors", job["id"])
     assert json.loads(out)["custom_id"] == "d3"

@@ -163,7 +163,7 @@ def specs() -> st.SearchStrategy[CaptureSpec]:
     return st.builds(
         CaptureSpec,
         mode=st.sampled_from(["threshold", "topk", "sampled"]),
-        tau=st.sampled_from([0.05, 0.02, 1e-6]),
+        tau=st.sampled_from([0.028, 0.05, 0.02, 1e-6]),
         head_max=st.sampled_from([64, 3]),
         tail_max=st.sampled_from([32, 4, 255]),
         k=st.sampled_from([64, 5]),

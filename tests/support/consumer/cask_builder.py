@@ -141,7 +141,7 @@ def build_cask(
     `answers` has the ranges of each, None where it does not say; `uniform` as in `record`; `recorded` has a mask over
     the positions of each, None for all.
     """
-    spec = spec or CaptureSpec()
+    spec = spec or CaptureSpec(tau=0.05)
     records = [
         record(dense_positions(teacher, ids), ids, spec, seed=n, uniform=uniform) for n, ids in enumerate(documents)
     ]

@@ -17,7 +17,7 @@ from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_schemas.record.records import DocumentRecords, Records
 from tests.support.record_arrays import record_arrays
 
-SPEC = CaptureSpec()
+SPEC = CaptureSpec(tau=0.05)
 VOCABS = (300, 65_536, 65_537, 262_144, 1 << 24)
 
 

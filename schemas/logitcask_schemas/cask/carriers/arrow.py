@@ -269,7 +269,15 @@ def only_batch(path: Path, content: memoryview | None) -> Any:
         raise CaskCorruptionError(f"{path}: {reader.num_record_batches} record batches, expected 1")
     batch = reader.get_batch(0)
     batch.validate()
+    if not all(_lies_within(buffer, column) for column in batch.columns):
+        raise CaskCorruptionError(f"{path}: its columns are compressed, which no writer does. {REPAIR_ADVICE}.")
     return batch
+
+
+def _lies_within(file: Any, column: Any) -> bool:
+    """Whether a column's bytes are those of the file."""
+    parts = [part for part in column.buffers() if part is not None and part.size]
+    return all(file.address <= part.address and part.address + part.size <= file.address + file.size for part in parts)
 
 
 @contextmanager

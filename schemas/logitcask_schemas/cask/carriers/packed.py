@@ -32,7 +32,7 @@ from logitcask_schemas.cask.format.layout import LEVELS, Level, RecordLayout
 from logitcask_schemas.cask.format.manifest import MAX_VALUES
 from logitcask_schemas.cask.format.packed.packed_shard import PackedShard, ShardCodes, fault, pack, unpack
 from logitcask_schemas.cask.format.packed.streams import plain_columns
-from logitcask_schemas.errors import CaskCorruptionError, CaskError
+from logitcask_schemas.errors import CaskCorruptionError, CaskError, InvalidRecordError
 
 _COUNTS: Final[dict[Level, str]] = {
     "token": "tokens",
@@ -60,8 +60,13 @@ class PackedCarrier:
         """Pack a whole shard; its bits lie in memory on the way.
 
         Raises:
-            InvalidRecordError: Records break a rule that the packed form relies on, see `streams_of`.
+            InvalidRecordError: Records were imported, or break a rule that the packed form relies on, see `streams_of`.
         """
+        if not layout.head_holds_next:
+            raise InvalidRecordError(
+                "records that another tool made cannot be packed, as a head may lack the next token; choose another "
+                "carrier, such as zarr"
+            )
         packed = pack(columns, layout)
         if len(packed.words_W) > MAX_VALUES:
             raise CaskError(f"more than {MAX_VALUES} words of bits; publish fewer documents at a time")

@@ -209,7 +209,8 @@ def require_same_ranks(mine: CaskManifest, offered: CaskManifest, *, where: str)
         digests = [table.digest if table else "no rank table" for table in (mine.rank_table, offered.rank_table)]
         raise IdentityMismatchError(
             f"{where}: rank_table: {digests[0]} here, {digests[1]} offered. Packed shards cannot be read by another "
-            "table: name a new folder, or merge the casks, which packs anew."
+            "table. A source that has grown since it was packed needs a new folder; packed casks may be merged, which "
+            "packs anew."
         )
 
 

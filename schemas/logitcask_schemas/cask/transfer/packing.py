@@ -5,7 +5,7 @@ its copy is a cask of another capture spec, so its shards have other names and a
 depends on seed, document and column alone, so a second copy is the same as the first.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any, BinaryIO, Final
 
@@ -48,7 +48,7 @@ def export_packed(source: Cask, target: ExportTarget) -> Iterator[ExportStep]:
         One step per shard, after it is durable.
 
     Raises:
-        CaskError: The target holds shards that the source does not.
+        CaskError: The target holds shards that no earlier copy of this source left there, or the records were imported.
         IdentityMismatchError: The target is a cask of another teacher, spec or rank table.
         CaskCorruptionError, CaskNotFoundError: A shard of the source is damaged or missing.
         CaskWriteError, CaskLockedError: As `export_cask`.
@@ -57,6 +57,11 @@ def export_packed(source: Cask, target: ExportTarget) -> Iterator[ExportStep]:
         yield from export_cask(source, target, PackedCarrier.name)
         return
     require_another_place(source, target)
+    if source.manifest.capture.imported:
+        raise CaskError(
+            f"{source.place}: records that another tool made cannot be packed, as a head may lack the next token. "
+            "Export them as they are, with --carrier zarr for the least room."
+        )
     manifest = packed_manifest(source)
     with target:
         there = target.prepare(manifest)
@@ -64,14 +69,11 @@ def export_packed(source: Cask, target: ExportTarget) -> Iterator[ExportStep]:
         for number, entry in enumerate(source.entries):
             shard = source.shard(number)
             prove(shard)
-            written = _packed(shard, target, manifest)
+            # An earlier copy went through the same shards in the same order, and came as far as there are shards.
+            expected = there.keys() if number < len(there) else None
+            written = _packed(shard, target, manifest, expected)
             done.append(written)
             yield ExportStep(source=entry, target=written, skipped=False)
-        if strange := sorted(there.keys() - {entry.name for entry in done}):
-            raise CaskError(
-                f"the destination holds {len(strange)} shards that are no packed copies of those of {source.place}, "
-                f"such as {strange[0]}. Name an empty folder."
-            )
         names = [entry.name for entry in done]
         target.finish(
             sorted(done, key=lambda entry: entry.name), dict(zip(names, source.shard_documents(), strict=True))
@@ -139,14 +141,20 @@ def converted(columns: ShardColumns, source: RecordLayout, target: RecordLayout)
     return replace(columns, arrays=arrays, checksums=np.array(checksums, dtype=np.uint64))
 
 
-def _packed(shard: Shard, target: ExportTarget, manifest: CaskManifest) -> ShardEntry:
-    """Publish a shard's packed copy."""
+def _packed(shard: Shard, target: ExportTarget, manifest: CaskManifest, expected: Collection[str] | None) -> ShardEntry:
+    """Publish a shard's packed copy; nothing, and CaskError, where its name is not one of the expected."""
     carrier, layout, identity = carrier_named(PackedCarrier.name), RecordLayout.of(manifest), manifest.identity_digest()
     columns = converted(shard.columns, shard.layout, layout)
     # Columns that stay what they are keep the shard's name, which is taken from them.
     name = shard.entry.name if shard.entry.identity == identity else None
 
     def write(file: BinaryIO) -> ShardEntry:
-        return write_shard(carrier, columns, layout, identity, file, name=name)
+        entry = write_shard(carrier, columns, layout, identity, file, name=name)
+        if expected is not None and entry.name not in expected:
+            raise CaskError(
+                f"the destination holds {len(expected)} shards, none of which is the packed copy of {shard.path}, so "
+                "they were made from another cask. Name an empty folder."
+            )
+        return entry
 
     return target.publish(carrier, write)

@@ -236,7 +236,8 @@ def test_the_command_that_captures_again_is_printed(cask: Path, capsys: pytest.C
     assert ended.value.exit_code == 3
     (folder,) = (cask / "quarantine").iterdir()
     line = (
-        f"1 document to capture again: logitcask submit {folder / 'requeue.jsonl'} --cask cask --overflow skip --wait"
+        f"1 document to capture again: logitcask submit {folder / 'requeue.jsonl'} --cask cask --overflow skip --wait "
+        "--tau 0.05"
     )
     assert line in capsys.readouterr().out.splitlines()
 

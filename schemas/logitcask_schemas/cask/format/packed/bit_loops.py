@@ -12,11 +12,13 @@ Shape legend: D documents, W words of 64 bits, B columns of one byte; L tokens, 
 all documents.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias, TypeVar, cast
 
 import numba
 import numpy as np
+from numba.core.caching import NullCache
 from numpy.typing import NDArray
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -55,6 +57,30 @@ _SIZES: Final = np.array([number.bit_length() for number in range(256)], dtype=n
 """Bits of each number; 0 for 0."""
 
 
+_WITHOUT_CACHE: Final = (
+    "Packed shards are read all the same, and what reads them is compiled again in every process, for some seconds. "
+    "NUMBA_CACHE_DIR may name a folder that can be written; a damaged one may be removed."
+)
+_LOOPS: Final[list[Any]] = []
+"""What was compiled, or will be when it is called first."""
+_log = logging.getLogger(__name__)
+
+
+def prepare(*arguments: Any) -> None:
+    """Compile `unpack_documents` for arguments of these types, or read it from Numba's cache, so that threads need not.
+
+    Args:
+        arguments: Of `unpack_documents` behind the first two.
+    """
+    try:
+        unpack_documents(0, 0, *arguments)
+    except Exception as error:  # noqa: BLE001 - the loops raise nothing; the cache raises what a torn file makes of it
+        _log.warning("Numba's cache cannot be used (%s: %s). %s", type(error).__name__, error, _WITHOUT_CACHE)
+        for loop in _LOOPS:
+            loop._cache = NullCache()
+        unpack_documents(0, 0, *arguments)
+
+
 def number_table(table: NDArray[np.uint16]) -> NDArray[np.uint16]:
     """From a code's table, one of numbers: all their bits, 64 times those of the code, 1024 times the size.
 
@@ -68,7 +94,14 @@ def number_table(table: NDArray[np.uint16]) -> NDArray[np.uint16]:
 
 def compiled(function: F) -> F:
     """The function as machine code, kept on disk for the next process; other threads run meanwhile."""
-    return cast("F", numba.njit(cache=True, nogil=True, boundscheck=False)(function))
+    loop: Any
+    try:
+        loop = numba.njit(cache=True, nogil=True, boundscheck=False)(function)
+    except RuntimeError as error:  # no folder for it
+        _log.warning("%s %s", error, _WITHOUT_CACHE)
+        loop = numba.njit(nogil=True, boundscheck=False)(function)
+    _LOOPS.append(loop)
+    return cast("F", loop)
 
 
 @compiled

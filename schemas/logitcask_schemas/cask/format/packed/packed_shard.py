@@ -166,6 +166,7 @@ def unpack(
         ids[TAIL_IDS],
         faults_D,
     )
+    loops.prepare(*arguments)
     parts = _parts(packed.word_offsets_D1, loops.THREADS)
     with ThreadPoolExecutor(len(parts)) as threads:
         # Exceptions come out with the results.
@@ -232,7 +233,7 @@ def _require_possible(packed: PackedShard, offsets: Mapping[Level, Offsets]) -> 
     """Before anything of these sizes is made: every token, entry that is not the next token, and draw takes a bit."""
     bits_D = np.diff(packed.word_offsets_D1) * WORD_BITS
     tokens_D, positions_D, heads_D, draws_D = (np.diff(offsets[level]) for level in LEVELS)
-    impossible = (tokens_D > bits_D) | (heads_D - positions_D > bits_D) | (draws_D > bits_D)
+    impossible = tokens_D + np.maximum(heads_D - positions_D, 0) + draws_D > bits_D
     if impossible.any():
         row = int(np.argmax(impossible))
         raise CaskCorruptionError(
