@@ -106,3 +106,111 @@ def test_files_that_are_no_cache_of_distillkit_are_told_apart(tmp_path):
         into_cask(DistillKitSource(folder), tmp_path / "cask")
     with pytest.raises(CaskError, match="holds no"):
         DistillKitSource(tmp_path)
+
+
+# What a column holds
+
+
+def rows_of(*lengths):
+    return [distillkit_row(document, EXACT) for document in dense_documents(lengths)]
+
+
+def write_typed(folder, rows, **types):
+    """A cache whose columns have these types; its second row is in the second row group."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (plain,) = rows_of(30)
+    write_distillkit(folder, [plain | {"attention_mask": [1] * 30}], EXACT)
+    schema = pq.read_schema(folder / "data_0.parquet")
+    schema = pa.schema([(name, types.get(name, schema.field(name).type)) for name in rows[0]])
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "data_0.parquet", row_group_size=1)
+    return DistillKitSource(folder)
+
+
+def first_byte(row, name, value):
+    return row | {name: [row[name][0], [*row[name][1][:3], value, *row[name][1][4:]], *row[name][2:]]}
+
+
+@pytest.mark.parametrize("name", ["compressed_logprobs", "bytepacked_indices"])
+@pytest.mark.filterwarnings("error")
+def test_a_null_is_no_byte(tmp_path, name):
+    """Read as a number, it would be an id that nobody stored."""
+    rows = rows_of(30, 30)
+    with pytest.raises(InvalidRecordError, match=rf"row 1: position 1 has no byte 3 in {name}"):
+        into_cask(
+            write_typed(tmp_path / "byte", [rows[0], first_byte(rows[1], name, None)]),
+            tmp_path / "cask",
+        )
+    without = rows[1] | {name: [*rows[1][name][:4], None, *rows[1][name][5:]]}
+    with pytest.raises(InvalidRecordError, match=rf"row 1: position 4 has no {name}"):
+        into_cask(write_typed(tmp_path / "position", [rows[0], without]), tmp_path / "cask")
+
+
+@pytest.mark.parametrize("value", [300, -1])
+def test_bytes_are_at_most_255_whatever_their_type(tmp_path, value):
+    import pyarrow as pa
+
+    rows, wide = rows_of(30, 30), pa.list_(pa.list_(pa.int64()))
+    into_cask(write_typed(tmp_path / "whole", rows, compressed_logprobs=wide), tmp_path / "cask")
+    damaged = [rows[0], first_byte(rows[1], "compressed_logprobs", value)]
+    with pytest.raises(InvalidRecordError, match=rf"row 1: position 1 has {value} as byte 3 of compressed_logprobs"):
+        into_cask(write_typed(tmp_path / "src", damaged, compressed_logprobs=wide), tmp_path / "other")
+
+
+def test_tokens_and_masks_have_no_nulls(tmp_path):
+    rows = [row | {"attention_mask": [1] * 30} for row in rows_of(30, 30)]
+    for name in ("input_ids", "attention_mask"):
+        damaged = rows[1] | {name: [*rows[1][name][:7], None, *rows[1][name][8:]]}
+        with pytest.raises(InvalidRecordError, match=f"row 1: token 7 has no {name}"):
+            into_cask(write_typed(tmp_path / name, [rows[0], damaged]), tmp_path / "cask")
+
+
+def test_a_token_beyond_int64_is_named(tmp_path):
+    rows = rows_of(30, 30)
+    rows[1]["input_ids"][3] = 2**63 + 1
+    with pytest.raises(InvalidRecordError, match="row 1: token id 9223372036854775809 is outside"):
+        into_cask(write_typed(tmp_path / "src", rows), tmp_path / "cask")
+
+
+def test_lists_of_every_layout_and_truth_values_as_masks_are_read(tmp_path):
+    import pyarrow as pa
+
+    documents = dense_documents([30, 30])
+    rows = [distillkit_row(document, EXACT) | {"attention_mask": [True] * 30} for document in documents]
+    types = {
+        "input_ids": pa.large_list(pa.int32()),
+        "compressed_logprobs": pa.list_(pa.list_(pa.uint8(), 48)),
+        "bytepacked_indices": pa.large_list(pa.large_list(pa.uint8())),
+        "attention_mask": pa.list_(pa.bool_()),
+    }
+    into_cask(write_typed(tmp_path / "src", rows, **types), tmp_path / "cask")
+    assert_is_dense(Cask.open(tmp_path / "cask"), documents, 12, atol=3e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "kind"),
+    [
+        ("compressed_logprobs", lambda pa: pa.array([[b"ab"]], pa.list_(pa.binary())), "binary"),
+        ("compressed_logprobs", lambda pa: pa.array([[1]], pa.list_(pa.uint8())), "uint8"),
+        ("bytepacked_indices", lambda pa: pa.array([b"ab"], pa.binary()), "binary"),
+        ("bytepacked_indices", lambda pa: pa.array([[[0.5]]], pa.list_(pa.list_(pa.float64()))), "double"),
+        ("input_ids", lambda pa: pa.array(["abc"]), "string"),
+        ("input_ids", lambda pa: pa.array([1]), "int64"),
+        ("input_ids", lambda pa: pa.array([["abc"]]), "string"),
+        ("input_ids", lambda pa: pa.array([[84.5]]), "double"),
+        ("input_ids", lambda pa: pa.array([[{"a": 1}]]), "struct"),
+        ("attention_mask", lambda pa: pa.array([["1"]]), "string"),
+    ],
+)
+def test_columns_of_other_types_are_named(tmp_path, name, column, kind):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = write_distillkit(tmp_path / "src", [row | {"attention_mask": [1] * 9} for row in rows_of(9)], EXACT)
+    table = pq.read_table(folder / "data_0.parquet")
+    table = table.set_column(table.column_names.index(name), name, column(pa))
+    pq.write_table(table, folder / "data_0.parquet")
+    with pytest.raises(CaskError, match=rf"column {name} is of type .*{kind}.*, expected list of") as error:
+        into_cask(DistillKitSource(folder), tmp_path / "cask")
+    assert "without its end" not in str(error.value)
