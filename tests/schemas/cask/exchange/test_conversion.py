@@ -16,7 +16,7 @@ from logitcask_schemas.cask.exchange.conversion import imported_spec
 from logitcask_schemas.cask.exchange.distillkit import DistillKitSource
 from logitcask_schemas.cask.exchange.megatron import MegatronSource
 from logitcask_schemas.cask.integrity.verify import require_valid, verify_shards
-from logitcask_schemas.errors import CaptureSpecError, CaskError, IdentityMismatchError, InvalidRecordError
+from logitcask_schemas.errors import CaptureSpecError, CaskError, IdentityMismatchError, InvalidRecordError, OptionError
 from logitcask_schemas.record.capture_spec import CaptureSpec, capture_spec
 from tests.support.schemas.other_caches import (
     EXACT,
@@ -193,6 +193,98 @@ def test_tokens_of_another_run_are_told(tmp_path):
     assert "are among the entries" in report.alignment.notes()[0]
     plain = into_cask(distillkit(tmp_path / "plain", documents), tmp_path / "cask-2")
     assert plain.alignment.notes() == []
+
+
+# What is no record
+
+
+PLAIN = EXACT | {"delta_encoding": False}
+
+
+def with_logprobs(position, values):
+    """Two rows, the second with these twelve log-probabilities at a position."""
+    rows = [distillkit_row(document, PLAIN) for document in dense_documents([30, 30])]
+    rows[1]["compressed_logprobs"][position] = list(np.array(values, dtype="<f4").tobytes())
+    return rows
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("codec", ["f16", "u8"])
+def test_values_that_the_type_cannot_hold_are_no_entries(tmp_path, codec):
+    """Their mass, which nothing can measure, is in the tail; -inf is in no head."""
+    source = DistillKitSource(write_distillkit(tmp_path / "src", with_logprobs(4, [-0.5] + 11 * [-70_000.0]), PLAIN))
+    into_cask(source, tmp_path / "cask", codec=codec)
+    records = Cask.open(tmp_path / "cask").read(1).records
+    assert records.head_counts_P.tolist() == [12] * 4 + [1] + [12] * 24
+    assert np.isfinite(records.head_logprobs_H.astype(np.float64)).all()
+    assert np.exp(float(records.log_tail_mass_P[4])) == pytest.approx(1 - np.exp(-0.5), rel=2e-3)
+
+
+@pytest.mark.parametrize("values", [[-1e4] * 12, [-9.0] * 12, [-70_000.0] * 12])
+def test_a_position_without_mass_is_refused(tmp_path, values):
+    """The largest of 97 probabilities is at least 1/97."""
+    source = DistillKitSource(write_distillkit(tmp_path / "src", with_logprobs(4, values), PLAIN))
+    with pytest.raises(InvalidRecordError, match=r"row 1.*position 4"):
+        into_cask(source, tmp_path / "cask", codec="f16")
+    uniform = with_logprobs(4, [-np.log(VOCAB)] * 12)
+    into_cask(DistillKitSource(write_distillkit(tmp_path / "uniform", uniform, PLAIN)), tmp_path / "cask", codec="f16")
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ([{"input_ids": [5], "compressed_logprobs": [], "bytepacked_indices": []}], "documents of one token: 1"),
+        ([distillkit_row(*dense_documents([9]), EXACT) | {"attention_mask": [0] * 9}], "rows of padding: 1"),
+        ([], "no rows"),
+    ],
+)
+def test_a_cache_of_which_nothing_is_left_is_an_error_that_says_why(tmp_path, rows, reason):
+    import pyarrow.parquet as pq
+
+    folder = write_distillkit(tmp_path / "src", rows or [distillkit_row(*dense_documents([9]), EXACT)], EXACT)
+    if not rows:
+        table = pq.read_table(folder / "data_0.parquet")
+        pq.write_table(table.slice(0, 0), folder / "data_0.parquet")
+    with pytest.raises(CaskError, match=rf"holds no position to store \({reason}\)"):
+        into_cask(DistillKitSource(folder), tmp_path / "cask")
+    assert not (tmp_path / "cask").exists()
+
+
+@pytest.mark.parametrize("codec", ["f16", "u8"])
+@pytest.mark.parametrize("positions_per_shard", [1, 1000])
+def test_the_same_tokens_with_other_distributions_are_counted(tmp_path, codec, positions_per_shard):
+    """In one shard or in several; the same record twice is no difference."""
+    first, second = dense_documents([30, 30])
+    other = DenseDocument(first.tokens_L, second.logprobs_PV)
+    source = distillkit(tmp_path / "src", [first, first, other, second, other])
+    report = into_cask(source, tmp_path / "cask", codec=codec, positions_per_shard=positions_per_shard)
+    assert (report.documents, report.present, report.differing) == (2, 3, 2)
+    assert "2 documents have the tokens of another one" in report.notes()[-1]
+    again = into_cask(source, tmp_path / "cask", codec=codec, positions_per_shard=positions_per_shard)
+    assert (again.documents, again.present, again.differing) == (0, 5, 2)
+    same = into_cask(distillkit(tmp_path / "same", [first, second]), tmp_path / "cask", codec=codec)
+    assert (same.present, same.differing) == (2, 0)
+
+
+# Who the teacher was
+
+
+@pytest.mark.parametrize("size", [0, -1, 2**24 + 1, 2**32, 99999999999999999999])
+def test_no_teacher_has_such_a_vocabulary(size):
+    with pytest.raises(OptionError, match=f"1 to 16,777,216 ids, got {size}"):
+        replace(TEACHER, vocab_size=size)
+
+
+@pytest.mark.parametrize("name", ["", "  ", "big\n", "\x1b[31mred", "\udcff"])
+@pytest.mark.parametrize("option", ["model", "revision", "dtype"])
+def test_names_are_on_one_line(option, name):
+    with pytest.raises(OptionError, match=f"--{option}: expected a name on one line"):
+        replace(TEACHER, **{option: name})
+
+
+def test_no_entries_are_not_all_entries(tmp_path):
+    with pytest.raises(CaptureSpecError):
+        imported_spec(distillkit(tmp_path, dense_documents([9])), k=0, codec="f16")
 
 
 # The capture spec

@@ -316,3 +316,10 @@ def test_links_and_devices_in_an_archive_are_passed_over(tmp_path, kind, target)
         link.type, link.linkname = kind, target
         archive.addfile(link)
     assert len(read(folder)) == 4
+
+
+def test_members_without_samples_leave_nothing_and_say_so(tmp_path):
+    empty = {name: part[:, :0] if name != "format_version" else part for name, part in payload().items()}
+    folder = write_archive(tmp_path / "src", empty, member="0-0.pt.zst")
+    with pytest.raises(CaskError, match=r"no position to store \(members without samples: 1\)"):
+        into_cask(MegatronSource(folder, tokens=folder / "tokens.npy"), tmp_path / "cask")
