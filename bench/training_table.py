@@ -276,8 +276,8 @@ def train_all(setting: Setting, seeds: list[int], names: list[str]) -> None:
 
 
 def table(setting: Setting) -> None:
-    """Means over seeds with 95 % t-intervals, the share of the gap within each seed, and the plot."""
-    from training_table_plot import draw
+    """Means over seeds with 95 % t-intervals, the share of the gap within each seed, and the plots."""
+    from training_table_plot import Curves, draw, draw_curves
 
     runs: dict[str, dict[int, dict[str, float]]] = {}
     for run in finished(setting.runs):
@@ -301,7 +301,16 @@ def table(setting: Setting) -> None:
             interval = {"mean": f"{np.mean(values):.5g}", "interval": f"{wide:.3g}"}
             report.add(metric, unit, values, what, row=name, **interval)
     report.write()
-    draw(runs, setting.name.replace("_", "-"))
+    name = setting.name.replace("_", "-")
+    draw(runs, name)
+    if curves := finished(setting.curves):
+        by_row: Curves = {}
+        for run in curves:
+            by_row.setdefault(run["row"], {}).setdefault(int(run["seed"]), {})[int(run["step"])] = float(run["kl"])
+        for row, seeds in runs.items():
+            for seed, figures in seeds.items():
+                by_row.setdefault(row, {}).setdefault(seed, {})[setting.steps] = figures["kl"]
+        draw_curves(by_row, f"{name}-steps")
 
 
 def main() -> None:

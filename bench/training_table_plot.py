@@ -1,4 +1,4 @@
-"""The training table as a picture: bytes per token against the share of the gap that is closed, one point per seed."""
+"""The training table as pictures: the share of the gap that is closed against bytes per token, and against steps."""
 
 from pathlib import Path
 
@@ -16,6 +16,35 @@ FAMILIES = {
     "ghost": ("tab:orange", "^"),
     "renormalised": ("tab:red", "v"),
 }
+
+
+Curves = dict[str, dict[int, dict[int, float]]]
+"""Held-out KL in nats: of each row, seed and step."""
+
+
+def draw_curves(curves: Curves, name: str) -> None:
+    """Write the plot of evaluations on the way: held-out KL, and the share of the gap that a record leaves open."""
+    figure, (kl_axes, open_axes) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    for number, (row, seeds) in enumerate(curves.items()):
+        colour = f"C{number}"
+        for order, (seed, by_step) in enumerate(seeds.items()):
+            steps = sorted(by_step)
+            label = row if order == 0 else None
+            kl_axes.plot(steps, [by_step[step] for step in steps], color=colour, linewidth=1, label=label)
+            if row in ("ce", "full") or seed not in curves["ce"] or seed not in curves["full"]:
+                continue
+            ce, full = curves["ce"][seed], curves["full"][seed]
+            left_open = [100 * (by_step[step] - full[step]) / (ce[step] - full[step]) for step in steps]
+            open_axes.plot(steps, left_open, color=colour, marker="o", markersize=3, linewidth=1, label=label)
+    kl_axes.set_ylabel("held-out KL, nats")
+    open_axes.set_ylabel("share of the gap between ce and full left open (%)")
+    open_axes.axhline(0, color="grey", linewidth=0.8)
+    for axes in (kl_axes, open_axes):
+        axes.set_xlabel("steps")
+        axes.legend(frameon=False, fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(IMAGES / f"{name}.png", dpi=150)
+    plt.close(figure)
 
 
 def draw(runs: dict[str, dict[int, dict[str, float]]], name: str) -> None:

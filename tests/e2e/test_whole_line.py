@@ -17,7 +17,7 @@ from demo import steps
 from logitcask_schemas.cask import Cask
 
 ROOT = Path(__file__).resolve().parents[2]
-TOKENS = 6_000
+TOKENS = 3_500
 pytestmark = [pytest.mark.engine, pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 
@@ -37,7 +37,7 @@ def result(places: steps.Places) -> dict[str, Any]:
     with corpora["train"].open("a") as lines:
         lines.write('this line is not JSON\n{"nothing": "known"}\n')
     steps.capture(places, teacher, corpora)
-    steps.train(places, teacher, "--epochs", "2", "--batch-tokens", "2048", "--micro-tokens", "2048")
+    steps.train(places, teacher, "--epochs", "2", "--batch-tokens", "1024", "--micro-tokens", "1024")
     return steps.report(places)
 
 
@@ -94,5 +94,5 @@ def test_the_student_is_a_hugging_face_folder(places: steps.Places, result: dict
 def test_a_second_run_repeats_nothing(places: steps.Places, result: dict[str, Any]) -> None:
     before = {path: path.stat().st_mtime_ns for path in places.casks.rglob("*.arrow")}
     steps.capture(places, places.output / "teacher", steps.write_corpora(places, TOKENS))
-    steps.train(places, places.output / "teacher", "--epochs", "2", "--batch-tokens", "2048", "--micro-tokens", "2048")
+    steps.train(places, places.output / "teacher", "--epochs", "2", "--batch-tokens", "1024", "--micro-tokens", "1024")
     assert {path: path.stat().st_mtime_ns for path in places.casks.rglob("*.arrow")} == before
