@@ -293,6 +293,12 @@ def test_names_that_the_client_refuses_are_refused_before_it_is_asked(name):
             validate_repo_id(name)
 
 
+@pytest.mark.parametrize("name", ["lab/a--b", "lab/x.git"])
+def test_a_cask_under_such_a_name_cannot_be_opened_either(hub, tmp_path, name):
+    with pytest.raises(CaskError, match=f"hf://datasets/{name}.*HF URI|hf://datasets/{name}.*repo_id"):
+        Cask.open(f"hf://{name}", cache=tmp_path / "cache", store_options={"endpoint": hub.endpoint})
+
+
 @given(st.from_regex(r"[a-z0-9._-]{1,8}/[a-zA-Z0-9._-]{1,100}", fullmatch=True))
 def test_what_is_a_place_is_a_name_for_the_client(name):
     from huggingface_hub.utils import validate_repo_id
