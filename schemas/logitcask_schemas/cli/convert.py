@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 
 def convert_command(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="The other tool's folder.", show_default=False)],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="The other tool's folder.", show_default=False)],
     destination: Annotated[
         str, typer.Argument(metavar="DST", help="New folder, or an unfinished conversion.", show_default=False)
     ],
@@ -38,7 +38,7 @@ def convert_command(
     revision: Annotated[str | None, typer.Option(help="The teacher's revision.", show_default=False)] = None,
     dtype: Annotated[str, typer.Option(help="What the teacher computed in.")] = "unknown",
     vocab_size: Annotated[
-        int | None, typer.Option(help="Width of the teacher's logits; by default the tokenizer's.", min=1)
+        int | None, typer.Option(help="Width of the teacher's logits; by default the tokenizer's.", min=1, max=1 << 24)
     ] = None,
     k: Annotated[int | None, typer.Option(help="Keep the K largest entries; by default all.", min=1)] = None,
     codec: Annotated[str, typer.Option(help="Storage of log-probabilities: f16, f32 or u8.")] = "f16",
@@ -53,14 +53,15 @@ def convert_command(
     """
     from logitcask_schemas.cask.exchange.conversion import LOST, NamedTeacher, convert, imported_spec
     from logitcask_schemas.cask.storage.object_store import is_url
-    from logitcask_schemas.errors import CaskError
+    from logitcask_schemas.errors import OptionError
     from logitcask_schemas.record.identity import tokenizer_fingerprint
 
     if is_url(destination):
-        raise CaskError(f"{destination}: name a local folder, then `logitcask cask export` it to the object store")
+        raise OptionError(f"{destination}: name a local folder, then `logitcask cask export` it to the object store")
+    if is_url(source):
+        raise OptionError(f"expected a local folder of {tool}'s files, got {source}; download it first")
     loaded = load_tokenizer(tokenizer, command="logitcask cask convert")
     tokenizer_size = max(loaded.get_vocab().values()) + 1
-    cache = _source(tool, source, tokens, compression_config, loaded)
     teacher = NamedTeacher(
         model=model,
         revision=revision,
@@ -69,6 +70,7 @@ def convert_command(
         tokenizer_size=tokenizer_size,
         tokenizer_fingerprint=tokenizer_fingerprint(loaded),
     )
+    cache = _source(tool, Path(source), tokens, compression_config, loaded)
     spec = imported_spec(cache, k=k, codec=codec)
     with byte_progress() as progress:
         task = progress.add_task(f"from {tool}", total=cache.num_bytes)
@@ -83,20 +85,21 @@ def convert_command(
     alignment = report.alignment
     positions = max(alignment.positions, 1)
     figures: dict[str, Any] = {
-        "source": str(source),
+        "source": source,
         "destination": destination,
         "from": tool,
         "k": spec.k,
         "shards": report.shards,
         "documents": report.documents,
         "present": report.present,
+        "differing": report.differing,
         "positions": alignment.positions,
         **{f"skipped_{reason}": count for reason, count in report.skipped.items()},
         "next_token_in_head": alignment.in_head / positions,
         "next_token_most_probable": alignment.agreeing / positions,
         "mean_tail_mass": report.tail_mass / positions,
     }
-    notes = alignment.notes()
+    notes = report.notes()
     if as_json:
         return print_json({**figures, "notes": notes, "lost": list(LOST)})
     print_table(("figure", "value"), [[name, number(value)] for name, value in figures.items()])

@@ -26,4 +26,9 @@ def load_tokenizer(folder: Path, *, command: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
+        if not any(part in path.name for path in folder.iterdir() for part in ("token", "vocab", "spiece")):
+            raise ModelError(
+                f"--tokenizer {folder} holds no files of a tokenizer (tokenizer.json, tokenizer_config.json); name the "
+                "folder of the teacher's model, or of its tokenizer"
+            ) from error
         raise ModelError(f"--tokenizer {folder} holds no tokenizer that loads: {error}") from error

@@ -265,3 +265,42 @@ def test_cask_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> No
     for name in ("ls", "show", "stats", "verify", "repair", "export", "import", "merge", "split"):
         assert f" {name} " in shown
         assert name in COMMANDS["cask"].help
+
+
+@pytest.fixture
+def convert(tmp_path: Path) -> list[str]:
+    """A conversion that would work, without its cache."""
+    tokenizers, transformers = pytest.importorskip("tokenizers"), pytest.importorskip("transformers")
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "src").mkdir()
+    options = ["--from", "distillkit", "--tokenizer", str(tmp_path / "tokenizer"), "--model", "big"]
+    return ["cask", "convert", str(tmp_path / "src"), str(tmp_path / "cask"), *options]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        ([], 1, "holds no *.parquet of DistillKit"),
+        (["--vocab-size", "99999999999999999999"], 2, "16777216"),
+        (["--vocab-size", "4294967296"], 2, "16777216"),
+        (["--model", ""], 2, "--model: expected a name on one line"),
+        (["--model", "big\n\x1b[31mred"], 2, "--model: expected a name on one line"),
+    ],
+)
+def test_options_of_convert_are_looked_at_before_the_cache(
+    convert: list[str], capsys: pytest.CaptureFixture[str], options: list[str], code: int, message: str
+) -> None:
+    assert run(*convert, *options) == code
+    assert message in capsys.readouterr().err
+
+
+def test_convert_reads_local_folders_and_says_what_a_tokenizer_is(
+    convert: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*convert[:2], "s3://x/y", *convert[3:]) == 2
+    assert "expected a local folder of distillkit's files, got s3://x/y; download it first" in capsys.readouterr().err
+    assert run(*convert, "--tokenizer", str(tmp_path / "src")) == 1
+    error = capsys.readouterr().err
+    assert "src holds no files of a tokenizer" in error
+    assert error.count("\n") == 1

@@ -16,7 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from logitcask_schemas.cask import Cask
+from logitcask_schemas.cask.exchange.conversion import ConversionReport, NamedTeacher, convert, imported_spec
+from logitcask_schemas.cask.exchange.top_k_rows import TopKSource
+
 VOCAB = 97
+TEACHER = NamedTeacher(model="big", vocab_size=VOCAB, tokenizer_size=VOCAB, tokenizer_fingerprint="f" * 64)
 EXACT: dict[str, Any] = {"d": VOCAB + 1, "k": 12, "exact_k": 12, "exact_dtype": "float32", "residual_bins": []}
 RECOMMENDED: dict[str, Any] = {
     "d": VOCAB + 1,
@@ -225,3 +230,36 @@ def zstd(content: bytes) -> bytes:
     with pa.CompressedOutputStream(sink, "zstd") as stream:
         stream.write(content)
     return sink.getvalue().to_pybytes()
+
+
+def into_cask(
+    source: TopKSource,
+    destination: Path,
+    *,
+    k: int | None = None,
+    codec: str = "f32",
+    teacher: NamedTeacher = TEACHER,
+    **options: Any,
+) -> ConversionReport:
+    """Convert a cache of the made-up teacher."""
+    return convert(source, destination, teacher=teacher, spec=imported_spec(source, k=k, codec=codec), **options)
+
+
+def assert_is_dense(cask: Cask, documents: Sequence[DenseDocument], k: int, *, atol: float) -> None:
+    """Every document of the cask, by its tokens, is what the dense distributions say."""
+    by_tokens = {tuple(document.tokens_L.tolist()): document for document in documents}
+    assert len(cask) == len(by_tokens)
+    for number in range(len(cask)):
+        stored = cask.read(number)
+        dense = by_tokens[tuple(stored.token_ids_L.tolist())]
+        ids, logprobs = dense.top(k)
+        assert stored.records.head_counts_P.tolist() == [k] * len(ids)
+        assert stored.records.head_ids_H.reshape(ids.shape).tolist() == ids.tolist()
+        np.testing.assert_allclose(stored.records.head_logprobs_H.reshape(ids.shape), logprobs, atol=atol)
+        rest = np.sort(np.exp(dense.logprobs_PV), axis=1)[:, : VOCAB - k].sum(axis=1)
+        np.testing.assert_allclose(np.exp(stored.records.log_tail_mass_P), rest, atol=atol)
+        entropy = -(np.exp(dense.logprobs_PV) * dense.logprobs_PV).sum(axis=1)
+        bound = -(np.exp(logprobs) * logprobs).sum(axis=1) - rest * np.log(rest)
+        assert (bound <= entropy).all()
+        np.testing.assert_allclose(stored.records.entropy_P, bound, atol=20 * atol)
+        assert len(stored.records.tail_ids_N) == 0

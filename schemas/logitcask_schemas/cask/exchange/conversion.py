@@ -1,7 +1,8 @@
 """A cache of another tool made into a cask, shard by shard; run again, it goes on where it stopped."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -9,8 +10,12 @@ from typing import Any, Final
 import numpy as np
 
 from logitcask_schemas.cask.exchange.top_k_rows import Alignment, TopKRules, TopKSource
+from logitcask_schemas.cask.format.columns import assemble
+from logitcask_schemas.cask.format.layout import RecordLayout
+from logitcask_schemas.cask.format.manifest import MAX_VOCAB_SIZE
+from logitcask_schemas.cask.reader import Cask
 from logitcask_schemas.cask.writer import CaskWriter
-from logitcask_schemas.errors import CaptureSpecError
+from logitcask_schemas.errors import CaptureSpecError, CaskError, OptionError
 from logitcask_schemas.record.capture_spec import MAX_ENTRIES, CaptureSpec, capture_spec
 from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_schemas.record.records import DocumentRecords
@@ -39,6 +44,17 @@ class NamedTeacher:
     """Width of its logits."""
     tokenizer_size: int
     tokenizer_fingerprint: str
+
+    def __post_init__(self) -> None:
+        """Raise OptionError for what no teacher has."""
+        if not 1 <= self.vocab_size <= MAX_VOCAB_SIZE:
+            raise OptionError(
+                f"expected a vocabulary of 1 to {MAX_VOCAB_SIZE:,} ids, got {self.vocab_size}; name the width of the "
+                "teacher's logits with --vocab-size"
+            )
+        for option, name in (("--model", self.model), ("--revision", self.revision), ("--dtype", self.dtype)):
+            if name is not None and not (name.strip() and name.isprintable()):
+                raise OptionError(f"{option}: expected a name on one line, got {name!r}")
 
     def identity(self, tool: str, version: str, options: Mapping[str, Any]) -> TeacherIdentity:
         """The identity of records that a tool made of this teacher.
@@ -70,11 +86,21 @@ class ConversionReport:
     """Stored by this run."""
     present: int = 0
     """Stored before, or twice in the cache."""
+    differing: int = 0
+    """Of these, those whose record differs from the one that the cask keeps."""
     alignment: Alignment = field(default_factory=Alignment)
     """Over all documents that were read."""
     tail_mass: float = 0.0
     """Sum of r over all positions read."""
     skipped: dict[str, int] = field(default_factory=dict)
+
+    def notes(self) -> list[str]:
+        """What people should look at before they train."""
+        differing = (
+            f"{self.differing:,} documents have the tokens of another one and other distributions; a cask holds a "
+            "document once, and kept the first"
+        )
+        return [*self.alignment.notes(), *([differing] if self.differing else [])]
 
 
 def imported_spec(source: TopKSource, *, k: int | None, codec: str) -> CaptureSpec:
@@ -84,7 +110,7 @@ def imported_spec(source: TopKSource, *, k: int | None, codec: str) -> CaptureSp
         CaptureSpecError: there is no such codec, or the cache has more entries than a record can have and nobody said
             how many to keep.
     """
-    kept = min(k or source.k, source.k)
+    kept = source.k if k is None else min(k, source.k)
     if kept > MAX_ENTRIES - 1:
         raise CaptureSpecError(
             f"the cache has {source.k} entries a position, a record holds at most {MAX_ENTRIES - 1}; say how many of "
@@ -117,7 +143,8 @@ def convert(
         progress: is told the bytes read for each document.
 
     Raises:
-        CaskError: the cache cannot be read, or rows and tokens look shifted; what was published before stays.
+        CaskError: the cache cannot be read, holds no position at all, or rows and tokens look shifted; what was
+            published before stays.
         InvalidRecordError: a row is impossible; as above.
         IdentityMismatchError: the cask is another teacher's, or of another spec.
     """
@@ -132,6 +159,7 @@ def convert(
         # Before a cask exists: a cache that cannot be used leaves nothing behind.
         report.alignment.require_plain(str(destination))
         writer = writer or CaskWriter.create(destination, teacher=identity, capture=spec)
+        report.differing += _differing(writer, waiting)
         entry = writer.publish(waiting)
         stored = 0 if entry is None else entry.documents
         report.shards += entry is not None
@@ -149,9 +177,34 @@ def convert(
         if positions >= positions_per_shard:
             publish()
         progress(size)
+    report.skipped = dict(source.skipped)
+    if not report.alignment.positions:
+        left_out = [f"{reason.replace('_', ' ')}: {count}" for reason, count in report.skipped.items() if count]
+        raise CaskError(
+            f"the cache of {source.tool} holds no position to store ({', '.join(left_out) or 'no rows'}), so there is "
+            f"nothing for {destination}; look at how it was captured"
+        )
     if waiting:
         publish()
     if writer is not None:
         writer.close()
-    report.skipped = dict(source.skipped)
     return report
+
+
+def _differing(writer: CaskWriter, documents: Sequence[DocumentRecords]) -> int:
+    """How many documents the cask, or an earlier one of these, has with another record."""
+    ids = [document.id for document in documents]
+    times, layout = Counter(ids), RecordLayout.of(writer.manifest)
+    stored: dict[bytes, int] = {}
+    if known := [identity for identity in times if writer.has(identity)]:
+        cask = Cask.open(writer.path)
+        for identity in known:
+            if (number := cask.find(identity)) is not None:
+                shard, row = cask.locate(number)
+                stored[identity] = int(cask.shard(shard).columns.checksums[row])
+    differing = 0
+    for identity, document in zip(ids, documents, strict=True):
+        if identity in stored or times[identity] > 1:
+            checksum = int(assemble([document], [identity], layout).checksums[0])
+            differing += stored.setdefault(identity, checksum) != checksum
+    return differing

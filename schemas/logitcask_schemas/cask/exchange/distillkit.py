@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -26,6 +27,8 @@ _TOKENS: Final = "input_ids"
 _LOGPROBS: Final = "compressed_logprobs"
 _IDS: Final = "bytepacked_indices"
 _MASK: Final = "attention_mask"
+_LISTS: Final = {_TOKENS: 1, _LOGPROBS: 2, _IDS: 2, _MASK: 1}
+"""Columns, and how deep their lists are."""
 _ROWS_AT_ONCE: Final = 16
 
 
@@ -57,7 +60,7 @@ class DistillKitSource:
         folder = place if place.is_dir() else place.parent
         self.config = CompressionConfig.read(config or folder / CONFIG_NAME)
         self._pad_id = pad_id
-        self.skipped: dict[str, int] = {"added_pad_tokens": 0, "documents_of_one_token": 0}
+        self.skipped: dict[str, int] = {"added_pad_tokens": 0, "documents_of_one_token": 0, "rows_of_padding": 0}
 
     @property
     def k(self) -> int:
@@ -81,28 +84,11 @@ class DistillKitSource:
 
     def _documents_of(self, path: Path) -> Iterator[tuple[TopKRows, float]]:
         first = 0
-        try:
-            with pq.ParquetFile(path) as file:
-                columns = self._columns(path, file.schema_arrow.names)
-                bytes_per_row = path.stat().st_size / max(file.metadata.num_rows, 1)
-                for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns):
-                    documents = list(self._documents_in(path, first, batch))
-                    first += batch.num_rows
-                    for document in documents:
-                        yield document, bytes_per_row * batch.num_rows / len(documents)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise CaskError(
-                f"{path}: row {first} or later cannot be read: {error}. DistillKit leaves a file without its end where "
-                "it was stopped: take such a file away, or capture it again"
-            ) from error
-
-    def _columns(self, path: Path, names: list[str]) -> list[str]:
-        if lacking := [name for name in (_TOKENS, _LOGPROBS, _IDS) if name not in names]:
-            raise CaskError(
-                f"{path} lacks the columns {', '.join(lacking)}; it has {', '.join(names)}. Only the compressed form "
-                f"that DistillKit writes since 2025 ({_TOKENS}, {_LOGPROBS}, {_IDS}) can be taken over"
-            )
-        return [_TOKENS, _LOGPROBS, _IDS, *([_MASK] if _MASK in names else [])]
+        for batch, size in _batches(path):
+            documents = list(self._documents_in(path, first, batch))
+            first += batch.num_rows
+            for document in documents:
+                yield document, size / len(documents)
 
     def _documents_in(self, path: Path, first: int, batch: pa.RecordBatch) -> Iterator[TopKRows]:
         logprobs_PB, offsets = _bytes(batch, _LOGPROBS, self.config.logprob_bytes, path, first)
@@ -132,6 +118,7 @@ class DistillKitSource:
                         f"{where}: {_MASK} has {len(mask_L)} values for {len(tokens_L)} tokens; leave this row out"
                     )
                 runs_R2 = _runs(mask_L)
+                self.skipped["rows_of_padding"] += len(runs_R2) == 0
             start = int(offsets[row])
             for number, (begin, end) in enumerate(runs_R2.tolist()):
                 part = where if len(runs_R2) == 1 else f"{where}, document {number} of it"
@@ -140,7 +127,7 @@ class DistillKitSource:
 
     def _document(
         self,
-        tokens_L: NDArray[np.int64],
+        tokens_L: NDArray[np.integer[Any]],
         begin: int,
         end: int,
         logprobs_PB: NDArray[np.uint8],
@@ -164,45 +151,126 @@ class DistillKitSource:
         )
 
 
-def _runs(mask_L: NDArray[np.int64]) -> NDArray[np.int64]:
+def _runs(mask_L: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
     """First token and end of the runs of equal numbers other than 0, [R, 2]."""
-    edges = np.flatnonzero(np.diff(mask_L, prepend=np.nan, append=np.nan))
+    changes = np.flatnonzero(mask_L[1:] != mask_L[:-1]) + 1
+    edges = np.unique(np.concatenate([[0], changes, [len(mask_L)]])).astype(np.int64)
     runs_R2 = np.stack([edges[:-1], edges[1:]], axis=1)
     documents_R2: NDArray[np.int64] = runs_R2[mask_L[runs_R2[:, 0]] != 0]
     return documents_R2
 
 
-def _numbers(batch: pa.RecordBatch, name: str, path: Path, first: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _batches(path: Path) -> Iterator[tuple[pa.RecordBatch, float]]:
+    """Rows of a file, a few at a time, with the bytes they take, about; their columns have the types of the format."""
+    first = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            columns = _columns(path, file.schema_arrow)
+            bytes_per_row = path.stat().st_size / max(file.metadata.num_rows, 1)
+            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns):
+                yield batch, bytes_per_row * batch.num_rows
+                first += batch.num_rows
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise CaskError(
+            f"{path}: row {first} or later cannot be read: {error}. DistillKit leaves a file without its end where "
+            "it was stopped: take such a file away, or capture it again"
+        ) from error
+
+
+def _columns(path: Path, schema: pa.Schema) -> list[str]:
+    """The names to read."""
+    names = schema.names
+    if lacking := [name for name in _LISTS if name not in names and name != _MASK]:
+        raise CaskError(
+            f"{path} lacks the columns {', '.join(lacking)}; it has {', '.join(names)}. Only the compressed form "
+            f"that DistillKit writes since 2025 ({_TOKENS}, {_LOGPROBS}, {_IDS}) can be taken over"
+        )
+    columns = [name for name in _LISTS if name in names]
+    for name in columns:
+        if names.count(name) > 1:
+            raise CaskError(f"{path} has {names.count(name)} columns {name}, expected one")
+        kind: Any = schema.field(name).type
+        for _ in range(_LISTS[name]):
+            kind = kind.value_type if _is_list(kind) else None
+        if kind is None or not (pa.types.is_integer(kind) or (name == _MASK and pa.types.is_boolean(kind))):
+            expected = "list of lists of bytes" if _LISTS[name] > 1 else "list of integers"
+            raise CaskError(
+                f"{path}: column {name} is of type {schema.field(name).type!s:.80}, expected {expected}; only the "
+                "compressed form that DistillKit writes since 2025 can be taken over"
+            )
+    return columns
+
+
+def _is_list(kind: Any) -> bool:
+    return kind is not None and (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
+
+
+def _numbers(
+    batch: pa.RecordBatch, name: str, path: Path, first: int
+) -> tuple[NDArray[np.integer[Any]], NDArray[np.int64]]:
     """Values and row offsets of a list of integers."""
-    column = batch.column(name)
-    _require_no_nulls(column, name, path, first)
-    lengths = column.value_lengths().to_numpy(zero_copy_only=False)
-    values = column.flatten().cast(pa.int64()).to_numpy(zero_copy_only=False)
-    return values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    values, offsets = _unfolded(batch.column(name), name, path, first)
+    if values.null_count:
+        row, token = _place(_first_null(values), offsets)
+        raise InvalidRecordError(
+            f"{path}: row {first + row}: token {token} has no {name}; leave this row out, or capture it again"
+        )
+    return values.to_numpy(zero_copy_only=False), offsets
 
 
 def _bytes(
     batch: pa.RecordBatch, name: str, width: int, path: Path, first: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Bytes of each position, [P, width], and row offsets, of a list of lists of equal length."""
-    column = batch.column(name)
-    _require_no_nulls(column, name, path, first)
-    positions = column.flatten()
-    offsets = np.concatenate([[0], np.cumsum(column.value_lengths().to_numpy(zero_copy_only=False))]).astype(np.int64)
-    widths_P = positions.value_lengths().to_numpy(zero_copy_only=False)
+    positions, offsets = _unfolded(batch.column(name), name, path, first)
+
+    def position(at: int) -> str:
+        row, number = _place(at, offsets)
+        return f"{path}: row {first + row}: position {number}"
+
+    if positions.null_count:
+        raise InvalidRecordError(
+            f"{position(_first_null(positions))} has no {name}; leave this row out, or capture it again"
+        )
+    widths_P = pc.list_value_length(positions).to_numpy(zero_copy_only=False)
     if (wrong_P := widths_P != width).any():
         at = int(np.argmax(wrong_P))
-        row = int(np.searchsorted(offsets, at, side="right")) - 1
         raise InvalidRecordError(
-            f"{path}: row {first + row}: position {at - int(offsets[row])} has {widths_P[at]} bytes in {name}, the "
-            f"compression config says {width}. This config is another run's; name the right one with "
-            "--compression-config"
+            f"{position(at)} has {widths_P[at]} bytes in {name}, the compression config says {width}. This config is "
+            "another run's; name the right one with --compression-config"
         )
-    values = positions.flatten().cast(pa.uint8()).to_numpy(zero_copy_only=False)
-    return values.reshape(len(widths_P), width), offsets
+    values = positions.flatten()
+    if values.null_count:
+        at, byte = divmod(_first_null(values), width)
+        raise InvalidRecordError(
+            f"{position(at)} has no byte {byte} in {name}; leave this row out, or capture it again"
+        )
+    numbers = values.to_numpy(zero_copy_only=False)
+    if numbers.dtype != np.uint8 and (wrong := (numbers < 0) | (numbers > 255)).any():
+        at, byte = divmod(int(np.argmax(wrong)), width)
+        raise InvalidRecordError(
+            f"{position(at)} has {numbers[at * width + byte]} as byte {byte} of {name}, expected 0 to 255; leave this "
+            "row out, or capture it again"
+        )
+    return numbers.astype(np.uint8, copy=False).reshape(len(widths_P), width), offsets
 
 
-def _require_no_nulls(column: Any, name: str, path: Path, first: int) -> None:
+def _unfolded(column: Any, name: str, path: Path, first: int) -> tuple[Any, NDArray[np.int64]]:
+    """The elements of a column of lists, one after the other, and where the rows begin and end among them."""
     if column.null_count:
-        row = first + int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
+        row = first + _first_null(column)
         raise InvalidRecordError(f"{path}: row {row} has no {name}; leave this row out, or capture it again")
+    lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
+    return column.flatten(), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def _first_null(column: Any) -> int:
+    return int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
+
+
+def _place(at: int, offsets: NDArray[np.int64]) -> tuple[int, int]:
+    """Row, and number in it, of an element."""
+    row = int(np.searchsorted(offsets, at, side="right")) - 1
+    return row, at - int(offsets[row])

@@ -93,12 +93,17 @@ class CompressionConfig(BaseModel):
                 f"{path} cannot be read ({error.strerror}); DistillKit writes it beside the Parquet files, and no row "
                 "can be decoded without it. Name it with --compression-config"
             ) from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise CaskError(f"{path} is no YAML: {error}") from error
+        if not isinstance(fields, dict):
+            raise CaskError(
+                f"{path} holds {type(fields).__name__ if fields is not None else 'nothing'}, expected the fields of "
+                "DistillKit's compression config (d, k, exact_k, ...); name the right file with --compression-config"
+            )
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+            faults = "; ".join(f"{'.'.join(map(str, each['loc'])) or 'it'}: {each['msg']}" for each in error.errors())
             raise CaskError(f"{path} is no compression config of DistillKit that can be decoded: {faults}") from error
 
     @property

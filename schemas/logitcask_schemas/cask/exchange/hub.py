@@ -13,7 +13,11 @@ from typing import Any, Final, Self
 from logitcask_schemas.errors import CaskError, CaskNotFoundError, MissingExtraError, OptionError
 from logitcask_schemas.terminal import installed_version
 
-_PLACE: Final = re.compile(r"hf://(?:datasets/)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?/?")
+_PLACE: Final = re.compile(
+    r"hf://(?:datasets/)?([A-Za-z0-9](?:[\w.-]*\w)?/[A-Za-z0-9](?:[\w.-]*\w)?)(?:@([\w./-]+))?/?", re.ASCII
+)
+_MAX_NAME: Final = 96
+"""Letters of NAME, as the Hub's client has it."""
 _TOKEN: Final = "set HF_TOKEN or run `hf auth login`"
 DATASET: Final = "dataset"
 
@@ -36,7 +40,13 @@ class HubPlace:
                 "expected hf://OWNER/NAME, or hf://OWNER/NAME@REVISION, of a data set on the Hugging Face Hub; got "
                 f"{text!r}"
             )
-        return cls(repository=match[1], revision=match[2])
+        name = match[1]
+        if len(name.partition("/")[2]) > _MAX_NAME or "--" in name or ".." in name or name.endswith(".git"):
+            raise OptionError(
+                f"{text!r}: the Hub has no name like {name!r}; NAME has up to {_MAX_NAME} letters, digits, '-', '_' "
+                "and '.', without '--' and '..', and not '.git' at the end"
+            )
+        return cls(repository=name, revision=match[2])
 
     @property
     def url(self) -> str:

@@ -1,6 +1,7 @@
 """The page of a cask on the Hub: README.md with its metadata."""
 
 import json
+import re
 from typing import Any, Final
 
 from logitcask_schemas.cask.exchange.hub import HubPlace
@@ -8,6 +9,7 @@ from logitcask_schemas.cask.reader import Cask
 
 CARD_NAME: Final = "README.md"
 CARD_MARK: Final = "<!-- Made by `logitcask cask push`, which replaces this page while this line is in it. -->"
+_LOCAL_PATH: Final = re.compile(r"(?:[/~.\\]|[A-Za-z]:[/\\]|\w+://).*?([^/\\]*)[/\\]*", re.DOTALL)
 _SIZES: Final = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _LARGER: Final = ((10_000_000, "1M<n<10M"), (100_000_000, "10M<n<100M"), (1_000_000_000, "100M<n<1B"))
 
@@ -21,6 +23,7 @@ def hub_card(cask: Cask, place: HubPlace, licence: str | None) -> str:
         licence: An identifier of the Hub's list; None leaves the page without, for the owner to choose.
     """
     teacher, capture = cask.manifest.teacher, cask.manifest.capture
+    teacher = teacher.model_copy(update={"model": _public_name(teacher.model)})
     url, tokens = f"hf://{place.repository}", cask.num_tokens
     facts = {
         "documents": f"{len(cask):,}",
@@ -78,7 +81,7 @@ def _metadata(cask: Cask, licence: str | None) -> str:
     """As YAML, of which JSON values are a part."""
     sizes = (*_SIZES, *_LARGER)
     members: dict[str, Any] = {
-        "pretty_name": f"Cask of {cask.manifest.teacher.model}",
+        "pretty_name": f"Cask of {_public_name(cask.manifest.teacher.model)}",
         "tags": ["logitcask", "distillation", "knowledge-distillation", "logits"],
         "size_categories": [next((name for limit, name in sizes if len(cask) < limit), "n>1T")],
         # Shards hold columns of a format of their own, which the Hub's table of rows cannot show in a useful way.
@@ -91,6 +94,11 @@ def _metadata(cask: Cask, licence: str | None) -> str:
 
 def _json(model: Any) -> str:
     return json.dumps(model.model_dump(mode="json", exclude_none=True), indent=2).replace("```", "` ` `")
+
+
+def _public_name(model: str) -> str:
+    """A model's name; of a path, which says what somebody's machine is like, the last folder."""
+    return match[1] if (match := _LOCAL_PATH.fullmatch(model)) else model
 
 
 def _text(name: str) -> str:

@@ -105,7 +105,8 @@ class TopKRules:
         order_PK = np.argsort(-rows.logprobs_PK, axis=1, kind="stable")[:, : self.k]
         logprobs_PK = np.take_along_axis(rows.logprobs_PK, order_PK, axis=1)
         ids_PK = np.take_along_axis(rows.ids_PK, order_PK, axis=1)
-        is_entry_PK = logprobs_PK > -np.inf
+        # What the stored type cannot hold has no mass that anybody could measure: it is no entry.
+        is_entry_PK = logprobs_PK >= np.finfo(self.dtype).min
         self._check_entries(rows.where, ids_PK, logprobs_PK, is_entry_PK)
         logprobs_PK = np.minimum(logprobs_PK, 0.0)
         probs_PK = np.exp(logprobs_PK)
@@ -170,6 +171,14 @@ class TopKRules:
             )
         if not (has_entry_P := is_entry_PK.any(axis=1)).all():
             raise InvalidRecordError(f"{where}: position {int(np.argmin(has_entry_P))} holds no entry at all")
+        # The most probable of V tokens has at least 1/V; half of it leaves room for rounding and for padded widths.
+        if (too_small_P := logprobs_PK[:, 0] < -np.log(2.0 * self.vocab_size)).any():
+            at = int(np.argmax(too_small_P))
+            raise InvalidRecordError(
+                f"{where}: the most probable entry of position {at} has a log-probability of {logprobs_PK[at, 0]:.6g}, "
+                f"but the largest of {self.vocab_size} is at least {-np.log(self.vocab_size):.4g}. These are no "
+                "log-probabilities of the most probable tokens: leave this document out, or capture it again"
+            )
         outside_PK = is_entry_PK & ((ids_PK < 0) | (ids_PK >= self.vocab_size))
         if outside_PK.any():
             at, rank = np.argwhere(outside_PK)[0]

@@ -28,6 +28,8 @@ _CLIENT_ERRORS: Final = (
     ("google.auth.exceptions", "GoogleAuthError"),
     ("azure.core.exceptions", "AzureError"),
     ("httpx2", "HTTPError"),
+    ("huggingface_hub.errors", "HFValidationError"),
+    ("huggingface_hub.errors", "HfUriError"),
     ("httpx", "HTTPError"),
 )
 """What the clients of stores raise beside OSError, by the module that defines it."""

@@ -12,51 +12,29 @@ import numpy as np
 import pytest
 
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.exchange.conversion import NamedTeacher, convert, imported_spec
+from logitcask_schemas.cask.exchange.conversion import imported_spec
 from logitcask_schemas.cask.exchange.distillkit import DistillKitSource
 from logitcask_schemas.cask.exchange.megatron import MegatronSource
 from logitcask_schemas.cask.integrity.verify import require_valid, verify_shards
-from logitcask_schemas.errors import CaptureSpecError, CaskError, IdentityMismatchError, InvalidRecordError
+from logitcask_schemas.errors import CaptureSpecError, CaskError, IdentityMismatchError, InvalidRecordError, OptionError
 from logitcask_schemas.record.capture_spec import CaptureSpec, capture_spec
 from tests.support.schemas.other_caches import (
     EXACT,
+    TEACHER,
     VOCAB,
     DenseDocument,
     MegatronRun,
+    assert_is_dense,
     dense_documents,
     distillkit_row,
+    into_cask,
     write_distillkit,
     write_megatron,
     write_tar,
     zstd,
 )
 
-TEACHER = NamedTeacher(model="big", vocab_size=VOCAB, tokenizer_size=VOCAB, tokenizer_fingerprint="f" * 64)
 LENGTHS = [60, 41, 2, 75]
-
-
-def into_cask(source, destination, *, k=None, codec="f32", teacher=TEACHER, **options):
-    return convert(source, destination, teacher=teacher, spec=imported_spec(source, k=k, codec=codec), **options)
-
-
-def assert_is_dense(cask, documents, k, *, atol):
-    """Every document of the cask, by its tokens, is what the dense distributions say."""
-    by_tokens = {tuple(document.tokens_L.tolist()): document for document in documents}
-    assert len(cask) == len(by_tokens)
-    for number in range(len(cask)):
-        stored = cask.read(number)
-        dense = by_tokens[tuple(stored.token_ids_L.tolist())]
-        ids, logprobs = dense.top(k)
-        assert stored.records.head_counts_P.tolist() == [k] * len(ids)
-        assert stored.records.head_ids_H.reshape(ids.shape).tolist() == ids.tolist()
-        np.testing.assert_allclose(stored.records.head_logprobs_H.reshape(ids.shape), logprobs, atol=atol)
-        rest = np.sort(np.exp(dense.logprobs_PV), axis=1)[:, : VOCAB - k].sum(axis=1)
-        np.testing.assert_allclose(np.exp(stored.records.log_tail_mass_P), rest, atol=atol)
-        entropy = -(np.exp(dense.logprobs_PV) * dense.logprobs_PV).sum(axis=1)
-        bound = -(np.exp(logprobs) * logprobs).sum(axis=1) - rest * np.log(rest)
-        assert (bound <= entropy).all()
-        np.testing.assert_allclose(stored.records.entropy_P, bound, atol=20 * atol)
-        assert len(stored.records.tail_ids_N) == 0
 
 
 def distillkit(folder, documents, config=EXACT, **options):
@@ -217,160 +195,96 @@ def test_tokens_of_another_run_are_told(tmp_path):
     assert plain.alignment.notes() == []
 
 
-# DistillKit's own ways
+# What is no record
 
 
-def test_packed_rows_are_cut_at_their_documents(tmp_path):
-    """Runs of the mask are documents, whose last row predicts a token that was cut off; zeros are padding."""
-    first, second = dense_documents([20, 31])
-    rows = [distillkit_row(document, EXACT) for document in (first, second)]
-    # A packed row has a row of log-probabilities for each token: here any, for the token that was cut off.
-    packed = {
-        name: [*rows[0][name], *(rows[0][name][:1] * extra), *rows[1][name], *(rows[1][name][:1] * (extra + 2 * pad))]
-        for name, extra, pad in (("input_ids", 0, 1), ("compressed_logprobs", 1, 1), ("bytepacked_indices", 1, 1))
-    }
-    packed["attention_mask"] = [1] * 20 + [2] * 31 + [0] * 2
-    write_distillkit(tmp_path / "src", [packed], EXACT)
-    into_cask(DistillKitSource(tmp_path / "src"), tmp_path / "cask")
-    cask = Cask.open(tmp_path / "cask")
-    assert_is_dense(cask, [first, second], 12, atol=3e-5)
+PLAIN = EXACT | {"delta_encoding": False}
 
 
-def test_the_pad_token_that_the_capture_adds_is_left_out(tmp_path):
-    (document,) = dense_documents([30])
-    padded = DenseDocument(np.append(document.tokens_L, 0), np.vstack([document.logprobs_PV, document.logprobs_PV[:1]]))
-    write_distillkit(tmp_path / "src", [distillkit_row(padded, EXACT)], EXACT)
-    report = into_cask(DistillKitSource(tmp_path / "src", pad_id=0), tmp_path / "cask")
-    assert report.skipped["added_pad_tokens"] == 1
-    cask = Cask.open(tmp_path / "cask")
-    assert_is_dense(cask, [document], 12, atol=3e-5)
+def with_logprobs(position, values):
+    """Two rows, the second with these twelve log-probabilities at a position."""
+    rows = [distillkit_row(document, PLAIN) for document in dense_documents([30, 30])]
+    rows[1]["compressed_logprobs"][position] = list(np.array(values, dtype="<f4").tobytes())
+    return rows
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("codec", ["f16", "u8"])
+def test_values_that_the_type_cannot_hold_are_no_entries(tmp_path, codec):
+    """Their mass, which nothing can measure, is in the tail; -inf is in no head."""
+    source = DistillKitSource(write_distillkit(tmp_path / "src", with_logprobs(4, [-0.5] + 11 * [-70_000.0]), PLAIN))
+    into_cask(source, tmp_path / "cask", codec=codec)
+    records = Cask.open(tmp_path / "cask").read(1).records
+    assert records.head_counts_P.tolist() == [12] * 4 + [1] + [12] * 24
+    assert np.isfinite(records.head_logprobs_H.astype(np.float64)).all()
+    assert np.exp(float(records.log_tail_mass_P[4])) == pytest.approx(1 - np.exp(-0.5), rel=2e-3)
+
+
+@pytest.mark.parametrize("values", [[-1e4] * 12, [-9.0] * 12, [-70_000.0] * 12])
+def test_a_position_without_mass_is_refused(tmp_path, values):
+    """The largest of 97 probabilities is at least 1/97."""
+    source = DistillKitSource(write_distillkit(tmp_path / "src", with_logprobs(4, values), PLAIN))
+    with pytest.raises(InvalidRecordError, match=r"row 1.*position 4"):
+        into_cask(source, tmp_path / "cask", codec="f16")
+    uniform = with_logprobs(4, [-np.log(VOCAB)] * 12)
+    into_cask(DistillKitSource(write_distillkit(tmp_path / "uniform", uniform, PLAIN)), tmp_path / "cask", codec="f16")
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("rows", "reason"),
     [
-        (lambda row: row | {"input_ids": row["input_ids"][:-3]}, r"row 1: 27 tokens have 26 positions .* got 29"),
-        (lambda row: row | {"input_ids": [*row["input_ids"][:-1], 500]}, r"row 1: token id 500 is outside .* 97"),
-        (lambda row: row | {"input_ids": None}, "row 1 has no input_ids"),
-        (
-            lambda row: (
-                row
-                | {"compressed_logprobs": [*row["compressed_logprobs"][:4], [1, 2], *row["compressed_logprobs"][5:]]}
-            ),
-            "row 1: position 4 has 2 bytes in compressed_logprobs, the compression config says 48",
-        ),
-        (
-            lambda row: row | {"bytepacked_indices": row["bytepacked_indices"][:-1]},
-            "29 positions in compressed_logprobs, 28 in bytepacked_indices",
-        ),
-        (
-            lambda row: row | {"bytepacked_indices": [[255] * 11, *row["bytepacked_indices"][1:]]},
-            "position 0 holds id 127, outside the vocabulary of 97",
-        ),
-        (
-            lambda row: row | {"bytepacked_indices": [[0] * 11, *row["bytepacked_indices"][1:]]},
-            "position 0 holds id 0 twice",
-        ),
-        (
-            lambda row: row | {"compressed_logprobs": [[0] * 48, *row["compressed_logprobs"][1:]]},
-            "probabilities of position 0 add up to 12.0000",
-        ),
-        (
-            lambda row: row | {"compressed_logprobs": [[0, 0, 128, 63] * 12, *row["compressed_logprobs"][1:]]},
-            "position 0 has a log-probability of 12",
-        ),
-        (
-            lambda row: row | {"compressed_logprobs": [[0, 0, 192, 127] * 12, *row["compressed_logprobs"][1:]]},
-            "position 0 holds NaN",
-        ),
+        ([{"input_ids": [5], "compressed_logprobs": [], "bytepacked_indices": []}], "documents of one token: 1"),
+        ([distillkit_row(*dense_documents([9]), EXACT) | {"attention_mask": [0] * 9}], "rows of padding: 1"),
+        ([], "no rows"),
     ],
-)  # fmt: skip
-def test_bad_rows_are_named_with_both_values(tmp_path, change, message):
-    rows = [distillkit_row(document, EXACT) for document in dense_documents([30, 30])]
-    write_distillkit(tmp_path / "src", [rows[0], change(rows[1])], EXACT)
-    with pytest.raises(InvalidRecordError, match=message) as error:
-        into_cask(DistillKitSource(tmp_path / "src"), tmp_path / "cask")
-    assert "data_0.parquet: row 1" in str(error.value)
+)
+def test_a_cache_of_which_nothing_is_left_is_an_error_that_says_why(tmp_path, rows, reason):
+    import pyarrow.parquet as pq
+
+    folder = write_distillkit(tmp_path / "src", rows or [distillkit_row(*dense_documents([9]), EXACT)], EXACT)
+    if not rows:
+        table = pq.read_table(folder / "data_0.parquet")
+        pq.write_table(table.slice(0, 0), folder / "data_0.parquet")
+    with pytest.raises(CaskError, match=rf"holds no position to store \({reason}\)"):
+        into_cask(DistillKitSource(folder), tmp_path / "cask")
     assert not (tmp_path / "cask").exists()
 
 
-def test_files_that_are_no_cache_of_distillkit_are_told_apart(tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows = [distillkit_row(document, EXACT) for document in dense_documents([30, 30])]
-    folder = write_distillkit(tmp_path / "src", rows, EXACT)
-    path = folder / "data_0.parquet"
-    path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(CaskError, match=r"data_0.parquet: row 0 or later cannot be read.*without its end"):
-        into_cask(DistillKitSource(folder), tmp_path / "cask")
-    pq.write_table(pa.table({"input_ids": [[1, 2]], "packed_indices": [[[1]]]}), path)
-    with pytest.raises(CaskError, match="lacks the columns compressed_logprobs"):
-        into_cask(DistillKitSource(folder), tmp_path / "cask")
-    with pytest.raises(CaskError, match="holds no"):
-        DistillKitSource(tmp_path)
-
-
-# Megatron-LM's own ways
+@pytest.mark.parametrize("codec", ["f16", "u8"])
+@pytest.mark.parametrize("positions_per_shard", [1, 1000])
+def test_the_same_tokens_with_other_distributions_are_counted(tmp_path, codec, positions_per_shard):
+    """In one shard or in several; the same record twice is no difference."""
+    first, second = dense_documents([30, 30])
+    other = DenseDocument(first.tokens_L, second.logprobs_PV)
+    source = distillkit(tmp_path / "src", [first, first, other, second, other])
+    report = into_cask(source, tmp_path / "cask", codec=codec, positions_per_shard=positions_per_shard)
+    assert (report.documents, report.present, report.differing) == (2, 3, 2)
+    assert "2 documents have the tokens of another one" in report.notes()[-1]
+    again = into_cask(source, tmp_path / "cask", codec=codec, positions_per_shard=positions_per_shard)
+    assert (again.documents, again.present, again.differing) == (0, 5, 2)
+    same = into_cask(distillkit(tmp_path / "same", [first, second]), tmp_path / "cask", codec=codec)
+    assert (same.present, same.differing) == (2, 0)
 
 
-@pytest.fixture
-def archives(tmp_path):
-    return write_megatron(tmp_path / "src", dense_documents([33] * 8), MegatronRun(ranks=2, micro=1, batch=4))
+# Who the teacher was
 
 
-def test_a_truncated_archive_is_named(archives, tmp_path):
-    path = archives / "dp1__0-8.tar"
-    path.write_bytes(path.read_bytes()[:4000])
-    with pytest.raises(CaskError, match=r"dp1__0-8\.tar"):
-        into_cask(MegatronSource(archives, tokens=archives / "tokens.npy"), tmp_path / "cask")
+@pytest.mark.parametrize("size", [0, -1, 2**24 + 1, 2**32, 99999999999999999999])
+def test_no_teacher_has_such_a_vocabulary(size):
+    with pytest.raises(OptionError, match=f"1 to 16,777,216 ids, got {size}"):
+        replace(TEACHER, vocab_size=size)
 
 
-def test_a_missing_rank_is_named(archives):
-    (archives / "dp0__0-8.tar").unlink()
-    with pytest.raises(CaskError, match=r"ranks \[1\], expected 0 to 1"):
-        MegatronSource(archives, tokens=archives / "tokens.npy")
+@pytest.mark.parametrize("name", ["", "  ", "big\n", "\x1b[31mred", "\udcff"])
+@pytest.mark.parametrize("option", ["model", "revision", "dtype"])
+def test_names_are_on_one_line(option, name):
+    with pytest.raises(OptionError, match=f"--{option}: expected a name on one line"):
+        replace(TEACHER, **{option: name})
 
 
-@pytest.mark.parametrize(
-    ("tokens", "message"),
-    [
-        (np.zeros((8, 32), dtype=np.int64), "32 positions need 33 tokens"),
-        (np.zeros((3, 33), dtype=np.int64), "sample .*ends at 2"),
-        (np.zeros((8, 33)), "should hold integers"),
-        (np.zeros(8, dtype=np.int64), "should hold integers"),
-        (np.array([{}], dtype=object), "cannot be read as .npy"),
-    ],
-)
-def test_tokens_that_do_not_fit_are_refused(archives, tmp_path, tokens, message):
-    np.save(tmp_path / "t.npy", tokens, allow_pickle=True)
-    with pytest.raises((CaskError, InvalidRecordError), match=message):
-        into_cask(MegatronSource(archives, tokens=tmp_path / "t.npy"), tmp_path / "cask")
-
-
-@pytest.mark.parametrize(
-    ("members", "message"),
-    [
-        ({"_meta.json": b'{"saver": {"format_version": 3}}'}, "format_version 3, expected one of"),
-        ({"_meta.json": b"{"}, "no JSON"),
-        ({"x.txt": b""}, "expected _meta.json as first member, got x.txt"),
-        ({"_meta.json": b'{"saver": {}}'}, "the archives hold no iteration"),
-        ({"_meta.json": b'{"saver": {"k": 3}}', "0.pt.zst": b"nothing"}, "0.pt.zst cannot be read"),
-    ],
-)
-def test_archives_of_other_versions_are_refused(tmp_path, members, message):
-    write_tar(tmp_path / "dp0__4.tar", members)
-    np.save(tmp_path / "t.npy", np.zeros((1, 3), dtype=np.int64))
-    with pytest.raises(CaskError, match=message):
-        list(MegatronSource(tmp_path, tokens=tmp_path / "t.npy").documents())
-
-
-def test_parts_of_sequences_are_refused(tmp_path):
-    write_tar(tmp_path / "cp1_dp0__4.tar", {"_meta.json": b"{}"})
-    with pytest.raises(CaskError, match="context-parallel"):
-        MegatronSource(tmp_path, tokens=tmp_path / "t.npy")
-    with pytest.raises(CaskError, match="no archive"):
-        MegatronSource(tmp_path / "nowhere", tokens=tmp_path / "t.npy")
+def test_no_entries_are_not_all_entries(tmp_path):
+    with pytest.raises(CaptureSpecError):
+        imported_spec(distillkit(tmp_path, dense_documents([9])), k=0, codec="f16")
 
 
 # The capture spec

@@ -102,3 +102,23 @@ def test_a_missing_config_is_told_what_to_do(tmp_path):
     (tmp_path / "x.yaml").write_text("a: [")
     with pytest.raises(CaskError, match="no YAML"):
         CompressionConfig.read(tmp_path / "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{" * 100_000, "no YAML"),
+        (b"d: 2000-13-45\n", "no YAML: month must be in"),
+        (b"\x80\x00", "no YAML"),
+        (b"\xff\xfe\x00\x01", "holds str, expected the fields"),
+        (b"", "holds nothing, expected the fields"),
+        (b"hello", "holds str, expected the fields"),
+        (b"- 1", "holds list, expected the fields"),
+    ],
+)
+def test_files_that_are_no_config_are_told_apart(tmp_path, content, message):
+    path = tmp_path / "compression_config.yaml"
+    path.write_bytes(content)
+    with pytest.raises(CaskError, match=message) as error:
+        CompressionConfig.read(path)
+    assert str(path) in str(error.value)

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.exchange.hub import HubPlace
-from logitcask_schemas.cask.exchange.hub_card import CARD_MARK
+from logitcask_schemas.cask.exchange.hub_card import CARD_MARK, hub_card
 from logitcask_schemas.cask.exchange.hub_transfer import PushOptions, pull_cask, push_cask
 from logitcask_schemas.cask.storage.object_store import dataset_url
 from logitcask_schemas.errors import (
@@ -275,3 +277,54 @@ def test_commands(tmp_path, hub):
     pulled = run("pull", "hf://lab/teacher", str(tmp_path / "back"))
     assert (pulled["shards"], pulled["documents"]) == (3, 5)
     assert files_of(tmp_path / "back") == files_of(tmp_path / "cask")
+
+
+@pytest.mark.parametrize(
+    "name", ["lab/a--b", "lab/x.git", "lab/t\u00fccher", "lab/a..b", "lab/a-", "lab./a", "lab/" + "a" * 97]
+)
+def test_names_that_the_client_refuses_are_refused_before_it_is_asked(name):
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    with pytest.raises(OptionError):
+        HubPlace.parse(f"hf://{name}")
+    if name.isascii():  # the client takes letters of any script, the Hub does not
+        with pytest.raises(HFValidationError):
+            validate_repo_id(name)
+
+
+@pytest.mark.parametrize("name", ["lab/a--b", "lab/x.git"])
+def test_a_cask_under_such_a_name_cannot_be_opened_either(hub, tmp_path, name):
+    with pytest.raises(CaskError, match=f"hf://datasets/{name}.*HF URI|hf://datasets/{name}.*repo_id"):
+        Cask.open(f"hf://{name}", cache=tmp_path / "cache", store_options={"endpoint": hub.endpoint})
+
+
+@given(st.from_regex(r"[a-z0-9._-]{1,8}/[a-zA-Z0-9._-]{1,100}", fullmatch=True))
+def test_what_is_a_place_is_a_name_for_the_client(name):
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        place = HubPlace.parse(f"hf://{name}")
+    except OptionError:
+        return
+    validate_repo_id(place.repository)
+
+
+@pytest.mark.parametrize(
+    ("model", "shown"),
+    [
+        ("/home/somebody/models/big", "big"),
+        ("../models/big/", "big"),
+        ("~/big", "big"),
+        ("C:\\models\\big", "big"),
+        ("s3://bucket/big", "big"),
+        ("lab/big-7B", "lab/big-7B"),
+        ("big", "big"),
+    ],
+)
+def test_the_page_does_not_tell_where_a_model_lay(tmp_path, model, shown):
+    page = hub_card(make_cask(tmp_path / "cask", model=model), PLACE, None)
+    assert f"# What {shown} said" in page
+    assert f'"model": "{shown}"' in page
+    if model != shown:
+        assert json.dumps(model)[1:-1] not in page
