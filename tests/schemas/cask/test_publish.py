@@ -227,7 +227,7 @@ def test_publishing_lists_no_directory_while_undisturbed(tmp_path: Path, monkeyp
 def test_other_teacher_or_spec_is_refused_with_its_fields(cask_path: Path) -> None:
     with pytest.raises(IdentityMismatchError, match=r"engine_version: '0' here, '1' offered"):
         CaskWriter.create(cask_path, teacher=make_teacher(engine_version="1"), capture=SPEC)
-    with pytest.raises(IdentityMismatchError, match=r"tau: 0.05 here, 0.02 offered.*tail_max: 32 here, 255 offered"):
+    with pytest.raises(IdentityMismatchError, match=r"tail_max: 32 here, 255 offered; tau: 0.05 here, 0.02 offered"):
         CaskWriter.create(cask_path, teacher=make_teacher(), capture=CaptureSpec(tau=0.02))
     # Fields that this mode does not use are no difference.
     CaskWriter.create(cask_path, teacher=make_teacher(), capture=CaptureSpec(k=7, draws=3))

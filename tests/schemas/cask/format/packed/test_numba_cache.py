@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numba
 import pytest
@@ -66,12 +67,12 @@ def test_a_cache_that_raises_is_left_alone(
 def test_without_a_folder_for_a_cache_there_is_none(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    njit = numba.njit
+    njit: Any = numba.njit
 
-    def without_a_folder(*, cache: bool = False, **options: bool) -> object:
+    def without_a_folder(*arguments: Any, cache: bool = False, **options: Any) -> Any:
         if cache:
             raise RuntimeError("cannot cache function 'double': no locator available")
-        return njit(**options)
+        return njit(*arguments, **options)
 
     def double(number: int) -> int:
         return 2 * number
