@@ -31,7 +31,9 @@ def test_the_client_names_the_extra_that_it_needs(monkeypatch):
 
 def test_the_fingerprint_of_a_request_never_changes():
     """Keys that callers used with an older version must still find what they made."""
-    request = ExtractionRequest(corpus_id="corpus-000000000000000000000001", cask="docs")
+    # The spec that was the default then.
+    spec = CaptureSpec(tau=0.05)
+    request = ExtractionRequest(corpus_id="corpus-000000000000000000000001", cask="docs", capture=spec)
     fingerprint = hashlib.sha256(request.canonical()).hexdigest()
     assert fingerprint == "c29d561c23a714a2441791bf0e07e5263e4ea1daebc08175f6eb997260224673"
 

@@ -230,7 +230,7 @@ def test_other_teacher_or_spec_is_refused_with_its_fields(cask_path: Path) -> No
     with pytest.raises(IdentityMismatchError, match=r"tail_max: 32 here, 255 offered; tau: 0.05 here, 0.02 offered"):
         CaskWriter.create(cask_path, teacher=make_teacher(), capture=CaptureSpec(tau=0.02))
     # Fields that this mode does not use are no difference.
-    CaskWriter.create(cask_path, teacher=make_teacher(), capture=CaptureSpec(k=7, draws=3))
+    CaskWriter.create(cask_path, teacher=make_teacher(), capture=CaptureSpec(tau=0.05, k=7, draws=3))
 
 
 def test_other_tokenizer_is_refused(cask_path: Path) -> None:

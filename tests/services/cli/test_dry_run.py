@@ -100,7 +100,8 @@ def test_refusals(serve, run):
 
 
 @pytest.mark.parametrize(
-    ("spec", "expected"), [({"tau": 1 / 20}, 30.26), ({}, 40.15), ({"tau": 1 / 50}, 47.4), ({"tau": 0.9}, None), ({"mode": "topk"}, None)]
+    ("spec", "expected"),
+    [({"tau": 1 / 20}, 30.26), ({}, 40.15), ({"tau": 1 / 50}, 47.4), ({"tau": 0.9}, None), ({"mode": "topk"}, None)],
 )
 def test_expected_bytes_are_those_of_the_documentation(spec, expected):
     """docs/capture.md measured 30.3 (1/20), 39.9 (1/36) and 47.4 (1/50), with offsets and ids of documents."""
