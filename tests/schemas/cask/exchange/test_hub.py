@@ -328,3 +328,15 @@ def test_the_page_does_not_tell_where_a_model_lay(tmp_path, model, shown):
     assert f'"model": "{shown}"' in page
     if model != shown:
         assert json.dumps(model)[1:-1] not in page
+
+
+def test_a_slash_at_the_end_is_no_part_of_the_revision():
+    assert HubPlace.parse("hf://lab/teacher@v1/") == HubPlace(repository="lab/teacher", revision="v1")
+    assert HubPlace.parse("hf://lab/teacher@feature/x/").revision == "feature/x"
+
+
+def test_the_page_counts_beyond_a_billion(tmp_path, monkeypatch):
+    cask = make_cask(tmp_path / "cask")
+    for count, category in [(10**9, "1B<n<10B"), (10**12 - 1, "100B<n<1T"), (10**12, "n>1T")]:
+        monkeypatch.setattr(Cask, "__len__", lambda _, count=count: count)
+        assert f'size_categories: ["{category}"]' in hub_card(cask, PLACE, None)
