@@ -33,7 +33,7 @@ from logitcask_schemas.errors import CaskCorruptionError, CaskError
 _COMMIT_SHARDS: Final = 50
 _COMMIT_BYTES: Final = 4 << 30
 """Of the shards of a commit, at most; what a push that died sends again."""
-_THEIRS: Final = {CARD_NAME, ".gitattributes"}
+_THEIRS: Final = {CARD_NAME, ".gitattributes", ".gitignore", "LICENSE", "LICENSE.md", "LICENSE.txt"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ class PushOptions:
     """How a cask goes to the Hub."""
 
     public: bool = False
-    """Of a repository that is made; one that is there stays as visible as it is, and a public one needs this consent."""
+    """Of a repository that is made; one that is there stays as it is, and if that is public it needs this consent."""
     licence: str | None = None
     """For the page, as the Hub spells it."""
     endpoint: str | None = None
@@ -186,7 +186,7 @@ def _batches(
     for entry in cask.entries:
         path = shard_path(cask.path, entry)
         shard_name, entry_name = f"{SHARDS_NAME}/{path.name}", entry_file(entry.name)
-        if entry_name in there and _is_there(there.get(shard_name), entry):
+        if _has_entry(there.get(entry_name), entry) and _is_there(there.get(shard_name), entry):
             report.skipped += 1
             if progress is not None:
                 progress(entry.bytes)
@@ -205,6 +205,13 @@ def _batches(
 def _sent(entry: ShardEntry) -> ShardEntry:
     """An entry as the Hub gets it: the file of hints beside a shard stays where it is."""
     return entry.model_copy(update={"hints": None})
+
+
+def _has_entry(file: Any, entry: ShardEntry) -> bool:
+    """Whether the Hub has an entry's bytes: of small files it says the id that Git gives them."""
+    content = entry_bytes(_sent(entry))
+    blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    return file is not None and file.blob_id == blob
 
 
 def _is_there(file: Any, entry: ShardEntry) -> bool:

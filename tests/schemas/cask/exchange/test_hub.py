@@ -354,3 +354,19 @@ def test_a_private_push_does_not_meet_a_public_repository(tmp_path, hub):
 def test_public_does_not_open_a_private_repository_and_says_so(tmp_path, hub):
     hub.add("lab/teacher", {}, private=True)
     assert push(make_cask(tmp_path / "cask"), hub, public=True).private
+
+
+def test_a_damaged_entry_is_mended_by_another_push(tmp_path, hub):
+    cask = make_cask(tmp_path / "cask")
+    push(cask, hub)
+    repository = hub.dataset("lab/teacher")
+    name = next(name for name in repository.tree if name.startswith("shards/") and name.endswith(".json"))
+    whole = repository.tree[name]
+    repository.commit({**repository.tree, name: b"{}"})
+    assert (push(cask, hub).sent, repository.tree[name]) == (1, whole)
+
+
+def test_a_licence_alone_is_no_other_data(tmp_path, hub):
+    hub.add("lab/teacher", {"LICENSE": b"free"}, private=True)
+    assert push(make_cask(tmp_path / "cask"), hub).sent == 3
+    assert hub.dataset("lab/teacher").tree["LICENSE"] == b"free"
