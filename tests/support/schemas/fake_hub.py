@@ -232,7 +232,8 @@ def _listing(tree: dict[str, bytes], below: str, recursive: bool) -> list[dict[s
         if deeper:
             listing[prefix + folder] = {"type": "directory", "path": prefix + folder, "oid": "0" * 40, "size": 0}
         if not deeper or recursive:
-            oid, size = hashlib.sha1(content).hexdigest(), len(content)
+            size = len(content)
+            oid = hashlib.sha1(b"blob %d\0" % size + content).hexdigest()
             listing[path] = {"type": "file", "path": path, "oid": oid, "size": size}
             if path.endswith(LFS):
                 digest = hashlib.sha256(content).hexdigest()

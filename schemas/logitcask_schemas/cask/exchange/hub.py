@@ -14,7 +14,7 @@ from logitcask_schemas.errors import CaskError, CaskNotFoundError, MissingExtraE
 from logitcask_schemas.terminal import installed_version
 
 _PLACE: Final = re.compile(
-    r"hf://(?:datasets/)?([A-Za-z0-9](?:[\w.-]*\w)?/[A-Za-z0-9](?:[\w.-]*\w)?)(?:@([\w./-]+))?/?", re.ASCII
+    r"hf://(?:datasets/)?([A-Za-z0-9](?:[\w.-]*\w)?/[A-Za-z0-9](?:[\w.-]*\w)?)(?:@([\w./-]*[\w.-]))?/?", re.ASCII
 )
 _MAX_NAME: Final = 96
 """Letters of NAME, as the Hub's client has it."""

@@ -12,6 +12,7 @@ CARD_MARK: Final = "<!-- Made by `logitcask cask push`, which replaces this page
 _LOCAL_PATH: Final = re.compile(r"(?:[/~.\\]|[A-Za-z]:[/\\]|\w+://).*?([^/\\]*)[/\\]*", re.DOTALL)
 _SIZES: Final = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _LARGER: Final = ((10_000_000, "1M<n<10M"), (100_000_000, "10M<n<100M"), (1_000_000_000, "100M<n<1B"))
+_LARGEST: Final = ((10**10, "1B<n<10B"), (10**11, "10B<n<100B"), (10**12, "100B<n<1T"))
 
 
 def hub_card(cask: Cask, place: HubPlace, licence: str | None) -> str:
@@ -79,7 +80,7 @@ Identity of the cask: `{cask.manifest.identity_digest()}`
 
 def _metadata(cask: Cask, licence: str | None) -> str:
     """As YAML, of which JSON values are a part."""
-    sizes = (*_SIZES, *_LARGER)
+    sizes = (*_SIZES, *_LARGER, *_LARGEST)
     members: dict[str, Any] = {
         "pretty_name": f"Cask of {_public_name(cask.manifest.teacher.model)}",
         "tags": ["logitcask", "distillation", "knowledge-distillation", "logits"],

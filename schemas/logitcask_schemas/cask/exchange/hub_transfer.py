@@ -33,7 +33,7 @@ from logitcask_schemas.errors import CaskCorruptionError, CaskError
 _COMMIT_SHARDS: Final = 50
 _COMMIT_BYTES: Final = 4 << 30
 """Of the shards of a commit, at most; what a push that died sends again."""
-_THEIRS: Final = {CARD_NAME, ".gitattributes"}
+_THEIRS: Final = {CARD_NAME, ".gitattributes", ".gitignore", "LICENSE", "LICENSE.md", "LICENSE.txt"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ class PushOptions:
     """How a cask goes to the Hub."""
 
     public: bool = False
-    """Of a repository that is made; one that is there stays as visible as it is."""
+    """Of a repository that is made; one that is there stays as it is, and if that is public it needs this consent."""
     licence: str | None = None
     """For the page, as the Hub spells it."""
     endpoint: str | None = None
@@ -61,6 +61,8 @@ class PushReport:
     """Shards that were there."""
     commit: str = ""
     """The last one."""
+    private: bool = True
+    """Whether only those whom its owner lets may read the repository."""
     card_kept: bool = False
     """Whether the page was somebody's own and stayed."""
 
@@ -89,7 +91,8 @@ def push_cask(
         progress: Called with the bytes of shards that are there now.
 
     Raises:
-        CaskError: The repository holds something else, or shards that the cask does not; the Hub refuses.
+        CaskError: The repository holds something else, or shards that the cask does not, or is public without
+            `options.public`; the Hub refuses.
         IdentityMismatchError: It holds a cask of another teacher or capture spec.
         CaskCorruptionError, CaskNotFoundError: A shard of the cask is damaged or missing; what was sent stays.
         MissingExtraError: The Hub's client is not installed.
@@ -99,12 +102,17 @@ def push_cask(
     client = hub_client(options.endpoint, quiet=options.quiet)
     with hub_explained(place, client, writes=True):
         client.create_repo(place.repository, repo_type=DATASET, private=not options.public, exist_ok=True)
-        head = client.repo_info(place.repository, repo_type=DATASET).sha
+        info = client.repo_info(place.repository, repo_type=DATASET)
+        head = info.sha
         files = client.list_repo_tree(place.repository, repo_type=DATASET, revision=head, recursive=True)
         there = {file.path: file for file in files if hasattr(file, "size")}
     store = RemoteStore(f"{place.url}@{head}", {"endpoint": options.endpoint} if options.endpoint else None)
     _require_part_of(cask, place, store, set(there))
-    report = PushReport(commit=head)
+    if not info.private and not options.public:
+        raise CaskError(
+            f"{place.url}: is public, and a private push was asked for. Say --public, or name a new data set"
+        )
+    report = PushReport(commit=head, private=info.private)
     for batch in _batches(cask, there, report, options.commit_shards, progress):
         with hub_explained(place, client, writes=True):
             _commit(client, place, batch.operations, f"Add {len(batch.entries)} shards", report)
@@ -178,7 +186,7 @@ def _batches(
     for entry in cask.entries:
         path = shard_path(cask.path, entry)
         shard_name, entry_name = f"{SHARDS_NAME}/{path.name}", entry_file(entry.name)
-        if entry_name in there and _is_there(there.get(shard_name), entry):
+        if _has_entry(there.get(entry_name), entry) and _is_there(there.get(shard_name), entry):
             report.skipped += 1
             if progress is not None:
                 progress(entry.bytes)
@@ -197,6 +205,13 @@ def _batches(
 def _sent(entry: ShardEntry) -> ShardEntry:
     """An entry as the Hub gets it: the file of hints beside a shard stays where it is."""
     return entry.model_copy(update={"hints": None})
+
+
+def _has_entry(file: Any, entry: ShardEntry) -> bool:
+    """Whether the Hub has an entry's bytes: of small files it says the id that Git gives them."""
+    content = entry_bytes(_sent(entry))
+    blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    return file is not None and file.blob_id == blob
 
 
 def _is_there(file: Any, entry: ShardEntry) -> bool:

@@ -66,6 +66,8 @@ class RowOptions:
             raise OptionError(f"form of rows: expected one of {', '.join(FORMS)}, got {self.form!r}")
         if not 1 <= self.width <= 1 << 16:
             raise OptionError(f"slots per token: expected 1 to 65,536, got {self.width}")
+        if not 0 <= self.seed < 1 << 64:
+            raise OptionError(f"seed of rows: expected 0 to 2**64 - 1, got {self.seed}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +112,8 @@ def export_rows(cask: Cask, folder: Path, options: RowOptions) -> Generator[RowS
         One step per shard, when its file is durable; the folder gets its name after the last.
 
     Raises:
-        CaskError: The folder is there already, its unfinished form has other rows, or the cask has no draws.
+        CaskError: The folder is there already, its unfinished form has other rows, or the cask has no draws or no
+            documents.
         CaskCorruptionError, CaskNotFoundError: A shard of the cask is damaged or missing.
         DocumentMismatchError: With `answers_only`, a document does not say which of its tokens are answers.
         InvalidRecordError: The weights of a position do not add up to 1.
@@ -122,8 +125,10 @@ def export_rows(cask: Cask, folder: Path, options: RowOptions) -> Generator[RowS
             "its ids expect the teacher's distribution. Capture in mode threshold; or ask for the head renormalised "
             "to 1 (--renormalize), which is biased"
         )
+    if not cask.entries:
+        raise CaskError(f"{cask.place}: has no documents, so there are no rows to write. Capture some first")
     settings = _settings(cask, options)
-    if folder.exists():
+    if folder.exists() or folder.is_symlink():
         raise CaskError(f"{folder}: is there already. Name a new folder, or remove it to make the rows again")
     unfinished = folder.parent / f".{folder.name}.unfinished"
     _prepare(unfinished, settings)

@@ -81,9 +81,9 @@ def test_nothing_is_sent_twice_and_growth_is_added(tmp_path, hub):
     push(make_cask(tmp_path / "cask", SHARDS[:2]), hub, public=True)
     assert not hub.dataset("lab/teacher").private
     sent = len(hub.uploads)
-    assert push(Cask.open(tmp_path / "cask"), hub).skipped == 2
+    assert push(Cask.open(tmp_path / "cask"), hub, public=True).skipped == 2
     assert len(hub.uploads) == sent
-    report = push(make_cask(tmp_path / "grown"), hub)
+    report = push(make_cask(tmp_path / "grown"), hub, public=True)
     assert (report.sent, report.skipped) == (1, 2)
     assert len(pull(hub, tmp_path / "back")) == 3
 
@@ -328,3 +328,45 @@ def test_the_page_does_not_tell_where_a_model_lay(tmp_path, model, shown):
     assert f'"model": "{shown}"' in page
     if model != shown:
         assert json.dumps(model)[1:-1] not in page
+
+
+def test_a_slash_at_the_end_is_no_part_of_the_revision():
+    assert HubPlace.parse("hf://lab/teacher@v1/") == HubPlace(repository="lab/teacher", revision="v1")
+    assert HubPlace.parse("hf://lab/teacher@feature/x/").revision == "feature/x"
+
+
+def test_the_page_counts_beyond_a_billion(tmp_path, monkeypatch):
+    cask = make_cask(tmp_path / "cask")
+    for count, category in [(10**9, "1B<n<10B"), (10**12 - 1, "100B<n<1T"), (10**12, "n>1T")]:
+        monkeypatch.setattr(Cask, "__len__", lambda _, count=count: count)
+        assert f'size_categories: ["{category}"]' in hub_card(cask, PLACE, None)
+
+
+def test_a_private_push_does_not_meet_a_public_repository(tmp_path, hub):
+    cask = make_cask(tmp_path / "cask")
+    hub.add("lab/teacher", {}, private=False)
+    with pytest.raises(CaskError, match=r"is public.*--public"):
+        push(cask, hub)
+    assert hub.uploads == []
+    assert not push(cask, hub, public=True).private
+
+
+def test_public_does_not_open_a_private_repository_and_says_so(tmp_path, hub):
+    hub.add("lab/teacher", {}, private=True)
+    assert push(make_cask(tmp_path / "cask"), hub, public=True).private
+
+
+def test_a_damaged_entry_is_mended_by_another_push(tmp_path, hub):
+    cask = make_cask(tmp_path / "cask")
+    push(cask, hub)
+    repository = hub.dataset("lab/teacher")
+    name = next(name for name in repository.tree if name.startswith("shards/") and name.endswith(".json"))
+    whole = repository.tree[name]
+    repository.commit({**repository.tree, name: b"{}"})
+    assert (push(cask, hub).sent, repository.tree[name]) == (1, whole)
+
+
+def test_a_licence_alone_is_no_other_data(tmp_path, hub):
+    hub.add("lab/teacher", {"LICENSE": b"free"}, private=True)
+    assert push(make_cask(tmp_path / "cask"), hub).sent == 3
+    assert hub.dataset("lab/teacher").tree["LICENSE"] == b"free"

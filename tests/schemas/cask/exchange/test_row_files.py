@@ -170,3 +170,21 @@ def test_datasets_loads_the_parquet_carrier_too(tmp_path):
     )
     assert sorted(map(len, dataset["token_ids"])) == sorted(cask.document_lengths().tolist())
     assert {row["document_id"] for row in dataset} == {cask.read(number).id for number in range(len(cask))}
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 64])
+def test_seed_is_checked_before_anything_is_drawn(seed):
+    with pytest.raises(OptionError, match="seed of rows"):
+        RowOptions(width=4, seed=seed)
+
+
+def test_an_empty_cask_has_no_rows(tmp_path):
+    with pytest.raises(CaskError, match="has no documents"):
+        list(export_rows(make_cask(tmp_path / "cask", shards=[]), tmp_path / "rows", RowOptions(width=4)))
+    assert [path.name for path in tmp_path.iterdir()] == ["cask"]
+
+
+def test_a_dangling_link_is_no_new_folder(tmp_path):
+    (tmp_path / "rows").symlink_to(tmp_path / "gone")
+    with pytest.raises(CaskError, match="is there already"):
+        list(export_rows(make_cask(tmp_path / "cask"), tmp_path / "rows", RowOptions(width=4)))
