@@ -234,14 +234,14 @@ def test_a_position_without_mass_is_refused(tmp_path, values):
     ("rows", "reason"),
     [
         ([{"input_ids": [5], "compressed_logprobs": [], "bytepacked_indices": []}], "documents of one token: 1"),
-        ([distillkit_row(*dense_documents([9]), EXACT) | {"attention_mask": [0] * 9}], "rows of padding: 1"),
+        ([distillkit_row(dense_documents([9])[0], EXACT) | {"attention_mask": [0] * 9}], "rows of padding: 1"),
         ([], "no rows"),
     ],
 )
 def test_a_cache_of_which_nothing_is_left_is_an_error_that_says_why(tmp_path, rows, reason):
     import pyarrow.parquet as pq
 
-    folder = write_distillkit(tmp_path / "src", rows or [distillkit_row(*dense_documents([9]), EXACT)], EXACT)
+    folder = write_distillkit(tmp_path / "src", rows or [distillkit_row(dense_documents([9])[0], EXACT)], EXACT)
     if not rows:
         table = pq.read_table(folder / "data_0.parquet")
         pq.write_table(table.slice(0, 0), folder / "data_0.parquet")

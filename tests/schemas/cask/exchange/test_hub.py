@@ -284,7 +284,7 @@ def test_commands(tmp_path, hub):
 )
 def test_names_that_the_client_refuses_are_refused_before_it_is_asked(name):
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils._validators import validate_repo_id
 
     with pytest.raises(OptionError):
         HubPlace.parse(f"hf://{name}")
@@ -301,7 +301,7 @@ def test_a_cask_under_such_a_name_cannot_be_opened_either(hub, tmp_path, name):
 
 @given(st.from_regex(r"[a-z0-9._-]{1,8}/[a-zA-Z0-9._-]{1,100}", fullmatch=True))
 def test_what_is_a_place_is_a_name_for_the_client(name):
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils._validators import validate_repo_id
 
     try:
         place = HubPlace.parse(f"hf://{name}")
