@@ -25,7 +25,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 Int: TypeAlias = Any
 """An integer of 64 bits, in the arithmetic of Numba."""
 
-THREADS: Final[int] = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+THREADS: Final[int] = vars(numba.config)["NUMBA_NUM_THREADS"]
 """How many to decode on: the processors this process may use, unless the environment says NUMBA_NUM_THREADS."""
 UNKNOWN_CODE: Final = 1
 OUT_OF_BITS: Final = 2
