@@ -18,6 +18,14 @@ FAMILIES = {
 }
 
 
+LABEL_PLACES = {
+    "threshold 1/35 u8": (-18, 9),
+    "threshold 1/50": (0, 10),
+    "threshold head 1/20, draws 1/50": (8, -10),
+    "threshold 1/100, up to 255 draws": (-10, -16),
+    "threshold 1/150, up to 255 draws": (-12, 7),
+}
+"""In points, of rows whose neighbours lie too close for a label beside them."""
 Curves = dict[str, dict[int, dict[int, float]]]
 """Held-out KL in nats: of each row, seed and step."""
 
@@ -64,10 +72,9 @@ def draw(runs: dict[str, dict[int, dict[str, float]]], name: str) -> None:
         axes.scatter(bytes_S, closed_S, color=colour, marker=marker, s=18, alpha=0.5, linewidths=0)
         axes.scatter(bytes_S.mean(), closed_S.mean(), color=colour, marker=marker, s=60)
         axes.annotate(
-            row,
+            row.removeprefix("threshold ").removesuffix(", up to 255 draws"),
             (bytes_S.mean(), closed_S.mean()),
-            # Its neighbour lies too close for a label beside it.
-            xytext=(-18, 9) if row.endswith("u8") else (8, -3),
+            xytext=LABEL_PLACES.get(row, (8, -3)),
             textcoords="offset points",
             fontsize=8,
             color=colour,

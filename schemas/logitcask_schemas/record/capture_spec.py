@@ -18,6 +18,8 @@ MIN_TAU: Final = 1e-6
 """Below this tail mass nothing is drawn, so a smaller threshold would promise what capture does not do."""
 DEFAULT_TAU: Final = 0.028
 """About 40 bytes per token in Arrow shards of a small teacher of English and code (docs/capture.md)."""
+_UNUSED_TAU: Final = 0.05
+"""What specs of modes without a threshold say, as they always did: requests and casks stay the same bytes."""
 _FEW_DRAWS: Final = 32
 """Limit of the draws unless given, where 1/tau of them are no more."""
 MIN_TEMPERATURE: Final = 0.1
@@ -61,9 +63,7 @@ class CaptureSpec(BaseModel):
     """Probability threshold of mode `threshold`, also the mass one tail draw stands for at most."""
     head_max: Annotated[int, Field(ge=1, le=MAX_ENTRIES - 1)] = 64
     """Most tokens the threshold may put into the head; the excess falls into the tail, which stays unbiased."""
-    tail_max: Annotated[int, Field(ge=1, le=MAX_ENTRIES)] = Field(
-        default_factory=lambda given: default_tail_max(given.get("mode", "threshold"), given.get("tau", DEFAULT_TAU))
-    )
+    tail_max: Annotated[int, Field(ge=1, le=MAX_ENTRIES)] = MAX_ENTRIES
     """Most tail draws of mode `threshold`. Unless given what tau asks for: 32, and 255, the most there may be, for tau
     below 1/32."""
     k: Annotated[int, Field(ge=1, le=MAX_ENTRIES - 1)] = 64
@@ -91,6 +91,20 @@ class CaptureSpec(BaseModel):
     """Of mode `topk`: the records were made from the k largest that another tool kept. A head holds y only where it is
     among these; the tail mass is 1 less their sum; the entropy is that of head and one bucket, a lower bound of H(t).
     Not written where it is false, so that casks made before it existed keep their bytes and identity."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, fields: Any) -> Any:
+        """Defaults of tau and `tail_max`, which depend on other fields; what is no number as tau is refused as that."""
+        if not isinstance(fields, dict):
+            return fields
+        mode = fields.get("mode", "threshold")
+        fields = {"tau": DEFAULT_TAU if mode == "threshold" else _UNUSED_TAU, **fields}
+        try:
+            tau = float(fields["tau"])
+        except (TypeError, ValueError):
+            return fields
+        return {"tail_max": default_tail_max(mode, tau), **fields}
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -143,9 +157,9 @@ class CaptureSpec(BaseModel):
         return self.model_dump(mode="json", exclude=set(self.unused))
 
     def at_tau(self, tau: float) -> Self:
-        """The spec in mode `threshold` at another tau, which `tail_max` follows unless it was given."""
-        given = self.model_dump(include=self.model_fields_set)
-        return type(self).model_validate({**given, "mode": "threshold", "tau": tau})
+        """The spec in mode `threshold` at another tau; `tail_max` follows it, unless it is not the one by default."""
+        usual = {"tail_max"} if self.tail_max == default_tail_max(self.mode, self.tau) else set()
+        return type(self).model_validate({**self.model_dump(exclude=usual), "mode": "threshold", "tau": tau})
 
     def digest(self) -> str:
         """SHA-256 (hex) over the canonical JSON of the spec."""

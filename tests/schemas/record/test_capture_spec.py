@@ -127,6 +127,20 @@ def test_the_limit_of_draws_follows_tau(fields, limit):
         assert spec.tail_max >= min(math.ceil(1 / spec.tau - 1e-9), 255), "it does not bind"
 
 
+@pytest.mark.parametrize("mode", ["topk", "sampled"])
+def test_other_modes_are_written_as_they_always_were(mode):
+    fields = capture_spec(mode=mode).model_dump(mode="json")
+    assert (fields["tau"], fields["tail_max"]) == (0.05, 32)
+
+
+@pytest.mark.parametrize("tau", ["x", None, [], "nan", 2, 0])
+def test_a_wrong_tau_is_told_once(tau):
+    with pytest.raises(CaptureSpecError) as told:
+        capture_spec(tau=tau)
+    assert str(told.value).startswith("tau: ")
+    assert "tail_max" not in str(told.value)
+
+
 def test_specs_of_the_old_limit_keep_their_identity():
     """Casks that say 32 draws are those of a spec that leaves it out, where 32 is enough."""
     assert CaptureSpec(tau=1 / 20, tail_max=32).digest() == CaptureSpec(tau=1 / 20).digest()

@@ -181,7 +181,7 @@ def test_a_database_of_version_2_keeps_its_requests_and_keys(tmp_path):
     database = Database(tmp_path)
     store = ExtractionStore(database, lambda extraction_id: None)
     older, second, first = store.page(status=None, after=None, limit=5)
-    plain = ExtractionRequest(corpus_id=first.corpus_id, cask="docs")
+    plain = ExtractionRequest(corpus_id=first.corpus_id, cask="docs", capture=CaptureSpec(tau=0.05))
     full = ExtractionRequest(
         corpus_id=first.corpus_id,
         cask="others",
