@@ -54,18 +54,24 @@ def loss_curve(path: Path, logs: Sequence[tuple[str, list[dict[str, Any]]]], hel
             values = np.array([line[name] for line in lines])
             axes.plot(seen, values, color=colour, alpha=0.25, linewidth=1)
             axes.plot(seen, _smoothed(values, positions), color=colour, linewidth=2, label=f"{label}, training")
+        lowest = min(line[name] for _, lines in logs for line in lines)
+        below = 0
         for label, value in held_out.items():
-            axes.axhline(value, color=TEACHER, linestyle=(0, (4, 3)), linewidth=1)
+            # A model that says what the teacher says has a KL of 0, give or take: nowhere on a logarithmic axis.
+            inside = value > lowest / 100
+            if inside:
+                axes.axhline(value, color=TEACHER, linestyle=(0, (4, 3)), linewidth=1)
             axes.text(
                 0.985,
-                value,
+                value if inside else 0.03 + 0.06 * below,
                 f"{label}, held out: {value:.2f}",
-                transform=axes.get_yaxis_transform(),
+                transform=axes.get_yaxis_transform() if inside else axes.transAxes,
                 ha="right",
                 va="center",
                 fontsize=9,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
             )
+            below += not inside
         axes.set(title=title, xlabel="positions trained on", ylabel="nats per token", yscale="log")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))

@@ -15,7 +15,7 @@ from logitcask_consumer.report.estimates import DocumentBootstrap
 from logitcask_consumer.report.evaluate import evaluate_model, evaluate_teacher, measure, teacher_columns
 from logitcask_consumer.report.make_report import make_report
 from logitcask_consumer.report.markdown import _models_table, short_table
-from logitcask_consumer.report.plots import _smoothed
+from logitcask_consumer.report.plots import _smoothed, loss_curve
 from logitcask_schemas.errors import IdentityMismatchError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from tests.support.consumer.cask_builder import build_cask, random_documents, save_teacher, tiny_model, tiny_tokenizer
@@ -194,6 +194,14 @@ def place(tmp_path_factory):
     lines = [{"step": i, "kl": 5 / i, "kd": 6 / i, "ce": 7 / i, "positions": 100.0} for i in range(1, 30)]
     (folder / "log" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
+
+
+@pytest.mark.parametrize("held_out", [{"same": 0.0}, {"same": -1e-4, "close": 1e-9}, {"other": 2.5, "same": 1e-30}])
+def test_held_out_values_that_a_logarithmic_axis_has_no_place_for(tmp_path, held_out):
+    """A model that is the teacher has a KL of 0, or a little less by its draws."""
+    lines = [{"positions": 10, "kl": 5.0 / step} for step in (1, 2, 3)]
+    loss_curve(tmp_path / "curve.png", [("run", lines)], held_out)  # warnings are errors
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_command_writes_markdown_json_and_plots(place, tmp_path):
