@@ -42,7 +42,7 @@ def hub_card(cask: Cask, place: HubPlace, licence: str | None) -> str:
 
 {CARD_MARK}
 
-# What {_text(teacher.model)} said about {len(cask):,} documents
+# What {heading_name(teacher.model)} said about {len(cask):,} documents
 
 A [logitcask](https://pypi.org/project/logitcask/) cask: for every token of the documents, a sparse and unbiased record
 of the distribution that a teacher model gave to the next one. Students train from it without the teacher.
@@ -102,6 +102,7 @@ def _public_name(model: str) -> str:
     return match[1] if (match := _LOCAL_PATH.fullmatch(model)) else model
 
 
-def _text(name: str) -> str:
-    """A name in a heading, on one line and without markup."""
+def heading_name(model: str) -> str:
+    """A model's name in a heading: public, on one line and without markup."""
+    name = _public_name(model)
     return " ".join(name.replace("<", " ").replace(">", " ").split())

@@ -18,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from logitcask_schemas.cask.batches import collate
+from logitcask_schemas.cask.exchange.hub_card import heading_name
 from logitcask_schemas.cask.exchange.row_schema import FORMS, NO_LABEL, RowBlock, row_batch, row_schema
 from logitcask_schemas.cask.exchange.target_table import TargetEntries
 from logitcask_schemas.cask.format.codec_u8 import random_words
@@ -298,7 +299,7 @@ configs:
     path: "train-*.parquet"
 ---
 
-# What {teacher.model} said about {len(cask):,} documents
+# What {heading_name(teacher.model)} said about {len(cask):,} documents
 
 Rows of `logitcask cask rows`, form `{options.form}`, {options.width} slots per token, made from a cask with identity
 `{cask.manifest.identity_digest()}` and tokenizer fingerprint `{teacher.tokenizer_fingerprint}`.

@@ -188,3 +188,15 @@ def test_a_dangling_link_is_no_new_folder(tmp_path):
     (tmp_path / "rows").symlink_to(tmp_path / "gone")
     with pytest.raises(CaskError, match="is there already"):
         list(export_rows(make_cask(tmp_path / "cask"), tmp_path / "rows", RowOptions(width=4)))
+
+
+@pytest.mark.parametrize(
+    ("model", "shown"),
+    [("org/big", "org/big"), ("/home/me/models/big", "big"), ("big\n# <b>not</b> mine", "big # b not /b mine")],
+)
+def test_the_page_has_a_heading_of_one_line_without_places_of_a_machine(tmp_path, model, shown):
+    with CaskWriter.create(tmp_path / "cask", teacher=make_teacher(model=model), capture=SPEC) as writer:
+        writer.publish(make_documents([4], 1))
+    list(export_rows(Cask.open(tmp_path / "cask"), tmp_path / "rows", RowOptions(width=4)))
+    (heading,) = (line for line in (tmp_path / "rows" / "README.md").read_text().splitlines() if line[:2] == "# ")
+    assert heading == f"# What {shown} said about 1 documents"
