@@ -5,9 +5,11 @@ from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from logitcask_schemas.cask import Cask, CaskWriter
+from logitcask_schemas.cask.carriers.registry import carrier_of
 from logitcask_schemas.cask.format.manifest import CaskManifest, manifest_bytes
 from logitcask_schemas.cask.format.packed.rank_table import RankTable
 from logitcask_schemas.cask.integrity.verify import verify_shards
@@ -17,7 +19,7 @@ from logitcask_schemas.cask.transfer.packing import export_packed
 from logitcask_schemas.cask.transfer.split import SplitRule, split_cask
 from logitcask_schemas.cask.transfer.targets import LocalTarget
 from logitcask_schemas.cli.main import main
-from logitcask_schemas.errors import CaskCorruptionError, CaskError, IdentityMismatchError
+from logitcask_schemas.errors import CaskCorruptionError, CaskError, IdentityMismatchError, InvalidRecordError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from tests.support.schemas.cask_samples import assert_same, make_documents, make_teacher
 
@@ -197,3 +199,43 @@ def test_the_command_says_what_it_does(tmp_path: Path, capsys: pytest.CaptureFix
     assert run(str(tmp_path / "packed"), str(tmp_path / "flat"), "--record", "flat") == 0
     assert {entry.carrier for entry in Cask.open(tmp_path / "flat").entries} == {"arrow"}
     assert run(*arguments, "--carrier", "zarr") == 2
+
+
+def test_a_refused_copy_leaves_the_destination_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another source of the same teacher, spec and rank table: its records are the only difference."""
+    table = RankTable.fitted(np.ones(300, dtype=np.int64), "b" * 64)
+    monkeypatch.setattr("logitcask_schemas.cask.transfer.packing.RankTable.fitted", lambda *_: table)
+    first, second = make_cask(tmp_path / "first"), make_cask(tmp_path / "second", seed=50)
+    pack(first, tmp_path / "packed")
+    before = files_of(tmp_path / "packed")
+    with pytest.raises(CaskError, match=r"made from another cask. Name an empty folder"):
+        pack(second, tmp_path / "packed")
+    assert files_of(tmp_path / "packed") == before
+    assert len(pack(first, tmp_path / "packed").entries) == len(SHARDS)
+
+
+def test_imported_records_are_refused_in_words(tmp_path: Path) -> None:
+    spec = CaptureSpec(mode="topk", k=4, imported=True)
+    with CaskWriter.create(tmp_path / "cask", teacher=make_teacher(300), capture=spec) as writer:
+        writer.publish(make_documents([5], 1, vocab_size=300, spec=spec))
+    with pytest.raises(CaskError, match=r"another tool made cannot be packed.*--carrier zarr"):
+        pack(tmp_path / "cask", tmp_path / "packed")
+    assert not list(tmp_path.glob("packed/**/*.packed"))
+    with pytest.raises(InvalidRecordError, match=r"another tool made cannot be packed"):
+        list(export_cask(Cask.open(tmp_path / "cask"), LocalTarget(tmp_path / "other"), "packed"))
+
+
+@pytest.mark.parametrize("form", ["packed", "arrow"])
+@pytest.mark.parametrize("compression", ["zstd", "lz4"])
+def test_compressed_columns_are_no_shard(tmp_path: Path, form: str, compression: str) -> None:
+    """A few bytes may unpack into any number of them."""
+    source = make_cask(tmp_path / "cask")
+    cask = pack(source, tmp_path / "packed") if form == "packed" else Cask.open(source)
+    entry = cask.entries[0]
+    path = cask.path / "shards" / f"{entry.name}{carrier_of(entry).suffix}"
+    reader = pa.ipc.open_file(path.read_bytes())
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.ipc.new_file(str(path), reader.schema, options=options) as writer:
+        writer.write_batch(reader.get_batch(0))
+    with pytest.raises(CaskCorruptionError, match="its columns are compressed, which no writer does"):
+        carrier_of(entry).open(path, cask.layout, cask.manifest.identity_digest())
