@@ -21,7 +21,7 @@ DEFAULT_TAU: Final = 0.028
 _UNUSED_TAU: Final = 0.05
 """What specs of modes without a threshold say, as they always did: requests and casks stay the same bytes."""
 _FEW_DRAWS: Final = 32
-"""Limit of the draws unless given, where 1/tau of them are no more."""
+"""Limit of the draws by default, where 1/tau of them are no more."""
 MIN_TEMPERATURE: Final = 0.1
 MAX_TEMPERATURE: Final = 100.0
 """Between these log Z_T is right to 1 % in every codec."""
@@ -31,7 +31,7 @@ MAX_TEMPERATURES: Final = 16
 
 
 def default_tail_max(mode: str, tau: float) -> int:
-    """The limit of the tail's draws unless one is given: one that does not bind, as far as a record can hold.
+    """The default limit of the tail's draws: as many as tau asks for, as far as a record can hold them.
 
     Where 1/tau is at most 32 that is 32 and not more, so that specs stay equal to those of casks made before smaller
     thresholds got another limit.

@@ -196,9 +196,9 @@ def _differing(writer: CaskWriter, documents: Sequence[DocumentRecords]) -> int:
     ids = [document.id for document in documents]
     times, layout = Counter(ids), RecordLayout.of(writer.manifest)
     stored: dict[bytes, int] = {}
-    if known := [identity for identity in times if writer.has(identity)]:
+    if ids_in_cask := [identity for identity in times if writer.has(identity)]:
         cask = Cask.open(writer.path)
-        for identity in known:
+        for identity in ids_in_cask:
             if (number := cask.find(identity)) is not None:
                 shard, row = cask.locate(number)
                 stored[identity] = int(cask.shard(shard).columns.checksums[row])

@@ -307,7 +307,8 @@ def test_what_is_a_place_is_a_name_for_the_client(name):
         place = HubPlace.parse(f"hf://{name}")
     except OptionError:
         return
-    validate_repo_id(place.repository)
+    validate_repo_id(place.repository)  # raises where it is none
+    assert place.repository == name
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ N draws of all documents.
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Self
@@ -167,10 +167,7 @@ def unpack(
         faults_D,
     )
     loops.prepare(*arguments)
-    parts = _parts(packed.word_offsets_D1, loops.THREADS)
-    with ThreadPoolExecutor(len(parts)) as threads:
-        # Exceptions come out with the results.
-        list(threads.map(lambda part: loops.unpack_documents(*part, *arguments), parts))
+    _on_threads(lambda part: loops.unpack_documents(*part, *arguments), _parts(packed.word_offsets_D1, loops.THREADS))
     arrays: dict[str, NDArray[Any]] = {TAIL_COUNTS: tail_counts}
     for number, column in enumerate(columns):
         arrays[column.name] = bytes_out[starts[number] : starts[number + 1]]
@@ -187,6 +184,21 @@ def _parts(word_offsets_D1: Offsets, threads: int) -> list[tuple[int, int]]:
     number = max(1, min(threads, words // _WORDS_PER_THREAD))
     cuts = [0, *np.searchsorted(word_offsets_D1, np.arange(1, number) * (words // number)).tolist(), documents]
     return list(itertools.pairwise(cuts))
+
+
+def _on_threads(decode: Callable[[tuple[int, int]], None], parts: list[tuple[int, int]]) -> None:
+    """Decode each part on a thread of its own; on this one where there is one part, or no thread to spare."""
+    if len(parts) > 1:
+        try:
+            with ThreadPoolExecutor(len(parts)) as threads:
+                list(threads.map(decode, parts))
+            return
+        except RuntimeError as error:
+            if "start new thread" not in str(error):
+                raise
+    # A part that some thread has decoded becomes what it is once more.
+    for part in parts:
+        decode(part)
 
 
 def _tables(codes: ShardCodes, byte_names: list[str], loops: Any) -> list[NDArray[np.uint16]]:

@@ -1,6 +1,7 @@
 """Packing is a bijection, as a slow reader of the specification sees it too; every damaged bit is noticed."""
 
 import json
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -90,6 +91,27 @@ def test_threads_share_the_documents(threads: int, monkeypatch: pytest.MonkeyPat
         assert np.flatnonzero(faults_D).tolist() == [4] * faulty, "a fault stays with its document"
         behind = int(columns.offsets["token"][5]) if faulty else 0
         np.testing.assert_array_equal(arrays["token_ids"][behind:], columns.arrays["token_ids"][behind:])
+
+
+@pytest.mark.parametrize("to_spare", [0, 1])
+def test_a_system_without_threads_to_spare_decodes_all_the_same(to_spare: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    columns, layout = sample([2, 30, 3, 4, 120, 2, 2, 9, 17])
+    packed = pack(columns, layout)
+    monkeypatch.setattr(packed_shard, "_WORDS_PER_THREAD", 1)
+    monkeypatch.setattr(bit_loops, "THREADS", 4)
+    started, system_start = [], threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if len(started) == to_spare:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        system_start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    arrays, faults_D = unpack(packed, columns.offsets, columns.lists, layout)
+    assert not faults_D.any()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, columns.arrays[name], err_msg=name)
 
 
 def read_slowly(packed: PackedShard, columns: ShardColumns, layout: RecordLayout, row: int) -> dict[str, list[int]]:
