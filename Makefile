@@ -5,9 +5,9 @@ TRAINER := .venv/trainer
 # Tests in two processes, a file in one of them; files in the order given, long ones first. See tests/conftest.py.
 PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 # Tests and benchmarks whose imports only the teacher's environment has.
-TEACHERS := tests/services tests/support/services tests/e2e tests/conformance/test_engine*.py bench/capture*.py \
+TEACHERS := tests/services tests/support/services tests/e2e tests/conformance/engines bench/capture*.py \
 	bench/service*.py bench/dropping_pooler.py
-NOT_TRAINERS := ^(tests/(support/)?services|tests/e2e|tests/conformance/test_engine|bench/(capture|service|dropping))
+NOT_TRAINERS := ^(tests/(support/)?services|tests/e2e|tests/conformance/engines|bench/(capture|service|dropping))
 .DEFAULT_GOAL := help
 .PHONY: help install lock demo test tests-trainer tests-teacher check types-trainer types-teacher docs format bench clean
 
@@ -34,7 +34,7 @@ tests-trainer:
 	$(TRAINER)/bin/python $(PYTEST) tests/consumer tests/schemas tests/conformance/test_cask*.py tests/golden tests/repository
 
 tests-teacher:
-	$(TEACHER)/bin/python $(PYTEST) tests/conformance/test_engine*.py tests/e2e tests/services
+	$(TEACHER)/bin/python $(PYTEST) tests/conformance/engines tests/e2e tests/services
 
 check: install ## ruff, mypy --strict, import layers, the documentation's links and references
 	$(TRAINER)/bin/ruff check .

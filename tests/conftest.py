@@ -28,5 +28,5 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduling(config, log)
 
 
-ENGINES = ("tests/conformance/test_engine", "tests/e2e/")
+ENGINES = ("tests/conformance/engines/", "tests/e2e/")
 """Files that start real engines."""

@@ -110,7 +110,7 @@ def test_a_shard_of_another_layout_is_refused(
 
 
 @every_carrier
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(data=st.data())
 def test_damaged_files_are_errors_or_other_columns_never_crashes(carrier: Carrier, data: st.DataObject) -> None:
     """Cut, overwritten and shuffled files; what still opens is for the checksums to judge."""

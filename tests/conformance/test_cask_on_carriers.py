@@ -119,7 +119,7 @@ def sound(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return path, documents
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=75, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_flipped_bit_is_an_error_or_harmless(sound, tmp_path_factory, data: st.DataObject) -> None:
     """Reading raises, or gives exactly the right records; `verify` always finds it."""

@@ -1,5 +1,6 @@
 """Training data is what a plain reader finds in the cask, whatever carries it, in forked and in spawned workers."""
 
+import itertools
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def plain_batch(dataset: CaskDataset, numbers: list[int]) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     data=st.data(),
     spec=specs(),
@@ -161,14 +162,20 @@ def assert_equal(found: list[dict[str, Any]], expected: list[dict[str, Any]]) ->
                 assert mine[name].dtype == column.dtype, name
 
 
+CASES = {"f16": (SPEC, 49_152), "u8, every column, wide ids": (EVERYTHING, 262_144)}
+
+
 @pytest.mark.parametrize(
-    ("spec", "vocab"), [(SPEC, 49_152), (EVERYTHING, 262_144)], ids=["f16", "u8, every column, wide ids"]
+    ("carrier", "case", "workers"),
+    [
+        *itertools.product(["zarr", "parquet", "packed"], CASES, [None, "fork"]),
+        # Each worker takes seconds to start.
+        ("zarr", "f16", "spawn"),
+        ("packed", "u8, every column, wide ids", "spawn"),
+    ],
 )
-@pytest.mark.parametrize("carrier", ["zarr", "parquet"])
-@pytest.mark.parametrize("workers", [None, "fork", "spawn"])
-def test_batches_are_those_of_arrow(
-    tmp_path: Path, carrier: str, spec: CaptureSpec, vocab: int, workers: str | None
-) -> None:
+def test_batches_are_those_of_arrow(tmp_path: Path, carrier: str, case: str, workers: str | None) -> None:
+    spec, vocab = CASES[case]
     with CaskWriter.create(tmp_path / "arrow", teacher=make_teacher(vocab), capture=spec) as writer:
         for seed in range(3):
             writer.publish(make_documents([40, 300, 7, 129], seed, spec=spec, vocab_size=vocab))

@@ -42,7 +42,7 @@ def assert_end_to_end(collated: CollatedRecords, expected: list[DocumentRecords]
         assert column.flags.writeable, name
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data(), spec=specs(), vocab=st.sampled_from(VOCABS), carrier=st.sampled_from(sorted(CARRIERS)))
 def test_a_batch_is_its_windows_end_to_end(data: st.DataObject, spec: CaptureSpec, vocab: int, carrier: str) -> None:
     documents = make_documents([2, 60, 9, 33], 5, vocab_size=vocab, spec=spec)

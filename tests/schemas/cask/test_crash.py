@@ -101,7 +101,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Publication
     }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(data=st.data(), create=st.booleans())
 def test_torn_writes_and_reordered_names(recorded: dict[bool, Publication], data, create: bool) -> None:
     publication = recorded[create]

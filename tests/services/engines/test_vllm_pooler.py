@@ -109,7 +109,7 @@ def head():
 
 
 @given(seed=st.integers(0, 2**32 - 1), most=st.integers(1, 40))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_any_schedule_gives_the_bytes_of_one_pass(head, seed, most):
     generator = np.random.default_rng(seed)
     pooler = CapturePooler(head)
@@ -146,7 +146,7 @@ def partial_requests(draw):
 
 
 @given(requests=st.lists(partial_requests(), min_size=1, max_size=4), data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_any_schedule_skips_what_is_not_asked_for(head, requests, data):
     """Whatever of a request's beginning the engine finds in its prefix cache, rows behind it come out in order."""
     computed = []

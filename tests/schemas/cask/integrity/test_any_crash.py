@@ -43,7 +43,7 @@ def seen(path: Path) -> Seen | None:
         return None
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(random=st.randoms(use_true_random=False), reached=st.sampled_from([0.0, 0.5, 1.0]))
 def test_any_damage_and_a_repair_cut_short_anywhere(tmp_path_factory, random: Random, reached: float) -> None:
     folder = tmp_path_factory.mktemp("any")

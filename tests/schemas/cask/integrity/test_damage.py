@@ -104,7 +104,7 @@ def read_or_error(cask: Cask, number: int) -> DocumentRecords | CaskCorruptionEr
         return error
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_flipped_bit_is_an_error_or_harmless(sound: Path, cask: Path, data: st.DataObject) -> None:
     """Reading raises, or gives exactly the right records (padding and redundant metadata); `verify` always finds it."""

@@ -257,7 +257,7 @@ def test_foreign_shards_and_files_go_to_quarantine(cask: Path, tmp_path: Path) -
     require_accounted(cask, report)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data(), carrier=st.sampled_from(sorted(CARRIERS)), table=st.booleans())
 def test_any_damage_leaves_a_sound_cask_that_accounts_for_everything(tmp_path_factory, data, carrier, table) -> None:
     cask = make_cask(tmp_path_factory.mktemp("repair") / "cask", carrier)

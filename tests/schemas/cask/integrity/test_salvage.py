@@ -32,7 +32,7 @@ from tests.support.schemas.salvage_cases import (
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     vocab_size=st.sampled_from(VOCABS),
     spec=specs(),
@@ -140,7 +140,7 @@ def test_a_zarr_chunk_that_does_not_decode_costs_its_documents(tmp_path: Path) -
     assert repair_cask(tmp_path).quarantine is None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data(), carrier=st.sampled_from(sorted(CARRIERS)), table=st.booleans(), index=st.booleans())
 def test_any_damage_to_an_entry_and_its_shard(tmp_path_factory, data, carrier: str, table: bool, index: bool) -> None:
     cask = make_cask(tmp_path_factory.mktemp("both") / "cask", carrier, index=index, table=table)

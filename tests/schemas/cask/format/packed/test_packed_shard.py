@@ -61,7 +61,7 @@ shards = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(shards)
 def test_what_is_packed_is_unpacked(shard: tuple[ShardColumns, RecordLayout]) -> None:
     columns, layout = shard
@@ -139,7 +139,7 @@ def slices_of(columns: ShardColumns, layout: RecordLayout, row: int, name: str) 
     return values.tolist()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(shards)
 def test_a_slow_reader_of_the_specification_sees_the_same(shard: tuple[ShardColumns, RecordLayout]) -> None:
     columns, layout = shard
@@ -185,7 +185,7 @@ def test_every_flipped_bit_is_a_fault_or_caught_by_the_checksum_and_hits_no_othe
                 assert values == slices_of(mine, layout, 1, name), name
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(data=st.data(), shard=shards)
 def test_any_words_are_read_without_leaving_their_document(
     data: st.DataObject, shard: tuple[ShardColumns, RecordLayout]
