@@ -28,7 +28,7 @@ from logitcask_schemas.cask.storage.files import LocalFiles, reads_explained
 from logitcask_schemas.cask.storage.object_store import RemoteStore
 from logitcask_schemas.cask.transfer.export import ExportStep, export_cask
 from logitcask_schemas.cask.transfer.targets import LocalTarget
-from logitcask_schemas.errors import CaskCorruptionError, CaskError
+from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError
 
 _COMMIT_SHARDS: Final = 50
 _COMMIT_BYTES: Final = 4 << 30
@@ -100,6 +100,8 @@ def push_cask(
     if place.revision is not None:
         raise CaskError(f"{place.url}: a push goes to the main branch; leave out @{place.revision}")
     client = hub_client(options.endpoint, quiet=options.quiet)
+    for entry in cask.entries:
+        _require_file(shard_path(cask.path, entry), entry)
     with hub_explained(place, client, writes=True):
         client.create_repo(place.repository, repo_type=DATASET, private=not options.public, exist_ok=True)
         info = client.repo_info(place.repository, repo_type=DATASET)
@@ -217,6 +219,21 @@ def _has_entry(file: Any, entry: ShardEntry) -> bool:
 def _is_there(file: Any, entry: ShardEntry) -> bool:
     """Whether the Hub has a shard's bytes: it says the SHA-256 of all but small files."""
     return file is not None and file.size == entry.bytes and file.lfs is not None and file.lfs.sha256 == entry.sha256
+
+
+def _require_file(path: Path, entry: ShardEntry) -> None:
+    """Before anything is made on the Hub: the file is there and has the bytes that its entry tells of."""
+    try:
+        with reads_explained(path):
+            size = path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CaskNotFoundError(
+            f"{path}: the shard is missing. Run `logitcask cask verify`; nothing was sent"
+        ) from error
+    if size != entry.bytes:
+        raise CaskCorruptionError(
+            f"{path}: should have {entry.bytes} bytes, it has {size}. Run `logitcask cask verify`; nothing was sent"
+        )
 
 
 def _prove(path: Path, entry: ShardEntry) -> None:

@@ -8,6 +8,7 @@ finds.
 
 import hashlib
 import json
+import secrets
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,10 +23,12 @@ from logitcask_schemas.cask.exchange.hub_card import heading_name
 from logitcask_schemas.cask.exchange.row_schema import FORMS, NO_LABEL, RowBlock, row_batch, row_schema
 from logitcask_schemas.cask.exchange.target_table import TargetEntries
 from logitcask_schemas.cask.format.codec_u8 import random_words
+from logitcask_schemas.cask.format.layout import LOCK_NAME
 from logitcask_schemas.cask.format.manifest import CaskManifest
 from logitcask_schemas.cask.reader import Cask
 from logitcask_schemas.cask.shard import Shard
 from logitcask_schemas.cask.storage.files import LocalFiles, clear_errors, publish_file, publish_path
+from logitcask_schemas.cask.storage.lock import writers_lock
 from logitcask_schemas.errors import (
     CaskCorruptionError,
     CaskError,
@@ -118,6 +121,7 @@ def export_rows(cask: Cask, folder: Path, options: RowOptions) -> Generator[RowS
         CaskCorruptionError, CaskNotFoundError: A shard of the cask is damaged or missing.
         DocumentMismatchError: With `answers_only`, a document does not say which of its tokens are answers.
         InvalidRecordError: The weights of a position do not add up to 1.
+        CaskLockedError: Another process writes these rows.
         CaskWriteError: The disk refuses.
     """
     if not _samples(cask.manifest) and not options.renormalize:
@@ -132,17 +136,21 @@ def export_rows(cask: Cask, folder: Path, options: RowOptions) -> Generator[RowS
     if folder.exists() or folder.is_symlink():
         raise CaskError(f"{folder}: is there already. Name a new folder, or remove it to make the rows again")
     unfinished = folder.parent / f".{folder.name}.unfinished"
-    _prepare(unfinished, settings)
-    schema = row_schema(options.form, options.width, {"logitcask.rows": settings})
-    for number, entry in enumerate(cask.entries):
-        path = unfinished / f"train-{entry.name}.parquet"
-        skipped = path.exists()
-        if not skipped:
-            _publish_rows(cask, number, path, schema, options)
-        yield RowStep(name=path.name, bytes=path.stat().st_size, skipped=skipped)
-    _publish_text(unfinished, _README_NAME, _readme(cask, options))
-    with clear_errors(folder.parent):
-        publish_path(unfinished, folder)
+    with clear_errors(unfinished):
+        unfinished.mkdir(parents=True, exist_ok=True)
+    with writers_lock(unfinished, holder=secrets.token_hex(8), timeout_seconds=0.0):
+        _require_same_rows(unfinished, settings)
+        schema = row_schema(options.form, options.width, {"logitcask.rows": settings})
+        for number, entry in enumerate(cask.entries):
+            path = unfinished / f"train-{entry.name}.parquet"
+            skipped = path.exists()
+            if not skipped:
+                _publish_rows(cask, number, path, schema, options)
+            yield RowStep(name=path.name, bytes=path.stat().st_size, skipped=skipped)
+        _publish_text(unfinished, _README_NAME, _readme(cask, options))
+        with clear_errors(folder.parent):
+            (unfinished / LOCK_NAME).unlink()
+            publish_path(unfinished, folder)
 
 
 def _samples(manifest: CaskManifest) -> bool:
@@ -156,11 +164,10 @@ def _settings(cask: Cask, options: RowOptions) -> str:
     return json.dumps({"cask": source, "rows": asdict(options), "created_by": f"logitcask {installed_version()}"})
 
 
-def _prepare(unfinished: Path, settings: str) -> None:
-    """Make the folder of a run, or prove that the one that is there was begun for the same rows."""
+def _require_same_rows(unfinished: Path, settings: str) -> None:
+    """Note in a new folder what its rows are; prove of one that is there that it was begun for the same."""
     path = unfinished / SETTINGS_NAME
     with clear_errors(unfinished):
-        unfinished.mkdir(parents=True, exist_ok=True)
         begun = path.read_text() if path.exists() else None
     if begun is None:
         _publish_text(unfinished, SETTINGS_NAME, settings)

@@ -168,6 +168,18 @@ def test_a_damaged_shard_is_not_sent(tmp_path, hub):
     assert "cask.json" not in hub.dataset("lab/teacher").tree
 
 
+def test_what_cannot_be_sent_makes_no_repository(tmp_path, hub):
+    for name, damage, words in (
+        ("missing", Path.unlink, "is missing"),
+        ("cut", lambda path: os.truncate(path, 100), "should have .* bytes, it has 100"),
+    ):
+        cask = make_cask(tmp_path / name)
+        damage(next((tmp_path / name / "shards").glob("*.arrow")))
+        with pytest.raises(CaskError, match=words):
+            push(cask, hub)
+        assert not hub.repositories
+
+
 def test_a_damaged_shard_is_not_pulled(tmp_path, hub):
     push(make_cask(tmp_path / "cask"), hub)
     repository = hub.dataset("lab/teacher")

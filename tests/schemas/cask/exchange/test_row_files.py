@@ -11,7 +11,13 @@ from logitcask_schemas.cask.exchange import row_files
 from logitcask_schemas.cask.exchange.row_files import RowOptions, export_rows, largest_width
 from logitcask_schemas.cask.exchange.row_schema import NO_LABEL
 from logitcask_schemas.cli.cask import app
-from logitcask_schemas.errors import CaskCorruptionError, CaskError, DocumentMismatchError, OptionError
+from logitcask_schemas.errors import (
+    CaskCorruptionError,
+    CaskError,
+    CaskLockedError,
+    DocumentMismatchError,
+    OptionError,
+)
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from tests.support.schemas.cask_samples import SPEC, make_documents, make_teacher
 
@@ -86,6 +92,8 @@ def test_an_unfinished_run_goes_on_and_is_no_dataset(tmp_path):
     cask, folder = make_cask(tmp_path / "cask"), tmp_path / "rows"
     run = export_rows(cask, folder, RowOptions(width=4))
     assert not next(run).skipped
+    with pytest.raises(CaskLockedError, match="process id"):
+        next(export_rows(cask, folder, RowOptions(width=4)))
     run.close()
     assert not folder.exists()
     with pytest.raises(CaskError, match="an earlier run began other rows"):
@@ -93,6 +101,7 @@ def test_an_unfinished_run_goes_on_and_is_no_dataset(tmp_path):
     assert [step.skipped for step in export_rows(cask, folder, RowOptions(width=4))] == [True, False]
     list(export_rows(cask, tmp_path / "again", RowOptions(width=4)))
     assert read(folder) == read(tmp_path / "again")
+    assert not (folder / "cask.lock").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "cask", "rows"]
     with pytest.raises(CaskError, match="is there already"):
         next(export_rows(cask, folder, RowOptions(width=4)))
@@ -109,7 +118,7 @@ def test_damage_ends_the_run_before_its_file_is_there(tmp_path):
     with pytest.raises(CaskCorruptionError, match="stored checksum"):
         list(export_rows(Cask.open(tmp_path / "cask"), tmp_path / "rows", RowOptions(width=4)))
     assert not (tmp_path / "rows").exists()
-    assert [path.name for path in (tmp_path / ".rows.unfinished").iterdir()] == ["rows.json"]
+    assert {path.name for path in (tmp_path / ".rows.unfinished").iterdir()} == {"rows.json", "cask.lock"}
 
 
 def test_top_k_needs_consent(tmp_path):
