@@ -5,7 +5,7 @@ The codes stand in the shard and are counted. `shards` is the shards' files per 
 table of documents and `cask.json` with the rank table, much for some thousand tokens and nothing in a real cask.
 
 Speed: the measured documents, each many times over with another first token, in one packed shard in the page cache.
-`decode` opens it, which decodes every document; `to tensors` also proves each document and collates batches of 16 to
+`decode` decodes every document; `to tensors` also proves each document and collates batches of 16 to
 torch tensors. One process, per second of its CPU time; both include what is done once a shard.
 
 Sources are casks, or with --teacher records of a model's own: standard library sources captured at tau = 1/20, 1/50
@@ -131,7 +131,10 @@ def measure(report: Report, cask: Cask, name: str) -> None:
                 report.add(what, "bytes/token", [size / made.num_tokens], note, source=name, form=form)
         fast = Path(temporary) / "fast"
         tokens = written(fast, copies(in_bytes, layout), cask, spec, "packed", table).num_tokens
-        for what, work in (("decode", lambda: Cask.open(fast).shard(0)), ("to tensors", lambda: to_tensors(fast))):
+        for what, work in (
+            ("decode", lambda: Cask.open(fast).shard(0).columns),
+            ("to tensors", lambda: to_tensors(fast)),
+        ):
             work()
             for unit, clock in CLOCKS.items():
                 rates = [tokens / spent for spent in seconds(work, clock)]

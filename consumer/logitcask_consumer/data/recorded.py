@@ -37,7 +37,7 @@ class RecordedPositions:
         starts, sizes, first = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)], 0
         for cask in casks:
             for number, entry in enumerate(cask.entries):
-                recorded = cask.shard(number).columns.lists.recorded if entry.recorded_documents else None
+                recorded = cask.shard(number).lists.recorded if entry.recorded_documents else None
                 if recorded is not None:
                     ranges_R2 = recorded.values.reshape(-1, 2).astype(np.int64)
                     documents_R = first + recorded.document_G

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from logitcask_schemas.cask.format.codec_u8 import decode_u8
 from logitcask_schemas.cask.format.columns import join_planes
 from logitcask_schemas.cask.format.layout import HIGH_SUFFIX, RecordLayout
+from logitcask_schemas.cask.lazy_shard import LazyShard
 from logitcask_schemas.cask.shard import Shard
 from logitcask_schemas.record.extent import IdArray
 from logitcask_schemas.record.records import Records
@@ -56,6 +57,7 @@ def collate(
 ) -> CollatedRecords:
     """As `Cask.collate`, from rows of any shards whose columns are those of the layout; no rows give empty columns."""
     count = len(rows)
+    _prepare(rows)
     windows = zip(rows, _numbers(starts, count), _numbers(stops, count), _numbers(token_starts, count), strict=True)
     # This loop is the price of a window: three microseconds; copying 2,048 positions takes six. So it makes two flat
     # lists, windows times columns, and leaves the rest to C.
@@ -76,7 +78,7 @@ def collate(
         high = joined.get(name + HIGH_SUFFIX)
         return joined[name] if high is None else join_planes(joined[name], high)
 
-    partial = any(shard.columns.lists.recorded is not None for shard, _ in rows)
+    partial = any(shard.lists.recorded is not None for shard, _ in rows)
     return CollatedRecords(
         slots_P=_slots(rows, starts, stops, token_starts) if partial else None,
         token_ids_L=ids("token_ids"),
@@ -92,6 +94,16 @@ def collate(
             tail_logprobs_N=joined.get("tail_logprobs"),
         ),
     )
+
+
+def _prepare(rows: Sequence[tuple[Shard, int]]) -> None:
+    """Have the documents of lazy shards decoded, those of one shard together."""
+    lazy: dict[LazyShard, list[int]] = {}
+    for shard, row in rows:
+        if isinstance(shard, LazyShard):
+            lazy.setdefault(shard, []).append(row)
+    for shard, numbers in lazy.items():
+        shard.prepare(numbers)
 
 
 def _slots(

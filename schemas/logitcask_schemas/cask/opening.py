@@ -3,7 +3,8 @@
 import hashlib
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +16,7 @@ from logitcask_schemas.cask.documents import ShardDocuments
 from logitcask_schemas.cask.format.columns import ShardColumns
 from logitcask_schemas.cask.format.layout import SHARDS_NAME, RecordLayout
 from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.lazy_shard import LazyShard
 from logitcask_schemas.cask.shard import Shard
 from logitcask_schemas.cask.storage.files import open_regular, read_whole, size_of, unreadable
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError
@@ -67,7 +69,11 @@ def open_shard(cask: Path, entry: ShardEntry, layout: RecordLayout) -> Shard:
     path = shard_path(cask, entry)
     try:
         _require_size(path, entry, size_of(path))
-        columns = open_columns(path, carrier_of(entry), layout, entry.identity)
+        if isinstance(carrier := carrier_of(entry), PackedCarrier):
+            with _system_explained(path):
+                file = carrier.open_file(path, layout, entry.identity)
+            return LazyShard(path, entry, layout, file)
+        columns = open_columns(path, carrier, layout, entry.identity)
     except CaskError:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -148,8 +154,15 @@ def open_columns(
         CaskCorruptionError: It is no such shard.
         CaskReadError: The operating system refuses, which says nothing about the shard.
     """
-    try:
+    with _system_explained(path):
         return carrier.open(path, layout, identity, content)
+
+
+@contextmanager
+def _system_explained(path: Path) -> Iterator[None]:
+    """Refusals of the operating system as ours, but for files that are not there."""
+    try:
+        yield
     except OSError as error:
         if isinstance(error, (CaskError, FileNotFoundError, NotADirectoryError)):
             raise

@@ -3,6 +3,7 @@
 Shape legend: D documents, L tokens of one, P = L - 1 positions; H and N entries of head and tail. Values in nats.
 """
 
+from collections.abc import Iterable, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from logitcask_schemas.cask.format.columns import (
     join_planes,
 )
 from logitcask_schemas.cask.format.layout import HIGH_SUFFIX, LEVELS, RecordLayout
+from logitcask_schemas.cask.format.lists import ShardLists
 from logitcask_schemas.cask.format.manifest import ShardEntry
 from logitcask_schemas.cask.storage.files import unreadable
 from logitcask_schemas.errors import CaskCorruptionError, DocumentMismatchError
@@ -34,52 +36,80 @@ class Shard:
     `read` and `read_window` prove a document's checksum the first time they touch it; `columns` are as they lie there.
     """
 
-    def __init__(self, path: Path, entry: ShardEntry, layout: RecordLayout, columns: ShardColumns) -> None:
-        counts = (len(columns.document_ids), *(int(columns.offsets[level][-1]) for level in LEVELS))
-        announced = (entry.documents, entry.tokens, entry.positions, entry.head_entries, entry.tail_entries)
-        for member, count in columns.lists.counts().items():
-            if count != (expected := getattr(entry, member)):
-                raise CaskCorruptionError(
-                    f"{path}: {member} is {count}; its entry says {expected}. Run `logitcask cask verify`."
-                )
-        if counts != announced:
-            raise CaskCorruptionError(
-                f"{path}: holds {counts} documents, tokens, positions, head entries and tail draws; its entry says "
-                f"{announced}. Run `logitcask cask verify`."
-            )
+    def __init__(
+        self,
+        path: Path,
+        entry: ShardEntry,
+        layout: RecordLayout,
+        columns: ShardColumns,
+        *,
+        numbers: Sequence[int] | None = None,
+    ) -> None:
+        """Take the columns of a file.
+
+        Args:
+            path: The file.
+            entry: Of the shard.
+            layout: Of the cask.
+            columns: Of all documents, or of some.
+            numbers: Of some: their numbers in the shard, for messages.
+
+        Raises:
+            CaskCorruptionError: The columns of all documents have other sizes than the entry says.
+        """
+        if numbers is None:
+            _require_announced(path, entry, columns)
         self.path = path
         self.entry = entry
         self.layout = layout
-        self.columns = columns
+        self._columns = columns
+        self._numbers = numbers
         # Where each document starts in the columns of each level, end to end: one lookup instead of four, and a
         # memoryview because slicing it takes a third of the time of an array.
         self._cuts = np.stack([columns.offsets[level] for level in LEVELS], axis=1).reshape(-1).data
         self._wide_ids = layout.wide_ids
-        self._sliceable = [_sliceable(columns.arrays[column.name]) for column in layout.columns]
+        self._sliceable = [
+            _sliceable(columns.arrays[column.name]) for column in layout.columns if column.name in columns.arrays
+        ]
         self._of_columns = itemgetter(*(LEVELS.index(column.level) for column in layout.columns))
         """From one thing per level to one per column."""
         # A bytearray, because looking up one element is several times as fast as in an array.
-        self._verified_D = bytearray(entry.documents)
+        self._verified_D = bytearray(len(columns.document_ids))
+
+    @property
+    def columns(self) -> ShardColumns:
+        """All columns, as they lie there."""
+        return self._columns
+
+    @property
+    def lists(self) -> ShardLists:
+        """What its documents say beside their records."""
+        return self._columns.lists
+
+    def mark_verified(self, rows: Iterable[int]) -> None:
+        """Documents of which somebody has proved these very bytes."""
+        for row in rows:
+            self._verified_D[row] = 1
 
     @property
     def num_documents(self) -> int:
         """D."""
-        return self.entry.documents
+        return len(self._verified_D)
 
     @property
     def token_offsets(self) -> Offsets:
         """[D + 1] into `token_ids`."""
-        return self.columns.offsets["token"]
+        return self._columns.offsets["token"]
 
     @property
     def position_offsets(self) -> Offsets:
         """[D + 1] into every column with one value per position."""
-        return self.columns.offsets["position"]
+        return self._columns.offsets["position"]
 
     @property
     def document_ids(self) -> NDArray[np.uint8]:
         """[D, 32] SHA-256 of each document's token ids."""
-        return self.columns.document_ids
+        return self._columns.document_ids
 
     @property
     def documents(self) -> ShardDocuments:
@@ -110,11 +140,11 @@ class Shard:
 
     def answer_ranges(self, row: int) -> NDArray[np.uint32] | None:
         """Which tokens of a document are answers, see `DocumentRecords.answer_ranges_R2`; `verify` proves them."""
-        return self.columns.lists.answer_ranges(row)
+        return self.lists.answer_ranges(row)
 
     def extent(self, row: int) -> Extent:
         """Which positions of a document have records, and under which context; `verify` proves it."""
-        return self.columns.lists.extent(row)
+        return self.lists.extent(row)
 
     def read(self, row: int) -> DocumentRecords:
         """One whole document.
@@ -166,7 +196,7 @@ class Shard:
     ) -> list[slice]:
         """Where a window of a document, proved on first touch, lies in the columns of each level."""
         if not 0 <= row < len(self._verified_D):
-            raise IndexError(f"{self.path}: document {row} of {self.num_documents}")
+            raise IndexError(f"{self.path}: document {self._number(row)} of {self.num_documents}")
         if not self._verified_D[row]:
             self.verify(row)
         cuts = self._cuts[4 * row : 4 * row + 8].tolist()
@@ -178,8 +208,8 @@ class Shard:
         context = first if token_start is None else token_start
         if not 0 <= context <= first < last <= length:
             raise IndexError(
-                f"{self.path}: window [{first}, {last}) of document {row}, its tokens from {context} on; the document "
-                f"has {length} positions"
+                f"{self.path}: window [{first}, {last}) of document {self._number(row)}, its tokens from {context} on; "
+                f"the document has {length} positions"
             )
         if last - first < length:
             extent = self.extent(row)
@@ -192,18 +222,22 @@ class Shard:
             )
         return list(map(slice, begin, end))
 
+    def _number(self, row: int) -> int:
+        """A document's number in the shard."""
+        return row if self._numbers is None else self._numbers[row]
+
     def verify(self, row: int) -> None:
         """Prove a document's bytes against its checksum and its counts against its columns, every time.
 
         Raises:
             CaskCorruptionError: They disagree; names shard, document, and both values.
         """
-        columns = self.columns
+        columns = self._columns
         slices = document_slices(columns.arrays, columns.offsets, self.layout, row, columns.lists)
         sizes = [int(columns.offsets[level][row + 1] - columns.offsets[level][row]) for level in LEVELS]
         identity = columns.document_ids[row].tobytes()
         computed, stored = document_checksum(identity, sizes, slices), int(columns.checksums[row])
-        where = f"{self.path}: document {row} ({identity.hex()[:16]})"
+        where = f"{self.path}: document {self._number(row)} ({identity.hex()[:16]})"
         if computed != stored:
             raise CaskCorruptionError(
                 f"{where}: stored checksum {stored:016x}, its bytes give {computed:016x}. "
@@ -218,7 +252,7 @@ class Shard:
         self._verified_D[row] = 1
 
     def _read(self, row: int, start: int | None, stop: int | None) -> DocumentRecords:
-        arrays = self.columns.arrays
+        arrays = self._columns.arrays
         tokens, positions, head, tail = self._span(row, start, stop)
         draws = self._values("tail_logprobs", tail) if "tail_logprobs" in arrays else None
         try:
@@ -237,7 +271,7 @@ class Shard:
                 extent=self.extent(row) if start is None or stop is None else self.extent(row).window(start, stop),
             )
         except DocumentMismatchError as error:
-            raise CaskCorruptionError(f"{self.path}: document {row}: {error}") from error
+            raise CaskCorruptionError(f"{self.path}: document {self._number(row)}: {error}") from error
 
     def _answer_ranges(self, row: int, first: int | None, length: int) -> NDArray[np.uint32] | None:
         """Of so many tokens from `first` on, counted from it; None for the whole document."""
@@ -254,7 +288,7 @@ class Shard:
 
         Counts are added up from the nearer end of the document, whose flat positions are [begin, end).
         """
-        array = self.columns.arrays[counts]
+        array = self._columns.arrays[counts]
         inside = _total(array[begin + first : begin + last])
         if 2 * first <= end - begin - (last - first):
             start += _total(array[begin : begin + first])
@@ -263,13 +297,29 @@ class Shard:
         return start, start + inside
 
     def _ids(self, name: str, span: slice) -> IdArray:
-        arrays = self.columns.arrays
+        arrays = self._columns.arrays
         low: IdArray = arrays[name][span]
         return join_planes(low, arrays[name + HIGH_SUFFIX][span]) if self._wide_ids else low
 
     def _values(self, name: str, span: slice) -> LogprobArray:
-        stored: NDArray[Any] = self.columns.arrays[name][span]
+        stored: NDArray[Any] = self._columns.arrays[name][span]
         return decode_u8(stored, name) if name in self.layout.coded else stored
+
+
+def _require_announced(path: Path, entry: ShardEntry, columns: ShardColumns) -> None:
+    """Require of columns that they hold as much as the entry says."""
+    for member, count in columns.lists.counts().items():
+        if count != (expected := getattr(entry, member)):
+            raise CaskCorruptionError(
+                f"{path}: {member} is {count}; its entry says {expected}. Run `logitcask cask verify`."
+            )
+    counts = (len(columns.document_ids), *(int(columns.offsets[level][-1]) for level in LEVELS))
+    announced = (entry.documents, entry.tokens, entry.positions, entry.head_entries, entry.tail_entries)
+    if counts != announced:
+        raise CaskCorruptionError(
+            f"{path}: holds {counts} documents, tokens, positions, head entries and tail draws; its entry says "
+            f"{announced}. Run `logitcask cask verify`."
+        )
 
 
 def _sliceable(array: ColumnArray) -> Any:

@@ -1,10 +1,11 @@
 """Shards in the fewest bytes: an Arrow file with each document's ids, counts and codes as one run of bits.
 
 What `format.packed` does not pack (values of two or four bytes, lists) lies beside the bits as in an Arrow shard. A
-shard is decoded as a whole when it is opened, as Zarr and Parquet shards are.
+shard is decoded as a whole by `open`; `open_file` maps it, and documents are decoded as they are needed.
 """
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +28,7 @@ from logitcask_schemas.cask.carriers.arrow import (
 )
 from logitcask_schemas.cask.carriers.carrier import ByteSink
 from logitcask_schemas.cask.documents import ShardDocuments
-from logitcask_schemas.cask.format.columns import Offsets, ShardColumns
+from logitcask_schemas.cask.format.columns import Offsets, ShardColumns, gather_rows
 from logitcask_schemas.cask.format.layout import LEVELS, Level, RecordLayout
 from logitcask_schemas.cask.format.manifest import MAX_VALUES
 from logitcask_schemas.cask.format.packed.packed_shard import PackedShard, ShardCodes, fault, pack, unpack
@@ -53,8 +54,7 @@ class PackedCarrier:
 
     name: Final = "packed"
     suffix: Final = ".packed"
-    max_open: Final = 4
-    """An open shard lies decoded in memory."""
+    max_open: Final = 4096
 
     def write(self, columns: ShardColumns, layout: RecordLayout, identity: str, file: ByteSink) -> None:
         """Pack a whole shard; its bits lie in memory on the way.
@@ -101,21 +101,15 @@ class PackedCarrier:
             CaskCorruptionError: Also where a document's bits are no records; names the document.
             MissingExtraError: Numba is not installed.
         """
-        columns, faults_D = self._opened(path, layout, identity, content)
-        if faults_D.any():
-            row = int(np.argmax(faults_D > 0))
-            raise CaskCorruptionError(
-                f"{path}: document {row} ({columns.document_ids[row].tobytes().hex()[:16]}): {fault(faults_D[row])}. "
-                f"{REPAIR_ADVICE}."
-            )
-        return columns
+        return self.open_file(path, layout, identity, content).columns()
 
     def open_around_damage(self, path: Path, layout: RecordLayout, identity: str, content: memoryview) -> ShardColumns:
         """As `open`, for files that are damaged: of documents whose bits are no records the columns mean nothing.
 
         Which documents are whole is for their checksums to say.
         """
-        return self._opened(path, layout, identity, content)[0]
+        file = self.open_file(path, layout, identity, content)
+        return file.decoded(range(len(file.beside.document_ids)))[0]
 
     def open_documents(self, path: Path, layout: RecordLayout, identity: str, content: memoryview) -> ShardDocuments:
         """Ids and lengths, without decoding anything.
@@ -130,9 +124,14 @@ class PackedCarrier:
             lengths = np.diff(_offsets(path, batch)["token"])
         return ShardDocuments(ids=ids.reshape(-1, 32), lengths=lengths)
 
-    def _opened(
-        self, path: Path, layout: RecordLayout, identity: str, content: memoryview | None
-    ) -> tuple[ShardColumns, NDArray[np.uint8]]:
+    def open_file(
+        self, path: Path, layout: RecordLayout, identity: str, content: memoryview | None = None
+    ) -> "PackedFile":
+        """A shard of which nothing is decoded yet.
+
+        Raises:
+            CaskCorruptionError: As `open`, but for a document's bits.
+        """
         with arrow_explained(path):
             batch = only_batch(path, content)
             metadata = _require_schema(path, batch.schema, layout, identity)
@@ -144,13 +143,70 @@ class PackedCarrier:
             raise CaskCorruptionError(f"{path}: columns beside the bits have other numbers of values. {REPAIR_ADVICE}.")
         try:
             codes = ShardCodes.parsed(metadata[_CODES_KEY].decode(), layout)
-            packed = PackedShard(codes=codes, words_W=words, word_offsets_D1=word_offsets)
-            arrays, faults_D = unpack(packed, offsets, beside.lists, layout)
         except (CaskCorruptionError, UnicodeDecodeError) as error:
             raise CaskCorruptionError(f"{path}: {error}. {REPAIR_ADVICE}.") from error
+        return PackedFile(
+            path=path,
+            layout=layout,
+            beside=replace(beside, offsets=offsets),
+            packed=PackedShard(codes=codes, words_W=words, word_offsets_D1=word_offsets),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedFile:
+    """A packed shard, mapped."""
+
+    path: Path
+    layout: RecordLayout
+    """Of the cask."""
+    beside: ShardColumns
+    """All but the arrays that are packed: ids, checksums, offsets, lists, and the columns beside the bits."""
+    packed: PackedShard
+
+    def columns(self) -> ShardColumns:
+        """All documents decoded.
+
+        Raises:
+            CaskCorruptionError: A document's bits are no records; names the document.
+            MissingExtraError: Numba is not installed.
+        """
+        columns, faults_D = self.decoded(range(len(self.beside.document_ids)))
+        for row in np.flatnonzero(faults_D).tolist():
+            raise self.fault_of(row, int(faults_D[row]))
+        return columns
+
+    def decoded(self, rows: Sequence[int]) -> tuple[ShardColumns, NDArray[np.uint8]]:
+        """Decode documents.
+
+        Args:
+            rows: Their numbers, ascending.
+
+        Returns:
+            Their columns, and what is wrong with each document's bits, see `unpack`.
+
+        Raises:
+            CaskCorruptionError: Sizes that so many bits cannot hold.
+            MissingExtraError: Numba is not installed.
+        """
+        beside, packed = self.beside, self.packed
+        if len(rows) < len(beside.document_ids):
+            beside = gather_rows([(beside, row) for row in rows], _plain(self.layout))
+            packed = packed.select(rows)
+        try:
+            arrays, faults_D = unpack(packed, beside.offsets, beside.lists, self.layout)
+        except CaskCorruptionError as error:
+            raise CaskCorruptionError(f"{self.path}: {error}. {REPAIR_ADVICE}.") from error
         both = {**beside.arrays, **arrays}
-        in_order = {column.name: both[column.name] for column in layout.columns}
-        return replace(beside, offsets=offsets, arrays=in_order), faults_D
+        in_order = {column.name: both[column.name] for column in self.layout.columns}
+        return replace(beside, arrays=in_order), faults_D
+
+    def fault_of(self, row: int, number: int) -> CaskCorruptionError:
+        """The error of a document whose bits have this fault."""
+        document_id = self.beside.document_ids[row].tobytes().hex()
+        return CaskCorruptionError(
+            f"{self.path}: document {row} ({document_id[:16]}): {fault(number)}. {REPAIR_ADVICE}."
+        )
 
 
 def _plain(layout: RecordLayout) -> RecordLayout:

@@ -381,7 +381,7 @@ def _require_version(path: Path | str, document: dict[str, Any], expected: str, 
     kind, version = document.get("format"), document.get("version")
     if kind != expected:
         raise CaskError(f"{path}: format is {json.dumps(kind)}, expected {json.dumps(expected)}")
-    if version not in range(FORMAT_VERSION, newest + 1) or isinstance(version, bool):
+    if type(version) is not int or version not in range(FORMAT_VERSION, newest + 1):
         known = f"version {FORMAT_VERSION}" if newest == FORMAT_VERSION else f"versions {FORMAT_VERSION} to {newest}"
         raise CaskError(
             f"{path}: format version {json.dumps(version)}; this program reads {known}. Upgrade logitcask to read it."

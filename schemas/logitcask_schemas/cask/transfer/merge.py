@@ -113,7 +113,7 @@ def _saying_duplicates(writer: CaskWriter, cask: Cask, number: int, documents: S
     """Documents of a shard that the target has already and that say which of their tokens are answers."""
     ids = [identity.tobytes() for identity in documents.ids]
     duplicates = [row for row, document_id in enumerate(ids) if writer.has(document_id)]
-    if not duplicates or (answers := cask.shard(number).columns.lists.answers) is None:
+    if not duplicates or (answers := cask.shard(number).lists.answers) is None:
         return []
     return [ids[row] for row in duplicates if len(answers.stored(row))]
 

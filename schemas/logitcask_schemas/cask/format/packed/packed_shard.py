@@ -6,9 +6,9 @@ N draws of all documents.
 
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 import numpy as np
@@ -62,6 +62,22 @@ class ShardCodes:
     expected: NDArray[np.uint8]
     """Count of draws by code of log r, [256]; empty where log r is no code."""
 
+    _tables: dict[str, NDArray[np.uint16]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def tables(self, byte_names: Sequence[str], loops: Any) -> NDArray[np.uint16]:
+        """The lookup tables in the order of `bit_loops`, made once."""
+        key = " ".join(byte_names)
+        if key not in self._tables:
+            numbers = [code for name in ID_COLUMNS for code in self.by_stream[name]]
+            symbols = [self.by_stream[name][0] for name in (NEXT_TOKEN, TAIL_COUNTS, *byte_names)]
+            self._tables[key] = np.concatenate(
+                [
+                    *(loops.number_table(code.lookup(empty_is_zero=False)) for code in numbers),
+                    *(code.lookup(empty_is_zero=True) for code in symbols),
+                ]
+            )
+        return self._tables[key]
+
     @property
     def text(self) -> str:
         """As JSON: per stream a list of codes, and the expected counts in hex."""
@@ -97,6 +113,16 @@ class PackedShard:
     words_W: NDArray[np.uint64]
     word_offsets_D1: Offsets
     """Where each document's words start."""
+
+    def select(self, rows: Sequence[int]) -> "PackedShard":
+        """Some documents, in the order given."""
+        cut = self.word_offsets_D1
+        words = [self.words_W[int(cut[row]) : int(cut[row + 1])] for row in rows]
+        return PackedShard(
+            codes=self.codes,
+            words_W=np.concatenate(words),
+            word_offsets_D1=np.cumsum([0, *map(len, words)], dtype=np.int64),
+        )
 
 
 def pack(columns: ShardColumns, layout: RecordLayout) -> PackedShard:
@@ -154,7 +180,7 @@ def unpack(
         next_P,
         np.empty(0, id_dtype) if layout.ranks is None else layout.ranks.id_of_rank_V.astype(id_dtype),
         layout.vocab_size,
-        np.concatenate(_tables(codes, names, loops)),
+        codes.tables(names, loops),
         codes.expected,
         np.array([LEVELS.index(column.level) for column in columns], dtype=np.int64),
         starts[:-1],
@@ -199,16 +225,6 @@ def _on_threads(decode: Callable[[tuple[int, int]], None], parts: list[tuple[int
     # A part that some thread has decoded becomes what it is once more.
     for part in parts:
         decode(part)
-
-
-def _tables(codes: ShardCodes, byte_names: list[str], loops: Any) -> list[NDArray[np.uint16]]:
-    """The lookup tables in the order of `bit_loops`."""
-    numbers = [code for name in ID_COLUMNS for code in codes.by_stream[name]]
-    symbols = [codes.by_stream[name][0] for name in (NEXT_TOKEN, TAIL_COUNTS, *byte_names)]
-    return [
-        *(loops.number_table(code.lookup(empty_is_zero=False)) for code in numbers),
-        *(code.lookup(empty_is_zero=True) for code in symbols),
-    ]
 
 
 def fault(number: int) -> str:
