@@ -22,7 +22,7 @@ LABEL_PLACES = {
     "threshold 1/35 u8": (-18, 9),
     "threshold 1/50": (0, 10),
     "threshold head 1/20, draws 1/50": (8, -10),
-    "threshold 1/100, up to 255 draws": (-10, -16),
+    "threshold 1/100, up to 255 draws": (-12, 7),
     "threshold 1/150, up to 255 draws": (-12, 7),
 }
 """In points, of rows whose neighbours lie too close for a label beside them."""
