@@ -191,7 +191,10 @@ def location_of(
     if not is_url(place):
         return LocalFolder(folder=Path(place))
     if cache is None:
-        raise CaskError(f"{place}: a cask in an object store is read through a local folder; name one with cache=")
+        raise CaskError(
+            f"{place}: a cask in an object store is read through a local folder; name one with cache=, in commands "
+            "with --cache DIR"
+        )
     store = RemoteStore(str(place), options)
     folder = Path(cache) / hashlib.sha256(store.url.encode()).hexdigest()[:16]
     return CachedStore(cache=ShardCache(folder, store, cache_bytes or CACHE_BYTES, None))

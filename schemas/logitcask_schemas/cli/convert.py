@@ -30,7 +30,7 @@ def convert_command(
     model: Annotated[str, typer.Option(help="Name of the teacher; the cache does not say.", show_default=False)],
     tokens: Annotated[
         Path | None,
-        typer.Option(help="megatron: .npy of the samples' token ids, [samples, sequence + 1].", show_default=False),
+        typer.Option(help="megatron: .npy of token ids, one row of sequence + 1 for each sample.", show_default=False),
     ] = None,
     compression_config: Annotated[
         Path | None, typer.Option(help="distillkit: the YAML that says how rows are compressed; by default in SRC.")

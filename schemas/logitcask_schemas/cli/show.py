@@ -61,8 +61,9 @@ _WIDE_TOKEN_CELLS: Final = 24
 _WIDE: Final = 120
 """Cells of a terminal that has room for the token before, too."""
 LEGEND: Final = (
-    "p: probability of the token that came; entropy: of the whole, in nats;",
-    "tail: probability outside the stored head; draws: tokens that stand for it.",
+    "p: probability of the token that came; entropy: of the whole, in nats",
+    "(of imported records at least); tail: probability outside the stored head;",
+    "draws: tokens that stand for it.",
 )
 
 

@@ -43,7 +43,10 @@ def export_command(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Copy a cask into another file format or place, to ship or archive it; run again, it goes on where it stopped."""
+    """Copy a cask into another file format or place, to ship or archive it; run again, it goes on where it stopped.
+
+    A packed copy of a cask with another codec is made anew.
+    """
     if record is not None and carrier is not None:
         raise typer.BadParameter("decides the file format; leave --carrier out", param_hint="--record")
     if record == "packed":
@@ -124,7 +127,7 @@ def _packed(source: str, destination: str) -> dict[str, Any]:
         "documents": documents,
         "source_bytes": sum(step.source.bytes for step in steps),
         "destination_bytes": destination_bytes,
-        "destination_bytes_per_token": round(destination_bytes / max(tokens, 1), 2),
+        "destination_bytes_per_token": round(destination_bytes / max(tokens, 1), 3),
     }
 
 

@@ -201,9 +201,10 @@ def _show_expectation(preview: Preview, estimate: Estimate, share: float, out: C
     if figures.expected is None or estimate.cask_bytes is None:
         _line(out, f"a cask of {bounds} ({_BASES[figures.basis]})")
     else:
+        per_token = estimate.cask_bytes / max(estimate.tokens, 1)
         _line(
             out,
-            f"a cask of about {_bytes(estimate.cask_bytes)}, {figures.expected:.1f} bytes per token "
+            f"a cask of about {_bytes(estimate.cask_bytes)}, {per_token:.1f} bytes per token "
             f"({_BASES[figures.basis]}); {bounds} in any case",
         )
 
