@@ -1,0 +1,235 @@
+"""Generations: what a caller asks of the service, and what it answers with."""
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from logitcask_schemas.api.generation_steps import EmitRow, Step
+from logitcask_schemas.api.objects import ApiObject, Reason, Seconds, Status
+from logitcask_schemas.api.requests import CarrierName, CaskName, Metadata, OnError
+from logitcask_schemas.record.capture_spec import CaptureSpec
+
+RecipeName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+
+
+class Budget(BaseModel):
+    """What a generation may cost."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    generated_tokens: Annotated[
+        int | None,
+        Field(ge=1, description="No chunk of requests begins once so many are written; rows left over are dropped."),
+    ] = None
+
+
+class ChainedExtraction(BaseModel):
+    """The extraction that follows: the teacher's distributions over what was kept."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cask: CaskName
+    capture: CaptureSpec = CaptureSpec()
+    carrier: CarrierName = "arrow"
+    max_length: Annotated[int | None, Field(ge=4, le=2**31 - 1)] = None
+    """Longer documents are skipped: a cut answer is another answer."""
+
+
+class GenerationPlan(BaseModel):
+    """What to make: all of a request but the corpus."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Annotated[Literal["generate"], Field(description="What is made of the corpus.")] = "generate"
+    recipe: Annotated[RecipeName | None, Field(description="A built-in recipe, or one of the operator's.")] = None
+    parameters: Annotated[dict[str, JsonValue], Field(max_length=32, description="Of the recipe.")] = {}
+    steps: Annotated[list[Step] | None, Field(max_length=64, description="Instead of a recipe.")] = None
+    emit: Annotated[list[EmitRow] | None, Field(max_length=8, description="Instead of the recipe's.")] = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    budget: Budget = Budget()
+    on_error: Annotated[
+        OnError, Field(description="`skip` lists bad lines and rows and goes on; `fail` ends it at the first.")
+    ] = "skip"
+    extraction: Annotated[
+        ChainedExtraction | None, Field(description="Capture what was kept; null: the corpus is all.")
+    ] = None
+    metadata: Annotated[Metadata, Field(max_length=16)] = {}
+
+
+class GenerationRequest(GenerationPlan):
+    """What to generate, from which corpus. The job database stores it as it is, recipe and templates resolved."""
+
+    corpus_id: Annotated[str, Field(max_length=64)]
+
+    def canonical(self) -> bytes:
+        """Bytes that are equal for equal requests; an Idempotency-Key is tied to their digest."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()
+
+
+class StoredTemplate(BaseModel):
+    """A template as a job began with it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    text: str
+    sha256: str
+
+
+class StoredGeneration(GenerationRequest):
+    """A request with its recipe and templates resolved, so that a changed file does not change a job that has begun."""
+
+    steps: list[Step] = []
+    emit: list[EmitRow] = []
+    templates: dict[str, StoredTemplate] = {}
+
+
+class StageProgress(ApiObject):
+    """One teacher step (a round of one, where it grows) and how far it is."""
+
+    stage: str
+    """Number of the step from 0, with the round: `2`, `0-r3`."""
+    kind: str
+    template: str | None
+    requests_total: int
+    requests_done: int
+    failed: int
+    generated_tokens: int
+
+
+class RowCounts(ApiObject):
+    """Rows of the whole generation; known when it has ended."""
+
+    source: int = 0
+    kept: int = 0
+    dropped: Annotated[dict[str, int], Field(default_factory=dict, description="Code to number of rows.")]
+
+
+class GeneratedCorpus(ApiObject):
+    """A corpus that was written, and the extraction that follows."""
+
+    suffix: str
+    corpus_id: str
+    rows: int
+    sha256: str
+    cask: str | None = None
+    extraction_id: str | None = None
+
+
+class Generation(ApiObject):
+    """A generation: what was asked, and how far it is."""
+
+    object: Literal["generation"] = "generation"
+    id: str
+    corpus_id: str
+    recipe: str | None
+    parameters: dict[str, Any]
+    steps: list[Step]
+    emit: list[EmitRow]
+    seed: int
+    budget: Budget
+    on_error: OnError
+    extraction: ChainedExtraction | None
+    metadata: dict[str, str]
+    templates: dict[str, str]
+    """Name to SHA-256 (hex) of the text."""
+    status: Status
+    created_at: int
+    queued_at: Seconds = None
+    in_progress_at: Seconds = None
+    finalizing_at: Seconds = None
+    completed_at: Seconds = None
+    failed_at: Seconds = None
+    cancelling_at: Seconds = None
+    cancelled_at: Seconds = None
+    lines: int
+    bad_lines: int
+    stages: list[StageProgress]
+    rows: RowCounts
+    corpora: list[GeneratedCorpus]
+    generated_tokens: int
+    throughput_tps: Annotated[float | None, Field(description="Generated tokens per second: now, or over the run.")]
+    eta_seconds: Annotated[float | None, Field(description="Of the stage that runs.")]
+    teacher: dict[str, Any] | None
+    waiting: Reason | None
+    error: Reason | None
+
+
+class GenerationList(ApiObject):
+    """A page of generations."""
+
+    object: Literal["list"] = "list"
+    data: list[Generation]
+    has_more: bool
+
+
+class GenerationCheck(ApiObject):
+    """The request could be started now: what it resolves to."""
+
+    object: Literal["generation.check"] = "generation.check"
+    recipe: str | None
+    steps: list[Step]
+    emit: list[EmitRow]
+    templates: dict[str, str]
+    teacher: str | None
+
+
+class GeneratedRow(ApiObject):
+    """A row as it stands behind a step."""
+
+    id: str
+    line: int
+    custom_id: str | None
+    fields: dict[str, Any]
+    written: dict[str, dict[str, Any]]
+    """Generated field to {text, tokens, finish, mean_logprob, sample, seed, template}."""
+    checks: dict[str, Any]
+    dropped: Reason | None = None
+
+
+class GeneratedRowList(ApiObject):
+    """A page of rows."""
+
+    object: Literal["list"] = "list"
+    data: list[GeneratedRow]
+    has_more: bool
+
+
+class RenderedPrompt(ApiObject):
+    """What the teacher would be asked."""
+
+    line: int
+    text: str
+    tokens: int
+    error: Reason | None = None
+
+
+class GenerationPreview(ApiObject):
+    """What a generation would ask, and what that may cost; rows behind the first teacher step are not known yet."""
+
+    object: Literal["generation.preview"] = "generation.preview"
+    lines: int
+    bad_lines: int
+    requests: int
+    prompt_tokens: int
+    generated_tokens_at_most: int
+    shown: list[RenderedPrompt]
+    teacher: str
+
+
+class RecipeSummary(ApiObject):
+    """A recipe that can be asked for."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+    """Name to default."""
+    source: Literal["built-in", "operator"]
+
+
+class RecipeList(ApiObject):
+    """All recipes."""
+
+    object: Literal["list"] = "list"
+    data: list[RecipeSummary]
+    has_more: bool = False

@@ -1,0 +1,1 @@
+"""Generations without engine, database and HTTP: rows, templates, recipes, and the steps between them."""
