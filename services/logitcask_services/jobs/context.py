@@ -11,7 +11,7 @@ from logitcask_services.jobs.database.chunks import ChunkStore
 from logitcask_services.jobs.database.corpora import CorpusRegistry
 from logitcask_services.jobs.database.database import Database
 from logitcask_services.jobs.database.extractions import ExtractionStore
-from logitcask_services.jobs.database.log import ExtractionLog
+from logitcask_services.jobs.database.log import JobLog
 from logitcask_services.jobs.live import Heartbeat, LiveProgress, Signals
 from logitcask_services.jobs.teacher import Teacher, TeacherSupervisor
 from logitcask_services.settings import ServiceSettings
@@ -40,7 +40,7 @@ class JobContext:
         self.corpora = CorpusRegistry(self.database)
         self.extractions = ExtractionStore(self.database, self.signals.changed)
         self.chunks = ChunkStore(self.database, self.signals.changed)
-        self.log = ExtractionLog(self.database)
+        self.log = JobLog(self.database)
         self.progress = LiveProgress()
         self.heartbeat = Heartbeat()
         """Of the teacher, while a run waits for it."""

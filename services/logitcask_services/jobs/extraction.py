@@ -24,19 +24,19 @@ STEPS: dict[Status, frozenset[Status]] = {
 
 
 class IllegalTransitionError(LogitcaskError, ValueError):
-    """An extraction cannot go from where it is to where it was told to go."""
+    """A job cannot go from where it is to where it was told to go."""
 
-    def __init__(self, extraction_id: str, current: str, target: str) -> None:
+    def __init__(self, job_id: str, current: str, target: str) -> None:
         hint = "; only a failed one can be resumed" if target in ("validating", "queued") else ""
-        super().__init__(f"extraction {extraction_id} is {current} and cannot become {target}{hint}")
+        super().__init__(f"{job_id} is {current} and cannot become {target}{hint}")
         self.current = current
         self.target = target
 
 
-def check_step(extraction_id: str, current: Status, target: Status) -> None:
+def check_step(job_id: str, current: Status, target: Status) -> None:
     """Raise IllegalTransitionError unless `target` may follow `current`."""
     if target not in STEPS[current]:
-        raise IllegalTransitionError(extraction_id, current, target)
+        raise IllegalTransitionError(job_id, current, target)
 
 
 class NotFoundError(LogitcaskError, LookupError):

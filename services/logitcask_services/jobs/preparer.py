@@ -13,7 +13,7 @@ from logitcask_schemas.terminal import counted
 from logitcask_services.corpora.prepare import DocumentLimits, PreparationStoppedError, Prepared, prepare
 from logitcask_services.corpora.token_store import TokenStore
 from logitcask_services.jobs.context import JobContext, teacher_document
-from logitcask_services.jobs.database.log import ExtractionLog
+from logitcask_services.jobs.database.log import JobLog
 from logitcask_services.jobs.database.tables import ExtractionRow
 from logitcask_services.jobs.extraction import IllegalTransitionError, plan_chunks
 from logitcask_services.jobs.teacher import TeacherFacts
@@ -234,7 +234,7 @@ class Preparer(threading.Thread):
 class BadLines:
     """The bad lines of one preparation: the first `MAX_LISTED` go to the log, the others are counted."""
 
-    def __init__(self, log: ExtractionLog, row: ExtractionRow) -> None:
+    def __init__(self, log: JobLog, row: ExtractionRow) -> None:
         self._log = log
         self._row = row
         self._listed = 0

@@ -16,5 +16,5 @@ def test_ends_are_final_and_everything_else_reaches_one():
 
 
 def test_refusal_names_both():
-    with pytest.raises(IllegalTransitionError, match="extraction x is completed and cannot become cancelling"):
+    with pytest.raises(IllegalTransitionError, match="x is completed and cannot become cancelling"):
         check_step("x", "completed", "cancelling")

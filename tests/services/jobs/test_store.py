@@ -17,7 +17,7 @@ from logitcask_services.jobs.database.chunks import ChunkStore
 from logitcask_services.jobs.database.corpora import CorpusRegistry
 from logitcask_services.jobs.database.database import Database, DatabaseError
 from logitcask_services.jobs.database.extractions import ExtractionStore
-from logitcask_services.jobs.database.log import ExtractionLog
+from logitcask_services.jobs.database.log import JobLog
 from logitcask_services.jobs.database.tables import SCHEMA_VERSION, Base, CorpusRow
 from logitcask_services.jobs.extraction import (
     Chunk,
@@ -75,7 +75,7 @@ def test_restart_queues_what_ran_and_ends_what_was_being_cancelled(store, reques
     }
     assert store.get(running.id).waiting is None
     assert store.recover() == []
-    messages = [event.message for event in ExtractionLog(database).events(store.get(running.id), after=0)]
+    messages = [event.message for event in JobLog(database).events(store.get(running.id), after=0)]
     assert messages[-1] == "queued: the service restarted; the run goes on"
 
 
@@ -142,7 +142,7 @@ def test_a_database_of_the_future_is_refused(tmp_path):
     with database.write() as session:
         session.connection().exec_driver_sql("PRAGMA user_version = 99")
     database.close()
-    with pytest.raises(DatabaseError, match="schema version 99, this logitcask reads 3 and older"):
+    with pytest.raises(DatabaseError, match="schema version 99, this logitcask reads 4 and older"):
         Database(tmp_path)
 
 
@@ -175,6 +175,28 @@ def require_tables_of_today(database):
             assert columns == {column.name for column in table.columns}
 
 
+def test_a_database_of_version_3_keeps_all_that_refers_to_its_extractions(tmp_path):
+    """The table of extractions is that of all jobs now: events, failures, chunks, shards and keys follow it."""
+    old_database(tmp_path, 3)
+    database = Database(tmp_path)
+    store, log = ExtractionStore(database, lambda extraction_id: None), JobLog(database)
+    (row,) = store.page(status=None, after=None, limit=5)
+    assert (row.id, row.kind, row.status, row.captured_documents, row.bad_lines) == (
+        "extraction-1",
+        "capture",
+        "in_progress",
+        1,
+        1,
+    )
+    assert row.request == ExtractionRequest(corpus_id="corpus-1", cask="docs", capture=CaptureSpec(mode="topk", k=5))
+    assert [event.type for event in log.events(row, after=0)] == ["status", "prepared", "status", "status", "chunk"]
+    assert [failure["code"] for page in log.failures(row) for failure in page] == ["not_json"]
+    assert [chunk.number for chunk in chunk_store(store).pending_chunks(row.id)] == [1, 2]
+    assert [shard.name for shard in chunk_store(store).shards(row.id)] == ["s"]
+    require_tables_of_today(database)
+    database.close()
+
+
 def test_a_database_of_version_2_keeps_its_requests_and_keys(tmp_path):
     """Each field of a request had a column; now they are one document, and nothing of it has changed."""
     old_database(tmp_path, 2)
@@ -203,7 +225,7 @@ def test_a_database_of_version_2_keeps_its_requests_and_keys(tmp_path):
     assert (first.request, second.request) == (plain, full)
     assert older.request.capture.tau == 1e-9  # under the limits of its version
     assert (first.status, first.notes, first.documents) == ("queued", {"blank_line": 1}, 3)
-    (failures,) = ExtractionLog(database).failures(second)
+    (failures,) = JobLog(database).failures(second)
     assert [(failure["line"], failure["code"]) for failure in failures] == [(2, "not_json")]
     require_tables_of_today(database)
     for request, name, row in ((plain, "first", first), (full, "second", second)):
@@ -271,7 +293,7 @@ def test_a_damaged_page_in_the_middle_is_noticed_at_the_start(tmp_path):
     path = tmp_path / "jobs.sqlite3"
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'extractions'").fetchone()
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'jobs'").fetchone()
         (size,) = connection.execute("PRAGMA page_size").fetchone()
     with path.open("r+b") as file:
         file.seek((page - 1) * size)

@@ -12,7 +12,8 @@ from logitcask_schemas.terminal import counted
 from logitcask_services.corpora.line_problems import BEYOND_TOKENS
 from logitcask_services.corpora.prepare import Prepared
 from logitcask_services.jobs.database.database import Database
-from logitcask_services.jobs.database.extractions import move, row_of
+from logitcask_services.jobs.database.extractions import row_of
+from logitcask_services.jobs.database.jobs import move
 from logitcask_services.jobs.database.log import add_event, add_failures
 from logitcask_services.jobs.database.tables import ChunkRow, ExtractionRow, ShardRow
 from logitcask_services.jobs.extraction import Chunk, ChunkOutcome

@@ -43,6 +43,23 @@ def forget_old_keys(session: Session) -> None:
     session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < time.time() - IDEMPOTENCY_SECONDS))
 
 
+def add_corpus(session: Session, stored: StoredCorpus, name: str | None) -> tuple[CorpusRow, bool]:
+    """The corpus with this content and whether it is new, within the caller's transaction."""
+    row = session.scalar(select(CorpusRow).where(CorpusRow.sha256 == stored.sha256))
+    if row is not None:
+        return row, False
+    row = CorpusRow(
+        id=f"corpus-{secrets.token_hex(12)}",
+        sha256=stored.sha256,
+        bytes=stored.bytes,
+        lines=stored.lines,
+        name=name,
+        created_at=time.time(),
+    )
+    session.add(row)
+    return row, True
+
+
 class CorpusRegistry:
     """The corpora the service knows."""
 
@@ -53,18 +70,7 @@ class CorpusRegistry:
         """The corpus with this content and whether it is new. Raises IdempotencyConflictError."""
         with self._database.write() as session:
             recall(session, key)  # same key and same content lead to the same row below
-            row = session.scalar(select(CorpusRow).where(CorpusRow.sha256 == stored.sha256))
-            created = row is None
-            if row is None:
-                row = CorpusRow(
-                    id=f"corpus-{secrets.token_hex(12)}",
-                    sha256=stored.sha256,
-                    bytes=stored.bytes,
-                    lines=stored.lines,
-                    name=name,
-                    created_at=time.time(),
-                )
-                session.add(row)
+            row, created = add_corpus(session, stored, name)
             if key and session.get(IdempotencyRow, (key.scope, key.key)) is None:
                 remember(session, key, row.id)
             return row, created

@@ -67,6 +67,7 @@ class Database:
                     "older; use the logitcask that made it, or another --data-dir"
                 )
             if version < SCHEMA_VERSION:
+                _rename_extractions(connection)
                 Base.metadata.create_all(connection)
                 _add_missing_columns(connection)
                 _join_request(connection)
@@ -125,7 +126,7 @@ def _require_ours(path: Path) -> None:
     with closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as connection:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if (version or tables) and (not version or "extractions" not in tables):
+        if (version or tables) and (not version or not {"jobs", "extractions"} & tables):
             raise DatabaseError(
                 f"{path} is the database of another program (tables: {', '.join(sorted(tables)) or 'none'}); choose "
                 "another --data-dir. Nothing was changed in it"
@@ -150,6 +151,20 @@ def _unusable(path: Path, error: SQLError | sqlite3.Error) -> DatabaseError:
     )
 
 
+def _rename_extractions(connection: Connection) -> None:
+    """Before version 4 the jobs were all extractions; the database renames what refers to them, too."""
+    tables = {row[0] for row in connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if "extractions" not in tables:
+        return
+    connection.exec_driver_sql("ALTER TABLE extractions RENAME TO jobs")
+    for table in ("events", "line_errors"):
+        connection.exec_driver_sql(f"ALTER TABLE {table} RENAME COLUMN extraction TO job")
+        connection.exec_driver_sql(f"DROP INDEX IF EXISTS {table}_by_extraction")
+        connection.exec_driver_sql(f"CREATE INDEX {table}_by_job ON {table} (job, seq)")
+    connection.exec_driver_sql("DROP INDEX IF EXISTS extractions_by_status")
+    connection.exec_driver_sql("CREATE INDEX jobs_by_status ON jobs (status, number)")
+
+
 def _add_missing_columns(connection: Connection) -> None:
     """Bring tables of an older version up to date: new columns come with their default."""
     for table in Base.metadata.sorted_tables:
@@ -171,17 +186,17 @@ _OF_REQUEST = {"metadata": "user_metadata"} | {
 
 def _join_request(connection: Connection) -> None:
     """Before version 3 each field of a request had a column; put them into the one document, and drop them."""
-    columns = {row[1] for row in connection.exec_driver_sql("PRAGMA table_info(extractions)")}
+    columns = {row[1] for row in connection.exec_driver_sql("PRAGMA table_info(jobs)")}
     if "cask" not in columns:
         return
     documents = ("capture", "metadata")
     fields = ", ".join(
         f"'{name}', {f'json({column})' if name in documents else column}" for name, column in _OF_REQUEST.items()
     )
-    connection.exec_driver_sql(f"UPDATE extractions SET request = json_object('kind', 'capture', {fields})")
+    connection.exec_driver_sql(f"UPDATE jobs SET request = json_object('kind', 'capture', {fields})")
     for column in _OF_REQUEST.values():
         if column != "corpus_id":  # refers to its corpus, and stays
-            connection.exec_driver_sql(f"ALTER TABLE extractions DROP COLUMN {column}")
+            connection.exec_driver_sql(f"ALTER TABLE jobs DROP COLUMN {column}")
 
 
 def _literal(default: Any) -> str:

@@ -1,4 +1,4 @@
-"""The event log and the list of failures of an extraction: append, and read page by page."""
+"""The event log and the list of failures of a job: append, and read page by page."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -9,46 +9,44 @@ from sqlalchemy.orm import Session
 
 from logitcask_schemas.api.objects import Failure
 from logitcask_services.jobs.database.database import Database
-from logitcask_services.jobs.database.tables import EventRow, ExtractionRow, FailureRow
+from logitcask_services.jobs.database.tables import EventRow, FailureRow, JobRow
 
 PAGE = 1000
 
 
 def add_event(
-    session: Session, row: ExtractionRow, kind: str, message: str, data: dict[str, Any], *, level: str = "info"
+    session: Session, row: JobRow, kind: str, message: str, data: dict[str, Any], *, level: str = "info"
 ) -> None:
     """Append to the log, in the transaction of what it tells of."""
-    session.add(
-        EventRow(extraction=row.number, created_at=time.time(), level=level, type=kind, message=message, data=data)
-    )
+    session.add(EventRow(job=row.number, created_at=time.time(), level=level, type=kind, message=message, data=data))
 
 
-def add_failures(session: Session, row: ExtractionRow, failures: Sequence[Failure]) -> None:
+def add_failures(session: Session, row: JobRow, failures: Sequence[Failure]) -> None:
     """Append lines and documents that failed, in the transaction that counts them."""
     if failures:
-        session.execute(insert(FailureRow), [{"extraction": row.number, **dict(failure)} for failure in failures])
+        session.execute(insert(FailureRow), [{"job": row.number, **dict(failure)} for failure in failures])
 
 
-class ExtractionLog:
+class JobLog:
     """Reads of events and failures, and the bulk writing of bad lines."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def events(self, row: ExtractionRow, *, after: int, limit: int = PAGE) -> Sequence[EventRow]:
+    def events(self, row: JobRow, *, after: int, limit: int = PAGE) -> Sequence[EventRow]:
         """Events with a `seq` above `after`, in order."""
-        query = select(EventRow).where(EventRow.extraction == row.number, EventRow.seq > after)
+        query = select(EventRow).where(EventRow.job == row.number, EventRow.seq > after)
         with self._database.read() as session:
             return session.scalars(query.order_by(EventRow.seq).limit(limit)).all()
 
-    def failures(self, row: ExtractionRow) -> Iterator[list[dict[str, Any]]]:
+    def failures(self, row: JobRow) -> Iterator[list[dict[str, Any]]]:
         """All bad lines and failed documents in the order they were found, in pages of up to PAGE."""
         after = 0
         table = FailureRow
         columns = (table.custom_id, table.line, table.document, table.stage, table.code, table.message)
         while True:
             # Columns instead of objects: there may be many.
-            query = select(table.seq, *columns).where(table.extraction == row.number, table.seq > after)
+            query = select(table.seq, *columns).where(table.job == row.number, table.seq > after)
             with self._database.read() as session:
                 page = session.execute(query.order_by(table.seq).limit(PAGE)).all()
             if page:
@@ -58,18 +56,22 @@ class ExtractionLog:
                 return
             after = page[-1][0]
 
-    def capture_failures(self, row: ExtractionRow) -> dict[int, FailureRow]:
+    def capture_failures(self, row: JobRow) -> dict[int, FailureRow]:
         """Documents the teacher failed on, by number."""
-        query = select(FailureRow).where(FailureRow.extraction == row.number, FailureRow.stage == "capture")
+        query = select(FailureRow).where(FailureRow.job == row.number, FailureRow.stage == "capture")
         with self._database.read() as session:
             return {failure.document: failure for failure in session.scalars(query) if failure.document is not None}
 
-    def add_bad_lines(self, row: ExtractionRow, bad: Sequence[Failure]) -> None:
-        """Append bad lines of the corpus."""
+    def add_bad_lines(self, row: JobRow, bad: Sequence[Failure]) -> None:
+        """Append bad lines of the corpus, or rows that were left out."""
         with self._database.write() as session:
             add_failures(session, row, bad)
 
-    def clear_bad_lines(self, row: ExtractionRow) -> None:
+    def clear_bad_lines(self, row: JobRow) -> None:
         """Forget the bad lines of a preparation that did not end."""
+        self.clear(row, "corpus")
+
+    def clear(self, row: JobRow, stage: str) -> None:
+        """Forget what was listed of a stage that is gone through anew."""
         with self._database.write() as session:
-            session.execute(delete(FailureRow).where(FailureRow.extraction == row.number, FailureRow.stage == "corpus"))
+            session.execute(delete(FailureRow).where(FailureRow.job == row.number, FailureRow.stage == stage))

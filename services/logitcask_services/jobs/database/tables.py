@@ -1,30 +1,35 @@
 """The tables of the job database. Times are seconds since 1970, UTC."""
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import JSON, Dialect, ForeignKey, Index, Text, TypeDecorator
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from logitcask_schemas.api.generation import StoredGeneration
 from logitcask_schemas.api.objects import Status
 from logitcask_schemas.api.requests import ExtractionRequest, stored_request
 
-SCHEMA_VERSION = 3
-"""1: the first. 2: notes, first lines. 3: the request as one document, until then a column for each of its fields."""
+SCHEMA_VERSION = 4
+"""1: the first. 2: notes, first lines. 3: the request as one document, until then a column for each of its fields.
+4: jobs of several kinds in the table that held extractions alone."""
+JobRequest = ExtractionRequest | StoredGeneration
 
 
-class RequestColumn(TypeDecorator[ExtractionRequest]):
+class RequestColumn(TypeDecorator[JobRequest]):
     """A request as JSON; its `kind` says which model it is read with."""
 
     impl = JSON
     cache_ok = True
 
-    def process_bind_param(self, value: ExtractionRequest | None, dialect: Dialect) -> Any:
+    def process_bind_param(self, value: JobRequest | None, dialect: Dialect) -> Any:
         """To the database."""
         return None if value is None else value.model_dump(mode="json")
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> ExtractionRequest | None:
+    def process_result_value(self, value: Any, dialect: Dialect) -> JobRequest | None:
         """From the database."""
-        return None if value is None else stored_request(value)
+        if value is None:
+            return None
+        return StoredGeneration.model_validate(value) if value["kind"] == "generate" else stored_request(value)
 
 
 class Base(DeclarativeBase):
@@ -32,9 +37,14 @@ class Base(DeclarativeBase):
 
     type_annotation_map: ClassVar[dict[Any, Any]] = {
         dict[str, Any]: JSON(none_as_null=True),
+        list[dict[str, Any]]: JSON(none_as_null=True),
         Status: Text,
-        ExtractionRequest: RequestColumn,
     }
+
+
+def _counter() -> Mapped[int]:
+    """A column of one kind of job; rows of other kinds leave it at 0."""
+    return mapped_column(default=0, server_default="0")
 
 
 class CorpusRow(Base):
@@ -51,47 +61,107 @@ class CorpusRow(Base):
     created_at: Mapped[float]
 
 
-class ExtractionRow(Base):
-    """One extraction: what was asked, where it stands, what it did. Counters change with each committed chunk."""
+class JobRow(Base):
+    """One job: what was asked, where it stands. Its counters change with each committed chunk."""
 
-    __tablename__ = "extractions"
-    __table_args__ = (Index("extractions_by_status", "status", "number"),)
+    __tablename__ = "jobs"
+    __table_args__ = (Index("jobs_by_status", "status", "number"),)
+    __mapper_args__ = {"polymorphic_on": "kind"}  # noqa: RUF012 - SQLAlchemy reads it from the class
 
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(unique=True)
+    kind: Mapped[str] = mapped_column(default="capture")
+    """The request's, beside it for queries."""
     corpus_id: Mapped[str] = mapped_column(ForeignKey("corpora.id"))
     """The request's, beside it for joins."""
-    request: Mapped[ExtractionRequest]
+    request: Mapped[Any] = mapped_column(RequestColumn)
 
     status: Mapped[Status]
     timestamps: Mapped[dict[str, Any]]
     """Status to the last time it was entered."""
     waiting: Mapped[dict[str, Any] | None]
-    """{code, message} while something outside (disk, teacher) holds the extraction up."""
+    """{code, message} while something outside (disk, teacher) holds the job up."""
     error: Mapped[dict[str, Any] | None]
-    """{code, message} of a failed extraction."""
+    """{code, message} of a failed job."""
     teacher: Mapped[dict[str, Any] | None]
-    """Identity of the teacher the tokens were prepared for."""
+    """Identity of the teacher the work was prepared for."""
 
     lines: Mapped[int] = mapped_column(default=0)
     bad_lines: Mapped[int] = mapped_column(default=0)
-    skipped_lines: Mapped[int] = mapped_column(default=0)
-    truncated_lines: Mapped[int] = mapped_column(default=0)
-    split_lines: Mapped[int] = mapped_column(default=0)
+
+
+class ExtractionRow(JobRow):
+    """An extraction."""
+
+    __mapper_args__ = {"polymorphic_identity": "capture"}  # noqa: RUF012 - SQLAlchemy reads it from the class
+    if TYPE_CHECKING:
+        request: Mapped[ExtractionRequest]
+
+    skipped_lines: Mapped[int] = _counter()
+    truncated_lines: Mapped[int] = _counter()
+    split_lines: Mapped[int] = _counter()
     notes: Mapped[dict[str, Any] | None]
     """{code: documents} of what preparation found unusual; None before it, and in rows of older versions."""
     first_lines: Mapped[dict[str, Any] | None]
     """{code: [line, ...]}: the first lines of the corpus that notes, bad lines and cuts concern."""
-    documents: Mapped[int] = mapped_column(default=0)
-    tokens_total: Mapped[int] = mapped_column(default=0)
+    documents: Mapped[int] = _counter()
+    tokens_total: Mapped[int] = _counter()
 
-    captured_documents: Mapped[int] = mapped_column(default=0)
-    present_documents: Mapped[int] = mapped_column(default=0)
-    failed_documents: Mapped[int] = mapped_column(default=0)
-    tokens_done: Mapped[int] = mapped_column(default=0)
-    tokens_captured: Mapped[int] = mapped_column(default=0)
-    bytes_written: Mapped[int] = mapped_column(default=0)
-    capture_seconds: Mapped[float] = mapped_column(default=0.0)
+    captured_documents: Mapped[int] = _counter()
+    present_documents: Mapped[int] = _counter()
+    failed_documents: Mapped[int] = _counter()
+    tokens_done: Mapped[int] = _counter()
+    tokens_captured: Mapped[int] = _counter()
+    bytes_written: Mapped[int] = _counter()
+    capture_seconds: Mapped[float] = mapped_column(default=0.0, server_default="0")
+
+
+class GenerationRow(JobRow):
+    """A generation."""
+
+    __mapper_args__ = {"polymorphic_identity": "generate"}  # noqa: RUF012 - SQLAlchemy reads it from the class
+    if TYPE_CHECKING:
+        request: Mapped[StoredGeneration]
+
+    generated_tokens: Mapped[int] = _counter()
+    generation_seconds: Mapped[float] = mapped_column(default=0.0, server_default="0")
+    rows: Mapped[dict[str, Any] | None]
+    """A `RowCounts`, once it is known."""
+    corpora: Mapped[list[dict[str, Any]] | None]
+    """Each a `GeneratedCorpus`, once they are written."""
+
+
+class StageRow(Base):
+    """The requests of one teacher step of a generation, or of one of its rounds."""
+
+    __tablename__ = "stages"
+
+    job: Mapped[int] = mapped_column(ForeignKey("jobs.number"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    """In the order in which they run."""
+    name: Mapped[str]
+    """Number of the step, with the round: `2`, `0-r3`."""
+    kind: Mapped[str]
+    template: Mapped[str | None]
+    requests: Mapped[int]
+    requests_done: Mapped[int] = mapped_column(default=0)
+    failed: Mapped[int] = mapped_column(default=0)
+    generated_tokens: Mapped[int] = mapped_column(default=0)
+
+
+class AnswerChunkRow(Base):
+    """A run of consecutive requests of a stage: one file of answers, one transaction."""
+
+    __tablename__ = "answer_chunks"
+
+    job: Mapped[int] = mapped_column(ForeignKey("jobs.number"), primary_key=True)
+    stage: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    first_request: Mapped[int]
+    requests: Mapped[int]
+    done: Mapped[bool] = mapped_column(default=False)
+    deaths: Mapped[int] = mapped_column(default=0)
+    """How often the teacher died while it worked on this chunk."""
 
 
 class ChunkRow(Base):
@@ -99,7 +169,7 @@ class ChunkRow(Base):
 
     __tablename__ = "chunks"
 
-    extraction: Mapped[int] = mapped_column(ForeignKey("extractions.number"), primary_key=True)
+    extraction: Mapped[int] = mapped_column(ForeignKey("jobs.number"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
     first_document: Mapped[int]
     documents: Mapped[int]
@@ -114,7 +184,7 @@ class ShardRow(Base):
 
     __tablename__ = "shards"
 
-    extraction: Mapped[int] = mapped_column(ForeignKey("extractions.number"), primary_key=True)
+    extraction: Mapped[int] = mapped_column(ForeignKey("jobs.number"), primary_key=True)
     chunk: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(primary_key=True, index=True)
     entry: Mapped[dict[str, Any]]
@@ -122,13 +192,13 @@ class ShardRow(Base):
 
 
 class EventRow(Base):
-    """The log of an extraction; `seq` is the event id clients resume from."""
+    """The log of a job; `seq` is the event id clients resume from."""
 
     __tablename__ = "events"
-    __table_args__ = (Index("events_by_extraction", "extraction", "seq"), {"sqlite_autoincrement": True})
+    __table_args__ = (Index("events_by_job", "job", "seq"), {"sqlite_autoincrement": True})
 
     seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
-    extraction: Mapped[int] = mapped_column(ForeignKey("extractions.number"))
+    job: Mapped[int] = mapped_column(ForeignKey("jobs.number"))
     created_at: Mapped[float]
     level: Mapped[str]
     type: Mapped[str]
@@ -137,13 +207,13 @@ class EventRow(Base):
 
 
 class FailureRow(Base):
-    """A `Failure` of an extraction."""
+    """A `Failure` of a job."""
 
     __tablename__ = "line_errors"
-    __table_args__ = (Index("line_errors_by_extraction", "extraction", "seq"),)
+    __table_args__ = (Index("line_errors_by_job", "job", "seq"),)
 
     seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
-    extraction: Mapped[int] = mapped_column(ForeignKey("extractions.number"))
+    job: Mapped[int] = mapped_column(ForeignKey("jobs.number"))
     stage: Mapped[str]
     line: Mapped[int]
     document: Mapped[int | None]
