@@ -108,7 +108,7 @@ def measure(folder: Path, tokenizer: HuggingFaceTokenizer, megabytes: float) -> 
     """One round on fresh folders."""
     engine = MadeUpEngine()
     settings = ServiceSettings(teacher=folder, cask_root=folder / "casks", disk_floor_bytes=0)
-    service = Service(settings, lambda: Teacher(engine=engine, tokenizer=tokenizer))
+    service = Service(settings, lambda role: Teacher(engine=engine, tokenizer=tokenizer))
     listener = bind("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(create_app(service), log_config=None, access_log=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -76,7 +76,7 @@ def extract(folder: Path, tokenizer: HuggingFaceTokenizer, engine: PacedEngine, 
     settings = ServiceSettings(
         teacher=folder, cask_root=folder / "casks", disk_floor_bytes=0, chunk_positions=chunk_positions
     )
-    service = Service(settings, lambda: Teacher(engine=engine, tokenizer=tokenizer))
+    service = Service(settings, lambda role: Teacher(engine=engine, tokenizer=tokenizer))
     listener = bind("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(create_app(service), log_config=None, access_log=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -1,4 +1,4 @@
-"""Where the service keeps what: casks by name, corpora by content, token stores by extraction."""
+"""Where the service keeps what: casks by name, corpora by content, token stores and answers by job."""
 
 import shutil
 import tempfile
@@ -24,8 +24,9 @@ class ServiceFolders:
         self.state = state
         self.corpora = state / "corpora"
         self.extractions = state / "extractions"
+        self.generations = state / "generations"
         _make_writable(cask_root, "--cask-root")
-        for folder in (state, self.corpora, self.extractions):
+        for folder in (state, self.corpora, self.extractions, self.generations):
             _make_writable(folder, "--data-dir")
 
     def cask(self, name: str) -> Path:
@@ -41,13 +42,17 @@ class ServiceFolders:
         """The folder of an extraction's tokens."""
         return self.extractions / extraction_id
 
+    def answers(self, generation_id: str) -> Path:
+        """The folder of what the teacher answered for a generation."""
+        return self.generations / generation_id
+
     def drop_token_store(self, extraction_id: str) -> None:
         """Delete the tokens of an extraction that has ended."""
         shutil.rmtree(self.token_store(extraction_id), ignore_errors=True)
 
     def sweep(self, keep: set[str]) -> None:
-        """Delete token stores except those of the extractions to keep. Call before any preparation starts."""
-        for folder in self.extractions.iterdir():
+        """Delete token stores and answers except those of the jobs to keep. Call before any work starts."""
+        for folder in (*self.extractions.iterdir(), *self.generations.iterdir()):
             if folder.name not in keep:
                 shutil.rmtree(folder)
 

@@ -11,7 +11,7 @@ from sqlalchemy.exc import OperationalError
 from logitcask_schemas.cask.storage import files
 from logitcask_services.jobs.context import JobContext
 from logitcask_services.jobs.preparer import Claims, Preparer
-from logitcask_services.jobs.teacher import Teacher
+from logitcask_services.jobs.teacher import Role, Teacher
 from logitcask_services.jobs.waiting import Reason, passing_fault
 from logitcask_services.jobs.watchdog import Watchdog
 from logitcask_services.jobs.worker import Worker
@@ -24,7 +24,7 @@ JOIN_SECONDS = 8.0
 class Service(JobContext):
     """One running service. `start` once, `stop` once."""
 
-    def __init__(self, settings: ServiceSettings, load: Callable[[], Teacher]) -> None:
+    def __init__(self, settings: ServiceSettings, load: Callable[[Role], Teacher]) -> None:
         super().__init__(settings, load)
         watchdog = Watchdog(self)
         claims = Claims()
@@ -37,19 +37,19 @@ class Service(JobContext):
         )
 
     def start(self) -> None:
-        """Clean up after an earlier crash, put interrupted extractions back into the queue, start the threads."""
+        """Clean up after an earlier crash, put interrupted jobs back into the queue, start the threads."""
         self.storage.sweep()
-        for extraction_id in self.extractions.recover():
-            logger.info("extraction %s goes on after a restart", extraction_id)
+        for job_id in (*self.extractions.recover(), *self.generations.recover()):
+            logger.info("%s goes on after a restart", job_id)
         if self.database.is_new and any(self.folders.corpora.glob("*.jsonl")):
             # Token stores stay: the database that knows whose they are may be put back.
             logger.warning(
-                "%s holds corpora, but no job database: the list of extractions begins anew. Was the database moved "
+                "%s holds corpora, but no job database: the list of jobs begins anew. Was the database moved "
                 "away? Then stop the service and put it back",
                 self.folders.state,
             )
         else:
-            self.folders.sweep(keep=self.extractions.keeps_tokens())
+            self.folders.sweep(keep=self.extractions.keeps_tokens() | self.generations.ids())
         for thread in self._threads:
             thread.start()
 
@@ -70,7 +70,7 @@ class Service(JobContext):
         reasons = []
         if self.crash is not None:
             reasons.append({"code": "crashed", "message": self.crash})
-        if self.teacher.state != "ready":
+        if self.teacher.state not in ("ready", "switching"):
             reasons.append({"code": f"teacher_{self.teacher.state}", "message": self.teacher.reason})
         faults = (self._fault_of_database(), *map(self._fault_of, (self.folders.cask_root, self.folders.state)))
         if (fault := next(filter(None, faults), None)) is not None:

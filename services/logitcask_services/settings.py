@@ -30,6 +30,10 @@ class ServiceSettings(BaseSettings):
     """Job database, corpora and token stores; default: `.logitcask-service` inside the cask root."""
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = DEFAULT_PORT
+    templates: Path | None = None
+    """Folder with the operator's own templates and recipes of generations."""
+    resident: Literal["one", "both"] = "one"
+    """Whether what captures and what writes are in memory by turns, or both at once."""
     engine: Literal["vllm", "transformers"] = "vllm"
     dtype: str = "auto"
     accept_teacher: tuple[Accept, ...] = ()

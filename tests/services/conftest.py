@@ -53,7 +53,7 @@ def serve(make_settings: Callable[..., ServiceSettings]) -> Iterator[Callable[..
         limits: ConnectionLimits | None = None,
         **settings: Any,
     ) -> RunningServer:
-        service = Service(make_settings(**settings), load or (lambda: fake_teacher(**(fake or {}))))
+        service = Service(make_settings(**settings), lambda role: load() if load else fake_teacher(**(fake or {})))
         key = settings.get("api_key")
         server = RunningServer(service, key, limits)
         server.start()

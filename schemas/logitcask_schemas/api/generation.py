@@ -102,7 +102,7 @@ class RowCounts(ApiObject):
 
     source: int = 0
     kept: int = 0
-    dropped: Annotated[dict[str, int], Field(default_factory=dict, description="Code to number of rows.")]
+    dropped: dict[str, int] = Field(default_factory=dict, description="Code to number of rows.")
 
 
 class GeneratedCorpus(ApiObject):

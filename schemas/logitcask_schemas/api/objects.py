@@ -46,10 +46,11 @@ class CorpusList(ApiObject):
 
 
 class Failure(ApiObject):
-    """A line or document that did not make it into the cask, and why."""
+    """A line, document or row that did not make it, and why."""
 
-    stage: Literal["corpus", "capture"]
-    """`corpus`: the line gives no document. `capture`: the teacher failed on the document."""
+    stage: Literal["corpus", "capture", "generation"]
+    """`corpus`: the line gives no document, or row. `capture`: the teacher failed on the document. `generation`: a step
+    left the row out."""
     line: int
     document: int | None = None
     """Its number, where the line gave one."""

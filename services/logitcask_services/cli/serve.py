@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ from logitcask_schemas.errors import MissingExtraError, OptionError
 
 if TYPE_CHECKING:
     from logitcask_schemas.model_source import ModelSource
-    from logitcask_services.jobs.teacher import Teacher
+    from logitcask_services.jobs.teacher import Role, Teacher
     from logitcask_services.settings import ServiceSettings
 
 app = typer.Typer(help="Run the teacher service.", add_completion=False)
@@ -42,6 +43,15 @@ def serve(
         ),
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the job database and the corpora.")] = None,
+    templates: Annotated[
+        Path | None, typer.Option(help="Folder with templates (*.md) and recipes (*.yaml) of your own.")
+    ] = None,
+    resident: Annotated[
+        str | None,
+        typer.Option(
+            help="`one` (default): the teacher is loaded to capture or to write; `both`, where there is room."
+        ),
+    ] = None,
 ) -> None:
     """Run the teacher service until it is told to stop. Every option can also be set as LOGITCASK_<NAME>."""
     from pydantic import ValidationError
@@ -62,6 +72,8 @@ def serve(
             "max_model_len": max_model_len,
             "api_key_file": api_key_file,
             "data_dir": data_dir,
+            "templates": templates,
+            "resident": resident,
             "accept_teacher": tuple(accept_teacher) if accept_teacher else None,
         }.items()
         if value is not None
@@ -76,7 +88,11 @@ def serve(
     source = require_teacher(settings)
     configure_logging()
     raise typer.Exit(
-        run(settings, lambda: load_teacher(settings, source), announce=lambda line: typer.echo(line, err=True))
+        run(
+            settings,
+            lambda role: load_teacher(settings, source, role),
+            announce=lambda line: typer.echo(line, err=True),
+        )
     )
 
 
@@ -95,15 +111,28 @@ def require_teacher(settings: "ServiceSettings") -> "ModelSource":
     return source
 
 
-def load_teacher(settings: "ServiceSettings", source: "ModelSource") -> "Teacher":
-    """The tokenizer, then the engine. Raises ModelError."""
+def load_teacher(settings: "ServiceSettings", source: "ModelSource", role: "Role") -> "Teacher":
+    """The tokenizer, then what captures or what writes, or both. Raises ModelError."""
     from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer
-    from logitcask_services.engines.factory import load_engine
+    from logitcask_services.engines.factory import load_engine, load_generator
     from logitcask_services.jobs.teacher import Teacher
 
     tokenizer = HuggingFaceTokenizer.load(source.folder)
-    engine = load_engine(settings.engine, source, dtype=settings.dtype, max_model_len=settings.max_model_len)
-    return Teacher(engine=engine, tokenizer=tokenizer)
+    teacher, both = Teacher(tokenizer=tokenizer), settings.resident == "both"
+    if both or role == "capture":
+        engine = load_engine(settings.engine, source, dtype=settings.dtype, max_model_len=settings.max_model_len)
+        teacher = replace(teacher, engine=engine)
+    if both or role == "generate":
+        try:
+            generator = load_generator(
+                settings.engine, source, dtype=settings.dtype, max_model_len=settings.max_model_len
+            )
+        except BaseException:
+            if teacher.engine is not None:
+                teacher.engine.close()
+            raise
+        teacher = replace(teacher, generator=generator)
+    return teacher
 
 
 def _said(fault: Mapping[str, Any]) -> str:

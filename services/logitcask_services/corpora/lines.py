@@ -103,8 +103,8 @@ _Reader = Callable[[dict[str, Any], str | None], ParsedLine]
 
 def parse_line(raw: bytes) -> ParsedLine:
     """The document source in one line (bytes without or with its newline). Raises LineProblem, and nothing else."""
-    entry = _decode(raw)
-    custom_id = _custom_id(entry)
+    entry = decode_line(raw)
+    custom_id = read_custom_id(entry)
     forms: list[str] = [name for name in ("text", "messages", "input_ids") if name in entry]
     if "prompt" in entry and "completion" in entry:
         forms.append("prompt")
@@ -141,7 +141,8 @@ def _require_own_fields(entry: dict[str, Any], form: str) -> None:
             raise LineProblem("misplaced_field", f"`{name}` stands beside `{form}`; {advice}, or leave it out")
 
 
-def _decode(raw: bytes) -> dict[str, Any]:
+def decode_line(raw: bytes) -> dict[str, Any]:
+    """The JSON object of a line. Raises LineProblem."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -163,7 +164,8 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON value")
 
 
-def _custom_id(entry: dict[str, Any]) -> str | None:
+def read_custom_id(entry: dict[str, Any]) -> str | None:
+    """The caller's name of a line. Raises LineProblem."""
     value = entry.get("custom_id")
     if value is None:
         return None

@@ -11,9 +11,10 @@ from logitcask_services.jobs.database.chunks import ChunkStore
 from logitcask_services.jobs.database.corpora import CorpusRegistry
 from logitcask_services.jobs.database.database import Database
 from logitcask_services.jobs.database.extractions import ExtractionStore
+from logitcask_services.jobs.database.generations import GenerationStore
 from logitcask_services.jobs.database.log import JobLog
 from logitcask_services.jobs.live import Heartbeat, LiveProgress, Signals
-from logitcask_services.jobs.teacher import Teacher, TeacherSupervisor
+from logitcask_services.jobs.teacher import Role, Teacher, TeacherSupervisor
 from logitcask_services.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
@@ -28,10 +29,10 @@ class JobContext:
 
     Args:
         settings: Where and how.
-        load: Loads the teacher; called in a thread of its own, again after each death.
+        load: Loads the teacher for a role; called in a thread of its own, again after each death and for another role.
     """
 
-    def __init__(self, settings: ServiceSettings, load: Callable[[], Teacher]) -> None:
+    def __init__(self, settings: ServiceSettings, load: Callable[[Role], Teacher]) -> None:
         self.settings = settings
         self.folders = ServiceFolders(settings.cask_root, settings.state_dir)
         self.database = Database(settings.state_dir)
@@ -39,6 +40,7 @@ class JobContext:
         self.storage = CorpusStorage(self.folders.corpora)
         self.corpora = CorpusRegistry(self.database)
         self.extractions = ExtractionStore(self.database, self.signals.changed)
+        self.generations = GenerationStore(self.database, self.signals.changed)
         self.chunks = ChunkStore(self.database, self.signals.changed)
         self.log = JobLog(self.database)
         self.progress = LiveProgress()
@@ -65,5 +67,5 @@ class JobContext:
 
 
 def teacher_document(identity: TeacherIdentity) -> dict[str, Any]:
-    """The identity as it is stored with an extraction."""
+    """The identity as it is stored with a job."""
     return identity.model_dump(mode="json")

@@ -21,16 +21,16 @@ class Signals:
         self._cancelled: set[str] = set()
         self._changes = 0
 
-    def changed(self, extraction_id: str) -> None:
-        """An extraction's row or log changed; wakes everyone who waits."""
+    def changed(self, job_id: str) -> None:
+        """A job's row or log changed; wakes everyone who waits."""
         with self._condition:
-            self._versions[extraction_id] = self._versions.get(extraction_id, 0) + 1
+            self._versions[job_id] = self._versions.get(job_id, 0) + 1
             self._changes += 1
             self._condition.notify_all()
 
-    def version(self, extraction_id: str) -> int:
-        """A number that grows with every change of the extraction in this process."""
-        return self._versions.get(extraction_id, 0)
+    def version(self, job_id: str) -> int:
+        """A number that grows with every change of the job in this process."""
+        return self._versions.get(job_id, 0)
 
     @property
     def changes(self) -> int:
@@ -48,18 +48,18 @@ class Signals:
         with self._condition:
             self._condition.notify_all()
 
-    def cancel(self, extraction_id: str) -> None:
-        """Tell the thread that works on an extraction to end it."""
-        self._cancelled.add(extraction_id)
-        self.changed(extraction_id)
+    def cancel(self, job_id: str) -> None:
+        """Tell the thread that works on a job to end it."""
+        self._cancelled.add(job_id)
+        self.changed(job_id)
 
-    def ends(self, extraction_id: str) -> bool:
-        """Whether work on the extraction should end now: it was cancelled, or the service stops."""
-        return self.stopping.is_set() or extraction_id in self._cancelled
+    def ends(self, job_id: str) -> bool:
+        """Whether work on the job should end now: it was cancelled, or the service stops."""
+        return self.stopping.is_set() or job_id in self._cancelled
 
-    def is_cancelled(self, extraction_id: str) -> bool:
-        """Whether the extraction was cancelled in this process."""
-        return extraction_id in self._cancelled
+    def is_cancelled(self, job_id: str) -> bool:
+        """Whether the job was cancelled in this process."""
+        return job_id in self._cancelled
 
 
 WINDOW_SECONDS = 60.0
@@ -67,15 +67,15 @@ WINDOW_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """A moment of a running extraction."""
+    """A moment of a running job."""
 
     uncommitted_tokens: int
     tokens_per_second: float | None
-    """None until two documents have come back."""
+    """None until two documents, or texts, have come back."""
 
 
 class LiveProgress:
-    """The one running extraction. Written by the worker, read by anyone."""
+    """The one running job. Written by the worker, read by anyone."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -83,15 +83,15 @@ class LiveProgress:
         self._uncommitted = 0
         self._samples: deque[tuple[float, int]] = deque()
 
-    def begin(self, extraction_id: str) -> None:
+    def begin(self, job_id: str) -> None:
         """A run starts; the meter starts from nothing."""
         with self._lock:
-            self._running, self._uncommitted = extraction_id, 0
+            self._running, self._uncommitted = job_id, 0
             self._samples.clear()
             self._samples.append((time.monotonic(), 0))
 
     def captured(self, tokens: int) -> None:
-        """A document of that many tokens came back from the teacher."""
+        """A document, or text, of that many tokens came back from the teacher."""
         now = time.monotonic()
         with self._lock:
             self._uncommitted += tokens
@@ -100,7 +100,7 @@ class LiveProgress:
                 self._samples.popleft()
 
     def committed(self, tokens: int) -> None:
-        """Captured tokens that now count in the database."""
+        """Tokens that now count in the database."""
         with self._lock:
             self._uncommitted -= tokens
 
@@ -110,10 +110,10 @@ class LiveProgress:
             self._running, self._uncommitted = None, 0
             self._samples.clear()
 
-    def pace(self, extraction_id: str) -> Pace | None:
-        """Where the extraction is right now, or None when it is not running."""
+    def pace(self, job_id: str) -> Pace | None:
+        """Where the job is right now, or None when it is not running."""
         with self._lock:
-            if self._running != extraction_id:
+            if self._running != job_id:
                 return None
             span = time.monotonic() - self._samples[0][0]
             # The first sample only marks where the window starts: its tokens were captured before it.

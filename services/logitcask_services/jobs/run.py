@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, Protocol
 
 from pydantic import ValidationError
 
@@ -15,6 +15,7 @@ from logitcask_schemas.cask.format.manifest import EXTENT_VERSION, FORMAT_VERSIO
 from logitcask_schemas.errors import CaptureSpecError, CaskError, CaskNotFoundError
 from logitcask_schemas.record.beyond_tokens import BeyondTokens, beyond_tokens
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.terminal import counted
 from logitcask_services.corpora.corpus_lines import custom_id_at
 from logitcask_services.corpora.token_store import TokenStore
 from logitcask_services.engines.engine import CaptureResult, CaptureTask, Engine
@@ -29,6 +30,49 @@ logger = logging.getLogger(__name__)
 LOCK_SECONDS = 2.0
 
 Outcome = Literal["done", "ended", "document_failed"]
+Ending = tuple[Literal["completed", "failed"], Reason | None]
+
+
+class JobRun(Protocol):
+    """One run of one job, of whichever kind."""
+
+    @property
+    def job_id(self) -> str:
+        """Whose run it is."""
+        ...
+
+    @property
+    def set_aside(self) -> Reason | None:
+        """Why the run gave way to others, where it did."""
+        ...
+
+    def go(self) -> Outcome:
+        """Do all that the teacher is needed for. Raises TeacherDiedError, OSError, LogitcaskError."""
+        ...
+
+    def finalize(self) -> Ending | None:
+        """What is left to do without the teacher; how the job ended, or None where it is written down already."""
+        ...
+
+    def record_failure(self) -> None:
+        """Write down that one document or row ended the job (outcome `document_failed`)."""
+        ...
+
+    def record_death(self, reason: str) -> None:
+        """Write down that the teacher died in this run."""
+        ...
+
+    def note_hang(self, reason: str) -> None:
+        """Called from the watchdog's thread: the teacher hangs, and this process is about to end."""
+        ...
+
+    def note_cancelled(self) -> None:
+        """Called from the watchdog's thread: the job was cancelled, and the teacher is deep in its work."""
+        ...
+
+    def close(self) -> None:
+        """End what the run has begun. Idempotent."""
+        ...
 
 
 class ExtractionRun:
@@ -87,7 +131,7 @@ class ExtractionRun:
         return self._feed.open_chunks
 
     @property
-    def extraction_id(self) -> str:
+    def job_id(self) -> str:
         """Whose run it is."""
         return self._row.id
 
@@ -95,11 +139,6 @@ class ExtractionRun:
     def set_aside(self) -> Reason | None:
         """Why the run gave way to others, where it did."""
         return self._waiter.set_aside
-
-    @property
-    def failure(self) -> Failure | None:
-        """The first document that failed, where on_error is `fail`."""
-        return self._failure
 
     def go(self) -> Outcome:
         """Capture every pending chunk. Raises TeacherDiedError, CaskError, OSError; what was published stays."""
@@ -129,9 +168,25 @@ class ExtractionRun:
         """End the publishing thread after what it was given."""
         self._publisher.join()
 
-    def fold_index(self) -> None:
-        """Fold the cask's entries into its index, so that opening it reads one file."""
+    def finalize(self) -> Ending:
+        """Fold the cask's entries into its index, so that opening it reads one file; how the extraction ended."""
         self._waiter.run(self._writer.close)
+        now = self._context.extractions.get(self._row.id)
+        if now.captured_documents + now.present_documents:
+            return "completed", None
+        documents = counted(now.documents, "document")
+        message = f"none of the {documents} could be captured; `/errors` says why for each"
+        return "failed", ("nothing_captured", message)
+
+    def record_failure(self) -> None:
+        """The extraction ends with the document that failed."""
+        assert self._failure is not None  # go said so
+        reason = ("document_failed", f"line {self._failure.line}: {self._failure.message}; on_error is `fail`")
+        self._context.chunks.fail_on_document(self._row.id, self._failure, reason)
+
+    def record_death(self, reason: str) -> None:
+        """The teacher died with the open chunks in work."""
+        self._context.chunks.record_death(self._row.id, self.open_chunks, reason)
 
     def _open_cask(self) -> CaskWriter:
         # A cask that this extraction has begun is waited for, as a disk that is not mounted is; never begun anew.

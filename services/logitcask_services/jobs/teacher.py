@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -10,35 +11,39 @@ from logitcask_schemas.errors import LogitcaskError, MissingExtraError, ModelErr
 from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_services.corpora.tokenizer import DocumentTokenizer
 from logitcask_services.engines.engine import Engine
+from logitcask_services.engines.generator import Generator
 from logitcask_services.jobs.live import Heartbeat
 
 
 @dataclass(slots=True)
 class Suspicion:
-    """Kept by the worker from one run of an extraction to the next."""
+    """Kept by the worker from one run of a job to the next."""
 
-    extraction_id: str | None = None
-    document: int | None = None
+    job_id: str | None = None
+    number: int | None = None
+    """Of a document, or of a request."""
     blamed: bool = False
-    """Whether a document was blamed and no document has been captured since."""
+    """Whether one was blamed and none has come back since."""
 
-    def suspect(self, extraction_id: str, document: int) -> None:
-        """The teacher died while it worked on this document alone, but after others."""
-        self.extraction_id, self.document = extraction_id, document
+    def suspect(self, job_id: str, number: int) -> None:
+        """The teacher died while it worked on this one alone, but after others."""
+        self.job_id, self.number = job_id, number
 
-    def suspect_of(self, extraction_id: str) -> int | None:
-        """The document to try first, or None."""
-        return self.document if self.extraction_id == extraction_id else None
+    def suspect_of(self, job_id: str) -> int | None:
+        """The one to try first, or None."""
+        return self.number if self.job_id == job_id else None
 
     def clear(self) -> None:
         """The suspect is innocent, or has been dealt with."""
-        self.extraction_id = self.document = None
+        self.job_id = self.number = None
 
 
 logger = logging.getLogger(__name__)
 LONGEST_PAUSE = 60.0
 
-TeacherState = Literal["loading", "ready", "restarting", "failed", "stopped"]
+TeacherState = Literal["loading", "ready", "switching", "restarting", "failed", "stopped"]
+Role = Literal["capture", "generate"]
+"""What a teacher is loaded for. One role at a time is in memory, unless the operator has room for both."""
 
 
 class TeacherDiedError(LogitcaskError, RuntimeError):
@@ -47,10 +52,22 @@ class TeacherDiedError(LogitcaskError, RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Teacher:
-    """A loaded engine with its tokenizer."""
+    """A loaded teacher: what captures, or what writes, or both, with its tokenizer."""
 
-    engine: Engine
     tokenizer: DocumentTokenizer
+    engine: Engine | None = None
+    generator: Generator | None = None
+
+    @property
+    def parts(self) -> dict[Role, Engine | Generator]:
+        """What is loaded, by role."""
+        parts: dict[Role, Engine | Generator | None] = {"capture": self.engine, "generate": self.generator}
+        return {role: part for role, part in parts.items() if part is not None}
+
+    @property
+    def identity(self) -> TeacherIdentity:
+        """Who the teacher is; the same in each role."""
+        return next(iter(self.parts.values())).identity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +84,7 @@ class TeacherSupervisor:
 
     def __init__(
         self,
-        load: Callable[[], Teacher],
+        load: Callable[[Role], Teacher],
         *,
         restarts: int,
         backoff_seconds: float,
@@ -81,22 +98,34 @@ class TeacherSupervisor:
         self._ready = ready
         self._teacher: Teacher | None = None
         self._failures = 0
+        self._role: Role = "capture"
         self.deaths = 0
+        self.loads = 0
         self.load_heartbeat = Heartbeat()
         self.state: TeacherState = "loading"
         self.reason: str = "the teacher is loading"
         self.facts: TeacherFacts | None = None
 
-    def ensure(self) -> Teacher | None:
-        """The loaded teacher, loading it first where needed; None when the service stops or the teacher is given up."""
+    def ensure(self, role: Role | None = None) -> Teacher | None:
+        """The teacher in a role, loading it first where needed; None when the service stops or the teacher is given up.
+
+        Args:
+            role: None: the one it has, or had last; `capture` at first.
+        """
+        if role is not None and self._teacher is not None and role not in self._teacher.parts:
+            self.state, self.reason = "switching", f"the teacher is being loaded to {role}"
+            logger.info("%s", self.reason)
+            self._release()
+        self._role = role or self._role
         while self._teacher is None and self.state != "failed":
             if self._failures and self._stopping.wait(self._pause()):
                 break
             if self._stopping.is_set():
                 break
             try:
+                began = time.monotonic()
                 with self.load_heartbeat.expected():
-                    teacher = self._load()
+                    teacher = self._load(self._role)
             except (ModelError, MissingExtraError) as error:
                 self._give_up(str(error))
             except Exception as error:
@@ -104,13 +133,15 @@ class TeacherSupervisor:
                 self._fail(f"the teacher could not be loaded: {_text(error)}")
             else:
                 self._teacher = teacher
+                self.loads += 1
                 self.facts = TeacherFacts(
-                    identity=teacher.engine.identity,
-                    max_model_len=teacher.engine.max_model_len,
+                    identity=teacher.identity,
+                    max_model_len=min(part.max_model_len for part in teacher.parts.values()),
                     tokenizer=teacher.tokenizer,
                 )
                 self.state, self.reason = "ready", ""
-                logger.info("teacher ready: %s", teacher.engine.identity.model)
+                roles, seconds = " and ".join(teacher.parts), time.monotonic() - began
+                logger.info("teacher ready to %s after %.1f s: %s", roles, seconds, teacher.identity.model)
                 self._ready()
         return self._teacher
 
@@ -120,13 +151,19 @@ class TeacherSupervisor:
         self._fail(f"the teacher died: {_text(error)}")
         self.deaths += 1
 
+    @property
+    def roles(self) -> frozenset[Role]:
+        """What the loaded teacher can do; that of the last load while none is."""
+        teacher = self._teacher
+        return frozenset({self._role} if teacher is None else teacher.parts)
+
     def interrupt(self) -> bool:
         """From another thread: kill the engine's processes, so that a call that waits for them raises.
 
         False where the engine runs in this process and cannot be interrupted.
         """
         teacher = self._teacher
-        return teacher is not None and teacher.engine.interrupt()
+        return teacher is not None and any(part.interrupt() for part in teacher.parts.values())
 
     def progressed(self) -> None:
         """Something the teacher made is safe: earlier deaths no longer count."""
@@ -163,10 +200,11 @@ class TeacherSupervisor:
         teacher, self._teacher = self._teacher, None
         if teacher is None:
             return
-        try:
-            teacher.engine.close()
-        except Exception:  # an engine may fail in any way; the teacher is given up either way, and the log has why
-            logger.warning("closing the teacher failed", exc_info=True)
+        for part in teacher.parts.values():
+            try:
+                part.close()
+            except Exception:  # an engine may fail in any way; the teacher is given up either way, and the log has why
+                logger.warning("closing the teacher failed", exc_info=True)
 
 
 def _text(error: BaseException) -> str:

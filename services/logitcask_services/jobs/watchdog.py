@@ -22,7 +22,7 @@ class CurrentRun(Protocol):
     """What the watchdog must know of the run that waits for the teacher."""
 
     @property
-    def extraction_id(self) -> str:
+    def job_id(self) -> str:
         """Whose run it is."""
         ...
 
@@ -31,7 +31,7 @@ class CurrentRun(Protocol):
         ...
 
     def note_cancelled(self) -> None:
-        """Write down, from another thread, that the cancelled extraction has ended: the teacher is not waited for."""
+        """Write down, from another thread, that the cancelled job has ended: the teacher is not waited for."""
         ...
 
 
@@ -71,14 +71,14 @@ class Watchdog(threading.Thread):
                 self._end(reason)
 
     def _let_go_of_cancelled(self) -> None:
-        """A slow teacher is no dead one: the extraction ends, what the teacher still makes of it is left out."""
+        """A slow teacher is no dead one: the job ends, what the teacher still makes of it is left out."""
         run = self.run_now
-        if run is None or not self._context.signals.is_cancelled(run.extraction_id):
+        if run is None or not self._context.signals.is_cancelled(run.job_id):
             return
         try:
             run.note_cancelled()
         except (OperationalError, PoolTimeoutError) as error:
-            logger.warning("the end of %s could not be noted yet: %s", run.extraction_id, error)
+            logger.warning("the end of %s could not be noted yet: %s", run.job_id, error)
 
     def _note_hang(self, reason: str) -> None:
         if (run := self.run_now) is None:

@@ -1,4 +1,4 @@
-"""The thread that owns the teacher: loads it, takes the oldest queued extraction, runs it, and says how it ended."""
+"""The thread that owns the teacher: loads it, takes the oldest queued job, runs it, and says how it ended."""
 
 import logging
 import threading
@@ -15,13 +15,15 @@ from logitcask_schemas.errors import (
     IdentityMismatchError,
     LogitcaskError,
 )
-from logitcask_schemas.terminal import counted
+from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_services.jobs.context import JobContext, teacher_document
-from logitcask_services.jobs.database.extractions import TOKENS
-from logitcask_services.jobs.database.tables import ExtractionRow
+from logitcask_services.jobs.database.extractions import TOKENS, ExtractionStore
+from logitcask_services.jobs.database.generations import WEIGHTS, GenerationStore
+from logitcask_services.jobs.database.tables import ExtractionRow, GenerationRow, JobRow
 from logitcask_services.jobs.extraction import IllegalTransitionError
-from logitcask_services.jobs.run import ExtractionRun
-from logitcask_services.jobs.teacher import Suspicion, Teacher, TeacherDiedError
+from logitcask_services.jobs.generation_run import GenerationRun
+from logitcask_services.jobs.run import ExtractionRun, JobRun
+from logitcask_services.jobs.teacher import Role, Suspicion, Teacher, TeacherDiedError
 from logitcask_services.jobs.waiting import (
     Reason,
     Schedule,
@@ -39,8 +41,12 @@ PATIENCE_SECONDS = 30.0
 """A run that is under way waits so long with the teacher idle before others go first."""
 
 
+MOST_BEFORE_SWITCH = 4
+"""So many jobs of the role that is loaded go before an older one for which the teacher must be loaded anew."""
+
+
 class Worker(threading.Thread):
-    """queued -> in_progress -> finalizing -> completed, one extraction at a time."""
+    """queued -> in_progress -> finalizing -> completed, one job at a time."""
 
     def __init__(self, context: JobContext, watchdog: Watchdog) -> None:
         super().__init__(name="logitcask-worker", daemon=True)
@@ -48,7 +54,9 @@ class Worker(threading.Thread):
         self._watchdog = watchdog
         self._suspicion = Suspicion()
         self._set_aside = Schedule(context.settings.pause_poll_seconds)
-        """Extractions that wait for something of their own."""
+        """Jobs that wait for something of their own."""
+        self._passed = 0
+        """Jobs that went before an older one of another role."""
 
     def run(self) -> None:
         """Work until the service stops or the teacher is given up."""
@@ -56,7 +64,7 @@ class Worker(threading.Thread):
         try:
             while not signals.stopping.is_set():
                 seen = signals.changes
-                teacher = context.teacher.ensure()
+                teacher = context.teacher.ensure(self._first_role())
                 if teacher is None:
                     break
                 if not self._step_or_wait(teacher):
@@ -73,7 +81,7 @@ class Worker(threading.Thread):
             context.crashed(context.teacher.reason, teacher_failed=context.teacher.facts is not None)
 
     def _step_or_wait(self, teacher: Teacher) -> bool:
-        """One extraction; False where there is none to run, or the job database cannot be used now."""
+        """One job; False where there is none to run, or the job database cannot be used now."""
         try:
             return self._step(teacher)
         except (OSError, OperationalError, PoolTimeoutError) as error:
@@ -82,41 +90,62 @@ class Worker(threading.Thread):
             logger.warning("paused: %s", reason[1])
             return False
 
+    def _first_role(self) -> Role | None:
+        """For the first load: what the oldest job needs; None once a teacher was loaded, or nothing waits."""
+        context = self._context
+        if context.teacher.loads:
+            return None
+        try:
+            queued = (*context.extractions.in_status("queued"), *context.generations.in_status("queued"))
+        except (OperationalError, PoolTimeoutError):
+            return None
+        return role_of(min(queued, key=lambda row: row.number)) if queued else None
+
     def _step(self, teacher: Teacher) -> bool:
-        row = self._next(teacher)
+        row = self._choose(teacher)
         if row is None:
             self._explain_others(teacher)
             return False
+        ready = self._context.teacher.ensure(role_of(row))
+        if ready is None:
+            return False
         try:
-            identity = teacher_document(teacher.engine.identity)
-            self._persist(lambda: self._context.extractions.begin(row.id, identity))
+            identity = teacher_document(ready.identity)
+            self._persist(lambda: self._store(row).begin(row.id, identity))
         except IllegalTransitionError as error:
             logger.info("%s", error)  # cancelled at the last moment
             return True
         self._context.progress.begin(row.id)
         try:
-            self._run(row, teacher)
+            self._run(row, ready)
         finally:
             self._context.progress.end()
         return True
 
-    def _run(self, row: ExtractionRow, teacher: Teacher) -> None:
-        run: ExtractionRun | None = None
+    def _store(self, row: JobRow) -> ExtractionStore | GenerationStore:
+        return self._context.extractions if isinstance(row, ExtractionRow) else self._context.generations
+
+    def _begin(self, row: JobRow, teacher: Teacher, gives_way: Callable[[float], bool]) -> JobRun:
+        if isinstance(row, ExtractionRow):
+            assert teacher.engine is not None  # its role was asked for
+            return ExtractionRun(self._context, row, teacher.engine, self._suspicion, gives_way)
+        assert isinstance(row, GenerationRow)
+        assert teacher.generator is not None
+        return GenerationRun(self._context, row, teacher.generator, teacher.tokenizer, self._suspicion, gives_way)
+
+    def _run(self, row: JobRow, teacher: Teacher) -> None:
+        run: JobRun | None = None
         try:
-            run = ExtractionRun(
-                self._context,
-                row,
-                teacher.engine,
-                self._suspicion,
-                gives_way=lambda seconds: self._gives_way(teacher, row, seconds, started=run is not None),
+            run = self._begin(
+                row, teacher, lambda seconds: self._gives_way(teacher, row, seconds, started=run is not None)
             )
             self._watchdog.run_now = run
             # Only now is what it waited for over: a try that fails again shows its reason throughout.
-            self._persist(lambda: self._context.extractions.set_waiting(row.id, None))
+            self._persist(lambda: self._store(row).set_waiting(row.id, None))
             self._finish(row, run)
         except TeacherDiedError as error:
             assert run is not None  # only a run talks to the teacher
-            self._died(row, run, error)
+            self._died(run, error)
         except SetAsideError as error:
             self._put_aside(row, error.reason)
         except StoppedWhileWaitingError:
@@ -133,8 +162,8 @@ class Worker(threading.Thread):
                 self._fail(row, error)
         except SQLAlchemyError:
             raise
-        except Exception as error:  # one extraction that nobody foresaw must not end the service, nor its every start
-            logger.exception("extraction %s failed", row.id)
+        except Exception as error:  # one job that nobody foresaw must not end the service, nor its every start
+            logger.exception("%s failed", row.id)
             self._end(row, "failed", unforeseen(error))
         else:
             self._set_aside.forget(row.id)
@@ -143,44 +172,35 @@ class Worker(threading.Thread):
             if run is not None:
                 run.close()
 
-    def _finish(self, row: ExtractionRow, run: ExtractionRun) -> None:
-        store = self._context.extractions
+    def _finish(self, row: JobRow, run: JobRun) -> None:
         outcome = run.go()
         if outcome == "ended":
             if run.set_aside is not None:
                 raise SetAsideError(run.set_aside)
             self._ended(row)
-        elif run.failure is not None:
-            failure = run.failure
-            reason = ("document_failed", f"line {failure.line}: {failure.message}; on_error is `fail`")
-            self._persist(lambda: self._context.chunks.fail_on_document(row.id, failure, reason))
+        elif outcome == "document_failed":
+            self._persist(run.record_failure)
         else:
-            self._persist(lambda: store.step(row.id, "finalizing"))
-            run.fold_index()
-            now = store.get(row.id)
-            if now.captured_documents + now.present_documents:
-                self._end(row, "completed", None)
-            else:
-                documents = counted(now.documents, "document")
-                message = f"none of the {documents} could be captured; `/errors` says why for each"
-                self._end(row, "failed", ("nothing_captured", message))
+            self._persist(lambda: self._store(row).step(row.id, "finalizing"))
+            if (ending := run.finalize()) is not None:
+                self._end(row, *ending)
 
-    def _ended(self, row: ExtractionRow) -> None:
+    def _ended(self, row: JobRow) -> None:
         """The run was told to end: by a cancel, or because the service stops (then the next start goes on)."""
-        status = self._context.extractions.get(row.id).status
+        status = self._store(row).get(row.id).status
         if status == "cancelling":
             self._end(row, "cancelled", None)
         elif status == "cancelled":  # noted by the watchdog, while the teacher was deep in its work
             self._context.folders.drop_token_store(row.id)
 
-    def _died(self, row: ExtractionRow, run: ExtractionRun, error: TeacherDiedError) -> None:
-        run.close()  # what was captured is published before the death is counted
+    def _died(self, run: JobRun, error: TeacherDiedError) -> None:
+        run.close()  # what was done is published before the death is counted
         supervisor = self._context.teacher
         supervisor.died(error)
-        self._persist(lambda: self._context.chunks.record_death(row.id, run.open_chunks, supervisor.reason))
+        self._persist(lambda: run.record_death(supervisor.reason))
 
-    def _fail(self, row: ExtractionRow, error: Exception) -> None:
-        logger.error("extraction %s failed: %s", row.id, error)
+    def _fail(self, row: JobRow, error: Exception) -> None:
+        logger.error("%s failed: %s", row.id, error)
         match error:
             case IdentityMismatchError():
                 code = "cask_mismatch"
@@ -196,10 +216,8 @@ class Worker(threading.Thread):
                 code = "internal"
         self._end(row, "failed", (code, str(error)))
 
-    def _end(
-        self, row: ExtractionRow, status: Literal["completed", "failed", "cancelled"], reason: Reason | None
-    ) -> None:
-        self._persist(lambda: self._context.extractions.finish(row.id, status, reason=reason))
+    def _end(self, row: JobRow, status: Literal["completed", "failed", "cancelled"], reason: Reason | None) -> None:
+        self._persist(lambda: self._store(row).finish(row.id, status, reason=reason))
         if status != "failed":  # a failed one may be resumed
             self._context.folders.drop_token_store(row.id)
 
@@ -207,28 +225,44 @@ class Worker(threading.Thread):
         context = self._context
         retry_until_written(work, poll_seconds=context.settings.pause_poll_seconds, stopping=context.signals.stopping)
 
-    # -- extractions that wait for something of their own --------------------------------------------------------
+    # -- jobs that wait for something of their own ---------------------------------------------------------------
 
-    def _next(self, teacher: Teacher) -> ExtractionRow | None:
-        """The oldest queued extraction of this teacher whose time has come."""
-        queued = self._context.extractions.queued_for(teacher.engine.identity)
-        return next((row for row in queued if self._set_aside.is_due(row.id)), None)
+    def _due(self, teacher: Teacher) -> list[JobRow]:
+        """Queued jobs of this teacher whose time has come, oldest first."""
+        identity = teacher.identity
+        queued: list[JobRow] = [
+            *self._context.extractions.queued_for(identity),
+            *self._context.generations.queued_for(identity),
+        ]
+        return sorted((row for row in queued if self._set_aside.is_due(row.id)), key=lambda row: row.number)
 
-    def _gives_way(self, teacher: Teacher, row: ExtractionRow, seconds: float, *, started: bool) -> bool:
+    def _choose(self, teacher: Teacher) -> JobRow | None:
+        """The next job: the oldest, or a few of those for which the teacher need not be loaded anew before it."""
+        due = self._due(teacher)
+        ready = next((row for row in due if role_of(row) in teacher.parts), None)
+        if not due or ready is due[0]:
+            self._passed = 0
+            return ready
+        if ready is not None and self._passed < MOST_BEFORE_SWITCH:
+            self._passed += 1
+            return ready
+        self._passed = 0
+        return due[0]
+
+    def _gives_way(self, teacher: Teacher, row: JobRow, seconds: float, *, started: bool) -> bool:
         """Whether a run that waits lets others go first: at once before it began, later with some patience."""
         if started and seconds < PATIENCE_SECONDS:
             return False
         try:
-            other = self._next(teacher)
+            return any(other.id != row.id for other in self._due(teacher))
         except (OperationalError, PoolTimeoutError):
             return False  # it waits for the database, as all others would
-        return other is not None and other.id != row.id
 
-    def _put_aside(self, row: ExtractionRow, reason: Reason) -> None:
+    def _put_aside(self, row: JobRow, reason: Reason) -> None:
         """Back into the queue with its reason; tried again later, ever more rarely."""
-        logger.warning("extraction %s waits, others go first: %s", row.id, reason[1])
+        logger.warning("%s waits, others go first: %s", row.id, reason[1])
         try:
-            self._persist(lambda: self._context.extractions.put_aside(row.id, reason))
+            self._persist(lambda: self._store(row).put_aside(row.id, reason))
         except IllegalTransitionError as error:
             logger.info("%s", error)  # cancelled meanwhile
             self._ended(row)
@@ -236,14 +270,25 @@ class Worker(threading.Thread):
         self._set_aside.put(row.id)
 
     def _explain_others(self, teacher: Teacher) -> None:
-        """Say why extractions whose tokens are another teacher's stay queued."""
-        present = teacher.engine.identity
+        """Say why jobs that belong to another teacher stay queued."""
+        present = teacher.identity
         for row in self._context.extractions.queued_for_others(present):
-            theirs = row.teacher or {}
-            differing = [name for name in TOKENS if theirs.get(name) != getattr(present, name)]
-            message = (
-                f"its tokens were made for the teacher {theirs.get('model')!r}, this service runs {present.model!r}, "
-                f"which has other ones (different: {', '.join(differing)}); start the service with that teacher, or "
-                "cancel and submit again"
-            )
-            self._context.extractions.set_waiting(row.id, ("other_teacher", message))
+            self._explain(row, present, TOKENS, "its tokens were made for", "cancel and submit again")
+        for begun in self._context.generations.queued_for_others(present):
+            self._explain(begun, present, WEIGHTS, "it was begun by", "cancel and generate again")
+
+    def _explain(
+        self, row: JobRow, present: TeacherIdentity, members: tuple[str, ...], bound: str, advice: str
+    ) -> None:
+        theirs = row.teacher or {}
+        differing = [name for name in members if theirs.get(name) != getattr(present, name)]
+        message = (
+            f"{bound} the teacher {theirs.get('model')!r}, this service runs {present.model!r}, which is another one "
+            f"(different: {', '.join(differing)}); start the service with that teacher, or {advice}"
+        )
+        self._store(row).set_waiting(row.id, ("other_teacher", message))
+
+
+def role_of(row: JobRow) -> Role:
+    """What the teacher must be loaded for."""
+    return "generate" if isinstance(row, GenerationRow) else "capture"

@@ -98,7 +98,7 @@ def test_pages_of_other_origins_change_nothing(open_server, headers, media_type)
 def open_server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("open")
     settings = ServiceSettings(teacher=folder, cask_root=folder / "casks", disk_floor_bytes=0)
-    server = RunningServer(Service(settings, fake_teacher), None)
+    server = RunningServer(Service(settings, lambda role: fake_teacher()), None)
     server.start()
     yield server
     server.stop()

@@ -369,7 +369,7 @@ def test_a_job_database_that_is_moved_away_is_noticed_and_waited_for(serve, docu
 
 def test_a_start_without_the_job_database_beside_corpora_is_told(make_settings, caplog):
     words = "holds corpora, but no job database"
-    first = Service(make_settings(), fake_teacher)
+    first = Service(make_settings(), lambda role: fake_teacher())
     first.start()
     with first.storage.receive() as upload:
         upload.write(b"{}\n")
@@ -380,12 +380,12 @@ def test_a_start_without_the_job_database_beside_corpora_is_told(make_settings, 
     assert words not in caplog.text
     for file in first.folders.state.glob("jobs.sqlite3*"):
         file.unlink()
-    second = Service(make_settings(), fake_teacher)
+    second = Service(make_settings(), lambda role: fake_teacher())
     second.start()
     second.stop()
     assert words in caplog.text
     assert tokens.exists()  # for the database, should it be put back
-    third = Service(make_settings(), fake_teacher)
+    third = Service(make_settings(), lambda role: fake_teacher())
     third.start()
     third.stop()
     assert not tokens.exists()

@@ -38,7 +38,7 @@ def run(given: dict[str, Any], announce: Callable[[str], None]) -> int:
     try:
         return serve(
             ServiceSettings(teacher=Path("unused"), **given),
-            lambda: fake_teacher(**script),
+            lambda role: fake_teacher(**script),
             announce=announce,
         )
     except LogitcaskError as error:

@@ -205,11 +205,11 @@ class GenerationStore(JobStore[GenerationRow]):
 
     # -- the end -------------------------------------------------------------------------------------------------
 
-    def count_lines(self, generation_id: str, lines: int, bad_lines: int) -> None:
-        """Note how many lines the corpus has."""
+    def count_rows(self, generation_id: str, rows: RowCounts, *, lines: int, bad_lines: int) -> None:
+        """Note what became of the lines of the corpus."""
         with self._database.write() as session:
             row = self._row(session, generation_id)
-            row.lines, row.bad_lines = lines, bad_lines
+            row.lines, row.bad_lines, row.rows = lines, bad_lines, rows.model_dump(mode="json")
         self._changed(generation_id)
 
     def fail_on_row(self, generation_id: str, failure: Failure, reason: tuple[str, str]) -> None:
@@ -224,7 +224,7 @@ class GenerationStore(JobStore[GenerationRow]):
         self._changed(generation_id)
 
     def complete(self, generation_id: str, rows: RowCounts, written: Sequence[WrittenCorpus]) -> list[str]:
-        """finalizing -> completed: the corpora are known and the extractions that follow begun, all at once.
+        """Finalizing -> completed: the corpora are known and the extractions that follow begun, all at once.
 
         Returns:
             Ids of the extractions.

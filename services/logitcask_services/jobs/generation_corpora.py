@@ -1,0 +1,117 @@
+"""The end of a generation: kept rows become corpora, and the extractions that follow begin."""
+
+import contextlib
+from collections import Counter
+from itertools import islice
+
+from logitcask_schemas.api.generation import RowCounts
+from logitcask_schemas.api.objects import Failure
+from logitcask_schemas.api.requests import ExtractionRequest
+from logitcask_services.corpora.uploads import CorpusUpload
+from logitcask_services.generation.emit import Emitter, Provenance
+from logitcask_services.generation.rows import Dropped
+from logitcask_services.jobs.context import JobContext
+from logitcask_services.jobs.database.generations import WrittenCorpus
+from logitcask_services.jobs.database.tables import GenerationRow
+from logitcask_services.jobs.generation_work import GenerationWork
+from logitcask_services.jobs.run import Ending
+
+MAX_LISTED = 10_000
+"""So many rows that were left out are listed one by one; all are counted."""
+PAGE = 1000
+
+
+def write_corpora(context: JobContext, row: GenerationRow, work: GenerationWork) -> Ending | None:
+    """Write what was kept, one corpus for each suffix, and complete the generation. Safe to repeat.
+
+    Returns:
+        None where the generation is completed; how it failed where nothing was kept.
+    """
+    request = row.request
+    suffixes = list(dict.fromkeys(emit.suffix for emit in request.emit))
+    emitter = Emitter(
+        request.emit,
+        work.resources,
+        Provenance(
+            generation_id=row.id,
+            recipe=request.recipe,
+            corpus_sha256=context.corpora.get(row.corpus_id).sha256,
+            teacher=(context.generations.get(row.id).teacher or {}).get("model"),
+        ),
+    )
+    counts, dropped, failures = RowCounts(), Counter[str](), list[Failure]()
+    written: Counter[str] = Counter()
+    lines = bad_lines = 0
+    for source in work.source():
+        lines += 1
+        bad_lines += isinstance(source, Dropped)
+    with contextlib.ExitStack() as open_files:
+        uploads = {suffix: open_files.enter_context(context.storage.receive()) for suffix in suffixes}
+        for staged in work.pipeline.rows_behind(work.pipeline.num_steps - 1):
+            lines_of_row = staged if isinstance(staged, Dropped) else emitter.lines(staged)
+            if isinstance(lines_of_row, Dropped):
+                dropped[lines_of_row.code] += 1
+                if len(failures) < MAX_LISTED:
+                    failures.append(_failure_of(lines_of_row))
+                continue
+            for suffix, line in lines_of_row:
+                uploads[suffix].write(line)
+                written[suffix] += 1
+            counts.kept += 1
+        counts.source, counts.dropped = lines - bad_lines, dict(sorted(dropped.items()))
+        _list_failures(context, row, failures, unlisted=dropped.total() - len(failures))
+        context.generations.count_rows(row.id, counts, lines=lines, bad_lines=bad_lines)
+        if not counts.kept:
+            return "failed", ("nothing_kept", _nothing_kept(counts, lines, bad_lines))
+        corpora = [_finished(row, suffix, uploads[suffix], written[suffix]) for suffix in suffixes if written[suffix]]
+    context.generations.complete(row.id, counts, corpora)
+    return None
+
+
+def _finished(row: GenerationRow, suffix: str, upload: CorpusUpload, rows: int) -> WrittenCorpus:
+    stored, chained = upload.finish(), row.request.extraction
+    extraction = None
+    if chained is not None:
+        extraction = ExtractionRequest(
+            corpus_id=row.corpus_id,
+            cask=f"{chained.cask}.{suffix}" if suffix else chained.cask,
+            capture=chained.capture,
+            carrier=chained.carrier,
+            max_length=chained.max_length,
+            overflow="skip",
+            metadata={"generation": row.id},
+        )
+    name = f"{row.id}.{suffix}" if suffix else row.id
+    return WrittenCorpus(suffix=suffix, stored=stored, name=name, rows=rows, extraction=extraction)
+
+
+def _list_failures(context: JobContext, row: GenerationRow, failures: list[Failure], *, unlisted: int) -> None:
+    context.log.clear(row, "corpus")
+    context.log.clear(row, "generation")
+    if unlisted:
+        message = f"{unlisted:,} more rows were left out and are not listed: the first {MAX_LISTED:,} are"
+        failures = [
+            *failures,
+            Failure(stage="generation", line=failures[-1].line, code="not_listed", message=message, custom_id=None),
+        ]
+    remaining = iter(failures)
+    while page := list(islice(remaining, PAGE)):
+        context.log.add_bad_lines(row, page)
+
+
+def _failure_of(dropped: Dropped) -> Failure:
+    return Failure(
+        stage="corpus" if dropped.step < 0 else "generation",
+        line=dropped.row.line,
+        custom_id=dropped.row.custom_id,
+        code=dropped.code,
+        message=dropped.message,
+    )
+
+
+def _nothing_kept(counts: RowCounts, lines: int, bad_lines: int) -> str:
+    reasons = ", ".join(f"{code}: {number:,}" for code, number in sorted(counts.dropped.items(), key=lambda at: -at[1]))
+    return (
+        f"no row was kept of {lines:,} lines ({bad_lines:,} bad); left out: {reasons or 'nothing'}. `/errors` says why "
+        "for each; `logitcask generate show` shows rows behind each step"
+    )
