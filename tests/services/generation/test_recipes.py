@@ -46,7 +46,9 @@ VARIANTS = [
     ("program", {"check": "answer"}),
     ("rationalize", {"contrast": "rationalize-wrong", "demonstrations": "corpus-1"}),
     ("evolve", {"target": 10, "template": "evolve-breadth"}),
-    ("judge", {"otherwise": "mark"}),
+    ("judge", {"field": "instruction", "judge": "judge-instruction", "otherwise": "mark"}),
+    ("judge", {"judge": "judge-reference"}),
+    ("answer", {"template": "instruction-input"}),
     ("reflect", {"select": True}),
     ("continue", {"whole": True}),
 ]
