@@ -350,6 +350,25 @@ def test_a_recipe_that_is_wrong_is_named(tmp_path, content, words):
         resolved("wrong", book=book)
 
 
+def test_the_guides_example_resolves(tmp_path):
+    guide = (Path(__file__).parents[3] / "docs/generation.md").read_text()
+    (tmp_path / "explain.yaml").write_text(guide.partition("```yaml\n")[2].partition("```")[0])
+    (tmp_path / "explain.md").write_text(guide.partition("```markdown\n")[2].partition("```")[0])
+    for name in ("explain-check", "explain-question"):
+        (tmp_path / f"{name}.md").write_text("---\n")
+    book = RecipeBook(tmp_path)
+    kinds = [step.kind for step in resolved("explain", {"n": 3, "judge": False}, book).steps]
+    assert kinds == ["generate", "keep", "dedupe"]
+    stored = resolved("explain", {"demonstrations": "corpus-2"}, book)
+    assert stored.steps[0].demonstrations.corpus_id == "corpus-2"
+    assert stored.templates.keys() == {"explain", "explain-check", "explain-question"}
+
+
+def test_the_guide_lists_every_recipe():
+    guide = (Path(__file__).parents[3] / "docs/generation.md").read_text()
+    assert [name for name in RECIPES if f"\n| `{name}` | " not in guide] == []
+
+
 # -- hostile files ---------------------------------------------------------------------------------------------------
 
 LAUGHS = "a: &a [x, x]\n" + "".join(
