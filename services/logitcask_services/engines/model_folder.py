@@ -129,7 +129,7 @@ class ModelFolder:
             raise ModelError(f"{path} is not JSON ({error}); download it again, or remove it") from error
         text = self.config.get("text_config") or {}
         declared = [fields.get("eos_token_id") for fields in (generation, self.config, text)]
-        named = next((ids for ids in declared if ids is not None), [])
+        named: Any = next((ids for ids in declared if ids is not None), [])
         ids = set(named if isinstance(named, list) else [named])
         if self.tokenizer.eos_token_id is not None:
             ids.add(self.tokenizer.eos_token_id)

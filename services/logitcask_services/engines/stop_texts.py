@@ -44,17 +44,17 @@ class StopTexts:
         whole = not grown.endswith(_UNFINISHED)
         self._ends.append(len(self._text) + max(len(grown) - len(known), 0))
         self._whole.append(whole)
-        if not whole:
-            return None
         searched = len(self._text)
-        self._text += grown[len(known) :]
-        self._before, self._behind = self._behind, len(self._ids)
+        text = self._text + (grown if whole else grown.rstrip(_UNFINISHED))[len(known) :]
+        if whole:
+            self._text = text
+            self._before, self._behind = self._behind, len(self._ids)
         if self._search_from is None:
-            if len(self._ids) >= self._min_tokens:
-                self._search_from = len(self._text)
+            if whole and len(self._ids) >= self._min_tokens:
+                self._search_from = len(text)
             return None
         start = max(self._search_from, searched - self._reach)
-        found = [at for stop in self._stops if (at := self._text.find(stop, start)) >= 0]
+        found = [at for stop in self._stops if (at := text.find(stop, start)) >= 0]
         return self._tokens_before(min(found)) if found else None
 
     def _tokens_before(self, start: int) -> int:
