@@ -34,8 +34,8 @@ def load(fake, folder):
     generators = []
 
     def loaded(**options):
-        quick = {"first_pause_seconds": 0.01, "patience_seconds": 20.0}
-        generators.append(RemoteGenerator(find_model(folder), RemoteOptions(url=fake.url, **quick, **options)))
+        quick = RemoteOptions(url=fake.url, first_pause_seconds=0.01, patience_seconds=20.0, **options)
+        generators.append(RemoteGenerator(find_model(folder), quick))
         return generators[-1]
 
     yield loaded
@@ -92,7 +92,7 @@ def test_a_stop_text_takes_its_tokens_along(load):
 
 def test_servers_before_token_ids(load, fake):
     fake.gives_ids = False
-    with pytest.raises(ModelError, match="text without token ids.*vLLM 0.10.2 or later"):
+    with pytest.raises(ModelError, match=r"text without token ids.*vLLM 0\.10\.2 or later"):
         load()
     fake.decode = lambda ids: " ".join(f"token_id:{token}" for token in ids)  # return_tokens_as_token_ids
     fake.tokenises = True

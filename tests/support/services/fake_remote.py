@@ -99,6 +99,8 @@ class FakeRemote:
         self.moments.append(time.monotonic())
         ids = body["prompt"] if path == "/v1/completions" else body["input_ids"]
         poison = next((self.poison[token] for token in ids if token in self.poison), None)
+        kind: str
+        value: Any
         kind, value = poison or (self.faults.popleft() if self.faults else ("none", None))
         if self.pause:
             await asyncio.sleep(self.pause)
