@@ -1,6 +1,7 @@
 """`logitcask serve --engine openai`: combinations that make no sense are said before anything is started."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -10,7 +11,8 @@ from logitcask_services.settings import ServiceSettings, SettingsError
 
 
 def settings(**changes):
-    return ServiceSettings(**{"teacher": Path("t"), "cask_root": Path("c"), "engine": "openai"} | changes)
+    fields: dict[str, Any] = {"teacher": Path("t"), "cask_root": Path("c"), "engine": "openai", **changes}
+    return ServiceSettings(**fields)
 
 
 @pytest.mark.parametrize(
