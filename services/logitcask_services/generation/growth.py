@@ -48,9 +48,8 @@ class _Prompt:
 class GrowingStep:
     """See `GrowStep`.
 
-    The template sees `examples` (texts), `examples_rows` (their fields) and `round`, where examples are shown; `parent`
-    (text), `parent_row`, `method` (a sentence of `EVOLUTION_METHODS`), `method_name` and `round`, where one is
-    rewritten.
+    The template sees `examples` (the fields of each) and `round`, where examples are shown; `parent` (the fields of
+    one), `method` (a sentence of `EVOLUTION_METHODS`), `method_name` and `round`, where one is rewritten.
     """
 
     def __init__(self, step: Grow, number: int, request: RequestMaker, job_seed: int) -> None:
@@ -182,13 +181,11 @@ class InstructionPool:
 
     def _values(self, prompt: _Prompt, round_number: int) -> dict[str, object]:
         rows = [self._pool[place] for place in prompt.shown]
-        texts = [row.fields[self._step.field] for row in rows]
         fields = [dict(row.fields) for row in rows]
         if prompt.method is None:
-            return {"examples": texts, "examples_rows": fields, "round": round_number}
+            return {"examples": fields, "round": round_number}
         return {
-            "parent": texts[0],
-            "parent_row": fields[0],
+            "parent": fields[0],
             "method": EVOLUTION_METHODS[prompt.method],
             "method_name": prompt.method,
             "round": round_number,

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 
+from logitcask_schemas.api.requests import ExtractionRequest
 from logitcask_schemas.cask import Cask
 from logitcask_services.jobs.answer_files import AnswerFolder
 from logitcask_services.service import Service
@@ -56,7 +57,7 @@ def test_questions_become_a_corpus_and_a_cask(service_of, tmp_path):
         (made,) = row.corpora
         wait_for(lambda: service.extractions.get(made["extraction_id"]).status == "completed")
         extraction = service.extractions.get(made["extraction_id"])
-    assert loads == ["generate", "capture"]
+    assert loads == ["capture", "generate", "capture"]  # a service without work captures
     assert extraction.captured_documents == 300
     cask = Cask.open(tmp_path / "casks" / "answers")
     stored = {tuple(document.token_ids_L.tolist()) for document in cask}
@@ -230,12 +231,22 @@ def test_jobs_of_the_loaded_role_go_first_but_not_for_ever(service_of):
         text = put_corpus(service, [{"input_ids": [1, 2, 3, 4]}])
         first, _ = service.generations.create(stored_generation(questions), None)
         wait_for(lambda: service.generations.get(first.id).status == "in_progress")
-        from logitcask_schemas.api.requests import ExtractionRequest
-
         extraction, _ = service.extractions.create(ExtractionRequest(corpus_id=text, cask="c"), None)
         others = [service.generations.create(stored_generation(questions, seed=seed), None)[0] for seed in range(1, 7)]
         wait_for(lambda: all(service.generations.get(other.id).status == "completed" for other in others))
         ended = service.extractions.get(extraction.id).timestamps["in_progress"]
         before = sum(service.generations.get(other.id).timestamps["completed"] < ended for other in others)
     assert before == 4
-    assert loads == ["generate", "capture", "generate"]
+    assert loads == ["capture", "generate", "capture", "generate"]
+
+
+def test_the_first_load_is_for_the_oldest_job(make_settings):
+    loads = []
+    service = Service(make_settings(), teacher_of(ObedientGenerator(), loads))
+    row, _ = service.generations.create(stored_generation(put_corpus(service, QUESTIONS[:2])), None)
+    service.start()
+    try:
+        assert wait_until_ended(service, row.id).status == "completed"
+    finally:
+        service.stop()
+    assert loads == ["generate"]
