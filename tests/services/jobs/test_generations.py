@@ -60,7 +60,7 @@ def test_questions_become_a_corpus_and_a_cask(service_of, tmp_path):
     assert loads == ["capture", "generate", "capture"]  # a service without work captures
     assert extraction.captured_documents == 300
     cask = Cask.open(tmp_path / "casks" / "answers")
-    stored = {tuple(document.token_ids_L.tolist()) for document in cask}
+    stored = {tuple(cask.read(place).token_ids_L.tolist()) for place in range(len(cask))}
     assert stored == {tuple(line["input_ids"]) for line in lines}
     for line in lines:
         ids = line["input_ids"]
