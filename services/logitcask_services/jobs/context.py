@@ -13,6 +13,7 @@ from logitcask_services.jobs.database.database import Database
 from logitcask_services.jobs.database.extractions import ExtractionStore
 from logitcask_services.jobs.database.log import ExtractionLog
 from logitcask_services.jobs.live import Heartbeat, LiveProgress, Signals
+from logitcask_services.jobs.scoring import Scoring
 from logitcask_services.jobs.teacher import Teacher, TeacherSupervisor
 from logitcask_services.settings import ServiceSettings
 
@@ -50,6 +51,11 @@ class JobContext:
             backoff_seconds=settings.engine_backoff_seconds,
             stopping=self.signals.stopping,
             ready=lambda: self.signals.changed(""),
+        )
+        self.scoring = Scoring(
+            wake=lambda: self.signals.changed(""),
+            heartbeat=self.heartbeat,
+            progressed=self.teacher.progressed,
         )
         self.crash: str | None = None
         """Why the service must end, once it must."""
