@@ -21,7 +21,18 @@ from logitcask_schemas.record.extent import Context, Extent
 from logitcask_schemas.record.frame import MEDIA_TYPE, Frame, decode_frame, encode_frame
 from logitcask_services.http.scoring import MAX_JSON_ENTRIES
 from logitcask_services.jobs.scoring import ScoringLimits
-from tests.support.services.fake_teacher import GARBAGE, HANGS, KILLER, POISON, fake_teacher, identity, records_of
+from logitcask_services.jobs.teacher import Teacher
+from tests.support.services.fake_teacher import (
+    GARBAGE,
+    HANGS,
+    KILLER,
+    POISON,
+    FakeEngine,
+    FakeTokenizer,
+    fake_teacher,
+    identity,
+    records_of,
+)
 from tests.support.services.service_harness import wait_for
 
 
@@ -96,8 +107,8 @@ def test_specs_of_callers_do_not_meet(serve):
 
 
 def test_many_callers_share_the_teacher_and_each_gets_its_own_in_order(serve):
-    teacher = fake_teacher(seconds_per_document=0.01)
-    server = ready(serve(load=lambda: teacher))
+    engine = FakeEngine(seconds_per_document=0.01)
+    server = ready(serve(load=lambda: Teacher(engine=engine, tokenizer=FakeTokenizer())))
 
     def ask(caller):
         with ServiceClient(server.url) as client:
@@ -109,7 +120,7 @@ def test_many_callers_share_the_teacher_and_each_gets_its_own_in_order(serve):
         for round_, (one, two) in enumerate(rounds):
             equal(one, expected([caller, round_, 9]))
             equal(two, expected([caller, round_, 8, 7]))
-    assert teacher.engine.largest_window == teacher.engine.in_flight, "calls were batched"
+    assert engine.largest_window == engine.in_flight, "calls were batched"
     assert server.service.scoring.waiting_tokens == 0
 
 
@@ -240,16 +251,16 @@ def test_who_waits_too_long_is_told_and_dropped(serve):
 
 
 def test_what_a_caller_that_has_gone_asked_for_is_not_begun(serve):
-    teacher = fake_teacher(seconds_per_document=0.3, in_flight=1)
-    server = ready(serve(load=lambda: teacher))
+    engine = FakeEngine(seconds_per_document=0.3, in_flight=1)
+    server = ready(serve(load=lambda: Teacher(engine=engine, tokenizer=FakeTokenizer())))
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(score, server, [1, 2], [1, 3], [1, 4], [1, 5])
-        wait_for(lambda: teacher.engine.given == 1)
+        wait_for(lambda: engine.given == 1)
         with ServiceClient(server.url) as client, pytest.raises(ServiceError):
             client.score([[8, number] for number in range(20)], timeout=0.01)
         wait_for(lambda: server.service.scoring.waiting_tokens <= 6)
         assert first.result().status_code == 200
-    assert teacher.engine.given == 4
+    assert engine.given == 4
 
 
 def test_a_sequence_that_fails_is_named_and_fails_its_own_call_alone(serve):
@@ -364,6 +375,8 @@ def trl_client(server, monkeypatch):
     package.__path__ = [str(folder)]
     monkeypatch.setitem(sys.modules, "trl.generation", package)
     monkeypatch.delitem(sys.modules, "trl.generation.vllm_client", raising=False)
+    # The client asks for vLLM to transfer weights with, not to score.
+    monkeypatch.setattr(importlib.import_module("trl.import_utils"), "is_vllm_available", lambda *_, **__: False)
     module = importlib.import_module("trl.generation.vllm_client")
     monkeypatch.setattr(module, "is_vllm_available", lambda *_, **__: True)
     return module.VLLMClient(base_url=server.url)
