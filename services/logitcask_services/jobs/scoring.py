@@ -227,8 +227,10 @@ class Scoring:
         Raises:
             TeacherDiedError: the engine raised.
         """
-        flight = _Flight()
-        served = self._drain(self._stream(engine, self._waiting(flight, ends), CaptureSpec(), flight))
+        served = False
+        if self._line:
+            flight = _Flight()
+            served = self._drain(self._stream(engine, self._waiting(flight, ends), CaptureSpec(), flight))
         if ends() or (suspect := self._next_suspect()) is None:
             return served or bool(self._line)
         flight = _Flight()
