@@ -87,8 +87,9 @@ class RemoteGenerator:
         if self._generating:
             raise EngineError("another generation of this teacher is still open; exhaust or close it first")
         self._generating = True
+        drawn: Iterable[TeacherTask | None] = tasks
         try:
-            for task, result in self._teacher.client.completed(tasks, self._answer):
+            for task, result in self._teacher.client.completed(drawn, self._answer):
                 if not isinstance(result, AnswerError | RefusedError):
                     yield result
                 elif isinstance(task, ScoreTask):
