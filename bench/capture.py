@@ -65,11 +65,11 @@ def start_stock(teacher: Path) -> Any:
 
     from logitcask_services.engines.dtypes import choose_dtype
     from logitcask_services.engines.model_folder import ModelFolder
-    from logitcask_services.engines.vllm.engine import _platform, _platform_defaults
+    from logitcask_services.engines.vllm.start import platform_defaults, platform_of
 
-    dtype = choose_dtype("auto", ModelFolder.open(teacher).checkpoint_dtype, _platform(current_platform))
+    dtype = choose_dtype("auto", ModelFolder.open(teacher).checkpoint_dtype, platform_of(current_platform))
     arguments: dict[str, Any] = {"max_model_len": 1024, "max_logprobs": 64, "enable_prefix_caching": False}
-    arguments |= {"dtype": dtype, "disable_log_stats": True, **_platform_defaults(current_platform)}
+    arguments |= {"dtype": dtype, "disable_log_stats": True, **platform_defaults(current_platform)}
     return LLMEngine.from_engine_args(EngineArgs(model=str(teacher), **arguments))
 
 

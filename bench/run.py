@@ -13,6 +13,7 @@ BENCH = Path(__file__).resolve().parent
 SIDES = {
     "capture": "teacher",
     "service": "teacher",
+    "generation": "teacher",
     "cask": "trainer",
     "reader": "trainer",
     "train": "trainer",

@@ -13,6 +13,7 @@ _NAMED: Final = 5
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _HUB_FILES: Final = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.txt")
 """What engines and tokenizers load; no pickles, no other formats of the same weights."""
+_WEIGHTS: Final = "*.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +32,13 @@ def is_hub_id(text: str) -> bool:
     return _HUB_ID.fullmatch(text) is not None and not Path(text).exists()
 
 
-def find_model(model: Path | str) -> ModelSource:
+def find_model(model: Path | str, *, weights: bool = True) -> ModelSource:
     """The model that a person names; one of the Hub is downloaded, or found in the Hub's cache on this machine.
 
     Args:
         model: A folder, or where there is none of that name ORGANISATION/NAME, or ORGANISATION/NAME@REVISION with a
             branch, tag or commit. The revision is resolved to a commit once, here.
+        weights: Whether to download the weights, too.
 
     Raises:
         ModelError: It is no folder, and the Hub has no such repository or cannot be reached.
@@ -47,8 +49,9 @@ def find_model(model: Path | str) -> ModelSource:
     from huggingface_hub import snapshot_download
 
     repository, _, revision = text.partition("@")
+    patterns = [pattern for pattern in _HUB_FILES if weights or pattern != _WEIGHTS]
     try:
-        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(_HUB_FILES)))
+        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
     except (OSError, ValueError) as error:  # the Hub's own errors are among these
         others = sorted(each.name for each in path.parent.iterdir()) if path.parent.is_dir() else []
         listing = f" ({path.parent} holds {', '.join(others[:_NAMED])})" if others else ""

@@ -34,7 +34,8 @@ class ServiceSettings(BaseSettings):
     """Folder with the operator's own templates and recipes of generations."""
     resident: Literal["one", "both"] = "one"
     """Whether what captures and what writes are in memory by turns, or both at once."""
-    engine: Literal["vllm", "transformers"] = "vllm"
+    engine: Literal["vllm", "transformers", "openai"] = "vllm"
+    """`openai`: the teacher is served elsewhere, at `remote_url`; `teacher` then names its tokenizer."""
     dtype: str = "auto"
     accept_teacher: tuple[Accept, ...] = ()
     """What may differ between a cask's teacher and this one, because the operator says so."""
@@ -66,6 +67,40 @@ class ServiceSettings(BaseSettings):
     keepalive_seconds: Annotated[float, Field(gt=0)] = 15.0
     """Silence after which an event stream sends a comment."""
 
+    remote_url: str | None = None
+    """Where a teacher is served elsewhere, such as http://gpu-box:8000/v1."""
+    remote_model: str | None = None
+    """Its name there; default: the only one that is served."""
+    remote_key: SecretStr | None = None
+    remote_key_file: Path | None = None
+    """The key for that server, on the first line that is not empty."""
+    remote_dialect: Literal["vllm", "sglang"] = "vllm"
+    remote_concurrency: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Requests in flight at most."""
+    remote_requests_per_minute: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+    """Default: as many as there is room for."""
+    remote_timeout_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600.0
+    """Longest time that one answer may take."""
+    remote_patience_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 600.0
+    """Longest time without any useful answer, after which the teacher counts as dead."""
+
+    @model_validator(mode="after")
+    def _remote_fits(self) -> Self:
+        given = sorted(name for name in self.model_fields_set if name.startswith("remote_"))
+        if self.engine != "openai":
+            if given:
+                raise ValueError(
+                    f"{', '.join(given)}: for a teacher that is served elsewhere; add --engine openai, or leave it out"
+                )
+            return self
+        if self.remote_url is None:
+            raise ValueError("engine openai needs remote_url: where the teacher is served (--remote-url)")
+        if self.dtype != "auto":
+            raise ValueError("dtype is for teachers that are loaded here; with engine openai leave it out")
+        if self.remote_key is not None and self.remote_key_file is not None:
+            raise ValueError("remote_key and remote_key_file are both set; keep one")
+        return self
+
     @model_validator(mode="after")
     def _one_source_of_keys(self) -> Self:
         if self.api_key is not None and self.api_key_file is not None:
@@ -91,6 +126,18 @@ class ServiceSettings(BaseSettings):
                     f"an API key must be at least {MIN_KEY_CHARACTERS} printable ASCII characters without spaces"
                 )
         return keys
+
+    def key_of_remote(self) -> str | None:
+        """The Bearer key to send to a teacher that is served elsewhere. Raises SettingsError on an unusable one."""
+        if self.remote_key is not None:
+            key = self.remote_key.get_secret_value()
+        elif self.remote_key_file is not None:
+            key = read_keys(self.remote_key_file)[0]
+        else:
+            return None
+        if not key.isascii() or not key.isprintable() or not key or " " in key:
+            raise SettingsError("the remote teacher's key must be printable ASCII characters without spaces")
+        return key
 
 
 class ClientSettings(BaseSettings):

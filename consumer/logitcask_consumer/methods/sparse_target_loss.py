@@ -100,7 +100,7 @@ class SparseTargetLoss(nn.Module):
         self.block_rows, self.width = block_rows, width
         temperature = self.objective.temperature
         self._sampled_tail = capture.mode != "topk"
-        self.exact_entropy = not capture.imported
+        self.exact_entropy = not capture.entropy_is_bound
         """Whether the records' entropy is H(t), and not a lower bound of it."""
         self._log_z_column = None if temperature is None else capture.temperatures.index(temperature)
 

@@ -154,6 +154,12 @@ def _require_captured(casks: Sequence[Cask]) -> None:
             "probability of tokens beyond the k largest, so the teacher's loss and the KL cannot be told. Capture "
             "held-out text with logitcask (submit --held-out), and report on that"
         )
+    if casks[0].manifest.capture.entropy_is_bound:
+        raise ReportError(
+            f"{casks[0].place} holds the top-k of a teacher that was served elsewhere: of its entropy a lower bound is "
+            "known, so the teacher's loss and the KL cannot be told. Capture held-out text with an engine that sees "
+            "the whole distribution (serve --engine vllm; submit --held-out), and report on that"
+        )
 
 
 def foreign_models(config: ReportConfig, cask: Cask, fingerprints: Mapping[str, str]) -> set[str]:

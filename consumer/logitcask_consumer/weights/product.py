@@ -72,13 +72,20 @@ class Weights:
             where: the cask, for the message.
 
         Raises:
-            WeightParameterError: the records are imported, and a weight follows from the teacher's entropy.
+            WeightParameterError: the records hold a lower bound of the teacher's entropy only, and a weight follows
+                from it.
         """
-        if capture.imported and (names := [weight.name for weight in self.factors if weight.reads_entropy]):
+        names = [weight.name for weight in self.factors if weight.reads_entropy]
+        if names and capture.entropy_is_bound:
+            origin = (
+                "was imported from another tool's top-k"
+                if capture.imported
+                else "holds the top-k of a teacher that was served elsewhere"
+            )
             raise WeightParameterError(
-                f"{where}: weight {names[0]!r} needs the teacher's entropy, and this cask was imported from another "
-                "tool's top-k, of which a lower bound is known only. Take tail_mass:most=..., which is exact there, or "
-                "capture with logitcask"
+                f"{where}: weight {names[0]!r} needs the teacher's entropy, and this cask {origin}, of which a lower "
+                "bound is known only. Take tail_mass:most=..., which is exact there, or capture with logitcask's own "
+                "engines"
             )
 
     def notes(self, answers: StoredAnswers) -> list[str]:

@@ -131,7 +131,7 @@ class RecordWeight(Weight):
     """A weight that follows from the record and the tokens of a position."""
 
     reads_entropy: ClassVar[bool] = False
-    """Whether it follows from the teacher's entropy, of which imported records have a lower bound only."""
+    """Whether it follows from the teacher's entropy, of which some records (`entropy_is_bound`) have a lower bound."""
 
     @abstractmethod
     def of(self, positions: Positions) -> NDArray[np.floating[Any] | np.bool_]:

@@ -13,6 +13,7 @@ from logitcask_schemas.errors import CaptureSpecError
 CaptureMode = Literal["threshold", "topk", "sampled"]
 LogprobCodec = Literal["f16", "f32", "u8", "u8all"]
 Sampler = Literal["systematic", "multinomial"]
+Entropy = Literal["exact", "at_least"]
 MAX_ENTRIES = 255  # per-position counts are stored as uint8
 MIN_TAU: Final = 1e-6
 """Below this tail mass nothing is drawn, so a smaller threshold would promise what capture does not do."""
@@ -87,6 +88,11 @@ class CaptureSpec(BaseModel):
     temperatures: Annotated[tuple[Temperature, ...], Field(max_length=MAX_TEMPERATURES)] = ()
     """Temperatures T for which log Z_T = log sum_j t_j^(1/T) is stored: all different, none of them 1 (by 1 % each)."""
 
+    entropy: Annotated[Entropy, Field(exclude_if=lambda entropy: entropy == "exact")] = "exact"
+    """What is stored as the entropy. `exact`: H(t). `at_least`, of mode `topk`: that of head and one bucket, a lower
+    bound, which is all that can be told by a teacher which gives its k largest and no more (one that is served
+    elsewhere); its tail mass is then 1 less the head's, to the precision of that sum. Not written where it is `exact`,
+    so that casks made before it existed keep their bytes and identity."""
     imported: Annotated[bool, Field(exclude_if=lambda imported: not imported)] = False
     """Of mode `topk`: the records were made from the k largest that another tool kept. A head holds y only where it is
     among these; the tail mass is 1 less their sum; the entropy is that of head and one bucket, a lower bound of H(t).
@@ -110,6 +116,12 @@ class CaptureSpec(BaseModel):
     def _fits(self) -> Self:
         if self.imported and self.mode != "topk":
             raise ValueError(f"imported records are those of mode topk, not of {self.mode}")
+        if self.entropy != "exact" and (self.mode != "topk" or self.temperatures or self.imported):
+            raise ValueError(
+                f"entropy {self.entropy} is for mode topk without temperatures, captured from a teacher that gives no "
+                f"more than its k largest; this spec has mode {self.mode}, temperatures {list(self.temperatures)}, "
+                f"imported {str(self.imported).lower()}"
+            )
         largest = {"threshold": self.head_max, "topk": self.k, "sampled": 0}[self.mode] + 1 + len(self.pinned_ids)
         if largest > MAX_ENTRIES:
             raise ValueError(
@@ -131,14 +143,32 @@ class CaptureSpec(BaseModel):
                     "as one of them); leave one of them out"
                 )
 
-    def require_vocabulary(self, vocab_size: int) -> None:
-        """Raise CaptureSpecError where a teacher of this vocabulary cannot do what the spec asks for."""
+    def require_vocabulary(self, vocab_size: int, *, entropy: Entropy = "exact") -> None:
+        """Raise CaptureSpecError where a teacher of this vocabulary cannot do what the spec asks for.
+
+        Args:
+            vocab_size: of the teacher's logits.
+            entropy: what the teacher can tell of its entropy.
+        """
+        if self.entropy != entropy:
+            raise CaptureSpecError(
+                "entropy at_least is for teachers that are served elsewhere (serve --engine openai); this one sees its "
+                "whole distribution: leave the option out"
+                if self.entropy == "at_least"
+                else "this teacher gives its k largest log-probabilities only, so that its entropy is known as a lower "
+                f"bound: submit with --mode topk --k {self.k} --entropy at_least"
+            )
         if self.imported:
             raise CaptureSpecError(
                 "imported is for records that another tool made (logitcask cask convert); leave it out to capture"
             )
         if outside := [token for token in self.pinned_ids if token >= vocab_size]:
             raise CaptureSpecError(f"pinned ids {outside} are outside the teacher's vocabulary of {vocab_size}")
+
+    @property
+    def entropy_is_bound(self) -> bool:
+        """Whether records hold a lower bound of H(t) in its place."""
+        return self.imported or self.entropy == "at_least"
 
     @property
     def unused(self) -> frozenset[str]:

@@ -23,7 +23,8 @@ def serve(
     teacher: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the teacher model, or a Hugging Face Hub id such as ORG/NAME or ORG/NAME@REVISION."
+            help="Folder of the teacher model, or a Hugging Face Hub id such as ORG/NAME or ORG/NAME@REVISION. With "
+            "--engine openai only its tokenizer is read."
         ),
     ] = None,
     cask_root: Annotated[Path | None, typer.Option(help="Folder under which casks are made.")] = None,
@@ -31,7 +32,9 @@ def serve(
         str | None, typer.Option(help="Address to listen on; 127.0.0.1 unless there is an API key.")
     ] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 8000.")] = None,
-    engine: Annotated[str | None, typer.Option(help="vllm (default) or transformers.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="vllm (default), transformers, or openai (served elsewhere).")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="Compute dtype; `auto` fits the machine.")] = None,
     max_model_len: Annotated[int | None, typer.Option(help="Most tokens of a document.")] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="File with one Bearer key per line.")] = None,
@@ -52,6 +55,16 @@ def serve(
             help="`one` (default): the teacher is loaded to capture or to write; `both`, where there is room."
         ),
     ] = None,
+    remote_url: Annotated[
+        str | None, typer.Option(help="With --engine openai: where the teacher is served, such as http://HOST:8000.")
+    ] = None,
+    remote_model: Annotated[str | None, typer.Option(help="Its name there, if more than one is served.")] = None,
+    remote_key_file: Annotated[
+        Path | None, typer.Option(help="File with the key for that server; or LOGITCASK_REMOTE_KEY.")
+    ] = None,
+    remote_dialect: Annotated[str | None, typer.Option(help="What serves it: vllm (default) or sglang.")] = None,
+    remote_concurrency: Annotated[int | None, typer.Option(help="Requests in flight at most; 16.")] = None,
+    remote_requests_per_minute: Annotated[float | None, typer.Option(help="Rate limit; none.")] = None,
 ) -> None:
     """Run the teacher service until it is told to stop. Every option can also be set as LOGITCASK_<NAME>."""
     from pydantic import ValidationError
@@ -75,6 +88,12 @@ def serve(
             "templates": templates,
             "resident": resident,
             "accept_teacher": tuple(accept_teacher) if accept_teacher else None,
+            "remote_url": remote_url,
+            "remote_model": remote_model,
+            "remote_key_file": remote_key_file,
+            "remote_dialect": remote_dialect,
+            "remote_concurrency": remote_concurrency,
+            "remote_requests_per_minute": remote_requests_per_minute,
         }.items()
         if value is not None
     }
@@ -104,6 +123,9 @@ def require_teacher(settings: "ServiceSettings") -> "ModelSource":
     from logitcask_schemas.model_source import find_model
     from logitcask_services.engines.model_folder import ModelFolder
 
+    if settings.engine == "openai":
+        remote_options(settings)
+        return find_model(settings.teacher, weights=False)
     source = find_model(settings.teacher)
     ModelFolder.open(source)
     if importlib.util.find_spec(settings.engine) is None:
@@ -118,14 +140,19 @@ def load_teacher(settings: "ServiceSettings", source: "ModelSource", role: "Role
     from logitcask_services.jobs.teacher import Teacher
 
     tokenizer = HuggingFaceTokenizer.load(source.folder)
-    teacher, both = Teacher(tokenizer=tokenizer), settings.resident == "both"
+    remote = settings.engine == "openai"
+    options = remote_options(settings) if remote else None
+    # One that is served elsewhere takes no memory here: nothing is loaded by turns.
+    teacher, both = Teacher(tokenizer=tokenizer), remote or settings.resident == "both"
     if both or role == "capture":
-        engine = load_engine(settings.engine, source, dtype=settings.dtype, max_model_len=settings.max_model_len)
+        engine = load_engine(
+            settings.engine, source, dtype=settings.dtype, max_model_len=settings.max_model_len, options=options
+        )
         teacher = replace(teacher, engine=engine)
     if both or role == "generate":
         try:
             generator = load_generator(
-                settings.engine, source, dtype=settings.dtype, max_model_len=settings.max_model_len
+                settings.engine, source, dtype=settings.dtype, max_model_len=settings.max_model_len, options=options
             )
         except BaseException:
             if teacher.engine is not None:
@@ -133,6 +160,23 @@ def load_teacher(settings: "ServiceSettings", source: "ModelSource", role: "Role
             raise
         teacher = replace(teacher, generator=generator)
     return teacher
+
+
+def remote_options(settings: "ServiceSettings") -> dict[str, Any]:
+    """Where a teacher is served elsewhere, as `load_engine` takes it. Raises SettingsError, ServerUrlError."""
+    from logitcask_schemas.api.server_url import service_url
+
+    assert settings.remote_url is not None  # the settings say so
+    return {
+        "url": service_url(settings.remote_url),
+        "model": settings.remote_model,
+        "key": settings.key_of_remote(),
+        "dialect": settings.remote_dialect,
+        "concurrency": settings.remote_concurrency,
+        "requests_per_minute": settings.remote_requests_per_minute,
+        "timeout_seconds": settings.remote_timeout_seconds,
+        "patience_seconds": settings.remote_patience_seconds,
+    }
 
 
 def _said(fault: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from rich.progress import Progress
 from logitcask_schemas.api.objects import Corpus
 from logitcask_schemas.api.requests import CarrierName, LossOn, OnError, Overflow
 from logitcask_schemas.cli.output import JsonOption
-from logitcask_schemas.record.capture_spec import CaptureMode, LogprobCodec, Sampler
+from logitcask_schemas.record.capture_spec import CaptureMode, Entropy, LogprobCodec, Sampler
 from logitcask_services.cli.connection import (
     KeyFileOption,
     ServerOption,
@@ -47,6 +47,9 @@ def submit(
     head_max: Annotated[int | None, typer.Option(help="Threshold: most tokens kept exactly.")] = None,
     tail_max: Annotated[int | None, typer.Option(help="Threshold: most tail draws.")] = None,
     k: Annotated[int | None, typer.Option(help="Topk: tokens kept.")] = None,
+    entropy: Annotated[
+        Entropy | None, typer.Option(help="Topk: at_least, where the teacher is served elsewhere; default: exact.")
+    ] = None,
     draws: Annotated[int | None, typer.Option(help="Sampled: draws.")] = None,
     sampler: Annotated[Sampler | None, typer.Option(help="How tails are drawn; default: systematic.")] = None,
     pin: Annotated[list[int] | None, typer.Option(help="Token id that is always kept; may be repeated.")] = None,
@@ -95,6 +98,7 @@ def submit(
             "head_max": head_max,
             "tail_max": tail_max,
             "k": k,
+            "entropy": entropy,
             "draws": draws,
             "sampler": sampler,
             "pinned_ids": pin or None,

@@ -6,7 +6,7 @@ Shape legend: character positions refer to the rendered text.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
 from itertools import pairwise
@@ -54,6 +54,17 @@ class Conversation:
     options: dict[str, Any] | None = None
     """Further variables of the template."""
 
+    def continued(self, prefix: str) -> "Conversation":
+        """With the beginning of an answer behind a text that ends with the generation prompt."""
+        message, start = len(self.messages), len(self.text)
+        answer = Words(message, start, start + len(prefix))
+        return replace(
+            self,
+            messages=[*self.messages, {"role": "assistant", "content": prefix}],
+            text=self.text + prefix,
+            words=None if self.words is None else [*self.words, answer],
+        )
+
 
 class ChatTemplate:
     """A tokenizer's chat template."""
@@ -64,40 +75,44 @@ class ChatTemplate:
         self._asked_for_date = False
         self._facts: dict[bool, tuple[str, re.Pattern[str] | None]] = {}
 
-    def render(self, line: ChatLine) -> Conversation:
+    def render(self, line: ChatLine, *, prompt: bool = False) -> Conversation:
         """Render a line and prove where its words are.
+
+        Args:
+            line: the conversation.
+            prompt: with the generation prompt at the end.
 
         Raises:
             LineProblem: the template refuses the messages, or words of a message vanish.
         """
         self._asked_for_date = False
-        messages, text = self._normal(line)
+        messages, text = self._normal(line, prompt=prompt)
         notes = {"template_date"} if self._asked_for_date else set[str]()
-        words, marker, placed = self._words(messages, line, text)
+        words, marker, placed = self._words(messages, line, text, prompt=prompt)
         if marker is None:
             _require_words(messages, text)
             notes.add("rendering_unproved")
         else:
             notes |= _losses(messages, marker, placed)
-        if line.tools and self._same_without_tools(messages, line, text):
+        if line.tools and self._same_without_tools(messages, line, text, prompt=prompt):
             notes.add("tools_dropped")
         return Conversation(
             messages=messages,
             text=text,
             words=words,
-            generation=self._generation(messages, line, text),
+            generation=[] if prompt else self._generation(messages, line, text),
             notes=frozenset(notes),
             tools=line.tools,
             options=line.template_kwargs,
         )
 
-    def _normal(self, line: ChatLine) -> tuple[list[dict[str, Any]], str]:
+    def _normal(self, line: ChatLine, *, prompt: bool) -> tuple[list[dict[str, Any]], str]:
         """The messages as this template takes them, and their text; arguments of calls as JSON where it wants that."""
         separator = self._content_form[1]
         messages = normalise(line.messages, separator)
         failure: LineProblem | None = None
         try:
-            text = self.plain(messages, line.tools, line.template_kwargs)
+            text = self.plain(messages, line.tools, line.template_kwargs, prompt=prompt)
         except LineProblem as problem:
             failure, text = problem, ""
         values = _arguments(messages)
@@ -105,7 +120,7 @@ class ChatTemplate:
         if values and (failure is not None or any(str(value) in text for value in values)):
             written = normalise(line.messages, separator, arguments_as_json=True)
             try:
-                return written, self.plain(written, line.tools, line.template_kwargs)
+                return written, self.plain(written, line.tools, line.template_kwargs, prompt=prompt)
             except LineProblem:
                 pass  # then arguments are not what it refuses
         if failure is not None:
@@ -140,10 +155,10 @@ class ChatTemplate:
             raise LineProblem("template_failed", f"the chat template refused the messages: {error}") from error
         return text
 
-    def _same_without_tools(self, messages: list[dict[str, Any]], line: ChatLine, text: str) -> bool:
+    def _same_without_tools(self, messages: list[dict[str, Any]], line: ChatLine, text: str, *, prompt: bool) -> bool:
         """Whether the definitions of tools leave no trace in the text."""
         try:
-            return self.plain(messages, None, line.template_kwargs) == text
+            return self.plain(messages, None, line.template_kwargs, prompt=prompt) == text
         except LineProblem:
             return False
 
@@ -159,7 +174,7 @@ class ChatTemplate:
         return self._facts[tools]
 
     def _words(
-        self, messages: list[dict[str, Any]], line: ChatLine, text: str
+        self, messages: list[dict[str, Any]], line: ChatLine, text: str, *, prompt: bool
     ) -> tuple[list[Words] | None, Marker | None, list[PlacedMark]]:
         """Where the messages' words are: marked, rendered again, and equal to the plain text without the marks."""
         source, literals = self._source(tools=bool(line.tools))
@@ -170,7 +185,7 @@ class ChatTemplate:
             marked = marker.messages(messages)
             tools = line.tools and (marker.tools(line.tools) if outer else line.tools)
             try:
-                rendering = self.plain(marked, tools, line.template_kwargs)
+                rendering = self.plain(marked, tools, line.template_kwargs, prompt=prompt)
             except LineProblem:
                 continue
             unmarked, placed = marker.read(rendering)

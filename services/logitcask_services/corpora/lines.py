@@ -9,6 +9,7 @@ student does not see.
     {"prompt": [messages], "completion": [messages]}               joined, then as `messages`
     {"input_ids": [int, ...], "attention_mask": ..., "labels": ...} taken as they are, without padding
     {"context": str} beside strings, [messages] beside messages; {"context_ids": [int, ...]} beside `input_ids`
+    {"context_replaces": N} beside `context_ids`: these stand in place of the first N of `input_ids`
     {"recorded": [[start, stop], ...]} beside `input_ids`: the positions to record
 Fields besides these are left alone.
 """
@@ -21,7 +22,7 @@ from typing import Any, NoReturn
 from logitcask_services.corpora.line_problems import LineProblem as LineProblem
 from logitcask_services.corpora.line_problems import conversion_of
 from logitcask_services.corpora.line_problems import kind_of_value as _kind
-from logitcask_services.corpora.token_rows import read_context, read_recorded, read_row
+from logitcask_services.corpora.token_rows import read_context, read_recorded, read_replaced, read_row
 
 MAX_CUSTOM_ID = 512
 RESERVED_KWARGS = frozenset(
@@ -72,6 +73,8 @@ class TokenLine:
     answers: tuple[tuple[int, int], ...] | None = None
     """Ranges [start, stop) of tokens that `labels` trains; None where the row has no labels."""
     context_ids: list[int] | None = None
+    context_replaces: int = 0
+    """First ids that the teacher does not read, because `context_ids` stand in their place."""
     recorded: tuple[tuple[int, int], ...] | None = None
     """Ranges [start, stop) of the positions to record; None where the row does not say."""
     notes: tuple[str, ...] = ()
@@ -92,7 +95,12 @@ def under_context(line: ParsedLine) -> ParsedLine | None:
             )
         case TokenLine(context_ids=list(context_ids)):
             return replace(
-                line, input_ids=[*context_ids, *line.input_ids], answers=None, context_ids=None, recorded=None
+                line,
+                input_ids=[*context_ids, *line.input_ids[line.context_replaces :]],
+                answers=None,
+                context_ids=None,
+                context_replaces=0,
+                recorded=None,
             )
         case _:
             return None
@@ -129,7 +137,7 @@ def parse_line(raw: bytes) -> ParsedLine:
         raise
 
 
-_OF_IDS = ("context_ids", "recorded")
+_OF_IDS = ("context_ids", "context_replaces", "recorded")
 
 
 def _require_own_fields(entry: dict[str, Any], form: str) -> None:
@@ -254,11 +262,13 @@ def _template_kwargs(entry: dict[str, Any]) -> dict[str, Any] | None:
 
 def _ids(entry: dict[str, Any], custom_id: str | None) -> TokenLine:
     ids, answers, notes = read_row(entry)
+    context_ids, recorded = read_context(entry), read_recorded(entry, len(ids))
     return TokenLine(
         input_ids=ids,
         answers=answers,
-        context_ids=read_context(entry),
-        recorded=read_recorded(entry, len(ids)),
+        context_ids=context_ids,
+        context_replaces=read_replaced(entry, len(ids), context_ids=context_ids, recorded=recorded),
+        recorded=recorded,
         notes=notes,
         custom_id=custom_id,
     )

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from logitcask_schemas.api.objects import Failure
 from logitcask_schemas.api.requests import LossOn, Overflow
 from logitcask_services.corpora.context_tokens import ContextTokens, context_of, require_answers_alike
@@ -191,7 +193,11 @@ def _under_context(
         whole = _sound(read, tokens_read, own, vocab_size)
     except LineProblem as problem:
         raise LineProblem(problem.code, f"with its context in front: {problem.message}") from problem
-    context = context_of(whole.token_ids, document.token_ids)
+    if isinstance(line, TokenLine) and line.context_ids is not None:
+        ids_C = np.array(line.context_ids, dtype=np.uint32)  # the line itself says where the two begin to be alike
+        context = ContextTokens(token_ids_C=ids_C, replaced=line.context_replaces)
+    else:
+        context = context_of(whole.token_ids, document.token_ids)
     front = len(own.before)
     if (
         isinstance(line, TextLine)

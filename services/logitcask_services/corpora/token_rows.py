@@ -35,7 +35,7 @@ def read_row(entry: dict[str, Any]) -> tuple[list[int], tuple[tuple[int, int], .
             raise LineProblem("bad_labels", "`labels` trains tokens that `attention_mask` hides; mend one of the two")
         ids = ids[start:stop]
         labels = labels[start:stop] if labels is not None else None
-    else:
+    elif entry.get("recorded") is None:  # which says that there is no padding
         notes = _suspicion(ids, labels)
     if labels is None:
         return ids, None, notes
@@ -70,6 +70,53 @@ def read_recorded(entry: dict[str, Any], num_tokens: int) -> tuple[tuple[int, in
             )
         after = stop
     return tuple((start, stop) for start, stop in ranges)
+
+
+def read_replaced(
+    entry: dict[str, Any],
+    num_tokens: int,
+    *,
+    context_ids: list[int] | None,
+    recorded: tuple[tuple[int, int], ...] | None,
+) -> int:
+    """How many of the row's first tokens the context stands in place of, 0 where it does not say.
+
+    The teacher reads the context, then the tokens from there on. So the first token that it can say something about is
+    the first of these.
+
+    Args:
+        entry: the row.
+        num_tokens: of the row, without padding.
+        context_ids: see `read_context`.
+        recorded: see `read_recorded`.
+
+    Raises:
+        LineProblem: it is no number of the row's tokens, there is no context or there is padding, or a position is to
+            be recorded whose next token the teacher does not read.
+    """
+    replaced = entry.get("context_replaces")
+    if replaced is None:
+        return 0
+    if type(replaced) is not int:
+        raise LineProblem(
+            "wrong_type", f"`context_replaces` is a JSON {kind_of_value(replaced)}; expected a number of tokens"
+        )
+    if context_ids is None:
+        raise LineProblem(
+            "bad_context_replaces", "`context_replaces` has no `context_ids` beside it; give them, or leave it out"
+        )
+    if entry.get("attention_mask") is not None:
+        raise LineProblem(
+            "bad_context_replaces", "`context_replaces` counts tokens of a row without padding; cut the row first"
+        )
+    most = num_tokens - 1 if recorded is None else recorded[0][0] + 1
+    if not 0 <= replaced <= most:
+        until = "the last token" if recorded is None else "the first token whose position is `recorded`"
+        raise LineProblem(
+            "bad_context_replaces",
+            f"`context_replaces` is {str(replaced)[:24]}; expected 0 to {most}: the teacher reads {until} of the row",
+        )
+    return replaced
 
 
 def _pairs(values: Any) -> list[Any]:

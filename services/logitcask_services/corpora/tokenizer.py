@@ -1,6 +1,6 @@
 """The teacher's tokenizer as the service needs it: lines to token ids in batches, with the tokens of answers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from logitcask_schemas.errors import ModelError
 from logitcask_services.corpora.answers import TurnMarkers, UnprovedError, answer_ranges
 from logitcask_services.corpora.control_tokens import ControlTokens
-from logitcask_services.corpora.conversation import ChatTemplate, Conversation
+from logitcask_services.corpora.conversation import ChatTemplate, Conversation, Words
 from logitcask_services.corpora.lines import ChatLine, LineProblem
 from logitcask_services.corpora.spans import Span, Spans, token_ranges
 
@@ -43,6 +43,19 @@ class DocumentTokenizer(Protocol):
         """Tokens of each conversation under the chat template, with the assistant's."""
         ...
 
+    def chat_prompt(self, messages: Sequence[Mapping[str, str]], *, prefix: str = "") -> list[int] | LineProblem:
+        """Tokens of a conversation that the assistant is to go on with: the generation prompt stands at the end.
+
+        Args:
+            messages: `role` and `content` of each. No word of them becomes a control token, nor does one of `prefix`.
+            prefix: how the assistant's answer begins.
+        """
+        ...
+
+    def is_harmless(self, text: str, spans: Sequence[Span]) -> bool:
+        """Whether no control token stands, whole or in part, in these characters [start, stop) of a text."""
+        ...
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of some tokens, control tokens included."""
         ...
@@ -50,6 +63,11 @@ class DocumentTokenizer(Protocol):
     @property
     def control_ids(self) -> frozenset[int]:
         """Ids of the tokens that are no words."""
+        ...
+
+    @property
+    def end_id(self) -> int | None:
+        """Id of the token that ends a text; None where there is none."""
         ...
 
 
@@ -124,6 +142,22 @@ class HuggingFaceTokenizer:
             for at, entry in enumerate(rendered)
         ]
 
+    def chat_prompt(self, messages: Sequence[Mapping[str, str]], *, prefix: str = "") -> list[int] | LineProblem:
+        """Tokens of a conversation with the generation prompt, and the beginning of an answer, behind it."""
+        if self._tokenizer.chat_template is None:
+            return _no_template()
+        line = ChatLine(messages=[dict(message) for message in messages])
+        rendered = self._render(line, prompt=True, prefix=prefix)
+        if isinstance(rendered, LineProblem):
+            return rendered
+        if self._control_tokens.within(rendered.text, rendered.words or []):
+            return self._control_tokens.encode(rendered.text, rendered.words or [])[0]
+        return self.encode([rendered.text], special_tokens=False)[0]
+
+    def is_harmless(self, text: str, spans: Sequence[Span]) -> bool:
+        """Whether no control token stands, whole or in part, in these characters."""
+        return not self._control_tokens.within(text, [Words(0, start, stop) for start, stop in spans])
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of some tokens, control tokens included."""
         text: str = self._tokenizer.decode(
@@ -137,9 +171,17 @@ class HuggingFaceTokenizer:
         added = self._tokenizer.added_tokens_decoder.items()
         return frozenset(self._tokenizer.all_special_ids) | {number for number, token in added if token.special}
 
-    def _render(self, line: ChatLine) -> Conversation | LineProblem:
+    @property
+    def end_id(self) -> int | None:
+        """The tokenizer's EOS."""
+        number: int | None = self._tokenizer.eos_token_id
+        return number
+
+    def _render(self, line: ChatLine, *, prompt: bool = False, prefix: str = "") -> Conversation | LineProblem:
         try:
-            conversation = self._template.render(line)
+            conversation = self._template.render(line, prompt=prompt)
+            if prefix:
+                conversation = conversation.continued(prefix)
             conversation.text.encode("utf-8")
             self._require_harmless(line, conversation)
         except UnicodeEncodeError as error:

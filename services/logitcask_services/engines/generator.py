@@ -3,7 +3,8 @@
 Shape legend: L tokens read, C tokens of a prompt, N tokens written or scored.
 """
 
-from collections.abc import Hashable, Iterable, Iterator
+import math
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -112,6 +113,34 @@ def generation_failed(key: Hashable, reason: str) -> GenerationResult:
 def score_failed(key: Hashable, reason: str) -> ScoreResult:
     """The result of a text that could not be scored."""
     return ScoreResult(key=key, logprobs_N=np.empty(0), error=reason)
+
+
+def failed(task: TeacherTask, reason: str) -> TeacherResult:
+    """The result of a task that came to nothing."""
+    return generation_failed(task.key, reason) if isinstance(task, GenerationTask) else score_failed(task.key, reason)
+
+
+_NOT_FINITE = "the teacher's logits were not finite; compute in a wider dtype"
+
+
+def written(
+    task: GenerationTask, token_ids: Sequence[int], *, text: str, finish: Finish, logprob: float
+) -> GenerationResult:
+    """The result of a text, or what is wrong with it (logits that were not finite)."""
+    if not math.isfinite(logprob):
+        return generation_failed(task.key, _NOT_FINITE)
+    return GenerationResult(
+        key=task.key, token_ids_N=np.array(token_ids, np.uint32), text=text, finish=finish, logprob=logprob
+    )
+
+
+def scored(task: ScoreTask, logprobs_N: NDArray[np.float64]) -> ScoreResult:
+    """The result of a scored text, or what is wrong with it (too few scores, logits that were not finite)."""
+    if len(logprobs_N) != (expected := len(task.token_ids_L) - task.first):
+        return score_failed(task.key, f"the teacher gave {len(logprobs_N)} scores for {expected} tokens")
+    if not np.isfinite(logprobs_N).all():
+        return score_failed(task.key, _NOT_FINITE)
+    return ScoreResult(key=task.key, logprobs_N=logprobs_N)
 
 
 def task_refusal(task: TeacherTask, *, max_model_len: int, vocab_size: int) -> str | None:

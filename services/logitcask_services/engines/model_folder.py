@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -111,6 +112,35 @@ class ModelFolder:
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(self.path, trust_remote_code=False, local_files_only=True)
+
+    @cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """Token ids that end a text, ascending.
+
+        Those of generation_config.json, or of config.json where it has none, and the tokenizer's own.
+
+        Raises:
+            ModelError: generation_config.json is not JSON, or an id is no number.
+        """
+        path = self.path / "generation_config.json"
+        try:
+            generation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except ValueError as error:
+            raise ModelError(f"{path} is not JSON ({error}); download it again, or remove it") from error
+        text = self.config.get("text_config") or {}
+        declared = [fields.get("eos_token_id") for fields in (generation, self.config, text)]
+        named: Any = next((ids for ids in declared if ids is not None), [])
+        ids = set(named if isinstance(named, list) else [named])
+        if self.tokenizer.eos_token_id is not None:
+            ids.add(self.tokenizer.eos_token_id)
+        if not all(isinstance(number, int) for number in ids):
+            raise ModelError(f"{self.path} declares eos_token_id {named!r}; expected a token id, or a list of them")
+        return tuple(sorted(ids))
+
+    def text_of(self, token_ids: Sequence[int]) -> str:
+        """The text of some tokens, control tokens left out."""
+        text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
 
     def identity(
         self,

@@ -10,7 +10,6 @@ from itertools import islice
 from typing import Any
 
 import torch
-import transformers
 
 from logitcask_schemas.errors import ModelError
 from logitcask_schemas.record.capture_spec import CaptureSpec
@@ -18,14 +17,10 @@ from logitcask_schemas.record.extent import IdArray
 from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_schemas.record.wire import decode_wire
 from logitcask_services.capture import RecordCapture, pack_wire
-from logitcask_services.engines.attention import declared_implementation, prove_attention
-from logitcask_services.engines.dtypes import Platform, choose_dtype
 from logitcask_services.engines.engine import CaptureResult, CaptureTask, refusal, result_of
-from logitcask_services.engines.model_config import rope_types
 from logitcask_services.engines.model_folder import ModelFolder
+from logitcask_services.engines.transformers_model import TransformersModel
 from logitcask_services.engines.vllm.request import document_key
-
-_UNBOUNDED = 2**31
 
 
 class TransformersEngine:
@@ -52,24 +47,11 @@ class TransformersEngine:
         Raises:
             ModelError: the folder's model is no causal language model that transformers can load.
         """
-        accelerator = torch.accelerator.current_accelerator()
-        self._device = torch.device(device or (accelerator if accelerator is not None else "cpu"))
-        platform = Platform(accelerator=self._device.type != "cpu", bfloat16=self._device.type != "cpu")
-        chosen = getattr(torch, choose_dtype(dtype, folder.checkpoint_dtype, platform))
-        self._model = _load(folder, chosen).eval().requires_grad_(False).to(self._device)
-        declared = getattr(self._model.config.get_text_config(), "max_position_embeddings", None) or _UNBOUNDED
-        if max_model_len is not None and max_model_len > declared:
-            raise ModelError(f"max_model_len {max_model_len} exceeds the {declared} positions that {folder.path} has")
-        self._max_model_len: int = max_model_len or declared
-        prove_attention(self._model, name=folder.path.name, max_length=self._max_model_len)
-        # These rotary embeddings change with the longest row of a batch: alone, a document sees its own length.
-        self._batch_documents = 1 if rope_types(folder.numeric_fields) & {"longrope", "dynamic"} else batch_documents
-        self._identity = folder.identity(
-            dtype=str(self._model.dtype).removeprefix("torch."),
-            vocab_size=self._model.get_output_embeddings().weight.shape[0],
-            engine="transformers",
-            engine_version=transformers.__version__,
-        )
+        loaded = TransformersModel.load(folder, dtype=dtype, max_model_len=max_model_len, device=device)
+        self._model: Any = loaded.model
+        self._device, self._max_model_len, self._identity = loaded.device, loaded.max_model_len, loaded.identity
+        # Where the longest row of a batch matters, a document sees its own length alone.
+        self._batch_documents = 1 if loaded.length_matters else batch_documents
 
     @property
     def identity(self) -> TeacherIdentity:
@@ -147,22 +129,3 @@ class TransformersEngine:
         columns = capture(logits_PV, next_ids_P, keys_P, positions_P)
         records = decode_wire(pack_wire(columns, self._identity.vocab_size).cpu().numpy(), capture.spec)
         return result_of(task, records, self._identity.vocab_size)
-
-
-def _load(folder: ModelFolder, dtype: torch.dtype) -> Any:
-    """The model with an attention that fits its configuration, from safetensors, without running the folder's code."""
-    auto_config: Any = transformers.AutoConfig
-    auto_model: Any = transformers.AutoModelForCausalLM
-    try:
-        config = auto_config.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True)
-        return auto_model.from_pretrained(
-            folder.path,
-            config=config,
-            dtype=dtype,
-            attn_implementation=declared_implementation(config),
-            trust_remote_code=False,
-            use_safetensors=True,
-            local_files_only=True,
-        )
-    except (ValueError, OSError) as error:
-        raise ModelError(f"transformers cannot load {folder.path} as a causal language model: {error}") from error

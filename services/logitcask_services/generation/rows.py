@@ -30,6 +30,8 @@ class Written:
     """Ids of the rows that the prompt showed."""
     prompt_ids: Callable[[], Sequence[int]]
     """What the teacher read, rendered anew on each call."""
+    bare_prompt_ids: Callable[[], Sequence[int]] | None = None
+    """The same without its demonstrations; None: it shows none. Raises RenderError where it cannot be rendered so."""
 
     @property
     def mean_logprob(self) -> float:
@@ -109,7 +111,7 @@ class Refusal:
 class Answer:
     """What came of one request; the job keeps it."""
 
-    token_ids: Sequence[int] = ()
+    token_ids: list[int] = field(default_factory=list)
     text: str = ""
     finish: Finish = "stop"
     logprob: float = 0.0

@@ -1,7 +1,6 @@
 """The work behind the generation routes: checks that need the service, and the object as callers see it."""
 
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 
 from logitcask_schemas.api.generation import (
     ChainedExtraction,
@@ -19,17 +18,21 @@ from logitcask_schemas.api.generation import (
 from logitcask_schemas.api.generation_steps import EmitRow, Generate, Score, Step, Verify
 from logitcask_schemas.api.objects import FINAL, Reason
 from logitcask_schemas.api.requests import ExtractionPlan, is_cask_name
+from logitcask_services.corpora.line_problems import LineProblem
+from logitcask_services.corpora.tokenizer import DocumentTokenizer
 from logitcask_services.folders import CaskNameError
-from logitcask_services.generation.compile import StepResources, compile_steps
+from logitcask_services.generation.compile import check_steps, parse_templates
+from logitcask_services.generation.errors import RecipeError
 from logitcask_services.generation.rows import Row
 from logitcask_services.generation.source import source_rows
+from logitcask_services.generation.templates import PromptTemplate
 from logitcask_services.http import extraction_work
 from logitcask_services.jobs.database.tables import GenerationRow, StageRow
 from logitcask_services.jobs.live import Pace
 from logitcask_services.service import Service
 
-CHECKED_ROWS = 256
-"""Of each corpus of demonstrations, so many are read when steps are checked."""
+READ_LINES = 1000
+"""Of a corpus with more lines, the fields are not looked at before it runs."""
 
 
 def resolve(service: Service, request: GenerationRequest) -> StoredGeneration:
@@ -64,16 +67,10 @@ def _check(
 ) -> None:
     extraction_work.require_room(service)
     require_demonstrations(service, steps)
+    parsed = parse_templates(templates)
+    check_steps(steps, emit, parsed, _fields_of(service, corpus_id))
     if (facts := service.teacher.facts) is not None:
-        # Compiling tells whether they fit together and fit the teacher, which may have no chat template.
-        resources = StepResources(
-            tokenizer=facts.tokenizer,
-            max_model_len=facts.max_model_len,
-            templates=templates,
-            rows_of=lambda of: first_rows(service, of or corpus_id),
-            job_seed=0,
-        )
-        compile_steps(steps, resources)
+        _require_chat_template(facts.tokenizer, parsed)
     if chained is not None:
         for suffix in dict.fromkeys(row.suffix for row in emit):
             extraction_work.check_plan(service, _plan_of(chained, suffix))
@@ -89,13 +86,31 @@ def require_demonstrations(service: Service, steps: Sequence[Step]) -> None:
                 service.corpora.get(demonstrations.corpus_id)
 
 
-def first_rows(service: Service, corpus_id: str | None) -> list[Row]:
-    """The first rows of a corpus; of none, none."""
+def _fields_of(service: Service, corpus_id: str | None) -> frozenset[str] | None:
+    """Fields that the lines of a corpus have; None where there is none, or it is too long to be read here."""
     if corpus_id is None:
-        return []
+        return None
     sha256 = service.corpora.get(corpus_id).sha256
     rows = source_rows(service.storage.path(sha256), sha256, service.settings.max_line_bytes)
-    return [row for row in islice(rows, CHECKED_ROWS) if isinstance(row, Row)]
+    fields = set[str]()
+    for number, row in enumerate(rows):
+        if number == READ_LINES:
+            return None
+        fields |= row.fields.keys() if isinstance(row, Row) else set()
+    return frozenset(fields)
+
+
+def _require_chat_template(tokenizer: DocumentTokenizer, templates: Mapping[str, PromptTemplate]) -> None:
+    """Raise RecipeError where a template is a chat, and the teacher has no chat template to render it with."""
+    chats = sorted(name for name, template in templates.items() if template.kind == "chat")
+    if not chats:
+        return
+    tried = tokenizer.chat_prompt([{"role": "user", "content": "?"}], prefix="")
+    if isinstance(tried, LineProblem) and tried.code == "no_chat_template":
+        raise RecipeError(
+            f"template {chats[0]} is of kind chat, and the teacher's tokenizer has no chat template; use a template of "
+            "kind text, or a teacher that was trained to chat"
+        )
 
 
 def _plan_of(chained: ChainedExtraction, suffix: str) -> ExtractionPlan:

@@ -14,6 +14,7 @@ def configure_logging(limited: tuple[str, ...]) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PlainLines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request to a teacher is no news
     for name in limited:
         logger = logging.getLogger(name)
         if not any(isinstance(entry, LogLimit) for entry in logger.filters):

@@ -9,14 +9,9 @@ from logitcask_services.jobs.teacher import Teacher
 from tests.support.services.fake_generator import FakeGenerator
 from tests.support.services.fake_teacher import FakeEngine, FakeTokenizer
 from tests.support.services.service_harness import FINAL, jsonl, wait_for
-from tests.support.services.simple_steps import EMIT, STEPS, TEMPLATE, use_simple_steps
+from tests.support.services.simple_steps import EMIT, STEPS, TEMPLATE
 
 LINES = [{"question": f"what is {number}?", "custom_id": f"q{number}"} for number in range(20)]
-
-
-@pytest.fixture(autouse=True)
-def simple_steps(monkeypatch):
-    use_simple_steps(monkeypatch)
 
 
 @pytest.fixture
@@ -37,6 +32,7 @@ def start(serve, tmp_path, **writer):
             {**generate, "unless": "$demonstrations"},
             {**generate, "when": "$demonstrations", "demonstrations": {"corpus_id": "$demonstrations"}},
             {**STEPS[1], "matches": "$check"},
+            {"kind": "check", "of": "output", "against": "question", "equal": "text", "otherwise": "mark"},
         ],
         "emit": EMIT,
     }

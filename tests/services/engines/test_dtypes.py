@@ -80,7 +80,9 @@ def test_vllm_is_told_dtype_format_and_that_no_code_runs(tiny_llama):
     assert options["hf_overrides"]["architectures"][0] == "LogitcaskLlamaForCausalLM"
 
 
-@pytest.mark.parametrize("option", ["trust_remote_code", "load_format", "model", "dtype", "enable_lora"])
+@pytest.mark.parametrize(
+    "option", ["trust_remote_code", "load_format", "model", "dtype", "enable_lora", "logprobs_mode"]
+)
 def test_an_option_that_would_get_around_the_identity_is_refused(tiny_llama, option):
     with pytest.raises(ModelError, match=f"'{option}' cannot be set"):
         arguments(tiny_llama, **{option: "auto"})

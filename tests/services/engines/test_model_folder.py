@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from logitcask_schemas.errors import ModelError
-from logitcask_services.engines.factory import load_engine
+from logitcask_services.engines.factory import load_engine, load_generator
 from logitcask_services.engines.model_folder import ModelFolder
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
@@ -42,12 +42,42 @@ def without(pattern):
     ],
 )
 @pytest.mark.parametrize("kind", ["vllm", "transformers"])
-def test_a_folder_that_is_no_model(copy, spoil, found, kind):
+@pytest.mark.parametrize("load", [load_engine, load_generator])
+def test_a_folder_that_is_no_model(copy, spoil, found, kind, load):
     spoil(copy)
     with pytest.raises(
         ModelError, match=rf"(?s)copy is not a teacher: expected .* found .*{found}.* demo.fetch_teacher"
     ):
-        load_engine(kind, copy)
+        load(kind, copy)
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "ids"),
+    [
+        ({"eos_token_id": 7}, 5, [7]),
+        ({"eos_token_id": [9, 7]}, 5, [7, 9]),
+        ({"eos_token_id": None}, [6, 5], [5, 6]),
+        (None, 5, [5]),
+        (None, None, []),
+    ],
+)
+def test_ids_that_end_a_text(copy, generation, config, ids):
+    own = ModelFolder.open(copy).tokenizer.eos_token_id
+    (copy / "generation_config.json").unlink(missing_ok=True)
+    if generation is not None:
+        (copy / "generation_config.json").write_text(json.dumps(generation))
+    fields = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**fields, "eos_token_id": config}))
+    assert ModelFolder.open(copy).end_ids == tuple(sorted({*ids, *([] if own is None else [own])}))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "is not JSON"), ('{"eos_token_id": "</s>"}', "expected a token id")]
+)
+def test_ends_that_are_no_ids(copy, text, message):
+    (copy / "generation_config.json").write_text(text)
+    with pytest.raises(ModelError, match=message):
+        ModelFolder.open(copy).end_ids  # noqa: B018
 
 
 def test_a_file_is_no_model(tmp_path):

@@ -15,7 +15,6 @@ from logitcask_schemas.api.requests import ExtractionRequest
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from tests.support.services.fake_generator import FakeGenerator
 from tests.support.services.fake_teacher import fake_teacher
-from tests.support.services.simple_steps import use_simple_steps
 
 PROBLEM = "application/problem+json"
 
@@ -176,9 +175,8 @@ def escaped(text: str) -> str:
 # The threads of the server under test draw random numbers of their own, sometimes while an example is made.
 @pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
 @pytest.mark.parametrize("loaded", [True, False], ids=["loaded", "loading"])
-def test_no_request_is_answered_with_500(serve, loaded, monkeypatch):
+def test_no_request_is_answered_with_500(serve, loaded):
     """Any method, parameter, header and body, from the description; before the teacher is loaded and after."""
-    use_simple_steps(monkeypatch)
     go_on = threading.Event()
 
     def load():

@@ -10,19 +10,14 @@ from logitcask_services.generation.errors import RecipeError
 from logitcask_services.jobs.teacher import Teacher
 from logitcask_services.service import Service
 from tests.support.services.fake_generator import FakeGenerator
-from tests.support.services.fake_teacher import FakeEngine, FakeTokenizer
+from tests.support.services.fake_teacher import FakeEngine, FakeTokenizer, fake_teacher
 from tests.support.services.service_harness import FINAL, jsonl, wait_for
-from tests.support.services.simple_steps import EMIT, STEPS, TEMPLATE, use_simple_steps
+from tests.support.services.simple_steps import EMIT, STEPS, TEMPLATE
 
 JSONL = {"Content-Type": "application/jsonl"}
 SSE = {"Accept": "text/event-stream"}
 PLAN = {"steps": STEPS, "emit": EMIT}
 LINES = [{"question": f"what is {number}?", "custom_id": f"q{number}"} for number in range(20)]
-
-
-@pytest.fixture(autouse=True)
-def simple_steps(monkeypatch):
-    use_simple_steps(monkeypatch)
 
 
 @pytest.fixture
@@ -170,8 +165,8 @@ def test_rows_while_it_runs_end_where_the_teacher_has_not_answered(start):
         assert (page["step"], len(page["data"]), page["is_open"], page["has_more"]) == (1, 64, True, False)
         running = server.client.get(path).json()
         assert running["generated_tokens"] >= 2 * 80  # those that are not committed, too
-        answer = server.client.post(f"{path}/cancel")
-        assert (answer.status_code, answer.json()["status"]) == (202, "cancelling")
+        cancelled = server.client.post(f"{path}/cancel")
+        assert (cancelled.status_code, cancelled.json()["status"]) == (202, "cancelling")
     finally:
         go_on.set()
     assert finish(server, job["id"])["status"] == "cancelled"
@@ -376,7 +371,7 @@ def test_recipes_of_the_service_and_of_its_operator(start, templates):
 
 def test_a_folder_of_templates_that_is_not_there(make_settings, tmp_path):
     with pytest.raises(RecipeError, match="is not there; make it first"):
-        Service(make_settings(templates=tmp_path / "nowhere"), lambda role: None)
+        Service(make_settings(templates=tmp_path / "nowhere"), lambda role: fake_teacher())
     assert not (tmp_path / "state").exists()
 
 

@@ -6,9 +6,10 @@ deaths. Every document it is given can be written to a log file, so that tests c
 
 import hashlib
 import os
+import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -151,10 +152,14 @@ class FakeEngine:
 
 
 class FakeTokenizer:
-    """One token per byte, 256 in front of texts; a template unless told otherwise."""
+    """One token per byte, 256 in front of texts; a template unless told otherwise.
 
-    def __init__(self, *, template: bool = True) -> None:
+    `<end>` in a text is a control token for `is_harmless` alone.
+    """
+
+    def __init__(self, *, template: bool = True, end_id: int | None = None) -> None:
         self.template = template
+        self.end_id = end_id
 
     def encode(self, texts: Sequence[str], *, special_tokens: bool) -> list[list[int]]:
         return [[256] * special_tokens + list(text.encode()) for text in texts]
@@ -175,6 +180,16 @@ class FakeTokenizer:
     @property
     def control_ids(self) -> frozenset[int]:
         return frozenset({256})
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, str]], *, prefix: str = "") -> list[int] | LineProblem:
+        tokenised = self._chat(ChatLine(messages=[dict(message) for message in messages]))
+        if isinstance(tokenised, LineProblem):
+            return tokenised
+        return [*tokenised.token_ids, *f"<assistant>{prefix}".encode()]
+
+    def is_harmless(self, text: str, spans: Sequence[tuple[int, int]]) -> bool:
+        found = [(match.start(), match.end()) for match in re.finditer("<end>", text)]
+        return not any(start < last and first < stop for start, stop in spans for first, last in found)
 
     def chat(self, lines: Sequence[ChatLine]) -> list[Tokenised | LineProblem]:
         return [self._chat(line) for line in lines]

@@ -4,16 +4,18 @@ Imports no vLLM, so that the choice can be tested where it is not installed.
 """
 
 import json
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from logitcask_schemas.errors import ModelError
 from logitcask_services.engines.model_folder import ModelFolder
 from logitcask_services.engines.vllm.plugin import capturing_architectures
 
+Runner = Literal["pooling", "generate"]
+
 _OWN: Final = {
     "model": "the model folder is",
-    "runner": "the engine captures",
-    "convert": "the engine captures",
+    "runner": "the engine captures or writes",
+    "convert": "the engine captures or writes",
     "dtype": "there is an argument `dtype`",
     "max_model_len": "there is an argument `max_model_len`",
     "trust_remote_code": "code from a model folder never runs",
@@ -21,6 +23,7 @@ _OWN: Final = {
     "model_weights": "the identity covers the folder's weights",
     "hf_config_path": "the identity covers the folder's config.json",
     "config_format": "the identity covers the folder's config.json",
+    "logprobs_mode": "log-probabilities are the model's own, whatever a text was sampled with",
     "enable_lora": "an adapter is no part of the identity; merge it into the weights",
 }
 """Arguments that a caller may not set, and why."""
@@ -61,9 +64,19 @@ _NO_NUMBERS: Final = frozenset(
 )
 """Arguments that change speed, memory or messages, numbers in their last bits at most. All others are compared."""
 
+CPU_LONGEST: Final = 4096
+"""Window of a CPU that writes, unless told otherwise. A step may hold it whole, and scores need all its logits at
+once: twice 4 bytes for each token and each word of the vocabulary, 1.6 GB for 4096 tokens of 49,152 words."""
+
 
 def vllm_arguments(
-    folder: ModelFolder, *, dtype: str, max_model_len: int | None, options: dict[str, Any], defaults: dict[str, Any]
+    folder: ModelFolder,
+    *,
+    dtype: str,
+    max_model_len: int | None,
+    options: dict[str, Any],
+    defaults: dict[str, Any],
+    runner: Runner = "pooling",
 ) -> dict[str, Any]:
     """Keyword arguments for vLLM's `EngineArgs`.
 
@@ -73,6 +86,7 @@ def vllm_arguments(
         max_model_len: most tokens of a document; None: what the model was made for.
         options: the caller's; `hf_overrides` are joined to logitcask's own.
         defaults: the platform's, which the caller's override.
+        runner: "pooling" to capture, "generate" to write.
 
     Raises:
         ModelError: an option is not the caller's to choose.
@@ -82,20 +96,52 @@ def vllm_arguments(
     overrides = options.get("hf_overrides") or {}
     if not isinstance(overrides, dict) or "architectures" in overrides:
         raise ModelError("the vLLM option 'hf_overrides' should be fields of config.json, without `architectures`")
+    if runner == "pooling":
+        overrides = {**overrides, "architectures": capturing_architectures(folder.architecture)}
     return {
         "skip_tokenizer_init": True,
-        # For contexts that documents share. A cached prefix has no hidden states to capture: other requests skip it.
+        # For contexts that documents share, and prompts of several samples. A cached prefix has no hidden states to
+        # capture: other requests skip it.
         "enable_prefix_caching": True,
         "disable_log_stats": True,
         **defaults,
         **options,
         "model": str(folder.path),
-        "runner": "pooling",
+        "runner": runner,
         "dtype": dtype,
         "max_model_len": max_model_len,
-        "hf_overrides": {**overrides, "architectures": capturing_architectures(folder.architecture)},
+        "hf_overrides": overrides,
         "trust_remote_code": False,
         "load_format": "safetensors",
+        "logprobs_mode": "raw_logprobs",
+    }
+
+
+def cpu_generating(options: dict[str, Any], *, asked: int | None, declared: int, step: int) -> dict[str, int | bool]:
+    """Arguments without which a CPU cannot write with seeds, and the window that they are affordable for.
+
+    vLLM's process ends when it cuts a prompt whose request has a seed into chunks (`torch.Generator` of a CPU has no
+    offset). So prompts stay whole, and a step takes the longest.
+
+    Args:
+        options: the caller's. Their `max_num_batched_tokens` is raised to the window where it is below.
+        asked: the caller's `max_model_len`.
+        declared: what the model was made for.
+        step: tokens of a step, unless the caller says otherwise.
+
+    Raises:
+        ModelError: the caller insists on chunks.
+    """
+    if options.get("enable_chunked_prefill"):
+        raise ModelError(
+            "the vLLM option 'enable_chunked_prefill' cannot be set where a CPU writes: chunks and seeds together end "
+            "vLLM's process. Leave it out."
+        )
+    longest = asked or min(declared, CPU_LONGEST)
+    return {
+        "max_model_len": longest,
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(longest, int(options.get("max_num_batched_tokens") or step)),
     }
 
 

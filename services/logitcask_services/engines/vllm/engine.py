@@ -4,33 +4,24 @@ The engine core runs in vLLM's own process; this one sends token ids and receive
 place. Nothing is detokenised, and no Python object is made per entry.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from logitcask_schemas.errors import InvalidRecordError, ModelError
+from logitcask_schemas.errors import InvalidRecordError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_schemas.record.wire import decode_wire
-from logitcask_services.engines.dtypes import Platform, choose_dtype
 from logitcask_services.engines.engine import CaptureResult, CaptureTask, EngineError, refusal, result_of
-from logitcask_services.engines.model_config import rope_types
 from logitcask_services.engines.model_folder import ModelFolder
-from logitcask_services.engines.vllm.arguments import numeric_options, vllm_arguments
 from logitcask_services.engines.vllm.request import TASK, CaptureRequest, document_key, request_kwargs
-from logitcask_services.engines.vllm.watch import watch_engine_core
+from logitcask_services.engines.vllm.start import RunningVllm
 
-_CPU_CACHE_BYTES = 2 * 2**30
-"""Key-value cache on a CPU unless told otherwise: prompts pass through once, so a few batches' worth is enough."""
-_CPU_STEP_TOKENS = 1024
-"""Tokens of one step on a CPU, some seconds of work: results, and the end of a cancelled job, come at that pace."""
 _BATCHES_AHEAD = 3
 """Batches of tokens kept in flight, so that the engine never waits for this process."""
 
 _MOST_READ_TOO_MUCH = 4
-_SHUTDOWN_SECONDS = 6.0
 
 
 class VllmEngine:
@@ -52,60 +43,21 @@ class VllmEngine:
                 caller's to choose.
             EngineError: the engine's process ended while it started.
         """
-        # Set before vLLM reads them. A service has threads, and forking a process with threads can deadlock.
-        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        from vllm import EngineArgs, ModelRegistry, __version__
-        from vllm.platforms import current_platform
-        from vllm.v1.engine.llm_engine import LLMEngine
-
-        from logitcask_services.engines.vllm.plugin import register
-
-        register()
-        if folder.architecture not in ModelRegistry.get_supported_archs():
-            raise ModelError(
-                f"{folder.path} is a {folder.architecture}, which this vLLM ({__version__}) does not know; "
-                "use the transformers engine for it"
-            )
-        arguments = vllm_arguments(
-            folder,
-            dtype=choose_dtype(dtype, folder.checkpoint_dtype, _platform(current_platform)),
-            max_model_len=max_model_len,
-            options=options,
-            defaults=_platform_defaults(current_platform),
-        )
-        try:
-            self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
-        except (TypeError, ValueError) as error:
-            raise ModelError(f"vLLM cannot serve {folder.path} as asked: {error}") from error
-        except RuntimeError as error:
-            raise EngineError(
-                f"vLLM's engine process for {folder.path} did not start: {error} Its log above says why; "
-                "too little memory for weights and cache is the usual cause."
-            ) from error
+        self._vllm = RunningVllm(folder, runner="pooling", dtype=dtype, max_model_len=max_model_len, options=options)
+        self._engine = self._vllm.engine
+        self._identity = self._vllm.identity
         config = self._engine.vllm_config
-        self._max_model_len: int = config.model_config.max_model_len
+        self._max_model_len = self._vllm.max_model_len
         self._tokens_ahead: int = _BATCHES_AHEAD * config.scheduler_config.max_num_batched_tokens
         self._block_size: int = config.cache_config.block_size
         self._requests_ahead: int = 2 * config.scheduler_config.max_num_seqs
-        self._watch_ended = watch_engine_core(self._engine.engine_core)
         self._serial = 0
         self._reading: set[str] = set()
         """Requests that may read the prefix cache."""
         self._read_well = self._read_too_much = 0
         """How often that was right, and how often positions to record came from there. Documents that begin alike
         behind their context are read anew, so where that is the rule nothing is read any more."""
-        self._closed = self._capturing = False
-        self._identity = folder.identity(
-            dtype=str(config.model_config.dtype).removeprefix("torch."),
-            vocab_size=config.model_config.get_vocab_size(),
-            engine="vllm",
-            engine_version=__version__,
-            engine_options=numeric_options(
-                options, rope=rope_types(folder.numeric_fields), longest=self._max_model_len, config=folder.config
-            ),
-        )
+        self._capturing = False
 
     @property
     def identity(self) -> TeacherIdentity:
@@ -168,22 +120,11 @@ class VllmEngine:
 
     def interrupt(self) -> bool:
         """Kill the processes of the engine core; see `Engine.interrupt`."""
-        manager = getattr(getattr(self._engine.engine_core, "resources", None), "engine_manager", None)
-        processes = [process for process in getattr(manager, "processes", ()) if process.pid is not None]
-        for process in processes:
-            process.kill()
-        return bool(processes)
+        return self._vllm.interrupt()
 
     def close(self) -> None:
         """End the engine's processes. Idempotent."""
-        if not self._closed:
-            self._closed = True
-            self._watch_ended.set()
-            core = self._engine.engine_core
-            core.shutdown(timeout=_SHUTDOWN_SECONDS)
-            context = getattr(core, "ctx", None)  # absent where the core runs in this process
-            if context is not None:
-                context.term()  # vLLM closes its sockets and leaves the ZeroMQ context behind
+        self._vllm.close()
 
     def _submit(
         self, task: CaptureTask, spec_json: str, waiting: dict[str, CaptureTask], *, read_cache: bool = True
@@ -247,22 +188,3 @@ class VllmEngine:
         if records is None:
             return CaptureResult(key=task.key, document=None, error="vLLM returned no records")
         return result_of(task, records, self._identity.vocab_size)
-
-
-def _platform_defaults(current_platform: Any) -> dict[str, Any]:
-    """Arguments for CPUs: no compilation (slow to start, no gain here), a bounded cache. None for accelerators."""
-    if not current_platform.is_cpu():
-        return {}
-    defaults: dict[str, Any] = {"enforce_eager": True, "max_num_batched_tokens": _CPU_STEP_TOKENS}
-    if not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
-        defaults["kv_cache_memory_bytes"] = _CPU_CACHE_BYTES
-    return defaults
-
-
-def _platform(current_platform: Any) -> Platform:
-    import torch
-
-    if current_platform.is_cpu():
-        fast = bool(torch.cpu._is_avx512_bf16_supported()) or bool(torch.cpu._is_amx_tile_supported())
-        return Platform(accelerator=False, bfloat16=fast)
-    return Platform(accelerator=True, bfloat16=torch.bfloat16 in current_platform.supported_dtypes)

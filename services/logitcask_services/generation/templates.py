@@ -1,0 +1,327 @@
+r"""Prompt templates: Markdown files with a small head, rendered for a row.
+
+    ---
+    kind: chat                      # or text
+    description: What it is for.
+    stop: ["\n\n"]                  # optional: texts that end what is written
+    fields: [question]              # of the row; just those that the template uses
+    ---
+    [system]
+    Answer the question.
+    [each demonstrations]
+    [user]
+    {{ demonstration.question }}
+    [assistant]
+    {{ demonstration.answer }}
+    [end]
+    [user]
+    {{ question }}
+
+A `text` template is one text of Jinja; its last line end is dropped, and its loops see `demonstrations`, a list. A
+`chat` template is cut into turns at lines that hold a marker alone, before anything is rendered: no field can make a turn.
+Blank lines around a turn's text are dropped. A last `[assistant]` turn is the beginning of an answer, which the teacher
+goes on with. `{{ "[user]" }}` writes a marker as text. What Jinja can do here: see `template_sandbox`.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+import yaml
+from jinja2 import Template, TemplateError, TemplateSyntaxError, UndefinedError, meta
+from jinja2.sandbox import SecurityError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from logitcask_schemas.api.generation_steps import FieldName, Sampling
+from logitcask_schemas.errors import LogitcaskError
+from logitcask_services.generation.errors import RecipeError
+from logitcask_services.generation.template_sandbox import (
+    LONGEST_TEXT,
+    FieldText,
+    PromptEnvironment,
+    UnknownSyntaxError,
+    Work,
+)
+
+Kind = Literal["text", "chat"]
+Role = Literal["system", "user", "assistant"]
+LARGEST_TEMPLATE: Final = 256 * 1024
+"""Characters of a template's file."""
+_ROLES: Final[Mapping[str, Role]] = {"[system]": "system", "[user]": "user", "[assistant]": "assistant"}
+_EACH, _END = "[each demonstrations]", "[end]"
+_DEMONSTRATION, _DEMONSTRATIONS = "demonstration", "demonstrations"
+_RESERVED: Final = frozenset({_DEMONSTRATION, _DEMONSTRATIONS, "loop", "range"})
+_FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What expressions raise on fields they were not written for."""
+_ENVIRONMENT: Final = PromptEnvironment()
+
+
+class RenderError(LogitcaskError, ValueError):
+    """A template cannot be rendered for a row."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class _Head(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Kind
+    description: str = Field(min_length=1, max_length=1000)
+    stop: tuple[str, ...] = ()
+    fields: tuple[FieldName, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A rendered text."""
+
+    text: str
+    field_spans: tuple[tuple[int, int], ...]
+    """Characters [start, stop) that come from expressions, not from the template itself; ascending."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A rendered turn of a chat."""
+
+    role: Role
+    content: Rendered
+
+
+@dataclass(frozen=True, slots=True)
+class _TurnSource:
+    role: Role
+    source: Template
+    each: bool
+    """Whether it is repeated for each demonstration."""
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptTemplate:
+    """A template. `parse` makes one of its file's text."""
+
+    name: str
+    sha256: str
+    """Of the file's text, hex."""
+    kind: Kind
+    description: str
+    stop: tuple[str, ...]
+    fields: frozenset[str]
+    """Fields of a row that it needs."""
+    needs_demonstrations: bool
+    _turns: tuple[_TurnSource, ...] = field(repr=False)
+    """One, the user's, where the kind is `text`."""
+
+    @classmethod
+    def parse(cls, name: str, text: str) -> "PromptTemplate":
+        """Read a template.
+
+        Raises:
+            RecipeError: it cannot be used; the message names template and line, and says what to do.
+        """
+        if len(text) > LARGEST_TEMPLATE:
+            raise RecipeError(f"template {name}: {len(text)} characters; a template has at most {LARGEST_TEMPLATE}")
+        head, body, first_line = _split_head(name, text)
+        used = set[str]()
+        if head.kind == "text":
+            turns = [_compiled(name, "user", body.removesuffix("\n"), first_line, used, each=False)]
+        else:
+            turns = _chat(name, body, first_line, used)
+        declared, needed = set(head.fields), used - _RESERVED
+        if _DEMONSTRATION in used and not any(turn.each for turn in turns):
+            raise RecipeError(
+                f"template {name}: `{_DEMONSTRATION}` is known between the lines {_EACH} and {_END} of a chat alone; "
+                f"write {{% for ... in {_DEMONSTRATIONS} %}} in a text"
+            )
+        if taken := sorted(declared & _RESERVED):
+            raise RecipeError(f"template {name}: `fields` names {taken}, which a template has anyway; leave it out")
+        if declared != needed:
+            missing, unused = sorted(needed - declared), sorted(declared - needed)
+            raise RecipeError(
+                f"template {name}: `fields` should name just what the template uses"
+                + (f"; add {missing}" if missing else "")
+                + (f"; leave out {unused}, which it does not use" if unused else "")
+            )
+        return cls(
+            name=name,
+            sha256=hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(),
+            kind=head.kind,
+            description=head.description,
+            stop=head.stop,
+            fields=frozenset(declared),
+            needs_demonstrations=_DEMONSTRATIONS in used or any(turn.each for turn in turns),
+            _turns=tuple(turns),
+        )
+
+    def text(self, values: Mapping[str, Any], demonstrations: Sequence[Mapping[str, Any]] = ()) -> Rendered:
+        """The text of a `text` template.
+
+        Args:
+            values: fields of the row.
+            demonstrations: fields of each.
+
+        Raises:
+            RenderError: code `unknown_field`, or `template_failed`.
+        """
+        if self.kind != "text":
+            raise ValueError(f"template {self.name} is a chat; call `turns`")
+        return self._render(self._turns[0], self._variables(values, demonstrations), Work())
+
+    def turns(self, values: Mapping[str, Any], demonstrations: Sequence[Mapping[str, Any]] = ()) -> list[Turn]:
+        """The turns of a `chat` template, in order. Arguments and errors as those of `text`."""
+        if self.kind != "chat":
+            raise ValueError(f"template {self.name} is a text; call `text`")
+        variables, work = self._variables(values, demonstrations), Work()
+        turns, length, at = list[Turn](), 0, 0
+        while at < len(self._turns):
+            each = [turn for turn in self._turns[at:] if turn.each] if self._turns[at].each else []
+            block = each or [self._turns[at]]
+            rounds = [{_DEMONSTRATION: dict(shown)} for shown in demonstrations] if each else [{}]
+            for extra in rounds:
+                for turn in block:
+                    content = self._render(turn, {**variables, **extra}, work)
+                    turns.append(Turn(turn.role, content))
+                    length += len(content.text)
+                    if length > LONGEST_TEXT:
+                        raise RenderError("template_failed", f"template {self.name} {_too_long()}")
+            at += len(block)
+        return turns
+
+    def _variables(self, values: Mapping[str, Any], demonstrations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        if missing := sorted(self.fields - values.keys()):
+            raise RenderError(
+                "unknown_field",
+                f"template {self.name} needs the field `{missing[0]}`; the row has "
+                f"{', '.join(sorted(values)[:32]) or 'no fields'}",
+            )
+        chosen = {name: values[name] for name in self.fields}
+        return {**chosen, _DEMONSTRATIONS: [dict(shown) for shown in demonstrations]}
+
+    def _render(self, turn: _TurnSource, variables: dict[str, Any], work: Work) -> Rendered:
+        try:
+            return _joined(turn.source.generate({**variables, **work.variables()}))
+        except UndefinedError as error:
+            raise RenderError(
+                "unknown_field", f"template {self.name} uses what the row does not have: {error.message}"
+            ) from error
+        except (SecurityError, TemplateError, *_FAULTS) as error:
+            raise RenderError("template_failed", f"template {self.name} cannot be rendered: {error}") from error
+
+
+def _joined(pieces: Iterable[str]) -> Rendered:
+    """The pieces as one text. Raises SecurityError where it is too long."""
+    parts, spans, length = list[str](), list[tuple[int, int]](), 0
+    for piece in pieces:
+        start, length = length, length + len(piece)
+        if length > LONGEST_TEXT:
+            raise SecurityError(_too_long())
+        parts.append(piece)
+        if isinstance(piece, FieldText) and piece:
+            spans.append((start, length))
+    return Rendered("".join(parts), tuple(spans))
+
+
+def _too_long() -> str:
+    return f"writes more than {LONGEST_TEXT} characters; show less"
+
+
+def _split_head(name: str, text: str) -> tuple[_Head, str, int]:
+    """Head, body, and number of the body's first line. Raises RecipeError."""
+    lines = text.replace("\r\n", "\n").split("\n")
+    if lines[0].rstrip() != "---":
+        raise RecipeError(
+            f"template {name}, line 1: {json.dumps(lines[0][:40])}; expected `---`, and the head behind it"
+        )
+    end = next((at for at, line in enumerate(lines[1:], start=1) if line.rstrip() == "---"), None)
+    if end is None:
+        raise RecipeError(f"template {name}: the head that begins in line 1 has no end; put `---` behind it")
+    try:
+        values = yaml.safe_load("\n".join(lines[1:end]))
+        head = _Head.model_validate(values if isinstance(values, dict) else {})
+        Sampling(stop=head.stop)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise RecipeError(
+            f"template {name}, lines 1 to {end + 1}: the head's `{place}`: {first['msg']}. Expected kind (text or "
+            "chat), description, fields, and stop where texts end what is written"
+        ) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 2 if mark is not None else 1
+        problem = getattr(error, "problem", None) or type(error).__name__
+        raise RecipeError(f"template {name}, line {line}: the head is not YAML: {problem}") from error
+    return head, "\n".join(lines[end + 1 :]), end + 2
+
+
+def _compiled(name: str, role: Role, source: str, line: int, used: set[str], *, each: bool) -> _TurnSource:
+    """A turn, its variables added to `used`. Raises RecipeError."""
+    try:
+        tree = _ENVIRONMENT.guarded(source, name)
+        used |= meta.find_undeclared_variables(tree) - {"range"}
+        code = _ENVIRONMENT.compile(tree, name, f"<template {name}>")
+    except TemplateSyntaxError as error:
+        raise RecipeError(
+            f"template {name}, line {line + error.lineno - 1}: {error.message}; see Jinja's syntax"
+        ) from error
+    except UnknownSyntaxError as error:
+        raise RecipeError(f"template {name}, line {line + error.line - 1}: {error}") from error
+    except (RecursionError, MemoryError, ValueError, OverflowError, SyntaxError) as error:
+        raise RecipeError(
+            f"template {name}, from line {line} on: it cannot be compiled ({type(error).__name__}: "
+            f"{str(error)[:200]}); nest it less deeply"
+        ) from error
+    return _TurnSource(
+        role, Template.from_code(_ENVIRONMENT, code, {"range": _ENVIRONMENT.globals["range"]}), each, line
+    )
+
+
+def _chat(name: str, body: str, first_line: int, used: set[str]) -> list[_TurnSource]:
+    """The turns of a chat. Raises RecipeError."""
+
+    def refuse(line: int, message: str) -> RecipeError:
+        return RecipeError(f"template {name}, line {line}: {message}")
+
+    blocks, inside, each_turns = list[tuple[Role, bool, int, list[str]]](), False, 0
+    open_turn = False
+    for number, content in enumerate(body.split("\n"), start=first_line):
+        marker = content.rstrip()
+        if marker in _ROLES:
+            blocks.append((_ROLES[marker], inside, number, []))
+            each_turns, open_turn = each_turns + inside, True
+        elif marker == _EACH:
+            if any(each for _, each, _, _ in blocks) or inside:
+                raise refuse(number, f"a second {_EACH}; a chat shows its demonstrations once")
+            inside, open_turn = True, False
+        elif marker == _END:
+            if not inside or not each_turns:
+                raise refuse(number, f"{_END} without turns behind a line {_EACH}; write turns there, or leave it out")
+            inside, open_turn = False, False
+        elif open_turn:
+            blocks[-1][3].append(content)
+        elif content.strip():
+            raise refuse(
+                number,
+                f"{json.dumps(content[:40])} stands in no turn; put a line [system], [user] or [assistant] before",
+            )
+    if inside:
+        raise refuse(first_line, f"{_EACH} has no {_END}; put that line behind its last turn")
+    if not blocks or blocks[-1][1]:
+        raise refuse(first_line, "a chat ends with a turn outside of its demonstrations; add [user] and what is asked")
+    turns = list[_TurnSource]()
+    for role, each, line, lines in blocks:
+        blank = next((at for at, content in enumerate(lines) if content.strip()), None)
+        if blank is None:
+            raise refuse(line, "the turn is empty; write something below its marker, or leave it out")
+        source = "\n".join(lines[blank:]).rstrip("\n")
+        turn_used = set[str]()
+        turns.append(_compiled(name, role, source, line + 1 + blank, turn_used, each=each))
+        if _DEMONSTRATION in turn_used and not each:
+            raise refuse(line, f"`{_DEMONSTRATION}` is known between the lines {_EACH} and {_END} alone")
+        used |= turn_used
+    return turns

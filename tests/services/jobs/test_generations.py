@@ -1,0 +1,252 @@
+"""Generations as jobs: asked once, kept, taken up again, captured at the end."""
+
+import errno
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+
+from logitcask_schemas.api.requests import ExtractionRequest
+from logitcask_schemas.cask import Cask
+from logitcask_services.jobs.answer_files import AnswerFolder
+from logitcask_services.service import Service
+from tests.support.services.fake_teacher import identity
+from tests.support.services.generations import (
+    GENERATE,
+    ObedientGenerator,
+    corpus_lines,
+    failures,
+    put_corpus,
+    start,
+    stored_generation,
+    teacher_of,
+    wait_until_ended,
+)
+from tests.support.services.service_harness import wait_for
+
+QUESTIONS = [{"question": f"what is {number}?", "custom_id": f"q{number}"} for number in range(150)]
+
+
+@pytest.fixture
+def service_of(make_settings):
+    """A function: a running service with this generator, stopped at the end of its block."""
+
+    @contextmanager
+    def run(generator, loads=None, **settings):
+        service = start(make_settings(**settings), teacher_of(generator, loads))
+        try:
+            yield service
+        finally:
+            service.stop()
+
+    return run
+
+
+def test_questions_become_a_corpus_and_a_cask(service_of, tmp_path):
+    """One job: texts are written, kept rows are captured exactly, the teacher is loaded once for each role."""
+    loads = []
+    with service_of(ObedientGenerator(), loads) as service:
+        corpus = put_corpus(service, QUESTIONS)
+        row, created = service.generations.create(
+            stored_generation(corpus, extraction={"cask": "answers", "capture": {"mode": "threshold"}}), None
+        )
+        assert created
+        row = wait_until_ended(service, row.id)
+        assert (row.status, row.rows) == ("completed", {"source": 150, "kept": 300, "dropped": {}})
+        lines = corpus_lines(service, row)
+        (made,) = row.corpora
+        wait_for(lambda: service.extractions.get(made["extraction_id"]).status == "completed")
+        extraction = service.extractions.get(made["extraction_id"])
+    assert loads == ["capture", "generate", "capture"]  # a service without work captures
+    assert extraction.captured_documents == 300
+    cask = Cask.open(tmp_path / "casks" / "answers")
+    stored = {tuple(cask.read(place).token_ids_L.tolist()) for place in range(len(cask))}
+    assert stored == {tuple(line["input_ids"]) for line in lines}
+    for line in lines:
+        ids = line["input_ids"]
+        prompt = [256, *f"Q: {QUESTIONS[line['logitcask']['source']['line'] - 1]['question']}\nA:".encode()]
+        assert ids[: len(prompt)] == prompt
+        assert line["recorded"] == [[len(prompt) - 1, len(ids) - 1]]
+        assert ids[-1] == 256  # what ended the text is kept
+    assert len({line["custom_id"] for line in lines}) == 300
+
+
+def test_equal_jobs_write_equal_corpora_and_another_seed_writes_others(service_of):
+    def written(service, seed):
+        row, _ = service.generations.create(stored_generation(put_corpus(service, QUESTIONS[:9]), seed=seed), None)
+        row = wait_until_ended(service, row.id)
+        return [line["input_ids"] for line in corpus_lines(service, row)]
+
+    with service_of(ObedientGenerator()) as service:
+        first, again, other = written(service, 1), written(service, 1), written(service, 2)
+    assert first == again
+    assert len(set(map(tuple, first)) & set(map(tuple, other))) == 0
+
+
+def is_interrupted(service, generator, generation_id):
+    return generator.given > 40 or service.generations.get(generation_id).status == "completed"
+
+
+def test_a_job_that_is_interrupted_again_and_again_asks_nothing_twice(service_of, make_settings, tmp_path):
+    """Answers that came back are kept although their chunks are open; the result is that of an undisturbed run."""
+    with service_of(ObedientGenerator(), data_dir=tmp_path / "calm") as calm:
+        row, _ = calm.generations.create(stored_generation(put_corpus(calm, QUESTIONS)), None)
+        expected = corpus_lines(calm, wait_until_ended(calm, row.id))
+    log = tmp_path / "log"
+    service = Service(make_settings(data_dir=tmp_path / "rough"), teacher_of(ObedientGenerator()))
+    identifier = service.generations.create(stored_generation(put_corpus(service, QUESTIONS)), None)[0].id
+    service.stop()
+    attempts, status = 0, ""
+    while status != "completed":
+        attempts += 1
+        generator = ObedientGenerator(log=log, seconds_per_request=0.002, in_flight=5)
+        with service_of(generator, data_dir=tmp_path / "rough") as service:
+            wait_for(partial(is_interrupted, service, generator, identifier))
+            row = service.generations.get(identifier)
+            if (status := row.status) == "completed":
+                lines = corpus_lines(service, row)
+    for line, other in zip(lines, expected, strict=True):
+        line["logitcask"].pop("generation"), other["logitcask"].pop("generation")
+        assert line == other
+    given = [line.split("\t")[1] for line in log.read_text().splitlines()]
+    assert attempts >= 4
+    assert len(set(given)) == 300
+    # Of those that were with the teacher when it was stopped nothing had come back.
+    assert len(given) <= 300 + 5 * attempts
+
+
+def test_a_poisoned_prompt_costs_itself_alone(service_of):
+    questions = [*QUESTIONS[:5], {"question": "poison"}, *QUESTIONS[5:9]]
+    with service_of(ObedientGenerator()) as service:
+        row, _ = service.generations.create(stored_generation(put_corpus(service, questions)), None)
+        row = wait_until_ended(service, row.id)
+        assert (row.status, row.rows["dropped"]) == ("completed", {"teacher_failed": 2})
+        assert failures(service, row) == [(6, "teacher_failed")] * 2
+        assert {line["logitcask"]["source"]["line"] for line in corpus_lines(service, row)} == {*range(1, 11)} - {6}
+
+
+def test_a_prompt_that_kills_the_teacher_is_found_and_left_out(service_of):
+    questions = [*QUESTIONS[:40], {"question": "killer"}, *QUESTIONS[40:100]]
+    generate = {**GENERATE, "sampling": {"max_tokens": 64}}
+    with service_of(ObedientGenerator(), engine_restarts=5) as service:
+        row, _ = service.generations.create(stored_generation(put_corpus(service, questions), steps=[generate]), None)
+        row = wait_until_ended(service, row.id)
+        assert (row.status, row.rows["kept"], row.rows["dropped"]) == ("completed", 100, {"teacher_died": 1})
+        assert failures(service, row) == [(41, "teacher_died")]
+
+
+def test_on_error_fail_ends_it_and_a_resumed_one_tries_again(service_of):
+    questions = [*QUESTIONS[:5], {"question": "poison", "custom_id": "p"}]
+    generator = ObedientGenerator()
+    with service_of(generator) as service:
+        request = stored_generation(put_corpus(service, questions), on_error="fail")
+        row, _ = service.generations.create(request, None)
+        row = wait_until_ended(service, row.id)
+        assert (row.status, row.error["code"]) == ("failed", "row_failed")
+        assert "line 6" in row.error["message"]
+        assert failures(service, row) == [(6, "teacher_failed")]
+        generator.harmless = True
+        service.generations.resume(row.id)
+        row = wait_until_ended(service, row.id)
+        assert (row.status, row.rows["kept"]) == ("completed", 12)
+
+
+def test_bad_lines_are_listed_or_end_it(service_of):
+    lines = [QUESTIONS[0], [1, 2], {"other": "field"}, QUESTIONS[1]]
+    with service_of(ObedientGenerator()) as service:
+        corpus = put_corpus(service, lines)
+        row, _ = service.generations.create(stored_generation(corpus), None)
+        row = wait_until_ended(service, row.id)
+        assert (row.lines, row.bad_lines, row.rows["kept"]) == (4, 1, 4)
+        assert failures(service, row) == [(2, "not_an_object"), (3, "unknown_field"), (3, "unknown_field")]
+        row, _ = service.generations.create(stored_generation(corpus, on_error="fail"), None)
+        row = wait_until_ended(service, row.id)
+        assert (row.status, failures(service, row)) == ("failed", [(2, "not_an_object")])
+
+
+def test_a_budget_ends_asking_between_chunks(service_of):
+    """What was written counts; the rest is dropped with its reason, and the same every time."""
+    with service_of(ObedientGenerator()) as service:
+        corpus = put_corpus(service, QUESTIONS)
+        kept = []
+        for _ in range(2):
+            request = stored_generation(corpus, budget={"generated_tokens": 1500})
+            row, _ = service.generations.create(request, None)
+            row = wait_until_ended(service, row.id)
+            kept.append([line["input_ids"] for line in corpus_lines(service, row)])
+        assert kept[0] == kept[1]
+        assert row.rows["dropped"] == {"budget_spent": 300 - len(kept[0])}
+        assert 1500 <= row.generated_tokens <= 1500 + 64 * 24  # the chunk that was under way is finished
+
+
+def test_nothing_kept_is_a_failure_that_says_why(service_of):
+    with service_of(ObedientGenerator()) as service:
+        row, _ = service.generations.create(stored_generation(put_corpus(service, [{"question": "poison"}])), None)
+        row = wait_until_ended(service, row.id)
+        assert (row.status, row.error["code"]) == ("failed", "nothing_kept")
+        assert "teacher_failed: 2" in row.error["message"]
+
+
+def test_a_cancelled_job_ends_while_the_teacher_writes(service_of):
+    with service_of(ObedientGenerator(seconds_per_request=0.01)) as service:
+        row, _ = service.generations.create(stored_generation(put_corpus(service, QUESTIONS)), None)
+        wait_for(lambda: service.generations.get(row.id).status == "in_progress")
+        service.generations.cancel(row.id)
+        service.signals.cancel(row.id)
+        assert wait_until_ended(service, row.id).status == "cancelled"
+        assert service.extractions.page(status=None, after=None, limit=5) == []
+
+
+def test_a_full_disk_is_waited_for(service_of, monkeypatch):
+    publish, faults = AnswerFolder.publish, iter([OSError(errno.ENOSPC, "no space left on device")] * 2)
+
+    def scarce(*arguments):
+        if (fault := next(faults, None)) is not None:
+            raise fault
+        publish(*arguments)
+
+    monkeypatch.setattr(AnswerFolder, "publish", scarce)
+    with service_of(ObedientGenerator()) as service:
+        row, _ = service.generations.create(stored_generation(put_corpus(service, QUESTIONS[:5])), None)
+        row = wait_until_ended(service, row.id)
+        events = [event.type for event in service.log.events(row, after=0)]
+        assert (row.status, row.rows["kept"]) == ("completed", 10)
+        assert "waiting" in events
+
+
+def test_what_another_teacher_has_begun_waits_for_it(service_of, tmp_path):
+    with service_of(ObedientGenerator(seconds_per_request=0.01)) as service:
+        row, _ = service.generations.create(stored_generation(put_corpus(service, QUESTIONS)), None)
+        wait_for(lambda: service.generations.get(row.id).status == "in_progress")
+    with service_of(ObedientGenerator(identity=identity(weights_digest="1" * 64))) as service:
+        wait_for(lambda: (service.generations.get(row.id).waiting or {}).get("code") == "other_teacher")
+        assert "weights_digest" in service.generations.get(row.id).waiting["message"]
+
+
+def test_jobs_of_the_loaded_role_go_first_but_not_for_ever(service_of):
+    """Each load costs; four jobs that need none pass an older one that does."""
+    loads = []
+    with service_of(ObedientGenerator(seconds_per_request=0.02), loads) as service:
+        questions = put_corpus(service, QUESTIONS[:3])
+        text = put_corpus(service, [{"input_ids": [1, 2, 3, 4]}])
+        first, _ = service.generations.create(stored_generation(questions), None)
+        wait_for(lambda: service.generations.get(first.id).status == "in_progress")
+        extraction, _ = service.extractions.create(ExtractionRequest(corpus_id=text, cask="c"), None)
+        others = [service.generations.create(stored_generation(questions, seed=seed), None)[0] for seed in range(1, 7)]
+        wait_for(lambda: all(service.generations.get(other.id).status == "completed" for other in others))
+        ended = service.extractions.get(extraction.id).timestamps["in_progress"]
+        before = sum(service.generations.get(other.id).timestamps["completed"] < ended for other in others)
+    assert before == 4
+    assert loads == ["capture", "generate", "capture", "generate"]
+
+
+def test_the_first_load_is_for_the_oldest_job(make_settings):
+    loads = []
+    service = Service(make_settings(), teacher_of(ObedientGenerator(), loads))
+    row, _ = service.generations.create(stored_generation(put_corpus(service, QUESTIONS[:2])), None)
+    service.start()
+    try:
+        assert wait_until_ended(service, row.id).status == "completed"
+    finally:
+        service.stop()
+    assert loads == ["generate"]
