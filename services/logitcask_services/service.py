@@ -9,6 +9,7 @@ from pathlib import Path
 from sqlalchemy.exc import OperationalError
 
 from logitcask_schemas.cask.storage import files
+from logitcask_services.generation.recipes import RecipeBook
 from logitcask_services.jobs.context import JobContext
 from logitcask_services.jobs.preparer import Claims, Preparer
 from logitcask_services.jobs.teacher import Role, Teacher
@@ -22,9 +23,10 @@ JOIN_SECONDS = 8.0
 
 
 class Service(JobContext):
-    """One running service. `start` once, `stop` once."""
+    """One running service. `start` once, `stop` once. Raises RecipeError where the folder of templates is missing."""
 
     def __init__(self, settings: ServiceSettings, load: Callable[[Role], Teacher]) -> None:
+        self.recipes = RecipeBook(settings.templates)  # before anything is opened, should the folder be missing
         super().__init__(settings, load)
         watchdog = Watchdog(self)
         claims = Claims()

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import re
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,8 +9,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 
 from logitcask_schemas.api.connection import Connection, ServiceError, ServiceUnreachableError
+from logitcask_schemas.api.generation_client import GenerationClient
+from logitcask_schemas.api.job_calls import TRIES, JobCalls
 from logitcask_schemas.api.objects import (
-    FINAL,
     Corpus,
     CorpusList,
     Event,
@@ -36,13 +35,8 @@ if TYPE_CHECKING:
     from httpx2 import BaseTransport
 
 BLOCK_BYTES: Final = 1 << 20
-TRIES: Final = 3
 PAUSE = 1.0
 """Seconds before a broken upload is tried again; doubles."""
-FIRST_PAUSE: Final = 0.2
-LONGEST_PAUSE: Final = 5.0
-"""Seconds between two tries of `follow` to connect."""
-_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class ServiceClient:
@@ -67,7 +61,15 @@ class ServiceClient:
         transport: "BaseTransport | None" = None,
     ) -> None:
         self._connection = Connection(server, key, transport)
-        self._patience = patience_seconds
+        self._calls = JobCalls(
+            connection=self._connection,
+            noun="extraction",
+            kind=Extraction,
+            progress=Progress,
+            listing="logitcask jobs ls",
+            patience_seconds=patience_seconds,
+        )
+        self.generations = GenerationClient(self._connection, patience_seconds)
 
     def __enter__(self) -> Self:
         return self
@@ -199,99 +201,44 @@ class ServiceClient:
         self, request: ExtractionRequest | Mapping[str, Any], *, idempotency_key: str | None = None
     ) -> Extraction:
         """Start an extraction; a connection lost meanwhile does not start it twice."""
-        headers = {"Idempotency-Key": idempotency_key or secrets.token_hex(16)}
-        for attempt in range(TRIES):
-            try:
-                return self._connection.post(Extraction, "/v1/extractions", _values(request), headers=headers)
-            except ServiceUnreachableError:
-                if attempt == TRIES - 1:
-                    raise
-                time.sleep(PAUSE)
-        raise AssertionError("unreachable")
+        return self._calls.create(_values(request), idempotency_key)
 
     def extraction(self, extraction_id: str) -> Extraction:
         """One extraction."""
-        return self._connection.get(Extraction, _path(extraction_id))
+        return self._calls.get(extraction_id)
 
     def extractions(self, *, status: Status | None = None, limit: int = 20) -> list[Extraction]:
         """The newest extractions."""
-        listed: list[Extraction] = []
-        while len(listed) < limit:
-            params: dict[str, Any] = {"limit": min(limit - len(listed), 100)}
-            if status:
-                params["status"] = status
-            if listed:
-                params["after"] = listed[-1].id
-            page = self._connection.get(ExtractionList, "/v1/extractions", params)
-            listed += page.data
-            if not page.has_more:
-                break
-        return listed
+
+        def page(params: Mapping[str, Any]) -> tuple[list[Extraction], bool]:
+            answer = self._connection.get(ExtractionList, "/v1/extractions", params)
+            return answer.data, answer.has_more
+
+        return self._calls.pages(page, status, limit)
 
     def resume(self, extraction_id: str) -> Extraction:
         """Take a failed extraction up again."""
-        return self._connection.post(Extraction, _path(extraction_id, "/resume"))
+        return self._calls.post(extraction_id, "resume")
 
     def cancel(self, extraction_id: str) -> Extraction:
         """Ask an extraction to end."""
-        return self._connection.post(Extraction, _path(extraction_id, "/cancel"))
+        return self._calls.post(extraction_id, "cancel")
 
     def manifest(self, extraction_id: str) -> Manifest:
         """The shards that an extraction has put into its cask so far."""
-        return self._connection.get(Manifest, _path(extraction_id, "/manifest"))
+        return self._connection.get(Manifest, self._calls.path(extraction_id, "/manifest"))
 
     def failures(self, extraction_id: str) -> Iterator[Failure]:
         """Bad lines and failed documents."""
-        with self._connection.stream(_path(extraction_id, "/errors")) as answer:
-            rest = b""
-            for block in answer.iter_bytes():
-                # At line ends alone: text has other characters that end a line, and JSON may hold them.
-                *lines, rest = (rest + block).split(b"\n")
-                yield from map(Failure.model_validate_json, lines)
-            if rest:
-                yield Failure.model_validate_json(rest)
+        return self._calls.failures(extraction_id)
 
     def follow(self, extraction_id: str) -> Iterator[Event | Progress]:
         """Events until the extraction has ended, and progress between them. Reconnects from the last event seen.
 
         Raises ServiceError, and ServiceUnreachableError after `patience_seconds` without an answer.
         """
-        last_id = ""
-        pause, lost_at = FIRST_PAUSE, None
-        while True:
-            try:
-                for number, event in self._stream(extraction_id, last_id):
-                    last_id, lost_at, pause = number or last_id, None, FIRST_PAUSE
-                    yield event
-                    # The log of one that was resumed holds an earlier end.
-                    is_end = isinstance(event, Event) and event.type == "status" and event.data["status"] in FINAL
-                    if is_end and self.extraction(extraction_id).status in FINAL:
-                        return
-                if self.extraction(extraction_id).status in FINAL:
-                    return
-            except ServiceUnreachableError as error:
-                now = time.monotonic()
-                lost_at = lost_at if lost_at is not None else now
-                if now - lost_at > self._patience:
-                    raise ServiceUnreachableError(
-                        f"{self.server} has not answered for {self._patience:g} s ({error}); the extraction goes on "
-                        f"when the service does: `logitcask jobs watch {extraction_id}`"
-                    ) from error
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
-
-    def _stream(self, extraction_id: str, last_id: str) -> Iterator[tuple[str, Event | Progress]]:
-        for number, kind, text in self._connection.events(_path(extraction_id, "/events"), last_id):
-            yield number, (Progress if kind == "progress" else Event).model_validate_json(text)
+        return self._calls.follow(extraction_id)
 
 
 def _values(request: ExtractionPlan | Mapping[str, Any]) -> Mapping[str, Any]:
     return request.model_dump(mode="json") if isinstance(request, ExtractionPlan) else request
-
-
-def _path(extraction_id: str, rest: str = "") -> str:
-    if _ID.fullmatch(extraction_id) is None:  # such as nothing, from a variable of a shell that is not set
-        raise ServiceError(
-            404, "not_found", f"{extraction_id[:80]!a} is no extraction's id; `logitcask jobs ls` lists those there are"
-        )
-    return f"/v1/extractions/{extraction_id}{rest}"

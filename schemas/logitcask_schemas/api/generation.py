@@ -3,7 +3,7 @@
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 from logitcask_schemas.api.generation_steps import EmitRow, Step
 from logitcask_schemas.api.objects import ApiObject, Reason, Seconds, Status
@@ -55,6 +55,16 @@ class GenerationPlan(BaseModel):
         ChainedExtraction | None, Field(description="Capture what was kept; null: the corpus is all.")
     ] = None
     metadata: Annotated[Metadata, Field(max_length=16)] = {}
+
+    @field_validator("parameters")
+    @classmethod
+    def _can_be_sent(cls, parameters: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        """Python reads as JSON what is none: NaN, Infinity, halves of surrogate pairs."""
+        try:
+            json.dumps(parameters, allow_nan=False, ensure_ascii=False).encode()
+        except ValueError as error:
+            raise ValueError(f"the values must be JSON, with finite numbers and whole characters ({error})") from error
+        return parameters
 
 
 class GenerationRequest(GenerationPlan):
@@ -155,6 +165,16 @@ class Generation(ApiObject):
     error: Reason | None
 
 
+class GenerationProgress(ApiObject):
+    """How far a running generation is, between two entries of its log."""
+
+    status: Status
+    stages: list[StageProgress]
+    generated_tokens: int
+    throughput_tps: float | None
+    eta_seconds: float | None
+
+
 class GenerationList(ApiObject):
     """A page of generations."""
 
@@ -193,6 +213,10 @@ class GeneratedRowList(ApiObject):
     object: Literal["list"] = "list"
     data: list[GeneratedRow]
     has_more: bool
+    step: int
+    """Number of the step behind which they stand; -1: the corpus."""
+    is_open: bool
+    """Whether further rows wait for answers of the teacher."""
 
 
 class RenderedPrompt(ApiObject):
@@ -211,6 +235,8 @@ class GenerationPreview(ApiObject):
     lines: int
     bad_lines: int
     requests: int
+    refused: int = 0
+    """Requests that cannot be made, such as prompts that are too long; not among `requests`."""
     prompt_tokens: int
     generated_tokens_at_most: int
     shown: list[RenderedPrompt]

@@ -17,7 +17,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 class StepBase(BaseModel):
     """Base of all steps."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Sampling(StepBase):

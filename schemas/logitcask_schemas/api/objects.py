@@ -176,9 +176,9 @@ class ExtractionList(ApiObject):
 
 
 class Event(ApiObject):
-    """One entry of an extraction's log."""
+    """One entry of a job's log."""
 
-    object: Literal["extraction.event"] = "extraction.event"
+    object: Literal["extraction.event", "generation.event"] = "extraction.event"
     id: int
     created_at: int
     level: str
@@ -294,11 +294,12 @@ class NotReady(ApiObject):
 
 
 class WaitingWork(ApiObject):
-    """What holds up extractions that are already there, with the message of one of them."""
+    """What holds up jobs that are already there, with the message of one of them."""
 
     code: str
     message: str
     extractions: int
+    generations: int = 0
 
 
 class Readiness(ApiObject):

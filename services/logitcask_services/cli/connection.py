@@ -1,4 +1,4 @@
-"""What the client commands share: connection options, exit codes, how an extraction is shown and followed."""
+"""What the client commands share: connection options, exit codes, how a job is shown and followed."""
 
 import json
 from contextlib import contextmanager
@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import BaseModel
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
 
-from logitcask_schemas.api.objects import Event, Extraction, Progress
+from logitcask_schemas.api.generation import Generation
+from logitcask_schemas.api.objects import Event, Extraction, Failure, Progress
 from logitcask_schemas.terminal import EXIT_INTERRUPTED, EXIT_PROBLEMS, counted, printable
 from logitcask_services.corpora.line_problems import sentence_of
 
@@ -60,45 +61,58 @@ def as_json_text(answer: BaseModel) -> str:
     return json.dumps(answer.model_dump(mode="json"))
 
 
-def exit_code(extraction: Extraction) -> int:
-    """0 for a completed extraction, 3 for a failed or cancelled one."""
-    return 0 if extraction.status == "completed" else EXIT_PROBLEMS
+def exit_code(*jobs: Extraction | Generation) -> int:
+    """0 where all jobs are completed, 3 where one is failed or cancelled."""
+    return 0 if all(job.status == "completed" for job in jobs) else EXIT_PROBLEMS
 
 
 def follow(client: "ServiceClient", extraction_id: str, console: Console) -> Extraction:
     """Show an extraction's progress until it ends; the ended extraction. Ctrl-C leaves it running (exit code 130)."""
+    with following("extraction", extraction_id, console, unit="tokens") as (bar, task):
+        for event in client.follow(extraction_id):
+            match event:
+                case Progress():
+                    _show(bar, task, event)
+                case Event(type="chunk", data=counts):
+                    bar.update(task, completed=counts["tokens_done"], total=counts["tokens_total"])
+                case Event():
+                    show_event(bar, task, console, event)
+        extraction = client.extraction(extraction_id)
+        _show(bar, task, extraction)  # the last word on tokens and pace; there is no time left to estimate
+    return extraction
+
+
+@contextmanager
+def following(noun: str, job_id: str, console: Console, *, unit: str) -> "Iterator[tuple[ProgressBar, TaskID]]":
+    """A bar for a job that is followed. Ctrl-C leaves the job running (exit code 130)."""
     try:
-        with _bar(console) as bar:
-            task = bar.add_task("waiting", total=None, rate="", eta="")
-            for event in client.follow(extraction_id):
-                match event:
-                    case Progress():
-                        _show(bar, task, event)
-                    case Event(type="chunk", data=counts):
-                        bar.update(task, completed=counts["tokens_done"], total=counts["tokens_total"])
-                    case Event(type="status", data=change):
-                        bar.update(task, description=change["status"].replace("_", " "))
-                    case Event(type="waiting"):
-                        bar.update(task, description="paused")
-                        say(console, f"paused: {event.message}", style="yellow")
-                    case Event(type="resumed"):
-                        bar.update(task, description="in progress")
-                    case Event(level="warning"):
-                        say(console, event.message, style="yellow")
-            extraction = client.extraction(extraction_id)
-            _show(bar, task, extraction)  # the last word on tokens and pace; there is no time left to estimate
-            return extraction
+        with _bar(console, unit) as bar:
+            yield bar, bar.add_task("waiting", total=None, rate="", eta="")
     except KeyboardInterrupt:
-        say(console, f"the extraction goes on; follow it with: logitcask jobs watch {extraction_id}")
+        say(console, f"the {noun} goes on; follow it with: logitcask jobs watch {job_id}")
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-def _bar(console: Console) -> ProgressBar:
+def show_event(bar: ProgressBar, task: TaskID, console: Console, event: Event) -> None:
+    """Show what the logs of all jobs tell alike."""
+    match event:
+        case Event(type="status", data=change):
+            bar.update(task, description=change["status"].replace("_", " "))
+        case Event(type="waiting"):
+            bar.update(task, description="paused")
+            say(console, f"paused: {event.message}", style="yellow")
+        case Event(type="resumed"):
+            bar.update(task, description="in progress")
+        case Event(level="warning"):
+            say(console, event.message, style="yellow")
+
+
+def _bar(console: Console, unit: str) -> ProgressBar:
     return ProgressBar(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("tokens"),
+        TextColumn(unit),
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TextColumn("{task.fields[eta]}"),
@@ -106,14 +120,20 @@ def _bar(console: Console) -> ProgressBar:
     )
 
 
-def _show(bar: ProgressBar, task: Any, now: Extraction | Progress) -> None:
-    rate, eta = now.throughput_tps, now.eta_seconds
+def pace(tokens_per_second: float | None, eta_seconds: float | None) -> dict[str, Any]:
+    """The fields of a bar that say how fast it goes."""
+    return {
+        "rate": f"{tokens_per_second:,.0f} tokens/s" if tokens_per_second is not None else "",
+        "eta": f"ETA {duration(eta_seconds)}" if eta_seconds is not None else "",
+    }
+
+
+def _show(bar: ProgressBar, task: TaskID, now: Extraction | Progress) -> None:
     bar.update(
         task,
         completed=now.usage.tokens_done,
         total=now.usage.tokens_total,
-        rate=f"{rate:,.0f} tokens/s" if rate is not None else "",
-        eta=f"ETA {duration(eta)}" if eta is not None else "",
+        **pace(now.throughput_tps, now.eta_seconds),
     )
 
 
@@ -164,9 +184,14 @@ def show_failures(extraction: Extraction, client: "ServiceClient", console: Cons
     total = extraction.request_counts.failed + extraction.request_counts.skipped
     what = "line or document" if total == 1 else "lines or documents"
     say(console, f"not in the cask: {total:,} {what}", style="yellow")
-    for shown, failure in enumerate(client.failures(extraction.id)):
+    list_failures(client.failures(extraction.id), extraction.id, console)
+
+
+def list_failures(failures: "Iterator[Failure]", job_id: str, console: Console) -> None:
+    """The first failures of a job, and how to get the others."""
+    for shown, failure in enumerate(failures):
         if shown == SHOWN_FAILURES:
-            say(console, f"  ... all of them: logitcask jobs errors {extraction.id}")
+            say(console, f"  ... all of them: logitcask jobs errors {job_id}")
             break
         name = f" ({failure.custom_id})" if failure.custom_id else ""
         say(console, f"  line {failure.line}{name}: {failure.code}: {failure.message}")

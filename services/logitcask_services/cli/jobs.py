@@ -1,4 +1,4 @@
-"""`logitcask jobs`: list, show, follow and cancel a service's extractions, and read their errors."""
+"""`logitcask jobs`: list a service's extractions; show, follow and cancel its jobs, and read their errors."""
 
 import json
 from collections.abc import Callable
@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from logitcask_schemas.api.generation import Generation
 from logitcask_schemas.api.objects import Extraction, ShardOfExtraction, Status
 from logitcask_schemas.cli.output import JsonOption
 from logitcask_schemas.terminal import counted, printable
@@ -23,34 +24,41 @@ from logitcask_services.cli.connection import (
     say,
     summarise,
 )
+from logitcask_services.cli.generate import to_its_end
+from logitcask_services.cli.generation_view import summarise_generation
 
 if TYPE_CHECKING:
     from logitcask_schemas.api.client import ServiceClient
 
 app = typer.Typer(help="List, follow and cancel a service's extractions.", no_args_is_help=True, add_completion=False)
-IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the extraction.")]
+IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the extraction or generation.")]
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The extraction that a command is about, at its service."""
+    """The job that a command is about, at its service."""
 
     client: "ServiceClient"
     id: str
     as_json: bool
 
+    @property
+    def is_generation(self) -> bool:
+        """Whether its id is that of a generation."""
+        return self.id.startswith("generation-")
 
-def about_extraction(command: Callable[[Subject], None]) -> Callable[..., None]:
-    """Register a command with the arguments that all commands about one extraction have."""
+
+def about_job(command: Callable[[Subject], None]) -> Callable[..., None]:
+    """Register a command with the arguments that all commands about one job have."""
 
     def run(
-        extraction_id: IdArgument,
+        job_id: IdArgument,
         server: ServerOption = None,
         api_key_file: KeyFileOption = None,
         as_json: JsonOption = False,
     ) -> None:
         with connect(server, api_key_file) as client:
-            command(Subject(client, extraction_id, as_json))
+            command(Subject(client, job_id, as_json))
 
     return app.command(command.__name__, help=command.__doc__)(run)
 
@@ -63,7 +71,7 @@ def list_jobs(
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List extractions, newest first."""
+    """List extractions, newest first; `logitcask generate ls` lists generations."""
     with connect(server, api_key_file) as client:
         extractions = client.extractions(status=status, limit=limit)
     if as_json:
@@ -96,9 +104,16 @@ def _documents(extraction: Extraction) -> str:
     return ", ".join(parts)
 
 
-@about_extraction
+@about_job
 def show(subject: Subject) -> None:
-    """Show one extraction in a few lines; with --json all that the service knows of it."""
+    """Show one job in a few lines; with --json all that the service knows of it."""
+    if subject.is_generation:
+        generation = subject.client.generations.get(subject.id)
+        if subject.as_json:
+            typer.echo(as_json_text(generation))
+        else:
+            summarise_generation(generation, subject.client, Console())
+        return
     extraction = subject.client.extraction(subject.id)
     if subject.as_json:
         typer.echo(as_json_text(extraction))
@@ -107,38 +122,41 @@ def show(subject: Subject) -> None:
     describe(extraction, subject.client.manifest(subject.id).shards, Console())
 
 
-@about_extraction
+@about_job
 def watch(subject: Subject) -> None:
-    """Follow an extraction to its end. Exit code 3 when it does not complete."""
+    """Follow a job to its end, a generation with its extractions. Exit code 3 when it does not complete."""
     _to_its_end(subject)
 
 
-@about_extraction
+@about_job
 def cancel(subject: Subject) -> None:
-    """Ask an extraction to end. What it has published stays in the cask."""
-    _say_status(subject.client.cancel(subject.id), as_json=subject.as_json)
+    """Ask a job to end. What it has published stays in the cask."""
+    calls = subject.client.generations if subject.is_generation else subject.client
+    _say_status(calls.cancel(subject.id), as_json=subject.as_json)
 
 
 @app.command()
 def resume(
-    extraction_id: IdArgument,
+    job_id: IdArgument,
     wait: Annotated[bool, typer.Option("--wait", help="Follow it to its end.")] = False,
     server: ServerOption = None,
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take a failed extraction up again where it was. Exit code 3 when it is waited for and does not complete."""
+    """Take a failed job up again where it was. Exit code 3 when it is waited for and does not complete."""
     with connect(server, api_key_file) as client:
-        extraction = client.resume(extraction_id)
+        subject = Subject(client, job_id, as_json)
+        job = client.generations.resume(job_id) if subject.is_generation else client.resume(job_id)
         if wait:
-            _to_its_end(Subject(client, extraction_id, as_json))
-    _say_status(extraction, as_json=as_json)
+            _to_its_end(subject)
+    _say_status(job, as_json=as_json)
 
 
-@about_extraction
+@about_job
 def errors(subject: Subject) -> None:
-    """Print bad lines and failed documents, one JSON object per line (with --json: one document)."""
-    failures = (failure.model_dump(mode="json") for failure in subject.client.failures(subject.id))
+    """Print what did not make it, and why, one JSON object per line (with --json: one document)."""
+    calls = subject.client.generations if subject.is_generation else subject.client
+    failures = (failure.model_dump(mode="json") for failure in calls.failures(subject.id))
     if subject.as_json:
         typer.echo(json.dumps({"errors": list(failures)}))
         return
@@ -147,8 +165,10 @@ def errors(subject: Subject) -> None:
 
 
 def _to_its_end(subject: Subject) -> None:
-    """Follow an extraction, say how it ended, and exit with that."""
+    """Follow a job, say how it ended, and exit with that."""
     console = Console(stderr=True)
+    if subject.is_generation:
+        to_its_end(subject.client, subject.id, console, as_json=subject.as_json)
     extraction = follow(subject.client, subject.id, console)
     summarise(extraction, subject.client, console)
     if subject.as_json:
@@ -156,8 +176,8 @@ def _to_its_end(subject: Subject) -> None:
     raise typer.Exit(exit_code(extraction))
 
 
-def _say_status(extraction: Extraction, *, as_json: bool) -> None:
-    typer.echo(as_json_text(extraction) if as_json else printable(f"{extraction.id}: {extraction.status}"))
+def _say_status(job: Extraction | Generation, *, as_json: bool) -> None:
+    typer.echo(as_json_text(job) if as_json else printable(f"{job.id}: {job.status}"))
 
 
 def describe(extraction: Extraction, shards: list[ShardOfExtraction], out: Console) -> None:

@@ -1,5 +1,6 @@
 """`logitcask submit`: send a corpus to a service and start its extraction."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,11 +9,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from logitcask_schemas.api.objects import Corpus
-from logitcask_schemas.api.requests import NAME_RULE, CarrierName, LossOn, OnError, Overflow, is_cask_name
+from logitcask_schemas.api.requests import CarrierName, LossOn, OnError, Overflow
 from logitcask_schemas.cli.output import JsonOption
-from logitcask_schemas.errors import CaptureSpecError
-from logitcask_schemas.record.capture_spec import CaptureMode, Entropy, LogprobCodec, Sampler, capture_spec
-from logitcask_schemas.terminal import printable
+from logitcask_schemas.record.capture_spec import CaptureMode, Entropy, LogprobCodec, Sampler
 from logitcask_services.cli.connection import (
     KeyFileOption,
     ServerOption,
@@ -25,6 +24,7 @@ from logitcask_services.cli.connection import (
 )
 from logitcask_services.cli.corpus_file import LocalCorpus, file_corpus, local_corpus
 from logitcask_services.cli.dry_run import dry_run
+from logitcask_services.cli.request_options import capture_of, given, pairs, require_cask_name, require_key
 
 if TYPE_CHECKING:
     from logitcask_schemas.api.client import ServiceClient
@@ -91,26 +91,23 @@ def submit(
 ) -> None:
     """Send a corpus and start its extraction. Exit code 3 when it is waited for and does not complete."""
     console = Console(stderr=True)
-    capture = {
-        "mode": mode,
-        "tau": tau,
-        "head_max": head_max,
-        "tail_max": tail_max,
-        "k": k,
-        "entropy": entropy,
-        "draws": draws,
-        "sampler": sampler,
-        "pinned_ids": pin or None,
-        "temperatures": temperature or None,
-        "seed": seed,
-        "logprob_codec": codec,
-        "tail_logprobs": tail_logprobs or held_out or None,
-    }
-    capture = {name: value for name, value in capture.items() if value is not None}
-    try:
-        capture_spec(**capture)  # before anything is sent
-    except CaptureSpecError as error:
-        raise typer.BadParameter(str(error)) from error
+    capture = capture_of(
+        {
+            "mode": mode,
+            "tau": tau,
+            "head_max": head_max,
+            "tail_max": tail_max,
+            "k": k,
+            "entropy": entropy,
+            "draws": draws,
+            "sampler": sampler,
+            "pinned_ids": pin or None,
+            "temperatures": temperature or None,
+            "seed": seed,
+            "logprob_codec": codec,
+            "tail_logprobs": tail_logprobs or held_out or None,
+        }
+    )
     options = {
         "max_length": max_length,
         "overflow": overflow,
@@ -121,13 +118,11 @@ def submit(
     request: dict[str, Any] = {
         "cask": cask,
         "capture": capture,
-        "metadata": dict(_pair(entry) for entry in metadata or []),
-        **{name: value for name, value in options.items() if value is not None},
+        "metadata": pairs(metadata, "--metadata"),
+        **given(options),
     }
-    if idempotency_key is not None and not (idempotency_key.isascii() and idempotency_key.isprintable()):
-        raise typer.BadParameter("expected printable ASCII characters", param_hint="--idempotency-key")
-    if cask is not None and not is_cask_name(cask):
-        raise typer.BadParameter(printable(f"{cask!r}: expected a name, not a path; {NAME_RULE}"), param_hint="--cask")
+    require_key(idempotency_key)
+    require_cask_name(cask)
     if dry:
         from logitcask_schemas.api.connection import ServiceUnreachableError
 
@@ -151,7 +146,7 @@ def submit(
     with connect(server, api_key_file) as client:
         client.check(request)  # before hours of a pipe are read
         with local_corpus(corpus, others or [], lambda line: say(console, line)) as local:
-            uploaded = send(local, request, client, console)
+            uploaded = send(local, client, console, lambda size: client.check(request, corpus_bytes=size))
         extraction = client.submit({**request, "corpus_id": uploaded.id}, idempotency_key=idempotency_key)
         if wait:
             say(console, f"{extraction.id}: {extraction.status}")  # now: whoever reads a pipe may want it
@@ -164,13 +159,20 @@ def submit(
     raise typer.Exit(exit_code(extraction) if wait else 0)
 
 
-def send(local: LocalCorpus, request: dict[str, Any], client: "ServiceClient", console: Console) -> Corpus:
-    """The corpus at the service; sent only where the service does not have the content."""
+def send(local: LocalCorpus, client: "ServiceClient", console: Console, check: Callable[[int], object]) -> Corpus:
+    """The corpus at the service; sent only where the service does not have the content.
+
+    Args:
+        local: The corpus here.
+        client: Of the service.
+        console: For progress.
+        check: Asks whether a corpus of so many bytes would be taken, before it is sent; raises where not.
+    """
     with Progress(console=console, transient=True) as progress:
         reading = progress.add_task("reading", total=local.bytes)
         sha256 = local.sha256(lambda total: progress.update(reading, completed=total))
         if (corpus := client.corpus_with(sha256)) is None:
-            client.check(request, corpus_bytes=local.bytes)
+            check(local.bytes)
             uploading = progress.add_task("uploading", total=local.bytes)
             return client.upload(
                 local.path,
@@ -180,10 +182,3 @@ def send(local: LocalCorpus, request: dict[str, Any], client: "ServiceClient", c
             )
     say(console, f"the service has this content already ({corpus.id}); nothing is sent")
     return corpus
-
-
-def _pair(entry: str) -> tuple[str, str]:
-    name, separator, value = entry.partition("=")
-    if not separator or not name:
-        raise typer.BadParameter(f"{entry!r}: expected key=value", param_hint="--metadata")
-    return name, value

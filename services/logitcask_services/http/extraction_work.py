@@ -1,16 +1,7 @@
 """The work behind the extraction routes: checks that need the service, and the object as callers see it."""
 
-import asyncio
-import json
-import time
-from collections.abc import AsyncIterator
-
-from starlette.concurrency import run_in_threadpool
-
 from logitcask_schemas.api.objects import (
-    FINAL,
     DocumentCounts,
-    Event,
     Extraction,
     ExtractionCheck,
     LineCounts,
@@ -26,7 +17,7 @@ from logitcask_schemas.cask.directory import LocalDirectory, read_manifest
 from logitcask_schemas.cask.format.layout import MANIFEST_NAME
 from logitcask_schemas.errors import CaptureSpecError
 from logitcask_services.http.problems import Problem, storage_problem
-from logitcask_services.jobs.database.tables import EventRow, ExtractionRow
+from logitcask_services.jobs.database.tables import ExtractionRow
 from logitcask_services.service import Service
 
 
@@ -36,12 +27,17 @@ def check(service: Service, request: ExtractionRequest) -> None:
     check_plan(service, request)
 
 
-def check_plan(service: Service, plan: ExtractionPlan) -> ExtractionCheck:
-    """The same without a corpus, so that nothing is uploaded in vain. Raises Problem, CaskError, CaskNameError."""
-    path = service.folders.cask(plan.cask)
+def require_room(service: Service) -> None:
+    """Raise Problem 507 where the disk is below the floor."""
     for reason in service.not_ready():
         if reason["code"] == "insufficient_storage":
             raise storage_problem(reason["message"])
+
+
+def check_plan(service: Service, plan: ExtractionPlan) -> ExtractionCheck:
+    """The same without a corpus, so that nothing is uploaded in vain. Raises Problem, CaskError, CaskNameError."""
+    path = service.folders.cask(plan.cask)
+    require_room(service)
     facts = service.teacher.facts
     if facts is not None:
         if plan.max_length is not None and plan.max_length > facts.max_model_len:
@@ -150,92 +146,7 @@ def manifest(service: Service, row: ExtractionRow) -> Manifest:
     )
 
 
-def event_of(row: EventRow) -> Event:
-    """An entry of the log as callers see it."""
-    return Event(
-        id=row.seq,
-        created_at=int(row.created_at),
-        level=row.level,
-        type=row.type,
-        message=row.message,
-        data=row.data,
-    )
-
-
-MEDIA_TYPE = "text/event-stream"
-POLL_SECONDS = 0.1
-PROGRESS_SECONDS = 1.0
-
-
-class StreamPlaces:
-    """How many streams may be open at once, so that they leave connections to others. For one event loop."""
-
-    def __init__(self, places: int) -> None:
-        self._places = places
-        self._open = 0
-
-    def require_place(self) -> None:
-        """Raises Problem 503 where all places are taken."""
-        if self._open >= self._places:
-            raise Problem(
-                503,
-                "too_many_streams",
-                f"{self._places} event streams are open, as many as this service has connections for; read the events "
-                "page by page",
-                headers={"Retry-After": "10"},
-            )
-
-    async def hold(self, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """The stream, which takes a place from its first byte to its last."""
-        self._open += 1
-        try:
-            async for part in stream:
-                yield part
-        finally:
-            self._open -= 1
-
-
-def nothing_left(service: Service, row: ExtractionRow, after: int) -> bool:
-    """Whether the extraction has ended and its whole log has been seen."""
-    return row.status in FINAL and not service.log.events(row, after=after, limit=1)
-
-
-async def follow(service: Service, row: ExtractionRow, after: int) -> AsyncIterator[bytes]:
-    """The stream's bytes, from the event after number `after`."""
-    yield b": connected\nretry: 1000\n\n"
-    seen = -1
-    last_sent = last_progress = time.monotonic()
-    progress = b""
-    while not service.signals.stopping.is_set():
-        now = time.monotonic()
-        version = service.signals.version(row.id)
-        if version != seen:
-            seen = version
-            row = await run_in_threadpool(service.extractions.get, row.id)
-            while events := await run_in_threadpool(service.log.events, row, after=after):
-                for event in events:
-                    after = event.seq
-                    yield _encode(event.type, json.dumps(event_of(event).model_dump()), event.seq)
-                last_sent = now
-            if row.status in FINAL:
-                return
-        if now - last_progress >= PROGRESS_SECONDS and row.status == "in_progress":
-            last_progress = now
-            if (latest := _progress(service, row)) != progress:
-                progress, last_sent = latest, now
-                yield latest
-        if now - last_sent >= service.settings.keepalive_seconds:
-            last_sent = now
-            yield b": still here\n\n"
-        await asyncio.sleep(POLL_SECONDS)
-
-
-def _progress(service: Service, row: ExtractionRow) -> bytes:
+def progress(service: Service, row: ExtractionRow) -> Progress:
+    """How far a running extraction is."""
     whole = present(service, row)
-    progress = Progress(**{name: getattr(whole, name) for name in Progress.model_fields})
-    return _encode("progress", json.dumps(progress.model_dump()), None)
-
-
-def _encode(kind: str, data: str, number: int | None) -> bytes:
-    identity = f"id: {number}\n" if number is not None else ""
-    return f"{identity}event: {kind}\ndata: {data}\n\n".encode()
+    return Progress(**{name: getattr(whole, name) for name in Progress.model_fields})

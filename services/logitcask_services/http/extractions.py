@@ -1,12 +1,10 @@
 """Routes of extractions."""
 
-import json
-from collections.abc import Iterator
+from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from starlette.concurrency import run_in_threadpool
 
 from logitcask_schemas.api.objects import (
     EventList,
@@ -30,11 +28,19 @@ from logitcask_services.http.dependencies import (
     scope_of,
     unknown_after,
 )
-from logitcask_services.http.problems import Problem, documented
+from logitcask_services.http.job_streams import (
+    ERROR_RESPONSES,
+    EVENT_RESPONSES,
+    AfterEvent,
+    EventLimit,
+    JobKind,
+    LastEventId,
+    errors_of,
+    events_of,
+)
+from logitcask_services.http.problems import documented
 
 router = APIRouter(prefix="/v1/extractions", tags=["extractions"], responses=documented(401, 422))
-LastEventId = Annotated[str | None, Header(alias="Last-Event-ID", description="Resume after this event.")]
-MAX_EVENT_ID = 2**63 - 1
 CorpusBytes = Annotated[int, Query(ge=0, le=2**63 - 1, description="Size of the corpus that would be uploaded.")]
 
 
@@ -100,74 +106,28 @@ def resume_extraction(extraction_id: str, service: ServiceDep, _: Caller) -> Ext
     return work.present(service, work.resume(service, extraction_id))
 
 
-@router.get(
-    "/{extraction_id}/events",
-    response_model=EventList,
-    responses=documented(
-        400,
-        404,
-        others={
-            200: {"content": {work.MEDIA_TYPE: {"schema": {"type": "string"}}}, "description": "A page, or a stream"},
-            204: {"description": "The extraction has ended and every event has been seen (streams only)"},
-        },
-    ),
-)
+@router.get("/{extraction_id}/events", response_model=EventList, responses=EVENT_RESPONSES)
 async def extraction_events(
     extraction_id: str,
     request: Request,
     service: ServiceDep,
     _: Caller,
-    after: Annotated[int, Query(ge=0, le=MAX_EVENT_ID, description="Only events after this one.")] = 0,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    after: AfterEvent = 0,
+    limit: EventLimit = 100,
     last_event_id: LastEventId = None,
 ) -> Response | EventList:
     """The log: a JSON page, or with `Accept: text/event-stream` a stream that follows the extraction to its end."""
-    row = await run_in_threadpool(service.extractions.get, extraction_id)
-    if work.MEDIA_TYPE not in request.headers.get("accept", ""):
-        events = await run_in_threadpool(service.log.events, row, after=after, limit=limit + 1)
-        return EventList(data=[work.event_of(event) for event in events[:limit]], has_more=len(events) > limit)
-    start = max(after, _event_number(last_event_id))
-    if await run_in_threadpool(work.nothing_left, service, row, start):
-        return Response(status_code=204)
-    places: work.StreamPlaces = request.app.state.streams
-    places.require_place()
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    following = places.hold(work.follow(service, row, start))
-    return StreamingResponse(following, media_type=work.MEDIA_TYPE, headers=headers)
+    kind = JobKind(store=service.extractions, progress=partial(work.progress, service))
+    return await events_of(request, service, kind, extraction_id, after=after, limit=limit, last_event_id=last_event_id)
 
 
-@router.get(
-    "/{extraction_id}/errors",
-    response_class=StreamingResponse,
-    responses=documented(
-        404,
-        others={200: {"content": {"application/jsonl": {"schema": {"type": "string"}}}, "description": "JSON lines"}},
-    ),
-)
+@router.get("/{extraction_id}/errors", response_class=StreamingResponse, responses=ERROR_RESPONSES)
 def extraction_errors(extraction_id: str, service: ServiceDep, _: Caller) -> StreamingResponse:
     """Bad lines and failed documents, one JSON object per line: custom_id, line, document, stage, code, message."""
-    row = service.extractions.get(extraction_id)
-
-    def lines() -> Iterator[bytes]:
-        for page in service.log.failures(row):
-            # In ASCII: readers that split at every line separator of Unicode see one line per object, too.
-            yield "".join(json.dumps(failure) + "\n" for failure in page).encode()
-
-    return StreamingResponse(lines(), media_type="application/jsonl")
+    return errors_of(service, service.extractions.get(extraction_id))
 
 
 @router.get("/{extraction_id}/manifest", responses=documented(404))
 def extraction_manifest(extraction_id: str, service: ServiceDep, _: Caller) -> Manifest:
     """The shards the extraction has published so far, in corpus order."""
     return work.manifest(service, service.extractions.get(extraction_id))
-
-
-def _event_number(last_event_id: str | None) -> int:
-    if last_event_id is None or last_event_id == "":
-        return 0
-    digits = last_event_id.lstrip("0") or "0"
-    if not last_event_id.isascii() or not last_event_id.isdecimal() or int(digits[:20]) > MAX_EVENT_ID:
-        raise Problem(
-            400, "invalid_event_id", "Last-Event-ID must be the id of an event of this stream", param="Last-Event-ID"
-        )
-    return int(digits)

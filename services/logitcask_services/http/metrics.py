@@ -64,13 +64,22 @@ class _ServiceCollector(Collector):
                 "Deaths of the teacher since the service started",
                 service.teacher.deaths,
             ),
+            (
+                "logitcask_teacher_loads",
+                "Loads of the teacher since the service started, for another role or after a death",
+                service.teacher.loads,
+            ),
+            ("logitcask_generated_tokens", "Tokens the teacher has written", service.generations.generated_tokens()),
         ):
             yield CounterMetricFamily(name, description, value=value)
-        extractions = GaugeMetricFamily("logitcask_extractions", "Extractions by status", labels=["status"])
-        counts = service.extractions.count_by_status()
-        for status in STATUSES:
-            extractions.add_metric([status], counts.get(status, 0))
-        yield extractions
+        for name, description, jobs in (
+            ("logitcask_extractions", "Extractions by status", service.extractions.count_by_status()),
+            ("logitcask_generations", "Generations by status", service.generations.count_by_status()),
+        ):
+            by_status = GaugeMetricFamily(name, description, labels=["status"])
+            for status in STATUSES:
+                by_status.add_metric([status], jobs.get(status, 0))
+            yield by_status
         ready = float(service.teacher.state == "ready")
         yield GaugeMetricFamily("logitcask_teacher_ready", "1 while the teacher is loaded", value=ready)
         free = GaugeMetricFamily("logitcask_disk_free_bytes", "Free bytes", labels=["folder"])

@@ -25,11 +25,13 @@ def ready(service: ServiceDep, response: Response) -> Readiness:
     if reasons:
         response.status_code = 503
         response.headers["Retry-After"] = "5"
-    waiting = [
-        WaitingWork(code=code, message=message, extractions=count)
+    waiting = {
+        code: WaitingWork(code=code, message=message, extractions=count)
         for code, message, count in service.extractions.waiting()
-    ]
-    return Readiness(status="not_ready" if reasons else "ready", reasons=reasons, waiting=waiting)
+    }
+    for code, message, count in service.generations.waiting():
+        waiting.setdefault(code, WaitingWork(code=code, message=message, extractions=0)).generations = count
+    return Readiness(status="not_ready" if reasons else "ready", reasons=reasons, waiting=list(waiting.values()))
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})

@@ -89,13 +89,14 @@ async def create_preview(
         raise Problem(422, "invalid_request", faults, param="capture") from error
     queue: PreviewQueue = request.app.state.previews
     async with queue.place() as turn:
-        body = await _received(request)
+        body = await received_lines(request)
         async with turn:
             limits = _limits(service, max_length, overflow, loss_on)
             return await run_in_threadpool(_previewed, service, body, cask, spec, limits, documents)
 
 
-async def _received(request: Request) -> bytes:
+async def received_lines(request: Request) -> bytes:
+    """The JSON lines of a preview. Raises Problem 400 or 413, NotJsonLinesError."""
     body = bytearray()
     async for part in request.stream():
         body += part
@@ -108,7 +109,7 @@ async def _received(request: Request) -> bytes:
 
 
 def _limits(service: Service, max_length: int | None, overflow: Overflow, loss_on: LossOn) -> DocumentLimits:
-    facts = _facts(service)
+    facts = loaded_facts(service)
     if max_length is not None and max_length > facts.max_model_len:
         raise Problem(
             422,
@@ -135,7 +136,8 @@ def _require_room_for_extents(service: Service, cask: str, prepared: Prepared) -
         manifest.require_extents(f"cask {cask!r}", "these lines give")
 
 
-def _facts(service: Service) -> TeacherFacts:
+def loaded_facts(service: Service) -> TeacherFacts:
+    """Of the teacher. Raises Problem 503 while it loads for the first time."""
     if (facts := service.teacher.facts) is None:
         raise Problem(
             503, "teacher_loading", "the teacher is loading; try again when it is ready", headers={"Retry-After": "5"}
@@ -146,7 +148,7 @@ def _facts(service: Service) -> TeacherFacts:
 def _previewed(
     service: Service, body: bytes, cask: str | None, spec: CaptureSpec, limits: DocumentLimits, documents: int
 ) -> Preview:
-    facts = _facts(service)
+    facts = loaded_facts(service)
     # Beside the token stores: what a crash leaves there is swept at the next start.
     scratch = service.folders.extractions / f"preview-{token_hex(8)}"
     corpus = scratch / "corpus.jsonl"

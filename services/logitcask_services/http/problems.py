@@ -27,6 +27,7 @@ from logitcask_schemas.errors import (
 )
 from logitcask_services.corpora.file_kind import NotJsonLinesError
 from logitcask_services.folders import CaskNameError
+from logitcask_services.generation.errors import RecipeError
 from logitcask_services.jobs.extraction import IdempotencyConflictError, IllegalTransitionError, NotFoundError
 from logitcask_services.jobs.waiting import disk_is_full
 
@@ -121,6 +122,8 @@ def problem_of(error: LogitcaskError) -> Problem:
             return Problem(409, "illegal_transition", str(error), extra={"current_status": error.current})
         case NotJsonLinesError():
             return Problem(415, "not_json_lines", str(error))
+        case RecipeError():
+            return Problem(422, "invalid_recipe", str(error), param="recipe")
         case CaskNameError():
             return Problem(422, "invalid_cask_name", str(error), param="cask")
         case IdentityMismatchError():

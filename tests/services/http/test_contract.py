@@ -3,14 +3,17 @@
 import json
 import re
 import threading
+from dataclasses import replace
 from urllib.parse import quote
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from logitcask_schemas.api.generation import GenerationRequest
 from logitcask_schemas.api.requests import ExtractionRequest
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from tests.support.services.fake_generator import FakeGenerator
 from tests.support.services.fake_teacher import fake_teacher
 
 PROBLEM = "application/problem+json"
@@ -40,12 +43,28 @@ def test_the_description_is_in_order(server):
             if status >= "400" and (path, status) != ("/health/ready", "503"):
                 schema = {"schema": {"$ref": "#/components/schemas/ProblemBody"}}
                 assert documented["content"] == {PROBLEM: schema}, (path, status)
-    for path in ("/v1/corpora", "/v1/extractions"):
+    for path in ("/v1/corpora", "/v1/extractions", "/v1/generations"):
         assert {"404", "422"} <= description["paths"][path]["get"]["responses"].keys()
     schemas = description["components"]["schemas"]
     assert schemas["ExtractionRequest"]["properties"]["max_length"]["anyOf"][0]["maximum"] == 2**31 - 1
     assert "ProblemBody" in schemas
     assert "HTTPValidationError" not in schemas
+    generations = {
+        "/v1/generations": {"get", "post"},
+        "/v1/generations/check": {"post"},
+        "/v1/generations/preview": {"post"},
+        "/v1/generations/{generation_id}": {"get"},
+        "/v1/generations/{generation_id}/cancel": {"post"},
+        "/v1/generations/{generation_id}/resume": {"post"},
+        "/v1/generations/{generation_id}/events": {"get"},
+        "/v1/generations/{generation_id}/errors": {"get"},
+        "/v1/generations/{generation_id}/rows": {"get"},
+        "/v1/recipes": {"get"},
+    }
+    for path, methods in generations.items():
+        assert description["paths"][path].keys() == methods
+    kinds = schemas["GenerationPlan"]["properties"]["steps"]["anyOf"][0]["items"]["discriminator"]["mapping"]
+    assert {"generate", "score", "verify", "parse", "check", "vote", "keep", "dedupe", "grow"} == kinds.keys()
     text = server.client.get("/openapi.json").text
     for reference in set(_references(description)):
         assert reference.removeprefix("#/components/schemas/") in description["components"]["schemas"], text[:200]
@@ -76,6 +95,8 @@ def test_allow_lists_every_method_of_a_path(server):
         ("/v1/corpora/x", "GET, HEAD"),
         ("/v1/extractions", "GET, HEAD, POST"),
         ("/v1/extractions/x/cancel", "POST"),
+        ("/v1/generations", "GET, HEAD, POST"),
+        ("/v1/generations/x/resume", "POST"),
         ("/health", "GET, HEAD"),
     ):
         assert server.client.delete(path).headers["allow"] == allowed
@@ -113,14 +134,14 @@ def test_a_body_that_is_no_json_says_where(server, body, words):
 def test_json_under_another_name_is_told(server, media_type):
     """`curl -d '{...}'` calls its body a form."""
     headers = {"Content-Type": media_type} if media_type else {}
-    for path in ("/v1/extractions", "/v1/extractions/check"):
+    for path in ("/v1/extractions", "/v1/extractions/check", "/v1/generations", "/v1/generations/check"):
         answer = server.client.post(path, content=b'{"cask": "c"}', headers=headers)
         assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
         assert "--json" in answer.json()["detail"]
 
 
 def test_the_page_after_what_does_not_exist(server):
-    for path in ("/v1/corpora", "/v1/extractions"):
+    for path in ("/v1/corpora", "/v1/extractions", "/v1/generations"):
         answer = server.client.get(f"{path}?after=nope")
         assert (answer.status_code, answer.json()["error"]["param"]) == (404, "after")
 
@@ -159,10 +180,11 @@ def test_no_request_is_answered_with_500(serve, loaded):
     go_on = threading.Event()
 
     def load():
-        go_on.wait(60)
-        return fake_teacher()
+        if not loaded:
+            go_on.wait(60)
+        return replace(fake_teacher(), generator=FakeGenerator())
 
-    server = serve() if loaded else serve(load=load)
+    server = serve(load=load)
     description = server.client.get("/openapi.json").json()
     operations = [
         (method.upper(), path, operation)
@@ -173,7 +195,16 @@ def test_no_request_is_answered_with_500(serve, loaded):
     valid = {"corpus_id": corpus["id"], "cask": "c"}
     fields = sorted(ExtractionRequest.model_fields)
     spec_fields = sorted(CaptureSpec.model_fields)
-    ids = st.sampled_from([corpus["id"], server.submit(corpus)["id"]]) | TEXT
+    plan = {"recipe": "cot", "extraction": {"cask": "d"}}
+    generation = server.client.post("/v1/generations", json={**plan, "corpus_id": corpus["id"]}).json()["id"]
+    ids = st.sampled_from([corpus["id"], server.submit(corpus)["id"], generation]) | TEXT
+    plan_fields = sorted(GenerationRequest.model_fields)
+    parameters_of_cot = st.sampled_from(["n", "temperature", "check", "template", "demonstrations", "marker", "k"])
+    steps = st.sampled_from(["generate", "score", "parse", "keep", "grow"]).flatmap(
+        lambda kind: st.dictionaries(
+            TEXT | st.sampled_from(["template", "of", "by", "sampling"]), VALUE, max_size=3
+        ).map(lambda some: {"template": "cot-zero-shot", "into": "x", "of": "output", **some, "kind": kind})
+    )
     bodies = st.one_of(
         VALUE,
         st.dictionaries(st.sampled_from(fields), VALUE, min_size=1, max_size=2).map(lambda some: valid | some),
@@ -181,9 +212,18 @@ def test_no_request_is_answered_with_500(serve, loaded):
             lambda some: valid | {"capture": some}
         ),
         st.dictionaries(TEXT, TEXT, max_size=3).map(lambda some: valid | {"metadata": some}),
+        st.dictionaries(st.sampled_from(plan_fields), VALUE, max_size=2).map(
+            lambda some: plan | {"corpus_id": corpus["id"]} | some
+        ),
+        st.dictionaries(parameters_of_cot, VALUE, max_size=2).map(lambda some: plan | {"parameters": some}),
+        st.lists(steps, max_size=2).map(
+            lambda some: {"corpus_id": corpus["id"], "steps": some, "emit": [{"completion": "x"}]}
+        ),
     ).map(lambda body: json.dumps(body).encode())
 
-    @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    plans = st.sampled_from([plan, {"steps": []}, {"recipe": "seqkd"}]).map(json.dumps)
+
+    @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(st.data())
     def ask(data):
         method, path, operation = data.draw(st.sampled_from(operations))
@@ -193,7 +233,7 @@ def test_no_request_is_answered_with_500(serve, loaded):
                 name = data.draw(ids).strip(".") or "x"  # the client takes `.` and `..` out of a path
                 path = path.replace(f"{{{parameter['name']}}}", escaped(name))
         query = "&".join(
-            f"{parameter['name']}={escaped(data.draw(TEXT | ids | NUMBER.map(str)))}"
+            f"{parameter['name']}={escaped(data.draw(TEXT | ids | NUMBER.map(str) | plans))}"
             for parameter in parameters
             if parameter["in"] == "query" and data.draw(st.booleans())
         )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 
 from logitcask_schemas.api.generation import GeneratedCorpus, RowCounts, StoredGeneration
 from logitcask_schemas.api.objects import FINAL, Failure
@@ -83,6 +83,11 @@ class GenerationStore(JobStore[GenerationRow]):
     def queued_for_others(self, teacher: TeacherIdentity) -> list[GenerationRow]:
         """Queued generations that another teacher has begun."""
         return [row for row in self.in_status("queued") if not _is_for(row, teacher)]
+
+    def generated_tokens(self) -> int:
+        """Tokens that were written, over all generations."""
+        with self._database.read() as session:
+            return session.scalar(select(func.sum(GenerationRow.generated_tokens))) or 0
 
     def ids(self) -> set[str]:
         """Of all generations."""

@@ -1,0 +1,64 @@
+"""Options of requests that several commands have: capture specs, pairs of names and values, idempotency keys."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import typer
+from pydantic import JsonValue
+
+from logitcask_schemas.api.requests import NAME_RULE, is_cask_name
+from logitcask_schemas.errors import CaptureSpecError
+from logitcask_schemas.record.capture_spec import capture_spec
+from logitcask_schemas.terminal import printable
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given: all that is not None."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def capture_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a capture spec, as given. Raises BadParameter where they make none, before anything is sent."""
+    capture = given(options)
+    try:
+        capture_spec(**capture)
+    except CaptureSpecError as error:
+        raise typer.BadParameter(str(error)) from error
+    return capture
+
+
+def pairs(entries: Sequence[str] | None, option: str) -> dict[str, str]:
+    """`name=value` of an option that may be repeated. Raises BadParameter."""
+    found = dict[str, str]()
+    for entry in entries or []:
+        name, separator, value = entry.partition("=")
+        if not separator or not name:
+            raise typer.BadParameter(f"{entry!r}: expected key=value", param_hint=option)
+        found[name] = value
+    return found
+
+
+def values(entries: Sequence[str] | None, option: str) -> dict[str, JsonValue]:
+    """`name=value` where the value is JSON, or a text where it is none. Raises BadParameter."""
+    return {name: _value(text) for name, text in pairs(entries, option).items()}
+
+
+def _value(text: str) -> JsonValue:
+    try:
+        value: JsonValue = json.loads(text)
+    except ValueError:
+        return text
+    return value
+
+
+def require_cask_name(cask: str | None) -> None:
+    """Raise BadParameter where a cask was named that cannot be."""
+    if cask is not None and not is_cask_name(cask):
+        raise typer.BadParameter(printable(f"{cask!r}: expected a name, not a path; {NAME_RULE}"), param_hint="--cask")
+
+
+def require_key(idempotency_key: str | None) -> None:
+    """Raise BadParameter where the key cannot be sent."""
+    if idempotency_key is not None and not (idempotency_key.isascii() and idempotency_key.isprintable()):
+        raise typer.BadParameter("expected printable ASCII characters", param_hint="--idempotency-key")

@@ -1,0 +1,284 @@
+"""`logitcask generate`: from a corpus to a cask in one command, and what is refused before anything is sent."""
+
+import json
+import threading
+
+import pytest
+
+from logitcask_services.jobs.teacher import Teacher
+from tests.support.services.fake_generator import FakeGenerator
+from tests.support.services.fake_teacher import FakeEngine, FakeTokenizer
+from tests.support.services.service_harness import FINAL, jsonl, wait_for
+from tests.support.services.simple_steps import EMIT, STEPS, TEMPLATE
+
+LINES = [{"question": f"what is {number}?", "custom_id": f"q{number}"} for number in range(20)]
+
+
+@pytest.fixture
+def server(serve, tmp_path):
+    return start(serve, tmp_path)
+
+
+def start(serve, tmp_path, **writer):
+    """A server with a recipe of its operator's, whose teacher captures and writes."""
+    folder = tmp_path / "templates"
+    folder.mkdir()
+    (folder / "ask.md").write_text(TEMPLATE)
+    generate = {**STEPS[0], "sampling": {"n": "$n", "temperature": 1, "max_tokens": 30}}
+    recipe = {
+        "description": "Ask [n times].",
+        "parameters": {"n": 2, "check": "[05]", "demonstrations": None},
+        "steps": [
+            {**generate, "unless": "$demonstrations"},
+            {**generate, "when": "$demonstrations", "demonstrations": {"corpus_id": "$demonstrations"}},
+            {**STEPS[1], "matches": "$check"},
+            {"kind": "check", "of": "output", "against": "question", "equal": "text", "otherwise": "mark"},
+        ],
+        "emit": EMIT,
+    }
+    (folder / "asking.yaml").write_text(json.dumps(recipe))
+
+    def load():
+        generator = FakeGenerator(max_model_len=512, **writer)
+        return Teacher(engine=FakeEngine(max_model_len=512), generator=generator, tokenizer=FakeTokenizer())
+
+    started = serve(load=load, templates=folder)
+    wait_for(lambda: started.client.get("/health/ready").status_code == 200)
+    return started
+
+
+@pytest.fixture
+def lines(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(jsonl(LINES))
+    return path
+
+
+def generations(server):
+    return server.client.get("/v1/generations").json()["data"]
+
+
+def test_from_a_corpus_to_a_cask_in_one_command(server, run, lines):
+    code, out, err = run(
+        server, "generate", lines, "--recipe", "asking", "--n", "4", "--check", "[0-4]", "--cask", "c", "--wait",
+        "--tau", "0.1", "--capture", "head_max=16", "--seed", "3", "--metadata", "a=b", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    document = json.loads(out)
+    assert (document["status"], document["parameters"]) == ("completed", {"n": 4, "check": "[0-4]"})
+    assert (document["seed"], document["metadata"]) == (3, {"a": "b"})
+    assert document["stages"][0]["requests_total"] == 80
+    [extraction] = document["extractions"]
+    assert (extraction["status"], extraction["cask"], extraction["capture"]["tau"]) == ("completed", "c", 0.1)
+    assert extraction["capture"]["head_max"] == 16
+    kept = document["rows"]["kept"]
+    assert f"{document['id']}: completed; recipe asking: {kept} rows kept of 20 lines" in err
+    assert f"corpus {document['corpora'][0]['corpus_id']}: {kept} rows; cask c: {extraction['id']}" in err
+    assert f"{extraction['id']}: completed; cask c" in err
+
+
+def test_without_a_cask_the_corpus_is_all_and_options_may_come_first(server, run, lines):
+    code, out, err = run(server, "generate", "--recipe", "asking", lines, "--wait", "-p", 'check="."', "-p", "n=1")
+    assert (code, out) == (0, ""), err
+    [done] = generations(server)
+    assert (done["extraction"], done["corpora"][0]["rows"], done["parameters"]["n"]) == (None, 20, 1)
+    assert server.client.get("/v1/extractions").json()["data"] == []
+    code, out, _ = run(server, "generate", "run", lines, "--recipe", "asking", "--no-capture")
+    assert (code, out.strip()) == (0, generations(server)[0]["id"])
+
+
+def test_steps_and_demonstrations_as_files(server, run, lines, tmp_path):
+    steps = tmp_path / "steps.yaml"
+    steps.write_text("steps:\n- {kind: generate, template: ask}\nemit: [{completion: output}]\n")
+    code, _, err = run(server, "generate", lines, "--steps", steps, "--wait", "--budget", "1000000")
+    assert code == 0, err
+    assert generations(server)[0]["budget"] == {"generated_tokens": 1_000_000}
+    examples = tmp_path / "examples.jsonl"
+    examples.write_bytes(jsonl([{"question": "1?", "answer": "1"}]))
+    code, _, err = run(server, "generate", lines, "--recipe", "asking", "--demonstrations", examples, "--wait")
+    assert code == 0, err
+    newest = server.client.get("/v1/corpora").json()["data"]
+    shown = next(corpus["id"] for corpus in newest if corpus["name"] == "examples.jsonl")
+    assert generations(server)[0]["parameters"] == {"demonstrations": shown}
+    assert generations(server)[0]["steps"][0]["demonstrations"]["corpus_id"] == shown
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        ([], 2, "give --recipe or --steps, one of the two"),
+        (["--recipe", "nope"], 1, "there is no recipe `nope`; there are: answer, asking"),
+        (["--recipe", "asking", "--k", "3"], 1, "has no parameter `k`; it has: check, demonstrations, n"),
+        (["--recipe", "asking", "--n", "many"], 2, "not a valid integer"),
+        (["--recipe", "asking", "-p", "n=many"], 1, "parameter `n`: expected a whole number"),
+        (["--recipe", "asking", "-p", "n"], 2, "expected key=value"),
+        (["--recipe", "asking", "-p", "n=3", "--n", "3"], 2, "n is given twice"),
+        (["--recipe", "asking", "--n", "0"], 1, "(parameter `n`): Input should be greater than or equal to 1"),
+        (["--recipe", "asking", "--cask", "../c"], 2, "expected a name, not a path"),
+        (["--recipe", "asking", "--tau", "0.1"], 2, "options of the capture go with it"),
+        (["--recipe", "asking", "--cask", "c", "--no-capture"], 2, "leave --cask or --no-capture out"),
+        (["--recipe", "asking", "--cask", "c", "--capture", "head=3"], 2, "head"),
+        (["--recipe", "asking", "--cask", "c", "--max-length", "513"], 1, "context of 512"),
+        (["--recipe", "asking", "--idempotency-key", "ö"], 2, "printable ASCII"),
+        (["--recipe", "asking", "--budget", "0"], 1, "budget.generated_tokens"),
+        (["--recipe", "asking", "--demonstrations", "nowhere.jsonl"], 2, "nowhere.jsonl is not a file"),
+    ],
+)
+def test_what_is_refused_is_refused_before_the_upload(server, run, lines, options, code, words):
+    got, out, err = run(server, "generate", lines, *options)
+    assert (got, out) == (code, "")
+    assert words in " ".join(err.replace("│", " ").split())
+    assert "Traceback" not in err
+    assert server.client.get("/v1/corpora").json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("- 1", "expected a mapping with `steps` and `emit`, got list"),
+        ("steps: []", "expected a mapping with `steps` and `emit`, got steps"),
+        ("{", "line 1"),
+        ("", "got NoneType"),
+    ],
+)
+def test_files_of_steps_that_are_none(run, lines, tmp_path, content, words):
+    steps = tmp_path / "s.yaml"
+    steps.write_text(content)
+    code, _, err = run(None, "generate", lines, "--steps", steps)
+    assert code == 2
+    assert words in " ".join(err.replace("│", " ").split())
+
+
+def test_a_dry_run_shows_prompts_and_cost_and_keeps_nothing(server, run, lines):
+    code, out, err = run(server, "generate", lines, "--recipe", "asking", "--dry-run", "--documents", "2")
+    assert code == 0, err
+    assert "line 1: 16 tokens" in out
+    assert "Q: what is 0?\nA:" in out
+    assert "what is 2?" not in out
+    assert "20 lines give 40 requests: 660 tokens of prompts, at most 1,200 tokens written" in out
+    assert "as the last generation wrote" not in out
+    assert server.client.get("/v1/corpora").json()["data"] == []
+    run(server, "generate", lines, "--recipe", "asking", "--wait")
+    code, out, _ = run(server, "generate", lines, "--recipe", "asking", "--dry-run", "--json")
+    document = json.loads(out)
+    assert document["estimate"]["requests"] == 40
+    assert document["tokens_per_second"] > 0
+    assert "as the last generation wrote" in run(server, "generate", lines, "--recipe", "asking", "--dry-run")[1]
+
+
+def test_a_dry_run_renders_the_beginning_of_a_large_corpus(server, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("logitcask_services.cli.generate.SAMPLE_BYTES", 300)
+    path = tmp_path / "large.jsonl"
+    path.write_bytes(jsonl([{"question": f"{number:06}"} for number in range(1000)]))
+    code, out, _ = run(server, "generate", path, "--recipe", "asking", "--dry-run", "--json")
+    document = json.loads(out)
+    assert (code, document["lines"], document["estimate"]["lines"]) == (0, 13, 1000)
+    path.write_bytes(jsonl([{"question": "long" * 100}]))
+    code, _, err = run(server, "generate", path, "--recipe", "asking", "--dry-run")
+    assert (code, "the first line is longer" in err) == (2, True)
+
+
+def test_a_generation_of_which_nothing_is_kept_ends_with_3(server, run, lines):
+    code, _, err = run(server, "generate", lines, "--recipe", "asking", "--check", "nothing", "--wait")
+    assert code == 3
+    assert "error: no row was kept of 20 lines" in err
+    assert "40 left out: no_match" in err
+    assert "all of them: logitcask jobs errors generation-" in err
+    [failed] = generations(server)
+    for command in ("jobs", "generate"):
+        assert run(server, command, "resume", failed["id"], "--wait")[0] == 3
+        assert run(server, command, "watch", failed["id"])[0] == 3
+
+
+def test_rows_are_shown_in_a_readable_way(server, run, lines):
+    run(server, "generate", lines, "--recipe", "asking", "--wait")
+    [done] = generations(server)
+    code, out, _ = run(server, "generate", "show", done["id"], "--dropped", "--limit", "40", "--step", "1")
+    assert code == 0
+    assert "question: what is 0?" in out
+    assert "stop, sample 0, -" in out
+    assert "checks: short: true" in out or "checks: short: false" in out
+    assert "left out: no_match: step 1 (keep): the text does not match [05]" in out
+    assert "rows 0 to 39 behind step 1 (keep)" in out
+    assert "step 0 (generate, template ask): 40 of 40 requests" in out
+    assert "more: --after 3" in run(server, "generate", "show", done["id"], "--limit", "3")[1]
+    whole = json.loads(run(server, "generate", "show", done["id"], "--json", "--limit", "3")[1])
+    assert (whole["generation"]["id"], len(whole["rows"]["data"])) == (done["id"], 3)
+    printed = run(server, "generate", "rows", done["id"], "--step", "0")[1].splitlines()
+    assert [json.loads(row)["line"] for row in printed] == [number for line in range(1, 21) for number in (line, line)]
+    assert len(run(server, "generate", "rows", done["id"])[1].splitlines()) == done["rows"]["kept"]
+    code, _, err = run(server, "generate", "show", done["id"], "--step", "9")
+    assert (code, "expected -1 (the corpus) to 1" in err) == (1, True)
+
+
+def test_what_rows_hold_cannot_steer_the_terminal(server, run, tmp_path):
+    path = tmp_path / "hostile.jsonl"
+    path.write_bytes(jsonl([{"question": "\x1b[31mred\x9b", "custom_id": "\x1b]0;x"}]))
+    run(server, "generate", path, "--recipe", "asking", "-p", 'check="."', "--wait")
+    code, out, _ = run(server, "generate", "show", generations(server)[0]["id"])
+    dry = run(server, "generate", path, "--recipe", "asking", "--dry-run")[1]
+    assert code == 0
+    assert "red" in out
+    assert "red" in dry
+    assert not {"\x1b", "\x9b"} & {*out, *dry}
+
+
+def test_rows_while_the_teacher_has_not_answered(serve, run, lines, tmp_path):
+    go_on = threading.Event()
+    server = start(serve, tmp_path, answers=lambda prompt, seed: go_on.wait(30) and "5")
+    try:
+        identity = run(server, "generate", lines, "--recipe", "asking")[1].strip()
+        wait_for(lambda: generations(server)[0]["stages"])
+        shown = run(server, "generate", "show", identity)[1]
+        behind = run(server, "generate", "show", identity, "--step", "1")[1]
+        listed = run(server, "generate", "ls")[1]
+        cancelled = run(server, "jobs", "cancel", identity)
+    finally:
+        go_on.set()
+    assert "rows 0 to 4 behind the corpus" in shown
+    assert "no rows behind step 1 (keep) yet" in behind
+    assert "0/40" in listed
+    assert (cancelled[0], cancelled[1].strip()) == (0, f"{identity}: cancelling")
+    wait_for(lambda: generations(server)[0]["status"] in FINAL)
+    assert run(server, "generate", "watch", identity)[0] == 3
+    code, _, err = run(server, "generate", "cancel", identity)
+    assert (code, "cancelled" in err) == (1, True)
+
+
+def test_lists_and_single_ones(server, run, lines):
+    run(server, "generate", lines, "--recipe", "asking", "--wait", "--cask", "c")
+    [done] = generations(server)
+    listed = run(server, "generate", "ls")[1]
+    assert done["id"] in listed
+    assert "asking" in listed
+    assert json.loads(run(server, "generate", "ls", "--status", "failed", "--json")[1]) == {"generations": []}
+    code, out, _ = run(server, "jobs", "show", done["id"])
+    assert (code, f"{done['id']}: completed; recipe asking" in out) == (0, True)
+    assert json.loads(run(server, "jobs", "show", done["id"], "--json")[1])["object"] == "generation"
+    errors = [json.loads(line) for line in run(server, "jobs", "errors", done["id"])[1].splitlines()]
+    assert {error["code"] for error in errors} == {"no_match"}
+    assert run(server, "generate", "watch", done["id"])[0] == 0
+    code, _, err = run(server, "generate", "show", "x y")
+    assert (code, "'x y' is no generation's id; `logitcask generate ls` lists" in err) == (1, True)
+
+
+def test_recipes_are_listed_with_their_parameters(server, run):
+    code, out, _ = run(server, "generate", "recipes")
+    assert code == 0
+    assert 'asking, of the operator\n  Ask [n times].\n  -p n=2\n  -p check="[05]"\n' in out
+    assert "\ncot\n" in out
+    recipes = json.loads(run(server, "generate", "recipes", "--json")[1])["recipes"]
+    assert {"cot", "asking"} <= {recipe["name"] for recipe in recipes}
+
+
+def test_the_same_key_starts_one_generation(server, run, lines):
+    once = [run(server, "generate", lines, "--recipe", "asking", "--idempotency-key", "k")[1] for _ in range(2)]
+    assert once[0] == once[1]
+    assert len(generations(server)) == 1
+
+
+def test_help_names_the_commands_and_the_corpus(run):
+    code, out, _ = run(None, "generate", "--help")
+    assert code == 0
+    assert {"run", "show", "rows", "recipes", "ls", "watch", "cancel", "resume"} <= {*out.replace("│", " ").split()}
+    assert "--recipe" in run(None, "generate", "run", "--help")[1]
