@@ -100,8 +100,8 @@ class Prompter:
             return Refusal(
                 code="prompt_too_long",
                 message=f"{where}: the prompt of template {template.name} has {len(ids)} tokens; the teacher's "
-                f"window of {self.max_model_len} less {room} to be written or scored leaves {self.max_model_len - room}. Shorten "
-                "the row, show fewer demonstrations, or lower max_tokens",
+                f"window of {self.max_model_len} less {room} to be written or scored leaves "
+                f"{self.max_model_len - room}. Shorten the row, show fewer demonstrations, or lower max_tokens",
             )
         return np.array(ids, dtype=np.uint32)
 
