@@ -160,5 +160,6 @@ def test_a_prompt_may_fill_the_window():
     """48 tokens and 2 to write in 50."""
     prompter = Prompter(FakeTokenizer(), 50)
     ids = prompter.prompt(TEMPLATES["answer"], {"question": "x" * 41}, room=2, where="")
+    assert not isinstance(ids, Refusal)
     assert len(ids) == 48
     assert isinstance(prompter.prompt(TEMPLATES["answer"], {"question": "x" * 41}, room=3, where=""), Refusal)

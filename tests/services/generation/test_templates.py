@@ -1,5 +1,7 @@
 """Prompt templates: how they are read, what they write, and what they cannot do."""
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,7 +45,9 @@ def said(turns):
 
 def test_a_chat_shows_its_demonstrations():
     template = PromptTemplate.parse("few", FEW_SHOT)
-    assert (template.kind, template.stop, template.fields) == ("chat", ("\n\n",), {"question"})
+    assert template.kind == "chat"
+    assert template.stop == ("\n\n",)
+    assert template.fields == {"question"}
     assert template.needs_demonstrations
     shown = [{"question": "1+1", "answer": 2}, {"question": "1+2", "answer": 3}]
     assert said(template.turns({"question": "2+2", "more": 1}, shown)) == [
@@ -264,10 +268,8 @@ def test_templates_that_cannot_be_used(text, words):
 @given(st.text(), st.text())
 def test_whatever_is_read_gives_a_template_or_an_error_of_ours(head, body):
     for text in (body, f"---\n{head}\n---\n{body}", f"{HEAD}[user]\n{{{{ q }}}}{body}"):
-        try:
-            PromptTemplate.parse("any", text)
-        except RecipeError as error:
-            assert "template any" in str(error)
+        with contextlib.suppress(RecipeError):
+            assert PromptTemplate.parse("any", text).name == "any"
 
 
 def test_a_marker_can_be_written_as_text():
