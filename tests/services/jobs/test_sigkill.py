@@ -28,21 +28,23 @@ ENDED = ("completed", "failed", "cancelled")
 
 
 class ServerProcess:
-    def __init__(self, folder: Path, **fake):
+    def __init__(self, folder: Path, settings: dict[str, Any] | None = None, writer: Any = None, **fake):
         self.folder = folder
         self.log = folder / "log"
         folder.mkdir(exist_ok=True)
-        settings = {
+        given = {
             "cask_root": str(folder / "casks"),
             "data_dir": str(folder / "state"),
             "port": 0,
             "chunk_positions": 200,
             "disk_floor_bytes": 0,
             "fake": {"log": str(self.log), **fake},
+            "writer": writer or {},
+            **(settings or {}),
         }
         addresses, said = FORKS.Pipe(duplex=False)
         with addresses:
-            self.process = FORKS.Process(target=run_forked, args=(settings, folder / "stderr", said))
+            self.process = FORKS.Process(target=run_forked, args=(given, folder / "stderr", said))
             with said:
                 self.process.start()
             try:

@@ -1,6 +1,7 @@
 """Run a real server with the fake teacher in a process of its own: `python -m tests.support.services.fake_server JSON`.
 
-Settings are those of the service, plus `fake`: what to script into the teacher.
+Settings are those of the service, plus `fake`: what to script into the teacher that captures, and `writer`: into the
+one that writes. With `writer` one of the two is loaded at a time.
 """
 
 import json
@@ -15,16 +16,19 @@ from typing import Any
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_services.http.server import configure_logging, serve
 from logitcask_services.jobs.database.chunks import ChunkStore
+from logitcask_services.jobs.teacher import Role, Teacher
 from logitcask_services.settings import ServiceSettings
-from tests.support.services.fake_teacher import fake_teacher
+from tests.support.services.fake_generator import FakeGenerator
+from tests.support.services.fake_teacher import FakeTokenizer, fake_teacher
 
 
 def run(given: dict[str, Any], announce: Callable[[str], None]) -> int:
     """Serve until a signal; the exit code."""
     given = dict(given)
-    script = dict(given.pop("fake", {}))
-    if "log" in script:
-        script["log"] = Path(script["log"])
+    script, writer = dict(given.pop("fake", {})), dict(given.pop("writer", {}))
+    for entry in (script, writer):
+        if "log" in entry:
+            entry["log"] = Path(entry["log"])
     commit, pause = ChunkStore.commit_chunk, script.pop("pause_before_commit", 0.0)
 
     def commit_late(*arguments: Any) -> None:
@@ -32,13 +36,18 @@ def run(given: dict[str, Any], announce: Callable[[str], None]) -> int:
         time.sleep(pause)
         commit(*arguments)
 
+    def load(role: Role) -> Teacher:
+        if role == "generate" and writer:
+            return Teacher(generator=FakeGenerator(**writer), tokenizer=FakeTokenizer())
+        return fake_teacher(**script)
+
     store: Any = ChunkStore
     store.commit_chunk = commit_late
     configure_logging()
     try:
         return serve(
             ServiceSettings(teacher=Path("unused"), **given),
-            lambda role: fake_teacher(**script),
+            load,
             announce=announce,
         )
     except LogitcaskError as error:
