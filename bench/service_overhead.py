@@ -65,8 +65,8 @@ class MadeUpEngine:
         self.max_model_len = 4096
         self.seconds = 0.0
 
-    def capture(self, tasks: Iterable[CaptureTask], spec: CaptureSpec) -> Iterator[CaptureResult]:
-        for task in tasks:
+    def capture(self, tasks: Iterable[CaptureTask | None], spec: CaptureSpec) -> Iterator[CaptureResult]:
+        for task in filter(None, tasks):
             start = time.thread_time()
             model = make_document(len(task.token_ids_L), VOCAB, seed=0)
             records = model.records

@@ -48,9 +48,9 @@ class PacedEngine:
         self.busy = self.span = 0.0
         self.documents = 0
 
-    def capture(self, tasks: Iterable[CaptureTask], spec: CaptureSpec) -> Iterator[CaptureResult]:
+    def capture(self, tasks: Iterable[CaptureTask | None], spec: CaptureSpec) -> Iterator[CaptureResult]:
         begin = 0.0
-        for task in tasks:
+        for task in filter(None, tasks):
             start = time.perf_counter()
             begin = begin or start
             model = make_document(len(task.token_ids_L), VOCAB, seed=0).records

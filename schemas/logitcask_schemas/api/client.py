@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
@@ -25,6 +25,11 @@ from logitcask_schemas.api.objects import (
     Status,
 )
 from logitcask_schemas.api.requests import ExtractionPlan, ExtractionRequest
+from logitcask_schemas.api.scoring import DEFAULT_TIMEOUT
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.extent import IdArray
+from logitcask_schemas.record.frame import MEDIA_TYPE, decode_frame
+from logitcask_schemas.record.records import DocumentRecords
 
 if TYPE_CHECKING:
     from httpx2 import BaseTransport
@@ -91,6 +96,35 @@ class ServiceClient:
         names = ("cask", "max_length", "overflow", "loss_on")
         params |= {name: values[name] for name in names if values.get(name) is not None}
         return self._connection.send_lines(Preview, "/v1/previews", lines, params=params)
+
+    def score(
+        self,
+        input_ids: Sequence[Sequence[int] | IdArray],
+        *,
+        first: Sequence[int] | None = None,
+        context_ids: Sequence[Sequence[int] | IdArray] | None = None,
+        capture: CaptureSpec | Mapping[str, Any] | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> list[DocumentRecords]:
+        """What the teacher says of some sequences, now: their records, whose arrays are views of what was received.
+
+        Args:
+            input_ids: token ids of each sequence.
+            first: per sequence, its first position with a record; None: all positions have one.
+            context_ids: per sequence, what the teacher reads before it.
+            capture: what to keep of each distribution; None: as an extraction's default.
+            timeout: seconds to wait for the teacher.
+
+        Raises:
+            ServiceError: refused, or not in time (`status` 503: worth another try).
+            InvalidRecordError: the answer is damaged.
+        """
+        spec = capture.model_dump(mode="json") if isinstance(capture, CaptureSpec) else capture
+        body: dict[str, Any] = {"input_ids": [list(map(int, ids)) for ids in input_ids], "timeout": timeout}
+        body |= {"capture": spec} if spec is not None else {}
+        body |= {"first": list(map(int, first))} if first is not None else {}
+        body |= {"context_ids": [list(map(int, ids)) for ids in context_ids]} if context_ids is not None else {}
+        return decode_frame(self._connection.post_for(MEDIA_TYPE, "/v1/score", body, seconds=timeout)).documents
 
     def corpus_with(self, sha256: str) -> Corpus | None:
         """The corpus with this content (digest in hex), if the service has it."""

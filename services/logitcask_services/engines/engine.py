@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from logitcask_schemas.errors import DocumentMismatchError, InvalidRecordError, LogitcaskError
+from logitcask_schemas.errors import CaptureSpecError, DocumentMismatchError, InvalidRecordError, LogitcaskError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.extent import Extent, IdArray
 from logitcask_schemas.record.identity import TeacherIdentity
@@ -29,6 +29,8 @@ class CaptureTask:
     """Ranges [start, stop) of the positions to record, as `Extent` has them; None: all."""
     context: ContextTokens | None = None
     """What the teacher reads before the document."""
+    spec: CaptureSpec | None = None
+    """What to keep of this document; None: what the capture says."""
 
     @property
     def extent(self) -> Extent:
@@ -71,11 +73,13 @@ class Engine(Protocol):
         """Most tokens a document may have."""
         ...
 
-    def capture(self, tasks: Iterable[CaptureTask], spec: CaptureSpec) -> Iterator[CaptureResult]:
+    def capture(self, tasks: Iterable[CaptureTask | None], spec: CaptureSpec) -> Iterator[CaptureResult]:
         """Yield one result per task, in order of completion.
 
-        Tasks are drawn from the iterable as the engine has room, so it may be long or slow. Closing the generator
-        aborts what is in flight. A fault of one document is its result's error; a dead engine raises.
+        Tasks are drawn from the iterable as the engine has room, so it may be long or slow. None stands for "none just
+        now": the engine goes on with what it has, and asks again. Tasks with a spec of their own may stand among those
+        of the capture's. Closing the generator aborts what is in flight. A fault of one document is its result's error;
+        a dead engine raises.
 
         Raises:
             CaptureSpecError: at the first result, where the spec asks for what this teacher cannot give.
@@ -106,6 +110,11 @@ def refusal(task: CaptureTask, *, max_model_len: int, vocab_size: int) -> str | 
     ids = task.token_ids_L if task.context is None else np.append(task.token_ids_L, task.context.token_ids_C)
     if (largest := int(ids.max())) >= vocab_size:
         return f"token id {largest} is outside the teacher's vocabulary of {vocab_size}; another tokenizer made it"
+    if task.spec is not None:
+        try:
+            task.spec.require_vocabulary(vocab_size)
+        except CaptureSpecError as error:
+            return str(error)
     return None
 
 

@@ -6,7 +6,6 @@ Shape legend: B documents of a batch, L tokens (padded), D hidden width, V vocab
 """
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from typing import Any
 
 import torch
@@ -21,6 +20,8 @@ from logitcask_services.engines.engine import CaptureResult, CaptureTask, refusa
 from logitcask_services.engines.model_folder import ModelFolder
 from logitcask_services.engines.transformers_model import TransformersModel
 from logitcask_services.engines.vllm.request import document_key
+
+_KEPT_CAPTURES = 16
 
 
 class TransformersEngine:
@@ -63,12 +64,11 @@ class TransformersEngine:
         """Most tokens a document may have."""
         return self._max_model_len
 
-    def capture(self, tasks: Iterable[CaptureTask], spec: CaptureSpec) -> Iterator[CaptureResult]:
+    def capture(self, tasks: Iterable[CaptureTask | None], spec: CaptureSpec) -> Iterator[CaptureResult]:
         """Yield one result per task, in order; see `Engine.capture`."""
         spec.require_vocabulary(self._identity.vocab_size)
-        capture = RecordCapture(spec, self._identity.vocab_size)
-        source = iter(tasks)
-        while batch := list(islice(source, self._batch_documents)):
+        captures: dict[CaptureSpec, RecordCapture] = {}
+        for batch in _batches(tasks, self._batch_documents):
             sound = []
             for task in batch:
                 reason = refusal(task, max_model_len=self._max_model_len, vocab_size=self._identity.vocab_size)
@@ -76,8 +76,13 @@ class TransformersEngine:
                     sound.append(task)
                 else:
                     yield CaptureResult(key=task.key, document=None, error=reason)
+            wanted = {task.spec or spec for task in sound}
+            if len(captures | dict.fromkeys(wanted)) > _KEPT_CAPTURES:
+                captures = {}
+            for each in wanted - captures.keys():
+                captures[each] = RecordCapture(each, self._identity.vocab_size)
             if sound:
-                yield from self._batch(sound, capture)
+                yield from self._batch(sound, [captures[task.spec or spec] for task in sound])
 
     @torch.inference_mode()
     def logits(self, token_ids_L: IdArray) -> torch.Tensor:
@@ -102,7 +107,7 @@ class TransformersEngine:
         self._model = None
 
     @torch.inference_mode()
-    def _batch(self, tasks: list[CaptureTask], capture: RecordCapture) -> list[CaptureResult]:
+    def _batch(self, tasks: list[CaptureTask], captures: list[RecordCapture]) -> list[CaptureResult]:
         """Capture documents that the teacher can take, in one padded forward pass."""
         ids = [torch.from_numpy(task.read_ids.astype("int64")) for task in tasks]
         input_ids_BL = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(self._device)
@@ -111,7 +116,7 @@ class TransformersEngine:
         # Padding sits on the right, where causal attention keeps it from every real position.
         arguments = {"attention_mask": mask_BL} if len(tasks) > 1 else {}
         logits_BLV = self._model(input_ids=input_ids_BL, use_cache=False, **arguments).logits
-        return [self._reduce(task, capture, logits_BLV[i], ids[i]) for i, task in enumerate(tasks)]
+        return [self._reduce(task, captures[i], logits_BLV[i], ids[i]) for i, task in enumerate(tasks)]
 
     def _reduce(
         self, task: CaptureTask, capture: RecordCapture, logits_LV: torch.Tensor, ids_L: torch.Tensor
@@ -129,3 +134,16 @@ class TransformersEngine:
         columns = capture(logits_PV, next_ids_P, keys_P, positions_P)
         records = decode_wire(pack_wire(columns, self._identity.vocab_size).cpu().numpy(), capture.spec)
         return result_of(task, records, self._identity.vocab_size)
+
+
+def _batches(tasks: Iterable[CaptureTask | None], size: int) -> Iterator[list[CaptureTask]]:
+    """So many tasks at a time, or as many as there are just now."""
+    batch: list[CaptureTask] = []
+    for task in tasks:
+        if task is not None:
+            batch.append(task)
+        if batch and (task is None or len(batch) == size):
+            yield batch
+            batch = []
+    if batch:
+        yield batch

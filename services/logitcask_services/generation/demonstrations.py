@@ -44,8 +44,8 @@ class DemonstrationChooser:
         if others < self.wanted.k:
             return Refusal(
                 code="too_few_demonstrations",
-                message=f"{where}: {self.wanted.k} demonstrations are asked for, and there are {others} besides the row; "
-                "lower k, or give a larger corpus",
+                message=f"{where}: {self.wanted.k} demonstrations are asked for, and there are {others} besides the "
+                "row; lower k, or give a larger corpus",
             )
         match self.wanted.choose:
             case "first":
@@ -63,13 +63,13 @@ class DemonstrationChooser:
     def _by_field(self, row: Row, own: int | None, where: str) -> tuple[Row, ...] | Refusal:
         ids = row.fields.get(self.wanted.query)
         if not isinstance(ids, list) or not all(isinstance(name, str) for name in ids):
-            return self._no_query(row, where, "a list of ids of rows, as a score step with `candidates` writes it")
+            return self._no_query(row, where, "a list of ids of rows, as score steps write it")
         unknown = [name for name in ids if name not in self._by_id or self._by_id[name] == own]
         if unknown:
             return Refusal(
                 code="unknown_demonstration",
-                message=f"{where}: the field `{self.wanted.query}` names the row {unknown[0][:64]!r}, which is not among "
-                "the candidates; let both steps take them from the same corpus",
+                message=f"{where}: the field `{self.wanted.query}` names the row {unknown[0][:64]!r}, which is not "
+                "among the candidates; let both steps take them from the same corpus",
             )
         if len(ids) < self.wanted.k:
             return Refusal(

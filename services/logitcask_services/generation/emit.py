@@ -1,190 +1,210 @@
-"""What a kept row gives the corpus that is written at the end: token ids, what is recorded, and where it comes from.
+"""Rows of a generation as the lines of a corpus, which an extraction captures.
 
-Shape legend: L tokens of a document, C tokens of what the teacher reads before it.
+A line holds token ids: the prompt that the student is asked with, and the completion, as it was sampled. Its positions
+to record are those that predict the completion. Under the context `teacher` it also says what the teacher read in place
+of the student's prompt. All else that is known of the row stands under `logitcask`, which readers of a corpus leave
+alone.
+
+Shape legend: L tokens of a line.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from logitcask_schemas.api.generation_steps import EmitRow
 from logitcask_services.corpora.line_problems import LineProblem
 from logitcask_services.corpora.lines import MAX_CUSTOM_ID, ChatLine
 from logitcask_services.corpora.token_rows import IGNORED
-from logitcask_services.generation.compile import StepResources
-from logitcask_services.generation.errors import RecipeError
-from logitcask_services.generation.prompting import chat_parts
-from logitcask_services.generation.rows import Dropped, Row, Written
+from logitcask_services.generation.prompting import Prompter, chat_parts
+from logitcask_services.generation.rows import Dropped, Row, Written, child_id
 from logitcask_services.generation.templates import PromptTemplate, RenderError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Provenance:
-    """What all lines of one generation have in common."""
+class Origin:
+    """What all rows of a generation have in common."""
 
-    generation_id: str
+    generation: str
+    """Its id."""
     recipe: str | None
     corpus_sha256: str
-    teacher: str | None
+    """Of the corpus that the rows come from, hex."""
+    teacher: Mapping[str, Any]
+    """Who wrote: JSON values."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Document:
-    prompt_ids: Sequence[int]
-    completion_ids: Sequence[int]
-    teacher_ids: Sequence[int] | None
-    """What the teacher reads before the completion, where that is another prompt."""
-    written: Written | None
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What a row gives: ids of the student's prompt and of the completion, and the completion's text."""
+
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    text: str
+    written: Written | None = None
 
 
+@dataclass(kw_only=True)
 class Emitter:
-    """Makes the lines of kept rows. Raises RecipeError where a template is not there."""
+    """Writes the lines of one corpus, in order of the rows: `emit` are the rows of a request of one suffix.
 
-    def __init__(self, emit: Sequence[EmitRow], resources: StepResources, provenance: Provenance) -> None:
-        self._emit = emit
-        self._resources = resources
-        self._provenance = provenance
-        self._last: tuple[str, int] = ("", 0)
-
-    def lines(self, row: Row) -> list[tuple[str, bytes]] | Dropped:
-        """Suffix and line of each `EmitRow`, in order; a drop where one of them cannot be made."""
-        made = []
-        for number, emit in enumerate(self._emit):
-            try:
-                document = self._document(row, emit)
-            except RenderError as error:
-                return self._dropped(row, number, error.code, str(error))
-            if not document.completion_ids:
-                return self._dropped(row, number, "empty_completion", "the completion has no tokens; drop such rows")
-            if not document.prompt_ids:
-                return self._dropped(row, number, "empty_prompt", "the student's prompt has no tokens; give another")
-            entry = self._entry(row, document)
-            line = json.dumps(entry, sort_keys=True, separators=(",", ":")).encode() + b"\n"
-            made.append((emit.suffix, line))
-        return made
-
-    def _dropped(self, row: Row, number: int, code: str, message: str) -> Dropped:
-        where = f"line {row.line}" if row.line else f"grown row {row.id[:12]}"
-        # The step behind the last one, which has no number of its own.
-        return row.drop(10_000 + number, code, f"{where}, emit row {number}: {message}")
-
-    def _document(self, row: Row, emit: EmitRow) -> _Document:
-        prompter = self._resources.prompter
-        if emit.completion is None:
-            assert emit.prompt is not None  # the schema says so
-            assert emit.completion_template is not None
-            prompt, completion = self._template(emit.prompt), self._template(emit.completion_template)
-            prompt_ids, completion_ids = self._rendered(row, prompt, completion)
-            return _Document(prompt_ids=prompt_ids, completion_ids=completion_ids, teacher_ids=None, written=None)
-        written = row.written.get(emit.completion)
-        if written is None:
-            raise RenderError("unknown_field", f"the field {emit.completion!r} is no text that the teacher wrote")
-        teacher_ids = written.prompt_ids()
-        if emit.prompt is not None:
-            prompt_ids = prompter.prompt_ids(self._template(emit.prompt), row.fields)
-        else:
-            prompt_ids = list(teacher_ids if written.bare_prompt_ids is None else written.bare_prompt_ids())
-        differs = emit.context == "teacher" and list(teacher_ids) != prompt_ids
-        return _Document(
-            prompt_ids=prompt_ids,
-            completion_ids=written.token_ids,
-            teacher_ids=teacher_ids if differs else None,
-            written=written,
-        )
-
-    def _template(self, name: str) -> PromptTemplate:
-        if (template := self._resources.parsed.get(name)) is None:
-            raise RecipeError(f"emit: there is no template {name!r}; there are {sorted(self._resources.parsed)}")
-        return template
-
-    def _rendered(self, row: Row, prompt: PromptTemplate, completion: PromptTemplate) -> tuple[list[int], list[int]]:
-        """Prompt and completion of templates alone; the completion ends as the student shall end."""
-        prompter, tokenizer = self._resources.prompter, self._resources.tokenizer
-        text = completion.text(row.fields).text
-        prompt_ids = prompter.prompt_ids(prompt, row.fields)
-        if prompt.kind == "text":
-            end = [] if tokenizer.end_id is None else [tokenizer.end_id]
-            return prompt_ids, [*prompter.words_ids(text, name=f"template {completion.name}"), *end]
-        parts = chat_parts(prompt, row.fields)
-        messages: list[dict[str, Any]] = [
-            *parts.messages,
-            {"role": "assistant", "content": parts.prefix + text},
-        ]
-        (whole,) = tokenizer.chat([ChatLine(messages=messages, first_answer=len(messages) - 1)])
-        if isinstance(whole, LineProblem):
-            raise RenderError(whole.code, whole.message)
-        if whole.token_ids[: len(prompt_ids)] != prompt_ids:
-            raise RenderError(
-                "template_differs",
-                "the chat template writes the prompt in another way when an answer follows; use templates of kind text",
-            )
-        stop = whole.answers[-1][1] if whole.answers else len(whole.token_ids)
-        return prompt_ids, whole.token_ids[len(prompt_ids) : stop]
-
-    def _entry(self, row: Row, document: _Document) -> dict[str, Any]:
-        prompt_ids, completion_ids = list(document.prompt_ids), list(document.completion_ids)
-        length = len(prompt_ids) + len(completion_ids)
-        entry: dict[str, Any] = {
-            "input_ids": prompt_ids + completion_ids,
-            "labels": [IGNORED] * len(prompt_ids) + completion_ids,
-            "recorded": [[len(prompt_ids) - 1, length - 1]],
-            "custom_id": self._custom_id(row, document.written),
-            "logitcask": self._origin(row, document),
-        }
-        if document.teacher_ids is not None:
-            context_ids, replaced = context_between(document.teacher_ids, prompt_ids)
-            entry |= {"context_ids": context_ids, "context_replaces": replaced}
-        return entry
-
-    def _custom_id(self, row: Row, written: Written | None) -> str:
-        """The source's, with a number behind it where the source gives several rows."""
-        name = row.custom_id if row.custom_id is not None else (f"line-{row.line}" if row.line else row.id[:16])
-        if row.parent == row.id:
-            return name
-        sample = f"-{written.sample}" if written is not None else f"-{row.id[:8]}"
-        return name[: MAX_CUSTOM_ID - len(sample)] + sample
-
-    def _origin(self, row: Row, document: _Document) -> dict[str, Any]:
-        origin, written, tokenizer = self._provenance, document.written, self._resources.tokenizer
-        about: dict[str, Any] = {
-            "generation": origin.generation_id,
-            "recipe": origin.recipe,
-            "source": {"sha256": origin.corpus_sha256, "line": row.line},
-            "row": row.id,
-            "teacher": origin.teacher,
-            "fields": dict(row.fields),
-            "checks": dict(row.checks),
-            "written": {name: _about(entry) for name, entry in row.written.items()},
-            "prompt": tokenizer.decode(list(document.prompt_ids)),
-            "completion": tokenizer.decode(list(document.completion_ids)),
-        }
-        if written is not None:
-            about |= _about(written)
-        return about
-
-
-def context_between(teacher_ids: Sequence[int], prompt_ids: Sequence[int]) -> tuple[list[int], int]:
-    """What the teacher reads in place of the first tokens of a student's prompt, and of how many.
-
-    Both prompts end alike from some token on, as early a one as possible; one token at least is context.
+    `custom_id` is the source's, or `line-N`; with the number of the sample behind it where there are several of a row;
+    with a further number where it was there before.
     """
-    shared = 0
-    for theirs, ours in zip(reversed(teacher_ids), reversed(prompt_ids), strict=False):
-        if theirs != ours:
-            break
-        shared += 1
-    shared = min(shared, len(teacher_ids) - 1)
-    return list(teacher_ids[: len(teacher_ids) - shared]), len(prompt_ids) - shared
+
+    emit: Sequence[EmitRow]
+    templates: Mapping[str, PromptTemplate]
+    prompter: Prompter
+    origin: Origin
+    step: int
+    """Number that rows which cannot be written are dropped under: one above the last step's."""
+    _used: dict[str, int] = field(default_factory=dict)
+
+    def lines(self, row: Row) -> Iterator[bytes | Dropped]:
+        """The lines of a row, each with its line end; or why there is none: a refused prompt, or no completion.
+
+        Codes: those of prompts, `no_completion`, `empty_completion`, `empty_prompt`, `prompt_changes` and
+        `answers_unproved`.
+        """
+        for emit in self.emit:
+            try:
+                yield self._line(row, emit)
+            except RenderError as error:
+                where = f"line {row.line}" if row.line else f"grown row {row.id[:12]}"
+                yield row.drop(self.step, error.code, f"{where}, emit: {error}")
+
+    def _line(self, row: Row, emit: EmitRow) -> bytes:
+        said = self._written(row, emit) if emit.completion is not None else self._rendered(row, emit)
+        prompt, completion = said.prompt_ids, said.completion_ids
+        if not completion:
+            raise RenderError("empty_completion", "the completion has no tokens; keep rows with `min_tokens: 1`")
+        if not prompt:
+            raise RenderError(
+                "empty_prompt", "the prompt has no tokens, so nothing predicts the completion's first one"
+            )
+        entry: dict[str, Any] = {
+            "input_ids": [*prompt, *completion],
+            "labels": [*[IGNORED] * len(prompt), *completion],
+            "recorded": [[len(prompt) - 1, len(prompt) + len(completion) - 1]],
+            "custom_id": self._custom_id(row),
+        }
+        if emit.context == "teacher" and said.written is not None:
+            entry |= context_of_prompts(list(said.written.prompt_ids()), prompt)
+        entry["logitcask"] = self._provenance(row, said)
+        return json.dumps(entry, sort_keys=True, separators=(",", ":")).encode("ascii") + b"\n"
+
+    def _written(self, row: Row, emit: EmitRow) -> _Said:
+        written = row.written.get(emit.completion or "")
+        if written is None:
+            raise RenderError("no_completion", f"the teacher wrote no field `{emit.completion}` for the row")
+        if emit.prompt is not None:
+            prompt = self.prompter.prompt_ids(self.templates[emit.prompt], row.fields)
+        else:
+            prompt = list((written.bare_prompt_ids or written.prompt_ids)())
+        return _Said(prompt, list(written.token_ids), written.text, written)
+
+    def _rendered(self, row: Row, emit: EmitRow) -> _Said:
+        assert emit.prompt is not None  # EmitRow requires both
+        assert emit.completion_template is not None
+        template = self.templates[emit.prompt]
+        text = self.templates[emit.completion_template].text(row.fields).text
+        if template.kind == "chat":
+            return self._chat_answer(row, template, text)
+        prompt = self.prompter.prompt_ids(template, row.fields)
+        completion = self.prompter.words_ids(text, name="the completion") if text else []
+        end = self.prompter.tokenizer.end_id
+        if completion and end is not None:
+            completion = [*completion, end]
+        return _Said(prompt, completion, text)
+
+    def _chat_answer(self, row: Row, template: PromptTemplate, text: str) -> _Said:
+        """A text as the assistant's turn, with what ends it. Raises RenderError."""
+        prompt = self.prompter.prompt_ids(template, row.fields)
+        if not text:
+            return _Said(prompt, [], text)
+        parts = chat_parts(template, row.fields)
+        answer = {"role": "assistant", "content": parts.prefix + text}
+        line = ChatLine(messages=[*map(dict, parts.messages), answer], first_answer=len(parts.messages))
+        (whole,) = self.prompter.tokenizer.chat([line])
+        if isinstance(whole, LineProblem):
+            raise RenderError(whole.code, f"template {template.name}: {whole.message}")
+        if whole.token_ids[: len(prompt)] != prompt:
+            raise RenderError(
+                "prompt_changes",
+                f"template {template.name}: with the answer behind it, the teacher's chat template writes the prompt "
+                "in another way; use a prompt template of kind text",
+            )
+        if not whole.answers:
+            raise RenderError(
+                "answers_unproved",
+                f"template {template.name}: it is not proved where the teacher's chat template ends the answer; use a "
+                "prompt template of kind text",
+            )
+        return _Said(prompt, whole.token_ids[len(prompt) : whole.answers[-1][1]], text)
+
+    def _custom_id(self, row: Row) -> str:
+        name = row.custom_id or (f"line-{row.line}" if row.line else f"row-{row.id[:12]}")
+        if row.parent != row.id:
+            name = f"{name}-{self._sample(row)}"
+        name = name[-(MAX_CUSTOM_ID - 16) :]
+        while name in self._used:
+            self._used[name] += 1
+            name = f"{name}-{self._used[name]}"
+        self._used[name] = 0
+        return name
+
+    def _sample(self, row: Row) -> int:
+        """Which sample of its parent a row is: the number that its id was made from."""
+        for written in row.written.values():
+            if any(child_id(row.parent, step, written.sample) == row.id for step in range(self.step)):
+                return written.sample
+        raise ValueError(f"row {row.id} is no sample of {row.parent} by any of the {self.step} steps")
+
+    def _provenance(self, row: Row, said: _Said) -> dict[str, Any]:
+        decode = self.prompter.tokenizer.decode
+        provenance: dict[str, Any] = {
+            "generation": self.origin.generation,
+            "recipe": self.origin.recipe,
+            "source": {"sha256": self.origin.corpus_sha256, "line": row.line},
+            "teacher": dict(self.origin.teacher),
+            "row": row.id,
+            "fields": {name: value for name, value in row.fields.items() if name not in row.written},
+            "written": {name: _described(written) for name, written in row.written.items()},
+            "checks": dict(row.checks),
+            "prompt": decode(said.prompt_ids),
+            "completion": said.text,
+        }
+        return provenance
 
 
-def _about(written: Written) -> Mapping[str, Any]:
+def _described(written: Written) -> dict[str, Any]:
     return {
-        "template": f"{written.template}@{written.template_sha256}",
-        "demonstrations": list(written.demonstrations),
+        "text": written.text,
+        "tokens": len(written.token_ids),
+        "finish": written.finish,
+        "mean_logprob": written.mean_logprob,
         "sample": written.sample,
         "seed": written.seed,
-        "finish": written.finish,
-        "tokens": len(written.token_ids),
-        "mean_logprob": round(written.mean_logprob, 6),
+        "template": f"{written.template}@{written.template_sha256}",
+        "demonstrations": list(written.demonstrations),
     }
+
+
+def context_of_prompts(read: Sequence[int], asked: Sequence[int]) -> dict[str, Any]:
+    """What a line says about the teacher's prompt: nothing where it is the student's.
+
+    Args:
+        read: the teacher's prompt.
+        asked: the student's.
+
+    Returns:
+        `context_ids` and `context_replaces` (see `corpora.lines`): the teacher reads these, then the student's prompt
+        from there on. As much of the two as is alike is left to the student's, so that rows share their contexts.
+    """
+    if list(read) == list(asked):
+        return {}
+    shared, most = 0, min(len(read) - 1, len(asked))
+    while shared < most and read[-1 - shared] == asked[-1 - shared]:
+        shared += 1
+    return {"context_ids": list(read[: len(read) - shared]), "context_replaces": len(asked) - shared}

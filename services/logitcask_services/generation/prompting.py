@@ -95,15 +95,13 @@ class Prompter:
         except RenderError as error:
             return Refusal(code=error.code, message=f"{where}: {error}")
         if not ids:
-            return Refusal(
-                code="empty_prompt", message=f"{where}: template {template.name} gives a prompt of no tokens"
-            )
+            return Refusal(code="empty_prompt", message=f"{where}: template {template.name} gives an empty prompt")
         if len(ids) + room > self.max_model_len:
             return Refusal(
                 code="prompt_too_long",
-                message=f"{where}: the prompt of template {template.name} has {len(ids)} tokens; the teacher's window of "
-                f"{self.max_model_len} less {room} to be written or scored leaves {self.max_model_len - room}. Shorten "
-                "the row, show fewer demonstrations, or lower max_tokens",
+                message=f"{where}: the prompt of template {template.name} has {len(ids)} tokens; the teacher's "
+                f"window of {self.max_model_len} less {room} to be written or scored leaves "
+                f"{self.max_model_len - room}. Shorten the row, show fewer demonstrations, or lower max_tokens",
             )
         return np.array(ids, dtype=np.uint32)
 

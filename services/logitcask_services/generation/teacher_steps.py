@@ -247,10 +247,10 @@ class ScoreStep:
 
     def join(self, row: Row, answers: Sequence[Answer]) -> Iterator[Staged]:
         """The row with its scores. A candidate whose request failed has the score null and is not among the best."""
-        if errors := [answer.error for answer in answers if answer.error is not None]:
-            if len(errors) == len(answers):
-                yield self.asking.failed(row, errors[0])
-                return
+        errors = [answer.error for answer in answers if answer.error is not None]
+        if len(errors) == len(answers):
+            yield self.asking.failed(row, errors[0])
+            return
         scores = [None if answer.error else answer.logprob / answer.scored_tokens for answer in answers]
         into = self.step.into
         if self.candidates is None:

@@ -1,9 +1,9 @@
 """Jinja for prompts, of which only so much is left that neither a template nor a field can do harm.
 
 Templates say what a prompt looks like; they compute little. So everything is refused that is not listed here: other
-statements, filters, methods and operators. What is left cannot reach Python's objects, files or the network, and its
-time and memory are bounded: texts by `LONGEST_TEXT`, turns of all loops by `MOST_TURNS`, what filters and operators read
-and write by `MOST_WORK`. It builds on Jinja's ImmutableSandboxedEnvironment.
+statements, filters, methods, operators. What is left cannot reach Python's objects, files or the network, and its
+time and memory are bounded: texts by `LONGEST_TEXT`, turns of all loops by `MOST_TURNS`, what filters and operators
+read and write by `MOST_WORK`. It builds on Jinja's ImmutableSandboxedEnvironment.
 """
 
 import json
@@ -13,8 +13,9 @@ from itertools import islice
 from typing import Any, Final
 
 from jinja2 import StrictUndefined, Undefined, nodes, pass_context
+from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context, LoopContext
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 LONGEST_TEXT: Final = 1_000_000
@@ -239,7 +240,8 @@ class _Guard(NodeTransformer):
         self.generic_visit(node)
         return self._filter(nodes.List(node.nodes, lineno=node.lineno, environment=self._environment), "join")
 
-    def _filter(self, node: nodes.Expr, name: str) -> nodes.Filter:
+    def _filter(self, node: nodes.Node, name: str) -> nodes.Filter:
+        assert isinstance(node, nodes.Expr)  # what a loop runs over is one
         return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno, environment=self._environment)
 
 

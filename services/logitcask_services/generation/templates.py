@@ -18,9 +18,9 @@ r"""Prompt templates: Markdown files with a small head, rendered for a row.
     {{ question }}
 
 A `text` template is one text of Jinja; its last line end is dropped, and its loops see `demonstrations`, a list. A
-`chat` template is cut into turns at lines that hold a marker alone, before anything is rendered: no field can make a turn.
-Blank lines around a turn's text are dropped. A last `[assistant]` turn is the beginning of an answer, which the teacher
-goes on with. `{{ "[user]" }}` writes a marker as text. What Jinja can do here: see `template_sandbox`.
+`chat` template is cut into turns at lines that hold a marker alone, before anything is rendered, so no field makes a
+turn. Blank lines around a turn's text are dropped. A last `[assistant]` turn is the beginning of an answer, which the
+teacher goes on with. `{{ "[user]" }}` writes a marker as text. What Jinja can do here: see `template_sandbox`.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from typing import Any, Final, Literal
 
 import yaml
 from jinja2 import Template, TemplateError, TemplateSyntaxError, UndefinedError, meta
-from jinja2.sandbox import SecurityError
+from jinja2.exceptions import SecurityError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from logitcask_schemas.api.generation_steps import FieldName, Sampling

@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import ipaddress
 import socket
+from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -21,23 +22,24 @@ MAX_HEADERS = 128
 
 
 class JsonBodyLimit:
-    """Answers 413 to bodies over MAX_JSON_BYTES, declared or not, except on streamed paths."""
+    """Answers 413 to bodies over MAX_JSON_BYTES, declared or not, except on streamed paths; some may be larger."""
 
-    def __init__(self, app: ASGIApp, streamed: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, streamed: frozenset[str], larger: Mapping[str, int]) -> None:
         self._app = app
         self._streamed = streamed
+        self._larger = larger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        received = 0
+        received, limit = 0, self._larger.get(scope.get("path", ""), MAX_JSON_BYTES)
 
         async def counted() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > MAX_JSON_BYTES:
+            if received > limit:
                 # Raised inside the route's reading of the body, from where the handlers take it.
-                raise HTTPException(413, f"the request body is larger than {MAX_JSON_BYTES} bytes")
+                raise HTTPException(413, f"the request body is larger than {limit} bytes")
             return message
 
         bounded = scope["type"] == "http" and scope["path"] not in self._streamed

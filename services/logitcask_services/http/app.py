@@ -9,7 +9,7 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 from logitcask_schemas.terminal import installed_version
-from logitcask_services.http import corpora, extractions, generations, operations, previews, problems
+from logitcask_services.http import corpora, extractions, generations, operations, previews, problems, scoring
 from logitcask_services.http.access import BrowserGuard, HeadLimit, HeadRequests, JsonBodyLimit, KeyRing
 from logitcask_services.http.dependencies import InFlight
 from logitcask_services.http.job_streams import StreamPlaces
@@ -47,10 +47,12 @@ def create_app(service: Service, *, streams: int = 512) -> FastAPI:
     app.state.streams = StreamPlaces(streams)
     app.state.previews = previews.PreviewQueue()
     problems.install(app)
-    for router in (corpora.router, extractions.router, generations.router, previews.router, operations.router):
-        app.include_router(router)
+    routers = (corpora, extractions, generations, previews, scoring, operations)
+    for module in routers:
+        app.include_router(module.router)
     _describe(app)
-    app.add_middleware(JsonBodyLimit, streamed=frozenset({"/v1/corpora", previews.PATH, generations.PREVIEW_PATH}))
+    streamed = frozenset({"/v1/corpora", previews.PATH, generations.PREVIEW_PATH})
+    app.add_middleware(JsonBodyLimit, streamed=streamed, larger=scoring.BODY_BYTES)
     app.add_middleware(HeadRequests)
     if keys.open:
         app.add_middleware(BrowserGuard)

@@ -21,10 +21,11 @@ from logitcask_schemas.api.requests import ExtractionPlan, is_cask_name
 from logitcask_services.corpora.line_problems import LineProblem
 from logitcask_services.corpora.tokenizer import DocumentTokenizer
 from logitcask_services.folders import CaskNameError
-from logitcask_services.generation.compile import check_steps, parse_templates
+from logitcask_services.generation.compile import parsed_templates
 from logitcask_services.generation.errors import RecipeError
 from logitcask_services.generation.rows import Row
 from logitcask_services.generation.source import source_rows
+from logitcask_services.generation.step_checks import check_steps
 from logitcask_services.generation.templates import PromptTemplate
 from logitcask_services.http import extraction_work
 from logitcask_services.jobs.database.tables import GenerationRow, StageRow
@@ -67,7 +68,7 @@ def _check(
 ) -> None:
     extraction_work.require_room(service)
     require_demonstrations(service, steps)
-    parsed = parse_templates(templates)
+    parsed = parsed_templates(templates)
     check_steps(steps, emit, parsed, _fields_of(service, corpus_id))
     if (facts := service.teacher.facts) is not None:
         _require_chat_template(facts.tokenizer, parsed)

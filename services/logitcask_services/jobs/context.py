@@ -14,6 +14,7 @@ from logitcask_services.jobs.database.extractions import ExtractionStore
 from logitcask_services.jobs.database.generations import GenerationStore
 from logitcask_services.jobs.database.log import JobLog
 from logitcask_services.jobs.live import Heartbeat, LiveProgress, Signals
+from logitcask_services.jobs.scoring import Scoring
 from logitcask_services.jobs.teacher import Role, Teacher, TeacherSupervisor
 from logitcask_services.settings import ServiceSettings
 
@@ -52,6 +53,11 @@ class JobContext:
             backoff_seconds=settings.engine_backoff_seconds,
             stopping=self.signals.stopping,
             ready=lambda: self.signals.changed(""),
+        )
+        self.scoring = Scoring(
+            wake=lambda: self.signals.changed(""),
+            heartbeat=self.heartbeat,
+            progressed=self.teacher.progressed,
         )
         self.crash: str | None = None
         """Why the service must end, once it must."""

@@ -3,12 +3,13 @@
 import contextlib
 from collections import Counter
 from itertools import islice
+from typing import Any
 
 from logitcask_schemas.api.generation import RowCounts
 from logitcask_schemas.api.objects import Failure
 from logitcask_schemas.api.requests import ExtractionRequest
 from logitcask_services.corpora.uploads import CorpusUpload
-from logitcask_services.generation.emit import Emitter, Provenance
+from logitcask_services.generation.emit import Emitter, Origin
 from logitcask_services.generation.rows import Dropped
 from logitcask_services.jobs.context import JobContext
 from logitcask_services.jobs.database.generations import WrittenCorpus
@@ -29,18 +30,30 @@ def write_corpora(context: JobContext, row: GenerationRow, work: GenerationWork)
     """
     request = row.request
     suffixes = list(dict.fromkeys(emit.suffix for emit in request.emit))
-    emitter = Emitter(
-        request.emit,
-        work.resources,
-        Provenance(
-            generation_id=row.id,
-            recipe=request.recipe,
-            corpus_sha256=context.corpora.get(row.corpus_id).sha256,
-            teacher=(context.generations.get(row.id).teacher or {}).get("model"),
-        ),
+    origin = Origin(
+        generation=row.id,
+        recipe=request.recipe,
+        corpus_sha256=context.corpora.get(row.corpus_id).sha256,
+        teacher=_named(context.generations.get(row.id).teacher or {}),
     )
+    emitters = {
+        suffix: Emitter(
+            emit=[emit for emit in request.emit if emit.suffix == suffix],
+            templates=work.templates,
+            prompter=work.prompter,
+            origin=origin,
+            step=work.pipeline.num_steps,
+        )
+        for suffix in suffixes
+    }
     counts, dropped, failures = RowCounts(), Counter[str](), list[Failure]()
     written: Counter[str] = Counter()
+
+    def leave_out(row: Dropped) -> None:
+        dropped[row.code] += 1
+        if len(failures) < MAX_LISTED:
+            failures.append(_failure_of(row))
+
     lines = bad_lines = 0
     for source in work.source():
         lines += 1
@@ -48,16 +61,19 @@ def write_corpora(context: JobContext, row: GenerationRow, work: GenerationWork)
     with contextlib.ExitStack() as open_files:
         uploads = {suffix: open_files.enter_context(context.storage.receive()) for suffix in suffixes}
         for staged in work.pipeline.rows_behind(work.pipeline.num_steps - 1):
-            lines_of_row = staged if isinstance(staged, Dropped) else emitter.lines(staged)
-            if isinstance(lines_of_row, Dropped):
-                dropped[lines_of_row.code] += 1
-                if len(failures) < MAX_LISTED:
-                    failures.append(_failure_of(lines_of_row))
+            if isinstance(staged, Dropped):
+                leave_out(staged)
                 continue
-            for suffix, line in lines_of_row:
-                uploads[suffix].write(line)
-                written[suffix] += 1
-            counts.kept += 1
+            kept = False
+            for suffix, emitter in emitters.items():
+                for line in emitter.lines(staged):
+                    if isinstance(line, Dropped):
+                        leave_out(line)
+                        continue
+                    uploads[suffix].write(line)
+                    written[suffix] += 1
+                    kept = True
+            counts.kept += kept
         counts.source, counts.dropped = lines - bad_lines, dict(sorted(dropped.items()))
         _list_failures(context, row, failures, unlisted=dropped.total() - len(failures))
         context.generations.count_rows(row.id, counts, lines=lines, bad_lines=bad_lines)
@@ -83,6 +99,11 @@ def _finished(row: GenerationRow, suffix: str, upload: CorpusUpload, rows: int) 
         )
     name = f"{row.id}.{suffix}" if suffix else row.id
     return WrittenCorpus(suffix=suffix, stored=stored, name=name, rows=rows, extraction=extraction)
+
+
+def _named(teacher: dict[str, Any]) -> dict[str, Any]:
+    """Who wrote, in a few words."""
+    return {name: teacher[name] for name in ("model", "weights_digest", "dtype", "engine") if name in teacher}
 
 
 def _list_failures(context: JobContext, row: GenerationRow, failures: list[Failure], *, unlisted: int) -> None:

@@ -6,8 +6,9 @@ from itertools import count
 
 from logitcask_schemas.api.objects import Failure
 from logitcask_services.corpora.tokenizer import DocumentTokenizer
-from logitcask_services.generation.compile import StepResources, compile_steps
+from logitcask_services.generation.compile import StepResources, compile_steps, parsed_templates
 from logitcask_services.generation.pipeline import Pipeline, StageOpenError
+from logitcask_services.generation.prompting import Prompter
 from logitcask_services.generation.rows import Answer, Dropped, Row, Staged
 from logitcask_services.generation.source import source_rows
 from logitcask_services.jobs.answer_files import AnswerFolder
@@ -27,7 +28,9 @@ class GenerationWork:
         self._context = context
         self._row = row
         self.answers = AnswerFolder(context.folders.answers(row.id))
-        self.resources = StepResources(
+        self.templates = parsed_templates(row.request.templates)
+        self.prompter = Prompter(tokenizer, max_model_len)
+        self._resources = StepResources(
             tokenizer=tokenizer,
             max_model_len=max_model_len,
             templates=row.request.templates,
@@ -39,7 +42,7 @@ class GenerationWork:
     def pipeline(self) -> Pipeline:
         """The steps as one stream of rows."""
         steps = self._row.request.steps
-        return Pipeline(steps, compile_steps(steps, self.resources), self.source, self._answers_of)
+        return Pipeline(steps, compile_steps(steps, self._resources), self.source, self._answers_of)
 
     def source(self) -> Iterator[Staged]:
         """The rows of the corpus. Raises NotJsonLinesError, OSError."""

@@ -18,7 +18,7 @@ from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.terminal import counted
 from logitcask_services.corpora.corpus_lines import custom_id_at
 from logitcask_services.corpora.token_store import TokenStore
-from logitcask_services.engines.engine import CaptureResult, CaptureTask, Engine
+from logitcask_services.engines.engine import CaptureResult, Engine
 from logitcask_services.jobs.chunks import ChunkFeed, OpenChunk, Publisher, capture_task
 from logitcask_services.jobs.context import JobContext
 from logitcask_services.jobs.database.tables import ExtractionRow
@@ -151,7 +151,7 @@ class ExtractionRun:
             if together[0].deaths >= ISOLATE_AFTER_DEATHS:
                 self._one_by_one(together)
             else:
-                self._stream(self._feed.tasks(together))
+                self._stream(self._context.scoring.among(self._engine, self._feed.tasks(together), self._spec))
             if self._feed.fault is not None and not isinstance(self._feed.fault, StoppedWhileWaitingError):
                 raise self._feed.fault
             if self._stops():
@@ -257,9 +257,8 @@ class ExtractionRun:
     def _stops(self) -> bool:
         return self._ends() or self._publisher.error is not None
 
-    def _stream(self, tasks: Iterator[CaptureTask]) -> None:
-        """Run the engine over a stream of tasks and take what comes back."""
-        results = self._engine.capture(tasks, self._spec)
+    def _stream(self, results: Iterator[CaptureResult]) -> None:
+        """Take what comes back of a stream of tasks."""
         try:
             while (result := self._next(results)) is not None:
                 self._take(result)
@@ -287,7 +286,7 @@ class ExtractionRun:
             assert isinstance(task.key, int)  # our own key
             self._alone = task.key
             try:
-                self._stream(iter([task]))
+                self._stream(self._engine.capture([task], self._spec))
             except TeacherDiedError:
                 self._suspicion.suspect(self._row.id, task.key)
                 raise

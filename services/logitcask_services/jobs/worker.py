@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Literal
 
@@ -67,7 +68,7 @@ class Worker(threading.Thread):
                 teacher = context.teacher.ensure(self._first_role())
                 if teacher is None:
                     break
-                if not self._step_or_wait(teacher):
+                if not self._step_or_wait(teacher) and not self._score(seen):
                     signals.wait(seen, self._set_aside.seconds_to_next(IDLE_SECONDS))
         except StoppedWhileWaitingError:
             logger.info("stopped while it waited; the next start goes on")
@@ -76,9 +77,28 @@ class Worker(threading.Thread):
             context.crashed(f"the working thread ended: {error}")
         finally:
             context.teacher.close()
+            context.scoring.close()
         if context.teacher.given_up:
             # Whoever watches over the process starts it anew; what is queued stays queued.
             context.crashed(context.teacher.reason, teacher_failed=context.teacher.facts is not None)
+
+    def _score(self, seen: int) -> bool:
+        """Score what callers wait for until something else changed; False where nobody waits."""
+        if not self._context.scoring.is_waited_for:
+            return False
+        ready = self._context.teacher.ensure("capture")
+        if ready is None:
+            return False
+        assert ready.engine is not None  # its role was asked for
+        signals, until = self._context.signals, time.monotonic() + self._set_aside.seconds_to_next(IDLE_SECONDS)
+        try:
+            return self._context.scoring.alone(
+                ready.engine,
+                ends=lambda: signals.stopping.is_set() or signals.changes != seen or time.monotonic() > until,
+            )
+        except TeacherDiedError as error:
+            self._context.teacher.died(error)
+            return True
 
     def _step_or_wait(self, teacher: Teacher) -> bool:
         """One job; False where there is none to run, or the job database cannot be used now."""

@@ -73,6 +73,25 @@ def test_draws_do_not_depend_on_company_or_chunks(engine, records, documents):
     assert same / total >= 0.999
 
 
+def test_tasks_with_specs_of_their_own_stand_among_others(engine, documents):
+    """And None between them, which is no end."""
+    specs = [CaptureSpec(mode="topk", k=5), None, CaptureSpec(mode="sampled", draws=9)]
+    wanted = {f"{i} {j}": (ids, spec) for i, spec in enumerate(specs) for j, ids in enumerate(documents[-3:])}
+    tasks = [CaptureTask(key=key, token_ids_L=ids, spec=spec) for key, (ids, spec) in wanted.items()]
+    mixed = [each for task in tasks for each in (None, task)]
+    found = {result.key: result for result in engine.capture(mixed, SPEC)}
+    assert {key: result.error for key, result in found.items()} == dict.fromkeys(wanted)
+    for key, (ids, spec) in wanted.items():
+        alone = captured(engine, [CaptureTask(key=key, token_ids_L=ids)], spec or SPEC)[key].records
+        assert found[key].document.records.position_columns.keys() == alone.position_columns.keys()
+        same = found[key].document.records.head_ids_H
+        assert len(same) == len(alone.head_ids_H)
+        assert (same == alone.head_ids_H).mean() > 0.99
+    outside = CaptureTask(key="outside", token_ids_L=documents[-1], spec=CaptureSpec(pinned_ids=(50_000,)))
+    (refused,) = engine.capture([outside], SPEC)
+    assert "pinned ids [50000] are outside" in refused.error
+
+
 def test_specs_change_from_one_capture_to_the_next(engine, documents):
     tasks = tasks_of(documents[-3:])
     topk = captured(engine, tasks, CaptureSpec(mode="topk", k=5))

@@ -90,6 +90,22 @@ def test_every_kind_of_context(tmp_path):
     assert store.document_id(5) == document_id(store.tokens(5))
 
 
+def test_ids_that_stand_in_place_of_the_first_ones(tmp_path):
+    """The teacher reads [9, 8, 9, 8] and what follows, however little of the row that leaves."""
+    context = {"context_ids": [9, 8, 9, 8], "input_ids": [5, 6, 7, 4]}
+    lines = [{**context, "context_replaces": replaced} for replaced in range(4)]
+    lines += [{**context, "context_replaces": 3, "recorded": [[2, 3]]}]
+    lines += [{"context_ids": [6], "context_replaces": 2, "input_ids": [5, 6, 7]}]
+    _, bad, store, _ = run(tmp_path, lines)
+    assert not bad
+    contexts = [store.context(number) for number in range(6)]
+    assert [found.replaced for found in contexts] == [0, 1, 2, 3, 3, 2]
+    assert {tuple(found.token_ids_C.tolist()) for found in contexts[:5]} == {(9, 8, 9, 8)}
+    assert contexts[5].token_ids_C.tolist() == [6], "as the line says, though the row's own token is the same"
+    assert [recorded_tokens(store, number) for number in range(2, 5)] == ["\x07\x04", "\x04", "\x04"]
+    assert len({store.document_id(number) for number in range(5)}) == 4, "the last two record the same"
+
+
 def test_a_context_is_named_by_its_tokens_and_by_what_it_replaces():
     ids = np.array([1, 2, 3], np.uint32)
     names = {Context.of(ids, replaced).digest for replaced in range(4)}
@@ -126,6 +142,28 @@ def test_a_shared_context_is_stored_once(tmp_path):
             "with its context in front: token 1",
         ),
         ({"context": "x" * 70, "text": "ab"}, "context_too_long", "71 tokens, and the teacher reads 64"),
+        ({"context_replaces": 1, "text": "ab"}, "misplaced_field", "`context_replaces` stands beside `text`"),
+        ({"context_replaces": 1, "input_ids": [1, 2]}, "bad_context_replaces", "no `context_ids` beside it"),
+        ({"context_ids": [], "context_replaces": 0, "input_ids": [1, 2]}, "bad_context_replaces", "no `context_ids`"),
+        ({"context_ids": [9], "context_replaces": True, "input_ids": [1, 2]}, "wrong_type", "a JSON boolean"),
+        ({"context_ids": [9], "context_replaces": "1", "input_ids": [1, 2]}, "wrong_type", "a JSON string"),
+        ({"context_ids": [9], "context_replaces": -1, "input_ids": [1, 2]}, "bad_context_replaces", "expected 0 to 1"),
+        ({"context_ids": [9], "context_replaces": 2, "input_ids": [1, 2]}, "bad_context_replaces", "the last token"),
+        (
+            {"context_ids": [9], "context_replaces": 2, "input_ids": [1, 2, 3], "recorded": [[0, 2]]},
+            "bad_context_replaces",
+            "expected 0 to 1: the teacher reads the first token whose position is `recorded`",
+        ),
+        (
+            {"context_ids": [9], "context_replaces": 1, "input_ids": [1, 2], "attention_mask": [1, 1]},
+            "bad_context_replaces",
+            "without padding",
+        ),
+        (
+            {"context_ids": [9], "context_replaces": 2, "input_ids": [1, 2, 3], "labels": [-100, 2, 3]},
+            "context_changes_answers",
+            "other tokens",
+        ),
         ({"input_ids": [1, 2, 3], "recorded": []}, "bad_recorded", "at least one"),
         ({"input_ids": [1, 2, 3], "recorded": [1, 2]}, "bad_recorded", "list of ranges"),
         ({"input_ids": [1, 2, 3], "recorded": [[0, 3]]}, "bad_recorded", "the 2 positions that 3 tokens have"),

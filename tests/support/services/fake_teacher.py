@@ -95,10 +95,12 @@ class FakeEngine:
     hang_file: Path | None = None
     """While this file exists, the document `HANGS` takes for ever."""
     closed: bool = False
+    largest_window: int = 0
+    """Most documents it has had at once."""
     given: int = 0
     interrupted: threading.Event = field(default_factory=threading.Event)
 
-    def capture(self, tasks: Iterable[CaptureTask], spec: CaptureSpec) -> Iterator[CaptureResult]:
+    def capture(self, tasks: Iterable[CaptureTask | None], spec: CaptureSpec) -> Iterator[CaptureResult]:
         """Keeps a window of tasks and finishes them in a seeded random order."""
         assert not self.closed
         order = np.random.default_rng(0)
@@ -107,14 +109,19 @@ class FakeEngine:
         exhausted = False
         while not exhausted or window:
             while not exhausted and len(window) < self.in_flight:
-                task = next(source, None)
-                if task is None:
+                try:
+                    task = next(source)
+                except StopIteration:
                     exhausted = True
+                    break
+                if task is None:
                     break
                 self._receive(task)
                 window.append(task)
             if window:
-                yield self._finish(window.pop(int(order.integers(len(window)))), spec)
+                self.largest_window = max(self.largest_window, len(window))
+                task = window.pop(int(order.integers(len(window))))
+                yield self._finish(task, task.spec or spec)
 
     def _receive(self, task: CaptureTask) -> None:
         self.given += 1

@@ -64,7 +64,7 @@ class RemoteEngine:
         """Most tokens a document may have: one fewer than the server's window, since it always writes one."""
         return self._teacher.window - 1
 
-    def capture(self, tasks: Iterable[CaptureTask], spec: CaptureSpec) -> Iterator[CaptureResult]:
+    def capture(self, tasks: Iterable[CaptureTask | None], spec: CaptureSpec) -> Iterator[CaptureResult]:
         """Yield one result per task, in order of completion; see `Engine.capture`.
 
         Raises:
@@ -74,19 +74,33 @@ class RemoteEngine:
         """
         if self._capturing:
             raise EngineError("another capture of this engine is still open; exhaust or close its generator first")
-        self._require_possible(spec)
         self._capturing = True
+        problems: dict[CaptureSpec, CaptureSpecError | None] = {}
+
+        def with_possible_specs() -> Iterator[CaptureTask | None]:
+            """The tasks; a spec of the stream's that cannot be followed ends it, one of a task's own is its error."""
+            for task in tasks:
+                if task is not None:
+                    asked = task.spec or spec
+                    if asked not in problems:
+                        problems[asked] = self._problem_of(asked)
+                    if task.spec is None and (problem := problems[asked]) is not None:
+                        raise problem
+                yield task
 
         async def score(task: CaptureTask) -> ScoredPrompt | str:
             reason = refusal(task, max_model_len=self.max_model_len, vocab_size=self.identity.vocab_size)
             if reason is not None:
                 return reason
-            return await self._teacher.score(_sent(task), spec.k, spec.pinned_ids)
+            asked = task.spec or spec
+            if (problem := problems[asked]) is not None:
+                return str(problem)
+            return await self._teacher.score(_sent(task), asked.k, asked.pinned_ids)
 
         try:
-            for task, answer in self._teacher.client.completed(tasks, score):
+            for task, answer in self._teacher.client.completed(with_possible_specs(), score):
                 if isinstance(answer, ScoredPrompt):
-                    yield self._result(task, answer, spec)
+                    yield self._result(task, answer, task.spec or spec)
                 else:
                     yield CaptureResult(key=task.key, document=None, error=str(answer))
         finally:
@@ -106,6 +120,14 @@ class RemoteEngine:
         next_ids_P = task.read_ids.astype(np.int64)[rows_P + 1]
         records = scored.records(rows_P, next_ids_P, spec, self.identity.vocab_size)
         return result_of(task, records, self.identity.vocab_size)
+
+    def _problem_of(self, spec: CaptureSpec) -> CaptureSpecError | None:
+        """Why the server cannot give what a spec asks for."""
+        try:
+            self._require_possible(spec)
+        except CaptureSpecError as problem:
+            return problem
+        return None
 
     def _require_possible(self, spec: CaptureSpec) -> None:
         """Raise CaptureSpecError unless the server can give what a spec asks for; tried on a prompt of two tokens."""

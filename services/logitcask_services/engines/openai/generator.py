@@ -87,8 +87,10 @@ class RemoteGenerator:
         if self._generating:
             raise EngineError("another generation of this teacher is still open; exhaust or close it first")
         self._generating = True
+        drawn: Iterator[tuple[TeacherTask, TeacherResult | AnswerError | RefusedError]]
+        drawn = self._teacher.client.completed(tasks, self._answer)
         try:
-            for task, result in self._teacher.client.completed(tasks, self._answer):
+            for task, result in drawn:
                 if not isinstance(result, AnswerError | RefusedError):
                     yield result
                 elif isinstance(task, ScoreTask):

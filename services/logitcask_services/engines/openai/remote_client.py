@@ -43,6 +43,7 @@ LONGEST_RETRY_AFTER: Final = 900.0
 _TRIES_OF_GARBAGE: Final = 2
 """A truncated answer may be a proxy's fault; one that is garbage twice will be again."""
 _TRIES_BEFORE_PROBE: Final = 4
+_PAUSE_SECONDS: Final = 0.05
 _SMALL_ANSWER: Final = 16 << 20
 _SAID: Final = 300
 """Characters of what the server says that an error repeats."""
@@ -89,34 +90,42 @@ class RemoteClient:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def completed(
-        self, tasks: Iterable[T], work: Callable[[T], Coroutine[Any, Any, R]]
+        self, tasks: Iterable[T | None], work: Callable[[T], Coroutine[Any, Any, R]]
     ) -> Iterator[tuple[T, R | AnswerError | RefusedError]]:
         """Each task with what its work gave, in order of completion; as many at a time as options allow.
 
-        Tasks are drawn as there is room. What one request is at fault for comes as its error. Closing the iterator
-        ends what is in flight.
+        Tasks are drawn as there is room; None says that there is none just now. What one request is at
+        fault for comes as its error. Closing the iterator ends what is in flight.
 
         Raises:
             EngineError: the server gives no useful answer any more, or somebody interrupted.
         """
         source = iter(tasks)
-        exhausted = False
+        exhausted = pausing = False
         in_flight: dict[Future[R], T] = {}
         arrivals = self._arrivals = queue.SimpleQueue()
         try:
             while not exhausted or in_flight:
-                while not exhausted and len(in_flight) < self.options.concurrency:
+                pausing = False
+                while not exhausted and not pausing and len(in_flight) < self.options.concurrency:
                     try:
-                        task = next(source)
+                        drawn = next(source)
                     except StopIteration:
                         exhausted = True
                         break
+                    if drawn is None:
+                        pausing = True
+                        break
+                    task = drawn
                     future = asyncio.run_coroutine_threadsafe(work(task), self._loop)
                     in_flight[future] = task
                     future.add_done_callback(arrivals.put)
-                if not in_flight:
+                if not in_flight and not pausing:
                     break
-                done = arrivals.get()
+                try:
+                    done = arrivals.get(timeout=_PAUSE_SECONDS if pausing else None)
+                except queue.Empty:
+                    continue  # there may be a task by now
                 if done is None or self._interrupted.is_set():
                     raise EngineError(f"the remote teacher at {self.options.url} was let go of while it was waited for")
                 task = in_flight.pop(done)

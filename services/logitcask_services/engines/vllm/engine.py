@@ -52,6 +52,7 @@ class VllmEngine:
         self._block_size: int = config.cache_config.block_size
         self._requests_ahead: int = 2 * config.scheduler_config.max_num_seqs
         self._serial = 0
+        self._last_spec: tuple[CaptureSpec | None, str] = (None, "")
         self._reading: set[str] = set()
         """Requests that may read the prefix cache."""
         self._read_well = self._read_too_much = 0
@@ -69,7 +70,7 @@ class VllmEngine:
         """Most tokens a document may have."""
         return self._max_model_len
 
-    def capture(self, tasks: Iterable[CaptureTask], spec: CaptureSpec) -> Iterator[CaptureResult]:
+    def capture(self, tasks: Iterable[CaptureTask | None], spec: CaptureSpec) -> Iterator[CaptureResult]:
         """Yield one result per task, in order of completion; see `Engine.capture`.
 
         Raises:
@@ -83,7 +84,6 @@ class VllmEngine:
         if self._capturing:
             raise EngineError("another capture of this engine is still open; exhaust or close its generator first")
         self._capturing = True
-        spec_json = spec.model_dump_json()
         waiting: dict[str, CaptureTask] = {}
         tokens = 0
         source = iter(tasks)
@@ -91,17 +91,22 @@ class VllmEngine:
         try:
             while not exhausted or waiting:
                 while not exhausted and tokens < self._tokens_ahead and len(waiting) < self._requests_ahead:
-                    task = next(source, None)
-                    if task is None:
+                    try:
+                        task = next(source)
+                    except StopIteration:
                         exhausted = True
-                    elif (reason := self._submit(task, spec_json, waiting)) is not None:
+                        break
+                    if task is None:
+                        break
+                    if (reason := self._submit(task, task.spec or spec, waiting)) is not None:
                         yield CaptureResult(key=task.key, document=None, error=reason)
                     else:
                         tokens += len(task.token_ids_L) + task.shift
                 for output in self._engine.step() if waiting else ():
                     task = waiting.pop(output.request_id)
-                    result = self._result(task, output, spec)
-                    if result is None and (reason := self._submit(task, spec_json, waiting, read_cache=False)) is None:
+                    its_spec = task.spec or spec
+                    result = self._result(task, output, its_spec)
+                    if result is None and (reason := self._submit(task, its_spec, waiting, read_cache=False)) is None:
                         continue
                     result = result or CaptureResult(key=task.key, document=None, error=reason)
                     tokens -= len(task.token_ids_L) + task.shift
@@ -127,7 +132,7 @@ class VllmEngine:
         self._vllm.close()
 
     def _submit(
-        self, task: CaptureTask, spec_json: str, waiting: dict[str, CaptureTask], *, read_cache: bool = True
+        self, task: CaptureTask, spec: CaptureSpec, waiting: dict[str, CaptureTask], *, read_cache: bool = True
     ) -> str | None:
         """Send one document to the engine, or say why not.
 
@@ -142,7 +147,7 @@ class VllmEngine:
             return reason
         recorded_R2 = None if task.recorded_R2 is None else task.recorded_R2.astype(np.int64)
         request = CaptureRequest(
-            spec_json=spec_json,
+            spec_json=self._spec_json(spec),
             doc_key=document_key(task.token_ids_L),
             shift=task.shift,
             recorded_R2=recorded_R2,
@@ -163,6 +168,12 @@ class VllmEngine:
         if reads_cache:
             self._reading.add(name)
         return None
+
+    def _spec_json(self, spec: CaptureSpec) -> str:
+        """The spec as requests carry it; written once for documents in a row that share it."""
+        if spec is not self._last_spec[0]:
+            self._last_spec = (spec, spec.model_dump_json())
+        return self._last_spec[1]
 
     def _reads_cache(self, task: CaptureTask) -> bool:
         """Whether at least one block of the key-value cache lies before the first position to record."""

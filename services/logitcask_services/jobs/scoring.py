@@ -1,0 +1,418 @@
+"""Scoring now: callers wait for the records of a few sequences, the worker lets them in among a job's documents.
+
+A call is some sequences under one capture spec. Calls of all callers wait in one line, which is bounded. While an
+extraction runs, its stream of tasks takes sequences from the line in between; while none runs, the worker streams the
+line alone, and whoever comes meanwhile joins what is under way. Nothing of this is durable.
+
+A teacher that dies takes with it what was in flight. Each such call is told so and may come again; a sequence that was
+there at two deaths waits until it can be alone with the teacher, and one that was alone at two deaths is refused.
+"""
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal
+
+from logitcask_schemas.errors import CaptureSpecError, DocumentMismatchError, InvalidRecordError, LogitcaskError
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.extent import document_id
+from logitcask_schemas.record.records import DocumentRecords
+from logitcask_services.engines.engine import CaptureResult, CaptureTask, Engine
+from logitcask_services.jobs.live import Heartbeat
+from logitcask_services.jobs.teacher import TeacherDiedError
+
+DEATHS: Final = 2
+"""At so many deaths a sequence is tried alone; at so many alone it is refused."""
+_KEPT_SUSPECTS: Final = 4096
+_SHARE: Final = 3
+"""Tokens of callers that may pass for each token of a job's, while both wait."""
+_MOST_CREDIT: Final = 1 << 13
+"""Tokens of callers that may pass before the first of a job's."""
+_LEAST_COST: Final = 64
+"""Tokens that a shorter sequence counts as: it takes a place of the engine, too."""
+
+RefusalCode = Literal[
+    "request_too_large", "too_much_waiting", "teacher_died", "capture_failed", "kills_teacher", "stopping"
+]
+
+
+class ScoringRefusedError(LogitcaskError, RuntimeError):
+    """A call that was not, or will not be, answered with records."""
+
+    def __init__(self, code: RefusalCode, message: str) -> None:
+        super().__init__(message)
+        self.code: RefusalCode = code
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringLimits:
+    """What may wait. Tokens are those that the teacher reads, contexts included."""
+
+    request_sequences: int = 1024
+    request_tokens: int = 1 << 17
+    waiting_tokens: int = 1 << 19
+    """Of all callers together."""
+
+
+class ScoringCall:
+    """One caller's sequences, until all have come back or one has failed."""
+
+    def __init__(self, count: int) -> None:
+        self.future: Future[list[DocumentRecords]] = Future()
+        """The documents in the order of the sequences; or ScoringRefusedError."""
+        self.future.set_running_or_notify_cancel()  # a caller that goes away says `Scoring.drop`
+        self._lock = threading.Lock()
+        self._documents: list[DocumentRecords | None] = [None] * count
+        self._missing = count
+
+    @property
+    def ended(self) -> bool:
+        """Whether nobody waits for more of it."""
+        return self.future.done()
+
+    def take(self, index: int, document: DocumentRecords) -> None:
+        """The records of one sequence."""
+        with self._lock:
+            self._documents[index] = document
+            self._missing -= 1
+            if not self._missing and not self.future.done():
+                self.future.set_result([each for each in self._documents if each is not None])
+
+    def fail(self, error: ScoringRefusedError) -> None:
+        """It will not be answered; the first reason counts."""
+        with self._lock:
+            if not self.future.done():
+                self.future.set_exception(error)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class _Sequence:
+    """One sequence of a call; itself the key of its task."""
+
+    call: ScoringCall
+    index: int
+    identity: bytes
+    tokens: int
+    """That the teacher reads."""
+    plain: CaptureTask
+
+    @property
+    def task(self) -> CaptureTask:
+        return replace(self.plain, key=self)
+
+
+@dataclass(slots=True)
+class _Deaths:
+    seen: int = 0
+    alone: int = 0
+
+
+@dataclass(slots=True)
+class _Flight:
+    """What one stream of the engine has taken and not given back."""
+
+    ours: dict[_Sequence, None] = field(default_factory=dict)
+    """In the order in which they were taken."""
+    others: int = 0
+
+
+class Scoring:
+    """The line. `among` and `alone` belong to the worker thread; the rest is for all.
+
+    Args:
+        wake: tells the worker that somebody waits.
+        heartbeat: of the teacher.
+        progressed: hears of every sequence that came back.
+        limits: what may wait.
+    """
+
+    def __init__(
+        self,
+        *,
+        wake: Callable[[], None],
+        heartbeat: Heartbeat,
+        progressed: Callable[[], None],
+        limits: ScoringLimits | None = None,
+    ) -> None:
+        self.limits = limits or ScoringLimits()
+        self._wake = wake
+        self._heartbeat = heartbeat
+        self._progressed = progressed
+        self._lock = threading.Lock()
+        self._line: deque[_Sequence] = deque()
+        self._suspects: deque[_Sequence] = deque()
+        """Those that wait to be alone with the teacher."""
+        self._waiting_tokens = 0
+        self._deaths: OrderedDict[bytes, _Deaths] = OrderedDict()
+        self._streaming = self._closed = self._came_back = False
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens of sequences that are not yet with the teacher."""
+        return self._waiting_tokens
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether any sequence is not yet with the teacher."""
+        return bool(self._line or self._suspects)
+
+    def submit(self, tasks: Sequence[CaptureTask], spec: CaptureSpec) -> ScoringCall:
+        """Put sequences into the line; the keys of the tasks do not matter.
+
+        Raises:
+            ScoringRefusedError: too large, too much waits already, or one of them has killed the teacher.
+        """
+        tokens = [len(task.token_ids_L) + task.shift for task in tasks]
+        self._require_within(len(tasks), sum(tokens))
+        call = ScoringCall(len(tasks))
+        sequences = [
+            _Sequence(
+                call=call,
+                index=index,
+                identity=document_id(task.token_ids_L, task.extent),
+                tokens=tokens[index],
+                plain=replace(task, spec=spec),
+            )
+            for index, task in enumerate(tasks)
+        ]
+        with self._lock:
+            if self._closed:
+                raise _stopping()
+            if killer := next((each for each in sequences if self._deaths_of(each).alone >= DEATHS), None):
+                raise _kills(killer)
+            if self._waiting_tokens + sum(tokens) > self.limits.waiting_tokens:
+                raise ScoringRefusedError(
+                    "too_much_waiting",
+                    f"{self._waiting_tokens} tokens wait to be scored, and with these {sum(tokens)} it would be more "
+                    f"than {self.limits.waiting_tokens}; try again when some of them are done",
+                )
+            self._line.extend(sequences)
+            self._waiting_tokens += sum(tokens)
+            idle = not self._streaming
+        if idle:
+            self._wake()
+        return call
+
+    def drop(self, call: ScoringCall) -> None:
+        """Nobody waits for it any more: what has not begun is not begun."""
+        call.fail(ScoringRefusedError("stopping", "nobody waits for it"))
+        with self._lock:
+            for line in (self._line, self._suspects):
+                self._waiting_tokens -= sum(each.tokens for each in line if each.call is call)
+                kept = [each for each in line if each.call is not call]
+                line.clear()
+                line.extend(kept)
+
+    def close(self) -> None:
+        """The service stops: whoever waits is told, whoever comes is refused."""
+        with self._lock:
+            self._closed = True
+            waiting = [*self._line, *self._suspects]
+            self._line.clear()
+            self._suspects.clear()
+            self._waiting_tokens = 0
+        for each in waiting:
+            each.call.fail(_stopping())
+
+    def among(
+        self, engine: Engine, tasks: Iterable[CaptureTask], spec: CaptureSpec
+    ) -> Generator[CaptureResult, None, None]:
+        """`engine.capture(tasks, spec)`, with callers' sequences let in; yields the results of `tasks` alone."""
+        flight = _Flight()
+        yield from self._stream(engine, self._merged(tasks, flight), spec, flight)
+
+    def alone(self, engine: Engine, ends: Callable[[], bool]) -> bool:
+        """Score what waits, and what comes meanwhile, until nothing waits or `ends` says so.
+
+        Returns:
+            Whether anything was scored, or waits still.
+
+        Raises:
+            TeacherDiedError: the engine raised.
+        """
+        served = False
+        if self._line:
+            flight = _Flight()
+            served = self._drain(self._stream(engine, self._waiting(flight, ends), CaptureSpec(), flight))
+        if ends() or (suspect := self._next_suspect()) is None:
+            return served or bool(self._line)
+        flight = _Flight()
+
+        def just_one() -> Iterator[CaptureTask]:
+            flight.ours[suspect] = None
+            yield suspect.task
+
+        self._drain(self._stream(engine, just_one(), CaptureSpec(), flight))
+        return True
+
+    def _drain(self, results: Iterator[CaptureResult]) -> bool:
+        self._came_back = False
+        try:
+            with self._heartbeat.expected():
+                for result in results:
+                    raise TeacherDiedError(f"the engine returned a result for {result.key!r}, which nobody asked for")
+        except TeacherDiedError:
+            raise
+        except Exception as error:  # the protocol: an engine that raises is dead, whatever it raises
+            raise TeacherDiedError(f"{type(error).__name__}: {error}") from error
+        return self._came_back
+
+    # -- what the engine draws -----------------------------------------------------------------------------------
+
+    def _merged(self, tasks: Iterable[CaptureTask], flight: _Flight) -> Iterator[CaptureTask]:
+        """A job's tasks with callers' sequences in front, as far as the job is not held up."""
+        source, credit = iter(tasks), _MOST_CREDIT
+        while True:
+            while credit > 0 and (sequence := self._draw(flight)) is not None:
+                credit -= max(sequence.tokens, _LEAST_COST)
+                yield sequence.task
+            task = next(source, None)
+            if task is None:
+                return
+            credit = min(credit + _SHARE * len(task.token_ids_L), _MOST_CREDIT)
+            flight.others += 1
+            yield task
+
+    def _waiting(self, flight: _Flight, ends: Callable[[], bool]) -> Iterator[CaptureTask | None]:
+        while not ends():
+            if (sequence := self._draw(flight)) is not None:
+                yield sequence.task
+            elif flight.ours:
+                yield None
+            else:
+                return
+
+    def _draw(self, flight: _Flight) -> _Sequence | None:
+        """The next of the line, which is then in flight."""
+        with self._lock:
+            while self._line:
+                sequence = self._line.popleft()
+                deaths = self._deaths_of(sequence)
+                if deaths.alone >= DEATHS or sequence.call.ended:
+                    sequence.call.fail(_kills(sequence))
+                elif deaths.seen >= DEATHS:
+                    self._suspects.append(sequence)
+                    continue
+                else:
+                    self._waiting_tokens -= sequence.tokens
+                    flight.ours[sequence] = None
+                    return sequence
+                self._waiting_tokens -= sequence.tokens
+        return None
+
+    def _require_within(self, sequences: int, tokens: int) -> None:
+        limits = self.limits
+        if sequences > limits.request_sequences or tokens > limits.request_tokens:
+            raise ScoringRefusedError(
+                "request_too_large",
+                f"a request takes at most {limits.request_sequences} sequences and {limits.request_tokens} tokens, "
+                f"this one has {sequences} and {tokens}; send it in parts",
+            )
+
+    def _next_suspect(self) -> _Sequence | None:
+        with self._lock:
+            while self._suspects:
+                sequence = self._suspects.popleft()
+                self._waiting_tokens -= sequence.tokens
+                if self._deaths_of(sequence).alone >= DEATHS:
+                    sequence.call.fail(_kills(sequence))
+                elif not sequence.call.ended:
+                    return sequence
+        return None
+
+    # -- what comes back -----------------------------------------------------------------------------------------
+
+    def _stream(
+        self, engine: Engine, tasks: Iterable[CaptureTask | None], spec: CaptureSpec, flight: _Flight
+    ) -> Generator[CaptureResult, None, None]:
+        """Results of others; ours go to their callers."""
+        results = engine.capture(tasks, spec)
+        self._streaming = True
+        try:
+            for result in results:
+                if isinstance(result.key, _Sequence) and result.key in flight.ours:
+                    del flight.ours[result.key]
+                    self._deliver(result.key, result, engine.identity.vocab_size)
+                else:
+                    flight.others -= 1
+                    yield result
+        except (GeneratorExit, CaptureSpecError):
+            self._put_back(flight)  # the job has ended, or cannot be; its guests are no part of that
+            raise
+        except Exception as error:
+            self._died(flight, f"{type(error).__name__}: {error}")
+            raise
+        else:
+            self._died(flight, "it ended its stream without what it had taken")
+        finally:
+            with self._lock:
+                self._streaming = False
+            if isinstance(results, Generator):
+                results.close()
+
+    def _deliver(self, sequence: _Sequence, result: CaptureResult, vocab_size: int) -> None:
+        self._heartbeat.beat()
+        self._came_back = True
+        with self._lock:
+            self._deaths.pop(sequence.identity, None)
+        fault = result.error
+        if result.document is not None:
+            fault = _fault_of(result.document, sequence, vocab_size)
+        if result.document is None or fault is not None:
+            sequence.call.fail(
+                ScoringRefusedError("capture_failed", f"the teacher could not score sequence {sequence.index}: {fault}")
+            )
+            return
+        self._progressed()
+        sequence.call.take(sequence.index, result.document)
+
+    def _put_back(self, flight: _Flight) -> None:
+        with self._lock:
+            again = [each for each in flight.ours if not each.call.ended]
+            self._line.extendleft(reversed(again))
+            self._waiting_tokens += sum(each.tokens for each in again)
+            flight.ours.clear()
+            closed = self._closed
+        if closed:
+            self.close()
+
+    def _died(self, flight: _Flight, reason: str) -> None:
+        """Whoever was in flight is told, and remembered."""
+        was_alone = len(flight.ours) == 1 and not flight.others
+        for sequence in flight.ours:
+            with self._lock:
+                deaths = self._deaths.setdefault(sequence.identity, _Deaths())
+                deaths.seen += 1
+                deaths.alone += was_alone
+                self._deaths.move_to_end(sequence.identity)
+                while len(self._deaths) > _KEPT_SUSPECTS:
+                    self._deaths.popitem(last=False)
+            sequence.call.fail(
+                ScoringRefusedError("teacher_died", f"the teacher died while it scored this request ({reason})")
+            )
+        flight.ours.clear()
+
+    def _deaths_of(self, sequence: _Sequence) -> _Deaths:
+        return self._deaths.get(sequence.identity) or _Deaths()
+
+
+def _fault_of(document: DocumentRecords, sequence: _Sequence, vocab_size: int) -> str | None:
+    if document.id != sequence.identity:
+        return "it returned records of other tokens or positions than it was asked for"
+    try:
+        document.check(vocab_size, where=f"sequence {sequence.index}")
+    except (InvalidRecordError, DocumentMismatchError) as error:
+        return str(error)
+    return None
+
+
+def _kills(sequence: _Sequence) -> ScoringRefusedError:
+    return ScoringRefusedError(
+        "kills_teacher", f"the teacher died on sequence {sequence.index} alone, {DEATHS} times; it is not tried again"
+    )
+
+
+def _stopping() -> ScoringRefusedError:
+    return ScoringRefusedError("stopping", "the service stops; try again when it is back")
