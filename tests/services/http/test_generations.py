@@ -229,7 +229,12 @@ STEP = STEPS[0]
         ),
         ({"emit": []}, 422, "invalid_recipe", "without `emit`"),
         ({"steps": [{**STEP, "template": "nope"}]}, 422, "invalid_recipe", "there is no template `nope`"),
-        ({"emit": [{"completion": "other"}]}, 422, "invalid_recipe", "`completion` 'other' is no text"),
+        (
+            {"emit": [{"completion": "other"}]},
+            422,
+            "invalid_recipe",
+            "`completion` is 'other', which no generate or verify step writes",
+        ),
         ({"steps": [{**STEP, "kind": "verify", "accept": "("}]}, 422, "invalid_request", "n must be 1"),
         ({"steps": [STEP, {"kind": "keep", "matches": "("}]}, 422, "invalid_recipe", "no regular expression"),
         ({"steps": [{"kind": "dance"}]}, 422, "invalid_request", "kind"),
@@ -287,7 +292,7 @@ def test_a_template_whose_field_no_line_has_is_refused(start):
     server = start()
     answer = create(server, server.upload([{"text": "1"}, {"other": "2"}]))
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_recipe")
-    assert "needs question, which no line of the corpus has" in answer.json()["detail"]
+    assert "needs the field 'question', which neither the corpus has nor a step before makes" in answer.json()["detail"]
     assert "there are other, text" in answer.json()["detail"]
     long = server.upload([{"text": str(number)} for number in range(READ_LINES + 1)])
     assert create(server, long).status_code == 202
