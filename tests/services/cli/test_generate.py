@@ -1,6 +1,7 @@
 """`logitcask generate`: from a corpus to a cask in one command, and what is refused before anything is sent."""
 
 import json
+import re
 import threading
 
 import pytest
@@ -24,13 +25,20 @@ def start(serve, tmp_path, **writer):
     folder = tmp_path / "templates"
     folder.mkdir()
     (folder / "ask.md").write_text(TEMPLATE)
+    shown = "{% for shown in demonstrations %}{{ shown.question }} {% endfor %}"
+    (folder / "ask-shown.md").write_text(TEMPLATE.replace("Q:", f"{shown}Q:"))
     generate = {**STEPS[0], "sampling": {"n": "$n", "temperature": 1, "max_tokens": 30}}
     recipe = {
         "description": "Ask [n times].",
         "parameters": {"n": 2, "check": "[05]", "demonstrations": None},
         "steps": [
             {**generate, "unless": "$demonstrations"},
-            {**generate, "when": "$demonstrations", "demonstrations": {"corpus_id": "$demonstrations"}},
+            {
+                **generate,
+                "when": "$demonstrations",
+                "template": "ask-shown",
+                "demonstrations": {"corpus_id": "$demonstrations", "k": 1},
+            },
             {**STEPS[1], "matches": "$check"},
             {"kind": "check", "of": "output", "against": "question", "equal": "text", "otherwise": "mark"},
         ],
@@ -109,7 +117,7 @@ def test_steps_and_demonstrations_as_files(server, run, lines, tmp_path):
         ([], 2, "give --recipe or --steps, one of the two"),
         (["--recipe", "nope"], 1, "there is no recipe `nope`; there are: answer, asking"),
         (["--recipe", "asking", "--k", "3"], 1, "has no parameter `k`; it has: check, demonstrations, n"),
-        (["--recipe", "asking", "--n", "many"], 2, "not a valid integer"),
+        (["--recipe", "asking", "--n", "many"], 2, "should be a valid integer"),
         (["--recipe", "asking", "-p", "n=many"], 1, "parameter `n`: expected a whole number"),
         (["--recipe", "asking", "-p", "n"], 2, "expected key=value"),
         (["--recipe", "asking", "-p", "n=3", "--n", "3"], 2, "n is given twice"),
@@ -152,10 +160,10 @@ def test_files_of_steps_that_are_none(run, lines, tmp_path, content, words):
 def test_a_dry_run_shows_prompts_and_cost_and_keeps_nothing(server, run, lines):
     code, out, err = run(server, "generate", lines, "--recipe", "asking", "--dry-run", "--documents", "2")
     assert code == 0, err
-    assert "line 1: 16 tokens" in out
+    assert "line 1: 17 tokens" in out
     assert "Q: what is 0?\nA:" in out
     assert "what is 2?" not in out
-    assert "20 lines give 40 requests: 660 tokens of prompts, at most 1,200 tokens written" in out
+    assert "20 lines give 40 requests: 700 tokens of prompts, at most 1,200 tokens written" in out
     assert "as the last generation wrote" not in out
     assert server.client.get("/v1/corpora").json()["data"] == []
     run(server, "generate", lines, "--recipe", "asking", "--wait")
@@ -197,18 +205,19 @@ def test_rows_are_shown_in_a_readable_way(server, run, lines):
     assert code == 0
     assert "question: what is 0?" in out
     assert "stop, sample 0, -" in out
-    assert "checks: short: true" in out or "checks: short: false" in out
-    assert "left out: no_match: step 1 (keep): the text does not match [05]" in out
+    assert re.search(r"left out: no_match: step 1 \(keep\): line \d+, sample 1: expected that `output` matches", out)
     assert "rows 0 to 39 behind step 1 (keep)" in out
     assert "step 0 (generate, template ask): 40 of 40 requests" in out
-    assert "more: --after 3" in run(server, "generate", "show", done["id"], "--limit", "3")[1]
+    last = run(server, "generate", "show", done["id"], "--limit", "3")[1]
+    assert "rows 0 to 2 behind step 2 (check); more: --after 3" in last
+    assert re.search(r"checks: \w+: false", last)
     whole = json.loads(run(server, "generate", "show", done["id"], "--json", "--limit", "3")[1])
     assert (whole["generation"]["id"], len(whole["rows"]["data"])) == (done["id"], 3)
     printed = run(server, "generate", "rows", done["id"], "--step", "0")[1].splitlines()
     assert [json.loads(row)["line"] for row in printed] == [number for line in range(1, 21) for number in (line, line)]
     assert len(run(server, "generate", "rows", done["id"])[1].splitlines()) == done["rows"]["kept"]
     code, _, err = run(server, "generate", "show", done["id"], "--step", "9")
-    assert (code, "expected -1 (the corpus) to 1" in err) == (1, True)
+    assert (code, "expected -1 (the corpus) to 2" in err) == (1, True)
 
 
 def test_what_rows_hold_cannot_steer_the_terminal(server, run, tmp_path):

@@ -191,7 +191,7 @@ def test_no_request_is_answered_with_500(serve, loaded):
         for path, methods in sorted(description["paths"].items())
         for method, operation in sorted(methods.items())
     ]
-    corpus = server.upload([{"text": "hello"}])
+    corpus = server.upload([{"text": "hello", "question": "what?"}])
     valid = {"corpus_id": corpus["id"], "cask": "c"}
     fields = sorted(ExtractionRequest.model_fields)
     spec_fields = sorted(CaptureSpec.model_fields)

@@ -7,6 +7,7 @@ import httpx2
 import pytest
 
 from logitcask_services.generation.errors import RecipeError
+from logitcask_services.http.generation_work import READ_LINES
 from logitcask_services.jobs.teacher import Teacher
 from logitcask_services.service import Service
 from tests.support.services.fake_generator import FakeGenerator
@@ -25,7 +26,7 @@ def templates(tmp_path):
     folder = tmp_path / "templates"
     folder.mkdir()
     (folder / "ask.md").write_text(TEMPLATE)
-    (folder / "ask-chat.md").write_text(TEMPLATE.replace("kind: text", "kind: chat"))
+    (folder / "ask-chat.md").write_text(TEMPLATE.replace("kind: text", "kind: chat").replace("Q:", "[user]\nQ:"))
     return folder
 
 
@@ -228,6 +229,14 @@ STEP = STEPS[0]
         ),
         ({"emit": []}, 422, "invalid_recipe", "without `emit`"),
         ({"steps": [{**STEP, "template": "nope"}]}, 422, "invalid_recipe", "there is no template `nope`"),
+        (
+            {"emit": [{"completion": "other"}]},
+            422,
+            "invalid_recipe",
+            "`completion` is 'other', which no generate or verify step writes",
+        ),
+        ({"steps": [{**STEP, "kind": "verify", "accept": "("}]}, 422, "invalid_request", "n must be 1"),
+        ({"steps": [STEP, {"kind": "keep", "matches": "("}]}, 422, "invalid_recipe", "no regular expression"),
         ({"steps": [{"kind": "dance"}]}, 422, "invalid_request", "kind"),
         ({"steps": [{**STEP, "demonstrations": {"corpus_id": "corpus-x"}}]}, 404, "not_found", "corpus-x"),
         ({"extraction": {"cask": "../x"}}, 422, "invalid_request", "pattern"),
@@ -279,11 +288,30 @@ def test_a_corpus_that_is_not_there_and_a_disk_that_is_full(start, monkeypatch):
         assert (answer.status_code, answer.json()["error"]["code"]) == (507, "insufficient_storage")
 
 
-def test_a_chat_template_needs_a_teacher_that_has_one(start):
-    server = start(template=False)
-    answer = server.client.post("/v1/generations/check", json={**PLAN, "steps": [{**STEP, "template": "ask-chat"}]})
+def test_a_template_whose_field_no_line_has_is_refused(start):
+    server = start()
+    answer = create(server, server.upload([{"text": "1"}, {"other": "2"}]))
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_recipe")
-    assert "chat template" in answer.json()["detail"]
+    assert "needs the field 'question', which neither the corpus has nor a step before makes" in answer.json()["detail"]
+    assert "there are other, text" in answer.json()["detail"]
+    long = server.upload([{"text": str(number)} for number in range(READ_LINES + 1)])
+    assert create(server, long).status_code == 202
+
+
+def test_a_chat_template_needs_a_teacher_that_has_one(start):
+    plan = {**PLAN, "steps": [{**STEP, "template": "ask-chat"}]}
+    server = start(template=False)
+    answer = server.client.post("/v1/generations/check", json=plan)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_recipe")
+    assert "has no chat template" in answer.json()["detail"]
+
+
+def test_a_chat_template_is_taken_by_a_teacher_that_has_one(start):
+    plan = {**PLAN, "steps": [{**STEP, "template": "ask-chat"}]}
+    server = start()
+    assert server.client.post("/v1/generations/check", json=plan).status_code == 200
+    [prompt] = preview(server, jsonl(LINES[:1]), plan).json()["shown"]
+    assert prompt["text"] == "<user>Q: what is 0?\nA:<assistant>"
 
 
 def test_generations_that_are_not_there(start):
@@ -305,7 +333,7 @@ def test_a_preview_shows_prompts_and_what_they_may_cost(start):
     assert (seen["lines"], seen["bad_lines"], seen["requests"], seen["refused"]) == (22, 1, 40, 2)
     assert [prompt["line"] for prompt in seen["shown"]] == [1, 2]
     assert "Q: what is 0?\nA:" in seen["shown"][0]["text"]
-    lengths = [len(f"Q: {line['question']}\nA:") for line in LINES]
+    lengths = [len(f"Q: {line['question']}\nA:") + 1 for line in LINES]  # and the tokenizer's own
     assert seen["shown"][0]["tokens"] == lengths[0]
     assert seen["prompt_tokens"] == 2 * sum(lengths)
     assert seen["generated_tokens_at_most"] == 40 * 30
