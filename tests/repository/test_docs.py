@@ -35,6 +35,8 @@ def unknown(words: list[str]) -> list[str]:
         return []
     command: Any = load_command(words[0])
     rest = words[1:]
+    if hasattr(command, "with_command"):  # `generate CORPUS` leaves out `run`
+        rest = command.with_command(rest)
     while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
         if rest[0] not in command.commands:
             return [rest[0]]
@@ -52,6 +54,7 @@ def test_commands_exist(page: Path) -> None:
 def test_the_check_can_fail() -> None:
     assert unknown(["cask", "verify", "--no-such-option"]) == ["--no-such-option"]
     assert unknown(["cask", "burn"]) == ["burn"]
+    assert unknown(["generate", "corpus.jsonl", "--recipe", "cot", "--no-such-option"]) == ["--no-such-option"]
 
 
 def test_readme_is_covered() -> None:

@@ -51,9 +51,11 @@ class CorpusOrCommand(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """See the class."""
-        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            args = [RUN, *args]
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, args if args[:1] == ["--help"] else self.with_command(args))
+
+    def with_command(self, words: list[str]) -> list[str]:
+        """The words with the command that they leave out."""
+        return [RUN, *words] if words and words[0] not in self.commands else words
 
 
 app = typer.Typer(
