@@ -143,7 +143,7 @@ def test_what_is_neither_a_folder_nor_on_the_hub(hub):
 
 def test_an_unknown_engine(tiny_llama):
     name: Any = "sglang"
-    with pytest.raises(ModelError, match="choose vllm or transformers"):
+    with pytest.raises(ModelError, match="choose vllm, transformers or openai"):
         load_engine(name, tiny_llama)
 
 
