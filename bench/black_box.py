@@ -16,7 +16,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-DEFAULT_SEQUENCES: Final = 64
+DEFAULT_SEQUENCES: Final = 50
 """Texts that are written at a time."""
 
 
