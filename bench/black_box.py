@@ -53,7 +53,7 @@ def read_examples(path: Path) -> list[Example]:
             raise ValueError(f"{path}, line {number}: expected lists input_ids and labels, got {sorted(row)}")
         ids, labels = row["input_ids"], row["labels"]
         start = next((n for n, label in enumerate(labels) if label != -100), len(labels))
-        if labels[start:] != ids[start:] or start == len(ids):
+        if labels[start:] != ids[start:] or not 0 < start < len(ids):
             raise ValueError(f"{path}, line {number}: expected labels that are a completion at the end of input_ids")
         examples.append(Example(prompt_ids=tuple(ids[:start]), completion_ids=tuple(ids[start:])))
     return examples
