@@ -91,7 +91,7 @@ def capture(engine: Engine, place: Path, asked: Sequence[CaptureTask]) -> Path:
     results = list(engine.capture(asked, spec))
     if errors := [result.error for result in results if result.error is not None]:
         raise RuntimeError(f"expected a record of every document, {len(errors)} have none, such as: {errors[0]}")
-    with CaskWriter.create(place, teacher=engine.identity, capture=spec) as writer:
+    with CaskWriter.create(place, teacher=engine.identity, capture=spec, version=2) as writer:
         writer.publish([result.document for result in results if result.document is not None])
     return place
 
