@@ -76,7 +76,7 @@ def rehearsed(setting: Setting, teacher: Path, questions: int, temperature: floa
     """The arms' rows from a teacher that is sampled here, one text for each training question."""
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(teacher)
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.bfloat16)
-    problems = word_problems(questions, seed=QUESTION_SEED, held_out=False)
+    problems = word_problems(questions, seed=QUESTION_SEED, part="student")
     prompts = [black_box.chat_prompt(tokenizer, one.question) for one in problems]
     started = time.monotonic()
     written = black_box.write(model, tokenizer, prompts, temperature=temperature, max_new_tokens=MAX_NEW_TOKENS)
@@ -154,7 +154,7 @@ def from_cask(setting: Setting, cask: str, seed: int) -> Any:
 def right_share(setting: Setting, student: Any) -> dict[str, float]:
     """Percent of held-out questions with a right answer, and with any."""
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(setting.base)
-    problems = word_problems(setting.tests, seed=TEST_SEED, held_out=True)
+    problems = word_problems(setting.tests, seed=TEST_SEED, part="test")
     prompts = [black_box.chat_prompt(tokenizer, one.question) for one in problems]
     student = student.to(torch.bfloat16).eval()
     written = black_box.write(student, tokenizer, prompts, temperature=0.0, max_new_tokens=MAX_NEW_TOKENS)

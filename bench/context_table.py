@@ -149,11 +149,11 @@ def interval(values: Sequence[float]) -> dict[str, str]:
 def measure(options: argparse.Namespace, teacher: Path, report: Report) -> None:
     """Capture twice, train with every seed, and note every figure."""
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(teacher)
-    texts = word_problems(options.documents + options.shown, seed=31, held_out=False)
+    texts = word_problems(options.documents + options.shown, seed=31, part="student")
     shown, texts = texts[: options.shown], texts[options.shown :]
     context_C = np.concatenate([document(tokenizer, one).token_ids_L for one in shown])
     documents = [document(tokenizer, one) for one in texts]
-    held = [document(tokenizer, one) for one in word_problems(options.held_out, seed=32, held_out=True)]
+    held = [document(tokenizer, one) for one in word_problems(options.held_out, seed=32, part="test")]
     note = (
         f"{options.shown} demonstrations of {len(context_C)} tokens, {options.documents} documents, {options.steps} "
         f"steps of {options.batch}, lr {options.lr:g}, {options.student}, {options.held_out} held-out documents"

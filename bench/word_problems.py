@@ -3,8 +3,9 @@
     Tom has three apples, buys four more and finds five. How many apples does Tom have?
     Tom has 3 apples. He buys 4 more: 3 + 4 = 7. He finds 5: 7 + 5 = 12. The answer is 12.
 
-Training and held-out problems never have the same three numbers, in whatever order, so that no sum of a held-out
-problem can be known by heart. A seed draws from all problems there are, none twice.
+Problems are split three ways by their numbers: to teach a teacher with, to train students on, and to test. No two parts
+have the same three numbers, in whatever order, so that neither a teacher's samples nor a student's answers can be known
+by heart. A seed draws from all problems of a part, none twice.
 """
 
 import hashlib
@@ -16,13 +17,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal, get_args
 
 WORDS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 MARKER: Final = "The answer is"
 """What stands before the answer in a rationale."""
-HELD_OUT_SHARE: Final = 0.2
-"""Of the triples of numbers."""
+Part = Literal["teacher", "student", "test"]
+_PARTS: Final[tuple[tuple[float, Part], ...]] = ((0.3, "teacher"), (0.75, "student"), (1.0, "test"))
+"""Up to which share of the digests' range the triples of numbers belong to a part."""
 PEOPLE: Final[Mapping[str, str]] = {
     "Tom": "He",
     "Anna": "She",
@@ -94,24 +96,25 @@ def problem(form: Form, name: str, things: str, numbers: tuple[int, int, int]) -
     return WordProblem(question=asked, answer=a + b + c, rationale=rationale)
 
 
-def is_held_out(numbers: Iterable[int]) -> bool:
-    """Whether problems of these numbers, in any order, are for tests alone; the same on every machine."""
+def part_of(numbers: Iterable[int]) -> Part:
+    """The part that problems of these numbers belong to, in any order; the same on every machine."""
     digest = hashlib.sha256(repr(sorted(numbers)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64 < HELD_OUT_SHARE
+    share = int.from_bytes(digest[:8], "big") / 2**64
+    return next(part for limit, part in _PARTS if share < limit or limit == 1.0)
 
 
 @cache
-def _triples(held_out: bool) -> tuple[tuple[int, int, int], ...]:
-    return tuple(t for t in itertools.product(range(1, 10), repeat=3) if is_held_out(t) == held_out)
+def _triples(part: Part) -> tuple[tuple[int, int, int], ...]:
+    return tuple(t for t in itertools.product(range(1, 10), repeat=3) if part_of(t) == part)
 
 
-def word_problems(count: int, *, seed: int, held_out: bool) -> list[WordProblem]:
-    """`count` different problems, drawn from all of the training or the held-out ones.
+def word_problems(count: int, *, seed: int, part: Part) -> list[WordProblem]:
+    """`count` different problems, drawn from all of a part.
 
     Raises:
         ValueError: there are not so many.
     """
-    everything = (FORMS, tuple(PEOPLE), THINGS, _triples(held_out))
+    everything = (FORMS, tuple(PEOPLE), THINGS, _triples(part))
     total = len(FORMS) * len(PEOPLE) * len(THINGS) * len(everything[3])
     if not 0 <= count <= total:
         raise ValueError(f"expected a count of 0 to {total}, which is how many problems there are; got {count}")
@@ -147,9 +150,9 @@ def main() -> None:
     parser.add_argument("path", type=Path)
     parser.add_argument("--count", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--held-out", action="store_true")
+    parser.add_argument("--part", choices=get_args(Part), default="student")
     options = parser.parse_args()
-    problems = word_problems(options.count, seed=options.seed, held_out=options.held_out)
+    problems = word_problems(options.count, seed=options.seed, part=options.part)
     print(f"{write_problems(options.path, problems)} problems in {options.path}")
 
 
