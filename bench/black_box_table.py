@@ -12,8 +12,8 @@ Measured is the share of right answers to held-out questions, written greedily (
 numbers of those questions occur in no training question. The student is SmolLM2-135M-Instruct as it comes, which was
 not trained on rule-made rationales, unlike the teacher of `word_problem_teacher.py`; --student takes layers of it.
 
-    # corpora of the service, lines with input_ids and labels:
-    python bench/black_box_table.py --corpus checked=C.jsonl --corpus label=L.jsonl --corpus unchecked=U.jsonl
+    # corpora of the service, lines with input_ids and labels; the other arms are made of these two:
+    python bench/black_box_table.py --corpus checked=C.jsonl --corpus unchecked=U.jsonl
     # casks that it captured from them, through `logitcask train`'s own trainer:
     python bench/black_box_table.py --cask checked=casks/words --cask label=casks/words.label --loss cross_entropy
     # without a service, the teacher sampled by transformers:
@@ -72,8 +72,8 @@ class Setting:
         return RESULTS / f"{self.name}_runs.csv"
 
 
-def rehearsed(setting: Setting, teacher: Path, questions: int, temperature: float) -> dict[str, list[Example]]:
-    """The arms' rows from a teacher that is sampled here, one text for each training question."""
+def rehearsed(teacher: Path, questions: int, temperature: float) -> tuple[list[Example], list[Example]]:
+    """Right samples and all samples of a teacher that is sampled here, one text for each training question."""
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(teacher)
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.bfloat16)
     problems = word_problems(questions, seed=QUESTION_SEED, part="student")
@@ -88,13 +88,23 @@ def rehearsed(setting: Setting, teacher: Path, questions: int, temperature: floa
     right = [(one, row) for one, row in ended if answer_in(_text(tokenizer, row)) == one.answer]
     seconds = time.monotonic() - started
     print(f"{len(problems)} questions, {len(ended)} texts ended, {len(right)} right, {seconds:.0f} s", flush=True)
-    chosen = {id(row) for _, row in right}
+    return [row for _, row in right], [row for _, row in ended]
+
+
+def arms_of(tokenizer: Any, checked: Sequence[Example], unchecked: Sequence[Example]) -> dict[str, list[Example]]:
+    """The rows of every arm, from the samples whose answer is right and from all."""
+    kept = set(checked)
+    answers = [f"{MARKER} {answer_in(_text(tokenizer, row))}." for row in checked]
+    end = tokenizer.eos_token_id
     return {
-        "checked": [row for _, row in right],
-        "label": [black_box.example(tokenizer, one.question, f"{MARKER} {one.answer}.") for one, _ in right],
-        "unchecked": [row for _, row in ended],
-        "wrong": [row for _, row in ended if id(row) not in chosen],
-        "shuffled": shuffled(tokenizer, [row for _, row in right]),
+        "checked": list(checked),
+        "label": [
+            replace(row, completion_ids=(*_ids(tokenizer, answer), end))
+            for row, answer in zip(checked, answers, strict=True)
+        ],
+        "unchecked": list(unchecked),
+        "wrong": [row for row in unchecked if row not in kept],
+        "shuffled": shuffled(tokenizer, checked),
     }
 
 
@@ -239,13 +249,15 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--tests", type=int, default=100)
     parser.add_argument("--loss", default="cross_entropy", help="of --cask")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="of --rehearse")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="not of --cask")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--name", default="black_box_table", help="of the files with the results")
     parser.add_argument("--quick", action="store_true", help="one seed, two steps, four tests: does it run?")
     options = parser.parse_args()
     if options.rehearse != (options.teacher is not None) or options.rehearse == bool(options.corpus or options.cask):
         parser.error("give --corpus or --cask, or --rehearse with --teacher")
+    if options.corpus and not {"checked", "unchecked"} <= dict(options.corpus).keys():
+        parser.error("of corpora give checked=PATH and unchecked=PATH; the other arms are made of them unless given")
     if options.quick:
         options.steps, options.tests, options.questions, options.seeds = 2, 4, 40, options.seeds[:1]
         options.name += "_quick"
@@ -255,9 +267,13 @@ def main() -> None:
         student=options.student or str(base),
         **{name: getattr(options, name) for name in ("steps", "batch", "lr", "tests", "loss", "name")},
     )
-    rows = {arm: black_box.read_examples(Path(path)) for arm, path in options.corpus}
+    corpora = {arm: black_box.read_examples(Path(path)) for arm, path in options.corpus}
     if options.rehearse:
-        made = rehearsed(setting, options.teacher, options.questions, options.temperature)
+        corpora["checked"], corpora["unchecked"] = rehearsed(options.teacher, options.questions, options.temperature)
+    rows = {}
+    if corpora:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+        made = arms_of(tokenizer, corpora["checked"], corpora["unchecked"]) | corpora
         rows = {arm: made[arm] for arm in options.arms}
     casks = dict(options.cask)
     done = {(run["arm"], int(run["seed"])) for run in finished(setting.runs)}

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final, Literal, get_args
 
 WORDS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_DIGITS: Final = range(1, 10)
 MARKER: Final = "The answer is"
 """What stands before the answer in a rationale."""
 Part = Literal["teacher", "student", "test"]
@@ -105,7 +106,7 @@ def part_of(numbers: Iterable[int]) -> Part:
 
 @cache
 def _triples(part: Part) -> tuple[tuple[int, int, int], ...]:
-    return tuple(t for t in itertools.product(range(1, 10), repeat=3) if part_of(t) == part)
+    return tuple(t for t in itertools.product(_DIGITS, _DIGITS, _DIGITS) if part_of(t) == part)
 
 
 def word_problems(count: int, *, seed: int, part: Part) -> list[WordProblem]:
