@@ -1,5 +1,7 @@
 """Fields compared with each other."""
 
+from typing import Any
+
 import pytest
 
 from logitcask_schemas.api.generation_steps import Check
@@ -7,7 +9,7 @@ from logitcask_services.generation.row_steps import compile_row_step
 from logitcask_services.generation.rows import Dropped, Row, Staged
 
 
-def check(answer: object, expected: object, **options: object) -> Staged:
+def check(answer: object, expected: object, **options: Any) -> Staged:
     row = Row(id="a", parent="a", line=7, fields={"answer": answer, "label": expected})
     (result,) = compile_row_step(Check(against="label", **options), 4).apply(iter([row]))
     return result
@@ -25,7 +27,7 @@ def check(answer: object, expected: object, **options: object) -> Staged:
         (0.1, "0.10"),
         ("1/3", "1/3"),
         (0.5, "1/2"),
-        (-5, "−5"),
+        (-5, "\u22125"),
         (15, "15%"),
         (12345678901234567890, "12345678901234567890"),
     ],

@@ -1,5 +1,6 @@
 """ROUGE-L and what is too like what came before, against the library rouge_score."""
 
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def over(f1: float, threshold: float) -> bool:
     return f1 > 1 - ROUNDING if threshold == 1 else f1 > threshold + ROUNDING
 
 
-def stayed_by_brute_force(texts: list[str], threshold: float) -> list[bool]:
+def stayed_by_brute_force(texts: Sequence[str], threshold: float) -> list[bool]:
     """Every text against every one that stayed."""
     stayed: list[str] = []
     result = []
@@ -39,12 +40,12 @@ def stayed_by_brute_force(texts: list[str], threshold: float) -> list[bool]:
     return result
 
 
-def dedupe(texts: list[object], threshold: float) -> list[Staged]:
+def dedupe(texts: Sequence[object], threshold: float) -> list[Staged]:
     rows = [Row(id=str(n), parent=str(n), line=n + 1, fields={"output": text}) for n, text in enumerate(texts)]
     return list(compile_row_step(Dedupe(rouge_l=threshold), 2).apply(iter(rows)))
 
 
-def stayed(texts: list[object], threshold: float) -> list[bool]:
+def stayed(texts: Sequence[object], threshold: float) -> list[bool]:
     return [isinstance(staged, Row) for staged in dedupe(texts, threshold)]
 
 

@@ -1,30 +1,35 @@
 """Bounds on rows."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from logitcask_schemas.api.generation_steps import Keep
+from logitcask_services.engines.generator import Finish
 from logitcask_services.generation.row_steps import compile_row_step
 from logitcask_services.generation.rows import Dropped, Row, Staged, Written
 
 
-def written(tokens: int = 4, finish: str = "stop", logprob: float = -2.0, sample: int = 0) -> Written:
+def written(tokens: int = 4, finish: Finish = "stop", logprob: float = -2.0, sample: int = 0) -> Written:
     return Written(
         token_ids=list(range(tokens)), text="text", finish=finish, logprob=logprob, sample=sample, seed=0,
         template="t", template_sha256="0", prompt_ids=lambda: [0],
     )  # fmt: skip
 
 
-def row(fields: dict[str, object] | None = None, parent: str = "p", **of: object) -> Row:
-    return Row(id="i", parent=parent, line=3, fields={"output": "text", **(fields or {})}, written={"output": written(**of)})
+def row(fields: dict[str, object] | None = None, parent: str = "p", **of: Any) -> Row:
+    return Row(
+        id="i", parent=parent, line=3, fields={"output": "text", **(fields or {})}, written={"output": written(**of)}
+    )
 
 
-def keep(rows: list[Staged], **options: object) -> list[Staged]:
+def keep(rows: Sequence[Staged], **options: Any) -> list[Staged]:
     return list(compile_row_step(Keep(**options), 6).apply(iter(rows)))
 
 
-def code(given: Row, **options: object) -> str | None:
+def code(given: Row, **options: Any) -> str | None:
     (result,) = keep([given], **options)
     return result.code if isinstance(result, Dropped) else None
 
@@ -58,10 +63,14 @@ def test_messages_say_what_was_expected_and_got():
     (result,) = keep([row(tokens=3, sample=2)], min_tokens=4)
     assert (result.step, result.message) == (6, "line 3, sample 2: expected at least 4 tokens in `output`, got 3")
     (result,) = keep([row(logprob=-4.0)], min_mean_logprob=-0.5)
-    assert result.message.endswith("expected a mean log-probability of at least -0.5 nats per token in `output`, got -1")
+    assert result.message.endswith(
+        "expected a mean log-probability of at least -0.5 nats per token in `output`, got -1"
+    )
 
 
-@pytest.mark.parametrize("bound", [{"finish": "stop"}, {"min_tokens": 1}, {"max_tokens": 9}, {"min_mean_logprob": -1.0}])
+@pytest.mark.parametrize(
+    "bound", [{"finish": "stop"}, {"min_tokens": 1}, {"max_tokens": 9}, {"min_mean_logprob": -1.0}]
+)
 def test_bounds_of_tokens_need_a_written_field(bound):
     assert code(row({"label": "x"}), of="label", **bound) == "not_written"
 
@@ -110,7 +119,7 @@ def test_matches_must_be_a_pattern():
         keep([], matches="[")
 
 
-def codes(result: list[Staged]) -> list[str]:
+def codes(result: Sequence[Staged]) -> list[str]:
     return [staged.code if isinstance(staged, Dropped) else "" for staged in result]
 
 

@@ -1,6 +1,8 @@
 """Votes among the samples of a row."""
 
 import random
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -9,15 +11,15 @@ from logitcask_services.generation.row_steps import compile_row_step
 from logitcask_services.generation.rows import Dropped, Row, Staged
 
 
-def samples(answers: list[object], parent: str = "p", line: int = 1) -> list[Row]:
+def samples(answers: Sequence[object], parent: str = "p", line: int = 1) -> list[Row]:
     return [Row(id=f"{parent}{n}", parent=parent, line=line, fields={"answer": a}) for n, a in enumerate(answers)]
 
 
-def vote(rows: list[Staged], **options: object) -> list[Staged]:
+def vote(rows: Sequence[Staged], **options: Any) -> list[Staged]:
     return list(compile_row_step(Vote(**options), 5).apply(iter(rows)))
 
 
-def codes(result: list[Staged]) -> list[str]:
+def codes(result: Sequence[Staged]) -> list[str]:
     return [staged.code if isinstance(staged, Dropped) else "" for staged in result]
 
 
