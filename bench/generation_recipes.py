@@ -11,6 +11,7 @@ import argparse
 import itertools
 import json
 import tempfile
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -130,11 +131,11 @@ def most_alike(service: Service, row: GenerationRow) -> float:
     """The largest ROUGE-L of two grown instructions, by an implementation that is not ours."""
     from rouge_score import rouge_scorer
 
-    (made,) = row.corpora or ()
+    made = (row.corpora or [{}])[0]
     lines = service.storage.path(made["sha256"]).read_text().splitlines()
     texts = [json.loads(line)["logitcask"]["fields"]["instruction"] for line in lines]
     scorer = rouge_scorer.RougeScorer(["rougeL"])
-    return max(scorer.score(one, other)["rougeL"].fmeasure for one, other in itertools.combinations(texts, 2))
+    return max(float(scorer.score(one, other)["rougeL"].fmeasure) for one, other in itertools.combinations(texts, 2))
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ Reported: generated tokens/s, and ratios to `bare` within a round.
 import argparse
 import csv
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def generator_pass(generator: Any, prompts: list[np.ndarray], tokens: int, stop:
     return sum(len(result.token_ids_N) for result in results)
 
 
-def measure(engine: Any, passes: dict[str, Callable[[], int]], rounds: int, expected: int) -> dict[str, np.ndarray]:
+def measure(engine: Any, passes: Mapping[str, Callable[[], int]], rounds: int, expected: int) -> dict[str, np.ndarray]:
     """Tokens/s by variant, [rounds]; one more round goes first."""
     found: dict[str, list[float]] = {name: [] for name in passes}
     names = list(passes)

@@ -111,7 +111,7 @@ class Refusal:
 class Answer:
     """What came of one request; the job keeps it."""
 
-    token_ids: list[int] = field(default_factory=list)
+    token_ids: Sequence[int] = field(default_factory=list)
     text: str = ""
     finish: Finish = "stop"
     logprob: float = 0.0

@@ -30,7 +30,7 @@ class KeptEngine:
 def server(engine, tmp_path):
     settings = ServiceSettings(teacher=tmp_path / "teacher", cask_root=tmp_path / "casks", disk_floor_bytes=0)
     server = RunningServer(
-        Service(settings, lambda: Teacher(engine=KeptEngine(engine), tokenizer=FakeTokenizer())), None
+        Service(settings, lambda role: Teacher(engine=KeptEngine(engine), tokenizer=FakeTokenizer())), None
     )
     server.start()
     wait_for(lambda: server.client.get("/health/ready").status_code == 200)

@@ -28,7 +28,7 @@ ENDED = ("completed", "failed", "cancelled")
 
 
 class ServerProcess:
-    def __init__(self, folder: Path, settings: dict[str, Any] | None = None, writer: Any = None, **fake):
+    def __init__(self, folder: Path, settings: Any = None, writer: Any = None, **fake):
         self.folder = folder
         self.log = folder / "log"
         folder.mkdir(exist_ok=True)
