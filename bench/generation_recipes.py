@@ -10,13 +10,14 @@ methods. One service, one load of the teacher to write and one to capture; the r
 import argparse
 import itertools
 import json
-import tempfile
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 from demo.fetch_teacher import default_folder, fetch_model
 from logitcask_schemas.api.generation import GenerationRequest
 from logitcask_schemas.model_source import find_model

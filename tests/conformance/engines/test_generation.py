@@ -151,7 +151,12 @@ def test_a_stop_text_ends_a_text_before_it(generator, teacher, prompts, tokenize
     pieces = [after[len(before) :] for before, after in itertools.pairwise(texts)]
     inside = next(piece for piece in pieces[3:] if len(piece) >= 4)[1:-1]
     across = pieces[8][-1] + pieces[9][:2]
-    stops: dict[str, tuple[str, ...]] = {"inside": (inside,), "across": (across,), "start": (pieces[0][:2],), "never": ("\N{SNOWMAN}",)}
+    stops: dict[str, tuple[str, ...]] = {
+        "inside": (inside,),
+        "across": (across,),
+        "start": (pieces[0][:2],),
+        "never": ("\N{SNOWMAN}",),
+    }
     stops["both"] = ("\N{SNOWMAN}", across, inside)
     results = results_of(generator, [write(key, ids, stop=stop) for key, stop in stops.items()])
     logprobs_N = chosen(teacher.of_written(ids, plain.token_ids_N), plain.token_ids_N)
