@@ -65,6 +65,7 @@ def test_readme_is_covered() -> None:
         "submit",
         "train",
         "report",
+        "generate",
         "submit",
     ]
 

@@ -22,10 +22,11 @@ from logitcask_services.engines.generator import GenerationTask, TeacherTask
 from logitcask_services.generation.demonstrations import DemonstrationChooser
 from logitcask_services.generation.errors import RecipeError
 from logitcask_services.generation.growth import GrowingStep
+from logitcask_services.generation.patterns import Pattern
 from logitcask_services.generation.prompting import Prompter
 from logitcask_services.generation.row_steps import compile_row_step
 from logitcask_services.generation.rows import CompiledStep, Refusal, Row, request_seed
-from logitcask_services.generation.step_checks import check_steps, compiled_pattern
+from logitcask_services.generation.step_checks import check_steps
 from logitcask_services.generation.teacher_steps import Asking, GenerateStep, ScoreStep, VerifyStep
 from logitcask_services.generation.templates import PromptTemplate
 
@@ -100,7 +101,7 @@ def _compiled(
                 step=step, asking=asking(step.template, step.demonstrations), candidates=chooser(step.candidates)
             )
         case Verify():
-            accept = compiled_pattern(step.accept, "accept", f"step {number} (verify)")
+            accept = Pattern(step.accept, f"step {number} (verify): `accept`")
             return "teacher", VerifyStep(step=step, asking=asking(step.template, step.demonstrations), accept=accept)
         case Grow():
             request = _request_maker(step, number, templates[step.template], prompter, resources.job_seed)

@@ -18,7 +18,7 @@ from logitcask_services.corpora.line_problems import LineProblem
 from logitcask_services.corpora.lines import MAX_CUSTOM_ID, ChatLine
 from logitcask_services.corpora.token_rows import IGNORED
 from logitcask_services.generation.prompting import Prompter, chat_parts
-from logitcask_services.generation.rows import Dropped, Row, Written, child_id
+from logitcask_services.generation.rows import Dropped, Row, Written
 from logitcask_services.generation.templates import PromptTemplate, RenderError
 
 
@@ -146,20 +146,13 @@ class Emitter:
     def _custom_id(self, row: Row) -> str:
         name = row.custom_id or (f"line-{row.line}" if row.line else f"row-{row.id[:12]}")
         if row.parent != row.id:
-            name = f"{name}-{self._sample(row)}"
+            name = f"{name}-{row.sample}"
         name = name[-(MAX_CUSTOM_ID - 16) :]
         while name in self._used:
             self._used[name] += 1
             name = f"{name}-{self._used[name]}"
         self._used[name] = 0
         return name
-
-    def _sample(self, row: Row) -> int:
-        """Which sample of its parent a row is: the number that its id was made from."""
-        for written in row.written.values():
-            if any(child_id(row.parent, step, written.sample) == row.id for step in range(self.step)):
-                return written.sample
-        raise ValueError(f"row {row.id} is no sample of {row.parent} by any of the {self.step} steps")
 
     def _provenance(self, row: Row, said: _Said) -> dict[str, Any]:
         decode = self.prompter.tokenizer.decode

@@ -24,6 +24,8 @@ _SIGN = r"(?<![\w.)\]}])[-\u2212]"
 _CURRENCY = r"(?:\\?\$|[\u20ac\u00a3\u00a5\u20b9])"
 # Not the two stars that begin bold type.
 _POWER = r"\s?\^\s?|\*\*|[ ]\*\*[ ]"
+# A full stop behind the stars of bold type is no exponent.
+_EXACT = r"(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
 _VULGAR = "\u00bc\u00bd\u00be\u2150-\u215e"
 _TOKEN = re.compile(
     rf"""
@@ -33,7 +35,7 @@ _TOKEN = re.compile(
         | [0-9]+(?:\.[0-9]+){{2,}}                                  # 1.2.3, 31.01.2024
         | [0-9]+(?::[0-9]+)+                                        # 12:30, 3:4
         | [0-9]+(?:\.[0-9]+)?[eE][-+]?[0-9]{{4,}}
-        | (?<=[\w)\]}}])(?:{_POWER})\{{?[-\u2212]?[0-9.]+\}}?           # cm^2
+        | (?<=[\w)\]}}])(?:{_POWER})\{{?[-\u2212]?{_EXACT}\}}?           # cm^2
       )
     | (?P<number>
         (?P<sign>(?:{_SIGN}\s?{_CURRENCY}?|{_CURRENCY}\s?[-\u2212](?=[0-9.])|(?<!\w)\+)(?=[0-9.\\{_VULGAR}]))?
@@ -42,7 +44,7 @@ _TOKEN = re.compile(
           | (?P<vulgar_whole>[0-9]+)?[ ]?(?P<vulgar>[{_VULGAR}])
           | (?:(?P<whole>[0-9]+)[ ])?(?P<top>[0-9]+)[ ]?/[ ]?(?P<bottom>[0-9]+)(?![0-9]|\.[0-9])
           | (?P<power_of_ten>(?<![0-9.])10)\^\{{?(?P<alone>{_EXPONENT})\}}?
-          | (?P<base>{_PLAIN})(?:{_POWER})\{{?[-\u2212]?[0-9.]+\}}?
+          | (?P<base>{_PLAIN})(?:{_POWER})\{{?[-\u2212]?{_EXACT}\}}?
           | (?P<plain>{_PLAIN})
             (?: [eE](?P<exponent>{_EXPONENT})
               | \s?(?:\u00d7|\\times|\\cdot|\*|x)\s?10\^\{{?(?P<scientific>{_EXPONENT})\}}?)?

@@ -47,6 +47,8 @@ class Row:
     """SHA-256 (hex) of where it comes from, see `child_id`."""
     parent: str
     """Id of the row that it is a sample of; its own id where it is none."""
+    sample: int = 0
+    """Which sample of its parent it is, from 0."""
     line: int
     """Of the corpus, from 1; 0 where the teacher made it from several."""
     custom_id: str | None = None

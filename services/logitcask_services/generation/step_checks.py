@@ -1,6 +1,5 @@
 """Whether steps fit together, found out before anything runs."""
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -20,6 +19,7 @@ from logitcask_schemas.api.generation_steps import (
     Vote,
 )
 from logitcask_services.generation.errors import RecipeError
+from logitcask_services.generation.patterns import Pattern
 from logitcask_services.generation.templates import PromptTemplate
 
 GROW_VALUES: Final[Mapping[str, frozenset[str]]] = {
@@ -55,16 +55,6 @@ def check_steps(
         checker.emit(row)
 
 
-def compiled_pattern(pattern: str, name: str, where: str) -> re.Pattern[str]:
-    """A regular expression. Raises RecipeError where it is none; `name` is the option's."""
-    try:
-        return re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise RecipeError(
-            f"{where}: `{name}` is {pattern[:80]!r}, which is no regular expression of Python's: {error}"
-        ) from error
-
-
 @dataclass
 class _Checker:
     """What is known of the rows that reach a step."""
@@ -85,7 +75,7 @@ class _Checker:
             case Generate() | Verify():
                 self._asks(step.template, step.demonstrations)
                 if isinstance(step, Verify):
-                    compiled_pattern(step.accept, "accept", self.where)
+                    Pattern(step.accept, f"{self.where}: `accept`")
                 self._makes(step.into, written=True)
                 self.is_sampled |= step.sampling.n > 1
             case Score():
@@ -93,7 +83,7 @@ class _Checker:
             case Parse():
                 self._needs("of", step.of)
                 if step.pattern is not None:
-                    compiled_pattern(step.pattern, "pattern", self.where)
+                    Pattern(step.pattern, f"{self.where}: `pattern`")
                 for name in (step.into, step.rationale):
                     if name is not None:
                         self._makes(name)
@@ -154,7 +144,7 @@ class _Checker:
             )
         if step.matches is not None:
             self._needs("of", step.of)
-            compiled_pattern(step.matches, "matches", self.where)
+            Pattern(step.matches, f"{self.where}: `matches`")
         for option, name in (("more", step.more), ("than", step.than)):
             if name is not None:
                 self._needs(option, name)

@@ -1,6 +1,5 @@
 """Steps that ask the teacher: to write, to score, to judge."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -11,6 +10,7 @@ from logitcask_schemas.api.generation_steps import Generate, Sampling, Score, Ve
 from logitcask_schemas.record.extent import IdArray
 from logitcask_services.engines.generator import GenerationTask, ScoreTask, TeacherTask
 from logitcask_services.generation.demonstrations import DemonstrationChooser
+from logitcask_services.generation.patterns import Pattern
 from logitcask_services.generation.prompting import Prompter, place_of
 from logitcask_services.generation.rows import (
     Answer,
@@ -166,7 +166,7 @@ class VerifyStep:
 
     step: Verify
     asking: Asking
-    accept: re.Pattern[str]
+    accept: Pattern
 
     @property
     def requests_per_row(self) -> int:
@@ -266,7 +266,7 @@ class ScoreStep:
 
 
 def _sample_of(row: Row, step: int, number: int) -> Row:
-    return replace(row, id=child_id(row.id, step, number), parent=row.id)
+    return replace(row, id=child_id(row.id, step, number), parent=row.id, sample=number)
 
 
 def _with_text(row: Row, into: str, written: Written) -> Row:

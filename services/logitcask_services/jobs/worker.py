@@ -17,6 +17,8 @@ from logitcask_schemas.errors import (
     LogitcaskError,
 )
 from logitcask_schemas.record.identity import TeacherIdentity
+from logitcask_services.generation.errors import RecipeError
+from logitcask_services.jobs.answer_files import AnswersDamagedError
 from logitcask_services.jobs.context import JobContext, teacher_document
 from logitcask_services.jobs.database.extractions import TOKENS, ExtractionStore
 from logitcask_services.jobs.database.generations import WEIGHTS, GenerationStore
@@ -222,6 +224,10 @@ class Worker(threading.Thread):
     def _fail(self, row: JobRow, error: Exception) -> None:
         logger.error("%s failed: %s", row.id, error)
         match error:
+            case RecipeError():
+                code = "recipe_invalid"
+            case AnswersDamagedError():
+                code = "answers_damaged"
             case IdentityMismatchError():
                 code = "cask_mismatch"
             case CaskVersionError():

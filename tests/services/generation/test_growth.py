@@ -82,7 +82,14 @@ class Asked:
         self.ids: list[str] = []
 
     def __call__(self, values: Mapping[str, Any], row_id: str) -> TeacherTask | Refusal:
-        self.values.append(values)
+        # As texts, which are easier to compare than rows.
+        shown = dict(values)
+        if "examples" in values:
+            shown["examples_rows"] = values["examples"]
+            shown["examples"] = [row["instruction"] for row in values["examples"]]
+        if "parent" in values:
+            shown["parent"] = values["parent"]["instruction"]
+        self.values.append(shown)
         self.ids.append(row_id)
         ids = np.array([len(self.ids) - 1], np.uint32)
         return GenerationTask(key=row_id, prompt_ids_C=ids, sampling=Sampling(), seed=0)

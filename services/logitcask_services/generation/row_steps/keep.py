@@ -6,7 +6,8 @@ from fractions import Fraction
 
 from logitcask_schemas.api.generation_steps import Keep
 from logitcask_services.generation.numbers import as_number
-from logitcask_services.generation.row_steps.stream import compiled, place, rows_of, samples_together, shown
+from logitcask_services.generation.patterns import Pattern
+from logitcask_services.generation.row_steps.stream import place, rows_of, samples_together, shown
 from logitcask_services.generation.rows import Dropped, Row, Staged, Written
 
 
@@ -24,7 +25,7 @@ class KeepStep:
         self._step = step
         self._number = number
         self._by = Fraction(repr(step.by))
-        self._matches = compiled(step.matches, f"step {number}, matches") if step.matches is not None else None
+        self._matches = Pattern(step.matches, f"step {number}, matches") if step.matches is not None else None
         self._needs_written = any(
             bound is not None for bound in (step.finish, step.min_tokens, step.max_tokens, step.min_mean_logprob)
         )

@@ -8,7 +8,8 @@ from logitcask_schemas.api.generation_steps import Parse
 from logitcask_services.generation.answers import find_choice, find_items, find_object
 from logitcask_services.generation.arithmetic import ProgramRefusedError, compute, program_in
 from logitcask_services.generation.numbers import as_number, find_numbers, json_number
-from logitcask_services.generation.row_steps.stream import compiled, place, shown
+from logitcask_services.generation.patterns import Pattern
+from logitcask_services.generation.row_steps.stream import place, shown
 from logitcask_services.generation.rows import Dropped, Row, Staged
 from logitcask_services.generation.sandbox import SandboxError, run_in_sandbox
 
@@ -50,7 +51,7 @@ class ParseStep:
         self._number = number
         self._sandbox = sandbox
         self._marker = re.compile(re.escape(step.marker), re.IGNORECASE) if step.marker is not None else None
-        self._pattern = compiled(step.pattern, f"step {number}, pattern") if step.pattern is not None else None
+        self._pattern = Pattern(step.pattern, f"step {number}, pattern") if step.pattern is not None else None
 
     def apply(self, stream: Iterator[Staged]) -> Iterator[Staged]:
         """See `RowStep`."""

@@ -1,6 +1,5 @@
 """What row steps share: going over rows, the samples of one row together, and words for messages."""
 
-import re
 from collections.abc import Iterator
 
 from logitcask_services.generation.rows import Dropped, Row, Staged
@@ -53,18 +52,6 @@ def shown(value: object) -> str:
     if len(text) <= _SHOWN and not (isinstance(value, str) and len(value) > 4 * _SHOWN):
         return text
     return f"…{text[-_SHOWN:]}" if isinstance(value, str) else f"{text[:_SHOWN]}…"
-
-
-def compiled(pattern: str, where: str) -> "re.Pattern[str]":
-    """A regular expression of a step.
-
-    Raises:
-        ValueError: it is none.
-    """
-    try:
-        return re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"{where}: {pattern!r} is no regular expression: {error}") from error
 
 
 def _elsewhere(row: Row, other: Row) -> bool:
