@@ -105,7 +105,7 @@ def fine_tune(
         # Weights and gradients stay float32; on a CPU with bfloat16 instructions this halves the time.
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = completion_loss(model, chosen)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -103,7 +103,8 @@ def log_probabilities(model: Any, one: Document, context_C: NDArray[np.uint32] |
     ids = torch.from_numpy(np.concatenate([before_C, one.token_ids_L]).astype(np.int64))
     hidden_LD = model.get_decoder()(input_ids=ids[None, :-1], use_cache=False).last_hidden_state[0]
     logits_PV = model.get_output_embeddings()(hidden_LD[len(before_C) + one.first :])
-    return logits_PV.float().log_softmax(-1)
+    logprobs_PV: Tensor = logits_PV.float().log_softmax(-1)
+    return logprobs_PV
 
 
 def divergence(model: Any, documents: Sequence[Document], logt_NPV: Sequence[Tensor]) -> float:
@@ -134,7 +135,7 @@ def trained(options: argparse.Namespace, teacher: Path, cask: Path, seed: int) -
             precision="bfloat16",
             save_steps=10_000,
         )
-        return transformers.AutoModelForCausalLM.from_pretrained(train(config).output, dtype=torch.float32).eval()
+        return transformers.AutoModelForCausalLM.from_pretrained(train(config).output, dtype=torch.float32).eval()  # type: ignore[no-untyped-call]
 
 
 def interval(values: Sequence[float]) -> dict[str, str]:
@@ -158,7 +159,7 @@ def measure(options: argparse.Namespace, teacher: Path, report: Report) -> None:
         f"{options.shown} demonstrations of {len(context_C)} tokens, {options.documents} documents, {options.steps} "
         f"steps of {options.batch}, lr {options.lr:g}, {options.student}, {options.held_out} held-out documents"
     )
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32).eval()
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32).eval()  # type: ignore[no-untyped-call]
     logt_NPV = [log_probabilities(model, one, context_C) for one in held]
     for kind, rows in (("under the context", logt_NPV), ("alone", [log_probabilities(model, one) for one in held])):
         entropy = [-float((row.exp() * row).sum(-1).mean()) for row in rows]

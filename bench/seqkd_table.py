@@ -104,7 +104,7 @@ def measure(options: argparse.Namespace, teacher: Path, report: Report) -> None:
     def write(model: Any, asked: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
         return black_box.write(model, tokenizer, asked, temperature=0.0, max_new_tokens=options.length)
 
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.bfloat16).eval()
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.bfloat16).eval()  # type: ignore[no-untyped-call]
     started = time.monotonic()
     written = write(model, prompts)
     references = texts(tokenizer, write(model, held))

@@ -1,13 +1,16 @@
 """What the figures of written texts rest on: the loss, the batches, the writing and the corpus reader of bench/."""
 
 import json
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bench.black_box import Example, batches, completion_loss, fine_tune, rate, read_examples, write
+sys.path.append(str(Path(__file__).resolve().parents[2] / "bench"))
+from black_box import Example, batches, completion_loss, fine_tune, rate, read_examples, write
 
 VOCABULARY, END = 40, 2
 EXAMPLES = [

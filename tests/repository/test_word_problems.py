@@ -2,10 +2,13 @@
 
 import json
 import re
+import sys
+from pathlib import Path
 
 import pytest
 
-from bench.word_problems import FORMS, answer_in, part_of, word_problems, write_problems
+sys.path.append(str(Path(__file__).resolve().parents[2] / "bench"))
+from word_problems import FORMS, answer_in, part_of, word_problems, write_problems
 
 NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9}
 

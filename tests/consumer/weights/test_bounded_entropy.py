@@ -1,6 +1,7 @@
 """Records whose entropy is a lower bound: what follows from the entropy refuses them, by name."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -29,5 +30,6 @@ def test_weights_by_the_entropy_refuse():
 
 
 def test_reports_refuse():
+    cask: Any = SimpleNamespace(place="cask", manifest=SimpleNamespace(capture=SERVED))
     with pytest.raises(ReportError, match="of its entropy a lower bound is known"):
-        _require_captured([SimpleNamespace(place="cask", manifest=SimpleNamespace(capture=SERVED))])
+        _require_captured([cask])
