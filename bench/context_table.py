@@ -9,9 +9,10 @@ on the records of the reasoning's positions by `logitcask train`'s own trainer; 
 
 Measured is the dense KL(t || p) in nats per position of the reasoning, on texts with other numbers: t the teacher with
 the demonstrations, p the student without. `before` is the student that was not trained; `teacher alone` the teacher
-without demonstrations, as what the context is worth.
+without demonstrations, as what the context is worth. The student is the teacher itself unless --student takes fewer of
+its 30 layers: then `alone` has nothing to teach it, and what it gains under the context is the context's alone.
 
-    python bench/context_table.py [--student from-teacher:layers=20] [--seeds 1 2 3]
+    python bench/context_table.py [--student from-teacher:layers=24] [--seeds 1 2 3]
 
 Shape legend: C tokens of a context, L of a document, P positions of its reasoning, V vocabulary.
 """
@@ -196,11 +197,11 @@ def main() -> None:
     """Measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--teacher", type=Path, help="folder (default: SmolLM2-135M-Instruct, fetched)")
-    parser.add_argument("--student", default="from-teacher:layers=20", help="as `logitcask train` takes it")
+    parser.add_argument("--student", default="from-teacher:layers=30", help="as `logitcask train` takes it")
     parser.add_argument("--shown", type=int, default=3, help="demonstrations")
-    parser.add_argument("--documents", type=int, default=160)
-    parser.add_argument("--held-out", type=int, default=40, help="documents")
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--documents", type=int, default=128)
+    parser.add_argument("--held-out", type=int, default=32, help="documents")
+    parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--batch", type=int, default=8, help="documents")
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
