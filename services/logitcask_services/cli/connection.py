@@ -187,10 +187,10 @@ def show_failures(extraction: Extraction, client: "ServiceClient", console: Cons
     list_failures(client.failures(extraction.id), extraction.id, console)
 
 
-def list_failures(failures: "Iterator[Failure]", job_id: str, console: Console) -> None:
-    """The first failures of a job, and how to get the others."""
+def list_failures(failures: "Iterator[Failure]", job_id: str, console: Console, most: int = SHOWN_FAILURES) -> None:
+    """The first failures of a job, at most `most`, and how to get the others."""
     for shown, failure in enumerate(failures):
-        if shown == SHOWN_FAILURES:
+        if shown == most:
             say(console, f"  ... all of them: logitcask jobs errors {job_id}")
             break
         name = f" ({failure.custom_id})" if failure.custom_id else ""

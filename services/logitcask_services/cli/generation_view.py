@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 SHORT = 300
 """Characters of a text that are shown where more follow."""
+SHOWN_ROWS_LEFT_OUT = 5
+"""Rows that were left out, in a summary: most recipes leave many out, for few reasons."""
 
 
 def follow_generation(client: "ServiceClient", generation_id: str, console: Console) -> Generation:
@@ -80,7 +82,7 @@ def summarise_generation(generation: Generation, client: "ServiceClient", consol
     for code, count in rows.dropped.items():
         say(console, f"{count:,} left out: {code}", style="yellow")
     if rows.dropped:
-        list_failures(client.generations.failures(generation.id), generation.id, console)
+        list_failures(client.generations.failures(generation.id), generation.id, console, SHOWN_ROWS_LEFT_OUT)
 
 
 def show_rows(page: GeneratedRowList, generation: Generation, after: int, out: Console) -> None:
@@ -180,7 +182,10 @@ def show_preview(preview: GenerationPreview, share: float, tokens_per_second: fl
         say(out, f"{counted(preview.bad_lines, 'line')} bad and left out", style="yellow")
     if preview.refused:
         say(
-            out, f"{counted(preview.refused, 'request')} cannot be made; see above, or the first such line", style="red"
+            out,
+            f"{counted(preview.refused, 'request')} cannot be made and would be left out; the reason stands at such a "
+            "line above, or `--documents 50` shows more of them",
+            style="red",
         )
     if tokens_per_second:
         seconds = cost["generated_tokens_at_most"] / tokens_per_second
