@@ -15,7 +15,7 @@ _CHOICE = re.compile(
     rf"""
       (?<!\w)(?:{_WRAPPED})\**(?P<wrapped>[A-Za-z])\**\s*[)\]}}]   # (b), [B], \boxed{{B}}
     | (?:^|(?<=[\s:*]))(?P<half>[A-Za-z])\)(?!\w)                  # b) at the start of a word
-    | (?P<alone>(?m:^[\s*_>"']*(?P<letter>[A-Za-z])[\s*_.:"']*$))  # b, alone in its line
+    | (?P<alone>(?m:^(?:[^\S\n]|[*_>"'])*+(?P<letter>[A-Za-z])(?:[^\S\n]|[*_.:"'])*+$))  # b, alone in its line
     | (?<![\w.'\u2019\-&\\])(?P<bare>[A-Z])(?![\w'\u2019\-&+\#]|\.\w)        # B among words
     """,
     re.VERBOSE,
