@@ -9,6 +9,7 @@ from itertools import islice
 
 from logitcask_schemas.api.generation_steps import Step
 from logitcask_services.engines.generator import TeacherTask
+from logitcask_services.generation.errors import AnswersMisplacedError
 from logitcask_services.generation.rows import (
     Answer,
     CompiledStep,
@@ -17,6 +18,7 @@ from logitcask_services.generation.rows import (
     Row,
     Staged,
     TeacherStep,
+    row_tag,
 )
 
 
@@ -35,8 +37,8 @@ class Stage:
     kind: str
     template: str | None
     count: Callable[[], int]
-    requests: Callable[[], Iterator[Callable[[], TeacherTask | Refusal]]]
-    """In order; each is rendered only when it is called."""
+    requests: Callable[[], Iterator[tuple[str, Callable[[], TeacherTask | Refusal]]]]
+    """In order: the tag of its row (see `row_tag`), and what renders it."""
     row_of: Callable[[int], Row | None]
     """The row that a request is made for; None where it is made from several."""
 
@@ -96,10 +98,13 @@ class Pipeline:
         return self._grown(number, compiled[1], stream)
 
     def _joined(self, number: int, step: TeacherStep, stream: Iterator[Staged]) -> Iterator[Staged]:
-        answers = self._answers(str(number))
+        answers, at = self._answers(str(number)), 0
         for row in stream:
             if isinstance(row, Row):
-                yield from step.join(row, _exactly(answers, step.requests_per_row))
+                own = _exactly(answers, step.requests_per_row)
+                _require_own(str(number), at, own, [row_tag(row.id)] * len(own))
+                at += len(own)
+                yield from step.join(row, own)
             else:
                 yield row
 
@@ -115,15 +120,20 @@ class Pipeline:
             if pool.is_full:
                 break
             requests = pool.requests(round_number)
-            pool.accept(round_number, _exactly(self._answers(f"{number}-r{round_number}"), len(requests)))
+            pool.accept(round_number, self._of_round(f"{number}-r{round_number}", requests))
         yield from pool.result()
+
+    def _of_round(self, stage: str, requests: Sequence[TeacherTask | Refusal]) -> list[Answer]:
+        answers = _exactly(self._answers(stage), len(requests))
+        _require_own(stage, 0, answers, [_tag_of(request) for request in requests])
+        return answers
 
     def _teacher_stage(self, number: int, index: int, step: TeacherStep) -> Stage:
         def rows() -> Iterator[Row]:
             return (row for row in self.rows_behind(index - 1) if isinstance(row, Row))
 
-        def request(row: Row, at: int) -> Callable[[], TeacherTask | Refusal]:
-            return lambda: step.request(row, at)
+        def request(row: Row, at: int) -> tuple[str, Callable[[], TeacherTask | Refusal]]:
+            return row_tag(row.id), lambda: step.request(row, at)
 
         return Stage(
             number=number,
@@ -138,8 +148,8 @@ class Pipeline:
     def _rounds(self, number: int, index: int, step: GrowStep) -> Iterator[Stage]:
         pool = step.begin([row for row in self.rows_behind(index - 1) if isinstance(row, Row)])
 
-        def given(request: TeacherTask | Refusal) -> Callable[[], TeacherTask | Refusal]:
-            return lambda: request
+        def given(request: TeacherTask | Refusal) -> tuple[str, Callable[[], TeacherTask | Refusal]]:
+            return _tag_of(request), lambda: request
 
         for round_number in range(step.rounds_max):
             if pool.is_full:
@@ -154,7 +164,19 @@ class Pipeline:
                 requests=lambda requests=requests: iter([given(request) for request in requests]),  # type: ignore[misc]
                 row_of=lambda _: None,
             )
-            pool.accept(round_number, _exactly(self._answers(f"{index}-r{round_number}"), len(requests)))
+            pool.accept(round_number, self._of_round(f"{index}-r{round_number}", requests))
+
+
+def _tag_of(request: TeacherTask | Refusal) -> str:
+    """Of a request that is made from several rows: its key is the id of the row that it may become."""
+    return "" if isinstance(request, Refusal) else row_tag(str(request.key))
+
+
+def _require_own(stage: str, first: int, answers: Sequence[Answer], tags: Sequence[str]) -> None:
+    """Raise AnswersMisplacedError where an answer is another row's."""
+    for number, (answer, tag) in enumerate(zip(answers, tags, strict=True), first):
+        if answer.row and answer.row != tag:
+            raise AnswersMisplacedError(stage, number)
 
 
 def _exactly(answers: Iterator[Answer], count: int) -> list[Answer]:

@@ -91,6 +91,11 @@ def child_id(parent: str, step: int, sample: int) -> str:
     return hashlib.sha256(f"{parent}/{step}/{sample}".encode()).hexdigest()
 
 
+def row_tag(row_id: str) -> str:
+    """The beginning of a row's id, which is kept with its answers."""
+    return row_id[:16]
+
+
 def source_id(corpus_sha256: str, line: int) -> str:
     """The id of the row of a line."""
     return hashlib.sha256(f"{corpus_sha256}/{line}".encode()).hexdigest()
@@ -113,6 +118,8 @@ class Refusal:
 class Answer:
     """What came of one request; the job keeps it."""
 
+    row: str = ""
+    """Of which row, see `row_tag`; empty where nobody asked."""
     token_ids: Sequence[int] = field(default_factory=list)
     text: str = ""
     finish: Finish = "stop"

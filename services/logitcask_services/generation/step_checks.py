@@ -169,7 +169,8 @@ class _Checker:
     def _asks(self, name: str, shown: Demonstrations | None, *, option: str = "demonstrations") -> None:
         template = self._template("template", name)
         self._fields_of("template", template)
-        if template.needs_demonstrations and shown is None:
+        # A chat's turns for each demonstration are none where there are none; a text's words around them would stay.
+        if template.needs_demonstrations and shown is None and template.kind == "text":
             raise self._problem(f"template {name} shows demonstrations; say with `demonstrations` where they are")
         if shown is None:
             return

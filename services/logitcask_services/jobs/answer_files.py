@@ -122,6 +122,7 @@ def _readable(path: Path) -> Iterator[tuple[int, Answer]]:
 
 def _encode(answer: Answer) -> bytes:
     fields: dict[str, Any] = {
+        "row": answer.row,
         "ids": [int(token) for token in answer.token_ids],
         "text": answer.text,
         "finish": answer.finish,
@@ -136,6 +137,7 @@ def _encode(answer: Answer) -> bytes:
 def _decode(fields: dict[str, Any]) -> Answer:
     error = fields.get("error")
     return Answer(
+        row=fields["row"],
         token_ids=fields["ids"],
         text=fields["text"],
         finish=fields["finish"],

@@ -10,6 +10,7 @@ from logitcask_schemas.api.objects import Failure
 from logitcask_services.corpora.tokenizer import DocumentTokenizer
 from logitcask_services.engines.generator import GenerationResult, TeacherResult, TeacherTask
 from logitcask_services.engines.generator import Generator as TextGenerator
+from logitcask_services.generation.errors import AnswersMisplacedError
 from logitcask_services.generation.pipeline import Stage
 from logitcask_services.generation.rows import Answer, Refusal
 from logitcask_services.jobs.answer_files import Journal
@@ -71,6 +72,8 @@ class GenerationRun:
         self._fault: Exception | None = None
         """What went wrong while the generator drew tasks; kept, so that it is not taken for the teacher's death."""
         self._failure: Failure | None = None
+        self._tags: dict[int, str] = {}
+        """Of requests that are with the teacher, the rows."""
         self._alone: int | None = None
         self._deaths = 0
 
@@ -209,21 +212,27 @@ class GenerationRun:
             self._fault = error
 
     def _tasks_of(
-        self, stage: Stage, chunk: AnswerChunk, requests: Iterator[Callable[[], TeacherTask | Refusal]]
+        self, stage: Stage, chunk: AnswerChunk, requests: Iterator[tuple[str, Callable[[], TeacherTask | Refusal]]]
     ) -> Iterator[TeacherTask]:
         journal = self._waiter.run(lambda: self._work.answers.journal(stage.name, chunk.number))
         entry = self._open[chunk.number] = _OpenChunk(chunk=chunk, journal=journal)
-        for number, make in enumerate(requests, chunk.first_request):
+        number = chunk.first_request - 1
+        for number, (tag, make) in enumerate(requests, chunk.first_request):
             if number in journal.answers and not self._is_asked_again(journal.answers[number]):
+                if journal.answers[number].row not in ("", tag):
+                    raise AnswersMisplacedError(stage.name, number)
                 continue
             if self._ends():
                 return
             task = make()
             if isinstance(task, Refusal):
-                self._keep(entry, number, Answer(error=(task.code, task.message)))
+                self._keep(entry, number, Answer(row=tag, error=(task.code, task.message)))
                 continue
             entry.waiting += 1
+            self._tags[number] = tag
             yield _keyed(task, stage.number * _STAGE + number)
+        if number != chunk.first_request + chunk.requests - 1:  # there are fewer rows than when they were counted
+            raise AnswersMisplacedError(stage.name, number + 1)
         entry.fed = True
         self._release_ready(stage)
 
@@ -264,7 +273,7 @@ class GenerationRun:
             for open_chunk in self._open.values()
             if 0 <= number - open_chunk.chunk.first_request < open_chunk.chunk.requests
         )
-        answer = _answer_of(result)
+        answer = replace(_answer_of(result), row=self._tags.pop(number))
         self._keep(entry, number, answer)
         entry.waiting -= 1
         if answer.error is None:
@@ -344,7 +353,8 @@ class GenerationRun:
         chunk = next((at for at in pending if 0 <= number - at.first_request < at.requests), None)
         if chunk is None:
             return
-        task = next(islice(stage.requests(), number, None))()
+        _, make = next(islice(stage.requests(), number, None))
+        task = make()
         if isinstance(task, Refusal):
             return
         results = self._generator.generate(iter([_keyed(task, suspect)]))

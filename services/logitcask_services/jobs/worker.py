@@ -17,7 +17,7 @@ from logitcask_schemas.errors import (
     LogitcaskError,
 )
 from logitcask_schemas.record.identity import TeacherIdentity
-from logitcask_services.generation.errors import RecipeError
+from logitcask_services.generation.errors import AnswersMisplacedError, RecipeError
 from logitcask_services.jobs.answer_files import AnswersDamagedError
 from logitcask_services.jobs.context import JobContext, teacher_document
 from logitcask_services.jobs.database.extractions import TOKENS, ExtractionStore
@@ -228,6 +228,8 @@ class Worker(threading.Thread):
                 code = "recipe_invalid"
             case AnswersDamagedError():
                 code = "answers_damaged"
+            case AnswersMisplacedError():
+                code = "answers_misplaced"
             case IdentityMismatchError():
                 code = "cask_mismatch"
             case CaskVersionError():
