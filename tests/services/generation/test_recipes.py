@@ -357,7 +357,7 @@ def test_the_guides_example_resolves(tmp_path):
     for name in ("explain-check", "explain-question"):
         (tmp_path / f"{name}.md").write_text("---\n")
     book = RecipeBook(tmp_path)
-    kinds = [step.kind for step in resolved("explain", {"n": 3, "judge": False}, book).steps]
+    kinds = [step.kind for step in resolved("explain", {"n": 3, "judge": False, "demonstrations": "c"}, book).steps]
     assert kinds == ["generate", "keep", "dedupe"]
     stored = resolved("explain", {"demonstrations": "corpus-2"}, book)
     assert stored.steps[0].demonstrations.corpus_id == "corpus-2"
