@@ -32,6 +32,9 @@ class ServiceSettings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65_535)] = DEFAULT_PORT
     templates: Path | None = None
     """Folder with the operator's own templates and recipes of generations."""
+    sandbox: str | None = None
+    """Command that runs programs which teachers write and that are more than arithmetic, given on its standard input;
+    what it prints is the answer. Without one they are refused."""
     resident: Literal["one", "both"] = "one"
     """Whether what captures and what writes are in memory by turns, or both at once."""
     engine: Literal["vllm", "transformers", "openai"] = "vllm"

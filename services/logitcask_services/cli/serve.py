@@ -49,6 +49,10 @@ def serve(
     templates: Annotated[
         Path | None, typer.Option(help="Folder with templates (*.md) and recipes (*.yaml) of your own.")
     ] = None,
+    sandbox: Annotated[
+        str | None,
+        typer.Option(help="Command that runs programs of recipe `program` beyond arithmetic, from its standard input."),
+    ] = None,
     resident: Annotated[
         str | None,
         typer.Option(
@@ -86,6 +90,7 @@ def serve(
             "api_key_file": api_key_file,
             "data_dir": data_dir,
             "templates": templates,
+            "sandbox": sandbox,
             "resident": resident,
             "accept_teacher": tuple(accept_teacher) if accept_teacher else None,
             "remote_url": remote_url,

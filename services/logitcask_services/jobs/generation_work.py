@@ -1,5 +1,6 @@
 """What a generation is made of, put together from its row, its files and the teacher's tokenizer."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import count
@@ -36,6 +37,7 @@ class GenerationWork:
             templates=row.request.templates,
             rows_of=self._rows_of,
             job_seed=row.request.seed,
+            sandbox=shlex.split(context.settings.sandbox) if context.settings.sandbox else None,
         )
 
     @cached_property

@@ -1,6 +1,7 @@
 """Generations as jobs: asked once, kept, taken up again, captured at the end."""
 
 import errno
+import sys
 from contextlib import contextmanager
 from functools import partial
 
@@ -250,3 +251,16 @@ def test_the_first_load_is_for_the_oldest_job(make_settings):
     finally:
         service.stop()
     assert loads == ["generate"]
+
+
+@pytest.mark.parametrize(("sandbox", "kept"), [(None, 0), (f"{sys.executable} -I -", 2)])
+def test_programs_beyond_arithmetic_need_the_operators_sandbox(service_of, sandbox, kept):
+    program = "def total():\n    return 3 + 4\nprint(total())\n"
+    generator = ObedientGenerator(answers=lambda prompt, seed: program)
+    steps = [GENERATE, {"kind": "parse", "answer": "program"}, {"kind": "check", "against": "right"}]
+    with service_of(generator, sandbox=sandbox) as service:
+        corpus = put_corpus(service, [{"question": "3 and 4?", "right": 7}])
+        row, _ = service.generations.create(stored_generation(corpus, steps=steps), None)
+        row = wait_until_ended(service, row.id)
+        assert row.rows["kept"] == kept
+        assert row.rows["dropped"] == ({} if kept else {"unparsed_answer": 2})
