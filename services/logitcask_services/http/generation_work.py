@@ -78,13 +78,18 @@ def _check(
 
 
 def require_demonstrations(service: Service, steps: Sequence[Step]) -> None:
-    """Raise NotFoundError where a corpus of demonstrations is not there."""
-    for step in steps:
+    """Raise NotFoundError where a corpus of demonstrations is not there, RecipeError where it has too few lines."""
+    for number, step in enumerate(steps):
         shown = [step.demonstrations] if isinstance(step, Generate | Score | Verify) else []
         shown += [step.candidates] if isinstance(step, Score) else []
         for demonstrations in shown:
             if demonstrations is not None and demonstrations.corpus_id is not None:
-                service.corpora.get(demonstrations.corpus_id)
+                lines = service.corpora.get(demonstrations.corpus_id).lines
+                if lines < demonstrations.k and demonstrations.choose != "field":
+                    raise RecipeError(
+                        f"step {number} ({step.kind}): `k` is {demonstrations.k}, and the corpus of demonstrations "
+                        f"{demonstrations.corpus_id} has {lines} lines; lower k, or give more"
+                    )
 
 
 def _fields_of(service: Service, corpus_id: str | None) -> frozenset[str] | None:

@@ -411,3 +411,18 @@ def test_what_generations_wait_for_is_told(serve, templates, monkeypatch):
     assert waiting == [{"code": "disk_full", "message": "the disk is full", "extractions": 0, "generations": 2}]
     monkeypatch.setattr(server.service.extractions, "waiting", lambda: reason)
     assert server.client.get("/health/ready").json()["waiting"][0] == {**waiting[0], "extractions": 2}
+
+
+def test_more_demonstrations_than_there_are_is_told_at_once(start, templates):
+    (templates / "shots.md").write_text(
+        "---\nkind: text\ndescription: shots\nfields: [question]\n---\n"
+        "{% for demonstration in demonstrations %}{{ demonstration.question }}\n{% endfor %}{{ question }}"
+    )
+    server = start()
+    corpus, shown = server.upload(LINES), server.upload(LINES[:3])
+    for k, status in ((3, 202), (4, 422)):
+        step = {**STEPS[0], "template": "shots", "demonstrations": {"corpus_id": shown["id"], "k": k}}
+        answer = create(server, corpus, steps=[step])
+        assert answer.status_code == status, answer.text
+    assert "invalid_recipe" in answer.text
+    assert "`k` is 4, and the corpus of demonstrations" in answer.json()["detail"]
