@@ -13,7 +13,7 @@ from logitcask_services.corpora.prepare import DocumentLimits
 from logitcask_services.corpora.preview import preview
 from logitcask_services.pilot.expected_bytes import expected_bytes
 from tests.support.services.fake_teacher import VOCAB_SIZE, FakeTokenizer, identity
-from tests.support.services.service_harness import jsonl
+from tests.support.services.service_harness import jsonl, wait_for
 
 CHAT = {"messages": [{"role": "user", "content": "hi\x1b[31m"}, {"role": "assistant", "content": "fine\nday"}]}
 PADDED = {"input_ids": [5, 6, 0], "attention_mask": [1, 1, 0]}
@@ -155,6 +155,7 @@ def test_the_estimate_from_a_cask_is_of_that_cask(serve, tmp_path, loss_on):
 def test_a_cask_that_cannot_hold_contexts_is_told_before_anything_is_captured(serve, tmp_path):
     CaskWriter.create(tmp_path / "casks" / "cask", teacher=identity(), capture=CaptureSpec()).close()
     client, line = serve().client, jsonl([{"context_ids": [3], "input_ids": [1, 2, 3]}])
+    wait_for(lambda: client.get("/health/ready").status_code == 200)
     answer = client.post("/v1/previews", content=line, params={"cask": "cask"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "cask_version")
     assert client.post("/v1/previews", content=line, params={"cask": "another"}).status_code == 200
