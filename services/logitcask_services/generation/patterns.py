@@ -36,8 +36,8 @@ class Pattern:
 
     def search(self, text: str) -> "regex.Match[str] | None":
         """The first match. Raises RecipeError where it takes longer than SECONDS: every run of the job would."""
-        try:
-            match: regex.Match[str] | None = self._compiled.search(text, timeout=SECONDS)
+        try:  # concurrent: other threads of the service go on meanwhile
+            match: regex.Match[str] | None = self._compiled.search(text, concurrent=True, timeout=SECONDS)
         except TimeoutError as error:
             raise RecipeError(
                 f"{self._where}: {self._text[:80]!r} took longer than {SECONDS:g} s on a text of {len(text)} "

@@ -29,10 +29,12 @@ _NO_DEMONSTRATIONS: Final[tuple[Row, ...]] = ()
 
 @dataclass(slots=True)
 class _Latest:
-    """The prompt of the row that was asked for last: the samples of a row share it."""
+    """Prompt and demonstrations of the row that was asked for last: the samples of a row share them."""
 
     row: Row | None = None
     prompt: "RowPrompt | Refusal | None" = None
+    chosen_for: Row | None = None
+    shown: tuple[Row, ...] | Refusal | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +72,12 @@ class Asking:
 
     def demonstrations(self, row: Row) -> tuple[Row, ...] | Refusal:
         """What is shown to the teacher for a row."""
-        return _NO_DEMONSTRATIONS if self.chooser is None else self.chooser.choose(row, where=self.where(row))
+        if self.chooser is None:
+            return _NO_DEMONSTRATIONS
+        if self._latest.chosen_for is not row or self._latest.shown is None:
+            self._latest.shown = self.chooser.choose(row, where=self.where(row))
+            self._latest.chosen_for = row
+        return self._latest.shown
 
     def prompt_showing(self, row: Row, shown: tuple[Row, ...], room: int) -> RowPrompt | Refusal:
         """The prompt with these demonstrations."""

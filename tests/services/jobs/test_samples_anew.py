@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from logitcask_services.generation.demonstrations import DemonstrationChooser
 from logitcask_services.generation.errors import AnswersMisplacedError
 from logitcask_services.jobs.generation_work import GenerationWork
 from tests.support.services.fake_teacher import FakeTokenizer
@@ -53,6 +54,33 @@ def test_samples_may_be_written_anew_into_the_same_field(service_of):
         row, lines = completed(service, steps=[GENERATE, ONE])
     assert row.rows["kept"] == 18
     assert sorted(line["custom_id"] for line in lines) == sorted(f"q{at}-{n}" for at in range(9) for n in range(2))
+
+
+SHOWN = (
+    "---\nkind: text\ndescription: shows others\nfields: [question]\n---\n"
+    "{% for demonstration in demonstrations %}{{ demonstration.question }}\n{% endfor %}{{ question }}"
+)
+
+
+def test_samples_of_a_row_share_its_demonstrations(service_of, monkeypatch):
+    """They are chosen once for a row in each pass, not once for each of its samples."""
+    chosen, choose = [], DemonstrationChooser.choose
+
+    def counted(self, row, *, where):
+        chosen.append(row)
+        return choose(self, row, where=where)
+
+    monkeypatch.setattr(DemonstrationChooser, "choose", counted)
+    step = {
+        **GENERATE,
+        "template": "shown",
+        "sampling": {"n": 64, "temperature": 1.0},
+        "demonstrations": {"k": 2, "choose": "bm25"},
+    }
+    with service_of(ObedientGenerator()) as service:
+        row, _ = completed(service, steps=[step], templates={"shown": SHOWN})
+    assert row.rows["kept"] == 9 * 64
+    assert len(chosen) <= 9 * 3
 
 
 def test_answers_are_not_taken_for_other_rows_when_settings_change(make_settings):
