@@ -7,8 +7,8 @@ import os
 import random
 import time
 
-from tests.services.jobs.test_sigkill import ServerProcess
 from tests.support.services.generations import files_of
+from tests.support.services.server_process import ServerProcess
 from tests.support.services.service_harness import jsonl, wait_for
 
 KILLS = int(os.environ.get("LOGITCASK_KILLS", "12"))

@@ -3,78 +3,22 @@
 Real server processes, SIGKILL at random moments, restarts. `LOGITCASK_KILLS` sets how many (default 12).
 """
 
-import multiprocessing
 import os
 import random
-import signal
 import sqlite3
 import time
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 
 from logitcask_schemas.cask import Cask
 from logitcask_services.corpora.token_store import TokenStore
-from tests.support.services.fake_server import run_forked
+from tests.support.services.server_process import ServerProcess
 from tests.support.services.service_harness import jsonl, wait_for
 
-FORKS = multiprocessing.get_context("forkserver")
-"""Servers are forked from a process that has imported what they need: importing would take most of their lives."""
-FORKS.set_forkserver_preload(["logitcask_services.http.server"])
 KILLS = int(os.environ.get("LOGITCASK_KILLS", "12"))
 ENDED = ("completed", "failed", "cancelled")
-
-
-class ServerProcess:
-    def __init__(self, folder: Path, settings: Any = None, writer: Any = None, **fake):
-        self.folder = folder
-        self.log = folder / "log"
-        folder.mkdir(exist_ok=True)
-        given = {
-            "cask_root": str(folder / "casks"),
-            "data_dir": str(folder / "state"),
-            "port": 0,
-            "chunk_positions": 200,
-            "disk_floor_bytes": 0,
-            "fake": {"log": str(self.log), **fake},
-            "writer": writer or {},
-            **(settings or {}),
-        }
-        addresses, said = FORKS.Pipe(duplex=False)
-        with addresses:
-            self.process = FORKS.Process(target=run_forked, args=(given, folder / "stderr", said))
-            with said:
-                self.process.start()
-            try:
-                url = addresses.recv()
-            except EOFError:
-                raise AssertionError((folder / "stderr").read_text()) from None
-        self.client = httpx2.Client(base_url=url, timeout=30)
-        wait_for(self._answers, 120)
-
-    def _answers(self) -> bool:
-        assert self.process.is_alive(), (self.folder / "stderr").read_text()
-        try:
-            return self.client.get("/health").status_code == 200
-        except httpx2.TransportError:
-            return False
-
-    def status(self, extraction: str) -> dict:
-        return self.client.get(f"/v1/extractions/{extraction}").raise_for_status().json()
-
-    def kill(self) -> None:
-        self.client.close()
-        self.process.kill()
-        self.process.join()
-        assert self.process.exitcode == -signal.SIGKILL
-
-    def end(self) -> int | None:
-        self.client.close()
-        self.process.terminate()
-        self.process.join(60)
-        return self.process.exitcode
 
 
 def start(server: ServerProcess, documents) -> str:
