@@ -23,7 +23,7 @@ from logitcask_services.http.access import Caller
 from logitcask_services.http.dependencies import ServiceDep
 from logitcask_services.http.problems import Problem, documented
 from logitcask_services.http.scoring_answers import as_json, prompt_logprobs_json, scores_of
-from logitcask_services.jobs.scoring import RefusalCode, ScoringCall, ScoringRefusedError
+from logitcask_services.jobs.scoring_call import RefusalCode, ScoringCall, ScoringRefusedError
 from logitcask_services.jobs.teacher import TeacherFacts
 from logitcask_services.service import Service
 

@@ -11,16 +11,16 @@ there at two deaths waits until it can be alone with the teacher, and one that w
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal
+from typing import Final
 
-from logitcask_schemas.errors import CaptureSpecError, DocumentMismatchError, InvalidRecordError, LogitcaskError
+from logitcask_schemas.errors import CaptureSpecError, DocumentMismatchError, InvalidRecordError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.extent import document_id
 from logitcask_schemas.record.records import DocumentRecords
 from logitcask_services.engines.engine import CaptureResult, CaptureTask, Engine
 from logitcask_services.jobs.live import Heartbeat
+from logitcask_services.jobs.scoring_call import ScoringCall, ScoringLimits, ScoringRefusedError
 from logitcask_services.jobs.teacher import TeacherDiedError
 
 DEATHS: Final = 2
@@ -32,59 +32,6 @@ _MOST_CREDIT: Final = 1 << 13
 """Tokens of callers that may pass before the first of a job's."""
 _LEAST_COST: Final = 64
 """Tokens that a shorter sequence counts as: it takes a place of the engine, too."""
-
-RefusalCode = Literal[
-    "request_too_large", "too_much_waiting", "teacher_died", "capture_failed", "kills_teacher", "stopping"
-]
-
-
-class ScoringRefusedError(LogitcaskError, RuntimeError):
-    """A call that was not, or will not be, answered with records."""
-
-    def __init__(self, code: RefusalCode, message: str) -> None:
-        super().__init__(message)
-        self.code: RefusalCode = code
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoringLimits:
-    """What may wait. Tokens are those that the teacher reads, contexts included."""
-
-    request_sequences: int = 1024
-    request_tokens: int = 1 << 17
-    waiting_tokens: int = 1 << 19
-    """Of all callers together."""
-
-
-class ScoringCall:
-    """One caller's sequences, until all have come back or one has failed."""
-
-    def __init__(self, count: int) -> None:
-        self.future: Future[list[DocumentRecords]] = Future()
-        """The documents in the order of the sequences; or ScoringRefusedError."""
-        self.future.set_running_or_notify_cancel()  # a caller that goes away says `Scoring.drop`
-        self._lock = threading.Lock()
-        self._documents: list[DocumentRecords | None] = [None] * count
-        self._missing = count
-
-    @property
-    def ended(self) -> bool:
-        """Whether nobody waits for more of it."""
-        return self.future.done()
-
-    def take(self, index: int, document: DocumentRecords) -> None:
-        """The records of one sequence."""
-        with self._lock:
-            self._documents[index] = document
-            self._missing -= 1
-            if not self._missing and not self.future.done():
-                self.future.set_result([each for each in self._documents if each is not None])
-
-    def fail(self, error: ScoringRefusedError) -> None:
-        """It will not be answered; the first reason counts."""
-        with self._lock:
-            if not self.future.done():
-                self.future.set_exception(error)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

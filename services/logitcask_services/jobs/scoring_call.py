@@ -1,0 +1,62 @@
+"""One caller's request to score: what it waits for, how it can be refused, and how much may be asked."""
+
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Literal
+
+from logitcask_schemas.errors import LogitcaskError
+from logitcask_schemas.record.records import DocumentRecords
+
+RefusalCode = Literal[
+    "request_too_large", "too_much_waiting", "teacher_died", "capture_failed", "kills_teacher", "stopping"
+]
+
+
+class ScoringRefusedError(LogitcaskError, RuntimeError):
+    """A call that was not, or will not be, answered with records."""
+
+    def __init__(self, code: RefusalCode, message: str) -> None:
+        super().__init__(message)
+        self.code: RefusalCode = code
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringLimits:
+    """What may wait. Tokens are those that the teacher reads, contexts included."""
+
+    request_sequences: int = 1024
+    request_tokens: int = 1 << 17
+    waiting_tokens: int = 1 << 19
+    """Of all callers together."""
+
+
+class ScoringCall:
+    """One caller's sequences, until all have come back or one has failed."""
+
+    def __init__(self, count: int) -> None:
+        self.future: Future[list[DocumentRecords]] = Future()
+        """The documents in the order of the sequences; or ScoringRefusedError."""
+        self.future.set_running_or_notify_cancel()  # a caller that goes away says `Scoring.drop`
+        self._lock = threading.Lock()
+        self._documents: list[DocumentRecords | None] = [None] * count
+        self._missing = count
+
+    @property
+    def ended(self) -> bool:
+        """Whether nobody waits for more of it."""
+        return self.future.done()
+
+    def take(self, index: int, document: DocumentRecords) -> None:
+        """The records of one sequence."""
+        with self._lock:
+            self._documents[index] = document
+            self._missing -= 1
+            if not self._missing and not self.future.done():
+                self.future.set_result([each for each in self._documents if each is not None])
+
+    def fail(self, error: ScoringRefusedError) -> None:
+        """It will not be answered; the first reason counts."""
+        with self._lock:
+            if not self.future.done():
+                self.future.set_exception(error)
