@@ -10,13 +10,14 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-_WRAPPED = r"\\boxed\s*\{\s*(?:\\text\s*\{\s*)?|\\text\s*\{\s*|[(\[]\s*"
+_TEXT = r"\\(?:text|textbf|mathbf|mathrm)\s*\{\s*"
+_WRAPPED = rf"\\boxed\s*\{{\s*(?:{_TEXT})?|{_TEXT}|[(\[]\s*"
 _CHOICE = re.compile(
     rf"""
-      (?<!\w)(?:{_WRAPPED})\**(?P<wrapped>[A-Za-z])\**\s*[)\]}}]   # (b), [B], \boxed{{B}}
+      (?<!\w)(?:{_WRAPPED})[*_]*+(?P<wrapped>[A-Za-z])[*_]*+\s*[)\]}}]   # (b), [B], \boxed{{B}}
     | (?:^|(?<=[\s:*]))(?P<half>[A-Za-z])\)(?!\w)                  # b) at the start of a word
     | (?P<alone>(?m:^(?:[^\S\n]|[*_>"'])*+(?P<letter>[A-Za-z])(?:[^\S\n]|[*_.:"'])*+$))  # b, alone in its line
-    | (?<![\w.'\u2019\-&\\])(?P<bare>[A-Z])(?![\w'\u2019\-&+\#]|\.\w)        # B among words
+    | (?<![\w.'\u2019\-&\\])_{{0,2}}(?P<bare>[A-Z])_{{0,2}}(?![\w'\u2019\-&+\#]|\.\w)   # B or __B__ among words
     """,
     re.VERBOSE,
 )
