@@ -42,6 +42,32 @@ class _OpenChunk:
         return self.fed and not self.waiting
 
 
+_Request = tuple[str, Callable[[], TeacherTask | Refusal]]
+"""See `Stage.requests`."""
+
+
+class _Requests:
+    """The requests of a stage, read once from the first on, whatever chunks are asked for together."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._iterator = stage.requests()
+        self._at = 0
+
+    def of(self, chunk: AnswerChunk) -> Iterator[_Request]:
+        """Those of a chunk, to be taken to their end. Chunks are asked for in order; some may be passed over.
+
+        Raises:
+            ValueError: the chunk begins before where reading stands.
+        """
+        if chunk.first_request < self._at:
+            raise ValueError(f"requests are read up to {self._at}, and chunk {chunk.number} begins before that")
+        requests = islice(
+            self._iterator, chunk.first_request - self._at, chunk.first_request - self._at + chunk.requests
+        )
+        self._at = chunk.first_request + chunk.requests
+        return requests
+
+
 class GenerationRun:
     """Use once: `go`, then `close`."""
 
@@ -68,6 +94,8 @@ class GenerationRun:
         )
         self._work = GenerationWork(context, row, tokenizer, generator.max_model_len)
         self._stage: Stage | None = None
+        self._requests: _Requests | None = None
+        """Those of the stage."""
         self._open: dict[int, _OpenChunk] = {}
         self._fault: Exception | None = None
         """What went wrong while the generator drew tasks; kept, so that it is not taken for the teacher's death."""
@@ -149,6 +177,7 @@ class GenerationRun:
         pending = [chunk for chunk in pending if not chunk.done and not self._adopt(stage, chunk)]
         self._stage = stage
         self._try_suspect(stage, pending)
+        self._requests = _Requests(stage)
         for together in self._segments(pending):
             if self._spent():
                 self._leave_out(stage, together)
@@ -200,20 +229,17 @@ class GenerationRun:
 
     def _tasks(self, stage: Stage, chunks: Sequence[AnswerChunk]) -> Iterator[TeacherTask]:
         """The tasks of these chunks. Ends early when the run should end or its own work fails (see `_fault`)."""
+        requests = self._requests
+        assert requests is not None
         try:
-            requests, at = stage.requests(), 0
             for chunk in chunks:
-                requests = islice(requests, chunk.first_request - at, None)
-                at = chunk.first_request + chunk.requests
-                yield from self._tasks_of(stage, chunk, islice(requests, chunk.requests))
+                yield from self._tasks_of(stage, chunk, requests.of(chunk))
                 if self._ends():
                     return
         except Exception as error:  # noqa: BLE001 - carried around the generator and raised by the run
             self._fault = error
 
-    def _tasks_of(
-        self, stage: Stage, chunk: AnswerChunk, requests: Iterator[tuple[str, Callable[[], TeacherTask | Refusal]]]
-    ) -> Iterator[TeacherTask]:
+    def _tasks_of(self, stage: Stage, chunk: AnswerChunk, requests: Iterator[_Request]) -> Iterator[TeacherTask]:
         journal = self._waiter.run(lambda: self._work.answers.journal(stage.name, chunk.number))
         entry = self._open[chunk.number] = _OpenChunk(chunk=chunk, journal=journal)
         number = chunk.first_request - 1

@@ -9,6 +9,8 @@ import pytest
 
 from logitcask_schemas.api.requests import ExtractionRequest
 from logitcask_schemas.cask import Cask
+from logitcask_services.generation.source import source_rows
+from logitcask_services.jobs import generation_work
 from logitcask_services.jobs.answer_files import AnswerFolder
 from logitcask_services.service import Service
 from tests.support.services.fake_teacher import identity
@@ -178,6 +180,36 @@ def test_a_budget_ends_asking_between_chunks(service_of):
         assert kept[0] == kept[1]
         assert row.rows["dropped"] == {"budget_spent": 300 - len(kept[0])}
         assert 1500 <= row.generated_tokens <= 1500 + 64 * 24  # the chunk that was under way is finished
+
+
+@pytest.fixture
+def lines_read(monkeypatch):
+    """How often a line of any corpus has been read as a row."""
+    counted = []
+
+    def counting(*arguments):
+        for staged in source_rows(*arguments):
+            counted.append(staged)
+            yield staged
+
+    monkeypatch.setattr(generation_work, "source_rows", counting)
+    return counted
+
+
+def test_a_budget_costs_no_reading(service_of, lines_read):
+    """It is looked at before each chunk, and lines are read as often as without it: a few times, not once a chunk."""
+    lines = [{"question": f"what is {number}?"} for number in range(500)]
+    read = []
+    with service_of(ObedientGenerator()) as service:
+        corpus = put_corpus(service, lines)
+        for budget in (None, 10**9):
+            lines_read.clear()
+            row, _ = service.generations.create(stored_generation(corpus, budget={"generated_tokens": budget}), None)
+            row = wait_until_ended(service, row.id)
+            assert row.rows["kept"] == 1000
+            read.append(len(lines_read))
+        assert len(service.generations.chunks(row.id, 0)) >= 6
+    assert read[0] == read[1] <= 5 * len(lines)
 
 
 def test_nothing_kept_is_a_failure_that_says_why(service_of):
