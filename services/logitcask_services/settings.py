@@ -51,6 +51,8 @@ class ServiceSettings(BaseSettings):
     """Most bytes of one uploaded corpus."""
     max_line_bytes: Annotated[int, Field(ge=2)] = 8 << 20
     """Most bytes of one line; a longer one is reported as a bad line."""
+    max_demonstration_bytes: Annotated[int, Field(ge=1)] = 64 << 20
+    """Most bytes of a corpus that demonstrations are chosen from: its rows are in memory while a generation runs."""
     disk_floor_bytes: Annotated[int, Field(ge=0)] = 1 << 30
     """Free bytes below which nothing is accepted and running extractions pause."""
     chunk_positions: Annotated[int | None, Field(ge=1)] = None

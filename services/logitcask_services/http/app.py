@@ -12,6 +12,7 @@ from logitcask_schemas.terminal import installed_version
 from logitcask_services.http import corpora, extractions, generations, operations, previews, problems, scoring
 from logitcask_services.http.access import BrowserGuard, HeadLimit, HeadRequests, JsonBodyLimit, KeyRing
 from logitcask_services.http.dependencies import InFlight
+from logitcask_services.http.generated_rows import RowReaders
 from logitcask_services.http.job_streams import StreamPlaces
 from logitcask_services.http.metrics import RequestMetrics, ServiceMetrics
 from logitcask_services.service import Service
@@ -45,6 +46,7 @@ def create_app(service: Service, *, streams: int = 512) -> FastAPI:
     app.state.in_flight = InFlight()
     app.state.metrics = metrics
     app.state.streams = StreamPlaces(streams)
+    app.state.rows = RowReaders()
     app.state.previews = previews.PreviewQueue()
     problems.install(app)
     routers = (corpora, extractions, generations, previews, scoring, operations)

@@ -13,6 +13,7 @@ from logitcask_services.jobs.database.database import Database
 from logitcask_services.jobs.database.extractions import ExtractionStore
 from logitcask_services.jobs.database.generations import GenerationStore
 from logitcask_services.jobs.database.log import JobLog
+from logitcask_services.jobs.demonstration_corpora import DemonstrationCorpora
 from logitcask_services.jobs.live import Heartbeat, LiveProgress, Signals
 from logitcask_services.jobs.scoring import Scoring
 from logitcask_services.jobs.teacher import Role, Teacher, TeacherSupervisor
@@ -39,6 +40,7 @@ class JobContext:
         self.database = Database(settings.state_dir)
         self.signals = Signals()
         self.storage = CorpusStorage(self.folders.corpora)
+        self.demonstrations = DemonstrationCorpora(settings.max_demonstration_bytes, settings.max_line_bytes)
         self.corpora = CorpusRegistry(self.database)
         self.extractions = ExtractionStore(self.database, self.signals.changed)
         self.generations = GenerationStore(self.database, self.signals.changed)

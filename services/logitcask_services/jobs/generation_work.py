@@ -64,8 +64,8 @@ class GenerationWork:
         return source_rows(self._context.storage.path(sha256), sha256, self._context.settings.max_line_bytes)
 
     def _rows_of(self, corpus_id: str | None) -> Sequence[Row]:
-        rows = self._rows_in(corpus_id or self._row.corpus_id)
-        return [row for row in rows if isinstance(row, Row)]
+        sha256 = self._context.corpora.get(corpus_id or self._row.corpus_id).sha256
+        return self._context.demonstrations.rows(self._context.storage.path(sha256), sha256)
 
     def _answers_of(self, stage: str) -> Iterator[Answer]:
         for chunk in count():
