@@ -241,6 +241,8 @@ class GenerationPreview(ApiObject):
     generated_tokens_at_most: int
     shown: list[RenderedPrompt]
     teacher: str
+    note: str | None = None
+    """A field that is needed and that none of the lines has, where there are further lines."""
 
 
 class RecipeSummary(ApiObject):

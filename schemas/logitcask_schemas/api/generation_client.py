@@ -48,9 +48,14 @@ class GenerationClient:
         params = {"corpus_bytes": corpus_bytes} if corpus_bytes is not None else {}
         return self._connection.post(GenerationCheck, f"{_PATH}/check", _values(plan), params=params)
 
-    def preview(self, lines: bytes, plan: GenerationPlan | Mapping[str, Any], *, prompts: int) -> GenerationPreview:
-        """The prompts that a generation would make of these JSON lines, so many shown, and what they may cost."""
-        params = {"plan": json.dumps(_values(plan)), "prompts": prompts}
+    def preview(
+        self, lines: bytes, plan: GenerationPlan | Mapping[str, Any], *, prompts: int, whole: bool = True
+    ) -> GenerationPreview:
+        """The prompts that a generation would make of these JSON lines, so many shown, and what they may cost.
+
+        `whole` says whether the lines are all of the corpus: then a field that none of them has is refused.
+        """
+        params = {"plan": json.dumps(_values(plan)), "prompts": prompts, "whole": whole}
         return self._connection.send_lines(GenerationPreview, f"{_PATH}/preview", lines, params=params)
 
     def get(self, generation_id: str) -> Generation:

@@ -13,7 +13,7 @@ from logitcask_schemas.api.objects import Status
 from logitcask_schemas.api.requests import OnError
 from logitcask_schemas.cli.output import JsonOption
 from logitcask_schemas.record.capture_spec import CaptureMode
-from logitcask_schemas.terminal import printable
+from logitcask_schemas.terminal import EXIT_PROBLEMS, printable
 from logitcask_services.cli.connection import (
     KeyFileOption,
     ServerOption,
@@ -193,7 +193,8 @@ def _dry_run(local: LocalCorpus, plan: dict[str, Any], client: "ServiceClient", 
             sample = sample[: sample.rfind(b"\n") + 1]
     if not sample:
         raise typer.BadParameter(f"the first line is longer than {SAMPLE_BYTES:,} bytes", param_hint="CORPUS")
-    preview, share = client.generations.preview(sample, plan, prompts=prompts), len(sample) / local.bytes
+    share = len(sample) / local.bytes
+    preview = client.generations.preview(sample, plan, prompts=prompts, whole=share == 1)
     earlier = next(iter(client.generations.list(status="completed", limit=1)), None)
     rate = earlier.throughput_tps if earlier is not None else None
     if as_json:
@@ -201,6 +202,9 @@ def _dry_run(local: LocalCorpus, plan: dict[str, Any], client: "ServiceClient", 
         typer.echo(json.dumps({**preview.model_dump(mode="json"), **sizes, "estimate": estimate(preview, share)}))
     else:
         show_preview(preview, share, rate, Console())
+    if not preview.requests:
+        say(Console(stderr=True), "no request can be made of these lines: nothing would be written", style="red")
+        raise typer.Exit(EXIT_PROBLEMS)
 
 
 @app.command("show")

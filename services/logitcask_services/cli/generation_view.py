@@ -178,6 +178,8 @@ def show_preview(preview: GenerationPreview, share: float, tokens_per_second: fl
         f"{counted(cost['prompt_tokens'], 'token')} of prompts, at most "
         f"{counted(cost['generated_tokens_at_most'], 'token')} written",
     )
+    if preview.note:
+        say(out, preview.note, style="red")
     if preview.bad_lines:
         say(out, f"{counted(preview.bad_lines, 'line')} bad and left out", style="yellow")
     if preview.refused:

@@ -10,17 +10,21 @@ from logitcask_schemas.api.generation import GenerationPlan, GenerationPreview, 
 from logitcask_schemas.api.objects import Reason
 from logitcask_services.engines.generator import GenerationTask, TeacherTask
 from logitcask_services.generation.compile import StepResources, compile_steps
+from logitcask_services.generation.errors import RecipeError
 from logitcask_services.generation.pipeline import Pipeline, StageOpenError
+from logitcask_services.generation.recipes import ResolvedPlan
 from logitcask_services.generation.rows import Answer, CompiledStep, Dropped, Refusal, Row, Staged
 from logitcask_services.generation.source import source_rows
-from logitcask_services.http.generation_work import require_demonstrations
+from logitcask_services.http.generation_work import require_fits
 from logitcask_services.http.previews import loaded_facts
 from logitcask_services.http.problems import Problem
 from logitcask_services.jobs.teacher import TeacherFacts
 from logitcask_services.service import Service
 
 
-def preview(service: Service, plan: GenerationPlan, lines: bytes, *, prompts: int) -> GenerationPreview:
+def preview(
+    service: Service, plan: GenerationPlan, lines: bytes, *, prompts: int, is_whole: bool = True
+) -> GenerationPreview:
     """Go through these JSON lines as far as no answer of the teacher is needed.
 
     Args:
@@ -28,6 +32,7 @@ def preview(service: Service, plan: GenerationPlan, lines: bytes, *, prompts: in
         plan: What to make.
         lines: A corpus, or whole lines from its beginning.
         prompts: So many are shown.
+        is_whole: Whether there are no further lines. Then a field that no line has is refused, as when it begins.
 
     Raises:
         Problem: 503 while the teacher loads, or when the service stops.
@@ -40,20 +45,22 @@ def preview(service: Service, plan: GenerationPlan, lines: bytes, *, prompts: in
         scratch.mkdir()
         corpus = scratch / "corpus.jsonl"
         corpus.write_bytes(lines)
-        return _Preview(service, plan, corpus, hashlib.sha256(lines).hexdigest(), facts).go(prompts)
+        return _Preview(service, plan, corpus, hashlib.sha256(lines).hexdigest(), facts, is_whole).go(prompts)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 class _Preview:
-    def __init__(self, service: Service, plan: GenerationPlan, corpus: Path, sha256: str, facts: TeacherFacts) -> None:
+    def __init__(
+        self, service: Service, plan: GenerationPlan, corpus: Path, sha256: str, facts: TeacherFacts, is_whole: bool
+    ) -> None:
         resolved = service.recipes.plan(plan)
-        require_demonstrations(service, resolved.steps)
         self._service = service
         self._facts = facts
         self._corpus = corpus
         self._sha256 = sha256
         self._steps = resolved.steps
+        self._note = self._misfit(resolved, plan, is_whole=is_whole)
         resources = StepResources(
             tokenizer=facts.tokenizer,
             max_model_len=facts.max_model_len,
@@ -74,6 +81,7 @@ class _Preview:
             generated_tokens_at_most=0,
             shown=[],
             teacher=self._facts.identity.model,
+            note=self._note,
         )
         for row in self._source():
             figures.lines += 1
@@ -88,6 +96,17 @@ class _Preview:
             if len(figures.shown) < prompts:
                 figures.shown.append(self._rendered(line, request))
         return figures
+
+    def _misfit(self, resolved: ResolvedPlan, plan: GenerationPlan, *, is_whole: bool) -> str | None:
+        """What no line so far has; raises RecipeError where there are no others, and for all else that does not fit."""
+        require_fits(self._service, resolved, plan.extraction, None)
+        try:
+            require_fits(self._service, resolved, plan.extraction, self._source())
+        except RecipeError as error:
+            if is_whole:
+                raise
+            return f"{error}. So it is in the lines that were read; further ones may have it"
+        return None
 
     def _requests(self, number: int, compiled: CompiledStep) -> Iterator[tuple[int, TeacherTask | Refusal, int]]:
         """Line, request, and how often it is asked, with other seeds."""
@@ -129,8 +148,7 @@ class _Preview:
         if corpus_id is not None:
             sha256 = self._service.corpora.get(corpus_id).sha256
             path = self._service.storage.path(sha256)
-        rows = source_rows(path, sha256, self._service.settings.max_line_bytes)
-        return [row for row in rows if isinstance(row, Row)]
+        return self._service.demonstrations.rows(path, sha256)
 
 
 def _no_answers(_: str) -> Iterator[Answer]:

@@ -1,6 +1,7 @@
 """The work behind the generation routes: checks that need the service, and the object as callers see it."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from logitcask_schemas.api.generation import (
     ChainedExtraction,
@@ -13,9 +14,8 @@ from logitcask_schemas.api.generation import (
     RowCounts,
     StageProgress,
     StoredGeneration,
-    StoredTemplate,
 )
-from logitcask_schemas.api.generation_steps import EmitRow, Generate, Score, Step, Verify
+from logitcask_schemas.api.generation_steps import Demonstrations, Generate, Score, Step, Verify
 from logitcask_schemas.api.objects import FINAL, Reason
 from logitcask_schemas.api.requests import ExtractionPlan, is_cask_name
 from logitcask_services.corpora.line_problems import LineProblem
@@ -23,7 +23,8 @@ from logitcask_services.corpora.tokenizer import DocumentTokenizer
 from logitcask_services.folders import CaskNameError
 from logitcask_services.generation.compile import parsed_templates
 from logitcask_services.generation.errors import RecipeError
-from logitcask_services.generation.rows import Row
+from logitcask_services.generation.recipes import ResolvedPlan
+from logitcask_services.generation.rows import Row, Staged
 from logitcask_services.generation.source import source_rows
 from logitcask_services.generation.step_checks import check_steps
 from logitcask_services.generation.templates import PromptTemplate
@@ -32,22 +33,29 @@ from logitcask_services.jobs.database.tables import GenerationRow, StageRow
 from logitcask_services.jobs.live import Pace
 from logitcask_services.service import Service
 
-READ_LINES = 1000
-"""Of a corpus with more lines, the fields are not looked at before it runs."""
+READ_LINES = 100_000
+"""A field that none of so many lines has may still come in a longer corpus; nothing is said of it before it runs."""
 
 
 def resolve(service: Service, request: GenerationRequest) -> StoredGeneration:
-    """The request with its recipe resolved, and checked. Raises what `check_plan` raises, and NotFoundError."""
-    service.corpora.get(request.corpus_id)
+    """The request with its recipe resolved, and checked. Raises what `require_fits` raises."""
+    corpus = service.corpora.get(request.corpus_id)
     stored = service.recipes.resolve(request)
-    _check(service, stored.steps, stored.emit, stored.templates, request.extraction, request.corpus_id)
+    resolved = ResolvedPlan(steps=stored.steps, emit=stored.emit, templates=stored.templates)
+    require_fits(service, resolved, request.extraction, _rows_of(service, corpus.id), own_corpus_id=corpus.id)
     return stored
 
 
-def check_plan(service: Service, plan: GenerationPlan) -> GenerationCheck:
-    """What a plan comes to, without a corpus. Raises RecipeError, NotFoundError, Problem, CaskError, CaskNameError."""
+def check_plan(service: Service, plan: GenerationPlan, *, corpus_bytes: int = 0) -> GenerationCheck:
+    """What a plan comes to, for a corpus of so many bytes that is not here yet; 0: not known.
+
+    Raises what `require_fits` raises.
+    """
     resolved = service.recipes.plan(plan)
-    _check(service, resolved.steps, resolved.emit, resolved.templates, plan.extraction, None)
+    require_fits(service, resolved, plan.extraction, None)
+    for where, demonstrations in _shown_by(resolved.steps):
+        if demonstrations.corpus_id is None:
+            service.demonstrations.require_fits(corpus_bytes, where=where)
     facts = service.teacher.facts
     return GenerationCheck(
         recipe=plan.recipe,
@@ -58,52 +66,109 @@ def check_plan(service: Service, plan: GenerationPlan) -> GenerationCheck:
     )
 
 
-def _check(
+def require_fits(
     service: Service,
-    steps: Sequence[Step],
-    emit: Sequence[EmitRow],
-    templates: dict[str, StoredTemplate],
+    resolved: ResolvedPlan,
     chained: ChainedExtraction | None,
-    corpus_id: str | None,
+    rows: Iterable[Staged] | None,
+    *,
+    own_corpus_id: str | None = None,
 ) -> None:
+    """Whether a generation can be made of a corpus: the same for one that begins, a plan, and a dry run.
+
+    Args:
+        service: Whose teacher and casks.
+        resolved: What is to be made.
+        chained: The capture that follows.
+        rows: Of the corpus; None where they are not here.
+        own_corpus_id: Of the corpus, where the service has it.
+
+    Raises:
+        RecipeError: Steps do not fit together, the teacher, or the fields that rows have.
+        NotFoundError: A corpus of demonstrations is not there.
+        Problem, CaskError, CaskNameError: There is no room, or the capture cannot be.
+    """
     extraction_work.require_room(service)
-    require_demonstrations(service, steps)
-    parsed = parsed_templates(templates)
-    check_steps(steps, emit, parsed, _fields_of(service, corpus_id))
+    require_demonstrations(service, resolved.steps, own_corpus_id)
+    parsed = parsed_templates(resolved.templates)
+    check_steps(resolved.steps, resolved.emit, parsed, None)
+    if rows is not None:
+        _require_fields(resolved, parsed, rows)
     if (facts := service.teacher.facts) is not None:
         _require_chat_template(facts.tokenizer, parsed)
     if chained is not None:
-        for suffix in dict.fromkeys(row.suffix for row in emit):
+        for suffix in dict.fromkeys(row.suffix for row in resolved.emit):
             extraction_work.check_plan(service, _plan_of(chained, suffix))
 
 
-def require_demonstrations(service: Service, steps: Sequence[Step]) -> None:
-    """Raise NotFoundError where a corpus of demonstrations is not there, RecipeError where it has too few lines."""
-    for number, step in enumerate(steps):
-        shown = [step.demonstrations] if isinstance(step, Generate | Score | Verify) else []
-        shown += [step.candidates] if isinstance(step, Score) else []
-        for demonstrations in shown:
-            if demonstrations is not None and demonstrations.corpus_id is not None:
-                lines = service.corpora.get(demonstrations.corpus_id).lines
-                if lines < demonstrations.k and demonstrations.choose != "field":
-                    raise RecipeError(
-                        f"step {number} ({step.kind}): `k` is {demonstrations.k}, and the corpus of demonstrations "
-                        f"{demonstrations.corpus_id} has {lines} lines; lower k, or give more"
-                    )
+def _require_fields(resolved: ResolvedPlan, parsed: Mapping[str, PromptTemplate], rows: Iterable[Staged]) -> None:
+    """Raise RecipeError where a field is needed that none of the rows has, nor a step makes.
 
-
-def _fields_of(service: Service, corpus_id: str | None) -> frozenset[str] | None:
-    """Fields that the lines of a corpus have; None where there is none, or it is too long to be read here."""
-    if corpus_id is None:
-        return None
-    sha256 = service.corpora.get(corpus_id).sha256
-    rows = source_rows(service.storage.path(sha256), sha256, service.settings.max_line_bytes)
+    Most corpora show with their first line that all is there; `READ_LINES` lines are read at most, and what is in none
+    of those might still come.
+    """
     fields = set[str]()
     for number, row in enumerate(rows):
         if number == READ_LINES:
-            return None
+            return
         fields |= row.fields.keys() if isinstance(row, Row) else set()
-    return frozenset(fields)
+        if number & (number + 1) == 0:  # behind 1, 2, 4, 8 ... lines
+            with contextlib.suppress(RecipeError):
+                check_steps(resolved.steps, resolved.emit, parsed, fields)
+                return
+    check_steps(resolved.steps, resolved.emit, parsed, fields)
+
+
+def require_demonstrations(service: Service, steps: Sequence[Step], own_corpus_id: str | None) -> None:
+    """Whether demonstrations can be shown: from a corpus named by a step, else from the job's own, where it is known.
+
+    Raises:
+        NotFoundError: A corpus of demonstrations is not there.
+        RecipeError: It has too few lines, or too many bytes.
+    """
+    for where, demonstrations in _shown_by(steps):
+        corpus_id = demonstrations.corpus_id or own_corpus_id
+        if corpus_id is None:
+            continue
+        corpus = service.corpora.get(corpus_id)
+        service.demonstrations.require_fits(corpus.bytes, where=where)
+        # Of the job's own corpus a row's own line is no demonstration.
+        lines = corpus.lines - (demonstrations.corpus_id is None)
+        if lines < demonstrations.k and demonstrations.choose != "field":
+            raise RecipeError(
+                f"{where}: `k` is {demonstrations.k}, and the corpus of demonstrations {corpus_id} has "
+                f"{corpus.lines} lines; lower k, or give more"
+            )
+        if demonstrations.choose == "bm25" and demonstrations.corpus_id is not None:
+            _require_field(_rows_of(service, corpus_id), demonstrations.query, where)
+
+
+def _require_field(rows: Iterable[Staged], name: str, where: str) -> None:
+    """Raise RecipeError where none of the demonstrations has the field that they are compared by."""
+    fields = set[str]()
+    for row in rows:
+        fields |= row.fields.keys() if isinstance(row, Row) else set()
+        if name in fields:
+            return
+    raise RecipeError(
+        f"{where}: demonstrations are chosen by their field {name!r} (`query`), which none of them has; there are "
+        f"{', '.join(sorted(fields)[:32]) or 'none'}"
+    )
+
+
+def _shown_by(steps: Sequence[Step]) -> Iterator[tuple[str, Demonstrations]]:
+    """What steps show, and which step that is."""
+    for number, step in enumerate(steps):
+        where = f"step {number} ({step.kind})"
+        if isinstance(step, Generate | Score | Verify) and step.demonstrations is not None:
+            yield where, step.demonstrations
+        if isinstance(step, Score) and step.candidates is not None:
+            yield where, step.candidates
+
+
+def _rows_of(service: Service, corpus_id: str) -> Iterator[Staged]:
+    sha256 = service.corpora.get(corpus_id).sha256
+    return source_rows(service.storage.path(sha256), sha256, service.settings.max_line_bytes)
 
 
 def _require_chat_template(tokenizer: DocumentTokenizer, templates: Mapping[str, PromptTemplate]) -> None:

@@ -33,7 +33,7 @@ from logitcask_services.http.dependencies import (
     unknown_after,
 )
 from logitcask_services.http.extractions import CorpusBytes
-from logitcask_services.http.generated_rows import rows_page
+from logitcask_services.http.generated_rows import RowReaders, rows_page
 from logitcask_services.http.generation_preview import preview
 from logitcask_services.http.job_streams import (
     ERROR_RESPONSES,
@@ -90,7 +90,7 @@ def check_generation(
 ) -> GenerationCheck:
     """Whether a generation like this could be started, and what its recipe resolves to. Starts nothing."""
     check_bytes(corpus_bytes, service)
-    return work.check_plan(service, body)
+    return work.check_plan(service, body, corpus_bytes=corpus_bytes)
 
 
 @router.post(PREVIEW_PATH, openapi_extra=BODY, responses=documented(400, 404, 413, 415, 503, 507))
@@ -100,6 +100,7 @@ async def preview_generation(
     _: Caller,
     plan: Annotated[str, Query(max_length=MAX_PLAN, description="A `GenerationPlan` as JSON.")],
     prompts: Annotated[int, Query(ge=0, le=MAX_DOCUMENTS, description="How many are shown.")] = 3,
+    whole: Annotated[bool, Query(description="Whether these lines are all of the corpus.")] = True,
 ) -> GenerationPreview:
     """Render the prompts of the first teacher step for these lines and say what they cost. Asks and keeps nothing."""
     asked = _plan(plan)
@@ -107,7 +108,7 @@ async def preview_generation(
     async with queue.place() as turn:
         lines = await received_lines(request)
         async with turn:
-            return await run_in_threadpool(partial(preview, service, asked, lines, prompts=prompts))
+            return await run_in_threadpool(partial(preview, service, asked, lines, prompts=prompts, is_whole=whole))
 
 
 @router.get(PATH, responses=documented(404))
@@ -162,6 +163,7 @@ def generation_errors(generation_id: str, service: ServiceDep, _: Caller) -> Str
 @router.get(f"{PATH}/{{generation_id}}/rows", responses=documented(404, 415, 503))
 def generation_rows(
     generation_id: str,
+    request: Request,
     service: ServiceDep,
     _: Caller,
     step: StepNumber = None,
@@ -171,7 +173,8 @@ def generation_rows(
 ) -> GeneratedRowList:
     """Rows as they stand behind a step, in order, as far as the teacher has answered."""
     row = service.generations.get(generation_id)
-    return rows_page(service, row, step=step, after=after, limit=limit, dropped=dropped)
+    readers: RowReaders = request.app.state.rows
+    return rows_page(service, readers, row, step=step, after=after, limit=limit, dropped=dropped)
 
 
 @router.get("/v1/recipes")

@@ -174,6 +174,26 @@ def test_a_dry_run_shows_prompts_and_cost_and_keeps_nothing(server, run, lines):
     assert "as the last generation wrote" in run(server, "generate", lines, "--recipe", "asking", "--dry-run")[1]
 
 
+def test_a_dry_run_without_a_possible_request_fails(server, run, tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(jsonl([{"question": "long" * 200}, [1]]))
+    code, out, err = run(server, "generate", path, "--recipe", "asking", "--dry-run")
+    assert (code, "no request can be made of these lines" in err) == (3, True)
+    assert "2 requests cannot be made" in out
+    code, out, _ = run(server, "generate", path, "--recipe", "asking", "--dry-run", "--json")
+    assert (code, json.loads(out)["refused"]) == (3, 2)
+
+
+def test_a_dry_run_tells_of_a_field_that_no_line_has(server, run, lines, tmp_path, monkeypatch):
+    code, _, err = run(server, "generate", lines, "--recipe", "cot", "--check", "answr", "--dry-run")
+    assert (code, "needs the field 'answr'" in err, "there are" in err) == (1, True, True)
+    monkeypatch.setattr("logitcask_services.cli.generate.SAMPLE_BYTES", 40)
+    path = tmp_path / "late.jsonl"
+    path.write_bytes(jsonl([{"question": "is it?"}, {"question": "is it?", "answr": 1}]))
+    code, out, _ = run(server, "generate", path, "--recipe", "cot", "--check", "answr", "--dry-run")
+    assert (code, "further ones may have it" in " ".join(out.split())) == (0, True)
+
+
 def test_a_dry_run_renders_the_beginning_of_a_large_corpus(server, run, tmp_path, monkeypatch):
     monkeypatch.setattr("logitcask_services.cli.generate.SAMPLE_BYTES", 300)
     path = tmp_path / "large.jsonl"

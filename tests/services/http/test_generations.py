@@ -7,58 +7,17 @@ import httpx2
 import pytest
 
 from logitcask_services.generation.errors import RecipeError
-from logitcask_services.http.generation_work import READ_LINES
+from logitcask_services.http import generation_work
 from logitcask_services.jobs.teacher import Teacher
 from logitcask_services.service import Service
 from tests.support.services.fake_generator import FakeGenerator
 from tests.support.services.fake_teacher import FakeEngine, FakeTokenizer, fake_teacher
-from tests.support.services.service_harness import FINAL, jsonl, wait_for
-from tests.support.services.simple_steps import EMIT, STEPS, TEMPLATE
+from tests.support.services.generation_calls import LINES, PLAN, create, finish
+from tests.support.services.service_harness import jsonl, wait_for
+from tests.support.services.simple_steps import STEPS
 
 JSONL = {"Content-Type": "application/jsonl"}
 SSE = {"Accept": "text/event-stream"}
-PLAN = {"steps": STEPS, "emit": EMIT}
-LINES = [{"question": f"what is {number}?", "custom_id": f"q{number}"} for number in range(20)]
-
-
-@pytest.fixture
-def templates(tmp_path):
-    folder = tmp_path / "templates"
-    folder.mkdir()
-    (folder / "ask.md").write_text(TEMPLATE)
-    (folder / "ask-chat.md").write_text(TEMPLATE.replace("kind: text", "kind: chat").replace("Q:", "[user]\nQ:"))
-    return folder
-
-
-@pytest.fixture
-def start(serve, templates):
-    """A server whose teacher captures and writes; `writer`: what to script into the generator."""
-
-    def start_(template=True, writer=None, **settings):
-        def load():
-            return Teacher(
-                engine=FakeEngine(max_model_len=512),
-                generator=FakeGenerator(max_model_len=512, **(writer or {})),
-                tokenizer=FakeTokenizer(template=template),
-            )
-
-        server = serve(load=load, templates=templates, **settings)
-        wait_for(lambda: server.client.get("/health/ready").status_code == 200)
-        return server
-
-    return start_
-
-
-def create(server, corpus, **fields):
-    return server.client.post("/v1/generations", json={"corpus_id": corpus["id"], **PLAN, **fields})
-
-
-def finish(server, generation_id):
-    def get():
-        return server.client.get(f"/v1/generations/{generation_id}").raise_for_status().json()
-
-    wait_for(lambda: get()["status"] in FINAL)
-    return get()
 
 
 def test_from_a_corpus_to_a_cask(start):
@@ -288,14 +247,65 @@ def test_a_corpus_that_is_not_there_and_a_disk_that_is_full(start, monkeypatch):
         assert (answer.status_code, answer.json()["error"]["code"]) == (507, "insufficient_storage")
 
 
-def test_a_template_whose_field_no_line_has_is_refused(start):
+def test_a_template_whose_field_no_line_has_is_refused(start, monkeypatch):
     server = start()
     answer = create(server, server.upload([{"text": "1"}, {"other": "2"}]))
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_recipe")
     assert "needs the field 'question', which neither the corpus has nor a step before makes" in answer.json()["detail"]
     assert "there are other, text" in answer.json()["detail"]
-    long = server.upload([{"text": str(number)} for number in range(READ_LINES + 1)])
-    assert create(server, long).status_code == 202
+    late = server.upload([{"text": "1"}, {"text": "2"}, {"question": "3"}])
+    assert create(server, late).status_code == 202
+    monkeypatch.setattr(generation_work, "READ_LINES", 100)
+    for lines, status in ((100, 422), (101, 202)):
+        long = server.upload([{"text": str(number)} for number in range(lines)])
+        assert create(server, long).status_code == status
+
+
+def test_a_dry_run_refuses_what_the_beginning_refuses(start):
+    """Of a part of a corpus it says what is missing, and of the whole it refuses in the same words."""
+    server, lines = start(), jsonl([{"text": "1"}])
+    refused = preview(server, lines)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "invalid_recipe")
+    assert refused.json()["detail"] == create(server, server.upload(lines)).json()["detail"]
+    part = preview(server, lines, whole=False)
+    assert part.status_code == 200
+    assert part.json()["note"].startswith(refused.json()["detail"])
+    assert preview(server, jsonl(LINES), whole=False).json()["note"] is None
+    extraction = {"cask": "kept", "capture": {"mode": "threshold", "tau": 2}}
+    assert preview(server, lines, {**PLAN, "extraction": extraction}).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("recipe", "parameters", "line", "told"),
+    [
+        ("cot", {"check": "answr"}, {"question": "?", "answer": 1}, "needs the field 'answr'"),
+        ("seqkd", {"field": "question"}, {"prompt": "?"}, "needs the field 'question'"),
+        ("icl", {"choose": "bm25", "query": "qestion"}, {"question": "?", "answer": "!"}, "needs the field 'qestion'"),
+        ("icl", {"candidates": 4, "of": "anser"}, {"question": "?", "answer": "!"}, "needs the field 'anser'"),
+        ("rationalize", {}, {"question": "?"}, "needs the field 'answer'"),
+        ("self-instruct", {"target": 9}, {"text": "?"}, "needs the field 'instruction'"),
+    ],
+)
+def test_every_parameter_that_names_a_field_is_checked(start, recipe, parameters, line, told):
+    server = start()
+    plan = {"recipe": recipe, "parameters": parameters}
+    lines = [line] * 5
+    begun = server.client.post("/v1/generations", json={"corpus_id": server.upload(lines)["id"], **plan})
+    dry = preview(server, jsonl(lines), plan)
+    assert (begun.status_code, dry.status_code) == (422, 422)
+    assert begun.json()["detail"] == dry.json()["detail"]
+    assert told in dry.json()["detail"]
+    assert all(name in dry.json()["detail"].partition("there are")[2] for name in line)
+
+
+def test_demonstrations_without_the_field_that_they_are_chosen_by_are_refused(start):
+    server = start()
+    examples = server.upload([{"text": str(number)} for number in range(9)])
+    parameters = {"choose": "bm25", "demonstrations": examples["id"]}
+    body = {"corpus_id": server.upload(LINES)["id"], "recipe": "icl", "parameters": parameters}
+    answer = server.client.post("/v1/generations", json=body)
+    assert answer.status_code == 422
+    assert "their field 'question' (`query`), which none of them has; there are text" in answer.json()["detail"]
 
 
 def test_a_chat_template_needs_a_teacher_that_has_one(start):
@@ -337,7 +347,7 @@ def test_a_preview_shows_prompts_and_what_they_may_cost(start):
     assert seen["shown"][0]["tokens"] == lengths[0]
     assert seen["prompt_tokens"] == 2 * sum(lengths)
     assert seen["generated_tokens_at_most"] == 40 * 30
-    refused = preview(server, jsonl([{"other": 1}]), prompts=1).json()["shown"]
+    refused = preview(server, jsonl([{"other": 1}]), prompts=1, whole=False).json()["shown"]
     assert (refused[0]["error"]["code"], refused[0]["text"]) == ("unknown_field", "")
     assert server.client.get("/v1/corpora").json()["data"] == []
     assert list(server.service.folders.generations.iterdir()) == []
@@ -426,3 +436,13 @@ def test_more_demonstrations_than_there_are_is_told_at_once(start, templates):
         assert answer.status_code == status, answer.text
     assert "invalid_recipe" in answer.text
     assert "`k` is 4, and the corpus of demonstrations" in answer.json()["detail"]
+
+
+def test_too_large_a_corpus_of_demonstrations_is_told_before_anything_runs(start):
+    server = start(max_demonstration_bytes=40)
+    corpus = server.upload(LINES)
+    for parameters in ({"demonstrations": corpus["id"], "k": 2}, {"k": 2}):
+        body = {"corpus_id": corpus["id"], "recipe": "icl", "parameters": parameters}
+        answer = server.client.post("/v1/generations", json=body)
+        assert answer.status_code == 422
+        assert "and at most 40 are taken into memory" in answer.json()["error"]["message"]
