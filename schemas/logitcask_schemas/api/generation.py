@@ -107,12 +107,22 @@ class StageProgress(ApiObject):
     generated_tokens: int
 
 
+class StepDrops(ApiObject):
+    """Rows that one step left out for one reason."""
+
+    step: int
+    """From 0; -1: the line itself; one above the last: as it was written."""
+    code: str
+    rows: int
+
+
 class RowCounts(ApiObject):
     """Rows of the whole generation; known when it has ended."""
 
     source: int = 0
     kept: int = 0
     dropped: dict[str, int] = Field(default_factory=dict, description="Code to number of rows.")
+    dropped_by_step: list[StepDrops] = Field(default_factory=list, description="The same, by step.")
 
 
 class GeneratedCorpus(ApiObject):
@@ -121,6 +131,8 @@ class GeneratedCorpus(ApiObject):
     suffix: str
     corpus_id: str
     rows: int
+    documents: int | None = None
+    """Different ones among the rows: so many a cask will hold. Null in corpora of earlier versions."""
     sha256: str
     cask: str | None = None
     extraction_id: str | None = None
@@ -250,8 +262,12 @@ class RecipeSummary(ApiObject):
 
     name: str
     description: str
+    lines: str = ""
+    """The fields of lines that it reads, in words; empty where its author does not say."""
     parameters: dict[str, Any]
-    """Name to default."""
+    """Name to default; null for those without."""
+    required: list[str] = Field(default_factory=list)
+    """Parameters that must be given."""
     source: Literal["built-in", "operator"]
 
 

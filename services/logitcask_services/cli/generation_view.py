@@ -11,6 +11,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from logitcask_schemas.api.generation import (
+    GeneratedCorpus,
     GeneratedRow,
     GeneratedRowList,
     Generation,
@@ -21,6 +22,7 @@ from logitcask_schemas.api.generation import (
 from logitcask_schemas.api.objects import Event
 from logitcask_schemas.terminal import counted, printable
 from logitcask_services.cli.connection import duration, following, list_failures, pace, say, show_event
+from logitcask_services.cli.dropped_rows import dropped_rows
 
 if TYPE_CHECKING:
     from logitcask_schemas.api.client import ServiceClient
@@ -78,11 +80,17 @@ def summarise_generation(generation: Generation, client: "ServiceClient", consol
     for corpus in generation.corpora:
         to = f"; cask {corpus.cask}: {corpus.extraction_id}" if corpus.extraction_id else ""
         of = f" ({corpus.suffix})" if corpus.suffix else ""
-        say(console, f"corpus {corpus.corpus_id}{of}: {counted(corpus.rows, 'row')}{to}")
-    for code, count in rows.dropped.items():
-        say(console, f"{count:,} left out: {code}", style="yellow")
+        say(console, f"corpus {corpus.corpus_id}{of}: {counted(corpus.rows, 'row')}{_alike(corpus)}{to}")
+    for line in dropped_rows(generation):
+        say(console, line, style="yellow")
     if rows.dropped:
         list_failures(client.generations.failures(generation.id), generation.id, console, SHOWN_ROWS_LEFT_OUT)
+
+
+def _alike(corpus: GeneratedCorpus) -> str:
+    if corpus.documents is None or corpus.documents == corpus.rows:
+        return ""
+    return f", {counted(corpus.documents, 'document')} (alike to the token are one in a cask)"
 
 
 def show_rows(page: GeneratedRowList, generation: Generation, after: int, out: Console) -> None:
@@ -92,6 +100,8 @@ def show_rows(page: GeneratedRowList, generation: Generation, after: int, out: C
         _show_row(number, row, out)
     if not page.data:
         say(out, f"no rows behind {kind}{' yet' if page.is_open else ''}")
+        if not after and not page.is_open and page.step >= 0:
+            say(out, f"`--step {page.step - 1}` shows the rows before it, `--dropped` those left out, with the reason")
         return
     which = f"rows {after:,} to {after + len(page.data) - 1:,} behind {kind}"
     more = f"; more: --after {after + len(page.data)}" if page.has_more else ""
@@ -130,8 +140,11 @@ def show_recipes(recipes: Iterable[RecipeSummary], out: Console) -> None:
         own = ", of the operator" if recipe.source == "operator" else ""
         out.print(Text(printable(f"{recipe.name}{own}"), "bold"), highlight=False)
         say(out, f"  {recipe.description}")
+        if recipe.lines:
+            say(out, f"  lines: {recipe.lines}")
         for name, default in recipe.parameters.items():
-            say(out, f"  -p {name}={json.dumps(default, ensure_ascii=False)}")
+            value = "... (required)" if name in recipe.required else json.dumps(default, ensure_ascii=False)
+            say(out, f"  -p {name}={value}")
 
 
 def list_generations(generations: Sequence[Generation], out: Console) -> None:

@@ -1,4 +1,4 @@
-"""`logitcask jobs`: list a service's extractions; show, follow and cancel its jobs, and read their errors."""
+"""`logitcask jobs`: a service's extractions and generations: list, show, follow and cancel them, read errors."""
 
 import json
 from collections.abc import Callable
@@ -30,7 +30,9 @@ from logitcask_services.cli.generation_view import summarise_generation
 if TYPE_CHECKING:
     from logitcask_schemas.api.client import ServiceClient
 
-app = typer.Typer(help="List, follow and cancel a service's extractions.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="List, follow and cancel a service's extractions and generations.", no_args_is_help=True, add_completion=False
+)
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the extraction or generation.")]
 
 
@@ -71,29 +73,49 @@ def list_jobs(
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List extractions, newest first; `logitcask generate ls` lists generations."""
+    """List extractions and generations, newest first; `logitcask generate ls` lists generations alone."""
     with connect(server, api_key_file) as client:
-        extractions = client.extractions(status=status, limit=limit)
+        jobs: list[Extraction | Generation] = [
+            *client.extractions(status=status, limit=limit),
+            *client.generations.list(status=status, limit=limit),
+        ]
+    jobs = sorted(jobs, key=lambda job: job.created_at, reverse=True)[:limit]
     if as_json:
-        typer.echo(json.dumps({"extractions": [extraction.model_dump(mode="json") for extraction in extractions]}))
+        documents = [job.model_dump(mode="json") for job in jobs]
+        kinds = {"extractions": "extraction", "generations": "generation"}
+        typer.echo(
+            json.dumps(
+                {name: [entry for entry in documents if entry["object"] == kind] for name, kind in kinds.items()}
+            )
+        )
         return
     table = Table(
-        Column("id", no_wrap=True, min_width=35), "status", "cask", "documents", "tokens", "tokens/s", "ETA", box=None
+        Column("id", no_wrap=True, min_width=35), "status", "of", "done", "tokens", "tokens/s", "ETA", box=None
     )
-    for extraction in extractions:
-        usage = extraction.usage
+    for job in jobs:
         table.add_row(
-            extraction.id,
-            extraction.status + (" (paused)" if extraction.waiting else ""),
-            printable(extraction.cask),
-            _documents(extraction),
-            f"{usage.tokens_done:,}/{usage.tokens_total:,}",
-            f"{extraction.throughput_tps:,.0f}" if extraction.throughput_tps is not None else "",
-            duration(extraction.eta_seconds) if extraction.eta_seconds is not None else "",
+            job.id,
+            job.status + (" (paused)" if job.waiting else ""),
+            *(_extraction_columns(job) if isinstance(job, Extraction) else _generation_columns(job)),
+            f"{job.throughput_tps:,.0f}" if job.throughput_tps is not None else "",
+            duration(job.eta_seconds) if job.eta_seconds is not None else "",
         )
     console = Console()
     # A pipe has no width; do not cut for one.
     (console if console.is_terminal else Console(width=160)).print(table)
+
+
+def _extraction_columns(extraction: Extraction) -> tuple[str, str, str]:
+    usage = extraction.usage
+    tokens = f"{usage.tokens_done:,}/{usage.tokens_total:,}"
+    return printable(extraction.cask), f"{_documents(extraction)} documents", tokens
+
+
+def _generation_columns(generation: Generation) -> tuple[str, str, str]:
+    """Of the step that runs, or ran last; what was written has no known total."""
+    stage = generation.stages[-1] if generation.stages else None
+    done = f"{stage.requests_done:,}/{stage.requests_total:,} requests of step {stage.stage}" if stage else ""
+    return printable(generation.recipe or "own steps"), done, f"{generation.generated_tokens:,}"
 
 
 def _documents(extraction: Extraction) -> str:

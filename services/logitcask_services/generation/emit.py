@@ -8,7 +8,9 @@ alone.
 Shape legend: L tokens of a line.
 """
 
+import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,6 +62,12 @@ class Emitter:
     step: int
     """Number that rows which cannot be written are dropped under: one above the last step's."""
     _used: dict[str, int] = field(default_factory=dict)
+    _copies: Counter[bytes] = field(default_factory=Counter)
+
+    @property
+    def num_documents(self) -> int:
+        """How many different documents have been written: a cask keeps equal ones once."""
+        return len(self._copies)
 
     def lines(self, row: Row) -> Iterator[bytes | Dropped]:
         """The lines of a row, each with its line end; or why there is none: a refused prompt, or no completion.
@@ -91,7 +99,7 @@ class Emitter:
         }
         if emit.context == "teacher" and said.written is not None:
             entry |= context_of_prompts(list(said.written.prompt_ids()), prompt)
-        entry["logitcask"] = self._provenance(row, said)
+        entry["logitcask"] = {**self._provenance(row, said), "copy": self._copy_number(entry)}
         return json.dumps(entry, sort_keys=True, separators=(",", ":")).encode("ascii") + b"\n"
 
     def _written(self, row: Row, emit: EmitRow) -> _Said:
@@ -142,6 +150,13 @@ class Emitter:
                 "prompt template of kind text",
             )
         return _Said(prompt, whole.token_ids[len(prompt) : whole.answers[-1][1]], text)
+
+    def _copy_number(self, entry: Mapping[str, Any]) -> int:
+        """How many lines before this one are the same document: what is read, and what is recorded of it."""
+        read = [entry.get(name) for name in ("input_ids", "recorded", "context_ids", "context_replaces")]
+        identity = hashlib.sha256(json.dumps(read).encode()).digest()[:16]
+        self._copies[identity] += 1
+        return self._copies[identity] - 1
 
     def _custom_id(self, row: Row) -> str:
         name = row.custom_id or (f"line-{row.line}" if row.line else f"row-{row.id[:12]}")

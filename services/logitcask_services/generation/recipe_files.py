@@ -1,6 +1,7 @@
 """Recipe files: YAML that a person wrote, read as JSON values and nothing else.
 
 description: One line.
+lines: What the corpus' lines hold.  # may be left out
 parameters: {name: default, ...}     # null: given by the caller, or left out
 required: [name, ...]                # of the parameters; these have no default
 steps: [...]                         # see logitcask_schemas.api.generation_steps
@@ -22,7 +23,7 @@ MAX_FILE_BYTES: Final = 256 * 1024
 _DEEPEST: Final = 32
 """Lists and mappings within one another."""
 _TEXT_TAG: Final = "tag:yaml.org,2002:str"
-_PARTS: Final = ("description", "parameters", "required", "steps", "emit")
+_PARTS: Final = ("description", "lines", "parameters", "required", "steps", "emit")
 
 Source = Literal["built-in", "operator"]
 Mapping = dict[str, JsonValue]
@@ -37,6 +38,8 @@ class Recipe:
     """The file, for messages."""
     source: Source
     description: str
+    lines: str = ""
+    """The fields of lines that it reads, in words; empty where its author does not say."""
     parameters: Mapping = field(default_factory=dict)
     """Name to default; null for those without."""
     required: tuple[str, ...] = ()
@@ -99,6 +102,9 @@ def parse_recipe(text: str, *, name: str, place: str, source: Source) -> Recipe:
     description = content.get("description")
     if not isinstance(description, str) or not description.strip():
         raise RecipeError(f"{place}: `description` must be a text, got {_type_name(description)}; say what it makes")
+    lines = content.get("lines", "")
+    if not isinstance(lines, str):
+        raise RecipeError(f"{place}: `lines` must be a text, got {_type_name(lines)}; say which fields lines have")
     parameters = content.get("parameters", {})
     if not isinstance(parameters, dict):
         raise RecipeError(f"{place}: `parameters` must be a mapping of names to defaults, got {_type_name(parameters)}")
@@ -118,6 +124,7 @@ def parse_recipe(text: str, *, name: str, place: str, source: Source) -> Recipe:
         place=place,
         source=source,
         description=" ".join(description.split()),
+        lines=" ".join(lines.split()),
         parameters=parameters,
         required=tuple(str(entry) for entry in required),
         steps=_mappings(content, "steps", place),

@@ -68,7 +68,12 @@ class RecipeBook:
         recipes = [self._recipe(name) for name in sorted(self._files("recipes"))]
         return [
             RecipeSummary(
-                name=recipe.name, description=recipe.description, parameters=recipe.parameters, source=recipe.source
+                name=recipe.name,
+                description=recipe.description,
+                lines=recipe.lines,
+                parameters=recipe.parameters,
+                required=list(recipe.required),
+                source=recipe.source,
             )
             for recipe in recipes
         ]

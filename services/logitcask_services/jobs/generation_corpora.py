@@ -5,7 +5,7 @@ from collections import Counter
 from itertools import islice
 from typing import Any
 
-from logitcask_schemas.api.generation import RowCounts
+from logitcask_schemas.api.generation import RowCounts, StepDrops
 from logitcask_schemas.api.objects import Failure
 from logitcask_schemas.api.requests import ExtractionRequest
 from logitcask_services.corpora.uploads import CorpusUpload
@@ -46,11 +46,11 @@ def write_corpora(context: JobContext, row: GenerationRow, work: GenerationWork)
         )
         for suffix in suffixes
     }
-    counts, dropped, failures = RowCounts(), Counter[str](), list[Failure]()
+    counts, dropped, failures = RowCounts(), Counter[tuple[int, str]](), list[Failure]()
     written: Counter[str] = Counter()
 
     def leave_out(row: Dropped) -> None:
-        dropped[row.code] += 1
+        dropped[row.step, row.code] += 1
         if len(failures) < MAX_LISTED:
             failures.append(_failure_of(row))
 
@@ -74,17 +74,27 @@ def write_corpora(context: JobContext, row: GenerationRow, work: GenerationWork)
                     written[suffix] += 1
                     kept = True
             counts.kept += kept
-        counts.source, counts.dropped = lines - bad_lines, dict(sorted(dropped.items()))
+        counts.source = lines - bad_lines
+        counts.dropped_by_step = [
+            StepDrops(step=step, code=code, rows=rows) for (step, code), rows in sorted(dropped.items())
+        ]
+        for entry in counts.dropped_by_step:
+            counts.dropped[entry.code] = counts.dropped.get(entry.code, 0) + entry.rows
+        counts.dropped = dict(sorted(counts.dropped.items()))
         _list_failures(context, row, failures, unlisted=dropped.total() - len(failures))
         context.generations.count_rows(row.id, counts, lines=lines, bad_lines=bad_lines)
         if not counts.kept:
             return "failed", ("nothing_kept", _nothing_kept(counts, lines, bad_lines))
-        corpora = [_finished(row, suffix, uploads[suffix], written[suffix]) for suffix in suffixes if written[suffix]]
+        corpora = [
+            _finished(row, suffix, uploads[suffix], rows=written[suffix], documents=emitters[suffix].num_documents)
+            for suffix in suffixes
+            if written[suffix]
+        ]
     context.generations.complete(row.id, counts, corpora)
     return None
 
 
-def _finished(row: GenerationRow, suffix: str, upload: CorpusUpload, rows: int) -> WrittenCorpus:
+def _finished(row: GenerationRow, suffix: str, upload: CorpusUpload, *, rows: int, documents: int) -> WrittenCorpus:
     stored, chained = upload.finish(), row.request.extraction
     extraction = None
     if chained is not None:
@@ -98,7 +108,7 @@ def _finished(row: GenerationRow, suffix: str, upload: CorpusUpload, rows: int) 
             metadata={"generation": row.id},
         )
     name = f"{row.id}.{suffix}" if suffix else row.id
-    return WrittenCorpus(suffix=suffix, stored=stored, name=name, rows=rows, extraction=extraction)
+    return WrittenCorpus(suffix=suffix, stored=stored, name=name, rows=rows, documents=documents, extraction=extraction)
 
 
 def _named(teacher: dict[str, Any]) -> dict[str, Any]:

@@ -210,9 +210,17 @@ def test_a_generation_of_which_nothing_is_kept_ends_with_3(server, run, lines):
     code, _, err = run(server, "generate", lines, "--recipe", "asking", "--check", "nothing", "--wait")
     assert code == 3
     assert "error: no row was kept of 20 lines" in err
-    assert "40 left out: no_match" in err
+    advice = "look at a few texts with `generate show --step`, then change the pattern or the template"
+    assert f"40 left out: no_match, step 1 (keep); {advice}" in " ".join(err.split())
     assert "all of them: logitcask jobs errors generation-" in err
     [failed] = generations(server)
+    code, out, _ = run(server, "generate", "show", failed["id"], "--step", "2")
+    out = " ".join(out.split())
+    assert code == 0
+    assert "no rows behind step 2 (check) `--step 1` shows the rows before it, `--dropped` those left out" in out
+    assert f"40 left out: no_match, step 1 (keep); {advice}" in out
+    shown = json.loads(run(server, "generate", "show", failed["id"], "--json")[1])["generation"]["rows"]
+    assert shown["dropped_by_step"] == [{"step": 1, "code": "no_match", "rows": 40}]
     for command in ("jobs", "generate"):
         assert run(server, command, "resume", failed["id"], "--wait")[0] == 3
         assert run(server, command, "watch", failed["id"])[0] == 3
@@ -291,12 +299,35 @@ def test_lists_and_single_ones(server, run, lines):
     assert (code, "'x y' is no generation's id; `logitcask generate ls` lists" in err) == (1, True)
 
 
+def test_all_jobs_are_listed_with_what_they_are_about(server, run, lines):
+    """Generations and extractions together, newest first; as JSON each kind under its own name."""
+    run(server, "generate", lines, "--recipe", "asking", "--cask", "kept", "--wait")
+    code, out, _ = run(server, "jobs", "ls")
+    rows = [line.split() for line in out.splitlines()[1:]]
+    [generation] = generations(server)
+    [extraction] = [corpus["extraction_id"] for corpus in generation["corpora"]]
+    assert (code, {row[0] for row in rows}) == (0, {generation["id"], extraction})
+    [line] = [" ".join(row) for row in rows if row[0] == generation["id"]]
+    assert "completed asking 40/40 requests of step 0" in line
+    [line] = [" ".join(row) for row in rows if row[0] == extraction]
+    assert f"completed kept {generation['rows']['kept']}/{generation['rows']['kept']} documents" in line
+    document = json.loads(run(server, "jobs", "ls", "--json")[1])
+    assert [job["id"] for job in document["extractions"]] == [extraction]
+    assert document["generations"] == json.loads(run(server, "generate", "ls", "--json")[1])["generations"]
+    document = json.loads(run(server, "jobs", "ls", "--json", "--limit", "1")[1])
+    assert len(document["extractions"]) + len(document["generations"]) == 1
+
+
 def test_recipes_are_listed_with_their_parameters(server, run):
     code, out, _ = run(server, "generate", "recipes")
     assert code == 0
     assert 'asking, of the operator\n  Ask [n times].\n  -p n=2\n  -p check="[05]"\n' in out
     assert "\ncot\n" in out
+    evolve = out.partition("\nevolve\n")[2].partition("\nicl\n")[0]
+    assert '\n  lines: {"instruction"}.\n  -p target=... (required)\n' in evolve
+    assert "=null" not in evolve
     recipes = json.loads(run(server, "generate", "recipes", "--json")[1])["recipes"]
+    assert [recipe["required"] for recipe in recipes if recipe["name"] == "evolve"] == [["target"]]
     assert {"cot", "asking"} <= {recipe["name"] for recipe in recipes}
 
 

@@ -1,6 +1,7 @@
 """Recipes: the built-in ones resolve, parameters go where they belong, and what is wrong is said in a sentence."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logitcask_schemas.api.generation import GenerationPlan, GenerationRequest, StoredGeneration
+from logitcask_services.generation.compile import parsed_templates
 from logitcask_services.generation.errors import RecipeError
 from logitcask_services.generation.recipe_files import MAX_FILE_BYTES, parse_recipe, read_text, strict_yaml
 from logitcask_services.generation.recipes import RecipeBook
+from logitcask_services.generation.step_checks import check_steps
 
 BUILT_IN = Path(__file__).parents[3] / "services/logitcask_services/generation/built_in"
 RECIPES = [
@@ -99,7 +102,23 @@ def test_a_recipe_names_its_method_and_paper(name):
     head = (BUILT_IN / f"recipes/{name}.yaml").read_text().partition("description:")[0]
     assert all(line.startswith("#") for line in head.splitlines())
     assert "arXiv:2" in head or "arXiv:1" in head
-    assert "# Lines: {" in head
+
+
+@pytest.mark.parametrize(("name", "parameters"), VARIANTS)
+def test_the_fields_that_a_recipe_says_it_reads_are_enough(name, parameters):
+    """With them the steps find all they need, and without any of them they do not."""
+    [recipe] = [recipe for recipe in RecipeBook(None).list() if recipe.name == name]
+    said = set(re.findall(r'"(\w+)"', recipe.lines))
+    stored = resolved(name, parameters)
+    templates = parsed_templates(stored.templates)
+    check_steps(stored.steps, stored.emit, templates, said)
+    with pytest.raises(RecipeError, match="needs the field"):
+        check_steps(stored.steps, stored.emit, templates, set())
+
+
+def test_what_must_be_given_is_said():
+    required = {recipe.name: recipe.required for recipe in RecipeBook(None).list() if recipe.required}
+    assert required == {"evolve": ["target"], "self-instruct": ["target"]}
 
 
 def test_no_template_is_unused():
@@ -330,7 +349,7 @@ STEP = {"kind": "generate", "template": "prompt"}
         ({"steps": {"kind": "keep"}}, "`steps` must be a list with at least one entry, got a dict"),
         ({"steps": ["generate"]}, "`steps` entry 0: expected a mapping, got a str"),
         ({"emit": None}, "`emit` must be a list with at least one entry, got nothing"),
-        ({"stages": []}, "unknown `stages`; a recipe has description, parameters, required, steps, emit"),
+        ({"stages": []}, "unknown `stages`; a recipe has description, lines, parameters, required, steps, emit"),
         ({"steps": [{**STEP, "into": "$x"}]}, "`steps` entry 0: `\\$x` is not among `parameters`"),
         ({"steps": [STEP, {"kind": "keep", "when": "yes"}]}, "`steps` entry 1: `when` must be `\\$name` of a param"),
         ({"steps": [STEP, {"kind": "check", "equal": {"case": 3}}]}, "entry 1: `case` must be `\\$name`"),
@@ -410,7 +429,7 @@ def test_hostile_yaml_is_refused(text, words):
 
 @pytest.mark.parametrize("text", ["", "- a", "a", "null"])
 def test_a_file_that_holds_no_recipe(text):
-    with pytest.raises(RecipeError, match="here: expected a mapping with description, parameters"):
+    with pytest.raises(RecipeError, match="here: expected a mapping with description, lines, parameters"):
         parse_recipe(text, name="x", place="here", source="operator")
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import sys
+from collections import Counter
 from contextlib import contextmanager
 from functools import partial
 
@@ -49,13 +50,15 @@ def test_questions_become_a_corpus_and_a_cask(service_of, tmp_path):
     """One job: texts are written, kept rows are captured exactly, the teacher is loaded once for each role."""
     loads = []
     with service_of(ObedientGenerator(), loads) as service:
+        wait_for(lambda: loads)
         corpus = put_corpus(service, QUESTIONS)
         row, created = service.generations.create(
             stored_generation(corpus, extraction={"cask": "answers", "capture": {"mode": "threshold"}}), None
         )
         assert created
         row = wait_until_ended(service, row.id)
-        assert (row.status, row.rows) == ("completed", {"source": 150, "kept": 300, "dropped": {}})
+        counts = {"source": 150, "kept": 300, "dropped": {}, "dropped_by_step": []}
+        assert (row.status, row.rows) == ("completed", counts)
         lines = corpus_lines(service, row)
         (made,) = row.corpora
         wait_for(lambda: service.extractions.get(made["extraction_id"]).status == "completed")
@@ -72,6 +75,27 @@ def test_questions_become_a_corpus_and_a_cask(service_of, tmp_path):
         assert line["recorded"] == [[len(prompt) - 1, len(ids) - 1]]
         assert ids[-1] == 256  # what ended the text is kept
     assert len({line["custom_id"] for line in lines}) == 300
+
+
+def test_samples_that_are_alike_are_counted_as_rows_and_as_documents(service_of, tmp_path):
+    """Of three equal samples a cask holds one; the corpus has all three, each with its number."""
+    with service_of(
+        ObedientGenerator(answers=lambda prompt, seed: str(seed % 2) if "odd" in prompt else "5")
+    ) as service:
+        corpus = put_corpus(service, [{"question": "odd"}, {"question": "even"}])
+        steps = [GENERATE | {"sampling": {"n": 3, "temperature": 1.0, "max_tokens": 64}}]
+        request = stored_generation(corpus, steps=steps, extraction={"cask": "answers"})
+        row = wait_until_ended(service, service.generations.create(request, None)[0].id)
+        lines = corpus_lines(service, row)
+        [made] = row.corpora
+        wait_for(lambda: service.extractions.get(made["extraction_id"]).status == "completed")
+    seen = Counter(tuple(line["input_ids"]) for line in lines)
+    assert (made["rows"], made["documents"]) == (6, len(seen)) == (6, 3)
+    assert max(seen.values()) == 3
+    for ids, times in seen.items():
+        copies = [line["logitcask"]["copy"] for line in lines if tuple(line["input_ids"]) == ids]
+        assert copies == list(range(times))
+    assert len(Cask.open(tmp_path / "casks" / "answers")) == made["documents"]
 
 
 def test_equal_jobs_write_equal_corpora_and_another_seed_writes_others(service_of):

@@ -53,6 +53,8 @@ class WrittenCorpus:
     stored: StoredCorpus
     name: str
     rows: int
+    documents: int
+    """Different ones among the rows."""
     extraction: ExtractionRequest | None
     """Its `corpus_id` is filled in."""
 
@@ -243,7 +245,11 @@ class GenerationStore(JobStore[GenerationRow]):
                 corpus, _ = add_corpus(session, entry.stored, entry.name)
                 session.flush()
                 made = GeneratedCorpus(
-                    suffix=entry.suffix, corpus_id=corpus.id, rows=entry.rows, sha256=entry.stored.sha256
+                    suffix=entry.suffix,
+                    corpus_id=corpus.id,
+                    rows=entry.rows,
+                    documents=entry.documents,
+                    sha256=entry.stored.sha256,
                 )
                 if entry.extraction is not None:
                     request = entry.extraction.model_copy(update={"corpus_id": corpus.id})
