@@ -3,6 +3,7 @@
 import json
 import re
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -316,6 +317,37 @@ def test_all_jobs_are_listed_with_what_they_are_about(server, run, lines):
     assert document["generations"] == json.loads(run(server, "generate", "ls", "--json")[1])["generations"]
     document = json.loads(run(server, "jobs", "ls", "--json", "--limit", "1")[1])
     assert len(document["extractions"]) + len(document["generations"]) == 1
+
+
+def test_the_guides_steps_and_budget_run(server, run, tmp_path, monkeypatch):
+    """The commands of the guide's section, as they stand there."""
+    monkeypatch.chdir(tmp_path)
+    guide = (Path(__file__).parents[3] / "docs/generation.md").read_text()
+    section = guide.partition("## Steps without a recipe\n")[2].partition("\n## ")[0]
+    (tmp_path / "steps.yaml").write_text(section.partition("```yaml\n")[2].partition("```")[0])
+    (tmp_path / "prompts.jsonl").write_bytes(jsonl([{"prompt": f"Once {number}"} for number in range(9)]))
+    commands = section.partition("```sh\n")[2].partition("```")[0].splitlines()
+    dry, real = (run(server, *command.split()[1:]) for command in commands)
+    assert (dry[0], "9 lines give 18 requests" in dry[1]) == (0, True)
+    assert real[0] == 0, real[2]
+    [done] = generations(server)
+    assert (done["status"], done["budget"], done["recipe"]) == ("completed", {"generated_tokens": 20_000}, None)
+    assert done["rows"]["kept"] > 0
+
+
+def test_a_budget_leaves_out_what_it_does_not_reach(server, run, tmp_path):
+    path = tmp_path / "many.jsonl"
+    path.write_bytes(jsonl([{"question": f"what is {number}?"} for number in range(100)]))
+    code, _, err = run(server, "generate", path, "--recipe", "asking", "--budget", "100", "--wait")
+    [done] = generations(server)
+    spent = done["rows"]["dropped"]["budget_spent"]
+    assert 0 < spent < 200
+    assert (code, f"{spent} left out: budget_spent, step 0 (generate); raise --budget" in " ".join(err.split())) == (
+        0,
+        True,
+    )
+    code, _, err = run(server, "generate", path, "--recipe", "asking", "--budget", "0")
+    assert (code, "generated_tokens" in err) == (1, True)
 
 
 def test_recipes_are_listed_with_their_parameters(server, run):
