@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from logitcask_schemas.api.scoring import MAX_TIMEOUT
 from logitcask_schemas.api.server_url import DEFAULT_PORT
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_schemas.record.identity import Accept
@@ -71,6 +72,15 @@ class ServiceSettings(BaseSettings):
     """First pause of an extraction that waits for disk, cask or database; doubles up to half a minute."""
     keepalive_seconds: Annotated[float, Field(gt=0)] = 15.0
     """Silence after which an event stream sends a comment."""
+
+    score_request_sequences: Annotated[int, Field(ge=1)] = 1024
+    """Most sequences of a request to score."""
+    score_request_tokens: Annotated[int, Field(ge=2)] = 1 << 17
+    """Most tokens of a request to score, contexts included."""
+    score_waiting_tokens: Annotated[int, Field(ge=2)] = 1 << 19
+    """Most tokens that wait to be scored, of all callers together."""
+    score_deadline_seconds: Annotated[float, Field(gt=0, le=MAX_TIMEOUT, allow_inf_nan=False)] = MAX_TIMEOUT
+    """Longest time that a request to score waits for the teacher, whatever `timeout` it gives."""
 
     remote_url: str | None = None
     """Where a teacher is served elsewhere, such as http://gpu-box:8000/v1."""

@@ -72,6 +72,7 @@ class _ServiceCollector(Collector):
             ("logitcask_generated_tokens", "Tokens the teacher has written", service.generations.generated_tokens()),
         ):
             yield CounterMetricFamily(name, description, value=value)
+        yield from self._scoring()
         for name, description, jobs in (
             ("logitcask_extractions", "Extractions by status", service.extractions.count_by_status()),
             ("logitcask_generations", "Generations by status", service.generations.count_by_status()),
@@ -86,6 +87,21 @@ class _ServiceCollector(Collector):
         free.add_metric(["cask_root"], files.free_bytes(service.folders.cask_root))
         free.add_metric(["data_dir"], files.free_bytes(service.folders.state))
         yield free
+
+    def _scoring(self) -> Iterator[Metric]:
+        scoring = self._service.scoring
+        for name, description, value in (
+            ("logitcask_scoring_waiting_tokens", "Tokens that wait to be scored now", scoring.waiting_tokens),
+            ("logitcask_scoring_waiting_sequences", "Sequences that wait to be scored now", scoring.waiting_sequences),
+        ):
+            yield GaugeMetricFamily(name, description, value=value)
+        counts = scoring.counts
+        yield CounterMetricFamily("logitcask_scoring_sequences", "Sequences scored now", value=counts.sequences)
+        yield CounterMetricFamily("logitcask_scoring_tokens", "Tokens of sequences scored now", value=counts.tokens)
+        refusals = CounterMetricFamily("logitcask_scoring_refusals", "Requests not answered, by code", labels=["code"])
+        for code, times in sorted(counts.refusals.items()):
+            refusals.add_metric([code], times)
+        yield refusals
 
 
 class RequestMetrics:

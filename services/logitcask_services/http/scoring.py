@@ -21,6 +21,7 @@ from logitcask_services.corpora.context_tokens import ContextTokens
 from logitcask_services.engines.engine import CaptureTask, refusal
 from logitcask_services.http.access import Caller
 from logitcask_services.http.dependencies import ServiceDep
+from logitcask_services.http.generation_work import progress
 from logitcask_services.http.problems import Problem, documented
 from logitcask_services.http.scoring_answers import as_json, prompt_logprobs_json, scores_of
 from logitcask_services.jobs.scoring_call import RefusalCode, ScoringCall, ScoringRefusedError
@@ -34,6 +35,8 @@ MAX_JSON_ENTRIES: Final = 1 << 21
 """Entries of heads in one answer of JSON, about 60 bytes each. Arrow takes any number."""
 POLL_SECONDS: Final = 0.25
 """How often it is asked whether the caller is still there."""
+UNKNOWN_SECONDS: Final = 30
+"""After which a caller may come again where nobody knows how long the teacher writes."""
 STATUSES: Final[dict[RefusalCode, tuple[int, int | None]]] = {
     "request_too_large": (413, None),
     "too_much_waiting": (503, 1),
@@ -224,21 +227,48 @@ async def _scored(
     try:
         call = await run_in_threadpool(service.scoring.submit, tasks, spec)
         try:
-            return await _awaited(request, service, call, seconds)
+            return await _awaited(request, service, call, min(seconds, service.settings.score_deadline_seconds))
         finally:
             if not call.ended:
                 service.scoring.drop(call)
     except ScoringRefusedError as error:
+        service.scoring.counts.refused(error.code)
         status, retry = STATUSES[error.code]
         raise Problem(
             status, error.code, str(error), headers=None if retry is None else {"Retry-After": str(retry)}
         ) from error
+    except Problem as problem:
+        service.scoring.counts.refused(problem.code)
+        raise
+
+
+def _require_turn(service: Service, writing: str | None, seconds: float) -> None:
+    """Raise Problem 503 where the teacher writes for a generation, and not for so short a time."""
+    if writing is None:
+        return
+    row = service.generations.get(writing)
+    now = progress(service, row)
+    if now.eta_seconds is not None and now.eta_seconds < seconds:
+        return
+    stage = now.stages[-1] if now.stages else None
+    done = f", {stage.requests_done:,} of {stage.requests_total:,} requests of step {stage.stage}" if stage else ""
+    to_go = "it is not known for how long" if now.eta_seconds is None else f"for {now.eta_seconds:,.0f} s more"
+    raise Problem(
+        503,
+        "teacher_writing",
+        f"the teacher is loaded to write, and writes for {writing}{done}, {to_go}; try again when it has ended, or let "
+        "the service hold both roles (`logitcask serve --resident both`), which scores between chunks",
+        headers={"Retry-After": str(min(max(round(now.eta_seconds or UNKNOWN_SECONDS), 1), 3600))},
+    )
 
 
 async def _awaited(request: Request, service: Service, call: ScoringCall, seconds: float) -> list[DocumentRecords]:
     waiting = asyncio.wrap_future(call.future)
-    deadline = time.monotonic() + seconds
+    deadline, known = time.monotonic() + seconds, None
     while True:
+        if (writing := service.scoring.blocked_by) != known and not call.ended:
+            known = writing
+            await run_in_threadpool(_require_turn, service, writing, deadline - time.monotonic())
         left = deadline - time.monotonic()
         done, _ = await asyncio.wait([waiting], timeout=max(0.0, min(POLL_SECONDS, left)))
         if done:
@@ -247,7 +277,8 @@ async def _awaited(request: Request, service: Service, call: ScoringCall, second
             raise Problem(
                 503,
                 "not_in_time",
-                f"the teacher did not get to it within {seconds:g} s; try again, or give it a longer `timeout`",
+                f"the teacher did not get to it within {seconds:g} s; try again, or give it a longer `timeout` "
+                f"(at most {service.settings.score_deadline_seconds:g} s here)",
                 headers={"Retry-After": "5"},
             )
         if service.signals.stopping.is_set():

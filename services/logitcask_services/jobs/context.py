@@ -16,6 +16,7 @@ from logitcask_services.jobs.database.log import JobLog
 from logitcask_services.jobs.demonstration_corpora import DemonstrationCorpora
 from logitcask_services.jobs.live import Heartbeat, LiveProgress, Signals
 from logitcask_services.jobs.scoring import Scoring
+from logitcask_services.jobs.scoring_call import ScoringLimits
 from logitcask_services.jobs.teacher import Role, Teacher, TeacherSupervisor
 from logitcask_services.settings import ServiceSettings
 
@@ -60,6 +61,11 @@ class JobContext:
             wake=lambda: self.signals.changed(""),
             heartbeat=self.heartbeat,
             progressed=self.teacher.progressed,
+            limits=ScoringLimits(
+                request_sequences=settings.score_request_sequences,
+                request_tokens=settings.score_request_tokens,
+                waiting_tokens=settings.score_waiting_tokens,
+            ),
         )
         self.crash: str | None = None
         """Why the service must end, once it must."""

@@ -2,9 +2,11 @@
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import Protocol
 
 from logitcask_schemas.api.objects import Failure
 from logitcask_services.corpora.tokenizer import DocumentTokenizer
@@ -68,6 +70,18 @@ class _Requests:
         return requests
 
 
+class Guests(Protocol):
+    """Others whom the teacher can serve while a generation is under way."""
+
+    def wait(self) -> bool:
+        """Whether anybody waits."""
+        ...
+
+    def serve(self) -> None:
+        """Serve them, for a bounded time. Raises TeacherDiedError."""
+        ...
+
+
 class GenerationRun:
     """Use once: `go`, then `close`."""
 
@@ -79,11 +93,14 @@ class GenerationRun:
         tokenizer: DocumentTokenizer,
         suspicion: Suspicion,
         gives_way: Callable[[float], bool],
+        guests: Guests | None = None,
     ) -> None:
+        """`guests`: whom the teacher serves between chunks; None: nobody can be, or nobody comes."""
         self._context = context
         self._row = row
         self._generator = generator
         self._suspicion = suspicion
+        self._guests = guests
         self._waiter = Waiter(
             (context.folders.state,),
             floor=context.settings.disk_floor_bytes,
@@ -185,12 +202,19 @@ class GenerationRun:
             if together[0].deaths >= ISOLATE_AFTER_DEATHS:
                 self._one_by_one(stage, together)
             else:
-                self._stream(self._tasks(stage, together))
+                self._together(stage, deque(together))
             if self._fault is not None:
                 raise self._fault
             if self._ends():
                 return
         self._stage = None
+
+    def _together(self, stage: Stage, left: deque[AnswerChunk]) -> None:
+        """Chunks in one stream, or in several, with guests in between."""
+        while left and not self._ends() and self._fault is None:
+            self._stream(self._tasks(stage, left))
+            if self._guests is not None and self._guests.wait():
+                self._guests.serve()
 
     def _segments(self, chunks: Sequence[AnswerChunk]) -> Iterator[list[AnswerChunk]]:
         """Chunks to answer together: alone under suspicion, and under a budget, which is looked at before each."""
@@ -227,14 +251,18 @@ class GenerationRun:
         self._waiter.run(lambda: self._commit(stage, chunk, answers, 0.0))
         return True
 
-    def _tasks(self, stage: Stage, chunks: Sequence[AnswerChunk]) -> Iterator[TeacherTask]:
-        """The tasks of these chunks. Ends early when the run should end or its own work fails (see `_fault`)."""
+    def _tasks(self, stage: Stage, chunks: deque[AnswerChunk]) -> Iterator[TeacherTask]:
+        """The tasks of these chunks, which are taken off.
+
+        Ends early where guests wait, when the run should end, or when its own work fails (see `_fault`).
+        """
         requests = self._requests
         assert requests is not None
         try:
-            for chunk in chunks:
+            while chunks:
+                chunk = chunks.popleft()
                 yield from self._tasks_of(stage, chunk, requests.of(chunk))
-                if self._ends():
+                if self._ends() or (self._guests is not None and self._guests.wait()):
                     return
         except Exception as error:  # noqa: BLE001 - carried around the generator and raised by the run
             self._fault = error
@@ -357,7 +385,7 @@ class GenerationRun:
     def _one_by_one(self, stage: Stage, chunks: Sequence[AnswerChunk]) -> None:
         """Every request alone with the teacher, so that it is known on which one it dies."""
         self._deaths = max(chunk.deaths for chunk in chunks)
-        for task in self._tasks(stage, chunks):
+        for task in self._tasks(stage, deque(chunks)):
             assert isinstance(task.key, int)  # our own key
             self._alone = task.key
             try:

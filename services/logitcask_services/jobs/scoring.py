@@ -20,7 +20,7 @@ from logitcask_schemas.record.extent import document_id
 from logitcask_schemas.record.records import DocumentRecords
 from logitcask_services.engines.engine import CaptureResult, CaptureTask, Engine
 from logitcask_services.jobs.live import Heartbeat
-from logitcask_services.jobs.scoring_call import ScoringCall, ScoringLimits, ScoringRefusedError
+from logitcask_services.jobs.scoring_call import ScoringCall, ScoringCounts, ScoringLimits, ScoringRefusedError
 from logitcask_services.jobs.teacher import TeacherDiedError
 
 DEATHS: Final = 2
@@ -94,11 +94,19 @@ class Scoring:
         self._waiting_tokens = 0
         self._deaths: OrderedDict[bytes, _Deaths] = OrderedDict()
         self._streaming = self._closed = self._came_back = False
+        self.counts = ScoringCounts()
+        self.blocked_by: str | None = None
+        """The generation that has the teacher to itself, loaded to write alone; nobody is let in before it ends."""
 
     @property
     def waiting_tokens(self) -> int:
         """Tokens of sequences that are not yet with the teacher."""
         return self._waiting_tokens
+
+    @property
+    def waiting_sequences(self) -> int:
+        """Sequences that are not yet with the teacher."""
+        return len(self._line) + len(self._suspects)
 
     @property
     def is_waited_for(self) -> bool:
@@ -312,6 +320,7 @@ class Scoring:
                 ScoringRefusedError("capture_failed", f"the teacher could not score sequence {sequence.index}: {fault}")
             )
             return
+        self.counts.scored(sequence.tokens)
         self._progressed()
         sequence.call.take(sequence.index, result.document)
 

@@ -1,6 +1,7 @@
 """One caller's request to score: what it waits for, how it can be refused, and how much may be asked."""
 
 import threading
+from collections import Counter
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal
@@ -29,6 +30,27 @@ class ScoringLimits:
     request_tokens: int = 1 << 17
     waiting_tokens: int = 1 << 19
     """Of all callers together."""
+
+
+class ScoringCounts:
+    """What has been scored and refused since the service started. For all threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.sequences = self.tokens = 0
+        self.refusals: Counter[str] = Counter()
+        """Requests by the code that they were answered with."""
+
+    def scored(self, tokens: int) -> None:
+        """One more sequence, of so many tokens that the teacher read."""
+        with self._lock:
+            self.sequences += 1
+            self.tokens += tokens
+
+    def refused(self, code: str) -> None:
+        """One more request that was not answered with records."""
+        with self._lock:
+            self.refusals[code] += 1
 
 
 class ScoringCall:

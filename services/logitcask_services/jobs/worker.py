@@ -17,6 +17,7 @@ from logitcask_schemas.errors import (
     LogitcaskError,
 )
 from logitcask_schemas.record.identity import TeacherIdentity
+from logitcask_services.engines.engine import Engine
 from logitcask_services.generation.errors import AnswersMisplacedError, RecipeError
 from logitcask_services.jobs.answer_files import AnswersDamagedError
 from logitcask_services.jobs.context import JobContext, teacher_document
@@ -46,6 +47,23 @@ PATIENCE_SECONDS = 30.0
 
 MOST_BEFORE_SWITCH = 4
 """So many jobs of the role that is loaded go before an older one for which the teacher must be loaded anew."""
+
+
+class ScoringGuests:
+    """Callers of scoring now, let in between the chunks of a generation where the teacher can do both."""
+
+    def __init__(self, context: JobContext, engine: Engine) -> None:
+        self._context = context
+        self._engine = engine
+
+    def wait(self) -> bool:
+        """See `Guests`."""
+        return self._context.scoring.is_waited_for
+
+    def serve(self) -> None:
+        """See `Guests`."""
+        until, stopping = time.monotonic() + IDLE_SECONDS, self._context.signals.stopping
+        self._context.scoring.alone(self._engine, ends=lambda: stopping.is_set() or time.monotonic() > until)
 
 
 class Worker(threading.Thread):
@@ -138,9 +156,12 @@ class Worker(threading.Thread):
             logger.info("%s", error)  # cancelled at the last moment
             return True
         self._context.progress.begin(row.id)
+        if ready.engine is None:
+            self._context.scoring.blocked_by = row.id
         try:
             self._run(row, ready)
         finally:
+            self._context.scoring.blocked_by = None
             self._context.progress.end()
         return True
 
@@ -153,7 +174,10 @@ class Worker(threading.Thread):
             return ExtractionRun(self._context, row, teacher.engine, self._suspicion, gives_way)
         assert isinstance(row, GenerationRow)
         assert teacher.generator is not None
-        return GenerationRun(self._context, row, teacher.generator, teacher.tokenizer, self._suspicion, gives_way)
+        guests = None if teacher.engine is None else ScoringGuests(self._context, teacher.engine)
+        return GenerationRun(
+            self._context, row, teacher.generator, teacher.tokenizer, self._suspicion, gives_way, guests
+        )
 
     def _run(self, row: JobRow, teacher: Teacher) -> None:
         run: JobRun | None = None
