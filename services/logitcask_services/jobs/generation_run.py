@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Protocol
 
 from logitcask_schemas.api.objects import Failure
 from logitcask_services.corpora.tokenizer import DocumentTokenizer
@@ -22,7 +21,9 @@ from logitcask_services.jobs.database.tables import GenerationRow
 from logitcask_services.jobs.extraction import ISOLATE_AFTER_DEATHS
 from logitcask_services.jobs.generation_corpora import write_corpora
 from logitcask_services.jobs.generation_work import GenerationWork
+from logitcask_services.jobs.guests import Guests
 from logitcask_services.jobs.run import Ending, Outcome
+from logitcask_services.jobs.stage_requests import StageRequest, StageRequests
 from logitcask_services.jobs.teacher import Suspicion, TeacherDiedError
 from logitcask_services.jobs.waiting import Reason, Waiter
 
@@ -42,44 +43,6 @@ class _OpenChunk:
     @property
     def ready(self) -> bool:
         return self.fed and not self.waiting
-
-
-_Request = tuple[str, Callable[[], TeacherTask | Refusal]]
-"""See `Stage.requests`."""
-
-
-class _Requests:
-    """The requests of a stage, read once from the first on, whatever chunks are asked for together."""
-
-    def __init__(self, stage: Stage) -> None:
-        self._iterator = stage.requests()
-        self._at = 0
-
-    def of(self, chunk: AnswerChunk) -> Iterator[_Request]:
-        """Those of a chunk, to be taken to their end. Chunks are asked for in order; some may be passed over.
-
-        Raises:
-            ValueError: the chunk begins before where reading stands.
-        """
-        if chunk.first_request < self._at:
-            raise ValueError(f"requests are read up to {self._at}, and chunk {chunk.number} begins before that")
-        requests = islice(
-            self._iterator, chunk.first_request - self._at, chunk.first_request - self._at + chunk.requests
-        )
-        self._at = chunk.first_request + chunk.requests
-        return requests
-
-
-class Guests(Protocol):
-    """Others whom the teacher can serve while a generation is under way."""
-
-    def wait(self) -> bool:
-        """Whether anybody waits."""
-        ...
-
-    def serve(self) -> None:
-        """Serve them, for a bounded time. Raises TeacherDiedError."""
-        ...
 
 
 class GenerationRun:
@@ -111,7 +74,7 @@ class GenerationRun:
         )
         self._work = GenerationWork(context, row, tokenizer, generator.max_model_len)
         self._stage: Stage | None = None
-        self._requests: _Requests | None = None
+        self._requests: StageRequests | None = None
         """Those of the stage."""
         self._open: dict[int, _OpenChunk] = {}
         self._fault: Exception | None = None
@@ -194,7 +157,7 @@ class GenerationRun:
         pending = [chunk for chunk in pending if not chunk.done and not self._adopt(stage, chunk)]
         self._stage = stage
         self._try_suspect(stage, pending)
-        self._requests = _Requests(stage)
+        self._requests = StageRequests(stage)
         for together in self._segments(pending):
             if self._spent():
                 self._leave_out(stage, together)
@@ -267,7 +230,7 @@ class GenerationRun:
         except Exception as error:  # noqa: BLE001 - carried around the generator and raised by the run
             self._fault = error
 
-    def _tasks_of(self, stage: Stage, chunk: AnswerChunk, requests: Iterator[_Request]) -> Iterator[TeacherTask]:
+    def _tasks_of(self, stage: Stage, chunk: AnswerChunk, requests: Iterator[StageRequest]) -> Iterator[TeacherTask]:
         journal = self._waiter.run(lambda: self._work.answers.journal(stage.name, chunk.number))
         entry = self._open[chunk.number] = _OpenChunk(chunk=chunk, journal=journal)
         number = chunk.first_request - 1

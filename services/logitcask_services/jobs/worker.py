@@ -17,7 +17,6 @@ from logitcask_schemas.errors import (
     LogitcaskError,
 )
 from logitcask_schemas.record.identity import TeacherIdentity
-from logitcask_services.engines.engine import Engine
 from logitcask_services.generation.errors import AnswersMisplacedError, RecipeError
 from logitcask_services.jobs.answer_files import AnswersDamagedError
 from logitcask_services.jobs.context import JobContext, teacher_document
@@ -26,6 +25,7 @@ from logitcask_services.jobs.database.generations import WEIGHTS, GenerationStor
 from logitcask_services.jobs.database.tables import ExtractionRow, GenerationRow, JobRow
 from logitcask_services.jobs.extraction import IllegalTransitionError
 from logitcask_services.jobs.generation_run import GenerationRun
+from logitcask_services.jobs.guests import ScoringGuests
 from logitcask_services.jobs.run import ExtractionRun, JobRun
 from logitcask_services.jobs.teacher import Role, Suspicion, Teacher, TeacherDiedError
 from logitcask_services.jobs.waiting import (
@@ -47,23 +47,6 @@ PATIENCE_SECONDS = 30.0
 
 MOST_BEFORE_SWITCH = 4
 """So many jobs of the role that is loaded go before an older one for which the teacher must be loaded anew."""
-
-
-class ScoringGuests:
-    """Callers of scoring now, let in between the chunks of a generation where the teacher can do both."""
-
-    def __init__(self, context: JobContext, engine: Engine) -> None:
-        self._context = context
-        self._engine = engine
-
-    def wait(self) -> bool:
-        """See `Guests`."""
-        return self._context.scoring.is_waited_for
-
-    def serve(self) -> None:
-        """See `Guests`."""
-        until, stopping = time.monotonic() + IDLE_SECONDS, self._context.signals.stopping
-        self._context.scoring.alone(self._engine, ends=lambda: stopping.is_set() or time.monotonic() > until)
 
 
 class Worker(threading.Thread):

@@ -1,5 +1,6 @@
 """Generations over HTTP for tests: a corpus, a plan of two steps, and calls that start one and wait for it."""
 
+import json
 from typing import Any
 
 import httpx2
@@ -25,3 +26,11 @@ def finish(server: RunningServer, generation_id: str) -> dict[str, Any]:
 
     wait_for(lambda: get()["status"] in FINAL)
     return get()
+
+
+def preview(server: RunningServer, lines: bytes, plan: dict[str, Any] = PLAN, **params: int | bool) -> httpx2.Response:
+    """A dry run of these lines."""
+    headers = {"Content-Type": "application/jsonl"}
+    return server.client.post(
+        "/v1/generations/preview", params={"plan": json.dumps(plan), **params}, content=lines, headers=headers
+    )
