@@ -50,7 +50,7 @@ class Pattern:
         return int(self._compiled.groups)
 
     def search(self, text: str) -> "regex.Match[str] | None":
-        """The first match. Raises RecipeError where it takes longer than SECONDS, or too much memory: it always would."""
+        """The first match. Raises RecipeError where it takes longer than SECONDS or takes too much memory."""
         try:  # concurrent: other threads of the service go on meanwhile
             match: regex.Match[str] | None = self._compiled.search(text, concurrent=True, timeout=SECONDS)
         except TimeoutError as error:

@@ -146,6 +146,9 @@ class GenerationRun:
         plan = NewStage(number=stage.number, name=stage.name, kind=stage.kind, template=stage.template, requests=count)
         self._waiter.run(lambda: store.begin_stage(self._row.id, plan))
         pending = list(self._waiter.run(lambda: store.chunks(self._row.id, stage.number)))
+        for chunk in pending:
+            if chunk.done:
+                self._work.answers.require(stage.name, chunk.number)
         pending = [chunk for chunk in pending if not chunk.done and not self._adopt(stage, chunk)]
         self._stage = stage
         self._try_suspect(stage, pending)

@@ -264,3 +264,44 @@ def test_programs_beyond_arithmetic_need_the_operators_sandbox(service_of, sandb
         row = wait_until_ended(service, row.id)
         assert row.rows["kept"] == kept
         assert row.rows["dropped"] == ({} if kept else {"unparsed_answer": 2})
+
+
+AGAIN = "---\nkind: text\ndescription: again\nfields: [question]\n---\npoison, {{ question }}"
+TWO_STEPS = [GENERATE, {"kind": "generate", "template": "again", "into": "second"}]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}\n", "of another job"])
+def test_answers_that_are_gone_or_anothers_are_told_until_they_are_put_back(service_of, content, tmp_path):
+    """Between a failure and its resume: a file of answers is removed, cut off, or an equal job's takes its place."""
+    generator = ObedientGenerator(log=tmp_path / "log")
+    with service_of(generator) as service:
+        corpus = put_corpus(service, QUESTIONS)
+        changes = {"steps": TWO_STEPS, "templates": {"again": AGAIN}, "emit": [{"completion": "second"}]}
+        failed = service.generations.create(stored_generation(corpus, on_error="fail", **changes), None)[0].id
+        assert wait_until_ended(service, failed).error["code"] == "row_failed"
+        generator.harmless = True
+        other = service.generations.create(stored_generation(corpus, seed=1, **changes), None)[0].id
+        wait_until_ended(service, other)
+        file = service.folders.answers(failed) / "0" / "000001.jsonl"
+        whole = file.read_bytes()
+        match content:
+            case None:
+                file.unlink()
+            case str():
+                file.write_bytes((service.folders.answers(other) / "0" / file.name).read_bytes())
+            case _:
+                file.write_bytes(content)
+        service.generations.resume(failed)
+        error = wait_until_ended(service, failed).error
+        assert (error["code"], "Put it back from a copy and resume" in error["message"].replace("\n", " ")) == (
+            "answers_damaged",
+            True,
+        ), error
+        assert str(file) in error["message"]
+        file.write_bytes(whole)
+        service.generations.resume(failed)
+        row = wait_until_ended(service, failed)
+        assert (row.status, row.rows["kept"]) == ("completed", 300)
+        asked = len((tmp_path / "log").read_text().splitlines())
+        # Of the first job's second step the requests that failed, and those that were with the teacher then.
+        assert 1200 < asked <= 1200 + generator.in_flight + 300
