@@ -55,7 +55,7 @@ def rows_page(
         except StageOpenError:
             is_open = True
 
-    page = list(islice(shown(), after, after + limit + 1))
+    page = list(islice(islice(shown(), after, None), limit + 1))
     return GeneratedRowList(
         data=[_presented(staged, steps) for staged in page[:limit]],
         has_more=len(page) > limit,

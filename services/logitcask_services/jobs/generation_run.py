@@ -1,6 +1,7 @@
 """One run of one generation: ask what has no answer yet, keep what comes back, write the corpora at the end."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -379,8 +380,11 @@ def _keyed(task: TeacherTask, key: int) -> TeacherTask:
 def _answer_of(result: TeacherResult) -> Answer:
     if result.error is not None:
         return Answer(error=("teacher_failed", f"the teacher could not answer: {result.error}"))
-    if isinstance(result, GenerationResult):
-        return Answer(
-            token_ids=result.token_ids_N.tolist(), text=result.text, finish=result.finish, logprob=result.logprob
-        )
-    return Answer(logprob=float(result.logprobs_N.sum()), scored_tokens=len(result.logprobs_N))
+    is_text = isinstance(result, GenerationResult)
+    logprob = result.logprob if is_text else float(result.logprobs_N.sum())
+    if not math.isfinite(logprob):  # no step could compare it, and no corpus hold it
+        message = f"the teacher answered with a log-probability of {logprob}; expected a finite one"
+        return Answer(error=("teacher_failed", message))
+    if is_text:
+        return Answer(token_ids=result.token_ids_N.tolist(), text=result.text, finish=result.finish, logprob=logprob)
+    return Answer(logprob=logprob, scored_tokens=len(result.logprobs_N))

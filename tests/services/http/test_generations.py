@@ -144,8 +144,22 @@ def test_rows_behind_each_step(start):
     ]
     assert [row["id"] for page in pages for row in page["data"]] == [row["id"] for row in written["data"]]
     assert [page["has_more"] for page in pages] == [True, True, False]
+    for after in (40, 2**63 - 1):
+        page = server.client.get(f"/v1/generations/{job['id']}/rows?step=0&after={after}&limit=100").json()
+        assert (page["data"], page["has_more"]) == ([], False)
     beyond = server.client.get(f"/v1/generations/{job['id']}/rows?step=2")
     assert (beyond.status_code, beyond.json()["error"]["param"]) == (422, "step")
+
+
+def test_fields_as_deep_as_allowed_are_shown_and_deeper_ones_are_bad_lines(start):
+    """Whatever reads the rows later on: readers of JSON end at different depths."""
+    server = start()
+    lines = [{"question": "?", "extra": json.loads("[" * depth + "]" * depth)} for depth in (64, 65, 400)]
+    job = finish(server, create(server, server.upload(lines)).json()["id"])
+    rows = server.client.get(f"/v1/generations/{job['id']}/rows?dropped=true").raise_for_status().json()["data"]
+    reasons = {row["line"]: row["dropped"] and row["dropped"]["code"] for row in rows}
+    assert (reasons.pop(1) != "too_deep", reasons) == (True, {2: "too_deep", 3: "too_deep"})
+    assert job["bad_lines"] == 2
 
 
 def test_rows_while_it_runs_end_where_the_teacher_has_not_answered(start):

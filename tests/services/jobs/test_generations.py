@@ -1,8 +1,10 @@
 """Generations as jobs: asked once, kept, taken up again, captured at the end."""
 
 import errno
+import json
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -305,3 +307,33 @@ def test_answers_that_are_gone_or_anothers_are_told_until_they_are_put_back(serv
         asked = len((tmp_path / "log").read_text().splitlines())
         # Of the first job's second step the requests that failed, and those that were with the teacher then.
         assert 1200 < asked <= 1200 + generator.in_flight + 300
+
+
+class CarelessGenerator(ObedientGenerator):
+    """Says of some texts that they are impossible, of others nothing that is a number."""
+
+    def _write(self, task):
+        written = super()._write(task)
+        wrong = {b"0"[0]: float("nan"), b"1"[0]: float("-inf")}.get(int(written.token_ids_N[0]))
+        return written if wrong is None else replace(written, logprob=wrong)
+
+
+def test_numbers_that_no_json_has_never_reach_a_corpus(service_of):
+    """Neither those of lines nor the teacher's: what is written could not be read again."""
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    with service_of(CarelessGenerator()) as service:
+        corpus = put_corpus(service, QUESTIONS[:60])
+        source = service.storage.path(service.corpora.get(corpus).sha256).read_bytes()
+        with service.storage.receive() as upload:
+            upload.write(source + b'{"question": "x", "size": 1e999}\n')
+            corpus = service.corpora.add(upload.finish(), None, None)[0].id
+        row = wait_until_ended(service, service.generations.create(stored_generation(corpus), None)[0].id)
+        assert row.status == "completed"
+        assert set(row.rows["dropped"]) == {"not_json", "teacher_failed"}
+        assert (row.rows["kept"] + row.rows["dropped"]["teacher_failed"], row.bad_lines) == (120, 1)
+        written = service.storage.path(row.corpora[0]["sha256"]).read_bytes()
+        for line in written.splitlines():
+            json.loads(line, parse_constant=refuse)
