@@ -251,6 +251,24 @@ STEP = STEPS[0]
         ),
         ({"steps": [{**STEP, "kind": "verify", "accept": "("}]}, 422, "invalid_request", "n must be 1"),
         ({"steps": [STEP, {"kind": "keep", "matches": "("}]}, 422, "invalid_recipe", "no regular expression"),
+        ({"steps": [STEP, {"kind": "keep", "matches": "x{99999999}"}]}, 422, "invalid_recipe", "the repetitions in"),
+        ({"steps": [{**STEP, "sampling": {"top_k": 2**31}}]}, 422, "invalid_request", "top_k"),
+        (
+            {
+                "steps": [
+                    {
+                        "kind": "grow",
+                        "template": "ask",
+                        "target": 9,
+                        "prompts_per_round": 65_536,
+                        "sampling": {"n": 2, "temperature": 1.0},
+                    }
+                ]
+            },
+            422,
+            "invalid_request",
+            "131,072 requests in a round, which are in memory together; at most 65,536",
+        ),
         ({"steps": [{"kind": "dance"}]}, 422, "invalid_request", "kind"),
         ({"steps": [{**STEP, "demonstrations": {"corpus_id": "corpus-x"}}]}, 404, "not_found", "corpus-x"),
         ({"extraction": {"cask": "../x"}}, 422, "invalid_request", "pattern"),

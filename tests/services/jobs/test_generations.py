@@ -404,7 +404,12 @@ def test_slow_steps_between_requests_are_no_silence_of_the_teachers(service_of, 
 
     monkeypatch.setattr(KeepStep, "_row", slow)
     monkeypatch.setattr(Watchdog, "_end", lambda self, reason: ends.append(reason))
-    monkeypatch.setattr(ObedientGenerator, "interrupt", lambda self: ends.append("interrupted") is None)
+
+    def interrupted(self):
+        ends.append("interrupted")
+        return True
+
+    monkeypatch.setattr(ObedientGenerator, "interrupt", interrupted)
     steps = [GENERATE, {"kind": "keep", "of": "output", "matches": "never"}, {**GENERATE, "into": "second"}]
     last = {"question": "never mind", "custom_id": "last"}
     generator = ObedientGenerator(answers=lambda prompt, seed: "never" if "never" in prompt else "no")
