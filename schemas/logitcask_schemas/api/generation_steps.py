@@ -12,6 +12,8 @@ TemplateName = Annotated[
     str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", description="A built-in template, or one of the operator's.")
 ]
 Probability = Annotated[float, Field(ge=0, le=1)]
+MOST_OF_A_ROUND = 65_536
+"""Requests in one round of a step that grows."""
 
 
 class StepBase(BaseModel):
@@ -26,7 +28,7 @@ class Sampling(StepBase):
     n: Annotated[int, Field(ge=1, le=64, description="Samples of each row.")] = 1
     temperature: Annotated[float, Field(ge=0, le=10)] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0, description="0: all.")] = 0
+    top_k: Annotated[int, Field(ge=0, le=2**31 - 1, description="0: all.")] = 0
     min_p: Probability = 0.0
     max_tokens: Annotated[int, Field(ge=1, le=1 << 20)] = 256
     min_tokens: Annotated[int, Field(ge=0, le=1 << 20, description="No end before so many.")] = 0
@@ -218,6 +220,16 @@ class Grow(StepBase):
     min_words: Annotated[int, Field(ge=1)] = 3
     max_words: Annotated[int, Field(ge=1)] = 150
     with_seeds: bool = False
+
+    @model_validator(mode="after")
+    def _round_fits(self) -> "Grow":
+        requests = self.prompts_per_round * self.sampling.n
+        if requests > MOST_OF_A_ROUND:
+            raise ValueError(
+                f"prompts_per_round {self.prompts_per_round} with n {self.sampling.n} are {requests:,} requests in a "
+                f"round, which are in memory together; at most {MOST_OF_A_ROUND:,}"
+            )
+        return self
 
 
 Step = Annotated[Generate | Score | Verify | Parse | Check | Vote | Keep | Dedupe | Grow, Field(discriminator="kind")]

@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from logitcask_services.generation.rows import is_too_deep
+
 T = TypeVar("T")
 
 _TEXT = r"\\(?:text|textbf|mathbf|mathrm)\s*\{\s*"
@@ -57,7 +59,7 @@ def find_choice(text: str, *, behind_marker: bool) -> Found[str] | None:
 def find_object(text: str) -> Found[dict[str, object]] | None:
     """The first balanced `{...}` that is a JSON object. One that never closes ends the search: its parts are no answer.
 
-    Objects that cannot be stored are none: with NaN, infinite numbers, or halves of surrogate pairs.
+    Objects that cannot be stored are none: with NaN, infinite numbers, halves of surrogate pairs, or too deep ones.
     """
     start = text.find("{")
     while start >= 0:
@@ -67,10 +69,11 @@ def find_object(text: str) -> Found[dict[str, object]] | None:
         try:
             value = json.loads(text[start:stop])
             json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
-            return Found(value, start)
+            if not is_too_deep(value):
+                return Found(value, start)
         except (ValueError, RecursionError):
-            # Prose in braces, say.
-            start = text.find("{", stop)
+            pass  # prose in braces, say
+        start = text.find("{", stop)
     return None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from logitcask_services.corpora.corpus_lines import CorpusLines
 from logitcask_services.corpora.lines import LineProblem, decode_line, read_custom_id
-from logitcask_services.generation.rows import Dropped, Row, Staged, source_id
+from logitcask_services.generation.rows import DEEPEST, Dropped, Row, Staged, is_too_deep, source_id
 
 
 def source_rows(corpus: Path, sha256: str, max_line_bytes: int) -> Iterator[Staged]:
@@ -32,8 +32,15 @@ def source_rows(corpus: Path, sha256: str, max_line_bytes: int) -> Iterator[Stag
 
 def _fields(entry: dict[str, Any]) -> dict[str, Any]:
     fields = {name: value for name, value in entry.items() if name != "custom_id"}
+    deep = next((name for name, value in fields.items() if is_too_deep(value)), None)
+    if deep is not None:
+        raise LineProblem(
+            "too_deep", f"`{deep[:64]}` has more than {DEEPEST} lists and objects within one another; flatten it"
+        )
     try:
-        json.dumps(fields, ensure_ascii=False).encode()
+        json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError as error:
         raise LineProblem("not_unicode", "a string holds half of a surrogate pair (\\ud800 to \\udfff)") from error
+    except ValueError as error:  # such as 1e999, which Python reads as infinite and no reader of JSON takes back
+        raise LineProblem("not_json", "a number is larger than any floating-point number; write it as text") from error
     return fields

@@ -77,8 +77,17 @@ def _work(context: Context) -> Work:
 
 
 def _size(value: object) -> int:
-    """Characters of a text, items of a list, 1 of all else."""
-    return len(value) if isinstance(value, str | list | tuple | dict) else 1
+    """Characters and items of a JSON value, with those within one another, as often as they stand there; at least 1.
+
+    Counting ends above `LONGEST_TEXT`: a list may hold the same list many times, so that its text is without bound.
+    """
+    size, rest = 0, [value]
+    while rest and size <= LONGEST_TEXT:
+        inner = rest.pop()
+        size += max(1, len(inner)) if isinstance(inner, str) else 1
+        if isinstance(inner, list | tuple | dict):
+            rest.extend(islice(inner.values() if isinstance(inner, dict) else inner, LONGEST_TEXT))
+    return size
 
 
 def _require_short(size: int) -> None:
@@ -147,8 +156,9 @@ def _counted_filter(apply: Callable[..., Any]) -> Callable[..., Any]:
         result = apply(*before, value, *args, **kwargs)
         if not isinstance(result, str | list | tuple | dict | int | float | Undefined | None):
             result = list(islice(result, LONGEST_TEXT + 1))  # `map` and its like give generators
-        _require_short(_size(result))
-        work.spend(_size(result))
+        size = _size(result)
+        _require_short(size)
+        work.spend(size)
         return result
 
     return counted
@@ -170,8 +180,19 @@ def _turns(context: Context, values: Iterable[object]) -> list[object]:
     return turns
 
 
+@pass_context
+def _sized(context: Context, value: object) -> object:
+    """A value that is made or read: it is paid for, and not too large."""
+    size = _size(value)
+    _require_short(size)
+    _work(context).spend(size)
+    return value
+
+
 _TURNS: Final = "__turns"
 """Name of the filter around what loops run over; no template can say it."""
+_SIZED: Final = "__sized"
+"""Name of the filter around lists that are written out, and around what is compared, sliced or asked by a method."""
 
 
 # -- syntax --------------------------------------------------------------------------------------------------------
@@ -185,7 +206,7 @@ _ALLOWED: Final = (
 
 
 class _Guard(NodeTransformer):
-    """Refuses what is not listed, and puts counters around loops and concatenations."""
+    """Refuses what is not listed, and puts counters around loops, lists and what reads more than an item."""
 
     def __init__(self, environment: "PromptEnvironment") -> None:
         self._environment = environment
@@ -203,7 +224,7 @@ class _Guard(NodeTransformer):
         return self.generic_visit(node)
 
     def visit_Filter(self, node: nodes.Filter) -> nodes.Node:
-        if node.node is None or node.name not in self._environment.filters or node.name == _TURNS:
+        if node.node is None or node.name not in FILTERS:
             raise UnknownSyntaxError(
                 node.lineno,
                 f"there is no filter `{node.name}` here; expected one of {', '.join(sorted(FILTERS))}",
@@ -215,7 +236,11 @@ class _Guard(NodeTransformer):
             raise UnknownSyntaxError(
                 node.lineno, f"there is no test `{node.name}` here; expected one of {', '.join(sorted(_TESTS))}"
             )
-        return self.generic_visit(node)
+        self.generic_visit(node)
+        if node.args:  # it compares
+            node.node = self._filter(node.node, _SIZED)
+            node.args = [self._filter(argument, _SIZED) for argument in node.args]
+        return node
 
     def visit_Call(self, node: nodes.Call) -> nodes.Node:
         called = node.node
@@ -227,7 +252,35 @@ class _Guard(NodeTransformer):
                 "only `range(...)`, `loop.cycle(...)` and these methods of texts can be called: "
                 f"{', '.join(sorted(_STRING_METHODS))}; use a filter for all else",
             )
-        return self.generic_visit(node)
+        self.generic_visit(node)
+        if isinstance(called, nodes.Getattr) and called.attr in _STRING_METHODS:
+            called.node = self._filter(called.node, _SIZED)
+        return node
+
+    def visit_List(self, node: nodes.List) -> nodes.Node:
+        self.generic_visit(node)
+        return self._filter(node, _SIZED)
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
+        self.generic_visit(node)
+        return self._filter(node, _SIZED) if node.ctx == "load" else node
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
+        self.generic_visit(node)
+        return self._filter(node, _SIZED)
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        self.generic_visit(node)
+        if isinstance(node.arg, nodes.Slice):
+            node.node = self._filter(node.node, _SIZED)
+        return node
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
+        self.generic_visit(node)
+        node.expr = self._filter(node.expr, _SIZED)
+        for operand in node.ops:
+            operand.expr = self._filter(operand.expr, _SIZED)
+        return node
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         if node.recursive:
@@ -264,6 +317,7 @@ class PromptEnvironment(ImmutableSandboxedEnvironment):
         self.filters = {name: _counted_filter(jinja[name]) for name in _JINJA_FILTERS}
         self.filters |= {name: _counted_filter(apply) for name, apply in _OWN_FILTERS.items()}
         self.filters[_TURNS] = _turns
+        self.filters[_SIZED] = _sized
         self.tests = {name: self.tests[name] for name in _TESTS}
         self.globals = {"range": self.globals["range"]}
 
@@ -300,7 +354,8 @@ class PromptEnvironment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """An operator whose result is of bounded size."""
-        _work(context).spend(1 + _size(left) + _size(right))
+        sizes = _size(left) + _size(right)
+        _work(context).spend(1 + sizes)
         numbers = isinstance(left, int | float) and isinstance(right, int | float)
         if numbers:
             if sum(value.bit_length() for value in (left, right) if isinstance(value, int)) > _LARGEST_BITS:
@@ -311,7 +366,7 @@ class PromptEnvironment(ImmutableSandboxedEnvironment):
                     f"`{operator}` stands between {type(left).__name__} and {type(right).__name__}; expected two "
                     "numbers, or `+` between two texts"
                 )
-            _require_short(len(left) + len(right))
+            _require_short(sizes)
         return super().call_binop(context, operator, left, right)
 
 

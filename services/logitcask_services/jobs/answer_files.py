@@ -1,8 +1,9 @@
 """What the teacher answered, on the disk: a file for each chunk of requests, and a journal while it is open.
 
-`<folder>/<stage>/<chunk>.jsonl` is whole or absent: a line for each request, in order, then one with their number and
-checksum. `<chunk>.open` holds what has come back so far, in any order, so that a request that was answered is not asked
-again after a kill. It is not synced: after a power failure the requests of open chunks may be asked anew.
+`<job>/<stage>/<chunk>.jsonl` is whole or absent: a line for each request, in order, then one with whose they are, their
+number and checksum. `<chunk>.open` holds what has come back so far, in any order, so that a request that was answered
+is not asked again after a kill. It is not synced: after a power failure the requests of open chunks may be asked anew.
+Each of its lines has a checksum; one that was cut off or changed is as good as not there.
 """
 
 import json
@@ -23,7 +24,11 @@ class AnswersDamagedError(LogitcaskError, ValueError):
 
 
 class AnswerFolder:
-    """The answers of one generation."""
+    """The answers of one generation.
+
+    Args:
+        folder: has the job's id as its name, which is told in each file: one of another job is refused.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -37,10 +42,9 @@ class AnswerFolder:
         path = self._path(stage, chunk)
         *lines, end = path.read_bytes().split(b"\n")[:-1] or [b""]
         try:
-            expected = json.loads(end)
-            whole = expected == _end_of(lines)
+            whole = json.loads(end) == _end_of(self._name(stage, chunk), lines)
             answers = [_decode(json.loads(line)) for line in lines] if whole else []
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._damaged(path) from error
         if not whole:
             raise self._damaged(path)
@@ -49,7 +53,9 @@ class AnswerFolder:
     def publish(self, stage: str, chunk: int, answers: Iterable[Answer]) -> None:
         """Make a chunk's answers durable, and forget its journal. Raises OSError."""
         lines = [_encode(answer) for answer in answers]
-        content = b"".join(line + b"\n" for line in (*lines, json.dumps(_end_of(lines)).encode()))
+        content = b"".join(
+            line + b"\n" for line in (*lines, json.dumps(_end_of(self._name(stage, chunk), lines)).encode())
+        )
         path = self._path(stage, chunk)
         self._make_folder(path.parent)
         temporary = path.with_suffix(".new")
@@ -64,13 +70,24 @@ class AnswerFolder:
         """The journal of an open chunk, with what it holds. Raises OSError."""
         path = self._journal(stage, chunk)
         self._make_folder(path.parent)
-        return Journal(path)
+        return Journal(path, self._name(stage, chunk))
+
+    def require(self, stage: str, chunk: int) -> None:
+        """Raise AnswersDamagedError where the chunk's answers, which were published, are gone."""
+        if not self.has(stage, chunk):
+            raise AnswersDamagedError(
+                f"{self._path(stage, chunk)} is missing: the answers that it held were written and are gone. Put it "
+                "back from a copy and resume, or generate again"
+            )
 
     def _make_folder(self, folder: Path) -> None:
         if not folder.is_dir():
             folder.mkdir(parents=True, exist_ok=True)
             for parent in (folder.parent, folder.parent.parent):
                 files.LocalFiles().sync_directory(parent)
+
+    def _name(self, stage: str, chunk: int) -> str:
+        return f"{self._folder.name}/{stage}/{chunk}"
 
     def _path(self, stage: str, chunk: int) -> Path:
         return self._folder / stage / f"{chunk:06d}.jsonl"
@@ -81,21 +98,25 @@ class AnswerFolder:
     @staticmethod
     def _damaged(path: Path) -> AnswersDamagedError:
         return AnswersDamagedError(
-            f"{path} is damaged: it is not the file that was written. Put it back from a copy, or generate again"
+            f"{path} is damaged: it is not the file that was written. Put it back from a copy and resume, or generate "
+            "again"
         )
 
 
 class Journal:
     """Answers of an open chunk by the number of their request; appended to, never changed."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, name: str) -> None:
+        """`name`: of job, stage and chunk."""
         self._path = path
-        self.answers: dict[int, Answer] = dict(_readable(path))
+        self._name = name
+        self.answers: dict[int, Answer] = dict(self._readable())
 
     def append(self, number: int, answer: Answer) -> None:
         """Note an answer. Raises OSError; may be tried again."""
         # A line that an earlier try wrote in part is left behind by the line break in front.
-        line = b"\n%d " % number + _encode(answer) + b"\n"
+        content = _encode(answer)
+        line = b"\n%d %s %s\n" % (number, self._checksum(number, content), content)
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
             view = memoryview(line)
@@ -105,19 +126,20 @@ class Journal:
             os.close(descriptor)
         self.answers[number] = answer
 
-
-def _readable(path: Path) -> Iterator[tuple[int, Answer]]:
-    """What a journal holds; a line that a kill cut off is as good as not there."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return
-    for line in content.split(b"\n"):
-        number, _, rest = line.partition(b" ")
+    def _readable(self) -> Iterator[tuple[int, Answer]]:
+        """What the journal holds, without lines that a kill cut off or that are not as they were written."""
         try:
-            yield int(number), _decode(json.loads(rest))
-        except (ValueError, KeyError, TypeError):
-            continue
+            content = self._path.read_bytes()
+        except FileNotFoundError:
+            return
+        for line in content.split(b"\n"):
+            number, _, rest = line.partition(b" ")
+            checksum, _, answer = rest.partition(b" ")
+            if number.isdigit() and checksum == self._checksum(int(number[:18]), answer):
+                yield int(number), _decode(json.loads(answer))
+
+    def _checksum(self, number: int, answer: bytes) -> bytes:
+        return xxhash.xxh3_64(f"{self._name}/{number} ".encode() + answer).hexdigest().encode()
 
 
 def _encode(answer: Answer) -> bytes:
@@ -147,8 +169,8 @@ def _decode(fields: dict[str, Any]) -> Answer:
     )
 
 
-def _end_of(lines: Sequence[bytes]) -> dict[str, Any]:
+def _end_of(name: str, lines: Sequence[bytes]) -> dict[str, Any]:
     digest = xxhash.xxh3_64()
     for line in lines:
         digest.update(line + b"\n")
-    return {"requests": len(lines), "xxh3": digest.hexdigest()}
+    return {"of": name, "requests": len(lines), "xxh3": digest.hexdigest()}

@@ -1,15 +1,19 @@
 """One run of one generation: ask what has no answer yet, keep what comes back, write the corpora at the end."""
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
+
+import numpy as np
 
 from logitcask_schemas.api.objects import Failure
 from logitcask_services.corpora.tokenizer import DocumentTokenizer
-from logitcask_services.engines.generator import GenerationResult, TeacherResult, TeacherTask
+from logitcask_services.engines.generator import GenerationResult, GenerationTask, TeacherResult, TeacherTask
 from logitcask_services.engines.generator import Generator as TextGenerator
 from logitcask_services.generation.errors import AnswersMisplacedError
 from logitcask_services.generation.pipeline import Stage
@@ -72,7 +76,9 @@ class GenerationRun:
             set_waiting=lambda reason: context.generations.set_waiting(row.id, reason),
             gives_way=gives_way,
         )
-        self._work = GenerationWork(context, row, tokenizer, generator.max_model_len)
+        self._work = GenerationWork(
+            context, row, tokenizer, generator.max_model_len, ends=lambda: context.signals.ends(row.id)
+        )
         self._stage: Stage | None = None
         self._requests: StageRequests | None = None
         """Those of the stage."""
@@ -154,6 +160,9 @@ class GenerationRun:
         plan = NewStage(number=stage.number, name=stage.name, kind=stage.kind, template=stage.template, requests=count)
         self._waiter.run(lambda: store.begin_stage(self._row.id, plan))
         pending = list(self._waiter.run(lambda: store.chunks(self._row.id, stage.number)))
+        for chunk in pending:
+            if chunk.done:
+                self._work.answers.require(stage.name, chunk.number)
         pending = [chunk for chunk in pending if not chunk.done and not self._adopt(stage, chunk)]
         self._stage = stage
         self._try_suspect(stage, pending)
@@ -175,7 +184,7 @@ class GenerationRun:
     def _together(self, stage: Stage, left: deque[AnswerChunk]) -> None:
         """Chunks in one stream, or in several, with guests in between."""
         while left and not self._ends() and self._fault is None:
-            self._stream(self._tasks(stage, left))
+            self._stream(self._excused(self._tasks(stage, left)))
             if self._guests is not None and self._guests.wait():
                 self._guests.serve()
 
@@ -230,15 +239,31 @@ class GenerationRun:
         except Exception as error:  # noqa: BLE001 - carried around the generator and raised by the run
             self._fault = error
 
+    def _excused(self, tasks: Iterator[TeacherTask]) -> Iterator[TeacherTask]:
+        """The same. The teacher asks for them while its life is expected: the time they take is no silence of its."""
+        while True:
+            with self._context.heartbeat.excused():
+                task = next(tasks, None)
+            if task is None:
+                return
+            yield task
+
     def _tasks_of(self, stage: Stage, chunk: AnswerChunk, requests: Iterator[StageRequest]) -> Iterator[TeacherTask]:
         journal = self._waiter.run(lambda: self._work.answers.journal(stage.name, chunk.number))
         entry = self._open[chunk.number] = _OpenChunk(chunk=chunk, journal=journal)
         number = chunk.first_request - 1
         for number, (tag, make) in enumerate(requests, chunk.first_request):
-            if number in journal.answers and not self._is_asked_again(journal.answers[number]):
-                if journal.answers[number].row not in ("", tag):
+            known = journal.answers.get(number)
+            if known is not None and not self._is_asked_again(known):
+                if known.row not in ("", tag):
                     raise AnswersMisplacedError(stage.name, number)
-                continue
+                if known.error is None or self._row.request.on_error == "skip":
+                    continue
+                self._failure = self._describe(number, *known.error)
+                # Under a code with which a resumed job asks again, its other samples too.
+                for other, answer in list(journal.answers.items()):
+                    if answer.error is not None:
+                        self._keep(entry, other, replace(answer, error=("teacher_failed", answer.error[1])))
             if self._ends():
                 return
             task = make()
@@ -379,11 +404,31 @@ class GenerationRun:
             while self._next(results) is not None:
                 pass  # innocent: it is answered with its chunk
         except TeacherDiedError as error:
-            text = f"the teacher died on this request alone, twice ({error}); it is left out"
+            text = f"the teacher died on this prompt alone, twice ({error}); it is left out"
             journal = self._work.answers.journal(stage.name, chunk.number)
-            self._waiter.run(lambda: journal.append(number, Answer(error=("teacher_died", text))))
+            answer = Answer(error=("teacher_died", text))
+            for same in _numbers_like(stage, chunk, number, task):
+                if same not in journal.answers or journal.answers[same].error is not None:
+                    self._waiter.run(partial(journal.append, same, answer))
             self._suspicion.blamed = True
             raise
+
+
+def _numbers_like(stage: Stage, chunk: AnswerChunk, number: int, task: TeacherTask) -> Iterator[int]:
+    """The requests of a chunk with the same prompt, this one and its other samples.
+
+    To find out that the teacher dies on each of 64 samples would cost so many deaths that it is given up.
+    """
+    yield number
+    if not isinstance(task, GenerationTask):
+        return
+    requests = islice(stage.requests(), chunk.first_request, chunk.first_request + chunk.requests)
+    for other_number, (_, make) in enumerate(requests, chunk.first_request):
+        other = make()
+        if other_number == number or not isinstance(other, GenerationTask):
+            continue
+        if np.array_equal(other.prompt_ids_C, task.prompt_ids_C):
+            yield other_number
 
 
 def _keyed(task: TeacherTask, key: int) -> TeacherTask:
@@ -393,8 +438,10 @@ def _keyed(task: TeacherTask, key: int) -> TeacherTask:
 def _answer_of(result: TeacherResult) -> Answer:
     if result.error is not None:
         return Answer(error=("teacher_failed", f"the teacher could not answer: {result.error}"))
+    logprob = result.logprob if isinstance(result, GenerationResult) else float(result.logprobs_N.sum())
+    if not math.isfinite(logprob):  # no step could compare it, and no corpus hold it
+        message = f"the teacher answered with a log-probability of {logprob}; expected a finite one"
+        return Answer(error=("teacher_failed", message))
     if isinstance(result, GenerationResult):
-        return Answer(
-            token_ids=result.token_ids_N.tolist(), text=result.text, finish=result.finish, logprob=result.logprob
-        )
-    return Answer(logprob=float(result.logprobs_N.sum()), scored_tokens=len(result.logprobs_N))
+        return Answer(token_ids=result.token_ids_N.tolist(), text=result.text, finish=result.finish, logprob=logprob)
+    return Answer(logprob=logprob, scored_tokens=len(result.logprobs_N))

@@ -1,7 +1,7 @@
 """What a generation is made of, put together from its row, its files and the teacher's tokenizer."""
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import count
 
@@ -15,18 +15,27 @@ from logitcask_services.generation.source import source_rows
 from logitcask_services.jobs.answer_files import AnswerFolder
 from logitcask_services.jobs.context import JobContext
 from logitcask_services.jobs.database.tables import GenerationRow
+from logitcask_services.jobs.waiting import StoppedWhileWaitingError
 
 
 class GenerationWork:
     """Steps, corpus and answers of one generation. Reads alone; any number may exist at once.
 
+    Going through the rows raises StoppedWhileWaitingError once `ends` says so: with slow steps it may take long.
+
     Raises RecipeError where the steps do not fit the teacher, such as a chat template that it does not have.
     """
 
     def __init__(
-        self, context: JobContext, row: GenerationRow, tokenizer: DocumentTokenizer, max_model_len: int
+        self,
+        context: JobContext,
+        row: GenerationRow,
+        tokenizer: DocumentTokenizer,
+        max_model_len: int,
+        ends: Callable[[], bool] = lambda: False,
     ) -> None:
         self._context = context
+        self._ends = ends
         self._row = row
         self.answers = AnswerFolder(context.folders.answers(row.id))
         self.templates = parsed_templates(row.request.templates)
@@ -48,7 +57,10 @@ class GenerationWork:
 
     def source(self) -> Iterator[Staged]:
         """The rows of the corpus. Raises NotJsonLinesError, OSError."""
-        return self._rows_in(self._row.corpus_id)
+        for row in self._rows_in(self._row.corpus_id):
+            if self._ends():
+                raise StoppedWhileWaitingError
+            yield row
 
     def first_bad_line(self) -> Failure | None:
         """The first line that gives no row."""

@@ -1,6 +1,6 @@
 """Faults that pass by themselves: full and read-only disks, locks, a busy database. Say so, wait, try again.
 
-Nothing of an extraction is lost while it waits. What no waiting cures (a cask of another teacher, damaged files) is
+Nothing of a job is lost while it waits. What no waiting cures (a cask of another teacher, damaged files) is
 raised at once.
 """
 
@@ -25,17 +25,17 @@ Reason = tuple[str, str]
 """Code and sentence."""
 LONGEST_PAUSE: Final = 30.0
 _ADVICE: Final = {
-    "insufficient_storage": "Free space and the extraction goes on by itself",
-    "read_only": "Make the file system writable and the extraction goes on by itself",
-    "permission_denied": "Give the service write access and the extraction goes on by itself",
+    "insufficient_storage": "Free space and the job goes on by itself",
+    "read_only": "Make the file system writable and the job goes on by itself",
+    "permission_denied": "Give the service write access and the job goes on by itself",
     "too_many_open_files": "It goes on by itself when descriptors are free; raise the limit (ulimit -n) if it stays so",
-    "cask_locked": "The extraction goes on by itself when that process lets the cask go",
-    "database_busy": "The extraction goes on by itself when the other program lets the job database go",
-    "database_unavailable": "The extraction goes on by itself when the job database can be used again",
-    "database_moved": "Put it back (with its -wal and -shm files) and the extraction goes on by itself, or "
+    "cask_locked": "The job goes on by itself when that process lets the cask go",
+    "database_busy": "The job goes on by itself when the other program lets the job database go",
+    "database_unavailable": "The job goes on by itself when the job database can be used again",
+    "database_moved": "Put it back (with its -wal and -shm files) and the job goes on by itself, or "
     "start the service anew, which then begins with an empty list; casks keep what they hold",
-    "files_missing": "Put them back and the extraction goes on by itself, or cancel it",
-    "io_error": "The extraction goes on by itself when the disk works again, or cancel it",
+    "files_missing": "Put them back and the job goes on by itself, or cancel it",
+    "io_error": "The job goes on by itself when the disk works again, or cancel it",
 }
 _CODES: Final = {
     **dict.fromkeys(files.NO_SPACE, "insufficient_storage"),

@@ -391,3 +391,13 @@ def test_rows_are_read_one_at_a_time():
 @given(text=st.text(max_size=80), marker=st.none() | st.text(min_size=1, max_size=2))
 def test_no_text_breaks_a_parser(answer, text, marker):
     assert isinstance(parse(text, answer=answer, marker=marker, rationale="why"), Row | Dropped)
+
+
+def test_an_object_that_is_too_deep_to_be_stored_is_none():
+    def nested(depth):
+        return '{"a":' * depth + "1" + "}" * depth
+
+    found = find_object(nested(64))
+    assert found is not None
+    assert json.dumps(found.value, separators=(",", ":")) == nested(64)
+    assert find_object(nested(65)) is None

@@ -1,6 +1,7 @@
 """Prompt templates: how they are read, what they write, and what they cannot do."""
 
 import contextlib
+import re
 
 import pytest
 from hypothesis import given
@@ -275,3 +276,32 @@ def test_whatever_is_read_gives_a_template_or_an_error_of_ours(head, body):
 def test_a_marker_can_be_written_as_text():
     template = chat_template('[user]\n{{ "[assistant]" }}\n{{ q }}')
     assert said(template.turns({"q": "x"})) == [("user", "[assistant]\nx")]
+
+
+DOUBLED = "{% set a = [x] %}" + "{% set a = [a, a] %}" * 40
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        DOUBLED + "{{ a }}",
+        DOUBLED + "{{ a|tojson }}",
+        DOUBLED + "{{ a|string|length }}",
+        DOUBLED + "{{ [a]|join }}",
+        "{% set a = [x] %}" + "{% set a = (a, a) %}" * 40 + "{{ a ~ x }}",
+        "{% set a = [x] %}" + "{% set a = {'l': a, 'r': a} %}" * 40 + "{{ a }}",
+        "{% set a = [x] %}" + "{% set a = [a + a] %}" * 40 + "{{ a }}",
+        "{% for i in range(20000) %}{% if y == z %}{% endif %}{% endfor %}",
+        "{% for i in range(20000) %}{% if y is eq z %}{% endif %}{% endfor %}",
+        "{% for i in range(20000) %}{% if y[1:] is defined %}{% endif %}{% endfor %}",
+        "{% for i in range(20000) %}{% if y.split('b')|length > 1 %}{% endif %}{% endfor %}",
+    ],
+)
+def test_a_few_words_that_make_or_read_gigabytes_end_soon(body):
+    """A list can hold the same list twice, that one another twice, and so on: its text has no bound."""
+    fields = [name for name in "xyz" if re.search(rf"\b{name}\b", body)]
+    template = PromptTemplate.parse("t", f"---\nkind: text\ndescription: d\nfields: {fields}\n---\n{body}")
+    with pytest.raises(RenderError, match=r"cannot be rendered") as raised:
+        template.text({"x": 1, "y": "a" * 10_000, "z": "a" * 10_000})
+    assert raised.value.code == "template_failed"
+    assert re.search(r"at most 1000000|more than 50000000", str(raised.value))

@@ -102,8 +102,22 @@ def test_rows_behind_each_step(start):
     ]
     assert [row["id"] for page in pages for row in page["data"]] == [row["id"] for row in written["data"]]
     assert [page["has_more"] for page in pages] == [True, True, False]
+    for after in (40, 2**63 - 1):
+        page = server.client.get(f"/v1/generations/{job['id']}/rows?step=0&after={after}&limit=100").json()
+        assert (page["data"], page["has_more"]) == ([], False)
     beyond = server.client.get(f"/v1/generations/{job['id']}/rows?step=2")
     assert (beyond.status_code, beyond.json()["error"]["param"]) == (422, "step")
+
+
+def test_fields_as_deep_as_allowed_are_shown_and_deeper_ones_are_bad_lines(start):
+    """Whatever reads the rows later on: readers of JSON end at different depths."""
+    server = start()
+    lines = [{"question": "?", "extra": json.loads("[" * depth + "]" * depth)} for depth in (64, 65, 400)]
+    job = finish(server, create(server, server.upload(lines)).json()["id"])
+    rows = server.client.get(f"/v1/generations/{job['id']}/rows?dropped=true").raise_for_status().json()["data"]
+    reasons = {row["line"]: row["dropped"] and row["dropped"]["code"] for row in rows}
+    assert (reasons.pop(1) != "too_deep", reasons) == (True, {2: "too_deep", 3: "too_deep"})
+    assert job["bad_lines"] == 2
 
 
 def test_rows_while_it_runs_end_where_the_teacher_has_not_answered(start):
@@ -195,6 +209,24 @@ STEP = STEPS[0]
         ),
         ({"steps": [{**STEP, "kind": "verify", "accept": "("}]}, 422, "invalid_request", "n must be 1"),
         ({"steps": [STEP, {"kind": "keep", "matches": "("}]}, 422, "invalid_recipe", "no regular expression"),
+        ({"steps": [STEP, {"kind": "keep", "matches": "x{99999999}"}]}, 422, "invalid_recipe", "the repetitions in"),
+        ({"steps": [{**STEP, "sampling": {"top_k": 2**31}}]}, 422, "invalid_request", "top_k"),
+        (
+            {
+                "steps": [
+                    {
+                        "kind": "grow",
+                        "template": "ask",
+                        "target": 9,
+                        "prompts_per_round": 65_536,
+                        "sampling": {"n": 2, "temperature": 1.0},
+                    }
+                ]
+            },
+            422,
+            "invalid_request",
+            "131,072 requests in a round, which are in memory together; at most 65,536",
+        ),
         ({"steps": [{"kind": "dance"}]}, 422, "invalid_request", "kind"),
         ({"steps": [{**STEP, "demonstrations": {"corpus_id": "corpus-x"}}]}, 404, "not_found", "corpus-x"),
         ({"extraction": {"cask": "../x"}}, 422, "invalid_request", "pattern"),

@@ -29,8 +29,8 @@ def test_answers_come_back_exactly_and_the_journal_is_gone(tmp_path):
 
 def test_equal_answers_make_equal_bytes(tmp_path):
     for name in ("a", "b"):
-        AnswerFolder(tmp_path / name).publish("0", 0, list(ANSWERS))
-    assert (tmp_path / "a/0/000000.jsonl").read_bytes() == (tmp_path / "b/0/000000.jsonl").read_bytes()
+        AnswerFolder(tmp_path / name / "job").publish("0", 0, list(ANSWERS))
+    assert (tmp_path / "a/job/0/000000.jsonl").read_bytes() == (tmp_path / "b/job/0/000000.jsonl").read_bytes()
 
 
 def test_a_chunk_without_requests_is_a_file(tmp_path):
@@ -40,7 +40,7 @@ def test_a_chunk_without_requests_is_a_file(tmp_path):
 
 @given(st.data())
 def test_no_changed_byte_goes_unnoticed(tmp_path_factory, data):
-    folder = AnswerFolder(tmp_path_factory.mktemp("answers"))
+    folder = AnswerFolder(tmp_path_factory.mktemp("answers") / "job")
     folder.publish("0", 0, ANSWERS)
     (path,) = folder._folder.glob("*/*.jsonl")
     content = bytearray(path.read_bytes())
@@ -91,3 +91,34 @@ def test_the_last_of_two_answers_to_a_request_counts(tmp_path):
     journal.append(1, ANSWERS[2])
     journal.append(1, ANSWERS[0])
     assert AnswerFolder(tmp_path).journal("0", 0).answers == {1: ANSWERS[0]}
+
+
+@given(st.data())
+def test_no_changed_byte_of_a_journal_becomes_an_answer(tmp_path_factory, data):
+    """What was changed is asked again; the other lines stay as they were written."""
+    folder = AnswerFolder(tmp_path_factory.mktemp("answers") / "job")
+    journal = folder.journal("0", 0)
+    for number, answer in enumerate(ANSWERS):
+        journal.append(number, answer)
+    (path,) = folder._folder.glob("*/*.open")
+    content = bytearray(path.read_bytes())
+    at = data.draw(st.integers(0, len(content) - 1))
+    content[at] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
+    kept = folder.journal("0", 0).answers
+    assert kept.items() <= journal.answers.items()
+    assert len(kept) >= len(ANSWERS) - 1
+
+
+@pytest.mark.parametrize(("job", "stage", "chunk"), [("other", "1", 2), ("job", "0", 2), ("job", "1", 3)])
+def test_files_of_another_place_are_not_taken_for_ones_own(tmp_path, job, stage, chunk):
+    """Another job's, stage's or chunk's: the rows they are for may well be the same."""
+    theirs, own = AnswerFolder(tmp_path / job), AnswerFolder(tmp_path / "job")
+    theirs.journal(stage, chunk).append(0, ANSWERS[0])
+    own.journal("1", 2)
+    (tmp_path / f"job/1/{2:06d}.open").write_bytes((tmp_path / job / stage / f"{chunk:06d}.open").read_bytes())
+    assert own.journal("1", 2).answers == {}
+    theirs.publish(stage, chunk, ANSWERS)
+    (tmp_path / f"job/1/{2:06d}.jsonl").write_bytes((tmp_path / job / stage / f"{chunk:06d}.jsonl").read_bytes())
+    with pytest.raises(AnswersDamagedError, match="is not the file that was written"):
+        own.read("1", 2)
