@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +96,13 @@ def running(service: Service) -> Iterator[str]:
         thread.join()
 
 
+def wait_for_end(events: Iterable[object]) -> None:
+    """Follow a job until its log says that it has ended."""
+    for event in events:
+        if isinstance(event, Event) and event.type == "status" and event.data["status"] in ("completed", "failed"):
+            return
+
+
 def through_service(client: ServiceClient, clock: SwitchClock, task: HttpTask, folder: Path) -> Outcome:
     """One generation with its extraction; `folder` has the casks.
 
@@ -108,16 +115,12 @@ def through_service(client: ServiceClient, clock: SwitchClock, task: HttpTask, f
     began, switching_before = now(), clock.spent
     corpus_id = client.upload(corpus).id
     generation = client.generations.create({"corpus_id": corpus_id, "extraction": {"cask": task.name}, **plan})
-    for event in client.generations.follow(generation.id):
-        if isinstance(event, Event) and event.type == "status" and event.data["status"] in ("completed", "failed"):
-            break
+    wait_for_end(client.generations.follow(generation.id))
     done = client.generations.get(generation.id)
     if done.status != "completed" or done.corpora[0].extraction_id is None:
         raise RuntimeError(f"expected a generation that completes, got {done.status}: {done.error}")
     texts_done, switching_between = now(), clock.spent
-    for event in client.follow(done.corpora[0].extraction_id):
-        if isinstance(event, Event) and event.type == "status" and event.data["status"] in ("completed", "failed"):
-            break
+    wait_for_end(client.follow(done.corpora[0].extraction_id))
     extraction = client.extraction(done.corpora[0].extraction_id)
     if extraction.status != "completed":
         raise RuntimeError(f"expected an extraction that completes, got {extraction.status}: {extraction.error}")

@@ -1,7 +1,7 @@
 """Tasks of reasoning-gym through the service: reasoning that is checked, and votes, scored by reasoning-gym as well.
 
     pip install 'logitcask[bench]'
-    .venv/teacher/bin/python bench/reasoning_tasks.py [--tasks 40] [--kinds chain_sum letter_counting]
+    .venv/teacher/bin/python bench/reasoning_tasks.py [--tasks 40] [--kinds letters]
 
 A second set beside the rule-made word problems, made and scored by others (https://github.com/open-thought/reasoning-gym,
 Apache-2.0). Kinds and sizes are the least that it makes, for a teacher of 135 million parameters; six demonstrations,
@@ -58,6 +58,7 @@ Entry = Mapping[str, Any]
 class TaskKind:
     """A kind of task: what reasoning-gym is told, and how one is reasoned about."""
 
+    dataset: str
     settings: Mapping[str, Any]
     rationale: Callable[[Entry], str]
 
@@ -89,8 +90,13 @@ def require_answer(entry: Entry, reached: int, rationale: str) -> str:
 
 
 KINDS: Final[Mapping[str, TaskKind]] = {
-    "chain_sum": TaskKind({"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1}, sum_rationale),
-    "letter_counting": TaskKind({"min_words": 2, "max_words": 3}, letter_rationale),
+    "two terms": TaskKind(
+        "chain_sum", {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}, sum_rationale
+    ),
+    "three terms": TaskKind(
+        "chain_sum", {"min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 1}, sum_rationale
+    ),
+    "letters": TaskKind("letter_counting", {"min_words": 2, "max_words": 3}, letter_rationale),
 }
 
 
@@ -100,7 +106,7 @@ class TaskSet:
     def __init__(self, name: str, count: int) -> None:
         """Make them. Raises ValueError where reasoning-gym makes too few different ones."""
         self.kind = KINDS[name]
-        make = partial(reasoning_gym.create_dataset, name, **self.kind.settings)
+        make = partial(reasoning_gym.create_dataset, self.kind.dataset, **self.kind.settings)
         self._scorer: Any = make(size=SPARE * count, seed=TASK_SEED)
         self.entries: list[Entry] = list({entry["question"]: entry for entry in self._scorer}.values())[:count]
         asked = {entry["question"] for entry in self.entries}
@@ -264,7 +270,7 @@ def main() -> None:
                 if row.status != "completed" and (row.error or {}).get("code") != "nothing_kept":
                     raise RuntimeError(f"expected a generation that completes, got {row.status}: {row.error}")
                 samples = samples_of(service, row, options.tasks)
-                note = f"{teacher.name}, {options.tasks} tasks, n {recipes[recipe]['n']}, {DEMONSTRATIONS} shown"
+                note = f"{teacher.name}, {options.engine}, {options.tasks} tasks, n {recipes[recipe]['n']}"
                 kind = KindReport(report, name, sets[name])
                 (kind.checked if recipe == "cot" else kind.voted)(samples, note)
         finally:
