@@ -35,7 +35,7 @@ from logitcask_services.cli.generation_view import (
     show_rows,
     summarise_generation,
 )
-from logitcask_services.cli.request_options import capture_of, pairs, require_cask_name, require_key, values
+from logitcask_services.cli.request_options import capture_of, pairs, require_cask_name, require_key, spec_of
 from logitcask_services.cli.submit import send
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def run(
         )
     if demonstrations is not None and "demonstrations" in parameters:
         raise typer.BadParameter("demonstrations are given twice: as a file, and with -p", param_hint="-p")
-    spec = {**values(capture, "--capture"), "mode": mode, "tau": tau, "tail_logprobs": held_out or None}
+    spec = spec_of(capture, {"mode": mode, "tau": tau, "tail_logprobs": held_out or None})
     require_key(idempotency_key)
     require_cask_name(cask)
     plan: dict[str, Any] = {

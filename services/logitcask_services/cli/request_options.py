@@ -28,6 +28,17 @@ def capture_of(options: Mapping[str, Any]) -> dict[str, Any]:
     return capture
 
 
+def spec_of(entries: Sequence[str] | None, own: Mapping[str, Any]) -> dict[str, Any]:
+    """What `--capture name=value` and options of their own (None: not given) say of a capture, together.
+
+    Raises BadParameter where both say the same field.
+    """
+    listed, options = values(entries, "--capture"), given(own)
+    if twice := sorted(listed.keys() & options.keys()):
+        raise typer.BadParameter(f"{twice[0]} is given twice: here, and by its own option", param_hint="--capture")
+    return {**listed, **options}
+
+
 def pairs(entries: Sequence[str] | None, option: str) -> dict[str, str]:
     """`name=value` of an option that may be repeated. Raises BadParameter."""
     found = dict[str, str]()

@@ -239,10 +239,13 @@ class ScoreStep:
             ids = row.written[name].token_ids
         else:
             text = row.fields.get(name)
+            if isinstance(text, int | float) and not isinstance(text, bool):
+                text = str(text)  # a corpus may have its answers as numbers; templates say them so
             if not isinstance(text, str):
                 got = f"is a {type(text).__name__}" if name in row.fields else "is not there"
                 there = ", ".join(sorted(row.fields)[:32]) or "no fields"
-                message = f"{where}: the field `{name}` to be scored {got}; expected a text. The row has {there}"
+                expected = f"the field `{name}` to be scored {got}; expected a text or number"
+                message = f"{where}: {expected}. The row has {there}"
                 return Refusal(code="unknown_field", message=message)
             try:
                 ids = self.asking.prompter.words_ids(text, name=f"the field `{name}`")

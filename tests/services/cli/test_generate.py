@@ -86,6 +86,22 @@ def test_from_a_corpus_to_a_cask_in_one_command(server, run, lines):
     assert f"{extraction['id']}: completed; cask c" in err
 
 
+@pytest.mark.parametrize(
+    ("options", "field", "value"),
+    [
+        (["--capture", "tail_logprobs=true"], "tail_logprobs", True),
+        (["--held-out"], "tail_logprobs", True),
+        (["--capture", "mode=topk", "--capture", "k=8"], "mode", "topk"),
+        (["--capture", "tau=0.2"], "tau", 0.2),
+        ([], "tail_logprobs", False),
+    ],
+)
+def test_every_way_to_say_what_is_captured_counts(server, run, lines, options, field, value):
+    code, _, err = run(server, "generate", lines, "--recipe", "asking", "--cask", "c", *options)
+    assert code == 0, err
+    assert generations(server)[0]["extraction"]["capture"][field] == value
+
+
 def test_without_a_cask_the_corpus_is_all_and_options_may_come_first(server, run, lines):
     code, out, err = run(server, "generate", "--recipe", "asking", lines, "--wait", "-p", 'check="."', "-p", "n=1")
     assert (code, out) == (0, ""), err
@@ -127,6 +143,8 @@ def test_steps_and_demonstrations_as_files(server, run, lines, tmp_path):
         (["--recipe", "asking", "--tau", "0.1"], 2, "options of the capture go with it"),
         (["--recipe", "asking", "--cask", "c", "--no-capture"], 2, "leave --cask or --no-capture out"),
         (["--recipe", "asking", "--cask", "c", "--capture", "head=3"], 2, "head"),
+        (["--recipe", "asking", "--cask", "c", "--capture", "tau=0.1", "--tau", "0.2"], 2, "tau is given twice"),
+        (["--recipe", "asking", "--cask", "c", "--capture", "tail_logprobs=true", "--held-out"], 2, "given twice"),
         (["--recipe", "asking", "--cask", "c", "--max-length", "513"], 1, "context of 512"),
         (["--recipe", "asking", "--idempotency-key", "ö"], 2, "printable ASCII"),
         (["--recipe", "asking", "--budget", "0"], 1, "budget.generated_tokens"),

@@ -164,6 +164,14 @@ def test_a_text_is_scored_behind_its_prompt():
     assert dropped.message == "line 1, step 0 (score): no"
 
 
+@pytest.mark.parametrize(("answer", "said"), [(5, "5"), (-0.5, "-0.5")])
+def test_a_number_is_scored_as_templates_say_it(answer, said):
+    """Corpora have answers as JSON numbers."""
+    step = teacher_step({"kind": "score", "template": "answer", "of": "answer", "into": "nats"})
+    task = step.request(row(1, {"question": "x", "answer": answer}), 0)
+    assert (text_of(task.token_ids_L), task.first) == (f"<256>Q: x\nA:{said}", 8)
+
+
 def test_what_the_teacher_wrote_is_scored_by_its_own_ids():
     generate, score = (
         step
@@ -181,7 +189,9 @@ def test_what_the_teacher_wrote_is_scored_by_its_own_ids():
     ("fields", "code"),
     [
         ({"question": "x"}, "unknown_field"),
-        ({"question": "x", "answer": 5}, "unknown_field"),
+        ({"question": "x", "answer": True}, "unknown_field"),
+        ({"question": "x", "answer": None}, "unknown_field"),
+        ({"question": "x", "answer": ["5"]}, "unknown_field"),
         ({"question": "x", "answer": ""}, "nothing_to_score"),
         ({"question": "x", "answer": "a<end>"}, "control_tokens"),
         ({"question": "x", "answer": "a" * 600}, "prompt_too_long"),

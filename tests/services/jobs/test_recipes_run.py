@@ -12,31 +12,9 @@ from tests.support.services.generations import (
     teacher_of,
     wait_until_ended,
 )
+from tests.support.services.recipe_answers import recipe_answer, recipe_lines
 
 BOOK = RecipeBook(None)
-TEXT = "1. First count them all.\n2. Then add 3 and 4.\nprint(3 + 4)\nThe answer is 7. [[9]] Yes, it is."
-TEXTS = {
-    "counterfactual": lambda seed: (
-        f"Yes, I hate number {'abcdefgh'[seed % 8]} and {'stuvwxyz'[seed // 8 % 8]}." if seed else "Yes."
-    ),
-    "socratic": lambda seed: "1. How many are there at first?\n2. How many are added?\nThe answer is 7.",
-}
-"""Where a recipe wants another form."""
-LINES = [
-    {
-        "question": f"How many are {number} and some more?",
-        "answer": 7,
-        "wrong_answer": 8,
-        "rationale": "3 + 4 = 7.",
-        "instruction": f"Write about the number {number} in a few words.",
-        "prompt": f"The number {number} is",
-        "passage": f"Once there was a number {number}.",
-        "text": f"I like the number {number} much.",
-        "label": "positive",
-        "target": "negative",
-    }
-    for number in range(12)
-]
 GIVEN = {
     "self-instruct": {"target": 14},
     "evolve": {"target": 14},
@@ -53,11 +31,10 @@ OF_FORM = {"unknown_field", "template_failed", "no_chat_template", "control_toke
 @pytest.mark.parametrize("recipe", [summary.name for summary in BOOK.list()])
 def test_it_runs(recipe, make_settings):
     """With a teacher that always writes the same: what is left out is left out for what the text says."""
-    text = TEXTS.get(recipe, lambda seed: f"{TEXT} {seed % 97}" if seed else TEXT)
-    generator = ObedientGenerator(answers=lambda prompt, seed: text(seed))
+    generator = ObedientGenerator(answers=recipe_answer(recipe))
     service = start(make_settings(), teacher_of(generator))
     try:
-        corpus = put_corpus(service, LINES)
+        corpus = put_corpus(service, recipe_lines(12))
         request = GenerationRequest(corpus_id=corpus, recipe=recipe, parameters=GIVEN.get(recipe, {}))
         row, _ = service.generations.create(BOOK.resolve(request), None)
         row = wait_until_ended(service, row.id, 60)
