@@ -55,10 +55,12 @@ def test_pages_together_are_the_whole_list_and_are_read_once(start, lines_read, 
 
 def test_pages_while_it_runs_are_the_beginning_of_the_whole_list(start, lines_read):
     """The teacher stops in the second chunk; a reader that waited meanwhile goes on where it stood."""
-    go_on = threading.Event()
+    stands, go_on = threading.Event(), threading.Event()
 
     def answer(prompt, seed):
-        assert "row 40\n" not in prompt or go_on.wait(30)
+        if "row 40\n" in prompt:
+            stands.set()
+            assert go_on.wait(60)
         return "5"
 
     server = start(writer={"in_flight": 1, "answers": answer})
@@ -66,6 +68,7 @@ def test_pages_while_it_runs_are_the_beginning_of_the_whole_list(start, lines_re
     path = f"/v1/generations/{job['id']}"
     try:
         wait_for(lambda: any(stage["requests_done"] == 64 for stage in server.client.get(path).json()["stages"]))
+        assert stands.wait(60)  # the job reads no more lines meanwhile
         lines_read.clear()
         got = list(pages(server, path, "&step=0", 10))
         assert len(lines_read) == 33  # the first without answers ends it
