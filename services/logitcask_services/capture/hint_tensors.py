@@ -1,6 +1,7 @@
 """Hints on the device: coded there, step by step, to the same bytes as `HintRows.encode` gives.
 
-Shape legend: R rows, K layers, D width of the teacher's vectors, W numbers stored of one, O outlier channels.
+Shape legend: R rows, K layers, D width of the teacher's vectors, W numbers stored of one, G groups of C = 64
+channels (the last one padded), O outlier channels.
 """
 
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from logitcask_schemas.record.hint_spec import OUTLIERS, HintSpec
+from logitcask_schemas.record.hint_spec import GROUP, OUTLIERS, HintSpec
 from logitcask_schemas.record.hint_wire import HINT_HEADER, HINT_MAGIC
 from logitcask_schemas.record.hints import F16_EXPONENT, I8_LEVELS, MIN_EXPONENT, projection_DN, require_width
 
@@ -68,9 +69,8 @@ def encode_hints(values_RKD: torch.Tensor, spec: HintSpec) -> HintTensors:
     clipped_RK = (exponents_RK - F16_EXPONENT).clamp(min=MIN_EXPONENT)
     # A power of two by its bits: a power function may be off by one.
     scales_RK = ((clipped_RK + _EXPONENT_BIAS) << _MANTISSA_BITS).to(torch.int32).view(torch.float32)
-    return HintTensors(
-        arrays={"codes": (values / scales_RK[..., None]).to(torch.float16), "scales": scales_RK}, width=width
-    )
+    scales_RK1 = scales_RK[..., None]
+    return HintTensors(arrays={"codes": (values / scales_RK1).to(torch.float16), "scales": scales_RK1}, width=width)
 
 
 def _encode_i8(values: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -82,12 +82,14 @@ def _encode_i8(values: torch.Tensor) -> dict[str, torch.Tensor]:
         outliers.append(values.gather(2, channel_RK1))
         magnitudes.scatter_(2, channel_RK1, -1.0)
         rest.scatter_(2, channel_RK1, 0.0)
-    scales_RK = rest.abs().amax(dim=2) / I8_LEVELS
-    divisors = torch.where(scales_RK > 0, scales_RK, 1.0)[..., None]
-    codes = (rest / divisors).round().clamp(-I8_LEVELS, I8_LEVELS).to(torch.int8)
+    width = values.shape[2]
+    groups_RKGC = torch.nn.functional.pad(rest, (0, -width % GROUP)).unflatten(2, (-1, GROUP))
+    scales_RKG = groups_RKGC.abs().amax(dim=3) / I8_LEVELS
+    divisors_RKG1 = torch.where(scales_RKG > 0, scales_RKG, 1.0)[..., None]
+    codes = (groups_RKGC / divisors_RKG1).round().clamp(-I8_LEVELS, I8_LEVELS).to(torch.int8)
     return {
-        "codes": codes,
-        "scales": scales_RK,
+        "codes": codes.flatten(2)[:, :, :width],
+        "scales": scales_RKG,
         "outlier_channels": torch.cat(channels, dim=2).to(torch.int32),
         "outlier_values": torch.cat(outliers, dim=2),
     }

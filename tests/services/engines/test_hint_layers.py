@@ -190,7 +190,9 @@ def test_layers_are_resolved_or_refused():
         resolve_hints(CaptureSpec(hints=HintSpec(layers=(31,))), shape)
 
 
-@pytest.mark.parametrize(("codec", "expected"), [("f16", 2 * 576 + 4), ("i8", 576 + 4 + 24), ("proj:64", 2 * 64 + 4)])
+@pytest.mark.parametrize(
+    ("codec", "expected"), [("f16", 2 * 576 + 4), ("i8", 576 + 9 * 4 + 24), ("proj:64", 2 * 64 + 4)]
+)
 def test_bytes_per_position(codec, expected):
     shape = HintShape.of_config(CONFIG)
     assert hint_bytes_per_position(HintSpec(layers=(1, 2, 3), codec=codec), shape) == 3 * expected
