@@ -131,17 +131,17 @@ def test_a_cask_of_other_hints_is_another_cask(serve, documents):
 
 
 def test_a_full_disk_is_waited_for(serve, documents, tmp_path, monkeypatch):
-    from logitcask_schemas.cask import publication
+    from logitcask_schemas.cask.hint_file import publish_hints
 
-    publish, failures = publication.publish_hints, [3]
+    failures = [3]
 
     def full(*arguments):
         if failures[0]:
             failures[0] -= 1
             raise CaskWriteError("no space left on device", errno.ENOSPC)
-        return publish(*arguments)
+        return publish_hints(*arguments)
 
-    monkeypatch.setattr(publication, "publish_hints", full)
+    monkeypatch.setattr("logitcask_schemas.cask.publication.publish_hints", full)
     server = serve(load_hinted=Loads())
     done = extract(server, documents, hints=HINTS)
     assert done["status"] == "completed"
