@@ -95,7 +95,7 @@ def main() -> None:
     finally:
         for engine in engines.values():
             engine.close()
-    report = Report(__file__, "vllm", "torch")
+    report = Report(__file__, "torch")
     labels: dict[str, Any] = {
         "teacher": teacher.name,
         "layers": " ".join(map(str, resolved.layers)),
