@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from logitcask_schemas.errors import LogitcaskError
     from logitcask_schemas.record.capture_spec import CaptureSpec, capture_spec
     from logitcask_schemas.record.extent import Context, Extent
+    from logitcask_schemas.record.hint_spec import HintSpec
+    from logitcask_schemas.record.hints import HintRows
     from logitcask_schemas.record.identity import TeacherIdentity
     from logitcask_schemas.record.records import DocumentRecords, Records
 
@@ -48,6 +50,8 @@ __all__ = [
     "DocumentRecords",
     "Extent",
     "ExtractionRequest",
+    "HintRows",
+    "HintSpec",
     "LogitcaskError",
     "Records",
     "ReportConfig",
@@ -73,6 +77,8 @@ _MODULES = {
     "logitcask_schemas.errors": ("LogitcaskError",),
     "logitcask_schemas.record.capture_spec": ("CaptureSpec", "capture_spec"),
     "logitcask_schemas.record.extent": ("Context", "Extent"),
+    "logitcask_schemas.record.hint_spec": ("HintSpec",),
+    "logitcask_schemas.record.hints": ("HintRows",),
     "logitcask_schemas.record.identity": ("TeacherIdentity",),
     "logitcask_schemas.record.records": ("DocumentRecords", "Records"),
     "logitcask_consumer.config": ("TrainConfig",),

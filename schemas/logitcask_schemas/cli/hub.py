@@ -40,6 +40,8 @@ def push(
     _print(figures, as_json)
     if not as_json and report.card_kept:
         print("The page of the data set is somebody's own and stayed as it is.")
+    if not as_json and any(entry.hints is not None for entry in cask.entries):
+        print("The hints of the cask stay here: the Hub gets its records. Copy the folder to hand them on.")
 
 
 def pull(
