@@ -28,6 +28,10 @@ class CaskCorruptionError(CaskError):
     """Bytes on disk are not the bytes that were published."""
 
 
+class HintsDroppedError(CaskError):
+    """A shard has no hints: its cask keeps none, or they were dropped."""
+
+
 class CaskWriteError(CaskError, OSError):
     """The file system refused to take bytes (disk full, I/O error); the cask is as it was before.
 

@@ -26,6 +26,7 @@ from logitcask_schemas.cask.directory import (
 from logitcask_schemas.cask.documents import DocumentTable, ShardDocuments
 from logitcask_schemas.cask.format.layout import RecordLayout
 from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.hint_file import hints_path
 from logitcask_schemas.cask.opening import open_documents, open_shard, require_shards
 from logitcask_schemas.cask.remote_cache import Progress, ShardCache
 from logitcask_schemas.cask.storage.object_store import RemoteStore, is_url
@@ -73,6 +74,10 @@ class Location(Protocol):
         """The local file of a shard, which stays while the context lasts; `progress` is told how much has come."""
         ...
 
+    def held_hints(self, entry: ShardEntry) -> AbstractContextManager[Path]:
+        """The local file of hints beside a shard, which stays while the context lasts; its entry has one."""
+        ...
+
     def forget(self, entry: ShardEntry) -> bool:
         """Drop a copy that may be damaged; whether there was one, and another can be had."""
         ...
@@ -110,6 +115,11 @@ class LocalFolder:
     def held(self, entry: ShardEntry, progress: Progress | None = None) -> Iterator[Path]:
         """The file of a shard, which stays by itself."""
         yield shard_path(self.folder, entry)
+
+    @contextmanager
+    def held_hints(self, entry: ShardEntry) -> Iterator[Path]:
+        """The file of hints beside a shard, which stays by itself."""
+        yield hints_path(self.folder, entry)
 
     def forget(self, entry: ShardEntry) -> bool:
         """False: there is no other copy."""
@@ -158,6 +168,10 @@ class CachedStore:
     def held(self, entry: ShardEntry, progress: Progress | None = None) -> AbstractContextManager[Path]:
         """The copy of a shard in the cache, fetched where it is not there."""
         return self.cache.held(entry, progress)
+
+    def held_hints(self, entry: ShardEntry) -> AbstractContextManager[Path]:
+        """The copy of the file of hints in the cache, fetched where it is not there."""
+        return self.cache.held_hints(entry)
 
     def forget(self, entry: ShardEntry) -> bool:
         """Drop the copy in the cache; True, as the store has another."""

@@ -27,8 +27,10 @@ from logitcask_schemas.cask.format.layout import (
     RecordLayout,
 )
 from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.hint_file import publish_hints
 from logitcask_schemas.cask.storage.files import FileOperations, clear_errors, publish_file
 from logitcask_schemas.errors import CaskError, CaskWriteError
+from logitcask_schemas.record.hint_spec import HintSpec
 
 
 def sweep(files: FileOperations, cask: Path, published: Iterable[ShardEntry]) -> list[Path]:
@@ -186,35 +188,62 @@ class _HashingSink:
 
 
 def publish_shard(
-    files: FileOperations, cask: Path, carrier: Carrier, columns: ShardColumns, layout: RecordLayout, identity: str
+    files: FileOperations,
+    cask: Path,
+    carrier: Carrier,
+    columns: ShardColumns,
+    layout: RecordLayout,
+    identity: str,
+    hints: HintSpec | None = None,
 ) -> ShardEntry:
-    """Write a shard and its entry; when this returns, both survive a crash.
+    """Write a shard with the file of its hints, and its entry; when this returns, all survive a crash.
+
+    Args:
+        files: The file system.
+        cask: The cask's folder.
+        carrier: File format.
+        columns: The shard.
+        layout: Of its cask.
+        identity: Of its cask.
+        hints: What its cask keeps of them.
 
     Raises:
         CaskError: The format cannot hold a shard of this size.
         CaskWriteError: Disk full or broken; the cask is unchanged.
     """
-    entry = publish_shard_file(files, cask, carrier, columns, layout, identity)
+    entry = publish_shard_file(files, cask, carrier, columns, layout, identity, hints)
     publish_entry(files, cask, entry, carrier)
     return entry
 
 
 def publish_shard_file(
-    files: FileOperations, cask: Path, carrier: Carrier, columns: ShardColumns, layout: RecordLayout, identity: str
+    files: FileOperations,
+    cask: Path,
+    carrier: Carrier,
+    columns: ShardColumns,
+    layout: RecordLayout,
+    identity: str,
+    hints: HintSpec | None = None,
 ) -> ShardEntry:
-    """Write a shard's file, which belongs to no cask before its entry is written; errors as `publish_shard`."""
+    """Write a shard's files, which belong to no cask before its entry is written; as `publish_shard`."""
     shards, entries = cask / SHARDS_NAME, list[ShardEntry]()
 
     def write(file: BinaryIO) -> str:
         entries.append(write_shard(carrier, columns, layout, identity, file))
         return entries[0].name + carrier.suffix
 
-    publish_file(files, shards, write)
-    return entries[0]
+    path = publish_file(files, shards, write)
+    try:
+        return publish_hints(files, cask, entries[0], columns, hints)
+    except CaskError:
+        # A full disk gets back what the shard took.
+        with clear_errors(shards):
+            files.unlink(path)
+        raise
 
 
 def publish_entry(files: FileOperations, cask: Path, entry: ShardEntry, carrier: Carrier) -> None:
-    """Make a shard whose file has its name part of the cask; on failure give its space back.
+    """Make a shard whose files have their names part of the cask; on failure give their space back.
 
     Raises:
         CaskWriteError: Disk full or broken.
@@ -227,4 +256,6 @@ def publish_entry(files: FileOperations, cask: Path, entry: ShardEntry, carrier:
         if not (shards / (entry.name + ENTRY_SUFFIX)).exists():
             with clear_errors(shards):
                 files.unlink(shards / (entry.name + carrier.suffix))
+                if entry.hints is not None:
+                    files.unlink(shards / entry.hints_name)
         raise

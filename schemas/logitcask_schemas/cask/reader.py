@@ -4,6 +4,7 @@ import mmap
 import resource
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
@@ -15,13 +16,16 @@ from logitcask_schemas.cask.batches import CollatedRecords, Windows, collate
 from logitcask_schemas.cask.carriers.registry import carrier_of
 from logitcask_schemas.cask.directory import read_manifest, require_identity
 from logitcask_schemas.cask.documents import DocumentIndex, DocumentTable, ShardDocuments
+from logitcask_schemas.cask.format.columns import ShardColumns
 from logitcask_schemas.cask.format.layout import RecordLayout
 from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry
+from logitcask_schemas.cask.hint_file import HintFile, dropped, open_hints, require_hints_of
 from logitcask_schemas.cask.location import Location, location_of
 from logitcask_schemas.cask.opening import open_shard
 from logitcask_schemas.cask.remote_cache import Progress
 from logitcask_schemas.cask.shard import Shard
-from logitcask_schemas.errors import IdentityMismatchError
+from logitcask_schemas.errors import HintsDroppedError, IdentityMismatchError
+from logitcask_schemas.record.hints import HintRows
 from logitcask_schemas.record.records import DocumentRecords
 
 _SPARED: Final = 4
@@ -66,6 +70,9 @@ class Cask:
         # A list, not an array: bisecting it for a single document is ten times as fast.
         self._starts = list(accumulate((entry.documents for entry in entries), initial=0))
         self._open: dict[int, Shard] = {}
+        self._open_hints: dict[int, HintFile] = {}
+        self._proved_hints = set[tuple[int, int]]()
+        """Shard number and row of documents whose hints were proved."""
         self._lengths_D: NDArray[np.int64] | None = None
         self._index: DocumentIndex | DocumentTable | None = None
         self._table: DocumentTable | None = None
@@ -194,6 +201,77 @@ class Cask:
         number, row = self.locate(index)
         return self.shard(number).read_window(row, start, stop)
 
+    @property
+    def has_hints(self) -> bool:
+        """Whether every shard still has the file of hints that the spec asks for; their files are not looked at."""
+        return self.manifest.capture.hints is not None and all(entry.hints is not None for entry in self.entries)
+
+    def hints(self, document: int, start: int | None = None, stop: int | None = None) -> HintRows:
+        """What is kept of the teacher beside its distributions, for one document; views of the mapped file.
+
+        Args:
+            document: Its number.
+            start: First position; None for 0.
+            stop: One past the last position; None for the document's end.
+
+        Returns:
+            The rows of the recorded positions in [start, stop), as `read_window` has their records; of a spec with
+            `positions` "last" the document's one row, whatever the window.
+
+        Raises:
+            IndexError: No such document, or a window that leaves it.
+            HintsDroppedError: The cask's spec has no hints, or the shard has no file of them any more.
+            CaskNotFoundError, CaskCorruptionError: The shard or its file of hints is missing or damaged, or the
+                document's checksum does not match (checked the first time that this process touches its hints).
+        """
+        number, row = self.locate(document)
+        shard, file = self.shard(number), self.hint_file(number)
+        length = int(shard.token_offsets[row + 1] - shard.token_offsets[row]) - 1
+        first, last = start or 0, length if stop is None else stop
+        if not 0 <= first < last <= length:
+            raise IndexError(
+                f"{self.path}: hints of window [{first}, {last}) of document {document}, which has {length} positions"
+            )
+        spec, extent = self.manifest.capture.hints, shard.extent(row)
+        if (number, row) not in self._proved_hints:
+            require_hints_of(shard, file, row, spec)
+            self._proved_hints.add((number, row))
+        rows = file.columns.of(row)
+        if spec is not None and spec.positions == "last":
+            return rows
+        return rows.slice(slice(extent.rows_before(first), extent.rows_before(last)))
+
+    def hint_file(self, number: int) -> HintFile:
+        """The file of hints beside a shard, mapped; errors as `hints`."""
+        if (file := self._open_hints.get(number)) is not None:
+            return file
+        entry, spec = self.entries[number], self.manifest.capture.hints
+        if spec is None:
+            raise HintsDroppedError(
+                f"{self.place}: was captured without hints. Capture into another cask, with --hints (docs/hints.md)"
+            )
+        if entry.hints is None:
+            raise HintsDroppedError(dropped(self.place, entry))
+        while self._open_hints and (crowded(entry.hints.bytes) or len(self._open_hints) >= MAX_OPEN_SHARDS):
+            self._open_hints.pop(next(iter(self._open_hints)), None)
+        with self.location.held_hints(entry):
+            file = self._open_hints[number] = open_hints(self.path, entry, spec)
+        return file
+
+    def columns_with_hints(self, number: int) -> ShardColumns:
+        """A shard's columns for whoever stores its documents elsewhere: with their hints, proved, where it has some.
+
+        Raises:
+            CaskNotFoundError, CaskCorruptionError: As `hints`.
+        """
+        shard, spec = self.shard(number), self.manifest.capture.hints
+        if spec is None or self.entries[number].hints is None:
+            return shard.columns
+        file = self.hint_file(number)
+        for row in range(shard.num_documents):
+            require_hints_of(shard, file, row, spec)
+        return replace(shard.columns, hints=file.columns)
+
     def collate(
         self,
         documents: Windows,
@@ -252,6 +330,7 @@ class Cask:
     def forget(self, number: int) -> bool:
         """Drop the local copy of a store's shard, which may be damaged; whether another can be fetched."""
         self._open.pop(number, None)
+        self._open_hints.pop(number, None)
         return self.location.forget(self.entries[number])
 
     def _make_room(self, size: int) -> None:

@@ -19,7 +19,8 @@ from typing import Final
 from logitcask_schemas.cask.carriers.registry import shard_path
 from logitcask_schemas.cask.documents import DOCUMENTS_NAME, DocumentTable
 from logitcask_schemas.cask.format.layout import SHARDS_NAME, TEMP_PREFIX
-from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.format.manifest import HintsFile, ShardEntry
+from logitcask_schemas.cask.hint_file import hints_path
 from logitcask_schemas.cask.storage.files import writes_explained
 from logitcask_schemas.cask.storage.object_store import RemoteStore
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError
@@ -63,19 +64,30 @@ class ShardCache:
             CaskCorruptionError: What the store holds is not what was published.
             CaskWriteError: The local disk is full or broken.
         """
-        path = shard_path(self.folder, entry)
+        with self._held(shard_path(self.folder, entry), entry, progress) as path:
+            yield path
+
+    @contextmanager
+    def held_hints(self, entry: ShardEntry) -> Iterator[Path]:
+        """As `held`, the file of hints beside a shard; its entry has one."""
+        assert entry.hints is not None
+        with self._held(hints_path(self.folder, entry), entry.hints, None) as path:
+            yield path
+
+    @contextmanager
+    def _held(self, path: Path, file: ShardEntry | HintsFile, progress: Progress | None) -> Iterator[Path]:
         with self._lock(path.name):
             with _keeping_explained(path):
-                if not _has_size(path, entry.bytes):
-                    self._download(entry, path, progress)
+                if not _has_size(path, file.bytes):
+                    self._download(file, path, progress)
                 os.utime(path)
             yield path
 
     def forget(self, entry: ShardEntry) -> None:
-        """Remove the local copy of a shard."""
-        path = shard_path(self.folder, entry)
-        with self._lock(path.name):
-            path.unlink(missing_ok=True)
+        """Remove the local copies of a shard and of the hints beside it."""
+        for path in (shard_path(self.folder, entry), hints_path(self.folder, entry)):
+            with self._lock(path.name):
+                path.unlink(missing_ok=True)
 
     def table(self) -> DocumentTable | None:
         """The table of documents, fetched where the cache has not that of this index; None where the store has none.
@@ -108,10 +120,10 @@ class ShardCache:
                 temporary.unlink(missing_ok=True)
             return DocumentTable(path)
 
-    def _download(self, entry: ShardEntry, path: Path, progress: Progress | None) -> None:
+    def _download(self, entry: ShardEntry | HintsFile, path: Path, progress: Progress | None) -> None:
         if entry.bytes > self.max_bytes:
             raise CaskError(
-                f"{self.store.url}: shard {entry.name} has {entry.bytes} bytes, the cache may hold {self.max_bytes}; "
+                f"{self.store.url}: {path.name} has {entry.bytes} bytes, the cache may hold {self.max_bytes}; "
                 "allow more"
             )
         self._make_room(entry.bytes, path)

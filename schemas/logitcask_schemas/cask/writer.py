@@ -31,11 +31,12 @@ from logitcask_schemas.cask.format.manifest import (
     version_for,
 )
 from logitcask_schemas.cask.format.packed.rank_table import RankTable
+from logitcask_schemas.cask.hint_file import take_hints
 from logitcask_schemas.cask.opening import open_documents, require_shards
 from logitcask_schemas.cask.publication import prepare_folder, publish_entry, publish_shard, require_new, sweep
 from logitcask_schemas.cask.storage.files import FileOperations, LocalFiles, clear_errors, link_or_copy
 from logitcask_schemas.cask.storage.lock import writers_lock
-from logitcask_schemas.errors import CaskError
+from logitcask_schemas.errors import CaskError, InvalidRecordError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.identity import Accept, TeacherIdentity
 from logitcask_schemas.record.records import DocumentRecords
@@ -216,7 +217,15 @@ class CaskWriter:
             rows = [(columns, row) for row in fresh.values()]
             return self._store(columns if whole else gather_rows(rows, self._layout))
 
-    def adopt(self, entry: ShardEntry, path: Path, documents: ShardDocuments, *, link: bool = True) -> bool | None:
+    def adopt(
+        self,
+        entry: ShardEntry,
+        path: Path,
+        documents: ShardDocuments,
+        *,
+        link: bool = True,
+        hints: Path | None = None,
+    ) -> bool | None:
         """Make a whole shard of another cask of the same identity part of this one, under its own name.
 
         Args:
@@ -224,6 +233,8 @@ class CaskWriter:
             path: Its file, which is the caller's to have proved.
             documents: What it holds.
             link: Share the file where the file system can, instead of copying it.
+            hints: The file of hints beside it, the caller's to have proved as well; None where it has none, or stays
+                without them.
 
         Returns:
             Whether the file is shared; None where one of the documents is already stored here, and nothing was done.
@@ -245,7 +256,10 @@ class CaskWriter:
             with clear_errors(self.path):
                 self._files.unlink(self.path / SHARDS_NAME / name)
             linked = link_or_copy(self._files, path, self.path / SHARDS_NAME, name, link=link)
-            entry = entry.model_copy(update={"hints": None})  # the file beside it stays where it is
+            if hints is None:
+                entry = entry.model_copy(update={"hints": None})
+            else:
+                take_hints(self._files, hints, self.path, entry, link=link)
             publish_entry(self._files, self.path, entry, carrier)
             self._note(entry, ShardDocuments(ids=documents.ids.copy(), lengths=documents.lengths.astype(np.uint32)))
         return linked
@@ -284,11 +298,25 @@ class CaskWriter:
         document.check(self.manifest.teacher.vocab_size, where=where, head_holds_next=self._layout.head_holds_next)
         if not document.extent.is_whole:
             self.manifest.require_extents(str(self.path), f"{where} has")
+        self._check_hints(document, where)
         return identity
+
+    def _check_hints(self, document: DocumentRecords, where: str) -> None:
+        """Raise InvalidRecordError unless a document has hints exactly where the spec has some, and as it says."""
+        spec = self.manifest.capture.hints
+        if spec is None and document.hints is None:
+            return
+        if spec is None or document.hints is None:
+            asks = "without hints" if spec is None else "with hints"
+            raise InvalidRecordError(
+                f"{where}: the cask's capture spec is {asks}, this document is {'with' if spec is None else 'without'}"
+            )
+        document.hints.check(spec, document.records.num_positions, where=where)
 
     def _store(self, columns: ShardColumns) -> ShardEntry:
         """Publish a shard of documents that are not stored yet; call with the lock held."""
-        entry = publish_shard(self._files, self.path, self._carrier, columns, self._layout, self._identity)
+        hints = self.manifest.capture.hints
+        entry = publish_shard(self._files, self.path, self._carrier, columns, self._layout, self._identity, hints)
         lengths = np.diff(columns.offsets["token"]).astype(np.uint32)
         self._note(entry, ShardDocuments(ids=columns.document_ids, lengths=lengths))
         return entry

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from logitcask_schemas.errors import CaptureSpecError
+from logitcask_schemas.record.hint_spec import HintSpec
 
 CaptureMode = Literal["threshold", "topk", "sampled"]
 LogprobCodec = Literal["f16", "f32", "u8", "u8all"]
@@ -97,6 +98,9 @@ class CaptureSpec(BaseModel):
     """Of mode `topk`: the records were made from the k largest that another tool kept. A head holds y only where it is
     among these; the tail mass is 1 less their sum; the entropy is that of head and one bucket, a lower bound of H(t).
     Not written where it is false, so that casks made before it existed keep their bytes and identity."""
+    hints: Annotated[HintSpec | None, Field(exclude_if=lambda hints: hints is None)] = None
+    """What is kept of the teacher beside its distributions, in a file beside each shard (docs/hints.md). Not written
+    where it is None, so that casks made before it existed keep their bytes and identity."""
 
     @model_validator(mode="before")
     @classmethod
@@ -114,6 +118,8 @@ class CaptureSpec(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.imported and self.hints is not None:
+            raise ValueError("imported records have no hints: nobody ran the teacher's layers")
         if self.imported and self.mode != "topk":
             raise ValueError(f"imported records are those of mode topk, not of {self.mode}")
         if self.entropy != "exact" and (self.mode != "topk" or self.temperatures or self.imported):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from logitcask_schemas.errors import DocumentMismatchError, InvalidRecordError
 from logitcask_schemas.record.extent import WHOLE, Extent, IdArray, document_id
+from logitcask_schemas.record.hints import HintRows
 from logitcask_schemas.record.rules import RecordBlock, ranges_are_valid
 
 LogprobArray: TypeAlias = NDArray[np.floating[Any]]
@@ -156,6 +157,9 @@ class DocumentRecords:
     them empty, none reaching into the next. None where nobody knows; of shape [0, 2] where there is no answer."""
     extent: Extent = WHOLE
     """Which positions are recorded, and under which context."""
+    hints: HintRows | None = None
+    """A row per recorded position, or one at the last token, as the spec's hints say; None where it has none. A shard
+    does not hold them: they are in the file beside it, see `Cask.hints`."""
 
     def __post_init__(self) -> None:
         """Refuse anything but a record for every position: L - 1 for L tokens, or as many as the extent has."""

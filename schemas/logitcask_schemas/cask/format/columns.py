@@ -12,6 +12,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from logitcask_schemas.cask.format.codec_u8 import encode_u8
+from logitcask_schemas.cask.format.hint_columns import HintColumns
 from logitcask_schemas.cask.format.layout import HIGH_SUFFIX, LEVELS, Column, Level, RecordLayout
 from logitcask_schemas.cask.format.lists import NO_LISTS, ShardLists
 from logitcask_schemas.errors import InvalidRecordError
@@ -49,6 +50,8 @@ class ShardColumns:
     """One per column of the layout, all documents end to end: [units], or [units, width]."""
     lists: ShardLists = NO_LISTS
     """What documents say beside their records."""
+    hints: HintColumns | None = None
+    """What lies in the file beside the shard, where somebody has asked for it; carriers do not store it."""
 
 
 def document_checksum(document_id: bytes, sizes: Sequence[int], slices: Sequence[NDArray[Any]]) -> int:
@@ -103,7 +106,13 @@ def assemble(documents: Sequence[DocumentRecords], ids: Sequence[bytes], layout:
         offsets=offsets,
         arrays=arrays,
         lists=lists,
+        hints=_assembled_hints(documents, ids),
     )
+
+
+def _assembled_hints(documents: Sequence[DocumentRecords], ids: Sequence[bytes]) -> HintColumns | None:
+    parts = [document.hints for document in documents if document.hints is not None]
+    return HintColumns.of_documents(parts, ids) if len(parts) == len(documents) else None
 
 
 def document_slices(
@@ -210,12 +219,14 @@ def gather_rows(rows: Sequence[Row], layout: RecordLayout) -> ShardColumns:
         offsets={level: np.cumsum([0, *sizes[level]], dtype=np.int64) for level in LEVELS},
         arrays=arrays,
         lists=ShardLists.joined([(columns.lists, row) for columns, row in rows]),
+        hints=HintColumns.gathered([(columns.hints, row) for columns, row in rows]),
     )
 
 
 def stored_bytes(columns: ShardColumns, row: int, layout: RecordLayout) -> int:
-    """Bytes of a document's values, without its id, checksum and offsets."""
-    return sum(_size(columns, column.level, row) * column.bytes_per_unit for column in layout.columns)
+    """Bytes of a document's values, hints among them, without its id, checksum and offsets."""
+    hints = 0 if columns.hints is None else columns.hints.of(row).num_bytes
+    return hints + sum(_size(columns, column.level, row) * column.bytes_per_unit for column in layout.columns)
 
 
 def _part(columns: ShardColumns, column: Column, row: int) -> NDArray[Any]:

@@ -124,6 +124,11 @@ class CaskManifest(BaseModel):
             raise ValueError(f"vocabulary of {self.teacher.vocab_size}; format 1 stores 1 to {MAX_VOCAB_SIZE} ids")
         if self.version < (needed := version_for(self.capture, self.rank_table)):
             raise ValueError(f"a rank table or codec u8all needs version {needed}, this is version {self.version}")
+        if self.capture.hints is not None and not self.capture.hints.is_resolved:
+            raise ValueError(
+                f"hints of layers {list(self.capture.hints.layers)}: a cask has them ascending, counted from 0 on "
+                "(HintSpec.resolved)"
+            )
         if self.rank_table is not None:
             self._require_own_ids(self.rank_table)
         return self
@@ -226,10 +231,9 @@ def _way_on(mine: dict[str, object], theirs: dict[str, object]) -> str:
 
 
 class HintsFile(BaseModel):
-    """A file beside a shard, for what a later version keeps of a teacher besides its distributions; see `hints_name`.
+    """The file beside a shard that holds what is kept of a teacher besides its distributions; see `hints_name`.
 
-    Its place is reserved: nothing of this version writes or reads one. Whoever copies a shard without it leaves the
-    member out.
+    Whoever copies a shard without it leaves the member out.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

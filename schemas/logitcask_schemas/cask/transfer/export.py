@@ -19,6 +19,7 @@ from logitcask_schemas.cask.directory import StoreDirectory
 from logitcask_schemas.cask.documents import DOCUMENTS_NAME
 from logitcask_schemas.cask.format.layout import ENTRY_SUFFIX, INDEX_NAME, MANIFEST_NAME, SHARDS_NAME
 from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.hint_file import copy_hints
 from logitcask_schemas.cask.location import CachedStore
 from logitcask_schemas.cask.publication import prepare_folder, write_shard
 from logitcask_schemas.cask.reader import Cask
@@ -203,9 +204,13 @@ def _copy(source: Cask, number: int, target: ExportTarget, carrier: Carrier) -> 
 
     def repeat(file: BinaryIO) -> ShardEntry:
         _copy_bytes(shard, file)
-        return entry.model_copy(update={"hints": None})  # the file beside it stays where it is
+        return entry
 
-    return target.publish(carrier, repeat if entry.carrier == carrier.name else convert)
+    write = repeat if entry.carrier == carrier.name else convert
+    if entry.hints is None or source.manifest.capture.hints is None:
+        return target.publish(carrier, write)
+    with source.location.held_hints(entry) as path:
+        return target.publish(carrier, write, lambda file, _: copy_hints(path, entry, file))
 
 
 def prove(shard: Shard) -> None:

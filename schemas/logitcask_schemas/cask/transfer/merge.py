@@ -9,8 +9,8 @@ Of a document that several sources have, the first is kept; shards whose documen
 first, in whatever order the sources are named.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from logitcask_schemas.cask.carriers.packed import PackedCarrier
 from logitcask_schemas.cask.documents import ShardDocuments
 from logitcask_schemas.cask.format.columns import gather_rows
 from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.hint_file import copy_hints
 from logitcask_schemas.cask.integrity.verify import sha256_of
 from logitcask_schemas.cask.reader import Cask
 from logitcask_schemas.cask.storage.files import FileOperations
@@ -149,7 +150,8 @@ def _merge_shard(
         with cask.location.held(entry) as path:
             if verify:
                 _require_content(path, entry)
-            linked = writer.adopt(entry, path, documents, link=link)
+            with _hints_of(cask, entry, verify=verify) as hints:
+                linked = writer.adopt(entry, path, documents, link=link, hints=hints)
         if linked is None:
             # Another writer has published one of these documents in the meantime.
             rows = _missing(writer, documents)
@@ -163,11 +165,24 @@ def _merge_shard(
         shard = cask.shard(number)
         for row in rows:
             shard.verify(row)
-        published = writer.publish_columns(gather_rows([(shard.columns, row) for row in rows], cask.layout))
+        columns = cask.columns_with_hints(number)
+        published = writer.publish_columns(gather_rows([(columns, row) for row in rows], cask.layout))
         added = published.documents if published else 0
         report.rewritten += 1
     report.documents += added
     report.duplicates += entry.documents - added
+
+
+@contextmanager
+def _hints_of(cask: Cask, entry: ShardEntry, *, verify: bool) -> Iterator[Path | None]:
+    """The file of hints beside a shard, proved if wanted; None where it has none."""
+    if entry.hints is None or cask.manifest.capture.hints is None:
+        yield None
+        return
+    with cask.location.held_hints(entry) as path:
+        if verify:
+            copy_hints(path, entry, None)
+        yield path
 
 
 def _missing(writer: CaskWriter, documents: ShardDocuments) -> list[int]:

@@ -20,9 +20,9 @@ from logitcask_schemas.cask.format.layout import HIGH_SUFFIX, LEVELS, RecordLayo
 from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry, version_for
 from logitcask_schemas.cask.format.packed.rank_table import RankTable
 from logitcask_schemas.cask.format.packed.streams import ID_COLUMNS
+from logitcask_schemas.cask.hint_file import write_hints
 from logitcask_schemas.cask.publication import write_shard
 from logitcask_schemas.cask.reader import Cask
-from logitcask_schemas.cask.shard import Shard
 from logitcask_schemas.cask.transfer.export import ExportStep, export_cask, prove, require_another_place
 from logitcask_schemas.cask.transfer.targets import ExportTarget
 from logitcask_schemas.errors import CaskError
@@ -71,7 +71,7 @@ def export_packed(source: Cask, target: ExportTarget) -> Iterator[ExportStep]:
             prove(shard)
             # An earlier copy went through the same shards in the same order, and came as far as there are shards.
             expected = there.keys() if number < len(there) else None
-            written = _packed(shard, target, manifest, expected)
+            written = _packed(source, number, target, manifest, expected)
             done.append(written)
             yield ExportStep(source=entry, target=written, skipped=False)
         names = [entry.name for entry in done]
@@ -141,10 +141,13 @@ def converted(columns: ShardColumns, source: RecordLayout, target: RecordLayout)
     return replace(columns, arrays=arrays, checksums=np.array(checksums, dtype=np.uint64))
 
 
-def _packed(shard: Shard, target: ExportTarget, manifest: CaskManifest, expected: Collection[str] | None) -> ShardEntry:
+def _packed(
+    source: Cask, number: int, target: ExportTarget, manifest: CaskManifest, expected: Collection[str] | None
+) -> ShardEntry:
     """Publish a shard's packed copy; nothing, and CaskError, where its name is not one of the expected."""
     carrier, layout, identity = carrier_named(PackedCarrier.name), RecordLayout.of(manifest), manifest.identity_digest()
-    columns = converted(shard.columns, shard.layout, layout)
+    shard = source.shard(number)
+    columns = converted(source.columns_with_hints(number), shard.layout, layout)
     # Columns that stay what they are keep the shard's name, which is taken from them.
     name = shard.entry.name if shard.entry.identity == identity else None
 
@@ -157,4 +160,8 @@ def _packed(shard: Shard, target: ExportTarget, manifest: CaskManifest, expected
             )
         return entry
 
-    return target.publish(carrier, write)
+    spec = manifest.capture.hints
+    if columns.hints is None or spec is None:
+        return target.publish(carrier, write)
+    # Written anew, as the file says which cask it belongs to.
+    return target.publish(carrier, write, lambda file, entry: write_hints(file, entry, columns, spec))

@@ -98,6 +98,12 @@ def _split(
         raise CaskError(
             f"{cask.place} cannot be split into {into[0]} and {into[1]}: three different folders are needed"
         )
+    with_hints = sum(entry.hints is not None for entry in cask.entries)
+    if cask.manifest.capture.hints is not None and 0 < with_hints < len(cask.entries):
+        raise CaskError(
+            f"{cask.place}: {with_hints} of {len(cask.entries)} shards have hints, and new shards hold documents of "
+            "several. Drop the rest first, with `logitcask cask drop-hints`, or split a copy that has them all"
+        )
     carrier = cask.entries[0].carrier if cask.entries else "arrow"
     manifest, report = cask.manifest, SplitReport()
     writers = [
@@ -115,7 +121,7 @@ def _split(
     _require_rule(into, rule)
     waiting = [_Waiting(writer, cask.layout, shard_bytes) for writer in writers]
     for number, entry in enumerate(cask.entries):
-        shard = cask.shard(number)
+        shard, columns = cask.shard(number), cask.columns_with_hints(number)
         rows: tuple[list[Row], list[Row]] = [], []
         for row, identity in enumerate(shard.document_ids):
             side = 0 if rule.first(identity.tobytes()) else 1
@@ -123,7 +129,7 @@ def _split(
                 report.present[side] += 1
                 continue
             shard.verify(row)
-            rows[side].append((shard.columns, row))
+            rows[side].append((columns, row))
             report.added[side] += 1
         for side, chosen in enumerate(rows):
             if chosen:

@@ -30,12 +30,14 @@ from logitcask_schemas.cask.documents import DOCUMENTS_NAME, ShardDocuments, wri
 from logitcask_schemas.cask.format.layout import INDEX_NAME, MANIFEST_NAME, SHARDS_NAME
 from logitcask_schemas.cask.format.manifest import (
     CaskManifest,
+    HintsFile,
     ShardEntry,
     entry_bytes,
     index_bytes,
     manifest_bytes,
     require_same_ranks,
 )
+from logitcask_schemas.cask.hint_file import hints_path
 from logitcask_schemas.cask.publication import prepare_folder, publish_entry, sweep
 from logitcask_schemas.cask.storage.files import FileOperations, LocalFiles, publish_file, size_of, writes_explained
 from logitcask_schemas.cask.storage.lock import writers_lock
@@ -44,6 +46,8 @@ from logitcask_schemas.errors import CaskCorruptionError, CaskNotFoundError
 
 WriteShard = Callable[[BinaryIO], ShardEntry]
 """Writes a shard to an open file and describes it."""
+WriteHints = Callable[[BinaryIO, ShardEntry], HintsFile]
+"""Writes the hints of the shard of this entry to an open file and describes it."""
 
 
 class ExportTarget(Protocol):
@@ -63,8 +67,8 @@ class ExportTarget(Protocol):
         """
         ...
 
-    def publish(self, carrier: Carrier, write: WriteShard) -> ShardEntry:
-        """Make one shard, then its entry, durable."""
+    def publish(self, carrier: Carrier, write: WriteShard, hints: WriteHints | None = None) -> ShardEntry:
+        """Make one shard, the file of its hints where it has them, then its entry, durable."""
         ...
 
     def finish(self, entries: Sequence[ShardEntry], documents: Mapping[str, ShardDocuments]) -> None:
@@ -106,17 +110,25 @@ class LocalTarget:
         sweep(self._files, self.path, entries.values())
         return {name: entry for name, entry in entries.items() if _is_whole(self.path, entry)}
 
-    def publish(self, carrier: Carrier, write: WriteShard) -> ShardEntry:
+    def publish(self, carrier: Carrier, write: WriteShard, hints: WriteHints | None = None) -> ShardEntry:
         """The shard and its entry, durable in the folder."""
-        entries: list[ShardEntry] = []
+        entries, described = list[ShardEntry](), list[HintsFile]()
 
         def named(file: BinaryIO) -> str:
             entries.append(write(file))
             return entries[0].name + carrier.suffix
 
+        def named_hints(file: BinaryIO) -> str:
+            if hints is not None:
+                described.append(hints(file, entries[0]))
+            return entries[0].hints_name
+
         publish_file(self._files, self.path / SHARDS_NAME, named)
-        publish_entry(self._files, self.path, entries[0], carrier)
-        return entries[0]
+        if hints is not None:
+            publish_file(self._files, self.path / SHARDS_NAME, named_hints)
+        entry = entries[0].model_copy(update={"hints": described[0] if described else None})
+        publish_entry(self._files, self.path, entry, carrier)
+        return entry
 
     def finish(self, entries: Sequence[ShardEntry], documents: Mapping[str, ShardDocuments]) -> None:
         """Write the table of documents, the index and the manifest into the folder."""
@@ -155,9 +167,16 @@ class RemoteTarget:
             self._manifest_due = manifest
         entries, sizes = read_listing(directory).entries, self._store.sizes(SHARDS_NAME)
         require_identity(self._store.url, entries, manifest, exported_into=True)
-        return {entry.name: entry for entry in entries if sizes.get(shard_path(Path(), entry).name) == entry.bytes}
 
-    def publish(self, carrier: Carrier, write: WriteShard) -> ShardEntry:
+        def is_whole(entry: ShardEntry) -> bool:
+            hints_size = None if entry.hints is None else entry.hints.bytes
+            return sizes.get(shard_path(Path(), entry).name) == entry.bytes and (
+                hints_size is None or sizes.get(entry.hints_name) == hints_size
+            )
+
+        return {entry.name: entry for entry in entries if is_whole(entry)}
+
+    def publish(self, carrier: Carrier, write: WriteShard, hints: WriteHints | None = None) -> ShardEntry:
         """The shard and its entry, in the store; the shard is made on the local disk first."""
         assert self._staging is not None, "use the target as a context manager"
         staged = Path(self._staging.name) / "shard"
@@ -166,6 +185,12 @@ class RemoteTarget:
             with writes_explained(f"{staged}: could not make the shard there", advice), staged.open("wb") as file:
                 entry = write(file)
             self._store.upload(staged, f"{SHARDS_NAME}/{entry.name}{carrier.suffix}")
+            described = None
+            if hints is not None:
+                with writes_explained(f"{staged}: could not make the hints there", advice), staged.open("wb") as file:
+                    described = hints(file, entry)
+                self._store.upload(staged, f"{SHARDS_NAME}/{entry.hints_name}")
+            entry = entry.model_copy(update={"hints": described})
         finally:
             staged.unlink(missing_ok=True)
         self._store.write(entry_file(entry.name), entry_bytes(entry))
@@ -184,6 +209,7 @@ class RemoteTarget:
 
 def _is_whole(cask: Path, entry: ShardEntry) -> bool:
     try:
-        return size_of(shard_path(cask, entry)) == entry.bytes
+        hints_are_whole = entry.hints is None or size_of(hints_path(cask, entry)) == entry.hints.bytes
+        return hints_are_whole and size_of(shard_path(cask, entry)) == entry.bytes
     except (FileNotFoundError, CaskCorruptionError):
         return False
