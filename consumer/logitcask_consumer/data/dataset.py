@@ -281,7 +281,12 @@ class CaskDataset(PackedDataset[SequenceRecords]):
             CaskError: a cask has none, or its files are gone; says what to do.
             IdentityMismatchError: two casks have vectors of different widths.
         """
-        firsts = [cask.hints(0) for cask in self.casks if len(cask)]
+        lengths = [cask.document_lengths() for cask in self.casks]
+        firsts = [
+            cask.hints(int(np.argmax(lengths_D > 1)))
+            for cask, lengths_D in zip(self.casks, lengths, strict=True)
+            if (lengths_D > 1).any()
+        ]
         if len(widths := {first.width for first in firsts}) > 1:
             raise IdentityMismatchError(
                 f"the casks {', '.join(str(cask.place) for cask in self.casks)} hold hints of widths {sorted(widths)}: "

@@ -92,7 +92,8 @@ class Relation(HintLoss):
 class _RelationTerm(HintTerm):
     def __init__(self, sides: Sides, heads: int) -> None:
         super().__init__()
-        self.student_parts, self.teacher_parts, self.heads = sides.student_parts, sides.teacher_parts, heads
+        self.student_parts, self.teacher_parts = list(sides.student_parts), list(sides.teacher_parts)
+        self.heads = heads
 
     def forward(self, student_TD: Tensor, teacher_TW: Tensor, documents_T: Tensor) -> Tensor:
         """Values [T]."""
