@@ -32,7 +32,8 @@ DENSE_LOSSES: Final = frozenset(
         "tvd",
     }
 )
-"""Losses that are sums over the whole distribution: the others speak of heads, tails and draws, which it has not."""
+"""Losses that are sums over the whole distribution, whatever their way with a tail, of which there is none. The others
+speak of heads and draws, which it has not."""
 ALLOWED_GAP: Final = 0.25
 """Nats by which log-probabilities may differ from the records' on average: codec i8 and a teacher in bfloat16 make up
 to a tenth; another head, layer or scale several."""
@@ -136,8 +137,7 @@ def require_dense(objective: Objective, capture: CaptureSpec) -> None:
         HintMismatchError: the cask has no last hidden states as they are.
     """
     for loss in objective.losses:
-        sees_all = loss.name in DENSE_LOSSES and getattr(loss, "tail", "draws") == "draws"
-        if not sees_all or getattr(loss, "tail_weight", 1.0) != 1.0:
+        if loss.name not in DENSE_LOSSES:
             raise LossMismatchError(
                 f"loss {loss.spec!r} speaks of heads, tails or draws of a sparse record; target dense has the whole "
                 f"distribution. Losses that it serves: {', '.join(sorted(DENSE_LOSSES))}"
