@@ -131,7 +131,10 @@ class CaskStats:
     context_documents: int
     """Documents that the teacher read after others' tokens."""
     bytes: int
-    """Of the shards' files, everything included."""
+    """Of the shards' files, everything included but hints."""
+    hints: dict[str, Any] | None
+    """What is kept beside the distributions: `layers`, `of`, `codec`, `positions`, in how many `shards` it is there,
+    `bytes` of their files and `bytes_per_token`. None where nothing is."""
     bytes_per_token: float
     head_entries_per_position: float
     tail_draws_per_position: float
@@ -167,8 +170,32 @@ def cask_stats(cask: Cask) -> CaskStats:
         recorded_documents=sum(entry.recorded_documents for entry in cask.entries),
         context_documents=sum(entry.context_documents for entry in cask.entries),
         bytes=cask.num_bytes,
+        hints=describe_hints(cask),
         bytes_per_token=cask.num_bytes / tokens,
         head_entries_per_position=units["head"] / positions,
         tail_draws_per_position=units["tail"] / positions,
         column_bytes_per_token={name: size / tokens for name, size in columns.items()},
     )
+
+
+def describe_hints(cask: Cask) -> dict[str, Any] | None:
+    """What a cask keeps beside its distributions, see `CaskStats.hints`; opens no file of them."""
+    spec = cask.manifest.capture.hints
+    if spec is None:
+        return None
+    described = [entry for entry in cask.entries if entry.hints is not None]
+    size = sum(entry.hints.bytes for entry in described if entry.hints is not None)
+    return {
+        **spec.model_dump(mode="json"),
+        "shards": len(described),
+        "bytes": size,
+        "bytes_per_token": size / max(sum(entry.tokens for entry in described), 1),
+    }
+
+
+def hints_text(hints: dict[str, Any]) -> str:
+    """What `describe_hints` gives, in a line."""
+    layers = ", ".join(map(str, hints["layers"]))
+    rows = "each position" if hints["positions"] == "all" else "the last token of each document"
+    size = f"{hints['bytes_per_token']:,.0f} bytes per token" if hints["shards"] else "dropped"
+    return f"{hints['of']} of layers {layers} at {rows}, codec {hints['codec']}, {size}"

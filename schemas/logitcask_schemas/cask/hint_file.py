@@ -43,6 +43,8 @@ from logitcask_schemas.errors import (
 from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_schemas.record.hints import MAX_WIDTH, HintRows, hint_layout
 
+HINTS_SUFFIX: Final = ".hints.arrow"
+"""Of `ShardEntry.hints_name`."""
 _FORMAT: Final = "logitcask-hints"
 _VERSION: Final = "1"
 _BLOCK: Final = 1 << 20

@@ -136,15 +136,21 @@ def ls(
     if (cask := cask_at(place)) is not None:
         if as_json:
             return print_json([entry.model_dump(mode="json") for entry in cask.entries])
-        return print_table(_SHARD_TITLES, [[getattr(entry, name) for name in _SHARD_COLUMNS] for entry in cask.entries])
-    rows = casks_in(place)
-    damaged = [row for row in rows if "error" in row]
+        rows = [[getattr(entry, name) for name in _SHARD_COLUMNS] for entry in cask.entries]
+        if cask.manifest.capture.hints is None:
+            return print_table(_SHARD_TITLES, rows)
+        sizes = ["dropped" if entry.hints is None else entry.hints.bytes for entry in cask.entries]
+        return print_table(
+            (*_SHARD_TITLES, "bytes of hints"), [[*row, size] for row, size in zip(rows, sizes, strict=True)]
+        )
+    listed = casks_in(place)
+    damaged = [row for row in listed if "error" in row]
     if as_json:
-        print_json(rows)
-    elif not rows:
+        print_json(listed)
+    elif not listed:
         typer.echo(f"no casks in {place}", err=True)
     else:
-        print_table(_CASK_COLUMNS, [[row[name] for name in _CASK_COLUMNS] for row in rows if "error" not in row])
+        print_table(_CASK_COLUMNS, [[row[name] for name in _CASK_COLUMNS] for row in listed if "error" not in row])
         for row in damaged:
             typer.echo(f"{row['name']}: {row['error']}", err=True)
     if damaged:
@@ -180,7 +186,7 @@ def show(
 
     Green is sure, red is not (an entropy of 5 nats, or a probability of 0).
     """
-    from logitcask_schemas.cask.describe import describe_positions, find_document
+    from logitcask_schemas.cask.describe import describe_hints, describe_positions, find_document, hints_text
     from logitcask_schemas.cli.cask import open_place
     from logitcask_schemas.cli.show import print_positions, token_strip
 
@@ -200,6 +206,8 @@ def show(
     says = "" if answers is None else f", {answers:,} of them of answers{' (underlined)' if answers else ''}"
     print_line(out, Text(f"document {at:,} of {len(opened):,}: {counted(described['tokens'], 'token')}{says}"))
     print_line(out, Text(f"id {described['id']}"))
+    if (hints := describe_hints(opened)) is not None:
+        print_line(out, Text(f"hints: {hints_text(hints)}"))
     out.print(token_strip(described["positions"], measure, texts=tokenizer is not None))
     return print_positions(out, described["positions"])
 
@@ -207,7 +215,7 @@ def show(
 @app.command(rich_help_panel=LOOK)
 def stats(cask: CaskArgument, as_json: JsonOption = False) -> None:
     """Sizes, entries per position, bytes per token by column; reads no shard, only what the cask says of them."""
-    from logitcask_schemas.cask.describe import cask_stats
+    from logitcask_schemas.cask.describe import cask_stats, hints_text
     from logitcask_schemas.cli.cask import open_place
 
     opened = open_place(cask)
@@ -215,8 +223,10 @@ def stats(cask: CaskArgument, as_json: JsonOption = False) -> None:
     if as_json:
         manifest = opened.manifest.model_dump(mode="json")
         return print_json({**figures, "teacher": manifest["teacher"], "capture": manifest["capture"]})
-    columns = figures.pop("column_bytes_per_token")
+    columns, hints = figures.pop("column_bytes_per_token"), figures.pop("hints")
     print_table(("figure", "value"), [[name, number(value)] for name, value in figures.items()])
+    if hints is not None:
+        print_table(("hints", "value"), [["kept", hints_text(hints)]])
     return print_table(("column", "bytes/token"), [[name, value] for name, value in columns.items()])
 
 

@@ -28,6 +28,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to `logitcask cask`."""
     app.command("verify", rich_help_panel=CARE)(verify)
     app.command("repair", rich_help_panel=CARE)(repair)
+    app.command("drop-hints", rich_help_panel=CARE)(drop_hints)
 
 
 def verify(
@@ -189,6 +190,11 @@ def _print_repair(cask: str, report: "RepairReport", command: str | None) -> Non
             "note: the table of documents was missing or out of date, as an earlier repair was cut short or somebody "
             f"removed it; it was made anew. What that repair listed is below {Path(cask) / 'quarantine'}."
         )
+    if report.without_hints:
+        print(
+            f"note: sound records with damaged hints in {counted(len(report.without_hints), 'shard')}: the records stay, "
+            "the hints are gone. Training with hints needs them all: take them from a copy, or capture into a new cask."
+        )
     if report.quarantine is None:
         print(f"{cask}: nothing{' else' if report.stale_table else ''} to repair")
         return
@@ -203,3 +209,19 @@ def _print_repair(cask: str, report: "RepairReport", command: str | None) -> Non
     print(f"{counted(len(report.requeue), 'document')} to capture again{how}")
     gone = f"{counted(len(report.lost), 'document')} whose tokens are lost as well: {report.quarantine / LOST_NAME}"
     print(gone + (f", and {report.unnamed} of which not even the id is known" if report.unnamed else ""))
+
+
+def drop_hints(cask: CaskArgument, as_json: JsonOption = False) -> None:
+    """Free what the hints of a cask take (hidden states and the like); its records stay. Nothing brings them back."""
+    from logitcask_schemas.cask.dropping import drop_hints as drop
+    from logitcask_schemas.cask.storage.object_store import is_url
+    from logitcask_schemas.errors import CaskError
+
+    if is_url(cask):
+        raise CaskError(
+            f"{cask}: an object store has no lock, so nothing is dropped there. Drop them before the export"
+        )
+    dropped = drop(Path(cask))
+    if as_json:
+        return print_json(asdict(dropped))
+    return print(f"{cask}: hints of {counted(dropped.shards, 'shard')} dropped, {dropped.bytes:,} bytes freed")

@@ -7,7 +7,7 @@ from 1 to N means the projections of block k's attention, before the rotary embe
 
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from logitcask_schemas.errors import CaptureSpecError
 
@@ -57,6 +57,15 @@ class HintSpec(BaseModel):
         return self
 
     @property
+    def notation(self) -> str:
+        """As `parse_hints` reads it."""
+        fields: dict[str, object] = {"layers": ",".join(map(str, self.layers))}
+        fields |= {"of": self.of, "codec": self.codec, "positions": self.positions}
+        if self.seed:
+            fields["seed"] = self.seed
+        return " ".join(f"{name}={value}" for name, value in fields.items())
+
+    @property
     def projected(self) -> int | None:
         """N of codec `proj:N`."""
         name, _, size = self.codec.partition(":")
@@ -102,3 +111,28 @@ class HintSpec(BaseModel):
         else:
             each = 2 * (self.projected or width) + _SCALE_BYTES
         return len(self.layers) * each
+
+
+def parse_hints(text: str) -> HintSpec:
+    """The spec that a person wrote, such as "layers=10,20,-1 of=hidden codec=i8 positions=all".
+
+    Args:
+        text: `layers`, and fields of `HintSpec` that are not as by default; separated by blanks.
+
+    Raises:
+        CaptureSpecError: Names what is unknown, missing, given twice or out of its range.
+    """
+    example = "write, for example, layers=10,20,-1 codec=i8"
+    fields = dict[str, object]()
+    for word in text.split():
+        name, equals, value = word.partition("=")
+        if not equals or name not in HintSpec.model_fields or name in fields:
+            known = ", ".join(HintSpec.model_fields)
+            raise CaptureSpecError(f"hints: {word!r} should be one of {known}, once, with = and a value; {example}")
+        fields[name] = value.split(",") if name == "layers" else value
+    try:
+        return HintSpec.model_validate(fields)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise CaptureSpecError(f"hints: {where}{': ' if where else ''}{fault['msg']}; {example}") from error

@@ -17,6 +17,8 @@ from logitcask_schemas.cask.carriers.registry import CARRIERS
 from logitcask_schemas.cask.documents import DOCUMENTS_NAME, ShardDocuments
 from logitcask_schemas.cask.format.layout import SHARDS_NAME
 from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.hint_file import HINTS_SUFFIX
+from logitcask_schemas.cask.integrity.hint_check import rebuilt_hints
 from logitcask_schemas.cask.integrity.verify import ShardReport, Survey, verify_shard
 from logitcask_schemas.cask.opening import open_columns, open_documents
 from logitcask_schemas.cask.publication import write_shard
@@ -40,6 +42,8 @@ class Diagnosis:
     rewrite_entries: list[ShardEntry]
     """Sound shards whose entry file is missing or damaged."""
     problems: list[str]
+    without_hints: list[str]
+    """Names of sound shards whose hints are not: they stay without them."""
 
     @property
     def to_remove(self) -> set[str]:
@@ -82,15 +86,25 @@ def diagnose(survey: Survey, progress: Callable[[int], None]) -> Diagnosis:
         CaskReadError: The operating system refuses to read what may be sound.
     """
     diagnosis = Diagnosis(
-        survey=survey, sound={}, damaged={}, undescribed=set(), rewrite_entries=[], problems=list(survey.problems)
+        survey=survey,
+        sound={},
+        damaged={},
+        undescribed=set(),
+        rewrite_entries=[],
+        problems=list(survey.problems),
+        without_hints=[],
     )
 
     def sort(report: ShardReport) -> None:
         diagnosis.problems += report.problems
-        (diagnosis.damaged if report.shard_problems else diagnosis.sound)[report.entry.name] = report.entry
-        if report.entry_problems and not report.shard_problems:
-            diagnosis.rewrite_entries.append(report.entry)
-        progress(report.entry.bytes)
+        entry = report.entry
+        if report.hint_problems:
+            entry = entry.model_copy(update={"hints": None})
+            diagnosis.without_hints.append(entry.name)
+        (diagnosis.damaged if report.shard_problems else diagnosis.sound)[entry.name] = entry
+        if (report.entry_problems or report.hint_problems) and not report.shard_problems:
+            diagnosis.rewrite_entries.append(entry)
+        progress(entry.bytes)
 
     for entry in survey.cask.entries:
         sort(verify_shard(survey.cask, entry, survey.table))
@@ -126,7 +140,8 @@ def rebuilt_entry(cask: Cask, name: str) -> ShardEntry | None:
         sha256 = digest.hexdigest()
         proved = carrier.name == ArrowCarrier.name and sha256.startswith(name)
         if proved or (described.name, described.sha256) == (name, sha256):
-            return described.model_copy(update={"name": name, "sha256": sha256, "bytes": len(content)})
+            proved_entry = described.model_copy(update={"name": name, "sha256": sha256, "bytes": len(content)})
+            return rebuilt_hints(cask, proved_entry)
     return None
 
 
@@ -170,6 +185,7 @@ class StoredDocuments:
 
 
 def files_named(path: Path, name: str) -> list[Path]:
-    """A shard's file, whatever its carrier, or whatever else has its name."""
-    candidates = (path / SHARDS_NAME / (name + carrier.suffix) for carrier in CARRIERS.values())
+    """A shard's file, whatever its carrier, and that of its hints, or whatever else has its name."""
+    suffixes = (*(carrier.suffix for carrier in CARRIERS.values()), HINTS_SUFFIX)
+    candidates = (path / SHARDS_NAME / (name + suffix) for suffix in suffixes)
     return [file for file in candidates if file.exists() or file.is_symlink()]

@@ -4,8 +4,9 @@ No cache is asked, since what is to be proved is what the store holds. On the di
 like the cask, its table of documents, one shard that is proved and one that is being fetched.
 """
 
+import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +16,8 @@ from logitcask_schemas.cask.carriers.registry import shard_path
 from logitcask_schemas.cask.directory import StoreDirectory
 from logitcask_schemas.cask.documents import DocumentTable
 from logitcask_schemas.cask.format.layout import ENTRY_SUFFIX, INDEX_NAME, SHARDS_NAME
-from logitcask_schemas.cask.format.manifest import ShardEntry, parse_index
+from logitcask_schemas.cask.format.manifest import HintsFile, ShardEntry, parse_index
+from logitcask_schemas.cask.hint_file import hints_path
 from logitcask_schemas.cask.integrity.verify import (
     ShardReport,
     Survey,
@@ -60,6 +62,8 @@ class RemoteSurvey:
                     lose_all(report, f"{where}: should have {entry.bytes} bytes, it has {size}", table)
                     return report
                 self.store.download(name, path)
+                if entry.hints is not None:
+                    self._fetch_hints(entry, entry.hints)
             return self._named(verify_shard(cask, entry, table))
         except CaskNotFoundError as error:
             if not note.exists() and not self._is_indexed(entry.name):
@@ -69,6 +73,17 @@ class RemoteSurvey:
         finally:
             path.unlink(missing_ok=True)
             note.unlink(missing_ok=True)
+            hints_path(self.folder, entry).unlink(missing_ok=True)
+
+    def _fetch_hints(self, entry: ShardEntry, described: HintsFile) -> None:
+        """The file of hints; one of another size is not fetched, and an empty file of that size stands for it."""
+        path, name = hints_path(self.folder, entry), f"{SHARDS_NAME}/{entry.hints_name}"
+        with suppress(CaskNotFoundError):  # which is told of the missing file
+            if (size := self.store.size(name)) == described.bytes:
+                self.store.download(name, path)
+            else:
+                path.touch()
+                os.truncate(path, size)
 
     def _fetch_entry(self, entry: ShardEntry, note: Path) -> None:
         try:
@@ -90,7 +105,7 @@ class RemoteSurvey:
 
     def _named(self, report: ShardReport) -> ShardReport:
         """The report with addresses in the store for paths in the temporary folder."""
-        for problems in (report.entry_problems, report.shard_problems):
+        for problems in (report.entry_problems, report.shard_problems, report.hint_problems):
             problems[:] = [problem.replace(str(self.folder), self.store.url) for problem in problems]
         return report
 

@@ -19,7 +19,9 @@ from typing import Final
 from logitcask_schemas.cask.carriers.registry import shard_path
 from logitcask_schemas.cask.format.layout import ENTRY_SUFFIX, SHARDS_NAME, TEMP_PREFIX
 from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.hint_file import HINTS_SUFFIX
 from logitcask_schemas.cask.integrity.diagnosis import Diagnosis, StoredDocuments, diagnose, files_named
+from logitcask_schemas.cask.integrity.hint_check import with_hints
 from logitcask_schemas.cask.integrity.replacement import (
     LOST_NAME,
     REQUEUE_NAME,
@@ -62,7 +64,9 @@ def submit_command(cask: Path, requeue: Path) -> str | None:
     spec = opened.manifest.capture
     usual = {**CaptureSpec().model_dump(mode="json"), "tail_max": default_tail_max(spec.mode, spec.tau)}
     for name, value in spec.canonical().items():
-        if value != usual.get(name):
+        if name == "hints" and spec.hints is not None:
+            words += ["--hints", spec.hints.notation]
+        elif value != usual.get(name):
             words += _option(_OPTIONS.get(name, "--" + name.replace("_", "-")), value)
     carriers = {entry.carrier for entry in opened.entries}
     if len(carriers) == 1 and carriers != {"arrow"}:
@@ -96,6 +100,8 @@ class RepairReport:
     short: its lists lie in another folder of the quarantine. Or the table was missing. It is made anew."""
     new_shards: list[str] = field(default_factory=list)
     """Shards of the sound documents of the damaged ones; one that was restored whole keeps its name."""
+    without_hints: list[str] = field(default_factory=list)
+    """Shards whose records are sound and whose hints were not; they have none now."""
     kept_documents: int = 0
     """Sound documents of damaged shards."""
     requeue: dict[str, LostRecords] = field(default_factory=dict)
@@ -133,6 +139,7 @@ def repair_cask(
             problems=diagnosis.problems,
             damaged_shards=sorted({*diagnosis.damaged, *diagnosis.undescribed}),
             stale_table=diagnosis.table_is_stale,
+            without_hints=sorted(diagnosis.without_hints),
         )
         strange = [name for name in diagnosis.survey.unlisted_files if not name.startswith(TEMP_PREFIX)]
         if diagnosis.problems or strange:
@@ -143,7 +150,7 @@ def repair_cask(
             replacement = Replacement(files, diagnosis, quarantine)
             report.new_shards = replacement.add_sound(salvaged)
             replacement.take_entries_away()
-            replacement.take_files_away(strange)
+            replacement.take_files_away([*strange, *(name + HINTS_SUFFIX for name in diagnosis.without_hints)])
             replacement.write_table()
             sweep(files, path, replacement.entries.values())
         else:
@@ -168,7 +175,9 @@ def _salvage(diagnosis: Diagnosis) -> dict[str, Salvage]:
     def salvage(entry: ShardEntry) -> Salvage:
         path = contents.get(entry.sha256, shard_path(cask.path, entry))
         documents = diagnosis.documents_of(entry.name)
-        return salvage_shard(path, entry, cask, None if documents is None else documents.ids)
+        salvage = salvage_shard(path, entry, cask, None if documents is None else documents.ids)
+        salvage.sound = with_hints(salvage.sound, cask, entry)
+        return salvage
 
     salvaged = {name: salvage(entry) for name, entry in diagnosis.damaged.items()}
     for name in diagnosis.undescribed:
@@ -203,6 +212,7 @@ def _quarantine(files: FileOperations, diagnosis: Diagnosis, strange: list[str],
         *(shard for name in diagnosis.to_remove for shard in files_named(cask, name)),
         *(cask / SHARDS_NAME / (name + ENTRY_SUFFIX) for name in entry_files),
         *(cask / SHARDS_NAME / name for name in strange),
+        *(file for name in diagnosis.without_hints if (file := cask / SHARDS_NAME / (name + HINTS_SUFFIX)).is_file()),
         *diagnosis.survey.damaged_files,
     ]
     quarantine.keep(sorted(set(damaged)))

@@ -120,7 +120,8 @@ class Replacement:
             if rows:
                 columns, carrier = gather_rows(rows, cask.layout), carrier_of(self._diagnosis.damaged[name])
                 identity = cask.manifest.identity_digest()
-                entry = publish_shard_file(self._files, self._path, carrier, columns, cask.layout, identity)
+                hints = cask.manifest.capture.hints
+                entry = publish_shard_file(self._files, self._path, carrier, columns, cask.layout, identity, hints)
                 if not self._is_blocked(entry):
                     publish_entry(self._files, self._path, entry, carrier)
                 self.entries[entry.name] = entry
@@ -146,6 +147,7 @@ class Replacement:
         # A shard that was renamed into place before an earlier repair died had no entry; by now it has one.
         named = {shard_path(self._path, entry).name for entry in self.entries.values()}
         named |= {name + ENTRY_SUFFIX for name in self.entries}
+        named |= {entry.hints_name for entry in self.entries.values() if entry.hints is not None}
         unlisted = [self._path / SHARDS_NAME / name for name in strange if name not in named]
         leftovers = [shard for name in self._gone() for shard in files_named(self._path, name)]
         self._quarantine.take_away([*leftovers, *unlisted])

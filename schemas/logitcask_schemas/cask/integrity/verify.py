@@ -19,6 +19,8 @@ from logitcask_schemas.cask.directory import LocalDirectory, entry_file, entry_n
 from logitcask_schemas.cask.documents import DOCUMENTS_NAME, DocumentTable
 from logitcask_schemas.cask.format.layout import ENTRY_SUFFIX, INDEX_NAME
 from logitcask_schemas.cask.format.manifest import ShardEntry, parse_index
+from logitcask_schemas.cask.hint_file import HINTS_SUFFIX
+from logitcask_schemas.cask.integrity.hint_check import hint_problems
 from logitcask_schemas.cask.integrity.whole_shard import is_sound
 from logitcask_schemas.cask.location import Location
 from logitcask_schemas.cask.opening import read_shard
@@ -108,7 +110,7 @@ def unlisted_files(names: Iterable[str], entries: Iterable[ShardEntry], damaged:
         damaged: Names of shards whose entry cannot be read: then any carrier's file may be the shard's.
     """
     suffixes = [carrier.suffix for carrier in CARRIERS.values()]
-    belonging = {f"{name}{suffix}" for name in damaged for suffix in (*suffixes, ENTRY_SUFFIX)}
+    belonging = {f"{name}{suffix}" for name in damaged for suffix in (*suffixes, ENTRY_SUFFIX, HINTS_SUFFIX)}
     for entry in entries:
         belonging |= {shard_path(Path(), entry).name, entry.name + ENTRY_SUFFIX}
         if entry.hints is not None:
@@ -131,6 +133,8 @@ class ShardReport:
     """One sentence each; empty for a sound shard."""
     entry_problems: list[str] = field(default_factory=list)
     """About what is written of the shard elsewhere; the shard itself may be sound."""
+    hint_problems: list[str] = field(default_factory=list)
+    """About the file of hints beside it; the records may be sound."""
     lost_documents: list[str] = field(default_factory=list)
     """Ids (hex) of documents that cannot be trusted, as far as they can be named."""
     unnamed_documents: int = 0
@@ -141,7 +145,7 @@ class ShardReport:
     @property
     def problems(self) -> list[str]:
         """All of them."""
-        return [*self.entry_problems, *self.shard_problems]
+        return [*self.entry_problems, *self.shard_problems, *self.hint_problems]
 
 
 Prove: TypeAlias = Callable[[Cask, ShardEntry, DocumentTable | None], ShardReport]
@@ -197,11 +201,17 @@ def verify_shards(
 
 def _fits(entry: ShardEntry, started: Sequence[tuple[ShardEntry, Any]]) -> bool:
     """Whether a shard may be started beside those that are under way."""
-    return len(started) < _AT_ONCE and sum(other.bytes for other, _ in started) + entry.bytes <= MAX_BYTES_AT_ONCE
+    under_way = sum(_size_of(other) for other, _ in started)
+    return len(started) < _AT_ONCE and under_way + _size_of(entry) <= MAX_BYTES_AT_ONCE
+
+
+def _size_of(entry: ShardEntry) -> int:
+    """Bytes of a shard with its hints."""
+    return entry.bytes + (0 if entry.hints is None else entry.hints.bytes)
 
 
 def verify_shard(cask: Cask, entry: ShardEntry, table: DocumentTable | None = None) -> ShardReport:
-    """Verify one shard completely: entry file, size, SHA-256, structure, then document by document.
+    """Verify one shard completely: entry file, size, SHA-256, structure, document by document, and its hints.
 
     Raises:
         CaskReadError: The operating system refuses to read what may be sound.
@@ -231,6 +241,8 @@ def verify_shard(cask: Cask, entry: ShardEntry, table: DocumentTable | None = No
         return report
     if not is_sound(shard, cask.manifest.teacher.vocab_size):
         _find_damaged(report, shard, cask.manifest.teacher.vocab_size, listed_ids)
+    elif not report.shard_problems:
+        report.hint_problems += hint_problems(cask, entry, shard)
     if listed_ids is not None and not report.shard_problems and not np.array_equal(listed_ids, shard.document_ids):
         report.entry_problems.append(f"shard {entry.name}: the table of documents lists other documents. Delete it.")
     return report
