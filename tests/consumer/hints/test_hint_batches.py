@@ -1,5 +1,8 @@
 """From a cask's hints to a batch's losses: rows lie at their positions, whatever is packed, cut, weighted or unread."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +18,7 @@ from logitcask_consumer.weights import Weights
 from logitcask_schemas.errors import CaskCorruptionError, CaskNotFoundError, HintsDroppedError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.hint_spec import HintSpec
+from tests.consumer.hints.test_hint_formulas import relation_of_document
 from tests.support.consumer.cask_builder import VOCAB, build_cask, save_teacher, tiny_model, tiny_tokenizer
 from tests.support.consumer.live_states import live_states
 
@@ -252,16 +256,12 @@ def test_a_students_loss_is_that_of_both_live_models(casks, teacher, name, packi
 
 
 def task_with(loss, batch, states):
-    from dataclasses import replace
-
     return replace(loss.loss.task(batch, 0.0), states=states)
 
 
 @pytest.mark.parametrize("of", ["v", "qkv"])
 def test_relations_are_those_of_both_live_models(casks, teacher, of):
     """A student with other heads and widths; documents lie packed, and are compared each by itself."""
-    from tests.consumer.hints.test_hint_formulas import relation_of_document
-
     student = tiny_model(layers=2, seed=5, num_key_value_heads=2).double()
     loss, batch, task, dataset = loss_and_task(casks / of, "relation:heads=4", teacher, student, [0, 1])
     documents = documents_in(dataset)
@@ -286,7 +286,7 @@ def test_relations_need_whole_documents(casks, teacher):
     method = TokenMethod(hints="relation:heads=4", teacher=teacher[0], tokenizer=tiny_tokenizer()).bound(
         open_casks(casks / "v", tokenizer_fingerprint=None)
     )
-    options = {"overlap": 0, "packing": "best_fit", "seed": 0}
+    options: dict[str, Any] = {"overlap": 0, "packing": "best_fit", "seed": 0}
     with pytest.raises(HintMismatchError, match=f"longest has {longest}, .*give --seq-len {longest}"):
         method.dataset(open_casks(casks / "v", tokenizer_fingerprint=None), seq_len=longest - 1, **options)
     assert len(method.dataset(open_casks(casks / "v", tokenizer_fingerprint=None), seq_len=longest, **options))

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
@@ -84,6 +85,12 @@ def weights(folder):
     return AutoModelForCausalLM.from_pretrained(folder).state_dict()
 
 
+def checkpoint_of(folder):
+    latest = latest_checkpoint(folder)
+    assert latest is not None
+    return latest
+
+
 class Stop(TrainerCallback):
     """Dies in the middle of a step."""
 
@@ -124,7 +131,7 @@ def test_what_is_saved_is_a_plain_model(config, place, student):
     changes = {"lora": "rank=2,alpha=4"} if student == "lora" else {"student": str(place / "narrow")}
     changes["hints"] = "mse:projection=auto@0.5" if student == "narrow" else LEARNED
     result = train(replace(config, **changes))
-    checkpoint = latest_checkpoint(result.output)
+    checkpoint = checkpoint_of(result.output)
     projections = load_file(checkpoint / PROJECTIONS_NAME)
     assert {tuple(matrix.shape) for matrix in projections.values()} == {(32, 24 if student == "narrow" else 32)}
     for folder in (result.output, checkpoint):
@@ -132,7 +139,8 @@ def test_what_is_saved_is_a_plain_model(config, place, student):
         assert not [name for name in load_file(file) if "hint" in name]
     assert not (result.output / PROJECTIONS_NAME).exists()
     if student == "narrow":
-        _, info = AutoModelForCausalLM.from_pretrained(result.output, output_loading_info=True)
+        auto: Any = AutoModelForCausalLM
+        _, info = auto.from_pretrained(result.output, output_loading_info=True)
         assert not info["unexpected_keys"]
         assert not info["missing_keys"]
 
@@ -145,16 +153,14 @@ def test_interrupted_and_resumed_equals_uninterrupted(config, tmp_path, monkeypa
     resumed = train(broken)
     assert resumed.resumed_from is not None
     assert columns(resumed.output) == columns(whole.output)
-    for folder in (whole.output, resumed.output):
-        assert latest_checkpoint(folder) is not None
-    one, other = (load_file(latest_checkpoint(folder) / PROJECTIONS_NAME) for folder in (whole.output, resumed.output))
+    one, other = (load_file(checkpoint_of(folder) / PROJECTIONS_NAME) for folder in (whole.output, resumed.output))
     for name, value in one.items():
         torch.testing.assert_close(value, other[name], rtol=0, atol=0)
 
 
 def test_a_checkpoint_without_its_projections_is_refused(config, monkeypatch):
     interrupted(config, 5, monkeypatch)
-    (latest_checkpoint(config.output) / PROJECTIONS_NAME).unlink()
+    (checkpoint_of(config.output) / PROJECTIONS_NAME).unlink()
     with pytest.raises(RunFolderError, match="the learned projections of this run's hint losses, cannot be read"):
         train(config)
 
@@ -181,7 +187,7 @@ def test_weights_and_several_casks_of_one_teacher(config, place):
     result = train(replace(config, casks=sources, weights="teacher_entropy"))
     last = lines(result.output)[-1]
     assert {name for name in last if name.startswith("hint/pkd")} == {"hint/pkd/cask", "hint/pkd/more"}
-    [file] = latest_checkpoint(result.output).glob(PROJECTIONS_NAME)
+    [file] = checkpoint_of(result.output).glob(PROJECTIONS_NAME)
     assert len(load_file(file)) == 2, "one matrix for each pair of layers"
 
 

@@ -21,7 +21,7 @@ def live_states(model: Any, token_ids: np.ndarray, spec: HintSpec) -> torch.Tens
 
 def _projected(model: Any, ids: torch.Tensor, layer: int, of: str) -> torch.Tensor:
     """The inputs of the block's attention times its own matrices: not by hooks, as the code under test does."""
-    block, seen = model.model.layers[layer - 1], {}
+    block, seen = model.model.layers[layer - 1], dict[str, torch.Tensor]()
     handle = block.input_layernorm.register_forward_hook(lambda module, args, output: seen.update(normed=output[0]))
     model(input_ids=ids, use_cache=False)
     handle.remove()
