@@ -12,7 +12,7 @@ from logitcask_schemas.cask.storage import files
 from logitcask_services.generation.recipes import RecipeBook
 from logitcask_services.jobs.context import JobContext
 from logitcask_services.jobs.preparer import Claims, Preparer
-from logitcask_services.jobs.teacher import Role, Teacher
+from logitcask_services.jobs.teacher import LoadHinted, Role, Teacher
 from logitcask_services.jobs.waiting import Reason, passing_fault
 from logitcask_services.jobs.watchdog import Watchdog
 from logitcask_services.jobs.worker import Worker
@@ -25,9 +25,11 @@ JOIN_SECONDS = 8.0
 class Service(JobContext):
     """One running service. `start` once, `stop` once. Raises RecipeError where the folder of templates is missing."""
 
-    def __init__(self, settings: ServiceSettings, load: Callable[[Role], Teacher]) -> None:
+    def __init__(
+        self, settings: ServiceSettings, load: Callable[[Role], Teacher], load_hinted: LoadHinted | None = None
+    ) -> None:
         self.recipes = RecipeBook(settings.templates)  # before anything is opened, should the folder be missing
-        super().__init__(settings, load)
+        super().__init__(settings, load, load_hinted)
         watchdog = Watchdog(self)
         claims = Claims()
         # A second one takes what is small only, so that large corpora do not hold up all others.

@@ -250,6 +250,8 @@ class BytesPerToken(ApiObject):
     expected: float | None
     basis: Literal["cask", "measured_elsewhere", "bounds"]
     """Where `expected` comes from: the cask's own shards; text and teacher of the documentation; nowhere."""
+    hints: float = 0.0
+    """Beside these: hints per recorded position; of one row per document it is 0."""
 
 
 class Preview(ApiObject):

@@ -192,8 +192,8 @@ def _print_repair(cask: str, report: "RepairReport", command: str | None) -> Non
         )
     if report.without_hints:
         print(
-            f"note: sound records with damaged hints in {counted(len(report.without_hints), 'shard')}: the records stay, "
-            "the hints are gone. Training with hints needs them all: take them from a copy, or capture into a new cask."
+            f"note: sound records with damaged hints in {counted(len(report.without_hints), 'shard')}: records stay, "
+            "these hints are gone. Training with hints needs all: take them from a copy, or capture into a new cask."
         )
     if report.quarantine is None:
         print(f"{cask}: nothing{' else' if report.stale_table else ''} to repair")

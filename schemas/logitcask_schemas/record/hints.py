@@ -1,7 +1,8 @@
 """Rows of hints in the form in which they are stored, and the codecs between them and the teacher's numbers.
 
 Shape legend: R rows, K layers, D width of the teacher's vectors, W numbers that are stored of one (D, or N of
-`proj:N`), O outlier channels (4, or D where that is less).
+`proj:N`), O outlier channels (4, or D where that is less), G groups of 64 channels of `i8`, the last one shorter, and 1
+of the other codecs.
 
 A row is coded by itself, each of its layers too, in steps that every device rounds alike: what a row gives depends
 neither on its neighbours nor on where it was coded. Only the sums of a projection may differ in their last bit.
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcask_schemas.errors import InvalidRecordError
-from logitcask_schemas.record.hint_spec import OUTLIERS, HintSpec
+from logitcask_schemas.record.hint_spec import GROUP, OUTLIERS, HintSpec, num_groups
 
 MAX_WIDTH: Final = 1 << 16
 """Channels are stored as uint16."""
@@ -33,7 +34,8 @@ class HintRows:
     """Encoded vectors: numbers are codes times their row's scale, but for outliers, which are stored as they are."""
 
     codes_RKW: HintCodes
-    scales_RK: NDArray[np.float32]
+    scales_RKG: NDArray[np.float32]
+    """Per group of channels."""
     width: int
     """D."""
     outlier_channels_RKO: NDArray[np.uint16] | None = None
@@ -53,7 +55,7 @@ class HintRows:
     @property
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What is stored, by name in the order of the file; each begins with R."""
-        arrays: dict[str, NDArray[Any]] = {"codes": self.codes_RKW, "scales": self.scales_RK}
+        arrays: dict[str, NDArray[Any]] = {"codes": self.codes_RKW, "scales": self.scales_RKG}
         if self.outlier_channels_RKO is not None and self.outlier_values_RKO is not None:
             arrays |= {"outlier_channels": self.outlier_channels_RKO, "outlier_values": self.outlier_values_RKO}
         return arrays
@@ -63,7 +65,7 @@ class HintRows:
         """The rows of these arrays, named as in `arrays`."""
         return cls(
             codes_RKW=arrays["codes"],
-            scales_RK=arrays["scales"],
+            scales_RKG=arrays["scales"],
             width=width,
             outlier_channels_RKO=arrays.get("outlier_channels"),
             outlier_values_RKO=arrays.get("outlier_values"),
@@ -93,11 +95,13 @@ class HintRows:
                 raise InvalidRecordError(NOT_FINITE)
         _, exponents_RK = np.frexp(np.abs(values).max(axis=2, initial=0))
         scales_RK = np.ldexp(np.float32(1), np.maximum(exponents_RK - F16_EXPONENT, MIN_EXPONENT))
-        return cls(codes_RKW=(values / scales_RK[..., None]).astype(np.float16), scales_RK=scales_RK, width=width)
+        scales_RK1 = scales_RK[..., None]
+        return cls(codes_RKW=(values / scales_RK1).astype(np.float16), scales_RKG=scales_RK1, width=width)
 
     def decode(self) -> NDArray[np.float32]:
         """The vectors, [R, K, W]."""
-        values: NDArray[np.float32] = self.codes_RKW.astype(np.float32) * self.scales_RK[..., None]
+        values: NDArray[np.float32] = self.codes_RKW.astype(np.float32)
+        values *= self.scales_RKG if self.scales_RKG.shape[2] == 1 else _by_channel(self.scales_RKG, values.shape[2])
         if self.outlier_channels_RKO is not None and self.outlier_values_RKO is not None:
             np.put_along_axis(values, self.outlier_channels_RKO.astype(np.int64), self.outlier_values_RKO, axis=2)
         return values
@@ -161,7 +165,7 @@ def hint_layout(spec: HintSpec, width: int) -> dict[str, tuple[np.dtype[Any], tu
     codes: np.dtype[Any] = np.dtype(np.int8) if spec.codec == "i8" else np.dtype("<f2")
     layout: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
         "codes": (codes, (layers, stored)),
-        "scales": (np.dtype("<f4"), (layers,)),
+        "scales": (np.dtype("<f4"), (layers, num_groups(width) if spec.codec == "i8" else 1)),
     }
     if spec.codec == "i8":
         outliers = (layers, min(OUTLIERS, width))
@@ -188,7 +192,7 @@ def projection_DN(seed: int, width: int, projected: int) -> NDArray[np.float32]:
 
 
 def _encode_i8(values: NDArray[np.float32]) -> HintRows:
-    """The largest channel four times, then the rest in 255 levels; of equal ones the first is the largest."""
+    """The largest channel four times, then the rest in 255 levels a group; of equal ones the first is the largest."""
     rest, magnitudes = values.copy(), np.abs(values)
     channels, outliers = list[NDArray[np.int64]](), list[NDArray[np.float32]]()
     for _ in range(min(OUTLIERS, values.shape[2])):
@@ -198,13 +202,19 @@ def _encode_i8(values: NDArray[np.float32]) -> HintRows:
         # Below every magnitude, so that a row of zeros does not name its first channel four times.
         np.put_along_axis(magnitudes, channel_RK1, -1, axis=2)
         np.put_along_axis(rest, channel_RK1, 0, axis=2)
-    scales_RK = np.abs(rest).max(axis=2, initial=0) / np.float32(I8_LEVELS)
-    divisors = np.where(scales_RK > 0, scales_RK, np.float32(1))[..., None]
+    starts = np.arange(0, values.shape[2], GROUP)
+    scales_RKG = np.maximum.reduceat(np.abs(rest), starts, axis=2) / np.float32(I8_LEVELS)
+    divisors = _by_channel(np.where(scales_RKG > 0, scales_RKG, np.float32(1)), values.shape[2])
     codes = np.clip(np.rint(rest / divisors), -I8_LEVELS, I8_LEVELS).astype(np.int8)
     return HintRows(
         codes_RKW=codes,
-        scales_RK=scales_RK,
+        scales_RKG=scales_RKG,
         width=values.shape[2],
         outlier_channels_RKO=np.concatenate(channels, axis=2).astype(np.uint16),
         outlier_values_RKO=np.concatenate(outliers, axis=2),
     )
+
+
+def _by_channel(scales_RKG: NDArray[np.float32], width: int) -> NDArray[np.float32]:
+    """Each group's scale for all its channels, [R, K, D]."""
+    return np.repeat(scales_RKG, GROUP, axis=2)[:, :, :width]

@@ -39,6 +39,8 @@ class Estimate:
     cask_bytes: int | None
     cask_bytes_low: int
     cask_bytes_high: int
+    hint_bytes: int
+    """Beside these."""
 
 
 def dry_run(
@@ -76,6 +78,7 @@ def _with_folder(folder: Path, sample: bytes, request: dict[str, Any], documents
     from logitcask_services.corpora.prepare import DocumentLimits
     from logitcask_services.corpora.preview import preview
     from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer
+    from logitcask_services.engines.hint_shape import HintShape, hint_bytes_per_position, resolve_hints
     from logitcask_services.pilot.expected_bytes import expected_bytes
 
     spec = capture_spec(**request["capture"])
@@ -99,7 +102,11 @@ def _with_folder(folder: Path, sample: bytes, request: dict[str, Any], documents
         corpus = Path(scratch) / "corpus.jsonl"
         corpus.write_bytes(sample)
         previewed = preview(corpus, Path(scratch) / "store", tokenizer, limits, documents=documents)
-    return previewed.object(expected_bytes(spec, config.vocab_size), teacher=folder.resolve().name, limits=limits)
+    shape = HintShape.of_config(config.to_dict())
+    spec = resolve_hints(spec, shape)
+    figures = expected_bytes(spec, config.vocab_size)
+    figures = figures.model_copy(update={"hints": hint_bytes_per_position(spec.hints, shape)})
+    return previewed.object(figures, teacher=folder.resolve().name, limits=limits)
 
 
 def _recorded(preview: Preview) -> int:
@@ -124,6 +131,7 @@ def _estimate(preview: Preview, share: float) -> Estimate:
         cask_bytes=None if figures.expected is None else round((tokens * figures.expected + bare) * times),
         cask_bytes_low=round((tokens * figures.low + bare) * times),
         cask_bytes_high=round((tokens * figures.high + bare) * times),
+        hint_bytes=round(recorded * figures.hints * times),
     )
 
 
@@ -206,6 +214,11 @@ def _show_expectation(preview: Preview, estimate: Estimate, share: float, out: C
             out,
             f"a cask of about {_bytes(estimate.cask_bytes)}, {per_token:.1f} bytes per token "
             f"({_BASES[figures.basis]}); {bounds} in any case",
+        )
+    if estimate.hint_bytes:
+        _line(
+            out,
+            f"and {_bytes(estimate.hint_bytes)} of hints beside it, {figures.hints:,.0f} bytes per recorded position",
         )
 
 

@@ -10,6 +10,7 @@ from pydantic import JsonValue
 from logitcask_schemas.api.requests import NAME_RULE, is_cask_name
 from logitcask_schemas.errors import CaptureSpecError
 from logitcask_schemas.record.capture_spec import capture_spec
+from logitcask_schemas.record.hint_spec import parse_hints
 from logitcask_schemas.terminal import printable
 
 
@@ -26,6 +27,16 @@ def capture_of(options: Mapping[str, Any]) -> dict[str, Any]:
     except CaptureSpecError as error:
         raise typer.BadParameter(str(error)) from error
     return capture
+
+
+def hints_of(text: str | None) -> dict[str, Any] | None:
+    """The fields of hints as they were written, see `parse_hints`. Raises BadParameter."""
+    if text is None:
+        return None
+    try:
+        return parse_hints(text).model_dump(mode="json")
+    except CaptureSpecError as error:
+        raise typer.BadParameter(str(error), param_hint="--hints") from error
 
 
 def pairs(entries: Sequence[str] | None, option: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ from logitcask_schemas.errors import MissingExtraError, OptionError
 
 if TYPE_CHECKING:
     from logitcask_schemas.model_source import ModelSource
+    from logitcask_schemas.record.hint_spec import HintSpec
     from logitcask_services.jobs.teacher import Role, Teacher
     from logitcask_services.settings import ServiceSettings
 
@@ -115,6 +116,7 @@ def serve(
         run(
             settings,
             lambda role: load_teacher(settings, source, role),
+            load_hinted=lambda hints: load_teacher(settings, source, "capture", hints),
             announce=lambda line: typer.echo(line, err=True),
         )
     )
@@ -138,20 +140,37 @@ def require_teacher(settings: "ServiceSettings") -> "ModelSource":
     return source
 
 
-def load_teacher(settings: "ServiceSettings", source: "ModelSource", role: "Role") -> "Teacher":
-    """The tokenizer, then what captures or what writes, or both. Raises ModelError."""
+def load_teacher(
+    settings: "ServiceSettings", source: "ModelSource", role: "Role", hints: "HintSpec | None" = None
+) -> "Teacher":
+    """The tokenizer, then what captures or what writes, or both. Raises ModelError.
+
+    Args:
+        settings: Where and how.
+        source: The teacher.
+        role: What it is loaded for, where not both are.
+        hints: Whose layers its engine is to give.
+    """
     from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer
     from logitcask_services.engines.factory import load_engine, load_generator
+    from logitcask_services.engines.hint_shape import HintShape
+    from logitcask_services.engines.model_folder import ModelFolder
     from logitcask_services.jobs.teacher import Teacher
 
     tokenizer = HuggingFaceTokenizer.load(source.folder)
     remote = settings.engine == "openai"
     options = remote_options(settings) if remote else None
     # One that is served elsewhere takes no memory here: nothing is loaded by turns.
-    teacher, both = Teacher(tokenizer=tokenizer), remote or settings.resident == "both"
+    configured = None if remote else HintShape.of_config(ModelFolder.open(source).config)
+    teacher, both = Teacher(tokenizer=tokenizer, configured=configured), remote or settings.resident == "both"
     if both or role == "capture":
         engine = load_engine(
-            settings.engine, source, dtype=settings.dtype, max_model_len=settings.max_model_len, options=options
+            settings.engine,
+            source,
+            dtype=settings.dtype,
+            max_model_len=settings.max_model_len,
+            options=options,
+            hints=hints,
         )
         teacher = replace(teacher, engine=engine)
     if both or role == "generate":

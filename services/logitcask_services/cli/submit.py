@@ -24,7 +24,7 @@ from logitcask_services.cli.connection import (
 )
 from logitcask_services.cli.corpus_file import LocalCorpus, file_corpus, local_corpus
 from logitcask_services.cli.dry_run import dry_run
-from logitcask_services.cli.request_options import capture_of, given, pairs, require_cask_name, require_key
+from logitcask_services.cli.request_options import capture_of, given, hints_of, pairs, require_cask_name, require_key
 
 if TYPE_CHECKING:
     from logitcask_schemas.api.client import ServiceClient
@@ -67,6 +67,10 @@ def submit(
             "--held-out", help="For `logitcask report`: stores what unbiased figures need (as --tail-logprobs)."
         ),
     ] = False,
+    hints: Annotated[
+        str | None,
+        typer.Option(help='Also keep hidden states, such as "layers=10,20,-1 of=hidden codec=i8" (docs/hints.md).'),
+    ] = None,
     max_length: Annotated[int | None, typer.Option(help="Most tokens of a document.")] = None,
     overflow: Annotated[Overflow | None, typer.Option(help="Longer documents; default: truncate.")] = None,
     loss_on: Annotated[
@@ -106,6 +110,7 @@ def submit(
             "seed": seed,
             "logprob_codec": codec,
             "tail_logprobs": tail_logprobs or held_out or None,
+            "hints": hints_of(hints),
         }
     )
     options = {

@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 from logitcask_schemas.errors import CaptureSpecError, DocumentMismatchError, InvalidRecordError, LogitcaskError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.extent import Extent, IdArray
+from logitcask_schemas.record.hint_spec import HintSpec
+from logitcask_schemas.record.hints import HintRows
 from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_schemas.record.records import DocumentRecords, Records
 from logitcask_services.corpora.context_tokens import ContextTokens
+from logitcask_services.engines.hint_shape import HintShape
 
 
 class EngineError(LogitcaskError, RuntimeError):
@@ -73,6 +76,15 @@ class Engine(Protocol):
         """Most tokens a document may have."""
         ...
 
+    @property
+    def hint_shape(self) -> HintShape | None:
+        """What hints it could give; None: none at all."""
+        ...
+
+    def gives_hints(self, hints: HintSpec) -> bool:
+        """Whether it gives these, as it was loaded: some engines settle the layers when they start."""
+        ...
+
     def capture(self, tasks: Iterable[CaptureTask | None], spec: CaptureSpec) -> Iterator[CaptureResult]:
         """Yield one result per task, in order of completion.
 
@@ -99,6 +111,15 @@ class Engine(Protocol):
         ...
 
 
+def require_hints(engine: Engine, spec: CaptureSpec) -> None:
+    """Raise CaptureSpecError where an engine, as it was loaded, does not give a spec's hints."""
+    if spec.hints is not None and not (spec.hints.is_resolved and engine.gives_hints(spec.hints)):
+        raise CaptureSpecError(
+            f"the teacher was loaded without hints of {spec.hints.of} of layers {list(spec.hints.layers)}; load it "
+            "with them (load_engine(..., hints=...)), layers counted from 0 on"
+        )
+
+
 def refusal(task: CaptureTask, *, max_model_len: int, vocab_size: int) -> str | None:
     """Why the teacher cannot take a document, or None where it can."""
     length = len(task.token_ids_L)
@@ -118,11 +139,23 @@ def refusal(task: CaptureTask, *, max_model_len: int, vocab_size: int) -> str | 
     return None
 
 
-def result_of(task: CaptureTask, records: Records, vocab_size: int) -> CaptureResult:
-    """Records joined to their document, or what is wrong with them (logits that were not finite, say)."""
+def result_of(
+    task: CaptureTask, records: Records, vocab_size: int, hints: HintRows | None = None, spec: HintSpec | None = None
+) -> CaptureResult:
+    """Records joined to their document, or what is wrong with them (logits that were not finite, say).
+
+    Args:
+        task: what was asked for.
+        records: of its positions.
+        vocab_size: of the teacher.
+        hints: rows of its positions, or of its last token.
+        spec: what was asked of them.
+    """
     try:
         records.check(vocab_size, where="teacher output")
-        document = DocumentRecords(token_ids_L=task.token_ids_L, records=records, extent=task.extent)
+        document = DocumentRecords(token_ids_L=task.token_ids_L, records=records, extent=task.extent, hints=hints)
+        if hints is not None and spec is not None:
+            hints.check(spec, records.num_positions, where="teacher output")
     except (InvalidRecordError, DocumentMismatchError) as error:
         return CaptureResult(key=task.key, document=None, error=str(error))
     return CaptureResult(key=task.key, document=document)

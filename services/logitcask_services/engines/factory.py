@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from logitcask_schemas.errors import MissingExtraError, ModelError
 from logitcask_schemas.model_source import ModelSource, find_model
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_services.engines.engine import Engine
 from logitcask_services.engines.generator import Generator
+from logitcask_services.engines.hint_shape import HintShape, resolve_hints
 from logitcask_services.engines.model_folder import ModelFolder
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ def load_engine(
     dtype: str = "auto",
     max_model_len: int | None = None,
     options: dict[str, Any] | None = None,
+    hints: HintSpec | None = None,
 ) -> Engine:
     """Load a teacher.
 
@@ -34,24 +38,30 @@ def load_engine(
         max_model_len: most tokens of a document; None: what the model was made for.
         options: further keyword arguments: vLLM's `EngineArgs`, those of `TransformersEngine`, or for "openai" those
             of `RemoteOptions`, of which `url` is needed.
+        hints: whose layers the engine is to give, see `Engine.gives_hints`; negative numbers count from the end.
 
     Returns:
         The engine; close it when done.
 
     Raises:
-        ModelError: the folder is not a model, or the engine cannot serve it.
+        ModelError: the folder is not a model, or the engine cannot serve it, or give such hints.
+        CaptureSpecError: the teacher has not the layers of the hints.
         MissingExtraError: the engine is not installed here.
     """
     if kind == "openai":
         source, remote = _remote(model, dtype, options or {})
         from logitcask_services.engines.openai.engine import RemoteEngine
 
+        if hints is not None:
+            resolve_hints(CaptureSpec(hints=hints), None)
         return RemoteEngine(source, remote, max_model_len=max_model_len)
     folder = _open(kind, model)
+    if hints is not None:
+        hints = resolve_hints(CaptureSpec(hints=hints), HintShape.of_config(folder.config)).hints
     if kind == "vllm":
         from logitcask_services.engines.vllm.engine import VllmEngine
 
-        return VllmEngine(folder, dtype=dtype, max_model_len=max_model_len, options=options or {})
+        return VllmEngine(folder, dtype=dtype, max_model_len=max_model_len, options=options or {}, hints=hints)
     from logitcask_services.engines.transformers_engine import TransformersEngine
 
     return TransformersEngine(folder, dtype=dtype, max_model_len=max_model_len, **(options or {}))

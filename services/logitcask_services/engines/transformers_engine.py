@@ -5,19 +5,23 @@ The logits of a whole batch exist at once, B x L x V values: keep `max_model_len
 Shape legend: B documents of a batch, L tokens (padded), D hidden width, V vocabulary.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 
-from logitcask_schemas.errors import ModelError
+from logitcask_schemas.errors import CaptureSpecError, ModelError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.extent import IdArray
+from logitcask_schemas.record.hint_spec import HintKind, HintSpec
+from logitcask_schemas.record.hint_wire import decode_document
 from logitcask_schemas.record.identity import TeacherIdentity
-from logitcask_schemas.record.wire import decode_wire
 from logitcask_services.capture import RecordCapture, pack_wire
-from logitcask_services.engines.engine import CaptureResult, CaptureTask, refusal, result_of
+from logitcask_services.capture.hint_tensors import encode_hints, pack_hints
+from logitcask_services.engines.engine import CaptureResult, CaptureTask, refusal, require_hints, result_of
+from logitcask_services.engines.hint_shape import HintShape
 from logitcask_services.engines.model_folder import ModelFolder
+from logitcask_services.engines.projections import Take, listen
 from logitcask_services.engines.transformers_model import TransformersModel
 from logitcask_services.engines.vllm.request import document_key
 
@@ -53,6 +57,7 @@ class TransformersEngine:
         self._device, self._max_model_len, self._identity = loaded.device, loaded.max_model_len, loaded.identity
         # Where the longest row of a batch matters, a document sees its own length alone.
         self._batch_documents = 1 if loaded.length_matters else batch_documents
+        self._hint_shape = HintShape.of_config(folder.config)
 
     @property
     def identity(self) -> TeacherIdentity:
@@ -64,14 +69,29 @@ class TransformersEngine:
         """Most tokens a document may have."""
         return self._max_model_len
 
+    @property
+    def hint_shape(self) -> HintShape | None:
+        """What hints it could give."""
+        return self._hint_shape
+
+    def gives_hints(self, hints: HintSpec) -> bool:
+        """All of them, whatever it was loaded for."""
+        return self._hint_shape is not None
+
     def capture(self, tasks: Iterable[CaptureTask | None], spec: CaptureSpec) -> Iterator[CaptureResult]:
         """Yield one result per task, in order; see `Engine.capture`."""
         spec.require_vocabulary(self._identity.vocab_size)
+        require_hints(self, spec)
         captures: dict[CaptureSpec, RecordCapture] = {}
         for batch in _batches(tasks, self._batch_documents):
             sound = []
             for task in batch:
                 reason = refusal(task, max_model_len=self._max_model_len, vocab_size=self._identity.vocab_size)
+                if reason is None and task.spec is not None:
+                    try:
+                        require_hints(self, task.spec)
+                    except CaptureSpecError as error:
+                        reason = str(error)
                 if reason is None:
                     sound.append(task)
                 else:
@@ -115,13 +135,46 @@ class TransformersEngine:
         mask_BL = torch.arange(input_ids_BL.shape[1], device=self._device) < lengths_B1
         # Padding sits on the right, where causal attention keeps it from every real position.
         arguments = {"attention_mask": mask_BL} if len(tasks) > 1 else {}
-        logits_BLV = self._model(input_ids=input_ids_BL, use_cache=False, **arguments).logits
-        return [self._reduce(task, captures[i], logits_BLV[i], ids[i]) for i, task in enumerate(tasks)]
+        asked = [capture.spec.hints for capture in captures if capture.spec.hints is not None]
+        heard, logits_BLV = self._heard(asked, {"input_ids": input_ids_BL, "use_cache": False, **arguments})
+        return [
+            self._reduce(task, captures[i], logits_BLV[i], ids[i], {layer: rows[i] for layer, rows in heard.items()})
+            for i, task in enumerate(tasks)
+        ]
+
+    def _heard(
+        self, asked: Sequence[HintSpec], arguments: dict[str, Any]
+    ) -> tuple[dict[tuple[HintKind, int], torch.Tensor], torch.Tensor]:
+        """A forward pass: what the hints ask for, by kind and layer, [B, L, D], and the logits [B, L, V]."""
+        heard: dict[tuple[HintKind, int], torch.Tensor] = {}
+        handles: list[Any] = []
+        try:
+            for of, layer in sorted({(hints.of, layer) for hints in asked for layer in hints.layers}):
+                if of != "hidden":
+                    assert self._hint_shape is not None  # gives_hints said so
+                    take: Take = lambda number, rows, of=of: heard.update({(of, number): rows})  # type: ignore[misc]  # noqa: E731
+                    handles += listen(self._model, layer, of, self._hint_shape, take)
+            wants_hidden = any(hints.of == "hidden" for hints in asked)
+            output = self._model(**arguments, **({"output_hidden_states": True} if wants_hidden else {}))
+        finally:
+            for handle in handles:
+                handle.remove()
+        if wants_hidden:
+            heard |= {("hidden", layer): rows for layer, rows in enumerate(output.hidden_states)}
+        return heard, output.logits
 
     def _reduce(
-        self, task: CaptureTask, capture: RecordCapture, logits_LV: torch.Tensor, ids_L: torch.Tensor
+        self,
+        task: CaptureTask,
+        capture: RecordCapture,
+        logits_LV: torch.Tensor,
+        ids_L: torch.Tensor,
+        heard: dict[tuple[HintKind, int], torch.Tensor],
     ) -> CaptureResult:
-        """The records of a document, from the logits [L, V] of all that was read of it, L tokens."""
+        """The records of a document, from the logits [L, V] of all that was read of it, L tokens.
+
+        Its hints come from what was heard of each layer, [L, D], which may be longer.
+        """
         positions_P = torch.from_numpy(task.extent.positions(len(task.token_ids_L)))
         rows_P = positions_P + task.shift
         keys_P = torch.full_like(positions_P, document_key(task.token_ids_L))
@@ -132,8 +185,17 @@ class TransformersEngine:
             column.to(self._device) for column in (ids_L[rows_P + 1], keys_P, positions_P)
         )
         columns = capture(logits_PV, next_ids_P, keys_P, positions_P)
-        records = decode_wire(pack_wire(columns, self._identity.vocab_size).cpu().numpy(), capture.spec)
-        return result_of(task, records, self._identity.vocab_size)
+        packed, spec = pack_wire(columns, self._identity.vocab_size), capture.spec.hints
+        if spec is not None:
+            at = (
+                rows_P.to(self._device)
+                if spec.positions == "all"
+                else torch.tensor([len(ids_L) - 1], device=self._device)
+            )
+            values_RKD = torch.stack([heard[spec.of, layer][at] for layer in spec.layers], dim=1)
+            packed = torch.cat([packed, pack_hints(encode_hints(values_RKD, spec))])
+        records, hints = decode_document(packed.cpu().numpy(), capture.spec)
+        return result_of(task, records, self._identity.vocab_size, hints, spec)
 
 
 def _batches(tasks: Iterable[CaptureTask | None], size: int) -> Iterator[list[CaptureTask]]:

@@ -15,9 +15,13 @@ from logitcask_schemas.api.objects import (
 from logitcask_schemas.api.requests import ExtractionPlan, ExtractionRequest
 from logitcask_schemas.cask.directory import LocalDirectory, read_manifest
 from logitcask_schemas.cask.format.layout import MANIFEST_NAME
+from logitcask_schemas.cask.format.manifest import CaskManifest
 from logitcask_schemas.errors import CaptureSpecError
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_services.engines.hint_shape import resolve_hints
 from logitcask_services.http.problems import Problem, storage_problem
 from logitcask_services.jobs.database.tables import ExtractionRow
+from logitcask_services.jobs.teacher import TeacherFacts
 from logitcask_services.service import Service
 
 
@@ -51,13 +55,14 @@ def check_plan(service: Service, plan: ExtractionPlan) -> ExtractionCheck:
             plan.capture.require_vocabulary(facts.identity.vocab_size)
         except CaptureSpecError as error:
             raise Problem(422, "pinned_ids_outside_vocabulary", str(error), param="capture.pinned_ids") from error
+    capture = as_teacher_counts(plan.capture, facts)
     exists = (path / MANIFEST_NAME).exists()
     if exists:
         manifest = read_manifest(LocalDirectory(path=path))
         # The spec can be compared before the teacher is there to be compared with.
         identity = facts.identity if facts is not None else manifest.teacher
         accept = service.settings.accept_teacher
-        manifest.require_same(identity, plan.capture, where=f"cask {plan.cask!r}", accept=accept)
+        manifest.require_same(identity, _comparable(capture, manifest), where=f"cask {plan.cask!r}", accept=accept)
         if plan.loss_on != "all":
             manifest.require_extents(f"cask {plan.cask!r}", f"loss_on `{plan.loss_on}` makes")
     return ExtractionCheck(
@@ -66,6 +71,24 @@ def check_plan(service: Service, plan: ExtractionPlan) -> ExtractionCheck:
         teacher=facts.identity.model if facts is not None else None,
         max_length=(plan.max_length or facts.max_model_len) if facts is not None else None,
     )
+
+
+def as_teacher_counts(capture: CaptureSpec, facts: TeacherFacts | None) -> CaptureSpec:
+    """The spec with the layers of its hints resolved, once the teacher is known. Raises Problem 422."""
+    if facts is None:
+        return capture
+    try:
+        return resolve_hints(capture, facts.hint_shape)
+    except CaptureSpecError as error:
+        raise Problem(422, "hints_not_given", str(error), param="capture.hints") from error
+
+
+def _comparable(capture: CaptureSpec, manifest: CaskManifest) -> CaptureSpec:
+    """The spec as far as it can be compared: before the teacher is there, nobody knows which layer is the last."""
+    stored = manifest.capture.hints
+    if capture.hints is None or capture.hints.is_resolved or stored is None:
+        return capture
+    return capture.model_copy(update={"hints": capture.hints.model_copy(update={"layers": stored.layers})})
 
 
 def cancel(service: Service, extraction_id: str) -> ExtractionRow:

@@ -166,6 +166,10 @@ def _tasks(body: ScoreRequest, facts: TeacherFacts) -> list[CaptureTask]:
         body.capture.require_vocabulary(facts.identity.vocab_size)
     except CaptureSpecError as error:
         raise _invalid("capture", str(error)) from error
+    if body.capture.hints is not None:
+        raise _invalid(
+            "capture.hints", "hints are stored beside the shards of a cask; a score has none: leave them out"
+        )
     tasks = []
     for index, tokens in enumerate(sequences):
         context = body.context_ids[index] if body.context_ids else []

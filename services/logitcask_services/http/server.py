@@ -14,7 +14,7 @@ from logitcask_services.http import logs, problems
 from logitcask_services.http.access import MAX_HEAD_BYTES, require_safe_host
 from logitcask_services.http.app import create_app
 from logitcask_services.http.connections import ConnectionLimits, Gate, connection_class, raise_descriptor_limit
-from logitcask_services.jobs.teacher import Role, Teacher
+from logitcask_services.jobs.teacher import LoadHinted, Role, Teacher
 from logitcask_services.service import Service
 from logitcask_services.settings import ServiceSettings, SettingsError
 
@@ -100,7 +100,13 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(settings: ServiceSettings, load: Callable[[Role], Teacher], *, announce: Callable[[str], None]) -> int:
+def serve(
+    settings: ServiceSettings,
+    load: Callable[[Role], Teacher],
+    *,
+    announce: Callable[[str], None],
+    load_hinted: LoadHinted | None = None,
+) -> int:
     """Run until a signal or until the service cannot go on; the exit code.
 
     Raises SettingsError (unsafe host, port in use, bad key file) and DatabaseError before the teacher is loaded.
@@ -109,7 +115,7 @@ def serve(settings: ServiceSettings, load: Callable[[Role], Teacher], *, announc
     raise_descriptor_limit()
     listener = bind(settings.host, settings.port)
     try:
-        service = Service(settings, load)
+        service = Service(settings, load, load_hinted)
     except BaseException:
         listener.close()
         raise

@@ -15,7 +15,7 @@ from logitcask_services.jobs.database.generations import GenerationStore
 from logitcask_services.jobs.database.log import JobLog
 from logitcask_services.jobs.live import Heartbeat, LiveProgress, Signals
 from logitcask_services.jobs.scoring import Scoring
-from logitcask_services.jobs.teacher import Role, Teacher, TeacherSupervisor
+from logitcask_services.jobs.teacher import LoadHinted, Role, Teacher, TeacherSupervisor
 from logitcask_services.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
@@ -31,9 +31,12 @@ class JobContext:
     Args:
         settings: Where and how.
         load: Loads the teacher for a role; called in a thread of its own, again after each death and for another role.
+        load_hinted: The same for hints, see `TeacherSupervisor`.
     """
 
-    def __init__(self, settings: ServiceSettings, load: Callable[[Role], Teacher]) -> None:
+    def __init__(
+        self, settings: ServiceSettings, load: Callable[[Role], Teacher], load_hinted: LoadHinted | None = None
+    ) -> None:
         self.settings = settings
         self.folders = ServiceFolders(settings.cask_root, settings.state_dir)
         self.database = Database(settings.state_dir)
@@ -53,6 +56,7 @@ class JobContext:
             backoff_seconds=settings.engine_backoff_seconds,
             stopping=self.signals.stopping,
             ready=lambda: self.signals.changed(""),
+            load_hinted=load_hinted,
         )
         self.scoring = Scoring(
             wake=lambda: self.signals.changed(""),

@@ -103,6 +103,23 @@ def chunk_budget(positions: int) -> int:
     return min(max(positions // SHARE, SMALLEST), LARGEST)
 
 
+HINT_CHUNK_BYTES = 256 << 20
+"""Of hints in a chunk at most: a chunk is held in memory until it is published, twice while its file is made."""
+
+
+def hinted_budget(positions: int, bytes_per_position: float, *, budget: int | None = None) -> int | None:
+    """Positions per chunk where each has hints of so many bytes; None: as without.
+
+    Args:
+        positions: Of the corpus.
+        bytes_per_position: Of hints.
+        budget: What the operator sets.
+    """
+    if not bytes_per_position:
+        return budget
+    return min(budget or chunk_budget(positions), max(1, int(HINT_CHUNK_BYTES / bytes_per_position)))
+
+
 def plan_chunks(offsets_D1: NDArray[np.uint64], budget: int | None = None) -> Iterator[Chunk]:
     """Chunks of at most `budget` positions and MAX_DOCUMENTS documents (one at least), in corpus order, over all.
 

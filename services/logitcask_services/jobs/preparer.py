@@ -12,10 +12,11 @@ from logitcask_schemas.errors import CaptureSpecError, LogitcaskError
 from logitcask_schemas.terminal import counted
 from logitcask_services.corpora.prepare import DocumentLimits, PreparationStoppedError, Prepared, prepare
 from logitcask_services.corpora.token_store import TokenStore
+from logitcask_services.engines.hint_shape import hint_bytes_per_position, resolve_hints
 from logitcask_services.jobs.context import JobContext, teacher_document
 from logitcask_services.jobs.database.log import JobLog
 from logitcask_services.jobs.database.tables import ExtractionRow
-from logitcask_services.jobs.extraction import IllegalTransitionError, plan_chunks
+from logitcask_services.jobs.extraction import Chunk, IllegalTransitionError, hinted_budget, plan_chunks
 from logitcask_services.jobs.teacher import TeacherFacts
 from logitcask_services.jobs.waiting import (
     Schedule,
@@ -167,8 +168,18 @@ class Preparer(threading.Thread):
         if not prepared.documents:
             context.chunks.save_failed_preparation(row.id, prepared, _nothing_reason(prepared, bad_lines.first))
             return
-        folder, positions = context.folders.token_store(row.id), context.settings.chunk_positions
-        plan = waiter.run(lambda: list(plan_chunks(TokenStore(folder).offsets_D1, positions)))
+        folder, each = (
+            context.folders.token_store(row.id),
+            hint_bytes_per_position(row.request.capture.hints, facts.hint_shape),
+        )
+
+        def planned() -> list[Chunk]:
+            offsets_D1 = TokenStore(folder).offsets_D1
+            whole = int(offsets_D1[-1]) - prepared.documents
+            budget = hinted_budget(whole, each, budget=context.settings.chunk_positions)
+            return list(plan_chunks(offsets_D1, budget))
+
+        plan = waiter.run(planned)
         waiter.run(lambda: context.chunks.save_preparation(row.id, prepared, teacher_document(facts.identity), plan))
 
     def _waiter(self, row: ExtractionRow) -> Waiter:
@@ -283,6 +294,10 @@ def _request_fault(row: ExtractionRow, facts: TeacherFacts) -> tuple[str, str] |
         row.request.capture.require_vocabulary(facts.identity.vocab_size)
     except CaptureSpecError as error:
         return "pinned_ids", str(error)
+    try:
+        resolve_hints(row.request.capture, facts.hint_shape)
+    except CaptureSpecError as error:
+        return "hints", str(error)
     return None
 
 

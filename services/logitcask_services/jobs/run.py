@@ -18,7 +18,8 @@ from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.terminal import counted
 from logitcask_services.corpora.corpus_lines import custom_id_at
 from logitcask_services.corpora.token_store import TokenStore
-from logitcask_services.engines.engine import CaptureResult, Engine
+from logitcask_services.engines.engine import CaptureResult, Engine, require_hints
+from logitcask_services.engines.hint_shape import resolve_hints
 from logitcask_services.jobs.chunks import ChunkFeed, OpenChunk, Publisher, capture_task
 from logitcask_services.jobs.context import JobContext
 from logitcask_services.jobs.database.tables import ExtractionRow
@@ -91,9 +92,13 @@ class ExtractionRun:
         self._row = row
         self._engine = engine
         try:
-            self._spec = CaptureSpec.model_validate(row.request.capture.model_dump(mode="json"))
+            spec = CaptureSpec.model_validate(row.request.capture.model_dump(mode="json"))
         except ValidationError as error:  # stored by a version that allowed more
             raise CaptureSpecError(f"the capture spec cannot be followed: {error}") from error
+        self._spec = resolve_hints(spec, engine.hint_shape)
+        if self._spec.hints is not None and (reason := context.teacher.refusal_of(self._spec.hints)) is not None:
+            raise CaptureSpecError(reason)
+        require_hints(engine, self._spec)
         self._tokens = TokenStore(context.folders.token_store(row.id))
         self._corpus = context.storage.path(context.corpora.get(row.corpus_id).sha256)
         self._cask_path = context.folders.cask(row.request.cask)

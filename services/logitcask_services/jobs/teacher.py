@@ -7,11 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from logitcask_schemas.errors import LogitcaskError, MissingExtraError, ModelError
+from logitcask_schemas.errors import CaptureSpecError, LogitcaskError, MissingExtraError, ModelError
+from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_services.corpora.tokenizer import DocumentTokenizer
 from logitcask_services.engines.engine import Engine
 from logitcask_services.engines.generator import Generator
+from logitcask_services.engines.hint_shape import HintShape
 from logitcask_services.jobs.live import Heartbeat
 
 
@@ -57,6 +59,13 @@ class Teacher:
     tokenizer: DocumentTokenizer
     engine: Engine | None = None
     generator: Generator | None = None
+    configured: HintShape | None = None
+    """What hints its configuration promises, whatever it is loaded for."""
+
+    @property
+    def hint_shape(self) -> HintShape | None:
+        """What hints it could give; None: none at all."""
+        return self.configured if self.engine is None else self.engine.hint_shape
 
     @property
     def parts(self) -> dict[Role, Engine | Generator]:
@@ -77,6 +86,11 @@ class TeacherFacts:
     identity: TeacherIdentity
     max_model_len: int
     tokenizer: DocumentTokenizer
+    hint_shape: HintShape | None = None
+
+
+LoadHinted = Callable[[HintSpec], Teacher]
+"""Loads a teacher that captures, whose engine gives hints of these layers (resolved)."""
 
 
 class TeacherSupervisor:
@@ -90,8 +104,24 @@ class TeacherSupervisor:
         backoff_seconds: float,
         stopping: threading.Event,
         ready: Callable[[], None],
+        load_hinted: LoadHinted | None = None,
     ) -> None:
+        """Nothing is loaded yet.
+
+        Args:
+            load: Loads it for a role.
+            restarts: Of a dead teacher, without progress between them.
+            backoff_seconds: Before the first of them.
+            stopping: Set when the service stops.
+            ready: Called when the teacher is.
+            load_hinted: For engines that settle the layers of hints when they start; None: there are no such.
+        """
         self._load = load
+        self._load_hinted = load_hinted
+        self._hints: HintSpec | None = None
+        """What the teacher is loaded with, or is to be."""
+        self._refused: dict[HintSpec, str] = {}
+        """Hints that it could not be loaded with, and why."""
         self._restarts = restarts
         self._backoff = backoff_seconds
         self._stopping = stopping
@@ -106,16 +136,24 @@ class TeacherSupervisor:
         self.reason: str = "the teacher is loading"
         self.facts: TeacherFacts | None = None
 
-    def ensure(self, role: Role | None = None) -> Teacher | None:
+    def ensure(self, role: Role | None = None, hints: HintSpec | None = None) -> Teacher | None:
         """The teacher in a role, loading it first where needed; None when the service stops or the teacher is given up.
+
+        A teacher that cannot be loaded with the hints is loaded without them, see `refusal_of`.
 
         Args:
             role: None: the one it has, or had last; `capture` at first.
+            hints: For `capture`: what it shall give, resolved; None: nothing in particular.
         """
-        if role is not None and self._teacher is not None and role not in self._teacher.parts:
-            self.state, self.reason = "switching", f"the teacher is being loaded to {role}"
-            logger.info("%s", self.reason)
-            self._release()
+        if role is not None and self._teacher is not None:
+            lacks_hints = role in self._teacher.parts and self._lacks(self._teacher, hints)
+            if role not in self._teacher.parts or lacks_hints:
+                what = "give hints of other layers" if lacks_hints else role
+                self.state, self.reason = "switching", f"the teacher is being loaded to {what}"
+                logger.info("%s", self.reason)
+                self._release()
+        if role is not None and self._teacher is None:
+            self._hints = None if hints is None or self._plain(hints) in self._refused else self._plain(hints)
         self._role = role or self._role
         while self._teacher is None and self.state != "failed":
             if self._failures and self._stopping.wait(self._pause()):
@@ -125,9 +163,13 @@ class TeacherSupervisor:
             try:
                 began = time.monotonic()
                 with self.load_heartbeat.expected():
-                    teacher = self._load(self._role)
-            except (ModelError, MissingExtraError) as error:
-                self._give_up(str(error))
+                    teacher = self._loaded()
+            except (ModelError, CaptureSpecError, MissingExtraError) as error:
+                if self._hints is None:
+                    self._give_up(str(error))
+                else:  # the hints are at fault, which one job alone asks for
+                    logger.warning("loaded without hints: %s", error)
+                    self._refused[self._hints], self._hints = str(error), None
             except Exception as error:
                 logger.exception("the teacher could not be loaded")
                 self._fail(f"the teacher could not be loaded: {_text(error)}")
@@ -138,12 +180,34 @@ class TeacherSupervisor:
                     identity=teacher.identity,
                     max_model_len=min(part.max_model_len for part in teacher.parts.values()),
                     tokenizer=teacher.tokenizer,
+                    hint_shape=teacher.hint_shape,
                 )
                 self.state, self.reason = "ready", ""
                 roles, seconds = " and ".join(teacher.parts), time.monotonic() - began
                 logger.info("teacher ready to %s after %.1f s: %s", roles, seconds, teacher.identity.model)
                 self._ready()
         return self._teacher
+
+    def refusal_of(self, hints: HintSpec) -> str | None:
+        """Why the teacher could not be loaded with hints; None where it was never tried, or could."""
+        return self._refused.get(self._plain(hints))
+
+    def _loaded(self) -> Teacher:
+        if self._hints is not None and self._role == "capture" and self._load_hinted is not None:
+            return self._load_hinted(self._hints)
+        return self._load(self._role)
+
+    def _lacks(self, teacher: Teacher, hints: HintSpec | None) -> bool:
+        """Whether loading the teacher anew would give hints that it does not give now."""
+        if hints is None or teacher.engine is None or self._load_hinted is None:
+            return False
+        is_refused = teacher.hint_shape is None or self._plain(hints) in self._refused
+        return not is_refused and not teacher.engine.gives_hints(hints)
+
+    @staticmethod
+    def _plain(hints: HintSpec) -> HintSpec:
+        """What of hints a teacher is loaded for: their layers, not how they are stored."""
+        return HintSpec(layers=hints.layers, of=hints.of)
 
     def died(self, error: BaseException) -> None:
         """The engine raised. Frees what is left of it; `ensure` loads it again, or gives up."""

@@ -16,7 +16,9 @@ from logitcask_schemas.errors import (
     IdentityMismatchError,
     LogitcaskError,
 )
+from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_schemas.record.identity import TeacherIdentity
+from logitcask_services.engines.hint_shape import resolve_hints
 from logitcask_services.generation.errors import AnswersMisplacedError, RecipeError
 from logitcask_services.jobs.answer_files import AnswersDamagedError
 from logitcask_services.jobs.context import JobContext, teacher_document
@@ -128,7 +130,7 @@ class Worker(threading.Thread):
         if row is None:
             self._explain_others(teacher)
             return False
-        ready = self._context.teacher.ensure(role_of(row))
+        ready = self._context.teacher.ensure(role_of(row), hints_of(row, teacher))
         if ready is None:
             return False
         try:
@@ -320,3 +322,13 @@ class Worker(threading.Thread):
 def role_of(row: JobRow) -> Role:
     """What the teacher must be loaded for."""
     return "generate" if isinstance(row, GenerationRow) else "capture"
+
+
+def hints_of(row: JobRow, teacher: Teacher) -> HintSpec | None:
+    """The hints that a job asks for, as the teacher counts layers; None where the run will say what is wrong."""
+    if not isinstance(row, ExtractionRow):
+        return None
+    try:
+        return resolve_hints(row.request.capture, teacher.hint_shape).hints
+    except CaptureSpecError:
+        return None

@@ -45,16 +45,17 @@ def test_the_rest_of_a_row_survives_beside_its_outliers() -> None:
     rest = np.delete(np.arange(576), [7, 90, 200, 500])
     decoded = HintRows.encode(values, spec).decode()
     errors = np.linalg.norm((decoded - values)[:, :, rest], axis=2) / np.linalg.norm(values[:, :, rest], axis=2)
-    assert errors.max() <= 1.2e-2
+    assert errors.max() <= 1e-2
     assert (decoded[:, :, 7] == 25_800).all()
 
 
 def test_a_fifth_outlier_shows_that_the_bound_of_i8_is_no_matter_of_course() -> None:
-    """The control: its levels then are 25,800 / 127 apart, and the rest of the row is gone."""
+    """The control: the levels of its group are 25,800 / 127 apart, and the rest of the group is gone."""
     values = rows_of()
     values[:, :, [7, 90, 200, 400, 500]] = 25_800
     decoded = HintRows.encode(values, HintSpec(layers=(1, 2), codec="i8")).decode()
-    assert (decoded[:, :, 0] == 0).all()
+    assert (decoded[:, :, 448:500] == 0).all()
+    assert decoded[:, :, 384:400].any(axis=2).all()  # other groups are as they should be
 
 
 @given(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from demo.fetch_teacher import default_folder, fetch_model
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_services.engines.engine import CaptureTask, Engine
 
 MAX_LENGTH = 700
@@ -27,13 +28,15 @@ def real_teacher() -> Path:
     return fetch_model(name, Path(where) / name if where else default_folder(name))
 
 
-def start_engine(kind: Literal["vllm", "transformers"], folder: Path, max_model_len: int) -> Engine:
+def start_engine(
+    kind: Literal["vllm", "transformers"], folder: Path, max_model_len: int, *, hints: HintSpec | None = None
+) -> Engine:
     from logitcask_services.engines.factory import load_engine
 
     options = {"max_num_batched_tokens": STEP_TOKENS, "max_num_seqs": 8} if kind == "vllm" else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vLLM's imports warn of their own accord
-        return load_engine(kind, folder, max_model_len=max_model_len, options=options)
+        return load_engine(kind, folder, max_model_len=max_model_len, options=options, hints=hints)
 
 
 def dense_logprobs(folder: Path, documents: list[NDArray[Any]]) -> list[NDArray[np.float64]]:

@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,15 @@ import numpy as np
 
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.extent import WHOLE, Extent, document_id
+from logitcask_schemas.record.hint_spec import HintSpec
+from logitcask_schemas.record.hints import HintRows
 from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_schemas.record.records import DocumentRecords, Records
 from logitcask_services.corpora.lines import ChatLine, LineProblem
 from logitcask_services.corpora.messages import normalise
 from logitcask_services.corpora.tokenizer import Tokenised
 from logitcask_services.engines.engine import CaptureResult, CaptureTask
+from logitcask_services.engines.hint_shape import HintShape
 from logitcask_services.jobs.teacher import Teacher
 
 VOCAB_SIZE = 1000
@@ -77,6 +80,15 @@ def records_of(token_ids: np.ndarray, spec: CaptureSpec, extent: Extent = WHOLE)
     )
 
 
+def fake_hints(document: DocumentRecords, spec: HintSpec) -> HintRows:
+    """Rows that say who they are: layer, position and the document's first token."""
+    positions = document.extent.positions(len(document.token_ids_L)) if spec.positions == "all" else np.array([-1])
+    values = np.zeros((len(positions), len(spec.layers), 8), dtype=np.float32)
+    values[:, :, 0], values[:, :, 1] = spec.layers, positions[:, None]
+    values[:, :, 2] = document.token_ids_L[0]
+    return HintRows.encode(values, spec)
+
+
 @dataclass
 class FakeEngine:
     """See the module's docstring."""
@@ -94,11 +106,24 @@ class FakeEngine:
     """Takes poisoned documents too."""
     hang_file: Path | None = None
     """While this file exists, the document `HANGS` takes for ever."""
+    has_hints: bool = True
+    hints: HintSpec | None = None
+    """What it was loaded with."""
     closed: bool = False
     largest_window: int = 0
     """Most documents it has had at once."""
     given: int = 0
     interrupted: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def hint_shape(self) -> HintShape | None:
+        return (
+            HintShape(num_blocks=6, hidden_width=8, num_heads=2, num_kv_heads=1, head_dim=4) if self.has_hints else None
+        )
+
+    def gives_hints(self, hints: HintSpec) -> bool:
+        loaded = self.hints
+        return loaded is not None and (loaded.of, {*hints.layers} <= {*loaded.layers}) == (hints.of, True)
 
     def capture(self, tasks: Iterable[CaptureTask | None], spec: CaptureSpec) -> Iterator[CaptureResult]:
         """Keeps a window of tasks and finishes them in a seeded random order."""
@@ -145,6 +170,8 @@ class FakeEngine:
         if POISON in task.token_ids_L and not self.harmless:
             return CaptureResult(key=task.key, document=None, error="poisoned, as scripted")
         document = records_of(task.token_ids_L, spec, task.extent)
+        if spec.hints is not None:
+            document = replace(document, hints=fake_hints(document, spec.hints))
         if GARBAGE in task.token_ids_L:
             document.records.entropy_P[0] = np.nan
         return CaptureResult(key=task.key, document=document)

@@ -10,8 +10,10 @@ import numpy as np
 from logitcask_schemas.errors import CaptureSpecError, ModelError
 from logitcask_schemas.model_source import ModelSource
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_services.engines.engine import CaptureResult, CaptureTask, EngineError, refusal, result_of
+from logitcask_services.engines.hint_shape import resolve_hints
 from logitcask_services.engines.openai.answers import ScoredPrompt
 from logitcask_services.engines.openai.faults import AnswerError, RefusedError
 from logitcask_services.engines.openai.options import RemoteOptions
@@ -63,6 +65,14 @@ class RemoteEngine:
     def max_model_len(self) -> int:
         """Most tokens a document may have: one fewer than the server's window, since it always writes one."""
         return self._teacher.window - 1
+
+    @property
+    def hint_shape(self) -> None:
+        """None: nobody outside sees its hidden states."""
+
+    def gives_hints(self, hints: HintSpec) -> bool:
+        """False."""
+        return False
 
     def capture(self, tasks: Iterable[CaptureTask | None], spec: CaptureSpec) -> Iterator[CaptureResult]:
         """Yield one result per task, in order of completion; see `Engine.capture`.
@@ -138,6 +148,7 @@ class RemoteEngine:
                 "that holds the model (serve --engine vllm)"
             )
         spec.require_vocabulary(self.identity.vocab_size, entropy="at_least")
+        resolve_hints(spec, self.hint_shape)
         if spec.pinned_ids and not self._teacher.dialect.scores_given_ids:
             raise CaptureSpecError(
                 f"pinned ids {list(spec.pinned_ids)[:8]} cannot be scored: vLLM's /v1/completions has no member for "

@@ -77,6 +77,7 @@ def vllm_arguments(
     options: dict[str, Any],
     defaults: dict[str, Any],
     runner: Runner = "pooling",
+    additional_config: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Keyword arguments for vLLM's `EngineArgs`.
 
@@ -87,6 +88,7 @@ def vllm_arguments(
         options: the caller's; `hf_overrides` are joined to logitcask's own.
         defaults: the platform's, which the caller's override.
         runner: "pooling" to capture, "generate" to write.
+        additional_config: what our own classes in the engine's processes are told, joined to the caller's.
 
     Raises:
         ModelError: an option is not the caller's to choose.
@@ -111,6 +113,7 @@ def vllm_arguments(
         "dtype": dtype,
         "max_model_len": max_model_len,
         "hf_overrides": overrides,
+        "additional_config": {**(options.get("additional_config") or {}), **(additional_config or {})},
         "trust_remote_code": False,
         "load_format": "safetensors",
         "logprobs_mode": "raw_logprobs",

@@ -9,11 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from logitcask_schemas.errors import InvalidRecordError
+from logitcask_schemas.errors import CaptureSpecError, InvalidRecordError
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.hint_spec import HintSpec
+from logitcask_schemas.record.hint_wire import decode_document
 from logitcask_schemas.record.identity import TeacherIdentity
-from logitcask_schemas.record.wire import decode_wire
-from logitcask_services.engines.engine import CaptureResult, CaptureTask, EngineError, refusal, result_of
+from logitcask_services.engines.engine import (
+    CaptureResult,
+    CaptureTask,
+    EngineError,
+    refusal,
+    require_hints,
+    result_of,
+)
+from logitcask_services.engines.hint_shape import HintShape
 from logitcask_services.engines.model_folder import ModelFolder
 from logitcask_services.engines.vllm.request import TASK, CaptureRequest, document_key, request_kwargs
 from logitcask_services.engines.vllm.start import RunningVllm
@@ -28,7 +37,13 @@ class VllmEngine:
     """`Engine` on vLLM. Load with `load_engine`."""
 
     def __init__(
-        self, folder: ModelFolder, *, dtype: str = "auto", max_model_len: int | None = None, options: dict[str, Any]
+        self,
+        folder: ModelFolder,
+        *,
+        dtype: str = "auto",
+        max_model_len: int | None = None,
+        options: dict[str, Any],
+        hints: HintSpec | None = None,
     ) -> None:
         """Start the engine; takes from half a minute to many, by the model's size.
 
@@ -37,13 +52,16 @@ class VllmEngine:
             dtype: compute dtype, or "auto": the checkpoint's, see `choose_dtype`.
             max_model_len: most tokens of a document; None: what the model was made for.
             options: further arguments of vLLM's `EngineArgs`, such as tensor_parallel_size.
+            hints: whose layers the engine is to give; resolved. They cannot be changed later.
 
         Raises:
-            ModelError: vLLM does not know the architecture or refuses the configuration, or an option is not the
-                caller's to choose.
+            ModelError: vLLM does not know the architecture or refuses the configuration, the model does not give such
+                hints, or an option is not the caller's to choose.
             EngineError: the engine's process ended while it started.
         """
-        self._vllm = RunningVllm(folder, runner="pooling", dtype=dtype, max_model_len=max_model_len, options=options)
+        self._vllm = RunningVllm(
+            folder, runner="pooling", dtype=dtype, max_model_len=max_model_len, options=options, hints=hints
+        )
         self._engine = self._vllm.engine
         self._identity = self._vllm.identity
         config = self._engine.vllm_config
@@ -70,17 +88,27 @@ class VllmEngine:
         """Most tokens a document may have."""
         return self._max_model_len
 
+    @property
+    def hint_shape(self) -> HintShape | None:
+        """What hints it could give, were it loaded for them."""
+        return self._vllm.hint_shape
+
+    def gives_hints(self, hints: HintSpec) -> bool:
+        """Those of the layers that it was loaded with."""
+        return self._vllm.hints is not None and self._vllm.hints.gives(hints)
+
     def capture(self, tasks: Iterable[CaptureTask | None], spec: CaptureSpec) -> Iterator[CaptureResult]:
         """Yield one result per task, in order of completion; see `Engine.capture`.
 
         Raises:
             EngineError: the engine's process died, or another capture of this engine is still open.
-            CaptureSpecError: a pinned id is outside the vocabulary.
+            CaptureSpecError: a pinned id is outside the vocabulary, or the engine was loaded without these hints.
         """
         from vllm.v1.engine.exceptions import EngineDeadError
 
         # Here and not in the engine's process, which would die of it.
         spec.require_vocabulary(self._identity.vocab_size)
+        require_hints(self, spec)
         if self._capturing:
             raise EngineError("another capture of this engine is still open; exhaust or close its generator first")
         self._capturing = True
@@ -145,6 +173,10 @@ class VllmEngine:
         reason = refusal(task, max_model_len=self._max_model_len, vocab_size=self._identity.vocab_size)
         if reason is not None:
             return reason
+        try:
+            require_hints(self, spec)
+        except CaptureSpecError as error:
+            return str(error)
         recorded_R2 = None if task.recorded_R2 is None else task.recorded_R2.astype(np.int64)
         request = CaptureRequest(
             spec_json=self._spec_json(spec),
@@ -187,7 +219,7 @@ class VllmEngine:
             return CaptureResult(key=task.key, document=None, error=f"vLLM failed on the document: {output.error}")
         buffer = output.outputs.data.numpy()
         try:
-            records = decode_wire(buffer, spec) if len(buffer) else None
+            records, hints = decode_document(buffer, spec) if len(buffer) else (None, None)
         except InvalidRecordError as error:
             return CaptureResult(key=task.key, document=None, error=f"vLLM returned no records: {error}")
         if output.request_id in self._reading:
@@ -198,4 +230,4 @@ class VllmEngine:
             self._read_well += 1
         if records is None:
             return CaptureResult(key=task.key, document=None, error="vLLM returned no records")
-        return result_of(task, records, self._identity.vocab_size)
+        return result_of(task, records, self._identity.vocab_size, hints, spec.hints)

@@ -16,6 +16,7 @@ def capturing_class(base: type[Any], name: str) -> type[Any]:
     Raises:
         ModelError: the class computes no logits, so there is nothing to capture.
     """
+    from logitcask_services.engines.vllm.hint_layers import HintLayers, give_hints
     from logitcask_services.engines.vllm.pooler import CapturePooler
 
     if not hasattr(base, "compute_logits"):
@@ -24,7 +25,12 @@ def capturing_class(base: type[Any], name: str) -> type[Any]:
     def __init__(self: Any, *, vllm_config: Any, prefix: str = "") -> None:
         base.__init__(self, vllm_config=vllm_config, prefix=prefix)
         # vLLM calls the pooler on every rank of the last pipeline stage, with the hidden states of scheduled tokens.
-        self.pooler = CapturePooler(self.compute_logits)
+        hints = HintLayers.of_config(vllm_config.additional_config)
+        self.pooler = CapturePooler(
+            self.compute_logits, hints=hints, hidden_width=vllm_config.model_config.get_hidden_size()
+        )
+        if hints is not None:
+            give_hints(self, hints)
 
     body = {
         "__module__": __name__,

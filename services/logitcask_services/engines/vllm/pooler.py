@@ -15,7 +15,10 @@ from vllm.model_executor.layers.pooler.abstract import Pooler
 from vllm.model_executor.layers.pooler.common import PoolingParamsUpdate
 from vllm.tasks import PoolingTask
 
+from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_services.capture import RecordCapture, RecordColumns, pack_wire
+from logitcask_services.capture.hint_tensors import HintTensors, encode_hints, pack_hints
+from logitcask_services.engines.vllm.hint_layers import HintLayers
 from logitcask_services.engines.vllm.request import TASK, parse_spec, read_request
 
 LOGIT_BYTES = {"cpu": 48 * 2**20}
@@ -23,6 +26,8 @@ LOGIT_BYTES = {"cpu": 48 * 2**20}
 _LOGIT_BYTES_DEVICE = 256 * 2**20
 _FEWEST_ROWS = 128
 """Rows computed at a time at least, whatever their width: below, the head's matrix product loses speed."""
+_HINT_BYTES = 64 * 2**20
+"""Bound on the float32 vectors that are coded at a time."""
 _KEPT_CAPTURES = 4
 
 
@@ -37,6 +42,8 @@ class _Run:
     """In the document."""
     next_ids_R: torch.Tensor
     doc_key: int
+    hint_rows_R: torch.Tensor
+    """Among all scheduled rows: those of the positions, or of the last token where it was scheduled."""
 
 
 @dataclass(slots=True)
@@ -46,14 +53,29 @@ class _Step:
     stop: int
     """Tokens of the request up to its end."""
     columns: RecordColumns | None = None
+    hints: HintTensors | None = None
+    """Coded at once: a long prompt waits with what is stored of it, and no hidden state."""
 
 
 class CapturePooler(Pooler):
     """Computes logits in bounded chunks and reduces them to records, spec by spec."""
 
-    def __init__(self, compute_logits: Callable[[torch.Tensor], torch.Tensor | None]) -> None:
-        """Take the model's own head, so that whatever it does to its logits is done here too."""
+    def __init__(
+        self,
+        compute_logits: Callable[[torch.Tensor], torch.Tensor | None],
+        *,
+        hints: HintLayers | None = None,
+        hidden_width: int | None = None,
+    ) -> None:
+        """Take the model's own head, so that whatever it does to its logits is done here too.
+
+        Args:
+            compute_logits: the head.
+            hints: layers whose vectors follow the hidden states.
+            hidden_width: D, needed with hints.
+        """
         super().__init__()
+        self._hints, self._hidden_width = hints, hidden_width
         self._compute_logits = compute_logits
         self._captures: dict[tuple[str, int], RecordCapture] = {}
         self._vocab_size = 0
@@ -72,7 +94,7 @@ class CapturePooler(Pooler):
         """Capture one step.
 
         Args:
-            hidden_states: [S, D], the scheduled tokens of all requests end to end.
+            hidden_states: [S, D], the scheduled tokens of all requests end to end; wider by what `HintLayers` appends.
             pooling_metadata: vLLM's account of which token is whose.
 
         Returns:
@@ -98,25 +120,27 @@ class CapturePooler(Pooler):
                 states[request].clean()  # a preempted request starts over
             steps.append(_Step(seen))
             positions = asked.positions(start, seen, len(prompts[request]))
-            if len(positions):
+            spec = parse_spec(asked.spec_json).hints
+            is_last = spec is not None and spec.positions == "last" and seen == len(prompts[request])
+            if len(positions) or is_last:
                 positions_R = torch.from_numpy(positions)
+                rows_R = positions_R + (row + asked.shift - start)
                 run = _Run(
                     request=request,
-                    rows_R=positions_R + (row + asked.shift - start),
+                    rows_R=rows_R,
                     positions_R=positions_R,
                     next_ids_R=prompts[request][positions_R + (asked.shift + 1)],
                     doc_key=asked.doc_key,
+                    hint_rows_R=_hint_rows(spec, rows_R, row + scheduled - 1 if is_last else None),
                 )
                 groups.setdefault(asked.spec_json, []).append(run)
             row += scheduled
 
         for spec_json, runs in groups.items():
-            columns = self._capture(hidden_states, spec_json, runs)
-            if columns is None:
-                self._has_logits = False
+            # On ranks that get no logits, no hints are coded either.
+            if not self._note_records(hidden_states, spec_json, [run for run in runs if len(run.rows_R)], states):
                 return [None] * len(states)
-            for run, part in zip(runs, columns.split([len(run.rows_R) for run in runs]), strict=True):
-                states[run.request].hidden_states_cache[-1].columns = part
+            self._note_hints(hidden_states, spec_json, [run for run in runs if len(run.hint_rows_R)], states)
 
         if not self._has_logits:
             return [None] * len(states)
@@ -132,7 +156,39 @@ class CapturePooler(Pooler):
         parts = [step.columns for step in steps if step.columns is not None]
         if not parts:
             return torch.empty(0, dtype=torch.uint8)
-        return pack_wire(RecordColumns.join(parts), self._vocab_size)
+        packed = pack_wire(RecordColumns.join(parts), self._vocab_size)
+        hints = [step.hints for step in steps if step.hints is not None]
+        return torch.cat([packed, pack_hints(HintTensors.join(hints))]) if hints else packed
+
+    def _note_records(self, hidden_SX: torch.Tensor, spec_json: str, runs: list[_Run], states: list[Any]) -> bool:
+        """Reduce the runs' rows to records, kept with their requests; False where this rank gets no logits."""
+        if not runs:
+            return self._has_logits
+        hidden_SD = hidden_SX if self._hints is None else hidden_SX[:, : self._hidden_width]
+        columns = self._capture(hidden_SD, spec_json, runs)
+        if columns is None:
+            self._has_logits = False
+            return False
+        for run, part in zip(runs, columns.split([len(run.rows_R) for run in runs]), strict=True):
+            states[run.request].hidden_states_cache[-1].columns = part
+        return True
+
+    def _note_hints(self, hidden_SX: torch.Tensor, spec_json: str, runs: list[_Run], states: list[Any]) -> None:
+        """Code the hints of the runs' rows, kept with their requests."""
+        spec = parse_spec(spec_json).hints
+        if spec is None or not runs:
+            return
+        assert self._hints is not None, "the engine was started without hints"
+        assert self._hidden_width is not None, "hints need it"
+        rows_R = torch.cat([run.hint_rows_R for run in runs]).to(hidden_SX.device)
+        row_bytes = 4 * len(spec.layers) * max(self._hidden_width, hidden_SX.shape[1] - self._hidden_width)
+        parts = [
+            encode_hints(self._hints.values(hidden_SX, self._hidden_width, spec, some), spec)
+            for some in torch.split(rows_R, max(1, _HINT_BYTES // row_bytes))
+        ]
+        split = HintTensors.join(parts).split([len(run.hint_rows_R) for run in runs])
+        for run, part in zip(runs, split, strict=True):
+            states[run.request].hidden_states_cache[-1].hints = part
 
     def _capture(self, hidden_SD: torch.Tensor, spec_json: str, runs: list[_Run]) -> RecordColumns | None:
         """Records of all rows of the runs, in order; None where this rank gets no logits."""
@@ -172,3 +228,12 @@ class CapturePooler(Pooler):
                 self._captures.pop(next(iter(self._captures)))
             self._captures[key] = RecordCapture(parse_spec(spec_json), self._vocab_size)
         return self._captures[key]
+
+
+def _hint_rows(spec: HintSpec | None, rows_R: torch.Tensor, last: int | None) -> torch.Tensor:
+    """Scheduled rows whose hints are kept; `last` is that of a request's last token."""
+    if spec is None:
+        return rows_R[:0]
+    if spec.positions == "all":
+        return rows_R
+    return torch.tensor([] if last is None else [last], dtype=torch.int64)

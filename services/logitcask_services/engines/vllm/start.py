@@ -4,11 +4,14 @@ import os
 from typing import Any
 
 from logitcask_schemas.errors import ModelError
+from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_services.engines.dtypes import Platform, choose_dtype
 from logitcask_services.engines.engine import EngineError
+from logitcask_services.engines.hint_shape import HintShape
 from logitcask_services.engines.model_config import rope_types
 from logitcask_services.engines.model_folder import ModelFolder
 from logitcask_services.engines.vllm.arguments import Runner, cpu_generating, numeric_options, vllm_arguments
+from logitcask_services.engines.vllm.hint_layers import HintLayers, require_class_gives
 from logitcask_services.engines.vllm.watch import watch_engine_core
 
 _CPU_CACHE_BYTES = 2 * 2**30
@@ -22,7 +25,14 @@ class RunningVllm:
     """vLLM's engine with the teacher in it, in processes of its own."""
 
     def __init__(
-        self, folder: ModelFolder, *, runner: Runner, dtype: str, max_model_len: int | None, options: dict[str, Any]
+        self,
+        folder: ModelFolder,
+        *,
+        runner: Runner,
+        dtype: str,
+        max_model_len: int | None,
+        options: dict[str, Any],
+        hints: HintSpec | None = None,
     ) -> None:
         """Start it; takes from half a minute to many, by the model's size.
 
@@ -33,10 +43,11 @@ class RunningVllm:
             max_model_len: most tokens of a document, or of a prompt with what is written; None: what the model was
                 made for, but `arguments.CPU_LONGEST` at most where a CPU writes.
             options: further arguments of vLLM's `EngineArgs`, such as tensor_parallel_size.
+            hints: whose layers the engine gives from now on; resolved.
 
         Raises:
-            ModelError: vLLM does not know the architecture or refuses the configuration, or an option is not the
-                caller's to choose.
+            ModelError: vLLM does not know the architecture or refuses the configuration, the model does not give such
+                hints, or an option is not the caller's to choose.
             EngineError: the engine's process ended while it started.
         """
         # Set before vLLM reads them. A service has threads, and forking a process with threads can deadlock.
@@ -50,18 +61,26 @@ class RunningVllm:
         from logitcask_services.engines.vllm.plugin import register
 
         register()
+        self.hint_shape = HintShape.of_config(folder.config)
         if folder.architecture not in ModelRegistry.get_supported_archs():
             raise ModelError(
                 f"{folder.path} is a {folder.architecture}, which this vLLM ({__version__}) does not know; "
                 "use the transformers engine for it"
             )
+        defaults = platform_defaults(current_platform)
+        self.hints: HintLayers | None = None
+        if hints is not None and self.hint_shape is not None:
+            self.hints = HintLayers(of=hints.of, layers=hints.layers, num_blocks=self.hint_shape.num_blocks)
+            eager = bool({**defaults, **options}.get("enforce_eager"))
+            require_class_gives(ModelRegistry.models[folder.architecture].load_model_cls(), hints, eager=eager)
         arguments = vllm_arguments(
             folder,
             runner=runner,
             dtype=choose_dtype(dtype, folder.checkpoint_dtype, platform_of(current_platform)),
             max_model_len=max_model_len,
             options=options,
-            defaults=platform_defaults(current_platform),
+            defaults=defaults,
+            additional_config=None if self.hints is None else self.hints.as_config(),
         )
         try:
             if runner == "generate" and current_platform.is_cpu():

@@ -105,7 +105,9 @@ class ChunkStore:
             row.failed_documents += len(outcome.failures) + outcome.earlier_failures
             row.tokens_done += chunk.tokens
             row.tokens_captured += outcome.captured_tokens
-            row.bytes_written += sum(shard["bytes"] for shard in outcome.shards)
+            row.bytes_written += sum(
+                shard["bytes"] + (shard.get("hints") or {}).get("bytes", 0) for shard in outcome.shards
+            )
             row.capture_seconds += outcome.seconds
             add_failures(session, row, outcome.failures)
             if outcome.beyond_tokens is not None and outcome.beyond_tokens.records:
