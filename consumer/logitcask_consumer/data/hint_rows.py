@@ -1,6 +1,6 @@
 """Rows of hints in a batch: as they are stored until they are on the device, a layer's numbers only while it is used.
 
-Shape legend: T trained positions, K layers, W stored numbers of a vector, O outlier channels.
+Shape legend: T trained positions, K layers, W stored numbers of a vector, G groups of channels, O outlier channels.
 """
 
 from typing import Any, TypeAlias
@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from logitcask_schemas.record.hint_spec import GROUP
 from logitcask_schemas.record.hints import HintRows
 
 HintTensors: TypeAlias = dict[str, Tensor]
-"""`codes` [T, K, W] (float16 or int8), `scales` float32 [T, K]; of codec i8 `outlier_channels` int64 and
+"""`codes` [T, K, W] (float16 or int8), `scales` float32 [T, K, G]; of codec i8 `outlier_channels` int64 and
 `outlier_values` float32, both [T, K, O]. See `HintRows`."""
 
 
@@ -34,7 +35,11 @@ def decoded_layer(hints: HintTensors, column: int, dtype: torch.dtype = torch.fl
         column: number of the layer in the spec's order.
         dtype: float32, or float64 in tests.
     """
-    values_TW = hints["codes"][:, column].to(dtype) * hints["scales"][:, column, None].to(dtype)
+    values_TW = hints["codes"][:, column].to(dtype)
+    scales_TG = hints["scales"][:, column].to(dtype)
+    if scales_TG.shape[1] > 1:
+        scales_TG = scales_TG.repeat_interleave(GROUP, dim=1)[:, : values_TW.shape[1]]
+    values_TW = values_TW * scales_TG
     if "outlier_values" in hints:
         channels_TO, outliers_TO = hints["outlier_channels"][:, column], hints["outlier_values"][:, column]
         values_TW.scatter_(1, channels_TO, outliers_TO.to(dtype))

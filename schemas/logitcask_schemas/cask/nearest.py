@@ -3,8 +3,8 @@
 Shape legend: R rows of a block, D width of the teacher's vectors, W stored numbers of one.
 
 Of hints with a row per document (`positions` last), the teacher's state after the whole document. Every row is
-compared, block by block of the mapped files: memory does not grow with the cask, and there is no index. (ReAugKD, Zhang et
-al., ACL 2023: a student's prediction is mixed with those of the nearest documents.)
+compared, block by block of the mapped files: memory does not grow with the cask, and there is no index. (ReAugKD,
+Zhang et al., ACL 2023: a student's prediction is mixed with those of the nearest documents.)
 """
 
 import json
@@ -56,7 +56,8 @@ def vector_of(cask: Cask, document: int, *, layer: int | None = None) -> NDArray
     number, row = cask.locate(document)
     file = cask.hint_file(number)
     file.verify(row)
-    return file.columns.of(row).decode()[0, column]
+    vector_W: NDArray[np.float32] = file.columns.of(row).decode()[0, column]
+    return vector_W
 
 
 def as_stored(cask: Cask, vector_D: NDArray[Any]) -> NDArray[np.float32]:

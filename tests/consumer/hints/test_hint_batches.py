@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from logitcask_consumer.data import CaskDataset, Collator, open_casks
-from logitcask_consumer.data.hint_rows import decoded_layer
+from logitcask_consumer.data.hint_rows import decoded_layer, hint_tensors
 from logitcask_consumer.hints import HintMismatchError, HintObjective
 from logitcask_consumer.hints.bound import HintPlan, hint_modules
 from logitcask_consumer.hints.teacher_folder import TeacherShape
@@ -18,6 +18,7 @@ from logitcask_consumer.weights import Weights
 from logitcask_schemas.errors import CaskCorruptionError, CaskNotFoundError, HintsDroppedError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.hint_spec import HintSpec
+from logitcask_schemas.record.hints import HintRows
 from tests.consumer.hints.test_hint_formulas import relation_of_document
 from tests.support.consumer.cask_builder import VOCAB, build_cask, save_teacher, tiny_model, tiny_tokenizer
 from tests.support.consumer.live_states import live_states
@@ -94,6 +95,18 @@ def positions_of(dataset, batch):
         [at] = np.flatnonzero((document[:-1] == token) & (document[1:] == following))
         found.append(at)
     return torch.tensor(found)
+
+
+@pytest.mark.parametrize("codec", ["f16", "i8", "proj:24"])
+@pytest.mark.parametrize("width", [3, 64, 200])
+def test_a_layers_numbers_are_those_of_the_whole_row(codec, width):
+    """As `HintRows.decode` has them, to the bit: with a channel of 25,000, and a row of zeros."""
+    values = np.random.default_rng(1).normal(size=(5, 3, width)).astype(np.float32)
+    values[0, 1, 2], values[3] = 25_000, 0
+    rows = HintRows.encode(values, HintSpec(layers=(1, 2, 3), codec=codec))
+    for column in range(3):
+        got = decoded_layer(hint_tensors(rows), column)
+        torch.testing.assert_close(got.numpy(), rows.decode()[:, column], rtol=0, atol=0)
 
 
 def test_positions_without_weight_have_no_rows(casks):
