@@ -224,6 +224,7 @@ class CaskDataset(PackedDataset[SequenceRecords]):
         overlap: int = 0,
         packing: Packing = "best_fit",
         seed: int = 0,
+        hints: bool = False,
     ) -> Self:
         """Open casks and plan sequences over them; `open_casks` and `CaskDataset(...)` take more options.
 
@@ -234,6 +235,7 @@ class CaskDataset(PackedDataset[SequenceRecords]):
             overlap: context slots of the windows of longer documents.
             packing: `best_fit`, or `none` for one window per sequence.
             seed: of the order in which documents of equal length are packed.
+            hints: read the rows of hints beside the records.
 
         Raises:
             IdentityMismatchError: the tokenizer is not the teacher's, or teachers or capture specs differ.
@@ -244,7 +246,7 @@ class CaskDataset(PackedDataset[SequenceRecords]):
                 f"tokenizer must be a transformers tokenizer (AutoTokenizer.from_pretrained(...)), got {tokenizer!r}"
             )
         casks = open_casks(places, tokenizer_fingerprint=tokenizer_fingerprint(tokenizer))
-        return cls(casks, seq_len=seq_len, overlap=overlap, packing=packing, seed=seed)
+        return cls(casks, seq_len=seq_len, overlap=overlap, packing=packing, seed=seed, hints=hints)
 
     @property
     def num_documents(self) -> int:
@@ -267,6 +269,11 @@ class CaskDataset(PackedDataset[SequenceRecords]):
             hints=None if self._no_hints is None else self._hints(packs.windows_W, collated),
             head_holds_next=self.casks[0].layout.head_holds_next,
         )
+
+    @property
+    def reads_hints(self) -> bool:
+        """Whether it was asked for hints."""
+        return self._no_hints is not None
 
     @property
     def hint_width(self) -> int:

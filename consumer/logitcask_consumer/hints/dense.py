@@ -118,15 +118,17 @@ class DenseTeacher:
             )
         return gap
 
-    def note(self, casks: Sequence[Cask]) -> str:
-        """What it costs beside the sparse record."""
-        positions = max(sum(cask.num_positions for cask in casks), 1)
-        hints = sum(entry.hints.bytes for cask in casks for entry in cask.entries if entry.hints is not None)
-        records = sum(cask.num_bytes for cask in casks)
-        return (
-            f"target dense: {hints / positions:,.0f} bytes of hints per token beside {records / positions:,.0f} of "
-            f"sparse record, and the teacher's head of {self.head.weight_VD.numel() * 4 / 2**20:,.0f} MiB in memory"
-        )
+
+def cost_note(casks: Sequence[Cask], teacher: TeacherShape) -> str:
+    """What a dense target costs beside the sparse records, a sentence."""
+    positions = max(sum(cask.num_positions for cask in casks), 1)
+    hints = sum(entry.hints.bytes for cask in casks for entry in cask.entries if entry.hints is not None)
+    records = sum(cask.num_bytes for cask in casks)
+    head = 4 * teacher.hidden * casks[0].manifest.teacher.vocab_size
+    return (
+        f"target dense: {hints / positions:,.0f} bytes of hints per token beside {records / positions:,.0f} of sparse "
+        f"record, and the teacher's head of {head / 2**20:,.0f} MiB in memory"
+    )
 
 
 def require_dense(objective: Objective, capture: CaptureSpec) -> None:

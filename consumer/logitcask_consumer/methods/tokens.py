@@ -17,7 +17,7 @@ from logitcask_consumer.data.vocabulary import ExtraIds, StudentVocabulary, beyo
 from logitcask_consumer.head import LMHead
 from logitcask_consumer.hints import HintLoss, HintMismatchError, HintObjective, TaskAware
 from logitcask_consumer.hints.bound import HintPlan, HintsOnStudent
-from logitcask_consumer.hints.dense import DenseTeacher, require_dense
+from logitcask_consumer.hints.dense import DenseTeacher, cost_note, require_dense
 from logitcask_consumer.hints.filters import load_filters, made_filters, save_filters
 from logitcask_consumer.hints.teacher_folder import TeacherShape, read_head
 from logitcask_consumer.losses import LossMismatchError, Objective
@@ -176,6 +176,7 @@ class TokenMethod:
     def _plan(self, model: Any, dataset: CaskDataset) -> HintPlan | None:
         if self.hints is None:
             return None
+        require_hints_read(dataset)
         return HintPlan.of(HintObjective.parse(self.hints), model, dataset, self._shape())
 
     def _teacher_head(self, dataset: CaskDataset) -> LMHead:
@@ -186,6 +187,7 @@ class TokenMethod:
     def _dense(self, dataset: CaskDataset) -> DenseTeacher | None:
         if self.target != "dense":
             return None
+        require_hints_read(dataset)
         head, shape = self._teacher_head(dataset), self._shape()
         assert shape is not None, "_teacher_head has asked for the folder"
         return DenseTeacher.of(dataset.casks, shape, head, self._objective)
@@ -204,10 +206,10 @@ class TokenMethod:
         beyond = None if self._tokens is None else beyond_tokens_note(dataset, self._tokens)
         if beyond is not None:
             beyond += ". They are trained as they are"
-        plan, dense = self._plan(model, dataset), self._dense(dataset)
+        plan, shape = self._plan(model, dataset), self._shape()
         hints = [] if plan is None else plan.notes()
-        if dense is not None:
-            hints.append(dense.note(dataset.casks))
+        if self.target == "dense" and shape is not None:
+            hints.append(cost_note(dataset.casks, shape))
         return [*self.weights.notes(StoredAnswers.of(dataset.casks)), *filter(None, (share, beyond)), *hints]
 
     def on(self, model: Any, dataset: CaskDataset) -> "TokenBatchLoss":
@@ -241,6 +243,14 @@ class TokenMethod:
             collator=Collator(seq_len=dataset.seq_len, vocabulary=vocabulary),
             hints=hints,
             dense=dense,
+        )
+
+
+def require_hints_read(dataset: CaskDataset) -> None:
+    """Refuse a dataset that reads no hints. Raises HintMismatchError."""
+    if not dataset.reads_hints:
+        raise HintMismatchError(
+            "hints and target dense need a dataset that reads hints: CaskDataset(..., hints=True), also to evaluate"
         )
 
 

@@ -14,6 +14,8 @@ from logitcask_consumer.hints.bound import HintPlan, hint_modules
 from logitcask_consumer.hints.teacher_folder import TeacherShape
 from logitcask_consumer.methods import TokenMethod
 from logitcask_consumer.student.forward import attach
+from logitcask_consumer.training.arguments import DistillConfig
+from logitcask_consumer.training.trainer import DistillTrainer
 from logitcask_consumer.weights import Weights
 from logitcask_schemas.errors import CaskCorruptionError, CaskNotFoundError, HintsDroppedError
 from logitcask_schemas.record.capture_spec import CaptureSpec
@@ -381,6 +383,32 @@ def test_modules_are_made_once_and_not_mixed(casks, teacher):
     assert hint_modules(student) is first
     with pytest.raises(HintMismatchError, match="projections of other hint losses"):
         TokenMethod(hints="pkd", teacher=teacher[0]).on(student, dataset)
+
+
+@pytest.mark.parametrize("options", [{"hints": "pkd"}, {"target": "dense"}])
+def test_a_dataset_that_reads_no_hints_is_refused(casks, teacher, options):
+    student = tiny_model(layers=2)
+    attach(student)
+    with pytest.raises(HintMismatchError, match=r"hints=True\), also to evaluate"):
+        TokenMethod(teacher=teacher[0], **options).on(student, dataset_of(casks / "f16", hints=False))
+
+
+def test_a_trainer_trains_and_evaluates_with_hints(casks, teacher, tmp_path):
+    """The documentation's lines of Python."""
+    student = tiny_model(layers=2, seed=5)
+    args = DistillConfig(output_dir=str(tmp_path), max_steps=2, report_to="none", use_cpu=True, logging_steps=1)
+    trainer = DistillTrainer(
+        student,
+        args,
+        dataset_of(casks / "f16"),
+        eval_dataset=dataset_of(casks / "f16", seq_len=32),
+        method=TokenMethod(hints="pkd:map=uniform@0.5", teacher=teacher[0]),
+    )
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    assert before["eval_hint/pkd"] > after["eval_hint/pkd"] > 0
+    assert before["eval_loss"] == pytest.approx(before["eval_kd"] + 0.5 * before["eval_hint/pkd"], rel=1e-5)
 
 
 def test_a_folder_that_is_not_the_teachers_is_refused(casks, tmp_path):
