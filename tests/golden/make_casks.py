@@ -22,6 +22,8 @@ from logitcask_schemas.cask.format.packed.rank_table import RankTable
 from logitcask_schemas.cask.storage.files import LocalFiles
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.extent import Context, Extent
+from logitcask_schemas.record.hint_spec import HintSpec
+from logitcask_schemas.record.hints import HintRows
 from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_schemas.record.records import DocumentRecords, Records
 
@@ -39,6 +41,13 @@ CASES: dict[str, tuple[int, CaptureSpec, str]] = {
     "cask-v2-extents": (49_152, CaptureSpec(tau=0.05), "arrow"),
     "cask-v2-extents-zarr": (262_144, WIDE, "zarr"),
     "cask-v2-extents-parquet": (262_144, WIDE, "parquet"),
+    "cask-v1-hints-f16": (49_152, CaptureSpec(tau=0.05, hints=HintSpec(layers=(0, 3))), "arrow"),
+    "cask-v1-hints-i8": (49_152, CaptureSpec(tau=0.05, hints=HintSpec(layers=(2, 5, 6), codec="i8")), "parquet"),
+    "cask-v1-hints-proj": (
+        49_152,
+        CaptureSpec(tau=0.05, hints=HintSpec(layers=(1, 2), of="v", codec="proj:4", positions="last", seed=3)),
+        "arrow",
+    ),
     "cask-v3-packed": (49_152, CaptureSpec(tau=0.05, logprob_codec="u8all", tail_logprobs=True, seed=7), "packed"),
     "cask-v3-packed-extents": (262_144, WIDE, "packed"),
 }
@@ -101,6 +110,23 @@ def answers(document: DocumentRecords) -> Any:
     return None if ranges is None else np.array(ranges, dtype=np.uint32).reshape(-1, 2)
 
 
+HINT_WIDTH = 70
+"""More than one group of channels of codec i8."""
+
+
+def hint_values(whole: DocumentRecords, spec: HintSpec) -> Any:
+    """Eighths, [R, K, D], of which a few channels stand out; sums of them are exact in float32."""
+    rows, layers = spec.num_rows(whole.records.num_positions), len(spec.layers)
+    numbers = np.arange(rows * layers * HINT_WIDTH, dtype=np.int64) * 7919 + 104_729 * len(whole.token_ids_L)
+    values = ((numbers % 199 - 99) / 8).astype(np.float32).reshape(rows, layers, HINT_WIDTH)
+    values[:, 0, 5], values[:, 0, 66] = 25_800, -70_000
+    return values
+
+
+def with_hints(whole: DocumentRecords, spec: HintSpec) -> DocumentRecords:
+    return replace(whole, hints=HintRows.encode(hint_values(whole, spec), spec))
+
+
 def with_extent(whole: DocumentRecords) -> DocumentRecords:
     positions, context_ids = EXTENTS[len(whole.token_ids_L)]
     keep_P = (
@@ -145,6 +171,8 @@ def make_cask(path: Path, name: str) -> list[DocumentRecords]:
         ]
     if "extents" in name:
         documents = [[with_extent(document) for document in shard] for shard in documents]
+    if spec.hints is not None:
+        documents = [[with_hints(document, spec.hints) for document in shard] for shard in documents]
     writer = CaskWriter.create(path, teacher=teacher, capture=spec, carrier=carrier)
     writer.publish(documents[0])
     writer.close()

@@ -15,7 +15,9 @@ from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.directory import LocalDirectory, read_manifest
 from logitcask_schemas.cask.integrity.verify import survey, verify_shards
 from logitcask_schemas.cask.location import LocalFolder
-from tests.golden.make_casks import CASES, as_json, make_cask
+from logitcask_schemas.record.hints import HintRows
+from tests.golden.make_casks import CASES, as_json, hint_values, make_cask
+from tests.support.schemas.hint_samples import assert_same_rows
 
 HERE = Path(__file__).parent
 WRITTEN_BY_PYARROW = "26"
@@ -35,6 +37,15 @@ def test_they_are_read(name: str) -> None:
                 np.testing.assert_array_equal(mine[column], np.array(values, dtype=np.float64))
     assert survey(LocalFolder(folder=cask.path)).unlisted_files == []
     assert not [problem for report in verify_shards(cask) for problem in report.problems]
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "hints" in name])
+def test_their_hints_are_read(name: str) -> None:
+    cask = Cask.open(HERE / name)
+    spec = cask.manifest.capture.hints
+    assert spec is not None
+    for number in range(len(cask)):
+        assert_same_rows(cask.hints(number), HintRows.encode(hint_values(cask.read(number), spec), spec))
 
 
 def contents(path: Path) -> list[str]:

@@ -266,6 +266,9 @@ def test_there_are_golden_casks() -> None:
         "cask-v1-answers",
         "cask-v1-answers-parquet",
         "cask-v1-answers-zarr",
+        "cask-v1-hints-f16",
+        "cask-v1-hints-i8",
+        "cask-v1-hints-proj",
         "cask-v1-parquet",
         "cask-v1-u16-f16",
         "cask-v1-u24-f32",
@@ -277,3 +280,65 @@ def test_there_are_golden_casks() -> None:
         "cask-v3-packed",
         "cask-v3-packed-extents",
     ]
+
+
+def read_hints(cask: Path, entry: dict[str, Any], spec: dict[str, Any]) -> dict[bytes, np.ndarray]:
+    """Vectors [R, K, W] by document id, as section 4.6 of the page has them."""
+    path = cask / "shards" / f"{entry['name']}.hints.arrow"
+    content = path.read_bytes()
+    assert (len(content), hashlib.sha256(content).hexdigest()) == (entry["hints"]["bytes"], entry["hints"]["sha256"])
+    metadata, ids, checksums, columns = read_arrow(path)
+    width, layers = int(metadata.pop("logitcask.width")), len(spec["layers"])
+    assert metadata == {
+        "logitcask.format": "logitcask-hints",
+        "logitcask.version": "1",
+        "logitcask.identity": entry["identity"],
+        "logitcask.shard": entry["name"],
+    }
+    vectors = {}
+    for row, identity in enumerate(ids):
+        parts = {name: flat[cut[row] : cut[row + 1]] for name, (cut, flat) in columns.items()}
+        rows = len(parts["codes"])
+        sizes = np.array([rows, width], "<u8").tobytes()
+        proof = xxhash.xxh3_64(identity + sizes + b"".join(part.tobytes() for part in parts.values()))
+        assert proof.intdigest() == checksums[row]
+        codes = parts["codes"].reshape(rows, layers, -1).astype(np.float32)
+        scales = parts["scales"].reshape(rows, layers, -1)
+        for channel in range(codes.shape[2]):
+            codes[:, :, channel] *= scales[:, :, channel // 64 if spec["codec"] == "i8" else 0]
+        if spec["codec"] == "i8":
+            channels = parts["outlier_channels"].reshape(rows, layers, -1)
+            for at in np.ndindex(channels.shape):
+                codes[at[0], at[1], channels[at]] = parts["outlier_values"].reshape(channels.shape)[at]
+        vectors[identity] = codes
+    return vectors
+
+
+@pytest.mark.parametrize("name", [name for name in CASKS if "hints" in name])
+def test_the_format_page_is_enough_for_hints(name: str) -> None:
+    manifest = read_sealed(HERE / name / "cask.json")
+    spec, seen = manifest["capture"]["hints"], 0
+    for entry in read_entries(HERE / name):
+        lengths = {
+            bytes.fromhex(document["id"]): len(document["token_ids"])
+            for document in read_shard(HERE / name / "shards", entry)
+        }
+        for identity, vectors in read_hints(HERE / name, entry, spec).items():
+            # The numbers of make_casks.py, by its formula.
+            rows = lengths[identity] - 1 if spec["positions"] == "all" else 1
+            assert vectors.shape[:2] == (rows, len(spec["layers"]))
+            numbers = np.arange(rows * len(spec["layers"]) * 70, dtype=np.int64) * 7919 + 104_729 * lengths[identity]
+            expected = ((numbers % 199 - 99) / 8).reshape(rows, -1, 70)
+            expected[:, 0, 5], expected[:, 0, 66] = 25_800, -70_000
+            if spec["codec"] == "proj:4":
+                words = np.random.Philox(key=[spec["seed"], 70]).random_raw(5)
+                bits = [int(words[at // 64]) >> (at % 64) & 1 for at in range(4 * 70)]
+                expected = expected @ (np.array(bits).reshape(4, 70).T - 0.5)
+            bound = {"f16": 2.0**-11, "i8": 1 / 253, "proj:4": 2.0**-11}[spec["codec"]]
+            largest = np.abs(expected).max(axis=2, keepdims=True)
+            if spec["codec"] == "i8":
+                assert (vectors[:, 0, [5, 66]] == [25_800, -70_000]).all()
+                largest = np.full_like(largest, 99 / 8)
+            assert (np.abs(vectors - expected) <= largest * bound).all()
+            seen += 1
+    assert seen == 4

@@ -203,7 +203,8 @@ def _encode_i8(values: NDArray[np.float32]) -> HintRows:
         np.put_along_axis(magnitudes, channel_RK1, -1, axis=2)
         np.put_along_axis(rest, channel_RK1, 0, axis=2)
     starts = np.arange(0, values.shape[2], GROUP)
-    scales_RKG = np.maximum.reduceat(np.abs(rest), starts, axis=2) / np.float32(I8_LEVELS)
+    largest_RKG: NDArray[np.float32] = np.maximum.reduceat(np.abs(rest), starts, axis=2)
+    scales_RKG: NDArray[np.float32] = largest_RKG / np.float32(I8_LEVELS)
     divisors = _by_channel(np.where(scales_RKG > 0, scales_RKG, np.float32(1)), values.shape[2])
     codes = np.clip(np.rint(rest / divisors), -I8_LEVELS, I8_LEVELS).astype(np.int8)
     return HintRows(

@@ -83,7 +83,8 @@ def _encode_i8(values: torch.Tensor) -> dict[str, torch.Tensor]:
         magnitudes.scatter_(2, channel_RK1, -1.0)
         rest.scatter_(2, channel_RK1, 0.0)
     width = values.shape[2]
-    groups_RKGC = torch.nn.functional.pad(rest, (0, -width % GROUP)).unflatten(2, (-1, GROUP))
+    padded = torch.nn.functional.pad(rest, (0, -width % GROUP))
+    groups_RKGC = padded.reshape(*padded.shape[:2], -1, GROUP)
     scales_RKG = groups_RKGC.abs().amax(dim=3) / I8_LEVELS
     divisors_RKG1 = torch.where(scales_RKG > 0, scales_RKG, 1.0)[..., None]
     codes = (groups_RKGC / divisors_RKG1).round().clamp(-I8_LEVELS, I8_LEVELS).to(torch.int8)

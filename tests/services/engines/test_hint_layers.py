@@ -109,7 +109,7 @@ def test_projections_are_heard_by_hooks(of, columns, monkeypatch):
     give_hints(model, HintLayers(of=of, layers=(1, 2), num_blocks=2))
     hidden = torch.ones(4, 3)
     whole = model(hidden)
-    expected = [layer.self_attn.qkv_proj(hidden)[:, columns] for layer in model.layers]
+    expected = [layer.get_submodule("self_attn.qkv_proj")(hidden)[:, columns] for layer in model.layers]
     assert torch.equal(whole, torch.cat([hidden, *expected], dim=-1))
 
 
@@ -131,7 +131,7 @@ def test_projections_are_gathered_from_the_ranks(monkeypatch):
     model = Stack()
     give_hints(model, HintLayers(of="qkv", layers=(2,), num_blocks=2))
     hidden = torch.ones(4, 3)
-    made = model.layers[1].self_attn.qkv_proj(hidden)
+    made = model.layers[1].get_submodule("self_attn.qkv_proj")(hidden)
     whole = model(hidden)[:, 3:]
     assert torch.equal(whole, torch.cat([made[:, :4], made[:, :4], made[:, 4:]], dim=-1))
 

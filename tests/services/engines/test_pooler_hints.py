@@ -44,6 +44,8 @@ class State(SimpleNamespace):
 class Request:
     """One request with made-up vectors per token, and how much of it has been scheduled."""
 
+    output: torch.Tensor
+
     def __init__(self, seed, length, hints, *, shift=0, recorded=None):
         generator = torch.Generator().manual_seed(seed)
         self.ids = torch.randint(0, VOCAB, (length + shift,), generator=generator)
@@ -51,7 +53,7 @@ class Request:
         self.spec = CaptureSpec(tau=0.02, hints=hints)
         self.shift, self.recorded, self.done = shift, recorded, 0
         self.state = State(hidden_states_cache=[])
-        self.output = None
+        self.is_done = False
 
     @property
     def asked(self):
@@ -61,6 +63,7 @@ class Request:
     def expected_hints(self):
         """By hand, from the vectors of the tokens that are asked for."""
         hints = self.spec.hints
+        assert hints is not None
         if hints.positions == "last":
             rows = [len(self.ids) - 1]
         else:
@@ -99,8 +102,8 @@ def step(pooler, requests, counts):
     )
     for request, output in zip(requests, pooler(whole, metadata), strict=True):
         if output is not None:
-            assert request.output is None
-            request.output = output
+            assert not request.is_done
+            request.output, request.is_done = output, True
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +136,7 @@ def test_any_schedule_gives_the_rows_that_are_asked_for(head, chosen, data):
     while waiting := [request for request in chosen if request.done < len(request.ids)]:
         step(pooler, waiting, [data.draw(st.integers(1, len(r.ids) - r.done)) for r in waiting])
         steps += 1
-        if steps < 20 and waiting[0].output is None and data.draw(st.booleans()):
+        if steps < 20 and not waiting[0].is_done and data.draw(st.booleans()):
             waiting[0].done = 0  # preempted
     for request in chosen:
         request.require_hints()
@@ -178,5 +181,5 @@ def test_a_rank_without_logits_returns_nothing():
     pooler = CapturePooler(lambda hidden: None, hints=LOADED, hidden_width=HIDDEN)
     request = Request(1, 5, HINTS[0])
     step(pooler, [request], [5])
-    assert request.output is None
+    assert not request.is_done
     assert request.state.hidden_states_cache[-1].hints is None

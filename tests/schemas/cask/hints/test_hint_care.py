@@ -263,14 +263,10 @@ def states(path: Path, operations: list[Operation], before: dict[Path, bytes]) -
     """What may be left after each number of operations, if the disk had everything or only what was synced."""
     left = []
     for length in range(len(operations) + 1):
-        for all_reached in (True, False):
-            kept = crash(
-                operations[:length],
-                before,
-                reached_disk=lambda _, kept=all_reached: kept,
-                surviving_bytes=lambda synced, full, kept=all_reached: full if kept else synced,
-            )
-            left.append((length, kept))
+        done = operations[:length]
+        everything = crash(done, before, reached_disk=lambda _: True, surviving_bytes=lambda _, full: full)
+        synced_only = crash(done, before, reached_disk=lambda _: False, surviving_bytes=lambda synced, _: synced)
+        left += [(length, everything), (length, synced_only)]
     return left
 
 
