@@ -10,6 +10,8 @@ from logitcask_consumer.data.vocabulary import ExtraIds
 from logitcask_schemas.errors import OptionError
 
 Precision = Literal["auto", "float32", "bfloat16"]
+Target = Literal["record", "dense"]
+"""What losses compare with: the sparse records, or the whole distribution of last hidden states and teacher's head."""
 
 
 AUTO_STEPS = 400
@@ -40,6 +42,10 @@ class TrainConfig:
     """A registered loss with its parameters, or a weighted mix; see `losses.Objective`."""
     ce_weight: float = 0.0
     """Share of the cross-entropy with the realised tokens, 0 to 1."""
+    hints: str | None = None
+    """Hint losses, added to the loss: "pkd:map=uniform@1.0 + cosine@0.5"; see `hints.HintObjective`."""
+    target: Target = "record"
+    """`dense` needs the last layer's hints and the teacher's folder; see `hints.dense`."""
     weights: str | None = None
     """Which positions are trained and how much each counts, a product of weights; see the package `weights`."""
     extra_ids: ExtraIds = "keep"
@@ -148,6 +154,7 @@ class TrainConfig:
                 min(self.save_steps, self.keep_checkpoints, self.logging_steps) >= 1,
                 "save_steps, keep_checkpoints and logging_steps must be at least 1",
             ),
+            (self.target in get_args(Target), f"target must be {_choices(Target)}, got {self.target!r}"),
             (self.packing in get_args(Packing), f"packing must be {_choices(Packing)}, got {self.packing!r}"),
             (self.precision in get_args(Precision), f"precision must be {_choices(Precision)}, got {self.precision!r}"),
             (

@@ -115,6 +115,21 @@ def train(
         ),
     ] = "forward_kl",
     ce_weight: Annotated[float, typer.Option("--ce-weight", help="Share of cross-entropy with the real tokens.")] = 0.0,
+    hints: Annotated[
+        str | None,
+        typer.Option(
+            "--hints",
+            help="Losses on the teacher's hidden states that the cask has, added to --loss: "
+            "'pkd:map=uniform@1.0 + cosine@0.5'; docs/training-hints.md.",
+        ),
+    ] = None,
+    target: Annotated[
+        str,
+        typer.Option(
+            "--target",
+            help="record, or dense: the teacher's whole distribution, from last hidden states and --teacher's head.",
+        ),
+    ] = "record",
     weights: Annotated[
         str | None,
         typer.Option(
@@ -233,7 +248,7 @@ def train(
     # A run that was finished by an older version has its last line of metrics only.
     outcome = result.run["result"]
     closing = outcome.get("closing", {"steps": 1, **outcome["last"]})
-    names = [name for name in closing if name.partition("/")[0] in ("kl", "kd", "ce")]
+    names = [name for name in closing if name.partition("/")[0] in ("kl", "kd", "ce", "hint")]
     shown = "  ".join(f"{name} {closing[name]:.3f}" for name in names)
     over = "the last step" if closing["steps"] == 1 else f"mean of the last {closing['steps']} steps"
     console.print(

@@ -94,7 +94,7 @@ class AlignedDocuments:
         ).bound(casks)
         dataset = method.dataset(casks, seq_len=seq_len, overlap=overlap, packing="none", seed=0)
         method.check(model, dataset)
-        for note in method.notes(dataset):
+        for note in method.notes(dataset, model):
             say(note)
         return cls(
             dataset=dataset,

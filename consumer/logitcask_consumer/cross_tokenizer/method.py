@@ -29,7 +29,7 @@ from logitcask_consumer.losses import LossMismatchError
 from logitcask_consumer.methods.method import BatchValue
 from logitcask_consumer.methods.tokens import require_records
 from logitcask_consumer.processes import processes
-from logitcask_consumer.student.forward import check_packing
+from logitcask_consumer.student.forward import StateTask, check_packing
 from logitcask_consumer.student.students import load_tokenizer
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import IdentityMismatchError, ModelError
@@ -130,6 +130,16 @@ class CrossTokenizerMethod:
                 f"extra_ids={config.extra_ids!r} compares ids of teacher and student; loss {config.loss!r} has chunks. "
                 "Leave it out"
             )
+        if config.hints is not None or config.target != "record":
+            raise TrainConfigError(
+                f"hints and target dense compare positions of the teacher's tokens; loss {config.loss!r} has "
+                "chunks. Leave them out"
+            )
+
+    def prepared(self, dataset: CrossTokenizerDataset, folder: Path, say: Callable[[str], None]) -> Self:
+        """Nothing is made before the first step."""
+        del dataset, folder, say
+        return self
 
     def bound(self, casks: Sequence[Cask]) -> Self:
         """The method for these casks, whose records must be of the teacher's tokenizer, and of whole documents."""
@@ -168,7 +178,7 @@ class CrossTokenizerMethod:
         corpus = AlignedCorpus.open_or_make(self.folder, casks, self.aligner, key=key)
         return CrossTokenizerDataset(casks, corpus, seq_len=seq_len, overlap=overlap, packing=packing, seed=seed)
 
-    def notes(self, dataset: CrossTokenizerDataset) -> list[str]:
+    def notes(self, dataset: CrossTokenizerDataset, model: Any) -> list[str]:
         """What was aligned, and what was left out and why."""
         summary = dataset.corpus.summary
         left_out = "".join(f"; {count:,} left out: {reason}" for reason, count in summary.left_out.items())
@@ -237,6 +247,8 @@ class ChunkTask:
     closing_V: Tensor
     """bool: the student's tokens that begin a new word."""
     block_rows: int | None = None
+    states: StateTask | None = None
+    """Hints are of the teacher's positions, and chunks have none."""
 
     def at_head(self, hidden_TD: Tensor, head: LMHead, sequences_T: Tensor) -> dict[str, Tensor | None]:
         """The summed loss, each term [K], and the cross-entropy, summed."""

@@ -5,7 +5,7 @@ entries, N tail draws, Z stored temperatures; R positions looked at more closely
 """
 
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from logitcask_consumer.data.dataset import SequenceRecords, slots_of
+from logitcask_consumer.data.hint_rows import HintTensors, hint_tensors
 from logitcask_consumer.data.slots import Slots
 from logitcask_consumer.data.vocabulary import StudentVocabulary
 from logitcask_consumer.losses.target import Offsets, SparseTarget
@@ -57,6 +58,8 @@ class Batch(TypedDict):
     """Those of the sequences, with the ones of weight 0 that were left out."""
     max_id: int
     """Largest id of the records and of the realised tokens; a student must have it."""
+    hints: NotRequired[HintTensors]
+    """Rows of the trained positions; only where the dataset was asked for them."""
 
 
 class Collator:
@@ -104,8 +107,9 @@ class Collator:
         documents_T = np.repeat(read.documents_W.astype(np.int32), counts_W)
         if read.head_holds_next:
             _require_next_token(records.head_ids_H, head_offsets, next_ids_T, documents_T)
-        weights_T = read.weights_P
+        weights_T, hints = read.weights_P, read.hints
         if keep_P is not None:
+            hints = None if hints is None else hints.select(keep_P)
             records = records.select(keep_P)
             slots_T, next_ids_T, documents_T = slots_T[keep_P], next_ids_T[keep_P], documents_T[keep_P]
             weights_T = None if weights_T is None else weights_T[keep_P]
@@ -114,7 +118,7 @@ class Collator:
             self.vocabulary.require_tokens_of(windows.token_ids_L, windows.token_offsets_B1, read.documents_W)
             self.vocabulary.require_records(records, documents_T)
         labels = slots.labels(slots_T, next_ids_T)
-        return Batch(
+        batch = Batch(
             labels=labels,
             shift_labels=labels,
             input_ids=slots.input_ids(windows.token_ids_L),
@@ -133,6 +137,9 @@ class Collator:
             positions=positions,
             max_id=max(int(ids.max(initial=0)) for ids in (records.head_ids_H, records.tail_ids_N, next_ids_T)),
         )
+        if hints is not None:
+            batch["hints"] = hint_tensors(hints)
+        return batch
 
 
 def target_of(batch: Batch, *, sampled_tail: bool, log_z_column: int | None = None) -> SparseTarget:

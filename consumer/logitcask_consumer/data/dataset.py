@@ -18,7 +18,8 @@ from logitcask_consumer.weights import Positions, Weights
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.batches import CollatedRecords, collate
 from logitcask_schemas.cask.shard import Shard
-from logitcask_schemas.errors import CaskError, DocumentMismatchError
+from logitcask_schemas.errors import CaskCorruptionError, CaskError, DocumentMismatchError, IdentityMismatchError
+from logitcask_schemas.record.hints import HintRows
 from logitcask_schemas.record.identity import tokenizer_fingerprint
 from logitcask_schemas.record.records import Records
 
@@ -36,6 +37,8 @@ class SequenceRecords:
     those before give context and carry no loss, see the module `windows`."""
     weights_P: NDArray[np.float32] | None = None
     """Weight of each position, see the package `weights`; None for 1."""
+    hints: HintRows | None = None
+    """The teacher's vectors at each position; None where the dataset was not asked for them."""
     head_holds_next: bool = True
     """Whether every head holds the next token, as all but imported records do."""
 
@@ -53,6 +56,7 @@ class SequenceRecords:
             window_offsets_B1=_joined([part.window_offsets_B1 for part in parts]),
             documents_W=np.concatenate([part.documents_W for part in parts]),
             weights_P=_concatenated([part.weights_P for part in parts]),
+            hints=None if parts[0].hints is None else HintRows.join([part.hints for part in parts if part.hints]),
             head_holds_next=all(part.head_holds_next for part in parts),
             windows=CollatedRecords(
                 token_ids_L=np.concatenate([collated.token_ids_L for collated in windows]),
@@ -167,8 +171,9 @@ class CaskDataset(PackedDataset[SequenceRecords]):
         packing: Packing = "best_fit",
         seed: int = 0,
         weights: Weights | None = None,
+        hints: bool = False,
     ) -> None:
-        """Plan the sequences; reads document lengths only.
+        """Plan the sequences; reads document lengths only, and a row of hints where these are asked for.
 
         Args:
             casks: from `open_casks`.
@@ -177,8 +182,10 @@ class CaskDataset(PackedDataset[SequenceRecords]):
             packing: `best_fit`, or `none` for one window per sequence.
             seed: of the order in which documents of equal length are packed.
             weights: of the positions, bound to the tokenizer; None for 1. Packing does not depend on them.
+            hints: read the rows of hints beside the records. Otherwise their files are never opened.
 
         Raises:
+            CaskError: hints are asked for that a cask has not, or no longer has.
             EmptyCaskError: no document has a position.
             WindowError: seq_len and overlap do not fit.
         """
@@ -204,6 +211,8 @@ class CaskDataset(PackedDataset[SequenceRecords]):
         self.share: TrainedShare | None = None
         """How much of it is trained, once that was found out; see `trained_share`."""
         self._proved_D = np.zeros(len(positions_D), dtype=np.bool_)
+        self._first_of_cask = np.cumsum([0, *map(len, self.casks)])
+        self._no_hints = self._first_hint_row() if hints else None
 
     @classmethod
     def open(
@@ -215,6 +224,7 @@ class CaskDataset(PackedDataset[SequenceRecords]):
         overlap: int = 0,
         packing: Packing = "best_fit",
         seed: int = 0,
+        hints: bool = False,
     ) -> Self:
         """Open casks and plan sequences over them; `open_casks` and `CaskDataset(...)` take more options.
 
@@ -225,6 +235,7 @@ class CaskDataset(PackedDataset[SequenceRecords]):
             overlap: context slots of the windows of longer documents.
             packing: `best_fit`, or `none` for one window per sequence.
             seed: of the order in which documents of equal length are packed.
+            hints: read the rows of hints beside the records.
 
         Raises:
             IdentityMismatchError: the tokenizer is not the teacher's, or teachers or capture specs differ.
@@ -235,7 +246,7 @@ class CaskDataset(PackedDataset[SequenceRecords]):
                 f"tokenizer must be a transformers tokenizer (AutoTokenizer.from_pretrained(...)), got {tokenizer!r}"
             )
         casks = open_casks(places, tokenizer_fingerprint=tokenizer_fingerprint(tokenizer))
-        return cls(casks, seq_len=seq_len, overlap=overlap, packing=packing, seed=seed)
+        return cls(casks, seq_len=seq_len, overlap=overlap, packing=packing, seed=seed, hints=hints)
 
     @property
     def num_documents(self) -> int:
@@ -255,8 +266,62 @@ class CaskDataset(PackedDataset[SequenceRecords]):
             documents_W=documents_W,
             windows=collated,
             weights_P=None if positions is None else self.weights.of(positions),
+            hints=None if self._no_hints is None else self._hints(packs.windows_W, collated),
             head_holds_next=self.casks[0].layout.head_holds_next,
         )
+
+    @property
+    def reads_hints(self) -> bool:
+        """Whether it was asked for hints."""
+        return self._no_hints is not None
+
+    @property
+    def hint_width(self) -> int:
+        """Numbers of one of the teacher's vectors, D; of a dataset that was asked for hints."""
+        assert self._no_hints is not None, "asked for without hints"
+        return self._no_hints.width
+
+    def _first_hint_row(self) -> HintRows:
+        """No rows, of the width that the casks have; every cask must still have its hints.
+
+        Raises:
+            CaskError: a cask has none, or its files are gone; says what to do.
+            IdentityMismatchError: two casks have vectors of different widths.
+        """
+        lengths = [cask.document_lengths() for cask in self.casks]
+        firsts = [
+            cask.hints(int(np.argmax(lengths_D > 1)))
+            for cask, lengths_D in zip(self.casks, lengths, strict=True)
+            if (lengths_D > 1).any()
+        ]
+        if len(widths := {first.width for first in firsts}) > 1:
+            raise IdentityMismatchError(
+                f"the casks {', '.join(str(cask.place) for cask in self.casks)} hold hints of widths {sorted(widths)}: "
+                "they are of different teachers. Train on those of one teacher"
+            )
+        return firsts[0].slice(slice(0, 0))
+
+    def _hints(self, windows_W: NDArray[np.int64], collated: CollatedRecords) -> HintRows:
+        """The rows of the positions of some windows.
+
+        Raises:
+            CaskCorruptionError: a window has not as many rows as records.
+        """
+        assert self._no_hints is not None, "asked for without hints"
+        parts, counts_W = [self._no_hints], np.diff(collated.position_offsets_B1)
+        for window, count in zip(windows_W.tolist(), counts_W.tolist(), strict=True):
+            number = int(self.windows.document_W[window])
+            at = int(np.searchsorted(self._first_of_cask, number, side="right")) - 1
+            document = number - int(self._first_of_cask[at])
+            start, stop = int(self.windows.trained_W[window]), int(self.windows.stop_W[window])
+            rows = self.casks[at].hints(document, start, stop)
+            if rows.num_rows != count:
+                raise CaskCorruptionError(
+                    f"{self.casks[at].place}: document {document}: {count} records of positions {start} to {stop - 1}, "
+                    f"but {rows.num_rows} rows of hints. Run `logitcask cask verify`"
+                )
+            parts.append(rows)
+        return HintRows.join(parts)
 
     def positions(self, sequences: Sequence[int]) -> Positions:
         """What the weights of several sequences follow from; errors as `read`."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from logitcask_consumer.head.dense import gradient_, reduce_
+from logitcask_consumer.head.dense_target import DenseTarget
 from logitcask_consumer.head.fused_head import ShapeError, fused_head, rows_of, wide_dtype
 from logitcask_consumer.head.lm_head import LMHead
 from logitcask_consumer.losses.loss import Loss, Terms
@@ -26,8 +27,10 @@ class Scales:
     of_terms: tuple[Tensor | None, ...]
 
     @classmethod
-    def of(cls, terms: Sequence[tuple[float, Loss]], target: SparseTarget) -> "Scales":
-        """Ask every term."""
+    def of(cls, terms: Sequence[tuple[float, Loss]], target: SparseTarget | DenseTarget) -> "Scales":
+        """Ask every term; a factor speaks of the records' tails, which a whole distribution has not."""
+        if isinstance(target, DenseTarget):
+            return cls((None,) * len(terms))
         return cls(tuple(loss.row_scale(target) for _, loss in terms))
 
     def rows(self, rows: slice) -> "Scales":
@@ -110,7 +113,7 @@ class LossResult:
 def distillation_loss(
     hidden_TD: Tensor,
     head: LMHead,
-    target: SparseTarget,
+    target: SparseTarget | DenseTarget,
     terms: Terms,
     *,
     weights_T: Tensor | None = None,
@@ -124,7 +127,7 @@ def distillation_loss(
         target: T rows of the teacher's target, row i for hidden state i.
         terms: K losses with their weights.
         weights_T: weight of each position; None for 1. Leave positions of weight 0 out: they cost as much as others.
-        block_rows: rows of logits held at a time; None chooses 64 MiB of them, 256 at least.
+        block_rows: rows of logits held at a time; None chooses 64 MiB of them, 256 at least, fewer of a `DenseTarget`.
 
     Raises:
         ShapeError: rows, hidden size or vocabulary do not fit, or there is no term.
@@ -138,19 +141,21 @@ def distillation_loss(
     return _distillation_loss(hidden_TD, head, target, terms, weights_T, block_rows)
 
 
-_Plain: TypeAlias = Callable[[Tensor, LMHead, SparseTarget, Terms, Tensor | None, int | None], LossResult]
+_Plain: TypeAlias = Callable[[Tensor, LMHead, SparseTarget | DenseTarget, Terms, Tensor | None, int | None], LossResult]
 
 
 def _distillation_loss(
     hidden_TD: Tensor,
     head: LMHead,
-    target: SparseTarget,
+    target: SparseTarget | DenseTarget,
     terms: Terms,
     weights_T: Tensor | None,
     block_rows: int | None,
 ) -> LossResult:
     """`distillation_loss`, outside of compilation."""
     _check(hidden_TD, head, target, terms, weights_T)
+    if block_rows is None and isinstance(target, DenseTarget):
+        block_rows = target.block_rows
     rows = rows_of(block_rows, head)
     count, wide = len(hidden_TD), wide_dtype(hidden_TD)
     target = target.to_dtype(wide)
@@ -170,7 +175,7 @@ def _distillation_loss(
 class _Mix:
     """The loss of a block of rows; notes each term and the cross-entropy of every row."""
 
-    target: SparseTarget
+    target: SparseTarget | DenseTarget
     terms: Terms
     scales: Scales
     weights_T: Tensor | None
@@ -191,7 +196,9 @@ class _Mix:
         return done.total, done.grad_RV
 
 
-def _check(hidden_TD: Tensor, head: LMHead, target: SparseTarget, terms: Terms, weights_T: Tensor | None) -> None:
+def _check(
+    hidden_TD: Tensor, head: LMHead, target: SparseTarget | DenseTarget, terms: Terms, weights_T: Tensor | None
+) -> None:
     if hidden_TD.ndim != 2 or hidden_TD.shape[1] != head.weight_VD.shape[1]:
         raise ShapeError(
             f"hidden states must be [positions, {head.weight_VD.shape[1]}] for a head of "

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, ClassVar, Final, Generic, Self, TypeVar
@@ -86,8 +86,13 @@ def _not_a_schedule(text: str) -> LossParameterError:
 
 L = TypeVar("L", bound=Formula)
 
-_PLUS: Final = re.compile(r"(?<=.)(?<![=*(,])(?<![\d.][eE])\+(?![^(]*\))")
+_PLUS: Final = re.compile(r"(?<=.)(?<![=*@(,])(?<![\d.][eE])\+(?![^(]*\))")
 """Between two losses, not the sign of a number: "+0.5", "beta=+0.5", "1e+3", "linear(1e+3,0)"."""
+
+
+def split_sum(text: str) -> list[str]:
+    """The parts of a sum, as written between its "+"."""
+    return _PLUS.split(text.strip())
 
 
 def split_mix(text: str) -> list[tuple[str, str]]:
@@ -96,7 +101,7 @@ def split_mix(text: str) -> list[tuple[str, str]]:
     Raises:
         LossParameterError: nothing stands before or behind a "+".
     """
-    parts = [part.rpartition("*") for part in _PLUS.split(text.strip())]
+    parts = [part.rpartition("*") for part in split_sum(text)]
     if len(parts) > 1 and (missing := [at for at, (_, _, spec) in enumerate(parts, start=1) if not spec.strip()]):
         raise LossParameterError(f'{text!r}: loss number {missing[0]} is missing; a mix is "0.9*LOSS + 0.1*LOSS"')
     return [(weight if times else "1", spec.strip()) for weight, times, spec in parts]
@@ -125,8 +130,13 @@ class Mix(Generic[L]):
         Raises:
             UnknownLossError, LossParameterError: what is not understood.
         """
+        return cls.of_parts(split_mix(text), text)
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[tuple[str, str]], text: str) -> Self:
+        """The mix of these weights and losses, as written; `text` is all of it, for messages. Errors as `parse`."""
         weights, losses = list[Schedule](), list[L]()
-        for weight, spec in split_mix(text):
+        for weight, spec in parts:
             losses.append(read_loss(spec, cls.registry, kind=cls.what))
             weights.append(Schedule.parse(weight))
             if weights[-1].least < 0:

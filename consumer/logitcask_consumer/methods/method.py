@@ -7,6 +7,7 @@ is, what it counts and what it costs. `DistillTrainer` sees only these two.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, Self
 
 from torch import Tensor
@@ -85,6 +86,15 @@ class Method(Protocol):
             EmptyCaskError, NothingTrainedError, NothingAlignedError: nothing is left to be trained.
         """
 
+    def prepared(self, dataset: Any, folder: Path, say: Callable[[str], None]) -> Self:
+        """The method with what must be made before the first step.
+
+        Args:
+            dataset: of its own kind.
+            folder: of the run; what was made lies there for a resumption.
+            say: receives messages for people.
+        """
+
     def check(self, model: Any, dataset: Any) -> None:
         """Refuse a student that does not fit the records of a dataset of its own kind, or the way they are packed.
 
@@ -93,8 +103,8 @@ class Method(Protocol):
             ModelError: its logits are not its head's, or it cannot keep packed documents apart.
         """
 
-    def notes(self, dataset: Any) -> list[str]:
-        """What people should know before training, a sentence each."""
+    def notes(self, dataset: Any, model: Any) -> list[str]:
+        """What people should know before training, a sentence each; dataset and student have passed `check`."""
 
     def on(self, model: Any, dataset: Any) -> BatchLoss:
         """The method on a student, whose forward `student.forward.attach` has prepared, and a dataset of its own kind.

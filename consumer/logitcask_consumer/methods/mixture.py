@@ -9,8 +9,9 @@ linear in the teacher's probabilities, have the gradient of the loss to the teac
 losses have the weighted sum of the gradients.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final, Self
 
 import torch
@@ -73,6 +74,14 @@ class MixtureMethod:
             ]
         )
 
+    def prepared(self, dataset: MixedDataset, folder: Path, say: Callable[[str], None]) -> Self:
+        """Each method with what it needs."""
+        self._require_own(dataset)
+        parts = zip(self.parts, dataset.parts, strict=True)
+        return replace(
+            self, parts=tuple(replace(part, method=part.method.prepared(own, folder, say)) for part, own in parts)
+        )
+
     def check(self, model: Any, dataset: MixedDataset) -> None:
         """Refuse a student that does not fit one of the parts.
 
@@ -83,7 +92,7 @@ class MixtureMethod:
         for part, own in zip(self.parts, dataset.parts, strict=True):
             part.method.check(model, own)
 
-    def notes(self, dataset: MixedDataset) -> list[str]:
+    def notes(self, dataset: MixedDataset, model: Any) -> list[str]:
         """What each part counts, and what its method has to say."""
         weighted = [part.weight * own.num_positions for part, own in zip(self.parts, dataset.parts, strict=True)]
         lines = []
@@ -92,7 +101,7 @@ class MixtureMethod:
                 f"{part.label}: {own.num_positions:,} positions of {own.manifest.teacher.model}, weight "
                 f"{part.weight:g}, loss {part.loss}: {share / sum(weighted):.1%} of what is trained"
             )
-            lines += [f"{part.label}: {note}" for note in part.method.notes(own)]
+            lines += [f"{part.label}: {note}" for note in part.method.notes(own, model)]
         return lines
 
     def on(self, model: Any, dataset: MixedDataset) -> "MixtureBatchLoss":

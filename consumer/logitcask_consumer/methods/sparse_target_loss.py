@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from logitcask_consumer.data import Batch, target_of
-from logitcask_consumer.head import LMHead, distillation_loss
+from logitcask_consumer.head import DenseTarget, LMHead, distillation_loss
 from logitcask_consumer.losses import Objective, SparseTarget
 from logitcask_consumer.losses.loss import Terms
 from logitcask_consumer.losses.target import take_target
+from logitcask_consumer.student.forward import StateTask
 from logitcask_consumer.weights import EntropyTop, Weights
 from logitcask_schemas.errors import IdentityMismatchError, ModelError
 from logitcask_schemas.record.capture_spec import CaptureSpec
@@ -38,9 +39,13 @@ class DistillTask:
     """Rows of logits held at a time; None chooses 64 MiB, 256 at least."""
     width: int | None = None
     """Ids of the student's distribution, where it ends before those of the head; see `vocabulary`."""
+    dense: DenseTarget | None = None
+    """The teacher's whole distribution of the rows, in place of `target`."""
+    states: StateTask | None = None
+    """Hint losses."""
 
     def at_head(self, hidden_TD: Tensor, head: LMHead, sequences_T: Tensor) -> dict[str, Tensor | None]:
-        """The summed loss, and of the positions that are trained terms [K, T], ce, entropy and weights [T].
+        """The summed loss, and of the positions that are trained terms [K, T], ce, entropy, weights and numbers [T].
 
         Raises:
             IdentityMismatchError: a record holds an id that the student cannot predict.
@@ -51,10 +56,13 @@ class DistillTask:
                 "teacher's ids (resize_token_embeddings), or leave such documents out; a Collator that is given the "
                 "student's `vocabulary` names them"
             )
-        head, target, weights_T = head.narrowed(self.width), self.target, self.weights_T
+        head, weights_T = head.narrowed(self.width), self.weights_T
+        target: SparseTarget | DenseTarget = self.target if self.dense is None else self.dense
+        rows: Tensor | None = None
         if self.selection is not None:
             rows = self.selection.choose(hidden_TD, head, sequences_T, self.block_rows)
-            hidden_TD, target = hidden_TD.index_select(0, rows), take_target(target, rows)
+            hidden_TD = hidden_TD.index_select(0, rows)
+            target = target.take(rows) if isinstance(target, DenseTarget) else take_target(target, rows)
             weights_T = None if weights_T is None else weights_T.index_select(0, rows)
         result = distillation_loss(hidden_TD, head, target, self.terms, weights_T=weights_T, block_rows=self.block_rows)
         return {
@@ -63,6 +71,7 @@ class DistillTask:
             "ce_T": result.ce_T,
             "entropy_T": target.entropy_R,
             "weights_T": weights_T,
+            "rows_T": rows,
         }
 
 
@@ -78,6 +87,7 @@ class SparseTargetLoss(nn.Module):
         weights: Weights | None = None,
         block_rows: int | None = None,
         width: int | None = None,
+        dense: bool = False,
     ) -> None:
         """Read the loss and compare it with the records.
 
@@ -88,6 +98,7 @@ class SparseTargetLoss(nn.Module):
             weights: those of the dataset, `dataset.weights`; None for 1.
             block_rows: rows of logits held at a time; None chooses 64 MiB, 256 at least.
             width: ids of the student's distribution, where it is to end before those of the head.
+            dense: the tasks will get a `DenseTarget`, so that records need not serve the loss.
 
         Raises:
             UnknownLossError, LossParameterError: the loss is not understood.
@@ -95,14 +106,15 @@ class SparseTargetLoss(nn.Module):
         """
         super().__init__()
         self.objective = Objective.parse(loss).with_cross_entropy(ce_weight)
-        self.objective.require(capture)
+        if not dense:
+            self.objective.require(capture)
         self.weights = weights or Weights()
         self.block_rows, self.width = block_rows, width
         temperature = self.objective.temperature
         self._sampled_tail = capture.mode != "topk"
-        self.exact_entropy = not capture.entropy_is_bound
+        self.exact_entropy = dense or not capture.entropy_is_bound
         """Whether the records' entropy is H(t), and not a lower bound of it."""
-        self._log_z_column = None if temperature is None else capture.temperatures.index(temperature)
+        self._log_z_column = None if dense or temperature is None else capture.temperatures.index(temperature)
 
     def forward(
         self,

@@ -3,19 +3,27 @@
 Shape legend: T trained positions, K terms of the mix.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from logitcask_consumer.config import TrainConfig
+from logitcask_consumer.config import Target, TrainConfig, TrainConfigError
 from logitcask_consumer.data import Batch, CaskDataset, Collator, Packing, share_note, trained_share
 from logitcask_consumer.data.vocabulary import ExtraIds, StudentVocabulary, beyond_tokens_note, token_count
+from logitcask_consumer.head import LMHead
+from logitcask_consumer.hints import HintLoss, HintMismatchError, HintObjective, TaskAware
+from logitcask_consumer.hints.bound import HintPlan, HintsOnStudent
+from logitcask_consumer.hints.dense import DenseTeacher, cost_note, require_dense
+from logitcask_consumer.hints.filters import load_filters, made_filters, save_filters
+from logitcask_consumer.hints.teacher_folder import TeacherShape, read_head
 from logitcask_consumer.losses import LossMismatchError, Objective
 from logitcask_consumer.methods.method import BatchValue
 from logitcask_consumer.methods.sparse_target_loss import SparseTargetLoss
+from logitcask_consumer.processes import processes
 from logitcask_consumer.student.checks import check_student
 from logitcask_consumer.weights import StoredAnswers, Weights
 from logitcask_schemas.cask import Cask
@@ -35,6 +43,16 @@ class TokenMethod:
     block_rows: int | None = None
     tokenizer: Any = None
     """The student's; None where it is not known, and then not compared with the teacher's."""
+    hints: str | None = None
+    """Hint losses, see `HintObjective`; None for none, and then no file of hints is opened."""
+    target: Target = "record"
+    """What the loss compares with: the sparse records, or the whole distribution, see `hints.dense`."""
+    teacher: Path | None = None
+    """The teacher's folder: its config.json for hints, and its head for `dense` and for filters."""
+    filters: Mapping[int, Tensor] = field(default_factory=dict)
+    """Of the teacher's layers, by number, where hint losses need them; `prepared` makes them."""
+    seed: int = 0
+    """Of learned projections, and of making filters."""
 
     @classmethod
     def from_config(cls, config: TrainConfig, tokenizer: Any) -> Self:
@@ -50,6 +68,10 @@ class TokenMethod:
             extra_ids=config.extra_ids,
             block_rows=config.block_rows,
             tokenizer=tokenizer,
+            hints=config.hints,
+            target=config.target,
+            teacher=config.teacher,
+            seed=config.seed,
         )
 
     @staticmethod
@@ -58,9 +80,17 @@ class TokenMethod:
 
         Raises:
             UnknownLossError, LossParameterError, UnknownWeightError, WeightParameterError: what is not understood.
+            TrainConfigError: the teacher's folder is needed and was not named.
         """
         Objective.parse(config.loss).with_cross_entropy(config.ce_weight)
         Weights.parse(config.weights)
+        hints = None if config.hints is None else HintObjective.parse(config.hints)
+        if config.teacher is None and (config.target == "dense" or (hints is not None and hints.filtered)):
+            what = "target dense" if config.target == "dense" else "hint loss ted"
+            raise TrainConfigError(
+                f"{what} needs the matrix of the teacher's head: name the teacher's folder with --teacher (nothing "
+                "else of its weights is read)"
+            )
 
     def bound(self, casks: Sequence[Cask]) -> Self:
         """The method for these casks; weights have read the tokenizer and what the documents say of their answers.
@@ -68,10 +98,17 @@ class TokenMethod:
         Raises:
             IdentityMismatchError: the student's token ids are not the records'; names losses for such a student.
             LossMismatchError: the records lack what the loss needs.
+            HintMismatchError: the hints lack what a hint loss, or a dense target, needs.
             WeightParameterError: a weight does not fit the tokenizer.
         """
         require_tokenizer(casks[0], self.tokenizer)
-        require_records(Objective.parse(self.loss), casks[0])
+        objective = Objective.parse(self.loss)
+        if self.target == "dense":
+            require_dense(objective, casks[0].manifest.capture)
+        else:
+            require_records(objective, casks[0])
+        if self.hints is not None:
+            HintObjective.parse(self.hints).require(casks[0].manifest.capture)
         return replace(self, weights=self.weights.bind(self.tokenizer, StoredAnswers.of(casks)))
 
     def binding(self) -> dict[str, Any]:
@@ -83,34 +120,115 @@ class TokenMethod:
 
         Raises:
             NothingTrainedError: the weights leave no position to be trained.
+            CaskError: the hints that are needed have been dropped.
+            HintMismatchError: a hint loss compares positions of a document, and some are longer than a sequence.
         """
-        dataset = CaskDataset(casks, seq_len=seq_len, overlap=overlap, packing=packing, seed=seed, weights=self.weights)
+        dataset = CaskDataset(
+            casks,
+            seq_len=seq_len,
+            overlap=overlap,
+            packing=packing,
+            seed=seed,
+            weights=self.weights,
+            hints=self.hints is not None or self.target == "dense",
+        )
+        if self.hints is not None:
+            require_whole_documents(HintObjective.parse(self.hints), dataset)
         trained_share(dataset, seed=seed)
         return dataset
 
+    def prepared(self, dataset: CaskDataset, folder: Path, say: Callable[[str], None]) -> Self:
+        """With the filters of the teacher's layers, where a hint loss needs them: made once, and kept in the folder."""
+        losses = () if self.hints is None else HintObjective.parse(self.hints).losses
+        wanted = [loss for loss in losses if isinstance(loss, TaskAware)]
+        if not wanted:
+            return self
+        spec, own = dataset.manifest.capture.hints, processes()
+        assert spec is not None, "bound to casks with hints"
+        layers = tuple(spec.layers)
+        if own.is_main_process and load_filters(folder, layers) is None:
+            made = made_filters(
+                dataset,
+                self._teacher_head(dataset),
+                layers,
+                steps=wanted[0].steps,
+                rate=wanted[0].rate,
+                seed=self.seed,
+                say=say,
+            )
+            save_filters(made, folder)
+        own.wait_for_everyone()
+        return replace(self, filters=load_filters(folder, layers) or {})
+
     def check(self, model: Any, dataset: CaskDataset) -> None:
-        """Refuse a student whose vocabulary, head or attention does not fit."""
+        """Refuse a student whose vocabulary, head, attention or layers do not fit.
+
+        Raises:
+            IdentityMismatchError, ModelError: as `check_student`.
+            LayerMapError, HintMismatchError: a map of layers, or the teacher's folder, does not fit the hints.
+        """
         check_student(model, dataset.manifest, dataset.packing, tokens=self._tokens)
+        self._plan(model, dataset)
+
+    def _shape(self) -> TeacherShape | None:
+        return None if self.teacher is None else TeacherShape.read(self.teacher)
+
+    def _plan(self, model: Any, dataset: CaskDataset) -> HintPlan | None:
+        if self.hints is None:
+            return None
+        require_hints_read(dataset)
+        return HintPlan.of(HintObjective.parse(self.hints), model, dataset, self._shape())
+
+    def _teacher_head(self, dataset: CaskDataset) -> LMHead:
+        if self.teacher is None:
+            raise HintMismatchError("the matrix of the teacher's head is needed: TokenMethod(teacher=FOLDER)")
+        return read_head(self.teacher, vocab_size=dataset.manifest.teacher.vocab_size)
+
+    def _dense(self, dataset: CaskDataset) -> DenseTeacher | None:
+        if self.target != "dense":
+            return None
+        require_hints_read(dataset)
+        head, shape = self._teacher_head(dataset), self._shape()
+        assert shape is not None, "_teacher_head has asked for the folder"
+        return DenseTeacher.of(dataset.casks, shape, head, self._objective)
+
+    @property
+    def _objective(self) -> Objective:
+        return Objective.parse(self.loss).with_cross_entropy(self.ce_weight)
 
     @property
     def _tokens(self) -> int | None:
         return None if self.tokenizer is None else token_count(self.tokenizer)
 
-    def notes(self, dataset: CaskDataset) -> list[str]:
-        """What weights leave out, and what the teacher puts on ids that are no tokens."""
+    def notes(self, dataset: CaskDataset, model: Any) -> list[str]:
+        """What weights leave out, what the teacher puts on ids that are no tokens, and what hints map."""
         share = share_note(dataset.share) if dataset.share is not None else None
         beyond = None if self._tokens is None else beyond_tokens_note(dataset, self._tokens)
         if beyond is not None:
             beyond += ". They are trained as they are"
-        return [*self.weights.notes(StoredAnswers.of(dataset.casks)), *filter(None, (share, beyond))]
+        plan, shape = self._plan(model, dataset), self._shape()
+        hints = [] if plan is None else plan.notes()
+        if self.target == "dense" and shape is not None:
+            hints.append(cost_note(dataset.casks, shape))
+        return [*self.weights.notes(StoredAnswers.of(dataset.casks)), *filter(None, (share, beyond)), *hints]
 
     def on(self, model: Any, dataset: CaskDataset) -> "TokenBatchLoss":
         """The loss of a student on this dataset; the dataset's own weights count.
 
         Raises:
             NothingTrainedError: they leave no position to be trained.
+            HintMismatchError, LayerMapError: hints do not fit the student.
+            IdentityMismatchError: a dense target's head does not give the records' probabilities.
         """
         trained_share(dataset, seed=dataset.seed)
+        plan, dense = self._plan(model, dataset), self._dense(dataset)
+        if dense is not None:
+            dense.prove(dataset)
+        hints = None
+        if plan is not None:
+            if plan.objective.filtered and not self.filters:
+                raise HintMismatchError("hint loss ted needs filters: call `prepared` of the method before `on`")
+            hints = plan.on(model, dataset, self._shape(), filters=dict(self.filters), seed=self.seed)
         vocabulary = StudentVocabulary.of(model, dataset.manifest.teacher.vocab_size)
         return TokenBatchLoss(
             loss=SparseTargetLoss(
@@ -120,8 +238,34 @@ class TokenMethod:
                 weights=dataset.weights,
                 block_rows=self.block_rows,
                 width=vocabulary.masked_width(self.extra_ids),
+                dense=dense is not None,
             ),
             collator=Collator(seq_len=dataset.seq_len, vocabulary=vocabulary),
+            hints=hints,
+            dense=dense,
+        )
+
+
+def require_hints_read(dataset: CaskDataset) -> None:
+    """Refuse a dataset that reads no hints. Raises HintMismatchError."""
+    if not dataset.reads_hints:
+        raise HintMismatchError(
+            "hints and target dense need a dataset that reads hints: CaskDataset(..., hints=True), also to evaluate"
+        )
+
+
+def require_whole_documents(objective: HintObjective, dataset: CaskDataset) -> None:
+    """Refuse windows of documents where a hint loss compares all positions of one.
+
+    Raises:
+        HintMismatchError: says which length of sequences would do.
+    """
+    longest = int(dataset.windows.stop_W.max(initial=0))
+    if objective.whole_documents and longest > dataset.seq_len:
+        raise HintMismatchError(
+            f"hint loss {objective.whole_documents[0]!r} compares all positions of a document with each other, and the "
+            f"longest has {longest:,}, more than a sequence of {dataset.seq_len:,}: give --seq-len {longest}, or leave "
+            "long documents out"
         )
 
 
@@ -153,12 +297,14 @@ def require_tokenizer(cask: Cask, tokenizer: Any) -> None:
 class TokenBatchLoss:
     """`TokenMethod` on a student and a dataset, a `BatchLoss`.
 
-    Its sums: each term, cross-entropy and the teacher's entropy times the positions' weights, the weights, the trained
-    positions, and those read.
+    Its sums: each term, each hint loss, cross-entropy and the teacher's entropy times the positions' weights, the
+    weights, the trained positions, and those read.
     """
 
     loss: SparseTargetLoss
     collator: Callable[[Any], Batch]
+    hints: HintsOnStudent | None = None
+    dense: DenseTeacher | None = None
 
     def counted(self, batch: Batch) -> Tensor:
         """Sum of the weights of the trained positions."""
@@ -167,8 +313,14 @@ class TokenBatchLoss:
     def value(self, model: Any, batch: Batch, progress: float) -> BatchValue:
         """The loss of the trained positions, and the sums of its terms, cross-entropy and entropy."""
         task = self.loss.task(batch, progress)
+        if self.dense is not None:
+            task = replace(task, dense=self.dense.target(batch))
+        if self.hints is not None:
+            task = replace(task, states=self.hints.task(batch["hints"], batch["documents"], progress))
         out = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], distill=task)
-        columns_CT = torch.cat([out["terms_KT"], torch.stack([out["ce_T"], out["entropy_T"]])]).to(torch.float64)
+        hints_LT = [out["states_LT"]] if self.hints is not None else []
+        columns = [out["terms_KT"], *hints_LT, torch.stack([out["ce_T"], out["entropy_T"].to(out["ce_T"].dtype)])]
+        columns_CT = torch.cat([column.to(torch.float64) for column in columns])
         if out["weights_T"] is not None:
             weights_T = out["weights_T"].to(torch.float64)
             columns_CT, weight = columns_CT * weights_T, weights_T.sum()
@@ -179,12 +331,20 @@ class TokenBatchLoss:
 
     @property
     def num_sums(self) -> int:
-        """Terms, cross-entropy, entropy, weights, trained positions, and those read."""
-        return len(self.loss.objective.losses) + 5
+        """Terms, hint losses, cross-entropy, entropy, weights, trained positions, and those read."""
+        return len(self.loss.objective.losses) + len(self._hint_losses) + 5
+
+    @property
+    def _hint_losses(self) -> tuple[HintLoss, ...]:
+        return () if self.hints is None else self.hints.losses
 
     def metrics(self, sums: Sequence[float]) -> dict[str, float]:
-        """Weighted means; `kd` is the first loss of a mix, which has no value of its own that means anything."""
-        *terms, ce, entropy, weight, trained, positions = sums
+        """Weighted means; `kd` is the first loss of a mix, which has no value of its own that means anything.
+
+        Hint losses are `hint/SPEC`, without their weights.
+        """
+        *columns, ce, entropy, weight, trained, positions = sums
+        terms, hints = columns[: len(self.loss.objective.losses)], columns[len(self.loss.objective.losses) :]
         weight = weight or 1.0
         name = "teacher_entropy" if self.loss.exact_entropy else "teacher_entropy_at_least"
         means = {"kd": terms[0] / weight, "ce": ce / weight, name: entropy / weight}
@@ -193,6 +353,8 @@ class TokenBatchLoss:
                 means[f"loss/{loss.spec}"] = value / weight
             if loss.kl_value:
                 means["kl"] = (value - entropy) / weight
+        for hint, value in zip(self._hint_losses, hints, strict=True):
+            means[f"hint/{hint.spec}"] = value / weight
         means["positions"] = trained
         if self.loss.weights:
             means["trained_share"] = trained / max(positions, 1.0)

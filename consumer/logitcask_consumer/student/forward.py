@@ -8,6 +8,7 @@ a task, runs its body, applies the head in blocks of rows and returns losses. Wi
 """
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from logitcask_consumer.head import LMHead, base_model
+from logitcask_consumer.student.layer_states import NotedStates, StatePlace, blocks_of, noted_states
 from logitcask_schemas.errors import ModelError
 
 _MASKED = "logitcask_masks_packed_documents"
@@ -109,14 +111,41 @@ class HeadTask(Protocol):
     def slots_T(self) -> Tensor:
         """Flat index b·S + s of each row whose hidden state is needed, int64."""
 
+    @property
+    def states(self) -> "StateTask | None":
+        """What is to be done with states of the student's layers; None for nothing."""
+
     def at_head(self, hidden_TD: Tensor, head: LMHead, sequences_T: Tensor) -> dict[str, Tensor | None]:
         """The loss of the rows, summed, under the name `loss`, and what metrics are made of.
+
+        With a task for states also `weights_T` of the rows that were trained, and `rows_T`, which; None for all.
 
         Args:
             hidden_TD: last hidden states of the rows.
             head: the student's.
             sequences_T: number of the sequence of each row.
         """
+
+
+class StateTask(Protocol):
+    """What a method's loss does with states of the student's layers, within its forward call."""
+
+    @property
+    def places(self) -> Sequence[StatePlace]:
+        """The states that it needs, each once."""
+
+    def values(self, model: Any, states: NotedStates, slots_T: Tensor) -> Tensor:
+        """Losses at each row, without weights, [L, T].
+
+        Args:
+            model: the student.
+            states: of `places`.
+            slots_T: flat index b·S + s of each row, int64.
+        """
+
+    @property
+    def weights(self) -> Sequence[float]:
+        """Of the L losses."""
 
 
 class _StudentForward:
@@ -129,11 +158,34 @@ class _StudentForward:
         if distill is None:
             return self.plain(*args, **kwargs)
         assert not args, "input_ids and position_ids are given by name"
-        hidden_BSD = hidden_states(self.model, **kwargs)
+        task = distill.states
+        places = [] if task is None else task.places
+        with noted_states(self.model, places) as states:
+            hidden_BSD = hidden_states(self.model, **kwargs)
         hidden_TD = hidden_BSD.flatten(0, 1).index_select(0, distill.slots_T)
         sequences_T = distill.slots_T // hidden_BSD.shape[1]
         head = self.model.get_output_embeddings()
-        return head(hidden_TD, distill=distill, sequences_T=sequences_T, student=self.model)
+        out = head(hidden_TD, distill=distill, sequences_T=sequences_T, student=self.model)
+        if task is None:
+            return out
+        states |= {place: [hidden_BSD] for place in places if _is_last(place, self.model)}
+        return _with_states(out, task, task.values(self.model, states, distill.slots_T))
+
+
+def _is_last(place: StatePlace, model: Any) -> bool:
+    """Whether a place is what the head reads, which no hook notes."""
+    return place.of == "hidden" and place.layer == len(blocks_of(model))
+
+
+def _with_states(out: dict[str, Tensor | None], task: StateTask, values_LT: Tensor) -> dict[str, Tensor | None]:
+    """What the head yields, with the weighted losses of states of the rows that it trained added to the loss."""
+    rows_T, weights_T, loss = out.get("rows_T"), out["weights_T"], out["loss"]
+    assert loss is not None, "a head yields a loss"
+    if rows_T is not None:
+        values_LT = values_LT.index_select(1, rows_T)
+    weighted_LT = values_LT if weights_T is None else values_LT * weights_T.to(values_LT.dtype)
+    factors_L = torch.tensor(task.weights, dtype=values_LT.dtype, device=values_LT.device)
+    return {**out, "loss": loss + (factors_L @ weighted_LT).sum(), "states_LT": values_LT.detach()}
 
 
 class _HeadForward:

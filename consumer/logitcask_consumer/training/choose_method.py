@@ -9,9 +9,11 @@ from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.cross_tokenizer.losses import ChunkObjective
 from logitcask_consumer.cross_tokenizer.method import CrossTokenizerMethod
 from logitcask_consumer.data import CaskGroup
+from logitcask_consumer.hints import HintMismatchError
 from logitcask_consumer.methods import Method, MixtureMethod, MixturePart, TokenMethod
 from logitcask_consumer.student.students import folder_with_tokenizer
 from logitcask_schemas.errors import IdentityMismatchError
+from logitcask_schemas.record.hint_spec import HintSpec
 
 
 def method_class(loss: str) -> type[TokenMethod] | type[CrossTokenizerMethod]:
@@ -29,10 +31,14 @@ def choose_method(config: TrainConfig, groups: Sequence[CaskGroup], tokenizer: A
 
     Raises:
         ModelError: a teacher's folder holds no tokenizer that can be used.
-        IdentityMismatchError: of several teachers' folders none has the tokenizer of a cask.
+        IdentityMismatchError: of several teachers' folders none has the tokenizer of a cask; or hints of several
+            teachers are to be learned.
+        HintMismatchError: casks have hints of different layers or codecs.
     """
     if len(groups) == 1:
         return _of_group(config, groups[0], tokenizer, part="")
+    if config.hints is not None or config.target == "dense":
+        _require_same_hints(groups)
     parts = [
         MixturePart(
             method=_of_group(config, group, tokenizer, part=group.label),
@@ -44,6 +50,33 @@ def choose_method(config: TrainConfig, groups: Sequence[CaskGroup], tokenizer: A
         for group in groups
     ]
     return MixtureMethod(parts=tuple(parts))
+
+
+def _require_same_hints(groups: Sequence[CaskGroup]) -> None:
+    """One student has one set of projections, so its casks one kind of hints, of one teacher.
+
+    Raises:
+        IdentityMismatchError, HintMismatchError: they differ; names both.
+    """
+    first = groups[0].casks[0]
+    for group in groups[1:]:
+        other = group.casks[0]
+        teachers = first.manifest.teacher.explain(other.manifest.teacher)
+        if teachers:
+            raise IdentityMismatchError(
+                f"hints and target dense are of one teacher; {first.place} and {other.place} are of two ({teachers}). "
+                "Train on the hints of one of them"
+            )
+        ours, theirs = first.manifest.capture.hints, other.manifest.capture.hints
+        if ours != theirs:
+            raise HintMismatchError(
+                f"{first.place} has hints {_written(ours)}, {other.place} {_written(theirs)}: hints that are trained "
+                "together have the same layers, kind and codec"
+            )
+
+
+def _written(spec: HintSpec | None) -> str:
+    return "of nothing" if spec is None else str(spec.model_dump(mode="json"))
 
 
 def _of_group(config: TrainConfig, group: CaskGroup, tokenizer: Any, *, part: str) -> Method:

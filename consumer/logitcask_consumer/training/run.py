@@ -89,6 +89,7 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
         ModelError: student or teacher cannot be loaded, its vocabulary is not the teacher's, or its context is too
             short.
         LossMismatchError: the loss does not fit the cask's capture mode.
+        HintMismatchError, LayerMapError: hint losses do not fit the cask's hints, or the student.
         IdentityMismatchError: the student has another tokenizer, and the loss compares token ids.
         NothingAlignedError: no document can be aligned with a student's own tokenizer.
         AdapterError: the adapters' description cannot be followed.
@@ -158,8 +159,9 @@ def _train(config: TrainConfig, spec: StudentSpec, stop: StopSignals, say: Say) 
     model = _student(config, spec, checkpoint)
     check_context(model, config.seq_len)
     method.check(model, dataset)
-    for note in method.notes(dataset):
+    for note in method.notes(dataset, model):
         say(note)
+    method = method.prepared(dataset, config.output, say)
     args = training_arguments(config, config.output / CHECKPOINTS_NAME, sequences=sequences)
     content = {
         "logitcask": installed_version(),

@@ -14,6 +14,13 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
 from logitcask_consumer.data import EMPTY, MixedDataset, SequenceDataset, StepSampler
+from logitcask_consumer.hints.checkpoints import (
+    hints_apart,
+    learned_projections,
+    load_projections,
+    save_projections,
+    without_hints,
+)
 from logitcask_consumer.methods import BatchLoss, Method, MixtureMethod, TokenMethod
 from logitcask_consumer.methods.tokens import require_tokenizer
 from logitcask_consumer.processes import raise_together
@@ -294,6 +301,9 @@ class DistillTrainer(Trainer):
         try:
             with explained_writes(folder / name, advice):
                 super()._save_checkpoint(model, trial)
+                projections = learned_projections(self.model)
+                if self.args.should_save:
+                    save_projections(projections, partial / name)
                 self._name_best(partial / name, folder / name)
         except RunWriteError as error:
             problem = error
@@ -318,9 +328,24 @@ class DistillTrainer(Trainer):
             if self.args.should_save:
                 self.state.save_to_json(str(partial / "trainer_state.json"))
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """As transformers, and the learned projections of hints, which FSDP's own checkpoints hold.
+
+        Raises:
+            RunFolderError: the checkpoint lacks the projections.
+        """
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        with hints_apart(self.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_projections(self.model, Path(resume_from_checkpoint))
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """As transformers, without the pickled arguments it leaves beside the weights."""
-        super()._save(output_dir, state_dict)
+        """As transformers, without the projections of hints, and the pickled arguments it leaves beside the weights."""
+        own_dict = None if state_dict is None else without_hints(state_dict)
+        with hints_apart(self.model):
+            super()._save(output_dir, own_dict)
         (Path(output_dir or str(self.args.output_dir)) / "training_args.bin").unlink(missing_ok=True)
 
 

@@ -17,6 +17,7 @@ from logitcask_schemas.cask.storage.object_store import RemoteStore, is_url
 from logitcask_schemas.cli.convert import register as register_convert
 from logitcask_schemas.cli.hub import register as register_hub
 from logitcask_schemas.cli.integrity import register as register_care
+from logitcask_schemas.cli.nearest import register as register_nearest
 from logitcask_schemas.cli.output import (
     CaskArgument,
     JsonOption,
@@ -270,6 +271,7 @@ def _text_of_ids(folder: Path, expected: str) -> Any:
     return lambda token_id: json.dumps(tokenizer.decode([token_id]), ensure_ascii=False)
 
 
+register_nearest(app, LOOK)
 register_care(app)
 register_export(app)
 register_convert(app)

@@ -14,7 +14,7 @@ from tests.support.consumer.cask_builder import build_cask, random_documents, sa
 OPTIONS = {
     "train": {
         "--cask", "--student", "--output", "-o", "--teacher", "--loss", "--ce-weight", "--weights", "--extra-ids",
-        "--epochs", "--max-steps", "--lora", "--freeze-head", "--no-freeze-head",
+        "--hints", "--target", "--epochs", "--max-steps", "--lora", "--freeze-head", "--no-freeze-head",
         "--seq-len", "--overlap", "--packing", "--batch-tokens", "--micro-tokens", "--lr", "--warmup", "--min-lr-ratio",
         "--weight-decay", "--max-grad-norm", "--keep-checkpoints", "--cache", "--cache-bytes",
         "--seed", "--precision", "--gradient-checkpointing", "--no-gradient-checkpointing", "--save-steps",

@@ -15,6 +15,7 @@ from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.extent import Extent
 from logitcask_schemas.record.identity import TeacherIdentity, tokenizer_fingerprint
 from logitcask_schemas.record.records import DocumentRecords, Records
+from tests.support.consumer.live_states import hint_rows
 from tests.support.consumer.reference_sampler import DensePositions, sample
 
 VOCAB = 97
@@ -145,14 +146,19 @@ def build_cask(
     records = [
         record(dense_positions(teacher, ids), ids, spec, seed=n, uniform=uniform) for n, ids in enumerate(documents)
     ]
+    if spec.hints is not None:
+        hints = [hint_rows(teacher, ids, spec.hints) for ids in documents]
+        records = [dataclasses.replace(own, hints=rows) for own, rows in zip(records, hints, strict=True)]
     for n, ranges in enumerate(answers or []):
         if ranges is not None:
             ranges_R2 = np.array(ranges, dtype=np.uint32).reshape(-1, 2)
             records[n] = dataclasses.replace(records[n], answer_ranges_R2=ranges_R2)
     for n, mask in enumerate(recorded or []):
         if mask is not None:
-            kept = records[n].records.select(mask)
-            records[n] = dataclasses.replace(records[n], records=kept, extent=Extent.of_mask(mask))
+            kept, rows = records[n].records.select(mask), records[n].hints
+            if rows is not None and rows.num_rows == len(mask):
+                rows = rows.select(mask)
+            records[n] = dataclasses.replace(records[n], records=kept, extent=Extent.of_mask(mask), hints=rows)
     version: Any = 1 if recorded is None else 2
     with CaskWriter.create(path, teacher=identity(**identity_fields), capture=spec, version=version) as writer:
         for start in range(0, len(records), per_shard):

@@ -1,0 +1,77 @@
+"""Learned projections in a run's checkpoints: beside the student, whose own files are without them.
+
+A checkpoint's student is thus a plain Hugging Face folder, or plain adapters, as the trained one is.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from logitcask_consumer.hints.bound import HINTS_NAME, hint_modules
+from logitcask_consumer.run_document import RunFolderError
+
+PROJECTIONS_NAME: Final = "hint_projections.safetensors"
+
+
+def without_hints(state: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a student's state that are its own."""
+    return {name: value for name, value in state.items() if f"{HINTS_NAME}." not in name}
+
+
+def learned_projections(model: Any) -> dict[str, Tensor]:
+    """What a student carries of learned projections, by name, whole and on the CPU; every process calls it.
+
+    FSDP spreads a parameter over the processes, which gather it here.
+    """
+    modules = hint_modules(model)
+    if modules is None:
+        return {}
+    whole = {}
+    for name, value in modules.state_dict().items():
+        gathered = value.full_tensor() if hasattr(value, "full_tensor") else value
+        whole[name] = gathered.detach().cpu().contiguous()
+    return whole
+
+
+def save_projections(projections: dict[str, Tensor], folder: Path) -> None:
+    """Write them into a checkpoint that is not published yet."""
+    if projections:
+        save_file(projections, folder / PROJECTIONS_NAME)
+
+
+@contextmanager
+def hints_apart(model: Any) -> Iterator[None]:
+    """The student without its modules for hints, within the block."""
+    modules = hint_modules(model)
+    if modules is not None:
+        delattr(model, HINTS_NAME)
+    try:
+        yield
+    finally:
+        if modules is not None:
+            setattr(model, HINTS_NAME, modules)
+
+
+def load_projections(model: Any, checkpoint: Path) -> None:
+    """Continue with the projections of a checkpoint.
+
+    Raises:
+        RunFolderError: it lacks them, or they are others.
+    """
+    modules = hint_modules(model)
+    if modules is None or not modules.state_dict():
+        return
+    path = checkpoint / PROJECTIONS_NAME
+    try:
+        modules.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = str(error).partition("\n")[0]
+        raise RunFolderError(
+            f"{path}, the learned projections of this run's hint losses, cannot be read ({reason}); use another "
+            "checkpoint (--resume)"
+        ) from error
