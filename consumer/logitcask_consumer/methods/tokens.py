@@ -11,9 +11,19 @@ import torch
 from torch import Tensor
 
 from logitcask_consumer.config import TrainConfig
-from logitcask_consumer.data import Batch, CaskDataset, Collator, Packing, share_note, trained_share
+from logitcask_consumer.data import (
+    Batch,
+    CaskDataset,
+    Collator,
+    Packing,
+    SampledDataset,
+    SampledTexts,
+    share_note,
+    trained_share,
+)
 from logitcask_consumer.data.vocabulary import ExtraIds, StudentVocabulary, beyond_tokens_note, token_count
 from logitcask_consumer.losses import LossMismatchError, Objective
+from logitcask_consumer.losses.formulas.policy_rkl import NO_SAMPLES
 from logitcask_consumer.methods.method import BatchValue
 from logitcask_consumer.methods.sparse_target_loss import SparseTargetLoss
 from logitcask_consumer.student.checks import check_student
@@ -35,6 +45,8 @@ class TokenMethod:
     block_rows: int | None = None
     tokenizer: Any = None
     """The student's; None where it is not known, and then not compared with the teacher's."""
+    samples: SampledTexts | None = field(default=None, repr=False)
+    """Where the documents are texts that the student sampled, what is known of them."""
 
     @classmethod
     def from_config(cls, config: TrainConfig, tokenizer: Any) -> Self:
@@ -72,6 +84,8 @@ class TokenMethod:
         """
         require_tokenizer(casks[0], self.tokenizer)
         require_records(Objective.parse(self.loss), casks[0])
+        if self.samples is None and Objective.parse(self.loss).needs_samples:
+            raise LossMismatchError(f"{casks[0].place}: {NO_SAMPLES}")
         return replace(self, weights=self.weights.bind(self.tokenizer, StoredAnswers.of(casks)))
 
     def binding(self) -> dict[str, Any]:
@@ -84,7 +98,20 @@ class TokenMethod:
         Raises:
             NothingTrainedError: the weights leave no position to be trained.
         """
-        dataset = CaskDataset(casks, seq_len=seq_len, overlap=overlap, packing=packing, seed=seed, weights=self.weights)
+        if self.samples is None:
+            dataset = CaskDataset(
+                casks, seq_len=seq_len, overlap=overlap, packing=packing, seed=seed, weights=self.weights
+            )
+        else:
+            dataset = SampledDataset(
+                casks,
+                samples=self.samples,
+                seq_len=seq_len,
+                overlap=overlap,
+                packing=packing,
+                seed=seed,
+                weights=self.weights,
+            )
         trained_share(dataset, seed=seed)
         return dataset
 

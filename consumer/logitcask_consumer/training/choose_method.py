@@ -49,7 +49,7 @@ def choose_method(config: TrainConfig, groups: Sequence[CaskGroup], tokenizer: A
 def _of_group(config: TrainConfig, group: CaskGroup, tokenizer: Any, *, part: str) -> Method:
     config = replace(config, loss=group.loss)
     if not ChunkObjective.needs_chunks(group.loss):
-        return TokenMethod.from_config(config, tokenizer)
+        return replace(TokenMethod.from_config(config, tokenizer), samples=group.samples)
     if config.other_teachers:
         config = replace(config, teacher=_teacher_of(config, group))
     return CrossTokenizerMethod.from_config(config, tokenizer, part=part)
