@@ -282,8 +282,8 @@ class _Run:
         theirs, own = self.service.teacher().tokenizer_fingerprint, tokenizer_fingerprint(self.tokenizer)
         if theirs != own:
             raise IdentityMismatchError(
-                f"tokenizer_fingerprint: {own!r} of the student, {theirs!r} of the teacher at {self.config.server}. The "
-                "teacher reads the token ids that the student writes: take a student with the teacher's tokenizer"
+                f"tokenizer_fingerprint: {own!r} of the student, {theirs!r} of the teacher at {self.config.server}. "
+                "It reads the token ids that the student writes: take a student with the teacher's tokenizer"
             )
 
     def _capture(self, own: RoundState) -> None:

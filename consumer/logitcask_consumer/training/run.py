@@ -212,8 +212,6 @@ def _train(
     model = _student(config, spec, checkpoint)
     check_context(model, config.seq_len)
     method.check(model, dataset)
-    for note in method.notes(dataset):
-        say(note)
     args = training_arguments(config, config.output / CHECKPOINTS_NAME, sequences=sequences)
     content: dict[str, Any] = {
         "logitcask": installed_version(),
@@ -260,6 +258,8 @@ def _train(
         method=method,
         phase=None if phase is None else phase.steps,
     )
+    for note in method.notes(dataset):  # not before: shares of a phase belong to them
+        say(note)
     trainer.stop_requested = lambda: stop.requested
     result = _run(trainer, config.output, checkpoint, stop)
     running = {"status": "running", **content}
