@@ -36,8 +36,10 @@ from logitcask_consumer.rounds.state import (
 )
 from logitcask_consumer.run_document import (
     INITIAL_NAME,
+    RunFolderError,
     explained_writes,
     latest_checkpoint,
+    read_run,
     replace_file,
     require_finished,
     require_unused,
@@ -136,6 +138,10 @@ class _Run:
         settings = {**config.binding(), "prompts": self.prompts.sha256}
         state = read_state(config.output)
         if state is None:
+            if read_run(config.output) is not None:
+                raise RunFolderError(
+                    f"{config.output} holds a run of `logitcask train`, not one in rounds. Use another output folder"
+                )
             state = RunState.new(config.run_name, settings)
             write_state(config.output, state)
         require_same_settings(state, config.output, settings)
