@@ -4,6 +4,7 @@ Shape legend: V vocabulary, L longest text, Y all texts.
 """
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from logitcask_consumer.data.sampled_dataset import policy_columns
 from logitcask_consumer.losses import LossMismatchError, LossParameterError, Objective, get_loss
+from logitcask_consumer.losses.formulas.f_divergence import FDivergence
 from logitcask_consumer.losses.student_rows import Leaves, StudentRows
 from logitcask_schemas.errors import DocumentMismatchError
 from logitcask_schemas.record.capture_spec import CaptureSpec
@@ -88,6 +90,7 @@ def loss_of(spec, student, teacher, text, behaviour):
     total = logits_RV.new_zeros(())
     for weight, loss in Objective.parse(spec).terms(0.0):
         if loss.name == "reverse_kl":  # its bucket is empty: the head holds the vocabulary
+            assert isinstance(loss, FDivergence)
             value = target.head_sum(loss.times_t(target.head_logprobs_H, own.head_logprobs_H))
         else:
             value = loss.per_row(own, target, None)
@@ -129,7 +132,7 @@ def test_negative_controls_are_not(student, teacher, spec):
 
 def test_with_length_norm_it_is_the_papers_formula(student, teacher):
     """- sum_i (1 / (n - i)) sum_{j > i} log(t / q) grad log p(y_i), in expectation."""
-    surrogate = 0.0
+    surrogate = torch.zeros((), dtype=torch.float64)
     for text in TEXTS:
         log_p, log_t = logprob(student, text), logprob(teacher, text)
         for at in range(len(text) - 1):
@@ -188,5 +191,6 @@ def test_records_that_no_student_sampled_are_refused(student, teacher):
     dense = DensePositions(np.full((1, V), 1 / V), np.array([1]))
     target = to_target(sample(dense, np.zeros(1), mode="topk", k=V), dense.next_ids_R, sampled_tail=False)
     bare = type(target)(**{name: getattr(target, name) for name in target.__slots__} | {"policy_R3": None})
+    unread: Any = None
     with pytest.raises(LossMismatchError, match="logitcask rounds --recipe minillm"):
-        get_loss("policy_rkl").per_row(None, bare, None)
+        get_loss("policy_rkl").per_row(unread, bare, None)

@@ -19,7 +19,7 @@ def _run(settings: dict[str, Any], stderr: Path) -> None:
     with stderr.open("ab") as file:
         os.dup2(file.fileno(), 2)
     setattr(capture, "FIRST_PAUSE", 0.01)  # noqa: B010 - a constant
-    run_rounds(RoundsConfig(**settings), say=lambda line: os.write(2, (line + "\n").encode()))  # type: ignore[arg-type,return-value]
+    run_rounds(RoundsConfig(**settings), say=lambda line: os.write(2, (line + "\n").encode()))  # type: ignore[arg-type]
 
 
 class RoundsProcess:
