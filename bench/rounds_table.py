@@ -247,6 +247,8 @@ def part_rounds(job: dict[str, Any]) -> dict[str, Any]:
         ),
         say=print,
     )
+    if result.stopped:
+        raise SystemExit("a signal ended the rounds; the same command goes on")
     lines = [json.loads(line) for line in (Path(job["output"]) / "metrics.jsonl").read_text().splitlines()]
     seconds = {
         stage: sum(own.seconds[stage] for own in result.state.rounds) for stage in ("sample", "capture", "train")

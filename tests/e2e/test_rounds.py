@@ -118,7 +118,7 @@ def test_the_casks_hold_what_the_teacher_says_of_the_students_texts(folder: Path
     teacher = find_model(folder / "teacher")
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(teacher.folder)  # type: ignore[no-untyped-call]
+    model = AutoModelForCausalLM.from_pretrained(teacher.folder)
     for at in range(len(cask)):
         document = cask.read(at)
         ids = np.asarray(document.token_ids_L)
