@@ -23,6 +23,7 @@ Shape legend: B texts, S tokens, P positions, V vocabulary.
 import argparse
 import gc
 import json
+import math
 import os
 import resource
 import socket
@@ -295,8 +296,9 @@ def log_probabilities(model: Any, texts: Sequence[Written]) -> Tensor:
 
 def js_of(logt_PV: Tensor, logp_PV: Tensor) -> Tensor:
     """Jensen-Shannon divergence at 1/2, [P]."""
-    logm_PV = torch.logaddexp(logt_PV, logp_PV) - np.log(2.0)
-    return 0.5 * (logt_PV.exp() * (logt_PV - logm_PV) + logp_PV.exp() * (logp_PV - logm_PV)).sum(-1)
+    logm_PV = torch.logaddexp(logt_PV, logp_PV) - math.log(2.0)
+    divergence_P: Tensor = 0.5 * (logt_PV.exp() * (logt_PV - logm_PV) + logp_PV.exp() * (logp_PV - logm_PV)).sum(-1)
+    return divergence_P
 
 
 def part_measure(job: dict[str, Any]) -> dict[str, Any]:
