@@ -16,6 +16,7 @@ from logitcask_consumer.rounds.phases import EmptyRoundError
 from logitcask_consumer.rounds.state import read_state
 from logitcask_consumer.run_document import RunFolderError
 from logitcask_consumer.training.run import train
+from logitcask_schemas.api.connection import ServiceError
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import DocumentMismatchError, IdentityMismatchError
 from tests.support.consumer.cask_builder import VOCAB, build_cask, random_documents, tiny_model, tiny_tokenizer
@@ -216,6 +217,32 @@ class TestTheService:
         result, _ = run(settings)
         assert result.state.status == "finished"
         assert result.state.rounds[0].attempt == 2
+
+    def test_one_that_lost_its_jobs_is_asked_anew(self, settings, service):
+        service.fail = "the disk broke"
+        with pytest.raises(CaptureError):
+            run(settings, rounds=1)
+        for lost in (service.extractions, service.keys, service.corpora):
+            lost.clear()
+        result, _ = run(settings, rounds=1)
+        assert result.state.status == "finished"
+        assert result.state.rounds[0].attempt == 2
+
+    def test_what_it_refuses_is_not_asked_again(self, settings, service):
+        answer = service.answer
+
+        def refusing(method, target, headers, body):
+            if (method, target) == ("POST", "/v1/extractions"):
+                service.requests.append("refused")
+                return service._json(400, {"error": {"code": "bad_capture", "message": "tau is too small for it"}})
+            return answer(method, target, headers, body)
+
+        service.answer = refusing
+        with pytest.raises(ServiceError, match="tau is too small for it"):
+            run(settings, rounds=1)
+        assert service.requests.count("refused") == 1
+        service.answer = answer
+        assert run(settings, rounds=1)[0].state.status == "finished"
 
     def test_a_cask_of_the_rounds_name_that_is_there_is_refused(self, settings, service, tiny):
         build_cask(service.casks / "run.r0001", tiny.teacher, random_documents(3))
