@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from logitcask_consumer.methods import SparseTargetLoss
     from logitcask_consumer.report.build import ReportConfig
     from logitcask_consumer.report.make_report import make_report
+    from logitcask_consumer.rounds.config import RoundsConfig
+    from logitcask_consumer.rounds.driver import RoundsResult, run_rounds
     from logitcask_consumer.student.forward import attach, hidden_states
     from logitcask_consumer.training.arguments import DistillConfig
     from logitcask_consumer.training.run import TrainResult, train
@@ -55,6 +57,8 @@ __all__ = [
     "LogitcaskError",
     "Records",
     "ReportConfig",
+    "RoundsConfig",
+    "RoundsResult",
     "ServiceClient",
     "SparseTargetLoss",
     "TeacherIdentity",
@@ -67,6 +71,7 @@ __all__ = [
     "hidden_states",
     "make_report",
     "open_casks",
+    "run_rounds",
     "train",
 ]
 
@@ -87,6 +92,8 @@ _MODULES = {
     "logitcask_consumer.methods": ("SparseTargetLoss",),
     "logitcask_consumer.report.build": ("ReportConfig",),
     "logitcask_consumer.report.make_report": ("make_report",),
+    "logitcask_consumer.rounds.config": ("RoundsConfig",),
+    "logitcask_consumer.rounds.driver": ("RoundsResult", "run_rounds"),
     "logitcask_consumer.student.forward": ("attach", "hidden_states"),
     "logitcask_consumer.training.arguments": ("DistillConfig",),
     "logitcask_consumer.training.run": ("TrainResult", "train"),

@@ -31,5 +31,7 @@ def test_no_module_of_the_consumer_imports_the_teachers_side():
 
 
 def test_commands_import_neither_torch_nor_transformers():
-    loaded = loaded_after("import logitcask_consumer.cli.train, logitcask_consumer.cli.report")
+    loaded = loaded_after(
+        "import logitcask_consumer.cli.train, logitcask_consumer.cli.report, logitcask_consumer.cli.rounds"
+    )
     assert not {"torch", "transformers", "numpy", "matplotlib"} & loaded

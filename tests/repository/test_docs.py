@@ -66,6 +66,7 @@ def test_readme_is_covered() -> None:
         "train",
         "report",
         "generate",
+        "rounds",
         "submit",
     ]
 

@@ -11,9 +11,9 @@ import logitcask
 NAMES = set(
     """
     LOSSES CaptureSpec Cask CaskDataset CaskWriter Collator Context DistillConfig DistillTrainer DocumentRecords
-    Extent ExtractionRequest HintRows HintSpec LogitcaskError Records ReportConfig ServiceClient SparseTargetLoss
-    TeacherIdentity TrainConfig TrainResult Weights attach capture_spec get_loss hidden_states make_report open_casks
-    train
+    Extent ExtractionRequest HintRows HintSpec LogitcaskError Records ReportConfig RoundsConfig RoundsResult
+    ServiceClient SparseTargetLoss TeacherIdentity TrainConfig TrainResult Weights attach capture_spec get_loss
+    hidden_states make_report open_casks run_rounds train
     """.split()  # noqa: SIM905 - shorter than the list
 )
 

@@ -11,6 +11,8 @@ from logitcask_consumer.data.dataset import CaskDataset, EmptyCaskError, Sequenc
 from logitcask_consumer.data.mixed_dataset import MixedDataset
 from logitcask_consumer.data.packed_dataset import PackedDataset, SequenceDataset
 from logitcask_consumer.data.packing import Packing, Packs, pack_alone, pack_best_fit
+from logitcask_consumer.data.phase_sampler import Phase, PhaseSampler
+from logitcask_consumer.data.sampled_dataset import SampledDataset, SampledTexts
 from logitcask_consumer.data.sampler import EMPTY, ShardBlockSampler, StepSampler
 from logitcask_consumer.data.trained_share import NothingTrainedError, share_note, trained_share
 from logitcask_consumer.data.windows import WindowError, Windows
@@ -29,6 +31,10 @@ __all__ = [
     "PackedDataset",
     "Packing",
     "Packs",
+    "Phase",
+    "PhaseSampler",
+    "SampledDataset",
+    "SampledTexts",
     "SequenceDataset",
     "SequenceRecords",
     "ShardBlockSampler",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from logitcask_consumer.data.dataset import EmptyCaskError
+from logitcask_consumer.data.sampled_dataset import SampledTexts
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.storage.object_store import is_url
 from logitcask_schemas.errors import IdentityMismatchError, OptionError
@@ -94,6 +95,8 @@ class CaskGroup:
     loss: str
     label: str
     """Name of the first cask, different from those of other groups."""
+    samples: SampledTexts | None = None
+    """Where the documents are texts that the student sampled, what is known of them."""
 
 
 def open_groups(

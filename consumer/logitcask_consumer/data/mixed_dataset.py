@@ -33,6 +33,8 @@ class MixedDataset(SequenceDataset[list[Any]]):
         self.packing: Packing = parts[0].packing
         self.seed: int = parts[0].seed
         self._first = np.cumsum([0, *map(len, parts)])
+        self.shares: tuple[float, ...] | None = None
+        """Of the sequences of every step, for each part, where a phase of a run says so; None: as many as it has."""
 
     @property
     def casks(self) -> list[Cask]:
@@ -58,6 +60,13 @@ class MixedDataset(SequenceDataset[list[Any]]):
     def num_positions(self) -> int:
         """Positions trained per epoch, of all parts."""
         return sum(part.num_positions for part in self.parts)
+
+    @property
+    def drawn_positions(self) -> list[float]:
+        """Positions of each part, as far as they are drawn: of an epoch, or of one sequence where there are shares."""
+        if self.shares is None:
+            return [float(part.num_positions) for part in self.parts]
+        return [share * part.num_positions / len(part) for share, part in zip(self.shares, self.parts, strict=True)]
 
     @property
     def fill(self) -> float:

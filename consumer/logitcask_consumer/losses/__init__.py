@@ -11,6 +11,7 @@ from logitcask_consumer.losses.formulas.csd import ConcreteScore
 from logitcask_consumer.losses.formulas.forward_kl import ForwardKL
 from logitcask_consumer.losses.formulas.ghost_kl import GhostKL
 from logitcask_consumer.losses.formulas.js import JensenShannon
+from logitcask_consumer.losses.formulas.policy_rkl import PolicyReverseKL
 from logitcask_consumer.losses.formulas.reverse_kl import ReverseKL
 from logitcask_consumer.losses.formulas.skew_kl import SkewKL
 from logitcask_consumer.losses.formulas.skew_reverse_kl import SkewReverseKL
@@ -45,6 +46,7 @@ __all__ = [
     "LossMismatchError",
     "LossParameterError",
     "Objective",
+    "PolicyReverseKL",
     "ReverseKL",
     "SkewKL",
     "SkewReverseKL",

@@ -57,6 +57,8 @@ class Requires:
     """log t of the draws: `tail_logprobs`."""
     temperature: float | None = None
     """log Z at this temperature: `temperatures`."""
+    samples: bool = False
+    """log q of the tokens as the student sampled them, which `logitcask rounds` keeps beside the records."""
 
 
 @dataclass(frozen=True, kw_only=True)

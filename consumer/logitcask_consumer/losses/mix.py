@@ -192,6 +192,11 @@ class Objective(Mix[Loss]):
     cross_entropy: ClassVar[Loss] = CrossEntropy()
 
     @property
+    def needs_samples(self) -> bool:
+        """Whether a loss reads how likely the student was to write what it wrote; see `Requires.samples`."""
+        return any(loss.requires.samples for loss in self.losses)
+
+    @property
     def temperature(self) -> float | None:
         """The temperature other than 1 whose log Z the records must hold; None where no loss needs one.
 

@@ -94,7 +94,8 @@ class MixtureMethod:
 
     def notes(self, dataset: MixedDataset, model: Any) -> list[str]:
         """What each part counts, and what its method has to say."""
-        weighted = [part.weight * own.num_positions for part, own in zip(self.parts, dataset.parts, strict=True)]
+        drawn = zip(self.weights_on(dataset), dataset.drawn_positions, strict=True)
+        weighted = [weight * positions for weight, positions in drawn]
         lines = []
         for part, own, share in zip(self.parts, dataset.parts, weighted, strict=True):
             lines.append(
@@ -108,11 +109,22 @@ class MixtureMethod:
         """The losses of a student on all parts; errors as `check`."""
         self._require_own(dataset)
         losses = [part.method.on(model, own) for part, own in zip(self.parts, dataset.parts, strict=True)]
-        weighted = sum(part.weight * own.num_positions for part, own in zip(self.parts, dataset.parts, strict=True))
-        mean = weighted / max(dataset.num_positions, 1)
+        weights, drawn = self.weights_on(dataset), dataset.drawn_positions
+        weighted = sum(weight * positions for weight, positions in zip(weights, drawn, strict=True))
+        mean = weighted / max(sum(drawn), 1.0 if dataset.shares is None else 0.0)
         return MixtureBatchLoss(
-            parts=self.parts, losses=tuple(losses), weights=tuple(part.weight / mean for part in self.parts)
+            parts=self.parts, losses=tuple(losses), weights=tuple(weight / mean for weight in weights)
         )
+
+    def weights_on(self, dataset: MixedDataset) -> list[float]:
+        """Weight of each position of every part.
+
+        Where parts have shares of the steps, the weight is that of the part's share: its positions have one that makes
+        the share of the loss that of the sequences, however many positions a sequence of it holds.
+        """
+        if dataset.shares is None:
+            return [part.weight for part in self.parts]
+        return [part.weight * len(own) / own.num_positions for part, own in zip(self.parts, dataset.parts, strict=True)]
 
     def _require_own(self, dataset: Any) -> None:
         if not isinstance(dataset, MixedDataset) or len(dataset.parts) != len(self.parts):

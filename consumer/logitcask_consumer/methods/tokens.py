@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 
 from logitcask_consumer.config import Target, TrainConfig, TrainConfigError
-from logitcask_consumer.data import Batch, CaskDataset, Collator, Packing, share_note, trained_share
+from logitcask_consumer.data import (
+    Batch,
+    CaskDataset,
+    Collator,
+    Packing,
+    SampledDataset,
+    SampledTexts,
+    share_note,
+    trained_share,
+)
 from logitcask_consumer.data.vocabulary import ExtraIds, StudentVocabulary, beyond_tokens_note, token_count
 from logitcask_consumer.head import LMHead
 from logitcask_consumer.hints import HintLoss, HintMismatchError, HintObjective, TaskAware
@@ -21,6 +30,7 @@ from logitcask_consumer.hints.dense import DenseTeacher, cost_note, require_dens
 from logitcask_consumer.hints.filters import load_filters, made_filters, save_filters
 from logitcask_consumer.hints.teacher_folder import TeacherShape, read_head
 from logitcask_consumer.losses import LossMismatchError, Objective
+from logitcask_consumer.losses.formulas.policy_rkl import NO_SAMPLES
 from logitcask_consumer.methods.method import BatchValue
 from logitcask_consumer.methods.sparse_target_loss import SparseTargetLoss
 from logitcask_consumer.processes import processes
@@ -53,6 +63,8 @@ class TokenMethod:
     """Of the teacher's layers, by number, where hint losses need them; `prepared` makes them."""
     seed: int = 0
     """Of learned projections, and of making filters."""
+    samples: SampledTexts | None = field(default=None, repr=False)
+    """Where the documents are texts that the student sampled, what is known of them."""
 
     @classmethod
     def from_config(cls, config: TrainConfig, tokenizer: Any) -> Self:
@@ -103,6 +115,8 @@ class TokenMethod:
         """
         require_tokenizer(casks[0], self.tokenizer)
         objective = Objective.parse(self.loss)
+        if self.samples is None and objective.needs_samples:
+            raise LossMismatchError(f"{casks[0].place}: {NO_SAMPLES}")
         if self.target == "dense":
             require_dense(objective, casks[0].manifest.capture)
         else:
@@ -123,15 +137,28 @@ class TokenMethod:
             CaskError: the hints that are needed have been dropped.
             HintMismatchError: a hint loss compares positions of a document, and some are longer than a sequence.
         """
-        dataset = CaskDataset(
-            casks,
-            seq_len=seq_len,
-            overlap=overlap,
-            packing=packing,
-            seed=seed,
-            weights=self.weights,
-            hints=self.hints is not None or self.target == "dense",
-        )
+        needs_hints = self.hints is not None or self.target == "dense"
+        if self.samples is None:
+            dataset = CaskDataset(
+                casks,
+                seq_len=seq_len,
+                overlap=overlap,
+                packing=packing,
+                seed=seed,
+                weights=self.weights,
+                hints=needs_hints,
+            )
+        else:
+            dataset = SampledDataset(
+                casks,
+                samples=self.samples,
+                seq_len=seq_len,
+                overlap=overlap,
+                packing=packing,
+                seed=seed,
+                weights=self.weights,
+                hints=needs_hints,
+            )
         if self.hints is not None:
             require_whole_documents(HintObjective.parse(self.hints), dataset)
         trained_share(dataset, seed=seed)

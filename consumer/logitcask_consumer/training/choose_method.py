@@ -82,7 +82,7 @@ def _written(spec: HintSpec | None) -> str:
 def _of_group(config: TrainConfig, group: CaskGroup, tokenizer: Any, *, part: str) -> Method:
     config = replace(config, loss=group.loss)
     if not ChunkObjective.needs_chunks(group.loss):
-        return TokenMethod.from_config(config, tokenizer)
+        return replace(TokenMethod.from_config(config, tokenizer), samples=group.samples)
     if config.other_teachers:
         config = replace(config, teacher=_teacher_of(config, group))
     return CrossTokenizerMethod.from_config(config, tokenizer, part=part)

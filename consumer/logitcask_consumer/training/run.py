@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from logitcask_consumer.config import TrainConfig
-from logitcask_consumer.data import SequenceDataset, open_groups
+from logitcask_consumer.data import CaskGroup, Phase, SequenceDataset, open_groups
 from logitcask_consumer.processes import processes
 from logitcask_consumer.run_document import (
     CHECKPOINTS_NAME,
@@ -19,6 +19,7 @@ from logitcask_consumer.run_document import (
     RunFolderError,
     earlier_runs,
     explained_writes,
+    latest_checkpoint,
     read_run,
     require_finished,
     require_unused,
@@ -55,6 +56,17 @@ from logitcask_schemas.model_source import find_model
 from logitcask_schemas.terminal import counted, installed_version
 
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainPhase:
+    """A phase of a run: what it trains on, and which of the run's steps it makes."""
+
+    groups: tuple[CaskGroup, ...]
+    """One for each of the shares of `steps`."""
+    steps: Phase
+    binding: dict[str, Any]
+    """What a resumption of the phase must share with it besides casks and settings; JSON types."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,20 +141,62 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
             return _result(config, spec, read_run(config.output) or {}, last, stopped_at=_steps(last))
 
 
-def _train(config: TrainConfig, spec: StudentSpec, stop: StopSignals, say: Say) -> TrainResult:
+def train_phase(config: TrainConfig, phase: TrainPhase, stop: StopSignals, *, say: Say) -> TrainResult:
+    """Make the steps of one phase of a run, or what is left of them, and a checkpoint; after the last the student.
+
+    Optimizer, schedule and step go on from the phase before. The caller holds the folder (`run_lock.hold_run`).
+
+    Args:
+        config: of the run, the same in all phases but for `casks`; `max_steps` is that of all phases.
+        phase: the phase. All phases before it have been made.
+        stop: ends the call after the step that is being made, as in `train`.
+        say: receives messages for people.
+
+    Raises:
+        RunFolderError: the phases before it have not been made.
+        StoppedEarly: a signal came before the first step.
+        Others as `train`.
+    """
+    before = read_run(config.output)
+    spec = StudentSpec.parse(config.student, revision=(before or {}).get("student", {}).get("revision"))
+    checkpoint = latest_checkpoint(config.output)
+    if before is not None and before["status"] == "finished":
+        return _result(config, spec, before, None, already_finished=True)
+    steps = _steps(checkpoint)
+    if steps < phase.steps.first:
+        raise RunFolderError(
+            f"{config.output}: a phase begins at step {phase.steps.first}, the last checkpoint is of step {steps}. "
+            "Checkpoints were removed; use another output folder"
+        )
+    if before is not None and steps >= phase.steps.stop and steps < (config.max_steps or 0):
+        return _result(config, spec, before, checkpoint)
+    return _train(config, spec, stop, say, phase)
+
+
+def _train(
+    config: TrainConfig, spec: StudentSpec, stop: StopSignals, say: Say, phase: TrainPhase | None = None
+) -> TrainResult:
     """As `train`, in a folder that no other run writes into."""
     tokenizer = load_tokenizer(spec.tokenizer_folder(config.teacher))
-    groups = open_groups(config.sources, loss=config.loss, cache=config.cache, cache_bytes=config.cache_bytes)
+    if phase is None:
+        groups = open_groups(config.sources, loss=config.loss, cache=config.cache, cache_bytes=config.cache_bytes)
+    else:
+        groups = list(phase.groups)
     if len(groups) == 1:
         config = replace(config, loss=groups[0].loss)
     casks = [cask for group in groups for cask in group.casks]
     method = choose_method(config, groups, tokenizer).bound(casks)
-    settings = config.binding() | method.binding()
+    settings = config.binding() | method.binding() | ({} if phase is None else phase.binding)
     described = [_describe(cask) for cask in casks]
+    # For whoever asks what was trained on; not compared, so a cask may move while a run is interrupted.
+    places = [cask.place if is_url(cask.place) else str(Path(cask.place).absolute()) for cask in casks]
     checkpoint = choose_checkpoint(config)
     before = read_run(config.output)
+    phases = _phases(before, phase)
+    begun = before if phase is None else next((part for part in phases if part["first"] == phase.steps.first), None)
+    if begun is not None:
+        require_same_run(begun, config.output, settings, described)
     if before is not None:
-        require_same_run(before, config.output, settings, described)
         if before["status"] == "finished":
             say(f"{config.output} is finished; nothing to do")
             return _result(config, spec, before, None, already_finished=True)
@@ -154,26 +208,30 @@ def _train(config: TrainConfig, spec: StudentSpec, stop: StopSignals, say: Say) 
         casks, seq_len=config.seq_len, overlap=config.context, packing=config.packing, seed=config.seed
     )
     sequences = _sequences_per_step(config, dataset, before)
-    if checkpoint is not None:
+    if checkpoint is not None and phase is None:
         require_same_batch(checkpoint, steps=-(-len(dataset) // sequences))
     model = _student(config, spec, checkpoint)
     check_context(model, config.seq_len)
     method.check(model, dataset)
-    for note in method.notes(dataset, model):
-        say(note)
     method = method.prepared(dataset, config.output, say)
     args = training_arguments(config, config.output / CHECKPOINTS_NAME, sequences=sequences)
-    content = {
+    content: dict[str, Any] = {
         "logitcask": installed_version(),
         "casks": described,
-        # For whoever asks what was trained on; not compared, so a cask may move while a run is interrupted.
-        "places": [cask.place if is_url(cask.place) else str(Path(cask.place).absolute()) for cask in casks],
+        "places": places,
         "settings": settings,
         "resolved": args.resolved,  # what the settings came to; not compared either
         "batch_tokens": sequences * config.seq_len,
         "student": {"spec": config.student, "revision": spec.revision, "parameters": model.num_parameters()},
         "earlier": earlier_runs(spec.folder or (config.teacher if spec.layers is not None else None)),
     }
+    if phase is not None:
+        steps = {"first": phase.steps.first, "stop": phase.steps.stop}
+        others = [part for part in phases if part["first"] < phase.steps.first]
+        content["phases"] = [*others, {**steps, "settings": settings, "casks": described, "places": places}]
+        # Whoever asks what was trained on means all phases.
+        content["casks"] = [cask for part in content["phases"] for cask in part["casks"]]
+        content["places"] = [place for part in content["phases"] for place in part["places"]]
     if own.is_main_process:
         partial_folder(config.output)
         if checkpoint is None and spec.folder is None:
@@ -194,19 +252,44 @@ def _train(config: TrainConfig, spec: StudentSpec, stop: StopSignals, say: Say) 
         + ("" if (trained := _trained(model)) == model.num_parameters() else f", {trained:,} of them trained")
         + (f"; continuing from {checkpoint.name}" if checkpoint else "")
     )
-    trainer = DistillTrainer(model, args, dataset, processing_class=tokenizer, method=method)
+    trainer = DistillTrainer(
+        model,
+        args,
+        dataset,
+        processing_class=tokenizer,
+        method=method,
+        phase=None if phase is None else phase.steps,
+    )
+    for note in method.notes(dataset, model):  # not before: shares of a phase belong to them
+        say(note)
     trainer.stop_requested = lambda: stop.requested
     result = _run(trainer, config.output, checkpoint, stop)
     running = {"status": "running", **content}
     if result is None:
-        done, steps = trainer.state.global_step, trainer.state.max_steps
-        say(f"stopped after step {done:,} of {steps:,}, which is saved; the same command goes on from there")
+        if trainer.phase_done():
+            return _result(config, spec, running, checkpoint)
+        done, total = trainer.state.global_step, trainer.state.max_steps
+        say(f"stopped after step {done:,} of {total:,}, which is saved; the same command goes on from there")
         return _result(config, spec, running, checkpoint, stopped_at=done)
     content["result"] = result
     if own.is_main_process:
         write_run(config.output, "finished", content)
     own.wait_for_everyone()  # whoever calls again finds it finished, in every process
     return _result(config, spec, {**running, **content, "status": "finished"}, checkpoint)
+
+
+def _phases(before: dict[str, Any] | None, phase: TrainPhase | None) -> list[dict[str, Any]]:
+    """What the run document says of the phases up to this one.
+
+    Raises:
+        RunFolderError: the folder's run is of another kind.
+    """
+    phases: list[dict[str, Any]] = (before or {}).get("phases", [])
+    if before is not None and bool(phases) != (phase is not None):
+        kinds = ("`logitcask rounds`", "`logitcask train`")
+        made, now = kinds if phases else kinds[::-1]
+        raise RunFolderError(f"the output folder holds a run of {made}, not of {now}. Use another output folder")
+    return phases
 
 
 def _sequences_per_step(config: TrainConfig, dataset: SequenceDataset[Any], before: dict[str, Any] | None) -> int:
@@ -233,7 +316,12 @@ def _trained(model: Any) -> int:
 def _run(trainer: DistillTrainer, output: Path, checkpoint: Path | None, stop: StopSignals) -> dict[str, Any] | None:
     """Train and save the student; returns the summary that goes into the run document, None where it was stopped."""
     progress, metrics = ProgressBar(), MetricsLog(output / METRICS_NAME)
-    for callback in (LogWhenSaving(), metrics, progress, StopWhenAsked(trainer.stop_agreed)):
+    for callback in (
+        LogWhenSaving(),
+        metrics,
+        progress,
+        StopWhenAsked(lambda: trainer.phase_done() or trainer.stop_agreed()),
+    ):
         trainer.add_callback(callback)
     started = time.monotonic()
     try:

@@ -44,6 +44,10 @@ class StopSignals:
         """From now on a signal waits for the end of a step."""
         self._training = True
 
+    def training_ends(self) -> None:
+        """From now on a signal ends what is done at once: it keeps what it has by itself. None may have come before."""
+        self._training = self._requested
+
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
             return self

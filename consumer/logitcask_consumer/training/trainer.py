@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
-from logitcask_consumer.data import EMPTY, MixedDataset, SequenceDataset, StepSampler
+from logitcask_consumer.data import EMPTY, MixedDataset, Phase, PhaseSampler, SequenceDataset, StepSampler
 from logitcask_consumer.hints.checkpoints import (
     hints_apart,
     learned_projections,
@@ -63,6 +63,7 @@ class DistillTrainer(Trainer):
         optimizers: tuple[Any, Any] = (None, None),
         *,
         method: Method | None = None,
+        phase: Phase | None = None,
     ) -> None:
         """Prepare training.
 
@@ -75,6 +76,8 @@ class DistillTrainer(Trainer):
             callbacks: besides those of transformers.
             optimizers: optimizer and schedule, where `args` is not to choose them.
             method: what makes a loss of the dataset's batches; None is a `TokenMethod` as `args` says.
+            phase: the steps of the run whose dataset this is; None: all of them. A run in phases has `max_steps`,
+                and one process; after a phase it is saved, and continued from there with the next dataset.
 
         Raises:
             UnknownLossError, LossParameterError, LossMismatchError: the loss is unknown or does not fit the cask.
@@ -95,6 +98,9 @@ class DistillTrainer(Trainer):
                 raise TypeError(f"a MixtureMethod needs a MixedDataset, also to evaluate; got {type(dataset).__name__}")
         if method is None and processing_class is not None:
             require_tokenizer(train_dataset.casks[0], processing_class)
+        self.phase = phase
+        if phase is not None and isinstance(train_dataset, MixedDataset):
+            train_dataset.shares = phase.shares
         self.method = method or _token_method(args, processing_class)
         attach(model)
         self.batch_loss = self.method.on(model, train_dataset)
@@ -154,6 +160,10 @@ class DistillTrainer(Trainer):
         total, self._stops = gathered.sum(0)
         return total
 
+    def phase_done(self) -> bool:
+        """Whether the steps of the phase have been made."""
+        return self.phase is not None and self.state.global_step >= self.phase.stop
+
     def stop_agreed(self) -> bool:
         """Whether the run ends after this step: all processes say the same, by what they told each other before it."""
         if self.accelerator.num_processes == 1:
@@ -163,6 +173,18 @@ class DistillTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """This process' micro-batches. Nothing of accelerate wraps it: `training_step` moves a batch to the device."""
         dataset, args = cast("SequenceDataset[Any]", self.train_dataset), cast("DistillConfig", self.args)
+        if self.phase is not None:
+            phase_sampler = PhaseSampler(
+                [part.sources for part in dataset.parts] if isinstance(dataset, MixedDataset) else [dataset.sources],
+                self.phase,
+                seed=args.seed,
+                sequences=args.sequences_per_step
+                or args.per_device_train_batch_size * args.gradient_accumulation_steps,
+                micro=args.per_device_train_batch_size,
+                accumulation=args.gradient_accumulation_steps,
+                steps_in_all=args.max_steps,
+            )
+            return self._loader(dataset, phase_sampler, self.data_collator, persistent=True)
         processes = self.accelerator.num_processes
         each_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
         sampler = StepSampler(

@@ -20,6 +20,7 @@ from logitcask_schemas.api.objects import (
     ExtractionList,
     Failure,
     Manifest,
+    ModelList,
     Preview,
     Progress,
     Status,
@@ -83,6 +84,10 @@ class ServiceClient:
     def server(self) -> str:
         """Base URL of the service."""
         return self._connection.server
+
+    def models(self) -> ModelList:
+        """The teacher with its identity; no model while it loads for the first time."""
+        return self._connection.get(ModelList, "/v1/models")
 
     def check(self, plan: ExtractionPlan | Mapping[str, Any], *, corpus_bytes: int | None = None) -> ExtractionCheck:
         """Whether an extraction could be started; ServiceError says why not."""

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from logitcask_schemas.api.client import ServiceClient
 from logitcask_schemas.cask import Cask
 from logitcask_services.http.access import MAX_JSON_BYTES
 from tests.support.services.fake_teacher import fake_teacher
@@ -208,6 +209,8 @@ def test_operations(server):
     assert server.client.get("/health/ready").json() == {"status": "ready", "reasons": [], "waiting": []}
     assert server.client.get("/version").json().keys() == {"version"}
     (model,) = server.client.get("/v1/models").json()["data"]
+    with ServiceClient(server.url) as client:
+        assert [own.model_dump(mode="json") for own in client.models().data] == [model]
     assert (model["id"], model["max_model_len"], model["status"]) == ("fake-teacher", 64, "ready")
     metrics = server.client.get("/metrics")
     assert metrics.headers["content-type"].startswith("text/plain")

@@ -132,10 +132,18 @@ def to_target(
         next_ids_R=torch.from_numpy(next_ids_R),
         sampled_tail=sampled_tail,
         documents_R=None if documents is None else torch.from_numpy(documents),
+        policy_R3=policy_columns(len(next_ids_R)),
         log_z_R=None if log_z_R is None else torch.from_numpy(log_z_R),
         tail_logprobs_N=torch.from_numpy(np.log(np.concatenate(columns.tail_probs)).astype(codec)),
         dtype=dtype,
     )
+
+
+def policy_columns(rows: int) -> torch.Tensor:
+    """What texts of a student have besides, made up so that nothing is clipped and no terms cancel, [R, 3]."""
+    rng = np.random.default_rng(rows)
+    later = rng.integers(0, 4, rows)
+    return torch.from_numpy(np.stack([-rng.exponential(0.05, rows), later * rng.exponential(size=rows), later], 1))
 
 
 def dense_kl(logits_RV: torch.Tensor, probs_RV: np.ndarray) -> torch.Tensor:

@@ -1,0 +1,188 @@
+"""`logitcask rounds`: on-policy distillation in rounds of sampling, capture and training."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from logitcask_consumer.cli.common import (
+    JsonOption,
+    messages,
+    nonempty_path,
+    nonempty_text,
+    output_option,
+    print_json,
+    quiet_transformers,
+)
+
+app = typer.Typer(help="Train a student on its own texts, in rounds with a teacher service.", add_completion=False)
+
+
+@app.command()
+def rounds(
+    recipe: Annotated[str, typer.Option("--recipe", help="gkd, minillm, distillm or f-distill.", show_default=False)],
+    prompts: Annotated[
+        Path,
+        typer.Option(
+            "--prompts",
+            help="JSON lines with `prompt`, `messages` or `input_ids`, after which the student writes.",
+            show_default=False,
+            parser=nonempty_path,
+            metavar="PATH",
+        ),
+    ],
+    student: Annotated[
+        str,
+        typer.Option(
+            "--student",
+            help="from-teacher:layers=10 (or a list of layer numbers), a model folder or Hub id.",
+            show_default=False,
+            parser=nonempty_text,
+            metavar="TEXT",
+        ),
+    ],
+    output: Annotated[Path, output_option("Folder of the run and the trained student.")],
+    cask_root: Annotated[
+        str,
+        typer.Option(
+            "--cask-root",
+            help="Where the service's casks are read from here: its cask root, as a folder or URL.",
+            show_default=False,
+            parser=nonempty_text,
+            metavar="PLACE",
+        ),
+    ],
+    server: Annotated[
+        str | None, typer.Option("--server", help="URL of the service; default LOGITCASK_SERVER, else port 8000 here.")
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option("--api-key-file", help="File with the key; default LOGITCASK_API_KEY.")
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="What the casks are named after: NAME.r0001; default: the output folder."),
+    ] = None,
+    cask: Annotated[
+        list[str] | None, typer.Option("--cask", help="Fixed cask beside the student's texts; may be repeated.")
+    ] = None,
+    share: Annotated[
+        float | None, typer.Option("--lambda", help="Share of the student's texts in every step, 0 to 1.")
+    ] = None,
+    loss: Annotated[
+        str | None, typer.Option("--loss", help="On the student's texts, in place of the recipe's.")
+    ] = None,
+    fixed_loss: Annotated[
+        str | None, typer.Option("--fixed-loss", help="On the fixed cask, in place of the recipe's.")
+    ] = None,
+    held_out: Annotated[
+        str | None, typer.Option("--held-out", help="Cask to measure the student on after every phase.")
+    ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            "--teacher",
+            help="The teacher's folder or Hub id, for weights (from-teacher) or tokenizer.",
+            parser=nonempty_path,
+            metavar="PATH",
+        ),
+    ] = None,
+    num_rounds: Annotated[int, typer.Option("--rounds", help="Rounds.")] = 3,
+    steps_per_round: Annotated[int, typer.Option("--steps-per-round", help="Optimizer steps of a phase.")] = 100,
+    prompts_per_round: Annotated[
+        int | None, typer.Option("--prompts-per-round", help="Prompts of a round; default: all.")
+    ] = None,
+    texts_per_prompt: Annotated[int, typer.Option("--texts-per-prompt", help="Texts after each prompt.")] = 1,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Most tokens of a text.")] = 128,
+    temperature: Annotated[float, typer.Option("--temperature", help="Of the sampling.")] = 1.0,
+    top_p: Annotated[float, typer.Option("--top-p", help="Of the sampling.")] = 1.0,
+    top_k: Annotated[int, typer.Option("--top-k", help="Of the sampling; 0: all tokens.")] = 0,
+    sample_batch: Annotated[int, typer.Option("--sample-batch", help="Texts that are written together.")] = 32,
+    max_looping: Annotated[
+        float, typer.Option("--max-looping", help="Largest share of a round's texts that may repeat themselves.")
+    ] = 0.25,
+    buffer: Annotated[
+        int | None, typer.Option("--buffer", help="Rounds whose texts a phase trains on; default: the recipe's.")
+    ] = None,
+    adapt_by: Annotated[
+        float | None, typer.Option("--adapt-by", help="What lambda rises by (distillm); default: 1 over the rounds.")
+    ] = None,
+    tau: Annotated[float | None, typer.Option("--tau", help="Threshold of the capture.")] = None,
+    seq_len: Annotated[int, typer.Option("--seq-len", help="Tokens of a training sequence.")] = 512,
+    batch_tokens: Annotated[
+        int | None, typer.Option("--batch-tokens", help="Tokens per optimizer step; default: 16 sequences.")
+    ] = None,
+    micro_tokens: Annotated[int, typer.Option("--micro-tokens", help="Tokens per forward pass.")] = 8192,
+    lr: Annotated[float, typer.Option("--lr", help="Peak learning rate over all phases.")] = 1e-4,
+    warmup: Annotated[float, typer.Option("--warmup", help="Share of the steps with rising learning rate.")] = 0.05,
+    min_lr_ratio: Annotated[
+        float, typer.Option("--min-lr-ratio", help="Learning rate at the end, as a share of the peak.")
+    ] = 0.1,
+    weight_decay: Annotated[float, typer.Option("--weight-decay", help="Of AdamW.")] = 0.01,
+    max_grad_norm: Annotated[float, typer.Option("--max-grad-norm", help="Gradients are clipped to it.")] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", help="Of sampling, initialisation, packing and order.")] = 0,
+    precision: Annotated[str, typer.Option("--precision", help="Of training: auto, float32 or bfloat16.")] = "auto",
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Recompute activations: slower, less memory.")
+    ] = False,
+    save_steps: Annotated[int, typer.Option("--save-steps", help="A checkpoint every so many steps.")] = 100,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            "--cache", help="Local folder for shards of casks in object stores.", parser=nonempty_path, metavar="PATH"
+        ),
+    ] = None,
+    patience_seconds: Annotated[
+        float, typer.Option("--patience", help="Seconds to wait for a service that does not answer.")
+    ] = 600.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Sample, capture, train, again and again; the same command continues an interrupted run."""
+    settings: dict[str, Any] = {**locals()}
+    for other in ("cask", "num_rounds", "tau", "server", "api_key_file", "as_json"):
+        del settings[other]
+    from logitcask_consumer.config import TrainConfigError
+    from logitcask_consumer.losses import LossParameterError, UnknownLossError
+    from logitcask_consumer.rounds.config import RoundsConfig, RoundsConfigError
+    from logitcask_consumer.rounds.driver import run_rounds
+    from logitcask_consumer.rounds.recipes import RecipeError
+    from logitcask_schemas.errors import CaptureSpecError
+
+    quiet_transformers()
+    try:
+        config = RoundsConfig(
+            **settings,
+            casks=tuple(cask or ()),
+            rounds=num_rounds,
+            server=server or os.environ.get("LOGITCASK_SERVER", "http://127.0.0.1:8000"),
+            api_key=_key(api_key_file),
+        )
+        if tau is not None:
+            config = config.at_tau(tau)
+    except (
+        RoundsConfigError,
+        RecipeError,
+        TrainConfigError,
+        UnknownLossError,
+        LossParameterError,
+        CaptureSpecError,
+    ) as error:
+        raise typer.BadParameter(str(error)) from error
+    result = run_rounds(config, say=messages().print)
+    if as_json:
+        print_json(
+            {"output": str(result.output), "stopped": result.stopped, "state": result.state.model_dump(mode="json")}
+        )
+
+
+def _key(path: Path | None) -> str | None:
+    """The Bearer key of a file, on its first line that is neither empty nor a comment; else of the environment."""
+    if path is None:
+        return os.environ.get("LOGITCASK_API_KEY") or None
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{path} cannot be read: {error}", param_hint="--api-key-file") from error
+    if keys := [line for line in lines if line and not line.startswith("#")]:
+        return keys[0]
+    raise typer.BadParameter(f"{path} holds no key", param_hint="--api-key-file")

@@ -1,0 +1,381 @@
+"""A run in rounds: sample, capture, train, next. Whatever is safe stands in rounds.json; the same command goes on."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from logitcask_consumer.data import CaskDataset, open_casks
+from logitcask_consumer.processes import processes
+from logitcask_consumer.report.evaluate import evaluate_model, metric_kinds
+from logitcask_consumer.rounds.buffer import next_share
+from logitcask_consumer.rounds.capture import TeacherService
+from logitcask_consumer.rounds.config import RoundsConfig, RoundsConfigError
+from logitcask_consumer.rounds.phases import (
+    EmptyRoundError,
+    all_texts,
+    open_round,
+    phase_of,
+    require_teacher,
+    require_texts,
+    round_folder,
+)
+from logitcask_consumer.rounds.prompts import Prompts, read_prompts
+from logitcask_consumer.rounds.sampler import Sampling, chunk_seed, chunks_of, ends_of, pad_of, write_chunk
+from logitcask_consumer.rounds.samples import SAMPLES_NAME, RoundTexts, append_chunk, read_chunks
+from logitcask_consumer.rounds.state import (
+    RoundState,
+    RunState,
+    read_state,
+    require_same_settings,
+    write_state,
+)
+from logitcask_consumer.run_document import (
+    INITIAL_NAME,
+    RunFolderError,
+    explained_writes,
+    latest_checkpoint,
+    read_run,
+    replace_file,
+    require_finished,
+    require_unused,
+)
+from logitcask_consumer.student.students import StudentSpec, load_model, load_tokenizer
+from logitcask_consumer.training.checkpoints import partial_folder
+from logitcask_consumer.training.run import train_phase
+from logitcask_consumer.training.run_lock import hold_run
+from logitcask_consumer.training.stop_signals import StoppedEarly, StopSignals
+from logitcask_schemas.api.requests import ExtractionPlan
+from logitcask_schemas.errors import IdentityMismatchError, ModelError
+from logitcask_schemas.model_source import find_model
+from logitcask_schemas.record.identity import tokenizer_fingerprint
+
+if TYPE_CHECKING:
+    from logitcask_schemas.api.client import ServiceClient
+
+Say = Callable[[str], None]
+CORPUS_NAME: Final = "corpus.jsonl"
+_HELD_OUT: Final = ("kl", "nll", "acceptance")
+"""What is kept of an evaluation, as far as the cask has it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundsResult:
+    """What a run in rounds came to."""
+
+    output: Path
+    """Hugging Face folder of the trained student."""
+    state: RunState
+    stopped: bool
+    """A signal ended this call; the same command goes on."""
+
+
+def run_rounds(
+    config: RoundsConfig, *, say: Say = lambda message: None, client: "ServiceClient | None" = None
+) -> RoundsResult:
+    """Make the rounds of a run, or those that are left.
+
+    Args:
+        config: the run.
+        say: receives messages for people.
+        client: of the service; None connects as the config says.
+
+    Raises:
+        RunFolderError, RunBusyError: the output folder holds another run, is in use, or cannot be written.
+        PromptError: the prompts cannot be used.
+        CaptureError, ServiceError, ServiceUnreachableError: the service makes no cask.
+        IdentityMismatchError: its teacher is not the one of the rounds before, or not of the student's tokens.
+        EmptyRoundError: a round has nothing to train on.
+        RoundsConfigError: the run is made of several processes.
+        Others as `training.run.train`.
+    """
+    if processes().num_processes > 1:
+        raise RoundsConfigError("a run in rounds is made by one process; start it without torchrun")
+    require_unused(config.output)
+    if config.teacher is not None and not find_model(config.teacher).folder.is_dir():
+        raise ModelError(f"teacher folder {config.teacher} does not exist; a Hugging Face model folder is needed")
+    spec = StudentSpec.parse(config.student)
+    if spec.folder is not None:
+        require_finished(spec.folder)
+    with StopSignals() as stop, hold_run(config.output), _connected(config, client) as connected:
+        run = _Run(config=config, spec=spec, stop=stop, say=say, client=connected)
+        try:
+            return run.make()
+        except StoppedEarly:
+            say("stopped; what is written is kept, and the same command goes on from there")
+            return RoundsResult(output=config.output, state=run.state, stopped=True)
+
+
+@contextmanager
+def _connected(config: RoundsConfig, client: "ServiceClient | None") -> "Iterator[ServiceClient]":
+    from logitcask_schemas.api.client import ServiceClient
+
+    if client is not None:
+        yield client
+        return
+    with ServiceClient(config.server, config.api_key, patience_seconds=config.patience_seconds) as own:
+        yield own
+
+
+class _Run:
+    """The run, in a folder that no other writes into."""
+
+    def __init__(
+        self, *, config: RoundsConfig, spec: StudentSpec, stop: StopSignals, say: Say, client: "ServiceClient"
+    ) -> None:
+        self.config, self.spec, self.stop, self.say = config, spec, stop, say
+        self.service = TeacherService(client=client, patience_seconds=config.patience_seconds, say=say)
+        teacher = None if config.teacher is None else find_model(config.teacher).folder
+        self.teacher_folder = teacher
+        self.tokenizer = load_tokenizer(spec.tokenizer_folder(teacher))
+        self.prompts: Prompts = read_prompts(
+            config.prompts, self.tokenizer, longest=config.seq_len + 1 - config.max_new_tokens
+        )
+        settings = {**config.binding(), "prompts": self.prompts.sha256}
+        state = read_state(config.output)
+        if state is None:
+            if read_run(config.output) is not None:
+                raise RunFolderError(
+                    f"{config.output} holds a run of `logitcask train`, not one in rounds. Use another output folder"
+                )
+            state = RunState.new(config.run_name, settings)
+            write_state(config.output, state)
+        require_same_settings(state, config.output, settings)
+        self.state = state
+
+    def make(self) -> RoundsResult:
+        """All rounds."""
+        if self.state.status == "finished":
+            self.say(f"{self.config.output} is finished; nothing to do")
+            return self._result(stopped=False)
+        if self.prompts.too_long:
+            self.say(f"{self.prompts.too_long} prompts are left out: no text of the full length fits behind them")
+        self._save_student()
+        if self.config.held_out is not None and self.state.held_out is None:
+            self.state.held_out = self._measure(self._student_folder())
+            self._write()
+        share = self.config.first_share
+        for number in range(1, self.config.rounds + 1):
+            own = self.state.round(number, share)
+            if own.stage != "trained" and not self._make_round(own):
+                return self._result(stopped=True)
+            share = self._next_share(own)
+        self.state.status = "finished"
+        self._write()
+        self.say(f"trained student: {self.config.output}")
+        return self._result(stopped=False)
+
+    def _make_round(self, own: RoundState) -> bool:
+        """One round; False where a signal ended its phase."""
+        if own.share > 0:
+            if own.stage == "sampling":
+                self._require_tokenizer()
+                with self._timed(own, "sample"):
+                    texts = self._sample(own)
+                own.sampled, own.stage = texts.counts, "sampled"
+                self._write()
+            if own.stage == "sampled":
+                with self._timed(own, "capture"):
+                    self._capture(own)
+                own.stage = "captured"
+                self._write()
+        with self._timed(own, "train"):
+            phase = phase_of(
+                self.config, self.state, own, tokens_per_step=self.config.batch_tokens or 16 * self.config.seq_len
+            )
+            places = tuple(str(cask.place) for group in phase.groups for cask in group.casks)
+            self.say(f"round {own.number} of {self.config.rounds}: training, lambda {own.share:g}")
+            try:
+                result = train_phase(self.config.training(places), phase, self.stop, say=self.say)
+            finally:
+                self.stop.training_ends()
+        if result.stopped_at is not None:
+            self._write()
+            return False
+        if self.config.held_out is not None:
+            own.held_out = self._measure(self._student_folder())
+            self.say(f"round {own.number}: held out {_shown(own.held_out)}")
+        own.stage = "trained"
+        self._write()
+        return True
+
+    def _next_share(self, own: RoundState) -> float:
+        """Lambda of the next round."""
+        if not self.config.method.adaptive:
+            return own.share
+        earlier = [self.state.held_out, *(each.held_out for each in self.state.rounds[: own.number - 1])]
+        before, after = earlier[-1], own.held_out
+        assert before is not None, "adaptive recipes measure before the first phase"
+        assert after is not None, "and after every one"
+        share = next_share(
+            own.share,
+            before=_held_out_loss(before),
+            after=_held_out_loss(after),
+            by=self.config.adapt_by or 1.0 / self.config.rounds,
+        )
+        if share != own.share:
+            self.say(f"the held-out loss rose: lambda {own.share:g} becomes {share:g}")
+        return share
+
+    def _save_student(self) -> None:
+        """The student before training, where it exists nowhere else."""
+        target = self.config.output / INITIAL_NAME
+        if self.spec.folder is not None or target.is_dir():
+            return
+        model = self.spec.build(self.teacher_folder, seed=self.config.seed)
+        with explained_writes(target, "Free space and give the same command again"):
+            partial = partial_folder(self.config.output)
+            model.save_pretrained(partial)
+            self.tokenizer.save_pretrained(partial)
+            partial.rename(target)
+
+    def _student_folder(self) -> Path:
+        """The student as it is now."""
+        return latest_checkpoint(self.config.output) or self.spec.folder or self.config.output / INITIAL_NAME
+
+    def _load(self, folder: Path) -> Any:
+        model = load_model(folder)
+        return model.to("cuda") if torch.cuda.is_available() else model
+
+    def _sample(self, own: RoundState) -> RoundTexts:
+        """Write the texts of a round, from the first chunk that is not there."""
+        config, folder = self.config, round_folder(self.config.output, own.number)
+        with explained_writes(folder, "Free space and give the same command again"):
+            folder.mkdir(parents=True, exist_ok=True)
+        path = folder / SAMPLES_NAME
+        done = read_chunks(path, mend=True)
+        chosen = self.prompts.of_round(own.number, config.prompts_per_round, config.seed)
+        chunks = chunks_of(chosen, texts_per_prompt=config.texts_per_prompt, size=config.sample_batch)
+        if len(done) < len(chunks):
+            model = self._load(self._student_folder())
+            ends, pad = ends_of(model, self.tokenizer), pad_of(self.tokenizer)
+            sampling = Sampling(
+                max_new_tokens=config.max_new_tokens,
+                temperature=config.temperature,
+                top_p=config.top_p,
+                top_k=config.top_k,
+            )
+            began, written = time.monotonic(), 0
+            for number in range(len(done), len(chunks)):
+                prompts = [(prompt, self.prompts.ids[prompt]) for prompt in chunks[number]]
+                seed = chunk_seed(config.seed, own.number, number)
+                done.append(write_chunk(model, prompts, sampling, seed=seed, ends=ends, pad=pad))
+                append_chunk(path, number, done[-1])
+                written += sum(text.sampled for text in done[-1])
+            pace = written / max(time.monotonic() - began, 1e-9)
+            self.say(f"round {own.number} of {config.rounds}: {written:,} tokens written, {pace:,.0f} tokens/s")
+        texts = RoundTexts.of(done, max_looping=config.max_looping)
+        self.say(f"round {own.number}: {_counted(texts)}")
+        if not texts.texts:
+            raise EmptyRoundError(
+                f"round {own.number}: none of the student's {texts.counts.texts} texts can be used "
+                f"({_counted(texts)}). They lie in {path} and stay there. Allow more looping texts (--max-looping 1) "
+                "with the same command; or begin in another output folder with a student that writes (train it on a "
+                "fixed cask first), or with other prompts"
+            )
+        with explained_writes(folder / CORPUS_NAME, "Free space and give the same command again"):
+            replace_file(folder / CORPUS_NAME, texts.corpus(own.number))
+        return texts
+
+    def _require_tokenizer(self) -> None:
+        """Before anything is written for a run's first cask: the teacher must read the student's token ids."""
+        if self.state.teacher is not None:
+            return
+        theirs, own = self.service.teacher().tokenizer_fingerprint, tokenizer_fingerprint(self.tokenizer)
+        if theirs != own:
+            raise IdentityMismatchError(
+                f"tokenizer_fingerprint: {own!r} of the student, {theirs!r} of the teacher at {self.config.server}. "
+                "It reads the token ids that the student writes: take a student with the teacher's tokenizer"
+            )
+
+    def _capture(self, own: RoundState) -> None:
+        """Have the teacher read a round's texts; the cask is proved to hold these, of the same teacher."""
+        require_teacher(self.state, self.service.teacher(), where=f"that of the service at {self.config.server}")
+        plan = ExtractionPlan(
+            cask=self.config.cask_name(own.number),
+            capture=self.config.spec,
+            overflow="skip",
+            metadata={"run": self.state.run, "round": str(own.number)},
+        )
+        extraction = None if own.extraction is None else self.service.extraction(own.extraction)
+        if extraction is not None and extraction.status in ("cancelled", "cancelling"):
+            extraction = None
+        if extraction is None:
+            if not own.attempt:
+                self.service.require_new(plan)
+            # Before it is sent: whoever comes back after a kill knows that the cask may be this round's.
+            if own.extraction is not None or not own.attempt:
+                own.attempt += 1
+                own.extraction = None
+                self._write()
+            corpus = round_folder(self.config.output, own.number) / CORPUS_NAME
+            extraction = self.service.start(corpus, plan, f"{self.state.run}-{own.number}-{own.attempt}")
+            own.extraction = extraction.id
+            self._write()
+        extraction = self.service.finish(extraction.id)
+        cask = open_round(self.config, self.state, own)
+        own.cask = str(cask.place)
+        require_texts(cask, all_texts(self.config, own.number), own.number)
+        own.documents = len(cask)
+        self.state.teacher = self.state.teacher or cask.manifest.teacher
+        missing = "" if own.sampled is None or own.documents == own.sampled.kept else f" of {own.sampled.kept}"
+        self.say(f"round {own.number}: {own.documents}{missing} texts captured in {own.cask}")
+
+    def _measure(self, folder: Path) -> dict[str, float]:
+        """Means of a student over the held-out positions."""
+        assert self.config.held_out is not None
+        casks = open_casks(
+            self.config.held_out,
+            tokenizer_fingerprint=None,
+            cache=self.config.cache,
+            cache_bytes=self.config.cache_bytes,
+        )
+        dataset = CaskDataset(casks, seq_len=self.config.seq_len)
+        batch = max(1, self.config.micro_tokens // self.config.seq_len)
+        values = evaluate_model(self._load(folder), dataset, batch_sequences=batch).values
+        capture = dataset.manifest.capture
+        kinds = metric_kinds(
+            sampled_tail=capture.mode != "topk", tail_logprobs=capture.tail_logprobs, ordered_head=False
+        )
+        return {name: float(values[name].mean(dtype="float64")) for name in _HELD_OUT if name in kinds}
+
+    @contextmanager
+    def _timed(self, own: RoundState, stage: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            own.seconds[stage] = own.seconds.get(stage, 0.0) + time.monotonic() - began
+
+    def _write(self) -> None:
+        write_state(self.config.output, self.state)
+
+    def _result(self, *, stopped: bool) -> RoundsResult:
+        return RoundsResult(output=self.config.output, state=self.state, stopped=stopped)
+
+
+def _held_out_loss(means: dict[str, float]) -> float:
+    """KL to the teacher where the cask has it, else the cross-entropy; nats."""
+    return means.get("kl", means["nll"])
+
+
+def _shown(means: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in means.items())
+
+
+def _counted(texts: RoundTexts) -> str:
+    counts = texts.counts
+    parts = [f"{counts.kept} of {counts.texts} texts kept"]
+    if counts.empty:
+        parts.append(f"{counts.empty} empty")
+    if counts.looping:
+        parts.append(f"{counts.looping} repeat themselves, {counts.looping_left_out} of these left out")
+    if counts.duplicates:
+        parts.append(f"{counts.duplicates} written twice")
+    if counts.unfinished:
+        parts.append(f"{counts.unfinished} cut at the limit of tokens")
+    return ", ".join(parts)

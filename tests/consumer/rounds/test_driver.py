@@ -1,0 +1,387 @@
+"""Runs in rounds against a service with a tiny teacher: what is trained, and what stands in the way."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from logitcask_consumer.config import TrainConfig
+from logitcask_consumer.rounds import capture as capture_module
+from logitcask_consumer.rounds import driver
+from logitcask_consumer.rounds.capture import CaptureError
+from logitcask_consumer.rounds.config import RoundsConfig
+from logitcask_consumer.rounds.driver import run_rounds
+from logitcask_consumer.rounds.phases import EmptyRoundError
+from logitcask_consumer.rounds.state import read_state
+from logitcask_consumer.run_document import RunFolderError
+from logitcask_consumer.training.run import train
+from logitcask_schemas.api.connection import ServiceError
+from logitcask_schemas.cask import Cask
+from logitcask_schemas.errors import DocumentMismatchError, IdentityMismatchError
+from tests.support.consumer.cask_builder import VOCAB, build_cask, random_documents, tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def no_long_pauses(monkeypatch):
+    monkeypatch.setattr(capture_module, "FIRST_PAUSE", 0.01)
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def run(settings, **more):
+    said = []
+    return run_rounds(RoundsConfig(**{**settings, **more}), say=said.append), said
+
+
+class TestARun:
+    """What comes out."""
+
+    @pytest.fixture
+    def done(self, settings, tiny):
+        result, said = run(settings, held_out=str(tiny.folder / "held"))
+        return result, said
+
+    def test_trains_on_a_cask_of_its_own_texts_in_every_round(self, done, service, settings):
+        result, _ = done
+        assert result.state.status == "finished"
+        assert [own.stage for own in result.state.rounds] == ["trained", "trained"]
+        for number in (1, 2):
+            cask = Cask.open(service.casks / f"run.r{number:04d}")
+            assert len(cask) == result.state.rounds[number - 1].documents == 20
+            lines = (settings["output"] / f"rounds/{number:04d}/corpus.jsonl").read_text().splitlines()
+            assert {tuple(json.loads(line)["input_ids"]) for line in lines} == {
+                tuple(cask.read(at).token_ids_L.tolist()) for at in range(len(cask))
+            }
+            assert cask.num_positions == sum(
+                stop - start for line in lines for start, stop in json.loads(line)["recorded"]
+            )
+        first, second = (Cask.open(service.casks / f"run.r000{number}") for number in (1, 2))
+        assert {row.tobytes() for row in first.document_ids()} != {row.tobytes() for row in second.document_ids()}
+
+    def test_the_student_gets_nearer_to_its_teacher(self, done):
+        state = done[0].state
+        kl = [state.held_out["kl"], *(own.held_out["kl"] for own in state.rounds)]
+        assert kl == sorted(kl, reverse=True)
+
+    def test_one_schedule_over_all_phases(self, done, settings):
+        lines = metrics(settings["output"])
+        assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+        rates = [line["lr"] for line in lines[1:]]
+        assert rates == sorted(rates, reverse=True)
+        assert rates[0] == pytest.approx(3e-3)
+
+    def test_the_run_document_names_all_casks(self, done, settings):
+        document = json.loads((settings["output"] / "logitcask.json").read_text())
+        assert document["status"] == "finished"
+        assert [place.rpartition("/")[2] for place in document["places"]] == ["run.r0001", "run.r0002"]
+        assert [phase["stop"] for phase in document["phases"]] == [3, 6]
+
+    def test_given_again_does_nothing(self, done, settings, service, tiny):
+        asked = len(service.requests)
+        before = (settings["output"] / "model.safetensors").read_bytes()
+        result, said = run(settings, held_out=str(tiny.folder / "held"))
+        assert result.state == done[0].state
+        assert len(service.requests) == asked
+        assert (settings["output"] / "model.safetensors").read_bytes() == before
+        assert said == [f"{settings['output']} is finished; nothing to do"]
+
+    def test_seconds_of_every_stage_are_kept(self, done):
+        for own in done[0].state.rounds:
+            assert own.seconds.keys() == {"sample", "capture", "train"}
+
+
+class TestPhases:
+    """One optimizer, one schedule: phases on one cask are one run on it."""
+
+    def plain(self, tiny, output, **more):
+        options = {
+            "casks": (tiny.folder / "fixed",), "student": str(tiny.folder / "student"), "output": output,
+            "loss": "skew_reverse_kl:alpha=0.1", "max_steps": 6, "seq_len": 64, "batch_tokens": 256,
+            "micro_tokens": 128, "lr": 3e-3,
+        }  # fmt: skip
+        train(TrainConfig(**{**options, **more}))
+        return weights(output)
+
+    def phases(self, settings, tiny, **more):
+        """DistiLLM that never sees its loss rise: the fixed cask alone."""
+        fixed = (str(tiny.folder / "fixed"),)
+        run(settings, recipe="distillm", casks=fixed, held_out=str(tiny.folder / "held"), **more)
+        return weights(settings["output"])
+
+    def test_the_weights_are_those_of_one_run(self, settings, tiny, tmp_path, service):
+        assert len(Cask.open(tiny.folder / "fixed")) == 24
+        one, several = self.plain(tiny, tmp_path / "plain"), self.phases(settings, tiny)
+        assert one.keys() == several.keys()
+        assert all(torch.equal(one[name], several[name]) for name in one)
+        assert not service.requests, "lambda 0 asks nobody"
+
+    def test_negative_control_two_runs_are_another_thing(self, settings, tiny, tmp_path):
+        """As a script would do it: each phase with an optimizer and a schedule of its own."""
+        self.plain(tiny, tmp_path / "first", max_steps=3)
+        two = self.plain(tiny, tmp_path / "second", max_steps=3, student=str(tmp_path / "first"))
+        several = self.phases(settings, tiny)
+        assert max(float((two[name] - several[name]).abs().max()) for name in two) > 1e-4
+
+
+def test_lambda_divides_the_loss_and_every_step(settings, tiny):
+    _, said = run(settings, casks=(str(tiny.folder / "fixed"),), share=0.25)
+    shares = {line.partition(":")[0]: line for line in said if "of what is trained" in line}
+    assert "25.0%" in shares["student"]
+    assert "75.0%" in shares["fixed"]
+    for line in metrics(settings["output"]):
+        assert line["positions/student"] > 0
+        assert line["positions/fixed"] > line["positions/student"]
+
+
+def test_minillm_trains_both_parts(settings, tiny):
+    result, _ = run(settings, recipe="minillm", casks=(str(tiny.folder / "fixed"),))
+    assert result.state.status == "finished"
+    for line in metrics(settings["output"]):
+        assert {"loss/reverse_kl/student", "loss/policy_rkl/student"} <= line.keys()
+        assert line["loss/policy_rkl/student"] != 0
+
+
+def test_distillm_raises_lambda_where_the_loss_rises_and_keeps_texts_in_a_buffer(settings, tiny, monkeypatch):
+    measured = iter([1.0, 2.0, 1.9, 1.95, 1.0])
+    monkeypatch.setattr(driver._Run, "_measure", lambda self, folder: {"kl": next(measured), "nll": 0.0})
+    more = {"casks": (str(tiny.folder / "fixed"),), "held_out": str(tiny.folder / "held"), "rounds": 4}
+    result, said = run(settings, recipe="distillm", buffer=2, adapt_by=0.4, **more)
+    assert [own.share for own in result.state.rounds] == [0.0, 0.4, 0.4, 0.8]
+    assert "the held-out loss rose: lambda 0 becomes 0.4" in said
+    phases = json.loads((settings["output"] / "logitcask.json").read_text())["phases"]
+    names = [[place.rpartition("/")[2] for place in phase["places"]] for phase in phases]
+    assert names[0] == ["fixed"]
+    assert names[1:] == [
+        ["run.r0002", "fixed"],
+        ["run.r0002", "run.r0003", "fixed"],
+        ["run.r0003", "run.r0004", "fixed"],
+    ]
+
+
+class TestTheService:
+    """What can be wrong with it; no round is lost."""
+
+    def test_is_waited_for_while_its_teacher_loads_and_while_it_is_busy(self, settings, service):
+        service.loading, service.busy = 2, 2
+        result, said = run(settings)
+        assert result.state.status == "finished"
+        assert any("waiting for the service" in line for line in said)
+
+    def test_one_that_does_not_answer_ends_the_call_after_the_patience(self, settings, service):
+        service.close()
+        with pytest.raises(ConnectionError, match="no service answers"):
+            run(settings, patience_seconds=0.2)
+        assert read_state(settings["output"]).status == "running"
+
+    def test_another_teacher_between_rounds_is_refused_with_both(self, settings, service):
+        service.identity_fields = {"weights_digest": "a" * 64}
+        service.fail = "the disk broke"
+        with pytest.raises(CaptureError):
+            run(settings)
+        run_first_only(settings, service)
+        service.identity_fields = {"weights_digest": "b" * 64}
+        with pytest.raises(IdentityMismatchError) as raised:
+            run(settings)
+        assert "a" * 64 in str(raised.value)
+        assert "b" * 64 in str(raised.value)
+        assert "Start the service with the first teacher" in str(raised.value)
+        state = read_state(settings["output"])
+        assert [own.stage for own in state.rounds] == ["trained", "sampled"]
+        service.identity_fields = {"weights_digest": "a" * 64}
+        assert run(settings)[0].state.status == "finished"
+
+    def test_a_failed_extraction_is_taken_up_again_by_the_same_command(self, settings, service):
+        service.fail = "the disk broke"
+        with pytest.raises(CaptureError, match=r"the disk broke.*give the same command again"):
+            run(settings)
+        state = read_state(settings["output"])
+        assert state.rounds[0].stage == "sampled"
+        samples = (settings["output"] / "rounds/0001/samples.jsonl").read_bytes()
+        result, said = run(settings)
+        assert result.state.status == "finished"
+        assert (settings["output"] / "rounds/0001/samples.jsonl").read_bytes() == samples
+        assert result.state.rounds[0].extraction == state.rounds[0].extraction
+        assert any("taking it up again" in line for line in said)
+
+    def test_a_cancelled_extraction_is_begun_anew(self, settings, service):
+        service.fail = "cancelled"
+        with pytest.raises(CaptureError, match="has cancelled"):
+            run(settings)
+        result, _ = run(settings)
+        assert result.state.status == "finished"
+        assert result.state.rounds[0].attempt == 2
+
+    def test_one_that_lost_its_jobs_is_asked_anew(self, settings, service):
+        service.fail = "the disk broke"
+        with pytest.raises(CaptureError):
+            run(settings, rounds=1)
+        for lost in (service.extractions, service.keys, service.corpora):
+            lost.clear()
+        result, _ = run(settings, rounds=1)
+        assert result.state.status == "finished"
+        assert result.state.rounds[0].attempt == 2
+
+    def test_what_it_refuses_is_not_asked_again(self, settings, service):
+        answer = service.answer
+
+        def refusing(method, target, headers, body):
+            if (method, target) == ("POST", "/v1/extractions"):
+                service.requests.append("refused")
+                return service._json(400, {"error": {"code": "bad_capture", "message": "tau is too small for it"}})
+            return answer(method, target, headers, body)
+
+        service.answer = refusing
+        with pytest.raises(ServiceError, match="tau is too small for it"):
+            run(settings, rounds=1)
+        assert service.requests.count("refused") == 1
+        service.answer = answer
+        assert run(settings, rounds=1)[0].state.status == "finished"
+
+    def test_a_cask_of_the_rounds_name_that_is_there_is_refused(self, settings, service, tiny):
+        build_cask(service.casks / "run.r0001", tiny.teacher, random_documents(3))
+        with pytest.raises(CaptureError, match=r"has a cask run\.r0001 already.*--name"):
+            run(settings)
+
+    def test_documents_of_others_in_the_cask_are_refused(self, settings, service, tiny, monkeypatch):
+        service.fail = "later"
+        with pytest.raises(CaptureError):
+            run(settings)
+        (extraction,) = service.extractions.values()
+        extraction["status"] = "completed"
+        build_cask(service.casks / "run.r0001", tiny.teacher, random_documents(3))
+        with pytest.raises(DocumentMismatchError, match=r"3 of 3 documents .* are none of the texts"):
+            run(settings)
+
+    def test_an_empty_cask_says_what_to_do_and_loses_nothing(self, settings, service):
+        service.drop_all = True
+        with pytest.raises(
+            EmptyRoundError, match=r"holds no document.*logitcask jobs errors extraction-0.*texts are kept"
+        ):
+            run(settings)
+        assert read_state(settings["output"]).rounds[0].stage == "sampled"
+
+    def test_a_wrong_cask_root_is_told_and_the_right_one_goes_on(self, settings, service, tmp_path):
+        with pytest.raises(EmptyRoundError, match="--cask-root"):
+            run(settings, cask_root=tmp_path / "elsewhere")
+        assert run(settings)[0].state.status == "finished"
+        assert len(service.extractions) == 2
+
+    def test_another_tokenizer_is_refused_before_anything_is_written(self, settings, tmp_path):
+        tiny_model(layers=1).save_pretrained(tmp_path / "other")
+        tiny_tokenizer("v").save_pretrained(tmp_path / "other")
+        (tmp_path / "p.jsonl").write_text('{"prompt": "v3 v4"}\n')
+        with pytest.raises(IdentityMismatchError, match="tokenizer_fingerprint"):
+            run(settings, student=str(tmp_path / "other"), prompts=tmp_path / "p.jsonl")
+        assert not (settings["output"] / "rounds").exists()
+
+
+def run_first_only(settings, service):
+    """Round 1 and the texts of round 2, whose extraction fails."""
+    started = service._start
+
+    def start(request, key):
+        if request["cask"].endswith("r0002"):
+            service.fail = "the second fails"
+        return started(request, key)
+
+    service._start = start
+    with pytest.raises(CaptureError):
+        run(settings)
+    service._start = started
+
+
+class TestTheStudent:
+    """Texts that cannot be used."""
+
+    @pytest.fixture
+    def student(self, tmp_path):
+        """Writes one token, whatever it read."""
+
+        def build(token):
+            model = tiny_model(layers=1)
+            with torch.no_grad():
+                for parameter in model.model.layers.parameters():
+                    parameter.zero_()
+                model.model.embed_tokens.weight.fill_(1.0)
+                model.lm_head.weight.fill_(0.0)
+                model.lm_head.weight[token] = 10.0
+            model.save_pretrained(tmp_path / "constant")
+            tiny_tokenizer().save_pretrained(tmp_path / "constant")
+            return str(tmp_path / "constant")
+
+        return build
+
+    def test_that_writes_nothing_is_told(self, settings, student):
+        with pytest.raises(EmptyRoundError, match=r"none of the student's 20 texts.*20 empty"):
+            run(settings, student=student(1))
+        assert len((settings["output"] / "rounds/0001/samples.jsonl").read_text().splitlines()) == 3
+
+    def test_that_repeats_itself_is_capped_and_counted(self, settings, student):
+        result, said = run(settings, student=student(7), rounds=1)
+        assert result.state.rounds[0].sampled.model_dump() == {
+            "texts": 20, "tokens": 320, "kept": 5, "empty": 0, "looping": 20, "looping_left_out": 15, "duplicates": 0,
+            "unfinished": 5,
+        }  # fmt: skip
+        assert any("20 repeat themselves, 15 of these left out" in line for line in said)
+
+    def test_that_only_repeats_itself_can_be_allowed_to_in_the_same_folder(self, settings, student):
+        where = student(7)
+        with pytest.raises(EmptyRoundError, match="--max-looping 1"):
+            run(settings, student=where, max_looping=0.0)
+        samples = (settings["output"] / "rounds/0001/samples.jsonl").read_bytes()
+        result, _ = run(settings, student=where, max_looping=1.0)
+        assert result.state.rounds[0].sampled.kept == 20
+        assert (settings["output"] / "rounds/0001/samples.jsonl").read_bytes() == samples
+
+
+class TestTheFolder:
+    """Of a run."""
+
+    def test_of_other_settings_is_refused_with_both_values(self, settings):
+        run(settings, rounds=1)
+        with pytest.raises(RunFolderError, match="rounds: 1 there, 2 now"):
+            run(settings)
+
+    def test_with_other_prompts_is_refused(self, settings, tmp_path):
+        run(settings, rounds=1)
+        (tmp_path / "p.jsonl").write_text('{"prompt": "w3"}\n')
+        with pytest.raises(RunFolderError, match="prompts"):
+            run(settings, rounds=1, prompts=tmp_path / "p.jsonl")
+
+    def test_of_a_plain_training_run_is_refused(self, settings, tiny):
+        config = TrainConfig(
+            casks=(tiny.folder / "fixed",), student=settings["student"], output=settings["output"], max_steps=1,
+            seq_len=64,
+        )  # fmt: skip
+        train(config)
+        with pytest.raises(RunFolderError, match="another output folder"):
+            run(settings)
+
+    def test_of_rounds_is_refused_by_training(self, settings, tiny):
+        run(settings, rounds=1)
+        config = TrainConfig(
+            casks=(tiny.folder / "fixed",), student=settings["student"], output=settings["output"], max_steps=1,
+            seq_len=64,
+        )  # fmt: skip
+        with pytest.raises(RunFolderError, match="`logitcask rounds`"):
+            train(config)
+
+    def test_a_damaged_state_is_told(self, settings):
+        settings["output"].mkdir()
+        (settings["output"] / "rounds.json").write_text('{"format": "logitcask-rounds"')
+        with pytest.raises(RunFolderError, match=r"rounds\.json is not the state"):
+            run(settings)
+
+
+def test_a_student_of_the_teachers_layers_is_saved_before_it_writes(settings, tiny):
+    result, _ = run(settings, student="from-teacher:layers=2", teacher=tiny.folder / "teacher", rounds=1)
+    assert result.state.status == "finished"
+    assert (settings["output"] / "initial/model.safetensors").is_file()
+    assert weights(settings["output"])["model.embed_tokens.weight"].shape[0] == VOCAB
