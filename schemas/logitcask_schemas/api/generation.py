@@ -240,6 +240,15 @@ class RenderedPrompt(ApiObject):
     error: Reason | None = None
 
 
+class PreviewedLoss(ApiObject):
+    """Lines or requests that would be left out for one reason."""
+
+    code: str
+    count: int
+    message: str
+    """Of the first of them."""
+
+
 class GenerationPreview(ApiObject):
     """What a generation would ask, and what that may cost; rows behind the first teacher step are not known yet."""
 
@@ -255,6 +264,10 @@ class GenerationPreview(ApiObject):
     teacher: str
     note: str | None = None
     """A field that is needed and that none of the lines has, where there are further lines."""
+    bad: list[PreviewedLoss] = Field(default_factory=list)
+    """Why lines are bad, a code each; their counts are `bad_lines` together."""
+    refusals: list[PreviewedLoss] = Field(default_factory=list)
+    """Why requests cannot be made, a code each; their counts are `refused` together."""
 
 
 class RecipeSummary(ApiObject):

@@ -211,7 +211,7 @@ def _dry_run(local: LocalCorpus, plan: dict[str, Any], client: "ServiceClient", 
 def show(
     generation_id: IdArgument,
     step: Annotated[
-        int | None, typer.Option(help="Behind which step; -1: the corpus; default: the last so far.")
+        int | None, typer.Option(help="Behind which step, from 0; -1: lines as they came; default: the last so far.")
     ] = None,
     after: Annotated[int, typer.Option(min=0, help="Pass over so many rows.")] = 0,
     limit: Annotated[int, typer.Option(min=1, max=100, help="Most rows to show.")] = 5,
@@ -237,7 +237,7 @@ def show(
 def rows(
     generation_id: IdArgument,
     step: Annotated[
-        int | None, typer.Option(help="Behind which step; -1: the corpus; default: the last so far.")
+        int | None, typer.Option(help="Behind which step, from 0; -1: lines as they came; default: the last so far.")
     ] = None,
     dropped: Annotated[bool, typer.Option("--dropped", help="Rows that were left out, too.")] = False,
     server: ServerOption = None,

@@ -17,6 +17,7 @@ from logitcask_schemas.api.generation import (
     Generation,
     GenerationPreview,
     GenerationProgress,
+    PreviewedLoss,
     RecipeSummary,
 )
 from logitcask_schemas.api.objects import Event
@@ -46,7 +47,10 @@ def follow_generation(client: "ServiceClient", generation_id: str, console: Cons
                     bar.update(task, description=f"step {stage['stage']}", completed=0, total=stage["requests"])
                 case Event():
                     show_event(bar, task, console, event)
-        return client.generations.get(generation_id)
+        generation = client.generations.get(generation_id)
+        # The log of one that was resumed and cancelled ends, for this reader, at its first end.
+        bar.update(task, description=generation.status)
+        return generation
 
 
 def _show_progress(bar: ProgressBar, task: TaskID, now: GenerationProgress) -> None:
@@ -95,15 +99,15 @@ def _alike(corpus: GeneratedCorpus) -> str:
 
 def show_rows(page: GeneratedRowList, generation: Generation, after: int, out: Console) -> None:
     """Rows behind a step, so that a person can read them: fields, texts cut, checks, and why they were left out."""
-    kind = "the corpus" if page.step < 0 else f"step {page.step} ({generation.steps[page.step].kind})"
+    kind = f"behind step {page.step} ({generation.steps[page.step].kind})" if page.step >= 0 else "as the lines came"
     for number, row in enumerate(page.data, after):
         _show_row(number, row, out)
     if not page.data:
-        say(out, f"no rows behind {kind}{' yet' if page.is_open else ''}")
+        say(out, f"no rows {kind}{' yet' if page.is_open else ''}")
         if not after and not page.is_open and page.step >= 0:
             say(out, f"`--step {page.step - 1}` shows the rows before it, `--dropped` those left out, with the reason")
         return
-    which = f"rows {after:,} to {after + len(page.data) - 1:,} behind {kind}"
+    which = f"rows {after:,} to {after + len(page.data) - 1:,} {kind}"
     more = f"; more: --after {after + len(page.data)}" if page.has_more else ""
     waits = "; further rows wait for the teacher" if page.is_open else ""
     say(out, f"{which}{more}{waits}")
@@ -157,7 +161,7 @@ def list_generations(generations: Sequence[Generation], out: Console) -> None:
         table.add_row(
             generation.id,
             generation.status + (" (paused)" if generation.waiting else ""),
-            printable(generation.recipe or ""),
+            printable(generation.recipe or "own steps"),
             f"{stage.stage} ({stage.kind})" if stage else "",
             f"{stage.requests_done:,}/{stage.requests_total:,}" if stage else "",
             f"{generation.rows.kept:,}" if generation.rows.source else "",
@@ -195,19 +199,26 @@ def show_preview(preview: GenerationPreview, share: float, tokens_per_second: fl
         say(out, preview.note, style="red")
     if preview.bad_lines:
         say(out, f"{counted(preview.bad_lines, 'line')} bad and left out", style="yellow")
+        _show_losses(preview.bad, out, "yellow")
     if preview.refused:
         say(
             out,
-            f"{counted(preview.refused, 'request')} cannot be made and would be left out; the reason stands at such a "
-            "line above, or `--documents 50` shows more of them",
+            f"{counted(preview.refused, 'request')} cannot be made and would be left out",
             style="red",
         )
+        _show_losses(preview.refusals, out, "red")
     if tokens_per_second:
         seconds = cost["generated_tokens_at_most"] / tokens_per_second
         say(
             out,
             f"at most {duration(seconds)} at {tokens_per_second:,.0f} tokens a second, as the last generation wrote",
         )
+
+
+def _show_losses(losses: Iterable[PreviewedLoss], out: Console, style: str) -> None:
+    for loss in losses:
+        more = f" (and {loss.count - 1:,} more)" if loss.count > 1 else ""
+        say(out, f"  {loss.code}: {loss.message}{more}", style=style)
 
 
 def estimate(preview: GenerationPreview, share: float) -> dict[str, int]:

@@ -161,10 +161,14 @@ def decode_line(raw: bytes) -> dict[str, Any]:
         entry = json.loads(text, parse_constant=_refuse_constant)
     except RecursionError as error:
         raise LineProblem("not_json", "the line is nested too deeply to be read as JSON") from error
+    except json.JSONDecodeError as error:
+        # Its own message counts lines too, of which there is one.
+        where = f"{error.msg} at character {error.pos + 1}"
+        raise LineProblem("not_json", f"the line is not JSON: {where}; expected one JSON object per line") from error
     except ValueError as error:
         raise LineProblem("not_json", f"the line is not JSON: {error}; expected one JSON object per line") from error
     if not isinstance(entry, dict):
-        raise LineProblem("not_an_object", f"the line is a JSON {_kind(entry)}; expected an object with {FORMS}")
+        raise LineProblem("not_an_object", f"the line is a JSON {_kind(entry)}; expected one JSON object per line")
     return entry
 
 

@@ -139,7 +139,10 @@ def rows_page(
         step = _last_shown(service, row)
     if step >= len(steps):
         raise Problem(
-            422, "invalid_request", f"step {step}: expected -1 (the corpus) to {len(steps) - 1}", param="step"
+            422,
+            "invalid_request",
+            f"step {step}: expected -1 (the lines as they came) to {len(steps) - 1}",
+            param="step",
         )
     place = PagePlace(generation_id=row.id, step=step, dropped=dropped, after=after)
     if (reader := readers.take(place)) is None:
@@ -180,8 +183,8 @@ def _presented(staged: Staged, steps: Sequence[Step]) -> GeneratedRow:
     row, dropped = (staged.row, staged) if isinstance(staged, Dropped) else (staged, None)
     reason = None
     if dropped is not None:
-        where = "the line" if dropped.step < 0 else f"step {dropped.step} ({steps[dropped.step].kind})"
-        reason = Reason(code=dropped.code, message=f"{where}: {dropped.message}")
+        where = "" if dropped.step < 0 else f"step {dropped.step} ({steps[dropped.step].kind}): "
+        reason = Reason(code=dropped.code, message=f"{where}{dropped.message}")
     return GeneratedRow(
         id=row.id,
         line=row.line,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from secrets import token_hex
 
-from logitcask_schemas.api.generation import GenerationPlan, GenerationPreview, RenderedPrompt
+from logitcask_schemas.api.generation import GenerationPlan, GenerationPreview, PreviewedLoss, RenderedPrompt
 from logitcask_schemas.api.objects import Reason
 from logitcask_services.engines.generator import GenerationTask, TeacherTask
 from logitcask_services.generation.compile import StepResources, compile_steps
@@ -85,7 +85,9 @@ class _Preview:
         )
         for row in self._source():
             figures.lines += 1
-            figures.bad_lines += isinstance(row, Dropped)
+            if isinstance(row, Dropped):
+                figures.bad_lines += 1
+                _add(figures.bad, row.code, row.message)
         first = next((at for at, compiled in enumerate(self._compiled) if compiled[0] != "row"), None)
         if first is None:
             return figures
@@ -124,6 +126,7 @@ class _Preview:
     def _count(figures: GenerationPreview, request: TeacherTask | Refusal, times: int) -> None:
         if isinstance(request, Refusal):
             figures.refused += times
+            _add(figures.refusals, request.code, request.message, times)
             return
         figures.requests += times
         if isinstance(request, GenerationTask):
@@ -149,6 +152,15 @@ class _Preview:
             sha256 = self._service.corpora.get(corpus_id).sha256
             path = self._service.storage.path(sha256)
         return self._service.demonstrations.rows(path, sha256)
+
+
+def _add(losses: list[PreviewedLoss], code: str, message: str, count: int = 1) -> None:
+    """Count one more of a code, of which the first message is kept."""
+    for loss in losses:
+        if loss.code == code:
+            loss.count += count
+            return
+    losses.append(PreviewedLoss(code=code, count=count, message=message))
 
 
 def _no_answers(_: str) -> Iterator[Answer]:

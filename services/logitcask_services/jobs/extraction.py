@@ -1,6 +1,6 @@
 """What callers ask of the job store, and what a chunk's end tells it: plain values between the layers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,11 +39,18 @@ def check_step(job_id: str, current: Status, target: Status) -> None:
         raise IllegalTransitionError(job_id, current, target)
 
 
+_LISTED: Mapping[str, str] = {
+    "corpus": "GET /v1/corpora lists them",
+    "extraction": "`logitcask jobs ls` (GET /v1/extractions) lists them",
+    "generation": "`logitcask generate ls` (GET /v1/generations) lists them",
+}
+
+
 class NotFoundError(LogitcaskError, LookupError):
     """There is no object of this kind with this id."""
 
     def __init__(self, kind: str, object_id: str) -> None:
-        super().__init__(f"there is no {kind} {object_id!r}; the list has those there are")
+        super().__init__(f"there is no {kind} {object_id!r}; {_LISTED[kind]}")
         self.kind = kind
 
 

@@ -116,6 +116,7 @@ def test_steps_and_demonstrations_as_files(server, run, lines, tmp_path):
     steps = tmp_path / "steps.yaml"
     steps.write_text("steps:\n- {kind: generate, template: ask}\nemit: [{completion: output}]\n")
     code, _, err = run(server, "generate", lines, "--steps", steps, "--wait", "--budget", "1000000")
+    assert "own steps" in run(server, "generate", "ls")[1]
     assert code == 0, err
     assert generations(server)[0]["budget"] == {"generated_tokens": 1_000_000}
     examples = tmp_path / "examples.jsonl"
@@ -199,6 +200,10 @@ def test_a_dry_run_without_a_possible_request_fails(server, run, tmp_path):
     code, out, err = run(server, "generate", path, "--recipe", "asking", "--dry-run")
     assert (code, "no request can be made of these lines" in err) == (3, True)
     assert "2 requests cannot be made" in out
+    told = " ".join(out.split())
+    assert "not_an_object: line 2: the line is a JSON list; expected one JSON object per line" in told
+    assert "prompt_too_long: line 1" in told.partition("cannot be made")[2]
+    assert told.endswith("(and 1 more)")
     code, out, _ = run(server, "generate", path, "--recipe", "asking", "--dry-run", "--json")
     assert (code, json.loads(out)["refused"]) == (3, 2)
 
@@ -264,7 +269,7 @@ def test_rows_are_shown_in_a_readable_way(server, run, lines):
     assert [json.loads(row)["line"] for row in printed] == [number for line in range(1, 21) for number in (line, line)]
     assert len(run(server, "generate", "rows", done["id"])[1].splitlines()) == done["rows"]["kept"]
     code, _, err = run(server, "generate", "show", done["id"], "--step", "9")
-    assert (code, "expected -1 (the corpus) to 2" in err) == (1, True)
+    assert (code, "expected -1 (the lines as they came) to 2" in err) == (1, True)
 
 
 def test_what_rows_hold_cannot_steer_the_terminal(server, run, tmp_path):
@@ -291,7 +296,7 @@ def test_rows_while_the_teacher_has_not_answered(serve, run, lines, tmp_path):
         cancelled = run(server, "jobs", "cancel", identity)
     finally:
         go_on.set()
-    assert "rows 0 to 4 behind the corpus" in shown
+    assert "rows 0 to 4 as the lines came" in shown
     assert "no rows behind step 1 (keep) yet" in behind
     assert "0/40" in listed
     assert (cancelled[0], cancelled[1].strip()) == (0, f"{identity}: cancelling")
@@ -299,6 +304,13 @@ def test_rows_while_the_teacher_has_not_answered(serve, run, lines, tmp_path):
     assert run(server, "generate", "watch", identity)[0] == 3
     code, _, err = run(server, "generate", "cancel", identity)
     assert (code, "cancelled" in err) == (1, True)
+
+
+@pytest.mark.parametrize("command", ["show", "rows", "watch", "cancel", "resume"])
+def test_an_unknown_id_tells_the_command_that_lists_them(server, run, command):
+    code, _, err = run(server, "generate", command, "generation-0")
+    told = "there is no generation 'generation-0'; `logitcask generate ls` (GET /v1/generations) lists them"
+    assert (code, told in err) == (1, True)
 
 
 def test_lists_and_single_ones(server, run, lines):

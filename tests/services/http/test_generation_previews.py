@@ -80,6 +80,10 @@ def test_a_preview_shows_prompts_and_what_they_may_cost(start):
     seen = preview(server, body, prompts=2).raise_for_status().json()
     assert (seen["lines"], seen["bad_lines"], seen["requests"], seen["refused"]) == (22, 1, 40, 2)
     assert [prompt["line"] for prompt in seen["shown"]] == [1, 2]
+    assert [(loss["code"], loss["count"]) for loss in seen["bad"]] == [("not_json", 1)]
+    assert [(loss["code"], loss["count"]) for loss in seen["refusals"]] == [("unknown_field", 2)]
+    assert "line 22" in seen["bad"][0]["message"]
+    assert "`question`" in seen["refusals"][0]["message"]
     assert "Q: what is 0?\nA:" in seen["shown"][0]["text"]
     lengths = [len(f"Q: {line['question']}\nA:") + 1 for line in LINES]  # and the tokenizer's own
     assert seen["shown"][0]["tokens"] == lengths[0]

@@ -94,7 +94,7 @@ def test_rows_behind_each_step(start):
     assert row["written"]["output"]["mean_logprob"] < 0
     reasons = [row["dropped"] for row in everything["data"]]
     assert (len(reasons), sum(reason is None for reason in reasons)) == (41, len(kept["data"]))
-    assert reasons[-1]["message"].startswith("the line: line 21")
+    assert reasons[-1]["message"].startswith("line 21")
     assert any(reason and reason["message"].startswith("step 1 (keep)") for reason in reasons)
     pages = [
         server.client.get(f"/v1/generations/{job['id']}/rows?step=0&limit=15&after={after}").json()
