@@ -39,7 +39,7 @@ from logitcask_schemas.model_source import find_model
 from logitcask_services.cli.serve import load_teacher
 from logitcask_services.generation.numbers import as_number
 from logitcask_services.generation.recipes import RecipeBook
-from logitcask_services.http.generated_rows import rows_page
+from logitcask_services.http.generated_rows import RowReaders, rows_page
 from logitcask_services.jobs.database.tables import GenerationRow
 from logitcask_services.service import Service
 from logitcask_services.settings import ServiceSettings
@@ -160,7 +160,7 @@ def bootstrapped(values: np.ndarray) -> tuple[float, float]:
 
 def samples_of(service: Service, row: GenerationRow, count: int) -> list[list[GeneratedRow]]:
     """By task, its samples behind the last step, those that were left out included."""
-    page = rows_page(service, row, step=None, after=0, limit=10**6, dropped=True)
+    page = rows_page(service, RowReaders(), row, step=None, after=0, limit=10**6, dropped=True)
     by_task: list[list[GeneratedRow]] = [[] for _ in range(count)]
     for sample in page.data:
         by_task[sample.line - 1].append(sample)
