@@ -32,6 +32,7 @@ from demo.fetch_teacher import default_folder
 from logitcask_schemas.api.client import ServiceClient
 from logitcask_schemas.api.objects import Event
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_schemas.record.records import DocumentRecords
 from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer
@@ -64,6 +65,14 @@ class MadeUpEngine:
         self.identity = IDENTITY
         self.max_model_len = 4096
         self.seconds = 0.0
+
+    @property
+    def hint_shape(self) -> None:
+        """It gives none."""
+
+    def gives_hints(self, hints: HintSpec) -> bool:
+        """It gives none."""
+        return False
 
     def capture(self, tasks: Iterable[CaptureTask | None], spec: CaptureSpec) -> Iterator[CaptureResult]:
         for task in filter(None, tasks):

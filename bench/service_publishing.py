@@ -21,6 +21,7 @@ from demo.fetch_teacher import default_folder
 from logitcask_schemas.api.client import ServiceClient
 from logitcask_schemas.cask import CaskWriter
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_schemas.record.records import DocumentRecords
 from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer
 from logitcask_services.engines.engine import CaptureResult, CaptureTask
@@ -47,6 +48,14 @@ class PacedEngine:
         self.pace = pace
         self.busy = self.span = 0.0
         self.documents = 0
+
+    @property
+    def hint_shape(self) -> None:
+        """It gives none."""
+
+    def gives_hints(self, hints: HintSpec) -> bool:
+        """It gives none."""
+        return False
 
     def capture(self, tasks: Iterable[CaptureTask | None], spec: CaptureSpec) -> Iterator[CaptureResult]:
         begin = 0.0
