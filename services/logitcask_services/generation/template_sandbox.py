@@ -3,34 +3,37 @@
 Templates say what a prompt looks like; they compute little. So everything is refused that is not listed here: other
 statements, filters, methods, operators. What is left cannot reach Python's objects, files or the network, and its
 time and memory are bounded: texts by `LONGEST_TEXT`, turns of all loops by `MOST_TURNS`, what filters and operators
-read and write by `MOST_WORK`. It builds on Jinja's ImmutableSandboxedEnvironment.
+read and write by `MOST_WORK` (see `template_budget`). It builds on Jinja's ImmutableSandboxedEnvironment.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Final
 
-from jinja2 import StrictUndefined, Undefined, nodes, pass_context
+from jinja2 import StrictUndefined, Undefined, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-LONGEST_TEXT: Final = 1_000_000
-"""Characters of a text that a template writes, or of one that it makes on the way."""
-MOST_TURNS: Final = 20_000
-"""Of all loops of a template together, each time it is rendered."""
-MOST_WORK: Final = 50_000_000
-"""Characters and items that filters and operators may read or write each time a template is rendered."""
+from logitcask_services.generation.template_budget import require_short, size_of, work_of
+from logitcask_services.generation.template_filters import FILTERS, SIZED, TURNS, counted_filters
+
 _LARGEST_BITS: Final = 256
 """Of a whole number."""
 _STRING_METHODS: Final = frozenset(
     {"strip", "lstrip", "rstrip", "split", "splitlines", "lower", "upper", "capitalize", "startswith", "endswith"}
 )
-_WORK: Final = "__work"
-"""Name of the budget among a template's variables; no template can say it."""
+_TESTS: Final = (
+    "boolean", "defined", "divisibleby", "even", "false", "in", "integer", "mapping", "none", "number", "odd",
+    "sequence", "string", "true", "undefined", "eq", "equalto", "==", "ne", "!=", "lt", "<", "le", "<=", "gt", ">",
+    "ge", ">=",
+)  # fmt: skip
+_ALLOWED: Final = (
+    nodes.Template, nodes.Output, nodes.TemplateData, nodes.For, nodes.If, nodes.Assign, nodes.Name, nodes.Const,
+    nodes.Getattr, nodes.Getitem, nodes.Slice, nodes.Filter, nodes.Test, nodes.Compare, nodes.Operand, nodes.And,
+    nodes.Or, nodes.Not, nodes.Add, nodes.Sub, nodes.Mul, nodes.Div, nodes.FloorDiv, nodes.Mod, nodes.Neg, nodes.Pos,
+    nodes.CondExpr, nodes.Call, nodes.List, nodes.Tuple, nodes.Dict, nodes.Pair, nodes.Keyword, nodes.Concat,
+)  # fmt: skip
 
 
 class FieldText(str):
@@ -43,166 +46,12 @@ class FieldText(str):
         return self
 
 
-@dataclass(slots=True)
-class Work:
-    """What a template may still do."""
-
-    turns: int = MOST_TURNS
-    units: int = MOST_WORK
-
-    def spend(self, units: int) -> None:
-        """Take work off. Raises SecurityError where none is left."""
-        self.units -= units
-        if self.units < 0:
-            raise SecurityError(f"its filters and operators handle more than {MOST_WORK} characters; make it simpler")
-
-    def variables(self) -> dict[str, Any]:
-        """To be given to a template beside its own variables."""
-        return {_WORK: self}
-
-
 class UnknownSyntaxError(ValueError):
     """A template uses what is not listed here."""
 
     def __init__(self, line: int, message: str) -> None:
         super().__init__(message)
         self.line = line
-
-
-def _work(context: Context) -> Work:
-    work = context.resolve(_WORK)
-    if not isinstance(work, Work):
-        raise SecurityError("a template is rendered without a budget")
-    return work
-
-
-def _size(value: object) -> int:
-    """Characters and items of a JSON value, with those within one another, as often as they stand there; at least 1.
-
-    Counting ends above `LONGEST_TEXT`: a list may hold the same list many times, so that its text is without bound.
-    """
-    size, rest = 0, [value]
-    while rest and size <= LONGEST_TEXT:
-        inner = rest.pop()
-        size += max(1, len(inner)) if isinstance(inner, str) else 1
-        if isinstance(inner, list | tuple | dict):
-            rest.extend(islice(inner.values() if isinstance(inner, dict) else inner, LONGEST_TEXT))
-    return size
-
-
-def _require_short(size: int) -> None:
-    if size > LONGEST_TEXT:
-        raise SecurityError(f"it makes a text or list of {size} characters or items; at most {LONGEST_TEXT}")
-
-
-# -- filters -------------------------------------------------------------------------------------------------------
-
-
-def _replace(text: object, old: str, new: str) -> str:
-    value = str(text)
-    _require_short(len(value) + (value.count(old) if old else len(value) + 1) * len(new))
-    return value.replace(old, new)
-
-
-def _join(values: Iterable[object], between: str = "") -> str:
-    parts = [str(value) for value in values]
-    _require_short(sum(map(len, parts)) + len(between) * len(parts))
-    return between.join(parts)
-
-
-def _tojson(value: object) -> str:
-    if isinstance(value, Undefined):
-        str(value)  # raises, and names what is missing
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _round(value: float, digits: int = 0) -> float:
-    return round(value, max(0, min(digits, 15)))
-
-
-def _items(value: Mapping[str, object]) -> list[tuple[str, object]]:
-    return list(value.items())
-
-
-_OWN_FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
-    "replace": _replace,
-    "join": _join,
-    "tojson": _tojson,
-    "round": _round,
-    "items": _items,
-}
-_JINJA_FILTERS: Final = (
-    "abs", "capitalize", "count", "d", "default", "first", "float", "int", "last", "length", "list", "lower", "map",
-    "max", "min", "reject", "rejectattr", "reverse", "select", "selectattr", "sort", "string", "sum", "title", "trim",
-    "unique", "upper", "wordcount",
-)  # fmt: skip
-_TESTS: Final = (
-    "boolean", "defined", "divisibleby", "even", "false", "in", "integer", "mapping", "none", "number", "odd",
-    "sequence", "string", "true", "undefined", "eq", "equalto", "==", "ne", "!=", "lt", "<", "le", "<=", "gt", ">",
-    "ge", ">=",
-)  # fmt: skip
-
-
-def _counted_filter(apply: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that pays for what it reads and what it writes."""
-    first = getattr(apply, "jinja_pass_arg", None)
-
-    @pass_context
-    def counted(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
-        work = _work(context)
-        work.spend(1 + _size(value))
-        given = {"context": (context,), "environment": (context.environment,), "eval_context": (context.eval_ctx,)}
-        before = given[first.name] if first is not None else ()
-        result = apply(*before, value, *args, **kwargs)
-        if not isinstance(result, str | list | tuple | dict | int | float | Undefined | None):
-            result = list(islice(result, LONGEST_TEXT + 1))  # `map` and its like give generators
-        size = _size(result)
-        _require_short(size)
-        work.spend(size)
-        return result
-
-    return counted
-
-
-@pass_context
-def _turns(context: Context, values: Iterable[object]) -> list[object]:
-    """What a loop runs over, as far as turns are left."""
-    if isinstance(values, Undefined | str) or not isinstance(values, Iterable):
-        kind = "text" if isinstance(values, str) else type(values).__name__
-        if isinstance(values, Undefined):
-            str(values)  # raises, and names what is missing
-        raise SecurityError(f"a loop runs over a {kind}; expected a list")
-    work = _work(context)
-    turns = list(islice(values, work.turns + 1))
-    work.turns -= len(turns)
-    if work.turns < 0:
-        raise SecurityError(f"its loops turn more than {MOST_TURNS} times")
-    return turns
-
-
-@pass_context
-def _sized(context: Context, value: object) -> object:
-    """A value that is made or read: it is paid for, and not too large."""
-    size = _size(value)
-    _require_short(size)
-    _work(context).spend(size)
-    return value
-
-
-_TURNS: Final = "__turns"
-"""Name of the filter around what loops run over; no template can say it."""
-_SIZED: Final = "__sized"
-"""Name of the filter around lists that are written out, and around what is compared, sliced or asked by a method."""
-
-
-# -- syntax --------------------------------------------------------------------------------------------------------
-
-_ALLOWED: Final = (
-    nodes.Template, nodes.Output, nodes.TemplateData, nodes.For, nodes.If, nodes.Assign, nodes.Name, nodes.Const,
-    nodes.Getattr, nodes.Getitem, nodes.Slice, nodes.Filter, nodes.Test, nodes.Compare, nodes.Operand, nodes.And,
-    nodes.Or, nodes.Not, nodes.Add, nodes.Sub, nodes.Mul, nodes.Div, nodes.FloorDiv, nodes.Mod, nodes.Neg, nodes.Pos,
-    nodes.CondExpr, nodes.Call, nodes.List, nodes.Tuple, nodes.Dict, nodes.Pair, nodes.Keyword, nodes.Concat,
-)  # fmt: skip
 
 
 class _Guard(NodeTransformer):
@@ -238,8 +87,8 @@ class _Guard(NodeTransformer):
             )
         self.generic_visit(node)
         if node.args:  # it compares
-            node.node = self._filter(node.node, _SIZED)
-            node.args = [self._filter(argument, _SIZED) for argument in node.args]
+            node.node = self._filter(node.node, SIZED)
+            node.args = [self._filter(argument, SIZED) for argument in node.args]
         return node
 
     def visit_Call(self, node: nodes.Call) -> nodes.Node:
@@ -254,39 +103,39 @@ class _Guard(NodeTransformer):
             )
         self.generic_visit(node)
         if isinstance(called, nodes.Getattr) and called.attr in _STRING_METHODS:
-            called.node = self._filter(called.node, _SIZED)
+            called.node = self._filter(called.node, SIZED)
         return node
 
     def visit_List(self, node: nodes.List) -> nodes.Node:
         self.generic_visit(node)
-        return self._filter(node, _SIZED)
+        return self._filter(node, SIZED)
 
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
         self.generic_visit(node)
-        return self._filter(node, _SIZED) if node.ctx == "load" else node
+        return self._filter(node, SIZED) if node.ctx == "load" else node
 
     def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
         self.generic_visit(node)
-        return self._filter(node, _SIZED)
+        return self._filter(node, SIZED)
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
         if isinstance(node.arg, nodes.Slice):
-            node.node = self._filter(node.node, _SIZED)
+            node.node = self._filter(node.node, SIZED)
         return node
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
         self.generic_visit(node)
-        node.expr = self._filter(node.expr, _SIZED)
+        node.expr = self._filter(node.expr, SIZED)
         for operand in node.ops:
-            operand.expr = self._filter(operand.expr, _SIZED)
+            operand.expr = self._filter(operand.expr, SIZED)
         return node
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         if node.recursive:
             raise UnknownSyntaxError(node.lineno, "a loop cannot be `recursive`")
         self.generic_visit(node)
-        node.iter = self._filter(node.iter, _TURNS)
+        node.iter = self._filter(node.iter, TURNS)
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
@@ -313,11 +162,7 @@ class PromptEnvironment(ImmutableSandboxedEnvironment):
             finalize=_finalize,
             loader=None,
         )
-        jinja = self.filters
-        self.filters = {name: _counted_filter(jinja[name]) for name in _JINJA_FILTERS}
-        self.filters |= {name: _counted_filter(apply) for name, apply in _OWN_FILTERS.items()}
-        self.filters[_TURNS] = _turns
-        self.filters[_SIZED] = _sized
+        self.filters = counted_filters(self.filters)
         self.tests = {name: self.tests[name] for name in _TESTS}
         self.globals = {"range": self.globals["range"]}
 
@@ -354,8 +199,8 @@ class PromptEnvironment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """An operator whose result is of bounded size."""
-        sizes = _size(left) + _size(right)
-        _work(context).spend(1 + sizes)
+        sizes = size_of(left) + size_of(right)
+        work_of(context).spend(1 + sizes)
         numbers = isinstance(left, int | float) and isinstance(right, int | float)
         if numbers:
             if sum(value.bit_length() for value in (left, right) if isinstance(value, int)) > _LARGEST_BITS:
@@ -366,7 +211,7 @@ class PromptEnvironment(ImmutableSandboxedEnvironment):
                     f"`{operator}` stands between {type(left).__name__} and {type(right).__name__}; expected two "
                     "numbers, or `+` between two texts"
                 )
-            _require_short(sizes)
+            require_short(sizes)
         return super().call_binop(context, operator, left, right)
 
 
@@ -379,7 +224,3 @@ def _finalize(value: object) -> FieldText:
     if value is None:
         raise SecurityError("it writes a null; ask `{% if ... is not none %}` first")
     return FieldText(json.dumps(value, ensure_ascii=False))
-
-
-FILTERS: Final = frozenset({*_JINJA_FILTERS, *_OWN_FILTERS})
-"""Names of all filters."""

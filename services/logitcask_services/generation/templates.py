@@ -37,13 +37,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from logitcask_schemas.api.generation_steps import FieldName, Sampling
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_services.generation.errors import RecipeError
-from logitcask_services.generation.template_sandbox import (
-    LONGEST_TEXT,
-    FieldText,
-    PromptEnvironment,
-    UnknownSyntaxError,
-    Work,
-)
+from logitcask_services.generation.template_budget import LONGEST_TEXT, Work
+from logitcask_services.generation.template_sandbox import FieldText, PromptEnvironment, UnknownSyntaxError
 
 Kind = Literal["text", "chat"]
 Role = Literal["system", "user", "assistant"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -152,11 +152,28 @@ ISOLATE_AFTER_DEATHS = 2
 """A chunk in whose company the teacher died this often is captured one document at a time, to find the culprit."""
 
 
-def segments(chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
-    """Runs of chunks to capture together; a chunk under suspicion stands alone."""
-    together: list[Chunk] = []
+class HasDeaths(Protocol):
+    """A chunk of whichever kind of job."""
+
+    @property
+    def deaths(self) -> int:
+        """How often the teacher died while it worked on the chunk."""
+        ...
+
+
+ChunkT = TypeVar("ChunkT", bound=HasDeaths)
+
+
+def is_isolated(chunk: HasDeaths) -> bool:
+    """Whether the chunk is under suspicion."""
+    return chunk.deaths >= ISOLATE_AFTER_DEATHS
+
+
+def segments(chunks: Sequence[ChunkT], *, each_alone: bool = False) -> Iterator[list[ChunkT]]:
+    """Runs of chunks to work on together; a chunk under suspicion stands alone, with `each_alone` every one."""
+    together: list[ChunkT] = []
     for chunk in chunks:
-        if chunk.deaths >= ISOLATE_AFTER_DEATHS:
+        if each_alone or is_isolated(chunk):
             if together:
                 yield together
             yield [chunk]

@@ -15,7 +15,7 @@ from logitcask_services.jobs.context import JobContext
 from logitcask_services.jobs.database.generations import WrittenCorpus
 from logitcask_services.jobs.database.tables import GenerationRow
 from logitcask_services.jobs.generation_work import GenerationWork
-from logitcask_services.jobs.run import Ending
+from logitcask_services.jobs.job_run import Ending
 
 MAX_LISTED = 10_000
 """So many rows that were left out are listed one by one; all are counted."""

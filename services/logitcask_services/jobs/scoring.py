@@ -9,60 +9,26 @@ there at two deaths waits until it can be alone with the teacher, and one that w
 """
 
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final
 
-from logitcask_schemas.errors import CaptureSpecError, DocumentMismatchError, InvalidRecordError
+from logitcask_schemas.errors import CaptureSpecError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.extent import document_id
-from logitcask_schemas.record.records import DocumentRecords
 from logitcask_services.engines.engine import CaptureResult, CaptureTask, Engine
 from logitcask_services.jobs.live import Heartbeat
 from logitcask_services.jobs.scoring_call import ScoringCall, ScoringCounts, ScoringLimits, ScoringRefusedError
+from logitcask_services.jobs.scoring_sequence import DeathRecord, Flight, ScoringSequence
 from logitcask_services.jobs.teacher import TeacherDiedError
 
-DEATHS: Final = 2
-"""At so many deaths a sequence is tried alone; at so many alone it is refused."""
-_KEPT_SUSPECTS: Final = 4096
 _SHARE: Final = 3
 """Tokens of callers that may pass for each token of a job's, while both wait."""
 _MOST_CREDIT: Final = 1 << 13
 """Tokens of callers that may pass before the first of a job's."""
 _LEAST_COST: Final = 64
 """Tokens that a shorter sequence counts as: it takes a place of the engine, too."""
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class _Sequence:
-    """One sequence of a call; itself the key of its task."""
-
-    call: ScoringCall
-    index: int
-    identity: bytes
-    tokens: int
-    """That the teacher reads."""
-    plain: CaptureTask
-
-    @property
-    def task(self) -> CaptureTask:
-        return replace(self.plain, key=self)
-
-
-@dataclass(slots=True)
-class _Deaths:
-    seen: int = 0
-    alone: int = 0
-
-
-@dataclass(slots=True)
-class _Flight:
-    """What one stream of the engine has taken and not given back."""
-
-    ours: dict[_Sequence, None] = field(default_factory=dict)
-    """In the order in which they were taken."""
-    others: int = 0
 
 
 class Scoring:
@@ -88,11 +54,11 @@ class Scoring:
         self._heartbeat = heartbeat
         self._progressed = progressed
         self._lock = threading.Lock()
-        self._line: deque[_Sequence] = deque()
-        self._suspects: deque[_Sequence] = deque()
+        self._line: deque[ScoringSequence] = deque()
+        self._suspects: deque[ScoringSequence] = deque()
         """Those that wait to be alone with the teacher."""
         self._waiting_tokens = 0
-        self._deaths: OrderedDict[bytes, _Deaths] = OrderedDict()
+        self._record = DeathRecord()
         self._streaming = self._closed = self._came_back = False
         self.counts = ScoringCounts()
         self.blocked_by: str | None = None
@@ -123,7 +89,7 @@ class Scoring:
         self._require_within(len(tasks), sum(tokens))
         call = ScoringCall(len(tasks))
         sequences = [
-            _Sequence(
+            ScoringSequence(
                 call=call,
                 index=index,
                 identity=document_id(task.token_ids_L, task.extent),
@@ -135,8 +101,8 @@ class Scoring:
         with self._lock:
             if self._closed:
                 raise _stopping()
-            if killer := next((each for each in sequences if self._deaths_of(each).alone >= DEATHS), None):
-                raise _kills(killer)
+            if killer := next((each for each in sequences if self._record.is_killer(each)), None):
+                raise killer.refusal()
             if self._waiting_tokens + sum(tokens) > self.limits.waiting_tokens:
                 raise ScoringRefusedError(
                     "too_much_waiting",
@@ -175,7 +141,7 @@ class Scoring:
         self, engine: Engine, tasks: Iterable[CaptureTask], spec: CaptureSpec
     ) -> Generator[CaptureResult, None, None]:
         """`engine.capture(tasks, spec)`, with callers' sequences let in; yields the results of `tasks` alone."""
-        flight = _Flight()
+        flight = Flight()
         yield from self._stream(engine, self._merged(tasks, flight), spec, flight)
 
     def alone(self, engine: Engine, ends: Callable[[], bool]) -> bool:
@@ -189,11 +155,11 @@ class Scoring:
         """
         served = False
         if self._line:
-            flight = _Flight()
+            flight = Flight()
             served = self._drain(self._stream(engine, self._waiting(flight, ends), CaptureSpec(), flight))
         if ends() or (suspect := self._next_suspect()) is None:
             return served or bool(self._line)
-        flight = _Flight()
+        flight = Flight()
 
         def just_one() -> Iterator[CaptureTask]:
             flight.ours[suspect] = None
@@ -216,7 +182,7 @@ class Scoring:
 
     # -- what the engine draws -----------------------------------------------------------------------------------
 
-    def _merged(self, tasks: Iterable[CaptureTask], flight: _Flight) -> Iterator[CaptureTask]:
+    def _merged(self, tasks: Iterable[CaptureTask], flight: Flight) -> Iterator[CaptureTask]:
         """A job's tasks with callers' sequences in front, as far as the job is not held up."""
         source, credit = iter(tasks), _MOST_CREDIT
         while True:
@@ -230,7 +196,7 @@ class Scoring:
             flight.others += 1
             yield task
 
-    def _waiting(self, flight: _Flight, ends: Callable[[], bool]) -> Iterator[CaptureTask | None]:
+    def _waiting(self, flight: Flight, ends: Callable[[], bool]) -> Iterator[CaptureTask | None]:
         while not ends():
             if (sequence := self._draw(flight)) is not None:
                 yield sequence.task
@@ -239,15 +205,14 @@ class Scoring:
             else:
                 return
 
-    def _draw(self, flight: _Flight) -> _Sequence | None:
+    def _draw(self, flight: Flight) -> ScoringSequence | None:
         """The next of the line, which is then in flight."""
         with self._lock:
             while self._line:
                 sequence = self._line.popleft()
-                deaths = self._deaths_of(sequence)
-                if deaths.alone >= DEATHS or sequence.call.ended:
-                    sequence.call.fail(_kills(sequence))
-                elif deaths.seen >= DEATHS:
+                if self._record.is_killer(sequence) or sequence.call.ended:
+                    sequence.call.fail(sequence.refusal())
+                elif self._record.is_suspect(sequence):
                     self._suspects.append(sequence)
                     continue
                 else:
@@ -266,13 +231,13 @@ class Scoring:
                 f"this one has {sequences} and {tokens}; send it in parts",
             )
 
-    def _next_suspect(self) -> _Sequence | None:
+    def _next_suspect(self) -> ScoringSequence | None:
         with self._lock:
             while self._suspects:
                 sequence = self._suspects.popleft()
                 self._waiting_tokens -= sequence.tokens
-                if self._deaths_of(sequence).alone >= DEATHS:
-                    sequence.call.fail(_kills(sequence))
+                if self._record.is_killer(sequence):
+                    sequence.call.fail(sequence.refusal())
                 elif not sequence.call.ended:
                     return sequence
         return None
@@ -280,14 +245,14 @@ class Scoring:
     # -- what comes back -----------------------------------------------------------------------------------------
 
     def _stream(
-        self, engine: Engine, tasks: Iterable[CaptureTask | None], spec: CaptureSpec, flight: _Flight
+        self, engine: Engine, tasks: Iterable[CaptureTask | None], spec: CaptureSpec, flight: Flight
     ) -> Generator[CaptureResult, None, None]:
         """Results of others; ours go to their callers."""
         results = engine.capture(tasks, spec)
         self._streaming = True
         try:
             for result in results:
-                if isinstance(result.key, _Sequence) and result.key in flight.ours:
+                if isinstance(result.key, ScoringSequence) and result.key in flight.ours:
                     del flight.ours[result.key]
                     self._deliver(result.key, result, engine.identity.vocab_size)
                 else:
@@ -307,14 +272,14 @@ class Scoring:
             if isinstance(results, Generator):
                 results.close()
 
-    def _deliver(self, sequence: _Sequence, result: CaptureResult, vocab_size: int) -> None:
+    def _deliver(self, sequence: ScoringSequence, result: CaptureResult, vocab_size: int) -> None:
         self._heartbeat.beat()
         self._came_back = True
         with self._lock:
-            self._deaths.pop(sequence.identity, None)
+            self._record.clear(sequence)
         fault = result.error
         if result.document is not None:
-            fault = _fault_of(result.document, sequence, vocab_size)
+            fault = sequence.fault_of(result.document, vocab_size)
         if result.document is None or fault is not None:
             sequence.call.fail(
                 ScoringRefusedError("capture_failed", f"the teacher could not score sequence {sequence.index}: {fault}")
@@ -324,7 +289,7 @@ class Scoring:
         self._progressed()
         sequence.call.take(sequence.index, result.document)
 
-    def _put_back(self, flight: _Flight) -> None:
+    def _put_back(self, flight: Flight) -> None:
         with self._lock:
             again = [each for each in flight.ours if not each.call.ended]
             self._line.extendleft(reversed(again))
@@ -334,40 +299,16 @@ class Scoring:
         if closed:
             self.close()
 
-    def _died(self, flight: _Flight, reason: str) -> None:
+    def _died(self, flight: Flight, reason: str) -> None:
         """Whoever was in flight is told, and remembered."""
         was_alone = len(flight.ours) == 1 and not flight.others
         for sequence in flight.ours:
             with self._lock:
-                deaths = self._deaths.setdefault(sequence.identity, _Deaths())
-                deaths.seen += 1
-                deaths.alone += was_alone
-                self._deaths.move_to_end(sequence.identity)
-                while len(self._deaths) > _KEPT_SUSPECTS:
-                    self._deaths.popitem(last=False)
+                self._record.died(sequence, alone=was_alone)
             sequence.call.fail(
                 ScoringRefusedError("teacher_died", f"the teacher died while it scored this request ({reason})")
             )
         flight.ours.clear()
-
-    def _deaths_of(self, sequence: _Sequence) -> _Deaths:
-        return self._deaths.get(sequence.identity) or _Deaths()
-
-
-def _fault_of(document: DocumentRecords, sequence: _Sequence, vocab_size: int) -> str | None:
-    if document.id != sequence.identity:
-        return "it returned records of other tokens or positions than it was asked for"
-    try:
-        document.check(vocab_size, where=f"sequence {sequence.index}")
-    except (InvalidRecordError, DocumentMismatchError) as error:
-        return str(error)
-    return None
-
-
-def _kills(sequence: _Sequence) -> ScoringRefusedError:
-    return ScoringRefusedError(
-        "kills_teacher", f"the teacher died on sequence {sequence.index} alone, {DEATHS} times; it is not tried again"
-    )
 
 
 def _stopping() -> ScoringRefusedError:

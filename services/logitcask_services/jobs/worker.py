@@ -26,9 +26,10 @@ from logitcask_services.jobs.database.extractions import TOKENS, ExtractionStore
 from logitcask_services.jobs.database.generations import WEIGHTS, GenerationStore
 from logitcask_services.jobs.database.tables import ExtractionRow, GenerationRow, JobRow
 from logitcask_services.jobs.extraction import IllegalTransitionError
+from logitcask_services.jobs.extraction_run import ExtractionRun
 from logitcask_services.jobs.generation_run import GenerationRun
 from logitcask_services.jobs.guests import ScoringGuests
-from logitcask_services.jobs.run import ExtractionRun, JobRun
+from logitcask_services.jobs.job_run import JobRun
 from logitcask_services.jobs.teacher import Role, Suspicion, Teacher, TeacherDiedError
 from logitcask_services.jobs.waiting import (
     Reason,

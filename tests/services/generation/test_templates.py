@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logitcask_services.generation.errors import RecipeError
-from logitcask_services.generation.template_sandbox import LONGEST_TEXT
+from logitcask_services.generation.template_budget import LONGEST_TEXT
 from logitcask_services.generation.templates import LARGEST_TEMPLATE, PromptTemplate, RenderError
 
 FEW_SHOT = """---

@@ -2,9 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Literal, Protocol
 
 from pydantic import ValidationError
 
@@ -23,57 +22,14 @@ from logitcask_services.engines.hint_shape import resolve_hints
 from logitcask_services.jobs.chunks import ChunkFeed, OpenChunk, Publisher, capture_task
 from logitcask_services.jobs.context import JobContext
 from logitcask_services.jobs.database.tables import ExtractionRow
-from logitcask_services.jobs.extraction import ISOLATE_AFTER_DEATHS, Chunk, ChunkOutcome, segments
+from logitcask_services.jobs.extraction import Chunk, ChunkOutcome, is_isolated, segments
+from logitcask_services.jobs.job_run import Ending, Outcome
 from logitcask_services.jobs.teacher import Suspicion, TeacherDiedError
+from logitcask_services.jobs.teacher_streams import TeacherStreams
 from logitcask_services.jobs.waiting import Reason, StoppedWhileWaitingError, Waiter
 
 logger = logging.getLogger(__name__)
 LOCK_SECONDS = 2.0
-
-Outcome = Literal["done", "ended", "document_failed"]
-Ending = tuple[Literal["completed", "failed"], Reason | None]
-
-
-class JobRun(Protocol):
-    """One run of one job, of whichever kind."""
-
-    @property
-    def job_id(self) -> str:
-        """Whose run it is."""
-        ...
-
-    @property
-    def set_aside(self) -> Reason | None:
-        """Why the run gave way to others, where it did."""
-        ...
-
-    def go(self) -> Outcome:
-        """Do all that the teacher is needed for. Raises TeacherDiedError, OSError, LogitcaskError."""
-        ...
-
-    def finalize(self) -> Ending | None:
-        """What is left to do without the teacher; how the job ended, or None where it is written down already."""
-        ...
-
-    def record_failure(self) -> None:
-        """Write down that one document or row ended the job (outcome `document_failed`)."""
-        ...
-
-    def record_death(self, reason: str) -> None:
-        """Write down that the teacher died in this run."""
-        ...
-
-    def note_hang(self, reason: str) -> None:
-        """Called from the watchdog's thread: the teacher hangs, and this process is about to end."""
-        ...
-
-    def note_cancelled(self) -> None:
-        """Called from the watchdog's thread: the job was cancelled, and the teacher is deep in its work."""
-        ...
-
-    def close(self) -> None:
-        """End what the run has begun. Idempotent."""
-        ...
 
 
 class ExtractionRun:
@@ -88,7 +44,6 @@ class ExtractionRun:
         gives_way: Callable[[float], bool],
     ) -> None:
         self._context = context
-        self._suspicion = suspicion
         self._row = row
         self._engine = engine
         try:
@@ -124,10 +79,13 @@ class ExtractionRun:
         self._failure: Failure | None = None
         self._held = False
         """Whether chunks are kept back, from the one with the failure on."""
-        self._alone: int | None = None
-        """The document that is with the teacher without any other, where one is."""
-        self._deaths = 0
-        """Of its chunk."""
+        self._streams = TeacherStreams[CaptureResult](
+            row.id,
+            suspicion,
+            heartbeat=context.heartbeat,
+            progressed=context.teacher.progressed,
+            spared=(CaptureSpecError,),  # the spec is at fault, not the teacher
+        )
         self._last_commit = time.monotonic()
 
     @property
@@ -153,7 +111,7 @@ class ExtractionRun:
             self._adopted = self._adopt(pending[0])
         self._try_suspect()
         for together in segments(pending):
-            if together[0].deaths >= ISOLATE_AFTER_DEATHS:
+            if is_isolated(together[0]):
                 self._one_by_one(together)
             else:
                 self._stream(self._context.scoring.among(self._engine, self._feed.tasks(together), self._spec))
@@ -238,9 +196,9 @@ class ExtractionRun:
     def note_hang(self, reason: str) -> None:
         """Called from the watchdog's thread: the teacher hangs, and this process is about to end."""
         store, chunks = self._context.chunks, self.open_chunks
-        if self._alone is not None and self._deaths > ISOLATE_AFTER_DEATHS:
+        if (document := self._streams.culprit) is not None:
             text = f"the teacher did not come back from this document alone ({reason}); it is left out"
-            store.record_failure(self._row.id, self._describe(self._alone, "teacher_died", text))
+            store.record_failure(self._row.id, self._describe(document, "teacher_died", text))
         store.record_death(self._row.id, chunks, reason)
 
     def note_cancelled(self) -> None:
@@ -264,65 +222,40 @@ class ExtractionRun:
 
     def _stream(self, results: Iterator[CaptureResult]) -> None:
         """Take what comes back of a stream of tasks."""
-        try:
-            while (result := self._next(results)) is not None:
-                self._take(result)
-                if self._stops():
-                    break
-        finally:
-            if isinstance(results, Generator):
-                results.close()
+        self._streams.take_each(results, self._take, stops=self._stops)
         if self._feed.waiting and self._feed.fault is None and not self._stops():
             raise TeacherDiedError(f"the engine ended its stream without {self._feed.waiting} of the documents it took")
 
-    def _next(self, results: Iterator[CaptureResult]) -> CaptureResult | None:
-        try:
-            with self._context.heartbeat.expected():
-                return next(results, None)
-        except CaptureSpecError:
-            raise  # the spec is at fault, not the teacher
-        except Exception as error:  # the protocol: an engine that raises is dead, whatever it raises
-            raise TeacherDiedError(f"{type(error).__name__}: {error}") from error
-
     def _one_by_one(self, chunks: list[Chunk]) -> None:
         """Every document alone with the teacher, so that it is known on which one it dies."""
-        self._deaths = max(chunk.deaths for chunk in chunks)
-        for task in self._feed.tasks(chunks):
-            assert isinstance(task.key, int)  # our own key
-            self._alone = task.key
-            try:
-                self._stream(self._engine.capture([task], self._spec))
-            except TeacherDiedError:
-                self._suspicion.suspect(self._row.id, task.key)
-                raise
-            self._alone = None
-            if self._stops():
-                return
+        self._streams.one_by_one(
+            self._feed.tasks(chunks),
+            deaths=max(chunk.deaths for chunk in chunks),
+            stream=lambda task: self._stream(self._engine.capture([task], self._spec)),
+            stops=self._stops,
+        )
 
     def _try_suspect(self) -> None:
         """Give a suspected document to the fresh teacher before anything else; note it as failed if that dies too."""
-        document = self._suspicion.suspect_of(self._row.id)
+        document = self._streams.suspect
         if document is None:
             return
-        self._suspicion.clear()
+        self._streams.drop_suspect()
         results = self._engine.capture([capture_task(self._tokens, document)], self._spec)
         try:
-            while self._next(results) is not None:
-                pass  # innocent: it is captured with its chunk
+            self._streams.try_suspect(results)
         except TeacherDiedError as error:
             reason = f"the teacher died on this document alone, twice ({error}); it is left out"
             failure = self._describe(document, "teacher_died", reason)
             self._waiter.run(lambda: self._context.chunks.record_failure(self._row.id, failure))
-            self._suspicion.blamed = True
+            self._streams.blame()
             raise
 
     def _take(self, result: CaptureResult) -> None:
         failed = self._feed.accept(result)
         if failed is None:
             assert result.document is not None  # accept said so
-            if self._suspicion.blamed:
-                self._suspicion.blamed = False
-                self._context.teacher.progressed()
+            self._streams.came_back()
             self._context.progress.captured(len(result.document.token_ids_L))
         elif self._row.request.on_error == "fail" and self._failure is None:
             assert isinstance(result.key, int)  # our own key

@@ -1,0 +1,50 @@
+"""What the worker and the watchdog ask of one run of one job, of whichever kind."""
+
+from typing import Literal, Protocol
+
+from logitcask_services.jobs.waiting import Reason
+
+Outcome = Literal["done", "ended", "document_failed"]
+Ending = tuple[Literal["completed", "failed"], Reason | None]
+
+
+class JobRun(Protocol):
+    """One run of one job, of whichever kind."""
+
+    @property
+    def job_id(self) -> str:
+        """Whose run it is."""
+        ...
+
+    @property
+    def set_aside(self) -> Reason | None:
+        """Why the run gave way to others, where it did."""
+        ...
+
+    def go(self) -> Outcome:
+        """Do all that the teacher is needed for. Raises TeacherDiedError, OSError, LogitcaskError."""
+        ...
+
+    def finalize(self) -> Ending | None:
+        """What is left to do without the teacher; how the job ended, or None where it is written down already."""
+        ...
+
+    def record_failure(self) -> None:
+        """Write down that one document or row ended the job (outcome `document_failed`)."""
+        ...
+
+    def record_death(self, reason: str) -> None:
+        """Write down that the teacher died in this run."""
+        ...
+
+    def note_hang(self, reason: str) -> None:
+        """Called from the watchdog's thread: the teacher hangs, and this process is about to end."""
+        ...
+
+    def note_cancelled(self) -> None:
+        """Called from the watchdog's thread: the job was cancelled, and the teacher is deep in its work."""
+        ...
+
+    def close(self) -> None:
+        """End what the run has begun. Idempotent."""
+        ...
