@@ -84,9 +84,9 @@ def requests(lines: int, target: int, corpora: dict[str, str]) -> dict[str, dict
         "program": {"corpus": "problems", "n": 2, "temperature": 0.7, "check": "answer", "max_tokens": 96},
         "rationalize": {"corpus": "problems", "n": 2, "max_tokens": 64, "demonstrations": corpora["demonstrations"]},
         "self-instruct": {"corpus": "instructions", "target": target, "max_tokens": 128},
-        "evolve": {"corpus": "instructions", "target": 2 * lines, "max_tokens": 64},
-        "judge": {"corpus": "problems", "max_tokens": 48},
-        "reflect": {"corpus": "instructions", "max_tokens": 64},
+        "evolve": {"corpus": "instructions", "target": 2 * lines, "max_tokens": 192},
+        "judge": {"corpus": "problems", "max_tokens": 192},
+        "reflect": {"corpus": "instructions", "max_tokens": 192},
         "counterfactual": {"corpus": "reviews", "max_tokens": 48},
         "continue": {"corpus": "reviews", "max_tokens": 32},
     }
