@@ -109,6 +109,29 @@ def test_nothing_kept_is_a_failure_that_says_why(service_of):
         assert "teacher_failed: 2" in row.error["message"]
 
 
+SOMETIMES = "---\nkind: text\ndescription: a text\nfields: [question]\n---\n{{ 'yes' if '7' in question else '' }}"
+
+
+@pytest.mark.parametrize(
+    ("questions", "written", "note"),
+    [
+        (5, {""}, "; no row could be written for the suffix `extra`, so that it has no corpus: `/errors` says why"),
+        (9, {"", "extra"}, ""),
+    ],
+)
+def test_a_suffix_that_no_row_was_written_for_is_told(service_of, questions, written, note):
+    extra = {"prompt": "ask", "completion_template": "sometimes", "context": "none", "suffix": "extra"}
+    with service_of(ObedientGenerator()) as service:
+        corpus = put_corpus(service, QUESTIONS[:questions])
+        request = stored_generation(corpus, emit=[{"completion": "output"}, extra], templates={"sometimes": SOMETIMES})
+        row = wait_until_ended(service, service.generations.create(request, None)[0].id)
+        told = service.log.events(row, after=0)[-1]
+    assert (row.status, {made["suffix"] for made in row.corpora}) == ("completed", written)
+    assert told.message == f"completed: {2 * questions} rows were kept{note}"
+    without = 2 * questions - 2 * ("extra" in written)
+    assert row.rows["dropped"] == {"empty_completion": without}
+
+
 def test_a_full_disk_is_waited_for(service_of, monkeypatch):
     publish, faults = AnswerFolder.publish, iter([OSError(errno.ENOSPC, "no space left on device")] * 2)
 
