@@ -1,4 +1,4 @@
-"""Rows that were left out, told with the step that did it, and what to do about it."""
+"""What a completed generation lacks: rows that were left out, by which step and what to do; corpora without a row."""
 
 from collections.abc import Iterator, Mapping
 from typing import Final
@@ -29,6 +29,16 @@ def dropped_rows(generation: Generation) -> Iterator[str]:
     for entry in generation.rows.dropped_by_step:
         advice = f"; {ADVICE[entry.code]}" if entry.code in ADVICE else ""
         yield f"{entry.rows:,} left out: {entry.code}, {_place(generation, entry.step)}{advice}"
+
+
+def missing_corpora(generation: Generation) -> Iterator[str]:
+    """A line for each suffix of a completed generation that has no corpus."""
+    if generation.status != "completed":
+        return
+    written = {corpus.suffix for corpus in generation.corpora}
+    for suffix in dict.fromkeys(emit.suffix for emit in generation.emit):
+        if suffix not in written:
+            yield f"no corpus{f' ({suffix})' if suffix else ''}: no row could be written for it"
 
 
 def _place(generation: Generation, step: int) -> str:

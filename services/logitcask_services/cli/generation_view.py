@@ -23,7 +23,7 @@ from logitcask_schemas.api.generation import (
 from logitcask_schemas.api.objects import Event
 from logitcask_schemas.terminal import counted, printable
 from logitcask_services.cli.connection import duration, following, list_failures, pace, say, show_event
-from logitcask_services.cli.dropped_rows import dropped_rows
+from logitcask_services.cli.dropped_rows import dropped_rows, missing_corpora
 
 if TYPE_CHECKING:
     from logitcask_schemas.api.client import ServiceClient
@@ -85,7 +85,7 @@ def summarise_generation(generation: Generation, client: "ServiceClient", consol
         to = f"; cask {corpus.cask}: {corpus.extraction_id}" if corpus.extraction_id else ""
         of = f" ({corpus.suffix})" if corpus.suffix else ""
         say(console, f"corpus {corpus.corpus_id}{of}: {counted(corpus.rows, 'row')}{_alike(corpus)}{to}")
-    for line in dropped_rows(generation):
+    for line in (*missing_corpora(generation), *dropped_rows(generation)):
         say(console, line, style="yellow")
     if rows.dropped:
         list_failures(client.generations.failures(generation.id), generation.id, console, SHOWN_ROWS_LEFT_OUT)

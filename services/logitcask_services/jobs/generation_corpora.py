@@ -2,6 +2,7 @@
 
 import contextlib
 from collections import Counter
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
@@ -23,7 +24,7 @@ PAGE = 1000
 
 
 def write_corpora(context: JobContext, row: GenerationRow, work: GenerationWork) -> Ending | None:
-    """Write what was kept, one corpus for each suffix, and complete the generation. Safe to repeat.
+    """Write what was kept, one corpus for each suffix that has rows, and complete the generation. Safe to repeat.
 
     Returns:
         None where the generation is completed; how it failed where nothing was kept.
@@ -90,7 +91,8 @@ def write_corpora(context: JobContext, row: GenerationRow, work: GenerationWork)
             for suffix in suffixes
             if written[suffix]
         ]
-    context.generations.complete(row.id, counts, corpora)
+    unwritten = [suffix for suffix in suffixes if not written[suffix]]
+    context.generations.complete(row.id, counts, corpora, note=_unwritten(unwritten))
     return None
 
 
@@ -109,6 +111,14 @@ def _finished(row: GenerationRow, suffix: str, upload: CorpusUpload, *, rows: in
         )
     name = f"{row.id}.{suffix}" if suffix else row.id
     return WrittenCorpus(suffix=suffix, stored=stored, name=name, rows=rows, documents=documents, extraction=extraction)
+
+
+def _unwritten(suffixes: Sequence[str]) -> str | None:
+    """A sentence on the suffixes that have no corpus; None where each has one."""
+    if not suffixes:
+        return None
+    named = " and ".join(f"for the suffix `{suffix}`" if suffix else "without a suffix" for suffix in suffixes)
+    return f"no row could be written {named}, so that it has no corpus: `/errors` says why"
 
 
 def _named(teacher: dict[str, Any]) -> dict[str, Any]:

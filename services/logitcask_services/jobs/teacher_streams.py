@@ -106,7 +106,7 @@ class TeacherStreams(Generic[ResultT]):
                 return
 
     def drop_suspect(self) -> None:
-        """It is dealt with now, or there is no such task any more."""
+        """It is dealt with from here on."""
         self._suspicion.clear()
 
     def try_suspect(self, results: Iterator[ResultT]) -> None:
@@ -123,7 +123,7 @@ class TeacherStreams(Generic[ResultT]):
         self._suspicion.blamed = True
 
     def came_back(self) -> None:
-        """A task came to something: where one was blamed for a death, rightly."""
+        """A task came to something: the teacher lives on without the one that was blamed, where one was."""
         if self._suspicion.blamed:
             self._suspicion.blamed = False
             self._progressed()

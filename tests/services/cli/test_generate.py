@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from logitcask_schemas.api.generation import Generation
+from logitcask_services.cli.dropped_rows import missing_corpora
 from logitcask_services.jobs.teacher import Teacher
 from tests.support.services.fake_generator import FakeGenerator
 from tests.support.services.fake_teacher import FakeEngine, FakeTokenizer
@@ -248,6 +250,21 @@ def test_a_generation_of_which_nothing_is_kept_ends_with_3(server, run, lines):
     for command in ("jobs", "generate"):
         assert run(server, command, "resume", failed["id"], "--wait")[0] == 3
         assert run(server, command, "watch", failed["id"])[0] == 3
+
+
+def test_a_suffix_without_a_corpus_is_told_when_the_generation_is_completed(server, run, lines):
+    """Only then: a job that failed, or is under way, has no corpora."""
+    run(server, "generate", lines, "--recipe", "asking", "--wait")
+    [document] = generations(server)
+    done = Generation.model_validate(document)
+    assert list(missing_corpora(done)) == []
+    other = done.emit[0].model_copy(update={"suffix": "extra"})
+    more = done.model_copy(update={"emit": [*done.emit, other, other]})
+    assert list(missing_corpora(more)) == ["no corpus (extra): no row could be written for it"]
+    none = done.model_copy(update={"corpora": []})
+    assert list(missing_corpora(none)) == ["no corpus: no row could be written for it"]
+    for status in ("in_progress", "failed", "cancelled"):
+        assert list(missing_corpora(none.model_copy(update={"status": status}))) == []
 
 
 def test_rows_are_shown_in_a_readable_way(server, run, lines):

@@ -1,11 +1,6 @@
 """Answers in texts as people's models write them."""
 
 import json
-import re
-import sys
-import time
-from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,118 +9,8 @@ from hypothesis import strategies as st
 from logitcask_schemas.api.generation_steps import Parse
 from logitcask_services.generation.answers import find_object
 from logitcask_services.generation.row_steps import compile_row_step
-from logitcask_services.generation.rows import Dropped, Row, Staged, Written
-from logitcask_services.generation.sandbox import SandboxError, run_in_sandbox
-
-
-def row_of(text: object, **more: Any) -> Row:
-    return Row(id="a" * 64, parent="a" * 64, line=7, fields={"output": text, **more})
-
-
-def parse(text: object, **options: Any) -> Staged:
-    sandbox = options.pop("sandbox", None)
-    (result,) = compile_row_step(Parse(**options), 3, sandbox=sandbox).apply(iter([row_of(text)]))
-    return result
-
-
-def answer_of(text: object, **options: Any) -> object:
-    result = parse(text, **options)
-    assert isinstance(result, Row), result
-    return result.fields["answer"]
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("The answer is 1,234.50 dollars.", 1234.5),
-        ("so 7 + 5 = 12.", 12),
-        ("Natalia sold 48/2 = 24 clips in May.\n#### 72", 72),
-        (r"Therefore \boxed{42}", 42),
-        (r"\boxed{-\frac{3}{4}}", -0.75),
-        (r"\dfrac{1}{3}", "1/3"),
-        ("1.", 1),
-        ("It costs 1.5.", 1.5),
-        ("It costs $5", 5),
-        ("-$5", -5),
-        ("$-5", -5),
-        (r"\$18", 18),
-        ("£1,000,000", 1_000_000),
-        ("15%", 15),
-        (r"15\%", 15),
-        ("\u22125 degrees", -5),
-        ("x = - 5", -5),
-        ("7-5", 5),
-        ("3-5 apples", 5),
-        ("3/4 of it", 0.75),
-        ("3 / 4", 0.75),
-        ("1 1/2 cups", 1.5),
-        ("2½", 2.5),
-        ("½", 0.5),
-        ("1/3", "1/3"),
-        ("**12**", 12),
-        ("Total: **12** apples", 12),
-        (r"1{,}234", 1234),
-        (r"1\,234", 1234),
-        ("1\u202f234", 1234),
-        ("1_000", 1000),
-        ("1,2,3", 3),
-        ("1,234,5", 5),
-        ("答案是42个", 42),
-        ("5 cm^2", 5),
-        ("10^3", 1000),
-        (r"2.5 \times 10^{3} m", 2500),
-        ("2.5 \u00d7 10^-1", 0.25),
-        ("1e5", 100_000),
-        (".5", 0.5),
-        ("She had 7 apples on 2020-01-15.", 7),
-        ("7 apples on 15/01/2020", 7),
-        ("7 apples at 12:30", 7),
-        ("7 of H2O, says GPT3.5", 7),
-        ("7 with version 1.2.3", 7),
-        ("She has 3 apples, then 4, so 9 in all", 9),
-        ("0.1", 0.1),
-        ("3.00", 3),
-        ("+7", 7),
-        ("(-3)", -3),
-        ("0.1234567890123456789", "1234567890123456789/10000000000000000000"),
-        ("123456789012345678901234567890", 123456789012345678901234567890),
-    ],
-)
-def test_the_last_number(text, value):
-    found = answer_of(text)
-    assert found == value
-    assert type(found) is type(value)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "   ", "no idea", "H2O", "2^5", "1/0", "12:30", "2020-01-15", "1.2.3", "0x1F", "9" * 400, "1e400000"]
-)
-def test_texts_without_a_number(text):
-    result = parse(text)
-    assert isinstance(result, Dropped)
-    assert (result.step, result.code, result.row.fields) == (3, "unparsed_answer", {"output": text})
-    assert result.message.startswith("line 7: expected a number in `output`, got ")
-    assert len(result.message) < 300
-
-
-@pytest.mark.parametrize(
-    ("text", "marker", "value", "rationale"),
-    [
-        ("First 3. The answer is 12 (not 13).", "The answer is", 12, "First 3."),
-        ("First 3. the answer is 12.", "The answer is", 12, "First 3."),
-        ("6 + 6 = 12\n#### 12\n", "####", 12, "6 + 6 = 12"),
-        ("Answer: 3. Wait. Answer: 4", "Answer:", 4, "Answer: 3. Wait."),
-        ("A5 and", "A", None, None),
-        (r"So \boxed{42}. 3 steps", r"\boxed{", 42, "So"),
-        ("x #### 1 1/2", "####", 1.5, "x"),
-    ],
-)
-def test_the_first_number_behind_the_last_marker(text, marker, value, rationale):
-    result = parse(text, marker=marker, rationale="why")
-    if value is None:
-        assert isinstance(result, Dropped)
-    else:
-        assert (result.fields["answer"], result.fields["why"]) == (value, rationale)
+from logitcask_services.generation.rows import Dropped, Row, Written
+from tests.support.services.parsing import answer_of, parse, row_of
 
 
 def test_a_text_without_the_marker_has_no_answer():
@@ -307,71 +192,6 @@ def test_lists(text, value):
 @pytest.mark.parametrize("text", ["", "Write a poem", "1.\n2.\n", "1.5 apples"])
 def test_texts_without_a_list(text):
     assert isinstance(parse(text, answer="list"), Dropped)
-
-
-def test_programs():
-    text = "Let us compute.\n```python\na = 3\nprint(a * 4)  # twelve\n```\nDone."
-    result = parse(text, answer="program", rationale="why")
-    assert (result.fields["answer"], result.fields["why"]) == (12, "Let us compute.")
-    assert answer_of("answer = 1 / 4", answer="program") == 0.25
-
-
-def test_other_programs_need_a_sandbox():
-    result = parse("print(len('abc'))", answer="program")
-    assert isinstance(result, Dropped)
-    assert "only where the service has a sandbox command" in result.message
-    python = [sys.executable, "-I", "-"]
-    assert answer_of("print(len('abc'))", answer="program", sandbox=python) == 3
-    assert answer_of("print('yes')", answer="program", sandbox=python) == "yes"
-    for program, told in [("x = 'a'", "prints its answer"), ("raise KeyError('k')", "ended with 1: KeyError: 'k'")]:
-        result = parse(program, answer="program", sandbox=python)
-        assert isinstance(result, Dropped)
-        assert told in result.message
-
-
-@pytest.mark.parametrize(
-    ("program", "told"),
-    [
-        ("while True: pass", "took longer than 1 s"),
-        ("while True: print('x' * 1000)", "wrote more than 65536 bytes"),
-        ("import os; os.close(1); os.close(2)\nwhile True: pass", "took longer"),
-        ("import os; os.abort()", "ended with -6"),
-    ],
-)
-def test_what_the_sandbox_bounds(program, told):
-    with pytest.raises(SandboxError, match=re.escape(told)):
-        run_in_sandbox([sys.executable, "-I", "-"], program, 1.0)
-
-
-def test_the_sandbox_has_no_environment_and_an_empty_folder():
-    program = "import os; print(sorted(os.environ.keys() - {'LC_CTYPE'}), os.listdir())"
-    assert run_in_sandbox([sys.executable, "-I", "-"], program, 10.0) == "[] []\n"
-
-
-def test_processes_left_behind_are_killed():
-    # The child holds the pipes, so that only the end of its parent tells that the program is over.
-    script = "import time; time.sleep(600)"
-    program = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {script!r}]).pid)"
-    child = int(run_in_sandbox([sys.executable, "-I", "-"], program, 30.0))
-    deadline = time.monotonic() + 30
-    while is_running(child) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not is_running(child)
-
-
-def is_running(pid):
-    """Whether a process exists and has not ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def test_sandbox_commands_that_do_not_exist():
-    with pytest.raises(SandboxError, match="'no-such-command' could not be started"):
-        run_in_sandbox(["no-such-command"], "1", 1.0)
-    with pytest.raises(SandboxError, match="is empty"):
-        run_in_sandbox([], "1", 1.0)
 
 
 def test_dropped_rows_pass_through():

@@ -1,20 +1,14 @@
-"""Scoring now: values, many callers at once, bounds, deaths, and company of an extraction."""
+"""Scoring now: values, many callers at once, bounds, and company of an extraction."""
 
-import importlib
 import json
-import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
 from logitcask_schemas.api.client import ServiceClient
-from logitcask_schemas.api.connection import ServiceError
 from logitcask_schemas.errors import InvalidRecordError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.extent import Context, Extent
@@ -23,43 +17,12 @@ from logitcask_services.http.scoring import MAX_JSON_ENTRIES
 from logitcask_services.jobs.scoring_call import ScoringLimits
 from logitcask_services.jobs.teacher import Teacher
 from tests.support.services.fake_teacher import (
-    GARBAGE,
-    HANGS,
-    KILLER,
-    POISON,
     FakeEngine,
     FakeTokenizer,
-    fake_teacher,
     identity,
-    records_of,
 )
+from tests.support.services.scoring import code_of, equal, expected, ready, score
 from tests.support.services.service_harness import wait_for
-
-
-def ready(server):
-    wait_for(lambda: server.client.get("/health/ready").status_code == 200)
-    return server
-
-
-def score(server, *sequences, **fields):
-    return server.client.post("/v1/score", json={"input_ids": list(sequences), **fields})
-
-
-def code_of(answer):
-    return answer.status_code, answer.json()["error"]["code"]
-
-
-def expected(ids, spec=None, extent=None):
-    return records_of(np.array(ids), spec or CaptureSpec(), extent or Extent())
-
-
-def equal(found, wanted):
-    assert found.id == wanted.id
-    for name in ("head_counts_P", "head_ids_H", "head_logprobs_H", "tail_counts_P", "tail_ids_N"):
-        np.testing.assert_array_equal(getattr(found.records, name), getattr(wanted.records, name))
-    assert found.records.position_columns.keys() == wanted.records.position_columns.keys()
-    for name, column in wanted.records.position_columns.items():
-        np.testing.assert_array_equal(found.records.position_columns[name], column)
 
 
 def test_json_says_of_every_position_what_the_teacher_said(serve):
@@ -239,115 +202,6 @@ def test_bodies_may_be_larger_than_those_of_other_routes_but_not_without_end(ser
     assert server.client.post("/v1/extractions", content=padded, headers=headers).status_code == 413
 
 
-def test_who_waits_too_long_is_told_and_dropped(serve):
-    server = ready(serve(fake={"seconds_per_document": 0.3, "in_flight": 1}))
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(score, server, *([number, 2] for number in range(6)))
-        wait_for(lambda: server.service.scoring.waiting_tokens == 10)
-        late = score(server, [7, 7, 7], timeout=0.05)
-        assert (code_of(late), late.headers["retry-after"]) == ((503, "not_in_time"), "5")
-        assert server.service.scoring.waiting_tokens <= 10
-        assert first.result().status_code == 200
-
-
-def test_what_a_caller_that_has_gone_asked_for_is_not_begun(serve):
-    engine = FakeEngine(seconds_per_document=0.3, in_flight=1)
-    server = ready(serve(load=lambda: Teacher(engine=engine, tokenizer=FakeTokenizer())))
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(score, server, [1, 2], [1, 3], [1, 4], [1, 5])
-        wait_for(lambda: engine.given == 1)
-        with ServiceClient(server.url) as client, pytest.raises(ServiceError):
-            client.score([[8, number] for number in range(20)], timeout=0.01)
-        wait_for(lambda: server.service.scoring.waiting_tokens <= 6)
-        assert first.result().status_code == 200
-    assert engine.given == 4
-
-
-def test_a_sequence_that_fails_is_named_and_fails_its_own_call_alone(serve):
-    server = ready(serve())
-    with ThreadPoolExecutor(3) as pool:
-        good = pool.submit(score, server, *([number, 9] for number in range(30)))
-        poisoned = pool.submit(score, server, [1, 2], [POISON, 2])
-        garbage = pool.submit(score, server, [GARBAGE, 2])
-    assert good.result().status_code == 200
-    assert code_of(poisoned.result()) == code_of(garbage.result()) == (422, "capture_failed")
-    assert "sequence 1: poisoned, as scripted" in poisoned.result().json()["detail"]
-    assert "NaN" in garbage.result().json()["detail"]
-
-
-def test_a_sequence_that_kills_the_teacher_twice_alone_is_refused(serve):
-    server = ready(serve())
-    for _ in range(2):
-        answer = score(server, [KILLER, 2])
-        assert (code_of(answer), answer.headers["retry-after"]) == ((503, "teacher_died"), "5")
-        ready(server)
-    assert code_of(score(server, [KILLER, 2])) == (422, "kills_teacher")
-    assert server.service.teacher.deaths == 2
-    assert score(server, [1, 2]).status_code == 200
-
-
-def test_a_killer_among_others_is_tried_alone_and_the_others_are_not_blamed(serve):
-    server = ready(serve(fake={"seconds_per_document": 0.01}))
-    others = [[number, 3] for number in range(3)]
-    codes = []
-    while not codes or codes[-1] != "kills_teacher":
-        ready(server)
-        codes.append(score(server, *others, [KILLER, 2]).json()["error"]["code"])
-        assert len(codes) < 8, codes
-        assert score(ready(server), *others).status_code == 200
-    assert codes == ["teacher_died"] * 4 + ["kills_teacher"]
-
-
-def test_an_extraction_outlives_what_callers_do_to_its_teacher(serve, documents):
-    server = ready(serve(fake={"seconds_per_document": 0.01}, engine_restarts=3))
-    job = server.submit(server.upload(documents))
-    wait_for(lambda: server.get(job["id"])["status"] == "in_progress")
-    codes = set()
-    for number in range(3):
-        ready(server)
-        codes.add(score(server, [KILLER, number], timeout=20).json()["error"]["code"])
-    done = server.finish(job["id"])
-    assert (done["status"], done["request_counts"]["completed"]) == ("completed", 40)
-    assert "teacher_died" in codes
-    assert server.errors(job["id"]) == []
-
-
-def test_a_teacher_that_hangs_on_a_sequence_is_killed(serve):
-    server = ready(serve(engine_hang_seconds=0.3))
-    assert code_of(score(server, [HANGS, 2])) == (503, "teacher_died")
-    assert score(ready(server), [1, 2]).status_code == 200
-
-
-def test_while_the_teacher_loads_callers_are_told_to_come_again(serve):
-    go_on = threading.Event()
-
-    def load():
-        go_on.wait(60)
-        return fake_teacher()
-
-    server = serve(load=load)
-    try:
-        answer = score(server, [1, 2])
-        assert (code_of(answer), answer.headers["retry-after"]) == ((503, "teacher_loading"), "5")
-    finally:
-        go_on.set()
-    assert score(ready(server), [1, 2]).status_code == 200
-
-
-def test_a_service_that_stops_tells_who_waits(serve):
-    server = ready(serve(fake={"seconds_per_document": 0.1, "in_flight": 1}))
-    with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(score, server, *([number, 2] for number in range(600)))
-        wait_for(lambda: server.service.scoring.waiting_tokens)
-        began = time.monotonic()
-        server.service.signals.stop()
-        assert code_of(asked.result()) == (503, "stopping")
-        assert time.monotonic() - began < 20
-    wait_for(lambda: server.service.scoring.waiting_tokens == 0)
-    with ServiceClient(server.url) as client, pytest.raises(ServiceError, match="stop"):
-        client.score([[1, 2]])
-
-
 def test_scoring_needs_the_key(serve):
     server = ready(serve(api_key="a-key-of-ours"))
     assert score(server, [1, 2]).status_code == 200
@@ -366,81 +220,6 @@ def test_a_damaged_stream_is_refused():
     other = content.replace(b'"vocab_size":1000', b'"vocab_size":0001')
     with pytest.raises(InvalidRecordError):
         decode_frame(other)
-
-
-def trl_client(server, monkeypatch):
-    """TRL's own client of vLLM's server, told that vLLM is here."""
-    folder = Path(pytest.importorskip("trl").__file__).parent / "generation"
-    package = ModuleType("trl.generation")  # whose own imports ask for what a client does not need
-    package.__path__ = [str(folder)]
-    monkeypatch.setitem(sys.modules, "trl.generation", package)
-    monkeypatch.delitem(sys.modules, "trl.generation.vllm_client", raising=False)
-    # The client asks for vLLM to transfer weights with, not to score.
-    monkeypatch.setattr(importlib.import_module("trl.import_utils"), "is_vllm_available", lambda *_, **__: False)
-    module = importlib.import_module("trl.generation.vllm_client")
-    monkeypatch.setattr(module, "is_vllm_available", lambda *_, **__: True)
-    return module.VLLMClient(base_url=server.url)
-
-
-def test_trl_finds_its_teacher(serve, monkeypatch):
-    server = ready(serve())
-    client = trl_client(server, monkeypatch)
-    assert client.model == "fake-teacher"
-    sequences = [[5, 6, 7, 8], [9, 10, 11]]
-    found = client.get_sequence_logprobs(sequences, [2, 1], top_logprobs=3, chunk_size=1)
-    spec = CaptureSpec(mode="topk", k=3, logprob_codec="f32")
-    for index, (ids, prompt) in enumerate(zip(sequences, [2, 1], strict=True)):
-        records = expected(ids, spec).records
-        ends = np.cumsum(records.head_counts_P)
-        starts = ends - records.head_counts_P
-        logprobs = np.array(found["logprobs"][index])
-        assert logprobs.shape == (len(ids) - prompt, 3)
-        for row, position in enumerate(range(prompt - 1, len(ids) - 1)):
-            head = slice(starts[position], min(starts[position] + 3, ends[position]))
-            count = head.stop - head.start
-            assert found["logprob_token_ids"][index][row][:count] == records.head_ids_H[head].tolist()
-            np.testing.assert_allclose(logprobs[row, :count], records.head_logprobs_H[head], atol=1e-6)
-            assert (logprobs[row, count:] == -np.inf).all()
-            actual = found["actual_logprobs"][index][row][0]
-            assert actual == pytest.approx(float(records.head_logprobs_H[starts[position]]), abs=1e-6)
-        assert found["actual_token_ids"][index] == [[token] for token in ids[prompt:]]
-
-
-def test_trl_is_told_that_the_teacher_keeps_its_weights(serve, monkeypatch):
-    client = trl_client(ready(serve()), monkeypatch)
-    with pytest.raises(Exception, match="no weight transfer"):
-        client.init_communicator()
-
-
-@pytest.mark.parametrize(
-    ("changes", "status", "param"),
-    [
-        ({"model": "another"}, 404, "model"),
-        ({"max_tokens": 2}, 501, "max_tokens"),
-        ({"temperature": 0}, 422, "temperature"),
-        ({"temperature": 1.001}, 422, "temperature"),
-        ({"prompt_logprobs": 255}, 422, "prompt_logprobs"),
-        ({"prompt_logprobs": -1}, 422, "prompt_logprobs"),
-        ({"prompt_logprobs": None}, 422, "prompt_logprobs"),
-        ({"prompt": [[1]]}, 422, "input_ids.0"),
-        ({"stream": True}, 422, "stream"),
-    ],
-)
-def test_what_completions_do_not_serve_is_refused(serve, changes, status, param):
-    server = ready(serve())
-    body = {"prompt": [[1, 2]], "prompt_logprobs": 3, **changes}
-    answer = server.client.post("/v1/completions", json=body)
-    assert (answer.status_code, answer.json()["error"]["param"]) == (status, param), answer.text
-
-
-def test_completions_take_one_sequence_too(serve):
-    server = ready(serve())
-    body = {"prompt": [5, 6, 7], "prompt_logprobs": 0}
-    answer = server.client.post("/v1/completions", json=body).json()
-    assert (answer["object"], answer["usage"]["total_tokens"], len(answer["choices"])) == ("text_completion", 3, 1)
-    first, *rest = answer["choices"][0]["prompt_logprobs"]
-    assert first is None
-    assert [list(entry) for entry in rest] == [["6"], ["7"]]
 
 
 def test_a_probability_of_zero_is_a_number_in_json():

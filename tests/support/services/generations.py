@@ -19,6 +19,7 @@ from tests.support.services.fake_teacher import FakeEngine, FakeTokenizer
 
 QUESTION = "---\nkind: text\ndescription: a question\nfields: [question]\n---\nQ: {{ question }}\nA:"
 GENERATE = {"kind": "generate", "template": "ask", "sampling": {"n": 2, "temperature": 1.0, "max_tokens": 64}}
+QUESTIONS = [{"question": f"what is {number}?", "custom_id": f"q{number}"} for number in range(150)]
 FINAL = ("completed", "failed", "cancelled")
 
 

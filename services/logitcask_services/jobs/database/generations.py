@@ -230,8 +230,16 @@ class GenerationStore(JobStore[GenerationRow]):
                 move(session, row, "failed", reason, "error")
         self._changed(generation_id)
 
-    def complete(self, generation_id: str, rows: RowCounts, written: Sequence[WrittenCorpus]) -> list[str]:
+    def complete(
+        self, generation_id: str, rows: RowCounts, written: Sequence[WrittenCorpus], *, note: str | None = None
+    ) -> list[str]:
         """Finalizing -> completed: the corpora are known and the extractions that follow begun, all at once.
+
+        Args:
+            generation_id: whose.
+            rows: what became of its rows.
+            written: its corpora.
+            note: told with the number of rows that were kept.
 
         Returns:
             Ids of the extractions.
@@ -260,7 +268,8 @@ class GenerationStore(JobStore[GenerationRow]):
                 corpora.append(made.model_dump(mode="json"))
             row.corpora = corpora
             follow = f"; {', '.join(begun)} follows" if begun else ""
-            move(session, row, "completed", ("kept", f"{rows.kept:,} rows were kept{follow}"))
+            told = f"; {note}" if note else ""
+            move(session, row, "completed", ("kept", f"{rows.kept:,} rows were kept{follow}{told}"))
         for job_id in (generation_id, *begun):
             self._changed(job_id)
         return begun
