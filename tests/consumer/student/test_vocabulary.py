@@ -213,7 +213,7 @@ def test_a_narrower_student_trains_where_no_record_holds_an_id_beyond_it(padded,
     said = []
     with pytest.raises(IdentityMismatchError, match=rf"document \d+: .* the student has {VOCAB} ids"):
         train(config(padded, tmp_path, "cask", VOCAB), say=said.append)
-    assert "no tokens of the tokenizer" in said[0]
+    assert any("no tokens of the tokenizer" in line for line in said)
     narrow = config(padded, tmp_path / "second", "plain", VOCAB)
     # The same records under the name of a wider teacher: nothing in them lies beyond the student.
     wider = tmp_path / "wider"
