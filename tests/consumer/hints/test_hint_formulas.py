@@ -143,6 +143,19 @@ def test_gradients_are_those_of_the_formula(loss):
     assert torch.autograd.gradcheck(lambda h: term(h, theirs, DOCUMENTS), ours)
 
 
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.spec)
+def test_a_state_of_zeros_has_a_finite_loss_and_gradient(loss):
+    """Such as the embedding of a token that was never trained: it has no direction."""
+    ours, theirs = torch.zeros(10, 6, dtype=torch.float64, requires_grad=True), rows(6, 1)
+    theirs[3] = 0
+    more = {"filter_DD": rows(6, 2)[:6]} if loss.filtered else {}
+    got = loss.term(sides(**more)).to(torch.float64)(ours, theirs, DOCUMENTS)
+    got.sum().backward()
+    assert got.isfinite().all()
+    assert ours.grad is not None
+    assert ours.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("of", ["v", "qkv"])
 def test_gradients_of_relations_are_those_of_the_formula(of):
     parts = (8,) if of == "v" else (16, 8, 8)
