@@ -282,12 +282,14 @@ class CaskDataset(PackedDataset[SequenceRecords]):
         return self._no_hints.width
 
     def _first_hint_row(self) -> HintRows:
-        """No rows, of the width that the casks have; every cask must still have its hints.
+        """No rows, of the width that the casks have; every shard of them must still have its hints.
 
         Raises:
             CaskError: a cask has none, or its files are gone; says what to do.
             IdentityMismatchError: two casks have vectors of different widths.
         """
+        for cask in self.casks:
+            cask.require_hints()
         lengths = [cask.document_lengths() for cask in self.casks]
         firsts = [
             cask.hints(int(np.argmax(lengths_D > 1)))

@@ -186,6 +186,25 @@ def test_a_damaged_file_is_noticed(teacher, tmp_path):
         read_whole(place)
 
 
+def test_a_cask_some_of_whose_shards_have_no_hints_is_refused_before_the_first_step(casks):
+    """As a repair leaves it that took a damaged file away: not where training comes upon the shard, hours later."""
+    opened = open_casks(casks / "i8", tokenizer_fingerprint=None)
+    entries = opened[0].entries
+    entries[-1] = entries[-1].model_copy(update={"hints": None})
+    with pytest.raises(HintsDroppedError, match=rf"{entries[-1].name} has no hints"):
+        CaskDataset(opened, seq_len=64, hints=True)
+    assert len(CaskDataset(opened, seq_len=64))
+
+
+def test_a_missing_file_is_noticed_before_the_first_step(teacher, tmp_path):
+    place = build_cask(tmp_path / "cask", teacher[1], DOCUMENTS, spec=CaptureSpec(tau=0.05, hints=HIDDEN), per_shard=5)
+    opened = open_casks(place, tokenizer_fingerprint=None)
+    last = opened[0].entries[-1]
+    (place / "shards" / last.hints_name).unlink()
+    with pytest.raises(CaskNotFoundError, match=f"hints of shard {last.name} are missing"):
+        CaskDataset(opened, seq_len=64, hints=True)
+
+
 def read_whole(place):
     dataset = dataset_of(place)
     return dataset.read(range(len(dataset)))
