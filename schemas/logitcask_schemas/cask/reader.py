@@ -72,8 +72,8 @@ class Cask:
         self._starts = list(accumulate((entry.documents for entry in entries), initial=0))
         self._open: dict[int, Shard] = {}
         self._open_hints: dict[int, HintFile] = {}
-        self._proved_hints = set[tuple[int, int]]()
-        """Shard number and row of documents whose hints were proved."""
+        self._proved_hints = dict[int, set[int]]()
+        """Of each shard, the rows of documents whose hints were proved since their file was opened."""
         self._lengths_D: NDArray[np.int64] | None = None
         self._index: DocumentIndex | DocumentTable | None = None
         self._table: DocumentTable | None = None
@@ -255,9 +255,9 @@ class Cask:
                 f"{self.path}: hints of window [{first}, {last}) of document {document}, which has {length} positions"
             )
         spec, extent = self.manifest.capture.hints, shard.extent(row)
-        if (number, row) not in self._proved_hints:
+        if row not in (proved := self._proved_hints[number]):
             require_hints_of(shard, file, row, spec)
-            self._proved_hints.add((number, row))
+            proved.add(row)
         rows = file.columns.of(row)
         if spec is not None and spec.positions == "last":
             return rows
@@ -274,6 +274,7 @@ class Cask:
             self._open_hints.pop(next(iter(self._open_hints)), None)
         with self.location.held_hints(entry):
             file = self._open_hints[number] = open_hints(self.path, entry, spec)
+        self._proved_hints[number] = set()
         return file
 
     def columns_with_hints(self, number: int) -> ShardColumns:
