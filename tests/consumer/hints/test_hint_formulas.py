@@ -181,6 +181,19 @@ def test_a_projected_capture_is_compared_with_the_students_projection():
     assert [tuple(weight.shape) for weight in learned.parameters()] == [(4, 3)]
 
 
+@pytest.mark.parametrize("student", [40, 24], ids=["seeded", "learned"])
+def test_mse_of_a_projected_capture_is_of_the_size_that_it_has_of_whole_states(student):
+    """A random projection keeps lengths: the squares are divided by the teacher's width, not by how few are stored."""
+    theirs = rows(40, 1, 3.0)
+    kept = theirs @ torch.from_numpy(projection_DN(7, 40, 8).copy()).double()
+    ours = rows(student, 0)
+    term = MeanSquares().term(sides(student, 40, projected=8, seed=7)).to(torch.float64)
+    matrix = next(iter([*term.parameters(), *term.buffers()])).detach().double()
+    assert matrix.shape == (8, student)
+    expected = [float(((matrix @ h - t) ** 2).sum() / 40) for h, t in zip(ours, kept, strict=True)]
+    torch.testing.assert_close(term(ours, kept, DOCUMENTS).tolist(), expected)
+
+
 @pytest.mark.parametrize("loss", [Cosine(), PatientKD(), MeanSquares(projection="none")], ids=lambda loss: loss.name)
 def test_other_widths_without_a_projection_are_refused(loss):
     with pytest.raises(
