@@ -23,10 +23,10 @@ class MeanSquares(StateLoss):
 
     where n is the identity (`norm=none`), in squared units of the teacher's states, or subtracts the mean and divides
     by the standard deviation over the numbers (`norm=layer`; 1e-5 is added to the variance), without a unit. Of codec
-    proj:N, which keeps lengths, W' and h_t are projected to N numbers and D' stays; with `norm=layer` it is N. Romero et al., "FitNets", arXiv
-    1412.6550; Jiao et al., "TinyBERT", arXiv 1909.10351 (L_hidn, map `uniform`); Sun et al., "MobileBERT", arXiv
-    2004.02984 (layer to layer; its FMT has mean and variance too). Causal models have
-    channels a thousand times the others: without a norm these are nearly all of it.
+    proj:N, which keeps lengths, W' and h_t are projected to N numbers and D' stays; with `norm=layer` it is N. Romero
+    et al., "FitNets", arXiv 1412.6550; Jiao et al., "TinyBERT", arXiv 1909.10351 (L_hidn, map `uniform`); Sun et al.,
+    "MobileBERT", arXiv 2004.02984 (layer to layer; its FMT has mean and variance too). Causal models have channels a
+    thousand times the others: without a norm these are nearly all of it.
     """
 
     name: ClassVar[str] = "mse"

@@ -14,6 +14,7 @@ from logitcask_consumer.hints.bound import HintPlan, hint_modules
 from logitcask_consumer.hints.teacher_folder import TeacherShape
 from logitcask_consumer.methods import TokenMethod
 from logitcask_consumer.student.forward import attach
+from logitcask_consumer.student.layer_states import StatePlace, noted_states, state_rows
 from logitcask_consumer.training.arguments import DistillConfig
 from logitcask_consumer.training.trainer import DistillTrainer
 from logitcask_consumer.weights import Weights
@@ -313,6 +314,33 @@ def test_relations_are_those_of_both_live_models(casks, teacher, of):
         other_layer = live_states(student, documents[number], HintSpec(layers=(1,), of=of))[:-1, 0]
         wrong = relation_of_document(other_layer, theirs, *parts, heads=4)
         assert float((got - wrong).abs().mean()) > 0.05 * float(expected.mean())
+
+
+def test_projections_lie_side_by_side_in_whatever_order_an_attention_makes_them():
+    """Queries, keys, values, as the teacher's hints have them, also where the values are made first."""
+    model = tiny_model()
+    place, ids = StatePlace(of="qkv", layer=2), torch.arange(2, 9)[None]
+    attention = model.model.layers[1].self_attn
+
+    def noted():
+        with noted_states(model, [place]) as states:
+            model.model(input_ids=ids)
+        return state_rows(states, place, torch.arange(7))
+
+    expected, plain = noted(), attention.forward
+
+    def values_first(hidden_states, *args, **kwargs):
+        made, v_proj = attention.v_proj(hidden_states), attention.v_proj
+        del attention.v_proj
+        attention.v_proj = lambda _: made
+        try:
+            return plain(hidden_states, *args, **kwargs)
+        finally:
+            del attention.v_proj
+            attention.v_proj = v_proj
+
+    attention.forward = values_first
+    torch.testing.assert_close(noted(), expected)
 
 
 def test_relations_need_whole_documents(casks, teacher):
