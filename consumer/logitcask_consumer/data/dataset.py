@@ -307,7 +307,7 @@ class CaskDataset(PackedDataset[SequenceRecords]):
         """The rows of the positions of some windows.
 
         Raises:
-            CaskCorruptionError: a window has not as many rows as records.
+            CaskCorruptionError: a window has not as many rows as records, or a document vectors of another width.
         """
         assert self._no_hints is not None, "asked for without hints"
         parts, counts_W = [self._no_hints], np.diff(collated.position_offsets_B1)
@@ -321,6 +321,11 @@ class CaskDataset(PackedDataset[SequenceRecords]):
                 raise CaskCorruptionError(
                     f"{self.casks[at].place}: document {document}: {count} records of positions {start} to {stop - 1}, "
                     f"but {rows.num_rows} rows of hints. Run `logitcask cask verify`"
+                )
+            if rows.width != self.hint_width:
+                raise CaskCorruptionError(
+                    f"{self.casks[at].place}: document {document}: hints of width {rows.width}, the others have "
+                    f"{self.hint_width}: they are of different teachers. Capture into a new cask"
                 )
             parts.append(rows)
         return HintRows.join(parts)

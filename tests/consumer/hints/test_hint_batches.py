@@ -1,5 +1,6 @@
 """From a cask's hints to a batch's losses: rows lie at their positions, whatever is packed, cut, weighted or unread."""
 
+import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -209,6 +210,20 @@ def test_a_missing_file_is_noticed_before_the_first_step(teacher, tmp_path):
 def read_whole(place):
     dataset = dataset_of(place)
     return dataset.read(range(len(dataset)))
+
+
+def test_a_shard_whose_vectors_have_another_width_is_named(tmp_path):
+    """A teacher has one width: no writer of one makes such a cask, and no batch can hold both."""
+    folders = [tmp_path / "narrow", tmp_path / "wide"]
+    spec = CaptureSpec(tau=0.05, hints=HintSpec(layers=(2,)))
+    for folder, width in zip(folders, (32, 48), strict=True):
+        build_cask(folder, tiny_model(hidden_size=width, seed=width), distinct_documents(3, seed=width), spec=spec)
+    for file in (folders[1] / "shards").iterdir():
+        shutil.copy(file, folders[0] / "shards" / file.name)
+    for folder in folders:
+        (folder / "index.json").unlink(missing_ok=True)
+    with pytest.raises(CaskCorruptionError, match=r"document \d: hints of width (32|48), the others have (32|48)"):
+        read_whole(folders[0])
 
 
 def test_casks_without_hints_are_refused(casks):
