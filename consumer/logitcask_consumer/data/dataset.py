@@ -282,12 +282,14 @@ class CaskDataset(PackedDataset[SequenceRecords]):
         return self._no_hints.width
 
     def _first_hint_row(self) -> HintRows:
-        """No rows, of the width that the casks have; every cask must still have its hints.
+        """No rows, of the width that the casks have; every shard of them must still have its hints.
 
         Raises:
             CaskError: a cask has none, or its files are gone; says what to do.
             IdentityMismatchError: two casks have vectors of different widths.
         """
+        for cask in self.casks:
+            cask.require_hints()
         lengths = [cask.document_lengths() for cask in self.casks]
         firsts = [
             cask.hints(int(np.argmax(lengths_D > 1)))
@@ -305,7 +307,7 @@ class CaskDataset(PackedDataset[SequenceRecords]):
         """The rows of the positions of some windows.
 
         Raises:
-            CaskCorruptionError: a window has not as many rows as records.
+            CaskCorruptionError: a window has not as many rows as records, or a document vectors of another width.
         """
         assert self._no_hints is not None, "asked for without hints"
         parts, counts_W = [self._no_hints], np.diff(collated.position_offsets_B1)
@@ -319,6 +321,11 @@ class CaskDataset(PackedDataset[SequenceRecords]):
                 raise CaskCorruptionError(
                     f"{self.casks[at].place}: document {document}: {count} records of positions {start} to {stop - 1}, "
                     f"but {rows.num_rows} rows of hints. Run `logitcask cask verify`"
+                )
+            if rows.width != self.hint_width:
+                raise CaskCorruptionError(
+                    f"{self.casks[at].place}: document {document}: hints of width {rows.width}, the others have "
+                    f"{self.hint_width}: they are of different teachers. Capture into a new cask"
                 )
             parts.append(rows)
         return HintRows.join(parts)

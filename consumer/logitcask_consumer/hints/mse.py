@@ -22,10 +22,11 @@ class MeanSquares(StateLoss):
         (1 / D') | n(W' h_s) - n(h_t) |^2
 
     where n is the identity (`norm=none`), in squared units of the teacher's states, or subtracts the mean and divides
-    by the standard deviation over the D' numbers (`norm=layer`), without a unit. Romero et al., "FitNets", arXiv
-    1412.6550; Jiao et al., "TinyBERT", arXiv 1909.10351 (L_hidn, map `uniform`); Sun et al., "MobileBERT", arXiv
-    2004.02984 (layer to layer; its FMT has mean and variance too). Causal models have
-    channels a thousand times the others: without a norm these are nearly all of it.
+    by the standard deviation over the numbers (`norm=layer`; 1e-5 is added to the variance), without a unit. Of codec
+    proj:N, which keeps lengths, W' and h_t are projected to N numbers and D' stays; with `norm=layer` it is N. Romero
+    et al., "FitNets", arXiv 1412.6550; Jiao et al., "TinyBERT", arXiv 1909.10351 (L_hidn, map `uniform`); Sun et al.,
+    "MobileBERT", arXiv 2004.02984 (layer to layer; its FMT has mean and variance too). Causal models have channels a
+    thousand times the others: without a norm these are nearly all of it.
     """
 
     name: ClassVar[str] = "mse"
@@ -34,13 +35,14 @@ class MeanSquares(StateLoss):
 
     def term(self, sides: Sides) -> HintTerm:
         """Between two layers."""
-        return _SquaresTerm(AsStored(sides, self.projection, loss=self.name), self.norm)
+        divisor = sides.teacher_width if self.norm == "none" else sides.stored
+        return _SquaresTerm(AsStored(sides, self.projection, loss=self.name), self.norm, divisor)
 
 
 class _SquaresTerm(HintTerm):
-    def __init__(self, as_stored: AsStored, norm: Norm) -> None:
+    def __init__(self, as_stored: AsStored, norm: Norm, divisor: int) -> None:
         super().__init__()
-        self.as_stored, self.norm = as_stored, norm
+        self.as_stored, self.norm, self.divisor = as_stored, norm, divisor
 
     def forward(self, student_TD: Tensor, teacher_TW: Tensor, documents_T: Tensor) -> Tensor:
         """Values [T]."""
@@ -49,4 +51,4 @@ class _SquaresTerm(HintTerm):
         if self.norm == "layer":
             shape = state_TW.shape[1:]
             state_TW, teacher_TW = layer_norm(state_TW, shape), layer_norm(teacher_TW, shape)
-        return (state_TW - teacher_TW).square().mean(1)
+        return (state_TW - teacher_TW).square().sum(1) / self.divisor

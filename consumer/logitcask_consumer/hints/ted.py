@@ -77,6 +77,7 @@ class _FilteredTerm(HintTerm):
 
 
 def of_unit_size(state_TD: Tensor) -> Tensor:
-    """The state with a root mean square of 1."""
-    size_T1 = state_TD.square().mean(1, keepdim=True).sqrt()
-    return state_TD / size_T1.clamp(min=1e-12)
+    """The state with a root mean square of 1; one of zeros stays so."""
+    # The bound stands before the root, whose gradient at 0 is infinite.
+    size_T1 = state_TD.square().mean(1, keepdim=True).clamp(min=1e-24).sqrt()
+    return state_TD / size_T1

@@ -168,7 +168,7 @@ class _StudentForward:
         out = head(hidden_TD, distill=distill, sequences_T=sequences_T, student=self.model)
         if task is None:
             return out
-        states |= {place: [hidden_BSD] for place in places if _is_last(place, self.model)}
+        states |= {place: {0: hidden_BSD} for place in places if _is_last(place, self.model)}
         return _with_states(out, task, task.values(self.model, states, distill.slots_T))
 
 

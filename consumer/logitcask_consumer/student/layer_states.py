@@ -31,7 +31,8 @@ class StatePlace:
     layer: int
 
 
-NotedStates = dict[StatePlace, list[Tensor]]
+NotedStates = dict[StatePlace, dict[int, Tensor]]
+"""The tensors [B, S, D] that make up a state, by their number in it; a body may make them in another order."""
 
 
 def state_rows(states: NotedStates, place: StatePlace, slots_T: Tensor) -> Tensor:
@@ -42,7 +43,7 @@ def state_rows(states: NotedStates, place: StatePlace, slots_T: Tensor) -> Tenso
         place: which.
         slots_T: flat index b·S + s of each row.
     """
-    rows = [part_BSD.flatten(0, 1).index_select(0, slots_T) for part_BSD in states[place]]
+    rows = [part_BSD.flatten(0, 1).index_select(0, slots_T) for _, part_BSD in sorted(states[place].items())]
     return rows[0] if len(rows) == 1 else torch.cat(rows, -1)
 
 
@@ -72,7 +73,7 @@ def noted_states(model: Any, places: Sequence[StatePlace]) -> Iterator[NotedStat
         places: which; `hidden` of the last layer is left out, since the body returns it.
 
     Yields:
-        By place the tensors [B, S, D] that make up the state side by side, filled while the body runs.
+        By place the tensors [B, S, D] that make up the state, filled while the body runs.
 
     Raises:
         ModelError: the model has no such layer, or keeps its projections otherwise than by the usual names.
@@ -98,9 +99,9 @@ def _hooks(blocks: nn.ModuleList, place: StatePlace, states: NotedStates) -> lis
             return []
         if place.layer == 0:
             return [blocks[0].register_forward_pre_hook(_note_input(place, states), with_kwargs=True)]
-        return [blocks[place.layer - 1].register_forward_hook(_note_output(place, states))]
+        return [blocks[place.layer - 1].register_forward_hook(_note_output(place, 0, states))]
     parts = projections(blocks[place.layer - 1], place)
-    return [part.register_forward_hook(_note_output(place, states)) for part in parts]
+    return [part.register_forward_hook(_note_output(place, at, states)) for at, part in enumerate(parts)]
 
 
 def _require_layer(place: StatePlace, count: int) -> None:
@@ -155,14 +156,14 @@ def state_width(model: Any, of: HintKind) -> int:
 def _note_input(place: StatePlace, states: NotedStates) -> Any:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         del module
-        states[place] = [args[0] if args else kwargs["hidden_states"]]
+        states[place] = {0: args[0] if args else kwargs["hidden_states"]}
 
     return hook
 
 
-def _note_output(place: StatePlace, states: NotedStates) -> Any:
+def _note_output(place: StatePlace, at: int, states: NotedStates) -> Any:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         del module, args
-        states.setdefault(place, []).append(hidden_of(output))
+        states.setdefault(place, {})[at] = hidden_of(output)
 
     return hook

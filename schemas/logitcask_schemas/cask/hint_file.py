@@ -88,11 +88,17 @@ def open_hints(cask: Path, entry: ShardEntry, spec: HintSpec) -> HintFile:
         CaskCorruptionError: It has another size, is no such file, is another shard's, or disagrees with the spec.
         CaskReadError: The operating system refuses, which says nothing about the file.
     """
+    path = require_hint_file(cask, entry)
+    with _missing_explained(path, entry), reads_explained(path), arrow_explained(path):
+        return _parsed(path, only_batch(path, None), entry, spec)
+
+
+def require_hint_file(cask: Path, entry: ShardEntry) -> Path:
+    """The file beside a shard, which is there and has its size; it is not opened. Errors as `open_hints`."""
     path, described = hints_path(cask, entry), _described(cask, entry)
     with _missing_explained(path, entry):
         _require_size(path, described, size_of(path))
-        with reads_explained(path), arrow_explained(path):
-            return _parsed(path, only_batch(path, None), entry, spec)
+    return path
 
 
 def read_hints(cask: Path, entry: ShardEntry, spec: HintSpec) -> HintFile:

@@ -26,7 +26,7 @@ from logitcask_schemas.cask.directory import (
 from logitcask_schemas.cask.documents import DocumentTable, ShardDocuments
 from logitcask_schemas.cask.format.layout import RecordLayout
 from logitcask_schemas.cask.format.manifest import ShardEntry
-from logitcask_schemas.cask.hint_file import hints_path
+from logitcask_schemas.cask.hint_file import hints_path, require_hint_file
 from logitcask_schemas.cask.opening import open_documents, open_shard, require_shards
 from logitcask_schemas.cask.remote_cache import Progress, ShardCache
 from logitcask_schemas.cask.storage.object_store import RemoteStore, is_url
@@ -70,6 +70,10 @@ class Location(Protocol):
         """Require of shards that should be there now that they are."""
         ...
 
+    def require_hints(self, entries: Iterable[ShardEntry]) -> None:
+        """Require of files of hints that should be there now that they are; these entries have some."""
+        ...
+
     def held(self, entry: ShardEntry, progress: Progress | None = None) -> AbstractContextManager[Path]:
         """The local file of a shard, which stays while the context lasts; `progress` is told how much has come."""
         ...
@@ -110,6 +114,11 @@ class LocalFolder:
     def require_shards(self, entries: Iterable[ShardEntry]) -> None:
         """Require the files of these shards to be there."""
         require_shards(self.folder, entries)
+
+    def require_hints(self, entries: Iterable[ShardEntry]) -> None:
+        """Require the files of hints beside these shards to be there."""
+        for entry in entries:
+            require_hint_file(self.folder, entry)
 
     @contextmanager
     def held(self, entry: ShardEntry, progress: Progress | None = None) -> Iterator[Path]:
@@ -164,6 +173,9 @@ class CachedStore:
 
     def require_shards(self, entries: Iterable[ShardEntry]) -> None:
         """Require nothing: shards are fetched when they are needed."""
+
+    def require_hints(self, entries: Iterable[ShardEntry]) -> None:
+        """Require nothing, as of shards."""
 
     def held(self, entry: ShardEntry, progress: Progress | None = None) -> AbstractContextManager[Path]:
         """The copy of a shard in the cache, fetched where it is not there."""

@@ -25,6 +25,7 @@ from logitcask_schemas.cask.opening import open_shard
 from logitcask_schemas.cask.remote_cache import Progress
 from logitcask_schemas.cask.shard import Shard
 from logitcask_schemas.errors import HintsDroppedError, IdentityMismatchError
+from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_schemas.record.hints import HintRows
 from logitcask_schemas.record.records import DocumentRecords
 
@@ -71,8 +72,8 @@ class Cask:
         self._starts = list(accumulate((entry.documents for entry in entries), initial=0))
         self._open: dict[int, Shard] = {}
         self._open_hints: dict[int, HintFile] = {}
-        self._proved_hints = set[tuple[int, int]]()
-        """Shard number and row of documents whose hints were proved."""
+        self._proved_hints = dict[int, set[int]]()
+        """Of each shard, the rows of documents whose hints were proved since their file was opened."""
         self._lengths_D: NDArray[np.int64] | None = None
         self._index: DocumentIndex | DocumentTable | None = None
         self._table: DocumentTable | None = None
@@ -206,6 +207,27 @@ class Cask:
         """Whether every shard still has the file of hints that the spec asks for; their files are not looked at."""
         return self.manifest.capture.hints is not None and all(entry.hints is not None for entry in self.entries)
 
+    def require_hints(self) -> None:
+        """Require that every shard has its hints, of whoever is about to read them all; no file is opened.
+
+        Raises:
+            HintsDroppedError: The cask's spec has no hints, or a shard has no file of them any more.
+            CaskNotFoundError: A file is missing.
+            CaskCorruptionError: A file has another size.
+        """
+        self._spec_of_hints()
+        for entry in self.entries:
+            if entry.hints is None:
+                raise HintsDroppedError(dropped(self.place, entry))
+        self.location.require_hints(self.entries)
+
+    def _spec_of_hints(self) -> HintSpec:
+        if (spec := self.manifest.capture.hints) is None:
+            raise HintsDroppedError(
+                f"{self.place}: was captured without hints. Capture into another cask, with --hints (docs/hints.md)"
+            )
+        return spec
+
     def hints(self, document: int, start: int | None = None, stop: int | None = None) -> HintRows:
         """What is kept of the teacher beside its distributions, for one document; views of the mapped file.
 
@@ -233,9 +255,9 @@ class Cask:
                 f"{self.path}: hints of window [{first}, {last}) of document {document}, which has {length} positions"
             )
         spec, extent = self.manifest.capture.hints, shard.extent(row)
-        if (number, row) not in self._proved_hints:
+        if row not in (proved := self._proved_hints[number]):
             require_hints_of(shard, file, row, spec)
-            self._proved_hints.add((number, row))
+            proved.add(row)
         rows = file.columns.of(row)
         if spec is not None and spec.positions == "last":
             return rows
@@ -245,17 +267,14 @@ class Cask:
         """The file of hints beside a shard, mapped; errors as `hints`."""
         if (file := self._open_hints.get(number)) is not None:
             return file
-        entry, spec = self.entries[number], self.manifest.capture.hints
-        if spec is None:
-            raise HintsDroppedError(
-                f"{self.place}: was captured without hints. Capture into another cask, with --hints (docs/hints.md)"
-            )
+        entry, spec = self.entries[number], self._spec_of_hints()
         if entry.hints is None:
             raise HintsDroppedError(dropped(self.place, entry))
         while self._open_hints and (crowded(entry.hints.bytes) or len(self._open_hints) >= MAX_OPEN_SHARDS):
             self._open_hints.pop(next(iter(self._open_hints)), None)
         with self.location.held_hints(entry):
             file = self._open_hints[number] = open_hints(self.path, entry, spec)
+        self._proved_hints[number] = set()
         return file
 
     def columns_with_hints(self, number: int) -> ShardColumns:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from logitcask_schemas.record.hint_spec import GROUP, OUTLIERS, HintSpec
+from logitcask_schemas.record.hint_spec import GROUP, OUTLIERS, HintSpec, num_groups
 from logitcask_schemas.record.hint_wire import HINT_HEADER, HINT_MAGIC
 from logitcask_schemas.record.hints import F16_EXPONENT, I8_LEVELS, MIN_EXPONENT, projection_DN, require_width
 
@@ -84,7 +84,7 @@ def _encode_i8(values: torch.Tensor) -> dict[str, torch.Tensor]:
         rest.scatter_(2, channel_RK1, 0.0)
     width = values.shape[2]
     padded = torch.nn.functional.pad(rest, (0, -width % GROUP))
-    groups_RKGC = padded.reshape(*padded.shape[:2], -1, GROUP)
+    groups_RKGC = padded.reshape(*padded.shape[:2], num_groups(width), GROUP)
     scales_RKG = groups_RKGC.abs().amax(dim=3) / I8_LEVELS
     divisors_RKG1 = torch.where(scales_RKG > 0, scales_RKG, 1.0)[..., None]
     codes = (groups_RKGC / divisors_RKG1).round().clamp(-I8_LEVELS, I8_LEVELS).to(torch.int8)

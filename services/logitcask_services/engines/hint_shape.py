@@ -74,3 +74,10 @@ def hint_bytes_per_position(hints: HintSpec | None, shape: HintShape | None) -> 
     if hints is None or shape is None or hints.positions == "last":
         return 0.0
     return float(hints.bytes_per_row(shape.width(hints.of)))
+
+
+def hint_bytes_per_document(hints: HintSpec | None, shape: HintShape | None) -> int:
+    """Stored bytes of hints per document; 0 where there are none, or one row per position."""
+    if hints is None or shape is None or hints.positions == "all":
+        return 0
+    return hints.bytes_per_row(shape.width(hints.of))

@@ -127,8 +127,15 @@ def hinted_budget(positions: int, bytes_per_position: float, *, budget: int | No
     return min(budget or chunk_budget(positions), max(1, int(HINT_CHUNK_BYTES / bytes_per_position)))
 
 
-def plan_chunks(offsets_D1: NDArray[np.uint64], budget: int | None = None) -> Iterator[Chunk]:
-    """Chunks of at most `budget` positions and MAX_DOCUMENTS documents (one at least), in corpus order, over all.
+def hinted_documents(bytes_per_document: int) -> int:
+    """Documents per chunk where each has hints of so many bytes; 0: as without."""
+    return min(MAX_DOCUMENTS, max(1, HINT_CHUNK_BYTES // max(bytes_per_document, 1)))
+
+
+def plan_chunks(
+    offsets_D1: NDArray[np.uint64], budget: int | None = None, most_documents: int = MAX_DOCUMENTS
+) -> Iterator[Chunk]:
+    """Chunks of at most `budget` positions and `most_documents` documents (one at least), in corpus order, over all.
 
     offsets_D1: [D + 1] document offsets in tokens; a document of L tokens has L - 1 positions.
     """
@@ -136,7 +143,7 @@ def plan_chunks(offsets_D1: NDArray[np.uint64], budget: int | None = None) -> It
     limit = chunk_budget(int(offsets_D1[-1]) - documents) if budget is None else budget
     first = number = 0
     while first < documents:
-        window = offsets_D1[first : first + MAX_DOCUMENTS + 1].astype(np.int64)
+        window = offsets_D1[first : first + most_documents + 1].astype(np.int64)
         positions = window - window[0] - np.arange(len(window))
         stop = first + max(int(np.searchsorted(positions, limit, side="right")) - 1, 1)
         yield Chunk(

@@ -12,11 +12,17 @@ from logitcask_schemas.errors import CaptureSpecError, LogitcaskError
 from logitcask_schemas.terminal import counted
 from logitcask_services.corpora.prepare import DocumentLimits, PreparationStoppedError, Prepared, prepare
 from logitcask_services.corpora.token_store import TokenStore
-from logitcask_services.engines.hint_shape import hint_bytes_per_position, resolve_hints
+from logitcask_services.engines.hint_shape import hint_bytes_per_document, hint_bytes_per_position, resolve_hints
 from logitcask_services.jobs.context import JobContext, teacher_document
 from logitcask_services.jobs.database.log import JobLog
 from logitcask_services.jobs.database.tables import ExtractionRow
-from logitcask_services.jobs.extraction import Chunk, IllegalTransitionError, hinted_budget, plan_chunks
+from logitcask_services.jobs.extraction import (
+    Chunk,
+    IllegalTransitionError,
+    hinted_budget,
+    hinted_documents,
+    plan_chunks,
+)
 from logitcask_services.jobs.teacher import TeacherFacts
 from logitcask_services.jobs.waiting import (
     Schedule,
@@ -168,16 +174,15 @@ class Preparer(threading.Thread):
         if not prepared.documents:
             context.chunks.save_failed_preparation(row.id, prepared, _nothing_reason(prepared, bad_lines.first))
             return
-        folder, each = (
-            context.folders.token_store(row.id),
-            hint_bytes_per_position(row.request.capture.hints, facts.hint_shape),
-        )
+        folder, hints = context.folders.token_store(row.id), row.request.capture.hints
+        each = hint_bytes_per_position(hints, facts.hint_shape)
+        most = hinted_documents(hint_bytes_per_document(hints, facts.hint_shape))
 
         def planned() -> list[Chunk]:
             offsets_D1 = TokenStore(folder).offsets_D1
             whole = int(offsets_D1[-1]) - prepared.documents
             budget = hinted_budget(whole, each, budget=context.settings.chunk_positions)
-            return list(plan_chunks(offsets_D1, budget))
+            return list(plan_chunks(offsets_D1, budget, most))
 
         plan = waiter.run(planned)
         waiter.run(lambda: context.chunks.save_preparation(row.id, prepared, teacher_document(facts.identity), plan))

@@ -1,5 +1,6 @@
 """From a cask's hints to a batch's losses: rows lie at their positions, whatever is packed, cut, weighted or unread."""
 
+import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from logitcask_consumer.hints.bound import HintPlan, hint_modules
 from logitcask_consumer.hints.teacher_folder import TeacherShape
 from logitcask_consumer.methods import TokenMethod
 from logitcask_consumer.student.forward import attach
+from logitcask_consumer.student.layer_states import StatePlace, noted_states, state_rows
 from logitcask_consumer.training.arguments import DistillConfig
 from logitcask_consumer.training.trainer import DistillTrainer
 from logitcask_consumer.weights import Weights
@@ -186,9 +188,42 @@ def test_a_damaged_file_is_noticed(teacher, tmp_path):
         read_whole(place)
 
 
+def test_a_cask_some_of_whose_shards_have_no_hints_is_refused_before_the_first_step(casks):
+    """As a repair leaves it that took a damaged file away: not where training comes upon the shard, hours later."""
+    opened = open_casks(casks / "i8", tokenizer_fingerprint=None)
+    entries = opened[0].entries
+    entries[-1] = entries[-1].model_copy(update={"hints": None})
+    with pytest.raises(HintsDroppedError, match=rf"{entries[-1].name} has no hints"):
+        CaskDataset(opened, seq_len=64, hints=True)
+    assert len(CaskDataset(opened, seq_len=64))
+
+
+def test_a_missing_file_is_noticed_before_the_first_step(teacher, tmp_path):
+    place = build_cask(tmp_path / "cask", teacher[1], DOCUMENTS, spec=CaptureSpec(tau=0.05, hints=HIDDEN), per_shard=5)
+    opened = open_casks(place, tokenizer_fingerprint=None)
+    last = opened[0].entries[-1]
+    (place / "shards" / last.hints_name).unlink()
+    with pytest.raises(CaskNotFoundError, match=f"hints of shard {last.name} are missing"):
+        CaskDataset(opened, seq_len=64, hints=True)
+
+
 def read_whole(place):
     dataset = dataset_of(place)
     return dataset.read(range(len(dataset)))
+
+
+def test_a_shard_whose_vectors_have_another_width_is_named(tmp_path):
+    """A teacher has one width: no writer of one makes such a cask, and no batch can hold both."""
+    folders = [tmp_path / "narrow", tmp_path / "wide"]
+    spec = CaptureSpec(tau=0.05, hints=HintSpec(layers=(2,)))
+    for folder, width in zip(folders, (32, 48), strict=True):
+        build_cask(folder, tiny_model(hidden_size=width, seed=width), distinct_documents(3, seed=width), spec=spec)
+    for file in (folders[1] / "shards").iterdir():
+        shutil.copy(file, folders[0] / "shards" / file.name)
+    for folder in folders:
+        (folder / "index.json").unlink(missing_ok=True)
+    with pytest.raises(CaskCorruptionError, match=r"document \d: hints of width (32|48), the others have (32|48)"):
+        read_whole(folders[0])
 
 
 def test_casks_without_hints_are_refused(casks):
@@ -294,6 +329,33 @@ def test_relations_are_those_of_both_live_models(casks, teacher, of):
         other_layer = live_states(student, documents[number], HintSpec(layers=(1,), of=of))[:-1, 0]
         wrong = relation_of_document(other_layer, theirs, *parts, heads=4)
         assert float((got - wrong).abs().mean()) > 0.05 * float(expected.mean())
+
+
+def test_projections_lie_side_by_side_in_whatever_order_an_attention_makes_them():
+    """Queries, keys, values, as the teacher's hints have them, also where the values are made first."""
+    model = tiny_model()
+    place, ids = StatePlace(of="qkv", layer=2), torch.arange(2, 9)[None]
+    attention = model.model.layers[1].self_attn
+
+    def noted():
+        with noted_states(model, [place]) as states:
+            model.model(input_ids=ids)
+        return state_rows(states, place, torch.arange(7))
+
+    expected, plain = noted(), attention.forward
+
+    def values_first(hidden_states, *args, **kwargs):
+        made, v_proj = attention.v_proj(hidden_states), attention.v_proj
+        del attention.v_proj
+        attention.v_proj = lambda _: made
+        try:
+            return plain(hidden_states, *args, **kwargs)
+        finally:
+            del attention.v_proj
+            attention.v_proj = v_proj
+
+    attention.forward = values_first
+    torch.testing.assert_close(noted(), expected)
 
 
 def test_relations_need_whole_documents(casks, teacher):

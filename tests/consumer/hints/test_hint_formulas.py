@@ -143,6 +143,19 @@ def test_gradients_are_those_of_the_formula(loss):
     assert torch.autograd.gradcheck(lambda h: term(h, theirs, DOCUMENTS), ours)
 
 
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.spec)
+def test_a_state_of_zeros_has_a_finite_loss_and_gradient(loss):
+    """Such as the embedding of a token that was never trained: it has no direction."""
+    ours, theirs = torch.zeros(10, 6, dtype=torch.float64, requires_grad=True), rows(6, 1)
+    theirs[3] = 0
+    more = {"filter_DD": rows(6, 2)[:6]} if loss.filtered else {}
+    got = loss.term(sides(**more)).to(torch.float64)(ours, theirs, DOCUMENTS)
+    got.sum().backward()
+    assert got.isfinite().all()
+    assert ours.grad is not None
+    assert ours.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("of", ["v", "qkv"])
 def test_gradients_of_relations_are_those_of_the_formula(of):
     parts = (8,) if of == "v" else (16, 8, 8)
@@ -166,6 +179,19 @@ def test_a_projected_capture_is_compared_with_the_students_projection():
     assert (wrong(ours, kept, DOCUMENTS) - term(ours, kept, DOCUMENTS)).abs().max() > 1e-2
     learned = MeanSquares().term(sides(student=3, teacher=6, projected=4))
     assert [tuple(weight.shape) for weight in learned.parameters()] == [(4, 3)]
+
+
+@pytest.mark.parametrize("student", [40, 24], ids=["seeded", "learned"])
+def test_mse_of_a_projected_capture_is_of_the_size_that_it_has_of_whole_states(student):
+    """A random projection keeps lengths: the squares are divided by the teacher's width, not by how few are stored."""
+    theirs = rows(40, 1, 3.0)
+    kept = theirs @ torch.from_numpy(projection_DN(7, 40, 8).copy()).double()
+    ours = rows(student, 0)
+    term = MeanSquares().term(sides(student, 40, projected=8, seed=7)).to(torch.float64)
+    matrix = next(iter([*term.parameters(), *term.buffers()])).detach().double()
+    assert matrix.shape == (8, student)
+    expected = [float(((matrix @ h - t) ** 2).sum() / 40) for h, t in zip(ours, kept, strict=True)]
+    torch.testing.assert_close(term(ours, kept, DOCUMENTS).tolist(), expected)
 
 
 @pytest.mark.parametrize("loss", [Cosine(), PatientKD(), MeanSquares(projection="none")], ids=lambda loss: loss.name)

@@ -30,6 +30,18 @@ def test_the_same_bytes_as_numpy(values: np.ndarray, codec: str) -> None:
     assert_same_rows(coded(values, spec), HintRows.encode(values, spec))
 
 
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("shape", [(0, 2, 70), (1, 64, 3), (1, 1, 1), (2, 1, 65)])
+def test_no_rows_one_channel_and_a_last_group_that_is_short(codec: str, shape: tuple[int, int, int]) -> None:
+    spec = HintSpec(layers=tuple(range(shape[1])), codec=codec)
+    values = np.full(shape, 3.5, dtype=np.float32)
+    rows = coded(values, spec)
+    rows.check(spec, shape[0], where="here")
+    if codec != "proj:16":
+        assert_same_rows(rows, HintRows.encode(values, spec))
+        assert np.array_equal(rows.decode(), values)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("codec", ["f16", "i8"])
 def test_the_same_bytes_of_a_residual_stream(codec: str, dtype: torch.dtype) -> None:

@@ -8,7 +8,12 @@ import torch
 from logitcask_schemas.errors import CaptureSpecError, ModelError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.hint_spec import HintSpec
-from logitcask_services.engines.hint_shape import HintShape, hint_bytes_per_position, resolve_hints
+from logitcask_services.engines.hint_shape import (
+    HintShape,
+    hint_bytes_per_document,
+    hint_bytes_per_position,
+    resolve_hints,
+)
 
 pytest.importorskip("vllm")
 with warnings.catch_warnings():
@@ -198,3 +203,7 @@ def test_bytes_per_position(codec, expected):
     assert hint_bytes_per_position(HintSpec(layers=(1, 2, 3), codec=codec), shape) == 3 * expected
     assert hint_bytes_per_position(HintSpec(layers=(1,), codec=codec, positions="last"), shape) == 0
     assert hint_bytes_per_position(None, shape) == 0
+    last = HintSpec(layers=(1, 2, 3), codec=codec, positions="last")
+    assert hint_bytes_per_document(last, shape) == 3 * expected
+    assert hint_bytes_per_document(HintSpec(layers=(1,), codec=codec), shape) == 0
+    assert hint_bytes_per_document(None, shape) == 0

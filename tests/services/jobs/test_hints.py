@@ -11,7 +11,13 @@ from logitcask_schemas.cask.integrity.verify import verify_shards
 from logitcask_schemas.cli.main import main
 from logitcask_schemas.errors import CaskWriteError, ModelError
 from logitcask_schemas.record.hint_spec import HintSpec
-from logitcask_services.jobs.extraction import HINT_CHUNK_BYTES, chunk_budget, hinted_budget
+from logitcask_services.jobs.extraction import (
+    HINT_CHUNK_BYTES,
+    MAX_DOCUMENTS,
+    chunk_budget,
+    hinted_budget,
+    hinted_documents,
+)
 from tests.support.services.fake_teacher import fake_hints, fake_teacher
 from tests.support.services.service_harness import jsonl, wait_for
 
@@ -159,6 +165,13 @@ def test_chunks_count_the_bytes_of_hints():
     assert hinted_budget(10**12, 10.0 * HINT_CHUNK_BYTES) == 1
 
 
+def test_chunks_count_the_bytes_of_a_row_per_document():
+    assert hinted_documents(0) == MAX_DOCUMENTS
+    assert hinted_documents(100) == MAX_DOCUMENTS
+    assert hinted_documents(2**20) == 256
+    assert hinted_documents(10 * HINT_CHUNK_BYTES) == 1
+
+
 def test_a_small_budget_makes_more_shards(serve, documents, tmp_path, monkeypatch):
     server = serve(load_hinted=Loads(), chunk_positions=None)
     assert extract(server, documents, hints=HINTS)["status"] == "completed"
@@ -166,6 +179,19 @@ def test_a_small_budget_makes_more_shards(serve, documents, tmp_path, monkeypatc
     monkeypatch.setattr("logitcask_services.jobs.extraction.HINT_CHUNK_BYTES", 20_000)
     assert extract(server, documents, cask="small", hints=HINTS)["status"] == "completed"
     assert len(cask_of(tmp_path, "small").entries) > whole
+
+
+def test_a_row_per_document_counts_too(serve, documents, tmp_path, monkeypatch):
+    """4,096 short documents with all layers of a large teacher would be gigabytes of a chunk."""
+    server, last = serve(load_hinted=Loads(), chunk_positions=None), {**HINTS, "positions": "last"}
+    assert extract(server, documents, hints=last)["status"] == "completed"
+    [whole] = cask_of(tmp_path).entries
+    each = cask_of(tmp_path).hints(0).num_bytes
+    monkeypatch.setattr("logitcask_services.jobs.extraction.HINT_CHUNK_BYTES", 5 * each)
+    assert extract(server, documents, cask="small", hints=last)["status"] == "completed"
+    entries = cask_of(tmp_path, "small").entries
+    assert sum(entry.documents for entry in entries) == whole.documents
+    assert max(entry.documents for entry in entries) == 5
 
 
 def test_previews_tell_what_they_cost(serve, documents, tmp_path, monkeypatch, capsys):

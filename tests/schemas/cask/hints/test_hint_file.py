@@ -168,6 +168,21 @@ def test_a_flipped_bit_never_gives_other_hints(tmp_path_factory: pytest.TempPath
             assert np.array_equal(arrays[name], array), name
 
 
+def test_a_file_that_is_opened_again_is_proved_again(tmp_path: Path) -> None:
+    """As the records of a shard are: a copy that was fetched anew, or mapped anew, is other bytes."""
+    cask = Cask.open(cask_with_hints(tmp_path / "cask", SPEC, [[5, 9]]))
+    codes = cask.hints(0).codes_RKW.tobytes()
+    (file,) = tmp_path.rglob("*.hints.arrow")
+    content = bytearray(file.read_bytes())
+    content[content.index(codes)] ^= 1
+    file.unlink()
+    file.write_bytes(content)
+    assert cask.hints(0).codes_RKW.tobytes() == codes, "still the file that was mapped"
+    cask.forget(0)
+    with pytest.raises(CaskCorruptionError, match="checksum"):
+        cask.hints(0)
+
+
 def test_another_shards_hints_are_noticed(tmp_path: Path) -> None:
     path = cask_with_hints(tmp_path / "cask", SPEC, [[5, 9], [5, 9]])
     first, second = sorted(path.rglob("*.hints.arrow"))
