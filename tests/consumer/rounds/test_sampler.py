@@ -108,7 +108,7 @@ def test_a_student_without_probabilities_is_told(weight, temperature):
     if weight is not None:
         with torch.no_grad():
             own.lm_head.weight.fill_(weight)
-    with pytest.raises(ModelError, match="no probabilities to draw from.*--lr"):
+    with pytest.raises(ModelError, match=r"no probabilities to draw from.*--lr"):
         write(own, Sampling(max_new_tokens=3, temperature=temperature))
 
 
