@@ -373,6 +373,33 @@ class TestTheFolder:
         with pytest.raises(RunFolderError, match="`logitcask rounds`"):
             train(config)
 
+    def test_of_texts_without_their_state_is_refused(self, settings, service):
+        """They would be taken for texts of whatever settings are given now."""
+        service.fail = "the disk broke"
+        with pytest.raises(CaptureError):
+            run(settings)
+        (settings["output"] / "rounds.json").unlink()
+        with pytest.raises(RunFolderError, match=r"rounds holds texts of a run whose rounds\.json is gone"):
+            run(settings, temperature=0.5, name="other")
+
+    @pytest.mark.parametrize(
+        ("change", "what"),
+        [
+            ({"number": 7}, "round 2 says that it is round 7"),
+            ({"share": 2.0}, "less than or equal to 1"),
+            ({"stage": "captured"}, "round 2 is captured and has no cask"),
+            ({"stage": "trained", "cask": "somewhere"}, "says that every round is trained, the run document does not"),
+        ],
+    )
+    def test_a_state_that_no_run_writes_is_refused(self, settings, service, change, what):
+        run_first_only(settings, service)
+        path = settings["output"] / "rounds.json"
+        state = json.loads(path.read_text())
+        state["rounds"][1] |= change
+        path.write_text(json.dumps(state))
+        with pytest.raises(RunFolderError, match=what):
+            run(settings)
+
     def test_a_damaged_state_is_told(self, settings):
         settings["output"].mkdir()
         (settings["output"] / "rounds.json").write_text('{"format": "logitcask-rounds"')
