@@ -172,8 +172,8 @@ class _Run:
             share = self._next_share(own)
         if (document := read_run(self.config.output)) is None or document["status"] != "finished":
             raise RunFolderError(
-                f"{self.config.output}: rounds.json says that every round is trained, the run document does not. One of "
-                "them was changed; bring it back, or use another output folder"
+                f"{self.config.output}: rounds.json says that every round is trained, the run document does not. One "
+                "of them was changed; bring it back, or use another output folder"
             )
         self.state.status = "finished"
         self._write()
@@ -183,6 +183,11 @@ class _Run:
     def _make_round(self, own: RoundState) -> bool:
         """One round; False where a signal ended its phase."""
         if own.share > 0:
+            folder = round_folder(self.config.output, own.number)
+            gone = [name for name in (SAMPLES_NAME, CORPUS_NAME) if not (folder / name).is_file()]
+            if own.stage == "sampled" and gone:
+                self.say(f"round {own.number}: {' and '.join(gone)} are gone from {folder}; writing them again")
+                own.stage = "sampling"
             if own.stage == "sampling":
                 self._require_tokenizer()
                 with self._timed(own, "sample"):

@@ -1,6 +1,7 @@
 """Runs in rounds against a service with a tiny teacher: what is trained, and what stands in the way."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -372,6 +373,27 @@ class TestTheFolder:
         )  # fmt: skip
         with pytest.raises(RunFolderError, match="`logitcask rounds`"):
             train(config)
+
+    @pytest.mark.parametrize("gone", ["corpus.jsonl", "samples.jsonl"])
+    def test_whose_texts_are_gone_writes_the_same_again(self, settings, service, gone):
+        service.fail = "the disk broke"
+        with pytest.raises(CaptureError):
+            run(settings, rounds=1)
+        path = settings["output"] / "rounds/0001" / gone
+        before = path.read_bytes()
+        path.unlink()
+        for lost in (service.extractions, service.keys, service.corpora):
+            lost.clear()
+        result, said = run(settings, rounds=1)
+        assert result.state.status == "finished"
+        assert path.read_bytes() == before
+        assert any(f"{gone} are gone" in line for line in said)
+
+    def test_whose_cask_was_removed_is_told(self, settings, service):
+        run_first_only({**settings, "buffer": 2}, service)
+        shutil.rmtree(service.casks / "run.r0001")
+        with pytest.raises(EmptyRoundError, match="A cask that was removed must be brought back"):
+            run(settings, buffer=2)
 
     def test_of_texts_without_their_state_is_refused(self, settings, service):
         """They would be taken for texts of whatever settings are given now."""
