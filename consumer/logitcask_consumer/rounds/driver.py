@@ -344,7 +344,7 @@ class _Run:
         assert self.config.held_out is not None
         casks = open_casks(
             self.config.held_out,
-            tokenizer_fingerprint=None,
+            tokenizer_fingerprint=tokenizer_fingerprint(self.tokenizer),
             cache=self.config.cache,
             cache_bytes=self.config.cache_bytes,
         )

@@ -20,6 +20,7 @@ from logitcask_consumer.training.run import train
 from logitcask_schemas.api.connection import ServiceError
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import DocumentMismatchError, IdentityMismatchError
+from logitcask_schemas.record.capture_spec import CaptureSpec
 from tests.support.consumer.cask_builder import VOCAB, build_cask, random_documents, tiny_model, tiny_tokenizer
 
 
@@ -340,6 +341,13 @@ class TestTheStudent:
         result, _ = run(settings, student=where, max_looping=1.0)
         assert result.state.rounds[0].sampled.kept == 20
         assert (settings["output"] / "rounds/0001/samples.jsonl").read_bytes() == samples
+
+
+def test_a_held_out_cask_of_another_tokenizer_is_refused(settings, tiny, tmp_path):
+    spec = CaptureSpec(tail_logprobs=True)
+    build_cask(tmp_path / "held", tiny.teacher, random_documents(4), spec=spec, tokenizer_fingerprint="f" * 64)
+    with pytest.raises(IdentityMismatchError, match="tokenizer_fingerprint"):
+        run(settings, held_out=str(tmp_path / "held"))
 
 
 class TestTheFolder:
