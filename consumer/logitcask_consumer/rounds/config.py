@@ -160,6 +160,15 @@ class RoundsConfig:
                 f"{own} weighs each token by its probability over the one that it was sampled with: temperature and "
                 "top_p must be 1 and top_k 0",
             ),
+            (
+                not Objective.parse(own).needs_samples or self.kept_rounds == 1,
+                f"{own} weighs each token by its probability over the one that it was sampled with, and a text that "
+                f"two rounds wrote has two of these: buffer must be 1, got {self.kept_rounds}",
+            ),
+            *(
+                (value != "", f"{name} is empty; leave it out to have the default")
+                for name, value in (("name", self.name), ("loss", self.loss), ("fixed_loss", self.fixed_loss))
+            ),
         ]
         del fixed
         if faults := [message for holds, message in rules if not holds]:
@@ -186,7 +195,7 @@ class RoundsConfig:
     @property
     def run_name(self) -> str:
         """What the casks are named after."""
-        return self.name or self.output.absolute().name
+        return self.output.absolute().name if self.name is None else self.name
 
     @property
     def kept_rounds(self) -> int:
@@ -197,6 +206,11 @@ class RoundsConfig:
     def steps(self) -> int:
         """Optimizer steps of all rounds."""
         return self.rounds * self.steps_per_round
+
+    @property
+    def step_tokens(self) -> int:
+        """Slots of an optimizer step."""
+        return 16 * self.seq_len if self.batch_tokens is None else self.batch_tokens
 
     @property
     def spec(self) -> CaptureSpec:
@@ -240,7 +254,7 @@ class RoundsConfig:
             loss="forward_kl",  # each group of casks has its own
             max_steps=self.steps,
             seq_len=self.seq_len,
-            batch_tokens=self.batch_tokens or 16 * self.seq_len,
+            batch_tokens=self.step_tokens,
             micro_tokens=self.micro_tokens,
             lr=self.lr,
             warmup=self.warmup,

@@ -16,6 +16,7 @@ from logitcask_consumer.rounds.buffer import next_share
 from logitcask_consumer.rounds.capture import TeacherService
 from logitcask_consumer.rounds.config import RoundsConfig, RoundsConfigError
 from logitcask_consumer.rounds.phases import (
+    ROUNDS_NAME,
     EmptyRoundError,
     all_texts,
     open_round,
@@ -142,6 +143,11 @@ class _Run:
                 raise RunFolderError(
                     f"{config.output} holds a run of `logitcask train`, not one in rounds. Use another output folder"
                 )
+            if (texts := config.output / ROUNDS_NAME).exists():
+                raise RunFolderError(
+                    f"{texts} holds texts of a run whose rounds.json is gone; they may be of other settings. Bring "
+                    "rounds.json back, remove that folder, or use another output folder"
+                )
             state = RunState.new(config.run_name, settings)
             write_state(config.output, state)
         require_same_settings(state, config.output, settings)
@@ -164,6 +170,11 @@ class _Run:
             if own.stage != "trained" and not self._make_round(own):
                 return self._result(stopped=True)
             share = self._next_share(own)
+        if (document := read_run(self.config.output)) is None or document["status"] != "finished":
+            raise RunFolderError(
+                f"{self.config.output}: rounds.json says that every round is trained, the run document does not. One "
+                "of them was changed; bring it back, or use another output folder"
+            )
         self.state.status = "finished"
         self._write()
         self.say(f"trained student: {self.config.output}")
@@ -172,6 +183,11 @@ class _Run:
     def _make_round(self, own: RoundState) -> bool:
         """One round; False where a signal ended its phase."""
         if own.share > 0:
+            folder = round_folder(self.config.output, own.number)
+            gone = [name for name in (SAMPLES_NAME, CORPUS_NAME) if not (folder / name).is_file()]
+            if own.stage == "sampled" and gone:
+                self.say(f"round {own.number}: {' and '.join(gone)} are gone from {folder}; writing them again")
+                own.stage = "sampling"
             if own.stage == "sampling":
                 self._require_tokenizer()
                 with self._timed(own, "sample"):
@@ -184,9 +200,7 @@ class _Run:
                 own.stage = "captured"
                 self._write()
         with self._timed(own, "train"):
-            phase = phase_of(
-                self.config, self.state, own, tokens_per_step=self.config.batch_tokens or 16 * self.config.seq_len
-            )
+            phase = phase_of(self.config, self.state, own, tokens_per_step=self.config.step_tokens)
             places = tuple(str(cask.place) for group in phase.groups for cask in group.casks)
             self.say(f"round {own.number} of {self.config.rounds}: training, lambda {own.share:g}")
             try:
@@ -330,7 +344,7 @@ class _Run:
         assert self.config.held_out is not None
         casks = open_casks(
             self.config.held_out,
-            tokenizer_fingerprint=None,
+            tokenizer_fingerprint=tokenizer_fingerprint(self.tokenizer),
             cache=self.config.cache,
             cache_bytes=self.config.cache_bytes,
         )

@@ -60,7 +60,8 @@ def open_round(config: RoundsConfig, state: RunState, own: RoundState) -> Cask:
     except CaskError as error:
         raise EmptyRoundError(
             f"the cask of round {own.number} cannot be read at {place}: {error}. --cask-root names the folder or URL "
-            "that the service was started with as its --cask-root, as it is seen from here; the same command goes on"
+            "that the service was started with as its --cask-root, as it is seen from here; the same command goes on. "
+            "A cask that was removed must be brought back there, or the run begun in another output folder"
         ) from error
     if not len(cask):
         raise EmptyRoundError(

@@ -80,6 +80,10 @@ def _entries(path: Path, content: bytes) -> Iterator[tuple[str, dict[str, Any]]]
             raise PromptError(f"{where}: is no JSON ({error}); expected an object with {_FORMS}") from error
         if not isinstance(entry, dict):
             raise PromptError(f"{where}: is a {type(entry).__name__}; expected an object with {_FORMS}")
+        try:
+            json.dumps(entry, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise PromptError(f"{where}: holds half of a surrogate pair, which is no text; write it whole") from error
         yield where, entry
 
 

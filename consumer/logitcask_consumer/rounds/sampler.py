@@ -16,9 +16,15 @@ import torch
 from torch import Tensor
 
 from logitcask_consumer.rounds.samples import SampledText
+from logitcask_schemas.errors import ModelError
 
 _NOTHING_PADS: Final = 0
 """Token that fills up where a tokenizer names none; it is never read."""
+NO_DISTRIBUTION: Final = (
+    "the student gives no probabilities to draw from (its logits are not finite): its weights are damaged, it diverged "
+    "in training, or the temperature is too near 0. Begin in another output folder with a sound student, a smaller "
+    "--lr or a larger --temperature"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +48,9 @@ class _ChosenLogprobs:
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         self.note(input_ids)
         self._last_BV = scores.float().log_softmax(-1)
+        # Else torch draws from it, and tells of it with an assertion that a GPU does not recover from.
+        if self._last_BV.isnan().any():
+            raise ModelError(NO_DISTRIBUTION)
         return scores
 
     def note(self, input_ids: Tensor) -> None:
@@ -68,6 +77,9 @@ def write_chunk(
         seed: of the chunk.
         ends: token ids that end a text.
         pad: token id that fills shorter prompts up.
+
+    Raises:
+        ModelError: the student's logits, over the temperature, are not finite.
     """
     from transformers import GenerationConfig, LogitsProcessorList
     from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -140,10 +152,13 @@ def _plain_generation(model: Any) -> Iterator[None]:
 
 
 def ends_of(model: Any, tokenizer: Any) -> list[int]:
-    """Token ids that end a text: those of the model's generation settings, else the tokenizer's."""
+    """Token ids that end a text: those of the model's generation settings and the tokenizer's, in ascending order.
+
+    Both, for training writes the tokenizer's into the settings of its checkpoints: rounds would end at different ones.
+    """
     own = getattr(model.generation_config, "eos_token_id", None)
-    own = tokenizer.eos_token_id if own is None else own
-    return [] if own is None else [own] if isinstance(own, int) else list(own)
+    ends = set[int]() if own is None else {own} if isinstance(own, int) else set(own)
+    return sorted(ends if tokenizer.eos_token_id is None else ends | {int(tokenizer.eos_token_id)})
 
 
 def pad_of(tokenizer: Any) -> int:

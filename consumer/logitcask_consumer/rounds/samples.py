@@ -5,6 +5,7 @@ Shape legend: N sampled tokens of a text.
 
 import json
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from logitcask_consumer.data import SampledTexts
 from logitcask_consumer.rounds.state import SampledCounts
@@ -71,6 +73,9 @@ class SampledText:
         return any(size * _repeats(tokens, size) > len(tokens) / 2 for size in range(1, _LONGEST_LOOP + 1))
 
 
+_TEXTS: Final = TypeAdapter(list[SampledText])
+
+
 def _repeats(tokens: Sequence[int], size: int) -> int:
     """How often the most frequent n-gram of a size stands in a text without overlapping itself; 0 for less than 3."""
     grams = [tuple(tokens[at : at + size]) for at in range(len(tokens) - size + 1)]
@@ -90,7 +95,8 @@ def append_chunk(path: Path, number: int, texts: Sequence[SampledText]) -> None:
     Raises:
         RunWriteError: the disk is full, or broken.
     """
-    line = json.dumps({"chunk": number, "texts": [asdict(text) for text in texts]}) + "\n"
+    content = {"chunk": number, "crc32": _checksum(number, texts), "texts": [asdict(text) for text in texts]}
+    line = json.dumps(content) + "\n"
     with explained_writes(path, _ADVICE):
         is_new = not path.exists()
         with path.open("ab") as file:
@@ -124,16 +130,26 @@ def read_chunks(path: Path, *, mend: bool = False) -> list[list[SampledText]]:
     return chunks
 
 
+def _checksum(number: int, texts: Sequence[SampledText]) -> int:
+    """CRC-32 of a chunk: a flipped digit of a token or a log q is JSON as good as the right one."""
+    return zlib.crc32(json.dumps([number, [asdict(text) for text in texts]]).encode())
+
+
 def _chunk(line: bytes, number: int, path: Path) -> list[SampledText]:
     try:
         entry: dict[str, Any] = json.loads(line)
         if entry["chunk"] != number:
             raise ValueError(f"it holds chunk {entry['chunk']}")
-        return [SampledText(**text) for text in entry["texts"]]
+        texts = _TEXTS.validate_python(entry["texts"])
+        if entry["crc32"] != _checksum(number, texts):
+            raise ValueError("its checksum differs")
+        return texts
     except (ValueError, KeyError, TypeError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise RunFolderError(
-            f"{path}, line {number + 1}: should be chunk {number} of the student's texts ({error}). The file was "
-            "changed; take this line and those behind it away, and give the same command again"
+            f"{path}, line {number + 1}: should be chunk {number} of the student's texts ({reason}). The file was "
+            "changed; bring it back. While its round is `sampling` in rounds.json, this line and those behind it may "
+            "also be taken away: the same command writes them again"
         ) from error
 
 

@@ -3,9 +3,9 @@
 import json
 import secrets
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from logitcask_consumer.run_document import RunFolderError, explained_writes, replace_file
 from logitcask_schemas.record.identity import TeacherIdentity
@@ -45,10 +45,10 @@ class RoundState(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    number: int
+    number: int = Field(ge=1)
     stage: Stage = "sampling"
     """What is done: `sampling` nothing yet, `sampled` the texts are written."""
-    share: float
+    share: float = Field(ge=0.0, le=1.0)
     """Lambda."""
     sampled: SampledCounts | None = None
     """None where lambda is 0."""
@@ -81,6 +81,18 @@ class RunState(BaseModel):
     held_out: dict[str, float] | None = None
     """Of the student before the first phase."""
     rounds: list[RoundState] = []
+
+    @model_validator(mode="after")
+    def _rounds_follow_each_other(self) -> Self:
+        """Refuse what no run writes: a phase would be left out, or trained on another round's texts."""
+        for number, own in enumerate(self.rounds, start=1):
+            if own.number != number:
+                raise ValueError(f"round {number} says that it is round {own.number}")
+            if own.stage != "trained" and (number < len(self.rounds) or self.status == "finished"):
+                raise ValueError(f"round {number} is {own.stage}, and what follows it is done")
+            if own.stage in ("captured", "trained") and own.share > 0 and own.cask is None:
+                raise ValueError(f"round {number} is {own.stage} and has no cask")
+        return self
 
     @classmethod
     def new(cls, name: str, settings: dict[str, Any]) -> "RunState":

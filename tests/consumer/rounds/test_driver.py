@@ -1,6 +1,7 @@
 """Runs in rounds against a service with a tiny teacher: what is trained, and what stands in the way."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from logitcask_consumer.training.run import train
 from logitcask_schemas.api.connection import ServiceError
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import DocumentMismatchError, IdentityMismatchError
+from logitcask_schemas.record.capture_spec import CaptureSpec
 from tests.support.consumer.cask_builder import VOCAB, build_cask, random_documents, tiny_model, tiny_tokenizer
 
 
@@ -341,6 +343,13 @@ class TestTheStudent:
         assert (settings["output"] / "rounds/0001/samples.jsonl").read_bytes() == samples
 
 
+def test_a_held_out_cask_of_another_tokenizer_is_refused(settings, tiny, tmp_path):
+    spec = CaptureSpec(tail_logprobs=True)
+    build_cask(tmp_path / "held", tiny.teacher, random_documents(4), spec=spec, tokenizer_fingerprint="f" * 64)
+    with pytest.raises(IdentityMismatchError, match="tokenizer_fingerprint"):
+        run(settings, held_out=str(tmp_path / "held"))
+
+
 class TestTheFolder:
     """Of a run."""
 
@@ -372,6 +381,54 @@ class TestTheFolder:
         )  # fmt: skip
         with pytest.raises(RunFolderError, match="`logitcask rounds`"):
             train(config)
+
+    @pytest.mark.parametrize("gone", ["corpus.jsonl", "samples.jsonl"])
+    def test_whose_texts_are_gone_writes_the_same_again(self, settings, service, gone):
+        service.fail = "the disk broke"
+        with pytest.raises(CaptureError):
+            run(settings, rounds=1)
+        path = settings["output"] / "rounds/0001" / gone
+        before = path.read_bytes()
+        path.unlink()
+        for lost in (service.extractions, service.keys, service.corpora):
+            lost.clear()
+        result, said = run(settings, rounds=1)
+        assert result.state.status == "finished"
+        assert path.read_bytes() == before
+        assert any(f"{gone} are gone" in line for line in said)
+
+    def test_whose_cask_was_removed_is_told(self, settings, service):
+        run_first_only({**settings, "buffer": 2}, service)
+        shutil.rmtree(service.casks / "run.r0001")
+        with pytest.raises(EmptyRoundError, match="A cask that was removed must be brought back"):
+            run(settings, buffer=2)
+
+    def test_of_texts_without_their_state_is_refused(self, settings, service):
+        """They would be taken for texts of whatever settings are given now."""
+        service.fail = "the disk broke"
+        with pytest.raises(CaptureError):
+            run(settings)
+        (settings["output"] / "rounds.json").unlink()
+        with pytest.raises(RunFolderError, match=r"rounds holds texts of a run whose rounds\.json is gone"):
+            run(settings, temperature=0.5, name="other")
+
+    @pytest.mark.parametrize(
+        ("change", "what"),
+        [
+            ({"number": 7}, "round 2 says that it is round 7"),
+            ({"share": 2.0}, "less than or equal to 1"),
+            ({"stage": "captured"}, "round 2 is captured and has no cask"),
+            ({"stage": "trained", "cask": "somewhere"}, "says that every round is trained, the run document does not"),
+        ],
+    )
+    def test_a_state_that_no_run_writes_is_refused(self, settings, service, change, what):
+        run_first_only(settings, service)
+        path = settings["output"] / "rounds.json"
+        state = json.loads(path.read_text())
+        state["rounds"][1] |= change
+        path.write_text(json.dumps(state))
+        with pytest.raises(RunFolderError, match=what):
+            run(settings)
 
     def test_a_damaged_state_is_told(self, settings):
         settings["output"].mkdir()

@@ -50,6 +50,8 @@ def test_prompts_that_leave_no_room_are_counted(tmp_path, tokenizer):
         ({"prompt": "w3", "input_ids": [3]}, "line 2: the object has input_ids, prompt"),
         ({"prompt": ""}, "line 2: the prompt has no token"),
         ({"prompt": 3}, "line 2: `prompt` should be text or a list of messages"),
+        ({"prompt": "w3 \ud800"}, "line 2: holds half of a surrogate pair"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "line 2: holds half of a surrogate pair"),
         ({"messages": "w3"}, "line 2: `messages` should be a list of messages"),
         ({"messages": ["w3"]}, "line 2: `messages` should be a list of messages"),
         ({"input_ids": [3, 97]}, "line 2: `input_ids` should be a list of token ids below 97"),

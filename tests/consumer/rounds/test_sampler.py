@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from logitcask_consumer.rounds.sampler import Sampling, chunk_seed, chunks_of, ends_of, pad_of, write_chunk
+from logitcask_schemas.errors import ModelError
 from tests.support.consumer.cask_builder import VOCAB, tiny_model, tiny_tokenizer
 
 PROMPTS = [(4, [5, 9, 3]), (7, [8]), (2, [44, 45, 46, 47, 48])]
@@ -101,12 +102,24 @@ def test_the_models_own_settings_of_generation_change_nothing(model):
     assert own.training
 
 
+@pytest.mark.parametrize(("weight", "temperature"), [(float("nan"), 1.0), (None, 1e-40)])
+def test_a_student_without_probabilities_is_told(weight, temperature):
+    own = tiny_model(layers=1)
+    if weight is not None:
+        with torch.no_grad():
+            own.lm_head.weight.fill_(weight)
+    with pytest.raises(ModelError, match=r"no probabilities to draw from.*--lr"):
+        write(own, Sampling(max_new_tokens=3, temperature=temperature))
+
+
 def test_ends_and_padding_come_from_model_and_tokenizer(model):
     tokenizer = tiny_tokenizer()
     assert (ends_of(model, tokenizer), pad_of(tokenizer)) == ([1], 0)
     own = tiny_model(layers=1)
     own.generation_config.eos_token_id = [1, 5]
     assert ends_of(own, tokenizer) == [1, 5]
+    own.generation_config.eos_token_id = 5
+    assert ends_of(own, tokenizer) == [1, 5], "a checkpoint of the same student has both"
     own.generation_config.eos_token_id = None
     tokenizer.eos_token = tokenizer.pad_token = None
     assert (ends_of(own, tokenizer), pad_of(tokenizer)) == ([], 0)

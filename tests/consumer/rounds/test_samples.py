@@ -129,5 +129,24 @@ class TestADamagedFile:
         with pytest.raises(RunFolderError, match=r"samples\.jsonl, line 2: should be chunk 1"):
             read_chunks(path, mend=True)
 
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"input_ids": "abc"},
+            {"input_ids": [9, 8, 4]},  # one other token
+            {"logprobs": [None]},
+            {"logprobs": [-0.25]},
+            {"logprobs": [-0.5] * 9},
+            {"finish": "never"},
+        ],
+    )
+    def test_a_text_that_is_not_what_was_written_is_named(self, path, change):
+        lines = path.read_text().splitlines()
+        entry = json.loads(lines[1])
+        entry["texts"][0] |= change
+        path.write_text("\n".join([lines[0], json.dumps(entry), lines[2]]) + "\n")
+        with pytest.raises(RunFolderError, match=r"line 2: should be chunk 1 .*bring it back"):
+            read_chunks(path)
+
     def test_a_file_that_is_not_there_holds_nothing(self, tmp_path):
         assert read_chunks(tmp_path / "none.jsonl") == []
