@@ -22,6 +22,13 @@ def _run(settings: dict[str, Any], stderr: Path) -> None:
     run_rounds(RoundsConfig(**settings), say=lambda line: os.write(2, (line + "\n").encode()))  # type: ignore[arg-type]
 
 
+def begin_forking() -> None:
+    """Have the process from which runs are forked import what they need, so that no run's time holds it."""
+    process = FORKS.Process(target=int)
+    process.start()
+    process.join()
+
+
 class RoundsProcess:
     """Begins at once."""
 
