@@ -21,18 +21,15 @@ not trained on rule-made rationales, unlike the teacher of `word_problem_teacher
 """
 
 import argparse
-import csv
-import math
 import random
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
 import transformers
 
@@ -44,13 +41,12 @@ from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.student.students import StudentSpec
 from logitcask_consumer.training.run import train
 from report import RESULTS, Report
+from seed_runs import finished, interval, keep
 from word_problems import MARKER, answer_in, word_problems
 
 ARMS: Final = ("checked", "label", "unchecked", "wrong", "shuffled")
 QUESTION_SEED, TEST_SEED = 21, 22
 MAX_NEW_TOKENS: Final = 64
-T_975: Final = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
-"""97.5 % points of the t distribution by degrees of freedom."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,26 +178,6 @@ def stated(text: str) -> int | None:
     return int(bare) if bare.isdecimal() and len(bare) < 10 else answer_in(text)
 
 
-def finished(path: Path) -> list[dict[str, str]]:
-    """Runs that an earlier call noted."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def keep(path: Path, run: Mapping[str, Any]) -> None:
-    """Note a finished run."""
-    new = not path.exists()
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(run))
-        if new:
-            writer.writeheader()
-        writer.writerow(run)
-    print(dict(run), flush=True)
-
-
 def table(setting: Setting) -> None:
     """Means over seeds, and the differences from `checked` within a seed, with 95 % t-intervals."""
     by_arm: dict[str, dict[int, float]] = {}
@@ -211,19 +187,12 @@ def table(setting: Setting) -> None:
     who = setting.student if setting.student.startswith("from-teacher") else "all layers"
     note = f"{setting.steps} steps of {setting.batch}, lr {setting.lr:g}, {setting.tests} questions, {who}"
     for arm, seeds in by_arm.items():
-        report.add("right answers", "%", list(seeds.values()), note, arm=arm, **_interval(list(seeds.values())))
+        report.add("right answers", "%", list(seeds.values()), note, arm=arm, **interval(list(seeds.values())))
         shared = sorted(seeds.keys() & by_arm.get("checked", {}).keys())
         if arm != "checked" and shared:
             less = [by_arm["checked"][seed] - seeds[seed] for seed in shared]
-            report.add("checked is better by", "points", less, note, arm=arm, **_interval(less))
+            report.add("checked is better by", "points", less, note, arm=arm, **interval(less))
     report.write()
-
-
-def _interval(values: Sequence[float]) -> dict[str, str]:
-    if len(values) < 2:
-        return {"mean": f"{np.mean(values):.4g}", "interval": ""}
-    wide = T_975[min(len(values) - 1, max(T_975))] * np.std(values, ddof=1) / math.sqrt(len(values))
-    return {"mean": f"{np.mean(values):.4g}", "interval": f"{wide:.3g}"}
 
 
 def _named(text: str) -> tuple[str, str]:

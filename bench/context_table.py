@@ -18,7 +18,6 @@ Shape legend: C tokens of a context, L of a document, P positions of its reasoni
 """
 
 import argparse
-import math
 import sys
 import tempfile
 import time
@@ -44,12 +43,11 @@ from logitcask_services.corpora.context_tokens import ContextTokens
 from logitcask_services.engines.engine import CaptureTask, Engine
 from logitcask_services.engines.factory import load_engine
 from report import Report
+from seed_runs import interval
 from word_problems import WordProblem, word_problems
 
 SEQUENCE: Final = 96
 """Slots of a training sequence; a document has up to 85 tokens."""
-T_975: Final = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
-"""97.5 % points of the t distribution by degrees of freedom."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,15 +135,6 @@ def trained(options: argparse.Namespace, teacher: Path, cask: Path, seed: int) -
             save_steps=10_000,
         )
         return transformers.AutoModelForCausalLM.from_pretrained(train(config).output, dtype=torch.float32).eval()  # type: ignore[no-untyped-call]
-
-
-def interval(values: Sequence[float]) -> dict[str, str]:
-    """Mean and half of the 95 % t-interval over seeds, as labels."""
-    mean = {"mean": f"{np.mean(values):.4g}"}
-    if len(values) < 2:
-        return {**mean, "interval": ""}
-    wide = T_975[min(len(values) - 1, max(T_975))] * np.std(values, ddof=1) / math.sqrt(len(values))
-    return {**mean, "interval": f"{wide:.3g}"}
 
 
 def measure(options: argparse.Namespace, teacher: Path, report: Report) -> None:

@@ -19,12 +19,10 @@ Shape legend: L tokens of a document, K layers of the hints, D width of the teac
 """
 
 import argparse
-import csv
-import math
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -47,12 +45,11 @@ from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_schemas.record.hints import HintRows
 from logitcask_schemas.record.identity import TeacherIdentity, tokenizer_fingerprint
 from report import RESULTS, Report
+from seed_runs import finished, interval, keep
 from training_table import evaluate
 
 LENGTH: Final = 257
 """Tokens of a document: 256 positions."""
-T_975: Final = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
-"""97.5 % points of the t distribution by degrees of freedom."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,35 +197,6 @@ def train_all(setting: Setting, seeds: Sequence[int], names: Sequence[str]) -> N
                 keep(setting.runs, {**figures, "hint_bytes": size, "train_s": round(time.monotonic() - started)})
         before = StudentSpec.parse(setting.student).build(setting.teacher, seed=0).eval()
         print("before:", evaluate(before, held), flush=True)
-
-
-def finished(path: Path) -> list[dict[str, str]]:
-    """Runs that an earlier call noted."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def keep(path: Path, run: Mapping[str, Any]) -> None:
-    """Note a finished run."""
-    new = not path.exists()
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(run))
-        if new:
-            writer.writeheader()
-        writer.writerow(run)
-    print({name: f"{value:.4f}" if isinstance(value, float) else value for name, value in run.items()}, flush=True)
-
-
-def interval(values: Sequence[float]) -> dict[str, str]:
-    """Mean and half of the 95 % t-interval over seeds, as labels."""
-    mean = {"mean": f"{np.mean(values):.4g}"}
-    if len(values) < 2:
-        return {**mean, "interval": ""}
-    wide = T_975[min(len(values) - 1, max(T_975))] * np.std(values, ddof=1) / math.sqrt(len(values))
-    return {**mean, "interval": f"{wide:.3g}"}
 
 
 def table(setting: Setting) -> None:

@@ -16,7 +16,6 @@ for other prompts: what is left there is the manner alone.
 
 import argparse
 import ast
-import math
 import re
 import sys
 import time
@@ -36,11 +35,10 @@ from demo import corpus
 from demo.fetch_teacher import fetch_model
 from logitcask_consumer.student.students import StudentSpec
 from report import Report
+from seed_runs import interval
 
 MIN_WORDS: Final = 5
 """Of a first sentence."""
-T_975: Final = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
-"""97.5 % points of the t distribution by degrees of freedom."""
 
 
 def docstrings(*, held_out: bool) -> Iterator[tuple[str, str]]:
@@ -83,15 +81,6 @@ def rouge_l(scorer: Any, references: Sequence[str], written: Sequence[str]) -> f
     """ROUGE-L F1 in percent, mean over texts."""
     pairs = zip(references, written, strict=True)
     return 100 * float(np.mean([scorer.score(reference, text)["rougeL"].fmeasure for reference, text in pairs]))
-
-
-def interval(values: Sequence[float]) -> dict[str, str]:
-    """Mean and half of the 95 % t-interval over seeds, as labels."""
-    mean = {"mean": f"{np.mean(values):.4g}"}
-    if len(values) < 2:
-        return {**mean, "interval": ""}
-    wide = T_975[min(len(values) - 1, max(T_975))] * np.std(values, ddof=1) / math.sqrt(len(values))
-    return {**mean, "interval": f"{wide:.3g}"}
 
 
 def measure(options: argparse.Namespace, teacher: Path, report: Report) -> None:

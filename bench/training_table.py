@@ -21,7 +21,6 @@ Shape legend: T positions of a batch, R rows of a block, V vocabulary, D hidden 
 """
 
 import argparse
-import csv
 import math
 import tempfile
 from collections.abc import Iterator
@@ -48,13 +47,12 @@ from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.extent import document_id
 from logitcask_schemas.record.identity import TeacherIdentity
 from report import RESULTS, Report
+from seed_runs import finished, half_width, keep
 from training_rows import ROWS, THRESHOLD_20, Row
 
 LENGTH = 257
 """Tokens of a document: 256 positions."""
 CHUNK = 256
-T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
-"""97.5 % points of the t distribution by degrees of freedom."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +194,7 @@ class Run:
             if setting.evaluate_every is not None and done % setting.evaluate_every == 0 and done < setting.steps:
                 figures = evaluate(student.eval(), held)
                 student.train()
-                keep({"row": name, "seed": self.seed, "step": done, **figures}, setting.curves)
+                keep(setting.curves, {"row": name, "seed": self.seed, "step": done, **figures})
         return student.eval(), cask.num_bytes / cask.num_tokens
 
 
@@ -238,24 +236,6 @@ def calibration_error(confidence_N: Tensor, correct_N: Tensor, bins: int = 15) -
     return float(gap.abs().sum() / len(confidence_N))
 
 
-def finished(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def keep(run: dict[str, Any], path: Path) -> None:
-    new = not path.exists()
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(run))
-        if new:
-            writer.writeheader()
-        writer.writerow(run)
-    print({name: f"{value:.4f}" if isinstance(value, float) else value for name, value in run.items()}, flush=True)
-
-
 def train_all(setting: Setting, seeds: list[int], names: list[str]) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(setting.teacher)
     texts = {held: teacher_rows.mixed(held_out=held) for held in (True, False)}
@@ -272,7 +252,7 @@ def train_all(setting: Setting, seeds: list[int], names: list[str]) -> None:
                 if name == "ce" and number == 0:
                     student.save_pretrained(setting.cache / "student-ce")
                 size = {"ce": 2.0, "full": 2.0 * len(held.head_VH)}.get(name, size)
-                keep({"row": name, "seed": seed, "bytes_per_token": size, **evaluate(student, held)}, setting.runs)
+                keep(setting.runs, {"row": name, "seed": seed, "bytes_per_token": size, **evaluate(student, held)})
 
 
 def table(setting: Setting) -> None:
@@ -292,11 +272,7 @@ def table(setting: Setting) -> None:
                 figures["gap closed (%)"] = 100 * (ce - figures["kl"]) / (ce - full)
         for metric in next(iter(seeds.values())):
             values = [figures[metric] for figures in seeds.values() if metric in figures]
-            wide = (
-                T_975[len(values) - 1] * np.std(values, ddof=1) / math.sqrt(len(values))
-                if len(values) > 1
-                else math.nan
-            )
+            wide = half_width(values)
             unit = {"kl": "nats", "nll": "nats", "bytes_per_token": "bytes"}.get(metric, "")
             interval = {"mean": f"{np.mean(values):.5g}", "interval": f"{wide:.3g}"}
             report.add(metric, unit, values, what, row=name, **interval)

@@ -167,8 +167,8 @@ class TokenMethod:
     def prepared(self, dataset: CaskDataset, folder: Path, say: Callable[[str], None]) -> Self:
         """With the filters of the teacher's layers, where a hint loss needs them: made once, and kept in the folder."""
         losses = () if self.hints is None else HintObjective.parse(self.hints).losses
-        wanted = [loss for loss in losses if isinstance(loss, TaskAware)]
-        if not wanted:
+        task_aware = [loss for loss in losses if isinstance(loss, TaskAware)]
+        if not task_aware:
             return self
         spec, own = dataset.manifest.capture.hints, processes()
         assert spec is not None, "bound to casks with hints"
@@ -178,8 +178,8 @@ class TokenMethod:
                 dataset,
                 self._teacher_head(dataset),
                 layers,
-                steps=wanted[0].steps,
-                rate=wanted[0].rate,
+                steps=task_aware[0].steps,
+                rate=task_aware[0].rate,
                 seed=self.seed,
                 say=say,
             )

@@ -118,8 +118,8 @@ def projections(block: Any, place: StatePlace) -> list[nn.Module]:
     """
     attention = getattr(block, "self_attn", None) or getattr(block, "attn", None)
     names = ("v_proj",) if place.of == "v" else ("q_proj", "k_proj", "v_proj")
-    found = [getattr(attention, name, None) for name in names]
-    modules = [module for module in found if isinstance(module, nn.Module)]
+    separate = [getattr(attention, name, None) for name in names]
+    modules = [module for module in separate if isinstance(module, nn.Module)]
     if len(modules) == len(names):
         return modules
     fused = getattr(attention, "qkv_proj", None)

@@ -124,7 +124,7 @@ def nearest(
                 if np.isfinite(cosine_R[at]):
                     identity = file.document_ids[start + at].tobytes().hex()
                     best.append((float(cosine_R[at]), first + start + at, identity))
-            best = sorted(best, key=lambda found: (-found[0], found[1]))[:count]
+            best = sorted(best, key=lambda neighbour: (-neighbour[0], neighbour[1]))[:count]
         first += entry.documents
     return [Neighbour(document=document, id=identity, cosine=cosine) for cosine, document, identity in best]
 
