@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from logitcask_consumer.rounds import capture as capture_module
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from tests.support.consumer.cask_builder import build_cask, random_documents, save_teacher, tiny_model, tiny_tokenizer
 from tests.support.consumer.fake_service import FakeService
@@ -54,3 +55,8 @@ def settings(tiny, service, tmp_path):
         "lr": 3e-3,
         "patience_seconds": 5.0,
     }
+
+
+@pytest.fixture(autouse=True)
+def no_long_pauses(monkeypatch):
+    monkeypatch.setattr(capture_module, "FIRST_PAUSE", 0.01)

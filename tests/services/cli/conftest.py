@@ -5,6 +5,7 @@ import logging
 import pytest
 
 from logitcask_schemas.cli.main import main
+from tests.support.services.generate_server import LINES, start_server
 from tests.support.services.service_harness import jsonl
 
 
@@ -37,4 +38,16 @@ def run(capsys, monkeypatch):
 def corpus(tmp_path, documents):
     path = tmp_path / "corpus.jsonl"
     path.write_bytes(jsonl(documents[:10]) + b"nonsense\n" + jsonl(documents[10:]) + b'{"text": ""}\n')
+    return path
+
+
+@pytest.fixture
+def server(serve, tmp_path):
+    return start_server(serve, tmp_path)
+
+
+@pytest.fixture
+def lines(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(jsonl(LINES))
     return path

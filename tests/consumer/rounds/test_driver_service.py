@@ -1,0 +1,128 @@
+"""Runs in rounds when something is wrong with the service; no round is lost."""
+
+import pytest
+
+from logitcask_consumer.rounds.capture import CaptureError
+from logitcask_consumer.rounds.phases import EmptyRoundError
+from logitcask_consumer.rounds.state import read_state
+from logitcask_schemas.api.connection import ServiceError
+from logitcask_schemas.errors import DocumentMismatchError, IdentityMismatchError
+from tests.support.consumer.cask_builder import build_cask, random_documents, tiny_model, tiny_tokenizer
+from tests.support.consumer.rounds_runs import run, run_first_only
+
+
+class TestTheService:
+    """What can be wrong with it; no round is lost."""
+
+    def test_is_waited_for_while_its_teacher_loads_and_while_it_is_busy(self, settings, service):
+        service.loading, service.busy = 2, 2
+        result, said = run(settings)
+        assert result.state.status == "finished"
+        assert any("waiting for the service" in line for line in said)
+
+    def test_one_that_does_not_answer_ends_the_call_after_the_patience(self, settings, service):
+        service.close()
+        with pytest.raises(ConnectionError, match="no service answers"):
+            run(settings, patience_seconds=0.2)
+        assert read_state(settings["output"]).status == "running"
+
+    def test_another_teacher_between_rounds_is_refused_with_both(self, settings, service):
+        service.identity_fields = {"weights_digest": "a" * 64}
+        service.fail = "the disk broke"
+        with pytest.raises(CaptureError):
+            run(settings)
+        run_first_only(settings, service)
+        service.identity_fields = {"weights_digest": "b" * 64}
+        with pytest.raises(IdentityMismatchError) as raised:
+            run(settings)
+        assert "a" * 64 in str(raised.value)
+        assert "b" * 64 in str(raised.value)
+        assert "Start the service with the first teacher" in str(raised.value)
+        state = read_state(settings["output"])
+        assert [own.stage for own in state.rounds] == ["trained", "sampled"]
+        service.identity_fields = {"weights_digest": "a" * 64}
+        assert run(settings)[0].state.status == "finished"
+
+    def test_a_failed_extraction_is_taken_up_again_by_the_same_command(self, settings, service):
+        service.fail = "the disk broke"
+        with pytest.raises(CaptureError, match=r"the disk broke.*give the same command again"):
+            run(settings)
+        state = read_state(settings["output"])
+        assert state.rounds[0].stage == "sampled"
+        samples = (settings["output"] / "rounds/0001/samples.jsonl").read_bytes()
+        result, said = run(settings)
+        assert result.state.status == "finished"
+        assert (settings["output"] / "rounds/0001/samples.jsonl").read_bytes() == samples
+        assert result.state.rounds[0].extraction == state.rounds[0].extraction
+        assert any("taking it up again" in line for line in said)
+
+    def test_a_cancelled_extraction_is_begun_anew(self, settings, service):
+        service.fail = "cancelled"
+        with pytest.raises(CaptureError, match="has cancelled"):
+            run(settings)
+        result, _ = run(settings)
+        assert result.state.status == "finished"
+        assert result.state.rounds[0].attempt == 2
+
+    def test_one_that_lost_its_jobs_is_asked_anew(self, settings, service):
+        service.fail = "the disk broke"
+        with pytest.raises(CaptureError):
+            run(settings, rounds=1)
+        for lost in (service.extractions, service.keys, service.corpora):
+            lost.clear()
+        result, _ = run(settings, rounds=1)
+        assert result.state.status == "finished"
+        assert result.state.rounds[0].attempt == 2
+
+    def test_what_it_refuses_is_not_asked_again(self, settings, service):
+        answer = service.answer
+
+        def refusing(method, target, headers, body):
+            if (method, target) == ("POST", "/v1/extractions"):
+                service.requests.append("refused")
+                return service._json(400, {"error": {"code": "bad_capture", "message": "tau is too small for it"}})
+            return answer(method, target, headers, body)
+
+        service.answer = refusing
+        with pytest.raises(ServiceError, match="tau is too small for it"):
+            run(settings, rounds=1)
+        assert service.requests.count("refused") == 1
+        service.answer = answer
+        assert run(settings, rounds=1)[0].state.status == "finished"
+
+    def test_a_cask_of_the_rounds_name_that_is_there_is_refused(self, settings, service, tiny):
+        build_cask(service.casks / "run.r0001", tiny.teacher, random_documents(3))
+        with pytest.raises(CaptureError, match=r"has a cask run\.r0001 already.*--name"):
+            run(settings)
+
+    def test_documents_of_others_in_the_cask_are_refused(self, settings, service, tiny, monkeypatch):
+        service.fail = "later"
+        with pytest.raises(CaptureError):
+            run(settings)
+        (extraction,) = service.extractions.values()
+        extraction["status"] = "completed"
+        build_cask(service.casks / "run.r0001", tiny.teacher, random_documents(3))
+        with pytest.raises(DocumentMismatchError, match=r"3 of 3 documents .* are none of the texts"):
+            run(settings)
+
+    def test_an_empty_cask_says_what_to_do_and_loses_nothing(self, settings, service):
+        service.drop_all = True
+        with pytest.raises(
+            EmptyRoundError, match=r"holds no document.*logitcask jobs errors extraction-0.*texts are kept"
+        ):
+            run(settings)
+        assert read_state(settings["output"]).rounds[0].stage == "sampled"
+
+    def test_a_wrong_cask_root_is_told_and_the_right_one_goes_on(self, settings, service, tmp_path):
+        with pytest.raises(EmptyRoundError, match="--cask-root"):
+            run(settings, cask_root=tmp_path / "elsewhere")
+        assert run(settings)[0].state.status == "finished"
+        assert len(service.extractions) == 2
+
+    def test_another_tokenizer_is_refused_before_anything_is_written(self, settings, tmp_path):
+        tiny_model(layers=1).save_pretrained(tmp_path / "other")
+        tiny_tokenizer("v").save_pretrained(tmp_path / "other")
+        (tmp_path / "p.jsonl").write_text('{"prompt": "v3 v4"}\n')
+        with pytest.raises(IdentityMismatchError, match="tokenizer_fingerprint"):
+            run(settings, student=str(tmp_path / "other"), prompts=tmp_path / "p.jsonl")
+        assert not (settings["output"] / "rounds").exists()
