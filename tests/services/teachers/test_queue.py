@@ -1,8 +1,11 @@
 """Several teachers, and students, behind one queue: loaded by name as jobs need them, nobody starved or mixed up."""
 
+import json
+
 import pytest
 
 from logitcask_schemas.cask import Cask
+from logitcask_services.service import Service
 from tests.support.services.rosters import FakeRoster
 from tests.support.services.service_harness import wait_for
 
@@ -50,7 +53,7 @@ def finished(server, generation_id):
 
 def test_each_job_is_captured_by_the_teacher_it_names(server, roster, documents, tmp_path):
     corpus = server.upload(documents)
-    asked = {cask: teacher for cask, teacher in (("a", "large"), ("b", None), ("c", "small"), ("d", "large"))}
+    asked = {"a": "large", "b": None, "c": "small", "d": "large"}
     jobs = {
         cask: server.submit(corpus, cask=cask, **({"teacher": teacher} if teacher else {}))
         for cask, teacher in asked.items()
@@ -155,8 +158,6 @@ def test_one_teacher_that_cannot_be_loaded_holds_nobody_else_up(serve, documents
 
 
 def test_the_service_ends_when_no_teacher_is_left(make_settings):
-    from logitcask_services.service import Service
-
     roster = FakeRoster(faults={"large": "no weights", "small": "no weights"})
     service = Service(make_settings(), roster)
     service.start()
@@ -218,8 +219,6 @@ class TestStudents:
         rows = server.client.get(f"/v1/generations/{done['id']}/rows", params={"step": 0, "limit": 100}).json()["data"]
         assert [row["custom_id"] for row in rows] == [f"p{number}" for number in range(5) for _ in range(2)]
         corpus = server.service.corpora.get(done["corpora"][0]["corpus_id"])
-        import json
-
         lines = [json.loads(line) for line in server.service.storage.path(corpus.sha256).read_bytes().splitlines()]
         for row, line in zip(rows, lines, strict=True):
             written = row["written"]["output"]
@@ -255,7 +254,8 @@ class TestStudents:
         done = finished(server, generate(server, "students/one")["id"])
         assert (done["status"], done["error"]["code"]) == ("failed", "student_unusable")
         assert "changed while it was loaded" in done["error"]["message"]
-        assert roster.loaded[-2].generator.closed or roster.loaded[-1].generator is None
+        (student,) = (teacher.generator for teacher in roster.loaded if teacher.generator is not None)
+        assert (student.closed, student.given) == (True, 0)
 
     def test_one_that_cannot_be_loaded_fails_its_job_alone_and_may_be_mended(self, server, roster, documents):
         roster.faults["students/one"] = "its weights are torn"

@@ -57,9 +57,7 @@ class FakeRoster:
             raise ModelError(self.faults[name])
         who = self.identity(name)
         if role == "generate":
-            teacher = Teacher(
-                tokenizer=FakeTokenizer(), generator=FakeGenerator(identity=who, max_model_len=WINDOW)
-            )
+            teacher = Teacher(tokenizer=FakeTokenizer(), generator=FakeGenerator(identity=who, max_model_len=WINDOW))
         else:
             engine = FakeEngine(identity=who, max_model_len=WINDOW, **self.engines.get(name, {}))
             teacher = Teacher(tokenizer=FakeTokenizer(), engine=engine)
