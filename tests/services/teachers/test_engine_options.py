@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import warnings
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ with warnings.catch_warnings():
     from vllm import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "tensor_parallel_size": 2,
     "pipeline_parallel_size": 3,
     "gpu_memory_utilization": 0.5,
@@ -59,7 +60,7 @@ def test_engine_options_reach_vllm(way, asked, tiny_llama, tmp_path, monkeypatch
         )
         settings, name = ServiceSettings(teachers=path, cask_root=tmp_path), "a"
     else:
-        given = {"engine_options": OPTIONS} if way == "command" else {}
+        given: dict[str, Any] = {"engine_options": OPTIONS} if way == "command" else {}
         settings = ServiceSettings(teacher=tiny_llama, cask_root=tmp_path, max_model_len=64, **given)
         name = "tiny-llama"
     roster = require_teachers(settings)

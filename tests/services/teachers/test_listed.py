@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from logitcask_services.teachers.file import TeachersFileError
 from tests.support.services.service_harness import RunningServer, wait_for
 
 PROMPTS = [{"input_ids": [5, 6, 7 + number], "custom_id": f"p{number}"} for number in range(3)]
-PLAN = {
+PLAN: dict[str, Any] = {
     "steps": [{"kind": "generate", "template": "input-ids", "sampling": {"temperature": 1.0, "max_tokens": 8}}],
     "emit": [{"completion": "output"}],
 }
