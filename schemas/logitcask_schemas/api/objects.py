@@ -252,6 +252,8 @@ class BytesPerToken(ApiObject):
     """Where `expected` comes from: the cask's own shards; text and teacher of the documentation; nowhere."""
     hints: float = 0.0
     """Beside these: hints per recorded position; of one row per document it is 0."""
+    hints_per_document: float = 0.0
+    """Beside these: hints per document; of a row per recorded position it is 0."""
 
 
 class Preview(ApiObject):

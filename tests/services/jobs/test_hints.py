@@ -1,6 +1,7 @@
 """Extractions that ask for hints: the teacher is loaded for them, casks hold them, and what cannot be given is said."""
 
 import errno
+import json
 from pathlib import Path
 
 import numpy as np
@@ -194,26 +195,33 @@ def test_a_row_per_document_counts_too(serve, documents, tmp_path, monkeypatch):
     assert max(entry.documents for entry in entries) == 5
 
 
-def test_previews_tell_what_they_cost(serve, documents, tmp_path, monkeypatch, capsys):
-    server = serve()
-    wait_for(lambda: server.client.get("/health/ready").status_code == 200)
+@pytest.mark.parametrize("codec", ["f16", "i8", "proj:4"])
+def test_previews_tell_what_hints_cost(serve, documents, tmp_path, monkeypatch, capsys, codec):
+    """A row per recorded position, or one per document: as many bytes as the cask's arrays then hold."""
+    server = serve(load_hinted=Loads())
     monkeypatch.setenv("LOGITCASK_SERVER", server.url)
     monkeypatch.setenv("COLUMNS", "200")
     path = tmp_path / "corpus.jsonl"
     path.write_bytes(jsonl(documents))
-    each = HintSpec(layers=(2, 6), codec="i8").bytes_per_row(8)
-    for hints, expected in (
-        ("layers=2,-1 codec=i8", each),
-        ("layers=2,-1 codec=i8 positions=last", None),
-        (None, None),
-    ):
-        options = [] if hints is None else ["--hints", hints]
+    each = HintSpec(layers=(2, 6), codec=codec).bytes_per_row(8)
+    wait_for(lambda: server.client.get("/health/ready").status_code == 200)
+
+    def dry_run(*options: str) -> str:
         with pytest.raises(SystemExit) as ended:
             main(["submit", str(path), "--dry-run", *options])
         assert ended.value.code in (0, None)
-        out = capsys.readouterr().out
-        assert ("of hints beside it" in out) == (expected is not None), out
-        assert expected is None or f"{expected} bytes per recorded position" in out
+        return capsys.readouterr().out
+
+    assert "of hints beside it" not in dry_run()
+    for positions, unit in (("all", "recorded position"), ("last", "document")):
+        options = ("--hints", f"layers=2,-1 codec={codec} positions={positions}")
+        assert f"of hints beside it, {each} bytes per {unit}" in dry_run(*options)
+        estimate = json.loads(dry_run(*options, "--json"))["estimate"]
+        hints = {"layers": [2, -1], "codec": codec, "positions": positions}
+        extract(server, documents, cask=positions, hints=hints)
+        cask = cask_of(tmp_path, positions)
+        stored = sum(cask.hints(number).num_bytes for number in range(len(cask)))
+        assert estimate["hint_bytes"] == stored > 0
 
 
 @pytest.mark.parametrize(
