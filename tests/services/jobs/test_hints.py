@@ -138,7 +138,7 @@ def test_a_cask_of_other_hints_is_another_cask(serve, documents):
 
 
 def test_a_full_disk_is_waited_for(serve, documents, tmp_path, monkeypatch):
-    from logitcask_schemas.cask.hint_file import publish_hints
+    from logitcask_schemas.cask.hint_publication import publish_hints
 
     failures = [3]
 
