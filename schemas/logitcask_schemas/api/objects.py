@@ -215,6 +215,7 @@ class Manifest(ApiObject):
     partial: Annotated[bool, Field(description="Whether the extraction has not completed.")]
     teacher: dict[str, Any] | None
     capture: CaptureSpec
+    """Of the cask, with hints' layers counted from 0 on; before there is a cask, as it was asked for."""
     shards: list[ShardOfExtraction]
 
 

@@ -180,6 +180,33 @@ def test_layers_are_counted_from_the_end_and_sorted() -> None:
 
 
 @pytest.mark.parametrize(
+    ("asked", "stored", "fits"),
+    [
+        ((2, -1), (2, 6), True),
+        ((-1, 2), (2, 2), False),  # no teacher has two layers 2
+        ((2, -1), (1, 6), False),
+        ((2, -1), (1, 3, 6), False),
+        ((-3, 2, -1), (2, 4, 6), True),
+        ((-3, 2, -1), (2, 5, 6), False),
+        ((-1,), (0,), False),  # it would have no blocks
+        ((6, 2), (2, 6), True),
+        ((2, 6), (2, 7), False),
+    ],
+)
+def test_layers_that_some_teacher_would_have(asked: tuple[int, ...], stored: tuple[int, ...], fits: bool) -> None:
+    assert HintSpec(layers=asked).may_be(stored) == fits
+    by_trying = [depth for depth in range(1, 12) if resolves(asked, depth) == stored]
+    assert bool(by_trying) == fits
+
+
+def resolves(asked: tuple[int, ...], depth: int) -> tuple[int, ...] | None:
+    try:
+        return HintSpec(layers=asked).resolved(depth).layers
+    except CaptureSpecError:
+        return None
+
+
+@pytest.mark.parametrize(
     ("layers", "of", "message"),
     [((31,), "hidden", "0 to 30"), ((-32,), "hidden", "-31"), ((30, -1), "hidden", "twice"), ((-31,), "v", "1 to 30")],
 )

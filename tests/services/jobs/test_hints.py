@@ -195,6 +195,21 @@ def test_a_row_per_document_counts_too(serve, documents, tmp_path, monkeypatch):
     assert max(entry.documents for entry in entries) == 5
 
 
+def test_the_manifest_counts_layers_as_the_cask_does(serve, documents, tmp_path):
+    """Before there is a cask, and where another lies in its place, they are as they were asked for."""
+    server = serve(load_hinted=Loads())
+    done = extract(server, documents[:3], hints=HINTS)
+
+    def layers() -> list[int]:
+        return server.client.get(f"/v1/extractions/{done['id']}/manifest").json()["capture"]["hints"]["layers"]
+
+    assert layers() == [2, 6]
+    (tmp_path / "casks/cask").rename(tmp_path / "casks/elsewhere")
+    assert layers() == [2, -1]
+    extract(server, documents[:3], hints={**HINTS, "layers": [1, 3, -1]})
+    assert layers() == [2, -1]
+
+
 @pytest.mark.parametrize("codec", ["f16", "i8", "proj:4"])
 def test_previews_tell_what_hints_cost(serve, documents, tmp_path, monkeypatch, capsys, codec):
     """A row per recorded position, or one per document: as many bytes as the cask's arrays then hold."""
