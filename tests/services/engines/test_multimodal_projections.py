@@ -19,7 +19,7 @@ from logitcask_services.engines.hint_shape import HintShape
 from logitcask_services.engines.projections import attention_of, listen
 
 BLOCKS, TOKENS = 2, 5
-TEXT = {
+TEXT: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 32,
     "intermediate_size": 48,
