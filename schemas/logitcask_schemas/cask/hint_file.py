@@ -4,7 +4,7 @@ So training without hints, which are a hundred times a record, never touches the
 file is made before the shard's entry, which gives its size and SHA-256; it is the same whatever carrier the shard has.
 `hint_publication` writes it.
 
-One row per document, in the shard's order; see docs/format.md, section 4.7.
+One row per document, in the shard's order; see docs/format.md, section 4.6.
 """
 
 import hashlib
