@@ -364,7 +364,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=8, help="optimizer steps of a round")
     parser.add_argument("--batch", type=int, default=36, help="texts of a step")
     parser.add_argument("--held-out", type=int, default=144, help="documents to measure on")
-    parser.add_argument("--tokens", type=int, default=60_000, help="of the text that `start` is trained on")
+    parser.add_argument("--tokens", type=int, default=100_000, help="of the text that `start` is trained on")
     parser.add_argument("--start", type=Path, help="a student's folder, instead of training one")
     parser.add_argument("--folder", type=Path, default=ROOT / "demo-output" / "rounds-table")
     parser.add_argument("--engine", choices=["vllm", "transformers"], default="vllm")
@@ -406,7 +406,7 @@ def main() -> None:
             start = folder / "start"
             part(
                 options, "start", "start", cask=folder / "casks/start", teacher=teacher, output=start,
-                epochs=2.0,
+                epochs=3.0,
             )  # fmt: skip
         common = {
             "start": str(start), "cask": str(folder / "casks/fixed"), "rounds": options.rounds, "steps": options.steps,
