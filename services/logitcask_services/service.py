@@ -12,6 +12,7 @@ from logitcask_schemas.cask.storage import files
 from logitcask_services.generation.recipes import RecipeBook
 from logitcask_services.jobs.context import JobContext
 from logitcask_services.jobs.preparer import Claims, Preparer
+from logitcask_services.jobs.roster import Roster
 from logitcask_services.jobs.teacher import LoadHinted, Role, Teacher
 from logitcask_services.jobs.waiting import Reason, passing_fault
 from logitcask_services.jobs.watchdog import Watchdog
@@ -26,7 +27,7 @@ class Service(JobContext):
     """One running service. `start` once, `stop` once. Raises RecipeError where the folder of templates is missing."""
 
     def __init__(
-        self, settings: ServiceSettings, load: Callable[[Role], Teacher], load_hinted: LoadHinted | None = None
+        self, settings: ServiceSettings, load: Callable[[Role], Teacher] | Roster, load_hinted: LoadHinted | None = None
     ) -> None:
         self.recipes = RecipeBook(settings.templates)  # before anything is opened, should the folder be missing
         super().__init__(settings, load, load_hinted)

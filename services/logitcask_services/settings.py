@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, JsonValue, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from logitcask_schemas.api.scoring import MAX_TIMEOUT
@@ -23,8 +23,14 @@ class ServiceSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="LOGITCASK_", frozen=True)
 
-    teacher: Path
+    teacher: Path | None = None
     """Folder of the teacher (configuration, tokenizer, weights), or a Hub id: ORG/NAME or ORG/NAME@REVISION."""
+    teachers: Path | None = None
+    """File (TOML) that lists several teachers by name, instead of `teacher`."""
+    students: Path | None = None
+    """Folder whose sub-folders are students that generations may name."""
+    engine_options: dict[str, JsonValue] = {}
+    """Further arguments of vLLM's `EngineArgs`, such as tensor_parallel_size; of `teachers` each has its own."""
     cask_root: Path
     """Folder under which each cask is a folder of its own."""
     data_dir: Path | None = None
@@ -100,6 +106,23 @@ class ServiceSettings(BaseSettings):
     """Longest time without any useful answer, after which the teacher counts as dead."""
 
     @model_validator(mode="after")
+    def _who_is_served(self) -> Self:
+        if self.teacher is None and self.teachers is None:
+            raise ValueError(
+                "--teacher: is needed, here or as LOGITCASK_TEACHER, or --teachers, a file that lists several; "
+                "`logitcask serve --help` lists all options"
+            )
+        if self.teacher is not None and self.teachers is not None:
+            raise ValueError("teacher and teachers are both set; keep one: the file may list a single teacher, too")
+        if self.teachers is not None:
+            own = {"engine", "dtype", "max_model_len", "engine_options"} & self.model_fields_set
+            if own:
+                raise ValueError(
+                    f"{', '.join(sorted(own))}: with --teachers each teacher has its own, in the file; leave it out"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _remote_fits(self) -> Self:
         given = sorted(name for name in self.model_fields_set if name.startswith("remote_"))
         if self.engine != "openai":
@@ -110,6 +133,10 @@ class ServiceSettings(BaseSettings):
             return self
         if self.remote_url is None:
             raise ValueError("engine openai needs remote_url: where the teacher is served (--remote-url)")
+        if self.students is not None:
+            raise ValueError("students are for teachers that are loaded here; with engine openai leave them out")
+        if self.engine_options:
+            raise ValueError("engine_options are for teachers that are loaded here; with engine openai leave them out")
         if self.dtype != "auto":
             raise ValueError("dtype is for teachers that are loaded here; with engine openai leave it out")
         if self.remote_key is not None and self.remote_key_file is not None:

@@ -24,6 +24,7 @@ from logitcask_schemas.api.objects import (
     Preview,
     Progress,
     Status,
+    TeacherList,
 )
 from logitcask_schemas.api.requests import ExtractionPlan, ExtractionRequest
 from logitcask_schemas.api.scoring import DEFAULT_TIMEOUT
@@ -89,6 +90,10 @@ class ServiceClient:
         """The teacher with its identity; no model while it loads for the first time."""
         return self._connection.get(ModelList, "/v1/models")
 
+    def teachers(self) -> TeacherList:
+        """The teachers that requests may name."""
+        return self._connection.get(TeacherList, "/v1/teachers")
+
     def check(self, plan: ExtractionPlan | Mapping[str, Any], *, corpus_bytes: int | None = None) -> ExtractionCheck:
         """Whether an extraction could be started; ServiceError says why not."""
         params = {"corpus_bytes": corpus_bytes} if corpus_bytes is not None else {}
@@ -98,7 +103,7 @@ class ServiceClient:
         """What an extraction would make of these JSON lines, with so many documents shown. Nothing is kept."""
         values = _values(plan)
         params: dict[str, Any] = {"capture": json.dumps(values.get("capture", {})), "documents": documents}
-        names = ("cask", "max_length", "overflow", "loss_on")
+        names = ("cask", "teacher", "max_length", "overflow", "loss_on")
         params |= {name: values[name] for name in names if values.get(name) is not None}
         return self._connection.send_lines(Preview, "/v1/previews", lines, params=params)
 

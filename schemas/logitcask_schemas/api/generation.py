@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 from logitcask_schemas.api.generation_steps import EmitRow, Step
 from logitcask_schemas.api.objects import ApiObject, Reason, Seconds, Status
-from logitcask_schemas.api.requests import CarrierName, CaskName, Metadata, OnError
+from logitcask_schemas.api.requests import CarrierName, CaskName, Metadata, OnError, TeacherName
 from logitcask_schemas.record.capture_spec import CaptureSpec
 
 RecipeName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
@@ -30,6 +30,10 @@ class ChainedExtraction(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     cask: CaskName
+    teacher: Annotated[
+        TeacherName | None,
+        Field(description="By whom; default: the one that writes, or where a student does the first of the service's."),
+    ] = None
     capture: CaptureSpec = CaptureSpec()
     carrier: CarrierName = "arrow"
     max_length: Annotated[int | None, Field(ge=4, le=2**31 - 1)] = None
@@ -44,6 +48,7 @@ class GenerationPlan(BaseModel):
     kind: Annotated[Literal["generate"], Field(description="What is made of the corpus.")] = "generate"
     recipe: Annotated[RecipeName | None, Field(description="A built-in recipe, or one of the operator's.")] = None
     parameters: Annotated[dict[str, JsonValue], Field(max_length=32, description="Of the recipe.")] = {}
+    teacher: Annotated[TeacherName | None, Field(description="Who writes; default: the first of the service's.")] = None
     steps: Annotated[list[Step] | None, Field(max_length=64, description="Instead of a recipe.")] = None
     emit: Annotated[list[EmitRow] | None, Field(max_length=8, description="Instead of the recipe's.")] = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -74,7 +79,11 @@ class GenerationRequest(GenerationPlan):
 
     def canonical(self) -> bytes:
         """Bytes that are equal for equal requests; an Idempotency-Key is tied to their digest."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()
+        fields = self.model_dump(mode="json")
+        for part in (fields, fields["extraction"] or {}):
+            if part.get("teacher") is None:  # requests had no such field when the first keys were made
+                part.pop("teacher", None)
+        return json.dumps(fields, sort_keys=True).encode()
 
 
 class StoredTemplate(BaseModel):
@@ -173,6 +182,9 @@ class Generation(ApiObject):
     throughput_tps: Annotated[float | None, Field(description="Generated tokens per second: now, or over the run.")]
     eta_seconds: Annotated[float | None, Field(description="Of the stage that runs.")]
     teacher: dict[str, Any] | None
+    """Identity of who wrote."""
+    teacher_name: str | None = None
+    """As it was asked for; null: the first of the service's."""
     waiting: Reason | None
     error: Reason | None
 
@@ -214,7 +226,7 @@ class GeneratedRow(ApiObject):
     custom_id: str | None
     fields: dict[str, Any]
     written: dict[str, dict[str, Any]]
-    """Generated field to {text, tokens, finish, mean_logprob, sample, seed, template}."""
+    """Generated field to {text, tokens, token_ids, finish, mean_logprob, sample, seed, template}."""
     checks: dict[str, Any]
     dropped: Reason | None = None
 

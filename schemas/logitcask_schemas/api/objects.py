@@ -144,7 +144,10 @@ class Extraction(ExtractionRequest):
     usage: Usage
     throughput_tps: Annotated[float | None, Field(description="Captured tokens per second: now, or over the run.")]
     eta_seconds: float | None
-    teacher: Annotated[dict[str, Any] | None, Field(description="Identity of the teacher; null until validated.")]
+    teacher: Annotated[  # type: ignore[assignment]  # the request has its name here, see `teacher_name`
+        dict[str, Any] | None, Field(description="Identity of the teacher; null until validated.")
+    ]
+    teacher_name: Annotated[str | None, Field(description="As it was asked for; null: the service's first.")] = None
     waiting: Annotated[Reason | None, Field(description="What holds it up, while something does.")]
     error: Annotated[Reason | None, Field(description="Why it failed.")]
 
@@ -333,7 +336,28 @@ class Model(ApiObject):
 
 
 class ModelList(ApiObject):
-    """The one teacher, or none while it loads for the first time."""
+    """The teachers that have been loaded; none while one loads for the first time."""
 
     object: Literal["list"] = "list"
     data: list[Model]
+
+
+class NamedTeacher(ApiObject):
+    """One of the teachers that requests may name."""
+
+    object: Literal["teacher"] = "teacher"
+    name: str
+    engine: str
+    is_default: Annotated[bool, Field(description="Whether requests without a name mean this one.")]
+    state: Annotated[str, Field(description="`unloaded`, or that of the one in memory: loading, ready, ...; failed.")]
+    reason: Annotated[str | None, Field(description="Why it is not ready, where something is wrong.")] = None
+    max_model_len: Annotated[int | None, Field(description="Most tokens of a document; null until known.")]
+    teacher: Annotated[dict[str, Any] | None, Field(description="Identity; null until it was loaded once.")]
+
+
+class TeacherList(ApiObject):
+    """The operator's teachers, in their order."""
+
+    object: Literal["list"] = "list"
+    data: list[NamedTeacher]
+    has_students: Annotated[bool, Field(description="Whether generations may name `students/NAME`.")]

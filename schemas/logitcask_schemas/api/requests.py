@@ -18,9 +18,17 @@ MIN_LENGTH: Final = 4
 """Smallest `max_length`: what `split` needs so that every piece has at least two tokens."""
 MAX_LENGTH: Final = 2**31 - 1
 CASK_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+TEACHER_NAME: Final = r"(students/)?[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 NAME_RULE: Final = "1 to 128 letters, digits, dots, hyphens or underscores, the first a letter or digit"
 
 CaskName = Annotated[str, Field(pattern=f"^{CASK_NAME.pattern}$", description="Name of the cask, not a path.")]
+TeacherName = Annotated[
+    str,
+    Field(
+        pattern=f"^{TEACHER_NAME}$",
+        description="One that `GET /v1/teachers` lists, or for a generation `students/NAME`; never a path.",
+    ),
+]
 Metadata = dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]]
 
 
@@ -36,6 +44,7 @@ class ExtractionPlan(BaseModel):
 
     kind: Annotated[Literal["capture"], Field(description="What is made of the corpus.")] = "capture"
     cask: CaskName
+    teacher: Annotated[TeacherName | None, Field(description="By whom; default: the first of the service's.")] = None
     capture: CaptureSpec = CaptureSpec()
     max_length: Annotated[
         int | None,
@@ -66,8 +75,9 @@ class ExtractionRequest(ExtractionPlan):
 
     def canonical(self) -> bytes:
         """Bytes that are equal for equal requests; an Idempotency-Key is tied to their digest."""
-        # Requests had neither when the first keys were made: there was only this kind, and all was recorded.
+        # Requests had none of these when the first keys were made: one kind, one teacher, and all was recorded.
         without = {"kind"} | ({"loss_on"} if self.loss_on == "all" else set())
+        without |= {"teacher"} if self.teacher is None else set()
         return json.dumps(self.model_dump(mode="json", exclude=without), sort_keys=True).encode()
 
 

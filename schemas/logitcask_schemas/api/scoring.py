@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from logitcask_schemas.api.objects import ApiObject
+from logitcask_schemas.api.requests import TeacherName
 from logitcask_schemas.record.capture_spec import MAX_ENTRIES, CaptureSpec
 
 MAX_SEQUENCES: Final = 1024
@@ -34,6 +35,7 @@ class ScoreRequest(BaseModel):
         list[Tokens] | None, Field(description="Per sequence, what the teacher reads before it; empty for nothing.")
     ] = None
     capture: CaptureSpec = CaptureSpec()
+    teacher: Annotated[TeacherName | None, Field(description="Who scores; default: the one that is loaded.")] = None
     timeout: Annotated[
         float, Field(gt=0, le=MAX_TIMEOUT, allow_inf_nan=False, description="Seconds after which nobody waits for it.")
     ] = DEFAULT_TIMEOUT

@@ -13,6 +13,7 @@ from logitcask_schemas.errors import MissingExtraError, OptionError
 if TYPE_CHECKING:
     from logitcask_schemas.model_source import ModelSource
     from logitcask_schemas.record.hint_spec import HintSpec
+    from logitcask_services.jobs.roster import Roster
     from logitcask_services.jobs.teacher import Role, Teacher
     from logitcask_services.settings import ServiceSettings
 
@@ -28,6 +29,12 @@ def serve(
             "--engine openai only its tokenizer is read."
         ),
     ] = None,
+    teachers: Annotated[
+        Path | None, typer.Option(help="File (TOML) that lists several teachers by name, instead of --teacher.")
+    ] = None,
+    students: Annotated[
+        Path | None, typer.Option(help="Folder whose sub-folders are students that generations may name.")
+    ] = None,
     cask_root: Annotated[Path | None, typer.Option(help="Folder under which casks are made.")] = None,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on; 127.0.0.1 unless there is an API key.")
@@ -38,6 +45,13 @@ def serve(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="Compute dtype; `auto` fits the machine.")] = None,
     max_model_len: Annotated[int | None, typer.Option(help="Most tokens of a document.")] = None,
+    engine_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="KEY=VALUE of vLLM's EngineArgs, such as tensor_parallel_size=2 (JSON or text); may be repeated. All "
+            "together as JSON: LOGITCASK_ENGINE_OPTIONS."
+        ),
+    ] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="File with one Bearer key per line.")] = None,
     accept_teacher: Annotated[
         list[str] | None,
@@ -74,6 +88,7 @@ def serve(
     """Run the teacher service until it is told to stop. Every option can also be set as LOGITCASK_<NAME>."""
     from pydantic import ValidationError
 
+    from logitcask_services.cli.request_options import values
     from logitcask_services.http.server import configure_logging
     from logitcask_services.http.server import serve as run
     from logitcask_services.settings import ServiceSettings
@@ -82,6 +97,9 @@ def serve(
         name: value
         for name, value in {
             "teacher": teacher,
+            "teachers": teachers,
+            "students": students,
+            "engine_options": values(engine_option, "--engine-option") if engine_option else None,
             "cask_root": cask_root,
             "host": host,
             "port": port,
@@ -110,16 +128,59 @@ def serve(
             f"{_option(fault['loc'])}: {_said(fault)}" if fault["loc"] else fault["msg"] for fault in error.errors()
         )
         raise OptionError(faults) from error
-    source = require_teacher(settings)
+    roster = require_teachers(settings)
     configure_logging()
-    raise typer.Exit(
-        run(
-            settings,
-            lambda role: load_teacher(settings, source, role),
-            load_hinted=lambda hints: load_teacher(settings, source, "capture", hints),
-            announce=lambda line: typer.echo(line, err=True),
+    raise typer.Exit(run(settings, roster, announce=lambda line: typer.echo(line, err=True)))
+
+
+def require_teachers(settings: "ServiceSettings") -> "Roster":
+    """All that may be loaded, each on this machine's disk; a restart loads these again.
+
+    Raises ModelError, MissingExtraError, OptionError or TeachersFileError where one cannot be, before anything starts.
+    """
+    from logitcask_services.jobs.teacher_names import STUDENTS, name_of_model
+    from logitcask_services.teachers.engine_options import require_engine_options
+    from logitcask_services.teachers.entry import TeacherEntry
+    from logitcask_services.teachers.file import read_teachers
+    from logitcask_services.teachers.listed import ListedTeachers
+    from logitcask_services.teachers.students import StudentFolders
+
+    def settings_of(entry: TeacherEntry) -> "ServiceSettings":
+        return settings.model_copy(
+            update={
+                "teacher": Path(entry.model),
+                "engine": entry.engine,
+                "dtype": entry.dtype,
+                "max_model_len": entry.max_model_len,
+                "engine_options": entry.options,
+                "resident": "one" if entry.name == students.name else settings.resident,  # students only write
+            }
         )
-    )
+
+    def load(entry: TeacherEntry, source: "ModelSource", role: "Role", hints: "HintSpec | None") -> "Teacher":
+        return load_teacher(settings_of(entry), source, role, hints)
+
+    if settings.teachers is not None:
+        listed = read_teachers(settings.teachers)
+        entries, students = listed.teachers, listed.students
+    else:
+        require_engine_options(settings.engine, settings.engine_options, where="--engine-option")
+        entries = (
+            TeacherEntry(
+                name=name_of_model(settings.teacher),
+                model=str(settings.teacher),
+                engine=settings.engine,
+                dtype=settings.dtype,
+                max_model_len=settings.max_model_len,
+                options=settings.engine_options,
+            ),
+        )
+        # A student is another model: what was chosen for the teacher's size and weights need not be right for it.
+        students = TeacherEntry(
+            name=STUDENTS.rstrip("/"), model="", engine="vllm" if settings.engine == "openai" else settings.engine
+        )
+    folders = None if settings.students is None else StudentFolders(settings.students)
+    return ListedTeachers([(entry, require_teacher(settings_of(entry))) for entry in entries], load, folders, students)
 
 
 def require_teacher(settings: "ServiceSettings") -> "ModelSource":
@@ -130,6 +191,7 @@ def require_teacher(settings: "ServiceSettings") -> "ModelSource":
     from logitcask_schemas.model_source import find_model
     from logitcask_services.engines.model_folder import ModelFolder
 
+    assert settings.teacher is not None  # with a file of them, each is asked for by itself
     if settings.engine == "openai":
         remote_options(settings)
         return find_model(settings.teacher, weights=False)
@@ -159,7 +221,7 @@ def load_teacher(
 
     tokenizer = HuggingFaceTokenizer.load(source.folder)
     remote = settings.engine == "openai"
-    options = remote_options(settings) if remote else None
+    options = remote_options(settings) if remote else dict(settings.engine_options)
     # One that is served elsewhere takes no memory here: nothing is loaded by turns.
     configured = None if remote else HintShape.of_config(ModelFolder.open(source).config)
     teacher, both = Teacher(tokenizer=tokenizer, configured=configured), remote or settings.resident == "both"

@@ -114,6 +114,18 @@ class ModelFolder:
         return AutoTokenizer.from_pretrained(self.path, trust_remote_code=False, local_files_only=True)
 
     @cached_property
+    def tokenizer_fingerprint(self) -> str:
+        """SHA-256 (hex) of the vocabulary, see `record.identity.tokenizer_fingerprint`."""
+        return tokenizer_fingerprint(self.tokenizer)
+
+    @property
+    def template_hash(self) -> str | None:
+        """SHA-256 (hex) of the chat template; None where there is none."""
+        template = self.tokenizer.chat_template
+        text = template if template is None or isinstance(template, str) else json.dumps(template, sort_keys=True)
+        return None if text is None else hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
     def end_ids(self) -> tuple[int, ...]:
         """Token ids that end a text, ascending.
 
@@ -152,8 +164,6 @@ class ModelFolder:
         engine_options: dict[str, Any] | None = None,
     ) -> TeacherIdentity:
         """The teacher's identity, given what the engine decided."""
-        template = self.tokenizer.chat_template
-        text = template if template is None or isinstance(template, str) else json.dumps(template, sort_keys=True)
         return TeacherIdentity(
             model=self.name,
             revision=self.revision,
@@ -165,8 +175,8 @@ class ModelFolder:
             quantization=self.quantization,
             vocab_size=vocab_size,
             tokenizer_size=max(self.tokenizer.get_vocab().values(), default=-1) + 1,
-            tokenizer_fingerprint=tokenizer_fingerprint(self.tokenizer),
-            template_hash=None if text is None else hashlib.sha256(text.encode()).hexdigest(),
+            tokenizer_fingerprint=self.tokenizer_fingerprint,
+            template_hash=self.template_hash,
             engine=engine,
             engine_version=engine_version,
         )

@@ -57,12 +57,14 @@ class Prompter:
 
         A chat is rendered with the teacher's chat template, the generation prompt and the beginning of an answer, if
         any, at its end. A text has the tokenizer's own special tokens in front and none behind. No field's words become
-        control tokens: those of a chat stay words, in a text they are refused.
+        control tokens: those of a chat stay words, in a text they are refused. Token ids are taken as they are.
 
         Raises:
-            RenderError: codes `unknown_field`, `template_failed`, `control_tokens`, `no_chat_template`, or the
-                tokenizer's own for messages that it cannot take.
+            RenderError: codes `unknown_field`, `not_token_ids`, `template_failed`, `control_tokens`,
+                `no_chat_template`, or the tokenizer's own for messages that it cannot take.
         """
+        if template.kind == "ids":
+            return template.ids(values)
         if template.kind == "text":
             return self._text_ids(template, template.text(values, demonstrations))
         parts = chat_parts(template, values, demonstrations)

@@ -1,7 +1,7 @@
 r"""Prompt templates: Markdown files with a small head, rendered for a row.
 
     ---
-    kind: chat                      # or text
+    kind: chat                      # or text, or ids
     description: What it is for.
     stop: ["\n\n"]                  # optional: texts that end what is written
     fields: [question]              # of the row; just those that the template uses
@@ -20,7 +20,8 @@ r"""Prompt templates: Markdown files with a small head, rendered for a row.
 A `text` template is one text of Jinja; its last line end is dropped, and its loops see `demonstrations`, a list. A
 `chat` template is cut into turns at lines that hold a marker alone, before anything is rendered, so no field makes a
 turn. Blank lines around a turn's text are dropped. A last `[assistant]` turn is the beginning of an answer, which the
-teacher goes on with. `{{ "[user]" }}` writes a marker as text. What Jinja can do here: see `template_sandbox`.
+teacher goes on with. `{{ "[user]" }}` writes a marker as text. What Jinja can do here: see `template_sandbox`. An `ids`
+template has no body: its one field holds the prompt as token ids.
 """
 
 import hashlib
@@ -40,7 +41,7 @@ from logitcask_services.generation.errors import RecipeError
 from logitcask_services.generation.template_budget import LONGEST_TEXT, Work
 from logitcask_services.generation.template_sandbox import FieldText, PromptEnvironment, UnknownSyntaxError
 
-Kind = Literal["text", "chat"]
+Kind = Literal["text", "chat", "ids"]
 Role = Literal["system", "user", "assistant"]
 LARGEST_TEMPLATE: Final = 256 * 1024
 """Characters of a template's file."""
@@ -51,6 +52,8 @@ _RESERVED: Final = frozenset({_DEMONSTRATION, _DEMONSTRATIONS, "loop", "range"})
 _FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What expressions raise on fields they were not written for."""
 _ENVIRONMENT: Final = PromptEnvironment()
+_IDS: Final = 2**32
+"""Token ids are below; whether a teacher has one is for its engine to say."""
 
 
 class RenderError(LogitcaskError, ValueError):
@@ -110,7 +113,7 @@ class PromptTemplate:
     """Fields of a row that it needs."""
     needs_demonstrations: bool
     _turns: tuple[_TurnSource, ...] = field(repr=False)
-    """One, the user's, where the kind is `text`."""
+    """One, the user's, where the kind is `text`; none where it is `ids`."""
 
     @classmethod
     def parse(cls, name: str, text: str) -> "PromptTemplate":
@@ -123,7 +126,9 @@ class PromptTemplate:
             raise RecipeError(f"template {name}: {len(text)} characters; a template has at most {LARGEST_TEMPLATE}")
         head, body, first_line = _split_head(name, text)
         used = set[str]()
-        if head.kind == "text":
+        if head.kind == "ids":
+            turns, used = [], set(_only_field(name, head, body))
+        elif head.kind == "text":
             turns = [_compiled(name, "user", body.removesuffix("\n"), first_line, used, each=False)]
         else:
             turns = _chat(name, body, first_line, used)
@@ -164,13 +169,13 @@ class PromptTemplate:
             RenderError: code `unknown_field`, or `template_failed`.
         """
         if self.kind != "text":
-            raise ValueError(f"template {self.name} is a chat; call `turns`")
+            raise ValueError(f"template {self.name} is no text; call `turns` or `ids`")
         return self._render(self._turns[0], self._variables(values, demonstrations), Work())
 
     def turns(self, values: Mapping[str, Any], demonstrations: Sequence[Mapping[str, Any]] = ()) -> list[Turn]:
         """The turns of a `chat` template, in order. Arguments and errors as those of `text`."""
         if self.kind != "chat":
-            raise ValueError(f"template {self.name} is a text; call `text`")
+            raise ValueError(f"template {self.name} is no chat; call `text` or `ids`")
         variables, work = self._variables(values, demonstrations), Work()
         turns, length, at = list[Turn](), 0, 0
         while at < len(self._turns):
@@ -186,6 +191,18 @@ class PromptTemplate:
                         raise RenderError("template_failed", f"template {self.name} {_too_long()}")
             at += len(block)
         return turns
+
+    def ids(self, values: Mapping[str, Any]) -> list[int]:
+        """The token ids that an `ids` template's field holds. Raises RenderError: `unknown_field`, `not_token_ids`."""
+        if self.kind != "ids":
+            raise ValueError(f"template {self.name} has no ids; call `text` or `turns`")
+        ((field_name, ids),) = ((name, self._variables(values, ())[name]) for name in self.fields)
+        if not isinstance(ids, list) or not all(type(token) is int and 0 <= token < _IDS for token in ids):
+            raise RenderError(
+                "not_token_ids",
+                f"template {self.name}: the field `{field_name}` should be a list of token ids from 0 on",
+            )
+        return list(ids)
 
     def _variables(self, values: Mapping[str, Any], demonstrations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if missing := sorted(self.fields - values.keys()):
@@ -243,8 +260,8 @@ def _split_head(name: str, text: str) -> tuple[_Head, str, int]:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         raise RecipeError(
-            f"template {name}, lines 1 to {end + 1}: the head's `{place}`: {first['msg']}. Expected kind (text or "
-            "chat), description, fields, and stop where texts end what is written"
+            f"template {name}, lines 1 to {end + 1}: the head's `{place}`: {first['msg']}. Expected kind (text, "
+            "chat or ids), description, fields, and stop where texts end what is written"
         ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
@@ -252,6 +269,16 @@ def _split_head(name: str, text: str) -> tuple[_Head, str, int]:
         problem = getattr(error, "problem", None) or type(error).__name__
         raise RecipeError(f"template {name}, line {line}: the head is not YAML: {problem}") from error
     return head, "\n".join(lines[end + 1 :]), end + 2
+
+
+def _only_field(name: str, head: _Head, body: str) -> tuple[str, ...]:
+    """The field of an `ids` template. Raises RecipeError."""
+    if body.strip() or len(head.fields) != 1:
+        raise RecipeError(
+            f"template {name}: of kind ids it has one field, which holds the token ids, and nothing behind the head; "
+            f"got the fields {list(head.fields)}" + (" and a body" if body.strip() else "")
+        )
+    return head.fields
 
 
 def _compiled(name: str, role: Role, source: str, line: int, used: set[str], *, each: bool) -> _TurnSource:

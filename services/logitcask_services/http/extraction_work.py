@@ -41,10 +41,14 @@ def require_room(service: Service) -> None:
 
 
 def check_plan(service: Service, plan: ExtractionPlan) -> ExtractionCheck:
-    """The same without a corpus, so that nothing is uploaded in vain. Raises Problem, CaskError, CaskNameError."""
+    """The same without a corpus, so that nothing is uploaded in vain.
+
+    Raises Problem, CaskError, CaskNameError, TeacherNameError, ModelError.
+    """
     path = service.folders.cask(plan.cask)
     require_room(service)
-    facts = service.teacher.facts
+    service.roster.require(service.teacher_name(plan.teacher), "capture")
+    facts = service.facts_of(plan.teacher)
     if facts is not None:
         if plan.max_length is not None and plan.max_length > facts.max_model_len:
             raise Problem(
@@ -54,7 +58,7 @@ def check_plan(service: Service, plan: ExtractionPlan) -> ExtractionCheck:
                 param="max_length",
             )
         try:
-            plan.capture.require_vocabulary(facts.identity.vocab_size)
+            plan.capture.require_vocabulary(facts.vocab_size)
         except CaptureSpecError as error:
             raise Problem(422, "pinned_ids_outside_vocabulary", str(error), param="capture.pinned_ids") from error
     capture = as_teacher_counts(plan.capture, facts)
@@ -62,7 +66,7 @@ def check_plan(service: Service, plan: ExtractionPlan) -> ExtractionCheck:
     if exists:
         manifest = read_manifest(LocalDirectory(path=path))
         # The spec can be compared before the teacher is there to be compared with.
-        identity = facts.identity if facts is not None else manifest.teacher
+        identity = facts.identity if facts is not None and facts.identity is not None else manifest.teacher
         accept = service.settings.accept_teacher
         manifest.require_same(identity, _comparable(capture, manifest), where=f"cask {plan.cask!r}", accept=accept)
         if plan.loss_on != "all":
@@ -70,7 +74,7 @@ def check_plan(service: Service, plan: ExtractionPlan) -> ExtractionCheck:
     return ExtractionCheck(
         cask=plan.cask,
         cask_exists=exists,
-        teacher=facts.identity.model if facts is not None else None,
+        teacher=facts.model if facts is not None else None,
         max_length=(plan.max_length or facts.max_model_len) if facts is not None else None,
     )
 
@@ -121,7 +125,8 @@ def present(service: Service, row: ExtractionRow) -> Extraction:
     return Extraction(
         id=row.id,
         status=row.status,
-        **dict(row.request),
+        **{name: value for name, value in row.request if name != "teacher"},
+        teacher_name=row.request.teacher,
         created_at=int(row.timestamps["validating"]),
         **{f"{status}_at": int(at) for status, at in row.timestamps.items() if status != "validating"},
         request_counts=RequestCounts(

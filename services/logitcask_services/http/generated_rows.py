@@ -130,10 +130,11 @@ def rows_page(
 
     Raises:
         Problem: 503 while the teacher loads, 422 where there is no such step.
+        TeacherNameError, ModelError: The service does not have the teacher any more.
         RecipeError: The steps do not fit the teacher.
         AnswersDamagedError, OSError: The answers cannot be read.
     """
-    facts = loaded_facts(service)
+    facts = loaded_facts(service, row.request.teacher, "generate")
     steps = row.request.steps
     if step is None:
         step = _last_shown(service, row)
@@ -200,6 +201,7 @@ def _written(written: Written) -> dict[str, object]:
     return {
         "text": written.text,
         "tokens": len(written.token_ids),
+        "token_ids": list(written.token_ids),
         "finish": written.finish,
         "mean_logprob": written.mean_logprob,
         "sample": written.sample,

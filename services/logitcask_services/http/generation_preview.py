@@ -36,9 +36,9 @@ def preview(
 
     Raises:
         Problem: 503 while the teacher loads, or when the service stops.
-        RecipeError, NotFoundError: As `generation_work.check_plan`.
+        RecipeError, NotFoundError, TeacherNameError, ModelError: As `generation_work.check_plan`.
     """
-    facts = loaded_facts(service)
+    facts = loaded_facts(service, plan.teacher, "generate")
     # Beside the answers: what a crash leaves there is swept at the next start.
     scratch = service.folders.generations / f"preview-{token_hex(8)}"
     try:
@@ -80,7 +80,7 @@ class _Preview:
             prompt_tokens=0,
             generated_tokens_at_most=0,
             shown=[],
-            teacher=self._facts.identity.model,
+            teacher=self._facts.model,
             note=self._note,
         )
         for row in self._source():
@@ -101,9 +101,9 @@ class _Preview:
 
     def _misfit(self, resolved: ResolvedPlan, plan: GenerationPlan, *, is_whole: bool) -> str | None:
         """What no line so far has; raises RecipeError where there are no others, and for all else that does not fit."""
-        require_fits(self._service, resolved, plan.extraction, None)
+        require_fits(self._service, resolved, plan, None)
         try:
-            require_fits(self._service, resolved, plan.extraction, self._source())
+            require_fits(self._service, resolved, plan, self._source())
         except RecipeError as error:
             if is_whole:
                 raise

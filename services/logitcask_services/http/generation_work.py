@@ -29,8 +29,11 @@ from logitcask_services.generation.source import source_rows
 from logitcask_services.generation.step_checks import check_steps
 from logitcask_services.generation.templates import PromptTemplate
 from logitcask_services.http import extraction_work
+from logitcask_services.http.problems import Problem
 from logitcask_services.jobs.database.tables import GenerationRow, StageRow
+from logitcask_services.jobs.generation_corpora import reader_of
 from logitcask_services.jobs.live import Pace
+from logitcask_services.jobs.teacher import TeacherFacts
 from logitcask_services.service import Service
 
 READ_LINES = 100_000
@@ -42,7 +45,7 @@ def resolve(service: Service, request: GenerationRequest) -> StoredGeneration:
     corpus = service.corpora.get(request.corpus_id)
     stored = service.recipes.resolve(request)
     resolved = ResolvedPlan(steps=stored.steps, emit=stored.emit, templates=stored.templates)
-    require_fits(service, resolved, request.extraction, _rows_of(service, corpus.id), own_corpus_id=corpus.id)
+    require_fits(service, resolved, request, _rows_of(service, corpus.id), own_corpus_id=corpus.id)
     return stored
 
 
@@ -52,24 +55,24 @@ def check_plan(service: Service, plan: GenerationPlan, *, corpus_bytes: int = 0)
     Raises what `require_fits` raises.
     """
     resolved = service.recipes.plan(plan)
-    require_fits(service, resolved, plan.extraction, None)
+    require_fits(service, resolved, plan, None)
     for where, demonstrations in _shown_by(resolved.steps):
         if demonstrations.corpus_id is None:
             service.demonstrations.require_fits(corpus_bytes, where=where)
-    facts = service.teacher.facts
+    facts = service.facts_of(plan.teacher)
     return GenerationCheck(
         recipe=plan.recipe,
         steps=resolved.steps,
         emit=resolved.emit,
         templates={name: template.sha256 for name, template in resolved.templates.items()},
-        teacher=facts.identity.model if facts is not None else None,
+        teacher=facts.model if facts is not None else None,
     )
 
 
 def require_fits(
     service: Service,
     resolved: ResolvedPlan,
-    chained: ChainedExtraction | None,
+    plan: GenerationPlan,
     rows: Iterable[Staged] | None,
     *,
     own_corpus_id: str | None = None,
@@ -79,26 +82,43 @@ def require_fits(
     Args:
         service: Whose teacher and casks.
         resolved: What is to be made.
-        chained: The capture that follows.
+        plan: Who makes it, and the capture that follows.
         rows: Of the corpus; None where they are not here.
         own_corpus_id: Of the corpus, where the service has it.
 
     Raises:
         RecipeError: Steps do not fit together, the teacher, or the fields that rows have.
         NotFoundError: A corpus of demonstrations is not there.
+        TeacherNameError, ModelError: Nobody has the teacher's name, or its folder is no model.
         Problem, CaskError, CaskNameError: There is no room, or the capture cannot be.
     """
     extraction_work.require_room(service)
+    service.roster.require(service.teacher_name(plan.teacher), "generate")
     require_demonstrations(service, resolved.steps, own_corpus_id)
     parsed = parsed_templates(resolved.templates)
     check_steps(resolved.steps, resolved.emit, parsed, None)
     if rows is not None:
         _require_fields(resolved, parsed, rows)
-    if (facts := service.teacher.facts) is not None:
+    if (facts := service.facts_of(plan.teacher)) is not None:
         _require_chat_template(facts.tokenizer, parsed)
-    if chained is not None:
+    if plan.extraction is not None:
+        reader = reader_of(plan)
         for suffix in dict.fromkeys(row.suffix for row in resolved.emit):
-            extraction_work.check_plan(service, _plan_of(chained, suffix))
+            extraction_work.check_plan(service, _plan_of(plan.extraction, suffix, reader))
+        _require_same_tokens(facts, service.facts_of(reader), service.teacher_name(reader))
+
+
+def _require_same_tokens(writer: TeacherFacts | None, reader: TeacherFacts | None, name: str) -> None:
+    """Raise Problem 422 where the token ids that are written are others to the one that captures them."""
+    if writer is None or reader is None or writer.tokenizer_fingerprint == reader.tokenizer_fingerprint:
+        return
+    raise Problem(
+        422,
+        "other_tokens",
+        f"what {writer.model} writes are other tokens to the teacher {name}, which is to capture them: their "
+        "tokenizers differ. Leave `extraction` out, or name a teacher in it that has this tokenizer",
+        param="extraction.teacher",
+    )
 
 
 def _require_fields(resolved: ResolvedPlan, parsed: Mapping[str, PromptTemplate], rows: Iterable[Staged]) -> None:
@@ -184,13 +204,14 @@ def _require_chat_template(tokenizer: DocumentTokenizer, templates: Mapping[str,
         )
 
 
-def _plan_of(chained: ChainedExtraction, suffix: str) -> ExtractionPlan:
+def _plan_of(chained: ChainedExtraction, suffix: str, teacher: str | None) -> ExtractionPlan:
     """The extraction of the corpus with this suffix. Raises CaskNameError."""
     cask = f"{chained.cask}.{suffix}" if suffix else chained.cask
     if not is_cask_name(cask):
         raise CaskNameError(f"the cask {chained.cask!r} with the suffix of a corpus, {cask!r}, has too long a name")
     return ExtractionPlan(
         cask=cask,
+        teacher=teacher,
         capture=chained.capture,
         carrier=chained.carrier,
         max_length=chained.max_length,
@@ -234,6 +255,7 @@ def present(service: Service, row: GenerationRow) -> Generation:
         corpora=[GeneratedCorpus.model_validate(corpus) for corpus in row.corpora or []],
         **{name: getattr(now, name) for name in GenerationProgress.model_fields},
         teacher=row.teacher,
+        teacher_name=request.teacher,
         waiting=Reason.model_validate(row.waiting) if row.waiting else None,
         error=Reason.model_validate(row.error) if row.error else None,
     )

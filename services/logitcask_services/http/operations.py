@@ -1,13 +1,26 @@
-"""Routes that operators and probes use. Only `/v1/models` asks for a key."""
+"""Routes that operators and probes use. Only `/v1/models` and `/v1/teachers` ask for a key."""
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from logitcask_schemas.api.objects import Health, Model, ModelList, NotReady, Readiness, Version, WaitingWork
+from logitcask_schemas.api.objects import (
+    Health,
+    Model,
+    ModelList,
+    NamedTeacher,
+    NotReady,
+    Readiness,
+    TeacherList,
+    Version,
+    WaitingWork,
+)
+from logitcask_schemas.errors import ModelError
 from logitcask_schemas.terminal import installed_version
 from logitcask_services.http.access import Caller
 from logitcask_services.http.dependencies import MetricsDep, ServiceDep
 from logitcask_services.http.problems import documented
+from logitcask_services.jobs.teacher import TeacherFacts
+from logitcask_services.service import Service
 
 router = APIRouter(tags=["operations"])
 
@@ -48,18 +61,53 @@ async def show_version() -> Version:
 
 @router.get("/v1/models", responses=documented(401))
 def models(service: ServiceDep, _: Caller) -> ModelList:
-    """The teacher this service runs."""
-    facts = service.teacher.facts
-    if facts is None:
-        return ModelList(data=[])
-    identity = facts.identity
+    """The teachers that have been loaded, with their identities, in the operator's order."""
+    named = [(name, _facts_of(service, name)) for name in service.roster.names]
     return ModelList(
         data=[
             Model(
-                id=identity.model,
+                id=facts.model,
                 max_model_len=facts.max_model_len,
-                status=service.teacher.state,
-                teacher=identity.model_dump(mode="json"),
+                status=_state_of(service, name),
+                teacher=facts.identity.model_dump(mode="json"),
             )
+            for name, facts in named
+            if facts is not None and facts.identity is not None
         ]
     )
+
+
+@router.get("/v1/teachers", responses=documented(401))
+def teachers(service: ServiceDep, _: Caller) -> TeacherList:
+    """The teachers that requests may name, loaded or not; the first is meant where none is named."""
+    listed = []
+    for name in service.roster.names:
+        facts, fault = _facts_of(service, name), service.teacher.fault_of(name)
+        is_in_turn = name == service.teacher.name and service.teacher.state != "ready"
+        identity = None if facts is None else facts.identity
+        listed.append(
+            NamedTeacher(
+                name=name,
+                engine=service.roster.engine(name),
+                is_default=name == service.roster.names[0],
+                state=_state_of(service, name),
+                reason=fault or (service.teacher.reason if is_in_turn else None),
+                max_model_len=None if facts is None else facts.max_model_len,
+                teacher=None if identity is None else identity.model_dump(mode="json"),
+            )
+        )
+    return TeacherList(data=listed, has_students=service.roster.has_students)
+
+
+def _facts_of(service: Service, name: str) -> TeacherFacts | None:
+    """None, too, where its folder is no model any more; loading it says so."""
+    try:
+        return service.facts_of(name)
+    except ModelError:
+        return None
+
+
+def _state_of(service: Service, name: str) -> str:
+    if service.teacher.fault_of(name) is not None:
+        return "failed"
+    return service.teacher.state if service.teacher.name == name else "unloaded"

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from logitcask_schemas.api.objects import Preview
-from logitcask_schemas.api.requests import MAX_LENGTH, MIN_LENGTH, CaskName, LossOn, Overflow
+from logitcask_schemas.api.requests import MAX_LENGTH, MIN_LENGTH, CaskName, LossOn, Overflow, TeacherName
 from logitcask_schemas.cask.directory import LocalDirectory, read_manifest
 from logitcask_schemas.cask.format.layout import MANIFEST_NAME
 from logitcask_schemas.record.capture_spec import CaptureSpec
@@ -23,7 +23,7 @@ from logitcask_services.http.access import Caller
 from logitcask_services.http.dependencies import ServiceDep
 from logitcask_services.http.extraction_work import as_teacher_counts
 from logitcask_services.http.problems import Problem, documented
-from logitcask_services.jobs.teacher import TeacherFacts
+from logitcask_services.jobs.teacher import Role, TeacherFacts
 from logitcask_services.pilot.expected_bytes import expected_bytes, with_cask, with_hints
 from logitcask_services.service import Service
 
@@ -68,12 +68,13 @@ class PreviewQueue:
             self._here -= 1
 
 
-@router.post("", openapi_extra=BODY, responses=documented(400, 413, 415, 503, 507))
+@router.post("", openapi_extra=BODY, responses=documented(400, 404, 413, 415, 503, 507))
 async def create_preview(
     request: Request,
     service: ServiceDep,
     _: Caller,
     cask: CaskName | None = None,
+    teacher: TeacherName | None = None,
     capture: Annotated[str, Query(max_length=4096, description="A capture spec as JSON.")] = "{}",
     max_length: Annotated[int | None, Query(ge=MIN_LENGTH, le=MAX_LENGTH)] = None,
     overflow: Overflow = "truncate",
@@ -92,8 +93,9 @@ async def create_preview(
     async with queue.place() as turn:
         body = await received_lines(request)
         async with turn:
-            limits = _limits(service, max_length, overflow, loss_on)
-            return await run_in_threadpool(_previewed, service, body, cask, spec, limits, documents)
+            facts = await run_in_threadpool(loaded_facts, service, teacher)
+            limits = _limits(service, facts, max_length, overflow, loss_on)
+            return await run_in_threadpool(_previewed, service, body, cask, spec, facts, limits, documents)
 
 
 async def received_lines(request: Request) -> bytes:
@@ -109,8 +111,9 @@ async def received_lines(request: Request) -> bytes:
     return bytes(body)
 
 
-def _limits(service: Service, max_length: int | None, overflow: Overflow, loss_on: LossOn) -> DocumentLimits:
-    facts = loaded_facts(service)
+def _limits(
+    service: Service, facts: TeacherFacts, max_length: int | None, overflow: Overflow, loss_on: LossOn
+) -> DocumentLimits:
     if max_length is not None and max_length > facts.max_model_len:
         raise Problem(
             422,
@@ -119,7 +122,7 @@ def _limits(service: Service, max_length: int | None, overflow: Overflow, loss_o
             param="max_length",
         )
     return DocumentLimits(
-        vocab_size=facts.identity.vocab_size,
+        vocab_size=facts.vocab_size,
         max_length=max_length or facts.max_model_len,
         window=facts.max_model_len,
         overflow=overflow,
@@ -137,9 +140,13 @@ def _require_room_for_extents(service: Service, cask: str, prepared: Prepared) -
         manifest.require_extents(f"cask {cask!r}", "these lines give")
 
 
-def loaded_facts(service: Service) -> TeacherFacts:
-    """Of the teacher. Raises Problem 503 while it loads for the first time."""
-    if (facts := service.teacher.facts) is None:
+def loaded_facts(service: Service, asked: str | None, role: Role = "capture") -> TeacherFacts:
+    """Of the teacher that a request means.
+
+    Raises TeacherNameError, ModelError, Problem 503 where nothing is known of it before it is loaded.
+    """
+    service.roster.require(service.teacher_name(asked), role)
+    if (facts := service.facts_of(asked)) is None:
         raise Problem(
             503, "teacher_loading", "the teacher is loading; try again when it is ready", headers={"Retry-After": "5"}
         )
@@ -147,9 +154,14 @@ def loaded_facts(service: Service) -> TeacherFacts:
 
 
 def _previewed(
-    service: Service, body: bytes, cask: str | None, spec: CaptureSpec, limits: DocumentLimits, documents: int
+    service: Service,
+    body: bytes,
+    cask: str | None,
+    spec: CaptureSpec,
+    facts: TeacherFacts,
+    limits: DocumentLimits,
+    documents: int,
 ) -> Preview:
-    facts = loaded_facts(service)
     spec = as_teacher_counts(spec, facts)
     # Beside the token stores: what a crash leaves there is swept at the next start.
     scratch = service.folders.extractions / f"preview-{token_hex(8)}"
@@ -169,9 +181,9 @@ def _previewed(
         raise Problem(503, "stopping", "the service stops; try again when it is back") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    figures = expected_bytes(spec, facts.identity.vocab_size)
+    figures = expected_bytes(spec, facts.vocab_size)
     if cask is not None:
         _require_room_for_extents(service, cask, previewed.prepared)
         figures = with_cask(figures, service.folders.cask(cask), spec)
     figures = with_hints(figures, spec.hints, facts.hint_shape)
-    return previewed.object(figures, teacher=facts.identity.model, limits=limits)
+    return previewed.object(figures, teacher=facts.model, limits=limits)

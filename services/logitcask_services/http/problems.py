@@ -24,11 +24,13 @@ from logitcask_schemas.errors import (
     CaskWriteError,
     IdentityMismatchError,
     LogitcaskError,
+    ModelError,
 )
 from logitcask_services.corpora.file_kind import NotJsonLinesError
 from logitcask_services.folders import CaskNameError
 from logitcask_services.generation.errors import RecipeError
 from logitcask_services.jobs.extraction import IdempotencyConflictError, IllegalTransitionError, NotFoundError
+from logitcask_services.jobs.teacher_names import TeacherNameError
 from logitcask_services.jobs.waiting import disk_is_full
 
 MEDIA_TYPE = "application/problem+json"
@@ -116,6 +118,10 @@ def problem_of(error: LogitcaskError) -> Problem:
             return error
         case NotFoundError():
             return Problem(404, "not_found", str(error), param=f"{error.kind}_id")
+        case TeacherNameError():
+            return Problem(404 if error.code == "unknown_teacher" else 422, error.code, str(error), param="teacher")
+        case ModelError():
+            return Problem(422, "teacher_unusable", str(error), param="teacher")
         case IdempotencyConflictError():
             return Problem(422, "idempotency_key_reused", str(error), param="Idempotency-Key")
         case IllegalTransitionError():

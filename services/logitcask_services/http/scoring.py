@@ -26,6 +26,7 @@ from logitcask_services.http.problems import Problem, documented
 from logitcask_services.http.scoring_answers import as_json, prompt_logprobs_json, scores_of
 from logitcask_services.jobs.scoring_call import RefusalCode, ScoringCall, ScoringRefusedError
 from logitcask_services.jobs.teacher import TeacherFacts
+from logitcask_services.jobs.teacher_names import is_student
 from logitcask_services.service import Service
 
 SCORE, COMPLETIONS = "/v1/score", "/v1/completions"
@@ -41,6 +42,7 @@ STATUSES: Final[dict[RefusalCode, tuple[int, int | None]]] = {
     "request_too_large": (413, None),
     "too_much_waiting": (503, 1),
     "teacher_died": (503, 5),
+    "teacher_failed": (503, 60),
     "capture_failed": (422, None),
     "kills_teacher": (422, None),
     "stopping": (503, 10),
@@ -48,7 +50,7 @@ STATUSES: Final[dict[RefusalCode, tuple[int, int | None]]] = {
 """Status of each refusal, and seconds after which a caller may come again."""
 
 router = APIRouter(tags=["scoring"])
-ANSWERED = documented(400, 401, 413, 415, 422, 503)
+ANSWERED = documented(400, 401, 404, 413, 415, 422, 503)
 
 
 @router.post(
@@ -64,31 +66,34 @@ ANSWERED = documented(400, 401, 413, 415, 422, 503)
 )
 async def score(body: ScoreRequest, request: Request, service: ServiceDep, _: Caller) -> Response:
     """What the teacher says of some sequences, now. Nothing is kept."""
-    facts = _ready(service)
+    name, facts = await run_in_threadpool(_ready, service, body.teacher)
     as_arrow = MEDIA_TYPE in request.headers.get("accept", "")
     tasks = await run_in_threadpool(_tasks, body, facts)
     if not as_arrow:
         _require_few(tasks, body.capture)
-    documents = await _scored(request, service, tasks, body.capture, body.timeout)
+    documents = await _scored(request, service, tasks, body.capture, body.timeout, name)
 
     def answer() -> Response:
         if as_arrow:
-            frame = Frame(documents=documents, capture=body.capture, teacher=facts.identity)
+            now = service.facts_of(name)
+            assert now is not None  # it has just scored
+            assert now.identity is not None
+            frame = Frame(documents=documents, capture=body.capture, teacher=now.identity)
             return Response(encode_frame(frame), media_type=MEDIA_TYPE)
-        scores = {"object": "scores", "model": facts.identity.model, "data": [scores_of(each) for each in documents]}
+        scores = {"object": "scores", "model": facts.model, "data": [scores_of(each) for each in documents]}
         return Response(as_json(scores), media_type="application/json")
 
     return await run_in_threadpool(answer)
 
 
-@router.post(COMPLETIONS, response_model=Completion, responses={**ANSWERED, **documented(404, 501)})
+@router.post(COMPLETIONS, response_model=Completion, responses={**ANSWERED, **documented(501)})
 async def completions(body: CompletionRequest, request: Request, service: ServiceDep, _: Caller) -> Response:
     """The shape of vLLM's server that TRL's trainers use: `prompt_logprobs` of given token ids. Generates nothing."""
-    facts = _ready(service)
-    if body.model not in (None, facts.identity.model):
-        raise Problem(
-            404, "not_found", f"there is no model {body.model!r}, but {facts.identity.model!r}", param="model"
-        )
+    asked = body.model if body.model in service.roster.names else None
+    name, facts = await run_in_threadpool(_ready, service, asked)
+    if body.model not in (None, name, facts.model):
+        there = ", ".join(map(repr, dict.fromkeys((facts.model, *service.roster.names))))
+        raise Problem(404, "not_found", f"there is no model {body.model!r}, but {there}", param="model")
     if body.max_tokens > 1:
         raise Problem(
             501,
@@ -101,7 +106,7 @@ async def completions(body: CompletionRequest, request: Request, service: Servic
     scored = ScoreRequest.model_construct(input_ids=sequences, capture=spec)
     tasks = await run_in_threadpool(_tasks, scored, facts)
     _require_few(tasks, spec)
-    documents = await _scored(request, service, tasks, spec, MAX_TIMEOUT)
+    documents = await _scored(request, service, tasks, spec, MAX_TIMEOUT, name)
 
     def answer() -> Response:
         choices = ",".join(
@@ -115,7 +120,7 @@ async def completions(body: CompletionRequest, request: Request, service: Servic
                 "id": f"cmpl-{token_hex(12)}",
                 "object": "text_completion",
                 "created": int(time.time()),
-                "model": facts.identity.model,
+                "model": facts.model,
                 "usage": {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens},
             }
         ).decode()
@@ -146,17 +151,23 @@ for _method, _path in (
     router.add_api_route(_path, weights_are_fixed, methods=[_method], include_in_schema=False)
 
 
-def _ready(service: Service) -> TeacherFacts:
-    """The teacher, where it can be asked now. Raises Problem 503."""
-    state, facts = service.teacher.state, service.teacher.facts
-    if facts is None or state != "ready":
+def _ready(service: Service, asked: str | None) -> tuple[str, TeacherFacts]:
+    """The teacher's name, where it can be asked now: the loaded one, unless another is named, which waits for its turn.
+
+    Raises TeacherNameError, ModelError, Problem 503.
+    """
+    state, loaded = service.teacher.state, service.teacher.name
+    name = asked or (service.roster.names[0] if is_student(loaded) else loaded)
+    service.roster.require(name, "capture")
+    facts = service.facts_of(name)
+    if facts is None or not (state == "ready" or (state == "switching" and asked is not None)):
         raise Problem(
             503,
             f"teacher_{state}",
             f"{service.teacher.reason or 'the teacher is loading'}; try again when it is ready",
             headers={"Retry-After": "5"},
         )
-    return facts
+    return name, facts
 
 
 def _tasks(body: ScoreRequest, facts: TeacherFacts) -> list[CaptureTask]:
@@ -166,7 +177,7 @@ def _tasks(body: ScoreRequest, facts: TeacherFacts) -> list[CaptureTask]:
         if given is not None and len(given) != len(sequences):
             raise _invalid(name, f"{len(given)} entries for {len(sequences)} sequences; give one for each")
     try:
-        body.capture.require_vocabulary(facts.identity.vocab_size)
+        body.capture.require_vocabulary(facts.vocab_size)
     except CaptureSpecError as error:
         raise _invalid("capture", str(error)) from error
     if body.capture.hints is not None:
@@ -183,7 +194,7 @@ def _tasks(body: ScoreRequest, facts: TeacherFacts) -> list[CaptureTask]:
             recorded_R2=np.array([[first, len(tokens) - 1]], dtype=np.uint32) if 0 < first < len(tokens) - 1 else None,
             context=ContextTokens(token_ids_C=np.array(context, dtype=np.uint32)) if context else None,
         )
-        reason = refusal(task, max_model_len=facts.max_model_len, vocab_size=facts.identity.vocab_size)
+        reason = refusal(task, max_model_len=facts.max_model_len, vocab_size=facts.vocab_size)
         if reason is not None:
             raise _invalid(f"input_ids.{index}", f"sequence {index}: {reason}")
         if first > len(tokens) - 2:
@@ -225,11 +236,11 @@ def _require_few(tasks: Sequence[CaptureTask], spec: CaptureSpec) -> None:
 
 
 async def _scored(
-    request: Request, service: Service, tasks: list[CaptureTask], spec: CaptureSpec, seconds: float
+    request: Request, service: Service, tasks: list[CaptureTask], spec: CaptureSpec, seconds: float, teacher: str
 ) -> list[DocumentRecords]:
     """Wait in line with everybody else. Raises Problem, and ClientDisconnect where the caller has gone."""
     try:
-        call = await run_in_threadpool(service.scoring.submit, tasks, spec)
+        call = await run_in_threadpool(service.scoring.submit, tasks, spec, teacher)
         try:
             return await _awaited(request, service, call, min(seconds, service.settings.score_deadline_seconds))
         finally:

@@ -14,6 +14,7 @@ from logitcask_services.http import logs, problems
 from logitcask_services.http.access import MAX_HEAD_BYTES, require_safe_host
 from logitcask_services.http.app import create_app
 from logitcask_services.http.connections import ConnectionLimits, Gate, connection_class, raise_descriptor_limit
+from logitcask_services.jobs.roster import Roster
 from logitcask_services.jobs.teacher import LoadHinted, Role, Teacher
 from logitcask_services.service import Service
 from logitcask_services.settings import ServiceSettings, SettingsError
@@ -102,7 +103,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 def serve(
     settings: ServiceSettings,
-    load: Callable[[Role], Teacher],
+    load: Callable[[Role], Teacher] | Roster,
     *,
     announce: Callable[[str], None],
     load_hinted: LoadHinted | None = None,

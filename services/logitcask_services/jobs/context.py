@@ -15,9 +15,11 @@ from logitcask_services.jobs.database.generations import GenerationStore
 from logitcask_services.jobs.database.log import JobLog
 from logitcask_services.jobs.demonstration_corpora import DemonstrationCorpora
 from logitcask_services.jobs.live import Heartbeat, LiveProgress, Signals
+from logitcask_services.jobs.roster import OneTeacher, Roster
 from logitcask_services.jobs.scoring import Scoring
 from logitcask_services.jobs.scoring_call import ScoringLimits
-from logitcask_services.jobs.teacher import LoadHinted, Role, Teacher, TeacherSupervisor
+from logitcask_services.jobs.teacher import LoadHinted, Role, Teacher, TeacherFacts, TeacherSupervisor
+from logitcask_services.jobs.teacher_names import name_of_model
 from logitcask_services.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
@@ -33,11 +35,12 @@ class JobContext:
     Args:
         settings: Where and how.
         load: Loads the teacher for a role; called in a thread of its own, again after each death and for another role.
-        load_hinted: The same for hints, see `TeacherSupervisor`.
+            Where there are several, or students: who they are.
+        load_hinted: The same for hints, for engines that settle their layers when they start; None: there are no such.
     """
 
     def __init__(
-        self, settings: ServiceSettings, load: Callable[[Role], Teacher], load_hinted: LoadHinted | None = None
+        self, settings: ServiceSettings, load: Callable[[Role], Teacher] | Roster, load_hinted: LoadHinted | None = None
     ) -> None:
         self.settings = settings
         self.folders = ServiceFolders(settings.cask_root, settings.state_dir)
@@ -53,13 +56,17 @@ class JobContext:
         self.progress = LiveProgress()
         self.heartbeat = Heartbeat()
         """Of the teacher, while a run waits for it."""
+        self.roster: Roster = (
+            OneTeacher(load, load_hinted, name=name_of_model(settings.teacher), engine=settings.engine)
+            if callable(load)
+            else load
+        )
         self.teacher = TeacherSupervisor(
-            load,
+            self.roster,
             restarts=settings.engine_restarts,
             backoff_seconds=settings.engine_backoff_seconds,
             stopping=self.signals.stopping,
             ready=lambda: self.signals.changed(""),
-            load_hinted=load_hinted,
         )
         self.scoring = Scoring(
             wake=lambda: self.signals.changed(""),
@@ -76,12 +83,31 @@ class JobContext:
         self.exit_code = 0
         self.on_crash: Callable[[], None] | None = None
 
+    def teacher_name(self, asked: str | None) -> str:
+        """The teacher that a request means: the one it names, or the first."""
+        return self.roster.names[0] if asked is None else asked
+
+    def facts_of(self, asked: str | None) -> TeacherFacts | None:
+        """What is known of the teacher that a request means; None: nothing before it is loaded for the first time.
+
+        Raises TeacherNameError, or ModelError where its folder is no model.
+        """
+        return self.teacher.facts_of(self.teacher_name(asked))
+
     def crashed(self, reason: str, *, teacher_failed: bool = False) -> None:
         """End the service, because a thread cannot go on; or because the teacher cannot, which a new process may."""
         self.crash, self.exit_code = reason, TEACHER_FAILED if teacher_failed else FAILED
         logger.critical("%s", reason)
         if self.on_crash is not None:
             self.on_crash()
+
+
+def facts_document(facts: TeacherFacts) -> dict[str, Any]:
+    """Who a job was prepared for: the identity, or as much of it as is known before the teacher is loaded."""
+    if facts.identity is not None:
+        return teacher_document(facts.identity)
+    known = ("model", "vocab_size", "tokenizer_fingerprint", "template_hash")
+    return {name: getattr(facts, name) for name in known}
 
 
 def teacher_document(identity: TeacherIdentity) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from logitcask_schemas.api.generation import RowCounts, StepDrops
+from logitcask_schemas.api.generation import GenerationPlan, RowCounts, StepDrops
 from logitcask_schemas.api.objects import Failure
 from logitcask_schemas.api.requests import ExtractionRequest
 from logitcask_services.corpora.uploads import CorpusUpload
@@ -17,6 +17,7 @@ from logitcask_services.jobs.database.generations import WrittenCorpus
 from logitcask_services.jobs.database.tables import GenerationRow
 from logitcask_services.jobs.generation_work import GenerationWork
 from logitcask_services.jobs.job_run import Ending
+from logitcask_services.jobs.teacher_names import is_student
 
 MAX_LISTED = 10_000
 """So many rows that were left out are listed one by one; all are counted."""
@@ -102,6 +103,7 @@ def _finished(row: GenerationRow, suffix: str, upload: CorpusUpload, *, rows: in
     if chained is not None:
         extraction = ExtractionRequest(
             corpus_id=row.corpus_id,
+            teacher=reader_of(row.request),
             cask=f"{chained.cask}.{suffix}" if suffix else chained.cask,
             capture=chained.capture,
             carrier=chained.carrier,
@@ -111,6 +113,16 @@ def _finished(row: GenerationRow, suffix: str, upload: CorpusUpload, *, rows: in
         )
     name = f"{row.id}.{suffix}" if suffix else row.id
     return WrittenCorpus(suffix=suffix, stored=stored, name=name, rows=rows, documents=documents, extraction=extraction)
+
+
+def reader_of(plan: GenerationPlan) -> str | None:
+    """Who captures what was written, as a request names it: whoever wrote it, unless another is named.
+
+    Students are not captured: what they write the first teacher reads.
+    """
+    if plan.extraction is not None and plan.extraction.teacher is not None:
+        return plan.extraction.teacher
+    return None if plan.teacher is not None and is_student(plan.teacher) else plan.teacher
 
 
 def _unwritten(suffixes: Sequence[str]) -> str | None:

@@ -8,12 +8,12 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from logitcask_schemas.api.objects import Failure
-from logitcask_schemas.errors import CaptureSpecError, LogitcaskError
+from logitcask_schemas.errors import CaptureSpecError, LogitcaskError, ModelError
 from logitcask_schemas.terminal import counted
 from logitcask_services.corpora.prepare import DocumentLimits, PreparationStoppedError, Prepared, prepare
 from logitcask_services.corpora.token_store import TokenStore
 from logitcask_services.engines.hint_shape import hint_bytes_per_document, hint_bytes_per_position, resolve_hints
-from logitcask_services.jobs.context import JobContext, teacher_document
+from logitcask_services.jobs.context import JobContext, facts_document
 from logitcask_services.jobs.database.log import JobLog
 from logitcask_services.jobs.database.tables import ExtractionRow
 from logitcask_services.jobs.extraction import (
@@ -24,6 +24,7 @@ from logitcask_services.jobs.extraction import (
     plan_chunks,
 )
 from logitcask_services.jobs.teacher import TeacherFacts
+from logitcask_services.jobs.teacher_names import TeacherNameError
 from logitcask_services.jobs.waiting import (
     Schedule,
     SetAsideError,
@@ -110,11 +111,8 @@ class Preparer(threading.Thread):
                 finally:
                     self._claims.release(row.id)
                 return True
-        facts = self._context.teacher.facts
-        if facts is None:
-            return False
         for row in self._due():
-            if self._claim(row):
+            if (facts := self._facts_of(row)) is not None and self._claim(row):
                 try:
                     self._prepare(row, facts)
                     self._set_aside.forget(row.id)
@@ -129,6 +127,14 @@ class Preparer(threading.Thread):
                     self._claims.release(row.id)
                 return True
         return False
+
+    def _facts_of(self, row: ExtractionRow) -> TeacherFacts | None:
+        """Of its teacher; None before that is loaded for the first time, or where it cannot be used now."""
+        try:
+            return self._context.facts_of(row.request.teacher)
+        except (ModelError, TeacherNameError) as error:
+            self._context.extractions.set_waiting(row.id, ("teacher_unusable", str(error)))
+            return None
 
     def _claim(self, row: ExtractionRow) -> bool:
         """Claim a row that is as it was listed: the other thread may have claimed it, and been done, in between."""
@@ -185,7 +191,7 @@ class Preparer(threading.Thread):
             return list(plan_chunks(offsets_D1, budget, most))
 
         plan = waiter.run(planned)
-        waiter.run(lambda: context.chunks.save_preparation(row.id, prepared, teacher_document(facts.identity), plan))
+        waiter.run(lambda: context.chunks.save_preparation(row.id, prepared, facts_document(facts), plan))
 
     def _waiter(self, row: ExtractionRow) -> Waiter:
         context, settings = self._context, self._context.settings
@@ -206,7 +212,7 @@ class Preparer(threading.Thread):
         uploaded = context.corpora.get(row.corpus_id)
         corpus = context.storage.path(uploaded.sha256)
         limits = DocumentLimits(
-            vocab_size=facts.identity.vocab_size,
+            vocab_size=facts.vocab_size,
             max_length=row.request.max_length or facts.max_model_len,
             window=facts.max_model_len,
             loss_on=row.request.loss_on,
@@ -296,7 +302,7 @@ def _request_fault(row: ExtractionRow, facts: TeacherFacts) -> tuple[str, str] |
             f"max_length {max_length} is more than the teacher's context of {facts.max_model_len} tokens",
         )
     try:
-        row.request.capture.require_vocabulary(facts.identity.vocab_size)
+        row.request.capture.require_vocabulary(facts.vocab_size)
     except CaptureSpecError as error:
         return "pinned_ids", str(error)
     try:

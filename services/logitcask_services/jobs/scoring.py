@@ -1,17 +1,18 @@
 """Scoring now: callers wait for the records of a few sequences, the worker lets them in among a job's documents.
 
-A call is some sequences under one capture spec. Calls of all callers wait in one line, which is bounded. While an
-extraction runs, its stream of tasks takes sequences from the line in between; while none runs, the worker streams the
-line alone, and whoever comes meanwhile joins what is under way. Nothing of this is durable.
+A call is some sequences under one capture spec. Calls for one teacher wait in one line; all lines together are
+bounded. While an extraction runs, its stream of tasks takes sequences from its teacher's line in between; while none
+runs, the worker streams a line alone, and whoever comes meanwhile joins what is under way. Nothing of this is durable.
 
 A teacher that dies takes with it what was in flight. Each such call is told so and may come again; a sequence that was
 there at two deaths waits until it can be alone with the teacher, and one that was alone at two deaths is refused.
 """
 
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Final
 
 from logitcask_schemas.errors import CaptureSpecError
@@ -54,7 +55,10 @@ class Scoring:
         self._heartbeat = heartbeat
         self._progressed = progressed
         self._lock = threading.Lock()
-        self._line: deque[ScoringSequence] = deque()
+        self._lines: defaultdict[str, deque[ScoringSequence]] = defaultdict(deque)
+        """By teacher. Only that of the loaded one moves."""
+        self.serving = ""
+        """Name of the teacher that is loaded; the worker says so before it streams."""
         self._suspects: deque[ScoringSequence] = deque()
         """Those that wait to be alone with the teacher."""
         self._waiting_tokens = 0
@@ -72,15 +76,34 @@ class Scoring:
     @property
     def waiting_sequences(self) -> int:
         """Sequences that are not yet with the teacher."""
-        return len(self._line) + len(self._suspects)
+        return sum(map(len, [*self._lines.values()])) + len(self._suspects)
 
     @property
     def is_waited_for(self) -> bool:
         """Whether any sequence is not yet with the teacher."""
-        return bool(self._line or self._suspects)
+        return any([*self._lines.values()]) or bool(self._suspects)
 
-    def submit(self, tasks: Sequence[CaptureTask], spec: CaptureSpec) -> ScoringCall:
-        """Put sequences into the line; the keys of the tasks do not matter.
+    def wanted(self, loaded: str) -> str | None:
+        """The teacher to score with next: the loaded one while anybody waits for it; None where nobody waits."""
+        with self._lock:
+            names = [name for name, line in self._lines.items() if line] + [each.teacher for each in self._suspects]
+        return loaded if loaded in names else next(iter(names), None)
+
+    def refuse(self, teacher: str, reason: str) -> None:
+        """Whoever waits for a teacher that will not be loaded is told."""
+        with self._lock:
+            waiting = [*self._lines.pop(teacher, ()), *(each for each in self._suspects if each.teacher == teacher)]
+            self._suspects = deque(each for each in self._suspects if each.teacher != teacher)
+            self._waiting_tokens -= sum(each.tokens for each in waiting)
+        for each in waiting:
+            each.call.fail(ScoringRefusedError("teacher_failed", f"{teacher} was given up: {reason}"))
+
+    @property
+    def _line(self) -> deque[ScoringSequence]:
+        return self._lines[self.serving]
+
+    def submit(self, tasks: Sequence[CaptureTask], spec: CaptureSpec, teacher: str = "") -> ScoringCall:
+        """Put sequences into a teacher's line; the keys of the tasks do not matter.
 
         Raises:
             ScoringRefusedError: too large, too much waits already, or one of them has killed the teacher.
@@ -94,6 +117,7 @@ class Scoring:
                 index=index,
                 identity=document_id(task.token_ids_L, task.extent),
                 tokens=tokens[index],
+                teacher=teacher,
                 plain=replace(task, spec=spec),
             )
             for index, task in enumerate(tasks)
@@ -109,7 +133,7 @@ class Scoring:
                     f"{self._waiting_tokens} tokens wait to be scored, and with these {sum(tokens)} it would be more "
                     f"than {self.limits.waiting_tokens}; try again when some of them are done",
                 )
-            self._line.extend(sequences)
+            self._lines[teacher].extend(sequences)
             self._waiting_tokens += sum(tokens)
             idle = not self._streaming
         if idle:
@@ -120,7 +144,7 @@ class Scoring:
         """Nobody waits for it any more: what has not begun is not begun."""
         call.fail(ScoringRefusedError("stopping", "nobody waits for it"))
         with self._lock:
-            for line in (self._line, self._suspects):
+            for line in (*self._lines.values(), self._suspects):
                 self._waiting_tokens -= sum(each.tokens for each in line if each.call is call)
                 kept = [each for each in line if each.call is not call]
                 line.clear()
@@ -130,8 +154,8 @@ class Scoring:
         """The service stops: whoever waits is told, whoever comes is refused."""
         with self._lock:
             self._closed = True
-            waiting = [*self._line, *self._suspects]
-            self._line.clear()
+            waiting = [*chain(*self._lines.values()), *self._suspects]
+            self._lines.clear()
             self._suspects.clear()
             self._waiting_tokens = 0
         for each in waiting:
@@ -233,8 +257,9 @@ class Scoring:
 
     def _next_suspect(self) -> ScoringSequence | None:
         with self._lock:
-            while self._suspects:
-                sequence = self._suspects.popleft()
+            while mine := [each for each in self._suspects if each.teacher == self.serving]:
+                sequence = mine[0]
+                self._suspects.remove(sequence)
                 self._waiting_tokens -= sequence.tokens
                 if self._record.is_killer(sequence):
                     sequence.call.fail(sequence.refusal())

@@ -10,7 +10,13 @@ from logitcask_schemas.errors import LogitcaskError
 from logitcask_schemas.record.records import DocumentRecords
 
 RefusalCode = Literal[
-    "request_too_large", "too_much_waiting", "teacher_died", "capture_failed", "kills_teacher", "stopping"
+    "request_too_large",
+    "too_much_waiting",
+    "teacher_died",
+    "teacher_failed",
+    "capture_failed",
+    "kills_teacher",
+    "stopping",
 ]
 
 

@@ -23,6 +23,8 @@ class ScoringSequence:
     identity: bytes
     tokens: int
     """That the teacher reads."""
+    teacher: str = ""
+    """Its name."""
     plain: CaptureTask
 
     @property

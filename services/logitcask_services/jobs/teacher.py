@@ -3,9 +3,10 @@
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 from logitcask_schemas.errors import CaptureSpecError, LogitcaskError, MissingExtraError, ModelError
 from logitcask_schemas.record.hint_spec import HintSpec
@@ -15,6 +16,10 @@ from logitcask_services.engines.engine import Engine
 from logitcask_services.engines.generator import Generator
 from logitcask_services.engines.hint_shape import HintShape
 from logitcask_services.jobs.live import Heartbeat
+from logitcask_services.jobs.teacher_names import TeacherNameError
+
+if TYPE_CHECKING:
+    from logitcask_services.jobs.roster import Roster
 
 
 @dataclass(slots=True)
@@ -81,12 +86,36 @@ class Teacher:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherFacts:
-    """What stays known of the teacher while it restarts."""
+    """What is known of a teacher while it is not in memory: before it was first, what its folder says."""
 
-    identity: TeacherIdentity
+    model: str
+    """Name for people."""
+    vocab_size: int
+    tokenizer_fingerprint: str
+    template_hash: str | None
     max_model_len: int
     tokenizer: DocumentTokenizer
     hint_shape: HintShape | None = None
+    identity: TeacherIdentity | None = None
+    """Once it was loaded as it is now."""
+    stamp: str = ""
+    """Of its files, see `Roster.facts`: facts of other files are no facts of these."""
+
+    @classmethod
+    def of(cls, teacher: Teacher, stamp: str) -> Self:
+        """Of one that is loaded."""
+        identity = teacher.identity
+        return cls(
+            model=identity.model,
+            vocab_size=identity.vocab_size,
+            tokenizer_fingerprint=identity.tokenizer_fingerprint,
+            template_hash=identity.template_hash,
+            max_model_len=min(part.max_model_len for part in teacher.parts.values()),
+            tokenizer=teacher.tokenizer,
+            hint_shape=teacher.hint_shape,
+            identity=identity,
+            stamp=stamp,
+        )
 
 
 LoadHinted = Callable[[HintSpec], Teacher]
@@ -94,40 +123,47 @@ LoadHinted = Callable[[HintSpec], Teacher]
 
 
 class TeacherSupervisor:
-    """Owns the engine. `ensure`, `died`, `progressed` and `close` belong to the worker thread; the rest is for all."""
+    """Owns the engine. `ensure`, `died`, `progressed` and `close` belong to the worker thread; the rest is for all.
+
+    One teacher is in memory. Another is loaded for another name, role or hints, and where the files have changed.
+    """
 
     def __init__(
         self,
-        load: Callable[[Role], Teacher],
+        roster: "Roster",
         *,
         restarts: int,
         backoff_seconds: float,
         stopping: threading.Event,
         ready: Callable[[], None],
-        load_hinted: LoadHinted | None = None,
     ) -> None:
         """Nothing is loaded yet.
 
         Args:
-            load: Loads it for a role.
+            roster: Who may be loaded.
             restarts: Of a dead teacher, without progress between them.
             backoff_seconds: Before the first of them.
             stopping: Set when the service stops.
             ready: Called when the teacher is.
-            load_hinted: For engines that settle the layers of hints when they start; None: there are no such.
         """
-        self._load = load
-        self._load_hinted = load_hinted
+        self.roster = roster
+        self.name = roster.names[0]
+        """Of the teacher that is loaded, or is to be."""
+        self._version = ""
+        self._known: dict[str, TeacherFacts] = {}
+        self._given_up: dict[str, str] = {}
+        """Names that will not be loaded again, and why; a student's until it is asked for again."""
         self._hints: HintSpec | None = None
         """What the teacher is loaded with, or is to be."""
-        self._refused: dict[HintSpec, str] = {}
-        """Hints that it could not be loaded with, and why."""
+        self._refused: dict[tuple[str, HintSpec], str] = {}
+        """Hints that one could not be loaded with, and why."""
         self._restarts = restarts
         self._backoff = backoff_seconds
         self._stopping = stopping
         self._ready = ready
         self._teacher: Teacher | None = None
-        self._failures = 0
+        self._failures: Counter[str] = Counter()
+        """By name, since its last progress."""
         self._role: Role = "capture"
         self.deaths = 0
         self.loads = 0
@@ -135,8 +171,11 @@ class TeacherSupervisor:
         self.state: TeacherState = "loading"
         self.reason: str = "the teacher is loading"
         self.facts: TeacherFacts | None = None
+        """Of the teacher that is loaded, or was last."""
 
-    def ensure(self, role: Role | None = None, hints: HintSpec | None = None) -> Teacher | None:
+    def ensure(
+        self, role: Role | None = None, hints: HintSpec | None = None, name: str | None = None
+    ) -> Teacher | None:
         """The teacher in a role, loading it first where needed; None when the service stops or the teacher is given up.
 
         A teacher that cannot be loaded with the hints is loaded without them, see `refusal_of`.
@@ -144,44 +183,48 @@ class TeacherSupervisor:
         Args:
             role: None: the one it has, or had last; `capture` at first.
             hints: For `capture`: what it shall give, resolved; None: nothing in particular.
+            name: Of the teacher; None: the one that is loaded, or was last, or where that is given up another.
         """
-        if role is not None and self._teacher is not None:
-            lacks_hints = role in self._teacher.parts and self._lacks(self._teacher, hints)
-            if role not in self._teacher.parts or lacks_hints:
-                what = "give hints of other layers" if lacks_hints else role
+        if name is not None and name not in self.roster.names:
+            self._given_up.pop(name, None)  # what was wrong with a student's files may be right now
+        if role is not None:
+            version = self._version_of(name or self.name)
+            if self._teacher is not None and (what := self._why_anew(role, hints, name or self.name, version)):
                 self.state, self.reason = "switching", f"the teacher is being loaded to {what}"
                 logger.info("%s", self.reason)
                 self._release()
+        if self._teacher is None:
+            self.name = name or self.name
         if role is not None and self._teacher is None:
-            self._hints = None if hints is None or self._plain(hints) in self._refused else self._plain(hints)
+            is_refused = hints is None or (self.name, self._plain(hints)) in self._refused
+            self._hints = None if hints is None or is_refused else self._plain(hints)
         self._role = role or self._role
         while self._teacher is None and self.state != "failed":
-            if self._failures and self._stopping.wait(self._pause()):
+            if self.name in self._given_up:
+                if name is not None:
+                    break
+                self.name = next(each for each in self.roster.names if each not in self._given_up)
+            if self._failures[self.name] and self._stopping.wait(self._pause()):
                 break
             if self._stopping.is_set():
                 break
             try:
                 began = time.monotonic()
                 with self.load_heartbeat.expected():
-                    teacher = self._loaded()
-            except (ModelError, CaptureSpecError, MissingExtraError) as error:
+                    teacher, facts = self._loaded()
+            except (ModelError, CaptureSpecError, MissingExtraError, TeacherNameError) as error:
                 if self._hints is None:
                     self._give_up(str(error))
                 else:  # the hints are at fault, which one job alone asks for
                     logger.warning("loaded without hints: %s", error)
-                    self._refused[self._hints], self._hints = str(error), None
+                    self._refused[self.name, self._hints], self._hints = str(error), None
             except Exception as error:
                 logger.exception("the teacher could not be loaded")
                 self._fail(f"the teacher could not be loaded: {_text(error)}")
             else:
                 self._teacher = teacher
                 self.loads += 1
-                self.facts = TeacherFacts(
-                    identity=teacher.identity,
-                    max_model_len=min(part.max_model_len for part in teacher.parts.values()),
-                    tokenizer=teacher.tokenizer,
-                    hint_shape=teacher.hint_shape,
-                )
+                self.facts = self._known[self.name] = facts
                 self.state, self.reason = "ready", ""
                 roles, seconds = " and ".join(teacher.parts), time.monotonic() - began
                 logger.info("teacher ready to %s after %.1f s: %s", roles, seconds, teacher.identity.model)
@@ -189,19 +232,59 @@ class TeacherSupervisor:
         return self._teacher
 
     def refusal_of(self, hints: HintSpec) -> str | None:
-        """Why the teacher could not be loaded with hints; None where it was never tried, or could."""
-        return self._refused.get(self._plain(hints))
+        """Why the loaded teacher could not be loaded with hints; None where it was never tried, or could."""
+        return self._refused.get((self.name, self._plain(hints)))
 
-    def _loaded(self) -> Teacher:
-        if self._hints is not None and self._role == "capture" and self._load_hinted is not None:
-            return self._load_hinted(self._hints)
-        return self._load(self._role)
+    def facts_of(self, name: str) -> TeacherFacts | None:
+        """What is known of a teacher; None: nothing before it is first loaded. Raises as `Roster.facts`."""
+        of_folder, known = self.roster.facts(name), self._known.get(name)
+        return known if known is not None and (of_folder is None or of_folder.stamp == known.stamp) else of_folder
+
+    def fault_of(self, name: str) -> str | None:
+        """Why a teacher was given up; None where it was not."""
+        return self._given_up.get(name)
+
+    def _loaded(self) -> tuple[Teacher, TeacherFacts]:
+        """The teacher, from files that did not change meanwhile. Raises ModelError, and what loading raises."""
+        name, before = self.name, self.roster.facts(self.name)
+        version = self.roster.version(name)
+        hints = self._hints if self._role == "capture" and self.roster.settles_hints else None
+        teacher = self.roster.load(name, self._role, hints)
+        try:
+            if self.roster.version(name) != version:
+                raise ModelError(
+                    f"the files of {name} changed while it was loaded; write them elsewhere, and rename the folder "
+                    "when it is whole"
+                )
+        except BaseException:
+            _close(teacher)
+            raise
+        self._version = version
+        return teacher, TeacherFacts.of(teacher, "" if before is None else before.stamp)
+
+    def _version_of(self, name: str) -> str | None:
+        """None where it cannot be told; loading it will say why."""
+        try:
+            return self.roster.version(name)
+        except (ModelError, TeacherNameError, OSError):
+            return None
+
+    def _why_anew(self, role: Role, hints: HintSpec | None, name: str, version: str | None) -> str | None:
+        """What it must be loaded anew for; None where the one in memory will do."""
+        assert self._teacher is not None
+        if name != self.name:
+            return f"be {name}"
+        if version != self._version:
+            return "be as its files are now"
+        if role not in self._teacher.parts:
+            return role
+        return "give hints of other layers" if self._lacks(self._teacher, hints) else None
 
     def _lacks(self, teacher: Teacher, hints: HintSpec | None) -> bool:
         """Whether loading the teacher anew would give hints that it does not give now."""
-        if hints is None or teacher.engine is None or self._load_hinted is None:
+        if hints is None or teacher.engine is None or not self.roster.settles_hints:
             return False
-        is_refused = teacher.hint_shape is None or self._plain(hints) in self._refused
+        is_refused = teacher.hint_shape is None or (self.name, self._plain(hints)) in self._refused
         return not is_refused and not teacher.engine.gives_hints(hints)
 
     @staticmethod
@@ -231,11 +314,11 @@ class TeacherSupervisor:
 
     def progressed(self) -> None:
         """Something the teacher made is safe: earlier deaths no longer count."""
-        self._failures = 0
+        del self._failures[self.name]
 
     @property
     def given_up(self) -> bool:
-        """Whether the teacher will not be loaded again."""
+        """Whether no teacher will be loaded again."""
         return self.state == "failed"
 
     def close(self) -> None:
@@ -245,30 +328,39 @@ class TeacherSupervisor:
             self.state, self.reason = "stopped", "the service is stopping"
 
     def _fail(self, reason: str) -> None:
-        self._failures += 1
-        if self._failures > self._restarts:
-            self._give_up(f"{reason}. It was given up after {self._failures} failure(s) without progress between them")
+        self._failures[self.name] += 1
+        if (failures := self._failures[self.name]) > self._restarts:
+            self._give_up(f"{reason}. It was given up after {failures} failure(s) without progress between them")
         else:
             self.state = "restarting"
-            self.reason = f"{reason}. Restart {self._failures} of {self._restarts} follows"
+            self.reason = f"{reason}. Restart {failures} of {self._restarts} follows"
             logger.warning("%s", self.reason)
 
     def _give_up(self, reason: str) -> None:
-        self.state, self.reason = "failed", reason
-        logger.error("%s", reason)
+        """The service lives on while it has another teacher."""
+        self._given_up[self.name] = reason
+        del self._failures[self.name]
+        if self._given_up.keys() >= set(self.roster.names):
+            self.state, self.reason = "failed", reason
+        else:
+            self.state, self.reason = "switching", f"{self.name} was given up: {reason}"
+        logger.error("%s", self.reason)
 
     def _pause(self) -> float:
-        return min(self._backoff * 2.0 ** (self._failures - 1), LONGEST_PAUSE)
+        return min(self._backoff * 2.0 ** (self._failures[self.name] - 1), LONGEST_PAUSE)
 
     def _release(self) -> None:
         teacher, self._teacher = self._teacher, None
-        if teacher is None:
-            return
-        for part in teacher.parts.values():
-            try:
-                part.close()
-            except Exception:  # an engine may fail in any way; the teacher is given up either way, and the log has why
-                logger.warning("closing the teacher failed", exc_info=True)
+        if teacher is not None:
+            _close(teacher)
+
+
+def _close(teacher: Teacher) -> None:
+    for part in teacher.parts.values():
+        try:
+            part.close()
+        except Exception:  # an engine may fail in any way; the teacher is given up either way, and the log has why
+            logger.warning("closing the teacher failed", exc_info=True)
 
 
 def _text(error: BaseException) -> str:

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
@@ -17,20 +17,21 @@ from logitcask_schemas.errors import (
     LogitcaskError,
 )
 from logitcask_schemas.record.hint_spec import HintSpec
-from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_services.engines.hint_shape import resolve_hints
 from logitcask_services.generation.errors import AnswersMisplacedError, RecipeError
 from logitcask_services.jobs.answer_files import AnswersDamagedError
+from logitcask_services.jobs.assignment import Assignment, role_of
 from logitcask_services.jobs.context import JobContext, teacher_document
-from logitcask_services.jobs.database.extractions import TOKENS, ExtractionStore
-from logitcask_services.jobs.database.generations import WEIGHTS, GenerationStore
+from logitcask_services.jobs.database.extractions import ExtractionStore
+from logitcask_services.jobs.database.generations import GenerationStore
 from logitcask_services.jobs.database.tables import ExtractionRow, GenerationRow, JobRow
 from logitcask_services.jobs.extraction import IllegalTransitionError
 from logitcask_services.jobs.extraction_run import ExtractionRun
 from logitcask_services.jobs.generation_run import GenerationRun
 from logitcask_services.jobs.guests import ScoringGuests
 from logitcask_services.jobs.job_run import JobRun
-from logitcask_services.jobs.teacher import Role, Suspicion, Teacher, TeacherDiedError
+from logitcask_services.jobs.teacher import Suspicion, Teacher, TeacherDiedError, TeacherFacts
+from logitcask_services.jobs.teacher_names import is_student
 from logitcask_services.jobs.waiting import (
     Reason,
     Schedule,
@@ -49,7 +50,7 @@ PATIENCE_SECONDS = 30.0
 
 
 MOST_BEFORE_SWITCH = 4
-"""So many jobs of the role that is loaded go before an older one for which the teacher must be loaded anew."""
+"""So many jobs of the teacher and role that are loaded go before an older one that another must be loaded for."""
 
 
 class Worker(threading.Thread):
@@ -63,7 +64,8 @@ class Worker(threading.Thread):
         self._set_aside = Schedule(context.settings.pause_poll_seconds)
         """Jobs that wait for something of their own."""
         self._passed = 0
-        """Jobs that went before an older one of another role."""
+        """Jobs that went before an older one of another teacher or role."""
+        self._assignment = Assignment(context)
 
     def run(self) -> None:
         """Work until the service stops or the teacher is given up."""
@@ -71,7 +73,13 @@ class Worker(threading.Thread):
         try:
             while not signals.stopping.is_set():
                 seen = signals.changes
-                teacher = context.teacher.ensure(self._first_role())
+                first = self._first()
+                teacher = (
+                    context.teacher.ensure()
+                    if first is None
+                    else context.teacher.ensure(role_of(first), name=self._assignment.name_of(first))
+                    or context.teacher.ensure()  # that one was given up
+                )
                 if teacher is None:
                     break
                 if not self._step_or_wait(teacher) and not self._score(seen):
@@ -86,15 +94,19 @@ class Worker(threading.Thread):
             context.scoring.close()
         if context.teacher.given_up:
             # Whoever watches over the process starts it anew; what is queued stays queued.
-            context.crashed(context.teacher.reason, teacher_failed=context.teacher.facts is not None)
+            context.crashed(context.teacher.reason, teacher_failed=context.teacher.loads > 0)
 
     def _score(self, seen: int) -> bool:
         """Score what callers wait for until something else changed; False where nobody waits."""
-        if not self._context.scoring.is_waited_for:
+        scoring, supervisor = self._context.scoring, self._context.teacher
+        if (name := scoring.wanted(supervisor.name)) is None:
             return False
-        ready = self._context.teacher.ensure("capture")
+        ready = supervisor.ensure("capture", name=name)
         if ready is None:
+            if (fault := supervisor.fault_of(name)) is not None:
+                scoring.refuse(name, fault)
             return False
+        scoring.serving = name
         assert ready.engine is not None  # its role was asked for
         signals, until = self._context.signals, time.monotonic() + self._set_aside.seconds_to_next(IDLE_SECONDS)
         try:
@@ -116,25 +128,33 @@ class Worker(threading.Thread):
             logger.warning("paused: %s", reason[1])
             return False
 
-    def _first_role(self) -> Role | None:
-        """For the first load: what the oldest job needs; None once a teacher was loaded, or nothing waits."""
+    def _first(self) -> JobRow | None:
+        """For the first load: the oldest job that can be begun; None once a teacher was loaded, or nothing waits."""
         context = self._context
         if context.teacher.loads:
             return None
         try:
-            queued = (*context.extractions.in_status("queued"), *context.generations.in_status("queued"))
+            queued: Iterable[JobRow] = (
+                *context.extractions.in_status("queued"),
+                *context.generations.in_status("queued"),
+            )
         except (OperationalError, PoolTimeoutError):
             return None
-        return role_of(min(queued, key=lambda row: row.number)) if queued else None
+        queued = (row for row in queued if self._assignment.hindrance(row) is None)
+        return min(queued, key=lambda row: row.number, default=None)
 
     def _step(self, teacher: Teacher) -> bool:
         row = self._choose(teacher)
         if row is None:
-            self._explain_others(teacher)
+            self._explain_others()
             return False
-        ready = self._context.teacher.ensure(role_of(row), hints_of(row, teacher))
+        name = self._assignment.name_of(row)
+        ready = self._context.teacher.ensure(role_of(row), hints_of(row, self._assignment.facts_of(row)), name)
         if ready is None:
-            return False
+            self._unloadable(row, name)
+            return True
+        if self._assignment.hindrance(row) is not None:
+            return True  # it turned out to be another than the one that began the job; `_explain_others` says so
         try:
             identity = teacher_document(ready.identity)
             self._persist(lambda: self._store(row).begin(row.id, identity))
@@ -142,6 +162,7 @@ class Worker(threading.Thread):
             logger.info("%s", error)  # cancelled at the last moment
             return True
         self._context.progress.begin(row.id)
+        self._context.scoring.serving = name
         if ready.engine is None:
             self._context.scoring.blocked_by = row.id
         try:
@@ -150,6 +171,17 @@ class Worker(threading.Thread):
             self._context.scoring.blocked_by = None
             self._context.progress.end()
         return True
+
+    def _unloadable(self, row: JobRow, name: str) -> None:
+        """The teacher of a job was given up: a student's job ends, what the operator lists may be put right."""
+        fault = self._context.teacher.fault_of(name)
+        if fault is None or not is_student(name):
+            return  # the service stops, or the job waits
+        logger.error("%s failed: %s", row.id, fault)
+        try:
+            self._end(row, "failed", ("student_unusable", fault))
+        except IllegalTransitionError as error:
+            logger.info("%s", error)  # cancelled at the last moment
 
     def _store(self, row: JobRow) -> ExtractionStore | GenerationStore:
         return self._context.extractions if isinstance(row, ExtractionRow) else self._context.generations
@@ -168,9 +200,7 @@ class Worker(threading.Thread):
     def _run(self, row: JobRow, teacher: Teacher) -> None:
         run: JobRun | None = None
         try:
-            run = self._begin(
-                row, teacher, lambda seconds: self._gives_way(teacher, row, seconds, started=run is not None)
-            )
+            run = self._begin(row, teacher, lambda seconds: self._gives_way(row, seconds, started=run is not None))
             self._watchdog.run_now = run
             # Only now is what it waited for over: a try that fails again shows its reason throughout.
             self._persist(lambda: self._store(row).set_waiting(row.id, None))
@@ -265,19 +295,21 @@ class Worker(threading.Thread):
 
     # -- jobs that wait for something of their own ---------------------------------------------------------------
 
-    def _due(self, teacher: Teacher) -> list[JobRow]:
-        """Queued jobs of this teacher whose time has come, oldest first."""
-        identity = teacher.identity
+    def _due(self) -> list[JobRow]:
+        """Queued jobs that can be begun and whose time has come, oldest first."""
         queued: list[JobRow] = [
-            *self._context.extractions.queued_for(identity),
-            *self._context.generations.queued_for(identity),
+            *self._context.extractions.in_status("queued"),
+            *self._context.generations.in_status("queued"),
         ]
-        return sorted((row for row in queued if self._set_aside.is_due(row.id)), key=lambda row: row.number)
+        due = (row for row in queued if self._set_aside.is_due(row.id) and self._assignment.hindrance(row) is None)
+        return sorted(due, key=lambda row: row.number)
 
     def _choose(self, teacher: Teacher) -> JobRow | None:
         """The next job: the oldest, or a few of those for which the teacher need not be loaded anew before it."""
-        due = self._due(teacher)
-        ready = next((row for row in due if role_of(row) in teacher.parts), None)
+        due, loaded = self._due(), self._context.teacher.name
+        ready = next(
+            (row for row in due if role_of(row) in teacher.parts and self._assignment.name_of(row) == loaded), None
+        )
         if not due or ready is due[0]:
             self._passed = 0
             return ready
@@ -287,12 +319,12 @@ class Worker(threading.Thread):
         self._passed = 0
         return due[0]
 
-    def _gives_way(self, teacher: Teacher, row: JobRow, seconds: float, *, started: bool) -> bool:
+    def _gives_way(self, row: JobRow, seconds: float, *, started: bool) -> bool:
         """Whether a run that waits lets others go first: at once before it began, later with some patience."""
         if started and seconds < PATIENCE_SECONDS:
             return False
         try:
-            return any(other.id != row.id for other in self._due(teacher))
+            return any(other.id != row.id for other in self._due())
         except (OperationalError, PoolTimeoutError):
             return False  # it waits for the database, as all others would
 
@@ -307,36 +339,18 @@ class Worker(threading.Thread):
             return
         self._set_aside.put(row.id)
 
-    def _explain_others(self, teacher: Teacher) -> None:
-        """Say why jobs that belong to another teacher stay queued."""
-        present = teacher.identity
-        for row in self._context.extractions.queued_for_others(present):
-            self._explain(row, present, TOKENS, "its tokens were made for", "cancel and submit again")
-        for begun in self._context.generations.queued_for_others(present):
-            self._explain(begun, present, WEIGHTS, "it was begun by", "cancel and generate again")
-
-    def _explain(
-        self, row: JobRow, present: TeacherIdentity, members: tuple[str, ...], bound: str, advice: str
-    ) -> None:
-        theirs = row.teacher or {}
-        differing = [name for name in members if theirs.get(name) != getattr(present, name)]
-        message = (
-            f"{bound} the teacher {theirs.get('model')!r}, this service runs {present.model!r}, which is another one "
-            f"(different: {', '.join(differing)}); start the service with that teacher, or {advice}"
-        )
-        self._store(row).set_waiting(row.id, ("other_teacher", message))
+    def _explain_others(self) -> None:
+        """Say why jobs that cannot be begun stay queued."""
+        for row in (*self._context.extractions.in_status("queued"), *self._context.generations.in_status("queued")):
+            if (reason := self._assignment.hindrance(row)) is not None:
+                self._store(row).set_waiting(row.id, reason)
 
 
-def role_of(row: JobRow) -> Role:
-    """What the teacher must be loaded for."""
-    return "generate" if isinstance(row, GenerationRow) else "capture"
-
-
-def hints_of(row: JobRow, teacher: Teacher) -> HintSpec | None:
+def hints_of(row: JobRow, facts: TeacherFacts | None) -> HintSpec | None:
     """The hints that a job asks for, as the teacher counts layers; None where the run will say what is wrong."""
-    if not isinstance(row, ExtractionRow):
+    if not isinstance(row, ExtractionRow) or facts is None:
         return None
     try:
-        return resolve_hints(row.request.capture, teacher.hint_shape).hints
+        return resolve_hints(row.request.capture, facts.hint_shape).hints
     except CaptureSpecError:
         return None

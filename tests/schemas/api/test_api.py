@@ -6,6 +6,7 @@ from typing import get_args
 
 import pytest
 
+from logitcask_schemas.api.generation import GenerationRequest
 from logitcask_schemas.api.objects import FINAL, STATUSES
 from logitcask_schemas.api.requests import CarrierName, ExtractionRequest, is_cask_name, stored_request
 from logitcask_schemas.cask.carriers.registry import CARRIERS
@@ -36,6 +37,19 @@ def test_the_fingerprint_of_a_request_never_changes():
     request = ExtractionRequest(corpus_id="corpus-000000000000000000000001", cask="docs", capture=spec)
     fingerprint = hashlib.sha256(request.canonical()).hexdigest()
     assert fingerprint == "c29d561c23a714a2441791bf0e07e5263e4ea1daebc08175f6eb997260224673"
+
+
+def test_the_fingerprint_of_a_generation_never_changes():
+    """It was made before requests could name a teacher; one that is named counts."""
+    chained = {"cask": "docs", "capture": {"tau": 0.05}}
+    fields = {"corpus_id": "corpus-000000000000000000000001", "recipe": "seqkd", "extraction": chained}
+    plain = GenerationRequest.model_validate(fields).canonical()
+    assert hashlib.sha256(plain).hexdigest() == "0610d83a876ff13c9e9d8a1f9463fee930cdc4b059bbc2bb17461a9368317c7b"
+    named = [
+        GenerationRequest.model_validate({**fields, "teacher": "large"}).canonical(),
+        GenerationRequest.model_validate({**fields, "extraction": {**chained, "teacher": "large"}}).canonical(),
+    ]
+    assert len({plain, *named}) == 3
 
 
 def test_a_stored_request_is_read_under_the_limits_of_its_version():

@@ -4,6 +4,7 @@ Imports no vLLM, so that the choice can be tested where it is not installed.
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 from logitcask_schemas.errors import ModelError
@@ -25,6 +26,10 @@ _OWN: Final = {
     "config_format": "the identity covers the folder's config.json",
     "logprobs_mode": "log-probabilities are the model's own, whatever a text was sampled with",
     "enable_lora": "an adapter is no part of the identity; merge it into the weights",
+    "tokenizer": "the identity covers the folder's tokenizer",
+    "revision": "the model folder is on this machine already",
+    "pooler_config": "the capture has a pooler of its own",
+    "worker_cls": "the capture is made in vLLM's own worker",
 }
 """Arguments that a caller may not set, and why."""
 
@@ -93,8 +98,7 @@ def vllm_arguments(
     Raises:
         ModelError: an option is not the caller's to choose.
     """
-    for name in sorted(options.keys() & _OWN.keys()):
-        raise ModelError(f"the vLLM option {name!r} cannot be set: {_OWN[name]}. Leave it out.")
+    require_free(options)
     overrides = options.get("hf_overrides") or {}
     if not isinstance(overrides, dict) or "architectures" in overrides:
         raise ModelError("the vLLM option 'hf_overrides' should be fields of config.json, without `architectures`")
@@ -118,6 +122,25 @@ def vllm_arguments(
         "load_format": "safetensors",
         "logprobs_mode": "raw_logprobs",
     }
+
+
+def require_free(options: Mapping[str, Any]) -> None:
+    """Raise ModelError where an option is not the caller's to choose."""
+    for name in sorted(options.keys() & _OWN.keys()):
+        raise ModelError(f"the vLLM option {name!r} cannot be set: {_OWN[name]}. Leave it out.")
+    for name in sorted(name for name in options if name.startswith("data_parallel")):
+        if (name, options[name]) != ("data_parallel_size", 1):
+            raise ModelError(
+                f"the vLLM option {name!r} cannot be set: vLLM's engine for one caller gives every document to the "
+                "first of its data-parallel ranks, and the others would hold their GPUs for nothing. Use "
+                "tensor_parallel_size, or serve the teacher once for each group of GPUs."
+            )
+    if str(options.get("quantization")).lower() == "gguf":
+        raise ModelError(
+            "the vLLM option 'quantization' cannot be gguf: weights are safetensors, which the identity covers. "
+            "Convert the file (transformers: from_pretrained with gguf_file, then save_pretrained), or take an AWQ, "
+            "GPTQ or FP8 checkpoint, which vLLM finds by its config.json."
+        )
 
 
 def cpu_generating(options: dict[str, Any], *, asked: int | None, declared: int, step: int) -> dict[str, int | bool]:

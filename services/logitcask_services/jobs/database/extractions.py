@@ -7,7 +7,6 @@ from sqlalchemy.orm import Session
 
 from logitcask_schemas.api.objects import FINAL
 from logitcask_schemas.api.requests import ExtractionRequest
-from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_services.jobs.database.jobs import JobStore, job_row, move
 from logitcask_services.jobs.database.tables import ChunkRow, CorpusRow, ExtractionRow, FailureRow
 from logitcask_services.jobs.extraction import IdempotencyKey
@@ -83,18 +82,6 @@ class ExtractionStore(JobStore[ExtractionRow]):
         query = query.where(ExtractionRow.status == "validating").order_by(ExtractionRow.number)
         with self._database.read() as session:
             return [(row, size) for row, size in session.execute(query)]
-
-    def queued_for(self, teacher: TeacherIdentity) -> list[ExtractionRow]:
-        """Queued extractions whose tokens are this teacher's, whichever of its versions they were prepared with."""
-        return [row for row in self.in_status("queued") if _has_tokens_of(row, teacher)]
-
-    def queued_for_others(self, teacher: TeacherIdentity) -> list[ExtractionRow]:
-        """Queued extractions whose tokens are another teacher's."""
-        return [row for row in self.in_status("queued") if not _has_tokens_of(row, teacher)]
-
-
-def _has_tokens_of(row: ExtractionRow, teacher: TeacherIdentity) -> bool:
-    return row.teacher is not None and all(row.teacher.get(name) == getattr(teacher, name) for name in TOKENS)
 
 
 def _forget_failures(session: Session, row: ExtractionRow, *, counted: bool) -> None:

@@ -8,7 +8,6 @@ from sqlalchemy import func, select, update
 from logitcask_schemas.api.generation import GeneratedCorpus, RowCounts, StoredGeneration
 from logitcask_schemas.api.objects import FINAL, Failure
 from logitcask_schemas.api.requests import ExtractionRequest
-from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_services.corpora.uploads import StoredCorpus
 from logitcask_services.jobs.database.corpora import add_corpus
 from logitcask_services.jobs.database.extractions import new_extraction
@@ -77,14 +76,6 @@ class GenerationStore(JobStore[GenerationRow]):
             row.error = None
         self._changed(generation_id)
         return row
-
-    def queued_for(self, teacher: TeacherIdentity | None) -> list[GenerationRow]:
-        """Queued generations that this teacher may work on: those it has begun, and those that nobody has."""
-        return [row for row in self.in_status("queued") if teacher is None or _is_for(row, teacher)]
-
-    def queued_for_others(self, teacher: TeacherIdentity) -> list[GenerationRow]:
-        """Queued generations that another teacher has begun."""
-        return [row for row in self.in_status("queued") if not _is_for(row, teacher)]
 
     def generated_tokens(self) -> int:
         """Tokens that were written, over all generations."""
@@ -273,7 +264,3 @@ class GenerationStore(JobStore[GenerationRow]):
         for job_id in (generation_id, *begun):
             self._changed(job_id)
         return begun
-
-
-def _is_for(row: GenerationRow, teacher: TeacherIdentity) -> bool:
-    return row.teacher is None or all(row.teacher.get(name) == getattr(teacher, name) for name in WEIGHTS)

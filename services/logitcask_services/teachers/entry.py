@@ -1,0 +1,23 @@
+"""How one teacher is to be loaded, as its operator says."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import JsonValue
+
+LocalEngine = Literal["vllm", "transformers"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherEntry:
+    """One teacher of the list, or what all students have in common (their `model` is empty)."""
+
+    name: str
+    model: str
+    """Folder, or Hub id with its revision."""
+    engine: LocalEngine | Literal["openai"] = "vllm"
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    """Most tokens of a document; None: what the model was made for."""
+    options: dict[str, JsonValue] = field(default_factory=dict)
+    """Further arguments of vLLM's `EngineArgs`."""

@@ -1,0 +1,116 @@
+"""The roster of what an operator lists: teachers of a file, or the one of the command line, and students."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+from logitcask_schemas.errors import CaptureSpecError, ModelError
+from logitcask_schemas.model_source import ModelSource
+from logitcask_schemas.record.hint_spec import HintSpec
+from logitcask_services.engines.model_folder import ModelFolder
+from logitcask_services.jobs.teacher import Role, Teacher, TeacherFacts
+from logitcask_services.jobs.teacher_names import STUDENTS, TeacherNameError, is_student, require_listed
+from logitcask_services.teachers.entry import TeacherEntry
+from logitcask_services.teachers.outline import outline
+from logitcask_services.teachers.students import StudentFolders
+
+Loader = Callable[[TeacherEntry, ModelSource, Role, HintSpec | None], Teacher]
+"""Loads what an entry says, from where it lies."""
+
+
+class ListedTeachers:
+    """A `Roster`.
+
+    Args:
+        teachers: each with where it lies on this machine; the first is the default.
+        load: loads one.
+        students: where they are; None: there are none.
+        student_entry: how students are loaded.
+
+    Raises:
+        ModelError: one of several teachers has a configuration that does not say how large its vocabulary is, so that
+            nothing could be made for it before it is loaded.
+    """
+
+    settles_hints = True
+
+    def __init__(
+        self,
+        teachers: Sequence[tuple[TeacherEntry, ModelSource]],
+        load: Loader,
+        students: StudentFolders | None = None,
+        student_entry: TeacherEntry | None = None,
+    ) -> None:
+        self._entries: Mapping[str, tuple[TeacherEntry, ModelSource]] = {
+            entry.name: (entry, at) for entry, at in teachers
+        }
+        self.names = tuple(self._entries)
+        self._load = load
+        self._students = students
+        self._student_entry = student_entry or TeacherEntry(name=STUDENTS.rstrip("/"), model="")
+        self._lock = threading.Lock()
+        self._outlines: dict[str, TeacherFacts | None] = {}
+        if len(self.names) > 1:
+            for name in self.names:
+                if self.facts(name) is None:
+                    raise ModelError(
+                        f"{name}: the config.json in {self._entries[name][1].folder} has no `vocab_size`; a service of "
+                        "several teachers needs it before the teacher is loaded. Add it, or serve this teacher alone"
+                    )
+
+    @property
+    def has_students(self) -> bool:
+        """See `Roster`."""
+        return self._students is not None
+
+    def require(self, name: str, role: Role) -> None:
+        """See `Roster`."""
+        require_listed(name, self.names, has_students=self.has_students)
+        if not is_student(name):
+            return
+        if role == "capture":
+            raise TeacherNameError(
+                "students_refused", f"{name}: students write, and are not captured; teachers: {', '.join(self.names)}"
+            )
+        self._student_folders().open(name)
+
+    def engine(self, name: str) -> str:
+        """See `Roster`."""
+        return self._entries[name][0].engine
+
+    def facts(self, name: str) -> TeacherFacts | None:
+        """See `Roster`."""
+        require_listed(name, self.names, has_students=self.has_students)
+        stamp = self._student_folders().stamp(name) if is_student(name) else ""
+        with self._lock:  # a tokenizer takes a while to load: once is enough
+            known = self._outlines.get(name)
+            if name not in self._outlines or (known is not None and known.stamp != stamp):
+                self._outlines[name] = self._outline(name, stamp)
+            return self._outlines[name]
+
+    def version(self, name: str) -> str:
+        """See `Roster`. Teachers do not change while a service runs; of students every byte is looked at."""
+        return self._student_folders().digest(name) if is_student(name) else ""
+
+    def load(self, name: str, role: Role, hints: HintSpec | None) -> Teacher:
+        """See `Roster`."""
+        if is_student(name):
+            if role != "generate":
+                raise CaptureSpecError(f"{name}: students write, and are not captured")
+            return self._load(self._student_entry, self._student_folders().source(name), "generate", None)
+        entry, source = self._entries[name]
+        return self._load(entry, source, role, hints)
+
+    def _outline(self, name: str, stamp: str) -> TeacherFacts | None:
+        if is_student(name):
+            facts = outline(self._student_folders().open(name), self._student_entry.max_model_len, stamp=stamp)
+            if facts is None:
+                raise TeacherNameError("student_unusable", f"{name}: its config.json has no `vocab_size`")
+            return facts
+        entry, source = self._entries[name]
+        if entry.engine == "openai":
+            return None  # who is served elsewhere is asked there
+        return outline(ModelFolder.open(source), entry.max_model_len)
+
+    def _student_folders(self) -> StudentFolders:
+        assert self._students is not None  # require_listed said so
+        return self._students
