@@ -40,6 +40,8 @@ class ServiceSettings(BaseSettings):
     """Whether what captures and what writes are in memory by turns, or both at once."""
     engine: Literal["vllm", "transformers", "openai"] = "vllm"
     """`openai`: the teacher is served elsewhere, at `remote_url`; `teacher` then names its tokenizer."""
+    engine_process: bool = True
+    """Whether vLLM or transformers run in a process of their own, whose end is not the service's; False to debug."""
     dtype: str = "auto"
     accept_teacher: tuple[Accept, ...] = ()
     """What may differ between a cask's teacher and this one, because the operator says so."""
