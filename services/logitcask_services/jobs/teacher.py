@@ -247,7 +247,8 @@ class TeacherSupervisor:
         teacher, loader = self._teacher, self._loader
         if loader is not None:
             return interrupt_loading(loader)
-        return teacher is not None and any([part.interrupt() for part in teacher.parts.values()])
+        interrupted = [] if teacher is None else [part.interrupt() for part in teacher.parts.values()]
+        return any(interrupted)  # all of them: any may be the one that hangs
 
     @property
     def is_loading(self) -> bool:

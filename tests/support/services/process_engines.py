@@ -20,13 +20,15 @@ from logitcask_services.engines.engine import CaptureResult, CaptureTask
 from logitcask_services.engines.process.door import ProcessEngine, ProcessGenerator
 from logitcask_services.engines.process.process import EngineProcess
 from tests.support.services.fake_generator import FakeGenerator
-from tests.support.services.fake_teacher import FakeEngine
+from tests.support.services.fake_teacher import KILLER, FakeEngine
 
 FAULTS = ("killed", "hung", "memory", "raised", "stopped")
 
 
 class FaultyEngine(FakeEngine):
     """Meets the next fault of a file after some documents: one line is one fault, taken by one life of the engine.
+
+    A document with `KILLER` kills it by a signal.
 
     Args:
         faults: File with one name of `FAULTS` a line; a life takes the first one away.
@@ -44,6 +46,11 @@ class FaultyEngine(FakeEngine):
             if self._fault is not None and self.given > self._after:
                 meet(self._fault)
             yield result
+
+    def _finish(self, task: CaptureTask, spec: CaptureSpec) -> CaptureResult:
+        if KILLER in task.token_ids_L:
+            meet("killed")
+        return super()._finish(task, spec)
 
 
 def meet(fault: str) -> None:
@@ -99,6 +106,21 @@ def fake_engine(loader: str = "load_fake", **document: Any) -> ProcessEngine:
 def fake_writer(**document: Any) -> ProcessGenerator:
     """A `FakeGenerator` in a process of its own."""
     return ProcessGenerator(EngineProcess(f"{__name__}:load_writer", document))
+
+
+def engines_of(pid: int) -> list[int]:
+    """Processes that a service has started, and all in their groups."""
+    groups = dict[int, list[int]]()
+    leaders = set[int]()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            number, fields = int(stat.parent.name), stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        groups.setdefault(int(fields[2]), []).append(number)
+        if int(fields[1]) == pid:
+            leaders.add(number)
+    return [each for leader in leaders for each in groups.get(leader, ())]
 
 
 def is_alive(pid: int) -> bool:

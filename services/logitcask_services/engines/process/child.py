@@ -21,7 +21,7 @@ from logitcask_services.engines.engine import CaptureTask, Engine
 from logitcask_services.engines.generator import Generator, TeacherTask
 from logitcask_services.engines.process import messages
 from logitcask_services.engines.process.frames import Connection, ConnectionGoneError, Frame
-from logitcask_services.engines.process.progress import StepProgress, Stepping
+from logitcask_services.engines.process.progress import Stepping, StepProgress
 
 logger = logging.getLogger(__name__)
 BEAT_SECONDS: Final = 1.0

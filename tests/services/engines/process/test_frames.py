@@ -45,7 +45,7 @@ def parsed(content):
     return decode(rest[:head_bytes], np.frombuffer(rest[head_bytes:], np.uint8))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(HEADS, ARRAYS)
 def test_what_goes_in_comes_out(head, given_arrays):
     frame = parsed(joined(Frame(head=head, arrays=given_arrays)))
@@ -56,25 +56,21 @@ def test_what_goes_in_comes_out(head, given_arrays):
         np.testing.assert_array_equal(frame.arrays[name], array, strict=array.dtype.byteorder != ">")
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(st.binary(max_size=200), st.binary(max_size=64))
 def test_other_bytes_are_refused_in_words(head, body):
-    """Or are a frame: a head of random bytes may be one, but nothing is raised that is no FrameError."""
-    try:
+    """Nothing is raised that is no FrameError, and random bytes are no frame."""
+    with pytest.raises(FrameError, match="frame"):
         decode(head, np.frombuffer(body, np.uint8))
-    except FrameError as error:
-        assert "frame" in str(error) or "array" in str(error)
-    try:
+    with pytest.raises(FrameError, match="a frame starts with"):
         sizes_of((head + bytes(PREFIX.size))[: PREFIX.size])
-    except FrameError as error:
-        assert "a frame starts with" in str(error)
 
 
 @pytest.mark.parametrize(
     ("listing", "words"),
     [
         ([["a", "<u2", [5]]], "ends at byte 10 of a body of 8"),
-        ([["a", "<u2", [1]]] * 2, "under names of their own"),
+        ([["a", "<u2", [0]], ["a", "<u8", [1]]], "under names of their own"),
         ([["a", "<u2", [-1]]], "listed as name"),
         ([["a", "<u2", [True]]], "listed as name"),
         ([["a", "O", [1]]], "listed as name"),
