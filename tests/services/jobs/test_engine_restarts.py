@@ -34,9 +34,16 @@ def shards(folder, cask):
 
 
 @pytest.fixture
-def serve_faulty(serve, tmp_path):
+def pids():
+    """Of engines that a test starts: with the services, which end before this does, they are gone."""
+    started = []
+    yield started
+    wait_for(lambda: not any(map(is_alive, started)))
+
+
+@pytest.fixture
+def serve_faulty(pids, serve, tmp_path):
     """A function: a server whose engine meets these faults, one in each of its lives, and the engines' ids so far."""
-    pids = []
 
     def start(faults=(), **settings):
         file = tmp_path / "faults"
@@ -49,8 +56,7 @@ def serve_faulty(serve, tmp_path):
 
         return serve(load=load, engine_hang_seconds=HANG_SECONDS, **settings), pids
 
-    yield start
-    wait_for(lambda: not any(map(is_alive, pids)))
+    return start
 
 
 def calm_shards(serve, tmp_path, documents):

@@ -1,8 +1,8 @@
 """Run a real server with the fake teacher in a process of its own: `python -m tests.support.services.fake_server JSON`.
 
 Settings are those of the service, plus `fake`: what to script into the teacher that captures, and `writer`: into the
-one that writes. With `writer` one of the two is loaded at a time. `child`: what `process_engines.fake_engine` takes, for
-an engine in a process of its own.
+one that writes. With `writer` one of the two is loaded at a time. `child`: what `process_engines.fake_engine` takes,
+for an engine in a process of its own.
 """
 
 import json

@@ -19,6 +19,8 @@ from tests.support.services.server_process import ServerProcess
 from tests.support.services.service_harness import jsonl, server_environment, wait_for
 
 DOCUMENTS = [{"input_ids": [number % 600, *range(5 + number % 30), number // 600]} for number in range(200)]
+SERVE = "import sys; from logitcask_schemas.cli.main import main; main(['serve', *sys.argv[1:]])"
+OPTIONS = ("--engine", "transformers", "--port", "0")
 HALF_UPLOAD = b"POST /v1/corpora HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n" + b'{"text": "a"}\n'
 
 
@@ -44,9 +46,7 @@ def end(server):
 def idle(tmp_path, model):
     """`logitcask serve` itself, with the engine for which it is hardest: transformers computes where it is loaded."""
     process = subprocess.Popen(
-        [sys.executable, "-c", "from logitcask_schemas.cli.main import main; main()", "serve"]
-        + ["--teacher", str(model), "--cask-root", str(tmp_path / "casks"), "--engine", "transformers"]
-        + ["--port", "0"],
+        [sys.executable, "-c", SERVE, "--teacher", str(model), "--cask-root", str(tmp_path / "casks"), *OPTIONS],
         stderr=subprocess.PIPE,
         text=True,
         env={**server_environment(), "LOGITCASK_DISK_FLOOR_BYTES": "0"},
