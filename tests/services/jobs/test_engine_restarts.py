@@ -65,7 +65,7 @@ def calm_shards(serve, tmp_path, documents):
     return shards(tmp_path / "calm", "cask")
 
 
-def test_hung_engine_is_restarted(serve, serve_faulty, tmp_path):
+def test_hung_engine_is_restarted(serve_faulty, serve, tmp_path):
     """A step that never returns: the process is killed, another one loaded, the chunk captured again."""
     documents = documents_of(200)
     server, pids = serve_faulty(["hung"])
@@ -77,7 +77,7 @@ def test_hung_engine_is_restarted(serve, serve_faulty, tmp_path):
     assert shards(tmp_path, "cask") == calm_shards(serve, tmp_path, documents)
 
 
-def test_killed_hung_and_out_of_memory_by_turns(serve, serve_faulty, tmp_path):
+def test_killed_hung_and_out_of_memory_by_turns(serve_faulty, serve, tmp_path):
     """Many times in one job: the cask is that of a calm one, and the service answers all the time."""
     documents = documents_of(50 * MANY)
     server, pids = serve_faulty(islice(cycle(FAULTS), MANY))
