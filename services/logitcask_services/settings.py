@@ -65,7 +65,7 @@ class ServiceSettings(BaseSettings):
     engine_backoff_seconds: Annotated[float, Field(ge=0)] = 1.0
     """Pause before the first restart; doubles up to one minute."""
     engine_hang_seconds: Annotated[float, Field(ge=0)] = 1800.0
-    """Silence of the teacher, with documents in hand, after which it counts as dead; 0: never."""
+    """Silence of the teacher (no result, no step), with documents in hand, after which it counts as dead; 0: never."""
     cancel_grace_seconds: Annotated[float, Field(ge=0)] = 5.0
     """Silence of the teacher after which a cancelled extraction ends without waiting for it; 0: waits."""
     load_deadline_seconds: Annotated[float, Field(ge=0)] = 3600.0

@@ -1,8 +1,8 @@
 """Notices a teacher that no longer answers: a step or a load that does not come back.
 
-An engine in processes of its own is killed, so that the call that waits for it raises and the teacher is loaded again.
+An engine in a process of its own is killed, so that the call that waits for it raises and the teacher is loaded again.
 One that computes in this process cannot be interrupted: the death is noted in the database and the process ends, for
-whoever watches over it to start it anew.
+whoever watches over it to start it anew. When the service stops, the watchdog sees to it that the teacher does, too.
 """
 
 import logging
