@@ -2,6 +2,7 @@
 
 import inspect
 import textwrap
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def dense(teacher_folder, documents):
 def engine(request, teacher_folder):
     """`process`: transformers in a process of its own."""
     if request.param == "process":
-        engine = start_in_process("transformers", teacher_folder, MAX_LENGTH)
+        engine: Any = start_in_process("transformers", teacher_folder, MAX_LENGTH)
     else:
         pytest.importorskip(request.param)
         engine = start_engine(request.param, teacher_folder, MAX_LENGTH)

@@ -34,10 +34,10 @@ def generator(request, teacher_folder):
     """`process`: transformers in a process of its own."""
     if request.param == "process":
         source = ModelSource(folder=teacher_folder, name=teacher_folder.name)
-        generator = start_generator("transformers", source, dtype="float32", max_model_len=WINDOW)
-        yield generator
-        generator.close()
-        generator.close()
+        in_process = start_generator("transformers", source, dtype="float32", max_model_len=WINDOW)
+        yield in_process
+        in_process.close()
+        in_process.close()
         return
     pytest.importorskip(request.param)
     with warnings.catch_warnings():

@@ -39,7 +39,7 @@ class FaultyEngine(FakeEngine):
         super().__init__(**script)
         lines = faults.read_text().split()
         faults.write_text("\n".join(lines[1:]))
-        self._fault, self._after = (lines or [None])[0], after
+        self._fault, self._after = lines[0] if lines else None, after
 
     def capture(self, tasks: Iterable[CaptureTask | None], spec: CaptureSpec) -> Iterator[CaptureResult]:
         for result in super().capture(tasks, spec):

@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from logitcask_schemas.errors import MissingExtraError
 from logitcask_schemas.model_source import ModelSource
@@ -13,10 +13,24 @@ from logitcask_services.engines.engine import CaptureResult, CaptureTask, requir
 from logitcask_services.engines.generator import GenerationTask, TeacherResult, TeacherTask
 from logitcask_services.engines.hint_shape import HintShape
 from logitcask_services.engines.process import loading, messages
-from logitcask_services.engines.process.process import EngineProcess
+from logitcask_services.engines.process.process import EngineProcess, TaskCodec
 
 ProcessKind = Literal["vllm", "transformers"]
 """Engines that are loaded on this machine: what can take this process's memory, or time, with it."""
+
+
+def _tokens_of(task: TeacherTask) -> int:
+    return len(task.prompt_ids_C if isinstance(task, GenerationTask) else task.token_ids_L)
+
+
+_CAPTURING: Final = TaskCodec[CaptureTask, CaptureResult](
+    frame_of=messages.capture_task_frame,
+    tokens_of=lambda task: len(task.token_ids_L) + task.shift,
+    read=messages.read_capture_result,
+)
+_WRITING: Final = TaskCodec[TeacherTask, TeacherResult](
+    frame_of=messages.teacher_task_frame, tokens_of=_tokens_of, read=messages.read_teacher_result
+)
 
 
 class _Part:
@@ -74,13 +88,8 @@ class ProcessEngine(_Part):
             CaptureSpecError: the spec asks for what this teacher cannot give.
         """
         require_hints(self, spec)
-        yield from self._process.stream(
-            {"do": "capture", "spec": messages.spec_json(spec)},
-            tasks,
-            frame_of=messages.capture_task_frame,
-            tokens_of=lambda task: len(task.token_ids_L) + task.shift,
-            read=messages.read_capture_result,
-        )
+        order = {"do": "capture", "spec": messages.spec_json(spec)}
+        yield from self._process.stream(order, tasks, _CAPTURING)
 
 
 class ProcessGenerator(_Part):
@@ -92,14 +101,7 @@ class ProcessGenerator(_Part):
         Raises:
             EngineError: the teacher raised or its process ended, or another `generate` of it is still open.
         """
-        drawn: Iterable[TeacherTask | None] = tasks
-        yield from self._process.stream(
-            {"do": "generate"},
-            drawn,
-            frame_of=messages.teacher_task_frame,
-            tokens_of=_tokens_of,
-            read=messages.read_teacher_result,
-        )
+        yield from self._process.stream({"do": "generate"}, tasks, _WRITING)
 
 
 def start_engine(
@@ -149,7 +151,3 @@ def start_generator(
 def _require(kind: ProcessKind) -> None:
     if importlib.util.find_spec(kind) is None:
         raise MissingExtraError("logitcask serve", "teacher", kind)
-
-
-def _tokens_of(task: TeacherTask) -> int:
-    return len(task.prompt_ids_C if isinstance(task, GenerationTask) else task.token_ids_L)

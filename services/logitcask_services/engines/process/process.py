@@ -16,7 +16,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Final, TypeVar
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
 
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_services.engines.engine import EngineError
@@ -37,6 +38,18 @@ _LOOK_SECONDS: Final = 0.02
 
 TaskT = TypeVar("TaskT")
 ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskCodec(Generic[TaskT, ResultT]):
+    """How tasks and results of one kind travel."""
+
+    frame_of: Callable[[TaskT, int, int], Frame]
+    """A task, with its number and the stream's."""
+    tokens_of: Callable[[TaskT], int]
+    """How much of a task there is to read."""
+    read: Callable[[Frame, TaskT], ResultT]
+    """The result of a task."""
 
 
 class EngineProcess:
@@ -86,22 +99,14 @@ class EngineProcess:
             self.facts = self._load(loader, document)
 
     def stream(
-        self,
-        order: dict[str, Any],
-        tasks: Iterable[TaskT | None],
-        *,
-        frame_of: Callable[[TaskT, int, int], Frame],
-        tokens_of: Callable[[TaskT], int],
-        read: Callable[[Frame, TaskT], ResultT],
+        self, order: dict[str, Any], tasks: Iterable[TaskT | None], codec: TaskCodec[TaskT, ResultT]
     ) -> Iterator[ResultT]:
         """Results of tasks, in order of completion.
 
         Args:
             order: What the process is to do.
             tasks: Drawn as the engine draws them, a few ahead; None: none just now.
-            frame_of: A task, with its number and the stream's.
-            tokens_of: How much there is to read.
-            read: The result of a task.
+            codec: Of these tasks.
 
         Raises:
             EngineError: the engine raised or its process ended, or another stream is still open.
@@ -131,8 +136,8 @@ class EngineProcess:
                         break
                     number += 1
                     waiting[number] = task
-                    ahead.append(tokens_of(task))
-                    self._send(frame_of(task, number, stream))
+                    ahead.append(codec.tokens_of(task))
+                    self._send(codec.frame_of(task, number, stream))
                 frame = self._next_event()
                 if frame.head.get("stream") != stream:
                     continue  # of a stream that was closed
@@ -142,7 +147,7 @@ class EngineProcess:
                             ahead.popleft()
                         draws = draws or what == "more"
                     case "result":
-                        yield read(frame, waiting.pop(frame.head["number"]))
+                        yield codec.read(frame, waiting.pop(frame.head["number"]))
                     case "failed":
                         is_over = True
                         raise read_error(frame)

@@ -20,7 +20,7 @@ from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_services.corpora.context_tokens import ContextTokens
 from logitcask_services.engines.engine import CaptureTask, EngineError
 from logitcask_services.engines.factory import load_engine
-from logitcask_services.engines.generator import GenerationTask, ScoreTask
+from logitcask_services.engines.generator import GenerationTask, ScoreTask, TeacherTask
 from logitcask_services.engines.process import log_lines
 from logitcask_services.engines.process.door import start_engine
 from logitcask_services.engines.process.log_lines import forward_lines
@@ -98,7 +98,7 @@ def test_results_are_those_of_the_engine_itself(started):
 
 def test_texts_and_scores_are_those_of_the_generator_itself():
     prompt = np.arange(30, 60, dtype=np.uint32)
-    tasks = [
+    tasks: list[TeacherTask] = [
         GenerationTask(
             key=number, prompt_ids_C=prompt[number:], sampling=Sampling(temperature=0.5), seed=2**63 + number
         )
@@ -283,7 +283,7 @@ def test_a_signal_for_the_service_alone_does_not_end_the_engine(started):
 def test_what_the_process_prints_is_marked_cut_and_bounded(caplog):
     caplog.set_level(logging.INFO)
     lines = [b"first\n", b"x" * 5000 + b"\n", b"\xff\xfe\n", *(b"%d\n" % n for n in range(1000)), b"no end"]
-    forward_lines(io.BufferedReader(io.BytesIO(b"".join(lines))), "engine 7")  # type: ignore[arg-type]
+    forward_lines(io.BufferedReader(io.BytesIO(b"".join(lines))), "engine 7")
     texts = [record.getMessage() for record in caplog.records if record.name == log_lines.__name__]
     assert texts[:3] == ["[engine 7] first", f"[engine 7] {'x' * 2000} ...", "[engine 7] \\xff\\xfe"]
     assert len(texts) == 201
