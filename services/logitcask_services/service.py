@@ -20,7 +20,8 @@ from logitcask_services.jobs.worker import Worker
 from logitcask_services.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
-JOIN_SECONDS = 8.0
+JOIN_SECONDS = 5.0
+"""A teacher in a process of its own has ended by then: see `jobs.watchdog.STEP_SECONDS`."""
 
 
 class Service(JobContext):

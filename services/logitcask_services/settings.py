@@ -46,6 +46,8 @@ class ServiceSettings(BaseSettings):
     """Whether what captures and what writes are in memory by turns, or both at once."""
     engine: Literal["vllm", "transformers", "openai"] = "vllm"
     """`openai`: the teacher is served elsewhere, at `remote_url`; `teacher` then names its tokenizer."""
+    engine_process: bool = True
+    """Whether vLLM or transformers run in a process of their own, whose end is not the service's; False to debug."""
     dtype: str = "auto"
     accept_teacher: tuple[Accept, ...] = ()
     """What may differ between a cask's teacher and this one, because the operator says so."""
@@ -69,7 +71,7 @@ class ServiceSettings(BaseSettings):
     engine_backoff_seconds: Annotated[float, Field(ge=0)] = 1.0
     """Pause before the first restart; doubles up to one minute."""
     engine_hang_seconds: Annotated[float, Field(ge=0)] = 1800.0
-    """Silence of the teacher, with documents in hand, after which it counts as dead; 0: never."""
+    """Silence of the teacher (no result, no step), with documents in hand, after which it counts as dead; 0: never."""
     cancel_grace_seconds: Annotated[float, Field(ge=0)] = 5.0
     """Silence of the teacher after which a cancelled extraction ends without waiting for it; 0: waits."""
     load_deadline_seconds: Annotated[float, Field(ge=0)] = 3600.0

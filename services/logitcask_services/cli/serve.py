@@ -1,8 +1,9 @@
 """`logitcask serve`: run the teacher service."""
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from logitcask_schemas.model_source import ModelSource
     from logitcask_schemas.record.hint_spec import HintSpec
     from logitcask_services.jobs.roster import Roster
+    from logitcask_services.engines.engine import Engine
+    from logitcask_services.engines.generator import Generator
     from logitcask_services.jobs.teacher import Role, Teacher
     from logitcask_services.settings import ServiceSettings
 
@@ -214,9 +217,10 @@ def load_teacher(
         hints: Whose layers its engine is to give.
     """
     from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer
-    from logitcask_services.engines.factory import load_engine, load_generator
+    from logitcask_services.engines import factory
     from logitcask_services.engines.hint_shape import HintShape
     from logitcask_services.engines.model_folder import ModelFolder
+    from logitcask_services.engines.process import door
     from logitcask_services.jobs.teacher import Teacher
 
     tokenizer = HuggingFaceTokenizer.load(source.folder)
@@ -225,20 +229,20 @@ def load_teacher(
     # One that is served elsewhere takes no memory here: nothing is loaded by turns.
     configured = None if remote else HintShape.of_config(ModelFolder.open(source).config)
     teacher, both = Teacher(tokenizer=tokenizer, configured=configured), remote or settings.resident == "both"
+    load_engine: Callable[..., Engine] = partial(factory.load_engine, settings.engine)
+    load_generator: Callable[..., Generator] = partial(factory.load_generator, settings.engine)
+    if settings.engine_process and settings.engine != "openai":  # which has nothing here to die of
+        load_engine = partial(door.start_engine, settings.engine)
+        load_generator = partial(door.start_generator, settings.engine)
     if both or role == "capture":
         engine = load_engine(
-            settings.engine,
-            source,
-            dtype=settings.dtype,
-            max_model_len=settings.max_model_len,
-            options=options,
-            hints=hints,
+            source, dtype=settings.dtype, max_model_len=settings.max_model_len, options=options, hints=hints
         )
         teacher = replace(teacher, engine=engine)
     if both or role == "generate":
         try:
             generator = load_generator(
-                settings.engine, source, dtype=settings.dtype, max_model_len=settings.max_model_len, options=options
+                source, dtype=settings.dtype, max_model_len=settings.max_model_len, options=options
             )
         except BaseException:
             if teacher.engine is not None:

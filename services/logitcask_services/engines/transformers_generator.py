@@ -6,7 +6,7 @@ seed, vLLM writes another text.
 Shape legend: L tokens read, V vocabulary.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,8 @@ class TransformersGenerator:
         # Keys that were cached when the text was shorter would be of another rotation.
         self._caches = not loaded.length_matters
         self._end_ids = folder.end_ids
+        self.on_step: Callable[[], None] = lambda: None
+        """Called after each token."""
 
     @property
     def identity(self) -> TeacherIdentity:
@@ -96,6 +98,7 @@ class TransformersGenerator:
             unread = read[-1:] if cache is not None else read
             output = self._model(input_ids=self._row(unread), past_key_values=cache, use_cache=self._caches)
             cache = output.past_key_values if self._caches else None
+            self.on_step()
             logits_V = output.logits[0, -1].cpu().double()
             if logits_V.isnan().any() or not logits_V.isfinite().any():
                 return written(task, [], text="", finish=finish, logprob=float("nan"))

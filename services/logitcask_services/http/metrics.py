@@ -69,6 +69,11 @@ class _ServiceCollector(Collector):
                 "Loads of the teacher since the service started, for another role or after a death",
                 service.teacher.loads,
             ),
+            (
+                "logitcask_engine_restarts",
+                "Loads of the engine after a death or a failed load",
+                service.teacher.restarts,
+            ),
             ("logitcask_generated_tokens", "Tokens the teacher has written", service.generations.generated_tokens()),
         ):
             yield CounterMetricFamily(name, description, value=value)
@@ -83,6 +88,8 @@ class _ServiceCollector(Collector):
             yield by_status
         ready = float(service.teacher.state == "ready")
         yield GaugeMetricFamily("logitcask_teacher_ready", "1 while the teacher is loaded", value=ready)
+        step = service.teacher.step_silence or 0.0
+        yield GaugeMetricFamily("logitcask_engine_step_seconds", "Age of the engine's step under way", value=step)
         free = GaugeMetricFamily("logitcask_disk_free_bytes", "Free bytes", labels=["folder"])
         free.add_metric(["cask_root"], files.free_bytes(service.folders.cask_root))
         free.add_metric(["data_dir"], files.free_bytes(service.folders.state))

@@ -20,7 +20,8 @@ from logitcask_services.service import Service
 from logitcask_services.settings import ServiceSettings, SettingsError
 
 logger = logging.getLogger(__name__)
-GRACE_SECONDS = 10
+GRACE_SECONDS = 3
+"""For requests that are under way when the service stops; with what follows, it ends in less than 10 s."""
 BACKLOG = 2048
 TICKS_PER_SWEEP = 10
 

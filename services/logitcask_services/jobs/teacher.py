@@ -15,6 +15,8 @@ from logitcask_services.corpora.tokenizer import DocumentTokenizer
 from logitcask_services.engines.engine import Engine
 from logitcask_services.engines.generator import Generator
 from logitcask_services.engines.hint_shape import HintShape
+from logitcask_services.engines.process.process import interrupt_loading
+from logitcask_services.engines.process.progress import ShowsSteps
 from logitcask_services.jobs.live import Heartbeat
 from logitcask_services.jobs.teacher_names import TeacherNameError
 
@@ -165,8 +167,14 @@ class TeacherSupervisor:
         self._failures: Counter[str] = Counter()
         """By name, since its last progress."""
         self._role: Role = "capture"
+        self._loader: int | None = None
+        """The thread that loads the teacher, while it does."""
+        self.closed = threading.Event()
+        """Set once the teacher is freed at the service's end."""
         self.deaths = 0
         self.loads = 0
+        self.restarts = 0
+        """Loads after a death, or after a load that failed."""
         self.load_heartbeat = Heartbeat()
         self.state: TeacherState = "loading"
         self.reason: str = "the teacher is loading"
@@ -219,11 +227,15 @@ class TeacherSupervisor:
                     logger.warning("loaded without hints: %s", error)
                     self._refused[self.name, self._hints], self._hints = str(error), None
             except Exception as error:
+                if self._stopping.is_set():
+                    logger.info("the service stops; the teacher is not loaded: %s", _text(error))
+                    break
                 logger.exception("the teacher could not be loaded")
                 self._fail(f"the teacher could not be loaded: {_text(error)}")
             else:
                 self._teacher = teacher
                 self.loads += 1
+                self.restarts += self.state == "restarting"
                 self.facts = self._known[self.name] = facts
                 self.state, self.reason = "ready", ""
                 roles, seconds = " and ".join(teacher.parts), time.monotonic() - began
@@ -249,7 +261,11 @@ class TeacherSupervisor:
         name, before = self.name, self.roster.facts(self.name)
         version = self.roster.version(name)
         hints = self._hints if self._role == "capture" and self.roster.settles_hints else None
-        teacher = self.roster.load(name, self._role, hints)
+        self._loader = threading.get_ident()
+        try:
+            teacher = self.roster.load(name, self._role, hints)
+        finally:
+            self._loader = None
         try:
             if self.roster.version(name) != version:
                 raise ModelError(
@@ -295,6 +311,8 @@ class TeacherSupervisor:
     def died(self, error: BaseException) -> None:
         """The engine raised. Frees what is left of it; `ensure` loads it again, or gives up."""
         self._release()
+        if self._stopping.is_set():  # ended with the service, which is no failure of its own
+            return
         self._fail(f"the teacher died: {_text(error)}")
         self.deaths += 1
 
@@ -305,12 +323,27 @@ class TeacherSupervisor:
         return frozenset({self._role} if teacher is None else teacher.parts)
 
     def interrupt(self) -> bool:
-        """From another thread: kill the engine's processes, so that a call that waits for them raises.
+        """From another thread: kill the engine's processes, so that a call that waits for them raises, or a load.
 
         False where the engine runs in this process and cannot be interrupted.
         """
+        teacher, loader = self._teacher, self._loader
+        if loader is not None:
+            return interrupt_loading(loader)
+        interrupted = [] if teacher is None else [part.interrupt() for part in teacher.parts.values()]
+        return any(interrupted)  # all of them: any may be the one that hangs
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether a thread waits for it to be loaded."""
+        return self._loader is not None
+
+    @property
+    def step_silence(self) -> float | None:
+        """Seconds since the teacher was last known to go on, by its steps; None where they cannot be seen."""
         teacher = self._teacher
-        return teacher is not None and any(part.interrupt() for part in teacher.parts.values())
+        parts = () if teacher is None else teacher.parts.values()
+        return max((part.step_silence for part in parts if isinstance(part, ShowsSteps)), default=None)
 
     def progressed(self) -> None:
         """Something the teacher made is safe: earlier deaths no longer count."""
@@ -326,6 +359,7 @@ class TeacherSupervisor:
         self._release()
         if self.state != "failed":
             self.state, self.reason = "stopped", "the service is stopping"
+        self.closed.set()
 
     def _fail(self, reason: str) -> None:
         self._failures[self.name] += 1

@@ -1,14 +1,15 @@
 """Notices a teacher that no longer answers: a step or a load that does not come back.
 
-An engine in processes of its own is killed, so that the call that waits for it raises and the teacher is loaded again.
+An engine in a process of its own is killed, so that the call that waits for it raises and the teacher is loaded again.
 One that computes in this process cannot be interrupted: the death is noted in the database and the process ends, for
-whoever watches over it to start it anew.
+whoever watches over it to start it anew. When the service stops, the watchdog sees to it that the teacher does, too.
 """
 
 import logging
 import os
 import threading
-from typing import Protocol
+import time
+from typing import Final, Protocol
 
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -16,6 +17,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from logitcask_services.jobs.context import TEACHER_FAILED, JobContext
 
 logger = logging.getLogger(__name__)
+STEP_SECONDS: Final = 2.0
+"""In which a step may come back when the service stops."""
 
 
 class CurrentRun(Protocol):
@@ -54,10 +57,16 @@ class Watchdog(threading.Thread):
         limits = [limit for limit in (self._hang, self._cancel, self._load) if limit]
         while limits and not context.signals.stopping.wait(min(1.0, min(limits) / 4)):
             if context.teacher.load_heartbeat.silence > self._load > 0:
-                self._end(f"the teacher did not load within {self._load:g} s")
+                reason = f"the teacher did not load within {self._load:g} s"
+                if not context.teacher.interrupt():
+                    self._end(reason)
+                logger.error("%s; its processes were killed", reason)
+                context.teacher.load_heartbeat.beat()
             silence = context.heartbeat.silence
             if silence > self._cancel > 0:
                 self._let_go_of_cancelled()
+            if (steps := context.teacher.step_silence) is not None:
+                silence = min(silence, steps)  # results may be far apart while one step follows the other
             if not silence > self._hang > 0:
                 continue
             reason = f"the teacher has shown no life for {silence:.0f} s"
@@ -69,6 +78,15 @@ class Watchdog(threading.Thread):
             else:
                 self._note_hang(reason)
                 self._end(reason)
+        context.signals.stopping.wait()
+        self._stop_teacher()
+
+    def _stop_teacher(self) -> None:
+        """The service stops: a load is ended at once, a step has a moment to come back; what it made counts then."""
+        teacher, until = self._context.teacher, time.monotonic() + STEP_SECONDS
+        while not teacher.closed.wait(0.05):
+            if teacher.is_loading or time.monotonic() > until:
+                teacher.interrupt()
 
     def _let_go_of_cancelled(self) -> None:
         """A slow teacher is no dead one: the job ends, what the teacher still makes of it is left out."""

@@ -207,7 +207,7 @@ class Worker(threading.Thread):
             self._finish(row, run)
         except TeacherDiedError as error:
             assert run is not None  # only a run talks to the teacher
-            self._died(run, error)
+            self._died(row, run, error)
         except SetAsideError as error:
             self._put_aside(row, error.reason)
         except StoppedWhileWaitingError:
@@ -255,10 +255,13 @@ class Worker(threading.Thread):
         elif status == "cancelled":  # noted by the watchdog, while the teacher was deep in its work
             self._context.folders.drop_token_store(row.id)
 
-    def _died(self, run: JobRun, error: TeacherDiedError) -> None:
+    def _died(self, row: JobRow, run: JobRun, error: TeacherDiedError) -> None:
         run.close()  # what was done is published before the death is counted
         supervisor = self._context.teacher
         supervisor.died(error)
+        if self._context.signals.stopping.is_set():  # it was ended with the service: nobody's fault
+            self._ended(row)
+            return
         self._persist(lambda: run.record_death(supervisor.reason))
 
     def _fail(self, row: JobRow, error: Exception) -> None:

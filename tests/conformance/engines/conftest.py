@@ -2,12 +2,19 @@
 
 import inspect
 import textwrap
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from tests.support.services.engine_captures import MAX_LENGTH, dense_logprobs, real_teacher, start_engine
+from tests.support.services.engine_captures import (
+    MAX_LENGTH,
+    dense_logprobs,
+    real_teacher,
+    start_engine,
+    start_in_process,
+)
 
 
 @pytest.fixture(scope="session")
@@ -37,10 +44,14 @@ def dense(teacher_folder, documents):
     return dense_logprobs(teacher_folder, documents)
 
 
-@pytest.fixture(scope="session", params=["transformers", pytest.param("vllm", marks=pytest.mark.engine)])
+@pytest.fixture(scope="session", params=["transformers", "process", pytest.param("vllm", marks=pytest.mark.engine)])
 def engine(request, teacher_folder):
-    pytest.importorskip(request.param)
-    engine = start_engine(request.param, teacher_folder, MAX_LENGTH)
+    """`process`: transformers in a process of its own."""
+    if request.param == "process":
+        engine: Any = start_in_process("transformers", teacher_folder, MAX_LENGTH)
+    else:
+        pytest.importorskip(request.param)
+        engine = start_engine(request.param, teacher_folder, MAX_LENGTH)
     yield engine
     engine.close()
     engine.close()  # idempotent

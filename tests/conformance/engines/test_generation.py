@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from logitcask_schemas.api.generation_steps import Sampling
+from logitcask_schemas.model_source import ModelSource
 from logitcask_services.engines.engine import EngineError
 from logitcask_services.engines.factory import load_engine, load_generator
 from logitcask_services.engines.generator import GenerationTask, ScoreTask
+from logitcask_services.engines.process.door import start_generator
 from tests.support.services.dense_teacher import DenseTeacher, sampled_from
 
 WINDOW = 700
@@ -27,8 +29,16 @@ PROMPTS = (
 END = 2
 
 
-@pytest.fixture(scope="module", params=["transformers", pytest.param("vllm", marks=pytest.mark.engine)])
+@pytest.fixture(scope="module", params=["transformers", "process", pytest.param("vllm", marks=pytest.mark.engine)])
 def generator(request, teacher_folder):
+    """`process`: transformers in a process of its own."""
+    if request.param == "process":
+        source = ModelSource(folder=teacher_folder, name=teacher_folder.name)
+        in_process = start_generator("transformers", source, dtype="float32", max_model_len=WINDOW)
+        yield in_process
+        in_process.close()
+        in_process.close()
+        return
     pytest.importorskip(request.param)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vLLM's imports warn of their own accord

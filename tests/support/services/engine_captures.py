@@ -11,9 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from demo.fetch_teacher import default_folder, fetch_model
+from logitcask_schemas.model_source import ModelSource
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_services.engines.engine import CaptureTask, Engine
+from logitcask_services.engines.process.door import ProcessEngine
+from logitcask_services.engines.process.door import start_engine as start_engine_process
 
 MAX_LENGTH = 700
 STEP_TOKENS = 160
@@ -37,6 +40,13 @@ def start_engine(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vLLM's imports warn of their own accord
         return load_engine(kind, folder, max_model_len=max_model_len, options=options, hints=hints)
+
+
+def start_in_process(kind: Literal["vllm", "transformers"], folder: Path, max_model_len: int) -> ProcessEngine:
+    """The same in a process of its own."""
+    options = {"max_num_batched_tokens": STEP_TOKENS, "max_num_seqs": 8} if kind == "vllm" else {}
+    source = ModelSource(folder=folder, name=folder.name)
+    return start_engine_process(kind, source, max_model_len=max_model_len, options=options)
 
 
 def dense_logprobs(folder: Path, documents: list[NDArray[Any]]) -> list[NDArray[np.float64]]:

@@ -1,7 +1,8 @@
 """Run a real server with the fake teacher in a process of its own: `python -m tests.support.services.fake_server JSON`.
 
 Settings are those of the service, plus `fake`: what to script into the teacher that captures, and `writer`: into the
-one that writes. With `writer` one of the two is loaded at a time.
+one that writes. With `writer` one of the two is loaded at a time. `child`: what `process_engines.fake_engine` takes,
+for an engine in a process of its own.
 """
 
 import json
@@ -20,12 +21,14 @@ from logitcask_services.jobs.teacher import Role, Teacher
 from logitcask_services.settings import ServiceSettings
 from tests.support.services.fake_generator import FakeGenerator
 from tests.support.services.fake_teacher import FakeTokenizer, fake_teacher
+from tests.support.services.process_engines import fake_engine
 
 
 def run(given: dict[str, Any], announce: Callable[[str], None]) -> int:
     """Serve until a signal; the exit code."""
     given = dict(given)
     script, writer = dict(given.pop("fake", {})), dict(given.pop("writer", {}))
+    child: dict[str, Any] | None = given.pop("child", None)
     for entry in (script, writer):
         if "log" in entry:
             entry["log"] = Path(entry["log"])
@@ -39,6 +42,8 @@ def run(given: dict[str, Any], announce: Callable[[str], None]) -> int:
     def load(role: Role) -> Teacher:
         if role == "generate" and writer:
             return Teacher(generator=FakeGenerator(**writer), tokenizer=FakeTokenizer())
+        if child is not None:
+            return Teacher(engine=fake_engine(**child), tokenizer=FakeTokenizer())
         return fake_teacher(**script)
 
     store: Any = ChunkStore

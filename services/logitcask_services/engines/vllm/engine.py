@@ -4,7 +4,7 @@ The engine core runs in vLLM's own process; this one sends token ids and receive
 place. Nothing is detokenised, and no Python object is made per entry.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,8 @@ class VllmEngine:
         """How often that was right, and how often positions to record came from there. Documents that begin alike
         behind their context are read anew, so where that is the rule nothing is read any more."""
         self._capturing = False
+        self.on_step: Callable[[], None] = lambda: None
+        """Called after each step of vLLM's."""
 
     @property
     def identity(self) -> TeacherIdentity:
@@ -130,7 +132,9 @@ class VllmEngine:
                         yield CaptureResult(key=task.key, document=None, error=reason)
                     else:
                         tokens += len(task.token_ids_L) + task.shift
-                for output in self._engine.step() if waiting else ():
+                outputs = self._engine.step() if waiting else ()
+                self.on_step()
+                for output in outputs:
                     task = waiting.pop(output.request_id)
                     its_spec = task.spec or spec
                     result = self._result(task, output, its_spec)

@@ -8,7 +8,7 @@ logits before.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -71,6 +71,8 @@ class VllmGenerator:
         self._end_ids = list(folder.end_ids)
         self._serial = 0
         self._generating = False
+        self.on_step: Callable[[], None] = lambda: None
+        """Called after each step of vLLM's."""
 
     @property
     def identity(self) -> TeacherIdentity:
@@ -104,7 +106,9 @@ class VllmGenerator:
                         exhausted = True
                     elif (reason := self._submit(task, waiting)) is not None:
                         yield failed(task, reason)
-                for output in self._engine.step() if waiting else ():
+                outputs = self._engine.step() if waiting else ()
+                self.on_step()
+                for output in outputs:
                     result = self._result(waiting[output.request_id], output)
                     if result is not None:
                         del waiting[output.request_id]

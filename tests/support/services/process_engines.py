@@ -1,0 +1,132 @@
+"""Engines for a process of their own: what it loads by name, with faults that are real ones.
+
+The fake engine's records are a function of the token ids alone, so that a cask is the same bytes whatever the process
+has gone through.
+"""
+
+import os
+import resource
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_services.engines.engine import CaptureResult, CaptureTask
+from logitcask_services.engines.process.door import ProcessEngine, ProcessGenerator
+from logitcask_services.engines.process.process import EngineProcess
+from tests.support.services.fake_generator import FakeGenerator
+from tests.support.services.fake_teacher import KILLER, FakeEngine
+
+FAULTS = ("killed", "hung", "memory", "raised", "stopped")
+
+
+class FaultyEngine(FakeEngine):
+    """Meets the next fault of a file after some documents: one line is one fault, taken by one life of the engine.
+
+    A document with `KILLER` kills it by a signal.
+
+    Args:
+        faults: File with one name of `FAULTS` a line; a life takes the first one away.
+        after: Documents of a life before its fault.
+    """
+
+    def __init__(self, faults: Path, after: int, **script: Any) -> None:
+        super().__init__(**script)
+        lines = faults.read_text().split()
+        faults.write_text("\n".join(lines[1:]))
+        self._fault, self._after = lines[0] if lines else None, after
+
+    def capture(self, tasks: Iterable[CaptureTask | None], spec: CaptureSpec) -> Iterator[CaptureResult]:
+        for result in super().capture(tasks, spec):
+            if self._fault is not None and self.given > self._after:
+                meet(self._fault)
+            yield result
+
+    def _finish(self, task: CaptureTask, spec: CaptureSpec) -> CaptureResult:
+        if KILLER in task.token_ids_L:
+            meet("killed")
+        return super()._finish(task, spec)
+
+
+def meet(fault: str) -> None:
+    """A real fault; returns where it is none of `FAULTS`."""
+    match fault:
+        case "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "hung":
+            threading.Event().wait()
+        case "stopped":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case "memory":
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (64 << 20),) * 2)
+            np.zeros(1 << 30, np.uint8)
+        case "raised":
+            raise RuntimeError("a fault of the engine's own, as scripted")
+
+
+def load_fake(document: dict[str, Any]) -> FakeEngine:
+    """A `FakeEngine`, or a `FaultyEngine` where there are faults."""
+    if "faults" in document:
+        return FaultyEngine(Path(document.pop("faults")), document.pop("after"), **document)
+    return FakeEngine(**document)
+
+
+def load_writer(document: dict[str, Any]) -> FakeGenerator:
+    """A `FakeGenerator`."""
+    return FakeGenerator(**document)
+
+
+def load_slowly(document: dict[str, Any]) -> FakeEngine:
+    """Never comes to an end, and leaves a process of its own behind, as an engine may; their ids are in a file."""
+    if not (child := os.fork()):
+        time.sleep(600)
+        os._exit(0)
+    Path(document["pids"]).write_text(f"{os.getpid()} {child}")
+    threading.Event().wait()
+    raise AssertionError("nobody sets it")
+
+
+def load_nothing(document: dict[str, Any]) -> FakeEngine:
+    """Raises, or ends the process."""
+    meet(document["fault"])
+    raise AssertionError(f"{document['fault']} is no fault")
+
+
+def fake_engine(loader: str = "load_fake", **document: Any) -> ProcessEngine:
+    """What a loader of this module gives, in a process of its own."""
+    return ProcessEngine(EngineProcess(f"{__name__}:{loader}", document))
+
+
+def fake_writer(**document: Any) -> ProcessGenerator:
+    """A `FakeGenerator` in a process of its own."""
+    return ProcessGenerator(EngineProcess(f"{__name__}:load_writer", document))
+
+
+def engines_of(pid: int) -> list[int]:
+    """Processes that a service has started, and all in their groups."""
+    groups = dict[int, list[int]]()
+    leaders = set[int]()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            number, fields = int(stat.parent.name), stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        groups.setdefault(int(fields[2]), []).append(number)
+        if int(fields[1]) == pid:
+            leaders.add(number)
+    return [each for leader in leaders for each in groups.get(leader, ())]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process, and it has not ended."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
