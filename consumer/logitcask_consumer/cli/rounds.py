@@ -78,6 +78,22 @@ def rounds(
     held_out: Annotated[
         str | None, typer.Option("--held-out", help="Cask to measure the student on after every phase.")
     ] = None,
+    teacher_mix: Annotated[
+        float,
+        typer.Option("--teacher-mix", help="How likely the teacher writes a text in the student's place (minillm)."),
+    ] = 0.0,
+    sampler: Annotated[
+        str, typer.Option("--sampler", help="Who writes the student's texts: hf (here), or service.")
+    ] = "hf",
+    students: Annotated[
+        Path | None,
+        typer.Option(
+            "--students",
+            help="Folder that the service was started with as --students, as it is seen from here (sampler service).",
+            parser=nonempty_path,
+            metavar="PATH",
+        ),
+    ] = None,
     teacher: Annotated[
         Path | None,
         typer.Option(

@@ -5,9 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
-
-import torch
+from typing import TYPE_CHECKING, Final
 
 from logitcask_consumer.data import CaskDataset, open_casks
 from logitcask_consumer.processes import processes
@@ -17,7 +15,6 @@ from logitcask_consumer.rounds.capture import TeacherService
 from logitcask_consumer.rounds.config import RoundsConfig, RoundsConfigError
 from logitcask_consumer.rounds.phases import (
     ROUNDS_NAME,
-    EmptyRoundError,
     all_texts,
     open_round,
     phase_of,
@@ -26,8 +23,7 @@ from logitcask_consumer.rounds.phases import (
     round_folder,
 )
 from logitcask_consumer.rounds.prompts import Prompts, read_prompts
-from logitcask_consumer.rounds.sampler import Sampling, chunk_seed, chunks_of, ends_of, pad_of, write_chunk
-from logitcask_consumer.rounds.samples import SAMPLES_NAME, RoundTexts, append_chunk, read_chunks
+from logitcask_consumer.rounds.samples import SAMPLES_NAME
 from logitcask_consumer.rounds.state import (
     RoundState,
     RunState,
@@ -35,17 +31,17 @@ from logitcask_consumer.rounds.state import (
     require_same_settings,
     write_state,
 )
+from logitcask_consumer.rounds.writing import CORPUS_NAME, RoundWriter, load_student
 from logitcask_consumer.run_document import (
     INITIAL_NAME,
     RunFolderError,
     explained_writes,
     latest_checkpoint,
     read_run,
-    replace_file,
     require_finished,
     require_unused,
 )
-from logitcask_consumer.student.students import StudentSpec, load_model, load_tokenizer
+from logitcask_consumer.student.students import StudentSpec, load_tokenizer
 from logitcask_consumer.training.checkpoints import partial_folder
 from logitcask_consumer.training.run import train_phase
 from logitcask_consumer.training.run_lock import hold_run
@@ -59,7 +55,6 @@ if TYPE_CHECKING:
     from logitcask_schemas.api.client import ServiceClient
 
 Say = Callable[[str], None]
-CORPUS_NAME: Final = "corpus.jsonl"
 _HELD_OUT: Final = ("kl", "nll", "acceptance")
 """What is kept of an evaluation, as far as the cask has it."""
 
@@ -152,6 +147,15 @@ class _Run:
             write_state(config.output, state)
         require_same_settings(state, config.output, settings)
         self.state = state
+        self.writer = RoundWriter(
+            config=config,
+            state=state,
+            prompts=self.prompts,
+            tokenizer=self.tokenizer,
+            service=self.service,
+            say=say,
+            save=self._write,
+        )
 
     def make(self) -> RoundsResult:
         """All rounds."""
@@ -191,7 +195,7 @@ class _Run:
             if own.stage == "sampling":
                 self._require_tokenizer()
                 with self._timed(own, "sample"):
-                    texts = self._sample(own)
+                    texts = self.writer.write(own, self._student_folder())
                 own.sampled, own.stage = texts.counts, "sampled"
                 self._write()
             if own.stage == "sampled":
@@ -251,50 +255,6 @@ class _Run:
         """The student as it is now."""
         return latest_checkpoint(self.config.output) or self.spec.folder or self.config.output / INITIAL_NAME
 
-    def _load(self, folder: Path) -> Any:
-        model = load_model(folder)
-        return model.to("cuda") if torch.cuda.is_available() else model
-
-    def _sample(self, own: RoundState) -> RoundTexts:
-        """Write the texts of a round, from the first chunk that is not there."""
-        config, folder = self.config, round_folder(self.config.output, own.number)
-        with explained_writes(folder, "Free space and give the same command again"):
-            folder.mkdir(parents=True, exist_ok=True)
-        path = folder / SAMPLES_NAME
-        done = read_chunks(path, mend=True)
-        chosen = self.prompts.of_round(own.number, config.prompts_per_round, config.seed)
-        chunks = chunks_of(chosen, texts_per_prompt=config.texts_per_prompt, size=config.sample_batch)
-        if len(done) < len(chunks):
-            model = self._load(self._student_folder())
-            ends, pad = ends_of(model, self.tokenizer), pad_of(self.tokenizer)
-            sampling = Sampling(
-                max_new_tokens=config.max_new_tokens,
-                temperature=config.temperature,
-                top_p=config.top_p,
-                top_k=config.top_k,
-            )
-            began, written = time.monotonic(), 0
-            for number in range(len(done), len(chunks)):
-                prompts = [(prompt, self.prompts.ids[prompt]) for prompt in chunks[number]]
-                seed = chunk_seed(config.seed, own.number, number)
-                done.append(write_chunk(model, prompts, sampling, seed=seed, ends=ends, pad=pad))
-                append_chunk(path, number, done[-1])
-                written += sum(text.sampled for text in done[-1])
-            pace = written / max(time.monotonic() - began, 1e-9)
-            self.say(f"round {own.number} of {config.rounds}: {written:,} tokens written, {pace:,.0f} tokens/s")
-        texts = RoundTexts.of(done, max_looping=config.max_looping)
-        self.say(f"round {own.number}: {_counted(texts)}")
-        if not texts.texts:
-            raise EmptyRoundError(
-                f"round {own.number}: none of the student's {texts.counts.texts} texts can be used "
-                f"({_counted(texts)}). They lie in {path} and stay there. Allow more looping texts (--max-looping 1) "
-                "with the same command; or begin in another output folder with a student that writes (train it on a "
-                "fixed cask first), or with other prompts"
-            )
-        with explained_writes(folder / CORPUS_NAME, "Free space and give the same command again"):
-            replace_file(folder / CORPUS_NAME, texts.corpus(own.number))
-        return texts
-
     def _require_tokenizer(self) -> None:
         """Before anything is written for a run's first cask: the teacher must read the student's token ids."""
         if self.state.teacher is not None:
@@ -350,7 +310,7 @@ class _Run:
         )
         dataset = CaskDataset(casks, seq_len=self.config.seq_len)
         batch = max(1, self.config.micro_tokens // self.config.seq_len)
-        values = evaluate_model(self._load(folder), dataset, batch_sequences=batch).values
+        values = evaluate_model(load_student(folder), dataset, batch_sequences=batch).values
         capture = dataset.manifest.capture
         kinds = metric_kinds(
             sampled_tail=capture.mode != "topk", tail_logprobs=capture.tail_logprobs, ordered_head=False
@@ -379,17 +339,3 @@ def _held_out_loss(means: dict[str, float]) -> float:
 
 def _shown(means: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.3f}" for name, value in means.items())
-
-
-def _counted(texts: RoundTexts) -> str:
-    counts = texts.counts
-    parts = [f"{counts.kept} of {counts.texts} texts kept"]
-    if counts.empty:
-        parts.append(f"{counts.empty} empty")
-    if counts.looping:
-        parts.append(f"{counts.looping} repeat themselves, {counts.looping_left_out} of these left out")
-    if counts.duplicates:
-        parts.append(f"{counts.duplicates} written twice")
-    if counts.unfinished:
-        parts.append(f"{counts.unfinished} cut at the limit of tokens")
-    return ", ".join(parts)

@@ -135,7 +135,7 @@ def phase_of(config: RoundsConfig, state: RunState, own: RoundState, *, tokens_p
 def _samples(config: RoundsConfig, loss: str, rounds: Sequence[RoundState]) -> SampledTexts | None:
     if not Objective.parse(loss).needs_samples:
         return None
-    return sampled_texts([all_texts(config, each.number) for each in rounds])
+    return sampled_texts([all_texts(config, each.number) for each in rounds], teacher_share=config.teacher_mix)
 
 
 def _drawn_before(config: RoundsConfig, state: RunState, own: RoundState, sequences: int) -> int:
