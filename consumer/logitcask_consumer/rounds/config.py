@@ -155,6 +155,7 @@ class RoundsConfig:
                 f"recipe {recipe.name} raises the share of the student's texts where the held-out loss rises: name a "
                 "fixed cask (--cask) and a held-out one (--held-out)",
             ),
+            *self._draws_of_each(),
             (recipe.adaptive or self.adapt_by is None, f"recipe {recipe.name} keeps its share: leave out adapt_by"),
             (
                 recipe.name != "f-distill" or bool(self.casks) or self.loss == "reverse_kl",
@@ -200,6 +201,22 @@ class RoundsConfig:
         if faults := [message for holds, message in rules if not holds]:
             raise RoundsConfigError("; ".join(faults))
         self.training(("the casks of the rounds",))
+
+    def _draws_of_each(self) -> list[tuple[bool, str]]:
+        """A share of which no sequence is ever drawn would cost its texts, or its cask, for nothing."""
+        total = self.steps_per_round * max(self.step_tokens // max(self.seq_len, 1), 1)
+        least = 1.0 / max(total, 1)
+        shares = [("lambda", self.first_share), ("the fixed casks' share, 1 - lambda,", 1.0 - self.first_share)]
+        if self.method.adaptive:
+            shares.append(("what lambda rises by (adapt_by)", self.adapt_by or 1.0 / max(self.rounds, 1)))
+        return [
+            (
+                share <= 0 or round(share * total) > 0,
+                f"{name} is {share:g}, of which no sequence of a round's {total} is drawn; the smallest that draws one "
+                f"is {least:g}. Take that, 0, or more --steps-per-round",
+            )
+            for name, share in shares
+        ]
 
     @property
     def method(self) -> Recipe:

@@ -10,19 +10,12 @@ from typing import TYPE_CHECKING, Final
 from logitcask_consumer.data import CaskDataset, open_casks
 from logitcask_consumer.processes import processes
 from logitcask_consumer.report.evaluate import evaluate_model, metric_kinds
-from logitcask_consumer.rounds.buffer import next_share
+from logitcask_consumer.rounds.buffer import next_share, rounds_in_buffer
 from logitcask_consumer.rounds.capture import TeacherService
 from logitcask_consumer.rounds.config import RoundsConfig, RoundsConfigError
-from logitcask_consumer.rounds.phases import (
-    ROUNDS_NAME,
-    all_texts,
-    open_round,
-    phase_of,
-    require_teacher,
-    require_texts,
-    round_folder,
-)
+from logitcask_consumer.rounds.phases import ROUNDS_NAME, phase_of, round_folder
 from logitcask_consumer.rounds.prompts import Prompts, read_prompts
+from logitcask_consumer.rounds.reading import RoundReader
 from logitcask_consumer.rounds.samples import SAMPLES_NAME
 from logitcask_consumer.rounds.state import (
     RoundState,
@@ -46,8 +39,7 @@ from logitcask_consumer.training.checkpoints import partial_folder
 from logitcask_consumer.training.run import train_phase
 from logitcask_consumer.training.run_lock import hold_run
 from logitcask_consumer.training.stop_signals import StoppedEarly, StopSignals
-from logitcask_schemas.api.requests import ExtractionPlan
-from logitcask_schemas.errors import IdentityMismatchError, ModelError
+from logitcask_schemas.errors import ModelError
 from logitcask_schemas.model_source import find_model
 from logitcask_schemas.record.identity import tokenizer_fingerprint
 
@@ -156,6 +148,9 @@ class _Run:
             say=say,
             save=self._write,
         )
+        self.reader = RoundReader(
+            config=config, state=state, tokenizer=self.tokenizer, writer=self.writer, service=self.service, say=say
+        )
 
     def make(self) -> RoundsResult:
         """All rounds."""
@@ -193,16 +188,22 @@ class _Run:
                 self.say(f"round {own.number}: {' and '.join(gone)} are gone from {folder}; writing them again")
                 own.stage = "sampling"
             if own.stage == "sampling":
-                self._require_tokenizer()
+                self.reader.require_teacher()
                 with self._timed(own, "sample"):
                     texts = self.writer.write(own, self._student_folder())
                 own.sampled, own.stage = texts.counts, "sampled"
                 self._write()
             if own.stage == "sampled":
                 with self._timed(own, "capture"):
-                    self._capture(own)
+                    self.reader.capture(own)
                 own.stage = "captured"
                 self._write()
+            for each in rounds_in_buffer(self.state.rounds, own.number, self.config.kept_rounds):
+                if self.reader.was_removed(each):
+                    self.say(f"round {each.number}: its cask was removed; its texts are here, and are captured again")
+                    with self._timed(each, "capture"):
+                        self.reader.capture(each)
+                    self._write()
         with self._timed(own, "train"):
             phase = phase_of(self.config, self.state, own, tokens_per_step=self.config.step_tokens)
             places = tuple(str(cask.place) for group in phase.groups for cask in group.casks)
@@ -254,50 +255,6 @@ class _Run:
     def _student_folder(self) -> Path:
         """The student as it is now."""
         return latest_checkpoint(self.config.output) or self.spec.folder or self.config.output / INITIAL_NAME
-
-    def _require_tokenizer(self) -> None:
-        """Before anything is written for a run's first cask: the teacher must read the student's token ids."""
-        if self.state.teacher is not None:
-            return
-        theirs, own = self.service.teacher().tokenizer_fingerprint, tokenizer_fingerprint(self.tokenizer)
-        if theirs != own:
-            raise IdentityMismatchError(
-                f"tokenizer_fingerprint: {own!r} of the student, {theirs!r} of the teacher at {self.config.server}. "
-                "It reads the token ids that the student writes: take a student with the teacher's tokenizer"
-            )
-
-    def _capture(self, own: RoundState) -> None:
-        """Have the teacher read a round's texts; the cask is proved to hold these, of the same teacher."""
-        require_teacher(self.state, self.service.teacher(), where=f"that of the service at {self.config.server}")
-        plan = ExtractionPlan(
-            cask=self.config.cask_name(own.number),
-            capture=self.config.spec,
-            overflow="skip",
-            metadata={"run": self.state.run, "round": str(own.number)},
-        )
-        extraction = None if own.extraction is None else self.service.extraction(own.extraction)
-        if extraction is not None and extraction.status in ("cancelled", "cancelling"):
-            extraction = None
-        if extraction is None:
-            if not own.attempt:
-                self.service.require_new(plan)
-            # Before it is sent: whoever comes back after a kill knows that the cask may be this round's.
-            if own.extraction is not None or not own.attempt:
-                own.attempt += 1
-                own.extraction = None
-                self._write()
-            corpus = round_folder(self.config.output, own.number) / CORPUS_NAME
-            extraction = self.service.start(corpus, plan, f"{self.state.run}-{own.number}-{own.attempt}")
-            own.extraction = extraction.id
-            self._write()
-        extraction = self.service.finish(extraction.id)
-        cask = open_round(self.config, self.state, own)
-        own.cask = str(cask.place)
-        require_texts(cask, all_texts(self.config, own.number), own.number)
-        own.documents = len(cask)
-        self.state.teacher = self.state.teacher or cask.manifest.teacher
-        missing = "" if own.sampled is None or own.documents == own.sampled.kept else f" of {own.sampled.kept}"
-        self.say(f"round {own.number}: {own.documents}{missing} texts captured in {own.cask}")
 
     def _measure(self, folder: Path) -> dict[str, float]:
         """Means of a student over the held-out positions."""

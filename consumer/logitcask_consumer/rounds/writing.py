@@ -78,19 +78,28 @@ class RoundWriter:
             written = sum(text.sampled for chunk in new for text in chunk)
             pace = written / max(time.monotonic() - began, 1e-9)
             self.say(f"round {own.number} of {config.rounds}: {written:,} tokens written, {pace:,.0f} tokens/s")
-            done += new
         self._remove_student(own)
-        texts = RoundTexts.of(done, max_looping=config.max_looping)
-        self.say(f"round {own.number}: {counted(texts)}")
+        return self.write_corpus(own.number)
+
+    def write_corpus(self, number: int) -> RoundTexts:
+        """Write what of a round's texts goes to the teacher.
+
+        Raises:
+            EmptyRoundError: none of the texts can be used.
+        """
+        folder = round_folder(self.config.output, number)
+        path = folder / SAMPLES_NAME
+        texts = RoundTexts.of(read_chunks(path), max_looping=self.config.max_looping)
+        self.say(f"round {number}: {counted(texts)}")
         if not texts.texts:
             raise EmptyRoundError(
-                f"round {own.number}: none of the student's {texts.counts.texts} texts can be used "
+                f"round {number}: none of the student's {texts.counts.texts} texts can be used "
                 f"({counted(texts)}). They lie in {path} and stay there. Allow more looping texts (--max-looping 1) "
                 "with the same command; or begin in another output folder with a student that writes (train it on a "
                 "fixed cask first), or with other prompts"
             )
         with explained_writes(folder / CORPUS_NAME, _ADVICE):
-            replace_file(folder / CORPUS_NAME, texts.corpus(own.number))
+            replace_file(folder / CORPUS_NAME, texts.corpus(number))
         return texts
 
     def _write_from(
