@@ -6,8 +6,7 @@ from typing import Any
 
 import psutil
 
-from logitcask_schemas.model_source import find_model
-from logitcask_services.cli.serve import load_teacher
+from logitcask_services.cli.serve import load_teacher, require_teacher
 from logitcask_services.jobs.teacher import Role, Teacher
 from logitcask_services.settings import ServiceSettings
 
@@ -41,7 +40,7 @@ class SwitchClock:
     """Loads the teacher in a role, and adds up what loading and closing take."""
 
     def __init__(self, settings: ServiceSettings) -> None:
-        self._settings, self._source = settings, find_model(settings.teacher)
+        self._settings, self._source = settings, require_teacher(settings)
         self.spent = Spent()
 
     def load(self, role: Role) -> Teacher:

@@ -18,7 +18,7 @@ from logitcask_consumer.rounds.state import read_state
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import IdentityMismatchError
 from logitcask_schemas.model_source import find_model
-from logitcask_services.cli.serve import load_teacher
+from logitcask_services.cli.serve import load_teacher, require_teacher
 from logitcask_services.service import Service
 from logitcask_services.settings import ServiceSettings
 from tests.support.consumer.cask_builder import dense_positions, save_teacher, tiny_model, tiny_tokenizer
@@ -38,7 +38,7 @@ def serving(folder: Path, teacher: str) -> Iterator[RunningServer]:
         disk_floor_bytes=0,
         chunk_positions=200,
     )
-    source = find_model(settings.teacher)
+    source = require_teacher(settings)
     server = RunningServer(Service(settings, lambda role: load_teacher(settings, source, role)), None)
     server.start()
     try:

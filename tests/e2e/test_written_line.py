@@ -12,8 +12,7 @@ import torch
 
 from logitcask_schemas.api.generation import GenerationRequest
 from logitcask_schemas.cask import Cask
-from logitcask_schemas.model_source import find_model
-from logitcask_services.cli.serve import load_teacher
+from logitcask_services.cli.serve import load_teacher, require_teacher
 from logitcask_services.generation.recipes import RecipeBook
 from logitcask_services.service import Service
 from logitcask_services.settings import ServiceSettings
@@ -45,7 +44,7 @@ def line(tmp_path_factory):
         max_model_len=512,
         disk_floor_bytes=0,
     )
-    source = find_model(settings.teacher)
+    source = require_teacher(settings)
     service = Service(settings, lambda role: load_teacher(settings, source, role))
     demonstrations, questions = put_corpus(service, DEMONSTRATIONS), put_corpus(service, QUESTIONS)
     request = GenerationRequest.model_validate(

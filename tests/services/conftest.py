@@ -9,6 +9,7 @@ import pytest
 
 from logitcask_services.http.connections import ConnectionLimits
 from logitcask_services.http.logs import LogLimit
+from logitcask_services.jobs.roster import Roster
 from logitcask_services.jobs.teacher import LoadHinted, Teacher
 from logitcask_services.service import Service
 from logitcask_services.settings import ServiceSettings
@@ -52,10 +53,13 @@ def serve(make_settings: Callable[..., ServiceSettings]) -> Iterator[Callable[..
         fake: dict[str, Any] | None = None,
         limits: ConnectionLimits | None = None,
         load_hinted: LoadHinted | None = None,
+        roster: Roster | None = None,
         **settings: Any,
     ) -> RunningServer:
         service = Service(
-            make_settings(**settings), lambda role: load() if load else fake_teacher(**(fake or {})), load_hinted
+            make_settings(**settings),
+            roster or (lambda role: load() if load else fake_teacher(**(fake or {}))),
+            load_hinted,
         )
         key = settings.get("api_key")
         server = RunningServer(service, key, limits)

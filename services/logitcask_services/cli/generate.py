@@ -90,6 +90,9 @@ def run(
     demonstrations: Annotated[
         Path | None, typer.Option(help="Recipe: JSON lines with examples, sent beside the corpus.")
     ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Who writes: a name of the service's, or students/NAME; default: its first.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of all that is drawn; default: 0.")] = None,
     budget: Annotated[int | None, typer.Option(help="Ask for nothing more once so many tokens are written.")] = None,
     cask: Annotated[str | None, typer.Option(help="Capture what is kept into this cask; without: the corpus.")] = None,
@@ -146,6 +149,7 @@ def run(
         "extraction": extraction_of(cask, capture_of(spec), max_length, no_capture=no_capture),
         "metadata": pairs(metadata, "--metadata"),
         **({"recipe": recipe} if steps is None else steps_of(steps)),
+        **({"teacher": teacher} if teacher is not None else {}),
         **({"seed": seed} if seed is not None else {}),
         **({"budget": {"generated_tokens": budget}} if budget is not None else {}),
         **({"on_error": on_error} if on_error is not None else {}),

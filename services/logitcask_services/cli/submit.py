@@ -86,7 +86,11 @@ def submit(
     ] = False,
     documents: Annotated[int, typer.Option(help="Dry run: documents to show.", min=0, max=50)] = 3,
     teacher: Annotated[
-        Path | None, typer.Option(help="Dry run: a teacher's folder, instead of a service.", file_okay=False)
+        str | None,
+        typer.Option(
+            help="Name of one of the service's teachers (`GET /v1/teachers`); default: its first. Dry run: also a "
+            "teacher's folder or Hub id, instead of a service."
+        ),
     ] = None,
     server: ServerOption = None,
     api_key_file: KeyFileOption = None,
@@ -126,14 +130,18 @@ def submit(
         "metadata": pairs(metadata, "--metadata"),
         **given(options),
     }
+    # A name has no slash; that a folder here is called like it matters to a dry run alone.
+    is_model = teacher is not None and ("/" in teacher or (dry and Path(teacher).is_dir()))
+    if teacher is not None and not is_model:
+        request["teacher"] = teacher
     require_key(idempotency_key)
     require_cask_name(cask)
     if dry:
         from logitcask_schemas.api.connection import ServiceUnreachableError
 
         with local_corpus(corpus, others or [], lambda line: say(console, line)) as local:
-            if teacher is not None:
-                dry_run(local, request, teacher, documents=documents, as_json=as_json)
+            if teacher is not None and is_model:
+                dry_run(local, request, Path(teacher), documents=documents, as_json=as_json)
             else:
                 try:
                     with connect(server, api_key_file) as client:
@@ -145,8 +153,11 @@ def submit(
         return
     if cask is None:
         raise typer.BadParameter("missing; it names the cask, below the service's cask root", param_hint="--cask")
-    if teacher is not None:
-        raise typer.BadParameter("goes with --dry-run; a service has its teacher", param_hint="--teacher")
+    if teacher is not None and is_model:
+        raise typer.BadParameter(
+            "folders and Hub ids go with --dry-run; a service knows its teachers by name, see `GET /v1/teachers`",
+            param_hint="--teacher",
+        )
     file_corpus(corpus, others or [])  # before the service is asked anything
     with connect(server, api_key_file) as client:
         client.check(request)  # before hours of a pipe are read

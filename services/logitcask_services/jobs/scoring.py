@@ -2,7 +2,7 @@
 
 A call is some sequences under one capture spec. Calls for one teacher wait in one line; all lines together are
 bounded. While an extraction runs, its stream of tasks takes sequences from its teacher's line in between; while none
-runs, the worker streams the line alone, and whoever comes meanwhile joins what is under way. Nothing of this is durable.
+runs, the worker streams a line alone, and whoever comes meanwhile joins what is under way. Nothing of this is durable.
 
 A teacher that dies takes with it what was in flight. Each such call is told so and may come again; a sequence that was
 there at two deaths waits until it can be alone with the teacher, and one that was alone at two deaths is refused.

@@ -178,7 +178,7 @@ class _Reader:
                 current = [part.strip().strip("\"'") for part in heading[1].split(".")]
                 if current[: len(wanted)] == wanted and header is None:
                     header = number
-                if key is not None and current == [*wanted, key]:
+                if key is not None and current[: len(wanted) + 1] == [*wanted, key]:
                     return number
             elif key is not None and current == wanted and re.match(rf"[\"']?{re.escape(key)}[\"']?\s*[.=]", stripped):
                 return number

@@ -36,6 +36,7 @@ VARIANTS = [
     *((name, REQUIRED.get(name, {})) for name in RECIPES),
     ("seqkd", {"field": "question", "n": 4, "temperature": 1, "min_tokens": 8, "stop": ["###"], "whole": True}),
     ("seqkd", {"field": "instruction"}),
+    ("seqkd", {"field": "input-ids"}),
     ("icl", {"demonstrations": "corpus-1", "k": 8, "choose": "bm25"}),
     ("icl", {"candidates": 16, "k": 2, "choose": "seeded"}),
     ("cot", {"n": 4, "check": "answer"}),
@@ -130,10 +131,11 @@ def test_a_built_in_template_has_the_head_that_is_documented(path):
     assert opening == ""
     assert fields.keys() <= {"kind", "description", "stop", "fields"}
     assert fields["description"].endswith(".")
-    assert fields["kind"] in ("text", "chat")
+    assert fields["kind"] in ("text", "chat", "ids")
     marked = [line for line in body.splitlines() if line.startswith("[") and line.endswith("]")]
     assert bool(marked) == (fields["kind"] == "chat")
-    assert all(name in body for name in fields.get("fields", []))
+    assert (fields["kind"] == "ids") == (not body)
+    assert all(name in body for name in fields.get("fields", [])) or fields["kind"] == "ids"
 
 
 def test_the_plain_recipe_step_by_step():

@@ -70,7 +70,7 @@ def test_who_comes_while_the_teacher_writes_is_told_at_once_whom_it_writes_for(b
 def test_who_waits_when_the_teacher_begins_to_write_is_told_too(by_turns):
     """A call that the capturing teacher did not get to is not left waiting for a generation."""
     server = by_turns(FakeGenerator(max_model_len=512))
-    server.service.scoring.submit = lambda tasks, spec: _never(server)
+    server.service.scoring.submit = lambda tasks, spec, teacher: _never(server)
     answer = score(server, [1, 2], timeout=500)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "teacher_writing")
 
@@ -118,7 +118,7 @@ def test_bounds_are_the_operators(start):
     for sequences, told in (([[1, 2]] * 3, "at most 2 sequences and 6 tokens"), ([[1] * 7], "this one has 1 and 7")):
         answer = score(server, *sequences)
         assert (answer.status_code, told in answer.json()["detail"]) == (413, True)
-    server.service.scoring.submit = lambda tasks, spec: ScoringCall(1)  # nobody gets to it
+    server.service.scoring.submit = lambda tasks, spec, teacher: ScoringCall(1)  # nobody gets to it
     late = score(server, [1, 2], timeout=500)
     assert (late.status_code, late.json()["error"]["code"]) == (503, "not_in_time")
     assert "within 0.2 s" in late.json()["detail"]
