@@ -14,11 +14,14 @@ import pytest
 
 from logitcask_consumer.rounds.config import RoundsConfig
 from logitcask_consumer.rounds.driver import run_rounds
+from logitcask_consumer.rounds.prompts import read_prompts
+from logitcask_consumer.rounds.samples import read_chunks
 from logitcask_consumer.rounds.state import read_state
+from logitcask_schemas.api.connection import ServiceError
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import IdentityMismatchError
 from logitcask_schemas.model_source import find_model
-from logitcask_services.cli.serve import load_teacher, require_teacher
+from logitcask_services.cli.serve import require_teachers
 from logitcask_services.service import Service
 from logitcask_services.settings import ServiceSettings
 from tests.support.consumer.cask_builder import dense_positions, save_teacher, tiny_model, tiny_tokenizer
@@ -28,18 +31,18 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 
 @contextmanager
-def serving(folder: Path, teacher: str) -> Iterator[RunningServer]:
+def serving(folder: Path, teacher: str, students: Path | None = None) -> Iterator[RunningServer]:
     """The service with a teacher of the folder; jobs and casks stay from one to the next."""
     settings = ServiceSettings(
         teacher=folder / teacher,
+        students=students,
         cask_root=folder / "casks",
         engine="transformers",
         dtype="float32",
         disk_floor_bytes=0,
         chunk_positions=200,
     )
-    source = require_teacher(settings)
-    server = RunningServer(Service(settings, lambda role: load_teacher(settings, source, role)), None)
+    server = RunningServer(Service(settings, require_teachers(settings)), None)
     server.start()
     try:
         yield server
@@ -128,3 +131,29 @@ def test_the_casks_hold_what_the_teacher_says_of_the_students_texts(folder: Path
         rows_H = np.repeat(np.arange(stop - start), document.records.head_counts_P)
         is_next_H = document.records.head_ids_H == ids[start + 1 : stop + 1][rows_H]
         np.testing.assert_allclose(document.records.head_logprobs_H[is_next_H], dense, rtol=2e-3, atol=2e-3)
+
+
+def test_the_service_writes_the_students_texts_and_the_teachers(folder: Path) -> None:
+    """MiniLLM with teacher-mixed sampling; the service loads the student of each round, and the probe finds it so."""
+    students = folder / "students"
+    students.mkdir()
+    with serving(folder, "teacher", students) as server:
+        result = run_rounds(config(folder, server, sampler="service", students=students, teacher_mix=0.3))
+    assert result.state.status == "finished"
+    assert list(students.iterdir()) == []
+    for own in result.state.rounds:
+        assert own.sampled is not None
+        assert 0 < own.sampled.by_teacher < own.sampled.texts == 24
+        assert own.writing == 0
+    (first, *_) = read_chunks(folder / "run/rounds/0001/samples.jsonl")
+    prompts = read_prompts(folder / "prompts.jsonl", tiny_tokenizer(), longest=40)
+    for text in first:
+        assert text.input_ids[: -text.sampled] == prompts.ids[text.prompt], "the exact prompt, and nothing before it"
+
+
+def test_a_service_with_another_folder_of_students_says_so(folder: Path) -> None:
+    """The student is saved where the service does not look."""
+    for name in ("students", "elsewhere"):
+        (folder / name).mkdir()
+    with serving(folder, "teacher", folder / "students") as server, pytest.raises(ServiceError, match="students/"):
+        run_rounds(config(folder, server, sampler="service", students=folder / "elsewhere"))

@@ -15,6 +15,16 @@ from logitcask_consumer.cli.common import (
     print_json,
     quiet_transformers,
 )
+from logitcask_consumer.cli.training_options import (
+    CacheOption,
+    GradientCheckpointingOption,
+    MaxGradNormOption,
+    MinLrRatioOption,
+    SaveStepsOption,
+    SeqLenOption,
+    WarmupOption,
+    WeightDecayOption,
+)
 
 app = typer.Typer(help="Train a student on its own texts, in rounds with a teacher service.", add_completion=False)
 
@@ -78,6 +88,22 @@ def rounds(
     held_out: Annotated[
         str | None, typer.Option("--held-out", help="Cask to measure the student on after every phase.")
     ] = None,
+    teacher_mix: Annotated[
+        float,
+        typer.Option("--teacher-mix", help="How likely the teacher writes a text in the student's place (minillm)."),
+    ] = 0.0,
+    sampler: Annotated[
+        str, typer.Option("--sampler", help="Who writes the student's texts: hf (here), or service.")
+    ] = "hf",
+    students: Annotated[
+        Path | None,
+        typer.Option(
+            "--students",
+            help="Folder that the service was started with as --students, as it is seen from here (sampler service).",
+            parser=nonempty_path,
+            metavar="PATH",
+        ),
+    ] = None,
     teacher: Annotated[
         Path | None,
         typer.Option(
@@ -108,30 +134,21 @@ def rounds(
         float | None, typer.Option("--adapt-by", help="What lambda rises by (distillm); default: 1 over the rounds.")
     ] = None,
     tau: Annotated[float | None, typer.Option("--tau", help="Threshold of the capture.")] = None,
-    seq_len: Annotated[int, typer.Option("--seq-len", help="Tokens of a training sequence.")] = 512,
+    seq_len: SeqLenOption = 512,
     batch_tokens: Annotated[
         int | None, typer.Option("--batch-tokens", help="Tokens per optimizer step; default: 16 sequences.")
     ] = None,
     micro_tokens: Annotated[int, typer.Option("--micro-tokens", help="Tokens per forward pass.")] = 8192,
     lr: Annotated[float, typer.Option("--lr", help="Peak learning rate over all phases.")] = 1e-4,
-    warmup: Annotated[float, typer.Option("--warmup", help="Share of the steps with rising learning rate.")] = 0.05,
-    min_lr_ratio: Annotated[
-        float, typer.Option("--min-lr-ratio", help="Learning rate at the end, as a share of the peak.")
-    ] = 0.1,
-    weight_decay: Annotated[float, typer.Option("--weight-decay", help="Of AdamW.")] = 0.01,
-    max_grad_norm: Annotated[float, typer.Option("--max-grad-norm", help="Gradients are clipped to it.")] = 1.0,
+    warmup: WarmupOption = 0.05,
+    min_lr_ratio: MinLrRatioOption = 0.1,
+    weight_decay: WeightDecayOption = 0.01,
+    max_grad_norm: MaxGradNormOption = 1.0,
     seed: Annotated[int, typer.Option("--seed", help="Of sampling, initialisation, packing and order.")] = 0,
     precision: Annotated[str, typer.Option("--precision", help="Of training: auto, float32 or bfloat16.")] = "auto",
-    gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Recompute activations: slower, less memory.")
-    ] = False,
-    save_steps: Annotated[int, typer.Option("--save-steps", help="A checkpoint every so many steps.")] = 100,
-    cache: Annotated[
-        Path | None,
-        typer.Option(
-            "--cache", help="Local folder for shards of casks in object stores.", parser=nonempty_path, metavar="PATH"
-        ),
-    ] = None,
+    gradient_checkpointing: GradientCheckpointingOption = False,
+    save_steps: SaveStepsOption = 100,
+    cache: CacheOption = None,
     patience_seconds: Annotated[
         float, typer.Option("--patience", help="Seconds to wait for a service that does not answer.")
     ] = 600.0,

@@ -14,6 +14,16 @@ from logitcask_consumer.cli.common import (
     print_json,
     quiet_transformers,
 )
+from logitcask_consumer.cli.training_options import (
+    CacheOption,
+    GradientCheckpointingOption,
+    MaxGradNormOption,
+    MinLrRatioOption,
+    SaveStepsOption,
+    SeqLenOption,
+    WarmupOption,
+    WeightDecayOption,
+)
 
 app = typer.Typer(help="Train a student from a cask, without the teacher.", add_completion=False)
 
@@ -146,7 +156,7 @@ def train(
     ] = "keep",
     epochs: Annotated[float, typer.Option("--epochs", help="Passes over the casks.")] = 2.0,
     max_steps: Annotated[int | None, typer.Option("--max-steps", help="Optimizer steps, instead of epochs.")] = None,
-    seq_len: Annotated[int, typer.Option("--seq-len", help="Tokens of a training sequence.")] = 512,
+    seq_len: SeqLenOption = 512,
     overlap: Annotated[
         int | None,
         typer.Option(
@@ -159,19 +169,12 @@ def train(
     ] = None,
     micro_tokens: Annotated[int, typer.Option("--micro-tokens", help="Tokens per forward pass of a process.")] = 8192,
     lr: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 5e-4,
-    warmup: Annotated[float, typer.Option("--warmup", help="Share of the steps with rising learning rate.")] = 0.05,
-    min_lr_ratio: Annotated[
-        float, typer.Option("--min-lr-ratio", help="Learning rate at the end, as a share of the peak.")
-    ] = 0.1,
-    weight_decay: Annotated[float, typer.Option("--weight-decay", help="Of AdamW.")] = 0.01,
-    max_grad_norm: Annotated[float, typer.Option("--max-grad-norm", help="Gradients are clipped to it.")] = 1.0,
+    warmup: WarmupOption = 0.05,
+    min_lr_ratio: MinLrRatioOption = 0.1,
+    weight_decay: WeightDecayOption = 0.01,
+    max_grad_norm: MaxGradNormOption = 1.0,
     seed: Annotated[int, typer.Option("--seed", help="Of initialisation, packing, order and dropout.")] = 0,
-    cache: Annotated[
-        Path | None,
-        typer.Option(
-            "--cache", help="Local folder for shards of casks in object stores.", parser=nonempty_path, metavar="PATH"
-        ),
-    ] = None,
+    cache: CacheOption = None,
     cache_bytes: Annotated[
         int | None, typer.Option("--cache-bytes", help="Most bytes of each such cask to keep there (32 GiB).")
     ] = None,
@@ -184,10 +187,8 @@ def train(
     ] = None,
     freeze_head: Annotated[bool, typer.Option("--freeze-head", help="Leave the output embedding as it is.")] = False,
     precision: Annotated[str, typer.Option("--precision", help="auto, float32 or bfloat16.")] = "auto",
-    gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Recompute activations: slower, less memory.")
-    ] = False,
-    save_steps: Annotated[int, typer.Option("--save-steps", help="A checkpoint every so many steps.")] = 100,
+    gradient_checkpointing: GradientCheckpointingOption = False,
+    save_steps: SaveStepsOption = 100,
     keep_checkpoints: Annotated[int, typer.Option("--keep-checkpoints", help="Older ones are removed.")] = 2,
     logging_steps: Annotated[int, typer.Option("--logging-steps", help="Metrics every so many steps.")] = 1,
     workers: Annotated[int, typer.Option("--workers", help="Processes that read data.")] = 0,

@@ -48,7 +48,7 @@ class Batch(TypedDict):
     """numpy int64 [T + 1]."""
     position_columns: dict[str, Tensor]
     """By name, [T] or [T, W] in the stored dtype, nats; see `logitcask_schemas.record.position_columns`. Of texts that
-    a student sampled also `policy`, float32 [T, 3], see `sampled_dataset`."""
+    a student sampled also `policy`, float32 [T, 4], see `sampled_dataset`."""
     documents: Tensor
     """int32 [T]: number of the document of each trained position."""
     tail_logprobs: Tensor | None
@@ -171,7 +171,7 @@ def target_of(batch: Batch, *, sampled_tail: bool, log_z_column: int | None = No
         entropy_R=columns["entropy"],
         log_z_R=None if log_z_column is None or log_z_TZ is None else log_z_TZ[:, log_z_column],
         documents_R=batch["documents"],
-        policy_R3=columns.get("policy"),
+        policy_R4=columns.get("policy"),
     )
 
 

@@ -1,4 +1,4 @@
-"""Texts that a student sampled: their records, with how likely each token was when it was sampled.
+"""Texts that a student, or its teacher in its place, sampled: their records, with how likely each token was.
 
 Shape legend: P positions, N sampled tokens of a text.
 """
@@ -18,7 +18,7 @@ from logitcask_schemas.errors import DocumentMismatchError
 from logitcask_schemas.record.records import DocumentRecords
 
 POLICY: Final = "policy"
-"""Name of the column beside the stored ones, see `SparseTarget.policy_R3`."""
+"""Name of the column beside the stored ones, see `SparseTarget.policy_R4`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,18 +26,54 @@ class SampledTexts:
     """What sampling knows of the documents of some casks."""
 
     logprobs: Mapping[bytes, NDArray[np.float32]] = field(repr=False)
-    """Identity of a document -> log q of its sampled tokens, which are its last ones, [N], nats."""
+    """Identity of a document -> log q of its sampled tokens, which are its last ones, [N], nats; q is the student that
+    sampled, also where the teacher wrote."""
+    teacher_share: float = 0.0
+    """alpha: how likely the teacher was to write each text in the student's place; below 1."""
 
     def __len__(self) -> int:
         return len(self.logprobs)
 
 
-def policy_columns(document: DocumentRecords, logprobs_N: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Columns of `SparseTarget.policy_R3` of a sampled document, [N, 3], for its last N positions.
+def policy_values(
+    log_t_N: NDArray[np.float64], log_q_N: NDArray[np.float64], *, teacher_share: float
+) -> NDArray[np.float64]:
+    """Columns of `SparseTarget.policy_R4` of a sampled text, [N, 4].
+
+    A text is the teacher's with probability alpha, else the student's, so a prefix is sampled with density
+    m(y_<=j) = alpha t(y_<=j) + (1 - alpha) q(y_<=j), whoever wrote this one (the balance heuristic, Veach and Guibas
+    1995). An expectation over the student's prefixes is that over the sampled ones with the weight
+    W_j = q(y_<=j) / m(y_<=j) = 1 / (1 - alpha + alpha exp(sum_{k<=j} r_k)) <= 1 / (1 - alpha), r_k = log t - log q of
+    token k. A reward r_j is known once y_<=j is: it counts W_j times. What is computed at position i, before its token,
+    counts W_(i-1) times, W_0 = 1.
+
+    Args:
+        log_t_N: the teacher's log-probability of each sampled token, nats.
+        log_q_N: and the student's.
+        teacher_share: alpha, 0 <= alpha < 1.
+
+    Returns:
+        log q_i; sum_{j > i} W_j r_j; how many these j are; W_(i-1).
+    """
+    rewards_N = log_t_N - log_q_N
+    weights_N, before_N = np.ones_like(rewards_N), np.ones_like(rewards_N)
+    if teacher_share:
+        weights_N = np.exp(-np.logaddexp(np.log1p(-teacher_share), np.log(teacher_share) + np.cumsum(rewards_N)))
+        before_N[1:] = weights_N[:-1]
+    weighted_N = weights_N * rewards_N
+    later_N = np.cumsum(weighted_N[::-1])[::-1] - weighted_N
+    return np.stack([log_q_N, later_N, np.arange(len(rewards_N))[::-1], before_N], 1)
+
+
+def policy_columns(
+    document: DocumentRecords, logprobs_N: NDArray[np.float32], *, teacher_share: float = 0.0
+) -> NDArray[np.float32]:
+    """Columns of `SparseTarget.policy_R4` of a sampled document, [N, 4], for its last N positions.
 
     Args:
         document: whose last N positions, and no others, are recorded, each with its next token in the head.
         logprobs_N: log q of its last N tokens.
+        teacher_share: see `policy_values`.
 
     Raises:
         DocumentMismatchError: another number of positions is recorded, or a head lacks its next token.
@@ -51,14 +87,12 @@ def policy_columns(document: DocumentRecords, logprobs_N: NDArray[np.float32]) -
     next_P = np.asarray(document.token_ids_L)[-count:]
     rows_H = np.repeat(np.arange(count), records.head_counts_P)
     is_next_H = records.head_ids_H == next_P[rows_H]
-    rewards_N = np.full(count, np.nan)
-    rewards_N[rows_H[is_next_H]] = np.asarray(records.head_logprobs_H, dtype=np.float64)[is_next_H]
-    if np.isnan(rewards_N).any():
+    log_t_N = np.full(count, np.nan)
+    log_t_N[rows_H[is_next_H]] = np.asarray(records.head_logprobs_H, dtype=np.float64)[is_next_H]
+    if np.isnan(log_t_N).any():
         raise DocumentMismatchError("a head of a sampled document lacks its next token: run `logitcask cask verify`")
-    rewards_N -= logprobs_N
-    later_N = np.cumsum(rewards_N[::-1])[::-1] - rewards_N
-    columns: NDArray[np.float32] = np.stack([logprobs_N, later_N, np.arange(count)[::-1]], 1).astype(np.float32)
-    return columns
+    values = policy_values(log_t_N, logprobs_N.astype(np.float64), teacher_share=teacher_share)
+    return values.astype(np.float32)
 
 
 class SampledDataset(CaskDataset):
@@ -91,7 +125,7 @@ class SampledDataset(CaskDataset):
         read = super().read(sequences)
         windows = read.windows
         counts_W, slots_P = np.diff(windows.position_offsets_B1), slots_of(windows)
-        columns = [np.empty((0, 3), dtype=np.float32)]
+        columns = [np.empty((0, 4), dtype=np.float32)]
         places = self.rows_of(read.documents_W)
         starts_W = self.windows.start_W[self.packs.take(sequences).windows_W]
         edges = zip(
@@ -107,7 +141,8 @@ class SampledDataset(CaskDataset):
                 )
             # Position i of the document predicts token i + 1; the last N positions those of the last N tokens.
             own_P = start + slots_P[first : first + positions] - (len(document.token_ids_L) - 1 - len(logprobs_N))
-            columns.append(policy_columns(document, logprobs_N)[own_P])
+            policy_N4 = policy_columns(document, logprobs_N, teacher_share=self.samples.teacher_share)
+            columns.append(policy_N4[own_P])
         records = windows.records
         records = replace(records, position_columns={**records.position_columns, POLICY: np.concatenate(columns)})
         return replace(read, windows=replace(windows, records=records))

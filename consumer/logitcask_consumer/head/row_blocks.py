@@ -48,6 +48,16 @@ class RowBlockResult:
     grad_RV: Tensor | None
 
 
+def before_weights(loss: Loss, target: SparseTarget | DenseTarget) -> Tensor | None:
+    """How much more likely the student than the sampling wrote what stands before each row, [R]; None for 1 everywhere.
+
+    A loss that reads `policy_R4` itself has its own weights within.
+    """
+    if isinstance(target, DenseTarget) or target.policy_R4 is None or loss.requires.samples:
+        return None
+    return target.policy_R4[:, 3]
+
+
 def row_block_gradient(
     logits_RV: Tensor,
     target: SparseTarget,
@@ -84,6 +94,8 @@ def row_block_gradient(
             for k in at:
                 weight, loss = terms[k]
                 value_R = loss.per_row(student, target, scales.of_terms[k])
+                if (before_R := before_weights(loss, target)) is not None:
+                    value_R = value_R * before_R
                 values[k] = value_R.detach()
                 part = part + weight * (value_R if weights_R is None else value_R * weights_R).sum()
         if ce_R is None:

@@ -57,9 +57,10 @@ class SparseTarget:
     """log sum_V t^(1/T) for the temperature T that the target was made for."""
     documents_R: Tensor | None = None
     """A number per row, equal within a document and different between documents."""
-    policy_R3: Tensor | None = None
-    """[R, 3] of texts that a student sampled: log q of the token as it was sampled, the sum of the rewards
-    log t(y) - log q(y) of the later tokens, and how many these are; see `losses.formulas.policy_rkl`."""
+    policy_R4: Tensor | None = None
+    """[R, 4] of texts that a student, or the teacher in its place, sampled: log q of the token, the weighted sum of the
+    rewards log t(y) - log q(y) of the later tokens, how many these are, and the weight of what stands before the token;
+    see `losses.formulas.policy_rkl` and `data.sampled_dataset.policy_values`."""
 
     @property
     def num_rows(self) -> int:
@@ -82,7 +83,7 @@ class SparseTarget:
         entropy_R: Tensor | None = None,
         log_z_R: Tensor | None = None,
         documents_R: Tensor | None = None,
-        policy_R3: Tensor | None = None,
+        policy_R4: Tensor | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Self:
         """Build the target from stored columns, restoring exact mass after the codec's rounding.
@@ -101,7 +102,7 @@ class SparseTarget:
             entropy_R: H(t) of the whole distribution, in nats.
             log_z_R: log sum t^(1/T) for a temperature T.
             documents_R: a number per row, equal within a document.
-            policy_R3: of texts that a student sampled, see `policy_R3`.
+            policy_R4: of texts that a student sampled, see `policy_R4`.
             dtype: of the weights; float32, or float64 in tests.
 
         Raises:
@@ -138,7 +139,7 @@ class SparseTarget:
             entropy_R=None if entropy_R is None else entropy_R.to(dtype),
             log_z_R=None if log_z_R is None else log_z_R.to(dtype),
             documents_R=documents_R,
-            policy_R3=None if policy_R3 is None else policy_R3.to(dtype),
+            policy_R4=None if policy_R4 is None else policy_R4.to(dtype),
         )
 
     def rows(self, start: int, stop: int) -> Self:
@@ -161,7 +162,7 @@ class SparseTarget:
             entropy_R=None if self.entropy_R is None else self.entropy_R[start:stop],
             log_z_R=None if self.log_z_R is None else self.log_z_R[start:stop],
             documents_R=None if self.documents_R is None else self.documents_R[start:stop],
-            policy_R3=None if self.policy_R3 is None else self.policy_R3[start:stop],
+            policy_R4=None if self.policy_R4 is None else self.policy_R4[start:stop],
         )
 
     def to_dtype(self, dtype: torch.dtype) -> Self:
@@ -177,7 +178,7 @@ class SparseTarget:
             tail_logprobs_N=None if self.tail_logprobs_N is None else self.tail_logprobs_N.to(dtype),
             entropy_R=None if self.entropy_R is None else self.entropy_R.to(dtype),
             log_z_R=None if self.log_z_R is None else self.log_z_R.to(dtype),
-            policy_R3=None if self.policy_R3 is None else self.policy_R3.to(dtype),
+            policy_R4=None if self.policy_R4 is None else self.policy_R4.to(dtype),
         )
 
     @property
@@ -253,7 +254,7 @@ def take_target(target: SparseTarget, rows_K: Tensor) -> SparseTarget:
         entropy_R=_some(target.entropy_R, rows_K),
         log_z_R=_some(target.log_z_R, rows_K),
         documents_R=_some(target.documents_R, rows_K),
-        policy_R3=_some(target.policy_R3, rows_K),
+        policy_R4=_some(target.policy_R4, rows_K),
     )
 
 

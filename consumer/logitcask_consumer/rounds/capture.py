@@ -86,9 +86,13 @@ class TeacherService:
                 "version of logitcask that it runs"
             ) from error
 
+    def has_cask(self, plan: ExtractionPlan) -> bool:
+        """Whether the service has the cask of a plan."""
+        return self.patiently(lambda: self.client.check(plan)).cask_exists
+
     def require_new(self, plan: ExtractionPlan) -> None:
         """Raise CaptureError where the cask of a round that begins is there already: it would hold other texts too."""
-        if self.patiently(lambda: self.client.check(plan)).cask_exists:
+        if self.has_cask(plan):
             raise CaptureError(
                 f"the service has a cask {plan.cask} already, which is not of this run. Name the run's casks otherwise "
                 "with --name, in another output folder, or remove that cask"

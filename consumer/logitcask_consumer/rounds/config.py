@@ -53,6 +53,12 @@ class RoundsConfig:
     """On the student's texts; None: the recipe's."""
     fixed_loss: str | None = None
     """On the fixed casks; None: the recipe's."""
+    teacher_mix: float = 0.0
+    """How likely the teacher is to write a text in the student's place, below 1; MiniLLM's."""
+    sampler: str = "hf"
+    """Who writes the student's texts: `hf`, transformers here; `service`, which loads the student from `students`."""
+    students: Path | None = field(default=None, metadata={"free": True})
+    """The folder that the service was started with as `--students`, as it is seen from here."""
     rounds: int = 3
     steps_per_round: int = 100
     """Optimizer steps of a phase."""
@@ -149,6 +155,7 @@ class RoundsConfig:
                 f"recipe {recipe.name} raises the share of the student's texts where the held-out loss rises: name a "
                 "fixed cask (--cask) and a held-out one (--held-out)",
             ),
+            *self._draws_of_each(),
             (recipe.adaptive or self.adapt_by is None, f"recipe {recipe.name} keeps its share: leave out adapt_by"),
             (
                 recipe.name != "f-distill" or bool(self.casks) or self.loss == "reverse_kl",
@@ -165,6 +172,26 @@ class RoundsConfig:
                 f"{own} weighs each token by its probability over the one that it was sampled with, and a text that "
                 f"two rounds wrote has two of these: buffer must be 1, got {self.kept_rounds}",
             ),
+            (0 <= self.teacher_mix < 1, f"teacher_mix must be at least 0 and below 1, got {self.teacher_mix}"),
+            (
+                not self.teacher_mix or Objective.parse(own).needs_samples,
+                f"{own} has no weights for texts that the teacher wrote: teacher_mix goes with policy_rkl (recipe "
+                "minillm). Others take the teacher's texts as a fixed cask (`logitcask generate --recipe seqkd`)",
+            ),
+            (
+                not self.teacher_mix
+                or all(loss.requires.head or loss.requires.samples for loss in Objective.parse(own).losses),
+                f"{own} reads the token that was written, whose weight is not that of what stands before it: with "
+                "teacher_mix take reverse_kl + policy_rkl, or other losses on whole distributions",
+            ),
+            (self.sampler in ("hf", "service"), f"sampler must be hf or service, got {self.sampler!r}"),
+            (
+                (self.sampler == "service") == (self.students is not None),
+                "sampler service loads the student from the folder that the service was started with (`logitcask serve "
+                "--students DIR`): name it, as it is seen from here, with --students"
+                if self.students is None
+                else f"students names a folder for sampler service, and the sampler is {self.sampler}: leave it out",
+            ),
             *(
                 (value != "", f"{name} is empty; leave it out to have the default")
                 for name, value in (("name", self.name), ("loss", self.loss), ("fixed_loss", self.fixed_loss))
@@ -174,6 +201,22 @@ class RoundsConfig:
         if faults := [message for holds, message in rules if not holds]:
             raise RoundsConfigError("; ".join(faults))
         self.training(("the casks of the rounds",))
+
+    def _draws_of_each(self) -> list[tuple[bool, str]]:
+        """A share of which no sequence is ever drawn would cost its texts, or its cask, for nothing."""
+        total = self.steps_per_round * max(self.step_tokens // max(self.seq_len, 1), 1)
+        least = 1.0 / max(total, 1)
+        shares = [("lambda", self.first_share), ("the fixed casks' share, 1 - lambda,", 1.0 - self.first_share)]
+        if self.method.adaptive:
+            shares.append(("what lambda rises by (adapt_by)", self.adapt_by or 1.0 / max(self.rounds, 1)))
+        return [
+            (
+                share <= 0 or round(share * total) > 0,
+                f"{name} is {share:g}, of which no sequence of a round's {total} is drawn; the smallest that draws one "
+                f"is {least:g}. Take that, 0, or more --steps-per-round",
+            )
+            for name, share in shares
+        ]
 
     @property
     def method(self) -> Recipe:
@@ -274,4 +317,5 @@ class RoundsConfig:
         free = {f.name for f in fields(self) if f.metadata.get("free")}
         values = {name: value for name, value in asdict(self).items() if name not in free}
         capture = None if self.capture is None else self.capture.canonical()
-        return {**values, "casks": list(self.casks), "capture": capture}
+        # The name may follow from the output folder, which may be moved: the casks keep theirs.
+        return {**values, "name": self.run_name, "casks": list(self.casks), "capture": capture}

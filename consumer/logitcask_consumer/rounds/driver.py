@@ -5,29 +5,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
-
-import torch
+from typing import TYPE_CHECKING, Final
 
 from logitcask_consumer.data import CaskDataset, open_casks
 from logitcask_consumer.processes import processes
 from logitcask_consumer.report.evaluate import evaluate_model, metric_kinds
-from logitcask_consumer.rounds.buffer import next_share
+from logitcask_consumer.rounds.buffer import next_share, rounds_in_buffer
 from logitcask_consumer.rounds.capture import TeacherService
 from logitcask_consumer.rounds.config import RoundsConfig, RoundsConfigError
-from logitcask_consumer.rounds.phases import (
-    ROUNDS_NAME,
-    EmptyRoundError,
-    all_texts,
-    open_round,
-    phase_of,
-    require_teacher,
-    require_texts,
-    round_folder,
-)
+from logitcask_consumer.rounds.phases import ROUNDS_NAME, phase_of, round_folder
 from logitcask_consumer.rounds.prompts import Prompts, read_prompts
-from logitcask_consumer.rounds.sampler import Sampling, chunk_seed, chunks_of, ends_of, pad_of, write_chunk
-from logitcask_consumer.rounds.samples import SAMPLES_NAME, RoundTexts, append_chunk, read_chunks
+from logitcask_consumer.rounds.reading import RoundReader
+from logitcask_consumer.rounds.samples import SAMPLES_NAME
 from logitcask_consumer.rounds.state import (
     RoundState,
     RunState,
@@ -35,23 +24,22 @@ from logitcask_consumer.rounds.state import (
     require_same_settings,
     write_state,
 )
+from logitcask_consumer.rounds.writing import CORPUS_NAME, RoundWriter, load_student
 from logitcask_consumer.run_document import (
     INITIAL_NAME,
     RunFolderError,
     explained_writes,
     latest_checkpoint,
     read_run,
-    replace_file,
     require_finished,
     require_unused,
 )
-from logitcask_consumer.student.students import StudentSpec, load_model, load_tokenizer
+from logitcask_consumer.student.students import StudentSpec, load_tokenizer
 from logitcask_consumer.training.checkpoints import partial_folder
 from logitcask_consumer.training.run import train_phase
 from logitcask_consumer.training.run_lock import hold_run
 from logitcask_consumer.training.stop_signals import StoppedEarly, StopSignals
-from logitcask_schemas.api.requests import ExtractionPlan
-from logitcask_schemas.errors import IdentityMismatchError, ModelError
+from logitcask_schemas.errors import ModelError
 from logitcask_schemas.model_source import find_model
 from logitcask_schemas.record.identity import tokenizer_fingerprint
 
@@ -59,7 +47,6 @@ if TYPE_CHECKING:
     from logitcask_schemas.api.client import ServiceClient
 
 Say = Callable[[str], None]
-CORPUS_NAME: Final = "corpus.jsonl"
 _HELD_OUT: Final = ("kl", "nll", "acceptance")
 """What is kept of an evaluation, as far as the cask has it."""
 
@@ -152,6 +139,18 @@ class _Run:
             write_state(config.output, state)
         require_same_settings(state, config.output, settings)
         self.state = state
+        self.writer = RoundWriter(
+            config=config,
+            state=state,
+            prompts=self.prompts,
+            tokenizer=self.tokenizer,
+            service=self.service,
+            say=say,
+            save=self._write,
+        )
+        self.reader = RoundReader(
+            config=config, state=state, tokenizer=self.tokenizer, writer=self.writer, service=self.service, say=say
+        )
 
     def make(self) -> RoundsResult:
         """All rounds."""
@@ -189,16 +188,22 @@ class _Run:
                 self.say(f"round {own.number}: {' and '.join(gone)} are gone from {folder}; writing them again")
                 own.stage = "sampling"
             if own.stage == "sampling":
-                self._require_tokenizer()
+                self.reader.require_teacher()
                 with self._timed(own, "sample"):
-                    texts = self._sample(own)
+                    texts = self.writer.write(own, self._student_folder())
                 own.sampled, own.stage = texts.counts, "sampled"
                 self._write()
             if own.stage == "sampled":
                 with self._timed(own, "capture"):
-                    self._capture(own)
+                    self.reader.capture(own)
                 own.stage = "captured"
                 self._write()
+            for each in rounds_in_buffer(self.state.rounds, own.number, self.config.kept_rounds):
+                if self.reader.was_removed(each):
+                    self.say(f"round {each.number}: its cask was removed; its texts are here, and are captured again")
+                    with self._timed(each, "capture"):
+                        self.reader.capture(each)
+                    self._write()
         with self._timed(own, "train"):
             phase = phase_of(self.config, self.state, own, tokens_per_step=self.config.step_tokens)
             places = tuple(str(cask.place) for group in phase.groups for cask in group.casks)
@@ -251,94 +256,6 @@ class _Run:
         """The student as it is now."""
         return latest_checkpoint(self.config.output) or self.spec.folder or self.config.output / INITIAL_NAME
 
-    def _load(self, folder: Path) -> Any:
-        model = load_model(folder)
-        return model.to("cuda") if torch.cuda.is_available() else model
-
-    def _sample(self, own: RoundState) -> RoundTexts:
-        """Write the texts of a round, from the first chunk that is not there."""
-        config, folder = self.config, round_folder(self.config.output, own.number)
-        with explained_writes(folder, "Free space and give the same command again"):
-            folder.mkdir(parents=True, exist_ok=True)
-        path = folder / SAMPLES_NAME
-        done = read_chunks(path, mend=True)
-        chosen = self.prompts.of_round(own.number, config.prompts_per_round, config.seed)
-        chunks = chunks_of(chosen, texts_per_prompt=config.texts_per_prompt, size=config.sample_batch)
-        if len(done) < len(chunks):
-            model = self._load(self._student_folder())
-            ends, pad = ends_of(model, self.tokenizer), pad_of(self.tokenizer)
-            sampling = Sampling(
-                max_new_tokens=config.max_new_tokens,
-                temperature=config.temperature,
-                top_p=config.top_p,
-                top_k=config.top_k,
-            )
-            began, written = time.monotonic(), 0
-            for number in range(len(done), len(chunks)):
-                prompts = [(prompt, self.prompts.ids[prompt]) for prompt in chunks[number]]
-                seed = chunk_seed(config.seed, own.number, number)
-                done.append(write_chunk(model, prompts, sampling, seed=seed, ends=ends, pad=pad))
-                append_chunk(path, number, done[-1])
-                written += sum(text.sampled for text in done[-1])
-            pace = written / max(time.monotonic() - began, 1e-9)
-            self.say(f"round {own.number} of {config.rounds}: {written:,} tokens written, {pace:,.0f} tokens/s")
-        texts = RoundTexts.of(done, max_looping=config.max_looping)
-        self.say(f"round {own.number}: {_counted(texts)}")
-        if not texts.texts:
-            raise EmptyRoundError(
-                f"round {own.number}: none of the student's {texts.counts.texts} texts can be used "
-                f"({_counted(texts)}). They lie in {path} and stay there. Allow more looping texts (--max-looping 1) "
-                "with the same command; or begin in another output folder with a student that writes (train it on a "
-                "fixed cask first), or with other prompts"
-            )
-        with explained_writes(folder / CORPUS_NAME, "Free space and give the same command again"):
-            replace_file(folder / CORPUS_NAME, texts.corpus(own.number))
-        return texts
-
-    def _require_tokenizer(self) -> None:
-        """Before anything is written for a run's first cask: the teacher must read the student's token ids."""
-        if self.state.teacher is not None:
-            return
-        theirs, own = self.service.teacher().tokenizer_fingerprint, tokenizer_fingerprint(self.tokenizer)
-        if theirs != own:
-            raise IdentityMismatchError(
-                f"tokenizer_fingerprint: {own!r} of the student, {theirs!r} of the teacher at {self.config.server}. "
-                "It reads the token ids that the student writes: take a student with the teacher's tokenizer"
-            )
-
-    def _capture(self, own: RoundState) -> None:
-        """Have the teacher read a round's texts; the cask is proved to hold these, of the same teacher."""
-        require_teacher(self.state, self.service.teacher(), where=f"that of the service at {self.config.server}")
-        plan = ExtractionPlan(
-            cask=self.config.cask_name(own.number),
-            capture=self.config.spec,
-            overflow="skip",
-            metadata={"run": self.state.run, "round": str(own.number)},
-        )
-        extraction = None if own.extraction is None else self.service.extraction(own.extraction)
-        if extraction is not None and extraction.status in ("cancelled", "cancelling"):
-            extraction = None
-        if extraction is None:
-            if not own.attempt:
-                self.service.require_new(plan)
-            # Before it is sent: whoever comes back after a kill knows that the cask may be this round's.
-            if own.extraction is not None or not own.attempt:
-                own.attempt += 1
-                own.extraction = None
-                self._write()
-            corpus = round_folder(self.config.output, own.number) / CORPUS_NAME
-            extraction = self.service.start(corpus, plan, f"{self.state.run}-{own.number}-{own.attempt}")
-            own.extraction = extraction.id
-            self._write()
-        extraction = self.service.finish(extraction.id)
-        cask = open_round(self.config, self.state, own)
-        own.cask = str(cask.place)
-        require_texts(cask, all_texts(self.config, own.number), own.number)
-        own.documents = len(cask)
-        self.state.teacher = self.state.teacher or cask.manifest.teacher
-        missing = "" if own.sampled is None or own.documents == own.sampled.kept else f" of {own.sampled.kept}"
-        self.say(f"round {own.number}: {own.documents}{missing} texts captured in {own.cask}")
-
     def _measure(self, folder: Path) -> dict[str, float]:
         """Means of a student over the held-out positions."""
         assert self.config.held_out is not None
@@ -350,7 +267,7 @@ class _Run:
         )
         dataset = CaskDataset(casks, seq_len=self.config.seq_len)
         batch = max(1, self.config.micro_tokens // self.config.seq_len)
-        values = evaluate_model(self._load(folder), dataset, batch_sequences=batch).values
+        values = evaluate_model(load_student(folder), dataset, batch_sequences=batch).values
         capture = dataset.manifest.capture
         kinds = metric_kinds(
             sampled_tail=capture.mode != "topk", tail_logprobs=capture.tail_logprobs, ordered_head=False
@@ -379,17 +296,3 @@ def _held_out_loss(means: dict[str, float]) -> float:
 
 def _shown(means: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.3f}" for name, value in means.items())
-
-
-def _counted(texts: RoundTexts) -> str:
-    counts = texts.counts
-    parts = [f"{counts.kept} of {counts.texts} texts kept"]
-    if counts.empty:
-        parts.append(f"{counts.empty} empty")
-    if counts.looping:
-        parts.append(f"{counts.looping} repeat themselves, {counts.looping_left_out} of these left out")
-    if counts.duplicates:
-        parts.append(f"{counts.duplicates} written twice")
-    if counts.unfinished:
-        parts.append(f"{counts.unfinished} cut at the limit of tokens")
-    return ", ".join(parts)

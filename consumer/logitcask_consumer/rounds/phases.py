@@ -11,7 +11,7 @@ from logitcask_consumer.rounds.samples import SAMPLES_NAME, RoundTexts, read_chu
 from logitcask_consumer.rounds.state import RoundState, RunState
 from logitcask_consumer.training.run import TrainPhase
 from logitcask_schemas.cask import Cask
-from logitcask_schemas.errors import CaskError, DocumentMismatchError, IdentityMismatchError
+from logitcask_schemas.errors import CaskError, CaskNotFoundError, DocumentMismatchError, IdentityMismatchError
 from logitcask_schemas.record.identity import TeacherIdentity
 
 ROUNDS_NAME = "rounds"
@@ -44,6 +44,38 @@ def require_teacher(state: RunState, offered: TeacherIdentity, *, where: str) ->
         f"({differences}). Start the service with the first teacher and give the same command again, which goes on "
         "where it was; or use another output folder for this one"
     )
+
+
+def require_fixed_teacher(config: RoundsConfig, teacher: TeacherIdentity) -> None:
+    """Refuse a fixed cask whose teacher is not the one that reads the student's texts.
+
+    Equal weights are enough: a cask of another engine or precision speaks of the same distribution.
+
+    Raises:
+        IdentityMismatchError: names the cask, and both digests.
+        CaskError: a fixed cask cannot be opened.
+    """
+    for source in map(CaskSource.parse, config.casks):
+        cask = Cask.open(source.place, tokenizer_fingerprint=None, cache=config.cache, cache_bytes=config.cache_bytes)
+        own = cask.manifest.teacher
+        pairs = ((own.weights_digest, teacher.weights_digest), (own.tensors_digest, teacher.tensors_digest))
+        if not any(one is not None and one == other for one, other in pairs):
+            raise IdentityMismatchError(
+                f"the fixed cask {cask.place} is of the teacher {own.model} (weights {own.weights_digest}), the "
+                f"student's texts are read by {teacher.model} (weights {teacher.weights_digest}). One student has one "
+                "teacher here: start the service with the cask's, or name a cask of the service's with --cask"
+            )
+
+
+def is_gone(config: RoundsConfig, number: int) -> bool:
+    """Whether the cask of a round cannot be opened here."""
+    try:
+        Cask.open(config.cask_place(number), tokenizer_fingerprint=None, cache=None)
+    except CaskNotFoundError:
+        return True
+    except CaskError:  # damaged, or not reached: whoever trains on it says so
+        return False
+    return False
 
 
 def open_round(config: RoundsConfig, state: RunState, own: RoundState) -> Cask:
@@ -135,7 +167,7 @@ def phase_of(config: RoundsConfig, state: RunState, own: RoundState, *, tokens_p
 def _samples(config: RoundsConfig, loss: str, rounds: Sequence[RoundState]) -> SampledTexts | None:
     if not Objective.parse(loss).needs_samples:
         return None
-    return sampled_texts([all_texts(config, each.number) for each in rounds])
+    return sampled_texts([all_texts(config, each.number) for each in rounds], teacher_share=config.teacher_mix)
 
 
 def _drawn_before(config: RoundsConfig, state: RunState, own: RoundState, sequences: int) -> int:

@@ -103,6 +103,11 @@ def _tokens(entry: dict[str, Any], tokenizer: Any, where: str) -> list[int]:
         raise PromptError(
             f"{where}: `{forms[0]}` should be {'text or ' if forms[0] == 'prompt' else ''}a list of messages"
         )
+    if value and value[-1].get("role") == "assistant":
+        raise PromptError(
+            f"{where}: the last of `{forms[0]}` is the assistant's, and the student writes the turn after it: "
+            "its answer would follow another. End with the user's message, or give `input_ids` for a text to continue"
+        )
     if tokenizer.chat_template is None:
         raise PromptError(
             f"{where}: the student's tokenizer has no chat template; give `prompt` as text, or `input_ids`"

@@ -124,6 +124,31 @@ def write_chunk(
     return [_text(number, ids, tokens, logprobs, set(ends)) for (number, ids), tokens, logprobs in rows]
 
 
+def logprobs_under(model: Any, input_ids: Sequence[int], sampled: int) -> list[float]:
+    """How likely a student is to write the last tokens of a text, at temperature 1 without cuts: log q, nats, [N].
+
+    Args:
+        model: the student.
+        input_ids: prompt and text, at least one token before the sampled ones.
+        sampled: N.
+
+    Raises:
+        ModelError: the student's logits are not finite.
+    """
+    if not sampled:
+        return []
+    device = next(model.parameters()).device
+    ids_1L = torch.tensor([list(input_ids)], device=device)
+    with _plain_generation(model), torch.inference_mode():
+        # One text at a time: the logits of a whole chunk may not fit, and the values do not hang on what is beside it.
+        logits_NV = model(input_ids=ids_1L).logits[0, -1 - sampled : -1].float()
+    chosen_N = logits_NV.log_softmax(-1).gather(1, ids_1L[0, -sampled:, None])[:, 0]
+    if chosen_N.isnan().any():
+        raise ModelError(NO_DISTRIBUTION)
+    values: list[float] = chosen_N.cpu().tolist()
+    return values
+
+
 def _text(number: int, prompt: list[int], tokens: list[int], logprobs: list[float], ends: set[int]) -> SampledText:
     """A row up to the token that ended it."""
     stop = next((at + 1 for at, token in enumerate(tokens) if token in ends), None)
@@ -169,6 +194,12 @@ def pad_of(tokenizer: Any) -> int:
 def chunk_seed(seed: int, round_number: int, chunk: int) -> int:
     """Seed of a chunk, from those of the run and its place in it."""
     return int(np.random.SeedSequence((seed, round_number, chunk)).generate_state(1)[0])
+
+
+def teacher_writes(seed: int, round_number: int, chunk: int, size: int, share: float) -> list[bool]:
+    """Which texts of a chunk the teacher writes: each with probability `share`, by a seed of the chunk's own."""
+    drawn: list[bool] = (np.random.default_rng([seed, round_number, chunk, 1]).random(size) < share).tolist()
+    return drawn
 
 
 def chunks_of(prompts: Sequence[int], *, texts_per_prompt: int, size: int) -> list[list[int]]:

@@ -31,15 +31,17 @@ _ADVICE: Final = "Free space and give the same command again; chunks that are wr
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledText:
-    """A text that the student wrote after a prompt."""
+    """A text that the student, or the teacher in its place, wrote after a prompt."""
 
     prompt: int
     """Number of the prompt."""
     input_ids: list[int]
     """Prompt and text, with the token that ended it."""
     logprobs: list[float]
-    """log q of the sampled tokens, which are the last N, nats, at the temperature and cuts of the sampling."""
+    """log q of the sampled tokens, which are the last N, nats: the student's, at the temperature and cuts of the
+    sampling; of a text that the service wrote, at temperature 1 and without cuts."""
     finish: Literal["stop", "length"]
+    writer: Literal["student", "teacher"] = "student"
 
     @property
     def sampled(self) -> int:
@@ -95,7 +97,7 @@ def append_chunk(path: Path, number: int, texts: Sequence[SampledText]) -> None:
     Raises:
         RunWriteError: the disk is full, or broken.
     """
-    content = {"chunk": number, "crc32": _checksum(number, texts), "texts": [asdict(text) for text in texts]}
+    content = {"chunk": number, "crc32": _checksum(number, texts), "texts": [_entry(text) for text in texts]}
     line = json.dumps(content) + "\n"
     with explained_writes(path, _ADVICE):
         is_new = not path.exists()
@@ -130,9 +132,14 @@ def read_chunks(path: Path, *, mend: bool = False) -> list[list[SampledText]]:
     return chunks
 
 
+def _entry(text: SampledText) -> dict[str, Any]:
+    """A text as it is written; of the student's it is not said whose they are, as before teachers wrote any."""
+    return {name: value for name, value in asdict(text).items() if (name, value) != ("writer", "student")}
+
+
 def _checksum(number: int, texts: Sequence[SampledText]) -> int:
     """CRC-32 of a chunk: a flipped digit of a token or a log q is JSON as good as the right one."""
-    return zlib.crc32(json.dumps([number, [asdict(text) for text in texts]]).encode())
+    return zlib.crc32(json.dumps([number, [_entry(text) for text in texts]]).encode())
 
 
 def _chunk(line: bytes, number: int, path: Path) -> list[SampledText]:
@@ -194,6 +201,7 @@ class RoundTexts:
             looping_left_out=max(counted["looping"] - room, 0),
             duplicates=counted["duplicates"],
             unfinished=sum(text.finish == "length" for text in kept),
+            by_teacher=sum(text.writer == "teacher" for text in written),
         )
         return cls(texts=kept, counts=counts)
 
@@ -207,8 +215,9 @@ class RoundTexts:
             yield json.dumps(line) + "\n"
 
 
-def sampled_texts(rounds: Sequence[RoundTexts]) -> SampledTexts:
-    """What training must know of the texts of some rounds."""
+def sampled_texts(rounds: Sequence[RoundTexts], *, teacher_share: float = 0.0) -> SampledTexts:
+    """What training must know of the texts of some rounds, of which the teacher wrote each with this probability."""
     return SampledTexts(
-        logprobs={text.id: np.array(text.logprobs, dtype=np.float32) for own in rounds for text in own.texts}
+        logprobs={text.id: np.array(text.logprobs, dtype=np.float32) for own in rounds for text in own.texts},
+        teacher_share=teacher_share,
     )

@@ -38,6 +38,8 @@ class SampledCounts(BaseModel):
     """Written twice; left out."""
     unfinished: int
     """Cut at `max_new_tokens`, of the kept ones."""
+    by_teacher: int = 0
+    """Of all, those that the teacher wrote in the student's place."""
 
 
 class RoundState(BaseModel):
@@ -52,6 +54,8 @@ class RoundState(BaseModel):
     """Lambda."""
     sampled: SampledCounts | None = None
     """None where lambda is 0."""
+    writing: int = 0
+    """How often the service's texts were refused as another student's, and asked for anew."""
     attempt: int = 0
     """How often an extraction was begun: a cancelled one is not taken up again."""
     extraction: str | None = None

@@ -67,13 +67,13 @@ def test_columns_reach_the_target_and_empty_sequences_have_none(casks, samples):
     collate = Collator(seq_len=64)
     batch = collate(dataset.read([0, EMPTY, 1]))
     target = target_of(batch, sampled_tail=True)
-    assert target.policy_R3 is not None
-    assert target.policy_R3.shape == (len(batch["slots"]), 3)
-    assert target.policy_R3.dtype == torch.float32
-    part = target.rows(2, 5).policy_R3
+    assert target.policy_R4 is not None
+    assert target.policy_R4.shape == (len(batch["slots"]), 4)
+    assert target.policy_R4.dtype == torch.float32
+    part = target.rows(2, 5).policy_R4
     assert part is not None
-    assert torch.equal(part, target.policy_R3[2:5])
-    assert collate(dataset.read([EMPTY]))["position_columns"]["policy"].shape == (0, 3)
+    assert torch.equal(part, target.policy_R4[2:5])
+    assert collate(dataset.read([EMPTY]))["position_columns"]["policy"].shape == (0, 4)
 
 
 def test_a_document_that_was_not_sampled_is_named(casks, samples):

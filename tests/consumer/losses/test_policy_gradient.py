@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from logitcask_consumer.data.sampled_dataset import policy_columns
+from logitcask_consumer.data.sampled_dataset import policy_columns, policy_values
+from logitcask_consumer.head.row_blocks import before_weights
 from logitcask_consumer.losses import LossMismatchError, LossParameterError, Objective, get_loss
 from logitcask_consumer.losses.formulas.f_divergence import FDivergence
 from logitcask_consumer.losses.student_rows import Leaves, StudentRows
@@ -64,14 +65,13 @@ def exact_gradient(student, teacher):
     return torch.autograd.grad(total, list(student.values()), allow_unused=True)
 
 
-def columns_of(log_q, log_t):
-    """As `policy_columns`, in float64."""
-    rewards = (log_t - log_q).detach()
-    later = rewards.flip(0).cumsum(0).flip(0) - rewards
-    return torch.stack([log_q.detach(), later, torch.arange(len(rewards)).flip(0).to(later)], 1)
+def columns_of(log_q, log_t, teacher_share=0.0):
+    """As the dataset makes them."""
+    values = policy_values(log_t.detach().numpy(), log_q.detach().numpy(), teacher_share=teacher_share)
+    return torch.from_numpy(values)
 
 
-def loss_of(spec, student, teacher, text, behaviour):
+def loss_of(spec, student, teacher, text, behaviour, teacher_share=0.0):
     """Our formulas on one text, summed over its tokens."""
     probs_RV = torch.stack([teacher[text[:at]].softmax(-1) for at in range(len(text))]).numpy()
     dense = DensePositions(probs_RV, np.array(text))
@@ -84,8 +84,8 @@ def loss_of(spec, student, teacher, text, behaviour):
         next_logits_R=logits_RV[rows, target.next_ids_R],
         rest_lse_R=logits_RV.logsumexp(-1),
     )
-    policy = columns_of(logprob(behaviour, text), logprob(teacher, text))
-    target = type(target)(**{name: getattr(target, name) for name in target.__slots__} | {"policy_R3": policy})
+    policy = columns_of(logprob(behaviour, text), logprob(teacher, text), teacher_share)
+    target = type(target)(**{name: getattr(target, name) for name in target.__slots__} | {"policy_R4": policy})
     own = StudentRows(leaves, target, rest_is_tail=False)
     total = logits_RV.new_zeros(())
     for weight, loss in Objective.parse(spec).terms(0.0):
@@ -94,6 +94,8 @@ def loss_of(spec, student, teacher, text, behaviour):
             value = target.head_sum(loss.times_t(target.head_logprobs_H, own.head_logprobs_H))
         else:
             value = loss.per_row(own, target, None)
+        if (before := before_weights(loss, target)) is not None:
+            value = value * before
         total = total + weight * value.sum()
     return total
 
@@ -102,6 +104,16 @@ def expected_gradient(spec, student, teacher, behaviour):
     """The mean over texts that the behaviour policy samples."""
     total = sum(
         logprob(behaviour, text).sum().exp().detach() * loss_of(spec, student, teacher, text, behaviour)
+        for text in TEXTS
+    )
+    return torch.autograd.grad(total, list(student.values()), allow_unused=True)
+
+
+def mixed_gradient(spec, student, teacher, *, share, assumed):
+    """The mean over texts that the teacher writes with probability `share`, weighted as if it were `assumed`."""
+    total = sum(
+        (share * logprob(teacher, text).sum().exp() + (1 - share) * logprob(student, text).sum().exp()).detach()
+        * loss_of(spec, student, teacher, text, student, assumed)
         for text in TEXTS
     )
     return torch.autograd.grad(total, list(student.values()), allow_unused=True)
@@ -120,6 +132,39 @@ def test_with_the_single_step_part_it_is_the_gradient_of_the_whole_divergence(st
     ours = expected_gradient("reverse_kl + policy_rkl:length_norm=no", student, teacher, student)
     assert distance(ours, exact) < 1e-12
     assert max(float(gradient.abs().max()) for gradient in exact) > 0.05
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+class TestTextsOfTheTeacher:
+    """It writes whole texts in the student's place."""
+
+    SPEC = "reverse_kl + policy_rkl:length_norm=no"
+
+    def test_the_gradient_stays_that_of_the_students_texts(self, student, teacher, share):
+        ours = mixed_gradient(self.SPEC, student, teacher, share=share, assumed=share)
+        assert distance(ours, exact_gradient(student, teacher)) < 1e-12
+
+    def test_with_length_norm_too(self, student, teacher, share):
+        ours = mixed_gradient("reverse_kl + policy_rkl", student, teacher, share=share, assumed=share)
+        want = expected_gradient("reverse_kl + policy_rkl", student, teacher, student)
+        assert distance(ours, want) < 1e-12
+
+    def test_negative_control_weights_as_if_all_were_the_students_are_biased(self, student, teacher, share):
+        ours = mixed_gradient(self.SPEC, student, teacher, share=share, assumed=0.0)
+        assert distance(ours, exact_gradient(student, teacher)) > 1e-2
+
+    @pytest.mark.parametrize("part", ["reverse_kl", "policy_rkl:length_norm=no"])
+    def test_negative_control_both_parts_need_them(self, student, teacher, share, part):
+        """Each alone is biased without its weights."""
+        ours = mixed_gradient(part, student, teacher, share=share, assumed=0.0)
+        assert distance(ours, expected_gradient(part, student, teacher, student)) > 1e-3
+
+    def test_weights_are_bounded(self, share):
+        values = policy_values(np.array([-1e3, -800.0]), np.array([-1.0, -0.5]), teacher_share=share)
+        np.testing.assert_allclose(values[:, 3], [1.0, 1.0 / (1.0 - share)], rtol=1e-12)
+        values = policy_values(np.array([-0.1, -0.1]), np.array([-2e3, -0.5]), teacher_share=share)
+        np.testing.assert_array_equal(values[:, 3], [1.0, 0.0])
+        assert np.isfinite(values).all()
 
 
 @pytest.mark.parametrize(
@@ -176,7 +221,7 @@ def test_columns_of_a_document():
     log_t = np.log(dense.probs_RV[[2, 3], ids[3:]])
     log_q = np.array([-1.0, -2.5], dtype=np.float32)
     columns = policy_columns(tail, log_q)
-    np.testing.assert_allclose(columns, [[-1.0, log_t[1] + 2.5, 1.0], [-2.5, 0.0, 0.0]], rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(columns, [[-1.0, log_t[1] + 2.5, 1.0, 1.0], [-2.5, 0.0, 0.0, 1.0]], rtol=1e-6, atol=1e-7)
     with pytest.raises(DocumentMismatchError, match="3 tokens of a document were sampled, 2 of its positions"):
         policy_columns(tail, np.zeros(3, dtype=np.float32))
 
@@ -190,7 +235,7 @@ def test_parameters_out_of_range_are_refused(spec):
 def test_records_that_no_student_sampled_are_refused(student, teacher):
     dense = DensePositions(np.full((1, V), 1 / V), np.array([1]))
     target = to_target(sample(dense, np.zeros(1), mode="topk", k=V), dense.next_ids_R, sampled_tail=False)
-    bare = type(target)(**{name: getattr(target, name) for name in target.__slots__} | {"policy_R3": None})
+    bare = type(target)(**{name: getattr(target, name) for name in target.__slots__} | {"policy_R4": None})
     unread: Any = None
     with pytest.raises(LossMismatchError, match="logitcask rounds --recipe minillm"):
         get_loss("policy_rkl").per_row(unread, bare, None)

@@ -52,6 +52,17 @@ def test_recipes(more, losses, share, kept):
 @pytest.mark.parametrize(
     ("more", "error", "what"),
     [
+        (
+            {**FIXED, "share": 0.0002},
+            RoundsConfigError,
+            "lambda is 0.0002, of which no sequence of a round's 1600 is drawn; the smallest .* is 0.000625",
+        ),
+        ({**FIXED, "share": 0.9999}, RoundsConfigError, "the fixed casks' share, 1 - lambda, is 0.0001, of which no"),
+        (
+            {**FIXED, "recipe": "distillm", "held_out": "h", "adapt_by": 1e-5},
+            RoundsConfigError,
+            "what lambda rises by .adapt_by. is 1e-05",
+        ),
         ({"recipe": "ppo"}, RecipeError, "there is no recipe 'ppo'; there are: gkd, minillm, distillm, f-distill"),
         ({"recipe": "f-distill"}, RecipeError, "--loss reverse_kl or --loss js or --loss tvd"),
         ({"recipe": "f-distill", "loss": "forward_kl"}, RecipeError, "--recipe seqkd"),
@@ -134,3 +145,14 @@ def test_the_buffer_holds_the_latest_rounds_that_have_a_cask():
     assert [own.number for own in rounds_in_buffer(rounds, 4, 2)] == [2, 4]
     assert [own.number for own in rounds_in_buffer(rounds, 5, 9)] == [2, 4, 5]
     assert rounds_in_buffer(rounds, 1, 2) == []
+
+
+def test_the_smallest_lambda_that_draws_a_sequence_is_taken():
+    assert config(**FIXED, share=0.000625).first_share == 0.000625
+
+
+def test_the_name_binds_also_where_it_follows_from_the_folder():
+    """A run whose folder is moved would look for its casks under another name."""
+    assert config().binding()["name"] == "run"
+    assert config(output=Path("/b/other")).binding()["name"] == "other"
+    assert config(output=Path("/b/other"), name="run").binding() == config().binding()

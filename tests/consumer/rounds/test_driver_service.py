@@ -1,11 +1,15 @@
 """Runs in rounds when something is wrong with the service; no round is lost."""
 
+import shutil
+
 import pytest
 
 from logitcask_consumer.rounds.capture import CaptureError
 from logitcask_consumer.rounds.phases import EmptyRoundError
 from logitcask_consumer.rounds.state import read_state
+from logitcask_consumer.run_document import RunFolderError
 from logitcask_schemas.api.connection import ServiceError
+from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import DocumentMismatchError, IdentityMismatchError
 from tests.support.consumer.cask_builder import build_cask, random_documents, tiny_model, tiny_tokenizer
 from tests.support.consumer.rounds_runs import run, run_first_only
@@ -112,6 +116,46 @@ class TestTheService:
         ):
             run(settings)
         assert read_state(settings["output"]).rounds[0].stage == "sampled"
+
+    def test_a_cask_that_was_removed_is_captured_again(self, settings, service, monkeypatch):
+        def stopped(*arguments, **more):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr("logitcask_consumer.rounds.driver.train_phase", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                run(settings, rounds=1)
+        assert read_state(settings["output"]).rounds[0].stage == "captured"
+        shutil.rmtree(service.casks / "run.r0001")
+        (settings["output"] / "rounds/0001/corpus.jsonl").unlink()
+        result, said = run(settings, rounds=1)
+        assert result.state.status == "finished"
+        assert result.state.rounds[0].attempt == 2
+        assert len(service.extractions) == 2
+        assert len(Cask.open(service.casks / "run.r0001")) == result.state.rounds[0].documents == 20
+        assert any("its cask was removed" in line for line in said)
+
+    def test_a_fixed_cask_of_another_teacher_is_refused_before_anything_is_written(self, settings, service, tiny):
+        service.identity_fields = {"weights_digest": "a" * 64}
+        with pytest.raises(IdentityMismatchError, match=rf"fixed cask .*fixed is of the teacher.*weights {'a' * 64}"):
+            run(settings, casks=(str(tiny.folder / "fixed"),))
+        assert not (settings["output"] / "rounds").exists()
+
+    def test_a_moved_folder_keeps_its_casks_names(self, settings, service):
+        service.fail = "the disk broke"
+        with pytest.raises(CaptureError):
+            run(settings)
+        moved = settings["output"].with_name("moved")
+        settings["output"].rename(moved)
+        with pytest.raises(RunFolderError, match="name: 'run' there, 'moved' now"):
+            run(settings, output=moved)
+        assert run(settings, output=moved, name="run")[0].state.status == "finished"
+
+    def test_a_teacher_that_raises_is_an_answer(self, settings, service, monkeypatch):
+        """Of this test's own service: its client must not wait for ever."""
+        monkeypatch.setattr(service, "teacher", None)
+        with pytest.raises(ServiceError, match="Traceback"):
+            run(settings, rounds=1)
 
     def test_a_wrong_cask_root_is_told_and_the_right_one_goes_on(self, settings, service, tmp_path):
         with pytest.raises(EmptyRoundError, match="--cask-root"):

@@ -54,6 +54,11 @@ def test_prompts_that_leave_no_room_are_counted(tmp_path, tokenizer):
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "line 2: holds half of a surrogate pair"),
         ({"messages": "w3"}, "line 2: `messages` should be a list of messages"),
         ({"messages": ["w3"]}, "line 2: `messages` should be a list of messages"),
+        (
+            {"messages": [{"role": "user", "content": "w3"}, {"role": "assistant", "content": "w4"}]},
+            "line 2: the last of `messages` is the assistant's",
+        ),
+        ({"prompt": [{"role": "assistant", "content": "w4"}]}, "line 2: the last of `prompt` is the assistant's"),
         ({"input_ids": [3, 97]}, "line 2: `input_ids` should be a list of token ids below 97"),
         ({"input_ids": [True]}, "line 2: `input_ids`"),
         ({"input_ids": [-1]}, "line 2: `input_ids`"),

@@ -8,6 +8,7 @@ import hashlib
 import json
 import threading
 import time
+import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
+from logitcask_consumer.rounds.sampler import Sampling, ends_of, write_chunk
+from logitcask_consumer.student.students import load_model
 from logitcask_schemas.record.capture_spec import CaptureSpec
-from tests.support.consumer.cask_builder import build_cask, identity
+from tests.support.consumer.cask_builder import build_cask, identity, tiny_tokenizer
 
 COUNTS = {"total": 0, "bad": 0, "skipped": 0, "truncated": 0, "split": 0}
 
@@ -34,12 +37,22 @@ class FakeService:
         """So many requests are answered with 503."""
         self.fail: str | None = None
         """The next extraction fails for this reason."""
+        self.fail_writing: str | None = None
+        """The next generation fails for this reason."""
         self.drop_all = False
         """The teacher can read no document."""
         self.seconds_per_capture = 0.0
         self.corpora: dict[str, bytes] = {}
         self.extractions: dict[str, dict[str, Any]] = {}
         self.keys: dict[str, str] = {}
+        self.generations: dict[str, dict[str, Any]] = {}
+        self.rows: dict[str, list[dict[str, Any]]] = {}
+        self.students: Path | None = None
+        """Whose sub-folders generations may name."""
+        self.stale_student: Any = None
+        """A model that writes, and says its log q, in place of the student that was asked for."""
+        self.row_changes: dict[str, Any] = {}
+        """What the service says otherwise of each text."""
         self.requests: list[str] = []
         self._lock = threading.Lock()
         service = self
@@ -58,8 +71,13 @@ class FakeService:
 
             def _handle(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                with service._lock:
-                    status, media, answer = service.answer(self.command, self.path, dict(self.headers), body)
+                try:
+                    with service._lock:
+                        status, media, answer = service.answer(self.command, self.path, dict(self.headers), body)
+                except Exception:  # noqa: BLE001 - whatever a test's teacher raises is shown to its client, which else waits on
+                    status, media, answer = service._json(
+                        500, {"error": {"code": "fake_fault", "message": traceback.format_exc()}}
+                    )
                 self.send_response(status)
                 self.send_header("Content-Type", media)
                 self.send_header("Content-Length", str(len(answer)))
@@ -103,6 +121,22 @@ class FakeService:
                 return self._json(200, {**check, "teacher": "tiny", "max_length": 256})
             case ("POST", "extractions"):
                 return self._json(202, self._start(json.loads(body), headers["Idempotency-Key"]))
+            case ("POST", "generations"):
+                return self._json(202, self._generate(json.loads(body), headers["Idempotency-Key"]))
+            case ("GET", "generations", number, "events"):
+                event = {"object": "extraction.event", "id": 1, "created_at": 0, "level": "info", "type": "status"}
+                text = json.dumps({**event, "message": "", "data": {"status": self.generations[number]["status"]}})
+                return 200, "text/event-stream", f"id: 1\nevent: status\ndata: {text}\n\n".encode()
+            case ("POST", "generations", number, "resume"):
+                return self._json(202, self._write(self.generations[number]))
+            case ("GET", "generations", number, "rows"):
+                query = parse_qs(url.query)
+                after, limit = int(query["after"][0]), int(query["limit"][0])
+                rows = self.rows[number]
+                page = {"data": rows[after : after + limit], "has_more": after + limit < len(rows)}
+                return self._json(200, {"object": "list", "step": 0, "is_open": False, **page})
+            case ("GET", "generations", number):
+                return self._json(200, self.generations[number])
             case ("GET", "extractions", number, "events"):
                 status = self.extractions[number]["status"]
                 event = {"object": "extraction.event", "id": 1, "created_at": 0, "level": "info", "type": "status"}
@@ -170,6 +204,63 @@ class FakeService:
         )
         extraction |= {"status": "completed", "error": None}
         return extraction
+
+    def _generate(self, request: dict[str, Any], key: str) -> dict[str, Any]:
+        if key in self.keys:
+            return self.generations[self.keys[key]]
+        number = f"generation-{len(self.generations)}"
+        generation = {
+            **request, "object": "generation", "id": number, "status": "queued", "created_at": 0, "lines": 0,
+            "bad_lines": 0, "stages": [], "rows": {}, "corpora": [], "generated_tokens": 0, "throughput_tps": None,
+            "eta_seconds": None, "teacher": None, "teacher_name": request["teacher"], "templates": {}, "waiting": None,
+            "error": None,
+        }  # fmt: skip
+        self.generations[number], self.keys[key] = generation, number
+        self._write(generation)
+        return {**generation, "status": "queued", "error": None}
+
+    def _write(self, generation: dict[str, Any]) -> dict[str, Any]:
+        """Write all texts at once."""
+        if self.fail_writing is not None:
+            generation |= {"status": "failed", "error": {"code": "fault", "message": self.fail_writing}}
+            self.fail_writing = None
+            return generation
+        (step,) = generation["steps"]
+        assert (step["kind"], step["template"]) == ("generate", "input-ids")
+        model = self.teacher
+        if generation["teacher_name"] is not None:
+            assert self.students is not None
+            folder = self.students / generation["teacher_name"].removeprefix("students/")
+            model = self.stale_student or load_model(folder)
+        (content,) = [
+            text for sha256, text in self.corpora.items() if f"corpus-{sha256[:8]}" == generation["corpus_id"]
+        ]
+        lines = [json.loads(line) for line in content.splitlines()]
+        wanted = step["sampling"]
+        sampling = Sampling(
+            max_new_tokens=wanted["max_tokens"], temperature=wanted["temperature"], top_p=wanted["top_p"],
+            top_k=wanted["top_k"],
+        )  # fmt: skip
+        tokenizer = tiny_tokenizer()
+        texts = write_chunk(
+            model, [(at, line["input_ids"]) for at, line in enumerate(lines)], sampling,
+            seed=generation["seed"] % 2**32, ends=ends_of(model, tokenizer), pad=0,
+        )  # fmt: skip
+        self.rows[generation["id"]] = [
+            {
+                "id": str(at), "line": at + 1, "custom_id": line["custom_id"], "fields": {}, "checks": {},
+                "dropped": None,
+                "written": {
+                    "output": {
+                        "token_ids": text.input_ids[len(line["input_ids"]) :], "finish": text.finish,
+                        "mean_logprob": float(np.mean(text.logprobs)), **self.row_changes,
+                    }
+                },
+            }
+            for at, (line, text) in enumerate(zip(lines, texts, strict=True))
+        ]  # fmt: skip
+        generation |= {"status": "completed", "error": None}
+        return generation
 
     @staticmethod
     def _json(status: int, document: dict[str, Any]) -> tuple[int, str, bytes]:

@@ -132,7 +132,7 @@ def to_target(
         next_ids_R=torch.from_numpy(next_ids_R),
         sampled_tail=sampled_tail,
         documents_R=None if documents is None else torch.from_numpy(documents),
-        policy_R3=policy_columns(len(next_ids_R)),
+        policy_R4=policy_columns(len(next_ids_R)),
         log_z_R=None if log_z_R is None else torch.from_numpy(log_z_R),
         tail_logprobs_N=torch.from_numpy(np.log(np.concatenate(columns.tail_probs)).astype(codec)),
         dtype=dtype,

@@ -30,6 +30,11 @@ class PolicyReverseKL(Loss):
     token but not for those before it (the paper's choice, for less variance), and clip limits how far.
     Gu et al., MiniLLM, arXiv 2306.08543, equations 5 to 8, with the clipping of its PPO.
 
+    Where the teacher wrote some of the texts, the reward of token j counts q(y_<=j) / m(y_<=j) times, m being the
+    density of the prefix under whichever of the two writes; other losses of the objective count q(y_<i) / m(y_<i) times
+    at position i (`head.row_blocks`). The expectation is then that over the student's texts; see
+    `data.sampled_dataset.policy_values`.
+
     Estimator: exact; t(y) stands in the record's head. Units: nats.
     """
 
@@ -50,9 +55,9 @@ class PolicyReverseKL(Loss):
             LossMismatchError: the target is not of texts that a student sampled.
         """
         del scale_R
-        if target.policy_R3 is None:
+        if target.policy_R4 is None:
             raise LossMismatchError(NO_SAMPLES)
-        log_q_R, later_R, count_R = target.policy_R3.unbind(1)
+        log_q_R, later_R, count_R, _ = target.policy_R4.unbind(1)
         advantage_R = later_R / count_R.clamp(min=1.0) if self.length_norm == "yes" else later_R
         ratio_R = (student.next_logprobs_R - log_q_R).exp()
         clipped_R = ratio_R.clamp(1.0 - self.clip, 1.0 + self.clip)

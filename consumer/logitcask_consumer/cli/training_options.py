@@ -1,0 +1,26 @@
+"""Options that `train` and `rounds` have in common: the numbers of a training run, and where its data is kept."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from logitcask_consumer.cli.common import nonempty_path
+
+SeqLenOption = Annotated[int, typer.Option("--seq-len", help="Tokens of a training sequence.")]
+WarmupOption = Annotated[float, typer.Option("--warmup", help="Share of the steps with rising learning rate.")]
+MinLrRatioOption = Annotated[
+    float, typer.Option("--min-lr-ratio", help="Learning rate at the end, as a share of the peak.")
+]
+WeightDecayOption = Annotated[float, typer.Option("--weight-decay", help="Of AdamW.")]
+MaxGradNormOption = Annotated[float, typer.Option("--max-grad-norm", help="Gradients are clipped to it.")]
+GradientCheckpointingOption = Annotated[
+    bool, typer.Option("--gradient-checkpointing", help="Recompute activations: slower, less memory.")
+]
+SaveStepsOption = Annotated[int, typer.Option("--save-steps", help="A checkpoint every so many steps.")]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache", help="Local folder for shards of casks in object stores.", parser=nonempty_path, metavar="PATH"
+    ),
+]
