@@ -14,9 +14,9 @@ from logitcask_schemas.errors import MissingExtraError, OptionError
 if TYPE_CHECKING:
     from logitcask_schemas.model_source import ModelSource
     from logitcask_schemas.record.hint_spec import HintSpec
-    from logitcask_services.jobs.roster import Roster
     from logitcask_services.engines.engine import Engine
     from logitcask_services.engines.generator import Generator
+    from logitcask_services.jobs.roster import Roster
     from logitcask_services.jobs.teacher import Role, Teacher
     from logitcask_services.settings import ServiceSettings
 

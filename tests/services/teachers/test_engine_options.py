@@ -9,6 +9,7 @@ import pytest
 
 from logitcask_schemas.errors import OptionError
 from logitcask_services.cli.serve import require_teachers
+from logitcask_services.engines.process import door, loading
 from logitcask_services.engines.vllm.arguments import numeric_options
 from logitcask_services.settings import ServiceSettings
 from logitcask_services.teachers.engine_options import engine_argument_names, require_engine_options
@@ -41,7 +42,12 @@ def asked(monkeypatch):
         seen.append(engine_args)
         raise ReachedVllmError
 
+    def loaded_here(entry, document):
+        # What the engine's own process does with what it is sent.
+        return getattr(loading, entry.rpartition(":")[2])(json.loads(json.dumps(document)))
+
     monkeypatch.setattr(LLMEngine, "from_engine_args", no_engine)
+    monkeypatch.setattr(door, "EngineProcess", loaded_here)
     return seen
 
 
