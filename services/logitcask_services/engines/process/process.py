@@ -40,7 +40,7 @@ TaskT = TypeVar("TaskT")
 ResultT = TypeVar("ResultT")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskCodec(Generic[TaskT, ResultT]):
     """How tasks and results of one kind travel."""
 
