@@ -41,7 +41,12 @@ def settings(tmp_path, tiny_llama, students):
         "[students]\nengine = 'transformers'\n"
     )
     return ServiceSettings(
-        teachers=path, students=students, cask_root=tmp_path / "casks", disk_floor_bytes=0, pause_poll_seconds=0.05
+        engine_process=False,  # what a process of its own changes is tested beside it
+        teachers=path,
+        students=students,
+        cask_root=tmp_path / "casks",
+        disk_floor_bytes=0,
+        pause_poll_seconds=0.05,
     )
 
 
@@ -146,7 +151,7 @@ def test_a_student_writes_as_its_weights_are_now(settings, students, tmp_path):
             if answer.status_code != 202:
                 return answer.json()
             path = f"/v1/generations/{answer.json()['id']}"
-            wait_for(lambda: server.client.get(path).json()["status"] in ("completed", "failed"), 60)
+            wait_for(lambda: server.client.get(path).json()["status"] in ("completed", "failed"), 180)
             done = server.client.get(path).json()
             rows = server.client.get(f"{path}/rows", params={"step": 0}).json()["data"]
             return done, [row["written"]["output"] for row in rows]
