@@ -38,7 +38,23 @@ def serve(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="Compute dtype; `auto` fits the machine.")] = None,
     max_model_len: Annotated[int | None, typer.Option(help="Most tokens of a document.")] = None,
-    api_key_file: Annotated[Path | None, typer.Option(help="File with one Bearer key per line.")] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with keys: names, scopes and limits (TOML; `logitcask keys new` makes entries), or one Bearer "
+            "key per line. Read anew when it changes."
+        ),
+    ] = None,
+    allowed_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Origin whose pages may use the service through a browser, such as https://tools.example; may be "
+            "repeated."
+        ),
+    ] = None,
+    log_format: Annotated[
+        str | None, typer.Option(help="`text` (default) for people, or `json`: an object a line.")
+    ] = None,
     accept_teacher: Annotated[
         list[str] | None,
         typer.Option(
@@ -89,6 +105,8 @@ def serve(
             "dtype": dtype,
             "max_model_len": max_model_len,
             "api_key_file": api_key_file,
+            "allowed_origins": tuple(allowed_origin) if allowed_origin else None,
+            "log_format": log_format,
             "data_dir": data_dir,
             "templates": templates,
             "sandbox": sandbox,
@@ -111,7 +129,7 @@ def serve(
         )
         raise OptionError(faults) from error
     source = require_teacher(settings)
-    configure_logging()
+    configure_logging(settings.log_format)
     raise typer.Exit(
         run(
             settings,

@@ -14,6 +14,7 @@ from logitcask_services.http import logs, problems
 from logitcask_services.http.access import MAX_HEAD_BYTES, require_safe_host
 from logitcask_services.http.app import create_app
 from logitcask_services.http.connections import ConnectionLimits, Gate, connection_class, raise_descriptor_limit
+from logitcask_services.http.request_log import repeated
 from logitcask_services.jobs.teacher import LoadHinted, Role, Teacher
 from logitcask_services.service import Service
 from logitcask_services.settings import ServiceSettings, SettingsError
@@ -130,7 +131,7 @@ def serve(
     return 0
 
 
-def configure_logging() -> None:
+def configure_logging(log_format: logs.LogFormat = "text") -> None:
     """Log lines on stderr."""
     # Where clients can cause lines.
-    logs.configure_logging(("uvicorn.error", gate.__name__, problems.__name__))
+    logs.configure_logging(("uvicorn.error", gate.__name__, problems.__name__, repeated.name), log_format)

@@ -212,7 +212,9 @@ class ExtractionRun:
         if self._held:
             return
         with self._context.heartbeat.excused():  # a slow disk is no fault of the teacher's
+            began = time.monotonic()
             self._publisher.submit(entry)
+            self._context.measures.feed_wait_seconds.inc(time.monotonic() - began)
 
     def _ends(self) -> bool:
         return self._failure is not None or self._context.signals.ends(self._row.id)
@@ -270,6 +272,7 @@ class ExtractionRun:
 
     def _publish(self, entry: OpenChunk) -> None:
         """Shard, then transaction. Safe to repeat: published documents are found in the cask."""
+        began = time.monotonic()
         captured = [
             replace(entry.documents[document], answer_ranges_R2=self._tokens.answers(document))
             for document in sorted(entry.documents)
@@ -279,6 +282,8 @@ class ExtractionRun:
         now = time.monotonic()
         outcome.seconds, self._last_commit = now - self._last_commit, now
         self._waiter.run(lambda: self._context.chunks.commit_chunk(self._row.id, entry.chunk, outcome))
+        self._context.measures.chunk_seconds.observe(outcome.seconds)
+        self._context.measures.publish_seconds.observe(time.monotonic() - began)
         self._feed.settle(entry)
         self._tokens.release()
         self._context.progress.committed(sum(len(document.token_ids_L) for document in captured))

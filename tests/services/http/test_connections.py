@@ -170,7 +170,7 @@ def test_places_are_what_the_jobs_leave(monkeypatch):
     assert [limit(number) for number in (64, 256, 1024, 65_536)] == [8, 32, 416, 1024]
 
 
-def test_few_descriptors_and_many_half_requests(tmp_path, connect):
+def test_300_idle_connections_at_256_fds(tmp_path, connect):
     """256 descriptors, 300 connections that ask for nothing, an extraction: it completes, and the log stays small."""
     settings = {
         "cask_root": str(tmp_path / "casks"),
