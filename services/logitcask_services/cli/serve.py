@@ -90,6 +90,7 @@ def serve(
     """Run the teacher service until it is told to stop. Every option can also be set as LOGITCASK_<NAME>."""
     from pydantic import ValidationError
 
+    from logitcask_services import tracing
     from logitcask_services.http.server import configure_logging
     from logitcask_services.http.server import serve as run
     from logitcask_services.settings import ServiceSettings
@@ -130,6 +131,7 @@ def serve(
         raise OptionError(faults) from error
     source = require_teacher(settings)
     configure_logging(settings.log_format)
+    tracing.configure()
     raise typer.Exit(
         run(
             settings,

@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
 from logitcask_schemas.terminal import installed_version
+from logitcask_services import tracing
 from logitcask_services.http import corpora, extractions, generations, operations, previews, problems, scoring
 from logitcask_services.http.access import BrowserGuard, HeadLimit, HeadRequests, JsonBodyLimit
 from logitcask_services.http.dependencies import InFlight
@@ -83,6 +84,10 @@ def create_app(service: Service, *, streams: int = 512) -> FastAPI:
     app.add_middleware(HeadLimit)
     app.add_middleware(RequestMetrics, metrics=metrics)
     app.add_middleware(RequestLog, computing=COMPUTING)
+    if (tracer := tracing.tracer()) is not None:
+        from logitcask_services.http.request_spans import RequestSpans
+
+        app.add_middleware(RequestSpans, tracer=tracer)
     return app
 
 

@@ -27,6 +27,7 @@ from logitcask_services.jobs.job_run import Ending, Outcome
 from logitcask_services.jobs.teacher import Suspicion, TeacherDiedError
 from logitcask_services.jobs.teacher_streams import TeacherStreams
 from logitcask_services.jobs.waiting import Reason, StoppedWhileWaitingError, Waiter
+from logitcask_services.tracing import span
 
 logger = logging.getLogger(__name__)
 LOCK_SECONDS = 2.0
@@ -66,7 +67,7 @@ class ExtractionRun:
             gives_way=gives_way,
         )
         self._writer: CaskWriter = self._waiter.run(self._open_cask)
-        self._publisher = Publisher(self._publish)
+        self._publisher = Publisher(self._publish_traced)
         self._adopted: tuple[int, ShardEntry, set[bytes]] | None = None
         self._feed = ChunkFeed(
             self._tokens,
@@ -269,6 +270,10 @@ class ExtractionRun:
         return Failure(stage="capture", document=document, line=line, custom_id=custom_id, code=code, message=message)
 
     # -- in the publishing thread --------------------------------------------------------------------------------
+
+    def _publish_traced(self, entry: OpenChunk) -> None:
+        with span("logitcask.publish", job=self._row.id, chunk=entry.chunk.number, tokens=entry.chunk.tokens):
+            self._publish(entry)
 
     def _publish(self, entry: OpenChunk) -> None:
         """Shard, then transaction. Safe to repeat: published documents are found in the cask."""

@@ -32,6 +32,7 @@ from logitcask_services.jobs.waiting import (
     passing_fault,
     unforeseen,
 )
+from logitcask_services.tracing import span
 
 logger = logging.getLogger(__name__)
 IDLE_SECONDS = 5.0
@@ -116,7 +117,8 @@ class Preparer(threading.Thread):
         for row in self._due():
             if self._claim(row):
                 try:
-                    self._prepare(row, facts)
+                    with span("logitcask.prepare", job=row.id):
+                        self._prepare(row, facts)
                     self._set_aside.forget(row.id)
                 except SetAsideError as error:
                     logger.warning("preparation of %s waits, others go first: %s", row.id, error)
