@@ -56,6 +56,8 @@ class ServiceSettings(BaseSettings):
     """Lines for people, or one JSON object each."""
     max_body_bytes: Annotated[int, Field(ge=1)] = 64 << 30
     """Most bytes of one uploaded corpus."""
+    max_waiting_jobs: Annotated[int, Field(ge=1)] = 10_000
+    """Most jobs that have not ended."""
     max_line_bytes: Annotated[int, Field(ge=2)] = 8 << 20
     """Most bytes of one line; a longer one is reported as a bad line."""
     max_demonstration_bytes: Annotated[int, Field(ge=1)] = 64 << 20

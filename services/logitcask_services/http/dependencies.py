@@ -10,7 +10,7 @@ from fastapi import Depends, Header, Query, Request
 
 from logitcask_services.http.metrics import ServiceMetrics
 from logitcask_services.http.problems import Problem
-from logitcask_services.jobs.database.owners import JobOwner
+from logitcask_services.jobs.database.owners import JobAllowance
 from logitcask_services.jobs.extraction import IdempotencyKey, NotFoundError
 from logitcask_services.keys import ApiKey
 from logitcask_services.service import Service
@@ -82,10 +82,9 @@ def key_for(scope: str, key: str | None, request: bytes) -> IdempotencyKey | Non
     return IdempotencyKey(scope=scope, key=key, fingerprint=hashlib.sha256(request).hexdigest())
 
 
-def owner_of(key: ApiKey) -> JobOwner | None:
-    """Whose the jobs are that a caller makes, where that is to be counted."""
-    limit = key.limits.waiting_jobs
-    return None if limit is None else JobOwner(name=key.name, waiting_jobs=limit)
+def allowance_of(key: ApiKey, service: Service) -> JobAllowance:
+    """How many jobs may wait when this caller makes one."""
+    return JobAllowance(all_jobs=service.settings.max_waiting_jobs, name=key.name, own_jobs=key.limits.waiting_jobs)
 
 
 def _service(request: Request) -> Service:

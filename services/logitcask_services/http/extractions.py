@@ -24,8 +24,8 @@ from logitcask_services.http.dependencies import (
     InFlightDep,
     Limit,
     ServiceDep,
+    allowance_of,
     key_for,
-    owner_of,
     scope_of,
     unknown_after,
 )
@@ -63,7 +63,7 @@ def create_extraction(
     with in_flight.hold(scope, idempotency_key):
         work.check(service, body)
         row, created = service.extractions.create(
-            body, key_for(scope, idempotency_key, body.canonical()), owner_of(caller)
+            body, key_for(scope, idempotency_key, body.canonical()), allowance_of(caller, service)
         )
     response.headers["Location"] = f"/v1/extractions/{row.id}"
     response.headers["Retry-After"] = "1"

@@ -28,8 +28,8 @@ from logitcask_services.http.dependencies import (
     InFlightDep,
     Limit,
     ServiceDep,
+    allowance_of,
     key_for,
-    owner_of,
     scope_of,
     unknown_after,
 )
@@ -78,7 +78,7 @@ def create_generation(
     with in_flight.hold(scope, idempotency_key):
         stored = work.resolve(service, body)
         row, created = service.generations.create(
-            stored, key_for(scope, idempotency_key, body.canonical()), owner_of(caller)
+            stored, key_for(scope, idempotency_key, body.canonical()), allowance_of(caller, service)
         )
     response.headers["Location"] = f"{PATH}/{row.id}"
     response.headers["Retry-After"] = "1"

@@ -30,7 +30,7 @@ from logitcask_schemas.errors import (
 from logitcask_services.corpora.file_kind import NotJsonLinesError
 from logitcask_services.folders import CaskNameError
 from logitcask_services.generation.errors import RecipeError
-from logitcask_services.jobs.database.owners import TooManyJobsError
+from logitcask_services.jobs.database.owners import QueueFullError, TooManyJobsError
 from logitcask_services.jobs.extraction import IdempotencyConflictError, IllegalTransitionError, NotFoundError
 from logitcask_services.jobs.waiting import disk_is_full
 
@@ -128,6 +128,8 @@ def problem_of(error: LogitcaskError) -> Problem:
             return Problem(409, "illegal_transition", str(error), extra={"current_status": error.current})
         case TooManyJobsError():
             return Problem(429, "too_many_jobs", str(error), headers={"Retry-After": "30"})
+        case QueueFullError():
+            return Problem(503, "queue_full", str(error), headers={"Retry-After": "60"})
         case NotJsonLinesError():
             return Problem(415, "not_json_lines", str(error))
         case RecipeError():

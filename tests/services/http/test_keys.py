@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logitcask_services.http import key_use
 from logitcask_services.http.key_ring import KeyRing
 from logitcask_services.http.key_use import KeyUse
 from logitcask_services.http.logs import INTERVAL_SECONDS, configure_logging, json_lines
+from logitcask_services.http.problems import Problem
 from logitcask_services.http.request_log import HEADER, audit, repeated
 from logitcask_services.keys import (
     NO_LIMITS,
@@ -184,8 +184,9 @@ def test_a_key_for_reading_changes_nothing(serve, key_file):
     writes = [(method, path) for path, methods in paths.items() for method in methods if method != "get"]
     assert writes
     for method, path in writes:
-        body = {"content": b'{"text": "b"}\n'} if path == "/v1/corpora" else {"json": {}}
-        answer = server.client.request(method, path, params={"plan": "{}"}, **body)
+        body = b'{"text": "b"}\n' if path == "/v1/corpora" else b"{}"
+        kind = {"Content-Type": "application/jsonl" if path == "/v1/corpora" else "application/json"}
+        answer = server.client.request(method, path, params={"plan": "{}"}, content=body, headers=kind)
         # A body that is no request of this route is told first.
         assert (answer.status_code, answer.json()["error"]["code"]) in [
             (403, "read_only_key"),
@@ -210,7 +211,7 @@ def test_requests_a_minute(serve, key_file):
 
 def test_the_allowance_comes_back(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(key_use.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     use, key = KeyUse(), ApiKey(name="a", digest=b"", limits=KeyLimits(requests_per_minute=60))
 
     told = []
@@ -218,7 +219,7 @@ def test_the_allowance_comes_back(monkeypatch):
     def admitted():
         try:
             use._count_request(key)
-        except key_use.Problem as problem:
+        except Problem as problem:
             told.append(problem.headers)
             return False
         return True
@@ -280,6 +281,19 @@ def test_waiting_jobs(serve, key_file):
     others = server.client.post("/v1/extractions", json=body, headers=bearer(BOB))
     assert others.status_code == 202
     assert len(server.client.get("/v1/extractions").json()["data"]) == 3
+    server.client.post(f"/v1/extractions/{jobs[1]['id']}/cancel")
+    wait_for(lambda: server.get(jobs[1]["id"])["status"] == "cancelled")
+    server.submit(corpus)
+
+
+def test_the_queue_is_bounded_for_all(serve):
+    server = serve(max_waiting_jobs=2, fake={"seconds_per_document": 5.0})
+    corpus = server.upload([{"text": "hello", "question": "what?"}])
+    jobs = [server.submit(corpus), server.submit(corpus)]
+    for path, body in (("extractions", {"cask": "c"}), ("generations", {"recipe": "cot", "extraction": {"cask": "d"}})):
+        refused = server.client.post(f"/v1/{path}", json={"corpus_id": corpus["id"], **body})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "queue_full"), refused.text
+        assert refused.headers["retry-after"] == "60"
     server.client.post(f"/v1/extractions/{jobs[1]['id']}/cancel")
     wait_for(lambda: server.get(jobs[1]["id"])["status"] == "cancelled")
     server.submit(corpus)

@@ -11,6 +11,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
+from logitcask_schemas.errors import MissingExtraError
 from logitcask_services import tracing
 from tests.support.services.service_harness import server_environment, wait_for
 
@@ -74,6 +75,7 @@ def test_without_a_provider_nothing_is_made(spans):
 
 ALL = ("OTEL_SDK_DISABLED", "OTEL_TRACES_EXPORTER", *tracing.ENDPOINTS)
 CONFIGURE = """
+from logitcask_schemas.errors import MissingExtraError
 from logitcask_services import tracing
 print(tracing.configure())
 with tracing.span("a stage"):
@@ -108,5 +110,5 @@ def test_missing_packages_are_told(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "console")
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
-    with pytest.raises(tracing.MissingExtraError, match=r"otel"):
+    with pytest.raises(MissingExtraError, match=r"otel"):
         tracing.configure()

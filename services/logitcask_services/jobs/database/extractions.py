@@ -9,7 +9,7 @@ from logitcask_schemas.api.objects import FINAL
 from logitcask_schemas.api.requests import ExtractionRequest
 from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_services.jobs.database.jobs import JobStore, job_row, move
-from logitcask_services.jobs.database.owners import JobOwner
+from logitcask_services.jobs.database.owners import JobAllowance
 from logitcask_services.jobs.database.tables import ChunkRow, CorpusRow, ExtractionRow, FailureRow
 from logitcask_services.jobs.extraction import IdempotencyKey
 
@@ -44,10 +44,10 @@ class ExtractionStore(JobStore[ExtractionRow]):
     noun = "extraction"
 
     def create(
-        self, request: ExtractionRequest, key: IdempotencyKey | None, owner: JobOwner | None = None
+        self, request: ExtractionRequest, key: IdempotencyKey | None, allowance: JobAllowance | None = None
     ) -> tuple[ExtractionRow, bool]:
         """The extraction and whether it is new. Raises what `JobStore._create` raises."""
-        return self._create(new_extraction(request), key, owner)
+        return self._create(new_extraction(request), key, allowance)
 
     def totals(self) -> Totals:
         """Sums over all extractions."""

@@ -30,24 +30,32 @@ class TooManyJobsError(LogitcaskError, RuntimeError):
     """A key has as many jobs waiting as it may."""
 
 
+class QueueFullError(LogitcaskError, RuntimeError):
+    """The service has as many jobs waiting as it may."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JobOwner:
-    """Who makes a job."""
+class JobAllowance:
+    """Who makes a job, and how many may wait. Jobs wait until they have ended."""
 
-    name: str
-    waiting_jobs: int
-    """Most jobs of this name that have not ended."""
+    all_jobs: int
+    """Most jobs of everybody."""
+    name: str | None = None
+    own_jobs: int | None = None
+    """Most jobs of this name."""
 
 
-def claim(session: Session, row: JobRow, owner: JobOwner | None) -> None:
-    """Note whose job was just added, within the caller's transaction. Raises TooManyJobsError."""
-    if owner is None:
+def claim(session: Session, row: JobRow, allowance: JobAllowance) -> None:
+    """Note whose job was just added, within the caller's transaction. Raises TooManyJobsError, QueueFullError."""
+    waiting = select(func.count()).select_from(JobRow).where(JobRow.status.not_in(FINAL), JobRow.number != row.number)
+    if (session.scalar(waiting) or 0) >= allowance.all_jobs:
+        raise QueueFullError(f"{allowance.all_jobs} jobs wait, as many as may; wait for one of them, or cancel one")
+    if allowance.name is None or allowance.own_jobs is None:
         return
-    query = select(func.count()).select_from(JobRow).join(JobOwnerRow, JobOwnerRow.job == JobRow.number)
-    query = query.where(JobOwnerRow.name == owner.name, JobRow.status.not_in(FINAL))
-    if (session.scalar(query) or 0) >= owner.waiting_jobs:
+    own = waiting.join(JobOwnerRow, JobOwnerRow.job == JobRow.number).where(JobOwnerRow.name == allowance.name)
+    if (session.scalar(own) or 0) >= allowance.own_jobs:
         raise TooManyJobsError(
-            f"the key {owner.name!r} may have {owner.waiting_jobs} jobs that have not ended, and has; wait for one of "
-            "them, or cancel one"
+            f"the key {allowance.name!r} may have {allowance.own_jobs} jobs that have not ended, and has; wait for one "
+            "of them, or cancel one"
         )
-    session.add(JobOwnerRow(job=row.number, name=owner.name))
+    session.add(JobOwnerRow(job=row.number, name=allowance.name))
