@@ -46,6 +46,11 @@ class KeyRing:
         self._look()
         return match(self._keys, presented)
 
+    def principal(self, presented: str | None) -> str | None:
+        """The name of the key that was presented, or None."""
+        key = self.find(presented)
+        return None if key is None else key.name
+
     def _look(self) -> None:
         if self._file is None or self._clock() - self._looked_at < LOOK_SECONDS or not self._lock.acquire(False):
             return
