@@ -31,7 +31,7 @@ class KeyRing:
         self._file = file
         self._clock = clock
         self._lock = threading.Lock()
-        self._signature = None if file is None else _signature(file)
+        self._signature: Signature = None  # the first look reads: the file may have changed since the keys were
         self._looked_at = clock()
 
     @property
@@ -59,8 +59,9 @@ class KeyRing:
             if (signature := _signature(self._file)) == self._signature:
                 return
             self._signature = signature
-            self._keys = read_key_file(self._file)
-            logger.info("%s was read anew: %d keys", self._file, len(self._keys))
+            if (keys := read_key_file(self._file)) != self._keys:
+                self._keys = keys
+                logger.info("%s has changed: %d keys", self._file, len(keys))
         except KeyFileError as error:
             logger.error("the key file changed and cannot be used, so the keys of before stay valid: %s", error)
         finally:

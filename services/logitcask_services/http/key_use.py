@@ -4,7 +4,6 @@ import math
 import threading
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -64,36 +63,41 @@ class KeyUse:
                 )
             use.requests -= 1
 
-    def require_bytes(self, key: ApiKey, coming: int, received: int) -> None:
-        """Refuse a body of which `received` bytes are counted and `coming` are not. Raises Problem 413, 429."""
-        limits = key.limits
-        for limit, whose in ((limits.body_bytes, "one request"), (limits.upload_bytes_per_day, "a day")):
+    def require_bytes(self, key: ApiKey, coming: int, received: int, *, count: bool = False) -> None:
+        """Refuse a body with `received` bytes counted and `coming` not, or, where `count` says so, count them.
+
+        Raises Problem 413, 429.
+        """
+        limits, a_day = key.limits, key.limits.upload_bytes_per_day
+        for limit, whose in ((limits.body_bytes, "one request"), (a_day, "a day")):
             if limit is not None and coming + received > limit:
                 raise Problem(
                     413, "body_too_large", f"the body is larger than the {limit} bytes of {whose} of key {key.name!r}"
                 )
-        if limits.upload_bytes_per_day is not None and self._bytes_today(key) + coming > limits.upload_bytes_per_day:
-            raise _later(
-                "too_many_bytes",
-                f"the key {key.name!r} may send {limits.upload_bytes_per_day} bytes from midnight to midnight (UTC)",
-                DAY_SECONDS - datetime.now(UTC).timestamp() % DAY_SECONDS,
-            )
+        if a_day is None:
+            return
+        with self._lock:
+            use = self._use_today(key)
+            if use.received + coming > a_day:
+                raise _later(
+                    "too_many_bytes",
+                    f"the key {key.name!r} may send {a_day} bytes from midnight to midnight (UTC)",
+                    DAY_SECONDS - time.time() % DAY_SECONDS,
+                )
+            use.received += coming if count else 0
 
     def count_bytes(self, key: ApiKey, received: int) -> None:
-        """Bytes of a body that came."""
-        if key.limits.upload_bytes_per_day is None:
-            return
-        self._bytes_today(key)
-        with self._lock:
-            self._uses[key.name].received += received
+        """Bytes of a body that came, whatever the limits."""
+        if key.limits.upload_bytes_per_day is not None:
+            with self._lock:
+                self._use_today(key).received += received
 
-    def _bytes_today(self, key: ApiKey) -> int:
-        today = int(datetime.now(UTC).timestamp() // DAY_SECONDS)
-        with self._lock:
-            use = self._uses.setdefault(key.name, Use(key.limits.requests_per_minute or 0, time.monotonic()))
-            if use.day != today:
-                use.day, use.received = today, 0
-            return use.received
+    def _use_today(self, key: ApiKey) -> Use:
+        today = int(time.time() // DAY_SECONDS)
+        use = self._uses.setdefault(key.name, Use(key.limits.requests_per_minute or 0, time.monotonic()))
+        if use.day != today:
+            use.day, use.received = today, 0
+        return use
 
 
 class BodyMeter:
@@ -115,8 +119,7 @@ class BodyMeter:
             message = await receive()
             uncounted += len(message.get("body", b""))
             if (key := key_of(scope)) is not None and uncounted:
-                self._use.require_bytes(key, uncounted, counted)
-                self._use.count_bytes(key, uncounted)
+                self._use.require_bytes(key, uncounted, counted, count=True)
                 counted, uncounted = counted + uncounted, 0
             return message
 

@@ -10,6 +10,7 @@ from prometheus_client import (
     REGISTRY,
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     PlatformCollector,
     ProcessCollector,
@@ -50,6 +51,13 @@ class ServiceMetrics:
         )
         self.refusals = Counter(
             "logitcask_refusals", "Requests that were answered with a problem", ["code"], registry=self._registry
+        )
+        self.connections = Gauge("logitcask_connections", "Open connections of clients", registry=self._registry)
+        self.let_go = Counter(
+            "logitcask_connections_let_go",
+            "Connections ended by the service: silent for too long, or silent while others needed the place",
+            ["reason"],
+            registry=self._registry,
         )
         self.requests = Counter(
             "logitcask_http_requests", "Answered requests", ["method", "route", "status"], registry=self._registry

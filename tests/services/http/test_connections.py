@@ -69,6 +69,7 @@ def test_silent_connections_are_let_go(serve, connect, tmp_path):
     server = serve(limits=ConnectionLimits(request_seconds=0.2, body_seconds=0.2))
     connections = [connect(server.url, first) for first in (b"", HALF_LINE, HEALTH, HALF_UPLOAD) * 10]
     assert all(map(ended, connections))
+    assert 'logitcask_connections_let_go_total{reason="overdue"} 40.0' in server.client.get("/metrics").text
     wait_for(lambda: not list((tmp_path / "state" / "corpora" / "incoming").iterdir()))
     assert server.client.get("/health").status_code == 200
 
@@ -123,6 +124,10 @@ def test_the_longest_silent_gives_its_place(serve, connect):
             assert late.get("/health").status_code == 200
         assert "completed" in "".join(stream.iter_text())
     assert sum(map(ended, held[:20])) == 20
+    with httpx2.Client(base_url=server.url) as late:
+        text = late.get("/metrics").text
+    assert 'logitcask_connections_let_go_total{reason="room"}' in text
+    assert "logitcask_connections " in text
 
 
 @pytest.mark.usefixtures("parser")

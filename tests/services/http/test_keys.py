@@ -355,6 +355,20 @@ def test_requests_have_ids(serve):
     assert len({answer.headers[HEADER] for answer in made}) == len(made)
 
 
+def test_an_unforeseen_error_has_its_request(serve, monkeypatch, caplog):
+    server = serve()
+
+    def fail(**_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(server.service.corpora, "page", fail)
+    answer = server.client.get("/v1/corpora", headers={HEADER: "call-9"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+    assert (answer.headers[HEADER], answer.json()["request_id"]) == ("call-9", "call-9")
+    wait_for(lambda: "ZeroDivisionError" in caplog.text)
+    assert 'logitcask_refusals_total{code="internal_error"} 1.0' in server.client.get("/metrics").text
+
+
 def test_json_lines(capfd):
     """One object a line, whatever is in it; a traceback without the values of variables."""
     handlers = logging.root.handlers[:]

@@ -129,6 +129,7 @@ def test_the_dashboard_asks_for_what_there_is(worked, subtests):
     server_told = samples(worked)
     # Counters with labels have no series before something happens.
     server_told.setdefault("logitcask_scoring_refusals_total", [({"code": "x"}, 0.0)])
+    server_told.setdefault("logitcask_connections_let_go_total", [({"reason": "x"}, 0.0)])
     asked = list(queries())
     assert len(asked) > 20
     for query in asked:
