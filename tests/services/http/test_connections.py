@@ -1,6 +1,7 @@
 """What connections may cost: silent ones are let go, heads are bounded, jobs keep descriptors, logs stay small."""
 
 import json
+import re
 import resource
 import signal
 import socket
@@ -69,7 +70,9 @@ def test_silent_connections_are_let_go(serve, connect, tmp_path):
     server = serve(limits=ConnectionLimits(request_seconds=0.2, body_seconds=0.2))
     connections = [connect(server.url, first) for first in (b"", HALF_LINE, HEALTH, HALF_UPLOAD) * 10]
     assert all(map(ended, connections))
-    assert 'logitcask_connections_let_go_total{reason="overdue"} 40.0' in server.client.get("/metrics").text
+    text = server.client.get("/metrics").text
+    (let_go,) = re.findall(r'^logitcask_connections_let_go_total{reason="overdue"} (.*)$', text, re.MULTILINE)
+    assert 30 <= float(let_go) <= 40  # uvicorn may be first with the ten that wait after an answer
     wait_for(lambda: not list((tmp_path / "state" / "corpora" / "incoming").iterdir()))
     assert server.client.get("/health").status_code == 200
 
