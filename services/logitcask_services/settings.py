@@ -10,8 +10,10 @@ from logitcask_schemas.api.scoring import MAX_TIMEOUT
 from logitcask_schemas.api.server_url import DEFAULT_PORT
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_schemas.record.identity import Accept
+from logitcask_services.keys import ApiKey, KeyFileError, first_key, read_key_file
 
-MIN_KEY_CHARACTERS = 8
+Origin = Annotated[str, Field(pattern=r"^https?://[^/\s?#@]+$")]
+"""Scheme, host and port, as browsers send it."""
 
 
 class SettingsError(LogitcaskError, ValueError):
@@ -55,9 +57,15 @@ class ServiceSettings(BaseSettings):
     """Most tokens of a document; default: the teacher's own context."""
     api_key: SecretStr | None = None
     api_key_file: Path | None = None
-    """One Bearer key per line; empty lines and lines that start with # are left out."""
+    """Keys with names, scopes and limits (TOML), or one Bearer key per line; read anew when it changes, see `keys`."""
+    allowed_origins: tuple[Origin, ...] = ()
+    """Origins whose pages may use the service through a browser, such as https://tools.example."""
+    log_format: Literal["text", "json"] = "text"
+    """Lines for people, or one JSON object each."""
     max_body_bytes: Annotated[int, Field(ge=1)] = 64 << 30
     """Most bytes of one uploaded corpus."""
+    max_waiting_jobs: Annotated[int, Field(ge=1)] = 10_000
+    """Most jobs that have not ended."""
     max_line_bytes: Annotated[int, Field(ge=2)] = 8 << 20
     """Most bytes of one line; a longer one is reported as a bad line."""
     max_demonstration_bytes: Annotated[int, Field(ge=1)] = 64 << 20
@@ -156,27 +164,21 @@ class ServiceSettings(BaseSettings):
         """Folder of everything the service writes besides casks."""
         return self.data_dir or self.cask_root / ".logitcask-service"
 
-    def api_keys(self) -> tuple[str, ...]:
-        """The accepted Bearer keys; empty when the service runs without. Raises SettingsError on unusable ones."""
-        if self.api_key is not None:
-            keys: tuple[str, ...] = (self.api_key.get_secret_value(),)
-        elif self.api_key_file is not None:
-            keys = read_keys(self.api_key_file)
-        else:
-            return ()
-        for key in keys:
-            if len(key) < MIN_KEY_CHARACTERS or not key.isascii() or not key.isprintable() or " " in key:
-                raise SettingsError(
-                    f"an API key must be at least {MIN_KEY_CHARACTERS} printable ASCII characters without spaces"
-                )
-        return keys
+    def api_keys(self) -> tuple[ApiKey, ...]:
+        """The accepted keys; empty when the service runs without. Raises SettingsError on unusable ones."""
+        try:
+            if self.api_key is not None:
+                return (ApiKey.nameless(self.api_key.get_secret_value()),)
+            return () if self.api_key_file is None else read_key_file(self.api_key_file)
+        except KeyFileError as error:
+            raise SettingsError(str(error)) from error
 
     def key_of_remote(self) -> str | None:
         """The Bearer key to send to a teacher that is served elsewhere. Raises SettingsError on an unusable one."""
         if self.remote_key is not None:
             key = self.remote_key.get_secret_value()
         elif self.remote_key_file is not None:
-            key = read_keys(self.remote_key_file)[0]
+            key = _first_key(self.remote_key_file)
         else:
             return None
         if not key.isascii() or not key.isprintable() or not key or " " in key:
@@ -197,16 +199,11 @@ class ClientSettings(BaseSettings):
         """The Bearer key to send, or None."""
         if self.api_key is not None:
             return self.api_key.get_secret_value()
-        return read_keys(self.api_key_file)[0] if self.api_key_file is not None else None
+        return _first_key(self.api_key_file) if self.api_key_file is not None else None
 
 
-def read_keys(path: Path) -> tuple[str, ...]:
-    """Keys of a key file. Raises SettingsError where it cannot be read or holds none."""
+def _first_key(path: Path) -> str:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"the API key file {path} cannot be read: {error}") from error
-    keys = tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
-    if not keys:
-        raise SettingsError(f"the API key file {path} holds no key; put one key on a line of its own")
-    return keys
+        return first_key(path)
+    except KeyFileError as error:
+        raise SettingsError(str(error)) from error

@@ -32,6 +32,7 @@ class Command:
 COMMANDS: Final[dict[str, Command]] = {
     "serve": Command("Run the teacher service: corpora in over HTTP, casks out.", "teacher"),
     "submit": Command("Send a corpus to a service and start its extraction.", "service"),
+    "keys": Command("Make keys for a service that several people share.", "service"),
     "generate": Command("Let the teacher write: a corpus and a recipe in, a corpus and a cask out.", "service"),
     "jobs": Command("List, follow and cancel a service's extractions.", "service"),
     "cask": Command(

@@ -55,7 +55,23 @@ def serve(
             "together as JSON: LOGITCASK_ENGINE_OPTIONS."
         ),
     ] = None,
-    api_key_file: Annotated[Path | None, typer.Option(help="File with one Bearer key per line.")] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with keys: names, scopes and limits (TOML; `logitcask keys new` makes entries), or one Bearer "
+            "key per line. Read anew when it changes."
+        ),
+    ] = None,
+    allowed_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Origin whose pages may use the service through a browser, such as https://tools.example; may be "
+            "repeated."
+        ),
+    ] = None,
+    log_format: Annotated[
+        str | None, typer.Option(help="`text` (default) for people, or `json`: an object a line.")
+    ] = None,
     accept_teacher: Annotated[
         list[str] | None,
         typer.Option(
@@ -91,6 +107,7 @@ def serve(
     """Run the teacher service until it is told to stop. Every option can also be set as LOGITCASK_<NAME>."""
     from pydantic import ValidationError
 
+    from logitcask_services import tracing
     from logitcask_services.cli.request_options import values
     from logitcask_services.http.server import configure_logging
     from logitcask_services.http.server import serve as run
@@ -110,6 +127,8 @@ def serve(
             "dtype": dtype,
             "max_model_len": max_model_len,
             "api_key_file": api_key_file,
+            "allowed_origins": tuple(allowed_origin) if allowed_origin else None,
+            "log_format": log_format,
             "data_dir": data_dir,
             "templates": templates,
             "sandbox": sandbox,
@@ -132,7 +151,8 @@ def serve(
         )
         raise OptionError(faults) from error
     roster = require_teachers(settings)
-    configure_logging()
+    configure_logging(settings.log_format)
+    tracing.configure()
     raise typer.Exit(run(settings, roster, announce=lambda line: typer.echo(line, err=True)))
 
 

@@ -1,10 +1,8 @@
-"""Who may call: Bearer keys in constant time; without a key, loopback only, and no web page behind a false name."""
+"""Who may call: Bearer keys; without a key, loopback only, and no web page behind a false name. How large heads are."""
 
-import hashlib
-import hmac
 import ipaddress
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -13,7 +11,10 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from logitcask_services.http.key_ring import KeyRing
+from logitcask_services.http.key_use import READING, KeyUse
 from logitcask_services.http.problems import Problem, ProblemResponse
+from logitcask_services.keys import ApiKey
 from logitcask_services.settings import SettingsError
 
 MAX_JSON_BYTES = 1 << 20
@@ -92,44 +93,35 @@ class HeadRequests:
 
         as_get = {**scope, "method": "GET"}
         await self._app(as_get, receive, head_only)
-        scope["route"] = as_get.get("route")
+        for member in ("route", "path_params", "problem"):
+            if member in as_get:
+                scope[member] = as_get[member]
 
 
-READING = frozenset({"GET", "HEAD", "OPTIONS"})
 bearer = HTTPBearer(auto_error=False, description="A key of the server's key file. Not needed without one (loopback).")
 
 
-class KeyRing:
-    """The accepted keys."""
-
-    def __init__(self, keys: tuple[str, ...]) -> None:
-        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
-
-    @property
-    def open(self) -> bool:
-        """Whether the service runs without keys."""
-        return not self._digests
-
-    def principal(self, presented: str | None) -> str | None:
-        """A name for the caller, or None for a stranger; as fast for a nearly right key as for a wrong one."""
-        if self.open:
-            return "anonymous"
-        digest = hashlib.sha256((presented or "").encode()).digest()
-        matches = [hmac.compare_digest(digest, other) for other in self._digests]
-        return digest.hex()[:16] if any(matches) else None
-
-
-def caller(request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> str:
-    """The caller's name. Raises Problem 401."""
-    keys: KeyRing = request.app.state.keys
-    principal = keys.principal(credentials.credentials if credentials else None)
-    if principal is None:
+def caller(request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> ApiKey:
+    """The caller's key. Raises Problem 401; 403, 413, 429 where the key does not go so far."""
+    ring, use = request.app.state.keys, request.app.state.key_use
+    assert isinstance(ring, KeyRing)
+    assert isinstance(use, KeyUse)
+    key = ring.find(credentials.credentials if credentials else None)
+    if key is None:
         what = "is not one of the server's keys" if credentials else "is missing; send `Authorization: Bearer <key>`"
         raise Problem(401, "invalid_api_key", f"the API key {what}", headers={"WWW-Authenticate": "Bearer"})
-    return principal
+    request.state.key = key
+    use.admit(key, request)
+    return key
 
 
-Caller = Annotated[str, Depends(caller)]
+def caller_name(key: Annotated[ApiKey, Depends(caller)]) -> str:
+    """Whose idempotency keys a request's are."""
+    return key.name
+
+
+CallerKey = Annotated[ApiKey, Depends(caller)]
+Caller = Annotated[str, Depends(caller_name)]
 
 
 def is_loopback(host: str) -> bool:
@@ -141,7 +133,7 @@ def is_loopback(host: str) -> bool:
     return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in addresses)
 
 
-def require_safe_host(host: str, keys: tuple[str, ...]) -> None:
+def require_safe_host(host: str, keys: tuple[ApiKey, ...]) -> None:
     """Raise SettingsError where a service without keys would be reachable from other machines."""
     if not keys and not is_loopback(host):
         raise SettingsError(
@@ -156,42 +148,47 @@ class BrowserGuard:
     A Host that is no loopback name is refused, so that a page cannot rebind its own name to us. A request that changes
     something is refused when a browser says that it comes from a page of another origin; a browser sends some of them
     (form types, plain text) without asking first. Programs send neither `Origin` nor `Sec-Fetch-Site`.
+
+    Args:
+        app: What it guards.
+        allowed: Origins whose pages may, because the operator says so; as browsers write them.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, allowed: Collection[str] = ()) -> None:
         self._app = app
+        self._allowed = frozenset(origin.lower() for origin in allowed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if scope["type"] == "http" and (problem := _refusal(Headers(scope=scope), scope["method"])) is not None:
+        if scope["type"] == "http" and (problem := self._refusal(scope)) is not None:
             await ProblemResponse(problem, scope["path"])(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
-
-def _refusal(headers: Headers, method: str) -> Problem | None:
-    hosts = headers.getlist("host")
-    if len(hosts) != 1 or not _names_loopback(hosts[0]):
-        name = hosts[0] if hosts else "nothing"
-        return Problem(
-            403,
-            "foreign_host",
-            f"a service without an API key answers to loopback names only, not to {name!r}: ask for 127.0.0.1 or "
-            "localhost, or start the service with --api-key-file",
-        )
-    if method in READING:
-        return None
-    origins = headers.getlist("origin")
-    foreign = any(origin.partition("://")[2].lower() != hosts[0].lower() for origin in origins)
-    foreign |= any(site not in ("same-origin", "none") for site in headers.getlist("sec-fetch-site"))
-    if foreign:
+    def _refusal(self, scope: Scope) -> Problem | None:
+        headers = Headers(scope=scope)
+        hosts, origins = headers.getlist("host"), headers.getlist("origin")
+        if len(hosts) != 1 or not _names_loopback(hosts[0]):
+            name = hosts[0] if hosts else "nothing"
+            return Problem(
+                403,
+                "foreign_host",
+                f"a service without an API key answers to loopback names only, not to {name!r}: ask for 127.0.0.1 or "
+                "localhost, or start the service with --api-key-file",
+            )
+        if scope["method"] in READING or (origins and all(origin.lower() in self._allowed for origin in origins)):
+            return None
+        foreign = any(origin.partition("://")[2].lower() != hosts[0].lower() for origin in origins)
+        foreign |= any(site not in ("same-origin", "none") for site in headers.getlist("sec-fetch-site"))
+        if not foreign:
+            return None
         return Problem(
             403,
             "foreign_origin",
             f"the request comes from a web page ({', '.join(origins) or 'of another site'}), and a service without an "
-            "API key takes none from pages of another origin; start it with --api-key-file to allow them",
+            "API key takes none from pages of another origin; name it with --allowed-origin, or start the service "
+            "with --api-key-file",
         )
-    return None
 
 
 def _names_loopback(host: str) -> bool:

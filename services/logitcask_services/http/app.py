@@ -7,17 +7,30 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware.cors import CORSMiddleware
 
 from logitcask_schemas.terminal import installed_version
+from logitcask_services import tracing
 from logitcask_services.http import corpora, extractions, generations, operations, previews, problems, scoring
-from logitcask_services.http.access import BrowserGuard, HeadLimit, HeadRequests, JsonBodyLimit, KeyRing
+from logitcask_services.http.access import BrowserGuard, HeadLimit, HeadRequests, JsonBodyLimit
 from logitcask_services.http.dependencies import InFlight
 from logitcask_services.http.generated_rows import RowReaders
 from logitcask_services.http.job_streams import StreamPlaces
+from logitcask_services.http.key_ring import KeyRing
+from logitcask_services.http.key_use import BodyMeter, KeyUse
 from logitcask_services.http.metrics import RequestMetrics, ServiceMetrics
+from logitcask_services.http.request_log import HEADER, RequestLog
 from logitcask_services.service import Service
 
 DESCRIPTION = """Runs a teacher language model over a corpus and keeps what it said, position by position, in a cask."""
+
+COMPUTING = frozenset(scoring.BODY_BYTES) | {
+    previews.PATH,
+    generations.PREVIEW_PATH,
+    f"{generations.PATH}/check",
+    "/v1/extractions/check",
+}
+"""Routes that change nothing although they are asked with POST."""
 
 
 def create_app(service: Service, *, streams: int = 512) -> FastAPI:
@@ -39,10 +52,10 @@ def create_app(service: Service, *, streams: int = 512) -> FastAPI:
         redoc_url=None,
         generate_unique_id_function=_operation_id,
     )
-    keys = KeyRing(service.settings.api_keys())
+    keys, use = KeyRing(service.settings.api_keys(), service.settings.api_key_file), KeyUse()
     metrics = ServiceMetrics(service)
     app.state.service = service
-    app.state.keys = keys
+    app.state.keys, app.state.key_use = keys, use
     app.state.in_flight = InFlight()
     app.state.metrics = metrics
     app.state.streams = StreamPlaces(streams)
@@ -54,12 +67,27 @@ def create_app(service: Service, *, streams: int = 512) -> FastAPI:
         app.include_router(module.router)
     _describe(app)
     streamed = frozenset({"/v1/corpora", previews.PATH, generations.PREVIEW_PATH})
+    app.add_middleware(BodyMeter, use=use)
     app.add_middleware(JsonBodyLimit, streamed=streamed, larger=scoring.BODY_BYTES)
     app.add_middleware(HeadRequests)
     if keys.open:
-        app.add_middleware(BrowserGuard)
+        app.add_middleware(BrowserGuard, allowed=service.settings.allowed_origins)
+    if service.settings.allowed_origins:
+        # So that a browser lets those pages read the answers, and asks before it sends a key.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=service.settings.allowed_origins,
+            allow_methods=["*"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
+            expose_headers=["Location", "Retry-After", HEADER],
+        )
     app.add_middleware(HeadLimit)
     app.add_middleware(RequestMetrics, metrics=metrics)
+    app.add_middleware(RequestLog, computing=COMPUTING)
+    if (tracer := tracing.tracer()) is not None:
+        from logitcask_services.http.request_spans import RequestSpans
+
+        app.add_middleware(RequestSpans, tracer=tracer)
     return app
 
 

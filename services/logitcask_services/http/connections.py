@@ -192,12 +192,20 @@ class Gate:
         listener: Bound and listening; closed by `close`.
         limits: How many connections, and how patient.
         state: Where uvicorn's protocols enter themselves.
+        let_go: Told why whenever a connection is ended: `overdue`, or `room` for another one.
     """
 
-    def __init__(self, listener: socket.socket, limits: ConnectionLimits, state: ServerState) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        limits: ConnectionLimits,
+        state: ServerState,
+        let_go: Callable[[str], None] = lambda reason: None,
+    ) -> None:
         self._listener = listener
         self._limits = limits
         self._state = state
+        self._let_go = let_go
         self._accepting: asyncio.Task[None] | None = None
 
     def open(self, make_protocol: Callable[[], asyncio.Protocol]) -> None:
@@ -212,6 +220,7 @@ class Gate:
         for connection in self._connections():
             if connection.overdue(self._limits):
                 connection.let_go()
+                self._let_go("overdue")
 
     async def close(self) -> None:
         """Accept no more."""
@@ -258,6 +267,7 @@ class Gate:
         ]
         if silent:
             min(silent)[2].let_go()
+            self._let_go("room")
         return bool(silent)
 
     def _connections(self) -> list[WatchedConnection]:

@@ -10,7 +10,9 @@ from fastapi import Depends, Header, Query, Request
 
 from logitcask_services.http.metrics import ServiceMetrics
 from logitcask_services.http.problems import Problem
+from logitcask_services.jobs.database.owners import JobAllowance
 from logitcask_services.jobs.extraction import IdempotencyKey, NotFoundError
+from logitcask_services.keys import ApiKey
 from logitcask_services.service import Service
 
 After = Annotated[str | None, Query(max_length=64, description="Only objects listed after the one with this id.")]
@@ -78,6 +80,11 @@ def key_for(scope: str, key: str | None, request: bytes) -> IdempotencyKey | Non
     if key is None:
         return None
     return IdempotencyKey(scope=scope, key=key, fingerprint=hashlib.sha256(request).hexdigest())
+
+
+def allowance_of(key: ApiKey, service: Service) -> JobAllowance:
+    """How many jobs may wait when this caller makes one."""
+    return JobAllowance(all_jobs=service.settings.max_waiting_jobs, name=key.name, own_jobs=key.limits.waiting_jobs)
 
 
 def _service(request: Request) -> Service:

@@ -16,7 +16,7 @@ from logitcask_schemas.api.objects import (
 )
 from logitcask_schemas.api.requests import ExtractionPlan, ExtractionRequest
 from logitcask_services.http import extraction_work as work
-from logitcask_services.http.access import Caller
+from logitcask_services.http.access import Caller, CallerKey
 from logitcask_services.http.corpora import check_bytes
 from logitcask_services.http.dependencies import (
     After,
@@ -24,6 +24,7 @@ from logitcask_services.http.dependencies import (
     InFlightDep,
     Limit,
     ServiceDep,
+    allowance_of,
     key_for,
     scope_of,
     unknown_after,
@@ -54,14 +55,16 @@ def create_extraction(
     response: Response,
     service: ServiceDep,
     in_flight: InFlightDep,
-    caller: Caller,
+    caller: CallerKey,
     idempotency_key: IdempotencyHeader = None,
 ) -> Extraction:
     """Start an extraction. It is validated, queued and run in the background."""
-    scope = scope_of("extractions", caller)
+    scope = scope_of("extractions", caller.name)
     with in_flight.hold(scope, idempotency_key):
         work.check(service, body)
-        row, created = service.extractions.create(body, key_for(scope, idempotency_key, body.canonical()))
+        row, created = service.extractions.create(
+            body, key_for(scope, idempotency_key, body.canonical()), allowance_of(caller, service)
+        )
     response.headers["Location"] = f"/v1/extractions/{row.id}"
     response.headers["Retry-After"] = "1"
     if not created:

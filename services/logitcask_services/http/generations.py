@@ -20,7 +20,7 @@ from logitcask_schemas.api.generation import (
 )
 from logitcask_schemas.api.objects import EventList, Status
 from logitcask_services.http import generation_work as work
-from logitcask_services.http.access import Caller
+from logitcask_services.http.access import Caller, CallerKey
 from logitcask_services.http.corpora import check_bytes
 from logitcask_services.http.dependencies import (
     After,
@@ -28,6 +28,7 @@ from logitcask_services.http.dependencies import (
     InFlightDep,
     Limit,
     ServiceDep,
+    allowance_of,
     key_for,
     scope_of,
     unknown_after,
@@ -69,14 +70,16 @@ def create_generation(
     response: Response,
     service: ServiceDep,
     in_flight: InFlightDep,
-    caller: Caller,
+    caller: CallerKey,
     idempotency_key: IdempotencyHeader = None,
 ) -> Generation:
     """Start a generation. Its recipe is resolved, it is queued and run in the background."""
-    scope = scope_of("generations", caller)
+    scope = scope_of("generations", caller.name)
     with in_flight.hold(scope, idempotency_key):
         stored = work.resolve(service, body)
-        row, created = service.generations.create(stored, key_for(scope, idempotency_key, body.canonical()))
+        row, created = service.generations.create(
+            stored, key_for(scope, idempotency_key, body.canonical()), allowance_of(caller, service)
+        )
     response.headers["Location"] = f"{PATH}/{row.id}"
     response.headers["Retry-After"] = "1"
     if not created:

@@ -3,16 +3,22 @@
 import logging
 import sys
 import time
+from typing import Literal
+
+import structlog
 
 from logitcask_schemas.terminal import printable
 
 INTERVAL_SECONDS = 10.0
+LogFormat = Literal["text", "json"]
 
 
-def configure_logging(limited: tuple[str, ...]) -> None:
+def configure_logging(limited: tuple[str, ...], log_format: LogFormat = "text") -> None:
     """Log lines on stderr; those of the loggers in `limited` under a LogLimit."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(PlainLines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(
+        json_lines() if log_format == "json" else PlainLines("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    )
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request to a teacher is no news
     for name in limited:
@@ -21,12 +27,35 @@ def configure_logging(limited: tuple[str, ...]) -> None:
             logger.addFilter(LogLimit())
 
 
+def json_lines() -> logging.Formatter:
+    """One record, one JSON object: `timestamp` (UTC), `level`, `logger`, `event`, and what else is known.
+
+    That is `request_id` within a request, `audit` of who did what, and `exception`, a traceback without values.
+    """
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[
+            structlog.contextvars.merge_contextvars,
+            structlog.stdlib.add_log_level,
+            structlog.stdlib.add_logger_name,
+            structlog.stdlib.ExtraAdder(allow=["audit"]),
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+        ],
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+    )
+
+
 class PlainLines(logging.Formatter):
     """One record, one line, with control characters escaped; a traceback follows as it is."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # the base class's name
         """The line."""
-        return printable(super().formatMessage(record).rstrip("\n"))
+        line = super().formatMessage(record).rstrip("\n")
+        request = structlog.contextvars.get_contextvars().get("request_id")
+        return printable(line if request is None else f"{line} [{request}]")
 
 
 class LogLimit(logging.Filter):

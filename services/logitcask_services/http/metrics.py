@@ -1,26 +1,39 @@
 """Prometheus metrics: requests as they pass, everything else read from the service when it is asked for."""
 
+import os
 import time
 from collections.abc import Iterator
+from http import HTTPStatus
+from typing import get_args
 
 from prometheus_client import (
+    REGISTRY,
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     PlatformCollector,
     ProcessCollector,
     generate_latest,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from logitcask_schemas.api.objects import STATUSES
 from logitcask_schemas.cask.storage import files
+from logitcask_services.http.problems import CLIENT_GONE
+from logitcask_services.jobs.teacher import TeacherState
 from logitcask_services.service import Service
 
+ENGINE_PREFIX = "vllm:"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 """Methods with a label of their own; a client can make up as many others as it likes."""
+
+
+UNNAMED = {500: "internal_error", CLIENT_GONE: "client_gone"}
+"""Codes of answers that are no problem documents of a route."""
 
 
 class ServiceMetrics:
@@ -31,6 +44,21 @@ class ServiceMetrics:
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         self._registry.register(_ServiceCollector(service))
+        for measure in service.measures.all:
+            self._registry.register(measure)
+        self.upload_bytes = Counter(
+            "logitcask_upload_bytes", "Bytes of request bodies that were read", ["route"], registry=self._registry
+        )
+        self.refusals = Counter(
+            "logitcask_refusals", "Requests that were answered with a problem", ["code"], registry=self._registry
+        )
+        self.connections = Gauge("logitcask_connections", "Open connections of clients", registry=self._registry)
+        self.let_go = Counter(
+            "logitcask_connections_let_go",
+            "Connections ended by the service: silent for too long, or silent while others needed the place",
+            ["reason"],
+            registry=self._registry,
+        )
         self.requests = Counter(
             "logitcask_http_requests", "Answered requests", ["method", "route", "status"], registry=self._registry
         )
@@ -44,6 +72,31 @@ class ServiceMetrics:
     def exposition(self) -> bytes:
         """The text format."""
         return generate_latest(self._registry)
+
+
+def engine_exposition() -> bytes:
+    """The engine's own metrics (`vllm:…`) in the text format; empty where it keeps none that this process can see.
+
+    vLLM counts in the process it runs in. Where that is another one, both need PROMETHEUS_MULTIPROC_DIR.
+    """
+    source: Collector = REGISTRY
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        source = MultiProcessCollector(CollectorRegistry())  # type: ignore[no-untyped-call]
+    families = CollectorRegistry()
+    families.register(_Selected(source, ENGINE_PREFIX))
+    return generate_latest(families)
+
+
+class _Selected(Collector):
+    """The families of another collector whose names begin in a certain way."""
+
+    def __init__(self, source: Collector, prefix: str) -> None:
+        self._source = source
+        self._prefix = prefix
+
+    def collect(self) -> Iterator[Metric]:
+        """Those families."""
+        return (family for family in self._source.collect() if family.name.startswith(self._prefix))
 
 
 class _ServiceCollector(Collector):
@@ -86,6 +139,7 @@ class _ServiceCollector(Collector):
             for status in STATUSES:
                 by_status.add_metric([status], jobs.get(status, 0))
             yield by_status
+        yield from self._now()
         ready = float(service.teacher.state == "ready")
         yield GaugeMetricFamily("logitcask_teacher_ready", "1 while the teacher is loaded", value=ready)
         step = service.teacher.step_silence or 0.0
@@ -94,6 +148,20 @@ class _ServiceCollector(Collector):
         free.add_metric(["cask_root"], files.free_bytes(service.folders.cask_root))
         free.add_metric(["data_dir"], files.free_bytes(service.folders.state))
         yield free
+
+    def _now(self) -> Iterator[Metric]:
+        """How fast it goes, how much is ahead, how the engine is."""
+        service = self._service
+        running = service.progress.running
+        pace = None if running is None else service.progress.pace(running)
+        rate = 0.0 if pace is None or pace.tokens_per_second is None else pace.tokens_per_second
+        yield GaugeMetricFamily("logitcask_tokens_per_second", "Of the running job, over the last minute", value=rate)
+        ahead = service.extractions.waiting_tokens()
+        yield GaugeMetricFamily("logitcask_queue_tokens", "Tokens of extractions still to be captured", value=ahead)
+        states = GaugeMetricFamily("logitcask_teacher_state", "1 for the teacher's state", labels=["state"])
+        for state in get_args(TeacherState):
+            states.add_metric([state], float(service.teacher.state == state))
+        yield states
 
     def _scoring(self) -> Iterator[Metric]:
         scoring = self._service.scoring
@@ -123,7 +191,7 @@ class RequestMetrics:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status = 500
+        status, uncounted = 500, 0
         start = time.perf_counter()
 
         async def watched(message: Message) -> None:
@@ -132,10 +200,27 @@ class RequestMetrics:
                 status = message["status"]
             await send(message)
 
+        def route_of() -> str:
+            route: str = getattr(scope.get("route"), "path", "unmatched")
+            return route
+
+        async def measured() -> Message:
+            nonlocal uncounted
+            message = await receive()
+            uncounted += len(message.get("body", b""))
+            if uncounted and "route" in scope:
+                self._metrics.upload_bytes.labels(route_of()).inc(uncounted)
+                uncounted = 0
+            return message
+
         try:
-            await self._app(scope, receive, watched)
+            await self._app(scope, measured, watched)
         finally:
-            route = getattr(scope.get("route"), "path", "unmatched")
+            route = route_of()
+            if uncounted:
+                self._metrics.upload_bytes.labels(route).inc(uncounted)
+            if status >= HTTPStatus.BAD_REQUEST:
+                self._metrics.refusals.labels(scope.get("problem", UNNAMED.get(status, "unforeseen"))).inc()
             method = scope["method"] if scope["method"] in METHODS else "other"
             self._metrics.requests.labels(method, route, str(status)).inc()
             self._metrics.seconds.labels(method, route).observe(time.perf_counter() - start)

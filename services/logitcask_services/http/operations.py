@@ -1,6 +1,8 @@
 """Routes that operators and probes use. Only `/v1/models` and `/v1/teachers` ask for a key."""
 
-from fastapi import APIRouter, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from logitcask_schemas.api.objects import (
@@ -18,11 +20,13 @@ from logitcask_schemas.errors import ModelError
 from logitcask_schemas.terminal import installed_version
 from logitcask_services.http.access import Caller
 from logitcask_services.http.dependencies import MetricsDep, ServiceDep
+from logitcask_services.http.metrics import engine_exposition
 from logitcask_services.http.problems import documented
 from logitcask_services.jobs.teacher import TeacherFacts
 from logitcask_services.service import Service
 
 router = APIRouter(tags=["operations"])
+WithEngine = Annotated[bool, Query(description="Whether the engine's own metrics (`vllm:...`) come after ours.")]
 
 
 @router.get("/health")
@@ -47,10 +51,13 @@ def ready(service: ServiceDep, response: Response) -> Readiness:
     return Readiness(status="not_ready" if reasons else "ready", reasons=reasons, waiting=list(waiting.values()))
 
 
-@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-def metrics(collected: MetricsDep) -> Response:
+@router.get(
+    "/metrics", response_class=Response, responses=documented(422, others={200: {"content": {"text/plain": {}}}})
+)
+def metrics(collected: MetricsDep, engine: WithEngine = False) -> Response:
     """Prometheus metrics."""
-    return Response(collected.exposition(), media_type=CONTENT_TYPE_LATEST)
+    own = engine_exposition() if engine else b""
+    return Response(collected.exposition() + own, media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/version")

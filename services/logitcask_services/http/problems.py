@@ -5,6 +5,7 @@ import logging
 from http import HTTPStatus
 from typing import Any
 
+import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -14,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match
+from starlette.types import Receive, Scope, Send
 
 from logitcask_schemas.cask.storage.files import NO_SPACE
 from logitcask_schemas.errors import (
@@ -29,6 +31,7 @@ from logitcask_schemas.errors import (
 from logitcask_services.corpora.file_kind import NotJsonLinesError
 from logitcask_services.folders import CaskNameError
 from logitcask_services.generation.errors import RecipeError
+from logitcask_services.jobs.database.owners import QueueFullError, TooManyJobsError
 from logitcask_services.jobs.extraction import IdempotencyConflictError, IllegalTransitionError, NotFoundError
 from logitcask_services.jobs.teacher_names import TeacherNameError
 from logitcask_services.jobs.waiting import disk_is_full
@@ -37,8 +40,9 @@ MEDIA_TYPE = "application/problem+json"
 Responses = dict[int | str, dict[str, Any]]
 CODES = {400: "invalid_body", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 """Codes of what the framework refuses by itself."""
-EVERYWHERE = (400, 403, 431, 503)
-"""Not HTTP; not for you; too large a head; the database or a folder cannot be used. Any operation may answer these."""
+EVERYWHERE = (400, 403, 429, 431, 503)
+"""Not HTTP; not for you; beyond the key's limits; too large a head; the database or a folder cannot be used. Any
+operation may answer these."""
 CLIENT_GONE = 499
 """Status of a request whose client went away before it was answered; for the metrics, nobody receives it."""
 logger = logging.getLogger(__name__)
@@ -64,6 +68,8 @@ class ProblemBody(BaseModel):
     status: int
     detail: str
     instance: str
+    request_id: str | None = None
+    """Also the answer's `X-Request-Id`; lines of the log have it."""
     error: ErrorMember
 
 
@@ -126,6 +132,10 @@ def problem_of(error: LogitcaskError) -> Problem:
             return Problem(422, "idempotency_key_reused", str(error), param="Idempotency-Key")
         case IllegalTransitionError():
             return Problem(409, "illegal_transition", str(error), extra={"current_status": error.current})
+        case TooManyJobsError():
+            return Problem(429, "too_many_jobs", str(error), headers={"Retry-After": "30"})
+        case QueueFullError():
+            return Problem(503, "queue_full", str(error), headers={"Retry-After": "60"})
         case NotJsonLinesError():
             return Problem(415, "not_json_lines", str(error))
         case RecipeError():
@@ -164,7 +174,17 @@ class ProblemResponse(JSONResponse):
     media_type = MEDIA_TYPE
 
     def __init__(self, problem: Problem, instance: str) -> None:
-        super().__init__(problem.body(instance), status_code=problem.status, headers=problem.headers)
+        request_id = structlog.contextvars.get_contextvars().get("request_id")
+        body, headers = problem.body(instance), dict(problem.headers or {})
+        if request_id is not None:
+            body, headers = {**body, "request_id": request_id}, {"X-Request-Id": request_id, **headers}
+        super().__init__(body, status_code=problem.status, headers=headers)
+        self._code = problem.code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI. Leaves the code behind, for the log and the metrics."""
+        scope["problem"] = self._code
+        await super().__call__(scope, receive, send)
 
     def render(self, content: Any) -> bytes:
         """JSON."""
@@ -282,7 +302,8 @@ def describe(description: dict[str, Any]) -> dict[str, Any]:
     components = description.setdefault("components", {}).setdefault("schemas", {})
     components |= schemas.pop("$defs") | {"ProblemBody": schemas}
     for methods in description["paths"].values():
-        for operation in methods.values():
-            for status, answer in documented(*EVERYWHERE).items():
+        for method, operation in methods.items():
+            # 413: a body beyond the limits of the key.
+            for status, answer in documented(*EVERYWHERE, *(() if method == "get" else (413,))).items():
                 operation["responses"].setdefault(str(status), answer)
     return description

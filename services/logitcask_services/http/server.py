@@ -14,6 +14,8 @@ from logitcask_services.http import logs, problems
 from logitcask_services.http.access import MAX_HEAD_BYTES, require_safe_host
 from logitcask_services.http.app import create_app
 from logitcask_services.http.connections import ConnectionLimits, Gate, connection_class, raise_descriptor_limit
+from logitcask_services.http.metrics import ServiceMetrics
+from logitcask_services.http.request_log import repeated
 from logitcask_services.jobs.roster import Roster
 from logitcask_services.jobs.teacher import LoadHinted, Role, Teacher
 from logitcask_services.service import Service
@@ -36,9 +38,10 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, service: Service, listener: socket.socket, limits: ConnectionLimits) -> None:
+        app = create_app(service, streams=max(1, limits.connections // 2))
         super().__init__(
             uvicorn.Config(
-                create_app(service, streams=max(1, limits.connections // 2)),
+                app,
                 http=connection_class(),
                 # Not uvloop: it saves a tenth of a millisecond, and raises when a client that has left is written to.
                 loop="asyncio",
@@ -52,7 +55,10 @@ class Server(uvicorn.Server):
             )
         )
         self._service = service
-        self._gate = Gate(listener, limits, self.server_state)
+        metrics = app.state.metrics
+        assert isinstance(metrics, ServiceMetrics)
+        metrics.connections.set_function(lambda: len(self.server_state.connections))
+        self._gate = Gate(listener, limits, self.server_state, lambda reason: metrics.let_go.labels(reason).inc())
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A first signal asks for an orderly end, which is a success; a second one does not wait."""
@@ -132,7 +138,7 @@ def serve(
     return 0
 
 
-def configure_logging() -> None:
+def configure_logging(log_format: logs.LogFormat = "text") -> None:
     """Log lines on stderr."""
     # Where clients can cause lines.
-    logs.configure_logging(("uvicorn.error", gate.__name__, problems.__name__))
+    logs.configure_logging(("uvicorn.error", gate.__name__, problems.__name__, repeated.name), log_format)

@@ -15,6 +15,7 @@ from logitcask_services.jobs.database.generations import GenerationStore
 from logitcask_services.jobs.database.log import JobLog
 from logitcask_services.jobs.demonstration_corpora import DemonstrationCorpora
 from logitcask_services.jobs.live import Heartbeat, LiveProgress, Signals
+from logitcask_services.jobs.measures import Measures
 from logitcask_services.jobs.roster import OneTeacher, Roster
 from logitcask_services.jobs.scoring import Scoring
 from logitcask_services.jobs.scoring_call import ScoringLimits
@@ -54,6 +55,7 @@ class JobContext:
         self.chunks = ChunkStore(self.database, self.signals.changed)
         self.log = JobLog(self.database)
         self.progress = LiveProgress()
+        self.measures = Measures()
         self.heartbeat = Heartbeat()
         """Of the teacher, while a run waits for it."""
         self.roster: Roster = (

@@ -27,6 +27,7 @@ from logitcask_services.jobs.job_run import Ending, Outcome
 from logitcask_services.jobs.teacher import Suspicion, TeacherDiedError
 from logitcask_services.jobs.teacher_streams import TeacherStreams
 from logitcask_services.jobs.waiting import Reason, StoppedWhileWaitingError, Waiter
+from logitcask_services.tracing import span
 
 logger = logging.getLogger(__name__)
 LOCK_SECONDS = 2.0
@@ -66,7 +67,7 @@ class ExtractionRun:
             gives_way=gives_way,
         )
         self._writer: CaskWriter = self._waiter.run(self._open_cask)
-        self._publisher = Publisher(self._publish)
+        self._publisher = Publisher(self._publish_traced)
         self._adopted: tuple[int, ShardEntry, set[bytes]] | None = None
         self._feed = ChunkFeed(
             self._tokens,
@@ -212,7 +213,9 @@ class ExtractionRun:
         if self._held:
             return
         with self._context.heartbeat.excused():  # a slow disk is no fault of the teacher's
+            began = time.monotonic()
             self._publisher.submit(entry)
+            self._context.measures.feed_wait_seconds.inc(time.monotonic() - began)
 
     def _ends(self) -> bool:
         return self._failure is not None or self._context.signals.ends(self._row.id)
@@ -268,8 +271,13 @@ class ExtractionRun:
 
     # -- in the publishing thread --------------------------------------------------------------------------------
 
+    def _publish_traced(self, entry: OpenChunk) -> None:
+        with span("logitcask.publish", job=self._row.id, chunk=entry.chunk.number, tokens=entry.chunk.tokens):
+            self._publish(entry)
+
     def _publish(self, entry: OpenChunk) -> None:
         """Shard, then transaction. Safe to repeat: published documents are found in the cask."""
+        began = time.monotonic()
         captured = [
             replace(entry.documents[document], answer_ranges_R2=self._tokens.answers(document))
             for document in sorted(entry.documents)
@@ -279,6 +287,8 @@ class ExtractionRun:
         now = time.monotonic()
         outcome.seconds, self._last_commit = now - self._last_commit, now
         self._waiter.run(lambda: self._context.chunks.commit_chunk(self._row.id, entry.chunk, outcome))
+        self._context.measures.chunk_seconds.observe(outcome.seconds)
+        self._context.measures.publish_seconds.observe(time.monotonic() - began)
         self._feed.settle(entry)
         self._tokens.release()
         self._context.progress.committed(sum(len(document.token_ids_L) for document in captured))

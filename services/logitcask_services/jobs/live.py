@@ -110,6 +110,11 @@ class LiveProgress:
             self._running, self._uncommitted = None, 0
             self._samples.clear()
 
+    @property
+    def running(self) -> str | None:
+        """Id of the job that runs now."""
+        return self._running
+
     def pace(self, job_id: str) -> Pace | None:
         """Where the job is right now, or None when it is not running."""
         with self._lock:

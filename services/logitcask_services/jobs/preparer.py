@@ -33,6 +33,7 @@ from logitcask_services.jobs.waiting import (
     passing_fault,
     unforeseen,
 )
+from logitcask_services.tracing import span
 
 logger = logging.getLogger(__name__)
 IDLE_SECONDS = 5.0
@@ -114,7 +115,8 @@ class Preparer(threading.Thread):
         for row in self._due():
             if (facts := self._facts_of(row)) is not None and self._claim(row):
                 try:
-                    self._prepare(row, facts)
+                    with span("logitcask.prepare", job=row.id):
+                        self._prepare(row, facts)
                     self._set_aside.forget(row.id)
                 except SetAsideError as error:
                     logger.warning("preparation of %s waits, others go first: %s", row.id, error)

@@ -42,6 +42,7 @@ from logitcask_services.jobs.waiting import (
     unforeseen,
 )
 from logitcask_services.jobs.watchdog import Watchdog
+from logitcask_services.tracing import span
 
 logger = logging.getLogger(__name__)
 IDLE_SECONDS = 5.0
@@ -166,7 +167,8 @@ class Worker(threading.Thread):
         if ready.engine is None:
             self._context.scoring.blocked_by = row.id
         try:
-            self._run(row, ready)
+            with span(f"logitcask.{role_of(row)}", job=row.id):
+                self._run(row, ready)
         finally:
             self._context.scoring.blocked_by = None
             self._context.progress.end()

@@ -5,8 +5,10 @@ import socket
 import pytest
 from pydantic import ValidationError
 
-from logitcask_services.http.access import KeyRing, is_loopback, require_safe_host
+from logitcask_services.http.access import is_loopback, require_safe_host
+from logitcask_services.http.key_ring import KeyRing
 from logitcask_services.http.server import bind
+from logitcask_services.keys import ANONYMOUS, ApiKey
 from logitcask_services.service import Service
 from logitcask_services.settings import ServiceSettings, SettingsError
 from tests.support.services.fake_teacher import fake_teacher
@@ -18,10 +20,11 @@ KEY = "a-long-enough-key"
 def test_without_a_key_only_loopback():
     for host in ("127.0.0.1", "::1", "localhost", "127.9.9.9"):
         require_safe_host(host, ())
+    key = ApiKey.nameless(KEY)
     for host in ("0.0.0.0", "::", "192.0.2.1"):
         with pytest.raises(SettingsError, match=r"refusing to listen .* without an API key.*--api-key-file"):
             require_safe_host(host, ())
-        require_safe_host(host, (KEY,))
+        require_safe_host(host, (key,))
     assert not is_loopback("0.0.0.0")
 
 
@@ -31,11 +34,12 @@ def test_unresolvable_host():
 
 
 def test_key_ring():
-    ring = KeyRing((KEY, "another-key"))
-    assert ring.principal(KEY) != ring.principal("another-key")
-    assert KEY not in str(ring.principal(KEY))
+    ring = KeyRing((ApiKey.nameless(KEY), ApiKey.nameless("another-key")))
+    assert ring.principal(KEY) == ring.find(KEY).name != ring.principal("another-key")
+    assert KEY not in str(ring.find(KEY))
     for stranger in (None, "", KEY[:-1], KEY + " ", "ключ"):
-        assert ring.principal(stranger) is None
+        assert ring.find(stranger) is None
+    assert KeyRing(()).find(None) is ANONYMOUS
 
 
 def test_routes_ask_for_the_key(serve):
@@ -85,7 +89,7 @@ SIMPLE = "text/plain", "application/x-www-form-urlencoded", "application/jsonl",
         {"Sec-Fetch-Site": "same-site"},
     ],
 )
-def test_pages_of_other_origins_change_nothing(open_server, headers, media_type):
+def test_cross_site_post_refused(open_server, headers, media_type):
     """Without a key, whatever a page can make a browser send is refused where it would write."""
     kind = {"Content-Type": media_type} if media_type else {}
     for path in ("/v1/corpora", "/v1/extractions", "/v1/extractions/x/cancel"):
@@ -115,6 +119,29 @@ def test_programs_and_pages_of_ours_may_write(serve):
     assert keyed.client.post("/v1/corpora", content=b'{"text": "a"}\n', headers=foreign).status_code == 201
 
 
+def test_pages_that_the_operator_names_may_write(serve):
+    origin = "https://tools.example"
+    server = serve(allowed_origins=(origin,))
+    page = {"Origin": origin, "Sec-Fetch-Site": "cross-site"}
+    answer = server.client.post("/v1/corpora", content=b'{"text": "a"}\n', headers=page)
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (201, origin)
+    asked = {**page, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "idempotency-key"}
+    assert server.client.options("/v1/corpora", headers=asked).status_code == 200
+    for other in (f"{origin}.evil.example", "http://tools.example", "null"):
+        answer = server.client.post("/v1/corpora", content=b'{"text": "b"}\n', headers={**page, "Origin": other})
+        assert answer.status_code == 403
+        assert "access-control-allow-origin" not in answer.headers
+    both = [("Origin", origin), ("Origin", "http://evil.example")]
+    assert server.client.post("/v1/corpora", content=b'{"text": "b"}\n', headers=both).status_code == 403
+    assert server.client.get("/v1/models", headers={**page, "Host": "evil.example"}).status_code == 403
+
+
+@pytest.mark.parametrize("bad", ["tools.example", "https://tools.example/", "*", "null", "https://a b", "https://u@h"])
+def test_origins_are_written_as_browsers_do(make_settings, bad):
+    with pytest.raises(ValidationError, match="allowed_origins"):
+        make_settings(allowed_origins=(bad,))
+
+
 def test_names_do_not_matter_with_a_key(serve):
     server = serve(api_key=KEY)
     assert server.client.get("/v1/models", headers={"Host": "cluster.example"}).status_code == 200
@@ -127,7 +154,8 @@ def test_key_files(tmp_path):
         file.write_text(text)
         return ServiceSettings(teacher=tmp_path, cask_root=tmp_path, api_key_file=file).api_keys()
 
-    assert keys("# people\nfirst-key-1\n\n  second-key  \n") == ("first-key-1", "second-key")
+    plain = tuple(map(ApiKey.nameless, ("first-key-1", "second-key")))
+    assert keys("# people\nfirst-key-1\n\n  second-key  \n") == plain
     with pytest.raises(SettingsError, match="holds no key"):
         keys("# nobody\n")
     for bad in ("short\n", "has spaces in it\n", "clé-trop-accentuée\n"):

@@ -1,6 +1,7 @@
 """What connections may cost: silent ones are let go, heads are bounded, jobs keep descriptors, logs stay small."""
 
 import json
+import re
 import resource
 import signal
 import socket
@@ -69,6 +70,9 @@ def test_silent_connections_are_let_go(serve, connect, tmp_path):
     server = serve(limits=ConnectionLimits(request_seconds=0.2, body_seconds=0.2))
     connections = [connect(server.url, first) for first in (b"", HALF_LINE, HEALTH, HALF_UPLOAD) * 10]
     assert all(map(ended, connections))
+    text = server.client.get("/metrics").text
+    (let_go,) = re.findall(r'^logitcask_connections_let_go_total{reason="overdue"} (.*)$', text, re.MULTILINE)
+    assert 30 <= float(let_go) <= 40  # uvicorn may be first with the ten that wait after an answer
     wait_for(lambda: not list((tmp_path / "state" / "corpora" / "incoming").iterdir()))
     assert server.client.get("/health").status_code == 200
 
@@ -123,6 +127,10 @@ def test_the_longest_silent_gives_its_place(serve, connect):
             assert late.get("/health").status_code == 200
         assert "completed" in "".join(stream.iter_text())
     assert sum(map(ended, held[:20])) == 20
+    with httpx2.Client(base_url=server.url) as late:
+        text = late.get("/metrics").text
+    assert 'logitcask_connections_let_go_total{reason="room"}' in text
+    assert "logitcask_connections " in text
 
 
 @pytest.mark.usefixtures("parser")
@@ -170,7 +178,7 @@ def test_places_are_what_the_jobs_leave(monkeypatch):
     assert [limit(number) for number in (64, 256, 1024, 65_536)] == [8, 32, 416, 1024]
 
 
-def test_few_descriptors_and_many_half_requests(tmp_path, connect):
+def test_300_idle_connections_at_256_fds(tmp_path, connect):
     """256 descriptors, 300 connections that ask for nothing, an extraction: it completes, and the log stays small."""
     settings = {
         "cask_root": str(tmp_path / "casks"),

@@ -14,6 +14,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from logitcask_schemas.errors import LogitcaskError
+from logitcask_services.jobs.database.owners import create_table
 from logitcask_services.jobs.database.tables import SCHEMA_VERSION, Base
 from logitcask_services.jobs.waiting import passing_fault
 
@@ -72,6 +73,7 @@ class Database:
                 _add_missing_columns(connection)
                 _join_request(connection)
                 connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            create_table(connection)
 
     @contextmanager
     def read(self) -> Iterator[Session]:

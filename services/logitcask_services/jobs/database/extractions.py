@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from logitcask_schemas.api.objects import FINAL
 from logitcask_schemas.api.requests import ExtractionRequest
 from logitcask_services.jobs.database.jobs import JobStore, job_row, move
+from logitcask_services.jobs.database.owners import JobAllowance
 from logitcask_services.jobs.database.tables import ChunkRow, CorpusRow, ExtractionRow, FailureRow
 from logitcask_services.jobs.extraction import IdempotencyKey
 
@@ -41,15 +42,24 @@ class ExtractionStore(JobStore[ExtractionRow]):
     row_type = ExtractionRow
     noun = "extraction"
 
-    def create(self, request: ExtractionRequest, key: IdempotencyKey | None) -> tuple[ExtractionRow, bool]:
-        """The extraction and whether it is new. Raises NotFoundError (corpus), IdempotencyConflictError."""
-        return self._create(new_extraction(request), key)
+    def create(
+        self, request: ExtractionRequest, key: IdempotencyKey | None, allowance: JobAllowance | None = None
+    ) -> tuple[ExtractionRow, bool]:
+        """The extraction and whether it is new. Raises what `JobStore._create` raises."""
+        return self._create(new_extraction(request), key, allowance)
 
     def totals(self) -> Totals:
         """Sums over all extractions."""
         with self._database.read() as session:
             columns = [getattr(ExtractionRow, field.name) for field in fields(Totals)]
             return Totals(*(value or 0 for value in session.execute(select(*map(func.sum, columns))).one()))
+
+    def waiting_tokens(self) -> int:
+        """Tokens of prepared extractions that are still to be captured and committed."""
+        ahead = func.sum(ExtractionRow.tokens_total - ExtractionRow.tokens_done)
+        with self._database.read() as session:
+            query = select(ahead).where(ExtractionRow.status.in_(("queued", "in_progress")))
+            return session.scalar(query) or 0
 
     def resume(self, extraction_id: str, *, prepared: bool) -> ExtractionRow:
         """Take a failed extraction up again, where it was. Raises IllegalTransitionError.

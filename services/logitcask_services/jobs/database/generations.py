@@ -13,6 +13,7 @@ from logitcask_services.jobs.database.corpora import add_corpus
 from logitcask_services.jobs.database.extractions import new_extraction
 from logitcask_services.jobs.database.jobs import JobStore, add_job, move
 from logitcask_services.jobs.database.log import add_event, add_failures
+from logitcask_services.jobs.database.owners import JobAllowance
 from logitcask_services.jobs.database.tables import AnswerChunkRow, GenerationRow, StageRow
 from logitcask_services.jobs.extraction import IdempotencyKey
 
@@ -64,9 +65,13 @@ class GenerationStore(JobStore[GenerationRow]):
     row_type = GenerationRow
     noun = "generation"
 
-    def create(self, request: StoredGeneration, key: IdempotencyKey | None) -> tuple[GenerationRow, bool]:
-        """The generation and whether it is new. Raises NotFoundError (corpus), IdempotencyConflictError."""
-        return self._create(GenerationRow(corpus_id=request.corpus_id, request=request, status="queued"), key)
+    def create(
+        self, request: StoredGeneration, key: IdempotencyKey | None, allowance: JobAllowance | None = None
+    ) -> tuple[GenerationRow, bool]:
+        """The generation and whether it is new. Raises what `JobStore._create` raises."""
+        return self._create(
+            GenerationRow(corpus_id=request.corpus_id, request=request, status="queued"), key, allowance
+        )
 
     def resume(self, generation_id: str) -> GenerationRow:
         """Take a failed generation up again, where it was. Raises IllegalTransitionError."""

@@ -12,6 +12,7 @@ from logitcask_schemas.api.objects import FINAL, Status
 from logitcask_services.jobs.database.corpora import forget_old_keys, recall, remember
 from logitcask_services.jobs.database.database import Database
 from logitcask_services.jobs.database.log import add_event
+from logitcask_services.jobs.database.owners import JobAllowance, claim
 from logitcask_services.jobs.database.tables import CorpusRow, JobRow
 from logitcask_services.jobs.extraction import IdempotencyKey, NotFoundError, check_step
 
@@ -59,12 +60,17 @@ class JobStore(Generic[R]):
     def _row(self, session: Session, job_id: str) -> R:
         return job_row(session, self._kind, self.noun, job_id)
 
-    def _create(self, row: R, key: IdempotencyKey | None) -> tuple[R, bool]:
-        """The job and whether it is new. Raises NotFoundError (corpus), IdempotencyConflictError."""
+    def _create(self, row: R, key: IdempotencyKey | None, allowance: JobAllowance | None) -> tuple[R, bool]:
+        """The job and whether it is new.
+
+        Raises NotFoundError (corpus), IdempotencyConflictError, TooManyJobsError, QueueFullError.
+        """
         with self._database.write() as session:
             if (object_id := recall(session, key)) is not None:
                 return self._row(session, object_id), False
             self._add(session, row)
+            if allowance is not None:
+                claim(session, row, allowance)
             remember(session, key, row.id)
         self._changed(row.id)
         return row, True

@@ -1,0 +1,406 @@
+"""Keys from a file: names, scopes and limits; a changed file; who did what, in the log."""
+
+import io
+import json
+import logging
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from logitcask_services.http.key_ring import KeyRing
+from logitcask_services.http.key_use import KeyUse
+from logitcask_services.http.logs import INTERVAL_SECONDS, configure_logging, json_lines
+from logitcask_services.http.problems import Problem
+from logitcask_services.http.request_log import HEADER, audit, repeated
+from logitcask_services.keys import (
+    NO_LIMITS,
+    ApiKey,
+    KeyFileError,
+    KeyLimits,
+    digest_of,
+    first_key,
+    match,
+    new_key,
+    read_key_file,
+    toml_entry,
+)
+from tests.support.services.service_harness import wait_for
+
+ALICE, BOB = "alice-has-this-key", "bob-has-this-key"
+
+
+@pytest.fixture
+def key_file(tmp_path):
+    """A function that writes a key file: tables of TOML, or text."""
+    path = tmp_path / "keys"
+
+    def write(*entries, text=None):
+        new = path.with_suffix(".new")
+        new.write_text("".join(entries) if text is None else text)
+        new.replace(path)  # as editors and mounted secrets do
+        return path
+
+    return write
+
+
+def entry(name, key, scope="full", **limits):
+    return toml_entry(name, key, scope, KeyLimits(**limits))
+
+
+def bearer(key):
+    return {"Authorization": f"Bearer {key}"}
+
+
+def test_a_file_gives_names_scopes_and_limits(key_file):
+    path = key_file(
+        "# who may\n",
+        entry("alice", ALICE, requests_per_minute=5, body_bytes=10, upload_bytes_per_day=20, waiting_jobs=2),
+        f'[[key]]\nname = "bob"\nkey = "{BOB}"\nscope = "read"\n',
+    )
+    alice, bob = read_key_file(path)
+    assert alice == ApiKey(
+        name="alice",
+        digest=digest_of(ALICE),
+        limits=KeyLimits(requests_per_minute=5, body_bytes=10, upload_bytes_per_day=20, waiting_jobs=2),
+    )
+    assert bob == ApiKey(name="bob", digest=digest_of(BOB), scope="read", limits=NO_LIMITS)
+    assert ALICE not in path.read_text()
+    assert first_key(path) == BOB  # the only one that is there to be sent
+
+
+DIGEST = digest_of(ALICE).hex()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[[key]]\n", "number 1: .*name: Field required"),
+        (f'[[key]]\nname = "a b"\nsha256 = "{DIGEST}"\n', "number 1: name"),
+        (f'[[key]]\nname = "x"\nsha256 = "{DIGEST[:-1]}"\n', "number 1: sha256"),
+        ('[[key]]\nname = "x"\n', "exactly one of `key` and `sha256`"),
+        (f'[[key]]\nname = "x"\nsha256 = "{DIGEST}"\nkey = "{ALICE}"\n', "exactly one of `key` and `sha256`"),
+        ('[[key]]\nname = "x"\nkey = "short"\n', r"number 1 \(x\): .*at least 8 printable"),
+        (f'[[key]]\nname = "x"\nsha256 = "{DIGEST}"\nscope = "write"\n', "scope"),
+        (f'[[key]]\nname = "x"\nsha256 = "{DIGEST}"\nrequests_per_minute = 0\n', "requests_per_minute"),
+        (f'[[key]]\nname = "x"\nsha256 = "{DIGEST}"\nrequests_per_minute = true\n', "requests_per_minute"),
+        (f'[[key]]\nname = "x"\nsha256 = "{DIGEST}"\nbytes = 3\n', "bytes: Extra inputs"),
+        (entry("x", ALICE) + entry("x", BOB), "two entries have the name of 'x'"),
+        (entry("x", ALICE) + entry("y", ALICE), "two entries have the key of 'y'"),
+        ('[[key]]\nname = "x\n', "is not TOML.*line 2"),
+        ("[[key]]\n[other]\n", "other: not known here"),
+    ],
+)
+def test_a_file_that_is_wrong_says_where_and_tells_no_key(key_file, text, words):
+    with pytest.raises(KeyFileError, match=words) as raised:
+        read_key_file(key_file(text=text))
+    assert ALICE not in str(raised.value)
+
+
+def test_a_file_with_digests_alone_is_none_to_send(key_file):
+    with pytest.raises(KeyFileError, match="no key to send"):
+        first_key(key_file(entry("alice", ALICE)))
+
+
+def test_an_empty_toml_file_holds_no_key(tmp_path):
+    (tmp_path / "keys.toml").write_text("# nobody yet\n")
+    with pytest.raises(KeyFileError, match=r"holds no key; begin each with \[\[key\]\]"):
+        read_key_file(tmp_path / "keys.toml")
+
+
+LIMITS = st.fixed_dictionaries(
+    {}, optional=dict.fromkeys(KeyLimits.model_fields, st.integers(min_value=1, max_value=2**63 - 1))
+)
+NAMES = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+
+
+@given(NAMES, st.sampled_from(["full", "read"]), LIMITS)
+def test_what_is_printed_is_read_back(tmp_path_factory, name, scope, limits):
+    path, key = tmp_path_factory.mktemp("keys") / "keys", new_key()
+    path.write_text(toml_entry(name, key, scope, KeyLimits(**limits)))
+    (known,) = read_key_file(path)
+    assert (known.name, known.scope, known.limits) == (name, scope, KeyLimits(**limits))
+    assert match((known,), key) is known
+    assert match((known,), key[:-1]) is None
+
+
+@given(st.text(max_size=80))
+def test_no_other_name_is_printed(name):
+    try:
+        text = toml_entry(name, ALICE, "full", NO_LIMITS)
+    except KeyFileError:
+        return
+    assert text.count("\n") == 4  # the table, and one line each
+
+
+def test_a_changed_file_counts_and_a_bad_one_does_not(key_file, caplog):
+    now = [0.0]
+    path = key_file(entry("alice", ALICE))
+    ring = KeyRing(read_key_file(path), path, clock=lambda: now[0])
+
+    def find(key):
+        now[0] += 2
+        return ring.find(key)
+
+    assert find(ALICE).name == "alice"
+    key_file(entry("alice", BOB))
+    assert ring.find(BOB) is None  # not looked at yet
+    assert (find(ALICE), find(BOB).name) == (None, "alice")
+    for bad in ("[[key]]\n", ""):
+        caplog.clear()
+        key_file(text=bad)
+        assert find(BOB).name == "alice"
+        assert find(BOB).name == "alice"
+        assert [record.levelname for record in caplog.records] == ["ERROR"]  # told once
+        assert "the keys of before stay valid" in caplog.text
+    path.unlink()
+    assert find(BOB).name == "alice"
+    key_file(text=f"{ALICE}\n")  # the plain form
+    assert (find(ALICE).name, find(BOB)) == (digest_of(ALICE).hex()[:16], None)
+
+
+def test_a_service_follows_its_file(serve, key_file):
+    path = key_file(entry("alice", ALICE))
+    server = serve(api_key_file=path)
+
+    def status(key):
+        return server.client.get("/v1/models", headers=bearer(key)).status_code
+
+    assert (status(ALICE), status(BOB)) == (200, 401)
+    key_file(entry("bob", BOB))
+    wait_for(lambda: (status(ALICE), status(BOB)) == (401, 200), 10)
+
+
+def test_a_key_for_reading_changes_nothing(serve, key_file):
+    server = serve(api_key_file=key_file(entry("alice", ALICE), entry("reader", BOB, "read")))
+    server.client.headers.update(bearer(ALICE))
+    corpus = server.upload([{"text": "hello"}])
+    server.client.headers.update(bearer(BOB))
+    for path in ("/v1/models", "/v1/corpora", f"/v1/corpora/{corpus['id']}", "/v1/extractions", "/v1/recipes"):
+        assert server.client.get(path).status_code == 200, path
+        assert server.client.head(path).status_code == 200, path
+    paths = server.client.get("/openapi.json").json()["paths"]
+    writes = [(method, path) for path, methods in paths.items() for method in methods if method != "get"]
+    assert writes
+    for method, path in writes:
+        body = b'{"text": "b"}\n' if path == "/v1/corpora" else b"{}"
+        kind = {"Content-Type": "application/jsonl" if path == "/v1/corpora" else "application/json"}
+        answer = server.client.request(method, path, params={"plan": "{}"}, content=body, headers=kind)
+        # A body that is no request of this route is told first.
+        assert (answer.status_code, answer.json()["error"]["code"]) in [
+            (403, "read_only_key"),
+            (422, "invalid_request"),
+        ]
+    extraction = {"corpus_id": corpus["id"], "cask": "c"}
+    assert server.client.post("/v1/extractions", json=extraction).status_code == 403
+    server.client.headers.update(bearer(ALICE))
+    assert len(server.client.get("/v1/corpora").json()["data"]) == 1
+    assert server.client.get("/v1/extractions").json()["data"] == []
+
+
+def test_requests_a_minute(serve, key_file):
+    server = serve(api_key_file=key_file(entry("alice", ALICE, requests_per_minute=3), entry("bob", BOB)))
+    answers = [server.client.get("/v1/models", headers=bearer(ALICE)) for _ in range(4)]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+    assert answers[-1].json()["error"]["code"] == "too_many_requests"
+    assert 1 <= int(answers[-1].headers["retry-after"]) <= 20
+    assert server.client.get("/v1/models", headers=bearer(BOB)).status_code == 200  # others are not concerned
+    assert 'logitcask_refusals_total{code="too_many_requests"} 1.0' in server.client.get("/metrics").text
+
+
+def test_the_allowance_comes_back(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    use, key = KeyUse(), ApiKey(name="a", digest=b"", limits=KeyLimits(requests_per_minute=60))
+
+    told = []
+
+    def admitted():
+        try:
+            use._count_request(key)
+        except Problem as problem:
+            told.append(problem.headers)
+            return False
+        return True
+
+    assert [admitted() for _ in range(61)] == [True] * 60 + [False]
+    now[0] += 2.5
+    assert [admitted() for _ in range(4)] == [True, True, False, False]
+    now[0] += 1e6
+    assert sum(admitted() for _ in range(100)) == 60
+    assert told[0] == {"Retry-After": "1"}
+
+
+LINE = b'{"text": "0123456789"}\n'
+
+
+def chunks(count):
+    """A body whose length is not declared."""
+    for _ in range(count):
+        yield LINE
+
+
+def test_sizes_of_bodies(serve, key_file):
+    server = serve(api_key_file=key_file(entry("alice", ALICE, body_bytes=3 * len(LINE))))
+    server.client.headers.update(bearer(ALICE))
+    assert server.client.post("/v1/corpora", content=LINE * 3).status_code == 201
+    assert server.client.post("/v1/corpora", content=chunks(2)).status_code == 201
+    for body in (LINE * 4, chunks(4), chunks(1000)):
+        answer = server.client.post("/v1/corpora", content=body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+    assert len(server.client.get("/v1/corpora").json()["data"]) == 2
+
+
+def test_bytes_a_day(serve, key_file, monkeypatch):
+    server = serve(api_key_file=key_file(entry("alice", ALICE, upload_bytes_per_day=4 * len(LINE))))
+    server.client.headers.update(bearer(ALICE))
+    assert server.client.post("/v1/corpora", content=chunks(3)).status_code == 201
+    for body in (LINE * 2, chunks(2)):
+        answer = server.client.post("/v1/corpora", content=body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "too_many_bytes")
+        assert 1 <= int(answer.headers["retry-after"]) <= 24 * 3600
+    assert server.client.post("/v1/corpora", content=LINE * 5).status_code == 413  # on no day
+    assert server.client.get("/v1/corpora").status_code == 200
+    monkeypatch.setattr(server._server.config.app.state.key_use._uses["alice"], "day", 0)  # it was yesterday
+    assert server.client.post("/v1/corpora", content=LINE).status_code == 201
+
+
+def test_waiting_jobs(serve, key_file):
+    keys = key_file(entry("alice", ALICE, waiting_jobs=2), entry("bob", BOB))
+    server = serve(api_key_file=keys, fake={"seconds_per_document": 5.0})
+    server.client.headers.update(bearer(ALICE))
+    corpus = server.upload([{"text": "hello"}])
+    again = {"Idempotency-Key": "once"}
+    body = {"corpus_id": corpus["id"], "cask": "c"}
+    jobs = [server.client.post("/v1/extractions", json=body, headers=again).json(), server.submit(corpus)]
+    refused = server.client.post("/v1/extractions", json=body)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_jobs")
+    assert refused.headers["retry-after"] == "30"
+    assert server.client.post("/v1/extractions", json=body, headers=again).json()["id"] == jobs[0]["id"]
+    others = server.client.post("/v1/extractions", json=body, headers=bearer(BOB))
+    assert others.status_code == 202
+    assert len(server.client.get("/v1/extractions").json()["data"]) == 3
+    server.client.post(f"/v1/extractions/{jobs[1]['id']}/cancel")
+    wait_for(lambda: server.get(jobs[1]["id"])["status"] == "cancelled")
+    server.submit(corpus)
+
+
+def test_the_queue_is_bounded_for_all(serve):
+    server = serve(max_waiting_jobs=2, fake={"seconds_per_document": 5.0})
+    corpus = server.upload([{"text": "hello", "question": "what?"}])
+    jobs = [server.submit(corpus), server.submit(corpus)]
+    for path, body in (("extractions", {"cask": "c"}), ("generations", {"recipe": "cot", "extraction": {"cask": "d"}})):
+        refused = server.client.post(f"/v1/{path}", json={"corpus_id": corpus["id"], **body})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "queue_full"), refused.text
+        assert refused.headers["retry-after"] == "60"
+    server.client.post(f"/v1/extractions/{jobs[1]['id']}/cancel")
+    wait_for(lambda: server.get(jobs[1]["id"])["status"] == "cancelled")
+    server.submit(corpus)
+
+
+@pytest.fixture
+def log():
+    """Lines of the audit loggers as JSON objects, written so far."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(json_lines())
+    for logger in (audit, repeated):
+        logger.setLevel(logging.INFO)
+    audit.addHandler(handler)
+    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+    audit.removeHandler(handler)
+
+
+def test_who_did_what_is_logged(serve, key_file, log):
+    server = serve(api_key_file=key_file(entry("alice", ALICE), entry("reader", BOB, "read")))
+    server.client.headers.update(bearer(ALICE))
+    corpus = server.upload([{"text": "hello"}])
+    job = server.submit(corpus)
+    server.client.post("/v1/extractions/nothing%1b[31m/cancel", headers={HEADER: "call-7"})
+    server.client.get("/v1/corpora")  # no line
+    server.client.post("/v1/corpora", content=b"x", headers=bearer(BOB))
+    server.client.post("/v1/corpora", content=b"x", headers={"Authorization": ""})
+    server.client.get("/v1/corpora", headers=bearer("a stranger's"))
+    wait_for(lambda: len(log()) == 6)
+    told = [
+        tuple(line["audit"][member] for member in ("key", "method", "route", "status", "problem")) for line in log()
+    ]
+    assert told == [
+        ("alice", "POST", "/v1/corpora", 201, None),
+        ("alice", "POST", "/v1/extractions", 202, None),
+        ("alice", "POST", "/v1/extractions/{extraction_id}/cancel", 404, "not_found"),
+        ("reader", "POST", "/v1/corpora", 403, "read_only_key"),
+        ("nobody", "POST", "/v1/corpora", 401, "invalid_api_key"),
+        ("nobody", "GET", "/v1/corpora", 401, "invalid_api_key"),
+    ]
+    ids = [line["audit"]["ids"] for line in log()]
+    assert ids[:3] == [{"created": corpus["id"]}, {"created": job["id"]}, {"extraction_id": "nothing\x1b[31m"}]
+    assert log()[2]["request_id"] == "call-7"
+    text = json.dumps(log())
+    assert ALICE not in text
+    assert BOB not in text
+
+
+def test_requests_have_ids(serve):
+    server = serve()
+    for offered in ("abc", "a" * 64, "1.2_3-4"):
+        assert server.client.get("/health", headers={HEADER: offered}).headers[HEADER] == offered
+    made = [
+        server.client.get("/nowhere", headers={HEADER: offered})
+        for offered in ("", "a b", "a" * 65, "x;y", "ключ".encode())
+    ]
+    assert all(len(answer.headers[HEADER]) == 32 for answer in made)
+    assert all(answer.json()["request_id"] == answer.headers[HEADER] for answer in made)
+    assert len({answer.headers[HEADER] for answer in made}) == len(made)
+
+
+def test_an_unforeseen_error_has_its_request(serve, monkeypatch, caplog):
+    server = serve()
+
+    def fail(**_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(server.service.corpora, "page", fail)
+    answer = server.client.get("/v1/corpora", headers={HEADER: "call-9"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+    assert (answer.headers[HEADER], answer.json()["request_id"]) == ("call-9", "call-9")
+    wait_for(lambda: "ZeroDivisionError" in caplog.text)
+    assert 'logitcask_refusals_total{code="internal_error"} 1.0' in server.client.get("/metrics").text
+
+
+def test_json_lines(capfd):
+    """One object a line, whatever is in it; a traceback without the values of variables."""
+    handlers = logging.root.handlers[:]
+    try:
+        configure_logging((), "json")
+        logger = logging.getLogger("logger of a test")
+        logger.warning("line\nbreak \x1b[31m %s", "ü\u2028")
+        secret = "the " + "secret"
+        try:
+            raise ValueError(f"no value of {len(secret)}")
+        except ValueError:
+            logger.exception("it failed")
+    finally:
+        logging.root.handlers[:] = handlers
+    first, second = map(json.loads, capfd.readouterr().err.splitlines())
+    assert first["event"] == "line\nbreak \x1b[31m ü\u2028"
+    assert (first["level"], first["logger"]) == ("warning", "logger of a test")
+    assert first["timestamp"].endswith("Z")
+    assert "ValueError: no value of 10" in second["exception"]
+    assert "the secret" not in json.dumps(second)
+
+
+def test_refusals_do_not_fill_the_log(serve, key_file, capfd):
+    handlers = logging.root.handlers[:]
+    try:
+        configure_logging((repeated.name,), "json")
+        server, began = serve(api_key_file=key_file(entry("alice", ALICE))), time.monotonic()
+        for number in range(200):
+            server.client.post(f"/v1/extractions/{number}/cancel", headers=bearer("a-wrong-key"))
+            server.client.post(f"/v1/extractions/{number}/cancel", headers=bearer(ALICE))
+    finally:
+        logging.root.handlers[:] = handlers
+    lines = [line for line in capfd.readouterr().err.splitlines() if '"audit"' in line]
+    intervals = 1 + int((time.monotonic() - began) / INTERVAL_SECONDS)
+    assert 2 <= len(lines) <= 2 * intervals  # of 400
