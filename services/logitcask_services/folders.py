@@ -25,8 +25,10 @@ class ServiceFolders:
         self.corpora = state / "corpora"
         self.extractions = state / "extractions"
         self.generations = state / "generations"
+        self.failures = state / "failures"
+        """Lists of bad lines, by job."""
         _make_writable(cask_root, "--cask-root")
-        for folder in (state, self.corpora, self.extractions, self.generations):
+        for folder in (state, self.corpora, self.extractions, self.generations, self.failures):
             _make_writable(folder, "--data-dir")
 
     def cask(self, name: str) -> Path:

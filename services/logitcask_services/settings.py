@@ -49,7 +49,11 @@ class ServiceSettings(BaseSettings):
     api_key_file: Path | None = None
     """One Bearer key per line; empty lines and lines that start with # are left out."""
     max_body_bytes: Annotated[int, Field(ge=1)] = 64 << 30
-    """Most bytes of one uploaded corpus."""
+    """Most bytes of one uploaded corpus, as it is sent."""
+    max_unpacked_bytes: Annotated[int, Field(ge=1)] = 64 << 30
+    """Most bytes of the lines in a compressed upload or a Parquet file."""
+    max_unpack_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 250.0
+    """Most bytes that a byte of such an upload may become, beyond the first 64 MiB of lines."""
     max_line_bytes: Annotated[int, Field(ge=2)] = 8 << 20
     """Most bytes of one line; a longer one is reported as a bad line."""
     max_demonstration_bytes: Annotated[int, Field(ge=1)] = 64 << 20

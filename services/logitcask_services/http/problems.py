@@ -26,6 +26,7 @@ from logitcask_schemas.errors import (
     LogitcaskError,
 )
 from logitcask_services.corpora.file_kind import NotJsonLinesError
+from logitcask_services.corpora.packed import PackedError
 from logitcask_services.folders import CaskNameError
 from logitcask_services.generation.errors import RecipeError
 from logitcask_services.jobs.extraction import IdempotencyConflictError, IllegalTransitionError, NotFoundError
@@ -122,6 +123,8 @@ def problem_of(error: LogitcaskError) -> Problem:
             return Problem(409, "illegal_transition", str(error), extra={"current_status": error.current})
         case NotJsonLinesError():
             return Problem(415, "not_json_lines", str(error))
+        case PackedError():
+            return Problem(413 if error.code == "unpacks_too_large" else 400, error.code, str(error))
         case RecipeError():
             return Problem(422, "invalid_recipe", str(error), param="recipe")
         case CaskNameError():

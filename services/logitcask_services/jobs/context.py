@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from logitcask_schemas.record.identity import TeacherIdentity
+from logitcask_services.corpora.packed import UnpackLimits
 from logitcask_services.corpora.uploads import CorpusStorage
 from logitcask_services.folders import ServiceFolders
 from logitcask_services.jobs.database.chunks import ChunkStore
@@ -14,6 +15,7 @@ from logitcask_services.jobs.database.extractions import ExtractionStore
 from logitcask_services.jobs.database.generations import GenerationStore
 from logitcask_services.jobs.database.log import JobLog
 from logitcask_services.jobs.demonstration_corpora import DemonstrationCorpora
+from logitcask_services.jobs.failure_files import FailureFiles
 from logitcask_services.jobs.live import Heartbeat, LiveProgress, Signals
 from logitcask_services.jobs.scoring import Scoring
 from logitcask_services.jobs.scoring_call import ScoringLimits
@@ -43,13 +45,19 @@ class JobContext:
         self.folders = ServiceFolders(settings.cask_root, settings.state_dir)
         self.database = Database(settings.state_dir)
         self.signals = Signals()
-        self.storage = CorpusStorage(self.folders.corpora)
+        limits = UnpackLimits(
+            max_bytes=settings.max_unpacked_bytes,
+            max_ratio=settings.max_unpack_ratio,
+            floor_bytes=settings.disk_floor_bytes,
+        )
+        self.storage = CorpusStorage(self.folders.corpora, limits)
         self.demonstrations = DemonstrationCorpora(settings.max_demonstration_bytes, settings.max_line_bytes)
         self.corpora = CorpusRegistry(self.database)
         self.extractions = ExtractionStore(self.database, self.signals.changed)
         self.generations = GenerationStore(self.database, self.signals.changed)
         self.chunks = ChunkStore(self.database, self.signals.changed)
-        self.log = JobLog(self.database)
+        self.failures = FailureFiles(self.folders.failures)
+        self.log = JobLog(self.database, self.failures)
         self.progress = LiveProgress()
         self.heartbeat = Heartbeat()
         """Of the teacher, while a run waits for it."""

@@ -3,7 +3,6 @@
 import contextlib
 from collections import Counter
 from collections.abc import Sequence
-from itertools import islice
 from typing import Any
 
 from logitcask_schemas.api.generation import RowCounts, StepDrops
@@ -19,8 +18,7 @@ from logitcask_services.jobs.generation_work import GenerationWork
 from logitcask_services.jobs.job_run import Ending
 
 MAX_LISTED = 10_000
-"""So many rows that were left out are listed one by one; all are counted."""
-PAGE = 1000
+"""So many rows that were left out are listed one by one, as far as the list's file has room; all are counted."""
 
 
 def write_corpora(context: JobContext, row: GenerationRow, work: GenerationWork) -> Ending | None:
@@ -127,17 +125,12 @@ def _named(teacher: dict[str, Any]) -> dict[str, Any]:
 
 
 def _list_failures(context: JobContext, row: GenerationRow, failures: list[Failure], *, unlisted: int) -> None:
-    context.log.clear(row, "corpus")
-    context.log.clear(row, "generation")
-    if unlisted:
-        message = f"{unlisted:,} more rows were left out and are not listed: the first {MAX_LISTED:,} are"
-        failures = [
-            *failures,
-            Failure(stage="generation", line=failures[-1].line, code="not_listed", message=message, custom_id=None),
-        ]
-    remaining = iter(failures)
-    while page := list(islice(remaining, PAGE)):
-        context.log.add_bad_lines(row, page)
+    context.log.clear_bad_lines(row)
+    listed = context.log.list_bad_lines(row, failures) if failures else 0
+    if unlisted := unlisted + len(failures) - listed:
+        message = f"{unlisted:,} more rows were left out and are not listed: the first {listed:,} are"
+        note = Failure(stage="generation", line=failures[-1].line, code="not_listed", message=message, custom_id=None)
+        context.log.note_unlisted(row, note)
 
 
 def _failure_of(dropped: Dropped) -> Failure:

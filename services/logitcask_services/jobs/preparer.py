@@ -38,7 +38,7 @@ IDLE_SECONDS = 5.0
 SMALL_BYTES = 64 << 20
 """A corpus up to this size is prepared by either thread, a larger one by one of them only."""
 MAX_LISTED = 10_000
-"""Lines of one corpus that are listed one by one; a file that is no corpus shall not fill the database."""
+"""Lines of one corpus that are listed one by one, as far as the list's file has room."""
 
 
 class CorpusDamagedError(LogitcaskError, ValueError):
@@ -248,21 +248,21 @@ class Preparer(threading.Thread):
 
 
 class BadLines:
-    """The bad lines of one preparation: the first `MAX_LISTED` go to the log, the others are counted."""
+    """The bad lines of one preparation: the first `MAX_LISTED`, as far as they fit, are listed; others are counted."""
 
     def __init__(self, log: JobLog, row: ExtractionRow) -> None:
         self._log = log
         self._row = row
         self._listed = 0
         self.unlisted = 0
-        """Lines that are bad or skipped and not in the log."""
+        """Lines that are bad or skipped and not listed."""
         self._first_unlisted = 0
         """Number of the first of them."""
         self.first: Failure | None = None
         """The first bad one; a line that was too long is none."""
 
     def begin(self) -> None:
-        """Forget those of an earlier attempt, here and in the log."""
+        """Forget those of an earlier attempt, here and in the list."""
         self._listed = self.unlisted = 0
         self.first = None
         self._log.clear_bad_lines(self._row)
@@ -271,20 +271,20 @@ class BadLines:
         """Take up more lines, in the order of the corpus."""
         if self.first is None and bad and bad[0].code != "too_long":
             self.first = bad[0]
-        if rows := bad[: MAX_LISTED - self._listed]:
-            self._log.add_bad_lines(self._row, rows)
-        if not self.unlisted and len(rows) < len(bad):
-            self._first_unlisted = bad[len(rows)].line
-        self._listed, self.unlisted = self._listed + len(rows), self.unlisted + len(bad) - len(rows)
+        rows = [] if self.unlisted else bad[: MAX_LISTED - self._listed]
+        listed = self._log.list_bad_lines(self._row, rows) if rows else 0
+        if not self.unlisted and listed < len(bad):
+            self._first_unlisted = bad[listed].line
+        self._listed, self.unlisted = self._listed + listed, self.unlisted + len(bad) - listed
 
     def note_unlisted(self) -> None:
-        """Say in the log how many it does not list."""
+        """Say at the end of the list how many it leaves out."""
         message = (
-            f"from here on {self.unlisted} more lines are bad or skipped and are not listed: the first {MAX_LISTED} "
+            f"from here on {self.unlisted} more lines are bad or skipped and are not listed: the first {self._listed} "
             "are. Mend those and submit the corpus again, or look at a part of it with `logitcask submit --dry-run`"
         )
         failure = Failure(stage="corpus", line=self._first_unlisted, code="not_listed", message=message, custom_id=None)
-        self._log.add_bad_lines(self._row, [failure])
+        self._log.note_unlisted(self._row, failure)
 
 
 def _request_fault(row: ExtractionRow, facts: TeacherFacts) -> tuple[str, str] | None:
