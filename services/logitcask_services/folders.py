@@ -25,10 +25,12 @@ class ServiceFolders:
         self.corpora = state / "corpora"
         self.extractions = state / "extractions"
         self.generations = state / "generations"
+        self.uploads = state / "uploads"
+        """Parts of uploads that are not complete, by upload."""
         self.failures = state / "failures"
         """Lists of bad lines, by job."""
         _make_writable(cask_root, "--cask-root")
-        for folder in (state, self.corpora, self.extractions, self.generations, self.failures):
+        for folder in (state, self.corpora, self.extractions, self.generations, self.failures, self.uploads):
             _make_writable(folder, "--data-dir")
 
     def cask(self, name: str) -> Path:

@@ -43,6 +43,7 @@ class Service(JobContext):
     def start(self) -> None:
         """Clean up after an earlier crash, put interrupted jobs back into the queue, start the threads."""
         self.storage.sweep()
+        self.parts.sweep(self.uploads.part_ids())
         for job_id in (*self.extractions.recover(), *self.generations.recover()):
             logger.info("%s goes on after a restart", job_id)
         if self.database.is_new and any(self.folders.corpora.glob("*.jsonl")):
@@ -53,6 +54,9 @@ class Service(JobContext):
                 self.folders.state,
             )
         else:
+            for sha256 in self.storage.sweep_orphans(self.corpora.digests()):
+                logger.info("the content %s.jsonl was no corpus's, and is deleted", sha256)
+            self.failures.sweep(self.extractions.ids() | self.generations.ids())
             self.folders.sweep(keep=self.extractions.keeps_tokens() | self.generations.ids())
         for thread in self._threads:
             thread.start()

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import ipaddress
+import re
 import socket
 from collections.abc import Mapping
 from typing import Annotated
@@ -42,8 +43,16 @@ class JsonBodyLimit:
                 raise HTTPException(413, f"the request body is larger than {limit} bytes")
             return message
 
-        bounded = scope["type"] == "http" and scope["path"] not in self._streamed
+        bounded = scope["type"] == "http" and not self._is_streamed(scope["path"])
         await self._app(scope, counted if bounded else receive, send)
+
+
+    def _is_streamed(self, path: str) -> bool:
+        return path in self._streamed or _PART_PATH.fullmatch(path) is not None
+
+
+_PART_PATH = re.compile("/v1/uploads/[^/]+/parts")
+"""Of a part of an upload, which is as large as the caller likes."""
 
 
 class HeadLimit:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
@@ -94,13 +94,19 @@ def check_bytes(coming: int, service: Service) -> None:
     _check_space(coming, service)
 
 
-async def receive(request: Request, service: Service, keep: Callable[[StoredCorpus], T]) -> tuple[T, str]:
-    """Stream the body to the disk, and make lines of it. Nothing is left behind where it raises.
+async def receive(
+    request: Request,
+    service: Service,
+    keep: Callable[[StoredCorpus], T],
+    body: AsyncIterator[bytes] | None = None,
+) -> tuple[T, str]:
+    """Stream a corpus to the disk, and make lines of it. Nothing is left behind where it raises.
 
     Args:
-        request: Whose body it is.
+        request: Who sends it.
         service: Whose disk.
         keep: Tells the database of it, in a thread.
+        body: The file in a form; None: all that the request sends.
 
     Returns:
         What `keep` does, and the SHA-256 (in hex) of what came.
@@ -110,10 +116,10 @@ async def receive(request: Request, service: Service, keep: Callable[[StoredCorp
         PackedError: It cannot be unpacked.
         ClientDisconnect: The client went away.
     """
-    declared = declared_sha256(request.headers)
+    declared = declared_sha256(request.headers) if body is None else []
     try:
         with await run_in_threadpool(service.storage.receive) as upload:
-            await _copy(request.stream(), upload, service)
+            await copy(request.stream() if body is None else body, upload, service)
             if upload.bytes == 0:
                 raise Problem(400, "empty_body", "the corpus is empty; send one JSON object per line")
             if _media_type(request) == FORM and await run_in_threadpool(upload.lost_its_lines):
@@ -123,8 +129,9 @@ async def receive(request: Request, service: Service, keep: Callable[[StoredCorp
                     "the corpus is one line that holds several JSON objects: `curl -d @file` takes the line ends out "
                     "of a file. Send it with `curl --data-binary @file`",
                 )
-            require_digests(declared, upload.sha256())
-            _require_encoding(request, upload)
+            if body is None:
+                require_digests(declared, upload.sha256())
+                _require_encoding(request, upload)
             await run_in_threadpool(upload.unpack)
             return await run_in_threadpool(keep_upload, service, upload, keep), upload.sha256()
     except OSError as error:
@@ -164,8 +171,16 @@ def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "application/jsonl").partition(";")[0].strip().lower()
 
 
-async def _copy(body: AsyncIterator[bytes], upload: CorpusUpload, service: Service) -> None:
-    """One block is written and hashed in a thread while the next one is received."""
+class Sink(Protocol):
+    """Takes blocks, in a thread."""
+
+    def write(self, block: bytes | bytearray) -> None:
+        """Append a block. Raises OSError where the disk is full."""
+        ...
+
+
+async def copy(body: AsyncIterator[bytes], upload: Sink, service: Service) -> None:
+    """One block is written and hashed in a thread while the next one is received. Raises Problem 413, 507, OSError."""
     writing: asyncio.Future[None] | None = None
     block = bytearray()
     received = 0

@@ -29,6 +29,7 @@ from logitcask_services.corpora.file_kind import NotJsonLinesError
 from logitcask_services.corpora.packed import PackedError
 from logitcask_services.folders import CaskNameError
 from logitcask_services.generation.errors import RecipeError
+from logitcask_services.jobs.database.uploads import UploadStateError
 from logitcask_services.jobs.extraction import IdempotencyConflictError, IllegalTransitionError, NotFoundError
 from logitcask_services.jobs.waiting import disk_is_full
 
@@ -123,6 +124,8 @@ def problem_of(error: LogitcaskError) -> Problem:
             return Problem(409, "illegal_transition", str(error), extra={"current_status": error.current})
         case NotJsonLinesError():
             return Problem(415, "not_json_lines", str(error))
+        case UploadStateError():
+            return Problem(409 if error.code.startswith("upload_") else 400, error.code, str(error))
         case PackedError():
             return Problem(413 if error.code == "unpacks_too_large" else 400, error.code, str(error))
         case RecipeError():

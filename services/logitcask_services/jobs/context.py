@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_services.corpora.packed import UnpackLimits
+from logitcask_services.corpora.upload_parts import PartStorage
 from logitcask_services.corpora.uploads import CorpusStorage
 from logitcask_services.folders import ServiceFolders
 from logitcask_services.jobs.database.chunks import ChunkStore
@@ -14,6 +15,7 @@ from logitcask_services.jobs.database.database import Database
 from logitcask_services.jobs.database.extractions import ExtractionStore
 from logitcask_services.jobs.database.generations import GenerationStore
 from logitcask_services.jobs.database.log import JobLog
+from logitcask_services.jobs.database.uploads import UploadStore
 from logitcask_services.jobs.demonstration_corpora import DemonstrationCorpora
 from logitcask_services.jobs.failure_files import FailureFiles
 from logitcask_services.jobs.live import Heartbeat, LiveProgress, Signals
@@ -52,7 +54,9 @@ class JobContext:
         )
         self.storage = CorpusStorage(self.folders.corpora, limits)
         self.demonstrations = DemonstrationCorpora(settings.max_demonstration_bytes, settings.max_line_bytes)
+        self.parts = PartStorage(self.folders.uploads)
         self.corpora = CorpusRegistry(self.database)
+        self.uploads = UploadStore(self.database)
         self.extractions = ExtractionStore(self.database, self.signals.changed)
         self.generations = GenerationStore(self.database, self.signals.changed)
         self.chunks = ChunkStore(self.database, self.signals.changed)

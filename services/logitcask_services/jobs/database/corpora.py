@@ -47,7 +47,10 @@ def add_corpus(session: Session, stored: StoredCorpus, name: str | None) -> tupl
     """The corpus with this content and whether it is new, within the caller's transaction."""
     row = session.scalar(select(CorpusRow).where(CorpusRow.sha256 == stored.sha256))
     if row is not None:
-        return row, False
+        is_back, row.deleted_at = row.deleted_at is not None, None
+        if is_back:
+            row.created_at, row.name = time.time(), name
+        return row, is_back
     row = CorpusRow(
         id=f"corpus-{secrets.token_hex(12)}",
         sha256=stored.sha256,
@@ -78,19 +81,33 @@ class CorpusRegistry:
     def get(self, corpus_id: str) -> CorpusRow:
         """The corpus with this id. Raises NotFoundError."""
         with self._database.read() as session:
-            row = session.scalar(select(CorpusRow).where(CorpusRow.id == corpus_id))
+            row = session.scalar(select(CorpusRow).where(CorpusRow.id == corpus_id, CorpusRow.deleted_at.is_(None)))
         if row is None:
             raise NotFoundError("corpus", corpus_id)
         return row
 
+    def lookup(self, corpus_id: str) -> CorpusRow | None:
+        """The corpus with this id, or None."""
+        try:
+            return self.get(corpus_id)
+        except NotFoundError:
+            return None
+
     def with_content(self, sha256: str) -> CorpusRow | None:
         """The corpus with this digest, or None."""
         with self._database.read() as session:
-            return session.scalar(select(CorpusRow).where(CorpusRow.sha256 == sha256))
+            return session.scalar(
+                select(CorpusRow).where(CorpusRow.sha256 == sha256, CorpusRow.deleted_at.is_(None))
+            )
+
+    def digests(self) -> set[str]:
+        """Of all contents that are kept."""
+        with self._database.read() as session:
+            return set(session.scalars(select(CorpusRow.sha256).where(CorpusRow.deleted_at.is_(None))))
 
     def page(self, *, after: str | None, limit: int) -> Sequence[CorpusRow]:
         """Up to `limit` corpora, newest first, older than `after`."""
-        query = select(CorpusRow).order_by(CorpusRow.number.desc()).limit(limit)
+        query = select(CorpusRow).where(CorpusRow.deleted_at.is_(None)).order_by(CorpusRow.number.desc()).limit(limit)
         if after is not None:
             query = query.where(CorpusRow.number < self.get(after).number)
         with self._database.read() as session:
