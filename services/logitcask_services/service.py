@@ -56,8 +56,10 @@ class Service(JobContext):
         else:
             for sha256 in self.storage.sweep_orphans(self.corpora.digests()):
                 logger.info("the content %s.jsonl was no corpus's, and is deleted", sha256)
-            self.failures.sweep(self.extractions.ids() | self.generations.ids())
-            self.folders.sweep(keep=self.extractions.keeps_tokens() | self.generations.ids())
+            generations = self.generations.ids()
+            self.folders.sweep(
+                keep=self.extractions.keeps_tokens() | generations, jobs=self.extractions.ids() | generations
+            )
         for thread in self._threads:
             thread.start()
 

@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from logitcask_schemas.terminal import installed_version
 from logitcask_services.http import (
+    batches,
     corpora,
     extractions,
     files,
@@ -59,7 +60,7 @@ def create_app(service: Service, *, streams: int = 512) -> FastAPI:
     app.state.rows = RowReaders()
     app.state.previews = previews.PreviewQueue()
     problems.install(app)
-    routers = (corpora, uploads, files, extractions, generations, previews, scoring, operations)
+    routers = (corpora, uploads, files, batches, extractions, generations, previews, scoring, operations)
     for module in routers:
         app.include_router(module.router)
     _describe(app)

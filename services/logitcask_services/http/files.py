@@ -8,6 +8,7 @@ from fastapi.responses import FileResponse
 from logitcask_schemas.api.uploads import FileList, FileObject
 from logitcask_services.corpora.uploads import StoredCorpus
 from logitcask_services.http.access import Caller
+from logitcask_services.http.batch_outputs import job_of, output_object, output_path
 from logitcask_services.http.corpora import check_bytes, receive
 from logitcask_services.http.dependencies import After, ServiceDep, unknown_after
 from logitcask_services.http.digests import digest_header
@@ -98,13 +99,17 @@ def list_files(
 
 @router.get("/{file_id}", responses=documented(404))
 def get_file(file_id: str, service: ServiceDep, _: Caller) -> FileObject:
-    """Look a file up."""
+    """Look a file up, also what a batch wrote."""
+    if (output := job_of(service, file_id)) is not None:
+        return output_object(service, *output)
     return file_of(service.corpora.get(file_id))
 
 
 @router.get("/{file_id}/content", response_class=FileResponse, responses=documented(404))
 def file_content(file_id: str, service: ServiceDep, _: Caller) -> Response:
-    """The lines of a corpus. Ranges are answered; `Repr-Digest` and the ETag are of the whole."""
+    """The lines of a corpus, or what a batch wrote. Ranges are answered; of a corpus, `Repr-Digest` and ETag are too."""
+    if (output := job_of(service, file_id)) is not None:
+        return FileResponse(output_path(service, *output), media_type="application/jsonl")
     return corpus_content(service, service.corpora.get(file_id))
 
 

@@ -14,6 +14,7 @@ from logitcask_services.jobs.database.corpora import CorpusRegistry
 from logitcask_services.jobs.database.database import Database
 from logitcask_services.jobs.database.extractions import ExtractionStore
 from logitcask_services.jobs.database.generations import GenerationStore
+from logitcask_services.jobs.database.jobs import AnyJobs
 from logitcask_services.jobs.database.log import JobLog
 from logitcask_services.jobs.database.uploads import UploadStore
 from logitcask_services.jobs.demonstration_corpora import DemonstrationCorpora
@@ -59,6 +60,7 @@ class JobContext:
         self.uploads = UploadStore(self.database)
         self.extractions = ExtractionStore(self.database, self.signals.changed)
         self.generations = GenerationStore(self.database, self.signals.changed)
+        self.jobs = AnyJobs(self.database, self.signals.changed)
         self.chunks = ChunkStore(self.database, self.signals.changed)
         self.failures = FailureFiles(self.folders.failures)
         self.log = JobLog(self.database, self.failures)

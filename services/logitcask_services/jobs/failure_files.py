@@ -70,9 +70,3 @@ class FailureFiles:
     def drop(self, job_id: str) -> None:
         """Delete the list of a job."""
         self.path(job_id).unlink(missing_ok=True)
-
-    def sweep(self, keep: set[str]) -> None:
-        """Delete the lists of all jobs but these."""
-        for path in self._folder.iterdir():
-            if path.stem not in keep:
-                path.unlink()

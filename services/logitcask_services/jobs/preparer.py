@@ -10,6 +10,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from logitcask_schemas.api.objects import Failure
 from logitcask_schemas.errors import CaptureSpecError, LogitcaskError
 from logitcask_schemas.terminal import counted
+from logitcask_services.corpora.document_names import DocumentNames
 from logitcask_services.corpora.prepare import DocumentLimits, PreparationStoppedError, Prepared, prepare
 from logitcask_services.corpora.token_store import TokenStore
 from logitcask_services.engines.hint_shape import hint_bytes_per_document, hint_bytes_per_position, resolve_hints
@@ -221,14 +222,18 @@ class Preparer(threading.Thread):
                     f"{corpus} has {size} bytes, {uploaded.bytes} were uploaded: it was changed since. Upload the "
                     "corpus again, which puts it right, and resume the extraction"
                 )
-            return prepare(
-                corpus,
-                context.folders.token_store(row.id),
-                facts.tokenizer,
-                limits,
-                report=bad_lines.add,
-                stopped=lambda: context.signals.ends(row.id),
-            )
+            with DocumentNames(context.folders.document_names(row.id)) as names:
+                prepared = prepare(
+                    corpus,
+                    context.folders.token_store(row.id),
+                    facts.tokenizer,
+                    limits,
+                    report=bad_lines.add,
+                    stopped=lambda: context.signals.ends(row.id),
+                    named=names.add,
+                )
+                names.finish()
+            return prepared
 
         try:
             prepared = waiter.run(write_store)

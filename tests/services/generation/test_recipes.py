@@ -17,6 +17,7 @@ BUILT_IN = Path(__file__).parents[3] / "services/logitcask_services/generation/b
 RECIPES = [
     "answer",
     "continue",
+    "conversation",
     "cot",
     "counterfactual",
     "evolve",

@@ -143,7 +143,7 @@ def test_a_database_of_the_future_is_refused(tmp_path):
     with database.write() as session:
         session.connection().exec_driver_sql("PRAGMA user_version = 99")
     database.close()
-    with pytest.raises(DatabaseError, match="schema version 99, this logitcask reads 4 and older"):
+    with pytest.raises(DatabaseError, match=f"schema version 99, this logitcask reads {SCHEMA_VERSION} and older"):
         Database(tmp_path)
 
 

@@ -189,6 +189,13 @@ class JobStore(Generic[R]):
         return row
 
 
+class AnyJobs(JobStore[JobRow]):
+    """The jobs of all kinds, to be looked at."""
+
+    row_type = JobRow
+    noun = "batch"
+
+
 def add_job(session: Session, row: JobRow, noun: str) -> None:
     """A new job, within the caller's transaction. Raises NotFoundError where its corpus is not there."""
     corpus = select(CorpusRow.number).where(CorpusRow.id == row.corpus_id, CorpusRow.deleted_at.is_(None))
