@@ -11,6 +11,7 @@ from sqlalchemy.exc import OperationalError
 from logitcask_schemas.cask.storage import files
 from logitcask_services.generation.recipes import RecipeBook
 from logitcask_services.jobs.context import JobContext
+from logitcask_services.jobs.housekeeper import Housekeeper
 from logitcask_services.jobs.preparer import Claims, Preparer
 from logitcask_services.jobs.teacher import LoadHinted, Role, Teacher
 from logitcask_services.jobs.waiting import Reason, passing_fault
@@ -38,6 +39,7 @@ class Service(JobContext):
             Preparer(self, claims, lane="small"),
             Worker(self, watchdog),
             watchdog,
+            Housekeeper(self),
         )
 
     def start(self) -> None:

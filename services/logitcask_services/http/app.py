@@ -12,6 +12,7 @@ from logitcask_schemas.terminal import installed_version
 from logitcask_services.http import (
     batches,
     corpora,
+    corpus_contents,
     extractions,
     files,
     generations,
@@ -60,7 +61,7 @@ def create_app(service: Service, *, streams: int = 512) -> FastAPI:
     app.state.rows = RowReaders()
     app.state.previews = previews.PreviewQueue()
     problems.install(app)
-    routers = (corpora, uploads, files, batches, extractions, generations, previews, scoring, operations)
+    routers = (corpora, corpus_contents, uploads, files, batches, extractions, generations, previews, scoring, operations)
     for module in routers:
         app.include_router(module.router)
     _describe(app)

@@ -20,7 +20,7 @@ RECIPE = "conversation"
 MAX_READ_BYTES = 1 << 30
 """Of a file that is read before its batch begins; some ten seconds."""
 MAX_TOKENS = 512
-"""Of a turn, unless the lines say otherwise."""
+"""Of a turn, unless the lines say otherwise; half of the teacher's window where that is less."""
 PLAIN = frozenset({"messages", "model", "custom_id", "id", "user", "metadata", "store"})
 """Fields of a chat completion that say nothing of how the teacher writes."""
 SAMPLING = ("n", "temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "seed")
@@ -63,7 +63,9 @@ def job_request(service: Service, corpus: CorpusRow, batch: BatchRequest) -> Ext
             "them as two batches, or all to the endpoint /v1/extractions",
             param="input_file_id",
         )
-    return _generation(corpus, batch, asked.sampling)
+    facts = service.teacher.facts
+    longest = MAX_TOKENS if facts is None else min(MAX_TOKENS, facts.max_model_len // 2)
+    return _generation(corpus, batch, {"max_tokens": longest, **asked.sampling})
 
 
 def _read(service: Service, corpus: CorpusRow) -> Asked:
@@ -127,7 +129,7 @@ def _generation(corpus: CorpusRow, batch: BatchRequest, sampling: Mapping[str, A
     parameters = {
         "temperature": 1.0,  # as OpenAI's API has it
         **options,
-        "max_tokens": longest[0] if longest else MAX_TOKENS,
+        "max_tokens": longest[0],
         "stop": [stop] if isinstance(stop, str) else stop,
     }
     try:

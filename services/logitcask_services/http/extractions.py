@@ -15,6 +15,7 @@ from logitcask_schemas.api.objects import (
     Status,
 )
 from logitcask_schemas.api.requests import ExtractionPlan, ExtractionRequest
+from logitcask_schemas.api.uploads import Deleted
 from logitcask_services.http import extraction_work as work
 from logitcask_services.http.access import Caller
 from logitcask_services.http.corpora import check_bytes
@@ -39,6 +40,7 @@ from logitcask_services.http.job_streams import (
     events_of,
 )
 from logitcask_services.http.problems import Problem, documented
+from logitcask_services.jobs.housekeeper import delete_job
 
 router = APIRouter(prefix="/v1/extractions", tags=["extractions"], responses=documented(401, 422))
 CorpusBytes = Annotated[int, Query(ge=0, le=2**63 - 1, description="Size of the corpus that would be uploaded.")]
@@ -92,6 +94,13 @@ def list_extractions(
 def get_extraction(extraction_id: str, service: ServiceDep, _: Caller) -> Extraction:
     """Look an extraction up."""
     return work.present(service, service.extractions.get(extraction_id))
+
+
+@router.delete("/{extraction_id}", responses=documented(404, 409))
+def delete_extraction(extraction_id: str, service: ServiceDep, _: Caller) -> Deleted:
+    """Forget an extraction that has ended, its log and lists. Its shards stay in the cask."""
+    delete_job(service, extraction_id, "extraction")
+    return Deleted(id=extraction_id, object="extraction")
 
 
 @router.post("/{extraction_id}/cancel", status_code=202, responses=documented(404, 409))

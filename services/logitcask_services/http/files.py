@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 
-from logitcask_schemas.api.uploads import FileList, FileObject
+from logitcask_schemas.api.uploads import Deleted, FileList, FileObject
 from logitcask_services.corpora.uploads import StoredCorpus
 from logitcask_services.http.access import Caller
 from logitcask_services.http.batch_outputs import job_of, output_object, output_path
@@ -15,6 +15,7 @@ from logitcask_services.http.digests import digest_header
 from logitcask_services.http.forms import FileForm
 from logitcask_services.http.problems import Problem, documented
 from logitcask_services.jobs.database.tables import CorpusRow
+from logitcask_services.jobs.housekeeper import delete_corpus
 from logitcask_services.service import Service
 
 PATH = "/v1/files"
@@ -103,6 +104,13 @@ def get_file(file_id: str, service: ServiceDep, _: Caller) -> FileObject:
     if (output := job_of(service, file_id)) is not None:
         return output_object(service, *output)
     return file_of(service.corpora.get(file_id))
+
+
+@router.delete("/{file_id}", responses=documented(404, 409))
+def delete_file(file_id: str, service: ServiceDep, _: Caller) -> Deleted:
+    """Delete a corpus, as `DELETE /v1/corpora/{id}` does."""
+    delete_corpus(service, file_id)
+    return Deleted(id=file_id, object="file")
 
 
 @router.get("/{file_id}/content", response_class=FileResponse, responses=documented(404))

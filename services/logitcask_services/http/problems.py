@@ -29,6 +29,8 @@ from logitcask_services.corpora.file_kind import NotJsonLinesError
 from logitcask_services.corpora.packed import PackedError
 from logitcask_services.folders import CaskNameError
 from logitcask_services.generation.errors import RecipeError
+from logitcask_services.jobs.database.corpora import CorpusInUseError
+from logitcask_services.jobs.database.removal import JobInUseError
 from logitcask_services.jobs.database.uploads import UploadStateError
 from logitcask_services.jobs.extraction import IdempotencyConflictError, IllegalTransitionError, NotFoundError
 from logitcask_services.jobs.waiting import disk_is_full
@@ -124,6 +126,10 @@ def problem_of(error: LogitcaskError) -> Problem:
             return Problem(409, "illegal_transition", str(error), extra={"current_status": error.current})
         case NotJsonLinesError():
             return Problem(415, "not_json_lines", str(error))
+        case CorpusInUseError():
+            return Problem(409, "corpus_in_use", str(error), param="corpus_id", extra={"users": error.users})
+        case JobInUseError():
+            return Problem(409, "job_in_use", str(error))
         case UploadStateError():
             return Problem(409 if error.code.startswith("upload_") else 400, error.code, str(error))
         case PackedError():

@@ -123,13 +123,6 @@ def cancel_upload(upload_id: str, service: ServiceDep, in_flight: InFlightDep, _
     return _present(service, row)
 
 
-def expire(service: Service) -> None:
-    """Delete what came of uploads whose time is over."""
-    for upload_id in service.uploads.expired():
-        service.uploads.end(upload_id, "expired")
-        service.parts.drop(upload_id)
-
-
 def _join(service: Service, row: UploadRow, parts: list[PartRow], body: CompletionRequest) -> None:
     md5 = hashlib.md5(usedforsecurity=False)
     with service.storage.receive() as upload:

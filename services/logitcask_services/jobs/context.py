@@ -16,6 +16,7 @@ from logitcask_services.jobs.database.extractions import ExtractionStore
 from logitcask_services.jobs.database.generations import GenerationStore
 from logitcask_services.jobs.database.jobs import AnyJobs
 from logitcask_services.jobs.database.log import JobLog
+from logitcask_services.jobs.database.removal import JobRemoval
 from logitcask_services.jobs.database.uploads import UploadStore
 from logitcask_services.jobs.demonstration_corpora import DemonstrationCorpora
 from logitcask_services.jobs.failure_files import FailureFiles
@@ -61,6 +62,7 @@ class JobContext:
         self.extractions = ExtractionStore(self.database, self.signals.changed)
         self.generations = GenerationStore(self.database, self.signals.changed)
         self.jobs = AnyJobs(self.database, self.signals.changed)
+        self.removal = JobRemoval(self.database)
         self.chunks = ChunkStore(self.database, self.signals.changed)
         self.failures = FailureFiles(self.folders.failures)
         self.log = JobLog(self.database, self.failures)

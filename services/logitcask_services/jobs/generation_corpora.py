@@ -84,13 +84,14 @@ def write_corpora(context: JobContext, row: GenerationRow, work: GenerationWork)
         context.generations.count_rows(row.id, counts, lines=lines, bad_lines=bad_lines)
         if not counts.kept:
             return "failed", ("nothing_kept", _nothing_kept(counts, lines, bad_lines))
+        open_files.enter_context(context.storage.publishing)  # until the database knows them
         corpora = [
             _finished(row, suffix, uploads[suffix], rows=written[suffix], documents=emitters[suffix].num_documents)
             for suffix in suffixes
             if written[suffix]
         ]
-    unwritten = [suffix for suffix in suffixes if not written[suffix]]
-    context.generations.complete(row.id, counts, corpora, note=_unwritten(unwritten))
+        unwritten = [suffix for suffix in suffixes if not written[suffix]]
+        context.generations.complete(row.id, counts, corpora, note=_unwritten(unwritten))
     return None
 
 

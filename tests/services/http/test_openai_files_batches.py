@@ -1,5 +1,6 @@
 """OpenAI's own client, unchanged, on a corpus of chat lines: files, uploads in parts, batches, what they give back."""
 
+import contextlib
 import io
 import json
 
@@ -17,8 +18,13 @@ def request_line(name, *messages, **options):
     return {"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body}
 
 
-def client_of(server):
-    return OpenAI(base_url=f"{server.url}/v1", api_key="no key is needed", max_retries=0)
+@pytest.fixture
+def client_of():
+    """A function: OpenAI's client of a server, closed behind the test."""
+    with contextlib.ExitStack() as opened:
+        yield lambda server: opened.enter_context(
+            OpenAI(base_url=f"{server.url}/v1", api_key="no key is needed", max_retries=0)
+        )
 
 
 def upload(client, lines, name="requests.jsonl"):
@@ -38,7 +44,7 @@ def begin(client, file, endpoint="/v1/chat/completions", **fields):
     return client.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h", **fields)
 
 
-def test_openai_sdk_files_batches_end_to_end(start):
+def test_openai_sdk_files_batches_end_to_end(start, client_of):
     """The teacher writes a turn for each line; the answers have the callers' names, bad lines are in the errors."""
     server = start(writer={"answers": lambda prompt, seed: f"answer to {len(prompt)}"})
     client = client_of(server)
@@ -48,7 +54,8 @@ def test_openai_sdk_files_batches_end_to_end(start):
     assert [entry.id for entry in client.files.list(purpose="batch")] == [file.id]
     assert client.files.retrieve(file.id) == file
     batch = finish(client, begin(client, file, metadata={"who": "me"}))
-    assert (batch.status, batch.endpoint, batch.input_file_id) == ("completed", "/v1/chat/completions", file.id)
+    assert (batch.status, batch.errors, batch.input_file_id) == ("completed", None, file.id)
+    assert batch.endpoint == "/v1/chat/completions"
     assert batch.metadata == {"who": "me"}
     assert batch.request_counts.model_dump() == {"total": 6, "completed": 5, "failed": 1}
     answers = content(client, batch.output_file_id)
@@ -70,7 +77,7 @@ def test_openai_sdk_files_batches_end_to_end(start):
     assert [entry.id for entry in client.batches.list()] == [batch.id]
 
 
-def test_samples_are_choices_and_what_is_written_is_captured(start):
+def test_samples_are_choices_and_what_is_written_is_captured(start, client_of):
     server = start()
     client = client_of(server)
     lines = [request_line(f"q{n}", USER, {"role": "assistant", "content": "?"}, USER | {"content": str(n)}, n=2, seed=7,
@@ -85,7 +92,7 @@ def test_samples_are_choices_and_what_is_written_is_captured(start):
 
 
 @pytest.mark.parametrize("endpoint", ["/v1/chat/completions", "/v1/extractions"])
-def test_conversations_that_are_answered_are_captured(start, endpoint):
+def test_conversations_that_are_answered_are_captured(start, client_of, endpoint):
     """Each line's document is found by the caller's name, in the output and under the extraction itself."""
     server = start()
     client = client_of(server)
@@ -130,14 +137,14 @@ def test_pieces_of_a_line_and_ids_of_others(start):
         ([request_line("a", USER, model="gpt-4o")], "line 1 asks the model 'gpt-4o'"),
     ],
 )
-def test_batches_that_cannot_be(start, lines, words):
+def test_batches_that_cannot_be(start, client_of, lines, words):
     client = client_of(start())
     file = upload(client, lines)
     with pytest.raises(BadRequestError, match=words):
         begin(client, file)
 
 
-def test_what_clients_do_wrong(start):
+def test_what_clients_do_wrong(start, client_of):
     client = client_of(start())
     file = upload(client, [request_line("a", USER)])
     with pytest.raises(UnprocessableEntityError):
@@ -155,7 +162,7 @@ def test_what_clients_do_wrong(start):
         client.batches.cancel(batch.id)
 
 
-def test_the_clients_uploads_in_parts(start):
+def test_the_clients_uploads_in_parts(start, client_of):
     """`uploads.upload_file_chunked`, as it comes."""
     client = client_of(start())
     body = jsonl([request_line(f"q{n}", USER) for n in range(500)])
