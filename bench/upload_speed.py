@@ -1,8 +1,8 @@
 """How fast the service takes a corpus, beside a trivial sink: `python -m bench.upload_speed [--megabytes 500]`.
 
 By turns, so that both see the same machine: a Starlette application that reads the body and forgets it, one that also
-writes it to a file, and the service with plain lines, gzip, zstd, Parquet and parts. Prints MB/s of what is sent, MB/s of lines, and the
-service's peak of resident memory.
+writes it to a file, and the service with plain lines, gzip, zstd, Parquet and parts. Prints MB/s of what is sent,
+MB/s of lines, and the service's peak of resident memory.
 """
 
 import argparse
@@ -80,7 +80,9 @@ def make(kind: str, folder: Path, size: int, salt: int) -> Path:
 
 def post(client: httpx2.Client, url: str, path: Path) -> float:
     begun = time.perf_counter()
-    client.post(url, content=blocks(path), headers={"Content-Type": "application/jsonl"}, timeout=600).raise_for_status()
+    client.post(
+        url, content=blocks(path), headers={"Content-Type": "application/jsonl"}, timeout=600
+    ).raise_for_status()
     return time.perf_counter() - begun
 
 

@@ -34,7 +34,16 @@ class ServiceFolders:
         self.failures = state / "failures"
         """Lists of bad lines, by job."""
         _make_writable(cask_root, "--cask-root")
-        for folder in (state, self.corpora, self.extractions, self.generations, self.failures, self.uploads, self.documents, self.outputs):
+        for folder in (
+            state,
+            self.corpora,
+            self.extractions,
+            self.generations,
+            self.failures,
+            self.uploads,
+            self.documents,
+            self.outputs,
+        ):
             _make_writable(folder, "--data-dir")
 
     def cask(self, name: str) -> Path:

@@ -37,7 +37,9 @@ class Corpus(ApiObject):
     deduplicated: Annotated[bool, Field(description="Whether the same content had been uploaded before.")] = False
     received_sha256: Annotated[
         str | None,
-        Field(description="Of what was sent, which is other bytes where it was packed. In the answer to an upload only."),
+        Field(
+            description="Of what was sent, which is other bytes where it was packed. In the answer to an upload only."
+        ),
     ] = None
 
 

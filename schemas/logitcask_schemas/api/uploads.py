@@ -1,4 +1,4 @@
-"""Multi-part uploads and files over HTTP, in the shape of OpenAI's API: a corpus in parts, or under the name of a file."""
+"""Multi-part uploads and files over HTTP, in the shape of OpenAI's API: a corpus in parts, or as a file."""
 
 from typing import Annotated, Literal
 
@@ -86,4 +86,4 @@ class Upload(ApiObject):
     purpose: str
     status: UploadStatus
     file: FileObject | None = None
-    parts: Annotated[list[UploadPart], Field(description="Those that are here, in the order in which they came.")] = []
+    parts: Annotated[list[UploadPart], Field(description="Those that are here, in the order in which they came.")]

@@ -1,4 +1,4 @@
-"""Lines in the shape of OpenAI's batches: {"custom_id", "method", "url", "body"}. A corpus may hold them as they are."""
+"""Lines in the shape of OpenAI's batches: {"custom_id", "method", "url", "body"}. A corpus may hold them."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def is_batch_line(entry: dict[str, Any]) -> bool:
 
 
 def request_of(entry: dict[str, Any]) -> dict[str, Any]:
-    """The request inside an envelope, with the envelope's `custom_id`; other objects as they are. Raises LineProblem."""
+    """The request in an envelope, with the envelope's `custom_id`; other objects as they are. Raises LineProblem."""
     if not is_batch_line(entry):
         return entry
     method, url, body = (entry[name] for name in _ENVELOPE)
@@ -23,6 +23,6 @@ def request_of(entry: dict[str, Any]) -> dict[str, Any]:
     if method != "POST" or url not in URLS:
         raise LineProblem(
             "unknown_url",
-            f"the line asks for {str(method)[:8]} {str(url)[:64]}; expected POST and {', '.join(URLS[:-1])} or {URLS[-1]}",
+            f"the line asks for {str(method)[:8]} {str(url)[:64]}; expected POST and one of {', '.join(URLS)}",
         )
     return {**body, "custom_id": entry.get("custom_id")}

@@ -1,7 +1,7 @@
 """Which documents of a cask came from which lines of a corpus: the way back to the caller's own names.
 
-One JSON object per line, in corpus order: `custom_id` (the caller's, or null), `line` (from 1), `piece` (from 0, where a
-line was split), `document` (the cask's identity of it, SHA-256 in hex) and `tokens`.
+One JSON object per line, in corpus order: `custom_id` (the caller's, or null), `line` (from 1), `piece` (from 0, where
+a line was split), `document` (the cask's identity of it, SHA-256 in hex) and `tokens`.
 """
 
 import json

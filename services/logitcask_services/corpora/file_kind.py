@@ -81,7 +81,7 @@ def kind_of(head: bytes) -> FileKind | None:
 
 
 def packing_of(head: bytes) -> Packing | None:
-    """How an upload with this beginning is packed; None where it is lines. Raises NotJsonLinesError on other formats."""
+    """How an upload that begins so is packed; None where it is lines. Raises NotJsonLinesError on other formats."""
     kind = kind_of(head)
     if kind is not None and kind.packing is not None:
         return kind.packing

@@ -1,4 +1,4 @@
-"""Uploads that are gzip, zstd or Parquet become lines, a block at a time; a small file that unpacks without end is stopped.
+"""Uploads that are gzip, zstd or Parquet become lines, a block at a time; one that unpacks without end is stopped.
 
 gzip is RFC 1952 (several members in a row are one content), zstd RFC 8878 (windows up to 128 MiB, as its tools take).
 """
@@ -43,13 +43,13 @@ class UnpackLimits:
         if unpacked > self.max_bytes:
             raise PackedError(
                 "unpacks_too_large",
-                f"the corpus unpacks to more than {self.max_bytes} bytes, the most this service takes; send it in parts",
+                f"the corpus unpacks to more than {self.max_bytes} bytes, the most this service takes; split it",
             )
         if unpacked > FREE_BYTES and unpacked > packed * self.max_ratio:
             raise PackedError(
                 "unpacks_too_large",
-                f"{packed} bytes unpack to more than {unpacked - BLOCK_BYTES}: a ratio above {self.max_ratio:g}, which no "
-                "text has. If it is right, send it uncompressed, or let the operator raise max_unpack_ratio",
+                f"{packed} bytes unpack to more than {unpacked - BLOCK_BYTES}: a ratio above {self.max_ratio:g}, "
+                "which no text has. If it is right, send it uncompressed, or let the operator raise max_unpack_ratio",
             )
         if files.free_bytes(folder) < self.floor_bytes:
             raise files.disk_full(folder)

@@ -1,7 +1,7 @@
 """A Parquet file as lines of JSON: one line for each row, row group by row group, a few rows at a time in memory.
 
-Columns that JSON can hold are fields of the line under their own names; others (binary, times, decimals) are left out. A
-null is left out, since Parquet cannot tell it from a field that is not there; the `content` of a message stays null.
+Columns that JSON can hold are fields of the line under their own names; others (binary, times, decimals) are left out.
+A null is left out, since Parquet cannot tell it from a field that is not there; the `content` of a message stays null.
 """
 
 import json
@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from logitcask_schemas.errors import LogitcaskError
 
-BATCH_ROWS = 1024
+BATCH_ROWS = 64
+"""Few, since a long value that stands in every row is small in the file and large in each row of a batch."""
 BATCH_VALUES = 1 << 18
 """Of all columns, in a batch of average rows."""
 BATCH_BYTES = 8 << 20
@@ -32,12 +33,8 @@ class ParquetError(LogitcaskError, ValueError):
 def lines_of_parquet(path: Path) -> Iterator[bytes]:
     """Blocks of whole lines. Raises ParquetError where the file is damaged, or has no column that JSON can hold."""
     try:
-        with pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False, **_FOOTER) as schema_of:
-            columns, strings = _columns(schema_of.schema_arrow)
-        # Strings stay as they are stored, so that one that stands in every row is in memory once.
-        with pq.ParquetFile(
-            path, buffer_size=BUFFER_BYTES, pre_buffer=False, read_dictionary=strings, **_FOOTER
-        ) as parquet:
+        with pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False, **_FOOTER) as parquet:
+            columns = _columns(parquet.schema_arrow)
             for group in range(parquet.num_row_groups):
                 yield from _group_lines(parquet, group, columns)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -52,18 +49,18 @@ _FOOTER: dict[str, Any] = {
 }
 
 
-def _columns(schema: pa.Schema) -> tuple[list[str], list[str]]:
-    """Names of the columns that go into lines, and of those among them that are strings."""
+def _columns(schema: pa.Schema) -> list[str]:
+    """Names of the columns that go into lines. Raises ParquetError."""
     columns = [field.name for field in schema if _json_holds(field.type)]
     if not columns:
         names = ", ".join(f"{name[:40]} ({schema.field(at).type})"[:80] for at, name in enumerate(schema.names[:16]))
         raise ParquetError(
-            f"the Parquet file has the columns {names or 'none'}; expected `text`, `messages`, `input_ids`, or `prompt` "
-            "with `completion`"
+            f"the Parquet file has the columns {names or 'none'}; expected `text`, `messages`, "
+            "`input_ids`, or `prompt` with `completion`"
         )
     if len(set(schema.names)) < len(schema.names):
         raise ParquetError("the Parquet file has two columns of one name; rename one")
-    return columns, [name for name in columns if pa.types.is_string(schema.field(name).type)]
+    return columns
 
 
 def _json_holds(kind: pa.DataType) -> bool:
@@ -102,10 +99,7 @@ def _group_lines(parquet: pq.ParquetFile, group: int, columns: list[str]) -> Ite
     rows = max(1, min(BATCH_ROWS, BATCH_VALUES * count // max(values, 1), BATCH_BYTES * count // max(size, 1)))
     block = bytearray()
     for batch in parquet.iter_batches(batch_size=rows, row_groups=[group], columns=columns, use_threads=False):
-        names = batch.schema.names
-        for at in range(batch.num_rows):
-            # Row by row: a batch as Python objects would be many times its size.
-            entry = {name: batch.column(place)[at].as_py() for place, name in enumerate(names)}
+        for entry in batch.to_pylist():
             block += json.dumps(_without_nulls(entry), ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
             if len(block) >= BLOCK_BYTES:
                 yield bytes(block)

@@ -29,7 +29,9 @@ def rows_of(corpus: Path, max_line_bytes: int, *, offset: int, length: int) -> t
 
 def _shown(number: int, start: int, content: bytes | None) -> RowObject:
     if content is None:
-        return RowObject(line=number, bytes=None, row=None, text=None, code="line_too_long", message="the line is too long")
+        return RowObject(
+            line=number, bytes=None, row=None, text=None, code="line_too_long", message="the line is too long"
+        )
     try:
         row = decode_line(content) if len(content) <= SHOWN_BYTES else None
         parse_line(content)

@@ -106,7 +106,9 @@ class CorpusUpload:
         if block and not self.bytes:
             self.packing = packing_of(bytes(block[:SNIFFED_BYTES]))
             if self.packing is not None and self._layer == MAX_LAYERS:
-                raise NotJsonLinesError(f"the corpus is packed more than {MAX_LAYERS} times; unpack it before you send it")
+                raise NotJsonLinesError(
+                    f"the corpus is packed more than {MAX_LAYERS} times; unpack it before you send it"
+                )
         view = memoryview(block)
         while view:
             view = view[self._file.write(view) :]

@@ -46,7 +46,6 @@ class JsonBodyLimit:
         bounded = scope["type"] == "http" and not self._is_streamed(scope["path"])
         await self._app(scope, counted if bounded else receive, send)
 
-
     def _is_streamed(self, path: str) -> bool:
         return path in self._streamed or _PART_PATH.fullmatch(path) is not None
 

@@ -61,7 +61,18 @@ def create_app(service: Service, *, streams: int = 512) -> FastAPI:
     app.state.rows = RowReaders()
     app.state.previews = previews.PreviewQueue()
     problems.install(app)
-    routers = (corpora, corpus_contents, uploads, files, batches, extractions, generations, previews, scoring, operations)
+    routers = (
+        corpora,
+        corpus_contents,
+        uploads,
+        files,
+        batches,
+        extractions,
+        generations,
+        previews,
+        scoring,
+        operations,
+    )
     for module in routers:
         app.include_router(module.router)
     _describe(app)

@@ -85,7 +85,9 @@ def _read(service: Service, corpus: CorpusRow) -> Asked:
         asked.first_open = asked.first_open or number
         model = entry.get("model")
         if facts is not None and model not in (None, facts.identity.model):
-            raise _refused(number, f"asks the model {str(model)[:64]!r}, the teacher is {facts.identity.model!r}", "model")
+            raise _refused(
+                number, f"asks the model {str(model)[:64]!r}, the teacher is {facts.identity.model!r}", "model"
+            )
         sampling = _sampling(number, entry)
         if first:
             asked.sampling, first = sampling, False

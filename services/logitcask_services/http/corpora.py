@@ -72,8 +72,8 @@ def check_headers(request: Request, service: Service) -> None:
         raise Problem(
             415,
             "unsupported_media_type",
-            f"the body is {media_type!r}; expected JSON lines, as they are or packed with gzip or zstd, or Parquet: send "
-            "them with `Content-Type: application/jsonl` (curl: `--data-binary @file`)",
+            f"the body is {media_type!r}; expected JSON lines, as they are or packed with gzip or zstd, or Parquet: "
+            "send them with `Content-Type: application/jsonl` (curl: `--data-binary @file`)",
             param="Content-Type",
         )
     if (encoding := _encoding(request)) not in ENCODINGS:
@@ -220,7 +220,12 @@ BODY: dict[str, Any] = {
         "as they are or packed with gzip or zstd; or Parquet with such columns.",
         "content": {
             media_type: {"schema": {"type": "string", "format": "binary"}}
-            for media_type in ("application/jsonl", "application/gzip", "application/zstd", "application/vnd.apache.parquet")
+            for media_type in (
+                "application/jsonl",
+                "application/gzip",
+                "application/zstd",
+                "application/vnd.apache.parquet",
+            )
         },
     }
 }
@@ -266,7 +271,6 @@ async def upload_corpus(
     scope = scope_of("corpora", caller)
     check_headers(request, service)
     with in_flight.hold(scope, idempotency_key):
-
 
         def keep(stored: StoredCorpus) -> tuple[CorpusRow, bool]:
             fingerprint = stored.sha256

@@ -20,7 +20,9 @@ Length = Annotated[int, Query(ge=1, le=100, description="Most rows of the page."
 
 
 @router.get("/{corpus_id}/rows", responses=documented(404, 415))
-def corpus_rows(corpus_id: str, service: ServiceDep, _: Caller, offset: Offset = 0, length: Length = 20) -> CorpusRowList:
+def corpus_rows(
+    corpus_id: str, service: ServiceDep, _: Caller, offset: Offset = 0, length: Length = 20
+) -> CorpusRowList:
     """Lines of a corpus as they came, those that are wrong with what is wrong."""
     rows, has_more = rows_of(
         _content(service, corpus_id), service.settings.max_line_bytes, offset=offset, length=length

@@ -31,8 +31,8 @@ def require_digests(declared: list[tuple[str, str]], sha256: str) -> None:
             raise Problem(
                 400,
                 "digest_mismatch",
-                f"the body has the SHA-256 {sha256}, {name.title()} says {digest}: it was damaged on its way, or changed "
-                "while it was read. Nothing was kept; send it again",
+                f"the body has the SHA-256 {sha256}, {name.title()} says {digest}: it was damaged on its way, or "
+                "changed while it was read. Nothing was kept; send it again",
                 param=name.title(),
             )
 

@@ -64,7 +64,10 @@ async def create_file(request: Request, response: Response, service: ServiceDep,
     def keep(stored: StoredCorpus) -> CorpusRow:
         if expiry := sorted(name for name in form.fields if name.startswith("expires_after")):
             raise Problem(
-                422, "unsupported_expiry", "files are kept as the operator says; leave expires_after out", param=expiry[0]
+                422,
+                "unsupported_expiry",
+                "files are kept as the operator says; leave expires_after out",
+                param=expiry[0],
             )
         require_purpose(form.fields.get("purpose", ""))
         name = "".join(letter for letter in form.filename or "" if letter.isprintable())[:MAX_NAME] or None
@@ -115,7 +118,7 @@ def delete_file(file_id: str, service: ServiceDep, _: Caller) -> Deleted:
 
 @router.get("/{file_id}/content", response_class=FileResponse, responses=documented(404))
 def file_content(file_id: str, service: ServiceDep, _: Caller) -> Response:
-    """The lines of a corpus, or what a batch wrote. Ranges are answered; of a corpus, `Repr-Digest` and ETag are too."""
+    """The lines of a corpus, or what a batch wrote, by ranges too; a corpus with `Repr-Digest` and ETag."""
     if (output := job_of(service, file_id)) is not None:
         return FileResponse(output_path(service, *output), media_type="application/jsonl")
     return corpus_content(service, service.corpora.get(file_id))

@@ -71,7 +71,9 @@ class FileForm:
         if not self._is_whole:
             raise _bad("the form ends before its last boundary; send it again")
         if not self._has_file:
-            raise _bad(f"the form has no file in the field `{self._name}`; it has {', '.join(self.fields) or 'nothing'}")
+            raise _bad(
+                f"the form has no file in the field `{self._name}`; it has {', '.join(self.fields) or 'nothing'}"
+            )
 
     # -- what the parser says ------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Routes of uploads in parts, in the shape of OpenAI's: begin, send parts in any order, complete; go on after a crash."""
+"""Routes of uploads in parts, in the shape of OpenAI's: begin, send parts in any order, complete; go on later."""
 
 import hashlib
 from collections.abc import AsyncIterator, Iterator
@@ -142,8 +142,8 @@ def _require_equal(name: str, declared: str | None, digest: str) -> None:
         raise Problem(
             400,
             "digest_mismatch",
-            f"the parts together have the {name} {digest}, {declared} was declared; are they in order? Nothing is lost: "
-            "send what is wrong again, and complete the upload with its new part",
+            f"the parts together have the {name} {digest}, {declared} was declared; are they in order? Nothing is "
+            "lost: send what is wrong again, and complete the upload with its new part",
             param=name,
         )
 

@@ -80,8 +80,20 @@ def test_openai_sdk_files_batches_end_to_end(start, client_of):
 def test_samples_are_choices_and_what_is_written_is_captured(start, client_of):
     server = start()
     client = client_of(server)
-    lines = [request_line(f"q{n}", USER, {"role": "assistant", "content": "?"}, USER | {"content": str(n)}, n=2, seed=7,
-                          temperature=0.7, max_completion_tokens=20, stop="#") for n in range(3)]
+    lines = [
+        request_line(
+            f"q{n}",
+            USER,
+            {"role": "assistant", "content": "?"},
+            USER | {"content": str(n)},
+            n=2,
+            seed=7,
+            temperature=0.7,
+            max_completion_tokens=20,
+            stop="#",
+        )
+        for n in range(3)
+    ]
     batch = finish(client, begin(client, upload(client, lines), metadata={"cask": "written"}))
     assert batch.status == "completed"
     answers = content(client, batch.output_file_id)
@@ -99,7 +111,9 @@ def test_conversations_that_are_answered_are_captured(start, client_of, endpoint
     answer = {"role": "assistant", "content": "Not much."}
     lines = [request_line(f"c{n}", USER | {"content": f"turn {n}"}, answer, model="any") for n in range(4)]
     lines.append({"custom_id": "empty", "messages": []})
-    batch = finish(client, begin(client, upload(client, lines), endpoint, metadata={"cask": "docs", "max_length": "64"}))
+    batch = finish(
+        client, begin(client, upload(client, lines), endpoint, metadata={"cask": "docs", "max_length": "64"})
+    )
     assert (batch.status, batch.endpoint) == ("completed", "/v1/extractions")
     assert batch.request_counts.model_dump() == {"total": 5, "completed": 4, "failed": 1}
     outputs = content(client, batch.output_file_id)
@@ -111,7 +125,13 @@ def test_conversations_that_are_answered_are_captured(start, client_of, endpoint
     job = batch.id.removeprefix("batch_")
     names = server.client.get(f"/v1/extractions/{job}/documents").text.splitlines()
     assert [json.loads(name) for name in names] == [
-        {"custom_id": f"c{n}", "line": n + 1, "piece": 0, "document": inside[n], "tokens": len(cask.read(n).token_ids_L)}
+        {
+            "custom_id": f"c{n}",
+            "line": n + 1,
+            "piece": 0,
+            "document": inside[n],
+            "tokens": len(cask.read(n).token_ids_L),
+        }
         for n in range(4)
     ]
 
@@ -167,7 +187,12 @@ def test_the_clients_uploads_in_parts(start, client_of):
     client = client_of(start())
     body = jsonl([request_line(f"q{n}", USER) for n in range(500)])
     done = client.uploads.upload_file_chunked(
-        file=body, filename="big.jsonl", bytes=len(body), mime_type="application/jsonl", purpose="batch", part_size=20_000
+        file=body,
+        filename="big.jsonl",
+        bytes=len(body),
+        mime_type="application/jsonl",
+        purpose="batch",
+        part_size=20_000,
     )
     assert done.status == "completed"
     assert client.files.content(done.file.id).content == body

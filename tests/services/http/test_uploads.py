@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import time
+from itertools import pairwise
 
 import httpx2
 import pytest
@@ -12,10 +13,13 @@ from tests.support.services.service_harness import jsonl
 
 LINES = jsonl([{"text": f"line {number}", "custom_id": str(number)} for number in range(20_000)])
 CUTS = [0, 100_000, 100_001, 400_000, len(LINES)]
-PARTS = [LINES[start:stop] for start, stop in zip(CUTS, CUTS[1:], strict=False)]
+PARTS = [LINES[start:stop] for start, stop in pairwise(CUTS)]
 
 
-def begin(client, size=len(LINES), **fields):
+SIZE = len(LINES)
+
+
+def begin(client, size=SIZE, **fields):
     return client.post("/v1/uploads", json={"bytes": size, "filename": "mine.jsonl", "purpose": "batch", **fields})
 
 
@@ -124,7 +128,9 @@ def test_what_a_crash_leaves_between_two_steps_is_swept(serve):
     corpus = server.upload(LINES)
     server.stop()
     again = serve()
-    assert [path.relative_to(folders.uploads).as_posix() for path in folders.uploads.rglob("part*")] == [f"{upload}/{part}"]
+    assert [path.relative_to(folders.uploads).as_posix() for path in folders.uploads.rglob("part*")] == [
+        f"{upload}/{part}"
+    ]
     assert [path.stem for path in folders.corpora.glob("*.jsonl")] == [corpus["sha256"]]
     assert again.client.get(f"/v1/uploads/{upload}").json()["parts"][0]["id"] == part
 
@@ -193,12 +199,15 @@ def test_what_cannot_begin(serve):
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        (b"--b\r\nContent-Disposition: form-data; name=\"data\"\r\n\r\nabc", "ends before its last boundary"),
-        (b"--b\r\nContent-Disposition: form-data; name=\"x\"\r\n\r\nabc\r\n--b--\r\n", "no file in the field `data`"),
+        (b'--b\r\nContent-Disposition: form-data; name="data"\r\n\r\nabc', "ends before its last boundary"),
+        (b'--b\r\nContent-Disposition: form-data; name="x"\r\n\r\nabc\r\n--b--\r\n', "no file in the field `data`"),
         (b"rubbish", "cannot be read"),
         (b"--b\r\n" + b"X: y\r\n" * 20, "cannot be read"),
-        (b"--b\r\nContent-Disposition: form-data; name=\"x\"\r\n\r\n" + b"a" * 70_000 + b"\r\n--b--\r\n", "more than 65536"),
-        (b"--b\r\nContent-Disposition: form-data; name=\"data\"\r\n\r\na\r\n" * 2 + b"--b--\r\n", "two files"),
+        (
+            b'--b\r\nContent-Disposition: form-data; name="x"\r\n\r\n' + b"a" * 70_000 + b"\r\n--b--\r\n",
+            "more than 65536",
+        ),
+        (b'--b\r\nContent-Disposition: form-data; name="data"\r\n\r\na\r\n' * 2 + b"--b--\r\n", "two files"),
     ],
 )
 def test_damaged_forms(serve, body, words):

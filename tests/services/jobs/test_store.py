@@ -18,7 +18,6 @@ from logitcask_services.jobs.database.corpora import CorpusRegistry
 from logitcask_services.jobs.database.database import Database, DatabaseError
 from logitcask_services.jobs.database.extractions import ExtractionStore
 from logitcask_services.jobs.database.log import JobLog
-from logitcask_services.jobs.failure_files import FailureFiles
 from logitcask_services.jobs.database.tables import SCHEMA_VERSION, Base, CorpusRow
 from logitcask_services.jobs.extraction import (
     Chunk,
@@ -28,6 +27,7 @@ from logitcask_services.jobs.extraction import (
     IllegalTransitionError,
     NotFoundError,
 )
+from logitcask_services.jobs.failure_files import FailureFiles
 
 
 @pytest.fixture
@@ -76,7 +76,9 @@ def test_restart_queues_what_ran_and_ends_what_was_being_cancelled(store, reques
     }
     assert store.get(running.id).waiting is None
     assert store.recover() == []
-    messages = [event.message for event in JobLog(database, FailureFiles(tmp_path)).events(store.get(running.id), after=0)]
+    messages = [
+        event.message for event in JobLog(database, FailureFiles(tmp_path)).events(store.get(running.id), after=0)
+    ]
     assert messages[-1] == "queued: the service restarted; the run goes on"
 
 

@@ -38,7 +38,7 @@ def test_a_list_of_bad_lines_is_bounded_in_bytes(serve, monkeypatch):
     assert server.service.failures.path(job["id"]).stat().st_size < 4000
 
 
-def test_100MB_of_newlines(serve, tmp_path):  # noqa: N802 - a name that was agreed on
+def test_100MB_of_newlines(serve, tmp_path):
     """They cost the state next to nothing, and the list of failures says what they are."""
     server = serve()
     corpus = server.upload(b"\n" * 100_000_000)

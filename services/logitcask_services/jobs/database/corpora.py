@@ -70,7 +70,8 @@ class CorpusInUseError(LogitcaskError, RuntimeError):
     def __init__(self, corpus_id: str, users: Sequence[str]) -> None:
         named = ", ".join(users[:8]) + (", ..." if len(users) > 8 else "")
         super().__init__(
-            f"{corpus_id} is in use by {named}: let them end or cancel them; a failed one may be resumed, delete it first"
+            f"{corpus_id} is in use by {named}: let them end or cancel them; a failed one may be resumed, delete "
+            "it first"
         )
         self.users = list(users)
 
@@ -119,9 +120,7 @@ class CorpusRegistry:
     def with_content(self, sha256: str) -> CorpusRow | None:
         """The corpus with this digest, or None."""
         with self._database.read() as session:
-            return session.scalar(
-                select(CorpusRow).where(CorpusRow.sha256 == sha256, CorpusRow.deleted_at.is_(None))
-            )
+            return session.scalar(select(CorpusRow).where(CorpusRow.sha256 == sha256, CorpusRow.deleted_at.is_(None)))
 
     def digests(self) -> set[str]:
         """Of all contents that are kept."""

@@ -74,7 +74,7 @@ class JobLog:
         self._lists.append(row.id, [note], most_bytes=2 * MAX_BYTES)
 
     def clear_bad_lines(self, row: JobRow) -> None:
-        """Forget the bad lines of a job whose lines are gone through anew, those in the database of older versions, too."""
+        """Forget the bad lines of a job whose lines are read anew, those in the database of older versions, too."""
         self._lists.drop(row.id)
         stages = ("corpus", "generation")
         with self._database.write() as session:

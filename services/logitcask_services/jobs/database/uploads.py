@@ -78,10 +78,13 @@ class UploadStore:
             query = select(func.count(), func.sum(PartRow.bytes)).where(PartRow.upload == row.number)
             count, total = session.execute(query).one()
             if count >= MAX_PARTS:
-                raise UploadStateError("too_many_parts", f"{row.id} has {count} parts, the most there may be; larger ones?")
+                raise UploadStateError(
+                    "too_many_parts", f"{row.id} has {count} parts, the most there may be; larger ones?"
+                )
             if (total or 0) + size > 2 * row.bytes:  # once, and once more where parts were sent again
                 raise UploadStateError(
-                    "parts_too_large", f"the parts of {row.id} are more than twice the {row.bytes} bytes that were announced"
+                    "parts_too_large",
+                    f"the parts of {row.id} are more than twice the {row.bytes} bytes that were announced",
                 )
             part = PartRow(id=part_id, upload=row.number, bytes=size, sha256=sha256, created_at=time.time())
             session.add(part)
@@ -102,7 +105,9 @@ class UploadStore:
         _require_pending(row)
         unknown = [part_id for part_id in part_ids if part_id not in here]
         if unknown:
-            raise UploadStateError("unknown_part", f"{unknown[0][:64]!r} is no part of {row.id}; it has {len(here)} parts")
+            raise UploadStateError(
+                "unknown_part", f"{unknown[0][:64]!r} is no part of {row.id}; it has {len(here)} parts"
+            )
         if len(set(part_ids)) < len(part_ids):
             raise UploadStateError("part_twice", "a part is named twice in part_ids")
         total = sum(here[part_id].bytes for part_id in part_ids)
@@ -144,7 +149,7 @@ class UploadStore:
         """Of each pending upload, the parts that are here."""
         with self._database.read() as session:
             pending = session.execute(select(UploadRow.number, UploadRow.id).where(UploadRow.status == "pending")).all()
-            names = {number: name for number, name in pending}
+            names: dict[int, str] = dict(pending)  # type: ignore[arg-type]  # rows of two
             parts: dict[str, set[str]] = {name: set() for name in names.values()}
             for number, part_id in session.execute(select(PartRow.upload, PartRow.id)):
                 if number in names:
