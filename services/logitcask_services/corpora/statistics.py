@@ -1,7 +1,6 @@
 """Rows of a corpus by number, and what its lines are: forms, sizes, names, faults. Without a teacher."""
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -78,7 +77,7 @@ def statistics_of(corpus: Path, max_line_bytes: int) -> CorpusStatistics:
     Raises NotJsonLinesError, OSError.
     """
     counts, is_whole = _Counts(), True
-    lines: Iterator[tuple[int, int, bytes | None]] = iter(CorpusLines(corpus, max_line_bytes))
+    lines = iter(CorpusLines(corpus, max_line_bytes))
     for _, _, content in lines:
         if content is None:
             counts.lines += 1

@@ -17,11 +17,11 @@ r"""Prompt templates: Markdown files with a small head, rendered for a row.
     [user]
     {{ question }}
 
-A line
-`[messages]` stands for the turns of the row's field `messages`, a conversation. A `text` template is one text of Jinja; its last line end is dropped, and its loops see `demonstrations`, a list. A
-`chat` template is cut into turns at lines that hold a marker alone, before anything is rendered, so no field makes a
-turn. Blank lines around a turn's text are dropped. A last `[assistant]` turn is the beginning of an answer, which the
-teacher goes on with. `{{ "[user]" }}` writes a marker as text. What Jinja can do here: see `template_sandbox`.
+A line `[messages]` of a chat stands for the turns of the row's field `messages`, a conversation. A `text` template is
+one text of Jinja; its last line end is dropped, and its loops see `demonstrations`, a list. A `chat` template is cut
+into turns at lines that hold a marker alone, before anything is rendered, so no field makes a turn. Blank lines around
+a turn's text are dropped. A last `[assistant]` turn is the beginning of an answer, which the teacher goes on with.
+`{{ "[user]" }}` writes a marker as text. What Jinja can do here: see `template_sandbox`.
 """
 
 import hashlib

@@ -79,7 +79,7 @@ class UploadStore:
             count, total = session.execute(query).one()
             if count >= MAX_PARTS:
                 raise UploadStateError(
-                    "too_many_parts", f"{row.id} has {count} parts, the most there may be; larger ones?"
+                    "too_many_parts", f"{row.id} has {count} parts, the most there may be; send larger ones"
                 )
             if (total or 0) + size > 2 * row.bytes:  # once, and once more where parts were sent again
                 raise UploadStateError(
@@ -95,7 +95,7 @@ class UploadStore:
 
         Raises:
             NotFoundError: There is no such upload.
-            UploadStateError: It was cancelled or has expired, a part is not its own or named twice, or bytes are missing.
+            UploadStateError: It was cancelled or has expired, a part is not its own or comes twice, or bytes miss.
         """
         with self._database.read() as session:
             row = _row(session, upload_id)
@@ -118,7 +118,7 @@ class UploadStore:
         return row, [here[part_id] for part_id in part_ids]
 
     def complete(self, upload_id: str, stored: StoredCorpus) -> CorpusRow:
-        """Pending -> completed, with its corpus, all at once; again it gives the same corpus. Raises UploadStateError."""
+        """Pending -> completed, with its corpus, all at once; again: the same corpus. Raises UploadStateError."""
         with self._database.write() as session:
             row = _row(session, upload_id)
             if row.status != "completed":
