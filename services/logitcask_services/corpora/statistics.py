@@ -48,7 +48,7 @@ def _head(content: bytes) -> str:
 @dataclass(slots=True)
 class _Counts:
     lines: int = 0
-    bytes: int = 0
+    size: int = 0
     named: int = 0
     shortest: int | None = None
     longest: int = 0
@@ -58,7 +58,7 @@ class _Counts:
 
     def add(self, content: bytes) -> None:
         size = len(content)
-        self.lines, self.bytes = self.lines + 1, self.bytes + size
+        self.lines, self.size = self.lines + 1, self.size + size
         self.shortest = size if self.shortest is None else min(self.shortest, size)
         self.longest = max(self.longest, size)
         self.bins[max(size.bit_length() - 1, 0)] += 1
@@ -84,7 +84,7 @@ def statistics_of(corpus: Path, max_line_bytes: int) -> CorpusStatistics:
             counts.faults["line_too_long"] += 1
         else:
             counts.add(content)
-        if counts.lines >= MAX_LINES or counts.bytes >= MAX_BYTES:
+        if counts.lines >= MAX_LINES or counts.size >= MAX_BYTES:
             is_whole = next(lines, None) is None
             break
     return CorpusStatistics(
@@ -95,7 +95,7 @@ def statistics_of(corpus: Path, max_line_bytes: int) -> CorpusStatistics:
         bad_lines=dict(sorted(counts.faults.items())),
         shortest_bytes=counts.shortest or 0,
         longest_bytes=counts.longest,
-        mean_bytes=round(counts.bytes / counts.lines, 1) if counts.lines else 0.0,
+        mean_bytes=round(counts.size / counts.lines, 1) if counts.lines else 0.0,
         lengths=[LengthBin(below_bytes=2 << power, lines=number) for power, number in sorted(counts.bins.items())],
     )
 

@@ -230,15 +230,14 @@ def conversation_turns(name: str, messages: Any) -> list[Turn]:
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
         if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
             content = "".join(str(part.get("text", "")) for part in content)
-        if role == "developer":
-            role = "system"
-        if role not in _ROLES.values() or not isinstance(content, str):
+        known = _ROLES.get("[system]" if role == "developer" else f"[{role}]")
+        if known is None or not isinstance(content, str):
             raise RenderError(
                 "template_failed",
                 f"template {name}: `{_MESSAGES}[{at}]` must have the role system, user or assistant, and a text as its "
                 "content; tool calls, tools' answers and pictures cannot be asked with",
             )
-        turns.append(Turn(role, Rendered(content, ((0, len(content)),))))
+        turns.append(Turn(known, Rendered(content, ((0, len(content)),))))
     return turns
 
 
