@@ -11,6 +11,7 @@ from sqlalchemy.exc import OperationalError
 from logitcask_schemas.cask.storage import files
 from logitcask_services.generation.recipes import RecipeBook
 from logitcask_services.jobs.context import JobContext
+from logitcask_services.jobs.housekeeper import Housekeeper
 from logitcask_services.jobs.preparer import Claims, Preparer
 from logitcask_services.jobs.roster import Roster
 from logitcask_services.jobs.teacher import LoadHinted, Role, Teacher
@@ -40,11 +41,13 @@ class Service(JobContext):
             Preparer(self, claims, lane="small"),
             Worker(self, watchdog),
             watchdog,
+            Housekeeper(self),
         )
 
     def start(self) -> None:
         """Clean up after an earlier crash, put interrupted jobs back into the queue, start the threads."""
         self.storage.sweep()
+        self.parts.sweep(self.uploads.part_ids())
         for job_id in (*self.extractions.recover(), *self.generations.recover()):
             logger.info("%s goes on after a restart", job_id)
         if self.database.is_new and any(self.folders.corpora.glob("*.jsonl")):
@@ -55,7 +58,12 @@ class Service(JobContext):
                 self.folders.state,
             )
         else:
-            self.folders.sweep(keep=self.extractions.keeps_tokens() | self.generations.ids())
+            for sha256 in self.storage.sweep_orphans(self.corpora.digests()):
+                logger.info("the content %s.jsonl was no corpus's, and is deleted", sha256)
+            generations = self.generations.ids()
+            self.folders.sweep(
+                keep=self.extractions.keeps_tokens() | generations, jobs=self.extractions.ids() | generations
+            )
         for thread in self._threads:
             thread.start()
 

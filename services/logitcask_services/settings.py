@@ -66,6 +66,17 @@ class ServiceSettings(BaseSettings):
     """Most bytes of one uploaded corpus."""
     max_waiting_jobs: Annotated[int, Field(ge=1)] = 10_000
     """Most jobs that have not ended."""
+    """Most bytes of one uploaded corpus, as it is sent."""
+    max_unpacked_bytes: Annotated[int, Field(ge=1)] = 64 << 30
+    """Most bytes of the lines in a compressed upload or a Parquet file."""
+    retain_jobs_days: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
+    """Days after its end that a job is kept; its shards stay. Default: for ever."""
+    retain_corpora_days: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
+    """Days that a corpus is kept after it came and its last job ended. Default: for ever."""
+    upload_expiry_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 86_400.0
+    """How long an upload in parts may take; then what came of it is deleted."""
+    max_unpack_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 250.0
+    """Most bytes that a byte of such an upload may become, beyond the first 64 MiB of lines."""
     max_line_bytes: Annotated[int, Field(ge=2)] = 8 << 20
     """Most bytes of one line; a longer one is reported as a bad line."""
     max_demonstration_bytes: Annotated[int, Field(ge=1)] = 64 << 20

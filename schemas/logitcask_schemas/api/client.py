@@ -199,7 +199,7 @@ class ServiceClient:
                 params={"name": name} if name else {},
                 bytes_total=size,
             )
-        if corpus.sha256 != digest.hexdigest():
+        if (corpus.received_sha256 or corpus.sha256) != digest.hexdigest():
             raise ServiceError(
                 0,
                 "upload_damaged",

@@ -35,6 +35,12 @@ class Corpus(ApiObject):
     sha256: Annotated[str, Field(description="SHA-256 (hex) of the content.")]
     created_at: Annotated[int, Field(description="Seconds since 1970, UTC.")]
     deduplicated: Annotated[bool, Field(description="Whether the same content had been uploaded before.")] = False
+    received_sha256: Annotated[
+        str | None,
+        Field(
+            description="Of what was sent, which is other bytes where it was packed. In the answer to an upload only."
+        ),
+    ] = None
 
 
 class CorpusList(ApiObject):

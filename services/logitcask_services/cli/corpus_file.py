@@ -30,6 +30,14 @@ class LocalCorpus:
     """What the service calls it."""
     bytes: int
 
+    def require_lines(self) -> None:
+        """Raise typer.BadParameter where the file is packed, which only the service takes apart."""
+        with self.path.open("rb") as file:
+            kind = kind_of(file.read(HEAD_BYTES))
+        if kind is not None:
+            way = f": {kind.command} {self.path} | ... -" if kind.command else "; write its rows as JSON lines"
+            raise _refuse(f"{self.path} {kind.what}, and --dry-run reads JSON lines{way}")
+
     def sha256(self, seen: Callable[[int], None]) -> str:
         """The digest of its content, in hex; `seen` hears of the bytes read so far."""
         digest = hashlib.sha256()
@@ -123,7 +131,10 @@ def _spooled(source: IO[bytes], name: str) -> Iterator[LocalCorpus]:
 def _check(head: bytes, size: int, name: str, *, file: str) -> None:
     if size <= len(head) and not head.strip():
         raise _refuse(f"{name} is empty; expected one JSON object per line")
-    if (kind := kind_of(head)) is not None:
+    kind = kind_of(head)
+    if kind is not None and kind.packing is not None:
+        return  # the service makes lines of it
+    if kind is not None:
         way = f": {kind.command}{file} {PIPE}" if kind.command else "; write its rows as JSON lines"
         raise _refuse(f"{name} {kind.what}, expected JSON lines{way}")
     first, end, _ = head.lstrip(b"\xef\xbb\xbf \t\r\n").partition(b"\n")

@@ -165,6 +165,7 @@ def run(
         client.generations.check(plan)  # before hours of a pipe are read
         with local_corpus(corpus, others or [], lambda line: say(console, line)) as local:
             if dry:
+                local.require_lines()
                 _dry_run(local, plan, client, documents, as_json=as_json)
                 return
             uploaded = send(local, client, console, lambda size: client.generations.check(plan, corpus_bytes=size))

@@ -140,6 +140,7 @@ def submit(
         from logitcask_schemas.api.connection import ServiceUnreachableError
 
         with local_corpus(corpus, others or [], lambda line: say(console, line)) as local:
+            local.require_lines()
             if teacher is not None and is_model:
                 dry_run(local, request, Path(teacher), documents=documents, as_json=as_json)
             else:

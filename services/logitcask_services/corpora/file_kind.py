@@ -1,6 +1,7 @@
 """Files that are no JSON lines, known by their first bytes: one sentence for the file instead of one for each line."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from logitcask_schemas.errors import LogitcaskError
 
@@ -8,6 +9,10 @@ SNIFFED_BYTES = 512
 """Bytes of a file's beginning that decide."""
 _TAR_AT = 257
 _ICONV = "iconv -f {} -t UTF-8"
+
+
+Packing = Literal["gzip", "zstd", "parquet"]
+"""What an upload may be packed as; a corpus on the disk is lines."""
 
 
 class NotJsonLinesError(LogitcaskError, ValueError):
@@ -22,11 +27,13 @@ class FileKind:
     """Behind a name: "is compressed with gzip"."""
     command: str | None
     """Prints the lines inside when it is given the file; None where no command does."""
+    packing: Packing | None = None
+    """Set where the service itself makes lines of an upload."""
 
 
 _MAGICS: tuple[tuple[bytes, FileKind], ...] = (
-    (b"\x1f\x8b", FileKind("is compressed with gzip", "gzip -dc")),
-    (b"\x28\xb5\x2f\xfd", FileKind("is compressed with zstd", "zstd -dc")),
+    (b"\x1f\x8b", FileKind("is compressed with gzip", "gzip -dc", "gzip")),
+    (b"\x28\xb5\x2f\xfd", FileKind("is compressed with zstd", "zstd -dc", "zstd")),
     (b"\xfd7zXZ\x00", FileKind("is compressed with xz", "xz -dc")),
     (b"BZh", FileKind("is compressed with bzip2", "bzip2 -dc")),
     (b"\x04\x22\x4d\x18", FileKind("is compressed with lz4", "lz4 -dc")),
@@ -34,7 +41,7 @@ _MAGICS: tuple[tuple[bytes, FileKind], ...] = (
     (b"\xff\x06\x00\x00sNaPpY", FileKind("is compressed with snappy", None)),
     (b"PK\x03\x04", FileKind("is a ZIP archive", "unzip -p")),
     (b"7z\xbc\xaf\x27\x1c", FileKind("is a 7z archive", "7z x -so")),
-    (b"PAR1", FileKind("is a Parquet file", None)),
+    (b"PAR1", FileKind("is a Parquet file", None, "parquet")),
     (b"ARROW1", FileKind("is an Arrow file", None)),
     (b"FEA1", FileKind("is a Feather file", None)),
     (b"ORC", FileKind("is an ORC file", None)),
@@ -71,6 +78,15 @@ def kind_of(head: bytes) -> FileKind | None:
         return FileKind("is a tar archive", "tar -xOf")
     unmarked = _UNMARKED.get(tuple(byte == 0 for byte in head[:4]))  # type: ignore[arg-type]  # shorter heads miss
     return FileKind(unmarked[0], _ICONV.format(unmarked[1])) if unmarked else None
+
+
+def packing_of(head: bytes) -> Packing | None:
+    """How an upload that begins so is packed; None where it is lines. Raises NotJsonLinesError on other formats."""
+    kind = kind_of(head)
+    if kind is not None and kind.packing is not None:
+        return kind.packing
+    require_lines(head)
+    return None
 
 
 def require_lines(head: bytes) -> None:

@@ -11,7 +11,7 @@ student does not see.
     {"context": str} beside strings, [messages] beside messages; {"context_ids": [int, ...]} beside `input_ids`
     {"context_replaces": N} beside `context_ids`: these stand in place of the first N of `input_ids`
     {"recorded": [[start, stop], ...]} beside `input_ids`: the positions to record
-Fields besides these are left alone.
+Fields besides these are left alone. Lines of OpenAI's batches are the requests in them, see `batch_lines`.
 """
 
 import json
@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
+from logitcask_services.corpora.batch_lines import request_of
 from logitcask_services.corpora.line_problems import LineProblem as LineProblem
 from logitcask_services.corpora.line_problems import conversion_of
 from logitcask_services.corpora.line_problems import kind_of_value as _kind
@@ -150,7 +151,7 @@ def _require_own_fields(entry: dict[str, Any], form: str) -> None:
 
 
 def decode_line(raw: bytes) -> dict[str, Any]:
-    """The JSON object of a line. Raises LineProblem."""
+    """The JSON object of a line; of a batch's line, the request in it. Raises LineProblem."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -169,7 +170,7 @@ def decode_line(raw: bytes) -> dict[str, Any]:
         raise LineProblem("not_json", f"the line is not JSON: {error}; expected one JSON object per line") from error
     if not isinstance(entry, dict):
         raise LineProblem("not_an_object", f"the line is a JSON {_kind(entry)}; expected one JSON object per line")
-    return entry
+    return request_of(entry)
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -177,10 +178,12 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def read_custom_id(entry: dict[str, Any]) -> str | None:
-    """The caller's name of a line. Raises LineProblem."""
-    value = entry.get("custom_id")
+    """The caller's name of a line: its `custom_id`, else its `id` where that can be a name. Raises LineProblem."""
+    value, name = entry.get("custom_id"), entry.get("id")
     if value is None:
-        return None
+        is_name = isinstance(name, str) and len(name) <= MAX_CUSTOM_ID and _is_unicode(name)
+        is_number = isinstance(name, int) and not isinstance(name, bool) and abs(name) < 2**63
+        return str(name) if is_name or is_number else None
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
         return str(value)
     if isinstance(value, str) and len(value) <= MAX_CUSTOM_ID and _is_unicode(value):

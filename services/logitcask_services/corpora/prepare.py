@@ -30,6 +30,10 @@ EXAMPLES = 3
 """First lines that are kept for each code."""
 
 
+NameDocument = Callable[[str | None, int, int, bytes, int], None]
+"""Hears of a document: `custom_id` and number of its line, which piece of it, identity, tokens."""
+
+
 class PreparationStoppedError(Exception):
     """The caller asked to stop; nothing was published."""
 
@@ -99,10 +103,11 @@ def prepare(
     *,
     report: Callable[[list[Failure]], None],
     stopped: Callable[[], bool],
+    named: NameDocument | None = None,
 ) -> Prepared:
     """Write the token store of `corpus` at `target`; bad lines go to `report` in batches, in order of their lines.
 
-    Memory is bounded by one batch of lines.
+    `named` hears of every document. Memory is bounded by one batch of lines.
 
     Raises:
         PreparationStoppedError: `stopped()` turned true.
@@ -118,7 +123,7 @@ def prepare(
             nonlocal batch
             if stopped():
                 raise PreparationStoppedError
-            _store_batch(batch, tokenizer, own, limits, store, counts, bad)
+            _store_batch(batch, tokenizer, own, limits, store, counts, bad, named)
             bad.sort(key=lambda entry: entry.line)
             if bad:
                 report(list(bad))
@@ -158,6 +163,7 @@ def _store_batch(
     store: TokenStoreWriter,
     counts: Prepared,
     bad: list[Failure],
+    named: NameDocument | None,
 ) -> None:
     lines = [line for _, _, line in batch.lines]
     read = {at: whole for at, line in enumerate(lines) if (whole := under_context(line)) is not None}
@@ -169,7 +175,11 @@ def _store_batch(
             context = None
             if at in read:
                 document, context = _under_context(line, document, read[at], teachers[at], own, limits.vocab_size)
-            _store(line, document, context, limits, store, counts, (number, start))
+            for piece, (identity, tokens) in enumerate(
+                _store(line, document, context, limits, store, counts, (number, start))
+            ):
+                if named is not None:
+                    named(line.custom_id, number, piece, identity, tokens)
         except LineProblem as problem:
             problem.custom_id = line.custom_id
             if problem.code == "too_long":
@@ -229,8 +239,12 @@ def _store(
     store: TokenStoreWriter,
     counts: Prepared,
     place: tuple[int, int],
-) -> None:
-    """Add a line's documents to the store, and count what is unusual about them. Raises LineProblem."""
+) -> list[tuple[bytes, int]]:
+    """Add a line's documents to the store, and count what is unusual about them. Raises LineProblem.
+
+    Returns:
+        Identity and tokens of each document.
+    """
     number, line_start = place
     trained = trained_tokens(line, document, limits.loss_on)
     token_ids, answers = document.token_ids, document.answers
@@ -240,14 +254,16 @@ def _store(
         pieces = fit_under(
             token_ids, context, max_length=limits.max_length, window=limits.window, policy=limits.overflow
         )
-    start, stored, empty = 0, 0, 0
+    start, empty, stored = 0, 0, list[tuple[bytes, int]]()
     for piece in pieces:
         stop = start + len(piece)
         extent = extent_of(len(piece), None if trained is None else cut_spans(trained, start, stop), context)
         if extent is not None:
             inside = None if answers is None else cut_spans(answers, start, stop)
-            store.append(piece, line=number, line_start=line_start, answers=inside, extent=extent, context=context)
-            stored += 1
+            identity = store.append(
+                piece, line=number, line_start=line_start, answers=inside, extent=extent, context=context
+            )
+            stored.append((identity, len(piece)))
         empty += extent is None
         start = stop
     if not stored:
@@ -268,6 +284,7 @@ def _store(
             counts.note("answer_cut_off", number)
     for code in document.notes:
         counts.note(code, number)
+    return stored
 
 
 def _with_own_tokens_once(line: ParsedLine, document: Tokenised, own: OwnTokens) -> Tokenised:

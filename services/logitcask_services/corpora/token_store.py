@@ -95,8 +95,8 @@ class TokenStoreWriter:
         answers: Sequence[tuple[int, int]] | None = None,
         extent: Extent = WHOLE,
         context: ContextTokens | None = None,
-    ) -> None:
-        """Add one document.
+    ) -> bytes:
+        """Add one document; its identity in a cask.
 
         Args:
             token_ids: the document's.
@@ -111,7 +111,8 @@ class TokenStoreWriter:
         self.documents += 1
         self._files["tokens.u32"].write(ids_L.tobytes())
         self._files["offsets.u64"].write(self.tokens.to_bytes(8, "little"))
-        self._files["ids.sha256"].write(document_id(ids_L, extent))
+        identity = document_id(ids_L, extent)
+        self._files["ids.sha256"].write(identity)
         self._files["lines.u64"].write(line.to_bytes(8, "little") + line_start.to_bytes(8, "little"))
         count = _UNKNOWN if answers is None else len(answers)
         self._files["places.i64"].write(np.array([self._ranges, count], dtype="<i8").tobytes())
@@ -120,6 +121,7 @@ class TokenStoreWriter:
             self._files["answers.u32"].write(np.array(answers, dtype="<u4").tobytes())
         self._append_extent(extent, context)
         self.recorded_positions += extent.num_positions(len(ids_L))
+        return identity
 
     def _append_extent(self, extent: Extent, context: ContextTokens | None) -> None:
         ranges_R2 = extent.recorded_R2

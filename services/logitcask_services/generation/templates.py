@@ -17,11 +17,12 @@ r"""Prompt templates: Markdown files with a small head, rendered for a row.
     [user]
     {{ question }}
 
-A `text` template is one text of Jinja; its last line end is dropped, and its loops see `demonstrations`, a list. A
-`chat` template is cut into turns at lines that hold a marker alone, before anything is rendered, so no field makes a
-turn. Blank lines around a turn's text are dropped. A last `[assistant]` turn is the beginning of an answer, which the
-teacher goes on with. `{{ "[user]" }}` writes a marker as text. What Jinja can do here: see `template_sandbox`. An `ids`
-template has no body: its one field holds the prompt as token ids.
+A line `[messages]` of a chat stands for the turns of the row's field `messages`, a conversation. A `text` template is
+one text of Jinja; its last line end is dropped, and its loops see `demonstrations`, a list. A `chat` template is cut
+into turns at lines that hold a marker alone, before anything is rendered, so no field makes a turn. Blank lines around
+a turn's text are dropped. A last `[assistant]` turn is the beginning of an answer, which the teacher goes on with.
+`{{ "[user]" }}` writes a marker as text. What Jinja can do here: see `template_sandbox`. An `ids` template has no body:
+its one field holds the prompt as token ids.
 """
 
 import hashlib
@@ -47,6 +48,7 @@ LARGEST_TEMPLATE: Final = 256 * 1024
 """Characters of a template's file."""
 _ROLES: Final[Mapping[str, Role]] = {"[system]": "system", "[user]": "user", "[assistant]": "assistant"}
 _EACH, _END = "[each demonstrations]", "[end]"
+_CONVERSATION, _MESSAGES = "[messages]", "messages"
 _DEMONSTRATION, _DEMONSTRATIONS = "demonstration", "demonstrations"
 _RESERVED: Final = frozenset({_DEMONSTRATION, _DEMONSTRATIONS, "loop", "range"})
 _FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -97,6 +99,8 @@ class _TurnSource:
     each: bool
     """Whether it is repeated for each demonstration."""
     line: int
+    is_conversation: bool = False
+    """Whether it stands for the turns of the row's `messages`; there is nothing to render then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +185,10 @@ class PromptTemplate:
         while at < len(self._turns):
             each = [turn for turn in self._turns[at:] if turn.each] if self._turns[at].each else []
             block = each or [self._turns[at]]
+            if block[0].is_conversation:
+                turns += conversation_turns(self.name, variables[_MESSAGES])
+                at += 1
+                continue
             rounds = [{_DEMONSTRATION: dict(shown)} for shown in demonstrations] if each else [{}]
             for extra in rounds:
                 for turn in block:
@@ -223,6 +231,31 @@ class PromptTemplate:
             ) from error
         except (SecurityError, TemplateError, *_FAULTS) as error:
             raise RenderError("template_failed", f"template {self.name} cannot be rendered: {error}") from error
+
+
+def conversation_turns(name: str, messages: Any) -> list[Turn]:
+    """The turns of a conversation. Raises RenderError where it is none, or has more in it than words.
+
+    Args:
+        name: Of the template, for the message.
+        messages: A list of `role` (system, user, assistant) and `content` (a text, or a list of text parts).
+    """
+    if not isinstance(messages, list) or not messages:
+        raise RenderError("template_failed", f"template {name}: `{_MESSAGES}` is no list of messages, or an empty one")
+    turns = list[Turn]()
+    for at, message in enumerate(messages):
+        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+        if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+            content = "".join(str(part.get("text", "")) for part in content)
+        known = _ROLES.get("[system]" if role == "developer" else f"[{role}]")
+        if known is None or not isinstance(content, str):
+            raise RenderError(
+                "template_failed",
+                f"template {name}: `{_MESSAGES}[{at}]` must have the role system, user or assistant, and a text as its "
+                "content; tool calls, tools' answers and pictures cannot be asked with",
+            )
+        turns.append(Turn(known, Rendered(content, ((0, len(content)),))))
+    return turns
 
 
 def _joined(pieces: Iterable[str]) -> Rendered:
@@ -309,13 +342,18 @@ def _chat(name: str, body: str, first_line: int, used: set[str]) -> list[_TurnSo
     def refuse(line: int, message: str) -> RecipeError:
         return RecipeError(f"template {name}, line {line}: {message}")
 
-    blocks, inside, each_turns = list[tuple[Role, bool, int, list[str]]](), False, 0
+    blocks, inside, each_turns = list[tuple[Role | None, bool, int, list[str]]](), False, 0
     open_turn = False
     for number, content in enumerate(body.split("\n"), start=first_line):
         marker = content.rstrip()
         if marker in _ROLES:
             blocks.append((_ROLES[marker], inside, number, []))
             each_turns, open_turn = each_turns + inside, True
+        elif marker == _CONVERSATION:
+            if inside:
+                raise refuse(number, f"{_CONVERSATION} between {_EACH} and {_END}; put it outside")
+            blocks.append((None, False, number, []))
+            open_turn = False
         elif marker == _EACH:
             if any(each for _, each, _, _ in blocks) or inside:
                 raise refuse(number, f"a second {_EACH}; a chat shows its demonstrations once")
@@ -337,6 +375,10 @@ def _chat(name: str, body: str, first_line: int, used: set[str]) -> list[_TurnSo
         raise refuse(first_line, "a chat ends with a turn outside of its demonstrations; add [user] and what is asked")
     turns = list[_TurnSource]()
     for role, each, line, lines in blocks:
+        if role is None:
+            used.add(_MESSAGES)
+            turns.append(_TurnSource("user", Template(""), each=False, line=line, is_conversation=True))
+            continue
         blank = next((at for at, content in enumerate(lines) if content.strip()), None)
         if blank is None:
             raise refuse(line, "the turn is empty; write something below its marker, or leave it out")

@@ -1,6 +1,7 @@
 """Who may call: Bearer keys; without a key, loopback only, and no web page behind a false name. How large heads are."""
 
 import ipaddress
+import re
 import socket
 from collections.abc import Collection, Mapping
 from typing import Annotated
@@ -43,8 +44,15 @@ class JsonBodyLimit:
                 raise HTTPException(413, f"the request body is larger than {limit} bytes")
             return message
 
-        bounded = scope["type"] == "http" and scope["path"] not in self._streamed
+        bounded = scope["type"] == "http" and not self._is_streamed(scope["path"])
         await self._app(scope, counted if bounded else receive, send)
+
+    def _is_streamed(self, path: str) -> bool:
+        return path in self._streamed or _PART_PATH.fullmatch(path) is not None
+
+
+_PART_PATH = re.compile("/v1/uploads/[^/]+/parts")
+"""Of a part of an upload, which is as large as the caller likes."""
 
 
 class HeadLimit:

@@ -11,7 +11,19 @@ from starlette.middleware.cors import CORSMiddleware
 
 from logitcask_schemas.terminal import installed_version
 from logitcask_services import tracing
-from logitcask_services.http import corpora, extractions, generations, operations, previews, problems, scoring
+from logitcask_services.http import (
+    batches,
+    corpora,
+    corpus_contents,
+    extractions,
+    files,
+    generations,
+    operations,
+    previews,
+    problems,
+    scoring,
+    uploads,
+)
 from logitcask_services.http.access import BrowserGuard, HeadLimit, HeadRequests, JsonBodyLimit
 from logitcask_services.http.dependencies import InFlight
 from logitcask_services.http.generated_rows import RowReaders
@@ -62,11 +74,22 @@ def create_app(service: Service, *, streams: int = 512) -> FastAPI:
     app.state.rows = RowReaders()
     app.state.previews = previews.PreviewQueue()
     problems.install(app)
-    routers = (corpora, extractions, generations, previews, scoring, operations)
+    routers = (
+        corpora,
+        corpus_contents,
+        uploads,
+        files,
+        batches,
+        extractions,
+        generations,
+        previews,
+        scoring,
+        operations,
+    )
     for module in routers:
         app.include_router(module.router)
     _describe(app)
-    streamed = frozenset({"/v1/corpora", previews.PATH, generations.PREVIEW_PATH})
+    streamed = frozenset({"/v1/corpora", files.PATH, previews.PATH, generations.PREVIEW_PATH})
     app.add_middleware(BodyMeter, use=use)
     app.add_middleware(JsonBodyLimit, streamed=streamed, larger=scoring.BODY_BYTES)
     app.add_middleware(HeadRequests)

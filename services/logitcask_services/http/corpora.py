@@ -1,8 +1,8 @@
 """Receiving a corpus: the body goes to the disk as it comes, one block in memory, hashing and writing off the loop."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
@@ -20,13 +20,14 @@ from logitcask_services.http.dependencies import (
     scope_of,
     unknown_after,
 )
+from logitcask_services.http.digests import declared_sha256, require_digests
 from logitcask_services.http.problems import Problem, documented, storage_problem, storage_unavailable
 from logitcask_services.jobs.database.tables import CorpusRow
 from logitcask_services.jobs.extraction import IdempotencyKey
 from logitcask_services.service import Service
 
 
-def corpus_of(row: CorpusRow, *, deduplicated: bool = False) -> Corpus:
+def corpus_of(row: CorpusRow, *, deduplicated: bool = False, received: str | None = None) -> Corpus:
     """A corpus as callers see it."""
     return Corpus(
         id=row.id,
@@ -36,6 +37,7 @@ def corpus_of(row: CorpusRow, *, deduplicated: bool = False) -> Corpus:
         sha256=row.sha256,
         created_at=int(row.created_at),
         deduplicated=deduplicated,
+        received_sha256=received,
     )
 
 
@@ -52,8 +54,15 @@ MEDIA_TYPES = frozenset(
         "application/octet-stream",
         "text/plain",
         FORM,
+        "application/gzip",
+        "application/x-gzip",
+        "application/zstd",
+        "application/vnd.apache.parquet",
+        "application/x-parquet",
     }
 )
+ENCODINGS = {"identity": None, "gzip": "gzip", "x-gzip": "gzip", "zstd": "zstd"}
+T = TypeVar("T")
 
 
 def check_headers(request: Request, service: Service) -> None:
@@ -63,16 +72,17 @@ def check_headers(request: Request, service: Service) -> None:
         raise Problem(
             415,
             "unsupported_media_type",
-            f"the body is {media_type!r}; expected JSON lines: send them as they are, with `Content-Type: "
-            "application/jsonl` (curl: `--data-binary @file`)",
+            f"the body is {media_type!r}; expected JSON lines, as they are or packed with gzip or zstd, or Parquet: "
+            "send them with `Content-Type: application/jsonl` (curl: `--data-binary @file`)",
             param="Content-Type",
         )
-    if (encoding := request.headers.get("content-encoding", "identity").lower()) != "identity":
+    if (encoding := _encoding(request)) not in ENCODINGS:
         raise Problem(
             415,
             "unsupported_encoding",
-            f"the body is {encoding!r}-encoded; send it uncompressed",
+            f"the body is {encoding!r}-encoded; expected gzip, zstd, or no encoding",
             param="Content-Encoding",
+            headers={"Accept-Encoding": "gzip, zstd"},
         )
     length = request.headers.get("content-length", "0")
     check_bytes(int(length[:20]) if length.isdecimal() else 0, service)
@@ -84,16 +94,32 @@ def check_bytes(coming: int, service: Service) -> None:
     _check_space(coming, service)
 
 
-async def receive(request: Request, service: Service) -> StoredCorpus:
-    """Stream the body to the disk. Nothing is left behind where it raises.
+async def receive(
+    request: Request,
+    service: Service,
+    keep: Callable[[StoredCorpus], T],
+    body: AsyncIterator[bytes] | None = None,
+) -> tuple[T, str]:
+    """Stream a corpus to the disk, and make lines of it. Nothing is left behind where it raises.
+
+    Args:
+        request: Who sends it.
+        service: Whose disk.
+        keep: Tells the database of it, in a thread.
+        body: The file in a form; None: all that the request sends.
+
+    Returns:
+        What `keep` does, and the SHA-256 (in hex) of what came.
 
     Raises:
-        Problem: 400 (empty), 413, 503 (the folder cannot be used), 507 (the disk is full).
+        Problem: 400 (empty, another digest than was declared), 413, 503 (the folder cannot be used), 507 (disk full).
+        PackedError: It cannot be unpacked.
         ClientDisconnect: The client went away.
     """
+    declared = declared_sha256(request.headers) if body is None else []
     try:
         with await run_in_threadpool(service.storage.receive) as upload:
-            await _copy(request.stream(), upload, service)
+            await copy(request.stream() if body is None else body, upload, service)
             if upload.bytes == 0:
                 raise Problem(400, "empty_body", "the corpus is empty; send one JSON object per line")
             if _media_type(request) == FORM and await run_in_threadpool(upload.lost_its_lines):
@@ -103,9 +129,36 @@ async def receive(request: Request, service: Service) -> StoredCorpus:
                     "the corpus is one line that holds several JSON objects: `curl -d @file` takes the line ends out "
                     "of a file. Send it with `curl --data-binary @file`",
                 )
-            return await run_in_threadpool(upload.finish)
+            if body is None:
+                require_digests(declared, upload.sha256())
+                _require_encoding(request, upload)
+            await run_in_threadpool(upload.unpack)
+            return await run_in_threadpool(keep_upload, service, upload, keep), upload.sha256()
     except OSError as error:
         raise storage_unavailable(error) from error
+
+
+def keep_upload(service: Service, upload: CorpusUpload, keep: Callable[[StoredCorpus], T]) -> T:
+    """Publish an upload and tell the database, so that nobody deletes the content in between. Blocks."""
+    upload.unpack()
+    with service.storage.publishing:
+        return keep(upload.finish())
+
+
+def _require_encoding(request: Request, upload: CorpusUpload) -> None:
+    """Raise Problem 400 where the body is not encoded as its head says."""
+    expected = ENCODINGS[_encoding(request)]
+    if expected is not None and upload.packing != expected:
+        raise Problem(
+            400,
+            "wrong_encoding",
+            f"Content-Encoding says {expected}, and the body is not; leave the header out, or encode it",
+            param="Content-Encoding",
+        )
+
+
+def _encoding(request: Request) -> str:
+    return request.headers.get("content-encoding", "identity").strip().lower()
 
 
 def with_content(service: Service, sha256: str) -> list[CorpusRow]:
@@ -118,8 +171,16 @@ def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "application/jsonl").partition(";")[0].strip().lower()
 
 
-async def _copy(body: AsyncIterator[bytes], upload: CorpusUpload, service: Service) -> None:
-    """One block is written and hashed in a thread while the next one is received."""
+class Sink(Protocol):
+    """Takes blocks, in a thread."""
+
+    def write(self, block: bytes | bytearray) -> None:
+        """Append a block. Raises OSError where the disk is full."""
+        ...
+
+
+async def copy(body: AsyncIterator[bytes], upload: Sink, service: Service) -> None:
+    """One block is written and hashed in a thread while the next one is received. Raises Problem 413, 507, OSError."""
     writing: asyncio.Future[None] | None = None
     block = bytearray()
     received = 0
@@ -155,8 +216,17 @@ router = APIRouter(prefix="/v1/corpora", tags=["corpora"], responses=documented(
 BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "JSON lines, each an object with `text`, `messages`, `prompt` and `completion`, or `input_ids`.",
-        "content": {"application/jsonl": {"schema": {"type": "string", "format": "binary"}}},
+        "description": "JSON lines, each an object with `text`, `messages`, `prompt` and `completion`, or `input_ids`; "
+        "as they are or packed with gzip or zstd; or Parquet with such columns.",
+        "content": {
+            media_type: {"schema": {"type": "string", "format": "binary"}}
+            for media_type in (
+                "application/jsonl",
+                "application/gzip",
+                "application/zstd",
+                "application/vnd.apache.parquet",
+            )
+        },
     }
 }
 Label = Annotated[
@@ -201,12 +271,16 @@ async def upload_corpus(
     scope = scope_of("corpora", caller)
     check_headers(request, service)
     with in_flight.hold(scope, idempotency_key):
-        stored = await receive(request, service)
-        key = IdempotencyKey(scope=scope, key=idempotency_key, fingerprint=stored.sha256) if idempotency_key else None
-        row, created = await run_in_threadpool(service.corpora.add, stored, name, key)
+
+        def keep(stored: StoredCorpus) -> tuple[CorpusRow, bool]:
+            fingerprint = stored.sha256
+            key = IdempotencyKey(scope=scope, key=idempotency_key, fingerprint=fingerprint) if idempotency_key else None
+            return service.corpora.add(stored, name, key)
+
+        (row, created), received = await receive(request, service, keep)
     response.status_code = 201 if created else 200
     response.headers["Location"] = f"/v1/corpora/{row.id}"
-    return corpus_of(row, deduplicated=not created)
+    return corpus_of(row, deduplicated=not created, received=received)
 
 
 @router.get("", responses=documented(404))

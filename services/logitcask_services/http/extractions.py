@@ -4,7 +4,7 @@ from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi.responses import FileResponse, StreamingResponse
 
 from logitcask_schemas.api.objects import (
     EventList,
@@ -15,6 +15,7 @@ from logitcask_schemas.api.objects import (
     Status,
 )
 from logitcask_schemas.api.requests import ExtractionPlan, ExtractionRequest
+from logitcask_schemas.api.uploads import Deleted
 from logitcask_services.http import extraction_work as work
 from logitcask_services.http.access import Caller, CallerKey
 from logitcask_services.http.corpora import check_bytes
@@ -39,7 +40,8 @@ from logitcask_services.http.job_streams import (
     errors_of,
     events_of,
 )
-from logitcask_services.http.problems import documented
+from logitcask_services.http.problems import Problem, documented
+from logitcask_services.jobs.housekeeper import delete_job
 
 router = APIRouter(prefix="/v1/extractions", tags=["extractions"], responses=documented(401, 422))
 CorpusBytes = Annotated[int, Query(ge=0, le=2**63 - 1, description="Size of the corpus that would be uploaded.")]
@@ -97,6 +99,13 @@ def get_extraction(extraction_id: str, service: ServiceDep, _: Caller) -> Extrac
     return work.present(service, service.extractions.get(extraction_id))
 
 
+@router.delete("/{extraction_id}", responses=documented(404, 409))
+def delete_extraction(extraction_id: str, service: ServiceDep, _: Caller) -> Deleted:
+    """Forget an extraction that has ended, its log and lists. Its shards stay in the cask."""
+    delete_job(service, extraction_id, "extraction")
+    return Deleted(id=extraction_id, object="extraction")
+
+
 @router.post("/{extraction_id}/cancel", status_code=202, responses=documented(404, 409))
 def cancel_extraction(extraction_id: str, service: ServiceDep, _: Caller) -> Extraction:
     """Ask an extraction to end. Published shards stay; documents in flight are dropped."""
@@ -128,6 +137,20 @@ async def extraction_events(
 def extraction_errors(extraction_id: str, service: ServiceDep, _: Caller) -> StreamingResponse:
     """Bad lines and failed documents, one JSON object per line: custom_id, line, document, stage, code, message."""
     return errors_of(service, service.extractions.get(extraction_id))
+
+
+@router.get("/{extraction_id}/documents", response_class=FileResponse, responses=documented(404))
+def extraction_documents(extraction_id: str, service: ServiceDep, _: Caller) -> FileResponse:
+    """Which documents came from which lines, one JSON object per line: custom_id, line, piece, document, tokens."""
+    row = service.extractions.get(extraction_id)
+    path = service.folders.document_names(row.id)
+    if not path.exists():
+        raise Problem(
+            404,
+            "not_found",
+            f"{row.id} has no list of documents: it is not validated yet, or was by a version that kept none",
+        )
+    return FileResponse(path, media_type="application/jsonl")
 
 
 @router.get("/{extraction_id}/manifest", responses=documented(404))

@@ -19,6 +19,7 @@ from logitcask_schemas.api.generation import (
     RecipeList,
 )
 from logitcask_schemas.api.objects import EventList, Status
+from logitcask_schemas.api.uploads import Deleted
 from logitcask_services.http import generation_work as work
 from logitcask_services.http.access import Caller, CallerKey
 from logitcask_services.http.corpora import check_bytes
@@ -48,6 +49,7 @@ from logitcask_services.http.job_streams import (
 )
 from logitcask_services.http.previews import BODY, MAX_DOCUMENTS, PreviewQueue, received_lines
 from logitcask_services.http.problems import Problem, documented
+from logitcask_services.jobs.housekeeper import delete_job
 
 PATH = "/v1/generations"
 PREVIEW_PATH = f"{PATH}/preview"
@@ -128,6 +130,13 @@ def list_generations(
 def get_generation(generation_id: str, service: ServiceDep, _: Caller) -> Generation:
     """Look a generation up."""
     return work.present(service, service.generations.get(generation_id))
+
+
+@router.delete(f"{PATH}/{{generation_id}}", responses=documented(404, 409))
+def delete_generation(generation_id: str, service: ServiceDep, _: Caller) -> Deleted:
+    """Forget a generation that has ended, its log and lists. Corpora that it made stay."""
+    delete_job(service, generation_id, "generation")
+    return Deleted(id=generation_id, object="generation")
 
 
 @router.post(f"{PATH}/{{generation_id}}/cancel", status_code=202, responses=documented(404, 409))

@@ -29,9 +29,13 @@ from logitcask_schemas.errors import (
     ModelError,
 )
 from logitcask_services.corpora.file_kind import NotJsonLinesError
+from logitcask_services.corpora.packed import PackedError
 from logitcask_services.folders import CaskNameError
 from logitcask_services.generation.errors import RecipeError
+from logitcask_services.jobs.database.corpora import CorpusInUseError
 from logitcask_services.jobs.database.owners import QueueFullError, TooManyJobsError
+from logitcask_services.jobs.database.removal import JobInUseError
+from logitcask_services.jobs.database.uploads import UploadStateError
 from logitcask_services.jobs.extraction import IdempotencyConflictError, IllegalTransitionError, NotFoundError
 from logitcask_services.jobs.teacher_names import TeacherNameError
 from logitcask_services.jobs.waiting import disk_is_full
@@ -138,6 +142,14 @@ def problem_of(error: LogitcaskError) -> Problem:
             return Problem(503, "queue_full", str(error), headers={"Retry-After": "60"})
         case NotJsonLinesError():
             return Problem(415, "not_json_lines", str(error))
+        case CorpusInUseError():
+            return Problem(409, "corpus_in_use", str(error), param="corpus_id", extra={"users": error.users})
+        case JobInUseError():
+            return Problem(409, "job_in_use", str(error))
+        case UploadStateError():
+            return Problem(409 if error.code.startswith("upload_") else 400, error.code, str(error))
+        case PackedError():
+            return Problem(413 if error.code == "unpacks_too_large" else 400, error.code, str(error))
         case RecipeError():
             return Problem(422, "invalid_recipe", str(error), param="recipe")
         case CaskNameError():

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from logitcask_schemas.record.identity import TeacherIdentity
+from logitcask_services.corpora.packed import UnpackLimits
+from logitcask_services.corpora.upload_parts import PartStorage
 from logitcask_services.corpora.uploads import CorpusStorage
 from logitcask_services.folders import ServiceFolders
 from logitcask_services.jobs.database.chunks import ChunkStore
@@ -12,8 +14,12 @@ from logitcask_services.jobs.database.corpora import CorpusRegistry
 from logitcask_services.jobs.database.database import Database
 from logitcask_services.jobs.database.extractions import ExtractionStore
 from logitcask_services.jobs.database.generations import GenerationStore
+from logitcask_services.jobs.database.jobs import AnyJobs
 from logitcask_services.jobs.database.log import JobLog
+from logitcask_services.jobs.database.removal import JobRemoval
+from logitcask_services.jobs.database.uploads import UploadStore
 from logitcask_services.jobs.demonstration_corpora import DemonstrationCorpora
+from logitcask_services.jobs.failure_files import FailureFiles
 from logitcask_services.jobs.live import Heartbeat, LiveProgress, Signals
 from logitcask_services.jobs.measures import Measures
 from logitcask_services.jobs.roster import OneTeacher, Roster
@@ -47,13 +53,23 @@ class JobContext:
         self.folders = ServiceFolders(settings.cask_root, settings.state_dir)
         self.database = Database(settings.state_dir)
         self.signals = Signals()
-        self.storage = CorpusStorage(self.folders.corpora)
+        limits = UnpackLimits(
+            max_bytes=settings.max_unpacked_bytes,
+            max_ratio=settings.max_unpack_ratio,
+            floor_bytes=settings.disk_floor_bytes,
+        )
+        self.storage = CorpusStorage(self.folders.corpora, limits)
         self.demonstrations = DemonstrationCorpora(settings.max_demonstration_bytes, settings.max_line_bytes)
+        self.parts = PartStorage(self.folders.uploads)
         self.corpora = CorpusRegistry(self.database)
+        self.uploads = UploadStore(self.database)
         self.extractions = ExtractionStore(self.database, self.signals.changed)
         self.generations = GenerationStore(self.database, self.signals.changed)
+        self.jobs = AnyJobs(self.database, self.signals.changed)
+        self.removal = JobRemoval(self.database)
         self.chunks = ChunkStore(self.database, self.signals.changed)
-        self.log = JobLog(self.database)
+        self.failures = FailureFiles(self.folders.failures)
+        self.log = JobLog(self.database, self.failures)
         self.progress = LiveProgress()
         self.measures = Measures()
         self.heartbeat = Heartbeat()

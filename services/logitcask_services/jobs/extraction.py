@@ -43,6 +43,9 @@ _LISTED: Mapping[str, str] = {
     "corpus": "GET /v1/corpora lists them",
     "extraction": "`logitcask jobs ls` (GET /v1/extractions) lists them",
     "generation": "`logitcask generate ls` (GET /v1/generations) lists them",
+    "upload": "the answer to POST /v1/uploads names it",
+    "batch": "GET /v1/batches lists them",
+    "file": "GET /v1/files lists them",
 }
 
 

@@ -3,7 +3,6 @@
 import contextlib
 from collections import Counter
 from collections.abc import Sequence
-from itertools import islice
 from typing import Any
 
 from logitcask_schemas.api.generation import GenerationPlan, RowCounts, StepDrops
@@ -20,8 +19,7 @@ from logitcask_services.jobs.job_run import Ending
 from logitcask_services.jobs.teacher_names import is_student
 
 MAX_LISTED = 10_000
-"""So many rows that were left out are listed one by one; all are counted."""
-PAGE = 1000
+"""So many rows that were left out are listed one by one, as far as the list's file has room; all are counted."""
 
 
 def write_corpora(context: JobContext, row: GenerationRow, work: GenerationWork) -> Ending | None:
@@ -87,13 +85,14 @@ def write_corpora(context: JobContext, row: GenerationRow, work: GenerationWork)
         context.generations.count_rows(row.id, counts, lines=lines, bad_lines=bad_lines)
         if not counts.kept:
             return "failed", ("nothing_kept", _nothing_kept(counts, lines, bad_lines))
+        open_files.enter_context(context.storage.publishing)  # until the database knows them
         corpora = [
             _finished(row, suffix, uploads[suffix], rows=written[suffix], documents=emitters[suffix].num_documents)
             for suffix in suffixes
             if written[suffix]
         ]
-    unwritten = [suffix for suffix in suffixes if not written[suffix]]
-    context.generations.complete(row.id, counts, corpora, note=_unwritten(unwritten))
+        unwritten = [suffix for suffix in suffixes if not written[suffix]]
+        context.generations.complete(row.id, counts, corpora, note=_unwritten(unwritten))
     return None
 
 
@@ -139,17 +138,12 @@ def _named(teacher: dict[str, Any]) -> dict[str, Any]:
 
 
 def _list_failures(context: JobContext, row: GenerationRow, failures: list[Failure], *, unlisted: int) -> None:
-    context.log.clear(row, "corpus")
-    context.log.clear(row, "generation")
-    if unlisted:
-        message = f"{unlisted:,} more rows were left out and are not listed: the first {MAX_LISTED:,} are"
-        failures = [
-            *failures,
-            Failure(stage="generation", line=failures[-1].line, code="not_listed", message=message, custom_id=None),
-        ]
-    remaining = iter(failures)
-    while page := list(islice(remaining, PAGE)):
-        context.log.add_bad_lines(row, page)
+    context.log.clear_bad_lines(row)
+    listed = context.log.list_bad_lines(row, failures) if failures else 0
+    if unlisted := unlisted + len(failures) - listed:
+        message = f"{unlisted:,} more rows were left out and are not listed: the first {listed:,} are"
+        note = Failure(stage="generation", line=failures[-1].line, code="not_listed", message=message, custom_id=None)
+        context.log.note_unlisted(row, note)
 
 
 def _failure_of(dropped: Dropped) -> Failure:

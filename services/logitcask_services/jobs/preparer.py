@@ -10,6 +10,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from logitcask_schemas.api.objects import Failure
 from logitcask_schemas.errors import CaptureSpecError, LogitcaskError, ModelError
 from logitcask_schemas.terminal import counted
+from logitcask_services.corpora.document_names import DocumentNames
 from logitcask_services.corpora.prepare import DocumentLimits, PreparationStoppedError, Prepared, prepare
 from logitcask_services.corpora.token_store import TokenStore
 from logitcask_services.engines.hint_shape import hint_bytes_per_document, hint_bytes_per_position, resolve_hints
@@ -40,7 +41,7 @@ IDLE_SECONDS = 5.0
 SMALL_BYTES = 64 << 20
 """A corpus up to this size is prepared by either thread, a larger one by one of them only."""
 MAX_LISTED = 10_000
-"""Lines of one corpus that are listed one by one; a file that is no corpus shall not fill the database."""
+"""Lines of one corpus that are listed one by one, as far as the list's file has room."""
 
 
 class CorpusDamagedError(LogitcaskError, ValueError):
@@ -229,14 +230,18 @@ class Preparer(threading.Thread):
                     f"{corpus} has {size} bytes, {uploaded.bytes} were uploaded: it was changed since. Upload the "
                     "corpus again, which puts it right, and resume the extraction"
                 )
-            return prepare(
-                corpus,
-                context.folders.token_store(row.id),
-                facts.tokenizer,
-                limits,
-                report=bad_lines.add,
-                stopped=lambda: context.signals.ends(row.id),
-            )
+            with DocumentNames(context.folders.document_names(row.id)) as names:
+                prepared = prepare(
+                    corpus,
+                    context.folders.token_store(row.id),
+                    facts.tokenizer,
+                    limits,
+                    report=bad_lines.add,
+                    stopped=lambda: context.signals.ends(row.id),
+                    named=names.add,
+                )
+                names.finish()
+            return prepared
 
         try:
             prepared = waiter.run(write_store)
@@ -256,21 +261,21 @@ class Preparer(threading.Thread):
 
 
 class BadLines:
-    """The bad lines of one preparation: the first `MAX_LISTED` go to the log, the others are counted."""
+    """The bad lines of one preparation: the first `MAX_LISTED`, as far as they fit, are listed; others are counted."""
 
     def __init__(self, log: JobLog, row: ExtractionRow) -> None:
         self._log = log
         self._row = row
         self._listed = 0
         self.unlisted = 0
-        """Lines that are bad or skipped and not in the log."""
+        """Lines that are bad or skipped and not listed."""
         self._first_unlisted = 0
         """Number of the first of them."""
         self.first: Failure | None = None
         """The first bad one; a line that was too long is none."""
 
     def begin(self) -> None:
-        """Forget those of an earlier attempt, here and in the log."""
+        """Forget those of an earlier attempt, here and in the list."""
         self._listed = self.unlisted = 0
         self.first = None
         self._log.clear_bad_lines(self._row)
@@ -279,20 +284,20 @@ class BadLines:
         """Take up more lines, in the order of the corpus."""
         if self.first is None and bad and bad[0].code != "too_long":
             self.first = bad[0]
-        if rows := bad[: MAX_LISTED - self._listed]:
-            self._log.add_bad_lines(self._row, rows)
-        if not self.unlisted and len(rows) < len(bad):
-            self._first_unlisted = bad[len(rows)].line
-        self._listed, self.unlisted = self._listed + len(rows), self.unlisted + len(bad) - len(rows)
+        rows = [] if self.unlisted else bad[: MAX_LISTED - self._listed]
+        listed = self._log.list_bad_lines(self._row, rows) if rows else 0
+        if not self.unlisted and listed < len(bad):
+            self._first_unlisted = bad[listed].line
+        self._listed, self.unlisted = self._listed + listed, self.unlisted + len(bad) - listed
 
     def note_unlisted(self) -> None:
-        """Say in the log how many it does not list."""
+        """Say at the end of the list how many it leaves out."""
         message = (
-            f"from here on {self.unlisted} more lines are bad or skipped and are not listed: the first {MAX_LISTED} "
+            f"from here on {self.unlisted} more lines are bad or skipped and are not listed: the first {self._listed} "
             "are. Mend those and submit the corpus again, or look at a part of it with `logitcask submit --dry-run`"
         )
         failure = Failure(stage="corpus", line=self._first_unlisted, code="not_listed", message=message, custom_id=None)
-        self._log.add_bad_lines(self._row, [failure])
+        self._log.note_unlisted(self._row, failure)
 
 
 def _request_fault(row: ExtractionRow, facts: TeacherFacts) -> tuple[str, str] | None:

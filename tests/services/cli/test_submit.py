@@ -108,10 +108,9 @@ def test_a_corpus_that_does_not_fit_is_refused_before_the_upload(serve, run, cor
     [
         (b"", "is empty"),
         (b" \n\n", "is empty"),
-        (gzip.compress(b'{"text": "a"}\n', mtime=0), "is compressed with gzip, expected JSON lines: gzip -dc"),
-        (b"\x28\xb5\x2f\xfd....", "is compressed with zstd"),
+        (b"BZh....", "is compressed with bzip2, expected JSON lines: bzip2 -dc"),
         (b"PK\x03\x04....", "is a ZIP archive"),
-        (b"PAR1....", "is a Parquet file, expected JSON lines; write its rows as JSON lines"),
+        (b"ARROW1....", "is an Arrow file, expected JSON lines; write its rows as JSON lines"),
         ('{"text": "a"}\n'.encode("utf-16"), "is UTF-16, expected JSON lines: iconv -f UTF-16 -t UTF-8"),
         (b'[{"text": "a"}, {"text": "b"}]', "is a JSON array, expected one object per line: jq -c '.[]'"),
         (b'[\n  {"text": "a"}\n]\n', "is a JSON array"),
@@ -126,6 +125,18 @@ def test_files_that_are_no_json_lines(serve, run, tmp_path, content, words):
     assert code == 2
     assert words in " ".join(err.replace("│", " ").split())
     assert corpora(server) == []
+
+
+def test_packed_files_are_sent_as_they_are_and_not_previewed(serve, run, tmp_path):
+    server = serve()
+    path = tmp_path / "corpus.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"text": "a b"}\n', mtime=0))
+    code, out, _ = run(server, "submit", path, "--cask", "x")
+    assert code == 0
+    assert server.finish(out.strip())["documents"]["captured"] == 1
+    code, _, err = run(server, "submit", path, "--cask", "x", "--dry-run")
+    assert code == 2
+    assert "is compressed with gzip, and --dry-run reads JSON lines" in " ".join(err.replace("│", " ").split())
 
 
 def test_paths_that_are_no_file(serve, run, tmp_path, corpus):

@@ -17,6 +17,7 @@ BUILT_IN = Path(__file__).parents[3] / "services/logitcask_services/generation/b
 RECIPES = [
     "answer",
     "continue",
+    "conversation",
     "cot",
     "counterfactual",
     "evolve",
@@ -232,7 +233,7 @@ def test_emit_of_the_request_goes_before_that_of_the_recipe():
 @pytest.mark.parametrize(
     ("recipe", "parameters", "words"),
     [
-        ("cots", {}, "there is no recipe `cots`; there are: answer, continue, cot, "),
+        ("cots", {}, "there is no recipe `cots`; there are: answer, continue, conversation, cot, "),
         ("cot", {"temp": 1}, "recipe `cot` has no parameter `temp`; it has: answer, check, "),
         ("evolve", {}, "recipe `evolve` needs the parameter `target`, which has no default; give it"),
         ("evolve", {"target": None}, "recipe `evolve` needs the parameter `target`"),

@@ -43,7 +43,7 @@ def test_the_description_is_in_order(server):
             if status >= "400" and (path, status) != ("/health/ready", "503"):
                 schema = {"schema": {"$ref": "#/components/schemas/ProblemBody"}}
                 assert documented["content"] == {PROBLEM: schema}, (path, status)
-    for path in ("/v1/corpora", "/v1/extractions", "/v1/generations"):
+    for path in ("/v1/corpora", "/v1/extractions", "/v1/generations", "/v1/batches", "/v1/files"):
         assert {"404", "422"} <= description["paths"][path]["get"]["responses"].keys()
     schemas = description["components"]["schemas"]
     assert schemas["ExtractionRequest"]["properties"]["max_length"]["anyOf"][0]["maximum"] == 2**31 - 1
@@ -53,7 +53,7 @@ def test_the_description_is_in_order(server):
         "/v1/generations": {"get", "post"},
         "/v1/generations/check": {"post"},
         "/v1/generations/preview": {"post"},
-        "/v1/generations/{generation_id}": {"get"},
+        "/v1/generations/{generation_id}": {"get", "delete"},
         "/v1/generations/{generation_id}/cancel": {"post"},
         "/v1/generations/{generation_id}/resume": {"post"},
         "/v1/generations/{generation_id}/events": {"get"},
@@ -92,14 +92,14 @@ def test_unknown_routes_and_methods_are_problems_too(server):
 def test_allow_lists_every_method_of_a_path(server):
     for path, allowed in (
         ("/v1/corpora", "GET, HEAD, POST"),
-        ("/v1/corpora/x", "GET, HEAD"),
+        ("/v1/corpora/x", "DELETE, GET, HEAD"),
         ("/v1/extractions", "GET, HEAD, POST"),
         ("/v1/extractions/x/cancel", "POST"),
         ("/v1/generations", "GET, HEAD, POST"),
         ("/v1/generations/x/resume", "POST"),
         ("/health", "GET, HEAD"),
     ):
-        assert server.client.delete(path).headers["allow"] == allowed
+        assert server.client.put(path).headers["allow"] == allowed
 
 
 def test_head_is_get_without_the_body(server):
@@ -141,7 +141,7 @@ def test_json_under_another_name_is_told(server, media_type):
 
 
 def test_the_page_after_what_does_not_exist(server):
-    for path in ("/v1/corpora", "/v1/extractions", "/v1/generations"):
+    for path in ("/v1/corpora", "/v1/extractions", "/v1/generations", "/v1/batches", "/v1/files"):
         answer = server.client.get(f"{path}?after=nope")
         assert (answer.status_code, answer.json()["error"]["param"]) == (404, "after")
 

@@ -27,6 +27,7 @@ from logitcask_services.jobs.extraction import (
     IllegalTransitionError,
     NotFoundError,
 )
+from logitcask_services.jobs.failure_files import FailureFiles
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def queued(store, request_of):
     return row
 
 
-def test_restart_queues_what_ran_and_ends_what_was_being_cancelled(store, request_of, database):
+def test_restart_queues_what_ran_and_ends_what_was_being_cancelled(store, request_of, database, tmp_path):
     running, finalizing, cancelling, waiting = (queued(store, request_of) for _ in range(4))
     store.step(running.id, "in_progress")
     store.set_waiting(running.id, ("insufficient_storage", "full"))
@@ -75,7 +76,9 @@ def test_restart_queues_what_ran_and_ends_what_was_being_cancelled(store, reques
     }
     assert store.get(running.id).waiting is None
     assert store.recover() == []
-    messages = [event.message for event in JobLog(database).events(store.get(running.id), after=0)]
+    messages = [
+        event.message for event in JobLog(database, FailureFiles(tmp_path)).events(store.get(running.id), after=0)
+    ]
     assert messages[-1] == "queued: the service restarted; the run goes on"
 
 
@@ -142,7 +145,7 @@ def test_a_database_of_the_future_is_refused(tmp_path):
     with database.write() as session:
         session.connection().exec_driver_sql("PRAGMA user_version = 99")
     database.close()
-    with pytest.raises(DatabaseError, match="schema version 99, this logitcask reads 4 and older"):
+    with pytest.raises(DatabaseError, match=f"schema version 99, this logitcask reads {SCHEMA_VERSION} and older"):
         Database(tmp_path)
 
 
@@ -179,7 +182,7 @@ def test_a_database_of_version_3_keeps_all_that_refers_to_its_extractions(tmp_pa
     """The table of extractions is that of all jobs now: events, failures, chunks, shards and keys follow it."""
     old_database(tmp_path, 3)
     database = Database(tmp_path)
-    store, log = ExtractionStore(database, lambda extraction_id: None), JobLog(database)
+    store, log = ExtractionStore(database, lambda extraction_id: None), JobLog(database, FailureFiles(tmp_path))
     (row,) = store.page(status=None, after=None, limit=5)
     assert (row.id, row.kind, row.status, row.captured_documents, row.bad_lines) == (
         "extraction-1",
@@ -225,7 +228,7 @@ def test_a_database_of_version_2_keeps_its_requests_and_keys(tmp_path):
     assert (first.request, second.request) == (plain, full)
     assert older.request.capture.tau == 1e-9  # under the limits of its version
     assert (first.status, first.notes, first.documents) == ("queued", {"blank_line": 1}, 3)
-    (failures,) = JobLog(database).failures(second)
+    (failures,) = JobLog(database, FailureFiles(tmp_path)).failures(second)
     assert [(failure["line"], failure["code"]) for failure in failures] == [(2, "not_json")]
     require_tables_of_today(database)
     for request, name, row in ((plain, "first", first), (full, "second", second)):

@@ -1,6 +1,6 @@
 """Corpora as people have them, through a real server: blank lines, bad lines by the thousand, strange ids, answers."""
 
-import gzip
+import bz2
 import json
 
 import numpy as np
@@ -10,6 +10,7 @@ from logitcask_services.corpora.prepare import prepare
 from logitcask_services.jobs import preparer
 from logitcask_services.jobs.database.extractions import ExtractionStore
 from logitcask_services.jobs.extraction import MAX_DOCUMENTS, plan_chunks
+from logitcask_services.jobs.failure_files import FailureFiles
 from tests.support.services.fake_teacher import FakeTokenizer
 
 
@@ -22,6 +23,42 @@ def test_bad_lines_beyond_the_most_that_are_listed_are_counted(serve, monkeypatc
     assert [entry["line"] for entry in listed] == [1, 2, 3]
     assert (last["code"], last["line"]) == ("not_listed", 4)
     assert "1997 more lines are bad or skipped and are not listed" in last["message"]
+
+
+def test_a_list_of_bad_lines_is_bounded_in_bytes(serve, monkeypatch):
+    monkeypatch.setattr(FailureFiles.append, "__kwdefaults__", {"most_bytes": 2000})
+    server = serve()
+    bad = [{"text": "", "custom_id": "x" * 400} for _ in range(500)]
+    job = server.finish(server.submit(server.upload(bad))["id"])
+    assert (job["status"], job["lines"]["bad"]) == ("failed", 500)
+    *listed, last = server.errors(job["id"])
+    assert [entry["line"] for entry in listed] == [1, 2, 3]
+    assert (last["code"], last["line"]) == ("not_listed", 4)
+    assert "497 more lines" in last["message"]
+    assert server.service.failures.path(job["id"]).stat().st_size < 4000
+
+
+def test_100MB_of_newlines(serve, tmp_path):
+    """They cost the state next to nothing, and the list of failures says what they are."""
+    server = serve()
+    corpus = server.upload(b"\n" * 100_000_000)
+    assert corpus["lines"] == 100_000_000
+    job = server.finish(server.submit(corpus)["id"])
+    assert (job["status"], job["error"]["code"]) == ("failed", "nothing_captured")
+    state = tmp_path / "state"
+    assert sum(path.stat().st_size for path in state.rglob("*") if path.is_file() and path.suffix != ".jsonl") < 2 << 20
+    assert server.errors(job["id"]) == []
+
+
+def test_bad_lines_cost_the_database_nothing(serve, tmp_path):
+    """300 kB of them took 25 MB once."""
+    server = serve()
+    job = server.finish(server.submit(server.upload(b"x\n" * 150_000))["id"])
+    assert (job["status"], job["lines"]["bad"]) == ("failed", 150_000)
+    outside = [path for path in (tmp_path / "state").rglob("*") if path.is_file() and path.parent.name != "corpora"]
+    assert sum(path.stat().st_size for path in outside) < 2 << 20
+    *listed, last = server.errors(job["id"])
+    assert f"{150_000 - len(listed)} more lines" in last["message"]
 
 
 def test_trailing_blank_lines_do_not_fail_an_extraction(serve):
@@ -41,12 +78,12 @@ def test_errors_are_one_line_each_whatever_the_custom_id(serve):
     assert [json.loads(line)["custom_id"] for line in text.splitlines()] == names
 
 
-def test_a_compressed_upload_is_refused_with_a_sentence(serve):
+def test_an_upload_of_another_format_is_refused_with_a_sentence(serve):
     server = serve()
-    content = gzip.compress(b"x")
+    content = bz2.compress(b"x")
     answer = server.client.post("/v1/corpora", content=content, headers={"Content-Type": "application/jsonl"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (415, "not_json_lines")
-    assert "gzip -dc FILE" in answer.json()["detail"]
+    assert "bzip2 -dc FILE" in answer.json()["detail"]
     assert server.client.get("/v1/corpora").json()["data"] == []
 
 

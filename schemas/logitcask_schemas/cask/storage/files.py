@@ -133,6 +133,11 @@ def publish_path(temporary: Path, target: Path) -> None:
     files.sync_directory(target.parent)
 
 
+def disk_full(folder: Path) -> OSError:
+    """The error of a disk that has no more room than is to be left alone."""
+    return OSError(errno.ENOSPC, "too few bytes are free", str(folder))
+
+
 def free_bytes(folder: Path) -> int:
     """Free bytes, for an ordinary user, of the file system that holds a folder."""
     return shutil.disk_usage(folder).free

@@ -87,11 +87,6 @@ class GenerationStore(JobStore[GenerationRow]):
         with self._database.read() as session:
             return session.scalar(select(func.sum(GenerationRow.generated_tokens))) or 0
 
-    def ids(self) -> set[str]:
-        """Of all generations."""
-        with self._database.read() as session:
-            return set(session.scalars(select(GenerationRow.id)))
-
     # -- stages and chunks ---------------------------------------------------------------------------------------
 
     def stages(self, generation_id: str) -> Sequence[StageRow]:

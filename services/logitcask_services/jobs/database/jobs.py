@@ -84,6 +84,11 @@ class JobStore(Generic[R]):
         with self._database.read() as session:
             return self._row(session, job_id)
 
+    def ids(self) -> set[str]:
+        """Of all jobs of the kind."""
+        with self._database.read() as session:
+            return set(session.scalars(select(self._kind.id)))
+
     def page(self, *, status: Status | None, after: str | None, limit: int) -> Sequence[R]:
         """Up to `limit` jobs, newest first, older than `after`."""
         query = select(self._kind).order_by(self._kind.number.desc()).limit(limit)
@@ -190,9 +195,17 @@ class JobStore(Generic[R]):
         return row
 
 
+class AnyJobs(JobStore[JobRow]):
+    """The jobs of all kinds, to be looked at."""
+
+    row_type = JobRow
+    noun = "batch"
+
+
 def add_job(session: Session, row: JobRow, noun: str) -> None:
     """A new job, within the caller's transaction. Raises NotFoundError where its corpus is not there."""
-    if session.scalar(select(CorpusRow.number).where(CorpusRow.id == row.corpus_id)) is None:
+    corpus = select(CorpusRow.number).where(CorpusRow.id == row.corpus_id, CorpusRow.deleted_at.is_(None))
+    if session.scalar(corpus) is None:
         raise NotFoundError("corpus", row.corpus_id)
     row.id = f"{noun}-{secrets.token_hex(12)}"
     row.timestamps = {row.status: time.time()}

@@ -1,4 +1,4 @@
-"""The event log and the list of failures of a job: append, and read page by page."""
+"""The event log and the failures of a job, lists of bad lines in files beside the database: append, read in pages."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from logitcask_schemas.api.objects import Failure
 from logitcask_services.jobs.database.database import Database
 from logitcask_services.jobs.database.tables import EventRow, FailureRow, JobRow
+from logitcask_services.jobs.failure_files import MAX_BYTES, FailureFiles
 
 PAGE = 1000
 
@@ -30,8 +31,9 @@ def add_failures(session: Session, row: JobRow, failures: Sequence[Failure]) -> 
 class JobLog:
     """Reads of events and failures, and the bulk writing of bad lines."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, lists: FailureFiles) -> None:
         self._database = database
+        self._lists = lists
 
     def events(self, row: JobRow, *, after: int, limit: int = PAGE) -> Sequence[EventRow]:
         """Events with a `seq` above `after`, in order."""
@@ -41,6 +43,7 @@ class JobLog:
 
     def failures(self, row: JobRow) -> Iterator[list[dict[str, Any]]]:
         """All bad lines and failed documents in the order they were found, in pages of up to PAGE."""
+        yield from self._lists.pages(row.id)
         after = 0
         table = FailureRow
         columns = (table.custom_id, table.line, table.document, table.stage, table.code, table.message)
@@ -62,16 +65,17 @@ class JobLog:
         with self._database.read() as session:
             return {failure.document: failure for failure in session.scalars(query) if failure.document is not None}
 
-    def add_bad_lines(self, row: JobRow, bad: Sequence[Failure]) -> None:
-        """Append bad lines of the corpus, or rows that were left out."""
-        with self._database.write() as session:
-            add_failures(session, row, bad)
+    def list_bad_lines(self, row: JobRow, bad: Sequence[Failure]) -> int:
+        """Append bad lines of the corpus, or rows that were left out, while the list has room; how many it took."""
+        return self._lists.append(row.id, bad)
+
+    def note_unlisted(self, row: JobRow, note: Failure) -> None:
+        """End a list that is full with what it leaves out."""
+        self._lists.append(row.id, [note], most_bytes=2 * MAX_BYTES)
 
     def clear_bad_lines(self, row: JobRow) -> None:
-        """Forget the bad lines of a preparation that did not end."""
-        self.clear(row, "corpus")
-
-    def clear(self, row: JobRow, stage: str) -> None:
-        """Forget what was listed of a stage that is gone through anew."""
+        """Forget the bad lines of a job whose lines are read anew, those in the database of older versions, too."""
+        self._lists.drop(row.id)
+        stages = ("corpus", "generation")
         with self._database.write() as session:
-            session.execute(delete(FailureRow).where(FailureRow.job == row.number, FailureRow.stage == stage))
+            session.execute(delete(FailureRow).where(FailureRow.job == row.number, FailureRow.stage.in_(stages)))

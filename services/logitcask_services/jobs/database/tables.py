@@ -9,9 +9,9 @@ from logitcask_schemas.api.generation import StoredGeneration
 from logitcask_schemas.api.objects import Status
 from logitcask_schemas.api.requests import ExtractionRequest, stored_request
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 6
 """1: the first. 2: notes, first lines. 3: the request as one document, until then a column for each of its fields.
-4: jobs of several kinds in the table that held extractions alone."""
+4: jobs of several kinds in the table that held extractions alone. 6: uploads in parts; corpora that were deleted."""
 JobRequest = ExtractionRequest | StoredGeneration
 
 
@@ -59,6 +59,38 @@ class CorpusRow(Base):
     lines: Mapped[int]
     name: Mapped[str | None]
     created_at: Mapped[float]
+    deleted_at: Mapped[float | None]
+    """Set where the content is gone; the row stays for the jobs that name it."""
+
+
+class UploadRow(Base):
+    """A file that comes in parts, which lie in a folder of its own until it is complete."""
+
+    __tablename__ = "uploads"
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(unique=True)
+    filename: Mapped[str]
+    purpose: Mapped[str]
+    bytes: Mapped[int]
+    status: Mapped[str]
+    created_at: Mapped[float]
+    expires_at: Mapped[float]
+    corpus_id: Mapped[str | None] = mapped_column(ForeignKey("corpora.id"))
+
+
+class PartRow(Base):
+    """A part of such a file, whole on the disk."""
+
+    __tablename__ = "upload_parts"
+    __table_args__ = (Index("upload_parts_by_upload", "upload", "number"),)
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(unique=True)
+    upload: Mapped[int] = mapped_column(ForeignKey("uploads.number"))
+    bytes: Mapped[int]
+    sha256: Mapped[str]
+    created_at: Mapped[float]
 
 
 class JobRow(Base):
@@ -66,7 +98,7 @@ class JobRow(Base):
 
     __tablename__ = "jobs"
     __table_args__ = (Index("jobs_by_status", "status", "number"),)
-    __mapper_args__ = {"polymorphic_on": "kind"}  # noqa: RUF012 - SQLAlchemy reads it from the class
+    __mapper_args__ = {"polymorphic_on": "kind", "with_polymorphic": "*"}  # noqa: RUF012 - SQLAlchemy reads it from the class
 
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(unique=True)

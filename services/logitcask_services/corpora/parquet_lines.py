@@ -1,0 +1,119 @@
+"""A Parquet file as lines of JSON: one line for each row, row group by row group, a few rows at a time in memory.
+
+Columns that JSON can hold are fields of the line under their own names; others (binary, times, decimals) are left out.
+A null is left out, since Parquet cannot tell it from a field that is not there; the `content` of a message stays null.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from logitcask_schemas.errors import LogitcaskError
+
+BATCH_ROWS = 64
+"""Few, since a long value that stands in every row is small in the file and large in each row of a batch."""
+BATCH_VALUES = 1 << 18
+"""Of all columns, in a batch of average rows."""
+BATCH_BYTES = 8 << 20
+MAX_GROUP_VALUES = 1 << 27
+"""Of a row group. Runs of equal values are a few bytes of a file, so this bounds what one row may cost in memory."""
+BLOCK_BYTES = 1 << 20
+BUFFER_BYTES = 1 << 16
+MAX_FOOTER_STRINGS, MAX_FOOTER_ITEMS = 32 << 20, 4 << 20
+
+
+class ParquetError(LogitcaskError, ValueError):
+    """A Parquet file that no corpus can be made of."""
+
+
+def lines_of_parquet(path: Path) -> Iterator[bytes]:
+    """Blocks of whole lines. Raises ParquetError where the file is damaged, or has no column that JSON can hold."""
+    try:
+        with pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False, **_FOOTER) as parquet:
+            columns = _columns(parquet.schema_arrow)
+            for group in range(parquet.num_row_groups):
+                yield from _group_lines(parquet, group, columns)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ParquetError(f"the Parquet file cannot be read: {' '.join(str(error).split())[:500]}") from error
+
+
+_FOOTER: dict[str, Any] = {
+    "thrift_string_size_limit": MAX_FOOTER_STRINGS,
+    "thrift_container_size_limit": MAX_FOOTER_ITEMS,
+}
+
+
+def _columns(schema: pa.Schema) -> list[str]:
+    """Names of the columns that go into lines. Raises ParquetError."""
+    columns = [field.name for field in schema if _json_holds(field.type)]
+    if not columns:
+        names = ", ".join(f"{name[:40]} ({schema.field(at).type})"[:80] for at, name in enumerate(schema.names[:16]))
+        raise ParquetError(
+            f"the Parquet file has the columns {names or 'none'}; expected `text`, `messages`, "
+            "`input_ids`, or `prompt` with `completion`"
+        )
+    if len(set(schema.names)) < len(schema.names):
+        raise ParquetError("the Parquet file has two columns of one name; rename one")
+    return columns
+
+
+def _json_holds(kind: pa.DataType) -> bool:
+    """Whether values of an Arrow type are values of JSON."""
+    types = pa.types
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return _json_holds(kind.value_type)
+    if types.is_struct(kind):
+        return all(_json_holds(kind.field(at).type) for at in range(kind.num_fields))
+    if types.is_dictionary(kind):
+        return _json_holds(kind.value_type)
+    return bool(
+        types.is_string(kind)
+        or types.is_large_string(kind)
+        or types.is_integer(kind)
+        or types.is_floating(kind)
+        or types.is_boolean(kind)
+        or types.is_null(kind)
+    )
+
+
+def _group_lines(parquet: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[bytes]:
+    metadata = parquet.metadata.row_group(group)
+    wanted = [
+        metadata.column(at)
+        for at in range(metadata.num_columns)
+        if metadata.column(at).path_in_schema.partition(".")[0] in columns
+    ]
+    values = sum(column.num_values for column in wanted)
+    if values > MAX_GROUP_VALUES:
+        raise ParquetError(
+            f"row group {group} of the Parquet file has {values} values, more than {MAX_GROUP_VALUES}; write it with "
+            "smaller row groups (row_group_size=10_000)"
+        )
+    size, count = sum(column.total_uncompressed_size for column in wanted), max(metadata.num_rows, 1)
+    rows = max(1, min(BATCH_ROWS, BATCH_VALUES * count // max(values, 1), BATCH_BYTES * count // max(size, 1)))
+    block = bytearray()
+    for batch in parquet.iter_batches(batch_size=rows, row_groups=[group], columns=columns, use_threads=False):
+        for entry in batch.to_pylist():
+            block += json.dumps(_without_nulls(entry), ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+            if len(block) >= BLOCK_BYTES:
+                yield bytes(block)
+                block.clear()
+    if block:
+        yield bytes(block)
+
+
+def _without_nulls(value: Any) -> Any:
+    """Without the fields that are null."""
+    if isinstance(value, dict):
+        return {
+            name: _without_nulls(inner)
+            for name, inner in value.items()
+            if inner is not None or (name == "content" and value.get("role") is not None)
+        }
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
