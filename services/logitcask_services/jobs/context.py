@@ -1,6 +1,7 @@
 """What the threads of one service share: folders, database, teacher, signals, and the settings."""
 
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from logitcask_services.jobs.database.database import Database
 from logitcask_services.jobs.database.extractions import ExtractionStore
 from logitcask_services.jobs.database.generations import GenerationStore
 from logitcask_services.jobs.database.log import JobLog
+from logitcask_services.jobs.database.queue import JobQueue
 from logitcask_services.jobs.demonstration_corpora import DemonstrationCorpora
 from logitcask_services.jobs.live import Heartbeat, LiveProgress, Signals
 from logitcask_services.jobs.scoring import Scoring
@@ -48,6 +50,7 @@ class JobContext:
         self.corpora = CorpusRegistry(self.database)
         self.extractions = ExtractionStore(self.database, self.signals.changed)
         self.generations = GenerationStore(self.database, self.signals.changed)
+        self.queue = JobQueue(self.database, self.signals.changed)
         self.chunks = ChunkStore(self.database, self.signals.changed)
         self.log = JobLog(self.database)
         self.progress = LiveProgress()
@@ -71,6 +74,8 @@ class JobContext:
                 waiting_tokens=settings.score_waiting_tokens,
             ),
         )
+        self.pausing = threading.Lock()
+        """Held while the database and the signals are told of a pause, or of its end, so that they agree."""
         self.crash: str | None = None
         """Why the service must end, once it must."""
         self.exit_code = 0

@@ -101,11 +101,11 @@ class Preparer(threading.Thread):
     def _step(self) -> bool:
         self._context.database.require_in_place()  # told in the log even where there is nothing to do
         store = self._context.extractions
-        for row in store.in_status("cancelling"):
+        for row in (*store.in_status("cancelling"), *store.in_status("pausing")):
             # One that the worker has is the worker's to end, one that is being prepared that thread's.
-            if not {"in_progress", "queued"} & row.timestamps.keys() and self._claim(row):
+            if _was_validating(row) and self._claim(row):
                 try:
-                    store.step(row.id, "cancelled")
+                    store.leave(row.id)
                     self._context.folders.drop_token_store(row.id)
                 finally:
                     self._claims.release(row.id)
@@ -193,7 +193,7 @@ class Preparer(threading.Thread):
             (context.folders.state,),
             floor=settings.disk_floor_bytes,
             poll_seconds=settings.pause_poll_seconds,
-            ends=lambda seconds: context.signals.stopping.wait(seconds) or context.signals.ends(row.id),
+            ends=lambda seconds: context.signals.stopping.wait(seconds) or context.signals.ends_preparation(row.id),
             set_waiting=lambda reason: context.extractions.set_waiting(row.id, reason),
             gives_way=lambda seconds: self._gives_way(row),
         )
@@ -227,7 +227,7 @@ class Preparer(threading.Thread):
                 facts.tokenizer,
                 limits,
                 report=bad_lines.add,
-                stopped=lambda: context.signals.ends(row.id),
+                stopped=lambda: context.signals.ends_preparation(row.id),
             )
 
         try:
@@ -285,6 +285,12 @@ class BadLines:
         )
         failure = Failure(stage="corpus", line=self._first_unlisted, code="not_listed", message=message, custom_id=None)
         self._log.add_bad_lines(self._row, [failure])
+
+
+def _was_validating(row: ExtractionRow) -> bool:
+    """Whether it was being prepared, rather than captured, when it was asked to end."""
+    entered = row.timestamps
+    return all(entered["validating"] >= entered.get(status, 0.0) for status in ("queued", "in_progress"))
 
 
 def _request_fault(row: ExtractionRow, facts: TeacherFacts) -> tuple[str, str] | None:

@@ -1,10 +1,10 @@
-"""The thread that owns the teacher: loads it, takes the oldest queued job, runs it, and says how it ended."""
+"""The thread that owns the teacher: loads it, takes the first queued job, runs it, and says how it ended."""
 
 import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TypeVar
 
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -24,6 +24,7 @@ from logitcask_services.jobs.answer_files import AnswersDamagedError
 from logitcask_services.jobs.context import JobContext, teacher_document
 from logitcask_services.jobs.database.extractions import TOKENS, ExtractionStore
 from logitcask_services.jobs.database.generations import WEIGHTS, GenerationStore
+from logitcask_services.jobs.database.jobs import queue_key
 from logitcask_services.jobs.database.tables import ExtractionRow, GenerationRow, JobRow
 from logitcask_services.jobs.extraction import IllegalTransitionError
 from logitcask_services.jobs.extraction_run import ExtractionRun
@@ -43,6 +44,7 @@ from logitcask_services.jobs.waiting import (
 from logitcask_services.jobs.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 IDLE_SECONDS = 5.0
 PATIENCE_SECONDS = 30.0
 """A run that is under way waits so long with the teacher idle before others go first."""
@@ -117,7 +119,7 @@ class Worker(threading.Thread):
             return False
 
     def _first_role(self) -> Role | None:
-        """For the first load: what the oldest job needs; None once a teacher was loaded, or nothing waits."""
+        """For the first load: what the first job needs; None once a teacher was loaded, or nothing waits."""
         context = self._context
         if context.teacher.loads:
             return None
@@ -125,9 +127,11 @@ class Worker(threading.Thread):
             queued = (*context.extractions.in_status("queued"), *context.generations.in_status("queued"))
         except (OperationalError, PoolTimeoutError):
             return None
-        return role_of(min(queued, key=lambda row: row.number)) if queued else None
+        return role_of(min(queued, key=queue_key)) if queued else None
 
     def _step(self, teacher: Teacher) -> bool:
+        if self._context.signals.queue_paused:
+            return False
         row = self._choose(teacher)
         if row is None:
             self._explain_others(teacher)
@@ -218,11 +222,10 @@ class Worker(threading.Thread):
                 self._end(row, *ending)
 
     def _ended(self, row: JobRow) -> None:
-        """The run was told to end: by a cancel, or because the service stops (then the next start goes on)."""
-        status = self._store(row).get(row.id).status
-        if status == "cancelling":
-            self._end(row, "cancelled", None)
-        elif status == "cancelled":  # noted by the watchdog, while the teacher was deep in its work
+        """The run was told to end: by a cancel or a pause, or because the service stops (the next start goes on)."""
+        requeue = not self._context.signals.stopping.is_set()
+        left: JobRow = self._persist(lambda: self._store(row).leave(row.id, requeue=requeue))
+        if left.status == "cancelled":  # now, or by the watchdog while the teacher was deep in its work
             self._context.folders.drop_token_store(row.id)
 
     def _died(self, run: JobRun, error: TeacherDiedError) -> None:
@@ -259,29 +262,31 @@ class Worker(threading.Thread):
         if status != "failed":  # a failed one may be resumed
             self._context.folders.drop_token_store(row.id)
 
-    def _persist(self, work: Callable[[], object]) -> None:
+    def _persist(self, work: Callable[[], T]) -> T:
         context = self._context
-        retry_until_written(work, poll_seconds=context.settings.pause_poll_seconds, stopping=context.signals.stopping)
+        return retry_until_written(
+            work, poll_seconds=context.settings.pause_poll_seconds, stopping=context.signals.stopping
+        )
 
     # -- jobs that wait for something of their own ---------------------------------------------------------------
 
     def _due(self, teacher: Teacher) -> list[JobRow]:
-        """Queued jobs of this teacher whose time has come, oldest first."""
+        """Queued jobs of this teacher whose time has come, in the order of the queue."""
         identity = teacher.identity
         queued: list[JobRow] = [
             *self._context.extractions.queued_for(identity),
             *self._context.generations.queued_for(identity),
         ]
-        return sorted((row for row in queued if self._set_aside.is_due(row.id)), key=lambda row: row.number)
+        return sorted((row for row in queued if self._set_aside.is_due(row.id)), key=queue_key)
 
     def _choose(self, teacher: Teacher) -> JobRow | None:
-        """The next job: the oldest, or a few of those for which the teacher need not be loaded anew before it."""
+        """The next job: the first, or a few of its equals for which the teacher need not be loaded anew before it."""
         due = self._due(teacher)
         ready = next((row for row in due if role_of(row) in teacher.parts), None)
         if not due or ready is due[0]:
             self._passed = 0
             return ready
-        if ready is not None and self._passed < MOST_BEFORE_SWITCH:
+        if ready is not None and ready.priority == due[0].priority and self._passed < MOST_BEFORE_SWITCH:
             self._passed += 1
             return ready
         self._passed = 0

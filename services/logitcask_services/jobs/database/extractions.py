@@ -8,9 +8,9 @@ from sqlalchemy.orm import Session
 from logitcask_schemas.api.objects import FINAL
 from logitcask_schemas.api.requests import ExtractionRequest
 from logitcask_schemas.record.identity import TeacherIdentity
-from logitcask_services.jobs.database.jobs import JobStore, job_row, move
+from logitcask_services.jobs.database.jobs import IN_ORDER, JobStore, job_row, move
 from logitcask_services.jobs.database.tables import ChunkRow, CorpusRow, ExtractionRow, FailureRow
-from logitcask_services.jobs.extraction import IdempotencyKey
+from logitcask_services.jobs.extraction import IdempotencyKey, check_resumable
 
 TOKENS = ("tokenizer_fingerprint", "template_hash")
 """Members of a teacher's identity that decide whether token ids prepared with it are another's too."""
@@ -53,14 +53,15 @@ class ExtractionStore(JobStore[ExtractionRow]):
             return Totals(*(value or 0 for value in session.execute(select(*map(func.sum, columns))).one()))
 
     def resume(self, extraction_id: str, *, prepared: bool) -> ExtractionRow:
-        """Take a failed extraction up again, where it was. Raises IllegalTransitionError.
+        """Take a failed or paused extraction up again, where it was. Raises IllegalTransitionError.
 
         Args:
-            extraction_id: of a failed extraction.
+            extraction_id: of a failed or paused extraction.
             prepared: its tokens are still there; else it is validated anew.
         """
         with self._database.write() as session:
             row = row_of(session, extraction_id)
+            check_resumable(row.id, row.status)
             code, prepared = (row.error or {}).get("code"), prepared and row.teacher is not None
             move(session, row, "queued" if prepared else "validating", ("resumed", "taken up again as asked"))
             row.error = None
@@ -78,9 +79,9 @@ class ExtractionStore(JobStore[ExtractionRow]):
             return set(session.scalars(query))
 
     def to_prepare(self) -> list[tuple[ExtractionRow, int]]:
-        """Extractions to be validated with the bytes of their corpora, oldest first."""
+        """Extractions to be validated with the bytes of their corpora, in the order of the queue."""
         query = select(ExtractionRow, CorpusRow.bytes).join(CorpusRow, CorpusRow.id == ExtractionRow.corpus_id)
-        query = query.where(ExtractionRow.status == "validating").order_by(ExtractionRow.number)
+        query = query.where(ExtractionRow.status == "validating").order_by(*IN_ORDER)
         with self._database.read() as session:
             return [(row, size) for row, size in session.execute(query)]
 
