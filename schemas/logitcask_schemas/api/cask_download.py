@@ -8,7 +8,8 @@ service meanwhile has another ETag (its SHA-256), so it is fetched anew rather t
 import hashlib
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -42,9 +43,9 @@ from logitcask_schemas.cask.directory import (
 )
 from logitcask_schemas.cask.format.layout import MANIFEST_NAME, SHARDS_NAME
 from logitcask_schemas.cask.format.manifest import ShardEntry
-from logitcask_schemas.cask.storage.files import LocalFiles, publish_path, writes_explained
+from logitcask_schemas.cask.storage.files import LocalFiles, publish_path
 from logitcask_schemas.cask.storage.lock import writers_lock
-from logitcask_schemas.errors import CaskError
+from logitcask_schemas.errors import CaskError, CaskWriteError, LogitcaskError
 
 PARTIAL: Final = ".partial"
 _BLOCK: Final = 1 << 20
@@ -84,7 +85,7 @@ def download(cask: str, folder: Path, on_bytes: Callable[[int, int], None] | Non
         _require_same(folder, listing, entries)
         return DownloadedCask(folder=folder, shards=len(entries), bytes=total, received_bytes=0)
     half = folder.with_name(f"{folder.name}.download")
-    with writes_explained(f"{half}: the cask could not be kept there", "Make room or make it writable, and go on"):
+    with _kept(half):
         (half / SHARDS_NAME).mkdir(parents=True, exist_ok=True)
         with writers_lock(half, holder=f"download-{os.getpid()}", timeout_seconds=1.0):
             present, received = 0, 0
@@ -105,6 +106,21 @@ def download(cask: str, folder: Path, on_bytes: Callable[[int, int], None] | Non
                 folder.rmdir()  # empty
             publish_path(half, folder)
     return DownloadedCask(folder=folder, shards=len(entries), bytes=total, received_bytes=received)
+
+
+@contextmanager
+def _kept(folder: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write into a CaskWriteError."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, LogitcaskError):  # such as a connection that broke
+            raise
+        raise CaskWriteError(
+            f"{folder}: the cask could not be kept there: {error.strerror or error}. See to it that there is room and "
+            "that it can be written, then download again, which goes on where it was.",
+            error.errno,
+        ) from error
 
 
 def _required_paths(listing: CaskFiles, entries: list[ShardEntry]) -> list[CaskFile]:
@@ -128,9 +144,7 @@ def _require_same(folder: Path, listing: CaskFiles, entries: list[ShardEntry]) -
         identity = read_manifest(directory).identity_digest()
         present = {entry.name for entry in read_listing(directory).entries}
     except CaskError as error:
-        raise CaskError(
-            f"{folder}: exists and is no cask that could be gone on with ({error}). Name another"
-        ) from error
+        raise CaskError(f"{folder}: exists, and is no cask that is whole ({error}). Name another folder") from error
     missing = [entry for entry in entries if entry.name not in present or entry.identity != identity]
     if missing:
         raise CaskError(
@@ -187,7 +201,8 @@ def _receive(url: str, file: CaskFile, content: BinaryIO, told: Callable[[int], 
             while (block := (yield Next())) is not None:
                 assert isinstance(block, bytes)
                 content.write(block)
-                received, failures = received + len(block), 0
+                received += len(block)
+                failures = 0 if block else failures  # an empty block is no progress
                 told(content.tell())
                 if content.tell() > file.bytes:
                     return received  # the check finds it damaged

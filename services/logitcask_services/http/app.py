@@ -9,7 +9,17 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 from logitcask_schemas.terminal import installed_version
-from logitcask_services.http import corpora, extractions, generations, operations, previews, problems, queue, scoring
+from logitcask_services.http import (
+    casks,
+    corpora,
+    extractions,
+    generations,
+    operations,
+    previews,
+    problems,
+    queue,
+    scoring,
+)
 from logitcask_services.http.access import BrowserGuard, HeadLimit, HeadRequests, JsonBodyLimit, KeyRing
 from logitcask_services.http.dependencies import InFlight
 from logitcask_services.http.generated_rows import RowReaders
@@ -49,7 +59,7 @@ def create_app(service: Service, *, streams: int = 512) -> FastAPI:
     app.state.rows = RowReaders()
     app.state.previews = previews.PreviewQueue()
     problems.install(app)
-    routers = (corpora, extractions, generations, previews, scoring, queue, operations)
+    routers = (corpora, extractions, generations, previews, scoring, queue, casks, operations)
     for module in routers:
         app.include_router(module.router)
     _describe(app)

@@ -19,6 +19,7 @@ from logitcask_services.service import Service
 
 router = APIRouter(prefix="/v1", tags=["queue"], responses=documented(401, 422))
 R = TypeVar("R", bound=JobRow)
+CHANGES = documented(400, 404, 409, 413, 415)
 
 
 @router.get("/queue")
@@ -48,13 +49,13 @@ def resume_queue(service: ServiceDep, _: Caller) -> Queue:
     return _queue(service)
 
 
-@router.patch("/extractions/{extraction_id}", responses=documented(404, 409))
+@router.patch("/extractions/{extraction_id}", responses=CHANGES)
 def change_extraction(extraction_id: str, body: JobChange, service: ServiceDep, _: Caller) -> Extraction:
     """Change the priority of an extraction that waits."""
     return _extraction(service, extraction_id, lambda: service.queue.set_priority(extraction_id, body.priority))
 
 
-@router.post("/extractions/{extraction_id}/move", responses=documented(404, 409))
+@router.post("/extractions/{extraction_id}/move", responses=CHANGES)
 def move_extraction(extraction_id: str, body: QueueMove, service: ServiceDep, _: Caller) -> Extraction:
     """Put an extraction that waits before another job, whose priority it takes over, or to the front."""
     return _extraction(service, extraction_id, lambda: service.queue.move_before(extraction_id, body.before))
@@ -66,13 +67,13 @@ def pause_extraction(extraction_id: str, service: ServiceDep, _: Caller) -> Extr
     return extraction_work.present(service, _pause(service, service.extractions, extraction_id))
 
 
-@router.patch("/generations/{generation_id}", responses=documented(404, 409))
+@router.patch("/generations/{generation_id}", responses=CHANGES)
 def change_generation(generation_id: str, body: JobChange, service: ServiceDep, _: Caller) -> Generation:
     """Change the priority of a generation that waits."""
     return _generation(service, generation_id, lambda: service.queue.set_priority(generation_id, body.priority))
 
 
-@router.post("/generations/{generation_id}/move", responses=documented(404, 409))
+@router.post("/generations/{generation_id}/move", responses=CHANGES)
 def move_generation(generation_id: str, body: QueueMove, service: ServiceDep, _: Caller) -> Generation:
     """Put a generation that waits before another job, whose priority it takes over, or to the front."""
     return _generation(service, generation_id, lambda: service.queue.move_before(generation_id, body.before))

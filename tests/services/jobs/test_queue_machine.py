@@ -65,10 +65,8 @@ class QueueMachine(RuleBasedStateMachine):
             """Nobody waits for a change."""
 
         self.database = Database(Path(self.scratch.name))
-        self.stores = {
-            "extraction": ExtractionStore(self.database, unheard),
-            "generation": GenerationStore(self.database, unheard),
-        }
+        self.extractions = ExtractionStore(self.database, unheard)
+        self.generations = GenerationStore(self.database, unheard)
         self.chunks = ChunkStore(self.database, unheard)
         self.queue = JobQueue(self.database, unheard)
 
@@ -77,7 +75,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.scratch.cleanup()
 
     def store(self, job):
-        return self.stores[job.split("-")[0]]
+        return self.extractions if job.startswith("extraction") else self.generations
 
     def order(self):
         """The model's queue."""
@@ -102,13 +100,11 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(target=jobs, kind=st.sampled_from(["extraction", "generation"]), priority=st.integers(-2, 2))
     def create(self, kind, priority):
-        shared = {"corpus_id": self.corpus.id, "priority": priority}
-        request = (
-            ExtractionRequest(cask="cask", **shared)
-            if kind == "extraction"
-            else StoredGeneration(recipe="answer", **shared)
-        )
-        row, _ = self.stores[kind].create(request, None)
+        asked = {"corpus_id": self.corpus.id, "priority": priority}
+        if kind == "extraction":
+            row, _ = self.extractions.create(ExtractionRequest(cask="cask", **asked), None)
+        else:
+            row, _ = self.generations.create(StoredGeneration(recipe="answer", **asked), None)
         self.places.append(row.id)
         self.priority[row.id] = priority
         self.prepared[row.id] = kind == "generation"
@@ -192,7 +188,7 @@ class QueueMachine(RuleBasedStateMachine):
         call = (
             (lambda: self.chunks.record_death(job, [0], "died"))
             if job.startswith("extraction")
-            else (lambda: self.stores["generation"].record_death(job, None, [], "died"))
+            else (lambda: self.generations.record_death(job, None, [], "died"))
         )
         self.act("death", job, call)
 
@@ -200,14 +196,15 @@ class QueueMachine(RuleBasedStateMachine):
     def restart(self):
         self.database.close()
         self.open()
-        for store in self.stores.values():
+        for store in (self.extractions, self.generations):
             store.recover()
         for job, status in self.status.items():
             self.status[job] = AFTER["restart"].get(status, status)
 
     @invariant()
     def agrees(self):
-        rows = [row for store in self.stores.values() for row in store.page(status=None, after=None, limit=10_000)]
+        everything = {"status": None, "after": None, "limit": 10_000}
+        rows = [*self.extractions.page(**everything), *self.generations.page(**everything)]
         assert {row.id: row.status for row in rows} == self.status
         assert {row.id: row.priority for row in rows} == self.priority
         assert [row.id for row in self.queue.waiting()] == self.order()

@@ -246,7 +246,7 @@ def test_a_database_of_version_4_keeps_the_order_of_its_jobs(tmp_path):
     old_database(tmp_path, 4)
     database = Database(tmp_path)
     queue = JobQueue(database, lambda job_id: None)
-    store, generations = (kind(database, lambda job_id: None) for kind in (ExtractionStore, GenerationStore))
+    store, generations = ExtractionStore(database, lambda _: None), GenerationStore(database, lambda _: None)
     assert [(row.id, row.kind, row.status, row.priority, row.place) for row in queue.waiting()] == [
         ("extraction-1", "capture", "queued", 0, 1),
         ("generation-1", "generate", "queued", 0, 2),
