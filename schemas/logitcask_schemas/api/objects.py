@@ -290,6 +290,9 @@ class Preview(ApiObject):
     """The first ones."""
     shown: list[PreviewDocument]
     bytes_per_token: BytesPerToken
+    tokens_per_second: Annotated[
+        float | None, Field(description="Of this teacher in its latest extractions; null where none was measured.")
+    ] = None
     teacher: str
     max_length: int
     overflow: Overflow

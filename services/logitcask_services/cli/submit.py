@@ -80,6 +80,7 @@ def submit(
     carrier: Annotated[CarrierName | None, typer.Option(help="File format of the shards; default: arrow.")] = None,
     on_error: Annotated[OnError | None, typer.Option(help="Bad lines; default: skip.")] = None,
     metadata: Annotated[list[str] | None, typer.Option(help="key=value to keep with it; may be repeated.")] = None,
+    priority: Annotated[int | None, typer.Option(help="Larger ones go first; default: 0.", min=-1000, max=1000)] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="Submitting again with it does nothing.")] = None,
     dry: Annotated[
         bool, typer.Option("--dry-run", help="Only show what would become of the corpus: nothing is sent to stay.")
@@ -87,6 +88,9 @@ def submit(
     documents: Annotated[int, typer.Option(help="Dry run: documents to show.", min=0, max=50)] = 3,
     teacher: Annotated[
         Path | None, typer.Option(help="Dry run: a teacher's folder, instead of a service.", file_okay=False)
+    ] = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option(help="Dry run: of the teacher's machine; what the work would cost is told.", min=0)
     ] = None,
     server: ServerOption = None,
     api_key_file: KeyFileOption = None,
@@ -119,6 +123,7 @@ def submit(
         "loss_on": loss_on,
         "carrier": carrier,
         "on_error": on_error,
+        "priority": priority,
     }
     request: dict[str, Any] = {
         "cask": cask,
@@ -133,11 +138,13 @@ def submit(
 
         with local_corpus(corpus, others or [], lambda line: say(console, line)) as local:
             if teacher is not None:
-                dry_run(local, request, teacher, documents=documents, as_json=as_json)
+                dry_run(local, request, teacher, documents=documents, as_json=as_json, price_per_hour=price_per_hour)
             else:
                 try:
                     with connect(server, api_key_file) as client:
-                        dry_run(local, request, client, documents=documents, as_json=as_json)
+                        dry_run(
+                            local, request, client, documents=documents, as_json=as_json, price_per_hour=price_per_hour
+                        )
                 except ServiceUnreachableError as error:
                     raise ServiceUnreachableError(
                         f"{error}. Without a service: --dry-run --teacher FOLDER_OR_HUB_ID"

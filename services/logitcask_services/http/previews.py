@@ -175,4 +175,5 @@ def _previewed(
         _require_room_for_extents(service, cask, previewed.prepared)
         figures = with_cask(figures, service.folders.cask(cask), spec)
     figures = figures.model_copy(update={"hints": hint_bytes_per_position(spec.hints, facts.hint_shape)})
-    return previewed.object(figures, teacher=facts.identity.model, limits=limits)
+    seen = previewed.object(figures, teacher=facts.identity.model, limits=limits)
+    return seen.model_copy(update={"tokens_per_second": service.extractions.measured_pace(facts.identity)})

@@ -16,6 +16,10 @@ TOKENS = ("tokenizer_fingerprint", "template_hash")
 """Members of a teacher's identity that decide whether token ids prepared with it are another's too."""
 
 
+MEASURED_JOBS = 5
+"""So many of the latest extractions say how fast a teacher is."""
+
+
 def row_of(session: Session, extraction_id: str) -> ExtractionRow:
     """The row of an extraction, within the caller's transaction. Raises NotFoundError."""
     return job_row(session, ExtractionRow, "extraction", extraction_id)
@@ -51,6 +55,24 @@ class ExtractionStore(JobStore[ExtractionRow]):
         with self._database.read() as session:
             columns = [getattr(ExtractionRow, field.name) for field in fields(Totals)]
             return Totals(*(value or 0 for value in session.execute(select(*map(func.sum, columns))).one()))
+
+    def measured_pace(self, teacher: TeacherIdentity) -> float | None:
+        """Captured tokens per second over the latest extractions of this teacher; None where none was measured."""
+        query = (
+            select(ExtractionRow.tokens_captured, ExtractionRow.capture_seconds)
+            .where(
+                ExtractionRow.capture_seconds > 0,
+                ExtractionRow.tokens_captured > 0,
+                ExtractionRow.teacher["weights_digest"].as_string() == teacher.weights_digest,
+                ExtractionRow.teacher["engine"].as_string() == teacher.engine,
+            )
+            .order_by(ExtractionRow.number.desc())
+            .limit(MEASURED_JOBS)
+        )
+        with self._database.read() as session:
+            measured = session.execute(query).all()
+        seconds = sum(row.capture_seconds for row in measured)
+        return sum(row.tokens_captured for row in measured) / seconds if seconds else None
 
     def resume(self, extraction_id: str, *, prepared: bool) -> ExtractionRow:
         """Take a failed or paused extraction up again, where it was. Raises IllegalTransitionError.
