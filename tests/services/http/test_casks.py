@@ -18,14 +18,14 @@ from logitcask_schemas.errors import CaskError, CaskWriteError
 
 @pytest.fixture
 def server(serve, documents):
-    server = serve(api_key="secret")
+    server = serve(api_key="secret-key")
     assert server.finish(server.submit(server.upload(documents))["id"])["status"] == "completed"
     return server
 
 
 @pytest.fixture
 def client(server):
-    with ServiceClient(server.url, "secret") as client:
+    with ServiceClient(server.url, "secret-key") as client:
         yield client
 
 
@@ -172,7 +172,7 @@ class Breaking(httpx2.HTTPTransport):
 
 def test_a_download_goes_on_over_broken_connections(server, tmp_path):
     transport = Breaking(breaks=5)
-    with ServiceClient(server.url, "secret", transport=transport) as client:
+    with ServiceClient(server.url, "secret-key", transport=transport) as client:
         here = client.download("cask", tmp_path / "here")
     assert transport.breaks == 0
     assert transport.passed == here.bytes, "no byte comes twice"
@@ -183,7 +183,7 @@ def test_a_download_goes_on_over_broken_connections(server, tmp_path):
 def test_a_download_that_was_given_up_goes_on_another_day(server, tmp_path):
     transport = Breaking(breaks=10**9, after=0)
     with (
-        ServiceClient(server.url, "secret", transport=transport) as client,
+        ServiceClient(server.url, "secret-key", transport=transport) as client,
         pytest.raises(ServiceUnreachableError, match="cut, as scripted"),
     ):
         client.download("cask", tmp_path / "here")
@@ -192,7 +192,7 @@ def test_a_download_that_was_given_up_goes_on_another_day(server, tmp_path):
     file = shard(server)
     source = tmp_path / "casks" / "cask" / file["path"]
     (half / f"{file['path']}.partial").write_bytes(source.read_bytes()[:100])
-    with ServiceClient(server.url, "secret") as client:
+    with ServiceClient(server.url, "secret-key") as client:
         here = client.download("cask", tmp_path / "here")
     assert here.received_bytes == here.bytes - 100
     assert same_files(tmp_path / "casks" / "cask", here.folder)
@@ -251,7 +251,7 @@ def test_the_client_for_event_loops_does_the_same(server, documents, tmp_path):
     (tmp_path / "corpus.jsonl").write_text('{"input_ids": [1, 2, 3]}\n{"input_ids": []}\n')
 
     async def everything():
-        async with AsyncServiceClient(server.url, "secret") as client:
+        async with AsyncServiceClient(server.url, "secret-key") as client:
             corpus = await client.upload(tmp_path / "corpus.jsonl")
             assert (await client.corpus_with(corpus.sha256)).id == corpus.id
             await client.pause_queue()
