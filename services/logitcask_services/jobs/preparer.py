@@ -29,6 +29,7 @@ from logitcask_services.jobs.waiting import (
     SetAsideError,
     StoppedWhileWaitingError,
     Waiter,
+    damage_of_database,
     passing_fault,
     unforeseen,
 )
@@ -86,7 +87,7 @@ class Preparer(threading.Thread):
                     signals.wait(seen, self._set_aside.seconds_to_next(IDLE_SECONDS))
         except Exception as error:
             logger.exception("the preparing thread ended")
-            self._context.crashed(f"the preparing thread ended: {error}")
+            self._context.crashed(damage_of_database(error) or f"the preparing thread ended: {error}")
 
     def _step_or_wait(self) -> bool:
         """One extraction; False where there is none, or the job database cannot be used now."""

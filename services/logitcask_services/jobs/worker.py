@@ -37,6 +37,7 @@ from logitcask_services.jobs.waiting import (
     Schedule,
     SetAsideError,
     StoppedWhileWaitingError,
+    damage_of_database,
     passing_fault,
     retry_until_written,
     unforeseen,
@@ -82,7 +83,7 @@ class Worker(threading.Thread):
             logger.info("stopped while it waited; the next start goes on")
         except Exception as error:
             logger.exception("the working thread ended")
-            context.crashed(f"the working thread ended: {error}")
+            context.crashed(damage_of_database(error) or f"the working thread ended: {error}")
         finally:
             context.teacher.close()
             context.scoring.close()

@@ -77,7 +77,7 @@ def test_what_is_not_there_is_told(library, changes, words):
 def test_rows_without_a_known_column_ask_for_one(library, tmp_path):
     table = pyarrow.Table.from_pylist([{"content": "x", "custom_id": "a"}])
     pyarrow.parquet.write_table(table, tmp_path / "hub" / "owner" / "name" / "test.parquet")
-    with pytest.raises(typer.BadParameter, match="it has content, custom_id. Name the column"):
+    with pytest.raises(typer.BadParameter, match=r"it has content, custom_id\. Name the column"):
         lines(dataset(split="test", text_column=None))
 
 
