@@ -102,9 +102,9 @@ def damage_of_database(error: BaseException) -> str | None:
     if getattr(cause, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return None
     return (
-        f"the job database is damaged: {cause}. Stop the service, restore jobs.sqlite3 from a copy (without the -wal and "
-        "-shm files of the damaged one) and start it: the list of jobs is then that of the copy, casks keep what they "
-        "hold, and what is in them is not captured again"
+        f"the job database is damaged: {cause}. Stop the service, restore jobs.sqlite3 from a copy (without the -wal "
+        "and -shm files of the damaged one) and start it: the list of jobs is then that of the copy, casks keep what "
+        "they hold, and what is in them is not captured again"
     )
 
 

@@ -103,15 +103,6 @@ def test_names():
             hub_corpus("corpus.jsonl", **{**dict.fromkeys(options), option: "x"})
 
 
-def test_the_library_itself_streams_a_folder(tmp_path, monkeypatch):
-    pytest.importorskip("datasets")
-    folder = tmp_path / "owner" / "name"
-    folder.mkdir(parents=True)
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), folder / "train-00000.parquet")
-    monkeypatch.chdir(tmp_path)
-    assert lines(dataset()) == [{"text": row["body"]} for row in ROWS]
-
-
 def test_it_is_submitted(serve, run, library):
     server = serve()
     command = ("submit", "hf://owner/name", "--split", "train", "--text-column", "body", "--cask", "mine", "--wait")
