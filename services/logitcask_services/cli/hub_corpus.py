@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO, Final
+from typing import IO, Final
 
 import typer
 
@@ -45,7 +45,7 @@ class HubCorpus:
     text_column: str | None
     """The column that is the text; None: columns named as the fields of lines are taken as these."""
 
-    def write(self, file: BinaryIO) -> None:
+    def write(self, file: IO[bytes]) -> None:
         """Write its rows as JSON lines, one after another as they come.
 
         Raises:

@@ -3,7 +3,7 @@
 import io
 import json
 import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pyarrow
 import pyarrow.parquet
@@ -36,9 +36,7 @@ def library(monkeypatch, tmp_path):
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(2):
             yield from batch.to_pylist()
 
-    module = ModuleType("datasets")
-    module.load_dataset = load_dataset
-    module.exceptions = SimpleNamespace(DatasetsError=DatasetsError)
+    module = SimpleNamespace(load_dataset=load_dataset, exceptions=SimpleNamespace(DatasetsError=DatasetsError))
     monkeypatch.setitem(sys.modules, "datasets", module)
 
 
