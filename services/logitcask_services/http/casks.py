@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import FileResponse
 
 from logitcask_schemas.api.cask_objects import CaskFile, CaskFiles, CaskList, CaskSummary
@@ -24,6 +24,7 @@ from logitcask_services.service import Service
 router = APIRouter(prefix="/v1/casks", tags=["casks"], responses=documented(401, 422))
 MEDIA_TYPE: Final = "application/octet-stream"
 _SHARD_FILE: Final = re.compile(rf"{SHARDS_NAME}/(?P<name>[0-9a-f]{{32}})\.[a-z0-9.]{{1,32}}")
+_RANGE: Final = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{1,18})?|-[1-9][0-9]{0,17})")
 _BINARY: Final[dict[str, Any]] = {"content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
 FILE_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     200: {**_BINARY, "description": "The file."},
@@ -70,8 +71,15 @@ def cask_manifest(name: str, service: ServiceDep, _: Caller) -> CaskFiles:
 def cask_file(
     name: str,
     path: str,
+    request: Request,
     service: ServiceDep,
     _: Caller,
+    byte_range: Annotated[
+        str | None, Header(alias="Range", max_length=4096, description="One range of bytes; others are ignored.")
+    ] = None,
+    if_range: Annotated[
+        str | None, Header(max_length=4096, description="ETag of the file that it is a part of.")
+    ] = None,
     if_none_match: Annotated[str | None, Header(max_length=4096, description="ETags that the caller has.")] = None,
 ) -> Response:
     """A published file of a cask. `ETag` is its SHA-256; `Range` with `If-Range` goes on with a part of it."""
@@ -83,7 +91,28 @@ def cask_file(
         raise Problem(
             404, "not_found", f"{path} of cask {name!r} is missing on the server; `logitcask cask verify` says more"
         )
+    if byte_range is not None:
+        _check_range(request, byte_range, file.stat().st_size, is_of_file=if_range in (None, headers["ETag"]))
     return FileResponse(file, media_type=MEDIA_TYPE, headers=headers)
+
+
+def _check_range(request: Request, byte_range: str, size: int, *, is_of_file: bool) -> None:
+    """Leave a range that cannot be understood out of the request (RFC 9110, 14.2), so that all of the file is sent.
+
+    Raises Problem 416 where the range begins behind the end of the file.
+    """
+    matched = _RANGE.fullmatch(byte_range)
+    first, last = matched.groups() if matched is not None else (None, None)
+    if matched is None or (first and last and int(last) < int(first)):
+        request.scope["headers"] = [(name, value) for name, value in request.scope["headers"] if name != b"range"]
+    elif first and int(first) >= size and is_of_file:
+        raise Problem(
+            416,
+            "range_not_satisfiable",
+            f"the file has {size} bytes, {byte_range} begins behind its end",
+            param="Range",
+            headers={"Content-Range": f"bytes */{size}"},
+        )
 
 
 def _directory(service: Service, name: str) -> LocalDirectory:

@@ -71,7 +71,13 @@ def test_ranges_and_etags(server):
     assert part.headers["content-range"] == f"bytes 10-19/{len(whole)}"
     other = server.client.get(url, headers={"Range": "bytes=10-19", "If-Range": '"another"'})
     assert (other.status_code, other.content) == (200, whole), "another file: not put together of two"
-    assert server.client.get(url, headers={"Range": f"bytes={len(whole)}-"}).status_code == 416
+    behind = server.client.get(url, headers={"Range": f"bytes={len(whole)}-"})
+    assert (behind.status_code, behind.json()["error"]["code"]) == (416, "range_not_satisfiable")
+    assert behind.headers["content-range"] == f"bytes */{len(whole)}"
+    for nonsense in ("bytes=9-3", "bytes=x-", "lines=1-2", "bytes=-0", "bytes=0-1,4-5", "bytes=" + "9" * 30 + "-", ""):
+        ignored = server.client.get(url, headers={"Range": nonsense})
+        assert (ignored.status_code, ignored.content) == (200, whole), nonsense
+    assert server.client.get(url, headers={"Range": "bytes=-7"}).content == whole[-7:]
     for tags in (etag, f"W/{etag}", f'"x", {etag}', "*"):
         held = server.client.get(url, headers={"If-None-Match": tags})
         assert (held.status_code, held.content, held.headers["etag"]) == (304, b"", etag)
