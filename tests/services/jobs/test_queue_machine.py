@@ -102,14 +102,14 @@ class QueueMachine(RuleBasedStateMachine):
     def create(self, kind, priority):
         asked = {"corpus_id": self.corpus.id, "priority": priority}
         if kind == "extraction":
-            row, _ = self.extractions.create(ExtractionRequest(cask="cask", **asked), None)
+            job = self.extractions.create(ExtractionRequest(cask="cask", **asked), None)[0].id
         else:
-            row, _ = self.generations.create(StoredGeneration(recipe="answer", **asked), None)
-        self.places.append(row.id)
-        self.priority[row.id] = priority
-        self.prepared[row.id] = kind == "generation"
-        self.status[row.id] = "validating" if kind == "extraction" else "queued"
-        return row.id
+            job = self.generations.create(StoredGeneration(recipe="answer", **asked), None)[0].id
+        self.places.append(job)
+        self.priority[job] = priority
+        self.prepared[job] = kind == "generation"
+        self.status[job] = "validating" if kind == "extraction" else "queued"
+        return job
 
     @rule(job=jobs, name=st.sampled_from(["pause", "cancel"]))
     def ask(self, job, name):
@@ -203,8 +203,8 @@ class QueueMachine(RuleBasedStateMachine):
 
     @invariant()
     def agrees(self):
-        everything = {"status": None, "after": None, "limit": 10_000}
-        rows = [*self.extractions.page(**everything), *self.generations.page(**everything)]
+        extractions = self.extractions.page(status=None, after=None, limit=10_000)
+        rows = [*extractions, *self.generations.page(status=None, after=None, limit=10_000)]
         assert {row.id: row.status for row in rows} == self.status
         assert {row.id: row.priority for row in rows} == self.priority
         assert [row.id for row in self.queue.waiting()] == self.order()
