@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from logitcask_consumer.training.run import TrainResult, train
     from logitcask_consumer.training.trainer import DistillTrainer
     from logitcask_consumer.weights import Weights
+    from logitcask_schemas.api.async_client import AsyncServiceClient
     from logitcask_schemas.api.client import ServiceClient
     from logitcask_schemas.api.requests import ExtractionRequest
     from logitcask_schemas.cask import Cask, CaskWriter
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LOSSES",
+    "AsyncServiceClient",
     "CaptureSpec",
     "Cask",
     "CaskDataset",
@@ -76,6 +78,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "logitcask_schemas.api.async_client": ("AsyncServiceClient",),
     "logitcask_schemas.api.client": ("ServiceClient",),
     "logitcask_schemas.api.requests": ("ExtractionRequest",),
     "logitcask_schemas.cask": ("Cask", "CaskWriter"),

@@ -48,6 +48,9 @@ class Service(JobContext):
         """Clean up after an earlier crash, put interrupted jobs back into the queue, start the threads."""
         self.storage.sweep()
         self.parts.sweep(self.uploads.part_ids())
+        self.signals.queue_paused = self.queue.paused_at() is not None
+        if self.signals.queue_paused:
+            logger.warning("the queue is paused: no job is worked on until `logitcask jobs resume --all`")
         for job_id in (*self.extractions.recover(), *self.generations.recover()):
             logger.info("%s goes on after a restart", job_id)
         if self.database.is_new and any(self.folders.corpora.glob("*.jsonl")):

@@ -1,42 +1,39 @@
 """A client of the service: uploads a file as a stream, starts an extraction, follows it across broken connections."""
 
-import hashlib
-import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from logitcask_schemas.api.connection import Connection, ServiceError, ServiceUnreachableError
+from logitcask_schemas.api.cask_objects import CaskFiles, CaskSummary
+from logitcask_schemas.api.connection import Connection
 from logitcask_schemas.api.generation_client import GenerationClient
-from logitcask_schemas.api.job_calls import TRIES, JobCalls
 from logitcask_schemas.api.objects import (
     Corpus,
-    CorpusList,
     Event,
     Extraction,
     ExtractionCheck,
-    ExtractionList,
     Failure,
     Manifest,
     ModelList,
     Preview,
     Progress,
+    Queue,
     Status,
     TeacherList,
 )
 from logitcask_schemas.api.requests import ExtractionPlan, ExtractionRequest
 from logitcask_schemas.api.scoring import DEFAULT_TIMEOUT
+from logitcask_schemas.api.service_calls import ServiceCalls
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.extent import IdArray
-from logitcask_schemas.record.frame import MEDIA_TYPE, decode_frame
 from logitcask_schemas.record.records import DocumentRecords
 
 if TYPE_CHECKING:
     from httpx2 import BaseTransport
 
-BLOCK_BYTES: Final = 1 << 20
+    from logitcask_schemas.api.cask_download import DownloadedCask
+
 PAUSE = 1.0
 """Seconds before a broken upload is tried again; doubles."""
 
@@ -63,14 +60,9 @@ class ServiceClient:
         transport: "BaseTransport | None" = None,
     ) -> None:
         self._connection = Connection(server, key, transport)
-        self._calls = JobCalls(
-            connection=self._connection,
-            noun="extraction",
-            kind=Extraction,
-            progress=Progress,
-            listing="logitcask jobs ls",
-            patience_seconds=patience_seconds,
-        )
+        self._run = self._connection.run
+        self._iterate = self._connection.iterate
+        self._calls = ServiceCalls(patience_seconds)
         self.generations = GenerationClient(self._connection, patience_seconds)
 
     def __enter__(self) -> Self:
@@ -88,24 +80,19 @@ class ServiceClient:
 
     def models(self) -> ModelList:
         """The teacher with its identity; no model while it loads for the first time."""
-        return self._connection.get(ModelList, "/v1/models")
+        return self._run(self._calls.models())
 
     def teachers(self) -> TeacherList:
         """The teachers that requests may name."""
-        return self._connection.get(TeacherList, "/v1/teachers")
+        return self._run(self._calls.teachers())
 
     def check(self, plan: ExtractionPlan | Mapping[str, Any], *, corpus_bytes: int | None = None) -> ExtractionCheck:
         """Whether an extraction could be started; ServiceError says why not."""
-        params = {"corpus_bytes": corpus_bytes} if corpus_bytes is not None else {}
-        return self._connection.post(ExtractionCheck, "/v1/extractions/check", _values(plan), params=params)
+        return self._run(self._calls.check(plan, corpus_bytes=corpus_bytes))
 
     def preview(self, lines: bytes, plan: ExtractionPlan | Mapping[str, Any], *, documents: int) -> Preview:
         """What an extraction would make of these JSON lines, with so many documents shown. Nothing is kept."""
-        values = _values(plan)
-        params: dict[str, Any] = {"capture": json.dumps(values.get("capture", {})), "documents": documents}
-        names = ("cask", "teacher", "max_length", "overflow", "loss_on")
-        params |= {name: values[name] for name in names if values.get(name) is not None}
-        return self._connection.send_lines(Preview, "/v1/previews", lines, params=params)
+        return self._run(self._calls.preview(lines, plan, documents=documents))
 
     def score(
         self,
@@ -129,17 +116,12 @@ class ServiceClient:
             ServiceError: refused, or not in time (`status` 503: worth another try).
             InvalidRecordError: the answer is damaged.
         """
-        spec = capture.model_dump(mode="json") if isinstance(capture, CaptureSpec) else capture
-        body: dict[str, Any] = {"input_ids": [list(map(int, ids)) for ids in input_ids], "timeout": timeout}
-        body |= {"capture": spec} if spec is not None else {}
-        body |= {"first": list(map(int, first))} if first is not None else {}
-        body |= {"context_ids": [list(map(int, ids)) for ids in context_ids]} if context_ids is not None else {}
-        return decode_frame(self._connection.post_for(MEDIA_TYPE, "/v1/score", body, seconds=timeout)).documents
+        calls = self._calls.score(input_ids, first=first, context_ids=context_ids, capture=capture, timeout=timeout)
+        return self._run(calls)
 
     def corpus_with(self, sha256: str) -> Corpus | None:
         """The corpus with this content (digest in hex), if the service has it."""
-        corpora = self._connection.get(CorpusList, "/v1/corpora", {"sha256": sha256}).data
-        return corpora[0] if corpora else None
+        return self._run(self._calls.corpus_with(sha256))
 
     def upload(
         self,
@@ -159,96 +141,108 @@ class ServiceClient:
 
         Raises:
             ServiceError: The service refused it, the file cannot be read, or the digests differ.
-            ServiceUnreachableError: The connection broke TRIES times.
+            ServiceUnreachableError: The connection broke three times.
         """
-        for attempt in range(TRIES):
-            try:
-                return self._send(path, name, sent)
-            except ServiceUnreachableError:
-                if attempt == TRIES - 1:
-                    raise
-                time.sleep(PAUSE * 2**attempt)
-            if sha256 is not None and (corpus := self.corpus_with(sha256)) is not None:
-                return corpus  # only the answer was lost
-        raise AssertionError("unreachable")
-
-    def _send(self, path: Path, name: str | None, sent: Callable[[int], None] | None) -> Corpus:
-        digest = hashlib.sha256()
-
-        def blocks(file: BinaryIO) -> Iterator[bytes]:
-            total = 0
-            while block := file.read(BLOCK_BYTES):
-                digest.update(block)
-                if sent is not None:
-                    sent(total)
-                total += len(block)
-                yield block
-            if sent is not None:
-                sent(total)
-
-        try:
-            file = path.open("rb")
-            size = path.stat().st_size
-        except OSError as error:
-            raise ServiceError(0, "unreadable_file", f"{path} cannot be read: {error.strerror}") from error
-        with file:
-            corpus = self._connection.send_lines(
-                Corpus,
-                "/v1/corpora",
-                blocks(file),
-                params={"name": name} if name else {},
-                bytes_total=size,
-            )
-        if (corpus.received_sha256 or corpus.sha256) != digest.hexdigest():
-            raise ServiceError(
-                0,
-                "upload_damaged",
-                f"{path} arrived damaged, or changed meanwhile (the digests differ); submit it again",
-            )
-        return corpus
+        return self._run(self._calls.upload(path, name=name, sha256=sha256, on_sent=sent, pause=PAUSE))
 
     def submit(
         self, request: ExtractionRequest | Mapping[str, Any], *, idempotency_key: str | None = None
     ) -> Extraction:
         """Start an extraction; a connection lost meanwhile does not start it twice."""
-        return self._calls.create(_values(request), idempotency_key)
+        return self._run(self._calls.submit(request, idempotency_key))
 
     def extraction(self, extraction_id: str) -> Extraction:
         """One extraction."""
-        return self._calls.get(extraction_id)
+        return self._run(self._calls.extraction(extraction_id))
 
     def extractions(self, *, status: Status | None = None, limit: int = 20) -> list[Extraction]:
         """The newest extractions."""
-
-        def page(params: Mapping[str, Any]) -> tuple[list[Extraction], bool]:
-            answer = self._connection.get(ExtractionList, "/v1/extractions", params)
-            return answer.data, answer.has_more
-
-        return self._calls.pages(page, status, limit)
+        return self._run(self._calls.extractions(status=status, limit=limit))
 
     def resume(self, extraction_id: str) -> Extraction:
         """Take a failed extraction up again."""
-        return self._calls.post(extraction_id, "resume")
+        return self._run(self._calls.ask(extraction_id, "resume"))
 
     def cancel(self, extraction_id: str) -> Extraction:
         """Ask an extraction to end."""
-        return self._calls.post(extraction_id, "cancel")
+        return self._run(self._calls.ask(extraction_id, "cancel"))
+
+    def pause(self, extraction_id: str) -> Extraction:
+        """Hold an extraction until it is resumed; what it has published stays."""
+        return self._run(self._calls.ask(extraction_id, "pause"))
+
+    def set_priority(self, extraction_id: str, priority: int) -> Extraction:
+        """Change the priority of an extraction that waits."""
+        return self._run(self._calls.set_priority(extraction_id, priority))
+
+    def move(self, extraction_id: str, *, before: str | None = None) -> Extraction:
+        """Put a waiting extraction before another job, whose priority it takes over, or before all."""
+        return self._run(self._calls.move(extraction_id, before))
+
+    def queue(self) -> Queue:
+        """The jobs that wait, in order, and whether the queue is paused."""
+        return self._run(self._calls.queue())
+
+    def pause_queue(self) -> Queue:
+        """Have the service work on no job until `resume_queue`, also over restarts."""
+        return self._run(self._calls.set_queue_paused(paused=True))
+
+    def resume_queue(self) -> Queue:
+        """Have the service work on jobs again."""
+        return self._run(self._calls.set_queue_paused(paused=False))
 
     def manifest(self, extraction_id: str) -> Manifest:
         """The shards that an extraction has put into its cask so far."""
-        return self._connection.get(Manifest, self._calls.path(extraction_id, "/manifest"))
+        return self._run(self._calls.manifest(extraction_id))
 
     def failures(self, extraction_id: str) -> Iterator[Failure]:
         """Bad lines and failed documents."""
-        return self._calls.failures(extraction_id)
+        return self._iterate(self._calls.failures(extraction_id))
 
     def follow(self, extraction_id: str) -> Iterator[Event | Progress]:
         """Events until the extraction has ended, and progress between them. Reconnects from the last event seen.
 
         Raises ServiceError, and ServiceUnreachableError after `patience_seconds` without an answer.
         """
-        return self._calls.follow(extraction_id)
+        return self._iterate(self._calls.follow(extraction_id))
 
+    def corpora(self, *, limit: int = 20) -> list[Corpus]:
+        """The newest corpora."""
+        return self._run(self._calls.corpora(limit=limit))
 
-def _values(request: ExtractionPlan | Mapping[str, Any]) -> Mapping[str, Any]:
-    return request.model_dump(mode="json") if isinstance(request, ExtractionPlan) else request
+    def corpus(self, corpus_id: str) -> Corpus:
+        """One corpus."""
+        return self._run(self._calls.corpus(corpus_id))
+
+    def corpus_rows(self, corpus_id: str, *, offset: int = 0, length: int = 20) -> dict[str, Any]:
+        """Some lines of a corpus, as the service shows them."""
+        return self._run(self._calls.corpus_rows(corpus_id, offset=offset, length=length))
+
+    def delete_corpus(self, corpus_id: str) -> None:
+        """Delete a corpus that no job needs any more."""
+        self._run(self._calls.delete_corpus(corpus_id))
+
+    def casks(self) -> list[CaskSummary]:
+        """The casks of the service."""
+        return self._run(self._calls.casks()).data
+
+    def cask_files(self, cask: str) -> CaskFiles:
+        """What is published of a cask by now."""
+        return self._run(self._calls.cask_files(cask))
+
+    def download(
+        self, cask: str, folder: Path, *, on_bytes: Callable[[int, int], None] | None = None
+    ) -> "DownloadedCask":
+        """Fetch a cask into a folder that does not exist yet. A broken download goes on where it was.
+
+        Args:
+            cask: Its name at the service.
+            folder: Where it is to lie; it appears when all of it is there and checked (SHA-256 of every file).
+            on_bytes: Hears of the bytes that are here, and of all.
+
+        Raises:
+            ServiceError: The service refuses, or what it sends is damaged.
+            ServiceUnreachableError: Nothing answers for some time; call it again to go on.
+            CaskError: The folder holds something else, or cannot be written.
+        """
+        return self._run(self._calls.download(cask, folder, on_bytes))

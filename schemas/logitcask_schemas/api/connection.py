@@ -1,41 +1,44 @@
-"""The client's connection: what goes wrong on the way becomes words, what comes back becomes objects."""
+"""The client's connection, for threads that wait: does what flows ask for."""
 
-import json
-import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
+from logitcask_schemas.api.exchange import (
+    TIMEOUT_SECONDS,
+    Answer,
+    Flow,
+    Item,
+    ItemFlow,
+    Next,
+    Open,
+    Pause,
+    Reply,
+    Request,
+    ServiceError,
+    ServiceUnreachableError,
+    fetch,
+    getting,
+    lines_request,
+    posting,
+    posting_for,
+    unreachable,
+)
 from logitcask_schemas.api.server_url import ServerUrlError, is_local, service_url
-from logitcask_schemas.errors import LogitcaskError, MissingExtraError
+from logitcask_schemas.errors import MissingExtraError
 
 try:
     import httpx2
 except ModuleNotFoundError as error:
     raise MissingExtraError("logitcask.ServiceClient", "service", "httpx2") from error
 
-T = TypeVar("T", bound=BaseModel)
-TIMEOUT_SECONDS: Final = 60.0
-"""The service sends a comment every 15 s on streams; four missed ones mean a dead connection."""
-_UPLOAD_TIMEOUT: Final = httpx2.Timeout(TIMEOUT_SECONDS, read=1800.0)
-"""The answer comes when the last byte is on the disk, which may have gigabytes to write by then."""
-_NOT_TLS: Final = re.compile("WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|HTTP_REQUEST|UNKNOWN_PROTOCOL")
-"""What OpenSSL's versions say where the answer is no TLS, but plain text."""
-
-
-class ServiceError(LogitcaskError, RuntimeError):
-    """The service refused a request; the message is its own. `status` is 0 where the client refused it."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-
-
-class ServiceUnreachableError(LogitcaskError, ConnectionError):
-    """Nothing answers where the service should be."""
+__all__ = ["Connection", "ServiceError", "ServiceUnreachableError"]
+T = TypeVar("T")
+O = TypeVar("O", bound=BaseModel)  # noqa: E741 - an object
+TRANSPORT_ERRORS: Final = (httpx2.TransportError, httpx2.InvalidURL)
 
 
 class Connection:
@@ -52,142 +55,187 @@ class Connection:
 
     def __init__(self, server: str, key: str | None, transport: httpx2.BaseTransport | None) -> None:
         self.server = service_url(server)
-        try:
-            self._http = httpx2.Client(
-                base_url=self.server,
-                headers={"Authorization": f"Bearer {key}"} if key else {},
-                timeout=TIMEOUT_SECONDS,
-                transport=transport,
-                # HTTP_PROXY is for the world outside; no proxy reaches this machine's own loopback.
-                trust_env=not is_local(self.server),
-            )
-        except httpx2.InvalidURL as error:
-            raise ServerUrlError(f"{server!r} is no URL ({error}); expected http://HOST:PORT") from error
+        with valid_url(server):
+            self._http = httpx2.Client(**client_options(self.server, key), transport=transport)
 
     def close(self) -> None:
         """Close what is open."""
         self._http.close()
 
-    def get(self, kind: type[T], path: str, params: Mapping[str, Any] | None = None) -> T:
+    def run(self, flow: Flow[T]) -> T:
+        """The result of a call."""
+        try:
+            next(self._drive(flow))
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        raise AssertionError("a call with one result gives no items")
+
+    def iterate(self, flow: ItemFlow[T]) -> Iterator[T]:
+        """The results of a call, as they come."""
+        yield from self._drive(flow)
+
+    def _drive(self, flow: Generator[Any, Reply, T]) -> Generator[Any, None, T]:
+        """Do what a flow asks for, step by step; gives its items, and returns its result."""
+        with ExitStack() as open_answer:
+            steps = _Steps(self, open_answer)
+            reply: Reply = None
+            fault: ServiceUnreachableError | None = None
+            while True:
+                try:
+                    step = flow.send(reply) if fault is None else flow.throw(fault)
+                except StopIteration as end:
+                    result: T = end.value
+                    return result
+                reply = fault = None
+                if isinstance(step, Item):
+                    yield step.value
+                    continue
+                try:
+                    reply = steps.reply_to(step)
+                except ServiceUnreachableError as error:
+                    fault = error
+
+    def send(self, request: Request) -> Answer:
+        """The whole answer to a request. Raises ServiceUnreachableError."""
+        with reached(self.server):
+            return answer_of(self.server, self._http.send(self._built(request)))
+
+    def open(self, request: Request) -> httpx2.Response:
+        """An answer that is read as it comes, and closed by the caller. Raises ServiceUnreachableError."""
+        with reached(self.server):
+            return self._http.send(self._built(request), stream=True)
+
+    def _built(self, request: Request) -> httpx2.Request:
+        return self._http.build_request(**request_options(request), content=request.content)
+
+    # -- the same, for calls that are no more than one request ---------------------------------------------------
+
+    def get(self, kind: type[O], path: str, params: Mapping[str, Any] | None = None) -> O:
         """The object at a path."""
-        return self._object(kind, lambda: self._http.get(path, params=params))
+        return self.run(getting(kind, path, params))
 
     def post(
         self,
-        kind: type[T],
+        kind: type[O],
         path: str,
         body: Mapping[str, Any] | None = None,
         *,
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, Any] | None = None,
-    ) -> T:
+    ) -> O:
         """The object that answers a JSON document."""
-        if body is None:
-            return self._object(kind, lambda: self._http.post(path))
-        # Not `json=`, which raises on numbers and texts that the service refuses in words.
-        content, headers = json.dumps(body), {**(headers or {}), "Content-Type": "application/json"}
-        return self._object(kind, lambda: self._http.post(path, content=content, headers=headers, params=params))
-
-    def post_for(self, media_type: str, path: str, body: Mapping[str, Any], *, seconds: float) -> bytes:
-        """What answers a JSON document in this media type, which takes the service up to so many seconds."""
-        headers = {"Content-Type": "application/json", "Accept": media_type}
-        timeout = httpx2.Timeout(TIMEOUT_SECONDS, read=seconds + TIMEOUT_SECONDS)
-        with self._reached():
-            answer = self._http.post(path, content=json.dumps(body), headers=headers, timeout=timeout)
-        self._require_success(answer)
-        if answer.headers.get("content-type") != media_type:
-            raise self._stranger(answer)
-        return answer.content
+        return self.run(posting(kind, path, body, headers=headers, params=params))
 
     def send_lines(
         self,
-        kind: type[T],
+        kind: type[O],
         path: str,
         lines: bytes | Iterator[bytes],
         *,
         params: Mapping[str, Any],
         bytes_total: int | None = None,
-    ) -> T:
+    ) -> O:
         """The object that answers JSON lines; of a stream, so many bytes are announced."""
-        headers = {"Content-Type": "application/jsonl"}
-        if bytes_total is not None:
-            headers["Content-Length"] = str(bytes_total)
-        return self._object(
-            kind, lambda: self._http.post(path, content=lines, headers=headers, params=params, timeout=_UPLOAD_TIMEOUT)
-        )
+        return self.run(fetch(kind, lines_request(path, lines, params=params, bytes_total=bytes_total)))
 
-    @contextmanager
-    def stream(self, path: str, headers: Mapping[str, str] | None = None) -> Iterator[httpx2.Response]:
-        """An answer that is read as it comes."""
-        with self._reached(), self._http.stream("GET", path, headers=headers) as answer:
-            self._require_success(answer)
-            yield answer
+    def post_for(self, media_type: str, path: str, body: Mapping[str, Any], *, seconds: float) -> bytes:
+        """What answers a JSON document in this media type, which takes the service up to so many seconds."""
+        return self.run(posting_for(media_type, path, body, seconds=seconds))
 
-    def events(self, path: str, last_id: str) -> Iterator[tuple[str, str, str]]:
-        """Server-sent events after the one with this id (empty: all), each as its id, type and data."""
-        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_id} if last_id else {})
-        with self.stream(path, headers) as answer:
-            if answer.status_code == httpx2.codes.NO_CONTENT:
-                return
-            for event in httpx2.EventSource(answer):
-                if event.data:
-                    yield event.id, event.event, event.data
 
-    @contextmanager
-    def _reached(self) -> Iterator[None]:
-        """Turns a transport's error into one that says where the service was looked for."""
-        try:
-            yield
-        except (httpx2.TransportError, httpx2.InvalidURL) as error:
-            reason = str(error) or type(error).__name__
-            if self.server.startswith("https://") and _NOT_TLS.search(reason):
-                plain = self.server.replace("https://", "http://", 1)
-                raise ServiceUnreachableError(
-                    f"what answers at {self.server} does not speak https ({reason}); a service without a proxy speaks "
-                    f"http: name {plain} with --server or LOGITCASK_SERVER"
-                ) from error
-            raise ServiceUnreachableError(
-                f"no service answers at {self.server} ({reason}); start one with `logitcask serve`, or name another "
-                "with --server or LOGITCASK_SERVER"
-            ) from error
+class _Steps:
+    """The steps of one call, of which at most one answer is open at a time."""
 
-    def _object(self, kind: type[T], send: Callable[[], httpx2.Response]) -> T:
-        with self._reached():
-            answer = send()
-        self._require_success(answer)
-        try:
-            body = answer.json()
-            if not isinstance(body, dict) or "object" not in body:
-                raise TypeError(f"a JSON object of ours has the member `object`, got {str(body)[:60]!r}")
-        except (ValueError, TypeError) as error:
-            raise self._stranger(answer) from error
-        try:
-            return kind.model_validate(body)
-        except ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:3])
-            raise ServiceError(
-                answer.status_code,
-                "another_version",
-                f"the service at {self.server} is of another version of logitcask; its answer to "
-                f"{answer.request.method} {answer.request.url.path} cannot be read here ({faults}). Use the "
-                "version that it runs",
-            ) from error
+    def __init__(self, connection: Connection, open_answer: ExitStack) -> None:
+        self._connection = connection
+        self._open_answer = open_answer
+        self._answer: httpx2.Response | None = None
+        self._blocks: Iterator[bytes] | None = None
+        self._events: Iterator[httpx2.ServerSentEvent] | None = None
 
-    def _require_success(self, answer: httpx2.Response) -> None:
-        if answer.is_success:
-            return
-        answer.read()
-        try:
-            fault = answer.json()["error"]
-            raise ServiceError(answer.status_code, str(fault["code"]), str(fault["message"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise self._stranger(answer) from error
+    def reply_to(self, step: Request | Pause | Open | Next) -> Reply:
+        """Do a step. Raises ServiceUnreachableError."""
+        match step:
+            case Pause():
+                time.sleep(step.seconds)
+                return None
+            case Request():
+                return self._connection.send(step)
+            case Open():
+                return self._opened(step.request)
+            case Next():
+                with reached(self._connection.server):
+                    return self._next(as_events=step.as_events)
 
-    def _stranger(self, answer: httpx2.Response) -> ServiceError:
-        to = f"; it points to {answer.headers['location']}" if "location" in answer.headers else ""
-        return ServiceError(
-            answer.status_code,
-            "not_our_service",
-            f"what answers at {self.server} is no logitcask service (status {answer.status_code} to "
-            f"{answer.request.method} {answer.request.url.path}{to}); name another with --server or LOGITCASK_SERVER",
-        )
+    def _opened(self, request: Request) -> Answer:
+        self._open_answer.close()
+        self._blocks = self._events = None
+        self._answer = self._connection.open(request)
+        self._open_answer.callback(self._answer.close)
+        with reached(self._connection.server):
+            is_refusal = not self._answer.is_success
+            if is_refusal:
+                self._answer.read()
+        return answer_of(self._connection.server, self._answer, whole=is_refusal)
+
+    def _next(self, *, as_events: bool) -> Reply:
+        assert self._answer is not None
+        if as_events:
+            self._events = self._events or iter(httpx2.EventSource(self._answer))
+            event = next(self._events, None)
+            return None if event is None else (event.id, event.event, event.data)
+        self._blocks = self._blocks or self._answer.iter_bytes()
+        return next(self._blocks, None)
+
+
+@contextmanager
+def reached(server: str) -> Iterator[None]:
+    """Turns a transport's error into one that says where the service was looked for."""
+    try:
+        yield
+    except TRANSPORT_ERRORS as error:
+        raise unreachable(server, error) from error
+
+
+def client_options(server: str, key: str | None) -> dict[str, Any]:
+    """Arguments of the library's clients, whether they wait or not."""
+    return {
+        "base_url": server,
+        "headers": {"Authorization": f"Bearer {key}"} if key else {},
+        "timeout": TIMEOUT_SECONDS,
+        # HTTP_PROXY is for the world outside; no proxy reaches this machine's own loopback.
+        "trust_env": not is_local(server),
+    }
+
+
+@contextmanager
+def valid_url(server: str) -> Iterator[None]:
+    """Raises ServerUrlError where the library takes the address for none."""
+    try:
+        yield
+    except httpx2.InvalidURL as error:
+        raise ServerUrlError(f"{server!r} is no URL ({error}); expected http://HOST:PORT") from error
+
+
+def request_options(request: Request) -> dict[str, Any]:
+    """A request as the library takes it, its content aside."""
+    return {
+        "method": request.method,
+        "url": request.path,
+        "params": request.params or None,
+        "headers": request.headers,
+        "timeout": httpx2.Timeout(TIMEOUT_SECONDS, read=request.read_seconds),
+    }
+
+
+def answer_of(server: str, response: httpx2.Response, *, whole: bool = True) -> Answer:
+    """The library's answer as ours."""
+    return Answer(
+        server=server,
+        method=response.request.method,
+        path=response.request.url.path,
+        status=response.status_code,
+        headers={name.lower(): value for name, value in response.headers.items()},
+        content=response.content if whole else b"",
+    )

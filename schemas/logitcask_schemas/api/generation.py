@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 from logitcask_schemas.api.generation_steps import EmitRow, Step
 from logitcask_schemas.api.objects import ApiObject, Reason, Seconds, Status
-from logitcask_schemas.api.requests import CarrierName, CaskName, Metadata, OnError, TeacherName
+from logitcask_schemas.api.requests import CarrierName, CaskName, Metadata, OnError, Priority, TeacherName
 from logitcask_schemas.record.capture_spec import CaptureSpec
 
 RecipeName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
@@ -60,6 +60,7 @@ class GenerationPlan(BaseModel):
         ChainedExtraction | None, Field(description="Capture what was kept; null: the corpus is all.")
     ] = None
     metadata: Annotated[Metadata, Field(max_length=16)] = {}
+    priority: Priority = 0
 
     @field_validator("parameters")
     @classmethod
@@ -79,9 +80,11 @@ class GenerationRequest(GenerationPlan):
 
     def canonical(self) -> bytes:
         """Bytes that are equal for equal requests; an Idempotency-Key is tied to their digest."""
-        fields = self.model_dump(mode="json")
+        # Requests had neither a priority nor a teacher when the first keys were made.
+        without = set() if self.priority else {"priority"}
+        fields = self.model_dump(mode="json", exclude=without)
         for part in (fields, fields["extraction"] or {}):
-            if part.get("teacher") is None:  # requests had no such field when the first keys were made
+            if part.get("teacher") is None:
                 part.pop("teacher", None)
         return json.dumps(fields, sort_keys=True).encode()
 
@@ -162,6 +165,7 @@ class Generation(ApiObject):
     on_error: OnError
     extraction: ChainedExtraction | None
     metadata: dict[str, str]
+    priority: int = 0
     templates: dict[str, str]
     """Name to SHA-256 (hex) of the text."""
     status: Status
@@ -169,6 +173,8 @@ class Generation(ApiObject):
     queued_at: Seconds = None
     in_progress_at: Seconds = None
     finalizing_at: Seconds = None
+    pausing_at: Seconds = None
+    paused_at: Seconds = None
     completed_at: Seconds = None
     failed_at: Seconds = None
     cancelling_at: Seconds = None

@@ -1,6 +1,5 @@
 """A client's calls about generations: `ServiceClient.generations`."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,44 +8,33 @@ from logitcask_schemas.api.generation import (
     GeneratedRowList,
     Generation,
     GenerationCheck,
-    GenerationList,
     GenerationPlan,
     GenerationPreview,
     GenerationProgress,
     GenerationRequest,
-    RecipeList,
     RecipeSummary,
 )
-from logitcask_schemas.api.job_calls import JobCalls
+from logitcask_schemas.api.generation_calls import GenerationCalls
 from logitcask_schemas.api.objects import Event, Failure, Status
-
-_PATH = "/v1/generations"
 
 
 class GenerationClient:
     """Calls about generations, with the errors of `ServiceClient`. Not thread-safe."""
 
     def __init__(self, connection: Connection, patience_seconds: float) -> None:
-        self._connection = connection
-        self._calls = JobCalls(
-            connection=connection,
-            noun="generation",
-            kind=Generation,
-            progress=GenerationProgress,
-            listing="logitcask generate ls",
-            patience_seconds=patience_seconds,
-        )
+        self._run = connection.run
+        self._iterate = connection.iterate
+        self._calls = GenerationCalls(patience_seconds)
 
     def create(
         self, request: GenerationRequest | Mapping[str, Any], *, idempotency_key: str | None = None
     ) -> Generation:
         """Start a generation; a connection lost meanwhile does not start it twice."""
-        return self._calls.create(_values(request), idempotency_key)
+        return self._run(self._calls.create(request, idempotency_key=idempotency_key))
 
     def check(self, plan: GenerationPlan | Mapping[str, Any], *, corpus_bytes: int | None = None) -> GenerationCheck:
         """Whether a generation could be started, and what it resolves to; ServiceError says why not."""
-        params = {"corpus_bytes": corpus_bytes} if corpus_bytes is not None else {}
-        return self._connection.post(GenerationCheck, f"{_PATH}/check", _values(plan), params=params)
+        return self._run(self._calls.check(plan, corpus_bytes=corpus_bytes))
 
     def preview(
         self, lines: bytes, plan: GenerationPlan | Mapping[str, Any], *, prompts: int, whole: bool = True
@@ -55,29 +43,35 @@ class GenerationClient:
 
         `whole` says whether the lines are all of the corpus: then a field that none of them has is refused.
         """
-        params = {"plan": json.dumps(_values(plan)), "prompts": prompts, "whole": whole}
-        return self._connection.send_lines(GenerationPreview, f"{_PATH}/preview", lines, params=params)
+        return self._run(self._calls.preview(lines, plan, prompts=prompts, whole=whole))
 
     def get(self, generation_id: str) -> Generation:
         """One generation."""
-        return self._calls.get(generation_id)
+        return self._run(self._calls.get(generation_id))
 
     def list(self, *, status: Status | None = None, limit: int = 20) -> Sequence[Generation]:
         """The newest generations."""
-
-        def page(params: Mapping[str, Any]) -> tuple[Sequence[Generation], bool]:
-            answer = self._connection.get(GenerationList, _PATH, params)
-            return answer.data, answer.has_more
-
-        return self._calls.pages(page, status, limit)
+        return self._run(self._calls.list(status=status, limit=limit))
 
     def resume(self, generation_id: str) -> Generation:
         """Take a failed generation up again."""
-        return self._calls.post(generation_id, "resume")
+        return self._run(self._calls.resume(generation_id))
 
     def cancel(self, generation_id: str) -> Generation:
         """Ask a generation to end."""
-        return self._calls.post(generation_id, "cancel")
+        return self._run(self._calls.cancel(generation_id))
+
+    def pause(self, generation_id: str) -> Generation:
+        """Hold a generation until it is resumed."""
+        return self._run(self._calls.pause(generation_id))
+
+    def set_priority(self, generation_id: str, priority: int) -> Generation:
+        """Change the priority of a generation that waits."""
+        return self._run(self._calls.set_priority(generation_id, priority))
+
+    def move(self, generation_id: str, *, before: str | None = None) -> Generation:
+        """Put a waiting generation before another job, whose priority it takes over, or before all."""
+        return self._run(self._calls.move(generation_id, before))
 
     def rows(
         self,
@@ -97,23 +91,16 @@ class GenerationClient:
             limit: Most rows of the page, 100 at most.
             dropped: Rows that were left out, too.
         """
-        params: dict[str, Any] = {"after": after, "limit": limit, "dropped": dropped}
-        if step is not None:
-            params["step"] = step
-        return self._connection.get(GeneratedRowList, self._calls.path(generation_id, "/rows"), params)
+        return self._run(self._calls.rows(generation_id, step=step, after=after, limit=limit, dropped=dropped))
 
     def failures(self, generation_id: str) -> Iterator[Failure]:
         """Bad lines and rows that were left out."""
-        return self._calls.failures(generation_id)
+        return self._iterate(self._calls.failures(generation_id))
 
     def follow(self, generation_id: str) -> Iterator[Event | GenerationProgress]:
         """As `ServiceClient.follow`."""
-        return self._calls.follow(generation_id)
+        return self._iterate(self._calls.follow(generation_id))
 
     def recipes(self) -> Sequence[RecipeSummary]:
         """The recipes that the service has."""
-        return self._connection.get(RecipeList, "/v1/recipes").data
-
-
-def _values(request: GenerationPlan | Mapping[str, Any]) -> Mapping[str, Any]:
-    return request.model_dump(mode="json") if isinstance(request, GenerationPlan) else request
+        return self._run(self._calls.recipes())

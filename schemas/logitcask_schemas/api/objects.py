@@ -11,7 +11,18 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from logitcask_schemas.api.requests import ExtractionRequest, Overflow
 from logitcask_schemas.record.capture_spec import CaptureSpec, stored_spec
 
-Status = Literal["validating", "queued", "in_progress", "finalizing", "completed", "failed", "cancelling", "cancelled"]
+Status = Literal[
+    "validating",
+    "queued",
+    "in_progress",
+    "finalizing",
+    "pausing",
+    "paused",
+    "completed",
+    "failed",
+    "cancelling",
+    "cancelled",
+]
 STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 FINAL: Final[frozenset[Status]] = frozenset({"completed", "failed", "cancelled"})
 Seconds = Annotated[int | None, Field(description="Seconds since 1970, UTC; null when it has not happened.")]
@@ -140,6 +151,8 @@ class Extraction(ExtractionRequest):
     queued_at: Seconds = None
     in_progress_at: Seconds = None
     finalizing_at: Seconds = None
+    pausing_at: Seconds = None
+    paused_at: Seconds = None
     completed_at: Seconds = None
     failed_at: Seconds = None
     cancelling_at: Seconds = None
@@ -289,6 +302,9 @@ class Preview(ApiObject):
     """The first ones."""
     shown: list[PreviewDocument]
     bytes_per_token: BytesPerToken
+    tokens_per_second: Annotated[
+        float | None, Field(description="Of this teacher in its latest extractions; null where none was measured.")
+    ] = None
     teacher: str
     max_length: int
     overflow: Overflow
@@ -322,6 +338,29 @@ class Readiness(ApiObject):
     status: Literal["ready", "not_ready"]
     reasons: list[NotReady]
     waiting: list[WaitingWork]
+    paused: Annotated[bool, Field(description="Whether an operator has paused the queue; new work is accepted.")] = (
+        False
+    )
+
+
+class QueueEntry(ApiObject):
+    """A job that waits, or is held."""
+
+    id: str
+    kind: Literal["capture", "generate"]
+    status: Status
+    priority: int
+
+
+class Queue(ApiObject):
+    """The jobs that have a place in the queue, in order, and whether the queue is paused."""
+
+    object: Literal["queue"] = "queue"
+    paused: bool
+    paused_at: Seconds = None
+    running: Annotated[str | None, Field(description="Id of the job that the teacher works on.")]
+    data: list[QueueEntry]
+    has_more: bool
 
 
 class Version(ApiObject):

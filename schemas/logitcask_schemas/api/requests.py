@@ -29,6 +29,15 @@ TeacherName = Annotated[
         description="One that `GET /v1/teachers` lists, or for a generation `students/NAME`; never a path.",
     ),
 ]
+LARGEST_PRIORITY: Final = 1000
+Priority = Annotated[
+    int,
+    Field(
+        ge=-LARGEST_PRIORITY,
+        le=LARGEST_PRIORITY,
+        description="Waiting jobs with a larger one go first; equal ones in the order of the queue.",
+    ),
+]
 Metadata = dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]]
 
 
@@ -66,6 +75,7 @@ class ExtractionPlan(BaseModel):
         OnError, Field(description="`skip` lists bad lines and goes on; `fail` ends the extraction at the first.")
     ] = "skip"
     metadata: Annotated[Metadata, Field(max_length=16)] = {}
+    priority: Priority = 0
 
 
 class ExtractionRequest(ExtractionPlan):
@@ -78,7 +88,26 @@ class ExtractionRequest(ExtractionPlan):
         # Requests had none of these when the first keys were made: one kind, one teacher, and all was recorded.
         without = {"kind"} | ({"loss_on"} if self.loss_on == "all" else set())
         without |= {"teacher"} if self.teacher is None else set()
+        without |= set() if self.priority else {"priority"}
         return json.dumps(self.model_dump(mode="json", exclude=without), sort_keys=True).encode()
+
+
+class JobChange(BaseModel):
+    """What may be changed of a job that waits."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    priority: Priority
+
+
+class QueueMove(BaseModel):
+    """Where in the queue a job is put."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    before: Annotated[
+        str | None, Field(max_length=64, description="Id of the waiting job before which it is put; null: the front.")
+    ] = None
 
 
 def stored_request(fields: Mapping[str, Any]) -> ExtractionRequest:

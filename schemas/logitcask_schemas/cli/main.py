@@ -34,7 +34,9 @@ COMMANDS: Final[dict[str, Command]] = {
     "submit": Command("Send a corpus to a service and start its extraction.", "service"),
     "keys": Command("Make keys for a service that several people share.", "service"),
     "generate": Command("Let the teacher write: a corpus and a recipe in, a corpus and a cask out.", "service"),
-    "jobs": Command("List, follow and cancel a service's extractions.", "service"),
+    "jobs": Command("List, follow, order, pause and cancel a service's extractions and generations.", "service"),
+    "corpora": Command("List, show and delete a service's corpora.", "service"),
+    "download": Command("Fetch a cask from a service.", "service"),
     "cask": Command(
         "Look into casks (ls, show, stats), prove and mend them (verify, repair), copy, join and divide them "
         "(export, import, merge, split), give them to other tools (rows, push, pull).",

@@ -135,7 +135,7 @@ def show(choice: "TauChoice") -> None:
             f"{'> ' if mine else ''}1/{figures.inverse}",
             f"{figures.head_entries:.2f}",
             f"{figures.draws:.2f}",
-            "" if math.isnan(figures.draw_mass) else f"{figures.draw_mass:.2%}",
+            "" if math.isnan(figures.draw_mass) else f"{figures.draw_mass:.3g}",
             f"{figures.arrow_bytes:.1f}",
             f"{figures.zarr_bytes:.1f}",
             f"{figures.noise:.3g}",

@@ -14,6 +14,7 @@ from typing import IO
 import typer
 
 from logitcask_schemas.terminal import printable
+from logitcask_services.cli.hub_corpus import HubCorpus
 from logitcask_services.corpora.file_kind import kind_of
 
 BLOCK_BYTES = 1 << 20
@@ -83,18 +84,32 @@ def file_corpus(argument: Path, others: list[Path]) -> LocalCorpus | None:
 
 
 @contextmanager
-def local_corpus(argument: Path, others: list[Path], say: Callable[[str], None]) -> Iterator[LocalCorpus]:
+def local_corpus(
+    argument: Path, others: list[Path], say: Callable[[str], None], dataset: HubCorpus | None = None
+) -> Iterator[LocalCorpus]:
     """The corpus of the command line; `-` is standard input, which is read to its end, as a pipe is.
 
     Args:
         argument: What was named.
         others: What was named behind it, which is refused.
         say: Tells the person something.
+        dataset: What the argument names on the Hub, if it does; its rows are written to a temporary file.
 
     Raises:
-        typer.BadParameter: As `file_corpus`.
+        typer.BadParameter: As `file_corpus`, and of datasets.
     """
-    if (named := file_corpus(argument, others)) is not None:
+    if dataset is not None:
+        if others:
+            raise _refuse(f"{1 + len(others)} corpora were named; a corpus is one")
+        with tempfile.NamedTemporaryFile(prefix="logitcask-") as file:
+            with _kept_until_sent(f"hf://{dataset.name}"):
+                dataset.write(file)
+                file.flush()
+            path = Path(file.name)
+            if not path.stat().st_size:
+                raise _refuse(f"hf://{dataset.name} has no rows in split {dataset.split!r}")
+            yield LocalCorpus(path, f"hf://{dataset.name}"[:200], path.stat().st_size)
+    elif (named := file_corpus(argument, others)) is not None:
         yield named
     elif str(argument) == "-":
         if sys.stdin.isatty():
@@ -114,18 +129,23 @@ def local_corpus(argument: Path, others: list[Path], say: Callable[[str], None])
 def _spooled(source: IO[bytes], name: str) -> Iterator[LocalCorpus]:
     """A stream as a file, so that it can be hashed, and sent again after a broken connection."""
     with tempfile.NamedTemporaryFile(prefix="logitcask-") as file:
-        try:
+        with _kept_until_sent(name):
             shutil.copyfileobj(source, file, BLOCK_BYTES)
             file.flush()
-        except OSError as error:
-            place = tempfile.gettempdir()
-            raise _refuse(
-                f"{name} cannot be kept in {place} until it is sent ({error.strerror}); set TMPDIR"
-            ) from error
         path = Path(file.name)
         with path.open("rb") as written:
             _check(written.read(HEAD_BYTES), path.stat().st_size, name, file="")
         yield LocalCorpus(path, printable(name)[:200], path.stat().st_size)
+
+
+@contextmanager
+def _kept_until_sent(name: str) -> Iterator[None]:
+    """Turn the disk's refusals into a BadParameter that says which corpus did not fit, and where."""
+    try:
+        yield
+    except OSError as error:
+        place = tempfile.gettempdir()
+        raise _refuse(f"{name} cannot be kept in {place} until it is sent ({error.strerror}); set TMPDIR") from error
 
 
 def _check(head: bytes, size: int, name: str, *, file: str) -> None:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from logitcask_schemas.api.objects import Preview, PreviewDocument
 from logitcask_schemas.terminal import counted, printable
+from logitcask_services.cli.connection import duration
 from logitcask_services.cli.corpus_file import LocalCorpus
 from logitcask_services.corpora.line_problems import sentence_of
 
@@ -41,12 +42,31 @@ class Estimate:
     cask_bytes_high: int
     hint_bytes: int
     """Beside these."""
+    seconds: float | None
+    """Of the teacher's work, contexts included; None where its pace is not known."""
+    price: float | None
+    """Of these seconds; None where they, or a price per hour, are not known."""
 
 
 def dry_run(
-    local: LocalCorpus, request: dict[str, Any], source: "ServiceClient | Path", *, documents: int, as_json: bool
+    local: LocalCorpus,
+    request: dict[str, Any],
+    source: "ServiceClient | Path",
+    *,
+    documents: int,
+    as_json: bool,
+    price_per_hour: float | None = None,
 ) -> None:
-    """Preview the beginning of a corpus, through a service or with a teacher's folder, and print it."""
+    """Preview the beginning of a corpus, through a service or with a teacher's folder, and print it.
+
+    Args:
+        local: The corpus here.
+        request: As it would be submitted.
+        source: What knows the teacher.
+        documents: How many are shown.
+        as_json: Print one JSON document.
+        price_per_hour: Of the machine with the teacher, in any currency.
+    """
     with local.path.open("rb") as file:
         sample = file.read(SAMPLE_BYTES)
         if len(sample) < local.bytes:
@@ -60,7 +80,7 @@ def dry_run(
         else source.preview(sample, request, documents=documents)
     )
     share = len(sample) / local.bytes if local.bytes else 1.0
-    estimate = _estimate(preview, share)
+    estimate = _estimate(preview, share, price_per_hour)
     if as_json:
         sizes = {"corpus_bytes": local.bytes, "previewed_bytes": len(sample)}
         typer.echo(json.dumps({**preview.model_dump(mode="json"), **sizes, "estimate": asdict(estimate)}))
@@ -113,7 +133,7 @@ def _recorded(preview: Preview) -> int:
     return preview.tokens - preview.documents if preview.recorded_positions is None else preview.recorded_positions
 
 
-def _estimate(preview: Preview, share: float) -> Estimate:
+def _estimate(preview: Preview, share: float, price_per_hour: float | None) -> Estimate:
     from logitcask_services.pilot.expected_bytes import ID_BYTES
 
     times = 1 / share if share else 1.0
@@ -122,6 +142,8 @@ def _estimate(preview: Preview, share: float) -> Estimate:
     recorded = _recorded(preview)
     without = preview.tokens - preview.documents - recorded
     tokens, bare = preview.tokens - without, without * ID_BYTES
+    pace = preview.tokens_per_second
+    seconds = (preview.tokens + preview.context_tokens) * times / pace if pace else None
     return Estimate(
         documents=round(preview.documents * times),
         tokens=round(preview.tokens * times),
@@ -131,6 +153,8 @@ def _estimate(preview: Preview, share: float) -> Estimate:
         cask_bytes_low=round((tokens * figures.low + bare) * times),
         cask_bytes_high=round((tokens * figures.high + bare) * times),
         hint_bytes=round((recorded * figures.hints + preview.documents * figures.hints_per_document) * times),
+        seconds=seconds,
+        price=None if seconds is None or price_per_hour is None else seconds / 3600 * price_per_hour,
     )
 
 
@@ -219,6 +243,20 @@ def _show_expectation(preview: Preview, estimate: Estimate, share: float, out: C
         if figures.hints_per_document:
             each = f"{figures.hints_per_document:,.0f} bytes per document"
         _line(out, f"and {_bytes(estimate.hint_bytes)} of hints beside it, {each}")
+
+    _show_time(preview, estimate, out)
+
+
+def _show_time(preview: Preview, estimate: Estimate, out: Console) -> None:
+    if estimate.seconds is None:
+        _line(out, "time: not known; a service says it once it has captured something with this teacher")
+        return
+    price = "" if estimate.price is None else f", a price of {estimate.price:,.2f}"
+    _line(
+        out,
+        f"about {duration(estimate.seconds)} of the teacher's time{price} (at the {preview.tokens_per_second:,.0f} "
+        "tokens a second of its latest extractions)",
+    )
 
 
 def _where(preview: Preview, code: str) -> str:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from logitcask_schemas.api.generation import Generation
-from logitcask_schemas.api.objects import Extraction, ShardOfExtraction, Status
+from logitcask_schemas.api.objects import Extraction, Queue, ShardOfExtraction, Status
 from logitcask_schemas.cli.output import JsonOption
 from logitcask_schemas.terminal import counted, printable
 from logitcask_services.cli.connection import (
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="List, follow and cancel a service's extractions and generations.", no_args_is_help=True, add_completion=False
 )
+AllOption = Annotated[bool, typer.Option("--all", help="All jobs: the service's queue, also over restarts.")]
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the extraction or generation.")]
 
 
@@ -158,15 +159,74 @@ def cancel(subject: Subject) -> None:
 
 
 @app.command()
-def resume(
+def pause(
+    job_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Id of the extraction or generation.")] = None,
+    everything: AllOption = False,
+    server: ServerOption = None,
+    api_key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Hold a job, or with --all the whole queue, until it is resumed. What is published stays in the cask."""
+    _require_one(job_id, everything=everything)
+    with connect(server, api_key_file) as client:
+        if job_id is None:
+            _say_queue(client.pause_queue(), as_json=as_json)
+            return
+        subject = Subject(client, job_id, as_json)
+        job = client.generations.pause(job_id) if subject.is_generation else client.pause(job_id)
+    _say_status(job, as_json=as_json)
+
+
+@app.command()
+def priority(
     job_id: IdArgument,
+    to: Annotated[int | None, typer.Argument(metavar="[NUMBER]", help="-1000 to 1000; larger ones go first.")] = None,
+    before: Annotated[str | None, typer.Option(metavar="ID", help="Put it before this waiting job instead.")] = None,
+    front: Annotated[bool, typer.Option("--front", help="Put it before all waiting jobs instead.")] = False,
+    server: ServerOption = None,
+    api_key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Change the priority or the place of a job that waits."""
+    if (to is not None) + (before is not None) + front != 1:
+        raise typer.BadParameter("give one of a number, --before ID and --front", param_hint="[NUMBER]")
+    with connect(server, api_key_file) as client:
+        calls = client.generations if job_id.startswith("generation-") else client
+        job = calls.move(job_id, before=before) if to is None else calls.set_priority(job_id, to)
+    _say_status(job, as_json=as_json, more=f", priority {job.priority}")
+
+
+@app.command()
+def queue(server: ServerOption = None, api_key_file: KeyFileOption = None, as_json: JsonOption = False) -> None:
+    """List the jobs that wait or are held, in the order in which they will be worked on."""
+    with connect(server, api_key_file) as client:
+        waiting = client.queue()
+    if as_json:
+        typer.echo(as_json_text(waiting))
+        return
+    table = Table(Column("id", no_wrap=True, min_width=35), "status", "priority", box=None)
+    for entry in waiting.data:
+        table.add_row(entry.id, entry.status, str(entry.priority))
+    console = Console()
+    console.print(table)
+    _say_queue(waiting, as_json=False)
+
+
+@app.command()
+def resume(
+    job_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Id of the extraction or generation.")] = None,
+    everything: AllOption = False,
     wait: Annotated[bool, typer.Option("--wait", help="Follow it to its end.")] = False,
     server: ServerOption = None,
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take a failed job up again where it was. Exit code 3 when it is waited for and does not complete."""
+    """Take a failed or paused job (--all: the queue) up again. Exit code 3 when it is waited for and fails."""
+    _require_one(job_id, everything=everything)
     with connect(server, api_key_file) as client:
+        if job_id is None:
+            _say_queue(client.resume_queue(), as_json=as_json)
+            return
         subject = Subject(client, job_id, as_json)
         job = client.generations.resume(job_id) if subject.is_generation else client.resume(job_id)
         if wait:
@@ -198,8 +258,23 @@ def _to_its_end(subject: Subject) -> None:
     raise typer.Exit(exit_code(extraction))
 
 
-def _say_status(job: Extraction | Generation, *, as_json: bool) -> None:
-    typer.echo(as_json_text(job) if as_json else printable(f"{job.id}: {job.status}"))
+def _say_status(job: Extraction | Generation, *, as_json: bool, more: str = "") -> None:
+    typer.echo(as_json_text(job) if as_json else printable(f"{job.id}: {job.status}{more}"))
+
+
+def _require_one(job_id: str | None, *, everything: bool) -> None:
+    """Raise typer.BadParameter unless a job or all of them are named."""
+    if (job_id is not None) == everything:
+        raise typer.BadParameter("name one job, or --all for the whole queue", param_hint="[ID]")
+
+
+def _say_queue(queue: Queue, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(as_json_text(queue))
+        return
+    more = " at least" if queue.has_more else ""
+    state = "paused" if queue.paused else "open"
+    typer.echo(f"the queue is {state}; {counted(len(queue.data), 'job')}{more} in it")
 
 
 def describe(extraction: Extraction, shards: list[ShardOfExtraction], out: Console) -> None:

@@ -24,6 +24,7 @@ from logitcask_services.cli.connection import (
 )
 from logitcask_services.cli.corpus_file import LocalCorpus, file_corpus, local_corpus
 from logitcask_services.cli.dry_run import dry_run
+from logitcask_services.cli.hub_corpus import hub_corpus
 from logitcask_services.cli.request_options import capture_of, given, hints_of, pairs, require_cask_name, require_key
 
 if TYPE_CHECKING:
@@ -36,7 +37,9 @@ app = typer.Typer(help="Send a corpus to a service and start its extraction.", a
 def submit(
     corpus: Annotated[
         Path,
-        typer.Argument(help="JSON lines with `text`, `messages`, `input_ids`, or prompts; `-`: standard input."),
+        typer.Argument(
+            help="JSON lines with `text`, `messages`, `input_ids`, or prompts; `-`: standard input; or hf://owner/name."
+        ),
     ],
     cask: Annotated[
         str | None, typer.Option(help="Name of the cask, below the service's cask root; may be left out of a dry run.")
@@ -80,6 +83,12 @@ def submit(
     carrier: Annotated[CarrierName | None, typer.Option(help="File format of the shards; default: arrow.")] = None,
     on_error: Annotated[OnError | None, typer.Option(help="Bad lines; default: skip.")] = None,
     metadata: Annotated[list[str] | None, typer.Option(help="key=value to keep with it; may be repeated.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of a dataset of the Hub, such as train.")] = None,
+    config: Annotated[str | None, typer.Option(help="Of a dataset of the Hub that has several.")] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="Of a dataset of the Hub: the column that is the text.")
+    ] = None,
+    priority: Annotated[int | None, typer.Option(help="Larger ones go first; default: 0.", min=-1000, max=1000)] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="Submitting again with it does nothing.")] = None,
     dry: Annotated[
         bool, typer.Option("--dry-run", help="Only show what would become of the corpus: nothing is sent to stay.")
@@ -91,6 +100,9 @@ def submit(
             help="Name of one of the service's teachers (`GET /v1/teachers`); default: its first. Dry run: also a "
             "teacher's folder or Hub id, instead of a service."
         ),
+    ] = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option(help="Dry run: of the teacher's machine; what the work would cost is told.", min=0)
     ] = None,
     server: ServerOption = None,
     api_key_file: KeyFileOption = None,
@@ -123,6 +135,7 @@ def submit(
         "loss_on": loss_on,
         "carrier": carrier,
         "on_error": on_error,
+        "priority": priority,
     }
     request: dict[str, Any] = {
         "cask": cask,
@@ -136,17 +149,22 @@ def submit(
         request["teacher"] = teacher
     require_key(idempotency_key)
     require_cask_name(cask)
+    dataset = hub_corpus(str(corpus), config=config, split=split, text_column=text_column)
     if dry:
         from logitcask_schemas.api.connection import ServiceUnreachableError
 
-        with local_corpus(corpus, others or [], lambda line: say(console, line)) as local:
+        with local_corpus(corpus, others or [], lambda line: say(console, line), dataset) as local:
             local.require_lines()
             if teacher is not None and is_model:
-                dry_run(local, request, Path(teacher), documents=documents, as_json=as_json)
+                dry_run(
+                    local, request, Path(teacher), documents=documents, as_json=as_json, price_per_hour=price_per_hour
+                )
             else:
                 try:
                     with connect(server, api_key_file) as client:
-                        dry_run(local, request, client, documents=documents, as_json=as_json)
+                        dry_run(
+                            local, request, client, documents=documents, as_json=as_json, price_per_hour=price_per_hour
+                        )
                 except ServiceUnreachableError as error:
                     raise ServiceUnreachableError(
                         f"{error}. Without a service: --dry-run --teacher FOLDER_OR_HUB_ID"
@@ -159,10 +177,11 @@ def submit(
             "folders and Hub ids go with --dry-run; a service knows its teachers by name, see `GET /v1/teachers`",
             param_hint="--teacher",
         )
-    file_corpus(corpus, others or [])  # before the service is asked anything
+    if dataset is None:
+        file_corpus(corpus, others or [])  # before the service is asked anything
     with connect(server, api_key_file) as client:
         client.check(request)  # before hours of a pipe are read
-        with local_corpus(corpus, others or [], lambda line: say(console, line)) as local:
+        with local_corpus(corpus, others or [], lambda line: say(console, line), dataset) as local:
             uploaded = send(local, client, console, lambda size: client.check(request, corpus_bytes=size))
         extraction = client.submit({**request, "corpus_id": uploaded.id}, idempotency_key=idempotency_key)
         if wait:

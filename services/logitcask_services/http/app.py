@@ -13,6 +13,7 @@ from logitcask_schemas.terminal import installed_version
 from logitcask_services import tracing
 from logitcask_services.http import (
     batches,
+    casks,
     corpora,
     corpus_contents,
     extractions,
@@ -21,6 +22,7 @@ from logitcask_services.http import (
     operations,
     previews,
     problems,
+    queue,
     scoring,
     uploads,
 )
@@ -84,6 +86,8 @@ def create_app(service: Service, *, streams: int = 512) -> FastAPI:
         generations,
         previews,
         scoring,
+        queue,
+        casks,
         operations,
     )
     for module in routers:

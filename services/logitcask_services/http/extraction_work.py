@@ -108,10 +108,13 @@ def cancel(service: Service, extraction_id: str) -> ExtractionRow:
 
 
 def resume(service: Service, extraction_id: str) -> ExtractionRow:
-    """Take a failed extraction up again. Raises NotFoundError, IllegalTransitionError."""
+    """Take a failed or paused extraction up again. Raises NotFoundError, IllegalTransitionError."""
     row = service.extractions.get(extraction_id)  # first: what a caller wrote need not even be a file's name
     prepared = (service.folders.token_store(row.id) / "store.json").exists()
-    return service.extractions.resume(extraction_id, prepared=prepared)
+    with service.pausing:
+        row = service.extractions.resume(extraction_id, prepared=prepared)
+        service.signals.release(row.id)
+    return row
 
 
 def present(service: Service, row: ExtractionRow) -> Extraction:
@@ -125,7 +128,7 @@ def present(service: Service, row: ExtractionRow) -> Extraction:
     return Extraction(
         id=row.id,
         status=row.status,
-        **{name: value for name, value in row.request if name != "teacher"},
+        **{**{name: value for name, value in row.request if name != "teacher"}, "priority": row.priority},
         teacher_name=row.request.teacher,
         created_at=int(row.timestamps["validating"]),
         **{f"{status}_at": int(at) for status, at in row.timestamps.items() if status != "validating"},

@@ -229,6 +229,14 @@ def cancel(service: Service, generation_id: str) -> GenerationRow:
     return row
 
 
+def resume(service: Service, generation_id: str) -> GenerationRow:
+    """Take a failed or paused generation up again. Raises NotFoundError, IllegalTransitionError."""
+    with service.pausing:
+        row = service.generations.resume(generation_id)
+        service.signals.release(row.id)
+    return row
+
+
 def present(service: Service, row: GenerationRow) -> Generation:
     """The object, with the live progress of a running one."""
     now = progress(service, row)
@@ -245,6 +253,7 @@ def present(service: Service, row: GenerationRow) -> Generation:
         on_error=request.on_error,
         extraction=request.extraction,
         metadata=request.metadata,
+        priority=row.priority,
         templates={name: template.sha256 for name, template in request.templates.items()},
         # The time of a state is that of its last entry; the log begins with the first.
         created_at=int(service.log.events(row, after=0, limit=1)[0].created_at),

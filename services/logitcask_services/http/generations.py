@@ -147,8 +147,8 @@ def cancel_generation(generation_id: str, service: ServiceDep, _: Caller) -> Gen
 
 @router.post(f"{PATH}/{{generation_id}}/resume", status_code=202, responses=documented(404, 409, 507))
 def resume_generation(generation_id: str, service: ServiceDep, _: Caller) -> Generation:
-    """Take a failed generation up again. What the teacher has answered stays."""
-    return work.present(service, service.generations.resume(generation_id))
+    """Take a failed or paused generation up again. What the teacher has answered stays."""
+    return work.present(service, work.resume(service, generation_id))
 
 
 @router.get(f"{PATH}/{{generation_id}}/events", response_model=EventList, responses=EVENT_RESPONSES)

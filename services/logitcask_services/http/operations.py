@@ -48,7 +48,12 @@ def ready(service: ServiceDep, response: Response) -> Readiness:
     }
     for code, message, count in service.generations.waiting():
         waiting.setdefault(code, WaitingWork(code=code, message=message, extractions=0)).generations = count
-    return Readiness(status="not_ready" if reasons else "ready", reasons=reasons, waiting=list(waiting.values()))
+    return Readiness(
+        status="not_ready" if reasons else "ready",
+        reasons=reasons,
+        waiting=list(waiting.values()),
+        paused=service.signals.queue_paused,
+    )
 
 
 @router.get(

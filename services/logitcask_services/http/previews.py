@@ -186,4 +186,7 @@ def _previewed(
         _require_room_for_extents(service, cask, previewed.prepared)
         figures = with_cask(figures, service.folders.cask(cask), spec)
     figures = with_hints(figures, spec.hints, facts.hint_shape)
-    return previewed.object(figures, teacher=facts.model, limits=limits)
+    seen = previewed.object(figures, teacher=facts.model, limits=limits)
+    if facts.identity is None:  # it was not loaded yet
+        return seen
+    return seen.model_copy(update={"tokens_per_second": service.extractions.measured_pace(facts.identity)})

@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, OperationalError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -38,7 +38,7 @@ from logitcask_services.jobs.database.removal import JobInUseError
 from logitcask_services.jobs.database.uploads import UploadStateError
 from logitcask_services.jobs.extraction import IdempotencyConflictError, IllegalTransitionError, NotFoundError
 from logitcask_services.jobs.teacher_names import TeacherNameError
-from logitcask_services.jobs.waiting import disk_is_full
+from logitcask_services.jobs.waiting import damage_of_database, disk_is_full
 
 MEDIA_TYPE = "application/problem+json"
 Responses = dict[int | str, dict[str, Any]]
@@ -246,6 +246,13 @@ def install(app: FastAPI) -> None:
                 headers={"Retry-After": "10"},
             ),
         )
+
+    @app.exception_handler(DatabaseError)
+    def damaged(request: Request, error: DatabaseError) -> Response:
+        if (reason := damage_of_database(error)) is None:
+            return unforeseen(request, error)
+        logger.error("%s", reason)
+        return respond(request, Problem(503, "database_unavailable", reason, headers={"Retry-After": "60"}))
 
     @app.exception_handler(OSError)
     def storage(request: Request, error: OSError) -> Response:

@@ -1,6 +1,7 @@
 """What the threads of one service share: folders, database, teacher, signals, and the settings."""
 
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from logitcask_services.jobs.database.extractions import ExtractionStore
 from logitcask_services.jobs.database.generations import GenerationStore
 from logitcask_services.jobs.database.jobs import AnyJobs
 from logitcask_services.jobs.database.log import JobLog
+from logitcask_services.jobs.database.queue import JobQueue
 from logitcask_services.jobs.database.removal import JobRemoval
 from logitcask_services.jobs.database.uploads import UploadStore
 from logitcask_services.jobs.demonstration_corpora import DemonstrationCorpora
@@ -67,6 +69,7 @@ class JobContext:
         self.generations = GenerationStore(self.database, self.signals.changed)
         self.jobs = AnyJobs(self.database, self.signals.changed)
         self.removal = JobRemoval(self.database)
+        self.queue = JobQueue(self.database, self.signals.changed)
         self.chunks = ChunkStore(self.database, self.signals.changed)
         self.failures = FailureFiles(self.folders.failures)
         self.log = JobLog(self.database, self.failures)
@@ -96,6 +99,8 @@ class JobContext:
                 waiting_tokens=settings.score_waiting_tokens,
             ),
         )
+        self.pausing = threading.Lock()
+        """Held while the database and the signals are told of a pause, or of its end, so that they agree."""
         self.crash: str | None = None
         """Why the service must end, once it must."""
         self.exit_code = 0

@@ -12,22 +12,26 @@ from logitcask_schemas.errors import LogitcaskError
 from logitcask_schemas.record.beyond_tokens import BeyondTokens
 
 STEPS: dict[Status, frozenset[Status]] = {
-    "validating": frozenset({"queued", "failed", "cancelling"}),
-    "queued": frozenset({"in_progress", "failed", "cancelled"}),
-    "in_progress": frozenset({"finalizing", "queued", "failed", "cancelling"}),
+    "validating": frozenset({"queued", "failed", "pausing", "cancelling"}),
+    "queued": frozenset({"in_progress", "failed", "paused", "cancelled"}),
+    "in_progress": frozenset({"finalizing", "queued", "failed", "pausing", "cancelling"}),
     "finalizing": frozenset({"completed", "queued", "failed"}),
+    "pausing": frozenset({"paused", "failed", "cancelling"}),
+    "paused": frozenset({"queued", "validating", "cancelled"}),
     "cancelling": frozenset({"cancelled"}),
     "completed": frozenset(),
     "failed": frozenset({"queued", "validating"}),
     "cancelled": frozenset(),
 }
+MOVABLE: frozenset[Status] = frozenset({"validating", "queued", "pausing", "paused"})
+"""States whose jobs have a place in the queue that can be changed."""
 
 
 class IllegalTransitionError(LogitcaskError, ValueError):
     """A job cannot go from where it is to where it was told to go."""
 
     def __init__(self, job_id: str, current: str, target: str) -> None:
-        hint = "; only a failed one can be resumed" if target in ("validating", "queued") else ""
+        hint = "; only a failed or paused one can be resumed" if target in ("validating", "queued") else ""
         super().__init__(f"{job_id} is {current} and cannot become {target}{hint}")
         self.current = current
         self.target = target
@@ -37,6 +41,12 @@ def check_step(job_id: str, current: Status, target: Status) -> None:
     """Raise IllegalTransitionError unless `target` may follow `current`."""
     if target not in STEPS[current]:
         raise IllegalTransitionError(job_id, current, target)
+
+
+def check_resumable(job_id: str, current: Status) -> None:
+    """Raise IllegalTransitionError unless a caller may resume the job; the table lets others queue it again, too."""
+    if current not in ("failed", "paused"):
+        raise IllegalTransitionError(job_id, current, "queued")
 
 
 _LISTED: Mapping[str, str] = {

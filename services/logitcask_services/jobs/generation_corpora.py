@@ -109,6 +109,7 @@ def _finished(row: GenerationRow, suffix: str, upload: CorpusUpload, *, rows: in
             max_length=chained.max_length,
             overflow="skip",
             metadata={"generation": row.id},
+            priority=row.priority,
         )
     name = f"{row.id}.{suffix}" if suffix else row.id
     return WrittenCorpus(suffix=suffix, stored=stored, name=name, rows=rows, documents=documents, extraction=extraction)

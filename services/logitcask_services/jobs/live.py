@@ -19,6 +19,9 @@ class Signals:
         self._condition = threading.Condition()
         self._versions: dict[str, int] = {}
         self._cancelled: set[str] = set()
+        self._paused: set[str] = set()
+        self.queue_paused = False
+        """Whether the worker is to do no job; set from the database at the start, and by `pause_queue`."""
         self._changes = 0
 
     def changed(self, job_id: str) -> None:
@@ -53,9 +56,28 @@ class Signals:
         self._cancelled.add(job_id)
         self.changed(job_id)
 
+    def pause(self, job_id: str) -> None:
+        """Tell the thread that works on a job to leave it for now."""
+        self._paused.add(job_id)
+        self.changed(job_id)
+
+    def release(self, job_id: str) -> None:
+        """The job may be worked on again."""
+        self._paused.discard(job_id)
+        self.changed(job_id)
+
+    def pause_queue(self, *, paused: bool) -> None:
+        """Tell the worker to do no job, or to do them again."""
+        self.queue_paused = paused
+        self.changed("")
+
     def ends(self, job_id: str) -> bool:
-        """Whether work on the job should end now: it was cancelled, or the service stops."""
-        return self.stopping.is_set() or job_id in self._cancelled
+        """Whether the teacher's work on the job should end now: cancelled, paused, or nothing is to be done."""
+        return self.queue_paused or self.ends_preparation(job_id)
+
+    def ends_preparation(self, job_id: str) -> bool:
+        """The same for its preparation, which needs no teacher and goes on in a paused queue."""
+        return self.stopping.is_set() or job_id in self._cancelled or job_id in self._paused
 
     def is_cancelled(self, job_id: str) -> bool:
         """Whether the job was cancelled in this process."""

@@ -31,6 +31,7 @@ from logitcask_services.jobs.waiting import (
     SetAsideError,
     StoppedWhileWaitingError,
     Waiter,
+    damage_of_database,
     passing_fault,
     unforeseen,
 )
@@ -89,7 +90,7 @@ class Preparer(threading.Thread):
                     signals.wait(seen, self._set_aside.seconds_to_next(IDLE_SECONDS))
         except Exception as error:
             logger.exception("the preparing thread ended")
-            self._context.crashed(f"the preparing thread ended: {error}")
+            self._context.crashed(damage_of_database(error) or f"the preparing thread ended: {error}")
 
     def _step_or_wait(self) -> bool:
         """One extraction; False where there is none, or the job database cannot be used now."""
@@ -104,11 +105,11 @@ class Preparer(threading.Thread):
     def _step(self) -> bool:
         self._context.database.require_in_place()  # told in the log even where there is nothing to do
         store = self._context.extractions
-        for row in store.in_status("cancelling"):
+        for row in (*store.in_status("cancelling"), *store.in_status("pausing")):
             # One that the worker has is the worker's to end, one that is being prepared that thread's.
-            if not {"in_progress", "queued"} & row.timestamps.keys() and self._claim(row):
+            if _was_validating(row) and self._claim(row):
                 try:
-                    store.step(row.id, "cancelled")
+                    store.leave(row.id)
                     self._context.folders.drop_token_store(row.id)
                 finally:
                     self._claims.release(row.id)
@@ -202,7 +203,7 @@ class Preparer(threading.Thread):
             (context.folders.state,),
             floor=settings.disk_floor_bytes,
             poll_seconds=settings.pause_poll_seconds,
-            ends=lambda seconds: context.signals.stopping.wait(seconds) or context.signals.ends(row.id),
+            ends=lambda seconds: context.signals.stopping.wait(seconds) or context.signals.ends_preparation(row.id),
             set_waiting=lambda reason: context.extractions.set_waiting(row.id, reason),
             gives_way=lambda seconds: self._gives_way(row),
         )
@@ -237,7 +238,7 @@ class Preparer(threading.Thread):
                     facts.tokenizer,
                     limits,
                     report=bad_lines.add,
-                    stopped=lambda: context.signals.ends(row.id),
+                    stopped=lambda: context.signals.ends_preparation(row.id),
                     named=names.add,
                 )
                 names.finish()
@@ -298,6 +299,12 @@ class BadLines:
         )
         failure = Failure(stage="corpus", line=self._first_unlisted, code="not_listed", message=message, custom_id=None)
         self._log.note_unlisted(self._row, failure)
+
+
+def _was_validating(row: ExtractionRow) -> bool:
+    """Whether it was being prepared, rather than captured, when it was asked to end."""
+    entered = row.timestamps
+    return all(entered["validating"] >= entered.get(status, 0.0) for status in ("queued", "in_progress"))
 
 
 def _request_fault(row: ExtractionRow, facts: TeacherFacts) -> tuple[str, str] | None:

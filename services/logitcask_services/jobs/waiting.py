@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from logitcask_schemas.cask.storage import files
@@ -94,6 +94,18 @@ def passing_fault(error: BaseException) -> Reason | None:
         case _:
             return None
     return code, f"{text.rstrip('.')}. {_ADVICE[code]}; nothing is lost"
+
+
+def damage_of_database(error: BaseException) -> str | None:
+    """What to do about a job database that SQLite finds damaged while it is open; None of any other error."""
+    cause = error.orig if isinstance(error, DatabaseError) else error
+    if getattr(cause, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return None
+    return (
+        f"the job database is damaged: {cause}. Stop the service, restore jobs.sqlite3 from a copy (without the -wal "
+        "and -shm files of the damaged one) and start it: the list of jobs is then that of the copy, casks keep what "
+        "they hold, and what is in them is not captured again"
+    )
 
 
 def unforeseen(error: Exception) -> Reason:

@@ -1,10 +1,10 @@
-"""The thread that owns the teacher: loads it, takes the oldest queued job, runs it, and says how it ended."""
+"""The thread that owns the teacher: loads it, takes the first queued job, runs it, and says how it ended."""
 
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Literal, TypeVar
 
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -24,6 +24,7 @@ from logitcask_services.jobs.assignment import Assignment, role_of
 from logitcask_services.jobs.context import JobContext, teacher_document
 from logitcask_services.jobs.database.extractions import ExtractionStore
 from logitcask_services.jobs.database.generations import GenerationStore
+from logitcask_services.jobs.database.jobs import queue_key
 from logitcask_services.jobs.database.tables import ExtractionRow, GenerationRow, JobRow
 from logitcask_services.jobs.extraction import IllegalTransitionError
 from logitcask_services.jobs.extraction_run import ExtractionRun
@@ -37,6 +38,7 @@ from logitcask_services.jobs.waiting import (
     Schedule,
     SetAsideError,
     StoppedWhileWaitingError,
+    damage_of_database,
     passing_fault,
     retry_until_written,
     unforeseen,
@@ -45,6 +47,7 @@ from logitcask_services.jobs.watchdog import Watchdog
 from logitcask_services.tracing import span
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 IDLE_SECONDS = 5.0
 PATIENCE_SECONDS = 30.0
 """A run that is under way waits so long with the teacher idle before others go first."""
@@ -89,7 +92,7 @@ class Worker(threading.Thread):
             logger.info("stopped while it waited; the next start goes on")
         except Exception as error:
             logger.exception("the working thread ended")
-            context.crashed(f"the working thread ended: {error}")
+            context.crashed(damage_of_database(error) or f"the working thread ended: {error}")
         finally:
             context.teacher.close()
             context.scoring.close()
@@ -130,7 +133,7 @@ class Worker(threading.Thread):
             return False
 
     def _first(self) -> JobRow | None:
-        """For the first load: the oldest job that can be begun; None once a teacher was loaded, or nothing waits."""
+        """For the first load: the first job that can be begun; None once a teacher was loaded, or nothing waits."""
         context = self._context
         if context.teacher.loads:
             return None
@@ -142,9 +145,11 @@ class Worker(threading.Thread):
         except (OperationalError, PoolTimeoutError):
             return None
         queued = (row for row in queued if self._assignment.hindrance(row) is None)
-        return min(queued, key=lambda row: row.number, default=None)
+        return min(queued, key=queue_key, default=None)
 
     def _step(self, teacher: Teacher) -> bool:
+        if self._context.signals.queue_paused:
+            return False
         row = self._choose(teacher)
         if row is None:
             self._explain_others()
@@ -250,11 +255,10 @@ class Worker(threading.Thread):
                 self._end(row, *ending)
 
     def _ended(self, row: JobRow) -> None:
-        """The run was told to end: by a cancel, or because the service stops (then the next start goes on)."""
-        status = self._store(row).get(row.id).status
-        if status == "cancelling":
-            self._end(row, "cancelled", None)
-        elif status == "cancelled":  # noted by the watchdog, while the teacher was deep in its work
+        """The run was told to end: by a cancel or a pause, or because the service stops (the next start goes on)."""
+        requeue = not self._context.signals.stopping.is_set()
+        left: JobRow = self._persist(lambda: self._store(row).leave(row.id, requeue=requeue))
+        if left.status == "cancelled":  # now, or by the watchdog while the teacher was deep in its work
             self._context.folders.drop_token_store(row.id)
 
     def _died(self, row: JobRow, run: JobRun, error: TeacherDiedError) -> None:
@@ -294,23 +298,25 @@ class Worker(threading.Thread):
         if status != "failed":  # a failed one may be resumed
             self._context.folders.drop_token_store(row.id)
 
-    def _persist(self, work: Callable[[], object]) -> None:
+    def _persist(self, work: Callable[[], T]) -> T:
         context = self._context
-        retry_until_written(work, poll_seconds=context.settings.pause_poll_seconds, stopping=context.signals.stopping)
+        return retry_until_written(
+            work, poll_seconds=context.settings.pause_poll_seconds, stopping=context.signals.stopping
+        )
 
     # -- jobs that wait for something of their own ---------------------------------------------------------------
 
     def _due(self) -> list[JobRow]:
-        """Queued jobs that can be begun and whose time has come, oldest first."""
+        """Queued jobs that can be begun and whose time has come, in the order of the queue."""
         queued: list[JobRow] = [
             *self._context.extractions.in_status("queued"),
             *self._context.generations.in_status("queued"),
         ]
         due = (row for row in queued if self._set_aside.is_due(row.id) and self._assignment.hindrance(row) is None)
-        return sorted(due, key=lambda row: row.number)
+        return sorted(due, key=queue_key)
 
     def _choose(self, teacher: Teacher) -> JobRow | None:
-        """The next job: the oldest, or a few of those for which the teacher need not be loaded anew before it."""
+        """The next job: the first, or a few of its equals for which the teacher need not be loaded anew before it."""
         due, loaded = self._due(), self._context.teacher.name
         ready = next(
             (row for row in due if role_of(row) in teacher.parts and self._assignment.name_of(row) == loaded), None
@@ -318,7 +324,7 @@ class Worker(threading.Thread):
         if not due or ready is due[0]:
             self._passed = 0
             return ready
-        if ready is not None and self._passed < MOST_BEFORE_SWITCH:
+        if ready is not None and ready.priority == due[0].priority and self._passed < MOST_BEFORE_SWITCH:
             self._passed += 1
             return ready
         self._passed = 0

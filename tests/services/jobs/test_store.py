@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import Engine, event
 from sqlalchemy.exc import OperationalError
 
+from logitcask_schemas.api.generation import GenerationRequest
 from logitcask_schemas.api.requests import ExtractionRequest
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.corpora.prepare import Prepared
@@ -17,7 +18,9 @@ from logitcask_services.jobs.database.chunks import ChunkStore
 from logitcask_services.jobs.database.corpora import CorpusRegistry
 from logitcask_services.jobs.database.database import Database, DatabaseError
 from logitcask_services.jobs.database.extractions import ExtractionStore
+from logitcask_services.jobs.database.generations import GenerationStore
 from logitcask_services.jobs.database.log import JobLog
+from logitcask_services.jobs.database.queue import JobQueue
 from logitcask_services.jobs.database.tables import SCHEMA_VERSION, Base, CorpusRow
 from logitcask_services.jobs.extraction import (
     Chunk,
@@ -238,6 +241,35 @@ def test_a_database_of_version_2_keeps_its_requests_and_keys(tmp_path):
         assert (again.id, created) == (row.id, False)
     new, _ = store.create(full, None)
     assert store.get(new.id).request == full
+    database.close()
+
+
+def test_a_database_of_version_4_keeps_the_order_of_its_jobs(tmp_path):
+    """Priorities and places are new: all are equal, in the order in which they came, and keys still know them."""
+    old_database(tmp_path, 4)
+    database = Database(tmp_path)
+    queue = JobQueue(database, lambda job_id: None)
+    store, generations = ExtractionStore(database, lambda _: None), GenerationStore(database, lambda _: None)
+    assert [(row.id, row.kind, row.status, row.priority, row.place) for row in queue.waiting()] == [
+        ("extraction-1", "capture", "queued", 0, 1),
+        ("generation-1", "generate", "queued", 0, 2),
+        ("extraction-2", "capture", "validating", 0, 3),
+    ]
+    assert queue.paused_at() is None
+    require_tables_of_today(database)
+    request = store.get("extraction-1").request
+    key = IdempotencyKey(
+        scope="extractions anonymous", key="first", fingerprint=hashlib.sha256(request.canonical()).hexdigest()
+    )
+    assert store.create(request, key)[0].id == "extraction-1"
+    asked = GenerationRequest(corpus_id=request.corpus_id, recipe="answer")
+    key = IdempotencyKey(
+        scope="generations anonymous", key="second", fingerprint=hashlib.sha256(asked.canonical()).hexdigest()
+    )
+    assert generations.create(generations.get("generation-1").request, key)[0].id == "generation-1"
+    queue.move_before("extraction-2", None)
+    new, _ = store.create(request, None)
+    assert [row.id for row in queue.waiting()] == ["extraction-2", "extraction-1", "generation-1", new.id]
     database.close()
 
 

@@ -13,7 +13,7 @@ from logitcask_services.corpora.line_problems import BEYOND_TOKENS
 from logitcask_services.corpora.prepare import Prepared
 from logitcask_services.jobs.database.database import Database
 from logitcask_services.jobs.database.extractions import row_of
-from logitcask_services.jobs.database.jobs import move
+from logitcask_services.jobs.database.jobs import move, settle
 from logitcask_services.jobs.database.log import add_event, add_failures
 from logitcask_services.jobs.database.tables import ChunkRow, ExtractionRow, ShardRow
 from logitcask_services.jobs.extraction import Chunk, ChunkOutcome
@@ -151,9 +151,7 @@ class ChunkStore:
                 .where(ChunkRow.extraction == row.number, ChunkRow.number.in_(chunks))
                 .values(deaths=ChunkRow.deaths + 1)
             )
-            if row.status == "cancelling":
-                move(session, row, "cancelled")
-            elif row.status not in FINAL:
+            if not settle(session, row) and row.status not in FINAL | {"paused"}:
                 move(session, row, "queued", ("teacher_died", message), "warning")
                 row.waiting = {"code": "teacher_unavailable", "message": message}
         self._changed(extraction_id)

@@ -72,6 +72,7 @@ class Database:
                 Base.metadata.create_all(connection)
                 _add_missing_columns(connection)
                 _join_request(connection)
+                _place_in_queue(connection)
                 connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
             create_table(connection)
 
@@ -199,6 +200,11 @@ def _join_request(connection: Connection) -> None:
     for column in _OF_REQUEST.values():
         if column != "corpus_id":  # refers to its corpus, and stays
             connection.exec_driver_sql(f"ALTER TABLE jobs DROP COLUMN {column}")
+
+
+def _place_in_queue(connection: Connection) -> None:
+    """Before version 5 jobs went in the order in which they came, all alike."""
+    connection.exec_driver_sql("UPDATE jobs SET place = number WHERE place = 0")
 
 
 def _literal(default: Any) -> str:

@@ -7,13 +7,18 @@ from sqlalchemy.orm import Session
 
 from logitcask_schemas.api.objects import FINAL
 from logitcask_schemas.api.requests import ExtractionRequest
-from logitcask_services.jobs.database.jobs import JobStore, job_row, move
+from logitcask_schemas.record.identity import TeacherIdentity
+from logitcask_services.jobs.database.jobs import IN_ORDER, JobStore, job_row, move
 from logitcask_services.jobs.database.owners import JobAllowance
 from logitcask_services.jobs.database.tables import ChunkRow, CorpusRow, ExtractionRow, FailureRow
-from logitcask_services.jobs.extraction import IdempotencyKey
+from logitcask_services.jobs.extraction import IdempotencyKey, check_resumable
 
 TOKENS = ("tokenizer_fingerprint", "template_hash")
 """Members of a teacher's identity that decide whether token ids prepared with it are another's too."""
+
+
+MEASURED_JOBS = 5
+"""So many of the latest extractions say how fast a teacher is."""
 
 
 def row_of(session: Session, extraction_id: str) -> ExtractionRow:
@@ -61,15 +66,34 @@ class ExtractionStore(JobStore[ExtractionRow]):
             query = select(ahead).where(ExtractionRow.status.in_(("queued", "in_progress")))
             return session.scalar(query) or 0
 
+    def measured_pace(self, teacher: TeacherIdentity) -> float | None:
+        """Captured tokens per second over the latest extractions of this teacher; None where none was measured."""
+        query = (
+            select(ExtractionRow.tokens_captured, ExtractionRow.capture_seconds)
+            .where(
+                ExtractionRow.capture_seconds > 0,
+                ExtractionRow.tokens_captured > 0,
+                ExtractionRow.teacher["weights_digest"].as_string() == teacher.weights_digest,
+                ExtractionRow.teacher["engine"].as_string() == teacher.engine,
+            )
+            .order_by(ExtractionRow.number.desc())
+            .limit(MEASURED_JOBS)
+        )
+        with self._database.read() as session:
+            measured = session.execute(query).all()
+        seconds = sum(row.capture_seconds for row in measured)
+        return sum(row.tokens_captured for row in measured) / seconds if seconds else None
+
     def resume(self, extraction_id: str, *, prepared: bool) -> ExtractionRow:
-        """Take a failed extraction up again, where it was. Raises IllegalTransitionError.
+        """Take a failed or paused extraction up again, where it was. Raises IllegalTransitionError.
 
         Args:
-            extraction_id: of a failed extraction.
+            extraction_id: of a failed or paused extraction.
             prepared: its tokens are still there; else it is validated anew.
         """
         with self._database.write() as session:
             row = row_of(session, extraction_id)
+            check_resumable(row.id, row.status)
             code, prepared = (row.error or {}).get("code"), prepared and row.teacher is not None
             move(session, row, "queued" if prepared else "validating", ("resumed", "taken up again as asked"))
             row.error = None
@@ -87,9 +111,9 @@ class ExtractionStore(JobStore[ExtractionRow]):
             return set(session.scalars(query))
 
     def to_prepare(self) -> list[tuple[ExtractionRow, int]]:
-        """Extractions to be validated with the bytes of their corpora, oldest first."""
+        """Extractions to be validated with the bytes of their corpora, in the order of the queue."""
         query = select(ExtractionRow, CorpusRow.bytes).join(CorpusRow, CorpusRow.id == ExtractionRow.corpus_id)
-        query = query.where(ExtractionRow.status == "validating").order_by(ExtractionRow.number)
+        query = query.where(ExtractionRow.status == "validating").order_by(*IN_ORDER)
         with self._database.read() as session:
             return [(row, size) for row, size in session.execute(query)]
 

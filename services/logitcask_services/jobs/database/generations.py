@@ -11,11 +11,11 @@ from logitcask_schemas.api.requests import ExtractionRequest
 from logitcask_services.corpora.uploads import StoredCorpus
 from logitcask_services.jobs.database.corpora import add_corpus
 from logitcask_services.jobs.database.extractions import new_extraction
-from logitcask_services.jobs.database.jobs import JobStore, add_job, move
+from logitcask_services.jobs.database.jobs import JobStore, add_job, move, settle
 from logitcask_services.jobs.database.log import add_event, add_failures
 from logitcask_services.jobs.database.owners import JobAllowance
 from logitcask_services.jobs.database.tables import AnswerChunkRow, GenerationRow, StageRow
-from logitcask_services.jobs.extraction import IdempotencyKey
+from logitcask_services.jobs.extraction import IdempotencyKey, check_resumable
 
 SMALLEST_CHUNK, LARGEST_CHUNK, SHARE = 64, 65_536, 64
 """A chunk is 1/64 of a stage's requests, within bounds."""
@@ -74,9 +74,10 @@ class GenerationStore(JobStore[GenerationRow]):
         )
 
     def resume(self, generation_id: str) -> GenerationRow:
-        """Take a failed generation up again, where it was. Raises IllegalTransitionError."""
+        """Take a failed or paused generation up again, where it was. Raises IllegalTransitionError."""
         with self._database.write() as session:
             row = self._row(session, generation_id)
+            check_resumable(row.id, row.status)
             move(session, row, "queued", ("resumed", "taken up again as asked"))
             row.error = None
         self._changed(generation_id)
@@ -193,9 +194,7 @@ class GenerationStore(JobStore[GenerationRow]):
                 )
                 .values(deaths=AnswerChunkRow.deaths + 1)
             )
-            if row.status == "cancelling":
-                move(session, row, "cancelled")
-            elif row.status not in FINAL:
+            if not settle(session, row) and row.status not in FINAL | {"paused"}:
                 move(session, row, "queued", ("teacher_died", message), "warning")
                 row.waiting = {"code": "teacher_unavailable", "message": message}
         self._changed(generation_id)

@@ -14,9 +14,16 @@ from logitcask_services.jobs.database.database import Database
 from logitcask_services.jobs.database.log import add_event
 from logitcask_services.jobs.database.owners import JobAllowance, claim
 from logitcask_services.jobs.database.tables import CorpusRow, JobRow
-from logitcask_services.jobs.extraction import IdempotencyKey, NotFoundError, check_step
+from logitcask_services.jobs.extraction import IdempotencyKey, IllegalTransitionError, NotFoundError, check_step
 
 R = TypeVar("R", bound=JobRow)
+IN_ORDER = (JobRow.priority.desc(), JobRow.place)
+"""The order of the queue."""
+
+
+def queue_key(row: JobRow) -> tuple[int, int]:
+    """Sorts jobs in the order of the queue."""
+    return -row.priority, row.place
 
 
 def job_row(session: Session, kind: type[R], noun: str, job_id: str) -> R:
@@ -37,10 +44,18 @@ def move(
     detail = {"code": reason[0], "message": reason[1]} if reason else None
     if status == "failed":
         row.error = detail
-    if status in FINAL:
+    if status in FINAL or status == "paused":
         row.waiting = None
     message = f"{status}: {reason[1]}" if reason else status
     add_event(session, row, "status", message, {"status": status, "reason": detail}, level=level)
+
+
+def settle(session: Session, row: JobRow) -> bool:
+    """End what was asked to end, hold what was asked to be held, within the caller's transaction; whether it was."""
+    if row.status not in ("cancelling", "pausing"):
+        return False
+    move(session, row, "cancelled" if row.status == "cancelling" else "paused")
+    return True
 
 
 class JobStore(Generic[R]):
@@ -129,7 +144,16 @@ class JobStore(Generic[R]):
         with self._database.write() as session:
             row = self._row(session, job_id)
             if row.status != "cancelling":
-                move(session, row, "cancelled" if row.status == "queued" else "cancelling")
+                move(session, row, "cancelled" if row.status in ("queued", "paused") else "cancelling")
+        self._changed(job_id)
+        return row
+
+    def pause(self, job_id: str) -> R:
+        """Ask to be held: queued ones are at once, running ones become `pausing`. Raises IllegalTransitionError."""
+        with self._database.write() as session:
+            row = self._row(session, job_id)
+            if row.status not in ("pausing", "paused"):
+                move(session, row, "paused" if row.status == "queued" else "pausing")
         self._changed(job_id)
         return row
 
@@ -147,24 +171,33 @@ class JobStore(Generic[R]):
                 add_event(session, row, "resumed", "what held the job up is over", {})
         self._changed(job_id)
 
-    def put_aside(self, job_id: str, reason: tuple[str, str]) -> None:
-        """in_progress -> queued, waiting for something of its own. Raises IllegalTransitionError."""
+    def leave(self, job_id: str, *, requeue: bool = False) -> R:
+        """Work on the job ended early: it is cancelled or paused as was asked, or queued again where `requeue` says."""
         with self._database.write() as session:
             row = self._row(session, job_id)
+            if not settle(session, row) and requeue and row.status == "in_progress":
+                move(session, row, "queued", ("queue_paused", "the queue was paused; what is published stays"))
+        self._changed(job_id)
+        return row
+
+    def put_aside(self, job_id: str, reason: tuple[str, str]) -> None:
+        """A running job is queued again, waiting for something of its own. Raises IllegalTransitionError."""
+        with self._database.write() as session:
+            row = self._row(session, job_id)
+            if row.status not in ("in_progress", "finalizing"):  # a paused one stays so
+                raise IllegalTransitionError(job_id, row.status, "queued")
             move(session, row, "queued", reason, "warning")
             row.waiting = {"code": reason[0], "message": reason[1]}
         self._changed(job_id)
 
     def recover(self) -> list[str]:
-        """After a restart: what ran goes back to queued, what was being cancelled is cancelled. Ids that moved."""
+        """After a restart: what ran is queued, what was to be cancelled or paused is. Ids that moved."""
         moved: list[str] = []
         with self._database.write() as session:
             forget_old_keys(session)
-            states: tuple[Status, ...] = ("in_progress", "finalizing", "cancelling")
+            states: tuple[Status, ...] = ("in_progress", "finalizing", "pausing", "cancelling")
             for row in session.scalars(select(self._kind).where(self._kind.status.in_(states))):
-                if row.status == "cancelling":
-                    move(session, row, "cancelled")
-                else:
+                if not settle(session, row):
                     move(session, row, "queued", ("service_restarted", "the service restarted; the run goes on"))
                 moved.append(row.id)
             # What held something up before may be over; it is noticed again where it is not.
@@ -172,8 +205,8 @@ class JobStore(Generic[R]):
         return moved
 
     def in_status(self, status: Status) -> Sequence[R]:
-        """Jobs in a state, oldest first."""
-        query = select(self._kind).where(self._kind.status == status).order_by(self._kind.number)
+        """Jobs in a state, in the order of the queue."""
+        query = select(self._kind).where(self._kind.status == status).order_by(*IN_ORDER)
         with self._database.read() as session:
             return session.scalars(query).all()
 
@@ -209,6 +242,8 @@ def add_job(session: Session, row: JobRow, noun: str) -> None:
         raise NotFoundError("corpus", row.corpus_id)
     row.id = f"{noun}-{secrets.token_hex(12)}"
     row.timestamps = {row.status: time.time()}
+    row.priority = row.request.priority
     session.add(row)
     session.flush()
+    row.place = row.number
     add_event(session, row, "status", row.status, {"status": row.status})

@@ -11,7 +11,8 @@ from logitcask_schemas.api.requests import ExtractionRequest, stored_request
 
 SCHEMA_VERSION = 6
 """1: the first. 2: notes, first lines. 3: the request as one document, until then a column for each of its fields.
-4: jobs of several kinds in the table that held extractions alone. 6: uploads in parts; corpora that were deleted."""
+4: jobs of several kinds in the table that held extractions alone. 5: priorities and places in the queue, the state of
+the service. 6: uploads in parts; corpora that were deleted."""
 JobRequest = ExtractionRequest | StoredGeneration
 
 
@@ -120,6 +121,11 @@ class JobRow(Base):
 
     lines: Mapped[int] = mapped_column(default=0)
     bad_lines: Mapped[int] = mapped_column(default=0)
+
+    priority: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Larger ones go first; as the request says, or as it was changed since."""
+    place: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Among those of equal priority smaller ones go first. Its number, until jobs are moved, which exchanges places."""
 
 
 class ExtractionRow(JobRow):
@@ -252,6 +258,15 @@ class FailureRow(Base):
     custom_id: Mapped[str | None]
     code: Mapped[str]
     message: Mapped[str]
+
+
+class ServiceStateRow(Base):
+    """What is true of the whole service and outlives the process."""
+
+    __tablename__ = "service_state"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[dict[str, Any]]
 
 
 class IdempotencyRow(Base):
