@@ -94,18 +94,18 @@ def _documents(service: Service, row: ExtractionRow) -> Iterator[dict[str, Any]]
 
 def _turns(service: Service, row: GenerationRow) -> Iterator[dict[str, Any]]:
     """One answer for each line, with all its samples as choices."""
-    facts = loaded_facts(service)
+    facts = loaded_facts(service, row.request.teacher, "generate")
     work = GenerationWork(service, row, facts.tokenizer, facts.max_model_len)
     samples: list[Row] = []
     for staged in work.pipeline.rows_behind(len(row.request.steps) - 1):
         if not isinstance(staged, Row) or not staged.written:
             continue
         if samples and samples[0].parent != staged.parent:
-            yield _completion(row, samples, facts.identity.model)
+            yield _completion(row, samples, facts.model)
             samples = []
         samples.append(staged)
     if samples:
-        yield _completion(row, samples, facts.identity.model)
+        yield _completion(row, samples, facts.model)
 
 
 def _completion(row: GenerationRow, samples: list[Row], model: str) -> dict[str, Any]:

@@ -37,6 +37,13 @@ class Asked:
     """The first line whose conversation ends with another turn than the assistant's; None: there is none."""
     first_answered: int | None = None
     """The first that ends with the assistant's turn."""
+    teacher: str | None = None
+    """One of the service's, which all lines name as their model; None: its first."""
+
+    @property
+    def first_line(self) -> int | None:
+        """The first conversation; None: there is none yet."""
+        return self.first_open or self.first_answered
 
 
 def job_request(service: Service, corpus: CorpusRow, batch: BatchRequest) -> ExtractionRequest | GenerationRequest:
@@ -53,7 +60,7 @@ def job_request(service: Service, corpus: CorpusRow, batch: BatchRequest) -> Ext
         )
     asked = _read(service, corpus)
     if asked.first_open is None and asked.first_answered is not None:
-        return _extraction(corpus, batch)
+        return _extraction(corpus, batch, asked.teacher)
     if asked.first_answered is not None:
         raise Problem(
             400,
@@ -63,13 +70,12 @@ def job_request(service: Service, corpus: CorpusRow, batch: BatchRequest) -> Ext
             "them as two batches, or all to the endpoint /v1/extractions",
             param="input_file_id",
         )
-    facts = service.teacher.facts
+    facts = service.facts_of(asked.teacher)
     longest = MAX_TOKENS if facts is None else min(MAX_TOKENS, facts.max_model_len // 2)
-    return _generation(corpus, batch, {"max_tokens": longest, **asked.sampling})
+    return _generation(corpus, batch, {"max_tokens": longest, **asked.sampling}, asked.teacher)
 
 
 def _read(service: Service, corpus: CorpusRow) -> Asked:
-    facts = service.teacher.facts
     asked, first = Asked(), True
     for number, content in _lines(service, corpus):
         try:
@@ -79,15 +85,16 @@ def _read(service: Service, corpus: CorpusRow) -> Asked:
         messages = entry.get("messages")
         if not isinstance(messages, list) or not messages or not isinstance(messages[-1], dict):
             continue
-        if messages[-1].get("role") == "assistant":
+        is_answered, is_first = messages[-1].get("role") == "assistant", asked.first_line is None
+        teacher = _teacher(service, number, entry.get("model"), is_answered=is_answered)
+        if is_first:
+            asked.teacher = teacher
+        elif teacher != asked.teacher:
+            raise _refused(number, "asks another model than the lines before it; send them as two batches", "model")
+        if is_answered:
             asked.first_answered = asked.first_answered or number
             continue
         asked.first_open = asked.first_open or number
-        model = entry.get("model")
-        if facts is not None and model not in (None, facts.identity.model):
-            raise _refused(
-                number, f"asks the model {str(model)[:64]!r}, the teacher is {facts.identity.model!r}", "model"
-            )
         sampling = _sampling(number, entry)
         if first:
             asked.sampling, first = sampling, False
@@ -108,6 +115,22 @@ def _lines(service: Service, corpus: CorpusRow) -> Iterator[tuple[int, bytes]]:
             yield number, content
 
 
+def _teacher(service: Service, number: int, model: Any, *, is_answered: bool) -> str | None:
+    """Which teacher a line means by its model; None: the first. Raises Problem 400 where it asks one that is not here.
+
+    Who wrote an answer that is there need not be here.
+    """
+    if model is None:
+        return None
+    names = service.roster.names
+    if model in names:
+        return None if model == names[0] else str(model)
+    facts = service.facts_of(None)
+    if not is_answered and facts is not None and model != facts.model:
+        raise _refused(number, f"asks the model {str(model)[:64]!r}; here are {', '.join(map(repr, names))}", "model")
+    return None
+
+
 def _sampling(number: int, entry: Mapping[str, Any]) -> dict[str, Any]:
     """How a line wants its turn written. Raises Problem 400 where it wants what cannot be done."""
     given = {name: value for name, value in entry.items() if value is not None and value is not False}
@@ -124,7 +147,9 @@ def _refused(number: int, what: str, param: str) -> Problem:
     return Problem(400, "unsupported_line", f"line {number} {what}", param=param, extra={"line": number})
 
 
-def _generation(corpus: CorpusRow, batch: BatchRequest, sampling: Mapping[str, Any]) -> GenerationRequest:
+def _generation(
+    corpus: CorpusRow, batch: BatchRequest, sampling: Mapping[str, Any], teacher: str | None
+) -> GenerationRequest:
     options, metadata = dict(sampling), dict(batch.metadata or {})
     seed, stop = options.pop("seed", 0), options.pop("stop", [])
     longest = [options.pop(name) for name in ("max_completion_tokens", "max_tokens") if name in options]
@@ -138,6 +163,7 @@ def _generation(corpus: CorpusRow, batch: BatchRequest, sampling: Mapping[str, A
         return GenerationRequest(
             corpus_id=corpus.id,
             recipe=RECIPE,
+            teacher=teacher,
             parameters=parameters,
             seed=seed,
             extraction=ChainedExtraction(cask=metadata["cask"]) if "cask" in metadata else None,
@@ -147,7 +173,7 @@ def _generation(corpus: CorpusRow, batch: BatchRequest, sampling: Mapping[str, A
         raise _invalid(error) from error
 
 
-def _extraction(corpus: CorpusRow, batch: BatchRequest) -> ExtractionRequest:
+def _extraction(corpus: CorpusRow, batch: BatchRequest, teacher: str | None = None) -> ExtractionRequest:
     metadata = dict(batch.metadata or {})
     fields: dict[str, Any] = {name: metadata[name] for name in OF_EXTRACTION if name in metadata}
     try:
@@ -155,6 +181,7 @@ def _extraction(corpus: CorpusRow, batch: BatchRequest) -> ExtractionRequest:
             corpus_id=corpus.id,
             cask=metadata.get("cask", f"batch-{corpus.sha256[:12]}"),
             metadata=metadata,
+            teacher=teacher,
             **fields,
         )
         if "capture" in metadata:

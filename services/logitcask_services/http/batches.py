@@ -137,7 +137,7 @@ def _present(row: JobRow) -> Batch:
 def _status(row: JobRow) -> BatchStatus:
     """OpenAI's clients know no queue: what waits for its turn is being validated, or goes on."""
     match row.status:
-        case "queued":
+        case "queued" | "pausing" | "paused":
             return "in_progress" if "in_progress" in row.timestamps else "validating"
         case "validating" | "in_progress" | "finalizing" | "completed" | "failed" | "cancelling" | "cancelled":
             return row.status

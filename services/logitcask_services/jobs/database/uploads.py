@@ -148,8 +148,8 @@ class UploadStore:
     def part_ids(self) -> dict[str, set[str]]:
         """Of each pending upload, the parts that are here."""
         with self._database.read() as session:
-            pending = session.execute(select(UploadRow.number, UploadRow.id).where(UploadRow.status == "pending")).all()
-            names: dict[int, str] = dict(pending)  # type: ignore[arg-type]  # rows of two
+            pending = session.execute(select(UploadRow.number, UploadRow.id).where(UploadRow.status == "pending"))
+            names: dict[int, str] = {row.number: row.id for row in pending}
             parts: dict[str, set[str]] = {name: set() for name in names.values()}
             for number, part_id in session.execute(select(PartRow.upload, PartRow.id)):
                 if number in names:
