@@ -174,7 +174,7 @@ class TestTheStudent:
         result, said = run(settings, student=student(7), rounds=1)
         assert result.state.rounds[0].sampled.model_dump() == {
             "texts": 20, "tokens": 320, "kept": 5, "empty": 0, "looping": 20, "looping_left_out": 15, "duplicates": 0,
-            "unfinished": 5,
+            "unfinished": 5, "by_teacher": 0,
         }  # fmt: skip
         assert any("20 repeat themselves, 15 of these left out" in line for line in said)
 
@@ -242,11 +242,13 @@ class TestTheFolder:
         assert path.read_bytes() == before
         assert any(f"{gone} are gone" in line for line in said)
 
-    def test_whose_cask_was_removed_is_told(self, settings, service):
+    def test_whose_cask_was_removed_is_captured_again_while_it_is_in_the_buffer(self, settings, service):
         run_first_only({**settings, "buffer": 2}, service)
         shutil.rmtree(service.casks / "run.r0001")
-        with pytest.raises(EmptyRoundError, match="A cask that was removed must be brought back"):
-            run(settings, buffer=2)
+        result, _ = run(settings, buffer=2)
+        assert result.state.status == "finished"
+        assert [own.attempt for own in result.state.rounds] == [2, 1]
+        assert len(Cask.open(service.casks / "run.r0001")) == 20
 
     def test_of_texts_without_their_state_is_refused(self, settings, service):
         """They would be taken for texts of whatever settings are given now."""
