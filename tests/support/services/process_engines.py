@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_services.engines.engine import CaptureResult, CaptureTask
 from logitcask_services.engines.process.door import ProcessEngine, ProcessGenerator
 from logitcask_services.engines.process.process import EngineProcess
@@ -72,6 +73,8 @@ def meet(fault: str) -> None:
 
 def load_fake(document: dict[str, Any]) -> FakeEngine:
     """A `FakeEngine`, or a `FaultyEngine` where there are faults."""
+    if "hints" in document:
+        document["hints"] = HintSpec.model_validate(document["hints"])
     if "faults" in document:
         return FaultyEngine(Path(document.pop("faults")), document.pop("after"), **document)
     return FakeEngine(**document)

@@ -116,13 +116,14 @@ def test_texts_and_scores_are_those_of_the_generator_itself():
     assert not is_alive(generator.pid)
 
 
-@pytest.mark.parametrize("layers", [None, (1, 3)])
-def test_which_hints_it_gives(started, layers):
-    engine = started()
-    assert not engine.gives_hints(HintSpec(layers=(1,)))
+def test_which_hints_it_gives(started):
+    plain, hinted = started(), started(hints={"layers": [1, 3], "of": "qkv"})
+    for engine, expected in ((plain, set()), (hinted, {("qkv", (1,)), ("qkv", (1, 3))})):
+        asked = {(of, layers) for of in ("hidden", "v", "qkv") for layers in ((1,), (2,), (1, 3), (1, 2, 3))}
+        assert {each for each in asked if engine.gives_hints(HintSpec(of=each[0], layers=each[1]))} == expected
     with pytest.raises(CaptureSpecError, match="loaded without hints"):
-        next(engine.capture(tasks_of(1), CaptureSpec(hints=HintSpec(layers=(1,)))))
-    assert len(list(engine.capture(tasks_of(3), SPEC))) == 3, "a spec that is refused costs no engine"
+        next(plain.capture(tasks_of(1), CaptureSpec(hints=HintSpec(layers=(1,)))))
+    assert len(list(plain.capture(tasks_of(3), SPEC))) == 3, "a spec that is refused costs no engine"
 
 
 def test_hints_of_a_real_teacher(tiny_llama):
