@@ -149,7 +149,7 @@ class UploadStore:
         """Of each pending upload, the parts that are here."""
         with self._database.read() as session:
             pending = session.execute(select(UploadRow.number, UploadRow.id).where(UploadRow.status == "pending")).all()
-            names: dict[int, str] = dict(pending)  # type: ignore[arg-type]  # rows of two
+            names: dict[int, str] = dict(pending)
             parts: dict[str, set[str]] = {name: set() for name in names.values()}
             for number, part_id in session.execute(select(PartRow.upload, PartRow.id)):
                 if number in names:
