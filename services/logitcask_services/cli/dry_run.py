@@ -133,7 +133,7 @@ def _recorded(preview: Preview) -> int:
     return preview.tokens - preview.documents if preview.recorded_positions is None else preview.recorded_positions
 
 
-def _estimate(preview: Preview, share: float, price_per_hour: float | None) -> Estimate:
+def _estimate(preview: Preview, share: float, price_per_hour: float | None = None) -> Estimate:
     from logitcask_services.pilot.expected_bytes import ID_BYTES
 
     times = 1 / share if share else 1.0
