@@ -15,6 +15,7 @@ from logitcask_services.http.dependencies import InFlight
 from logitcask_services.http.generated_rows import RowReaders
 from logitcask_services.http.job_streams import StreamPlaces
 from logitcask_services.http.metrics import RequestMetrics, ServiceMetrics
+from logitcask_services.http.pages.mount import mount_page
 from logitcask_services.service import Service
 
 DESCRIPTION = """Runs a teacher language model over a corpus and keeps what it said, position by position, in a cask."""
@@ -52,6 +53,7 @@ def create_app(service: Service, *, streams: int = 512) -> FastAPI:
     routers = (corpora, extractions, generations, previews, scoring, operations)
     for module in routers:
         app.include_router(module.router)
+    mount_page(app, service, keys, service.settings.runs)
     _describe(app)
     streamed = frozenset({"/v1/corpora", previews.PATH, generations.PREVIEW_PATH})
     app.add_middleware(JsonBodyLimit, streamed=streamed, larger=scoring.BODY_BYTES)
