@@ -58,7 +58,8 @@ def required(extra: str, environment: dict[str, str]) -> Iterator[Requirement]:
 
 
 @pytest.mark.parametrize(
-    ("side", "extras"), [("teacher", ("teacher-cpu", "dev")), ("trainer", ("trainer-cpu", "dev", "dev-trainer"))]
+    ("side", "extras"),
+    [("teacher", ("teacher-cpu", "dev", "dev-teacher")), ("trainer", ("trainer-cpu", "dev", "dev-trainer"))],
 )
 def test_the_lock_holds_a_version_of_every_requirement(side: str, extras: tuple[str, ...]) -> None:
     """Run `make lock` after a change of pyproject.toml."""

@@ -19,6 +19,8 @@ from logitcask_services.service import Service
 SHOWN_FAILURES: Final = 20
 SHOWN_EVENTS: Final = 50
 PAGE_EVENTS: Final = 1000
+MAX_STEPS: Final = 40
+"""Of the curve of throughput."""
 
 
 class Pace(BaseModel):
@@ -70,7 +72,10 @@ def job_figures(service: Service, job_id: str) -> JobFigures:
 
 
 def _pace(service: Service, job_id: str) -> list[Pace]:
-    """From the log: chunks come with the time of their publication. What several chunks share a moment is one step."""
+    """From the log, which has the time at which each chunk was published.
+
+    Chunks come in bunches: those that follow within a part of the whole time are one step.
+    """
     row = service.extractions.get(job_id)
     moments: list[tuple[float, int]] = []
     after = 0
@@ -84,9 +89,14 @@ def _pace(service: Service, job_id: str) -> list[Pace]:
     if not moments:
         return []
     begin = moments[0][0]
+    shortest = (moments[-1][0] - begin) / MAX_STEPS
+    steps = moments[:1]
+    for moment in moments[1:]:
+        if moment[0] - steps[-1][0] >= shortest or moment is moments[-1]:
+            steps.append(moment)
     return [
         Pace(seconds=end - begin, tokens_done=done, tokens_per_second=(done - before) / (end - start))
-        for (start, before), (end, done) in pairwise(moments)
+        for (start, before), (end, done) in pairwise(steps)
         if end > start and done > before
     ]
 

@@ -48,7 +48,7 @@
       height: 240,
       scales: { x: { time: false, ...(isLog ? { distr: 3, log: 2 } : {}), ...(kind === "bars" ? { range: (_, low, high) => [low, high + 0.25] } : {}) }, y: { range } },
       axes: [
-        { ...axis(isLog ? (_, values) => values.map((value) => (value === null ? "" : String(value))) : null), label: plot.dataset.x, labelSize: 18, labelFont: "12px system-ui, sans-serif" },
+        { ...axis(isLog ? (_, values) => values.map((value) => (value === null ? "" : String(value))) : null), ...(kind === "points" ? { incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10000, 100000] } : {}), label: plot.dataset.x, labelSize: 18, labelFont: "12px system-ui, sans-serif" },
         { ...axis(ticks), size: 56 },
       ],
       series: [

@@ -233,8 +233,9 @@ def file_route(middleware: Sequence[Middleware]) -> PageRoute:
     """The page's own files, and what was fetched of others'."""
 
     async def answer(request: Request) -> Response:
-        path = (STATIC / request.path_params["file"]).resolve()
-        if not path.is_relative_to(STATIC) or not path.is_file():
+        # Looked up among the files there are: no name of a request is ever given to the file system.
+        files = {path.relative_to(STATIC).as_posix(): path for path in STATIC.rglob("*") if path.is_file()}
+        if (path := files.get(request.path_params["file"])) is None:
             return Response(status_code=404)
         media_type = mimetypes.guess_type(path.name)[0] or "text/plain"
         return FileResponse(path, media_type=media_type, headers={"Cache-Control": f"public, max-age={CACHED_SECONDS}"})

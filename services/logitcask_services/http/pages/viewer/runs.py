@@ -161,8 +161,10 @@ def _read(path: Path, parse: Callable[[str], Parsed], problems: list[str]) -> Pa
 
 def _reports(content: str) -> list[Report]:
     """A report; of several teachers, one for each."""
-    document = json.loads(content)
-    parts = document["teachers"] if isinstance(document, dict) and "teachers" in document else [document]
+    document: Any = json.loads(content)
+    parts = document.get("teachers", [document]) if isinstance(document, dict) else None
+    if not isinstance(parts, list):
+        raise RunFileError("it is no report, nor does it hold a list of them as `teachers`")
     return [Report.model_validate(part) for part in parts]
 
 
