@@ -81,5 +81,5 @@ def test_an_empty_cask_has_no_figures(tmp_path):
     CaskWriter.create(tmp_path / "cask", teacher=make_teacher(VOCAB), capture=spec).close()
     content = cask_figures(Cask.open(tmp_path / "cask"))
     assert content.documents == content.sampled_positions == 0
-    assert content.mass_at_k == content.entropy_bins == content.shards == []
+    assert (content.mass_at_k, content.entropy_bins, content.shards) == ([], [], [])
     assert content.bytes_per_token is content.mean_entropy is content.entries_per_position is None
