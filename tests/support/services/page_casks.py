@@ -1,7 +1,6 @@
 """Real casks for the screenshots: SmolLM2-135M reads a few docstrings of the standard library, with `transformers`."""
 
 import inspect
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from logitcask_schemas.cask import CaskWriter
 from logitcask_schemas.record.capture_spec import CaptureSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
     from types import ModuleType
 
     from logitcask_schemas.record.records import DocumentRecords
@@ -45,13 +45,12 @@ def capture(teacher: Path, folder: Path) -> None:
     tasks = [CaptureTask(key=at, token_ids_L=np.array(each[:MAX_TOKENS], np.uint32)) for at, each in enumerate(ids)]
     engine = load_engine("transformers", teacher, dtype="float32", max_model_len=MAX_TOKENS)
     for name, spec in SPECS.items():
-        results = {result.key: result.document for result in engine.capture(tasks, spec)}
-        documents: list[DocumentRecords] = [results[at] for at in range(len(tasks))]
+        results: dict[Hashable, DocumentRecords] = {}
+        for result in engine.capture(tasks, spec):
+            assert result.document is not None, result.error
+            results[result.key] = result.document
+        documents = [results[at] for at in range(len(tasks))]
         with CaskWriter.create(folder / name, teacher=engine.identity, capture=spec) as writer:
             for start in range(0, len(documents), PER_SHARD):
                 writer.publish(documents[start : start + PER_SHARD])
     engine.close()
-
-
-if __name__ == "__main__":
-    capture(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,7 +1,7 @@
 """Makes docs/images/page-*.png: `python -m tests.support.services.page_screenshots TEACHER IMAGES [--casks FOLDER]`.
 
-TEACHER is the folder of SmolLM2-135M-Instruct (`python -m demo.fetch_teacher smollm2-135m --to TEACHER`). The casks are real; the
-service around them runs a teacher that knows nothing, slowly enough to be seen at work.
+TEACHER is the folder of SmolLM2-135M-Instruct (`python -m demo.fetch_teacher smollm2-135m --to TEACHER`). The casks are
+real; the service around them runs a teacher that knows nothing, slowly enough to be seen at work.
 """
 
 import argparse
@@ -24,10 +24,10 @@ from logitcask_services.settings import ServiceSettings
 from tests.support.services.browser import chromium
 from tests.support.services.fake_teacher import fake_teacher
 from tests.support.services.page_casks import SPECS, capture
-from tests.support.services.service_harness import RunningServer, wait_for
+from tests.support.services.service_harness import RunningServer, jsonl, wait_for
 
 WIDE, PHONE = (1280, 860), (360, 740)
-TOKEN = 58
+TOKEN = 33
 """That is pointed at."""
 
 
@@ -57,9 +57,12 @@ def service(folder: Path) -> Iterator[RunningServer]:
     server.start()
     wait_for(lambda: server.client.get("/health/ready").status_code == 200)
     texts = [{"text": f"document {number}: " + "some words. " * (number % 9 + 1)} for number in range(400)]
-    server.finish(server.submit(server.upload([*texts[:120], {"no": "text"}]), "stories")["id"])
-    server.submit(server.upload(texts), "questions-and-answers")
-    server.submit(server.upload(texts[:50]), "held-out")
+    corpora = {"stories": [*texts[:120], {"no": "text"}], "questions-and-answers": texts, "held-out": texts[:50]}
+    for name, lines in corpora.items():
+        answer = server.client.post("/v1/corpora", params={"name": f"{name}.jsonl"}, content=jsonl(lines))
+        job = server.submit(answer.json(), name)
+        if name == "stories":
+            server.finish(job["id"])
     time.sleep(5)
     yield server
     server.stop()
