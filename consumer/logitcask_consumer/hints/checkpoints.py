@@ -11,6 +11,7 @@ from typing import Any, Final
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from logitcask_consumer.hints.bound import HINTS_NAME, hint_modules
 from logitcask_consumer.run_document import RunFolderError
@@ -58,7 +59,7 @@ def hints_apart(model: Any) -> Iterator[None]:
 
 
 def load_projections(model: Any, checkpoint: Path) -> None:
-    """Continue with the projections of a checkpoint.
+    """Continue with the projections of a checkpoint; where FSDP spreads them over processes, every one calls it.
 
     Raises:
         RunFolderError: it lacks them, or they are others.
@@ -68,10 +69,18 @@ def load_projections(model: Any, checkpoint: Path) -> None:
         return
     path = checkpoint / PROJECTIONS_NAME
     try:
-        modules.load_state_dict(load_file(path))
+        own = modules.state_dict()
+        modules.load_state_dict({name: _spread_as(own.get(name), whole) for name, whole in load_file(path).items()})
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = str(error).partition("\n")[0]
         raise RunFolderError(
             f"{path}, the learned projections of this run's hint losses, cannot be read ({reason}); use another "
             "checkpoint (--resume)"
         ) from error
+
+
+def _spread_as(own: Tensor | None, whole: Tensor) -> Tensor:
+    """A whole matrix, which every process has, as FSDP spreads the student's own; as it is where nothing is spread."""
+    if not isinstance(own, DTensor):
+        return whole
+    return distribute_tensor(whole.to(own.device), own.device_mesh, own.placements, src_data_rank=None)

@@ -215,6 +215,7 @@ class Manifest(ApiObject):
     partial: Annotated[bool, Field(description="Whether the extraction has not completed.")]
     teacher: dict[str, Any] | None
     capture: CaptureSpec
+    """Of the cask, with hints' layers counted from 0 on; before there is a cask, as it was asked for."""
     shards: list[ShardOfExtraction]
 
 
@@ -252,6 +253,8 @@ class BytesPerToken(ApiObject):
     """Where `expected` comes from: the cask's own shards; text and teacher of the documentation; nowhere."""
     hints: float = 0.0
     """Beside these: hints per recorded position; of one row per document it is 0."""
+    hints_per_document: float = 0.0
+    """Beside these: hints per document; of a row per recorded position it is 0."""
 
 
 class Preview(ApiObject):

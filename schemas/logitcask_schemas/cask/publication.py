@@ -5,10 +5,9 @@ file that the Arrow carrier makes of the columns, whichever carrier stores them.
 names the order of the documents; run again it knows what is already there without reading it.
 """
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import BinaryIO, Final
 
 from logitcask_schemas.cask.carriers.arrow import ArrowCarrier
 from logitcask_schemas.cask.carriers.carrier import Carrier
@@ -27,8 +26,9 @@ from logitcask_schemas.cask.format.layout import (
     RecordLayout,
 )
 from logitcask_schemas.cask.format.manifest import ShardEntry
-from logitcask_schemas.cask.hint_file import publish_hints
+from logitcask_schemas.cask.hint_publication import publish_hints
 from logitcask_schemas.cask.storage.files import FileOperations, clear_errors, publish_file
+from logitcask_schemas.cask.storage.hashing_sink import HashingSink
 from logitcask_schemas.errors import CaskError, CaskWriteError
 from logitcask_schemas.record.hint_spec import HintSpec
 
@@ -143,12 +143,12 @@ def write_shard(
         CaskError: The format cannot hold a shard of this size.
         OSError: From the file, unchanged.
     """
-    sink = _HashingSink(file)
+    sink = HashingSink(file)
     carrier.write(columns, layout, identity, sink)
     if name is None:
         arrow = sink
         if carrier.name != ArrowCarrier.name:
-            arrow = _HashingSink(None)
+            arrow = HashingSink(None)
             ArrowCarrier().write(columns, layout, identity, arrow)
         name = arrow.sha256.hexdigest()[:32]
     return ShardEntry(
@@ -164,27 +164,6 @@ def write_shard(
         tail_entries=int(columns.offsets["tail"][-1]),
         **columns.lists.counts(),
     )
-
-
-class _HashingSink:
-    """Hashes and counts what goes into a file, or nowhere."""
-
-    def __init__(self, file: BinaryIO | None) -> None:
-        self._file = file
-        self.sha256 = hashlib.sha256()
-        self.size = 0
-
-    @property
-    def closed(self) -> bool:
-        return False if self._file is None else self._file.closed
-
-    def write(self, content: Any, /) -> int:
-        view = memoryview(content)
-        self.sha256.update(view)
-        if self._file is not None:
-            self._file.write(view)
-        self.size += view.nbytes
-        return view.nbytes
 
 
 def publish_shard(

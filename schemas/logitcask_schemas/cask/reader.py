@@ -1,10 +1,7 @@
 """Reading a cask: documents by number or id, shards as flat columns."""
 
-import mmap
-import resource
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
@@ -19,33 +16,16 @@ from logitcask_schemas.cask.documents import DocumentIndex, DocumentTable, Shard
 from logitcask_schemas.cask.format.columns import ShardColumns
 from logitcask_schemas.cask.format.layout import RecordLayout
 from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry
-from logitcask_schemas.cask.hint_file import HintFile, dropped, open_hints, require_hints_of
+from logitcask_schemas.cask.hint_file import HintFile
+from logitcask_schemas.cask.hint_reader import HintReader
 from logitcask_schemas.cask.location import Location, location_of
 from logitcask_schemas.cask.opening import open_shard
 from logitcask_schemas.cask.remote_cache import Progress
 from logitcask_schemas.cask.shard import Shard
-from logitcask_schemas.errors import HintsDroppedError, IdentityMismatchError
-from logitcask_schemas.record.hint_spec import HintSpec
+from logitcask_schemas.cask.storage.address_space import crowded
+from logitcask_schemas.errors import IdentityMismatchError
 from logitcask_schemas.record.hints import HintRows
 from logitcask_schemas.record.records import DocumentRecords
-
-_SPARED: Final = 4
-"""One part in so many of the limit is left to everything else."""
-_USED: Final = Path("/proc/self/statm")
-"""Linux: its first number is the size of the address space in use, in pages."""
-
-
-def crowded(more_bytes: int) -> bool:
-    """Whether mapping so many bytes more would leave the process too little of its address space.
-
-    False where there is no limit, and where the system does not tell what is in use.
-    """
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit == resource.RLIM_INFINITY or not _USED.exists():
-        return False
-    used = int(_USED.read_bytes().split()[0]) * mmap.PAGESIZE
-    return used + more_bytes > limit - limit // _SPARED
-
 
 MAX_OPEN_SHARDS: Final = 4096
 """Mapped at once per process; Linux allows 65,530 mappings. An evicted shard stays mapped while a view of it lives."""
@@ -71,9 +51,7 @@ class Cask:
         # A list, not an array: bisecting it for a single document is ten times as fast.
         self._starts = list(accumulate((entry.documents for entry in entries), initial=0))
         self._open: dict[int, Shard] = {}
-        self._open_hints: dict[int, HintFile] = {}
-        self._proved_hints = dict[int, set[int]]()
-        """Of each shard, the rows of documents whose hints were proved since their file was opened."""
+        self._hints = HintReader(location, manifest, entries)
         self._lengths_D: NDArray[np.int64] | None = None
         self._index: DocumentIndex | DocumentTable | None = None
         self._table: DocumentTable | None = None
@@ -205,7 +183,7 @@ class Cask:
     @property
     def has_hints(self) -> bool:
         """Whether every shard still has the file of hints that the spec asks for; their files are not looked at."""
-        return self.manifest.capture.hints is not None and all(entry.hints is not None for entry in self.entries)
+        return self._hints.has_all
 
     def require_hints(self) -> None:
         """Require that every shard has its hints, of whoever is about to read them all; no file is opened.
@@ -215,18 +193,7 @@ class Cask:
             CaskNotFoundError: A file is missing.
             CaskCorruptionError: A file has another size.
         """
-        self._spec_of_hints()
-        for entry in self.entries:
-            if entry.hints is None:
-                raise HintsDroppedError(dropped(self.place, entry))
-        self.location.require_hints(self.entries)
-
-    def _spec_of_hints(self) -> HintSpec:
-        if (spec := self.manifest.capture.hints) is None:
-            raise HintsDroppedError(
-                f"{self.place}: was captured without hints. Capture into another cask, with --hints (docs/hints.md)"
-            )
-        return spec
+        self._hints.require_all()
 
     def hints(self, document: int, start: int | None = None, stop: int | None = None) -> HintRows:
         """What is kept of the teacher beside its distributions, for one document; views of the mapped file.
@@ -247,35 +214,11 @@ class Cask:
                 document's checksum does not match (checked the first time that this process touches its hints).
         """
         number, row = self.locate(document)
-        shard, file = self.shard(number), self.hint_file(number)
-        length = int(shard.token_offsets[row + 1] - shard.token_offsets[row]) - 1
-        first, last = start or 0, length if stop is None else stop
-        if not 0 <= first < last <= length:
-            raise IndexError(
-                f"{self.path}: hints of window [{first}, {last}) of document {document}, which has {length} positions"
-            )
-        spec, extent = self.manifest.capture.hints, shard.extent(row)
-        if row not in (proved := self._proved_hints[number]):
-            require_hints_of(shard, file, row, spec)
-            proved.add(row)
-        rows = file.columns.of(row)
-        if spec is not None and spec.positions == "last":
-            return rows
-        return rows.slice(slice(extent.rows_before(first), extent.rows_before(last)))
+        return self._hints.rows(self.shard(number), number, row, start, stop, where=f"document {document}")
 
     def hint_file(self, number: int) -> HintFile:
         """The file of hints beside a shard, mapped; errors as `hints`."""
-        if (file := self._open_hints.get(number)) is not None:
-            return file
-        entry, spec = self.entries[number], self._spec_of_hints()
-        if entry.hints is None:
-            raise HintsDroppedError(dropped(self.place, entry))
-        while self._open_hints and (crowded(entry.hints.bytes) or len(self._open_hints) >= MAX_OPEN_SHARDS):
-            self._open_hints.pop(next(iter(self._open_hints)), None)
-        with self.location.held_hints(entry):
-            file = self._open_hints[number] = open_hints(self.path, entry, spec)
-        self._proved_hints[number] = set()
-        return file
+        return self._hints.file(number)
 
     def columns_with_hints(self, number: int) -> ShardColumns:
         """A shard's columns for whoever stores its documents elsewhere: with their hints, proved, where it has some.
@@ -283,13 +226,7 @@ class Cask:
         Raises:
             CaskNotFoundError, CaskCorruptionError: As `hints`.
         """
-        shard, spec = self.shard(number), self.manifest.capture.hints
-        if spec is None or self.entries[number].hints is None:
-            return shard.columns
-        file = self.hint_file(number)
-        for row in range(shard.num_documents):
-            require_hints_of(shard, file, row, spec)
-        return replace(shard.columns, hints=file.columns)
+        return self._hints.with_columns(self.shard(number), number)
 
     def collate(
         self,
@@ -321,7 +258,7 @@ class Cask:
     def shard(self, number: int) -> Shard:
         """A shard, mapped; the least lately opened beyond `MAX_OPEN_SHARDS` or `MAX_OPEN_DOCUMENTS` are let go.
 
-        They are let go earlier where a limit is set on the process's address space, see `address_space`.
+        They are let go earlier where a limit is set on the process's address space, see `storage.address_space`.
 
         Raises:
             IndexError: No such shard.
@@ -349,7 +286,7 @@ class Cask:
     def forget(self, number: int) -> bool:
         """Drop the local copy of a store's shard, which may be damaged; whether another can be fetched."""
         self._open.pop(number, None)
-        self._open_hints.pop(number, None)
+        self._hints.forget(number)
         return self.location.forget(self.entries[number])
 
     def _make_room(self, size: int) -> None:

@@ -1,7 +1,7 @@
 """Writing a cask: documents in, one durable shard out."""
 
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,13 +15,11 @@ from logitcask_schemas.cask.carriers.carrier import Carrier
 from logitcask_schemas.cask.carriers.registry import carrier_named, carrier_of
 from logitcask_schemas.cask.directory import (
     LocalDirectory,
-    read_listing,
     read_manifest,
     require_identity,
-    write_index,
     write_manifest,
 )
-from logitcask_schemas.cask.documents import DocumentIndex, DocumentTable, ShardDocuments, write_document_table
+from logitcask_schemas.cask.documents import ShardDocuments
 from logitcask_schemas.cask.format.columns import ShardColumns, assemble, gather_rows
 from logitcask_schemas.cask.format.layout import MANIFEST_NAME, SHARDS_NAME, RecordLayout
 from logitcask_schemas.cask.format.manifest import (
@@ -31,20 +29,21 @@ from logitcask_schemas.cask.format.manifest import (
     version_for,
 )
 from logitcask_schemas.cask.format.packed.rank_table import RankTable
-from logitcask_schemas.cask.hint_file import take_hints
-from logitcask_schemas.cask.opening import open_documents, require_shards
+from logitcask_schemas.cask.hint_file import open_hints
+from logitcask_schemas.cask.hint_publication import take_hints
+from logitcask_schemas.cask.hint_width import require_stored_width, stored_width
 from logitcask_schemas.cask.publication import prepare_folder, publish_entry, publish_shard, require_new, sweep
 from logitcask_schemas.cask.storage.files import FileOperations, LocalFiles, clear_errors, link_or_copy
 from logitcask_schemas.cask.storage.lock import writers_lock
+from logitcask_schemas.cask.stored_shards import StoredShards
 from logitcask_schemas.errors import CaskError, InvalidRecordError
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_schemas.record.identity import Accept, TeacherIdentity
 from logitcask_schemas.record.records import DocumentRecords
 from logitcask_schemas.terminal import installed_version
 
 LOCK_TIMEOUT_SECONDS: Final = 600.0
-_MIN_LOOSE: Final = 64
-_LOOSE_FRACTION: Final = 8
 
 
 class CaskWriter:
@@ -74,11 +73,9 @@ class CaskWriter:
         self._files = files or LocalFiles()
         self._carrier = carrier or ArrowCarrier()
         self._lock_timeout = lock_timeout_seconds
-        self._indexed: dict[str, ShardEntry] = {}
-        self._loose: dict[str, ShardEntry] = {}
-        self._table: DocumentTable | None = None
-        self._beyond_table: dict[str, ShardDocuments] = {}
-        self._beyond_index = DocumentIndex()
+        self._stored = StoredShards(path, manifest, self._files)
+        self._hint_width: int | None = None
+        """Of the stored hints, where a publication has looked."""
         self._certain = False
         """Whether this writer knows all that it has published: not after an error that may have come too late."""
 
@@ -141,25 +138,22 @@ class CaskWriter:
             writer = cls(
                 path, manifest, holder, files=files, carrier=stores_as, lock_timeout_seconds=lock_timeout_seconds
             )
-            writer._refresh()
-            sweep(files, path, (writer._indexed | writer._loose).values())
+            writer._stored.refresh()
+            sweep(files, path, writer._stored.entries)
             writer._certain = True
         return writer
 
     @property
     def num_documents(self) -> int:
         """Documents in the cask, as far as this writer has seen."""
-        return (self._table.num_documents if self._table else 0) + len(self._beyond_index)
+        return self._stored.num_documents
 
     def has(self, document_id: bytes) -> bool:
         """Whether a document is stored, by its 32-byte id.
 
         Other writers' documents count from this writer's last `publish` on.
         """
-        table = self._table
-        return self._beyond_index.find(document_id) is not None or (
-            table is not None and table.find(document_id) is not None
-        )
+        return self._stored.has(document_id)
 
     def publish(
         self, documents: Sequence[DocumentRecords], *, on_duplicate: Literal["skip", "error"] = "skip"
@@ -175,7 +169,8 @@ class CaskWriter:
             The published shard's entry, or None when every document was already stored.
 
         Raises:
-            InvalidRecordError: A document breaks the format or the capture spec; nothing was written.
+            InvalidRecordError: A document breaks the format or the capture spec, or its hints are of another width than
+                the cask's; nothing was written.
             CaskError: A duplicate, with on_duplicate="error"; or a document that is not recorded whole, in a cask of
                 version 1.
             CaskWriteError: Disk full or broken; the cask is unchanged.
@@ -183,7 +178,7 @@ class CaskWriter:
         """
         ids = [self._checked_id(document) for document in documents]
         with self._refreshed():
-            self._compact_when_due()
+            self._stored.compact_when_due()
             fresh: dict[bytes, DocumentRecords] = {}
             for identity, document in zip(ids, documents, strict=True):
                 if identity not in fresh and not self.has(identity):
@@ -206,7 +201,7 @@ class CaskWriter:
         if columns.lists.recorded is not None or columns.lists.contexts is not None:
             self.manifest.require_extents(str(self.path), "a shard has")
         with self._refreshed():
-            self._compact_when_due()
+            self._stored.compact_when_due()
             fresh: dict[bytes, int] = {}
             for row, identity in enumerate(columns.document_ids):
                 if not self.has(identity.tobytes()):
@@ -240,7 +235,8 @@ class CaskWriter:
             Whether the file is shared; None where one of the documents is already stored here, and nothing was done.
 
         Raises:
-            CaskCorruptionError: The shard is another identity's.
+            CaskCorruptionError: The shard is another identity's, or its file of hints is no such file.
+            InvalidRecordError: Its hints are of another width than this cask's; nothing was done.
             CaskWriteError, CaskLockedError: As `publish`.
         """
         require_identity(str(self.path), [entry], self.manifest)
@@ -249,9 +245,12 @@ class CaskWriter:
         carrier = carrier_of(entry)
         name = entry.name + carrier.suffix
         with self._refreshed():
-            self._compact_when_due()
+            self._stored.compact_when_due()
             if any(self.has(identity.tobytes()) for identity in documents.ids):
                 return None
+            spec = self.manifest.capture.hints
+            if hints is not None and spec is not None:
+                self._require_width(open_hints(hints.parent.parent, entry, spec).columns.rows.width, spec)
             # What has this name without an entry is the leftover of a writer that died.
             with clear_errors(self.path):
                 self._files.unlink(self.path / SHARDS_NAME / name)
@@ -261,7 +260,9 @@ class CaskWriter:
             else:
                 take_hints(self._files, hints, self.path, entry, link=link)
             publish_entry(self._files, self.path, entry, carrier)
-            self._note(entry, ShardDocuments(ids=documents.ids.copy(), lengths=documents.lengths.astype(np.uint32)))
+            self._stored.note(
+                entry, ShardDocuments(ids=documents.ids.copy(), lengths=documents.lengths.astype(np.uint32))
+            )
         return linked
 
     def close(self) -> None:
@@ -270,8 +271,7 @@ class CaskWriter:
         The writer stays usable.
         """
         with self._refreshed():
-            if self._loose or self._beyond_table:
-                self._compact()
+            self._stored.compact()
 
     def __enter__(self) -> Self:
         return self
@@ -288,7 +288,8 @@ class CaskWriter:
         with writers_lock(self.path, holder=self._holder, timeout_seconds=self._lock_timeout) as undisturbed:
             certain, self._certain = self._certain, False
             if not (undisturbed and certain):
-                self._refresh()
+                self._stored.refresh()
+                self._hint_width = None  # a repair may have taken away what it was read from
             yield
             self._certain = True
 
@@ -313,59 +314,18 @@ class CaskWriter:
             )
         document.hints.check(spec, document.records.num_positions, where=where)
 
+    def _require_width(self, width: int, spec: HintSpec) -> None:
+        """Raise InvalidRecordError unless a new shard's hints are as wide as the cask's; call with the lock held."""
+        if self._hint_width is None:
+            self._hint_width = stored_width(self.path, self._stored.entries, spec)
+        require_stored_width(self.path, width, self._hint_width)
+
     def _store(self, columns: ShardColumns) -> ShardEntry:
         """Publish a shard of documents that are not stored yet; call with the lock held."""
         hints = self.manifest.capture.hints
+        if hints is not None and columns.hints is not None:
+            self._require_width(columns.hints.rows.width, hints)
         entry = publish_shard(self._files, self.path, self._carrier, columns, self._layout, self._identity, hints)
         lengths = np.diff(columns.offsets["token"]).astype(np.uint32)
-        self._note(entry, ShardDocuments(ids=columns.document_ids, lengths=lengths))
+        self._stored.note(entry, ShardDocuments(ids=columns.document_ids, lengths=lengths))
         return entry
-
-    def _refresh(self) -> None:
-        """Read the entries that others published since; call with the lock held."""
-        listing = read_listing(LocalDirectory(path=self.path))
-        entries = listing.indexed | listing.loose
-        require_identity(str(self.path), entries.values(), self.manifest)
-        require_shards(self.path, entries.values())
-        if not entries.keys() >= self._indexed.keys() | self._loose.keys() or self._table is None:
-            # The first time, or after a repair took shards away: nothing is known of what is stored now.
-            self._table, self._beyond_table, self._beyond_index = self._fitting_table(entries), {}, DocumentIndex()
-        for name, entry in entries.items():
-            if name not in self._beyond_table and (self._table is None or name not in self._table):
-                self._add_documents(name, self._documents_of(entry))
-        self._indexed, self._loose = listing.indexed, listing.loose
-
-    def _fitting_table(self, entries: Mapping[str, ShardEntry]) -> DocumentTable | None:
-        """The table on disk, unless it lists shards that were removed: their documents are not stored any more."""
-        table = DocumentTable.open(self.path)
-        return table if table is not None and all(name in entries for name in table.shard_names()) else None
-
-    def _documents_of(self, entry: ShardEntry) -> ShardDocuments:
-        documents = open_documents(self.path, entry, self._layout)
-        return ShardDocuments(ids=documents.ids, lengths=documents.lengths.astype(np.uint32))
-
-    def _note(self, entry: ShardEntry, documents: ShardDocuments) -> None:
-        self._loose[entry.name] = entry
-        self._add_documents(entry.name, documents)
-
-    def _add_documents(self, name: str, documents: ShardDocuments) -> None:
-        self._beyond_table[name] = documents
-        self._beyond_index.add(documents.ids, np.zeros(len(documents.lengths), dtype=np.int64))
-
-    def _compact_when_due(self) -> None:
-        """Before a publication, not after: a disk too full for the index must not make a published shard look lost."""
-        if len(self._loose) > max(_MIN_LOOSE, len(self._indexed) // _LOOSE_FRACTION):
-            self._compact()
-
-    def _compact(self) -> None:
-        """The table first: it may list shards whose entries are still loose, never the other way round for long."""
-        documents = dict(self._beyond_table)
-        if self._table is not None:
-            documents |= {name: self._table.shard(name) for name in self._table.shard_names()}
-        write_document_table(self._files, self.path, documents)
-        merged = self._indexed | self._loose
-        write_index(self._files, self.path, merged.values())
-        self._indexed, self._loose = merged, {}
-        # The table before what it replaces: a thread that asks `has` meanwhile must not miss a document.
-        self._table = DocumentTable.open(self.path)
-        self._beyond_table, self._beyond_index = {}, DocumentIndex()

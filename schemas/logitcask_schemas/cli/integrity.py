@@ -48,6 +48,7 @@ def verify(
     """
     import secrets
 
+    from logitcask_schemas.cask.integrity.hint_widths import note_other_widths
     from logitcask_schemas.cask.integrity.verify import verify_shards
     from logitcask_schemas.errors import CaskError
 
@@ -67,6 +68,7 @@ def verify(
                     progress.advance(task, report.entry.bytes)
             except CaskError as error:
                 stopped = error
+        note_other_widths(reports)
         result = _verification(surveyed, reports)
     if stopped is not None:
         result["stopped"] = str(stopped)

@@ -98,6 +98,23 @@ class HintSpec(BaseModel):
             raise CaptureSpecError(f"hints ask for a layer twice: {list(self.layers)} are {layers} of this teacher")
         return self.model_copy(update={"layers": tuple(layers)})
 
+    def may_be(self, layers: tuple[int, ...]) -> bool:
+        """Whether there is a number of blocks with which `resolved` gives these layers.
+
+        Args:
+            layers: Of a cask, from 0 on, ascending.
+        """
+        from_the_end = [layer for layer in self.layers if layer < 0]
+        # One of the layers is the first that is counted from the end, which settles the number of blocks.
+        depths = {layer - from_the_end[0] - 1 for layer in layers} if from_the_end else {MAX_DEPTH}
+        for depth in depths:
+            try:
+                if depth > 0 and self.resolved(depth).layers == layers:
+                    return True
+            except CaptureSpecError:
+                continue
+        return False
+
     def num_rows(self, num_positions: int) -> int:
         """Rows of a document with so many recorded positions."""
         return num_positions if self.positions == "all" else 1

@@ -24,7 +24,13 @@ F16_EXPONENT: Final = 15
 """A row's largest number is scaled into [2^14, 2^15): half the range of float16, wherever the row lies in float32."""
 MIN_EXPONENT: Final = -126
 """Of a scale, which is a normal float32."""
+F16_LARGEST: Final = 32_752 * 2.0**113
+"""The largest number that codec f16 gives back: the next one above it would be 2^128, beyond float32."""
 I8_LEVELS: Final = 127
+I8_LARGEST_SCALE: Final = (2**24 - 1) // I8_LEVELS * 2.0**104
+"""So that 127 times it is within float32; float32's largest number is (2^24 - 1) 2^104."""
+SMALLEST_NORMAL: Final = 2.0**-126
+"""Of float32. A smaller scale has few bits: it is rounded up, so that 127 times it still reaches the largest number."""
 
 HintCodes: TypeAlias = NDArray[np.float16] | NDArray[np.int8]
 
@@ -82,7 +88,8 @@ class HintRows:
         Raises:
             InvalidRecordError: A number is not finite, or the vectors are too wide.
         """
-        values = np.ascontiguousarray(values_RKD, dtype=np.float32)
+        with np.errstate(over="ignore"):  # refused below
+            values = np.ascontiguousarray(values_RKD, dtype=np.float32)
         width = values.shape[2]
         require_width(width)
         if not np.isfinite(values).all():
@@ -90,13 +97,15 @@ class HintRows:
         if spec.codec == "i8":
             return _encode_i8(values)
         if spec.projected is not None:
-            values = values @ projection_DN(spec.seed, width, spec.projected)
+            with np.errstate(over="ignore", invalid="ignore"):
+                values = values @ projection_DN(spec.seed, width, spec.projected)
             if not np.isfinite(values).all():
                 raise InvalidRecordError(NOT_FINITE)
         _, exponents_RK = np.frexp(np.abs(values).max(axis=2, initial=0))
         scales_RK = np.ldexp(np.float32(1), np.maximum(exponents_RK - F16_EXPONENT, MIN_EXPONENT))
         scales_RK1 = scales_RK[..., None]
-        return cls(codes_RKW=(values / scales_RK1).astype(np.float16), scales_RKG=scales_RK1, width=width)
+        clipped = np.clip(values, np.float32(-F16_LARGEST), np.float32(F16_LARGEST))
+        return cls(codes_RKW=(clipped / scales_RK1).astype(np.float16), scales_RKG=scales_RK1, width=width)
 
     def decode(self) -> NDArray[np.float32]:
         """The vectors, [R, K, W]."""
@@ -204,7 +213,9 @@ def _encode_i8(values: NDArray[np.float32]) -> HintRows:
         np.put_along_axis(rest, channel_RK1, 0, axis=2)
     starts = np.arange(0, values.shape[2], GROUP)
     largest_RKG: NDArray[np.float32] = np.maximum.reduceat(np.abs(rest), starts, axis=2)
-    scales_RKG: NDArray[np.float32] = largest_RKG / np.float32(I8_LEVELS)
+    scales_RKG: NDArray[np.float32] = np.minimum(largest_RKG / np.float32(I8_LEVELS), np.float32(I8_LARGEST_SCALE))
+    falls_short = (scales_RKG < SMALLEST_NORMAL) & (scales_RKG * np.float32(I8_LEVELS) < largest_RKG)
+    scales_RKG = np.where(falls_short, np.nextafter(scales_RKG, np.float32(1)), scales_RKG)
     divisors = _by_channel(np.where(scales_RKG > 0, scales_RKG, np.float32(1)), values.shape[2])
     codes = np.clip(np.rint(rest / divisors), -I8_LEVELS, I8_LEVELS).astype(np.int8)
     return HintRows(

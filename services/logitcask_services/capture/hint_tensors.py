@@ -12,7 +12,16 @@ import torch
 
 from logitcask_schemas.record.hint_spec import GROUP, OUTLIERS, HintSpec, num_groups
 from logitcask_schemas.record.hint_wire import HINT_HEADER, HINT_MAGIC
-from logitcask_schemas.record.hints import F16_EXPONENT, I8_LEVELS, MIN_EXPONENT, projection_DN, require_width
+from logitcask_schemas.record.hints import (
+    F16_EXPONENT,
+    F16_LARGEST,
+    I8_LARGEST_SCALE,
+    I8_LEVELS,
+    MIN_EXPONENT,
+    SMALLEST_NORMAL,
+    projection_DN,
+    require_width,
+)
 
 _MANTISSA_BITS = 23
 _EXPONENT_BIAS = 127
@@ -70,7 +79,9 @@ def encode_hints(values_RKD: torch.Tensor, spec: HintSpec) -> HintTensors:
     # A power of two by its bits: a power function may be off by one.
     scales_RK = ((clipped_RK + _EXPONENT_BIAS) << _MANTISSA_BITS).to(torch.int32).view(torch.float32)
     scales_RK1 = scales_RK[..., None]
-    return HintTensors(arrays={"codes": (values / scales_RK1).to(torch.float16), "scales": scales_RK1}, width=width)
+    # Infinity stays what it is: whoever checks the rows shall see it.
+    clipped = torch.where(values.isinf(), values, values.clamp(-F16_LARGEST, F16_LARGEST))
+    return HintTensors(arrays={"codes": (clipped / scales_RK1).to(torch.float16), "scales": scales_RK1}, width=width)
 
 
 def _encode_i8(values: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -85,7 +96,12 @@ def _encode_i8(values: torch.Tensor) -> dict[str, torch.Tensor]:
     width = values.shape[2]
     padded = torch.nn.functional.pad(rest, (0, -width % GROUP))
     groups_RKGC = padded.reshape(*padded.shape[:2], num_groups(width), GROUP)
-    scales_RKG = groups_RKGC.abs().amax(dim=3) / I8_LEVELS
+    largest_RKG = groups_RKGC.abs().amax(dim=3)
+    scales_RKG = largest_RKG / I8_LEVELS
+    # Infinity stays what it is: whoever checks the rows shall see it.
+    scales_RKG = torch.where(scales_RKG.isinf(), scales_RKG, scales_RKG.clamp(max=I8_LARGEST_SCALE))
+    falls_short = (scales_RKG < SMALLEST_NORMAL) & (scales_RKG * I8_LEVELS < largest_RKG)
+    scales_RKG = torch.where(falls_short, torch.nextafter(scales_RKG, torch.ones_like(scales_RKG)), scales_RKG)
     divisors_RKG1 = torch.where(scales_RKG > 0, scales_RKG, 1.0)[..., None]
     codes = (groups_RKGC / divisors_RKG1).round().clamp(-I8_LEVELS, I8_LEVELS).to(torch.int8)
     return {

@@ -78,8 +78,8 @@ def _with_folder(folder: Path, sample: bytes, request: dict[str, Any], documents
     from logitcask_services.corpora.prepare import DocumentLimits
     from logitcask_services.corpora.preview import preview
     from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer
-    from logitcask_services.engines.hint_shape import HintShape, hint_bytes_per_position, resolve_hints
-    from logitcask_services.pilot.expected_bytes import expected_bytes
+    from logitcask_services.engines.hint_shape import HintShape, resolve_hints
+    from logitcask_services.pilot.expected_bytes import expected_bytes, with_hints
 
     spec = capture_spec(**request["capture"])
     tokenizer = HuggingFaceTokenizer.load(folder)
@@ -104,8 +104,7 @@ def _with_folder(folder: Path, sample: bytes, request: dict[str, Any], documents
         previewed = preview(corpus, Path(scratch) / "store", tokenizer, limits, documents=documents)
     shape = HintShape.of_config(config.to_dict())
     spec = resolve_hints(spec, shape)
-    figures = expected_bytes(spec, config.vocab_size)
-    figures = figures.model_copy(update={"hints": hint_bytes_per_position(spec.hints, shape)})
+    figures = with_hints(expected_bytes(spec, config.vocab_size), spec.hints, shape)
     return previewed.object(figures, teacher=folder.resolve().name, limits=limits)
 
 
@@ -131,7 +130,7 @@ def _estimate(preview: Preview, share: float) -> Estimate:
         cask_bytes=None if figures.expected is None else round((tokens * figures.expected + bare) * times),
         cask_bytes_low=round((tokens * figures.low + bare) * times),
         cask_bytes_high=round((tokens * figures.high + bare) * times),
-        hint_bytes=round(recorded * figures.hints * times),
+        hint_bytes=round((recorded * figures.hints + preview.documents * figures.hints_per_document) * times),
     )
 
 
@@ -216,10 +215,10 @@ def _show_expectation(preview: Preview, estimate: Estimate, share: float, out: C
             f"({_BASES[figures.basis]}); {bounds} in any case",
         )
     if estimate.hint_bytes:
-        _line(
-            out,
-            f"and {_bytes(estimate.hint_bytes)} of hints beside it, {figures.hints:,.0f} bytes per recorded position",
-        )
+        each = f"{figures.hints:,.0f} bytes per recorded position"
+        if figures.hints_per_document:
+            each = f"{figures.hints_per_document:,.0f} bytes per document"
+        _line(out, f"and {_bytes(estimate.hint_bytes)} of hints beside it, {each}")
 
 
 def _where(preview: Preview, code: str) -> str:

@@ -13,6 +13,8 @@ from logitcask_schemas.record.hint_spec import HintKind
 from logitcask_services.engines.hint_shape import HintShape
 
 _ATTENTION: Final = ("self_attn", "attn", "attention", "self_attention")
+_LANGUAGE: Final = ("language_model", "text_model")
+"""What models of images, sounds and text call the part whose layers are those of the text."""
 _SEPARATE: Final = ("q_proj", "k_proj", "v_proj")
 _FUSED: Final = ("qkv_proj", "c_attn")
 """Of queries, keys and values end to end; those that mix them head by head are none of these."""
@@ -22,12 +24,12 @@ Take = Callable[[int, torch.Tensor], None]
 
 
 def attention_of(model: Any, layer: int, num_blocks: int) -> Any:
-    """The attention of block `layer`, counted from 1.
+    """The attention of block `layer`, counted from 1; in a multimodal model, of its language model.
 
     Raises:
         ModelError: the model is not built of so many blocks with an attention each.
     """
-    for module in model.modules():
+    for module in language_model_of(model).modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == num_blocks:
             block = module[layer - 1]
             for name in _ATTENTION:
@@ -37,6 +39,15 @@ def attention_of(model: Any, layer: int, num_blocks: int) -> Any:
         f"{type(model).__name__} has no list of {num_blocks} blocks with an attention each: hints of v and qkv need "
         "one. Ask for hints of hidden states"
     )
+
+
+def language_model_of(model: Any) -> Any:
+    """The part of a multimodal model that the text's configuration describes; a model of text alone is all of it.
+
+    Its towers for images and sounds may have as many blocks as the text has.
+    """
+    parts = (module for name, module in model.named_modules() if name.rpartition(".")[2] in _LANGUAGE)
+    return next(parts, model)
 
 
 def listen(

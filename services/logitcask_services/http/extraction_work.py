@@ -1,5 +1,7 @@
 """The work behind the extraction routes: checks that need the service, and the object as callers see it."""
 
+from pathlib import Path
+
 from logitcask_schemas.api.objects import (
     DocumentCounts,
     Extraction,
@@ -16,7 +18,7 @@ from logitcask_schemas.api.requests import ExtractionPlan, ExtractionRequest
 from logitcask_schemas.cask.directory import LocalDirectory, read_manifest
 from logitcask_schemas.cask.format.layout import MANIFEST_NAME
 from logitcask_schemas.cask.format.manifest import CaskManifest
-from logitcask_schemas.errors import CaptureSpecError
+from logitcask_schemas.errors import CaptureSpecError, CaskError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.engines.hint_shape import resolve_hints
 from logitcask_services.http.problems import Problem, storage_problem
@@ -86,7 +88,7 @@ def as_teacher_counts(capture: CaptureSpec, facts: TeacherFacts | None) -> Captu
 def _comparable(capture: CaptureSpec, manifest: CaskManifest) -> CaptureSpec:
     """The spec as far as it can be compared: before the teacher is there, nobody knows which layer is the last."""
     stored = manifest.capture.hints
-    if capture.hints is None or capture.hints.is_resolved or stored is None:
+    if capture.hints is None or stored is None or not capture.hints.may_be(stored.layers):
         return capture
     return capture.model_copy(update={"hints": capture.hints.model_copy(update={"layers": stored.layers})})
 
@@ -164,9 +166,21 @@ def manifest(service: Service, row: ExtractionRow) -> Manifest:
         cask=row.request.cask,
         partial=row.status != "completed",
         teacher=row.teacher,
-        capture=row.request.capture,
+        capture=_as_stored(row.request.capture, service.folders.cask(row.request.cask)),
         shards=[ShardOfExtraction(chunk=shard.chunk, **shard.entry) for shard in service.chunks.shards(row.id)],
     )
+
+
+def _as_stored(asked: CaptureSpec, cask: Path) -> CaptureSpec:
+    """The spec as the cask has it, which counts layers of hints from 0 on; as it was asked for without such a cask."""
+    if asked.hints is None:
+        return asked
+    try:
+        stored = read_manifest(LocalDirectory(path=cask))
+    except CaskError:
+        return asked  # not begun yet, or gone: nothing else says what its layers are
+    resolved = _comparable(asked, stored)
+    return resolved if resolved.digest() == stored.capture.digest() else asked
 
 
 def progress(service: Service, row: ExtractionRow) -> Progress:

@@ -19,13 +19,12 @@ from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.corpora.file_kind import require_lines
 from logitcask_services.corpora.prepare import DocumentLimits, PreparationStoppedError, Prepared
 from logitcask_services.corpora.preview import preview
-from logitcask_services.engines.hint_shape import hint_bytes_per_position
 from logitcask_services.http.access import Caller
 from logitcask_services.http.dependencies import ServiceDep
 from logitcask_services.http.extraction_work import as_teacher_counts
 from logitcask_services.http.problems import Problem, documented
 from logitcask_services.jobs.teacher import TeacherFacts
-from logitcask_services.pilot.expected_bytes import expected_bytes, with_cask
+from logitcask_services.pilot.expected_bytes import expected_bytes, with_cask, with_hints
 from logitcask_services.service import Service
 
 MAX_PREVIEW_BYTES = 16 << 20
@@ -174,5 +173,5 @@ def _previewed(
     if cask is not None:
         _require_room_for_extents(service, cask, previewed.prepared)
         figures = with_cask(figures, service.folders.cask(cask), spec)
-    figures = figures.model_copy(update={"hints": hint_bytes_per_position(spec.hints, facts.hint_shape)})
+    figures = with_hints(figures, spec.hints, facts.hint_shape)
     return previewed.object(figures, teacher=facts.identity.model, limits=limits)

@@ -10,6 +10,8 @@ from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.format.layout import MANIFEST_NAME, RecordLayout
 from logitcask_schemas.errors import CaskError
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.hint_spec import HintSpec
+from logitcask_services.engines.hint_shape import HintShape, hint_bytes_per_document, hint_bytes_per_position
 
 ID_BYTES: Final = 2
 """Of a token that has no record, about."""
@@ -52,6 +54,22 @@ def expected_bytes(spec: CaptureSpec, vocab_size: int) -> BytesPerToken:
     head, draws = _between(inverse)
     expected = total(min(head, max_head), min(draws, max_draws))
     return BytesPerToken(low=low, high=high, expected=expected, basis="measured_elsewhere")
+
+
+def with_hints(figures: BytesPerToken, hints: HintSpec | None, shape: HintShape | None) -> BytesPerToken:
+    """The figures with what hints take beside the records.
+
+    Args:
+        figures: Of the records.
+        hints: What is kept beside them.
+        shape: Of the teacher; None where it gives no hints.
+    """
+    return figures.model_copy(
+        update={
+            "hints": hint_bytes_per_position(hints, shape),
+            "hints_per_document": float(hint_bytes_per_document(hints, shape)),
+        }
+    )
 
 
 def with_cask(bounds: BytesPerToken, cask: Path, spec: CaptureSpec) -> BytesPerToken:

@@ -13,7 +13,8 @@ SHARDS = 12
 READ = """
 import mmap, resource, sys
 from pathlib import Path
-from logitcask_schemas.cask import Cask, reader
+from logitcask_schemas.cask import Cask
+from logitcask_schemas.cask.storage import address_space
 
 def used():
     return int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
@@ -23,7 +24,7 @@ cask.collate([0])
 room = int(sys.argv[2])
 if room:
     # The part that is spared for everything else comes on top of what the shards may take.
-    limit = (used() + room) * reader._SPARED // (reader._SPARED - 1)
+    limit = (used() + room) * address_space._SPARED // (address_space._SPARED - 1)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 before = used()
 for _ in range(2):

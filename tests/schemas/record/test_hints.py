@@ -58,22 +58,59 @@ def test_a_fifth_outlier_shows_that_the_bound_of_i8_is_no_matter_of_course() -> 
     assert decoded[:, :, 384:400].any(axis=2).all()  # other groups are as they should be
 
 
-@given(
-    arrays.arrays(np.float32, (3, 2, 9), elements=st.floats(-(2.0**127), 2.0**127, width=32, allow_subnormal=False)),
-    st.sampled_from(CODECS),
-)
-def test_whatever_is_finite_is_coded_into_finite_numbers(values: np.ndarray, codec: str) -> None:
+LARGEST = float(np.finfo(np.float32).max)
+ANY_FLOAT32 = st.one_of(
+    st.floats(width=32, allow_nan=False, allow_infinity=False),
+    # Where a code that is rounded up may leave float32, or float16 before its scale.
+    st.sampled_from([LARGEST, LARGEST * (1 - 2.0**-13), LARGEST * (1 - 2.0**-12), LARGEST * (1 - 2.0**-11), 65_519.0]),
+    st.sampled_from([2.0**-149, 190 * 2.0**-149, 2.0**-126, 2.0**-119]),
+).flatmap(lambda value: st.sampled_from([value, -value]))
+
+
+@given(arrays.arrays(np.float32, (3, 2, 9), elements=ANY_FLOAT32), st.sampled_from(["f16", "i8"]))
+def test_whatever_is_finite_comes_back_finite_and_within_the_bound(values: np.ndarray, codec: str) -> None:
     spec = HintSpec(layers=(0, 5), codec=codec)
-    rows = HintRows.encode(values / 16 if codec.startswith("proj") else values, spec)  # so that no sum overflows
+    rows = HintRows.encode(values, spec)
     rows.check(spec, 3, where="here")
-    assert np.isfinite(rows.decode()).all()
+    decoded, exact = rows.decode().astype(np.float64), values.astype(np.float64)
+    assert np.isfinite(decoded).all()
     assert rows.num_bytes == 3 * spec.bytes_per_row(9)
     if codec == "f16":
-        largest = np.abs(values).max(axis=2, keepdims=True)
-        assert (np.abs(rows.decode() - values) <= np.maximum(largest * 2.0**-11, 2.0**-140)).all()
-    if codec == "i8":
-        fifth = np.sort(np.abs(values), axis=2)[:, :, -5][..., None]
-        assert (np.abs(rows.decode() - values) <= fifth / 127 * 0.501 + 1e-38).all()
+        largest = np.abs(exact).max(axis=2, keepdims=True)
+        assert (np.abs(decoded - exact) <= np.maximum(np.abs(exact) * 2.0**-11, largest * 2.0**-39)).all()
+    else:
+        fifth = np.sort(np.abs(exact), axis=2)[:, :, -5][..., None]
+        assert (np.abs(decoded - exact) <= fifth / 254 * 1.001 + 2.0**-149).all()
+
+
+@given(arrays.arrays(np.float32, (3, 2, 9), elements=ANY_FLOAT32))
+def test_a_projection_is_refused_or_finite(values: np.ndarray) -> None:
+    spec = HintSpec(layers=(0, 5), codec="proj:16")
+    exact = np.abs(values.astype(np.float64) @ projection_DN(0, 9, 16).astype(np.float64)).max()
+    try:
+        rows = HintRows.encode(values, spec)
+    except InvalidRecordError:
+        assert np.abs(values.astype(np.float64)).sum(axis=2).max() / 4 > LARGEST * 0.99  # entries are +-1/4
+        return
+    assert exact < LARGEST * 1.01
+    rows.check(spec, 3, where="here")
+    assert np.isfinite(rows.decode()).all()
+
+
+@pytest.mark.parametrize("codec", ["f16", "i8"])
+@pytest.mark.parametrize("fraction", [1, 1 - 2.0**-13, 1 - 2.0**-12, 1 - 2.0**-11])
+def test_rows_of_the_largest_numbers_of_float32_keep_their_bound(codec: str, fraction: float) -> None:
+    """Half a unit below 2^128 rounds to it, and 127 times a rounded scale may lie beyond it as well."""
+    values = np.full((1, 2, 200), LARGEST * fraction, np.float32)
+    values[:, 1] *= -1
+    decoded = HintRows.encode(values, HintSpec(layers=(1, 2), codec=codec)).decode()
+    assert (np.abs(decoded.astype(np.float64) / values - 1) <= 2.0**-11).all()
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_what_float32_cannot_hold_is_refused(codec: str) -> None:
+    with pytest.raises(InvalidRecordError, match="not a finite number"):
+        HintRows.encode(np.full((1, 2, 9), 1e39), HintSpec(layers=(1, 2), codec=codec))
 
 
 def test_rows_are_coded_each_by_itself() -> None:
@@ -140,6 +177,33 @@ def test_layers_are_counted_from_the_end_and_sorted() -> None:
     assert spec.is_resolved
     assert not HintSpec(layers=(-1,)).is_resolved
     assert HintSpec(layers=(-30,), of="v").resolved(30).layers == (1,)
+
+
+@pytest.mark.parametrize(
+    ("asked", "stored", "fits"),
+    [
+        ((2, -1), (2, 6), True),
+        ((-1, 2), (2, 2), False),  # no teacher has two layers 2
+        ((2, -1), (1, 6), False),
+        ((2, -1), (1, 3, 6), False),
+        ((-3, 2, -1), (2, 4, 6), True),
+        ((-3, 2, -1), (2, 5, 6), False),
+        ((-1,), (0,), False),  # it would have no blocks
+        ((6, 2), (2, 6), True),
+        ((2, 6), (2, 7), False),
+    ],
+)
+def test_layers_that_some_teacher_would_have(asked: tuple[int, ...], stored: tuple[int, ...], fits: bool) -> None:
+    assert HintSpec(layers=asked).may_be(stored) == fits
+    by_trying = [depth for depth in range(1, 12) if resolves(asked, depth) == stored]
+    assert bool(by_trying) == fits
+
+
+def resolves(asked: tuple[int, ...], depth: int) -> tuple[int, ...] | None:
+    try:
+        return HintSpec(layers=asked).resolved(depth).layers
+    except CaptureSpecError:
+        return None
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,17 @@ from logitcask_services.engines.hint_shape import (
     hint_bytes_per_position,
     resolve_hints,
 )
+from logitcask_services.engines.model_folder import ModelFolder
 
 pytest.importorskip("vllm")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # vLLM's imports warn of their own accord
     from logitcask_services.engines.vllm import hint_layers
+    from logitcask_services.engines.vllm.arguments import vllm_arguments
     from logitcask_services.engines.vllm.hint_layers import (
         HintLayers,
         give_hints,
+        hook_defaults,
         require_class_gives,
         without_copies,
     )
@@ -157,6 +160,29 @@ def test_what_a_class_cannot_give_is_refused_before_a_process_starts():
         require_class_gives(Stack, hidden, eager=True)
     with pytest.raises(ModelError, match=r"enforce_eager.*--engine transformers"):
         require_class_gives(Eagle, value, eager=False)
+
+
+@pytest.mark.parametrize(
+    ("of", "options", "eager"),
+    [
+        ("v", {}, True),
+        ("qkv", {"max_num_seqs": 4}, True),
+        ("v", {"enforce_eager": False}, False),  # which `require_class_gives` refuses
+        ("hidden", {}, None),  # a GPU's graphs are compiled
+        ("hidden", {"enforce_eager": True}, True),
+        (None, {}, None),
+    ],
+)
+def test_hooks_are_run_where_the_platform_would_compile(tiny_llama, of, options, eager):
+    hints = None if of is None else HintSpec(layers=(1,), of=of)
+    arguments = vllm_arguments(
+        ModelFolder.open(tiny_llama),
+        dtype="bfloat16",
+        max_model_len=None,
+        options=options,
+        defaults=hook_defaults(hints),  # those of a GPU are none
+    )
+    assert arguments.get("enforce_eager") is eager
 
 
 def test_an_unknown_attention_is_refused():

@@ -1,6 +1,7 @@
 """Extractions that ask for hints: the teacher is loaded for them, casks hold them, and what cannot be given is said."""
 
 import errno
+import json
 from pathlib import Path
 
 import numpy as np
@@ -137,7 +138,7 @@ def test_a_cask_of_other_hints_is_another_cask(serve, documents):
 
 
 def test_a_full_disk_is_waited_for(serve, documents, tmp_path, monkeypatch):
-    from logitcask_schemas.cask.hint_file import publish_hints
+    from logitcask_schemas.cask.hint_publication import publish_hints
 
     failures = [3]
 
@@ -194,26 +195,48 @@ def test_a_row_per_document_counts_too(serve, documents, tmp_path, monkeypatch):
     assert max(entry.documents for entry in entries) == 5
 
 
-def test_previews_tell_what_they_cost(serve, documents, tmp_path, monkeypatch, capsys):
-    server = serve()
-    wait_for(lambda: server.client.get("/health/ready").status_code == 200)
+def test_the_manifest_counts_layers_as_the_cask_does(serve, documents, tmp_path):
+    """Before there is a cask, and where another lies in its place, they are as they were asked for."""
+    server = serve(load_hinted=Loads())
+    done = extract(server, documents[:3], hints=HINTS)
+
+    def layers() -> list[int]:
+        return server.client.get(f"/v1/extractions/{done['id']}/manifest").json()["capture"]["hints"]["layers"]
+
+    assert layers() == [2, 6]
+    (tmp_path / "casks/cask").rename(tmp_path / "casks/elsewhere")
+    assert layers() == [2, -1]
+    extract(server, documents[:3], hints={**HINTS, "layers": [1, 3, -1]})
+    assert layers() == [2, -1]
+
+
+@pytest.mark.parametrize("codec", ["f16", "i8", "proj:4"])
+def test_previews_tell_what_hints_cost(serve, documents, tmp_path, monkeypatch, capsys, codec):
+    """A row per recorded position, or one per document: as many bytes as the cask's arrays then hold."""
+    server = serve(load_hinted=Loads())
     monkeypatch.setenv("LOGITCASK_SERVER", server.url)
     monkeypatch.setenv("COLUMNS", "200")
     path = tmp_path / "corpus.jsonl"
     path.write_bytes(jsonl(documents))
-    each = HintSpec(layers=(2, 6), codec="i8").bytes_per_row(8)
-    for hints, expected in (
-        ("layers=2,-1 codec=i8", each),
-        ("layers=2,-1 codec=i8 positions=last", None),
-        (None, None),
-    ):
-        options = [] if hints is None else ["--hints", hints]
+    each = HintSpec(layers=(2, 6), codec=codec).bytes_per_row(8)
+    wait_for(lambda: server.client.get("/health/ready").status_code == 200)
+
+    def dry_run(*options: str) -> str:
         with pytest.raises(SystemExit) as ended:
             main(["submit", str(path), "--dry-run", *options])
         assert ended.value.code in (0, None)
-        out = capsys.readouterr().out
-        assert ("of hints beside it" in out) == (expected is not None), out
-        assert expected is None or f"{expected} bytes per recorded position" in out
+        return capsys.readouterr().out
+
+    assert "of hints beside it" not in dry_run()
+    for positions, unit in (("all", "recorded position"), ("last", "document")):
+        options = ("--hints", f"layers=2,-1 codec={codec} positions={positions}")
+        assert f"of hints beside it, {each} bytes per {unit}" in dry_run(*options)
+        estimate = json.loads(dry_run(*options, "--json"))["estimate"]
+        hints = {"layers": [2, -1], "codec": codec, "positions": positions}
+        extract(server, documents, cask=positions, hints=hints)
+        cask = cask_of(tmp_path, positions)
+        stored = sum(cask.hints(number).num_bytes for number in range(len(cask)))
+        assert estimate["hint_bytes"] == stored > 0
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from logitcask_schemas.cask.format.layout import SHARDS_NAME
 from logitcask_schemas.cask.format.manifest import ShardEntry
 from logitcask_schemas.cask.hint_file import HINTS_SUFFIX
 from logitcask_schemas.cask.integrity.hint_check import rebuilt_hints
+from logitcask_schemas.cask.integrity.hint_widths import note_other_widths
 from logitcask_schemas.cask.integrity.verify import ShardReport, Survey, verify_shard
 from logitcask_schemas.cask.opening import open_columns, open_documents
 from logitcask_schemas.cask.publication import write_shard
@@ -95,6 +96,13 @@ def diagnose(survey: Survey, progress: Callable[[int], None]) -> Diagnosis:
         without_hints=[],
     )
 
+    reports = list[ShardReport]()
+
+    def verified(entry: ShardEntry) -> ShardReport:
+        report = verify_shard(survey.cask, entry, survey.table)
+        progress(entry.bytes)
+        return report
+
     def sort(report: ShardReport) -> None:
         diagnosis.problems += report.problems
         entry = report.entry
@@ -104,18 +112,19 @@ def diagnose(survey: Survey, progress: Callable[[int], None]) -> Diagnosis:
         (diagnosis.damaged if report.shard_problems else diagnosis.sound)[entry.name] = entry
         if (report.entry_problems or report.hint_problems) and not report.shard_problems:
             diagnosis.rewrite_entries.append(entry)
-        progress(entry.bytes)
 
-    for entry in survey.cask.entries:
-        sort(verify_shard(survey.cask, entry, survey.table))
+    reports += [verified(entry) for entry in survey.cask.entries]
     for name in survey.damaged_entries:
         if (rebuilt := rebuilt_entry(survey.cask, name)) is not None:
-            sort(verify_shard(survey.cask, rebuilt, survey.table))
+            reports.append(verified(rebuilt))
         else:
             diagnosis.undescribed.add(name)
             diagnosis.problems.append(
                 f"shard {name}: its entry is damaged, and no file of it is sound: its documents are lost"
             )
+    note_other_widths(reports)
+    for report in reports:
+        sort(report)
     return diagnosis
 
 

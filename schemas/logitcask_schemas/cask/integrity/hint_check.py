@@ -16,17 +16,20 @@ from logitcask_schemas.errors import CaskError, CaskNotFoundError, CaskReadError
 _BLOCK = 1 << 20
 
 
-def hint_problems(cask: Cask, entry: ShardEntry, shard: Shard) -> list[str]:
-    """What is wrong with the hints of a sound shard, one sentence each; every byte of their file is read.
+def hint_problems(cask: Cask, entry: ShardEntry, shard: Shard) -> tuple[list[str], int | None]:
+    """What is wrong with the hints of a sound shard; every byte of their file is read.
+
+    Returns:
+        One sentence each, and the width of the teacher's vectors, where the hints are sound.
 
     Raises:
         CaskReadError: The operating system refuses to read what may be sound.
     """
     spec = cask.manifest.capture.hints
     if entry.hints is None:
-        return []
+        return [], None
     if spec is None:
-        return [f"shard {entry.name}: its entry names a file of hints, but the cask's capture spec has none"]
+        return [f"shard {entry.name}: its entry names a file of hints, but the cask's capture spec has none"], None
     try:
         file = read_hints(cask.path, entry, spec)
         for row in range(shard.num_documents):
@@ -35,9 +38,9 @@ def hint_problems(cask: Cask, entry: ShardEntry, shard: Shard) -> list[str]:
         raise
     except CaskError as error:
         if isinstance(error, CaskNotFoundError) and _are_dropped(cask, entry.name):
-            return []
-        return [str(error)]
-    return []
+            return [], None
+        return [str(error)], None
+    return [], file.columns.rows.width
 
 
 def _are_dropped(cask: Cask, name: str) -> bool:

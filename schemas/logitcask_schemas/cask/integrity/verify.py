@@ -135,6 +135,8 @@ class ShardReport:
     """About what is written of the shard elsewhere; the shard itself may be sound."""
     hint_problems: list[str] = field(default_factory=list)
     """About the file of hints beside it; the records may be sound."""
+    hint_width: int | None = None
+    """Numbers of one of the teacher's vectors; None where there are no sound hints."""
     lost_documents: list[str] = field(default_factory=list)
     """Ids (hex) of documents that cannot be trusted, as far as they can be named."""
     unnamed_documents: int = 0
@@ -242,7 +244,7 @@ def verify_shard(cask: Cask, entry: ShardEntry, table: DocumentTable | None = No
     if not is_sound(shard, cask.manifest.teacher.vocab_size):
         _find_damaged(report, shard, cask.manifest.teacher.vocab_size, listed_ids)
     elif not report.shard_problems:
-        report.hint_problems += hint_problems(cask, entry, shard)
+        report.hint_problems, report.hint_width = hint_problems(cask, entry, shard)
     if listed_ids is not None and not report.shard_problems and not np.array_equal(listed_ids, shard.document_ids):
         report.entry_problems.append(f"shard {entry.name}: the table of documents lists other documents. Delete it.")
     return report

@@ -18,7 +18,7 @@ from logitcask_schemas.cask.carriers.packed import PackedCarrier
 from logitcask_schemas.cask.documents import ShardDocuments
 from logitcask_schemas.cask.format.columns import gather_rows
 from logitcask_schemas.cask.format.manifest import ShardEntry
-from logitcask_schemas.cask.hint_file import copy_hints
+from logitcask_schemas.cask.hint_publication import copy_hints
 from logitcask_schemas.cask.integrity.verify import sha256_of
 from logitcask_schemas.cask.reader import Cask
 from logitcask_schemas.cask.storage.files import FileOperations

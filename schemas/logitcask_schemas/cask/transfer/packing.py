@@ -20,7 +20,7 @@ from logitcask_schemas.cask.format.layout import HIGH_SUFFIX, LEVELS, RecordLayo
 from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry, version_for
 from logitcask_schemas.cask.format.packed.rank_table import RankTable
 from logitcask_schemas.cask.format.packed.streams import ID_COLUMNS
-from logitcask_schemas.cask.hint_file import write_hints
+from logitcask_schemas.cask.hint_publication import write_hints
 from logitcask_schemas.cask.publication import write_shard
 from logitcask_schemas.cask.reader import Cask
 from logitcask_schemas.cask.transfer.export import ExportStep, export_cask, prove, require_another_place

@@ -93,9 +93,19 @@ def require_class_gives(base: type[Any], hints: HintSpec, *, eager: bool) -> Non
         )
     if hints.of != "hidden" and not eager:
         raise ModelError(
-            f"hints of {hints.of} need vLLM without compiled graphs, which run no hooks: load it with enforce_eager, "
-            "serve the teacher with --engine transformers, or ask for hints of hidden states"
+            f"hints of {hints.of} need vLLM without compiled graphs, which run no hooks: leave out the option "
+            "enforce_eager, which says false, serve the teacher with --engine transformers, or ask for hints of hidden "
+            "states"
         )
+
+
+def hook_defaults(hints: HintSpec | None) -> dict[str, bool]:
+    """Arguments of an engine that shall run hooks, which compiled graphs leave out; the caller's override them.
+
+    Args:
+        hints: what is asked for.
+    """
+    return {} if hints is None or hints.of == "hidden" else {"enforce_eager": True}
 
 
 def give_hints(model: Any, hints: HintLayers) -> None:

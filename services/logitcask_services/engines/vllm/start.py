@@ -11,7 +11,7 @@ from logitcask_services.engines.hint_shape import HintShape
 from logitcask_services.engines.model_config import rope_types
 from logitcask_services.engines.model_folder import ModelFolder
 from logitcask_services.engines.vllm.arguments import Runner, cpu_generating, numeric_options, vllm_arguments
-from logitcask_services.engines.vllm.hint_layers import HintLayers, require_class_gives
+from logitcask_services.engines.vllm.hint_layers import HintLayers, hook_defaults, require_class_gives
 from logitcask_services.engines.vllm.watch import watch_engine_core
 
 _CPU_CACHE_BYTES = 2 * 2**30
@@ -67,7 +67,7 @@ class RunningVllm:
                 f"{folder.path} is a {folder.architecture}, which this vLLM ({__version__}) does not know; "
                 "use the transformers engine for it"
             )
-        defaults = platform_defaults(current_platform)
+        defaults = {**platform_defaults(current_platform), **hook_defaults(hints)}
         self.hints: HintLayers | None = None
         if hints is not None and self.hint_shape is not None:
             self.hints = HintLayers(of=hints.of, layers=hints.layers, num_blocks=self.hint_shape.num_blocks)

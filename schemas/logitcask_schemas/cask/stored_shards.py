@@ -1,0 +1,118 @@
+"""What a cask holds, as a writer of it knows: entries in the index and beside it, documents in the table and beyond."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from logitcask_schemas.cask.directory import LocalDirectory, read_listing, require_identity, write_index
+from logitcask_schemas.cask.documents import DocumentIndex, DocumentTable, ShardDocuments, write_document_table
+from logitcask_schemas.cask.format.layout import RecordLayout
+from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry
+from logitcask_schemas.cask.opening import open_documents, require_shards
+from logitcask_schemas.cask.storage.files import FileOperations
+
+_MIN_LOOSE: Final = 64
+_LOOSE_FRACTION: Final = 8
+
+
+class StoredShards:
+    """The shards of a cask and their documents; all but `has` and `num_documents` with the writers' lock held."""
+
+    def __init__(self, path: Path, manifest: CaskManifest, files: FileOperations) -> None:
+        """Nothing is known before `refresh`.
+
+        Args:
+            path: The cask's folder.
+            manifest: Of the cask.
+            files: The file system.
+        """
+        self._path = path
+        self._manifest = manifest
+        self._files = files
+        self._layout = RecordLayout.of(manifest)
+        self._indexed: dict[str, ShardEntry] = {}
+        self._loose: dict[str, ShardEntry] = {}
+        self._table: DocumentTable | None = None
+        self._beyond_table: dict[str, ShardDocuments] = {}
+        self._beyond_index = DocumentIndex()
+
+    @property
+    def entries(self) -> Iterable[ShardEntry]:
+        """Of all shards, once each."""
+        return (self._indexed | self._loose).values()
+
+    @property
+    def num_documents(self) -> int:
+        """Of all shards that are known."""
+        return (self._table.num_documents if self._table else 0) + len(self._beyond_index)
+
+    def has(self, document_id: bytes) -> bool:
+        """Whether a document is stored, by its 32-byte id."""
+        table = self._table
+        return self._beyond_index.find(document_id) is not None or (
+            table is not None and table.find(document_id) is not None
+        )
+
+    def refresh(self) -> None:
+        """Read the entries that others published since.
+
+        Raises:
+            CaskCorruptionError, CaskNotFoundError: Index, table, an entry or a shard is missing, damaged or foreign.
+        """
+        listing = read_listing(LocalDirectory(path=self._path))
+        entries = listing.indexed | listing.loose
+        require_identity(str(self._path), entries.values(), self._manifest)
+        require_shards(self._path, entries.values())
+        if not entries.keys() >= self._indexed.keys() | self._loose.keys() or self._table is None:
+            # The first time, or after a repair took shards away: nothing is known of what is stored now.
+            self._table, self._beyond_table, self._beyond_index = self._fitting_table(entries), {}, DocumentIndex()
+        for name, entry in entries.items():
+            if name not in self._beyond_table and (self._table is None or name not in self._table):
+                self._add_documents(name, self._documents_of(entry))
+        self._indexed, self._loose = listing.indexed, listing.loose
+
+    def _fitting_table(self, entries: Mapping[str, ShardEntry]) -> DocumentTable | None:
+        """The table on disk, unless it lists shards that were removed: their documents are not stored any more."""
+        table = DocumentTable.open(self._path)
+        return table if table is not None and all(name in entries for name in table.shard_names()) else None
+
+    def _documents_of(self, entry: ShardEntry) -> ShardDocuments:
+        documents = open_documents(self._path, entry, self._layout)
+        return ShardDocuments(ids=documents.ids, lengths=documents.lengths.astype(np.uint32))
+
+    def note(self, entry: ShardEntry, documents: ShardDocuments) -> None:
+        """Know of a shard that was published just now."""
+        self._loose[entry.name] = entry
+        self._add_documents(entry.name, documents)
+
+    def _add_documents(self, name: str, documents: ShardDocuments) -> None:
+        self._beyond_table[name] = documents
+        self._beyond_index.add(documents.ids, np.zeros(len(documents.lengths), dtype=np.int64))
+
+    def compact_when_due(self) -> None:
+        """Before a publication, not after: a disk too full for the index must not make a published shard look lost."""
+        if len(self._loose) > max(_MIN_LOOSE, len(self._indexed) // _LOOSE_FRACTION):
+            self.compact()
+
+    def compact(self) -> None:
+        """Fold all entries into index and table, where some are not in them.
+
+        The table first: it may list shards whose entries are still loose, never the other way round for long.
+
+        Raises:
+            CaskWriteError: Disk full or broken.
+        """
+        if not (self._loose or self._beyond_table):
+            return
+        documents = dict(self._beyond_table)
+        if self._table is not None:
+            documents |= {name: self._table.shard(name) for name in self._table.shard_names()}
+        write_document_table(self._files, self._path, documents)
+        merged = self._indexed | self._loose
+        write_index(self._files, self._path, merged.values())
+        self._indexed, self._loose = merged, {}
+        # The table before what it replaces: a thread that asks `has` meanwhile must not miss a document.
+        self._table = DocumentTable.open(self._path)
+        self._beyond_table, self._beyond_index = {}, DocumentIndex()
