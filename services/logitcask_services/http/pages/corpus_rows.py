@@ -88,7 +88,7 @@ def corpus_rows(service: Service, corpus_id: str, *, start: int, line: int, loss
     if mask is None:
         raise QueryError(f"loss_on should be one of {', '.join(LOSS_ON)}, got {loss_on[:40]!r}")
     corpus = service.corpora.get(corpus_id)
-    lines, stop = _lines_from(service.storage.path(corpus.sha256), start)
+    lines, stop = _lines_from(service.storage.path(corpus.sha256), start, service.settings.max_line_bytes)
     facts = loaded_facts(service)
     limits = DocumentLimits(
         vocab_size=facts.identity.vocab_size,
@@ -127,17 +127,23 @@ def corpus_rows(service: Service, corpus_id: str, *, start: int, line: int, loss
     )
 
 
-def _lines_from(path: Path, start: int) -> tuple[list[bytes], int]:
-    """Whole lines from a byte on, and the byte behind them. Raises QueryError where no line begins there."""
+def _lines_from(path: Path, start: int, max_line_bytes: int) -> tuple[list[bytes], int]:
+    """Whole lines from a byte on, and the byte behind them. Raises QueryError where no line begins there.
+
+    Of a line that is too long, so much is kept that preparation sees it to be.
+    """
     with path.open("rb") as file:
         file.seek(max(start - 1, 0))
         if start and file.read(1) != b"\n":
             raise QueryError(f"no line of the corpus begins at byte {start}")
         lines: list[bytes] = []
         size = 0
-        while len(lines) < PAGE_LINES and size < PAGE_BYTES and (block := file.readline()):
-            lines.append(block)
+        while len(lines) < PAGE_LINES and size < PAGE_BYTES and (block := file.readline(max_line_bytes + 1)):
+            is_cut = len(block) > max_line_bytes and not block.endswith(b"\n")
+            lines.append(block + b"\n" if is_cut else block)
             size += len(block)
+            while is_cut and (rest := file.readline(1 << 20)) and not rest.endswith(b"\n"):
+                pass
         return lines, file.tell()
 
 

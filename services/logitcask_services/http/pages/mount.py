@@ -46,7 +46,8 @@ class ServiceShelf:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._texts: TokenTexts | None = None
+        self._texts: dict[str, TokenTexts] = {}
+        """By fingerprint of the tokenizer, which outlives a teacher that is loaded anew."""
 
     def casks(self) -> list[ShelvedCask]:
         """All of them, by name."""
@@ -70,13 +71,10 @@ class ServiceShelf:
     def texts(self, cask: Cask) -> TokenTexts | None:
         """The teacher's, where the cask is of its tokenizer; None while it loads for the first time."""
         facts = self._service.teacher.facts
-        needed = cask.manifest.teacher.tokenizer_fingerprint
-        if facts is None or facts.identity.tokenizer_fingerprint != needed:
-            return None
-        if self._texts is None:
+        if facts is not None and (own := facts.identity.tokenizer_fingerprint) not in self._texts:
             anchor = facts.tokenizer.encode(["a"], special_tokens=False)[0]
-            self._texts = TokenTexts(facts.tokenizer.decode, anchor)
-        return self._texts
+            self._texts[own] = TokenTexts(facts.tokenizer.decode, anchor)
+        return self._texts.get(cask.manifest.teacher.tokenizer_fingerprint)
 
 
 class CorpusPages:

@@ -140,6 +140,10 @@ class OverviewPages:
     def __init__(self, pages: Pages, service: Service) -> None:
         self._pages = pages
         self._service = service
+        # All streams share a look at the database; for one event loop.
+        self._looking = asyncio.Lock()
+        self._looked_at = -STEP_SECONDS
+        self._content = ""
 
     def page(self, request: Request) -> Response:
         """HTML."""
@@ -161,12 +165,19 @@ class OverviewPages:
             )
         return StreamingResponse(places.hold(self._follow()), media_type="text/event-stream")
 
+    async def _latest(self) -> str:
+        """The figures as JSON, STEP_SECONDS old at most."""
+        async with self._looking:
+            if time.monotonic() - self._looked_at >= STEP_SECONDS:
+                figures = live_figures(await run_in_threadpool(overview_of, self._service))
+                self._content, self._looked_at = json.dumps(figures.model_dump(mode="json")), time.monotonic()
+            return self._content
+
     async def _follow(self) -> AsyncIterator[bytes]:
         yield b"retry: 2000\n\n"
         service, last, said = self._service, "", time.monotonic()
         while not service.signals.stopping.is_set():
-            figures = live_figures(await run_in_threadpool(overview_of, service))
-            if (content := json.dumps(figures.model_dump(mode="json"))) != last:
+            if (content := await self._latest()) != last:
                 last, said = content, time.monotonic()
                 yield f"event: figures\ndata: {content}\n\n".encode()
             elif time.monotonic() - said >= service.settings.keepalive_seconds:

@@ -3,11 +3,15 @@
 import html
 import json
 import re
+from contextlib import ExitStack
 
 import pytest
 
+from logitcask_services.http.pages import overview
+from logitcask_services.http.pages.overview import overview_of
 from logitcask_services.http.pages.viewer import rendering
 from tests.services.http.pages.conftest import HOSTILE
+from tests.support.services.service_harness import wait_for
 
 
 def pages_of(server):
@@ -131,6 +135,28 @@ def test_lines_go_on_where_the_page_ends(shown):
     assert [document["line"] for document in second["documents"]] == [11, 12]
     assert [failure["line"] for failure in second["bad"]] == [13]
     assert second["next_start"] is None
+
+
+def test_a_line_that_is_too_long_is_told_and_passed_over(serve):
+    server = serve(max_line_bytes=200)
+    wait_for(lambda: server.client.get("/health/ready").status_code == 200)
+    corpus = server.upload([{"text": "first"}, {"text": "x" * (3 << 20)}, {"text": "third"}])
+    first = server.client.get(f"/ui/api/corpora/{corpus['id']}/rows").json()
+    assert [document["line"] for document in first["documents"]] == [1, 3]
+    assert [(failure["line"], failure["code"]) for failure in first["bad"]] == [(2, "line_too_long")]
+    assert first["next_start"] is None
+
+
+def test_watchers_share_a_look_at_the_database(shown, monkeypatch):
+    looks = []
+    monkeypatch.setattr(overview, "overview_of", lambda service: looks.append(1) or plain(service))
+    plain = overview_of
+    with ExitStack() as streams:
+        for _ in range(8):
+            stream = streams.enter_context(shown.client.stream("GET", "/ui/api/overview/events"))
+            assert next(line for line in stream.iter_lines() if line.startswith("data: "))
+    # Eight that come within a second or two; each by itself would look as often.
+    assert len(looks) < 8
 
 
 def test_documents_are_listed_in_pages_and_found(shown):

@@ -1,6 +1,7 @@
 """What a cask's records say as a whole: mass that the k largest hold, entropies, bytes per token. From a sample.
 
-The sample is whole documents, evenly spread over the cask, so the same cask gives the same figures.
+The sample is whole documents, evenly spread over the cask, so the same cask gives the same figures; of a cask in an
+object store, over its first shard.
 """
 
 from typing import Final
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from logitcask_schemas.cask.reader import Cask
+from logitcask_schemas.cask.storage.object_store import is_url
 from logitcask_schemas.record.records import Records
 
 SAMPLE_POSITIONS: Final = 20_000
@@ -104,7 +106,9 @@ def cask_figures(cask: Cask) -> CaskFigures:
 
 def _sample(cask: Cask) -> list[Records]:
     """Records of documents evenly spread, up to the limits of positions and documents; at least one document."""
-    numbers = np.unique(np.linspace(0, len(cask) - 1, min(len(cask), SAMPLE_DOCUMENTS)).round().astype(int))
+    # Of a cask in a store, from its first shard: to open another one is to fetch all of it.
+    total = cask.entries[0].documents if cask.entries and is_url(cask.place) else len(cask)
+    numbers = np.unique(np.linspace(0, total - 1, min(total, SAMPLE_DOCUMENTS)).round().astype(int))
     sampled: list[Records] = []
     positions = 0
     # In an order that keeps them spread when the limit of positions ends it early.
