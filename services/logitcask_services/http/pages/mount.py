@@ -28,13 +28,20 @@ from logitcask_services.http.pages.corpus_rows import LOSS_ON, CorpusRows, corpu
 from logitcask_services.http.pages.jobs import JobPages
 from logitcask_services.http.pages.overview import OverviewPages
 from logitcask_services.http.pages.session import LOGIN, LOGOUT, LoginPages, SessionGuard, Sessions, is_signed_in
-from logitcask_services.http.pages.viewer.rendering import JsonAnswer, PageHeaders, Pages, data, whole_number
+from logitcask_services.http.pages.viewer.rendering import (
+    JsonAnswer,
+    PageHeaders,
+    Pages,
+    QueryError,
+    data,
+    whole_number,
+)
 from logitcask_services.http.pages.viewer.routes import PageRoute, Viewer, file_route
 from logitcask_services.http.pages.viewer.runs import RunFolder
 from logitcask_services.http.pages.viewer.shelf import ShelvedCask, shelved
 from logitcask_services.http.pages.viewer.strips import visible
 from logitcask_services.http.pages.viewer.texts import TokenTexts
-from logitcask_services.http.problems import problem_of
+from logitcask_services.http.problems import Problem, problem_of
 from logitcask_services.service import Service
 
 if TYPE_CHECKING:
@@ -90,7 +97,7 @@ class CorpusPages:
             rows = await self._rows(request)
             corpus = corpus_of(await run_in_threadpool(self._service.corpora.get, request.path_params["corpus_id"]))
         except LogitcaskError as error:
-            status = problem_of(error).status
+            status = _problem_of(error).status
             return self._pages.show(request, "problem.html", status=status, message=str(error))
         return self._pages.show(request, "corpus.html", corpus=corpus, rows=rows, masks=LOSS_ON, visible=visible)
 
@@ -99,7 +106,7 @@ class CorpusPages:
         try:
             return JsonAnswer(await self._rows(request))
         except LogitcaskError as error:
-            problem = problem_of(error)
+            problem = _problem_of(error)
             return JsonAnswer(
                 problem.body(request.url.path), status_code=problem.status, media_type="application/problem+json"
             )
@@ -116,6 +123,11 @@ class CorpusPages:
                 line=whole_number(request, "line", 1, low=1),
                 loss_on=request.query_params.get("loss_on", "all"),
             )
+
+
+def _problem_of(error: LogitcaskError) -> Problem:
+    """As the interface has it, and 400 for the page's own parameters."""
+    return Problem(400, "invalid_request", str(error)) if isinstance(error, QueryError) else problem_of(error)
 
 
 def mount_page(app: FastAPI, service: Service, keys: KeyRing, runs: Path | None) -> None:
