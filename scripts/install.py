@@ -9,6 +9,7 @@ indexes do not have that build. With `--locked` every package has the version th
 
 import argparse
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -48,6 +49,27 @@ def stamp(lock: Path | None) -> str:
     if lock is not None:
         parts.append(lock.read_bytes())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+def fetch_page_assets() -> None:
+    """Put the page's JavaScript beside its sources; without a registry all works but the page's plots."""
+    fetching = subprocess.run([sys.executable, str(ROOT / "scripts" / "fetch_assets.py")], check=False)
+    if fetching.returncode != 0:
+        print("  the page will show numbers without plots; `python scripts/fetch_assets.py` tries again", flush=True)
+
+
+def install_browser() -> None:
+    """Chromium for the page's tests, where this user may install packages; without one these tests are skipped."""
+    apt = shutil.which("apt-get")
+    if shutil.which("chromium") is not None or apt is None or os.geteuid() != 0:
+        return
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for arguments in (["update"], ["install", "--yes", "--no-install-recommends", "chromium"]):
+        print("  apt-get", *arguments, flush=True)
+        done = subprocess.run([apt, *arguments], check=False, capture_output=True, env=environment)
+        if done.returncode != 0:
+            print("  no Chromium: the page's tests in a browser will be skipped", flush=True)
+            return
 
 
 class Environment:
@@ -109,6 +131,7 @@ def main() -> None:
     if arguments.locked and has_gpu():
         sys.exit("--locked is for machines without a GPU: CUDA wheels have other names and versions")
     environment = Environment(arguments.folder, lock if arguments.locked else None)
+    fetch_page_assets()
     marker = arguments.folder / "installed-from"
     current = stamp(lock if arguments.locked else None)
     if marker.exists() and marker.read_text() == current:
@@ -116,6 +139,8 @@ def main() -> None:
     print(f"installing the {arguments.side} environment into {arguments.folder} ({'GPU' if has_gpu() else 'CPU'})")
     venv.create(arguments.folder, with_pip=True, clear=marker.exists())
     environment.install(arguments.side)
+    if arguments.side == "teacher":
+        install_browser()
     marker.write_text(current)
     return None
 

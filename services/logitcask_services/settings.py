@@ -41,6 +41,8 @@ class ServiceSettings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65_535)] = DEFAULT_PORT
     templates: Path | None = None
     """Folder with the operator's own templates and recipes of generations."""
+    runs: Path | None = None
+    """Folder of training runs and reports, whose curves the page shows."""
     sandbox: str | None = None
     """Command that runs programs which teachers write and that are more than arithmetic, given on its standard input;
     what it prints is the answer. Without one they are refused."""

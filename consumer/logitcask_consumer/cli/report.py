@@ -52,6 +52,9 @@ def report(
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap.")] = 0,
+    token_scores: Annotated[
+        bool, typer.Option("--token-scores", help="Write each model's KL at each token, for `logitcask view --scores`.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure models on held-out documents and write a report with intervals and plots."""
@@ -79,6 +82,7 @@ def report(
         seq_len=seq_len,
         batch_tokens=batch_tokens,
         seed=seed,
+        token_scores=token_scores,
         teacher=teacher[0] if teacher else None,
         other_teachers=tuple(teacher[1:]) if teacher else (),
     )

@@ -23,6 +23,7 @@ from logitcask_consumer.report.evaluate import Columns, evaluate_model, evaluate
 from logitcask_consumer.report.held_out import trained_on, warnings_of
 from logitcask_consumer.report.markdown import to_markdown
 from logitcask_consumer.report.reading import LONGEST, Reading, extra_ids_of, reading_of
+from logitcask_consumer.report.token_scores import token_scores_name, write_token_scores
 from logitcask_consumer.run_document import METRICS_NAME
 from logitcask_consumer.student.checks import context_of
 from logitcask_consumer.student.students import load_model, load_tokenizer
@@ -62,6 +63,8 @@ class ReportConfig:
     teacher: Path | None = None
     """The teacher's folder, of which the tokenizer is read: for models with a tokenizer of their own, and bits per byte
     of all."""
+    token_scores: bool = False
+    """Whether to write each model's KL at each position, for `logitcask view`; see `report.token_scores`."""
     other_teachers: tuple[Path, ...] = ()
     """Folders of further teachers, for casks with their tokenizers."""
 
@@ -141,9 +144,21 @@ def report_on(
     with explained_output(config.output):
         config.output.mkdir(parents=True, exist_ok=True)
         names = _draw(config.output, dataset, teacher, measured, logs, document)
+        if config.token_scores:
+            _write_token_scores(config.output, measured, casks, document["kinds"], say)
         (config.output / "report.json").write_text(json.dumps(document, indent=2) + "\n")
         (config.output / "report.md").write_text(to_markdown(document, names))
     return document
+
+
+def _write_token_scores(
+    output: Path, measured: list[Measured], casks: Sequence[Cask], kinds: dict[str, str], say: Callable[[str], None]
+) -> None:
+    for place, model in enumerate(measured, start=1):
+        if model.columns is not None:  # one with a tokenizer of its own has no figures at the teacher's tokens
+            path = output / token_scores_name(place)
+            count = write_token_scores(path, model.columns, casks, kinds)
+            say(f"KL of {model.label} at each position of {count} documents: {path}")
 
 
 def _require_captured(casks: Sequence[Cask]) -> None:

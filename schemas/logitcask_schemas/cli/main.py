@@ -42,6 +42,7 @@ COMMANDS: Final[dict[str, Command]] = {
         "(export, import, merge, split), give them to other tools (rows, push, pull).",
         None,
     ),
+    "view": Command("Look into casks in a browser, without a service.", "view"),
     "train": Command("Train a student from a cask, without the teacher.", "trainer"),
     "rounds": Command("Train a student on its own texts, in rounds with a teacher service.", "trainer"),
     "report": Command("Compare student, baseline and teacher on held-out documents.", "trainer"),

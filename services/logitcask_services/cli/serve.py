@@ -87,6 +87,9 @@ def serve(
         str | None,
         typer.Option(help="Command that runs programs of recipe `program` beyond arithmetic, from its standard input."),
     ] = None,
+    runs: Annotated[
+        Path | None, typer.Option(help="Folder of training runs and reports, whose curves the page shows.")
+    ] = None,
     resident: Annotated[
         str | None,
         typer.Option(
@@ -132,6 +135,7 @@ def serve(
             "data_dir": data_dir,
             "templates": templates,
             "sandbox": sandbox,
+            "runs": runs,
             "resident": resident,
             "accept_teacher": tuple(accept_teacher) if accept_teacher else None,
             "remote_url": remote_url,

@@ -33,6 +33,7 @@ from logitcask_services.http.job_streams import StreamPlaces
 from logitcask_services.http.key_ring import KeyRing
 from logitcask_services.http.key_use import BodyMeter, KeyUse
 from logitcask_services.http.metrics import RequestMetrics, ServiceMetrics
+from logitcask_services.http.pages.mount import mount_page
 from logitcask_services.http.request_log import HEADER, RequestLog
 from logitcask_services.service import Service
 
@@ -92,6 +93,7 @@ def create_app(service: Service, *, streams: int = 512) -> FastAPI:
     )
     for module in routers:
         app.include_router(module.router)
+    mount_page(app, service, keys, service.settings.runs)
     _describe(app)
     streamed = frozenset({"/v1/corpora", files.PATH, previews.PATH, generations.PREVIEW_PATH})
     app.add_middleware(BodyMeter, use=use)

@@ -1,0 +1,1 @@
+"""The page: what a person sees at `/`. `viewer` stands alone; the rest shows a running service."""

@@ -1,0 +1,33 @@
+"use strict";
+// Live figures by server-sent events: the server formats them, so that page and stream say the same.
+(() => {
+  const update = (live, { fields, progress, shape }) => {
+    if (shape !== live.dataset.shape) {
+      // A job is new, or has gone from the page: the server draws that part again.
+      if (typeof htmx !== "undefined") htmx.ajax("GET", location.pathname, { target: live, select: "#live", swap: "outerHTML" });
+      return;
+    }
+    for (const [name, text] of Object.entries(fields)) {
+      const cell = document.querySelector(`[data-field="${CSS.escape(name)}"]`);
+      if (cell && cell.textContent !== text) cell.textContent = text;
+      if (cell && name.endsWith(".status")) cell.className = `state ${text}`;
+    }
+    for (const [name, share] of Object.entries(progress)) {
+      const bar = document.querySelector(`progress[data-progress="${CSS.escape(name)}"]`);
+      if (bar) bar.value = share;
+    }
+  };
+
+  const follow = () => {
+    const live = document.getElementById("live");
+    if (!live) return;
+    const events = new EventSource(live.dataset.events);
+    events.addEventListener("figures", (event) => {
+      const now = document.getElementById("live");
+      if (now) update(now, JSON.parse(event.data));
+    });
+    addEventListener("pagehide", () => events.close());
+  };
+
+  document.addEventListener("DOMContentLoaded", follow);
+})();

@@ -1,0 +1,118 @@
+"""Runs as the page reads them: whole, going on, and damaged."""
+
+import json
+
+import pytest
+
+from logitcask_services.http.pages.viewer import runs
+from logitcask_services.http.pages.viewer.runs import RunFolder, RunNotFoundError
+
+REPORT = {
+    "kinds": {"kl": "unbiased"},
+    "units": {"kl": "nats per token"},
+    "models": [{"label": "after", "metrics": {"kl": {"value": 0.5, "standard_error": 0.1, "low": 0.4, "high": None}}}],
+    "cask": {"documents": 3},
+}
+
+
+def write(folder, name, content):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def test_curves_are_the_logged_numbers(tmp_path):
+    lines = [{"step": 1, "kl": 2.0, "note": "x"}, {"step": 5, "kl": 1.0, "lr": 0.1}]
+    write(tmp_path / "a", "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    curves = RunFolder(tmp_path).run("a").curves
+    assert curves.steps == [1, 5]
+    assert curves.values == {"kl": [2.0, 1.0], "lr": [None, 0.1]}
+    assert curves.lines == 2
+
+
+def test_a_line_that_is_being_written_is_left_out(tmp_path):
+    write(tmp_path / "a", "metrics.jsonl", '{"step": 1, "kl": 2.0}\n{"step": 2, "k')
+    assert RunFolder(tmp_path).run("a").curves.steps == [1]
+
+
+def test_numbers_that_are_not_finite_are_gaps(tmp_path):
+    write(tmp_path / "a", "metrics.jsonl", '{"step": 1, "kl": NaN}\n{"step": 2, "kl": 1e999}\n{"step": 3, "kl": 1}\n')
+    assert RunFolder(tmp_path).run("a").curves.values == {"kl": [None, None, 1]}
+
+
+def test_long_curves_are_thinned(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "MAX_POINTS", 10)
+    write(tmp_path / "a", "metrics.jsonl", "".join(f'{{"step": {n}, "kl": 1}}\n' for n in range(95)))
+    curves = RunFolder(tmp_path).run("a").curves
+    assert curves.steps == list(range(0, 95, 10))
+    assert curves.lines == 95
+
+
+def test_report_and_rounds(tmp_path):
+    write(tmp_path / "a", "report.json", REPORT)
+    rounds = {"status": "running", "rounds": [{"number": 1, "stage": "trained", "share": 0.5, "held_out": {"kl": 0.2}}]}
+    write(tmp_path / "a", "rounds.json", rounds)
+    run = RunFolder(tmp_path).run("a")
+    assert run.problems == []
+    assert run.reports[0].models[0].metrics["kl"].value == 0.5
+    assert run.rounds.rounds[0].held_out == {"kl": 0.2}
+
+
+def test_a_report_of_two_teachers_is_two(tmp_path):
+    write(tmp_path / "a", "report.json", {"teachers": [REPORT, REPORT]})
+    assert len(RunFolder(tmp_path).run("a").reports) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.jsonl", "no json\n"),
+        ("metrics.jsonl", "[1]\n"),
+        ("metrics.jsonl", '{"kl": 1}\n'),
+        ("metrics.jsonl", '{"step": true}\n'),
+        ("report.json", "{"),
+        ("report.json", "[]"),
+        ("report.json", '{"teachers": 5}'),
+        ("report.json", '{"kinds": {}, "models": [{"label": "a", "metrics": {"kl": {"value": NaN}}}]}'),
+        ("rounds.json", "[]"),
+        ("rounds.json", '{"status": "running", "rounds": [{"number": 1, "stage": "x", "share": 1e999}]}'),
+    ],
+)
+def test_a_damaged_file_is_a_sentence(tmp_path, name, content):
+    write(tmp_path / "a", name, content)
+    run = RunFolder(tmp_path).run("a")
+    assert len(run.problems) == 1
+    assert run.problems[0].startswith(f"{name} cannot be read: ")
+    assert (run.curves, run.rounds, run.reports) == (None, None, [])
+
+
+def test_bytes_that_are_no_text_are_a_sentence(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "metrics.jsonl").write_bytes(b"\xff\xfe\n")
+    assert "metrics.jsonl cannot be read" in RunFolder(tmp_path).run("a").problems[0]
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "MAX_BYTES", 10)
+    write(tmp_path / "a", "report.json", REPORT)
+    assert "more than the 10 that are read" in RunFolder(tmp_path).run("a").problems[0]
+
+
+def test_the_folder_may_be_a_run_itself(tmp_path):
+    write(tmp_path / "mine", "report.json", REPORT)
+    write(tmp_path / "mine" / "inner", "metrics.jsonl", '{"step": 1}\n')
+    (tmp_path / "mine" / "other").mkdir()
+    assert [line.name for line in RunFolder(tmp_path / "mine").runs()] == ["mine", "inner"]
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "a/../a", "outside", "missing", "/etc", "a\0"])
+def test_names_lead_nowhere_else(tmp_path, name):
+    write(tmp_path / "runs" / "a", "report.json", REPORT)
+    write(tmp_path / "elsewhere", "report.json", REPORT)
+    (tmp_path / "runs" / "outside").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunNotFoundError):
+        RunFolder(tmp_path / "runs").run(name)
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(RunNotFoundError, match="is no folder"):
+        RunFolder(tmp_path / "missing")
