@@ -12,7 +12,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
-class AssetsHook(BuildHookInterface[Any]):
+class AssetsHook(BuildHookInterface[Any]):  # type: ignore[misc]  # hatchling is only there while a wheel is built
     """Fetches what is missing before the wheel is put together."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:

@@ -149,8 +149,12 @@ def test_a_line_that_is_too_long_is_told_and_passed_over(serve):
 
 def test_watchers_share_a_look_at_the_database(shown, monkeypatch):
     looks = []
-    monkeypatch.setattr(overview, "overview_of", lambda service: looks.append(1) or plain(service))
-    plain = overview_of
+
+    def counted(service):
+        looks.append(service)
+        return overview_of(service)
+
+    monkeypatch.setattr(overview, "overview_of", counted)
     with ExitStack() as streams:
         for _ in range(8):
             stream = streams.enter_context(shown.client.stream("GET", "/ui/api/overview/events"))
