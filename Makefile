@@ -10,7 +10,7 @@ TEACHERS := tests/services tests/support/services tests/e2e tests/conformance/en
 	bench/http_script.py bench/switch_clock.py bench/reasoning_tasks.py
 NOT_TRAINERS := ^(tests/(support/)?services|tests/e2e|tests/conformance/engines|bench/(capture|service|dropping|generation|http_script|switch_clock|reasoning_tasks))
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo test tests-trainer tests-teacher check types-trainer types-teacher docs format bench clean
+.PHONY: help install lock demo test browser tests-trainer tests-teacher check types-trainer types-teacher docs format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,8 +26,11 @@ lock: install ## write the exact versions of both environments to requirements/
 demo: install ## the whole line on this machine: teacher, cask, student, report
 	@$(TRAINER)/bin/python -m demo
 
-test: install check ## checks and all tests, each side in its own environment
+test: install check browser ## checks and all tests, each side in its own environment
 	@$(MAKE) --no-print-directory --jobs=2 --keep-going tests-trainer tests-teacher
+
+browser:
+	@$(PYTHON) scripts/browser.py
 
 # The two sides beside each other: the engines of the teacher's tests wait a lot, and the trainer's tests fill those gaps.
 tests-trainer tests-teacher: export OMP_NUM_THREADS := 1

@@ -9,7 +9,6 @@ indexes do not have that build. With `--locked` every package has the version th
 
 import argparse
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -56,20 +55,6 @@ def fetch_page_assets() -> None:
     fetching = subprocess.run([sys.executable, str(ROOT / "scripts" / "fetch_assets.py")], check=False)
     if fetching.returncode != 0:
         print("  the page will show numbers without plots; `python scripts/fetch_assets.py` tries again", flush=True)
-
-
-def install_browser() -> None:
-    """Chromium for the page's tests, where this user may install packages; without one these tests are skipped."""
-    apt = shutil.which("apt-get")
-    if shutil.which("chromium") is not None or apt is None or os.geteuid() != 0:
-        return
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for arguments in (["update"], ["install", "--yes", "--no-install-recommends", "chromium"]):
-        print("  apt-get", *arguments, flush=True)
-        done = subprocess.run([apt, *arguments], check=False, capture_output=True, env=environment)
-        if done.returncode != 0:
-            print("  no Chromium: the page's tests in a browser will be skipped", flush=True)
-            return
 
 
 class Environment:
@@ -139,8 +124,6 @@ def main() -> None:
     print(f"installing the {arguments.side} environment into {arguments.folder} ({'GPU' if has_gpu() else 'CPU'})")
     venv.create(arguments.folder, with_pip=True, clear=marker.exists())
     environment.install(arguments.side)
-    if arguments.side == "teacher":
-        install_browser()
     marker.write_text(current)
     return None
 
