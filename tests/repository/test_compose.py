@@ -149,5 +149,5 @@ def test_every_named_volume_is_a_folder_of_the_image(document: dict[str, Any]) -
     """Docker gives a new volume the owner of the image's folder: without one it is root's, and cannot be written to."""
     for service in document["services"].values():
         text = (ROOT / service["build"]["dockerfile"]).read_text()
-        made = set(re.search(r"install -d -o 10001 -g 10001 (.+)", text)[1].split())
+        made = set(" ".join(re.findall(r"install -d -o 10001 -g 10001 (.+)", text)).split())
         assert {volume.removesuffix(":ro").split(":")[-1] for volume in service["volumes"]} <= made

@@ -125,7 +125,7 @@ def called() -> list[list[str]]:
 
 
 def started_by_unit() -> list[str]:
-    return shlex.split(re.search(r"^ExecStart=(.+)$", UNIT.read_text(), re.MULTILINE)[1])[1:]
+    return shlex.split(re.findall(r"^ExecStart=(.+)$", UNIT.read_text(), re.MULTILINE)[0])[1:]
 
 
 @pytest.mark.parametrize("words", called(), ids=" ".join)
