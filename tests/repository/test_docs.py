@@ -67,6 +67,7 @@ def test_readme_is_covered() -> None:
         "report",
         "generate",
         "rounds",
+        "keys",
         "submit",
     ]
 
