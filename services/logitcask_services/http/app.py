@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -16,6 +15,7 @@ from logitcask_services.http import (
     casks,
     corpora,
     corpus_contents,
+    description,
     extractions,
     files,
     generations,
@@ -62,9 +62,10 @@ def create_app(service: Service, *, streams: int = 512) -> FastAPI:
         description=DESCRIPTION,
         version=installed_version(),
         lifespan=lifespan,
-        # The interactive pages load scripts from elsewhere; the description itself stays.
+        # The interactive pages load scripts from elsewhere.
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,  # see `description`
         generate_unique_id_function=_operation_id,
     )
     keys, use = KeyRing(service.settings.api_keys(), service.settings.api_key_file), KeyUse()
@@ -94,7 +95,7 @@ def create_app(service: Service, *, streams: int = 512) -> FastAPI:
     for module in routers:
         app.include_router(module.router)
     mount_page(app, service, keys, service.settings.runs)
-    _describe(app)
+    description.install(app)
     streamed = frozenset({"/v1/corpora", files.PATH, previews.PATH, generations.PREVIEW_PATH})
     app.add_middleware(BodyMeter, use=use)
     app.add_middleware(JsonBodyLimit, streamed=streamed, larger=scoring.BODY_BYTES)
@@ -118,17 +119,6 @@ def create_app(service: Service, *, streams: int = 512) -> FastAPI:
 
         app.add_middleware(RequestSpans, tracer=tracer)
     return app
-
-
-def _describe(app: FastAPI) -> None:
-    plain = app.openapi
-
-    def description() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            app.openapi_schema = problems.describe(plain())
-        return app.openapi_schema
-
-    app.openapi = description  # type: ignore[method-assign]  # FastAPI's way of changing it
 
 
 def _operation_id(route: APIRoute) -> str:
