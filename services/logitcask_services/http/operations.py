@@ -106,6 +106,7 @@ def teachers(service: ServiceDep, _: Caller) -> TeacherList:
                 is_default=name == service.roster.names[0],
                 state=_state_of(service, name),
                 reason=fault or (service.teacher.reason if is_in_turn else None),
+                model=None if facts is None else facts.model,
                 max_model_len=None if facts is None else facts.max_model_len,
                 teacher=None if identity is None else identity.model_dump(mode="json"),
             )
