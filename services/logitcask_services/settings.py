@@ -66,6 +66,8 @@ class ServiceSettings(BaseSettings):
     """Lines for people, or one JSON object each."""
     max_body_bytes: Annotated[int, Field(ge=1)] = 64 << 30
     """Most bytes of one uploaded corpus."""
+    max_uploads: Annotated[int, Field(ge=1)] = 8
+    """Most bodies of corpora, or parts of uploads, that come at once."""
     max_waiting_jobs: Annotated[int, Field(ge=1)] = 10_000
     """Most jobs that have not ended."""
     """Most bytes of one uploaded corpus, as it is sent."""

@@ -35,6 +35,7 @@ from logitcask_services.http.key_use import BodyMeter, KeyUse
 from logitcask_services.http.metrics import RequestMetrics, ServiceMetrics
 from logitcask_services.http.pages.mount import mount_page
 from logitcask_services.http.request_log import HEADER, RequestLog
+from logitcask_services.http.upload_places import UploadPlaces
 from logitcask_services.service import Service
 
 DESCRIPTION = """Runs a teacher language model over a corpus and keeps what it said, position by position, in a cask."""
@@ -75,6 +76,7 @@ def create_app(service: Service, *, streams: int = 512) -> FastAPI:
     app.state.in_flight = InFlight()
     app.state.metrics = metrics
     app.state.streams = StreamPlaces(streams)
+    app.state.upload_places = UploadPlaces(service.settings.max_uploads)
     app.state.rows = RowReaders()
     app.state.previews = previews.PreviewQueue()
     problems.install(app)
