@@ -45,6 +45,8 @@ def write_merged(model: ModelFolder, adapter: Path, target: Path) -> None:
         with torch.inference_mode():
             expected = adapted(input_ids=probe_1L).logits
         merged = adapted.merge_and_unload(safe_merge=True)
+    except ModelError:
+        raise
     except (ValueError, RuntimeError, KeyError, TypeError) as error:  # whatever peft says of what does not fit
         raise ModelError(
             f"the adapter {adapter} does not fit {model.path}: {' '.join(str(error).split())[:600]}"
