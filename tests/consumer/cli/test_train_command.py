@@ -22,7 +22,7 @@ OPTIONS = {
     },
     "report": {
         "--cask", "--model", "--output", "-o", "--train-log", "--seq-len", "--batch-tokens", "--teacher", "--seed",
-        "--json",
+        "--json", "--token-scores",
     },
 }  # fmt: skip
 

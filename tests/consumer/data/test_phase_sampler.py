@@ -41,7 +41,7 @@ def test_a_share_is_right_to_one_sequence_after_every_step(share, sequences, ste
     for step in range(7, 8 + steps):
         drawn = phase.drawn(step, sequences)
         assert sum(drawn) == (step - 7) * sequences
-        assert abs(drawn[0] - share * (step - 7) * sequences) <= 0.5
+        assert abs(drawn[0] - share * (step - 7) * sequences) <= 0.5 + 1e-9  # a half goes either way
         assert all(now >= then for now, then in zip(drawn, before, strict=True))
         before = drawn
 

@@ -60,7 +60,7 @@ def test_the_queue_is_paused_ordered_and_opened(serve, run, documents):
         (("resume",), "name one job, or --all"),
         (("priority", "x"), "give one of a number, --before ID and --front"),
         (("priority", "x", "1", "--front"), "give one of a number"),
-        (("priority", "x", "high"), "is not a valid"),
+        (("priority", "x", "high"), "Invalid value for '[NUMBER]'"),
     ],
 )
 def test_what_is_asked_in_part_or_twice_is_usage(run, arguments, words):

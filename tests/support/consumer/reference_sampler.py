@@ -140,10 +140,11 @@ def to_target(
 
 
 def policy_columns(rows: int) -> torch.Tensor:
-    """What texts of a student have besides, made up so that nothing is clipped and no terms cancel, [R, 3]."""
+    """What texts of a student have besides, made up so that nothing is clipped and no terms cancel, [R, 4]."""
     rng = np.random.default_rng(rows)
     later = rng.integers(0, 4, rows)
-    return torch.from_numpy(np.stack([-rng.exponential(0.05, rows), later * rng.exponential(size=rows), later], 1))
+    columns = [-rng.exponential(0.05, rows), later * rng.exponential(size=rows), later, np.ones(rows)]
+    return torch.from_numpy(np.stack(columns, 1))
 
 
 def dense_kl(logits_RV: torch.Tensor, probs_RV: np.ndarray) -> torch.Tensor:
