@@ -66,6 +66,8 @@ class ServiceSettings(BaseSettings):
     """Lines for people, or one JSON object each."""
     max_body_bytes: Annotated[int, Field(ge=1)] = 64 << 30
     """Most bytes of one uploaded corpus."""
+    max_uploads: Annotated[int, Field(ge=1)] = 8
+    """Most bodies of corpora, or parts of uploads, that come at once."""
     max_waiting_jobs: Annotated[int, Field(ge=1)] = 10_000
     """Most jobs that have not ended."""
     """Most bytes of one uploaded corpus, as it is sent."""
@@ -91,8 +93,9 @@ class ServiceSettings(BaseSettings):
     """Restarts of a dead teacher, without progress between them, before the process ends with exit code 4."""
     engine_backoff_seconds: Annotated[float, Field(ge=0)] = 1.0
     """Pause before the first restart; doubles up to one minute."""
-    engine_hang_seconds: Annotated[float, Field(ge=0)] = 1800.0
-    """Silence of the teacher (no result, no step), with documents in hand, after which it counts as dead; 0: never."""
+    engine_hang_seconds: Annotated[float | None, Field(ge=0)] = None
+    """Silence of the teacher (no result, no step), with documents in hand, after which it counts as dead; 0: never.
+    Default: as `jobs.watchdog` has it, less where steps can be seen."""
     cancel_grace_seconds: Annotated[float, Field(ge=0)] = 5.0
     """Silence of the teacher after which a cancelled extraction ends without waiting for it; 0: waits."""
     load_deadline_seconds: Annotated[float, Field(ge=0)] = 3600.0

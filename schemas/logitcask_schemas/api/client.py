@@ -47,7 +47,7 @@ class ServiceClient:
     Args:
         server: Where it is, as a person would write it; see `service_url`.
         key: Bearer key, where the service has keys.
-        patience_seconds: How long `follow` waits for a service that does not answer.
+        patience_seconds: How long `follow` waits for a service that does not answer, and `upload` for one that is busy.
         transport: For tests.
     """
 
@@ -131,7 +131,7 @@ class ServiceClient:
         sha256: str | None = None,
         sent: Callable[[int], None] | None = None,
     ) -> Corpus:
-        """Stream a file up. A broken connection is tried again, from the beginning of the file.
+        """Stream a file up, from its beginning again where the connection broke; a busy service is waited for.
 
         Args:
             path: The file.

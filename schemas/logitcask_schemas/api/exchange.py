@@ -30,10 +30,14 @@ BUSY: Final = frozenset({429, 503})
 
 
 class ServiceError(LogitcaskError, RuntimeError):
-    """The service refused a request; the message is its own. `status` is 0 where the client refused it."""
+    """The service refused a request; the message is its own. `status` is 0 where the client refused it.
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    `retry_after_seconds`: when it may be asked again, as the service says; 0 where it does not.
+    """
+
+    def __init__(self, status: int, code: str, message: str, retry_after_seconds: float = 0.0) -> None:
         super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
         self.status = status
         self.code = code
 
@@ -246,7 +250,7 @@ def require_success(answer: Answer) -> None:
         return
     try:
         fault = json.loads(answer.content)["error"]
-        raise ServiceError(answer.status, str(fault["code"]), str(fault["message"]))
+        raise ServiceError(answer.status, str(fault["code"]), str(fault["message"]), seconds_to_retry(answer))
     except (ValueError, KeyError, TypeError) as error:
         raise stranger(answer) from error
 

@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from logitcask_schemas.api.cask_objects import CaskFiles, CaskList
 from logitcask_schemas.api.exchange import (
+    BUSY,
+    LONGEST_PAUSE,
     Flow,
     ItemFlow,
     Pause,
@@ -57,6 +60,7 @@ class ServiceCalls:
     """Everything that both clients can ask, generations aside. For the meaning of a call see `ServiceClient`."""
 
     def __init__(self, patience_seconds: float) -> None:
+        self._patience_seconds = patience_seconds
         self._jobs = JobCalls(
             noun="extraction",
             kind=Extraction,
@@ -142,16 +146,25 @@ class ServiceCalls:
         self, path: Path, *, name: str | None, sha256: str | None, on_sent: Callable[[int], None] | None, pause: float
     ) -> Flow[Corpus]:
         """See `ServiceClient`; `pause`: seconds before the first new try, doubling."""
-        for attempt in range(UPLOAD_TRIES):
+        failures, waited = 0, 0.0
+        while True:
             try:
                 return (yield from self._send(path, name, on_sent))
             except ServiceUnreachableError:
-                if attempt == UPLOAD_TRIES - 1:
+                failures += 1
+                if failures == UPLOAD_TRIES:
                     raise
-            yield Pause(pause * 2**attempt)
+                seconds = pause * 2 ** (failures - 1)
+            except ServiceError as error:
+                is_busy = error.status in BUSY and 0 < error.retry_after_seconds <= LONGEST_PAUSE
+                if not is_busy or waited >= self._patience_seconds:
+                    raise
+                # Not all who were refused together come back together.
+                seconds = error.retry_after_seconds * random.uniform(1.0, 2.0)
+                waited += seconds
+            yield Pause(seconds)
             if sha256 is not None and (corpus := (yield from self.corpus_with(sha256))) is not None:
                 return corpus  # only the answer was lost
-        raise AssertionError("unreachable")
 
     def _send(self, path: Path, name: str | None, on_sent: Callable[[int], None] | None) -> Flow[Corpus]:
         digest = hashlib.sha256()

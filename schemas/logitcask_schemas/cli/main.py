@@ -36,6 +36,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "generate": Command("Let the teacher write: a corpus and a recipe in, a corpus and a cask out.", "service"),
     "jobs": Command("List, follow, order, pause and cancel a service's extractions and generations.", "service"),
     "corpora": Command("List, show and delete a service's corpora.", "service"),
+    "teachers": Command("List a service's teachers: who can be named, who is loaded.", "service"),
     "download": Command("Fetch a cask from a service.", "service"),
     "cask": Command(
         "Look into casks (ls, show, stats), prove and mend them (verify, repair), copy, join and divide them "

@@ -1,6 +1,7 @@
 """`logitcask submit --dry-run`: what would become of a corpus, shown before anything is captured."""
 
 import json
+import shlex
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from logitcask_schemas.api.client import ServiceClient
 
 SAMPLE_BYTES = 16 << 20
+PILOT_LINES = 100
+"""Of a pilot that is proposed."""
 STYLES = {"text": "", "answer": "bold green", "control": "dim reverse", "answer_control": "green reverse"}
 _BASES = {
     "cask": "as the cask's shards so far",
@@ -85,7 +88,16 @@ def dry_run(
         sizes = {"corpus_bytes": local.bytes, "previewed_bytes": len(sample)}
         typer.echo(json.dumps({**preview.model_dump(mode="json"), **sizes, "estimate": asdict(estimate)}))
     else:
-        _show(preview, estimate, share, Console())
+        _show(preview, estimate, share, _pilot_of(local, request), Console())
+
+
+def _pilot_of(local: LocalCorpus, request: dict[str, Any]) -> str:
+    """The command that measures the teacher's pace, with the first lines of the corpus."""
+    is_file = printable(local.path.name)[:200] == local.name  # else a copy of what came, which is deleted
+    teacher = request.get("teacher")
+    named = "" if teacher is None else f" --teacher {shlex.quote(str(teacher))}"
+    corpus = shlex.quote(str(local.path)) if is_file else "CORPUS"
+    return f"head -n {PILOT_LINES} {corpus} | logitcask submit - --cask pilot{named} --wait"
 
 
 def _with_folder(folder: Path, sample: bytes, request: dict[str, Any], documents: int) -> Preview:
@@ -158,7 +170,7 @@ def _estimate(preview: Preview, share: float, price_per_hour: float | None = Non
     )
 
 
-def _show(preview: Preview, estimate: Estimate, share: float, out: Console) -> None:
+def _show(preview: Preview, estimate: Estimate, share: float, pilot: str, out: Console) -> None:
     legend = Text("legend: ")
     legend.append("answer (trained by assistant_only)", STYLES["answer"])
     legend.append(", other text, ")
@@ -170,7 +182,7 @@ def _show(preview: Preview, estimate: Estimate, share: float, out: Console) -> N
     for document in preview.shown:
         _show_document(document, _unusual(preview, document.line), out)
     _show_counts(preview, share, out)
-    _show_expectation(preview, estimate, share, out)
+    _show_expectation(preview, estimate, share, pilot, out)
 
 
 def _unusual(preview: Preview, line: int) -> list[str]:
@@ -223,7 +235,7 @@ def _show_counts(preview: Preview, share: float, out: Console) -> None:
         _line(out, "nothing is dropped, cut or unusual")
 
 
-def _show_expectation(preview: Preview, estimate: Estimate, share: float, out: Console) -> None:
+def _show_expectation(preview: Preview, estimate: Estimate, share: float, pilot: str, out: Console) -> None:
     figures = preview.bytes_per_token
     out.rule(Text("to expect"), align="left", style="dim")
     how = "" if share == 1 else f" (estimated from the first {share:.1%})"
@@ -244,12 +256,17 @@ def _show_expectation(preview: Preview, estimate: Estimate, share: float, out: C
             each = f"{figures.hints_per_document:,.0f} bytes per document"
         _line(out, f"and {_bytes(estimate.hint_bytes)} of hints beside it, {each}")
 
-    _show_time(preview, estimate, out)
+    _show_time(preview, estimate, pilot, out)
 
 
-def _show_time(preview: Preview, estimate: Estimate, out: Console) -> None:
+def _show_time(preview: Preview, estimate: Estimate, pilot: str, out: Console) -> None:
     if estimate.seconds is None:
-        _line(out, "time: not known; a service says it once it has captured something with this teacher")
+        _line(
+            out,
+            f"time: not known until a service has captured something with this teacher. A pilot of {PILOT_LINES} "
+            "documents would tell; run it, and ask again:",
+        )
+        out.print(Text(f"  {printable(pilot)}"), highlight=False, soft_wrap=True)
         return
     price = "" if estimate.price is None else f", a price of {estimate.price:,.2f}"
     _line(

@@ -166,6 +166,7 @@ def require_teachers(settings: "ServiceSettings") -> "Roster":
     Raises ModelError, MissingExtraError, OptionError or TeachersFileError where one cannot be, before anything starts.
     """
     from logitcask_services.jobs.teacher_names import STUDENTS, name_of_model
+    from logitcask_services.teachers.adapters import merged_teacher
     from logitcask_services.teachers.engine_options import require_engine_options
     from logitcask_services.teachers.entry import TeacherEntry
     from logitcask_services.teachers.file import read_teachers
@@ -206,8 +207,13 @@ def require_teachers(settings: "ServiceSettings") -> "Roster":
         students = TeacherEntry(
             name=STUDENTS.rstrip("/"), model="", engine="vllm" if settings.engine == "openai" else settings.engine
         )
+
+    def source_of(entry: TeacherEntry) -> "ModelSource":
+        source = require_teacher(settings_of(entry))
+        return source if entry.adapter is None else merged_teacher(source, entry.adapter, settings.state_dir / "merged")
+
     folders = None if settings.students is None else StudentFolders(settings.students)
-    return ListedTeachers([(entry, require_teacher(settings_of(entry))) for entry in entries], load, folders, students)
+    return ListedTeachers([(entry, source_of(entry)) for entry in entries], load, folders, students)
 
 
 def require_teacher(settings: "ServiceSettings") -> "ModelSource":

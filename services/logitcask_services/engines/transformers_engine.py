@@ -5,7 +5,7 @@ The logits of a whole batch exist at once, B x L x V values: keep `max_model_len
 Shape legend: B documents of a batch, L tokens (padded), D hidden width, V vocabulary.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -58,6 +58,12 @@ class TransformersEngine:
         # Where the longest row of a batch matters, a document sees its own length alone.
         self._batch_documents = 1 if loaded.length_matters else batch_documents
         self._hint_shape = HintShape.of_config(folder.config)
+        self.on_step: Callable[[], None] = lambda: None
+        """Called after each layer: a long document on a slow machine takes long, and is no hang."""
+        for layer in (
+            layer for part in self._model.modules() if isinstance(part, torch.nn.ModuleList) for layer in part
+        ):
+            layer.register_forward_hook(lambda *_: self.on_step())
 
     @property
     def identity(self) -> TeacherIdentity:

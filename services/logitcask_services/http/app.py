@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -16,6 +15,7 @@ from logitcask_services.http import (
     casks,
     corpora,
     corpus_contents,
+    description,
     extractions,
     files,
     generations,
@@ -35,6 +35,7 @@ from logitcask_services.http.key_use import BodyMeter, KeyUse
 from logitcask_services.http.metrics import RequestMetrics, ServiceMetrics
 from logitcask_services.http.pages.mount import mount_page
 from logitcask_services.http.request_log import HEADER, RequestLog
+from logitcask_services.http.upload_places import UploadPlaces
 from logitcask_services.service import Service
 
 DESCRIPTION = """Runs a teacher language model over a corpus and keeps what it said, position by position, in a cask."""
@@ -62,9 +63,10 @@ def create_app(service: Service, *, streams: int = 512) -> FastAPI:
         description=DESCRIPTION,
         version=installed_version(),
         lifespan=lifespan,
-        # The interactive pages load scripts from elsewhere; the description itself stays.
+        # The interactive pages load scripts from elsewhere.
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,  # see `description`
         generate_unique_id_function=_operation_id,
     )
     keys, use = KeyRing(service.settings.api_keys(), service.settings.api_key_file), KeyUse()
@@ -74,6 +76,7 @@ def create_app(service: Service, *, streams: int = 512) -> FastAPI:
     app.state.in_flight = InFlight()
     app.state.metrics = metrics
     app.state.streams = StreamPlaces(streams)
+    app.state.upload_places = UploadPlaces(service.settings.max_uploads)
     app.state.rows = RowReaders()
     app.state.previews = previews.PreviewQueue()
     problems.install(app)
@@ -94,7 +97,7 @@ def create_app(service: Service, *, streams: int = 512) -> FastAPI:
     for module in routers:
         app.include_router(module.router)
     mount_page(app, service, keys, service.settings.runs)
-    _describe(app)
+    description.install(app)
     streamed = frozenset({"/v1/corpora", files.PATH, previews.PATH, generations.PREVIEW_PATH})
     app.add_middleware(BodyMeter, use=use)
     app.add_middleware(JsonBodyLimit, streamed=streamed, larger=scoring.BODY_BYTES)
@@ -118,17 +121,6 @@ def create_app(service: Service, *, streams: int = 512) -> FastAPI:
 
         app.add_middleware(RequestSpans, tracer=tracer)
     return app
-
-
-def _describe(app: FastAPI) -> None:
-    plain = app.openapi
-
-    def description() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            app.openapi_schema = problems.describe(plain())
-        return app.openapi_schema
-
-    app.openapi = description  # type: ignore[method-assign]  # FastAPI's way of changing it
 
 
 def _operation_id(route: APIRoute) -> str:

@@ -18,6 +18,7 @@ from logitcask_schemas.errors import CaskError
 from logitcask_services.folders import CaskNameError
 from logitcask_services.http.access import Caller
 from logitcask_services.http.dependencies import ServiceDep
+from logitcask_services.http.etags import is_known
 from logitcask_services.http.problems import Problem, documented
 from logitcask_services.service import Service
 
@@ -85,7 +86,7 @@ def cask_file(
     """A published file of a cask. `ETag` is its SHA-256; `Range` with `If-Range` goes on with a part of it."""
     file, sha256 = _published(_directory(service, name), name, path)
     headers = {"ETag": f'"{sha256}"', "Cache-Control": "no-cache"}
-    if if_none_match is not None and _matches(if_none_match, sha256):
+    if if_none_match is not None and is_known(if_none_match, sha256):
         return Response(status_code=304, headers=headers)
     if not file.is_file():
         raise Problem(
@@ -148,12 +149,6 @@ def _entry(directory: LocalDirectory, shard: str) -> ShardEntry | None:
     except CaskError:
         # Its entry file may be lost while the index has it.
         return next((entry for entry in read_listing(directory).entries if entry.name == shard), None)
-
-
-def _matches(header: str, sha256: str) -> bool:
-    """Whether an If-None-Match names this ETag (RFC 9110, 13.1.2: weakly compared)."""
-    tags = [tag.strip().removeprefix("W/") for tag in header.split(",")]
-    return "*" in tags or f'"{sha256}"' in tags
 
 
 def _summary(path: Path, name: str) -> CaskSummary:

@@ -22,6 +22,7 @@ from logitcask_services.http.dependencies import (
 )
 from logitcask_services.http.digests import declared_sha256, require_digests
 from logitcask_services.http.problems import Problem, documented, storage_problem, storage_unavailable
+from logitcask_services.http.upload_places import UploadPlaceDep
 from logitcask_services.jobs.database.tables import CorpusRow
 from logitcask_services.jobs.extraction import IdempotencyKey
 from logitcask_services.service import Service
@@ -264,6 +265,7 @@ async def upload_corpus(
     service: ServiceDep,
     in_flight: InFlightDep,
     caller: Caller,
+    _: UploadPlaceDep,
     name: Label = None,
     idempotency_key: IdempotencyHeader = None,
 ) -> Corpus:

@@ -14,6 +14,7 @@ from logitcask_services.http.dependencies import After, ServiceDep, unknown_afte
 from logitcask_services.http.digests import digest_header
 from logitcask_services.http.forms import FileForm
 from logitcask_services.http.problems import Problem, documented
+from logitcask_services.http.upload_places import UploadPlaceDep
 from logitcask_services.jobs.database.tables import CorpusRow
 from logitcask_services.jobs.housekeeper import delete_corpus
 from logitcask_services.service import Service
@@ -55,7 +56,9 @@ def require_purpose(purpose: str) -> None:
 
 
 @router.post("", openapi_extra=FORM_BODY, responses=documented(400, 413, 415, 507))
-async def create_file(request: Request, response: Response, service: ServiceDep, _: Caller) -> FileObject:
+async def create_file(
+    request: Request, response: Response, service: ServiceDep, _: Caller, _place: UploadPlaceDep
+) -> FileObject:
     """Upload a corpus as the file of a form, with the field `purpose`. Its id is that of a corpus, too."""
     length = request.headers.get("content-length", "0")
     check_bytes(int(length[:20]) if length.isdecimal() else 0, service)

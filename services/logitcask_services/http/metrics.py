@@ -1,13 +1,11 @@
 """Prometheus metrics: requests as they pass, everything else read from the service when it is asked for."""
 
-import os
 import time
 from collections.abc import Iterator
 from http import HTTPStatus
-from typing import get_args
+from typing import Literal, get_args
 
 from prometheus_client import (
-    REGISTRY,
     CollectorRegistry,
     Counter,
     Gauge,
@@ -17,7 +15,6 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -27,7 +24,13 @@ from logitcask_services.http.problems import CLIENT_GONE
 from logitcask_services.jobs.teacher import TeacherState
 from logitcask_services.service import Service
 
-ENGINE_PREFIX = "vllm:"
+NO_ENGINE_METRICS = (
+    b"# Metrics of the engine itself (vllm:...) are not kept: vLLM runs without statistics, in a process of its own. "
+    b"The series logitcask_engine_... say how it is.\n"
+)
+"""A comment of the text format."""
+EngineState = Literal["absent", "loading", "idle", "working"]
+"""`absent`: none is in memory, and none is being loaded."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 """Methods with a label of their own; a client can make up as many others as it likes."""
 
@@ -72,31 +75,6 @@ class ServiceMetrics:
     def exposition(self) -> bytes:
         """The text format."""
         return generate_latest(self._registry)
-
-
-def engine_exposition() -> bytes:
-    """The engine's own metrics (`vllm:…`) in the text format; empty where it keeps none that this process can see.
-
-    vLLM counts in the process it runs in. Where that is another one, both need PROMETHEUS_MULTIPROC_DIR.
-    """
-    source: Collector = REGISTRY
-    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-        source = MultiProcessCollector(CollectorRegistry())  # type: ignore[no-untyped-call]
-    families = CollectorRegistry()
-    families.register(_Selected(source, ENGINE_PREFIX))
-    return generate_latest(families)
-
-
-class _Selected(Collector):
-    """The families of another collector whose names begin in a certain way."""
-
-    def __init__(self, source: Collector, prefix: str) -> None:
-        self._source = source
-        self._prefix = prefix
-
-    def collect(self) -> Iterator[Metric]:
-        """Those families."""
-        return (family for family in self._source.collect() if family.name.startswith(self._prefix))
 
 
 class _ServiceCollector(Collector):
@@ -162,6 +140,19 @@ class _ServiceCollector(Collector):
         for state in get_args(TeacherState):
             states.add_metric([state], float(service.teacher.state == state))
         yield states
+        engine = self._engine()
+        engines = GaugeMetricFamily("logitcask_engine_state", "1 for what the engine is at", labels=["state"])
+        for what in get_args(EngineState):
+            engines.add_metric([what], float(engine == what))
+        yield engines
+
+    def _engine(self) -> EngineState:
+        teacher = self._service.teacher
+        if teacher.is_loading:
+            return "loading"
+        if teacher.state != "ready":
+            return "absent"
+        return "working" if self._service.heartbeat.is_expected else "idle"
 
     def _scoring(self) -> Iterator[Metric]:
         scoring = self._service.scoring

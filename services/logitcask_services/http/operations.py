@@ -20,13 +20,16 @@ from logitcask_schemas.errors import ModelError
 from logitcask_schemas.terminal import installed_version
 from logitcask_services.http.access import Caller
 from logitcask_services.http.dependencies import MetricsDep, ServiceDep
-from logitcask_services.http.metrics import engine_exposition
+from logitcask_services.http.metrics import NO_ENGINE_METRICS
 from logitcask_services.http.problems import documented
 from logitcask_services.jobs.teacher import TeacherFacts
 from logitcask_services.service import Service
 
 router = APIRouter(tags=["operations"])
-WithEngine = Annotated[bool, Query(description="Whether the engine's own metrics (`vllm:...`) come after ours.")]
+WithEngine = Annotated[
+    bool,
+    Query(description="Whether to say what is known of the engine's own metrics (`vllm:...`), which are not kept."),
+]
 
 
 @router.get("/health")
@@ -61,8 +64,7 @@ def ready(service: ServiceDep, response: Response) -> Readiness:
 )
 def metrics(collected: MetricsDep, engine: WithEngine = False) -> Response:
     """Prometheus metrics."""
-    own = engine_exposition() if engine else b""
-    return Response(collected.exposition() + own, media_type=CONTENT_TYPE_LATEST)
+    return Response(collected.exposition() + (NO_ENGINE_METRICS if engine else b""), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/version")
@@ -104,6 +106,7 @@ def teachers(service: ServiceDep, _: Caller) -> TeacherList:
                 is_default=name == service.roster.names[0],
                 state=_state_of(service, name),
                 reason=fault or (service.teacher.reason if is_in_turn else None),
+                model=None if facts is None else facts.model,
                 max_model_len=None if facts is None else facts.max_model_len,
                 teacher=None if identity is None else identity.model_dump(mode="json"),
             )

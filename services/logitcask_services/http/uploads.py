@@ -23,6 +23,7 @@ from logitcask_services.http.digests import declared_sha256, require_digests
 from logitcask_services.http.files import file_of, require_purpose
 from logitcask_services.http.forms import FileForm, is_form
 from logitcask_services.http.problems import Problem, documented, storage_unavailable
+from logitcask_services.http.upload_places import UploadPlaceDep
 from logitcask_services.jobs.database.tables import PartRow, UploadRow
 from logitcask_services.service import Service
 
@@ -76,7 +77,9 @@ def get_upload(upload_id: str, service: ServiceDep, _: Caller) -> Upload:
 
 
 @router.post("/{upload_id}/parts", openapi_extra=PART_BODY, responses=documented(400, 404, 409, 413, 415, 507))
-async def add_part(upload_id: str, request: Request, service: ServiceDep, _: Caller) -> UploadPart:
+async def add_part(
+    upload_id: str, request: Request, service: ServiceDep, _: Caller, _place: UploadPlaceDep
+) -> UploadPart:
     """Send a part: as the file `data` of a form, or as the body itself. It is durable when this is answered."""
     row = await run_in_threadpool(service.uploads.require_pending, upload_id)
     form = FileForm(request, "data") if is_form(request) else None

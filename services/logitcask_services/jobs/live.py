@@ -179,6 +179,11 @@ class Heartbeat:
             self._since = time.monotonic()
 
     @property
+    def is_expected(self) -> bool:
+        """Whether somebody waits for the teacher."""
+        return self._since is not None
+
+    @property
     def silence(self) -> float:
         """Seconds without life; 0 while nobody waits."""
         since = self._since

@@ -17,6 +17,10 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from logitcask_services.jobs.context import TEACHER_FAILED, JobContext
 
 logger = logging.getLogger(__name__)
+HANG_SECONDS: Final = 300.0
+"""Without a step, where steps can be seen (an engine in a process of its own): none takes minutes."""
+BLIND_HANG_SECONDS: Final = 1800.0
+"""Without a result, where results are all that can be seen: a long text may take long."""
 STEP_SECONDS: Final = 2.0
 """In which a step may come back when the service stops."""
 
@@ -54,7 +58,8 @@ class Watchdog(threading.Thread):
         """Watch until the service stops."""
         context = self._context
         interrupted_at = -1  # number of deaths before the last interruption: it is no use twice for one hang
-        limits = [limit for limit in (self._hang, self._cancel, self._load) if limit]
+        hang = HANG_SECONDS if self._hang is None else self._hang
+        limits = [limit for limit in (hang, self._cancel, self._load) if limit]
         while limits and not context.signals.stopping.wait(min(1.0, min(limits) / 4)):
             if context.teacher.load_heartbeat.silence > self._load > 0:
                 reason = f"the teacher did not load within {self._load:g} s"
@@ -65,9 +70,12 @@ class Watchdog(threading.Thread):
             silence = context.heartbeat.silence
             if silence > self._cancel > 0:
                 self._let_go_of_cancelled()
-            if (steps := context.teacher.step_silence) is not None:
+            steps = context.teacher.step_silence
+            if self._hang is None:
+                hang = BLIND_HANG_SECONDS if steps is None else HANG_SECONDS
+            if steps is not None:
                 silence = min(silence, steps)  # results may be far apart while one step follows the other
-            if not silence > self._hang > 0:
+            if not silence > hang > 0:
                 continue
             reason = f"the teacher has shown no life for {silence:.0f} s"
             deaths = context.teacher.deaths

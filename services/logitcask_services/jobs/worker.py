@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from typing import Literal, TypeVar
 
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
@@ -24,7 +24,6 @@ from logitcask_services.jobs.assignment import Assignment, role_of
 from logitcask_services.jobs.context import JobContext, teacher_document
 from logitcask_services.jobs.database.extractions import ExtractionStore
 from logitcask_services.jobs.database.generations import GenerationStore
-from logitcask_services.jobs.database.jobs import queue_key
 from logitcask_services.jobs.database.tables import ExtractionRow, GenerationRow, JobRow
 from logitcask_services.jobs.extraction import IllegalTransitionError
 from logitcask_services.jobs.extraction_run import ExtractionRun
@@ -138,14 +137,9 @@ class Worker(threading.Thread):
         if context.teacher.loads:
             return None
         try:
-            queued: Iterable[JobRow] = (
-                *context.extractions.in_status("queued"),
-                *context.generations.in_status("queued"),
-            )
+            return next((row for row in context.queue.queued() if self._assignment.hindrance(row) is None), None)
         except (OperationalError, PoolTimeoutError):
             return None
-        queued = (row for row in queued if self._assignment.hindrance(row) is None)
-        return min(queued, key=queue_key, default=None)
 
     def _step(self, teacher: Teacher) -> bool:
         if self._context.signals.queue_paused:
@@ -306,29 +300,24 @@ class Worker(threading.Thread):
 
     # -- jobs that wait for something of their own ---------------------------------------------------------------
 
-    def _due(self) -> list[JobRow]:
+    def _due(self) -> Iterator[JobRow]:
         """Queued jobs that can be begun and whose time has come, in the order of the queue."""
-        queued: list[JobRow] = [
-            *self._context.extractions.in_status("queued"),
-            *self._context.generations.in_status("queued"),
-        ]
-        due = (row for row in queued if self._set_aside.is_due(row.id) and self._assignment.hindrance(row) is None)
-        return sorted(due, key=queue_key)
+        for row in self._context.queue.queued():
+            if self._set_aside.is_due(row.id) and self._assignment.hindrance(row) is None:
+                yield row
 
     def _choose(self, teacher: Teacher) -> JobRow | None:
         """The next job: the first, or a few of its equals for which the teacher need not be loaded anew before it."""
-        due, loaded = self._due(), self._context.teacher.name
-        ready = next(
-            (row for row in due if role_of(row) in teacher.parts and self._assignment.name_of(row) == loaded), None
-        )
-        if not due or ready is due[0]:
-            self._passed = 0
-            return ready
-        if ready is not None and ready.priority == due[0].priority and self._passed < MOST_BEFORE_SWITCH:
-            self._passed += 1
-            return ready
+        loaded, first = self._context.teacher.name, None
+        for row in self._due():
+            first = first or row
+            if row.priority < first.priority or self._passed >= MOST_BEFORE_SWITCH:
+                break
+            if role_of(row) in teacher.parts and self._assignment.name_of(row) == loaded:
+                self._passed = 0 if row is first else self._passed + 1
+                return row
         self._passed = 0
-        return due[0]
+        return first
 
     def _gives_way(self, row: JobRow, seconds: float, *, started: bool) -> bool:
         """Whether a run that waits lets others go first: at once before it began, later with some patience."""
@@ -352,7 +341,7 @@ class Worker(threading.Thread):
 
     def _explain_others(self) -> None:
         """Say why jobs that cannot be begun stay queued."""
-        for row in (*self._context.extractions.in_status("queued"), *self._context.generations.in_status("queued")):
+        for row in self._context.queue.queued():
             if (reason := self._assignment.hindrance(row)) is not None:
                 self._store(row).set_waiting(row.id, reason)
 

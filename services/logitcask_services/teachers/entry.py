@@ -1,6 +1,7 @@
 """How one teacher is to be loaded, as its operator says."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from pydantic import JsonValue
@@ -15,6 +16,8 @@ class TeacherEntry:
     name: str
     model: str
     """Folder, or Hub id with its revision."""
+    adapter: Path | None = None
+    """Folder of a LoRA adapter that is merged into the model, see `adapters`."""
     engine: LocalEngine | Literal["openai"] = "vllm"
     dtype: str = "auto"
     max_model_len: int | None = None

@@ -2,6 +2,7 @@
 
     [teachers.small]
     model = "models/small"                # a folder, relative to this file; or ORG/NAME@REVISION of the Hub
+    adapter = "adapters/small"            # a LoRA adapter, merged into the model at the first start; none by default
     engine = "vllm"                       # default; or transformers
     dtype = "auto"                        # default
     max_model_len = 4096                  # default: what the model was made for
@@ -49,7 +50,7 @@ class _Common(BaseModel):
 
 class _Listed(_Common):
     model: Annotated[str, Field(min_length=1)]
-    adapter: str | None = None
+    adapter: Annotated[str | None, Field(min_length=1)] = None
 
 
 _Kind = TypeVar("_Kind", bound=_Common)
@@ -113,14 +114,9 @@ class _Reader:
     def _teacher(self, name: str, fields: object) -> TeacherEntry:
         table = ("teachers", name)
         entry = self._checked(_Listed, table, fields)
-        if entry.adapter is not None:
-            raise self._fault(
-                table,
-                "adapter",
-                "an adapter is not loaded beside its base: nothing proves that vLLM's own way reaches every logit that "
-                "the capture reads, and the identity could not tell it from the base. Merge it into the weights (peft: "
-                "merge_and_unload, then save_pretrained) and name that folder as `model`",
-            )
+        adapter = None if entry.adapter is None else self.path.parent / entry.adapter
+        if adapter is not None and not adapter.is_dir():
+            raise self._fault(table, "adapter", f"{adapter} is no folder; expected one, relative to this file")
         folder = self.path.parent / entry.model
         is_folder = folder.exists()
         if not is_folder and not _PINNED.fullmatch(entry.model):
@@ -133,6 +129,7 @@ class _Reader:
         return TeacherEntry(
             name=name,
             model=str(folder) if is_folder else entry.model,
+            adapter=adapter,
             engine=entry.engine,
             dtype=entry.dtype,
             max_model_len=entry.max_model_len,

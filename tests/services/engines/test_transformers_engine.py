@@ -12,6 +12,7 @@ from logitcask_schemas.errors import CaptureSpecError, ModelError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.engines.engine import CaptureTask
 from logitcask_services.engines.factory import load_engine
+from logitcask_services.engines.process.progress import Stepping
 from tests.support.wire_encoding import encode_wire
 
 SPEC = CaptureSpec(tau=0.02, logprob_codec="f32")
@@ -37,6 +38,18 @@ def test_identity_and_length(engine):
     assert engine.identity.dtype == "float32"
     assert engine.identity.vocab_size == 300
     assert engine.max_model_len == 128
+
+
+def test_each_layer_is_a_step(tiny_llama):
+    """So that a long document, whose results are far apart, is told from a hang."""
+    engine, steps = load_engine("transformers", tiny_llama), [0]
+    assert isinstance(engine, Stepping)
+    engine.on_step = lambda: steps.__setitem__(0, steps[0] + 1)
+    layers = AutoModelForCausalLM.from_pretrained(tiny_llama).config.num_hidden_layers
+    steps[0] = 0
+    for number, _ in enumerate(engine.capture(documents(3), SPEC), start=1):
+        assert steps[0] == number * layers
+    engine.close()
 
 
 def test_records_agree_with_the_dense_logits(engine, tiny_llama):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from logitcask_schemas.api.generation import GenerationRequest
 from logitcask_schemas.api.requests import ExtractionRequest
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_services.http import description as description_route
 from tests.support.services.fake_generator import FakeGenerator
 from tests.support.services.fake_teacher import fake_teacher
 
@@ -114,6 +115,22 @@ def test_head_is_get_without_the_body(server):
     stream = server.client.head(f"/v1/extractions/{job['id']}/events", headers={"Accept": "text/event-stream"})
     assert stream.status_code in (200, 204)  # and does not last as long as the extraction
     assert 'method="HEAD",route="/health",status="200"' in server.client.get("/metrics").text
+
+
+def test_the_description_is_rendered_once(server, monkeypatch):
+    """It needs no key: whoever asks for it again and again gets bytes from memory, or none."""
+    first = server.client.get("/openapi.json")
+
+    def render_again(*_args):
+        raise AssertionError("rendered for a request")
+
+    monkeypatch.setattr(description_route, "JSONResponse", render_again)
+    again = server.client.get("/openapi.json")
+    assert (again.status_code, again.content) == (200, first.content)
+    assert again.headers["cache-control"] == "public, max-age=300"
+    known = server.client.get("/openapi.json", headers={"If-None-Match": f'W/{first.headers["etag"]}, "x"'})
+    assert (known.status_code, known.content, known.headers["etag"]) == (304, b"", first.headers["etag"])
+    assert server.client.get("/openapi.json", headers={"If-None-Match": '"x"'}).content == first.content
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,13 @@
 
 import json
 import re
+import threading
 from pathlib import Path
 
 import pytest
-from prometheus_client import REGISTRY, Counter
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.services.fake_teacher import HANGS, fake_teacher
 from tests.support.services.service_harness import wait_for
 
 DASHBOARD = Path(__file__).resolve().parents[3] / "deploy" / "grafana" / "logitcask.json"
@@ -80,18 +81,41 @@ def test_labels_are_bounded(worked):
     assert value(after, "logitcask_refusals_total", code="not_found") == 151
 
 
-def test_the_engines_own_on_request(serve):
-    """What vLLM counts in this process; what others count in it is not shown."""
+def engine_state(server):
+    """What the engine is at; the other states are told as 0."""
+    states = {labels["state"]: number for labels, number in samples(server)["logitcask_engine_state"]}
+    assert sorted(states.values()) == [0.0, 0.0, 0.0, 1.0]
+    return next(state for state, number in states.items() if number)
+
+
+def test_what_the_engine_is_at(serve, tmp_path):
+    hang_file = tmp_path / "hang"
+    hang_file.touch()
+    may_load = threading.Event()
+
+    def load():
+        may_load.wait(60)
+        return fake_teacher(hang_file=hang_file, in_flight=1)
+
+    server = serve(load=load, engine_hang_seconds=1000.0)
+    wait_for(lambda: engine_state(server) == "loading")
+    may_load.set()
+    wait_for(lambda: engine_state(server) == "idle")
+    server.submit(server.upload([{"input_ids": [5, HANGS, 7]}]))
+    wait_for(lambda: engine_state(server) == "working")
+    hang_file.unlink()
+    wait_for(lambda: engine_state(server) == "idle")
+    server.service.teacher.close()
+    assert engine_state(server) == "absent"
+
+
+def test_the_engines_own_are_not_kept(serve):
+    """Nobody asks in vain: a comment says so, which scrapers pass over."""
     server = serve()
-    ours, others = Counter("vllm:made_up_tokens", "of a test"), Counter("others_made_up", "of a test")
-    try:
-        ours.inc(3)
-        assert value(samples(server, "?engine=true"), "vllm:made_up_tokens_total") == 3
-        assert "others_made_up_total" not in samples(server, "?engine=true")
-        assert "vllm:made_up_tokens_total" not in samples(server)
-    finally:
-        REGISTRY.unregister(ours)
-        REGISTRY.unregister(others)
+    text = server.client.get("/metrics?engine=true").text
+    assert text.splitlines()[-1].startswith("# Metrics of the engine itself (vllm:...) are not kept")
+    assert "vllm" not in server.client.get("/metrics").text
+    assert samples(server, "?engine=true").keys() == samples(server).keys()
 
 
 def queries():

@@ -17,6 +17,7 @@ import pytest
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.errors import CaskWriteError
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_services.jobs import watchdog
 from logitcask_services.jobs.database.database import Database
 from logitcask_services.service import Service
 from tests.support.services.fake_teacher import HANGS, POISON, fake_teacher, identity
@@ -315,6 +316,37 @@ def test_a_teacher_that_hangs_is_ended_and_loaded_again(serve, documents, tmp_pa
     hang_file.unlink()
     assert server.finish(started["id"])["status"] == "completed"
     assert len(cask_of(tmp_path)) == 40
+
+
+@pytest.mark.parametrize(
+    ("asked", "steps_seen", "is_ended"),
+    [
+        (None, True, True),
+        (None, False, False),  # only results can be seen, and a text may be long
+        (1000.0, True, False),
+        (0.0, True, False),
+    ],
+)
+def test_how_long_a_teacher_may_be_silent(monkeypatch, serve, documents, tmp_path, asked, steps_seen, is_ended):
+    """Unless the operator says so, a step may take less long than a result where steps are all unseen."""
+    monkeypatch.setattr(watchdog, "HANG_SECONDS", 0.2)
+    monkeypatch.setattr(watchdog, "BLIND_HANG_SECONDS", 1000.0)
+    hang_file = tmp_path / "hang"
+    hang_file.touch()
+    documents[5]["input_ids"][1:1] = [HANGS]
+
+    def load():
+        teacher: Any = fake_teacher(hang_file=hang_file, in_flight=1)
+        if steps_seen:
+            teacher.engine.step_silence = 1e6
+        return teacher
+
+    server = serve(load=load, engine_hang_seconds=asked)
+    started = server.submit(server.upload(documents))
+    wait_for(lambda: server.service.heartbeat.silence > 0.6 or server.service.teacher.deaths)
+    assert bool(server.service.teacher.deaths) == is_ended
+    hang_file.unlink()
+    assert server.finish(started["id"])["status"] == "completed"
 
 
 def test_a_document_that_hangs_every_teacher_is_isolated(serve, documents, tmp_path):

@@ -3,6 +3,7 @@
 import hashlib
 import sqlite3
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from logitcask_schemas.api.requests import ExtractionRequest
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.corpora.prepare import Prepared
 from logitcask_services.corpora.uploads import StoredCorpus
+from logitcask_services.jobs.database import queue
 from logitcask_services.jobs.database.chunks import ChunkStore
 from logitcask_services.jobs.database.corpora import CorpusRegistry
 from logitcask_services.jobs.database.database import Database, DatabaseError
@@ -60,6 +62,34 @@ def queued(store, request_of):
     chunks = [Chunk(number=number, first_document=number, documents=1, tokens=5) for number in range(3)]
     chunk_store(store).save_preparation(row.id, Prepared(documents=3, tokens=15), {"model": "a"}, chunks)
     return row
+
+
+def test_the_queue_is_read_a_few_jobs_at_a_time(store, request_of, database, monkeypatch):
+    """In order of priority and place over pages; whoever wants the first job reads one page."""
+    monkeypatch.setattr(queue, "PAGE", 3)
+    jobs = JobQueue(database, lambda job_id: None)
+    rows = [queued(store, request_of) for _ in range(11)]
+    for number, row in enumerate(rows):
+        jobs.set_priority(row.id, number % 3)
+    jobs.move_before(rows[9].id, rows[3].id)
+    store.create(request_of, None)  # is validated first
+    waiting = [row.id for row in jobs.waiting() if row.status == "queued"]
+    assert [row.id for row in jobs.queued()] == waiting == [row.id for row in store.in_status("queued")]
+    assert len(waiting) == 11
+    reads = []
+
+    def note(_connection, _cursor, statement, *_rest):
+        if "FROM jobs" in statement:
+            reads.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        assert next(jobs.queued()).id == waiting[0]
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+    assert len(reads) == 1
+    assert "LIMIT" in reads[0]
+    assert [row.id for row in islice(jobs.queued(), 4)] == waiting[:4]
 
 
 def test_restart_queues_what_ran_and_ends_what_was_being_cancelled(store, request_of, database, tmp_path):

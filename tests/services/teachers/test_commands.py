@@ -1,9 +1,13 @@
 """`--teacher NAME` of the client's commands, and what the service's list looks like from there."""
 
+import json
+
 import pytest
+from typer.main import get_command
 
 from logitcask_schemas.api.client import ServiceClient
 from logitcask_schemas.cli.main import main
+from logitcask_services.cli import teachers
 from tests.support.services.rosters import FakeRoster
 from tests.support.services.service_harness import jsonl, wait_for
 
@@ -70,6 +74,28 @@ def test_names_that_are_none(server, run, corpus, options, code, words):
 
 def test_a_dry_run_asks_as_the_named_teacher(run, corpus):
     assert run("submit", corpus, "--teacher", "large", "--dry-run") == (0, "")
+
+
+def listed_text(server, capsys, monkeypatch, *options):
+    monkeypatch.setenv("LOGITCASK_SERVER", server.url)
+    get_command(teachers.app)(list(options), standalone_mode=False)
+    return capsys.readouterr().out
+
+
+def test_teachers_are_listed(server, capsys, monkeypatch):
+    rows = [line.split() for line in listed_text(server, capsys, monkeypatch).splitlines()]
+    assert rows[0] == ["name", "engine", "state", "model", "tokens"]
+    (small,), (large,) = (
+        [each for each in server.client.get("/v1/teachers").json()["data"] if each["name"] == name]
+        for name in ("small", "large")
+    )
+    assert rows[1] == ["small", small["engine"], "ready", "small", f"{small['max_model_len']:,}"]
+    assert rows[2][:3] == ["large", large["engine"], "unloaded"]
+    assert "students/NAME" in " ".join(rows[-1])
+
+
+def test_teachers_as_json(server, capsys, monkeypatch):
+    assert json.loads(listed_text(server, capsys, monkeypatch, "--json")) == server.client.get("/v1/teachers").json()
 
 
 def test_the_client_lists_teachers(server):

@@ -85,7 +85,7 @@ MODEL = '[teachers.a]\nmodel = "model"\n'
             "line 3: [teachers.a] there is no `dtypes`; did you mean dtype? Arguments of vLLM",
         ),
         (MODEL + "tensor_parallel_size = 2\n", "Arguments of vLLM go into [teachers.a.options]"),
-        (MODEL + 'adapter = "lora"\n', "line 3: [teachers.a] an adapter is not loaded beside its base"),
+        (MODEL + 'adapter = "lora"\n', "lora is no folder; expected one, relative to this file"),
         (MODEL + "options = 3\n", "line 3: [teachers.a] `options`: Input should be a valid dictionary, got 3"),
         (
             MODEL + "[teachers.a.options]\ntensor_paralel_size = 2\n",

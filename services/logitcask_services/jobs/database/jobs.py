@@ -21,11 +21,6 @@ IN_ORDER = (JobRow.priority.desc(), JobRow.place)
 """The order of the queue."""
 
 
-def queue_key(row: JobRow) -> tuple[int, int]:
-    """Sorts jobs in the order of the queue."""
-    return -row.priority, row.place
-
-
 def job_row(session: Session, kind: type[R], noun: str, job_id: str) -> R:
     """The row of a job, within the caller's transaction. Raises NotFoundError."""
     row = session.scalar(select(kind).where(kind.id == job_id))

@@ -5,9 +5,9 @@ exchange theirs, so that a new job, whose number is the largest, always comes la
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, and_, or_, select, true
 from sqlalchemy.orm import Session
 
 from logitcask_schemas.errors import LogitcaskError
@@ -18,6 +18,8 @@ from logitcask_services.jobs.database.tables import JobRow, ServiceStateRow
 from logitcask_services.jobs.extraction import MOVABLE, NotFoundError
 
 PAUSE = "queue_pause"
+PAGE = 32
+"""Jobs that are read at once."""
 
 
 class NotWaitingError(LogitcaskError, ValueError):
@@ -43,6 +45,23 @@ class JobQueue:
         query = select(JobRow).where(JobRow.status.in_(MOVABLE)).order_by(*IN_ORDER).limit(limit)
         with self._database.read() as session:
             return session.scalars(query).all()
+
+    def queued(self) -> Iterator[JobRow]:
+        """Queued jobs of all kinds, in order, a few at a time: whoever looks for the first one reads no others.
+
+        A job that is moved meanwhile may be left out, or come twice.
+        """
+        beyond: ColumnElement[bool] = true()
+        while True:
+            query = select(JobRow).where(JobRow.status == "queued", beyond).order_by(*IN_ORDER).limit(PAGE)
+            with self._database.read() as session:
+                page = session.scalars(query).all()
+            yield from page
+            if len(page) < PAGE:
+                return
+            last = page[-1]
+            same = and_(JobRow.priority == last.priority, JobRow.place > last.place)
+            beyond = or_(JobRow.priority < last.priority, same)
 
     def set_priority(self, job_id: str, priority: int) -> JobRow:
         """Give a waiting job another priority. Among its new equals it goes by its place.
