@@ -16,6 +16,9 @@ from logitcask_schemas.record.capture_spec import CaptureSpec, capture_spec
 RUN_NAME_RULE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """What the casks of the rounds can be named after: a cask's name, with room for the number of the round."""
 
+MOST_TEMPERATURE: Final = 10.0
+"""That a generation of the service may have."""
+
 
 class RoundsConfigError(OptionError, ValueError):
     """Settings of a run in rounds contradict each other or are out of range."""
@@ -183,6 +186,10 @@ class RoundsConfig:
                 or all(loss.requires.head or loss.requires.samples for loss in Objective.parse(own).losses),
                 f"{own} reads the token that was written, whose weight is not that of what stands before it: with "
                 "teacher_mix take reverse_kl + policy_rkl, or other losses on whole distributions",
+            ),
+            (
+                self.temperature <= MOST_TEMPERATURE or (self.sampler == "hf" and not self.teacher_mix),
+                f"the service writes at temperatures of at most {MOST_TEMPERATURE:g}, got {self.temperature}",
             ),
             (self.sampler in ("hf", "service"), f"sampler must be hf or service, got {self.sampler!r}"),
             (

@@ -39,9 +39,14 @@ class RoundReader:
     def require_teacher(self) -> None:
         """Before anything is written for a run's first cask: the teacher must read the student's token ids.
 
-        It must also be that of the fixed casks.
+        It must also be that of the fixed casks. A teacher that writes itself must be that of the rounds before, and is
+        kept at once: the weights of its texts are made with the log t of whoever reads them.
         """
         if self.state.teacher is not None:
+            if self.config.teacher_mix:
+                require_teacher(
+                    self.state, self.service.teacher(), where=f"that of the service at {self.config.server}"
+                )
             return
         teacher, own = self.service.teacher(), tokenizer_fingerprint(self.tokenizer)
         if teacher.tokenizer_fingerprint != own:
@@ -51,6 +56,9 @@ class RoundReader:
                 "teacher's tokenizer"
             )
         require_fixed_teacher(self.config, teacher)
+        if self.config.teacher_mix:
+            self.state.teacher = teacher
+            self.writer.save()
 
     def _plan(self, own: RoundState) -> ExtractionPlan:
         """What is asked of the service of a round's texts."""

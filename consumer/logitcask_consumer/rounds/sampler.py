@@ -143,7 +143,7 @@ def logprobs_under(model: Any, input_ids: Sequence[int], sampled: int) -> list[f
         # One text at a time: the logits of a whole chunk may not fit, and the values do not hang on what is beside it.
         logits_NV = model(input_ids=ids_1L).logits[0, -1 - sampled : -1].float()
     chosen_N = logits_NV.log_softmax(-1).gather(1, ids_1L[0, -sampled:, None])[:, 0]
-    if chosen_N.isnan().any():
+    if not chosen_N.isfinite().all():
         raise ModelError(NO_DISTRIBUTION)
     values: list[float] = chosen_N.cpu().tolist()
     return values

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from logitcask_consumer.rounds.capture import CaptureError, TeacherService
 from logitcask_consumer.rounds.sampler import Sampling
 from logitcask_consumer.run_document import explained_writes, replace_file
+from logitcask_schemas.api.exchange import ServiceError
 from logitcask_schemas.api.generation import GeneratedRow, Generation, GenerationRequest
 from logitcask_schemas.api.generation_steps import EmitRow, Generate
 from logitcask_schemas.api.generation_steps import Sampling as ServiceSampling
@@ -25,6 +26,10 @@ TEMPLATE: Final = "input-ids"
 _FIELD: Final = "output"
 _PAGE: Final = 100
 _ADVICE: Final = "Free space and give the same command again"
+
+
+class OtherWriterError(CaptureError):
+    """Texts were written by another model than the one that was asked for; they must be asked for anew."""
 
 
 class WrittenText(BaseModel):
@@ -37,6 +42,21 @@ class WrittenText(BaseModel):
     finish: Literal["stop", "length"]
     mean_logprob: float
     """Of these tokens under the model that wrote them, at temperature 1 and without cuts, nats."""
+
+    def fault(self, vocabulary: int, most: int) -> str | None:
+        """Why no sampling as it was asked for gives this text; None where it may.
+
+        Args:
+            vocabulary: tokens that the student knows.
+            most: tokens that were asked for.
+        """
+        if strange := [token for token in self.token_ids if not 0 <= token < vocabulary]:
+            return f"its token {strange[0]} is none of the student's {vocabulary}"
+        if len(self.token_ids) > most:
+            return f"it has {len(self.token_ids)} tokens, at most {most} were asked for"
+        if self.finish == "length" and len(self.token_ids) < most:
+            return f"it was cut after {len(self.token_ids)} tokens, where the student goes on up to {most}"
+        return None
 
     def until(self, ends: Sequence[int]) -> "WrittenText":
         """The same up to the first token that ends the student's texts.
@@ -66,6 +86,8 @@ class ServiceTexts:
     """Token ids, P."""
     sampling: Sampling
     seed: int
+    vocabulary: int
+    """Tokens that the student knows."""
     key: str
     """What a repeated request is known by."""
     name: str
@@ -74,6 +96,8 @@ class ServiceTexts:
     """Where the prompts are written before they are sent."""
     teacher: str | None
     """Who writes: `students/NAME`, or None for the service's teacher."""
+    weights_digest: str | None = None
+    """Of the teacher that must have written; None: it is proved otherwise."""
 
     def write(self) -> list[WrittenText]:
         """A text after each prompt, in their order, [P].
@@ -91,6 +115,13 @@ class ServiceTexts:
             raise CaptureError(
                 f"generation {generation.id} of {self.name} has {generation.status}: {reason}. Mend what is wrong and "
                 "give the same command again; no round is lost"
+            )
+        writer = (generation.teacher or {}).get("weights_digest")
+        if self.weights_digest is not None and writer != self.weights_digest:
+            raise OtherWriterError(
+                f"generation {generation.id} was written by a teacher of other weights ({writer}) than the one that "
+                f"reads this run's texts ({self.weights_digest}). None of its texts was kept. Start the service with "
+                "the first teacher and give the same command again, which asks for new texts"
             )
         return self._texts(generation.id)
 
@@ -122,7 +153,13 @@ class ServiceTexts:
         attempt = 0
         while True:
             key = f"{self.key}-{attempt}"
-            generation = service.patiently(partial(client.generations.create, request, idempotency_key=key))
+            try:
+                generation = service.patiently(partial(client.generations.create, request, idempotency_key=key))
+            except ServiceError as error:
+                if error.code != "idempotency_key_reused":
+                    raise
+                attempt += 1  # its corpus was deleted, and has another id by now
+                continue
             if generation.status == "failed":
                 service.say(f"{generation.id} had failed; taking it up again")
                 return service.patiently(partial(client.generations.resume, generation.id))
@@ -146,16 +183,22 @@ class ServiceTexts:
                     "Every prompt needs its text: shorten --seq-len or take the prompt out, in another output folder"
                 )
             try:
-                texts[row.custom_id or ""] = WrittenText.model_validate(row.written.get(_FIELD))
+                text = WrittenText.model_validate(row.written.get(_FIELD))
             except ValidationError as error:
                 raise CaptureError(
                     f"generation {generation_id}, prompt {row.line}: what the service says of the text cannot be read "
                     f"({error.errors()[0]['msg']} at {'.'.join(map(str, error.errors()[0]['loc']))}); rounds need "
                     "`token_ids`, `finish` and `mean_logprob`. Use the version of logitcask that it runs"
                 ) from error
+            if fault := text.fault(self.vocabulary, self.sampling.max_new_tokens):
+                raise CaptureError(
+                    f"generation {generation_id}, prompt {row.line}: {fault}. Take a teacher with the student's "
+                    "vocabulary and a window with room for the text, in another output folder"
+                )
+            texts[row.custom_id or ""] = text
         if texts.keys() != {str(at) for at in range(len(self.prompts))}:
             raise CaptureError(
-                f"generation {generation_id} has texts of {len(texts)} prompts, {len(self.prompts)} were sent; cancel "
-                f"and remove it (`logitcask generate cancel {generation_id}`), and give the same command again"
+                f"generation {generation_id} has texts of {len(texts)} prompts, {len(self.prompts)} were sent; have "
+                f"the service forget it (DELETE /v1/generations/{generation_id}), and give the same command again"
             )
         return [texts[str(at)] for at in range(len(self.prompts))]

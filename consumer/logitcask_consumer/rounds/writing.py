@@ -24,7 +24,7 @@ from logitcask_consumer.rounds.sampler import (
     write_chunk,
 )
 from logitcask_consumer.rounds.samples import SAMPLES_NAME, RoundTexts, SampledText, append_chunk, read_chunks
-from logitcask_consumer.rounds.service_texts import ServiceTexts, WrittenText
+from logitcask_consumer.rounds.service_texts import OtherWriterError, ServiceTexts, WrittenText
 from logitcask_consumer.rounds.state import RoundState, RunState
 from logitcask_consumer.run_document import explained_writes, replace_file
 from logitcask_consumer.student.students import load_model
@@ -162,20 +162,25 @@ class RoundWriter:
         students = [(number, at) for number, at in places if not by_teacher[number][at]]
         texts = dict[tuple[int, int], WrittenText]()
         if teachers:
-            asked = self._asked(own, "teacher", [chunks[number][at] for number, at in teachers], sampling, None)
-            texts |= dict(zip(teachers, (text.until(ends) for text in asked.write()), strict=True))
+            prompts = [chunks[number][at] for number, at in teachers]
+            asked = self._asked(own, f"teacher-{own.writing}", prompts, sampling, None, model)
+            try:
+                written = asked.write()
+            except OtherWriterError:
+                self._ask_anew(own)
+                raise
+            texts |= dict(zip(teachers, (text.until(ends) for text in written), strict=True))
         if self.config.sampler == "service" and students:
             name = self._put_student(own, model)
-            asked = self._asked(
-                own, f"student-{own.writing}", [chunks[number][at] for number, at in students], sampling, name
-            )
+            prompts = [chunks[number][at] for number, at in students]
+            asked = self._asked(own, f"student-{own.writing}", prompts, sampling, name, model)
             written = asked.write()
             self._require_same_student(own, asked, written, model)
             texts |= dict(zip(students, (text.until(ends) for text in written), strict=True))
         return texts
 
     def _asked(
-        self, own: RoundState, who: str, prompts: Sequence[int], sampling: Sampling, teacher: str | None
+        self, own: RoundState, who: str, prompts: Sequence[int], sampling: Sampling, teacher: str | None, model: Any
     ) -> ServiceTexts:
         """What the service is asked to write."""
         return ServiceTexts(
@@ -183,10 +188,12 @@ class RoundWriter:
             prompts=[self.prompts.ids[prompt] for prompt in prompts],
             sampling=sampling,
             seed=chunk_seed(self.config.seed, own.number, own.writing),
+            vocabulary=int(model.get_input_embeddings().num_embeddings),
             key=f"{self.state.run}-{own.number}-{who}",
             name=f"{self.config.cask_name(own.number)}.{who}",
             corpus=round_folder(self.config.output, own.number) / f"{who}.jsonl",
             teacher=teacher,
+            weights_digest=self.state.teacher.weights_digest if teacher is None and self.state.teacher else None,
         )
 
     def _require_same_student(
@@ -210,14 +217,19 @@ class RoundWriter:
         gap = sum(gaps) / len(gaps)
         if gap <= PROBE_TOLERANCE:  # false for NaN too
             return
-        own.writing += 1
-        self.save()
+        self._ask_anew(own)
         raise CaptureError(
             f"round {own.number}: the service wrote with other weights than the student's. Of the first {len(gaps)} "
             f"texts its log q per token differs from the student's here by {gap:.3g} nats, at most "
             f"{PROBE_TOLERANCE} is expected. None of them was kept. See that --students names the folder that the "
             "service was started with, restart the service, and give the same command again, which asks for new texts"
         )
+
+    def _ask_anew(self, own: RoundState) -> None:
+        """Texts that were refused are not asked for again, and the student that wrote them may be damaged."""
+        own.writing += 1
+        self.save()
+        self._remove_student(own)
 
     def _student_place(self, own: RoundState) -> Path | None:
         """Where the service finds a round's student; None where it does not write."""
@@ -246,11 +258,17 @@ class RoundWriter:
         return f"students/{place.name}"
 
     def _remove_student(self, own: RoundState) -> None:
-        """Its texts are here: the service needs the folder no more."""
+        """Its texts are here: the folder is needed no more. What a kill leaves of it is no half student."""
         place = self._student_place(own)
-        if place is not None and place.is_dir():
-            with explained_writes(place, f"Remove {place} by hand and give the same command again"):
-                shutil.rmtree(place)
+        if place is None:
+            return
+        partial = place.with_name(f".{place.name}.partial")
+        with explained_writes(place, f"Remove {place} by hand and give the same command again"):
+            if partial.is_dir():
+                shutil.rmtree(partial)
+            if place.is_dir():
+                place.rename(partial)
+                shutil.rmtree(partial)
 
 
 def load_student(folder: Path) -> Any:

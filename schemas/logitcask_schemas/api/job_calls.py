@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 from logitcask_schemas.api.exchange import (
+    BUSY,
     Answer,
     Flow,
     Item,
@@ -125,7 +126,9 @@ class JobCalls(Generic[J, P]):
                         return
                 if (yield from self._has_ended(job_id)):
                     return
-            except ServiceUnreachableError as error:
+            except (ServiceUnreachableError, ServiceError) as error:
+                if isinstance(error, ServiceError) and error.status not in BUSY:
+                    raise
                 now = time.monotonic()
                 lost_at = lost_at if lost_at is not None else now
                 if now - lost_at > self.patience_seconds:

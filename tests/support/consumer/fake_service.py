@@ -43,6 +43,8 @@ class FakeService:
         """The teacher can read no document."""
         self.seconds_per_capture = 0.0
         self.corpora: dict[str, bytes] = {}
+        self.corpus_ids = ""
+        """What ids of corpora begin with."""
         self.extractions: dict[str, dict[str, Any]] = {}
         self.keys: dict[str, str] = {}
         self.generations: dict[str, dict[str, Any]] = {}
@@ -51,6 +53,8 @@ class FakeService:
         """Whose sub-folders generations may name."""
         self.stale_student: Any = None
         """A model that writes, and says its log q, in place of the student that was asked for."""
+        self.writer: dict[str, Any] = {}
+        """Who the service says has written, where it is another than the teacher."""
         self.row_changes: dict[str, Any] = {}
         """What the service says otherwise of each text."""
         self.requests: list[str] = []
@@ -122,7 +126,9 @@ class FakeService:
             case ("POST", "extractions"):
                 return self._json(202, self._start(json.loads(body), headers["Idempotency-Key"]))
             case ("POST", "generations"):
-                return self._json(202, self._generate(json.loads(body), headers["Idempotency-Key"]))
+                made = self._generate(json.loads(body), headers["Idempotency-Key"])
+                reused = {"error": {"code": "idempotency_key_reused", "message": "the key is another request's"}}
+                return self._json(422, reused) if made is None else self._json(202, made)
             case ("GET", "generations", number, "events"):
                 event = {"object": "extraction.event", "id": 1, "created_at": 0, "level": "info", "type": "status"}
                 text = json.dumps({**event, "message": "", "data": {"status": self.generations[number]["status"]}})
@@ -135,7 +141,7 @@ class FakeService:
                 rows = self.rows[number]
                 page = {"data": rows[after : after + limit], "has_more": after + limit < len(rows)}
                 return self._json(200, {"object": "list", "step": 0, "is_open": False, **page})
-            case ("GET", "generations", number):
+            case ("GET", "generations", number) if number in self.generations:
                 return self._json(200, self.generations[number])
             case ("GET", "extractions", number, "events"):
                 status = self.extractions[number]["status"]
@@ -159,8 +165,8 @@ class FakeService:
     def _corpus(self, sha256: str) -> dict[str, Any]:
         content = self.corpora[sha256]
         return {
-            "object": "corpus", "id": f"corpus-{sha256[:8]}", "name": None, "bytes": len(content), "sha256": sha256,
-            "lines": content.count(b"\n"), "created_at": 0,
+            "object": "corpus", "id": f"corpus-{self.corpus_ids}{sha256[:8]}", "name": None, "bytes": len(content),
+            "sha256": sha256, "lines": content.count(b"\n"), "created_at": 0,
         }  # fmt: skip
 
     def _start(self, request: dict[str, Any], key: str) -> dict[str, Any]:
@@ -186,7 +192,9 @@ class FakeService:
             return extraction
         time.sleep(self.seconds_per_capture)
         (content,) = [
-            text for sha256, text in self.corpora.items() if f"corpus-{sha256[:8]}" == extraction["corpus_id"]
+            text
+            for sha256, text in self.corpora.items()
+            if f"corpus-{self.corpus_ids}{sha256[:8]}" == extraction["corpus_id"]
         ]
         lines = [] if self.drop_all else [json.loads(line) for line in content.splitlines()]
         documents = [np.array(line["input_ids"], dtype=np.uint16) for line in lines]
@@ -205,9 +213,11 @@ class FakeService:
         extraction |= {"status": "completed", "error": None}
         return extraction
 
-    def _generate(self, request: dict[str, Any], key: str) -> dict[str, Any]:
+    def _generate(self, request: dict[str, Any], key: str) -> dict[str, Any] | None:
+        """None where the key was another request's."""
         if key in self.keys:
-            return self.generations[self.keys[key]]
+            there = self.generations[self.keys[key]]
+            return there if all(there[name] == value for name, value in request.items() if name != "teacher") else None
         number = f"generation-{len(self.generations)}"
         generation = {
             **request, "object": "generation", "id": number, "status": "queued", "created_at": 0, "lines": 0,
@@ -233,7 +243,9 @@ class FakeService:
             folder = self.students / generation["teacher_name"].removeprefix("students/")
             model = self.stale_student or load_model(folder)
         (content,) = [
-            text for sha256, text in self.corpora.items() if f"corpus-{sha256[:8]}" == generation["corpus_id"]
+            text
+            for sha256, text in self.corpora.items()
+            if f"corpus-{self.corpus_ids}{sha256[:8]}" == generation["corpus_id"]
         ]
         lines = [json.loads(line) for line in content.splitlines()]
         wanted = step["sampling"]
@@ -259,7 +271,8 @@ class FakeService:
             }
             for at, (line, text) in enumerate(zip(lines, texts, strict=True))
         ]  # fmt: skip
-        generation |= {"status": "completed", "error": None}
+        who = identity(**self.identity_fields).model_dump(mode="json")
+        generation |= {"status": "completed", "error": None, "teacher": self.writer or who}
         return generation
 
     @staticmethod
