@@ -7,6 +7,7 @@ import pytest
 from logitcask_schemas.cask import Cask
 from logitcask_services.jobs.housekeeper import sweep
 from tests.support.services.service_harness import jsonl, wait_for
+from tests.support.services.simple_steps import EMIT, STEPS
 
 LINES = [{"text": "one", "custom_id": "a"}, {"messages": [{"role": "user", "content": "x"}], "id": 5}, {"text": ""}]
 
@@ -159,3 +160,27 @@ def test_a_crash_in_the_middle_of_a_deletion_leaves_nothing(serve, monkeypatch, 
     again = serve()
     assert files_of(again, job) == []
     assert bool(files_of(again, corpus["sha256"])) == (step == "row")
+
+
+def test_counters_do_not_fall_when_jobs_are_deleted(start):
+    server = start()
+    documents = server.upload([{"text": f"line {number}"} for number in range(4)])
+    extraction = server.submit(documents)["id"]
+    assert server.finish(extraction)["status"] == "completed"
+    asked = server.upload([{"question": "q"}])
+    body = {"corpus_id": asked["id"], "steps": STEPS, "emit": EMIT}
+    generation = server.client.post("/v1/generations", json=body).raise_for_status().json()["id"]
+    wait_for(lambda: server.client.get(f"/v1/generations/{generation}").json()["status"] == "completed")
+
+    def counted():
+        return server.service.extractions.totals(), server.service.generations.generated_tokens()
+
+    before = counted()
+    assert (before[0].captured_documents, before[0].bytes_written > 0, before[1] > 0) == (4, True, True)
+    for path in (f"/v1/extractions/{extraction}", f"/v1/generations/{generation}"):
+        assert server.client.delete(path).json()["deleted"] is True
+    assert counted() == before
+    again = server.submit(documents, cask="other")["id"]
+    assert server.finish(again)["status"] == "completed"
+    assert server.client.delete(f"/v1/extractions/{again}").json()["deleted"] is True
+    assert counted()[0].captured_documents == 8

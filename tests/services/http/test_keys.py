@@ -8,12 +8,15 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import select
 
 from logitcask_services.http.key_ring import KeyRing
 from logitcask_services.http.key_use import KeyUse
 from logitcask_services.http.logs import INTERVAL_SECONDS, configure_logging, json_lines
 from logitcask_services.http.problems import Problem
 from logitcask_services.http.request_log import HEADER, audit, repeated
+from logitcask_services.jobs.database.owners import JobOwnerRow
+from logitcask_services.jobs.database.tables import JobRow
 from logitcask_services.keys import (
     NO_LIMITS,
     ApiKey,
@@ -27,6 +30,7 @@ from logitcask_services.keys import (
     toml_entry,
 )
 from tests.support.services.service_harness import wait_for
+from tests.support.services.simple_steps import EMIT, STEPS
 
 ALICE, BOB = "alice-has-this-key", "bob-has-this-key"
 
@@ -284,6 +288,20 @@ def test_waiting_jobs(serve, key_file):
     server.client.post(f"/v1/extractions/{jobs[1]['id']}/cancel")
     wait_for(lambda: server.get(jobs[1]["id"])["status"] == "cancelled")
     server.submit(corpus)
+
+
+def test_an_extraction_that_a_generation_begins_counts_for_the_same_key(start, key_file):
+    keys = key_file(entry("alice", ALICE, waiting_jobs=1))
+    server = start(api_key_file=keys)
+    server.client.headers.update(bearer(ALICE))
+    corpus = server.upload([{"question": "what?"}])
+    body = {"corpus_id": corpus["id"], "steps": STEPS, "emit": EMIT, "extraction": {"cask": "c"}}
+    job = server.client.post("/v1/generations", json=body).raise_for_status().json()["id"]
+    wait_for(lambda: server.client.get(f"/v1/generations/{job}").json()["status"] == "completed")
+    with server.service.jobs._database.read() as session:
+        owned = session.execute(select(JobRow.id, JobOwnerRow.name).join(JobOwnerRow, JobOwnerRow.job == JobRow.number))
+        owners = {job_id.partition("-")[0]: name for job_id, name in owned}
+    assert owners == {"generation": "alice", "extraction": "alice"}
 
 
 def test_the_queue_is_bounded_for_all(serve):

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from logitcask_schemas.api.objects import FINAL
 from logitcask_schemas.api.requests import ExtractionRequest
 from logitcask_schemas.record.identity import TeacherIdentity
+from logitcask_services.jobs.database.deleted_counts import deleted_counts
 from logitcask_services.jobs.database.jobs import IN_ORDER, JobStore, job_row, move
 from logitcask_services.jobs.database.owners import JobAllowance
 from logitcask_services.jobs.database.tables import ChunkRow, CorpusRow, ExtractionRow, FailureRow
@@ -33,7 +34,7 @@ def new_extraction(request: ExtractionRequest) -> ExtractionRow:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Sums over all extractions; names are those of the row's columns."""
+    """Sums over all extractions, also those that are deleted; names are those of the row's columns."""
 
     tokens_captured: int
     captured_documents: int
@@ -54,10 +55,12 @@ class ExtractionStore(JobStore[ExtractionRow]):
         return self._create(new_extraction(request), key, allowance)
 
     def totals(self) -> Totals:
-        """Sums over all extractions."""
+        """Sums over all extractions, also those that are deleted."""
+        names = [field.name for field in fields(Totals)]
         with self._database.read() as session:
-            columns = [getattr(ExtractionRow, field.name) for field in fields(Totals)]
-            return Totals(*(value or 0 for value in session.execute(select(*map(func.sum, columns))).one()))
+            sums = session.execute(select(*(func.sum(getattr(ExtractionRow, name)) for name in names))).one()
+            gone = deleted_counts(session)
+            return Totals(*((value or 0) + gone.get(name, 0) for name, value in zip(names, sums, strict=True)))
 
     def waiting_tokens(self) -> int:
         """Tokens of prepared extractions that are still to be captured and committed."""

@@ -10,10 +10,11 @@ from logitcask_schemas.api.objects import FINAL, Failure
 from logitcask_schemas.api.requests import ExtractionRequest
 from logitcask_services.corpora.uploads import StoredCorpus
 from logitcask_services.jobs.database.corpora import add_corpus
+from logitcask_services.jobs.database.deleted_counts import deleted_counts
 from logitcask_services.jobs.database.extractions import new_extraction
 from logitcask_services.jobs.database.jobs import JobStore, add_job, move, settle
 from logitcask_services.jobs.database.log import add_event, add_failures
-from logitcask_services.jobs.database.owners import JobAllowance
+from logitcask_services.jobs.database.owners import JobAllowance, inherit
 from logitcask_services.jobs.database.tables import AnswerChunkRow, GenerationRow, StageRow
 from logitcask_services.jobs.extraction import IdempotencyKey, check_resumable
 
@@ -84,9 +85,10 @@ class GenerationStore(JobStore[GenerationRow]):
         return row
 
     def generated_tokens(self) -> int:
-        """Tokens that were written, over all generations."""
+        """Tokens that were written, over all generations, also those that are deleted."""
         with self._database.read() as session:
-            return session.scalar(select(func.sum(GenerationRow.generated_tokens))) or 0
+            kept = session.scalar(select(func.sum(GenerationRow.generated_tokens))) or 0
+            return kept + deleted_counts(session).get("generated_tokens", 0)
 
     # -- stages and chunks ---------------------------------------------------------------------------------------
 
@@ -253,6 +255,7 @@ class GenerationStore(JobStore[GenerationRow]):
                     request = entry.extraction.model_copy(update={"corpus_id": corpus.id})
                     extraction = new_extraction(request)
                     add_job(session, extraction, "extraction")
+                    inherit(session, extraction, row)
                     begun.append(extraction.id)
                     made = made.model_copy(update={"cask": request.cask, "extraction_id": extraction.id})
                 corpora.append(made.model_dump(mode="json"))

@@ -59,3 +59,9 @@ def claim(session: Session, row: JobRow, allowance: JobAllowance) -> None:
             "of them, or cancel one"
         )
     session.add(JobOwnerRow(job=row.number, name=allowance.name))
+
+
+def inherit(session: Session, row: JobRow, parent: JobRow) -> None:
+    """Note that a job just added belongs to whom its parent does. Refused to nobody: the parent was allowed to ask."""
+    if (owner := session.get(JobOwnerRow, parent.number)) is not None:
+        session.add(JobOwnerRow(job=row.number, name=owner.name))

@@ -7,6 +7,7 @@ from sqlalchemy import delete, select
 from logitcask_schemas.api.objects import FINAL
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_services.jobs.database.database import Database
+from logitcask_services.jobs.database.deleted_counts import keep_counts
 from logitcask_services.jobs.database.tables import (
     AnswerChunkRow,
     ChunkRow,
@@ -53,6 +54,7 @@ class JobRemoval:
             ):
                 session.execute(delete(column.class_).where(column == row.number))
             session.execute(delete(IdempotencyRow).where(IdempotencyRow.object_id == job_id))
+            keep_counts(session, row)
             session.delete(row)
 
     def ended_before(self, moment: float) -> list[str]:
