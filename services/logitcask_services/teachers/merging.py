@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from logitcask_schemas.errors import ModelError
-from logitcask_services.engines.model_folder import CONFIG_NAME, ModelFolder
+from logitcask_services.engines.model_config import CONFIG_NAME
+from logitcask_services.engines.model_folder import ModelFolder
 from logitcask_services.engines.weight_files import SINGLE_NAME, stored_tensors, weight_files
 
 _PROBE_TOKENS: Final = 32

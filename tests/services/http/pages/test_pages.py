@@ -88,7 +88,7 @@ def test_events_bring_the_figures_of_the_page(shown):
 def test_streams_have_places(serve):
     from logitcask_services.http.connections import ConnectionLimits
 
-    server = serve(limits=ConnectionLimits(connections=2))
+    server = serve(limits=ConnectionLimits(connections=3))
     with server.client.stream("GET", "/ui/api/overview/events") as stream:
         assert next(stream.iter_lines()) == "retry: 2000"
         assert server.client.get("/ui/api/overview/events").status_code == 503
@@ -311,7 +311,7 @@ def test_a_damaged_cask_is_a_line_not_a_failure(shown):
 
 
 def test_while_the_teacher_loads_tokens_are_ids(shown):
-    shown.service.teacher.facts = None
+    shown.service.teacher._known.clear()
     content = shown.client.get("/ui/api/casks/stories/documents/0").json()
     assert content["has_texts"] is False
     assert content["rows"][0]["text"] == str(content["rows"][0]["id"])
