@@ -74,7 +74,7 @@ def create_extraction(
     return work.present(service, row)
 
 
-@router.post("/check", responses=documented(409, 413, 415, 507))
+@router.post("/check", responses=documented(404, 409, 413, 415, 507))
 def check_extraction(
     body: ExtractionPlan, service: ServiceDep, _: Caller, corpus_bytes: CorpusBytes = 0
 ) -> ExtractionCheck:

@@ -22,7 +22,7 @@ from logitcask_services.service import Service
 PATH = "/v1/files"
 router = APIRouter(prefix=PATH, tags=["files"], responses=documented(401, 422))
 PURPOSE = "batch"
-Purpose = Annotated[str | None, Query(max_length=64)]
+Purpose = Annotated[str | None, Query(max_length=64, pattern="^[a-z_-]+$")]
 MAX_NAME = 200
 FORM_BODY: dict[str, Any] = {
     "requestBody": {

@@ -206,7 +206,12 @@ def test_lists(server, corpus):
 
 def test_operations(server):
     assert server.client.get("/health").json() == {"status": "ok"}
-    assert server.client.get("/health/ready").json() == {"status": "ready", "reasons": [], "waiting": []}
+    assert server.client.get("/health/ready").json() == {
+        "status": "ready",
+        "reasons": [],
+        "waiting": [],
+        "paused": False,
+    }
     assert server.client.get("/version").json().keys() == {"version"}
     (model,) = server.client.get("/v1/models").json()["data"]
     with ServiceClient(server.url) as client:

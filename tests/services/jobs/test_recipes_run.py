@@ -34,7 +34,11 @@ def test_it_runs(recipe, make_settings):
     generator = ObedientGenerator(answers=recipe_answer(recipe))
     service = start(make_settings(), teacher_of(generator))
     try:
-        corpus = put_corpus(service, recipe_lines(12))
+        lines = [
+            {**line, "messages": [{"role": "user", "content": line["question"]}]} if recipe == "conversation" else line
+            for line in recipe_lines(12)
+        ]
+        corpus = put_corpus(service, lines)
         request = GenerationRequest(corpus_id=corpus, recipe=recipe, parameters=GIVEN.get(recipe, {}))
         row, _ = service.generations.create(BOOK.resolve(request), None)
         row = wait_until_ended(service, row.id, 60)
