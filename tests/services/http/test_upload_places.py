@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx2
 import pytest
 
-from logitcask_schemas.api import service_calls
+from logitcask_schemas.api import exchange
 from logitcask_schemas.api.client import ServiceClient
 from logitcask_schemas.api.exchange import ServiceError
 from logitcask_services.http import upload_places
@@ -21,9 +21,20 @@ def server(serve):
     return serve(max_uploads=2)
 
 
+class HeldUploads:
+    """Uploads that go on until they are released."""
+
+    def __init__(self, start, release):
+        self._start = start
+        self.release = release
+
+    def __call__(self, path="/v1/corpora", number=0):
+        return self._start(path, number)
+
+
 @pytest.fixture
 def hold(server):
-    """A function: an upload to a path that goes on until `release` is called; gives its future answer."""
+    """A function: an upload to a path that goes on until its `release` is set; gives its future answer."""
     release = threading.Event()
     pool = ThreadPoolExecutor(8)
 
@@ -39,8 +50,7 @@ def hold(server):
     def start(path="/v1/corpora", number=0):
         return pool.submit(upload, path, number)
 
-    start.release = release
-    yield start
+    yield HeldUploads(start, release)
     release.set()
     pool.shutdown()
 
@@ -110,7 +120,7 @@ def test_patience_ends(server, hold, large_file):
 
 
 def test_a_service_that_asks_for_long_is_not_waited_for(server, hold, large_file, monkeypatch):
-    monkeypatch.setattr(upload_places, "RETRY_SECONDS", int(service_calls.LONGEST_PAUSE) + 1)
+    monkeypatch.setattr(upload_places, "RETRY_SECONDS", int(exchange.LONGEST_PAUSE) + 1)
     hold(number=1), hold(number=2)
     wait_for(lambda: taken(server) == 2)
     with ServiceClient(server.url) as client, pytest.raises(ServiceError, match="uploads are under way"):
