@@ -41,7 +41,7 @@ from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.student.students import StudentSpec
 from logitcask_consumer.training.run import train
 from report import RESULTS, Report
-from seed_runs import finished, interval, keep
+from seed_runs import finished, interval, keep, whole
 from word_problems import MARKER, answer_in, word_problems
 
 ARMS: Final = ("checked", "label", "unchecked", "wrong", "shuffled")
@@ -153,8 +153,7 @@ def from_cask(setting: Setting, cask: str, seed: int) -> Any:
             precision="bfloat16",
             save_steps=10_000,
         )
-        result = train(config)
-        return transformers.AutoModelForCausalLM.from_pretrained(result.output, dtype=torch.float32)
+        return transformers.AutoModelForCausalLM.from_pretrained(whole(train(config)), dtype=torch.float32)
 
 
 def right_share(setting: Setting, student: Any) -> dict[str, float]:

@@ -43,7 +43,7 @@ from logitcask_services.corpora.context_tokens import ContextTokens
 from logitcask_services.engines.engine import CaptureTask, Engine
 from logitcask_services.engines.factory import load_engine
 from report import Report
-from seed_runs import interval
+from seed_runs import interval, whole
 from word_problems import WordProblem, word_problems
 
 SEQUENCE: Final = 96
@@ -134,7 +134,7 @@ def trained(options: argparse.Namespace, teacher: Path, cask: Path, seed: int) -
             precision="bfloat16",
             save_steps=10_000,
         )
-        return transformers.AutoModelForCausalLM.from_pretrained(train(config).output, dtype=torch.float32).eval()  # type: ignore[no-untyped-call]
+        return transformers.AutoModelForCausalLM.from_pretrained(whole(train(config)), dtype=torch.float32).eval()  # type: ignore[no-untyped-call]
 
 
 def measure(options: argparse.Namespace, teacher: Path, report: Report) -> None:

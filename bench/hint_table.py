@@ -45,7 +45,7 @@ from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_schemas.record.hints import HintRows
 from logitcask_schemas.record.identity import TeacherIdentity, tokenizer_fingerprint
 from report import RESULTS, Report
-from seed_runs import finished, interval, keep
+from seed_runs import finished, interval, keep, whole
 from training_table import evaluate
 
 LENGTH: Final = 257
@@ -161,7 +161,7 @@ def trained(setting: Setting, cask: Path, arm: Arm, seed: int) -> Any:
             seed=seed,
             save_steps=10_000,
         )
-        return load_model(train(config, say=print).output).eval()
+        return load_model(whole(train(config, say=print))).eval()
 
 
 def hint_bytes(cask: Path) -> float:

@@ -8,6 +8,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from logitcask_consumer.training.run import TrainResult
+
 T_975: Final = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 """97.5 % points of the t distribution by degrees of freedom."""
 
@@ -30,6 +32,13 @@ def keep(path: Path, run: Mapping[str, Any]) -> None:
             writer.writeheader()
         writer.writerow(run)
     print({name: f"{value:.4f}" if isinstance(value, float) else value for name, value in run.items()}, flush=True)
+
+
+def whole(result: TrainResult) -> Path:
+    """The folder of a student whose training came to its end; SystemExit where a signal stopped it."""
+    if result.stopped_at is not None:
+        raise SystemExit(f"a signal stopped the training after step {result.stopped_at}; the same call begins it anew")
+    return result.output
 
 
 def half_width(values: Sequence[float]) -> float:
