@@ -236,4 +236,6 @@ def test_a_queue_at_fault_is_noticed(monkeypatch, fault):
         settle = "logitcask_services.jobs.database.jobs.settle"
         monkeypatch.setattr(settle, lambda session, row: row.status == "pausing")
     with pytest.raises((AssertionError, IllegalTransitionError)):
-        run_state_machine_as_test(QueueMachine, settings=settings(LIMITS, max_examples=200, phases=[Phase.generate]))
+        run_state_machine_as_test(
+            QueueMachine, settings=settings(LIMITS, max_examples=400, derandomize=True, phases=[Phase.generate])
+        )

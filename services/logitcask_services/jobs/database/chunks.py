@@ -16,7 +16,7 @@ from logitcask_services.jobs.database.extractions import row_of
 from logitcask_services.jobs.database.jobs import move, settle
 from logitcask_services.jobs.database.log import add_event, add_failures
 from logitcask_services.jobs.database.tables import ChunkRow, ExtractionRow, ShardRow
-from logitcask_services.jobs.extraction import Chunk, ChunkOutcome
+from logitcask_services.jobs.extraction import Chunk, ChunkOutcome, IllegalTransitionError
 
 
 class ChunkStore:
@@ -29,9 +29,11 @@ class ChunkStore:
     def save_preparation(
         self, extraction_id: str, prepared: Prepared, teacher: dict[str, Any], chunks: Sequence[Chunk]
     ) -> None:
-        """Validating -> queued, with the plan."""
+        """Validating -> queued, with the plan. Raises IllegalTransitionError from every other state."""
         with self._database.write() as session:
             row = row_of(session, extraction_id)
+            if row.status != "validating":  # a paused or failed one is queued by a resume alone
+                raise IllegalTransitionError(row.id, row.status, "queued")
             _count_lines(row, prepared)
             row.documents, row.tokens_total, row.teacher = prepared.documents, prepared.tokens, teacher
             session.add_all(
