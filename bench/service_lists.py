@@ -25,7 +25,7 @@ from logitcask_services.http.server import bind
 from logitcask_services.jobs.database.extractions import new_extraction
 from logitcask_services.jobs.database.jobs import add_job, move
 from logitcask_services.jobs.database.tables import CorpusRow
-from logitcask_services.jobs.teacher import Role, Teacher
+from logitcask_services.jobs.loaded_teacher import Role, Teacher
 from logitcask_services.service import Service
 from logitcask_services.settings import ServiceSettings
 

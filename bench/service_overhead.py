@@ -39,7 +39,7 @@ from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer
 from logitcask_services.engines.engine import CaptureResult, CaptureTask
 from logitcask_services.http.app import create_app
 from logitcask_services.http.server import bind
-from logitcask_services.jobs.teacher import Teacher
+from logitcask_services.jobs.loaded_teacher import Teacher
 from logitcask_services.service import Service
 from logitcask_services.settings import ServiceSettings
 from made_up_cask import make_document

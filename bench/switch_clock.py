@@ -7,7 +7,7 @@ from typing import Any
 import psutil
 
 from logitcask_services.cli.serve import load_teacher, require_teacher
-from logitcask_services.jobs.teacher import Role, Teacher
+from logitcask_services.jobs.loaded_teacher import Role, Teacher
 from logitcask_services.settings import ServiceSettings
 
 

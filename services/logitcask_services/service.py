@@ -12,9 +12,9 @@ from logitcask_schemas.cask.storage import files
 from logitcask_services.generation.recipes import RecipeBook
 from logitcask_services.jobs.context import JobContext
 from logitcask_services.jobs.housekeeper import Housekeeper
+from logitcask_services.jobs.loaded_teacher import LoadHinted, Role, Teacher
 from logitcask_services.jobs.preparer import Claims, Preparer
 from logitcask_services.jobs.roster import Roster
-from logitcask_services.jobs.teacher import LoadHinted, Role, Teacher
 from logitcask_services.jobs.waiting import Reason, passing_fault
 from logitcask_services.jobs.watchdog import Watchdog
 from logitcask_services.jobs.worker import Worker

@@ -11,7 +11,7 @@ import torch
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.model_source import ModelSource
 from logitcask_services.engines.process.door import start_engine
-from logitcask_services.jobs.teacher import Teacher
+from logitcask_services.jobs.loaded_teacher import Teacher
 from logitcask_services.service import Service
 from logitcask_services.settings import ServiceSettings
 from tests.support.services.fake_teacher import FakeTokenizer

@@ -9,8 +9,8 @@ import pytest
 
 from logitcask_services.http.connections import ConnectionLimits
 from logitcask_services.http.logs import LogLimit
+from logitcask_services.jobs.loaded_teacher import LoadHinted, Teacher
 from logitcask_services.jobs.roster import Roster
-from logitcask_services.jobs.teacher import LoadHinted, Teacher
 from logitcask_services.service import Service
 from logitcask_services.settings import ServiceSettings
 from tests.support.services.fake_teacher import fake_teacher

@@ -59,7 +59,7 @@ def require_fixed_teacher(config: RoundsConfig, teacher: TeacherIdentity) -> Non
         cask = Cask.open(source.place, tokenizer_fingerprint=None, cache=config.cache, cache_bytes=config.cache_bytes)
         own = cask.manifest.teacher
         pairs = ((own.weights_digest, teacher.weights_digest), (own.tensors_digest, teacher.tensors_digest))
-        if not any(one is not None and one == other for one, other in pairs):
+        if not any(digest is not None and digest == its_digest for digest, its_digest in pairs):
             raise IdentityMismatchError(
                 f"the fixed cask {cask.place} is of the teacher {own.model} (weights {own.weights_digest}), the "
                 f"student's texts are read by {teacher.model} (weights {teacher.weights_digest}). One student has one "

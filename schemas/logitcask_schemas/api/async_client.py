@@ -9,6 +9,7 @@ from logitcask_schemas.api.async_connection import AsyncConnection
 from logitcask_schemas.api.async_generation_client import AsyncGenerationClient
 from logitcask_schemas.api.cask_objects import CaskFiles, CaskSummary
 from logitcask_schemas.api.client import PAUSE
+from logitcask_schemas.api.corpus_rows import CorpusRowList
 from logitcask_schemas.api.objects import (
     Corpus,
     Event,
@@ -16,15 +17,14 @@ from logitcask_schemas.api.objects import (
     ExtractionCheck,
     Failure,
     Manifest,
-    ModelList,
     Preview,
     Progress,
-    Queue,
     Status,
 )
 from logitcask_schemas.api.requests import ExtractionPlan, ExtractionRequest
 from logitcask_schemas.api.scoring import DEFAULT_TIMEOUT
 from logitcask_schemas.api.service_calls import ServiceCalls
+from logitcask_schemas.api.service_objects import ModelList, Queue
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.extent import IdArray
 from logitcask_schemas.record.records import DocumentRecords
@@ -210,8 +210,8 @@ class AsyncServiceClient:
         """One corpus."""
         return await self._run(self._calls.corpus(corpus_id))
 
-    async def corpus_rows(self, corpus_id: str, *, offset: int = 0, length: int = 20) -> dict[str, Any]:
-        """Some lines of a corpus, as the service shows them."""
+    async def corpus_rows(self, corpus_id: str, *, offset: int = 0, length: int = 20) -> CorpusRowList:
+        """Some lines of a corpus that are not blank, those that are wrong with what is wrong."""
         return await self._run(self._calls.corpus_rows(corpus_id, offset=offset, length=length))
 
     async def delete_corpus(self, corpus_id: str) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from logitcask_schemas.api.cask_objects import CaskFiles, CaskSummary
 from logitcask_schemas.api.connection import Connection
+from logitcask_schemas.api.corpus_rows import CorpusRowList
 from logitcask_schemas.api.generation_client import GenerationClient
 from logitcask_schemas.api.objects import (
     Corpus,
@@ -15,16 +16,14 @@ from logitcask_schemas.api.objects import (
     ExtractionCheck,
     Failure,
     Manifest,
-    ModelList,
     Preview,
     Progress,
-    Queue,
     Status,
-    TeacherList,
 )
 from logitcask_schemas.api.requests import ExtractionPlan, ExtractionRequest
 from logitcask_schemas.api.scoring import DEFAULT_TIMEOUT
 from logitcask_schemas.api.service_calls import ServiceCalls
+from logitcask_schemas.api.service_objects import ModelList, Queue, TeacherList
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.extent import IdArray
 from logitcask_schemas.record.records import DocumentRecords
@@ -214,8 +213,8 @@ class ServiceClient:
         """One corpus."""
         return self._run(self._calls.corpus(corpus_id))
 
-    def corpus_rows(self, corpus_id: str, *, offset: int = 0, length: int = 20) -> dict[str, Any]:
-        """Some lines of a corpus, as the service shows them."""
+    def corpus_rows(self, corpus_id: str, *, offset: int = 0, length: int = 20) -> CorpusRowList:
+        """Some lines of a corpus that are not blank, those that are wrong with what is wrong."""
         return self._run(self._calls.corpus_rows(corpus_id, offset=offset, length=length))
 
     def delete_corpus(self, corpus_id: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from logitcask_schemas.api.cask_objects import CaskFiles, CaskList
+from logitcask_schemas.api.corpus_rows import CorpusRowList
 from logitcask_schemas.api.exchange import (
     BUSY,
     LONGEST_PAUSE,
@@ -36,14 +37,12 @@ from logitcask_schemas.api.objects import (
     ExtractionList,
     Failure,
     Manifest,
-    ModelList,
     Preview,
     Progress,
-    Queue,
     Status,
-    TeacherList,
 )
 from logitcask_schemas.api.requests import ExtractionPlan, ExtractionRequest
+from logitcask_schemas.api.service_objects import ModelList, Queue, TeacherList
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.extent import IdArray
 from logitcask_schemas.record.frame import MEDIA_TYPE, decode_frame
@@ -128,14 +127,9 @@ class ServiceCalls:
         answer = yield from getting(CorpusList, "/v1/corpora", {"sha256": sha256})
         return answer.data[0] if answer.data else None
 
-    def corpus_rows(self, corpus_id: str, *, offset: int, length: int) -> Flow[dict[str, Any]]:
+    def corpus_rows(self, corpus_id: str, *, offset: int, length: int) -> Flow[CorpusRowList]:
         """See `ServiceClient`."""
-        params = {"offset": offset, "length": length}
-        request = Request(method="GET", path=_corpus_path(corpus_id, "/rows"), params=params, repeatable=True)
-        answer = yield from sent(request)
-        require_success(answer)
-        document: dict[str, Any] = json.loads(answer.content)
-        return document
+        return getting(CorpusRowList, _corpus_path(corpus_id, "/rows"), {"offset": offset, "length": length})
 
     def delete_corpus(self, corpus_id: str) -> Flow[None]:
         """See `ServiceClient`."""

@@ -48,8 +48,7 @@ def verify(
     """
     import secrets
 
-    from logitcask_schemas.cask.integrity.hint_widths import note_other_widths
-    from logitcask_schemas.cask.integrity.verify import verify_shards
+    from logitcask_schemas.cask.integrity.verify import note_other_widths, verify_shards
     from logitcask_schemas.errors import CaskError
 
     reports: list[ShardReport] = []

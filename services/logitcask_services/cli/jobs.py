@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from logitcask_schemas.api.generation import Generation
-from logitcask_schemas.api.objects import Extraction, Queue, ShardOfExtraction, Status
+from logitcask_schemas.api.objects import Extraction, ShardOfExtraction, Status
+from logitcask_schemas.api.service_objects import Queue
 from logitcask_schemas.cli.output import JsonOption
 from logitcask_schemas.terminal import counted, printable
 from logitcask_services.cli.connection import (

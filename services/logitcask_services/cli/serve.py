@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from logitcask_schemas.record.hint_spec import HintSpec
     from logitcask_services.engines.engine import Engine
     from logitcask_services.engines.generator import Generator
+    from logitcask_services.jobs.loaded_teacher import Role, Teacher
     from logitcask_services.jobs.roster import Roster
-    from logitcask_services.jobs.teacher import Role, Teacher
     from logitcask_services.settings import ServiceSettings
 
 app = typer.Typer(help="Run the teacher service.", add_completion=False)
@@ -251,7 +251,7 @@ def load_teacher(
     from logitcask_services.engines.hint_shape import HintShape
     from logitcask_services.engines.model_folder import ModelFolder
     from logitcask_services.engines.process import door
-    from logitcask_services.jobs.teacher import Teacher
+    from logitcask_services.jobs.loaded_teacher import Teacher
 
     tokenizer = HuggingFaceTokenizer.load(source.folder)
     remote = settings.engine == "openai"

@@ -23,7 +23,7 @@ from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.engines.hint_shape import resolve_hints
 from logitcask_services.http.problems import Problem, storage_problem
 from logitcask_services.jobs.database.tables import ExtractionRow
-from logitcask_services.jobs.teacher import TeacherFacts
+from logitcask_services.jobs.loaded_teacher import TeacherFacts
 from logitcask_services.service import Service
 
 

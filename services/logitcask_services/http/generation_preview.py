@@ -18,7 +18,7 @@ from logitcask_services.generation.source import source_rows
 from logitcask_services.http.generation_work import require_fits
 from logitcask_services.http.previews import loaded_facts
 from logitcask_services.http.problems import Problem
-from logitcask_services.jobs.teacher import TeacherFacts
+from logitcask_services.jobs.loaded_teacher import TeacherFacts
 from logitcask_services.service import Service
 
 

@@ -33,7 +33,7 @@ from logitcask_services.http.problems import Problem
 from logitcask_services.jobs.database.tables import GenerationRow, StageRow
 from logitcask_services.jobs.generation_corpora import reader_of
 from logitcask_services.jobs.live import Pace
-from logitcask_services.jobs.teacher import TeacherFacts
+from logitcask_services.jobs.loaded_teacher import TeacherFacts
 from logitcask_services.service import Service
 
 READ_LINES = 100_000

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from logitcask_schemas.api.objects import (
+from logitcask_schemas.api.service_objects import (
     Health,
     Model,
     ModelList,
@@ -22,7 +22,7 @@ from logitcask_services.http.access import Caller
 from logitcask_services.http.dependencies import MetricsDep, ServiceDep
 from logitcask_services.http.metrics import NO_ENGINE_METRICS
 from logitcask_services.http.problems import documented
-from logitcask_services.jobs.teacher import TeacherFacts
+from logitcask_services.jobs.loaded_teacher import TeacherFacts
 from logitcask_services.service import Service
 
 router = APIRouter(tags=["operations"])

@@ -23,7 +23,7 @@ from logitcask_services.http.access import Caller
 from logitcask_services.http.dependencies import ServiceDep
 from logitcask_services.http.extraction_work import as_teacher_counts
 from logitcask_services.http.problems import Problem, documented
-from logitcask_services.jobs.teacher import Role, TeacherFacts
+from logitcask_services.jobs.loaded_teacher import Role, TeacherFacts
 from logitcask_services.pilot.expected_bytes import expected_bytes, with_cask, with_hints
 from logitcask_services.service import Service
 

@@ -6,8 +6,9 @@ from typing import TypeVar
 from fastapi import APIRouter
 
 from logitcask_schemas.api.generation import Generation
-from logitcask_schemas.api.objects import Extraction, Queue, QueueEntry
+from logitcask_schemas.api.objects import Extraction
 from logitcask_schemas.api.requests import JobChange, QueueMove
+from logitcask_schemas.api.service_objects import Queue, QueueEntry
 from logitcask_services.http import extraction_work, generation_work
 from logitcask_services.http.access import Caller
 from logitcask_services.http.dependencies import Limit, ServiceDep

@@ -24,8 +24,8 @@ from logitcask_services.http.dependencies import ServiceDep
 from logitcask_services.http.generation_work import progress
 from logitcask_services.http.problems import Problem, documented
 from logitcask_services.http.scoring_answers import as_json, prompt_logprobs_json, scores_of
+from logitcask_services.jobs.loaded_teacher import TeacherFacts
 from logitcask_services.jobs.scoring_call import RefusalCode, ScoringCall, ScoringRefusedError
-from logitcask_services.jobs.teacher import TeacherFacts
 from logitcask_services.jobs.teacher_names import is_student
 from logitcask_services.service import Service
 

@@ -16,8 +16,8 @@ from logitcask_services.http.app import create_app
 from logitcask_services.http.connections import ConnectionLimits, Gate, connection_class, raise_descriptor_limit
 from logitcask_services.http.metrics import ServiceMetrics
 from logitcask_services.http.request_log import repeated
+from logitcask_services.jobs.loaded_teacher import LoadHinted, Role, Teacher
 from logitcask_services.jobs.roster import Roster
-from logitcask_services.jobs.teacher import LoadHinted, Role, Teacher
 from logitcask_services.service import Service
 from logitcask_services.settings import ServiceSettings, SettingsError
 

@@ -7,7 +7,7 @@ from logitcask_services.jobs.context import JobContext
 from logitcask_services.jobs.database.extractions import TOKENS
 from logitcask_services.jobs.database.generations import WEIGHTS
 from logitcask_services.jobs.database.tables import ExtractionRow, GenerationRow, JobRow
-from logitcask_services.jobs.teacher import Role, TeacherFacts
+from logitcask_services.jobs.loaded_teacher import Role, TeacherFacts
 from logitcask_services.jobs.teacher_names import TeacherNameError, is_student
 from logitcask_services.jobs.waiting import Reason
 

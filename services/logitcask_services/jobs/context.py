@@ -23,11 +23,12 @@ from logitcask_services.jobs.database.uploads import UploadStore
 from logitcask_services.jobs.demonstration_corpora import DemonstrationCorpora
 from logitcask_services.jobs.failure_files import FailureFiles
 from logitcask_services.jobs.live import Heartbeat, LiveProgress, Signals
+from logitcask_services.jobs.loaded_teacher import LoadHinted, Role, Teacher, TeacherFacts
 from logitcask_services.jobs.measures import Measures
 from logitcask_services.jobs.roster import OneTeacher, Roster
 from logitcask_services.jobs.scoring import Scoring
 from logitcask_services.jobs.scoring_call import ScoringLimits
-from logitcask_services.jobs.teacher import LoadHinted, Role, Teacher, TeacherFacts, TeacherSupervisor
+from logitcask_services.jobs.teacher import TeacherSupervisor
 from logitcask_services.jobs.teacher_names import name_of_model
 from logitcask_services.settings import ServiceSettings
 

@@ -24,7 +24,7 @@ from logitcask_services.jobs.extraction import (
     hinted_documents,
     plan_chunks,
 )
-from logitcask_services.jobs.teacher import TeacherFacts
+from logitcask_services.jobs.loaded_teacher import TeacherFacts
 from logitcask_services.jobs.teacher_names import TeacherNameError
 from logitcask_services.jobs.waiting import (
     Schedule,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from logitcask_schemas.record.hint_spec import HintSpec
-from logitcask_services.jobs.teacher import LoadHinted, Role, Teacher, TeacherFacts
+from logitcask_services.jobs.loaded_teacher import LoadHinted, Role, Teacher, TeacherFacts
 from logitcask_services.jobs.teacher_names import require_listed
 
 

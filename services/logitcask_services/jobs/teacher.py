@@ -6,22 +6,16 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Literal
 
 from logitcask_schemas.errors import CaptureSpecError, LogitcaskError, MissingExtraError, ModelError
 from logitcask_schemas.record.hint_spec import HintSpec
-from logitcask_schemas.record.identity import TeacherIdentity
-from logitcask_services.corpora.tokenizer import DocumentTokenizer
-from logitcask_services.engines.engine import Engine
-from logitcask_services.engines.generator import Generator
-from logitcask_services.engines.hint_shape import HintShape
 from logitcask_services.engines.process.process import interrupt_loading
 from logitcask_services.engines.process.progress import ShowsSteps
 from logitcask_services.jobs.live import Heartbeat
+from logitcask_services.jobs.loaded_teacher import Role, Teacher, TeacherFacts
+from logitcask_services.jobs.roster import Roster
 from logitcask_services.jobs.teacher_names import TeacherNameError
-
-if TYPE_CHECKING:
-    from logitcask_services.jobs.roster import Roster
 
 
 @dataclass(slots=True)
@@ -51,77 +45,10 @@ logger = logging.getLogger(__name__)
 LONGEST_PAUSE = 60.0
 
 TeacherState = Literal["loading", "ready", "switching", "restarting", "failed", "stopped"]
-Role = Literal["capture", "generate"]
-"""What a teacher is loaded for. One role at a time is in memory, unless the operator has room for both."""
 
 
 class TeacherDiedError(LogitcaskError, RuntimeError):
     """The engine raised: whatever it was working on is lost, and it must be loaded again."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Teacher:
-    """A loaded teacher: what captures, or what writes, or both, with its tokenizer."""
-
-    tokenizer: DocumentTokenizer
-    engine: Engine | None = None
-    generator: Generator | None = None
-    configured: HintShape | None = None
-    """What hints its configuration promises, whatever it is loaded for."""
-
-    @property
-    def hint_shape(self) -> HintShape | None:
-        """What hints it could give; None: none at all."""
-        return self.configured if self.engine is None else self.engine.hint_shape
-
-    @property
-    def parts(self) -> dict[Role, Engine | Generator]:
-        """What is loaded, by role."""
-        parts: dict[Role, Engine | Generator | None] = {"capture": self.engine, "generate": self.generator}
-        return {role: part for role, part in parts.items() if part is not None}
-
-    @property
-    def identity(self) -> TeacherIdentity:
-        """Who the teacher is; the same in each role."""
-        return next(iter(self.parts.values())).identity
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TeacherFacts:
-    """What is known of a teacher while it is not in memory: before it was first, what its folder says."""
-
-    model: str
-    """Name for people."""
-    vocab_size: int
-    tokenizer_fingerprint: str
-    template_hash: str | None
-    max_model_len: int
-    tokenizer: DocumentTokenizer
-    hint_shape: HintShape | None = None
-    identity: TeacherIdentity | None = None
-    """Once it was loaded as it is now."""
-    stamp: str = ""
-    """Of its files, see `Roster.facts`: facts of other files are no facts of these."""
-
-    @classmethod
-    def of(cls, teacher: Teacher, stamp: str) -> Self:
-        """Of one that is loaded."""
-        identity = teacher.identity
-        return cls(
-            model=identity.model,
-            vocab_size=identity.vocab_size,
-            tokenizer_fingerprint=identity.tokenizer_fingerprint,
-            template_hash=identity.template_hash,
-            max_model_len=min(part.max_model_len for part in teacher.parts.values()),
-            tokenizer=teacher.tokenizer,
-            hint_shape=teacher.hint_shape,
-            identity=identity,
-            stamp=stamp,
-        )
-
-
-LoadHinted = Callable[[HintSpec], Teacher]
-"""Loads a teacher that captures, whose engine gives hints of these layers (resolved)."""
 
 
 class TeacherSupervisor:
@@ -132,7 +59,7 @@ class TeacherSupervisor:
 
     def __init__(
         self,
-        roster: "Roster",
+        roster: Roster,
         *,
         restarts: int,
         backoff_seconds: float,

@@ -30,7 +30,8 @@ from logitcask_services.jobs.extraction_run import ExtractionRun
 from logitcask_services.jobs.generation_run import GenerationRun
 from logitcask_services.jobs.guests import ScoringGuests
 from logitcask_services.jobs.job_run import JobRun
-from logitcask_services.jobs.teacher import Suspicion, Teacher, TeacherDiedError, TeacherFacts
+from logitcask_services.jobs.loaded_teacher import Teacher, TeacherFacts
+from logitcask_services.jobs.teacher import Suspicion, TeacherDiedError
 from logitcask_services.jobs.teacher_names import is_student
 from logitcask_services.jobs.waiting import (
     Reason,

@@ -7,7 +7,7 @@ from logitcask_schemas.errors import CaptureSpecError, ModelError
 from logitcask_schemas.model_source import ModelSource
 from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_services.engines.model_folder import ModelFolder
-from logitcask_services.jobs.teacher import Role, Teacher, TeacherFacts
+from logitcask_services.jobs.loaded_teacher import Role, Teacher, TeacherFacts
 from logitcask_services.jobs.teacher_names import STUDENTS, TeacherNameError, is_student, require_listed
 from logitcask_services.teachers.entry import TeacherEntry
 from logitcask_services.teachers.outline import outline

@@ -3,7 +3,7 @@
 from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer
 from logitcask_services.engines.hint_shape import HintShape
 from logitcask_services.engines.model_folder import ModelFolder
-from logitcask_services.jobs.teacher import TeacherFacts
+from logitcask_services.jobs.loaded_teacher import TeacherFacts
 
 _LENGTHS = ("max_position_embeddings", "n_positions")
 _UNBOUNDED = 2**31 - 1

@@ -5,7 +5,7 @@ import pytest
 
 from logitcask_schemas.api.client import ServiceClient
 from logitcask_schemas.record.capture_spec import CaptureSpec
-from logitcask_services.jobs.teacher import Teacher
+from logitcask_services.jobs.loaded_teacher import Teacher
 from logitcask_services.service import Service
 from logitcask_services.settings import ServiceSettings
 from tests.support.services.engine_captures import rows_of

@@ -3,28 +3,9 @@
 import json
 
 import pytest
-import typer
 
 from logitcask_schemas.cask import Cask
-from logitcask_schemas.cli import main as main_module
-from logitcask_services.cli import corpora, download
-from tests.support.services.service_harness import wait_for
-
-
-@pytest.fixture(autouse=True)
-def registered(monkeypatch):
-    """The commands as they are here, whatever the installed distribution registers."""
-    load = main_module.load_command
-
-    def load_here(name):
-        here = {"corpora": corpora.app, "download": download.app}
-        if name not in here:
-            return load(name)
-        command = typer.main.get_command(here[name])
-        command.name = name
-        return command
-
-    monkeypatch.setattr(main_module, "load_command", load_here)
+from tests.support.services.service_harness import jsonl, wait_for
 
 
 def test_the_queue_is_paused_ordered_and_opened(serve, run, documents):
@@ -108,3 +89,27 @@ def test_download(serve, run, documents, tmp_path):
     code, _, err = run(server, "download", "nobody", "--to", tmp_path / "nothing")
     assert (code, "there is no cask 'nobody'" in err) == (1, True)
     assert run(server, "download", "../mine")[0] == 2
+
+
+def test_rows_are_the_lines_and_a_corpus_in_use_stays(serve, run):
+    server = serve()
+    lines = [{"text": "first", "custom_id": "a"}, {"text": 3}, {"text": "last"}]
+    corpus = server.client.post("/v1/corpora", content=jsonl([*lines[:2], *lines[2:]]) + b"not json\n").json()
+    code, out, err = run(server, "corpora", "rows", corpus["id"])
+    assert code == 0
+    assert [json.loads(line) for line in out.splitlines()[:3]] == lines
+    assert out.splitlines()[3:] == ["not json"]
+    assert "line 2: " in err
+    assert "line 4: " in err
+    code, out, _ = run(server, "corpora", "rows", corpus["id"], "--offset", "2", "--length", "1", "--json")
+    page = json.loads(out)
+    assert (code, [row["row"] for row in page["data"]], page["has_more"]) == (0, lines[2:], True)
+    assert run(server, "jobs", "pause", "--all")[0] == 0
+    job = server.submit(corpus, "held")["id"]
+    code, _, err = run(server, "corpora", "rm", corpus["id"])
+    assert code == 1
+    assert job in err
+    assert run(server, "jobs", "resume", "--all")[0] == 0
+    server.finish(job)
+    assert run(server, "corpora", "rm", corpus["id"])[:2] == (0, f"{corpus['id']}: deleted\n")
+    assert json.loads(run(server, "corpora", "ls", "--json")[1]) == {"corpora": []}

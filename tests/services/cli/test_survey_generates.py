@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from logitcask import Cask
-from logitcask_services.jobs.teacher import Teacher
+from logitcask_services.jobs.loaded_teacher import Teacher
 from tests.support.services.fake_generator import FakeGenerator
 from tests.support.services.fake_teacher import FakeEngine, FakeTokenizer
 from tests.support.services.recipe_answers import recipe_answer, recipe_lines

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from logitcask_schemas.cask import Cask
 from logitcask_services.engines.factory import load_engine
-from logitcask_services.jobs.teacher import Teacher
+from logitcask_services.jobs.loaded_teacher import Teacher
 from tests.support.services.engine_hints import hidden_of, projections_of, relative_error
 from tests.support.services.fake_teacher import FakeTokenizer
 

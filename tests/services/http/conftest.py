@@ -2,7 +2,7 @@
 
 import pytest
 
-from logitcask_services.jobs.teacher import Teacher
+from logitcask_services.jobs.loaded_teacher import Teacher
 from tests.support.services.fake_generator import FakeGenerator
 from tests.support.services.fake_teacher import FakeEngine, FakeTokenizer
 from tests.support.services.service_harness import wait_for

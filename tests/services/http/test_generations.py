@@ -7,7 +7,7 @@ import httpx2
 import pytest
 
 from logitcask_services.generation.errors import RecipeError
-from logitcask_services.jobs.teacher import Teacher
+from logitcask_services.jobs.loaded_teacher import Teacher
 from logitcask_services.service import Service
 from tests.support.services.fake_generator import FakeGenerator
 from tests.support.services.fake_teacher import FakeEngine, FakeTokenizer, fake_teacher

@@ -1,8 +1,5 @@
-"""Keys from a file: names, scopes and limits; a changed file; who did what, in the log."""
+"""Keys from a file: names, scopes and limits; a changed file counts."""
 
-import io
-import json
-import logging
 import time
 
 import pytest
@@ -12,9 +9,7 @@ from sqlalchemy import select
 
 from logitcask_services.http.key_ring import KeyRing
 from logitcask_services.http.key_use import KeyUse
-from logitcask_services.http.logs import INTERVAL_SECONDS, configure_logging, json_lines
 from logitcask_services.http.problems import Problem
-from logitcask_services.http.request_log import HEADER, audit, repeated
 from logitcask_services.jobs.database.owners import JobOwnerRow
 from logitcask_services.jobs.database.tables import JobRow
 from logitcask_services.keys import (
@@ -315,110 +310,3 @@ def test_the_queue_is_bounded_for_all(serve):
     server.client.post(f"/v1/extractions/{jobs[1]['id']}/cancel")
     wait_for(lambda: server.get(jobs[1]["id"])["status"] == "cancelled")
     server.submit(corpus)
-
-
-@pytest.fixture
-def log():
-    """Lines of the audit loggers as JSON objects, written so far."""
-    stream = io.StringIO()
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(json_lines())
-    for logger in (audit, repeated):
-        logger.setLevel(logging.INFO)
-    audit.addHandler(handler)
-    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
-    audit.removeHandler(handler)
-
-
-def test_who_did_what_is_logged(serve, key_file, log):
-    server = serve(api_key_file=key_file(entry("alice", ALICE), entry("reader", BOB, "read")))
-    server.client.headers.update(bearer(ALICE))
-    corpus = server.upload([{"text": "hello"}])
-    job = server.submit(corpus)
-    server.client.post("/v1/extractions/nothing%1b[31m/cancel", headers={HEADER: "call-7"})
-    server.client.get("/v1/corpora")  # no line
-    server.client.post("/v1/corpora", content=b"x", headers=bearer(BOB))
-    server.client.post("/v1/corpora", content=b"x", headers={"Authorization": ""})
-    server.client.get("/v1/corpora", headers=bearer("a stranger's"))
-    wait_for(lambda: len(log()) == 6)
-    told = [
-        tuple(line["audit"][member] for member in ("key", "method", "route", "status", "problem")) for line in log()
-    ]
-    assert told == [
-        ("alice", "POST", "/v1/corpora", 201, None),
-        ("alice", "POST", "/v1/extractions", 202, None),
-        ("alice", "POST", "/v1/extractions/{extraction_id}/cancel", 404, "not_found"),
-        ("reader", "POST", "/v1/corpora", 403, "read_only_key"),
-        ("nobody", "POST", "/v1/corpora", 401, "invalid_api_key"),
-        ("nobody", "GET", "/v1/corpora", 401, "invalid_api_key"),
-    ]
-    ids = [line["audit"]["ids"] for line in log()]
-    assert ids[:3] == [{"created": corpus["id"]}, {"created": job["id"]}, {"extraction_id": "nothing\x1b[31m"}]
-    assert log()[2]["request_id"] == "call-7"
-    text = json.dumps(log())
-    assert ALICE not in text
-    assert BOB not in text
-
-
-def test_requests_have_ids(serve):
-    server = serve()
-    for offered in ("abc", "a" * 64, "1.2_3-4"):
-        assert server.client.get("/health", headers={HEADER: offered}).headers[HEADER] == offered
-    made = [
-        server.client.get("/nowhere", headers={HEADER: offered})
-        for offered in ("", "a b", "a" * 65, "x;y", "ключ".encode())
-    ]
-    assert all(len(answer.headers[HEADER]) == 32 for answer in made)
-    assert all(answer.json()["request_id"] == answer.headers[HEADER] for answer in made)
-    assert len({answer.headers[HEADER] for answer in made}) == len(made)
-
-
-def test_an_unforeseen_error_has_its_request(serve, monkeypatch, caplog):
-    server = serve()
-
-    def fail(**_):
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(server.service.corpora, "page", fail)
-    answer = server.client.get("/v1/corpora", headers={HEADER: "call-9"})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
-    assert (answer.headers[HEADER], answer.json()["request_id"]) == ("call-9", "call-9")
-    wait_for(lambda: "ZeroDivisionError" in caplog.text)
-    assert 'logitcask_refusals_total{code="internal_error"} 1.0' in server.client.get("/metrics").text
-
-
-def test_json_lines(capfd):
-    """One object a line, whatever is in it; a traceback without the values of variables."""
-    handlers = logging.root.handlers[:]
-    try:
-        configure_logging((), "json")
-        logger = logging.getLogger("logger of a test")
-        logger.warning("line\nbreak \x1b[31m %s", "ü\u2028")
-        secret = "the " + "secret"
-        try:
-            raise ValueError(f"no value of {len(secret)}")
-        except ValueError:
-            logger.exception("it failed")
-    finally:
-        logging.root.handlers[:] = handlers
-    first, second = map(json.loads, capfd.readouterr().err.splitlines())
-    assert first["event"] == "line\nbreak \x1b[31m ü\u2028"
-    assert (first["level"], first["logger"]) == ("warning", "logger of a test")
-    assert first["timestamp"].endswith("Z")
-    assert "ValueError: no value of 10" in second["exception"]
-    assert "the secret" not in json.dumps(second)
-
-
-def test_refusals_do_not_fill_the_log(serve, key_file, capfd):
-    handlers = logging.root.handlers[:]
-    try:
-        configure_logging((repeated.name,), "json")
-        server, began = serve(api_key_file=key_file(entry("alice", ALICE))), time.monotonic()
-        for number in range(200):
-            server.client.post(f"/v1/extractions/{number}/cancel", headers=bearer("a-wrong-key"))
-            server.client.post(f"/v1/extractions/{number}/cancel", headers=bearer(ALICE))
-    finally:
-        logging.root.handlers[:] = handlers
-    lines = [line for line in capfd.readouterr().err.splitlines() if '"audit"' in line]
-    intervals = 1 + int((time.monotonic() - began) / INTERVAL_SECONDS)
-    assert 2 <= len(lines) <= 2 * intervals  # of 400

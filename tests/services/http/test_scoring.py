@@ -14,8 +14,8 @@ from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.extent import Context, Extent
 from logitcask_schemas.record.frame import MEDIA_TYPE, Frame, decode_frame, encode_frame
 from logitcask_services.http.scoring import MAX_JSON_ENTRIES
+from logitcask_services.jobs.loaded_teacher import Teacher
 from logitcask_services.jobs.scoring_call import ScoringLimits
-from logitcask_services.jobs.teacher import Teacher
 from tests.support.services.fake_teacher import (
     FakeEngine,
     FakeTokenizer,

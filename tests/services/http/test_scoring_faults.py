@@ -8,7 +8,7 @@ import pytest
 
 from logitcask_schemas.api.client import ServiceClient
 from logitcask_schemas.api.connection import ServiceError
-from logitcask_services.jobs.teacher import Teacher
+from logitcask_services.jobs.loaded_teacher import Teacher
 from tests.support.services.fake_teacher import (
     GARBAGE,
     HANGS,

@@ -11,7 +11,7 @@ from itertools import cycle, islice
 import pytest
 
 from logitcask_schemas.cask import Cask
-from logitcask_services.jobs.teacher import Teacher
+from logitcask_services.jobs.loaded_teacher import Teacher
 from tests.support.services.fake_teacher import KILLER, FakeTokenizer
 from tests.support.services.process_engines import FAULTS, fake_engine, is_alive
 from tests.support.services.service_harness import wait_for

@@ -17,7 +17,7 @@ from typing import Any
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_services.http.server import configure_logging, serve
 from logitcask_services.jobs.database.chunks import ChunkStore
-from logitcask_services.jobs.teacher import Role, Teacher
+from logitcask_services.jobs.loaded_teacher import Role, Teacher
 from logitcask_services.settings import ServiceSettings
 from tests.support.services.fake_generator import FakeGenerator
 from tests.support.services.fake_teacher import FakeTokenizer, fake_teacher

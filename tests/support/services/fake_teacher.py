@@ -27,7 +27,7 @@ from logitcask_services.corpora.messages import normalise
 from logitcask_services.corpora.tokenizer import Tokenised
 from logitcask_services.engines.engine import CaptureResult, CaptureTask
 from logitcask_services.engines.hint_shape import HintShape
-from logitcask_services.jobs.teacher import Teacher
+from logitcask_services.jobs.loaded_teacher import Teacher
 
 VOCAB_SIZE = 1000
 POISON, KILLER, GARBAGE, HANGS = 666, 667, 668, 669

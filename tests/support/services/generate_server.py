@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from logitcask_services.jobs.teacher import Teacher
+from logitcask_services.jobs.loaded_teacher import Teacher
 from tests.support.services.fake_generator import FakeGenerator
 from tests.support.services.fake_teacher import FakeEngine, FakeTokenizer
 from tests.support.services.service_harness import wait_for

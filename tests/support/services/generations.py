@@ -11,7 +11,7 @@ from typing import Any
 from logitcask_schemas.api.generation import StoredGeneration, StoredTemplate
 from logitcask_schemas.record.extent import IdArray
 from logitcask_services.jobs.database.tables import GenerationRow
-from logitcask_services.jobs.teacher import Role, Teacher
+from logitcask_services.jobs.loaded_teacher import Role, Teacher
 from logitcask_services.service import Service
 from logitcask_services.settings import ServiceSettings
 from tests.support.services.fake_generator import FakeGenerator

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from logitcask_schemas.errors import ModelError
-from logitcask_services.jobs.teacher import Role, Teacher, TeacherFacts
+from logitcask_services.jobs.loaded_teacher import Role, Teacher, TeacherFacts
 from logitcask_services.jobs.teacher_names import is_student, require_listed
 from tests.support.services.fake_generator import FakeGenerator
 from tests.support.services.fake_teacher import FakeEngine, FakeTokenizer, identity

@@ -19,8 +19,7 @@ from logitcask_schemas.cask.format.layout import SHARDS_NAME
 from logitcask_schemas.cask.format.manifest import ShardEntry
 from logitcask_schemas.cask.hint_file import HINTS_SUFFIX
 from logitcask_schemas.cask.integrity.hint_check import rebuilt_hints
-from logitcask_schemas.cask.integrity.hint_widths import note_other_widths
-from logitcask_schemas.cask.integrity.verify import ShardReport, Survey, verify_shard
+from logitcask_schemas.cask.integrity.verify import ShardReport, Survey, note_other_widths, verify_shard
 from logitcask_schemas.cask.opening import open_columns, open_documents
 from logitcask_schemas.cask.publication import write_shard
 from logitcask_schemas.cask.reader import Cask

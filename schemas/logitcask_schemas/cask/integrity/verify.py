@@ -4,7 +4,7 @@ import hashlib
 import os
 import random
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -311,3 +311,27 @@ def sha256_of(path: Path) -> str:
             raise
         raise unreadable(path, error) from error
     return digest.hexdigest()
+
+
+def note_other_widths(reports: Sequence[ShardReport]) -> None:
+    """Add a problem to the report of every shard whose hints are of another width than most documents'.
+
+    They are sound file by file, and of different teachers nevertheless.
+
+    Args:
+        reports: Of all shards of a cask that were verified. Of two widths of equally many documents the one that comes
+            first counts as the cask's.
+    """
+    documents = Counter[int]()
+    for report in reports:
+        if report.hint_width is not None:
+            documents[report.hint_width] += report.entry.documents
+    if len(documents) < 2:
+        return
+    (usual, count), *_ = documents.most_common()
+    for report in reports:
+        if report.hint_width not in (None, usual):
+            report.hint_problems.append(
+                f"shard {report.entry.name}: its hints are vectors of {report.hint_width} numbers, those of "
+                f"{count:,} documents of this cask have {usual}: they are another teacher's"
+            )

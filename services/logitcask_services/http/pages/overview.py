@@ -13,7 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from logitcask_schemas.api.generation import Generation
-from logitcask_schemas.api.objects import Corpus, Extraction, NotReady
+from logitcask_schemas.api.objects import Corpus, Extraction
+from logitcask_schemas.api.service_objects import NotReady
 from logitcask_services.http import extraction_work, generation_work
 from logitcask_services.http.corpora import corpus_of
 from logitcask_services.http.pages.viewer.rendering import NOTHING, JsonAnswer, Pages, bytes_text, figure_text
