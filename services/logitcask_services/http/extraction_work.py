@@ -22,6 +22,7 @@ from logitcask_schemas.errors import CaptureSpecError, CaskError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.engines.hint_shape import resolve_hints
 from logitcask_services.http.problems import Problem, storage_problem
+from logitcask_services.jobs.database.owners import JobAllowance
 from logitcask_services.jobs.database.tables import ExtractionRow
 from logitcask_services.jobs.loaded_teacher import TeacherFacts
 from logitcask_services.service import Service
@@ -107,12 +108,15 @@ def cancel(service: Service, extraction_id: str) -> ExtractionRow:
     return row
 
 
-def resume(service: Service, extraction_id: str) -> ExtractionRow:
-    """Take a failed or paused extraction up again. Raises NotFoundError, IllegalTransitionError."""
+def resume(service: Service, extraction_id: str, allowance: JobAllowance) -> ExtractionRow:
+    """Take a failed or paused extraction up again.
+
+    Raises NotFoundError, IllegalTransitionError, TooManyJobsError, QueueFullError.
+    """
     row = service.extractions.get(extraction_id)  # first: what a caller wrote need not even be a file's name
     prepared = (service.folders.token_store(row.id) / "store.json").exists()
     with service.pausing:
-        row = service.extractions.resume(extraction_id, prepared=prepared)
+        row = service.extractions.resume(extraction_id, prepared=prepared, allowance=allowance)
         service.signals.release(row.id)
     return row
 

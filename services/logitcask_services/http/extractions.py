@@ -113,9 +113,9 @@ def cancel_extraction(extraction_id: str, service: ServiceDep, _: Caller) -> Ext
 
 
 @router.post("/{extraction_id}/resume", status_code=202, responses=documented(404, 409, 507))
-def resume_extraction(extraction_id: str, service: ServiceDep, _: Caller) -> Extraction:
+def resume_extraction(extraction_id: str, service: ServiceDep, caller: CallerKey) -> Extraction:
     """Take a failed or paused extraction up again. What it has captured stays; documents that failed are tried anew."""
-    return work.present(service, work.resume(service, extraction_id))
+    return work.present(service, work.resume(service, extraction_id, allowance_of(caller, service)))
 
 
 @router.get("/{extraction_id}/events", response_model=EventList, responses=EVENT_RESPONSES)

@@ -30,6 +30,7 @@ from logitcask_services.generation.step_checks import check_steps
 from logitcask_services.generation.templates import PromptTemplate
 from logitcask_services.http import extraction_work
 from logitcask_services.http.problems import Problem
+from logitcask_services.jobs.database.owners import JobAllowance
 from logitcask_services.jobs.database.tables import GenerationRow, StageRow
 from logitcask_services.jobs.generation_corpora import reader_of
 from logitcask_services.jobs.live import Pace
@@ -229,10 +230,13 @@ def cancel(service: Service, generation_id: str) -> GenerationRow:
     return row
 
 
-def resume(service: Service, generation_id: str) -> GenerationRow:
-    """Take a failed or paused generation up again. Raises NotFoundError, IllegalTransitionError."""
+def resume(service: Service, generation_id: str, allowance: JobAllowance) -> GenerationRow:
+    """Take a failed or paused generation up again.
+
+    Raises NotFoundError, IllegalTransitionError, TooManyJobsError, QueueFullError.
+    """
     with service.pausing:
-        row = service.generations.resume(generation_id)
+        row = service.generations.resume(generation_id, allowance=allowance)
         service.signals.release(row.id)
     return row
 

@@ -146,9 +146,9 @@ def cancel_generation(generation_id: str, service: ServiceDep, _: Caller) -> Gen
 
 
 @router.post(f"{PATH}/{{generation_id}}/resume", status_code=202, responses=documented(404, 409, 507))
-def resume_generation(generation_id: str, service: ServiceDep, _: Caller) -> Generation:
+def resume_generation(generation_id: str, service: ServiceDep, caller: CallerKey) -> Generation:
     """Take a failed or paused generation up again. What the teacher has answered stays."""
-    return work.present(service, work.resume(service, generation_id))
+    return work.present(service, work.resume(service, generation_id, allowance_of(caller, service)))
 
 
 @router.get(f"{PATH}/{{generation_id}}/events", response_model=EventList, responses=EVENT_RESPONSES)

@@ -285,6 +285,22 @@ def test_waiting_jobs(serve, key_file):
     server.submit(corpus)
 
 
+def test_a_failed_job_that_is_resumed_waits_like_a_new_one(serve, key_file):
+    server = serve(api_key_file=key_file(entry("alice", ALICE, waiting_jobs=2)))
+    server.client.headers.update(bearer(ALICE))
+    server.client.post("/v1/pause")
+    corpus = server.upload([{"text": "hello"}])
+    first, _ = (server.submit(corpus)["id"] for _ in range(2))
+    wait_for(lambda: server.get(first)["status"] == "queued")
+    server.service.extractions.finish(first, "failed", reason=("broken", "as a test has it"))
+    third = server.submit(corpus)["id"]
+    refused = server.client.post(f"/v1/extractions/{first}/resume")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_jobs")
+    server.client.post(f"/v1/extractions/{third}/cancel")
+    wait_for(lambda: server.get(third)["status"] == "cancelled")
+    assert server.client.post(f"/v1/extractions/{first}/resume").status_code == 202
+
+
 def test_an_extraction_that_a_generation_begins_counts_for_the_same_key(start, key_file):
     keys = key_file(entry("alice", ALICE, waiting_jobs=1))
     server = start(api_key_file=keys)

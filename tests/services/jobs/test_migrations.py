@@ -24,6 +24,10 @@ from logitcask_services.jobs.extraction import (
 from logitcask_services.jobs.failure_files import FailureFiles
 
 
+def chunk_store(store):
+    return ChunkStore(store._database, lambda extraction_id: None)
+
+
 def test_a_database_of_the_future_is_refused(tmp_path):
     database = Database(tmp_path)
     with database.write() as session:
@@ -47,7 +51,7 @@ def test_a_database_of_version_1_is_brought_up_to_date(tmp_path):
     (row,) = store.page(status=None, after=None, limit=5)
     assert (row.id, row.status, row.documents) == ("extraction-1", "queued", 3)
     assert row.request == ExtractionRequest(corpus_id="corpus-1", cask="docs")
-    assert ChunkStore(store._database, lambda extraction_id: None).pending_chunks("extraction-1")[0].tokens == 12
+    assert chunk_store(store).pending_chunks("extraction-1")[0].tokens == 12
     require_tables_of_today(database)
     store.step("extraction-1", "in_progress")
     database.close()
@@ -78,8 +82,8 @@ def test_a_database_of_version_3_keeps_all_that_refers_to_its_extractions(tmp_pa
     assert row.request == ExtractionRequest(corpus_id="corpus-1", cask="docs", capture=CaptureSpec(mode="topk", k=5))
     assert [event.type for event in log.events(row, after=0)] == ["status", "prepared", "status", "status", "chunk"]
     assert [failure["code"] for page in log.failures(row) for failure in page] == ["not_json"]
-    assert [chunk.number for chunk in ChunkStore(store._database, lambda extraction_id: None).pending_chunks(row.id)] == [1, 2]
-    assert [shard.name for shard in ChunkStore(store._database, lambda extraction_id: None).shards(row.id)] == ["s"]
+    assert [chunk.number for chunk in chunk_store(store).pending_chunks(row.id)] == [1, 2]
+    assert [shard.name for shard in chunk_store(store).shards(row.id)] == ["s"]
     require_tables_of_today(database)
     database.close()
 

@@ -18,6 +18,7 @@ from logitcask_services.jobs.database.database import Database, DatabaseError
 from logitcask_services.jobs.database.extractions import ExtractionStore
 from logitcask_services.jobs.database.log import JobLog
 from logitcask_services.jobs.database.queue import JobQueue
+from logitcask_services.jobs.database.removal import JobRemoval
 from logitcask_services.jobs.database.tables import CorpusRow
 from logitcask_services.jobs.extraction import (
     Chunk,
@@ -232,3 +233,15 @@ def test_nothing_is_committed_into_a_file_that_lost_its_name(tmp_path, exchanged
     rows = CorpusRegistry(database).page(after=None, limit=9)
     assert [row.id for row in rows] == [second.id, first.id]
     database.close()
+
+
+def test_a_new_job_is_behind_all_also_where_the_newest_were_moved_and_deleted(store, request_of, database):
+    queue = JobQueue(database, lambda job_id: None)
+    first, second, *newest = (queued(store, request_of).id for _ in range(4))
+    for job in newest:
+        queue.move_before(job, None)
+        store.cancel(job)
+    for job in newest:
+        JobRemoval(database).delete(job, "extraction")
+    new = queued(store, request_of).id
+    assert [row.id for row in queue.waiting()] == [first, second, new]

@@ -10,7 +10,7 @@ from logitcask_schemas.api.requests import ExtractionRequest
 from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_services.jobs.database.deleted_counts import deleted_counts
 from logitcask_services.jobs.database.jobs import IN_ORDER, JobStore, job_row, move
-from logitcask_services.jobs.database.owners import JobAllowance
+from logitcask_services.jobs.database.owners import JobAllowance, require_room
 from logitcask_services.jobs.database.tables import ChunkRow, CorpusRow, ExtractionRow, FailureRow
 from logitcask_services.jobs.extraction import IdempotencyKey, check_resumable
 
@@ -87,16 +87,21 @@ class ExtractionStore(JobStore[ExtractionRow]):
         seconds = sum(row.capture_seconds for row in measured)
         return sum(row.tokens_captured for row in measured) / seconds if seconds else None
 
-    def resume(self, extraction_id: str, *, prepared: bool) -> ExtractionRow:
-        """Take a failed or paused extraction up again, where it was. Raises IllegalTransitionError.
+    def resume(self, extraction_id: str, *, prepared: bool, allowance: JobAllowance | None = None) -> ExtractionRow:
+        """Take a failed or paused extraction up again, where it was.
+
+        Raises IllegalTransitionError, TooManyJobsError, QueueFullError.
 
         Args:
             extraction_id: of a failed or paused extraction.
             prepared: its tokens are still there; else it is validated anew.
+            allowance: of the caller; a failed one waits again.
         """
         with self._database.write() as session:
             row = row_of(session, extraction_id)
             check_resumable(row.id, row.status)
+            if allowance is not None:
+                require_room(session, row, allowance)
             code, prepared = (row.error or {}).get("code"), prepared and row.teacher is not None
             move(session, row, "queued" if prepared else "validating", ("resumed", "taken up again as asked"))
             row.error = None

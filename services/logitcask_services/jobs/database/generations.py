@@ -14,7 +14,7 @@ from logitcask_services.jobs.database.deleted_counts import deleted_counts
 from logitcask_services.jobs.database.extractions import new_extraction
 from logitcask_services.jobs.database.jobs import JobStore, add_job, move, settle
 from logitcask_services.jobs.database.log import add_event, add_failures
-from logitcask_services.jobs.database.owners import JobAllowance, inherit
+from logitcask_services.jobs.database.owners import JobAllowance, inherit, require_room
 from logitcask_services.jobs.database.tables import AnswerChunkRow, GenerationRow, StageRow
 from logitcask_services.jobs.extraction import IdempotencyKey, check_resumable
 
@@ -74,11 +74,16 @@ class GenerationStore(JobStore[GenerationRow]):
             GenerationRow(corpus_id=request.corpus_id, request=request, status="queued"), key, allowance
         )
 
-    def resume(self, generation_id: str) -> GenerationRow:
-        """Take a failed or paused generation up again, where it was. Raises IllegalTransitionError."""
+    def resume(self, generation_id: str, *, allowance: JobAllowance | None = None) -> GenerationRow:
+        """Take a failed or paused generation up again, where it was; `allowance` is the caller's.
+
+        Raises IllegalTransitionError, TooManyJobsError, QueueFullError.
+        """
         with self._database.write() as session:
             row = self._row(session, generation_id)
             check_resumable(row.id, row.status)
+            if allowance is not None:
+                require_room(session, row, allowance)
             move(session, row, "queued", ("resumed", "taken up again as asked"))
             row.error = None
         self._changed(generation_id)

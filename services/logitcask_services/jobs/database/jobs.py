@@ -240,5 +240,6 @@ def add_job(session: Session, row: JobRow, noun: str) -> None:
     row.priority = row.request.priority
     session.add(row)
     session.flush()
-    row.place = row.number
+    # Numbers of jobs that were deleted may come again, and moves give a number's place to another job.
+    row.place = 1 + (session.scalar(select(func.max(JobRow.place)).where(JobRow.number != row.number)) or 0)
     add_event(session, row, "status", row.status, {"status": row.status})

@@ -47,6 +47,13 @@ class JobAllowance:
 
 def claim(session: Session, row: JobRow, allowance: JobAllowance) -> None:
     """Note whose job was just added, within the caller's transaction. Raises TooManyJobsError, QueueFullError."""
+    require_room(session, row, allowance)
+    if allowance.name is not None and allowance.own_jobs is not None:
+        session.add(JobOwnerRow(job=row.number, name=allowance.name))
+
+
+def require_room(session: Session, row: JobRow, allowance: JobAllowance) -> None:
+    """Require that a job may wait beside the others. Raises TooManyJobsError, QueueFullError."""
     waiting = select(func.count()).select_from(JobRow).where(JobRow.status.not_in(FINAL), JobRow.number != row.number)
     if (session.scalar(waiting) or 0) >= allowance.all_jobs:
         raise QueueFullError(f"{allowance.all_jobs} jobs wait, as many as may; wait for one of them, or cancel one")
@@ -58,7 +65,6 @@ def claim(session: Session, row: JobRow, allowance: JobAllowance) -> None:
             f"the key {allowance.name!r} may have {allowance.own_jobs} jobs that have not ended, and has; wait for one "
             "of them, or cancel one"
         )
-    session.add(JobOwnerRow(job=row.number, name=allowance.name))
 
 
 def inherit(session: Session, row: JobRow, parent: JobRow) -> None:

@@ -1,7 +1,7 @@
 """The queue over jobs of every kind: priorities, places, and whether anything is worked on at all.
 
-Jobs go by priority, then by place. Places are the numbers of jobs until one is moved: the jobs of one priority then
-exchange theirs, so that a new job, whose number is the largest, always comes last among its equals.
+Jobs go by priority, then by place. Places are in the order of creation until one is moved: the jobs of one priority
+then exchange theirs, so that a new job, whose place is the largest, always comes last among its equals.
 """
 
 import time

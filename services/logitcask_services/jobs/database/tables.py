@@ -125,7 +125,7 @@ class JobRow(Base):
     priority: Mapped[int] = mapped_column(default=0, server_default="0")
     """Larger ones go first; as the request says, or as it was changed since."""
     place: Mapped[int] = mapped_column(default=0, server_default="0")
-    """Among those of equal priority smaller ones go first. Its number, until jobs are moved, which exchanges places."""
+    """Among those of equal priority smaller ones go first. A new job's is behind all; a move exchanges places."""
 
 
 class ExtractionRow(JobRow):
