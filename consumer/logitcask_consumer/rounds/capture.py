@@ -99,12 +99,15 @@ class TeacherService:
             )
 
     def start(self, corpus: Path, plan: ExtractionPlan, key: str) -> Extraction:
-        """Send a corpus and start its extraction; a second call with the same key finds the first one's."""
+        """Send a corpus and start its extraction; a second call with the same key finds the first one's.
+
+        A corpus that was deleted at the service meanwhile comes back under another id, and makes another request.
+        """
         sha256 = hashlib.sha256(corpus.read_bytes()).hexdigest()
         there = self.patiently(lambda: self.client.corpus_with(sha256))
         uploaded = there or self.patiently(lambda: self.client.upload(corpus, name=plan.cask, sha256=sha256))
         request = ExtractionRequest(corpus_id=uploaded.id, **dict(plan))
-        return self.patiently(lambda: self.client.submit(request, idempotency_key=key))
+        return self.patiently(lambda: self.client.submit(request, idempotency_key=f"{key}-{uploaded.id}"))
 
     def extraction(self, extraction_id: str) -> Extraction | None:
         """One that was started before; None where the service no longer knows it. A failed one is taken up again."""

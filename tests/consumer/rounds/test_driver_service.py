@@ -78,6 +78,26 @@ class TestTheService:
         assert result.state.status == "finished"
         assert result.state.rounds[0].attempt == 2
 
+    def test_a_corpus_that_was_deleted_is_sent_again(self, settings, service):
+        """It comes back under another id; of the first one the service knows an extraction that the run does not."""
+        answer = service.answer
+
+        def lost_answer(method, target, headers, body):
+            given = answer(method, target, headers, body)
+            if (method, target) == ("POST", "/v1/extractions") and given[0] == 202:
+                service.answer = answer
+                return service._json(400, {"error": {"code": "gone", "message": "the answer was lost"}})
+            return given
+
+        service.answer = lost_answer
+        with pytest.raises(ServiceError, match="the answer was lost"):
+            run(settings, rounds=1)
+        service.corpora.clear()
+        service.corpus_ids = "again"
+        result, _ = run(settings, rounds=1)
+        assert result.state.status == "finished"
+        assert len(service.extractions) == 2
+
     def test_what_it_refuses_is_not_asked_again(self, settings, service):
         answer = service.answer
 

@@ -23,6 +23,8 @@ from tests.support.consumer.cask_builder import build_cask, identity, tiny_token
 
 COUNTS = {"total": 0, "bad": 0, "skipped": 0, "truncated": 0, "split": 0}
 
+REUSED = {"error": {"code": "idempotency_key_reused", "message": "the key is another request's"}}
+
 
 class FakeService:
     """Serves until it is closed; `teacher` is a tiny model, and `identity_fields` what is said of it."""
@@ -124,11 +126,11 @@ class FakeService:
                 check = {"object": "extraction.check", "cask": plan["cask"], "cask_exists": known}
                 return self._json(200, {**check, "teacher": "tiny", "max_length": 256})
             case ("POST", "extractions"):
-                return self._json(202, self._start(json.loads(body), headers["Idempotency-Key"]))
+                begun = self._start(json.loads(body), headers["Idempotency-Key"])
+                return self._json(422, REUSED) if begun is None else self._json(202, begun)
             case ("POST", "generations"):
                 made = self._generate(json.loads(body), headers["Idempotency-Key"])
-                reused = {"error": {"code": "idempotency_key_reused", "message": "the key is another request's"}}
-                return self._json(422, reused) if made is None else self._json(202, made)
+                return self._json(422, REUSED) if made is None else self._json(202, made)
             case ("GET", "generations", number, "events"):
                 event = {"object": "extraction.event", "id": 1, "created_at": 0, "level": "info", "type": "status"}
                 text = json.dumps({**event, "message": "", "data": {"status": self.generations[number]["status"]}})
@@ -169,9 +171,11 @@ class FakeService:
             "sha256": sha256, "lines": content.count(b"\n"), "created_at": 0,
         }  # fmt: skip
 
-    def _start(self, request: dict[str, Any], key: str) -> dict[str, Any]:
+    def _start(self, request: dict[str, Any], key: str) -> dict[str, Any] | None:
+        """None where the key was another request's."""
         if key in self.keys:
-            return self.extractions[self.keys[key]]
+            there = self.extractions[self.keys[key]]
+            return there if there["corpus_id"] == request["corpus_id"] else None
         number = f"extraction-{len(self.extractions)}"
         extraction = {
             **request, "object": "extraction", "id": number, "status": "queued", "created_at": 0, "lines": COUNTS,
