@@ -87,7 +87,7 @@ def main() -> None:
         settings = ServiceSettings(teacher=Path(folder), cask_root=Path(folder) / "casks", disk_floor_bytes=0)
         service = Service(settings, load)
         fill(service, arguments.corpora, arguments.jobs)
-        server = uvicorn.Server(uvicorn.Config(create_app(service), log_level="warning", loop="asyncio"))
+        server = uvicorn.Server(uvicorn.Config(create_app(service), log_config=None, access_log=False, loop="asyncio"))
         listener = bind("127.0.0.1", 0)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()

@@ -84,10 +84,12 @@ def test_a_refused_or_broken_upload_gives_its_place_back(server):
         yield LINES
         raise OSError("the client is gone")
 
-    for _ in range(3):
+    for times in range(1, 4):
         with pytest.raises(OSError, match="is gone"):
             server.client.post("/v1/corpora", content=breaks())
-    wait_for(lambda: taken(server) == 0)
+        counted = f'logitcask_refusals_total{{code="client_gone"}} {times}.0'
+        wait_for(lambda counted=counted: counted in server.client.get("/metrics").text)
+    assert taken(server) == 0
     assert server.client.post("/v1/corpora", content=LINES).status_code == 201
 
 

@@ -207,7 +207,7 @@ class Running:
 
     def __init__(self, fake: FakeRemote) -> None:
         self.fake = fake
-        config = uvicorn.Config(fake, host="127.0.0.1", port=0, log_level="critical", lifespan="on")
+        config = uvicorn.Config(fake, host="127.0.0.1", port=0, log_config=None, access_log=False, lifespan="on")
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
 

@@ -57,5 +57,5 @@ def listen(port: int) -> socket.socket:
 def run_viewer(application: Starlette, listener: socket.socket, announce: Callable[[str], None]) -> None:
     """Serve until a signal ends it."""
     announce(f"http://{HOST}:{listener.getsockname()[1]}")
-    config = uvicorn.Config(application, log_level="warning", access_log=False, ws="none", lifespan="off")
+    config = uvicorn.Config(application, log_config=None, access_log=False, ws="none", lifespan="off")
     uvicorn.Server(config).run(sockets=[listener])
