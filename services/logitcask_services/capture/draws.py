@@ -12,10 +12,11 @@ Shape legend: R rows, n numbers of a row, m = n / 2 rounded up. 32-bit words liv
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
-from logitcask_services.capture.passes import WORKING_SET, take_blocks
+from logitcask_services.capture.passes import take_blocks
 
 _MULTIPLIER_0, _MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
 _WEYL_0, _WEYL_1 = 0x9E3779B9, 0xBB67AE85
@@ -37,15 +38,23 @@ def philox4x32(counter: Words, key: tuple[int, int]) -> Words:
     Returns:
         Four int64 tensors of 32-bit words, of their common shape.
     """
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(_ROUNDS):
+    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    # Words 0 and 2 go through the same steps, words 1 and 3 too: half as many operations as one word at a time.
+    even, odd = torch.stack([c0, c2]), torch.stack([c1, c3])
+    multipliers, *round_keys = (words.view(2, *(1,) * c0.dim()) for words in _constants(key, c0.device))
+    for round_key in round_keys:
         # A 32 x 32 bit product needs 64 bits; int64 wraps at the sign but keeps the bits, and the masks drop the sign.
-        product_0, product_1 = c0 * _MULTIPLIER_0, c2 * _MULTIPLIER_1
-        high_0, high_1 = (product_0 >> 32) & _MASK, (product_1 >> 32) & _MASK
-        c0, c1, c2, c3 = high_1 ^ c1 ^ k0, product_1 & _MASK, high_0 ^ c3 ^ k1, product_0 & _MASK
-        k0, k1 = (k0 + _WEYL_0) & _MASK, (k1 + _WEYL_1) & _MASK
-    return c0, c1, c2, c3
+        swapped = (even * multipliers).flip(0)
+        even, odd = ((swapped >> 32) & _MASK) ^ odd ^ round_key, swapped & _MASK
+    return even[0], odd[0], even[1], odd[1]
+
+
+@lru_cache(maxsize=64)
+def _constants(key: tuple[int, int], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """The multipliers, then both key words of each round, int64 [2] each; kept, since each copy to a device waits."""
+    rows = [[_MULTIPLIER_0, _MULTIPLIER_1]]
+    rows += [[(key[0] + i * _WEYL_0) & _MASK, (key[1] + i * _WEYL_1) & _MASK] for i in range(_ROUNDS)]
+    return torch.tensor(rows, device=device).unbind()
 
 
 def position_uniforms(seed: int, doc_keys_R: torch.Tensor, positions_R: torch.Tensor) -> torch.Tensor:
@@ -107,6 +116,12 @@ class Draws:
     rows_N: torch.Tensor
     ids_N: torch.Tensor
 
+    @classmethod
+    def none(cls, device: torch.device) -> "Draws":
+        """Those of a record without any."""
+        empty_N = torch.empty(0, dtype=torch.int64, device=device)
+        return cls(empty_N, empty_N)
+
 
 def systematic_offsets(uniforms_R: torch.Tensor, max_draws: int) -> torch.Tensor:
     """Points u + i for i = 0 ... max_draws - 1, in units of one draw's share: float64 [R, n]."""
@@ -123,7 +138,13 @@ def multinomial_offsets(uniforms_Rn: torch.Tensor, counts_R: torch.Tensor) -> to
 
 
 def tail_draws(
-    mass_RW: torch.Tensor, sums_RC: torch.Tensor, counts_R: torch.Tensor, offsets_Rn: torch.Tensor, block: int
+    mass_RW: torch.Tensor,
+    sums_RC: torch.Tensor,
+    counts_R: torch.Tensor,
+    offsets_Rn: torch.Tensor,
+    block: int,
+    *,
+    gathered: int,
 ) -> Draws:
     """Draw `counts_R` ids per row in proportion to mass.
 
@@ -137,6 +158,7 @@ def tail_draws(
         offsets_Rn: float64, the points in units of r / n: ascending in [0, counts_R). Those beyond a row's count are
             ignored.
         block: entries per block.
+        gathered: entries of blocks that are worked on at a time.
 
     Returns:
         The draws; ids int64.
@@ -152,11 +174,10 @@ def tail_draws(
     # float64 running sum inside the block differ in the last bits, and the share maps one onto the other.
     sums_N = sums_RC[rows_N, blocks_N]
     shares_N = (points_N - (running_RC[rows_N, blocks_N] - sums_N)) / sums_N
-    cells = []
-    per_run = WORKING_SET // block
-    for run in (slice(start, start + per_run) for start in range(0, max(1, len(rows_N)), per_run)):
-        cells.append(_cells(take_blocks(mass_RW, rows_N[run], blocks_N[run], block), shares_N[run]))
-    return Draws(rows_N, blocks_N * block + torch.cat(cells))
+    per_run = gathered // block
+    runs = [slice(start, start + per_run) for start in range(0, max(1, len(rows_N)), per_run)]
+    cells = [_cells(take_blocks(mass_RW, rows_N[run], blocks_N[run], block), shares_N[run]) for run in runs]
+    return Draws(rows_N, blocks_N * block + (cells[0] if len(cells) == 1 else torch.cat(cells)))
 
 
 def _cells(mass_NB: torch.Tensor, shares_N: torch.Tensor) -> torch.Tensor:

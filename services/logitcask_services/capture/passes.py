@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
+from logitcask_services.capture.plan import CapturePlan, Scratch
+
 _PREFERRED = (128, 64)
-WORKING_SET = 2**18
-"""Entries of gathered blocks that are worked on at a time, so that they stay in a CPU's cache."""
 PADDING = -float("inf")
 """Logit of the padding: ranks behind every token, masked ones included (their ids are smaller)."""
 
@@ -46,14 +46,14 @@ def take_blocks(values_RW: torch.Tensor, rows_N: torch.Tensor, blocks_N: torch.T
     return values_RW.view(-1, block).index_select(0, rows_N * per_row + blocks_N)
 
 
-def clear_entries(values_RW: torch.Tensor, sums_RC: torch.Tensor, ids_RK: torch.Tensor, block: int) -> None:
-    """Set the named entries of each row to zero (ids may repeat) and bring the sums of their blocks up to date."""
-    values_RW.scatter_(1, ids_RK, 0.0)
-    rows, slots = ids_RK.shape
-    blocks_RK = ids_RK // block
-    rows_RK = torch.arange(rows, device=ids_RK.device)[:, None].expand(-1, slots)
-    touched_NB = take_blocks(values_RW, rows_RK.reshape(-1), blocks_RK.view(-1), block)
-    sums_RC.scatter_(1, blocks_RK, touched_NB.sum(-1).to(torch.float64).view(rows, slots))
+def clear_entries(
+    values_RW: torch.Tensor, sums_RC: torch.Tensor, rows_H: torch.Tensor, ids_H: torch.Tensor, block: int
+) -> None:
+    """Set the named entries of the named rows to zero and bring the sums of their blocks up to date."""
+    values_RW.view(-1).index_fill_(0, rows_H * values_RW.shape[1] + ids_H, 0.0)
+    blocks_H = rows_H * sums_RC.shape[1] + ids_H // block
+    touched_HB = values_RW.view(-1, block).index_select(0, blocks_H)
+    sums_RC.view(-1).scatter_(0, blocks_H, touched_HB.sum(-1).to(torch.float64))
 
 
 _LOG2_E = math.log2(math.e)
@@ -82,39 +82,40 @@ class Scanned:
 
 
 class VocabularyPasses:
-    """Scans logits. Owns the scratch memory, two buffers of `rows` x W float32 and a smaller one."""
+    """Scans logits. Works in scratch memory: two buffers of a run's rows x W float32, and one of a pass's rows."""
 
-    def __init__(self, vocab_size: int, temperatures: Sequence[float], *, rows: int, rows_in_cache: int) -> None:
+    def __init__(
+        self, vocab_size: int, temperatures: Sequence[float], *, plan: CapturePlan, scratch: Scratch | None = None
+    ) -> None:
         """Prepare for a vocabulary.
 
         Args:
             vocab_size: width V of the logits.
             temperatures: for the power sums.
-            rows: most rows of one call.
-            rows_in_cache: rows per run of passes on a CPU; an accelerator takes all at once.
+            plan: rows of a call at most, of a run of passes, and whether values are looked at.
+            scratch: where the buffers lie; None: in some of its own.
         """
         self.vocab_size = vocab_size
         self.block = block_size(vocab_size)
         self._width = padded_width(vocab_size, self.block)
         self._temperatures = tuple(temperatures)
-        self._rows = rows
-        self._rows_in_cache = rows_in_cache
-        self._scratch: dict[str, torch.Tensor] = {}
+        self._plan = plan
+        self._scratch = Scratch() if scratch is None else scratch
 
     def __call__(self, logits_RV: torch.Tensor) -> Scanned:
-        """Scan up to `rows` rows of logits; contiguous float32 ones without padding are overwritten, not copied."""
+        """Scan up to `plan.rows` rows of logits; contiguous float32 ones without padding are overwritten, not copied."""
         in_place = self._width == self.vocab_size and logits_RV.dtype == torch.float32 and logits_RV.is_contiguous()
-        x_RW = logits_RV if in_place else self._buffer("x", self._rows, logits_RV)
-        mass_RW = self._buffer("mass", self._rows, logits_RV)
-        step = self._rows_in_cache if logits_RV.device.type == "cpu" else self._rows
+        x_RW = logits_RV if in_place else self._buffer("x", logits_RV, self._plan.rows)
+        mass_RW = self._buffer("mass", logits_RV, self._plan.rows)
         parts = []
-        for start in range(0, len(logits_RV), step):
-            run = slice(start, start + step)
+        for start in range(0, len(logits_RV), self._plan.rows_of_passes):
+            run = slice(start, start + self._plan.rows_of_passes)
             if not in_place:
                 x_RW[run, : self.vocab_size] = logits_RV[run]
                 x_RW[run, self.vocab_size :] = PADDING
             parts.append(self._scan(x_RW[run], mass_RW[run]))
-        block_max_RC, sums_RC, moment_R, faulty_R, *powers_RT = (torch.cat(part) for part in zip(*parts, strict=True))
+        joined = parts[0] if len(parts) == 1 else tuple(torch.cat(part) for part in zip(*parts, strict=True))
+        block_max_RC, sums_RC, moment_R, faulty_R, *powers_RT = joined
         return Scanned(
             x_RW=x_RW,
             mass_RW=mass_RW,
@@ -130,10 +131,12 @@ class VocabularyPasses:
         block_max_RC = as_blocks(x_RW, self.block).amax(-1)
         max_R1 = block_max_RC.amax(-1, keepdim=True)
         faulty_R1 = ~max_R1.isfinite()
-        if faulty_R1.any():  # as if uniform: one bad document must not stop its batch
-            x_RW[:, : self.vocab_size].masked_fill_(faulty_R1, 0.0)
-            block_max_RC = as_blocks(x_RW, self.block).amax(-1)
-            max_R1 = block_max_RC.amax(-1, keepdim=True)
+        # As if uniform: one bad document must not stop its batch. The rows themselves are named, where a masked pass
+        # over all of them would be as long as the vocabulary.
+        if not self._plan.reads_back or faulty_R1.any():
+            x_RW[:, : self.vocab_size].index_fill_(0, faulty_R1[:, 0].nonzero()[:, 0], 0.0)
+            block_max_RC.masked_fill_(faulty_R1, 0.0)
+            max_R1 = max_R1.masked_fill(faulty_R1, 0.0)
         x_RW -= max_R1
         block_max_RC -= max_R1
         # One sum per distinct temperature; the root comes last, since its terms are what is squared.
@@ -155,17 +158,17 @@ class VocabularyPasses:
 
     def _moment(self, x_RW: torch.Tensor, mass_RW: torch.Tensor) -> torch.Tensor:
         """Sum of x exp(x), float64 [R]."""
-        product_RW = torch.mul(x_RW, mass_RW, out=self._buffer("product", len(x_RW), x_RW))
-        product_RW[:, self.vocab_size :] = 0.0
+        product_RW = torch.mul(x_RW, mass_RW, out=self._buffer("product", x_RW, self._plan.rows_of_passes))
+        if self._width > self.vocab_size:
+            product_RW[:, self.vocab_size :] = 0.0
+        # A masked token is 0 * -inf, whose limit is 0.
+        if not self._plan.reads_back:
+            return as_blocks(product_RW, self.block).nansum(-1).to(torch.float64).sum(-1)
         moment_R = block_sums(product_RW, self.block).sum(-1)
-        if moment_R.isnan().any():  # a masked token: 0 * -inf, whose limit is 0
+        if moment_R.isnan().any():
             moment_R = block_sums(product_RW.nan_to_num_(nan=0.0), self.block).sum(-1)
         return moment_R
 
-    def _buffer(self, name: str, rows: int, like: torch.Tensor) -> torch.Tensor:
-        """The rows of `like` in a float32 scratch buffer on its device, which has room for `rows` and is kept."""
-        buffer = self._scratch.get(name)
-        if buffer is None or buffer.device != like.device or len(buffer) < len(like):
-            buffer = torch.empty((rows, self._width), dtype=torch.float32, device=like.device)
-            self._scratch[name] = buffer
-        return buffer[: like.shape[0]]
+    def _buffer(self, name: str, like: torch.Tensor, room: int) -> torch.Tensor:
+        """As many rows as `like` has, on its device, of a buffer with room for so many."""
+        return self._scratch.rows(name, len(like), self._width, room=room, device=like.device)

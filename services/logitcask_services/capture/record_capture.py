@@ -16,20 +16,20 @@ import torch
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.position_columns import stored_columns
 from logitcask_services.capture.draws import (
+    Draws,
     draw_uniforms,
     multinomial_offsets,
     position_uniforms,
     systematic_offsets,
     tail_draws,
 )
-from logitcask_services.capture.head import MAX_ROWS, Head, add_required, largest, reaching
+from logitcask_services.capture.head import Head, add_required, largest, reaching
 from logitcask_services.capture.passes import Scanned, VocabularyPasses, clear_entries
+from logitcask_services.capture.plan import CapturePlan, Scratch, plan_for
 from logitcask_services.capture.record_columns import RecordColumns
 
 NEGLIGIBLE_MASS = 1e-6
 """Below this tail mass nothing is drawn."""
-_SCRATCH_BYTES = 64 * 2**20
-_FEWEST_ROWS = 32
 # The cask rounds to `u8` and `u8all` when it stores, at random, from values that have not been rounded before.
 _VALUE_DTYPES = {"f16": torch.float16, "f32": torch.float32, "u8": torch.float32, "u8all": torch.float32}
 
@@ -37,15 +37,16 @@ _VALUE_DTYPES = {"f16": torch.float16, "f32": torch.float32, "u8": torch.float32
 class RecordCapture(torch.nn.Module):
     """Reduces logits to records as a spec says. Has no parameters, only scratch memory (see `VocabularyPasses`)."""
 
-    def __init__(self, spec: CaptureSpec, vocab_size: int, *, rows: int | None = None, rows_in_cache: int = 16) -> None:
+    def __init__(
+        self, spec: CaptureSpec, vocab_size: int, *, plan: CapturePlan | None = None, scratch: Scratch | None = None
+    ) -> None:
         """Prepare for a vocabulary.
 
         Args:
             spec: what to store.
             vocab_size: width V of the logits.
-            rows: positions reduced at a time, 256 at most, which bounds memory; None: some 64 MiB worth. Changes no
-                result.
-            rows_in_cache: positions per run of passes over the vocabulary, on a CPU. Changes no result.
+            plan: how to go over the rows; None: as fits the device of the logits. Changes no result.
+            scratch: memory to work in, which captures that take turns may share; None: some of its own.
 
         Raises:
             CaptureSpecError: a pinned id is outside the vocabulary.
@@ -54,8 +55,9 @@ class RecordCapture(torch.nn.Module):
         spec.require_vocabulary(vocab_size)
         self.spec = spec
         self.vocab_size = vocab_size
-        self.rows = min(MAX_ROWS, rows or max(_FEWEST_ROWS, _SCRATCH_BYTES // (4 * vocab_size)))
-        self._passes = VocabularyPasses(vocab_size, spec.temperatures, rows=self.rows, rows_in_cache=rows_in_cache)
+        self.plan = plan
+        self._scratch = Scratch() if scratch is None else scratch
+        self._constants: dict[tuple[str, torch.device], torch.Tensor] = {}
 
     def forward(
         self,
@@ -84,45 +86,42 @@ class RecordCapture(torch.nn.Module):
         """
         if not len(logits_RV):
             raise ValueError("expected at least one row of logits, got none")
-        parts = []
-        for run in (slice(start, start + self.rows) for start in range(0, len(logits_RV), self.rows)):
-            run_uniforms = None if uniforms is None else uniforms[run]
-            parts.append(
-                self._capture(logits_RV[run], next_ids_R[run], doc_keys_R[run], positions_R[run], run_uniforms)
-            )
-        return RecordColumns.join(parts)
+        plan = self.plan or plan_for(logits_RV.device, self.vocab_size)
+        if uniforms is None:
+            # Once for all runs: it takes as many operations for one row as for thousands.
+            uniforms = self._uniforms(doc_keys_R, positions_R)
+        starts = range(0, len(logits_RV), plan.rows)
+        runs = [slice(start, start + plan.rows) for start in starts]
+        return RecordColumns.join([self._capture(plan, logits_RV[run], next_ids_R[run], uniforms[run]) for run in runs])
 
     def _capture(
-        self,
-        logits_RV: torch.Tensor,
-        next_ids_R: torch.Tensor,
-        doc_keys_R: torch.Tensor,
-        positions_R: torch.Tensor,
-        uniforms: torch.Tensor | None,
+        self, plan: CapturePlan, logits_RV: torch.Tensor, next_ids_R: torch.Tensor, uniforms: torch.Tensor
     ) -> RecordColumns:
-        spec, block = self.spec, self._passes.block
-        scanned = self._passes(logits_RV)
+        spec = self.spec
+        passes = VocabularyPasses(self.vocab_size, spec.temperatures, plan=plan, scratch=self._scratch)
+        scanned, block = passes(logits_RV), passes.block
         x_RW, mass_RW, sums_RC = scanned.x_RW, scanned.mass_RW, scanned.sums_RC
 
-        head = add_required(self._selected(scanned), next_ids_R, self._pinned(x_RW.device))
+        pinned = self._constant("pinned", spec.pinned_ids, torch.int64, x_RW.device)
+        head = add_required(self._selected(plan, scanned, block), next_ids_R, pinned)
         x_head_RK = x_RW.gather(1, head.ids_RK).to(torch.float64)
         head_mass_R = mass_RW.gather(1, head.ids_RK).to(torch.float64).masked_fill(~head.valid_RK, 0.0).sum(-1)
-        # Slots not taken point at y, which the head always holds, so clearing them too is harmless.
-        clear_entries(mass_RW, sums_RC, torch.where(head.valid_RK, head.ids_RK, next_ids_R[:, None]), block)
+        rows_H, slots_H = head.valid_RK.nonzero(as_tuple=True)
+        head_ids_H = head.ids_RK[rows_H, slots_H]
+        clear_entries(mass_RW, sums_RC, rows_H, head_ids_H, block)
         tail_mass_R = sums_RC.sum(-1)
         # Head and tail add up to z, hence the stored masses to one; the tail is summed, never a difference.
         z_R = head_mass_R + tail_mass_R
         log_z_R = z_R.log()
 
         counts_R = self._draw_counts(tail_mass_R / z_R)
-        offsets_Rn = self._offsets(counts_R, doc_keys_R, positions_R, uniforms)
-        draws = tail_draws(mass_RW, sums_RC, counts_R, offsets_Rn, block)
+        draws = self._draws(plan, mass_RW, sums_RC, counts_R, uniforms, block)
         tail_logprobs_N = x_RW[draws.rows_N, draws.ids_N] - log_z_R[draws.rows_N] if spec.tail_logprobs else None
         values = _VALUE_DTYPES[spec.logprob_codec]
         return RecordColumns(
             head_counts_R=head.valid_RK.sum(-1, dtype=torch.uint8),
-            head_ids_H=head.ids_RK[head.valid_RK].to(torch.int32),
-            head_logprobs_H=(x_head_RK - log_z_R[:, None])[head.valid_RK].to(values),
+            head_ids_H=head_ids_H.to(torch.int32),
+            head_logprobs_H=(x_head_RK[rows_H, slots_H] - log_z_R[rows_H]).to(values),
             tail_counts_R=counts_R.to(torch.uint8),
             tail_ids_N=draws.ids_N.to(torch.int32),
             tail_logprobs_N=None if tail_logprobs_N is None else tail_logprobs_N.to(values),
@@ -132,14 +131,16 @@ class RecordCapture(torch.nn.Module):
             },
         )
 
-    def _selected(self, scanned: Scanned) -> Head:
+    def _selected(self, plan: CapturePlan, scanned: Scanned, block: int) -> Head:
         """The part of the head that the mode picks by probability."""
-        spec, x_RW, block = self.spec, scanned.x_RW, self._passes.block
+        spec, x_RW = self.spec, scanned.x_RW
         if spec.mode == "threshold":
             floor_R = scanned.sums_RC.sum(-1).log() + math.log(spec.tau)
-            return reaching(x_RW, scanned.block_max_RC, floor_R, spec.head_max, block)
+            # No more can have so much of the mass, but for one by rounding.
+            most = min(spec.head_max, int(1 / spec.tau) + 1)
+            return reaching(x_RW, scanned.block_max_RC, floor_R, most, block, plan=plan)
         if spec.mode == "topk":
-            return largest(x_RW, scanned.block_max_RC, min(spec.k, self.vocab_size), block)
+            return largest(x_RW, scanned.block_max_RC, min(spec.k, self.vocab_size), block, plan=plan)
         empty = torch.empty((len(scanned.block_max_RC), 0), dtype=torch.int64, device=x_RW.device)
         return Head(empty, empty.to(torch.bool))
 
@@ -153,22 +154,39 @@ class RecordCapture(torch.nn.Module):
             counts_R = torch.full_like(tail_mass_R, spec.draws if spec.mode == "sampled" else 0, dtype=torch.int64)
         return counts_R.masked_fill(tail_mass_R < NEGLIGIBLE_MASS, 0)
 
-    def _offsets(
+    def _most_draws(self) -> int:
+        """More than these no row has."""
+        spec = self.spec
+        if spec.mode == "threshold":
+            return min(spec.tail_max, math.ceil(1 / spec.tau))
+        return spec.draws if spec.mode == "sampled" else 0
+
+    def _uniforms(self, doc_keys_R: torch.Tensor, positions_R: torch.Tensor) -> torch.Tensor:
+        """The numbers that rows draw with: float64 [R] for systematic draws, [R, n] for multinomial ones."""
+        if self.spec.mode == "topk":
+            return torch.empty((len(doc_keys_R), 0), dtype=torch.float64, device=doc_keys_R.device)
+        if self.spec.sampler == "multinomial":
+            return draw_uniforms(self.spec.seed, doc_keys_R, positions_R, self._most_draws())
+        return position_uniforms(self.spec.seed, doc_keys_R, positions_R)
+
+    def _draws(
         self,
+        plan: CapturePlan,
+        mass_RW: torch.Tensor,
+        sums_RC: torch.Tensor,
         counts_R: torch.Tensor,
-        doc_keys_R: torch.Tensor,
-        positions_R: torch.Tensor,
-        uniforms: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Where the points of the draws lie, see `tail_draws`: float64 [R, most draws of a row]."""
-        spec, max_draws = self.spec, int(counts_R.amax())
-        if spec.sampler == "multinomial":
-            if uniforms is None:
-                uniforms = draw_uniforms(spec.seed, doc_keys_R, positions_R, max_draws)
-            return multinomial_offsets(uniforms[:, :max_draws], counts_R)
-        if uniforms is None:
-            uniforms = position_uniforms(spec.seed, doc_keys_R, positions_R)
-        return systematic_offsets(uniforms, max_draws)
+        uniforms: torch.Tensor,
+        block: int,
+    ) -> Draws:
+        """The draws of all rows, from what the head has left of the mass."""
+        if self.spec.mode == "topk":
+            return Draws.none(counts_R.device)
+        max_draws = int(counts_R.amax()) if plan.reads_back else self._most_draws()
+        if self.spec.sampler == "multinomial":
+            offsets_Rn = multinomial_offsets(uniforms[:, :max_draws], counts_R)
+        else:
+            offsets_Rn = systematic_offsets(uniforms, max_draws)
+        return tail_draws(mass_RW, sums_RC, counts_R, offsets_Rn, block, gathered=plan.gathered)
 
     def _log_tail_mass(self, scanned: Scanned, z_R: torch.Tensor, tail_mass_R: torch.Tensor) -> torch.Tensor:
         return tail_mass_R.log() - z_R.log()
@@ -179,7 +197,7 @@ class RecordCapture(torch.nn.Module):
     def _log_z(self, scanned: Scanned, z_R: torch.Tensor, tail_mass_R: torch.Tensor) -> torch.Tensor:
         """Log of sum t^(1/T) per temperature, float64 [R, T]."""
         assert scanned.power_sums_RT is not None
-        temperatures_T = torch.tensor(self.spec.temperatures, dtype=torch.float64, device=z_R.device)
+        temperatures_T = self._constant("temperatures", self.spec.temperatures, torch.float64, z_R.device)
         return scanned.power_sums_RT.log() - z_R.log()[:, None] / temperatures_T
 
     computed: ClassVar[dict[str, Callable[..., torch.Tensor]]] = {
@@ -190,5 +208,10 @@ class RecordCapture(torch.nn.Module):
     """By name of a column of positions: its values, float64 [R] or [R, W], from what a run of rows was scanned for,
     the sum z of its exponentials, and the part of z outside the heads."""
 
-    def _pinned(self, device: torch.device) -> torch.Tensor:
-        return torch.tensor(self.spec.pinned_ids, dtype=torch.int64, device=device)
+    def _constant(
+        self, name: str, values: tuple[float, ...], dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor:
+        """Numbers of the spec on a device; kept, since each copy to an accelerator waits."""
+        if (name, device) not in self._constants:
+            self._constants[name, device] = torch.tensor(values, dtype=dtype, device=device)
+        return self._constants[name, device]

@@ -3,7 +3,7 @@
 Shape legend: R rows (positions), H head entries, N draws, W values per position.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,29 @@ class RecordColumns:
             else:
                 columns[name] = None if values[0] is None else torch.cat(values)
         return cls(**columns)
+
+    def on_host(self) -> "RecordColumns":
+        """The same columns in this machine's memory: one transfer from an accelerator; on a CPU they are there."""
+        if self.head_counts_R.device.type == "cpu":
+            return self
+        return self.in_one_copy(torch.Tensor.cpu)
+
+    def in_one_copy(self, copy: Callable[[torch.Tensor], torch.Tensor]) -> "RecordColumns":
+        """Columns whose bytes all lie in what `copy` makes of one uint8 tensor."""
+        columns: dict[str, torch.Tensor] = {}
+        for name in self.__slots__:
+            value = getattr(self, name)
+            columns |= {f"{name}.{key}": column for key, column in value.items()} if isinstance(value, dict) else {}
+            columns |= {name: value} if isinstance(value, torch.Tensor) else {}
+        # Wide numbers first, so that each column begins at a multiple of its width.
+        order = sorted(columns, key=lambda name: -columns[name].itemsize)
+        copied = copy(torch.cat([columns[name].contiguous().view(-1).view(torch.uint8) for name in order]))
+        parts = copied.split([columns[name].nbytes for name in order])
+        made = {name: part.view(columns[name].dtype).view(columns[name].shape) for name, part in zip(order, parts, strict=True)}
+        return RecordColumns(
+            **{name: made.get(name) for name in self.__slots__ if name != "position_columns"},  # type: ignore[arg-type]
+            position_columns={key: made[f"position_columns.{key}"] for key in self.position_columns},
+        )
 
     def split(self, row_counts: Sequence[int]) -> list["RecordColumns"]:
         """Cut into runs of rows; views, no copies. The counts add up to R."""

@@ -18,6 +18,7 @@ from logitcask_schemas.record.hint_wire import decode_document
 from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_services.capture import RecordCapture, pack_wire
 from logitcask_services.capture.hint_tensors import encode_hints, pack_hints
+from logitcask_services.capture.plan import Scratch
 from logitcask_services.engines.engine import CaptureResult, CaptureTask, refusal, require_hints, result_of
 from logitcask_services.engines.hint_shape import HintShape
 from logitcask_services.engines.model_folder import ModelFolder
@@ -89,6 +90,7 @@ class TransformersEngine:
         spec.require_vocabulary(self._identity.vocab_size)
         require_hints(self, spec)
         captures: dict[CaptureSpec, RecordCapture] = {}
+        scratch = Scratch()
         for batch in _batches(tasks, self._batch_documents):
             sound = []
             for task in batch:
@@ -106,7 +108,7 @@ class TransformersEngine:
             if len(captures | dict.fromkeys(wanted)) > _KEPT_CAPTURES:
                 captures = {}
             for each in wanted - captures.keys():
-                captures[each] = RecordCapture(each, self._identity.vocab_size)
+                captures[each] = RecordCapture(each, self._identity.vocab_size, scratch=scratch)
             if sound:
                 yield from self._batch(sound, [captures[task.spec or spec] for task in sound])
 
@@ -191,7 +193,7 @@ class TransformersEngine:
             column.to(self._device) for column in (ids_L[rows_P + 1], keys_P, positions_P)
         )
         columns = capture(logits_PV, next_ids_P, keys_P, positions_P)
-        packed, spec = pack_wire(columns, self._identity.vocab_size), capture.spec.hints
+        packed, spec = pack_wire(columns.on_host(), self._identity.vocab_size), capture.spec.hints
         if spec is not None:
             at = (
                 rows_P.to(self._device)
@@ -199,8 +201,8 @@ class TransformersEngine:
                 else torch.tensor([len(ids_L) - 1], device=self._device)
             )
             values_RKD = torch.stack([heard[spec.of, layer][at] for layer in spec.layers], dim=1)
-            packed = torch.cat([packed, pack_hints(encode_hints(values_RKD, spec))])
-        records, hints = decode_document(packed.cpu().numpy(), capture.spec)
+            packed = torch.cat([packed, pack_hints(encode_hints(values_RKD, spec)).cpu()])
+        records, hints = decode_document(packed.numpy(), capture.spec)
         return result_of(task, records, self._identity.vocab_size, hints, spec)
 
 

@@ -108,7 +108,7 @@ def test_draws_equal_a_lookup_on_the_whole_running_sum():
     sums_RC = mass_RW.view(40, -1, 64).sum(-1).to(torch.float64)
     counts_R = torch.randint(0, 30, (40,), generator=generator)
     uniforms_Rn = torch.rand(40, 30, dtype=torch.float64, generator=generator)
-    draws = tail_draws(mass_RW, sums_RC, counts_R, multinomial_offsets(uniforms_Rn, counts_R), 64)
+    draws = tail_draws(mass_RW, sums_RC, counts_R, multinomial_offsets(uniforms_Rn, counts_R), 64, gathered=9 * 64)
     running_RW = mass_RW.double().cumsum(-1).numpy()
     for row, count in enumerate(counts_R.tolist()):
         points = uniforms_Rn[row, :count].numpy() * running_RW[row, -1]

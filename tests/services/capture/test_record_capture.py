@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,11 +13,16 @@ from hypothesis import strategies as st
 from logitcask_schemas.errors import CaptureSpecError, InvalidRecordError
 from logitcask_schemas.record.capture_spec import CaptureSpec, stored_spec
 from logitcask_services.capture import RecordCapture, RecordColumns, pack_wire
+from logitcask_services.capture.plan import cpu_plan
 from tests.support.wire_encoding import encode_wire
 
 CASES = settings(deadline=None, max_examples=60)
 VOCABULARIES = [300, 49_152, 151_936, 262_144]
 F32 = CaptureSpec(logprob_codec="f32")
+
+
+def few_rows(vocab, rows):
+    return replace(cpu_plan(vocab), rows=rows)
 
 
 def check(oracle, spec, logits, next_ids, records):
@@ -117,9 +123,9 @@ def test_the_batch_split_changes_no_byte(oracle, data, seed):
     next_ids = torch.randint(0, vocab, (24,), generator=generator)
     keys = torch.randint(-(2**62), 2**62, (24,), generator=generator)
     positions = torch.randint(0, 5000, (24,), generator=generator)
-    whole = RecordCapture(spec, vocab, rows=24)(logits.clone(), next_ids, keys, positions)
+    whole = RecordCapture(spec, vocab, plan=few_rows(vocab, 24))(logits.clone(), next_ids, keys, positions)
     sizes = data.draw(st.sampled_from([[24], [1] * 24, [5, 1, 11, 7], [23, 1]]))
-    module = RecordCapture(spec, vocab, rows=data.draw(st.integers(1, 9)))
+    module = RecordCapture(spec, vocab, plan=few_rows(vocab, data.draw(st.integers(1, 9))))
     pieces = [
         module(logits[i : i + n].clone(), next_ids[i : i + n], keys[i : i + n], positions[i : i + n])
         for i, n in zip(np.cumsum([0, *sizes[:-1]]), sizes, strict=True)
@@ -134,8 +140,8 @@ def test_the_batch_split_changes_no_byte_at_large_vocabularies(oracle, vocab):
     # One row at a time is where libraries switch to another order of summation.
     logits = torch.from_numpy(oracle.logits_rows(vocab, 8, vocab))
     keys, positions, next_ids = torch.full((8,), 3), torch.arange(8), torch.arange(8)
-    whole = RecordCapture(F32, vocab, rows=8)(logits.clone(), next_ids, keys, positions)
-    single = RecordCapture(F32, vocab, rows=1)(logits.clone(), next_ids, keys, positions)
+    whole = RecordCapture(F32, vocab, plan=few_rows(vocab, 8))(logits.clone(), next_ids, keys, positions)
+    single = RecordCapture(F32, vocab, plan=few_rows(vocab, 1))(logits.clone(), next_ids, keys, positions)
     assert torch.equal(pack_wire(whole, vocab), pack_wire(single, vocab))
 
 
@@ -170,7 +176,7 @@ def test_a_row_with_everything_masked_is_reported(oracle):
 
 def test_half_precision_logits_are_captured_as_given(oracle):
     logits = torch.from_numpy(oracle.logits_rows(6, 10, 512)).to(torch.bfloat16)
-    module = RecordCapture(F32, 512, rows=4)
+    module = RecordCapture(F32, 512, plan=few_rows(512, 4))
     arguments = (torch.zeros(10, dtype=torch.int64), torch.zeros(10, dtype=torch.int64), torch.arange(10))
     kept = logits.clone()
     half, full = module(logits, *arguments), module(logits.float(), *arguments)

@@ -1,6 +1,6 @@
 """Dense float64 truth for the capture tests, and hypothesis strategies for specs and logits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.records import Records
 from logitcask_schemas.record.wire import decode_wire
 from logitcask_services.capture import RecordCapture, pack_wire
+from logitcask_services.capture.plan import cpu_plan
 
 
 def dense(logits: Any) -> np.ndarray:
@@ -70,7 +71,8 @@ def run(
     logits = torch.as_tensor(logits, dtype=torch.float32)
     count, vocab = logits.shape
     next_ids = torch.zeros(count, dtype=torch.int64) if next_ids is None else torch.as_tensor(next_ids)
-    module = RecordCapture(spec, vocab, rows=rows, rows_in_cache=max(1, rows // 2))
+    plan = replace(cpu_plan(vocab), rows=rows, rows_of_passes=max(1, rows // 2))
+    module = RecordCapture(spec, vocab, plan=plan)
     columns = module(
         logits.clone(),
         next_ids,
