@@ -57,7 +57,8 @@ def chunk_distillation_loss(
         target: T rows.
         terms: chunk losses with their weights.
         closing_V: bool: the student's tokens that begin a new word.
-        block_rows: rows of logits held at a time, unless a chunk needs more; None chooses 64 MiB, 256 at least.
+        block_rows: rows of logits held at a time, unless a chunk needs more; None chooses what fits the
+            device, see `default_rows`.
 
     Raises:
         ShapeError: rows or vocabulary do not fit, or there is no term.

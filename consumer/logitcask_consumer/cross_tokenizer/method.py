@@ -72,7 +72,7 @@ class CrossTokenizerMethod:
             tokenizer: the student's.
             teacher: the teacher's folder, of which only the tokenizer is read.
             folder: for the aligned corpus.
-            block_rows: rows of logits held at a time; None chooses 64 MiB, 256 at least.
+            block_rows: rows of logits held at a time; None chooses what fits the device, see `default_rows`.
 
         Raises:
             ModelError: the teacher's folder holds no tokenizer, or one of the two does not tell its tokens' bytes.

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitcask_consumer.head.fused_head import CHUNK_BYTES
+from logitcask_consumer.head.fused_head import chunk_bytes
 from logitcask_consumer.head.lm_head import LMHead
 from logitcask_consumer.losses.target import SparseTarget
 
@@ -119,4 +119,4 @@ class DenseTarget:
     @property
     def block_rows(self) -> int:
         """Rows of a block whose entries take about what the logits of a sparse one's block take."""
-        return max(1, CHUNK_BYTES // (_BYTES_PER_ENTRY * self.head.vocab_size))
+        return max(1, chunk_bytes(self.head.weight_VD.device) // (_BYTES_PER_ENTRY * self.head.vocab_size))

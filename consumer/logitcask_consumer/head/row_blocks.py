@@ -139,7 +139,8 @@ def distillation_loss(
         target: T rows of the teacher's target, row i for hidden state i.
         terms: K losses with their weights.
         weights_T: weight of each position; None for 1. Leave positions of weight 0 out: they cost as much as others.
-        block_rows: rows of logits held at a time; None chooses 64 MiB of them, 256 at least, fewer of a `DenseTarget`.
+        block_rows: rows of logits held at a time; None chooses what fits the device, see `default_rows`; fewer of a
+            `DenseTarget`.
 
     Raises:
         ShapeError: rows, hidden size or vocabulary do not fit, or there is no term.

@@ -36,7 +36,7 @@ class DistillTask:
     selection: EntropyTop | None = None
     """Which of the positions are trained, by the student's entropy; None for all."""
     block_rows: int | None = None
-    """Rows of logits held at a time; None chooses 64 MiB, 256 at least."""
+    """Rows of logits held at a time; None chooses what fits the device, see `default_rows`."""
     width: int | None = None
     """Ids of the student's distribution, where it ends before those of the head; see `vocabulary`."""
     dense: DenseTarget | None = None
@@ -96,7 +96,7 @@ class SparseTargetLoss(nn.Module):
             capture: how the records were made: `dataset.manifest.capture`.
             ce_weight: share of the cross-entropy with the realised tokens, 0 to 1.
             weights: those of the dataset, `dataset.weights`; None for 1.
-            block_rows: rows of logits held at a time; None chooses 64 MiB, 256 at least.
+            block_rows: rows of logits held at a time; None chooses what fits the device, see `default_rows`.
             width: ids of the student's distribution, where it is to end before those of the head.
             dense: the tasks will get a `DenseTarget`, so that records need not serve the loss.
 

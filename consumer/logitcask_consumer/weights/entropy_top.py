@@ -52,7 +52,7 @@ class EntropyTop(Weight):
             hidden_TD: last hidden states of T positions.
             head: the student's.
             sequences_T: number of the sequence of each position.
-            block_rows: rows of logits held at a time; None chooses 64 MiB of them, 256 at least.
+            block_rows: rows of logits held at a time; None chooses what fits the device, see `default_rows`.
         """
         if not len(hidden_TD):
             return torch.empty_like(sequences_T)

@@ -34,6 +34,33 @@ NEGLIGIBLE_MASS = 1e-6
 _VALUE_DTYPES = {"f16": torch.float16, "f32": torch.float32, "u8": torch.float32, "u8all": torch.float32}
 
 
+def most_draws(spec: CaptureSpec) -> int:
+    """No row has more draws than these."""
+    if spec.mode == "threshold":
+        return min(spec.tail_max, math.ceil(1 / spec.tau))
+    return spec.draws if spec.mode == "sampled" else 0
+
+
+def capture_uniforms(spec: CaptureSpec, doc_keys_R: torch.Tensor, positions_R: torch.Tensor) -> torch.Tensor:
+    """The numbers that rows draw with, from the spec's seed, the document and the position.
+
+    Made for all rows of a step at once: it takes as many operations for one row as for thousands.
+
+    Args:
+        spec: of the capture.
+        doc_keys_R: int64, first 8 bytes of the document id, little-endian, as two's complement.
+        positions_R: int64, position within the document.
+
+    Returns:
+        float64 in [0, 1): [R] for systematic draws, [R, n] for multinomial ones, with n what a row may draw at most.
+    """
+    if spec.mode == "topk":
+        return torch.empty((len(doc_keys_R), 0), dtype=torch.float64, device=doc_keys_R.device)
+    if spec.sampler == "multinomial":
+        return draw_uniforms(spec.seed, doc_keys_R, positions_R, most_draws(spec))
+    return position_uniforms(spec.seed, doc_keys_R, positions_R)
+
+
 class RecordCapture(torch.nn.Module):
     """Reduces logits to records as a spec says. Has no parameters, only scratch memory (see `VocabularyPasses`)."""
 
@@ -88,8 +115,7 @@ class RecordCapture(torch.nn.Module):
             raise ValueError("expected at least one row of logits, got none")
         plan = self.plan or plan_for(logits_RV.device, self.vocab_size)
         if uniforms is None:
-            # Once for all runs: it takes as many operations for one row as for thousands.
-            uniforms = self._uniforms(doc_keys_R, positions_R)
+            uniforms = capture_uniforms(self.spec, doc_keys_R, positions_R)
         starts = range(0, len(logits_RV), plan.rows)
         runs = [slice(start, start + plan.rows) for start in starts]
         return RecordColumns.join([self._capture(plan, logits_RV[run], next_ids_R[run], uniforms[run]) for run in runs])
@@ -154,21 +180,6 @@ class RecordCapture(torch.nn.Module):
             counts_R = torch.full_like(tail_mass_R, spec.draws if spec.mode == "sampled" else 0, dtype=torch.int64)
         return counts_R.masked_fill(tail_mass_R < NEGLIGIBLE_MASS, 0)
 
-    def _most_draws(self) -> int:
-        """More than these no row has."""
-        spec = self.spec
-        if spec.mode == "threshold":
-            return min(spec.tail_max, math.ceil(1 / spec.tau))
-        return spec.draws if spec.mode == "sampled" else 0
-
-    def _uniforms(self, doc_keys_R: torch.Tensor, positions_R: torch.Tensor) -> torch.Tensor:
-        """The numbers that rows draw with: float64 [R] for systematic draws, [R, n] for multinomial ones."""
-        if self.spec.mode == "topk":
-            return torch.empty((len(doc_keys_R), 0), dtype=torch.float64, device=doc_keys_R.device)
-        if self.spec.sampler == "multinomial":
-            return draw_uniforms(self.spec.seed, doc_keys_R, positions_R, self._most_draws())
-        return position_uniforms(self.spec.seed, doc_keys_R, positions_R)
-
     def _draws(
         self,
         plan: CapturePlan,
@@ -181,7 +192,7 @@ class RecordCapture(torch.nn.Module):
         """The draws of all rows, from what the head has left of the mass."""
         if self.spec.mode == "topk":
             return Draws.none(counts_R.device)
-        max_draws = int(counts_R.amax()) if plan.reads_back else self._most_draws()
+        max_draws = int(counts_R.amax()) if plan.reads_back else most_draws(self.spec)
         if self.spec.sampler == "multinomial":
             offsets_Rn = multinomial_offsets(uniforms[:, :max_draws], counts_R)
         else:

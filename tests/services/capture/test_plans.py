@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.capture import RecordCapture, pack_wire
 from logitcask_services.capture.plan import CPU_BYTES, Scratch, accelerator_plan, cpu_plan, plan_for
+from tests.support.services.operation_counts import Operations
 
 
 @given(data=st.data(), seed=st.integers(0, 2**32 - 1), masked=st.sampled_from([0.0, 0.0, 0.6, 0.99]))
@@ -68,3 +69,70 @@ def test_captures_that_share_scratch_give_the_same_bytes_and_hold_one_set(oracle
         assert torch.equal(pack_wire(alone, 300), pack_wire(shared, 300))
         sizes.add(sum(buffer.nbytes for buffer in scratch._buffers.values()))
     assert len(sizes) == 1
+
+
+COUNTED = {
+    "threshold": (CaptureSpec(), 165, 5),
+    "threshold 1/50, multinomial": (CaptureSpec(tau=1 / 50, sampler="multinomial"), 170, 5),
+    "threshold, one temperature": (CaptureSpec(temperatures=(2.0,), pinned_ids=(4,)), 175, 5),
+    "topk": (CaptureSpec(mode="topk", k=8), 118, 3),
+    "sampled": (CaptureSpec(mode="sampled"), 115, 3),
+}
+PHILOX = 90
+"""Kernels of the numbers that a call draws with, however many rows it has."""
+
+
+@pytest.mark.parametrize("name", COUNTED)
+@pytest.mark.parametrize("runs", [1, 3])
+def test_a_run_on_an_accelerator_launches_little_and_waits_seldom(oracle, name, runs):
+    """Bounds a little above what it takes: one run of any number of rows, and the uniforms once for all runs."""
+    spec, kernels, waits = COUNTED[name]
+    rows = 150
+    logits = torch.from_numpy(oracle.logits_rows(1, rows * runs, 1024))
+    arguments = (torch.zeros(rows * runs, dtype=torch.int64), torch.zeros(rows * runs, dtype=torch.int64))
+    capture = RecordCapture(spec, 1024, plan=replace(accelerator_plan(1024), rows=rows, rows_of_passes=rows))
+    capture(logits[:2].clone(), *(column[:2] for column in arguments), torch.arange(2))  # constants go over once
+    given = logits.clone()
+    with Operations() as counted:
+        capture(given, *arguments, torch.arange(rows * runs))
+    joins = 12  # of the runs' columns
+    assert counted.kernels.total() <= PHILOX + runs * kernels + (joins if runs > 1 else 0), str(counted)
+    assert counted.waits == {"nonzero": waits * runs}, str(counted)
+
+
+def test_the_plan_of_a_cpu_waits_often_there():
+    """The control: counts do tell a plan that looks at values from one that does not."""
+    capture = RecordCapture(CaptureSpec(), 1024, plan=cpu_plan(1024))
+    column, logits = torch.arange(64), torch.randn(64, 1024, generator=torch.Generator().manual_seed(0))
+    with Operations() as counted:
+        capture(logits, column, column, column)
+    assert counted.waits["_local_scalar_dense"] >= 8
+
+
+def test_hidden_waits_are_counted():
+    with Operations() as counted:
+        column = torch.arange(4)
+        column[column > 1]
+        column.clone()[column > 1] = 0
+        torch.bincount(column)
+        column.repeat_interleave(column)
+        torch.tensor([1, 2])
+    assert counted.waits == {"index": 1, "index_put_": 1, "bincount": 1, "repeat_interleave": 1, "tensor": 1}
+
+
+@pytest.mark.parametrize("spec", [CaptureSpec(tail_logprobs=True, temperatures=(2.0, 0.5)), CaptureSpec(mode="topk")])
+def test_columns_come_home_in_one_copy(oracle, spec):
+    logits = torch.from_numpy(oracle.logits_rows(1, 20, 300))
+    column = torch.arange(20)
+    columns = RecordCapture(spec, 300)(logits, column, column, column)
+    copies = []
+
+    def copied(buffer):
+        copies.append(buffer)
+        return buffer.clone()
+
+    moved = columns.in_one_copy(copied)
+    assert len(copies) == 1
+    assert torch.equal(pack_wire(moved, 300), pack_wire(columns, 300))
+    assert list(moved.position_columns) == list(columns.position_columns)
+    assert columns.on_host() is columns

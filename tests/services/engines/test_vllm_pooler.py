@@ -11,71 +11,14 @@ from hypothesis import strategies as st
 
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.wire import decode_wire
-from logitcask_services.capture import RecordCapture, pack_wire
-from logitcask_services.engines.vllm.request import CaptureRequest, document_key, read_request, request_kwargs
+from logitcask_services.engines.vllm.request import document_key, read_request, request_kwargs
+from tests.support.services.capture_requests import HIDDEN, SPECS, VOCAB, Request
 from tests.support.wire_encoding import encode_wire
 
 pytest.importorskip("vllm")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # vLLM's imports warn of their own accord
     from logitcask_services.engines.vllm.pooler import CapturePooler
-
-VOCAB, HIDDEN = 300, 16
-SPECS = [
-    CaptureSpec(tau=0.02),
-    CaptureSpec(mode="topk", k=5, logprob_codec="f32"),
-    CaptureSpec(mode="sampled", seed=3),
-    CaptureSpec(mode="sampled", sampler="multinomial", seed=3),
-    CaptureSpec(tau=0.02, sampler="multinomial"),
-]
-
-
-class State(SimpleNamespace):
-    def clean(self):
-        self.hidden_states_cache.clear()
-
-
-class Request:
-    """One request with a made-up hidden state per token, and how much of it has been scheduled."""
-
-    def __init__(self, seed, length, spec, *, context=0, replaced=0, recorded=None):
-        generator = torch.Generator().manual_seed(seed)
-        self.ids = torch.randint(0, VOCAB, (length,), generator=generator)
-        self.hidden = torch.randn(length, HIDDEN, generator=generator)
-        self.spec = spec
-        self.context, self.replaced = context, replaced
-        self.recorded = recorded
-        self.done = 0
-        self.state = State(hidden_states_cache=[])
-        self.output = None
-
-    @property
-    def key(self):
-        return document_key(self.ids[self.context :].numpy())
-
-    @property
-    def asked(self):
-        recorded = None if self.recorded is None else np.array(self.recorded, dtype=np.int64)
-        return CaptureRequest(
-            spec_json=self.spec.model_dump_json(),
-            doc_key=self.key,
-            shift=self.context - self.replaced,
-            recorded_R2=recorded,
-        )
-
-    def expected(self, head, start=0):
-        """Records of all rows from `start` on that are asked for, counted by hand."""
-        module = RecordCapture(self.spec, VOCAB)
-        shift = self.context - self.replaced
-        asked = [row - shift for row in range(len(self.ids) - 1) if row >= start and row >= shift]
-        if self.recorded is not None:
-            asked = [at for at in asked if any(first <= at < stop for first, stop in self.recorded)]
-        if not asked:
-            return torch.empty(0, dtype=torch.uint8)
-        positions = torch.tensor(asked)
-        rows = positions + shift
-        columns = module(head(self.hidden[rows]), self.ids[rows + 1], torch.full_like(positions, self.key), positions)
-        return pack_wire(columns, VOCAB)
 
 
 def step(pooler, requests, counts):
@@ -176,7 +119,7 @@ def test_any_schedule_skips_what_is_not_asked_for(head, requests, data):
 def test_logits_are_computed_in_bounded_chunks(head, monkeypatch):
     rows = []
     monkeypatch.setattr("logitcask_services.engines.vllm.pooler._FEWEST_ROWS", 8)
-    monkeypatch.setattr("logitcask_services.engines.vllm.pooler.LOGIT_BYTES", {"cpu": 4 * VOCAB * 10})
+    monkeypatch.setattr("logitcask_services.engines.vllm.pooler.CPU_LOGIT_BYTES", 4 * VOCAB * 10)
 
     def counted(hidden):
         rows.append(len(hidden))

@@ -16,14 +16,15 @@ from vllm.model_executor.layers.pooler.common import PoolingParamsUpdate
 from vllm.tasks import PoolingTask
 
 from logitcask_schemas.record.hint_spec import HintSpec
-from logitcask_services.capture import RecordCapture, RecordColumns, pack_wire
+from logitcask_services.capture import RecordCapture, RecordColumns, capture_uniforms, pack_wire
 from logitcask_services.capture.hint_tensors import HintTensors, encode_hints, pack_hints
+from logitcask_services.capture.plan import Scratch, plan_for
 from logitcask_services.engines.vllm.hint_layers import HintLayers
 from logitcask_services.engines.vllm.request import TASK, parse_spec, read_request
 
-LOGIT_BYTES = {"cpu": 48 * 2**20}
-"""Bound on one chunk of float32 logits per device type; on a CPU small, so that capture finds it half in the cache."""
-_LOGIT_BYTES_DEVICE = 256 * 2**20
+CPU_LOGIT_BYTES = 48 * 2**20
+"""Bound on one chunk of float32 logits on a CPU: small, so that capture finds it half in the cache. On an accelerator
+a chunk is a run of the capture's plan."""
 _FEWEST_ROWS = 128
 """Rows computed at a time at least, whatever their width: below, the head's matrix product loses speed."""
 _HINT_BYTES = 64 * 2**20
@@ -78,6 +79,7 @@ class CapturePooler(Pooler):
         self._hints, self._hidden_width = hints, hidden_width
         self._compute_logits = compute_logits
         self._captures: dict[tuple[str, int], RecordCapture] = {}
+        self._scratch = Scratch()
         self._vocab_size = 0
         self._has_logits = True
         """Until this rank has got none."""
@@ -158,7 +160,7 @@ class CapturePooler(Pooler):
             return torch.empty(0, dtype=torch.uint8)
         packed = pack_wire(RecordColumns.join(parts), self._vocab_size)
         hints = [step.hints for step in steps if step.hints is not None]
-        return torch.cat([packed, pack_hints(HintTensors.join(hints))]) if hints else packed
+        return torch.cat([packed, pack_hints(HintTensors.join(hints)).cpu()]) if hints else packed
 
     def _note_records(self, hidden_SX: torch.Tensor, spec_json: str, runs: list[_Run], states: list[Any]) -> bool:
         """Reduce the runs' rows to records, kept with their requests; False where this rank gets no logits."""
@@ -191,33 +193,39 @@ class CapturePooler(Pooler):
             states[run.request].hidden_states_cache[-1].hints = part
 
     def _capture(self, hidden_SD: torch.Tensor, spec_json: str, runs: list[_Run]) -> RecordColumns | None:
-        """Records of all rows of the runs, in order; None where this rank gets no logits."""
-        device = hidden_SD.device
-        rows_R = torch.cat([run.rows_R for run in runs]).to(device)
-        positions_R = torch.cat([run.positions_R for run in runs]).to(device)
-        next_ids_R = torch.cat([run.next_ids_R for run in runs]).to(device)
-        doc_keys_R = torch.tensor([run.doc_key for run in runs]).repeat_interleave(
-            torch.tensor([len(run.rows_R) for run in runs])
+        """Records of all rows of the runs, in order, in this machine's memory; None where this rank gets no logits."""
+        counts = torch.tensor([len(run.rows_R) for run in runs])
+        columns_4R = torch.stack(
+            [
+                torch.cat([run.rows_R for run in runs]),
+                torch.cat([run.positions_R for run in runs]),
+                torch.cat([run.next_ids_R for run in runs]),
+                torch.tensor([run.doc_key for run in runs]).repeat_interleave(counts),
+            ]
         )
-        doc_keys_R = doc_keys_R.to(device)
+        rows_R, positions_R, next_ids_R, doc_keys_R = _sent(columns_4R, hidden_SD.device)
+        uniforms = capture_uniforms(parse_spec(spec_json), doc_keys_R, positions_R)
         parts = []
         first = 0
         while first < len(rows_R):
-            some = slice(first, first + self._chunk_rows(device))
+            some = slice(first, first + self._chunk_rows(hidden_SD.device))
             # The capture may write over these logits: they are this call's own.
             logits = self._compute_logits(hidden_SD.index_select(0, rows_R[some]))
             if logits is None:
                 return None
             capture = self._capture_for(spec_json, logits)
-            parts.append(capture(logits, next_ids_R[some], doc_keys_R[some], positions_R[some]))
+            parts.append(capture(logits, next_ids_R[some], doc_keys_R[some], positions_R[some], uniforms[some]))
             first = some.stop
-        return RecordColumns.join(parts)
+        # One transfer a step, and the rest is done here: a document's buffer takes a score of small operations.
+        return RecordColumns.join(parts).on_host()
 
     def _chunk_rows(self, device: torch.device) -> int:
         """Rows of logits within the bound; few until the first logits have told the vocabulary's width."""
         if not self._vocab_size:
             return _FEWEST_ROWS
-        return max(_FEWEST_ROWS, LOGIT_BYTES.get(device.type, _LOGIT_BYTES_DEVICE) // (4 * self._vocab_size))
+        if device.type == "cpu":
+            return max(_FEWEST_ROWS, CPU_LOGIT_BYTES // (4 * self._vocab_size))
+        return max(_FEWEST_ROWS, plan_for(device, self._vocab_size).rows)
 
     def _capture_for(self, spec_json: str, logits_RV: torch.Tensor) -> RecordCapture:
         """The capture module of a spec, kept for the next step."""
@@ -226,8 +234,13 @@ class CapturePooler(Pooler):
         if key not in self._captures:
             if len(self._captures) >= _KEPT_CAPTURES:
                 self._captures.pop(next(iter(self._captures)))
-            self._captures[key] = RecordCapture(parse_spec(spec_json), self._vocab_size)
+            self._captures[key] = RecordCapture(parse_spec(spec_json), self._vocab_size, scratch=self._scratch)
         return self._captures[key]
+
+
+def _sent(columns: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Numbers on a device, in one transfer, for which a CUDA device does not make this thread wait."""
+    return columns.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else columns.to(device)
 
 
 def _hint_rows(spec: HintSpec | None, rows_R: torch.Tensor, last: int | None) -> torch.Tensor:
