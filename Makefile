@@ -10,7 +10,7 @@ TEACHERS := tests/services tests/support/services tests/e2e tests/conformance/en
 	bench/http_script.py bench/switch_clock.py bench/reasoning_tasks.py
 NOT_TRAINERS := ^(tests/(support/)?services|tests/e2e|tests/conformance/engines|bench/(capture|service|dropping|generation|http_script|switch_clock|reasoning_tasks))
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo test browser tests-trainer tests-teacher check types-trainer types-teacher docs format bench clean
+.PHONY: help install lock demo test browser tests-trainer tests-teacher check types-trainer types-teacher docs format bench gpu clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,13 @@ format: install ## rewrite to the house style
 
 bench: install ## all benchmarks; CSV and plots under bench/results
 	$(PYTHON) bench/run.py --teacher $(TEACHER)/bin/python --trainer $(TRAINER)/bin/python
+
+# Both parts run whatever becomes of the other; vLLM's only where the teacher's environment has it.
+gpu: install ## what the project claims of GPUs, tried on this one; CSV and Markdown under bench/results
+	@failed=0; $(TRAINER)/bin/python bench/gpu_kit.py || failed=1; \
+	if $(TEACHER)/bin/python -c "import vllm" 2>/dev/null; then \
+		$(TEACHER)/bin/python bench/gpu_kit.py --only "vLLM engine" --out bench/results/gpu_kit_vllm || failed=1; \
+	fi; exit $$failed
 
 clean: ## remove environments, caches and the demo's output
 	rm -rf .venv site demo-output .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

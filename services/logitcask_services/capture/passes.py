@@ -103,7 +103,7 @@ class VocabularyPasses:
         self._scratch = Scratch() if scratch is None else scratch
 
     def __call__(self, logits_RV: torch.Tensor) -> Scanned:
-        """Scan up to `plan.rows` rows of logits; contiguous float32 ones without padding are overwritten, not copied."""
+        """Scan up to `plan.rows` rows; contiguous float32 logits without padding are overwritten, not copied."""
         in_place = self._width == self.vocab_size and logits_RV.dtype == torch.float32 and logits_RV.is_contiguous()
         x_RW = logits_RV if in_place else self._buffer("x", logits_RV, self._plan.rows)
         mass_RW = self._buffer("mass", logits_RV, self._plan.rows)

@@ -219,9 +219,7 @@ class RecordCapture(torch.nn.Module):
     """By name of a column of positions: its values, float64 [R] or [R, W], from what a run of rows was scanned for,
     the sum z of its exponentials, and the part of z outside the heads."""
 
-    def _constant(
-        self, name: str, values: tuple[float, ...], dtype: torch.dtype, device: torch.device
-    ) -> torch.Tensor:
+    def _constant(self, name: str, values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """Numbers of the spec on a device; kept, since each copy to an accelerator waits."""
         if (name, device) not in self._constants:
             self._constants[name, device] = torch.tensor(values, dtype=dtype, device=device)

@@ -62,7 +62,10 @@ class RecordColumns:
         order = sorted(columns, key=lambda name: -columns[name].itemsize)
         copied = copy(torch.cat([columns[name].contiguous().view(-1).view(torch.uint8) for name in order]))
         parts = copied.split([columns[name].nbytes for name in order])
-        made = {name: part.view(columns[name].dtype).view(columns[name].shape) for name, part in zip(order, parts, strict=True)}
+        made = {
+            name: part.view(columns[name].dtype).view(columns[name].shape)
+            for name, part in zip(order, parts, strict=True)
+        }
         return RecordColumns(
             **{name: made.get(name) for name in self.__slots__ if name != "position_columns"},  # type: ignore[arg-type]
             position_columns={key: made[f"position_columns.{key}"] for key in self.position_columns},

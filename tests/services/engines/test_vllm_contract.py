@@ -142,7 +142,9 @@ def test_what_is_relied_on_is_there(reliance):
 def test_the_supported_vllm_is_the_tested_one():
     import vllm
 
-    assert tuple(map(int, vllm.__version__.split(".")[:2])) >= (0, 32), "older than pyproject.toml's extra `teacher` allows"
+    assert tuple(map(int, vllm.__version__.split(".")[:2])) >= (0, 32), (
+        "older than pyproject.toml's extra `teacher` allows"
+    )
 
 
 @pytest.mark.parametrize(
