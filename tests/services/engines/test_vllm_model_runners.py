@@ -22,6 +22,7 @@ pytest.importorskip("vllm")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # vLLM's imports warn of their own accord
     from vllm import PoolingParams
+    from vllm.config import PoolerConfig
     from vllm.config.model import ModelConfig
     from vllm.v1.worker.gpu.input_batch import InputBatch as BatchV2
     from vllm.v1.worker.gpu.pool.pooling_runner import PoolingRunner
@@ -112,7 +113,8 @@ class RunnerV2:
     """V2: a preempted request leaves its slot, and comes back as a new one in whichever is free."""
 
     def __init__(self):
-        config = SimpleNamespace(pooler_config=None, architectures=["LogitcaskLlamaForCausalLM", "LlamaForCausalLM"])
+        architectures = ["LogitcaskLlamaForCausalLM", "LlamaForCausalLM"]
+        config = SimpleNamespace(pooler_config=PoolerConfig(), architectures=architectures)
         config.get_pooling_task = functools.partial(ModelConfig.get_pooling_task, config)
         vllm_config = SimpleNamespace(
             model_config=config, scheduler_config=SimpleNamespace(max_num_seqs=SLOTS), additional_config={}
@@ -247,8 +249,6 @@ def test_a_control_with_rows_of_another_request_fails():
 def test_the_warm_up_of_v2_passes_through_the_pooler():
     runner = RunnerV2().runner
     assert runner.supported_tasks == {TASK}
-    config = runner.model_config
-    config.is_multimodal_model = False
     outputs = runner._dummy_pooler_run_task(torch.randn(21, HIDDEN), TASK)
     assert len(outputs) == SLOTS
     assert all(output is not None for output in outputs)
