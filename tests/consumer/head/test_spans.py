@@ -42,7 +42,7 @@ def test_a_dense_target_has_rows_in_proportion():
     assert rows == [5, 110]
 
 
-@pytest.mark.parametrize("spec", ["forward_kl", "0.5 * reverse_kl + js", "csd", "cross_entropy"])
+@pytest.mark.parametrize("spec", ["forward_kl", "0.5*reverse_kl + js", "csd", "cross_entropy"])
 def test_longer_spans_give_the_same_loss_and_gradients(monkeypatch, spec):
     generator = torch.Generator().manual_seed(1)
     positions = random_positions(ROWS, VOCAB)
