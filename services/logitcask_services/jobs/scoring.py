@@ -187,6 +187,7 @@ class Scoring:
 
         def just_one() -> Iterator[CaptureTask]:
             flight.ours[suspect] = None
+            suspect.call.begin()
             yield suspect.task
 
         self._drain(self._stream(engine, just_one(), CaptureSpec(), flight))
@@ -242,6 +243,7 @@ class Scoring:
                 else:
                     self._waiting_tokens -= sequence.tokens
                     flight.ours[sequence] = None
+                    sequence.call.begin()
                     return sequence
                 self._waiting_tokens -= sequence.tokens
         return None
