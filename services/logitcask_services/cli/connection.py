@@ -99,8 +99,8 @@ def show_event(bar: ProgressBar, task: TaskID, console: Console, event: Event) -
         case Event(type="status", data=change):
             bar.update(task, description=change["status"].replace("_", " "))
         case Event(type="waiting"):
-            bar.update(task, description="paused")
-            say(console, f"paused: {event.message}", style="yellow")
+            bar.update(task, description="waiting")
+            say(console, f"waiting: {event.message}", style="yellow")
         case Event(type="resumed"):
             bar.update(task, description="in progress")
         case Event(level="warning"):
