@@ -61,7 +61,7 @@ def settings_given(options: Mapping[str, Any]) -> dict[str, Any]:
     given = dict[str, Any]()
     for name in ServiceSettings.model_fields.keys() - SECRETS:
         value = options[SINGULAR.get(name, name)]
-        if value is None or value == []:
+        if value is None or value == []:  # of one that may be repeated
             continue
         if name == "engine_options":
             value = values(value, "--engine-option")

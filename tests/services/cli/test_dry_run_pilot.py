@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from logitcask_schemas.record.hint_spec import parse_hints
 from logitcask_services.cli.pilot import draw_lines
 from tests.support.services.fake_teacher import POISON
 from tests.support.services.service_harness import jsonl, wait_for
@@ -100,7 +101,7 @@ def test_contexts_answers_and_hints_count_as_in_an_extraction(serve, run, tmp_pa
     wait_for(lambda: server.client.get("/health/ready").status_code == 200)
     pilot = pilot_of(run, server, path, "--pilot", "8", "--hints", "layers=0 codec=f16")
     assert (pilot["recorded_positions"], pilot["tokens"], pilot["context_tokens"]) == (8, 32, 24)
-    assert pilot["estimate"]["hint_bytes"]["expected"] == 8 * 8 * 2
+    assert pilot["estimate"]["hint_bytes"]["expected"] == 8 * parse_hints("layers=0 codec=f16").bytes_per_row(8)
 
 
 def test_a_pilot_whose_caller_has_gone_leaves_nothing(serve, documents):

@@ -1,12 +1,13 @@
 """Options of `serve` and settings of the service: one of each, of one kind, with one meaning."""
 
+import inspect
 from pathlib import Path
 
 import pytest
 import typer
 
 from logitcask_services.cli.serve import app
-from logitcask_services.cli.setting_options import SECRETS, option_of, settings_given
+from logitcask_services.cli.setting_options import SECRETS, option_of, parameters, settings_given
 from logitcask_services.settings import ServiceSettings
 
 SETTINGS = [name for name in ServiceSettings.model_fields if name not in SECRETS]
@@ -20,7 +21,16 @@ def options():
 
 def read(*arguments):
     """The settings that a command line gives."""
-    return settings_given(typer.main.get_command(app).make_context("serve", list(arguments)).params)
+    seen = {}
+
+    def record(**options):
+        seen.update(options)
+
+    record.__signature__ = inspect.Signature(parameters())
+    probe = typer.Typer(add_completion=False)
+    probe.command()(record)
+    typer.main.get_command(probe).main(list(arguments), standalone_mode=False)
+    return settings_given(seen)
 
 
 def test_each_setting_is_an_option_and_each_option_a_setting(options):

@@ -105,7 +105,7 @@ def test_columns_in_each_other_have_an_end(tmp_path):
     ("columns", "words"),
     [
         ({"text": [b"bytes"]}, "the columns text (binary); expected `text`"),
-        ({"text": pa.array([1], pa.timestamp("s"))}, "text (timestamp[s])"),
+        ({"text": pa.array([1], pa.timestamp("ms"))}, "text (timestamp[ms])"),
         ({"text": pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64()))}, "text (map"),
         ({}, "the columns none"),
     ],
