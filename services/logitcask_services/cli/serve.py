@@ -1,6 +1,7 @@
 """`logitcask serve`: run the teacher service."""
 
 import importlib.util
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -157,7 +158,8 @@ def serve(
     roster = require_teachers(settings)
     configure_logging(settings.log_format)
     tracing.configure()
-    raise typer.Exit(run(settings, roster, announce=lambda line: typer.echo(line, err=True)))
+    announce, complain = _speakers(settings.log_format)
+    raise typer.Exit(run(settings, roster, announce=announce, complain=complain))
 
 
 def require_teachers(settings: "ServiceSettings") -> "Roster":
@@ -297,6 +299,18 @@ def remote_options(settings: "ServiceSettings") -> dict[str, Any]:
         "timeout_seconds": settings.remote_timeout_seconds,
         "patience_seconds": settings.remote_patience_seconds,
     }
+
+
+def _speakers(log_format: str) -> tuple[Callable[[str], None], Callable[[str], None]]:
+    """What tells the address, and why the service ended: plain lines for people, lines of the log for programs."""
+    if log_format == "json":
+        logger = logging.getLogger(__name__)
+        return logger.info, logger.error
+
+    def plainly(line: str) -> None:
+        typer.echo(line, err=True)
+
+    return plainly, plainly
 
 
 def _said(fault: Mapping[str, Any]) -> str:
