@@ -6,11 +6,12 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, JsonValue, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from logitcask_schemas.api.key_file import KeyFileError, key_to_send
 from logitcask_schemas.api.scoring import MAX_TIMEOUT
 from logitcask_schemas.api.server_url import DEFAULT_PORT
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_schemas.record.identity import Accept
-from logitcask_services.keys import ApiKey, KeyFileError, first_key, read_key_file
+from logitcask_services.keys import ApiKey, read_key_file
 
 Origin = Annotated[str, Field(pattern=r"^https?://[^/\s?#@]+$")]
 """Scheme, host and port, as browsers send it."""
@@ -228,6 +229,6 @@ class ClientSettings(BaseSettings):
 
 def _first_key(path: Path) -> str:
     try:
-        return first_key(path)
+        return key_to_send(path)
     except KeyFileError as error:
         raise SettingsError(str(error)) from error

@@ -27,7 +27,8 @@ ServerOption = Annotated[
     str | None, typer.Option("--server", help="URL of the service; default LOGITCASK_SERVER, else port 8000 here.")
 ]
 KeyFileOption = Annotated[
-    Path | None, typer.Option("--api-key-file", help="File with the key; default LOGITCASK_API_KEY.")
+    Path | None,
+    typer.Option("--api-key-file", help="File with the key; default LOGITCASK_API_KEY, or LOGITCASK_API_KEY_FILE."),
 ]
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -44,7 +45,8 @@ def serve(**options: Any) -> None:
     roster = require_teachers(settings)
     configure_logging(settings.log_format)
     tracing.configure()
-    raise typer.Exit(run(settings, roster, announce=lambda line: typer.echo(line, err=True)))
+    announce, complain = _speakers(settings.log_format)
+    raise typer.Exit(run(settings, roster, announce=announce, complain=complain))
 
 
 serve.__signature__ = inspect.Signature(parameters())  # type: ignore[attr-defined] # which Typer reads
@@ -188,6 +190,18 @@ def remote_options(settings: "ServiceSettings") -> dict[str, Any]:
         "timeout_seconds": settings.remote_timeout_seconds,
         "patience_seconds": settings.remote_patience_seconds,
     }
+
+
+def _speakers(log_format: str) -> tuple[Callable[[str], None], Callable[[str], None]]:
+    """What tells the address, and why the service ended: plain lines for people, lines of the log for programs."""
+    if log_format == "json":
+        logger = logging.getLogger(__name__)
+        return logger.info, logger.error
+
+    def plainly(line: str) -> None:
+        typer.echo(line, err=True)
+
+    return plainly, plainly
 
 
 def _said(fault: Mapping[str, Any]) -> str:
