@@ -159,12 +159,17 @@ def ready_teacher(service: Service, asked: str | None) -> tuple[str, TeacherFact
     state, loaded = service.teacher.state, service.teacher.name
     name = asked or (service.roster.names[0] if is_student(loaded) else loaded)
     service.roster.require(name, "capture")
-    facts = service.facts_of(name)
-    if facts is None or not (state == "ready" or (state == "switching" and asked is not None)):
+    facts, rest = service.facts_of(name), service.teacher.setbacks.rest_of(name)
+    if rest is not None:
+        state = "restarting"
+    waits = state == "switching" or (state == "restarting" and name != loaded)
+    is_in_turn = state == "ready" or (asked is not None and waits)
+    if facts is None or rest is not None or not is_in_turn:
+        reason = service.teacher.reason if rest is None else rest.reason
         raise Problem(
             503,
             f"teacher_{state}",
-            f"{service.teacher.reason or 'the teacher is loading'}; try again when it is ready",
+            f"{reason or 'the teacher is loading'}; try again when it is ready",
             headers={"Retry-After": "5"},
         )
     return name, facts
