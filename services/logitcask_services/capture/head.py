@@ -62,9 +62,10 @@ def reaching(
     reached_R1, above_R1 = floor_R.clamp(max=0.0)[:, None], (floor_R > 0)[:, None]
     is_reached_RC = block_max_RC >= reached_R1
     # Of a row whose largest entry alone is kept, the first block that holds one: all others of a flat row tie.
-    at_C = torch.arange(block_max_RC.shape[1], device=x_RW.device)
-    first_R1 = torch.where(is_reached_RC, at_C, len(at_C)).amin(-1, keepdim=True)
-    is_reached_RC &= ~above_R1 | (at_C == first_R1)
+    if not plan.reads_back or above_R1.any():
+        at_C = torch.arange(block_max_RC.shape[1], device=x_RW.device)
+        first_R1 = torch.where(is_reached_RC, at_C, len(at_C)).amin(-1, keepdim=True)
+        is_reached_RC &= ~above_R1 | (at_C == first_R1)
     rows_M, blocks_M = is_reached_RC.nonzero(as_tuple=True)
     counts, ids_E, rows_E, slots_E = _ordered_hits(x_RW, rows_M, blocks_M, reached_R1, block)
     counts_R = counts.clamp(max=max_entries).masked_fill(above_R1[:, 0], 1)
