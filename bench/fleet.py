@@ -1,8 +1,8 @@
 """A simulated fleet: workers that take chunks under leases, die, come back, or are slow. What does it cost?
 
-The rule is that of many teachers on one cask. A worker leases the first chunk that is free and captures it. A lease that
-is not renewed in time is free again; a living worker renews its own. When a worker dies its open chunk is lost, and free
-again once the lease has run out. A chunk is done when somebody has published its shard; shards are named by their
+The rule is that of many teachers on one cask. A worker leases the first chunk that is free and captures it. A lease
+that is not renewed in time is free again; a living worker renews its own. When a worker dies its open chunk is lost,
+and free again once the lease has run out. A chunk is done when somebody has published its shard; shards are named by their
 content, so a second capture of a chunk publishes nothing, and costs its work alone. A worker that finds no free chunk
 may capture one that another has been at for long (`steal_after`), which is what ends a fleet with stragglers.
 

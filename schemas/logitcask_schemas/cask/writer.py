@@ -137,9 +137,7 @@ class CaskWriter:
                     created_at=datetime.now(UTC).isoformat(timespec="seconds"),
                 )
                 write_manifest(files, path, manifest)
-            writer = cls(
-                path, manifest, log, files=files, carrier=stores_as, lock_timeout_seconds=lock_timeout_seconds
-            )
+            writer = cls(path, manifest, log, files=files, carrier=stores_as, lock_timeout_seconds=lock_timeout_seconds)
             writer._stored.refresh()
             sweep(files, path, writer._stored.entries)
             writer._certain = True

@@ -16,14 +16,13 @@ app = typer.Typer(add_completion=False)
 _UNITS: Final = ("", "k", "M", "G", "T", "P", "E")
 
 
-def _number(text: str) -> float:
-    """A number such as 70e9, 1e12 or 1/35."""
-    above, slash, below = text.partition("/")
+def _number(text: str | float) -> float:
+    """A number such as 70e9, 1e12 or 1/35; defaults come here as the numbers that they are."""
+    above, slash, below = str(text).partition("/")
     try:
         return float(above) / float(below) if slash else float(above)
     except (ValueError, ZeroDivisionError) as error:
         raise typer.BadParameter(f"{text!r} is no number; write 70e9, or 1/35") from error
-
 
 
 @app.command()

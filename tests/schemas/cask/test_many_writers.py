@@ -101,9 +101,14 @@ def test_a_writer_that_dies_before_it_tells_is_noticed(tmp_path: Path) -> None:
     one, other = create(tmp_path), create(tmp_path)
     other.publish([document(1)])
     late = document(2)
-    with pytest.raises(RuntimeError, match="killed"), one._refreshed():
-        one._store(assemble([late], [late.id], one._layout))
-        raise RuntimeError("killed")
+
+    def publish_and_die():
+        with one._refreshed():
+            one._store(assemble([late], [late.id], one._layout))
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        publish_and_die()
     assert other.publish([late]) is None
     assert len(Cask.open(tmp_path)) == 2
 
