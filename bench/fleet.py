@@ -2,9 +2,9 @@
 
 The rule is that of many teachers on one cask. A worker leases the first chunk that is free and captures it. A lease
 that is not renewed in time is free again; a living worker renews its own. When a worker dies its open chunk is lost,
-and free again once the lease has run out. A chunk is done when somebody has published its shard; shards are named by their
-content, so a second capture of a chunk publishes nothing, and costs its work alone. A worker that finds no free chunk
-may capture one that another has been at for long (`steal_after`), which is what ends a fleet with stragglers.
+and free again once the lease has run out. A chunk is done when somebody has published its shard; shards are named by
+their content, so a second capture of a chunk publishes nothing, and costs its work alone. A worker that finds no free
+chunk may capture one that another has been at for long (`steal_after`), which is what ends a fleet with stragglers.
 
 Nothing runs in parallel here: events are taken in order of time from a heap, random numbers from one generator, so
 equal seeds give equal figures. Times are in seconds.
@@ -270,7 +270,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "every 100 hours, chunks four times as long": {
         "mtbf_seconds": 100 * HOUR,
         "chunk_seconds": 3120.0,
-        "chunks": 29_803,
+        "chunks": 7_500,
     },
     "every 100 hours, leases of 2 hours": {"mtbf_seconds": 100 * HOUR, "lease_seconds": 2 * HOUR},
     "every 100 hours, leases never renewed": {
@@ -290,11 +290,11 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "steal_after": 1560.0,
     },
 }
-"""Beside what they change: 1,000 workers, 119,210 chunks of 13 minutes (a trillion tokens of a 70B teacher on four H100
-each, docs/planning.md), 10 minutes for a restart, leases of 5 minutes renewed each minute."""
+"""Beside what they change: 1,000 workers, 30,000 chunks of 13 minutes (250 billion tokens of the teacher of
+docs/planning.md on four H100 each), 10 minutes for a restart, leases of 5 minutes renewed each minute."""
 BASE: dict[str, Any] = {
     "workers": 1000,
-    "chunks": 119_210,
+    "chunks": 30_000,
     "chunk_seconds": 780.0,
     "restart_seconds": 600.0,
     "lease_seconds": 300.0,

@@ -17,7 +17,7 @@ from logitcask_schemas.cask.documents import (
 from logitcask_schemas.cask.format.layout import RecordLayout
 from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry
 from logitcask_schemas.cask.opening import open_documents, require_shards
-from logitcask_schemas.cask.storage.files import FileOperations
+from logitcask_schemas.cask.storage.files import FileOperations, reads_explained
 
 _MIN_LOOSE: Final = 64
 _LOOSE_FRACTION: Final = 8
@@ -127,8 +127,10 @@ class StoredShards:
 
     def _version_on_disk(self) -> tuple[int, ...] | None:
         """What tells one table from the next, which replaces its file; None where there is none."""
+        path = self._path / DOCUMENTS_NAME
         try:
-            status = (self._path / DOCUMENTS_NAME).stat()
+            with reads_explained(path):
+                status = path.stat()
         except FileNotFoundError:
             return None
         return status.st_ino, status.st_mtime_ns, status.st_size
