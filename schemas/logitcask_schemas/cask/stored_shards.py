@@ -6,12 +6,18 @@ from typing import Final
 
 import numpy as np
 
-from logitcask_schemas.cask.directory import LocalDirectory, read_listing, require_identity, write_index
-from logitcask_schemas.cask.documents import DocumentIndex, DocumentTable, ShardDocuments, write_document_table
+from logitcask_schemas.cask.directory import LocalDirectory, read_entry, read_listing, require_identity, write_index
+from logitcask_schemas.cask.documents import (
+    DOCUMENTS_NAME,
+    DocumentIndex,
+    DocumentTable,
+    ShardDocuments,
+    write_document_table,
+)
 from logitcask_schemas.cask.format.layout import RecordLayout
 from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry
 from logitcask_schemas.cask.opening import open_documents, require_shards
-from logitcask_schemas.cask.storage.files import FileOperations
+from logitcask_schemas.cask.storage.files import FileOperations, reads_explained
 
 _MIN_LOOSE: Final = 64
 _LOOSE_FRACTION: Final = 8
@@ -35,6 +41,8 @@ class StoredShards:
         self._indexed: dict[str, ShardEntry] = {}
         self._loose: dict[str, ShardEntry] = {}
         self._table: DocumentTable | None = None
+        self._table_version: tuple[int, ...] | None = None
+        """Of the file that was opened last."""
         self._beyond_table: dict[str, ShardDocuments] = {}
         self._beyond_index = DocumentIndex()
 
@@ -73,10 +81,59 @@ class StoredShards:
                 self._add_documents(name, self._documents_of(entry))
         self._indexed, self._loose = listing.indexed, listing.loose
 
+    def take(self, names: Iterable[str]) -> None:
+        """Read the entries of shards that others published since; nothing else has happened to the cask.
+
+        What it takes depends on how many these are, not on the shards of the cask; now and then, when somebody has
+        folded them into the table, on the table.
+
+        Args:
+            names: Of the shards.
+
+        Raises:
+            CaskCorruptionError, CaskNotFoundError: The table, an entry or a shard is missing, damaged or foreign.
+        """
+        directory = LocalDirectory(path=self._path)
+        entries = [read_entry(directory, name) for name in names if name not in self._loose]
+        require_identity(str(self._path), entries, self._manifest)
+        for entry in entries:
+            self.note(entry, self._documents_of(entry))
+        if self._version_on_disk() != self._table_version:
+            self._follow_table()
+
+    def _follow_table(self) -> None:
+        """Let go of what another writer has folded into the table."""
+        known = self._indexed | self._loose
+        table = self._fitting_table(known)
+        if table is None:  # somebody deleted it, as anybody may; the one that is mapped says the same
+            return
+        # The table before what it replaces, as in `compact`.
+        self._table = table
+        beyond = {name: documents for name, documents in self._beyond_table.items() if name not in table}
+        self._beyond_table, self._beyond_index = {}, DocumentIndex()
+        for name, documents in beyond.items():
+            self._add_documents(name, documents)
+        self._loose = {name: entry for name, entry in self._loose.items() if name not in table}
+        self._indexed = {name: entry for name, entry in known.items() if name not in self._loose}
+
     def _fitting_table(self, entries: Mapping[str, ShardEntry]) -> DocumentTable | None:
         """The table on disk, unless it lists shards that were removed: their documents are not stored any more."""
-        table = DocumentTable.open(self._path)
+        table = self._open_table()
         return table if table is not None and all(name in entries for name in table.shard_names()) else None
+
+    def _open_table(self) -> DocumentTable | None:
+        self._table_version = self._version_on_disk()
+        return DocumentTable.open(self._path)
+
+    def _version_on_disk(self) -> tuple[int, ...] | None:
+        """What tells one table from the next, which replaces its file; None where there is none."""
+        path = self._path / DOCUMENTS_NAME
+        try:
+            with reads_explained(path):
+                status = path.stat()
+        except FileNotFoundError:
+            return None
+        return status.st_ino, status.st_mtime_ns, status.st_size
 
     def _documents_of(self, entry: ShardEntry) -> ShardDocuments:
         documents = open_documents(self._path, entry, self._layout)
@@ -114,5 +171,5 @@ class StoredShards:
         write_index(self._files, self._path, merged.values())
         self._indexed, self._loose = merged, {}
         # The table before what it replaces: a thread that asks `has` meanwhile must not miss a document.
-        self._table = DocumentTable.open(self._path)
+        self._table = self._open_table()
         self._beyond_table, self._beyond_index = {}, DocumentIndex()

@@ -35,6 +35,7 @@ from logitcask_schemas.cask.hint_width import require_stored_width, stored_width
 from logitcask_schemas.cask.publication import prepare_folder, publish_entry, publish_shard, require_new, sweep
 from logitcask_schemas.cask.storage.files import FileOperations, LocalFiles, clear_errors, link_or_copy
 from logitcask_schemas.cask.storage.lock import writers_lock
+from logitcask_schemas.cask.storage.publication_log import PublicationLog
 from logitcask_schemas.cask.stored_shards import StoredShards
 from logitcask_schemas.errors import CaskError, InvalidRecordError
 from logitcask_schemas.record.capture_spec import CaptureSpec
@@ -49,7 +50,8 @@ LOCK_TIMEOUT_SECONDS: Final = 600.0
 class CaskWriter:
     """Publishes shards into one cask. Several writers, threads or processes, may publish into the same cask at once.
 
-    `publish` costs the same however many shards there are: index and table of documents are rewritten when an eighth of
+    `publish` costs the same however many shards there are, also beside other writers, who tell each other what they
+    publish (`storage.publication_log`). Index and table of documents are rewritten when an eighth of
     the entries is not in them yet, which is a constant number of rewritten entries per publication. Which documents are
     stored is looked up in the mapped table, so memory grows only with what is not in it yet.
     """
@@ -58,7 +60,7 @@ class CaskWriter:
         self,
         path: Path,
         manifest: CaskManifest,
-        holder: str,
+        log: PublicationLog,
         *,
         files: FileOperations | None = None,
         carrier: Carrier | None = None,
@@ -67,7 +69,7 @@ class CaskWriter:
         """Use `create`, which also prepares the directory."""
         self.path = path
         self.manifest = manifest
-        self._holder = holder
+        self._log = log
         self._layout = RecordLayout.of(manifest)
         self._identity = manifest.identity_digest()
         self._files = files or LocalFiles()
@@ -119,8 +121,8 @@ class CaskWriter:
         stores_as = carrier_named(carrier)
         path = Path(path)
         prepare_folder(files, path)
-        holder = uuid.uuid4().hex
-        with writers_lock(path, holder=holder, timeout_seconds=lock_timeout_seconds):
+        log = PublicationLog(uuid.uuid4().hex)
+        with writers_lock(path, holder=log.holder, timeout_seconds=lock_timeout_seconds, log=log):
             if (path / MANIFEST_NAME).exists():
                 manifest = read_manifest(LocalDirectory(path=path))
                 manifest.require_same(teacher, capture, where=str(path), accept=accept)
@@ -135,9 +137,7 @@ class CaskWriter:
                     created_at=datetime.now(UTC).isoformat(timespec="seconds"),
                 )
                 write_manifest(files, path, manifest)
-            writer = cls(
-                path, manifest, holder, files=files, carrier=stores_as, lock_timeout_seconds=lock_timeout_seconds
-            )
+            writer = cls(path, manifest, log, files=files, carrier=stores_as, lock_timeout_seconds=lock_timeout_seconds)
             writer._stored.refresh()
             sweep(files, path, writer._stored.entries)
             writer._certain = True
@@ -260,9 +260,8 @@ class CaskWriter:
             else:
                 take_hints(self._files, hints, self.path, entry, link=link)
             publish_entry(self._files, self.path, entry, carrier)
-            self._stored.note(
-                entry, ShardDocuments(ids=documents.ids.copy(), lengths=documents.lengths.astype(np.uint32))
-            )
+            lengths = documents.lengths.astype(np.uint32)
+            self._note(entry, ShardDocuments(ids=documents.ids.copy(), lengths=lengths))
         return linked
 
     def close(self) -> None:
@@ -285,9 +284,12 @@ class CaskWriter:
     @contextmanager
     def _refreshed(self) -> Iterator[None]:
         """Hold the lock, knowing every shard that is published."""
-        with writers_lock(self.path, holder=self._holder, timeout_seconds=self._lock_timeout) as undisturbed:
+        log = self._log
+        with writers_lock(self.path, holder=log.holder, timeout_seconds=self._lock_timeout, log=log):
             certain, self._certain = self._certain, False
-            if not (undisturbed and certain):
+            if certain and log.unseen is not None:
+                self._stored.take(log.unseen)
+            else:
                 self._stored.refresh()
                 self._hint_width = None  # a repair may have taken away what it was read from
             yield
@@ -327,5 +329,10 @@ class CaskWriter:
             self._require_width(columns.hints.rows.width, hints)
         entry = publish_shard(self._files, self.path, self._carrier, columns, self._layout, self._identity, hints)
         lengths = np.diff(columns.offsets["token"]).astype(np.uint32)
-        self._stored.note(entry, ShardDocuments(ids=columns.document_ids, lengths=lengths))
+        self._note(entry, ShardDocuments(ids=columns.document_ids, lengths=lengths))
         return entry
+
+    def _note(self, entry: ShardEntry, documents: ShardDocuments) -> None:
+        """Know of a shard that was published just now, and tell other writers."""
+        self._stored.note(entry, documents)
+        self._log.note(entry.name)

@@ -94,7 +94,8 @@ def test_many_columns_are_refused(tmp_path, monkeypatch):
 
 
 def test_columns_in_each_other_have_an_end(tmp_path):
-    kind, value = pa.string(), "x"
+    kind: pa.DataType = pa.string()
+    value: object = "x"
     for _ in range(parquet_lines.MAX_DEPTH + 1):
         kind, value = pa.list_(kind), [value]
     path = written(tmp_path, {"text": pa.array([value], type=kind)})
