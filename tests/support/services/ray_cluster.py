@@ -15,6 +15,10 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "3",  # who has lost the head ends after that
     "RAY_kill_worker_timeout_milliseconds": "100",
+    # A busy machine is no fault of what is tested.
+    "RAY_raylet_start_wait_time_s": "300",
+    "RAY_gcs_server_request_timeout_seconds": "300",
+    "RAY_worker_register_timeout_seconds": "300",
 }
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -31,16 +35,20 @@ class RayCluster:
         """Start a head with two CPUs and no dashboard."""
         before = {process.pid for process in psutil.process_iter()}
         arguments = ["--head", f"--port={port or free_port()}", "--num-cpus=2", "--include-dashboard=false"]
+        arguments += ["--node-ip-address=127.0.0.1"]
         arguments += ["--object-store-memory=80000000", f"--temp-dir={self.folder}", "--disable-usage-stats"]
         path = os.pathsep.join([str(ROOT), *(folder for folder in sys.path if folder)])
-        started = subprocess.run(
-            [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments],
-            env={**os.environ, **_QUIET, "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert started.returncode == 0, started.stdout + started.stderr
+        said = self.folder / "start.log"  # a file: what it starts would keep a pipe open
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with said.open("wb") as file:
+            started = subprocess.run(
+                [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments],
+                env={**os.environ, **_QUIET, "PYTHONPATH": path},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+        assert started.returncode == 0, said.read_text()
         self.address = next(part.split("=")[1] for part in arguments if part.startswith("--port="))
         self.address = f"127.0.0.1:{self.address}"
         self._processes = [
