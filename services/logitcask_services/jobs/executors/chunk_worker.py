@@ -30,7 +30,8 @@ from logitcask_services.jobs.executors.chunk_orders import (
 )
 from logitcask_services.jobs.extraction import Chunk
 from logitcask_services.jobs.live import Heartbeat
-from logitcask_services.jobs.teacher import Suspicion, TeacherDiedError
+from logitcask_services.jobs.suspicion import Suspicion
+from logitcask_services.jobs.teacher import TeacherDiedError
 from logitcask_services.jobs.teacher_streams import TeacherStreams
 from logitcask_services.jobs.watchdog import BLIND_HANG_SECONDS, HANG_SECONDS
 
@@ -240,11 +241,14 @@ class _Capture:
         )
 
     def _stream(self, results: Iterable[CaptureResult]) -> None:
-        self._streams.take_each(iter(results), self._feed.accept, stops=self._stops)
+        self._streams.take_each(iter(results), self._take, stops=self._stops)
         if self._feed.fault is not None:
             raise self._feed.fault
         if self._feed.waiting and not self._stops():
             raise TeacherDiedError(f"the engine ended its stream without {self._feed.waiting} of the documents it took")
+
+    def _take(self, result: CaptureResult) -> None:
+        self._feed.accept(result)  # what failed is told with its chunk
 
     def _stops(self) -> bool:
         return self._dropped.is_set() or self._publisher.error is not None

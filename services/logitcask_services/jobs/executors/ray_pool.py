@@ -113,9 +113,9 @@ class RayPool:
             import ray
         except ModuleNotFoundError as error:
             raise MissingExtraError("logitcask capture --executor ray", "ray", "ray") from error
-        self._ray = ray
+        self._ray: Any = ray
         try:
-            ray.init(
+            self._ray.init(
                 address=options.address,
                 include_dashboard=False if options.address is None else None,
                 log_to_driver=False,
@@ -129,14 +129,14 @@ class RayPool:
             ) from error
         num_gpus = options.num_gpus
         if num_gpus is None:
-            num_gpus = float(options.parallel) if ray.cluster_resources().get("GPU") else 0.0
+            num_gpus = float(options.parallel) if self._ray.cluster_resources().get("GPU") else 0.0
         self._num_gpus, self._num_cpus = num_gpus, options.num_cpus
-        self._actor_class = ray.remote(ChunkActor).options(
+        self._actor_class: Any = self._ray.remote(ChunkActor).options(
             num_cpus=options.num_cpus, num_gpus=num_gpus, max_concurrency=THREADS, max_restarts=0, max_task_retries=0
         )
-        self._job, self._load = ray.put(job), load
+        self._job, self._load = self._ray.put(job), load
         self._actors: dict[int, _Actor] = {}
-        at = ray.get_runtime_context().gcs_address
+        at = self._ray.get_runtime_context().gcs_address
         say(f"Ray at {at}: {num_gpus:g} GPU(s) and {options.num_cpus:g} CPU(s) for each teacher")
 
     def start(self, worker: int) -> None:

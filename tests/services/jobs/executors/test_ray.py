@@ -82,10 +82,10 @@ class Driver:
     def wait_for_captures(self, count: int) -> None:
         """Until teachers were given so many documents more, or the driver ended."""
         target = len(captures(self.log)) + count
-        wait_for(lambda: len(captures(self.log)) >= target or not self.process.is_alive(), 120)
+        wait_for(lambda: len(captures(self.log)) >= target or not self.process.is_alive(), 300)
 
     def end(self) -> None:
-        self.process.join(120)
+        self.process.join(300)
         assert self.process.exitcode == 0, self._output.read_text()
 
 
