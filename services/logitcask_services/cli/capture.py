@@ -8,36 +8,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
-from typer.core import TyperGroup
 
 from logitcask_schemas.cli.output import JsonOption
 from logitcask_schemas.terminal import counted
 from logitcask_services.cli.capture_corpus import capture_corpus
+from logitcask_services.cli.corpus_or_command import RUN, CorpusOrCommand
 
 if TYPE_CHECKING:
     from logitcask_services.pilot import TauChoice
 
 _LONGEST = 1024
-_CORPUS = "corpus"
-
-
-class CorpusOrCommand(TyperGroup):
-    """`capture CORPUS ...` is `capture corpus CORPUS ...`: what is no subcommand is a corpus, or an option of one."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """See the class."""
-        if args and args[0] not in (*self.commands, "--help"):
-            args = [_CORPUS, *args]
-        return super().parse_args(ctx, args)
-
 
 app = typer.Typer(cls=CorpusOrCommand, no_args_is_help=True, add_completion=False)
-app.command(_CORPUS)(capture_corpus)
+app.command(RUN)(capture_corpus)
 
 
 @app.callback()
 def _commands() -> None:
-    """Capture a corpus into a cask without a service: `logitcask capture CORPUS`, options as of `capture corpus`."""
+    """Capture a corpus into a cask without a service: `logitcask capture CORPUS`, which is `capture run`."""
 
 
 @app.command("choose-tau")

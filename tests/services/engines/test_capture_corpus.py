@@ -30,7 +30,7 @@ def run(tiny_llama, tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def corpus(tmp_path):
-    lines = [{"text": " ".join(f"w{(at * 7 + place) % 300}" for place in range(4 + at % 9))} for at in range(40)]
+    lines = [{"text": " ".join(f"w{200 + (at * 7 + place) % 100}" for place in range(4 + at % 9))} for at in range(40)]
     text = "".join(json.dumps(line) + "\n" for line in [*lines, lines[3]]) + "no json\n"
     (tmp_path / "corpus.jsonl").write_text(text)
     return "corpus.jsonl"
@@ -82,5 +82,5 @@ def test_what_cannot_be_meant(run, corpus, words, message):
 
 
 def test_the_corpus_needs_no_word_before_it(run, corpus):
-    assert run("corpus", corpus, "--cask", "cask")[0] == 0
+    assert run("run", corpus, "--cask", "cask")[0] == 0
     assert run("--cask", "cask", corpus)[0] == 0
