@@ -22,7 +22,6 @@ def run(tiny_llama, tmp_path, monkeypatch, capsys):
             main(["capture", *words, *options])
         out = capsys.readouterr()
         assert "Traceback" not in out.err
-        print(out.err)
         return ended.value.code, json.loads(out.out) if out.out else {"stderr": out.err}
 
     return call

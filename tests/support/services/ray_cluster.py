@@ -48,7 +48,6 @@ class RayCluster:
                 stderr=subprocess.STDOUT,
                 check=False,
             )
-        assert started.returncode == 0, said.read_text()
         self.address = next(part.split("=")[1] for part in arguments if part.startswith("--port="))
         self.address = f"127.0.0.1:{self.address}"
         self._processes = [
@@ -56,6 +55,9 @@ class RayCluster:
             for process in psutil.process_iter()
             if process.pid not in before and str(self.folder) in " ".join(_command(process))
         ]
+        if started.returncode != 0:
+            self.kill()
+            raise AssertionError(said.read_text())
         assert self._processes, "no process of the cluster was found"
 
     def kill(self) -> None:
