@@ -55,7 +55,7 @@ def prepare(folder: Path, documents: Sequence[dict[str, Any]]) -> PreparedCorpus
     """The corpus of these lines, ready in a folder."""
     folder.mkdir(exist_ok=True)
     corpus = folder / "corpus.jsonl"
-    corpus.write_bytes(jsonl(documents))
+    corpus.write_bytes(jsonl([*documents]))
     return reopen(folder)
 
 
