@@ -16,7 +16,7 @@ def run(tiny_llama, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LOGITCASK_ENGINE_PROCESS", "false")
     monkeypatch.chdir(tmp_path)
 
-    def call(*words: str) -> tuple[int, dict]:
+    def call(*words: str) -> tuple[int | str | None, dict]:
         options = ["--teacher", str(tiny_llama), "--engine", "transformers", "--chunk-positions", "40", "--json"]
         with pytest.raises(SystemExit) as ended:
             main(["capture", *words, *options])
