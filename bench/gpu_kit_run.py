@@ -48,7 +48,7 @@ class Kit:
         """Note a figure of the present section; returns its median."""
         return self.report.add(metric, unit, values, note, section=self.section, **labels)
 
-    def ratio(self, metric: str, mine: list[float], others: list[float], **labels: object) -> None:
+    def ratio(self, metric: str, mine: list[float], others: list[float], **labels: Any) -> None:
         """Note how many times longer something takes, call by call."""
         self.add(metric, "ratio", [a / b for a, b in zip(mine, others, strict=True)], **labels)
 

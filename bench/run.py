@@ -12,6 +12,7 @@ from pathlib import Path
 BENCH = Path(__file__).resolve().parent
 SIDES = {
     "capture": "teacher",
+    "fleet": "teacher",
     "service": "teacher",
     "generation": "teacher",
     "cask": "trainer",

@@ -48,7 +48,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "train": Command("Train a student from a cask, without the teacher.", "trainer"),
     "rounds": Command("Train a student on its own texts, in rounds with a teacher service.", "trainer"),
     "report": Command("Compare student, baseline and teacher on held-out documents.", "trainer"),
-    "capture": Command("Choose what to capture for a budget of bytes per token.", "service"),
+    "capture": Command("Capture a corpus without a service, whole or in parts; choose what to keep.", "service"),
 }
 
 

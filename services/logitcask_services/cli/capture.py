@@ -1,4 +1,4 @@
-"""`logitcask capture`: decide what to keep before the teacher runs."""
+"""`logitcask capture`: a corpus into a cask without a service; `capture choose-tau` decides before what to keep."""
 
 import json
 import math
@@ -11,18 +11,21 @@ from rich.table import Table
 
 from logitcask_schemas.cli.output import JsonOption
 from logitcask_schemas.terminal import counted
+from logitcask_services.cli.capture_corpus import capture_corpus
+from logitcask_services.cli.corpus_or_command import RUN, CorpusOrCommand
 
 if TYPE_CHECKING:
     from logitcask_services.pilot import TauChoice
 
-app = typer.Typer(help="Decide what to keep before the teacher runs.", no_args_is_help=True, add_completion=False)
-
 _LONGEST = 1024
+
+app = typer.Typer(cls=CorpusOrCommand, no_args_is_help=True, add_completion=False)
+app.command(RUN)(capture_corpus)
 
 
 @app.callback()
 def _commands() -> None:
-    """Decide what to keep before the teacher runs."""
+    """Capture a corpus into a cask without a service: `logitcask capture CORPUS`, which is `capture run`."""
 
 
 @app.command("choose-tau")

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from typer.core import TyperGroup
 
 from logitcask_schemas.api.generation import Generation
 from logitcask_schemas.api.objects import Status
@@ -25,6 +24,7 @@ from logitcask_services.cli.connection import (
     summarise,
 )
 from logitcask_services.cli.corpus_file import LocalCorpus, file_corpus, local_corpus
+from logitcask_services.cli.corpus_or_command import RUN, CorpusOrCommand
 from logitcask_services.cli.generation_request import extraction_of, parameters_of, steps_of
 from logitcask_services.cli.generation_view import (
     estimate,
@@ -41,21 +41,8 @@ from logitcask_services.cli.submit import send
 if TYPE_CHECKING:
     from logitcask_schemas.api.client import ServiceClient
 
-RUN = "run"
 SAMPLE_BYTES = 1 << 20
 """Of a corpus, for a dry run: every prompt of it is rendered."""
-
-
-class CorpusOrCommand(TyperGroup):
-    """What begins with no command's name is a corpus, or an option of `run`: `run` may be left out."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """See the class."""
-        return super().parse_args(ctx, args if args[:1] == ["--help"] else self.with_command(args))
-
-    def with_command(self, words: list[str]) -> list[str]:
-        """The words with the command that they leave out."""
-        return [RUN, *words] if words and words[0] not in self.commands else words
 
 
 app = typer.Typer(

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from logitcask_schemas.api.objects import Corpus
-from logitcask_schemas.api.requests import CarrierName, LossOn, OnError, Overflow
+from logitcask_schemas.api.requests import OnError
 from logitcask_schemas.cli.output import JsonOption
-from logitcask_schemas.record.capture_spec import CaptureMode, Entropy, LogprobCodec, Sampler
+from logitcask_services.cli import capture_options as options
 from logitcask_services.cli.connection import (
     KeyFileOption,
     ServerOption,
@@ -26,7 +26,7 @@ from logitcask_services.cli.corpus_file import LocalCorpus, file_corpus, local_c
 from logitcask_services.cli.dry_run import dry_run
 from logitcask_services.cli.hub_corpus import hub_corpus
 from logitcask_services.cli.pilot import MOST_LINES
-from logitcask_services.cli.request_options import capture_of, given, hints_of, pairs, require_cask_name, require_key
+from logitcask_services.cli.request_options import given, pairs, require_cask_name, require_key
 
 if TYPE_CHECKING:
     from logitcask_schemas.api.client import ServiceClient
@@ -46,42 +46,25 @@ def submit(
         str | None, typer.Option(help="Name of the cask, below the service's cask root; may be left out of a dry run.")
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the extraction to its end.")] = False,
-    mode: Annotated[CaptureMode | None, typer.Option(help="Which tokens are kept; default: threshold.")] = None,
-    tau: Annotated[float | None, typer.Option(help="Threshold: probability above which a token is kept.")] = None,
-    head_max: Annotated[int | None, typer.Option(help="Threshold: most tokens kept exactly.")] = None,
-    tail_max: Annotated[int | None, typer.Option(help="Threshold: most tail draws.")] = None,
-    k: Annotated[int | None, typer.Option(help="Topk: tokens kept.")] = None,
-    entropy: Annotated[
-        Entropy | None, typer.Option(help="Topk: at_least, where the teacher is served elsewhere; default: exact.")
-    ] = None,
-    draws: Annotated[int | None, typer.Option(help="Sampled: draws.")] = None,
-    sampler: Annotated[Sampler | None, typer.Option(help="How tails are drawn; default: systematic.")] = None,
-    pin: Annotated[list[int] | None, typer.Option(help="Token id that is always kept; may be repeated.")] = None,
-    temperature: Annotated[
-        list[float] | None, typer.Option(help="Also store log Z at this temperature; may be repeated.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the draws.")] = None,
-    codec: Annotated[LogprobCodec | None, typer.Option(help="Of log-probabilities; default: f16.")] = None,
-    tail_logprobs: Annotated[
-        bool, typer.Option("--tail-logprobs", help="Also store log-probabilities of draws.")
-    ] = False,
-    held_out: Annotated[
-        bool,
-        typer.Option(
-            "--held-out", help="For `logitcask report`: stores what unbiased figures need (as --tail-logprobs)."
-        ),
-    ] = False,
-    hints: Annotated[
-        str | None,
-        typer.Option(help='Also keep hidden states, such as "layers=10,20,-1 of=hidden codec=i8" (docs/hints.md).'),
-    ] = None,
-    max_length: Annotated[int | None, typer.Option(help="Most tokens of a document.")] = None,
-    overflow: Annotated[Overflow | None, typer.Option(help="Longer documents; default: truncate.")] = None,
-    loss_on: Annotated[
-        LossOn | None,
-        typer.Option(help="Which tokens get a record: all (default), those of assistant turns, or the completion's."),
-    ] = None,
-    carrier: Annotated[CarrierName | None, typer.Option(help="File format of the shards; default: arrow.")] = None,
+    mode: options.ModeOption = None,
+    tau: options.TauOption = None,
+    head_max: options.HeadMaxOption = None,
+    tail_max: options.TailMaxOption = None,
+    k: options.KOption = None,
+    entropy: options.EntropyOption = None,
+    draws: options.DrawsOption = None,
+    sampler: options.SamplerOption = None,
+    pin: options.PinOption = None,
+    temperature: options.TemperatureOption = None,
+    seed: options.SeedOption = None,
+    codec: options.CodecOption = None,
+    tail_logprobs: options.TailLogprobsOption = False,
+    held_out: options.HeldOutOption = False,
+    hints: options.HintsOption = None,
+    max_length: options.MaxLengthOption = None,
+    overflow: options.OverflowOption = None,
+    loss_on: options.LossOnOption = None,
+    carrier: options.CarrierOption = None,
     on_error: Annotated[OnError | None, typer.Option(help="Bad lines; default: skip.")] = None,
     metadata: Annotated[list[str] | None, typer.Option(help="key=value to keep with it; may be repeated.")] = None,
     split: Annotated[str | None, typer.Option(help="Of a dataset of the Hub, such as train.")] = None,
@@ -120,25 +103,24 @@ def submit(
 ) -> None:
     """Send a corpus and start its extraction. Exit code 3 when it is waited for and does not complete."""
     console = Console(stderr=True)
-    capture = capture_of(
-        {
-            "mode": mode,
-            "tau": tau,
-            "head_max": head_max,
-            "tail_max": tail_max,
-            "k": k,
-            "entropy": entropy,
-            "draws": draws,
-            "sampler": sampler,
-            "pinned_ids": pin or None,
-            "temperatures": temperature or None,
-            "seed": seed,
-            "logprob_codec": codec,
-            "tail_logprobs": tail_logprobs or held_out or None,
-            "hints": hints_of(hints),
-        }
+    capture = options.capture_fields(
+        mode=mode,
+        tau=tau,
+        head_max=head_max,
+        tail_max=tail_max,
+        k=k,
+        entropy=entropy,
+        draws=draws,
+        sampler=sampler,
+        seed=seed,
+        pin=pin,
+        temperature=temperature,
+        codec=codec,
+        tail_logprobs=tail_logprobs,
+        held_out=held_out,
+        hints=hints,
     )
-    options = {
+    of_request = {
         "max_length": max_length,
         "overflow": overflow,
         "loss_on": loss_on,
@@ -150,7 +132,7 @@ def submit(
         "cask": cask,
         "capture": capture,
         "metadata": pairs(metadata, "--metadata"),
-        **given(options),
+        **given(of_request),
     }
     # A name has no slash; that a folder here is called like it matters to a dry run alone.
     is_model = teacher is not None and ("/" in teacher or (dry and Path(teacher).is_dir()))

@@ -236,6 +236,11 @@ class TokenStore:
         identity: bytes = self._ids_D32[document].tobytes()
         return identity
 
+    @property
+    def document_ids_D32(self) -> NDArray[np.uint8]:
+        """Identities of all documents, [D, 32], a view of the map."""
+        return self._ids_D32
+
     def answers(self, document: int) -> NDArray[np.uint32] | None:
         """Ranges [start, stop) of the document's tokens that are answers, [R, 2]; None where nobody knows."""
         if self._answers_A2 is None:

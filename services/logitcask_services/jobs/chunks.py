@@ -100,9 +100,16 @@ class ChunkFeed:
 
     def tasks(self, chunks: Iterable[Chunk]) -> Iterator[CaptureTask]:
         """The tasks of these chunks. Ends early when the run should end or its own work fails (see `fault`)."""
+        return (task for task in self.tasks_as_they_come(chunks) if task is not None)
+
+    def tasks_as_they_come(self, chunks: Iterable[Chunk | None]) -> Iterator[CaptureTask | None]:
+        """The same of chunks that are not all known yet; None: none just now, for the engine as for the feed."""
         try:
             for chunk in chunks:
-                yield from self._tasks_of(chunk)
+                if chunk is None:
+                    yield None
+                else:
+                    yield from self._tasks_of(chunk)
                 if self._ends():
                     return
         except Exception as error:  # noqa: BLE001 - carried around the engine and raised by the run

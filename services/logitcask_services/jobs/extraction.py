@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from logitcask_schemas.api.objects import Failure, Status
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_schemas.record.beyond_tokens import BeyondTokens
+from logitcask_schemas.record.hint_spec import HintSpec
+from logitcask_services.engines.hint_shape import HintShape, hint_bytes_per_document, hint_bytes_per_position
 
 STEPS: dict[Status, frozenset[Status]] = {
     "validating": frozenset({"queued", "failed", "pausing", "cancelling"}),
@@ -143,6 +145,23 @@ def hinted_budget(positions: int, bytes_per_position: float, *, budget: int | No
 def hinted_documents(bytes_per_document: int) -> int:
     """Documents per chunk where each has hints of so many bytes; 0: as without."""
     return min(MAX_DOCUMENTS, max(1, HINT_CHUNK_BYTES // max(bytes_per_document, 1)))
+
+
+def planned_chunks(
+    offsets_D1: NDArray[np.uint64], hints: HintSpec | None, shape: HintShape | None, budget: int | None
+) -> list[Chunk]:
+    """The plan of an extraction: that of `plan_chunks`, with chunks small enough for the hints of their documents.
+
+    Args:
+        offsets_D1: document offsets in tokens, [D + 1].
+        hints: what is kept of hidden states, if anything.
+        shape: what the teacher's hints are like; None where it gives none.
+        budget: positions per chunk, where the operator sets them.
+    """
+    positions = int(offsets_D1[-1]) - (len(offsets_D1) - 1)
+    positions_budget = hinted_budget(positions, hint_bytes_per_position(hints, shape), budget=budget)
+    most = hinted_documents(hint_bytes_per_document(hints, shape))
+    return list(plan_chunks(offsets_D1, positions_budget, most))
 
 
 def plan_chunks(

@@ -13,17 +13,11 @@ from logitcask_schemas.terminal import counted
 from logitcask_services.corpora.document_names import DocumentNames
 from logitcask_services.corpora.prepare import DocumentLimits, PreparationStoppedError, Prepared, prepare
 from logitcask_services.corpora.token_store import TokenStore
-from logitcask_services.engines.hint_shape import hint_bytes_per_document, hint_bytes_per_position, resolve_hints
+from logitcask_services.engines.hint_shape import resolve_hints
 from logitcask_services.jobs.context import JobContext, facts_document
 from logitcask_services.jobs.database.log import JobLog
 from logitcask_services.jobs.database.tables import ExtractionRow
-from logitcask_services.jobs.extraction import (
-    Chunk,
-    IllegalTransitionError,
-    hinted_budget,
-    hinted_documents,
-    plan_chunks,
-)
+from logitcask_services.jobs.extraction import IllegalTransitionError, planned_chunks
 from logitcask_services.jobs.loaded_teacher import TeacherFacts
 from logitcask_services.jobs.teacher_names import TeacherNameError
 from logitcask_services.jobs.waiting import (
@@ -185,16 +179,8 @@ class Preparer(threading.Thread):
             context.chunks.save_failed_preparation(row.id, prepared, _nothing_reason(prepared, bad_lines.first))
             return
         folder, hints = context.folders.token_store(row.id), row.request.capture.hints
-        each = hint_bytes_per_position(hints, facts.hint_shape)
-        most = hinted_documents(hint_bytes_per_document(hints, facts.hint_shape))
-
-        def planned() -> list[Chunk]:
-            offsets_D1 = TokenStore(folder).offsets_D1
-            whole = int(offsets_D1[-1]) - prepared.documents
-            budget = hinted_budget(whole, each, budget=context.settings.chunk_positions)
-            return list(plan_chunks(offsets_D1, budget, most))
-
-        plan = waiter.run(planned)
+        budget = context.settings.chunk_positions
+        plan = waiter.run(lambda: planned_chunks(TokenStore(folder).offsets_D1, hints, facts.hint_shape, budget))
         waiter.run(lambda: context.chunks.save_preparation(row.id, prepared, facts_document(facts), plan))
 
     def _waiter(self, row: ExtractionRow) -> Waiter:

@@ -1,0 +1,283 @@
+"""`logitcask capture CORPUS`: a corpus into a cask without a service, whole or in parts, here or on a Ray cluster."""
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from logitcask_schemas.api.requests import MIN_LENGTH, OnError
+from logitcask_schemas.cli.output import JsonOption
+from logitcask_schemas.errors import ModelError, OptionError
+from logitcask_schemas.terminal import EXIT_PROBLEMS, counted
+from logitcask_services.cli import capture_options as options
+from logitcask_services.cli.connection import say
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from logitcask_schemas.record.hint_spec import HintSpec
+    from logitcask_services.engines.engine import Engine
+    from logitcask_services.jobs.executors.chunk_orders import CaptureJob
+    from logitcask_services.jobs.executors.corpus_capture import Part
+    from logitcask_services.jobs.executors.pool import WorkerPool
+    from logitcask_services.jobs.loaded_teacher import TeacherFacts
+    from logitcask_services.settings import ServiceSettings
+
+Executor = Literal["local", "ray"]
+
+
+def capture_corpus(
+    corpus: Annotated[
+        Path, typer.Argument(help="JSON lines with `text`, `messages`, `input_ids`, or prompts; `-`: standard input.")
+    ],
+    teacher: Annotated[
+        Path, typer.Option(help="Folder of the teacher model, or a Hugging Face Hub id such as ORG/NAME@REVISION.")
+    ],
+    cask: Annotated[Path, typer.Option(help="Folder of the cask; made where absent. All parts share it.")],
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Capture the share I of N alone, counted from 0: 0/8 to 7/8. All of them, on any machines at any "
+            "time, give the cask of a single run.",
+        ),
+    ] = None,
+    mode: options.ModeOption = None,
+    tau: options.TauOption = None,
+    head_max: options.HeadMaxOption = None,
+    tail_max: options.TailMaxOption = None,
+    k: options.KOption = None,
+    entropy: options.EntropyOption = None,
+    draws: options.DrawsOption = None,
+    sampler: options.SamplerOption = None,
+    pin: options.PinOption = None,
+    temperature: options.TemperatureOption = None,
+    seed: options.SeedOption = None,
+    codec: options.CodecOption = None,
+    tail_logprobs: options.TailLogprobsOption = False,
+    held_out: options.HeldOutOption = False,
+    hints: options.HintsOption = None,
+    max_length: options.MaxLengthOption = None,
+    overflow: options.OverflowOption = None,
+    loss_on: options.LossOnOption = None,
+    carrier: options.CarrierOption = None,
+    on_error: Annotated[OnError | None, typer.Option(help="Bad lines; default: skip.")] = None,
+    engine: Annotated[str | None, typer.Option(help="vllm (default), transformers, or openai.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Compute dtype; `auto` fits the machine.")] = None,
+    max_model_len: Annotated[
+        int | None, typer.Option(help="Most tokens of a document, as the engine is loaded.")
+    ] = None,
+    engine_option: Annotated[
+        list[str] | None,
+        typer.Option(help="KEY=VALUE of vLLM's EngineArgs, such as tensor_parallel_size=2; may be repeated."),
+    ] = None,
+    accept_teacher: Annotated[
+        list[str] | None, typer.Option(help="Go on with a cask of this teacher in another version, as `serve` does.")
+    ] = None,
+    chunk_positions: Annotated[
+        int | None, typer.Option(min=1, help="Positions of a chunk, which is a shard; the same for all parts.")
+    ] = None,
+    work: Annotated[
+        Path | None, typer.Option(help="Folder for tokens, seen by all parts; default: CASK.work beside the cask.")
+    ] = None,
+    errors: Annotated[
+        Path | None,
+        typer.Option(help="File for what is not captured; default: CASK.errors.jsonl, of a part with its number."),
+    ] = None,
+    executor: Annotated[
+        Executor, typer.Option(help="local: one teacher in this process; ray: --teachers of them on a Ray cluster.")
+    ] = "local",
+    teachers: Annotated[int | None, typer.Option(min=1, help="With --executor ray: engines at once; 1.")] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the cluster, such as HOST:6379; default: RAY_ADDRESS, one on this machine, or a new one."
+        ),
+    ] = None,
+    gpus_per_teacher: Annotated[
+        float | None, typer.Option(min=0, help="Default: what an engine is parallel over, where the cluster has GPUs.")
+    ] = None,
+    cpus_per_teacher: Annotated[float | None, typer.Option(min=0, help="What Ray reserves for each; 1.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Capture a corpus into a cask, without a service. What the cask holds already is not captured again.
+
+    Exit code 3 where documents could not be captured, or --on-error is fail and lines are bad; 1 where the capture
+    cannot go on: the same command goes on from what is published.
+    """
+    console = Console(stderr=True)
+    spec_fields = options.capture_fields(
+        mode=mode,
+        tau=tau,
+        head_max=head_max,
+        tail_max=tail_max,
+        k=k,
+        entropy=entropy,
+        draws=draws,
+        sampler=sampler,
+        seed=seed,
+        pin=pin,
+        temperature=temperature,
+        codec=codec,
+        tail_logprobs=tail_logprobs,
+        held_out=held_out,
+        hints=hints,
+    )
+    share = _part(part)
+    on_ray = {"--teachers": teachers, "--ray-address": ray_address, "--gpus-per-teacher": gpus_per_teacher}
+    if executor == "local" and (given := [name for name, value in on_ray.items() if value is not None]):
+        raise OptionError(f"{', '.join(given)}: for many teachers at once; add --executor ray, or leave it out")
+
+    from logitcask_schemas.record.capture_spec import capture_spec
+    from logitcask_services.cli.capture_run import CaptureRun, write_errors
+    from logitcask_services.cli.corpus_file import local_corpus
+    from logitcask_services.cli.request_options import given as given_of
+    from logitcask_services.cli.request_options import values
+    from logitcask_services.cli.serve import require_teachers
+    from logitcask_services.corpora.prepare import DocumentLimits
+    from logitcask_services.engines.hint_shape import resolve_hints
+    from logitcask_services.jobs.executors.chunk_orders import CaptureJob
+    from logitcask_services.jobs.executors.prepared_corpus import prepared_corpus
+    from logitcask_services.jobs.extraction import planned_chunks
+    from logitcask_services.settings import ServiceSettings
+
+    cask = cask.absolute()
+    settings = ServiceSettings(
+        **given_of(
+            {
+                "teacher": teacher.absolute() if teacher.is_dir() else teacher,
+                "cask_root": cask.parent,
+                "engine": engine,
+                "dtype": dtype,
+                "max_model_len": max_model_len,
+                "engine_options": values(engine_option, "--engine-option") if engine_option else None,
+                "accept_teacher": tuple(accept_teacher) if accept_teacher else None,
+            }
+        )
+    )
+    roster = require_teachers(settings)
+    facts = roster.facts(roster.names[0]) or _facts_of_loaded(settings)
+    spec = resolve_hints(capture_spec(**spec_fields), facts.hint_shape)
+    spec.require_vocabulary(facts.vocab_size)
+    length = max_length or facts.max_model_len
+    if not MIN_LENGTH <= length <= facts.max_model_len:
+        raise OptionError(
+            f"--max-length {length}: expected {MIN_LENGTH} to {facts.max_model_len}, the teacher's context"
+        )
+    limits = DocumentLimits(
+        vocab_size=facts.vocab_size,
+        max_length=length,
+        window=facts.max_model_len,
+        loss_on=loss_on or "all",
+        overflow=overflow or "truncate",
+        max_line_bytes=settings.max_line_bytes,
+    )
+    work = (work or cask.with_name(f"{cask.name}.work")).absolute()
+    errors = errors or cask.with_name(f"{cask.name}.errors{_suffix(share)}.jsonl")
+    with local_corpus(corpus, [], lambda line: say(console, line)) as local:
+        with console.status("reading the corpus"):
+            lines = _unpacked(local.path.absolute(), work)
+            prepared = prepared_corpus(lines, work, facts, limits, say=lambda line: say(console, line))
+        if on_error == "fail" and prepared.counts.bad_lines:
+            bad = counted(write_errors(errors, prepared.bad_lines()), "bad line")
+            say(console, f"{bad} and --on-error is fail; see {errors}", style="red")
+            raise typer.Exit(EXIT_PROBLEMS)
+        job = CaptureJob(
+            tokens=prepared.tokens_folder,
+            cask=cask,
+            spec=spec,
+            carrier=carrier or "arrow",
+            needs_extents=prepared.tokens.has_extents or limits.loss_on != "all",
+            accept=settings.accept_teacher,
+        )
+        chunks = planned_chunks(prepared.tokens.offsets_D1, spec.hints, facts.hint_shape, chunk_positions)
+        run = CaptureRun(console, prepared, job, facts, share, share.of(chunks), chunks)
+        load = partial(load_engine_of, settings, spec.hints)
+        place = {"address": ray_address, "num_gpus": gpus_per_teacher, "num_cpus": cpus_per_teacher}
+        captured = run.capture(
+            lambda: _pool(executor, job, load, console, parallel=_parallel(settings), **given_of(place)), teachers or 1
+        )
+        document = run.report(captured, errors)
+    if as_json:
+        typer.echo(json.dumps(document))
+    raise typer.Exit(EXIT_PROBLEMS if captured.failures or not document["documents"] else 0)
+
+
+def load_engine_of(settings: "ServiceSettings", hints: "HintSpec | None") -> "Engine":
+    """The engine of these settings, in a process of its own, on whichever machine this is called."""
+    from logitcask_services.cli.serve import load_teacher, require_teacher
+
+    engine = load_teacher(settings, require_teacher(settings), "capture", hints).engine
+    assert engine is not None  # its role was asked for
+    return engine
+
+
+def _pool(
+    executor: Executor, job: "CaptureJob", load: "Callable[[], Engine]", console: Console, **on_ray: Any
+) -> "WorkerPool":
+    if executor == "local":
+        from logitcask_services.jobs.executors.local_pool import LocalPool
+
+        return LocalPool(job, load)
+    from logitcask_services.jobs.executors.ray_pool import RayOptions, RayPool
+
+    return RayPool(job, load, RayOptions(**on_ray), say=lambda line: say(console, line))
+
+
+def _part(text: str | None) -> "Part":
+    from logitcask_services.jobs.executors.corpus_capture import Part
+
+    if text is None:
+        return Part()
+    index, slash, parts = text.partition("/")
+    if not (slash and index.isdecimal() and parts.isdecimal() and int(index) < int(parts)):
+        raise OptionError(f"--part {text}: expected I/N with I from 0 to N - 1, such as 0/8 to 7/8")
+    return Part(index=int(index), parts=int(parts))
+
+
+def _suffix(part: "Part") -> str:
+    return "" if part.is_whole else f"-{part.index}-of-{part.parts}"
+
+
+def _parallel(settings: "ServiceSettings") -> int:
+    """GPUs over which one engine is parallel."""
+    if settings.engine != "vllm":
+        return 1
+    sizes = (settings.engine_options.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline"))
+    return math.prod(size for size in sizes if isinstance(size, int))
+
+
+def _facts_of_loaded(settings: "ServiceSettings") -> "TeacherFacts":
+    """Of a teacher whose folder does not say enough: one that is served elsewhere is asked there."""
+    from logitcask_services.cli.serve import load_teacher, require_teacher
+    from logitcask_services.jobs.loaded_teacher import TeacherFacts
+
+    if settings.engine != "openai":
+        raise ModelError(f"the config.json of {settings.teacher} has no `vocab_size`; add it")
+    loaded = load_teacher(settings, require_teacher(settings), "capture")
+    try:
+        return TeacherFacts.of(loaded, "")
+    finally:
+        for each in loaded.parts.values():
+            each.close()
+
+
+def _unpacked(corpus: Path, work: Path) -> Path:
+    """The corpus as JSON lines: itself, or what is packed in it, kept in the work folder."""
+    from logitcask_services.corpora.file_kind import SNIFFED_BYTES, packing_of
+    from logitcask_services.corpora.packed import UnpackLimits
+    from logitcask_services.corpora.uploads import CorpusStorage
+
+    with corpus.open("rb") as file:
+        if packing_of(file.read(SNIFFED_BYTES)) is None:
+            return corpus
+        file.seek(0)
+        storage = CorpusStorage(work / "unpacked", UnpackLimits(max_bytes=1 << 62, max_ratio=float("inf")))
+        with storage.receive() as upload:
+            while block := file.read(1 << 20):
+                upload.write(block)
+            return storage.path(upload.finish().sha256)

@@ -1,0 +1,75 @@
+"""What whoever hands out chunks and whoever captures them tell each other: plain values that travel well."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from logitcask_schemas.api.requests import CarrierName
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.identity import Accept
+from logitcask_services.jobs.extraction import Chunk
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureJob:
+    """What every worker of one capture must know; its folders are the same ones wherever a worker runs."""
+
+    tokens: Path
+    """The token store."""
+    cask: Path
+    spec: CaptureSpec
+    """Its hints are resolved."""
+    carrier: CarrierName = "arrow"
+    needs_extents: bool = False
+    """Whether the cask must hold documents that are recorded in part, or under a context."""
+    accept: tuple[Accept, ...] = ()
+    """What may differ between the cask's teacher and the one that is loaded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkOrder:
+    """One chunk for one worker."""
+
+    chunk: Chunk
+    left_out: frozenset[int] = frozenset()
+    """Documents of it that are none of its own: they occurred earlier in the corpus, or have failed."""
+    alone: bool = False
+    """Give the teacher one document at a time, to find out on which one it dies. The worker has no other chunk."""
+    suspect: int | None = None
+    """The document on which the teacher died when it had no other: to be tried before all others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherReady:
+    """A worker's teacher is loaded."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkDone:
+    """A chunk's shard is in the cask, durably, or it needed none."""
+
+    number: int
+    captured_documents: int
+    captured_tokens: int
+    present_documents: int
+    """That the cask had already."""
+    failures: tuple[tuple[int, str, str], ...]
+    """Document, code and message of each that could not be captured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerEnded:
+    """A worker that works no more."""
+
+    reason: str
+    """Empty where it was told to end."""
+    refused: bool = False
+    """Another worker would meet the same: a cask of another teacher, a full disk, a folder that is no model."""
+    open_chunks: tuple[int, ...] = ()
+    """With the teacher when that died; none where the worker was lost for another reason."""
+    document: int | None = None
+    """The only one that was with the teacher, where that is known."""
+
+
+WorkerEvent = TeacherReady | ChunkDone | WorkerEnded

@@ -1,0 +1,256 @@
+"""A capture from beginning to end: chunks that are missing go out to workers until the cask holds them.
+
+Nothing is written down but the cask: its published entries are the checkpoint. Whoever starts again, after whatever
+death, captures what is not there yet, at most the chunks that were open once more.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from logitcask_schemas.api.objects import Failure
+from logitcask_schemas.cask import Cask
+from logitcask_schemas.cask.format.layout import MANIFEST_NAME
+from logitcask_schemas.errors import IdentityMismatchError, LogitcaskError
+from logitcask_services.jobs.executors.chunk_orders import CaptureJob, ChunkDone, TeacherReady, WorkerEnded
+from logitcask_services.jobs.executors.leases import Leases
+from logitcask_services.jobs.executors.pool import WorkerPool
+from logitcask_services.jobs.executors.prepared_corpus import PreparedCorpus
+from logitcask_services.jobs.extraction import Chunk
+from logitcask_services.jobs.loaded_teacher import TeacherFacts
+
+logger = logging.getLogger(__name__)
+RESTARTS: Final = 5
+"""Of one worker, without a chunk of its own between them, before it is given up."""
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+"""Seconds before a worker is started again; doubles."""
+_LOOK_SECONDS: Final = 1.0
+
+
+class CaptureStoppedError(LogitcaskError, RuntimeError):
+    """A capture cannot go on; what is published stays, and the same command goes on from there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A share of a corpus's chunks: those whose number leaves `index` when divided by `parts`. Counted from 0."""
+
+    index: int = 0
+    parts: int = 1
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of them."""
+        return self.parts == 1
+
+    def of(self, chunks: list[Chunk]) -> list[Chunk]:
+        """Its chunks."""
+        return [chunk for chunk in chunks if chunk.number % self.parts == self.index]
+
+
+@dataclass(slots=True, kw_only=True)
+class Missing:
+    """What of a share is to be captured, against the cask as it is."""
+
+    chunks: list[Chunk]
+    """Those with a document that is missing."""
+    left_out: dict[int, frozenset[int]]
+    """Documents of a chunk that occurred earlier in the corpus, by its number."""
+    documents: int
+    """Of the share, repetitions left out."""
+    missing_documents: int
+    missing_tokens: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Captured:
+    """What a capture came to."""
+
+    documents: int = 0
+    tokens: int = 0
+    failures: list[tuple[int, str, str]] = field(default_factory=list)
+    """Document, code and message of each that could not be captured."""
+    chunks: int = 0
+    handed_out_again: int = 0
+    """Chunks whose worker was lost before it published them."""
+    workers_lost: int = 0
+    seconds: float = 0.0
+    """From the first teacher that was ready."""
+
+
+def missing_of(prepared: PreparedCorpus, chunks: list[Chunk], job: CaptureJob, facts: TeacherFacts) -> Missing:
+    """What of some chunks is not in the cask yet.
+
+    Raises:
+        IdentityMismatchError: The cask is of another capture spec, or of another tokenizer.
+        CaskError: It is damaged, or no cask.
+    """
+    cask = job.cask
+    opened: Cask | None = None
+    if (cask / MANIFEST_NAME).exists():
+        opened = Cask.open(cask)
+        manifest = opened.manifest
+        manifest.require_same(manifest.teacher, job.spec, where=str(cask))
+        if manifest.teacher.tokenizer_fingerprint != facts.tokenizer_fingerprint:
+            raise IdentityMismatchError(
+                f"{cask} holds records of {manifest.teacher.model}, whose tokenizer is another one than that of "
+                f"{facts.model}. Use another cask for this teacher"
+            )
+    repeats = prepared.repeats()
+    missing = Missing(chunks=[], left_out={}, documents=0, missing_documents=0, missing_tokens=0)
+    for chunk in chunks:
+        stop = chunk.first_document + chunk.documents
+        first, last = np.searchsorted(repeats, [chunk.first_document, stop])
+        left_out = frozenset(map(int, repeats[first:last]))
+        absent = [
+            document
+            for document in range(chunk.first_document, stop)
+            if document not in left_out
+            and (opened is None or opened.find(prepared.tokens.document_id(document)) is None)
+        ]
+        missing.documents += chunk.documents - len(left_out)
+        if absent:
+            missing.chunks.append(chunk)
+            missing.left_out[chunk.number] = left_out
+            missing.missing_documents += len(absent)
+            missing.missing_tokens += sum(len(prepared.tokens.tokens(document)) for document in absent)
+    return missing
+
+
+class CorpusCapture:
+    """Use once: `run`.
+
+    Args:
+        pool: where workers run; the caller's to close.
+        teachers: workers at once.
+        missing: what is to be captured.
+        is_published: whether a chunk is in the cask, as far as its documents can be captured; asked where a worker was
+            lost, which may have published and not lived to say so.
+        progressed: hears of each chunk: its tokens.
+        say: hears what a person should know.
+    """
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        teachers: int,
+        missing: Missing,
+        *,
+        is_published: Callable[[Chunk], bool],
+        progressed: Callable[[int], None] = lambda tokens: None,
+        say: Callable[[str], None] = lambda line: None,
+        restarts: int = RESTARTS,
+        first_pause: float = FIRST_PAUSE,
+    ) -> None:
+        self._pool = pool
+        self._leases = Leases(missing.chunks, missing.left_out)
+        self._is_published = is_published
+        self._progressed = progressed
+        self._say = say
+        self._restarts = restarts
+        self._first_pause = first_pause
+        self._slots = min(teachers, max(1, len(missing.chunks)))
+        self._slot_of: dict[int, int] = {}
+        """Of each worker that lives, the slot it fills; a worker that is started again has a new number."""
+        self._ready = set[int]()
+        self._failures = dict.fromkeys(range(self._slots), 0)
+        """Of a slot's workers, one after the other, without a chunk between them."""
+        self._start_at = dict.fromkeys(range(self._slots), 0.0)
+        """When an empty slot is filled; absent where it is filled, or given up."""
+        self._started = 0
+        self._reason = ""
+        self._result = Captured()
+
+    def run(self) -> Captured:
+        """Until every chunk is in the cask.
+
+        Raises:
+            CaptureStoppedError: A worker met what others would meet too, or none is left that loads.
+        """
+        began: float | None = None
+        while self._leases.unfinished:
+            self._fill_slots()
+            for worker, event in self._pool.events(_LOOK_SECONDS):
+                match event:
+                    case TeacherReady(model=model):
+                        if began is None:
+                            began = time.monotonic()
+                            self._say(f"teacher ready: {model}")
+                        self._ready.add(worker)
+                        self._leases.join(worker)
+                    case ChunkDone():
+                        self._done(worker, event)
+                    case WorkerEnded():
+                        self._ended(worker, event)
+            self._hand_out()
+        self._pool.finish()
+        self._result.handed_out_again = self._leases.handed_out_again
+        self._result.seconds = 0.0 if began is None else time.monotonic() - began
+        return self._result
+
+    def _fill_slots(self) -> None:
+        if not self._slot_of and not self._start_at:
+            raise CaptureStoppedError(
+                f"{self._reason}. It was given up after {self._restarts} restarts without a chunk between them; "
+                "what is published stays, and the same command goes on from there"
+            )
+        now = time.monotonic()
+        for slot, moment in list(self._start_at.items()):
+            if moment <= now:
+                del self._start_at[slot]
+                self._slot_of[self._started] = slot
+                self._pool.start(self._started)
+                self._started += 1
+
+    def _hand_out(self) -> None:
+        # In rounds: everybody has one chunk before anybody has two.
+        for _ in range(2):
+            for worker in sorted(self._ready):
+                if (order := self._leases.next_for(worker)) is not None:
+                    self._pool.give(worker, order)
+
+    def _done(self, worker: int, event: ChunkDone) -> None:
+        if worker in self._slot_of:
+            self._failures[self._slot_of[worker]] = 0
+        if self._leases.done(worker, event.number):
+            self._result.chunks += 1
+            self._result.failures += event.failures
+            self._progressed(event.captured_tokens)
+        self._result.documents += event.captured_documents
+        self._result.tokens += event.captured_tokens
+
+    def _ended(self, worker: int, event: WorkerEnded) -> None:
+        if event.refused:
+            raise CaptureStoppedError(event.reason)
+        slot = self._slot_of.pop(worker)
+        self._ready.discard(worker)
+        published = [chunk.number for chunk in self._leases.held_by(worker) if self._is_published(chunk)]
+        blamed = self._leases.lost(worker, event, published)
+        self._result.workers_lost += 1
+        self._reason = event.reason or "the worker ended"
+        logger.warning("%s", self._reason)
+        self._say(self._reason)
+        if blamed is not None:
+            reason = f"the teacher died on this document alone, twice ({event.reason}); it is left out"
+            self._result.failures.append((blamed[1], "teacher_died", reason))
+            self._failures[slot] = 0
+        else:
+            self._failures[slot] += 1
+        if self._failures[slot] <= self._restarts:
+            pause = self._first_pause * 2.0 ** (self._failures[slot] - 1)
+            self._start_at[slot] = time.monotonic() + min(pause, LONGEST_PAUSE)
+
+
+def failures_of(prepared: PreparedCorpus, captured: Captured, part: Part) -> Iterator[Failure]:
+    """What a part could not put into the cask; together the parts list what a single run lists.
+
+    Lines that give no document are listed by part 0.
+    """
+    if part.index == 0:
+        yield from prepared.bad_lines()
+    for document, code, message in sorted(captured.failures):
+        yield prepared.failure_of(document, code, message)

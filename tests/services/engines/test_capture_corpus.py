@@ -1,0 +1,85 @@
+"""`logitcask capture` with a real model: one run, two parts, a rerun; what it prints and how it ends."""
+
+import gzip
+import json
+
+import pytest
+
+from logitcask_schemas.cask import Cask
+from logitcask_schemas.cli.main import main
+from tests.support.services.corpus_captures import files_of
+
+
+@pytest.fixture
+def run(tiny_llama, tmp_path, monkeypatch, capsys):
+    """A function: `logitcask capture` with the tiny teacher; the exit code and what it said as JSON."""
+    monkeypatch.setenv("LOGITCASK_ENGINE_PROCESS", "false")
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str) -> tuple[int | str | None, dict]:
+        options = ["--teacher", str(tiny_llama), "--engine", "transformers", "--chunk-positions", "40", "--json"]
+        with pytest.raises(SystemExit) as ended:
+            main(["capture", *words, *options])
+        out = capsys.readouterr()
+        assert "Traceback" not in out.err
+        return ended.value.code, json.loads(out.out) if out.out else {"stderr": out.err}
+
+    return call
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    lines = [{"text": " ".join(f"w{200 + (at * 7 + place) % 100}" for place in range(4 + at % 9))} for at in range(40)]
+    text = "".join(json.dumps(line) + "\n" for line in [*lines, lines[3]]) + "no json\n"
+    (tmp_path / "corpus.jsonl").write_text(text)
+    return "corpus.jsonl"
+
+
+def test_whole_parts_and_rerun(run, corpus, tmp_path):
+    code, whole = run(corpus, "--cask", "whole", "--held-out")
+    assert (code, whole["captured_documents"], whole["bad_lines"], whole["corpus_missing"]) == (0, 40, 1, 0)
+    assert Cask.open(tmp_path / "whole").manifest.capture.tail_logprobs
+
+    (tmp_path / "corpus.jsonl.gz").write_bytes(gzip.compress((tmp_path / corpus).read_bytes()))
+    code, last = run("corpus.jsonl.gz", "--cask", "parts", "--held-out", "--part", "1/2")
+    assert code == 0
+    assert 0 < last["corpus_missing"] < 40
+    assert last["errors"] is None, "part 0 lists the bad lines"
+    code, first = run(corpus, "--cask", "parts", "--held-out", "--part", "0/2")
+    assert (code, first["corpus_missing"], first["captured_documents"]) == (0, 0, 40 - last["captured_documents"])
+    assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
+    listed = [json.loads(line) for line in (tmp_path / "parts.errors-0-of-2.jsonl").read_text().splitlines()]
+    assert [(each["line"], each["stage"], each["code"]) for each in listed] == [(42, "corpus", "not_json")]
+
+    code, again = run(corpus, "--cask", "whole", "--held-out")
+    assert (code, again["captured_documents"], again["present_documents"], again["seconds"]) == (0, 0, 40, 0)
+    code, said = run(corpus, "--cask", "whole")
+    assert code == 1
+    assert "another capture spec" in said["stderr"]
+
+
+def test_bad_lines_that_must_not_be(run, corpus, tmp_path):
+    code, _ = run(corpus, "--cask", "cask", "--on-error", "fail")
+    assert code == 3
+    assert len((tmp_path / "cask.errors.jsonl").read_text().splitlines()) == 1
+    assert not (tmp_path / "cask").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--part", "8/8"], "I from 0 to N - 1"),
+        (["--part", "1"], "expected I/N"),
+        (["--teachers", "2"], "add --executor ray"),
+        (["--max-length", "129"], "expected 4 to 128"),
+    ],
+)
+def test_what_cannot_be_meant(run, corpus, words, message):
+    code, said = run(corpus, "--cask", "cask", *words)
+    assert code == 2
+    assert message in said["stderr"]
+
+
+def test_the_corpus_needs_no_word_before_it(run, corpus):
+    assert run("run", corpus, "--cask", "cask")[0] == 0
+    assert run("--cask", "cask", corpus)[0] == 0

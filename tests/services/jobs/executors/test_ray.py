@@ -1,0 +1,183 @@
+"""Many teachers on a Ray cluster: killed at random, workers, driver or head, the cask is that of an undisturbed run.
+
+`LOGITCASK_KILLS` sets how often each is killed (default 2: a cluster takes seconds to come up).
+"""
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ray", reason="in the extra `ray`")
+
+from logitcask_schemas.cask import Cask
+from logitcask_services.jobs.executors.leases import CHUNKS_AHEAD
+from logitcask_services.jobs.extraction import planned_chunks
+from tests.support.services.corpus_captures import (
+    CHUNK_POSITIONS,
+    capture,
+    captures,
+    drive,
+    files_of,
+    missing,
+    prepare,
+    some_documents,
+)
+from tests.support.services.fake_teacher import FakeEngine
+from tests.support.services.process_engines import is_alive
+from tests.support.services.ray_cluster import RayCluster
+from tests.support.services.service_harness import wait_for
+
+KILLS = int(os.environ.get("LOGITCASK_KILLS", "2"))
+TEACHERS = 2
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.support.services.corpus_captures", "ray"])
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    # Its sockets lie in the folder, and their names may have 107 bytes.
+    folder = Path(tempfile.mkdtemp(prefix="lc-ray-", dir="/tmp"))
+    cluster = RayCluster(folder)
+    cluster.start()
+    yield cluster
+    cluster.stop()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A prepared corpus, and the files of the cask that one teacher makes of it alone."""
+    folder = tmp_path_factory.mktemp("corpus")
+    prepared = prepare(folder, some_documents())
+    capture(prepared, folder / "cask")
+    return folder, prepared, files_of(folder / "cask")
+
+
+class Driver:
+    """A driver in a process of its own, and what its teachers were given."""
+
+    def __init__(self, folder: Path, cask: Path, cluster: RayCluster) -> None:
+        self.log = cask.with_name(f"{cask.name}.log")
+        script = {"log": str(self.log), "seconds_per_document": 0.01}
+        self._start = partial(FORKS.Process, target=drive, args=(folder, cask, cluster.address, script))
+        self._output = folder / "driver.log"
+        self.begin()
+
+    def begin(self) -> None:
+        self.process = self._start()
+        self.process.start()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+    def wait_for_captures(self, count: int) -> None:
+        """Until teachers were given so many documents more, or the driver ended."""
+        target = len(captures(self.log)) + count
+        wait_for(lambda: len(captures(self.log)) >= target or not self.process.is_alive(), 300)
+
+    def end(self) -> None:
+        self.process.join(300)
+        assert self.process.exitcode == 0, self._output.read_text()
+
+
+def require_whole(cask: Path, undisturbed, log: Path, safe: list[tuple[set[int], set[int]]]) -> None:
+    """The cask is the undisturbed one, and nothing was captured again that was published when something was killed.
+
+    Args:
+        cask: what came of it.
+        undisturbed: see the fixture.
+        log: what teachers were given.
+        safe: of each kill, the documents that were published and the processes that had been given any.
+    """
+    _, prepared, expected = undisturbed
+    assert files_of(cask) == expected
+    given = captures(log)
+    for published, before in safe:
+        again = [document for pid, document in given if pid not in before and document in published]
+        assert not again, f"{len(again)} documents were captured again after they were published"
+    chunks = planned_chunks(prepared.tokens.offsets_D1, None, None, CHUNK_POSITIONS)
+    at_most = len(safe) * TEACHERS * CHUNKS_AHEAD * max(chunk.documents for chunk in chunks)
+    assert len(given) - 300 <= at_most, "more was captured again than what was open"
+    print(f"\n{len(safe)} kills: {len(given) - 300} of 300 documents were captured again (at most {at_most})")
+
+
+def safe_now(prepared, cask: Path, log: Path) -> tuple[set[int], set[int]]:
+    published = set[int]()
+    if (cask / "cask.json").exists():
+        ids = {identity.tobytes() for identity in Cask.open(cask).document_ids()}
+        published = {at for at in range(prepared.tokens.num_documents) if prepared.tokens.document_id(at) in ids}
+    return published, {pid for pid, _ in captures(log)}
+
+
+def test_two_teachers_fill_one_cask(tmp_path, cluster, undisturbed):
+    folder, prepared, expected = undisturbed
+    driver = Driver(folder, tmp_path / "cask", cluster)
+    driver.end()
+    assert files_of(tmp_path / "cask") == expected
+    given = captures(driver.log)
+    assert sorted(document for _, document in given) == list(range(300)), "each document once"
+    assert len({pid for pid, _ in given}) == TEACHERS
+    assert not missing(prepared, tmp_path / "cask").chunks
+
+
+def test_workers_that_are_killed(tmp_path, cluster, undisturbed):
+    folder, prepared, _ = undisturbed
+    driver, safe = Driver(folder, tmp_path / "cask", cluster), []
+    for _ in range(KILLS):
+        driver.wait_for_captures(8)
+        time.sleep(random.uniform(0, 0.2))
+        if not driver.process.is_alive():
+            break
+        victim = next(pid for pid, _ in reversed(captures(driver.log)) if is_alive(pid))
+        os.kill(victim, signal.SIGKILL)
+        published, _ = safe_now(prepared, tmp_path / "cask", driver.log)
+        # The other one may be at work on what it publishes next: only what is published now is safe from all others.
+        safe.append((published, {pid for pid, _ in captures(driver.log)}))
+    driver.end()
+    require_whole(tmp_path / "cask", undisturbed, driver.log, safe)
+
+
+def test_a_driver_that_is_killed(tmp_path, cluster, undisturbed):
+    folder, prepared, _ = undisturbed
+    driver, safe = Driver(folder, tmp_path / "cask", cluster), []
+    for _ in range(KILLS):
+        driver.wait_for_captures(8)
+        time.sleep(random.uniform(0, 0.2))
+        driver.kill()
+        safe.append(safe_now(prepared, tmp_path / "cask", driver.log))
+        driver.begin()
+    driver.end()
+    require_whole(tmp_path / "cask", undisturbed, driver.log, safe)
+
+
+def test_a_head_that_is_killed(tmp_path, cluster, undisturbed):
+    folder, prepared, _ = undisturbed
+    driver, safe = Driver(folder, tmp_path / "cask", cluster), []
+    port = int(cluster.address.rpartition(":")[2])
+    for _ in range(max(1, KILLS // 2)):
+        driver.wait_for_captures(8)
+        time.sleep(random.uniform(0, 0.2))
+        cluster.kill()
+        driver.kill()  # it would end by itself within a minute
+        safe.append(safe_now(prepared, tmp_path / "cask", driver.log))
+        cluster.start(port)
+        driver.begin()
+    driver.end()
+    require_whole(tmp_path / "cask", undisturbed, driver.log, safe)
+
+
+def test_an_address_where_no_cluster_is(tmp_path, undisturbed):
+    from logitcask_services.jobs.executors.corpus_capture import CaptureStoppedError
+
+    _, prepared, _ = undisturbed
+    with pytest.raises(CaptureStoppedError, match=r"no Ray cluster at 127.0.0.1:1"):
+        capture(prepared, tmp_path / "cask", load=FakeEngine, ray_address="127.0.0.1:1")
