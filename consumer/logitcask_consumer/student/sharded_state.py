@@ -1,0 +1,142 @@
+"""Checkpoints of a student that is spread over processes: each writes its part, any number of processes reads them.
+
+`torch.distributed.checkpoint` (DCP) writes one file for each process and an index. Student and optimizer lie there by
+the parameters' names, so that another number of processes, or a single one that shards nothing, finds what it needs.
+The index is a pickle: as with all of transformers' checkpoints, continue from those that you trust.
+"""
+
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from logitcask_consumer.run_document import RunFolderError
+
+SHARDS_NAME: Final = "sharded"
+"""Folder of the parts, in a checkpoint."""
+
+
+def has_shards(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written by processes that shared a student."""
+    return (checkpoint / SHARDS_NAME).is_dir()
+
+
+def require_all_shards(checkpoint: Path) -> None:
+    """Raise RunFolderError unless the index of a sharded checkpoint is there, and all that it names."""
+    folder = checkpoint / SHARDS_NAME
+    try:
+        metadata = FileSystemReader(folder).read_metadata()
+    except OSError as error:
+        raise RunFolderError(
+            f"{folder} is no complete checkpoint: its index cannot be read ({error.strerror}). Name another checkpoint "
+            "(--resume)"
+        ) from error
+    ends: dict[str, int] = {}
+    for part in (metadata.storage_data or {}).values():
+        ends[part.relative_path] = max(ends.get(part.relative_path, 0), part.offset + part.length)
+    for name, end in sorted(ends.items()):
+        size = (folder / name).stat().st_size if (folder / name).is_file() else 0
+        if size < end:
+            raise RunFolderError(
+                f"{folder / name} should have {end:,} bytes at least, it has {size:,}: the checkpoint is not complete. "
+                "Name another checkpoint (--resume)"
+            )
+
+
+def save_shards(model: nn.Module, optimizer: Any, checkpoint: Path) -> None:
+    """Write this process' part of a student and its optimizer; every process calls it."""
+    state = {"student": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
+    save(state, storage_writer=FileSystemWriter(checkpoint / SHARDS_NAME))
+
+
+def load_student(model: nn.Module, checkpoint: Path) -> None:
+    """Give a student, spread or whole, the weights of a sharded checkpoint; every process calls it.
+
+    What the checkpoint has beside them (projections of hints, where the student has none) is left there.
+
+    Raises:
+        RunFolderError: the checkpoint is not complete, or of another student.
+    """
+    state = get_model_state_dict(model)
+    _load({"student": state}, checkpoint)
+    set_model_state_dict(model, state)
+
+
+def load_optimizer(model: nn.Module, optimizer: Any, checkpoint: Path) -> None:
+    """Give an optimizer of a student, spread or whole, the state of a sharded checkpoint; every process calls it.
+
+    Raises:
+        RunFolderError: the checkpoint is not complete, or of another student.
+    """
+    state = get_optimizer_state_dict(model, optimizer)
+    _load({"optimizer": state}, checkpoint)
+    set_optimizer_state_dict(model, optimizer, state)
+
+
+def spread_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
+    """Give the optimizer of a spread student the state of a whole one; every process has all of it.
+
+    Args:
+        optimizer: whose groups hold the same parameters in the same order.
+        state: of the whole student's optimizer, as torch saves it.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    spread = {
+        number: {name: _spread_as(parameters[number], value) for name, value in values.items()}
+        for number, values in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": spread})
+
+
+def whole_student(model: nn.Module) -> dict[str, Tensor]:
+    """All weights of a spread student, whole and on the CPU of the first process; empty on others. Every one calls it.
+
+    They are gathered one after the other: no device holds more than its part and one of them.
+    """
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def spread_student(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Give a spread student the weights of a whole one; every process has all of them."""
+    own = get_model_state_dict(model)
+    set_model_state_dict(model, {name: _spread_as(own[name], value) for name, value in weights.items()})
+
+
+def _load(state: dict[str, Any], checkpoint: Path) -> None:
+    """Fill a state's tensors from the files."""
+    require_all_shards(checkpoint)
+    try:
+        load(state, storage_reader=FileSystemReader(checkpoint / SHARDS_NAME), no_dist=not dist.is_initialized())
+    except (CheckpointException, RuntimeError, ValueError, OSError) as error:
+        raise RunFolderError(
+            f"{checkpoint / SHARDS_NAME} does not hold this student and its optimizer: {_reason(error)}. Name another "
+            "checkpoint (--resume)"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first process' error, where many have failed."""
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]  # type: ignore[assignment]
+    return str(error).partition("\n")[0]
+
+
+def _spread_as(own: Tensor, whole: Any) -> Any:
+    """A whole tensor, which every process has, as the student's own is spread; numbers stay what they are."""
+    if not isinstance(own, DTensor) or not isinstance(whole, torch.Tensor) or whole.shape != own.shape:
+        return whole
+    return distribute_tensor(whole.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
