@@ -1,7 +1,7 @@
 """Runs of `train` with --fsdp over gloo: curve and student of one process, checkpoints that any number goes on from.
 
-Tolerances are for float32 and 12 steps of AdamW. Losses of a step agree to 1e-5 of their size, weights to 1e-4: sums over
-processes round otherwise, and where a gradient is nearly 0, AdamW's step follows its sign.
+Tolerances are for float32 and a dozen steps of AdamW. Losses of a step agree to 1e-5 of their size, weights to 1e-4:
+sums over processes round otherwise, and where a gradient is nearly 0, AdamW's step follows its sign.
 """
 
 import json
@@ -127,7 +127,7 @@ def assert_same_run(one, other):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_two_processes_that_share_a_student_train_as_one(runs, variant):
-    """Curve, weights, config and files; with tied weights, accumulation, recomputed activations, projections of hints."""
+    """Curve, weights, config and files; with tied weights, accumulation, recomputed activations, hints."""
     assert_same_run(runs / f"one-{variant}", runs / f"two-{variant}")
 
 
@@ -209,7 +209,7 @@ def test_a_process_that_is_killed_in_a_checkpoint_costs_that_checkpoint_only(run
         (lambda folder: (folder / ".metadata").unlink(), "its index cannot be read"),
         (
             lambda folder: (folder / "__1_0.distcp").unlink(),
-            r"__1_0.distcp should have [\d,]+ bytes at least, it has 0:",
+            r"__1_0.distcp should have .* it has 0:",
         ),
         (lambda folder: (folder / "__0_0.distcp").open("r+b").truncate(99), r"__0_0.distcp should have .* it has 99:"),
     ],

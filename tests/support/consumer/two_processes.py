@@ -27,7 +27,7 @@ def run_in_two_processes(
     if torchrun:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", name]
         done = subprocess.run(
-            [*command, *words], capture_output=True, text=True, timeout=300, check=False, env=_environment()
+            [*command, *words], capture_output=True, text=True, timeout=300, check=False, env=environment()
         )
         assert done.returncode == 0, done.stderr[-12000:]
         return
@@ -59,9 +59,10 @@ def _launcher() -> "subprocess.Popen[str]":
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=_environment(),
+        env=environment(),
     )
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Of a process that finds the modules of this one."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(folder for folder in sys.path if folder)}
