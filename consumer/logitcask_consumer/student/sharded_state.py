@@ -58,9 +58,17 @@ def require_all_shards(checkpoint: Path) -> None:
 
 
 def save_shards(model: nn.Module, optimizer: Any, checkpoint: Path) -> None:
-    """Write this process' part of a student and its optimizer; every process calls it."""
+    """Write this process' part of a student and its optimizer; every process calls it.
+
+    Raises:
+        OSError, RuntimeError: on every process, where one could not write.
+    """
     state = {"student": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
-    save(state, storage_writer=FileSystemWriter(checkpoint / SHARDS_NAME))
+    try:
+        save(state, storage_writer=FileSystemWriter(checkpoint / SHARDS_NAME), no_dist=not dist.is_initialized())
+    except CheckpointException as error:  # no Exception, and all processes' tracebacks
+        cause = _first(error)
+        raise (OSError(cause.errno, cause.strerror) if isinstance(cause, OSError) else RuntimeError(cause)) from error
 
 
 def load_student(model: nn.Module, checkpoint: Path) -> None:
@@ -123,16 +131,14 @@ def _load(state: dict[str, Any], checkpoint: Path) -> None:
         load(state, storage_reader=FileSystemReader(checkpoint / SHARDS_NAME), no_dist=not dist.is_initialized())
     except (CheckpointException, RuntimeError, ValueError, OSError) as error:
         raise RunFolderError(
-            f"{checkpoint / SHARDS_NAME} does not hold this student and its optimizer: {_reason(error)}. Name another "
-            "checkpoint (--resume)"
+            f"{checkpoint / SHARDS_NAME} does not hold this student and its optimizer: "
+            f"{str(_first(error)).partition(chr(10))[0]}. Name another checkpoint (--resume)"
         ) from error
 
 
-def _reason(error: Exception) -> str:
-    """The first process' error, where many have failed."""
-    if isinstance(error, CheckpointException) and error.failures:
-        error = next(iter(error.failures.values()))[0]  # type: ignore[assignment]
-    return str(error).partition("\n")[0]
+def _first(error: BaseException) -> BaseException:
+    """The first process' error, where DCP reports those of many."""
+    return next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
 
 
 def _spread_as(own: Tensor, whole: Any) -> Any:

@@ -107,7 +107,7 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
         AdapterError: the adapters' description cannot be followed.
         UnknownWeightError, WeightParameterError: the weights are not understood, or do not fit the tokenizer.
         NothingTrainedError: the weights leave no position to be trained.
-        TrainConfigError: a tracker is unknown or not installed.
+        TrainConfigError: a tracker is unknown or not installed; or one process shall share the student (`fsdp`).
         RunFolderError: the output folder holds another run, or cannot be made or written.
         RunBusyError: another run writes into the output folder.
         RunWriteError: the disk is full, or broken.

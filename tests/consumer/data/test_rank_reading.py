@@ -11,7 +11,7 @@ import pytest
 from logitcask_consumer.data import EMPTY, CaskDataset, StepSampler, dataset, open_casks
 from tests.support.consumer.cask_builder import build_cask, random_documents, save_teacher
 
-SEQUENCES = 6
+SEQUENCES = 12
 """Of a step, over all processes."""
 
 

@@ -4,13 +4,15 @@ Tolerances are for float32 and a dozen steps of AdamW. Losses of a step agree to
 sums over processes round otherwise, and where a gradient is nearly 0, AdamW's step follows its sign.
 """
 
+import errno
 import json
 import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 from safetensors.torch import load_file
-from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 
 from logitcask_consumer.config import TrainConfig, TrainConfigError
 from logitcask_consumer.run_document import RunFolderError, latest_checkpoint
@@ -29,15 +31,11 @@ from tests.support.consumer.two_processes import run_in_two_processes
 LOSSES, WEIGHTS = {"rtol": 1e-5}, {"rtol": 0.0, "atol": 1e-4}
 BEFORE, KILLED = 4, 6
 """Checkpoints of a run: the one before, and the one in which a process is killed."""
-HINTS = "pkd:map=uniform@1.0 + mse@0.5"
 VARIANTS = {
     "plain": {},
-    "tied": {"student": "tied"},
-    "accumulated": {"micro_tokens": 64},
-    "recomputed": {"gradient_checkpointing": True},
-    "frozen": {"freeze_head": True},
-    "hints": {"hints": HINTS},
-    "clipped": {"max_grad_norm": 0.01},
+    "tied": {"student": "tied", "micro_tokens": 64},
+    "frozen": {"freeze_head": True, "gradient_checkpointing": True},
+    "hints": {"hints": "pkd:map=uniform@1.0 + mse@0.5"},
 }
 
 
@@ -86,23 +84,21 @@ def runs(config, place):
         (place / file).write_text(json.dumps(calls))
         run_in_two_processes("resume_worker", place / file, **how)
 
-    def call(name, *, fsdp=True, variant="plain", **more):
-        return {"settings": config(name, fsdp=fsdp, **VARIANTS[variant]).as_dict(), **more}
+    def call(name, *, variant="plain", precision="auto", save_steps=2, **more):
+        shared = config(name, fsdp=True, precision=precision, save_steps=save_steps, **VARIANTS[variant])
+        return {"settings": shared.as_dict(), **more}
 
     for variant, more in VARIANTS.items():
-        train(config(f"one-{variant}", **more))
+        train(config(f"one-{variant}", save_steps=4, **more))
     assert recorded_train(config("1-2"), place / "record", stop=5) is None
-    first = [call(f"two-{variant}", variant=variant) for variant in VARIANTS]
-    first += [{"settings": config("bfloat16", fsdp=True, precision="bfloat16").as_dict()}]
-    first += [call(name, stop=5) for name in ("2-1", "2-3", "2-1-3", "hints-1")]
-    first[-1]["settings"]["hints"] = HINTS
-    first += [call("1-2"), call("2-ddp", stop=5), call("2-ddp", fsdp=False), call("deaf", deaf=True)]
-    together("first", first)
-    train(config("2-1"))
-    train(config("hints-1", hints=HINTS))
+    together("variants", [call(f"two-{variant}", variant=variant, save_steps=4) for variant in VARIANTS])
+    broken = [call("2-1", variant="hints", stop=5), *(call(name, stop=5) for name in ("2-3", "2-1-3"))]
+    others = [call("1-2"), call("bfloat16", precision="bfloat16", save_steps=4), call("deaf", save_steps=4, deaf=True)]
+    together("others", broken + others)
+    train(config("2-1", **VARIANTS["hints"]))
     assert recorded_train(config("2-1-3"), place / "record", stop=9) is None
-    together("second", [call("2-3"), call("2-1-3")], processes=3)
-    together("third", [call("killed", kill=KILLED)], killed=1)
+    together("three", [call("2-3"), call("2-1-3")], processes=3)
+    together("killed", [call("killed", kill=KILLED)], killed=1)
     return place
 
 
@@ -127,15 +123,15 @@ def assert_same_run(one, other):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_two_processes_that_share_a_student_train_as_one(runs, variant):
-    """Curve, weights, config and files; with tied weights, accumulation, recomputed activations, hints."""
+    """Curve, weights, config and files; tied weights and accumulation, a frozen head and recomputation, hints."""
     assert_same_run(runs / f"one-{variant}", runs / f"two-{variant}")
 
 
 def test_gradients_are_clipped_by_the_norm_of_all_parts(runs):
-    own, shared = (read_metrics(runs / f"{name}-clipped" / "metrics.jsonl") for name in ("one", "two"))
+    own, shared = (read_metrics(runs / f"{name}-plain" / "metrics.jsonl") for name in ("one", "two"))
     norms = [line["grad_norm"] for line in own]
     assert [line["grad_norm"] for line in shared] == pytest.approx(norms, rel=1e-4)
-    assert min(norms) > 0.01, "all steps are clipped"
+    assert min(norms) > 1.0, "all steps are clipped"
 
 
 def test_the_control_a_process_that_trains_nothing_shows_in_the_curve(runs):
@@ -150,24 +146,24 @@ def test_bfloat16_lowers_the_loss_as_float32_does(runs):
     assert {value.dtype.itemsize for value in load_file(runs / "bfloat16" / "model.safetensors").values()} == {4}
 
 
-@pytest.mark.parametrize("way", ["2-1", "2-3", "2-1-3", "1-2", "2-ddp"])
-def test_a_run_goes_on_with_any_number_of_processes(runs, way):
-    """Also from whole to shared and back, and with copies on each process."""
-    assert_same_run(runs / "one-plain", runs / way)
-
-
-def test_one_process_goes_on_with_the_projections_of_two(runs):
-    assert_same_run(runs / "one-hints", runs / "hints-1")
+@pytest.mark.parametrize(("way", "as_one"), [("2-1", "hints"), ("2-3", "plain"), ("2-1-3", "plain"), ("1-2", "plain")])
+def test_a_run_goes_on_with_any_number_of_processes(runs, way, as_one):
+    """Also from whole to shared and back, and with projections of hints."""
+    assert_same_run(runs / f"one-{as_one}", runs / way)
 
 
 def test_the_control_a_run_that_forgets_the_optimizer_ends_elsewhere(runs, config, monkeypatch):
-    shutil.copytree(runs / "2-1" / "checkpoints" / "checkpoint-4", runs / "forgetful" / "checkpoints" / "checkpoint-4")
-    document = json.loads((runs / "2-1" / "logitcask.json").read_text())
+    shutil.copytree(
+        runs / "two-plain" / "checkpoints" / "checkpoint-4", runs / "forgetful" / "checkpoints" / "checkpoint-4"
+    )
+    document = json.loads((runs / "two-plain" / "logitcask.json").read_text())
     del document["result"]
     (runs / "forgetful" / "logitcask.json").write_text(json.dumps({**document, "status": "running"}))
     monkeypatch.setattr(checkpointing, "load_optimizer", lambda *arguments: None)
     train(config("forgetful"))
-    gaps = [abs(a[3] - b[3]) / a[3] for a, b in zip(losses(runs / "2-1")[4:], losses(runs / "forgetful"), strict=True)]
+    gaps = [
+        abs(a[3] - b[3]) / a[3] for a, b in zip(losses(runs / "two-plain")[4:], losses(runs / "forgetful"), strict=True)
+    ]
     assert max(gaps) > 100 * LOSSES["rtol"]
 
 
@@ -221,18 +217,25 @@ def test_a_checkpoint_that_lacks_a_part_is_refused(runs, config, tmp_path, damag
         train(config("fresh", resume=str(tmp_path / "checkpoint-4")))
 
 
+def test_a_part_that_cannot_be_written_is_an_error_that_a_run_explains(tmp_path, monkeypatch):
+    class Full(FileSystemWriter):
+        def write_data(self, *arguments):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sharded_state, "FileSystemWriter", Full)
+    model = tiny_model(layers=1)
+    with pytest.raises(OSError, match="No space left"):
+        sharded_state.save_shards(model, torch.optim.AdamW(model.parameters()), tmp_path)
+
+
 def test_a_checkpoint_of_another_student_is_refused(runs, config):
     checkpoint = runs / "two-tied" / "checkpoints" / "checkpoint-4"
     with pytest.raises(RunFolderError, match="does not hold this student"):
         sharded_state.load_student(tiny_model(layers=3), checkpoint)
 
 
-@pytest.mark.parametrize("launched", [True, False])
-def test_a_student_is_not_shared_by_one_process(config, monkeypatch, launched):
-    """As without torchrun, or with one process of it."""
-    if launched:
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
-            monkeypatch.setenv(name, str(int(name == "WORLD_SIZE")))
+def test_a_student_is_not_shared_by_one_process(config):
+    """As without torchrun."""
     refused = config("refused", fsdp=True)
     with pytest.raises(TrainConfigError, match=r"--fsdp spreads .* this one has 1\. Start it with `torchrun"):
         train(refused)

@@ -1,11 +1,15 @@
 """Two nodes, each with a torchrun of its own that meets the other at an address: the run is that of one process."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from torch.distributed.run import get_args_parser
 
 from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.training.callbacks import read_metrics
@@ -52,3 +56,34 @@ def test_two_nodes_train_as_one_process(place, tmp_path):
     assert len(shared) == 6
     names = sorted(path.name for path in (tmp_path / "nodes" / "checkpoints").iterdir())
     assert names == ["checkpoint-3", "checkpoint-6"]
+
+
+def test_the_slurm_script_starts_a_torchrun_on_each_node(tmp_path):
+    for name, text in {
+        "scontrol": 'test "$*" = "show hostnames node[1-2]" && printf "node1\\nnode2\\n"',
+        "srun": 'printf "%s\\n" "$@" > "$CALL"',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_ID": "77"}
+    path = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "CALL": str(tmp_path / "call")}
+    command = ["bash", DEPLOY / "slurm" / "train.sbatch", "--cask", "casks/with a space", "--fsdp"]
+    subprocess.run(command, env=slurm | path, check=True)
+    own, torchrun, *arguments = (tmp_path / "call").read_text().splitlines()
+    assert (own, torchrun) == ("--kill-on-bad-exit=1", "torchrun")
+    parsed = get_args_parser().parse_args(arguments)
+    assert (parsed.nnodes, parsed.nproc_per_node, parsed.rdzv_endpoint) == ("2", "8", "node1:29500")
+    assert parsed.no_python
+    assert [parsed.training_script, *parsed.training_script_args] == [
+        *("logitcask", "train", "--cask", "casks/with a space", "--fsdp")
+    ]
+
+
+def test_accelerate_reads_its_configuration_which_does_not_shard():
+    config = load_config_from_file(str(DEPLOY / "accelerate" / "two-nodes.yaml"))
+    assert config.distributed_type == "MULTI_GPU"
+    assert (config.num_machines, config.num_processes, config.mixed_precision) == (2, 16, "no")
+    assert not config.fsdp_config
+
+
+DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
