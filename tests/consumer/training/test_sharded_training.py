@@ -153,17 +153,14 @@ def test_a_run_goes_on_with_any_number_of_processes(runs, way, as_one):
 
 
 def test_the_control_a_run_that_forgets_the_optimizer_ends_elsewhere(runs, config, monkeypatch):
-    shutil.copytree(
-        runs / "two-plain" / "checkpoints" / "checkpoint-4", runs / "forgetful" / "checkpoints" / "checkpoint-4"
-    )
-    document = json.loads((runs / "two-plain" / "logitcask.json").read_text())
+    whole, forgetful = runs / "two-plain", runs / "forgetful"
+    shutil.copytree(whole / "checkpoints" / "checkpoint-4", forgetful / "checkpoints" / "checkpoint-4")
+    document = json.loads((whole / "logitcask.json").read_text())
     del document["result"]
-    (runs / "forgetful" / "logitcask.json").write_text(json.dumps({**document, "status": "running"}))
+    (forgetful / "logitcask.json").write_text(json.dumps({**document, "status": "running"}))
     monkeypatch.setattr(checkpointing, "load_optimizer", lambda *arguments: None)
     train(config("forgetful"))
-    gaps = [
-        abs(a[3] - b[3]) / a[3] for a, b in zip(losses(runs / "two-plain")[4:], losses(runs / "forgetful"), strict=True)
-    ]
+    gaps = [abs(a[3] - b[3]) / a[3] for a, b in zip(losses(whole)[4:], losses(forgetful), strict=True)]
     assert max(gaps) > 100 * LOSSES["rtol"]
 
 
