@@ -5,11 +5,13 @@ the parameters' names, so that another number of processes, or a single one that
 The index is a pickle: as with all of transformers' checkpoints, continue from those that you trust.
 """
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
@@ -65,7 +67,8 @@ def save_shards(model: nn.Module, optimizer: Any, checkpoint: Path) -> None:
     """
     state = {"student": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
     try:
-        save(state, storage_writer=FileSystemWriter(checkpoint / SHARDS_NAME), no_dist=not dist.is_initialized())
+        with _alone_without_a_warning():
+            save(state, storage_writer=FileSystemWriter(checkpoint / SHARDS_NAME))
     except CheckpointException as error:  # no Exception, and all processes' tracebacks
         cause = _first(error)
         raise (OSError(cause.errno, cause.strerror) if isinstance(cause, OSError) else RuntimeError(cause)) from error
@@ -115,7 +118,14 @@ def whole_student(model: nn.Module) -> dict[str, Tensor]:
 
     They are gathered one after the other: no device holds more than its part and one of them.
     """
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    weights: dict[str, Tensor] = get_model_state_dict(
+        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+    names: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if (first := names.setdefault(id(parameter), name)) != name and weights:
+            weights[name] = weights[first]  # tied: one tensor again, which transformers saves once
+    return weights
 
 
 def spread_student(model: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -128,12 +138,21 @@ def _load(state: dict[str, Any], checkpoint: Path) -> None:
     """Fill a state's tensors from the files."""
     require_all_shards(checkpoint)
     try:
-        load(state, storage_reader=FileSystemReader(checkpoint / SHARDS_NAME), no_dist=not dist.is_initialized())
+        with _alone_without_a_warning():
+            load(state, storage_reader=FileSystemReader(checkpoint / SHARDS_NAME))
     except (CheckpointException, RuntimeError, ValueError, OSError) as error:
         raise RunFolderError(
             f"{checkpoint / SHARDS_NAME} does not hold this student and its optimizer: "
             f"{str(_first(error)).partition(chr(10))[0]}. Name another checkpoint (--resume)"
         ) from error
+
+
+@contextmanager
+def _alone_without_a_warning() -> Iterator[None]:
+    """DCP warns a process that is alone, whatever it is told; here it is meant to be."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield
 
 
 def _first(error: BaseException) -> BaseException:

@@ -1,8 +1,8 @@
 """How the trainer writes checkpoints, goes on from them, and saves the student, whole or spread over processes.
 
 A checkpoint of a whole student is a Hugging Face folder with optimizer and schedule beside it. One of a spread student
-has a part of both from each process (`student.sharded_state`), with config and tokenizer; a run of either kind goes on
-from either. The saved student is a Hugging Face folder always.
+has a part of both, and of hints' projections, from each process (`student.sharded_state`), with config and tokenizer; a
+run of either kind goes on from either. The saved student is a Hugging Face folder always.
 """
 
 from pathlib import Path
@@ -61,9 +61,8 @@ class CheckpointingTrainer(Trainer):
         try:
             with explained_writes(folder / name, advice):
                 super()._save_checkpoint(model, trial)
-                projections = learned_projections(self.model)
-                if self.args.should_save:
-                    save_projections(projections, partial / name)
+                if self.args.should_save and not is_sharded(self.model):
+                    save_projections(learned_projections(self.model), partial / name)
                 self._name_best(partial / name, folder / name)
         except RunWriteError as error:
             problem = error
@@ -89,15 +88,11 @@ class CheckpointingTrainer(Trainer):
                 self.state.save_to_json(str(partial / "trainer_state.json"))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As transformers; a spread student is gathered by the first process. In a checkpoint its parts suffice."""
+        """As transformers; a spread student is gathered by the first process, but not for a checkpoint."""
         if not is_sharded(self.model):
             super().save_model(output_dir, _internal_call)
         elif not _internal_call:
             self._save(output_dir, whole_student(self.model))
-        elif self.args.should_save:
-            for saved in (self.model.config, self.model.generation_config, self.processing_class):
-                if saved is not None:
-                    saved.save_pretrained(output_dir)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """As transformers; of a spread student with its weights, each process its part."""
@@ -105,7 +100,11 @@ class CheckpointingTrainer(Trainer):
             super()._save_optimizer_and_scheduler(output_dir)
             return
         save_shards(self.model, _plain(self.optimizer), Path(output_dir))
+        # After the parts: who cannot write these must not leave the others waiting for its part.
         if self.args.should_save:
+            for saved in (self.model.config, self.model.generation_config, self.processing_class):
+                if saved is not None:
+                    saved.save_pretrained(output_dir)
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir, _SCHEDULE))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
