@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -118,7 +118,7 @@ def whole_student(model: nn.Module) -> dict[str, Tensor]:
 
     They are gathered one after the other: no device holds more than its part and one of them.
     """
-    weights: dict[str, Tensor] = get_model_state_dict(
+    weights: dict[str, Any] = get_model_state_dict(
         model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
     names: dict[int, str] = {}
@@ -130,7 +130,7 @@ def whole_student(model: nn.Module) -> dict[str, Tensor]:
 
 def spread_student(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Give a spread student the weights of a whole one; every process has all of them."""
-    own = get_model_state_dict(model)
+    own: dict[str, Any] = get_model_state_dict(model)
     set_model_state_dict(model, {name: _spread_as(own[name], value) for name, value in weights.items()})
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 
 from logitcask_consumer.config import TrainConfig, TrainConfigError
 from logitcask_consumer.run_document import RunFolderError, latest_checkpoint
