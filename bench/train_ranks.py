@@ -43,9 +43,10 @@ def bytes_kept(trainer: DistillTrainer) -> dict[str, int]:
         local = value.to_local() if isinstance(value, DTensor) else value
         return int(local.nbytes) if isinstance(local, torch.Tensor) else 0
 
+    student: Any = trainer.model
     optimizer: Any = trainer.optimizer
     state = [value for values in optimizer.state.values() for value in values.values()]
-    return {"parameters": sum(map(own, trainer.model.parameters())), "optimizer": sum(map(own, state))}
+    return {"parameters": sum(own(value) for value in student.parameters()), "optimizer": sum(own(v) for v in state)}
 
 
 def train_and_note(settings: dict[str, Any], notes: Path) -> None:
@@ -146,7 +147,9 @@ def measure_reading(report: Report, cask: Path, *, repeats: int, epochs: int) ->
         for count in rates:
             command = [sys.executable, __file__, "--read", str(cask), "--epochs", str(epochs), "--rank"]
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            readers = [subprocess.Popen([*command, str(n), "--of", str(count)], **pipes) for n in range(count)]
+            readers: list[Any] = [
+                subprocess.Popen([*command, str(n), "--of", str(count)], **pipes) for n in range(count)
+            ]
             for reader in readers:
                 reader.stdout.readline()
             for reader in readers:

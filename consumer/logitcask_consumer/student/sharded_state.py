@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict import (
@@ -59,7 +59,7 @@ def require_all_shards(checkpoint: Path) -> None:
             )
 
 
-def save_shards(model: nn.Module, optimizer: Any, checkpoint: Path) -> None:
+def save_shards(model: Any, optimizer: Any, checkpoint: Path) -> None:
     """Write this process' part of a student and its optimizer; every process calls it.
 
     Raises:
@@ -74,7 +74,7 @@ def save_shards(model: nn.Module, optimizer: Any, checkpoint: Path) -> None:
         raise (OSError(cause.errno, cause.strerror) if isinstance(cause, OSError) else RuntimeError(cause)) from error
 
 
-def load_student(model: nn.Module, checkpoint: Path) -> None:
+def load_student(model: Any, checkpoint: Path) -> None:
     """Give a student, spread or whole, the weights of a sharded checkpoint; every process calls it.
 
     What the checkpoint has beside them (projections of hints, where the student has none) is left there.
@@ -87,7 +87,7 @@ def load_student(model: nn.Module, checkpoint: Path) -> None:
     set_model_state_dict(model, state)
 
 
-def load_optimizer(model: nn.Module, optimizer: Any, checkpoint: Path) -> None:
+def load_optimizer(model: Any, optimizer: Any, checkpoint: Path) -> None:
     """Give an optimizer of a student, spread or whole, the state of a sharded checkpoint; every process calls it.
 
     Raises:
@@ -113,7 +113,7 @@ def spread_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
     optimizer.load_state_dict({**state, "state": spread})
 
 
-def whole_student(model: nn.Module) -> dict[str, Tensor]:
+def whole_student(model: Any) -> dict[str, Tensor]:
     """All weights of a spread student, whole and on the CPU of the first process; empty on others. Every one calls it.
 
     They are gathered one after the other: no device holds more than its part and one of them.
@@ -128,7 +128,7 @@ def whole_student(model: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
-def spread_student(model: nn.Module, weights: dict[str, Tensor]) -> None:
+def spread_student(model: Any, weights: dict[str, Tensor]) -> None:
     """Give a spread student the weights of a whole one; every process has all of them."""
     own: dict[str, Any] = get_model_state_dict(model)
     set_model_state_dict(model, {name: _spread_as(own[name], value) for name, value in weights.items()})

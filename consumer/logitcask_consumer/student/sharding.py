@@ -9,7 +9,6 @@ the loss reads it, and its gradient is summed over the processes where it is mad
 from typing import Any
 
 import torch
-from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
@@ -41,12 +40,12 @@ def shard_student(model: Any, *, bfloat16: bool = False) -> None:
     fully_shard(model, **options)
 
 
-def is_sharded(model: nn.Module) -> bool:
+def is_sharded(model: Any) -> bool:
     """Whether a student's parameters are spread over processes."""
     return isinstance(model, FSDPModule)
 
 
-def gather_nothing(model: nn.Module) -> None:
+def gather_nothing(model: Any) -> None:
     """Let go of what a forward call without a backward call has left gathered, as an evaluation does."""
     for module in model.modules():
         if isinstance(module, FSDPModule):

@@ -102,10 +102,12 @@ class CheckpointingTrainer(Trainer):
         save_shards(self.model, _plain(self.optimizer), Path(output_dir))
         # After the parts: who cannot write these must not leave the others waiting for its part.
         if self.args.should_save:
-            for saved in (self.model.config, self.model.generation_config, self.processing_class):
+            student: Any = self.model
+            for saved in (student.config, student.generation_config, self.processing_class):
                 if saved is not None:
                     saved.save_pretrained(output_dir)
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, _SCHEDULE))
+            schedule: Any = self.lr_scheduler
+            torch.save(schedule.state_dict(), Path(output_dir, _SCHEDULE))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """As transformers, also where student or checkpoint are spread, and with the learned projections of hints.
@@ -146,7 +148,8 @@ class CheckpointingTrainer(Trainer):
             load_optimizer(self.model, _plain(self.optimizer), Path(checkpoint))
         else:
             spread_optimizer(_plain(self.optimizer), _read(Path(checkpoint, _OPTIMIZER)))
-        self.lr_scheduler.load_state_dict(_read(Path(checkpoint, _SCHEDULE)))
+        schedule: Any = self.lr_scheduler
+        schedule.load_state_dict(_read(Path(checkpoint, _SCHEDULE)))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """As transformers, without the projections of hints, and the pickled arguments it leaves beside the weights."""
