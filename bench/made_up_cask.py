@@ -82,9 +82,10 @@ def make_cask(
     per_shard: int = 512,
     carrier: str = "arrow",
     files: FileOperations | None = None,
+    teacher: TeacherIdentity | None = None,
 ) -> Cask:
-    """A published cask with one document per length."""
-    teacher, spec = made_up_teacher(vocab_size), CaptureSpec()
+    """A published cask with one document per length; of nobody, where no teacher is said."""
+    teacher, spec = teacher or made_up_teacher(vocab_size), CaptureSpec()
     with CaskWriter.create(path, teacher=teacher, capture=spec, carrier=carrier, files=files) as writer:
         for start in range(0, len(lengths), per_shard):
             part = lengths[start : start + per_shard]

@@ -84,6 +84,8 @@ class TrainConfig:
     """Train adapters only, the base stays as it is; see `adapters.LoraSpec`."""
     freeze_head: bool = False
     """Leave the output embedding untrained, and the input embedding where both share their weights."""
+    fsdp: bool = field(default=False, metadata={"free": True})
+    """Spread parameters, gradients and optimizer over the processes of torchrun, instead of a copy on each."""
     precision: Precision = "auto"
     """Of the forward pass; parameters stay float32. `auto` is bfloat16 on a GPU that has it."""
     gradient_checkpointing: bool = field(default=False, metadata={"free": True})
@@ -160,6 +162,10 @@ class TrainConfig:
             (
                 self.extra_ids in get_args(ExtraIds),
                 f"extra_ids must be {_choices(ExtraIds)}, got {self.extra_ids!r}",
+            ),
+            (
+                not (self.fsdp and self.lora),
+                "lora does not go with fsdp: of adapters, gradients and optimizer are small anyway. Leave fsdp out",
             ),
             (not (self.freeze_head and self.lora), "lora freezes the head already: freeze_head does not go with it"),
             (self.workers >= 0, f"workers must not be negative, got {self.workers}"),

@@ -186,6 +186,12 @@ def train(
         ),
     ] = None,
     freeze_head: Annotated[bool, typer.Option("--freeze-head", help="Leave the output embedding as it is.")] = False,
+    fsdp: Annotated[
+        bool,
+        typer.Option(
+            "--fsdp", help="Spread the student over the processes of torchrun (FSDP2), instead of a copy on each."
+        ),
+    ] = False,
     precision: Annotated[str, typer.Option("--precision", help="auto, float32 or bfloat16.")] = "auto",
     gradient_checkpointing: GradientCheckpointingOption = False,
     save_steps: SaveStepsOption = 100,

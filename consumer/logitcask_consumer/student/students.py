@@ -143,6 +143,12 @@ def _loaded(folder: Path, dtype: torch.dtype) -> Any:
     """A causal LM of a folder with a config.json."""
     from transformers import AutoModelForCausalLM
 
+    from logitcask_consumer.student.sharded_state import has_shards, load_student
+
+    if has_shards(folder):
+        model = _fresh(folder / "config.json", seed=0)
+        load_student(model, folder)
+        return model.to(dtype).eval()
     try:
         return AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False

@@ -1,5 +1,6 @@
 """What the trainer is told of a run."""
 
+import os
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -10,7 +11,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from logitcask_consumer.config import TrainConfig, TrainConfigError
 from logitcask_consumer.data.vocabulary import ExtraIds
-from logitcask_consumer.processes import fresh_accelerator_state
+from logitcask_consumer.processes import fresh_accelerator_state, processes
 
 
 @dataclass
@@ -25,6 +26,8 @@ class DistillConfig(TrainingArguments):
     """A student's ids beyond the teacher's: `keep` them in its softmax, or `mask` them; see `vocabulary`."""
     block_rows: int | None = None
     """Rows of logits held at a time; None chooses 64 MiB, 256 at least."""
+    shard_student: bool = False
+    """Spread parameters, gradients and optimizer over the processes (FSDP2), instead of a copy on each (DDP)."""
     sequences_per_step: int | None = None
     """Sequences of an optimizer step over all processes, where they are fewer than its micro-batches have room for."""
     resolved: dict[str, Any] | None = None
@@ -43,6 +46,8 @@ class DistillConfig(TrainingArguments):
             TrainConfigError: names the arguments, and what to do instead.
         """
         super().__post_init__()  # type: ignore[no-untyped-call]
+        if self.shard_student:
+            require_processes()
         faults = [f"{name}: {instead}" for name, instead in _NOT_DONE.items() if self._is_changed(name)]
         if self.extra_ids not in get_args(ExtraIds):
             faults.append(f"extra_ids must be {' or '.join(get_args(ExtraIds))}, got {self.extra_ids!r}")
@@ -68,6 +73,8 @@ class DistillConfig(TrainingArguments):
 
 _NOT_DONE: Final = {
     "label_smoothing_factor": "the target is the teacher's distribution; mix in cross-entropy with ce_weight",
+    "fsdp": "say shard_student=True, which needs no accelerator, and whose checkpoints any number of processes goes on "
+    "with",
     "data_seed": "the order of the data follows from seed",
     "dataloader_drop_last": "every sequence is trained, also those of a last, smaller step",
     "group_by_length": "sequences are packed to one length",
@@ -80,10 +87,29 @@ _NOT_DONE: Final = {
 """Arguments of transformers that would change nothing, and what to do instead."""
 
 
+def require_processes() -> None:
+    """Refuse to shard a student where there is nothing to spread it over, or where accelerate would shard it as well.
+
+    Raises:
+        TrainConfigError: says how to start the run instead.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise TrainConfigError(
+            "accelerate was told to shard the student (distributed_type: FSDP), which --fsdp does. Use a configuration "
+            "with distributed_type: MULTI_GPU, without fsdp_config"
+        )
+    if (count := processes().num_processes) < 2:
+        raise TrainConfigError(
+            f"--fsdp spreads a student over the processes of a run, and this one has {count}. Start it with `torchrun "
+            "--nproc-per-node=N --no-python logitcask train ... --fsdp`, N at least 2; or leave --fsdp out, also to go "
+            "on with a run that was begun with it"
+        )
+
+
 def training_arguments(config: TrainConfig, checkpoints: Path, *, sequences: int) -> DistillConfig:
     """The arguments of the trainer for a run; `sequences` are those of an optimizer step."""
-    processes = fresh_accelerator_state().num_processes
-    micro, accumulation = config.micro_shape(sequences, processes)
+    count = fresh_accelerator_state().num_processes
+    micro, accumulation = config.micro_shape(sequences, count)
     bfloat16 = config.precision == "bfloat16" or (
         config.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     )
@@ -93,6 +119,7 @@ def training_arguments(config: TrainConfig, checkpoints: Path, *, sequences: int
         ce_weight=config.ce_weight,
         extra_ids=config.extra_ids,
         block_rows=config.block_rows,
+        shard_student=config.fsdp,
         sequences_per_step=sequences,
         resolved=config.as_dict()
         | {
@@ -100,7 +127,7 @@ def training_arguments(config: TrainConfig, checkpoints: Path, *, sequences: int
             "batch_tokens": sequences * config.seq_len,
             "micro_sequences": micro,
             "accumulation": accumulation,
-            "processes": processes,
+            "processes": count,
             "precision": "bfloat16" if bfloat16 else "float32",
         },
         per_device_train_batch_size=micro,

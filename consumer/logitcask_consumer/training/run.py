@@ -28,7 +28,7 @@ from logitcask_consumer.run_document import (
 from logitcask_consumer.student.adapters import LoraSpec, freeze_head
 from logitcask_consumer.student.checks import check_context
 from logitcask_consumer.student.students import StudentSpec, load_model, load_tokenizer
-from logitcask_consumer.training.arguments import require_trackers, training_arguments
+from logitcask_consumer.training.arguments import require_processes, require_trackers, training_arguments
 from logitcask_consumer.training.callbacks import (
     LogWhenSaving,
     MetricsLog,
@@ -107,7 +107,7 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
         AdapterError: the adapters' description cannot be followed.
         UnknownWeightError, WeightParameterError: the weights are not understood, or do not fit the tokenizer.
         NothingTrainedError: the weights leave no position to be trained.
-        TrainConfigError: a tracker is unknown or not installed.
+        TrainConfigError: a tracker is unknown or not installed; or one process shall share the student (`fsdp`).
         RunFolderError: the output folder holds another run, or cannot be made or written.
         RunBusyError: another run writes into the output folder.
         RunWriteError: the disk is full, or broken.
@@ -116,6 +116,8 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
         method_class(loss).check_config(replace(config, loss=loss))
     if config.lora is not None:
         LoraSpec.parse(config.lora)
+    if config.fsdp:
+        require_processes()
     require_trackers(config.report_to)
     require_unused(config.output)
     before = read_run(config.output)

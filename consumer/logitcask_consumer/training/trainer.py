@@ -3,31 +3,22 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
+from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
 from logitcask_consumer.data import EMPTY, MixedDataset, Phase, PhaseSampler, SequenceDataset, StepSampler
-from logitcask_consumer.hints.checkpoints import (
-    hints_apart,
-    learned_projections,
-    load_projections,
-    save_projections,
-    without_hints,
-)
 from logitcask_consumer.methods import BatchLoss, Method, MixtureMethod, TokenMethod
 from logitcask_consumer.methods.tokens import require_tokenizer
-from logitcask_consumer.processes import raise_together
-from logitcask_consumer.run_document import PARTIAL_NAME, RunWriteError, explained_writes
 from logitcask_consumer.student.forward import attach
+from logitcask_consumer.student.sharding import gather_nothing, shard_student
 from logitcask_consumer.training.arguments import DistillConfig
-from logitcask_consumer.training.checkpoints import partial_folder, publish_checkpoint
+from logitcask_consumer.training.checkpointing import CheckpointingTrainer
 from logitcask_consumer.training.stop_signals import leave_signals_to_the_trainer
 from logitcask_schemas.errors import LogitcaskError
 
@@ -36,7 +27,7 @@ class NotFiniteError(LogitcaskError, ArithmeticError):
     """The loss became NaN or infinite."""
 
 
-class DistillTrainer(Trainer):
+class DistillTrainer(CheckpointingTrainer):
     """Trains a student on a dataset over casks.
 
     The loss of an optimizer step is the sum over all its micro-batches on all processes, divided by what they count
@@ -117,6 +108,10 @@ class DistillTrainer(Trainer):
             )
         # Not before: some attention works on the device only that transformers has moved the model to.
         self.method.check(model, train_dataset)
+        if args.shard_student:
+            shard_student(model, bfloat16=args.bf16)
+            # It is what DDP would be wrapped around.
+            self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
         self.remove_callback(PrinterCallback)
         # Older versions of transformers ask this flag instead of `loss_is_scaled_for_ga`.
         self.model_accepts_loss_kwargs = True
@@ -242,6 +237,7 @@ class DistillTrainer(Trainer):
         """As transformers; the loss is the mean over what the dataset counts, and the method's metrics are there."""
         self._evaluated, self._measured = self.method.on(self.model, dataloader.dataset), []
         output = super().evaluation_loop(dataloader, *args, **kwargs)
+        gather_nothing(self.model)
         total = self.accelerator.reduce(torch.stack(self._measured).sum(0), reduction="sum")
         loss, counted, *sums = total.tolist()
         metrics = {"loss": loss / counted if counted else 0.0, **self._evaluated.metrics(sums)}
@@ -298,77 +294,6 @@ class DistillTrainer(Trainer):
         self._sums, self._since = None, now
         renamed = {"learning_rate": "lr"}
         return {renamed.get(name, name): value for name, value in logs.items()} | more
-
-    @property
-    def _checkpoints(self) -> Path:
-        return Path(str(self.args.output_dir))
-
-    def _get_output_dir(self, trial: Any) -> str:
-        """Where transformers writes a checkpoint to: no folder of a checkpoint's name is ever incomplete."""
-        return str(self._checkpoints / PARTIAL_NAME)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """As transformers, in a folder that gets the checkpoint's name when all processes have written to it.
-
-        Raises:
-            RunWriteError: on every process, where one could not write. The checkpoints before it are untouched.
-        """
-        folder = self._checkpoints
-        partial, problem = folder / PARTIAL_NAME, None
-        name = f"checkpoint-{self.state.global_step}"
-        advice = "Free space and give the same command again; it continues from the last checkpoint"
-        if self.args.should_save:
-            partial_folder(folder)
-        self.accelerator.wait_for_everyone()
-        try:
-            with explained_writes(folder / name, advice):
-                super()._save_checkpoint(model, trial)
-                projections = learned_projections(self.model)
-                if self.args.should_save:
-                    save_projections(projections, partial / name)
-                self._name_best(partial / name, folder / name)
-        except RunWriteError as error:
-            problem = error
-        try:
-            raise_together(problem)
-            if self.args.should_save:
-                with explained_writes(folder / name, advice):
-                    best = self.state.best_model_checkpoint
-                    publish_checkpoint(
-                        partial / name, keep=self.args.save_total_limit, best=None if best is None else Path(best)
-                    )
-        except RunWriteError:
-            if self.args.should_save:
-                partial_folder(folder)  # what was written of it takes room
-            raise
-
-    def _name_best(self, partial: Path, final: Path) -> None:
-        """Where the checkpoint being written is the best so far, the state names it by the name that it will have."""
-        best = self.state.best_model_checkpoint
-        if best is not None and Path(best) == partial:
-            self.state.best_model_checkpoint = str(final)
-            if self.args.should_save:
-                self.state.save_to_json(str(partial / "trainer_state.json"))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """As transformers, and the learned projections of hints, which FSDP's own checkpoints hold.
-
-        Raises:
-            RunFolderError: the checkpoint lacks the projections.
-        """
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        with hints_apart(self.model):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        load_projections(self.model, Path(resume_from_checkpoint))
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """As transformers, without the projections of hints, and the pickled arguments it leaves beside the weights."""
-        own_dict = None if state_dict is None else without_hints(state_dict)
-        with hints_apart(self.model):
-            super()._save(output_dir, own_dict)
-        (Path(output_dir or str(self.args.output_dir)) / "training_args.bin").unlink(missing_ok=True)
 
 
 def _token_method(args: DistillConfig, tokenizer: Any) -> Method:

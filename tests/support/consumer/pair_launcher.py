@@ -1,4 +1,4 @@
-"""Forks the two processes of a distributed run, for calls that come as lines of JSON; says how they ended.
+"""Forks the processes of a distributed run, for calls that come as lines of JSON; says how they ended.
 
 This process computes nothing: one that had, with its threads, could not be forked safely.
 """
@@ -32,9 +32,9 @@ def main() -> None:
     for line in sys.stdin:
         call = json.loads(line)
         with tempfile.TemporaryDirectory() as folder:
-            said = [Path(folder) / str(rank) for rank in (0, 1)]
+            said = [Path(folder) / str(rank) for rank in range(call["processes"])]
             port = _free_port()
-            codes = _ends([_forked(call, rank, port, said[rank]) for rank in (0, 1)])
+            codes = _ends([_forked(call, rank, port, path) for rank, path in enumerate(said)])
             text = "\n".join(path.read_text(errors="replace") for path in said)
         print(json.dumps({"codes": codes, "said": text}), flush=True)
 
@@ -46,7 +46,7 @@ def _free_port() -> int:
 
 
 def _forked(call: dict[str, Any], rank: int, port: int, said: Path) -> int:
-    """The process id of one of the two."""
+    """The process id of one of them."""
     if pid := os.fork():
         return pid
     code = 1
@@ -57,7 +57,8 @@ def _forked(call: dict[str, Any], rank: int, port: int, said: Path) -> int:
             os.dup2(file.fileno(), 2)
         os.environ.clear()
         os.environ.update(call["environment"])
-        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+        count = call["processes"]
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in ranks.items()}, MASTER_ADDR="127.0.0.1")
         os.chdir(call["folder"])
         sys.argv[1:] = call["arguments"]
@@ -74,7 +75,7 @@ def _forked(call: dict[str, Any], rank: int, port: int, said: Path) -> int:
 
 
 def _ends(pids: list[int]) -> list[int]:
-    """Exit codes; where one process fails, or time is up, the other one waits for it and is killed."""
+    """Exit codes; where one process fails, or time is up, the others wait for it and are killed."""
     codes: dict[int, int] = {}
     deadline = time.monotonic() + SECONDS
     while len(codes) < len(pids):

@@ -1,7 +1,8 @@
-"""One of two processes that train, are interrupted, stopped and resumed; started by torchrun with a file of calls.
+"""One of the processes of runs that are interrupted, stopped, killed and resumed; its argument is a file of calls.
 
 Each call is a JSON object: `settings` of a run, `stop` (the step in which it dies), `signal` (the step in which the
-second process gets a SIGTERM), `record` (the file for what each step trained). Results go to OUTPUT-RANK.json.
+second process gets a SIGTERM), `kill` (the step whose checkpoint the second process is killed in), `deaf` (the second
+process trains nothing), `record` (the file for what each step trained). Results go to OUTPUT-RANK.json.
 """
 
 import importlib
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from transformers import TrainerCallback
 
 from logitcask_consumer.config import TrainConfig
+from logitcask_consumer.data import EMPTY, StepSampler
 from logitcask_consumer.processes import leave_processes
 from logitcask_consumer.training.callbacks import LogWhenSaving
 from logitcask_consumer.training.run import TrainResult
@@ -45,6 +48,30 @@ class Signal(LogWhenSaving):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self.step - 1:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def killed_while_saving(step: int) -> None:
+    """Let this process be killed when its part of the checkpoint of a step should be written."""
+
+    class Killed(FileSystemWriter):
+        def __init__(self, path: Path) -> None:
+            super().__init__(path)
+            self.last = path.parent.name == f"checkpoint-{step}"
+
+        def write_data(self, plan: Any, planner: Any) -> Any:
+            if self.last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().write_data(plan, planner)
+
+    shards: Any = importlib.import_module("logitcask_consumer.student.sharded_state")
+    shards.FileSystemWriter = Killed
+
+
+def train_nothing() -> None:
+    """Let this process read empty sequences only."""
+    sampler: Any = StepSampler
+    plain = sampler.__iter__
+    sampler.__iter__ = lambda self: ([EMPTY] * len(batch) for batch in plain(self))
 
 
 def config_of(settings: dict[str, Any]) -> TrainConfig:
@@ -96,6 +123,10 @@ def main() -> None:
         config = config_of(call["settings"])
         signalled = call.get("signal") if rank == 1 else None
         record = Path(f"{call['record']}-{rank}.npz")
+        if rank == 1 and call.get("kill"):
+            killed_while_saving(call["kill"])
+        if rank == 1 and call.get("deaf"):
+            train_nothing()  # in the last call: it is not undone
         result = recorded_train(config, record, stop=call.get("stop"), at_signal=signalled)
         results[number] = None if result is None else result.stopped_at
     Path(f"{sys.argv[1]}-{rank}.json").write_text(json.dumps(results))
