@@ -1,6 +1,5 @@
 """`CaskWriter` in an object store: what it publishes, what it finds there, and what it refuses."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,13 @@ from logitcask_schemas.cask.carriers.registry import CARRIERS
 from logitcask_schemas.cask.integrity.remote_verify import survey_url
 from logitcask_schemas.cask.integrity.verify import verify_shards
 from logitcask_schemas.cask.storage.object_store import RemoteStore
-from logitcask_schemas.errors import CaskCorruptionError, CaskError, IdentityMismatchError, InvalidRecordError, StoreError
+from logitcask_schemas.errors import (
+    CaskCorruptionError,
+    CaskError,
+    IdentityMismatchError,
+    InvalidRecordError,
+    StoreError,
+)
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_schemas.record.records import DocumentRecords
@@ -44,7 +49,7 @@ def problems(url: str) -> list[str]:
 
 def objects(url: str) -> dict[str, bytes]:
     store = RemoteStore(url)
-    names = [name for name in store.sizes("")] + [f"shards/{name}" for name in store.sizes("shards")]
+    names = [*store.sizes(""), *(f"shards/{name}" for name in store.sizes("shards"))]
     return {name: store.read(name) for name in sorted(names)}
 
 
@@ -144,10 +149,10 @@ def test_another_teacher_or_spec_is_refused_by_name(bucket: str) -> None:
 
 def test_what_is_no_cask_is_left_alone(bucket: str) -> None:
     RemoteStore(bucket).write("casks/one/cask.json", b"{}")
-    with pytest.raises(CaskError, match="holds 'one' and no cask.json: not a cask"):
+    with pytest.raises(CaskError, match=r"holds 'one' and no cask\.json: not a cask"):
         writer_of(f"{bucket}/casks")
     RemoteStore(bucket).write("export/shards/" + "a" * 32 + ".json", b"{}")
-    with pytest.raises(CaskError, match="holds shards, but no cask.json: an export into it has not finished"):
+    with pytest.raises(CaskError, match=r"holds shards, but no cask\.json: an export into it has not finished"):
         writer_of(f"{bucket}/export")
     with pytest.raises(StoreError, match="there is no such bucket"):
         writer_of("s3://no-such-bucket/cask")
@@ -297,4 +302,4 @@ def test_nothing_is_left_in_the_temporary_folder(bucket: str, tmp_path: Path, mo
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with writer_of(f"{bucket}/cask") as writer:
         writer.publish(make_documents([5, 6], 1))
-        assert not os.listdir(tmp_path)
+        assert not [*tmp_path.iterdir()]

@@ -12,8 +12,9 @@ Call = tuple[str, str]
 Fault = Callable[[Call, int], str | None]
 """Given a request and its number among those of its kind (from 0): what happens to it, or None for nothing.
 
-"lost": it is done, and the answer does not come; "slow_down": 503; "denied": 403; "gone": nobody answers; "slow": it
-takes a while; "kill_before" and "kill_after": the process ends, by SIGKILL.
+"lost": it is done, and the answer does not come; "slow_down": 503; "denied": 403; "conflict": 409; "gone": nobody
+answers; "slow": it takes a while; "ignores_condition" and "unknown_condition": what stores do that have none; "kill":
+when it is done, the process ends by SIGKILL.
 """
 
 PUTS = ("PutObject", "UploadPart", "CompleteMultipartUpload", "CreateMultipartUpload")
@@ -34,8 +35,6 @@ class FaultyStore:
             number = sum(other[0] == operation for other in self.calls)
             self.calls.append(call)
             what = None if self.fault is None else self.fault(call, number)
-            if what == "kill_before":
-                os.kill(os.getpid(), signal.SIGKILL)
             if what == "gone":
                 raise errors.EndpointConnectionError(endpoint_url="http://store")
             if what in ("slow_down", "denied", "conflict", "unknown_condition"):
@@ -51,9 +50,11 @@ class FaultyStore:
                 parameters = {name: value for name, value in parameters.items() if name != "IfNoneMatch"}
             if what == "slow":
                 await asyncio.sleep(0.2)
-            result = await original(sender, operation, parameters)
-            if what == "kill_after":
-                os.kill(os.getpid(), signal.SIGKILL)
+            try:
+                result = await original(sender, operation, parameters)
+            finally:
+                if what == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
             if what == "lost":
                 raise errors.ReadTimeoutError(endpoint_url="http://store")
             return result

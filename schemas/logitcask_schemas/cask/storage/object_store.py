@@ -10,6 +10,8 @@ import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,6 +58,17 @@ def dataset_url(url: str) -> str:
     if not url.startswith(_HUB) or url.removeprefix(_HUB).split("/")[0] in _HUB_KINDS:
         return url
     return f"{_HUB}datasets/{url.removeprefix(_HUB)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredObject:
+    """An object, or one that is still being sent in parts."""
+
+    name: str
+    """Without its folder."""
+    bytes: int
+    modified: datetime | None
+    """When it was put, or its first part was; None where the store does not say."""
 
 
 class RemoteStore:
@@ -180,6 +193,17 @@ class RemoteStore:
             for item in self._listing(folder)
             if item["type"] == "file"
         }
+
+    def objects(self, folder: str) -> list[StoredObject]:
+        """What lies right below a folder, by name; nothing where there is no folder."""
+        found = [
+            StoredObject(
+                name=item["name"].rpartition("/")[2], bytes=int(item["size"]), modified=item.get("LastModified")
+            )
+            for item in self._listing(folder)
+            if item["type"] == "file"
+        ]
+        return sorted(found, key=lambda item: item.name)
 
     def folders(self) -> list[str]:
         """Names of the folders right below this one, sorted; CaskNotFoundError where there is nothing at all."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from logitcask_schemas.cask.storage.client_errors import condition_failed, conflicted, no_bucket, not_implemented
-from logitcask_schemas.cask.storage.object_store import SEPARATOR, RemoteStore
+from logitcask_schemas.cask.storage.object_store import SEPARATOR, RemoteStore, StoredObject
 from logitcask_schemas.errors import CaskNotFoundError, StoreError
 
 _CONDITIONAL: Final = ("s3", "s3a")
@@ -106,6 +106,19 @@ class SharedStore(RemoteStore):
             return self._made(name, lambda system, path: system.put_file(str(source), path, **put))
         except CaskNotFoundError:  # somebody has removed it
             return False
+
+    def unfinished_uploads(self, folder: str) -> list[StoredObject]:
+        """Objects below a folder of which parts were sent, and never the last word; the store keeps the parts."""
+        if not self.puts_under_conditions:
+            return []
+        with self._explained(folder):
+            system, root = self._system()
+            bucket, key, _ = system.split_path(f"{root}/{folder}/")
+            answer = system.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{key.rstrip('/')}/")
+        return [
+            StoredObject(name=upload["Key"].rpartition("/")[2], bytes=0, modified=upload.get("Initiated"))
+            for upload in answer.get("Uploads", [])
+        ]
 
     def _made(self, name: str, put: Callable[[Any, str], object]) -> bool:
         """Put under a condition; whether it held."""

@@ -135,6 +135,11 @@ def open_source(place: str, *, cache: Path | None = None) -> Iterator[Cask]:
         yield Cask(cask.location.limited(2 * largest), cask.manifest, cask.entries)
 
 
+def absolute_place(place: Path | str) -> str:
+    """A folder or URL as equal ones are written alike."""
+    return str(place).rstrip("/") if is_url(place) else str(Path(place).resolve())
+
+
 def target_of(place: str) -> ExportTarget:
     """The target that a folder or URL names."""
     return RemoteTarget(RemoteStore(place)) if is_url(place) else LocalTarget(Path(place))
