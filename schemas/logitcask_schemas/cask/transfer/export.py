@@ -27,6 +27,7 @@ from logitcask_schemas.cask.shard import Shard
 from logitcask_schemas.cask.storage.files import LocalFiles, publish_file
 from logitcask_schemas.cask.storage.lock import writers_lock
 from logitcask_schemas.cask.storage.object_store import RemoteStore, is_url
+from logitcask_schemas.cask.storage.shared_store import SharedStore
 from logitcask_schemas.cask.transfer.targets import ExportTarget, LocalTarget, RemoteTarget
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError
 
@@ -142,7 +143,7 @@ def absolute_place(place: Path | str) -> str:
 
 def target_of(place: str) -> ExportTarget:
     """The target that a folder or URL names."""
-    return RemoteTarget(RemoteStore(place)) if is_url(place) else LocalTarget(Path(place))
+    return RemoteTarget(SharedStore(place)) if is_url(place) else LocalTarget(Path(place))
 
 
 def export_cask(source: Cask, target: ExportTarget, carrier_name: str | None) -> Iterator[ExportStep]:
