@@ -398,9 +398,10 @@ def test_what_dead_writers_left_is_listed_by_age(bucket: str, local: Path, tmp_p
     system, root = store._system()
     key = f"cask/shards/{'b' * 32}.arrow"
     system.call_s3("create_multipart_upload", Bucket=root.partition("/")[0], Key=key)
-    assert output_of(capsys, "repair", url) == sound | {"recent": sorted(names)}
-    left = {"leftovers": sorted(names), "leftover_bytes": 12, "unfinished_uploads": [f"shards/{'b' * 32}.arrow"]}
-    assert output_of(capsys, "repair", url, "--older-than", "0") == sound | left
+    uploads = {"unfinished_uploads": [f"shards/{'b' * 32}.arrow"]}  # of the year 2010, says the simulator
+    assert output_of(capsys, "repair", url) == sound | uploads | {"recent": sorted(names)}
+    left = {"leftovers": sorted(names), "leftover_bytes": 12}
+    assert output_of(capsys, "repair", url, "--older-than", "0") == sound | uploads | left
     store.delete(f"shards/{entry.name}.arrow")
     found = output_of(capsys, "repair", url, code=3)
     assert found["incomplete"] == [f"{url}/shards/{entry.name}.arrow: its entry is there, the object is missing"]
@@ -434,7 +435,7 @@ def test_hints_are_dropped_beside_a_writer(bucket: str, tmp_path: Path, capsys) 
     late.close()
     found = output_of(capsys, "verify", url)
     assert (found["problems"], found["strangers"], found["verified"]) == ([], [], 3)
-    assert [entry["hints"] is None for entry in output_of(capsys, "ls", url)].count(True) == 2
+    assert ["hints" not in entry for entry in output_of(capsys, "ls", url)].count(True) == 2
     assert output_of(capsys, "drop-hints", url)["shards"] == 1
     assert output_of(capsys, "drop-hints", url) == {"shards": 0, "bytes": 0}
     export_target = f"{bucket}/plain"

@@ -131,7 +131,7 @@ class RemoteStore:
         with self._explained("..."):
             system, root = self._system()
             names, starts, stops = zip(*ranges, strict=True) if ranges else ((), (), ())
-            results = system.cat_ranges(
+            results: list[bytes] = system.cat_ranges(
                 [f"{root}/{name}" for name in names], list(starts), list(stops), on_error="return"
             )
         for name, result in zip(names, results, strict=True):
