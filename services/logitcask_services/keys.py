@@ -18,7 +18,6 @@ stranger to it.
 import hashlib
 import hmac
 import secrets
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,17 +25,12 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
-from logitcask_schemas.errors import LogitcaskError
+from logitcask_schemas.api.key_file import TABLE, KeyFileError, is_toml, lines_of, tables_of, text_of
 
 MIN_KEY_CHARACTERS: Final = 8
 NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-TABLE: Final = "[[key]]"
 Scope = Literal["full", "read"]
 Count = Annotated[int, Field(ge=1, le=2**63 - 1, strict=True)]
-
-
-class KeyFileError(LogitcaskError, ValueError):
-    """A key file cannot be read, or holds no usable keys. The message never holds a key."""
 
 
 class KeyLimits(BaseModel):
@@ -111,9 +105,9 @@ def match(keys: Sequence[ApiKey], presented: str | None) -> ApiKey | None:
 
 def read_key_file(path: Path) -> tuple[ApiKey, ...]:
     """The keys of a file in either form. Raises KeyFileError."""
-    text = _text(path)
-    if not _is_toml(path, text):
-        return tuple(ApiKey.nameless(line) for line in _lines(path, text))
+    text = text_of(path)
+    if not is_toml(path, text):
+        return tuple(ApiKey.nameless(line) for line in lines_of(path, text))
     keys = []
     for number, entry in enumerate(_entries(path, text), 1):
         try:
@@ -125,17 +119,6 @@ def read_key_file(path: Path) -> tuple[ApiKey, ...]:
     _require_single(path, "name", [(key.name, key.name) for key in keys])
     _require_single(path, "key", [(key.name, key.digest.hex()) for key in keys])
     return tuple(keys)
-
-
-def first_key(path: Path) -> str:
-    """The first key of a file, for a client that sends it. Raises KeyFileError where the file has digests alone."""
-    text = _text(path)
-    if not _is_toml(path, text):
-        return _lines(path, text)[0]
-    told = (_secret(entry) for entry in _entries(path, text) if entry.key is not None)
-    if (key := next(told, None)) is None:
-        raise KeyFileError(f"{path} holds digests of keys and no key to send; put the key into a file of its own")
-    return key
 
 
 def new_key() -> str:
@@ -157,41 +140,9 @@ def toml_entry(name: str, key: str, scope: Scope, limits: KeyLimits) -> str:
     return "\n".join([TABLE, *(f"{field} = {value}" for field, value in members.items())]) + "\n"
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise KeyFileError(f"the API key file {path} cannot be read: {error}") from error
-
-
-def _significant(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-
-
-def _is_toml(path: Path, text: str) -> bool:
-    """By its name, or by its first line, as a secret that is mounted often has a name of its own."""
-    return path.suffix == ".toml" or _significant(text)[:1] == [TABLE]
-
-
-def _lines(path: Path, text: str) -> list[str]:
-    lines = _significant(text)
-    if not lines:
-        raise KeyFileError(f"the API key file {path} holds no key; put one key on a line of its own")
-    return lines
-
-
 def _entries(path: Path, text: str) -> list[KeyEntry]:
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise KeyFileError(f"the API key file {path} is not TOML: {error}") from error
-    if strange := sorted(document.keys() - {"key"}):
-        raise KeyFileError(f"{path}: {', '.join(strange)}: not known here; a key file holds {TABLE} tables alone")
-    tables = document.get("key", [])
-    if not isinstance(tables, list) or not tables:
-        raise KeyFileError(f"the API key file {path} holds no key; begin each with {TABLE}")
     entries = []
-    for number, table in enumerate(tables, 1):
+    for number, table in enumerate(tables_of(path, text), 1):
         try:
             entries.append(KeyEntry.model_validate(table))
         except ValidationError as error:

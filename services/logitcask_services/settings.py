@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from logitcask_schemas.api.key_file import KeyFileError, key_to_send
 from logitcask_schemas.api.scoring import MAX_TIMEOUT
 from logitcask_schemas.api.server_url import DEFAULT_PORT
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_schemas.record.identity import Accept
-from logitcask_services.keys import ApiKey, KeyFileError, first_key, read_key_file
+from logitcask_services.keys import ApiKey, read_key_file
 
 Origin = Annotated[str, Field(pattern=r"^https?://[^/\s?#@]+$")]
 """Scheme, host and port, as browsers send it."""
@@ -24,113 +25,121 @@ class SettingsError(LogitcaskError, ValueError):
 class ServiceSettings(BaseSettings):
     """What `logitcask serve` runs with. Arguments win over the environment."""
 
-    model_config = SettingsConfigDict(env_prefix="LOGITCASK_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="LOGITCASK_", frozen=True, use_attribute_docstrings=True)
 
     teacher: Path | None = None
-    """Folder of the teacher (configuration, tokenizer, weights), or a Hub id: ORG/NAME or ORG/NAME@REVISION."""
+    """Folder of the teacher (configuration, tokenizer, weights), or a Hugging Face Hub id: ORG/NAME or
+    ORG/NAME@REVISION. With --engine openai only its tokenizer is read."""
     teachers: Path | None = None
-    """File (TOML) that lists several teachers by name, instead of `teacher`."""
+    """File (TOML) that lists several teachers by name, instead of --teacher."""
     students: Path | None = None
     """Folder whose sub-folders are students that generations may name."""
     engine_options: dict[str, JsonValue] = {}
-    """Further arguments of vLLM's `EngineArgs`, such as tensor_parallel_size; of `teachers` each has its own."""
+    """KEY=VALUE of vLLM's EngineArgs, such as tensor_parallel_size=2 (JSON or text); may be repeated. All together as
+    JSON: LOGITCASK_ENGINE_OPTIONS. With --teachers each has its own."""
     cask_root: Path
     """Folder under which each cask is a folder of its own."""
     data_dir: Path | None = None
-    """Job database, corpora and token stores; default: `.logitcask-service` inside the cask root."""
+    """Folder of the job database, corpora and tokens; `.logitcask-service` in the cask root."""
     host: str = "127.0.0.1"
+    """Address to listen on; 127.0.0.1. Another machine's needs an API key."""
     port: Annotated[int, Field(ge=0, le=65_535)] = DEFAULT_PORT
+    """Port to listen on; 8000."""
     templates: Path | None = None
-    """Folder with the operator's own templates and recipes of generations."""
+    """Folder with templates (*.md) and recipes (*.yaml) of your own."""
     runs: Path | None = None
     """Folder of training runs and reports, whose curves the page shows."""
     sandbox: str | None = None
     """Command that runs programs which teachers write and that are more than arithmetic, given on its standard input;
     what it prints is the answer. Without one they are refused."""
     resident: Literal["one", "both"] = "one"
-    """Whether what captures and what writes are in memory by turns, or both at once."""
+    """`one` (default): the teacher is loaded to capture or to write; `both`, where there is room."""
     engine: Literal["vllm", "transformers", "openai"] = "vllm"
-    """`openai`: the teacher is served elsewhere, at `remote_url`; `teacher` then names its tokenizer."""
+    """vllm (default), transformers, or openai: served elsewhere, at --remote-url."""
     engine_process: bool = True
-    """Whether vLLM or transformers run in a process of their own, whose end is not the service's; False to debug."""
+    """Whether vLLM or transformers run in a process of their own, whose end is not the service's; not so to debug."""
     dtype: str = "auto"
+    """Compute dtype; `auto` fits the machine."""
     accept_teacher: tuple[Accept, ...] = ()
-    """What may differ between a cask's teacher and this one, because the operator says so."""
+    """Go on with casks of this teacher by another version of the engine (engine_version), or made before its
+    configuration was recorded (unrecorded); may be repeated."""
     max_model_len: Annotated[int | None, Field(ge=2)] = None
-    """Most tokens of a document; default: the teacher's own context."""
+    """Most tokens of a document; the teacher's own context."""
     api_key: SecretStr | None = None
     api_key_file: Path | None = None
-    """Keys with names, scopes and limits (TOML), or one Bearer key per line; read anew when it changes, see `keys`."""
+    """File with keys: names, scopes and limits (TOML; `logitcask keys new` makes entries), or one Bearer key per line.
+    Read anew when it changes."""
     allowed_origins: tuple[Origin, ...] = ()
-    """Origins whose pages may use the service through a browser, such as https://tools.example."""
+    """Origin whose pages may use the service through a browser, such as https://tools.example; may be repeated."""
     log_format: Literal["text", "json"] = "text"
-    """Lines for people, or one JSON object each."""
+    """`text` (default) for people, or `json`: an object a line."""
     max_body_bytes: Annotated[int, Field(ge=1)] = 64 << 30
-    """Most bytes of one uploaded corpus."""
+    """Most bytes of one uploaded corpus, as it is sent; 64 GiB."""
     max_uploads: Annotated[int, Field(ge=1)] = 8
-    """Most bodies of corpora, or parts of uploads, that come at once."""
+    """Most bodies of corpora, or parts of uploads, that come at once; 8."""
     max_waiting_jobs: Annotated[int, Field(ge=1)] = 10_000
-    """Most jobs that have not ended."""
-    """Most bytes of one uploaded corpus, as it is sent."""
+    """Most jobs that have not ended; 10,000."""
     max_unpacked_bytes: Annotated[int, Field(ge=1)] = 64 << 30
-    """Most bytes of the lines in a compressed upload or a Parquet file."""
+    """Most bytes of the lines in a compressed upload or a Parquet file; 64 GiB."""
     retain_jobs_days: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
-    """Days after its end that a job is kept; its shards stay. Default: for ever."""
+    """Days after its end that a job is kept; its shards stay. Without: for ever."""
     retain_corpora_days: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
-    """Days that a corpus is kept after it came and its last job ended. Default: for ever."""
+    """Days that a corpus is kept after it came and its last job ended. Without: for ever."""
     upload_expiry_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 86_400.0
-    """How long an upload in parts may take; then what came of it is deleted."""
+    """How long an upload in parts may take, then what came of it is deleted; a day."""
     max_unpack_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 250.0
-    """Most bytes that a byte of such an upload may become, beyond the first 64 MiB of lines."""
+    """Most bytes that a byte of a packed upload may become, beyond the first 64 MiB of lines; 250."""
     max_line_bytes: Annotated[int, Field(ge=2)] = 8 << 20
-    """Most bytes of one line; a longer one is reported as a bad line."""
+    """Most bytes of one line, a longer one is a bad line; 8 MiB."""
     max_demonstration_bytes: Annotated[int, Field(ge=1)] = 64 << 20
-    """Most bytes of a corpus that demonstrations are chosen from: its rows are in memory while a generation runs."""
+    """Most bytes of a corpus that demonstrations are chosen from, as its rows are in memory while a generation runs;
+    64 MiB."""
     disk_floor_bytes: Annotated[int, Field(ge=0)] = 1 << 30
-    """Free bytes below which nothing is accepted and running extractions pause."""
+    """Free bytes below which nothing is accepted and work pauses; 1 GiB."""
     chunk_positions: Annotated[int | None, Field(ge=1)] = None
-    """Positions in one chunk, which is one shard; default: a share of the corpus, see `jobs.plan`."""
+    """Positions in one chunk, which is one shard; 1/64 of the corpus, between 4,096 and 8,388,608."""
     engine_restarts: Annotated[int, Field(ge=0)] = 5
-    """Restarts of a dead teacher, without progress between them, before the process ends with exit code 4."""
+    """Restarts of a dead teacher, without progress between them, before the process ends with exit code 4; 5."""
     engine_backoff_seconds: Annotated[float, Field(ge=0)] = 1.0
-    """Pause before the first restart; doubles up to one minute."""
+    """Pause before the first restart, which doubles up to one minute; 1."""
     engine_hang_seconds: Annotated[float | None, Field(ge=0)] = None
-    """Silence of the teacher (no result, no step), with documents in hand, after which it counts as dead; 0: never.
-    Default: as `jobs.watchdog` has it, less where steps can be seen."""
+    """Silence of the teacher (no result, no step), with documents in hand, after which it counts as dead; 300 where its
+    steps can be seen, else 1,800; 0: never."""
     cancel_grace_seconds: Annotated[float, Field(ge=0)] = 5.0
-    """Silence of the teacher after which a cancelled extraction ends without waiting for it; 0: waits."""
+    """Silence of the teacher after which a cancelled extraction ends without waiting for it; 5; 0: it waits."""
     load_deadline_seconds: Annotated[float, Field(ge=0)] = 3600.0
-    """Longest time that the teacher may take to load; 0: any."""
+    """Longest time that the teacher may take to load; 3,600; 0: any."""
     pause_poll_seconds: Annotated[float, Field(gt=0)] = 2.0
-    """First pause of an extraction that waits for disk, cask or database; doubles up to half a minute."""
+    """First pause of an extraction that waits for disk, cask or database, which doubles up to half a minute; 2."""
     keepalive_seconds: Annotated[float, Field(gt=0)] = 15.0
-    """Silence after which an event stream sends a comment."""
+    """Silence after which an event stream sends a comment; 15."""
 
     score_request_sequences: Annotated[int, Field(ge=1)] = 1024
-    """Most sequences of a request to score."""
+    """Most sequences of a request to score; 1,024."""
     score_request_tokens: Annotated[int, Field(ge=2)] = 1 << 17
-    """Most tokens of a request to score, contexts included."""
+    """Most tokens of a request to score, contexts included; 131,072."""
     score_waiting_tokens: Annotated[int, Field(ge=2)] = 1 << 19
-    """Most tokens that wait to be scored, of all callers together."""
+    """Most tokens that wait to be scored, of all callers together; 524,288."""
     score_deadline_seconds: Annotated[float, Field(gt=0, le=MAX_TIMEOUT, allow_inf_nan=False)] = MAX_TIMEOUT
-    """Longest time that a request to score waits for the teacher, whatever `timeout` it gives."""
+    """Longest time that a request to score waits for the teacher, whatever `timeout` it gives; 600."""
 
     remote_url: str | None = None
-    """Where a teacher is served elsewhere, such as http://gpu-box:8000/v1."""
+    """With --engine openai: where the teacher is served, such as http://HOST:8000."""
     remote_model: str | None = None
-    """Its name there; default: the only one that is served."""
+    """Its name there, if more than one is served."""
     remote_key: SecretStr | None = None
     remote_key_file: Path | None = None
-    """The key for that server, on the first line that is not empty."""
+    """File with the key for that server, on the first line that is not empty; or LOGITCASK_REMOTE_KEY."""
     remote_dialect: Literal["vllm", "sglang"] = "vllm"
+    """What serves it: vllm (default) or sglang."""
     remote_concurrency: Annotated[int, Field(ge=1, le=1024)] = 16
-    """Requests in flight at most."""
+    """Requests in flight at most; 16."""
     remote_requests_per_minute: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
-    """Default: as many as there is room for."""
+    """Rate limit; none."""
     remote_timeout_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600.0
-    """Longest time that one answer may take."""
+    """Longest time that one answer may take; 600."""
     remote_patience_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 600.0
-    """Longest time without any useful answer, after which the teacher counts as dead."""
+    """Longest time without any useful answer, after which the teacher counts as dead; 600."""
 
     @field_validator("cask_root", "data_dir", mode="before")
     @classmethod
@@ -233,6 +242,6 @@ class ClientSettings(BaseSettings):
 
 def _first_key(path: Path) -> str:
     try:
-        return first_key(path)
+        return key_to_send(path)
     except KeyFileError as error:
         raise SettingsError(str(error)) from error

@@ -53,7 +53,7 @@ def test_the_check_can_fail(
     assert problems(broken, schema) != []
 
 
-@pytest.mark.parametrize("name", ["teacher", "teacher-cpu", "trainer"])
+@pytest.mark.parametrize("name", ["teacher", "teacher-cpu", "trainer", "trainer-cpu"])
 def test_services_are_hardened(document: dict[str, Any], name: str) -> None:
     service = document["services"][name]
     assert service["read_only"] is True
@@ -68,6 +68,9 @@ def test_profiles_and_health(document: dict[str, Any]) -> None:
     assert "profiles" not in services["teacher"], "`docker compose up` starts the GPU teacher"
     assert services["teacher-cpu"]["profiles"] == ["cpu"]
     assert services["trainer"]["profiles"] == ["train"]
+    assert services["trainer-cpu"]["profiles"] == ["train-cpu"]
+    without = {name for name, service in services.items() if "deploy" not in service}
+    assert without == {"teacher-cpu", "trainer-cpu"}, "a reservation of a GPU starts nothing where there is none"
     for name in ("teacher", "teacher-cpu"):
         assert "/health/ready" in services[name]["healthcheck"]["test"][-1]
         assert services[name]["healthcheck"]["start_period"] == "3600s", "as long as a teacher may load"
@@ -79,6 +82,7 @@ def test_dockerfiles_exist_and_build_the_named_targets(document: dict[str, Any])
         text = (ROOT / service["build"]["dockerfile"]).read_text()
         target = service["build"].get("target")
         assert target is None or f" AS {target}\n" in text
+        assert all(f"ARG {name}=" in text for name in service["build"].get("args", {}))
         assert "USER 10001:10001" in text
 
 
@@ -124,7 +128,7 @@ def test_the_teachers_option_is_valid(schema: dict[str, Any], document: dict[str
     assert "students" in sources & set(document["volumes"])
 
 
-@pytest.mark.parametrize("name", ["teacher", "teacher-cpu", "trainer"])
+@pytest.mark.parametrize("name", ["teacher", "teacher-cpu", "trainer", "trainer-cpu"])
 def test_services_are_limited(document: dict[str, Any], name: str) -> None:
     service = document["services"][name]
     assert service["ulimits"]["nofile"] == {"soft": 65536, "hard": 65536}
@@ -139,10 +143,11 @@ def test_keys_are_a_file_and_the_trainer_has_none(document: dict[str, Any]) -> N
         assert services[name]["environment"]["LOGITCASK_API_KEY_FILE"] == "/run/secrets/keys.toml"
         assert services[name]["secrets"] == [{"source": "keys", "target": "keys.toml"}]
         assert "LOGITCASK_API_KEY" not in services[name]["environment"]
-    assert "secrets" not in services["trainer"]
-    assert "ports" not in services["trainer"]
-    assert services["trainer"]["network_mode"] == "none"
-    assert "casks:/casks:ro" in services["trainer"]["volumes"]
+    for name in ("trainer", "trainer-cpu"):
+        assert "secrets" not in services[name]
+        assert "ports" not in services[name]
+        assert services[name]["network_mode"] == "none"
+        assert "casks:/casks:ro" in services[name]["volumes"]
 
 
 def test_every_named_volume_is_a_folder_of_the_image(document: dict[str, Any]) -> None:

@@ -48,9 +48,11 @@ def test_the_check_of_manifests_can_fail() -> None:
         kubernetes_validate.validate(broken, KUBERNETES, strict=True)
 
 
-def test_the_kustomization_names_every_file_but_the_job() -> None:
+def test_the_kustomization_names_every_file_but_the_job_and_the_pod_that_fills_models() -> None:
     named = yaml.safe_load((MANIFESTS / "kustomization.yaml").read_text())["resources"]
-    assert {*named, "kustomization.yaml", "trainer-job.yaml"} == {path.name for path in MANIFESTS.iterdir()}
+    assert {*named, "kustomization.yaml", "models-pod.yaml", "trainer-job.yaml"} == {
+        path.name for path in MANIFESTS.iterdir()
+    }
 
 
 @pytest.mark.parametrize("kind", ["StatefulSet", "Job"])

@@ -67,7 +67,8 @@ def rounds(
         str | None, typer.Option("--server", help="URL of the service; default LOGITCASK_SERVER, else port 8000 here.")
     ] = None,
     api_key_file: Annotated[
-        Path | None, typer.Option("--api-key-file", help="File with the key; default LOGITCASK_API_KEY.")
+        Path | None,
+        typer.Option("--api-key-file", help="File with the key; default LOGITCASK_API_KEY, or LOGITCASK_API_KEY_FILE."),
     ] = None,
     name: Annotated[
         str | None,
@@ -193,13 +194,17 @@ def rounds(
 
 
 def _key(path: Path | None) -> str | None:
-    """The Bearer key of a file, on its first line that is neither empty nor a comment; else of the environment."""
+    """The Bearer key of a file, else of the environment; as for `logitcask submit`."""
+    from logitcask_schemas.api.key_file import KeyFileError, key_to_send
+
+    hint = "--api-key-file"
     if path is None:
-        return os.environ.get("LOGITCASK_API_KEY") or None
+        if key := os.environ.get("LOGITCASK_API_KEY"):
+            return key
+        if not (named := os.environ.get("LOGITCASK_API_KEY_FILE")):
+            return None
+        path, hint = Path(named), "LOGITCASK_API_KEY_FILE"
     try:
-        lines = [line.strip() for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(f"{path} cannot be read: {error}", param_hint="--api-key-file") from error
-    if keys := [line for line in lines if line and not line.startswith("#")]:
-        return keys[0]
-    raise typer.BadParameter(f"{path} holds no key", param_hint="--api-key-file")
+        return key_to_send(path)
+    except KeyFileError as error:
+        raise typer.BadParameter(str(error), param_hint=hint) from error

@@ -216,6 +216,10 @@ class RoundWriter:
             gaps.append(abs(sum(logprobs) / len(logprobs) - text.mean_logprob))
         gap = sum(gaps) / len(gaps)
         if gap <= PROBE_TOLERANCE:  # false for NaN too
+            self.say(
+                f"round {own.number}: probe: of the first {len(gaps)} texts the service's log q per token differs from "
+                f"the student's here by {gap:.2g} nats in the mean (at most {PROBE_TOLERANCE})"
+            )
             return
         self._ask_anew(own)
         raise CaptureError(

@@ -20,6 +20,7 @@ from logitcask_schemas.api.objects import (
     Progress,
     Status,
 )
+from logitcask_schemas.api.pilots import Pilot
 from logitcask_schemas.api.requests import ExtractionPlan, ExtractionRequest
 from logitcask_schemas.api.scoring import DEFAULT_TIMEOUT
 from logitcask_schemas.api.service_calls import ServiceCalls
@@ -92,6 +93,19 @@ class ServiceClient:
     def preview(self, lines: bytes, plan: ExtractionPlan | Mapping[str, Any], *, documents: int) -> Preview:
         """What an extraction would make of these JSON lines, with so many documents shown. Nothing is kept."""
         return self._run(self._calls.preview(lines, plan, documents=documents))
+
+    def pilot(
+        self, lines: bytes, plan: ExtractionPlan | Mapping[str, Any], *, corpus_lines: int, corpus_bytes: int
+    ) -> Pilot:
+        """What the teacher takes for these JSON lines, captured now, and for all of a corpus. Nothing is kept.
+
+        Args:
+            lines: Drawn evenly from the corpus; as many as a request to score may have.
+            plan: As for an extraction.
+            corpus_lines: Lines of the corpus that are not blank.
+            corpus_bytes: Their bytes, without line ends.
+        """
+        return self._run(self._calls.pilot(lines, plan, corpus_lines=corpus_lines, corpus_bytes=corpus_bytes))
 
     def score(
         self,

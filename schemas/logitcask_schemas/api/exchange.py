@@ -9,6 +9,7 @@ import random
 import re
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -245,12 +246,15 @@ def object_of(kind: type[O], answer: Answer) -> O:
 
 
 def require_success(answer: Answer) -> None:
-    """Raise ServiceError in the service's own words where it refused."""
+    """Raise ServiceError in the service's own words where it refused, and how a key is given where one is needed."""
     if answer.is_success:
         return
     try:
         fault = json.loads(answer.content)["error"]
-        raise ServiceError(answer.status, str(fault["code"]), str(fault["message"]), seconds_to_retry(answer))
+        told = str(fault["message"])
+        if answer.status == HTTPStatus.UNAUTHORIZED:
+            told += "; on the command line: --api-key-file or LOGITCASK_API_KEY"
+        raise ServiceError(answer.status, str(fault["code"]), told, seconds_to_retry(answer))
     except (ValueError, KeyError, TypeError) as error:
         raise stranger(answer) from error
 

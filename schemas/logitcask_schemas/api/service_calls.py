@@ -41,6 +41,7 @@ from logitcask_schemas.api.objects import (
     Progress,
     Status,
 )
+from logitcask_schemas.api.pilots import Pilot
 from logitcask_schemas.api.requests import ExtractionPlan, ExtractionRequest
 from logitcask_schemas.api.service_objects import ModelList, Queue, TeacherList
 from logitcask_schemas.record.capture_spec import CaptureSpec
@@ -88,6 +89,20 @@ class ServiceCalls:
         names = ("cask", "teacher", "max_length", "overflow", "loss_on")
         params |= {name: values[name] for name in names if values.get(name) is not None}
         return fetch(Preview, lines_request("/v1/previews", lines, params=params))
+
+    def pilot(
+        self, lines: bytes, plan: ExtractionPlan | Mapping[str, Any], *, corpus_lines: int, corpus_bytes: int
+    ) -> Flow[Pilot]:
+        """See `ServiceClient`."""
+        values = values_of(plan)
+        params: dict[str, Any] = {
+            "capture": json.dumps(values.get("capture", {})),
+            "corpus_lines": corpus_lines,
+            "corpus_bytes": corpus_bytes,
+        }
+        names = ("teacher", "carrier", "max_length", "overflow", "loss_on")
+        params |= {name: values[name] for name in names if values.get(name) is not None}
+        return fetch(Pilot, lines_request("/v1/pilots", lines, params=params))
 
     def score(
         self,

@@ -38,10 +38,15 @@ class Home(Protocol):
         """
         ...
 
-    def exclusive(self) -> AbstractContextManager[bool]:
-        """Keep out whoever would be in the way of a publication; whether nobody was since the last time.
+    def exclusive(self) -> AbstractContextManager[list[str] | None]:
+        """Keep out whoever would be in the way of a publication.
 
-        Raises CaskLockedError where somebody does not finish in time.
+        Yields:
+            Names of the shards that the writer has to look at, as others have published them since the last time; None
+            where it must look at the whole cask.
+
+        Raises:
+            CaskLockedError: Somebody does not finish in time.
         """
         ...
 
@@ -53,12 +58,20 @@ class Home(Protocol):
         """Index and entries, as they are now."""
         ...
 
+    def read_entry(self, name: str) -> ShardEntry:
+        """The entry of a shard."""
+        ...
+
     def require_shards(self, entries: Iterable[ShardEntry]) -> None:
         """Require of shards that their files are there."""
         ...
 
     def read_table(self) -> DocumentTable | None:
         """The table of documents as it is now; None where there is none."""
+        ...
+
+    def table_version(self) -> tuple[int, ...] | None:
+        """What tells the table that is there from the next; None where there is none, or it cannot be told."""
         ...
 
     def read_documents(self, entries: Iterable[ShardEntry], layout: RecordLayout) -> dict[str, ShardDocuments]:

@@ -1,7 +1,7 @@
 """A local folder as the home of a cask: one writer at a time holds its lock, and a rename publishes."""
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from logitcask_schemas.cask.carriers.carrier import Carrier
@@ -9,12 +9,13 @@ from logitcask_schemas.cask.carriers.registry import carrier_of, shard_path
 from logitcask_schemas.cask.directory import (
     Listing,
     LocalDirectory,
+    read_entry,
     read_listing,
     read_manifest,
     write_index,
     write_manifest,
 )
-from logitcask_schemas.cask.documents import DocumentTable, ShardDocuments, write_document_table
+from logitcask_schemas.cask.documents import DOCUMENTS_NAME, DocumentTable, ShardDocuments, write_document_table
 from logitcask_schemas.cask.format.columns import ShardColumns
 from logitcask_schemas.cask.format.layout import MANIFEST_NAME, SHARDS_NAME, RecordLayout
 from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry
@@ -22,8 +23,9 @@ from logitcask_schemas.cask.hint_publication import take_hints
 from logitcask_schemas.cask.hint_width import stored_width
 from logitcask_schemas.cask.opening import open_documents, require_shards
 from logitcask_schemas.cask.publication import prepare_folder, publish_entry, publish_shard, require_new, sweep
-from logitcask_schemas.cask.storage.files import FileOperations, clear_errors, link_or_copy
+from logitcask_schemas.cask.storage.files import FileOperations, clear_errors, link_or_copy, reads_explained
 from logitcask_schemas.cask.storage.lock import writers_lock
+from logitcask_schemas.cask.storage.publication_log import PublicationLog
 from logitcask_schemas.record.hint_spec import HintSpec
 
 
@@ -43,7 +45,7 @@ class LocalHome:
         """
         self._path = path
         self._files = files
-        self._holder = holder
+        self._log = PublicationLog(holder)
         self._lock_timeout = lock_timeout_seconds
 
     @property
@@ -55,9 +57,12 @@ class LocalHome:
         """Make the folder."""
         prepare_folder(self._files, self._path)
 
-    def exclusive(self) -> AbstractContextManager[bool]:
+    @contextmanager
+    def exclusive(self) -> Iterator[list[str] | None]:
         """Hold the cask's lock."""
-        return writers_lock(self._path, holder=self._holder, timeout_seconds=self._lock_timeout)
+        log = self._log
+        with writers_lock(self._path, holder=log.holder, timeout_seconds=self._lock_timeout, log=log):
+            yield log.unseen
 
     def begin(self, make: Callable[[], CaskManifest]) -> CaskManifest:
         """The manifest in the folder."""
@@ -76,6 +81,10 @@ class LocalHome:
         """Index and entries, from the folder."""
         return read_listing(LocalDirectory(path=self._path))
 
+    def read_entry(self, name: str) -> ShardEntry:
+        """From the folder."""
+        return read_entry(LocalDirectory(path=self._path), name)
+
     def require_shards(self, entries: Iterable[ShardEntry]) -> None:
         """Require the files in the folder."""
         require_shards(self._path, entries)
@@ -83,6 +92,16 @@ class LocalHome:
     def read_table(self) -> DocumentTable | None:
         """The table in the folder."""
         return DocumentTable.open(self._path)
+
+    def table_version(self) -> tuple[int, ...] | None:
+        """Of the file, which the next table replaces."""
+        path = self._path / DOCUMENTS_NAME
+        try:
+            with reads_explained(path):
+                status = path.stat()
+        except FileNotFoundError:
+            return None
+        return status.st_ino, status.st_mtime_ns, status.st_size
 
     def read_documents(self, entries: Iterable[ShardEntry], layout: RecordLayout) -> dict[str, ShardDocuments]:
         """From the shards' files, one after another."""
@@ -95,8 +114,10 @@ class LocalHome:
     def publish(
         self, carrier: Carrier, columns: ShardColumns, layout: RecordLayout, identity: str, hints: HintSpec | None
     ) -> ShardEntry:
-        """Files, then entry."""
-        return publish_shard(self._files, self._path, carrier, columns, layout, identity, hints)
+        """Files, then entry; other writers are told."""
+        entry = publish_shard(self._files, self._path, carrier, columns, layout, identity, hints)
+        self._log.note(entry.name)
+        return entry
 
     def adopt(self, entry: ShardEntry, path: Path, hints: Path | None, *, link: bool) -> tuple[ShardEntry, bool]:
         """A second name for the file, or a copy of it."""
@@ -110,6 +131,7 @@ class LocalHome:
         else:
             take_hints(self._files, hints, self._path, entry, link=link)
         publish_entry(self._files, self._path, entry, carrier_of(entry))
+        self._log.note(entry.name)
         return entry, linked
 
     def compact(

@@ -13,7 +13,7 @@ from typing import Final
 
 from logitcask_schemas.cask.carriers.carrier import Carrier
 from logitcask_schemas.cask.carriers.registry import shard_path
-from logitcask_schemas.cask.directory import Listing, StoreDirectory, read_listing, read_manifest
+from logitcask_schemas.cask.directory import Listing, StoreDirectory, read_entry, read_listing, read_manifest
 from logitcask_schemas.cask.documents import DocumentTable, ShardDocuments
 from logitcask_schemas.cask.format.columns import ShardColumns
 from logitcask_schemas.cask.format.layout import MANIFEST_NAME, SHARDS_NAME, RecordLayout
@@ -60,10 +60,10 @@ class StoreHome:
             raise self._refusal("cannot be asked to put an object only where there is none")
 
     @contextmanager
-    def exclusive(self) -> Iterator[bool]:
+    def exclusive(self) -> Iterator[list[str] | None]:
         """Keep out this process's other threads; other writers are never in the way."""
         with self._lock:
-            yield True
+            yield []
 
     def begin(self, make: Callable[[], CaskManifest]) -> CaskManifest:
         """The manifest in the store; of several writers that make it at once, the first one's."""
@@ -103,12 +103,20 @@ class StoreHome:
         """Index and entries, from the store."""
         return read_listing(StoreDirectory(store=self._store))
 
+    def read_entry(self, name: str) -> ShardEntry:
+        """From the store."""
+        return read_entry(StoreDirectory(store=self._store), name)
+
     def require_shards(self, entries: Iterable[ShardEntry]) -> None:
         """Require nothing: an entry is made after its objects, and `verify` proves them."""
 
     def read_table(self) -> DocumentTable | None:
         """The table in the store, fetched."""
         return read_table(self._store)
+
+    def table_version(self) -> tuple[int, ...] | None:
+        """None: whoever else makes a table is not followed."""
+        return None
 
     def read_documents(self, entries: Iterable[ShardEntry], layout: RecordLayout) -> dict[str, ShardDocuments]:
         """From parts of the shards, many at a time."""

@@ -31,6 +31,8 @@ class StoredShards:
         self._indexed: dict[str, ShardEntry] = {}
         self._loose: dict[str, ShardEntry] = {}
         self._table: DocumentTable | None = None
+        self._table_version: tuple[int, ...] | None = None
+        """Of the table that was read last."""
         self._beyond_table: dict[str, ShardDocuments] = {}
         self._beyond_index = DocumentIndex()
 
@@ -79,8 +81,45 @@ class StoredShards:
             )
         self._indexed, self._loose = listing.indexed, listing.loose
 
+    def take(self, names: Iterable[str]) -> None:
+        """Read the entries of shards that others published since; nothing else has happened to the cask.
+
+        What it takes depends on how many these are, not on the shards of the cask; now and then, when somebody has
+        folded them into the table, on the table.
+
+        Args:
+            names: Of the shards.
+
+        Raises:
+            CaskCorruptionError, CaskNotFoundError: The table, an entry or a shard is missing, damaged or foreign.
+        """
+        entries = [self._home.read_entry(name) for name in names if name not in self._loose]
+        require_identity(self._home.place, entries, self._manifest)
+        read = self._home.read_documents(entries, self._layout)
+        for entry in entries:
+            documents = read[entry.name]
+            self.note(entry, ShardDocuments(ids=documents.ids, lengths=documents.lengths.astype(np.uint32)))
+        if self._home.table_version() != self._table_version:
+            self._follow_table()
+
+    def _follow_table(self) -> None:
+        """Let go of what another writer has folded into the table."""
+        known = self._indexed | self._loose
+        table = self._fitting_table(known)
+        if table is None:  # somebody deleted it, as anybody may; the one that is mapped says the same
+            return
+        # The table before what it replaces, as in `compact`.
+        self._table = table
+        beyond = {name: documents for name, documents in self._beyond_table.items() if name not in table}
+        self._beyond_table, self._beyond_index = {}, DocumentIndex()
+        for name, documents in beyond.items():
+            self._add_documents(name, documents)
+        self._loose = {name: entry for name, entry in self._loose.items() if name not in table}
+        self._indexed = {name: entry for name, entry in known.items() if name not in self._loose}
+
     def _fitting_table(self, entries: Mapping[str, ShardEntry]) -> DocumentTable | None:
         """The table that is there, unless it lists shards that were removed: their documents are gone."""
+        self._table_version = self._home.table_version()
         table = self._home.read_table()
         return table if table is not None and all(name in entries for name in table.shard_names()) else None
 
@@ -109,6 +148,7 @@ class StoredShards:
             documents |= {name: self._table.shard(name) for name in self._table.shard_names()}
         merged = self._indexed | self._loose
         table = self._home.compact(merged, documents)
+        self._table_version = self._home.table_version()
         self._indexed, self._loose = merged, {}
         # The table before what it replaces: a thread that asks `has` meanwhile must not miss a document.
         self._table = table

@@ -46,7 +46,8 @@ LOCK_TIMEOUT_SECONDS: Final = 600.0
 class CaskWriter:
     """Publishes shards into one cask. Several writers, threads or processes, may publish into the same cask at once.
 
-    `publish` costs the same however many shards there are. In a folder, index and table of documents are rewritten when
+    `publish` costs the same however many shards there are, also beside other writers. In a folder, they tell each other
+    what they publish (`storage.publication_log`), and index and table of documents are rewritten when
     an eighth of the entries is not in them yet, which is a constant number of rewritten entries per publication; in an
     object store when the writer is closed. Which documents are stored is looked up in the mapped table, so memory grows
     only with what is not in it yet.
@@ -288,9 +289,11 @@ class CaskWriter:
     @contextmanager
     def _refreshed(self) -> Iterator[None]:
         """Hold the lock, knowing every shard that is published."""
-        with self._home.exclusive() as undisturbed:
+        with self._home.exclusive() as published:
             certain, self._certain = self._certain, False
-            if not (undisturbed and certain):
+            if certain and published is not None:
+                self._stored.take(published)
+            else:
                 self._stored.refresh()
                 self._hint_width = None  # a repair may have taken away what it was read from
             yield

@@ -43,6 +43,7 @@ COMMANDS: Final[dict[str, Command]] = {
         "(export, import, merge, split), give them to other tools (rows, push, pull).",
         None,
     ),
+    "plan": Command("Tell what a capture takes before anything runs: GPU-days, bytes, shards, failures, money.", None),
     "view": Command("Look into casks in a browser, without a service.", "view"),
     "train": Command("Train a student from a cask, without the teacher.", "trainer"),
     "rounds": Command("Train a student on its own texts, in rounds with a teacher service.", "trainer"),

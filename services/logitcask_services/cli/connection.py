@@ -27,7 +27,8 @@ ServerOption = Annotated[
     str | None, typer.Option("--server", help="URL of the service; default LOGITCASK_SERVER, else port 8000 here.")
 ]
 KeyFileOption = Annotated[
-    Path | None, typer.Option("--api-key-file", help="File with the key; default LOGITCASK_API_KEY.")
+    Path | None,
+    typer.Option("--api-key-file", help="File with the key; default LOGITCASK_API_KEY, or LOGITCASK_API_KEY_FILE."),
 ]
 
 
@@ -99,8 +100,8 @@ def show_event(bar: ProgressBar, task: TaskID, console: Console, event: Event) -
         case Event(type="status", data=change):
             bar.update(task, description=change["status"].replace("_", " "))
         case Event(type="waiting"):
-            bar.update(task, description="paused")
-            say(console, f"paused: {event.message}", style="yellow")
+            bar.update(task, description="waiting")
+            say(console, f"waiting: {event.message}", style="yellow")
         case Event(type="resumed"):
             bar.update(task, description="in progress")
         case Event(level="warning"):

@@ -1,7 +1,6 @@
 """`logitcask submit --dry-run`: what would become of a corpus, shown before anything is captured."""
 
 import json
-import shlex
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ from logitcask_schemas.api.objects import Preview, PreviewDocument
 from logitcask_schemas.terminal import counted, printable
 from logitcask_services.cli.connection import duration
 from logitcask_services.cli.corpus_file import LocalCorpus
+from logitcask_services.cli.pilot import draw_lines, pilot_json, show_pilot
+from logitcask_services.cli.sizes import bytes_text
 from logitcask_services.corpora.line_problems import sentence_of
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def dry_run(
     documents: int,
     as_json: bool,
     price_per_hour: float | None = None,
+    pilot_lines: int | None = None,
 ) -> None:
     """Preview the beginning of a corpus, through a service or with a teacher's folder, and print it.
 
@@ -69,7 +71,10 @@ def dry_run(
         documents: How many are shown.
         as_json: Print one JSON document.
         price_per_hour: Of the machine with the teacher, in any currency.
+        pilot_lines: So many lines from all over the corpus are captured by the service, to measure; None: no teacher
+            runs.
     """
+    drawn = None if pilot_lines is None else draw_lines(local.path, pilot_lines)
     with local.path.open("rb") as file:
         sample = file.read(SAMPLE_BYTES)
         if len(sample) < local.bytes:
@@ -84,20 +89,19 @@ def dry_run(
     )
     share = len(sample) / local.bytes if local.bytes else 1.0
     estimate = _estimate(preview, share, price_per_hour)
+    pilot = None
+    if drawn is not None:
+        assert not isinstance(source, Path)  # `submit` refuses a pilot without a service
+        pilot = source.pilot(drawn.content, request, corpus_lines=drawn.corpus_lines, corpus_bytes=drawn.corpus_bytes)
     if as_json:
         sizes = {"corpus_bytes": local.bytes, "previewed_bytes": len(sample)}
-        typer.echo(json.dumps({**preview.model_dump(mode="json"), **sizes, "estimate": asdict(estimate)}))
-    else:
-        _show(preview, estimate, share, _pilot_of(local, request), Console())
-
-
-def _pilot_of(local: LocalCorpus, request: dict[str, Any]) -> str:
-    """The command that measures the teacher's pace, with the first lines of the corpus."""
-    is_file = printable(local.path.name)[:200] == local.name  # else a copy of what came, which is deleted
-    teacher = request.get("teacher")
-    named = "" if teacher is None else f" --teacher {shlex.quote(str(teacher))}"
-    corpus = shlex.quote(str(local.path)) if is_file else "CORPUS"
-    return f"head -n {PILOT_LINES} {corpus} | logitcask submit - --cask pilot{named} --wait"
+        measured = None if pilot is None else pilot_json(pilot, price_per_hour)
+        whole = {**preview.model_dump(mode="json"), **sizes, "estimate": asdict(estimate), "pilot": measured}
+        typer.echo(json.dumps(whole))
+        return
+    _show(preview, estimate, share, Console(), is_piloted=pilot is not None)
+    if pilot is not None:
+        show_pilot(pilot, price_per_hour, Console())
 
 
 def _with_folder(folder: Path, sample: bytes, request: dict[str, Any], documents: int) -> Preview:
@@ -170,7 +174,7 @@ def _estimate(preview: Preview, share: float, price_per_hour: float | None = Non
     )
 
 
-def _show(preview: Preview, estimate: Estimate, share: float, pilot: str, out: Console) -> None:
+def _show(preview: Preview, estimate: Estimate, share: float, out: Console, *, is_piloted: bool) -> None:
     legend = Text("legend: ")
     legend.append("answer (trained by assistant_only)", STYLES["answer"])
     legend.append(", other text, ")
@@ -182,7 +186,7 @@ def _show(preview: Preview, estimate: Estimate, share: float, pilot: str, out: C
     for document in preview.shown:
         _show_document(document, _unusual(preview, document.line), out)
     _show_counts(preview, share, out)
-    _show_expectation(preview, estimate, share, pilot, out)
+    _show_expectation(preview, estimate, share, out, is_piloted=is_piloted)
 
 
 def _unusual(preview: Preview, line: int) -> list[str]:
@@ -235,38 +239,37 @@ def _show_counts(preview: Preview, share: float, out: Console) -> None:
         _line(out, "nothing is dropped, cut or unusual")
 
 
-def _show_expectation(preview: Preview, estimate: Estimate, share: float, pilot: str, out: Console) -> None:
+def _show_expectation(preview: Preview, estimate: Estimate, share: float, out: Console, *, is_piloted: bool) -> None:
     figures = preview.bytes_per_token
     out.rule(Text("to expect"), align="left", style="dim")
     how = "" if share == 1 else f" (estimated from the first {share:.1%})"
     _line(out, f"{counted(estimate.documents, 'document')}, {counted(estimate.tokens, 'token')}{how}")
-    bounds = f"between {_bytes(estimate.cask_bytes_low)} and {_bytes(estimate.cask_bytes_high)}"
+    bounds = f"between {bytes_text(estimate.cask_bytes_low)} and {bytes_text(estimate.cask_bytes_high)}"
     if figures.expected is None or estimate.cask_bytes is None:
         _line(out, f"a cask of {bounds} ({_BASES[figures.basis]})")
     else:
         per_token = estimate.cask_bytes / max(estimate.tokens, 1)
         _line(
             out,
-            f"a cask of about {_bytes(estimate.cask_bytes)}, {per_token:.1f} bytes per token "
+            f"a cask of about {bytes_text(estimate.cask_bytes)}, {per_token:.1f} bytes per token "
             f"({_BASES[figures.basis]}); {bounds} in any case",
         )
     if estimate.hint_bytes:
         each = f"{figures.hints:,.0f} bytes per recorded position"
         if figures.hints_per_document:
             each = f"{figures.hints_per_document:,.0f} bytes per document"
-        _line(out, f"and {_bytes(estimate.hint_bytes)} of hints beside it, {each}")
+        _line(out, f"and {bytes_text(estimate.hint_bytes)} of hints beside it, {each}")
+    if estimate.seconds is not None or not is_piloted:
+        _show_time(preview, estimate, out)
 
-    _show_time(preview, estimate, pilot, out)
 
-
-def _show_time(preview: Preview, estimate: Estimate, pilot: str, out: Console) -> None:
+def _show_time(preview: Preview, estimate: Estimate, out: Console) -> None:
     if estimate.seconds is None:
         _line(
             out,
-            f"time: not known until a service has captured something with this teacher. A pilot of {PILOT_LINES} "
-            "documents would tell; run it, and ask again:",
+            f"time: not known until a service has captured something with this teacher. With --pilot {PILOT_LINES} it "
+            f"captures {PILOT_LINES} lines, measures, and forgets them",
         )
-        out.print(Text(f"  {printable(pilot)}"), highlight=False, soft_wrap=True)
         return
     price = "" if estimate.price is None else f", a price of {estimate.price:,.2f}"
     _line(
@@ -283,12 +286,3 @@ def _where(preview: Preview, code: str) -> str:
 
 def _line(out: Console, text: str, style: str = "") -> None:
     out.print(Text(printable(text), style), highlight=False)
-
-
-def _bytes(count: int) -> str:
-    size, unit = float(count), "bytes"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if size < 1000:
-            break
-        size, unit = size / 1000, larger
-    return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"

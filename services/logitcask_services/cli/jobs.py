@@ -81,6 +81,7 @@ def list_jobs(
             *client.extractions(status=status, limit=limit),
             *client.generations.list(status=status, limit=limit),
         ]
+        is_held = not as_json and client.queue().paused
     jobs = sorted(jobs, key=lambda job: job.created_at, reverse=True)[:limit]
     if as_json:
         documents = [job.model_dump(mode="json") for job in jobs]
@@ -97,7 +98,7 @@ def list_jobs(
     for job in jobs:
         table.add_row(
             job.id,
-            job.status + (" (paused)" if job.waiting else ""),
+            job.status + (" (waiting)" if job.waiting else ""),
             *(_extraction_columns(job) if isinstance(job, Extraction) else _generation_columns(job)),
             f"{job.throughput_tps:,.0f}" if job.throughput_tps is not None else "",
             duration(job.eta_seconds) if job.eta_seconds is not None else "",
@@ -105,6 +106,12 @@ def list_jobs(
     console = Console()
     # A pipe has no width; do not cut for one.
     (console if console.is_terminal else Console(width=160)).print(table)
+    if is_held:
+        say(
+            Console(stderr=True),
+            "the queue is paused: no job is worked on; logitcask jobs resume --all",
+            style="yellow",
+        )
 
 
 def _extraction_columns(extraction: Extraction) -> tuple[str, str, str]:

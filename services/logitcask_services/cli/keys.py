@@ -28,7 +28,8 @@ def new(
 
     Nothing is written anywhere: give the key to its bearer, and append the lines to the file of --api-key-file.
     """
-    from logitcask_services.keys import KeyFileError, KeyLimits, Scope, new_key, toml_entry
+    from logitcask_schemas.api.key_file import KeyFileError
+    from logitcask_services.keys import KeyLimits, Scope, new_key, toml_entry
 
     limits = KeyLimits(
         requests_per_minute=requests_per_minute,

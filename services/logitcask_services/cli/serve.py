@@ -1,15 +1,18 @@
 """`logitcask serve`: run the teacher service."""
 
 import importlib.util
+import inspect
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from logitcask_schemas.errors import MissingExtraError, OptionError
+from logitcask_services.cli.setting_options import option_of, parameters, settings_given
 
 if TYPE_CHECKING:
     from logitcask_schemas.model_source import ModelSource
@@ -23,132 +26,17 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Run the teacher service.", add_completion=False)
 
 
-@app.command()
-def serve(
-    teacher: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the teacher model, or a Hugging Face Hub id such as ORG/NAME or ORG/NAME@REVISION. With "
-            "--engine openai only its tokenizer is read."
-        ),
-    ] = None,
-    teachers: Annotated[
-        Path | None, typer.Option(help="File (TOML) that lists several teachers by name, instead of --teacher.")
-    ] = None,
-    students: Annotated[
-        Path | None, typer.Option(help="Folder whose sub-folders are students that generations may name.")
-    ] = None,
-    cask_root: Annotated[Path | None, typer.Option(help="Folder under which casks are made.")] = None,
-    host: Annotated[
-        str | None, typer.Option(help="Address to listen on; 127.0.0.1 unless there is an API key.")
-    ] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on; 8000.")] = None,
-    engine: Annotated[
-        str | None, typer.Option(help="vllm (default), transformers, or openai (served elsewhere).")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="Compute dtype; `auto` fits the machine.")] = None,
-    max_model_len: Annotated[int | None, typer.Option(help="Most tokens of a document.")] = None,
-    engine_option: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="KEY=VALUE of vLLM's EngineArgs, such as tensor_parallel_size=2 (JSON or text); may be repeated. All "
-            "together as JSON: LOGITCASK_ENGINE_OPTIONS."
-        ),
-    ] = None,
-    api_key_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="File with keys: names, scopes and limits (TOML; `logitcask keys new` makes entries), or one Bearer "
-            "key per line. Read anew when it changes."
-        ),
-    ] = None,
-    allowed_origin: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Origin whose pages may use the service through a browser, such as https://tools.example; may be "
-            "repeated."
-        ),
-    ] = None,
-    log_format: Annotated[
-        str | None, typer.Option(help="`text` (default) for people, or `json`: an object a line.")
-    ] = None,
-    accept_teacher: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Go on with casks of this teacher by another version of the engine (engine_version), or made before "
-            "its configuration was recorded (unrecorded); may be repeated."
-        ),
-    ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of the job database and the corpora.")] = None,
-    templates: Annotated[
-        Path | None, typer.Option(help="Folder with templates (*.md) and recipes (*.yaml) of your own.")
-    ] = None,
-    sandbox: Annotated[
-        str | None,
-        typer.Option(help="Command that runs programs of recipe `program` beyond arithmetic, from its standard input."),
-    ] = None,
-    runs: Annotated[
-        Path | None, typer.Option(help="Folder of training runs and reports, whose curves the page shows.")
-    ] = None,
-    resident: Annotated[
-        str | None,
-        typer.Option(
-            help="`one` (default): the teacher is loaded to capture or to write; `both`, where there is room."
-        ),
-    ] = None,
-    remote_url: Annotated[
-        str | None, typer.Option(help="With --engine openai: where the teacher is served, such as http://HOST:8000.")
-    ] = None,
-    remote_model: Annotated[str | None, typer.Option(help="Its name there, if more than one is served.")] = None,
-    remote_key_file: Annotated[
-        Path | None, typer.Option(help="File with the key for that server; or LOGITCASK_REMOTE_KEY.")
-    ] = None,
-    remote_dialect: Annotated[str | None, typer.Option(help="What serves it: vllm (default) or sglang.")] = None,
-    remote_concurrency: Annotated[int | None, typer.Option(help="Requests in flight at most; 16.")] = None,
-    remote_requests_per_minute: Annotated[float | None, typer.Option(help="Rate limit; none.")] = None,
-) -> None:
+def serve(**options: Any) -> None:
     """Run the teacher service until it is told to stop. Every option can also be set as LOGITCASK_<NAME>."""
     from pydantic import ValidationError
 
     from logitcask_services import tracing
-    from logitcask_services.cli.request_options import values
     from logitcask_services.http.server import configure_logging
     from logitcask_services.http.server import serve as run
     from logitcask_services.settings import ServiceSettings
 
-    options: dict[str, Any] = {
-        name: value
-        for name, value in {
-            "teacher": teacher,
-            "teachers": teachers,
-            "students": students,
-            "engine_options": values(engine_option, "--engine-option") if engine_option else None,
-            "cask_root": cask_root,
-            "host": host,
-            "port": port,
-            "engine": engine,
-            "dtype": dtype,
-            "max_model_len": max_model_len,
-            "api_key_file": api_key_file,
-            "allowed_origins": tuple(allowed_origin) if allowed_origin else None,
-            "log_format": log_format,
-            "data_dir": data_dir,
-            "templates": templates,
-            "sandbox": sandbox,
-            "runs": runs,
-            "resident": resident,
-            "accept_teacher": tuple(accept_teacher) if accept_teacher else None,
-            "remote_url": remote_url,
-            "remote_model": remote_model,
-            "remote_key_file": remote_key_file,
-            "remote_dialect": remote_dialect,
-            "remote_concurrency": remote_concurrency,
-            "remote_requests_per_minute": remote_requests_per_minute,
-        }.items()
-        if value is not None
-    }
     try:
-        settings = ServiceSettings(**options)
+        settings = ServiceSettings(**settings_given(options))
     except ValidationError as error:
         faults = "; ".join(
             f"{_option(fault['loc'])}: {_said(fault)}" if fault["loc"] else fault["msg"] for fault in error.errors()
@@ -157,7 +45,12 @@ def serve(
     roster = require_teachers(settings)
     configure_logging(settings.log_format)
     tracing.configure()
-    raise typer.Exit(run(settings, roster, announce=lambda line: typer.echo(line, err=True)))
+    announce, complain = _speakers(settings.log_format)
+    raise typer.Exit(run(settings, roster, announce=announce, complain=complain))
+
+
+serve.__signature__ = inspect.Signature(parameters())  # type: ignore[attr-defined] # which Typer reads
+app.command()(serve)
 
 
 def require_teachers(settings: "ServiceSettings") -> "Roster":
@@ -299,6 +192,18 @@ def remote_options(settings: "ServiceSettings") -> dict[str, Any]:
     }
 
 
+def _speakers(log_format: str) -> tuple[Callable[[str], None], Callable[[str], None]]:
+    """What tells the address, and why the service ended: plain lines for people, lines of the log for programs."""
+    if log_format == "json":
+        logger = logging.getLogger(__name__)
+        return logger.info, logger.error
+
+    def plainly(line: str) -> None:
+        typer.echo(line, err=True)
+
+    return plainly, plainly
+
+
 def _said(fault: Mapping[str, Any]) -> str:
     """What is wrong with an option, as a person would say it."""
     if fault["type"] == "missing":
@@ -308,4 +213,4 @@ def _said(fault: Mapping[str, Any]) -> str:
 
 
 def _option(location: tuple[int | str, ...]) -> str:
-    return "--" + ".".join(str(part) for part in location).replace("_", "-")
+    return ".".join((option_of(str(location[0])), *map(str, location[1:])))

@@ -25,6 +25,7 @@ from logitcask_services.cli.connection import (
 from logitcask_services.cli.corpus_file import LocalCorpus, file_corpus, local_corpus
 from logitcask_services.cli.dry_run import dry_run
 from logitcask_services.cli.hub_corpus import hub_corpus
+from logitcask_services.cli.pilot import MOST_LINES
 from logitcask_services.cli.request_options import capture_of, given, hints_of, pairs, require_cask_name, require_key
 
 if TYPE_CHECKING:
@@ -94,6 +95,14 @@ def submit(
         bool, typer.Option("--dry-run", help="Only show what would become of the corpus: nothing is sent to stay.")
     ] = False,
     documents: Annotated[int, typer.Option(help="Dry run: documents to show.", min=0, max=50)] = 3,
+    pilot: Annotated[
+        int | None,
+        typer.Option(
+            help="Dry run: capture so many lines from all over the corpus now, measure, and forget them.",
+            min=1,
+            max=MOST_LINES,
+        ),
+    ] = None,
     teacher: Annotated[
         str | None,
         typer.Option(
@@ -150,6 +159,10 @@ def submit(
     require_key(idempotency_key)
     require_cask_name(cask)
     dataset = hub_corpus(str(corpus), config=config, split=split, text_column=text_column)
+    if pilot is not None and (is_model or not dry):
+        raise typer.BadParameter(
+            "a pilot is part of a --dry-run that asks a service, whose teacher captures it", param_hint="--pilot"
+        )
     if dry:
         from logitcask_schemas.api.connection import ServiceUnreachableError
 
@@ -163,7 +176,13 @@ def submit(
                 try:
                     with connect(server, api_key_file) as client:
                         dry_run(
-                            local, request, client, documents=documents, as_json=as_json, price_per_hour=price_per_hour
+                            local,
+                            request,
+                            client,
+                            documents=documents,
+                            as_json=as_json,
+                            price_per_hour=price_per_hour,
+                            pilot_lines=pilot,
                         )
                 except ServiceUnreachableError as error:
                     raise ServiceUnreachableError(

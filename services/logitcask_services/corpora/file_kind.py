@@ -42,6 +42,7 @@ _MAGICS: tuple[tuple[bytes, FileKind], ...] = (
     (b"PK\x03\x04", FileKind("is a ZIP archive", "unzip -p")),
     (b"7z\xbc\xaf\x27\x1c", FileKind("is a 7z archive", "7z x -so")),
     (b"PAR1", FileKind("is a Parquet file", None, "parquet")),
+    (b"PARE", FileKind("is an encrypted Parquet file", None, "parquet")),
     (b"ARROW1", FileKind("is an Arrow file", None)),
     (b"FEA1", FileKind("is a Feather file", None)),
     (b"ORC", FileKind("is an ORC file", None)),

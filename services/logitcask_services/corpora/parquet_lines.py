@@ -7,7 +7,7 @@ A null is left out, since Parquet cannot tell it from a field that is not there;
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +21,14 @@ BATCH_VALUES = 1 << 18
 BATCH_BYTES = 8 << 20
 MAX_GROUP_VALUES = 1 << 27
 """Of a row group. Runs of equal values are a few bytes of a file, so this bounds what one row may cost in memory."""
+BATCH_WORST_BYTES = 256 << 20
+"""Of a batch whose rows all hold the largest value that they could, which the file has once."""
+MAX_DICTIONARY_BYTES = 64 << 20
+"""Of the values that a column of a row group refers to; writers stop at about 1 MiB."""
+MAX_FOOTER_BYTES = 16 << 20
+"""In memory a footer is some ten times as large, and it is read whole."""
+MAX_DEPTH = 16
+"""Of lists and records in each other; `messages` with tool calls have 6."""
 BLOCK_BYTES = 1 << 20
 BUFFER_BYTES = 1 << 16
 MAX_FOOTER_STRINGS, MAX_FOOTER_ITEMS = 32 << 20, 4 << 20
@@ -32,15 +40,35 @@ class ParquetError(LogitcaskError, ValueError):
 
 def lines_of_parquet(path: Path) -> Iterator[bytes]:
     """Blocks of whole lines. Raises ParquetError where the file is damaged, or has no column that JSON can hold."""
+    _require_readable_footer(path)
     try:
-        with pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False, **_FOOTER) as parquet:
+        with (
+            path.open("rb") as file,
+            pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False, **_FOOTER) as parquet,
+        ):
             columns = _columns(parquet.schema_arrow)
             for group in range(parquet.num_row_groups):
-                yield from _group_lines(parquet, group, columns)
+                yield from _group_lines(parquet, group, columns, file)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise ParquetError(f"the Parquet file cannot be read: {' '.join(str(error).split())[:500]}") from error
+
+
+def _require_readable_footer(path: Path) -> None:
+    """Raise ParquetError where the file is encrypted, or its footer would not fit into memory."""
+    with path.open("rb") as file:
+        start = max(path.stat().st_size - 8, 0)
+        file.seek(start)
+        tail = file.read(8)
+    size, magic = int.from_bytes(tail[:4], "little"), tail[4:]
+    if magic == b"PARE":
+        raise ParquetError("the Parquet file is encrypted; write it without encryption")
+    if magic == b"PAR1" and size > MAX_FOOTER_BYTES:
+        raise ParquetError(
+            f"the Parquet file has a footer of {size} bytes, more than {MAX_FOOTER_BYTES}: too many row groups or "
+            "columns; write it with larger row groups (row_group_size=10_000), and the columns that are needed"
+        )
 
 
 _FOOTER: dict[str, Any] = {
@@ -63,15 +91,17 @@ def _columns(schema: pa.Schema) -> list[str]:
     return columns
 
 
-def _json_holds(kind: pa.DataType) -> bool:
-    """Whether values of an Arrow type are values of JSON."""
+def _json_holds(kind: pa.DataType, depth: int = 0) -> bool:
+    """Whether values of an Arrow type are values of JSON. Raises ParquetError where it is nested too deep."""
+    if depth > MAX_DEPTH:
+        raise ParquetError(f"the Parquet file has a column of more than {MAX_DEPTH} lists and records in each other")
     types = pa.types
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        return _json_holds(kind.value_type)
+        return _json_holds(kind.value_type, depth + 1)
     if types.is_struct(kind):
-        return all(_json_holds(kind.field(at).type) for at in range(kind.num_fields))
+        return all(_json_holds(kind.field(at).type, depth + 1) for at in range(kind.num_fields))
     if types.is_dictionary(kind):
-        return _json_holds(kind.value_type)
+        return _json_holds(kind.value_type, depth + 1)
     return bool(
         types.is_string(kind)
         or types.is_large_string(kind)
@@ -82,7 +112,7 @@ def _json_holds(kind: pa.DataType) -> bool:
     )
 
 
-def _group_lines(parquet: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[bytes]:
+def _group_lines(parquet: pq.ParquetFile, group: int, columns: list[str], file: BinaryIO) -> Iterator[bytes]:
     metadata = parquet.metadata.row_group(group)
     wanted = [
         metadata.column(at)
@@ -96,7 +126,9 @@ def _group_lines(parquet: pq.ParquetFile, group: int, columns: list[str]) -> Ite
             "smaller row groups (row_group_size=10_000)"
         )
     size, count = sum(column.total_uncompressed_size for column in wanted), max(metadata.num_rows, 1)
-    rows = max(1, min(BATCH_ROWS, BATCH_VALUES * count // max(values, 1), BATCH_BYTES * count // max(size, 1)))
+    worst = sum(_repeatable_bytes(column, file) for column in wanted)
+    rows = min(BATCH_ROWS, BATCH_VALUES * count // max(values, 1), BATCH_BYTES * count // max(size, 1))
+    rows = max(1, min(rows, BATCH_WORST_BYTES // max(worst, 1)))
     block = bytearray()
     for batch in parquet.iter_batches(batch_size=rows, row_groups=[group], columns=columns, use_threads=False):
         for entry in batch.to_pylist():
@@ -106,6 +138,47 @@ def _group_lines(parquet: pq.ParquetFile, group: int, columns: list[str]) -> Ite
                 block.clear()
     if block:
         yield bytes(block)
+
+
+def _repeatable_bytes(column: pq.ColumnChunkMetaData, file: BinaryIO) -> int:
+    """Bytes that a single value of a column may have although the file holds it once for many rows.
+
+    Raises ParquetError where they are too many to be held.
+    """
+    if "DELTA_BYTE_ARRAY" in column.encodings:  # a value is what it differs by from the one before
+        size: int = column.total_uncompressed_size
+    else:
+        starts = (column.dictionary_page_offset, column.data_page_offset)
+        size = _dictionary_bytes(file, min(start for start in starts if start))
+    if size > MAX_DICTIONARY_BYTES:
+        raise ParquetError(
+            f"column {column.path_in_schema[:40]} of the Parquet file has a dictionary of {size} bytes, more than "
+            f"{MAX_DICTIONARY_BYTES}; write it with use_dictionary=False, or with smaller row groups"
+        )
+    return size
+
+
+def _dictionary_bytes(file: BinaryIO, start: int) -> int:
+    """Unpacked bytes of the dictionary page that starts a column of a row group; 0 where another page does.
+
+    A page's header is a Thrift struct in the compact form. Its first fields are type and unpacked size, each a byte
+    0x15 (the next field, an i32) and a zigzag varint.
+    """
+    file.seek(start)
+    header = file.read(16)
+    numbers, at = list[int](), 0
+    for _ in range(2):
+        if header[at : at + 1] != b"\x15":
+            return 0  # no page's header: reading it will say what is wrong
+        number, shift, at = 0, 0, at + 1
+        while at < len(header):
+            number |= (header[at] & 0x7F) << shift
+            shift, at = shift + 7, at + 1
+            if not header[at - 1] & 0x80:
+                break
+        numbers.append((number >> 1) ^ -(number & 1))
+    kind, size = numbers
+    return max(size, 0) if kind == 2 else 0  # PageType.DICTIONARY_PAGE
 
 
 def _without_nulls(value: Any) -> Any:

@@ -20,6 +20,7 @@ from logitcask_services.http import (
     files,
     generations,
     operations,
+    pilots,
     previews,
     problems,
     queue,
@@ -42,6 +43,7 @@ DESCRIPTION = """Runs a teacher language model over a corpus and keeps what it s
 
 COMPUTING = frozenset(scoring.BODY_BYTES) | {
     previews.PATH,
+    pilots.PATH,
     generations.PREVIEW_PATH,
     f"{generations.PATH}/check",
     "/v1/extractions/check",
@@ -89,6 +91,7 @@ def create_app(service: Service, *, streams: int = 512) -> FastAPI:
         extractions,
         generations,
         previews,
+        pilots,
         scoring,
         queue,
         casks,
@@ -98,7 +101,7 @@ def create_app(service: Service, *, streams: int = 512) -> FastAPI:
         app.include_router(module.router)
     mount_page(app, service, keys, service.settings.runs)
     description.install(app)
-    streamed = frozenset({"/v1/corpora", files.PATH, previews.PATH, generations.PREVIEW_PATH})
+    streamed = frozenset({"/v1/corpora", files.PATH, previews.PATH, pilots.PATH, generations.PREVIEW_PATH})
     app.add_middleware(BodyMeter, use=use)
     app.add_middleware(JsonBodyLimit, streamed=streamed, larger=scoring.BODY_BYTES)
     app.add_middleware(HeadRequests)

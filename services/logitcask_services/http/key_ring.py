@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from logitcask_services.keys import ANONYMOUS, ApiKey, KeyFileError, match, read_key_file
+from logitcask_schemas.api.key_file import KeyFileError
+from logitcask_services.keys import ANONYMOUS, ApiKey, match, read_key_file
 
 logger = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0

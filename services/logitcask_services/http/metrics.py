@@ -134,8 +134,14 @@ class _ServiceCollector(Collector):
         pace = None if running is None else service.progress.pace(running)
         rate = 0.0 if pace is None or pace.tokens_per_second is None else pace.tokens_per_second
         yield GaugeMetricFamily("logitcask_tokens_per_second", "Of the running job, over the last minute", value=rate)
-        ahead = service.extractions.waiting_tokens()
-        yield GaugeMetricFamily("logitcask_queue_tokens", "Tokens of extractions still to be captured", value=ahead)
+        ahead = GaugeMetricFamily(
+            "logitcask_queue_tokens", "Tokens of extractions still to be captured, by state", labels=["state"]
+        )
+        for where, tokens in service.extractions.tokens_ahead().items():
+            ahead.add_metric([where], tokens)
+        yield ahead
+        held = float(service.signals.queue_paused)
+        yield GaugeMetricFamily("logitcask_queue_paused", "1 while the whole queue is paused", value=held)
         states = GaugeMetricFamily("logitcask_teacher_state", "1 for the teacher's state", labels=["state"])
         for state in get_args(TeacherState):
             states.add_metric([state], float(service.teacher.state == state))

@@ -96,7 +96,8 @@ def teachers(service: ServiceDep, _: Caller) -> TeacherList:
     """The teachers that requests may name, loaded or not; the first is meant where none is named."""
     listed = []
     for name in service.roster.names:
-        facts, fault = _facts_of(service, name), service.teacher.fault_of(name)
+        facts, rest = _facts_of(service, name), service.teacher.setbacks.rest_of(name)
+        fault = service.teacher.fault_of(name) if rest is None else rest.reason
         is_in_turn = name == service.teacher.name and service.teacher.state != "ready"
         identity = None if facts is None else facts.identity
         listed.append(
@@ -125,4 +126,6 @@ def _facts_of(service: Service, name: str) -> TeacherFacts | None:
 def _state_of(service: Service, name: str) -> str:
     if service.teacher.fault_of(name) is not None:
         return "failed"
+    if service.teacher.setbacks.rest_of(name) is not None:
+        return "restarting"
     return service.teacher.state if service.teacher.name == name else "unloaded"

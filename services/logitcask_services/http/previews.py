@@ -82,19 +82,13 @@ async def create_preview(
     documents: Annotated[int, Query(ge=0, le=MAX_DOCUMENTS, description="How many are shown.")] = 3,
 ) -> Preview:
     """Prepare lines as an extraction would, keep nothing, and show what becomes of them."""
-    try:
-        spec = CaptureSpec.model_validate_json(capture)
-    except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(('capture', *map(str, fault['loc'])))}: {fault['msg']}" for fault in error.errors()
-        )
-        raise Problem(422, "invalid_request", faults, param="capture") from error
+    spec = spec_of(capture)
     queue: PreviewQueue = request.app.state.previews
     async with queue.place() as turn:
         body = await received_lines(request)
         async with turn:
             facts = await run_in_threadpool(loaded_facts, service, teacher)
-            limits = _limits(service, facts, max_length, overflow, loss_on)
+            limits = limits_of(service, facts, max_length, overflow, loss_on)
             return await run_in_threadpool(_previewed, service, body, cask, spec, facts, limits, documents)
 
 
@@ -111,9 +105,21 @@ async def received_lines(request: Request) -> bytes:
     return bytes(body)
 
 
-def _limits(
+def spec_of(capture: str) -> CaptureSpec:
+    """The spec that a query parameter holds as JSON. Raises Problem 422."""
+    try:
+        return CaptureSpec.model_validate_json(capture)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(('capture', *map(str, fault['loc'])))}: {fault['msg']}" for fault in error.errors()
+        )
+        raise Problem(422, "invalid_request", faults, param="capture") from error
+
+
+def limits_of(
     service: Service, facts: TeacherFacts, max_length: int | None, overflow: Overflow, loss_on: LossOn
 ) -> DocumentLimits:
+    """What a document may be, for this teacher. Raises Problem 422."""
     if max_length is not None and max_length > facts.max_model_len:
         raise Problem(
             422,

@@ -35,18 +35,14 @@ def pause_queue(service: ServiceDep, _: Caller) -> Queue:
 
     Requests are accepted, corpora prepared and sequences scored as before.
     """
-    with service.pausing:
-        service.queue.pause()
-        service.signals.pause_queue(paused=True)
+    hold_queue(service, paused=True)
     return _queue(service)
 
 
 @router.post("/resume")
 def resume_queue(service: ServiceDep, _: Caller) -> Queue:
     """Work on jobs again."""
-    with service.pausing:
-        service.queue.resume()
-        service.signals.pause_queue(paused=False)
+    hold_queue(service, paused=False)
     return _queue(service)
 
 
@@ -65,7 +61,7 @@ def move_extraction(extraction_id: str, body: QueueMove, service: ServiceDep, _:
 @router.post("/extractions/{extraction_id}/pause", status_code=202, responses=documented(404, 409))
 def pause_extraction(extraction_id: str, service: ServiceDep, _: Caller) -> Extraction:
     """Hold an extraction until it is resumed. Published shards stay; documents in flight are dropped."""
-    return extraction_work.present(service, _pause(service, service.extractions, extraction_id))
+    return extraction_work.present(service, pause_job(service, service.extractions, extraction_id))
 
 
 @router.patch("/generations/{generation_id}", responses=CHANGES)
@@ -83,7 +79,7 @@ def move_generation(generation_id: str, body: QueueMove, service: ServiceDep, _:
 @router.post("/generations/{generation_id}/pause", status_code=202, responses=documented(404, 409))
 def pause_generation(generation_id: str, service: ServiceDep, _: Caller) -> Generation:
     """Hold a generation until it is resumed. What the teacher has answered stays."""
-    return generation_work.present(service, _pause(service, service.generations, generation_id))
+    return generation_work.present(service, pause_job(service, service.generations, generation_id))
 
 
 def _queue(service: Service, limit: int = 100) -> Queue:
@@ -101,7 +97,14 @@ def _queue(service: Service, limit: int = 100) -> Queue:
     )
 
 
-def _pause(service: Service, store: JobStore[R], job_id: str) -> R:
+def hold_queue(service: Service, *, paused: bool) -> None:
+    """Pause the whole queue, or open it."""
+    with service.pausing:
+        (service.queue.pause if paused else service.queue.resume)()
+        service.signals.pause_queue(paused=paused)
+
+
+def pause_job(service: Service, store: JobStore[R], job_id: str) -> R:
     """Hold a job. Raises NotFoundError, IllegalTransitionError."""
     with service.pausing:
         row = store.pause(job_id)

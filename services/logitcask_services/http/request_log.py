@@ -68,7 +68,7 @@ class RequestLog:
             return
         route = getattr(scope.get("route"), "path", "unmatched")
         ids = {name: str(value)[:MAX_ID_CHARACTERS] for name, value in scope.get("path_params", {}).items()}
-        if location:
+        if location and status < HTTPStatus.MULTIPLE_CHOICES:  # elsewhere it is a place to go to
             ids["created"] = location.rpartition("/")[2]
         who = "nobody" if key is None else key.name
         client = scope.get("client")

@@ -16,7 +16,6 @@ from logitcask_schemas.api.scoring import MAX_TIMEOUT, Completion, CompletionReq
 from logitcask_schemas.errors import CaptureSpecError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.frame import MEDIA_TYPE, Frame, encode_frame
-from logitcask_schemas.record.records import DocumentRecords
 from logitcask_services.corpora.context_tokens import ContextTokens
 from logitcask_services.engines.engine import CaptureTask, refusal
 from logitcask_services.http.access import Caller
@@ -66,12 +65,13 @@ ANSWERED = documented(400, 401, 404, 413, 415, 422, 503)
 )
 async def score(body: ScoreRequest, request: Request, service: ServiceDep, _: Caller) -> Response:
     """What the teacher says of some sequences, now. Nothing is kept."""
-    name, facts = await run_in_threadpool(_ready, service, body.teacher)
+    name, facts = await run_in_threadpool(ready_teacher, service, body.teacher)
     as_arrow = MEDIA_TYPE in request.headers.get("accept", "")
     tasks = await run_in_threadpool(_tasks, body, facts)
     if not as_arrow:
         _require_few(tasks, body.capture)
-    documents = await _scored(request, service, tasks, body.capture, body.timeout, name)
+    call = await scored(request, service, tasks, body.capture, body.timeout, name)
+    documents = call.future.result()
 
     def answer() -> Response:
         if as_arrow:
@@ -90,7 +90,7 @@ async def score(body: ScoreRequest, request: Request, service: ServiceDep, _: Ca
 async def completions(body: CompletionRequest, request: Request, service: ServiceDep, _: Caller) -> Response:
     """The shape of vLLM's server that TRL's trainers use: `prompt_logprobs` of given token ids. Generates nothing."""
     asked = body.model if body.model in service.roster.names else None
-    name, facts = await run_in_threadpool(_ready, service, asked)
+    name, facts = await run_in_threadpool(ready_teacher, service, asked)
     if body.model not in (None, name, facts.model):
         there = ", ".join(map(repr, dict.fromkeys((facts.model, *service.roster.names))))
         raise Problem(404, "not_found", f"there is no model {body.model!r}, but {there}", param="model")
@@ -106,7 +106,7 @@ async def completions(body: CompletionRequest, request: Request, service: Servic
     scored = ScoreRequest.model_construct(input_ids=sequences, capture=spec)
     tasks = await run_in_threadpool(_tasks, scored, facts)
     _require_few(tasks, spec)
-    documents = await _scored(request, service, tasks, spec, MAX_TIMEOUT, name)
+    documents = (await scored(request, service, tasks, spec, MAX_TIMEOUT, name)).future.result()
 
     def answer() -> Response:
         choices = ",".join(
@@ -151,7 +151,7 @@ for _method, _path in (
     router.add_api_route(_path, weights_are_fixed, methods=[_method], include_in_schema=False)
 
 
-def _ready(service: Service, asked: str | None) -> tuple[str, TeacherFacts]:
+def ready_teacher(service: Service, asked: str | None) -> tuple[str, TeacherFacts]:
     """The teacher's name, where it can be asked now: the loaded one, unless another is named, which waits for its turn.
 
     Raises TeacherNameError, ModelError, Problem 503.
@@ -159,12 +159,17 @@ def _ready(service: Service, asked: str | None) -> tuple[str, TeacherFacts]:
     state, loaded = service.teacher.state, service.teacher.name
     name = asked or (service.roster.names[0] if is_student(loaded) else loaded)
     service.roster.require(name, "capture")
-    facts = service.facts_of(name)
-    if facts is None or not (state == "ready" or (state == "switching" and asked is not None)):
+    facts, rest = service.facts_of(name), service.teacher.setbacks.rest_of(name)
+    if rest is not None:
+        state = "restarting"
+    waits = state == "switching" or (state == "restarting" and name != loaded)
+    is_in_turn = state == "ready" or (asked is not None and waits)
+    if facts is None or rest is not None or not is_in_turn:
+        reason = service.teacher.reason if rest is None else rest.reason
         raise Problem(
             503,
             f"teacher_{state}",
-            f"{service.teacher.reason or 'the teacher is loading'}; try again when it is ready",
+            f"{reason or 'the teacher is loading'}; try again when it is ready",
             headers={"Retry-After": "5"},
         )
     return name, facts
@@ -235,14 +240,18 @@ def _require_few(tasks: Sequence[CaptureTask], spec: CaptureSpec) -> None:
         )
 
 
-async def _scored(
+async def scored(
     request: Request, service: Service, tasks: list[CaptureTask], spec: CaptureSpec, seconds: float, teacher: str
-) -> list[DocumentRecords]:
-    """Wait in line with everybody else. Raises Problem, and ClientDisconnect where the caller has gone."""
+) -> ScoringCall:
+    """Wait in line with everybody else; the call, whose records are there.
+
+    Raises Problem, and ClientDisconnect where the caller has gone.
+    """
     try:
         call = await run_in_threadpool(service.scoring.submit, tasks, spec, teacher)
         try:
-            return await _awaited(request, service, call, min(seconds, service.settings.score_deadline_seconds))
+            await _await(request, service, call, min(seconds, service.settings.score_deadline_seconds))
+            return call
         finally:
             if not call.ended:
                 service.scoring.drop(call)
@@ -277,7 +286,7 @@ def _require_turn(service: Service, writing: str | None, seconds: float) -> None
     )
 
 
-async def _awaited(request: Request, service: Service, call: ScoringCall, seconds: float) -> list[DocumentRecords]:
+async def _await(request: Request, service: Service, call: ScoringCall, seconds: float) -> None:
     waiting = asyncio.wrap_future(call.future)
     deadline, known = time.monotonic() + seconds, None
     while True:
@@ -287,7 +296,8 @@ async def _awaited(request: Request, service: Service, call: ScoringCall, second
         left = deadline - time.monotonic()
         done, _ = await asyncio.wait([waiting], timeout=max(0.0, min(POLL_SECONDS, left)))
         if done:
-            return waiting.result()
+            waiting.result()  # raises where it was refused
+            return
         if left <= 0:
             raise Problem(
                 503,

@@ -113,9 +113,17 @@ def serve(
     load: Callable[[Role], Teacher] | Roster,
     *,
     announce: Callable[[str], None],
+    complain: Callable[[str], None] | None = None,
     load_hinted: LoadHinted | None = None,
 ) -> int:
     """Run until a signal or until the service cannot go on; the exit code.
+
+    Args:
+        settings: What it runs with.
+        load: Loads the teacher for a role, or the teachers there are.
+        announce: Hears the address.
+        complain: Hears why it could not go on; None: `announce` does.
+        load_hinted: Loads a teacher that gives hints.
 
     Raises SettingsError (unsafe host, port in use, bad key file) and DatabaseError before the teacher is loaded.
     """
@@ -133,7 +141,7 @@ def serve(
     announce(f"http://{host}:{listener.getsockname()[1]}")
     server.run()
     if service.crash is not None:
-        announce(f"the service ended: {service.crash}")
+        (complain or announce)(f"the service ended: {service.crash}")
         return service.exit_code
     return 0
 

@@ -2,7 +2,9 @@
 
 from typing import Final
 
-from logitcask_schemas.errors import ModelError
+from logitcask_schemas.errors import CaptureSpecError, ModelError
+from logitcask_schemas.record.hint_spec import HintSpec
+from logitcask_services.engines.hint_shape import resolve_hints
 from logitcask_services.jobs.context import JobContext
 from logitcask_services.jobs.database.extractions import TOKENS
 from logitcask_services.jobs.database.generations import WEIGHTS
@@ -17,6 +19,16 @@ _AGAIN: Final = "cancel and submit again"
 def role_of(row: JobRow) -> Role:
     """What the teacher must be loaded for."""
     return "generate" if isinstance(row, GenerationRow) else "capture"
+
+
+def hints_of(row: JobRow, facts: TeacherFacts | None) -> HintSpec | None:
+    """The hints that a job asks for, as the teacher counts layers; None where the run will say what is wrong."""
+    if not isinstance(row, ExtractionRow) or facts is None:
+        return None
+    try:
+        return resolve_hints(row.request.capture, facts.hint_shape).hints
+    except CaptureSpecError:
+        return None
 
 
 class Assignment:
@@ -47,6 +59,8 @@ class Assignment:
             return error.code, f"{error}; start the service with that teacher, or {_AGAIN}"
         if not is_student(name) and (fault := self._context.teacher.fault_of(name)) is not None:
             return "teacher_failed", f"{name} was given up: {fault}. The next start of the service tries it again"
+        if (rest := self._context.teacher.setbacks.rest_of(name)) is not None and rest.yields:
+            return "teacher_unavailable", rest.reason
         facts = self.facts_of(row)
         return None if facts is None else self._stranger(row, facts)
 

@@ -1,5 +1,6 @@
 """A teacher as it is loaded, for which role, and what stays known of it while it is not."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Self
@@ -10,7 +11,9 @@ from logitcask_services.corpora.tokenizer import DocumentTokenizer
 from logitcask_services.engines.engine import Engine
 from logitcask_services.engines.generator import Generator
 from logitcask_services.engines.hint_shape import HintShape
+from logitcask_services.engines.process.progress import OwnProcess, ShowsSteps
 
+logger = logging.getLogger(__name__)
 Role = Literal["capture", "generate"]
 """What a teacher is loaded for. One role at a time is in memory, unless the operator has room for both."""
 
@@ -40,6 +43,35 @@ class Teacher:
     def identity(self) -> TeacherIdentity:
         """Who the teacher is; the same in each role."""
         return next(iter(self.parts.values())).identity
+
+    @property
+    def ended(self) -> str | None:
+        """How a process of its own ended; None while all run, or where there is none."""
+        ends = (part.ended for part in self.parts.values() if isinstance(part, OwnProcess))
+        return next((end for end in ends if end is not None), None)
+
+    @property
+    def stillness(self) -> float:
+        """Seconds since one of its processes last said anything; 0 where there is none."""
+        return max((part.stillness for part in self.parts.values() if isinstance(part, OwnProcess)), default=0.0)
+
+    @property
+    def step_silence(self) -> float | None:
+        """Seconds since it was last known to go on, by its steps; None where they cannot be seen."""
+        return max((part.step_silence for part in self.parts.values() if isinstance(part, ShowsSteps)), default=None)
+
+    def interrupt(self) -> bool:
+        """Kill its processes; False where it has none."""
+        interrupted = [part.interrupt() for part in self.parts.values()]
+        return any(interrupted)  # all of them: any may be the one that hangs
+
+    def close(self) -> None:
+        """Free what is loaded. What goes wrong is in the log."""
+        for part in self.parts.values():
+            try:
+                part.close()
+            except Exception:  # an engine may fail in any way; it is given up either way
+                logger.warning("closing the teacher failed", exc_info=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -83,10 +83,16 @@ class Scoring:
         """Whether any sequence is not yet with the teacher."""
         return any([*self._lines.values()]) or bool(self._suspects)
 
-    def wanted(self, loaded: str) -> str | None:
-        """The teacher to score with next: the loaded one while anybody waits for it; None where nobody waits."""
+    def wanted(self, loaded: str, *, resting: Callable[[str], bool]) -> str | None:
+        """The teacher to score with next: the loaded one while anybody waits for it; None where nobody waits.
+
+        Args:
+            loaded: name of the teacher that is loaded, or was last.
+            resting: whether a teacher cannot be loaded just now.
+        """
         with self._lock:
             names = [name for name, line in self._lines.items() if line] + [each.teacher for each in self._suspects]
+        names = [name for name in names if not resting(name)]
         return loaded if loaded in names else next(iter(names), None)
 
     def refuse(self, teacher: str, reason: str) -> None:
@@ -187,6 +193,7 @@ class Scoring:
 
         def just_one() -> Iterator[CaptureTask]:
             flight.ours[suspect] = None
+            suspect.call.begin()
             yield suspect.task
 
         self._drain(self._stream(engine, just_one(), CaptureSpec(), flight))
@@ -242,6 +249,7 @@ class Scoring:
                 else:
                     self._waiting_tokens -= sequence.tokens
                     flight.ours[sequence] = None
+                    sequence.call.begin()
                     return sequence
                 self._waiting_tokens -= sequence.tokens
         return None

@@ -1,6 +1,7 @@
 """One caller's request to score: what it waits for, how it can be refused, and how much may be asked."""
 
 import threading
+import time
 from collections import Counter
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -69,6 +70,15 @@ class ScoringCall:
         self._lock = threading.Lock()
         self._documents: list[DocumentRecords | None] = [None] * count
         self._missing = count
+        self.began_at: float | None = None
+        """When the teacher took the first of its sequences, in seconds of the monotonic clock."""
+        self.arrivals: list[tuple[float, int]] = []
+        """When each sequence came back, and which one."""
+
+    def begin(self) -> None:
+        """The teacher takes one of its sequences."""
+        if self.began_at is None:
+            self.began_at = time.monotonic()
 
     @property
     def ended(self) -> bool:
@@ -78,6 +88,7 @@ class ScoringCall:
     def take(self, index: int, document: DocumentRecords) -> None:
         """The records of one sequence."""
         with self._lock:
+            self.arrivals.append((time.monotonic(), index))
             self._documents[index] = document
             self._missing -= 1
             if not self._missing and not self.future.done():

@@ -1,48 +1,28 @@
 """The teacher in its thread: loaded, restarted with back-off when it dies, given up when it dies too often."""
 
+import errno
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from logitcask_schemas.errors import CaptureSpecError, LogitcaskError, MissingExtraError, ModelError
 from logitcask_schemas.record.hint_spec import HintSpec
-from logitcask_services.engines.process.process import interrupt_loading
-from logitcask_services.engines.process.progress import ShowsSteps
+from logitcask_services.engines.engine import EngineError
+from logitcask_services.engines.process.process import interrupt_loading, stillness_of_loading
+from logitcask_services.jobs.hint_refusals import HintRefusals
 from logitcask_services.jobs.live import Heartbeat
 from logitcask_services.jobs.loaded_teacher import Role, Teacher, TeacherFacts
 from logitcask_services.jobs.roster import Roster
+from logitcask_services.jobs.setbacks import LONGEST_PAUSE, Setbacks
 from logitcask_services.jobs.teacher_names import TeacherNameError
 
-
-@dataclass(slots=True)
-class Suspicion:
-    """Kept by the worker from one run of a job to the next."""
-
-    job_id: str | None = None
-    number: int | None = None
-    """Of a document, or of a request."""
-    blamed: bool = False
-    """Whether one was blamed and none has come back since."""
-
-    def suspect(self, job_id: str, number: int) -> None:
-        """The teacher died while it worked on this one alone, but after others."""
-        self.job_id, self.number = job_id, number
-
-    def suspect_of(self, job_id: str) -> int | None:
-        """The one to try first, or None."""
-        return self.number if self.job_id == job_id else None
-
-    def clear(self) -> None:
-        """The suspect is innocent, or has been dealt with."""
-        self.job_id = self.number = None
-
-
 logger = logging.getLogger(__name__)
-LONGEST_PAUSE = 60.0
+_UNFIT: Final = (ModelError, CaptureSpecError, MissingExtraError, TeacherNameError)
+"""What a load raises where trying again helps nothing, unless something else changes."""
+_SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
+"""For which this machine starts no process now; they are nobody's fault, and pass."""
 
 TeacherState = Literal["loading", "ready", "switching", "restarting", "failed", "stopped"]
 
@@ -80,19 +60,16 @@ class TeacherSupervisor:
         """Of the teacher that is loaded, or is to be."""
         self._version = ""
         self._known: dict[str, TeacherFacts] = {}
-        self._given_up: dict[str, str] = {}
-        """Names that will not be loaded again, and why; a student's until it is asked for again."""
+        self.setbacks = Setbacks(restarts=restarts, backoff_seconds=backoff_seconds)
         self._hints: HintSpec | None = None
         """What the teacher is loaded with, or is to be."""
-        self._refused: dict[tuple[str, HintSpec], str] = {}
-        """Hints that one could not be loaded with, and why."""
-        self._restarts = restarts
-        self._backoff = backoff_seconds
+        self._refusals = HintRefusals()
         self._stopping = stopping
         self._ready = ready
         self._teacher: Teacher | None = None
-        self._failures: Counter[str] = Counter()
-        """By name, since its last progress."""
+        self._ready_since = 0.0
+        self._interrupted: str | None = None
+        """Why the engine was killed, where it was."""
         self._role: Role = "capture"
         self._loader: int | None = None
         """The thread that loads the teacher, while it does."""
@@ -111,17 +88,21 @@ class TeacherSupervisor:
     def ensure(
         self, role: Role | None = None, hints: HintSpec | None = None, name: str | None = None
     ) -> Teacher | None:
-        """The teacher in a role, loading it first where needed; None when the service stops or the teacher is given up.
+        """The teacher in a role, loading it first where needed.
 
-        A teacher that cannot be loaded with the hints is loaded without them, see `refusal_of`.
+        None when the service stops, or the teacher is given up, or rests after a failure. One that cannot be loaded
+        with the hints is loaded without them, see `refusal_of`.
 
         Args:
             role: None: the one it has, or had last; `capture` at first.
             hints: For `capture`: what it shall give, resolved; None: nothing in particular.
             name: Of the teacher; None: the one that is loaded, or was last, or where that is given up another.
         """
+        self._notice_end()
         if name is not None and name not in self.roster.names:
-            self._given_up.pop(name, None)  # what was wrong with a student's files may be right now
+            self.setbacks.given_up.pop(name, None)  # what was wrong with a student's files may be right now
+        if name is not None and self.setbacks.rest_of(name) is not None:
+            return None
         if role is not None:
             version = self._version_of(name or self.name)
             if self._teacher is not None and (what := self._why_anew(role, hints, name or self.name, version)):
@@ -131,48 +112,75 @@ class TeacherSupervisor:
         if self._teacher is None:
             self.name = name or self.name
         if role is not None and self._teacher is None:
-            is_refused = hints is None or (self.name, self._plain(hints)) in self._refused
-            self._hints = None if hints is None or is_refused else self._plain(hints)
+            self._hints = self._refusals.left_of(self.name, hints)
         self._role = role or self._role
-        while self._teacher is None and self.state != "failed":
-            if self.name in self._given_up:
+        while self._teacher is None and self.state != "failed" and not self._stopping.is_set():
+            if self.name in self.setbacks.given_up:
                 if name is not None:
                     break
-                self.name = next(each for each in self.roster.names if each not in self._given_up)
-            if self._failures[self.name] and self._stopping.wait(self._pause()):
+                self.name = next(each for each in self.roster.names if each not in self.setbacks.given_up)
+            if self.setbacks.rest_of(self.name) is not None:
                 break
-            if self._stopping.is_set():
-                break
-            try:
-                began = time.monotonic()
-                with self.load_heartbeat.expected():
-                    teacher, facts = self._loaded()
-            except (ModelError, CaptureSpecError, MissingExtraError, TeacherNameError) as error:
-                if self._hints is None:
-                    self._give_up(str(error))
-                else:  # the hints are at fault, which one job alone asks for
-                    logger.warning("loaded without hints: %s", error)
-                    self._refused[self.name, self._hints], self._hints = str(error), None
-            except Exception as error:
-                if self._stopping.is_set():
-                    logger.info("the service stops; the teacher is not loaded: %s", _text(error))
-                    break
-                logger.exception("the teacher could not be loaded")
-                self._fail(f"the teacher could not be loaded: {_text(error)}")
-            else:
-                self._teacher = teacher
-                self.loads += 1
-                self.restarts += self.state == "restarting"
-                self.facts = self._known[self.name] = facts
-                self.state, self.reason = "ready", ""
-                roles, seconds = " and ".join(teacher.parts), time.monotonic() - began
-                logger.info("teacher ready to %s after %.1f s: %s", roles, seconds, teacher.identity.model)
-                self._ready()
+            self._load()
         return self._teacher
+
+    def _load(self) -> None:
+        """One try, and another without hints where they may be at fault."""
+        if self.state == "restarting" and not self.setbacks.is_troubled(self.name):  # another one was
+            self.state, self.reason = "switching", f"the teacher is being loaded to be {self.name}"
+        began, hints = time.monotonic(), self._hints
+        refusal: str | None = None
+        try:
+            try:
+                teacher, facts = self._loaded()
+            except _UNFIT as error:
+                if hints is None:
+                    raise
+                refusal, self._hints = str(error), None
+                teacher, facts = self._loaded()
+        except Exception as error:  # noqa: BLE001 - an engine may fail in any way; what follows of it is decided there
+            self._hints = hints
+            self._not_loaded(error)
+            return
+        if hints is not None and refusal is not None:  # they are at fault, which one job alone asks for
+            logger.warning("loaded without hints: %s", refusal)
+            self._refusals.add(self.name, hints, refusal)
+        self._teacher = teacher
+        self.loads += 1
+        self.restarts += self.state == "restarting"
+        self.facts = self._known[self.name] = facts
+        self.setbacks.loaded(self.name)
+        self._ready_since = time.monotonic()
+        self.state, self.reason = "ready", ""
+        roles, seconds = " and ".join(teacher.parts), self._ready_since - began
+        logger.info("teacher ready to %s after %.1f s: %s", roles, seconds, teacher.identity.model)
+        self._ready()
+
+    def _not_loaded(self, error: Exception) -> None:
+        if self._stopping.is_set():
+            logger.info("the service stops; the teacher is not loaded: %s", _text(error))
+        elif isinstance(error, _UNFIT):
+            if self.name in self._known and self.name in self.roster.names:  # its files are not what they were
+                self._wait(f"{self.name} cannot be loaded again: {error}. Once that is put right it goes on by itself")
+            else:
+                self._give_up(str(error))
+        elif isinstance(error, OSError) and error.errno in _SHORTAGES:
+            self._wait(f"{self.name} cannot be loaded now: {error}. It is tried again by itself")
+        else:
+            logger.error("the teacher could not be loaded", exc_info=error)
+            self._fail(f"the teacher could not be loaded: {self._interrupted or _text(error)}")
+
+    def _notice_end(self) -> None:
+        """A process that ended while nobody asked it for anything has died as any other."""
+        if self._teacher is None or (how := self._teacher.ended) is None:
+            return
+        if time.monotonic() - self._ready_since > LONGEST_PAUSE:
+            self.progressed()  # it has lived for long: earlier deaths say nothing of this one
+        self.died(EngineError(f"{how}. It had nothing to do"))
 
     def refusal_of(self, hints: HintSpec) -> str | None:
         """Why the loaded teacher could not be loaded with hints; None where it was never tried, or could."""
-        return self._refused.get((self.name, self._plain(hints)))
+        return self._refusals.why(self.name, hints)
 
     def facts_of(self, name: str) -> TeacherFacts | None:
         """What is known of a teacher; None: nothing before it is first loaded. Raises as `Roster.facts`."""
@@ -181,16 +189,18 @@ class TeacherSupervisor:
 
     def fault_of(self, name: str) -> str | None:
         """Why a teacher was given up; None where it was not."""
-        return self._given_up.get(name)
+        return self.setbacks.given_up.get(name)
 
     def _loaded(self) -> tuple[Teacher, TeacherFacts]:
         """The teacher, from files that did not change meanwhile. Raises ModelError, and what loading raises."""
+        self._interrupted = None
         name, before = self.name, self.roster.facts(self.name)
         version = self.roster.version(name)
         hints = self._hints if self._role == "capture" and self.roster.settles_hints else None
         self._loader = threading.get_ident()
         try:
-            teacher = self.roster.load(name, self._role, hints)
+            with self.load_heartbeat.expected():
+                teacher = self.roster.load(name, self._role, hints)
         finally:
             self._loader = None
         try:
@@ -200,7 +210,7 @@ class TeacherSupervisor:
                     "when it is whole"
                 )
         except BaseException:
-            _close(teacher)
+            teacher.close()
             raise
         self._version = version
         return teacher, TeacherFacts.of(teacher, "" if before is None else before.stamp)
@@ -227,20 +237,15 @@ class TeacherSupervisor:
         """Whether loading the teacher anew would give hints that it does not give now."""
         if hints is None or teacher.engine is None or not self.roster.settles_hints:
             return False
-        is_refused = teacher.hint_shape is None or (self.name, self._plain(hints)) in self._refused
+        is_refused = teacher.hint_shape is None or self._refusals.why(self.name, hints) is not None
         return not is_refused and not teacher.engine.gives_hints(hints)
-
-    @staticmethod
-    def _plain(hints: HintSpec) -> HintSpec:
-        """What of hints a teacher is loaded for: their layers, not how they are stored."""
-        return HintSpec(layers=hints.layers, of=hints.of)
 
     def died(self, error: BaseException) -> None:
         """The engine raised. Frees what is left of it; `ensure` loads it again, or gives up."""
         self._release()
         if self._stopping.is_set():  # ended with the service, which is no failure of its own
             return
-        self._fail(f"the teacher died: {_text(error)}")
+        self._fail(f"the teacher died: {self._interrupted or _text(error)}")
         self.deaths += 1
 
     @property
@@ -249,16 +254,34 @@ class TeacherSupervisor:
         teacher = self._teacher
         return frozenset({self._role} if teacher is None else teacher.parts)
 
-    def interrupt(self) -> bool:
+    def interrupt(self, reason: str) -> bool:
         """From another thread: kill the engine's processes, so that a call that waits for them raises, or a load.
 
-        False where the engine runs in this process and cannot be interrupted.
+        Args:
+            reason: What to say of its death.
+
+        Returns:
+            False where the engine runs in this process and cannot be interrupted.
         """
         teacher, loader = self._teacher, self._loader
+        self._interrupted = reason
         if loader is not None:
             return interrupt_loading(loader)
-        interrupted = [] if teacher is None else [part.interrupt() for part in teacher.parts.values()]
-        return any(interrupted)  # all of them: any may be the one that hangs
+        return teacher is not None and teacher.interrupt()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether a process of the loaded teacher has ended, which `ensure` finds out."""
+        teacher = self._teacher
+        return teacher is not None and teacher.ended is not None
+
+    @property
+    def stillness(self) -> float:
+        """Seconds since a process of the teacher, or one that loads it, last said anything; 0 where there is none."""
+        teacher, loader = self._teacher, self._loader
+        if loader is not None:
+            return stillness_of_loading(loader)
+        return 0.0 if teacher is None else teacher.stillness
 
     @property
     def is_loading(self) -> bool:
@@ -269,12 +292,16 @@ class TeacherSupervisor:
     def step_silence(self) -> float | None:
         """Seconds since the teacher was last known to go on, by its steps; None where they cannot be seen."""
         teacher = self._teacher
-        parts = () if teacher is None else teacher.parts.values()
-        return max((part.step_silence for part in parts if isinstance(part, ShowsSteps)), default=None)
+        return None if teacher is None else teacher.step_silence
 
     def progressed(self) -> None:
         """Something the teacher made is safe: earlier deaths no longer count."""
-        del self._failures[self.name]
+        self.setbacks.progressed(self.name)
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether a teacher is in memory."""
+        return self._teacher is not None
 
     @property
     def given_up(self) -> bool:
@@ -289,39 +316,32 @@ class TeacherSupervisor:
         self.closed.set()
 
     def _fail(self, reason: str) -> None:
-        self._failures[self.name] += 1
-        if (failures := self._failures[self.name]) > self._restarts:
+        if (text := self.setbacks.fail(self.name, reason)) is None:
+            failures = self.setbacks.failures(self.name)
             self._give_up(f"{reason}. It was given up after {failures} failure(s) without progress between them")
         else:
-            self.state = "restarting"
-            self.reason = f"{reason}. Restart {failures} of {self._restarts} follows"
-            logger.warning("%s", self.reason)
+            self.state, self.reason = "restarting", text
+            logger.warning("%s", text)
+
+    def _wait(self, reason: str) -> None:
+        if (self.state, self.reason) != ("restarting", reason):
+            logger.warning("%s", reason)
+        self.state, self.reason = "restarting", reason
+        self.setbacks.wait(self.name, reason)
 
     def _give_up(self, reason: str) -> None:
         """The service lives on while it has another teacher."""
-        self._given_up[self.name] = reason
-        del self._failures[self.name]
-        if self._given_up.keys() >= set(self.roster.names):
+        self.setbacks.give_up(self.name, reason)
+        if self.setbacks.given_up.keys() >= set(self.roster.names):
             self.state, self.reason = "failed", reason
         else:
             self.state, self.reason = "switching", f"{self.name} was given up: {reason}"
         logger.error("%s", self.reason)
 
-    def _pause(self) -> float:
-        return min(self._backoff * 2.0 ** (self._failures[self.name] - 1), LONGEST_PAUSE)
-
     def _release(self) -> None:
         teacher, self._teacher = self._teacher, None
         if teacher is not None:
-            _close(teacher)
-
-
-def _close(teacher: Teacher) -> None:
-    for part in teacher.parts.values():
-        try:
-            part.close()
-        except Exception:  # an engine may fail in any way; the teacher is given up either way, and the log has why
-            logger.warning("closing the teacher failed", exc_info=True)
+            teacher.close()
 
 
 def _text(error: BaseException) -> str:

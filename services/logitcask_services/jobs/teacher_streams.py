@@ -5,7 +5,8 @@ from typing import Generic, Protocol, TypeVar
 
 from logitcask_services.jobs.extraction import ISOLATE_AFTER_DEATHS
 from logitcask_services.jobs.live import Heartbeat
-from logitcask_services.jobs.teacher import Suspicion, TeacherDiedError
+from logitcask_services.jobs.suspicion import Suspicion
+from logitcask_services.jobs.teacher import TeacherDiedError
 
 
 class KeyedTask(Protocol):
@@ -76,7 +77,8 @@ class TeacherStreams(Generic[ResultT]):
                     break
         finally:
             if isinstance(results, Generator):
-                results.close()
+                with self._heartbeat.expected():  # one that stands still takes no word, not even that nobody waits
+                    results.close()
 
     def one_by_one(
         self, tasks: Iterable[TaskT], *, deaths: int, stream: Callable[[TaskT], None], stops: Callable[[], bool]

@@ -1,8 +1,9 @@
 """Notices a teacher that no longer answers: a step or a load that does not come back.
 
-An engine in a process of its own is killed, so that the call that waits for it raises and the teacher is loaded again.
-One that computes in this process cannot be interrupted: the death is noted in the database and the process ends, for
-whoever watches over it to start it anew. When the service stops, the watchdog sees to it that the teacher does, too.
+An engine in a process of its own is killed, so that the call that waits for it raises and the teacher is loaded again;
+so is one that stands still while nobody waits for it. One that computes in this process cannot be interrupted: the
+death is noted in the database and the process ends, for whoever watches over it to start it anew. When the service
+stops, the watchdog sees to it that the teacher does, too.
 """
 
 import logging
@@ -21,6 +22,8 @@ HANG_SECONDS: Final = 300.0
 """Without a step, where steps can be seen (an engine in a process of its own): none takes minutes."""
 BLIND_HANG_SECONDS: Final = 1800.0
 """Without a result, where results are all that can be seen: a long text may take long."""
+LATE_SECONDS: Final = 2.0
+"""By which a look that comes later than it should says that this process did not run."""
 STEP_SECONDS: Final = 2.0
 """In which a step may come back when the service stops."""
 
@@ -60,10 +63,18 @@ class Watchdog(threading.Thread):
         interrupted_at = -1  # number of deaths before the last interruption: it is no use twice for one hang
         hang = HANG_SECONDS if self._hang is None else self._hang
         limits = [limit for limit in (hang, self._cancel, self._load) if limit]
-        while limits and not context.signals.stopping.wait(min(1.0, min(limits) / 4)):
+        looked = time.monotonic()
+        pause = min(1.0, min(limits, default=1.0) / 4)
+        while not context.signals.stopping.wait(pause):
+            looked, last_look = time.monotonic(), looked
+            if looked - last_look > pause + LATE_SECONDS:
+                # This process itself stood still (Ctrl-Z, a paused machine): nobody's silence says anything yet.
+                context.heartbeat.beat()
+                context.teacher.load_heartbeat.beat()
+                continue
             if context.teacher.load_heartbeat.silence > self._load > 0:
                 reason = f"the teacher did not load within {self._load:g} s"
-                if not context.teacher.interrupt():
+                if not context.teacher.interrupt(reason):
                     self._end(reason)
                 logger.error("%s; its processes were killed", reason)
                 context.teacher.load_heartbeat.beat()
@@ -73,13 +84,16 @@ class Watchdog(threading.Thread):
             steps = context.teacher.step_silence
             if self._hang is None:
                 hang = BLIND_HANG_SECONDS if steps is None else HANG_SECONDS
+            if not context.heartbeat.is_expected:
+                self._look_after_idle(HANG_SECONDS if self._hang is None else self._hang)
+                continue
             if steps is not None:
                 silence = min(silence, steps)  # results may be far apart while one step follows the other
             if not silence > hang > 0:
                 continue
             reason = f"the teacher has shown no life for {silence:.0f} s"
             deaths = context.teacher.deaths
-            if deaths != interrupted_at and context.teacher.interrupt():
+            if deaths != interrupted_at and context.teacher.interrupt(reason):
                 logger.error("%s; its processes were killed", reason)
                 interrupted_at = deaths
                 context.heartbeat.beat()
@@ -94,7 +108,17 @@ class Watchdog(threading.Thread):
         teacher, until = self._context.teacher, time.monotonic() + STEP_SECONDS
         while not teacher.closed.wait(0.05):
             if teacher.is_loading or time.monotonic() > until:
-                teacher.interrupt()
+                teacher.interrupt("the service stops")
+
+    def _look_after_idle(self, hang: float) -> None:
+        """A process that nobody waits for, or that loads, says something each second; the worker hears of its end."""
+        teacher = self._context.teacher
+        if teacher.has_ended:
+            self._context.signals.changed("")
+        elif teacher.stillness > hang > 0:
+            reason = f"the teacher's process has stood still for {teacher.stillness:.0f} s"
+            if teacher.interrupt(reason):
+                logger.error("%s; it was killed", reason)
 
     def _let_go_of_cancelled(self) -> None:
         """A slow teacher is no dead one: the job ends, what the teacher still makes of it is left out."""

@@ -16,11 +16,9 @@ from logitcask_schemas.errors import (
     IdentityMismatchError,
     LogitcaskError,
 )
-from logitcask_schemas.record.hint_spec import HintSpec
-from logitcask_services.engines.hint_shape import resolve_hints
 from logitcask_services.generation.errors import AnswersMisplacedError, RecipeError
 from logitcask_services.jobs.answer_files import AnswersDamagedError
-from logitcask_services.jobs.assignment import Assignment, role_of
+from logitcask_services.jobs.assignment import Assignment, hints_of, role_of
 from logitcask_services.jobs.context import JobContext, teacher_document
 from logitcask_services.jobs.database.extractions import ExtractionStore
 from logitcask_services.jobs.database.generations import GenerationStore
@@ -30,8 +28,9 @@ from logitcask_services.jobs.extraction_run import ExtractionRun
 from logitcask_services.jobs.generation_run import GenerationRun
 from logitcask_services.jobs.guests import ScoringGuests
 from logitcask_services.jobs.job_run import JobRun
-from logitcask_services.jobs.loaded_teacher import Teacher, TeacherFacts
-from logitcask_services.jobs.teacher import Suspicion, TeacherDiedError
+from logitcask_services.jobs.loaded_teacher import Teacher
+from logitcask_services.jobs.suspicion import Suspicion
+from logitcask_services.jobs.teacher import TeacherDiedError
 from logitcask_services.jobs.teacher_names import is_student
 from logitcask_services.jobs.waiting import (
     Reason,
@@ -51,8 +50,6 @@ T = TypeVar("T")
 IDLE_SECONDS = 5.0
 PATIENCE_SECONDS = 30.0
 """A run that is under way waits so long with the teacher idle before others go first."""
-
-
 MOST_BEFORE_SWITCH = 4
 """So many jobs of the teacher and role that are loaded go before an older one that another must be loaded for."""
 
@@ -77,17 +74,13 @@ class Worker(threading.Thread):
         try:
             while not signals.stopping.is_set():
                 seen = signals.changes
-                first = self._first()
-                teacher = (
-                    context.teacher.ensure()
-                    if first is None
-                    else context.teacher.ensure(role_of(first), name=self._assignment.name_of(first))
-                    or context.teacher.ensure()  # that one was given up
-                )
-                if teacher is None:
+                teacher = self._loaded()
+                if context.teacher.given_up:
                     break
-                if not self._step_or_wait(teacher) and not self._score(seen):
-                    signals.wait(seen, self._set_aside.seconds_to_next(IDLE_SECONDS))
+                if self._step_or_wait(teacher) or self._score(seen):
+                    continue
+                idle = self._set_aside.seconds_to_next(IDLE_SECONDS)
+                signals.wait(seen, context.teacher.setbacks.seconds_to_retry(context.teacher.name, idle))
         except StoppedWhileWaitingError:
             logger.info("stopped while it waited; the next start goes on")
         except Exception as error:
@@ -103,7 +96,8 @@ class Worker(threading.Thread):
     def _score(self, seen: int) -> bool:
         """Score what callers wait for until something else changed; False where nobody waits."""
         scoring, supervisor = self._context.scoring, self._context.teacher
-        if (name := scoring.wanted(supervisor.name)) is None:
+        rest_of = supervisor.setbacks.rest_of
+        if (name := scoring.wanted(supervisor.name, resting=lambda name: rest_of(name) is not None)) is None:
             return False
         ready = supervisor.ensure("capture", name=name)
         if ready is None:
@@ -122,7 +116,7 @@ class Worker(threading.Thread):
             self._context.teacher.died(error)
             return True
 
-    def _step_or_wait(self, teacher: Teacher) -> bool:
+    def _step_or_wait(self, teacher: Teacher | None) -> bool:
         """One job; False where there is none to run, or the job database cannot be used now."""
         try:
             return self._step(teacher)
@@ -132,20 +126,28 @@ class Worker(threading.Thread):
             logger.warning("paused: %s", reason[1])
             return False
 
+    def _loaded(self) -> Teacher | None:
+        """Whoever is loaded; where nobody is, the teacher of the first job before others. None: there is none now."""
+        supervisor, first = self._context.teacher, self._first()
+        if first is None:
+            return supervisor.ensure()
+        hints, name = hints_of(first, self._assignment.facts_of(first)), self._assignment.name_of(first)
+        return supervisor.ensure(role_of(first), hints, name) or supervisor.ensure()
+
     def _first(self) -> JobRow | None:
-        """For the first load: the first job that can be begun; None once a teacher was loaded, or nothing waits."""
+        """For a load: the first job that can be begun; None while a teacher is loaded, or where nothing waits."""
         context = self._context
-        if context.teacher.loads:
+        if context.teacher.is_loaded or context.signals.queue_paused:
             return None
         try:
             return next((row for row in context.queue.queued() if self._assignment.hindrance(row) is None), None)
         except (OperationalError, PoolTimeoutError):
             return None
 
-    def _step(self, teacher: Teacher) -> bool:
+    def _step(self, teacher: Teacher | None) -> bool:
         if self._context.signals.queue_paused:
             return False
-        row = self._choose(teacher)
+        row = None if teacher is None else self._choose(teacher)
         if row is None:
             self._explain_others()
             return False
@@ -153,7 +155,8 @@ class Worker(threading.Thread):
         ready = self._context.teacher.ensure(role_of(row), hints_of(row, self._assignment.facts_of(row)), name)
         if ready is None:
             self._unloadable(row, name)
-            return True
+            self._explain_others()
+            return (rest := self._context.teacher.setbacks.rest_of(name)) is None or rest.yields
         if self._assignment.hindrance(row) is not None:
             return True  # it turned out to be another than the one that began the job; `_explain_others` says so
         try:
@@ -345,13 +348,3 @@ class Worker(threading.Thread):
         for row in self._context.queue.queued():
             if (reason := self._assignment.hindrance(row)) is not None:
                 self._store(row).set_waiting(row.id, reason)
-
-
-def hints_of(row: JobRow, facts: TeacherFacts | None) -> HintSpec | None:
-    """The hints that a job asks for, as the teacher counts layers; None where the run will say what is wrong."""
-    if not isinstance(row, ExtractionRow) or facts is None:
-        return None
-    try:
-        return resolve_hints(row.request.capture, facts.hint_shape).hints
-    except CaptureSpecError:
-        return None

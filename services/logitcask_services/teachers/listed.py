@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from logitcask_schemas.errors import CaptureSpecError, ModelError
 from logitcask_schemas.model_source import ModelSource
@@ -10,8 +11,12 @@ from logitcask_services.engines.model_folder import ModelFolder
 from logitcask_services.jobs.loaded_teacher import Role, Teacher, TeacherFacts
 from logitcask_services.jobs.teacher_names import STUDENTS, TeacherNameError, is_student, require_listed
 from logitcask_services.teachers.entry import TeacherEntry
+from logitcask_services.teachers.file_stamp import file_stamp
 from logitcask_services.teachers.outline import outline
 from logitcask_services.teachers.students import StudentFolders
+
+if TYPE_CHECKING:
+    from logitcask_schemas.record.identity import TeacherIdentity
 
 Loader = Callable[[TeacherEntry, ModelSource, Role, HintSpec | None], Teacher]
 """Loads what an entry says, from where it lies."""
@@ -49,6 +54,10 @@ class ListedTeachers:
         self._student_entry = student_entry or TeacherEntry(name=STUDENTS.rstrip("/"), model="")
         self._lock = threading.Lock()
         self._outlines: dict[str, TeacherFacts | None] = {}
+        self._identities: dict[str, TeacherIdentity] = {}
+        """As the teachers were loaded first; a service goes on with these alone."""
+        self._strangers: dict[str, tuple[str, str]] = {}
+        """Stamp of the files that were another teacher's, and what was wrong."""
         if len(self.names) > 1:
             for name in self.names:
                 if self.facts(name) is None:
@@ -92,13 +101,28 @@ class ListedTeachers:
         return self._student_folders().digest(name) if is_student(name) else ""
 
     def load(self, name: str, role: Role, hints: HintSpec | None) -> Teacher:
-        """See `Roster`."""
+        """See `Roster`. One that was loaded before is loaded again as it was, or not at all."""
         if is_student(name):
             if role != "generate":
                 raise CaptureSpecError(f"{name}: students write, and are not captured")
             return self._load(self._student_entry, self._student_folders().source(name), "generate", None)
         entry, source = self._entries[name]
-        return self._load(entry, source, role, hints)
+        if entry.engine == "openai":
+            return self._load(entry, source, role, hints)
+        stamp = file_stamp(sorted(file for file in ModelFolder.open(source).path.iterdir() if file.is_file()))
+        if (known := self._strangers.get(name)) is not None and known[0] == stamp:
+            raise ModelError(known[1])  # its weights were looked at already
+        teacher = self._load(entry, source, role, hints)
+        first = self._identities.setdefault(name, teacher.identity)
+        if changes := first.explain(teacher.identity):
+            teacher.close()
+            text = (
+                f"what lies in {source.folder} is another teacher than {name} was when this service first loaded it "
+                f"({changes}); put it back, or start the service anew, which then serves what lies there"
+            )
+            self._strangers[name] = (stamp, text)
+            raise ModelError(text)
+        return teacher
 
     def _outline(self, name: str, stamp: str) -> TeacherFacts | None:
         if is_student(name):

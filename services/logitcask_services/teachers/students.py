@@ -3,7 +3,6 @@
 Weights are never loaded into a running engine: an engine that was started with other weights is not asked again.
 """
 
-import hashlib
 import re
 from pathlib import Path
 from typing import Final
@@ -14,6 +13,7 @@ from logitcask_schemas.model_source import ModelSource
 from logitcask_services.engines.model_folder import ModelFolder
 from logitcask_services.engines.weight_files import files_digest
 from logitcask_services.jobs.teacher_names import STUDENTS, TeacherNameError
+from logitcask_services.teachers.file_stamp import file_stamp
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -66,9 +66,7 @@ class StudentFolders:
 
     def stamp(self, name: str) -> str:
         """What tells at a glance that files may have changed: names, sizes and times. Raises TeacherNameError."""
-        states = [(file.name, file.stat()) for file in self._files(name)]
-        seen = [(own, state.st_size, state.st_mtime_ns, state.st_ino) for own, state in states]
-        return hashlib.sha256(repr(seen).encode()).hexdigest()
+        return file_stamp(self._files(name))
 
     def digest(self, name: str) -> str:
         """SHA-256 (hex) over every file's name and bytes: what an engine would load. Raises TeacherNameError."""

@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from logitcask_consumer.cli.rounds import app
+from logitcask_consumer.cli.rounds import _key, app
 from logitcask_consumer.rounds.prompts import PromptError
 from tests.support.consumer.cask_builder import save_teacher, tiny_model, tiny_tokenizer
 from tests.support.consumer.fake_service import FakeService
@@ -70,6 +70,29 @@ def test_the_key_of_a_file(arguments, tmp_path):
     assert "holds no key" in " ".join(done.stderr.replace("│", " ").split())  # a long path breaks the line
     done = call(*arguments, "--api-key-file", str(tmp_path / "none"))
     assert done.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("key", "# mine\na-secret-key\n"),
+        ("keys.toml", f'[[key]]\nname = "a"\nsha256 = "{"0" * 64}"\n\n[[key]]\nname = "b"\nkey = "a-secret-key"\n'),
+    ],
+)
+def test_the_key_is_found_as_other_commands_find_it(tmp_path, monkeypatch, name, text):
+    (tmp_path / name).write_text(text)
+    assert _key(tmp_path / name) == "a-secret-key"
+    monkeypatch.setenv("LOGITCASK_API_KEY_FILE", str(tmp_path / name))
+    assert _key(None) == "a-secret-key"
+    monkeypatch.setenv("LOGITCASK_API_KEY", "another-key")
+    assert _key(None) == "another-key"
+
+
+def test_the_services_own_file_of_digests_holds_no_key_to_send(arguments, tmp_path):
+    (tmp_path / "keys.toml").write_text(f'[[key]]\nname = "a"\nsha256 = "{"0" * 64}"\n')
+    done = call(*arguments, "--api-key-file", str(tmp_path / "keys.toml"))
+    assert done.exit_code == 2
+    assert "no key to send" in " ".join(done.stderr.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Texts that the service writes: the teacher's in the student's place, and the student's own."""
 
 import math
+import re
 import shutil
 
 import pytest
@@ -152,8 +153,10 @@ class TestServiceSampler:
         return {**settings, "sampler": "service", "students": service.students}
 
     def test_the_service_writes_with_the_students_of_each_round(self, settings, service, tiny):
-        result, _ = run(settings)
+        result, said = run(settings)
         assert result.state.status == "finished"
+        probes = [re.search(r"probe: of the first 8 texts .* by ([\d.e-]+) nats", line) for line in said]
+        assert [float(found[1]) < 1e-4 for found in probes if found] == [True, True]
         names = [own["teacher_name"] for own in service.generations.values()]
         assert names == [f"students/{result.state.run}.r{number:04d}" for number in (1, 2)]
         assert list(service.students.iterdir()) == []

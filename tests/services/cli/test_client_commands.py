@@ -110,6 +110,7 @@ def test_keys(serve, run, corpus, tmp_path, monkeypatch):
     server = serve(api_key="the-real-key")
     code, _, err = run(server, "submit", corpus, "--cask", "one")
     assert (code, "the API key is missing" in err) == (1, True)
+    assert "--api-key-file or LOGITCASK_API_KEY" in err
     keys = tmp_path / "key"
     keys.write_text("the-real-key\n")
     assert run(server, "submit", corpus, "--cask", "one", "--wait", "--api-key-file", keys)[0] == 0

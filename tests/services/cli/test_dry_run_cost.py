@@ -17,8 +17,8 @@ def test_nothing_is_known_before_anything_was_captured(serve, run, corpus):
     assert (seen["tokens_per_second"], seen["estimate"]["seconds"], seen["estimate"]["price"]) == (None, None, None)
     code, out, _ = run(server, "submit", corpus, "--dry-run")
     assert (code, "time: not known" in out) == (0, True)
-    assert "A pilot of 100 documents would tell" in out
-    assert f"head -n 100 {corpus} | logitcask submit - --cask pilot --wait" in out
+    assert "With --pilot 100 it captures 100 lines, measures, and forgets them" in out
+    assert seen["pilot"] is None
 
 
 def test_time_and_price_follow_from_the_latest_extractions(serve, run, corpus, documents):

@@ -25,8 +25,11 @@ def test_the_queue_is_paused_ordered_and_opened(serve, run, documents):
     code, out, _ = run(server, "jobs", "queue")
     assert [line.split()[0] for line in out.splitlines()[1:-1]] == [second, first, third]
     assert out.splitlines()[-1] == "the queue is paused; 3 jobs in it"
+    assert "the queue is paused: no job is worked on" in run(server, "jobs", "ls")[2]
     assert run(server, "jobs", "pause", first)[:2] == (0, f"{first}: paused\n")
+    assert next(line.split()[1] for line in run(server, "jobs", "ls")[1].splitlines() if first in line) == "paused"
     assert run(server, "jobs", "resume", "--all")[:2] == (0, "the queue is open; 3 jobs in it\n")
+    assert "paused" not in run(server, "jobs", "ls")[2]
     server.finish(third)
     assert server.get(first)["status"] == "paused"
     code, out, _ = run(server, "jobs", "resume", first, "--wait", "--json")

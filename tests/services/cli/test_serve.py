@@ -123,6 +123,14 @@ def test_a_teacher_that_does_not_load_ends_the_process(run, model, tmp_path):
     assert "no tokenizer that loads" in err
 
 
+def test_with_json_every_line_is_an_object(run, model, tmp_path):
+    code, err = run(*options(model, tmp_path, port=0, **{"log-format": "json"}))
+    lines = [json.loads(line) for line in err.splitlines()]
+    assert code == 1
+    assert any(line["event"].startswith("http://127.0.0.1:") and line["level"] == "info" for line in lines)
+    assert any("the service ended" in line["event"] and line["level"] == "error" for line in lines)
+
+
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_in_order(tmp_path, signal_number):
     settings = {"cask_root": str(tmp_path / "casks"), "port": 0, "disk_floor_bytes": 0}

@@ -14,6 +14,8 @@ from logitcask_schemas.api.exchange import ServiceError, ServiceUnreachableError
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.integrity.verify import verify_shards
 from logitcask_schemas.errors import CaskError, CaskWriteError
+from tests.support.services.fake_teacher import fake_teacher
+from tests.support.services.service_harness import wait_for
 
 
 @pytest.fixture
@@ -305,3 +307,36 @@ def test_a_cask_that_went_away_is_told(server, client, tmp_path):
     shutil.rmtree(tmp_path / "casks" / "cask" / "shards")
     with pytest.raises(ServiceError, match="folder of shards is missing"):
         client.download("cask", tmp_path / "here")
+
+
+@pytest.mark.parametrize("carriers", [("arrow",), ("zarr",), ("parquet",), ("packed",), ("arrow", "parquet", "zarr")])
+@pytest.mark.parametrize("hints", [None, {"layers": [0, 2], "codec": "f16"}])
+def test_casks_of_every_form_come_whole(serve, documents, tmp_path, carriers, hints):
+    """With hints beside the shards, and where shards of several carriers lie in one cask."""
+    server = serve(load_hinted=lambda hints: fake_teacher(hints=hints))
+    capture = {} if hints is None else {"hints": hints}
+    for at, carrier in enumerate(carriers):
+        job = server.submit(server.upload(documents[at * 13 : (at + 1) * 13]), carrier=carrier, capture=capture)
+        assert server.finish(job["id"])["status"] == "completed"
+    with ServiceClient(server.url) as client:
+        here = client.download("cask", tmp_path / "here")
+    assert same_files(tmp_path / "casks" / "cask", here.folder)
+    cask = Cask.open(here.folder)
+    assert {entry.carrier for entry in cask.entries} == set(carriers)
+    assert all((entry.hints is None) == (hints is None) for entry in cask.entries)
+    assert not [report for report in verify_shards(cask) if report.problems]
+
+
+def test_a_cask_that_is_being_written_comes_as_it_is(serve, documents, tmp_path):
+    server = serve(fake={"seconds_per_document": 0.03, "in_flight": 1}, chunk_positions=100)
+    job = server.submit(server.upload(documents))
+    wait_for(lambda: server.get(job["id"])["usage"]["bytes_written"] > 0)
+    with ServiceClient(server.url) as client:
+        early = Cask.open(client.download("cask", tmp_path / "early").folder)
+        assert server.finish(job["id"])["status"] == "completed"
+        whole = Cask.open(client.download("cask", tmp_path / "whole").folder)
+        with pytest.raises(CaskError, match=r"lacks \d+ of \d+ shards"):
+            client.download("cask", tmp_path / "early")
+    assert not [report for report in verify_shards(early) if report.problems]
+    assert 0 < len(early) < len(whole) == len(documents)
+    assert {entry.name for entry in early.entries} < {entry.name for entry in whole.entries}

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import select
 
+from logitcask_schemas.api.key_file import KeyFileError, key_to_send
 from logitcask_services.http.key_ring import KeyRing
 from logitcask_services.http.key_use import KeyUse
 from logitcask_services.http.problems import Problem
@@ -15,10 +16,8 @@ from logitcask_services.jobs.database.tables import JobRow
 from logitcask_services.keys import (
     NO_LIMITS,
     ApiKey,
-    KeyFileError,
     KeyLimits,
     digest_of,
-    first_key,
     match,
     new_key,
     read_key_file,
@@ -66,7 +65,7 @@ def test_a_file_gives_names_scopes_and_limits(key_file):
     )
     assert bob == ApiKey(name="bob", digest=digest_of(BOB), scope="read", limits=NO_LIMITS)
     assert ALICE not in path.read_text()
-    assert first_key(path) == BOB  # the only one that is there to be sent
+    assert key_to_send(path) == BOB  # the only one that is there to be sent
 
 
 DIGEST = digest_of(ALICE).hex()
@@ -99,7 +98,7 @@ def test_a_file_that_is_wrong_says_where_and_tells_no_key(key_file, text, words)
 
 def test_a_file_with_digests_alone_is_none_to_send(key_file):
     with pytest.raises(KeyFileError, match="no key to send"):
-        first_key(key_file(entry("alice", ALICE)))
+        key_to_send(key_file(entry("alice", ALICE)))
 
 
 def test_an_empty_toml_file_holds_no_key(tmp_path):

@@ -122,6 +122,8 @@ def flipped(content: bytes, at: int) -> bytes:
         (b"PAR1" + b"rubbish" * 9 + b"PAR1", {}, 400, "bad_parquet"),
         (parquet({"text": ["a"] * 100})[:-20], {}, 400, "bad_parquet"),
         (parquet({"picture": [b"a"]}), {}, 400, "bad_parquet"),
+        (b"PARE" + parquet({"text": ["a"]})[4:-4] + b"PARE", {}, 400, "bad_parquet"),  # encrypted
+        (parquet({"text": ["a"]})[:-8] + (1 << 27).to_bytes(4, "little") + b"PAR1", {}, 400, "bad_parquet"),
         (parquet({"text": pa.array([], pa.string())}), {}, 400, "empty_body"),
     ],
 )

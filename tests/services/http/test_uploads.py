@@ -1,5 +1,6 @@
 """Uploads in parts: any order, any crash; completed once, bound to their digests, gone when given up."""
 
+import base64
 import gzip
 import hashlib
 import time
@@ -70,6 +71,29 @@ def test_a_compressed_file_in_parts(serve):
     ids = [send(server.client, upload, part).json()["id"] for part in (body[:1000], body[1000:])]
     done = complete(server.client, upload, ids, sha256=hashlib.sha256(body).hexdigest())
     assert server.client.get(f"/v1/files/{done.json()['file']['id']}/content").content == LINES
+
+
+@pytest.mark.parametrize("name", ["Repr-Digest", "Content-Digest"])
+def test_compressed_parts_with_digests(serve, name):
+    """A part that was damaged on its way is refused alone; the whole is bound to the digest of what was sent."""
+    server = serve()
+    body = gzip.compress(LINES)
+    upload = begin(server.client, len(body)).json()["id"]
+    first, second = body[:1000], body[1000:]
+
+    def digest(content):
+        return {name: f"sha-256=:{base64.b64encode(hashlib.sha256(content).digest()).decode()}:"}
+
+    one = send(server.client, upload, first, as_form=False, **digest(first)).json()["id"]
+    damaged = send(server.client, upload, second[:-1] + b"?", as_form=False, **digest(second))
+    assert (damaged.status_code, damaged.json()["error"]["code"]) == (400, "digest_mismatch")
+    assert [part["id"] for part in server.client.get(f"/v1/uploads/{upload}").json()["parts"]] == [one]
+    two = send(server.client, upload, second, as_form=False, **digest(second)).json()["id"]
+    wrong = complete(server.client, upload, [one, two], sha256=hashlib.sha256(LINES).hexdigest())
+    assert (wrong.status_code, wrong.json()["error"]["code"]) == (400, "digest_mismatch")
+    done = complete(server.client, upload, [one, two], sha256=hashlib.sha256(body).hexdigest())
+    assert server.client.get(f"/v1/files/{done.json()['file']['id']}/content").content == LINES
+    assert state_files(server) == []
 
 
 def test_upload_resumes_after_kill(tmp_path):

@@ -3,7 +3,9 @@
 `LOGITCASK_ENGINE_FAULTS` sets how many faults there are in one job (default 5, one of each kind).
 """
 
+import errno
 import os
+import signal
 import threading
 import time
 from itertools import cycle, islice
@@ -12,9 +14,10 @@ import pytest
 
 from logitcask_schemas.cask import Cask
 from logitcask_services.jobs.loaded_teacher import Teacher
-from tests.support.services.fake_teacher import KILLER, FakeTokenizer
+from tests.support.services.fake_teacher import KILLER, FakeTokenizer, fake_teacher
 from tests.support.services.process_engines import FAULTS, fake_engine, is_alive
-from tests.support.services.service_harness import wait_for
+from tests.support.services.server_process import ServerProcess
+from tests.support.services.service_harness import jsonl, wait_for
 
 MANY = int(os.environ.get("LOGITCASK_ENGINE_FAULTS", str(len(FAULTS))))
 HANG_SECONDS = 2.5
@@ -119,6 +122,36 @@ def test_a_document_that_kills_the_process_is_found_and_left_out(serve_faulty, t
     (error,) = server.errors(done["id"])
     assert (error["custom_id"], error["code"]) == ("killer", "teacher_died")
     assert len(Cask.open(tmp_path / "casks" / "cask")) == 39
+
+
+def test_a_machine_without_descriptors_is_waited_for(serve, documents):
+    """More often than a teacher may die: that is nobody's fault, and passes."""
+    left = [OSError(errno.EMFILE, "Too many open files")] * 4
+
+    def load():
+        if left:
+            raise left.pop()
+        return fake_teacher()
+
+    server = serve(load=load, engine_restarts=2, engine_backoff_seconds=0.05)
+    assert server.finish(server.submit(server.upload(documents))["id"])["status"] == "completed"
+    assert (server.service.teacher.deaths, server.service.teacher.loads) == (0, 1)
+
+
+def test_a_service_that_stood_still_itself_blames_nobody(tmp_path):
+    """Ctrl-Z, or a machine that was paused: its engine has been well all the time."""
+    settings = {"engine_hang_seconds": 2.0, "child": {"seconds_per_document": 0.02}}
+    server = ServerProcess(tmp_path / "it", settings)
+    corpus = server.client.post("/v1/corpora", content=jsonl(documents_of(150))).raise_for_status().json()
+    body = {"corpus_id": corpus["id"], "cask": "cask"}
+    job = server.client.post("/v1/extractions", json=body).raise_for_status().json()["id"]
+    wait_for(lambda: server.status(job)["status"] == "in_progress", 60)
+    os.kill(server.process.pid, signal.SIGSTOP)
+    time.sleep(5.0)
+    os.kill(server.process.pid, signal.SIGCONT)
+    wait_for(lambda: server.status(job)["status"] == "completed", 60)
+    assert "logitcask_teacher_deaths_total 0.0" in server.client.get("/metrics").text
+    assert server.end() == 0
 
 
 def test_a_load_that_takes_too_long_is_ended_and_the_service_goes_on(serve, tmp_path, documents):

@@ -98,6 +98,28 @@ def test_a_model_that_does_not_give_them_fails_the_extraction_and_not_the_servic
     assert server.client.get("/health/ready").status_code == 200
 
 
+def test_hints_are_not_blamed_for_a_folder_that_is_gone(serve, documents, tmp_path):
+    """The teacher cannot be loaded without them either: it is waited for, and then loaded with them."""
+    loads, is_gone = Loads(), []
+
+    def load():
+        if is_gone:
+            raise ModelError(is_gone[0])
+        return fake_teacher()
+
+    server = serve(load=load, load_hinted=loads)
+    wait_for(lambda: server.client.get("/health/ready").status_code == 200)
+    is_gone.append("there is no such folder")
+    loads.refuse = is_gone[0]
+    job = server.submit(server.upload(documents), capture={"hints": HINTS})["id"]
+    wait_for(lambda: (server.get(job)["waiting"] or {}).get("code") == "teacher_unavailable")
+    assert "there is no such folder" in server.get(job)["waiting"]["message"]
+    is_gone.clear()
+    loads.refuse = None
+    assert server.finish(job)["status"] == "completed"
+    assert cask_of(tmp_path).has_hints
+
+
 @pytest.mark.parametrize(
     ("fake", "hints", "words"),
     [

@@ -82,6 +82,28 @@ def test_a_single_teacher_is_named_after_its_folder(tiny_llama, tmp_path):
     assert told.value.code == "unknown_teacher"
 
 
+def test_a_teacher_is_loaded_again_as_it_was_or_not_at_all(settings, tmp_path):
+    """Another model's weights under the same path; then no folder at all; then the first one again."""
+    roster, folder = require_teachers(settings), tmp_path / "other"
+    first = roster.load("other", "capture", None)
+    first.close()
+    whole = (folder / "model.safetensors").read_bytes()
+    content = bytearray(whole)
+    content[-40:] = np.linspace(1, 2, 10, dtype=np.float32).tobytes()
+    (folder / "model.safetensors").write_bytes(content)
+    for _ in range(2):  # the second time without its weights
+        with pytest.raises(ModelError, match=r"another teacher than other was .*tensors_digest: .* put it back"):
+            roster.load("other", "generate", None)
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(ModelError, match="no such folder"):
+        roster.load("other", "capture", None)
+    (tmp_path / "elsewhere").rename(folder)
+    (folder / "model.safetensors").write_bytes(whole)
+    again = roster.load("other", "generate", None)
+    assert again.identity == first.identity
+    again.close()
+
+
 @pytest.mark.parametrize(
     ("model", "name"), [("ORG/Na.me@abc", "Na.me"), ("a b/c d", "c-d"), ("/", "teacher"), ("x/.hidden", "hidden")]
 )

@@ -2,7 +2,7 @@
 
 Settings are those of the service, plus `fake`: what to script into the teacher that captures, and `writer`: into the
 one that writes. With `writer` one of the two is loaded at a time. `child`: what `process_engines.fake_engine` takes,
-for an engine in a process of its own.
+for an engine in a process of its own; `child` in `writer`: the same for the one that writes.
 """
 
 import json
@@ -21,7 +21,7 @@ from logitcask_services.jobs.loaded_teacher import Role, Teacher
 from logitcask_services.settings import ServiceSettings
 from tests.support.services.fake_generator import FakeGenerator
 from tests.support.services.fake_teacher import FakeTokenizer, fake_teacher
-from tests.support.services.process_engines import fake_engine
+from tests.support.services.process_engines import fake_engine, fake_writer
 
 
 def run(given: dict[str, Any], announce: Callable[[str], None]) -> int:
@@ -40,6 +40,8 @@ def run(given: dict[str, Any], announce: Callable[[str], None]) -> int:
         commit(*arguments)
 
     def load(role: Role) -> Teacher:
+        if role == "generate" and writer.get("child"):
+            return Teacher(generator=fake_writer(**writer["child"]), tokenizer=FakeTokenizer())
         if role == "generate" and writer:
             return Teacher(generator=FakeGenerator(**writer), tokenizer=FakeTokenizer())
         if child is not None:

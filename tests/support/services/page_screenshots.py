@@ -35,7 +35,9 @@ TOKEN = 33
 def viewer(casks: Path, teacher: Path) -> Iterator[str]:
     """The viewer's address."""
     shelf = FolderShelf([str(casks)], load_tokenizer(teacher, command="screenshots"))
-    server = uvicorn.Server(uvicorn.Config(create_viewer(shelf), log_config=None, access_log=False, ws="none", lifespan="off"))
+    server = uvicorn.Server(
+        uvicorn.Config(create_viewer(shelf), log_config=None, access_log=False, ws="none", lifespan="off")
+    )
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -7,6 +7,7 @@ has gone through.
 import os
 import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ import numpy as np
 
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.hint_spec import HintSpec
+from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_services.engines.engine import CaptureResult, CaptureTask
 from logitcask_services.engines.process.door import ProcessEngine, ProcessGenerator
 from logitcask_services.engines.process.process import EngineProcess
@@ -82,6 +84,8 @@ def load_fake(document: dict[str, Any]) -> FakeEngine:
 
 def load_writer(document: dict[str, Any]) -> FakeGenerator:
     """A `FakeGenerator`."""
+    if "log" in document:
+        document["log"] = Path(document["log"])
     return FakeGenerator(**document)
 
 
@@ -95,6 +99,50 @@ def load_slowly(document: dict[str, Any]) -> FakeEngine:
     raise AssertionError("nobody sets it")
 
 
+def load_part(document: dict[str, Any]) -> FakeEngine | FakeGenerator:
+    """What captures, or with `writes` what writes, once a file `hold` is gone; its id is in a file beside that one."""
+    if (hold := document.pop("hold")) is not None:
+        Path(f"{hold}.pid").write_text(str(os.getpid()))
+        while Path(hold).exists():
+            time.sleep(0.01)
+    if (fault := document.pop("fault")) is not None:
+        meet(fault)
+    document["identity"] = TeacherIdentity.model_validate(document["identity"])
+    if "log" in document:
+        document["log"] = Path(document["log"])
+    if document.pop("writes"):
+        return FakeGenerator(**document)
+    if document.get("hints") is not None:
+        document["hints"] = HintSpec.model_validate(document["hints"])
+    return FakeEngine(**document)
+
+
+class BabblingEngine(FakeEngine):
+    """Says bytes of the test's own to the service in the middle of its work."""
+
+    def __init__(self, says: bytes) -> None:
+        super().__init__()
+        self._says = says
+
+    def capture(self, tasks: Iterable[CaptureTask | None], spec: CaptureSpec) -> Iterator[CaptureResult]:
+        for number, result in enumerate(super().capture(tasks, spec)):
+            if number == 1:
+                os.write(int(sys.argv[1]), self._says)
+            yield result
+
+
+def load_babbling(document: dict[str, Any]) -> FakeEngine:
+    """A `BabblingEngine`."""
+    return BabblingEngine(bytes.fromhex(document["says"]))
+
+
+def load_flooding(document: dict[str, Any]) -> FakeEngine:
+    """Prints a lot before it is there."""
+    for _ in range(document["blocks"]):
+        os.write(1, b"a line of the engine\n" * 3000)
+    return FakeEngine()
+
+
 def load_nothing(document: dict[str, Any]) -> FakeEngine:
     """Raises, or ends the process."""
     meet(document["fault"])
@@ -106,9 +154,9 @@ def fake_engine(loader: str = "load_fake", **document: Any) -> ProcessEngine:
     return ProcessEngine(EngineProcess(f"{__name__}:{loader}", document))
 
 
-def fake_writer(**document: Any) -> ProcessGenerator:
-    """A `FakeGenerator` in a process of its own."""
-    return ProcessGenerator(EngineProcess(f"{__name__}:load_writer", document))
+def fake_writer(loader: str = "load_writer", **document: Any) -> ProcessGenerator:
+    """A `FakeGenerator`, or what another loader of this module gives, in a process of its own."""
+    return ProcessGenerator(EngineProcess(f"{__name__}:{loader}", document))
 
 
 def engines_of(pid: int) -> list[int]:

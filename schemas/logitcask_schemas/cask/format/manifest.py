@@ -49,6 +49,19 @@ def unseal(content: bytes, *, where: Path | str, advice: str) -> dict[str, Any]:
     Raises:
         CaskCorruptionError: No JSON object, no checksum, or bytes that do not match it.
     """
+    _require_checksum(content, where=where, advice=advice)
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise CaskCorruptionError(f"{where}: not JSON although its checksum matches ({error}). {advice}") from error
+    if not isinstance(document, dict):
+        raise CaskCorruptionError(f"{where}: expected a JSON object, got {type(document).__name__}. {advice}")
+    document.pop("checksum", None)
+    return document
+
+
+def _require_checksum(content: bytes, *, where: Path | str, advice: str) -> None:
+    """Raise CaskCorruptionError unless there is a checksum that the bytes match."""
     start = content.find(_MARK)
     stored = content[start + len(_MARK) : start + len(_MARK) + 64]
     if start < 0 or len(stored) != 64:
@@ -60,14 +73,6 @@ def unseal(content: bytes, *, where: Path | str, advice: str) -> dict[str, Any]:
             f"{where}: the checksum inside says {stored.decode(errors='replace')}, "
             f"its {len(content)} bytes give {computed.decode()}. {advice}"
         )
-    try:
-        document = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise CaskCorruptionError(f"{where}: not JSON although its checksum matches ({error}). {advice}") from error
-    if not isinstance(document, dict):
-        raise CaskCorruptionError(f"{where}: expected a JSON object, got {type(document).__name__}. {advice}")
-    document.pop("checksum", None)
-    return document
 
 
 FORMAT_VERSION: Final = 1
@@ -294,6 +299,8 @@ class ShardEntry(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         whole = self.tokens - self.documents
+        if self.positions == whole and not any(getattr(self, name) for name in _LIST_MEMBERS):
+            return self  # nearly all are such, and an index may have 100,000 of them
         if self.recorded_documents:
             # Each leaves a position out, and each range has one.
             plausible = self.recorded_ranges <= self.positions <= whole - self.recorded_documents
@@ -327,6 +334,12 @@ class _Index(BaseModel):
     format: Literal["logitcask-index"] = "logitcask-index"
     version: Literal[1] = FORMAT_VERSION
     entries: list[ShardEntry]
+
+
+class _SealedIndex(_Index):
+    """index.json as it is stored."""
+
+    checksum: str
 
 
 def parse_manifest(content: bytes, *, where: Path | str) -> CaskManifest:
@@ -367,6 +380,12 @@ def entry_bytes(entry: ShardEntry) -> bytes:
 
 def parse_index(content: bytes, *, where: Path | str) -> dict[str, ShardEntry]:
     """The entries in the bytes of an index.json by name; CaskCorruptionError when damaged."""
+    _require_checksum(content, where=where, advice=_DROP_INDEX)
+    try:
+        # Without Python's objects in between: of 100,000 entries that is a quarter of the time.
+        return {entry.name: entry for entry in _SealedIndex.model_validate_json(content).entries}
+    except ValidationError:
+        pass  # once more, for an error that says what is wrong
     document = unseal(content, where=where, advice=_DROP_INDEX)
     _require_version(where, document, "logitcask-index", newest=FORMAT_VERSION)
     try:

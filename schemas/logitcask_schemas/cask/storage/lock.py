@@ -17,6 +17,7 @@ from typing import Final
 
 from logitcask_schemas.cask.format.layout import LOCK_NAME
 from logitcask_schemas.cask.storage.files import writes_explained
+from logitcask_schemas.cask.storage.publication_log import PublicationLog
 from logitcask_schemas.errors import CaskLockedError, CaskWriteError
 
 _POLL_SECONDS: Final = 0.005
@@ -27,17 +28,20 @@ _ADVICE: Final = (
 
 
 @contextmanager
-def writers_lock(cask: Path, *, holder: str, timeout_seconds: float) -> Iterator[bool]:
+def writers_lock(
+    cask: Path, *, holder: str, timeout_seconds: float, log: PublicationLog | None = None
+) -> Iterator[bool]:
     """Hold the cask's lock.
 
     Yields:
-        Whether nobody else has held it since this holder last did. Then nobody else has published either, and a
-        writer need not list the directory again: publishing stays independent of the number of shards.
+        Whether nobody else has held it since this holder last did, or, with a log, has done anything.
 
     Args:
         cask: The cask's directory, which must exist.
         holder: A name no other writer uses; left in the lock file.
         timeout_seconds: How long to wait for another writer.
+        log: What the holder knows of other writers' publications. Without one the holder may do anything, and writers
+            look at the whole cask afterwards.
 
     Raises:
         CaskLockedError: Another process held it all that time; the message names its process id.
@@ -48,14 +52,19 @@ def writers_lock(cask: Path, *, holder: str, timeout_seconds: float) -> Iterator
     from filelock import FileLock, Timeout
 
     path, note = cask / LOCK_NAME, f"{os.getpid()} {holder}\n".encode()
-    undisturbed = False
+    undisturbed, held = False, -1
 
     def leave_note(descriptor: int) -> None:
-        nonlocal undisturbed
+        nonlocal undisturbed, held
+        held = descriptor
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise CaskWriteError(
                 f"{path}: cannot lock: it is no regular file. Remove it; the next writer makes it anew."
             )
+        if log is not None:
+            log.begin(descriptor)
+            undisturbed = log.unseen == []
+            return
         undisturbed = os.pread(descriptor, _NOTE_BYTES, 0) == note
         if not undisturbed:
             os.ftruncate(descriptor, 0)
@@ -81,6 +90,8 @@ def writers_lock(cask: Path, *, holder: str, timeout_seconds: float) -> Iterator
             ) from error
     try:
         yield undisturbed
+        if log is not None:
+            log.end(held)
     finally:
         lock.release()
 

@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Generator as PythonGenerator
 from collections.abc import Iterator
 from typing import Any, Final, NoReturn
@@ -176,13 +177,13 @@ class Child:
                 inbox.put(frame)
 
     def _beat(self) -> None:
-        beats = threading.Event()
-        while not beats.wait(BEAT_SECONDS):
+        while True:
             head = {"is": "beat", "steps": self._progress.steps, "age": self._progress.age}
             try:
                 self._connection.send(Frame(head=head))
             except ConnectionGoneError:
                 return
+            time.sleep(BEAT_SECONDS)
 
 
 def _captured(engine: Engine, order: Frame, inbox: TaskInbox) -> Iterator[Frame]:

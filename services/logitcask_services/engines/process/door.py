@@ -59,6 +59,16 @@ class _Part:
         """See `ShowsSteps`."""
         return self._process.seen.silence
 
+    @property
+    def stillness(self) -> float:
+        """See `OwnProcess`."""
+        return self._process.seen.stillness
+
+    @property
+    def ended(self) -> str | None:
+        """See `OwnProcess`."""
+        return self._process.ended
+
     def interrupt(self) -> bool:
         """Kill the process and all that it started; see `Engine.interrupt`."""
         return self._process.interrupt()

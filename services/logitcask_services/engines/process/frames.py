@@ -13,6 +13,7 @@ Nothing in a frame is code, and no Python object is made per token.
 
 import json
 import math
+import select
 import socket
 import struct
 import threading
@@ -142,13 +143,22 @@ class Connection:
         ours, theirs = socket.socketpair()
         return cls(ours), theirs
 
-    def send(self, frame: Frame) -> None:
-        """Send a whole frame; blocks while the other process does not read. Raises ConnectionGoneError, FrameError."""
+    def send(self, frame: Frame, *, seconds: float | None = None) -> None:
+        """Send a whole frame; blocks while the other process does not read.
+
+        Args:
+            frame: What to send.
+            seconds: How long the other process may take nothing; None: for ever. Nothing may be sent after that.
+
+        Raises:
+            ConnectionGoneError: the other process has ended, or took nothing for so long.
+            FrameError: it is no frame.
+        """
         parts = [memoryview(part) for part in encode(frame)]
         with self._sending:
             try:
                 while parts:
-                    sent = self._socket.sendmsg(parts[:_PARTS_AT_ONCE])
+                    sent = self._send_some(parts[:_PARTS_AT_ONCE], seconds)
                     while parts and sent >= len(parts[0]):
                         sent -= len(parts.pop(0))
                     if sent:
@@ -176,6 +186,18 @@ class Connection:
         with suppress(OSError):  # the other end is gone already
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
+
+    def _send_some(self, parts: list[memoryview], seconds: float | None) -> int:
+        if seconds is None:
+            return self._socket.sendmsg(parts)
+        while True:
+            try:
+                return self._socket.sendmsg(parts, [], socket.MSG_DONTWAIT)
+            except BlockingIOError as error:
+                writable = select.poll()
+                writable.register(self._socket, select.POLLOUT)
+                if not writable.poll(seconds * 1000):
+                    raise ConnectionGoneError(f"the other process took nothing for {seconds:g} s") from error
 
     def _read(self, size: int) -> NDArray[np.uint8]:
         buffer = np.empty(size, np.uint8)

@@ -9,6 +9,7 @@ import logging
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import BufferedReader
 from typing import Any, Final, Generic, TypeVar
 
 from logitcask_schemas.errors import LogitcaskError
@@ -30,6 +32,8 @@ logger = logging.getLogger(__name__)
 CHILD: Final = "logitcask_services.engines.process.child"
 CLOSE_SECONDS: Final = 3.0
 """In which a process may end in order; then it is killed. Nothing in it is worth more."""
+_TAKE_SECONDS: Final = 1.0
+"""In which a process takes the word that it should end, unless it stands still."""
 TASKS_AHEAD: Final = 8
 """Tasks that wait in the process for its engine to draw them."""
 TOKENS_AHEAD: Final = 1 << 12
@@ -65,25 +69,26 @@ class EngineProcess:
         Raises:
             ModelError, CaptureSpecError: the engine said so while it was loaded.
             EngineError: the process ended, or the engine could not be loaded for another reason.
+            OSError: no process can be started now.
         """
         self._connection, theirs = Connection.pair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", CHILD, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(folder for folder in sys.path if folder)},
-            )
+        try:
+            with theirs:
+                self._process = _start(theirs)
+        except BaseException:  # no descriptor or process is left: this one descriptor must not stay open for each try
+            self._connection.close()
+            raise
         self.pid = self._process.pid
         self.seen = SeenProgress()
         self._events: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
+        self._is_over = False
+        """Whether nothing more is heard of the process."""
+        self._misspoke: str | None = None
+        """What it said that is no message; nothing more is heard then."""
         self._ending = threading.Lock()
         self._streaming = False
         self._serial = 0
-        assert self._process.stdout is not None  # it is a pipe
+        assert isinstance(self._process.stdout, BufferedReader)  # it is a pipe
         self._threads = (
             threading.Thread(target=self._receive, name="logitcask-engine-events", daemon=True),
             threading.Thread(
@@ -93,8 +98,6 @@ class EngineProcess:
                 daemon=True,
             ),
         )
-        for thread in self._threads:
-            thread.start()
         with _loading(self):
             self.facts = self._load(loader, document)
 
@@ -143,17 +146,25 @@ class EngineProcess:
                     continue  # of a stream that was closed
                 match frame.head["is"]:
                     case "drawn" | "more" as what:
-                        for _ in range(frame.head["tasks"]):
-                            ahead.popleft()
+                        with self._understood(what):
+                            for _ in range(frame.head["tasks"]):
+                                ahead.popleft()
                         draws = draws or what == "more"
                     case "result":
-                        yield codec.read(frame, waiting.pop(frame.head["number"]))
+                        with self._understood("result"):
+                            result = codec.read(frame, waiting.pop(frame.head["number"]))
+                        yield result
                     case "failed":
                         is_over = True
-                        raise read_error(frame)
-                    case _:
+                        with self._understood("failed"):
+                            error = read_error(frame)
+                        raise error
+                    case "ended":
                         is_over = True
                         return
+                    case what:
+                        with self._understood(what):
+                            raise ValueError("there is no such message")
         finally:
             self._streaming = False
             if not is_over:
@@ -169,23 +180,34 @@ class EngineProcess:
 
     def close(self) -> None:
         """End the process: in order where it follows, by force otherwise. Idempotent."""
-        with suppress(ConnectionGoneError):
-            self._connection.send(Frame(head={"do": "close"}))
-        self._end(CLOSE_SECONDS)
+        try:
+            self._connection.send(Frame(head={"do": "close"}), seconds=_TAKE_SECONDS)
+            seconds = CLOSE_SECONDS
+        except ConnectionGoneError:
+            seconds = 0.0
+        self._end(seconds)
         self._connection.close()
         for thread in self._threads:
             if thread is not threading.current_thread() and thread.ident is not None:
                 thread.join(CLOSE_SECONDS)
 
+    @property
+    def ended(self) -> str | None:
+        """How the process ended; None while it runs."""
+        return str(self._death()) if self._is_over else None
+
     # -- the process ---------------------------------------------------------------------------------------------
 
     def _load(self, loader: str, document: dict[str, Any]) -> EngineFacts:
         try:
+            for thread in self._threads:
+                thread.start()
             self._send(Frame(head={"do": "load", "loader": loader, "document": document}))
             answer = self._next_event()
             if answer.head["is"] == "refused":
                 raise read_error(answer)
-            return read_facts(answer)
+            with self._understood(answer.head["is"]):
+                return read_facts(answer)
         except BaseException:
             self.interrupt()
             self.close()
@@ -208,19 +230,41 @@ class EngineProcess:
         """In a thread of its own: beats are heard, everything else waits for the stream."""
         try:
             for frame in self._connection.frames():
-                if frame.head["is"] == "beat":
-                    self.seen.hear(frame.head["age"])
-                else:
-                    self.seen.hear()
-                    self._events.put(frame)
-        except FrameError as error:
-            logger.error("engine %d says what is no frame, and is ended: %s", self.pid, error)
+                match frame.head:
+                    case {"is": "beat", "age": int() | float() as age}:
+                        self.seen.hear(age)
+                    case {"is": str() as what} if what != "beat":
+                        self.seen.hear()
+                        self._events.put(frame)
+                    case head:
+                        raise FrameError(f"a message should say what it `is`; this one says {str(head)[:200]}")
+        except Exception as error:  # noqa: BLE001 - also a senseless size; whoever waits must hear of the end
+            self._misspoke = f"{type(error).__name__}: {error}"
+            logger.error("engine %d says what is no message, and is ended: %s", self.pid, error)
             self.interrupt()
-        self._events.put(None)
+        finally:
+            self._is_over = True
+            self._events.put(None)
+
+    @contextmanager
+    def _understood(self, what: str) -> Iterator[None]:
+        """While the block runs, a message is read. Raises EngineError where it is not as such messages are."""
+        try:
+            yield
+        except (LookupError, TypeError, ValueError) as error:
+            text = f"{type(error).__name__}: {error}"
+            raise EngineError(
+                f"the engine's process {self.pid} sent a message ({what!r}) that cannot be read: {text}"
+            ) from error
 
     def _death(self) -> LogitcaskError:
         """Why there is nothing more to be had, as the engine's protocol has it."""
         self._end(CLOSE_SECONDS)
+        if self._misspoke is not None:
+            return EngineError(
+                f"the engine's process {self.pid} sent what is no message, and was ended ({self._misspoke}). Results "
+                "handed over so far are complete"
+            )
         code = self._process.returncode
         how = f"exit code {code}" if code >= 0 else _signal_name(-code)
         return EngineError(
@@ -246,6 +290,19 @@ class EngineProcess:
             os.killpg(self.pid, signal.SIGKILL)
 
 
+def _start(theirs: socket.socket) -> subprocess.Popen[bytes]:
+    """A process with the other end of the connection. Raises OSError."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", CHILD, str(theirs.fileno())],
+        pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(folder for folder in sys.path if folder)},
+    )
+
+
 _LOADING: Final[dict[int, EngineProcess]] = {}
 """Processes whose engines are being loaded, by the thread that waits for them."""
 
@@ -264,6 +321,12 @@ def interrupt_loading(thread: int) -> bool:
     """Kill the engine's process that a thread waits for to be loaded; False where it waits for none."""
     process = _LOADING.get(thread)
     return process is not None and process.interrupt()
+
+
+def stillness_of_loading(thread: int) -> float:
+    """Seconds since the process that a thread waits for to be loaded said anything; 0 where it waits for none."""
+    process = _LOADING.get(thread)
+    return 0.0 if process is None else process.seen.stillness
 
 
 def _signal_name(number: int) -> str:

@@ -26,6 +26,21 @@ class ShowsSteps(Protocol):
         ...
 
 
+@runtime_checkable
+class OwnProcess(Protocol):
+    """An engine, or a generator, in a process of its own, which may stand still or end at any moment."""
+
+    @property
+    def stillness(self) -> float:
+        """Seconds since the process last said anything; one that is well says something each second."""
+        ...
+
+    @property
+    def ended(self) -> str | None:
+        """How the process ended; None while it runs."""
+        ...
+
+
 class StepProgress:
     """In the engine's process. One thread steps, another one reads."""
 
@@ -54,10 +69,18 @@ class SeenProgress:
 
     def __init__(self) -> None:
         self._moment = time.monotonic()
+        self._heard: float | None = None
 
     def hear(self, age: float = 0.0) -> None:
         """A beat, or a result, came: the last step was so many seconds ago."""
-        self._moment = max(self._moment, time.monotonic() - age)
+        self._heard = now = time.monotonic()
+        self._moment = max(self._moment, now - age)
+
+    @property
+    def stillness(self) -> float:
+        """Seconds since anything came; 0 before the first word, as a new process has much to import."""
+        heard = self._heard
+        return 0.0 if heard is None else time.monotonic() - heard
 
     @property
     def silence(self) -> float:

@@ -8,9 +8,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from logitcask_schemas.api.objects import Event, Extraction
-from logitcask_schemas.cask.format.layout import MANIFEST_NAME
 from logitcask_schemas.cask.reader import Cask
+from logitcask_schemas.errors import CaskError
 from logitcask_services.http import extraction_work, generation_work
+from logitcask_services.http.pages.controls import GENERATION, ControlPages
 from logitcask_services.http.pages.overview import live_figures, overview_of
 from logitcask_services.http.pages.viewer.figures import CaskFigures, ShardBytes, cask_figures
 from logitcask_services.http.pages.viewer.rendering import Pages
@@ -47,17 +48,19 @@ class JobFigures(BaseModel):
     extraction: Extraction
     pace: list[Pace]
     cask: CaskFigures | None
-    """Of the cask, whoever wrote into it; `shards` are this job's own. None before there is one."""
+    """Of the cask, whoever wrote into it; `shards` are this job's own. None before there is one, or when it is gone."""
+    cask_problem: str | None = None
+    """Why there are none although the job has put something into it."""
 
 
 def job_figures(service: Service, job_id: str) -> JobFigures:
-    """Figures of an extraction. Raises NotFoundError, and what opening and reading its cask raises."""
+    """Figures of an extraction, also while its cask is being written, or gone. Raises NotFoundError."""
     row = service.extractions.get(job_id)
     job = extraction_work.present(service, row)
     path = service.folders.cask(job.cask)
     own = extraction_work.manifest(service, row).shards
-    figures = None
-    if own and (path / MANIFEST_NAME).exists():
+    figures, problem = None, None
+    if own:
         shards = [
             ShardBytes(
                 name=shard.name,
@@ -67,8 +70,11 @@ def job_figures(service: Service, job_id: str) -> JobFigures:
             )
             for shard in own
         ]
-        figures = cask_figures(Cask.open(path)).model_copy(update={"shards": shards})
-    return JobFigures(extraction=job, pace=_pace(service, job_id), cask=figures)
+        try:
+            figures = cask_figures(Cask.open(path)).model_copy(update={"shards": shards})
+        except CaskError as error:
+            problem = str(error)
+    return JobFigures(extraction=job, pace=_pace(service, job_id), cask=figures, cask_problem=problem)
 
 
 def _pace(service: Service, job_id: str) -> list[Pace]:
@@ -104,14 +110,15 @@ def _pace(service: Service, job_id: str) -> list[Pace]:
 class JobPages:
     """The page of an extraction or a generation."""
 
-    def __init__(self, pages: Pages, service: Service) -> None:
+    def __init__(self, pages: Pages, service: Service, controls: ControlPages) -> None:
         self._pages = pages
         self._service = service
+        self._controls = controls
 
     def page(self, request: Request) -> Response:
         """HTML."""
         job_id: str = request.path_params["job_id"]
-        if job_id in self._service.generations.ids():
+        if job_id.startswith(GENERATION):
             return self._generation(request, job_id)
         figures = job_figures(self._service, job_id)
         row = self._service.extractions.get(job_id)
@@ -121,6 +128,9 @@ class JobPages:
             "job.html",
             figures=figures,
             job=figures.extraction,
+            job_id=row.id,
+            controls=self._controls.of_job(request, row),
+            refused="",
             failures=[ShownFailure.model_validate(failure) for failure in failures],
             live=live_figures(overview_of(self._service)),
         )
@@ -132,7 +142,14 @@ class JobPages:
             for e in self._service.log.events(row, after=0, limit=SHOWN_EVENTS)
         ]
         return self._pages.show(
-            request, "generation.html", job=generation_work.present(self._service, row), events=events
+            request,
+            "generation.html",
+            job=generation_work.present(self._service, row),
+            job_id=row.id,
+            controls=self._controls.of_job(request, row),
+            refused="",
+            events=events,
+            live=live_figures(overview_of(self._service)),
         )
 
     def data(self, request: Request) -> JobFigures:

@@ -3,10 +3,11 @@
     /                        overview           /ui/api/overview, /ui/api/overview/events
     /ui/jobs/ID              a job              /ui/api/jobs/ID
     /ui/corpora/ID           a corpus' lines    /ui/api/corpora/ID/rows
+    /ui/jobs/ID/controls, /ui/jobs/ID/VERB, /ui/queue/VERB    see `controls`
     /ui/login, /ui/logout    the session
     /ui/casks..., /ui/runs..., /ui/static...    see `viewer.routes`
 
-Nothing behind the page changes anything but the session.
+What changes something is asked with POST, of `controls` and of the session alone.
 """
 
 from pathlib import Path
@@ -24,6 +25,7 @@ from logitcask_schemas.errors import CaskError, CaskNotFoundError, LogitcaskErro
 from logitcask_services.folders import CaskNameError
 from logitcask_services.http.corpora import corpus_of
 from logitcask_services.http.key_ring import KeyRing
+from logitcask_services.http.pages.controls import ControlPages
 from logitcask_services.http.pages.corpus_rows import LOSS_ON, CorpusRows, corpus_rows
 from logitcask_services.http.pages.jobs import JobPages
 from logitcask_services.http.pages.overview import OverviewPages
@@ -143,7 +145,9 @@ def mount_page(app: FastAPI, service: Service, keys: KeyRing, runs: Path | None)
     unguarded = [Middleware(PageHeaders)]
     sections = [("/", "Overview"), ("/ui/casks", "Casks")] + ([] if runs is None else [("/ui/runs", "Runs")])
     pages = Pages(sections, signed_in=lambda request: not keys.open and is_signed_in(request, keys, sessions))
-    overview, jobs, corpora = OverviewPages(pages, service), JobPages(pages, service), CorpusPages(pages, service)
+    controls = ControlPages(pages, service, keys, sessions)
+    overview, jobs = OverviewPages(pages, service, controls), JobPages(pages, service, controls)
+    corpora = CorpusPages(pages, service)
     login = LoginPages(pages, keys, sessions)
     viewer = Viewer(pages, ServiceShelf(service), None if runs is None else RunFolder(runs))
     app.router.routes += [
@@ -152,6 +156,9 @@ def mount_page(app: FastAPI, service: Service, keys: KeyRing, runs: Path | None)
         PageRoute("/ui/api/overview/events", overview.events, middleware=guarded),
         PageRoute("/ui/jobs/{job_id}", pages.page(jobs.page), middleware=guarded),
         PageRoute("/ui/api/jobs/{job_id}", data(jobs.data), middleware=guarded),
+        PageRoute("/ui/jobs/{job_id}/controls", controls.job, middleware=guarded),
+        PageRoute("/ui/jobs/{job_id}/{verb}", controls.change_job, methods=["POST"], middleware=guarded),
+        PageRoute("/ui/queue/{verb}", controls.change_queue, methods=["POST"], middleware=guarded),
         PageRoute("/ui/corpora/{corpus_id}", corpora.page, middleware=guarded),
         PageRoute("/ui/api/corpora/{corpus_id}/rows", corpora.data, middleware=guarded),
         PageRoute(LOGIN, login.login, methods=["GET", "POST"], middleware=unguarded),

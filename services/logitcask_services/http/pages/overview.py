@@ -17,6 +17,7 @@ from logitcask_schemas.api.objects import Corpus, Extraction
 from logitcask_schemas.api.service_objects import NotReady
 from logitcask_services.http import extraction_work, generation_work
 from logitcask_services.http.corpora import corpus_of
+from logitcask_services.http.pages.controls import ControlPages
 from logitcask_services.http.pages.viewer.rendering import NOTHING, JsonAnswer, Pages, bytes_text, figure_text
 from logitcask_services.http.problems import Problem
 from logitcask_services.service import Service
@@ -44,6 +45,8 @@ class Overview(BaseModel):
 
     teacher: TeacherNow
     not_ready: list[NotReady]
+    queue_paused: bool
+    """Whether no job is worked on."""
     extractions: list[Extraction]
     generations: list[Generation]
     corpora: list[Corpus]
@@ -53,7 +56,7 @@ class LiveFigures(BaseModel):
     """Texts by the name of their place on the page."""
 
     shape: str
-    """Of the jobs and corpora that are listed; another one means that the page's list is old."""
+    """Of what is listed, and whether the queue is paused; another one means that this part of the page is old."""
     fields: dict[str, str]
     progress: dict[str, float]
     """Share that is done, by job."""
@@ -70,6 +73,7 @@ def overview_of(service: Service) -> Overview:
             max_model_len=None if facts is None else facts.max_model_len,
         ),
         not_ready=[NotReady(**reason) for reason in service.not_ready()],
+        queue_paused=service.signals.queue_paused,
         extractions=[
             extraction_work.present(service, row)
             for row in service.extractions.page(status=None, after=None, limit=SHOWN)
@@ -111,6 +115,7 @@ def live_figures(now: Overview) -> LiveFigures:
         }
         progress[generation.id] = done / total if total else 0.0
     listed = [*(job.id for job in now.extractions), *(job.id for job in now.generations), *(c.id for c in now.corpora)]
+    listed.append(f"paused {now.queue_paused}")  # its button is another one then
     shape = hashlib.sha256(" ".join(listed).encode()).hexdigest()[:16]
     return LiveFigures(shape=shape, fields=fields, progress=progress)
 
@@ -138,9 +143,10 @@ def _note(job: Extraction | Generation) -> str:
 class OverviewPages:
     """The first page, its figures as JSON, and as a stream."""
 
-    def __init__(self, pages: Pages, service: Service) -> None:
+    def __init__(self, pages: Pages, service: Service, controls: ControlPages) -> None:
         self._pages = pages
         self._service = service
+        self._controls = controls
         # All streams share a look at the database; for one event loop.
         self._looking = asyncio.Lock()
         self._looked_at = -STEP_SECONDS
@@ -149,7 +155,15 @@ class OverviewPages:
     def page(self, request: Request) -> Response:
         """HTML."""
         now = overview_of(self._service)
-        return self._pages.show(request, "overview.html", now=now, live=live_figures(now))
+        return self._pages.show(
+            request,
+            "overview.html",
+            now=now,
+            live=live_figures(now),
+            controls=self._controls.of_queue(request),
+            is_paused=now.queue_paused,
+            refused="",
+        )
 
     def data(self, request: Request) -> Overview:
         """JSON."""

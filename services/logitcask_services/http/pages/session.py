@@ -19,6 +19,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from logitcask_services.http.key_ring import KeyRing
+from logitcask_services.http.key_use import READING
 from logitcask_services.http.pages.viewer.rendering import JsonAnswer, Pages
 
 COOKIE: Final = "logitcask_session"
@@ -101,8 +102,11 @@ class SessionGuard:
             detail = "the page's data need its session: open the page and give a key"
             problem = {"type": "about:blank", "title": "Unauthorized", "status": 401, "detail": detail}
             answer: Response = JsonAnswer(problem, status_code=401, media_type="application/problem+json")
+        elif "HX-Request" in request.headers:  # which would put the form into the place of a button
+            answer = Response(status_code=401, headers={"HX-Redirect": LOGIN})
         else:
-            answer = RedirectResponse(f"{LOGIN}?next={quote(_place(request), safe='')}", status_code=303)
+            place = _place(request) if request.method in READING else "/"
+            answer = RedirectResponse(f"{LOGIN}?next={quote(place, safe='')}", status_code=303)
         await answer(scope, receive, send)
 
 

@@ -1,11 +1,13 @@
 """Extractions in the job database: creation, what is to be prepared and captured, resumption."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Final, Literal, get_args
 
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from logitcask_schemas.api.objects import FINAL
+from logitcask_schemas.api.objects import FINAL, Status
 from logitcask_schemas.api.requests import ExtractionRequest
 from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_services.jobs.database.deleted_counts import deleted_counts
@@ -18,6 +20,14 @@ TOKENS = ("tokenizer_fingerprint", "template_hash")
 """Members of a teacher's identity that decide whether token ids prepared with it are another's too."""
 
 
+QueueState = Literal["queued", "in_progress", "paused"]
+"""`paused`: nobody works on them before they are resumed."""
+QUEUE_STATES: Final[Mapping[Status, QueueState]] = {
+    "queued": "queued",
+    "in_progress": "in_progress",
+    "pausing": "paused",
+    "paused": "paused",
+}
 MEASURED_JOBS = 5
 """So many of the latest extractions say how fast a teacher is."""
 
@@ -62,12 +72,15 @@ class ExtractionStore(JobStore[ExtractionRow]):
             gone = deleted_counts(session)
             return Totals(*((value or 0) + gone.get(name, 0) for name, value in zip(names, sums, strict=True)))
 
-    def waiting_tokens(self) -> int:
-        """Tokens of prepared extractions that are still to be captured and committed."""
+    def tokens_ahead(self) -> dict[QueueState, int]:
+        """Tokens of prepared extractions that are still to be captured and committed, by what becomes of them now."""
         ahead = func.sum(ExtractionRow.tokens_total - ExtractionRow.tokens_done)
+        query = select(ExtractionRow.status, ahead).where(ExtractionRow.status.in_(QUEUE_STATES))
+        found: dict[QueueState, int] = dict.fromkeys(get_args(QueueState), 0)
         with self._database.read() as session:
-            query = select(ahead).where(ExtractionRow.status.in_(("queued", "in_progress")))
-            return session.scalar(query) or 0
+            for status, tokens in session.execute(query.group_by(ExtractionRow.status)).all():
+                found[QUEUE_STATES[status]] += tokens or 0
+        return found
 
     def measured_pace(self, teacher: TeacherIdentity) -> float | None:
         """Captured tokens per second over the latest extractions of this teacher; None where none was measured."""

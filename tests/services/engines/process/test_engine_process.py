@@ -1,5 +1,6 @@
 """An engine in a process of its own: what it gives, what it dies of, and that nothing of it is left."""
 
+import errno
 import io
 import itertools
 import logging
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +25,14 @@ from logitcask_services.engines.factory import load_engine
 from logitcask_services.engines.generator import GenerationTask, ScoreTask, TeacherTask
 from logitcask_services.engines.process import log_lines
 from logitcask_services.engines.process.door import start_engine
+from logitcask_services.engines.process.frames import (
+    MAGIC,
+    MAX_BODY_BYTES,
+    PREFIX,
+    ConnectionGoneError,
+    Frame,
+    encode,
+)
 from logitcask_services.engines.process.log_lines import forward_lines
 from logitcask_services.engines.process.process import EngineProcess, interrupt_loading
 from tests.support.services.fake_generator import FakeGenerator
@@ -273,6 +283,98 @@ def test_a_service_that_is_killed_leaves_no_process_behind(tmp_path, number):
         parent.send_signal(number)
         parent.wait()
     wait_for(lambda: not any(map(is_alive, processes)))
+
+
+PLAIN = Frame(head={"is": "beat", "age": "long"})
+
+
+def said(frame):
+    return b"".join(bytes(part) for part in encode(frame))
+
+
+@pytest.mark.parametrize(
+    ("says", "words"),
+    [
+        (b"not a frame at all", "sent what is no message, and was ended .*a frame starts with"),
+        (PREFIX.pack(MAGIC, 10, MAX_BODY_BYTES + 1), "sent what is no message, and was ended .*a body of at most"),
+        (said(PLAIN), "sent what is no message, and was ended .*should say what it `is`"),
+        (said(Frame(head={"stream": 1})), "sent what is no message, and was ended .*should say what it `is`"),
+        (said(Frame(head={"is": "result", "stream": 1, "number": 99})), r"\('result'\) that cannot be read: KeyError"),
+        (said(Frame(head={"is": "result", "stream": 1, "number": 3})), r"\('result'\) that cannot be read: KeyError"),
+        (said(Frame(head={"is": "drawn", "stream": 1, "tasks": 99})), r"\('drawn'\) that cannot be read: IndexError"),
+        (said(Frame(head={"is": "failed", "stream": 1})), r"\('failed'\) that cannot be read: KeyError"),
+        (said(Frame(head={"is": "singing", "stream": 1})), r"\('singing'\) that cannot be read"),
+    ],
+    ids=["bytes", "size", "beat", "nameless", "number", "no-records", "count", "no-error", "unknown"],
+)
+def test_what_is_no_message_ends_the_engine_and_is_told(says, words):
+    engine = fake_engine("load_babbling", says=says.hex())
+    with pytest.raises(EngineError, match=words):
+        list(engine.capture(tasks_of(500), SPEC))
+    engine.close()
+    assert not is_alive(engine.pid)
+
+
+def test_a_flood_of_lines_holds_nothing_up(caplog):
+    caplog.set_level(logging.INFO)
+    engine = fake_engine("load_flooding", blocks=300)
+    assert len(list(engine.capture(tasks_of(9), SPEC))) == 9
+    engine.close()
+    lines = [record.getMessage() for record in caplog.records if record.name == log_lines.__name__]
+    told = sum(int(line.split("(")[1].split()[0]) for line in lines if "more lines left out" in line)
+    assert sum("a line of the engine" in line for line in lines) + told == 300 * 3000
+    assert told > 800_000
+
+
+def test_lines_that_are_left_out_are_counted_across_blocks(caplog):
+    caplog.set_level(logging.INFO)
+    lines = [b"%d\n" % number for number in range(200)] + [b"y" * 200_000 + b"\n", b"z\n" * 70_000, b"w" * 100_000]
+    forward_lines(io.BufferedReader(io.BytesIO(b"".join(lines))), "engine 7")
+    texts = [record.getMessage() for record in caplog.records if record.name == log_lines.__name__]
+    assert (len(texts), texts[-1]) == (201, "[engine 7] (70002 more lines left out)")
+
+
+def descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_no_descriptor_is_left_of_an_engine_or_of_one_that_could_not_be_started(monkeypatch):
+    before = descriptors()
+    for _ in range(3):
+        engine = fake_engine()
+        engine.interrupt()
+        engine.close()
+    assert descriptors() == before
+
+    def none_left(*arguments, **options):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(subprocess, "Popen", none_left)
+    with pytest.raises(OSError, match="Too many open files"):
+        fake_engine()
+    assert descriptors() == before
+
+
+def test_a_process_that_ends_or_stands_still_while_nobody_asks_it_is_seen(started):
+    engine = started()
+    assert engine.ended is None
+    os.kill(engine.pid, signal.SIGSTOP)
+    wait_for(lambda: engine.stillness > 2)
+    assert engine.ended is None
+    os.kill(engine.pid, signal.SIGKILL)
+    wait_for(lambda: engine.ended is not None)
+    assert "SIGKILL" in engine.ended
+
+
+def test_a_process_that_takes_nothing_can_be_closed():
+    """Stopped, with a socket that is full."""
+    engine = fake_engine()
+    os.kill(engine.pid, signal.SIGSTOP)
+    frame = Frame(head={"do": "none", "filler": "x" * (1 << 24)})
+    with pytest.raises(ConnectionGoneError, match=r"took nothing for 0\.05 s"):
+        engine._process._connection.send(frame, seconds=0.05)
+    engine.close()
+    assert not is_alive(engine.pid)
 
 
 def test_a_signal_for_the_service_alone_does_not_end_the_engine(started):

@@ -9,11 +9,13 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
 
 from logitcask_schemas.cask import Cask
+from tests.support.services.fake_generator import FakeGenerator
 from tests.support.services.process_engines import engines_of, is_alive
 from tests.support.services.server_process import ServerProcess
 from tests.support.services.service_harness import jsonl, server_environment, wait_for
@@ -126,7 +128,67 @@ def upload(tmp_path, model):
     end(again)
 
 
-@pytest.mark.parametrize("state", [idle, loading, step, upload], ids=lambda state: state.__name__)
+def stopped(tmp_path, model):
+    """A process that stands still with nothing to do."""
+    server = ServerProcess(tmp_path / "it", {"child": {}})
+    wait_for(lambda: server.client.get("/health/ready").status_code == 200, 60)
+    for engine in engines_of(server.process.pid):
+        os.kill(engine, signal.SIGSTOP)
+    assert end(server)
+
+
+def resting(tmp_path, model):
+    """Between two loads that fail, a minute apart."""
+    child = {"loader": "load_nothing", "fault": "killed"}
+    server = ServerProcess(tmp_path / "it", {"child": child, "engine_backoff_seconds": 60})
+
+    def is_resting():
+        reasons = server.client.get("/health/ready").json()["reasons"]
+        return [reason["code"] for reason in reasons] == ["teacher_restarting"]
+
+    wait_for(is_resting, 60)
+    assert server.end() == 0
+
+
+def scoring(tmp_path, model):
+    """A step that does not come back, and a caller that waits for it: it is told, and the service ends."""
+    faults = tmp_path / "faults"
+    faults.write_text("hung")
+    server = ServerProcess(tmp_path / "it", {"child": {"faults": str(faults), "after": 3}})
+    wait_for(lambda: server.client.get("/health/ready").status_code == 200, 60)
+    url, sequences = str(server.client.base_url), [[number, 2, 3] for number in range(30)]
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(httpx2.post, f"{url}/v1/score", json={"input_ids": sequences}, timeout=60)
+        wait_for(lambda: 'logitcask_engine_state{state="working"} 1.0' in server.client.get("/metrics").text)
+        assert end(server)
+        assert asked.result().status_code == 503
+
+
+def writing(tmp_path, model):
+    """What was answered is not asked again by the next start."""
+    log = tmp_path / "asked"
+    writer = {"child": {"seconds_per_request": 0.03, "log": str(log)}}
+    settings = {"child": {"max_model_len": 4096}}
+    server = ServerProcess(tmp_path / "it", settings, writer)
+    lines = jsonl([{"input_ids": [1, 2, 3 + number]} for number in range(80)])
+    corpus = server.client.post("/v1/corpora", content=lines).raise_for_status().json()
+    step = {"kind": "generate", "template": "input-ids", "sampling": {"temperature": 1.0, "max_tokens": 64}}
+    body = {"corpus_id": corpus["id"], "steps": [step], "emit": [{"completion": "output"}]}
+    path = f"/v1/generations/{server.client.post('/v1/generations', json=body).raise_for_status().json()['id']}"
+    wait_for(lambda: log.exists() and len(log.read_text().splitlines()) > 30, 60)
+    assert end(server)
+    again = ServerProcess(tmp_path / "it", settings, writer)
+    wait_for(lambda: again.client.get(path).json()["status"] == "completed", 60)
+    end(again)
+    keys = [line.split("\t")[2] for line in log.read_text().splitlines()]
+    assert len(set(keys)) == 80
+    assert len(keys) <= 80 + FakeGenerator.in_flight
+
+
+STATES = [idle, loading, step, upload, stopped, resting, scoring, writing]
+
+
+@pytest.mark.parametrize("state", STATES, ids=lambda state: state.__name__)
 def test_sigterm_under_10s(state, tmp_path, tiny_llama):
     """See the functions above."""
     state(tmp_path, tiny_llama)

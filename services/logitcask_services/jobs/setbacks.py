@@ -1,0 +1,99 @@
+"""What went wrong with teachers, by name: which of them rests before its next load, and which is not tried again."""
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Final
+
+LONGEST_PAUSE: Final = 60.0
+_MOST_DOUBLINGS: Final = 64
+"""What is waited for may be tried for days."""
+_YIELDS_AFTER: Final = 2
+"""Failures in a row after which the jobs of other teachers go first: one death alone changes no order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rest:
+    """A teacher is not loaded before its time."""
+
+    reason: str
+    until: float
+    """On the monotonic clock."""
+    yields: bool
+    """Whether jobs of other teachers go first meanwhile."""
+
+    @property
+    def seconds(self) -> float:
+        """How long it is to rest still; at least 0."""
+        return max(0.0, self.until - time.monotonic())
+
+
+class Setbacks:
+    """Of the teachers of one service. The worker's thread writes, any reads.
+
+    Args:
+        restarts: of a teacher that fails, without progress between them.
+        backoff_seconds: before the first of them; doubles.
+    """
+
+    def __init__(self, *, restarts: int, backoff_seconds: float) -> None:
+        self._restarts = restarts
+        self._backoff = backoff_seconds
+        self._failures: Counter[str] = Counter()
+        """Since a teacher's last progress."""
+        self._waits: Counter[str] = Counter()
+        """Times in a row at which something else than the teacher stood in the way."""
+        self._rests: dict[str, Rest] = {}
+        self.given_up: dict[str, str] = {}
+        """Names that are not loaded again, and why; a student's until it is asked for again."""
+
+    def is_troubled(self, name: str) -> bool:
+        """Whether it failed since its last progress, or something stood in the way of its load since its last one."""
+        return bool(self._failures[name] or self._waits[name])
+
+    def fail(self, name: str, reason: str) -> str | None:
+        """It died, or could not be loaded. What to say of its next try; None where there should be none."""
+        self._failures[name] += 1
+        if (failures := self._failures[name]) > self._restarts:
+            return None
+        text = f"{reason}. Restart {failures} of {self._restarts} follows"
+        self._rest(name, failures, text, yields=failures >= _YIELDS_AFTER)
+        return text
+
+    def failures(self, name: str) -> int:
+        """Since its last progress."""
+        return self._failures[name]
+
+    def wait(self, name: str, reason: str) -> None:
+        """Something that may pass stands in the way of its load, however often that is tried."""
+        self._waits[name] += 1
+        self._rest(name, self._waits[name], reason, yields=True)
+
+    def loaded(self, name: str) -> None:
+        """It is loaded; failures before count until there is progress."""
+        self._rests.pop(name, None)
+        del self._waits[name]
+
+    def progressed(self, name: str) -> None:
+        """Something that it made is safe."""
+        del self._failures[name]
+
+    def rest_of(self, name: str) -> Rest | None:
+        """Until when it is not loaded; None where it may be."""
+        rest = self._rests.get(name)
+        return None if rest is None or rest.until <= time.monotonic() else rest
+
+    def seconds_to_retry(self, name: str, max_seconds: float) -> float:
+        """Until it may be loaded again; at most `max_seconds`, also where it does not rest."""
+        rest = self.rest_of(name)
+        return max_seconds if rest is None else min(max_seconds, rest.seconds + 0.001)
+
+    def give_up(self, name: str, reason: str) -> None:
+        """It is not loaded again."""
+        self.given_up[name] = reason
+        self._rests.pop(name, None)
+        del self._failures[name]
+
+    def _rest(self, name: str, times: int, reason: str, *, yields: bool) -> None:
+        pause = min(self._backoff * 2.0 ** min(times - 1, _MOST_DOUBLINGS), LONGEST_PAUSE)
+        self._rests[name] = Rest(reason=reason, until=time.monotonic() + pause, yields=yields)
