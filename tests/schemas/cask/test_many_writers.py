@@ -26,13 +26,13 @@ def document(seed: int):
 @pytest.fixture
 def listings(monkeypatch):
     """Times that a writer listed the whole cask."""
-    counted, listing = [], stored_shards.read_listing
+    counted, listing = [], local_home.read_listing
 
     def read_listing(*arguments):
         counted.append(1)
         return listing(*arguments)
 
-    monkeypatch.setattr(stored_shards, "read_listing", read_listing)
+    monkeypatch.setattr(local_home, "read_listing", read_listing)
     return counted
 
 
