@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from logitcask_schemas.cask import Cask, CaskWriter, stored_shards
+from logitcask_schemas.cask import Cask, CaskWriter, local_home, stored_shards
 from logitcask_schemas.cask.documents import DOCUMENTS_NAME
 from logitcask_schemas.cask.format.columns import assemble
 from logitcask_schemas.cask.integrity.repair import repair_cask
