@@ -54,6 +54,10 @@ class CaskReadError(CaskError, OSError):
         self.errno = errno
 
 
+class StoreError(CaskError, OSError):
+    """An object store does not answer, or refuses; what it holds may well be sound."""
+
+
 class CaskLockedError(CaskError, TimeoutError):
     """Another writer held the cask's lock for longer than this one was willing to wait."""
 

@@ -1,9 +1,10 @@
 """Settings of the service and of its client, from arguments and `LOGITCASK_*` variables. Read only at the edge."""
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, SecretStr, model_validator
+from pydantic import Field, JsonValue, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from logitcask_schemas.api.key_file import KeyFileError, key_to_send
@@ -139,6 +140,18 @@ class ServiceSettings(BaseSettings):
     """Longest time that one answer may take; 600."""
     remote_patience_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 600.0
     """Longest time without any useful answer, after which the teacher counts as dead; 600."""
+
+    @field_validator("cask_root", "data_dir", mode="before")
+    @classmethod
+    def _is_a_folder(cls, value: Any) -> Any:
+        # A path keeps one slash of a URL's two.
+        if value is not None and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(value)):
+            raise ValueError(
+                f"expected a folder of this machine, got {value}: the service keeps its casks where it has room, "
+                "queue and locks to itself. Name a folder; `logitcask cask merge URL FOLDER/NAME` adds what a cask "
+                "there gets to one in an object store, as often as it is run"
+            )
+        return value
 
     @model_validator(mode="after")
     def _who_is_served(self) -> Self:

@@ -1,5 +1,6 @@
 """Fixtures for casks in object stores: one S3 server for the whole session, and a small cask to put there."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ def s3_server() -> Iterator[tuple[str, list[RemoteStore]]]:
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    # A line for each request, kept for each test, takes longer than some requests.
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
     yield f"http://{host}:{port}", []
     server.stop()
 

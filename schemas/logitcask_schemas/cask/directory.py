@@ -175,6 +175,9 @@ class StoreDirectory:
         """The bytes of these entries, all asked for at a time."""
         names = list(names)
         contents = self.store.read_all([entry_file(name) for name in names])
+        for name in names:
+            if entry_file(name) not in contents:
+                raise CaskNotFoundError(f"{self.store.url}/{entry_file(name)}: the entry of shard {name} is missing")
         return {name: contents[entry_file(name)] for name in names}
 
 

@@ -36,6 +36,8 @@ from logitcask_schemas.record.hints import MAX_WIDTH, HintRows, hint_layout
 
 HINTS_SUFFIX: Final = ".hints.arrow"
 """Of `ShardEntry.hints_name`."""
+_ARROW_MAGIC_BYTES: Final = 8
+"""Before the schema: `ARROW1` and two zeros."""
 _FORMAT: Final = "logitcask-hints"
 _VERSION: Final = "1"
 ADVICE: Final = (
@@ -143,6 +145,23 @@ def hint_schema(entry: ShardEntry, spec: HintSpec, width: int) -> Any:
         "logitcask.width": str(width),
     }
     return pa.schema(fields, metadata=metadata)
+
+
+def width_in_head(where: str, head: bytes) -> int:
+    """How many numbers a vector of a file's hints has, from the file's first bytes.
+
+    Args:
+        where: The file, for people.
+        head: As much of it as its schema takes, or more.
+
+    Raises:
+        CaskCorruptionError: They are no start of such a file.
+    """
+    try:
+        metadata = pa.ipc.read_schema(pa.BufferReader(head[_ARROW_MAGIC_BYTES:])).metadata or {}
+        return int(metadata[b"logitcask.width"])
+    except (pa.ArrowException, KeyError, ValueError, OSError) as error:
+        raise CaskCorruptionError(f"{where}: does not start as a file of hints: {error}") from error
 
 
 def _parsed(path: Path, batch: Any, entry: ShardEntry, spec: HintSpec) -> HintFile:

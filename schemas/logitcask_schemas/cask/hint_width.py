@@ -34,11 +34,11 @@ def stored_width(cask: Path, entries: Iterable[ShardEntry], spec: HintSpec) -> i
     return None
 
 
-def require_stored_width(cask: Path, width: int, stored: int | None) -> None:
+def require_stored_width(cask: str, width: int, stored: int | None) -> None:
     """Require of a shard's hints that they are as wide as those of the cask.
 
     Args:
-        cask: The cask's folder.
+        cask: Folder or URL of the cask.
         width: Of the new shard's.
         stored: Of the cask's; None where it has none yet.
 

@@ -68,7 +68,7 @@ def sweep(files: FileOperations, cask: Path, published: Iterable[ShardEntry]) ->
 
 
 _OURS: Final = {MANIFEST_NAME, INDEX_NAME, DOCUMENTS_NAME, LOCK_NAME, SHARDS_NAME, QUARANTINE_NAME}
-_NEVER_FIRST: Final = (INDEX_NAME, DOCUMENTS_NAME, QUARANTINE_NAME)
+_NEVER_FIRST: Final = {INDEX_NAME, DOCUMENTS_NAME, QUARANTINE_NAME}
 
 
 def prepare_folder(files: FileOperations, path: Path) -> None:
@@ -86,13 +86,7 @@ def prepare_folder(files: FileOperations, path: Path) -> None:
                 files.sync_directory(parent.parent)
         files.make_directory(path)
         if not (path / MANIFEST_NAME).exists():
-            strange = [
-                child.name for child in path.iterdir() if child.name not in _OURS and TEMP_PREFIX not in child.name
-            ]
-            if strange:
-                raise CaskError(
-                    f"{path}: holds {strange[0]!r} and no {MANIFEST_NAME}: not a cask. Name an empty or new folder."
-                )
+            require_only_cask(str(path), (child.name for child in path.iterdir()))
         files.make_directory(path / SHARDS_NAME)
         files.sync_directory(path)
         files.sync_directory(path.parent)
@@ -113,11 +107,32 @@ def require_new(path: Path) -> None:
     Raises:
         CaskError: There are shards.
     """
-    if entry_names(LocalDirectory(path=path).file_names()) or any((path / name).exists() for name in _NEVER_FIRST):
+    require_no_shards(str(path), LocalDirectory(path=path).file_names(), (child.name for child in path.iterdir()))
+
+
+def require_no_shards(place: str, file_names: Iterable[str], names: Iterable[str]) -> None:
+    """As `require_new`, of any place.
+
+    Args:
+        place: Folder or URL.
+        file_names: What lies among its shards.
+        names: What lies in it.
+
+    Raises:
+        CaskError: There are shards.
+    """
+    if entry_names(file_names) or not _NEVER_FIRST.isdisjoint(names):
         raise CaskError(
-            f"{path}: holds shards, but no {MANIFEST_NAME}: an export into it has not finished (run it again), or it "
+            f"{place}: holds shards, but no {MANIFEST_NAME}: an export into it has not finished (run it again), or it "
             f"is a cask that lost its {MANIFEST_NAME} (restore that from a copy). Or name an empty folder."
         )
+
+
+def require_only_cask(place: str, names: Iterable[str]) -> None:
+    """Require of what lies in a place without a manifest that it may belong to a cask. Raises CaskError."""
+    for name in names:
+        if name not in _OURS and TEMP_PREFIX not in name:
+            raise CaskError(f"{place}: holds {name!r} and no {MANIFEST_NAME}: not a cask. Name an empty or new folder.")
 
 
 def write_shard(

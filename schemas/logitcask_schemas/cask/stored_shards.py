@@ -1,48 +1,38 @@
 """What a cask holds, as a writer of it knows: entries in the index and beside it, documents in the table and beyond."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from logitcask_schemas.cask.directory import LocalDirectory, read_entry, read_listing, require_identity, write_index
-from logitcask_schemas.cask.documents import (
-    DOCUMENTS_NAME,
-    DocumentIndex,
-    DocumentTable,
-    ShardDocuments,
-    write_document_table,
-)
+from logitcask_schemas.cask.directory import require_identity
+from logitcask_schemas.cask.documents import DocumentIndex, DocumentTable, ShardDocuments
 from logitcask_schemas.cask.format.layout import RecordLayout
 from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry
-from logitcask_schemas.cask.opening import open_documents, require_shards
-from logitcask_schemas.cask.storage.files import FileOperations, reads_explained
+from logitcask_schemas.cask.home import Home
 
 _MIN_LOOSE: Final = 64
 _LOOSE_FRACTION: Final = 8
 
 
 class StoredShards:
-    """The shards of a cask and their documents; all but `has` and `num_documents` with the writers' lock held."""
+    """The shards of a cask and their documents; all but `has` and `num_documents` inside `Home.exclusive`."""
 
-    def __init__(self, path: Path, manifest: CaskManifest, files: FileOperations) -> None:
+    def __init__(self, home: Home, manifest: CaskManifest) -> None:
         """Nothing is known before `refresh`.
 
         Args:
-            path: The cask's folder.
+            home: Where the cask lies.
             manifest: Of the cask.
-            files: The file system.
         """
-        self._path = path
+        self._home = home
         self._manifest = manifest
-        self._files = files
         self._layout = RecordLayout.of(manifest)
         self._indexed: dict[str, ShardEntry] = {}
         self._loose: dict[str, ShardEntry] = {}
         self._table: DocumentTable | None = None
         self._table_version: tuple[int, ...] | None = None
-        """Of the file that was opened last."""
+        """Of the table that was read last."""
         self._beyond_table: dict[str, ShardDocuments] = {}
         self._beyond_index = DocumentIndex()
 
@@ -69,16 +59,26 @@ class StoredShards:
         Raises:
             CaskCorruptionError, CaskNotFoundError: Index, table, an entry or a shard is missing, damaged or foreign.
         """
-        listing = read_listing(LocalDirectory(path=self._path))
+        listing = self._home.read_listing()
         entries = listing.indexed | listing.loose
-        require_identity(str(self._path), entries.values(), self._manifest)
-        require_shards(self._path, entries.values())
+        require_identity(self._home.place, entries.values(), self._manifest)
+        self._home.require_shards(entries.values())
+        # Names come from content: what is known of a shard holds as long as the cask has it.
+        known = {name: documents for name, documents in self._beyond_table.items() if name in entries}
         if not entries.keys() >= self._indexed.keys() | self._loose.keys() or self._table is None:
             # The first time, or after a repair took shards away: nothing is known of what is stored now.
             self._table, self._beyond_table, self._beyond_index = self._fitting_table(entries), {}, DocumentIndex()
-        for name, entry in entries.items():
-            if name not in self._beyond_table and (self._table is None or name not in self._table):
-                self._add_documents(name, self._documents_of(entry))
+        missing = [
+            entry
+            for name, entry in entries.items()
+            if name not in self._beyond_table and (self._table is None or name not in self._table)
+        ]
+        read = self._home.read_documents((entry for entry in missing if entry.name not in known), self._layout)
+        for entry in missing:
+            documents = known.get(entry.name) or read[entry.name]
+            self._add_documents(
+                entry.name, ShardDocuments(ids=documents.ids, lengths=documents.lengths.astype(np.uint32))
+            )
         self._indexed, self._loose = listing.indexed, listing.loose
 
     def take(self, names: Iterable[str]) -> None:
@@ -93,12 +93,13 @@ class StoredShards:
         Raises:
             CaskCorruptionError, CaskNotFoundError: The table, an entry or a shard is missing, damaged or foreign.
         """
-        directory = LocalDirectory(path=self._path)
-        entries = [read_entry(directory, name) for name in names if name not in self._loose]
-        require_identity(str(self._path), entries, self._manifest)
+        entries = [self._home.read_entry(name) for name in names if name not in self._loose]
+        require_identity(self._home.place, entries, self._manifest)
+        read = self._home.read_documents(entries, self._layout)
         for entry in entries:
-            self.note(entry, self._documents_of(entry))
-        if self._version_on_disk() != self._table_version:
+            documents = read[entry.name]
+            self.note(entry, ShardDocuments(ids=documents.ids, lengths=documents.lengths.astype(np.uint32)))
+        if self._home.table_version() != self._table_version:
             self._follow_table()
 
     def _follow_table(self) -> None:
@@ -117,27 +118,10 @@ class StoredShards:
         self._indexed = {name: entry for name, entry in known.items() if name not in self._loose}
 
     def _fitting_table(self, entries: Mapping[str, ShardEntry]) -> DocumentTable | None:
-        """The table on disk, unless it lists shards that were removed: their documents are not stored any more."""
-        table = self._open_table()
+        """The table that is there, unless it lists shards that were removed: their documents are gone."""
+        self._table_version = self._home.table_version()
+        table = self._home.read_table()
         return table if table is not None and all(name in entries for name in table.shard_names()) else None
-
-    def _open_table(self) -> DocumentTable | None:
-        self._table_version = self._version_on_disk()
-        return DocumentTable.open(self._path)
-
-    def _version_on_disk(self) -> tuple[int, ...] | None:
-        """What tells one table from the next, which replaces its file; None where there is none."""
-        path = self._path / DOCUMENTS_NAME
-        try:
-            with reads_explained(path):
-                status = path.stat()
-        except FileNotFoundError:
-            return None
-        return status.st_ino, status.st_mtime_ns, status.st_size
-
-    def _documents_of(self, entry: ShardEntry) -> ShardDocuments:
-        documents = open_documents(self._path, entry, self._layout)
-        return ShardDocuments(ids=documents.ids, lengths=documents.lengths.astype(np.uint32))
 
     def note(self, entry: ShardEntry, documents: ShardDocuments) -> None:
         """Know of a shard that was published just now."""
@@ -150,26 +134,22 @@ class StoredShards:
 
     def compact_when_due(self) -> None:
         """Before a publication, not after: a disk too full for the index must not make a published shard look lost."""
+        if not self._home.compacts_while_publishing:
+            return
         if len(self._loose) > max(_MIN_LOOSE, len(self._indexed) // _LOOSE_FRACTION):
             self.compact()
 
     def compact(self) -> None:
-        """Fold all entries into index and table, where some are not in them.
-
-        The table first: it may list shards whose entries are still loose, never the other way round for long.
-
-        Raises:
-            CaskWriteError: Disk full or broken.
-        """
+        """Fold all entries into index and table, where some are not in them; errors as `Home`."""
         if not (self._loose or self._beyond_table):
             return
         documents = dict(self._beyond_table)
         if self._table is not None:
             documents |= {name: self._table.shard(name) for name in self._table.shard_names()}
-        write_document_table(self._files, self._path, documents)
         merged = self._indexed | self._loose
-        write_index(self._files, self._path, merged.values())
+        table = self._home.compact(merged, documents)
+        self._table_version = self._home.table_version()
         self._indexed, self._loose = merged, {}
         # The table before what it replaces: a thread that asks `has` meanwhile must not miss a document.
-        self._table = self._open_table()
+        self._table = table
         self._beyond_table, self._beyond_index = {}, DocumentIndex()

@@ -1,27 +1,22 @@
 """Writing a cask: documents in, one durable shard out."""
 
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 
 from logitcask_schemas.cask.carriers.arrow import ArrowCarrier
 from logitcask_schemas.cask.carriers.carrier import Carrier
-from logitcask_schemas.cask.carriers.registry import carrier_named, carrier_of
-from logitcask_schemas.cask.directory import (
-    LocalDirectory,
-    read_manifest,
-    require_identity,
-    write_manifest,
-)
+from logitcask_schemas.cask.carriers.registry import carrier_named
+from logitcask_schemas.cask.directory import require_identity
 from logitcask_schemas.cask.documents import ShardDocuments
 from logitcask_schemas.cask.format.columns import ShardColumns, assemble, gather_rows
-from logitcask_schemas.cask.format.layout import MANIFEST_NAME, SHARDS_NAME, RecordLayout
+from logitcask_schemas.cask.format.layout import RecordLayout
 from logitcask_schemas.cask.format.manifest import (
     FORMAT_VERSION,
     CaskManifest,
@@ -30,12 +25,13 @@ from logitcask_schemas.cask.format.manifest import (
 )
 from logitcask_schemas.cask.format.packed.rank_table import RankTable
 from logitcask_schemas.cask.hint_file import open_hints
-from logitcask_schemas.cask.hint_publication import take_hints
-from logitcask_schemas.cask.hint_width import require_stored_width, stored_width
-from logitcask_schemas.cask.publication import prepare_folder, publish_entry, publish_shard, require_new, sweep
-from logitcask_schemas.cask.storage.files import FileOperations, LocalFiles, clear_errors, link_or_copy
-from logitcask_schemas.cask.storage.lock import writers_lock
-from logitcask_schemas.cask.storage.publication_log import PublicationLog
+from logitcask_schemas.cask.hint_width import require_stored_width
+from logitcask_schemas.cask.home import Home
+from logitcask_schemas.cask.local_home import LocalHome
+from logitcask_schemas.cask.storage.files import FileOperations, LocalFiles
+from logitcask_schemas.cask.storage.object_store import is_url
+from logitcask_schemas.cask.storage.shared_store import SharedStore
+from logitcask_schemas.cask.store_home import StoreHome
 from logitcask_schemas.cask.stored_shards import StoredShards
 from logitcask_schemas.errors import CaskError, InvalidRecordError
 from logitcask_schemas.record.capture_spec import CaptureSpec
@@ -50,32 +46,27 @@ LOCK_TIMEOUT_SECONDS: Final = 600.0
 class CaskWriter:
     """Publishes shards into one cask. Several writers, threads or processes, may publish into the same cask at once.
 
-    `publish` costs the same however many shards there are, also beside other writers, who tell each other what they
-    publish (`storage.publication_log`). Index and table of documents are rewritten when an eighth of
-    the entries is not in them yet, which is a constant number of rewritten entries per publication. Which documents are
-    stored is looked up in the mapped table, so memory grows only with what is not in it yet.
+    `publish` costs the same however many shards there are, also beside other writers. In a folder, they tell each other
+    what they publish (`storage.publication_log`), and index and table of documents are rewritten when
+    an eighth of the entries is not in them yet, which is a constant number of rewritten entries per publication; in an
+    object store when the writer is closed. Which documents are stored is looked up in the mapped table, so memory grows
+    only with what is not in it yet.
+
+    In an object store writers do not wait for each other. The same documents in the same order are one shard, whoever
+    publishes them and however often. A document that two writers publish at the same time in different shards is stored
+    twice: give each writer its own documents.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        manifest: CaskManifest,
-        log: PublicationLog,
-        *,
-        files: FileOperations | None = None,
-        carrier: Carrier | None = None,
-        lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS,
-    ) -> None:
-        """Use `create`, which also prepares the directory."""
+    def __init__(self, path: Path | str, manifest: CaskManifest, home: Home, *, carrier: Carrier | None = None) -> None:
+        """Use `create`, which also prepares the place."""
         self.path = path
+        """Folder or URL of the cask."""
         self.manifest = manifest
-        self._log = log
+        self._home = home
         self._layout = RecordLayout.of(manifest)
         self._identity = manifest.identity_digest()
-        self._files = files or LocalFiles()
         self._carrier = carrier or ArrowCarrier()
-        self._lock_timeout = lock_timeout_seconds
-        self._stored = StoredShards(path, manifest, self._files)
+        self._stored = StoredShards(home, manifest)
         self._hint_width: int | None = None
         """Of the stored hints, where a publication has looked."""
         self._certain = False
@@ -84,7 +75,7 @@ class CaskWriter:
     @classmethod
     def create(
         cls,
-        path: Path,
+        path: Path | str,
         *,
         teacher: TeacherIdentity,
         capture: CaptureSpec,
@@ -94,41 +85,49 @@ class CaskWriter:
         accept: Collection[Accept] = (),
         version: Literal[1, 2, 3] = FORMAT_VERSION,
         rank_table: RankTable | None = None,
+        single_writer: bool = False,
+        store_options: Mapping[str, Any] | None = None,
     ) -> Self:
         """Create a cask, or open an existing one of the same teacher and capture spec.
 
-        Leftovers of writers that died are swept.
+        Leftovers of writers that died are swept, in a folder.
 
         Args:
-            path: The cask's directory; made with its parents where absent.
+            path: The cask's directory, made with its parents where absent; or its URL in an object store
+                ("s3://bucket/folder"; needs the extra `remote`).
             teacher: Who the records come from.
             capture: What was kept of each distribution.
             carrier: File format of the shards that this writer adds: "arrow", "zarr", "parquet" or "packed".
             files: The file system, for tests.
-            lock_timeout_seconds: How long to wait for another writer, here and in `publish`.
+            lock_timeout_seconds: How long to wait for another writer, here and in `publish`; nobody waits in a store.
             accept: What may differ from an existing cask's teacher, because a person said so.
             version: Of a cask that is created: 2 for documents with records of some positions, or under a context. It
                 is 3 at least where spec or rank table ask for that.
             rank_table: Of a cask that is created, for shards of carrier `packed`.
+            single_writer: Of a URL: nobody else writes there at the same time, which the caller has made sure of. So a
+                store will do that cannot put an object only where there is none.
+            store_options: Of a URL: see `RemoteStore`.
 
         Raises:
             IdentityMismatchError: The cask holds records of another teacher or spec; names the fields.
-            CaskError: The directory holds something else than a cask, or there is no such carrier.
+            CaskError: The place holds something else than a cask, there is no such carrier, or the store has no
+                conditional puts.
             CaskWriteError: The file system refuses.
+            StoreError: The store does not answer, or refuses.
             CaskCorruptionError, CaskNotFoundError: The existing cask is damaged.
         """
-        files = files or LocalFiles()
         stores_as = carrier_named(carrier)
-        path = Path(path)
-        prepare_folder(files, path)
-        log = PublicationLog(uuid.uuid4().hex)
-        with writers_lock(path, holder=log.holder, timeout_seconds=lock_timeout_seconds, log=log):
-            if (path / MANIFEST_NAME).exists():
-                manifest = read_manifest(LocalDirectory(path=path))
-                manifest.require_same(teacher, capture, where=str(path), accept=accept)
-            else:
-                require_new(path)
-                manifest = CaskManifest(
+        home: Home
+        if is_url(path):
+            home = StoreHome(SharedStore(str(path), store_options), single_writer=single_writer)
+            path = home.place
+        else:
+            path, holder = Path(path), uuid.uuid4().hex
+            home = LocalHome(path, files or LocalFiles(), holder=holder, lock_timeout_seconds=lock_timeout_seconds)
+        home.prepare()
+        with home.exclusive():
+            manifest = home.begin(
+                lambda: CaskManifest(
                     version=max(version, version_for(capture, rank_table)),
                     teacher=teacher,
                     capture=capture,
@@ -136,10 +135,11 @@ class CaskWriter:
                     created_by=f"logitcask {installed_version()}",
                     created_at=datetime.now(UTC).isoformat(timespec="seconds"),
                 )
-                write_manifest(files, path, manifest)
-            writer = cls(path, manifest, log, files=files, carrier=stores_as, lock_timeout_seconds=lock_timeout_seconds)
+            )
+            manifest.require_same(teacher, capture, where=str(path), accept=accept)
+            writer = cls(path, manifest, home, carrier=stores_as)
             writer._stored.refresh()
-            sweep(files, path, writer._stored.entries)
+            home.sweep(writer._stored.entries)
             writer._certain = True
         return writer
 
@@ -151,9 +151,20 @@ class CaskWriter:
     def has(self, document_id: bytes) -> bool:
         """Whether a document is stored, by its 32-byte id.
 
-        Other writers' documents count from this writer's last `publish` on.
+        Other writers' documents count from this writer's last `publish` on; in an object store from its last `refresh`.
         """
         return self._stored.has(document_id)
+
+    def refresh(self) -> None:
+        """Learn what other writers have published. In a folder, `publish` does so by itself.
+
+        Raises:
+            CaskCorruptionError, CaskNotFoundError: Something of the cask is missing or damaged.
+            StoreError, CaskLockedError: As `publish`.
+        """
+        self._certain = False
+        with self._refreshed():
+            pass
 
     def publish(
         self, documents: Sequence[DocumentRecords], *, on_duplicate: Literal["skip", "error"] = "skip"
@@ -175,6 +186,8 @@ class CaskWriter:
                 version 1.
             CaskWriteError: Disk full or broken; the cask is unchanged.
             CaskLockedError: Another writer did not finish in time.
+            StoreError: The store does not answer, or refuses. Whether the shard is published may then be open; the
+                next call finds out, and publishing the same documents again is safe.
         """
         ids = [self._checked_id(document) for document in documents]
         with self._refreshed():
@@ -242,8 +255,6 @@ class CaskWriter:
         require_identity(str(self.path), [entry], self.manifest)
         if entry.recorded_documents or entry.context_documents:
             self.manifest.require_extents(str(self.path), f"shard {entry.name} has")
-        carrier = carrier_of(entry)
-        name = entry.name + carrier.suffix
         with self._refreshed():
             self._stored.compact_when_due()
             if any(self.has(identity.tobytes()) for identity in documents.ids):
@@ -251,23 +262,17 @@ class CaskWriter:
             spec = self.manifest.capture.hints
             if hints is not None and spec is not None:
                 self._require_width(open_hints(hints.parent.parent, entry, spec).columns.rows.width, spec)
-            # What has this name without an entry is the leftover of a writer that died.
-            with clear_errors(self.path):
-                self._files.unlink(self.path / SHARDS_NAME / name)
-            linked = link_or_copy(self._files, path, self.path / SHARDS_NAME, name, link=link)
-            if hints is None:
-                entry = entry.model_copy(update={"hints": None})
-            else:
-                take_hints(self._files, hints, self.path, entry, link=link)
-            publish_entry(self._files, self.path, entry, carrier)
-            lengths = documents.lengths.astype(np.uint32)
-            self._note(entry, ShardDocuments(ids=documents.ids.copy(), lengths=lengths))
+            entry, linked = self._home.adopt(entry, path, hints, link=link)
+            self._stored.note(
+                entry, ShardDocuments(ids=documents.ids.copy(), lengths=documents.lengths.astype(np.uint32))
+            )
         return linked
 
     def close(self) -> None:
         """Fold all entries into the index and the table of documents, so that opening reads two files.
 
-        The writer stays usable.
+        The writer stays usable. In an object store this is the only time: a long run with many writers may let one of
+        them close now and then.
         """
         with self._refreshed():
             self._stored.compact()
@@ -284,11 +289,10 @@ class CaskWriter:
     @contextmanager
     def _refreshed(self) -> Iterator[None]:
         """Hold the lock, knowing every shard that is published."""
-        log = self._log
-        with writers_lock(self.path, holder=log.holder, timeout_seconds=self._lock_timeout, log=log):
+        with self._home.exclusive() as published:
             certain, self._certain = self._certain, False
-            if certain and log.unseen is not None:
-                self._stored.take(log.unseen)
+            if certain and published is not None:
+                self._stored.take(published)
             else:
                 self._stored.refresh()
                 self._hint_width = None  # a repair may have taken away what it was read from
@@ -319,20 +323,15 @@ class CaskWriter:
     def _require_width(self, width: int, spec: HintSpec) -> None:
         """Raise InvalidRecordError unless a new shard's hints are as wide as the cask's; call with the lock held."""
         if self._hint_width is None:
-            self._hint_width = stored_width(self.path, self._stored.entries, spec)
-        require_stored_width(self.path, width, self._hint_width)
+            self._hint_width = self._home.hint_width(self._stored.entries, spec)
+        require_stored_width(str(self.path), width, self._hint_width)
 
     def _store(self, columns: ShardColumns) -> ShardEntry:
         """Publish a shard of documents that are not stored yet; call with the lock held."""
         hints = self.manifest.capture.hints
         if hints is not None and columns.hints is not None:
             self._require_width(columns.hints.rows.width, hints)
-        entry = publish_shard(self._files, self.path, self._carrier, columns, self._layout, self._identity, hints)
+        entry = self._home.publish(self._carrier, columns, self._layout, self._identity, hints)
         lengths = np.diff(columns.offsets["token"]).astype(np.uint32)
-        self._note(entry, ShardDocuments(ids=columns.document_ids, lengths=lengths))
+        self._stored.note(entry, ShardDocuments(ids=columns.document_ids, lengths=lengths))
         return entry
-
-    def _note(self, entry: ShardEntry, documents: ShardDocuments) -> None:
-        """Know of a shard that was published just now, and tell other writers."""
-        self._stored.note(entry, documents)
-        self._log.note(entry.name)

@@ -145,20 +145,26 @@ def _how_to_mend(cask: str) -> str:
     )
 
 
-def repair(cask: CaskArgument, as_json: JsonOption = False) -> None:
+def repair(
+    cask: CaskArgument,
+    older_than: Annotated[
+        float, typer.Option(help="Of a URL: hours after which an object without an entry is a leftover.", min=0)
+    ] = 24.0,
+    as_json: JsonOption = False,
+) -> None:
     """Take damaged shards and documents out; keep, rewrite or list every document. Exit 3 when documents were lost.
 
     Damaged files are moved to CASK/quarantine. Its requeue.jsonl is a corpus: the `logitcask submit` command that is
-    printed captures it again.
+    printed captures it again. Of a cask in an object store, what writers that died have left is listed, and what is
+    missing; nothing is changed there.
     """
     from logitcask_schemas.cask.integrity.repair import REQUEUE_NAME, repair_cask, submit_command
     from logitcask_schemas.cask.integrity.verify import survey
     from logitcask_schemas.cask.location import LocalFolder
     from logitcask_schemas.cask.storage.object_store import is_url
-    from logitcask_schemas.errors import CaskError
 
     if is_url(cask):
-        raise CaskError(f"{cask}: an object store has no lock, so nothing is mended there. {_how_to_mend(cask)}")
+        return _list_leftovers(cask, older_than, as_json)
     path = Path(cask)
     with byte_progress() as progress:
         task = progress.add_task("verifying", total=survey(LocalFolder(folder=path)).cask.num_bytes)
@@ -175,6 +181,39 @@ def repair(cask: CaskArgument, as_json: JsonOption = False) -> None:
     else:
         _print_repair(cask, report, command)
     if report.requeue or report.lost or report.unnamed:
+        raise typer.Exit(EXIT_PROBLEMS)
+    return None
+
+
+def _list_leftovers(url: str, hours: float, as_json: bool) -> None:
+    from datetime import timedelta
+
+    from logitcask_schemas.cask.integrity.leftovers import leftovers
+
+    found = leftovers(url, timedelta(hours=hours))
+    if as_json:
+        print_json(
+            {
+                "leftovers": [f"shards/{file.name}" for file in found.unnamed],
+                "leftover_bytes": sum(file.bytes for file in found.unnamed),
+                "recent": [f"shards/{file.name}" for file in found.recent],
+                "unfinished_uploads": [f"shards/{file.name}" for file in found.uploads],
+                "incomplete": found.incomplete,
+            }
+        )
+    else:
+        for file in found.unnamed:
+            print(f"leftover: shards/{file.name}, {file.bytes:,} bytes: no entry names it for {hours:g} hours")
+        for file in found.uploads:
+            print(f"leftover: parts of shards/{file.name}, whose upload was not finished")
+        for sentence in found.incomplete:
+            print(sentence)
+        listed = len(found.unnamed) + len(found.uploads)
+        print(f"{counted(listed, 'leftover')}; {counted(len(found.recent), 'object')} may be a writer's at work")
+        if listed:
+            print("No reader sees leftovers. Remove them with the store's own tools while no writer is at work there.")
+        print(f"Damage inside of objects is for `logitcask cask verify {url}` to find. {_how_to_mend(url)}")
+    if found.incomplete:
         raise typer.Exit(EXIT_PROBLEMS)
 
 
@@ -215,14 +254,10 @@ def _print_repair(cask: str, report: "RepairReport", command: str | None) -> Non
 def drop_hints(cask: CaskArgument, as_json: JsonOption = False) -> None:
     """Free what the hints of a cask take (hidden states and the like); its records stay. Nothing brings them back."""
     from logitcask_schemas.cask.dropping import drop_hints as drop
+    from logitcask_schemas.cask.dropping import drop_store_hints
     from logitcask_schemas.cask.storage.object_store import is_url
-    from logitcask_schemas.errors import CaskError
 
-    if is_url(cask):
-        raise CaskError(
-            f"{cask}: an object store has no lock, so nothing is dropped there. Drop them before the export"
-        )
-    dropped = drop(Path(cask))
+    dropped = drop_store_hints(cask) if is_url(cask) else drop(Path(cask))
     if as_json:
         return print_json(asdict(dropped))
     return print(f"{cask}: hints of {counted(dropped.shards, 'shard')} dropped, {dropped.bytes:,} bytes freed")

@@ -19,6 +19,11 @@ Destination = Annotated[
     str, typer.Argument(metavar="DST", help="New folder or URL, or an unfinished export.", show_default=False)
 ]
 
+SingleWriter = Annotated[
+    bool,
+    typer.Option("--single-writer", help="Nobody else writes there; needed where a store has no conditional puts."),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `logitcask cask`."""
@@ -157,10 +162,11 @@ def _print(figures: dict[str, Any], as_json: bool) -> None:
 
 
 def merge(
-    target: Annotated[str, typer.Argument(metavar="DST", help="A cask, or a new folder.", show_default=False)],
+    target: Annotated[str, typer.Argument(metavar="DST", help="A cask, or a new folder or URL.", show_default=False)],
     sources: Sources,
     copy: Annotated[bool, typer.Option("--copy", help="Copy shards that could be shared by hard links.")] = False,
     verify: Annotated[bool, typer.Option(help="Prove shards before taking them over.")] = True,
+    single_writer: SingleWriter = False,
     as_json: JsonOption = False,
 ) -> None:
     """Bring several casks of one teacher and capture spec together; every document is stored once."""
@@ -169,10 +175,11 @@ def merge(
     with byte_progress() as progress:
         task = progress.add_task("merging", total=None)
         report = merge_casks(
-            _folder(target),
+            target,
             sources,
             link=not copy,
             verify=verify,
+            single_writer=single_writer,
             planned=lambda total: progress.update(task, total=total),
             progress=lambda size: progress.advance(task, size),
         )
@@ -193,10 +200,11 @@ def split(
         str, typer.Argument(metavar="SRC", help="A cask: folder or URL; it stays as it is.", show_default=False)
     ],
     into: Annotated[
-        tuple[str, str], typer.Option(metavar="A B", help="Folders: the fraction goes to A, the rest to B.")
+        tuple[str, str], typer.Option(metavar="A B", help="Folders or URLs: the fraction goes to A, the rest to B.")
     ],
     fraction: Annotated[float, typer.Option(help="Part of the documents that goes to A.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Chooses which.", min=0)] = 0,
+    single_writer: SingleWriter = False,
     as_json: JsonOption = False,
 ) -> None:
     """Split a cask by document, into held-out and training set; no document changes sides when the cask grows."""
@@ -207,8 +215,9 @@ def split(
         task = progress.add_task("splitting", total=None)
         report = split_cask(
             source,
-            (_folder(into[0]), _folder(into[1])),
+            into,
             rule,
+            single_writer=single_writer,
             planned=lambda total: progress.update(task, total=total),
             progress=lambda size: progress.advance(task, size),
         )
@@ -218,13 +227,3 @@ def split(
     for path, counts in casks.items():
         print(f"{path}: {counted(counts['added'], 'document')} added, {counts['present']:,} there before")
     return None
-
-
-def _folder(place: str) -> Path:
-    """A local folder to write a cask into."""
-    from logitcask_schemas.cask.storage.object_store import is_url
-    from logitcask_schemas.errors import CaskError
-
-    if is_url(place):
-        raise CaskError(f"{place}: name a local folder, then `logitcask cask export` it to the object store")
-    return Path(place)

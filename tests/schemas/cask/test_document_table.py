@@ -32,7 +32,7 @@ def opening_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("logitcask_schemas.cask.reader.open_shard", refuse)
     monkeypatch.setattr("logitcask_schemas.cask.location.open_documents", refuse)
-    monkeypatch.setattr("logitcask_schemas.cask.stored_shards.open_documents", refuse)
+    monkeypatch.setattr("logitcask_schemas.cask.local_home.open_documents", refuse)
 
 
 @settings(max_examples=60, deadline=None)

@@ -219,7 +219,7 @@ def test_publishing_lists_no_directory_while_undisturbed(tmp_path: Path, monkeyp
     writer = create(tmp_path)
     writer.publish([make_document(3, 1)])
     calls = []
-    monkeypatch.setattr("logitcask_schemas.cask.stored_shards.read_listing", calls.append)
+    monkeypatch.setattr("logitcask_schemas.cask.local_home.read_listing", calls.append)
     writer.publish([make_document(3, 2)])
     assert calls == []
 

@@ -53,6 +53,16 @@ def test_a_port_in_use(run, model, tmp_path):
     assert "--port" in err
 
 
+@pytest.mark.parametrize("option", ["cask-root", "data-dir"])
+def test_a_url_is_no_folder(run, model, tmp_path, monkeypatch, option):
+    monkeypatch.chdir(tmp_path)
+    code, err = run(*options(model, tmp_path, **{option: "s3://bucket/casks"}))
+    assert code == 1
+    assert "expected a folder of this machine" in err
+    assert "cask merge URL FOLDER/NAME" in err
+    assert not (tmp_path / "s3:").exists()
+
+
 def test_no_key_beyond_loopback(run, model, tmp_path):
     code, err = run(*options(model, tmp_path, host="0.0.0.0"))
     assert code == 1

@@ -7,33 +7,21 @@ event loop in a thread, which a fork does not carry over; every process therefor
 import errno
 import importlib
 import os
-import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+from logitcask_schemas.cask.storage.client_errors import client_errors
 from logitcask_schemas.cask.storage.files import NO_SPACE
-from logitcask_schemas.errors import CaskError, CaskNotFoundError, CaskWriteError, MissingExtraError
+from logitcask_schemas.errors import CaskError, CaskNotFoundError, CaskWriteError, MissingExtraError, StoreError
 
-_SEPARATOR: Final = "://"
+SEPARATOR: Final = "://"
 _LOCAL_ERRORS: Final = NO_SPACE | {errno.EFBIG, errno.EROFS}
 """What no client of a store says of the store: a download failed because of the disk that it went to."""
-_CLIENT_ERRORS: Final = (
-    ("botocore.exceptions", "BotoCoreError"),
-    ("botocore.exceptions", "ClientError"),
-    ("aiohttp", "ClientError"),
-    ("gcsfs.retry", "HttpError"),
-    ("google.auth.exceptions", "GoogleAuthError"),
-    ("azure.core.exceptions", "AzureError"),
-    ("httpx2", "HTTPError"),
-    ("huggingface_hub.errors", "HFValidationError"),
-    ("huggingface_hub.errors", "HfUriError"),
-    ("httpx", "HTTPError"),
-)
-"""What the clients of stores raise beside OSError, by the module that defines it."""
-
 _CLIENTS_READ: Final = (
     "AWS_",
     "S3_",
@@ -59,7 +47,7 @@ _HUB_KINDS: Final = ("datasets", "models", "spaces", "buckets")
 
 def is_url(place: str | Path) -> bool:
     """Whether a place is a folder of an object store rather than a local path."""
-    return isinstance(place, str) and _SEPARATOR in place
+    return isinstance(place, str) and SEPARATOR in place
 
 
 def dataset_url(url: str) -> str:
@@ -70,6 +58,17 @@ def dataset_url(url: str) -> str:
     if not url.startswith(_HUB) or url.removeprefix(_HUB).split("/")[0] in _HUB_KINDS:
         return url
     return f"{_HUB}datasets/{url.removeprefix(_HUB)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredObject:
+    """An object, or one that is still being sent in parts."""
+
+    name: str
+    """Without its folder."""
+    bytes: int
+    modified: datetime | None
+    """When it was put, or its first part was; None where the store does not say."""
 
 
 class RemoteStore:
@@ -123,6 +122,24 @@ class RemoteStore:
                 contents[name] = self.read(name)  # says what is wrong, or was a passing trouble
         return contents
 
+    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        """Parts of objects, [start, stop) in bytes of each, many at a time; shorter where the object ends before.
+
+        Raises:
+            CaskNotFoundError, StoreError: As `read`.
+        """
+        with self._explained("..."):
+            system, root = self._system()
+            names, starts, stops = zip(*ranges, strict=True) if ranges else ((), (), ())
+            results: list[bytes] = system.cat_ranges(
+                [f"{root}/{name}" for name in names], list(starts), list(stops), on_error="return"
+            )
+        for name, result in zip(names, results, strict=True):
+            if isinstance(result, BaseException):
+                with self._explained(name):
+                    raise result
+        return results
+
     def write(self, name: str, content: bytes) -> None:
         """Create or replace a small object; CaskError where the store refuses."""
         with self._explained(name):
@@ -159,8 +176,7 @@ class RemoteStore:
         with self._explained(name):
             system, root = self._system()
             system.put_file(str(source), f"{root}/{name}")
-        if (stored := self.size(name)) != (size := source.stat().st_size):
-            raise CaskError(f"{self.url}/{name}: sent {size} bytes, the store has {stored}; try again")
+        self._require_size(name, source)
 
     def size(self, name: str) -> int:
         """Bytes of an object; errors as `read`."""
@@ -178,12 +194,38 @@ class RemoteStore:
             if item["type"] == "file"
         }
 
+    def objects(self, folder: str) -> list[StoredObject]:
+        """What lies right below a folder, by name; nothing where there is no folder."""
+        found = [
+            StoredObject(
+                name=item["name"].rpartition("/")[2], bytes=int(item["size"]), modified=item.get("LastModified")
+            )
+            for item in self._listing(folder)
+            if item["type"] == "file"
+        ]
+        return sorted(found, key=lambda item: item.name)
+
     def folders(self) -> list[str]:
         """Names of the folders right below this one, sorted; CaskNotFoundError where there is nothing at all."""
         items = self._listing("")
         if not items:
             raise CaskNotFoundError(f"{self.url}: there is nothing in the store under this address")
         return sorted(item["name"].rstrip("/").rpartition("/")[2] for item in items if item["type"] == "directory")
+
+    def children(self) -> list[str]:
+        """Names of objects and folders right below this one, sorted; none where there is nothing."""
+        names = {item["name"].rstrip("/").rpartition("/")[2] for item in self._listing("")}
+        return sorted(names - {self.url.rpartition("/")[2]})
+
+    def delete(self, name: str) -> None:
+        """Remove an object, if it is there; StoreError where the store refuses."""
+        with suppress(CaskNotFoundError), self._explained(name):
+            system, root = self._system()
+            system.rm_file(f"{root}/{name}")
+
+    def _require_size(self, name: str, source: Path) -> None:
+        if (stored := self.size(name)) != (size := source.stat().st_size):
+            raise StoreError(f"{self.url}/{name}: sent {size} bytes, the store has {stored}; try again")
 
     def _listing(self, folder: str) -> list[dict[str, Any]]:
         with self._explained(folder):
@@ -227,8 +269,8 @@ class RemoteStore:
             raise
         except FileNotFoundError as error:
             raise CaskNotFoundError(f"{where}: there is no such object") from error
-        except _client_errors() as error:
-            raise CaskError(
+        except client_errors() as error:
+            raise StoreError(
                 f"{where}: the object store failed: {error or type(error).__name__}. Check address, credentials "
                 "and network, and try again; what was stored before is untouched."
             ) from error
@@ -246,12 +288,3 @@ def _system_of(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     system, root = fsspec.url_to_fs(url, skip_instance_cache=True, **options)
     _systems[key] = system
     return system, str(root)
-
-
-def _client_errors() -> tuple[type[BaseException], ...]:
-    """What clients raise; only those that are loaded can have."""
-    errors: list[type[BaseException]] = [OSError]
-    for module, name in _CLIENT_ERRORS:
-        if module in sys.modules:
-            errors.append(getattr(sys.modules[module], name, OSError))
-    return tuple(errors)

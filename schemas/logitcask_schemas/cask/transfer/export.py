@@ -27,6 +27,7 @@ from logitcask_schemas.cask.shard import Shard
 from logitcask_schemas.cask.storage.files import LocalFiles, publish_file
 from logitcask_schemas.cask.storage.lock import writers_lock
 from logitcask_schemas.cask.storage.object_store import RemoteStore, is_url
+from logitcask_schemas.cask.storage.shared_store import SharedStore
 from logitcask_schemas.cask.transfer.targets import ExportTarget, LocalTarget, RemoteTarget
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError
 
@@ -135,9 +136,14 @@ def open_source(place: str, *, cache: Path | None = None) -> Iterator[Cask]:
         yield Cask(cask.location.limited(2 * largest), cask.manifest, cask.entries)
 
 
+def absolute_place(place: Path | str) -> str:
+    """A folder or URL as equal ones are written alike."""
+    return str(place).rstrip("/") if is_url(place) else str(Path(place).resolve())
+
+
 def target_of(place: str) -> ExportTarget:
     """The target that a folder or URL names."""
-    return RemoteTarget(RemoteStore(place)) if is_url(place) else LocalTarget(Path(place))
+    return RemoteTarget(SharedStore(place)) if is_url(place) else LocalTarget(Path(place))
 
 
 def export_cask(source: Cask, target: ExportTarget, carrier_name: str | None) -> Iterator[ExportStep]:

@@ -22,7 +22,7 @@ from logitcask_schemas.cask.hint_publication import copy_hints
 from logitcask_schemas.cask.integrity.verify import sha256_of
 from logitcask_schemas.cask.reader import Cask
 from logitcask_schemas.cask.storage.files import FileOperations
-from logitcask_schemas.cask.transfer.export import open_source
+from logitcask_schemas.cask.transfer.export import absolute_place, open_source
 from logitcask_schemas.cask.writer import CaskWriter
 from logitcask_schemas.errors import CaskCorruptionError, CaskError
 
@@ -47,11 +47,12 @@ class MergeReport:
 
 
 def merge_casks(
-    target: Path,
+    target: Path | str,
     sources: Sequence[Path | str],
     *,
     link: bool = True,
     verify: bool = True,
+    single_writer: bool = False,
     files: FileOperations | None = None,
     planned: Callable[[int], None] | None = None,
     progress: Callable[[int], None] | None = None,
@@ -59,10 +60,11 @@ def merge_casks(
     """Bring the documents of the sources into the target, each document once.
 
     Args:
-        target: A cask, or a folder that is to become one.
+        target: A cask, or a folder or URL that is to become one.
         sources: Casks, as folders or URLs; they stay as they are. Of a URL one shard at a time is fetched.
         link: Share whole shards with the sources where possible; False copies them.
         verify: Prove the SHA-256 of every shard that is taken over whole.
+        single_writer: Of a target in an object store: see `CaskWriter.create`.
         files: The file system, for tests.
         planned: Called once with the bytes of all sources.
         progress: Called with the bytes of every finished shard.
@@ -71,16 +73,16 @@ def merge_casks(
         IdentityMismatchError: Sources or target differ in teacher or capture spec; names the fields.
         CaskNotFoundError, CaskCorruptionError: A source is missing or damaged. What was merged before stays.
         CaskError: The target is one of the sources.
-        CaskWriteError: The file system refuses; run again when it does not.
+        CaskWriteError, StoreError: File system or store refuses; run again when it does not.
     """
     if not sources:
         raise CaskError(f"nothing to merge into {target}: name at least one source")
     with ExitStack() as held:
         opened = [held.enter_context(open_source(str(source))) for source in sources]
         first = opened[0].manifest
-        for cask in opened:
+        for source, cask in zip(sources, opened, strict=True):
             first.require_same(cask.manifest.teacher, cask.manifest.capture, where=opened[0].place)
-            if cask.path.resolve() == Path(target).resolve():
+            if absolute_place(source) == absolute_place(target):
                 raise CaskError(f"{target}: is a source of the merge as well; name another folder for the result")
         if planned is not None:
             planned(sum(cask.num_bytes for cask in opened))
@@ -93,6 +95,7 @@ def merge_casks(
                 files=files,
                 version=max(cask.manifest.version for cask in opened),
                 rank_table=first.rank_table,
+                single_writer=single_writer,
             )
         )
         saying = list[bytes]()
@@ -119,14 +122,15 @@ def _saying_duplicates(writer: CaskWriter, cask: Cask, number: int, documents: S
     return [ids[row] for row in duplicates if len(answers.stored(row))]
 
 
-def _without_answers(target: Path, saying: list[bytes]) -> int:
+def _without_answers(target: Path | str, saying: list[bytes]) -> int:
     """How many of some documents do not say in the target which of their tokens are answers."""
     if not saying:
         return 0
-    merged, count = Cask.open(target), 0
-    for document_id in saying:
-        number = merged.find(document_id)
-        count += number is not None and merged.read(number).answer_ranges_R2 is None
+    count = 0
+    with open_source(str(target)) as merged:
+        for document_id in saying:
+            number = merged.find(document_id)
+            count += number is not None and merged.read(number).answer_ranges_R2 is None
     return count
 
 

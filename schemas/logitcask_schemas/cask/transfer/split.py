@@ -16,7 +16,7 @@ from logitcask_schemas.cask.format.columns import Row, ShardColumns, gather_rows
 from logitcask_schemas.cask.format.layout import RecordLayout
 from logitcask_schemas.cask.reader import Cask
 from logitcask_schemas.cask.storage.files import FileOperations
-from logitcask_schemas.cask.transfer.export import open_source
+from logitcask_schemas.cask.transfer.export import absolute_place, open_source
 from logitcask_schemas.cask.writer import CaskWriter
 from logitcask_schemas.errors import CaskError
 
@@ -54,10 +54,11 @@ class SplitReport:
 
 def split_cask(
     source: Path | str,
-    into: tuple[Path, Path],
+    into: tuple[Path | str, Path | str],
     rule: SplitRule,
     *,
     shard_bytes: int = SHARD_BYTES,
+    single_writer: bool = False,
     files: FileOperations | None = None,
     planned: Callable[[int], None] | None = None,
     progress: Callable[[int], None] | None = None,
@@ -66,10 +67,11 @@ def split_cask(
 
     Args:
         source: The cask, as folder or URL; it stays as it is. Of a URL one shard at a time is fetched.
-        into: Folders of the results: the fraction goes to the first, the rest to the second. Both may hold an earlier
-            split by the same rule, or an unfinished one.
+        into: Folders or URLs of the results: the fraction goes to the first, the rest to the second. Both may hold an
+            earlier split by the same rule, or an unfinished one.
         rule: Which document goes where.
         shard_bytes: Size of the new shards; about as much is held in memory for each side.
+        single_writer: Of results in an object store: see `CaskWriter.create`.
         files: The file system, for tests.
         planned: Called once with the bytes of the source.
         progress: Called with the bytes of every finished source shard.
@@ -78,26 +80,25 @@ def split_cask(
         IdentityMismatchError: A result's folder holds records of another teacher or spec.
         CaskNotFoundError, CaskCorruptionError: The source is damaged: run `logitcask cask repair` first.
         CaskError: Folders coincide, or hold documents that this rule puts on the other side.
-        CaskWriteError: The file system refuses; run again when it does not.
+        CaskWriteError, StoreError: File system or store refuses; run again when it does not.
     """
     with open_source(str(source)) as cask:
         if planned is not None:
             planned(cask.num_bytes)
-        return _split(cask, into, rule, shard_bytes, files, progress or (lambda _: None))
+        _require_three_places(source, into)
+        writers = _writers(cask, into, single_writer, files)
+        return _split(cask, into, writers, rule, shard_bytes, progress or (lambda _: None))
 
 
-def _split(
-    cask: Cask,
-    into: tuple[Path, Path],
-    rule: SplitRule,
-    shard_bytes: int,
-    files: FileOperations | None,
-    progress: Callable[[int], None],
-) -> SplitReport:
-    if len({path.resolve() for path in (cask.path, *into)}) != 3:
-        raise CaskError(
-            f"{cask.place} cannot be split into {into[0]} and {into[1]}: three different folders are needed"
-        )
+def _require_three_places(source: Path | str, into: tuple[Path | str, Path | str]) -> None:
+    """Raise CaskError where a cask is to be split into itself, or both parts into one."""
+    if len({absolute_place(place) for place in (source, *into)}) != 3:
+        raise CaskError(f"{source} cannot be split into {into[0]} and {into[1]}: three different folders are needed")
+
+
+def _writers(
+    cask: Cask, into: tuple[Path | str, Path | str], single_writer: bool, files: FileOperations | None
+) -> list[CaskWriter]:
     with_hints = sum(entry.hints is not None for entry in cask.entries)
     if cask.manifest.capture.hints is not None and 0 < with_hints < len(cask.entries):
         raise CaskError(
@@ -105,8 +106,8 @@ def _split(
             "several. Drop the rest first, with `logitcask cask drop-hints`, or split a copy that has them all"
         )
     carrier = cask.entries[0].carrier if cask.entries else "arrow"
-    manifest, report = cask.manifest, SplitReport()
-    writers = [
+    manifest = cask.manifest
+    return [
         CaskWriter.create(
             path,
             teacher=manifest.teacher,
@@ -115,9 +116,21 @@ def _split(
             files=files,
             version=manifest.version,
             rank_table=manifest.rank_table,
+            single_writer=single_writer,
         )
         for path in into
     ]
+
+
+def _split(
+    cask: Cask,
+    into: tuple[Path | str, Path | str],
+    writers: Sequence[CaskWriter],
+    rule: SplitRule,
+    shard_bytes: int,
+    progress: Callable[[int], None],
+) -> SplitReport:
+    report = SplitReport()
     _require_rule(into, rule)
     waiting = [_Waiting(writer, cask.layout, shard_bytes) for writer in writers]
     for number, entry in enumerate(cask.entries):
@@ -163,10 +176,12 @@ class _Waiting:
         self._rows, self._bytes = [], 0
 
 
-def _require_rule(into: Sequence[Path], rule: SplitRule) -> None:
+def _require_rule(into: Sequence[Path | str], rule: SplitRule) -> None:
     """A document on the wrong side would be trained on and evaluated on."""
     for side, path in enumerate(into):
-        for identity in Cask.open(path).document_ids():
+        with open_source(str(path)) as cask:
+            ids = cask.document_ids()
+        for identity in ids:
             if rule.first(identity.tobytes()) != (side == 0):
                 raise CaskError(
                     f"{path}: holds document {identity.tobytes().hex()[:16]}, which fraction {rule.fraction} and seed "

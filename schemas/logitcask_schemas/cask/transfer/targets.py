@@ -35,13 +35,15 @@ from logitcask_schemas.cask.format.manifest import (
     entry_bytes,
     index_bytes,
     manifest_bytes,
+    parse_manifest,
     require_same_ranks,
 )
 from logitcask_schemas.cask.hint_file import hints_path
 from logitcask_schemas.cask.publication import prepare_folder, publish_entry, sweep
 from logitcask_schemas.cask.storage.files import FileOperations, LocalFiles, publish_file, size_of, writes_explained
 from logitcask_schemas.cask.storage.lock import writers_lock
-from logitcask_schemas.cask.storage.object_store import RemoteStore
+from logitcask_schemas.cask.storage.shared_store import SharedStore
+from logitcask_schemas.cask.store_publication import StorePublication
 from logitcask_schemas.errors import CaskCorruptionError, CaskNotFoundError
 
 WriteShard = Callable[[BinaryIO], ShardEntry]
@@ -139,12 +141,15 @@ class LocalTarget:
 
 
 class RemoteTarget:
-    """A folder of an object store. No lock: two exports of one cask write the same objects."""
+    """A folder of an object store. No lock: others may export or publish there at the same time."""
 
-    def __init__(self, store: RemoteStore) -> None:
+    def __init__(self, store: SharedStore) -> None:
         self._store = store
         self._staging: tempfile.TemporaryDirectory[str] | None = None
+        self._manifest: CaskManifest | None = None
         self._manifest_due: CaskManifest | None = None
+        self._broken = frozenset[str]()
+        """Names of shards that have an entry, and whose objects are missing or of another size."""
 
     def __enter__(self) -> Self:
         self._staging = tempfile.TemporaryDirectory(prefix="logitcask-export-")
@@ -158,7 +163,7 @@ class RemoteTarget:
 
     def prepare(self, manifest: CaskManifest) -> dict[str, ShardEntry]:
         """The shards that the store has already."""
-        directory = StoreDirectory(store=self._store)
+        self._manifest, directory = manifest, StoreDirectory(store=self._store)
         try:
             stored = read_manifest(directory)
             stored.require_same(manifest.teacher, manifest.capture, where=self._store.url)
@@ -174,25 +179,33 @@ class RemoteTarget:
                 hints_size is None or sizes.get(entry.hints_name) == hints_size
             )
 
-        return {entry.name: entry for entry in entries if is_whole(entry)}
+        whole = {entry.name: entry for entry in entries if is_whole(entry)}
+        self._broken = frozenset(entry.name for entry in entries if entry.name not in whole)
+        return whole
 
     def publish(self, carrier: Carrier, write: WriteShard, hints: WriteHints | None = None) -> ShardEntry:
         """The shard and its entry, in the store; the shard is made on the local disk first."""
         assert self._staging is not None, "use the target as a context manager"
-        staged = Path(self._staging.name) / "shard"
+        assert self._manifest is not None, "call prepare first"
+        staged, beside = Path(self._staging.name) / "shard", Path(self._staging.name) / "hints"
         try:
             advice = "Free some space, or set TMPDIR"
             with writes_explained(f"{staged}: could not make the shard there", advice), staged.open("wb") as file:
                 entry = write(file)
-            self._store.upload(staged, f"{SHARDS_NAME}/{entry.name}{carrier.suffix}")
             described = None
             if hints is not None:
-                with writes_explained(f"{staged}: could not make the hints there", advice), staged.open("wb") as file:
+                with writes_explained(f"{beside}: could not make the hints there", advice), beside.open("wb") as file:
                     described = hints(file, entry)
-                self._store.upload(staged, f"{SHARDS_NAME}/{entry.hints_name}")
             entry = entry.model_copy(update={"hints": described})
+            if self._store.puts_under_conditions and entry.name not in self._broken:
+                publication = StorePublication(store=self._store, manifest=self._manifest)
+                return publication.publish(entry, staged, None if described is None else beside)
+            self._store.upload(staged, f"{SHARDS_NAME}/{entry.name}{carrier.suffix}")
+            if described is not None:
+                self._store.upload(beside, f"{SHARDS_NAME}/{entry.hints_name}")
         finally:
             staged.unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
         self._store.write(entry_file(entry.name), entry_bytes(entry))
         return entry
 
@@ -204,7 +217,11 @@ class RemoteTarget:
         self._store.upload(staged / DOCUMENTS_NAME, DOCUMENTS_NAME)
         self._store.write(INDEX_NAME, index_bytes(entries))
         if self._manifest_due is not None:
-            self._store.write(MANIFEST_NAME, manifest_bytes(self._manifest_due))
+            due, where = self._manifest_due, f"{self._store.url}/{MANIFEST_NAME}"
+            there = parse_manifest(self._store.create(MANIFEST_NAME, manifest_bytes(due)), where=where)
+            # Somebody may have made a cask there meanwhile.
+            there.require_same(due.teacher, due.capture, where=self._store.url)
+            require_same_ranks(there, due, where=self._store.url)
 
 
 def _is_whole(cask: Path, entry: ShardEntry) -> bool:

@@ -13,6 +13,7 @@ from logitcask_schemas.cask.integrity.remote_verify import survey_url
 from logitcask_schemas.cask.integrity.repair import repair_cask
 from logitcask_schemas.cask.integrity.verify import verify_shards
 from logitcask_schemas.cask.storage.object_store import RemoteStore
+from logitcask_schemas.cask.storage.shared_store import SharedStore
 from logitcask_schemas.cask.transfer.export import copy_as_is, export_cask
 from logitcask_schemas.cask.transfer.merge import merge_casks
 from logitcask_schemas.cask.transfer.packing import export_packed
@@ -154,7 +155,7 @@ def test_packed_copies_bring_the_hints_along(cask: Path, tmp_path: Path) -> None
 
 def test_stores_take_and_give_them(cask: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     url, before = f"memory://{request.node.name}", hints_of(cask)
-    list(export_cask(Cask.open(cask), RemoteTarget(RemoteStore(url)), None))
+    list(export_cask(Cask.open(cask), RemoteTarget(SharedStore(url)), None))
     remote = Cask.open(url, cache=tmp_path / "cache")
     for number in range(len(remote)):
         assert_same_rows(remote.hints(number), before[remote.read(number).id])
