@@ -21,7 +21,6 @@ import torch
 from gpu_kit_run import Kit, device_name, markdown
 from report import RESULTS, Report
 
-
 SECTIONS = {
     "capture equality": ("gpu_kit_capture", "capture_equality"),
     "capture speed": ("gpu_kit_capture", "capture_speed"),
