@@ -17,7 +17,7 @@ from logitcask_schemas.cask.directory import (
 )
 from logitcask_schemas.cask.documents import DOCUMENTS_NAME, DocumentTable, ShardDocuments, write_document_table
 from logitcask_schemas.cask.format.columns import ShardColumns
-from logitcask_schemas.cask.format.layout import MANIFEST_NAME, SHARDS_NAME, RecordLayout
+from logitcask_schemas.cask.format.layout import INDEX_NAME, MANIFEST_NAME, SHARDS_NAME, RecordLayout
 from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry
 from logitcask_schemas.cask.hint_publication import take_hints
 from logitcask_schemas.cask.hint_width import stored_width
@@ -47,6 +47,8 @@ class LocalHome:
         self._files = files
         self._log = PublicationLog(holder)
         self._lock_timeout = lock_timeout_seconds
+        self._has_index = False
+        """Whether there was one when this home last looked or wrote."""
 
     @property
     def place(self) -> str:
@@ -62,7 +64,9 @@ class LocalHome:
         """Hold the cask's lock."""
         log = self._log
         with writers_lock(self._path, holder=log.holder, timeout_seconds=self._lock_timeout, log=log):
-            yield log.unseen
+            # Whoever removes shards by hand removes the index too, which the log does not tell.
+            is_told = not self._has_index or (self._path / INDEX_NAME).exists()
+            yield log.unseen if is_told else None
 
     def begin(self, make: Callable[[], CaskManifest]) -> CaskManifest:
         """The manifest in the folder."""
@@ -79,7 +83,9 @@ class LocalHome:
 
     def read_listing(self) -> Listing:
         """Index and entries, from the folder."""
-        return read_listing(LocalDirectory(path=self._path))
+        listing = read_listing(LocalDirectory(path=self._path))
+        self._has_index = bool(listing.indexed)
+        return listing
 
     def read_entry(self, name: str) -> ShardEntry:
         """From the folder."""
@@ -140,4 +146,5 @@ class LocalHome:
         """Table and index anew; the table first, as it may list shards whose entries are loose."""
         write_document_table(self._files, self._path, documents)
         write_index(self._files, self._path, entries.values())
+        self._has_index = True
         return DocumentTable.open(self._path)

@@ -108,6 +108,9 @@ class StoredShards:
         table = self._fitting_table(known)
         if table is None:  # somebody deleted it, as anybody may; the one that is mapped says the same
             return
+        if any(name not in table for name in self._indexed):  # somebody took shards away and folded the rest
+            self.refresh()
+            return
         # The table before what it replaces, as in `compact`.
         self._table = table
         beyond = {name: documents for name, documents in self._beyond_table.items() if name not in table}

@@ -212,3 +212,22 @@ def test_what_is_doubted_is_read_before_it_is_mapped(tmp_path: Path, monkeypatch
     assert "Input/output error" in found.problems[0]
     with pytest.raises(AssertionError, match="was mapped"):  # readers, who do not doubt it
         DocumentTable.open(tmp_path)
+
+
+def test_shards_that_are_gone_are_missed_when_the_rest_was_folded(tmp_path: Path) -> None:
+    with create(tmp_path) as writer:
+        writer.publish([make_document(5, 1)])
+        gone = writer.publish([make_document(6, 2)])
+    waiting = create(tmp_path)
+    assert gone is not None
+    (tmp_path / "index.json").unlink()
+    for file in (tmp_path / "shards").glob(f"{gone.name}.*"):
+        file.unlink()
+    with create(tmp_path) as other:
+        other.publish([make_document(7, 3)])
+    assert (tmp_path / "index.json").exists()
+    assert waiting.publish([make_document(7, 3)]) is None
+    assert not waiting.has(make_document(6, 2).id)
+    waiting.publish([make_document(6, 2)])
+    waiting.close()
+    assert sorted(Cask.open(tmp_path).document_lengths()) == [5, 6, 7]
