@@ -3,6 +3,7 @@
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,13 @@ def test_without_failures_it_is_ideal() -> None:
 
 
 def test_equal_seeds_give_equal_figures() -> None:
-    spec = {"workers": 20, "chunks": 400, "chunk_seconds": 10.0, "mtbf_seconds": 100.0, "lease_seconds": 5.0}
+    spec: dict[str, Any] = {
+        "workers": 20,
+        "chunks": 400,
+        "chunk_seconds": 10.0,
+        "mtbf_seconds": 100.0,
+        "lease_seconds": 5.0,
+    }
     assert simulate(FleetSpec(**spec, seed=1)) == simulate(FleetSpec(**spec, seed=1))
     assert simulate(FleetSpec(**spec, seed=1)) != simulate(FleetSpec(**spec, seed=2))
 
@@ -73,19 +80,20 @@ def test_an_orphan_waits_for_its_lease(lease: float) -> None:
     # The only sign of life came when the lease was taken.
     free = max(first + 20.0, lease)
     assert result.seconds == pytest.approx(free + chunk)
-    assert (result.failures, result.lost_seconds) == (1, pytest.approx(first))
+    assert result.failures == 1
+    assert result.lost_seconds == pytest.approx(first)
 
 
 def test_renewal_starts_the_lease_anew() -> None:
     first, _ = lives(1, 100.0)
-    spec = {"workers": 1, "chunks": 1, "chunk_seconds": first + 1, "mtbf_seconds": 100.0, "seed": 1}
+    spec: dict[str, Any] = {"workers": 1, "chunks": 1, "chunk_seconds": first + 1, "mtbf_seconds": 100.0, "seed": 1}
     result = simulate(FleetSpec(**spec, lease_seconds=50.0, renew_seconds=10.0))
     assert result.seconds == pytest.approx(first - math.fmod(first, 10.0) + 50.0 + first + 1)
 
 
 def test_a_lease_that_living_workers_lose_captures_twice() -> None:
     """The negative control: leases shorter than a chunk, which nobody renews."""
-    spec = {"workers": 50, "chunks": 1000, "chunk_seconds": 100.0, "seed": 1}
+    spec: dict[str, Any] = {"workers": 50, "chunks": 1000, "chunk_seconds": 100.0, "seed": 1}
     good = simulate(FleetSpec(**spec, lease_seconds=30.0, renew_seconds=10.0))
     assert good.duplicates == 0
     assert good.over_ideal == pytest.approx(1.0)
@@ -97,7 +105,13 @@ def test_a_lease_that_living_workers_lose_captures_twice() -> None:
 
 def test_a_long_lease_costs_time_at_the_end() -> None:
     """And only there: as long as other chunks are free, nobody waits for an orphan."""
-    fields = {"workers": 100, "chunk_seconds": 100.0, "mtbf_seconds": 2000.0, "renew_seconds": 10.0, "seed": 2}
+    fields: dict[str, Any] = {
+        "workers": 100,
+        "chunk_seconds": 100.0,
+        "mtbf_seconds": 2000.0,
+        "renew_seconds": 10.0,
+        "seed": 2,
+    }
     short = simulate(FleetSpec(**fields, chunks=1000, lease_seconds=20.0))
     long = simulate(FleetSpec(**fields, chunks=1000, lease_seconds=5000.0))
     assert long.seconds > short.seconds + 4000
@@ -106,7 +120,13 @@ def test_a_long_lease_costs_time_at_the_end() -> None:
 
 
 def test_idle_workers_end_what_stragglers_hold_up() -> None:
-    fields = {"workers": 100, "chunks": 2000, "chunk_seconds": 10.0, "stragglers": 0.02, "straggler_factor": 30.0}
+    fields: dict[str, Any] = {
+        "workers": 100,
+        "chunks": 2000,
+        "chunk_seconds": 10.0,
+        "stragglers": 0.02,
+        "straggler_factor": 30.0,
+    }
     held_up = simulate(FleetSpec(**fields, seed=5))
     helped = simulate(FleetSpec(**fields, seed=5, steal_after=20.0))
     assert helped.seconds < held_up.seconds

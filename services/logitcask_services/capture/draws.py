@@ -38,7 +38,7 @@ def philox4x32(counter: Words, key: tuple[int, int]) -> Words:
     Returns:
         Four int64 tensors of 32-bit words, of their common shape.
     """
-    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)  # type: ignore[no-untyped-call]
     # Words 0 and 2 go through the same steps, words 1 and 3 too: half as many operations as one word at a time.
     even, odd = torch.stack([c0, c2]), torch.stack([c1, c3])
     multipliers, *round_keys = (words.view(2, *(1,) * c0.dim()) for words in _constants(key, c0.device))

@@ -61,7 +61,7 @@ class RecordColumns:
         # Wide numbers first, so that each column begins at a multiple of its width.
         order = sorted(columns, key=lambda name: -columns[name].itemsize)
         copied = copy(torch.cat([columns[name].contiguous().view(-1).view(torch.uint8) for name in order]))
-        parts = copied.split([columns[name].nbytes for name in order])
+        parts = copied.split([columns[name].nbytes for name in order])  # type: ignore[no-untyped-call]
         made = {
             name: part.view(columns[name].dtype).view(columns[name].shape)
             for name, part in zip(order, parts, strict=True)

@@ -6,6 +6,7 @@ sums over processes round otherwise, and where a gradient is nearly 0, AdamW's s
 
 import errno
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -98,7 +99,7 @@ def runs(config, place):
     train(config("2-1", **VARIANTS["hints"]))
     assert recorded_train(config("2-1-3"), place / "record", stop=9) is None
     together("three", [call("2-3"), call("2-1-3")], processes=3)
-    together("killed", [call("killed", kill=KILLED)], killed=1)
+    together("kill", [call("killed", kill=KILLED)], killed=1)
     return place
 
 
@@ -165,13 +166,13 @@ def test_the_control_a_run_that_forgets_the_optimizer_ends_elsewhere(runs, confi
 
 
 def test_each_process_writes_its_part_of_a_checkpoint(runs):
-    """Half of the bytes each: nobody gathers what lies on all."""
+    """About half of the bytes each: nobody gathers what lies on all. Single numbers and names are in either."""
     folder = runs / "two-plain" / "checkpoints" / "checkpoint-4"
     assert not list(folder.glob("*.safetensors"))
     assert not (folder / "optimizer.pt").exists()
     sizes = [path.stat().st_size for path in sorted((folder / "sharded").glob("*.distcp"))]
     assert len(sizes) == 2
-    assert sizes[0] == pytest.approx(sizes[1], rel=0.2)
+    assert [size / sum(sizes) for size in sizes] == pytest.approx([0.5, 0.5], abs=0.1)
     metadata = FileSystemReader(folder / "sharded").read_metadata()
     assert "student.lm_head.weight" in metadata.state_dict_metadata
 
@@ -204,7 +205,7 @@ def test_a_process_that_is_killed_in_a_checkpoint_costs_that_checkpoint_only(run
             lambda folder: (folder / "__1_0.distcp").unlink(),
             r"__1_0.distcp should have .* it has 0:",
         ),
-        (lambda folder: (folder / "__0_0.distcp").open("r+b").truncate(99), r"__0_0.distcp should have .* it has 99:"),
+        (lambda folder: os.truncate(folder / "__0_0.distcp", 99), r"__0_0.distcp should have .* it has 99:"),
     ],
 )
 def test_a_checkpoint_that_lacks_a_part_is_refused(runs, config, tmp_path, damage, message):

@@ -33,7 +33,7 @@ class Operations:
     def __enter__(self) -> Self:
         """Begin to count."""
         for mode in self._modes:
-            mode.__enter__()
+            mode.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(
@@ -41,7 +41,7 @@ class Operations:
     ) -> None:
         """End."""
         for mode in reversed(self._modes):
-            mode.__exit__(kind, error, trace)
+            mode.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
 
     def __str__(self) -> str:
         return f"{self.all.total()} operations, {self.kernels.total()} kernels, waits {dict(self.waits)}"
@@ -61,9 +61,9 @@ def _waits(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return False
 
 
-class _Dispatched(TorchDispatchMode):
+class _Dispatched(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, counts: Operations) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counts = counts
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
