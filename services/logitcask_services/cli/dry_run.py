@@ -94,9 +94,10 @@ def dry_run(
         assert not isinstance(source, Path)  # `submit` refuses a pilot without a service
         pilot = source.pilot(drawn.content, request, corpus_lines=drawn.corpus_lines, corpus_bytes=drawn.corpus_bytes)
     if as_json:
-        sizes = {"corpus_bytes": local.bytes, "previewed_bytes": len(sample)}
+        whole = preview.model_dump(mode="json")
+        whole |= {"corpus_bytes": local.bytes, "previewed_bytes": len(sample)}
         measured = None if pilot is None else pilot_json(pilot, price_per_hour)
-        whole = {**preview.model_dump(mode="json"), **sizes, "estimate": asdict(estimate), "pilot": measured}
+        whole |= {"estimate": asdict(estimate), "pilot": measured}
         typer.echo(json.dumps(whole))
         return
     _show(preview, estimate, share, Console(), is_piloted=pilot is not None)

@@ -103,8 +103,8 @@ async def completions(body: CompletionRequest, request: Request, service: Servic
         )
     spec = _top(body.prompt_logprobs, body.temperature)
     sequences = body.sequences
-    scored = ScoreRequest.model_construct(input_ids=sequences, capture=spec)
-    tasks = await run_in_threadpool(_tasks, scored, facts)
+    score_request = ScoreRequest.model_construct(input_ids=sequences, capture=spec)
+    tasks = await run_in_threadpool(_tasks, score_request, facts)
     _require_few(tasks, spec)
     documents = (await scored(request, service, tasks, spec, MAX_TIMEOUT, name)).future.result()
 

@@ -91,7 +91,10 @@ class LineSample:
 
     def per_line(self, values_D: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
         """Sums of a value of documents, [N]."""
-        return np.bincount(self.lines_D, np.asarray(values_D, dtype=np.float64), len(self.sizes_N))
+        sums_N: NDArray[np.float64] = np.bincount(
+            self.lines_D, weights=np.asarray(values_D, dtype=np.float64), minlength=len(self.sizes_N)
+        )
+        return sums_N
 
 
 def _task(store: TokenStore, document: int) -> CaptureTask:

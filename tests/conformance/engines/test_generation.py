@@ -1,6 +1,5 @@
 """What every generator must do, on a real teacher: write and score as a plain forward pass says, stop, name faults."""
 
-import functools
 import itertools
 import os
 import signal
@@ -313,17 +312,18 @@ def test_the_identity_is_that_of_the_engine_that_captures(generator, teacher_fol
 
 def test_a_killed_engine_process_is_reported_and_not_waited_for(generator, prompts):
     """Last, since it ends the engine: what the kernel does to a process that takes too much memory."""
-    if isinstance(generator, ProcessGenerator):
-        kill, death = generator.interrupt, "process .* ended"
-    elif generator.identity.engine == "vllm":
-        (process,) = generator._engine.engine_core.resources.engine_manager.processes
-        kill, death = functools.partial(os.kill, process.pid, signal.SIGKILL), "engine process died"
-    else:
+    if not isinstance(generator, ProcessGenerator) and generator.identity.engine != "vllm":
         assert not generator.interrupt()  # there is no process but this one
         return
     stream = generator.generate(write(i, prompts[0]) for i in itertools.count())
     assert next(stream).error is None
-    kill()
+    if isinstance(generator, ProcessGenerator):
+        assert generator.interrupt()
+        death = "process .* ended"
+    else:
+        (process,) = generator._engine.engine_core.resources.engine_manager.processes
+        os.kill(process.pid, signal.SIGKILL)
+        death = "engine process died"
     with pytest.raises(EngineError, match=death):
         list(stream)
     with pytest.raises(EngineError, match=death):

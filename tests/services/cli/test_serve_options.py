@@ -26,7 +26,7 @@ def read(*arguments):
     def record(**options):
         seen.update(options)
 
-    record.__signature__ = inspect.Signature(parameters())
+    setattr(record, "__signature__", inspect.Signature(parameters()))  # noqa: B010 - functions declare none
     probe = typer.Typer(add_completion=False)
     probe.command()(record)
     typer.main.get_command(probe).main(list(arguments), standalone_mode=False)

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import warnings
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,14 +115,14 @@ class RunnerV2:
 
     def __init__(self):
         architectures = ["LogitcaskLlamaForCausalLM", "LlamaForCausalLM"]
-        config = SimpleNamespace(pooler_config=PoolerConfig(), architectures=architectures)
+        config: Any = SimpleNamespace(pooler_config=PoolerConfig(), architectures=architectures)
         config.get_pooling_task = functools.partial(ModelConfig.get_pooling_task, config)
-        vllm_config = SimpleNamespace(
+        vllm_config: Any = SimpleNamespace(
             model_config=config, scheduler_config=SimpleNamespace(max_num_seqs=SLOTS), additional_config={}
         )
         self.runner = PoolingRunner(Model(vllm_config=vllm_config), vllm_config)
         self.slots, self.free = {}, list(range(SLOTS))
-        self.states = SimpleNamespace(prompt_len=SimpleNamespace(np=np.zeros(SLOTS, np.int32)))
+        self.states: Any = SimpleNamespace(prompt_len=SimpleNamespace(np=np.zeros(SLOTS, np.int32)))
 
     def add(self, name, request):
         slot = self.slots[name] = self.free.pop()
@@ -142,7 +143,7 @@ class RunnerV2:
     def step(self, scheduled, hidden):
         counts = np.array([count for *_, count in scheduled], np.int32)
         starts = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
-        fields = dict.fromkeys((field.name for field in dataclasses.fields(BatchV2)), None)
+        fields: dict[str, Any] = dict.fromkeys((field.name for field in dataclasses.fields(BatchV2)), None)
         batch = BatchV2(
             **fields
             | {
@@ -204,7 +205,7 @@ def made_up(seed):
         name, spec = f"r{number}", SPECS[int(random.integers(len(SPECS)))]
         requests[name] = Request(seed + number, context + length, spec, context=context, recorded=recorded)
         done[name] = first[name] = int(random.integers(0, context + 1))  # a context may lie in the prefix cache
-    schedule = []
+    schedule: list[tuple[str, Any]] = []
     while waiting := [name for name, request in requests.items() if done[name] < len(request.ids)]:
         chosen = [str(name) for name in random.permutation(waiting) if random.random() < 0.7] or waiting[:1]
         step = []

@@ -169,7 +169,7 @@ def test_the_reference_encoder_reads_what_the_device_wrote(head):
 
 def test_a_rank_without_logits_returns_nothing_also_where_its_last_step_records_nothing():
     pooler = CapturePooler(lambda hidden: None)
-    request = Request(1, 8, SPECS[0], recorded=[[0, 2]])
+    request = Request(1, 8, SPECS[0], recorded=[(0, 2)])
     for _ in range(2):
         step(pooler, [request], [4])
     assert request.output is None

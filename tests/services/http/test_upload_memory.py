@@ -18,7 +18,7 @@ MAX_GROWTH = 120 * MEBI
 
 def peak(server: ServerProcess) -> int:
     """Most bytes that were resident, so far."""
-    text = Path(f"/proc/{server.process.pid}/status").read_text()
+    text = Path(f"/proc/{server.pid}/status").read_text()
     return int(text.partition("VmHWM:")[2].split()[0]) << 10
 
 

@@ -1,5 +1,6 @@
 """Uploads at once are bounded: beyond that the service asks for patience, and its clients have it."""
 
+import functools
 import hashlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -55,6 +56,10 @@ def hold(server):
     pool.shutdown()
 
 
+def is_counted(server, line):
+    return line in server.client.get("/metrics").text
+
+
 def taken(server):
     return server._server.config.app.state.upload_places.taken
 
@@ -87,8 +92,7 @@ def test_a_refused_or_broken_upload_gives_its_place_back(server):
     for times in range(1, 4):
         with pytest.raises(OSError, match="is gone"):
             server.client.post("/v1/corpora", content=breaks())
-        counted = f'logitcask_refusals_total{{code="client_gone"}} {times}.0'
-        wait_for(lambda counted=counted: counted in server.client.get("/metrics").text)
+        wait_for(functools.partial(is_counted, server, f'logitcask_refusals_total{{code="client_gone"}} {times}.0'))
     assert taken(server) == 0
     assert server.client.post("/v1/corpora", content=LINES).status_code == 201
 

@@ -146,9 +146,9 @@ def test_a_service_that_stood_still_itself_blames_nobody(tmp_path):
     body = {"corpus_id": corpus["id"], "cask": "cask"}
     job = server.client.post("/v1/extractions", json=body).raise_for_status().json()["id"]
     wait_for(lambda: server.status(job)["status"] == "in_progress", 60)
-    os.kill(server.process.pid, signal.SIGSTOP)
+    os.kill(server.pid, signal.SIGSTOP)
     time.sleep(5.0)
-    os.kill(server.process.pid, signal.SIGCONT)
+    os.kill(server.pid, signal.SIGCONT)
     wait_for(lambda: server.status(job)["status"] == "completed", 60)
     assert "logitcask_teacher_deaths_total 0.0" in server.client.get("/metrics").text
     assert server.end() == 0

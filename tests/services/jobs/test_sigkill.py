@@ -79,7 +79,7 @@ def test_killed_at_random(tmp_path, corpus):
     server = ServerProcess(folder, **slow)
     extraction = start(server, corpus)
     kills = 0
-    pids = [str(server.process.pid)]
+    pids = [str(server.pid)]
     safe_at_kill: list[set[str]] = []
     while kills < KILLS:
         time.sleep(moments.uniform(0, 0.35))
@@ -89,7 +89,7 @@ def test_killed_at_random(tmp_path, corpus):
         kills += 1
         safe_at_kill.append(safe_documents(folder, extraction))
         server = ServerProcess(folder, **slow)
-        pids.append(str(server.process.pid))
+        pids.append(str(server.pid))
     wait_for(lambda: server.status(extraction)["status"] in ENDED, 120)
     done = server.status(extraction)
     assert server.end() == 0

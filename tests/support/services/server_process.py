@@ -56,6 +56,12 @@ class ServerProcess:
         status: dict[str, Any] = self.client.get(f"/v1/extractions/{extraction}").raise_for_status().json()
         return status
 
+    @property
+    def pid(self) -> int:
+        """Of the server."""
+        assert self.process.pid is not None
+        return self.process.pid
+
     def kill(self) -> None:
         """SIGKILL."""
         self.client.close()

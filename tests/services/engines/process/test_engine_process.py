@@ -363,7 +363,7 @@ def test_a_process_that_ends_or_stands_still_while_nobody_asks_it_is_seen(starte
     assert engine.ended is None
     os.kill(engine.pid, signal.SIGKILL)
     wait_for(lambda: engine.ended is not None)
-    assert "SIGKILL" in engine.ended
+    assert "SIGKILL" in str(engine.ended)
 
 
 def test_a_process_that_takes_nothing_can_be_closed():

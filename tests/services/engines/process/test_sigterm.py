@@ -34,7 +34,7 @@ def submit(server):
 
 def end(server):
     """SIGTERM; what it printed. Its engine's processes must be gone with it."""
-    engines = engines_of(server.process.pid)
+    engines = engines_of(server.pid)
     began = time.monotonic()
     code = server.end()
     print(f"ended after {time.monotonic() - began:.1f} s")
@@ -132,7 +132,7 @@ def stopped(tmp_path, model):
     """A process that stands still with nothing to do."""
     server = ServerProcess(tmp_path / "it", {"child": {}})
     wait_for(lambda: server.client.get("/health/ready").status_code == 200, 60)
-    for engine in engines_of(server.process.pid):
+    for engine in engines_of(server.pid):
         os.kill(engine, signal.SIGSTOP)
     assert end(server)
 

@@ -16,6 +16,12 @@ FULL, READING = "a-key-for-everything", "a-key-for-reading"
 HTMX = {"HX-Request": "true"}
 
 
+def only(pattern, page):
+    """What the one group of a pattern matches, which must be there once."""
+    (text,) = re.findall(pattern, page)
+    return text
+
+
 def verbs_in(page):
     return re.findall(r'<button id="control-(\w+)"', page)
 
@@ -68,7 +74,7 @@ def test_htmx_gets_the_buttons_as_they_are_and_what_was_refused(slow):
     assert answer.status_code == 200
     assert answer.text.startswith('<div id="controls"')
     assert verbs_in(answer.text) == ["pause", "cancel"]
-    assert "only a failed or paused one can be resumed" in re.search(r'role="alert">([^<]*)<', answer.text)[1]
+    assert "only a failed or paused one can be resumed" in only(r'role="alert">([^<]*)<', answer.text)
     assert slow.client.post(f"/ui/jobs/{job}/resume").status_code == 409
     slow.client.post(f"/ui/jobs/{job}/cancel", headers=HTMX)
     wait_for(lambda: slow.get(job)["status"] == "cancelled")
@@ -78,13 +84,13 @@ def test_htmx_gets_the_buttons_as_they_are_and_what_was_refused(slow):
 def test_the_queue_is_paused_and_opened(serve):
     server = serve()
     assert verbs_in(server.client.get("/").text) == ["pause"]
-    shape = re.search(r'data-shape="(\w+)"', server.client.get("/").text)[1]
+    shape = only(r'data-shape="(\w+)"', server.client.get("/").text)
     answer = server.client.post("/ui/queue/pause", headers=HTMX)
     assert "The queue is paused" in answer.text
     assert verbs_in(answer.text) == ["resume"]
     assert server.client.get("/v1/queue").json()["paused"] is True
     assert server.client.get("/ui/api/overview").json()["queue_paused"] is True
-    assert re.search(r'data-shape="(\w+)"', server.client.get("/").text)[1] != shape, "open pages are told"
+    assert only(r'data-shape="(\w+)"', server.client.get("/").text) != shape, "open pages are told"
     assert server.client.post("/ui/queue/resume").headers["Location"] == "/"
     assert "The queue is open" in server.client.get("/").text
 
@@ -103,8 +109,8 @@ def test_looking_changes_nothing(serve, path):
 def keyed(serve, tmp_path):
     """A server with a key for each scope, and its client without one."""
     path = tmp_path / "keys.toml"
-    entries = (("ann", FULL, "full"), ("rita", READING, "read"))
-    path.write_text("".join(toml_entry(name, key, scope, NO_LIMITS) for name, key, scope in entries))
+    entries = (toml_entry("ann", FULL, "full", NO_LIMITS), toml_entry("rita", READING, "read", NO_LIMITS))
+    path.write_text("".join(entries))
     server = serve(api_key_file=path, fake={"seconds_per_document": 0.1, "in_flight": 1}, chunk_positions=4)
     server.client.headers["Authorization"] = f"Bearer {FULL}"
     wait_for(lambda: server.client.get("/health/ready").status_code == 200)
