@@ -94,11 +94,11 @@ def dry_run(
         assert not isinstance(source, Path)  # `submit` refuses a pilot without a service
         pilot = source.pilot(drawn.content, request, corpus_lines=drawn.corpus_lines, corpus_bytes=drawn.corpus_bytes)
     if as_json:
-        whole = preview.model_dump(mode="json")
-        whole |= {"corpus_bytes": local.bytes, "previewed_bytes": len(sample)}
+        report = preview.model_dump(mode="json")
+        report |= {"corpus_bytes": local.bytes, "previewed_bytes": len(sample)}
         measured = None if pilot is None else pilot_json(pilot, price_per_hour)
-        whole |= {"estimate": asdict(estimate), "pilot": measured}
-        typer.echo(json.dumps(whole))
+        report |= {"estimate": asdict(estimate), "pilot": measured}
+        typer.echo(json.dumps(report))
         return
     _show(preview, estimate, share, Console(), is_piloted=pilot is not None)
     if pilot is not None:

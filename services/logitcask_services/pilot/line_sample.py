@@ -91,10 +91,8 @@ class LineSample:
 
     def per_line(self, values_D: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
         """Sums of a value of documents, [N]."""
-        sums_N: NDArray[np.float64] = np.bincount(
-            self.lines_D, weights=np.asarray(values_D, dtype=np.float64), minlength=len(self.sizes_N)
-        )
-        return sums_N
+        weights_D = np.asarray(values_D, dtype=np.float64)
+        return np.bincount(self.lines_D, weights_D, len(self.sizes_N)).astype(np.float64)
 
 
 def _task(store: TokenStore, document: int) -> CaptureTask:
