@@ -97,7 +97,7 @@ def capture_speed(kit: Kit) -> None:
         kit.add("logits read twice, at that bandwidth", "us/row", [limit], vocab=vocab)
 
         def reference(logits_RV: torch.Tensor = logits_RV) -> None:
-            for part in logits_RV.split(512):
+            for part in torch.split(logits_RV, 512):
                 torch.log_softmax(part.float(), -1).topk(50, -1)
 
         plain = kit.seconds(reference)
@@ -125,11 +125,12 @@ def save_teacher(folder: Path, *, quick: bool) -> None:
     if not quick:
         shape = {"vocab_size": 128_256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
         shape |= {"num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 4096}
-    model = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=True))
+    model: Any = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=True))
     model.to(torch.float32 if quick else torch.bfloat16).save_pretrained(folder)
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(shape["vocab_size"])}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0", eos_token="w1").save_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0", eos_token="w1")  # type: ignore[no-untyped-call]
+    tokenizer.save_pretrained(folder)
     assert json.loads((folder / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
 
 

@@ -34,7 +34,7 @@ AGREE = 1e-3
 def fused_losses(kit: Kit) -> None:
     """Each loss through the fused head, by torch's passes and by Triton's, beside cross-entropy on all logits."""
     for positions, width, vocab in ((96, 16, 400),) if kit.quick else SHAPES:
-        labels = {"positions": positions, "hidden": width, "vocab": vocab}
+        labels: dict[str, Any] = {"positions": positions, "hidden": width, "vocab": vocab}
         generator = torch.Generator().manual_seed(0)
         hidden_TD = torch.randn(positions, width, generator=generator).to(kit.device, kit.dtype).requires_grad_()
         weight_VD = torch.randn(vocab, width, generator=generator).mul_(width**-0.5).to(kit.device, kit.dtype)
@@ -113,7 +113,8 @@ def student_step(kit: Kit) -> None:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**shape, max_position_embeddings=8192, tie_word_embeddings=True)
     with torch.device(kit.device):
-        student: Any = transformers.LlamaForCausalLM(config).to(kit.dtype).train()
+        student: Any = transformers.LlamaForCausalLM(config)
+    student = student.to(kit.dtype).train()
     attach(student)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5, fused=True)
     with tempfile.TemporaryDirectory() as folder:

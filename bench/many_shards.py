@@ -85,7 +85,7 @@ def publish(report: Report, path: Path, shards: int, writers: int, *, durable: b
         process.join()
     ends = np.sort(np.concatenate([ends for ends, _, _ in told])) - start
     durations = 1e3 * np.concatenate([durations for _, durations, _ in told])
-    labels = {"writers": writers, "shards": len(ends), "fsync": "yes" if durable else "no"}
+    labels: dict[str, Any] = {"writers": writers, "shards": len(ends), "fsync": "yes" if durable else "no"}
     tenth = len(ends) // 10
     report.add("publications, all", "per s", [len(ends) / ends[-1]], **labels)
     report.add("publications, first tenth", "per s", [tenth / ends[tenth - 1]], **labels)

@@ -167,7 +167,7 @@ def test_stores_without_conditional_puts_want_a_single_writer(memory: str, tmp_p
     other = writer_of(f"{memory}/cask", single_writer=True)
     assert other.num_documents == 2
     assert other.publish(make_documents([5, 6], 1)) is None
-    assert [found.name for found in Cask.open(f"{memory}/cask", cache=tmp_path).entries] == [entry.name]  # type: ignore[union-attr]
+    assert [found.name for found in Cask.open(f"{memory}/cask", cache=tmp_path).entries] == [entry.name]
 
 
 @pytest.mark.parametrize("answer", ["ignores_condition", "unknown_condition"])
@@ -276,10 +276,11 @@ def test_an_index_that_somebody_else_made_meanwhile_is_not_replaced(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from logitcask_schemas.cask import store_compaction
+    from logitcask_schemas.cask.directory import read_listing
 
     first, second = writer_of(f"{bucket}/cask"), writer_of(f"{bucket}/cask")
     first.publish([make_document(9, 1)])
-    original, closing = store_compaction.read_listing, [first]
+    original, closing = read_listing, [first]
 
     def listing(directory: Any) -> Any:
         read = original(directory)

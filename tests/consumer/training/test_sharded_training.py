@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ from tests.support.consumer.two_processes import run_in_two_processes
 LOSSES, WEIGHTS = {"rtol": 1e-5}, {"rtol": 0.0, "atol": 1e-4}
 BEFORE, KILLED = 4, 6
 """Checkpoints of a run: the one before, and the one in which a process is killed."""
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "tied": {"student": "tied", "micro_tokens": 64},
     "frozen": {"freeze_head": True, "gradient_checkpointing": True},

@@ -67,7 +67,7 @@ def test_the_slurm_script_starts_a_torchrun_on_each_node(tmp_path):
         (tmp_path / name).chmod(0o755)
     slurm = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_ID": "77"}
     path = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "CALL": str(tmp_path / "call")}
-    command = ["bash", DEPLOY / "slurm" / "train.sbatch", "--cask", "casks/with a space", "--fsdp"]
+    command: list[str | Path] = ["bash", DEPLOY / "slurm" / "train.sbatch", "--cask", "casks/with a space", "--fsdp"]
     subprocess.run(command, env=slurm | path, check=True)
     own, torchrun, *arguments = (tmp_path / "call").read_text().splitlines()
     assert (own, torchrun) == ("--kill-on-bad-exit=1", "torchrun")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from logitcask_schemas.cask import Cask, CaskWriter, local_home, stored_shards
+from logitcask_schemas.cask import Cask, CaskWriter, directory, local_home, stored_shards
 from logitcask_schemas.cask.documents import DOCUMENTS_NAME
 from logitcask_schemas.cask.format.columns import assemble
 from logitcask_schemas.cask.integrity.repair import repair_cask
@@ -26,7 +26,7 @@ def document(seed: int):
 @pytest.fixture
 def listings(monkeypatch):
     """Times that a writer listed the whole cask."""
-    counted, listing = [], local_home.read_listing
+    counted, listing = [], directory.read_listing
 
     def read_listing(*arguments):
         counted.append(1)

@@ -1,6 +1,7 @@
 """Plans: figures worked out by hand, options out of range, and limits."""
 
 import math
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,14 @@ SPEC = CaptureSpec(tau=1 / 35)
 
 
 def plan(**changes):
-    fields = {"tokens": 1e12, "teacher_params": 70e9, "gpu": "h100", "spec": SPEC, "layers": 80, "width": 8192}
+    fields: dict[str, Any] = {
+        "tokens": 1e12,
+        "teacher_params": 70e9,
+        "gpu": "h100",
+        "spec": SPEC,
+        "layers": 80,
+        "width": 8192,
+    }
     return make_plan(Request(**(fields | changes)))
 
 

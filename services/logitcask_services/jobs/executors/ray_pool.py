@@ -8,6 +8,7 @@ nothing by itself, so that whoever is given up is counted in one place.
 import logging
 import os
 import queue
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ LEASE_SECONDS: Final = 120.0
 THREADS: Final = 4
 """Of an actor: one waits for events, others take orders."""
 FINISH_SECONDS: Final = 60.0
+LISTENER_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +117,7 @@ class RayPool:
             raise MissingExtraError("logitcask capture --executor ray", "ray", "ray") from error
         self._ray: Any = ray
         try:
+            _require_listener(options.address)
             self._ray.init(
                 address=options.address,
                 include_dashboard=False if options.address is None else None,
@@ -122,7 +125,7 @@ class RayPool:
                 logging_level=logging.WARNING,
                 configure_logging=False,
             )
-        except ConnectionError as error:
+        except OSError as error:
             raise CaptureStoppedError(
                 f"there is no Ray cluster at {options.address}: {error}. Start one with `ray start --head`, or leave "
                 "--ray-address out"
@@ -208,3 +211,10 @@ class RayPool:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _require_listener(address: str | None) -> None:
+    """Raise OSError where nobody listens at `host:port`: Ray itself tries for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=LISTENER_SECONDS).close()
