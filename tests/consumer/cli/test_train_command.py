@@ -17,7 +17,7 @@ OPTIONS = {
         "--hints", "--target", "--epochs", "--max-steps", "--lora", "--freeze-head", "--no-freeze-head",
         "--seq-len", "--overlap", "--packing", "--batch-tokens", "--micro-tokens", "--lr", "--warmup", "--min-lr-ratio",
         "--weight-decay", "--max-grad-norm", "--keep-checkpoints", "--cache", "--cache-bytes",
-        "--seed", "--precision", "--gradient-checkpointing", "--no-gradient-checkpointing", "--save-steps",
+        "--seed", "--precision", "--fsdp", "--gradient-checkpointing", "--no-gradient-checkpointing", "--save-steps",
         "--logging-steps", "--workers", "--report-to", "--resume", "--json", "--config",
     },
     "report": {
