@@ -145,9 +145,10 @@ class ServiceSettings(BaseSettings):
     @classmethod
     def _is_a_folder(cls, value: Any) -> Any:
         # A path keeps one slash of a URL's two.
-        if value is not None and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(value)):
+        if value is not None and (scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+", str(value))):
+            url = f"{scheme[1]}://{str(value)[scheme.end() :]}"
             raise ValueError(
-                f"expected a folder of this machine, got {value}: the service keeps its casks where it has room, "
+                f"expected a folder of this machine, got {url}: the service keeps its casks where it has room, "
                 "queue and locks to itself. Name a folder; `logitcask cask merge URL FOLDER/NAME` adds what a cask "
                 "there gets to one in an object store, as often as it is run"
             )

@@ -39,7 +39,7 @@ def serve(**options: Any) -> None:
         settings = ServiceSettings(**settings_given(options))
     except ValidationError as error:
         faults = "; ".join(
-            f"{_option(fault['loc'])}: {_said(fault)}" if fault["loc"] else fault["msg"] for fault in error.errors()
+            f"{_option(fault['loc'])}: {_said(fault)}" if fault["loc"] else _said(fault) for fault in error.errors()
         )
         raise OptionError(faults) from error
     roster = require_teachers(settings)
@@ -209,6 +209,8 @@ def _said(fault: Mapping[str, Any]) -> str:
     if fault["type"] == "missing":
         name = ".".join(map(str, fault["loc"]))
         return f"is needed, here or as LOGITCASK_{name.upper()}; `logitcask serve --help` lists all options"
+    if fault["type"] == "value_error":  # one of the settings' own sentences, without pydantic's words before it
+        return str(fault["ctx"]["error"])
     return str(fault["msg"])
 
 

@@ -57,8 +57,8 @@ def test_a_port_in_use(run, model, tmp_path):
 def test_a_url_is_no_folder(run, model, tmp_path, monkeypatch, option):
     monkeypatch.chdir(tmp_path)
     code, err = run(*options(model, tmp_path, **{option: "s3://bucket/casks"}))
-    assert code == 1
-    assert "expected a folder of this machine" in err
+    assert code == 2
+    assert f"error: --{option}: expected a folder of this machine, got s3://bucket/casks" in err
     assert "cask merge URL FOLDER/NAME" in err
     assert not (tmp_path / "s3:").exists()
 
