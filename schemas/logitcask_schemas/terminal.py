@@ -45,3 +45,13 @@ def printable(text: str, *, keep: str = "") -> str:
 def counted(count: int, noun: str) -> str:
     """A number of things: "1 document", "2,000 documents"; the noun is one that takes an s."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def bytes_text(count: float) -> str:
+    """Bytes with a decimal unit."""
+    size, unit = float(count), "bytes"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"

@@ -21,7 +21,8 @@ with atheris.instrument_imports(include=["logitcask_schemas"]):
     from logitcask_schemas.cask import Cask, CaskWriter
     from logitcask_schemas.cask.carriers.registry import CARRIERS, carrier_of, shard_path
     from logitcask_schemas.cask.documents import DOCUMENTS_NAME, DocumentTable
-    from logitcask_schemas.cask.format.manifest import parse_entry, parse_index, parse_manifest, seal
+    from logitcask_schemas.cask.format.manifest import parse_entry, parse_index, parse_manifest
+    from logitcask_schemas.cask.format.sealed_json import seal
     from logitcask_schemas.cask.integrity.verify import require_valid
     from logitcask_schemas.cask.integrity.whole_shard import is_sound
     from logitcask_schemas.cask.shard import Shard

@@ -12,7 +12,7 @@ from rich.table import Table
 from logitcask_schemas.cli.output import JsonOption
 from logitcask_schemas.terminal import counted
 from logitcask_services.cli.capture_corpus import capture_corpus
-from logitcask_services.cli.corpus_or_command import RUN, CorpusOrCommand
+from logitcask_services.cli.request_options import RUN, CorpusOrCommand
 
 if TYPE_CHECKING:
     from logitcask_services.pilot import TauChoice

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 
     from logitcask_schemas.record.hint_spec import HintSpec
     from logitcask_services.engines.engine import Engine
-    from logitcask_services.jobs.executors.chunk_orders import CaptureJob
+    from logitcask_services.jobs.executors.chunk_orders import CaptureJob, WorkerPool
     from logitcask_services.jobs.executors.corpus_capture import Part
-    from logitcask_services.jobs.executors.pool import WorkerPool
     from logitcask_services.jobs.loaded_teacher import TeacherFacts
     from logitcask_services.settings import ServiceSettings
 

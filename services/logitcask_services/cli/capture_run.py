@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from logitcask_schemas.api.objects import Failure
 from logitcask_schemas.terminal import counted
 from logitcask_services.cli.connection import say
-from logitcask_services.jobs.executors.chunk_orders import CaptureJob
+from logitcask_services.jobs.executors.chunk_orders import CaptureJob, WorkerPool
 from logitcask_services.jobs.executors.corpus_capture import (
     Captured,
     CorpusCapture,
@@ -21,7 +21,6 @@ from logitcask_services.jobs.executors.corpus_capture import (
     failures_of,
     missing_of,
 )
-from logitcask_services.jobs.executors.pool import WorkerPool
 from logitcask_services.jobs.executors.prepared_corpus import PreparedCorpus
 from logitcask_services.jobs.extraction import Chunk
 from logitcask_services.jobs.loaded_teacher import TeacherFacts

@@ -11,11 +11,10 @@ from rich.console import Console
 from rich.text import Text
 
 from logitcask_schemas.api.objects import Preview, PreviewDocument
-from logitcask_schemas.terminal import counted, printable
+from logitcask_schemas.terminal import bytes_text, counted, printable
 from logitcask_services.cli.connection import duration
 from logitcask_services.cli.corpus_file import LocalCorpus
 from logitcask_services.cli.pilot import draw_lines, pilot_json, show_pilot
-from logitcask_services.cli.sizes import bytes_text
 from logitcask_services.corpora.line_problems import sentence_of
 
 if TYPE_CHECKING:

@@ -24,7 +24,6 @@ from logitcask_services.cli.connection import (
     summarise,
 )
 from logitcask_services.cli.corpus_file import LocalCorpus, file_corpus, local_corpus
-from logitcask_services.cli.corpus_or_command import RUN, CorpusOrCommand
 from logitcask_services.cli.generation_request import extraction_of, parameters_of, steps_of
 from logitcask_services.cli.generation_view import (
     estimate,
@@ -35,7 +34,15 @@ from logitcask_services.cli.generation_view import (
     show_rows,
     summarise_generation,
 )
-from logitcask_services.cli.request_options import capture_of, pairs, require_cask_name, require_key, spec_of
+from logitcask_services.cli.request_options import (
+    RUN,
+    CorpusOrCommand,
+    capture_of,
+    pairs,
+    require_cask_name,
+    require_key,
+    spec_of,
+)
 from logitcask_services.cli.submit import send
 
 if TYPE_CHECKING:

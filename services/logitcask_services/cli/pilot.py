@@ -9,9 +9,8 @@ from rich.console import Console
 from rich.text import Text
 
 from logitcask_schemas.api.pilots import Expected, Pilot
-from logitcask_schemas.terminal import counted, printable
+from logitcask_schemas.terminal import bytes_text, counted, printable
 from logitcask_services.cli.connection import duration
-from logitcask_services.cli.sizes import bytes_text
 from logitcask_services.corpora.corpus_lines import CorpusLines
 
 MOST_LINES: Final = 1024

@@ -1,17 +1,20 @@
-"""Options of requests that several commands have: capture specs, pairs of names and values, idempotency keys."""
+"""What commands that make requests share: capture specs, names with values, idempotency keys, `run` left out."""
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import typer
 from pydantic import JsonValue
+from typer.core import TyperGroup
 
 from logitcask_schemas.api.requests import NAME_RULE, is_cask_name
 from logitcask_schemas.errors import CaptureSpecError
 from logitcask_schemas.record.capture_spec import capture_spec
 from logitcask_schemas.record.hint_spec import parse_hints
 from logitcask_schemas.terminal import printable
+
+RUN: Final = "run"
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,3 +87,15 @@ def require_key(idempotency_key: str | None) -> None:
     """Raise BadParameter where the key cannot be sent."""
     if idempotency_key is not None and not (idempotency_key.isascii() and idempotency_key.isprintable()):
         raise typer.BadParameter("expected printable ASCII characters", param_hint="--idempotency-key")
+
+
+class CorpusOrCommand(TyperGroup):
+    """What begins with no command's name is a corpus, or an option of `run`: `run` may be left out."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """See the class."""
+        return super().parse_args(ctx, args if args[:1] == ["--help"] else self.with_command(args))
+
+    def with_command(self, words: list[str]) -> list[str]:
+        """The words with the command that they leave out."""
+        return [RUN, *words] if words and words[0] not in self.commands else words

@@ -11,8 +11,8 @@ from logitcask_services.jobs.generation_corpora import write_corpora
 from logitcask_services.jobs.generation_work import GenerationWork
 from logitcask_services.jobs.guests import Guests
 from logitcask_services.jobs.job_run import Ending, Outcome
+from logitcask_services.jobs.setbacks import Suspicion
 from logitcask_services.jobs.stage_run import StageRun
-from logitcask_services.jobs.suspicion import Suspicion
 from logitcask_services.jobs.teacher_streams import TeacherStreams
 from logitcask_services.jobs.waiting import Reason, Waiter
 

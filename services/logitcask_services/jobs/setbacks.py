@@ -1,9 +1,11 @@
-"""What went wrong with teachers, by name: which of them rests before its next load, and which is not tried again."""
+"""What went wrong with teachers: which rests before its next load, which hints or documents are not tried again."""
 
 import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import Final
+
+from logitcask_schemas.record.hint_spec import HintSpec
 
 LONGEST_PAUSE: Final = 60.0
 _MOST_DOUBLINGS: Final = 64
@@ -97,3 +99,50 @@ class Setbacks:
     def _rest(self, name: str, times: int, reason: str, *, yields: bool) -> None:
         pause = min(self._backoff * 2.0 ** min(times - 1, _MOST_DOUBLINGS), LONGEST_PAUSE)
         self._rests[name] = Rest(reason=reason, until=time.monotonic() + pause, yields=yields)
+
+
+class HintRefusals:
+    """Of the teachers of one service, by name. For the worker's thread."""
+
+    def __init__(self) -> None:
+        self._reasons: dict[tuple[str, HintSpec], str] = {}
+
+    def add(self, name: str, hints: HintSpec, reason: str) -> None:
+        """The teacher could be loaded, but not with these."""
+        self._reasons[name, _plain(hints)] = reason
+
+    def why(self, name: str, hints: HintSpec) -> str | None:
+        """Why a teacher could not be loaded with hints; None where that was never tried, or could be done."""
+        return self._reasons.get((name, _plain(hints)))
+
+    def left_of(self, name: str, hints: HintSpec | None) -> HintSpec | None:
+        """What a teacher is to be loaded with where these are asked for."""
+        return None if hints is None or self.why(name, hints) is not None else _plain(hints)
+
+
+def _plain(hints: HintSpec) -> HintSpec:
+    """What of hints a teacher is loaded for: their layers, not how they are stored."""
+    return HintSpec(layers=hints.layers, of=hints.of)
+
+
+@dataclass(slots=True)
+class Suspicion:
+    """Which task the teacher is suspected to die on; kept by the worker from one run of a job to the next."""
+
+    job_id: str | None = None
+    number: int | None = None
+    """Of a document, or of a request."""
+    blamed: bool = False
+    """Whether one was blamed and none has come back since."""
+
+    def suspect(self, job_id: str, number: int) -> None:
+        """The teacher died while it worked on this one alone, but after others."""
+        self.job_id, self.number = job_id, number
+
+    def suspect_of(self, job_id: str) -> int | None:
+        """The one to try first, or None."""
+        return self.number if self.job_id == job_id else None
+
+    def clear(self) -> None:
+        """The suspect is innocent, or has been dealt with."""
+        self.job_id = self.number = None

@@ -11,11 +11,10 @@ from logitcask_schemas.errors import CaptureSpecError, LogitcaskError, MissingEx
 from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_services.engines.engine import EngineError
 from logitcask_services.engines.process.process import interrupt_loading, stillness_of_loading
-from logitcask_services.jobs.hint_refusals import HintRefusals
 from logitcask_services.jobs.live import Heartbeat
 from logitcask_services.jobs.loaded_teacher import Role, Teacher, TeacherFacts
 from logitcask_services.jobs.roster import Roster
-from logitcask_services.jobs.setbacks import LONGEST_PAUSE, Setbacks
+from logitcask_services.jobs.setbacks import LONGEST_PAUSE, HintRefusals, Setbacks
 from logitcask_services.jobs.teacher_names import TeacherNameError
 
 logger = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ from logitcask_services.jobs.generation_run import GenerationRun
 from logitcask_services.jobs.guests import ScoringGuests
 from logitcask_services.jobs.job_run import JobRun
 from logitcask_services.jobs.loaded_teacher import Teacher
-from logitcask_services.jobs.suspicion import Suspicion
+from logitcask_services.jobs.setbacks import Suspicion
 from logitcask_services.jobs.teacher import TeacherDiedError
 from logitcask_services.jobs.teacher_names import is_student
 from logitcask_services.jobs.waiting import (

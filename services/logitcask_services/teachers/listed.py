@@ -11,8 +11,7 @@ from logitcask_services.engines.model_folder import ModelFolder
 from logitcask_services.jobs.loaded_teacher import Role, Teacher, TeacherFacts
 from logitcask_services.jobs.teacher_names import STUDENTS, TeacherNameError, is_student, require_listed
 from logitcask_services.teachers.entry import TeacherEntry
-from logitcask_services.teachers.file_stamp import file_stamp
-from logitcask_services.teachers.outline import outline
+from logitcask_services.teachers.outline import file_stamp, outline
 from logitcask_services.teachers.students import StudentFolders
 
 if TYPE_CHECKING:

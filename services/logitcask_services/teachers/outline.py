@@ -1,4 +1,8 @@
-"""What a model's folder says of a teacher without its weights: enough to check requests and to make tokens."""
+"""What a model's folder says of a teacher without its weights: facts for requests and tokens, and its stamp."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
 
 from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer
 from logitcask_services.engines.hint_shape import HintShape
@@ -37,3 +41,17 @@ def outline(folder: ModelFolder, max_model_len: int | None, *, stamp: str = "") 
         hint_shape=HintShape.of_config(folder.config),
         stamp=stamp,
     )
+
+
+def file_stamp(files: Iterable[Path]) -> str:
+    """What tells at a glance that files may have changed.
+
+    Returns:
+        SHA-256 (hex) over the name, size, time and inode of each file, in the given order.
+
+    Raises:
+        OSError: a file is gone, or cannot be looked at.
+    """
+    states = [(file.name, file.stat()) for file in files]
+    seen = [(own, state.st_size, state.st_mtime_ns, state.st_ino) for own, state in states]
+    return hashlib.sha256(repr(seen).encode()).hexdigest()

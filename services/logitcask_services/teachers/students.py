@@ -13,7 +13,7 @@ from logitcask_schemas.model_source import ModelSource
 from logitcask_services.engines.model_folder import ModelFolder
 from logitcask_services.engines.weight_files import files_digest
 from logitcask_services.jobs.teacher_names import STUDENTS, TeacherNameError
-from logitcask_services.teachers.file_stamp import file_stamp
+from logitcask_services.teachers.outline import file_stamp
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 

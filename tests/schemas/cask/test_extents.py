@@ -133,7 +133,7 @@ def test_whole_documents_are_stored_in_version_2_as_in_version_1(tmp_path: Path)
 
 @pytest.mark.parametrize("version", [0, 4, True, "2", 2.0, None])
 def test_another_version_is_refused_by_its_number(tmp_path: Path, version: object) -> None:
-    from logitcask_schemas.cask.format.manifest import seal
+    from logitcask_schemas.cask.format.sealed_json import seal
 
     cask = make_cask(tmp_path / "cask")
     document = json.loads((cask / "cask.json").read_text())

@@ -5,11 +5,7 @@ import fcntl
 import importlib
 import os
 import shutil
-import sqlite3
 import subprocess
-import sys
-import time
-from contextlib import closing
 from typing import Any
 
 import pytest
@@ -17,15 +13,8 @@ import pytest
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.errors import CaskWriteError
 from logitcask_schemas.record.capture_spec import CaptureSpec
-from logitcask_services.jobs import watchdog
-from logitcask_services.jobs.database.database import Database
-from logitcask_services.service import Service
-from tests.support.services.fake_teacher import HANGS, POISON, fake_teacher, identity
-from tests.support.services.service_harness import wait_for
-
-
-def cask_of(tmp_path, name="cask"):
-    return Cask.open(tmp_path / "casks" / name)
+from tests.support.services.fake_teacher import POISON, identity
+from tests.support.services.service_harness import cask_of, wait_for
 
 
 def test_the_document_that_ends_an_extraction_is_counted_once_and_tried_again(serve, documents, tmp_path):
@@ -153,26 +142,6 @@ def test_a_cask_folder_that_is_taken_away_is_waited_for(serve, documents, tmp_pa
     assert len(cask_of(tmp_path)) == 40
 
 
-def test_a_database_that_another_program_locks_ends_nothing(serve, documents, tmp_path, monkeypatch):
-    """Longer than the time that SQLite itself waits."""
-    monkeypatch.setattr("logitcask_services.jobs.database.database.BUSY_SECONDS", 0.2)
-    server = serve(fake={"seconds_per_document": 0.05, "in_flight": 1})
-    started = server.submit(server.upload(documents))
-    wait_for(lambda: server.get(started["id"])["documents"]["captured"] > 0)
-    script = (
-        "import sqlite3, sys, time\n"
-        "c = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)\n"
-        "c.execute('BEGIN IMMEDIATE'); print('locked', flush=True); time.sleep(2); c.execute('ROLLBACK')"
-    )
-    command = [sys.executable, "-c", script, str(tmp_path / "state" / "jobs.sqlite3")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "locked\n"
-        assert other.wait(30) == 0
-    assert server.finish(started["id"])["status"] == "completed"
-    assert server.service.crash is None
-    assert len(cask_of(tmp_path)) == 40
-
-
 def test_a_failed_extraction_is_taken_up_where_it_was(serve, documents, tmp_path):
     log = tmp_path / "log"
     documents[30]["input_ids"][1:1] = [POISON]
@@ -283,141 +252,3 @@ def test_readiness_tells_folders_that_cannot_be_used_and_what_work_waits_for(ser
     unready = server.client.get("/health/ready")
     (tmp_path / "away").rename(tmp_path / "casks")
     assert (unready.status_code, unready.json()["reasons"][0]["code"]) == (503, "files_missing")
-
-
-@pytest.mark.parametrize("interruptible", [True, False])
-def test_a_cancel_waits_for_no_teacher_and_kills_none(serve, documents, tmp_path, interruptible):
-    """A document may take long: the extraction ends, the teacher goes on, and the next extraction has it."""
-    hang_file = tmp_path / "hang"
-    hang_file.touch()
-    documents[0]["input_ids"][1:1] = [HANGS]
-    teacher: Any = fake_teacher(hang_file=hang_file, in_flight=1, interruptible=interruptible)
-    server = serve(load=lambda: teacher, engine_hang_seconds=1000.0, cancel_grace_seconds=0.2)
-    started = server.submit(server.upload(documents))
-    wait_for(lambda: teacher.engine.given)
-    server.client.post(f"/v1/extractions/{started['id']}/cancel")
-    assert server.finish(started["id"])["status"] == "cancelled"
-    assert (server.service.teacher.deaths, teacher.engine.interrupted.is_set()) == (0, False)
-    hang_file.unlink()
-    next_one = server.submit(server.upload(documents[1:5]), cask="next")
-    assert server.finish(next_one["id"])["status"] == "completed"
-    assert server.service.teacher.deaths == 0
-    assert server.get(started["id"])["status"] == "cancelled"
-    wait_for(lambda: not server.service.folders.token_store(started["id"]).exists())
-
-
-def test_a_teacher_that_hangs_is_ended_and_loaded_again(serve, documents, tmp_path):
-    hang_file = tmp_path / "hang"
-    hang_file.touch()
-    documents[5]["input_ids"][1:1] = [HANGS]
-    server = serve(fake={"hang_file": hang_file, "in_flight": 1}, engine_hang_seconds=0.4)
-    started = server.submit(server.upload(documents))
-    wait_for(lambda: server.service.teacher.deaths > 0)
-    hang_file.unlink()
-    assert server.finish(started["id"])["status"] == "completed"
-    assert len(cask_of(tmp_path)) == 40
-
-
-@pytest.mark.parametrize(
-    ("asked", "steps_seen", "is_ended"),
-    [
-        (None, True, True),
-        (None, False, False),  # only results can be seen, and a text may be long
-        (1000.0, True, False),
-        (0.0, True, False),
-    ],
-)
-def test_how_long_a_teacher_may_be_silent(monkeypatch, serve, documents, tmp_path, asked, steps_seen, is_ended):
-    """Unless the operator says so, a step may take less long than a result where steps are all unseen."""
-    monkeypatch.setattr(watchdog, "HANG_SECONDS", 0.2)
-    monkeypatch.setattr(watchdog, "BLIND_HANG_SECONDS", 1000.0)
-    hang_file = tmp_path / "hang"
-    hang_file.touch()
-    documents[5]["input_ids"][1:1] = [HANGS]
-
-    def load():
-        teacher: Any = fake_teacher(hang_file=hang_file, in_flight=1)
-        if steps_seen:
-            teacher.engine.step_silence = 1e6
-        return teacher
-
-    server = serve(load=load, engine_hang_seconds=asked)
-    started = server.submit(server.upload(documents))
-    wait_for(lambda: server.service.heartbeat.silence > 0.6 or server.service.teacher.deaths)
-    assert bool(server.service.teacher.deaths) == is_ended
-    hang_file.unlink()
-    assert server.finish(started["id"])["status"] == "completed"
-
-
-def test_a_document_that_hangs_every_teacher_is_isolated(serve, documents, tmp_path):
-    documents[5]["input_ids"][1:1] = [HANGS]
-    server = serve(fake={}, engine_hang_seconds=0.3)
-    done = server.finish(server.submit(server.upload(documents))["id"])
-    assert (done["status"], done["documents"]["captured"]) == ("completed", 39)
-    assert [(e["custom_id"], e["code"]) for e in server.errors(done["id"])] == [("d5", "teacher_died")]
-
-
-def test_the_migration_is_one_transaction(tmp_path):
-    """A database whose migration is cut short is still of the old version."""
-    Database(tmp_path).close()
-    with sqlite3.connect(tmp_path / "jobs.sqlite3") as old:
-        old.execute("PRAGMA user_version = 1")
-        old.execute("ALTER TABLE corpora DROP COLUMN name")
-    Database(tmp_path).close()
-    with sqlite3.connect(tmp_path / "jobs.sqlite3") as new:
-        assert "name" in {row[1] for row in new.execute("PRAGMA table_info(corpora)")}
-
-
-def test_a_job_database_that_is_moved_away_is_noticed_and_waited_for(serve, documents, tmp_path, caplog):
-    """Nothing is committed into a file that the next start would not find; put back, everything goes on."""
-    server = serve(fake={"seconds_per_document": 0.05, "in_flight": 1})
-    job = server.submit(server.upload(documents))["id"]
-    wait_for(lambda: server.get(job)["documents"]["captured"] > 0)
-    state, elsewhere = tmp_path / "state", tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    for file in state.glob("jobs.sqlite3*"):
-        file.rename(elsewhere / file.name)
-    ready = server.client.get("/health/ready")
-    (reason,) = ready.json()["reasons"]
-    assert (ready.status_code, reason["code"]) == (503, "database_moved")
-    assert "jobs.sqlite3 is not the file that this service opened" in reason["message"]
-    assert "begins with an empty list; casks keep what they hold" in reason["message"]
-
-    def committed():
-        with closing(sqlite3.connect(elsewhere / "jobs.sqlite3")) as connection:
-            return connection.execute("SELECT count(*) FROM chunks WHERE done").fetchone()[0]
-
-    before = committed()
-    refused = server.client.post("/v1/corpora", content=b"{}\n", headers={"Content-Type": "application/jsonl"})
-    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "database_unavailable")
-    wait_for(lambda: "paused: the job database: " in caplog.text)
-    time.sleep(0.5)  # time in which chunks would be committed
-    assert committed() == before
-    for file in elsewhere.glob("jobs.sqlite3*"):
-        file.rename(state / file.name)
-    assert server.finish(job)["documents"]["captured"] == len(documents)
-    assert server.client.get("/health/ready").status_code == 200
-
-
-def test_a_start_without_the_job_database_beside_corpora_is_told(make_settings, caplog):
-    words = "holds corpora, but no job database"
-    first = Service(make_settings(), lambda role: fake_teacher())
-    first.start()
-    with first.storage.receive() as upload:
-        upload.write(b"{}\n")
-        upload.finish()
-    first.stop()
-    tokens = first.folders.token_store("extraction-1")
-    tokens.mkdir()
-    assert words not in caplog.text
-    for file in first.folders.state.glob("jobs.sqlite3*"):
-        file.unlink()
-    second = Service(make_settings(), lambda role: fake_teacher())
-    second.start()
-    second.stop()
-    assert words in caplog.text
-    assert tokens.exists()  # for the database, should it be put back
-    third = Service(make_settings(), lambda role: fake_teacher())
-    third.start()
-    third.stop()
-    assert not tokens.exists()

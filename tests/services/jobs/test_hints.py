@@ -2,12 +2,10 @@
 
 import errno
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.integrity.verify import verify_shards
 from logitcask_schemas.cli.main import main
 from logitcask_schemas.errors import CaskWriteError, ModelError
@@ -20,7 +18,7 @@ from logitcask_services.jobs.extraction import (
     hinted_documents,
 )
 from tests.support.services.fake_teacher import fake_hints, fake_teacher
-from tests.support.services.service_harness import jsonl, wait_for
+from tests.support.services.service_harness import cask_of, jsonl, wait_for
 
 HINTS = {"layers": [2, -1], "codec": "i8"}
 
@@ -37,10 +35,6 @@ class Loads:
         if self.refuse:
             raise ModelError(self.refuse)
         return fake_teacher(hints=hints)
-
-
-def cask_of(tmp_path: Path, name: str = "cask") -> Cask:
-    return Cask.open(tmp_path / "casks" / name)
 
 
 def extract(server, documents, cask: str = "cask", **capture):

@@ -5,16 +5,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy.exc import InvalidRequestError
 
-from logitcask_schemas.cask import Cask, CaskWriter
+from logitcask_schemas.cask import CaskWriter
 from logitcask_schemas.errors import ModelError
 from logitcask_schemas.record.beyond_tokens import beyond_tokens
 from logitcask_services.jobs.database.chunks import ChunkStore
 from tests.support.services.fake_teacher import GARBAGE, KILLER, POISON, VOCAB_SIZE, fake_teacher, identity
-from tests.support.services.service_harness import jsonl, wait_for
-
-
-def cask_of(tmp_path: Path, name: str = "cask") -> Cask:
-    return Cask.open(tmp_path / "casks" / name)
+from tests.support.services.service_harness import cask_of, jsonl, wait_for
 
 
 def logged(path: Path) -> list[str]:

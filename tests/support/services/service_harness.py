@@ -6,10 +6,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx2
 
+from logitcask_schemas.cask import Cask
 from logitcask_services.http.connections import ConnectionLimits
 from logitcask_services.http.server import Server, bind
 from logitcask_services.service import Service
@@ -62,6 +64,11 @@ class RunningServer:
     def errors(self, extraction_id: str) -> list[dict[str, Any]]:
         text = self.client.get(f"/v1/extractions/{extraction_id}/errors").raise_for_status().text
         return [json.loads(line) for line in text.splitlines()]
+
+
+def cask_of(folder: Path, name: str = "cask") -> Cask:
+    """A cask of a server whose folders lie in a test's own folder."""
+    return Cask.open(folder / "casks" / name)
 
 
 def server_environment() -> dict[str, str]:

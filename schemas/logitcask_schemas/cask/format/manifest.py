@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from logitcask_schemas.cask.format.packed.rank_table import RankTable
+from logitcask_schemas.cask.format.sealed_json import require_checksum, seal, unseal
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskVersionError, IdentityMismatchError
 from logitcask_schemas.record.capture_spec import CaptureSpec, stored_spec
 from logitcask_schemas.record.identity import Accept, TeacherIdentity
@@ -24,55 +25,6 @@ from logitcask_schemas.record.identity import Accept, TeacherIdentity
 RESTORE: Final = "Restore it from a copy of the cask"
 """Advice for a damaged document that nothing else repeats."""
 _DROP_INDEX: Final = "It only repeats the entry files: delete it, the next writer makes it anew"
-_BLANK: Final = "0" * 64
-_MARK: Final = b'"checksum":"'
-
-
-def seal(document: dict[str, Any]) -> bytes:
-    """The document as compact JSON with its checksum as first member.
-
-    The order of members is kept, so the same document always gives the same bytes.
-    """
-    text = json.dumps({"checksum": _BLANK, **document}, separators=(",", ":"), ensure_ascii=True)
-    blank = text.encode() + b"\n"
-    return blank.replace(_BLANK.encode(), hashlib.sha256(blank).hexdigest().encode(), 1)
-
-
-def unseal(content: bytes, *, where: Path | str, advice: str) -> dict[str, Any]:
-    """The members of a sealed document without its checksum.
-
-    Args:
-        content: The file's bytes.
-        where: The file or object, for the error.
-        advice: What the user can do when the file is damaged.
-
-    Raises:
-        CaskCorruptionError: No JSON object, no checksum, or bytes that do not match it.
-    """
-    _require_checksum(content, where=where, advice=advice)
-    try:
-        document = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise CaskCorruptionError(f"{where}: not JSON although its checksum matches ({error}). {advice}") from error
-    if not isinstance(document, dict):
-        raise CaskCorruptionError(f"{where}: expected a JSON object, got {type(document).__name__}. {advice}")
-    document.pop("checksum", None)
-    return document
-
-
-def _require_checksum(content: bytes, *, where: Path | str, advice: str) -> None:
-    """Raise CaskCorruptionError unless there is a checksum that the bytes match."""
-    start = content.find(_MARK)
-    stored = content[start + len(_MARK) : start + len(_MARK) + 64]
-    if start < 0 or len(stored) != 64:
-        raise CaskCorruptionError(f"{where}: no checksum in a file of {len(content)} bytes. {advice}")
-    blank = content[: start + len(_MARK)] + _BLANK.encode() + content[start + len(_MARK) + 64 :]
-    computed = hashlib.sha256(blank).hexdigest().encode()
-    if stored != computed:
-        raise CaskCorruptionError(
-            f"{where}: the checksum inside says {stored.decode(errors='replace')}, "
-            f"its {len(content)} bytes give {computed.decode()}. {advice}"
-        )
 
 
 FORMAT_VERSION: Final = 1
@@ -380,7 +332,7 @@ def entry_bytes(entry: ShardEntry) -> bytes:
 
 def parse_index(content: bytes, *, where: Path | str) -> dict[str, ShardEntry]:
     """The entries in the bytes of an index.json by name; CaskCorruptionError when damaged."""
-    _require_checksum(content, where=where, advice=_DROP_INDEX)
+    require_checksum(content, where=where, advice=_DROP_INDEX)
     try:
         # Without Python's objects in between: of 100,000 entries that is a quarter of the time.
         return {entry.name: entry for entry in _SealedIndex.model_validate_json(content).entries}

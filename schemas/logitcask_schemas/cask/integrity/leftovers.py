@@ -50,7 +50,7 @@ def leftovers(
     read_manifest(directory)
     # Entries before objects: what an entry names was there before it.
     entries, objects = read_listing(directory).entries, {file.name: file for file in store.objects(SHARDS_NAME)}
-    found, named = Leftovers(), set[str]()
+    left, named = Leftovers(), set[str]()
     for entry in entries:
         files = {shard_path(Path(), entry).name: entry.bytes}
         if entry.hints is not None:
@@ -59,18 +59,18 @@ def leftovers(
         for name, size in files.items():
             stored = objects.get(name)
             if stored is None:
-                found.incomplete.append(f"{store.url}/{SHARDS_NAME}/{name}: its entry is there, the object is missing")
+                left.incomplete.append(f"{store.url}/{SHARDS_NAME}/{name}: its entry is there, the object is missing")
             elif stored.bytes != size:
-                found.incomplete.append(
+                left.incomplete.append(
                     f"{store.url}/{SHARDS_NAME}/{name}: should have {size} bytes, it has {stored.bytes}"
                 )
     published_since = tuple(f"{name}." for name in {*entry_names(objects)} - {entry.name for entry in entries})
     limit = (now or datetime.now(UTC)) - older_than
     for file in objects.values():
         if file.name not in named and not file.name.startswith(published_since):
-            (found.unnamed if _is_older(file, limit) else found.recent).append(file)
-    found.uploads.extend(file for file in store.unfinished_uploads(SHARDS_NAME) if _is_older(file, limit))
-    return found
+            (left.unnamed if _is_older(file, limit) else left.recent).append(file)
+    left.uploads.extend(file for file in store.unfinished_uploads(SHARDS_NAME) if _is_older(file, limit))
+    return left
 
 
 def _is_older(file: StoredObject, limit: datetime) -> bool:

@@ -196,14 +196,14 @@ class RemoteStore:
 
     def objects(self, folder: str) -> list[StoredObject]:
         """What lies right below a folder, by name; nothing where there is no folder."""
-        found = [
+        objects = [
             StoredObject(
                 name=item["name"].rpartition("/")[2], bytes=int(item["size"]), modified=item.get("LastModified")
             )
             for item in self._listing(folder)
             if item["type"] == "file"
         ]
-        return sorted(found, key=lambda item: item.name)
+        return sorted(objects, key=lambda item: item.name)
 
     def folders(self) -> list[str]:
         """Names of the folders right below this one, sorted; CaskNotFoundError where there is nothing at all."""

@@ -1,7 +1,8 @@
-"""What whoever hands out chunks and whoever captures them tell each other: plain values that travel well."""
+"""What the driver of a capture and its workers tell each other: plain values that travel well; and through what."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from logitcask_schemas.api.requests import CarrierName
 from logitcask_schemas.record.capture_spec import CaptureSpec
@@ -73,3 +74,27 @@ class WorkerEnded:
 
 
 WorkerEvent = TeacherReady | ChunkDone | WorkerEnded
+
+
+class WorkerPool(Protocol):
+    """Where workers run, whichever place it is: workers by number. Used from one thread."""
+
+    def start(self, worker: int) -> None:
+        """Begin to load a worker; `TeacherReady` follows, or `WorkerEnded`."""
+        ...
+
+    def give(self, worker: int, order: ChunkOrder) -> None:
+        """Hand a chunk to a worker."""
+        ...
+
+    def events(self, seconds: float) -> list[tuple[int, WorkerEvent]]:
+        """What workers have said since, waited for so long at most. A worker that ended says nothing more."""
+        ...
+
+    def finish(self) -> None:
+        """Let every worker end in order; returns when they have, or are lost."""
+        ...
+
+    def close(self) -> None:
+        """End all that is left, at once."""
+        ...

@@ -30,7 +30,7 @@ from logitcask_services.jobs.executors.chunk_orders import (
 )
 from logitcask_services.jobs.extraction import Chunk
 from logitcask_services.jobs.live import Heartbeat
-from logitcask_services.jobs.suspicion import Suspicion
+from logitcask_services.jobs.setbacks import Suspicion
 from logitcask_services.jobs.teacher import TeacherDiedError
 from logitcask_services.jobs.teacher_streams import TeacherStreams
 from logitcask_services.jobs.watchdog import BLIND_HANG_SECONDS, HANG_SECONDS

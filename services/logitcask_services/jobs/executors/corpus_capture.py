@@ -16,9 +16,8 @@ from logitcask_schemas.api.objects import Failure
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.format.layout import MANIFEST_NAME
 from logitcask_schemas.errors import IdentityMismatchError, LogitcaskError
-from logitcask_services.jobs.executors.chunk_orders import CaptureJob, ChunkDone, TeacherReady, WorkerEnded
+from logitcask_services.jobs.executors.chunk_orders import CaptureJob, ChunkDone, TeacherReady, WorkerEnded, WorkerPool
 from logitcask_services.jobs.executors.leases import Leases
-from logitcask_services.jobs.executors.pool import WorkerPool
 from logitcask_services.jobs.executors.prepared_corpus import PreparedCorpus
 from logitcask_services.jobs.extraction import Chunk
 from logitcask_services.jobs.loaded_teacher import TeacherFacts

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logitcask_schemas.cask.format.manifest import seal, unseal
+from logitcask_schemas.cask.format.sealed_json import seal, unseal
 from logitcask_schemas.errors import CaskCorruptionError
 
 WHERE = Path("cask.json")

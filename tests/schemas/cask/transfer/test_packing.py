@@ -159,7 +159,7 @@ def test_a_rank_table_of_another_tokenizer_is_refused_when_the_cask_is_opened(tm
     manifest = json.loads((tmp_path / "packed" / "cask.json").read_text())
     manifest.pop("checksum")
     manifest["rank_table"] = RankTable.fitted(np.arange(300), "c" * 64).model_dump()
-    from logitcask_schemas.cask.format.manifest import seal
+    from logitcask_schemas.cask.format.sealed_json import seal
 
     (tmp_path / "packed" / "cask.json").write_bytes(seal(manifest))
     with pytest.raises(CaskCorruptionError, match=f"rank table is for tokenizer {'c' * 64}"):
