@@ -1,4 +1,4 @@
-"""What all tests share: no deadlines for examples, and which files share a process."""
+"""What all tests share: no deadlines for examples, names that do not change, and which files share a process."""
 
 from typing import Any
 
@@ -8,6 +8,11 @@ from hypothesis import HealthCheck, settings
 # A busy machine is no fault of what is tested.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
+
+
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Bytes give a test no name: a gzip's holds the second it was packed in, so two processes would name it twice."""
+    return argname if isinstance(val, bytes | bytearray) else None
 
 
 @pytest.hookimpl(optionalhook=True)
