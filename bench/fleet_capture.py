@@ -75,7 +75,9 @@ def captured(prepared: PreparedCorpus, rounds: int, teachers: int, address: str 
         pool = LocalPool(job, load) if address is None else RayPool(job, load, RayOptions(address=address))
         try:
             missing = missing_of(prepared, chunks, job, FACTS)
-            done = CorpusCapture(pool, teachers, missing, is_published=lambda chunk: False).run()
+            done = CorpusCapture(
+                pool, teachers, missing.chunks, missing.left_out, is_published=lambda chunk: False
+            ).run()
         finally:
             pool.close()
         assert done.documents == prepared.tokens.num_documents

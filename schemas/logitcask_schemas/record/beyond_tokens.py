@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from logitcask_schemas.record.records import Records
+from logitcask_schemas.record.identity import TeacherIdentity
+from logitcask_schemas.record.records import DocumentRecords, Records
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,3 +63,10 @@ def beyond_tokens(blocks: Iterable[Records], tokens: int) -> BeyondTokens:
         mass=mass / max(positions, 1),
         largest_id=largest,
     )
+
+
+def beyond_tokens_of(documents: Iterable[DocumentRecords], teacher: TeacherIdentity) -> BeyondTokens | None:
+    """The same of a teacher's own documents; None where it has no ids beyond its tokenizer's."""
+    if teacher.tokenizer_size is None or teacher.tokenizer_size >= teacher.vocab_size:
+        return None
+    return beyond_tokens((document.records for document in documents), teacher.tokenizer_size)

@@ -12,9 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from logitcask_schemas.api.objects import Failure
 from logitcask_schemas.terminal import counted
 from logitcask_services.cli.connection import say
-from logitcask_services.jobs.executors.chunk_orders import CaptureJob, WorkerPool
+from logitcask_services.jobs.executors.chunk_orders import CaptureJob, ChunkDone, WorkerPool
 from logitcask_services.jobs.executors.corpus_capture import (
     Captured,
+    CaptureListener,
     CorpusCapture,
     Missing,
     Part,
@@ -69,9 +70,10 @@ class CaptureRun:
                 return CorpusCapture(
                     running,
                     teachers,
-                    missing,
+                    missing.chunks,
+                    missing.left_out,
                     is_published=lambda chunk: not self._missing_of([chunk]).chunks,
-                    progressed=advance,
+                    listener=_Progressed(advance),
                     say=lambda line: say(self._console, line),
                 ).run()
         finally:
@@ -143,6 +145,17 @@ class CaptureRun:
         ) as bar:
             task = bar.add_task("capturing", total=tokens)
             yield lambda done: bar.update(task, advance=done)
+
+
+class _Progressed(CaptureListener):
+    """Tells how many tokens are in the cask."""
+
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        self._advance = advance
+
+    def done(self, worker: int, chunk: Chunk, event: ChunkDone) -> None:
+        """See `CaptureListener`."""
+        self._advance(event.captured_tokens)
 
 
 class _Lines:

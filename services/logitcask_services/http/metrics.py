@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from http import HTTPStatus
-from typing import Literal, get_args
+from typing import get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from logitcask_schemas.api.objects import STATUSES
 from logitcask_schemas.cask.storage import files
+from logitcask_services.engines.process.fleet import EngineState
 from logitcask_services.http.problems import CLIENT_GONE
 from logitcask_services.jobs.teacher import TeacherState
 from logitcask_services.service import Service
@@ -29,8 +30,6 @@ NO_ENGINE_METRICS = (
     b"The series logitcask_engine_... say how it is.\n"
 )
 """A comment of the text format."""
-EngineState = Literal["absent", "loading", "idle", "working"]
-"""`absent`: none is in memory, and none is being loaded."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 """Methods with a label of their own; a client can make up as many others as it likes."""
 
@@ -151,9 +150,16 @@ class _ServiceCollector(Collector):
         for what in get_args(EngineState):
             engines.add_metric([what], float(engine == what))
         yield engines
+        many = service.teacher.engine_states or [engine]
+        counts = GaugeMetricFamily("logitcask_engines", "Engines that capture, by what they are at", labels=["state"])
+        for what in get_args(EngineState):
+            counts.add_metric([what], many.count(what))
+        yield counts
 
     def _engine(self) -> EngineState:
         teacher = self._service.teacher
+        if "working" in teacher.engine_states:
+            return "working"
         if teacher.is_loading:
             return "loading"
         if teacher.state != "ready":

@@ -1,37 +1,28 @@
-"""One run of one extraction: feed the teacher, put chunks together, publish, until done, cancelled or dead."""
+"""One run of one extraction by one engine: feed it, put chunks together, publish, until done, cancelled or dead."""
 
-import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
-from logitcask_schemas.api.objects import Failure
-from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.format.layout import MANIFEST_NAME
-from logitcask_schemas.cask.format.manifest import EXTENT_VERSION, FORMAT_VERSION, ShardEntry
-from logitcask_schemas.errors import CaptureSpecError, CaskError, CaskNotFoundError
-from logitcask_schemas.record.beyond_tokens import BeyondTokens, beyond_tokens
-from logitcask_schemas.record.capture_spec import CaptureSpec
-from logitcask_schemas.terminal import counted
-from logitcask_services.corpora.corpus_lines import custom_id_at
-from logitcask_services.corpora.token_store import TokenStore
-from logitcask_services.engines.engine import CaptureResult, Engine, require_hints
-from logitcask_services.engines.hint_shape import resolve_hints
+from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.errors import CaptureSpecError
+from logitcask_schemas.record.beyond_tokens import beyond_tokens_of
+from logitcask_services.engines.engine import CaptureResult, Engine
 from logitcask_services.jobs.chunks import ChunkFeed, OpenChunk, Publisher, capture_task
 from logitcask_services.jobs.context import JobContext
 from logitcask_services.jobs.database.tables import ExtractionRow
 from logitcask_services.jobs.extraction import Chunk, ChunkOutcome, is_isolated, segments
+from logitcask_services.jobs.extraction_work import REPEATS_FAILED, ExtractionWork
 from logitcask_services.jobs.job_run import Ending, Outcome
 from logitcask_services.jobs.setbacks import Suspicion
 from logitcask_services.jobs.teacher import TeacherDiedError
 from logitcask_services.jobs.teacher_streams import TeacherStreams
-from logitcask_services.jobs.waiting import Reason, StoppedWhileWaitingError, Waiter
+from logitcask_services.jobs.waiting import Reason, StoppedWhileWaitingError
 from logitcask_services.tracing import span
 
-logger = logging.getLogger(__name__)
-LOCK_SECONDS = 2.0
+if TYPE_CHECKING:
+    from logitcask_schemas.api.objects import Failure
 
 
 class ExtractionRun:
@@ -48,31 +39,12 @@ class ExtractionRun:
         self._context = context
         self._row = row
         self._engine = engine
-        try:
-            spec = CaptureSpec.model_validate(row.request.capture.model_dump(mode="json"))
-        except ValidationError as error:  # stored by a version that allowed more
-            raise CaptureSpecError(f"the capture spec cannot be followed: {error}") from error
-        self._spec = resolve_hints(spec, engine.hint_shape)
-        if self._spec.hints is not None and (reason := context.teacher.refusal_of(self._spec.hints)) is not None:
-            raise CaptureSpecError(reason)
-        require_hints(engine, self._spec)
-        self._tokens = TokenStore(context.folders.token_store(row.id))
-        self._corpus = context.storage.path(context.corpora.get(row.corpus_id).sha256)
-        self._cask_path = context.folders.cask(row.request.cask)
-        self._waiter = Waiter(
-            (context.folders.cask_root, context.folders.state),
-            floor=context.settings.disk_floor_bytes,
-            poll_seconds=context.settings.pause_poll_seconds,
-            ends=lambda seconds: context.signals.stopping.wait(seconds) or context.signals.ends(row.id),
-            set_waiting=lambda reason: context.extractions.set_waiting(row.id, reason),
-            gives_way=gives_way,
-        )
-        self._writer: CaskWriter = self._waiter.run(self._open_cask)
+        self._work = ExtractionWork(context, row, engine, gives_way)
+        self._spec, self._tokens = self._work.spec, self._work.tokens
         self._publisher = Publisher(self._publish_traced)
-        self._adopted: tuple[int, ShardEntry, set[bytes]] | None = None
         self._feed = ChunkFeed(
             self._tokens,
-            self._writer,
+            self._work.writer,
             vocab_size=engine.identity.vocab_size,
             failed_before=context.log.capture_failures(row).keys(),
             ends=self._ends,
@@ -88,7 +60,6 @@ class ExtractionRun:
             progressed=context.teacher.progressed,
             spared=(CaptureSpecError,),  # the spec is at fault, not the teacher
         )
-        self._last_commit = time.monotonic()
 
     @property
     def open_chunks(self) -> list[int]:
@@ -103,14 +74,11 @@ class ExtractionRun:
     @property
     def set_aside(self) -> Reason | None:
         """Why the run gave way to others, where it did."""
-        return self._waiter.set_aside
+        return self._work.waiter.set_aside
 
     def go(self) -> Outcome:
         """Capture every pending chunk. Raises TeacherDiedError, CaskError, OSError; what was published stays."""
-        pending = self._context.chunks.pending_chunks(self._row.id)
-        self._require_committed(pending)
-        if pending:
-            self._adopted = self._adopt(pending[0])
+        pending = self._work.pending()
         self._try_suspect()
         for together in segments(pending):
             if is_isolated(together[0]):
@@ -134,79 +102,29 @@ class ExtractionRun:
         self._publisher.join()
 
     def finalize(self) -> Ending:
-        """Fold the cask's entries into its index, so that opening it reads one file; how the extraction ended."""
-        self._waiter.run(self._writer.close)
-        now = self._context.extractions.get(self._row.id)
-        if now.captured_documents + now.present_documents:
-            return "completed", None
-        documents = counted(now.documents, "document")
-        message = f"none of the {documents} could be captured; `/errors` says why for each"
-        return "failed", ("nothing_captured", message)
+        """See `ExtractionWork`."""
+        return self._work.finalize()
 
     def record_failure(self) -> None:
         """The extraction ends with the document that failed."""
         assert self._failure is not None  # go said so
-        reason = ("document_failed", f"line {self._failure.line}: {self._failure.message}; on_error is `fail`")
-        self._context.chunks.fail_on_document(self._row.id, self._failure, reason)
+        self._work.fail_on(self._failure)
 
     def record_death(self, reason: str) -> None:
         """The teacher died with the open chunks in work."""
         self._context.chunks.record_death(self._row.id, self.open_chunks, reason)
-
-    def _open_cask(self) -> CaskWriter:
-        # A cask that this extraction has begun is waited for, as a disk that is not mounted is; never begun anew.
-        begun = self._row.captured_documents + self._row.present_documents > 0
-        if begun and not (self._cask_path / MANIFEST_NAME).exists():
-            raise CaskNotFoundError(
-                f"{self._cask_path}: the cask is missing, and {self._row.tokens_done} tokens of this extraction with it"
-            )
-        needs_extents = self._tokens.has_extents or self._row.request.loss_on != "all"
-        writer = CaskWriter.create(
-            self._cask_path,
-            teacher=self._engine.identity,
-            capture=self._spec,
-            carrier=self._row.request.carrier,
-            lock_timeout_seconds=LOCK_SECONDS,
-            accept=self._context.settings.accept_teacher,
-            version=EXTENT_VERSION if needs_extents else FORMAT_VERSION,
-        )
-        if needs_extents:
-            writer.manifest.require_extents(f"cask {self._row.request.cask!r}", "this extraction asks for")
-        return writer
-
-    def _require_committed(self, pending: list[Chunk]) -> None:
-        """What earlier runs put into the cask must be there still. Raises CaskError."""
-        done, after = list[range](), 0
-        for chunk in pending:
-            done.append(range(after, chunk.first_document))
-            after = chunk.first_document + chunk.documents
-        done.append(range(after, self._tokens.num_documents))
-        failed = self._context.log.capture_failures(self._row).keys() if any(done) else ()
-        missing = [
-            document
-            for part in done
-            for document in part
-            if document not in failed and not self._writer.has(self._tokens.document_id(document))
-        ]
-        if missing:
-            raise CaskError(
-                f"{len(missing)} documents that this extraction had put into the cask {self._row.request.cask!r} are "
-                f"no longer there (the first: line {self._tokens.line(missing[0])[0]}): it was deleted, exchanged or "
-                "repaired meanwhile. Put it back and resume, or submit the corpus again, which captures what is missing"
-            )
 
     def note_hang(self, reason: str) -> None:
         """Called from the watchdog's thread: the teacher hangs, and this process is about to end."""
         store, chunks = self._context.chunks, self.open_chunks
         if (document := self._streams.culprit) is not None:
             text = f"the teacher did not come back from this document alone ({reason}); it is left out"
-            store.record_failure(self._row.id, self._describe(document, "teacher_died", text))
+            store.record_failure(self._row.id, self._work.describe(document, "teacher_died", text))
         store.record_death(self._row.id, chunks, reason)
 
     def note_cancelled(self) -> None:
-        """Called from the watchdog's thread: the extraction was cancelled, and the teacher is deep in its work."""
-        if self._context.extractions.get(self._row.id).status == "cancelling":
-            self._context.extractions.finish(self._row.id, "cancelled")
+        """See `ExtractionWork`."""
+        self._work.note_cancelled()
 
     def _release(self, entry: OpenChunk) -> None:
         # A document that ends the extraction is counted by its end; its chunk stays open, to be tried by a resumed one.
@@ -250,8 +168,8 @@ class ExtractionRun:
             self._streams.try_suspect(results)
         except TeacherDiedError as error:
             reason = f"the teacher died on this document alone, twice ({error}); it is left out"
-            failure = self._describe(document, "teacher_died", reason)
-            self._waiter.run(lambda: self._context.chunks.record_failure(self._row.id, failure))
+            failure = self._work.describe(document, "teacher_died", reason)
+            self._work.waiter.run(lambda: self._context.chunks.record_failure(self._row.id, failure))
             self._streams.blame()
             raise
 
@@ -263,12 +181,7 @@ class ExtractionRun:
             self._context.progress.captured(len(result.document.token_ids_L))
         elif self._row.request.on_error == "fail" and self._failure is None:
             assert isinstance(result.key, int)  # our own key
-            self._failure = self._describe(result.key, *failed)
-
-    def _describe(self, document: int, code: str, message: str) -> Failure:
-        line, start = self._tokens.line(document)
-        custom_id = custom_id_at(self._corpus, start, self._context.settings.max_line_bytes)
-        return Failure(stage="capture", document=document, line=line, custom_id=custom_id, code=code, message=message)
+            self._failure = self._work.describe(result.key, *failed)
 
     # -- in the publishing thread --------------------------------------------------------------------------------
 
@@ -283,12 +196,8 @@ class ExtractionRun:
             replace(entry.documents[document], answer_ranges_R2=self._tokens.answers(document))
             for document in sorted(entry.documents)
         ]
-        shard = self._waiter.run(lambda: self._writer.publish(captured)) if captured else None
-        outcome = self._outcome(entry, shard)
-        now = time.monotonic()
-        outcome.seconds, self._last_commit = now - self._last_commit, now
-        self._waiter.run(lambda: self._context.chunks.commit_chunk(self._row.id, entry.chunk, outcome))
-        self._context.measures.chunk_seconds.observe(outcome.seconds)
+        shard = self._work.waiter.run(lambda: self._work.writer.publish(captured)) if captured else None
+        self._work.commit(entry.chunk, self._outcome(entry, shard))
         self._context.measures.publish_seconds.observe(time.monotonic() - began)
         self._feed.settle(entry)
         self._tokens.release()
@@ -301,48 +210,14 @@ class ExtractionRun:
             captured_tokens=sum(len(document.token_ids_L) for document in entry.documents.values()),
             earlier_failures=entry.earlier_failures,
             shards=[shard.model_dump(mode="json")] if shard else [],
-            beyond_tokens=self._beyond_tokens(entry),
+            beyond_tokens=beyond_tokens_of(entry.documents.values(), self._engine.identity),
         )
-        adopted: set[bytes] = set()
-        if self._adopted is not None and self._adopted[0] == entry.chunk.number:
-            adopted = self._adopted[2]
-            outcome.shards.insert(0, self._adopted[1].model_dump(mode="json"))
-        for document in entry.present:
-            identity = self._tokens.document_id(document)
-            if identity in adopted:
-                adopted.remove(identity)
-                outcome.captured_documents += 1
-                outcome.captured_tokens += len(self._tokens.tokens(document))
-            elif self._writer.has(identity):
+        for document in self._work.take_adopted(entry.chunk, entry.present, outcome):
+            if self._work.writer.has(self._tokens.document_id(document)):
                 outcome.present_documents += 1
             else:
-                entry.failures[document] = ("repeats_failed", "the same document failed earlier in this corpus")
-        outcome.failures = [self._describe(document, *entry.failures[document]) for document in sorted(entry.failures)]
+                entry.failures[document] = REPEATS_FAILED
+        outcome.failures = [
+            self._work.describe(document, *entry.failures[document]) for document in sorted(entry.failures)
+        ]
         return outcome
-
-    def _beyond_tokens(self, entry: OpenChunk) -> BeyondTokens | None:
-        """What the teacher says of ids that are no tokens; None where it has none."""
-        identity = self._engine.identity
-        if identity.tokenizer_size is None or identity.tokenizer_size >= identity.vocab_size:
-            return None
-        return beyond_tokens((document.records for document in entry.documents.values()), identity.tokenizer_size)
-
-    def _adopt(self, chunk: Chunk) -> tuple[int, ShardEntry, set[bytes]] | None:
-        """The shard that an earlier run published for its first pending chunk and then did not live to commit.
-
-        Chunks are published in order, so only the first pending one can have it. It is ours when no extraction owns
-        it and all its documents are the chunk's.
-        """
-        documents = range(chunk.first_document, chunk.first_document + chunk.documents)
-        ids = {self._tokens.document_id(document) for document in documents}
-        if not any(self._writer.has(identity) for identity in ids):
-            return None
-        cask = Cask.open(self._cask_path)
-        places = (cask.find(identity) for identity in ids)
-        for number in sorted({cask.locate(place)[0] for place in places if place is not None}):
-            stored = {identity.tobytes() for identity in cask.shard(number).document_ids}
-            entry = cask.entries[number]
-            if stored <= ids and self._context.chunks.owner_of_shard(entry.name) is None:
-                logger.info("extraction %s: shard %s was published before the restart", self._row.id, entry.name)
-                return chunk.number, entry, stored
-        return None

@@ -12,6 +12,7 @@ from logitcask_services.engines.engine import Engine
 from logitcask_services.engines.generator import Generator
 from logitcask_services.engines.hint_shape import HintShape
 from logitcask_services.engines.process.progress import OwnProcess, ShowsSteps
+from logitcask_services.jobs.executors.teams import WorkerTeam
 
 logger = logging.getLogger(__name__)
 Role = Literal["capture", "generate"]
@@ -25,6 +26,8 @@ class Teacher:
     tokenizer: DocumentTokenizer
     engine: Engine | None = None
     generator: Generator | None = None
+    team: WorkerTeam | None = None
+    """Many engines that capture corpora; None: `engine` does."""
     configured: HintShape | None = None
     """What hints its configuration promises, whatever it is loaded for."""
 

@@ -33,7 +33,7 @@ _LEAST_COST: Final = 64
 
 
 class Scoring:
-    """The line. `among` and `alone` belong to the worker thread; the rest is for all.
+    """The line. `among` and `alone` belong to whoever has the teacher, one at a time; the rest is for all.
 
     Args:
         wake: tells the worker that somebody waits.
@@ -168,7 +168,7 @@ class Scoring:
             each.call.fail(_stopping())
 
     def among(
-        self, engine: Engine, tasks: Iterable[CaptureTask], spec: CaptureSpec
+        self, engine: Engine, tasks: Iterable[CaptureTask | None], spec: CaptureSpec
     ) -> Generator[CaptureResult, None, None]:
         """`engine.capture(tasks, spec)`, with callers' sequences let in; yields the results of `tasks` alone."""
         flight = Flight()
@@ -213,16 +213,21 @@ class Scoring:
 
     # -- what the engine draws -----------------------------------------------------------------------------------
 
-    def _merged(self, tasks: Iterable[CaptureTask], flight: Flight) -> Iterator[CaptureTask]:
+    def _merged(self, tasks: Iterable[CaptureTask | None], flight: Flight) -> Iterator[CaptureTask | None]:
         """A job's tasks with callers' sequences in front, as far as the job is not held up."""
         source, credit = iter(tasks), _MOST_CREDIT
         while True:
             while credit > 0 and (sequence := self._draw(flight)) is not None:
                 credit -= max(sequence.tokens, _LEAST_COST)
                 yield sequence.task
-            task = next(source, None)
-            if task is None:
+            try:
+                task = next(source)
+            except StopIteration:
                 return
+            if task is None:  # the job has none just now: nobody holds it up
+                credit = _MOST_CREDIT
+                yield None
+                continue
             credit = min(credit + _SHARE * len(task.token_ids_L), _MOST_CREDIT)
             flight.others += 1
             yield task

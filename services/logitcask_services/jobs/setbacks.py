@@ -53,9 +53,9 @@ class Setbacks:
         """Whether it failed since its last progress, or something stood in the way of its load since its last one."""
         return bool(self._failures[name] or self._waits[name])
 
-    def fail(self, name: str, reason: str) -> str | None:
+    def fail(self, name: str, reason: str, times: int = 1) -> str | None:
         """It died, or could not be loaded. What to say of its next try; None where there should be none."""
-        self._failures[name] += 1
+        self._failures[name] += times
         if (failures := self._failures[name]) > self._restarts:
             return None
         text = f"{reason}. Restart {failures} of {self._restarts} follows"

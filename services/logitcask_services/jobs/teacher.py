@@ -10,7 +10,8 @@ from typing import Final, Literal
 from logitcask_schemas.errors import CaptureSpecError, LogitcaskError, MissingExtraError, ModelError
 from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_services.engines.engine import EngineError
-from logitcask_services.engines.process.process import interrupt_loading, stillness_of_loading
+from logitcask_services.engines.process.fleet import EngineState
+from logitcask_services.engines.process.loads import interrupt_loading, stillness_of_loading
 from logitcask_services.jobs.live import Heartbeat
 from logitcask_services.jobs.loaded_teacher import Role, Teacher, TeacherFacts
 from logitcask_services.jobs.roster import Roster
@@ -28,6 +29,11 @@ TeacherState = Literal["loading", "ready", "switching", "restarting", "failed", 
 
 class TeacherDiedError(LogitcaskError, RuntimeError):
     """The engine raised: whatever it was working on is lost, and it must be loaded again."""
+
+    def __init__(self, reason: str, failures: int = 1) -> None:
+        super().__init__(reason)
+        self.failures = failures
+        """Deaths in a row that it stands for."""
 
 
 class TeacherSupervisor:
@@ -244,7 +250,8 @@ class TeacherSupervisor:
         self._release()
         if self._stopping.is_set():  # ended with the service, which is no failure of its own
             return
-        self._fail(f"the teacher died: {self._interrupted or _text(error)}")
+        failures = error.failures if isinstance(error, TeacherDiedError) else 1
+        self._fail(f"the teacher died: {self._interrupted or _text(error)}", failures)
         self.deaths += 1
 
     @property
@@ -283,6 +290,12 @@ class TeacherSupervisor:
         return 0.0 if teacher is None else teacher.stillness
 
     @property
+    def engine_states(self) -> list[EngineState]:
+        """Of the engines of a loaded teacher that has many; empty of any other."""
+        teacher = self._teacher
+        return [] if teacher is None or teacher.team is None else teacher.team.states
+
+    @property
     def is_loading(self) -> bool:
         """Whether a thread waits for it to be loaded."""
         return self._loader is not None
@@ -314,8 +327,8 @@ class TeacherSupervisor:
             self.state, self.reason = "stopped", "the service is stopping"
         self.closed.set()
 
-    def _fail(self, reason: str) -> None:
-        if (text := self.setbacks.fail(self.name, reason)) is None:
+    def _fail(self, reason: str, failures: int = 1) -> None:
+        if (text := self.setbacks.fail(self.name, reason, failures)) is None:
             failures = self.setbacks.failures(self.name)
             self._give_up(f"{reason}. It was given up after {failures} failure(s) without progress between them")
         else:

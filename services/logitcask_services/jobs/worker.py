@@ -23,6 +23,7 @@ from logitcask_services.jobs.context import JobContext, teacher_document
 from logitcask_services.jobs.database.extractions import ExtractionStore
 from logitcask_services.jobs.database.generations import GenerationStore
 from logitcask_services.jobs.database.tables import ExtractionRow, GenerationRow, JobRow
+from logitcask_services.jobs.executors.corpus_capture import WorkerRefusedError
 from logitcask_services.jobs.extraction import IllegalTransitionError
 from logitcask_services.jobs.extraction_run import ExtractionRun
 from logitcask_services.jobs.generation_run import GenerationRun
@@ -32,6 +33,7 @@ from logitcask_services.jobs.loaded_teacher import Teacher
 from logitcask_services.jobs.setbacks import Suspicion
 from logitcask_services.jobs.teacher import TeacherDiedError
 from logitcask_services.jobs.teacher_names import is_student
+from logitcask_services.jobs.team_run import TeamRun
 from logitcask_services.jobs.waiting import (
     Reason,
     Schedule,
@@ -194,6 +196,8 @@ class Worker(threading.Thread):
     def _begin(self, row: JobRow, teacher: Teacher, gives_way: Callable[[float], bool]) -> JobRun:
         if isinstance(row, ExtractionRow):
             assert teacher.engine is not None  # its role was asked for
+            if teacher.team is not None:
+                return TeamRun(self._context, row, teacher.engine, teacher.team, gives_way)
             return ExtractionRun(self._context, row, teacher.engine, self._suspicion, gives_way)
         assert isinstance(row, GenerationRow)
         assert teacher.generator is not None
@@ -287,6 +291,8 @@ class Worker(threading.Thread):
                 code = "cask_unusable"
             case OSError():
                 code = "io_error"
+            case WorkerRefusedError():
+                code = "worker_refused"
             case _:
                 code = "internal"
         self._end(row, "failed", (code, str(error)))

@@ -98,7 +98,8 @@ def capture(
         return CorpusCapture(
             pool,
             teachers,
-            left,
+            left.chunks,
+            left.left_out,
             is_published=lambda chunk: not missing_of(prepared, [chunk], job, FACTS).chunks,
             restarts=restarts,
             first_pause=0.01,

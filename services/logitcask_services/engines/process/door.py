@@ -1,7 +1,7 @@
 """The door to engines and generators in processes of their own; `factory` is the one to those in this process."""
 
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, Literal
 
 from logitcask_schemas.errors import MissingExtraError
@@ -122,8 +122,12 @@ def start_engine(
     max_model_len: int | None = None,
     options: dict[str, Any] | None = None,
     hints: HintSpec | None = None,
+    devices: Sequence[str] = (),
 ) -> ProcessEngine:
     """Load a teacher in a process of its own; arguments and errors as of `load_engine`.
+
+    Args:
+        devices: The CUDA devices that it sees, as CUDA_VISIBLE_DEVICES names them; empty: those of this process.
 
     Raises:
         EngineError: the process ended before the engine was loaded.
@@ -137,7 +141,8 @@ def start_engine(
         options=options,
         hints=None if hints is None else hints.model_dump(mode="json"),
     )
-    return ProcessEngine(EngineProcess(f"{loading.__name__}:engine_of", document))
+    environment = {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else None
+    return ProcessEngine(EngineProcess(f"{loading.__name__}:engine_of", document, environment))
 
 
 def start_generator(

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedReader
@@ -24,6 +24,7 @@ from typing import Any, Final, Generic, TypeVar
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_services.engines.engine import EngineError
 from logitcask_services.engines.process.frames import Connection, ConnectionGoneError, Frame, FrameError
+from logitcask_services.engines.process.loads import loading
 from logitcask_services.engines.process.log_lines import forward_lines
 from logitcask_services.engines.process.messages import EngineFacts, read_error, read_facts
 from logitcask_services.engines.process.progress import SeenProgress
@@ -59,12 +60,13 @@ class TaskCodec(Generic[TaskT, ResultT]):
 class EngineProcess:
     """One process with an engine, or a generator, in it. `interrupt` and `silence` are for all threads."""
 
-    def __init__(self, loader: str, document: dict[str, Any]) -> None:
+    def __init__(self, loader: str, document: dict[str, Any], environment: Mapping[str, str] | None = None) -> None:
         """Start the process and wait until the engine is loaded.
 
         Args:
             loader: What the process calls, see `loading.load_part`.
             document: With what; JSON.
+            environment: Variables of the process, besides those of this one.
 
         Raises:
             ModelError, CaptureSpecError: the engine said so while it was loaded.
@@ -74,7 +76,7 @@ class EngineProcess:
         self._connection, theirs = Connection.pair()
         try:
             with theirs:
-                self._process = _start(theirs)
+                self._process = _start(theirs, environment or {})
         except BaseException:  # no descriptor or process is left: this one descriptor must not stay open for each try
             self._connection.close()
             raise
@@ -98,7 +100,7 @@ class EngineProcess:
                 daemon=True,
             ),
         )
-        with _loading(self):
+        with loading(self):
             self.facts = self._load(loader, document)
 
     def stream(
@@ -290,7 +292,7 @@ class EngineProcess:
             os.killpg(self.pid, signal.SIGKILL)
 
 
-def _start(theirs: socket.socket) -> subprocess.Popen[bytes]:
+def _start(theirs: socket.socket, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """A process with the other end of the connection. Raises OSError."""
     return subprocess.Popen(
         [sys.executable, "-P", "-m", CHILD, str(theirs.fileno())],
@@ -299,34 +301,12 @@ def _start(theirs: socket.socket) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(folder for folder in sys.path if folder)},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(folder for folder in sys.path if folder),
+            **environment,
+        },
     )
-
-
-_LOADING: Final[dict[int, EngineProcess]] = {}
-"""Processes whose engines are being loaded, by the thread that waits for them."""
-
-
-@contextmanager
-def _loading(process: EngineProcess) -> Iterator[None]:
-    """While the block runs, this thread waits for the process."""
-    _LOADING[threading.get_ident()] = process
-    try:
-        yield
-    finally:
-        del _LOADING[threading.get_ident()]
-
-
-def interrupt_loading(thread: int) -> bool:
-    """Kill the engine's process that a thread waits for to be loaded; False where it waits for none."""
-    process = _LOADING.get(thread)
-    return process is not None and process.interrupt()
-
-
-def stillness_of_loading(thread: int) -> float:
-    """Seconds since the process that a thread waits for to be loaded said anything; 0 where it waits for none."""
-    process = _LOADING.get(thread)
-    return 0.0 if process is None else process.seen.stillness
 
 
 def _signal_name(number: int) -> str:

@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from logitcask_schemas.api.requests import CarrierName
+from logitcask_schemas.cask.writer import LOCK_TIMEOUT_SECONDS
+from logitcask_schemas.record.beyond_tokens import BeyondTokens
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.identity import Accept
 from logitcask_services.jobs.extraction import Chunk
+from logitcask_services.jobs.waiting import Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +27,10 @@ class CaptureJob:
     """Whether the cask must hold documents that are recorded in part, or under a context."""
     accept: tuple[Accept, ...] = ()
     """What may differ between the cask's teacher and the one that is loaded."""
+    lock_seconds: float = LOCK_TIMEOUT_SECONDS
+    """How long to wait for another writer of the cask."""
+    holds_failed: bool = False
+    """Whether a chunk with a document that could not be captured is kept back, as whoever asks ends with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +60,31 @@ class ChunkDone:
     number: int
     captured_documents: int
     captured_tokens: int
-    present_documents: int
-    """That the cask had already."""
+    present: tuple[int, ...]
+    """Documents that the cask had already."""
     failures: tuple[tuple[int, str, str], ...]
     """Document, code and message of each that could not be captured."""
+    shard: dict[str, Any] | None = None
+    """The entry of the shard; None where there was nothing to publish."""
+    beyond_tokens: BeyondTokens | None = None
+    """What the records say of ids that are no tokens; None where the teacher has none."""
+    publish_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokensCaptured:
+    """Documents of so many tokens have come back since the last time; their chunks are open still."""
+
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentFailed:
+    """A document could not be captured, and its chunk is kept back; see `CaptureJob.holds_failed`."""
+
+    document: int
+    code: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +99,13 @@ class WorkerEnded:
     """With the teacher when that died; none where the worker was lost for another reason."""
     document: int | None = None
     """The only one that was with the teacher, where that is known."""
+    passing: Reason | None = None
+    """Of a fault that may pass by itself: code and sentence."""
+    error: Exception | None = None
+    """What was refused with, where the worker is in this process."""
 
 
-WorkerEvent = TeacherReady | ChunkDone | WorkerEnded
+WorkerEvent = TeacherReady | TokensCaptured | DocumentFailed | ChunkDone | WorkerEnded
 
 
 class WorkerPool(Protocol):
@@ -96,5 +128,5 @@ class WorkerPool(Protocol):
         ...
 
     def close(self) -> None:
-        """End all that is left, at once."""
+        """End all that is left, without waiting for what is with its teachers. Idempotent."""
         ...

@@ -6,7 +6,7 @@ death, captures what is not there yet, at most the chunks that were open once mo
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -16,7 +16,15 @@ from logitcask_schemas.api.objects import Failure
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.cask.format.layout import MANIFEST_NAME
 from logitcask_schemas.errors import IdentityMismatchError, LogitcaskError
-from logitcask_services.jobs.executors.chunk_orders import CaptureJob, ChunkDone, TeacherReady, WorkerEnded, WorkerPool
+from logitcask_services.jobs.executors.chunk_orders import (
+    CaptureJob,
+    ChunkDone,
+    DocumentFailed,
+    TeacherReady,
+    TokensCaptured,
+    WorkerEnded,
+    WorkerPool,
+)
 from logitcask_services.jobs.executors.leases import Leases
 from logitcask_services.jobs.executors.prepared_corpus import PreparedCorpus
 from logitcask_services.jobs.extraction import Chunk
@@ -27,11 +35,45 @@ RESTARTS: Final = 5
 """Of one worker, without a chunk of its own between them, before it is given up."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds before a worker is started again; doubles."""
-_LOOK_SECONDS: Final = 1.0
+_LOOK_SECONDS: Final = 0.2
 
 
 class CaptureStoppedError(LogitcaskError, RuntimeError):
     """A capture cannot go on; what is published stays, and the same command goes on from there."""
+
+
+class WorkersGivenUpError(CaptureStoppedError):
+    """No worker is left: each was started again as often as it may be without a chunk between."""
+
+
+class WorkerRefusedError(CaptureStoppedError):
+    """A worker met what others would meet, too."""
+
+    def __init__(self, event: WorkerEnded) -> None:
+        super().__init__(event.reason)
+        self.event = event
+
+
+class CaptureListener:
+    """Hears what happens in a capture, in the thread that runs it; this one does nothing about it."""
+
+    def captured(self, worker: int, tokens: int) -> None:
+        """Documents of so many tokens came back to a worker."""
+
+    def done(self, worker: int, chunk: Chunk, event: ChunkDone) -> None:
+        """A chunk is in the cask, for the first time."""
+
+    def failed(self, event: DocumentFailed) -> None:
+        """A document could not be captured, and its chunk is kept back."""
+
+    def lost(self, worker: int, event: WorkerEnded) -> None:
+        """A worker is gone; what it had goes to others."""
+
+    def restarted(self) -> None:
+        """A worker in the place of one that was lost is ready."""
+
+    def blamed(self, chunk: Chunk, document: int, reason: str) -> None:
+        """The teacher died on a document alone, twice; it is left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,33 +168,41 @@ class CorpusCapture:
     Args:
         pool: where workers run; the caller's to close.
         teachers: workers at once.
-        missing: what is to be captured.
+        chunks: what is to be captured.
+        left_out: documents that are none of their chunk's own, by its number.
         is_published: whether a chunk is in the cask, as far as its documents can be captured; asked where a worker was
             lost, which may have published and not lived to say so.
-        progressed: hears of each chunk: its tokens.
+        listener: hears what happens.
         say: hears what a person should know.
+        stops: whether to end before everything is captured.
+        restarts: of one worker, without a chunk of its own between them, before it is given up.
+        first_pause: seconds before a worker is started again; doubles.
     """
 
     def __init__(
         self,
         pool: WorkerPool,
         teachers: int,
-        missing: Missing,
+        chunks: Sequence[Chunk],
+        left_out: Mapping[int, frozenset[int]],
         *,
         is_published: Callable[[Chunk], bool],
-        progressed: Callable[[int], None] = lambda tokens: None,
+        listener: CaptureListener | None = None,
         say: Callable[[str], None] = lambda line: None,
+        stops: Callable[[], bool] = lambda: False,
         restarts: int = RESTARTS,
         first_pause: float = FIRST_PAUSE,
     ) -> None:
         self._pool = pool
-        self._leases = Leases(missing.chunks, missing.left_out)
+        self._leases = Leases(chunks, left_out)
+        self._chunks = {chunk.number: chunk for chunk in chunks}
         self._is_published = is_published
-        self._progressed = progressed
+        self._listener = listener or CaptureListener()
         self._say = say
+        self._stops = stops
         self._restarts = restarts
         self._first_pause = first_pause
-        self._slots = min(teachers, max(1, len(missing.chunks)))
+        self._slots = min(teachers, max(1, len(chunks)))
         self._slot_of: dict[int, int] = {}
         """Of each worker that lives, the slot it fills; a worker that is started again has a new number."""
         self._ready = set[int]()
@@ -161,39 +211,57 @@ class CorpusCapture:
         self._start_at = dict.fromkeys(range(self._slots), 0.0)
         """When an empty slot is filled; absent where it is filled, or given up."""
         self._started = 0
+        self._began: float | None = None
         self._reason = ""
         self._result = Captured()
 
     def run(self) -> Captured:
-        """Until every chunk is in the cask.
+        """Until every chunk is in the cask, or `stops` says so: what is with the teachers is left to the pool then.
 
         Raises:
-            CaptureStoppedError: A worker met what others would meet too, or none is left that loads.
+            WorkerRefusedError: A worker met what others would meet too.
+            WorkersGivenUpError: None is left that loads, or lives.
         """
-        began: float | None = None
-        while self._leases.unfinished:
+        while self._leases.unfinished and not self._stops():
             self._fill_slots()
-            for worker, event in self._pool.events(_LOOK_SECONDS):
-                match event:
-                    case TeacherReady(model=model):
-                        if began is None:
-                            began = time.monotonic()
-                            self._say(f"teacher ready: {model}")
-                        self._ready.add(worker)
-                        self._leases.join(worker)
-                    case ChunkDone():
-                        self._done(worker, event)
-                    case WorkerEnded():
-                        self._ended(worker, event)
-            self._hand_out()
-        self._pool.finish()
+            self._hear(_LOOK_SECONDS)
+            if not self._stops():
+                self._hand_out()
+        if not self._stops():
+            self._pool.finish()
         self._result.handed_out_again = self._leases.handed_out_again
-        self._result.seconds = 0.0 if began is None else time.monotonic() - began
+        self._result.seconds = 0.0 if self._began is None else time.monotonic() - self._began
         return self._result
+
+    def settle(self) -> None:
+        """After a `run` that was stopped and the pool's end: take what was published meanwhile."""
+        for worker, event in self._pool.events(0):
+            if isinstance(event, ChunkDone):
+                self._done(worker, event)
+
+    def _hear(self, seconds: float) -> None:
+        for worker, event in self._pool.events(seconds):
+            match event:
+                case TeacherReady(model=model):
+                    if self._began is None:
+                        self._began = time.monotonic()
+                        self._say(f"teacher ready: {model}")
+                    if worker >= self._slots:
+                        self._listener.restarted()
+                    self._ready.add(worker)
+                    self._leases.join(worker)
+                case TokensCaptured(tokens=tokens):
+                    self._listener.captured(worker, tokens)
+                case DocumentFailed():
+                    self._listener.failed(event)
+                case ChunkDone():
+                    self._done(worker, event)
+                case WorkerEnded():
+                    self._ended(worker, event)
 
     def _fill_slots(self) -> None:
         if not self._slot_of and not self._start_at:
-            raise CaptureStoppedError(
+            raise WorkersGivenUpError(
                 f"{self._reason}. It was given up after {self._restarts} restarts without a chunk between them; "
                 "what is published stays, and the same command goes on from there"
             )
@@ -218,13 +286,14 @@ class CorpusCapture:
         if self._leases.done(worker, event.number):
             self._result.chunks += 1
             self._result.failures += event.failures
-            self._progressed(event.captured_tokens)
+            self._listener.done(worker, self._chunks[event.number], event)
         self._result.documents += event.captured_documents
         self._result.tokens += event.captured_tokens
 
     def _ended(self, worker: int, event: WorkerEnded) -> None:
         if event.refused:
-            raise CaptureStoppedError(event.reason)
+            raise WorkerRefusedError(event)
+        self._listener.lost(worker, event)
         slot = self._slot_of.pop(worker)
         self._ready.discard(worker)
         published = [chunk.number for chunk in self._leases.held_by(worker) if self._is_published(chunk)]
@@ -236,6 +305,7 @@ class CorpusCapture:
         if blamed is not None:
             reason = f"the teacher died on this document alone, twice ({event.reason}); it is left out"
             self._result.failures.append((blamed[1], "teacher_died", reason))
+            self._listener.blamed(self._chunks[blamed[0]], blamed[1], reason)
             self._failures[slot] = 0
         else:
             self._failures[slot] += 1

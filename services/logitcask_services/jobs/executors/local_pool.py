@@ -1,13 +1,17 @@
-"""Workers in this process: one, whose engine has a process of its own."""
+"""Workers in this process, each with an engine in a process of its own."""
 
 import queue
 from typing import Final
 
+from logitcask_services.engines.process.fleet import EngineFleet, EngineState
+
 from logitcask_services.jobs.executors.chunk_orders import CaptureJob, ChunkOrder, WorkerEnded, WorkerEvent
 from logitcask_services.jobs.executors.chunk_worker import ChunkWorker, LoadEngine
+from logitcask_services.jobs.executors.teams import WorkerManners
 
 DROP_SECONDS: Final = 5.0
 """In which an engine that was interrupted lets its worker end."""
+_LOOK_SECONDS: Final = 0.1
 
 
 class LocalPool:
@@ -15,18 +19,24 @@ class LocalPool:
 
     Args:
         job: what is captured.
-        load: loads an engine.
+        load: loads an engine, or borrows one.
+        manners: of each worker.
+        keeps_engines: whether engines that are well are needed again, as they are another's.
     """
 
-    def __init__(self, job: CaptureJob, load: LoadEngine) -> None:
+    def __init__(
+        self, job: CaptureJob, load: LoadEngine, manners: WorkerManners | None = None, *, keeps_engines: bool = False
+    ) -> None:
         self._job = job
         self._load = load
+        self._manners = manners
+        self._keeps_engines = keeps_engines
         self._workers: dict[int, ChunkWorker] = {}
         self._events: queue.SimpleQueue[tuple[int, WorkerEvent]] = queue.SimpleQueue()
 
     def start(self, worker: int) -> None:
         """See `WorkerPool`."""
-        thread = ChunkWorker(self._job, self._load, lambda event: self._events.put((worker, event)))
+        thread = ChunkWorker(self._job, self._load, lambda event: self._events.put((worker, event)), self._manners)
         self._workers[worker] = thread
         thread.start()
 
@@ -36,8 +46,7 @@ class LocalPool:
 
     def events(self, seconds: float) -> list[tuple[int, WorkerEvent]]:
         """See `WorkerPool`."""
-        for thread in self._workers.values():
-            thread.interrupt_if_overdue()
+        self._interrupt_overdue()
         heard = list[tuple[int, WorkerEvent]]()
         try:
             heard.append(self._events.get(timeout=seconds))
@@ -46,22 +55,54 @@ class LocalPool:
         except queue.Empty:
             pass
         for worker, event in heard:
-            if isinstance(event, WorkerEnded):
+            if isinstance(event, WorkerEnded) and worker in self._workers:
                 self._workers.pop(worker).join()
         return heard
 
     def finish(self) -> None:
         """See `WorkerPool`."""
         for thread in self._workers.values():
-            thread.finish()
+            if thread.is_loading:
+                thread.drop(spares_engine=self._keeps_engines)  # it loads what nobody needs any more
+            else:
+                thread.finish()
         for thread in self._workers.values():
             thread.join()
         self._workers.clear()
 
     def close(self) -> None:
-        """See `WorkerPool`."""
+        """See `WorkerPool`. Where engines are kept, their steps are waited for, unless they hang."""
         for thread in self._workers.values():
-            thread.drop()
+            thread.drop(spares_engine=self._keeps_engines)
         for thread in self._workers.values():
-            thread.join(DROP_SECONDS)
+            if not self._keeps_engines:
+                thread.join(DROP_SECONDS)
+            while self._keeps_engines and thread.is_alive():
+                thread.join(_LOOK_SECONDS)
+                self._interrupt_overdue()
         self._workers.clear()
+
+    def _interrupt_overdue(self) -> None:
+        for thread in self._workers.values():
+            thread.interrupt_if_overdue()
+
+
+class LocalTeam:
+    """See `WorkerTeam`: the engines of a fleet, which are kept from one job to the next."""
+
+    def __init__(self, fleet: EngineFleet) -> None:
+        self._fleet = fleet
+
+    @property
+    def size(self) -> int:
+        """See `WorkerTeam`."""
+        return self._fleet.size
+
+    @property
+    def states(self) -> list[EngineState]:
+        """See `WorkerTeam`."""
+        return self._fleet.states
+
+    def pool(self, job: CaptureJob, manners: WorkerManners) -> LocalPool:
+        """See `WorkerTeam`."""
+        return LocalPool(job, self._fleet.lend, manners, keeps_engines=True)

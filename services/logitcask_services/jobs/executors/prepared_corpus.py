@@ -31,6 +31,7 @@ from logitcask_schemas.errors import LogitcaskError
 from logitcask_services.corpora.corpus_lines import custom_id_at
 from logitcask_services.corpora.prepare import DocumentLimits, Prepared, prepare
 from logitcask_services.corpora.token_store import TokenStore
+from logitcask_services.jobs.executors.repeats import Repeats
 from logitcask_services.jobs.loaded_teacher import TeacherFacts
 
 TOKENS_NAME: Final = "tokens"
@@ -76,16 +77,7 @@ class PreparedCorpus:
 
     def repeats(self) -> NDArray[np.int64]:
         """Numbers of the documents that occurred earlier in the corpus, ascending."""
-        return repeated(self.tokens.document_ids_D32)
-
-
-def repeated(ids_D32: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Where an id stands that stands earlier too, ascending; [R] of [D, 32] ids."""
-    ids_D = np.ascontiguousarray(ids_D32).view("S32").reshape(-1)
-    _, first_U = np.unique(ids_D, return_index=True)  # the first place of each
-    is_repeat_D = np.ones(len(ids_D), dtype=np.bool_)
-    is_repeat_D[first_U] = False
-    return np.flatnonzero(is_repeat_D)
+        return Repeats(self.tokens.document_ids_D32).documents_R
 
 
 def prepared_corpus(

@@ -34,7 +34,8 @@ from logitcask_services.engines.process.frames import (
     encode,
 )
 from logitcask_services.engines.process.log_lines import forward_lines
-from logitcask_services.engines.process.process import EngineProcess, interrupt_loading
+from logitcask_services.engines.process.loads import interrupt_loading
+from logitcask_services.engines.process.process import EngineProcess
 from tests.support.services.fake_generator import FakeGenerator
 from tests.support.services.fake_teacher import GARBAGE, POISON, FakeEngine
 from tests.support.services.process_engines import fake_engine, fake_writer, is_alive

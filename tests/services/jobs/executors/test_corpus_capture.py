@@ -11,7 +11,7 @@ import pytest
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import IdentityMismatchError
 from logitcask_services.jobs.executors.corpus_capture import CaptureStoppedError, Part, failures_of
-from logitcask_services.jobs.executors.prepared_corpus import repeated
+from logitcask_services.jobs.executors.repeats import Repeats
 from tests.support.services.corpus_captures import (
     capture,
     captures,
@@ -84,8 +84,10 @@ def test_a_part_is_disjoint_and_known_from_numbers_alone(prepared, tmp_path):
 def test_a_repetition_belongs_to_the_first_occurrence(prepared):
     assert prepared.repeats().tolist() == list(range(300, 330))
     ids = prepared.tokens.document_ids_D32
-    assert repeated(ids[:0]).tolist() == []
-    assert repeated(ids[[0, 1, 0, 2, 1, 0]]).tolist() == [2, 4, 5]
+    assert Repeats(ids[:0]).documents_R.tolist() == []
+    repeats = Repeats(ids[[0, 1, 0, 2, 1, 0]])
+    assert repeats.documents_R.tolist() == [2, 4, 5]
+    assert (repeats.within(range(6)), repeats.within(range(3, 5))) == ({2: 0, 4: 1, 5: 0}, {4: 1})
 
 
 def test_what_is_there_is_not_captured_again(tmp_path, prepared, whole):
