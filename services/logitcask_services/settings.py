@@ -56,6 +56,17 @@ class ServiceSettings(BaseSettings):
     """`one` (default): the teacher is loaded to capture or to write; `both`, where there is room."""
     engine: Literal["vllm", "transformers", "openai"] = "vllm"
     """vllm (default), transformers, or openai: served elsewhere, at --remote-url."""
+    engines: Annotated[int, Field(ge=1)] = 1
+    """Engines of one teacher that capture at once, each in a process and on GPUs of its own; 1."""
+    executor: Literal["local", "ray"] = "local"
+    """Where extractions are captured: `local` (default), on this machine; `ray`, by --engines actors of a Ray cluster,
+    besides the teacher here, which does all else."""
+    ray_address: str | None = None
+    """With --executor ray: of the cluster, such as HOST:6379; RAY_ADDRESS, one on this machine, or a new one."""
+    gpus_per_engine: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
+    """With --executor ray: what Ray reserves for each; what an engine is parallel over, where the cluster has GPUs."""
+    cpus_per_engine: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
+    """With --executor ray: what Ray reserves for each; 1."""
     engine_process: bool = True
     """Whether vLLM or transformers run in a process of their own, whose end is not the service's; not so to debug."""
     dtype: str = "auto"
@@ -169,6 +180,33 @@ class ServiceSettings(BaseSettings):
                 raise ValueError(
                     f"{', '.join(sorted(own))}: with --teachers each teacher has its own, in the file; leave it out"
                 )
+        return self
+
+    @field_validator("teachers")
+    @classmethod
+    def _is_a_file(cls, value: Path | None) -> Path | None:
+        if value is not None and str(value).isdecimal() and not value.exists():
+            raise ValueError(
+                f"expected a file that lists teachers, got {value}; for {value} engines of one teacher say --engines "
+                f"{value}"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _engines_fit(self) -> Self:
+        on_ray = ("ray_address", "gpus_per_engine", "cpus_per_engine")
+        given = [name for name in on_ray if getattr(self, name) is not None]
+        if self.executor == "local" and given:
+            raise ValueError(f"{', '.join(given)}: for a Ray cluster; add --executor ray, or leave it out")
+        if self.executor == "local" and self.engines == 1:
+            return self
+        if self.engine == "openai":
+            raise ValueError(
+                "engines and executor are for teachers that are loaded here; with engine openai leave them out: "
+                "--remote-concurrency says how much goes on at once"
+            )
+        if not self.engine_process:
+            raise ValueError("several engines are in processes of their own; leave --no-engine-process out")
         return self
 
     @model_validator(mode="after")

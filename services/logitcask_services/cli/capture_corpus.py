@@ -1,7 +1,6 @@
 """`logitcask capture CORPUS`: a corpus into a cask without a service, whole or in parts, here or on a Ray cluster."""
 
 import json
-import math
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -88,9 +87,9 @@ def capture_corpus(
         typer.Option(help="File for what is not captured; default: CASK.errors.jsonl, of a part with its number."),
     ] = None,
     executor: Annotated[
-        Executor, typer.Option(help="local: one teacher in this process; ray: --teachers of them on a Ray cluster.")
+        Executor, typer.Option(help="local: engines of this machine, each on GPUs of its own; ray: on a Ray cluster.")
     ] = "local",
-    teachers: Annotated[int | None, typer.Option(min=1, help="With --executor ray: engines at once; 1.")] = None,
+    teachers: Annotated[int | None, typer.Option(min=1, help="Engines at once; 1.")] = None,
     ray_address: Annotated[
         str | None,
         typer.Option(
@@ -127,9 +126,13 @@ def capture_corpus(
         hints=hints,
     )
     share = _part(part)
-    on_ray = {"--teachers": teachers, "--ray-address": ray_address, "--gpus-per-teacher": gpus_per_teacher}
+    on_ray = {
+        "--ray-address": ray_address,
+        "--gpus-per-teacher": gpus_per_teacher,
+        "--cpus-per-teacher": cpus_per_teacher,
+    }
     if executor == "local" and (given := [name for name, value in on_ray.items() if value is not None]):
-        raise OptionError(f"{', '.join(given)}: for many teachers at once; add --executor ray, or leave it out")
+        raise OptionError(f"{', '.join(given)}: for a Ray cluster; add --executor ray, or leave it out")
 
     from logitcask_schemas.record.capture_spec import capture_spec
     from logitcask_services.cli.capture_run import CaptureRun, write_errors
@@ -137,6 +140,7 @@ def capture_corpus(
     from logitcask_services.cli.request_options import given as given_of
     from logitcask_services.cli.request_options import values
     from logitcask_services.cli.serve import require_teachers
+    from logitcask_services.cli.teams import parallel_of
     from logitcask_services.corpora.prepare import DocumentLimits
     from logitcask_services.engines.hint_shape import resolve_hints
     from logitcask_services.jobs.executors.chunk_orders import CaptureJob
@@ -156,8 +160,16 @@ def capture_corpus(
                 "engine_options": values(engine_option, "--engine-option") if engine_option else None,
                 "accept_teacher": tuple(accept_teacher) if accept_teacher else None,
             }
-        )
+        ),
+        # What the environment says of a service's many engines is not meant here.
+        engines=1,
+        executor="local",
+        ray_address=None,
+        gpus_per_engine=None,
+        cpus_per_engine=None,
     )
+    if executor == "local" and teachers is not None and teachers > 1:
+        require_many(settings, teachers)
     roster = require_teachers(settings)
     facts = roster.facts(roster.names[0]) or _facts_of_loaded(settings)
     spec = resolve_hints(capture_spec(**spec_fields), facts.hint_shape)
@@ -198,7 +210,12 @@ def capture_corpus(
         load = partial(load_engine_of, settings, spec.hints)
         place = {"address": ray_address, "num_gpus": gpus_per_teacher, "num_cpus": cpus_per_teacher}
         captured = run.capture(
-            lambda: _pool(executor, job, load, console, parallel=_parallel(settings), **given_of(place)), teachers or 1
+            lambda: (
+                _local_pool(settings, job, load, teachers or 1)
+                if executor == "local"
+                else _ray_pool(job, load, console, parallel=parallel_of(settings), **given_of(place))
+            ),
+            teachers or 1,
         )
         document = run.report(captured, errors)
     if as_json:
@@ -206,22 +223,38 @@ def capture_corpus(
     raise typer.Exit(EXIT_PROBLEMS if captured.failures or not document["documents"] else 0)
 
 
-def load_engine_of(settings: "ServiceSettings", hints: "HintSpec | None") -> "Engine":
+def load_engine_of(settings: "ServiceSettings", hints: "HintSpec | None", devices: tuple[str, ...] = ()) -> "Engine":
     """The engine of these settings, in a process of its own, on whichever machine this is called."""
-    from logitcask_services.cli.serve import load_teacher, require_teacher
+    from logitcask_services.cli.serve import engine_loader, require_teacher
 
-    engine = load_teacher(settings, require_teacher(settings), "capture", hints).engine
-    assert engine is not None  # its role was asked for
-    return engine
+    load = engine_loader(settings, require_teacher(settings), hints)
+    return load(devices=devices) if devices else load()
 
 
-def _pool(
-    executor: Executor, job: "CaptureJob", load: "Callable[[], Engine]", console: Console, **on_ray: Any
+def require_many(settings: "ServiceSettings", teachers: int) -> None:
+    """Raise OptionError where there cannot be so many engines on this machine."""
+    from logitcask_services.cli.teams import device_shares
+
+    if settings.engine == "openai" or not settings.engine_process:
+        raise OptionError(
+            f"--teachers {teachers}: for engines that are loaded here, in processes of their own; leave it out. Of a "
+            "teacher that is served elsewhere LOGITCASK_REMOTE_CONCURRENCY says how much goes on at once"
+        )
+    device_shares(settings, teachers, option="--teachers")
+
+
+def _local_pool(
+    settings: "ServiceSettings", job: "CaptureJob", load: "Callable[..., Engine]", teachers: int
 ) -> "WorkerPool":
-    if executor == "local":
-        from logitcask_services.jobs.executors.local_pool import LocalPool
+    from logitcask_services.cli.teams import fleet_of
+    from logitcask_services.jobs.executors.local_pool import LocalPool
 
+    if teachers == 1:
         return LocalPool(job, load)
+    return LocalPool(job, fleet_of(settings, teachers, load, option="--teachers", keeps=False).lend)
+
+
+def _ray_pool(job: "CaptureJob", load: "Callable[[], Engine]", console: Console, **on_ray: Any) -> "WorkerPool":
     from logitcask_services.jobs.executors.ray_pool import RayOptions, RayPool
 
     return RayPool(job, load, RayOptions(**on_ray), say=lambda line: say(console, line))
@@ -240,14 +273,6 @@ def _part(text: str | None) -> "Part":
 
 def _suffix(part: "Part") -> str:
     return "" if part.is_whole else f"-{part.index}-of-{part.parts}"
-
-
-def _parallel(settings: "ServiceSettings") -> int:
-    """GPUs over which one engine is parallel."""
-    if settings.engine != "vllm":
-        return 1
-    sizes = (settings.engine_options.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline"))
-    return math.prod(size for size in sizes if isinstance(size, int))
 
 
 def _facts_of_loaded(settings: "ServiceSettings") -> "TeacherFacts":

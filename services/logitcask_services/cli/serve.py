@@ -56,8 +56,10 @@ app.command()(serve)
 def require_teachers(settings: "ServiceSettings") -> "Roster":
     """All that may be loaded, each on this machine's disk; a restart loads these again.
 
-    Raises ModelError, MissingExtraError, OptionError or TeachersFileError where one cannot be, before anything starts.
+    Raises ModelError, MissingExtraError, OptionError, TeachersFileError or CaptureStoppedError (a Ray cluster that does
+    not answer) where one cannot be, before anything starts.
     """
+    from logitcask_services.cli.teams import require_team
     from logitcask_services.jobs.teacher_names import STUDENTS, name_of_model
     from logitcask_services.teachers.adapters import merged_teacher
     from logitcask_services.teachers.engine_options import require_engine_options
@@ -105,6 +107,8 @@ def require_teachers(settings: "ServiceSettings") -> "Roster":
         source = require_teacher(settings_of(entry))
         return source if entry.adapter is None else merged_teacher(source, entry.adapter, settings.state_dir / "merged")
 
+    for entry in entries:
+        require_team(settings_of(entry))
     folders = None if settings.students is None else StudentFolders(settings.students)
     return ListedTeachers([(entry, source_of(entry)) for entry in entries], load, folders, students)
 
@@ -139,6 +143,7 @@ def load_teacher(
         role: What it is loaded for, where not both are.
         hints: Whose layers its engine is to give.
     """
+    from logitcask_services.cli.teams import load_team
     from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer
     from logitcask_services.engines import factory
     from logitcask_services.engines.hint_shape import HintShape
@@ -148,20 +153,16 @@ def load_teacher(
 
     tokenizer = HuggingFaceTokenizer.load(source.folder)
     remote = settings.engine == "openai"
-    options = remote_options(settings) if remote else dict(settings.engine_options)
+    options = _options_of(settings)
     # One that is served elsewhere takes no memory here: nothing is loaded by turns.
     configured = None if remote else HintShape.of_config(ModelFolder.open(source).config)
     teacher, both = Teacher(tokenizer=tokenizer, configured=configured), remote or settings.resident == "both"
-    load_engine: Callable[..., Engine] = partial(factory.load_engine, settings.engine)
     load_generator: Callable[..., Generator] = partial(factory.load_generator, settings.engine)
     if settings.engine_process and settings.engine != "openai":  # which has nothing here to die of
-        load_engine = partial(door.start_engine, settings.engine)
         load_generator = partial(door.start_generator, settings.engine)
     if both or role == "capture":
-        engine = load_engine(
-            source, dtype=settings.dtype, max_model_len=settings.max_model_len, options=options, hints=hints
-        )
-        teacher = replace(teacher, engine=engine)
+        engine, team = load_team(settings, source, hints, engine_loader(settings, source, hints))
+        teacher = replace(teacher, engine=engine, team=team)
     if both or role == "generate":
         try:
             generator = load_generator(
@@ -173,6 +174,30 @@ def load_teacher(
             raise
         teacher = replace(teacher, generator=generator)
     return teacher
+
+
+def engine_loader(
+    settings: "ServiceSettings", source: "ModelSource", hints: "HintSpec | None"
+) -> "Callable[..., Engine]":
+    """Loads what captures; in a process of its own it may be told `devices`. The function raises as `load_engine`."""
+    from logitcask_services.engines import factory
+    from logitcask_services.engines.process import door
+
+    load: Callable[..., Engine] = partial(factory.load_engine, settings.engine)
+    if settings.engine_process and settings.engine != "openai":
+        load = partial(door.start_engine, settings.engine)
+    return partial(
+        load,
+        source,
+        dtype=settings.dtype,
+        max_model_len=settings.max_model_len,
+        options=_options_of(settings),
+        hints=hints,
+    )
+
+
+def _options_of(settings: "ServiceSettings") -> dict[str, Any]:
+    return remote_options(settings) if settings.engine == "openai" else dict(settings.engine_options)
 
 
 def remote_options(settings: "ServiceSettings") -> dict[str, Any]:

@@ -19,6 +19,11 @@ SECRETS: Final = frozenset({"api_key", "remote_key"})
 SINGULAR: Final = {"allowed_origins": "allowed_origin", "engine_options": "engine_option"}
 """Names of options that may be repeated, where they are not those of their settings."""
 PANELS: Final = (
+    ("engines", "Many engines"),
+    ("executor", "Many engines"),
+    ("ray_", "Many engines"),
+    ("gpus_", "Many engines"),
+    ("cpus_", "Many engines"),
     ("remote_", "A teacher that is served elsewhere"),
     ("score_", "Scoring now"),
     ("max_", "Limits"),

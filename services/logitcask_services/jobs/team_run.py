@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from logitcask_schemas.errors import CaptureSpecError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.engines.engine import CaptureResult, CaptureTask, Engine
 from logitcask_services.jobs.context import JobContext
@@ -30,7 +29,7 @@ from logitcask_services.jobs.executors.corpus_capture import (
     WorkerRefusedError,
     WorkersGivenUpError,
 )
-from logitcask_services.jobs.executors.repeats import Repeats
+from logitcask_services.jobs.executors.prepared_corpus import Repeats
 from logitcask_services.jobs.executors.teams import WorkerManners, WorkerTeam
 from logitcask_services.jobs.extraction import Chunk, ChunkOutcome
 from logitcask_services.jobs.extraction_work import REPEATS_FAILED, ExtractionWork

@@ -126,8 +126,7 @@ def start_engine(
 ) -> ProcessEngine:
     """Load a teacher in a process of its own; arguments and errors as of `load_engine`.
 
-    Args:
-        devices: The CUDA devices that it sees, as CUDA_VISIBLE_DEVICES names them; empty: those of this process.
+    Of CUDA devices it sees those that `devices` names, as CUDA_VISIBLE_DEVICES does, or all of this process's.
 
     Raises:
         EngineError: the process ended before the engine was loaded.

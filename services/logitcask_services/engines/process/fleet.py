@@ -34,10 +34,12 @@ class EngineFleet:
     Args:
         load: loads the engine of a place, counted from 0, on the devices of that place.
         size: engines at most.
+        keeps: whether an engine that comes back is kept for the next borrower.
     """
 
-    def __init__(self, load: Callable[[int], OwnEngine], size: int) -> None:
+    def __init__(self, load: Callable[[int], OwnEngine], size: int, *, keeps: bool = True) -> None:
         self.size = size
+        self._keeps = keeps
         self._load = load
         self._lock = threading.Lock()
         self._places: list[OwnEngine | None] = [None] * size
@@ -93,7 +95,7 @@ class EngineFleet:
     def give_back(self, place: int, *, is_spent: bool) -> None:
         """A borrower needs the engine no more; one that is spent is closed."""
         try:
-            if is_spent:
+            if is_spent or not self._keeps:
                 self._drop(place)
         finally:
             with self._lock:

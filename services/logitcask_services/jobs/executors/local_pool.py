@@ -4,7 +4,6 @@ import queue
 from typing import Final
 
 from logitcask_services.engines.process.fleet import EngineFleet, EngineState
-
 from logitcask_services.jobs.executors.chunk_orders import CaptureJob, ChunkOrder, WorkerEnded, WorkerEvent
 from logitcask_services.jobs.executors.chunk_worker import ChunkWorker, LoadEngine
 from logitcask_services.jobs.executors.teams import WorkerManners

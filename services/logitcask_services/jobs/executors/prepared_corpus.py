@@ -31,7 +31,6 @@ from logitcask_schemas.errors import LogitcaskError
 from logitcask_services.corpora.corpus_lines import custom_id_at
 from logitcask_services.corpora.prepare import DocumentLimits, Prepared, prepare
 from logitcask_services.corpora.token_store import TokenStore
-from logitcask_services.jobs.executors.repeats import Repeats
 from logitcask_services.jobs.loaded_teacher import TeacherFacts
 
 TOKENS_NAME: Final = "tokens"
@@ -78,6 +77,29 @@ class PreparedCorpus:
     def repeats(self) -> NDArray[np.int64]:
         """Numbers of the documents that occurred earlier in the corpus, ascending."""
         return Repeats(self.tokens.document_ids_D32).documents_R
+
+
+class Repeats:
+    """Of one corpus.
+
+    Args:
+        ids_D32: ids of its documents, [D, 32] bytes, in its order.
+    """
+
+    def __init__(self, ids_D32: NDArray[np.uint8]) -> None:
+        ids_D = np.ascontiguousarray(ids_D32).view("S32").reshape(-1)
+        _, first_U, unique_D = np.unique(ids_D, return_index=True, return_inverse=True)  # the first place of each
+        first_D = first_U[unique_D.reshape(-1)]
+        self.documents_R = np.flatnonzero(first_D != np.arange(len(first_D)))
+        """Numbers of the documents that occurred earlier, ascending; [R]."""
+        self._first_R = first_D[self.documents_R]
+
+    def within(self, documents: range) -> dict[int, int]:
+        """Those among consecutive documents, each with the number of its first occurrence."""
+        start, stop = np.searchsorted(self.documents_R, [documents.start, documents.stop])
+        return dict(
+            zip(self.documents_R[start:stop].tolist(), self._first_R[start:stop].tolist(), strict=True),
+        )
 
 
 def prepared_corpus(

@@ -11,10 +11,11 @@ import queue
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from logitcask_schemas.errors import MissingExtraError
+from logitcask_services.engines.process.fleet import EngineState
 from logitcask_services.jobs.executors.chunk_orders import (
     CaptureJob,
     ChunkOrder,
@@ -24,6 +25,7 @@ from logitcask_services.jobs.executors.chunk_orders import (
 )
 from logitcask_services.jobs.executors.chunk_worker import ChunkWorker, LoadEngine
 from logitcask_services.jobs.executors.corpus_capture import CaptureStoppedError
+from logitcask_services.jobs.executors.teams import WorkerManners
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS: Final = 5.0
@@ -55,8 +57,13 @@ class ChunkActor:
 
     def __init__(self, job: CaptureJob, load: LoadEngine) -> None:
         self._events: queue.SimpleQueue[WorkerEvent] = queue.SimpleQueue()
-        self._worker = ChunkWorker(job, load, self._events.put)
+        self._worker = ChunkWorker(job, load, self._say)
         self._worker.start()
+
+    def _say(self, event: WorkerEvent) -> None:
+        if isinstance(event, WorkerEnded):
+            event = replace(event, error=None)  # not every error can travel; what it says does
+        self._events.put(event)
 
     def give(self, order: ChunkOrder) -> None:
         """See `ChunkWorker`."""
@@ -116,8 +123,8 @@ class RayPool:
         except ModuleNotFoundError as error:
             raise MissingExtraError("logitcask capture --executor ray", "ray", "ray") from error
         self._ray: Any = ray
+        require_cluster(options.address)
         try:
-            _require_listener(options.address)
             self._ray.init(
                 address=options.address,
                 include_dashboard=False if options.address is None else None,
@@ -126,10 +133,7 @@ class RayPool:
                 configure_logging=False,
             )
         except OSError as error:
-            raise CaptureStoppedError(
-                f"there is no Ray cluster at {options.address}: {error}. Start one with `ray start --head`, or leave "
-                "--ray-address out"
-            ) from error
+            raise _no_cluster(options.address, error) from error
         num_gpus = options.num_gpus
         if num_gpus is None:
             num_gpus = float(options.parallel) if self._ray.cluster_resources().get("GPU") else 0.0
@@ -213,8 +217,41 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def _require_listener(address: str | None) -> None:
-    """Raise OSError where nobody listens at `host:port`: Ray itself tries for minutes."""
+def require_cluster(address: str | None) -> None:
+    """Raise CaptureStoppedError where nobody listens at `host:port`: Ray itself tries for minutes."""
     host, _, port = (address or "").rpartition(":")
     if host and port.isdecimal():
-        socket.create_connection((host, int(port)), timeout=LISTENER_SECONDS).close()
+        try:
+            socket.create_connection((host, int(port)), timeout=LISTENER_SECONDS).close()
+        except OSError as error:
+            raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str | None, error: OSError) -> CaptureStoppedError:
+    return CaptureStoppedError(
+        f"there is no Ray cluster at {address}: {error}. Start one with `ray start --head`, or leave --ray-address out"
+    )
+
+
+class RayTeam:
+    """See `WorkerTeam`: actors that are made for each job, and end with it.
+
+    Args:
+        load: loads an engine, on the actor's node.
+        options: where, and what each takes.
+        size: actors at once.
+    """
+
+    def __init__(self, load: LoadEngine, options: RayOptions, size: int) -> None:
+        self.size = size
+        self._load = load
+        self._options = options
+
+    @property
+    def states(self) -> list[EngineState]:
+        """See `WorkerTeam`; of engines on other machines nothing is known."""
+        return []
+
+    def pool(self, job: CaptureJob, manners: WorkerManners) -> RayPool:
+        """See `WorkerTeam`."""
+        return RayPool(job, self._load, self._options)

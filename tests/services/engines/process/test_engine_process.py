@@ -33,8 +33,8 @@ from logitcask_services.engines.process.frames import (
     Frame,
     encode,
 )
-from logitcask_services.engines.process.log_lines import forward_lines
 from logitcask_services.engines.process.loads import interrupt_loading
+from logitcask_services.engines.process.log_lines import forward_lines
 from logitcask_services.engines.process.process import EngineProcess
 from tests.support.services.fake_generator import FakeGenerator
 from tests.support.services.fake_teacher import GARBAGE, POISON, FakeEngine

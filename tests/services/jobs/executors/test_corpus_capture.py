@@ -11,7 +11,7 @@ import pytest
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import IdentityMismatchError
 from logitcask_services.jobs.executors.corpus_capture import CaptureStoppedError, Part, failures_of
-from logitcask_services.jobs.executors.repeats import Repeats
+from logitcask_services.jobs.executors.prepared_corpus import Repeats
 from tests.support.services.corpus_captures import (
     capture,
     captures,
