@@ -58,6 +58,16 @@ def test_whole_parts_and_rerun(run, corpus, tmp_path):
     assert "another capture spec" in said["stderr"]
 
 
+def test_two_teachers_of_one_machine_make_the_same_cask(run, corpus, tmp_path, monkeypatch):
+    code, _ = run(corpus, "--cask", "one")
+    assert code == 0
+    monkeypatch.setenv("LOGITCASK_ENGINE_PROCESS", "true")
+    monkeypatch.setenv("LOGITCASK_ENGINES", "7")  # of a service
+    code, two = run(corpus, "--cask", "two", "--teachers", "2")
+    assert (code, two["captured_documents"], two["workers_lost"]) == (0, 40, 0)
+    assert files_of(tmp_path / "two") == files_of(tmp_path / "one")
+
+
 def test_bad_lines_that_must_not_be(run, corpus, tmp_path):
     code, _ = run(corpus, "--cask", "cask", "--on-error", "fail")
     assert code == 3
@@ -70,7 +80,8 @@ def test_bad_lines_that_must_not_be(run, corpus, tmp_path):
     [
         (["--part", "8/8"], "I from 0 to N - 1"),
         (["--part", "1"], "expected I/N"),
-        (["--teachers", "2"], "add --executor ray"),
+        (["--teachers", "2"], "in processes of their own"),
+        (["--ray-address", "h:1", "--cpus-per-teacher", "2"], "--ray-address, --cpus-per-teacher: for a Ray cluster"),
         (["--max-length", "129"], "expected 4 to 128"),
     ],
 )

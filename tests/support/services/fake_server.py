@@ -2,7 +2,7 @@
 
 Settings are those of the service, plus `fake`: what to script into the teacher that captures, and `writer`: into the
 one that writes. With `writer` one of the two is loaded at a time. `child`: what `process_engines.fake_engine` takes,
-for an engine in a process of its own; `child` in `writer`: the same for the one that writes.
+for an engine in a process of its own; `child` in `writer`: the same for the one that writes; `fleet`: so many of them.
 """
 
 import json
@@ -19,6 +19,7 @@ from logitcask_services.http.server import configure_logging, serve
 from logitcask_services.jobs.database.chunks import ChunkStore
 from logitcask_services.jobs.loaded_teacher import Role, Teacher
 from logitcask_services.settings import ServiceSettings
+from tests.support.services.engine_fleets import process_fleet
 from tests.support.services.fake_generator import FakeGenerator
 from tests.support.services.fake_teacher import FakeTokenizer, fake_teacher
 from tests.support.services.process_engines import fake_engine, fake_writer
@@ -29,6 +30,7 @@ def run(given: dict[str, Any], announce: Callable[[str], None]) -> int:
     given = dict(given)
     script, writer = dict(given.pop("fake", {})), dict(given.pop("writer", {}))
     child: dict[str, Any] | None = given.pop("child", None)
+    fleet: int = given.pop("fleet", 1)
     for entry in (script, writer):
         if "log" in entry:
             entry["log"] = Path(entry["log"])
@@ -44,6 +46,8 @@ def run(given: dict[str, Any], announce: Callable[[str], None]) -> int:
             return Teacher(generator=fake_writer(**writer["child"]), tokenizer=FakeTokenizer())
         if role == "generate" and writer:
             return Teacher(generator=FakeGenerator(**writer), tokenizer=FakeTokenizer())
+        if child is not None and fleet > 1:
+            return process_fleet(fleet, **child)
         if child is not None:
             return Teacher(engine=fake_engine(**child), tokenizer=FakeTokenizer())
         return fake_teacher(**script)

@@ -77,6 +77,8 @@ def load_fake(document: dict[str, Any]) -> FakeEngine:
     """A `FakeEngine`, or a `FaultyEngine` where there are faults."""
     if "hints" in document:
         document["hints"] = HintSpec.model_validate(document["hints"])
+    if "log" in document:
+        document["log"] = Path(document["log"])
     if "faults" in document:
         return FaultyEngine(Path(document.pop("faults")), document.pop("after"), **document)
     return FakeEngine(**document)
@@ -140,6 +142,12 @@ def load_flooding(document: dict[str, Any]) -> FakeEngine:
     """Prints a lot before it is there."""
     for _ in range(document["blocks"]):
         os.write(1, b"a line of the engine\n" * 3000)
+    return FakeEngine()
+
+
+def load_noting(document: dict[str, Any]) -> FakeEngine:
+    """Writes a variable of its environment into a file."""
+    Path(document["file"]).write_text(os.environ[document["variable"]])
     return FakeEngine()
 
 
