@@ -135,7 +135,7 @@ def crash_before_commits(monkeypatch, cask, shards):
 def test_what_was_published_and_not_counted_is_adopted(serve_many, tmp_path, monkeypatch, looks_at):
     """With the negative control: whoever looks at the first pending chunk alone counts others as somebody else's."""
     documents = some_documents()
-    server, loads = serve_many(lambda number: {"log": tmp_path / "log"})
+    server, _ = serve_many(lambda number: {"log": tmp_path / "log"})
     commit = crash_before_commits(monkeypatch, tmp_path / "casks/cask", 5)
     job = server.submit(server.upload(documents))
     assert server.finish(job["id"])["status"] == "failed"
@@ -225,7 +225,7 @@ def test_a_document_ends_the_job_where_it_is_told_to(serve_many, calm, tmp_path)
 
 
 def test_engines_that_never_live_give_the_teacher_up(serve_many):
-    server, loads = serve_many(lambda number: {"fatal_documents": 0}, engine_restarts=2)
+    server, _ = serve_many(lambda number: {"fatal_documents": 0}, engine_restarts=2)
     job = server.submit(server.upload(some_documents(60)))
     wait_for(lambda: server.service.teacher.given_up)
     wait_for(lambda: server.service.crash is not None)

@@ -65,7 +65,7 @@ def test_what_is_loaded_again_must_be_the_same_teacher():
     lent = fleet.lend()
     lent.interrupt()
     lent.close()
-    with pytest.raises(EngineError, match="engine 0 is of another teacher than the first one was .*weights_digest"):
+    with pytest.raises(EngineError, match=r"engine 0 is of another teacher than the first one was .*weights_digest"):
         fleet.lend()
     assert fleet.states == ["absent", "idle"]
 

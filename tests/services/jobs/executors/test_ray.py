@@ -19,7 +19,9 @@ pytest.importorskip("ray", reason="in the extra `ray`")
 
 from logitcask_schemas.cask import Cask
 from logitcask_services.jobs.executors.leases import CHUNKS_AHEAD
+from logitcask_services.jobs.executors.ray_pool import RayOptions, RayTeam
 from logitcask_services.jobs.extraction import planned_chunks
+from logitcask_services.jobs.loaded_teacher import Teacher
 from tests.support.services.corpus_captures import (
     CHUNK_POSITIONS,
     capture,
@@ -30,7 +32,7 @@ from tests.support.services.corpus_captures import (
     prepare,
     some_documents,
 )
-from tests.support.services.fake_teacher import FakeEngine
+from tests.support.services.fake_teacher import FakeEngine, FakeTokenizer
 from tests.support.services.process_engines import is_alive
 from tests.support.services.ray_cluster import RayCluster
 from tests.support.services.service_harness import wait_for
@@ -181,3 +183,30 @@ def test_an_address_where_no_cluster_is(tmp_path, undisturbed):
     _, prepared, _ = undisturbed
     with pytest.raises(CaptureStoppedError, match=r"no Ray cluster at 127.0.0.1:1"):
         capture(prepared, tmp_path / "cask", load=FakeEngine, ray_address="127.0.0.1:1")
+
+
+def test_a_service_captures_on_the_cluster(tmp_path, cluster, undisturbed, serve):
+    """Behind `serve --executor ray`: a killed actor and a paused job; the counts are those of one engine."""
+    folder, prepared, expected = undisturbed
+    log = tmp_path / "log"
+    team = RayTeam(
+        partial(FakeEngine, log=log, seconds_per_document=0.02),
+        RayOptions(address=cluster.address, num_cpus=0.5),
+        TEACHERS,
+    )
+    server = serve(load=lambda: Teacher(engine=FakeEngine(), tokenizer=FakeTokenizer(), team=team))
+    job = server.submit(server.upload((folder / "corpus.jsonl").read_bytes()))
+    wait_for(lambda: len(captures(log)) >= 30, 120)
+    os.kill(captures(log)[-1][0], signal.SIGKILL)
+    wait_for(lambda: len(captures(log)) >= 120, 120)
+    server.client.post(f"/v1/extractions/{job['id']}/pause").raise_for_status()
+    wait_for(lambda: server.get(job["id"])["status"] == "paused", 60)
+    published, _ = safe_now(prepared, tmp_path / "casks/cask", log)
+    before = len(captures(log))
+    server.client.post(f"/v1/extractions/{job['id']}/resume").raise_for_status()
+    done = server.finish(job["id"], 300)
+    assert files_of(tmp_path / "casks/cask") == expected
+    assert (done["status"], done["documents"]["captured"], done["documents"]["present"]) == ("completed", 300, 30)
+    shards = {row.name for row in server.service.chunks.shards(job["id"])}
+    assert shards == {entry.name for entry in Cask.open(tmp_path / "casks/cask").entries}
+    assert not published.intersection(document for _, document in captures(log)[before:])
