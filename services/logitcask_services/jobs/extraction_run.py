@@ -15,8 +15,7 @@ from logitcask_services.jobs.database.tables import ExtractionRow
 from logitcask_services.jobs.extraction import Chunk, ChunkOutcome, is_isolated, segments
 from logitcask_services.jobs.extraction_work import REPEATS_FAILED, ExtractionWork
 from logitcask_services.jobs.job_run import Ending, Outcome
-from logitcask_services.jobs.setbacks import Suspicion
-from logitcask_services.jobs.teacher import TeacherDiedError
+from logitcask_services.jobs.setbacks import Suspicion, TeacherDiedError
 from logitcask_services.jobs.teacher_streams import TeacherStreams
 from logitcask_services.jobs.waiting import Reason, StoppedWhileWaitingError
 from logitcask_services.tracing import span

@@ -22,7 +22,7 @@ from logitcask_services.engines.engine import CaptureResult, CaptureTask, Engine
 from logitcask_services.jobs.live import Heartbeat
 from logitcask_services.jobs.scoring_call import ScoringCall, ScoringCounts, ScoringLimits, ScoringRefusedError
 from logitcask_services.jobs.scoring_sequence import DeathRecord, Flight, ScoringSequence
-from logitcask_services.jobs.teacher import TeacherDiedError
+from logitcask_services.jobs.setbacks import TeacherDiedError
 
 _SHARE: Final = 3
 """Tokens of callers that may pass for each token of a job's, while both wait."""

@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
+from logitcask_schemas.errors import LogitcaskError
 from logitcask_schemas.record.hint_spec import HintSpec
 
 LONGEST_PAUSE: Final = 60.0
@@ -12,6 +13,15 @@ _MOST_DOUBLINGS: Final = 64
 """What is waited for may be tried for days."""
 _YIELDS_AFTER: Final = 2
 """Failures in a row after which the jobs of other teachers go first: one death alone changes no order."""
+
+
+class TeacherDiedError(LogitcaskError, RuntimeError):
+    """The engine raised: whatever it was working on is lost, and it must be loaded again."""
+
+    def __init__(self, reason: str, failures: int = 1) -> None:
+        super().__init__(reason)
+        self.failures = failures
+        """Deaths in a row that it stands for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

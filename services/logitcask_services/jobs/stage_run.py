@@ -18,6 +18,7 @@ from logitcask_services.jobs.database.generations import AnswerChunk
 from logitcask_services.jobs.database.tables import GenerationRow
 from logitcask_services.jobs.extraction import is_isolated, segments
 from logitcask_services.jobs.guests import Guests
+from logitcask_services.jobs.setbacks import TeacherDiedError
 from logitcask_services.jobs.stage_chunks import StageChunks
 from logitcask_services.jobs.stage_requests import (
     StageRequest,
@@ -27,7 +28,6 @@ from logitcask_services.jobs.stage_requests import (
     request_key,
     task_of,
 )
-from logitcask_services.jobs.teacher import TeacherDiedError
 from logitcask_services.jobs.teacher_streams import TeacherStreams
 from logitcask_services.jobs.waiting import Waiter
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Literal
 
-from logitcask_schemas.errors import CaptureSpecError, LogitcaskError, MissingExtraError, ModelError
+from logitcask_schemas.errors import CaptureSpecError, MissingExtraError, ModelError
 from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_services.engines.engine import EngineError
 from logitcask_services.engines.process.fleet import EngineState
@@ -15,7 +15,7 @@ from logitcask_services.engines.process.loads import interrupt_loading, stillnes
 from logitcask_services.jobs.live import Heartbeat
 from logitcask_services.jobs.loaded_teacher import Role, Teacher, TeacherFacts
 from logitcask_services.jobs.roster import Roster
-from logitcask_services.jobs.setbacks import LONGEST_PAUSE, HintRefusals, Setbacks
+from logitcask_services.jobs.setbacks import LONGEST_PAUSE, HintRefusals, Setbacks, TeacherDiedError
 from logitcask_services.jobs.teacher_names import TeacherNameError
 
 logger = logging.getLogger(__name__)
@@ -25,15 +25,6 @@ _SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.E
 """For which this machine starts no process now; they are nobody's fault, and pass."""
 
 TeacherState = Literal["loading", "ready", "switching", "restarting", "failed", "stopped"]
-
-
-class TeacherDiedError(LogitcaskError, RuntimeError):
-    """The engine raised: whatever it was working on is lost, and it must be loaded again."""
-
-    def __init__(self, reason: str, failures: int = 1) -> None:
-        super().__init__(reason)
-        self.failures = failures
-        """Deaths in a row that it stands for."""
 
 
 class TeacherSupervisor:

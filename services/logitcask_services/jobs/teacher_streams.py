@@ -5,8 +5,7 @@ from typing import Generic, Protocol, TypeVar
 
 from logitcask_services.jobs.extraction import ISOLATE_AFTER_DEATHS
 from logitcask_services.jobs.live import Heartbeat
-from logitcask_services.jobs.setbacks import Suspicion
-from logitcask_services.jobs.teacher import TeacherDiedError
+from logitcask_services.jobs.setbacks import Suspicion, TeacherDiedError
 
 
 class KeyedTask(Protocol):

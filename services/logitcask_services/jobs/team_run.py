@@ -34,7 +34,7 @@ from logitcask_services.jobs.executors.teams import WorkerManners, WorkerTeam
 from logitcask_services.jobs.extraction import Chunk, ChunkOutcome
 from logitcask_services.jobs.extraction_work import REPEATS_FAILED, ExtractionWork
 from logitcask_services.jobs.job_run import Ending, Outcome
-from logitcask_services.jobs.teacher import TeacherDiedError
+from logitcask_services.jobs.setbacks import TeacherDiedError
 from logitcask_services.jobs.waiting import Reason, SetAsideError, StoppedWhileWaitingError
 
 if TYPE_CHECKING:

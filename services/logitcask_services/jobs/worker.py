@@ -9,29 +9,20 @@ from typing import Literal, TypeVar
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from logitcask_schemas.errors import (
-    CaptureSpecError,
-    CaskError,
-    CaskVersionError,
-    IdentityMismatchError,
-    LogitcaskError,
-)
-from logitcask_services.generation.errors import AnswersMisplacedError, RecipeError
-from logitcask_services.jobs.answer_files import AnswersDamagedError
+from logitcask_schemas.errors import LogitcaskError
 from logitcask_services.jobs.assignment import Assignment, hints_of, role_of
 from logitcask_services.jobs.context import JobContext, teacher_document
 from logitcask_services.jobs.database.extractions import ExtractionStore
 from logitcask_services.jobs.database.generations import GenerationStore
 from logitcask_services.jobs.database.tables import ExtractionRow, GenerationRow, JobRow
-from logitcask_services.jobs.executors.corpus_capture import WorkerRefusedError
 from logitcask_services.jobs.extraction import IllegalTransitionError
 from logitcask_services.jobs.extraction_run import ExtractionRun
+from logitcask_services.jobs.failure_codes import failure_code
 from logitcask_services.jobs.generation_run import GenerationRun
 from logitcask_services.jobs.guests import ScoringGuests
 from logitcask_services.jobs.job_run import JobRun
 from logitcask_services.jobs.loaded_teacher import Teacher
-from logitcask_services.jobs.setbacks import Suspicion
-from logitcask_services.jobs.teacher import TeacherDiedError
+from logitcask_services.jobs.setbacks import Suspicion, TeacherDiedError
 from logitcask_services.jobs.teacher_names import is_student
 from logitcask_services.jobs.team_run import TeamRun
 from logitcask_services.jobs.waiting import (
@@ -274,28 +265,7 @@ class Worker(threading.Thread):
 
     def _fail(self, row: JobRow, error: Exception) -> None:
         logger.error("%s failed: %s", row.id, error)
-        match error:
-            case RecipeError():
-                code = "recipe_invalid"
-            case AnswersDamagedError():
-                code = "answers_damaged"
-            case AnswersMisplacedError():
-                code = "answers_misplaced"
-            case IdentityMismatchError():
-                code = "cask_mismatch"
-            case CaskVersionError():
-                code = "cask_version"
-            case CaptureSpecError():
-                code = "capture_invalid"
-            case CaskError():
-                code = "cask_unusable"
-            case OSError():
-                code = "io_error"
-            case WorkerRefusedError():
-                code = "worker_refused"
-            case _:
-                code = "internal"
-        self._end(row, "failed", (code, str(error)))
+        self._end(row, "failed", (failure_code(error), str(error)))
 
     def _end(self, row: JobRow, status: Literal["completed", "failed", "cancelled"], reason: Reason | None) -> None:
         self._persist(lambda: self._store(row).finish(row.id, status, reason=reason))

@@ -26,8 +26,7 @@ from logitcask_services.jobs.executors.chunk_orders import (
 from logitcask_services.jobs.executors.teams import WorkerManners
 from logitcask_services.jobs.extraction import Chunk
 from logitcask_services.jobs.live import Heartbeat
-from logitcask_services.jobs.setbacks import Suspicion
-from logitcask_services.jobs.teacher import TeacherDiedError
+from logitcask_services.jobs.setbacks import Suspicion, TeacherDiedError
 from logitcask_services.jobs.teacher_streams import TeacherStreams
 
 TELL_SECONDS: Final = 1.0

@@ -19,7 +19,7 @@ from logitcask_services.jobs.executors.chunk_capture import ChunkCapture
 from logitcask_services.jobs.executors.chunk_orders import CaptureJob, ChunkOrder, WorkerEnded, WorkerEvent
 from logitcask_services.jobs.executors.teams import WorkerManners
 from logitcask_services.jobs.live import Heartbeat
-from logitcask_services.jobs.teacher import TeacherDiedError
+from logitcask_services.jobs.setbacks import TeacherDiedError
 from logitcask_services.jobs.waiting import StoppedWhileWaitingError, passing_fault
 from logitcask_services.jobs.watchdog import BLIND_HANG_SECONDS, HANG_SECONDS
 
