@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import os
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -93,6 +94,7 @@ def load_team(
             num_cpus=1.0 if settings.cpus_per_engine is None else settings.cpus_per_engine,
             parallel=parallel_of(settings),
         )
+        source = replace(source, folder=source.folder.absolute())
         return load(), RayTeam(partial(_engine_on_node, settings, source, hints), options, settings.engines)
     from logitcask_services.jobs.executors.local_pool import LocalTeam
 

@@ -155,8 +155,8 @@ class TeamRun(CaptureListener):
     def _job(self) -> CaptureJob:
         request = self._row.request
         return CaptureJob(
-            tokens=self._context.folders.token_store(self._row.id),
-            cask=self._work.cask_path,
+            tokens=self._context.folders.token_store(self._row.id).absolute(),
+            cask=self._work.cask_path.absolute(),
             spec=self._work.spec,
             carrier=request.carrier,
             needs_extents=self._work.needs_extents,

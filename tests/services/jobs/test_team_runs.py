@@ -52,6 +52,12 @@ def shards_of(server, job) -> set[str]:
     return {row.name for row in server.service.chunks.shards(job["id"])}
 
 
+def fail(server, job) -> None:
+    """Until the job has failed, and its engines are back."""
+    assert server.finish(job["id"])["status"] == "failed"
+    wait_for(lambda: server.service.teacher.engine_states == ["idle"] * ENGINES)
+
+
 def entries_of(folder) -> set[str]:
     return {entry.name for entry in Cask.open(folder / "casks/cask").entries}
 
@@ -138,7 +144,7 @@ def test_what_was_published_and_not_counted_is_adopted(serve_many, tmp_path, mon
     server, _ = serve_many(lambda number: {"log": tmp_path / "log"})
     commit = crash_before_commits(monkeypatch, tmp_path / "casks/cask", 5)
     job = server.submit(server.upload(documents))
-    assert server.finish(job["id"])["status"] == "failed"
+    fail(server, job)
     published = entries_of(tmp_path)
     assert len(published) >= 5
     assert shards_of(server, job) == set()
@@ -167,7 +173,7 @@ def test_a_job_that_begins_adopts_nothing(serve_many, tmp_path, monkeypatch):
     server, _ = serve_many()
     commit = crash_before_commits(monkeypatch, tmp_path / "casks/cask", 2)
     job = server.submit(server.upload(documents))
-    assert server.finish(job["id"])["status"] == "failed"
+    fail(server, job)
     monkeypatch.setattr(ChunkStore, "commit_chunk", commit)
     published = len(Cask.open(tmp_path / "casks/cask"))
     other = server.finish(server.submit(server.upload(documents))["id"])

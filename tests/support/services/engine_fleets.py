@@ -1,5 +1,6 @@
 """Teachers with many fake engines, in this process or in processes of their own."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,10 +34,13 @@ class EngineScript:
     places: list[int] = field(default_factory=list)
     """Of the fleet, of each that was loaded."""
 
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
     def __call__(self, place: int) -> SteppingEngine:
-        engine = SteppingEngine(**self.script(len(self.loaded)))
-        self.loaded.append(engine)
-        self.places.append(place)
+        with self.lock:
+            engine = SteppingEngine(**self.script(len(self.loaded)))
+            self.loaded.append(engine)
+            self.places.append(place)
         return engine
 
 
