@@ -90,6 +90,8 @@ class TeamRun(CaptureListener):
     def go(self) -> Outcome:
         """Capture every pending chunk. Raises TeacherDiedError, LogitcaskError, OSError; what was published stays."""
         chunks = self._work.pending()
+        if not chunks:
+            return "done"
         self._pending = {chunk.number: chunk for chunk in chunks}
         self._starts = [chunk.first_document for chunk in chunks]
         self._numbers = [chunk.number for chunk in chunks]
@@ -115,7 +117,7 @@ class TeamRun(CaptureListener):
         except WorkerRefusedError as error:
             raise self._refusal(error) from error
         except WorkersGivenUpError as error:
-            raise TeacherDiedError(str(error), failures=settings.engine_restarts) from error
+            raise TeacherDiedError(str(error), failures=max(1, settings.engine_restarts)) from error
         except CaptureStoppedError as error:  # no workers can be had now
             raise SetAsideError(("teacher_unavailable", f"{error}. It is tried again by itself")) from error
         if self._failure is not None:

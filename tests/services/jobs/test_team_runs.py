@@ -11,9 +11,11 @@ from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.engines.engine import CaptureTask
 from logitcask_services.jobs.database.chunks import ChunkStore
 from logitcask_services.jobs.extraction_work import ExtractionWork
+from logitcask_services.jobs.live import Heartbeat
+from logitcask_services.jobs.scoring import Scoring
 from tests.support.services.corpus_captures import captures, files_of, some_documents
 from tests.support.services.engine_fleets import EngineScript, fleet_teacher
-from tests.support.services.fake_teacher import KILLER, POISON, records_of
+from tests.support.services.fake_teacher import KILLER, POISON, FakeEngine, records_of
 from tests.support.services.service_harness import jsonl, wait_for
 
 ENGINES = 3
@@ -279,3 +281,16 @@ def test_a_full_disk_is_waited_for(serve_many, calm, tmp_path, monkeypatch):
     done = server.finish(job["id"])
     same(done, calm(documents)[0])
     assert len(captures(tmp_path / "log")) == 300, "what is captured waits in memory"
+
+
+def test_callers_are_let_in_while_the_job_has_nothing_to_do():
+    """As at the end of a job, when others have the last chunks."""
+    scoring = Scoring(wake=lambda: None, heartbeat=Heartbeat(), progressed=lambda: None)
+    call = scoring.submit([CaptureTask(key=0, token_ids_L=np.array([3, 4, 5], dtype=np.uint32))], CaptureSpec())
+
+    def nothing():
+        while not call.future.done():
+            yield None
+
+    assert list(scoring.among(FakeEngine(), nothing(), CaptureSpec())) == []
+    assert len(call.future.result()) == 1
