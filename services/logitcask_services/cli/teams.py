@@ -5,7 +5,7 @@ import math
 import os
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from logitcask_schemas.errors import MissingExtraError, OptionError
 
@@ -106,10 +106,11 @@ def fleet_of(
     settings: "ServiceSettings", engines: int, load: "Callable[..., Engine]", *, option: str, keeps: bool = True
 ) -> "EngineFleet":
     """Engines of this machine that are not loaded yet, each with its GPUs; arguments and errors as above."""
-    from logitcask_services.engines.process.fleet import EngineFleet
+    from logitcask_services.engines.process.fleet import EngineFleet, OwnEngine
 
     shares = device_shares(settings, engines, option=option)
-    return EngineFleet(lambda place: load(devices=shares[place]), engines, keeps=keeps)
+    # The settings say that engines have processes of their own.
+    return EngineFleet(lambda place: cast("OwnEngine", load(devices=shares[place])), engines, keeps=keeps)
 
 
 def _engine_on_node(settings: "ServiceSettings", source: "ModelSource", hints: "HintSpec | None") -> "Engine":
