@@ -52,6 +52,11 @@ class TeacherStreams(Generic[ResultT]):
         """Of its chunk."""
 
     @property
+    def is_alone(self) -> bool:
+        """Whether a task is with the teacher without any other."""
+        return self._alone is not None
+
+    @property
     def culprit(self) -> int | None:
         """The task that a teacher which hangs now is blamed on, by its key; None where that is not known."""
         return self._alone if self._deaths > ISOLATE_AFTER_DEATHS else None

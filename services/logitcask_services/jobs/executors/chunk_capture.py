@@ -157,14 +157,16 @@ class ChunkCapture:
         if failed is None:
             assert result.document is not None  # accept said so
             self._untold_tokens += len(result.document.token_ids_L)
-            if (now := time.monotonic()) - self._told > TELL_SECONDS:
+            # Of documents alone each is told: it may be the last one before the teacher dies.
+            if (now := time.monotonic()) - self._told > TELL_SECONDS or self._streams.is_alone:
                 self._tell_tokens(now)
         elif self._holds_failed:  # otherwise it is told with its chunk
             assert isinstance(result.key, int)  # our own key
             self._say(DocumentFailed(document=result.key, code=failed[0], message=failed[1]))
 
     def _tell_tokens(self, now: float) -> None:
-        self._say(TokensCaptured(tokens=self._untold_tokens))
+        if self._untold_tokens:
+            self._say(TokensCaptured(tokens=self._untold_tokens))
         self._untold_tokens, self._told = 0, now
 
     def _stops(self) -> bool:

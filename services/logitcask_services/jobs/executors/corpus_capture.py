@@ -208,6 +208,8 @@ class CorpusCapture:
         self._ready = set[int]()
         self._failures = dict.fromkeys(range(self._slots), 0)
         """Of a slot's workers, one after the other, without a chunk between them."""
+        self._is_blamed = False
+        """Whether a document was blamed and none has come back since: the teacher may die on whatever it is given."""
         self._start_at = dict.fromkeys(range(self._slots), 0.0)
         """When an empty slot is filled; absent where it is filled, or given up."""
         self._started = 0
@@ -251,6 +253,7 @@ class CorpusCapture:
                     self._ready.add(worker)
                     self._leases.join(worker)
                 case TokensCaptured(tokens=tokens):
+                    self._came_back()
                     self._listener.captured(worker, tokens)
                 case DocumentFailed():
                     self._listener.failed(event)
@@ -290,6 +293,12 @@ class CorpusCapture:
         self._result.documents += event.captured_documents
         self._result.tokens += event.captured_tokens
 
+    def _came_back(self) -> None:
+        """The teacher lives on without the document that was blamed, where one was: its deaths were that document's."""
+        if self._is_blamed:
+            self._is_blamed = False
+            self._failures = dict.fromkeys(self._failures, 0)
+
     def _ended(self, worker: int, event: WorkerEnded) -> None:
         if event.refused:
             raise WorkerRefusedError(event)
@@ -306,9 +315,8 @@ class CorpusCapture:
             reason = f"the teacher died on this document alone, twice ({event.reason}); it is left out"
             self._result.failures.append((blamed[1], "teacher_died", reason))
             self._listener.blamed(self._chunks[blamed[0]], blamed[1], reason)
-            self._failures[slot] = 0
-        else:
-            self._failures[slot] += 1
+            self._is_blamed = True
+        self._failures[slot] += 1
         if self._failures[slot] <= self._restarts:
             pause = self._first_pause * 2.0 ** (self._failures[slot] - 1)
             self._start_at[slot] = time.monotonic() + min(pause, LONGEST_PAUSE)

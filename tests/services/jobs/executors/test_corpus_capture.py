@@ -144,6 +144,19 @@ def test_one_that_never_loads_is_given_up(tmp_path, prepared):
         capture(prepared, tmp_path / "cask", load=load, restarts=2)
 
 
+@pytest.mark.parametrize("teachers", [1, 3])
+def test_one_that_dies_on_whatever_it_is_given_is_given_up(tmp_path, prepared, teachers):
+    """It is the teacher's fault then, and no document is left out for it after the first."""
+    log = tmp_path / "log"
+
+    def load() -> FakeEngine:
+        return FakeEngine(fatal_documents=0, log=log)
+
+    with pytest.raises(CaptureStoppedError, match="given up after 5 restarts"):
+        capture(prepared, tmp_path / "cask", load=load, teachers=teachers)
+    assert len(captures(log)) <= 6 * teachers
+
+
 def test_another_teacher_is_refused(tmp_path, prepared):
     capture(prepared, tmp_path / "cask", part=Part(parts=2))
     with pytest.raises(CaptureStoppedError, match="weights_digest"):
