@@ -284,8 +284,8 @@ class CorpusCapture:
                     self._pool.give(worker, order)
 
     def _done(self, worker: int, event: ChunkDone) -> None:
-        if worker in self._slot_of:
-            self._failures[self._slot_of[worker]] = 0
+        if worker in self._slot_of and (event.captured_documents or event.failures):
+            self._failures[self._slot_of[worker]] = 0  # its teacher lives; a chunk that needs none says nothing of it
         if self._leases.done(worker, event.number):
             self._result.chunks += 1
             self._result.failures += event.failures
