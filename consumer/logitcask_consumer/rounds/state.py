@@ -140,11 +140,12 @@ def write_state(output: Path, state: RunState) -> None:
 
 def require_same_settings(state: RunState, output: Path, settings: dict[str, Any]) -> None:
     """Raise RunFolderError where a run was begun with other settings."""
-    names = sorted(state.settings.keys() | settings.keys())
-    if differing := [name for name in names if state.settings.get(name) != settings.get(name)]:
-        listing = "; ".join(
-            f"{name}: {state.settings.get(name)!r} there, {settings.get(name)!r} now" for name in differing
-        )
+    # A setting that did not exist when the run was begun had its default.
+    before = {name: value for name, value in RoundsConfig.defaults().items() if name in settings} | state.settings
+    if differing := [
+        name for name in sorted(before.keys() | settings.keys()) if before.get(name) != settings.get(name)
+    ]:
+        listing = "; ".join(f"{name}: {before.get(name)!r} there, {settings.get(name)!r} now" for name in differing)
         raise RunFolderError(
             f"{output} holds a run in rounds with other settings ({listing}). Use the same settings to continue it, or "
             "another output folder"
