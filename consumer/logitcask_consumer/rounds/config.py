@@ -328,6 +328,11 @@ class RoundsConfig:
             cache_bytes=self.cache_bytes,
         )
 
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """What settings that came later mean for a run that was begun before there were any, in JSON types."""
+        return {f.name: f.default for f in fields(cls) if f.name in ("optimizer", "scheduler", "decay")}
+
     def binding(self) -> dict[str, Any]:
         """The fields that a continuation must share with the run, in JSON types."""
         free = {f.name for f in fields(self) if f.metadata.get("free")}

@@ -5,7 +5,7 @@ teacher: what is important in a layer is measured where the layer stands. Layers
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -53,7 +53,7 @@ class TeacherParts:
 
     layers: tuple[int, ...] | int | None = None
     """Their numbers, or how many."""
-    widths: Widths = Widths()
+    widths: Widths = field(default_factory=Widths)
     tokens: int = TEXT_TOKENS
     """Of text, by which heads and channels are chosen."""
 

@@ -1,8 +1,8 @@
 """The optimizer and the schedule of a run, by their names.
 
     adamw       AdamW (arXiv 1711.05101)
-    muon        Muon (arXiv 2502.16982) for the matrices of the layers, AdamW for embeddings, head, norms, biases and all
-                that is no matrix. Its steps are scaled to the size of AdamW's, so learning rate and decay are shared
+    muon        Muon (arXiv 2502.16982) for the matrices of the layers, AdamW for embeddings, head, norms, biases and
+                whatever else is no matrix. Its steps have the size of AdamW's, so learning rate and decay are shared
     adafactor   Adafactor (arXiv 1804.04235) of transformers, with the learning rate of the schedule
 
     cosine      falls as half a cosine to `min_lr_ratio` of the peak

@@ -67,7 +67,8 @@ def advice(config: TrainConfig, asked: str, *, micro_sequences: int) -> str:
     if micro_sequences > 1:
         fewer = micro_sequences // 2 * config.seq_len
         also = f", or{checkpointing}, which costs time" if checkpointing else ""
-        return f"{has}. Give the same command with --micro-tokens {fewer}, which changes nothing but rounding{also}. {again}"
+        sooner = f"Give the same command with --micro-tokens {fewer}, which changes nothing but rounding"
+        return f"{has}. {sooner}{also}. {again}"
     if checkpointing:
         return f"{has}, the fewest. Give the same command with{checkpointing}, which costs time. {again}"
     others = [] if config.lora else ["--lora, which keeps no gradients and no optimizer for the base"]
