@@ -72,9 +72,21 @@ class RouterLoss:
         return self.coefficient * loss
 
 
-def has_routers(model: Any) -> bool:
-    """Whether a causal LM has routers whose load balancing loss transformers knows."""
-    return _function(model) is not None
+def router_note(model: Any, coefficient: float | None) -> str | None:
+    """What people should know of a student with experts whose load balancing loss was not asked for; None for nothing.
+
+    Args:
+        model: a causal LM, perhaps with adapters.
+        coefficient: as in `RouterLoss.of`.
+    """
+    config = model.config.get_text_config()
+    if coefficient is not None or getattr(config, "output_router_logits", False) or _function(model) is None:
+        return None
+    usual = getattr(config, "router_aux_loss_coef", None) or 0.001
+    return (
+        f"the student has experts, and its config asks for no loss that keeps them balanced; --router-loss {usual:g} "
+        "adds it, --router-loss 0 says that it is not wanted"
+    )
 
 
 def used_slots(position_ids: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from logitcask_consumer.run_document import (
 )
 from logitcask_consumer.student.adapters import LoraSpec
 from logitcask_consumer.student.checks import check_context
+from logitcask_consumer.student.router_loss import router_note
 from logitcask_consumer.student.students import StudentSpec, load_tokenizer
 from logitcask_consumer.training.arguments import require_processes, require_trackers, training_arguments
 from logitcask_consumer.training.callbacks import (
@@ -261,7 +262,8 @@ def _train(
         method=method,
         phase=None if phase is None else phase.steps,
     )
-    for note in method.notes(dataset, model):  # not before: shares of a phase belong to them
+    # Not before: shares of a phase belong to the method's.
+    for note in filter(None, [*method.notes(dataset, model), router_note(model, config.router_loss)]):
         say(note)
     trainer.stop_requested = lambda: stop.requested
     with memory_advice(config, micro_sequences=args.per_device_train_batch_size):
