@@ -1,7 +1,7 @@
 """Learning curves of students of equal size: fewer layers, narrower layers, and both.
 
-The teacher is SmolLM2-135M; every student has about half of the parameters of its layers (53 of 106 million), and all of
-its embeddings. Arms see the same documents in the same order, with the same steps and learning rates:
+The teacher is SmolLM2-135M; every student has about half of the parameters of its layers (53 of 106 million), and all
+of its embeddings. Arms see the same documents in the same order, with the same steps and learning rates:
 
 * `depth`: 15 of 30 layers, whole;
 * `both`: 20 layers of 6 heads and 1,194 MLP channels;
