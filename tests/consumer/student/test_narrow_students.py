@@ -59,7 +59,7 @@ def test_a_student_with_all_heads_and_channels_is_the_teacher(kind):
 
 
 def without_effect(model, *, hidden):
-    """Set other units of each layer to 0, and what is 0 in each: group, neurons; and hidden channels, where asked for."""
+    """Set other units of each layer to 0; what they are in each (group, neurons), and hidden channels if asked for."""
     channels = torch.tensor([3, 4, 11, 30]) if hidden else torch.tensor([], dtype=torch.int64)
     dropped = []
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Students with experts: the load balancing loss is transformers' own, on tokens alone, and is added once a position."""
+"""Students with experts: the load balancing loss is transformers' own, on tokens alone, once for each position."""
 
 from dataclasses import replace
 

@@ -37,12 +37,9 @@ def expected_rates(scheduler, *, peak=3e-3, floor=0.1, warmup=2, steps=10, decay
     """Learning rate of each step, from the definitions."""
 
     def at(step):
-        if scheduler in ("cosine", "constant"):
-            rise = step / warmup
-        else:
-            rise = floor + (1 - floor) * step / warmup
         if step < warmup:
-            return rise
+            lowest = 0.0 if scheduler in ("cosine", "constant") else floor
+            return lowest + (1 - lowest) * step / warmup
         if scheduler == "constant":
             return 1.0
         if scheduler == "cosine":
