@@ -247,11 +247,8 @@ def test_a_run_chooses_by_its_casks_text(place, tmp_path):
     assert 300 <= sum(map(len, text)) < 600
     by_hand = StudentSpec.parse(config.student).build(place / "teacher", seed=0, texts=lambda tokens: text)
     initial = load_model(tmp_path / "out" / "initial")
-    assert (initial.config.num_hidden_layers, initial.config.intermediate_size, initial.config.hidden_size) == (
-        2,
-        24,
-        16,
-    )
+    shape = initial.config
+    assert (shape.num_hidden_layers, shape.intermediate_size, shape.hidden_size) == (2, 24, 16)
     torch.testing.assert_close(logits(initial), logits(by_hand), rtol=0, atol=0)
     assert load_model(tmp_path / "out").config.hidden_size == 16
     with pytest.raises(StudentSpecError, match="chosen by the text of a cask"):
