@@ -63,7 +63,7 @@ def _fresh(model: Any, after: ModelShape) -> Any:
     }
     try:
         for name, value in widths.items():
-            setattr(config, name, value)
+            setattr(config.get_text_config(), name, value)
         student = fresh_model(config)
         require_config_lasts(student, model)
     except (LayersDifferError, *FAILURES) as error:
