@@ -1,7 +1,8 @@
 """A model of some of another's heads and channels, and the proof that it is that model.
 
 What is left out counts as 0. With fewer hidden channels a norm divides by the root mean square of fewer numbers: its
-weights are scaled by the mean factor that this makes on the text, exactly where the channels left out are 0.
+weights are scaled by the mean factor that this makes on the text, and its epsilon is that of fewer channels, which is
+exact where the channels left out are 0.
 
 The proof needs no knowledge of the family. In the whole model what is left out is set to 0, and both must have the same
 logits on a few tokens. So whatever else depends on a width (Gemma scales its embeddings by the square root of the
@@ -22,7 +23,7 @@ from logitcask_consumer.student.layer_pass import TOKENS
 from logitcask_consumer.student.layer_proof import FAILURES, LayersDifferError, first_line, require_config_lasts
 
 _TOLERANCE: Final = 1e-4
-"""Of the largest logit: float32 sums of other lengths, and the epsilon of norms over other numbers of channels."""
+"""Of the largest logit: float32 sums of other lengths, and the epsilon of norms over a head."""
 
 
 def narrowed(model: Any, prefix: str, shape: ModelShape, kept: KeptUnits, shares: Mapping[str, Tensor]) -> Any:
@@ -39,7 +40,7 @@ def narrowed(model: Any, prefix: str, shape: ModelShape, kept: KeptUnits, shares
         WidthError: the model's config does not allow these widths, or something else depends on them.
     """
     after = kept.shape(shape)
-    student = _fresh(model, after)
+    student = _fresh(model, shape, after)
     factors = _norm_factors(shares, kept.channels, shape.hidden)
     student.load_state_dict(_cut(model.state_dict(), prefix, shape, kept, factors), strict=True)
     _leave_out(model, prefix, shape, kept, factors)
@@ -47,23 +48,27 @@ def narrowed(model: Any, prefix: str, shape: ModelShape, kept: KeptUnits, shares
     return student
 
 
-def _fresh(model: Any, after: ModelShape) -> Any:
+def _fresh(model: Any, shape: ModelShape, after: ModelShape) -> Any:
     """A fresh model of these widths.
 
     Raises:
         WidthError: the config does not allow them, or reads as another once it is written.
     """
     config = deepcopy(model.config)
-    widths = {
+    text = config.get_text_config()
+    widths: dict[str, Any] = {
         "num_attention_heads": after.heads,
         "num_key_value_heads": after.groups,
         "head_dim": after.head,  # said, not left to hidden_size / num_attention_heads, which is another number now
         "intermediate_size": after.mlp,
         "hidden_size": after.hidden,
     }
+    if after.hidden < shape.hidden and hasattr(text, "rms_norm_eps"):
+        # It stands beside a mean square, which is over fewer channels now.
+        widths["rms_norm_eps"] = text.rms_norm_eps * shape.hidden / after.hidden
     try:
         for name, value in widths.items():
-            setattr(config.get_text_config(), name, value)
+            setattr(text, name, value)
         student = fresh_model(config)
         require_config_lasts(student, model)
     except (LayersDifferError, *FAILURES) as error:

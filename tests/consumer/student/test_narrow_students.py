@@ -39,7 +39,7 @@ def logits(model):
 def wide(kind, **more):
     """A tiny teacher of two groups of two heads, whose biases are not 0."""
     own = {**WIDE, **MORE.get(kind, {}), **more}
-    model = tiny_model("llama" if kind == "tied" else kind, layers=3, rms_norm_eps=1e-12, **own)
+    model = tiny_model("llama" if kind == "tied" else kind, layers=3, **own)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
