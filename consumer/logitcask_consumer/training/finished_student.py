@@ -85,7 +85,7 @@ def converted(folder: Path, *, merge: bool, dtype: SaveDtype) -> None:
     model = merged(load_model(base_folder(folder)), folder) if is_adapter else load_model(folder)
     for name, weight in model.state_dict().items():
         _require_finite(name, weight, DTYPES[dtype])
-    for path in (*folder.glob("adapter_*"), *folder.glob("*.safetensors*"), *folder.glob("README.md")):
+    for path in {path for pattern in ("adapter_*", "*.safetensors*", "README.md") for path in folder.glob(pattern)}:
         path.unlink()
     model.to(DTYPES[dtype]).save_pretrained(folder)
 
