@@ -59,7 +59,7 @@ def test_a_merged_student_is_the_adapted_one(config, tmp_path, kind):
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     expected = logits(load_model(adapted.output))
     assert float((expected - logits(load_model(tmp_path / "merged" / "initial"))).abs().max()) > 1e-2
-    torch.testing.assert_close(logits(merged), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(merged), expected, rtol=0, atol=2e-4)  # sums in another order, by sharp layers
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
