@@ -45,7 +45,7 @@ class ModelShape:
         """
         text = config.get_text_config()
         names = ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size")
-        values = [getattr(text, name, None) for name in names]
+        values: list[Any] = [getattr(text, name, None) for name in names]
         if not all(type(value) is int for value in values):
             raise ModelError(f"{type(text).__name__} does not name one number each of {', '.join(names)}")
         layers, heads, hidden, mlp = values

@@ -115,13 +115,13 @@ class MuonWithAdamW(Optimizer):
         self._share()
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """A step of both."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._muon.step()
+        self._muon.step()  # type: ignore[no-untyped-call]
         self._adamw.step()
         return loss
 
@@ -138,7 +138,8 @@ def muon_for(model: Any, args: Any, decayed_names: list[str]) -> MuonWithAdamW:
         ModelError: no matrix of its layers is trained.
     """
     in_layers = {id(parameter) for parameter in blocks_of(model).parameters() if parameter.ndim == 2}
-    names, matrices, decayed, others = set(decayed_names), [], [], []
+    names = set(decayed_names)
+    matrices, decayed, others = list[nn.Parameter](), list[nn.Parameter](), list[nn.Parameter]()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue

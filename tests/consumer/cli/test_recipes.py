@@ -79,6 +79,6 @@ def test_it_trains_a_step(name, place, tmp_path):
     with pytest.raises(SystemExit) as ended:
         main(["train", "--config", str(FOLDER / f"{name}.yaml"), *map(str, arguments)])
     assert not ended.value.code
-    run = read_run(tmp_path / "out")
+    run = read_run(tmp_path / "out") or {}
     assert run["status"] == "finished"
     assert run["settings"]["loss"] == options(train, name)["loss"]

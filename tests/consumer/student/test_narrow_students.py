@@ -1,6 +1,8 @@
 """Students of the teacher's most important heads and channels: what is chosen, and that nothing else changes."""
 
 from copy import deepcopy
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from tests.support.consumer.cask_builder import save_teacher, tiny_model
 
 PREFIX = "model.layers"
 WIDE = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
-MORE = {
+MORE: dict[str, dict[str, Any]] = {
     "gemma2": {"query_pre_attn_scalar": 8},
     "gemma3_text": {"query_pre_attn_scalar": 8},
     "tied": {"tie_word_embeddings": True},
@@ -53,7 +55,7 @@ def wide(kind, **more):
 
 
 def student_of(model, text):
-    return TeacherParts.parse(text).student(deepcopy(model), "the teacher", lambda tokens: TEXTS)
+    return TeacherParts.parse(text).student(deepcopy(model), Path("teacher"), lambda tokens: TEXTS)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

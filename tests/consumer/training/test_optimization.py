@@ -1,7 +1,9 @@
 """Optimizers and schedules by name: what they do to parameters and learning rates, and that runs go on bit by bit."""
 
+import importlib
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -92,8 +94,7 @@ def test_optimizers_differ_and_learn(config, tmp_path):
 
 
 def test_muon_has_the_matrices_of_the_layers_and_adamw_the_rest(config, monkeypatch):
-    import logitcask_consumer.training.trainer as module
-
+    module: Any = importlib.import_module("logitcask_consumer.training.trainer")
     made = []
     original = module.muon_for
 
@@ -120,7 +121,7 @@ def test_a_step_is_torchs_own_of_each(config):
         for one, other in zip(ours, theirs, strict=True):
             one.normal_()
             other.copy_(one)
-    settings = {"lr": 0.02, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8}
+    settings: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8}
     both = MuonWithAdamW([ours[0]], [ours[1]], [ours[2]], **settings)
     muon = torch.optim.Muon([theirs[0]], lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     adamw = torch.optim.AdamW([theirs[1]], lr=0.02, weight_decay=0.1, betas=(0.9, 0.95))
