@@ -135,11 +135,14 @@ def with_adapters(model: Any, folder: Path) -> Any:
         raise MissingExtraError("logitcask report", "lora", "peft")
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError(f"{folder} holds no adapter_model.safetensors; other formats of adapters are not read")
+    from peft import PeftModel
+
     try:
-        model.load_adapter(str(folder), adapter_kwargs={"local_files_only": True})
+        # Not by transformers' load_adapter, which does not find the lengths of DoRA under the name that peft saves.
+        adapted: Any = PeftModel.from_pretrained(model, str(folder), local_files_only=True)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"the adapters in {folder} cannot be loaded into {type(model).__name__}: {error}") from error
-    return model
+    return adapted.get_base_model()
 
 
 def require_mergeable(adapted: Any) -> None:

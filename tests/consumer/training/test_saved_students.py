@@ -16,6 +16,7 @@ from logitcask_consumer.training.finished_student import converted
 from logitcask_consumer.training.run import train
 from logitcask_schemas.errors import ModelError
 from tests.support.consumer.cask_builder import tiny_model, tiny_tokenizer
+from tests.support.consumer.resume_worker import recorded_train
 
 pytest.importorskip("peft")
 # peft reads a property that transformers has renamed, and warns of adapters on tied weights.
@@ -60,6 +61,17 @@ def test_a_merged_student_is_the_adapted_one(config, tmp_path, kind):
     expected = logits(load_model(adapted.output))
     assert float((expected - logits(load_model(tmp_path / "merged" / "initial"))).abs().max()) > 1e-2
     torch.testing.assert_close(logits(merged), expected, rtol=0, atol=2e-4)  # sums in another order, by sharp layers
+
+
+def test_a_run_with_dora_goes_on_bit_by_bit(config, tmp_path):
+    whole = replace(config, lora="rank=4,alpha=8,kind=dora", output=tmp_path / "whole")
+    recorded_train(whole, tmp_path / "whole.npz")
+    broken = replace(whole, output=tmp_path / "broken")
+    assert recorded_train(broken, tmp_path / "first.npz", stop=8) is None
+    assert recorded_train(broken, tmp_path / "second.npz") is not None
+    expected, found = (load_file(run.output / "adapter_model.safetensors") for run in (whole, broken))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
