@@ -10,6 +10,9 @@ from logitcask_consumer.data.vocabulary import ExtraIds
 from logitcask_schemas.errors import OptionError
 
 Precision = Literal["auto", "float32", "bfloat16"]
+Optimizer = Literal["adamw", "muon", "adafactor"]
+Scheduler = Literal["cosine", "wsd", "linear", "constant"]
+SaveDtype = Literal["float32", "bfloat16", "float16"]
 Target = Literal["record", "dense"]
 """What losses compare with: the sparse records, or the whole distribution of last hidden states and teacher's head."""
 
@@ -31,7 +34,7 @@ class TrainConfig:
     casks: tuple[Path | str | CaskSource, ...]
     """Casks to train on: folders or URLs; or several teachers' with weights and losses, see `CaskSource.parse`."""
     student: str
-    """A layer selection of the teacher, a model folder or a config.json; see `students.StudentSpec`."""
+    """Parts of the teacher, a model folder or a config.json; see `students.StudentSpec`."""
     output: Path = field(metadata={"free": True})
     """Folder of the trained model, its checkpoints and logs."""
     teacher: Path | None = field(default=None, metadata={"free": True})
@@ -65,13 +68,19 @@ class TrainConfig:
     micro_tokens: int = field(default=8192, metadata={"free": True})
     """Slots per forward pass of one process; smaller saves memory, gradients accumulate."""
     lr: float = 5e-4
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
+    optimizer: Optimizer = "adamw"
+    """`muon` is Muon for the matrices of the layers and AdamW for the rest; see `optimization`."""
+    scheduler: Scheduler = "cosine"
+    """How the learning rate goes on after its rise: `wsd` is stable and falls at the end, over `decay`."""
+    decay: float = 0.2
+    """Share of the steps over which `wsd` falls."""
     warmup: float = 0.05
     """Share of the steps over which the learning rate rises."""
     min_lr_ratio: float = 0.1
-    """Learning rate at the end over the peak; cosine in between."""
+    """Learning rate at the end over the peak, where it falls."""
     weight_decay: float = 0.01
-    """Of AdamW."""
+    """Of the optimizer, decoupled."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
     seed: int = 0
@@ -84,6 +93,12 @@ class TrainConfig:
     """Train adapters only, the base stays as it is; see `adapters.LoraSpec`."""
     freeze_head: bool = False
     """Leave the output embedding untrained, and the input embedding where both share their weights."""
+    router_loss: float | None = None
+    """Times which the load balancing loss of a student's experts is added, 0 for never; None: as its config says."""
+    merge: bool = field(default=False, metadata={"free": True})
+    """Save the student with its adapters merged into its weights."""
+    save_dtype: SaveDtype = field(default="float32", metadata={"free": True})
+    """Of the weights of the trained student; training and checkpoints are float32."""
     fsdp: bool = field(default=False, metadata={"free": True})
     """Spread parameters, gradients and optimizer over the processes of torchrun, instead of a copy on each."""
     precision: Precision = "auto"
@@ -143,14 +158,7 @@ class TrainConfig:
                 self.micro_tokens >= self.seq_len,
                 f"micro_tokens must hold at least one sequence of {self.seq_len}, got {self.micro_tokens}",
             ),
-            (0 < self.lr < math.inf, f"lr must be positive and finite, got {self.lr}"),
-            (
-                0 <= self.weight_decay < math.inf,
-                f"weight_decay must be at least 0 and finite, got {self.weight_decay}",
-            ),
-            (self.max_grad_norm > 0, f"max_grad_norm must be positive, got {self.max_grad_norm}"),
-            (0.0 <= self.warmup < 1.0, f"warmup must be at least 0 and below 1, got {self.warmup}"),
-            (0.0 <= self.min_lr_ratio <= 1.0, f"min_lr_ratio must lie between 0 and 1, got {self.min_lr_ratio}"),
+            *self._optimization_rules(),
             (0 <= self.seed < 2**32, f"seed must be at least 0 and below 2^32, got {self.seed}"),
             (
                 min(self.save_steps, self.keep_checkpoints, self.logging_steps) >= 1,
@@ -167,11 +175,44 @@ class TrainConfig:
                 not (self.fsdp and self.lora),
                 "lora does not go with fsdp: of adapters, gradients and optimizer are small anyway. Leave fsdp out",
             ),
+            (
+                self.router_loss is None or 0 <= self.router_loss < math.inf,
+                f"router_loss must be at least 0 and finite, got {self.router_loss}",
+            ),
+            (not self.merge or self.lora is not None, "merge is for adapters: give lora too, or leave merge out"),
+            (
+                self.save_dtype in get_args(SaveDtype),
+                f"save_dtype must be {_choices(SaveDtype)}, got {self.save_dtype!r}",
+            ),
             (not (self.freeze_head and self.lora), "lora freezes the head already: freeze_head does not go with it"),
             (self.workers >= 0, f"workers must not be negative, got {self.workers}"),
         ]
         if faults := [message for holds, message in rules if not holds]:
             raise TrainConfigError("; ".join(faults))
+
+    def _optimization_rules(self) -> list[tuple[bool, str]]:
+        """What must hold of optimizer and schedule, with what is said where it does not."""
+        return [
+            (0 < self.lr < math.inf, f"lr must be positive and finite, got {self.lr}"),
+            (
+                0 <= self.weight_decay < math.inf,
+                f"weight_decay must be at least 0 and finite, got {self.weight_decay}",
+            ),
+            (self.max_grad_norm > 0, f"max_grad_norm must be positive, got {self.max_grad_norm}"),
+            (0.0 <= self.warmup < 1.0, f"warmup must be at least 0 and below 1, got {self.warmup}"),
+            (0.0 <= self.min_lr_ratio <= 1.0, f"min_lr_ratio must lie between 0 and 1, got {self.min_lr_ratio}"),
+            (self.optimizer in get_args(Optimizer), f"optimizer must be {_choices(Optimizer)}, got {self.optimizer!r}"),
+            (self.scheduler in get_args(Scheduler), f"scheduler must be {_choices(Scheduler)}, got {self.scheduler!r}"),
+            (
+                self.scheduler != "wsd" or (self.decay > 0.0 and self.decay + self.warmup <= 1.0),
+                f"decay must be above 0, and together with warmup at most 1, got {self.decay} and {self.warmup}",
+            ),
+            (
+                not self.fsdp or self.optimizer == "adamw",
+                f"optimizer {self.optimizer} reads whole matrices, and fsdp spreads them over processes. Take adamw, "
+                "or leave fsdp out",
+            ),
+        ]
 
     @property
     def sources(self) -> tuple[CaskSource, ...]:

@@ -15,12 +15,16 @@ from logitcask_consumer.cli.common import (
     print_json,
     quiet_transformers,
 )
+from logitcask_consumer.cli.options_file import ConfigOption
 from logitcask_consumer.cli.training_options import (
     CacheOption,
+    DecayOption,
     GradientCheckpointingOption,
     MaxGradNormOption,
     MinLrRatioOption,
+    OptimizerOption,
     SaveStepsOption,
+    SchedulerOption,
     SeqLenOption,
     WarmupOption,
     WeightDecayOption,
@@ -141,6 +145,9 @@ def rounds(
     ] = None,
     micro_tokens: Annotated[int, typer.Option("--micro-tokens", help="Tokens per forward pass.")] = 8192,
     lr: Annotated[float, typer.Option("--lr", help="Peak learning rate over all phases.")] = 1e-4,
+    optimizer: OptimizerOption = "adamw",
+    scheduler: SchedulerOption = "cosine",
+    decay: DecayOption = 0.2,
     warmup: WarmupOption = 0.05,
     min_lr_ratio: MinLrRatioOption = 0.1,
     weight_decay: WeightDecayOption = 0.01,
@@ -153,11 +160,12 @@ def rounds(
     patience_seconds: Annotated[
         float, typer.Option("--patience", help="Seconds to wait for a service that does not answer.")
     ] = 600.0,
+    config_file: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Sample, capture, train, again and again; the same command continues an interrupted run."""
     settings: dict[str, Any] = {**locals()}
-    for other in ("cask", "num_rounds", "tau", "server", "api_key_file", "as_json"):
+    for other in ("cask", "num_rounds", "tau", "server", "api_key_file", "config_file", "as_json"):
         del settings[other]
     from logitcask_consumer.config import TrainConfigError
     from logitcask_consumer.losses import LossParameterError, UnknownLossError

@@ -1,7 +1,7 @@
 """`logitcask train`: a student from casks, without the teacher."""
 
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 
@@ -14,76 +14,22 @@ from logitcask_consumer.cli.common import (
     print_json,
     quiet_transformers,
 )
+from logitcask_consumer.cli.options_file import ConfigOption
 from logitcask_consumer.cli.training_options import (
     CacheOption,
+    DecayOption,
     GradientCheckpointingOption,
     MaxGradNormOption,
     MinLrRatioOption,
+    OptimizerOption,
     SaveStepsOption,
+    SchedulerOption,
     SeqLenOption,
     WarmupOption,
     WeightDecayOption,
 )
 
 app = typer.Typer(help="Train a student from a cask, without the teacher.", add_completion=False)
-
-
-def _from_file(context: typer.Context, path: Path | None) -> Path | None:
-    """Options of a YAML file become the defaults of this call, so that those on the command line go before them.
-
-    Keys are the options' names, with or without their dashes.
-    """
-    if path is None:
-        return None
-    content = _read_yaml(path)
-    parameters = {
-        parameter.name: parameter for parameter in context.command.params if parameter.name not in _NOT_OPTIONS
-    }
-    options: dict[str, Any] = {}
-    for key, value in content.items():
-        name = str(key).replace("-", "_")
-        if name not in parameters:
-            names = ", ".join(option.replace("_", "-") for option in sorted(map(str, parameters)))
-            raise typer.BadParameter(f"{path}: there is no option {key}; there are: {names}")
-        values = value if isinstance(value, list) and parameters[name].multiple else [value]
-        plain = [_plain(each, where=f"{path}: {key}") for each in values]
-        options[name] = plain if parameters[name].multiple else plain[0]
-    context.default_map = options
-    return path
-
-
-_NOT_OPTIONS: Final = ("config_file", "as_json")
-"""Which file it is, and what is printed, are said on the command line only."""
-
-
-def _read_yaml(path: Path) -> dict[Any, Any]:
-    """The mapping that a file holds. Raises BadParameter, also where a key stands there twice: YAML takes the last."""
-    import yaml
-
-    try:
-        text = path.read_text()
-        content, node = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise typer.BadParameter(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise typer.BadParameter(f"{path} holds no options; write one a line, such as `seq-len: 1024`")
-    keys = [str(key.value).replace("-", "_") for key, _ in node.value]
-    if twice := sorted({key for key in keys if keys.count(key) > 1}):
-        raise typer.BadParameter(f"{path}: {twice[0].replace('_', '-')} stands there twice")
-    return content
-
-
-def _plain(value: Any, *, where: str) -> str | bool:
-    """A value as it would be typed on the command line: 2026 may be a folder's name. Raises BadParameter."""
-    if isinstance(value, bool):
-        return value
-    if not isinstance(value, (str, int, float)):
-        what = "no value" if value is None else f"a {type(value).__name__}"
-        raise typer.BadParameter(f"{where}: expected a text, a number, true or false, got {what}")
-    text = repr(value) if isinstance(value, float) else str(value)
-    if not text.strip():
-        raise typer.BadParameter(f"{where}: is empty; leave the line out")
-    return text
 
 
 @app.command()
@@ -101,7 +47,8 @@ def train(
         str,
         typer.Option(
             "--student",
-            help="from-teacher:layers=10 (or a list of layer numbers), a model folder or Hub id, or a config.json.",
+            help="from-teacher:layers=10 (or layer numbers; also heads=6,mlp=1024,hidden=384), a model folder or Hub "
+            "id, or a config.json.",
             show_default=False,
             parser=nonempty_text,
             metavar="TEXT",
@@ -169,6 +116,9 @@ def train(
     ] = None,
     micro_tokens: Annotated[int, typer.Option("--micro-tokens", help="Tokens per forward pass of a process.")] = 8192,
     lr: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 5e-4,
+    optimizer: OptimizerOption = "adamw",
+    scheduler: SchedulerOption = "cosine",
+    decay: DecayOption = 0.2,
     warmup: WarmupOption = 0.05,
     min_lr_ratio: MinLrRatioOption = 0.1,
     weight_decay: WeightDecayOption = 0.01,
@@ -182,7 +132,20 @@ def train(
         str | None,
         typer.Option(
             "--lora",
-            help="Train adapters only: 'rank=16,alpha=32,dropout=0,targets=all-linear' or targets=q_proj+v_proj.",
+            help="Train adapters only: 'rank=16,alpha=32,dropout=0,targets=all-linear' or targets=q_proj+v_proj; "
+            "kind=dora.",
+        ),
+    ] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Save the student with its adapters merged into it.")] = False,
+    save_dtype: Annotated[
+        str, typer.Option("--save-dtype", help="Of the trained student's weights: float32, bfloat16 or float16.")
+    ] = "float32",
+    router_loss: Annotated[
+        float | None,
+        typer.Option(
+            "--router-loss",
+            help="Times which a mixture of experts' load balancing loss is added, 0 for never; default: as the "
+            "student's config says.",
         ),
     ] = None,
     freeze_head: Annotated[bool, typer.Option("--freeze-head", help="Leave the output embedding as it is.")] = False,
@@ -201,15 +164,7 @@ def train(
     report_to: Annotated[
         list[str] | None, typer.Option("--report-to", help="Tracker, such as tensorboard; may be given several times.")
     ] = None,
-    config_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            help="YAML file of these options; those on the command line go before it.",
-            callback=_from_file,
-            is_eager=True,
-        ),
-    ] = None,
+    config_file: ConfigOption = None,
     resume: Annotated[
         str, typer.Option("--resume", help="auto: continue an interrupted run; never; or a checkpoint's folder.")
     ] = "auto",

@@ -30,6 +30,7 @@ from logitcask_consumer.methods.method import BatchValue
 from logitcask_consumer.methods.tokens import require_records
 from logitcask_consumer.processes import processes
 from logitcask_consumer.student.forward import StateTask, check_packing
+from logitcask_consumer.student.router_loss import with_router_loss
 from logitcask_consumer.student.students import load_tokenizer
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import IdentityMismatchError, ModelError
@@ -288,7 +289,8 @@ class ChunkBatchLoss:
         )
         out = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], distill=task)
         sums_K1 = torch.cat([out["terms_K"], out["ce"][None]]).to(torch.float64)
-        return BatchValue(loss=out["loss"], sums=torch.cat([sums_K1, batch["counts"].to(sums_K1.device)]))
+        loss = with_router_loss(out, self.counted(batch))
+        return BatchValue(loss=loss, sums=torch.cat([sums_K1, batch["counts"].to(sums_K1.device)]))
 
     @property
     def num_sums(self) -> int:

@@ -15,6 +15,7 @@ from logitcask_consumer.losses import Objective, SparseTarget
 from logitcask_consumer.losses.loss import Terms
 from logitcask_consumer.losses.target import take_target
 from logitcask_consumer.student.forward import StateTask
+from logitcask_consumer.student.router_loss import with_router_loss
 from logitcask_consumer.weights import EntropyTop, Weights
 from logitcask_schemas.errors import IdentityMismatchError, ModelError
 from logitcask_schemas.record.capture_spec import CaptureSpec
@@ -174,7 +175,7 @@ class SparseTargetLoss(nn.Module):
         out = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], distill=task)
         if not isinstance(out, dict) or out.get("loss") is None:
             raise ModelError(f"{type(model).__name__} makes no loss: call `attach(model)` once, before it is wrapped")
-        loss = self._divided(out["loss"], batch, num_items)
+        loss = self._divided(with_router_loss(out, self.counted(batch)), batch, num_items)
         return loss if num_items is None else loss * processes
 
     def _divided(self, loss: Tensor, batch: Batch, num_items: Tensor | float | None) -> Tensor:

@@ -35,6 +35,7 @@ from logitcask_consumer.methods.method import BatchValue
 from logitcask_consumer.methods.sparse_target_loss import SparseTargetLoss
 from logitcask_consumer.processes import processes
 from logitcask_consumer.student.checks import check_student
+from logitcask_consumer.student.router_loss import with_router_loss
 from logitcask_consumer.weights import StoredAnswers, Weights
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import IdentityMismatchError
@@ -354,7 +355,8 @@ class TokenBatchLoss:
         else:
             weight = columns_CT.new_tensor(columns_CT.shape[1])
         counts = columns_CT.new_tensor([columns_CT.shape[1], batch["positions"]])
-        return BatchValue(loss=out["loss"], sums=torch.cat([columns_CT.sum(1), weight[None], counts]))
+        loss = with_router_loss(out, self.counted(batch))
+        return BatchValue(loss=loss, sums=torch.cat([columns_CT.sum(1), weight[None], counts]))
 
     @property
     def num_sums(self) -> int:

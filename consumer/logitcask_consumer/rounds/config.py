@@ -91,7 +91,13 @@ class RoundsConfig:
     """Slots per optimizer step; None: 16 sequences."""
     micro_tokens: int = field(default=8192, metadata={"free": True})
     lr: float = 1e-4
-    """Peak learning rate of AdamW over all phases."""
+    """Peak learning rate over all phases."""
+    optimizer: str = "adamw"
+    """As in `TrainConfig`; one over all phases."""
+    scheduler: str = "cosine"
+    """As in `TrainConfig`; one over all phases."""
+    decay: float = 0.2
+    """As in `TrainConfig`."""
     warmup: float = 0.05
     min_lr_ratio: float = 0.1
     weight_decay: float = 0.01
@@ -307,6 +313,9 @@ class RoundsConfig:
             batch_tokens=self.step_tokens,
             micro_tokens=self.micro_tokens,
             lr=self.lr,
+            optimizer=self.optimizer,  # type: ignore[arg-type]  # checked there
+            scheduler=self.scheduler,  # type: ignore[arg-type]  # checked there
+            decay=self.decay,
             warmup=self.warmup,
             min_lr_ratio=self.min_lr_ratio,
             weight_decay=self.weight_decay,
@@ -318,6 +327,11 @@ class RoundsConfig:
             cache=self.cache,
             cache_bytes=self.cache_bytes,
         )
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """What settings that came later mean for a run that was begun before there were any, in JSON types."""
+        return {f.name: f.default for f in fields(cls) if f.name in ("optimizer", "scheduler", "decay")}
 
     def binding(self) -> dict[str, Any]:
         """The fields that a continuation must share with the run, in JSON types."""

@@ -137,7 +137,7 @@ class _Run:
                 )
             state = RunState.new(config.run_name, settings)
             write_state(config.output, state)
-        require_same_settings(state, config.output, settings)
+        require_same_settings(state, config.output, settings, config.defaults())
         self.state = state
         self.writer = RoundWriter(
             config=config,

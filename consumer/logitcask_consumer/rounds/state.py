@@ -138,13 +138,19 @@ def write_state(output: Path, state: RunState) -> None:
         replace_file(output / STATE_NAME, json.dumps(state.model_dump(mode="json"), indent=2) + "\n")
 
 
-def require_same_settings(state: RunState, output: Path, settings: dict[str, Any]) -> None:
-    """Raise RunFolderError where a run was begun with other settings."""
-    names = sorted(state.settings.keys() | settings.keys())
-    if differing := [name for name in names if state.settings.get(name) != settings.get(name)]:
-        listing = "; ".join(
-            f"{name}: {state.settings.get(name)!r} there, {settings.get(name)!r} now" for name in differing
-        )
+def require_same_settings(state: RunState, output: Path, settings: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Raise RunFolderError where a run was begun with other settings.
+
+    Args:
+        state: of the run.
+        output: its folder, for messages.
+        settings: those of this call.
+        defaults: what a setting was that did not exist when the run was begun.
+    """
+    before = {name: value for name, value in defaults.items() if name in settings} | state.settings
+    names = sorted(before.keys() | settings.keys())
+    if differing := [name for name in names if before.get(name) != settings.get(name)]:
+        listing = "; ".join(f"{name}: {before.get(name)!r} there, {settings.get(name)!r} now" for name in differing)
         raise RunFolderError(
             f"{output} holds a run in rounds with other settings ({listing}). Use the same settings to continue it, or "
             "another output folder"

@@ -1,4 +1,4 @@
-"""LoRA adapters of a student, by peft: `rank=16,alpha=32,targets=q_proj+v_proj`.
+"""LoRA and DoRA adapters of a student, by peft: `rank=16,alpha=32,targets=q_proj+v_proj,kind=dora`.
 
 The base stays as it is and is not saved again; what is trained and saved are the adapters, in peft's format.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 import torch
 
@@ -26,13 +26,17 @@ class AdapterError(OptionError, ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraSpec:
-    """Adapters W + (alpha / rank) B A of linear layers; LoRA, arXiv 2106.09685."""
+    """Adapters W + (alpha / rank) B A of linear layers; LoRA, arXiv 2106.09685.
+
+    DoRA, arXiv 2402.09353, trains the length of each row of that sum beside it.
+    """
 
     rank: int = 16
     alpha: int = 32
     dropout: float = 0.0
     targets: str = _ALL
     """Names of the adapted layers joined by "+"; `all-linear` is every linear layer but the head."""
+    kind: Literal["lora", "dora"] = "lora"
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -46,6 +50,11 @@ class LoraSpec:
         if spec.rank < 1 or spec.alpha <= 0 or not 0 <= spec.dropout < 1 or not spec.targets:
             raise AdapterError(
                 f"lora {text!r}: rank is at least 1, alpha above 0, dropout from 0 to below 1, with targets"
+            )
+        if spec.kind == "dora" and "lm_head" in spec.targets.split("+"):
+            raise AdapterError(
+                f"lora {text!r}: the head is applied in blocks of rows, and DoRA needs its whole matrix. Leave lm_head "
+                "out of the targets, or take kind=lora"
             )
         return spec
 
@@ -71,6 +80,7 @@ class LoraSpec:
             lora_dropout=self.dropout,
             target_modules=self.targets if self.targets == _ALL else self.targets.split("+"),
             task_type="CAUSAL_LM",
+            use_dora=self.kind == "dora",
         )
         torch.manual_seed(seed)
         try:
@@ -125,11 +135,44 @@ def with_adapters(model: Any, folder: Path) -> Any:
         raise MissingExtraError("logitcask report", "lora", "peft")
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError(f"{folder} holds no adapter_model.safetensors; other formats of adapters are not read")
+    from peft import PeftModel
+
     try:
-        model.load_adapter(str(folder), adapter_kwargs={"local_files_only": True})
+        # Not by transformers' load_adapter, which does not find the lengths of DoRA under the name that peft saves.
+        adapted: Any = PeftModel.from_pretrained(model, str(folder), local_files_only=True)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"the adapters in {folder} cannot be loaded into {type(model).__name__}: {error}") from error
-    return model
+    return adapted.get_base_model()
+
+
+def require_mergeable(adapted: Any) -> None:
+    """Refuse adapters that would change more than their layer when they are merged into it.
+
+    Args:
+        adapted: a model with adapters.
+
+    Raises:
+        AdapterError: the head has one, and shares its weights with the input embedding.
+    """
+    head, embedding = adapted.get_output_embeddings(), adapted.get_input_embeddings()
+    if hasattr(head, "base_layer") and head.base_layer.weight is embedding.weight:
+        raise AdapterError(
+            "--merge would change the input embedding too: lm_head has an adapter and shares its weights with it. "
+            "Leave lm_head out of the targets, or leave --merge out"
+        )
+
+
+def merged(base: Any, folder: Path) -> Any:
+    """The model that the adapters of a folder make of their base, without adapters.
+
+    Args:
+        base: the model that they belong to, in float32; its weights are changed.
+        folder: of the adapters, as peft saves them.
+    """
+    from peft import PeftModel
+
+    adapted: Any = PeftModel.from_pretrained(base, str(folder), local_files_only=True)
+    return adapted.merge_and_unload(safe_merge=True)
 
 
 def freeze_head(model: Any) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from logitcask_consumer.head import LMHead, base_model
 from logitcask_consumer.student.layer_states import NotedStates, StatePlace, blocks_of, noted_states
+from logitcask_consumer.student.router_loss import RouterLoss
 from logitcask_schemas.errors import ModelError
 
 _MASKED = "logitcask_masks_packed_documents"
@@ -33,14 +34,18 @@ def hidden_states(model: Any, input_ids: Tensor, position_ids: Tensor, **more: A
         position_ids: int64 [B, S]; 0 begins a document.
         more: passed on to the body.
     """
+    hidden_BSD: Tensor = _body_output(model, input_ids, position_ids, **more).last_hidden_state
+    return hidden_BSD
+
+
+def _body_output(model: Any, input_ids: Tensor, position_ids: Tensor, **more: Any) -> Any:
+    """What a causal LM's body yields, by name; see `hidden_states`."""
     body: Any = base_model(model)
     if uses_flash(body):
         more = {**document_boundaries(position_ids), **more}
     elif getattr(body, _MASKED, False):
         more = {"attention_mask": document_masks(body, input_ids, position_ids), **more}
-    out = body(input_ids=input_ids, position_ids=position_ids, use_cache=False, **more)
-    hidden_BSD: Tensor = out.last_hidden_state
-    return hidden_BSD
+    return body(input_ids=input_ids, position_ids=position_ids, use_cache=False, **more)
 
 
 def uses_flash(body: Any) -> bool:
@@ -153,6 +158,7 @@ class _StudentForward:
 
     def __init__(self, model: Any) -> None:
         self.model, self.plain = model, model.forward
+        self.router: RouterLoss | None = None
 
     def __call__(self, *args: Any, distill: HeadTask | None = None, **kwargs: Any) -> Any:
         if distill is None:
@@ -160,12 +166,18 @@ class _StudentForward:
         assert not args, "input_ids and position_ids are given by name"
         task = distill.states
         places = [] if task is None else task.places
+        router = self.router if self.model.training else None
+        if router is not None:
+            kwargs["output_router_logits"] = True
         with noted_states(self.model, places) as states:
-            hidden_BSD = hidden_states(self.model, **kwargs)
+            body_out = _body_output(self.model, **kwargs)
+        hidden_BSD = body_out.last_hidden_state
         hidden_TD = hidden_BSD.flatten(0, 1).index_select(0, distill.slots_T)
         sequences_T = distill.slots_T // hidden_BSD.shape[1]
         head = self.model.get_output_embeddings()
         out = head(hidden_TD, distill=distill, sequences_T=sequences_T, student=self.model)
+        if router is not None:
+            out["router"] = router.value(body_out.router_logits, kwargs["position_ids"])
         if task is None:
             return out
         states |= {place: {0: hidden_BSD} for place in places if _is_last(place, self.model)}
@@ -201,15 +213,25 @@ class _HeadForward:
         return distill.at_head(hidden_TD, LMHead.from_model(student), **kwargs)
 
 
-def attach(model: Any) -> None:
+def attach(model: Any, *, router_loss: float | None = None) -> None:
     """Give a causal LM the forward that understands a `HeadTask` as `distill=`; all else is passed on.
 
     Its output embedding gets one too: what the head does with a task it does within its own call, so that a head that
-    is sharded apart from the body (FSDP2) is gathered for it and its gradient scattered. A second call changes nothing.
+    is sharded apart from the body (FSDP2) is gathered for it and its gradient scattered. A second call changes nothing
+    but the router loss.
+
+    Args:
+        model: a causal LM.
+        router_loss: times which the load balancing loss of its experts is yielded in training, as `router`; None: as
+            its config says. See `router_loss`.
+
+    Raises:
+        ModelError: a router loss was asked for, and the model has no routers.
     """
     layer = model.get_output_embeddings()
     if not isinstance(model.forward, _StudentForward):
         model.forward = _StudentForward(model)
+    model.forward.router = RouterLoss.of(model, router_loss)
     if not isinstance(layer.forward, _HeadForward):
         layer.forward = _HeadForward(layer)
 

@@ -59,8 +59,8 @@ def blocks_of(model: Any) -> nn.ModuleList:
         if isinstance(child, nn.ModuleList) and len(child) == count:
             return child
     raise ModelError(
-        f"{type(model).__name__} keeps its {count} layers in no list directly under {type(body).__name__}: hints "
-        "cannot be read of them"
+        f"{type(model).__name__} keeps its {count} layers in no list directly under {type(body).__name__}: what "
+        "its layers hold is not found"
     )
 
 

@@ -4,6 +4,7 @@ A student is written as one string:
 
     from-teacher:layers=10        10 layers of the teacher, evenly spread, the first and the last among them
     from-teacher:layers=0,4,9     exactly these layers of the teacher
+    from-teacher:heads=6,mlp=1024 narrower layers of the teacher; see `from_teacher.TeacherParts`
     path of a folder              a Hugging Face model folder with weights
     ORGANISATION/NAME[@REVISION]  a repository of the Hugging Face Hub, downloaded or in its cache on this machine
     path of a config.json         that architecture, freshly initialised
@@ -15,30 +16,17 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import nn
 
-from logitcask_consumer.head import base_model
 from logitcask_consumer.run_document import RUN_NAME, latest_checkpoint
 from logitcask_consumer.student.adapters import ADAPTER_NAME, base_folder, with_adapters
-from logitcask_consumer.student.kept_layers import KeptLayers, layer_fields
-from logitcask_consumer.student.layer_proof import (
-    FAILURES,
-    LayersDifferError,
-    first_line,
-    require_config_lasts,
-    require_same_behaviour,
-    require_same_layers,
-)
+from logitcask_consumer.student.fresh_model import fresh_model
+from logitcask_consumer.student.from_teacher import FROM_TEACHER, StudentSpecError, TeacherParts, Texts
+from logitcask_consumer.student.layer_proof import FAILURES, first_line
 from logitcask_schemas.errors import ModelError
 from logitcask_schemas.model_source import find_model, is_hub_id
 from logitcask_schemas.record.identity import tokenizer_fingerprint
 
-FROM_TEACHER = "from-teacher:layers="
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-
-
-class StudentSpecError(ModelError):
-    """A student's description cannot be followed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +34,8 @@ class StudentSpec:
     """A parsed student; exactly one of the three sources is set."""
 
     text: str
-    layers: tuple[int, ...] | int | None = None
-    """Layers to take from the teacher: their numbers, or how many."""
+    parts: TeacherParts | None = None
+    """What to take from the teacher."""
     folder: Path | None = None
     config: Path | None = None
     revision: str | None = None
@@ -66,7 +54,7 @@ class StudentSpec:
             ModelError: the Hub has no such repository, or cannot be reached.
         """
         if text.startswith(FROM_TEACHER):
-            return cls(text=text, layers=_parse_layers(text.removeprefix(FROM_TEACHER)))
+            return cls(text=text, parts=TeacherParts.parse(text.removeprefix(FROM_TEACHER)))
         path = Path(text)
         if path.is_dir():
             return cls(text=text, folder=require_model_folder(path, what="student"))
@@ -77,8 +65,9 @@ class StudentSpec:
             folder = require_model_folder(source.folder, what="student")
             return cls(text=text, folder=folder, revision=source.revision)
         raise StudentSpecError(
-            f"student {text!r} is neither `{FROM_TEACHER}N` (or a list of layer numbers), nor a folder with a model, "
-            "nor a config.json file, nor ORGANISATION/NAME of a repository of the Hub"
+            f"student {text!r} is neither `{FROM_TEACHER}layers=N` (or a list of layer numbers, or heads=, mlp=, "
+            "hidden=), nor a folder with a model, nor a config.json file, nor ORGANISATION/NAME of a repository of the "
+            "Hub"
         )
 
     def tokenizer_folder(self, teacher: Path | None) -> Path:
@@ -96,19 +85,26 @@ class StudentSpec:
             )
         return teacher
 
-    def build(self, teacher: Path | None, *, seed: int) -> Any:
+    def build(self, teacher: Path | None, *, seed: int, texts: Texts | None = None) -> Any:
         """The student as a transformers causal LM in float32.
 
+        Args:
+            teacher: the teacher's folder, where weights are taken from it.
+            seed: of a fresh initialisation.
+            texts: gives the text that heads and channels of the teacher are chosen by.
+
         Raises:
-            StudentSpecError: the layers asked for do not exist, or the teacher's folder is needed and missing.
+            StudentSpecError: the parts asked for do not exist, or the teacher's folder or the text is needed and
+                missing.
             ModelError: a folder or config is not a causal LM.
         """
-        if self.layers is not None:
+        if self.parts is not None:
             if teacher is None:
                 raise StudentSpecError(
                     f"student {self.text!r} takes weights from the teacher; name its folder with --teacher"
                 )
-            return _from_teacher(require_model_folder(teacher, what="teacher"), self.layers)
+            whole = load_model(require_model_folder(teacher, what="teacher"))
+            return self.parts.student(whole, teacher, texts)
         if self.folder is not None:
             return load_model(self.folder)
         assert self.config is not None
@@ -199,93 +195,6 @@ def _what_is_missing(folder: Path, what: str, file: str, needed: str) -> str:
     return f"{what} folder {folder} has no {file}; {needed} is needed"
 
 
-def spread_layers(total: int, count: int) -> tuple[int, ...]:
-    """`count` layer numbers of 0..total-1, evenly spread, first and last among them (one layer: the first)."""
-    if not 1 <= count <= total:
-        raise StudentSpecError(f"{count} layers were asked for; the teacher has {total}, so 1 to {total} are possible")
-    if count == 1:
-        return (0,)
-    return tuple(round(i * (total - 1) / (count - 1)) for i in range(count))
-
-
-def _parse_layers(text: str) -> tuple[int, ...] | int:
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() for part in parts):
-        raise StudentSpecError(
-            f"layers={text!r} is neither a number of layers nor a comma-separated list of layer numbers"
-        )
-    numbers = tuple(int(part) for part in parts)
-    if len(numbers) == 1:
-        return numbers[0]
-    if list(numbers) != sorted(set(numbers)):
-        raise StudentSpecError(f"layers={text!r} must name each layer once, in ascending order")
-    return numbers
-
-
-def _from_teacher(folder: Path, layers: tuple[int, ...] | int) -> Any:
-    """Build a shallower model and fill it with the teacher's weights; the teacher is freed on return."""
-    teacher = load_model(folder)
-    total = teacher.config.get_text_config().num_hidden_layers
-    numbers = spread_layers(total, layers) if isinstance(layers, int) else layers
-    if numbers[-1] >= total:
-        raise StudentSpecError(
-            f"layer {numbers[-1]} was asked for; the teacher in {folder} has layers 0 to {total - 1}"
-        )
-    kept, prefix = KeptLayers(numbers=numbers, total=total), _layer_prefix(teacher, total)
-    try:
-        student = _shallower(teacher, kept)
-        require_same_layers(teacher, student, prefix, kept)
-        student.load_state_dict(_renumber(teacher.state_dict(), prefix, numbers), strict=True)
-        require_same_behaviour(teacher, student, prefix, kept)
-        require_config_lasts(student, teacher)
-    except LayersDifferError as error:
-        raise StudentSpecError(f"layers {','.join(map(str, numbers))} of {folder}: {error}") from error
-    student.generation_config = teacher.generation_config
-    return student
-
-
-def _shallower(teacher: Any, kept: KeptLayers) -> Any:
-    """A fresh model of the kept layers.
-
-    Raises:
-        StudentSpecError: the config refuses to describe it.
-    """
-    try:
-        return _from_config(kept.config(teacher.config))
-    except FAILURES as error:
-        raise StudentSpecError(
-            f"{type(teacher).__name__} cannot be built with {len(kept.numbers)} of its {kept.total} layers: {error}. "
-            f"Its config places layers by {', '.join(layer_fields(teacher.config)) or 'their number'}"
-        ) from error
-
-
-def _layer_prefix(model: Any, total: int) -> str:
-    """Name of the list that holds the layers, such as `model.layers`."""
-    body = base_model(model)
-    lists = [child for child in body.children() if isinstance(child, nn.ModuleList) and len(child) == total]
-    for name, module in model.named_modules():
-        if any(module is layers for layers in lists):
-            return str(name)
-    raise StudentSpecError(
-        f"{type(model).__name__} keeps its {total} layers in no list directly under {type(body).__name__}; layers "
-        "cannot be taken from it"
-    )
-
-
-def _renumber(weights: dict[str, torch.Tensor], prefix: str, kept: tuple[int, ...]) -> dict[str, torch.Tensor]:
-    """Weights of the kept layers under their new numbers, and everything outside the layers."""
-    new_number = {str(old): str(new) for new, old in enumerate(kept)}
-    renamed = {}
-    for name, value in weights.items():
-        if not name.startswith(prefix + "."):
-            renamed[name] = value
-            continue
-        number, _, rest = name.removeprefix(prefix + ".").partition(".")
-        if number in new_number:
-            renamed[f"{prefix}.{new_number[number]}.{rest}"] = value
-    return renamed
-
-
 def _fresh(path: Path, seed: int) -> Any:
     """A freshly initialised model of the architecture in a config.json."""
     from transformers import AutoConfig
@@ -293,16 +202,8 @@ def _fresh(path: Path, seed: int) -> Any:
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         torch.manual_seed(seed)
-        return _from_config(config)
+        return fresh_model(config)
     except (OSError, *FAILURES) as error:
         raise ModelError(
             f"{path} does not describe a causal LM that transformers knows: {first_line(error)}"
         ) from error
-
-
-def _from_config(config: Any) -> Any:
-    """A model with fresh float32 weights."""
-    from transformers import AutoModelForCausalLM
-
-    auto: Any = AutoModelForCausalLM
-    return auto.from_config(config, dtype=torch.float32, trust_remote_code=False)

@@ -12,6 +12,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from logitcask_consumer.config import TrainConfig, TrainConfigError
 from logitcask_consumer.data.vocabulary import ExtraIds
 from logitcask_consumer.processes import fresh_accelerator_state, processes
+from logitcask_consumer.training.optimization import optimization_arguments
 
 
 @dataclass
@@ -26,6 +27,12 @@ class DistillConfig(TrainingArguments):
     """A student's ids beyond the teacher's: `keep` them in its softmax, or `mask` them; see `vocabulary`."""
     block_rows: int | None = None
     """Rows of logits held at a time; None chooses 64 MiB, 256 at least."""
+    router_loss: float | None = None
+    """Times which the load balancing loss of a student's experts is added, 0 for never; None: as its config says."""
+    muon: bool = False
+    """Muon for the matrices of the layers; all else has AdamW, whatever `optim` says. See `optimization`."""
+    decay_share: float | None = None
+    """Share of the steps over which a schedule of `warmup_stable_decay` falls; None: `lr_scheduler_kwargs` says it."""
     shard_student: bool = False
     """Spread parameters, gradients and optimizer over the processes (FSDP2), instead of a copy on each (DDP)."""
     sequences_per_step: int | None = None
@@ -53,6 +60,10 @@ class DistillConfig(TrainingArguments):
             faults.append(f"extra_ids must be {' or '.join(get_args(ExtraIds))}, got {self.extra_ids!r}")
         if not 0.0 <= self.ce_weight <= 1.0:
             faults.append(f"ce_weight must lie between 0 and 1, got {self.ce_weight}")
+        if self.decay_share is not None and not 0.0 < self.decay_share <= 1.0:
+            faults.append(f"decay_share must be above 0 and at most 1, got {self.decay_share}")
+        if self.muon and self.shard_student:
+            faults.append("muon reads whole matrices, and shard_student spreads them; leave one of them out")
         if self.block_rows is not None and self.block_rows < 1:
             faults.append(f"block_rows must be at least 1, got {self.block_rows}")
         if self.sequences_per_step is not None and self.sequences_per_step < 1:
@@ -119,6 +130,7 @@ def training_arguments(config: TrainConfig, checkpoints: Path, *, sequences: int
         ce_weight=config.ce_weight,
         extra_ids=config.extra_ids,
         block_rows=config.block_rows,
+        router_loss=config.router_loss,
         shard_student=config.fsdp,
         sequences_per_step=sequences,
         resolved=config.as_dict()
@@ -134,13 +146,7 @@ def training_arguments(config: TrainConfig, checkpoints: Path, *, sequences: int
         gradient_accumulation_steps=accumulation,
         num_train_epochs=config.epochs,
         max_steps=config.max_steps or -1,
-        learning_rate=config.lr,
-        warmup_steps=config.warmup,
-        lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": config.min_lr_ratio},
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        adam_beta2=0.95,
+        **optimization_arguments(config),
         seed=config.seed,
         bf16=bfloat16,
         use_cpu=not torch.accelerator.is_available(),

@@ -14,7 +14,6 @@ from logitcask_consumer.run_document import (
     CHECKPOINTS_NAME,
     INITIAL_NAME,
     METRICS_NAME,
-    PARTIAL_NAME,
     RUN_NAME,
     RunFolderError,
     earlier_runs,
@@ -25,9 +24,10 @@ from logitcask_consumer.run_document import (
     require_unused,
     write_run,
 )
-from logitcask_consumer.student.adapters import LoraSpec, freeze_head
+from logitcask_consumer.student.adapters import LoraSpec
 from logitcask_consumer.student.checks import check_context
-from logitcask_consumer.student.students import StudentSpec, load_model, load_tokenizer
+from logitcask_consumer.student.router_loss import router_note
+from logitcask_consumer.student.students import StudentSpec, load_tokenizer
 from logitcask_consumer.training.arguments import require_processes, require_trackers, training_arguments
 from logitcask_consumer.training.callbacks import (
     LogWhenSaving,
@@ -40,13 +40,15 @@ from logitcask_consumer.training.callbacks import (
 from logitcask_consumer.training.checkpoints import (
     choose_checkpoint,
     partial_folder,
-    publish_model,
     read_state,
     require_same_batch,
     require_same_run,
 )
 from logitcask_consumer.training.choose_method import choose_method, method_class
+from logitcask_consumer.training.finished_student import require_saved_alike, save_student
+from logitcask_consumer.training.out_of_memory import memory_advice
 from logitcask_consumer.training.run_lock import hold_run
+from logitcask_consumer.training.starting_student import starting_student, trained_part
 from logitcask_consumer.training.stop_signals import StoppedEarly, StopSignals
 from logitcask_consumer.training.trainer import DistillTrainer
 from logitcask_schemas.cask import Cask
@@ -111,6 +113,7 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
         RunFolderError: the output folder holds another run, or cannot be made or written.
         RunBusyError: another run writes into the output folder.
         RunWriteError: the disk is full, or broken.
+        MemoryShortError: a step needs more memory than there is.
     """
     for loss in dict.fromkeys([config.loss, *(source.loss or config.loss for source in config.sources)]):
         method_class(loss).check_config(replace(config, loss=loss))
@@ -200,6 +203,7 @@ def _train(
         require_same_run(begun, config.output, settings, described)
     if before is not None:
         if before["status"] == "finished":
+            require_saved_alike(before, config)
             say(f"{config.output} is finished; nothing to do")
             return _result(config, spec, before, None, already_finished=True)
     elif checkpoint is not None and checkpoint.is_relative_to(config.output):
@@ -212,7 +216,7 @@ def _train(
     sequences = _sequences_per_step(config, dataset, before)
     if checkpoint is not None and phase is None:
         require_same_batch(checkpoint, steps=-(-len(dataset) // sequences))
-    model = _student(config, spec, checkpoint)
+    model = starting_student(config, spec, checkpoint, casks, tokenizer)
     check_context(model, config.seq_len)
     method.check(model, dataset)
     method = method.prepared(dataset, config.output, say)
@@ -225,7 +229,7 @@ def _train(
         "resolved": args.resolved,  # what the settings came to; not compared either
         "batch_tokens": sequences * config.seq_len,
         "student": {"spec": config.student, "revision": spec.revision, "parameters": model.num_parameters()},
-        "earlier": earlier_runs(spec.folder or (config.teacher if spec.layers is not None else None)),
+        "earlier": earlier_runs(spec.folder or (config.teacher if spec.parts is not None else None)),
     }
     if phase is not None:
         steps = {"first": phase.steps.first, "stop": phase.steps.stop}
@@ -242,11 +246,7 @@ def _train(
                 model.save_pretrained(config.output / INITIAL_NAME)
                 tokenizer.save_pretrained(config.output / INITIAL_NAME)
         write_run(config.output, "running", content)
-    if config.lora is not None:
-        base = spec.folder or config.output / INITIAL_NAME
-        model = LoraSpec.parse(config.lora).applied(model, base=base, seed=config.seed)
-    if config.freeze_head:
-        freeze_head(model)
+    model = trained_part(model, config, spec)
     say(
         f"{counted(dataset.num_documents, 'document')}, {counted(dataset.num_positions, 'position')} in "
         f"{counted(len(dataset), 'sequence')} of {config.seq_len} ({dataset.fill:.1%} full); "
@@ -262,10 +262,12 @@ def _train(
         method=method,
         phase=None if phase is None else phase.steps,
     )
-    for note in method.notes(dataset, model):  # not before: shares of a phase belong to them
+    # Not before: shares of a phase belong to the method's.
+    for note in filter(None, [*method.notes(dataset, model), router_note(model, config.router_loss)]):
         say(note)
     trainer.stop_requested = lambda: stop.requested
-    result = _run(trainer, config.output, checkpoint, stop)
+    with memory_advice(config, micro_sequences=args.per_device_train_batch_size):
+        result = _run(trainer, config, checkpoint, stop)
     running = {"status": "running", **content}
     if result is None:
         if trainer.phase_done():
@@ -301,22 +303,16 @@ def _sequences_per_step(config: TrainConfig, dataset: SequenceDataset[Any], befo
     return config.step_sequences(processes().num_processes, slots=len(dataset) * dataset.seq_len)
 
 
-def _student(config: TrainConfig, spec: StudentSpec, checkpoint: Path | None) -> Any:
-    """The student as training starts, or continues, from; of adapters the base, which no checkpoint holds."""
-    if checkpoint is None:
-        return spec.build(config.teacher, seed=config.seed)
-    if config.lora is None:
-        return load_model(checkpoint)
-    return load_model(spec.folder or config.output / INITIAL_NAME)
-
-
 def _trained(model: Any) -> int:
     """Parameters that training changes."""
     return int(model.num_parameters(only_trainable=True))
 
 
-def _run(trainer: DistillTrainer, output: Path, checkpoint: Path | None, stop: StopSignals) -> dict[str, Any] | None:
+def _run(
+    trainer: DistillTrainer, config: TrainConfig, checkpoint: Path | None, stop: StopSignals
+) -> dict[str, Any] | None:
     """Train and save the student; returns the summary that goes into the run document, None where it was stopped."""
+    output = config.output
     progress, metrics = ProgressBar(), MetricsLog(output / METRICS_NAME)
     for callback in (
         LogWhenSaving(),
@@ -331,7 +327,7 @@ def _run(trainer: DistillTrainer, output: Path, checkpoint: Path | None, stop: S
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if trainer.state.global_step < trainer.state.max_steps:
             return None
-        _save(trainer, output)
+        save_student(trainer, output, merge=config.merge, dtype=config.save_dtype)
     finally:
         progress.close()
         metrics.close()
@@ -344,19 +340,6 @@ def _run(trainer: DistillTrainer, output: Path, checkpoint: Path | None, stop: S
         "last": lines[-1],
         "closing": closing_mean(lines),
     }
-
-
-def _save(trainer: DistillTrainer, output: Path) -> None:
-    """Save the trained student; half of a model never lies in the output folder."""
-    partial = output / PARTIAL_NAME
-    with explained_writes(output, "The last checkpoint is complete: free space and give the same command again"):
-        try:
-            trainer.save_model(str(partial))
-            if trainer.args.should_save:
-                publish_model(partial, output)
-        except BaseException:
-            partial_folder(output)
-            raise
 
 
 def _describe(cask: Cask) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from logitcask_consumer.student.forward import attach
 from logitcask_consumer.student.sharding import gather_nothing, shard_student
 from logitcask_consumer.training.arguments import DistillConfig
 from logitcask_consumer.training.checkpointing import CheckpointingTrainer
+from logitcask_consumer.training.optimization import decay_steps, muon_for
 from logitcask_consumer.training.stop_signals import leave_signals_to_the_trainer
 from logitcask_schemas.errors import LogitcaskError
 
@@ -93,7 +94,7 @@ class DistillTrainer(CheckpointingTrainer):
         if phase is not None and isinstance(train_dataset, MixedDataset):
             train_dataset.shares = phase.shares
         self.method = method or _token_method(args, processing_class)
-        attach(model)
+        attach(model, router_loss=args.router_loss)
         self.batch_loss = self.method.on(model, train_dataset)
         with kept_use_cache(model):
             super().__init__(
@@ -121,6 +122,23 @@ class DistillTrainer(CheckpointingTrainer):
         self._evaluated: BatchLoss | None = None
         self._measured: list[Tensor] = []
         """Of each batch of an evaluation: loss, what it counts, and sums."""
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As transformers, with Muon where `args` says so."""
+        args: Any = self.args
+        if self.optimizer is None and args.muon:
+            student: Any = self.model
+            self.optimizer = muon_for(student, args, self.get_decay_parameter_names(student))
+        return super().create_optimizer(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """As transformers, which has to be told over how many steps a schedule falls, where it is stable before."""
+        args: Any = self.args
+        if args.decay_share is not None:
+            warmup = args.get_warmup_steps(num_training_steps)
+            steps = decay_steps(args.decay_share, steps=num_training_steps, warmup=warmup)
+            args.lr_scheduler_kwargs = {**(args.lr_scheduler_kwargs or {}), "num_decay_steps": steps}
+        return super().create_scheduler(num_training_steps, optimizer)
 
     @property
     def progress(self) -> float:

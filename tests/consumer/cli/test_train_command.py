@@ -16,6 +16,7 @@ OPTIONS = {
         "--cask", "--student", "--output", "-o", "--teacher", "--loss", "--ce-weight", "--weights", "--extra-ids",
         "--hints", "--target", "--epochs", "--max-steps", "--lora", "--freeze-head", "--no-freeze-head",
         "--seq-len", "--overlap", "--packing", "--batch-tokens", "--micro-tokens", "--lr", "--warmup", "--min-lr-ratio",
+        "--optimizer", "--scheduler", "--decay", "--merge", "--no-merge", "--save-dtype", "--router-loss",
         "--weight-decay", "--max-grad-norm", "--keep-checkpoints", "--cache", "--cache-bytes",
         "--seed", "--precision", "--fsdp", "--gradient-checkpointing", "--no-gradient-checkpointing", "--save-steps",
         "--logging-steps", "--workers", "--report-to", "--resume", "--json", "--config",
@@ -72,7 +73,8 @@ def test_options_are_a_promise(name, module):
     """Adding one is adding it here; removing one breaks somebody's script."""
     parameters = typer.main.get_command(module.app).params
     found = {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
-    assert found - {"--help"} == OPTIONS[name] - ({"--no-gradient-checkpointing", "--no-freeze-head"} - found)
+    off = {"--no-gradient-checkpointing", "--no-freeze-head", "--no-merge"}
+    assert found - {"--help"} == OPTIONS[name] - (off - found)
 
 
 def test_train_prints_one_json_document_and_continues_nothing_twice(place, said_by):
@@ -133,6 +135,7 @@ def test_a_file_of_options_stands_under_those_of_the_command_line(place, tmp_pat
     assert settings["freeze_head"]
     for content, message in (
         ("learning_rate: 1", "there is no option learning_rate"),
+        ("batch_token: 1", "there is no option batch_token; the nearest is batch-tokens; there are: batch-tokens"),
         ("lr: fast", "Invalid value for '--lr'"),
         ("- lr", "holds no options"),
         ("lr: [", "cannot be read"),

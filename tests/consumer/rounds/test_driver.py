@@ -101,6 +101,13 @@ class TestPhases:
         assert all(torch.equal(one[name], several[name]) for name in one)
         assert not service.requests, "lambda 0 asks nobody"
 
+    @pytest.mark.parametrize(("optimizer", "scheduler"), [("muon", "wsd"), ("adafactor", "linear")])
+    def test_so_are_those_of_other_optimizers_and_schedules(self, settings, tiny, tmp_path, optimizer, scheduler):
+        named = {"optimizer": optimizer, "scheduler": scheduler, "decay": 0.5}
+        one, several = self.plain(tiny, tmp_path / "plain", **named), self.phases(settings, tiny, **named)
+        assert all(torch.equal(one[name], several[name]) for name in one)
+        assert max(float((one[name] - value).abs().max()) for name, value in weights(tiny.folder / "student").items())
+
     def test_negative_control_two_runs_are_another_thing(self, settings, tiny, tmp_path):
         """As a script would do it: each phase with an optimizer and a schedule of its own."""
         self.plain(tiny, tmp_path / "first", max_steps=3)
@@ -202,6 +209,17 @@ class TestTheFolder:
         run(settings, rounds=1)
         with pytest.raises(RunFolderError, match="rounds: 1 there, 2 now"):
             run(settings)
+
+    def test_begun_before_optimizers_had_names_goes_on(self, settings):
+        run(settings, rounds=1)
+        path = settings["output"] / "rounds.json"
+        state = json.loads(path.read_text())
+        for name in ("optimizer", "scheduler", "decay"):
+            del state["settings"][name]
+        path.write_text(json.dumps(state))
+        assert run(settings, rounds=1)[1] == [f"{settings['output']} is finished; nothing to do"]
+        with pytest.raises(RunFolderError, match="optimizer: 'adamw' there, 'muon' now"):
+            run(settings, rounds=1, optimizer="muon")
 
     def test_with_other_prompts_is_refused(self, settings, tmp_path):
         run(settings, rounds=1)

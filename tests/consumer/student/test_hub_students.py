@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.report.build import ReportConfig
 from logitcask_consumer.report.make_report import make_report
-from logitcask_consumer.student.students import StudentSpec, StudentSpecError
+from logitcask_consumer.student.from_teacher import StudentSpecError
+from logitcask_consumer.student.students import StudentSpec
 from logitcask_consumer.training.run import train
 from logitcask_schemas.errors import ModelError
 from tests.support.consumer.cask_builder import tiny_model, tiny_tokenizer

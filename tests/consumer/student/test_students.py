@@ -6,7 +6,8 @@ import json
 import pytest
 import torch
 
-from logitcask_consumer.student.students import StudentSpec, StudentSpecError, load_model, load_tokenizer, spread_layers
+from logitcask_consumer.student.from_teacher import StudentSpecError, spread_layers
+from logitcask_consumer.student.students import StudentSpec, load_model, load_tokenizer
 from logitcask_schemas.errors import ModelError
 from tests.support.consumer.cask_builder import save_teacher, tiny_model
 

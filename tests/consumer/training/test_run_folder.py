@@ -118,7 +118,7 @@ def test_a_signal_before_the_first_step_ends_the_call_with_nothing_made(config, 
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
-    monkeypatch.setattr(module, "_student", interrupted)
+    monkeypatch.setattr(module, "starting_student", interrupted)
     assert train(config).stopped_at == 0
     assert not config.output.exists()
 

@@ -1,0 +1,238 @@
+"""Learning curves of students of equal size: fewer layers, narrower layers, and both.
+
+The teacher is SmolLM2-135M; every student has about half of the parameters of its layers (53 of 106 million), and all
+of its embeddings. Arms see the same documents in the same order, with the same steps and learning rates:
+
+* `depth`: 15 of 30 layers, whole;
+* `both`: 20 layers of 6 heads and 1,194 MLP channels;
+* `width`: 30 layers of 6 heads and 682 MLP channels;
+* `mlp`: 30 layers of all 9 heads and 512 MLP channels;
+* `width at random`: as `width`, its heads and channels drawn. The control.
+
+Measured is the dense KL(t || p) on held-out text, before training and after every so many steps. Arms are compared
+within a seed.
+
+    python bench/width_depth.py                            # all arms, 3 seeds; resumes an interrupted table
+    python bench/width_depth.py --table-only               # from results/width_depth_runs.csv
+
+Shape legend: N layers, H heads, I channels of an MLP, D hidden channels.
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import transformers
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+import teacher_rows
+from cask_bytes import captured
+from demo.fetch_teacher import fetch_model
+from logitcask_consumer.config import TrainConfig
+from logitcask_consumer.run_document import INITIAL_NAME, checkpoints_in
+from logitcask_consumer.student.importance import Importance
+from logitcask_consumer.student.kept_units import KeptUnits, Widths, require_known
+from logitcask_consumer.student.narrow import narrowed
+from logitcask_consumer.student.students import load_model
+from logitcask_consumer.training.run import train
+from logitcask_schemas.cask import CaskWriter
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.identity import TeacherIdentity, tokenizer_fingerprint
+from report import RESULTS, Report
+from seed_runs import finished, interval, keep, whole
+from training_table import evaluate
+
+LENGTH: Final = 257
+"""Tokens of a document: 256 positions."""
+ARMS: Final = {
+    "depth": "layers=15",
+    "both": "layers=20,heads=6,mlp=1194",
+    "width": "heads=6,mlp=682",
+    "mlp": "mlp=512",
+    "width at random": None,
+}
+"""What is kept of the teacher; None: `RANDOM`, drawn."""
+RANDOM: Final = Widths(heads=6, mlp=682)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What all arms share."""
+
+    teacher: Path
+    cache: Path
+    steps: int
+    every: int
+    batch: int
+    lr: float
+    documents: int
+    held_out: int
+    tokens: int
+    name: str
+
+    @property
+    def runs(self) -> Path:
+        """Where figures are noted, so that an interrupted table goes on."""
+        return RESULTS / f"{self.name}_runs.csv"
+
+
+def made_cask(setting: Setting, rows: teacher_rows.TeacherRows, tokenizer: Any, folder: Path) -> Path:
+    """A cask of the documents."""
+    spec = CaptureSpec(tau=0.05)
+    identity = TeacherIdentity(
+        model=setting.teacher.name,
+        weights_digest="0" * 64,
+        dtype="float32",
+        vocab_size=len(rows.head_VH),
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        engine="transformers",
+        engine_version="0",
+    )
+    with CaskWriter.create(folder / "cask", teacher=identity, capture=spec) as writer:
+        for start in range(0, len(rows.ids_DL), 16):
+            block = rows.ids_DL[start : start + 16]
+            writer.publish([captured(rows.logits(start + n), ids_L, spec) for n, ids_L in enumerate(block)])
+    return folder / "cask"
+
+
+def drawn_student(teacher: Path, folder: Path, seed: int) -> str:
+    """A student of heads and channels that nobody chose."""
+    model, draw = load_model(teacher), torch.Generator().manual_seed(seed)
+    shape = require_known(model, "model.layers")
+    scores = Importance(
+        heads_NH=torch.rand(shape.layers, shape.heads, generator=draw),
+        neurons_NI=torch.rand(shape.layers, shape.mlp, generator=draw),
+        channels_D=torch.rand(shape.hidden, generator=draw),
+        shares={},
+    )
+    student = narrowed(model, "model.layers", shape, KeptUnits.of(scores, RANDOM, shape), {})
+    student.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(teacher).save_pretrained(folder)
+    return str(folder)
+
+
+def curve(
+    setting: Setting, cask: Path, arm: str, seed: int, held: teacher_rows.TeacherRows
+) -> Iterator[dict[str, Any]]:
+    """Figures of a student before training, and after every so many steps."""
+    kept = ARMS[arm]
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = Path(folder) / "drawn"
+        output = Path(folder) / "student"
+        config = TrainConfig(
+            casks=(cask,),
+            student=drawn_student(setting.teacher, drawn, seed) if kept is None else described(setting, kept),
+            teacher=setting.teacher,
+            output=output,
+            max_steps=setting.steps,
+            seq_len=LENGTH - 1,
+            packing="none",
+            batch_tokens=(LENGTH - 1) * setting.batch,
+            micro_tokens=(LENGTH - 1) * min(setting.batch, 8),
+            lr=setting.lr,
+            warmup=0.1,
+            seed=seed,
+            save_steps=setting.every,
+            keep_checkpoints=10_000,
+        )
+        whole(train(config, say=print))
+        before = drawn if kept is None else output / INITIAL_NAME
+        places = [
+            (0, before),
+            *((int(path.name.split("-")[1]), path) for path in checkpoints_in(output / "checkpoints")),
+        ]
+        for step, place in places:
+            model = load_model(place).eval()
+            layers = model.num_parameters() - model.get_input_embeddings().weight.numel()
+            yield {"arm": arm, "seed": seed, "step": step, "parameters": layers, **evaluate(model, held)}
+            if step:
+                shutil.rmtree(place)
+
+
+def described(setting: Setting, kept: str) -> str:
+    """The student as `logitcask train` takes it."""
+    chosen = f",tokens={setting.tokens}" if "heads" in kept or "mlp" in kept else ""
+    return f"from-teacher:{kept}{chosen}"
+
+
+def train_all(setting: Setting, seeds: Sequence[int], names: Sequence[str]) -> None:
+    """Train what is not noted yet."""
+    done = {(run["arm"], int(run["seed"])) for run in finished(setting.runs) if int(run["step"]) == setting.steps}
+    if all((name, seed) in done for name in names for seed in seeds):
+        return
+    tokenizer = transformers.AutoTokenizer.from_pretrained(setting.teacher)
+    rows, held = (
+        teacher_rows.teacher_rows(
+            setting.teacher,
+            teacher_rows.documents(tokenizer, teacher_rows.mixed(held_out=held_out), count=count, length=LENGTH),
+            setting.cache,
+        )
+        for held_out, count in ((False, setting.documents), (True, setting.held_out))
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        cask = made_cask(setting, rows, tokenizer, Path(folder))
+        for seed in seeds:
+            for name in names:
+                if (name, seed) not in done:
+                    for figures in list(curve(setting, cask, name, seed, held)):
+                        keep(setting.runs, figures)
+
+
+def table(setting: Setting) -> None:
+    """Means over seeds at every step, and each arm's KL over that of `depth` within a seed."""
+    found: dict[tuple[str, int], dict[int, float]] = {}
+    for run in finished(setting.runs):
+        found.setdefault((run["arm"], int(run["step"])), {})[int(run["seed"])] = float(run["kl"])
+    report = Report(f"{setting.name}.py", "torch", "transformers")
+    note = f"{setting.steps} steps of {setting.batch}, lr {setting.lr:g}, {setting.documents} documents"
+    for (arm, step), seeds in found.items():
+        values = list(seeds.values())
+        report.add("kl", "nats", values, note, arm=arm, step=step, **interval(values))
+        depth = found.get(("depth", step), {})
+        ratio = [value / depth[seed] for seed, value in seeds.items() if seed in depth]
+        if arm != "depth" and ratio:
+            report.add("kl over depth", "ratio", ratio, note, arm=arm, step=step, **interval(ratio))
+    report.write()
+
+
+def main() -> None:
+    """Train every arm with every seed, then make the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--teacher", type=Path, help="folder (default: SmolLM2-135M-Instruct, fetched)")
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "logitcask-bench-teacher")
+    parser.add_argument("--documents", type=int, default=320)
+    parser.add_argument("--held-out", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--every", type=int, default=20, help="steps between two points of the curve")
+    parser.add_argument("--batch", type=int, default=8, help="documents")
+    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--tokens", type=int, default=32_768, help="of text by which heads and channels are chosen")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--name", default="width_depth", help="of the files with the results")
+    parser.add_argument("--table-only", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="one seed, two steps, few documents: does it run?")
+    options = parser.parse_args()
+    if options.quick:
+        options.steps, options.every, options.batch, options.documents, options.held_out = 2, 1, 2, 4, 2
+        options.seeds, options.tokens, options.name = options.seeds[:1], 512, f"{options.name}_quick"
+    names = ("cache", "steps", "every", "batch", "lr", "documents", "held_out", "tokens", "name")
+    setting = Setting(
+        teacher=options.teacher or fetch_model("smollm2-135m"), **{name: getattr(options, name) for name in names}
+    )
+    if not options.table_only:
+        train_all(setting, options.seeds, options.arms)
+    table(setting)
+    if options.quick:
+        setting.runs.unlink()
+        (RESULTS / f"{setting.name}.csv").unlink()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""What a run saves: DoRA as well as LoRA, adapters merged into the weights, other precisions."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from logitcask_consumer.config import TrainConfig, TrainConfigError
+from logitcask_consumer.run_document import RunFolderError
+from logitcask_consumer.student.adapters import AdapterError
+from logitcask_consumer.student.students import load_model
+from logitcask_consumer.training.callbacks import read_metrics
+from logitcask_consumer.training.finished_student import converted
+from logitcask_consumer.training.run import train
+from logitcask_schemas.errors import ModelError
+from tests.support.consumer.cask_builder import tiny_model, tiny_tokenizer
+from tests.support.consumer.resume_worker import recorded_train
+
+pytest.importorskip("peft")
+# peft reads a property that transformers has renamed, and warns of adapters on tied weights.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*tie.*:UserWarning"),
+]
+IDS = torch.arange(3, 30)[None]
+
+
+@pytest.fixture
+def config(place, tmp_path):
+    return TrainConfig(
+        casks=(place / "cask",),
+        student="from-teacher:layers=2",
+        teacher=place / "teacher",
+        output=tmp_path / "out",
+        seq_len=64,
+        batch_tokens=256,
+        max_steps=12,
+        lr=5e-3,
+        save_steps=6,
+    )
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS, use_cache=False).logits
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_a_merged_student_is_the_adapted_one(config, tmp_path, kind):
+    adapted = replace(config, lora=f"rank=4,alpha=8,kind={kind}", output=tmp_path / "adapted")
+    train(adapted)
+    has_lengths = any("magnitude" in name for name in load_file(adapted.output / "adapter_model.safetensors"))
+    assert has_lengths == (kind == "dora")
+    lines = read_metrics(adapted.output / "metrics.jsonl")
+    assert sum(line["kl"] for line in lines[-3:]) < sum(line["kl"] for line in lines[:3])
+    train(replace(adapted, output=tmp_path / "merged", merge=True))
+    assert not list((tmp_path / "merged").glob("adapter_*"))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    expected = logits(load_model(adapted.output))
+    assert float((expected - logits(load_model(tmp_path / "merged" / "initial"))).abs().max()) > 1e-2
+    torch.testing.assert_close(logits(merged), expected, rtol=0, atol=2e-4)  # sums in another order, by sharp layers
+
+
+def test_a_run_with_dora_goes_on_bit_by_bit(config, tmp_path):
+    whole = replace(config, lora="rank=4,alpha=8,kind=dora", output=tmp_path / "whole")
+    recorded_train(whole, tmp_path / "whole.npz")
+    broken = replace(whole, output=tmp_path / "broken")
+    assert recorded_train(broken, tmp_path / "first.npz", stop=8) is None
+    assert recorded_train(broken, tmp_path / "second.npz") is not None
+    expected, found = (load_file(run.output / "adapter_model.safetensors") for run in (whole, broken))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_are_saved_in_the_precision_that_was_asked_for(config, tmp_path, dtype):
+    train(replace(config, output=tmp_path / "whole"))
+    train(replace(config, save_dtype=dtype))
+    whole, saved = (load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", config.output))
+    kind = getattr(torch, dtype)
+    assert whole.keys() == saved.keys()
+    assert all(torch.equal(saved[name], value.to(kind)) for name, value in whole.items())
+    assert AutoModelForCausalLM.from_pretrained(config.output).dtype == kind
+    assert load_file(config.output / "checkpoints" / "checkpoint-12" / "model.safetensors")["lm_head.weight"].dtype == (
+        torch.float32
+    ), "training goes on in float32"
+    with pytest.raises(RunFolderError, match=rf"save_dtype: '{dtype}' there, 'float32' now"):
+        train(config)
+    assert train(replace(config, save_dtype=dtype)).already_finished
+
+
+def test_adapters_are_saved_in_another_precision_too(config):
+    train(replace(config, lora="rank=2", save_dtype="bfloat16", max_steps=2))
+    saved = load_file(config.output / "adapter_model.safetensors")
+    assert {value.dtype for value in saved.values()} == {torch.bfloat16}
+    load_model(config.output)
+
+
+def test_a_weight_that_a_precision_cannot_hold_is_refused(tmp_path):
+    model = tiny_model(layers=2)
+    with torch.no_grad():
+        model.model.norm.weight[3] = 1e5
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"model\.norm\.weight reaches 100000, torch\.float16 ends at 65504"):
+        converted(tmp_path, merge=False, dtype="float16")
+    assert torch.equal(load_model(tmp_path).model.norm.weight, model.model.norm.weight), "nothing was changed"
+    converted(tmp_path, merge=False, dtype="bfloat16")
+
+
+def test_a_head_that_is_the_embedding_is_not_merged(config, tmp_path):
+    tiny_model(layers=2, tie_word_embeddings=True).save_pretrained(tmp_path / "tied")
+    tiny_tokenizer().save_pretrained(tmp_path / "tied")
+    tied = replace(config, student=str(tmp_path / "tied"), lora="rank=2,targets=q_proj+lm_head", merge=True)
+    with pytest.raises(AdapterError, match="would change the input embedding too"):
+        train(tied)
+    with pytest.raises(AdapterError, match="DoRA needs its whole matrix"):
+        train(replace(config, lora="rank=2,targets=q_proj+lm_head,kind=dora"))
+    with pytest.raises(TrainConfigError, match="merge is for adapters"):
+        replace(config, merge=True)
+    with pytest.raises(TrainConfigError, match="save_dtype must be"):
+        replace(config, save_dtype="int8")
