@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 
 from logitcask_consumer.cli.report import app
 from logitcask_consumer.data import CaskDataset, open_casks
-from logitcask_consumer.report.build import ReportConfig, ReportError
+from logitcask_consumer.report.config import ReportConfig, ReportError
 from logitcask_consumer.report.estimates import DocumentBootstrap
 from logitcask_consumer.report.evaluate import evaluate_model, evaluate_teacher, measure, teacher_columns
 from logitcask_consumer.report.make_report import make_report
-from logitcask_consumer.report.markdown import _models_table, short_table
+from logitcask_consumer.report.markdown import models_table, short_table
 from logitcask_consumer.report.plots import _smoothed, loss_curve
 from logitcask_schemas.errors import IdentityMismatchError
 from logitcask_schemas.record.capture_spec import CaptureSpec
@@ -280,7 +280,7 @@ def test_huge_numbers_have_three_digits():
     _, (kl, perplexity) = short_table(document)
     assert kl == ["KL to the teacher, nats/token", "0.0000", "1.5000 ± 0.5000"]
     assert perplexity == ["perplexity", "99,999.00", "1.23e+08 ± 5.00e+299"]
-    assert "| 99,999.00 | 1.23e+08 [12,345.68, 1.00e+300] |" in _models_table(document)
+    assert "| 99,999.00 | 1.23e+08 [12,345.68, 1.00e+300] |" in models_table(document)
 
 
 def test_what_cannot_be_reported_is_refused(place, tmp_path):

@@ -1,0 +1,96 @@
+"""Tables of the report by which models are compared: pairs of them, their use as drafts, kinds of positions."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from logitcask_consumer.report.cells import cell, escaped, signed, table
+
+Row = tuple[str, str, str]
+"""Name of a metric, its title, and the form of its numbers."""
+_COMPARED = ("kl", "kl_bound", "nll", "agreement", "top5_agreement", "acceptance", "greedy_acceptance")
+
+
+def pairs_table(document: dict[str, Any], rows: Sequence[Row]) -> list[str]:
+    """What changes from each model to each later one."""
+    pairs = document.get("pairs", [])
+    if not pairs:
+        return []
+    named = [row for row in rows if row[0] in _COMPARED and row[0] in pairs[0]["metrics"]]
+    lines = [
+        [
+            f"{escaped(pair['from'])} → {escaped(pair['to'])}",
+            *(cell(pair["metrics"][name], signed(form)) for name, _, form in named),
+        ]
+        for pair in pairs
+    ]
+    said = (
+        "The second model less the first, at the same positions. Each interval holds for its own pair; of many pairs "
+        "one in twenty misses."
+    )
+    return ["## Every two models", said, table(["", *(title for _, title, _ in named)], lines)]
+
+
+def control_table(document: dict[str, Any]) -> list[str]:
+    """What the teacher has brought: the student between its control and the teacher."""
+    if "control" not in document:
+        return []
+    control = document["control"]
+    titles = {"kl": "KL to the teacher", "nll": "-log p of the real token"}
+    lines = [
+        [titles[name], cell(own["gap"], "{:.4f}"), cell(own["share"], "{:.1%}") or "no gap to close"]
+        for name, own in control["closed"].items()
+    ]
+    said = (
+        f"{control['label']} is {control['student']} trained again with {control['loss']}: the same student before "
+        "training, documents, order, steps and seed. The gap is from it to the teacher, in nats/token."
+    )
+    return ["## What the teacher brought", said, table(["", "gap", f"closed by {escaped(control['student'])}"], lines)]
+
+
+def draft_table(document: dict[str, Any]) -> list[str]:
+    """Tokens of a step of speculative decoding with each model as the draft."""
+    models = [model for model in document["models"] if model.get("speculative")]
+    if not models:
+        return []
+    lines = [
+        [
+            f"{drafts['drafted']} drafted, {way}",
+            *(_step(model["speculative"][number][way]) for model in models),
+        ]
+        for number, drafts in enumerate(models[0]["speculative"])
+        for way in ("sampled", "greedy")
+    ]
+    said = (
+        "Expected tokens of a step of speculative decoding, the teacher's own one included, were drafts kept "
+        "independently of each other on texts like these."
+    )
+    return ["## As a draft model", said, table(["", *(escaped(model["label"]) for model in models)], lines)]
+
+
+def _step(step: dict[str, float | None]) -> str:
+    if "value" in step:
+        return cell(step, "{:.2f}")
+    return f"between {step['low']:.2f} and {step['high']:.2f}"
+
+
+def bucket_tables(document: dict[str, Any]) -> list[str]:
+    """The KL where the teacher is sure or in doubt, and at rare and frequent tokens."""
+    buckets = document["buckets"]
+    labels = [label for bucket in buckets["entropy"][:1] for label in bucket["models"]]
+    if not labels:
+        return []
+    what = "KL to the teacher" if buckets["metric"] == "kl" else "KL of head and tail bucket (lower bound)"
+    heading = ["positions", "of documents", *map(escaped, labels)]
+    return [
+        "## Where they differ",
+        f"{what}, nats/token, by the teacher's entropy (nats; buckets of equally many positions):",
+        table(["teacher entropy", *heading], [_bucket(bucket, "{:.2f}") for bucket in buckets["entropy"]]),
+        "By how often the real token occurs among the positions of this report:",
+        table(["occurrences", *heading], [_bucket(bucket, "{:,.0f}") for bucket in buckets["frequency"]]),
+    ]
+
+
+def _bucket(bucket: dict[str, Any], form: str) -> list[str]:
+    ends = f"{form.format(bucket['low'])} to {form.format(bucket['high'])}"
+    cells = [cell(estimate, "{:.4f}") for estimate in bucket["models"].values()]
+    return [ends, f"{bucket['positions']:,}", f"{bucket['documents']:,}", *cells]
