@@ -3,8 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-from logitcask_consumer.report.cells import cell, escaped, short_cell
-from logitcask_consumer.report.tables import bucket_tables, control_table, draft_table, pairs_table
+from logitcask_consumer.report.tables import (
+    bucket_tables,
+    cell,
+    control_table,
+    draft_table,
+    escaped,
+    pairs_table,
+    short_cell,
+)
 from logitcask_schemas.terminal import counted
 
 TITLE = "# Distillation report"
