@@ -76,6 +76,21 @@ def report(
             "share of the gap is closed.",
         ),
     ] = None,
+    generate: Annotated[
+        int,
+        typer.Option(
+            "--generate",
+            help="Let each model write after the prompts of so many held-out documents with answers: ROUGE-L, variety, "
+            "loops.",
+            min=0,
+        ),
+    ] = 0,
+    speed: Annotated[
+        bool,
+        typer.Option(
+            "--speed", help="Measure tokens/s and memory of models, and of --teacher if its weights are there."
+        ),
+    ] = False,
     card: Annotated[
         list[str] | None,
         typer.Option("--card", help="Label of a model whose folder gets a README.md with these results; repeatable."),
@@ -105,6 +120,8 @@ def report(
         train_logs=logs,
         runs=runs,
         control=control,
+        generate=generate,
+        speed=speed,
         cards=tuple(card or ()),
         **({"draft_lengths": tuple(draft_length)} if draft_length else {}),
         output=output,

@@ -2,35 +2,31 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from logitcask_consumer.cross_tokenizer import AlignedDocuments
 from logitcask_consumer.data import CaskDataset
-from logitcask_consumer.data.vocabulary import beyond_tokens_note, token_count
+from logitcask_consumer.data.vocabulary import beyond_tokens_note
 from logitcask_consumer.report.config import ReportConfig, ReportError, explained_output
 from logitcask_consumer.report.control import Control, gap_closed
+from logitcask_consumer.report.cost import cost_of, has_weights, machine
 from logitcask_consumer.report.document import Measured, build_document
 from logitcask_consumer.report.drawing import draw
-from logitcask_consumer.report.evaluate import evaluate_model, evaluate_teacher
-from logitcask_consumer.report.held_out import trained_on, warnings_of
+from logitcask_consumer.report.evaluate import Columns, evaluate_teacher
+from logitcask_consumer.report.held_out import warnings_of
 from logitcask_consumer.report.markdown import to_markdown
 from logitcask_consumer.report.page import to_page
-from logitcask_consumer.report.reading import LONGEST, Reading, extra_ids_of, load_reader, reading_of
+from logitcask_consumer.report.readers import Readers
+from logitcask_consumer.report.texts import recorded_texts, score_texts
 from logitcask_consumer.report.token_scores import token_scores_name, write_token_scores
 from logitcask_consumer.run_document import METRICS_NAME
-from logitcask_consumer.student.checks import context_of
-from logitcask_consumer.student.students import load_model, load_tokenizer
 from logitcask_consumer.training.callbacks import read_metrics
 from logitcask_schemas.cask import Cask
-from logitcask_schemas.errors import IdentityMismatchError
-from logitcask_schemas.record.identity import tokenizer_fingerprint
 
 
 def report_on(
@@ -61,53 +57,19 @@ def report_on(
     _require_captured(casks)
     read = [(label, _read_log(folder, part)) for label, folder in config.train_logs]
     logs = [(label, lines) for label, lines in read if lines]
-    tokenizers = {label: load_tokenizer(folder) for label, folder in config.models}
-    fingerprints = {label: tokenizer_fingerprint(tokenizer) for label, tokenizer in tokenizers.items()}
-    foreign = foreign_models(config, casks[0], fingerprints)
-    seen = {label: trained_on(folder, casks) for label, folder in config.models}
     with tempfile.TemporaryDirectory(prefix="logitcask-aligned-") as place:
-        readings, aligned = dict[str, Reading](), dict[str, AlignedDocuments]()
-        # Whatever can be refused is refused before anything is measured. One model is held at a time: of checkpoints
-        # there may be any number.
-        for label, folder in config.models:
-            model = load_model(folder)
-            if label not in foreign:
-                tokens = token_count(tokenizers[label])
-                readings[label] = reading_of(label, model, casks, config.seq_len, tokens=tokens)
-            if config.teacher is not None:
-                aligned[label] = _aligned(config, casks, label, model, Path(place) / fingerprints[label], say)
-            del model
+        readers = Readers(config=config, casks=casks, folder=Path(place), say=say)
+        readers.check()
         if control is not None:
-            _require_readable(control, readings)
-            folder = control.trained(say)
+            _require_readable(control, readers)
+            readers.add_like(control.label, control.student, control.trained(say))
             config = control.beside_student(config)
-            seen[control.label] = trained_on(folder, casks)
-            for same in (readings, aligned):  # the same model with other weights
-                if control.student in same:
-                    same[control.label] = same[control.student]
-        datasets = {reading: reading.dataset(casks) for reading in readings.values()}
-        plain = Reading(seq_len=config.seq_len or LONGEST, packing="best_fit")  # where no model reads token by token
-        dataset = next(iter(datasets.values()), None) or plain.dataset(casks)
-        warnings = _warnings(dataset, seen, _tokens(dataset, tokenizers, foreign))
+        dataset = readers.dataset()
+        warnings = _warnings(dataset, {label: readers.seen[label] for label, _ in config.models}, readers.tokens())
         for line in warnings:
             say(line)
-        teacher, measured = evaluate_teacher(dataset, batch_sequences=_batch(config, dataset)), []
-        for label, folder in config.models:
-            model = load_reader(folder, readings[label].packing if label in readings else "none").to(_device())
-            columns = chunks = reading = None
-            if label in readings:
-                own = datasets[readings[label]]
-                extra_ids = extra_ids_of(folder)
-                reading = readings[label].describe(own) | {"extra_ids": extra_ids}
-                say(f"measuring {label} at {own.num_positions:,} positions")
-                columns = evaluate_model(model, own, batch_sequences=_batch(config, own), extra_ids=extra_ids)
-            if label in aligned:
-                say(f"measuring {label} on bytes")
-                chunks = aligned[label].measure(model, batch_tokens=config.batch_tokens)
-            measured.append(
-                Measured(label=label, path=folder, columns=columns, chunks=chunks, reading=reading, seen=seen[label])
-            )
-            del model
+        teacher = evaluate_teacher(dataset, batch_sequences=readers.batch(dataset))
+        measured = [readers.measure(label, folder) for label, folder in config.models]
     document = build_document(
         dataset,
         teacher,
@@ -116,16 +78,11 @@ def report_on(
         draft_lengths=config.draft_lengths,
     ) | {"warnings": warnings}
     if control is not None:
-        by_label = {model.label: model.columns for model in measured}
-        own, students = by_label[control.label], by_label[control.student]
-        assert own is not None
-        assert students is not None
-        document["control"] = {
-            "label": control.label,
-            "student": control.student,
-            "loss": control.run.loss,
-            "closed": gap_closed(teacher, own, students, document["kinds"], config.seed),
-        }
+        document["control"] = _compared(control, teacher, measured, document["kinds"], config.seed)
+    if readers.prompts:
+        _add_texts(document, readers, measured, config)
+    if config.speed:
+        _add_costs(document, config, say)
     with explained_output(config.output):
         config.output.mkdir(parents=True, exist_ok=True)
         plots = draw(config.output, dataset, teacher, logs, document)
@@ -138,8 +95,43 @@ def report_on(
     return document
 
 
-def _require_readable(control: Control, readings: Mapping[str, Reading]) -> None:
-    if control.student not in readings:
+def _compared(
+    control: Control, teacher: Columns, measured: list[Measured], kinds: dict[str, str], seed: int
+) -> dict[str, Any]:
+    """What the teacher has brought, JSON."""
+    columns = {model.label: model.columns for model in measured if model.columns is not None}
+    closed = gap_closed(teacher, columns[control.label], columns[control.student], kinds, seed)
+    return {"label": control.label, "student": control.student, "loss": control.run.loss, "closed": closed}
+
+
+def _add_texts(document: dict[str, Any], readers: Readers, measured: list[Measured], config: ReportConfig) -> None:
+    """What the models wrote, into the document: of each model, and of the recorded answers."""
+    tokenizer = next(readers.tokenizers[label] for label in readers.readings)
+    references = recorded_texts(tokenizer, readers.prompts)
+    own = score_texts(references, None, seed=config.seed)
+    document["generation"] = {"prompts": len(readers.prompts), "recorded": own}
+    for described, model in zip(document["models"], measured, strict=True):
+        if model.texts is not None:
+            described["generation"] = score_texts(model.texts, references, seed=config.seed)
+
+
+def _add_costs(document: dict[str, Any], config: ReportConfig, say: Callable[[str], None]) -> None:
+    """What models and teacher cost, into the document."""
+    teacher = config.teacher if config.teacher is not None and has_weights(config.teacher) else None
+    if teacher is None:
+        say("the teacher's speed is not measured: name a folder with its weights (--teacher)")
+    folders = [*([("teacher", teacher)] if teacher is not None else []), *config.models]
+    costs = []
+    for label, folder in folders:
+        say(f"measuring the speed of {label}")
+        costs.append(cost_of(label, folder))
+    document["cost"] = {"machine": machine(), "teacher": costs[0] if teacher is not None else None}
+    for described, cost in zip(document["models"], costs[-len(config.models) :], strict=True):
+        described["cost"] = cost
+
+
+def _require_readable(control: Control, readers: Readers) -> None:
+    if control.student not in readers.readings:
         raise ReportError(
             f"{control.student} has a tokenizer of its own: which share of a gap it closed per token cannot be told. "
             "Leave out --control"
@@ -180,59 +172,6 @@ def _require_captured(casks: Sequence[Cask]) -> None:
         )
 
 
-def foreign_models(config: ReportConfig, cask: Cask, fingerprints: Mapping[str, str]) -> set[str]:
-    """Labels of the models with another tokenizer than a cask's teacher.
-
-    Raises:
-        IdentityMismatchError: there are some, and the report has no teacher with this tokenizer.
-    """
-    expected = cask.manifest.teacher.tokenizer_fingerprint
-    foreign = {label for label, fingerprint in fingerprints.items() if fingerprint != expected}
-    if foreign and config.teacher is None:
-        raise IdentityMismatchError(
-            f"the tokenizer of {', '.join(sorted(foreign))} is not that of {cask.place} (fingerprint {expected}): ids "
-            "mean other tokens there. To compare bits per byte, name the folder of its teacher with --teacher (only "
-            "the tokenizer is read)"
-        )
-    return foreign
-
-
-def _tokens(dataset: CaskDataset, tokenizers: dict[str, Any], foreign: set[str]) -> int | None:
-    """One more than the largest id of the casks' tokenizer; None where neither cask nor a model tells it."""
-    of_models = (token_count(tokenizer) for label, tokenizer in tokenizers.items() if label not in foreign)
-    return next(of_models, dataset.manifest.teacher.tokenizer_size)
-
-
-def _batch(config: ReportConfig, dataset: CaskDataset) -> int:
-    """Sequences per forward pass."""
-    return max(1, config.batch_tokens // dataset.seq_len)
-
-
-def _aligned(
-    config: ReportConfig,
-    casks: Sequence[Cask],
-    label: str,
-    model: Any,
-    folder: Path,
-    say: Callable[[str], None],
-) -> AlignedDocuments:
-    """The documents in a model's tokens; models with one tokenizer share the folder."""
-    assert config.teacher is not None
-    seq_len = config.seq_len or min(
-        LONGEST, context_of(model.config) or LONGEST
-    )  # its tokens may be more than the teacher's
-    return AlignedDocuments.of(
-        model,
-        load_tokenizer(dict(config.models)[label]),
-        casks,
-        teacher=config.teacher,
-        folder=folder,
-        seq_len=seq_len,
-        overlap=seq_len // 2,
-        say=lambda message: say(f"{label}: {message}"),
-    )
-
-
 def _on_common_documents(measured: list[Measured]) -> list[Measured]:
     """Bits per byte of the documents that every model's tokenizer reproduces; others would favour who leaves them out.
 
@@ -246,10 +185,6 @@ def _on_common_documents(measured: list[Measured]) -> list[Measured]:
     if not len(common):
         raise ReportError("no document can be aligned with the tokens of every model: report on fewer models at a time")
     return [replace(model, chunks=model.chunks.of_documents(common)) if model.chunks else model for model in measured]
-
-
-def _device() -> torch.device:
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
 
 
 def _read_log(folder: Path, part: str | None) -> list[dict[str, Any]]:

@@ -48,6 +48,10 @@ class ReportConfig:
     """Label and output folder of training runs all of whose checkpoints are measured, behind `models`."""
     control: str | None = None
     """Train the last model's control, too: `ce`, the same run with cross-entropy; see `report.control`."""
+    generate: int = 0
+    """Let the models write after the prompts of so many held-out documents; see `report.texts`."""
+    speed: bool = False
+    """Measure what models, and the teacher where its weights are there, cost on this machine; see `report.cost`."""
     cards: tuple[str, ...] = ()
     """Labels of models that get a README.md in their folder; see `report.model_card`."""
 
@@ -61,6 +65,8 @@ def check_config(config: ReportConfig) -> None:
         raise ReportError("no model to report on; name at least one as label=folder")
     if len(set(labels)) != len(labels):
         raise ReportError(f"labels must differ, got {', '.join(labels)}")
+    if config.generate < 0:
+        raise ReportError(f"the number of texts to generate must be at least 0, got {config.generate}")
     if wrong := [length for length in config.draft_lengths if length < 1]:
         raise ReportError(f"draft lengths must be at least 1, got {wrong[0]}")
 

@@ -16,6 +16,7 @@ from logitcask_consumer.report.config import DRAFT_LENGTH
 from logitcask_consumer.report.estimates import LEVEL, DocumentBootstrap, Estimate
 from logitcask_consumer.report.evaluate import Columns, metric_kinds
 from logitcask_consumer.report.speculative import speculative
+from logitcask_consumer.report.texts import WrittenText
 
 FORMAT = {"format": "logitcask-report", "version": 1}
 SHOWN = (
@@ -66,6 +67,8 @@ class Measured:
     """How it read the documents, see `Reading.describe`; None of a model with a tokenizer of its own."""
     seen: dict[str, Any] | None = None
     """What is known of its training documents, see `trained_on`."""
+    texts: list[WrittenText] | None = None
+    """What it wrote after prompts, where the report is asked for that."""
 
 
 def build_document(

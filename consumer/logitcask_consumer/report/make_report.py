@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from logitcask_consumer.data import CaskGroup, CaskSource, open_groups
-from logitcask_consumer.report.build import foreign_models, report_on
+from logitcask_consumer.report.build import report_on
 from logitcask_consumer.report.config import (
     ReportConfig,
     ReportError,
@@ -20,6 +20,7 @@ from logitcask_consumer.report.control import Control
 from logitcask_consumer.report.markdown import kl_by_teacher
 from logitcask_consumer.report.model_card import require_cards, write_cards
 from logitcask_consumer.report.page import to_page
+from logitcask_consumer.report.readers import foreign_models
 from logitcask_consumer.report.runs import with_checkpoints
 from logitcask_consumer.student.students import folder_with_tokenizer, load_tokenizer
 from logitcask_schemas.record.identity import tokenizer_fingerprint

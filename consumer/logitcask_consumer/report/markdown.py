@@ -7,10 +7,12 @@ from logitcask_consumer.report.tables import (
     bucket_tables,
     cell,
     control_table,
+    cost_table,
     draft_table,
     escaped,
     pairs_table,
     short_cell,
+    texts_table,
 )
 from logitcask_schemas.terminal import counted
 
@@ -70,6 +72,8 @@ def to_markdown(document: dict[str, Any], plots: Sequence[str]) -> str:
         *pairs_table(document, _ROWS),
         *draft_table(document),
         *bucket_tables(document),
+        *texts_table(document),
+        *cost_table(document),
         *_bytes_table(document),
         "## Records",
         _cask_table(cask),

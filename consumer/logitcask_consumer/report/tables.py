@@ -1,12 +1,29 @@
 """Tables in Markdown: their cells, and those by which models are compared (pairs, drafts, kinds of positions)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from logitcask_schemas.terminal import bytes_text, counted
 
 HUGE = 1e5
 """From here on numbers are written with an exponent."""
 Row = tuple[str, str, str]
 """Name of a metric, its title, and the form of its numbers."""
+_TEXTS = (
+    ("rouge_l", "ROUGE-L with the recorded answer", "{:.3f}"),
+    ("distinct_1", "distinct words within a text", "{:.1%}"),
+    ("distinct_2", "distinct pairs of words within a text", "{:.1%}"),
+    ("loops", "texts that end in a loop", "{:.1%}"),
+    ("ended", "texts that ended by themselves", "{:.1%}"),
+    ("tokens", "tokens of a text", "{:.1f}"),
+)
+_COSTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("parameters", "parameters", "{:,}".format),
+    ("bytes", "weights on disk", bytes_text),
+    ("read_tokens_per_second", "tokens read per second", "{:,.0f}".format),
+    ("written_tokens_per_second", "tokens written per second", "{:,.1f}".format),
+    ("memory_bytes", "memory", bytes_text),
+)
 _COMPARED = ("kl", "kl_bound", "nll", "agreement", "top5_agreement", "acceptance", "greedy_acceptance")
 
 
@@ -114,6 +131,36 @@ def _step(step: dict[str, float | None]) -> str:
     if "value" in step:
         return cell(step, "{:.2f}")
     return f"between {step['low']:.2f} and {step['high']:.2f}"
+
+
+def texts_table(document: dict[str, Any]) -> list[str]:
+    """What the models write after prompts of the documents."""
+    if "generation" not in document:
+        return []
+    generation = document["generation"]
+    models = [model for model in document["models"] if "generation" in model]
+    columns = [generation["recorded"], *(model["generation"] for model in models)]
+    lines = [[title, *(cell(own.get(name), form) for own in columns)] for name, title, form in _TEXTS]
+    said = (
+        f"Greedy texts after {counted(generation['prompts'], 'prompt')} of held-out documents, at most twice as long "
+        "as the recorded answer. A text loops if it ends in the same piece three times or more."
+    )
+    return ["## What they write", said, table(["", "recorded", *(escaped(model["label"]) for model in models)], lines)]
+
+
+def cost_table(document: dict[str, Any]) -> list[str]:
+    """What teacher and models cost on this machine."""
+    if "cost" not in document:
+        return []
+    on, models = document["cost"]["machine"], document["models"]
+    columns = [document["cost"]["teacher"], *(model["cost"] for model in models)]
+    lines = [[title, *("" if own is None else form(own[name]) for own in columns)] for name, title, form in _COSTS]
+    said = (
+        f"On {on['device']}, {counted(on['threads'], 'thread')}, {on['dtype']}: one text of up to {on['read_tokens']} "
+        f"tokens read in one pass, up to {on['written_tokens']} tokens written one by one; medians of {on['repeats']}. "
+        "Memory is the most held for weights and work."
+    )
+    return ["## Cost", said, table(["", "teacher", *(escaped(model["label"]) for model in models)], lines)]
 
 
 def bucket_tables(document: dict[str, Any]) -> list[str]:
