@@ -141,6 +141,8 @@ def _require_readable(control: Control, readers: Readers) -> None:
 def _warnings(dataset: CaskDataset, seen: dict[str, dict[str, Any]], tokens: int | None) -> list[str]:
     """What a reader of the report must know before its figures."""
     warnings = warnings_of(seen, dataset.num_documents)
+    if dataset.num_documents == 1:
+        warnings.append("there is one document only, so no number has an interval: hold out more")
     if tokens is not None and (note := beyond_tokens_note(dataset, tokens)) is not None:
         warnings.append(note)
     return warnings

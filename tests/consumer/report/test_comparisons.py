@@ -253,3 +253,34 @@ def test_the_page_stands_alone(document):
     assert 'name="viewport"' in text
     assert "#2563eb" not in text.partition("<body>")[2], "plots take the page's colours"
     assert "Every two models" in text
+
+
+def test_casks_that_hold_nothing_or_something_else_are_refused_in_a_line(place, tmp_path):
+    from logitcask_consumer.data import EmptyCaskError
+    from logitcask_schemas.errors import CaskError, CaskNotFoundError
+
+    teacher = load_model(place / "teacher")
+    build_cask(tmp_path / "empty", teacher, [])
+    build_cask(tmp_path / "later", teacher, HELD_OUT[:2])
+    manifest = json.loads((tmp_path / "later" / "cask.json").read_text())
+    (tmp_path / "later" / "cask.json").write_text(json.dumps(manifest | {"version": 99}))
+    (tmp_path / "nothing").mkdir()
+    for name, kind, words in (
+        ("empty", EmptyCaskError, "0 documents, none of two tokens or more. If it is still being written, wait"),
+        ("later", CaskError, "99"),
+        ("nothing", CaskNotFoundError, "not a cask"),
+    ):
+        config = ReportConfig(casks=(tmp_path / name,), models=(("a", place / "student7"),), output=tmp_path / "out")
+        with pytest.raises(kind, match=words) as refused:
+            make_report(config)
+        assert "\n" not in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_document_gives_no_interval_and_the_report_says_so(place, tmp_path):
+    build_cask(tmp_path / "one", load_model(place / "teacher"), HELD_OUT[:1])
+    models = tuple((name, place / name) for name in ("student7", "student8"))
+    document = make_report(ReportConfig(casks=(tmp_path / "one",), models=models, output=tmp_path / "out"))
+    assert document["warnings"] == ["there is one document only, so no number has an interval: hold out more"]
+    assert document["pairs"][0]["metrics"]["kl"]["low"] is None
+    assert (tmp_path / "out" / "report.html").is_file()
