@@ -9,10 +9,11 @@ distances r/n on the tail's cumulative mass, so a token that was drawn c times h
 """
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from logitcask_consumer.losses import SparseTarget
@@ -123,5 +124,5 @@ def among_first(target: SparseTarget, ids_R: Tensor, rule: HeadRule) -> tuple[Te
     return found_R, torch.where(known_R >= FIRST, found_R, torch.ones_like(found_R))
 
 
-def _at(values_R: np.ndarray, target: SparseTarget) -> Tensor:  # type: ignore[type-arg]
+def _at(values_R: NDArray[Any], target: SparseTarget) -> Tensor:
     return torch.from_numpy(values_R).to(target.tail_mass_R.device)
