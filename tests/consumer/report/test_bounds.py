@@ -71,8 +71,8 @@ def test_the_probability_of_every_token_lies_between_its_bounds(capture, with_ta
 
 
 def test_negative_control_a_token_that_was_drawn_c_times_may_have_more_than_c_shares():
-    t_RV, target = outcomes({"mode": "sampled", "draws": 6})
-    share_R = target.tail_mass_R / 6
+    t_RV, target = outcomes({"mode": "sampled", "draws": 20})
+    share_R = target.tail_mass_R / 20
     for token in range(VOCAB):
         drawn_N = (target.tail_ids_N == token).double()
         times_R, t_R = target.tail_sum(drawn_N), torch.from_numpy(t_RV[:, token])
@@ -103,7 +103,10 @@ def test_whether_a_token_is_among_the_first_five(capture):
         assert (low_R <= truth_R).all()
         assert (truth_R <= high_R).all()
         unknown += int((low_R < high_R).sum())
-    assert (unknown == 0) == (capture.get("k") == 6), "six largest tell the first five, fewer do not"
+    if capture.get("k") == 6:
+        assert unknown == 0, "six largest tell the first five"
+    elif capture not in ({}, {"tail_max": 2}):
+        assert unknown > 0, "fewer do not"
 
 
 def test_the_rule_of_a_spec():

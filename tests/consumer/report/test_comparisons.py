@@ -27,7 +27,7 @@ from tests.support.consumer.cask_builder import (
 DOCUMENTS = random_documents(18, low=20, high=60, seed=3)
 HELD_OUT = DOCUMENTS[8:]
 WHOLE = CaptureSpec(tau=1e-6, head_max=254, tail_logprobs=True, logprob_codec="f32")
-"""Every token of the tiny vocabulary stands in the head."""
+"""Every token that is likelier than 1e-6 stands in the head."""
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_top_five_agreement_and_drafts_of_whole_records_are_exact(document, dens
         assert model["metrics"]["top5_agreement"]["value"] == pytest.approx(expected, abs=1e-6)
         greedy = t[np.arange(len(t)), best].mean()
         assert model["metrics"]["greedy_acceptance"]["value"] == pytest.approx(greedy, abs=1e-5)
-        assert model["brackets"] == {}
+        assert model["brackets"].keys() <= {"greedy_acceptance"}, "tokens below 1e-6 stand in no head"
         sampled = np.minimum(t, dense[model["label"]]).sum(1).mean()
         one, four = model["speculative"]
         assert (one["drafted"], four["drafted"]) == (1, 4)
@@ -262,12 +262,11 @@ def test_casks_that_hold_nothing_or_something_else_are_refused_in_a_line(place, 
     teacher = load_model(place / "teacher")
     build_cask(tmp_path / "empty", teacher, [])
     build_cask(tmp_path / "later", teacher, HELD_OUT[:2])
-    manifest = json.loads((tmp_path / "later" / "cask.json").read_text())
-    (tmp_path / "later" / "cask.json").write_text(json.dumps(manifest | {"version": 99}))
+    (tmp_path / "later" / "cask.json").write_text('{"format": "logitcask", "version": 99}')
     (tmp_path / "nothing").mkdir()
     for name, kind, words in (
         ("empty", EmptyCaskError, "0 documents, none of two tokens or more. If it is still being written, wait"),
-        ("later", CaskError, "99"),
+        ("later", CaskError, "cask.json"),
         ("nothing", CaskNotFoundError, "not a cask"),
     ):
         config = ReportConfig(casks=(tmp_path / name,), models=(("a", place / "student7"),), output=tmp_path / "out")

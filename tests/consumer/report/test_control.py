@@ -76,9 +76,9 @@ def test_the_control_is_the_run_with_cross_entropy(place, tmp_path):
     closed = document["control"]["closed"]
     kl = (control["kl"]["value"] - own["kl"]["value"]) / control["kl"]["value"]
     assert closed["kl"]["share"]["value"] == pytest.approx(kl, rel=1e-4)
-    teacher = document["teacher"]["nll"]["value"]
-    nll = (control["nll"]["value"] - own["nll"]["value"]) / (control["nll"]["value"] - teacher)
-    assert closed["nll"]["share"]["value"] == pytest.approx(nll, rel=1e-4)
+    gap = control["nll"]["value"] - document["teacher"]["nll"]["value"]
+    assert closed["nll"]["gap"]["value"] == pytest.approx(gap, rel=1e-3)
+    assert closed["nll"]["share"] is None, "the documents are random: nobody foretells them better than the control"
     assert closed["kl"]["share"]["low"] < closed["kl"]["share"]["value"] < closed["kl"]["share"]["high"]
     assert "What the teacher brought" in (tmp_path / "out" / "report.md").read_text()
     said = []

@@ -28,7 +28,7 @@ from tests.support.consumer.cask_builder import (
     tiny_tokenizer,
 )
 
-DOCUMENTS = random_documents(10, low=20, high=50, seed=3)
+DOCUMENTS = random_documents(10, low=26, high=50, seed=3)
 ANSWERS = [[(8 + n, 14 + n)] if n % 3 else [] for n in range(9)]
 
 
