@@ -153,7 +153,7 @@ def gap_closed(
         if kinds.get(name) not in ("exact", "unbiased"):
             continue
         control_P, student_P = (columns.values[name].astype("float64") for columns in (control, student))
-        gap_P = control_P - teacher.values[name] if name == "nll" else control_P
+        gap_P = control_P - teacher.values[name].astype("float64") if name == "nll" else control_P
         gap = bootstrap.mean(gap_P)
         is_gap = gap.value > 0 if gap.low is None else gap.low > 0
         share = bootstrap.ratio(control_P - student_P, gap_P).as_dict() if is_gap else None

@@ -214,10 +214,10 @@ def evaluate_teacher(dataset: CaskDataset, *, batch_sequences: int) -> Columns:
         parts.append({name: value.numpy() for name, value in columns.items()})
         documents.append(batch["documents"].numpy())
         next_ids.append(batch["next_ids"].numpy())
-    columns = _ordered(dataset, documents, parts)
+    ordered = _ordered(dataset, documents, parts)
     next_ids_P = np.concatenate(next_ids)[document_order(dataset)]
     occurrences_P = np.bincount(next_ids_P)[next_ids_P].astype(np.float32)
-    return replace(columns, values=columns.values | {"occurrences": occurrences_P})
+    return replace(ordered, values=ordered.values | {"occurrences": occurrences_P})
 
 
 def _ordered(dataset: CaskDataset, documents: list[NDArray[np.int32]], parts: list[dict[str, Column]]) -> Columns:

@@ -80,9 +80,10 @@ class Readers:
         """Take up a model that is another one with other weights."""
         self.tokenizers[label] = self.tokenizers[other]
         self.seen[label] = trained_on(folder, self.casks)
-        for same in (self.readings, self.aligned):
-            if other in same:
-                same[label] = same[other]
+        if other in self.readings:
+            self.readings[label] = self.readings[other]
+        if other in self.aligned:
+            self.aligned[label] = self.aligned[other]
 
     def dataset(self) -> CaskDataset:
         """The documents as the first model reads them, or as one would that reads token by token."""
