@@ -26,7 +26,8 @@ from torch import Tensor
 from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.rounds.config import RoundsConfig
 from logitcask_consumer.rounds.driver import run_rounds
-from logitcask_consumer.rounds.sampler import Sampling, ends_of, pad_of, write_chunk
+from logitcask_consumer.rounds.sampler import Sampling, write_chunk
+from logitcask_consumer.student.generation import ends_of, pad_of
 from logitcask_consumer.training.run import train
 
 PROMPT: Final = 32

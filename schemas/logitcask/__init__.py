@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from logitcask_consumer.data import CaskDataset, Collator, open_casks
     from logitcask_consumer.losses import LOSSES, get_loss
     from logitcask_consumer.methods import SparseTargetLoss
-    from logitcask_consumer.report.build import ReportConfig
+    from logitcask_consumer.report.config import ReportConfig
     from logitcask_consumer.report.make_report import make_report
     from logitcask_consumer.rounds.config import RoundsConfig
     from logitcask_consumer.rounds.driver import RoundsResult, run_rounds
@@ -93,7 +93,7 @@ _MODULES = {
     "logitcask_consumer.data": ("CaskDataset", "Collator", "open_casks"),
     "logitcask_consumer.losses": ("LOSSES", "get_loss"),
     "logitcask_consumer.methods": ("SparseTargetLoss",),
-    "logitcask_consumer.report.build": ("ReportConfig",),
+    "logitcask_consumer.report.config": ("ReportConfig",),
     "logitcask_consumer.report.make_report": ("make_report",),
     "logitcask_consumer.rounds.config": ("RoundsConfig",),
     "logitcask_consumer.rounds.driver": ("RoundsResult", "run_rounds"),

@@ -25,15 +25,22 @@ def report(
     cask: Annotated[
         list[Path], typer.Option("--cask", help="Held-out cask; may be given several times.", show_default=False)
     ],
+    output: Annotated[Path, output_option("Folder for report.md, report.html, report.json and plots.")],
     model: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--model",
-            help="label=folder of a model, or its Hub id; repeated for more. The last is compared with the first.",
+            help="label=folder of a model, or its Hub id; repeated for more. Every two are compared.",
             show_default=False,
         ),
-    ],
-    output: Annotated[Path, output_option("Folder for report.md, report.json and plots.")],
+    ] = None,
+    checkpoints: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--checkpoints",
+            help="Output folder of a training run (or label=folder): all its checkpoints, as label@step.",
+        ),
+    ] = None,
     train_log: Annotated[
         list[str] | None,
         typer.Option("--train-log", help="Output folder of a training run (or label=folder), for the loss curve."),
@@ -55,16 +62,49 @@ def report(
     token_scores: Annotated[
         bool, typer.Option("--token-scores", help="Write each model's KL at each token, for `logitcask view --scores`.")
     ] = False,
+    draft_length: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--draft-length", help="Drafted tokens of a speculative step (4); may be given several times.", min=1
+        ),
+    ] = None,
+    control: Annotated[
+        str | None,
+        typer.Option(
+            "--control",
+            help="ce: also train the last model's student without the teacher (same data, steps, seed), and tell which "
+            "share of the gap is closed.",
+        ),
+    ] = None,
+    generate: Annotated[
+        int,
+        typer.Option(
+            "--generate",
+            help="Let each model write after the prompts of so many held-out documents with answers: ROUGE-L, variety, "
+            "loops.",
+            min=0,
+        ),
+    ] = 0,
+    speed: Annotated[
+        bool,
+        typer.Option(
+            "--speed", help="Measure tokens/s and memory of models, and of --teacher if its weights are there."
+        ),
+    ] = False,
+    card: Annotated[
+        list[str] | None,
+        typer.Option("--card", help="Label of a model whose folder gets a README.md with these results; repeatable."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure models on held-out documents and write a report with intervals and plots."""
-    from logitcask_consumer.report.build import ReportConfig
+    from logitcask_consumer.report.config import ReportConfig
     from logitcask_consumer.report.make_report import make_report
     from logitcask_consumer.run_document import require_finished
     from logitcask_schemas.model_source import is_hub_id
 
     quiet_transformers()
-    models, logs = tuple(map(labelled_path, model)), tuple(map(labelled_path, train_log or ()))
+    models, logs, runs = (tuple(map(labelled_path, given or ())) for given in (model, train_log, checkpoints))
     for label, folder in models:
         if is_hub_id(str(folder)):
             continue
@@ -78,6 +118,12 @@ def report(
         casks=tuple(cask),
         models=models,
         train_logs=logs,
+        runs=runs,
+        control=control,
+        generate=generate,
+        speed=speed,
+        cards=tuple(card or ()),
+        **({"draft_lengths": tuple(draft_length)} if draft_length else {}),
         output=output,
         seq_len=seq_len,
         batch_tokens=batch_tokens,
@@ -95,7 +141,7 @@ def report(
         if "label" in own:
             Console(highlight=False).print(f"{own['label']}, of {own['cask']['teacher']['model']}:")
         _print_table(own, console)
-    console.print(f"report: {output / 'report.md'}")
+    console.print(f"report: {output / 'report.html'} (for people), report.md, report.json")
 
 
 def _print_table(document: dict[str, Any], console: Console) -> None:

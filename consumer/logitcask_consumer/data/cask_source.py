@@ -21,7 +21,7 @@ _AFTER_PLACE: Final = re.compile(
     r"(?P<weight>\d*\.?\d+(?:[eE][+-]?\d+)?)(?::(?P<loss>(?!\d*\.?\d+(?:[eE][+-]?\d+)?(?::|$)).+))?", re.DOTALL
 )
 """A loss is no number, and none with a colon behind it, which tells it from a part of a name such as `T10:00`."""
-_UNUSABLE_LABELS: Final = frozenset({"", ".", "..", "report.md", "report.json"})
+_UNUSABLE_LABELS: Final = frozenset({"", ".", "..", "report.md", "report.json", "report.html"})
 """Labels name folders of reports, and metrics."""
 
 

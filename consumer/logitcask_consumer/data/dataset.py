@@ -115,7 +115,7 @@ class TrainedShare:
 
 
 class EmptyCaskError(CaskError):
-    """There is nothing to train on."""
+    """There is nothing to train on, or to measure."""
 
 
 def open_casks(
@@ -194,8 +194,8 @@ class CaskDataset(PackedDataset[SequenceRecords]):
         recorded = RecordedPositions.of(casks)
         if not (positions_D > 0).any():
             raise EmptyCaskError(
-                f"nothing to train on in {', '.join(str(cask.path) for cask in casks)}: {len(positions_D)} "
-                "documents, none of two tokens or more"
+                f"no position in {', '.join(cask.place for cask in casks)}: {len(positions_D)} documents, none of two "
+                "tokens or more. If it is still being written, wait for its first shard"
             )
         super().__init__(
             casks,

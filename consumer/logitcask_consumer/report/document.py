@@ -1,7 +1,9 @@
 """The report as one document: every number once, with its unit, its interval and what kind of estimate it is."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,12 @@ import numpy as np
 
 from logitcask_consumer.cross_tokenizer import ChunkColumns
 from logitcask_consumer.data import CaskDataset
+from logitcask_consumer.report.buckets import by_bucket, entropy_buckets, frequency_buckets
+from logitcask_consumer.report.config import DRAFT_LENGTH
 from logitcask_consumer.report.estimates import LEVEL, DocumentBootstrap, Estimate
 from logitcask_consumer.report.evaluate import Columns, metric_kinds
+from logitcask_consumer.report.speculative import speculative
+from logitcask_consumer.report.texts import WrittenText
 
 FORMAT = {"format": "logitcask-report", "version": 1}
 SHOWN = (
@@ -20,6 +26,7 @@ SHOWN = (
     "perplexity",
     "entropy",
     "agreement",
+    "top5_agreement",
     "acceptance",
     "greedy_acceptance",
     "tvd",
@@ -34,6 +41,7 @@ UNITS = {
     "perplexity": "",
     "entropy": "nats per token",
     "agreement": "share of positions",
+    "top5_agreement": "share of positions",
     "acceptance": "share of drafted tokens",
     "greedy_acceptance": "share of drafted tokens",
     "tvd": "probability",
@@ -41,6 +49,8 @@ UNITS = {
     "accuracy": "share of positions",
     "calibration_error": "probability",
 }
+BRACKETED = ("acceptance", "greedy_acceptance", "top5_agreement")
+"""What records may tell between two ends only: columns of these names with `_low` and `_high`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,20 +67,32 @@ class Measured:
     """How it read the documents, see `Reading.describe`; None of a model with a tokenizer of its own."""
     seen: dict[str, Any] | None = None
     """What is known of its training documents, see `trained_on`."""
+    texts: list[WrittenText] | None = None
+    """What it wrote after prompts, where the report is asked for that."""
 
 
-def build_document(dataset: CaskDataset, teacher: Columns, models: list[Measured], *, seed: int = 0) -> dict[str, Any]:
+def build_document(
+    dataset: CaskDataset,
+    teacher: Columns,
+    models: list[Measured],
+    *,
+    seed: int = 0,
+    draft_lengths: Sequence[int] = (DRAFT_LENGTH,),
+) -> dict[str, Any]:
     """Put together the whole report as a JSON document.
 
     Args:
         dataset: the held-out documents.
         teacher: the teacher's own figures.
-        models: the students, in the order in which they are shown; the last with the teacher's tokenizer is compared
-            with the first.
+        models: the students, in the order in which they are shown; every two with the teacher's tokenizer are compared.
+            `change` is the comparison of the last of these with the first.
         seed: of the bootstrap.
+        draft_lengths: drafted tokens of a speculative step.
     """
     bootstrap = DocumentBootstrap(teacher.documents_P, seed=seed)
-    kinds = _kinds(dataset)
+    models = [replace(model, columns=model.columns and _with_exact(model.columns)) for model in models]
+    comparable = {model.label: model.columns for model in models if model.columns is not None}
+    kinds = _kinds(dataset, list(comparable.values()))
     document: dict[str, Any] = {
         **FORMAT,
         "cask": _cask(dataset, teacher),
@@ -79,29 +101,60 @@ def build_document(dataset: CaskDataset, teacher: Columns, models: list[Measured
         "kinds": {name: kinds[name] for name in SHOWN if name in kinds},
         "units": {name: UNITS[name] for name in SHOWN if name in kinds},
         "teacher": {name: value.as_dict() for name, value in _teacher(teacher, bootstrap, kinds).items()},
-        "models": [
-            {
-                "label": model.label,
-                "path": str(model.path),
-                "metrics": {name: value.as_dict() for name, value in _model(model.columns, bootstrap, kinds).items()},
-                **_bracket(model.columns, bootstrap, kinds),
-                **({} if model.reading is None else {"reading": model.reading}),
-                **({} if model.seen is None else {"trained_on": model.seen}),
-                **({} if model.chunks is None else {"bytes": _bytes(model.chunks, seed)}),
-            }
-            for model in models
-        ],
+        "models": [_described(model, bootstrap, kinds, seed, draft_lengths) for model in models],
+        "buckets": _buckets(teacher, comparable, kinds, seed),
     }
-    comparable = [(model.label, model.columns) for model in models if model.columns is not None]
-    if len(comparable) > 1:
-        document["change"] = _change(*comparable[0], *comparable[-1], bootstrap, kinds)
-    aligned = [(model.label, model.chunks) for model in models if model.chunks is not None]
-    if len(aligned) > 1:
-        document["bytes_change"] = _bytes_change(*aligned[0], *aligned[-1], seed)
+    if changes := [
+        _change(before, comparable[before], after, comparable[after], bootstrap, kinds)
+        for before, after in combinations(comparable, 2)
+    ]:
+        document |= {"change": changes[len(comparable) - 2], "pairs": changes}
+    aligned = {model.label: model.chunks for model in models if model.chunks is not None}
+    if bytes_changes := [
+        _bytes_change(before, aligned[before], after, aligned[after], seed)
+        for before, after in combinations(aligned, 2)
+    ]:
+        document |= {"bytes_change": bytes_changes[len(aligned) - 2], "bytes_pairs": bytes_changes}
     return document
 
 
-def _kinds(dataset: CaskDataset) -> dict[str, str]:
+def _described(
+    model: Measured, bootstrap: DocumentBootstrap, kinds: dict[str, str], seed: int, draft_lengths: Sequence[int]
+) -> dict[str, Any]:
+    """One model's part of the document."""
+    estimates = _model(model.columns, bootstrap, kinds)
+    brackets = _brackets(model.columns, bootstrap, kinds)
+    described: dict[str, Any] = {
+        "label": model.label,
+        "path": str(model.path),
+        "metrics": {name: value.as_dict() for name, value in estimates.items()},
+    }
+    if model.columns is not None:
+        known = {name: own for name, own in estimates.items() if name not in brackets or kinds[name] == "unbiased"}
+        described |= {"brackets": brackets, "speculative": speculative(known, brackets, draft_lengths)}
+    if "acceptance" in brackets:
+        described["acceptance_bracket"] = brackets["acceptance"]
+    optional = {
+        "reading": model.reading,
+        "trained_on": model.seen,
+        "bytes": model.chunks and _bytes(model.chunks, seed),
+    }
+    return described | {name: value for name, value in optional.items() if value is not None}
+
+
+def _buckets(teacher: Columns, models: dict[str, Columns], kinds: dict[str, str], seed: int) -> dict[str, Any]:
+    """The KL, or its bound, by what the teacher and the text are like where it arises."""
+    metric = "kl" if "kl" in kinds else "kl_bound"
+    ways = {
+        "entropy": entropy_buckets(teacher.values["entropy"]),
+        "frequency": frequency_buckets(teacher.values["occurrences"]),
+    }
+    found = {name: by_bucket(buckets, teacher, models, metric, seed=seed) for name, buckets in ways.items()}
+    return {"metric": metric, **found}
+
+
+def _kinds(dataset: CaskDataset, models: Sequence[Columns]) -> dict[str, str]:
+    """What each metric is; one that is known between two ends is exact where these are the same for every model."""
     capture = dataset.manifest.capture
     kinds: dict[str, str] = dict(
         metric_kinds(
@@ -110,7 +163,19 @@ def _kinds(dataset: CaskDataset) -> dict[str, str]:
             ordered_head=capture.mode != "sampled",
         )
     )
+    if models and "agreement" in kinds and all("top5_agreement" in columns.values for columns in models):
+        kinds["top5_agreement"] = "exact"
     return kinds | {"perplexity": "exact", "accuracy": "exact", "calibration_error": "exact"}
+
+
+def _with_exact(columns: Columns) -> Columns:
+    """With the figures that are known between two ends which are the same at every position."""
+    exact = {name: columns.values[f"{name}_low"] for name in BRACKETED if _is_exact(columns, name)}
+    return replace(columns, values=exact | columns.values)
+
+
+def _is_exact(columns: Columns, name: str) -> bool:
+    return np.array_equal(columns.values[f"{name}_low"], columns.values[f"{name}_high"])
 
 
 def _cask(dataset: CaskDataset, teacher: Columns) -> dict[str, Any]:
@@ -157,20 +222,27 @@ def _model(columns: Columns | None, bootstrap: DocumentBootstrap, kinds: dict[st
     return {name: estimates[name] for name in SHOWN if name in estimates}
 
 
-def _bracket(columns: Columns | None, bootstrap: DocumentBootstrap, kinds: dict[str, str]) -> dict[str, Any]:
-    """Where the expected acceptance lies, for records that give no estimate of it.
+def _brackets(
+    columns: Columns | None, bootstrap: DocumentBootstrap, kinds: dict[str, str]
+) -> dict[str, dict[str, float]]:
+    """Between which ends the figures lie that records give no estimate of, or one that is noisy or itself a bound.
 
-    From the lower end of the lower bound's interval to the upper end of the upper bound's.
+    From the lower end of the lower bound's interval to the upper end of the upper bound's. Left out where there is an
+    exact figure, and where records say nothing at all.
     """
-    if columns is None or "acceptance" in kinds:
+    if columns is None:
         return {}
-    low, high = (bootstrap.mean(columns.values[f"acceptance_{end}"]) for end in ("low", "high"))
-    return {
-        "acceptance_bracket": {
+    brackets = {}
+    for name in BRACKETED:
+        nothing_known = name == "top5_agreement" and "agreement" not in kinds
+        if nothing_known or (name in kinds and (name == "acceptance" or _is_exact(columns, name))):
+            continue
+        low, high = (bootstrap.mean(columns.values[f"{name}_{end}"]) for end in ("low", "high"))
+        brackets[name] = {
             "low": low.value if low.low is None else low.low,
             "high": high.value if high.high is None else high.high,
         }
-    }
+    return brackets
 
 
 def _bytes(chunks: ChunkColumns, seed: int) -> dict[str, Any]:

@@ -2,13 +2,12 @@
 
 Shape legend: R rows of a block, V vocabulary size, H head entries, N tail draws. All values in nats or probabilities.
 Sums over the student's whole distribution are exact; sums over the teacher's tail are unbiased estimates from its
-draws, or bounds where there are none. Acceptance in speculative decoding: Leviathan et al., arXiv 2211.17192. Without
-log t of the draws it has no estimate, only a bracket: min(t, p) of the tail's tokens adds up to something between 0
-and min(r, s).
+draws, or bounds where there are none (`bounds`). Acceptance in speculative decoding: Leviathan et al., arXiv
+2211.17192. Without log t of the draws it has no estimate, only a bracket.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -21,6 +20,7 @@ from logitcask_consumer.data.vocabulary import ExtraIds, StudentVocabulary
 from logitcask_consumer.head import LMHead
 from logitcask_consumer.head.fused_head import default_rows
 from logitcask_consumer.losses import SparseTarget
+from logitcask_consumer.report.bounds import HeadRule, acceptance_bound, among_first, probability_bounds
 from logitcask_consumer.report.reading import document_order
 from logitcask_consumer.student.forward import hidden_states
 
@@ -49,7 +49,7 @@ def metric_kinds(*, sampled_tail: bool, tail_logprobs: bool, ordered_head: bool)
 
 
 def measure(
-    logits_RV: Tensor, target: SparseTarget, entropy_R: Tensor, tail_logprobs_N: Tensor | None
+    logits_RV: Tensor, target: SparseTarget, entropy_R: Tensor, tail_logprobs_N: Tensor | None, *, rule: HeadRule
 ) -> dict[str, Tensor]:
     """Every metric of every row, each [R], float32.
 
@@ -61,9 +61,13 @@ def measure(
     agreement: whether the student's most likely token is the teacher's (the head's first entry).
     acceptance: sum_j min(t_j, p_j), the chance that a token that the student samples as a draft is kept in speculative
         decoding; with log t of the draws, sum_H min(t, p) + (r/n) sum_draws min(1, p/t). Absent without.
-    acceptance_low, acceptance_high: sum_H min(t, p), and that plus min(r, s): they enclose the acceptance.
+    acceptance_low, acceptance_high: sum_H min(t, p), and that plus min(r, sum of min(b, p) outside H), no token outside
+        H having more than b: they enclose the acceptance.
     greedy_acceptance: t of the student's most likely token, the chance that a greedy draft is kept. The estimate t̂ of
         a token that does not depend on the draws is unbiased; without draws, the head's t alone.
+    greedy_acceptance_low, greedy_acceptance_high: they enclose it, and are equal where the record holds the token.
+    top5_agreement_low, top5_agreement_high: whether the student's most likely token is among the teacher's five most
+        likely; 0 and 1 where the record does not say.
     tvd: total variation distance, sum_j |t_j - p_j| / 2 = 1 - acceptance. Absent without log t of the draws.
     tail_error: s - r, the student's mass outside the head less the teacher's; negative where a student learned from a
         truncated teacher.
@@ -74,6 +78,7 @@ def measure(
         target: R rows.
         entropy_R: H(t).
         tail_logprobs_N: log t of the draws, where the records have them.
+        rule: how the heads were chosen.
     """
     width, flat = logits_RV.shape[1], logits_RV.view(-1)
     rows_R = torch.arange(target.num_rows, device=logits_RV.device)
@@ -93,7 +98,18 @@ def measure(
     accepted_R = target.head_sum(torch.minimum(t_H, head_logp_H.exp()))
     greedy_R = target.head_sum(t_H * (target.head_ids_H == best_ids_R[target.head_rows_H]))
     greedy_R = greedy_R + target.tail_sum(target.tail_weights_N * (target.tail_ids_N == best_ids_R[target.tail_rows_N]))
-    acceptance = {"acceptance_low": accepted_R, "acceptance_high": accepted_R + torch.minimum(r_R, s_R)}
+    outside_p_RV = logits_RV.sub_(log_z_R[:, None]).exp_()
+    greedy_low_R, greedy_high_R = probability_bounds(target, best_ids_R, rule, tail_logprobs_N)
+    top5_low_R, top5_high_R = among_first(target, best_ids_R, rule)
+    enclosing = {
+        "acceptance_low": accepted_R,
+        "acceptance_high": acceptance_bound(outside_p_RV, accepted_R, target, rule),
+        "greedy_acceptance_low": greedy_low_R,
+        "greedy_acceptance_high": greedy_high_R,
+        "top5_agreement_low": top5_low_R,
+        "top5_agreement_high": top5_high_R,
+    }
+    drawn: dict[str, Tensor] = {}
     if tail_logprobs_N is None:
         cross_R = -target.head_sum(t_H * head_logp_H) - target.tail_sum(target.tail_weights_N * tail_logp_N)
         kl_R = cross_R - entropy_R.to(cross_R.dtype)
@@ -101,7 +117,7 @@ def measure(
         gap_N = tail_logprobs_N.to(tail_logp_N.dtype) - tail_logp_N
         kl_R = head_kl_R + target.tail_sum(target.tail_weights_N * gap_N)
         accepted_R = accepted_R + target.tail_sum(target.tail_weights_N * (-gap_N).exp().clamp(max=1.0))
-        acceptance |= {"acceptance": accepted_R, "tvd": 1.0 - accepted_R}
+        drawn = {"acceptance": accepted_R, "tvd": 1.0 - accepted_R}
     first_at_R = torch.from_numpy(target.head_offsets_R1[:-1]).to(logits_RV.device)
     return {
         "kl": kl_R,
@@ -109,7 +125,8 @@ def measure(
         "nll": -next_logp_R,
         "entropy": entropy_p_R,
         "agreement": (target.head_ids_H[first_at_R] == best_ids_R).to(kl_R.dtype),
-        **acceptance,
+        **drawn,
+        **enclosing,
         "greedy_acceptance": greedy_R,
         "tail_error": s_R - r_R,
         "confidence": (best_R - log_z_R).exp(),
@@ -178,22 +195,29 @@ def evaluate_model(
             moved = _move(batch, device)
             hidden = hidden_states(model, moved["input_ids"], moved["position_ids"])
             hidden_TD = hidden.flatten(0, 1).index_select(0, moved["slots"])
-            parts.extend(_measure_in_row_blocks(hidden_TD, head, moved, sampled_tail=_sampled(dataset)))
+            parts.extend(_measure_in_row_blocks(hidden_TD, head, moved, dataset))
         documents.append(batch["documents"].numpy())
         progress(len(batch["slots"]))
     return _ordered(dataset, documents, parts)
 
 
 def evaluate_teacher(dataset: CaskDataset, *, batch_sequences: int) -> Columns:
-    """The teacher's own figures at every position, from the records alone."""
-    parts, documents = [], []
+    """The teacher's own figures at every position, from the records alone.
+
+    `occurrences`: at how many of the positions the realised next token is the same, in whole numbers up to 2^24.
+    """
+    parts, documents, next_ids = [], [], []
     for batch in _batches(dataset, batch_sequences):
         columns = teacher_columns(
             target_of(batch, sampled_tail=_sampled(dataset)), batch["position_columns"]["entropy"]
         )
         parts.append({name: value.numpy() for name, value in columns.items()})
         documents.append(batch["documents"].numpy())
-    return _ordered(dataset, documents, parts)
+        next_ids.append(batch["next_ids"].numpy())
+    ordered = _ordered(dataset, documents, parts)
+    next_ids_P = np.concatenate(next_ids)[document_order(dataset)]
+    occurrences_P = np.bincount(next_ids_P)[next_ids_P].astype(np.float32)
+    return replace(ordered, values=ordered.values | {"occurrences": occurrences_P})
 
 
 def _ordered(dataset: CaskDataset, documents: list[NDArray[np.int32]], parts: list[dict[str, Column]]) -> Columns:
@@ -216,9 +240,10 @@ def _batches(
 
 
 def _measure_in_row_blocks(
-    hidden_TD: torch.Tensor, head: LMHead, batch: Batch, *, sampled_tail: bool
+    hidden_TD: torch.Tensor, head: LMHead, batch: Batch, dataset: CaskDataset
 ) -> Iterator[dict[str, Column]]:
-    target, tail = target_of(batch, sampled_tail=sampled_tail), batch["tail_logprobs"]
+    target, tail = target_of(batch, sampled_tail=_sampled(dataset)), batch["tail_logprobs"]
+    rule = HeadRule.of(dataset.manifest.capture)
     rows = default_rows(head)
     for start in range(0, len(hidden_TD), rows):
         stop = min(start + rows, len(hidden_TD))
@@ -228,6 +253,7 @@ def _measure_in_row_blocks(
             target.rows(start, stop),
             batch["position_columns"]["entropy"][start:stop],
             None if tail is None else tail[draws],
+            rule=rule,
         )
         yield {name: value.cpu().numpy() for name, value in measured.items()}
 

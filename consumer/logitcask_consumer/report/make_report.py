@@ -7,16 +7,21 @@ from pathlib import Path
 from typing import Any, Final
 
 from logitcask_consumer.data import CaskGroup, CaskSource, open_groups
-from logitcask_consumer.report.build import (
+from logitcask_consumer.report.build import report_on
+from logitcask_consumer.report.config import (
     ReportConfig,
+    ReportError,
     check_config,
     explained_output,
-    foreign_models,
-    report_on,
     require_writable,
     with_folders,
 )
+from logitcask_consumer.report.control import Control
 from logitcask_consumer.report.markdown import kl_by_teacher
+from logitcask_consumer.report.model_card import require_cards, write_cards
+from logitcask_consumer.report.page import to_page
+from logitcask_consumer.report.readers import foreign_models
+from logitcask_consumer.report.runs import with_checkpoints
 from logitcask_consumer.student.students import folder_with_tokenizer, load_tokenizer
 from logitcask_schemas.record.identity import tokenizer_fingerprint
 from logitcask_schemas.terminal import counted
@@ -25,7 +30,7 @@ FORMAT: Final = {"format": "logitcask-reports", "version": 1}
 
 
 def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda message: None) -> dict[str, Any]:
-    """Measure models on held-out casks and write report.md, report.json and plots; returns the document.
+    """Measure models on held-out casks and write report.md, .html, .json and plots; returns the document.
 
     Casks of several teachers, or of several capture specs, give a report each, in a folder named after the first of its
     casks. The document then has `teachers`, a list of their documents, each with its `label` and `folder`.
@@ -35,22 +40,29 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
         say: receives messages for people.
 
     Raises:
-        ReportError: no model was named, two share a label, a training log is missing, or the output folder cannot be
-            written.
+        ReportError: no model was named, two share a label, a training log is missing, the output folder cannot be
+            written; a control or a model's card cannot be made.
         ContextError: a model cannot take the sequence length that was asked for.
         IdentityMismatchError: a model has its own tokenizer and no teacher was named, or another teacher's.
         NothingAlignedError: no document can be aligned with a model's own tokens.
         CaskError, ModelError: casks or models cannot be opened, or do not belong together.
     """
+    config = with_checkpoints(config)
     check_config(config)
     require_writable(config.output)
     config = with_folders(config)
+    require_cards(config)
+    control = None if config.control is None else Control.of(config)
+    if control is not None and control.label in dict(config.models):
+        raise ReportError(f"the label {control.label!r} is that of the control; give the model another")
     # A weight says that several teachers are no mistake: they are not mixed here.
     groups = open_groups([CaskSource(place=place, weight=1.0) for place in config.casks], loss="")
     if len(groups) == 1:
         # A single teacher is taken at its word: where it is another's, the report says so.
         own = _with_teacher(config, groups[0]) if config.other_teachers else config
-        return report_on(own, groups[0].casks, say, part=groups[0].label)
+        document = report_on(own, groups[0].casks, say, part=groups[0].label, control=control)
+        write_cards(config, [document])
+        return document
     documents, configs = (
         [],
         [
@@ -67,12 +79,15 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
         foreign_models(own, group.casks[0], fingerprints)
     for own, group in zip(configs, groups, strict=True):
         say(f"{group.label}: {counted(len(group.casks), 'cask')} of {group.casks[0].manifest.teacher.model}")
-        document = report_on(own, group.casks, say, part=group.label)
+        document = report_on(own, group.casks, say, part=group.label, control=control)
         documents.append({"label": group.label, "folder": group.label, **document})
     page = {**FORMAT, "teachers": documents}
     with explained_output(config.output):
         (config.output / "report.json").write_text(json.dumps(page, indent=2) + "\n")
-        (config.output / "report.md").write_text(kl_by_teacher(documents))
+        text = kl_by_teacher(documents)
+        (config.output / "report.md").write_text(text)
+        (config.output / "report.html").write_text(to_page(text.replace("/report.md>", "/report.html>"), {}))
+    write_cards(config, documents)
     return page
 
 

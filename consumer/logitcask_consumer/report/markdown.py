@@ -3,10 +3,20 @@
 from collections.abc import Sequence
 from typing import Any
 
+from logitcask_consumer.report.tables import (
+    bucket_tables,
+    cell,
+    control_table,
+    cost_table,
+    draft_table,
+    escaped,
+    pairs_table,
+    short_cell,
+    texts_table,
+)
 from logitcask_schemas.terminal import counted
 
-HUGE = 1e5
-"""From here on numbers are written with an exponent."""
+TITLE = "# Distillation report"
 _ROWS: tuple[tuple[str, str, str], ...] = (
     ("kl", "KL to the teacher, nats/token", "{:.4f}"),
     ("kl_bound", "KL of head and tail bucket, nats/token", "{:.4f}"),
@@ -14,6 +24,7 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     ("nll", "-log p of the real token, nats/token", "{:.4f}"),
     ("entropy", "entropy, nats/token", "{:.4f}"),
     ("agreement", "same top token as the teacher", "{:.2%}"),
+    ("top5_agreement", "top token is among the teacher's five", "{:.2%}"),
     ("acceptance", "expected acceptance as a draft model", "{:.2%}"),
     ("greedy_acceptance", "expected acceptance of greedy drafts", "{:.2%}"),
     ("tvd", "total variation distance to the teacher", "{:.4f}"),
@@ -26,7 +37,15 @@ _BYTES = (
     ("teacher_bits_per_byte", "the teacher's, on the same bytes", "{:.4f}"),
     ("difference", "difference", "{:+.4f}"),
 )
-_TEACHERS_OWN = {"kl": 0.0, "kl_bound": 0.0, "agreement": 1.0, "acceptance": 1.0, "tvd": 0.0, "tail_error": 0.0}
+_TEACHERS_OWN = {
+    "kl": 0.0,
+    "kl_bound": 0.0,
+    "agreement": 1.0,
+    "top5_agreement": 1.0,
+    "acceptance": 1.0,
+    "tvd": 0.0,
+    "tail_error": 0.0,
+}
 
 
 def to_markdown(document: dict[str, Any], plots: Sequence[str]) -> str:
@@ -34,21 +53,27 @@ def to_markdown(document: dict[str, Any], plots: Sequence[str]) -> str:
     cask = document["cask"]
     documents = counted(cask["documents_with_positions"], "document")
     sections = [
-        "# Distillation report",
+        TITLE,
         (
             f"{cask['positions']:,} positions of {documents}{_held_out(document)}, "
             f"recorded from **{cask['teacher']['model']}** ({cask['teacher']['engine']}, {cask['teacher']['dtype']})."
         ),
         *(f"> **Note**: {warning}." for warning in document["warnings"]),
-        _models_table(document),
+        models_table(document),
         acceptance_line(document),
         _reading_lines(document),
         (
             f"Brackets: {document['confidence_level']:.0%} interval, bootstrap over documents (standard errors: "
             "report.json). *unbiased*: an estimate from the tail draws, right on average; *bound*: the true value is "
-            "on one side of it; the rest is exact."
+            "on one side of it; *lies between*: ends that enclose it, with their intervals; the rest is exact."
         ),
         _change_line(document),
+        *control_table(document),
+        *pairs_table(document, _ROWS),
+        *draft_table(document),
+        *bucket_tables(document),
+        *texts_table(document),
+        *cost_table(document),
         *_bytes_table(document),
         "## Records",
         _cask_table(cask),
@@ -59,7 +84,7 @@ def to_markdown(document: dict[str, Any], plots: Sequence[str]) -> str:
 
 def kl_by_teacher(documents: Sequence[dict[str, Any]]) -> str:
     """What reports on several teachers come to: the models' KL to each of them, and where to read more."""
-    labels = [_escaped(model["label"]) for model in documents[0]["models"]]
+    labels = [escaped(model["label"]) for model in documents[0]["models"]]
     lines = [
         "| teacher | records | positions | " + " | ".join(labels) + " |",
         "|---|---|" + "---:|" * (1 + len(labels)),
@@ -67,16 +92,16 @@ def kl_by_teacher(documents: Sequence[dict[str, Any]]) -> str:
     for document in documents:
         name = "kl" if "kl" in document["kinds"] else "kl_bound"
         form = next(form for metric, _, form in _ROWS if metric == name)
-        cells = [_cell(model["metrics"].get(name), form) or _bits(model) for model in document["models"]]
+        cells = [cell(model["metrics"].get(name), form) or _bits(model) for model in document["models"]]
         kind = document["kinds"][name]
-        cells = [cell if kind == "exact" or not cell else f"{cell} ({kind})" for cell in cells]
-        teacher, where = _escaped(document["cask"]["teacher"]["model"]), document["folder"]
+        cells = [text if kind == "exact" or not text else f"{text} ({kind})" for text in cells]
+        teacher, where = escaped(document["cask"]["teacher"]["model"]), document["folder"]
         positions = f"{document['cask']['positions']:,}"
         lines.append(
-            f"| {teacher} | [{_escaped(document['label'])}](<{where}/report.md>) | {positions} | {' | '.join(cells)} |"
+            f"| {teacher} | [{escaped(document['label'])}](<{where}/report.md>) | {positions} | {' | '.join(cells)} |"
         )
     sections = [
-        "# Distillation report",
+        TITLE,
         "KL to each teacher on its own held-out records, nats/token.",
         "\n".join(lines),
     ]
@@ -85,12 +110,7 @@ def kl_by_teacher(documents: Sequence[dict[str, Any]]) -> str:
 
 def _bits(model: dict[str, Any]) -> str:
     """What is known of a model with another tokenizer than the teacher's."""
-    return f"{_cell(model['bytes']['bits_per_byte'], '{:.4f}')} bits per byte" if "bytes" in model else ""
-
-
-def _escaped(text: str) -> str:
-    """A text that does not end a cell of a table."""
-    return text.replace("|", "\\|")
+    return f"{cell(model['bytes']['bits_per_byte'], '{:.4f}')} bits per byte" if "bytes" in model else ""
 
 
 def short_table(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -99,31 +119,38 @@ def short_table(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for name, title, form in _ROWS:
         if name in document["kinds"]:
-            own = _short_cell(teacher[name], form) if name in teacher else _constant(name, form)
-            rows.append([title, own, *(_short_cell(model["metrics"].get(name), form) for model in models)])
+            own = short_cell(teacher[name], form) if name in teacher else _constant(name, form)
+            rows.append([title, own, *(short_cell(model["metrics"].get(name), form) for model in models)])
     if measured := [model for model in models if "bytes" in model]:
         name, title, form = _BYTES[0]
         # The first bytes left out differ between models, so the teacher's figure may differ in its last digit.
-        teachers = {_short_cell(model["bytes"]["teacher_bits_per_byte"], form) for model in measured}
+        teachers = {short_cell(model["bytes"]["teacher_bits_per_byte"], form) for model in measured}
         own = teachers.pop() if len(teachers) == 1 else ""
-        rows.append([title, own, *(_short_cell(model.get("bytes", {}).get(name), form) for model in models)])
+        rows.append([title, own, *(short_cell(model.get("bytes", {}).get(name), form) for model in models)])
     return ["", "teacher", *(model["label"] for model in models)], rows
 
 
-def _models_table(document: dict[str, Any]) -> str:
+def models_table(document: dict[str, Any]) -> str:
+    """The figures of teacher and models, a row for each metric."""
     models, teacher = document["models"], document["teacher"]
     lines = [
-        "| | teacher | " + " | ".join(_escaped(model["label"]) for model in models) + " |",
+        "| | teacher | " + " | ".join(escaped(model["label"]) for model in models) + " |",
         "|---|" + "---:|" * (1 + len(models)),
     ]
     for name, title, form in _ROWS:
-        if name not in document["kinds"]:
-            continue
-        kind = document["kinds"][name]
-        label = title if kind == "exact" else f"{title} ({kind})"
-        own = _cell(teacher[name], form) if name in teacher else _constant(name, form)
-        cells = [_cell(model["metrics"].get(name), form) for model in models]
-        lines.append(f"| {label} | {own} | " + " | ".join(cells) + " |")
+        own = cell(teacher[name], form) if name in teacher else _constant(name, form)
+        if name in document["kinds"]:
+            kind = document["kinds"][name]
+            label = title if kind == "exact" else f"{title} ({kind})"
+            cells = [cell(model["metrics"].get(name), form) for model in models]
+            lines.append(f"| {label} | {own} | " + " | ".join(cells) + " |")
+        brackets = [model.get("brackets", {}).get(name) for model in models]
+        if any(brackets):
+            ends = [
+                "" if ends is None else f"{form.format(ends['low'])} to {form.format(ends['high'])}"
+                for ends in brackets
+            ]
+            lines.append(f"| {title} (lies between) | {own} | " + " | ".join(ends) + " |")
     return "\n".join(lines)
 
 
@@ -132,9 +159,9 @@ def _bytes_table(document: dict[str, Any]) -> list[str]:
     models = [model for model in document["models"] if "bytes" in model]
     if not models:
         return []
-    lines = ["| | " + " | ".join(_escaped(model["label"]) for model in models) + " |", "|---|" + "---:|" * len(models)]
+    lines = ["| | " + " | ".join(escaped(model["label"]) for model in models) + " |", "|---|" + "---:|" * len(models)]
     for name, title, form in _BYTES:
-        lines.append(f"| {title} | " + " | ".join(_cell(model["bytes"][name], form) for model in models) + " |")
+        lines.append(f"| {title} | " + " | ".join(cell(model["bytes"][name], form) for model in models) + " |")
     for name in ("bytes", "documents"):
         lines.append(f"| {name} | " + " | ".join(f"{model['bytes'][name]:,}" for model in models) + " |")
     said = (
@@ -146,33 +173,8 @@ def _bytes_table(document: dict[str, Any]) -> list[str]:
     if "bytes_change" in document:
         change = document["bytes_change"]
         form = _BYTES[2][2]
-        changed = [
-            f"From {change['from']} to {change['to']}: **{_cell(change['bits_per_byte'], form)}** bits per byte."
-        ]
+        changed = [f"From {change['from']} to {change['to']}: **{cell(change['bits_per_byte'], form)}** bits per byte."]
     return ["## Bits per byte", said, "\n".join(lines), *changed]
-
-
-def _number(value: float, form: str) -> str:
-    """A value in its row's form; a huge one, as perplexities of untrained students are, in three digits."""
-    return form.format(value) if abs(value) < HUGE else f"{value:.2e}"
-
-
-def _cell(estimate: dict[str, float | None] | None, form: str) -> str:
-    if estimate is None or estimate["value"] is None:
-        return ""
-    value = _number(estimate["value"], form)
-    if estimate["low"] is None or estimate["high"] is None:
-        return value
-    return f"{value} [{_number(estimate['low'], form)}, {_number(estimate['high'], form)}]"
-
-
-def _short_cell(estimate: dict[str, float | None] | None, form: str) -> str:
-    if estimate is None or estimate["value"] is None:
-        return ""
-    value = _number(estimate["value"], form)
-    if estimate["low"] is None or estimate["high"] is None:
-        return value
-    return f"{value} ± {_number((estimate['high'] - estimate['low']) / 2, form.replace('+', ''))}"
 
 
 def _constant(name: str, form: str) -> str:
@@ -186,7 +188,7 @@ def _change_line(document: dict[str, Any]) -> str:
     name = "kl" if "kl" in change["metrics"] else "kl_bound"
     form = {row[0]: row[2] for row in _ROWS}[name].replace("{:", "{:+")
     return (
-        f"From {change['from']} to {change['to']}, KL changed by **{_cell(change['metrics'][name], form)}** nats/token."
+        f"From {change['from']} to {change['to']}, KL changed by **{cell(change['metrics'][name], form)}** nats/token."
     )
 
 

@@ -1,5 +1,6 @@
-"""The report's plots, as PNG files."""
+"""The report's plots: each is written as a PNG file and given back as SVG, for the page."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
-
-from logitcask_consumer.report.estimates import Estimate
 
 INK, GRID, TEACHER = "#22272e", "#d8dee6", "#8a94a3"
 COLOURS = ("#c2410c", "#2563eb", "#15803d", "#7c3aed", "#b45309", "#0e7490")
@@ -30,19 +29,24 @@ _STYLE: Any = {
     "grid.color": GRID,
     "grid.linewidth": 0.7,
     "legend.frameon": False,
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "logitcask",  # ids do not differ from one report to the next
     "text.color": INK,
     "xtick.color": INK,
     "ytick.color": INK,
 }
 
 
-def loss_curve(path: Path, logs: Sequence[tuple[str, list[dict[str, Any]]]], held_out: dict[str, float]) -> None:
+def loss_curve(path: Path, logs: Sequence[tuple[str, list[dict[str, Any]]]], held_out: dict[str, float]) -> str:
     """Training loss over positions seen, one line per run, smoothed over the raw values; held-out values as marks.
 
     Args:
         path: the file to write.
         logs: label and lines of metrics.jsonl of each run.
         held_out: model label -> held-out value of the same quantity.
+
+    Returns:
+        The plot as SVG.
     """
     name, title = _curve_metric(logs)
     with mpl.rc_context(_STYLE):
@@ -78,16 +82,19 @@ def loss_curve(path: Path, logs: Sequence[tuple[str, list[dict[str, Any]]]], hel
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_locator(NullLocator())
         axes.legend(loc="lower left")
-        figure.savefig(path)
+        return _saved(figure, path)
 
 
-def captured_mass(path: Path, cumulative_PK: NDArray[np.float32], entries_P: NDArray[np.float32]) -> None:
+def captured_mass(path: Path, cumulative_PK: NDArray[np.float32], entries_P: NDArray[np.float32]) -> str:
     """How much of the teacher's mass the k largest stored entries hold, and how many entries positions need.
 
     Args:
         path: the file to write.
         cumulative_PK: exact mass of the first k head entries of each position, k = 1..K.
         entries_P: head entries plus draws of each position.
+
+    Returns:
+        The plot as SVG.
     """
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(9.2, 3.9), layout="constrained")
@@ -115,16 +122,19 @@ def captured_mass(path: Path, cumulative_PK: NDArray[np.float32], entries_P: NDA
             color=COLOURS[0],
         )
         right.set(title="Entries per position", xlabel="head entries and draws", ylabel="positions")
-        figure.savefig(path)
+        return _saved(figure, path)
 
 
-def entropy(path: Path, entropy_P: NDArray[np.float32], kl_by_model: dict[str, list[tuple[float, Estimate]]]) -> None:
+def entropy(path: Path, entropy_P: NDArray[np.float32], buckets: Sequence[dict[str, Any]]) -> str:
     """Distribution of the teacher's entropy, and where students differ from it.
 
     Args:
         path: the file to write.
         entropy_P: H(t) of each position, nats.
-        kl_by_model: label -> (mean entropy, KL) per bucket of equally many positions.
+        buckets: of `by_bucket`, by entropy.
+
+    Returns:
+        The plot as SVG.
     """
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(9.2, 3.9), layout="constrained")
@@ -141,17 +151,53 @@ def entropy(path: Path, entropy_P: NDArray[np.float32], kl_by_model: dict[str, l
             color=COLOURS[0],
         )
         left.set(title="Teacher entropy", xlabel="nats", ylabel="positions")
-        for colour, (label, points) in zip(_cycle(len(kl_by_model)), kl_by_model.items(), strict=True):
-            x = [at for at, _ in points]
-            right.plot(x, [kl.value for _, kl in points], color=colour, marker="o", linewidth=2, label=label)
-            if all(kl.low is not None and kl.high is not None for _, kl in points):
-                bounds = [[kl.low for _, kl in points], [kl.high for _, kl in points]]
-                right.fill_between(x, *bounds, color=colour, alpha=0.15, linewidth=0)
+        _models_over(right, [bucket["entropy"] for bucket in buckets], buckets)
         right.set(title="KL to the teacher by its entropy", xlabel="teacher entropy, nats", ylabel="nats per token")
-        right.set_ylim(bottom=0)
-        if kl_by_model:
-            right.legend(loc="best")
-        figure.savefig(path)
+        return _saved(figure, path)
+
+
+def frequency(path: Path, buckets: Sequence[dict[str, Any]]) -> str:
+    """How students differ from the teacher at rare and at frequent tokens.
+
+    Args:
+        path: the file to write.
+        buckets: of `by_bucket`, by occurrences of the realised token.
+
+    Returns:
+        The plot as SVG.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 3.9), layout="constrained")
+        axes = figure.add_subplot()
+        places = list(range(len(buckets)))
+        _models_over(axes, places, buckets)
+        axes.set_xticks(places, [f"{bucket['low']:,} to {bucket['high']:,}" for bucket in buckets])
+        axes.set(title="KL to the teacher by frequency of the real token", ylabel="nats per token")
+        axes.set_xlabel("positions of this report with the same token")
+        return _saved(figure, path)
+
+
+def _models_over(axes: Any, x: Sequence[float], buckets: Sequence[dict[str, Any]]) -> None:
+    """A line for each model over the buckets, with its interval where all buckets have one."""
+    labels = list(buckets[0]["models"])
+    for colour, label in zip(_cycle(len(labels)), labels, strict=True):
+        estimates = [bucket["models"][label] for bucket in buckets]
+        axes.plot(x, [kl["value"] for kl in estimates], color=colour, marker="o", linewidth=2, label=label)
+        if all(kl["low"] is not None and kl["high"] is not None for kl in estimates):
+            bounds = [[kl[end] for kl in estimates] for end in ("low", "high")]
+            axes.fill_between(x, *bounds, color=colour, alpha=0.15, linewidth=0)
+    # An estimate of a KL of nothing may be a little below it.
+    axes.set_ylim(bottom=min([0.0, *(kl["value"] for bucket in buckets for kl in bucket["models"].values())]))
+    if labels:
+        axes.legend(loc="best")
+
+
+def _saved(figure: Figure, path: Path) -> str:
+    """Write a plot as PNG; the same as SVG. Within the style, which says how text is kept."""
+    figure.savefig(path)
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None}, transparent=True)
+    return text.getvalue()
 
 
 def _curve_metric(logs: Sequence[tuple[str, list[dict[str, Any]]]]) -> tuple[str, str]:

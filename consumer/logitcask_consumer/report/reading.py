@@ -16,6 +16,7 @@ from logitcask_consumer.data.vocabulary import ExtraIds
 from logitcask_consumer.run_document import run_of
 from logitcask_consumer.student.checks import check_student, context_of
 from logitcask_consumer.student.forward import check_packing
+from logitcask_consumer.student.students import load_model
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import LogitcaskError, ModelError
 
@@ -74,6 +75,18 @@ def reading_of(label: str, model: Any, casks: Sequence[Cask], seq_len: int | Non
     """
     check_student(model, casks[0].manifest, "none", tokens=tokens)
     return Reading(seq_len=_window(label, model, casks, seq_len), packing=_packing(model))
+
+
+def load_reader(folder: Path, packing: Packing) -> Any:
+    """A model that `reading_of` has found to read in this way, ready to; on the CPU.
+
+    Raises:
+        ModelError: the folder's model is another one by now.
+    """
+    model = load_model(folder)
+    if packing != "none":
+        check_packing(model)  # gives the body masks where it needs them
+    return model
 
 
 def extra_ids_of(folder: Path) -> ExtraIds:

@@ -6,8 +6,7 @@ it was; on a CPU bit for bit. Only one chunk of texts is in memory at a time.
 Shape legend: B texts of a chunk, S tokens of the longest prompt, N sampled tokens, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,10 +15,9 @@ import torch
 from torch import Tensor
 
 from logitcask_consumer.rounds.samples import SampledText
+from logitcask_consumer.student.generation import plain_generation
 from logitcask_schemas.errors import ModelError
 
-_NOTHING_PADS: Final = 0
-"""Token that fills up where a tokenizer names none; it is never read."""
 NO_DISTRIBUTION: Final = (
     "the student gives no probabilities to draw from (its logits are not finite): its weights are damaged, it diverged "
     "in training, or the temperature is too near 0. Begin in another output folder with a sound student, a smaller "
@@ -109,7 +107,7 @@ def write_chunk(
         pad_token_id=pad,
     )
     devices = [device] if device.type == "cuda" else []
-    with _plain_generation(model), torch.random.fork_rng(devices=devices), torch.inference_mode():
+    with plain_generation(model), torch.random.fork_rng(devices=devices), torch.inference_mode():
         torch.manual_seed(seed)
         out = model.generate(
             input_ids=ids_BS.to(device),
@@ -139,7 +137,7 @@ def logprobs_under(model: Any, input_ids: Sequence[int], sampled: int) -> list[f
         return []
     device = next(model.parameters()).device
     ids_1L = torch.tensor([list(input_ids)], device=device)
-    with _plain_generation(model), torch.inference_mode():
+    with plain_generation(model), torch.inference_mode():
         # One text at a time: the logits of a whole chunk may not fit, and the values do not hang on what is beside it.
         logits_NV = model(input_ids=ids_1L).logits[0, -1 - sampled : -1].float()
     chosen_N = logits_NV.log_softmax(-1).gather(1, ids_1L[0, -sampled:, None])[:, 0]
@@ -159,36 +157,6 @@ def _text(number: int, prompt: list[int], tokens: list[int], logprobs: list[floa
         logprobs=logprobs[:cut],
         finish="length" if stop is None else "stop",
     )
-
-
-@contextmanager
-def _plain_generation(model: Any) -> Iterator[None]:
-    """Without the model's own generation settings, which transformers would fill ours up with; in evaluation mode."""
-    from transformers import GenerationConfig
-
-    own, training = model.generation_config, model.training
-    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
-    model.eval()
-    try:
-        yield
-    finally:
-        model.generation_config = own
-        model.train(training)
-
-
-def ends_of(model: Any, tokenizer: Any) -> list[int]:
-    """Token ids that end a text: those of the model's generation settings and the tokenizer's, in ascending order.
-
-    Both, for training writes the tokenizer's into the settings of its checkpoints: rounds would end at different ones.
-    """
-    own = getattr(model.generation_config, "eos_token_id", None)
-    ends = set[int]() if own is None else {own} if isinstance(own, int) else set(own)
-    return sorted(ends if tokenizer.eos_token_id is None else ends | {int(tokenizer.eos_token_id)})
-
-
-def pad_of(tokenizer: Any) -> int:
-    """Token id that fills prompts up."""
-    return _NOTHING_PADS if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
 
 
 def chunk_seed(seed: int, round_number: int, chunk: int) -> int:

@@ -17,9 +17,7 @@ from logitcask_consumer.rounds.sampler import (
     Sampling,
     chunk_seed,
     chunks_of,
-    ends_of,
     logprobs_under,
-    pad_of,
     teacher_writes,
     write_chunk,
 )
@@ -27,6 +25,7 @@ from logitcask_consumer.rounds.samples import SAMPLES_NAME, RoundTexts, SampledT
 from logitcask_consumer.rounds.service_texts import OtherWriterError, ServiceTexts, WrittenText
 from logitcask_consumer.rounds.state import RoundState, RunState
 from logitcask_consumer.run_document import explained_writes, replace_file
+from logitcask_consumer.student.generation import ends_of, pad_of
 from logitcask_consumer.student.students import load_model
 
 if TYPE_CHECKING:

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from logitcask_schemas.api.generation_steps import Grow
+from logitcask_schemas.rouge_l import words_of
 from logitcask_services.engines.generator import TeacherTask
 from logitcask_services.generation.answers import find_items
-from logitcask_services.generation.rouge_l import RougeIndex, words_of
+from logitcask_services.generation.rouge_l import RougeIndex
 from logitcask_services.generation.row_steps.stream import shown
 from logitcask_services.generation.rows import Answer, Dropped, Refusal, Row, Staged, child_id
 

@@ -1,9 +1,7 @@
-"""Which text of a growing set is most like a new one, by ROUGE-L (Lin, 2004): exact, fast at 10,000 texts.
+"""Which text of a growing set is most like a new one, by ROUGE-L: exact, fast at 10,000 texts.
 
-ROUGE-L is the F1 of the longest common subsequence of words: 2 L / (m + n) for texts of m and n words. Words are runs
-of lower-cased ASCII letters and digits, as in the library rouge_score without stemming; where that drops all other
-letters, each of them is a word here, so that texts in other scripts can be told apart. Texts without any word are like
-each other only where they are equal, and then wholly.
+ROUGE-L is 2 L / (m + n) for texts of m and n words whose longest common subsequence has L words; words are those of
+`logitcask_schemas.rouge_l`.
 
 Few texts are compared in full. F1 > t needs L > t (m + n) / 2, and L is at most the number of words the two have in
 common (as multisets). As n >= L, it also needs L > t m / (2 - t): of the m words of the new text, only so many may be
@@ -12,7 +10,6 @@ than may be absent (the prefix filter of set-similarity joins; Chaudhuri et al.,
 gives those, and how many of the rare words they share bounds L again.
 """
 
-import re
 from array import array
 from collections import Counter
 from dataclasses import dataclass
@@ -22,20 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rapidfuzz.distance import LCSseq
 
-_WORD = re.compile(r"[a-z0-9]+|[^\W_]")
-
-
-def words_of(text: str) -> list[str]:
-    """The words that ROUGE-L compares."""
-    return _WORD.findall(text.lower())
-
-
-def rouge_l(first: str, second: str) -> Fraction:
-    """ROUGE-L F1 of two texts, exactly."""
-    a, b = words_of(first), words_of(second)
-    if not a and not b:
-        return Fraction(first.strip() == second.strip())
-    return Fraction(2 * LCSseq.similarity(a, b), len(a) + len(b))
+from logitcask_schemas.rouge_l import words_of
 
 
 @dataclass(frozen=True, slots=True)

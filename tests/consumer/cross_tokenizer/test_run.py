@@ -15,7 +15,7 @@ from logitcask_consumer.config import TrainConfig, TrainConfigError
 from logitcask_consumer.cross_tokenizer import AlignedDocuments, ChunkObjective, CrossTokenizerMethod
 from logitcask_consumer.data import open_casks
 from logitcask_consumer.losses import LossMismatchError, LossParameterError, UnknownLossError
-from logitcask_consumer.report.build import ReportConfig
+from logitcask_consumer.report.config import ReportConfig
 from logitcask_consumer.report.make_report import make_report
 from logitcask_consumer.student.students import load_model, load_tokenizer
 from logitcask_consumer.training.arguments import DistillConfig

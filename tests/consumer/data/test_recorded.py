@@ -10,7 +10,7 @@ from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.data import CaskDataset, Collator, open_casks
 from logitcask_consumer.data.recorded import RecordedPositions
 from logitcask_consumer.methods import SparseTargetLoss
-from logitcask_consumer.report.build import ReportConfig
+from logitcask_consumer.report.config import ReportConfig
 from logitcask_consumer.report.make_report import make_report
 from logitcask_consumer.student.forward import attach
 from logitcask_consumer.training.run import train

@@ -8,7 +8,14 @@ import torch
 
 from logitcask_consumer.report.estimates import DocumentBootstrap
 from logitcask_consumer.report.evaluate import measure, metric_kinds
-from tests.support.consumer.reference_sampler import DensePositions, every_outcome, random_positions, sample, to_target
+from tests.support.consumer.reference_sampler import (
+    DensePositions,
+    every_outcome,
+    head_rule,
+    random_positions,
+    sample,
+    to_target,
+)
 
 ROWS, VOCAB = 6, 40
 VALUES = ("kl", "entropy", "acceptance", "tvd")
@@ -33,7 +40,8 @@ def measured(positions, logits, u, *, draws_known=True, **capture):
         sample(positions, u, **capture), positions.next_ids_R, sampled_tail=capture.get("mode") != "topk"
     )
     tail = target.tail_logprobs_N if draws_known else None
-    found = measure(logits.clone(), target, torch.from_numpy(positions.entropy_R), tail)
+    entropy_R = torch.from_numpy(positions.entropy_R)
+    found = measure(logits.clone(), target, entropy_R, tail, rule=head_rule(**capture))
     return {name: found[name].numpy() for name in (*VALUES, "acceptance_low", "acceptance_high") if name in found}
 
 

@@ -14,7 +14,7 @@ from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.data import CaskSource, MixedDataset
 from logitcask_consumer.losses import LossMismatchError, UnknownLossError
 from logitcask_consumer.methods import MixtureMethod
-from logitcask_consumer.report.build import ReportConfig
+from logitcask_consumer.report.config import ReportConfig
 from logitcask_consumer.report.make_report import make_report
 from logitcask_consumer.run_document import RunFolderError
 from logitcask_consumer.training.arguments import DistillConfig

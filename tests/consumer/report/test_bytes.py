@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from logitcask_consumer.cli.report import app
 from logitcask_consumer.cross_tokenizer import AlignedDocuments, ChunkColumns
 from logitcask_consumer.data import open_casks
-from logitcask_consumer.report.build import ReportConfig, ReportError, _on_common_documents
+from logitcask_consumer.report.build import _on_common_documents
+from logitcask_consumer.report.config import ReportConfig, ReportError
 from logitcask_consumer.report.document import Measured
 from logitcask_consumer.report.estimates import DocumentBootstrap
 from logitcask_consumer.report.make_report import make_report

@@ -10,16 +10,16 @@ from typer.testing import CliRunner
 
 from logitcask_consumer.cli.report import app
 from logitcask_consumer.data import CaskDataset, open_casks
-from logitcask_consumer.report.build import ReportConfig, ReportError
+from logitcask_consumer.report.config import ReportConfig, ReportError
 from logitcask_consumer.report.estimates import DocumentBootstrap
 from logitcask_consumer.report.evaluate import evaluate_model, evaluate_teacher, measure, teacher_columns
 from logitcask_consumer.report.make_report import make_report
-from logitcask_consumer.report.markdown import _models_table, short_table
+from logitcask_consumer.report.markdown import models_table, short_table
 from logitcask_consumer.report.plots import _smoothed, loss_curve
 from logitcask_schemas.errors import IdentityMismatchError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from tests.support.consumer.cask_builder import build_cask, random_documents, save_teacher, tiny_model, tiny_tokenizer
-from tests.support.consumer.reference_sampler import random_positions, sample, to_target
+from tests.support.consumer.reference_sampler import head_rule, random_positions, sample, to_target
 
 ROWS, VOCAB, POINTS = 5, 60, 400
 
@@ -53,7 +53,8 @@ def over_u_grid(dense, logits, *, with_tail, points=POINTS, **spec):
     columns = sample(every, np.repeat((np.arange(points) + 0.5) / points, ROWS), **spec)
     tail = tail_logprobs(columns, every) if with_tail else None
     target = to_target(columns, every.next_ids_R, sampled_tail=spec.get("mode") != "topk")
-    measured = measure(logits.repeat(points, 1), target, torch.from_numpy(every.entropy_R), tail)
+    entropy_R = torch.from_numpy(every.entropy_R)
+    measured = measure(logits.repeat(points, 1), target, entropy_R, tail, rule=head_rule(**spec))
     return {name: value.numpy().reshape(points, ROWS).mean(0) for name, value in measured.items()}
 
 
@@ -234,7 +235,15 @@ def test_command_writes_markdown_json_and_plots(place, tmp_path):
 @pytest.mark.parametrize(
     ("cask", "kinds"),
     [
-        ("topk", {"kl_bound": "lower bound", "greedy_acceptance": "lower bound", "agreement": "exact"}),
+        (
+            "topk",
+            {
+                "kl_bound": "lower bound",
+                "greedy_acceptance": "lower bound",
+                "agreement": "exact",
+                "top5_agreement": "exact",
+            },
+        ),
         ("sampled", {"kl": "unbiased", "kl_bound": "lower bound", "greedy_acceptance": "unbiased"}),
     ],
 )
@@ -280,7 +289,7 @@ def test_huge_numbers_have_three_digits():
     _, (kl, perplexity) = short_table(document)
     assert kl == ["KL to the teacher, nats/token", "0.0000", "1.5000 ± 0.5000"]
     assert perplexity == ["perplexity", "99,999.00", "1.23e+08 ± 5.00e+299"]
-    assert "| 99,999.00 | 1.23e+08 [12,345.68, 1.00e+300] |" in _models_table(document)
+    assert "| 99,999.00 | 1.23e+08 [12,345.68, 1.00e+300] |" in models_table(document)
 
 
 def test_what_cannot_be_reported_is_refused(place, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from logitcask_consumer.report.build import ReportConfig
+from logitcask_consumer.report.config import ReportConfig
 from logitcask_consumer.report.make_report import make_report
 from logitcask_consumer.student.students import load_model
 from logitcask_schemas.cask import Cask

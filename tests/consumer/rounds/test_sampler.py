@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from logitcask_consumer.rounds.sampler import Sampling, chunk_seed, chunks_of, ends_of, pad_of, write_chunk
+from logitcask_consumer.rounds.sampler import Sampling, chunk_seed, chunks_of, write_chunk
+from logitcask_consumer.student.generation import ends_of, pad_of
 from logitcask_schemas.errors import ModelError
 from tests.support.consumer.cask_builder import VOCAB, tiny_model, tiny_tokenizer
 

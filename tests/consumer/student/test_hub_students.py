@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from logitcask_consumer.config import TrainConfig
-from logitcask_consumer.report.build import ReportConfig
+from logitcask_consumer.report.config import ReportConfig
 from logitcask_consumer.report.make_report import make_report
 from logitcask_consumer.student.from_teacher import StudentSpecError
 from logitcask_consumer.student.students import StudentSpec

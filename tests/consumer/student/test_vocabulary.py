@@ -13,7 +13,7 @@ from logitcask_consumer.data import open_casks
 from logitcask_consumer.data.vocabulary import StudentVocabulary, token_count
 from logitcask_consumer.head import LMHead, LogitTransform, LowRank, check_head, distillation_loss
 from logitcask_consumer.losses import LOSSES
-from logitcask_consumer.report.build import ReportConfig
+from logitcask_consumer.report.config import ReportConfig
 from logitcask_consumer.report.make_report import make_report
 from logitcask_consumer.training.callbacks import read_metrics
 from logitcask_consumer.training.run import train

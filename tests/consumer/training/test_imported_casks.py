@@ -14,7 +14,7 @@ from logitcask_consumer.data import CaskDataset, Collator
 from logitcask_consumer.head import LMHead
 from logitcask_consumer.losses import LOSSES, LossMismatchError
 from logitcask_consumer.methods.sparse_target_loss import SparseTargetLoss
-from logitcask_consumer.report.build import ReportConfig, ReportError
+from logitcask_consumer.report.config import ReportConfig, ReportError
 from logitcask_consumer.report.make_report import make_report
 from logitcask_consumer.student.forward import hidden_states
 from logitcask_consumer.training.callbacks import read_metrics

@@ -7,7 +7,8 @@ import pytest
 
 from logitcask_consumer.losses import LOSSES
 from logitcask_consumer.methods.sparse_target_loss import SparseTargetLoss
-from logitcask_consumer.report.build import ReportError, _require_captured
+from logitcask_consumer.report.build import _require_captured
+from logitcask_consumer.report.config import ReportError
 from logitcask_consumer.weights import WeightParameterError, Weights
 from logitcask_schemas.record.capture_spec import CaptureSpec
 

@@ -12,7 +12,8 @@ from rouge_score.rouge_scorer import RougeScorer
 
 import logitcask_services
 from logitcask_schemas.api.generation_steps import Dedupe
-from logitcask_services.generation.rouge_l import RougeIndex, rouge_l, words_of
+from logitcask_schemas.rouge_l import rouge_l, words_of
+from logitcask_services.generation.rouge_l import RougeIndex
 from logitcask_services.generation.row_steps import compile_row_step
 from logitcask_services.generation.rows import Dropped, Row, Staged
 

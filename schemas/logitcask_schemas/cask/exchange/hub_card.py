@@ -24,7 +24,7 @@ def hub_card(cask: Cask, place: HubPlace, licence: str | None) -> str:
         licence: An identifier of the Hub's list; None leaves the page without, for the owner to choose.
     """
     teacher, capture = cask.manifest.teacher, cask.manifest.capture
-    teacher = teacher.model_copy(update={"model": _public_name(teacher.model)})
+    teacher = teacher.model_copy(update={"model": public_name(teacher.model)})
     url, tokens = f"hf://{place.repository}", cask.num_tokens
     facts = {
         "documents": f"{len(cask):,}",
@@ -82,7 +82,7 @@ def _metadata(cask: Cask, licence: str | None) -> str:
     """As YAML, of which JSON values are a part."""
     sizes = (*_SIZES, *_LARGER, *_LARGEST)
     members: dict[str, Any] = {
-        "pretty_name": f"Cask of {_public_name(cask.manifest.teacher.model)}",
+        "pretty_name": f"Cask of {public_name(cask.manifest.teacher.model)}",
         "tags": ["logitcask", "distillation", "knowledge-distillation", "logits"],
         "size_categories": [next((name for limit, name in sizes if len(cask) < limit), "n>1T")],
         # Shards hold columns of a format of their own, which the Hub's table of rows cannot show in a useful way.
@@ -97,12 +97,12 @@ def _json(model: Any) -> str:
     return json.dumps(model.model_dump(mode="json", exclude_none=True), indent=2).replace("```", "` ` `")
 
 
-def _public_name(model: str) -> str:
+def public_name(model: str) -> str:
     """A model's name; of a path, which says what somebody's machine is like, the last folder."""
     return match[1] if (match := _LOCAL_PATH.fullmatch(model)) else model
 
 
 def heading_name(model: str) -> str:
     """A model's name in a heading: public, on one line and without markup."""
-    name = _public_name(model)
+    name = public_name(model)
     return " ".join(name.replace("<", " ").replace(">", " ").split())

@@ -1,0 +1,169 @@
+"""The models of a report on the casks of one teacher: checked before anything is measured, then measured one by one."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from logitcask_consumer.cross_tokenizer import AlignedDocuments
+from logitcask_consumer.data import CaskDataset
+from logitcask_consumer.data.vocabulary import token_count
+from logitcask_consumer.report.config import ReportConfig, ReportError
+from logitcask_consumer.report.document import Measured
+from logitcask_consumer.report.evaluate import evaluate_model
+from logitcask_consumer.report.held_out import trained_on
+from logitcask_consumer.report.reading import LONGEST, Reading, extra_ids_of, load_reader, reading_of
+from logitcask_consumer.report.texts import Prompt, prompts_of, require_writer, write_texts
+from logitcask_consumer.student.checks import context_of
+from logitcask_consumer.student.students import load_model, load_tokenizer
+from logitcask_schemas.cask import Cask
+from logitcask_schemas.errors import IdentityMismatchError
+from logitcask_schemas.record.identity import tokenizer_fingerprint
+
+Say = Callable[[str], None]
+
+
+@dataclass(kw_only=True)
+class Readers:
+    """Models by label, and how each reads the documents. One model is in memory at a time: there may be any number."""
+
+    config: ReportConfig
+    casks: Sequence[Cask]
+    folder: Path
+    """Where documents in other tokens than the teacher's are kept; it must outlive the readers."""
+    say: Say
+    tokenizers: dict[str, Any] = field(default_factory=dict)
+    readings: dict[str, Reading] = field(default_factory=dict)
+    """Of the models with the teacher's tokenizer."""
+    aligned: dict[str, AlignedDocuments] = field(default_factory=dict)
+    """Of all models, where the report is asked for bits per byte."""
+    seen: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What is known of each model's training documents."""
+    prompts: list[Prompt] = field(default_factory=list)
+    """Where the report is asked for texts."""
+    datasets: dict[Reading, CaskDataset] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Refuse whatever can be refused before anything is measured.
+
+        Raises:
+            ContextError, IdentityMismatchError, NothingAlignedError, ReportError, ModelError: see `report_on`.
+        """
+        config, contexts = self.config, list[int]()
+        self.tokenizers = {label: load_tokenizer(folder) for label, folder in config.models}
+        fingerprints = {label: tokenizer_fingerprint(tokenizer) for label, tokenizer in self.tokenizers.items()}
+        foreign = foreign_models(config, self.casks[0], fingerprints)
+        for label, folder in config.models:
+            self.seen[label] = trained_on(folder, self.casks)
+            model = load_model(folder)
+            if label not in foreign:
+                tokens = token_count(self.tokenizers[label])
+                self.readings[label] = reading_of(label, model, self.casks, config.seq_len, tokens=tokens)
+                if config.generate:
+                    require_writer(label, model, self.tokenizers[label])
+                    contexts += [context] if (context := context_of(model.config)) else []
+            if config.teacher is not None:
+                self.aligned[label] = self._align(label, model, self.folder / fingerprints[label])
+            del model
+        if config.generate:
+            if not self.readings:
+                raise ReportError(
+                    "--generate: every model has a tokenizer of its own, in which the documents' prompts are not "
+                    "recorded. Leave out --generate"
+                )
+            longest = min(contexts) - 1 if contexts else None
+            self.prompts = prompts_of(self.casks, config.generate, longest=longest, seed=config.seed)
+
+    def add_like(self, label: str, other: str, folder: Path) -> None:
+        """Take up a model that is another one with other weights."""
+        self.tokenizers[label] = self.tokenizers[other]
+        self.seen[label] = trained_on(folder, self.casks)
+        if other in self.readings:
+            self.readings[label] = self.readings[other]
+        if other in self.aligned:
+            self.aligned[label] = self.aligned[other]
+
+    def dataset(self) -> CaskDataset:
+        """The documents as the first model reads them, or as one would that reads token by token."""
+        plain = Reading(seq_len=self.config.seq_len or LONGEST, packing="best_fit")
+        return self._dataset(next(iter(self.readings.values()), plain))
+
+    def tokens(self) -> int | None:
+        """One more than the largest id of the casks' tokenizer; None where neither cask nor a model tells it."""
+        of_models = (token_count(self.tokenizers[label]) for label in self.readings)
+        return next(of_models, self.casks[0].manifest.teacher.tokenizer_size)
+
+    def measure(self, label: str, folder: Path) -> Measured:
+        """Everything of one model."""
+        reading = self.readings.get(label)
+        model = load_reader(folder, reading.packing if reading is not None else "none").to(_device())
+        columns = chunks = described = texts = None
+        if reading is not None:
+            dataset, extra_ids = self._dataset(reading), extra_ids_of(folder)
+            described = reading.describe(dataset) | {"extra_ids": extra_ids}
+            self.say(f"measuring {label} at {dataset.num_positions:,} positions")
+            columns = evaluate_model(model, dataset, batch_sequences=self.batch(dataset), extra_ids=extra_ids)
+            if self.prompts:
+                self.say(f"{label} writes {len(self.prompts):,} texts")
+                texts = write_texts(model, self.tokenizers[label], self.prompts)
+        if label in self.aligned:
+            self.say(f"measuring {label} on bytes")
+            chunks = self.aligned[label].measure(model, batch_tokens=self.config.batch_tokens)
+        return Measured(
+            label=label,
+            path=folder,
+            columns=columns,
+            chunks=chunks,
+            reading=described,
+            seen=self.seen[label],
+            texts=texts,
+        )
+
+    def batch(self, dataset: CaskDataset) -> int:
+        """Sequences per forward pass."""
+        return max(1, self.config.batch_tokens // dataset.seq_len)
+
+    def _dataset(self, reading: Reading) -> CaskDataset:
+        """Models that read alike share one."""
+        if reading not in self.datasets:
+            self.datasets[reading] = reading.dataset(self.casks)
+        return self.datasets[reading]
+
+    def _align(self, label: str, model: Any, folder: Path) -> AlignedDocuments:
+        """The documents in a model's tokens; models with one tokenizer share the folder."""
+        assert self.config.teacher is not None
+        # Its tokens may be more than the teacher's.
+        seq_len = self.config.seq_len or min(LONGEST, context_of(model.config) or LONGEST)
+        return AlignedDocuments.of(
+            model,
+            self.tokenizers[label],
+            self.casks,
+            teacher=self.config.teacher,
+            folder=folder,
+            seq_len=seq_len,
+            overlap=seq_len // 2,
+            say=lambda message: self.say(f"{label}: {message}"),
+        )
+
+
+def foreign_models(config: ReportConfig, cask: Cask, fingerprints: Mapping[str, str]) -> set[str]:
+    """Labels of the models with another tokenizer than a cask's teacher.
+
+    Raises:
+        IdentityMismatchError: there are some, and the report has no teacher with this tokenizer.
+    """
+    expected = cask.manifest.teacher.tokenizer_fingerprint
+    foreign = {label for label, fingerprint in fingerprints.items() if fingerprint != expected}
+    if foreign and config.teacher is None:
+        raise IdentityMismatchError(
+            f"the tokenizer of {', '.join(sorted(foreign))} is not that of {cask.place} (fingerprint {expected}): ids "
+            "mean other tokens there. To compare bits per byte, name the folder of its teacher with --teacher (only "
+            "the tokenizer is read)"
+        )
+    return foreign
+
+
+def _device() -> torch.device:
+    return torch.accelerator.current_accelerator() or torch.device("cpu")

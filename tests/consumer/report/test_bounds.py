@@ -1,0 +1,134 @@
+"""What a record says of a token that it does not hold: the truth lies between both ends, whatever was drawn."""
+
+import numpy as np
+import pytest
+import torch
+
+from logitcask_consumer.report.bounds import FIRST, HeadRule, among_first, outside_bound, probability_bounds
+from logitcask_schemas.record.capture_spec import CaptureSpec
+from tests.support.consumer.reference_sampler import (
+    DensePositions,
+    every_outcome,
+    head_rule,
+    random_positions,
+    sample,
+    to_target,
+)
+
+ROWS, VOCAB = 5, 40
+CAPTURES = [
+    {},
+    {"tau": 0.2},
+    {"tau": 0.01, "head_max": 3},
+    {"tail_max": 2},
+    {"mode": "topk", "k": 3},
+    {"mode": "topk", "k": 6},
+    {"mode": "sampled", "draws": 6},
+]
+
+
+def outcomes(capture, *, seed=0):
+    """Every record that the sampler can give for some positions, with the positions themselves."""
+    dense = random_positions(ROWS, VOCAB, sharpness=1.5, seed=seed)
+    rows, u, _ = every_outcome(dense, **capture)
+    every = DensePositions(dense.probs_RV[rows], dense.next_ids_R[rows])
+    target = to_target(sample(every, u, **capture), every.next_ids_R, sampled_tail=capture.get("mode") != "topk")
+    return every.probs_RV, target
+
+
+def held(target, ids_R, *, draws):
+    """Whether the record of each row holds a token, in its head or, if `draws`, among its draws."""
+    in_head = target.head_sum((target.head_ids_H == ids_R[target.head_rows_H]).double()) > 0
+    in_tail = target.tail_sum((target.tail_ids_N == ids_R[target.tail_rows_N]).double()) > 0
+    return (in_head | in_tail) if draws else in_head
+
+
+@pytest.mark.parametrize("capture", CAPTURES, ids=str)
+def test_no_token_outside_a_head_is_above_the_bound(capture):
+    t_RV, target = outcomes(capture)
+    outside = t_RV.copy()
+    outside[target.head_rows_H, target.head_ids_H] = 0.0
+    bound_R = outside_bound(target, head_rule(**capture)).numpy()
+    assert (bound_R >= outside.max(1) - 1e-12).all()
+    if capture.get("mode") != "sampled":
+        assert (bound_R < target.tail_mass_R.numpy() - 1e-3).any(), "the rule says more than the tail's mass does"
+
+
+@pytest.mark.parametrize("with_tail", [True, False])
+@pytest.mark.parametrize("capture", CAPTURES, ids=str)
+def test_the_probability_of_every_token_lies_between_its_bounds(capture, with_tail):
+    t_RV, target = outcomes(capture)
+    tail = target.tail_logprobs_N if with_tail else None
+    for token in range(VOCAB):
+        ids_R = torch.full((len(t_RV),), token)
+        low_R, high_R = probability_bounds(target, ids_R, head_rule(**capture), tail)
+        t_R = torch.from_numpy(t_RV[:, token])
+        assert (low_R <= t_R + 1e-12).all()
+        assert (t_R <= high_R + 1e-12).all()
+        known_R = held(target, ids_R, draws=with_tail)
+        torch.testing.assert_close(low_R[known_R], t_R[known_R], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(high_R[known_R], t_R[known_R], rtol=1e-9, atol=1e-12)
+
+
+def test_negative_control_a_token_that_was_drawn_c_times_may_have_more_than_c_shares():
+    t_RV, target = outcomes({"mode": "sampled", "draws": 20})
+    share_R = target.tail_mass_R / 20
+    for token in range(VOCAB):
+        drawn_N = (target.tail_ids_N == token).double()
+        times_R, t_R = target.tail_sum(drawn_N), torch.from_numpy(t_RV[:, token])
+        in_tail_R = (times_R > 0) & ~held(target, torch.full((len(t_RV),), token), draws=False)
+        if (t_R[in_tail_R] > (times_R * share_R)[in_tail_R]).any():
+            return
+    raise AssertionError("one share less would have enclosed the truth too")
+
+
+def test_independent_draws_give_no_bound_by_their_number():
+    _, target = outcomes({"mode": "sampled", "draws": 6})
+    rule = HeadRule(limit=0, least=1.0, systematic=False, rounding=0.0)
+    low_R, high_R = probability_bounds(
+        target, target.tail_ids_N[torch.from_numpy(target.tail_offsets_R1[:-1])], rule, None
+    )
+    assert (low_R == 0).all()
+    torch.testing.assert_close(high_R, target.tail_mass_R)
+
+
+@pytest.mark.parametrize("capture", CAPTURES, ids=str)
+def test_whether_a_token_is_among_the_first_five(capture):
+    t_RV, target = outcomes(capture)
+    first_RK = np.argsort(-t_RV, axis=1, kind="stable")[:, :FIRST]
+    unknown = 0
+    for token in range(VOCAB):
+        low_R, high_R = among_first(target, torch.full((len(t_RV),), token), head_rule(**capture))
+        truth_R = torch.from_numpy((first_RK == token).any(1)).double()
+        assert (low_R <= truth_R).all()
+        assert (truth_R <= high_R).all()
+        unknown += int((low_R < high_R).sum())
+    if capture.get("k") == 6:
+        assert unknown == 0, "six largest tell the first five"
+    elif capture not in ({}, {"tail_max": 2}):
+        assert unknown > 0, "fewer do not"
+
+
+def test_the_rule_of_a_spec():
+    assert HeadRule.of(CaptureSpec(mode="topk", k=7)) == HeadRule(limit=7, least=0.0, systematic=False, rounding=0.01)
+    threshold = HeadRule.of(CaptureSpec(tau=0.1, head_max=9, logprob_codec="f32"))
+    assert (threshold.limit, threshold.least, threshold.systematic) == (9, 0.1, True)
+    sampled = HeadRule.of(CaptureSpec(mode="sampled", sampler="multinomial", logprob_codec="u8"))
+    assert (sampled.limit, sampled.systematic) == (0, False)
+    assert sampled.rounding > threshold.rounding
+
+
+@pytest.mark.parametrize("codec", ["f16", "u8"])
+def test_rounding_makes_no_token_of_the_tail_one_of_the_first(codec):
+    """A next token just below the threshold, rounded up, is not taken for the likeliest token behind the head."""
+    spec = CaptureSpec(tau=0.1, logprob_codec=codec)
+    probs = np.zeros((1, VOCAB))
+    probs[0, :6] = [0.3, 0.2, 0.15, 0.12, 0.0999, 0.0998]
+    probs[0, 6:] = (1 - probs.sum()) / (VOCAB - 6)
+    dense = DensePositions(probs, np.array([5]))  # y is the sixth, and stands fifth in the head
+    columns = sample(dense, np.zeros(1), tau=0.1)
+    columns.head_probs[0] = columns.head_probs[0].copy()
+    columns.head_probs[0][-1] *= 1.004
+    target = to_target(columns, dense.next_ids_R)
+    low_R, high_R = among_first(target, torch.tensor([4]), HeadRule.of(spec))
+    assert (low_R.item(), high_R.item()) == (0.0, 1.0)

@@ -1,0 +1,60 @@
+"""What models cost: sizes exactly, speed and memory as far as they can be known."""
+
+import pytest
+from safetensors import safe_open
+
+from logitcask_consumer.report import build
+from logitcask_consumer.report.config import ReportConfig
+from logitcask_consumer.report.cost import cost_of, has_weights
+from logitcask_consumer.report.make_report import make_report
+from logitcask_schemas.errors import ModelError
+from tests.support.consumer.cask_builder import build_cask, random_documents, save_teacher, tiny_model, tiny_tokenizer
+
+
+def values_in(folder):
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        return sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118 - it is no mapping
+
+
+def test_a_model_is_measured_in_a_process_of_its_own(tmp_path):
+    teacher = save_teacher(tmp_path / "teacher")
+    build_cask(tmp_path / "held", teacher, random_documents(4, low=20, high=40))
+    tiny_model(layers=2, seed=9).save_pretrained(tmp_path / "student")
+    tiny_tokenizer().save_pretrained(tmp_path / "student")
+    config = ReportConfig(
+        casks=(tmp_path / "held",),
+        models=(("student", tmp_path / "student"), ("same", tmp_path / "teacher")),
+        output=tmp_path / "out",
+        speed=True,
+    )
+    said = []
+    document = make_report(config, say=said.append)
+    assert document["cost"]["teacher"] is None
+    assert any("the teacher's speed is not measured" in line for line in said)
+    for name, model in zip(("student", "teacher"), document["models"], strict=True):
+        own = model["cost"]
+        assert own["parameters"] == values_in(tmp_path / name)
+        assert own["bytes"] == (tmp_path / name / "model.safetensors").stat().st_size
+        assert own["read_tokens_per_second"] > 0
+        assert own["written_tokens_per_second"] > 0
+        assert 0 < own["memory_bytes"] < 2**30, "what this process holds is not counted"
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert f"| parameters |  | {document['models'][0]['cost']['parameters']:,} |" in text
+
+
+def test_the_teacher_stands_beside_where_its_weights_are_there(tmp_path, monkeypatch):
+    measured = []
+    monkeypatch.setattr(build, "cost_of", lambda label, folder: measured.append((label, folder)) or {"label": label})
+    config = ReportConfig(casks=(), models=(("s", tmp_path / "s"),), output=tmp_path, teacher=tmp_path / "teacher")
+    tiny_model().save_pretrained(tmp_path / "teacher")
+    document = {"models": [{}]}
+    build._add_costs(document, config, lambda message: None)
+    assert measured == [("teacher", tmp_path / "teacher"), ("s", tmp_path / "s")]
+    assert (document["cost"]["teacher"], document["models"]) == ({"label": "teacher"}, [{"cost": {"label": "s"}}])
+
+
+def test_a_folder_without_weights_is_no_teacher_to_measure(tmp_path):
+    tiny_tokenizer().save_pretrained(tmp_path)
+    assert not has_weights(tmp_path)
+    with pytest.raises(ModelError, match="the process that measured it ended with code 1"):
+        cost_of("it", tmp_path)
