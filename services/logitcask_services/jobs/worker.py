@@ -123,7 +123,7 @@ class Worker(threading.Thread):
         except (OSError, OperationalError, PoolTimeoutError) as error:
             if (reason := passing_fault(error)) is None:
                 raise
-            logger.warning("paused: %s", reason[1])
+            logger.warning("waiting: %s", reason[1])
             return False
 
     def _loaded(self) -> Teacher | None:
