@@ -1,9 +1,9 @@
 """A teacher as it is loaded, for which role, and what stays known of it while it is not."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_schemas.record.identity import TeacherIdentity
@@ -16,6 +16,7 @@ from logitcask_services.engines.process.progress import OwnProcess, ShowsSteps
 logger = logging.getLogger(__name__)
 Role = Literal["capture", "generate"]
 """What a teacher is loaded for. One role at a time is in memory, unless the operator has room for both."""
+OTHER_ROLE: Final[Mapping[Role, Role]] = {"capture": "generate", "generate": "capture"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What went wrong with teachers: which rests before its next load, which hints or documents are not tried again."""
+"""What went wrong with teachers: which rests before its next load, what it cannot do and is not tried again."""
 
 import time
 from collections import Counter
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from logitcask_schemas.record.hint_spec import HintSpec
+from logitcask_services.jobs.loaded_teacher import Role
 
 LONGEST_PAUSE: Final = 60.0
 _MOST_DOUBLINGS: Final = 64
@@ -48,6 +49,7 @@ class Setbacks:
         self._rests: dict[str, Rest] = {}
         self.given_up: dict[str, str] = {}
         """Names that are not loaded again, and why; a student's until it is asked for again."""
+        self._lacks: dict[tuple[str, Role], str] = {}
 
     def is_troubled(self, name: str) -> bool:
         """Whether it failed since its last progress, or something stood in the way of its load since its last one."""
@@ -95,6 +97,17 @@ class Setbacks:
         self.given_up[name] = reason
         self._rests.pop(name, None)
         del self._failures[name]
+
+    def lacks(self, name: str, role: Role, reason: str) -> None:
+        """It cannot be loaded to do this, whatever else it can."""
+        self._lacks[name, role] = (
+            f"the teacher {name} cannot {role}: {reason}. Name another teacher; the next start of the service tries this "
+            "one again"
+        )
+
+    def lack_of(self, name: str, role: Role) -> str | None:
+        """Why it cannot do this; None where it was never tried, or could."""
+        return self._lacks.get((name, role))
 
     def _rest(self, name: str, times: int, reason: str, *, yields: bool) -> None:
         pause = min(self._backoff * 2.0 ** min(times - 1, _MOST_DOUBLINGS), LONGEST_PAUSE)

@@ -26,7 +26,7 @@ from logitcask_schemas.record.hints import HintRows
 from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_schemas.record.records import DocumentRecords, Records
 from logitcask_services.corpora.context_tokens import ContextTokens
-from logitcask_services.engines.engine import CaptureResult, CaptureTask, Engine, EngineError
+from logitcask_services.engines.engine import CaptureResult, CaptureTask, Engine, EngineError, RoleError
 from logitcask_services.engines.generator import (
     GenerationResult,
     GenerationTask,
@@ -43,6 +43,7 @@ from logitcask_services.engines.process.frames import Frame
 _COLUMN: Final = "column:"
 _HINT: Final = "hint:"
 _KNOWN_ERRORS: Final[dict[str, type[LogitcaskError]]] = {
+    "RoleError": RoleError,  # first: it is a ModelError
     "ModelError": ModelError,
     "CaptureSpecError": CaptureSpecError,
     "EngineError": EngineError,
