@@ -58,6 +58,8 @@ class ServiceSettings(BaseSettings):
     """vllm (default), transformers, or openai: served elsewhere, at --remote-url."""
     engine_process: bool = True
     """Whether vLLM or transformers run in a process of their own, whose end is not the service's; not so to debug."""
+    engine_metrics: bool = False
+    """Whether /metrics tells vLLM's own metrics (vllm:...), too; no, as its statistics cost time in each step."""
     dtype: str = "auto"
     """Compute dtype; `auto` fits the machine."""
     accept_teacher: tuple[Accept, ...] = ()
@@ -169,6 +171,16 @@ class ServiceSettings(BaseSettings):
                 raise ValueError(
                     f"{', '.join(sorted(own))}: with --teachers each teacher has its own, in the file; leave it out"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _metrics_can_be_told(self) -> Self:
+        if self.engine_metrics and not self.engine_process:
+            raise ValueError(
+                "engine_metrics come from the engine's own process; leave --engine-metrics out, or --no-engine-process"
+            )
+        if self.engine_metrics and self.teachers is None and self.engine != "vllm":
+            raise ValueError(f"engine_metrics are vLLM's, and the engine is {self.engine}; leave --engine-metrics out")
         return self
 
     @model_validator(mode="after")

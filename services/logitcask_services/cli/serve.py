@@ -153,6 +153,8 @@ def load_teacher(
     tokenizer = HuggingFaceTokenizer.load(source.folder)
     remote = settings.engine == "openai"
     options = remote_options(settings) if remote else dict(settings.engine_options)
+    if settings.engine_metrics and settings.engine == "vllm":
+        options = {"disable_log_stats": False, **options}
     # One that is served elsewhere takes no memory here: nothing is loaded by turns.
     configured = None if remote else HintShape.of_config(ModelFolder.open(source).config)
     teacher, both = Teacher(tokenizer=tokenizer, configured=configured), remote or settings.resident == "both"

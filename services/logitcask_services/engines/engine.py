@@ -25,7 +25,7 @@ from logitcask_services.engines.hint_shape import HintShape
 
 
 class RoleError(ModelError):
-    """The teacher cannot do what it was loaded for, to capture or to write; it may do the other. Trying again is vain."""
+    """The teacher cannot do what it is loaded for, to capture or to write, however often that is tried."""
 
 
 class EngineError(LogitcaskError, RuntimeError):

@@ -101,8 +101,8 @@ class Setbacks:
     def lacks(self, name: str, role: Role, reason: str) -> None:
         """It cannot be loaded to do this, whatever else it can."""
         self._lacks[name, role] = (
-            f"the teacher {name} cannot {role}: {reason}. Name another teacher; the next start of the service tries this "
-            "one again"
+            f"the teacher {name} cannot {role}: {reason}. Name another teacher; the next start of the service tries "
+            "it again"
         )
 
     def lack_of(self, name: str, role: Role) -> str | None:

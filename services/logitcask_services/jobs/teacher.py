@@ -4,8 +4,10 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, Literal, get_args
+
+from prometheus_client.core import Metric
 
 from logitcask_schemas.errors import CaptureSpecError, LogitcaskError, MissingExtraError, ModelError
 from logitcask_schemas.record.hint_spec import HintSpec
@@ -306,6 +308,11 @@ class TeacherSupervisor:
         """Seconds since the teacher was last known to go on, by its steps; None where they cannot be seen."""
         teacher = self._teacher
         return None if teacher is None else teacher.step_silence
+
+    def metrics(self) -> Iterator[Metric]:
+        """What the loaded teacher's engines keep of themselves; nothing while none is loaded."""
+        teacher = self._teacher
+        return iter(()) if teacher is None else teacher.metrics()
 
     def progressed(self) -> None:
         """Something the teacher made is safe: earlier deaths no longer count."""

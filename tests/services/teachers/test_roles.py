@@ -76,7 +76,7 @@ def test_one_that_does_not_capture_is_served_to_write(serve):
     assert roster.loads == [("small", "capture"), ("small", "generate")]
 
 
-def test_the_jobs_of_one_among_several_end_and_others_go_on(serve, documents):
+def test_the_jobs_of_one_among_several_end_and_others_go_on(serve, documents, tmp_path):
     """Nobody knew before the first job; whoever waits for a score of it is told, too."""
     roster = FakeRoster(lacks={"large": "capture"})
     server = started(serve, roster)
@@ -86,9 +86,8 @@ def test_the_jobs_of_one_among_several_end_and_others_go_on(serve, documents):
     assert (failed["status"], failed["error"]["code"]) == ("failed", "teacher_cannot_capture")
     assert server.finish(jobs["small"])["status"] == "completed"
     assert ended(server, asked_to_write(server, teacher="large"))["status"] == "completed"
-    other = started(
-        serve, FakeRoster(lacks={"large": "capture"}), data_dir=None, cask_root=server.service.folders.state
-    )
+    elsewhere = {"data_dir": tmp_path / "other" / "state", "cask_root": tmp_path / "other" / "casks"}
+    other = started(serve, FakeRoster(lacks={"large": "capture"}), **elsewhere)
     assert code_of(score(other, [1, 2, 3], teacher="large")) == (422, "teacher_cannot_capture")
 
 

@@ -1,7 +1,7 @@
 """Tasks, results and descriptions of an engine as frames, and back.
 
 What the parent says (`do`): load, capture, generate, task, none, end, abort, close. What the child says (`is`): loaded,
-refused, drawn, more, result, ended, failed, beat.
+refused, drawn, more, result, ended, failed, beat, metrics.
 """
 
 from collections.abc import Mapping
@@ -38,6 +38,7 @@ from logitcask_services.engines.generator import (
     failed,
 )
 from logitcask_services.engines.hint_shape import HintShape
+from logitcask_services.engines.metrics import EngineMetrics, metrics_document
 from logitcask_services.engines.process.frames import Frame
 
 _COLUMN: Final = "column:"
@@ -112,6 +113,11 @@ def error_frame(what: str, error: BaseException, stream: int | None = None) -> F
 def read_error(frame: Frame) -> LogitcaskError:
     """The error to raise; one that the engine's protocol does not name is an EngineError."""
     return _KNOWN_ERRORS.get(frame.head["error"], EngineError)(frame.head["message"])
+
+
+def metrics_frame(metrics: EngineMetrics) -> Frame:
+    """What the engine keeps of itself."""
+    return Frame(head={"is": "metrics", **metrics_document(metrics)})
 
 
 # -- capturing ---------------------------------------------------------------------------------------------------
