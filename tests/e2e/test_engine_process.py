@@ -53,6 +53,28 @@ def of_vllm(server, name, **labels):
     families = text_string_to_metric_families(server.client.get("/metrics").text)
     samples = [sample for family in families for sample in family.samples]
     return sum(sample.value for sample in samples if (sample.name, sample.labels) == (name, given))
+
+
+def test_vllm_killed_in_a_job_is_started_again(tiny_teacher, tmp_path):
+    """Its own engine core goes with it; what was published stays, the rest is captured by the next one."""
+    pytest.importorskip("vllm")
+    engines = []
+
+    def load(role):
+        source = ModelSource(folder=tiny_teacher, name="tiny")
+        options = {"max_num_batched_tokens": 256, "disable_log_stats": False}
+        engine = start_engine("vllm", source, max_model_len=256, options=options)
+        engines.append(engine.pid)
+        return Teacher(engine=engine, tokenizer=FakeTokenizer())
+
+    settings = ServiceSettings(
+        teacher=Path("unused"),
+        cask_root=tmp_path / "casks",
+        data_dir=tmp_path / "state",
+        disk_floor_bytes=0,
+        chunk_positions=2000,
+        engine_backoff_seconds=0.1,
+    )
     server = RunningServer(Service(settings, load), None)
     server.start()
     generator = np.random.default_rng(0)
