@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from logitcask_schemas.errors import LogitcaskError
+from logitcask_services.corpora.parquet_footer import ParquetError, require_readable_footer
 
 BATCH_ROWS = 64
 """Few, since a long value that stands in every row is small in the file and large in each row of a batch."""
@@ -25,8 +25,6 @@ BATCH_WORST_BYTES = 256 << 20
 """Of a batch whose rows all hold the largest value that they could, which the file has once."""
 MAX_DICTIONARY_BYTES = 64 << 20
 """Of the values that a column of a row group refers to; writers stop at about 1 MiB."""
-MAX_FOOTER_BYTES = 16 << 20
-"""In memory a footer is some ten times as large, and it is read whole."""
 MAX_DEPTH = 16
 """Of lists and records in each other; `messages` with tool calls have 6."""
 BLOCK_BYTES = 1 << 20
@@ -34,13 +32,9 @@ BUFFER_BYTES = 1 << 16
 MAX_FOOTER_STRINGS, MAX_FOOTER_ITEMS = 32 << 20, 4 << 20
 
 
-class ParquetError(LogitcaskError, ValueError):
-    """A Parquet file that no corpus can be made of."""
-
-
 def lines_of_parquet(path: Path) -> Iterator[bytes]:
     """Blocks of whole lines. Raises ParquetError where the file is damaged, or has no column that JSON can hold."""
-    _require_readable_footer(path)
+    require_readable_footer(path)
     try:
         with (
             path.open("rb") as file,
@@ -53,22 +47,6 @@ def lines_of_parquet(path: Path) -> Iterator[bytes]:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise ParquetError(f"the Parquet file cannot be read: {' '.join(str(error).split())[:500]}") from error
-
-
-def _require_readable_footer(path: Path) -> None:
-    """Raise ParquetError where the file is encrypted, or its footer would not fit into memory."""
-    with path.open("rb") as file:
-        start = max(path.stat().st_size - 8, 0)
-        file.seek(start)
-        tail = file.read(8)
-    size, magic = int.from_bytes(tail[:4], "little"), tail[4:]
-    if magic == b"PARE":
-        raise ParquetError("the Parquet file is encrypted; write it without encryption")
-    if magic == b"PAR1" and size > MAX_FOOTER_BYTES:
-        raise ParquetError(
-            f"the Parquet file has a footer of {size} bytes, more than {MAX_FOOTER_BYTES}: too many row groups or "
-            "columns; write it with larger row groups (row_group_size=10_000), and the columns that are needed"
-        )
 
 
 _FOOTER: dict[str, Any] = {
