@@ -2,7 +2,8 @@
 
 Settings are those of the service, plus `fake`: what to script into the teacher that captures, and `writer`: into the
 one that writes. With `writer` one of the two is loaded at a time. `child`: what `process_engines.fake_engine` takes,
-for an engine in a process of its own; `child` in `writer`: the same for the one that writes.
+for an engine in a process of its own; `child` in `writer`: the same for the one that writes. `roster`: folder, and what
+is held, of a `ProcessRoster` instead of all these.
 """
 
 import json
@@ -22,6 +23,7 @@ from logitcask_services.settings import ServiceSettings
 from tests.support.services.fake_generator import FakeGenerator
 from tests.support.services.fake_teacher import FakeTokenizer, fake_teacher
 from tests.support.services.process_engines import fake_engine, fake_writer
+from tests.support.services.process_roster import ProcessRoster
 
 
 def run(given: dict[str, Any], announce: Callable[[str], None]) -> int:
@@ -29,6 +31,7 @@ def run(given: dict[str, Any], announce: Callable[[str], None]) -> int:
     given = dict(given)
     script, writer = dict(given.pop("fake", {})), dict(given.pop("writer", {}))
     child: dict[str, Any] | None = given.pop("child", None)
+    roster: dict[str, Any] | None = given.pop("roster", None)
     for entry in (script, writer):
         if "log" in entry:
             entry["log"] = Path(entry["log"])
@@ -54,7 +57,7 @@ def run(given: dict[str, Any], announce: Callable[[str], None]) -> int:
     try:
         return serve(
             ServiceSettings(teacher=Path("unused"), **given),
-            load,
+            load if roster is None else ProcessRoster(folder=Path(roster["folder"]), held=set(roster["held"])),
             announce=announce,
         )
     except LogitcaskError as error:

@@ -144,6 +144,24 @@ def load_measured(document: dict[str, Any]) -> FakeEngine:
     return MeasuredEngine(document.get("requests", 0), faults=faults, after=document.get("after", 0))
 
 
+class TalkativeEngine(FakeEngine):
+    """Prints so many bytes with each document, in lines of a length; without any line's end where that is 0."""
+
+    def __init__(self, size: int, line: int) -> None:
+        super().__init__(max_model_len=512)
+        self._says = (b"x" * (line - 1) + b"\n") * (size // line) if line else b"x" * size
+
+    def _finish(self, task: CaptureTask, spec: CaptureSpec) -> CaptureResult:
+        sys.stdout.buffer.write(self._says)
+        sys.stdout.buffer.flush()
+        return super()._finish(task, spec)
+
+
+def load_talkative(document: dict[str, Any]) -> FakeEngine:
+    """A `TalkativeEngine`."""
+    return TalkativeEngine(**document)
+
+
 class BabblingEngine(FakeEngine):
     """Says bytes of the test's own to the service in the middle of its work."""
 
