@@ -90,6 +90,7 @@ def teachers(service: ServiceDep, _: Caller) -> TeacherList:
         facts, rest = _facts_of(service, name), service.teacher.setbacks.rest_of(name)
         fault = service.teacher.fault_of(name) if rest is None else rest.reason
         is_in_turn = name == service.teacher.name and service.teacher.state != "ready"
+        lacks = "; ".join(service.teacher.setbacks.lacks(name).values())
         identity = None if facts is None else facts.identity
         listed.append(
             NamedTeacher(
@@ -97,7 +98,7 @@ def teachers(service: ServiceDep, _: Caller) -> TeacherList:
                 engine=service.roster.engine(name),
                 is_default=name == service.roster.names[0],
                 state=_state_of(service, name),
-                reason=fault or (service.teacher.reason if is_in_turn else None),
+                reason=fault or (service.teacher.reason if is_in_turn else lacks or None),
                 model=None if facts is None else facts.model,
                 max_model_len=None if facts is None else facts.max_model_len,
                 teacher=None if identity is None else identity.model_dump(mode="json"),

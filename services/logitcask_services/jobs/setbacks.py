@@ -98,7 +98,7 @@ class Setbacks:
         self._rests.pop(name, None)
         del self._failures[name]
 
-    def lacks(self, name: str, role: Role, reason: str) -> None:
+    def note_lack(self, name: str, role: Role, reason: str) -> None:
         """It cannot be loaded to do this, whatever else it can."""
         self._lacks[name, role] = (
             f"the teacher {name} cannot {role}: {reason}. Name another teacher; the next start of the service tries "
@@ -108,6 +108,10 @@ class Setbacks:
     def lack_of(self, name: str, role: Role) -> str | None:
         """Why it cannot do this; None where it was never tried, or could."""
         return self._lacks.get((name, role))
+
+    def lacks(self, name: str) -> dict[Role, str]:
+        """What it cannot do, and why."""
+        return {role: reason for (of, role), reason in self._lacks.items() if of == name}
 
     def _rest(self, name: str, times: int, reason: str, *, yields: bool) -> None:
         pause = min(self._backoff * 2.0 ** min(times - 1, _MOST_DOUBLINGS), LONGEST_PAUSE)

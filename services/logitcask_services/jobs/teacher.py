@@ -167,12 +167,12 @@ class TeacherSupervisor:
         if self._stopping.is_set():
             logger.info("the service stops; the teacher is not loaded: %s", _text(error))
         elif isinstance(error, RoleError) and self.name in self.roster.names:
-            self.setbacks.lacks(self.name, self._role, str(error))
-            lacks = [self.setbacks.lack_of(self.name, role) for role in get_args(Role)]
-            if None not in lacks:
-                self._give_up("; ".join(map(str, lacks)))
+            self.setbacks.note_lack(self.name, self._role, str(error))
+            lacks = self.setbacks.lacks(self.name)
+            if lacks.keys() == set(get_args(Role)):
+                self._give_up("; ".join(lacks.values()))
             else:
-                self.state, self.reason = "switching", str(self.setbacks.lack_of(self.name, self._role))
+                self.state, self.reason = "switching", lacks[self._role]
                 logger.error("%s", self.reason)
         elif isinstance(error, _UNFIT):
             if self.name in self._known and self.name in self.roster.names:  # its files are not what they were

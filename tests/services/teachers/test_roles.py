@@ -54,6 +54,8 @@ def test_one_that_does_not_write_fails_the_job_at_once(serve, documents):
     assert server.finish(server.submit(server.upload(documents))["id"])["status"] == "completed"
     assert roster.loads.count(("small", "generate")) == 1, "it is not tried again"
     assert server.service.teacher.deaths == 0
+    (listed,) = server.client.get("/v1/teachers").json()["data"]
+    assert (listed["state"], listed["reason"]) == ("ready", failed["error"]["message"])
     again = server.client.post(f"/v1/generations/{failed['id']}/resume")
     assert ended(server, again)["error"]["code"] == "teacher_cannot_generate"
     assert roster.loads.count(("small", "generate")) == 1
