@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from logitcask_services.corpora.parquet_footer import ParquetError, require_readable_footer
+from logitcask_schemas.errors import LogitcaskError
 
 BATCH_ROWS = 64
 """Few, since a long value that stands in every row is small in the file and large in each row of a batch."""
@@ -25,21 +25,34 @@ BATCH_WORST_BYTES = 256 << 20
 """Of a batch whose rows all hold the largest value that they could, which the file has once."""
 MAX_DICTIONARY_BYTES = 64 << 20
 """Of the values that a column of a row group refers to; writers stop at about 1 MiB."""
+MAX_FOOTER_BYTES = 16 << 20
+"""In memory a footer is some ten times as large, and it is read whole."""
 MAX_DEPTH = 16
 """Of lists and records in each other; `messages` with tool calls have 6."""
 BLOCK_BYTES = 1 << 20
 BUFFER_BYTES = 1 << 16
-MAX_FOOTER_STRINGS, MAX_FOOTER_ITEMS = 32 << 20, 4 << 20
+MAX_COLUMNS = 2000
+"""Of all, those within lists and records, too: each that is read has a buffer."""
+MAX_FOOTER_STRINGS, MAX_FOOTER_ITEMS = 32 << 20, 1 << 17
+"""Bytes of a text; entries of a list, such as the row groups, or the schema's elements, which all become objects."""
+
+
+class ParquetError(LogitcaskError, ValueError):
+    """A Parquet file that no corpus can be made of."""
 
 
 def lines_of_parquet(path: Path) -> Iterator[bytes]:
     """Blocks of whole lines. Raises ParquetError where the file is damaged, or has no column that JSON can hold."""
-    require_readable_footer(path)
+    _require_readable_footer(path)
     try:
         with (
             path.open("rb") as file,
             pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False, **_FOOTER) as parquet,
         ):
+            if (count := parquet.metadata.num_columns) > MAX_COLUMNS:
+                raise ParquetError(
+                    f"the Parquet file has {count} columns, more than {MAX_COLUMNS}; write those that are needed"
+                )
             columns = _columns(parquet.schema_arrow)
             for group in range(parquet.num_row_groups):
                 yield from _group_lines(parquet, group, columns, file)
@@ -47,6 +60,22 @@ def lines_of_parquet(path: Path) -> Iterator[bytes]:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise ParquetError(f"the Parquet file cannot be read: {' '.join(str(error).split())[:500]}") from error
+
+
+def _require_readable_footer(path: Path) -> None:
+    """Raise ParquetError where the file is encrypted, or its footer would not fit into memory."""
+    with path.open("rb") as file:
+        start = max(path.stat().st_size - 8, 0)
+        file.seek(start)
+        tail = file.read(8)
+    size, magic = int.from_bytes(tail[:4], "little"), tail[4:]
+    if magic == b"PARE":
+        raise ParquetError("the Parquet file is encrypted; write it without encryption")
+    if magic == b"PAR1" and size > MAX_FOOTER_BYTES:
+        raise ParquetError(
+            f"the Parquet file has a footer of {size} bytes, more than {MAX_FOOTER_BYTES}: too many row groups or "
+            "columns; write it with larger row groups (row_group_size=10_000), and the columns that are needed"
+        )
 
 
 _FOOTER: dict[str, Any] = {
@@ -92,11 +121,8 @@ def _json_holds(kind: pa.DataType, depth: int = 0) -> bool:
 
 def _group_lines(parquet: pq.ParquetFile, group: int, columns: list[str], file: BinaryIO) -> Iterator[bytes]:
     metadata = parquet.metadata.row_group(group)
-    wanted = [
-        metadata.column(at)
-        for at in range(metadata.num_columns)
-        if metadata.column(at).path_in_schema.partition(".")[0] in columns
-    ]
+    chunks, names = map(metadata.column, range(metadata.num_columns)), frozenset(columns)
+    wanted = [chunk for chunk in chunks if _is_within(chunk.path_in_schema, names)]
     values = sum(column.num_values for column in wanted)
     if values > MAX_GROUP_VALUES:
         raise ParquetError(
@@ -116,6 +142,12 @@ def _group_lines(parquet: pq.ParquetFile, group: int, columns: list[str], file: 
                 block.clear()
     if block:
         yield bytes(block)
+
+
+def _is_within(path: str, names: frozenset[str]) -> bool:
+    """Whether a column is one of these or lies within one; a name may have dots, as the path has between names."""
+    parts = path.split(".")
+    return any(".".join(parts[:count]) in names for count in range(1, len(parts) + 1))
 
 
 def _repeatable_bytes(column: pq.ColumnChunkMetaData, file: BinaryIO) -> int:

@@ -2,14 +2,15 @@
 
 import contextlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from logitcask_services.corpora import parquet_footer, parquet_lines
+from logitcask_services.corpora import parquet_lines
 from logitcask_services.corpora.parquet_lines import ParquetError, lines_of_parquet
-from tests.support.services.parquet_files import column, group, nested, parquet_file, varint, wide, zigzag
+from tests.support.services.parquet_files import nested, parquet_file, wide
 
 
 def written(tmp_path, columns, **options):
@@ -83,14 +84,14 @@ def test_too_many_row_groups_are_refused_before_they_are_read(tmp_path):
     assert len(rows_of(path)) == 2000
     content = bytearray(path.read_bytes())
     per_group = int.from_bytes(content[-8:-4], "little") // 2000
-    assert per_group * 1_000_000 > parquet_footer.MAX_FOOTER_BYTES, "a million of them is refused"
+    assert per_group * 1_000_000 > parquet_lines.MAX_FOOTER_BYTES, "a million of them is refused"
     content[-8:-4] = (per_group * 1_000_000).to_bytes(4, "little")
     path.write_bytes(content)
     assert "too many row groups or columns" in refusal(path)
 
 
 def test_many_columns_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(parquet_footer, "MAX_FOOTER_BYTES", 50_000)
+    monkeypatch.setattr(parquet_lines, "MAX_FOOTER_BYTES", 50_000)
     assert "footer of" in refusal(written(tmp_path, {f"column{number}": ["a"] for number in range(1000)}))
 
 
@@ -104,72 +105,43 @@ def test_columns_in_each_other_have_an_end(tmp_path):
 
 
 class TestSchemas:
-    """Footers of a few bytes for each level or column, which no library would come back from, or with much memory."""
+    """Footers of a few bytes for each level or column."""
 
-    def of(self, tmp_path, schema, **more):
+    def of(self, tmp_path, schema):
         path = tmp_path / "corpus.parquet"
-        path.write_bytes(parquet_file(schema, **more))
+        path.write_bytes(parquet_file(schema))
         return path
 
-    def test_what_is_written_here_is_a_file(self, tmp_path):
+    @pytest.mark.parametrize(("schema", "columns"), [(wide(1), 1), (wide(1000), 1000), (nested(3), 1)])
+    def test_what_is_written_here_is_a_file(self, tmp_path, schema, columns):
         """Else the tests below would show nothing."""
-        for schema, columns in ((wide(1), 1), (wide(1000), 1000), (nested(3), 1)):
-            path = self.of(tmp_path, schema)
-            assert rows_of(path) == []
-            assert pq.ParquetFile(path).metadata.num_columns == columns
-        second = self.of(tmp_path, wide(1), second=wide(2))
-        assert pq.ParquetFile(second).schema.names == ["c0", "c1"], "the last one counts"
+        path = self.of(tmp_path, schema)
+        assert rows_of(path) == []
+        assert pq.ParquetFile(path).metadata.num_columns == columns
 
-    @pytest.mark.parametrize("levels", [parquet_footer.MAX_LEVELS, 1000, 1_000_000])
+    @pytest.mark.parametrize("levels", [20, 1000, 100_000])
     def test_depth_has_an_end(self, tmp_path, levels):
-        words = "groups (lists and records) in each other" if levels < 1000 else "lists and records in its schema, more"
-        assert words in refusal(self.of(tmp_path, nested(levels)))
-        assert words in refusal(self.of(tmp_path, wide(1), second=nested(levels)))
+        """In a thread, as the service reads, whose stack is small; pyarrow before 26.0.1 ended the process."""
+        with ThreadPoolExecutor(1) as pool:
+            told = pool.submit(refusal, self.of(tmp_path, nested(levels))).result()
+        assert ("lists and records in each other" if levels == 20 else "too deeply nested") in told
 
-    @pytest.mark.parametrize("columns", [parquet_footer.MAX_ELEMENTS, 5000, 200_000])
+    @pytest.mark.parametrize("columns", [2001, 5000, 100_000])
     def test_width_has_an_end(self, tmp_path, columns):
-        path = self.of(tmp_path, wide(columns))
-        assert f"has {columns + 1} columns, lists and records in its schema, more than 2000" in refusal(path)
+        assert refusal(self.of(tmp_path, wide(columns))).startswith(
+            f"the Parquet file has {columns} columns, more than"
+        )
+
+    def test_more_columns_than_a_footer_may_list(self, tmp_path):
+        """Before any object is made of them."""
+        assert "size limit" in refusal(self.of(tmp_path, wide(1_000_000))).lower()
 
     def test_a_wide_file_with_rows_is_read_and_a_wider_one_is_not(self, tmp_path):
-        names = [f"column{number}" for number in range(1500)]
+        names = [f"column{number}" for number in range(2000)]
         (row,) = rows_of(written(tmp_path, {name: ["a"] for name in names}))
         assert list(row) == names
         path = written(tmp_path, {f"column{number}": ["a"] for number in range(3000)})
-        assert refusal(path).endswith("write it with the columns that are needed")
-
-    @pytest.mark.parametrize(
-        "odd",
-        [
-            b"\x1a" * 5000,  # sets in structs in sets
-            b"\x19" + b"\x19" * 5000,  # lists in lists
-            b"\x18" + varint(1 << 40),  # a text that is longer than the file
-            b"\x19\xf5" + varint(1 << 40),  # a list that is
-            b"\x1b" + varint(1 << 40) + b"\x55",  # a map that is
-            b"\x1f",  # no type
-            b"\x15" + b"\xff" * 20,  # a number without an end
-        ],
-    )
-    def test_what_is_no_footer_is_told(self, tmp_path, odd):
-        assert "its footer is none" in refusal(self.of(tmp_path, wide(1), before_stop=odd))
-
-    @pytest.mark.parametrize("schema", [[], [group("schema", 0), column("left over")], [group("schema", -1)]])
-    def test_elements_that_belong_to_nothing(self, tmp_path, schema):
-        assert refusal(self.of(tmp_path, schema))
-
-    def test_fields_that_nobody_knows_are_passed_over(self, tmp_path):
-        """As a later version of the format may have them: of every type, in lists and maps, too."""
-        known = b"".join(
-            [
-                b"\x01" + zigzag(100),  # true
-                b"\x13\x07\x14\x05\x17" + bytes(8),  # a byte, a short number, a double
-                b"\x1b\x00",  # a map of nothing
-                b"\x1b\x01\x81\x02ab\x01",  # text to bool
-                b"\x1a\x21\x01\x02",  # a set of bools
-                b"\x1c\x15\x02\x1c\x00\x00",  # a struct in a struct
-            ]
-        )
-        assert rows_of(self.of(tmp_path, wide(2), before_stop=known)) == []
+        assert refusal(path).endswith("write it with those that are needed")
 
 
 @pytest.mark.parametrize(

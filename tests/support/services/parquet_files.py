@@ -1,4 +1,4 @@
-"""Parquet files of no rows whose footers are written here, as no library writes them: deep, wide, or odd."""
+"""Parquet files of no rows whose footers are written here (Thrift, compact), as no library writes them: deep or wide."""
 
 from collections.abc import Sequence
 
@@ -14,14 +14,9 @@ def varint(number: int) -> bytes:
     return content + bytes([number])
 
 
-def zigzag(number: int) -> bytes:
-    """A number with a sign."""
-    return varint(2 * number if number >= 0 else -2 * number - 1)
-
-
 def group(name: str, children: int) -> bytes:
     """An optional record of the schema."""
-    return b"\x35\x02\x18" + varint(len(name)) + name.encode() + b"\x15" + zigzag(children) + STOP
+    return b"\x35\x02\x18" + varint(len(name)) + name.encode() + b"\x15" + varint(2 * children) + STOP
 
 
 def column(name: str) -> bytes:
@@ -39,20 +34,7 @@ def wide(columns: int) -> list[bytes]:
     return [group("schema", columns), *(column(f"c{number}") for number in range(columns))]
 
 
-def parquet_file(schema: Sequence[bytes], *, second: Sequence[bytes] = (), before_stop: bytes = b"") -> bytes:
-    """A file.
-
-    Args:
-        schema: its elements.
-        second: of another schema behind it, which a reader takes instead.
-        before_stop: further fields of the footer.
-    """
-
-    def listed(elements: Sequence[bytes]) -> bytes:
-        return b"\xfc" + varint(len(elements)) + b"".join(elements)
-
-    footer = b"\x15\x02" + b"\x19" + listed(schema) + b"\x16\x00" + b"\x19\x0c"
-    if second:
-        footer += b"\x09" + zigzag(2) + listed(second) + b"\x06" + zigzag(3) + b"\x00"
-    footer += before_stop + STOP
+def parquet_file(schema: Sequence[bytes]) -> bytes:
+    """A file with these elements of a schema."""
+    footer = b"\x15\x02" + b"\x19\xfc" + varint(len(schema)) + b"".join(schema) + b"\x16\x00" + b"\x19\x0c" + STOP
     return b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1"
