@@ -1,4 +1,4 @@
-"""Parquet files of no rows whose footers are written here (Thrift, compact), as no library writes them: deep or wide."""
+"""Parquet files of no rows whose footers are written here, as no library writes them: deep or wide."""
 
 from collections.abc import Sequence
 
