@@ -112,7 +112,6 @@ def test_nothing_is_told_of_nothing():
         {},
         {"families": [["vllm:x", "words", "no_such_type", []]], "left_out": 0},
         {"families": [["vllm:x", "words", "gauge", [["vllm:x", [], 1.0]]]], "left_out": 0},
-        {"families": [["not a name", "words", "gauge", []]], "left_out": 0},
         {"families": 7, "left_out": 0},
     ],
 )
