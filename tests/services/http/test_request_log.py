@@ -169,10 +169,16 @@ def test_a_line_of_many_reads_as_one(serve, capfd):
         wait_for(lambda: [left_out for _, left_out in limit._passed.values()] == [2])
         limit._interval = 0.0
         server.client.get("/v1/corpora", headers=bearer("a-wrong-key"))
-        said = list[str]()
-        wait_for(lambda: (said.append(capfd.readouterr().err), "more like it" in "".join(said))[1])
+        said = ""
+
+        def is_told():
+            nonlocal said
+            said += capfd.readouterr().err
+            return "more like it" in said
+
+        wait_for(is_told)
     finally:
         logging.root.handlers[:] = handlers
-    lines = [line.partition("logitcask.audit.repeated: ")[2] for line in "".join(said).splitlines()]
+    lines = [line.partition("logitcask.audit.repeated: ")[2] for line in said.splitlines()]
     told = [line.rpartition(" [")[0] for line in lines if line]
     assert told == ["nobody: GET /v1/corpora 401", "nobody: GET /v1/corpora 401 (and 2 more like it)"]
