@@ -69,6 +69,8 @@ class ServiceSettings(BaseSettings):
     """With --executor ray: what Ray reserves for each; 1."""
     engine_process: bool = True
     """Whether vLLM or transformers run in a process of their own, whose end is not the service's; not so to debug."""
+    engine_metrics: bool = False
+    """Whether /metrics tells vLLM's own metrics (vllm:...), too; no, as its statistics cost time in each step."""
     dtype: str = "auto"
     """Compute dtype; `auto` fits the machine."""
     accept_teacher: tuple[Accept, ...] = ()
@@ -207,6 +209,16 @@ class ServiceSettings(BaseSettings):
             )
         if not self.engine_process:
             raise ValueError("several engines are in processes of their own; leave --no-engine-process out")
+        return self
+
+    @model_validator(mode="after")
+    def _metrics_can_be_told(self) -> Self:
+        if self.engine_metrics and not self.engine_process:
+            raise ValueError(
+                "engine_metrics come from the engine's own process; leave --engine-metrics out, or --no-engine-process"
+            )
+        if self.engine_metrics and self.teachers is None and self.engine != "vllm":
+            raise ValueError(f"engine_metrics are vLLM's, and the engine is {self.engine}; leave --engine-metrics out")
         return self
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from prometheus_client.parser import text_string_to_metric_families
 
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.model_source import ModelSource
@@ -46,6 +47,14 @@ def tiny_teacher(tmp_path):
     return folder
 
 
+def of_vllm(server, name, **labels):
+    """The value of one of vLLM's own metrics, under the model's name and the engine's role; 0 where there is none."""
+    given = {"model_name": "tiny", "engine": "0", "role": "capture", **labels}
+    families = text_string_to_metric_families(server.client.get("/metrics").text)
+    samples = [sample for family in families for sample in family.samples]
+    return sum(sample.value for sample in samples if (sample.name, sample.labels) == (name, given))
+
+
 def test_vllm_killed_in_a_job_is_started_again(tiny_teacher, tmp_path):
     """Its own engine core goes with it; what was published stays, the rest is captured by the next one."""
     pytest.importorskip("vllm")
@@ -53,7 +62,8 @@ def test_vllm_killed_in_a_job_is_started_again(tiny_teacher, tmp_path):
 
     def load(role):
         source = ModelSource(folder=tiny_teacher, name="tiny")
-        engine = start_engine("vllm", source, max_model_len=256, options={"max_num_batched_tokens": 256})
+        options = {"max_num_batched_tokens": 256, "disable_log_stats": False}
+        engine = start_engine("vllm", source, max_model_len=256, options=options)
         engines.append(engine.pid)
         return Teacher(engine=engine, tokenizer=FakeTokenizer())
 
@@ -71,10 +81,13 @@ def test_vllm_killed_in_a_job_is_started_again(tiny_teacher, tmp_path):
     lines = [{"input_ids": generator.integers(3, VOCAB, 200).tolist()} for _ in range(400)]
     job = server.submit(server.upload(lines))["id"]
     wait_for(lambda: server.get(job)["documents"]["captured"] > 0, PATIENCE)
+    wait_for(lambda: 0 < of_vllm(server, "vllm:prompt_tokens_total") <= 400 * 200)
+    assert of_vllm(server, "vllm:request_success_total", finished_reason="stop") > 0
     group = [pid for pid in engines_of(os.getpid()) if os.getpgid(pid) == engines[0]]
     assert len(group) > 1, "vLLM's core is a process of its own in the group"
     os.kill(engines[0], signal.SIGKILL)
     wait_for(lambda: server.service.teacher.deaths == 1)
+    assert "vllm:" not in server.client.get("/metrics").text
     assert server.client.get("/health").status_code == 200
     wait_for(lambda: not any(map(is_alive, group)))
     done = server.finish(job, PATIENCE)

@@ -2,7 +2,8 @@
 
 Files are fetched into a folder beside the target (`NAME.download`), which a broken download leaves there and the next
 one goes on with: whole files are not fetched again, half ones from where they end. A file that was exchanged at the
-service meanwhile has another ETag (its SHA-256), so it is fetched anew rather than put together of two.
+service meanwhile has another ETag (its SHA-256), so it is fetched anew rather than put together of two. Files that the
+service does not list any more, or another cask left there, are deleted: what appears is what was listed, and no more.
 """
 
 import hashlib
@@ -41,7 +42,7 @@ from logitcask_schemas.cask.directory import (
     write_entry,
     write_index,
 )
-from logitcask_schemas.cask.format.layout import MANIFEST_NAME, SHARDS_NAME
+from logitcask_schemas.cask.format.layout import INDEX_NAME, LOCK_NAME, MANIFEST_NAME, SHARDS_NAME, TEMP_PREFIX
 from logitcask_schemas.cask.format.manifest import ShardEntry
 from logitcask_schemas.cask.storage.files import LocalFiles, publish_path
 from logitcask_schemas.cask.storage.lock import writers_lock
@@ -75,7 +76,8 @@ def download(cask: str, folder: Path, on_bytes: Callable[[int, int], None] | Non
     Raises:
         ServiceError: The service refuses, or what it sends is damaged twice.
         ServiceUnreachableError: Nobody answers `TRIES` times without a byte between.
-        CaskError: The folder holds something else, or cannot be written.
+        CaskError: The folder holds something else, or cannot be written; or what lies beside it, with the name of a
+            download, is none.
     """
     listing = yield from getting(CaskFiles, f"/v1/casks/{cask}/manifest")
     entries = [ShardEntry.model_validate(entry) for entry in listing.shards]
@@ -88,6 +90,7 @@ def download(cask: str, folder: Path, on_bytes: Callable[[int, int], None] | Non
     with _kept(half):
         (half / SHARDS_NAME).mkdir(parents=True, exist_ok=True)
         with writers_lock(half, holder=f"download-{os.getpid()}", timeout_seconds=1.0):
+            _leave_listed(half, paths)
             present, received = 0, 0
             for file in paths:
 
@@ -151,6 +154,31 @@ def _require_same(folder: Path, listing: CaskFiles, entries: list[ShardEntry]) -
             f"{folder}: holds another cask, or lacks {len(missing)} of {len(entries)} shards that {listing.name!r} has "
             "at the service by now. Name another folder, then `logitcask cask merge` them"
         )
+
+
+def _leave_listed(half: Path, paths: list[CaskFile]) -> None:
+    """Delete what an older download left beside the files to fetch.
+
+    Raises CaskError where something lies there that no download writes; nothing is deleted then.
+    """
+    kept = {name for file in paths for name in (file.path, file.path + PARTIAL)} | {LOCK_NAME, SHARDS_NAME}
+    strays = [path for path in sorted(half.rglob("*")) if str(path.relative_to(half)) not in kept]
+    for path in strays:
+        is_ours = path.parent == half / SHARDS_NAME or path.name == INDEX_NAME or path.name.startswith(TEMP_PREFIX)
+        if not is_ours or path.is_dir():
+            raise CaskError(
+                f"{path}: lies where {half.name.removesuffix('.download')!r} is to be put together, and no download "
+                f"wrote it. Move it, or name another folder than {half.with_name(half.name.removesuffix('.download'))}"
+            )
+    for path in strays:
+        path.unlink()
+    for file in paths:  # the name of a shard is that of its content, a manifest's is that of any
+        target = half / file.path
+        if file.path == MANIFEST_NAME and target.exists():
+            with target.open("rb") as content:
+                is_other = _sha256(content) != file.sha256
+            if is_other:
+                target.unlink()
 
 
 def _fetch(url: str, file: CaskFile, target: Path, told: Callable[[int], None]) -> Flow[int]:

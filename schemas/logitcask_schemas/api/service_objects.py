@@ -92,7 +92,7 @@ class NamedTeacher(ApiObject):
     engine: str
     is_default: Annotated[bool, Field(description="Whether requests without a name mean this one.")]
     state: Annotated[str, Field(description="`unloaded`, or that of the one in memory: loading, ready, ...; failed.")]
-    reason: Annotated[str | None, Field(description="Why it is not ready, where something is wrong.")] = None
+    reason: Annotated[str | None, Field(description="Why it is not ready, or what it cannot do at all.")] = None
     model: Annotated[str | None, Field(description="Name of its folder or repository; null until known.")] = None
     max_model_len: Annotated[int | None, Field(description="Most tokens of a document; null until known.")]
     teacher: Annotated[dict[str, Any] | None, Field(description="Identity; null until it was loaded once.")]

@@ -3,7 +3,8 @@
 import importlib.util
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -135,13 +136,16 @@ def require_teacher(settings: "ServiceSettings") -> "ModelSource":
 def load_teacher(
     settings: "ServiceSettings", source: "ModelSource", role: "Role", hints: "HintSpec | None" = None
 ) -> "Teacher":
-    """The tokenizer, then what captures or what writes, or both. Raises ModelError.
+    """The tokenizer, then what captures or what writes, or both.
 
     Args:
         settings: Where and how.
         source: The teacher.
-        role: What it is loaded for, where not both are.
+        role: What it is loaded for; where both are, what it must be able to do.
         hints: Whose layers its engine is to give.
+
+    Raises:
+        ModelError: It cannot be loaded; RoleError: not for this role.
     """
     from logitcask_services.cli.teams import load_team
     from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer
@@ -160,19 +164,19 @@ def load_teacher(
     load_generator: Callable[..., Generator] = partial(factory.load_generator, settings.engine)
     if settings.engine_process and settings.engine != "openai":  # which has nothing here to die of
         load_generator = partial(door.start_generator, settings.engine)
-    if both or role == "capture":
-        engine, team = load_team(settings, source, hints, engine_loader(settings, source, hints))
-        teacher = replace(teacher, engine=engine, team=team)
-    if both or role == "generate":
-        try:
-            generator = load_generator(
-                source, dtype=settings.dtype, max_model_len=settings.max_model_len, options=options
-            )
-        except BaseException:
-            if teacher.engine is not None:
-                teacher.engine.close()
-            raise
-        teacher = replace(teacher, generator=generator)
+    how: dict[str, Any] = {"dtype": settings.dtype, "max_model_len": settings.max_model_len, "options": options}
+    try:
+        if both or role == "capture":
+            with _may_lack("capture", needed=role):
+                engine, team = load_team(settings, source, hints, engine_loader(settings, source, hints))
+                teacher = replace(teacher, engine=engine, team=team)
+        if both or role == "generate":
+            with _may_lack("generate", needed=role):
+                teacher = replace(teacher, generator=load_generator(source, **how))
+    except BaseException:
+        if teacher.engine is not None:
+            teacher.engine.close()
+        raise
     return teacher
 
 
@@ -197,7 +201,24 @@ def engine_loader(
 
 
 def _options_of(settings: "ServiceSettings") -> dict[str, Any]:
-    return remote_options(settings) if settings.engine == "openai" else dict(settings.engine_options)
+    if settings.engine == "openai":
+        return remote_options(settings)
+    if settings.engine_metrics and settings.engine == "vllm":
+        return {"disable_log_stats": False, **settings.engine_options}
+    return dict(settings.engine_options)
+
+
+@contextmanager
+def _may_lack(part: "Role", *, needed: "Role") -> Iterator[None]:
+    """While the block runs, a part of the teacher is loaded, which it may lack where the other one is needed."""
+    from logitcask_services.engines.engine import RoleError
+
+    try:
+        yield
+    except RoleError as error:
+        if part == needed:
+            raise
+        logging.getLogger(__name__).warning("the teacher is served without this: %s", error)
 
 
 def remote_options(settings: "ServiceSettings") -> dict[str, Any]:

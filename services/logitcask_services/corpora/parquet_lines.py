@@ -31,7 +31,10 @@ MAX_DEPTH = 16
 """Of lists and records in each other; `messages` with tool calls have 6."""
 BLOCK_BYTES = 1 << 20
 BUFFER_BYTES = 1 << 16
-MAX_FOOTER_STRINGS, MAX_FOOTER_ITEMS = 32 << 20, 4 << 20
+MAX_COLUMNS = 2000
+"""Of all, those within lists and records, too: each that is read has a buffer."""
+MAX_FOOTER_STRINGS, MAX_FOOTER_ITEMS = 32 << 20, 1 << 17
+"""Bytes of a text; entries of a list, such as the row groups, or the schema's elements, which all become objects."""
 
 
 class ParquetError(LogitcaskError, ValueError):
@@ -46,6 +49,10 @@ def lines_of_parquet(path: Path) -> Iterator[bytes]:
             path.open("rb") as file,
             pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False, **_FOOTER) as parquet,
         ):
+            if (count := parquet.metadata.num_columns) > MAX_COLUMNS:
+                raise ParquetError(
+                    f"the Parquet file has {count} columns, more than {MAX_COLUMNS}; write those that are needed"
+                )
             columns = _columns(parquet.schema_arrow)
             for group in range(parquet.num_row_groups):
                 yield from _group_lines(parquet, group, columns, file)
@@ -114,11 +121,8 @@ def _json_holds(kind: pa.DataType, depth: int = 0) -> bool:
 
 def _group_lines(parquet: pq.ParquetFile, group: int, columns: list[str], file: BinaryIO) -> Iterator[bytes]:
     metadata = parquet.metadata.row_group(group)
-    wanted = [
-        metadata.column(at)
-        for at in range(metadata.num_columns)
-        if metadata.column(at).path_in_schema.partition(".")[0] in columns
-    ]
+    chunks, names = map(metadata.column, range(metadata.num_columns)), frozenset(columns)
+    wanted = [chunk for chunk in chunks if _is_within(chunk.path_in_schema, names)]
     values = sum(column.num_values for column in wanted)
     if values > MAX_GROUP_VALUES:
         raise ParquetError(
@@ -138,6 +142,12 @@ def _group_lines(parquet: pq.ParquetFile, group: int, columns: list[str], file: 
                 block.clear()
     if block:
         yield bytes(block)
+
+
+def _is_within(path: str, names: frozenset[str]) -> bool:
+    """Whether a column is one of these or lies within one; a name may have dots, as the path has between names."""
+    parts = path.split(".")
+    return any(".".join(parts[:count]) in names for count in range(1, len(parts) + 1))
 
 
 def _repeatable_bytes(column: pq.ColumnChunkMetaData, file: BinaryIO) -> int:

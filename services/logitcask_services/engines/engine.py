@@ -7,7 +7,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from logitcask_schemas.errors import CaptureSpecError, DocumentMismatchError, InvalidRecordError, LogitcaskError
+from logitcask_schemas.errors import (
+    CaptureSpecError,
+    DocumentMismatchError,
+    InvalidRecordError,
+    LogitcaskError,
+    ModelError,
+)
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.extent import Extent, IdArray
 from logitcask_schemas.record.hint_spec import HintSpec
@@ -16,6 +22,10 @@ from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_schemas.record.records import DocumentRecords, Records
 from logitcask_services.corpora.context_tokens import ContextTokens
 from logitcask_services.engines.hint_shape import HintShape
+
+
+class RoleError(ModelError):
+    """The teacher cannot do what it is loaded for, to capture or to write, however often that is tried."""
 
 
 class EngineError(LogitcaskError, RuntimeError):

@@ -48,7 +48,7 @@ def check_plan(service: Service, plan: ExtractionPlan) -> ExtractionCheck:
     """
     path = service.folders.cask(plan.cask)
     require_room(service)
-    service.roster.require(service.teacher_name(plan.teacher), "capture")
+    service.require_teacher(plan.teacher, "capture")
     facts = service.facts_of(plan.teacher)
     if facts is not None:
         if plan.max_length is not None and plan.max_length > facts.max_model_len:

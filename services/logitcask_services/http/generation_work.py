@@ -94,7 +94,7 @@ def require_fits(
         Problem, CaskError, CaskNameError: There is no room, or the capture cannot be.
     """
     extraction_work.require_room(service)
-    service.roster.require(service.teacher_name(plan.teacher), "generate")
+    service.require_teacher(plan.teacher, "generate")
     require_demonstrations(service, resolved.steps, own_corpus_id)
     parsed = parsed_templates(resolved.templates)
     check_steps(resolved.steps, resolved.emit, parsed, None)

@@ -25,11 +25,6 @@ from logitcask_services.http.problems import CLIENT_GONE
 from logitcask_services.jobs.teacher import TeacherState
 from logitcask_services.service import Service
 
-NO_ENGINE_METRICS = (
-    b"# Metrics of the engine itself (vllm:...) are not kept: vLLM runs without statistics, in a process of its own. "
-    b"The series logitcask_engine_... say how it is.\n"
-)
-"""A comment of the text format."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 """Methods with a label of their own; a client can make up as many others as it likes."""
 
@@ -81,7 +76,7 @@ class _ServiceCollector(Collector):
         self._service = service
 
     def collect(self) -> Iterator[Metric]:
-        """All metrics of jobs, teacher and disk."""
+        """All metrics of jobs, teacher and disk, and those that the engine keeps of itself."""
         service = self._service
         totals = service.extractions.totals()
         for name, description, value in (
@@ -125,6 +120,7 @@ class _ServiceCollector(Collector):
         free.add_metric(["cask_root"], files.free_bytes(service.folders.cask_root))
         free.add_metric(["data_dir"], files.free_bytes(service.folders.state))
         yield free
+        yield from service.teacher.metrics()
 
     def _now(self) -> Iterator[Metric]:
         """How fast it goes, how much is ahead, how the engine is."""

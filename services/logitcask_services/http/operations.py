@@ -1,8 +1,6 @@
 """Routes that operators and probes use. Only `/v1/models` and `/v1/teachers` ask for a key."""
 
-from typing import Annotated
-
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from logitcask_schemas.api.service_objects import (
@@ -20,16 +18,11 @@ from logitcask_schemas.errors import ModelError
 from logitcask_schemas.terminal import installed_version
 from logitcask_services.http.access import Caller
 from logitcask_services.http.dependencies import MetricsDep, ServiceDep
-from logitcask_services.http.metrics import NO_ENGINE_METRICS
 from logitcask_services.http.problems import documented
 from logitcask_services.jobs.loaded_teacher import TeacherFacts
 from logitcask_services.service import Service
 
 router = APIRouter(tags=["operations"])
-WithEngine = Annotated[
-    bool,
-    Query(description="Whether to say what is known of the engine's own metrics (`vllm:...`), which are not kept."),
-]
 
 
 @router.get("/health")
@@ -59,12 +52,10 @@ def ready(service: ServiceDep, response: Response) -> Readiness:
     )
 
 
-@router.get(
-    "/metrics", response_class=Response, responses=documented(422, others={200: {"content": {"text/plain": {}}}})
-)
-def metrics(collected: MetricsDep, engine: WithEngine = False) -> Response:
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+def metrics(collected: MetricsDep) -> Response:
     """Prometheus metrics."""
-    return Response(collected.exposition() + (NO_ENGINE_METRICS if engine else b""), media_type=CONTENT_TYPE_LATEST)
+    return Response(collected.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/version")
@@ -99,6 +90,7 @@ def teachers(service: ServiceDep, _: Caller) -> TeacherList:
         facts, rest = _facts_of(service, name), service.teacher.setbacks.rest_of(name)
         fault = service.teacher.fault_of(name) if rest is None else rest.reason
         is_in_turn = name == service.teacher.name and service.teacher.state != "ready"
+        lacks = "; ".join(service.teacher.setbacks.lacks(name).values())
         identity = None if facts is None else facts.identity
         listed.append(
             NamedTeacher(
@@ -106,7 +98,7 @@ def teachers(service: ServiceDep, _: Caller) -> TeacherList:
                 engine=service.roster.engine(name),
                 is_default=name == service.roster.names[0],
                 state=_state_of(service, name),
-                reason=fault or (service.teacher.reason if is_in_turn else None),
+                reason=fault or (service.teacher.reason if is_in_turn else lacks or None),
                 model=None if facts is None else facts.model,
                 max_model_len=None if facts is None else facts.max_model_len,
                 teacher=None if identity is None else identity.model_dump(mode="json"),

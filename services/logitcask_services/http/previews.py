@@ -151,7 +151,7 @@ def loaded_facts(service: Service, asked: str | None, role: Role = "capture") ->
 
     Raises TeacherNameError, ModelError, Problem 503 where nothing is known of it before it is loaded.
     """
-    service.roster.require(service.teacher_name(asked), role)
+    service.require_teacher(asked, role)
     if (facts := service.facts_of(asked)) is None:
         raise Problem(
             503, "teacher_loading", "the teacher is loading; try again when it is ready", headers={"Retry-After": "5"}

@@ -83,7 +83,7 @@ class RequestLog:
         }
         often = status >= HTTPStatus.BAD_REQUEST or route in self._computing
         # The kind of a line is its text before its arguments; key names, routes and numbers are ours, and few.
-        text = f"{who} {route} {status}: %s %s" if often else "%s: %s %s %s"
-        told = " ".join(f"{name}={value}" for name, value in ids.items())
+        text = f"{who}: %s {route} {status}%s" if often else "%s: %s %s%s"
+        told = "".join(f" {name}={value}" for name, value in ids.items())
         arguments = (method, told) if often else (who, method, route, told)
         (repeated if often else audit).info(text, *arguments, extra={"audit": members})

@@ -42,6 +42,7 @@ STATUSES: Final[dict[RefusalCode, tuple[int, int | None]]] = {
     "too_much_waiting": (503, 1),
     "teacher_died": (503, 5),
     "teacher_failed": (503, 60),
+    "teacher_cannot_capture": (422, None),
     "capture_failed": (422, None),
     "kills_teacher": (422, None),
     "stopping": (503, 10),
@@ -158,7 +159,7 @@ def ready_teacher(service: Service, asked: str | None) -> tuple[str, TeacherFact
     """
     state, loaded = service.teacher.state, service.teacher.name
     name = asked or (service.roster.names[0] if is_student(loaded) else loaded)
-    service.roster.require(name, "capture")
+    service.require_teacher(name, "capture")
     facts, rest = service.facts_of(name), service.teacher.setbacks.rest_of(name)
     if rest is not None:
         state = "restarting"

@@ -29,7 +29,7 @@ from logitcask_services.jobs.roster import OneTeacher, Roster
 from logitcask_services.jobs.scoring import Scoring
 from logitcask_services.jobs.scoring_call import ScoringLimits
 from logitcask_services.jobs.teacher import TeacherSupervisor
-from logitcask_services.jobs.teacher_names import name_of_model
+from logitcask_services.jobs.teacher_names import CANNOT, TeacherNameError, name_of_model
 from logitcask_services.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
@@ -110,6 +110,13 @@ class JobContext:
     def teacher_name(self, asked: str | None) -> str:
         """The teacher that a request means: the one it names, or the first."""
         return self.roster.names[0] if asked is None else asked
+
+    def require_teacher(self, asked: str | None, role: Role) -> None:
+        """Raise TeacherNameError where the teacher that a request means cannot be asked for this."""
+        name = self.teacher_name(asked)
+        self.roster.require(name, role)
+        if (lack := self.teacher.setbacks.lack_of(name, role)) is not None:
+            raise TeacherNameError(CANNOT[role], lack)
 
     def facts_of(self, asked: str | None) -> TeacherFacts | None:
         """What is known of the teacher that a request means; None: nothing before it is loaded for the first time.

@@ -1,9 +1,11 @@
 """A teacher as it is loaded, for which role, and what stays known of it while it is not."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Final, Literal, Self
+
+from prometheus_client.core import Metric
 
 from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_schemas.record.identity import TeacherIdentity
@@ -11,12 +13,14 @@ from logitcask_services.corpora.tokenizer import DocumentTokenizer
 from logitcask_services.engines.engine import Engine
 from logitcask_services.engines.generator import Generator
 from logitcask_services.engines.hint_shape import HintShape
+from logitcask_services.engines.metrics import ShowsMetrics, by_role
 from logitcask_services.engines.process.progress import OwnProcess, ShowsSteps
 from logitcask_services.jobs.executors.teams import WorkerTeam
 
 logger = logging.getLogger(__name__)
 Role = Literal["capture", "generate"]
 """What a teacher is loaded for. One role at a time is in memory, unless the operator has room for both."""
+OTHER_ROLE: Final[Mapping[Role, Role]] = {"capture": "generate", "generate": "capture"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +66,11 @@ class Teacher:
     def step_silence(self) -> float | None:
         """Seconds since it was last known to go on, by its steps; None where they cannot be seen."""
         return max((part.step_silence for part in self.parts.values() if isinstance(part, ShowsSteps)), default=None)
+
+    def metrics(self) -> Iterator[Metric]:
+        """What its engines keep of themselves, with the label `role`; nothing where they keep none."""
+        shown = ((role, part.metrics) for role, part in self.parts.items() if isinstance(part, ShowsMetrics))
+        yield from by_role((role, metrics) for role, metrics in shown if metrics is not None)
 
     def interrupt(self) -> bool:
         """Kill its processes; False where it has none."""

@@ -93,7 +93,7 @@ class Preparer(threading.Thread):
         except (OSError, OperationalError, PoolTimeoutError) as error:
             if (reason := passing_fault(error)) is None:
                 raise
-            logger.warning("paused: %s", reason[1])
+            logger.warning("waiting: %s", reason[1])
             return False
 
     def _step(self) -> bool:

@@ -20,7 +20,13 @@ from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.extent import document_id
 from logitcask_services.engines.engine import CaptureResult, CaptureTask, Engine
 from logitcask_services.jobs.live import Heartbeat
-from logitcask_services.jobs.scoring_call import ScoringCall, ScoringCounts, ScoringLimits, ScoringRefusedError
+from logitcask_services.jobs.scoring_call import (
+    RefusalCode,
+    ScoringCall,
+    ScoringCounts,
+    ScoringLimits,
+    ScoringRefusedError,
+)
 from logitcask_services.jobs.scoring_sequence import DeathRecord, Flight, ScoringSequence
 from logitcask_services.jobs.setbacks import TeacherDiedError
 
@@ -95,14 +101,14 @@ class Scoring:
         names = [name for name in names if not resting(name)]
         return loaded if loaded in names else next(iter(names), None)
 
-    def refuse(self, teacher: str, reason: str) -> None:
+    def refuse(self, teacher: str, code: RefusalCode, message: str) -> None:
         """Whoever waits for a teacher that will not be loaded is told."""
         with self._lock:
             waiting = [*self._lines.pop(teacher, ()), *(each for each in self._suspects if each.teacher == teacher)]
             self._suspects = deque(each for each in self._suspects if each.teacher != teacher)
             self._waiting_tokens -= sum(each.tokens for each in waiting)
         for each in waiting:
-            each.call.fail(ScoringRefusedError("teacher_failed", f"{teacher} was given up: {reason}"))
+            each.call.fail(ScoringRefusedError(code, message))
 
     @property
     def _line(self) -> deque[ScoringSequence]:

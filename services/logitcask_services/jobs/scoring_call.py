@@ -15,6 +15,7 @@ RefusalCode = Literal[
     "too_much_waiting",
     "teacher_died",
     "teacher_failed",
+    "teacher_cannot_capture",
     "capture_failed",
     "kills_teacher",
     "stopping",

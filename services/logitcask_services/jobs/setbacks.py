@@ -1,4 +1,4 @@
-"""What went wrong with teachers: which rests before its next load, which hints or documents are not tried again."""
+"""What went wrong with teachers: which rests before its next load, what it cannot do and is not tried again."""
 
 import time
 from collections import Counter
@@ -7,6 +7,7 @@ from typing import Final
 
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_schemas.record.hint_spec import HintSpec
+from logitcask_services.jobs.loaded_teacher import Role
 
 LONGEST_PAUSE: Final = 60.0
 _MOST_DOUBLINGS: Final = 64
@@ -58,6 +59,7 @@ class Setbacks:
         self._rests: dict[str, Rest] = {}
         self.given_up: dict[str, str] = {}
         """Names that are not loaded again, and why; a student's until it is asked for again."""
+        self._lacks: dict[tuple[str, Role], str] = {}
 
     def is_troubled(self, name: str) -> bool:
         """Whether it failed since its last progress, or something stood in the way of its load since its last one."""
@@ -105,6 +107,21 @@ class Setbacks:
         self.given_up[name] = reason
         self._rests.pop(name, None)
         del self._failures[name]
+
+    def note_lack(self, name: str, role: Role, reason: str) -> None:
+        """It cannot be loaded to do this, whatever else it can."""
+        self._lacks[name, role] = (
+            f"the teacher {name} cannot {role}: {reason}. Name another teacher; the next start of the service tries "
+            "it again"
+        )
+
+    def lack_of(self, name: str, role: Role) -> str | None:
+        """Why it cannot do this; None where it was never tried, or could."""
+        return self._lacks.get((name, role))
+
+    def lacks(self, name: str) -> dict[Role, str]:
+        """What it cannot do, and why."""
+        return {role: reason for (of, role), reason in self._lacks.items() if of == name}
 
     def _rest(self, name: str, times: int, reason: str, *, yields: bool) -> None:
         pause = min(self._backoff * 2.0 ** min(times - 1, _MOST_DOUBLINGS), LONGEST_PAUSE)

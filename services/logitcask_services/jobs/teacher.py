@@ -4,16 +4,18 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Callable
-from typing import Final, Literal
+from collections.abc import Callable, Iterator
+from typing import Final, Literal, get_args
+
+from prometheus_client.core import Metric
 
 from logitcask_schemas.errors import CaptureSpecError, MissingExtraError, ModelError
 from logitcask_schemas.record.hint_spec import HintSpec
-from logitcask_services.engines.engine import EngineError
+from logitcask_services.engines.engine import EngineError, RoleError
 from logitcask_services.engines.process.fleet import EngineState
 from logitcask_services.engines.process.loads import interrupt_loading, stillness_of_loading
 from logitcask_services.jobs.live import Heartbeat
-from logitcask_services.jobs.loaded_teacher import Role, Teacher, TeacherFacts
+from logitcask_services.jobs.loaded_teacher import OTHER_ROLE, Role, Teacher, TeacherFacts
 from logitcask_services.jobs.roster import Roster
 from logitcask_services.jobs.setbacks import LONGEST_PAUSE, HintRefusals, Setbacks, TeacherDiedError
 from logitcask_services.jobs.teacher_names import TeacherNameError
@@ -86,8 +88,8 @@ class TeacherSupervisor:
     ) -> Teacher | None:
         """The teacher in a role, loading it first where needed.
 
-        None when the service stops, or the teacher is given up, or rests after a failure. One that cannot be loaded
-        with the hints is loaded without them, see `refusal_of`.
+        None when the service stops, or the teacher is given up, or rests after a failure, or cannot do this at all,
+        see `Setbacks.lack_of`. One that cannot be loaded with the hints is loaded without them, see `refusal_of`.
 
         Args:
             role: None: the one it has, or had last; `capture` at first.
@@ -98,6 +100,8 @@ class TeacherSupervisor:
         if name is not None and name not in self.roster.names:
             self.setbacks.given_up.pop(name, None)  # what was wrong with a student's files may be right now
         if name is not None and self.setbacks.rest_of(name) is not None:
+            return None
+        if role is not None and self.setbacks.lack_of(name or self.name, role) is not None:
             return None
         if role is not None:
             version = self._version_of(name or self.name)
@@ -117,6 +121,10 @@ class TeacherSupervisor:
                 self.name = next(each for each in self.roster.names if each not in self.setbacks.given_up)
             if self.setbacks.rest_of(self.name) is not None:
                 break
+            if self.setbacks.lack_of(self.name, self._role) is not None:
+                if role is not None:
+                    break
+                self._role, self._hints = OTHER_ROLE[self._role], None
             self._load()
         return self._teacher
 
@@ -130,7 +138,7 @@ class TeacherSupervisor:
             try:
                 teacher, facts = self._loaded()
             except _UNFIT as error:
-                if hints is None:
+                if hints is None or isinstance(error, RoleError):
                     raise
                 refusal, self._hints = str(error), None
                 teacher, facts = self._loaded()
@@ -155,6 +163,14 @@ class TeacherSupervisor:
     def _not_loaded(self, error: Exception) -> None:
         if self._stopping.is_set():
             logger.info("the service stops; the teacher is not loaded: %s", _text(error))
+        elif isinstance(error, RoleError) and self.name in self.roster.names:
+            self.setbacks.note_lack(self.name, self._role, str(error))
+            lacks = self.setbacks.lacks(self.name)
+            if lacks.keys() == set(get_args(Role)):
+                self._give_up("; ".join(lacks.values()))
+            else:
+                self.state, self.reason = "switching", lacks[self._role]
+                logger.error("%s", self.reason)
         elif isinstance(error, _UNFIT):
             if self.name in self._known and self.name in self.roster.names:  # its files are not what they were
                 self._wait(f"{self.name} cannot be loaded again: {error}. Once that is put right it goes on by itself")
@@ -296,6 +312,11 @@ class TeacherSupervisor:
         """Seconds since the teacher was last known to go on, by its steps; None where they cannot be seen."""
         teacher = self._teacher
         return None if teacher is None else teacher.step_silence
+
+    def metrics(self) -> Iterator[Metric]:
+        """What the loaded teacher's engines keep of themselves; nothing while none is loaded."""
+        teacher = self._teacher
+        return iter(()) if teacher is None else teacher.metrics()
 
     def progressed(self) -> None:
         """Something the teacher made is safe: earlier deaths no longer count."""

@@ -1,15 +1,23 @@
 """Names of teachers and students, and why one cannot be asked for."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
 from logitcask_schemas.errors import LogitcaskError
+from logitcask_services.jobs.loaded_teacher import Role
 
 STUDENTS: Final = "students/"
 """What the names of students begin with."""
-RefusalCode = Literal["unknown_teacher", "students_refused", "student_unusable"]
+RefusalCode = Literal[
+    "unknown_teacher", "students_refused", "student_unusable", "teacher_cannot_capture", "teacher_cannot_generate"
+]
+
+CANNOT: Final[Mapping[Role, RefusalCode]] = {
+    "capture": "teacher_cannot_capture",
+    "generate": "teacher_cannot_generate",
+}
 
 
 class TeacherNameError(LogitcaskError, LookupError):

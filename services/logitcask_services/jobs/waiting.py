@@ -134,7 +134,7 @@ def retry_until_written(work: Callable[[], T], *, poll_seconds: float, stopping:
         except (OperationalError, PoolTimeoutError) as error:
             if (reason := passing_fault(error)) is None:
                 raise
-            logger.warning("paused: %s", reason[1])
+            logger.warning("waiting: %s", reason[1])
         if stopping.wait(pause):
             raise StoppedWhileWaitingError
         pause = min(2 * pause, LONGEST_PAUSE)
@@ -237,8 +237,8 @@ class Waiter:
 
     def _say(self, reason: Reason | None) -> None:
         if reason:
-            logger.warning("paused: %s", reason[1])
+            logger.warning("waiting: %s", reason[1])
         try:
             self._set_waiting(reason)
         except (OperationalError, PoolTimeoutError) as error:  # what it waits for may be the database; the log has it
-            logger.warning("the pause could not be noted in the job database: %s", error)
+            logger.warning("the wait could not be noted in the job database: %s", error)

@@ -23,7 +23,7 @@ from logitcask_services.jobs.guests import ScoringGuests
 from logitcask_services.jobs.job_run import JobRun
 from logitcask_services.jobs.loaded_teacher import Teacher
 from logitcask_services.jobs.setbacks import Suspicion, TeacherDiedError
-from logitcask_services.jobs.teacher_names import is_student
+from logitcask_services.jobs.teacher_names import CANNOT, is_student
 from logitcask_services.jobs.team_run import TeamRun
 from logitcask_services.jobs.waiting import (
     Reason,
@@ -94,8 +94,10 @@ class Worker(threading.Thread):
             return False
         ready = supervisor.ensure("capture", name=name)
         if ready is None:
-            if (fault := supervisor.fault_of(name)) is not None:
-                scoring.refuse(name, fault)
+            if (lack := supervisor.setbacks.lack_of(name, "capture")) is not None:
+                scoring.refuse(name, "teacher_cannot_capture", lack)
+            elif (fault := supervisor.fault_of(name)) is not None:
+                scoring.refuse(name, "teacher_failed", f"{name} was given up: {fault}")
             return False
         scoring.serving = name
         assert ready.engine is not None  # its role was asked for
@@ -116,7 +118,7 @@ class Worker(threading.Thread):
         except (OSError, OperationalError, PoolTimeoutError) as error:
             if (reason := passing_fault(error)) is None:
                 raise
-            logger.warning("paused: %s", reason[1])
+            logger.warning("waiting: %s", reason[1])
             return False
 
     def _loaded(self) -> Teacher | None:
@@ -171,13 +173,17 @@ class Worker(threading.Thread):
         return True
 
     def _unloadable(self, row: JobRow, name: str) -> None:
-        """The teacher of a job was given up: a student's job ends, what the operator lists may be put right."""
-        fault = self._context.teacher.fault_of(name)
-        if fault is None or not is_student(name):
-            return  # the service stops, or the job waits
-        logger.error("%s failed: %s", row.id, fault)
+        """No waiting helps a job whose teacher cannot do it, nor a student's that was given up: it ends."""
+        supervisor, role = self._context.teacher, role_of(row)
+        if (lack := supervisor.setbacks.lack_of(name, role)) is not None:
+            reason: Reason = CANNOT[role], lack
+        elif is_student(name) and (fault := supervisor.fault_of(name)) is not None:
+            reason = "student_unusable", fault
+        else:
+            return  # the service stops, or the job waits: what the operator lists may be put right
+        logger.error("%s failed: %s", row.id, reason[1])
         try:
-            self._end(row, "failed", ("student_unusable", fault))
+            self._end(row, "failed", reason)
         except IllegalTransitionError as error:
             logger.info("%s", error)  # cancelled at the last moment
 

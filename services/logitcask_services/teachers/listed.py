@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from logitcask_schemas.errors import CaptureSpecError, ModelError
 from logitcask_schemas.model_source import ModelSource
 from logitcask_schemas.record.hint_spec import HintSpec
+from logitcask_services.engines.engine import RoleError
 from logitcask_services.engines.model_folder import ModelFolder
-from logitcask_services.jobs.loaded_teacher import Role, Teacher, TeacherFacts
+from logitcask_services.jobs.loaded_teacher import OTHER_ROLE, Role, Teacher, TeacherFacts
 from logitcask_services.jobs.teacher_names import STUDENTS, TeacherNameError, is_student, require_listed
 from logitcask_services.teachers.entry import TeacherEntry
 from logitcask_services.teachers.outline import file_stamp, outline
@@ -55,6 +56,10 @@ class ListedTeachers:
         self._outlines: dict[str, TeacherFacts | None] = {}
         self._identities: dict[str, TeacherIdentity] = {}
         """As the teachers were loaded first; a service goes on with these alone."""
+        self._stamps: dict[str, str] = {}
+        """Of the files that a teacher was last loaded from."""
+        self._roles: dict[str, set[Role]] = {}
+        """For which these were loaded."""
         self._strangers: dict[str, tuple[str, str]] = {}
         """Stamp of the files that were another teacher's, and what was wrong."""
         if len(self.names) > 1:
@@ -100,7 +105,11 @@ class ListedTeachers:
         return self._student_folders().digest(name) if is_student(name) else ""
 
     def load(self, name: str, role: Role, hints: HintSpec | None) -> Teacher:
-        """See `Roster`. One that was loaded before is loaded again as it was, or not at all."""
+        """See `Roster`. One that was loaded before is loaded again as it was, or not at all.
+
+        Raises:
+            RoleError: The same files were loaded for the other role, and do not load for this one.
+        """
         if is_student(name):
             if role != "generate":
                 raise CaptureSpecError(f"{name}: students write, and are not captured")
@@ -111,7 +120,12 @@ class ListedTeachers:
         stamp = file_stamp(sorted(file for file in ModelFolder.open(source).path.iterdir() if file.is_file()))
         if (known := self._strangers.get(name)) is not None and known[0] == stamp:
             raise ModelError(known[1])  # its weights were looked at already
-        teacher = self._load(entry, source, role, hints)
+        try:
+            teacher = self._load(entry, source, role, hints)
+        except ModelError as error:
+            if hints is not None or self._stamps.get(name) != stamp or role in self._roles[name]:
+                raise  # the hints may be at fault, or the files are
+            raise RoleError(f"{error} (it could be loaded to {OTHER_ROLE[role]})") from error
         first = self._identities.setdefault(name, teacher.identity)
         if changes := first.explain(teacher.identity):
             teacher.close()
@@ -121,6 +135,8 @@ class ListedTeachers:
             )
             self._strangers[name] = (stamp, text)
             raise ModelError(text)
+        self._stamps[name] = stamp
+        self._roles.setdefault(name, set()).update(teacher.parts)
         return teacher
 
     def _outline(self, name: str, stamp: str) -> TeacherFacts | None:

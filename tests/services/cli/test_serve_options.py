@@ -62,9 +62,10 @@ def written(name):
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_what_an_option_says_is_the_setting(name):
-    if name == "engine_process":
-        assert read("--no-engine-process") == {name: False}
-        assert read("--engine-process") == {name: True}
+    if ServiceSettings.model_fields[name].annotation is bool:
+        option = option_of(name)
+        assert read(f"--no-{option.removeprefix('--')}") == {name: False}
+        assert read(option) == {name: True}
         return
     texts, value = written(name)
     given = read(*(part for text in texts for part in (option_of(name), text)))

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,6 +10,7 @@ import pytest
 
 from logitcask_services.corpora import parquet_lines
 from logitcask_services.corpora.parquet_lines import ParquetError, lines_of_parquet
+from tests.support.services.parquet_files import nested, parquet_file, wide
 
 
 def written(tmp_path, columns, **options):
@@ -58,6 +60,8 @@ def test_a_dictionary_that_does_not_fit_is_refused(tmp_path, monkeypatch):
     values = pa.array(["x" * (2 << 20)])
     path = written(tmp_path, {"text": pa.DictionaryArray.from_arrays(pa.array([0, 0]), values)}, **BOMB)
     assert "column text of the Parquet file has a dictionary of 2097156 bytes, more than 1048576" in refusal(path)
+    dotted = written(tmp_path, {"a.text": pa.DictionaryArray.from_arrays(pa.array([0, 0]), values)}, **BOMB)
+    assert "column a.text of the Parquet file has a dictionary of 2097156 bytes" in refusal(dotted)
     deep = pa.array([[{"role": "user", "content": "y" * (2 << 20)}] * 3])
     assert "column messages.list.element.content" in refusal(written(tmp_path, {"messages": deep}, **BOMB))
     delta = {"use_dictionary": False, "column_encoding": {"text": "DELTA_BYTE_ARRAY"}, "compression": "zstd"}
@@ -100,6 +104,45 @@ def test_columns_in_each_other_have_an_end(tmp_path):
         kind, value = pa.list_(kind), [value]
     path = written(tmp_path, {"text": pa.array([value], type=kind)})
     assert "lists and records in each other" in refusal(path)
+
+
+class TestSchemas:
+    """Footers of a few bytes for each level or column."""
+
+    def of(self, tmp_path, schema):
+        path = tmp_path / "corpus.parquet"
+        path.write_bytes(parquet_file(schema))
+        return path
+
+    @pytest.mark.parametrize(("schema", "columns"), [(wide(1), 1), (wide(1000), 1000), (nested(3), 1)])
+    def test_what_is_written_here_is_a_file(self, tmp_path, schema, columns):
+        """Else the tests below would show nothing."""
+        path = self.of(tmp_path, schema)
+        assert rows_of(path) == []
+        assert pq.ParquetFile(path).metadata.num_columns == columns
+
+    @pytest.mark.parametrize("levels", [20, 1000, 100_000])
+    def test_depth_has_an_end(self, tmp_path, levels):
+        """In a thread, as the service reads, whose stack is small; pyarrow before 26.0.1 ended the process."""
+        with ThreadPoolExecutor(1) as pool:
+            told = pool.submit(refusal, self.of(tmp_path, nested(levels))).result()
+        assert ("lists and records in each other" if levels == 20 else "too deeply nested") in told
+
+    @pytest.mark.parametrize("columns", [2001, 5000, 100_000])
+    def test_width_has_an_end(self, tmp_path, columns):
+        words = f"the Parquet file has {columns} columns, more than 2000; write those that are needed"
+        assert refusal(self.of(tmp_path, wide(columns))) == words
+
+    def test_more_columns_than_a_footer_may_list(self, tmp_path):
+        """Before any object is made of them."""
+        assert "size limit" in refusal(self.of(tmp_path, wide(1_000_000))).lower()
+
+    def test_a_wide_file_with_rows_is_read_and_a_wider_one_is_not(self, tmp_path):
+        names = [f"column{number}" for number in range(2000)]
+        (row,) = rows_of(written(tmp_path, {name: ["a"] for name in names}))
+        assert list(row) == names
+        path = written(tmp_path, {f"column{number}": ["a"] for number in range(3000)})
+        assert refusal(path).endswith("write those that are needed")
 
 
 @pytest.mark.parametrize(

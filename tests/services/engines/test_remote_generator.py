@@ -6,10 +6,13 @@ import pytest
 from logitcask_schemas.api.generation_steps import Sampling
 from logitcask_schemas.errors import ModelError
 from logitcask_schemas.model_source import find_model
+from logitcask_services.cli.serve import load_teacher
 from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer
+from logitcask_services.engines.engine import RoleError
 from logitcask_services.engines.generator import GenerationTask, ScoreTask
 from logitcask_services.engines.openai.generator import RemoteGenerator
 from logitcask_services.engines.openai.options import RemoteOptions
+from logitcask_services.settings import ServiceSettings
 from tests.support.services.fake_remote import VOCAB, FakeRemote, Running, greedy, logprobs_after
 
 PROMPT = [7, 20, 3]
@@ -140,3 +143,15 @@ def test_tasks_that_do_not_fit(load):
     ):
         (result,) = generator.generate([task])
         assert words in result.error
+
+
+def test_a_server_that_gives_no_tokens_still_scores(fake, folder, tmp_path, caplog):
+    """The teacher has the part that it can have, and says so; asked for the other one it refuses."""
+    fake.gives_ids = False
+    settings = ServiceSettings(teacher=folder, cask_root=tmp_path, engine="openai", remote_url=fake.url)
+    teacher = load_teacher(settings, find_model(folder), "capture")
+    assert list(teacher.parts) == ["capture"]
+    assert "the teacher is served without this: the server at" in caplog.text
+    teacher.close()
+    with pytest.raises(RoleError, match="cannot write for a corpus"):
+        load_teacher(settings, find_model(folder), "generate")

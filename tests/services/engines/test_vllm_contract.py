@@ -38,6 +38,7 @@ RELIANCES = [
     ),
     Reliance("vllm", "EngineArgs", ENGINE, ("additional_config", "enable_prefix_caching", "skip_tokenizer_init")),
     Reliance("vllm", "EngineArgs", ENGINE, ("logprobs_mode", "disable_log_stats", "enforce_eager")),
+    Reliance("vllm", "EngineArgs", ENGINE, ("served_model_name",)),
     Reliance("vllm", "EngineArgs", ENGINE, ("max_num_batched_tokens", "kv_cache_memory_bytes", "trust_remote_code")),
     Reliance("vllm", "EngineArgs", ENGINE, ("enable_chunked_prefill",), ("create_model_config",)),
     Reliance("vllm.v1.engine.llm_engine", "LLMEngine.from_engine_args", ENGINE, ("engine_args",), only=True),

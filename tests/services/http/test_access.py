@@ -1,5 +1,6 @@
 """Who may call: keys, loopback, names."""
 
+import re
 import socket
 
 import pytest
@@ -7,11 +8,13 @@ from pydantic import ValidationError
 
 from logitcask_services.http.access import is_loopback, require_safe_host
 from logitcask_services.http.key_ring import KeyRing
+from logitcask_services.http.key_use import READING
 from logitcask_services.http.server import bind
 from logitcask_services.keys import ANONYMOUS, ApiKey
 from logitcask_services.service import Service
 from logitcask_services.settings import ServiceSettings, SettingsError
 from tests.support.services.fake_teacher import fake_teacher
+from tests.support.services.scoring import code_of
 from tests.support.services.service_harness import RunningServer
 
 KEY = "a-long-enough-key"
@@ -96,6 +99,17 @@ def test_cross_site_post_refused(open_server, headers, media_type):
         answer = open_server.client.post(path, content=b'{"text": "a"}\n', headers=headers | kind)
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "foreign_origin"), path
     assert open_server.client.get("/v1/corpora").json()["data"] == []
+
+
+def test_cross_site_requests_change_nothing_anywhere(open_server):
+    """Every operation that the description has and that is no reading, known today or not."""
+    paths = open_server.client.get("/openapi.json").json()["paths"]
+    writing = [(method, path) for path, item in paths.items() for method in item if method.upper() not in READING]
+    assert len(writing) > 20
+    for method, path in writing:
+        asked = re.sub(r"\{[^}]*\}", "x", path)
+        answer = open_server.client.request(method, asked, headers={"Sec-Fetch-Site": "cross-site"})
+        assert code_of(answer) == (403, "foreign_origin"), (method, path)
 
 
 @pytest.fixture(scope="module")

@@ -220,6 +220,35 @@ def test_bytes_that_were_damaged_here_are_fetched_again(server, client, tmp_path
     assert same_files(tmp_path / "casks" / "cask", here.folder)
 
 
+def test_what_an_older_download_left_is_not_published(server, client, tmp_path):
+    """Shards and entries that the service has no more, another cask's manifest, half files: none of it appears."""
+    half = tmp_path / "here.download"
+    (half / "shards").mkdir(parents=True)
+    old = "0" * 32
+    for name in (f"{old}.arrow", f"{old}.json", f"{old}.arrow.partial", ".tmp-1"):
+        (half / "shards" / name).write_text("{}")
+    for name in ("cask.json", "index.json", ".tmp-2"):
+        (half / name).write_text('{"of": "another cask"}')
+    here = client.download("cask", tmp_path / "here")
+    assert same_files(tmp_path / "casks" / "cask", here.folder)
+    assert here.received_bytes == here.bytes
+    assert len(Cask.open(here.folder).entries) == here.shards
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "shards/mine/thesis.txt", "quarantine/x"])
+def test_what_no_download_wrote_is_neither_published_nor_deleted(client, tmp_path, name):
+    half = tmp_path / "here.download"
+    (half / "shards").mkdir(parents=True)
+    (half / name).parent.mkdir(exist_ok=True)
+    (half / name).write_text("words")
+    (half / "shards" / "old.arrow").write_text("old")
+    with pytest.raises(CaskError, match=r"lies where 'here' is to be put together, and no download wrote it\. Move it"):
+        client.download("cask", tmp_path / "here")
+    assert (half / name).read_text() == "words"
+    assert (half / "shards" / "old.arrow").exists()
+    assert not (tmp_path / "here").exists()
+
+
 def test_a_shard_that_is_damaged_at_the_service_is_not_taken(server, client, tmp_path):
     path = tmp_path / "casks" / "cask" / shard(server)["path"]
     content = bytearray(path.read_bytes())

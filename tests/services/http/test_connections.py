@@ -210,6 +210,10 @@ def test_300_idle_connections_at_256_fds(tmp_path, connect):
                 wait_for(lambda: late.get(path).json()["status"] in FINAL, 60)
                 assert late.get(path).json()["status"] == "completed"
                 assert late.get("/health").status_code == 200
+                body = {"corpus_id": corpus["id"], "cask": "late"}
+                second = f"/v1/extractions/{late.post('/v1/extractions', json=body).raise_for_status().json()['id']}"
+                wait_for(lambda: late.get(second).json()["status"] in FINAL, 60)
+                assert late.get(second).json()["status"] == "completed", "begun beside all those connections"
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)

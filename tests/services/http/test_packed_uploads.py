@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from logitcask_services.corpora import packed
+from tests.support.services.parquet_files import nested, parquet_file, wide
 from tests.support.services.service_harness import jsonl
 
 LINES = jsonl([{"text": f"line {number}", "custom_id": f"c{number}"} for number in range(5000)])
@@ -122,6 +123,8 @@ def flipped(content: bytes, at: int) -> bytes:
         (b"PAR1" + b"rubbish" * 9 + b"PAR1", {}, 400, "bad_parquet"),
         (parquet({"text": ["a"] * 100})[:-20], {}, 400, "bad_parquet"),
         (parquet({"picture": [b"a"]}), {}, 400, "bad_parquet"),
+        (parquet_file(nested(100_000)), {}, 400, "bad_parquet"),
+        (gzip.compress(parquet_file(wide(50_000))), {}, 400, "bad_parquet"),
         (b"PARE" + parquet({"text": ["a"]})[4:-4] + b"PARE", {}, 400, "bad_parquet"),  # encrypted
         (parquet({"text": ["a"]})[:-8] + (1 << 27).to_bytes(4, "little") + b"PAR1", {}, 400, "bad_parquet"),
         (parquet({"text": pa.array([], pa.string())}), {}, 400, "empty_body"),

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from logitcask_services.http import logs
 from logitcask_services.http.logs import INTERVAL_SECONDS, configure_logging, json_lines
 from logitcask_services.http.request_log import HEADER, audit, repeated
 from logitcask_services.keys import (
@@ -78,6 +79,14 @@ def test_who_did_what_is_logged(serve, key_file, log):
     ids = [line["audit"]["ids"] for line in log()]
     assert ids[:3] == [{"created": corpus["id"]}, {"created": job["id"]}, {"extraction_id": "nothing\x1b[31m"}]
     assert log()[2]["request_id"] == "call-7"
+    assert [line["event"] for line in log()] == [
+        f"alice: POST /v1/corpora created={corpus['id']}",
+        f"alice: POST /v1/extractions created={job['id']}",
+        "alice: POST /v1/extractions/{extraction_id}/cancel 404 extraction_id=nothing\x1b[31m",
+        "reader: POST /v1/corpora 403",
+        "nobody: POST /v1/corpora 401",
+        "nobody: GET /v1/corpora 401",
+    ]
     text = json.dumps(log())
     assert ALICE not in text
     assert BOB not in text
@@ -145,3 +154,31 @@ def test_refusals_do_not_fill_the_log(serve, key_file, capfd):
     lines = [line for line in capfd.readouterr().err.splitlines() if '"audit"' in line]
     intervals = 1 + int((time.monotonic() - began) / INTERVAL_SECONDS)
     assert 2 <= len(lines) <= 2 * intervals  # of 400
+
+
+def test_a_line_of_many_reads_as_one(serve, capfd):
+    """No space too many, before the number of those left out or at the end."""
+    handlers = logging.root.handlers[:]
+    try:
+        configure_logging((), "text")
+        limit = logs.LogLimit(3600.0)
+        repeated.addFilter(limit)
+        server = serve(api_key="a-key-of-this-test")
+        for _ in range(3):
+            server.client.get("/v1/corpora", headers=bearer("a-wrong-key"))
+        wait_for(lambda: [left_out for _, left_out in limit._passed.values()] == [2])
+        limit._interval = 0.0
+        server.client.get("/v1/corpora", headers=bearer("a-wrong-key"))
+        said = ""
+
+        def is_told():
+            nonlocal said
+            said += capfd.readouterr().err
+            return "more like it" in said
+
+        wait_for(is_told)
+    finally:
+        logging.root.handlers[:] = handlers
+    lines = [line.partition("logitcask.audit.repeated: ")[2] for line in said.splitlines()]
+    told = [line.rpartition(" [")[0] for line in lines if line]
+    assert told == ["nobody: GET /v1/corpora 401", "nobody: GET /v1/corpora 401 (and 2 more like it)"]

@@ -73,7 +73,9 @@ def test_each_phase(number, serve, tmp_path, documents):
         script={"seconds_per_document": 0.05, "in_flight": 2},
         writer={"seconds_per_request": 0.03, "log": str(log)},
     )
-    server = serve(roster=roster, engine_hang_seconds=HANG_SECONDS, engine_backoff_seconds=0.5)
+    # A process that was killed has ended, whatever it said last.
+    hang = HANG_SECONDS if number == signal.SIGSTOP else 1000.0
+    server = serve(roster=roster, engine_hang_seconds=hang, engine_backoff_seconds=0.5)
     wait_for(lambda: ready(server))
 
     # Nothing to do.
@@ -111,8 +113,12 @@ def test_each_phase(number, serve, tmp_path, documents):
     assert server.finish(hinted)["status"] == "completed"
 
     teacher = server.service.teacher
-    assert teacher.deaths >= 3, "idle, scoring, writing; the others were loads"
-    assert teacher.restarts >= 6
+    # Idle, scoring, writing; the others were loads.
+    if number == signal.SIGKILL:
+        assert (teacher.deaths, teacher.restarts) == (3, 6)
+    else:  # on a busy machine a process that imports says nothing for HANG_SECONDS, too, and is taken for a stopped one
+        assert teacher.deaths >= 3
+        assert teacher.restarts >= 6
     for cask in ("written", "hinted"):
         shards = files_of(tmp_path / "casks" / cask / "shards")
         assert shards == files_of(tmp_path / "calm" / "casks" / cask / "shards")

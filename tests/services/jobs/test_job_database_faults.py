@@ -65,7 +65,7 @@ def test_a_job_database_that_is_moved_away_is_noticed_and_waited_for(serve, docu
     before = committed()
     refused = server.client.post("/v1/corpora", content=b"{}\n", headers={"Content-Type": "application/jsonl"})
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "database_unavailable")
-    wait_for(lambda: "paused: the job database: " in caplog.text)
+    wait_for(lambda: "waiting: the job database: " in caplog.text)
     time.sleep(0.5)  # time in which chunks would be committed
     assert committed() == before
     for file in elsewhere.glob("jobs.sqlite3*"):

@@ -82,6 +82,20 @@ def test_engine_options_reach_vllm(way, asked, tiny_llama, tmp_path, monkeypatch
         assert (other.tensor_parallel_size, other.quantization, other.dtype) == (1, None, "bfloat16")
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_metrics_are_kept_where_they_are_asked_for(kept, asked, tiny_llama, tmp_path):
+    """In the engine's process, under the model's name and not its path; what one teacher's options say goes first."""
+    settings = ServiceSettings(teacher=tiny_llama, cask_root=tmp_path, engine_metrics=kept)
+    for role in ("capture", "generate"):
+        with pytest.raises(ReachedVllmError):
+            require_teachers(settings).load("tiny-llama", role, None)
+    assert [(each.disable_log_stats, each.served_model_name) for each in asked] == [(not kept, "tiny-llama")] * 2
+    own = settings.model_copy(update={"engine_options": {"disable_log_stats": kept, "served_model_name": "mine"}})
+    with pytest.raises(ReachedVllmError):
+        require_teachers(own).load("tiny-llama", "capture", None)
+    assert (asked[-1].disable_log_stats, asked[-1].served_model_name) == (kept, "mine")
+
+
 def test_what_changes_numbers_is_part_of_the_identity():
     counted = numeric_options(OPTIONS, rope=set(), longest=64, config={})
     assert counted == {"quantization": "fp8"}

@@ -142,6 +142,11 @@ def test_what_cannot_be_served_is_told_before_anything_starts(settings, tmp_path
             {"teacher": "a", "engine": "openai", "remote_url": "http://h", "engine_options": {"a": 1}},
             "engine_options are for teachers that are loaded here",
         ),
+        (
+            {"teacher": "a", "engine_metrics": True, "engine": "transformers"},
+            "engine_metrics are vLLM's",
+        ),
+        ({"teacher": "a", "engine_metrics": True, "engine_process": False}, "come from the engine's own process"),
     ],
 )
 def test_settings_that_contradict(tmp_path, given, words):

@@ -3,6 +3,7 @@
 Settings are those of the service, plus `fake`: what to script into the teacher that captures, and `writer`: into the
 one that writes. With `writer` one of the two is loaded at a time. `child`: what `process_engines.fake_engine` takes,
 for an engine in a process of its own; `child` in `writer`: the same for the one that writes; `fleet`: so many of them.
+`roster`: folder, and what is held, of a `ProcessRoster` instead of all these.
 """
 
 import json
@@ -23,6 +24,7 @@ from tests.support.services.engine_fleets import process_fleet
 from tests.support.services.fake_generator import FakeGenerator
 from tests.support.services.fake_teacher import FakeTokenizer, fake_teacher
 from tests.support.services.process_engines import fake_engine, fake_writer
+from tests.support.services.process_roster import ProcessRoster
 
 
 def run(given: dict[str, Any], announce: Callable[[str], None]) -> int:
@@ -31,6 +33,7 @@ def run(given: dict[str, Any], announce: Callable[[str], None]) -> int:
     script, writer = dict(given.pop("fake", {})), dict(given.pop("writer", {}))
     child: dict[str, Any] | None = given.pop("child", None)
     fleet: int = given.pop("fleet", 1)
+    roster: dict[str, Any] | None = given.pop("roster", None)
     for entry in (script, writer):
         if "log" in entry:
             entry["log"] = Path(entry["log"])
@@ -58,7 +61,7 @@ def run(given: dict[str, Any], announce: Callable[[str], None]) -> int:
     try:
         return serve(
             ServiceSettings(teacher=Path("unused"), **given),
-            load,
+            load if roster is None else ProcessRoster(folder=Path(roster["folder"]), held=set(roster["held"])),
             announce=announce,
         )
     except LogitcaskError as error:

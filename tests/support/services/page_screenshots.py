@@ -59,12 +59,19 @@ def service(folder: Path) -> Iterator[RunningServer]:
     server.start()
     wait_for(lambda: server.client.get("/health/ready").status_code == 200)
     texts = [{"text": f"document {number}: " + "some words. " * (number % 9 + 1)} for number in range(400)]
-    corpora = {"stories": [*texts[:120], {"no": "text"}], "questions-and-answers": texts, "held-out": texts[:50]}
+    corpora = {
+        "stories": [*texts[:120], {"no": "text"}],
+        "questions-and-answers": texts,
+        "held-out": texts[:50],
+        "archive": texts[50:120],
+    }
     for name, lines in corpora.items():
         answer = server.client.post("/v1/corpora", params={"name": f"{name}.jsonl"}, content=jsonl(lines))
         job = server.submit(answer.json(), name)
         if name == "stories":
             server.finish(job["id"])
+        if name == "archive":
+            server.client.post(f"/v1/extractions/{job['id']}/pause").raise_for_status()
     time.sleep(5)
     yield server
     server.stop()
@@ -113,8 +120,8 @@ def main() -> None:
             shoot(browser, side_by_side, images / "page-compare.png", (1280, 1500), token=TOKEN)
         with service(Path(scratch)) as server:
             shoot(browser, server.url, images / "page-overview.png", WIDE)
-            job = server.client.get("/v1/extractions").json()["data"][1]["id"]
-            shoot(browser, f"{server.url}/ui/jobs/{job}", images / "page-job.png", (1280, 1250))
+            (job,) = server.client.get("/v1/extractions?status=in_progress").json()["data"]
+            shoot(browser, f"{server.url}/ui/jobs/{job['id']}", images / "page-job.png", (1280, 1250))
 
 
 if __name__ == "__main__":

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from prometheus_client import Counter
 
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_services.engines.engine import CaptureResult, CaptureTask
+from logitcask_services.engines.metrics import EngineMetrics, metrics_of_process
 from logitcask_services.engines.process.door import ProcessEngine, ProcessGenerator
 from logitcask_services.engines.process.process import EngineProcess
 from tests.support.services.fake_generator import FakeGenerator
@@ -117,6 +119,49 @@ def load_part(document: dict[str, Any]) -> FakeEngine | FakeGenerator:
     if document.get("hints") is not None:
         document["hints"] = HintSpec.model_validate(document["hints"])
     return FakeEngine(**document)
+
+
+class MeasuredEngine(FaultyEngine):
+    """Keeps metrics in the registry of its process, as vLLM does; of `requests`, one for each that there ever was."""
+
+    def __init__(self, requests: int, **script: Any) -> None:
+        super().__init__(**script)
+        self._documents = Counter("vllm:num_documents", "Documents given", ["model_name"]).labels("fake")
+        of_requests = Counter("vllm:of_requests", "By request", ["request"])
+        for number in range(requests):
+            of_requests.labels(str(number))
+
+    def own_metrics(self) -> EngineMetrics:
+        return metrics_of_process("vllm:")
+
+    def _finish(self, task: CaptureTask, spec: CaptureSpec) -> CaptureResult:
+        self._documents.inc()
+        return super()._finish(task, spec)
+
+
+def load_measured(document: dict[str, Any]) -> FakeEngine:
+    """A `MeasuredEngine`, whose metrics are told ten times a second."""
+    setattr(sys.modules["__main__"], "METRICS_SECONDS", 0.1)  # noqa: B010 - where the engine's process runs its module
+    faults = Path(document.get("faults", os.devnull))
+    return MeasuredEngine(document.get("requests", 0), faults=faults, after=document.get("after", 0))
+
+
+class TalkativeEngine(FakeEngine):
+    """Prints so many bytes with each document, in lines of a length; without any line's end where that is 0."""
+
+    def __init__(self, size: int, line: int) -> None:
+        super().__init__(max_model_len=512)
+        self._says = (b"x" * (line - 1) + b"\n") * (size // line) if line else b"x" * size
+
+    def _finish(self, task: CaptureTask, spec: CaptureSpec) -> CaptureResult:
+        sys.stdout.buffer.write(self._says)
+        sys.stdout.buffer.flush()
+        return super()._finish(task, spec)
+
+
+def load_talkative(document: dict[str, Any]) -> FakeEngine:
+    """A `TalkativeEngine`."""
+    return TalkativeEngine(**document)
 
 
 class BabblingEngine(FakeEngine):

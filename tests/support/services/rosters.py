@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from logitcask_schemas.errors import ModelError
+from logitcask_services.engines.engine import RoleError
 from logitcask_services.jobs.loaded_teacher import Role, Teacher, TeacherFacts
 from logitcask_services.jobs.teacher_names import is_student, require_listed
 from tests.support.services.fake_generator import FakeGenerator
@@ -21,6 +22,8 @@ class FakeRoster:
     """Of the identity, by name."""
     faults: dict[str, str] = field(default_factory=dict)
     """Why a name cannot be loaded."""
+    lacks: dict[str, Role] = field(default_factory=dict)
+    """What a name cannot be loaded for."""
     versions: dict[str, str] = field(default_factory=dict)
     """Of students: what their files are now."""
     engines: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -55,6 +58,8 @@ class FakeRoster:
         self.loads.append((name, role))
         if name in self.faults:
             raise ModelError(self.faults[name])
+        if self.lacks.get(name) == role:
+            raise RoleError(f"{name} is not made for that")
         who = self.identity(name)
         if role == "generate":
             teacher = Teacher(tokenizer=FakeTokenizer(), generator=FakeGenerator(identity=who, max_model_len=WINDOW))

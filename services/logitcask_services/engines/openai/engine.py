@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from logitcask_schemas.errors import CaptureSpecError, ModelError
+from logitcask_schemas.errors import CaptureSpecError
 from logitcask_schemas.model_source import ModelSource
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_schemas.record.identity import TeacherIdentity
-from logitcask_services.engines.engine import CaptureResult, CaptureTask, EngineError, refusal, result_of
+from logitcask_services.engines.engine import CaptureResult, CaptureTask, EngineError, RoleError, refusal, result_of
 from logitcask_services.engines.hint_shape import resolve_hints
 from logitcask_services.engines.openai.answers import ScoredPrompt
 from logitcask_services.engines.openai.faults import AnswerError, RefusedError
@@ -38,7 +38,8 @@ class RemoteEngine:
             max_model_len: most tokens of a prompt; None: what the server says.
 
         Raises:
-            ModelError: see `RemoteTeacher.connect`; or the server does not score prompts.
+            ModelError: see `RemoteTeacher.connect`.
+            RoleError: the server does not score prompts.
             EngineError: it lets nobody in, or does not answer for as long as patience lasts.
         """
         self._teacher = RemoteTeacher.connect(source, options, max_model_len=max_model_len)
@@ -48,7 +49,7 @@ class RemoteEngine:
             client.run(self._teacher.score(_PROBE, 1))
         except (AnswerError, RefusedError) as error:
             client.close()
-            raise ModelError(
+            raise RoleError(
                 f"the server at {options.url} does not score prompts (--remote-dialect {options.dialect}): {error}"
             ) from error
         except BaseException:

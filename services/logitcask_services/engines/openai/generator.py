@@ -11,10 +11,9 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from logitcask_schemas.api.generation_steps import Sampling
-from logitcask_schemas.errors import ModelError
 from logitcask_schemas.model_source import ModelSource
 from logitcask_schemas.record.identity import TeacherIdentity
-from logitcask_services.engines.engine import EngineError
+from logitcask_services.engines.engine import EngineError, RoleError
 from logitcask_services.engines.generator import (
     Finish,
     GenerationResult,
@@ -50,7 +49,8 @@ class RemoteGenerator:
             max_model_len: most tokens of a prompt with what is written; None: what the server says.
 
         Raises:
-            ModelError: see `RemoteTeacher.connect`; or the server gives text without token ids.
+            ModelError: see `RemoteTeacher.connect`.
+            RoleError: the server gives text without token ids.
             EngineError: it lets nobody in, or does not answer for as long as patience lasts.
         """
         self._teacher = RemoteTeacher.connect(source, options, max_model_len=max_model_len)
@@ -60,7 +60,7 @@ class RemoteGenerator:
             client.run(self._written(_ONE_TOKEN))
         except (AnswerError, RefusedError) as error:
             client.close()
-            raise ModelError(
+            raise RoleError(
                 f"the server at {options.url} cannot write for a corpus (--remote-dialect {options.dialect}): {error}"
             ) from error
         except BaseException:

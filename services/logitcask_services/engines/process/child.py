@@ -1,8 +1,9 @@
 """The engine's process: `python -m logitcask_services.engines.process.child DESCRIPTOR`, started by `EngineProcess`.
 
 The main thread works for the engine. Another one receives, so that a step does not keep a word of the service waiting;
-a third one tells, about once a second, how many steps there were and how old the last one is. When the service is gone,
-whatever became of it, this process and all that it started end at once.
+a third one tells, about once a second, how many steps there were and how old the last one is; where the engine keeps
+metrics, a fourth one tells those. When the service is gone, whatever became of it, this process and all that it started
+end at once.
 """
 
 import logging
@@ -20,12 +21,15 @@ from typing import Any, Final, NoReturn
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_services.engines.engine import CaptureTask, Engine
 from logitcask_services.engines.generator import Generator, TeacherTask
+from logitcask_services.engines.metrics import KeepsMetrics
 from logitcask_services.engines.process import messages
 from logitcask_services.engines.process.frames import Connection, ConnectionGoneError, Frame
 from logitcask_services.engines.process.progress import Stepping, StepProgress
 
 logger = logging.getLogger(__name__)
 BEAT_SECONDS: Final = 1.0
+METRICS_SECONDS: Final = 5.0
+"""Between two messages with the engine's metrics, where it keeps any."""
 _TOLD_AT_ONCE: Final = 4
 """Tasks that are drawn before the service hears of it, unless there is none left."""
 
@@ -117,6 +121,10 @@ class Child:
             self._connection.send(messages.error_frame("refused", error))
             return None
         self._connection.send(messages.facts_frame(facts))
+        if isinstance(part, KeepsMetrics) and part.own_metrics() is not None:
+            threading.Thread(
+                target=self._tell_metrics, args=(part,), name="logitcask-engine_metrics", daemon=True
+            ).start()
         return part
 
     def _serve(self, part: Engine | Generator, order: Frame) -> None:
@@ -184,6 +192,15 @@ class Child:
             except ConnectionGoneError:
                 return
             time.sleep(BEAT_SECONDS)
+
+    def _tell_metrics(self, part: KeepsMetrics) -> None:
+        """Apart from the beats: a metric that cannot be read must not look like an engine that stands still."""
+        while (metrics := part.own_metrics()) is not None:
+            try:
+                self._connection.send(messages.metrics_frame(metrics))
+            except ConnectionGoneError:
+                return
+            time.sleep(METRICS_SECONDS)
 
 
 def _captured(engine: Engine, order: Frame, inbox: TaskInbox) -> Iterator[Frame]:

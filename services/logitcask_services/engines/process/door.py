@@ -12,6 +12,7 @@ from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_services.engines.engine import CaptureResult, CaptureTask, require_hints
 from logitcask_services.engines.generator import GenerationTask, TeacherResult, TeacherTask
 from logitcask_services.engines.hint_shape import HintShape
+from logitcask_services.engines.metrics import EngineMetrics
 from logitcask_services.engines.process import loading, messages
 from logitcask_services.engines.process.process import EngineProcess, TaskCodec
 
@@ -63,6 +64,11 @@ class _Part:
     def stillness(self) -> float:
         """See `OwnProcess`."""
         return self._process.seen.stillness
+
+    @property
+    def metrics(self) -> EngineMetrics | None:
+        """See `ShowsMetrics`."""
+        return self._process.metrics
 
     @property
     def ended(self) -> str | None:

@@ -16,6 +16,7 @@ from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_services.engines.engine import CaptureResult, CaptureTask, Engine, EngineError
 from logitcask_services.engines.hint_shape import HintShape
+from logitcask_services.engines.metrics import EngineMetrics, ShowsMetrics, joined
 from logitcask_services.engines.process.loads import interrupt_loading, loading_for
 from logitcask_services.engines.process.progress import OwnProcess, ShowsSteps
 
@@ -178,6 +179,15 @@ class EngineFleet:
         if not self._engines and not self._lent:
             return "no engine could be loaded again"
         return next((end for engine in self._at_rest if (end := engine.ended) is not None), None)
+
+    @property
+    def metrics(self) -> EngineMetrics | None:
+        """Of all engines, with the label `engine`, which is the place; see `ShowsMetrics`."""
+        shown = [
+            (str(place), engine.metrics) for place, engine in enumerate(self._places) if isinstance(engine, ShowsMetrics)
+        ]
+        kept = [(place, metrics) for place, metrics in shown if metrics is not None]
+        return joined("engine", kept) if kept else None
 
     def capture(self, tasks: Iterable[CaptureTask | None], spec: CaptureSpec) -> Iterator[CaptureResult]:
         """With one engine alone, the first that is loaded; see `Engine.capture`."""

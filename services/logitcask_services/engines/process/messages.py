@@ -1,7 +1,7 @@
 """Tasks, results and descriptions of an engine as frames, and back.
 
 What the parent says (`do`): load, capture, generate, task, none, end, abort, close. What the child says (`is`): loaded,
-refused, drawn, more, result, ended, failed, beat.
+refused, drawn, more, result, ended, failed, beat, metrics.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ from logitcask_schemas.record.hints import HintRows
 from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_schemas.record.records import DocumentRecords, Records
 from logitcask_services.corpora.context_tokens import ContextTokens
-from logitcask_services.engines.engine import CaptureResult, CaptureTask, Engine, EngineError
+from logitcask_services.engines.engine import CaptureResult, CaptureTask, Engine, EngineError, RoleError
 from logitcask_services.engines.generator import (
     GenerationResult,
     GenerationTask,
@@ -38,11 +38,13 @@ from logitcask_services.engines.generator import (
     failed,
 )
 from logitcask_services.engines.hint_shape import HintShape
+from logitcask_services.engines.metrics import EngineMetrics, metrics_document
 from logitcask_services.engines.process.frames import Frame
 
 _COLUMN: Final = "column:"
 _HINT: Final = "hint:"
 _KNOWN_ERRORS: Final[dict[str, type[LogitcaskError]]] = {
+    "RoleError": RoleError,  # first: it is a ModelError
     "ModelError": ModelError,
     "CaptureSpecError": CaptureSpecError,
     "EngineError": EngineError,
@@ -111,6 +113,11 @@ def error_frame(what: str, error: BaseException, stream: int | None = None) -> F
 def read_error(frame: Frame) -> LogitcaskError:
     """The error to raise; one that the engine's protocol does not name is an EngineError."""
     return _KNOWN_ERRORS.get(frame.head["error"], EngineError)(frame.head["message"])
+
+
+def metrics_frame(metrics: EngineMetrics) -> Frame:
+    """What the engine keeps of itself."""
+    return Frame(head={"is": "metrics", **metrics_document(metrics)})
 
 
 # -- capturing ---------------------------------------------------------------------------------------------------

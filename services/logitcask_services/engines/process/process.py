@@ -23,6 +23,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_services.engines.engine import EngineError
+from logitcask_services.engines.metrics import EngineMetrics, read_metrics
 from logitcask_services.engines.process.frames import Connection, ConnectionGoneError, Frame, FrameError
 from logitcask_services.engines.process.loads import loading
 from logitcask_services.engines.process.log_lines import forward_lines
@@ -82,6 +83,8 @@ class EngineProcess:
             raise
         self.pid = self._process.pid
         self.seen = SeenProgress()
+        self.metrics: EngineMetrics | None = None
+        """What the engine keeps of itself, as it was told last."""
         self._events: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
         self._is_over = False
         """Whether nothing more is heard of the process."""
@@ -229,12 +232,14 @@ class EngineProcess:
         return frame
 
     def _receive(self) -> None:
-        """In a thread of its own: beats are heard, everything else waits for the stream."""
+        """In a thread of its own: beats and metrics are heard, everything else waits for the stream."""
         try:
             for frame in self._connection.frames():
                 match frame.head:
                     case {"is": "beat", "age": int() | float() as age}:
                         self.seen.hear(age)
+                    case {"is": "metrics"} as head:  # no sign that a step was made
+                        self.metrics = read_metrics(head)
                     case {"is": str() as what} if what != "beat":
                         self.seen.hear()
                         self._events.put(frame)

@@ -110,6 +110,7 @@ def vllm_arguments(
         # capture: other requests skip it.
         "enable_prefix_caching": True,
         "disable_log_stats": True,
+        "served_model_name": folder.name,  # in its metrics, where a path of this machine would stand
         **defaults,
         **options,
         "model": str(folder.path),

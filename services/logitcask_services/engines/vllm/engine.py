@@ -23,6 +23,7 @@ from logitcask_services.engines.engine import (
     result_of,
 )
 from logitcask_services.engines.hint_shape import HintShape
+from logitcask_services.engines.metrics import EngineMetrics
 from logitcask_services.engines.model_folder import ModelFolder
 from logitcask_services.engines.vllm.request import TASK, CaptureRequest, document_key, request_kwargs
 from logitcask_services.engines.vllm.start import RunningVllm
@@ -158,6 +159,10 @@ class VllmEngine:
     def interrupt(self) -> bool:
         """Kill the processes of the engine core; see `Engine.interrupt`."""
         return self._vllm.interrupt()
+
+    def own_metrics(self) -> EngineMetrics | None:
+        """See `KeepsMetrics`."""
+        return self._vllm.own_metrics()
 
     def close(self) -> None:
         """End the engine's processes. Idempotent."""

@@ -26,6 +26,7 @@ from logitcask_services.engines.generator import (
     task_refusal,
     written,
 )
+from logitcask_services.engines.metrics import EngineMetrics
 from logitcask_services.engines.model_folder import ModelFolder
 from logitcask_services.engines.stop_texts import StopTexts
 from logitcask_services.engines.vllm.start import RunningVllm
@@ -129,6 +130,10 @@ class VllmGenerator:
     def interrupt(self) -> bool:
         """Kill the processes of the engine core; see `Generator.interrupt`."""
         return self._vllm.interrupt()
+
+    def own_metrics(self) -> EngineMetrics | None:
+        """See `KeepsMetrics`."""
+        return self._vllm.own_metrics()
 
     def close(self) -> None:
         """End the engine's processes. Idempotent."""

@@ -8,6 +8,7 @@ from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_services.engines.dtypes import Platform, choose_dtype
 from logitcask_services.engines.engine import EngineError
 from logitcask_services.engines.hint_shape import HintShape
+from logitcask_services.engines.metrics import EngineMetrics, metrics_of_process
 from logitcask_services.engines.model_config import rope_types
 from logitcask_services.engines.model_folder import ModelFolder
 from logitcask_services.engines.vllm.arguments import Runner, cpu_generating, numeric_options, vllm_arguments
@@ -115,6 +116,10 @@ class RunningVllm:
         for process in processes:
             process.kill()
         return bool(processes)
+
+    def own_metrics(self) -> EngineMetrics | None:
+        """What vLLM keeps of itself (`vllm:...`); None where it runs without statistics."""
+        return metrics_of_process("vllm:") if self.engine.log_stats else None
 
     def close(self) -> None:
         """End the engine's processes. Idempotent."""

@@ -32,6 +32,15 @@ def submit(server):
     return server.client.post("/v1/extractions", json=body).raise_for_status().json()["id"]
 
 
+def submit_to_write(server):
+    """The path of a generation with 80 requests."""
+    lines = jsonl([{"input_ids": [1, 2, 3 + number]} for number in range(80)])
+    corpus = server.client.post("/v1/corpora", content=lines).raise_for_status().json()
+    step = {"kind": "generate", "template": "input-ids", "sampling": {"temperature": 1.0, "max_tokens": 64}}
+    body = {"corpus_id": corpus["id"], "steps": [step], "emit": [{"completion": "output"}]}
+    return f"/v1/generations/{server.client.post('/v1/generations', json=body).raise_for_status().json()['id']}"
+
+
 def end(server):
     """SIGTERM; what it printed. Its engine's processes must be gone with it."""
     engines = engines_of(server.pid)
@@ -170,11 +179,7 @@ def writing(tmp_path, model):
     writer = {"child": {"seconds_per_request": 0.03, "log": str(log)}}
     settings = {"child": {"max_model_len": 4096}}
     server = ServerProcess(tmp_path / "it", settings, writer)
-    lines = jsonl([{"input_ids": [1, 2, 3 + number]} for number in range(80)])
-    corpus = server.client.post("/v1/corpora", content=lines).raise_for_status().json()
-    step = {"kind": "generate", "template": "input-ids", "sampling": {"temperature": 1.0, "max_tokens": 64}}
-    body = {"corpus_id": corpus["id"], "steps": [step], "emit": [{"completion": "output"}]}
-    path = f"/v1/generations/{server.client.post('/v1/generations', json=body).raise_for_status().json()['id']}"
+    path = submit_to_write(server)
     wait_for(lambda: log.exists() and len(log.read_text().splitlines()) > 30, 60)
     assert end(server)
     again = ServerProcess(tmp_path / "it", settings, writer)
@@ -185,7 +190,45 @@ def writing(tmp_path, model):
     assert len(keys) <= 80 + FakeGenerator.in_flight
 
 
-STATES = [idle, loading, step, upload, stopped, resting, scoring, writing]
+def ended_while_held(tmp_path, what, submitted):
+    """End a server whose teacher is being loaded anew, then one that loads it; the path of what was submitted."""
+    (tmp_path / what).touch()
+    roster = {"folder": str(tmp_path), "held": [what]}
+    server = ServerProcess(tmp_path / "it", {"roster": roster})
+    wait_for(lambda: server.client.get("/health/ready").status_code == 200, 60)
+    path, pid = submitted(server), tmp_path / f"{what}.pid"
+    wait_for(lambda: pid.exists() and pid.read_text(), 60)
+    assert int(pid.read_text()) in end(server)
+    again = ServerProcess(tmp_path / "it", {"roster": {**roster, "held": []}})
+    wait_for(lambda: again.client.get(path).json()["status"] == "completed", 60)
+    done = again.client.get(path).json()
+    end(again)
+    return done
+
+
+def switching(tmp_path, model):
+    """The teacher that captured is gone, the one that writes is not there yet."""
+    done = ended_while_held(tmp_path, "generate", submit_to_write)
+    assert done["rows"]["kept"] == 80
+
+
+def hinting(tmp_path, model):
+    """The same engine is being loaded anew, for hints of other layers."""
+
+    def submitted(server):
+        plain = submit(server)
+        wait_for(lambda: server.status(plain)["status"] == "completed", 60)
+        corpus = server.status(plain)["corpus_id"]
+        body = {"corpus_id": corpus, "cask": "hinted", "capture": {"hints": {"layers": [2, 6], "codec": "i8"}}}
+        return f"/v1/extractions/{server.client.post('/v1/extractions', json=body).raise_for_status().json()['id']}"
+
+    done = ended_while_held(tmp_path, "hints", submitted)
+    assert done["documents"]["captured"] == len(DOCUMENTS)
+    cask = Cask.open(tmp_path / "it" / "casks" / "hinted")
+    assert (cask.has_hints, len(cask)) == (True, len(DOCUMENTS))
+
+
+STATES = [idle, loading, step, upload, stopped, resting, scoring, writing, switching, hinting]
 
 
 @pytest.mark.parametrize("state", STATES, ids=lambda state: state.__name__)
