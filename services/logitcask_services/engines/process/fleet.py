@@ -183,10 +183,8 @@ class EngineFleet:
     @property
     def metrics(self) -> EngineMetrics | None:
         """Of all engines, with the label `engine`, which is the place; see `ShowsMetrics`."""
-        shown = [
-            (str(place), engine.metrics) for place, engine in enumerate(self._places) if isinstance(engine, ShowsMetrics)
-        ]
-        kept = [(place, metrics) for place, metrics in shown if metrics is not None]
+        places = [(str(place), each) for place, each in enumerate(self._places) if isinstance(each, ShowsMetrics)]
+        kept = [(place, metrics) for place, each in places if (metrics := each.metrics) is not None]
         return joined("engine", kept) if kept else None
 
     def capture(self, tasks: Iterable[CaptureTask | None], spec: CaptureSpec) -> Iterator[CaptureResult]:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,11 +15,13 @@ from logitcask_services.engines.engine import CaptureTask
 from logitcask_services.engines.metrics import (
     LEFT_OUT,
     by_role,
+    joined,
     metrics_document,
     metrics_of_process,
     read_metrics,
 )
 from logitcask_services.jobs.loaded_teacher import Teacher
+from tests.support.services.engine_fleets import fleet_teacher
 from tests.support.services.fake_teacher import FakeTokenizer
 from tests.support.services.process_engines import fake_engine
 from tests.support.services.service_harness import wait_for
@@ -83,6 +86,14 @@ def test_two_engines_have_series_of_their_own(registry):
     text = generate_latest(Told(by_role([("capture", kept), ("generate", kept)]))).decode()
     assert text.count("# TYPE vllm:steps_total counter") == 1
     assert series(text)["vllm:steps_total"] == {(("role", role),): 3.0 for role in ("capture", "generate")}
+
+
+def test_engines_of_a_fleet_are_told_apart(registry):
+    Counter("vllm:steps", "Steps", registry=registry).inc(3)
+    kept = replace(metrics_of_process("vllm:"), left_out=2)
+    told = Told(by_role([("capture", joined("engine", [("0", kept), ("1", kept)]))])).series()
+    assert told["vllm:steps_total"] == {(("engine", place), ("role", "capture")): 3.0 for place in "01"}
+    assert told[LEFT_OUT] == {(("role", "capture"),): 4.0}
 
 
 def test_there_is_a_bound(registry):
@@ -167,6 +178,14 @@ def test_the_service_tells_them_while_the_engine_is_loaded(measured, documents):
     assert len(pids) == 2, "those of the next one begin anew"
     server.service.teacher.close()
     assert not any(name.startswith("vllm:") or name == LEFT_OUT for name in told_by(server))
+
+
+def test_each_engine_of_a_fleet_tells_its_own(serve, documents):
+    server = serve(load=lambda: fleet_teacher(lambda place: fake_engine("load_measured"), 2))
+    assert server.finish(server.submit(server.upload(documents))["id"])["status"] == "completed"
+    wait_for(lambda: sum(told_by(server).get(STEPS, {}).values()) == 40.0)
+    engines = {dict(labels)["engine"] for labels in told_by(server)[STEPS]}
+    assert engines == {"0", "1"}
 
 
 def test_an_engine_with_too_many_does_not_swell_the_service(measured):
