@@ -36,7 +36,13 @@ def capture_corpus(
     teacher: Annotated[
         Path, typer.Option(help="Folder of the teacher model, or a Hugging Face Hub id such as ORG/NAME@REVISION.")
     ],
-    cask: Annotated[Path, typer.Option(help="Folder of the cask; made where absent. All parts share it.")],
+    cask: Annotated[
+        str,
+        typer.Option(
+            help="Folder of the cask, or its URL in an object store, such as s3://BUCKET/NAME; made where absent. All "
+            "parts share it."
+        ),
+    ],
     part: Annotated[
         str | None,
         typer.Option(
@@ -81,12 +87,25 @@ def capture_corpus(
         int | None, typer.Option(min=1, help="Positions of a chunk, which is a shard; the same for all parts.")
     ] = None,
     work: Annotated[
-        Path | None, typer.Option(help="Folder for tokens, seen by all parts; default: CASK.work beside the cask.")
+        Path | None,
+        typer.Option(
+            help="Folder for tokens, seen by all parts; default: CASK.work beside the cask. Of a URL, it is needed."
+        ),
     ] = None,
     errors: Annotated[
         Path | None,
-        typer.Option(help="File for what is not captured; default: CASK.errors.jsonl, of a part with its number."),
+        typer.Option(
+            help="File for what is not captured; default: CASK.errors.jsonl (of a URL: WORK.errors.jsonl), of a part "
+            "with its number."
+        ),
     ] = None,
+    single_writer: Annotated[
+        bool,
+        typer.Option(
+            help="Of a URL in a store without conditional puts (not S3's kind): nothing else writes there, which you "
+            "see to yourself."
+        ),
+    ] = False,
     executor: Annotated[
         Executor, typer.Option(help="local: one teacher in this process; ray: --teachers of them on a Ray cluster.")
     ] = "local",
@@ -131,6 +150,10 @@ def capture_corpus(
     if executor == "local" and (given := [name for name, value in on_ray.items() if value is not None]):
         raise OptionError(f"{', '.join(given)}: for many teachers at once; add --executor ray, or leave it out")
 
+    place, beside = _place(cask, work)
+    work = (work or beside.with_name(f"{beside.name}.work")).absolute()
+    errors = errors or beside.with_name(f"{beside.name}.errors{_suffix(share)}.jsonl")
+
     from logitcask_schemas.record.capture_spec import capture_spec
     from logitcask_services.cli.capture_run import CaptureRun, write_errors
     from logitcask_services.cli.corpus_file import local_corpus
@@ -144,12 +167,11 @@ def capture_corpus(
     from logitcask_services.jobs.extraction import planned_chunks
     from logitcask_services.settings import ServiceSettings
 
-    cask = cask.absolute()
     settings = ServiceSettings(
         **given_of(
             {
                 "teacher": teacher.absolute() if teacher.is_dir() else teacher,
-                "cask_root": cask.parent,
+                "cask_root": beside.parent,
                 "engine": engine,
                 "dtype": dtype,
                 "max_model_len": max_model_len,
@@ -158,6 +180,7 @@ def capture_corpus(
             }
         )
     )
+    _require_usable(place, single_writer=single_writer)
     roster = require_teachers(settings)
     facts = roster.facts(roster.names[0]) or _facts_of_loaded(settings)
     spec = resolve_hints(capture_spec(**spec_fields), facts.hint_shape)
@@ -175,8 +198,6 @@ def capture_corpus(
         overflow=overflow or "truncate",
         max_line_bytes=settings.max_line_bytes,
     )
-    work = (work or cask.with_name(f"{cask.name}.work")).absolute()
-    errors = errors or cask.with_name(f"{cask.name}.errors{_suffix(share)}.jsonl")
     with local_corpus(corpus, [], lambda line: say(console, line)) as local:
         with console.status("reading the corpus"):
             lines = _unpacked(local.path.absolute(), work)
@@ -187,11 +208,12 @@ def capture_corpus(
             raise typer.Exit(EXIT_PROBLEMS)
         job = CaptureJob(
             tokens=prepared.tokens_folder,
-            cask=cask,
+            cask=place,
             spec=spec,
             carrier=carrier or "arrow",
             needs_extents=prepared.tokens.has_extents or limits.loss_on != "all",
             accept=settings.accept_teacher,
+            single_writer=single_writer,
         )
         chunks = planned_chunks(prepared.tokens.offsets_D1, spec.hints, facts.hint_shape, chunk_positions)
         run = CaptureRun(console, prepared, job, facts, share, share.of(chunks), chunks)
@@ -225,6 +247,30 @@ def _pool(
     from logitcask_services.jobs.executors.ray_pool import RayOptions, RayPool
 
     return RayPool(job, load, RayOptions(**on_ray), say=lambda line: say(console, line))
+
+
+def _place(cask: str, work: Path | None) -> tuple[Path | str, Path]:
+    """Folder or URL of a cask, and the local path whose name those of the files beside it begin with.
+
+    Raises OptionError where it is a URL, and nothing says where they go.
+    """
+    from logitcask_schemas.cask.storage.object_store import is_url
+
+    if not is_url(cask):
+        return Path(cask).absolute(), Path(cask).absolute()
+    if work is None:
+        raise OptionError(
+            f"--work: is needed, as --cask is {cask}: a folder for the corpus's tokens, which is the same for all parts"
+        )
+    return cask.rstrip("/"), work.absolute()
+
+
+def _require_usable(place: Path | str, *, single_writer: bool) -> None:
+    """Raise FolderError or StoreError where a cask cannot be put at a URL, before a teacher is loaded."""
+    if isinstance(place, str):
+        from logitcask_services.cask_places import CaskStore
+
+        CaskStore(place, Path(), single_writer=single_writer).require_usable()
 
 
 def _part(text: str | None) -> "Part":

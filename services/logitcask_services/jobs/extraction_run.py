@@ -8,13 +8,13 @@ from dataclasses import replace
 from pydantic import ValidationError
 
 from logitcask_schemas.api.objects import Failure
-from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.format.layout import MANIFEST_NAME
+from logitcask_schemas.cask import CaskWriter
 from logitcask_schemas.cask.format.manifest import EXTENT_VERSION, FORMAT_VERSION, ShardEntry
 from logitcask_schemas.errors import CaptureSpecError, CaskError, CaskNotFoundError
 from logitcask_schemas.record.beyond_tokens import BeyondTokens, beyond_tokens
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.terminal import counted
+from logitcask_services.cask_places import holds_cask
 from logitcask_services.corpora.corpus_lines import custom_id_at
 from logitcask_services.corpora.token_store import TokenStore
 from logitcask_services.engines.engine import CaptureResult, Engine, require_hints
@@ -58,9 +58,9 @@ class ExtractionRun:
         require_hints(engine, self._spec)
         self._tokens = TokenStore(context.folders.token_store(row.id))
         self._corpus = context.storage.path(context.corpora.get(row.corpus_id).sha256)
-        self._cask_path = context.folders.cask(row.request.cask)
+        self._cask = context.folders.cask(row.request.cask)
         self._waiter = Waiter(
-            (context.folders.cask_root, context.folders.state),
+            (*context.folders.casks.disks, context.folders.state),
             floor=context.settings.disk_floor_bytes,
             poll_seconds=context.settings.pause_poll_seconds,
             ends=lambda seconds: context.signals.stopping.wait(seconds) or context.signals.ends(row.id),
@@ -156,19 +156,20 @@ class ExtractionRun:
     def _open_cask(self) -> CaskWriter:
         # A cask that this extraction has begun is waited for, as a disk that is not mounted is; never begun anew.
         begun = self._row.captured_documents + self._row.present_documents > 0
-        if begun and not (self._cask_path / MANIFEST_NAME).exists():
+        if begun and not holds_cask(self._cask):
             raise CaskNotFoundError(
-                f"{self._cask_path}: the cask is missing, and {self._row.tokens_done} tokens of this extraction with it"
+                f"{self._cask}: the cask is missing, and {self._row.tokens_done} tokens of this extraction with it"
             )
         needs_extents = self._tokens.has_extents or self._row.request.loss_on != "all"
         writer = CaskWriter.create(
-            self._cask_path,
+            self._cask,
             teacher=self._engine.identity,
             capture=self._spec,
             carrier=self._row.request.carrier,
             lock_timeout_seconds=LOCK_SECONDS,
             accept=self._context.settings.accept_teacher,
             version=EXTENT_VERSION if needs_extents else FORMAT_VERSION,
+            single_writer=self._context.settings.single_writer,
         )
         if needs_extents:
             writer.manifest.require_extents(f"cask {self._row.request.cask!r}", "this extraction asks for")
@@ -337,11 +338,7 @@ class ExtractionRun:
         ids = {self._tokens.document_id(document) for document in documents}
         if not any(self._writer.has(identity) for identity in ids):
             return None
-        cask = Cask.open(self._cask_path)
-        places = (cask.find(identity) for identity in ids)
-        for number in sorted({cask.locate(place)[0] for place in places if place is not None}):
-            stored = {identity.tobytes() for identity in cask.shard(number).document_ids}
-            entry = cask.entries[number]
+        for entry, stored in self._waiter.run(lambda: self._writer.shards_with(ids)):
             if stored <= ids and self._context.chunks.owner_of_shard(entry.name) is None:
                 logger.info("extraction %s: shard %s was published before the restart", self._row.id, entry.name)
                 return chunk.number, entry, stored

@@ -16,7 +16,8 @@ class CaptureJob:
 
     tokens: Path
     """The token store."""
-    cask: Path
+    cask: Path | str
+    """Folder or URL."""
     spec: CaptureSpec
     """Its hints are resolved."""
     carrier: CarrierName = "arrow"
@@ -24,6 +25,8 @@ class CaptureJob:
     """Whether the cask must hold documents that are recorded in part, or under a context."""
     accept: tuple[Accept, ...] = ()
     """What may differ between the cask's teacher and the one that is loaded."""
+    single_writer: bool = False
+    """Of a URL: see `CaskWriter.create`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

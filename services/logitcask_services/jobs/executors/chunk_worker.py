@@ -8,13 +8,14 @@ name whoever makes it.
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Final
 
 from logitcask_schemas.cask import CaskWriter
 from logitcask_schemas.cask.format.manifest import EXTENT_VERSION, FORMAT_VERSION
-from logitcask_schemas.errors import CaptureSpecError, LogitcaskError
+from logitcask_schemas.errors import CaptureSpecError, LogitcaskError, StoreError
 from logitcask_services.corpora.token_store import TokenStore
 from logitcask_services.engines.engine import CaptureResult, Engine, EngineError, require_hints
 from logitcask_services.engines.process.process import interrupt_loading
@@ -33,12 +34,17 @@ from logitcask_services.jobs.live import Heartbeat
 from logitcask_services.jobs.setbacks import Suspicion
 from logitcask_services.jobs.teacher import TeacherDiedError
 from logitcask_services.jobs.teacher_streams import TeacherStreams
+from logitcask_services.jobs.waiting import LONGEST_PAUSE
 from logitcask_services.jobs.watchdog import BLIND_HANG_SECONDS, HANG_SECONDS
 
 logger = logging.getLogger(__name__)
 LoadEngine = Callable[[], Engine]
 LOAD_SECONDS: Final = 3600.0
 """Longest time that a teacher may take to load."""
+STORE_PATIENCE_SECONDS: Final = 900.0
+"""Longest time that an object store may be away before the capture ends; what is published stays."""
+FIRST_PAUSE: Final = 1.0
+"""Seconds until the store is tried again, which doubles up to `jobs.waiting.LONGEST_PAUSE`."""
 _NO_JOB: Final = ""
 
 
@@ -162,6 +168,7 @@ class _Capture:
             carrier=job.carrier,
             accept=job.accept,
             version=EXTENT_VERSION if job.needs_extents else FORMAT_VERSION,
+            single_writer=job.single_writer,
         )
         if job.needs_extents:
             self._writer.manifest.require_extents(str(job.cask), "this corpus has")
@@ -203,7 +210,7 @@ class _Capture:
                 self._one_by_one(order)
         self._publisher.finish()
         if not self._dropped.is_set():
-            self._writer.close()
+            self._patiently(self._writer.close)
 
     def close(self) -> None:
         """End the publishing thread after what it was given."""
@@ -257,6 +264,20 @@ class _Capture:
         with self._heartbeat.excused():  # a slow disk is no fault of the teacher's
             self._publisher.submit(entry)
 
+    def _patiently(self, work: Callable[[], object]) -> None:
+        """Do what may be repeated, again while the store of the cask is away: the teacher took long to load."""
+        until, pause = time.monotonic() + STORE_PATIENCE_SECONDS, FIRST_PAUSE
+        while True:
+            try:
+                work()
+            except StoreError as error:
+                logger.warning("the capture waits: %s", error)
+                if time.monotonic() > until or self._dropped.wait(pause):
+                    raise
+                pause = min(2 * pause, LONGEST_PAUSE)
+            else:
+                return
+
     # -- in the publishing thread --------------------------------------------------------------------------------
 
     def _publish(self, entry: OpenChunk) -> None:
@@ -265,7 +286,7 @@ class _Capture:
             for document in sorted(entry.documents)
         ]
         if captured:
-            self._writer.publish(captured)
+            self._patiently(lambda: self._writer.publish(captured))
         self._feed.settle(entry)
         self._tokens.release()
         self._say(
