@@ -1,9 +1,9 @@
 """Where a cask lies: a local folder, or an object store that is read through a local cache.
 
 A `Cask` asks its location for the listing, for the table of documents and for the files of shards, and knows nothing
-else of it. Of a store, manifest and index are fetched when the cask is opened, the table (and ids and lengths of shards
-that it does not list) when somebody asks for them, shards when they are first needed. Only the last two are kept, so looking at a cask's figures leaves nothing on
-the disk.
+else of it. Of a store, manifest and index are fetched when the cask is opened; the table, and ids and lengths of shards
+that it does not list, when somebody asks for them; shards when they are first needed. Table and shards alone are kept,
+so looking at a cask's figures leaves nothing on the disk.
 """
 
 import hashlib

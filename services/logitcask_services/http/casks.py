@@ -91,10 +91,9 @@ def cask_file(
     lost = Problem(
         404, "not_found", f"{path} of cask {name!r} is missing on the server; `logitcask cask verify` says more"
     )
+    is_of_file = if_range in (None, headers["ETag"])
     if isinstance(directory, StoreDirectory):
-        span = None
-        if byte_range is not None and if_range in (None, headers["ETag"]):
-            span = _span(byte_range, published.bytes)
+        span = _span(byte_range, published.bytes) if byte_range is not None and is_of_file else None
         try:
             return stored_file(directory.store, path, published.bytes, span, headers)
         except CaskNotFoundError as error:
@@ -102,18 +101,15 @@ def cask_file(
     file = Path(place) / path
     if not file.is_file():
         raise lost
-    if (
-        byte_range is not None
-        and if_range in (None, headers["ETag"])
-        and _span(byte_range, file.stat().st_size) is None
-    ):
+    if byte_range is not None and is_of_file and _span(byte_range, file.stat().st_size) is None:
         request.scope["headers"] = [header for header in request.scope["headers"] if header[0] != b"range"]
     return FileResponse(file, media_type=MEDIA_TYPE, headers=headers)
 
 
 def _span(byte_range: str, size: int) -> tuple[int, int] | None:
-    """First byte of a range, and the one past its last; None where it cannot be understood: then all of the file is
-    sent (RFC 9110, 14.2).
+    """First byte of a range, and the one past its last.
+
+    None where it cannot be understood: then all of the file is sent (RFC 9110, 14.2).
 
     Raises Problem 416 where the range begins behind the end of the file.
     """
