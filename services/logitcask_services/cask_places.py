@@ -169,7 +169,11 @@ class CaskStore:
 
     def names(self) -> list[str]:
         """Those of folders with a manifest, which are all asked for at a time."""
-        manifests = {name: f"{name}/{MANIFEST_NAME}" for name in self._store.children() if is_cask_name(name)}
+        try:
+            folders = self._store.folders()
+        except CaskNotFoundError:
+            return []  # nothing has been put there yet
+        manifests = {name: f"{name}/{MANIFEST_NAME}" for name in folders if is_cask_name(name)}
         there = self._store.read_all(list(manifests.values()))
         return [name for name, manifest in manifests.items() if manifest in there]
 

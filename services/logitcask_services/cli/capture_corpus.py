@@ -89,7 +89,8 @@ def capture_corpus(
     work: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for tokens, seen by all parts; default: CASK.work beside the cask. Of a URL, it is needed."
+            help="Folder for tokens; default: CASK.work beside the cask, which all parts see. Needed where the cask is "
+            "a URL; there each machine may have its own."
         ),
     ] = None,
     errors: Annotated[
@@ -260,7 +261,8 @@ def _place(cask: str, work: Path | None) -> tuple[Path | str, Path]:
         return Path(cask).absolute(), Path(cask).absolute()
     if work is None:
         raise OptionError(
-            f"--work: is needed, as --cask is {cask}: a folder for the corpus's tokens, which is the same for all parts"
+            f"--work: is needed, as --cask is {cask}: a local folder for the corpus's tokens, which all parts see, or "
+            "one of each machine, which then makes them itself"
         )
     return cask.rstrip("/"), work.absolute()
 

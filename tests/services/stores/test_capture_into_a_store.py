@@ -66,6 +66,14 @@ def test_parts_at_once_and_what_is_there_already(bucket, tmp_path, prepared, who
     require_sound(url)
 
 
+def test_machines_that_share_nothing_but_the_store(bucket, tmp_path, whole):
+    """Each makes the corpus's tokens itself."""
+    for at in range(2):
+        own = prepare(tmp_path / f"machine-{at}", some_documents(120, repeated=10))
+        capture(own, f"{bucket}/cask", part=Part(index=at, parts=2))
+    assert stored_files(f"{bucket}/cask") == whole
+
+
 def test_what_is_missing_is_asked_without_fetching_shards(bucket, prepared, monkeypatch):
     """Of a cask that nobody has closed, too: ids are parts of shards."""
     url = f"{bucket}/cask"

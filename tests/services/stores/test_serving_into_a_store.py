@@ -193,12 +193,13 @@ def test_a_dry_run_knows_the_cask_there(serve_there, documents):
     server = serve_there()
     body = jsonl(documents)
     wait_for(lambda: server.client.get("/health/ready").status_code == 200)
-    before = server.client.post("/v1/previews?cask=cask", content=body).raise_for_status().json()
+    headers = {"Content-Type": "application/jsonl"}
+    before = server.client.post("/v1/previews?cask=cask", content=body, headers=headers).raise_for_status().json()
     assert before["bytes_per_token"]["basis"] != "cask"
     captured(server, documents)
-    after = server.client.post("/v1/previews?cask=cask", content=body).raise_for_status().json()
+    after = server.client.post("/v1/previews?cask=cask", content=body, headers=headers).raise_for_status().json()
     assert after["bytes_per_token"]["basis"] == "cask"
-    pilot = server.client.post("/v1/pilots", content=body, headers={"Content-Type": "application/jsonl"})
+    pilot = server.client.post("/v1/pilots", content=body, headers=headers)
     assert pilot.status_code == 200, pilot.text
 
 
