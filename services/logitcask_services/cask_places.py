@@ -18,6 +18,8 @@ CACHE_BYTES: Final = 4 << 30
 """Of each cask's shards that are kept of a store: people look around in them."""
 FRESH_SECONDS: Final = 30.0
 """For so long a cask that was opened in a store is shown as it was: a page asks for it every few seconds."""
+AT_ONCE: Final = 16
+"""Casks of a list that are asked for at a time: in a store, each takes a few requests."""
 _KEPT: Final = 64
 """Casks that are kept open so."""
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -15,7 +16,7 @@ from logitcask_schemas.cask.directory import Directory, StoreDirectory, read_ent
 from logitcask_schemas.cask.format.layout import MANIFEST_NAME, SHARDS_NAME
 from logitcask_schemas.cask.format.manifest import ShardEntry, parse_manifest
 from logitcask_schemas.errors import CaskError, CaskNotFoundError, StoreError
-from logitcask_services.cask_places import CaskNameError, directory_of, holds_cask
+from logitcask_services.cask_places import AT_ONCE, CaskNameError, directory_of, holds_cask
 from logitcask_services.http.access import Caller
 from logitcask_services.http.dependencies import ServiceDep
 from logitcask_services.http.etags import is_known
@@ -39,15 +40,18 @@ FILE_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
 @router.get("")
 def list_casks(service: ServiceDep, _: Caller) -> CaskList:
     """The casks below the cask root, by name. What cannot be read as one is left out."""
-    summaries = []
-    for name in filter(is_cask_name, service.folders.casks.names()):
+
+    def summary(name: str) -> CaskSummary | None:
         try:
-            summaries.append(_summary(directory_of(service.folders.cask(name)), name))
+            return _summary(directory_of(service.folders.cask(name)), name)
         except StoreError:
             raise  # nothing is wrong with the cask
         except (CaskError, CaskNameError):
-            continue  # `logitcask cask verify` says what is wrong with it
-    return CaskList(data=summaries)
+            return None  # `logitcask cask verify` says what is wrong with it
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        found = pool.map(summary, filter(is_cask_name, service.folders.casks.names()))
+        return CaskList(data=[each for each in found if each is not None])
 
 
 @router.get("/{name}/manifest", responses=documented(404, 409))

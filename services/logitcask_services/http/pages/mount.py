@@ -10,6 +10,7 @@
 What changes something is asked with POST, of `controls` and of the session alone.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from starlette.responses import Response
 
 from logitcask_schemas.cask.reader import Cask
 from logitcask_schemas.errors import CaskError, CaskNotFoundError, LogitcaskError, ModelError
-from logitcask_services.cask_places import CaskNameError
+from logitcask_services.cask_places import AT_ONCE, CaskNameError
 from logitcask_services.http.corpora import corpus_of
 from logitcask_services.http.key_ring import KeyRing
 from logitcask_services.http.pages.controls import ControlPages
@@ -59,7 +60,8 @@ class ServiceShelf:
 
     def casks(self) -> list[ShelvedCask]:
         """All of them, by name."""
-        return [self._line(name) for name in self._service.folders.casks.names()]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return list(pool.map(self._line, self._service.folders.casks.names()))
 
     def _line(self, name: str) -> ShelvedCask:
         try:
