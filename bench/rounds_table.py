@@ -119,7 +119,8 @@ def peak_of(pid: int) -> int:
         own = waiting.pop()
         try:
             status = Path(f"/proc/{own}/status").read_text()
-            waiting += map(int, Path(f"/proc/{own}/task/{own}/children").read_text().split())
+            for thread in Path(f"/proc/{own}/task").iterdir():  # an engine is a child of the thread that loaded it
+                waiting += map(int, (thread / "children").read_text().split())
         except OSError:
             continue  # it has ended
         total += sum(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM"))

@@ -1,7 +1,7 @@
-"""How fast the service takes a corpus, beside a trivial sink: `python -m bench.upload_speed [--megabytes 500]`.
+"""How fast the service takes a corpus, beside a trivial sink: `python bench/upload_speed.py [--megabytes 500]`.
 
 By turns, so that both see the same machine: a Starlette application that reads the body and forgets it, one that also
-writes it to a file, and the service with plain lines, gzip, zstd, Parquet and parts. Prints MB/s of what is sent,
+writes it to a file, and the service with plain lines, gzip, zstd, Parquet and parts: MB/s of what is sent,
 MB/s of lines, and the service's peak of resident memory.
 """
 
@@ -9,7 +9,7 @@ import argparse
 import gzip
 import json
 import multiprocessing
-import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +24,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+from report import Report
 from tests.support.services.server_process import ServerProcess
 
 BLOCK = 1 << 20
@@ -136,12 +138,17 @@ def main() -> None:
                 path.unlink()
             for corpus in (folder / "service" / "state" / "corpora").glob("*.jsonl"):
                 corpus.unlink()
-        print(f"{'way':<16}{'sent MB':>9}{'MB/s sent':>11}{'MB/s lines':>12}")
+        report = Report(__file__, "starlette", "uvicorn", "logitcask")
         for way, taken in seconds.items():
-            median = statistics.median(taken)
-            print(f"{way:<16}{sent[way] / 1e6:>9.0f}{sent[way] / 1e6 / median:>11.0f}{size / 1e6 / median:>12.0f}")
+            report.add("sent", "MB/s", [sent[way] / 1e6 / value for value in taken], way=way)
+            report.add("lines", "MB/s", [options.megabytes / value for value in taken], way=way)
+        for way in ("plain", "parts"):
+            ratios = [sunk / own for sunk, own in zip(seconds["sink to a file"], seconds[way], strict=True)]
+            report.add("over a sink to a file", "ratio", ratios, "of the same round", way=way)
         status = Path(f"/proc/{server.process.pid}/status").read_text()
-        print(f"peak resident memory: {int(status.partition('VmHWM:')[2].split()[0]) / 1024:.0f} MiB")
+        peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
+        report.add("peak resident memory of the service", "MB", [peak], way="all")
+        report.write()
         server.end()
         for process in processes:
             process.terminate()
