@@ -45,6 +45,7 @@ STORE_PATIENCE_SECONDS: Final = 900.0
 """Longest time that an object store may be away before the capture ends; what is published stays."""
 FIRST_PAUSE: Final = 1.0
 """Seconds until the store is tried again, which doubles up to `jobs.waiting.LONGEST_PAUSE`."""
+_LOOK_SECONDS: Final = 0.5
 _NO_JOB: Final = ""
 
 
@@ -134,11 +135,11 @@ class ChunkWorker(threading.Thread):
         return WorkerEnded(reason="")
 
     def _next_order(self, *, wait: bool) -> ChunkOrder | None:
-        """The next one; None: no more will come. Raises queue.Empty where there is none now and it is not waited."""
+        """The next one; None: no more will come. Raises queue.Empty where there is none now, or none after a while."""
         if not wait:
             return self._orders.get_nowait()
         with self._heartbeat.excused():
-            return self._orders.get()
+            return self._orders.get(timeout=_LOOK_SECONDS)
 
 
 class _Capture:
@@ -219,11 +220,13 @@ class _Capture:
     def _chunks(self) -> Iterator[Chunk | None]:
         """Chunks of orders as they come, until one that wants the teacher for itself."""
         while not self._stops():
+            waiting = self._feed.waiting
             try:
-                order = self._next_order(wait=not self._feed.waiting)
+                order = self._next_order(wait=not waiting)
             except queue.Empty:
-                yield None
-                continue
+                if waiting:
+                    yield None
+                continue  # what was published last may have failed meanwhile
             if order is None:
                 self._is_over = True
                 return
