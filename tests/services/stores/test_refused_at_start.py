@@ -100,8 +100,7 @@ def test_a_probe_leaves_nothing(serve_there, root):
 
 
 def test_with_a_single_writer_any_store_will_do(serve, documents, tmp_path):
-    import fsspec
-
+    fsspec = pytest.importorskip("fsspec")
     root = "memory://single-writer/casks"
     try:
         server = serve(cask_root=root, single_writer=True)
