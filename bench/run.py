@@ -20,6 +20,7 @@ SIDES = {
     "train": "trainer",
     "toy": "trainer",
     "noise": "trainer",
+    "store": "trainer",
 }
 
 

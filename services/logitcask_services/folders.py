@@ -1,27 +1,24 @@
 """Where the service keeps what: casks by name, corpora by content, token stores and answers by job."""
 
 import shutil
-import tempfile
 from pathlib import Path
 
-from logitcask_schemas.api.requests import NAME_RULE, is_cask_name
-from logitcask_schemas.errors import LogitcaskError
-
-
-class CaskNameError(LogitcaskError, ValueError):
-    """A cask's name could leave the cask root."""
-
-
-class FolderError(LogitcaskError, OSError):
-    """A folder of the service cannot be made or written to."""
+from logitcask_services.cask_places import cask_root, make_writable
 
 
 class ServiceFolders:
-    """The folders of one service, made where absent. Raises FolderError where one cannot be written to."""
+    """The folders of one service, made where absent. Raises FolderError or StoreError where one cannot be written to.
 
-    def __init__(self, cask_root: Path, state: Path) -> None:
-        self.cask_root = cask_root
+    Args:
+        root: folder or URL of the casks.
+        state: folder of all else.
+        single_writer: see `ServiceSettings`.
+    """
+
+    def __init__(self, root: Path | str, state: Path, *, single_writer: bool = False) -> None:
         self.state = state
+        self.casks = cask_root(root, state / "fetched", single_writer=single_writer)
+        """Where casks lie; of those in a store, what is fetched to be looked at lies in the state's folder."""
         self.corpora = state / "corpora"
         self.extractions = state / "extractions"
         self.generations = state / "generations"
@@ -33,7 +30,7 @@ class ServiceFolders:
         """What batches wrote, made when it is first asked for."""
         self.failures = state / "failures"
         """Lists of bad lines, by job."""
-        _make_writable(cask_root, "--cask-root")
+        self.casks.require_usable()
         for folder in (
             state,
             self.corpora,
@@ -44,16 +41,11 @@ class ServiceFolders:
             self.documents,
             self.outputs,
         ):
-            _make_writable(folder, "--data-dir")
+            make_writable(folder, "--data-dir")
 
-    def cask(self, name: str) -> Path:
-        """The folder of a cask, inside the cask root whatever the name. Raises CaskNameError."""
-        if not is_cask_name(name):
-            raise CaskNameError(f"{name[:140]!r} cannot name a cask; expected {NAME_RULE}")
-        path = self.cask_root / name
-        if path.resolve().parent != self.cask_root.resolve():
-            raise CaskNameError(f"the cask {name!r} is a link that leads out of the cask root; remove the link")
-        return path
+    def cask(self, name: str) -> Path | str:
+        """Folder or URL of a cask. Raises CaskNameError."""
+        return self.casks.place_of(name)
 
     def token_store(self, extraction_id: str) -> Path:
         """The folder of an extraction's tokens."""
@@ -91,15 +83,3 @@ class ServiceFolders:
         for folder in (*self.extractions.iterdir(), *self.generations.iterdir()):
             if folder.name not in keep:
                 shutil.rmtree(folder)
-
-
-def _make_writable(folder: Path, option: str) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise FolderError(
-            f"the folder {folder} cannot be written to ({error.strerror or error}); make it writable for this user, or "
-            f"name another with {option}"
-        ) from error

@@ -15,6 +15,7 @@ from logitcask_services.jobs.housekeeper import Housekeeper
 from logitcask_services.jobs.loaded_teacher import LoadHinted, Role, Teacher
 from logitcask_services.jobs.preparer import Claims, Preparer
 from logitcask_services.jobs.roster import Roster
+from logitcask_services.jobs.store_watch import StoreWatch
 from logitcask_services.jobs.waiting import Reason, passing_fault
 from logitcask_services.jobs.watchdog import Watchdog
 from logitcask_services.jobs.worker import Worker
@@ -35,6 +36,7 @@ class Service(JobContext):
         super().__init__(settings, load, load_hinted)
         watchdog = Watchdog(self)
         claims = Claims()
+        self._store_watch = StoreWatch(self)
         # A second one takes what is small only, so that large corpora do not hold up all others.
         self._threads = (
             Preparer(self, claims, lane="all"),
@@ -69,6 +71,7 @@ class Service(JobContext):
             )
         for thread in self._threads:
             thread.start()
+        self._store_watch.start()  # nobody waits for its end: it writes nothing, and a store may take long to answer
 
     def stop(self) -> None:
         """End the threads and close the database. A teacher that is deep in its work is left to the process's end."""
@@ -89,7 +92,8 @@ class Service(JobContext):
             reasons.append({"code": "crashed", "message": self.crash})
         if self.teacher.state not in ("ready", "switching"):
             reasons.append({"code": f"teacher_{self.teacher.state}", "message": self.teacher.reason})
-        faults = (self._fault_of_database(), *map(self._fault_of, (self.folders.cask_root, self.folders.state)))
+        disks = (*self.folders.casks.disks, self.folders.state)
+        faults = (self._fault_of_database(), self._store_watch.fault, *map(self._fault_of, disks))
         if (fault := next(filter(None, faults), None)) is not None:
             reasons.append({"code": fault[0], "message": fault[1]})
         return reasons

@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from logitcask_schemas.api.key_file import KeyFileError, key_to_send
 from logitcask_schemas.api.scoring import MAX_TIMEOUT
 from logitcask_schemas.api.server_url import DEFAULT_PORT
+from logitcask_schemas.cask.storage.object_store import is_url
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_schemas.record.identity import Accept
 from logitcask_services.keys import ApiKey, read_key_file
@@ -37,10 +38,13 @@ class ServiceSettings(BaseSettings):
     engine_options: dict[str, JsonValue] = {}
     """KEY=VALUE of vLLM's EngineArgs, such as tensor_parallel_size=2 (JSON or text); may be repeated. All together as
     JSON: LOGITCASK_ENGINE_OPTIONS. With --teachers each has its own."""
-    cask_root: Path
-    """Folder under which each cask is a folder of its own."""
+    cask_root: Path | str
+    """Folder under which each cask is a folder of its own; or its URL in an object store, such as s3://BUCKET/casks
+    (extra `remote`), with --data-dir."""
     data_dir: Path | None = None
-    """Folder of the job database, corpora and tokens; `.logitcask-service` in the cask root."""
+    """Folder of the job database, corpora and tokens, on this machine; `.logitcask-service` in the cask root."""
+    single_writer: bool = False
+    """Of a cask root in a store without conditional puts (not S3's kind): nothing else writes there, seen to by you."""
     host: str = "127.0.0.1"
     """Address to listen on; 127.0.0.1. Another machine's needs an API key."""
     port: Annotated[int, Field(ge=0, le=65_535)] = DEFAULT_PORT
@@ -154,18 +158,29 @@ class ServiceSettings(BaseSettings):
     remote_patience_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 600.0
     """Longest time without any useful answer, after which the teacher counts as dead; 600."""
 
-    @field_validator("cask_root", "data_dir", mode="before")
+    @field_validator("cask_root", mode="before")
+    @classmethod
+    def _is_a_place(cls, value: Any) -> Any:
+        return (_url_in(value) or Path(value)) if isinstance(value, str | Path) else value
+
+    @field_validator("data_dir", mode="before")
     @classmethod
     def _is_a_folder(cls, value: Any) -> Any:
-        # A path keeps one slash of a URL's two.
-        if value is not None and (scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+", str(value))):
-            url = f"{scheme[1]}://{str(value)[scheme.end() :]}"
+        if (url := _url_in(value)) is not None:
             raise ValueError(
-                f"expected a folder of this machine, got {url}: the service keeps its casks where it has room, "
-                "queue and locks to itself. Name a folder; `logitcask cask merge URL FOLDER/NAME` adds what a cask "
-                "there gets to one in an object store, as often as it is run"
+                f"expected a folder of this machine, got {url}: the job database, its locks and the tokens of running "
+                "jobs need a file system. Name a folder; only --cask-root may be a URL"
             )
         return value
+
+    @model_validator(mode="after")
+    def _has_a_folder(self) -> Self:
+        if self.data_dir is None and is_url(self.cask_root):
+            raise ValueError(
+                f"--data-dir: is needed, here or as LOGITCASK_DATA_DIR, as --cask-root is {self.cask_root}: a folder "
+                "of this machine for the job database, corpora and tokens"
+            )
+        return self
 
     @model_validator(mode="after")
     def _who_is_served(self) -> Self:
@@ -251,7 +266,7 @@ class ServiceSettings(BaseSettings):
     @property
     def state_dir(self) -> Path:
         """Folder of everything the service writes besides casks."""
-        return self.data_dir or self.cask_root / ".logitcask-service"
+        return self.data_dir or Path(self.cask_root) / ".logitcask-service"
 
     def api_keys(self) -> tuple[ApiKey, ...]:
         """The accepted keys; empty when the service runs without. Raises SettingsError on unusable ones."""
@@ -289,6 +304,14 @@ class ClientSettings(BaseSettings):
         if self.api_key is not None:
             return self.api_key.get_secret_value()
         return _first_key(self.api_key_file) if self.api_key_file is not None else None
+
+
+def _url_in(value: Any) -> str | None:
+    """The URL that a place is, even as a path, which keeps one slash of two; None where it is none."""
+    text = str(value)
+    if (scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", text)) is not None:
+        text = f"{scheme[1]}://{text[scheme.end() :]}"
+    return text.rstrip("/") if is_url(text) else None
 
 
 def _first_key(path: Path) -> str:

@@ -1,9 +1,9 @@
 """Where a cask lies: a local folder, or an object store that is read through a local cache.
 
 A `Cask` asks its location for the listing, for the table of documents and for the files of shards, and knows nothing
-else of it. Of a store, manifest and index are fetched when the cask is opened, the table when somebody asks for ids or
-lengths, shards when they are first needed. Only the last two are kept, so looking at a cask's figures leaves nothing on
-the disk.
+else of it. Of a store, manifest and index are fetched when the cask is opened; the table, and ids and lengths of shards
+that it does not list, when somebody asks for them; shards when they are first needed. Table and shards alone are kept,
+so looking at a cask's figures leaves nothing on the disk.
 """
 
 import hashlib
@@ -30,6 +30,7 @@ from logitcask_schemas.cask.hint_file import hints_path, require_hint_file
 from logitcask_schemas.cask.opening import open_documents, open_shard, require_shards
 from logitcask_schemas.cask.remote_cache import Progress, ShardCache
 from logitcask_schemas.cask.storage.object_store import RemoteStore, is_url
+from logitcask_schemas.cask.store_documents import read_documents
 from logitcask_schemas.errors import CaskError
 
 CACHE_BYTES: Final = 32 << 30
@@ -62,8 +63,8 @@ class Location(Protocol):
         """The table of documents, or None; `doubted`: as `DocumentTable.open`."""
         ...
 
-    def read_documents(self, entry: ShardEntry, layout: RecordLayout) -> ShardDocuments:
-        """Ids and lengths of a shard's documents."""
+    def read_documents(self, entries: Iterable[ShardEntry], layout: RecordLayout) -> dict[str, ShardDocuments]:
+        """By name of the shard, ids and lengths of its documents."""
         ...
 
     def require_shards(self, entries: Iterable[ShardEntry]) -> None:
@@ -107,9 +108,9 @@ class LocalFolder:
         """The table of documents; None where there is none yet."""
         return DocumentTable.open(self.folder, doubted=doubted)
 
-    def read_documents(self, entry: ShardEntry, layout: RecordLayout) -> ShardDocuments:
-        """Ids and lengths of a shard's documents, from its file."""
-        return open_documents(self.folder, entry, layout)
+    def read_documents(self, entries: Iterable[ShardEntry], layout: RecordLayout) -> dict[str, ShardDocuments]:
+        """From the shards' files, one after another."""
+        return {entry.name: open_documents(self.folder, entry, layout) for entry in entries}
 
     def require_shards(self, entries: Iterable[ShardEntry]) -> None:
         """Require the files of these shards to be there."""
@@ -166,10 +167,14 @@ class CachedStore:
         """The table of documents, fetched and proved, or None."""
         return self.cache.table()
 
-    def read_documents(self, entry: ShardEntry, layout: RecordLayout) -> ShardDocuments:
-        """Ids and lengths of a shard's documents; the shard is fetched."""
-        with self.held(entry):
-            return open_shard(self.folder, entry, layout).documents
+    def read_documents(self, entries: Iterable[ShardEntry], layout: RecordLayout) -> dict[str, ShardDocuments]:
+        """From parts of Arrow shards, many at a time; others are fetched, and kept."""
+
+        def kept(entry: ShardEntry) -> ShardDocuments:
+            with self.held(entry):
+                return open_shard(self.folder, entry, layout).documents
+
+        return read_documents(self.cache.store, entries, layout, kept)
 
     def require_shards(self, entries: Iterable[ShardEntry]) -> None:
         """Require nothing: shards are fetched when they are needed."""

@@ -29,6 +29,8 @@ from logitcask_schemas.record.records import DocumentRecords
 
 MAX_OPEN_SHARDS: Final = 4096
 """Mapped at once per process; Linux allows 65,530 mappings. An evicted shard stays mapped while a view of it lives."""
+_DOCUMENTS_AT_A_TIME: Final = 256
+"""Shards of which ids and lengths are read together, which a store answers at once."""
 MAX_OPEN_DOCUMENTS: Final = 1 << 20
 """Of all open shards together, on average; an open shard keeps about 80 bytes of memory per document of any length."""
 
@@ -318,16 +320,17 @@ class Cask:
     def shard_documents(self) -> Iterator[ShardDocuments]:
         """Ids and lengths of every shard in order, from the table where it knows the shard."""
         table = self._any_table()
-        for number, entry in enumerate(self.entries):
-            if table is not None and entry.name in table:
-                yield table.shard(entry.name)
-            else:
-                yield self._documents_of(number, entry)
-
-    def _documents_of(self, number: int, entry: ShardEntry) -> ShardDocuments:
-        if (shard := self._open.get(number)) is not None:
-            return shard.documents
-        return self.location.read_documents(entry, self.layout)
+        for start in range(0, len(self.entries), _DOCUMENTS_AT_A_TIME):
+            known = dict[str, ShardDocuments]()
+            some = self.entries[start : start + _DOCUMENTS_AT_A_TIME]
+            for number, entry in enumerate(some, start):
+                if table is not None and entry.name in table:
+                    known[entry.name] = table.shard(entry.name)
+                elif (shard := self._open.get(number)) is not None:
+                    known[entry.name] = shard.documents
+            unknown = [entry for entry in some if entry.name not in known]
+            known |= self.location.read_documents(unknown, self.layout)
+            yield from (known[entry.name] for entry in some)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"location": self.location, "manifest": self.manifest, "entries": self.entries}

@@ -1,10 +1,10 @@
-"""Which documents shards of a store hold, for a writer that must not store them twice: ids and lengths, not records.
+"""Which documents shards of a store hold, for whoever looks one up or must not store it twice: ids, not records.
 
-Of an Arrow shard the entry's counts tell where they lie, so two short ranges are asked for; shards of other carriers
-are fetched.
+Of an Arrow shard the entry's counts tell where ids and lengths lie, so two short ranges are asked for; shards of other
+carriers are fetched.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,9 +29,18 @@ _AT_A_TIME: Final = 256
 
 
 def read_documents(
-    store: RemoteStore, entries: Iterable[ShardEntry], layout: RecordLayout
+    store: RemoteStore,
+    entries: Iterable[ShardEntry],
+    layout: RecordLayout,
+    whole: Callable[[ShardEntry], ShardDocuments] | None = None,
 ) -> dict[str, ShardDocuments]:
     """By name of the shard, ids and lengths of its documents, as `opening.open_documents` gives them.
+
+    Args:
+        store: The cask's folder.
+        entries: Of the shards.
+        layout: Of the cask.
+        whole: Reads those of a shard that has to be fetched; None: into a temporary folder.
 
     Raises:
         CaskNotFoundError: The store has lost a shard.
@@ -55,7 +64,9 @@ def read_documents(
                 others.append(entry)
             else:
                 documents[entry.name] = read
-    return documents | {entry.name: _fetched(store, entry, layout) for entry in others}
+    if whole is None:
+        return documents | {entry.name: _fetched(store, entry, layout) for entry in others}
+    return documents | {entry.name: whole(entry) for entry in others}
 
 
 def _frame_of(entry: ShardEntry, layout: RecordLayout) -> ArrowFrame | None:

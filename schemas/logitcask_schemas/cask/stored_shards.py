@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from logitcask_schemas.cask.directory import require_identity
 from logitcask_schemas.cask.documents import DocumentIndex, DocumentTable, ShardDocuments
@@ -52,6 +53,18 @@ class StoredShards:
         return self._beyond_index.find(document_id) is not None or (
             table is not None and table.find(document_id) is not None
         )
+
+    def holding(self, document_ids: Iterable[bytes]) -> list[tuple[ShardEntry, set[bytes]]]:
+        """Shards that hold one of these documents, by name, each with the ids of all its documents."""
+        wanted, ids = set(document_ids), dict[str, NDArray[np.uint8]]()
+        for name, documents in self._beyond_table.items():
+            if any(identity.tobytes() in wanted for identity in documents.ids):
+                ids[name] = documents.ids
+        if (table := self._table) is not None:
+            for name in {name for identity in wanted for name in table.shards_with(identity)}:
+                ids[name] = table.shard(name).ids
+        entries = self._indexed | self._loose
+        return [(entries[name], {identity.tobytes() for identity in ids[name]}) for name in sorted(ids)]
 
     def refresh(self) -> None:
         """Read the entries that others published since.

@@ -1,7 +1,7 @@
 """Writing a cask: documents in, one durable shard out."""
 
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -154,6 +154,15 @@ class CaskWriter:
         Other writers' documents count from this writer's last `publish` on; in an object store from its last `refresh`.
         """
         return self._stored.has(document_id)
+
+    def shards_with(self, document_ids: Iterable[bytes]) -> list[tuple[ShardEntry, set[bytes]]]:
+        """Shards that hold one of these documents (32-byte ids), by name, each with all its documents' ids.
+
+        Raises:
+            CaskCorruptionError, CaskNotFoundError, StoreError, CaskLockedError: As `refresh`.
+        """
+        with self._refreshed():
+            return self._stored.holding(document_ids)
 
     def refresh(self) -> None:
         """Learn what other writers have published. In a folder, `publish` does so by itself.

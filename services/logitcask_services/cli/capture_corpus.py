@@ -35,7 +35,13 @@ def capture_corpus(
     teacher: Annotated[
         Path, typer.Option(help="Folder of the teacher model, or a Hugging Face Hub id such as ORG/NAME@REVISION.")
     ],
-    cask: Annotated[Path, typer.Option(help="Folder of the cask; made where absent. All parts share it.")],
+    cask: Annotated[
+        str,
+        typer.Option(
+            help="Folder of the cask, or its URL in an object store, such as s3://BUCKET/NAME; made where absent. All "
+            "parts share it."
+        ),
+    ],
     part: Annotated[
         str | None,
         typer.Option(
@@ -80,12 +86,26 @@ def capture_corpus(
         int | None, typer.Option(min=1, help="Positions of a chunk, which is a shard; the same for all parts.")
     ] = None,
     work: Annotated[
-        Path | None, typer.Option(help="Folder for tokens, seen by all parts; default: CASK.work beside the cask.")
+        Path | None,
+        typer.Option(
+            help="Folder for tokens; default: CASK.work beside the cask, which all parts see. Needed where the cask is "
+            "a URL; there each machine may have its own."
+        ),
     ] = None,
     errors: Annotated[
         Path | None,
-        typer.Option(help="File for what is not captured; default: CASK.errors.jsonl, of a part with its number."),
+        typer.Option(
+            help="File for what is not captured; default: CASK.errors.jsonl (of a URL: WORK.errors.jsonl), of a part "
+            "with its number."
+        ),
     ] = None,
+    single_writer: Annotated[
+        bool,
+        typer.Option(
+            help="Of a URL in a store without conditional puts (not S3's kind): nothing else writes there, which you "
+            "see to yourself."
+        ),
+    ] = False,
     executor: Annotated[
         Executor, typer.Option(help="local: engines of this machine, each on GPUs of its own; ray: on a Ray cluster.")
     ] = "local",
@@ -134,6 +154,10 @@ def capture_corpus(
     if executor == "local" and (given := [name for name, value in on_ray.items() if value is not None]):
         raise OptionError(f"{', '.join(given)}: for a Ray cluster; add --executor ray, or leave it out")
 
+    place, beside = _place(cask, work)
+    work = (work or beside.with_name(f"{beside.name}.work")).absolute()
+    errors = errors or beside.with_name(f"{beside.name}.errors{_suffix(share)}.jsonl")
+
     from logitcask_schemas.record.capture_spec import capture_spec
     from logitcask_services.cli.capture_run import CaptureRun, write_errors
     from logitcask_services.cli.corpus_file import local_corpus
@@ -148,12 +172,11 @@ def capture_corpus(
     from logitcask_services.jobs.extraction import planned_chunks
     from logitcask_services.settings import ServiceSettings
 
-    cask = cask.absolute()
     settings = ServiceSettings(
         **given_of(
             {
                 "teacher": teacher.absolute() if teacher.is_dir() else teacher,
-                "cask_root": cask.parent,
+                "cask_root": beside.parent,
                 "engine": engine,
                 "dtype": dtype,
                 "max_model_len": max_model_len,
@@ -170,6 +193,7 @@ def capture_corpus(
     )
     if executor == "local" and teachers is not None and teachers > 1:
         require_many(settings, teachers)
+    _require_usable(place, single_writer=single_writer)
     roster = require_teachers(settings)
     facts = roster.facts(roster.names[0]) or _facts_of_loaded(settings)
     spec = resolve_hints(capture_spec(**spec_fields), facts.hint_shape)
@@ -187,8 +211,6 @@ def capture_corpus(
         overflow=overflow or "truncate",
         max_line_bytes=settings.max_line_bytes,
     )
-    work = (work or cask.with_name(f"{cask.name}.work")).absolute()
-    errors = errors or cask.with_name(f"{cask.name}.errors{_suffix(share)}.jsonl")
     with local_corpus(corpus, [], lambda line: say(console, line)) as local:
         with console.status("reading the corpus"):
             lines = _unpacked(local.path.absolute(), work)
@@ -199,21 +221,22 @@ def capture_corpus(
             raise typer.Exit(EXIT_PROBLEMS)
         job = CaptureJob(
             tokens=prepared.tokens_folder,
-            cask=cask,
+            cask=place,
             spec=spec,
             carrier=carrier or "arrow",
             needs_extents=prepared.tokens.has_extents or limits.loss_on != "all",
             accept=settings.accept_teacher,
+            single_writer=single_writer,
         )
         chunks = planned_chunks(prepared.tokens.offsets_D1, spec.hints, facts.hint_shape, chunk_positions)
         run = CaptureRun(console, prepared, job, facts, share, share.of(chunks), chunks)
         load = partial(load_engine_of, settings, spec.hints)
-        place = {"address": ray_address, "num_gpus": gpus_per_teacher, "num_cpus": cpus_per_teacher}
+        cluster = {"address": ray_address, "num_gpus": gpus_per_teacher, "num_cpus": cpus_per_teacher}
         captured = run.capture(
             lambda: (
                 _local_pool(settings, job, load, teachers or 1)
                 if executor == "local"
-                else _ray_pool(job, load, console, parallel=parallel_of(settings), **given_of(place))
+                else _ray_pool(job, load, console, parallel=parallel_of(settings), **given_of(cluster))
             ),
             teachers or 1,
         )
@@ -258,6 +281,31 @@ def _ray_pool(job: "CaptureJob", load: "Callable[[], Engine]", console: Console,
     from logitcask_services.jobs.executors.ray_pool import RayOptions, RayPool
 
     return RayPool(job, load, RayOptions(**on_ray), say=lambda line: say(console, line))
+
+
+def _place(cask: str, work: Path | None) -> tuple[Path | str, Path]:
+    """Folder or URL of a cask, and the local path whose name those of the files beside it begin with.
+
+    Raises OptionError where it is a URL, and nothing says where they go.
+    """
+    from logitcask_schemas.cask.storage.object_store import is_url
+
+    if not is_url(cask):
+        return Path(cask).absolute(), Path(cask).absolute()
+    if work is None:
+        raise OptionError(
+            f"--work: is needed, as --cask is {cask}: a local folder for the corpus's tokens, which all parts see, or "
+            "one of each machine, which then makes them itself"
+        )
+    return cask.rstrip("/"), work.absolute()
+
+
+def _require_usable(place: Path | str, *, single_writer: bool) -> None:
+    """Raise FolderError or StoreError where a cask cannot be put at a URL, before a teacher is loaded."""
+    if isinstance(place, str):
+        from logitcask_services.cask_places import CaskStore
+
+        CaskStore(place, Path(), single_writer=single_writer).require_usable()
 
 
 def _part(text: str | None) -> "Part":

@@ -86,7 +86,8 @@ def _panel(name: str) -> str | None:
 def _type_of(annotation: Any) -> Any:
     """What Typer shall read: numbers, paths and flags as such; all else as text, which the settings judge."""
     if get_origin(annotation) in (Union, UnionType):
-        (annotation,) = (each for each in get_args(annotation) if each is not NoneType)
+        kinds = [each for each in get_args(annotation) if each is not NoneType]
+        annotation = kinds[0] if len(kinds) == 1 else str
     origin = get_origin(annotation)
     if origin in (tuple, dict):
         return list[str] | None

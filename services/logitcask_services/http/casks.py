@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -11,21 +12,22 @@ from fastapi.responses import FileResponse
 from logitcask_schemas.api.cask_objects import CaskFile, CaskFiles, CaskList, CaskSummary
 from logitcask_schemas.api.requests import is_cask_name
 from logitcask_schemas.cask.carriers.registry import shard_path
-from logitcask_schemas.cask.directory import LocalDirectory, read_entry, read_listing
+from logitcask_schemas.cask.directory import Directory, StoreDirectory, read_entry, read_listing
 from logitcask_schemas.cask.format.layout import MANIFEST_NAME, SHARDS_NAME
 from logitcask_schemas.cask.format.manifest import ShardEntry, parse_manifest
-from logitcask_schemas.errors import CaskError
-from logitcask_services.folders import CaskNameError
+from logitcask_schemas.errors import CaskError, CaskNotFoundError, StoreError
+from logitcask_services.cask_places import AT_ONCE, CaskNameError, directory_of, holds_cask
 from logitcask_services.http.access import Caller
 from logitcask_services.http.dependencies import ServiceDep
 from logitcask_services.http.etags import is_known
 from logitcask_services.http.problems import Problem, documented
+from logitcask_services.http.stored_files import stored_file
 from logitcask_services.service import Service
 
 router = APIRouter(prefix="/v1/casks", tags=["casks"], responses=documented(401, 422))
 MEDIA_TYPE: Final = "application/octet-stream"
 _SHARD_FILE: Final = re.compile(rf"{SHARDS_NAME}/(?P<name>[0-9a-f]{{32}})\.[a-z0-9.]{{1,32}}")
-_RANGE: Final = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{1,18})?|-[1-9][0-9]{0,17})")
+_RANGE: Final = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{1,18})?|-([1-9][0-9]{0,17}))")
 _BINARY: Final[dict[str, Any]] = {"content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
 FILE_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     200: {**_BINARY, "description": "The file."},
@@ -38,28 +40,28 @@ FILE_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
 @router.get("")
 def list_casks(service: ServiceDep, _: Caller) -> CaskList:
     """The casks below the cask root, by name. What cannot be read as one is left out."""
-    summaries = []
-    for path in sorted(service.folders.cask_root.iterdir()):
-        if is_cask_name(path.name) and (path / MANIFEST_NAME).is_file():
-            try:
-                summaries.append(_summary(service.folders.cask(path.name), path.name))
-            except (CaskError, CaskNameError):
-                continue  # `logitcask cask verify` says what is wrong with it
-    return CaskList(data=summaries)
+
+    def summary(name: str) -> CaskSummary | None:
+        try:
+            return _summary(directory_of(service.folders.cask(name)), name)
+        except StoreError:
+            raise  # nothing is wrong with the cask
+        except (CaskError, CaskNameError):
+            return None  # `logitcask cask verify` says what is wrong with it
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        found = pool.map(summary, filter(is_cask_name, service.folders.casks.names()))
+        return CaskList(data=[each for each in found if each is not None])
 
 
 @router.get("/{name}/manifest", responses=documented(404, 409))
 def cask_manifest(name: str, service: ServiceDep, _: Caller) -> CaskFiles:
     """What is published of a cask by now: manifest, entries, and the files with their sizes and digests."""
-    directory = _directory(service, name)
+    directory = directory_of(_place(service, name))
     content = directory.read_manifest()
     manifest = parse_manifest(content, where=name)
     entries = read_listing(directory).entries
-    files = [CaskFile(path=MANIFEST_NAME, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())]
-    for entry in entries:
-        files.append(CaskFile(path=str(shard_path(Path(), entry)), bytes=entry.bytes, sha256=entry.sha256))
-        if (hints := entry.hints) is not None:
-            files.append(CaskFile(path=f"{SHARDS_NAME}/{entry.hints_name}", bytes=hints.bytes, sha256=hints.sha256))
+    files = [_described_manifest(content), *(file for entry in entries for file in _files_of(entry))]
     return CaskFiles(
         name=name,
         manifest=manifest.model_dump(mode="json"),
@@ -84,29 +86,46 @@ def cask_file(
     if_none_match: Annotated[str | None, Header(max_length=4096, description="ETags that the caller has.")] = None,
 ) -> Response:
     """A published file of a cask. `ETag` is its SHA-256; `Range` with `If-Range` goes on with a part of it."""
-    file, sha256 = _published(_directory(service, name), name, path)
-    headers = {"ETag": f'"{sha256}"', "Cache-Control": "no-cache"}
-    if if_none_match is not None and is_known(if_none_match, sha256):
+    place = _place(service, name)
+    directory = directory_of(place)
+    published = _published(directory, name, path)
+    headers = {"ETag": f'"{published.sha256}"', "Cache-Control": "no-cache"}
+    if if_none_match is not None and is_known(if_none_match, published.sha256):
         return Response(status_code=304, headers=headers)
+    lost = Problem(
+        404, "not_found", f"{path} of cask {name!r} is missing on the server; `logitcask cask verify` says more"
+    )
+    is_of_file = if_range in (None, headers["ETag"])
+    if isinstance(directory, StoreDirectory):
+        span = _span(byte_range, published.bytes) if byte_range is not None and is_of_file else None
+        try:
+            return stored_file(directory.store, path, published.bytes, span, headers)
+        except CaskNotFoundError as error:
+            raise lost from error
+    file = Path(place) / path
     if not file.is_file():
-        raise Problem(
-            404, "not_found", f"{path} of cask {name!r} is missing on the server; `logitcask cask verify` says more"
-        )
-    if byte_range is not None:
-        _check_range(request, byte_range, file.stat().st_size, is_of_file=if_range in (None, headers["ETag"]))
+        raise lost
+    if byte_range is not None and is_of_file and _span(byte_range, file.stat().st_size) is None:
+        request.scope["headers"] = [header for header in request.scope["headers"] if header[0] != b"range"]
     return FileResponse(file, media_type=MEDIA_TYPE, headers=headers)
 
 
-def _check_range(request: Request, byte_range: str, size: int, *, is_of_file: bool) -> None:
-    """Leave a range that cannot be understood out of the request (RFC 9110, 14.2), so that all of the file is sent.
+def _span(byte_range: str, size: int) -> tuple[int, int] | None:
+    """First byte of a range, and the one past its last.
+
+    None where it cannot be understood: then all of the file is sent (RFC 9110, 14.2).
 
     Raises Problem 416 where the range begins behind the end of the file.
     """
     matched = _RANGE.fullmatch(byte_range)
-    first, last = matched.groups() if matched is not None else (None, None)
-    if matched is None or (first and last and int(last) < int(first)):
-        request.scope["headers"] = [(name, value) for name, value in request.scope["headers"] if name != b"range"]
-    elif first and int(first) >= size and is_of_file:
+    if matched is None:
+        return None
+    first, last, suffix = matched.groups()
+    if suffix is not None:
+        return max(0, size - int(suffix)), size
+    if last is not None and int(last) < int(first):
+        return None
+    if int(first) >= size:
         raise Problem(
             416,
             "range_not_satisfiable",
@@ -114,45 +133,57 @@ def _check_range(request: Request, byte_range: str, size: int, *, is_of_file: bo
             param="Range",
             headers={"Content-Range": f"bytes */{size}"},
         )
+    return int(first), size if last is None else min(int(last) + 1, size)
 
 
-def _directory(service: Service, name: str) -> LocalDirectory:
-    """The cask's folder. Raises CaskNameError; Problem 404 where there is none."""
-    path = service.folders.cask(name)
-    if not (path / MANIFEST_NAME).is_file():
+def _place(service: Service, name: str) -> Path | str:
+    """Where the cask lies. Raises CaskNameError; Problem 404 where there is none."""
+    place = service.folders.cask(name)
+    if not holds_cask(place):
         raise Problem(404, "not_found", f"there is no cask {name!r}; GET /v1/casks lists them", param="name")
-    return LocalDirectory(path=path)
+    return place
 
 
-def _published(directory: LocalDirectory, name: str, path: str) -> tuple[Path, str]:
-    """Where a published file lies, and its SHA-256 (hex). Raises Problem 404 for whatever is not one.
+def _published(directory: Directory, name: str, path: str) -> CaskFile:
+    """What is published under a path of a cask. Raises Problem 404 where nothing is.
 
-    The path is looked up among the names that an entry gives; it is never put together with a folder.
+    The path is one of the names that an entry gives, so it may be put together with the cask's folder.
     """
     if path == MANIFEST_NAME:
-        return directory.path / MANIFEST_NAME, hashlib.sha256(directory.read_manifest()).hexdigest()
+        return _described_manifest(directory.read_manifest())
     matched = _SHARD_FILE.fullmatch(path)
     entry = None if matched is None else _entry(directory, matched["name"])
-    if entry is not None:
-        if path == str(shard_path(Path(), entry)):
-            return shard_path(directory.path, entry), entry.sha256
-        if entry.hints is not None and path == f"{SHARDS_NAME}/{entry.hints_name}":
-            return directory.path / SHARDS_NAME / entry.hints_name, entry.hints.sha256
+    for file in [] if entry is None else _files_of(entry):
+        if file.path == path:
+            return file
     raise Problem(
         404, "not_found", f"{path[:200]!a} is no published file of cask {name!r}; its manifest lists them", param="path"
     )
 
 
-def _entry(directory: LocalDirectory, shard: str) -> ShardEntry | None:
+def _described_manifest(content: bytes) -> CaskFile:
+    return CaskFile(path=MANIFEST_NAME, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def _files_of(entry: ShardEntry) -> list[CaskFile]:
+    """A shard's file, and that of its hints."""
+    files = [CaskFile(path=str(shard_path(Path(), entry)), bytes=entry.bytes, sha256=entry.sha256)]
+    if (hints := entry.hints) is not None:
+        files.append(CaskFile(path=f"{SHARDS_NAME}/{entry.hints_name}", bytes=hints.bytes, sha256=hints.sha256))
+    return files
+
+
+def _entry(directory: Directory, shard: str) -> ShardEntry | None:
     try:
         return read_entry(directory, shard)
+    except StoreError:
+        raise
     except CaskError:
         # Its entry file may be lost while the index has it.
         return next((entry for entry in read_listing(directory).entries if entry.name == shard), None)
 
 
-def _summary(path: Path, name: str) -> CaskSummary:
-    directory = LocalDirectory(path=path)
+def _summary(directory: Directory, name: str) -> CaskSummary:
     manifest = parse_manifest(directory.read_manifest(), where=name)
     entries = read_listing(directory).entries
     return CaskSummary(

@@ -15,11 +15,11 @@ from logitcask_schemas.api.objects import (
     Usage,
 )
 from logitcask_schemas.api.requests import ExtractionPlan, ExtractionRequest
-from logitcask_schemas.cask.directory import LocalDirectory, read_manifest
-from logitcask_schemas.cask.format.layout import MANIFEST_NAME
+from logitcask_schemas.cask.directory import read_manifest
 from logitcask_schemas.cask.format.manifest import CaskManifest
 from logitcask_schemas.errors import CaptureSpecError, CaskError
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_services.cask_places import directory_of, holds_cask
 from logitcask_services.engines.hint_shape import resolve_hints
 from logitcask_services.http.problems import Problem, storage_problem
 from logitcask_services.jobs.database.owners import JobAllowance
@@ -46,7 +46,7 @@ def check_plan(service: Service, plan: ExtractionPlan) -> ExtractionCheck:
 
     Raises Problem, CaskError, CaskNameError, TeacherNameError, ModelError.
     """
-    path = service.folders.cask(plan.cask)
+    place = service.folders.cask(plan.cask)
     require_room(service)
     service.require_teacher(plan.teacher, "capture")
     facts = service.facts_of(plan.teacher)
@@ -63,9 +63,9 @@ def check_plan(service: Service, plan: ExtractionPlan) -> ExtractionCheck:
         except CaptureSpecError as error:
             raise Problem(422, "pinned_ids_outside_vocabulary", str(error), param="capture.pinned_ids") from error
     capture = as_teacher_counts(plan.capture, facts)
-    exists = (path / MANIFEST_NAME).exists()
+    exists = holds_cask(place)
     if exists:
-        manifest = read_manifest(LocalDirectory(path=path))
+        manifest = read_manifest(directory_of(place))
         # The spec can be compared before the teacher is there to be compared with.
         identity = facts.identity if facts is not None and facts.identity is not None else manifest.teacher
         accept = service.settings.accept_teacher
@@ -183,12 +183,12 @@ def manifest(service: Service, row: ExtractionRow) -> Manifest:
     )
 
 
-def _as_stored(asked: CaptureSpec, cask: Path) -> CaptureSpec:
+def _as_stored(asked: CaptureSpec, cask: Path | str) -> CaptureSpec:
     """The spec as the cask has it, which counts layers of hints from 0 on; as it was asked for without such a cask."""
     if asked.hints is None:
         return asked
     try:
-        stored = read_manifest(LocalDirectory(path=cask))
+        stored = read_manifest(directory_of(cask))
     except CaskError:
         return asked  # not begun yet, or gone: nothing else says what its layers are
     resolved = _comparable(asked, stored)

@@ -18,9 +18,9 @@ from logitcask_schemas.api.generation import (
 from logitcask_schemas.api.generation_steps import Demonstrations, Generate, Score, Step, Verify
 from logitcask_schemas.api.objects import FINAL, Reason
 from logitcask_schemas.api.requests import ExtractionPlan, is_cask_name
+from logitcask_services.cask_places import CaskNameError
 from logitcask_services.corpora.line_problems import LineProblem
 from logitcask_services.corpora.tokenizer import DocumentTokenizer
-from logitcask_services.folders import CaskNameError
 from logitcask_services.generation.compile import parsed_templates
 from logitcask_services.generation.errors import RecipeError
 from logitcask_services.generation.recipes import ResolvedPlan

@@ -20,7 +20,9 @@ def configure_logging(limited: tuple[str, ...], log_format: LogFormat = "text") 
         json_lines() if log_format == "json" else PlainLines("%(asctime)s %(levelname)s %(name)s: %(message)s")
     )
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request to a teacher is no news
+    # A line for each request to a teacher, or for each connection to a store, is no news.
+    for name in ("httpx2", "aiobotocore", "botocore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for name in limited:
         logger = logging.getLogger(name)
         if not any(isinstance(entry, LogLimit) for entry in logger.filters):

@@ -117,7 +117,8 @@ class _ServiceCollector(Collector):
         step = service.teacher.step_silence or 0.0
         yield GaugeMetricFamily("logitcask_engine_step_seconds", "Age of the engine's step under way", value=step)
         free = GaugeMetricFamily("logitcask_disk_free_bytes", "Free bytes", labels=["folder"])
-        free.add_metric(["cask_root"], files.free_bytes(service.folders.cask_root))
+        for folder in service.folders.casks.disks:
+            free.add_metric(["cask_root"], files.free_bytes(folder))
         free.add_metric(["data_dir"], files.free_bytes(service.folders.state))
         yield free
         yield from service.teacher.metrics()

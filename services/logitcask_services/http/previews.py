@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from secrets import token_hex
 from typing import Annotated, Any
 
@@ -13,9 +13,10 @@ from starlette.concurrency import run_in_threadpool
 
 from logitcask_schemas.api.objects import Preview
 from logitcask_schemas.api.requests import MAX_LENGTH, MIN_LENGTH, CaskName, LossOn, Overflow, TeacherName
-from logitcask_schemas.cask.directory import LocalDirectory, read_manifest
-from logitcask_schemas.cask.format.layout import MANIFEST_NAME
+from logitcask_schemas.cask.directory import read_manifest
+from logitcask_schemas.errors import CaskError
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_services.cask_places import directory_of, holds_cask
 from logitcask_services.corpora.file_kind import require_lines
 from logitcask_services.corpora.prepare import DocumentLimits, PreparationStoppedError, Prepared
 from logitcask_services.corpora.preview import preview
@@ -139,10 +140,10 @@ def limits_of(
 
 def _require_room_for_extents(service: Service, cask: str, prepared: Prepared) -> None:
     """Raise CaskVersionError where the cask exists and cannot hold what these lines give."""
-    path = service.folders.cask(cask)
+    place = service.folders.cask(cask)
     whole = prepared.recorded_positions == prepared.tokens - prepared.documents and not prepared.context_tokens
-    if not whole and (path / MANIFEST_NAME).exists():
-        manifest = read_manifest(LocalDirectory(path=path))
+    if not whole and holds_cask(place):
+        manifest = read_manifest(directory_of(place))
         manifest.require_extents(f"cask {cask!r}", "these lines give")
 
 
@@ -190,7 +191,10 @@ def _previewed(
     figures = expected_bytes(spec, facts.vocab_size)
     if cask is not None:
         _require_room_for_extents(service, cask, previewed.prepared)
-        figures = with_cask(figures, service.folders.cask(cask), spec)
+        if holds_cask(service.folders.cask(cask)):
+            # What is wrong with it, the extraction itself will say.
+            with suppress(CaskError):
+                figures = with_cask(figures, service.folders.casks.open(cask), spec)
     figures = with_hints(figures, spec.hints, facts.hint_shape)
     seen = previewed.object(figures, teacher=facts.model, limits=limits)
     if facts.identity is None:  # it was not loaded yet

@@ -27,10 +27,11 @@ from logitcask_schemas.errors import (
     IdentityMismatchError,
     LogitcaskError,
     ModelError,
+    StoreError,
 )
+from logitcask_services.cask_places import CaskNameError
 from logitcask_services.corpora.file_kind import NotJsonLinesError
 from logitcask_services.corpora.packed import PackedError
-from logitcask_services.folders import CaskNameError
 from logitcask_services.generation.errors import RecipeError
 from logitcask_services.jobs.database.corpora import CorpusInUseError
 from logitcask_services.jobs.database.owners import QueueFullError, TooManyJobsError
@@ -160,7 +161,7 @@ def problem_of(error: LogitcaskError) -> Problem:
             return Problem(409, "cask_version", str(error), param="cask")
         case CaskNotFoundError():
             return Problem(404, "not_found", str(error), param="cask")
-        case CaskReadError() | CaskWriteError():
+        case CaskReadError() | CaskWriteError() | StoreError():
             return storage_unavailable(error)
         case CaskError():
             return Problem(409, "cask_unusable", str(error), param="cask")
@@ -169,13 +170,13 @@ def problem_of(error: LogitcaskError) -> Problem:
 
 
 def storage_unavailable(error: OSError) -> Problem:
-    """507 or 503: the file system does not take or give what it should."""
+    """507 or 503: a file system or an object store does not take or give what it should."""
     if error.errno in NO_SPACE:
         return storage_problem(f"the disk is full: {error}")
     return Problem(
         503,
         "storage_unavailable",
-        f"the service cannot use its folders: {error}. Nothing was kept of the request; try again",
+        f"the service cannot use its folders: {str(error).rstrip('.')}. Nothing was kept of the request; try again",
         headers={"Retry-After": "10"},
     )
 

@@ -53,7 +53,7 @@ class JobContext:
         self, settings: ServiceSettings, load: Callable[[Role], Teacher] | Roster, load_hinted: LoadHinted | None = None
     ) -> None:
         self.settings = settings
-        self.folders = ServiceFolders(settings.cask_root, settings.state_dir)
+        self.folders = ServiceFolders(settings.cask_root, settings.state_dir, single_writer=settings.single_writer)
         self.database = Database(settings.state_dir)
         self.signals = Signals()
         limits = UnpackLimits(

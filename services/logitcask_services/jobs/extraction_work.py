@@ -8,12 +8,12 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from logitcask_schemas.api.objects import Failure
-from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.format.layout import MANIFEST_NAME
+from logitcask_schemas.cask import CaskWriter
 from logitcask_schemas.cask.format.manifest import EXTENT_VERSION, FORMAT_VERSION
 from logitcask_schemas.errors import CaptureSpecError, CaskError, CaskNotFoundError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.terminal import counted
+from logitcask_services.cask_places import holds_cask
 from logitcask_services.corpora.corpus_lines import custom_id_at
 from logitcask_services.corpora.token_store import TokenStore
 from logitcask_services.engines.engine import Engine, require_hints
@@ -55,9 +55,10 @@ class ExtractionWork:
         require_hints(engine, self.spec)
         self.tokens = TokenStore(context.folders.token_store(row.id))
         self._corpus = context.storage.path(context.corpora.get(row.corpus_id).sha256)
-        self.cask_path = context.folders.cask(row.request.cask)
+        self.cask = context.folders.cask(row.request.cask)
+        """Folder or URL."""
         self.waiter = Waiter(
-            (context.folders.cask_root, context.folders.state),
+            (*context.folders.casks.disks, context.folders.state),
             floor=context.settings.disk_floor_bytes,
             poll_seconds=context.settings.pause_poll_seconds,
             ends=lambda seconds: context.signals.stopping.wait(seconds) or context.signals.ends(row.id),
@@ -75,18 +76,19 @@ class ExtractionWork:
     def _open_cask(self) -> CaskWriter:
         # A cask that this extraction has begun is waited for, as a disk that is not mounted is; never begun anew.
         begun = self.row.captured_documents + self.row.present_documents > 0
-        if begun and not (self.cask_path / MANIFEST_NAME).exists():
+        if begun and not holds_cask(self.cask):
             raise CaskNotFoundError(
-                f"{self.cask_path}: the cask is missing, and {self.row.tokens_done} tokens of this extraction with it"
+                f"{self.cask}: the cask is missing, and {self.row.tokens_done} tokens of this extraction with it"
             )
         writer = CaskWriter.create(
-            self.cask_path,
+            self.cask,
             teacher=self.engine.identity,
             capture=self.spec,
             carrier=self.row.request.carrier,
             lock_timeout_seconds=LOCK_SECONDS,
             accept=self.context.settings.accept_teacher,
             version=EXTENT_VERSION if self.needs_extents else FORMAT_VERSION,
+            single_writer=self.context.settings.single_writer,
         )
         if self.needs_extents:
             writer.manifest.require_extents(f"cask {self.row.request.cask!r}", "this extraction asks for")
@@ -129,22 +131,18 @@ class ExtractionWork:
         With many engines any chunk that was handed out may have one, so all are looked at. A shard is a chunk's when no
         extraction owns it and all its documents are the chunk's.
         """
-        cask: Cask | None = None
-        for chunk in chunks:
-            ids = self._ids_of(chunk)
-            if not any(map(self.writer.has, ids)):
+        found = {chunk.number: ids for chunk in chunks if any(map(self.writer.has, ids := self._ids_of(chunk)))}
+        if not found:
+            return
+        wanted = set[bytes]().union(*found.values())
+        for entry, stored in self.waiter.run(lambda: self.writer.shards_with(wanted)):
+            if entry.name in self._entries or self.context.chunks.owner_of_shard(entry.name) is not None:
                 continue
-            cask = Cask.open(self.cask_path) if cask is None else cask
-            places = (cask.find(identity) for identity in ids)
-            for number in sorted({cask.locate(place)[0] for place in places if place is not None}):
-                entry = cask.entries[number]
-                if entry.name in self._entries or self.context.chunks.owner_of_shard(entry.name) is not None:
-                    continue
-                stored = {identity.tobytes() for identity in cask.shard(number).document_ids}
-                if stored <= ids:
-                    logger.info("extraction %s: shard %s was published, and not yet counted", self.row.id, entry.name)
-                    self._adopted.setdefault(chunk.number, {}).update(dict.fromkeys(stored, entry.name))
-                    self._entries[entry.name] = entry.model_dump(mode="json")
+            number = next((number for number, ids in found.items() if stored <= ids), None)
+            if number is not None:
+                logger.info("extraction %s: shard %s was published, and not yet counted", self.row.id, entry.name)
+                self._adopted.setdefault(number, {}).update(dict.fromkeys(stored, entry.name))
+                self._entries[entry.name] = entry.model_dump(mode="json")
 
     def _ids_of(self, chunk: Chunk) -> set[bytes]:
         return {

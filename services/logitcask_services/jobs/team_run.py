@@ -9,6 +9,7 @@ import threading
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from logitcask_schemas.record.capture_spec import CaptureSpec
@@ -156,13 +157,15 @@ class TeamRun(CaptureListener):
 
     def _job(self) -> CaptureJob:
         request = self._row.request
+        cask = self._work.cask
         return CaptureJob(
             tokens=self._context.folders.token_store(self._row.id).absolute(),
-            cask=self._work.cask_path.absolute(),
+            cask=cask.absolute() if isinstance(cask, Path) else cask,
             spec=self._work.spec,
             carrier=request.carrier,
             needs_extents=self._work.needs_extents,
             accept=self._context.settings.accept_teacher,
+            single_writer=self._context.settings.single_writer,
             lock_seconds=LOCK_SECONDS,
             holds_failed=request.on_error == "fail",
         )

@@ -1,4 +1,4 @@
-"""Faults that pass by themselves: full and read-only disks, locks, a busy database. Say so, wait, try again.
+"""Faults that pass by themselves: full and read-only disks, stores, locks, a busy database. Say so, wait, try again.
 
 Nothing of a job is lost while it waits. What no waiting cures (a cask of another teacher, damaged files) is
 raised at once.
@@ -17,7 +17,7 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from logitcask_schemas.cask.storage import files
-from logitcask_schemas.errors import CaskLockedError
+from logitcask_schemas.errors import CaskLockedError, StoreError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -29,6 +29,7 @@ _ADVICE: Final = {
     "read_only": "Make the file system writable and the job goes on by itself",
     "permission_denied": "Give the service write access and the job goes on by itself",
     "too_many_open_files": "It goes on by itself when descriptors are free; raise the limit (ulimit -n) if it stays so",
+    "store_unavailable": "The job goes on by itself when the store answers and takes puts again, or cancel it",
     "cask_locked": "The job goes on by itself when that process lets the cask go",
     "database_busy": "The job goes on by itself when the other program lets the job database go",
     "database_unavailable": "The job goes on by itself when the job database can be used again",
@@ -77,6 +78,8 @@ def passing_fault(error: BaseException) -> Reason | None:
     match error:
         case CaskLockedError():
             code, text = "cask_locked", str(error)
+        case StoreError():
+            code, text = "store_unavailable", str(error)
         case PoolTimeoutError():
             code, text = "database_busy", f"the job database: {error}"
         case OperationalError(orig=sqlite3.OperationalError() as cause):

@@ -2,13 +2,11 @@
 
 import math
 from itertools import pairwise
-from pathlib import Path
 from typing import Final
 
 from logitcask_schemas.api.objects import BytesPerToken
 from logitcask_schemas.cask import Cask
-from logitcask_schemas.cask.format.layout import MANIFEST_NAME, RecordLayout
-from logitcask_schemas.errors import CaskError
+from logitcask_schemas.cask.format.layout import RecordLayout
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_services.engines.hint_shape import HintShape, hint_bytes_per_document, hint_bytes_per_position
@@ -72,14 +70,8 @@ def with_hints(figures: BytesPerToken, hints: HintSpec | None, shape: HintShape 
     )
 
 
-def with_cask(bounds: BytesPerToken, cask: Path, spec: CaptureSpec) -> BytesPerToken:
-    """What the cask's shards took per token, where it exists, has this spec and holds something."""
-    if not (cask / MANIFEST_NAME).exists():
-        return bounds
-    try:
-        opened = Cask.open(cask)
-    except CaskError:
-        return bounds  # the extraction itself will say what is wrong with it
+def with_cask(bounds: BytesPerToken, opened: Cask, spec: CaptureSpec) -> BytesPerToken:
+    """What the shards of an existing cask took per token, where it has this spec and holds something."""
     if not opened.num_tokens or opened.manifest.capture.digest() != spec.digest():
         return bounds
     # Of tokens with a record; those without take their id.

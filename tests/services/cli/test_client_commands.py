@@ -206,7 +206,7 @@ def test_a_cancelled_extraction_says_what_it_left(serve, run, documents):
     code, _, err = run(server, "jobs", "watch", job["id"])
     assert (code, "cancelled; cask one: 0 of 3 documents, 0 tokens captured" in err) == (3, True)
     assert "nothing of it is in the cask; where it was new it is there now, empty, for this teacher and spec" in err
-    cask = server.service.folders.cask_root / "one"
+    cask = server.service.folders.cask("one")
     assert "one   fake-teacher       0          0" in run(server, "cask", "ls", cask.parent)[1]
     code, _, err = run(server, "cask", "show", cask)
     assert (code, "holds no document yet" in err) == (1, True)

@@ -34,7 +34,8 @@ def pilot_of(run, server, corpus, *more):
 def require_nothing_left(server):
     service = server.service
     assert list(service.folders.extractions.iterdir()) == []
-    assert [child.name for child in service.folders.cask_root.iterdir() if child != service.folders.state] == []
+    root = Path(service.folders.casks.place)
+    assert [child.name for child in root.iterdir() if child != service.folders.state] == []
     for listing in ("extractions", "corpora", "casks"):
         assert server.client.get(f"/v1/{listing}").json()["data"] == []
     assert (service.scoring.waiting_tokens, service.scoring.waiting_sequences) == (0, 0)

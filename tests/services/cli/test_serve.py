@@ -53,13 +53,17 @@ def test_a_port_in_use(run, model, tmp_path):
     assert "--port" in err
 
 
-@pytest.mark.parametrize("option", ["cask-root", "data-dir"])
-def test_a_url_is_no_folder(run, model, tmp_path, monkeypatch, option):
+@pytest.mark.parametrize("url", ["s3://bucket/casks", "s3:/bucket/casks"])
+def test_a_url_is_no_folder(run, model, tmp_path, monkeypatch, url):
+    """As a path keeps one slash of two, both are one URL."""
     monkeypatch.chdir(tmp_path)
-    code, err = run(*options(model, tmp_path, **{option: "s3://bucket/casks"}))
+    code, err = run(*options(model, tmp_path, **{"data-dir": url}))
     assert code == 2
-    assert f"error: --{option}: expected a folder of this machine, got s3://bucket/casks" in err
-    assert "cask merge URL FOLDER/NAME" in err
+    assert "error: --data-dir: expected a folder of this machine, got s3://bucket/casks" in err
+    assert "only --cask-root may be a URL" in err
+    code, err = run(*options(model, tmp_path, **{"cask-root": url}))
+    assert code == 2
+    assert "error: --data-dir: is needed, here or as LOGITCASK_DATA_DIR, as --cask-root is s3://bucket/casks" in err
     assert not (tmp_path / "s3:").exists()
 
 

@@ -54,6 +54,8 @@ def written(name):
         return ["a=1", "b=text"], {"a": 1, "b": "text"}
     if "tuple" in annotation:
         return ["one", "two"], ("one", "two")
+    if annotation == str(Path | str):  # a folder or a URL: the settings tell which
+        return ["7"], "7"
     for kind in (Path, int, float):
         if kind.__name__ in annotation:
             return ["7"], kind("7")

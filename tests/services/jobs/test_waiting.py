@@ -15,6 +15,7 @@ from logitcask_schemas.errors import (
     CaskReadError,
     CaskWriteError,
     IdentityMismatchError,
+    StoreError,
 )
 from logitcask_services.jobs.waiting import (
     SetAsideError,
@@ -54,6 +55,7 @@ PASSING = {
         CaskNotFoundError("no cask"),
         OSError(errno.ENOTDIR, ""),
     ],
+    "store_unavailable": [StoreError("the object store failed")],
     "cask_locked": [CaskLockedError("someone writes")],
     "database_busy": [
         database_error(sqlite3.SQLITE_BUSY, "database is locked"),

@@ -67,13 +67,13 @@ def reopen(folder: Path) -> PreparedCorpus:
     return prepared_corpus(folder / "corpus.jsonl", folder / "work", FACTS, limits)
 
 
-def missing(prepared: PreparedCorpus, cask: Path, part: Part | None = None) -> Missing:
+def missing(prepared: PreparedCorpus, cask: Path | str, part: Part | None = None) -> Missing:
     """What of a part is not in a cask."""
     chunks = planned_chunks(prepared.tokens.offsets_D1, None, None, CHUNK_POSITIONS)
     return missing_of(prepared, (part or Part()).of(chunks), job_of(prepared, cask), FACTS)
 
 
-def job_of(prepared: PreparedCorpus, cask: Path) -> CaptureJob:
+def job_of(prepared: PreparedCorpus, cask: Path | str) -> CaptureJob:
     """A capture of it."""
     return CaptureJob(
         tokens=prepared.tokens_folder, cask=cask, spec=CaptureSpec(), needs_extents=prepared.tokens.has_extents
@@ -82,7 +82,7 @@ def job_of(prepared: PreparedCorpus, cask: Path) -> CaptureJob:
 
 def capture(
     prepared: PreparedCorpus,
-    cask: Path,
+    cask: Path | str,
     *,
     part: Part | None = None,
     load: Callable[[], Engine] = FakeEngine,

@@ -3,7 +3,8 @@
 Settings are those of the service, plus `fake`: what to script into the teacher that captures, and `writer`: into the
 one that writes. With `writer` one of the two is loaded at a time. `child`: what `process_engines.fake_engine` takes,
 for an engine in a process of its own; `child` in `writer`: the same for the one that writes; `fleet`: so many of them.
-`roster`: folder, and what is held, of a `ProcessRoster` instead of all these.
+`roster`: folder, and what is held, of a `ProcessRoster` instead of all these. `environment`: variables; `kill_at_put`:
+the process ends by SIGKILL when it has put this object (from 0) into a store.
 """
 
 import json
@@ -15,11 +16,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_services.http.server import configure_logging, serve
 from logitcask_services.jobs.database.chunks import ChunkStore
 from logitcask_services.jobs.loaded_teacher import Role, Teacher
 from logitcask_services.settings import ServiceSettings
+from tests.support.schemas.store_faults import FaultyStore
 from tests.support.services.engine_fleets import process_fleet
 from tests.support.services.fake_generator import FakeGenerator
 from tests.support.services.fake_teacher import FakeTokenizer, fake_teacher
@@ -30,6 +34,8 @@ from tests.support.services.process_roster import ProcessRoster
 def run(given: dict[str, Any], announce: Callable[[str], None]) -> int:
     """Serve until a signal; the exit code."""
     given = dict(given)
+    os.environ.update(given.pop("environment", {}))
+    kill_at_put = given.pop("kill_at_put", None)
     script, writer = dict(given.pop("fake", {})), dict(given.pop("writer", {}))
     child: dict[str, Any] | None = given.pop("child", None)
     fleet: int = given.pop("fleet", 1)
@@ -55,6 +61,9 @@ def run(given: dict[str, Any], announce: Callable[[str], None]) -> int:
             return Teacher(engine=fake_engine(**child), tokenizer=FakeTokenizer())
         return fake_teacher(**script)
 
+    if kill_at_put is not None:
+        faults = FaultyStore(pytest.MonkeyPatch())
+        faults.fault = lambda call, number: "kill" if call[0] == "PutObject" and number == kill_at_put else None
     store: Any = ChunkStore
     store.commit_chunk = commit_late
     configure_logging()

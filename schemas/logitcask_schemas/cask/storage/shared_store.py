@@ -6,8 +6,8 @@ several who replace an object, each on the ground of what it has read, one succe
 
 import random
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +21,8 @@ _WHOLE: Final = 5 << 30
 """Bytes that one put takes; more goes in parts, and of these none takes `If-Match`."""
 _TRIES: Final = 8
 _FIRST_PAUSE: Final = 0.05
+_PROBE: Final = ".logitcask-probe"
+"""An object that is begun to see whether it might be made, and never is."""
 
 
 class SharedStore(RemoteStore):
@@ -45,6 +47,23 @@ class SharedStore(RemoteStore):
             if isinstance(error.__cause__, OSError) and not_implemented(error.__cause__):
                 return False
             raise
+
+    def require_usable(self) -> None:
+        """Require of the store that it answers and, where it is one of S3's kind, that it takes puts here.
+
+        Nothing is left behind: an object in parts is begun, and called off before it has any.
+
+        Raises:
+            StoreError: There is no such bucket, the credentials are missing or not enough, or nobody answers.
+        """
+        if not self.puts_under_conditions:
+            self.children()
+            return
+        with self._explained(_PROBE), self._bucket_explained():
+            system, root = self._system()
+            bucket, key, _ = system.split_path(f"{root}/{_PROBE}")
+            begun = system.call_s3("create_multipart_upload", Bucket=bucket, Key=key)
+            system.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=begun["UploadId"])
 
     def create(self, name: str, content: bytes) -> bytes:
         """Make a small object unless it exists.
@@ -122,7 +141,7 @@ class SharedStore(RemoteStore):
 
     def _made(self, name: str, put: Callable[[Any, str], object]) -> bool:
         """Put under a condition; whether it held."""
-        with self._explained(name):
+        with self._explained(name), self._bucket_explained():
             system, root = self._system()
             path = f"{root}/{name}"
             if not self.puts_under_conditions and system.exists(path):
@@ -133,14 +152,22 @@ class SharedStore(RemoteStore):
                 except OSError as error:
                     if condition_failed(error):
                         return False
-                    if no_bucket(error):
-                        raise StoreError(f"{self.url}: there is no such bucket. Make it, or name another") from error
                     if not conflicted(error) or attempt == _TRIES - 1:
                         raise
                     time.sleep(random.uniform(0, _FIRST_PAUSE * 2**attempt))
                 else:
                     return True
         raise AssertionError("unreachable")
+
+    @contextmanager
+    def _bucket_explained(self) -> Iterator[None]:
+        """Say so where what is missing is the bucket."""
+        try:
+            yield
+        except OSError as error:
+            if no_bucket(error):
+                raise StoreError(f"{self.url}: there is no such bucket. Make it, or name another") from error
+            raise
 
     @property
     def _if_absent(self) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from logitcask_schemas.api.objects import Event, Extraction
-from logitcask_schemas.cask.reader import Cask
 from logitcask_schemas.errors import CaskError
 from logitcask_services.http import extraction_work, generation_work
 from logitcask_services.http.pages.controls import GENERATION, ControlPages
@@ -57,7 +56,6 @@ def job_figures(service: Service, job_id: str) -> JobFigures:
     """Figures of an extraction, also while its cask is being written, or gone. Raises NotFoundError."""
     row = service.extractions.get(job_id)
     job = extraction_work.present(service, row)
-    path = service.folders.cask(job.cask)
     own = extraction_work.manifest(service, row).shards
     figures, problem = None, None
     if own:
@@ -71,7 +69,7 @@ def job_figures(service: Service, job_id: str) -> JobFigures:
             for shard in own
         ]
         try:
-            figures = cask_figures(Cask.open(path)).model_copy(update={"shards": shards})
+            figures = cask_figures(service.folders.casks.open(job.cask)).model_copy(update={"shards": shards})
         except CaskError as error:
             problem = str(error)
     return JobFigures(extraction=job, pace=_pace(service, job_id), cask=figures, cask_problem=problem)

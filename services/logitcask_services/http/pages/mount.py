@@ -10,6 +10,7 @@
 What changes something is asked with POST, of `controls` and of the session alone.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +20,9 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from logitcask_schemas.cask.format.layout import MANIFEST_NAME
 from logitcask_schemas.cask.reader import Cask
 from logitcask_schemas.errors import CaskError, CaskNotFoundError, LogitcaskError, ModelError
-from logitcask_services.folders import CaskNameError
+from logitcask_services.cask_places import AT_ONCE, CaskNameError
 from logitcask_services.http.corpora import corpus_of
 from logitcask_services.http.key_ring import KeyRing
 from logitcask_services.http.pages.controls import ControlPages
@@ -60,9 +60,8 @@ class ServiceShelf:
 
     def casks(self) -> list[ShelvedCask]:
         """All of them, by name."""
-        root = self._service.folders.cask_root
-        names = sorted(child.name for child in root.iterdir() if (child / MANIFEST_NAME).exists())
-        return [self._line(name) for name in names]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return list(pool.map(self._line, self._service.folders.casks.names()))
 
     def _line(self, name: str) -> ShelvedCask:
         try:
@@ -73,7 +72,7 @@ class ServiceShelf:
     def open(self, name: str) -> Cask:
         """One of them."""
         try:
-            return Cask.open(self._service.folders.cask(name))
+            return self._service.folders.casks.open(name)
         except CaskNameError as error:
             raise CaskNotFoundError(str(error)) from error
 

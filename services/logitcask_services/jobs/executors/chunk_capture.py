@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from logitcask_schemas.cask import CaskWriter
 from logitcask_schemas.cask.format.manifest import EXTENT_VERSION, FORMAT_VERSION
@@ -23,7 +23,7 @@ from logitcask_services.jobs.executors.chunk_orders import (
     TokensCaptured,
     WorkerEvent,
 )
-from logitcask_services.jobs.executors.teams import WorkerManners
+from logitcask_services.jobs.executors.teams import StreamTasks
 from logitcask_services.jobs.extraction import Chunk
 from logitcask_services.jobs.live import Heartbeat
 from logitcask_services.jobs.setbacks import Suspicion, TeacherDiedError
@@ -45,12 +45,14 @@ class ChunkCapture:
         next_order: Callable[..., ChunkOrder | None],
         dropped: threading.Event,
         say: Callable[[WorkerEvent], None],
-        manners: WorkerManners,
+        stream: StreamTasks,
+        attempt: Callable[[Callable[[], Any]], Any],
     ) -> None:
         self._engine = engine
         self._spec = job.spec
         self._holds_failed = job.holds_failed
-        self._manners = manners
+        self._give = stream
+        self._attempt = attempt
         self._next_order = next_order
         self._dropped = dropped
         self._say = say
@@ -65,6 +67,7 @@ class ChunkCapture:
             lock_timeout_seconds=job.lock_seconds,
             accept=job.accept,
             version=EXTENT_VERSION if job.needs_extents else FORMAT_VERSION,
+            single_writer=job.single_writer,
         )
         if job.needs_extents:
             self._writer.manifest.require_extents(str(job.cask), "this corpus has")
@@ -102,13 +105,13 @@ class ChunkCapture:
         """Until no more orders come. Raises TeacherDiedError, CaskError, OSError; what was published stays."""
         while not (self._is_over or self._stops()):
             tasks = self._feed.tasks_as_they_come(self._chunks())
-            self._stream(self._manners.stream(self._engine, tasks, self._spec))
+            self._stream(self._give(self._engine, tasks, self._spec))
             if (order := self._next_alone) is not None:
                 self._next_alone = None
                 self._one_by_one(order)
         self._publisher.finish()
         if not self._dropped.is_set():
-            self._writer.close()
+            self._attempt(self._writer.close)
 
     def close(self) -> None:
         """End the publishing thread after what it was given."""
@@ -121,7 +124,7 @@ class ChunkCapture:
                 order = self._next_order(wait=not self._feed.waiting)
             except queue.Empty:
                 yield None
-                continue
+                continue  # what was published last may have failed meanwhile
             if order is None:
                 self._is_over = True
                 return
@@ -189,7 +192,7 @@ class ChunkCapture:
             replace(entry.documents[document], answer_ranges_R2=self._tokens.answers(document))
             for document in sorted(entry.documents)
         ]
-        shard = self._manners.attempt(lambda: self._writer.publish(captured)) if captured else None
+        shard = self._attempt(lambda: self._writer.publish(captured)) if captured else None
         self._feed.settle(entry)
         self._tokens.release()
         self._say(

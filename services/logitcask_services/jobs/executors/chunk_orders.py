@@ -19,7 +19,8 @@ class CaptureJob:
 
     tokens: Path
     """The token store."""
-    cask: Path
+    cask: Path | str
+    """Folder or URL."""
     spec: CaptureSpec
     """Its hints are resolved."""
     carrier: CarrierName = "arrow"
@@ -31,6 +32,8 @@ class CaptureJob:
     """How long to wait for another writer of the cask."""
     holds_failed: bool = False
     """Whether a chunk with a document that could not be captured is kept back, as whoever asks ends with it."""
+    single_writer: bool = False
+    """Of a URL: see `CaskWriter.create`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,10 +8,11 @@ name whoever makes it.
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
-from logitcask_schemas.errors import LogitcaskError
+from logitcask_schemas.errors import LogitcaskError, StoreError
 from logitcask_services.engines.engine import Engine, EngineError
 from logitcask_services.engines.process.loads import interrupt_loading
 from logitcask_services.engines.process.progress import ShowsSteps
@@ -20,13 +21,17 @@ from logitcask_services.jobs.executors.chunk_orders import CaptureJob, ChunkOrde
 from logitcask_services.jobs.executors.teams import WorkerManners
 from logitcask_services.jobs.live import Heartbeat
 from logitcask_services.jobs.setbacks import TeacherDiedError
-from logitcask_services.jobs.waiting import StoppedWhileWaitingError, passing_fault
+from logitcask_services.jobs.waiting import LONGEST_PAUSE, StoppedWhileWaitingError, passing_fault
 from logitcask_services.jobs.watchdog import BLIND_HANG_SECONDS, HANG_SECONDS
 
 logger = logging.getLogger(__name__)
 LoadEngine = Callable[[], Engine]
 IDLE_SECONDS: Final = 0.25
 """After which an engine without a chunk is told that there is none just now."""
+STORE_PATIENCE_SECONDS: Final = 900.0
+"""Longest time that an object store may be away before the capture ends; what is published stays."""
+FIRST_PAUSE: Final = 1.0
+"""Seconds until the store is tried again, which doubles up to `jobs.waiting.LONGEST_PAUSE`."""
 
 
 class ChunkWorker(threading.Thread):
@@ -127,9 +132,16 @@ class ChunkWorker(threading.Thread):
 
     def _capture(self, engine: Engine) -> WorkerEnded:
         try:
-            capture = self._manners.attempt(
+            capture: ChunkCapture = self._attempt(
                 lambda: ChunkCapture(
-                    self._job, engine, self._heartbeat, self._next_order, self._dropped, self._say, self._manners
+                    self._job,
+                    engine,
+                    self._heartbeat,
+                    self._next_order,
+                    self._dropped,
+                    self._say,
+                    self._manners.stream,
+                    self._attempt,
                 )
             )
         except OSError as error:
@@ -146,6 +158,22 @@ class ChunkWorker(threading.Thread):
         finally:
             capture.close()
         return WorkerEnded(reason="")
+
+    def _attempt(self, work: Callable[[], Any]) -> Any:
+        """Do what may be repeated, again while disk, store or another writer refuses it."""
+        return (self._manners.attempt or self._patiently)(work)
+
+    def _patiently(self, work: Callable[[], Any]) -> Any:
+        """The same where nobody else waits: while the store of the cask is away, as the teacher took long to load."""
+        until, pause = time.monotonic() + STORE_PATIENCE_SECONDS, FIRST_PAUSE
+        while True:
+            try:
+                return work()
+            except StoreError as error:
+                logger.warning("the capture waits: %s", error)
+                if time.monotonic() > until or self._dropped.wait(pause):
+                    raise
+                pause = min(2 * pause, LONGEST_PAUSE)
 
     def _next_order(self, *, wait: bool) -> ChunkOrder | None:
         """The next one, waited for a moment or not; None: no more will come. Raises queue.Empty where there is none."""

@@ -8,14 +8,16 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 import numpy as np
 
 from logitcask_schemas.api.objects import Failure
 from logitcask_schemas.cask import Cask
-from logitcask_schemas.cask.format.layout import MANIFEST_NAME
 from logitcask_schemas.errors import IdentityMismatchError, LogitcaskError
+from logitcask_services.cask_places import holds_cask
 from logitcask_services.jobs.executors.chunk_orders import (
     CaptureJob,
     ChunkDone,
@@ -129,11 +131,20 @@ def missing_of(prepared: PreparedCorpus, chunks: list[Chunk], job: CaptureJob, f
     Raises:
         IdentityMismatchError: The cask is of another capture spec, or of another tokenizer.
         CaskError: It is damaged, or no cask.
+        StoreError: The store that it lies in does not answer.
     """
+    # Of a cask in a store, its table of documents is fetched, and mapped for as long as it is looked at.
+    with TemporaryDirectory(prefix="logitcask-missing-") as fetched:
+        return _missing_of(prepared, chunks, job, facts, Path(fetched))
+
+
+def _missing_of(
+    prepared: PreparedCorpus, chunks: list[Chunk], job: CaptureJob, facts: TeacherFacts, fetched: Path
+) -> Missing:
     cask = job.cask
     opened: Cask | None = None
-    if (cask / MANIFEST_NAME).exists():
-        opened = Cask.open(cask)
+    if holds_cask(cask):
+        opened = Cask.open(cask, cache=fetched)
         manifest = opened.manifest
         manifest.require_same(manifest.teacher, job.spec, where=str(cask))
         if manifest.teacher.tokenizer_fingerprint != facts.tokenizer_fingerprint:

@@ -16,18 +16,16 @@ def _engine_alone(engine: Engine, tasks: Iterable[CaptureTask | None], spec: Cap
     return engine.capture(tasks, spec)
 
 
-def _at_once(work: Callable[[], Any]) -> Any:
-    return work()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerManners:
     """How a worker goes about its work; by itself, as long as nobody says otherwise."""
 
     stream: StreamTasks = _engine_alone
     """How chunks that are under no suspicion are given to the engine: others may be let in between."""
-    attempt: Callable[[Callable[[], Any]], Any] = _at_once
-    """Does what the disk or another writer may refuse for a while. Raises StoppedWhileWaitingError."""
+    attempt: Callable[[Callable[[], Any]], Any] | None = None
+    """Does what the disk, the store or another writer may refuse for a while; None: the worker's own patience, with
+    stores alone. Raises StoppedWhileWaitingError.
+    """
     hang_seconds: float | None = None
     """Silence of the teacher after which it counts as dead; None: by what can be seen of it; 0: never."""
     load_seconds: float = 3600.0

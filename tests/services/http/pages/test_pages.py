@@ -301,7 +301,7 @@ def test_metrics_name_the_route_not_the_path(shown):
 
 
 def test_a_damaged_cask_is_a_line_not_a_failure(shown):
-    folder = shown.service.folders.cask_root / "stories"
+    folder = shown.service.folders.cask("stories")
     (folder / "cask.json").write_text("{")
     page = shown.client.get("/ui/casks").text
     assert "again" in page
