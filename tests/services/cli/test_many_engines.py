@@ -12,6 +12,7 @@ from logitcask_services.cli.capture_corpus import require_many
 from logitcask_services.cli.setting_options import parameters
 from logitcask_services.jobs.executors.corpus_capture import CaptureStoppedError
 from logitcask_services.settings import ServiceSettings
+from tests.support.services.fake_teacher import FakeEngine
 
 
 def settings(**changes: Any) -> ServiceSettings:
@@ -93,7 +94,7 @@ def test_combinations_that_make_no_sense(changes, words):
 
 
 def test_ray_that_is_not_installed_is_named(monkeypatch):
-    monkeypatch.setattr(teams.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"logitcask\[ray\]"):
         teams.require_team(settings(executor="ray", engines=2))
 
@@ -108,8 +109,8 @@ def test_one_engine_asks_for_nothing(monkeypatch):
     """No look at devices, and no Ray."""
     monkeypatch.setattr(teams, "visible_devices", lambda: pytest.fail("nobody asked"))
     teams.require_team(settings())
-    engine, team = teams.load_team(settings(), source=None, hints=None, load=lambda: "an engine")  # type: ignore[arg-type,return-value]
-    assert (engine, team) == ("an engine", None)
+    engine = FakeEngine()
+    assert teams.load_team(settings(), source=None, hints=None, load=lambda: engine) == (engine, None)  # type: ignore[arg-type]
 
 
 def test_the_options_stand_together_in_the_help():

@@ -1,6 +1,8 @@
 """A service whose teacher has many engines: the cask and the counts are those of one engine, whatever happens."""
 
 import threading
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,6 +50,10 @@ def calm(serve, tmp_path):
 def same(job, other):
     for name in COUNTED:
         assert job[name] == other[name], name
+
+
+def has_captured(log: Path, documents: int) -> bool:
+    return len(captures(log)) >= documents
 
 
 def shards_of(server, job) -> set[str]:
@@ -187,8 +193,8 @@ def test_pause_and_resume_keep_the_engines(serve_many, calm, tmp_path):
     server, loads = serve_many(lambda number: {"seconds_per_document": 0.01, "log": tmp_path / "log"})
     job = server.submit(server.upload(documents))
     for _ in range(3):
-        seen = len(captures(tmp_path / "log"))
-        wait_for(lambda seen=seen: len(captures(tmp_path / "log")) >= min(seen + 40, 300))
+        enough = min(len(captures(tmp_path / "log")) + 40, 300)
+        wait_for(partial(has_captured, tmp_path / "log", enough))
         server.client.post(f"/v1/extractions/{job['id']}/pause")
         wait_for(lambda: server.get(job["id"])["status"] in ("paused", "completed"))
         server.client.post(f"/v1/extractions/{job['id']}/resume")

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,15 @@ def submit(server: ServerProcess, documents) -> str:
     corpus = server.client.post("/v1/corpora", content=jsonl(documents)).raise_for_status().json()
     body = {"corpus_id": corpus["id"], "cask": "cask"}
     return server.client.post("/v1/extractions", json=body).raise_for_status().json()["id"]
+
+
+def has_given(folder: Path, documents: int, server: ServerProcess, job: str) -> bool:
+    """Whether so many were given to engines, or none will be any more."""
+    return len(given(folder)) >= documents or server.status(job)["status"] in ENDED
+
+
+def all_gone(processes: list[int]) -> bool:
+    return not any(map(is_alive, processes))
 
 
 def finish(server: ServerProcess, job: str):
@@ -85,19 +95,14 @@ def test_killed_at_random(tmp_path, corpus, calm):
     safe, costs = list[tuple[set[str], int]](), 0
     while len(safe) < KILLS:
         target = len(given(tmp_path)) + moments.randrange(10, 60)
-        wait_for(
-            lambda server=server, target=target: (
-                len(given(tmp_path)) >= target or server.status(job)["status"] in ENDED
-            ),
-            60,
-        )
+        wait_for(partial(has_given, tmp_path, target, server, job), 60)
         time.sleep(moments.uniform(0, 0.1))
         if server.status(job)["status"] in ENDED:
             break
         engines = engines_of(server.pid)
         if len(safe) % 3 == 2:
             server.kill()
-            wait_for(lambda engines=engines: not any(map(is_alive, engines)))
+            wait_for(partial(all_gone, engines))
             safe.append(safe_now(tmp_path))
             costs += ENGINES
             server = start(tmp_path)

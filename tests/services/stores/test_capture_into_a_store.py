@@ -83,9 +83,12 @@ def test_what_is_missing_is_asked_without_fetching_shards(bucket, prepared, monk
     fetched = []
     original = RemoteStore.download
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            RemoteStore, "download", lambda self, name, *rest: fetched.append(name) or original(self, name, *rest)
-        )
+
+        def download(self, name, *rest):
+            fetched.append(name)
+            return original(self, name, *rest)
+
+        patch.setattr(RemoteStore, "download", download)
         left = missing(prepared, url)
     assert 0 < left.missing_documents < 120
     assert [name for name in fetched if name != "documents.bin"] == []

@@ -183,8 +183,10 @@ class EngineFleet:
     @property
     def metrics(self) -> EngineMetrics | None:
         """Of all engines, with the label `engine`, which is the place; see `ShowsMetrics`."""
-        places = [(str(place), each) for place, each in enumerate(self._places) if isinstance(each, ShowsMetrics)]
-        kept = [(place, metrics) for place, each in places if (metrics := each.metrics) is not None]
+        kept = list[tuple[str, EngineMetrics]]()
+        for place, engine in enumerate(self._places):
+            if isinstance(engine, ShowsMetrics) and engine.metrics is not None:
+                kept.append((str(place), engine.metrics))
         return joined("engine", kept) if kept else None
 
     def capture(self, tasks: Iterable[CaptureTask | None], spec: CaptureSpec) -> Iterator[CaptureResult]:
