@@ -219,9 +219,9 @@ def capture_corpus(
         chunks = planned_chunks(prepared.tokens.offsets_D1, spec.hints, facts.hint_shape, chunk_positions)
         run = CaptureRun(console, prepared, job, facts, share, share.of(chunks), chunks)
         load = partial(load_engine_of, settings, spec.hints)
-        cluster = {"address": ray_address, "num_gpus": gpus_per_teacher, "num_cpus": cpus_per_teacher}
+        on_cluster = {"address": ray_address, "num_gpus": gpus_per_teacher, "num_cpus": cpus_per_teacher}
         captured = run.capture(
-            lambda: _pool(executor, job, load, console, parallel=_parallel(settings), **given_of(cluster)),
+            lambda: _pool(executor, job, load, console, parallel=_parallel(settings), **given_of(on_cluster)),
             teachers or 1,
         )
         document = run.report(captured, errors)

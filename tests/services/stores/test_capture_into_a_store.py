@@ -84,7 +84,7 @@ def test_what_is_missing_is_asked_without_fetching_shards(bucket, prepared, monk
     original = RemoteStore.download
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            RemoteStore, "download", lambda self, name, *rest: fetched.append(name) or original(self, name, *rest)
+            RemoteStore, "download", lambda self, name, *rest: (fetched.extend([name]), original(self, name, *rest))[1]
         )
         left = missing(prepared, url)
     assert 0 < left.missing_documents < 120
