@@ -231,12 +231,12 @@ def capture_corpus(
         chunks = planned_chunks(prepared.tokens.offsets_D1, spec.hints, facts.hint_shape, chunk_positions)
         run = CaptureRun(console, prepared, job, facts, share, share.of(chunks), chunks)
         load = partial(load_engine_of, settings, spec.hints)
-        cluster = {"address": ray_address, "num_gpus": gpus_per_teacher, "num_cpus": cpus_per_teacher}
+        on_cluster = {"address": ray_address, "num_gpus": gpus_per_teacher, "num_cpus": cpus_per_teacher}
         captured = run.capture(
             lambda: (
                 _local_pool(settings, job, load, teachers or 1)
                 if executor == "local"
-                else _ray_pool(job, load, console, parallel=parallel_of(settings), **given_of(cluster))
+                else _ray_pool(job, load, console, parallel=parallel_of(settings), **given_of(on_cluster))
             ),
             teachers or 1,
         )
