@@ -6,9 +6,9 @@ TRAINER := .venv/trainer
 PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 # Tests and benchmarks whose imports only the teacher's environment has.
 TEACHERS := tests/services tests/support/services tests/e2e tests/conformance/engines bench/capture*.py \
-	bench/fleet_*.py bench/service*.py bench/dropping_pooler.py bench/generation*.py \
+	bench/fleet_*.py bench/service*.py bench/upload_*.py bench/dropping_pooler.py bench/generation*.py \
 	bench/http_script.py bench/switch_clock.py bench/reasoning_tasks.py
-NOT_TRAINERS := ^(tests/(support/)?services|tests/e2e|tests/conformance/engines|bench/(capture|fleet_|service|dropping|generation|http_script|switch_clock|reasoning_tasks))
+NOT_TRAINERS := ^(tests/(support/)?services|tests/e2e|tests/conformance/engines|bench/(capture|fleet_|service|upload_|dropping|generation|http_script|switch_clock|reasoning_tasks))
 .DEFAULT_GOAL := help
 .PHONY: help install lock demo test browser tests-trainer tests-teacher check types-trainer types-teacher docs format bench gpu clean
 
