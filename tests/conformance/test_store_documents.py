@@ -41,9 +41,12 @@ def test_a_reader_finds_documents_without_fetching_what_it_need_not(
             writer.close()
     fetched = []
     original = RemoteStore.download
-    monkeypatch.setattr(
-        RemoteStore, "download", lambda self, name, *more: fetched.append(name) or original(self, name, *more)
-    )
+
+    def download(self, name, *more):
+        fetched.append(name)
+        return original(self, name, *more)
+
+    monkeypatch.setattr(RemoteStore, "download", download)
     here, there = Cask.open(tmp_path / "cask"), Cask.open(f"{bucket}/cask", cache=tmp_path / "cache")
     np.testing.assert_array_equal(there.document_ids(), here.document_ids())
     np.testing.assert_array_equal(there.document_lengths(), here.document_lengths())

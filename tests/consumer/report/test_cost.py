@@ -1,5 +1,7 @@
 """What models cost: sizes exactly, speed and memory as far as they can be known."""
 
+from typing import Any
+
 import pytest
 from safetensors import safe_open
 
@@ -44,10 +46,15 @@ def test_a_model_is_measured_in_a_process_of_its_own(tmp_path):
 
 def test_the_teacher_stands_beside_where_its_weights_are_there(tmp_path, monkeypatch):
     measured = []
-    monkeypatch.setattr(build, "cost_of", lambda label, folder: measured.append((label, folder)) or {"label": label})
+
+    def cost(label, folder):
+        measured.append((label, folder))
+        return {"label": label}
+
+    monkeypatch.setattr(build, "cost_of", cost)
     config = ReportConfig(casks=(), models=(("s", tmp_path / "s"),), output=tmp_path, teacher=tmp_path / "teacher")
     tiny_model().save_pretrained(tmp_path / "teacher")
-    document = {"models": [{}]}
+    document: dict[str, Any] = {"models": [{}]}
     build._add_costs(document, config, lambda message: None)
     assert measured == [("teacher", tmp_path / "teacher"), ("s", tmp_path / "s")]
     assert (document["cost"]["teacher"], document["models"]) == ({"label": "teacher"}, [{"cost": {"label": "s"}}])
