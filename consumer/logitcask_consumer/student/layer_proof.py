@@ -68,8 +68,11 @@ def require_same_layers(teacher: Any, student: Any, prefix: str, kept: KeptLayer
         )
     for new, old in enumerate(kept.numbers):
         ignored = _ignored(teacher)
-        before = {name: _cut(value, kept) for name, value in _described(theirs[old], ignored).items()}
-        difference = _first_difference(before, _described(own[new], ignored))
+        after = _described(own[new], ignored)
+        before = _described(theirs[old], ignored)
+        difference = _first_difference(
+            {name: _cut(value, after.get(name), kept) for name, value in before.items()}, after
+        )
         if difference is not None:
             raise LayersDifferError(
                 f"layer {old} of {type(teacher).__name__} would be another as layer {new} of the student: {difference}"
@@ -174,10 +177,15 @@ def _described(layer: nn.Module, ignored: frozenset[str]) -> dict[str, Any]:
     return described | _computed_buffers(layer)
 
 
-def _cut(value: Any, kept: KeptLayers) -> Any:
-    """A setting that lists something of every layer (GPT-Neo's attention) lists the kept ones in the student."""
-    per_layer = isinstance(value, tuple | list) and len(value) == kept.total and len(kept.numbers) < kept.total
-    return type(value)(value[i] for i in kept.numbers) if per_layer else value
+def _cut(value: Any, in_student: Any, kept: KeptLayers) -> Any:
+    """A setting that lists something of every layer (GPT-Neo's attention) lists the kept ones in the student.
+
+    One that is only as long as the model is deep, such as the shape of a weight in a model of two layers, is as it was.
+    """
+    if not isinstance(value, tuple | list) or len(value) != kept.total or value == in_student:
+        return value
+    own = type(value)(value[i] for i in kept.numbers)
+    return own if own == in_student else value
 
 
 def _computed_buffers(module: nn.Module) -> dict[str, Any]:

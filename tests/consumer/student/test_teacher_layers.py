@@ -23,6 +23,8 @@ SSM = {"mamba_d_state": 8, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_group
 
 # Kind, its config, layers, kept, and what the student's config must say.
 RIGHT: dict[str, tuple[str, dict[str, Any], str, tuple[int, ...], dict[str, Any]]] = {
+    # The shape of a weight is as long as such a model is deep, and no list of its layers.
+    "one of two layers": ("llama", {"layers": 2}, "1", (0,), {"num_hidden_layers": 1}),
     "first_k_dense_replace": (
         "glm4_moe",
         {"layers": 8, "first_k_dense_replace": 3, "n_routed_experts": 4, "n_shared_experts": 1, **MOE},
