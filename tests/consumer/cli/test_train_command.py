@@ -23,7 +23,7 @@ OPTIONS = {
     },
     "report": {
         "--cask", "--model", "--output", "-o", "--train-log", "--seq-len", "--batch-tokens", "--teacher", "--seed",
-        "--json", "--token-scores",
+        "--json", "--token-scores", "--card", "--checkpoints", "--control", "--draft-length", "--generate", "--speed",
     },
 }  # fmt: skip
 
