@@ -54,7 +54,7 @@ def report(
         list[Path] | None,
         typer.Option(
             "--teacher",
-            help="The teacher's folder or Hub id (only its tokenizer is read): adds bits per byte, and allows "
+            help="The teacher's folder or Hub id (its tokenizer is read, with --speed its weights): adds bits per byte, and allows "
             "models with a tokenizer of their own. Given again for casks of other tokenizers.",
         ),
     ] = None,

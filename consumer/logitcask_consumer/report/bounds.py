@@ -8,6 +8,7 @@ distances r/n on the tail's cumulative mass, so a token that was drawn c times h
 (c + 1) r/n.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -21,8 +22,10 @@ from logitcask_schemas.record.capture_spec import CaptureSpec
 
 FIRST = 5
 """Of `top5_agreement`."""
-_ROUNDING = {"f32": 1e-4, "f16": 0.01, "u8": 0.15, "u8all": 0.15}
-"""By codec, more than the relative error of a stored probability near a threshold (docs/format.md)."""
+_ROUNDING = {"f32": (1e-4, 1e-4), "f16": (0.01, 0.01), "u8": (0.15, 0.65), "u8all": (0.15, 0.65)}
+"""By codec, more than the relative error of a stored probability, above `_FINE` and below it (docs/format.md)."""
+_FINE = 1.15 * math.exp(-8.0)
+"""Stored probability above which the steps of the codec u8 are the small ones: those below are of half a nat."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +38,8 @@ class HeadRule:
     """A head with fewer chosen entries than `limit` holds every token of at least this probability."""
     systematic: bool
     """Whether draws lie at equal distances."""
-    rounding: float
-    """Relative error of stored probabilities."""
+    rounding: tuple[float, float]
+    """Relative error of stored probabilities: of large ones, of those that a codec stores in coarser steps."""
 
     @classmethod
     def of(cls, capture: CaptureSpec) -> Self:
@@ -49,6 +52,11 @@ class HeadRule:
         systematic = capture.mode != "topk" and capture.sampler == "systematic"
         return cls(limit=limit, least=least, systematic=systematic, rounding=_ROUNDING[capture.logprob_codec])
 
+    def most(self, stored: Tensor) -> Tensor:
+        """The most that probabilities can be which are stored as these."""
+        fine, coarse = self.rounding
+        return stored * torch.where(stored > _FINE, 1.0 + fine, 1.0 + coarse)
+
 
 def outside_bound(target: SparseTarget, rule: HeadRule) -> Tensor:
     """The most that t of any token outside the head can be, [R]; never above the tail's mass."""
@@ -57,7 +65,7 @@ def outside_bound(target: SparseTarget, rule: HeadRule) -> Tensor:
     counts_R = np.diff(target.head_offsets_R1)
     last_R = target.head_offsets_R1[:-1] + np.minimum(counts_R, rule.limit) - 1
     # The entry at the limit may be the next token or a pinned one, below the threshold, which then is the bound.
-    last_t_R = target.head_weights_H[_at(last_R, target)] * (1.0 + rule.rounding)
+    last_t_R = rule.most(target.head_weights_H[_at(last_R, target)])
     full_R = _at(counts_R >= rule.limit, target)
     least_R = torch.full_like(target.tail_mass_R, rule.least)
     return torch.minimum(torch.where(full_R, last_t_R.clamp(min=rule.least), least_R), target.tail_mass_R)
@@ -112,13 +120,15 @@ def among_first(target: SparseTarget, ids_R: Tensor, rule: HeadRule) -> tuple[Te
     A head of fewer entries than `FIRST` does not say which tokens follow.
     """
     counts_R = np.diff(target.head_offsets_R1)
+    # A smaller one may be stored as up to so much.
+    surely_chosen = float(rule.most(torch.tensor(rule.least, dtype=torch.float64)))
     known_R = torch.zeros_like(target.tail_mass_R)
     found_R = torch.zeros_like(target.tail_mass_R)
     for place in range(min(FIRST, rule.limit)):
         has_R = _at(counts_R > place, target)
         at_R = _at(np.minimum(target.head_offsets_R1[:-1] + place, target.head_offsets_R1[1:] - 1), target)
         # What follows the chosen entries (next token, pinned ids) is below the threshold; the first entry never is one.
-        chosen_R = has_R & (target.head_weights_H[at_R] > rule.least * (1.0 + rule.rounding)) if place else has_R
+        chosen_R = has_R & (target.head_weights_H[at_R] > surely_chosen) if place else has_R
         known_R += chosen_R
         found_R += chosen_R & (target.head_ids_H[at_R] == ids_R)
     return found_R, torch.where(known_R >= FIRST, found_R, torch.ones_like(found_R))

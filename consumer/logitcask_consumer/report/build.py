@@ -81,18 +81,25 @@ def report_on(
         document["control"] = _compared(control, teacher, measured, document["kinds"], config.seed)
     if readers.prompts:
         _add_texts(document, readers, measured, config)
-    if config.speed:
-        _add_costs(document, config, say)
     with explained_output(config.output):
         config.output.mkdir(parents=True, exist_ok=True)
         plots = draw(config.output, dataset, teacher, logs, document)
         if config.token_scores:
             _write_token_scores(config.output, measured, casks, document["kinds"], say)
-        (config.output / "report.json").write_text(json.dumps(document, indent=2) + "\n")
-        text = to_markdown(document, list(plots))
-        (config.output / "report.md").write_text(text)
-        (config.output / "report.html").write_text(to_page(text, plots))
+    _write(document, plots, config.output)
+    if config.speed:  # last: what was measured so far stays where a model does not fit a second time
+        _add_costs(document, config, say)
+        _write(document, plots, config.output)
     return document
+
+
+def _write(document: dict[str, Any], plots: dict[str, str], output: Path) -> None:
+    """The report in its three forms."""
+    with explained_output(output):
+        (output / "report.json").write_text(json.dumps(document, indent=2) + "\n")
+        text = to_markdown(document, list(plots))
+        (output / "report.md").write_text(text)
+        (output / "report.html").write_text(to_page(text, plots))
 
 
 def _compared(

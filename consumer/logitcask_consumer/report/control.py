@@ -21,6 +21,10 @@ from logitcask_schemas.errors import LogitcaskError
 
 CONTROLS: Final = {"ce": "cross_entropy"}
 """Names of controls -> the loss of their run."""
+OF_THE_TEACHER: Final = ("teacher_entropy", "teacher_confidence", "tail_mass")
+"""Weights of positions that are read from the teacher's records."""
+FREE: Final = ("micro_tokens", "gradient_checkpointing", "block_rows", "save_dtype")
+"""Settings of a run that may change when it goes on, and are taken over as they were last."""
 FOLDER: Final = "control-{}"
 """In the report's folder, of each name."""
 
@@ -104,9 +108,14 @@ def _same_run(label: str, folder: Path, run: dict[str, Any], output: Path, loss:
             raise refused(f"{place} has other shards than when {label} was trained on it")
     names = {field.name for field in fields(TrainConfig)} - {"casks", "student", "output"}
     kept = {name: value for name, value in settings.items() if name in names}
+    named = [name for name in OF_THE_TEACHER if name in str(settings["weights"])]
+    if named:
+        raise refused(f"{folder} was trained with weights that come from the teacher's records ({', '.join(named)})")
+    # What changes nothing of a run but its memory, and in what its student is saved.
+    free = {name: value for name, value in (run.get("resolved") or {}).items() if name in FREE}
     without_teacher = {"loss": loss, "ce_weight": 0.0, "hints": None, "target": "record"}
     return TrainConfig(
-        **{**kept, **without_teacher, "batch_tokens": run["batch_tokens"]},
+        **{**kept, **free, **without_teacher, "batch_tokens": run["batch_tokens"]},
         casks=tuple(CaskSource(place=place) for place in run["places"]),
         student=_initial(label, folder, run),
         output=output,

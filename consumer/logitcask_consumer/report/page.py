@@ -1,12 +1,15 @@
 """The report as one HTML page that needs nothing else: the Markdown's text and tables, with the plots inside as SVG."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
+from markdown_it.common.utils import escapeHtml
+from markdown_it.renderer import RendererProtocol
+from markdown_it.token import Token
 
 from logitcask_consumer.report import plots
 
@@ -30,6 +33,13 @@ def to_page(markdown: str, drawn: Mapping[str, str]) -> str:
         drawn: file name of each plot that the Markdown shows -> the plot as SVG.
     """
     renderer = MarkdownIt("commonmark", {"html": False}).enable("table")
+
+    # The plots are its only images: a name in a cask must not make a reader's browser ask anybody for anything.
+    def own_image(_: RendererProtocol, tokens: Sequence[Token], at: int, *__: Any) -> str:
+        title, source = escapeHtml(tokens[at].content), str(tokens[at].attrs["src"])
+        return f'<img src="{source}" alt="{title}" />' if source in drawn else title
+
+    renderer.add_render_rule("image", own_image)
     body = renderer.render(markdown)
     # Wide tables scroll by themselves, on a phone too; the keyboard reaches them.
     body = body.replace("<table>", '<div class="wide" tabindex="0"><table>').replace("</table>", "</table></div>")

@@ -118,7 +118,16 @@ def write_texts(model: Any, tokenizer: Any, prompts: Sequence[Prompt]) -> list[W
 
 def recorded_texts(tokenizer: Any, prompts: Sequence[Prompt]) -> list[WrittenText]:
     """The answers that the documents go on with; all of them have ended."""
-    return [_written(prompt.answer, tokenizer, ended=True) for prompt in prompts]
+    return [_written(_without_end(list(prompt.answer), tokenizer), tokenizer, ended=True) for prompt in prompts]
+
+
+def _without_end(ids: list[int], tokenizer: Any) -> list[int]:
+    """Without the token that ends a turn, which an answer holds and a written text does not, and the blanks after."""
+    special = set(tokenizer.all_special_ids)
+    kept = len(ids)
+    while kept and tokenizer.decode(ids[kept - 1 : kept]).isspace():
+        kept -= 1
+    return ids[: kept - 1] if kept and ids[kept - 1] in special else ids
 
 
 def _written(ids: list[int], tokenizer: Any, *, ended: bool) -> WrittenText:

@@ -152,13 +152,15 @@ def require_mergeable(adapted: Any) -> None:
         adapted: a model with adapters.
 
     Raises:
-        AdapterError: the head has one, and shares its weights with the input embedding.
+        AdapterError: the head or the input embedding has one, and they share their weights.
     """
-    head, embedding = adapted.get_output_embeddings(), adapted.get_input_embeddings()
-    if hasattr(head, "base_layer") and head.base_layer.weight is embedding.weight:
+    both = {"lm_head": adapted.get_output_embeddings(), "the input embedding": adapted.get_input_embeddings()}
+    own, other = (getattr(module, "base_layer", module).weight for module in both.values())
+    with_adapter = [name for name, module in both.items() if hasattr(module, "base_layer")]
+    if own is other and with_adapter:
         raise AdapterError(
-            "--merge would change the input embedding too: lm_head has an adapter and shares its weights with it. "
-            "Leave lm_head out of the targets, or leave --merge out"
+            f"--merge would change lm_head and the input embedding together: {' and '.join(with_adapter)} has an "
+            "adapter, and they share their weights. Leave it out of the targets, or leave --merge out"
         )
 
 

@@ -41,6 +41,7 @@ def save_student(trainer: Any, output: Path, *, merge: bool, dtype: SaveDtype) -
         try:
             trainer.save_model(str(partial))
             if trainer.args.should_save:
+                (partial / "README.md").unlink(missing_ok=True)  # peft's card, of which nothing is filled in
                 if merge or dtype != "float32":
                     converted(partial, merge=merge, dtype=dtype)
                 publish_model(partial, output)
@@ -107,5 +108,5 @@ def _require_finite(name: str, weight: torch.Tensor, dtype: torch.dtype) -> None
         raise ModelError(
             f"the trained student cannot be saved in {dtype}: {name} reaches {largest:g}, {dtype} ends at "
             f"{torch.finfo(dtype).max:g}. Its last checkpoint is complete; give the same command with --save-dtype "
-            "bfloat16 or float32 in another output folder, or convert the checkpoint"
+            "bfloat16 or float32"
         )

@@ -62,17 +62,20 @@ def advice(config: TrainConfig, asked: str, *, micro_sequences: int) -> str:
         f"out of memory: a step asked for {asked} more than there was, with {micro_sequences} sequences of "
         f"{config.seq_len} tokens in a forward pass (--micro-tokens {config.micro_tokens:,})"
     )
-    again = "The last checkpoint is complete, and these may change within a run"
+    again = "The run goes on from its last checkpoint, and these may change within a run"
     checkpointing = "" if config.gradient_checkpointing else " --gradient-checkpointing"
     if micro_sequences > 1:
         fewer = micro_sequences // 2 * config.seq_len
         also = f", or{checkpointing}, which costs time" if checkpointing else ""
-        sooner = f"Give the same command with --micro-tokens {fewer}, which changes nothing but rounding"
+        # The loss of a router is of the slots of a forward pass together.
+        changes = "rounding" if config.router_loss is None else "rounding and the share of the router's loss"
+        sooner = f"Give the same command with --micro-tokens {fewer}, which changes nothing but {changes}"
         return f"{has}. {sooner}{also}. {again}"
     if checkpointing:
         return f"{has}, the fewest. Give the same command with{checkpointing}, which costs time. {again}"
     others = [] if config.lora else ["--lora, which keeps no gradients and no optimizer for the base"]
-    others += [] if config.fsdp or config.lora else ["--fsdp, over several processes"]
+    can_share = not (config.fsdp or config.lora) and config.optimizer == "adamw"
+    others += ["--fsdp, over several processes"] if can_share else []
     others += [f"--seq-len {max(1, config.seq_len // 2)}", "a smaller student"]
     return (
         f"{has}, the fewest, and activations are recomputed already. Begin another run, in another output folder, with "

@@ -1,5 +1,6 @@
 """One `logitcask capture` as a person sees it: progress, the errors file, the outcome in sentences and as JSON."""
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from logitcask_schemas.api.objects import Failure
+from logitcask_schemas.errors import StoreError
 from logitcask_schemas.terminal import counted
 from logitcask_services.cli.connection import say
 from logitcask_services.jobs.executors.chunk_orders import CaptureJob, ChunkDone, WorkerPool
@@ -25,6 +27,8 @@ from logitcask_services.jobs.executors.corpus_capture import (
 from logitcask_services.jobs.executors.prepared_corpus import PreparedCorpus
 from logitcask_services.jobs.extraction import Chunk
 from logitcask_services.jobs.loaded_teacher import TeacherFacts
+
+logger = logging.getLogger(__name__)
 
 LINE_SECONDS: Final = 30.0
 """Between lines about progress where there is no terminal for a bar."""
@@ -72,12 +76,20 @@ class CaptureRun:
                     teachers,
                     missing.chunks,
                     missing.left_out,
-                    is_published=lambda chunk: not self._missing_of([chunk]).chunks,
+                    is_published=self._is_published,
                     listener=_Progressed(advance),
                     say=lambda line: say(self._console, line),
                 ).run()
         finally:
             running.close()
+
+    def _is_published(self, chunk: Chunk) -> bool:
+        """Whether nothing of a chunk is missing. Unknown while a store is away: handed out again, it is asked again."""
+        try:
+            return not self._missing_of([chunk]).chunks
+        except StoreError as error:
+            logger.warning("whether chunk %d is published is not known now: %s", chunk.number, error)
+            return False
 
     def report(self, captured: Captured, errors: Path) -> dict[str, Any]:
         """Write the errors file, tell the outcome, and return it as one JSON document."""

@@ -196,6 +196,8 @@ class ExtractionRun:
             for document in sorted(entry.documents)
         ]
         shard = self._work.waiter.run(lambda: self._work.writer.publish(captured)) if captured else None
+        if captured and shard is None:  # a put of which the store did not say that it was made
+            self._work.look_again(entry.chunk)
         self._work.commit(entry.chunk, self._outcome(entry, shard))
         self._context.measures.publish_seconds.observe(time.monotonic() - began)
         self._feed.settle(entry)

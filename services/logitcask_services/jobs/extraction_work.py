@@ -144,6 +144,11 @@ class ExtractionWork:
                 self._adopted.setdefault(number, {}).update(dict.fromkeys(stored, entry.name))
                 self._entries[entry.name] = entry.model_dump(mode="json")
 
+    def look_again(self, chunk: Chunk) -> None:
+        """Adopt what was published of a chunk without anybody having been told. Raises as `pending`."""
+        self.waiter.run(self.writer.refresh)
+        self.adopt([chunk])
+
     def _ids_of(self, chunk: Chunk) -> set[bytes]:
         return {
             self.tokens.document_id(document)
@@ -153,7 +158,9 @@ class ExtractionWork:
     def take_adopted(self, chunk: Chunk, present: Iterable[int], outcome: ChunkOutcome) -> list[int]:
         """Count documents of a chunk that lie in shards of its own as captured, once each; the others."""
         adopted = self._adopted.pop(chunk.number, {})
-        for name in sorted(set(adopted.values())):
+        # A worker that did not know of a shard makes it again, and is told of the one that is there.
+        told = {shard["name"] for shard in outcome.shards}
+        for name in sorted(set(adopted.values()) - told):
             outcome.shards.insert(0, self._entries[name])
         others = []
         for document in present:

@@ -206,8 +206,7 @@ class TeamRun(CaptureListener):
 
     def _look_again(self, chunk: Chunk) -> bool:
         """A worker was lost: adopt what it published. The chunk goes out again in any case, and costs nothing then."""
-        self._work.writer.refresh()
-        self._work.adopt([chunk])
+        self._work.look_again(chunk)
         return False
 
     # -- what workers say ----------------------------------------------------------------------------------------
@@ -262,6 +261,8 @@ class TeamRun(CaptureListener):
         return chunk is None or document not in _documents_of(chunk)
 
     def _count(self, chunk: Chunk, event: ChunkDone, repeated: dict[int, int]) -> None:
+        if event.captured_documents and event.shard is None:  # a put of which the store did not say that it was made
+            self._work.look_again(chunk)
         described = {document: (code, message) for document, code, message in event.failures}
         earlier = [each for each in _documents_of(chunk) if each in self._failed and each not in described]
         outcome = ChunkOutcome(

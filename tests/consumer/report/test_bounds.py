@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from logitcask_consumer.report.bounds import FIRST, HeadRule, among_first, outside_bound, probability_bounds
+from logitcask_schemas.cask.format.codec_u8 import LEVELS
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from tests.support.consumer.reference_sampler import (
     DensePositions,
@@ -84,7 +85,7 @@ def test_negative_control_a_token_that_was_drawn_c_times_may_have_more_than_c_sh
 
 def test_independent_draws_give_no_bound_by_their_number():
     _, target = outcomes({"mode": "sampled", "draws": 6})
-    rule = HeadRule(limit=0, least=1.0, systematic=False, rounding=0.0)
+    rule = HeadRule(limit=0, least=1.0, systematic=False, rounding=(0.0, 0.0))
     low_R, high_R = probability_bounds(
         target, target.tail_ids_N[torch.from_numpy(target.tail_offsets_R1[:-1])], rule, None
     )
@@ -110,7 +111,8 @@ def test_whether_a_token_is_among_the_first_five(capture):
 
 
 def test_the_rule_of_a_spec():
-    assert HeadRule.of(CaptureSpec(mode="topk", k=7)) == HeadRule(limit=7, least=0.0, systematic=False, rounding=0.01)
+    topk = HeadRule.of(CaptureSpec(mode="topk", k=7))
+    assert topk == HeadRule(limit=7, least=0.0, systematic=False, rounding=(0.01, 0.01))
     threshold = HeadRule.of(CaptureSpec(tau=0.1, head_max=9, logprob_codec="f32"))
     assert (threshold.limit, threshold.least, threshold.systematic) == (9, 0.1, True)
     sampled = HeadRule.of(CaptureSpec(mode="sampled", sampler="multinomial", logprob_codec="u8"))
@@ -132,3 +134,12 @@ def test_rounding_makes_no_token_of_the_tail_one_of_the_first(codec):
     target = to_target(columns, dense.next_ids_R)
     low_R, high_R = among_first(target, torch.tensor([4]), HeadRule.of(spec))
     assert (low_R.item(), high_R.item()) == (0.0, 1.0)
+
+
+def test_the_steps_of_a_byte_are_never_larger_than_the_rule_says():
+    """A probability is stored as one of the levels around it: the lower one says most of it, the upper one least."""
+    upper, lower = torch.from_numpy(np.exp(LEVELS[:-1])), torch.from_numpy(np.exp(LEVELS[1:]))
+    rule = HeadRule.of(CaptureSpec(mode="topk", k=7, logprob_codec="u8"))
+    assert (rule.most(lower) >= upper).all()
+    fine = HeadRule(limit=7, least=0.0, systematic=False, rounding=(0.15, 0.15))
+    assert (fine.most(lower) < upper).sum() == 31, "negative control: the coarse steps are larger"

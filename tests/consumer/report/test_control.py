@@ -132,6 +132,7 @@ def test_what_has_no_control_is_refused_before_work(place, tmp_path):
         ({"places": [str(tmp_path / "gone")]}, "cannot be read"),
         ({"casks": [run["casks"][0] | {"shards": ["other"]}]}, "has other shards than when"),
         ({"settings": run["settings"] | {"casks": [f"{place / 'train'}:0.5"]}}, "with weights of their own"),
+        ({"settings": run["settings"] | {"weights": "teacher_entropy:most=3"}}, "teacher_entropy"),
         ({"student": {"spec": str(tmp_path / "no-base"), "revision": None}}, "the student before training"),
     ):
         (copy / "logitcask.json").write_text(json.dumps(run | change))

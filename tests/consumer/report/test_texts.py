@@ -11,10 +11,12 @@ from transformers import GenerationConfig
 from logitcask_consumer.report.config import ReportConfig, ReportError
 from logitcask_consumer.report.make_report import make_report
 from logitcask_consumer.report.texts import (
+    Prompt,
     WrittenText,
     ends_in_loop,
     n_grams,
     prompts_of,
+    recorded_texts,
     score_texts,
     write_texts,
 )
@@ -160,3 +162,17 @@ def test_a_model_whose_texts_would_never_end_is_refused_before_work(place, tmp_p
     with pytest.raises(ReportError, match="neither the generation config of endless nor its tokenizer names a token"):
         make_report(config)
     assert not config.output.exists()
+
+
+def test_a_recorded_answer_has_no_end_of_its_turn_as_a_written_text_has_none():
+    class Tokenizer:
+        """1 ends a turn, 2 is a line break."""
+
+        all_special_ids = (1,)
+
+        def decode(self, ids, skip_special_tokens=False):
+            return "".join({1: "" if skip_special_tokens else "<end>", 2: "\n"}.get(each, "word ") for each in ids)
+
+    for answer, kept in (([7, 8, 1, 2], 2), ([7, 8, 1], 2), ([7, 8, 2], 3), ([7, 8], 2), ([1, 2], 0), ([2], 1)):
+        [text] = recorded_texts(Tokenizer(), [Prompt(document=0, ids=[5], answer=answer)])
+        assert text.ids == answer[:kept]

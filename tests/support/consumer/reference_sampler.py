@@ -89,7 +89,7 @@ def sample(
 def head_rule(*, mode: str = "threshold", tau: float = 0.05, head_max: int = 64, k: int = 8, **_: Any) -> HeadRule:
     """How `sample` chooses heads, with values that were not rounded."""
     limit, least = {"threshold": (head_max, tau), "topk": (k, 0.0), "sampled": (0, 1.0)}[mode]
-    return HeadRule(limit=limit, least=least, systematic=mode != "topk", rounding=1e-12)
+    return HeadRule(limit=limit, least=least, systematic=mode != "topk", rounding=(1e-12, 1e-12))
 
 
 def every_outcome(dense: DensePositions, **capture: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -170,8 +170,13 @@ class EngineFleet:
 
     @property
     def stillness(self) -> float:
-        """Of the engines that are not lent, see `OwnProcess`; whoever has one looks after it."""
-        return max((engine.stillness for engine in self._at_rest), default=0.0)
+        """Of the engines while none is lent, see `OwnProcess`; later whoever has one looks after it.
+
+        One at rest that stands still is no reason to end others that work: who borrows it finds out.
+        """
+        with self._lock:
+            is_at_work = bool(self._lent)
+        return 0.0 if is_at_work else max((engine.stillness for engine in self._engines), default=0.0)
 
     @property
     def ended(self) -> str | None:

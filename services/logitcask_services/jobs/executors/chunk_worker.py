@@ -111,9 +111,10 @@ class ChunkWorker(threading.Thread):
         """See the class."""
         ended = WorkerEnded(reason="")
         try:
-            with self._heartbeat.expected():
-                self._engine = self._load()
-            ended = self._capture(self._engine)
+            if not self._dropped.is_set():
+                with self._heartbeat.expected():
+                    self._engine = self._load()
+                ended = self._capture(self._engine)
         except EngineError as error:
             ended = WorkerEnded(reason=f"the teacher could not be loaded: {error}")
         except LogitcaskError as error:

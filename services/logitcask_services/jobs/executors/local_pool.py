@@ -1,6 +1,7 @@
 """Workers in this process, each with an engine in a process of its own."""
 
 import queue
+import time
 from typing import Final
 
 from logitcask_services.engines.process.fleet import EngineFleet, EngineState
@@ -65,20 +66,23 @@ class LocalPool:
                 thread.drop(spares_engine=self._keeps_engines)  # it loads what nobody needs any more
             else:
                 thread.finish()
-        for thread in self._workers.values():
-            thread.join()
-        self._workers.clear()
+        self._join()
 
     def close(self) -> None:
         """See `WorkerPool`. Where engines are kept, their steps are waited for, unless they hang."""
         for thread in self._workers.values():
             thread.drop(spares_engine=self._keeps_engines)
+        self._join(None if self._keeps_engines else DROP_SECONDS)
+
+    def _join(self, seconds: float | None = None) -> None:
+        """Wait for all workers, an engine that hangs not for ever; at most so long for each, where that is given."""
         for thread in self._workers.values():
-            if not self._keeps_engines:
-                thread.join(DROP_SECONDS)
-            while self._keeps_engines and thread.is_alive():
+            until = None if seconds is None else time.monotonic() + seconds
+            while thread.is_alive() and (until is None or time.monotonic() < until):
                 thread.join(_LOOK_SECONDS)
                 self._interrupt_overdue()
+                if thread.is_loading:  # its load had not begun when it was dropped
+                    thread.drop(spares_engine=self._keeps_engines)
         self._workers.clear()
 
     def _interrupt_overdue(self) -> None:

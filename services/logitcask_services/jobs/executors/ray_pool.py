@@ -167,7 +167,8 @@ class RayPool:
         for poll in {*ready, *more}:
             worker = by_poll[poll]
             heard += [(worker, event) for event in self._answer(worker)]
-        heard += self._silent()
+        lost = {worker for worker, event in heard if isinstance(event, WorkerEnded)}
+        heard += [(worker, event) for worker, event in self._silent() if worker not in lost]
         for worker, event in heard:
             if isinstance(event, WorkerEnded):
                 self._end(worker)
