@@ -54,8 +54,8 @@ def report(
         list[Path] | None,
         typer.Option(
             "--teacher",
-            help="The teacher's folder or Hub id (its tokenizer is read, with --speed its weights): adds bits per byte, and allows "
-            "models with a tokenizer of their own. Given again for casks of other tokenizers.",
+            help="The teacher's folder or Hub id (its tokenizer is read, with --speed its weights): adds bits per "
+            "byte, and allows models with a tokenizer of their own. Given again for casks of other tokenizers.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap.")] = 0,
