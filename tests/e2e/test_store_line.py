@@ -64,8 +64,8 @@ def test_what_is_served_into_a_bucket_trains_a_student(
     trained = subprocess.run(
         [
             program, "train", "--cask", url, "--cache", tmp_path / "cache", "--teacher", tiny_llama,
-            "--student", "from-teacher:layers=1", "--output", output, "--epochs", "4", "--batch-tokens", "512",
-            "--micro-tokens", "512", "--lr", "3e-3",
+            "--student", "from-teacher:layers=1", "--output", output, "--epochs", "4", "--seq-len", "128",
+            "--batch-tokens", "512", "--micro-tokens", "512", "--lr", "3e-3",
         ],
         capture_output=True,
         text=True,
