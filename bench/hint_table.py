@@ -37,7 +37,8 @@ import teacher_rows
 from cask_bytes import captured
 from demo.fetch_teacher import fetch_model
 from logitcask_consumer.config import TrainConfig
-from logitcask_consumer.student.students import StudentSpec, load_model
+from logitcask_consumer.student.loading import load_model
+from logitcask_consumer.student.students import StudentSpec
 from logitcask_consumer.training.run import train
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.record.capture_spec import CaptureSpec
@@ -176,13 +177,9 @@ def train_all(setting: Setting, seeds: Sequence[int], names: Sequence[str]) -> N
     if all((name, seed) in done for name in names for seed in seeds):
         return
     tokenizer = transformers.AutoTokenizer.from_pretrained(setting.teacher)
-    rows, held = (
-        teacher_rows.teacher_rows(
-            setting.teacher,
-            teacher_rows.documents(tokenizer, teacher_rows.mixed(held_out=held_out), count=count, length=LENGTH),
-            setting.cache,
-        )
-        for held_out, count in ((False, setting.documents), (True, setting.held_out))
+    counts = (setting.documents, setting.held_out)
+    rows, held = teacher_rows.training_and_held_out(
+        setting.teacher, tokenizer, setting.cache, counts=counts, length=LENGTH
     )
     with tempfile.TemporaryDirectory() as folder:
         casks = made_casks(setting, rows, list(dict.fromkeys(ARMS[name].codec for name in names)), Path(folder))

@@ -127,17 +127,17 @@ def measure(server: ServerProcess, report: Report, count: int, seconds: int) -> 
         "GET /metrics": lambda: client.get("/metrics").raise_for_status(),
         "POST a corpus of a line": upload,
     }
-    taken: dict[tuple[int, str], list[float]] = {}
+    milliseconds: dict[tuple[int, str], list[float]] = {}
 
     def ask(watching: int) -> None:
         for _ in range(REQUESTS):
             for name, request in asked.items():
                 start = time.perf_counter()
                 request()
-                taken.setdefault((watching, name), []).append((time.perf_counter() - start) * 1e3)
+                milliseconds.setdefault((watching, name), []).append((time.perf_counter() - start) * 1e3)
 
     ask(0)
-    taken.clear()  # the first of each kind loads what it needs
+    milliseconds.clear()  # the first of each kind loads what it needs
     for _ in range(ROUNDS):
         ask(0)
         with Watchers(address, f"{path}/events", count):
@@ -153,7 +153,7 @@ def measure(server: ServerProcess, report: Report, count: int, seconds: int) -> 
     client.post(f"{path}/cancel").raise_for_status()
     for name in asked:
         for watching in (0, count):
-            report.add(name, "ms", taken[watching, name], watchers=watching)
+            report.add(name, "ms", milliseconds[watching, name], watchers=watching)
     report.add("resident memory", "MiB", alone, "between two crowds of watchers", watchers=0)
     note = f"of {seconds} s in which each watcher received at least {least / 1024:.0f} KiB"
     report.add(f"resident memory, first {EDGE_SECONDS} s", "MiB", memory[:EDGE_SECONDS], note, watchers=count)

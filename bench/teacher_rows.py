@@ -104,3 +104,22 @@ def teacher_rows(teacher: Path, ids_DL: NDArray[np.uint16], cache: Path) -> Teac
         np.save(kept.with_suffix(".part.npy"), np.stack(states))
         kept.with_suffix(".part.npy").rename(kept)
     return TeacherRows(ids_DL=ids_DL, hidden_DPH=torch.from_numpy(np.load(kept)), head_VH=head_VH)
+
+
+def training_and_held_out(
+    teacher: Path, tokenizer: Any, cache: Path, *, counts: tuple[int, int], length: int
+) -> tuple[TeacherRows, TeacherRows]:
+    """Rows of mixed text to train on, and of text that is held out.
+
+    Args:
+        teacher: its folder.
+        tokenizer: the teacher's.
+        cache: folder for what was computed before.
+        counts: documents of the one and of the other.
+        length: tokens of each document.
+    """
+    training, held = (
+        teacher_rows(teacher, documents(tokenizer, mixed(held_out=held_out), count=count, length=length), cache)
+        for held_out, count in zip((False, True), counts, strict=True)
+    )
+    return training, held

@@ -212,7 +212,7 @@ def main() -> None:
 
 def fingerprint_of(folder: Path) -> str:
     """Of a folder's tokenizer."""
-    from logitcask_consumer.student.students import load_tokenizer
+    from logitcask_consumer.student.loading import load_tokenizer
     from logitcask_schemas.record.identity import tokenizer_fingerprint
 
     return tokenizer_fingerprint(load_tokenizer(folder))

@@ -38,8 +38,8 @@ from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.run_document import INITIAL_NAME, checkpoints_in
 from logitcask_consumer.student.importance import Importance
 from logitcask_consumer.student.kept_units import KeptUnits, Widths, require_known
+from logitcask_consumer.student.loading import load_model
 from logitcask_consumer.student.narrow import narrowed
-from logitcask_consumer.student.students import load_model
 from logitcask_consumer.training.run import train
 from logitcask_schemas.cask import CaskWriter
 from logitcask_schemas.record.capture_spec import CaptureSpec
@@ -167,13 +167,9 @@ def train_all(setting: Setting, seeds: Sequence[int], names: Sequence[str]) -> N
     if all((name, seed) in done for name in names for seed in seeds):
         return
     tokenizer = transformers.AutoTokenizer.from_pretrained(setting.teacher)
-    rows, held = (
-        teacher_rows.teacher_rows(
-            setting.teacher,
-            teacher_rows.documents(tokenizer, teacher_rows.mixed(held_out=held_out), count=count, length=LENGTH),
-            setting.cache,
-        )
-        for held_out, count in ((False, setting.documents), (True, setting.held_out))
+    counts = (setting.documents, setting.held_out)
+    rows, held = teacher_rows.training_and_held_out(
+        setting.teacher, tokenizer, setting.cache, counts=counts, length=LENGTH
     )
     with tempfile.TemporaryDirectory() as folder:
         cask = made_cask(setting, rows, tokenizer, Path(folder))
@@ -186,15 +182,15 @@ def train_all(setting: Setting, seeds: Sequence[int], names: Sequence[str]) -> N
 
 def table(setting: Setting) -> None:
     """Means over seeds at every step, and each arm's KL over that of `depth` within a seed."""
-    found: dict[tuple[str, int], dict[int, float]] = {}
+    kl_of_seeds: dict[tuple[str, int], dict[int, float]] = {}
     for run in finished(setting.runs):
-        found.setdefault((run["arm"], int(run["step"])), {})[int(run["seed"])] = float(run["kl"])
+        kl_of_seeds.setdefault((run["arm"], int(run["step"])), {})[int(run["seed"])] = float(run["kl"])
     report = Report(f"{setting.name}.py", "torch", "transformers")
     note = f"{setting.steps} steps of {setting.batch}, lr {setting.lr:g}, {setting.documents} documents"
-    for (arm, step), seeds in found.items():
+    for (arm, step), seeds in kl_of_seeds.items():
         values = list(seeds.values())
         report.add("kl", "nats", values, note, arm=arm, step=step, **interval(values))
-        depth = found.get(("depth", step), {})
+        depth = kl_of_seeds.get(("depth", step), {})
         ratio = [value / depth[seed] for seed, value in seeds.items() if seed in depth]
         if arm != "depth" and ratio:
             report.add("kl over depth", "ratio", ratio, note, arm=arm, step=step, **interval(ratio))

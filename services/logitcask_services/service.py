@@ -1,22 +1,16 @@
 """The service without HTTP: folders, database, teacher, threads. The HTTP layer and the tests stand on this."""
 
 import logging
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-from sqlalchemy.exc import OperationalError
-
-from logitcask_schemas.cask.storage import files
 from logitcask_services.generation.recipes import RecipeBook
 from logitcask_services.jobs.context import JobContext
 from logitcask_services.jobs.housekeeper import Housekeeper
 from logitcask_services.jobs.loaded_teacher import LoadHinted, Role, Teacher
 from logitcask_services.jobs.preparer import Claims, Preparer
 from logitcask_services.jobs.roster import Roster
-from logitcask_services.jobs.store_watch import StoreWatch
-from logitcask_services.jobs.waiting import Reason, passing_fault
+from logitcask_services.jobs.storage_watch import StorageWatch
 from logitcask_services.jobs.watchdog import Watchdog
 from logitcask_services.jobs.worker import Worker
 from logitcask_services.settings import ServiceSettings
@@ -36,7 +30,7 @@ class Service(JobContext):
         super().__init__(settings, load, load_hinted)
         watchdog = Watchdog(self)
         claims = Claims()
-        self._store_watch = StoreWatch(self)
+        self._storage_watch = StorageWatch(self)
         # A second one takes what is small only, so that large corpora do not hold up all others.
         self._threads = (
             Preparer(self, claims, lane="all"),
@@ -71,7 +65,7 @@ class Service(JobContext):
             )
         for thread in self._threads:
             thread.start()
-        self._store_watch.start()  # nobody waits for its end: it writes nothing, and a store may take long to answer
+        self._storage_watch.start()  # nobody waits for its end: it writes nothing, and a store may take long to answer
 
     def stop(self) -> None:
         """End the threads and close the database. A teacher that is deep in its work is left to the process's end."""
@@ -92,34 +86,6 @@ class Service(JobContext):
             reasons.append({"code": "crashed", "message": self.crash})
         if self.teacher.state not in ("ready", "switching"):
             reasons.append({"code": f"teacher_{self.teacher.state}", "message": self.teacher.reason})
-        disks = (*self.folders.casks.disks, self.folders.state)
-        faults = (self._fault_of_database(), self._store_watch.fault, *map(self._fault_of, disks))
-        if (fault := next(filter(None, faults), None)) is not None:
+        if (fault := self._storage_watch.fault()) is not None:
             reasons.append({"code": fault[0], "message": fault[1]})
         return reasons
-
-    def _fault_of_database(self) -> Reason | None:
-        """Code and sentence where what work commits would be lost."""
-        try:
-            self.database.require_in_place()
-        except OperationalError as error:
-            return passing_fault(error)
-        return None
-
-    def _fault_of(self, folder: Path) -> Reason | None:
-        """Code and sentence where a folder cannot take what work writes."""
-        try:
-            read_only = bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
-            free = files.free_bytes(folder)
-        except OSError as error:
-            return passing_fault(error)
-        if read_only:
-            return "read_only", f"the file system of {folder} is read-only"
-        if not os.access(folder, os.W_OK | os.X_OK):
-            return "permission_denied", f"the service may not write into {folder}"
-        if free < self.settings.disk_floor_bytes:
-            return (
-                "insufficient_storage",
-                f"{free} bytes free, fewer than the floor of {self.settings.disk_floor_bytes}",
-            )
-        return None

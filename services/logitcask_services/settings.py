@@ -212,9 +212,9 @@ class ServiceSettings(BaseSettings):
     @model_validator(mode="after")
     def _engines_fit(self) -> Self:
         on_ray = ("ray_address", "gpus_per_engine", "cpus_per_engine")
-        given = [name for name in on_ray if getattr(self, name) is not None]
-        if self.executor == "local" and given:
-            raise ValueError(f"{', '.join(given)}: for a Ray cluster; add --executor ray, or leave it out")
+        only_on_ray = [name for name in on_ray if getattr(self, name) is not None]
+        if self.executor == "local" and only_on_ray:
+            raise ValueError(f"{', '.join(only_on_ray)}: for a Ray cluster; add --executor ray, or leave it out")
         if self.executor == "local" and self.engines == 1:
             return self
         if self.engine == "openai":

@@ -8,6 +8,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
+from logitcask_consumer.config import TrainConfig
 from tests.support.consumer.cask_builder import build_cask, random_documents, save_teacher
 
 
@@ -19,6 +20,24 @@ def _one_thread_and_seed():
     torch.manual_seed(0)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def run_config(place, tmp_path):
+    """A function: a run of two of the tiny teacher's layers on the cask of `place`, into `out`, with other settings."""
+
+    def config(**settings):
+        common = {
+            "casks": (place / "cask",),
+            "student": "from-teacher:layers=2",
+            "teacher": place / "teacher",
+            "output": tmp_path / "out",
+            "seq_len": 64,
+            "batch_tokens": 256,
+        }
+        return TrainConfig(**{**common, **settings})
+
+    return config
 
 
 @pytest.fixture(scope="module")

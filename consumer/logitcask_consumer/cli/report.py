@@ -104,7 +104,7 @@ def report(
     from logitcask_schemas.model_source import is_hub_id
 
     quiet_transformers()
-    models, logs, runs = (tuple(map(labelled_path, given or ())) for given in (model, train_log, checkpoints))
+    models, logs, runs = (tuple(map(labelled_path, option or ())) for option in (model, train_log, checkpoints))
     for label, folder in models:
         if is_hub_id(str(folder)):
             continue

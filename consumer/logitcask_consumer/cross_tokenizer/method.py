@@ -30,8 +30,8 @@ from logitcask_consumer.methods.method import BatchValue
 from logitcask_consumer.methods.tokens import require_records
 from logitcask_consumer.processes import processes
 from logitcask_consumer.student.forward import StateTask, check_packing
+from logitcask_consumer.student.loading import load_tokenizer
 from logitcask_consumer.student.router_loss import with_router_loss
-from logitcask_consumer.student.students import load_tokenizer
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import IdentityMismatchError, ModelError
 from logitcask_schemas.record.identity import tokenizer_fingerprint

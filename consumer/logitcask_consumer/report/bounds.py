@@ -123,15 +123,15 @@ def among_first(target: SparseTarget, ids_R: Tensor, rule: HeadRule) -> tuple[Te
     # A smaller one may be stored as up to so much.
     surely_chosen = float(rule.most(torch.tensor(rule.least, dtype=torch.float64)))
     known_R = torch.zeros_like(target.tail_mass_R)
-    found_R = torch.zeros_like(target.tail_mass_R)
+    among_R = torch.zeros_like(target.tail_mass_R)
     for place in range(min(FIRST, rule.limit)):
         has_R = _at(counts_R > place, target)
         at_R = _at(np.minimum(target.head_offsets_R1[:-1] + place, target.head_offsets_R1[1:] - 1), target)
         # What follows the chosen entries (next token, pinned ids) is below the threshold; the first entry never is one.
         chosen_R = has_R & (target.head_weights_H[at_R] > surely_chosen) if place else has_R
         known_R += chosen_R
-        found_R += chosen_R & (target.head_ids_H[at_R] == ids_R)
-    return found_R, torch.where(known_R >= FIRST, found_R, torch.ones_like(found_R))
+        among_R += chosen_R & (target.head_ids_H[at_R] == ids_R)
+    return among_R, torch.where(known_R >= FIRST, among_R, torch.ones_like(among_R))
 
 
 def _at(values_R: NDArray[Any], target: SparseTarget) -> Tensor:

@@ -62,11 +62,11 @@ def by_bucket(
     Returns:
         For each bucket `low`, `high`, `positions`, `documents`, `entropy` (mean H(t)) and `models`: label -> estimate.
     """
-    found = []
+    described = []
     for bucket in buckets:
         at_K = bucket.positions_K
         bootstrap = DocumentBootstrap(teacher.documents_P[at_K], seed=seed)
-        found.append(
+        described.append(
             {
                 "low": bucket.low,
                 "high": bucket.high,
@@ -78,4 +78,4 @@ def by_bucket(
                 },
             }
         )
-    return found
+    return described

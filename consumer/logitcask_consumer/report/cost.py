@@ -19,7 +19,7 @@ import torch
 
 from logitcask_consumer.student.checks import context_of
 from logitcask_consumer.student.generation import plain_generation
-from logitcask_consumer.student.students import load_model
+from logitcask_consumer.student.loading import load_model
 from logitcask_schemas.errors import ModelError
 
 READ_TOKENS: Final = 512
@@ -65,8 +65,8 @@ def cost_of(label: str, folder: Path) -> dict[str, Any]:
             f"--speed: the process that measured {label} ended with code {done.returncode} ({last}); below 0 it was "
             "killed, perhaps for want of memory. Free memory, or leave out --speed"
         )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 def measure(folder: Path) -> dict[str, Any]:

@@ -13,9 +13,8 @@ from logitcask_consumer.cross_tokenizer import ChunkColumns
 from logitcask_consumer.data import CaskDataset
 from logitcask_consumer.report.buckets import by_bucket, entropy_buckets, frequency_buckets
 from logitcask_consumer.report.config import DRAFT_LENGTH
-from logitcask_consumer.report.estimates import LEVEL, DocumentBootstrap, Estimate
+from logitcask_consumer.report.estimates import LEVEL, DocumentBootstrap, Estimate, speculative
 from logitcask_consumer.report.evaluate import Columns, metric_kinds
-from logitcask_consumer.report.speculative import speculative
 from logitcask_consumer.report.texts import WrittenText
 
 FORMAT = {"format": "logitcask-report", "version": 1}
@@ -130,7 +129,9 @@ def _described(
         "metrics": {name: value.as_dict() for name, value in estimates.items()},
     }
     if model.columns is not None:
-        known = {name: own for name, own in estimates.items() if name not in brackets or kinds[name] == "unbiased"}
+        known = {
+            name: estimate for name, estimate in estimates.items() if name not in brackets or kinds[name] == "unbiased"
+        }
         described |= {"brackets": brackets, "speculative": speculative(known, brackets, draft_lengths)}
     if "acceptance" in brackets:
         described["acceptance_bracket"] = brackets["acceptance"]
@@ -149,8 +150,8 @@ def _buckets(teacher: Columns, models: dict[str, Columns], kinds: dict[str, str]
         "entropy": entropy_buckets(teacher.values["entropy"]),
         "frequency": frequency_buckets(teacher.values["occurrences"]),
     }
-    found = {name: by_bucket(buckets, teacher, models, metric, seed=seed) for name, buckets in ways.items()}
-    return {"metric": metric, **found}
+    by_way = {name: by_bucket(buckets, teacher, models, metric, seed=seed) for name, buckets in ways.items()}
+    return {"metric": metric, **by_way}
 
 
 def _kinds(dataset: CaskDataset, models: Sequence[Columns]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from logitcask_consumer.report.config import (
     check_config,
     explained_output,
     require_writable,
+    with_checkpoints,
     with_folders,
 )
 from logitcask_consumer.report.control import Control
@@ -21,8 +22,7 @@ from logitcask_consumer.report.markdown import kl_by_teacher
 from logitcask_consumer.report.model_card import require_cards, write_cards
 from logitcask_consumer.report.page import to_page
 from logitcask_consumer.report.readers import foreign_models
-from logitcask_consumer.report.runs import with_checkpoints
-from logitcask_consumer.student.students import folder_with_tokenizer, load_tokenizer
+from logitcask_consumer.student.loading import folder_with_tokenizer, load_tokenizer
 from logitcask_schemas.record.identity import tokenizer_fingerprint
 from logitcask_schemas.terminal import counted
 

@@ -17,7 +17,7 @@ from logitcask_consumer.report.held_out import trained_on
 from logitcask_consumer.report.reading import LONGEST, Reading, extra_ids_of, load_reader, reading_of
 from logitcask_consumer.report.texts import Prompt, prompts_of, require_writer, write_texts
 from logitcask_consumer.student.checks import context_of
-from logitcask_consumer.student.students import load_model, load_tokenizer
+from logitcask_consumer.student.loading import load_model, load_tokenizer
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import IdentityMismatchError
 from logitcask_schemas.record.identity import tokenizer_fingerprint

@@ -16,7 +16,7 @@ from logitcask_consumer.data.vocabulary import ExtraIds
 from logitcask_consumer.run_document import run_of
 from logitcask_consumer.student.checks import check_student, context_of
 from logitcask_consumer.student.forward import check_packing
-from logitcask_consumer.student.students import load_model
+from logitcask_consumer.student.loading import load_model
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import LogitcaskError, ModelError
 

@@ -39,22 +39,20 @@ def number(value: float, form: str) -> str:
 
 def cell(estimate: dict[str, float | None] | None, form: str) -> str:
     """An estimate with the ends of its interval; empty where there is none."""
-    if estimate is None or estimate["value"] is None:
-        return ""
-    value = number(estimate["value"], form)
-    if estimate["low"] is None or estimate["high"] is None:
-        return value
-    return f"{value} [{number(estimate['low'], form)}, {number(estimate['high'], form)}]"
+    return _with_interval(estimate, form, lambda low, high: f"[{number(low, form)}, {number(high, form)}]")
 
 
 def short_cell(estimate: dict[str, float | None] | None, form: str) -> str:
     """An estimate with half the width of its interval; empty where there is none."""
+    unsigned = form.replace("+", "")
+    return _with_interval(estimate, form, lambda low, high: f"± {number((high - low) / 2, unsigned)}")
+
+
+def _with_interval(estimate: dict[str, float | None] | None, form: str, interval: Callable[[float, float], str]) -> str:
     if estimate is None or estimate["value"] is None:
         return ""
-    value = number(estimate["value"], form)
-    if estimate["low"] is None or estimate["high"] is None:
-        return value
-    return f"{value} ± {number((estimate['high'] - estimate['low']) / 2, form.replace('+', ''))}"
+    value, low, high = number(estimate["value"], form), estimate["low"], estimate["high"]
+    return value if low is None or high is None else f"{value} {interval(low, high)}"
 
 
 def signed(form: str) -> str:

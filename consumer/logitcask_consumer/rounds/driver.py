@@ -34,7 +34,8 @@ from logitcask_consumer.run_document import (
     require_finished,
     require_unused,
 )
-from logitcask_consumer.student.students import StudentSpec, load_tokenizer
+from logitcask_consumer.student.loading import load_tokenizer
+from logitcask_consumer.student.students import StudentSpec
 from logitcask_consumer.training.checkpoints import partial_folder
 from logitcask_consumer.training.run import train_phase
 from logitcask_consumer.training.run_lock import hold_run

@@ -26,7 +26,7 @@ from logitcask_consumer.rounds.service_texts import OtherWriterError, ServiceTex
 from logitcask_consumer.rounds.state import RoundState, RunState
 from logitcask_consumer.run_document import explained_writes, replace_file
 from logitcask_consumer.student.generation import ends_of, pad_of
-from logitcask_consumer.student.students import load_model
+from logitcask_consumer.student.loading import load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from logitcask_consumer.head import base_model
-from logitcask_consumer.student.fresh_model import fresh_model
 from logitcask_consumer.student.importance import measured
 from logitcask_consumer.student.kept_layers import KeptLayers, layer_fields
 from logitcask_consumer.student.kept_units import KeptUnits, Widths, require_known
@@ -25,6 +24,7 @@ from logitcask_consumer.student.layer_proof import (
     require_same_behaviour,
     require_same_layers,
 )
+from logitcask_consumer.student.loading import fresh_model
 from logitcask_consumer.student.narrow import narrowed
 from logitcask_schemas.errors import ModelError
 
@@ -64,9 +64,9 @@ class TeacherParts:
         Raises:
             StudentSpecError: a name is not known, stands there twice, or has no number.
         """
-        given = _items(text)
-        layers = _parse_layers(",".join(given["layers"])) if "layers" in given else None
-        numbers = {name: _count(name, values[0]) for name, values in given.items() if name != "layers"}
+        items = _items(text)
+        layers = _parse_layers(",".join(items["layers"])) if "layers" in items else None
+        numbers = {name: _count(name, values[0]) for name, values in items.items() if name != "layers"}
         widths = Widths(**{name: numbers[name] for name in _WIDTHS if name in numbers})
         if "tokens" in numbers and widths == Widths():
             raise StudentSpecError(
@@ -110,8 +110,8 @@ class TeacherParts:
             prefix = _layer_prefix(teacher, teacher.config.get_text_config().num_hidden_layers)
             shape = require_known(teacher, prefix)
             self.widths.require(shape)
-            found = measured(teacher, prefix, shape, texts(self.tokens))
-            return narrowed(teacher, prefix, shape, KeptUnits.of(found, self.widths, shape), found.shares)
+            importance = measured(teacher, prefix, shape, texts(self.tokens))
+            return narrowed(teacher, prefix, shape, KeptUnits.of(importance, self.widths, shape), importance.shares)
         except StudentSpecError:
             raise
         except ModelError as error:
@@ -120,22 +120,22 @@ class TeacherParts:
 
 def _items(text: str) -> dict[str, list[str]]:
     """Names with what was written behind each; a list goes on until the next name."""
-    names, given = ("layers", *_WIDTHS, "tokens"), dict[str, list[str]]()
+    names, items = ("layers", *_WIDTHS, "tokens"), dict[str, list[str]]()
     last = ""
     for part in text.split(","):
         name, equals, value = (word.strip() for word in part.partition("="))
         if not equals and last == "layers":
-            given[last].append(name)
+            items[last].append(name)
             continue
         if not equals or name not in names:
             raise StudentSpecError(
                 f"{FROM_TEACHER}{text}: cannot read {part.strip()!r}; it takes {', '.join(names)}, as in "
                 f"{FROM_TEACHER}layers=20,heads=6,mlp=1024"
             )
-        if name in given:
+        if name in items:
             raise StudentSpecError(f"{FROM_TEACHER}{text}: {name} stands there twice")
-        given[name], last = [value], name
-    return given
+        items[name], last = [value], name
+    return items
 
 
 def _count(name: str, value: str) -> int:

@@ -16,11 +16,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from logitcask_consumer.student.fresh_model import fresh_model
 from logitcask_consumer.student.importance import ModelShape
 from logitcask_consumer.student.kept_units import KeptUnits, WidthError, axes_of, layer_of
 from logitcask_consumer.student.layer_pass import TOKENS
 from logitcask_consumer.student.layer_proof import FAILURES, LayersDifferError, first_line, require_config_lasts
+from logitcask_consumer.student.loading import fresh_model
 
 _TOLERANCE: Final = 1e-4
 """Of the largest logit: float32 sums of other lengths, and the epsilon of norms over a head."""
@@ -72,9 +72,9 @@ def _fresh(model: Any, shape: ModelShape, after: ModelShape) -> Any:
         student = fresh_model(config)
         require_config_lasts(student, model)
     except (LayersDifferError, *FAILURES) as error:
-        given = ", ".join(f"{name}={value}" for name, value in widths.items())
+        wanted = ", ".join(f"{name}={value}" for name, value in widths.items())
         raise WidthError(
-            f"{type(model.config).__name__} does not describe a model of {given} ({first_line(error)}). Choose other "
+            f"{type(model.config).__name__} does not describe a model of {wanted} ({first_line(error)}). Choose other "
             "widths"
         ) from error
     return student

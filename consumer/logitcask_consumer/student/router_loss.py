@@ -47,13 +47,13 @@ class RouterLoss:
             coefficient = float(getattr(config, "router_aux_loss_coef", 0.0)) if wanted else 0.0
         if not coefficient:
             return None
-        found = _function(model)
-        if found is None:
+        routers = _function(model)
+        if routers is None:
             raise ModelError(
                 f"router loss {coefficient:g}: {type(model).__name__} has no routers whose load balancing loss "
                 "transformers knows. Leave --router-loss out"
             )
-        function, experts, chosen = found
+        function, experts, chosen = routers
         return cls(coefficient=coefficient, function=function, experts=experts, chosen=chosen)
 
     def value(self, router_logits: Any, position_ids: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from logitcask_consumer.hints.checkpoints import (
 )
 from logitcask_consumer.processes import raise_together
 from logitcask_consumer.run_document import PARTIAL_NAME, RunWriteError, explained_writes
+from logitcask_consumer.student.loading import load_model
 from logitcask_consumer.student.sharded_state import (
     has_shards,
     load_optimizer,
@@ -30,7 +31,6 @@ from logitcask_consumer.student.sharded_state import (
     whole_student,
 )
 from logitcask_consumer.student.sharding import is_sharded
-from logitcask_consumer.student.students import load_model
 from logitcask_consumer.training.checkpoints import partial_folder, publish_checkpoint
 
 

@@ -11,7 +11,7 @@ from logitcask_consumer.cross_tokenizer.method import CrossTokenizerMethod
 from logitcask_consumer.data import CaskGroup
 from logitcask_consumer.hints import HintMismatchError
 from logitcask_consumer.methods import Method, MixtureMethod, MixturePart, TokenMethod
-from logitcask_consumer.student.students import folder_with_tokenizer
+from logitcask_consumer.student.loading import folder_with_tokenizer
 from logitcask_schemas.errors import IdentityMismatchError
 from logitcask_schemas.record.hint_spec import HintSpec
 

@@ -12,7 +12,7 @@ import torch
 from logitcask_consumer.config import SaveDtype, TrainConfig
 from logitcask_consumer.run_document import PARTIAL_NAME, RunFolderError, explained_writes
 from logitcask_consumer.student.adapters import ADAPTER_NAME, base_folder, merged
-from logitcask_consumer.student.students import load_model
+from logitcask_consumer.student.loading import load_model
 from logitcask_consumer.training.checkpoints import partial_folder, publish_model
 from logitcask_schemas.errors import ModelError
 

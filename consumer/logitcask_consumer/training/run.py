@@ -26,8 +26,9 @@ from logitcask_consumer.run_document import (
 )
 from logitcask_consumer.student.adapters import LoraSpec
 from logitcask_consumer.student.checks import check_context
+from logitcask_consumer.student.loading import load_tokenizer
 from logitcask_consumer.student.router_loss import router_note
-from logitcask_consumer.student.students import StudentSpec, load_tokenizer
+from logitcask_consumer.student.students import StudentSpec
 from logitcask_consumer.training.arguments import require_processes, require_trackers, training_arguments
 from logitcask_consumer.training.callbacks import (
     LogWhenSaving,

@@ -1,16 +1,17 @@
-"""The student that a run begins with, or goes on from, as far as training changes it."""
+"""The student that a run begins with, or goes on from, as far as training changes it; the text that it is chosen by."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from logitcask_consumer.config import TrainConfig
-from logitcask_consumer.data.cask_texts import cask_texts
 from logitcask_consumer.run_document import INITIAL_NAME
 from logitcask_consumer.student.adapters import LoraSpec, freeze_head, require_mergeable
-from logitcask_consumer.student.students import StudentSpec, load_model
+from logitcask_consumer.student.loading import load_model
+from logitcask_consumer.student.students import StudentSpec
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.record.identity import tokenizer_fingerprint
 
@@ -63,3 +64,40 @@ def trained_part(model: Any, config: TrainConfig, spec: StudentSpec) -> Any:
     if config.freeze_head:
         freeze_head(model)
     return model
+
+
+def cask_texts(casks: Sequence[Cask], tokens: int, *, longest: int) -> list[NDArray[Any]]:
+    """Token ids of documents that are evenly spread over casks, each from its beginning.
+
+    Of a cask in an object store the shards that hold them are fetched.
+
+    Args:
+        casks: those whose documents are meant.
+        tokens: about how many in all, and no fewer where the casks have them.
+        longest: most tokens of a document; the rest of it is left out.
+
+    Returns:
+        One array [L] for each document, in the order of the casks.
+
+    Raises:
+        CaskCorruptionError, CaskNotFoundError: a shard is damaged or gone.
+    """
+    lengths_D = np.concatenate([np.zeros(0, np.int64), *(cask.document_lengths() for cask in casks)])
+    lengths_D = np.minimum(lengths_D, longest)
+    total = len(lengths_D)
+    if not total:
+        return []
+    count = min(total, int(np.ceil(tokens / lengths_D.mean())))
+    while True:
+        chosen = np.unique(np.linspace(0, total - 1, count).round().astype(np.int64))
+        if count == total or lengths_D[chosen].sum() >= tokens:
+            break
+        count = min(total, count + max(1, count // 8))
+    first_C = np.cumsum([0, *(len(cask) for cask in casks)])
+    return [_document(casks, first_C, int(number), int(lengths_D[number])) for number in chosen]
+
+
+def _document(casks: Sequence[Cask], first_C: NDArray[np.int64], number: int, length: int) -> NDArray[Any]:
+    """The beginning of a document, by its number over all casks."""
+    at = int(np.searchsorted(first_C, number, side="right")) - 1
+    return casks[at].read(number - int(first_C[at])).token_ids_L[:length]

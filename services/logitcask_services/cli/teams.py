@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from logitcask_schemas.record.hint_spec import HintSpec
     from logitcask_services.engines.engine import Engine
     from logitcask_services.engines.process.fleet import EngineFleet
-    from logitcask_services.jobs.executors.teams import WorkerTeam
+    from logitcask_services.jobs.executors.chunk_orders import WorkerTeam
     from logitcask_services.settings import ServiceSettings
 
 

@@ -41,7 +41,7 @@ FILE_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
 def list_casks(service: ServiceDep, _: Caller) -> CaskList:
     """The casks below the cask root, by name. What cannot be read as one is left out."""
 
-    def summary(name: str) -> CaskSummary | None:
+    def summary_of(name: str) -> CaskSummary | None:
         try:
             return _summary(directory_of(service.folders.cask(name)), name)
         except StoreError:
@@ -50,8 +50,8 @@ def list_casks(service: ServiceDep, _: Caller) -> CaskList:
             return None  # `logitcask cask verify` says what is wrong with it
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        found = pool.map(summary, filter(is_cask_name, service.folders.casks.names()))
-        return CaskList(data=[each for each in found if each is not None])
+        summaries = pool.map(summary_of, filter(is_cask_name, service.folders.casks.names()))
+        return CaskList(data=[summary for summary in summaries if summary is not None])
 
 
 @router.get("/{name}/manifest", responses=documented(404, 409))

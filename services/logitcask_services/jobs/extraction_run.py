@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from logitcask_schemas.cask.format.manifest import ShardEntry
 from logitcask_schemas.errors import CaptureSpecError
@@ -13,18 +12,15 @@ from logitcask_services.jobs.chunks import ChunkFeed, OpenChunk, Publisher, capt
 from logitcask_services.jobs.context import JobContext
 from logitcask_services.jobs.database.tables import ExtractionRow
 from logitcask_services.jobs.extraction import Chunk, ChunkOutcome, is_isolated, segments
-from logitcask_services.jobs.extraction_work import REPEATS_FAILED, ExtractionWork
-from logitcask_services.jobs.job_run import Ending, Outcome
+from logitcask_services.jobs.extraction_work import REPEATS_FAILED, ExtractionJobRun, ExtractionWork
+from logitcask_services.jobs.job_run import Outcome
 from logitcask_services.jobs.setbacks import Suspicion, TeacherDiedError
 from logitcask_services.jobs.teacher_streams import TeacherStreams
-from logitcask_services.jobs.waiting import Reason, StoppedWhileWaitingError
+from logitcask_services.jobs.waiting import StoppedWhileWaitingError
 from logitcask_services.tracing import span
 
-if TYPE_CHECKING:
-    from logitcask_schemas.api.objects import Failure
 
-
-class ExtractionRun:
+class ExtractionRun(ExtractionJobRun):
     """Use once: `go`, then `close`."""
 
     def __init__(
@@ -38,7 +34,7 @@ class ExtractionRun:
         self._context = context
         self._row = row
         self._engine = engine
-        self._work = ExtractionWork(context, row, engine, gives_way)
+        super().__init__(ExtractionWork(context, row, engine, gives_way))
         self._spec, self._tokens = self._work.spec, self._work.tokens
         self._publisher = Publisher(self._publish_traced)
         self._feed = ChunkFeed(
@@ -49,7 +45,6 @@ class ExtractionRun:
             ends=self._ends,
             release=self._release,
         )
-        self._failure: Failure | None = None
         self._held = False
         """Whether chunks are kept back, from the one with the failure on."""
         self._streams = TeacherStreams[CaptureResult](
@@ -64,16 +59,6 @@ class ExtractionRun:
     def open_chunks(self) -> list[int]:
         """Chunks that are with the teacher."""
         return self._feed.open_chunks
-
-    @property
-    def job_id(self) -> str:
-        """Whose run it is."""
-        return self._row.id
-
-    @property
-    def set_aside(self) -> Reason | None:
-        """Why the run gave way to others, where it did."""
-        return self._work.waiter.set_aside
 
     def go(self) -> Outcome:
         """Capture every pending chunk. Raises TeacherDiedError, CaskError, OSError; what was published stays."""
@@ -100,15 +85,6 @@ class ExtractionRun:
         """End the publishing thread after what it was given."""
         self._publisher.join()
 
-    def finalize(self) -> Ending:
-        """See `ExtractionWork`."""
-        return self._work.finalize()
-
-    def record_failure(self) -> None:
-        """The extraction ends with the document that failed."""
-        assert self._failure is not None  # go said so
-        self._work.fail_on(self._failure)
-
     def record_death(self, reason: str) -> None:
         """The teacher died with the open chunks in work."""
         self._context.chunks.record_death(self._row.id, self.open_chunks, reason)
@@ -120,10 +96,6 @@ class ExtractionRun:
             text = f"the teacher did not come back from this document alone ({reason}); it is left out"
             store.record_failure(self._row.id, self._work.describe(document, "teacher_died", text))
         store.record_death(self._row.id, chunks, reason)
-
-    def note_cancelled(self) -> None:
-        """See `ExtractionWork`."""
-        self._work.note_cancelled()
 
     def _release(self, entry: OpenChunk) -> None:
         # A document that ends the extraction is counted by its end; its chunk stays open, to be tried by a resumed one.

@@ -22,7 +22,7 @@ from logitcask_services.jobs.context import JobContext
 from logitcask_services.jobs.database.tables import ExtractionRow
 from logitcask_services.jobs.extraction import Chunk, ChunkOutcome
 from logitcask_services.jobs.job_run import Ending
-from logitcask_services.jobs.waiting import Waiter
+from logitcask_services.jobs.waiting import Reason, Waiter
 
 logger = logging.getLogger(__name__)
 LOCK_SECONDS: Final = 2.0
@@ -131,14 +131,14 @@ class ExtractionWork:
         With many engines any chunk that was handed out may have one, so all are looked at. A shard is a chunk's when no
         extraction owns it and all its documents are the chunk's.
         """
-        found = {chunk.number: ids for chunk in chunks if any(map(self.writer.has, ids := self._ids_of(chunk)))}
-        if not found:
+        of_chunks = {chunk.number: ids for chunk in chunks if any(map(self.writer.has, ids := self._ids_of(chunk)))}
+        if not of_chunks:
             return
-        wanted = set[bytes]().union(*found.values())
+        wanted = set[bytes]().union(*of_chunks.values())
         for entry, stored in self.waiter.run(lambda: self.writer.shards_with(wanted)):
             if entry.name in self._entries or self.context.chunks.owner_of_shard(entry.name) is not None:
                 continue
-            number = next((number for number, ids in found.items() if stored <= ids), None)
+            number = next((number for number, ids in of_chunks.items() if stored <= ids), None)
             if number is not None:
                 logger.info("extraction %s: shard %s was published, and not yet counted", self.row.id, entry.name)
                 self._adopted.setdefault(number, {}).update(dict.fromkeys(stored, entry.name))
@@ -203,3 +203,39 @@ class ExtractionWork:
         line, start = self.tokens.line(document)
         custom_id = custom_id_at(self._corpus, start, self.context.settings.max_line_bytes)
         return Failure(stage="capture", document=document, line=line, custom_id=custom_id, code=code, message=message)
+
+
+class ExtractionJobRun:
+    """What is the same of a run with one engine and of one with many; see `JobRun`.
+
+    Args:
+        work: of the run.
+    """
+
+    def __init__(self, work: ExtractionWork) -> None:
+        self._work = work
+        self._failure: Failure | None = None
+        """The document that ends the extraction, where `on_error` says so."""
+
+    @property
+    def job_id(self) -> str:
+        """Whose run it is."""
+        return self._work.row.id
+
+    @property
+    def set_aside(self) -> Reason | None:
+        """Why the run gave way to others, where it did."""
+        return self._work.waiter.set_aside
+
+    def finalize(self) -> Ending:
+        """See `ExtractionWork`."""
+        return self._work.finalize()
+
+    def record_failure(self) -> None:
+        """The extraction ends with the document that failed."""
+        assert self._failure is not None  # go said so
+        self._work.fail_on(self._failure)
+
+    def note_cancelled(self) -> None:
+        """See `ExtractionWork`."""
+        self._work.note_cancelled()

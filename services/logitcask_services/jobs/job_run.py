@@ -1,7 +1,11 @@
-"""What the worker and the watchdog ask of one run of one job, of whichever kind."""
+"""What the worker and the watchdog ask of one run of one job, of whichever kind; the code under which a job fails."""
 
 from typing import Literal, Protocol
 
+from logitcask_schemas.errors import CaptureSpecError, CaskError, CaskVersionError, IdentityMismatchError
+from logitcask_services.generation.errors import AnswersMisplacedError, RecipeError
+from logitcask_services.jobs.answer_files import AnswersDamagedError
+from logitcask_services.jobs.executors.corpus_capture import WorkerRefusedError
 from logitcask_services.jobs.waiting import Reason
 
 Outcome = Literal["done", "ended", "document_failed"]
@@ -48,3 +52,28 @@ class JobRun(Protocol):
     def close(self) -> None:
         """End what the run has begun. Idempotent."""
         ...
+
+
+def failure_code(error: Exception) -> str:
+    """The code of the error that ended a job, which no waiting cures, as callers see it."""
+    match error:
+        case RecipeError():
+            return "recipe_invalid"
+        case AnswersDamagedError():
+            return "answers_damaged"
+        case AnswersMisplacedError():
+            return "answers_misplaced"
+        case IdentityMismatchError():
+            return "cask_mismatch"
+        case CaskVersionError():
+            return "cask_version"
+        case CaptureSpecError():
+            return "capture_invalid"
+        case CaskError():
+            return "cask_unusable"
+        case OSError():
+            return "io_error"
+        case WorkerRefusedError():
+            return "worker_refused"
+        case _:
+            return "internal"

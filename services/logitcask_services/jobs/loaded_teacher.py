@@ -15,7 +15,7 @@ from logitcask_services.engines.generator import Generator
 from logitcask_services.engines.hint_shape import HintShape
 from logitcask_services.engines.metrics import ShowsMetrics, by_role
 from logitcask_services.engines.process.progress import OwnProcess, ShowsSteps
-from logitcask_services.jobs.executors.teams import WorkerTeam
+from logitcask_services.jobs.executors.chunk_orders import WorkerTeam
 
 logger = logging.getLogger(__name__)
 Role = Literal["capture", "generate"]

@@ -10,7 +10,6 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_services.engines.engine import CaptureResult, CaptureTask, Engine
@@ -21,7 +20,9 @@ from logitcask_services.jobs.executors.chunk_orders import (
     ChunkDone,
     DocumentFailed,
     WorkerEnded,
+    WorkerManners,
     WorkerPool,
+    WorkerTeam,
 )
 from logitcask_services.jobs.executors.corpus_capture import (
     CaptureListener,
@@ -31,21 +32,17 @@ from logitcask_services.jobs.executors.corpus_capture import (
     WorkersGivenUpError,
 )
 from logitcask_services.jobs.executors.prepared_corpus import Repeats
-from logitcask_services.jobs.executors.teams import WorkerManners, WorkerTeam
 from logitcask_services.jobs.extraction import Chunk, ChunkOutcome
-from logitcask_services.jobs.extraction_work import REPEATS_FAILED, ExtractionWork
-from logitcask_services.jobs.job_run import Ending, Outcome
+from logitcask_services.jobs.extraction_work import REPEATS_FAILED, ExtractionJobRun, ExtractionWork
+from logitcask_services.jobs.job_run import Outcome
 from logitcask_services.jobs.setbacks import TeacherDiedError
-from logitcask_services.jobs.waiting import Reason, SetAsideError, StoppedWhileWaitingError
-
-if TYPE_CHECKING:
-    from logitcask_schemas.api.objects import Failure
+from logitcask_services.jobs.waiting import SetAsideError, StoppedWhileWaitingError
 
 LOCK_SECONDS = 10.0
 """The other workers of the job are writers, too: more patience than with a stranger."""
 
 
-class TeamRun(CaptureListener):
+class TeamRun(ExtractionJobRun, CaptureListener):
     """Use once: `go`, then `close`. All of it is the worker's thread's."""
 
     def __init__(
@@ -59,7 +56,7 @@ class TeamRun(CaptureListener):
         self._context = context
         self._row = row
         self._team = team
-        self._work = ExtractionWork(context, row, engine, gives_way)
+        super().__init__(ExtractionWork(context, row, engine, gives_way))
         self._pool: WorkerPool | None = None
         self._hosting = threading.Lock()
         """Held by the worker among whose documents callers' sequences are let in."""
@@ -76,17 +73,6 @@ class TeamRun(CaptureListener):
         self._repeats = Repeats(self._work.tokens.document_ids_D32)
         self._uncounted = Counter[int]()
         """Tokens that came back to a worker and are in no chunk that is done."""
-        self._failure: Failure | None = None
-
-    @property
-    def job_id(self) -> str:
-        """Whose run it is."""
-        return self._row.id
-
-    @property
-    def set_aside(self) -> Reason | None:
-        """Why the run gave way to others, where it did."""
-        return self._work.waiter.set_aside
 
     def go(self) -> Outcome:
         """Capture every pending chunk. Raises TeacherDiedError, LogitcaskError, OSError; what was published stays."""
@@ -132,15 +118,6 @@ class TeamRun(CaptureListener):
             with self._context.heartbeat.expected():
                 pool.close()
 
-    def finalize(self) -> Ending:
-        """See `ExtractionWork`."""
-        return self._work.finalize()
-
-    def record_failure(self) -> None:
-        """The extraction ends with the document that failed."""
-        assert self._failure is not None  # go said so
-        self._work.fail_on(self._failure)
-
     def record_death(self, reason: str) -> None:
         """All workers were given up. Whose chunks they died on was known to the run alone."""
         self._context.chunks.record_death(self._row.id, (), reason)
@@ -148,10 +125,6 @@ class TeamRun(CaptureListener):
     def note_hang(self, reason: str) -> None:
         """Called from the watchdog's thread: an engine hangs, and this process is about to end."""
         self.record_death(reason)
-
-    def note_cancelled(self) -> None:
-        """See `ExtractionWork`."""
-        self._work.note_cancelled()
 
     # -- what workers are told -----------------------------------------------------------------------------------
 

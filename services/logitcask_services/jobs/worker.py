@@ -17,10 +17,9 @@ from logitcask_services.jobs.database.generations import GenerationStore
 from logitcask_services.jobs.database.tables import ExtractionRow, GenerationRow, JobRow
 from logitcask_services.jobs.extraction import IllegalTransitionError
 from logitcask_services.jobs.extraction_run import ExtractionRun
-from logitcask_services.jobs.failure_codes import failure_code
 from logitcask_services.jobs.generation_run import GenerationRun
 from logitcask_services.jobs.guests import ScoringGuests
-from logitcask_services.jobs.job_run import JobRun
+from logitcask_services.jobs.job_run import JobRun, failure_code
 from logitcask_services.jobs.loaded_teacher import Teacher
 from logitcask_services.jobs.setbacks import Suspicion, TeacherDiedError
 from logitcask_services.jobs.teacher_names import CANNOT, is_student

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
 from logitcask_consumer.cli import rounds, train
 from logitcask_consumer.config import TrainConfig
@@ -29,6 +30,12 @@ def options(module, name):
         return dict(context.params)
 
 
+def written(name):
+    """What a recipe says, by the names of the settings."""
+    content = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    return {key.replace("-", "_"): value for key, value in content.items()}
+
+
 def test_there_is_one_for_each_family():
     assert {"forward_kl", "reverse_kl", "js", "skew", "taid", "hints", "multi_teacher", "cross_tokenizer"} <= set(PLAIN)
     assert ROUNDS == ["rounds_distillm", "rounds_f_distill", "rounds_gkd", "rounds_minillm"]
@@ -38,11 +45,11 @@ def test_there_is_one_for_each_family():
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_train_understands_it(name):
-    given = options(train, name)
-    casks, teachers = given.pop("cask"), given.pop("teacher") or []
+    fields = options(train, name)
+    casks, teachers = fields.pop("cask"), fields.pop("teacher") or []
     for other in ("report_to", "config_file", "as_json"):
-        del given[other]
-    config = TrainConfig(casks=tuple(casks), teacher=teachers[0] if teachers else None, **given)
+        del fields[other]
+    config = TrainConfig(casks=tuple(casks), teacher=teachers[0] if teachers else None, **fields)
     method_class(config.loss).check_config(config)
     if config.hints is not None:
         HintObjective.parse(config.hints)
@@ -50,15 +57,17 @@ def test_train_understands_it(name):
         LoraSpec.parse(config.lora)
     if config.student.startswith(FROM_TEACHER):
         TeacherParts.parse(config.student.removeprefix(FROM_TEACHER))
+    said = {key: value for key, value in written(name).items() if key in ("loss", "hints", "lora", "student", "lr")}
+    assert {key: getattr(config, key) for key in said} == said
 
 
 @pytest.mark.parametrize("name", ROUNDS)
 def test_rounds_understands_it(name):
-    given = options(rounds, name)
-    casks, number = given.pop("cask"), given.pop("num_rounds")
+    fields = options(rounds, name)
+    casks, number = fields.pop("cask"), fields.pop("num_rounds")
     for other in ("tau", "server", "api_key_file", "config_file", "as_json"):
-        del given[other]
-    config = RoundsConfig(casks=tuple(casks), rounds=number, server="http://127.0.0.1:8000", **given)
+        del fields[other]
+    config = RoundsConfig(casks=tuple(casks), rounds=number, server="http://127.0.0.1:8000", **fields)
     assert config.recipe.replace("-", "_") == name.removeprefix("rounds_")
 
 

@@ -17,7 +17,7 @@ from logitcask_consumer.data import open_casks
 from logitcask_consumer.losses import LossMismatchError, LossParameterError, UnknownLossError
 from logitcask_consumer.report.config import ReportConfig
 from logitcask_consumer.report.make_report import make_report
-from logitcask_consumer.student.students import load_model, load_tokenizer
+from logitcask_consumer.student.loading import load_model, load_tokenizer
 from logitcask_consumer.training.arguments import DistillConfig
 from logitcask_consumer.training.callbacks import read_metrics
 from logitcask_consumer.training.run import train

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from logitcask_consumer.config import TrainConfig, TrainConfigError
+from logitcask_consumer.config import TrainConfigError
 from logitcask_consumer.hints import HintMismatchError, LayerMapError
 from logitcask_consumer.hints.checkpoints import PROJECTIONS_NAME
 from logitcask_consumer.hints.filters import FILTERS_NAME
@@ -54,22 +54,8 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture
-def config(place, tmp_path):
-    return TrainConfig(
-        casks=(place / "cask",),
-        student="from-teacher:layers=2",
-        teacher=place / "teacher",
-        output=tmp_path / "out",
-        seq_len=64,
-        overlap=8,
-        batch_tokens=256,
-        micro_tokens=256,
-        epochs=2,
-        lr=3e-3,
-        save_steps=3,
-        keep_checkpoints=100,
-        hints=LEARNED,
-    )
+def config(run_config):
+    return run_config(overlap=8, micro_tokens=256, epochs=2, lr=3e-3, save_steps=3, keep_checkpoints=100, hints=LEARNED)
 
 
 def lines(output):

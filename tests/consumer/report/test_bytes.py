@@ -18,7 +18,7 @@ from logitcask_consumer.report.config import ReportConfig, ReportError
 from logitcask_consumer.report.document import Measured
 from logitcask_consumer.report.estimates import DocumentBootstrap
 from logitcask_consumer.report.make_report import make_report
-from logitcask_consumer.student.students import load_model, load_tokenizer
+from logitcask_consumer.student.loading import load_model, load_tokenizer
 from logitcask_schemas.errors import IdentityMismatchError
 from logitcask_schemas.record.identity import tokenizer_fingerprint
 from tests.support.consumer.cask_builder import build_cask, tiny_model

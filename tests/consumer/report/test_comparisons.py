@@ -9,10 +9,9 @@ import torch
 
 from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.report.buckets import ENTROPY_BUCKETS, entropy_buckets, frequency_buckets
-from logitcask_consumer.report.config import ReportConfig, ReportError
+from logitcask_consumer.report.config import ReportConfig, ReportError, models_of_run
 from logitcask_consumer.report.make_report import make_report
-from logitcask_consumer.report.runs import models_of_run
-from logitcask_consumer.student.students import load_model
+from logitcask_consumer.student.loading import load_model
 from logitcask_consumer.training.run import train
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from tests.support.consumer.cask_builder import (

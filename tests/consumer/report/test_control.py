@@ -15,7 +15,7 @@ from logitcask_consumer.report.control import Control, gap_closed
 from logitcask_consumer.report.evaluate import Columns
 from logitcask_consumer.report.make_report import make_report
 from logitcask_consumer.report.model_card import CARD_MARK
-from logitcask_consumer.student.students import load_model
+from logitcask_consumer.student.loading import load_model
 from logitcask_consumer.training.run import train
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from tests.support.consumer.cask_builder import (

@@ -64,7 +64,7 @@ def report(place, out, cask, *names, **options):
 
 def dense_truth(place, name):
     """KL and acceptance over the held-out documents, from the dense distributions in float64."""
-    from logitcask_consumer.student.students import load_model
+    from logitcask_consumer.student.loading import load_model
 
     teacher, student = load_model(place / "teacher").eval(), load_model(place / name).eval()
     kl, accepted, greedy = [], [], []

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from logitcask_consumer.report.estimates import Estimate
-from logitcask_consumer.report.speculative import speculative, tokens_per_step
+from logitcask_consumer.report.estimates import Estimate, speculative, tokens_per_step
 
 
 @pytest.mark.parametrize("acceptance", [0.0, 0.3, 0.85])

@@ -20,7 +20,7 @@ from logitcask_consumer.report.texts import (
     score_texts,
     write_texts,
 )
-from logitcask_consumer.student.students import load_model
+from logitcask_consumer.student.loading import load_model
 from logitcask_schemas.cask import Cask
 from tests.support.consumer.cask_builder import (
     build_cask,

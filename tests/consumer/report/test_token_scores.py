@@ -8,7 +8,7 @@ import torch
 
 from logitcask_consumer.report.config import ReportConfig
 from logitcask_consumer.report.make_report import make_report
-from logitcask_consumer.student.students import load_model
+from logitcask_consumer.student.loading import load_model
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from tests.support.consumer.cask_builder import (

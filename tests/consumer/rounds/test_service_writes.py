@@ -12,7 +12,7 @@ from logitcask_consumer.rounds.sampler import logprobs_under, teacher_writes
 from logitcask_consumer.rounds.samples import SAMPLES_NAME, append_chunk, read_chunks, sampled_texts
 from logitcask_consumer.rounds.state import read_state
 from logitcask_consumer.run_document import RunFolderError
-from logitcask_consumer.student.students import load_model
+from logitcask_consumer.student.loading import load_model
 from logitcask_schemas.errors import IdentityMismatchError
 from tests.support.consumer.cask_builder import tiny_model
 from tests.support.consumer.rounds_runs import metrics, run, run_first_only

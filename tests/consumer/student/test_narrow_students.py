@@ -11,13 +11,14 @@ from transformers import AutoModelForCausalLM
 
 from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.data import open_casks
-from logitcask_consumer.data.cask_texts import cask_texts
 from logitcask_consumer.student.from_teacher import StudentSpecError, TeacherParts
 from logitcask_consumer.student.importance import Importance, measured
 from logitcask_consumer.student.kept_units import KeptUnits, Widths, require_known
+from logitcask_consumer.student.loading import load_model
 from logitcask_consumer.student.narrow import narrowed
-from logitcask_consumer.student.students import StudentSpec, load_model
+from logitcask_consumer.student.students import StudentSpec
 from logitcask_consumer.training.run import train
+from logitcask_consumer.training.starting_student import cask_texts
 from tests.support.consumer.cask_builder import save_teacher, tiny_model
 
 PREFIX = "model.layers"

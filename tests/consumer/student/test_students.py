@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from logitcask_consumer.student.from_teacher import StudentSpecError, spread_layers
-from logitcask_consumer.student.students import StudentSpec, load_model, load_tokenizer
+from logitcask_consumer.student.loading import load_model, load_tokenizer
+from logitcask_consumer.student.students import StudentSpec
 from logitcask_schemas.errors import ModelError
 from tests.support.consumer.cask_builder import save_teacher, tiny_model
 

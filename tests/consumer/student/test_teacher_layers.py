@@ -13,7 +13,8 @@ from torch import nn
 from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.student.from_teacher import StudentSpecError
 from logitcask_consumer.student.kept_layers import KeptLayers
-from logitcask_consumer.student.students import StudentSpec, load_model, load_tokenizer
+from logitcask_consumer.student.loading import load_model, load_tokenizer
+from logitcask_consumer.student.students import StudentSpec
 from logitcask_consumer.training.run import train
 from logitcask_schemas.errors import ModelError
 from tests.support.consumer.cask_builder import build_cask, random_documents, save_teacher, tiny_model, tiny_tokenizer

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from logitcask_consumer.config import TrainConfig, TrainConfigError
+from logitcask_consumer.config import TrainConfigError
 from logitcask_consumer.run_document import RunFolderError, write_run
 from logitcask_consumer.student.adapters import AdapterError, LoraSpec, base_folder
-from logitcask_consumer.student.students import load_model
+from logitcask_consumer.student.loading import load_model
 from logitcask_consumer.training.callbacks import read_metrics
 from logitcask_consumer.training.run import train
 from logitcask_schemas.errors import ModelError
@@ -28,19 +28,8 @@ pytestmark = [
 
 
 @pytest.fixture
-def config(place, tmp_path):
-    return TrainConfig(
-        casks=(place / "cask",),
-        student="from-teacher:layers=2",
-        teacher=place / "teacher",
-        output=tmp_path / "out",
-        seq_len=64,
-        batch_tokens=256,
-        max_steps=24,
-        lr=5e-3,
-        save_steps=4,
-        lora="rank=4,alpha=8,targets=q_proj+v_proj+lm_head",
-    )
+def config(run_config):
+    return run_config(max_steps=24, lr=5e-3, save_steps=4, lora="rank=4,alpha=8,targets=q_proj+v_proj+lm_head")
 
 
 class Stop(TrainerCallback):

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from logitcask_consumer.config import TrainConfig, TrainConfigError
-from logitcask_consumer.student.students import load_model
+from logitcask_consumer.config import TrainConfigError
+from logitcask_consumer.student.loading import load_model
 from logitcask_consumer.training.callbacks import read_metrics
 from logitcask_consumer.training.optimization import MuonWithAdamW, decay_steps
 from logitcask_consumer.training.run import train
@@ -19,20 +19,8 @@ from tests.support.consumer.resume_worker import recorded_train
 
 
 @pytest.fixture
-def config(place, tmp_path):
-    return TrainConfig(
-        casks=(place / "cask",),
-        student="from-teacher:layers=2",
-        teacher=place / "teacher",
-        output=tmp_path / "out",
-        seq_len=64,
-        batch_tokens=256,
-        max_steps=10,
-        lr=3e-3,
-        warmup=0.2,
-        save_steps=3,
-        keep_checkpoints=100,
-    )
+def config(run_config):
+    return run_config(max_steps=10, lr=3e-3, warmup=0.2, save_steps=3, keep_checkpoints=100)
 
 
 def expected_rates(scheduler, *, peak=3e-3, floor=0.1, warmup=2, steps=10, decay=2):

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.training.out_of_memory import MemoryShortError, advice, asked_for, memory_advice
 from logitcask_consumer.training.run import train
 from logitcask_consumer.training.trainer import DistillTrainer
@@ -14,17 +13,8 @@ ON_DEVICE = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 G
 
 
 @pytest.fixture
-def config(place, tmp_path):
-    return TrainConfig(
-        casks=(place / "cask",),
-        student="from-teacher:layers=2",
-        teacher=place / "teacher",
-        output=tmp_path / "out",
-        seq_len=64,
-        batch_tokens=256,
-        micro_tokens=256,
-        max_steps=3,
-    )
+def config(run_config):
+    return run_config(micro_tokens=256, max_steps=3)
 
 
 def test_torchs_words_are_understood():

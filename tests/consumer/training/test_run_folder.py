@@ -15,7 +15,7 @@ import pytest
 from transformers import AutoConfig, TrainerCallback
 
 import logitcask_consumer.training.run as module
-from logitcask_consumer.config import TrainConfig, TrainConfigError
+from logitcask_consumer.config import TrainConfigError
 from logitcask_consumer.run_document import RunFolderError, RunWriteError, latest_checkpoint
 from logitcask_consumer.student.checks import context_of
 from logitcask_consumer.training.callbacks import LogWhenSaving, read_metrics
@@ -26,19 +26,8 @@ from tests.support.consumer.cask_builder import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
-def config(place, tmp_path):
-    return TrainConfig(
-        casks=(place / "cask",),
-        student="from-teacher:layers=2",
-        teacher=place / "teacher",
-        output=tmp_path / "out",
-        seq_len=64,
-        overlap=8,
-        batch_tokens=256,
-        epochs=2,
-        lr=3e-3,
-        save_steps=3,
-    )
+def config(run_config):
+    return run_config(overlap=8, epochs=2, lr=3e-3, save_steps=3)
 
 
 def losses(output):

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from logitcask_consumer.config import TrainConfig, TrainConfigError
+from logitcask_consumer.config import TrainConfigError
 from logitcask_consumer.run_document import RunFolderError
 from logitcask_consumer.student.adapters import AdapterError
-from logitcask_consumer.student.students import load_model
+from logitcask_consumer.student.loading import load_model
 from logitcask_consumer.training.callbacks import read_metrics
 from logitcask_consumer.training.finished_student import converted
 from logitcask_consumer.training.run import train
@@ -28,18 +28,8 @@ IDS = torch.arange(3, 30)[None]
 
 
 @pytest.fixture
-def config(place, tmp_path):
-    return TrainConfig(
-        casks=(place / "cask",),
-        student="from-teacher:layers=2",
-        teacher=place / "teacher",
-        output=tmp_path / "out",
-        seq_len=64,
-        batch_tokens=256,
-        max_steps=12,
-        lr=5e-3,
-        save_steps=6,
-    )
+def config(run_config):
+    return run_config(max_steps=12, lr=5e-3, save_steps=6)
 
 
 def logits(model):

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 from logitcask_consumer.config import TrainConfig, TrainConfigError
 from logitcask_consumer.run_document import RunFolderError, latest_checkpoint
 from logitcask_consumer.student import sharded_state
-from logitcask_consumer.student.students import load_model
+from logitcask_consumer.student.loading import load_model
 from logitcask_consumer.training import checkpointing
 from logitcask_consumer.training.arguments import DistillConfig
 from logitcask_consumer.training.callbacks import read_metrics

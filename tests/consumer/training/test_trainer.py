@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-from logitcask_consumer.config import TrainConfig, TrainConfigError
+from logitcask_consumer.config import TrainConfigError
 from logitcask_consumer.losses import LossMismatchError, UnknownLossError
 from logitcask_consumer.run_document import RunFolderError, latest_checkpoint
 from logitcask_consumer.training.callbacks import read_metrics
@@ -21,21 +21,8 @@ from tests.support.consumer.two_processes import train_in_two_processes
 
 
 @pytest.fixture
-def config(place, tmp_path):
-    return TrainConfig(
-        casks=(place / "cask",),
-        student="from-teacher:layers=2",
-        teacher=place / "teacher",
-        output=tmp_path / "out",
-        seq_len=64,
-        overlap=8,
-        batch_tokens=256,
-        micro_tokens=256,
-        epochs=2,
-        lr=3e-3,
-        save_steps=3,
-        keep_checkpoints=100,
-    )
+def config(run_config):
+    return run_config(overlap=8, micro_tokens=256, epochs=2, lr=3e-3, save_steps=3, keep_checkpoints=100)
 
 
 def losses(output):

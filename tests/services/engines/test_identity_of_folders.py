@@ -205,9 +205,9 @@ USES = {
     "tokenizer": "from logitcask_services.engines.model_folder import ModelFolder as F; F.open(p).tokenizer",
     "serve": "from logitcask_services.engines.factory import load_engine; load_engine('transformers', p)",
     "corpus": "from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer as T; T.load(p)",
-    "train": "from logitcask_consumer.student.students import load_model; load_model(p)",
+    "train": "from logitcask_consumer.student.loading import load_model; load_model(p)",
     "cask show": "from logitcask_schemas.cli.cask import _text_of_ids; _text_of_ids(p, '')",
-    "students": "from logitcask_consumer.student.students import load_tokenizer; load_tokenizer(p)",
+    "students": "from logitcask_consumer.student.loading import load_tokenizer; load_tokenizer(p)",
 }
 
 

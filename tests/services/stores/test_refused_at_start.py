@@ -93,8 +93,8 @@ def test_where_all_else_goes_must_be_said(run):
 
 def test_a_probe_leaves_nothing(serve_there, root):
     server = serve_there()
-    server.service._store_watch.ask()
-    assert server.service._store_watch.fault is None
+    server.service._storage_watch.ask_store()
+    assert server.service._storage_watch.fault() is None
     assert SharedStore(root).children() == []
     assert SharedStore(root).unfinished_uploads("") == []
 

@@ -29,7 +29,7 @@ def calm(serve, root, documents, tmp_path):
 def test_a_store_that_is_away_is_waited_for(serve_there, root, documents, tmp_path, faults, calm):
     log = tmp_path / "log"
     server = serve_there(fake={"log": log, "seconds_per_document": 0.01})
-    watch = server.service._store_watch
+    watch = server.service._storage_watch
     wait_for(lambda: server.client.get("/health/ready").status_code == 200)
     job = server.submit(server.upload(documents))
     wait_for(lambda: server.get(job["id"])["documents"]["captured"] > 0)
@@ -39,11 +39,11 @@ def test_a_store_that_is_away_is_waited_for(serve_there, root, documents, tmp_pa
     assert waiting["code"] == "store_unavailable"
     assert f"{root}/cask" in waiting["message"]
     assert "goes on by itself" in waiting["message"]
-    watch.ask()
+    watch.ask_store()
     ready = server.client.get("/health/ready")
     assert (ready.status_code, ready.json()["reasons"][0]["code"]) == (503, "store_unavailable")
     faults.fault = None
-    watch.ask()
+    watch.ask_store()
     assert server.client.get("/health/ready").status_code == 200
     done = server.finish(job["id"])
     assert (done["status"], done["waiting"]) == ("completed", None)

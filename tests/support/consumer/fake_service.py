@@ -18,7 +18,7 @@ import numpy as np
 
 from logitcask_consumer.rounds.sampler import Sampling, write_chunk
 from logitcask_consumer.student.generation import ends_of
-from logitcask_consumer.student.students import load_model
+from logitcask_consumer.student.loading import load_model
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from tests.support.consumer.cask_builder import build_cask, identity, tiny_tokenizer
 

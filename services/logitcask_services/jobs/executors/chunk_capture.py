@@ -19,11 +19,11 @@ from logitcask_services.jobs.executors.chunk_orders import (
     ChunkDone,
     ChunkOrder,
     DocumentFailed,
+    StreamTasks,
     TeacherReady,
     TokensCaptured,
     WorkerEvent,
 )
-from logitcask_services.jobs.executors.teams import StreamTasks
 from logitcask_services.jobs.extraction import Chunk
 from logitcask_services.jobs.live import Heartbeat
 from logitcask_services.jobs.setbacks import Suspicion, TeacherDiedError

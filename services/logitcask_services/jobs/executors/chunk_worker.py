@@ -17,8 +17,13 @@ from logitcask_services.engines.engine import Engine, EngineError
 from logitcask_services.engines.process.loads import interrupt_loading
 from logitcask_services.engines.process.progress import ShowsSteps
 from logitcask_services.jobs.executors.chunk_capture import ChunkCapture
-from logitcask_services.jobs.executors.chunk_orders import CaptureJob, ChunkOrder, WorkerEnded, WorkerEvent
-from logitcask_services.jobs.executors.teams import WorkerManners
+from logitcask_services.jobs.executors.chunk_orders import (
+    CaptureJob,
+    ChunkOrder,
+    WorkerEnded,
+    WorkerEvent,
+    WorkerManners,
+)
 from logitcask_services.jobs.live import Heartbeat
 from logitcask_services.jobs.setbacks import TeacherDiedError
 from logitcask_services.jobs.waiting import LONGEST_PAUSE, StoppedWhileWaitingError, passing_fault

@@ -5,9 +5,14 @@ import time
 from typing import Final
 
 from logitcask_services.engines.process.fleet import EngineFleet, EngineState
-from logitcask_services.jobs.executors.chunk_orders import CaptureJob, ChunkOrder, WorkerEnded, WorkerEvent
+from logitcask_services.jobs.executors.chunk_orders import (
+    CaptureJob,
+    ChunkOrder,
+    WorkerEnded,
+    WorkerEvent,
+    WorkerManners,
+)
 from logitcask_services.jobs.executors.chunk_worker import ChunkWorker, LoadEngine
-from logitcask_services.jobs.executors.teams import WorkerManners
 
 DROP_SECONDS: Final = 5.0
 """In which an engine that was interrupted lets its worker end."""

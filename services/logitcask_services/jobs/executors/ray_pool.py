@@ -22,10 +22,10 @@ from logitcask_services.jobs.executors.chunk_orders import (
     TeacherReady,
     WorkerEnded,
     WorkerEvent,
+    WorkerManners,
 )
 from logitcask_services.jobs.executors.chunk_worker import ChunkWorker, LoadEngine
 from logitcask_services.jobs.executors.corpus_capture import CaptureStoppedError
-from logitcask_services.jobs.executors.teams import WorkerManners
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS: Final = 5.0
