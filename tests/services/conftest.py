@@ -18,9 +18,14 @@ from tests.support.services.service_harness import RunningServer
 
 
 @pytest.fixture(autouse=True)
-def unlimited_logs() -> Iterator[None]:
-    """A test that configures the log leaves no limit behind for others' lines."""
+def logs_of_this_test() -> Iterator[None]:
+    """A test that configures the log leaves neither a handler of its own stderr nor a limit to the tests after it."""
+    handlers, level = logging.root.handlers[:], logging.root.level
     yield
+    for handler in logging.root.handlers[:]:
+        if type(handler) is logging.StreamHandler and handler not in handlers:  # pytest's own are of its own types
+            logging.root.removeHandler(handler)
+    logging.root.setLevel(level)
     for logger in map(logging.getLogger, list(logging.root.manager.loggerDict)):
         for limit in [entry for entry in logger.filters if isinstance(entry, LogLimit)]:
             logger.removeFilter(limit)

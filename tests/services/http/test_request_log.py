@@ -121,18 +121,14 @@ def test_an_unforeseen_error_has_its_request(serve, monkeypatch, caplog):
 
 def test_json_lines(capfd):
     """One object a line, whatever is in it; a traceback without the values of variables."""
-    handlers = logging.root.handlers[:]
+    configure_logging((), "json")
+    logger = logging.getLogger("logger of a test")
+    logger.warning("line\nbreak \x1b[31m %s", "ü\u2028")
+    secret = "the " + "secret"
     try:
-        configure_logging((), "json")
-        logger = logging.getLogger("logger of a test")
-        logger.warning("line\nbreak \x1b[31m %s", "ü\u2028")
-        secret = "the " + "secret"
-        try:
-            raise ValueError(f"no value of {len(secret)}")
-        except ValueError:
-            logger.exception("it failed")
-    finally:
-        logging.root.handlers[:] = handlers
+        raise ValueError(f"no value of {len(secret)}")
+    except ValueError:
+        logger.exception("it failed")
     first, second = map(json.loads, capfd.readouterr().err.splitlines())
     assert first["event"] == "line\nbreak \x1b[31m ü\u2028"
     assert (first["level"], first["logger"]) == ("warning", "logger of a test")
@@ -142,15 +138,11 @@ def test_json_lines(capfd):
 
 
 def test_refusals_do_not_fill_the_log(serve, key_file, capfd):
-    handlers = logging.root.handlers[:]
-    try:
-        configure_logging((repeated.name,), "json")
-        server, began = serve(api_key_file=key_file(entry("alice", ALICE))), time.monotonic()
-        for number in range(200):
-            server.client.post(f"/v1/extractions/{number}/cancel", headers=bearer("a-wrong-key"))
-            server.client.post(f"/v1/extractions/{number}/cancel", headers=bearer(ALICE))
-    finally:
-        logging.root.handlers[:] = handlers
+    configure_logging((repeated.name,), "json")
+    server, began = serve(api_key_file=key_file(entry("alice", ALICE))), time.monotonic()
+    for number in range(200):
+        server.client.post(f"/v1/extractions/{number}/cancel", headers=bearer("a-wrong-key"))
+        server.client.post(f"/v1/extractions/{number}/cancel", headers=bearer(ALICE))
     lines = [line for line in capfd.readouterr().err.splitlines() if '"audit"' in line]
     intervals = 1 + int((time.monotonic() - began) / INTERVAL_SECONDS)
     assert 2 <= len(lines) <= 2 * intervals  # of 400
@@ -158,27 +150,23 @@ def test_refusals_do_not_fill_the_log(serve, key_file, capfd):
 
 def test_a_line_of_many_reads_as_one(serve, capfd):
     """No space too many, before the number of those left out or at the end."""
-    handlers = logging.root.handlers[:]
-    try:
-        configure_logging((), "text")
-        limit = logs.LogLimit(3600.0)
-        repeated.addFilter(limit)
-        server = serve(api_key="a-key-of-this-test")
-        for _ in range(3):
-            server.client.get("/v1/corpora", headers=bearer("a-wrong-key"))
-        wait_for(lambda: [left_out for _, left_out in limit._passed.values()] == [2])
-        limit._interval = 0.0
+    configure_logging((), "text")
+    limit = logs.LogLimit(3600.0)
+    repeated.addFilter(limit)
+    server = serve(api_key="a-key-of-this-test")
+    for _ in range(3):
         server.client.get("/v1/corpora", headers=bearer("a-wrong-key"))
-        said = ""
+    wait_for(lambda: [left_out for _, left_out in limit._passed.values()] == [2])
+    limit._interval = 0.0
+    server.client.get("/v1/corpora", headers=bearer("a-wrong-key"))
+    said = ""
 
-        def is_told():
-            nonlocal said
-            said += capfd.readouterr().err
-            return "more like it" in said
+    def is_told():
+        nonlocal said
+        said += capfd.readouterr().err
+        return "more like it" in said
 
-        wait_for(is_told)
-    finally:
-        logging.root.handlers[:] = handlers
+    wait_for(is_told)
     lines = [line.partition("logitcask.audit.repeated: ")[2] for line in said.splitlines()]
     told = [line.rpartition(" [")[0] for line in lines if line]
     assert told == ["nobody: GET /v1/corpora 401", "nobody: GET /v1/corpora 401 (and 2 more like it)"]

@@ -42,7 +42,7 @@ def asked(monkeypatch):
         seen.append(engine_args)
         raise ReachedVllmError
 
-    def loaded_here(entry, document):
+    def loaded_here(entry, document, environment=None):
         # What the engine's own process does with what it is sent.
         return getattr(loading, entry.rpartition(":")[2])(json.loads(json.dumps(document)))
 
