@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, EarlyStoppingCallback, Trainer, TrainingArguments
 
 import logitcask
+from logitcask_consumer.tasks.questions import read_questions
 from tests.support.consumer.cask_builder import build_cask, random_documents, save_teacher, tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,6 +65,16 @@ def test_the_reading_example_reads(place):
     cask = logitcask.Cask.open(place / "casks/mine")
     highest = max(float(cask.read(number).records.entropy_P.max()) for number in range(len(cask)))
     assert f"{highest:.2f} nats" in lines[0]
+
+
+def test_the_questions_of_the_example_are_some(tmp_path):
+    script = ROOT / "examples/docstring_cloze.py"
+    for name in ("a", "b"):
+        subprocess.run([sys.executable, script, tmp_path / name, "--count", "30"], capture_output=True, check=True)
+    assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text()
+    questions = read_questions(tmp_path / "a")
+    assert len({question.text for question in questions}) == 30
+    assert {question.answer for question in questions} == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ def test_no_module_of_the_consumer_imports_the_teachers_side():
 
 def test_commands_import_neither_torch_nor_transformers():
     loaded = loaded_after(
-        "import logitcask_consumer.cli.train, logitcask_consumer.cli.report, logitcask_consumer.cli.rounds"
+        "import logitcask_consumer.cli.train, logitcask_consumer.cli.report, logitcask_consumer.cli.rounds, "
+        "logitcask_consumer.cli.tasks"
     )
     assert not {"torch", "transformers", "numpy", "matplotlib"} & loaded

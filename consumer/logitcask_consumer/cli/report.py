@@ -58,7 +58,7 @@ def report(
             "byte, and allows models with a tokenizer of their own. Given again for casks of other tokenizers.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap, and of perturbations.")] = 0,
     token_scores: Annotated[
         bool, typer.Option("--token-scores", help="Write each model's KL at each token, for `logitcask view --scores`.")
     ] = False,
@@ -95,12 +95,32 @@ def report(
         list[str] | None,
         typer.Option("--card", help="Label of a model whose folder gets a README.md with these results; repeatable."),
     ] = None,
+    tasks: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--tasks",
+            help="Task file of lm-evaluation-harness (extra `tasks`), or a folder of some; repeatable. Models, and "
+            "--teacher if its weights are there, are asked the questions.",
+        ),
+    ] = None,
+    perturb: Annotated[
+        str | None,
+        typer.Option(
+            "--perturb",
+            help="Ask the tasks again with changes: typos, case, words, punctuation, whitespace, order; joined by "
+            "commas, perhaps with a rate (typos:0.1).",
+        ),
+    ] = None,
+    task_code: Annotated[
+        bool, typer.Option("--task-code", help="Run the Python that task files name by !function; read it before.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure models on held-out documents and write a report with intervals and plots."""
     from logitcask_consumer.report.config import ReportConfig
     from logitcask_consumer.report.make_report import make_report
     from logitcask_consumer.run_document import require_finished
+    from logitcask_consumer.tasks.perturbations import parse_perturbations
     from logitcask_schemas.model_source import is_hub_id
 
     quiet_transformers()
@@ -131,6 +151,9 @@ def report(
         token_scores=token_scores,
         teacher=teacher[0] if teacher else None,
         other_teachers=tuple(teacher[1:]) if teacher else (),
+        tasks=tuple(tasks or ()),
+        perturb=parse_perturbations(perturb) if perturb is not None else (),
+        task_code=task_code,
     )
     console = messages()
     document = make_report(config, say=console.print)

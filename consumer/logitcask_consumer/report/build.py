@@ -21,10 +21,13 @@ from logitcask_consumer.report.evaluate import Columns, evaluate_teacher
 from logitcask_consumer.report.held_out import warnings_of
 from logitcask_consumer.report.markdown import to_markdown
 from logitcask_consumer.report.page import to_page
-from logitcask_consumer.report.readers import Readers
+from logitcask_consumer.report.plots import task_accuracies
+from logitcask_consumer.report.readers import Readers, device
+from logitcask_consumer.report.task_scores import add_tasks
 from logitcask_consumer.report.texts import recorded_texts, score_texts
 from logitcask_consumer.report.token_scores import token_scores_name, write_token_scores
 from logitcask_consumer.run_document import METRICS_NAME
+from logitcask_consumer.tasks.suite import TaskSuite
 from logitcask_consumer.training.callbacks import read_metrics
 from logitcask_schemas.cask import Cask
 
@@ -36,6 +39,7 @@ def report_on(
     *,
     part: str | None = None,
     control: Control | None = None,
+    suite: TaskSuite | None = None,
 ) -> dict[str, Any]:
     """Measure the models on casks of one teacher and write the report; returns its document.
 
@@ -45,6 +49,7 @@ def report_on(
         say: receives messages for people.
         part: label of the casks among those of several teachers, whose curve is taken from the training logs.
         control: of the last model, trained before anything is measured.
+        suite: tasks to ask the models.
 
     Raises:
         ReportError: no model was named, two share a label, a training log is missing, the casks were imported, or
@@ -53,6 +58,7 @@ def report_on(
         IdentityMismatchError: a model has its own tokenizer and no teacher was named, or another teacher's.
         NothingAlignedError: no document can be aligned with a model's own tokens.
         CaskError, ModelError: casks or models cannot be opened, or do not belong together.
+        TaskError: the harness cannot score what a model answers.
     """
     _require_captured(casks)
     read = [(label, _read_log(folder, part)) for label, folder in config.train_logs]
@@ -87,6 +93,11 @@ def report_on(
         if config.token_scores:
             _write_token_scores(config.output, measured, casks, document["kinds"], say)
     _write(document, plots, config.output)
+    if suite is not None:
+        add_tasks(document, suite, config, device(), say)
+        with explained_output(config.output):
+            plots["tasks.png"] = task_accuracies(config.output / "tasks.png", document)
+        _write(document, plots, config.output)
     if config.speed:  # last: what was measured so far stays where a model does not fit a second time
         _add_costs(document, config, say)
         _write(document, plots, config.output)

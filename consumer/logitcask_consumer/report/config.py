@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from logitcask_consumer.run_document import CHECKPOINTS_NAME, RUN_NAME, checkpoints_in, read_run
+from logitcask_consumer.tasks.perturbations import Perturbation
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_schemas.model_source import find_model
 
@@ -35,7 +36,7 @@ class ReportConfig:
     batch_tokens: int = 4096
     """Slots per forward pass."""
     seed: int = 0
-    """Of the bootstrap."""
+    """Of the bootstrap, and of perturbations."""
     teacher: Path | None = None
     """The teacher's folder, of which the tokenizer is read: for models with a tokenizer of their own, and bits per byte
     of all."""
@@ -55,6 +56,13 @@ class ReportConfig:
     """Measure what models, and the teacher where its weights are there, cost on this machine; see `report.cost`."""
     cards: tuple[str, ...] = ()
     """Labels of models that get a README.md in their folder; see `report.model_card`."""
+    tasks: tuple[Path, ...] = ()
+    """Task files of lm-evaluation-harness, or folders of them, that models, and the teacher where its weights are
+    there, are asked; see `report.task_scores`."""
+    perturb: tuple[Perturbation, ...] = ()
+    """Changes under which the questions of the tasks are asked again."""
+    task_code: bool = False
+    """Whether to run the Python that task files name."""
 
 
 def check_config(config: ReportConfig) -> None:
@@ -68,6 +76,8 @@ def check_config(config: ReportConfig) -> None:
         raise ReportError(f"labels must differ, got {', '.join(labels)}")
     if config.generate < 0:
         raise ReportError(f"the number of texts to generate must be at least 0, got {config.generate}")
+    if config.perturb and not config.tasks:
+        raise ReportError("--perturb changes the questions of tasks; name some with --tasks, or leave it out")
     if wrong := [length for length in config.draft_lengths if length < 1]:
         raise ReportError(f"draft lengths must be at least 1, got {wrong[0]}")
 

@@ -22,6 +22,7 @@ from logitcask_consumer.report.markdown import kl_by_teacher
 from logitcask_consumer.report.model_card import require_cards, write_cards
 from logitcask_consumer.report.page import to_page
 from logitcask_consumer.report.readers import foreign_models
+from logitcask_consumer.report.task_scores import load_suite
 from logitcask_consumer.student.loading import folder_with_tokenizer, load_tokenizer
 from logitcask_schemas.record.identity import tokenizer_fingerprint
 from logitcask_schemas.terminal import counted
@@ -46,6 +47,7 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
         IdentityMismatchError: a model has its own tokenizer and no teacher was named, or another teacher's.
         NothingAlignedError: no document can be aligned with a model's own tokens.
         CaskError, ModelError: casks or models cannot be opened, or do not belong together.
+        TaskError, MissingExtraError: a task cannot be asked.
     """
     config = with_checkpoints(config)
     check_config(config)
@@ -55,12 +57,14 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
     control = None if config.control is None else Control.of(config)
     if control is not None and control.label in dict(config.models):
         raise ReportError(f"the label {control.label!r} is that of the control; give the model another")
+    teachers = [folder for folder in (config.teacher, *config.other_teachers) if folder is not None]
+    suite = load_suite(config, teachers) if config.tasks else None
     # A weight says that several teachers are no mistake: they are not mixed here.
     groups = open_groups([CaskSource(place=place, weight=1.0) for place in config.casks], loss="")
     if len(groups) == 1:
         # A single teacher is taken at its word: where it is another's, the report says so.
         own = _with_teacher(config, groups[0]) if config.other_teachers else config
-        document = report_on(own, groups[0].casks, say, part=groups[0].label, control=control)
+        document = report_on(own, groups[0].casks, say, part=groups[0].label, control=control, suite=suite)
         write_cards(config, [document])
         return document
     documents, configs = (
@@ -79,7 +83,7 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
         foreign_models(own, group.casks[0], fingerprints)
     for own, group in zip(configs, groups, strict=True):
         say(f"{group.label}: {counted(len(group.casks), 'cask')} of {group.casks[0].manifest.teacher.model}")
-        document = report_on(own, group.casks, say, part=group.label, control=control)
+        document = report_on(own, group.casks, say, part=group.label, control=control, suite=suite)
         documents.append({"label": group.label, "folder": group.label, **document})
     page = {**FORMAT, "teachers": documents}
     with explained_output(config.output):

@@ -14,6 +14,7 @@ from logitcask_consumer.report.tables import (
     short_cell,
     texts_table,
 )
+from logitcask_consumer.report.task_tables import task_rows, task_tables
 from logitcask_schemas.terminal import counted
 
 TITLE = "# Distillation report"
@@ -73,6 +74,7 @@ def to_markdown(document: dict[str, Any], plots: Sequence[str]) -> str:
         *draft_table(document),
         *bucket_tables(document),
         *texts_table(document),
+        *task_tables(document),
         *cost_table(document),
         *_bytes_table(document),
         "## Records",
@@ -127,6 +129,7 @@ def short_table(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         teachers = {short_cell(model["bytes"]["teacher_bits_per_byte"], form) for model in measured}
         own = teachers.pop() if len(teachers) == 1 else ""
         rows.append([title, own, *(short_cell(model.get("bytes", {}).get(name), form) for model in models)])
+    rows += task_rows(document)
     return ["", "teacher", *(model["label"] for model in models)], rows
 
 

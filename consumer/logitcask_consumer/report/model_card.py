@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from logitcask_consumer.report.config import ReportConfig, ReportError
 from logitcask_consumer.report.markdown import models_table
+from logitcask_consumer.report.task_tables import task_tables
 from logitcask_consumer.run_document import read_run, replace_file
 from logitcask_consumer.student.adapters import ADAPTER_NAME
 from logitcask_schemas.cask.exchange.hub_card import heading_name, public_name
@@ -78,6 +79,7 @@ def model_card(label: str, folder: Path, documents: Sequence[dict[str, Any]]) ->
         _how_to_load(adapters=adapters),
         "## Results",
         *(_results(label, document) for document in documents),
+        *_tasks(label, documents[0]),  # the same of every teacher
         "## Training",
         _training(run),
         *(_cask(described) for described in run["casks"]),
@@ -94,6 +96,7 @@ def _metadata(
             task_type="text-generation",
             dataset_type="logitcask",
             dataset_name=f"held-out documents of {heading_name(document['cask']['teacher']['model'])}",
+            dataset_config=document.get("label"),  # the library joins results of one type and config
             metric_type=metric,
             metric_name=_RESULTS[metric],
             metric_value=model["metrics"][metric]["value"],
@@ -103,6 +106,18 @@ def _metadata(
         if model["label"] == label
         for metric in _RESULTS
         if metric in model["metrics"]
+    ]
+    results += [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type="logitcask",
+            dataset_name=f"task {heading_name(name)}",
+            dataset_config=heading_name(name),
+            metric_type="accuracy",
+            metric_name="share of right answers",
+            metric_value=scores["accuracy"]["value"],
+        )
+        for name, scores in _model(label, documents[0]).get("tasks", {}).items()
     ]
     student = run["student"]
     data = ModelCardData(
@@ -131,12 +146,26 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 
 def _results(label: str, document: dict[str, Any]) -> str:
     cask = document["cask"]
-    own = document | {"models": [model for model in document["models"] if model["label"] == label]}
+    own = document | {"models": [_model(label, document)]}
     said = (
         f"On {cask['positions']:,} positions of {counted(cask['documents_with_positions'], 'document')}, with "
         f"{document['confidence_level']:.0%} intervals (bootstrap over documents):"
     )
     return f"{said}\n\n{models_table(own)}"
+
+
+def _tasks(label: str, document: dict[str, Any]) -> list[str]:
+    """What the model, and the teacher, made of the report's tasks."""
+    if "tasks" not in document:
+        return []
+    own = {"models": [_model(label, document)], "tasks": document["tasks"] | {"pairs": []}}
+    return task_tables(own, "### Tasks")
+
+
+def _model(label: str, document: dict[str, Any]) -> dict[str, Any]:
+    """The part of a document that is about a model."""
+    model: dict[str, Any] = next(model for model in document["models"] if model["label"] == label)
+    return model
 
 
 def _training(run: dict[str, Any]) -> str:

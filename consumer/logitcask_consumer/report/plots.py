@@ -177,6 +177,49 @@ def frequency(path: Path, buckets: Sequence[dict[str, Any]]) -> str:
         return _saved(figure, path)
 
 
+def task_accuracies(path: Path, document: dict[str, Any]) -> str:
+    """Right answers of teacher and models in each task, plain and perturbed, with what guesses would reach.
+
+    Args:
+        path: the file to write.
+        document: the report, with tasks.
+
+    Returns:
+        The plot as SVG.
+    """
+    tasks = document["tasks"]
+    rows = [(task, kind) for task in tasks["sets"] for kind in (None, *task["changed"])]
+    asked = [
+        (model["label"], model["tasks"], colour) for model, colour in zip(document["models"], _cycle(99), strict=False)
+    ]
+    if tasks["teacher"] is not None:
+        asked.insert(0, ("teacher", tasks["teacher"], TEACHER))
+    with mpl.rc_context(_STYLE):
+        height = 1.4 + len(rows) * (0.2 + 0.14 * len(asked))
+        figure = Figure(figsize=(7.2, height), layout="constrained")
+        axes = figure.add_subplot()
+        for number, (label, scores, colour) in enumerate(asked):
+            places = np.arange(len(rows)) + 0.7 * ((number + 0.5) / len(asked) - 0.5)
+            own = [scores[task["name"]] for task, _ in rows]
+            shares = [
+                (score if kind is None else score["perturbed"][kind])["accuracy"]
+                for score, (_, kind) in zip(own, rows, strict=True)
+            ]
+            values = np.array([share["value"] for share in shares])
+            ends = np.abs(np.array([[share["low"] for share in shares], [share["high"] for share in shares]]) - values)
+            axes.errorbar(values, places, xerr=ends, fmt="o", color=colour, markersize=4, linewidth=1.4, label=label)
+        for place, (task, _) in enumerate(rows):
+            if task["chance"] is not None:
+                axes.vlines(task["chance"], place - 0.42, place + 0.42, color=INK, linestyle=(0, (2, 2)), linewidth=1)
+        names = [task["name"] if kind is None else f"with {kind}" for task, kind in rows]
+        axes.set_yticks(range(len(rows)), names)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set(title="Right answers (dashed: by chance)", xlabel="share of the questions", xlim=(-0.02, 1.02))
+        axes.grid(visible=False, axis="y")
+        figure.legend(loc="outside lower center", ncols=min(4, len(asked)))
+        return _saved(figure, path)
+
+
 def _models_over(axes: Any, x: Sequence[float], buckets: Sequence[dict[str, Any]]) -> None:
     """A line for each model over the buckets, with its interval where all buckets have one."""
     labels = list(buckets[0]["models"])

@@ -98,7 +98,7 @@ class Readers:
     def measure(self, label: str, folder: Path) -> Measured:
         """Everything of one model."""
         reading = self.readings.get(label)
-        model = load_reader(folder, reading.packing if reading is not None else "none").to(_device())
+        model = load_reader(folder, reading.packing if reading is not None else "none").to(device())
         columns = chunks = described = texts = None
         if reading is not None:
             dataset, extra_ids = self._dataset(reading), extra_ids_of(folder)
@@ -165,5 +165,6 @@ def foreign_models(config: ReportConfig, cask: Cask, fingerprints: Mapping[str, 
     return foreign
 
 
-def _device() -> torch.device:
+def device() -> torch.device:
+    """What models run on."""
     return torch.accelerator.current_accelerator() or torch.device("cpu")

@@ -24,6 +24,7 @@ OPTIONS = {
     "report": {
         "--cask", "--model", "--output", "-o", "--train-log", "--seq-len", "--batch-tokens", "--teacher", "--seed",
         "--json", "--token-scores", "--card", "--checkpoints", "--control", "--draft-length", "--generate", "--speed",
+        "--tasks", "--perturb", "--task-code",
     },
 }  # fmt: skip
 
