@@ -1,5 +1,6 @@
 """What all tests share: no deadlines for examples, names that do not change, and which files share a process."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -8,6 +9,14 @@ from hypothesis import HealthCheck, settings
 # A busy machine is no fault of what is tested.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def torch_stays() -> Iterator[None]:
+    """Commands run in the process of the tests, whose models need a transformers that has torch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("logitcask_schemas.cli.tokenizers.leave_torch_out", lambda: None)
+        yield
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:

@@ -10,7 +10,6 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from logitcask_schemas.api.key_file import KeyFileError, key_to_send
 from logitcask_schemas.api.scoring import MAX_TIMEOUT
 from logitcask_schemas.api.server_url import DEFAULT_PORT
-from logitcask_schemas.cask.storage.object_store import is_url
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_schemas.record.identity import Accept
 from logitcask_services.keys import ApiKey, read_key_file
@@ -175,7 +174,7 @@ class ServiceSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _has_a_folder(self) -> Self:
-        if self.data_dir is None and is_url(self.cask_root):
+        if self.data_dir is None and _url_in(self.cask_root):
             raise ValueError(
                 f"--data-dir: is needed, here or as LOGITCASK_DATA_DIR, as --cask-root is {self.cask_root}: a folder "
                 "of this machine for the job database, corpora and tokens"
@@ -308,6 +307,8 @@ class ClientSettings(BaseSettings):
 
 def _url_in(value: Any) -> str | None:
     """The URL that a place is, even as a path, which keeps one slash of two; None where it is none."""
+    from logitcask_schemas.cask.storage.object_store import is_url  # with numpy, which no help needs
+
     text = str(value)
     if (scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", text)) is not None:
         text = f"{scheme[1]}://{text[scheme.end() :]}"

@@ -37,6 +37,7 @@ from logitcask_schemas.errors import CaskError, InvalidRecordError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_schemas.record.identity import Accept, TeacherIdentity
+from logitcask_schemas.record.many_documents import check_documents
 from logitcask_schemas.record.records import DocumentRecords
 from logitcask_schemas.terminal import installed_version
 
@@ -198,7 +199,7 @@ class CaskWriter:
             StoreError: The store does not answer, or refuses. Whether the shard is published may then be open; the
                 next call finds out, and publishing the same documents again is safe.
         """
-        ids = [self._checked_id(document) for document in documents]
+        ids = self._checked_ids(documents)
         with self._refreshed():
             self._stored.compact_when_due()
             fresh: dict[bytes, DocumentRecords] = {}
@@ -308,14 +309,20 @@ class CaskWriter:
             yield
             self._certain = True
 
-    def _checked_id(self, document: DocumentRecords) -> bytes:
-        identity = document.id
-        where = f"document {identity.hex()[:16]}"
-        document.check(self.manifest.teacher.vocab_size, where=where, head_holds_next=self._layout.head_holds_next)
-        if not document.extent.is_whole:
-            self.manifest.require_extents(str(self.path), f"{where} has")
-        self._check_hints(document, where)
-        return identity
+    def _checked_ids(self, documents: Sequence[DocumentRecords]) -> list[bytes]:
+        ids = [document.id for document in documents]
+        names = [f"document {identity.hex()[:16]}" for identity in ids]
+        check_documents(
+            documents,
+            self.manifest.teacher.vocab_size,
+            where=names,
+            head_holds_next=self._layout.head_holds_next,
+        )
+        for document, where in zip(documents, names, strict=True):
+            if not document.extent.is_whole:
+                self.manifest.require_extents(str(self.path), f"{where} has")
+            self._check_hints(document, where)
+        return ids
 
     def _check_hints(self, document: DocumentRecords, where: str) -> None:
         """Raise InvalidRecordError unless a document has hints exactly where the spec has some, and as it says."""

@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.text import Text
 
-from logitcask_schemas.cask.storage.object_store import is_url
 from logitcask_schemas.errors import OptionError
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
@@ -30,6 +29,8 @@ _LEAST: Final = 8
 
 def local_folder(place: str) -> Path:
     """The folder of this machine that an argument names; OptionError where it is a URL."""
+    from logitcask_schemas.cask.storage.object_store import is_url  # with numpy, which no help needs
+
     if is_url(place):
         raise OptionError(
             f"expected a folder of this machine, got {place}. Name one; `logitcask cask import` brings casks to it"

@@ -1,9 +1,38 @@
-"""The tokenizer of a folder that a command names."""
+"""Tokenizers for commands: the one of a folder that a person names, by a transformers that leaves torch out."""
 
+import importlib.util
+import os
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from logitcask_schemas.errors import MissingExtraError, ModelError
+
+_QUIET: Final = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+
+
+def leave_torch_out() -> None:
+    """Import transformers as it is where torch is not installed: tokenizers and configurations, no models.
+
+    For a process that computes with no model, which torch would only cost memory and seconds at its start. transformers
+    asks once, when it is imported, whether there is a torch, and offers its tokenizers without it; no setting says so
+    to it (decision 0050). Call this before anything else imports transformers, and while there is one thread. Nothing
+    is done where transformers or torch is imported already, or transformers is not installed. torch itself can still
+    be imported afterwards; models of transformers cannot be had in this process any more.
+    """
+    if {"transformers", "torch"} & sys.modules.keys() or importlib.util.find_spec("transformers") is None:
+        return
+    before = os.environ.get(_QUIET)
+    os.environ[_QUIET] = "1"  # or it advises everybody to install torch
+    sys.modules["torch"] = None  # type: ignore[assignment]  # what Python has for a module that is not there
+    try:
+        importlib.import_module("transformers")
+    finally:
+        del sys.modules["torch"]
+        if before is None:
+            del os.environ[_QUIET]
+        else:
+            os.environ[_QUIET] = before
 
 
 def load_tokenizer(folder: Path, *, command: str) -> Any:
@@ -17,6 +46,7 @@ def load_tokenizer(folder: Path, *, command: str) -> Any:
         MissingExtraError: transformers is not installed.
         ModelError: the folder holds no tokenizer that loads.
     """
+    leave_torch_out()
     try:
         from transformers import AutoTokenizer
     except ModuleNotFoundError as error:

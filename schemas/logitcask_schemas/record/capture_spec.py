@@ -16,8 +16,10 @@ LogprobCodec = Literal["f16", "f32", "u8", "u8all"]
 Sampler = Literal["systematic", "multinomial"]
 Entropy = Literal["exact", "at_least"]
 MAX_ENTRIES = 255  # per-position counts are stored as uint8
-MIN_TAU: Final = 1e-6
-"""Below this tail mass nothing is drawn, so a smaller threshold would promise what capture does not do."""
+NEGLIGIBLE_MASS: Final = 1e-6
+"""Below this tail mass nothing is drawn."""
+MIN_TAU: Final = NEGLIGIBLE_MASS
+"""A smaller threshold would promise what capture does not do."""
 DEFAULT_TAU: Final = 0.028
 """About 40 bytes per token in Arrow shards of a small teacher of English and code (docs/capture.md)."""
 _UNUSED_TAU: Final = 0.05

@@ -72,6 +72,14 @@ class Records:
         """P."""
         return len(self.head_counts_P)
 
+    def values(self) -> dict[str, tuple[NDArray[Any], int]]:
+        """Columns that are neither ids nor counts, by name, each with the number of rows that it should have."""
+        values: dict[str, tuple[NDArray[Any], int]] = {"head_logprobs": (self.head_logprobs_H, len(self.head_ids_H))}
+        values |= {name: (column, self.num_positions) for name, column in self.position_columns.items()}
+        if self.tail_logprobs_N is not None:
+            values["tail_logprobs"] = (self.tail_logprobs_N, len(self.tail_ids_N))
+        return values
+
     @classmethod
     def join(cls, parts: Sequence["Records"]) -> "Records":
         """Positions of all parts, in order (at least one part, all of one spec); columns are copied."""
@@ -121,20 +129,15 @@ class Records:
             extent: which of its positions these are.
             head_holds_next: False of imported records, whose heads may lack the next token.
         """
-        positions, entries, draws = self.num_positions, len(self.head_ids_H), len(self.tail_ids_N)
-        values: dict[str, tuple[NDArray[Any], int]] = {"head_logprobs": (self.head_logprobs_H, entries)}
-        values |= {name: (column, positions) for name, column in self.position_columns.items()}
-        if self.tail_logprobs_N is not None:
-            values["tail_logprobs"] = (self.tail_logprobs_N, draws)
         block = RecordBlock(
-            position_offsets_D1=np.array([0, positions]),
-            head_offsets_D1=np.array([0, entries]),
-            tail_offsets_D1=np.array([0, draws]),
+            position_offsets_D1=np.array([0, self.num_positions]),
+            head_offsets_D1=np.array([0, len(self.head_ids_H)]),
+            tail_offsets_D1=np.array([0, len(self.tail_ids_N)]),
             head_counts_P=self.head_counts_P,
             head_ids_H=self.head_ids_H,
             tail_counts_P=self.tail_counts_P,
             tail_ids_N=self.tail_ids_N,
-            values=values,
+            values=self.values(),
             token_ids_L=token_ids_L,
             next_tokens_P=None if extent.recorded_R2 is None else extent.positions(0) + 1,
             head_holds_next=head_holds_next,
@@ -178,6 +181,17 @@ class DocumentRecords:
 
     def check(self, vocab_size: int, *, where: str, head_holds_next: bool = True) -> None:
         """Raise InvalidRecordError where tokens and records break a rule of `record.rules`, or each other."""
+        self.check_form(where=where)
+        self.records.check(
+            vocab_size,
+            where=where,
+            token_ids_L=self.token_ids_L,
+            extent=self.extent,
+            head_holds_next=head_holds_next,
+        )
+
+    def check_form(self, *, where: str) -> None:
+        """Raise InvalidRecordError where ids, ranges or extent have not the form that the rules of records build on."""
         for name, ids in (
             ("token_ids", self.token_ids_L),
             ("head_ids", self.records.head_ids_H),
@@ -192,10 +206,3 @@ class DocumentRecords:
         if self.answer_ranges_R2 is not None:
             check_answer_ranges(self.answer_ranges_R2, len(self.token_ids_L), where=where)
         self.extent.check(len(self.token_ids_L), where=where)
-        self.records.check(
-            vocab_size,
-            where=where,
-            token_ids_L=self.token_ids_L,
-            extent=self.extent,
-            head_holds_next=head_holds_next,
-        )

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import torch
 
-from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.capture_spec import NEGLIGIBLE_MASS, CaptureSpec
 from logitcask_schemas.record.position_columns import stored_columns
 from logitcask_services.capture.draws import (
     Draws,
@@ -28,8 +28,6 @@ from logitcask_services.capture.passes import Scanned, VocabularyPasses, clear_e
 from logitcask_services.capture.plan import CapturePlan, Scratch, plan_for
 from logitcask_services.capture.record_columns import RecordColumns
 
-NEGLIGIBLE_MASS = 1e-6
-"""Below this tail mass nothing is drawn."""
 # The cask rounds to `u8` and `u8all` when it stores, at random, from values that have not been rounded before.
 _VALUE_DTYPES = {"f16": torch.float16, "f32": torch.float32, "u8": torch.float32, "u8all": torch.float32}
 

@@ -106,6 +106,9 @@ def dry_run(
 
 def _with_folder(folder: Path, sample: bytes, request: dict[str, Any], documents: int) -> Preview:
     """The same preview without a service: the folder's tokenizer and configuration, no weights."""
+    from logitcask_schemas.cli.tokenizers import leave_torch_out
+
+    leave_torch_out()
     from transformers import AutoConfig
 
     from logitcask_schemas.api.requests import MIN_LENGTH

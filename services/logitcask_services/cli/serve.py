@@ -31,6 +31,7 @@ def serve(**options: Any) -> None:
     """Run the teacher service until it is told to stop. Every option can also be set as LOGITCASK_<NAME>."""
     from pydantic import ValidationError
 
+    from logitcask_schemas.cli.tokenizers import leave_torch_out
     from logitcask_services import tracing
     from logitcask_services.http.server import configure_logging
     from logitcask_services.http.server import serve as run
@@ -43,6 +44,8 @@ def serve(**options: Any) -> None:
             f"{_option(fault['loc'])}: {_said(fault)}" if fault["loc"] else _said(fault) for fault in error.errors()
         )
         raise OptionError(faults) from error
+    if settings.engine_process:
+        leave_torch_out()
     roster = require_teachers(settings)
     configure_logging(settings.log_format)
     tracing.configure()

@@ -2,9 +2,11 @@
 
 import importlib.util
 import math
+import multiprocessing
 import os
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, cast
 
 from logitcask_schemas.errors import MissingExtraError, OptionError
@@ -28,11 +30,22 @@ def parallel_of(settings: "ServiceSettings") -> int:
     return math.prod(size for size in sizes if isinstance(size, int))
 
 
-def visible_devices() -> list[str]:
-    """GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them; empty where there are none."""
+@cache
+def gpu_count() -> int:
+    """How many GPUs torch sees from here. It is asked in a process of its own: the service's goes without torch."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_torch_gpu_count).result()
+
+
+def _torch_gpu_count() -> int:
     import torch
 
-    count = torch.cuda.device_count()  # nothing is set up on them by that
+    return torch.cuda.device_count()  # nothing is set up on them by that
+
+
+def visible_devices() -> list[str]:
+    """GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them; empty where there are none."""
+    count = gpu_count()
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return [str(number) for number in range(count)] if named is None else named.split(",")[:count]
 

@@ -23,6 +23,13 @@ from logitcask_services.engines.weight_files import (
 )
 
 _TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
+_GGUF_SUFFIX: Final = ".gguf"
+NO_GGUF: Final = (
+    "weights are safetensors, which the identity covers. Convert the file (transformers: from_pretrained with "
+    "gguf_file, then save_pretrained, for model and tokenizer), or take an AWQ, GPTQ or FP8 checkpoint, which vLLM "
+    "finds by its config.json."
+)
+"""Why GGUF is refused, and what to do; ends a sentence."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +55,13 @@ class ModelFolder:
         """
         source = find_model(model) if isinstance(model, Path) else model
         path = source.folder
+        if path.is_file() and path.suffix == _GGUF_SUFFIX:
+            raise _gguf(path)
         if not path.is_dir():
             raise _not_a_model(path, "no such folder" if not path.exists() else "a file")
         names = sorted(file.name for file in path.iterdir())
+        if any(name.endswith(_GGUF_SUFFIX) for name in names) and not any(path.glob("*.safetensors")):
+            raise _gguf(path)
         if not (path / CONFIG_NAME).is_file():
             raise _not_a_model(path, f"no config.json among {names}")
         try:
@@ -184,6 +195,10 @@ class ModelFolder:
     @cached_property
     def _tensors(self) -> list[StoredTensor]:
         return stored_tensors(self.weight_files)
+
+
+def _gguf(path: Path) -> ModelError:
+    return ModelError(f"{path} holds its weights as GGUF, which is no teacher: {NO_GGUF}")
 
 
 def _not_a_model(path: Path, contents: str) -> ModelError:

@@ -6,23 +6,19 @@ tau are a few array operations, and the largest 1 / tau within the budget is fou
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from logitcask_schemas.cask.format.layout import RecordLayout
 from logitcask_schemas.record.capture_spec import CaptureSpec
-from logitcask_services.engines.engine import Engine
 from logitcask_services.pilot.costs import TauFigures, arrow_bytes, arrow_error, cut_at, draw_mass, noise, zarr_bytes
-from logitcask_services.pilot.pilot import (
-    LogitsFunction,
-    PilotError,
-    PilotRecords,
-    gradient_squares,
-    pilot_spec,
-    piloted,
-)
+from logitcask_services.pilot.pilot import PilotError, PilotRecords, pilot_spec, piloted
+
+if TYPE_CHECKING:
+    from logitcask_services.engines.engine import Engine
+    from logitcask_services.pilot.logits import LogitsFunction
 
 Carrier = Literal["arrow", "zarr"]
 GRID: Final = (5, 10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 400)
@@ -59,14 +55,14 @@ class TauChoice:
 
 
 def choose_tau(
-    teacher: Engine | LogitsFunction,
+    teacher: "Engine | LogitsFunction",
     sample: Iterable[ArrayLike],
     bytes_per_token: float,
     *,
     spec: CaptureSpec | None = None,
     carrier: Carrier = "arrow",
     positions: int = 4096,
-    student: LogitsFunction | None = None,
+    student: "LogitsFunction | None" = None,
 ) -> TauChoice:
     """Choose tau for a budget of bytes per token, from a pilot pass over a sample.
 
@@ -95,6 +91,8 @@ def choose_tau(
     layout = RecordLayout.for_capture(threshold_spec, vocab_size)
     square = float(np.mean(pilot.squares_P)) - 1 / vocab_size
     if student is not None:
+        from logitcask_services.pilot.logits import gradient_squares  # torch, see `piloted`
+
         square = gradient_squares(student, documents, pilot.squares_P)
     if square <= 0:
         raise PilotError(

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from logitcask_schemas.cask.carriers.zarr import ZSTD_LEVEL
 from logitcask_schemas.cask.format.columns import assemble
 from logitcask_schemas.cask.format.layout import LEVELS, Level, RecordLayout
-from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_schemas.record.capture_spec import NEGLIGIBLE_MASS, CaptureSpec
 from logitcask_schemas.record.position_columns import PositionColumn, stored_columns
 from logitcask_schemas.record.records import DocumentRecords, Records
-from logitcask_services.capture.record_capture import NEGLIGIBLE_MASS
 from logitcask_services.pilot.pilot import PilotRecords
 
 

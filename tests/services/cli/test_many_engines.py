@@ -65,12 +65,18 @@ def test_too_few_gpus_are_refused_in_one_line(devices, options, engines, words):
 
 
 def test_visible_devices_are_those_of_the_environment(monkeypatch):
-    torch = pytest.importorskip("torch")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(teams, "gpu_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert teams.visible_devices() == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     assert teams.visible_devices() == ["5", "7"]
+
+
+def test_gpus_are_counted_as_torch_counts_them():
+    """In another process; here torch may be asked itself."""
+    torch = pytest.importorskip("torch")
+    teams.gpu_count.cache_clear()
+    assert teams.gpu_count() == torch.cuda.device_count()
 
 
 @pytest.mark.parametrize(

@@ -81,9 +81,26 @@ def test_ends_that_are_no_ids(copy, text, message):
 
 
 def test_a_file_is_no_model(tmp_path):
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ModelError, match=r"found a file.*demo.fetch_teacher"):
-        ModelFolder.open(tmp_path / "model.gguf")
+        ModelFolder.open(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("beside", [[], ["config.json", "tokenizer.json"]], ids=["alone", "in a folder"])
+@pytest.mark.parametrize("named", ["model.gguf", "."])
+def test_gguf_is_refused_with_what_to_do_about_it(tmp_path, named, beside):
+    """As a file, or a folder with nothing else to load, as Hugging Face repositories of GGUF files are."""
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    for name in beside:
+        (tmp_path / name).write_text('{"architectures": ["LlamaForCausalLM"]}')
+    with pytest.raises(ModelError, match=r"as GGUF, which is no teacher: .*gguf_file, then save_pretrained") as refused:
+        ModelFolder.open(tmp_path / named)
+    assert "\n" not in str(refused.value)
+
+
+def test_safetensors_beside_gguf_are_the_model(copy):
+    (copy / "model.gguf").write_bytes(b"GGUF")
+    assert [file.name for file in ModelFolder.open(copy).weight_files] == ["model.safetensors"]
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from logitcask_schemas.record.wire import decode_wire
 from logitcask_services.capture import RecordCapture, pack_wire
 from logitcask_services.pilot import PilotError, choose_tau
 from logitcask_services.pilot.costs import Cut, arrow_bytes, cut_at, cut_documents, draw_mass, noise, zarr_bytes
-from logitcask_services.pilot.pilot import PilotRecords, gradient_squares, pilot_spec, piloted
+from logitcask_services.pilot.logits import gradient_squares
+from logitcask_services.pilot.pilot import PilotRecords, pilot_spec, piloted
 
 SPECS = [
     CaptureSpec(),

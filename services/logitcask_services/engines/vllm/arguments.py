@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 from logitcask_schemas.errors import ModelError
-from logitcask_services.engines.model_folder import ModelFolder
+from logitcask_services.engines.model_folder import NO_GGUF, ModelFolder
 from logitcask_services.engines.vllm.plugin import capturing_architectures
 
 Runner = Literal["pooling", "generate"]
@@ -137,11 +137,7 @@ def require_free(options: Mapping[str, Any]) -> None:
                 "tensor_parallel_size, or serve the teacher once for each group of GPUs."
             )
     if str(options.get("quantization")).lower() == "gguf":
-        raise ModelError(
-            "the vLLM option 'quantization' cannot be gguf: weights are safetensors, which the identity covers. "
-            "Convert the file (transformers: from_pretrained with gguf_file, then save_pretrained), or take an AWQ, "
-            "GPTQ or FP8 checkpoint, which vLLM finds by its config.json."
-        )
+        raise ModelError(f"the vLLM option 'quantization' cannot be gguf: {NO_GGUF}")
 
 
 def cpu_generating(options: dict[str, Any], *, asked: int | None, declared: int, step: int) -> dict[str, int | bool]:

@@ -67,6 +67,21 @@ def test_no_page_is_wider_than_a_phone(shown, browser):
             assert tab.evaluate("document.documentElement.scrollWidth") == 360, path
 
 
+def middle(element):
+    """Of an element, in pixels from the top of the page."""
+    box = element.bounding_box()
+    return box["y"] + box["height"] / 2
+
+
+def test_what_stands_beside_a_button_is_level_with_it(shown, browser):
+    with watched_page(browser, shown.url, **WIDE) as tab:
+        tab.goto("/")
+        words, button = tab.locator("#controls p"), tab.locator("#controls button").first
+        assert middle(words) == pytest.approx(middle(button), abs=1.0)
+        tab.evaluate("document.querySelector('#controls').style.alignItems = 'end'")
+        assert middle(words) != pytest.approx(middle(button), abs=1.0)  # the test would see it
+
+
 def test_plots_are_drawn_from_the_numbers_of_the_interface(shown, browser):
     job = next(each for each in shown.client.get("/v1/extractions").json()["data"] if each["cask"] == "stories")
     content = shown.client.get(f"/ui/api/jobs/{job['id']}").json()
