@@ -21,6 +21,8 @@ class ServiceFolders:
         """Where casks lie; of those in a store, what is fetched to be looked at lies in the state's folder."""
         self.corpora = state / "corpora"
         self.extractions = state / "extractions"
+        self.ledgers = state / "ledgers"
+        """Of each extraction, which shards are its own; see `jobs.chunk_publication`."""
         self.generations = state / "generations"
         self.uploads = state / "uploads"
         """Parts of uploads that are not complete, by upload."""
@@ -35,6 +37,7 @@ class ServiceFolders:
             state,
             self.corpora,
             self.extractions,
+            self.ledgers,
             self.generations,
             self.failures,
             self.uploads,
@@ -51,6 +54,10 @@ class ServiceFolders:
         """The folder of an extraction's tokens."""
         return self.extractions / extraction_id
 
+    def ledger(self, extraction_id: str) -> Path:
+        """The folder of an extraction's ledger of shards; made with the first."""
+        return self.ledgers / extraction_id
+
     def answers(self, generation_id: str) -> Path:
         """The folder of what the teacher answered for a generation."""
         return self.generations / generation_id
@@ -61,25 +68,26 @@ class ServiceFolders:
 
     def drop_job(self, job_id: str) -> None:
         """Delete all files of a job, shards aside."""
-        for folder in (self.token_store(job_id), self.answers(job_id)):
+        for folder in (self.token_store(job_id), self.ledger(job_id), self.answers(job_id)):
             shutil.rmtree(folder, ignore_errors=True)
         for path in (self.document_names(job_id), self.failures / f"{job_id}.jsonl", *self.outputs.glob(f"{job_id}.*")):
             path.unlink(missing_ok=True)
 
     def drop_token_store(self, extraction_id: str) -> None:
-        """Delete the tokens of an extraction that has ended."""
-        shutil.rmtree(self.token_store(extraction_id), ignore_errors=True)
+        """Delete the tokens of an extraction that has ended, and its ledger: what it published is counted."""
+        for folder in (self.token_store(extraction_id), self.ledger(extraction_id)):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def sweep(self, keep: set[str], jobs: set[str]) -> None:
         """Delete what crashes left. Call before any work starts.
 
         Args:
-            keep: Jobs whose token stores and answers stay.
+            keep: Jobs whose token stores, ledgers and answers stay.
             jobs: All that there are; their lists and outputs stay.
         """
         for path in (*self.failures.iterdir(), *self.documents.iterdir(), *self.outputs.iterdir()):
             if path.name.partition(".")[0] not in jobs or path.suffix == ".part":
                 path.unlink()
-        for folder in (*self.extractions.iterdir(), *self.generations.iterdir()):
+        for folder in (*self.extractions.iterdir(), *self.ledgers.iterdir(), *self.generations.iterdir()):
             if folder.name not in keep:
                 shutil.rmtree(folder)

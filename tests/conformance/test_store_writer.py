@@ -96,6 +96,18 @@ def test_the_same_shard_twice_is_one(bucket: str, tmp_path: Path) -> None:
     assert len(Cask.open(f"{bucket}/cask", cache=tmp_path)) == 2
 
 
+def test_who_comes_second_announces_nothing(bucket: str) -> None:
+    """The shard that he finds there is the first one's; a writer of the same documents that knows nothing of it."""
+    documents, heard = make_documents([20, 120, 7], 0), list[str]()
+    first, second = writer_of(f"{bucket}/cask"), writer_of(f"{bucket}/cask")
+    entry = first.publish(documents, announce=heard.append)
+    assert entry is not None
+    assert heard == [entry.name]
+    assert not second.has(documents[0].id)
+    assert second.publish(documents, announce=heard.append) == entry
+    assert heard == [entry.name]
+
+
 def test_the_same_documents_in_another_carrier_are_the_first_ones(bucket: str, tmp_path: Path) -> None:
     first, second = writer_of(f"{bucket}/cask"), writer_of(f"{bucket}/cask", carrier="parquet")
     documents = make_documents([5, 6], 1)

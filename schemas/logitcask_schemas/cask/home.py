@@ -13,6 +13,9 @@ from logitcask_schemas.cask.format.layout import RecordLayout
 from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry
 from logitcask_schemas.record.hint_spec import HintSpec
 
+Announce = Callable[[str], None]
+"""Hears the name of a shard that is about to be published; what it raises is raised, and nothing is published."""
+
 
 class Home(Protocol):
     """What a writer needs of the place where its cask lies.
@@ -83,9 +86,17 @@ class Home(Protocol):
         ...
 
     def publish(
-        self, carrier: Carrier, columns: ShardColumns, layout: RecordLayout, identity: str, hints: HintSpec | None
+        self,
+        carrier: Carrier,
+        columns: ShardColumns,
+        layout: RecordLayout,
+        identity: str,
+        hints: HintSpec | None,
+        announce: Announce,
     ) -> ShardEntry:
         """Make documents part of the cask as one shard; when this returns, they survive a crash.
+
+        `announce` hears the shard's name before its entry is made, unless somebody's is known to be there.
 
         Returns:
             The entry of the shard of these documents, which somebody else may have published at the same time.

@@ -21,6 +21,7 @@ from logitcask_schemas.cask.format.layout import INDEX_NAME, MANIFEST_NAME, SHAR
 from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry
 from logitcask_schemas.cask.hint_publication import take_hints
 from logitcask_schemas.cask.hint_width import stored_width
+from logitcask_schemas.cask.home import Announce
 from logitcask_schemas.cask.opening import open_documents, require_shards
 from logitcask_schemas.cask.publication import prepare_folder, publish_entry, publish_shard, require_new, sweep
 from logitcask_schemas.cask.storage.files import FileOperations, clear_errors, link_or_copy, reads_explained
@@ -118,10 +119,16 @@ class LocalHome:
         return stored_width(self._path, entries, spec)
 
     def publish(
-        self, carrier: Carrier, columns: ShardColumns, layout: RecordLayout, identity: str, hints: HintSpec | None
+        self,
+        carrier: Carrier,
+        columns: ShardColumns,
+        layout: RecordLayout,
+        identity: str,
+        hints: HintSpec | None,
+        announce: Announce,
     ) -> ShardEntry:
         """Files, then entry; other writers are told."""
-        entry = publish_shard(self._files, self._path, carrier, columns, layout, identity, hints)
+        entry = publish_shard(self._files, self._path, carrier, columns, layout, identity, hints, announce)
         self._log.note(entry.name)
         return entry
 

@@ -27,6 +27,7 @@ from logitcask_schemas.cask.format.layout import (
 )
 from logitcask_schemas.cask.format.manifest import ShardEntry
 from logitcask_schemas.cask.hint_publication import publish_hints
+from logitcask_schemas.cask.home import Announce
 from logitcask_schemas.cask.storage.files import FileOperations, clear_errors, publish_file
 from logitcask_schemas.cask.storage.hashing_sink import HashingSink
 from logitcask_schemas.errors import CaskError, CaskWriteError
@@ -189,6 +190,7 @@ def publish_shard(
     layout: RecordLayout,
     identity: str,
     hints: HintSpec | None = None,
+    announce: Announce = lambda name: None,
 ) -> ShardEntry:
     """Write a shard with the file of its hints, and its entry; when this returns, all survive a crash.
 
@@ -200,13 +202,15 @@ def publish_shard(
         layout: Of its cask.
         identity: Of its cask.
         hints: What its cask keeps of them.
+        announce: Hears the shard's name before its entry is written.
 
     Raises:
         CaskError: The format cannot hold a shard of this size.
         CaskWriteError: Disk full or broken; the cask is unchanged.
+        OSError: From `announce`; the cask is unchanged.
     """
     entry = publish_shard_file(files, cask, carrier, columns, layout, identity, hints)
-    publish_entry(files, cask, entry, carrier)
+    publish_entry(files, cask, entry, carrier, announce)
     return entry
 
 
@@ -236,15 +240,23 @@ def publish_shard_file(
         raise
 
 
-def publish_entry(files: FileOperations, cask: Path, entry: ShardEntry, carrier: Carrier) -> None:
+def publish_entry(
+    files: FileOperations,
+    cask: Path,
+    entry: ShardEntry,
+    carrier: Carrier,
+    announce: Announce = lambda name: None,
+) -> None:
     """Make a shard whose files have their names part of the cask; on failure give their space back.
 
     Raises:
         CaskWriteError: Disk full or broken.
+        OSError: From `announce`, which hears the shard's name before its entry is written.
     """
     try:
+        announce(entry.name)
         write_entry(files, cask, entry)
-    except CaskWriteError:
+    except OSError:  # a CaskWriteError is one
         # Unless the entry got its name and only its durability is in doubt.
         shards = cask / SHARDS_NAME
         if not (shards / (entry.name + ENTRY_SUFFIX)).exists():

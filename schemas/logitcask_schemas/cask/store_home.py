@@ -19,6 +19,7 @@ from logitcask_schemas.cask.format.columns import ShardColumns
 from logitcask_schemas.cask.format.layout import MANIFEST_NAME, SHARDS_NAME, RecordLayout
 from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry, manifest_bytes, parse_manifest
 from logitcask_schemas.cask.hint_file import hints_path, width_in_head
+from logitcask_schemas.cask.home import Announce
 from logitcask_schemas.cask.publication import publish_shard_file, require_no_shards, require_only_cask
 from logitcask_schemas.cask.storage.shared_store import SharedStore
 from logitcask_schemas.cask.store_compaction import compact_store
@@ -133,7 +134,13 @@ class StoreHome:
         return None
 
     def publish(
-        self, carrier: Carrier, columns: ShardColumns, layout: RecordLayout, identity: str, hints: HintSpec | None
+        self,
+        carrier: Carrier,
+        columns: ShardColumns,
+        layout: RecordLayout,
+        identity: str,
+        hints: HintSpec | None,
+        announce: Announce,
     ) -> ShardEntry:
         """Files in a temporary folder, then objects, then the entry."""
         with TemporaryDirectory(prefix=STAGING) as temporary:
@@ -141,7 +148,7 @@ class StoreHome:
             (staged / SHARDS_NAME).mkdir()
             entry = publish_shard_file(StagingFiles(), staged, carrier, columns, layout, identity, hints)
             beside = None if entry.hints is None else hints_path(staged, entry)
-            return self._publication.publish(entry, shard_path(staged, entry), beside)
+            return self._publication.publish(entry, shard_path(staged, entry), beside, announce)
 
     def adopt(self, entry: ShardEntry, path: Path, hints: Path | None, *, link: bool) -> tuple[ShardEntry, bool]:
         """Objects of the files; nothing is shared."""

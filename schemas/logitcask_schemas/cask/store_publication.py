@@ -18,6 +18,7 @@ from logitcask_schemas.cask.format.columns import ShardColumns
 from logitcask_schemas.cask.format.layout import SHARDS_NAME, RecordLayout
 from logitcask_schemas.cask.format.manifest import CaskManifest, HintsFile, ShardEntry, entry_bytes, parse_entry
 from logitcask_schemas.cask.hint_file import hints_path, open_hints
+from logitcask_schemas.cask.home import Announce
 from logitcask_schemas.cask.opening import open_columns
 from logitcask_schemas.cask.storage.files import LocalFiles
 from logitcask_schemas.cask.storage.hashing_sink import HashingSink
@@ -46,13 +47,16 @@ class StorePublication:
     store: SharedStore
     manifest: CaskManifest
 
-    def publish(self, entry: ShardEntry, file: Path, hints: Path | None) -> ShardEntry:
+    def publish(
+        self, entry: ShardEntry, file: Path, hints: Path | None, announce: Announce = lambda name: None
+    ) -> ShardEntry:
         """Make a shard part of the cask.
 
         Args:
             entry: What describes the files.
             file: The shard's.
             hints: That of its hints; None where the entry has none.
+            announce: See `home.Home.publish`.
 
         Returns:
             The entry that is in the store: this one, or that of somebody who published the same documents first.
@@ -68,6 +72,7 @@ class StorePublication:
         if hints is not None and not self.store.create_from(hints, f"{SHARDS_NAME}/{entry.hints_name}"):
             entry = self._hints_there(entry)
         content = entry_bytes(entry)
+        announce(entry.name)
         there = self.store.create(entry_file(entry.name), content)
         return entry if there == content else self._parsed(entry.name, there)
 

@@ -26,7 +26,7 @@ from logitcask_schemas.cask.format.manifest import (
 from logitcask_schemas.cask.format.packed.rank_table import RankTable
 from logitcask_schemas.cask.hint_file import open_hints
 from logitcask_schemas.cask.hint_width import require_stored_width
-from logitcask_schemas.cask.home import Home
+from logitcask_schemas.cask.home import Announce, Home
 from logitcask_schemas.cask.local_home import LocalHome
 from logitcask_schemas.cask.storage.files import FileOperations, LocalFiles
 from logitcask_schemas.cask.storage.object_store import is_url
@@ -48,14 +48,12 @@ class CaskWriter:
     """Publishes shards into one cask. Several writers, threads or processes, may publish into the same cask at once.
 
     `publish` costs the same however many shards there are, also beside other writers. In a folder, they tell each other
-    what they publish (`storage.publication_log`), and index and table of documents are rewritten when
-    an eighth of the entries is not in them yet, which is a constant number of rewritten entries per publication; in an
-    object store when the writer is closed. Which documents are stored is looked up in the mapped table, so memory grows
-    only with what is not in it yet.
+    what they publish (`storage.publication_log`), and index and table of documents are rewritten when an eighth of the
+    entries is not in them yet: a constant number per publication; in an object store when the writer is closed. Which
+    documents are stored is looked up in the mapped table, so memory grows only with what is not in it yet.
 
-    In an object store writers do not wait for each other. The same documents in the same order are one shard, whoever
-    publishes them and however often. A document that two writers publish at the same time in different shards is stored
-    twice: give each writer its own documents.
+    In an object store writers do not wait for each other. The same documents in the same order are one shard. One that
+    two writers publish at the same time in different shards is stored twice: give each writer its own documents.
     """
 
     def __init__(self, path: Path | str, manifest: CaskManifest, home: Home, *, carrier: Carrier | None = None) -> None:
@@ -177,7 +175,11 @@ class CaskWriter:
             pass
 
     def publish(
-        self, documents: Sequence[DocumentRecords], *, on_duplicate: Literal["skip", "error"] = "skip"
+        self,
+        documents: Sequence[DocumentRecords],
+        *,
+        on_duplicate: Literal["skip", "error"] = "skip",
+        announce: Announce = lambda name: None,
     ) -> ShardEntry | None:
         """Store documents as one shard, durably; when this returns, they survive a crash.
 
@@ -185,9 +187,11 @@ class CaskWriter:
             documents: In the order in which the shard shall hold them; the same documents in the same order always
                 give the same file.
             on_duplicate: What to do about a document that the cask already has: leave it out, or raise.
+            announce: Hears the shard's name just before it becomes part of the cask; see `home.Announce`.
 
         Returns:
-            The published shard's entry, or None when every document was already stored.
+            The published shard's entry, or None when every document was already stored. In an object store it may be
+            another writer's, of the same documents at the same time: `announce` has heard nothing then.
 
         Raises:
             InvalidRecordError: A document breaks the format or the capture spec, or its hints are of another width than
@@ -210,7 +214,7 @@ class CaskWriter:
                     raise CaskError(f"{self.path}: document {identity.hex()[:16]} is already stored or given twice")
             if not fresh:
                 return None
-            return self._store(assemble(list(fresh.values()), list(fresh), self._layout))
+            return self._store(assemble(list(fresh.values()), list(fresh), self._layout), announce)
 
     def publish_columns(self, columns: ShardColumns) -> ShardEntry | None:
         """Store documents that come from another shard of the same identity and capture spec, as they are stored there.
@@ -342,12 +346,12 @@ class CaskWriter:
             self._hint_width = self._home.hint_width(self._stored.entries, spec)
         require_stored_width(str(self.path), width, self._hint_width)
 
-    def _store(self, columns: ShardColumns) -> ShardEntry:
+    def _store(self, columns: ShardColumns, announce: Announce = lambda name: None) -> ShardEntry:
         """Publish a shard of documents that are not stored yet; call with the lock held."""
         hints = self.manifest.capture.hints
         if hints is not None and columns.hints is not None:
             self._require_width(columns.hints.rows.width, hints)
-        entry = self._home.publish(self._carrier, columns, self._layout, self._identity, hints)
+        entry = self._home.publish(self._carrier, columns, self._layout, self._identity, hints, announce)
         lengths = np.diff(columns.offsets["token"]).astype(np.uint32)
         self._stored.note(entry, ShardDocuments(ids=columns.document_ids, lengths=lengths))
         return entry

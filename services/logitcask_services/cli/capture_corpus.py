@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from logitcask_schemas.api.requests import MIN_LENGTH, OnError
+from logitcask_schemas.api.requests import MIN_LENGTH
 from logitcask_schemas.cli.output import JsonOption
 from logitcask_schemas.errors import ModelError, OptionError
 from logitcask_schemas.terminal import EXIT_PROBLEMS, counted
-from logitcask_services.cli import capture_options as options
+from logitcask_services.cli.capture_options import with_capture_options
 from logitcask_services.cli.connection import say
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 Executor = Literal["local", "ray"]
 
 
+@with_capture_options
 def capture_corpus(
+    *,
     corpus: Annotated[
         Path, typer.Argument(help="JSON lines with `text`, `messages`, `input_ids`, or prompts; `-`: standard input.")
     ],
@@ -50,26 +52,8 @@ def capture_corpus(
             "time, give the cask of a single run.",
         ),
     ] = None,
-    mode: options.ModeOption = None,
-    tau: options.TauOption = None,
-    head_max: options.HeadMaxOption = None,
-    tail_max: options.TailMaxOption = None,
-    k: options.KOption = None,
-    entropy: options.EntropyOption = None,
-    draws: options.DrawsOption = None,
-    sampler: options.SamplerOption = None,
-    pin: options.PinOption = None,
-    temperature: options.TemperatureOption = None,
-    seed: options.SeedOption = None,
-    codec: options.CodecOption = None,
-    tail_logprobs: options.TailLogprobsOption = False,
-    held_out: options.HeldOutOption = False,
-    hints: options.HintsOption = None,
-    max_length: options.MaxLengthOption = None,
-    overflow: options.OverflowOption = None,
-    loss_on: options.LossOnOption = None,
-    carrier: options.CarrierOption = None,
-    on_error: Annotated[OnError | None, typer.Option(help="Bad lines; default: skip.")] = None,
+    capture: dict[str, Any],
+    of_corpus: dict[str, Any],
     engine: Annotated[str | None, typer.Option(help="vllm (default), transformers, or openai.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Compute dtype; `auto` fits the machine.")] = None,
     max_model_len: Annotated[
@@ -128,23 +112,6 @@ def capture_corpus(
     cannot go on: the same command goes on from what is published.
     """
     console = Console(stderr=True)
-    spec_fields = options.capture_fields(
-        mode=mode,
-        tau=tau,
-        head_max=head_max,
-        tail_max=tail_max,
-        k=k,
-        entropy=entropy,
-        draws=draws,
-        sampler=sampler,
-        seed=seed,
-        pin=pin,
-        temperature=temperature,
-        codec=codec,
-        tail_logprobs=tail_logprobs,
-        held_out=held_out,
-        hints=hints,
-    )
     share = _part(part)
     on_ray = {
         "--ray-address": ray_address,
@@ -196,9 +163,9 @@ def capture_corpus(
     _require_usable(place, single_writer=single_writer)
     roster = require_teachers(settings)
     facts = roster.facts(roster.names[0]) or _facts_of_loaded(settings)
-    spec = resolve_hints(capture_spec(**spec_fields), facts.hint_shape)
+    spec = resolve_hints(capture_spec(**capture), facts.hint_shape)
     spec.require_vocabulary(facts.vocab_size)
-    length = max_length or facts.max_model_len
+    length = of_corpus.get("max_length") or facts.max_model_len
     if not MIN_LENGTH <= length <= facts.max_model_len:
         raise OptionError(
             f"--max-length {length}: expected {MIN_LENGTH} to {facts.max_model_len}, the teacher's context"
@@ -207,15 +174,15 @@ def capture_corpus(
         vocab_size=facts.vocab_size,
         max_length=length,
         window=facts.max_model_len,
-        loss_on=loss_on or "all",
-        overflow=overflow or "truncate",
+        loss_on=of_corpus.get("loss_on", "all"),
+        overflow=of_corpus.get("overflow", "truncate"),
         max_line_bytes=settings.max_line_bytes,
     )
     with local_corpus(corpus, [], lambda line: say(console, line)) as local:
         with console.status("reading the corpus"):
             lines = _unpacked(local.path.absolute(), work)
             prepared = prepared_corpus(lines, work, facts, limits, say=lambda line: say(console, line))
-        if on_error == "fail" and prepared.counts.bad_lines:
+        if of_corpus.get("on_error") == "fail" and prepared.counts.bad_lines:
             bad = counted(write_errors(errors, prepared.bad_lines()), "bad line")
             say(console, f"{bad} and --on-error is fail; see {errors}", style="red")
             raise typer.Exit(EXIT_PROBLEMS)
@@ -223,7 +190,7 @@ def capture_corpus(
             tokens=prepared.tokens_folder,
             cask=place,
             spec=spec,
-            carrier=carrier or "arrow",
+            carrier=of_corpus.get("carrier", "arrow"),
             needs_extents=prepared.tokens.has_extents or limits.loss_on != "all",
             accept=settings.accept_teacher,
             single_writer=single_writer,

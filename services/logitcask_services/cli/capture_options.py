@@ -1,12 +1,15 @@
-"""What to keep of a teacher's distributions, as options that commands have alike, and the capture spec they make."""
+"""What to keep of a teacher's distributions, and of a corpus: options that commands have alike, and what they make."""
 
-from typing import Annotated, Any
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, Final
 
 import typer
 
-from logitcask_schemas.api.requests import CarrierName, LossOn, Overflow
+from logitcask_schemas.api.requests import CarrierName, LossOn, OnError, Overflow
 from logitcask_schemas.record.capture_spec import CaptureMode, Entropy, LogprobCodec, Sampler
-from logitcask_services.cli.request_options import capture_of, hints_of
+from logitcask_services.cli.request_options import capture_of, given, hints_of
 
 ModeOption = Annotated[CaptureMode | None, typer.Option(help="Which tokens are kept; default: threshold.")]
 TauOption = Annotated[float | None, typer.Option(help="Threshold: probability above which a token is kept.")]
@@ -40,32 +43,39 @@ LossOnOption = Annotated[
     typer.Option(help="Which tokens get a record: all (default), those of assistant turns, or the completion's."),
 ]
 CarrierOption = Annotated[CarrierName | None, typer.Option(help="File format of the shards; default: arrow.")]
+OnErrorOption = Annotated[OnError | None, typer.Option(help="Bad lines; default: skip.")]
 
 
 def capture_fields(
     *,
-    pin: list[int] | None,
-    temperature: list[float] | None,
-    codec: LogprobCodec | None,
-    tail_logprobs: bool,
-    held_out: bool,
-    hints: str | None,
-    **fields: Any,
+    mode: ModeOption = None,
+    tau: TauOption = None,
+    head_max: HeadMaxOption = None,
+    tail_max: TailMaxOption = None,
+    k: KOption = None,
+    entropy: EntropyOption = None,
+    draws: DrawsOption = None,
+    sampler: SamplerOption = None,
+    pin: PinOption = None,
+    temperature: TemperatureOption = None,
+    seed: SeedOption = None,
+    codec: CodecOption = None,
+    tail_logprobs: TailLogprobsOption = False,
+    held_out: HeldOutOption = False,
+    hints: HintsOption = None,
 ) -> dict[str, Any]:
-    """The fields of a capture spec as its options were given. Raises BadParameter where they make none.
-
-    Args:
-        pin: of `--pin`.
-        temperature: of `--temperature`.
-        codec: of `--codec`.
-        tail_logprobs: of `--tail-logprobs`.
-        held_out: of `--held-out`.
-        hints: of `--hints`.
-        fields: those that are named as in the spec; None: not given.
-    """
+    """The fields of a capture spec as its options were given. Raises BadParameter where they make none."""
     return capture_of(
         {
-            **fields,
+            "mode": mode,
+            "tau": tau,
+            "head_max": head_max,
+            "tail_max": tail_max,
+            "k": k,
+            "entropy": entropy,
+            "draws": draws,
+            "sampler": sampler,
+            "seed": seed,
             "pinned_ids": pin or None,
             "temperatures": temperature or None,
             "logprob_codec": codec,
@@ -73,3 +83,45 @@ def capture_fields(
             "hints": hints_of(hints),
         }
     )
+
+
+def corpus_fields(
+    *,
+    max_length: MaxLengthOption = None,
+    overflow: OverflowOption = None,
+    loss_on: LossOnOption = None,
+    carrier: CarrierOption = None,
+    on_error: OnErrorOption = None,
+) -> dict[str, Any]:
+    """The fields of a request that say what becomes of a corpus's lines, as they were given."""
+    return given(
+        {"max_length": max_length, "overflow": overflow, "loss_on": loss_on, "carrier": carrier, "on_error": on_error}
+    )
+
+
+_MADE_OF_OPTIONS: Final[dict[str, Callable[..., dict[str, Any]]]] = {
+    "capture": capture_fields,
+    "of_corpus": corpus_fields,
+}
+
+
+def with_capture_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with the options of a capture in the places of its parameters `capture` and `of_corpus`.
+
+    It gets what `capture_fields` and `corpus_fields` make of them.
+    """
+    parameters = list[inspect.Parameter]()
+    for parameter in inspect.signature(command).parameters.values():
+        make = _MADE_OF_OPTIONS.get(parameter.name)
+        options = [parameter] if make is None else inspect.signature(make).parameters.values()
+        parameters += (each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in options)
+
+    @functools.wraps(command)
+    def run(**options: Any) -> None:
+        for name, make in _MADE_OF_OPTIONS.items():
+            options[name] = make(**{each: options.pop(each) for each in inspect.signature(make).parameters})
+        command(**options)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] # which Typer reads, with the types
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    return run

@@ -9,9 +9,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from logitcask_schemas.api.objects import Corpus
-from logitcask_schemas.api.requests import OnError
 from logitcask_schemas.cli.output import JsonOption
-from logitcask_services.cli import capture_options as options
+from logitcask_services.cli.capture_options import with_capture_options
 from logitcask_services.cli.connection import (
     KeyFileOption,
     ServerOption,
@@ -35,7 +34,9 @@ app = typer.Typer(help="Send a corpus to a service and start its extraction.", a
 
 
 @app.command()
+@with_capture_options
 def submit(
+    *,
     corpus: Annotated[
         Path,
         typer.Argument(
@@ -46,26 +47,8 @@ def submit(
         str | None, typer.Option(help="Name of the cask, below the service's cask root; may be left out of a dry run.")
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the extraction to its end.")] = False,
-    mode: options.ModeOption = None,
-    tau: options.TauOption = None,
-    head_max: options.HeadMaxOption = None,
-    tail_max: options.TailMaxOption = None,
-    k: options.KOption = None,
-    entropy: options.EntropyOption = None,
-    draws: options.DrawsOption = None,
-    sampler: options.SamplerOption = None,
-    pin: options.PinOption = None,
-    temperature: options.TemperatureOption = None,
-    seed: options.SeedOption = None,
-    codec: options.CodecOption = None,
-    tail_logprobs: options.TailLogprobsOption = False,
-    held_out: options.HeldOutOption = False,
-    hints: options.HintsOption = None,
-    max_length: options.MaxLengthOption = None,
-    overflow: options.OverflowOption = None,
-    loss_on: options.LossOnOption = None,
-    carrier: options.CarrierOption = None,
-    on_error: Annotated[OnError | None, typer.Option(help="Bad lines; default: skip.")] = None,
+    capture: dict[str, Any],
+    of_corpus: dict[str, Any],
     metadata: Annotated[list[str] | None, typer.Option(help="key=value to keep with it; may be repeated.")] = None,
     split: Annotated[str | None, typer.Option(help="Of a dataset of the Hub, such as train.")] = None,
     config: Annotated[str | None, typer.Option(help="Of a dataset of the Hub that has several.")] = None,
@@ -103,36 +86,12 @@ def submit(
 ) -> None:
     """Send a corpus and start its extraction. Exit code 3 when it is waited for and does not complete."""
     console = Console(stderr=True)
-    capture = options.capture_fields(
-        mode=mode,
-        tau=tau,
-        head_max=head_max,
-        tail_max=tail_max,
-        k=k,
-        entropy=entropy,
-        draws=draws,
-        sampler=sampler,
-        seed=seed,
-        pin=pin,
-        temperature=temperature,
-        codec=codec,
-        tail_logprobs=tail_logprobs,
-        held_out=held_out,
-        hints=hints,
-    )
-    of_request = {
-        "max_length": max_length,
-        "overflow": overflow,
-        "loss_on": loss_on,
-        "carrier": carrier,
-        "on_error": on_error,
-        "priority": priority,
-    }
     request: dict[str, Any] = {
         "cask": cask,
         "capture": capture,
         "metadata": pairs(metadata, "--metadata"),
-        **given(of_request),
+        **of_corpus,
+        **given({"priority": priority}),
     }
     # A name has no slash; that a folder here is called like it matters to a dry run alone.
     is_model = teacher is not None and ("/" in teacher or (dry and Path(teacher).is_dir()))

@@ -2,12 +2,11 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
-from logitcask_schemas.cask.format.manifest import ShardEntry
 from logitcask_schemas.errors import CaptureSpecError
 from logitcask_schemas.record.beyond_tokens import beyond_tokens_of
 from logitcask_services.engines.engine import CaptureResult, Engine
+from logitcask_services.jobs.chunk_publication import ChunkPublication, publish_chunk
 from logitcask_services.jobs.chunks import ChunkFeed, OpenChunk, Publisher, capture_task
 from logitcask_services.jobs.context import JobContext
 from logitcask_services.jobs.database.tables import ExtractionRow
@@ -163,29 +162,26 @@ class ExtractionRun(ExtractionJobRun):
     def _publish(self, entry: OpenChunk) -> None:
         """Shard, then transaction. Safe to repeat: published documents are found in the cask."""
         began = time.monotonic()
-        captured = [
-            replace(entry.documents[document], answer_ranges_R2=self._tokens.answers(document))
-            for document in sorted(entry.documents)
-        ]
-        shard = self._work.waiter.run(lambda: self._work.writer.publish(captured)) if captured else None
-        if captured and shard is None:  # a put of which the store did not say that it was made
-            self._work.look_again(entry.chunk)
-        self._work.commit(entry.chunk, self._outcome(entry, shard))
+        work = self._work
+        publication = publish_chunk(entry, self._tokens, work.writer, note=work.ledger.note, attempt=work.waiter.run)
+        if publication.overtaken:
+            work.look_again([entry.chunk])
+        work.commit(entry.chunk, self._outcome(entry, publication))
         self._context.measures.publish_seconds.observe(time.monotonic() - began)
         self._feed.settle(entry)
         self._tokens.release()
-        self._context.progress.committed(sum(len(document.token_ids_L) for document in captured))
+        self._context.progress.committed(sum(len(document.token_ids_L) for document in entry.documents.values()))
         self._context.teacher.progressed()
 
-    def _outcome(self, entry: OpenChunk, shard: ShardEntry | None) -> ChunkOutcome:
+    def _outcome(self, entry: OpenChunk, publication: ChunkPublication) -> ChunkOutcome:
         outcome = ChunkOutcome(
-            captured_documents=len(entry.documents),
-            captured_tokens=sum(len(document.token_ids_L) for document in entry.documents.values()),
+            captured_documents=len(publication.documents),
+            captured_tokens=publication.tokens,
             earlier_failures=entry.earlier_failures,
-            shards=[shard.model_dump(mode="json")] if shard else [],
+            shards=[publication.shard.model_dump(mode="json")] if publication.shard else [],
             beyond_tokens=beyond_tokens_of(entry.documents.values(), self._engine.identity),
         )
-        for document in self._work.take_adopted(entry.chunk, entry.present, outcome):
+        for document in self._work.take_adopted(entry.chunk, [*entry.present, *publication.overtaken], outcome):
             if self._work.writer.has(self._tokens.document_id(document)):
                 outcome.present_documents += 1
             else:

@@ -18,6 +18,7 @@ from logitcask_services.corpora.corpus_lines import custom_id_at
 from logitcask_services.corpora.token_store import TokenStore
 from logitcask_services.engines.engine import Engine, require_hints
 from logitcask_services.engines.hint_shape import resolve_hints
+from logitcask_services.jobs.chunk_publication import ShardLedger
 from logitcask_services.jobs.context import JobContext
 from logitcask_services.jobs.database.tables import ExtractionRow
 from logitcask_services.jobs.extraction import Chunk, ChunkOutcome
@@ -67,6 +68,12 @@ class ExtractionWork:
         )
         self.needs_extents = self.tokens.has_extents or row.request.loss_on != "all"
         self.writer: CaskWriter = self.waiter.run(self._open_cask)
+        self.ledger = ShardLedger(context.folders.ledger(row.id))
+        """Whose names this run writes down too."""
+        self._counted = context.chunks.shard_names(row.id)
+        """Shards of its own that are counted."""
+        self.was_begun = bool(self.ledger.names())
+        """Whether an earlier run may have published something."""
         self._adopted: dict[int, dict[bytes, str]] = {}
         """By chunk: documents of shards that are its own, each with its shard."""
         self._entries: dict[str, dict[str, Any]] = {}
@@ -101,8 +108,7 @@ class ExtractionWork:
         """
         pending = self.context.chunks.pending_chunks(self.row.id)
         self._require_committed(pending)
-        if "in_progress" in self.row.timestamps:  # it was begun before: what lies there unowned may be its own
-            self.adopt(pending)
+        self.adopt(pending)
         return pending
 
     def _require_committed(self, pending: list[Chunk]) -> None:
@@ -128,26 +134,40 @@ class ExtractionWork:
     def adopt(self, chunks: Sequence[Chunk]) -> None:
         """Find the shards that were published for chunks which nobody then lived to commit.
 
-        With many engines any chunk that was handed out may have one, so all are looked at. A shard is a chunk's when no
-        extraction owns it and all its documents are the chunk's.
+        With many engines any chunk that was handed out may have one, so all are looked at. A shard is a chunk's when
+        this extraction's ledger names it, none has counted it, and all its documents are the chunk's.
         """
+        announced = self.ledger.names() - self._counted
+        if not announced:
+            return
         of_chunks = {chunk.number: ids for chunk in chunks if any(map(self.writer.has, ids := self._ids_of(chunk)))}
         if not of_chunks:
             return
         wanted = set[bytes]().union(*of_chunks.values())
         for entry, stored in self.waiter.run(lambda: self.writer.shards_with(wanted)):
-            if entry.name in self._entries or self.context.chunks.owner_of_shard(entry.name) is not None:
-                continue
+            if entry.name not in announced or entry.name in self._entries:
+                continue  # somebody else's, or adopted before
+            if self.context.chunks.owner_of_shard(entry.name) is not None:
+                continue  # another extraction's, which published it after this one was about to and did not live to
             number = next((number for number, ids in of_chunks.items() if stored <= ids), None)
             if number is not None:
                 logger.info("extraction %s: shard %s was published, and not yet counted", self.row.id, entry.name)
                 self._adopted.setdefault(number, {}).update(dict.fromkeys(stored, entry.name))
                 self._entries[entry.name] = entry.model_dump(mode="json")
 
-    def look_again(self, chunk: Chunk) -> None:
-        """Adopt what was published of a chunk without anybody having been told. Raises as `pending`."""
-        self.waiter.run(self.writer.refresh)
-        self.adopt([chunk])
+    def look_again(self, chunks: Sequence[Chunk]) -> None:
+        """Adopt what was published of chunks without anybody having been told. Raises as `pending`."""
+        if self.ledger.names() - self._counted:
+            self.waiter.run(self.writer.refresh)
+            self.adopt(chunks)
+
+    def has_adopted(self, chunk: Chunk) -> bool:
+        """Whether a shard of the chunk was found that is not counted yet."""
+        return chunk.number in self._adopted
+
+    def has_all(self, documents: Iterable[int]) -> bool:
+        """Whether the cask has them, as far as was looked."""
+        return all(self.writer.has(self.tokens.document_id(document)) for document in documents)
 
     def _ids_of(self, chunk: Chunk) -> set[bytes]:
         return {
@@ -176,6 +196,7 @@ class ExtractionWork:
         now = time.monotonic()
         outcome.seconds, self._last_commit = now - self._last_commit, now
         self.waiter.run(lambda: self.context.chunks.commit_chunk(self.row.id, chunk, outcome))
+        self._counted.update(shard["name"] for shard in outcome.shards)
         self.context.measures.chunk_seconds.observe(outcome.seconds)
 
     def finalize(self) -> Ending:

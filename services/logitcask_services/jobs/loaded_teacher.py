@@ -14,7 +14,7 @@ from logitcask_services.engines.engine import Engine
 from logitcask_services.engines.generator import Generator
 from logitcask_services.engines.hint_shape import HintShape
 from logitcask_services.engines.metrics import ShowsMetrics, by_role
-from logitcask_services.engines.process.progress import OwnProcess, ShowsSteps
+from logitcask_services.engines.process.progress import OwnProcess, SeveralProcesses, ShowsSteps
 from logitcask_services.jobs.executors.chunk_orders import WorkerTeam
 
 logger = logging.getLogger(__name__)
@@ -72,10 +72,25 @@ class Teacher:
         shown = ((role, part.metrics) for role, part in self.parts.items() if isinstance(part, ShowsMetrics))
         yield from by_role((role, metrics) for role, metrics in shown if metrics is not None)
 
-    def interrupt(self) -> bool:
-        """Kill its processes; False where it has none."""
-        interrupted = [part.interrupt() for part in self.parts.values()]
+    def interrupt(self, silent_seconds: float = 0.0) -> bool:
+        """Kill its processes; False where it has none.
+
+        Args:
+            silent_seconds: of several engines of one part, kill only those that made no step for so long.
+        """
+        interrupted = [
+            part.interrupt_silent(silent_seconds)
+            if silent_seconds and isinstance(part, SeveralProcesses)
+            else part.interrupt()
+            for part in self.parts.values()
+        ]
         return any(interrupted)  # all of them: any may be the one that hangs
+
+    def outlives_its_dead(self) -> bool:
+        """Let go of engines that have ended; whether others are left, and with them all that it can do."""
+        if not isinstance(self.engine, SeveralProcesses) or not self.engine.drop_ended():
+            return False
+        return not (isinstance(self.generator, OwnProcess) and self.generator.ended is not None)
 
     def close(self) -> None:
         """Free what is loaded. What goes wrong is in the log."""

@@ -1,11 +1,12 @@
 """Scoring now: callers wait for the records of a few sequences, the worker lets them in among a job's documents.
 
 A call is some sequences under one capture spec. Calls for one teacher wait in one line; all lines together are
-bounded. While an extraction runs, its stream of tasks takes sequences from its teacher's line in between; while none
-runs, the worker streams a line alone, and whoever comes meanwhile joins what is under way. Nothing of this is durable.
+bounded. While an extraction runs, the stream of tasks of each of its engines takes sequences from its teacher's line in
+between; while none runs, the worker streams a line alone, and whoever comes meanwhile joins it. None of it is durable.
 
-A teacher that dies takes with it what was in flight. Each such call is told so and may come again; a sequence that was
-there at two deaths waits until it can be alone with the teacher, and one that was alone at two deaths is refused.
+An engine that dies takes with it what was in flight. Where other engines stream, they try it again, once; else the call
+is told so and may come again. A sequence that was there at two deaths waits until it can be alone with the teacher, and
+one that was alone at two deaths is refused.
 """
 
 import threading
@@ -39,7 +40,7 @@ _LEAST_COST: Final = 64
 
 
 class Scoring:
-    """The line. `among` and `alone` belong to whoever has the teacher, one at a time; the rest is for all.
+    """The line. `among` is for each engine of the teacher at once, `alone` for one of them; the rest is for all.
 
     Args:
         wake: tells the worker that somebody waits.
@@ -69,7 +70,8 @@ class Scoring:
         """Those that wait to be alone with the teacher."""
         self._waiting_tokens = 0
         self._record = DeathRecord()
-        self._streaming = self._closed = self._came_back = False
+        self._streams = 0  # open ones, each of an engine
+        self._closed = self._came_back = False
         self.counts = ScoringCounts()
         self.blocked_by: str | None = None
         """The generation that has the teacher to itself, loaded to write alone; nobody is let in before it ends."""
@@ -121,7 +123,7 @@ class Scoring:
             ScoringRefusedError: too large, too much waits already, or one of them has killed the teacher.
         """
         tokens = [len(task.token_ids_L) + task.shift for task in tasks]
-        self._require_within(len(tasks), sum(tokens))
+        self.limits.require_size(len(tasks), sum(tokens))
         call = ScoringCall(len(tasks))
         sequences = [
             ScoringSequence(
@@ -139,15 +141,10 @@ class Scoring:
                 raise _stopping()
             if killer := next((each for each in sequences if self._record.is_killer(each)), None):
                 raise killer.refusal()
-            if self._waiting_tokens + sum(tokens) > self.limits.waiting_tokens:
-                raise ScoringRefusedError(
-                    "too_much_waiting",
-                    f"{self._waiting_tokens} tokens wait to be scored, and with these {sum(tokens)} it would be more "
-                    f"than {self.limits.waiting_tokens}; try again when some of them are done",
-                )
+            self.limits.require_room(sum(tokens), self._waiting_tokens)
             self._lines[teacher].extend(sequences)
             self._waiting_tokens += sum(tokens)
-            idle = not self._streaming
+            idle = not self._streams
         if idle:
             self._wake()
         return call
@@ -192,7 +189,7 @@ class Scoring:
         served = False
         if self._line:
             flight = Flight()
-            served = self._drain(self._stream(engine, self._waiting(flight, ends), CaptureSpec(), flight))
+            served = self._drain(engine, self._stream(engine, self._waiting(flight, ends), CaptureSpec(), flight))
         if ends() or (suspect := self._next_suspect()) is None:
             return served or bool(self._line)
         flight = Flight()
@@ -202,14 +199,15 @@ class Scoring:
             suspect.call.begin()
             yield suspect.task
 
-        self._drain(self._stream(engine, just_one(), CaptureSpec(), flight))
+        self._drain(engine, self._stream(engine, just_one(), CaptureSpec(), flight))
         return True
 
-    def _drain(self, results: Iterator[CaptureResult]) -> bool:
+    def _drain(self, engine: Engine, results: Iterator[CaptureResult]) -> bool:
         self._came_back = False
         try:
             with self._heartbeat.expected():
                 for result in results:
+                    engine.interrupt()  # nobody works with it again
                     raise TeacherDiedError(f"the engine returned a result for {result.key!r}, which nobody asked for")
         except TeacherDiedError:
             raise
@@ -265,15 +263,6 @@ class Scoring:
                 self._waiting_tokens -= sequence.tokens
         return None
 
-    def _require_within(self, sequences: int, tokens: int) -> None:
-        limits = self.limits
-        if sequences > limits.request_sequences or tokens > limits.request_tokens:
-            raise ScoringRefusedError(
-                "request_too_large",
-                f"a request takes at most {limits.request_sequences} sequences and {limits.request_tokens} tokens, "
-                f"this one has {sequences} and {tokens}; send it in parts",
-            )
-
     def _next_suspect(self) -> ScoringSequence | None:
         with self._lock:
             while mine := [each for each in self._suspects if each.teacher == self.serving]:
@@ -293,7 +282,8 @@ class Scoring:
     ) -> Generator[CaptureResult, None, None]:
         """Results of others; ours go to their callers."""
         results = engine.capture(tasks, spec)
-        self._streaming = True
+        with self._lock:
+            self._streams += 1
         try:
             for result in results:
                 if isinstance(result.key, ScoringSequence) and result.key in flight.ours:
@@ -312,7 +302,7 @@ class Scoring:
             self._died(flight, "it ended its stream without what it had taken")
         finally:
             with self._lock:
-                self._streaming = False
+                self._streams -= 1
             if isinstance(results, Generator):
                 results.close()
 
@@ -339,20 +329,21 @@ class Scoring:
             self._line.extendleft(reversed(again))
             self._waiting_tokens += sum(each.tokens for each in again)
             flight.ours.clear()
-            closed = self._closed
-        if closed:
+        if self._closed:
             self.close()
 
     def _died(self, flight: Flight, reason: str) -> None:
-        """Whoever was in flight is told, and remembered."""
+        """What was in flight is remembered; other engines try it again, or whoever waits for it is told."""
         was_alone = len(flight.ours) == 1 and not flight.others
-        for sequence in flight.ours:
-            with self._lock:
+        with self._lock:
+            for sequence in flight.ours:
                 self._record.died(sequence, alone=was_alone)
-            sequence.call.fail(
-                ScoringRefusedError("teacher_died", f"the teacher died while it scored this request ({reason})")
-            )
-        flight.ours.clear()
+            told = [each for each in flight.ours if self._streams == 1 or self._record.is_suspect(each)]
+        for sequence in told:
+            del flight.ours[sequence]
+            text = f"the teacher died while it scored this request ({reason})"
+            sequence.call.fail(ScoringRefusedError("teacher_died", text))
+        self._put_back(flight)
 
 
 def _stopping() -> ScoringRefusedError:

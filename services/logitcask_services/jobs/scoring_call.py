@@ -39,6 +39,24 @@ class ScoringLimits:
     waiting_tokens: int = 1 << 19
     """Of all callers together."""
 
+    def require_size(self, sequences: int, tokens: int) -> None:
+        """Raise ScoringRefusedError where a request is too large, whatever waits."""
+        if sequences > self.request_sequences or tokens > self.request_tokens:
+            raise ScoringRefusedError(
+                "request_too_large",
+                f"a request takes at most {self.request_sequences} sequences and {self.request_tokens} tokens, "
+                f"this one has {sequences} and {tokens}; send it in parts",
+            )
+
+    def require_room(self, tokens: int, waiting: int) -> None:
+        """Raise ScoringRefusedError where a request would be too much beside the tokens that wait."""
+        if waiting + tokens > self.waiting_tokens:
+            raise ScoringRefusedError(
+                "too_much_waiting",
+                f"{waiting} tokens wait to be scored, and with these {tokens} it would be more than "
+                f"{self.waiting_tokens}; try again when some of them are done",
+            )
+
 
 class ScoringCounts:
     """What has been scored and refused since the service started. For all threads."""

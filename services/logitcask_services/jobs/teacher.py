@@ -188,7 +188,7 @@ class TeacherSupervisor:
             return
         if time.monotonic() - self._ready_since > LONGEST_PAUSE:
             self.progressed()  # it has lived for long: earlier deaths say nothing of this one
-        self.died(EngineError(f"{how}. It had nothing to do"))
+        self.engine_died(EngineError(f"{how}. It had nothing to do"))
 
     def refusal_of(self, hints: HintSpec) -> str | None:
         """Why the loaded teacher could not be loaded with hints; None where it was never tried, or could."""
@@ -261,17 +261,32 @@ class TeacherSupervisor:
         self._fail(f"the teacher died: {self._interrupted or _text(error)}", failures)
         self.deaths += 1
 
+    def engine_died(self, error: BaseException) -> None:
+        """The same of what no job asked for: where the teacher has other engines it goes on with those."""
+        if not self.outlives(error):
+            self.died(error)
+
+    def outlives(self, error: BaseException) -> bool:
+        """Whether the teacher, of which an engine raised or ended, has others; the death is counted then."""
+        if self._teacher is None or self._stopping.is_set() or not self._teacher.outlives_its_dead():
+            return False
+        reason, self._interrupted = self._interrupted or _text(error), None
+        logger.warning("an engine of the teacher died, the others go on: %s", reason)
+        self.deaths += 1
+        return True
+
     @property
     def roles(self) -> frozenset[Role]:
         """What the loaded teacher can do; that of the last load while none is."""
         teacher = self._teacher
         return frozenset({self._role} if teacher is None else teacher.parts)
 
-    def interrupt(self, reason: str) -> bool:
+    def interrupt(self, reason: str, silent_seconds: float = 0.0) -> bool:
         """From another thread: kill the engine's processes, so that a call that waits for them raises, or a load.
 
         Args:
             reason: What to say of its death.
+            silent_seconds: See `Teacher.interrupt`.
 
         Returns:
             False where the engine runs in this process and cannot be interrupted.
@@ -280,7 +295,7 @@ class TeacherSupervisor:
         self._interrupted = reason
         if loader is not None:
             return interrupt_loading(loader)
-        return teacher is not None and teacher.interrupt()
+        return teacher is not None and teacher.interrupt(silent_seconds)
 
     @property
     def has_ended(self) -> bool:

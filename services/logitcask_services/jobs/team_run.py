@@ -5,14 +5,12 @@ chunk of its first occurrence, so a chunk that repeats documents is counted afte
 is published and not counted when the service dies is adopted by the next run.
 """
 
-import threading
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from logitcask_schemas.record.capture_spec import CaptureSpec
-from logitcask_services.engines.engine import CaptureResult, CaptureTask, Engine
+from logitcask_services.engines.engine import Engine
 from logitcask_services.jobs.context import JobContext
 from logitcask_services.jobs.database.tables import ExtractionRow
 from logitcask_services.jobs.executors.chunk_orders import (
@@ -34,10 +32,13 @@ from logitcask_services.jobs.executors.corpus_capture import (
 from logitcask_services.jobs.executors.prepared_corpus import Repeats
 from logitcask_services.jobs.extraction import Chunk, ChunkOutcome
 from logitcask_services.jobs.extraction_work import REPEATS_FAILED, ExtractionJobRun, ExtractionWork
+from logitcask_services.jobs.guests import Hosting
 from logitcask_services.jobs.job_run import Outcome
 from logitcask_services.jobs.setbacks import TeacherDiedError
 from logitcask_services.jobs.waiting import SetAsideError, StoppedWhileWaitingError
 
+_NOBODY = -1
+"""Number of no worker."""
 LOCK_SECONDS = 10.0
 """The other workers of the job are writers, too: more patience than with a stranger."""
 
@@ -58,8 +59,8 @@ class TeamRun(ExtractionJobRun, CaptureListener):
         self._team = team
         super().__init__(ExtractionWork(context, row, engine, gives_way))
         self._pool: WorkerPool | None = None
-        self._hosting = threading.Lock()
-        """Held by the worker among whose documents callers' sequences are let in."""
+        self._hosting: Hosting | None = None
+        """Where the workers let no callers in."""
         self._failed = set(context.log.capture_failures(row))
         """Documents that could not be captured, in this run or before."""
         self._pending: dict[int, Chunk] = {}
@@ -70,6 +71,8 @@ class TeamRun(ExtractionJobRun, CaptureListener):
         """Their numbers."""
         self._published: dict[int, ChunkDone] = {}
         """Chunks that wait to be counted until others are."""
+        self._lost = set[int]()
+        """Chunks whose worker was lost before it said what became of them."""
         self._repeats = Repeats(self._work.tokens.document_ids_D32)
         self._uncounted = Counter[int]()
         """Tokens that came back to a worker and are in no chunk that is done."""
@@ -83,6 +86,9 @@ class TeamRun(ExtractionJobRun, CaptureListener):
         self._starts = [chunk.first_document for chunk in chunks]
         self._numbers = [chunk.number for chunk in chunks]
         settings = self._context.settings
+        if not self._team.lets_callers_in:
+            self._hosting = Hosting(self._context, self._work.engine)
+            self._hosting.start()
         try:
             pool = self._pool = self._team.pool(self._job(), self._manners())
             capture = CorpusCapture(
@@ -90,15 +96,13 @@ class TeamRun(ExtractionJobRun, CaptureListener):
                 self._team.size,
                 chunks,
                 {chunk.number: self._left_out_of(chunk) for chunk in chunks},
-                is_published=self._look_again,
+                is_published=self._note_lost,
                 listener=self,
                 stops=self._stops,
                 restarts=settings.engine_restarts,
                 first_pause=settings.engine_backoff_seconds,
             )
-            capture.run()
-            self.close()
-            capture.settle()
+            self._run(capture)
         except StoppedWhileWaitingError:
             return "ended"
         except WorkerRefusedError as error:
@@ -111,8 +115,40 @@ class TeamRun(ExtractionJobRun, CaptureListener):
             return "document_failed"
         return "ended" if self._stops() else "done"
 
+    def _run(self, capture: CorpusCapture) -> None:
+        """Run it, and take what was published and not told when it ends, however it ends."""
+        try:
+            capture.run()
+        except (WorkerRefusedError, WorkersGivenUpError):
+            self._settle(capture)
+            raise
+        self._settle(capture)
+
+    def _settle(self, capture: CorpusCapture) -> None:
+        self.close()
+        untold = capture.settle()
+        if self._context.signals.stopping.is_set():
+            return  # there is no time for it, and the next start looks
+        if untold:
+            self._work.look_again(untold)
+        for chunk in list(self._pending.values()):
+            if chunk.number in self._published or not self._work.has_adopted(chunk):
+                continue  # told, or nothing of it is there; or counted as the last of those that another waited for
+            left_out = self._left_out_of(chunk)
+            documents = [each for each in _documents_of(chunk) if each not in left_out]
+            if self._work.has_all(documents):
+                self.done(_NOBODY, chunk, _whole(chunk, documents))
+        if self._context.signals.is_cancelled(self._row.id):  # nobody will ask again
+            for number in sorted(self._published):
+                self._count(self._pending[number])
+
     def close(self) -> None:
         """End the workers; a step that is under way is waited for as the watchdog thinks fit."""
+        hosting, self._hosting = self._hosting, None
+        if hosting is not None:
+            hosting.stop()
+            if hosting.death is not None:
+                self._context.teacher.engine_died(hosting.death)
         pool, self._pool = self._pool, None
         if pool is not None:
             with self._context.heartbeat.expected():
@@ -139,6 +175,7 @@ class TeamRun(ExtractionJobRun, CaptureListener):
             needs_extents=self._work.needs_extents,
             accept=self._context.settings.accept_teacher,
             single_writer=self._context.settings.single_writer,
+            ledger=self._work.ledger.folder.absolute(),
             lock_seconds=LOCK_SECONDS,
             holds_failed=request.on_error == "fail",
         )
@@ -146,23 +183,11 @@ class TeamRun(ExtractionJobRun, CaptureListener):
     def _manners(self) -> WorkerManners:
         settings = self._context.settings
         return WorkerManners(
-            stream=self._stream_with_guests,
+            stream=self._context.scoring.among,  # callers are let in by every engine: where one dies, others are left
             attempt=self._work.waiter.run,
             hang_seconds=settings.engine_hang_seconds,
             load_seconds=settings.load_deadline_seconds,
         )
-
-    def _stream_with_guests(
-        self, engine: Engine, tasks: Iterable[CaptureTask | None], spec: CaptureSpec
-    ) -> Iterator[CaptureResult]:
-        """One of the workers lets callers' sequences in, as the only engine of a service does."""
-        if not self._hosting.acquire(blocking=False):
-            yield from engine.capture(tasks, spec)
-            return
-        try:
-            yield from self._context.scoring.among(engine, tasks, spec)
-        finally:
-            self._hosting.release()
 
     def _left_out_of(self, chunk: Chunk) -> frozenset[int]:
         documents = _documents_of(chunk)
@@ -177,9 +202,9 @@ class TeamRun(ExtractionJobRun, CaptureListener):
             return error.event.error
         return SetAsideError(error.event.passing) if error.event.passing is not None else error
 
-    def _look_again(self, chunk: Chunk) -> bool:
-        """A worker was lost: adopt what it published. The chunk goes out again in any case, and costs nothing then."""
-        self._work.look_again(chunk)
+    def _note_lost(self, chunk: Chunk) -> bool:
+        """A worker was lost, which may have published: the chunk goes out again in any case, and costs nothing then."""
+        self._lost.add(chunk.number)
         return False
 
     # -- what workers say ----------------------------------------------------------------------------------------
@@ -212,9 +237,9 @@ class TeamRun(ExtractionJobRun, CaptureListener):
 
     def done(self, worker: int, chunk: Chunk, event: ChunkDone) -> None:
         """See `CaptureListener`."""
-        told = min(self._uncounted[worker], event.captured_tokens)
+        told = min(self._uncounted[worker], event.returned_tokens)
         self._uncounted[worker] -= told
-        self._context.progress.captured(event.captured_tokens - told)
+        self._context.progress.captured(event.returned_tokens - told)
         self._context.measures.publish_seconds.observe(event.publish_seconds)
         self._failed.update(document for document, _, _ in event.failures)
         self._published[chunk.number] = event
@@ -225,17 +250,18 @@ class TeamRun(ExtractionJobRun, CaptureListener):
         """Count a chunk, unless documents of it stand first in another that is not counted yet."""
         repeated = self._repeats.within(_documents_of(chunk))
         if all(self._is_counted(first) or first in _documents_of(chunk) for first in repeated.values()):
-            self._count(chunk, self._published.pop(chunk.number), repeated)
-            del self._pending[chunk.number]
+            self._count(chunk)
 
     def _is_counted(self, document: int) -> bool:
         at = bisect_right(self._starts, document) - 1
         chunk = self._pending.get(self._numbers[at]) if at >= 0 else None
         return chunk is None or document not in _documents_of(chunk)
 
-    def _count(self, chunk: Chunk, event: ChunkDone, repeated: dict[int, int]) -> None:
-        if event.captured_documents and event.shard is None:  # a put of which the store did not say that it was made
-            self._work.look_again(chunk)
+    def _count(self, chunk: Chunk) -> None:
+        event, repeated = self._published.pop(chunk.number), self._repeats.within(_documents_of(chunk))
+        # Documents that were there already may be of a worker that was lost, or of one of an earlier run.
+        if event.overtaken or (event.present and (chunk.number in self._lost or self._work.was_begun)):
+            self._work.look_again([chunk])
         described = {document: (code, message) for document, code, message in event.failures}
         earlier = [each for each in _documents_of(chunk) if each in self._failed and each not in described]
         outcome = ChunkOutcome(
@@ -251,13 +277,26 @@ class TeamRun(ExtractionJobRun, CaptureListener):
                 continue  # among the earlier ones
             if first in self._failed:
                 described[document] = REPEATS_FAILED
-            else:
+            elif first in _documents_of(chunk) or self._is_counted(first):
                 outcome.present_documents += 1
         self._failed.update(described)
         outcome.failures = [self._work.describe(each, *described[each]) for each in sorted(described)]
         self._work.commit(chunk, outcome)
-        self._context.progress.committed(event.captured_tokens)
+        del self._pending[chunk.number]
+        self._context.progress.committed(event.returned_tokens)
         self._context.teacher.progressed()
+
+
+def _whole(chunk: Chunk, documents: list[int]) -> ChunkDone:
+    """What a worker would say of a chunk that it found in the cask."""
+    return ChunkDone(
+        number=chunk.number,
+        captured_documents=0,
+        captured_tokens=0,
+        returned_tokens=0,
+        present=tuple(documents),
+        failures=(),
+    )
 
 
 def _documents_of(chunk: Chunk) -> range:

@@ -93,7 +93,7 @@ class Watchdog(threading.Thread):
                 continue
             reason = f"the teacher has shown no life for {silence:.0f} s"
             deaths = context.teacher.deaths
-            if deaths != interrupted_at and context.teacher.interrupt(reason):
+            if deaths != interrupted_at and context.teacher.interrupt(reason, hang):
                 logger.error("%s; its processes were killed", reason)
                 interrupted_at = deaths
                 context.heartbeat.beat()
@@ -117,7 +117,7 @@ class Watchdog(threading.Thread):
             self._context.signals.changed("")
         elif teacher.stillness > hang > 0:
             reason = f"the teacher's process has stood still for {teacher.stillness:.0f} s"
-            if teacher.interrupt(reason):
+            if teacher.interrupt(reason, hang):
                 logger.error("%s; it was killed", reason)
 
     def _let_go_of_cancelled(self) -> None:

@@ -107,7 +107,7 @@ class Worker(threading.Thread):
                 ends=lambda: signals.stopping.is_set() or signals.changes != seen or time.monotonic() > until,
             )
         except TeacherDiedError as error:
-            self._context.teacher.died(error)
+            self._context.teacher.engine_died(error)
             return True
 
     def _step_or_wait(self, teacher: Teacher | None) -> bool:

@@ -53,6 +53,33 @@ def test_duplicates_are_stored_once(tmp_path: Path) -> None:
     assert len(Cask.open(tmp_path)) == writer.num_documents == 3
 
 
+def test_a_shard_is_announced_before_it_is_one(tmp_path: Path) -> None:
+    documents, heard = make_documents([5, 9], 1), list[str]()
+
+    def hear(name: str) -> None:
+        assert not (tmp_path / f"shards/{name}.json").exists(), "whoever dies now has published nothing"
+        assert len(Cask.open(tmp_path)) == len(heard)
+        heard.append(name)
+
+    writer = create(tmp_path)
+    entries = [writer.publish([document], announce=hear) for document in documents]
+    assert heard == [entry.name for entry in entries if entry is not None]
+    assert writer.publish(documents, announce=hear) is None
+    assert len(heard) == 2, "nothing was published"
+
+
+def test_what_cannot_be_announced_is_not_published(tmp_path: Path) -> None:
+    def refuse(name: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    documents, writer = make_documents([5, 9], 1), create(tmp_path)
+    with pytest.raises(OSError, match="No space left"):
+        writer.publish(documents, announce=refuse)
+    assert list((tmp_path / "shards").iterdir()) == [], "its room is given back"
+    assert writer.publish(documents) is not None
+    assert len(Cask.open(tmp_path)) == 2
+
+
 def test_duplicates_can_be_an_error(tmp_path: Path) -> None:
     documents = make_documents([5, 9], 1)
     writer = create(tmp_path)

@@ -14,14 +14,20 @@ from tests.support.services.process_engines import fake_engine
 
 @dataclass
 class SteppingEngine(FakeEngine):
-    """A fake engine that looks as if it were in a process of its own, which is always well."""
+    """A fake engine that looks as if it were in a process of its own, which is well until something is scripted."""
 
     stillness: float = 0.0
     step_silence: float = 0.0
+    death: str | None = None
+    """How its process ended."""
 
     @property
     def ended(self) -> str | None:
-        return None
+        return self.death
+
+    def interrupt(self) -> bool:
+        self.death = self.death or "interrupted, as scripted"
+        return super().interrupt()
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Several engines of one teacher on this machine, each in a process of its own: lent one by one, kept between jobs.
 
-To whoever asks for one engine the fleet is one. Whoever works with many borrows them; an engine that comes
-back alive is kept, in the place of one that has died the next borrower loads another.
+To whoever asks for one engine the fleet is one, and the first that lives answers. Whoever works with many borrows
+them; an engine that comes back alive is kept, in the place of one that has died the next borrower loads another.
 """
 
 import logging
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import Literal, Protocol, Self
 
-from logitcask_schemas.errors import LogitcaskError
+from logitcask_schemas.errors import CaptureSpecError, LogitcaskError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_schemas.record.identity import TeacherIdentity
@@ -71,18 +71,19 @@ class EngineFleet:
         return self
 
     def lend(self) -> "LentEngine":
-        """The engine of the lowest place that nobody has, loaded first where it is not; give it back by its `close`.
+        """An engine that nobody has, one that lives before all others, else loaded first; its `close` gives it back.
 
         Raises:
             EngineError: it could not be loaded again.
             LogitcaskError, OSError: what loading raises, where none was ever loaded.
         """
+        lives = [self._lives(place) for place in range(self.size)]  # one that is just ending takes its time to say so
         with self._lock:
-            place = next(place for place in range(self.size) if place not in self._lent)
+            free = [place for place in range(self.size) if place not in self._lent]
+            place = min(free, key=lambda place: (not lives[place], place))
             self._lent.add(place)
         try:
-            engine = self._places[place]
-            if engine is None or engine.ended is not None:
+            if not self._lives(place):
                 self._drop(place)
                 self._reload(place)
         except BaseException:
@@ -195,11 +196,37 @@ class EngineFleet:
         return joined("engine", kept) if kept else None
 
     def capture(self, tasks: Iterable[CaptureTask | None], spec: CaptureSpec) -> Iterator[CaptureResult]:
-        """With one engine alone, the first that is loaded; see `Engine.capture`."""
-        engine = next(iter(self._engines), None)
-        if engine is None:
+        """With one engine alone, the first that lives; see `Engine.capture`. One that raises is closed."""
+        place = next(filter(self._lives, range(self.size)), None)
+        engine = None if place is None else self._places[place]
+        if place is None or engine is None:
             raise EngineError("no engine of the teacher is loaded")
-        return engine.capture(tasks, spec)
+        try:
+            yield from engine.capture(tasks, spec)
+        except CaptureSpecError:
+            raise
+        except Exception:
+            self._drop(place)  # the others go on, and whoever asks again gets one of them
+            raise
+
+    def drop_ended(self) -> bool:
+        """See `SeveralProcesses`: of those that are not lent, whose borrowers find out. None is loaded anew by that."""
+        for place, engine in enumerate(self._places):
+            with self._lock:
+                is_lent = place in self._lent
+            if engine is not None and not is_lent and (end := engine.ended) is not None:
+                logger.warning("engine %d is loaded again when it is needed: %s", place, end)
+                self._drop(place)
+        return bool(self._engines)
+
+    def interrupt_silent(self, seconds: float) -> bool:
+        """See `SeveralProcesses`."""
+        engines = self._engines
+        longest = max((engine.step_silence for engine in engines), default=0.0)
+        for engine in engines:
+            if engine.step_silence >= min(seconds, longest):
+                engine.interrupt()
+        return True
 
     def interrupt(self) -> bool:
         """Kill all engines and those that are being loaded; True, see `Engine.interrupt`."""
@@ -213,6 +240,10 @@ class EngineFleet:
         """End all engines, at once. Idempotent."""
         with ThreadPoolExecutor(self.size, thread_name_prefix="logitcask-close") as threads:
             list(threads.map(self._drop, range(self.size)))
+
+    def _lives(self, place: int) -> bool:
+        engine = self._places[place]
+        return engine is not None and engine.ended is None
 
     @property
     def _engines(self) -> list[OwnEngine]:

@@ -41,6 +41,19 @@ class OwnProcess(Protocol):
         ...
 
 
+@runtime_checkable
+class SeveralProcesses(Protocol):
+    """Engines in processes of their own, of which some may end while others go on."""
+
+    def drop_ended(self) -> bool:
+        """Let go of those that have ended; whether any is left."""
+        ...
+
+    def interrupt_silent(self, seconds: float) -> bool:
+        """Kill those that made no step for so long, at least the one that is silent the longest. True."""
+        ...
+
+
 class StepProgress:
     """In the engine's process. One thread steps, another one reads."""
 

@@ -136,6 +136,12 @@ class ChunkStore:
         with self._database.read() as session:
             return session.scalar(select(ShardRow.extraction).where(ShardRow.name == shard_name).limit(1))
 
+    def shard_names(self, extraction_id: str) -> set[str]:
+        """Of the shards that are counted."""
+        with self._database.read() as session:
+            row = row_of(session, extraction_id)
+            return set(session.scalars(select(ShardRow.name).where(ShardRow.extraction == row.number)))
+
     def shards(self, extraction_id: str) -> Sequence[ShardRow]:
         """Published shards in corpus order."""
         with self._database.read() as session:

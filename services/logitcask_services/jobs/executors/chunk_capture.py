@@ -4,7 +4,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from typing import Any, Final
 
 from logitcask_schemas.cask import CaskWriter
@@ -13,6 +12,7 @@ from logitcask_schemas.errors import CaptureSpecError
 from logitcask_schemas.record.beyond_tokens import beyond_tokens_of
 from logitcask_services.corpora.token_store import TokenStore
 from logitcask_services.engines.engine import CaptureResult, Engine, require_hints
+from logitcask_services.jobs.chunk_publication import ShardLedger, publish_chunk
 from logitcask_services.jobs.chunks import ChunkFeed, OpenChunk, Publisher, capture_task
 from logitcask_services.jobs.executors.chunk_orders import (
     CaptureJob,
@@ -32,6 +32,10 @@ from logitcask_services.jobs.teacher_streams import TeacherStreams
 TELL_SECONDS: Final = 1.0
 """Between two words about documents that came back."""
 _NO_JOB: Final = ""
+
+
+def _forget(name: str) -> None:
+    """A shard's name, where no one asks later whose it is."""
 
 
 class ChunkCapture:
@@ -71,6 +75,7 @@ class ChunkCapture:
         )
         if job.needs_extents:
             self._writer.manifest.require_extents(str(job.cask), "this corpus has")
+        self._note: Callable[[str], None] = _forget if job.ledger is None else ShardLedger(job.ledger).note
         self._left_out = set[int]()
         self._suspicion = Suspicion()
         self._streams = TeacherStreams[CaptureResult](
@@ -188,22 +193,20 @@ class ChunkCapture:
 
     def _publish(self, entry: OpenChunk) -> None:
         began = time.monotonic()
-        captured = [
-            replace(entry.documents[document], answer_ranges_R2=self._tokens.answers(document))
-            for document in sorted(entry.documents)
-        ]
-        shard = self._attempt(lambda: self._writer.publish(captured)) if captured else None
+        publication = publish_chunk(entry, self._tokens, self._writer, note=self._note, attempt=self._attempt)
         self._feed.settle(entry)
         self._tokens.release()
         self._say(
             ChunkDone(
                 number=entry.chunk.number,
-                captured_documents=len(captured),
-                captured_tokens=sum(len(document.token_ids_L) for document in captured),
-                present=tuple(entry.present),
+                captured_documents=len(publication.documents),
+                captured_tokens=publication.tokens,
+                returned_tokens=sum(len(document.token_ids_L) for document in entry.documents.values()),
+                present=tuple(sorted((*entry.present, *publication.overtaken))),
+                overtaken=bool(publication.overtaken),
                 failures=tuple((document, *entry.failures[document]) for document in sorted(entry.failures)),
-                shard=None if shard is None else shard.model_dump(mode="json"),
-                beyond_tokens=beyond_tokens_of(captured, self._engine.identity),
+                shard=None if publication.shard is None else publication.shard.model_dump(mode="json"),
+                beyond_tokens=beyond_tokens_of(entry.documents.values(), self._engine.identity),
                 publish_seconds=time.monotonic() - began,
             )
         )

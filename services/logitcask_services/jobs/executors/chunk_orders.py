@@ -40,6 +40,8 @@ class CaptureJob:
     """Whether a chunk with a document that could not be captured is kept back, as whoever asks ends with it."""
     single_writer: bool = False
     """Of a URL: see `CaskWriter.create`."""
+    ledger: Path | None = None
+    """Where workers write down which shards they publish, see `ShardLedger`; None: nobody asks after they are dead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,9 +70,16 @@ class ChunkDone:
 
     number: int
     captured_documents: int
+    """In the shard."""
     captured_tokens: int
+    """Of these."""
+    returned_tokens: int
+    """Of all documents that came back from the teacher."""
     present: tuple[int, ...]
     """Documents that the cask had already."""
+    overtaken: bool = False
+    """Whether some of these came back from the teacher, and were published meanwhile by somebody else, or by a try
+    whose answer was lost."""
     failures: tuple[tuple[int, str, str], ...]
     """Document, code and message of each that could not be captured."""
     shard: dict[str, Any] | None = None
@@ -175,6 +184,11 @@ class WorkerTeam(Protocol):
     @property
     def states(self) -> list[EngineState]:
         """What each engine is at."""
+        ...
+
+    @property
+    def lets_callers_in(self) -> bool:
+        """Whether its workers stream as `WorkerManners` says, so that callers are scored by them."""
         ...
 
     def pool(self, job: CaptureJob, manners: WorkerManners) -> WorkerPool:

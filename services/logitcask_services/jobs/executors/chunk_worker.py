@@ -132,9 +132,15 @@ class ChunkWorker(threading.Thread):
             if self._engine is not None:
                 self._engine.interrupt()
         finally:
+            self._close_engine()
+            self._say(ended)
+
+    def _close_engine(self) -> None:
+        try:
             if self._engine is not None:
                 self._engine.close()
-            self._say(ended)
+        except Exception:  # an engine may fail in any way; whoever waits for this worker must hear of its end
+            logger.warning("closing the teacher failed", exc_info=True)
 
     def _capture(self, engine: Engine) -> WorkerEnded:
         try:

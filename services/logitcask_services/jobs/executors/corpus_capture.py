@@ -246,13 +246,15 @@ class CorpusCapture:
         self._result.seconds = 0.0 if self._began is None else time.monotonic() - self._began
         return self._result
 
-    def settle(self) -> None:
-        """After a `run` that was stopped and the pool's end: take what was published meanwhile."""
+    def settle(self) -> list[Chunk]:
+        """After a `run` and the pool's end: take what was told meanwhile; the chunks of which nobody told their end."""
         for worker, event in self._pool.events(0):
             if isinstance(event, ChunkDone):
                 self._done(worker, event)
+        return self._leases.begun
 
     def _hear(self, seconds: float) -> None:
+        refused: WorkerEnded | None = None
         for worker, event in self._pool.events(seconds):
             match event:
                 case TeacherReady(model=model):
@@ -270,8 +272,12 @@ class CorpusCapture:
                     self._listener.failed(event)
                 case ChunkDone():
                     self._done(worker, event)
+                case WorkerEnded(refused=True):
+                    refused = refused or event
                 case WorkerEnded():
                     self._ended(worker, event)
+        if refused is not None:  # what others said at the same moment counts all the same
+            raise WorkerRefusedError(refused)
 
     def _fill_slots(self) -> None:
         if not self._slot_of and not self._start_at:
@@ -295,7 +301,7 @@ class CorpusCapture:
                     self._pool.give(worker, order)
 
     def _done(self, worker: int, event: ChunkDone) -> None:
-        if worker in self._slot_of and (event.captured_documents or event.failures):
+        if worker in self._slot_of and (event.returned_tokens or event.failures):
             self._failures[self._slot_of[worker]] = 0  # its teacher lives; a chunk that needs none says nothing of it
         if self._leases.done(worker, event.number):
             self._result.chunks += 1
@@ -311,8 +317,6 @@ class CorpusCapture:
             self._failures = dict.fromkeys(self._failures, 0)
 
     def _ended(self, worker: int, event: WorkerEnded) -> None:
-        if event.refused:
-            raise WorkerRefusedError(event)
         self._listener.lost(worker, event)
         slot = self._slot_of.pop(worker)
         self._ready.discard(worker)

@@ -46,6 +46,8 @@ class Leases:
         self._workers: dict[int, _Worker] = {}
         self._suspects: dict[int, int] = {}
         """The document on which the teacher died when it had no other, by the chunk's number."""
+        self._begun = set[int]()
+        """Numbers of chunks that were handed out."""
         self.handed_out_again = 0
         """Chunks whose worker was lost before it published them."""
 
@@ -58,6 +60,11 @@ class Leases:
     def free(self) -> int:
         """Chunks that nobody has."""
         return len(self._free)
+
+    @property
+    def begun(self) -> list[Chunk]:
+        """Chunks that were handed out, and are not known to be in the cask."""
+        return [self._chunks[number] for number in sorted(self._begun & self._chunks.keys())]
 
     def join(self, worker: int) -> None:
         """A worker's teacher is ready."""
@@ -77,6 +84,7 @@ class Leases:
         if alone and mine.leases:
             return None  # it is for the next one who has nothing else
         heapq.heappop(self._free)
+        self._begun.add(number)
         order = ChunkOrder(
             chunk=chunk,
             left_out=self._left_out.get(number, frozenset()),

@@ -98,6 +98,8 @@ class LocalPool:
 class LocalTeam:
     """See `WorkerTeam`: the engines of a fleet, which are kept from one job to the next."""
 
+    lets_callers_in = True
+
     def __init__(self, fleet: EngineFleet) -> None:
         self._fleet = fleet
 

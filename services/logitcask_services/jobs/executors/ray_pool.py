@@ -26,6 +26,7 @@ from logitcask_services.jobs.executors.chunk_orders import (
 )
 from logitcask_services.jobs.executors.chunk_worker import ChunkWorker, LoadEngine
 from logitcask_services.jobs.executors.corpus_capture import CaptureStoppedError
+from logitcask_services.jobs.executors.local_pool import DROP_SECONDS
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS: Final = 5.0
@@ -72,6 +73,10 @@ class ChunkActor:
     def finish(self) -> None:
         """See `ChunkWorker`."""
         self._worker.finish()
+
+    def drop(self) -> None:
+        """See `ChunkWorker`."""
+        self._worker.drop()
 
     def events(self) -> list[WorkerEvent]:
         """What has happened since, or after some seconds nothing."""
@@ -132,17 +137,20 @@ class RayPool:
                 logging_level=logging.WARNING,
                 configure_logging=False,
             )
-        except OSError as error:
+            num_gpus = options.num_gpus
+            if num_gpus is None:
+                num_gpus = float(options.parallel) if self._ray.cluster_resources().get("GPU") else 0.0
+        except (OSError, ray.exceptions.RayError) as error:  # the head may go while it is asked
+            self._ray.shutdown()
             raise _no_cluster(options.address, error) from error
-        num_gpus = options.num_gpus
-        if num_gpus is None:
-            num_gpus = float(options.parallel) if self._ray.cluster_resources().get("GPU") else 0.0
         self._num_gpus, self._num_cpus = num_gpus, options.num_cpus
         self._actor_class: Any = self._ray.remote(ChunkActor).options(
             num_cpus=options.num_cpus, num_gpus=num_gpus, max_concurrency=THREADS, max_restarts=0, max_task_retries=0
         )
         self._job, self._load = self._ray.put(job), load
         self._actors: dict[int, _Actor] = {}
+        self._last_words = list[tuple[int, WorkerEvent]]()
+        """What actors said while they were ended."""
         at = self._ray.get_runtime_context().gcs_address
         say(f"Ray at {at}: {num_gpus:g} GPU(s) and {options.num_cpus:g} CPU(s) for each teacher")
 
@@ -157,9 +165,15 @@ class RayPool:
 
     def events(self, seconds: float) -> list[tuple[int, WorkerEvent]]:
         """See `WorkerPool`."""
+        if self._last_words:
+            heard, self._last_words = self._last_words, []
+            return heard
         if not self._actors:
             time.sleep(seconds)
             return []
+        return self._hear(seconds)
+
+    def _hear(self, seconds: float) -> list[tuple[int, WorkerEvent]]:
         by_poll = {actor.poll: worker for worker, actor in self._actors.items()}
         ready, _ = self._ray.wait(list(by_poll), num_returns=1, timeout=seconds)
         more, _ = self._ray.wait(list(by_poll), num_returns=len(by_poll), timeout=0)
@@ -183,10 +197,18 @@ class RayPool:
                 self._end(worker)  # it waits for its place, or loads what nobody needs any more
         until = time.monotonic() + FINISH_SECONDS
         while self._actors and time.monotonic() < until:
-            self.events(1.0)
+            self._last_words += self._hear(1.0)
 
     def close(self) -> None:
-        """See `WorkerPool`."""
+        """See `WorkerPool`. What actors publish at this moment they may end, and say; `events` tells it afterwards."""
+        for worker, actor in list(self._actors.items()):
+            if actor.is_ready:
+                actor.handle.drop.remote()
+            else:
+                self._end(worker)
+        until = time.monotonic() + DROP_SECONDS
+        while self._actors and time.monotonic() < until:
+            self._last_words += self._hear(0.2)
         for worker in list(self._actors):
             self._end(worker)
         self._ray.shutdown()
@@ -228,7 +250,7 @@ def require_cluster(address: str | None) -> None:
             raise _no_cluster(address, error) from error
 
 
-def _no_cluster(address: str | None, error: OSError) -> CaptureStoppedError:
+def _no_cluster(address: str | None, error: Exception) -> CaptureStoppedError:
     return CaptureStoppedError(
         f"there is no Ray cluster at {address}: {error}. Start one with `ray start --head`, or leave --ray-address out"
     )
@@ -242,6 +264,8 @@ class RayTeam:
         options: where, and what each takes.
         size: actors at once.
     """
+
+    lets_callers_in = False
 
     def __init__(self, load: LoadEngine, options: RayOptions, size: int) -> None:
         self.size = size

@@ -177,6 +177,31 @@ def test_a_head_that_is_killed(tmp_path, cluster, undisturbed):
     require_whole(tmp_path / "cask", undisturbed, driver.log, safe)
 
 
+def test_killed_at_random(tmp_path, cluster, undisturbed):
+    """Workers, driver and head in any order: `3 * KILLS` times."""
+    folder, prepared, _ = undisturbed
+    driver, safe = Driver(folder, tmp_path / "cask", cluster), []
+    port, moments = int(cluster.address.rpartition(":")[2]), random.Random()
+    for what in moments.sample(["worker", "worker", "driver", "driver", "head"] * KILLS, 3 * KILLS):
+        driver.wait_for_captures(moments.randrange(2, 12))
+        time.sleep(moments.uniform(0, 0.3))
+        if what == "worker":
+            alive = sorted({pid for pid, _ in captures(driver.log) if is_alive(pid)})
+            if alive:
+                os.kill(moments.choice(alive), signal.SIGKILL)
+                safe.append(safe_now(prepared, tmp_path / "cask", driver.log))
+            continue
+        if what == "head":
+            cluster.kill()
+        driver.kill()
+        safe.append(safe_now(prepared, tmp_path / "cask", driver.log))
+        if what == "head":
+            cluster.start(port)
+        driver.begin()
+    driver.end()
+    require_whole(tmp_path / "cask", undisturbed, driver.log, safe)
+
+
 def test_an_address_where_no_cluster_is(tmp_path, undisturbed):
     from logitcask_services.jobs.executors.corpus_capture import CaptureStoppedError
 
@@ -210,3 +235,22 @@ def test_a_service_captures_on_the_cluster(tmp_path, cluster, undisturbed, serve
     shards = {row.name for row in server.service.chunks.shards(job["id"])}
     assert shards == {entry.name for entry in Cask.open(tmp_path / "casks/cask").entries}
     assert not published.intersection(document for _, document in captures(log)[before:])
+
+
+def test_a_cancelled_job_counts_what_its_actors_published(tmp_path, cluster, undisturbed, serve):
+    """Actors that are told to end say what they have published; callers were scored by the service's own engine."""
+    folder, _, _ = undisturbed
+    log, cask = tmp_path / "log", tmp_path / "casks/cask"
+    options = RayOptions(address=cluster.address, num_cpus=0.5)
+    team = RayTeam(partial(FakeEngine, log=log, seconds_per_document=0.01), options, TEACHERS)
+    server = serve(load=lambda: Teacher(engine=FakeEngine(), tokenizer=FakeTokenizer(), team=team))
+    job = server.submit(server.upload((folder / "corpus.jsonl").read_bytes()))
+    wait_for(lambda: len(captures(log)) >= 60, 120)
+    assert server.client.post("/v1/score", json={"input_ids": [[3, 4, 5]]}).status_code == 200
+    server.client.post(f"/v1/extractions/{job['id']}/cancel").raise_for_status()
+    done = server.finish(job["id"], 60)
+    assert done["status"] == "cancelled"
+    assert 0 < done["documents"]["captured"] == len(Cask.open(cask)) < 300
+    assert {row.name for row in server.service.chunks.shards(job["id"])} == {
+        entry.name for entry in Cask.open(cask).entries
+    }
