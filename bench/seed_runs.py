@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from logitcask_consumer.training.run import TrainResult
+from logitcask_consumer.training.train_result import TrainResult
 
 T_975: Final = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 """97.5 % points of the t distribution by degrees of freedom."""

@@ -23,6 +23,10 @@ AUTO_BATCH_TOKENS = 65_536
 """Largest automatic batch; a larger corpus has more steps instead."""
 
 
+_DECAY, _MIN_LR_RATIO = 0.2, 0.1
+"""Of schedules that fall, where they were not given."""
+
+
 class TrainConfigError(OptionError, ValueError):
     """Settings of a training run contradict each other or are out of range."""
 
@@ -73,11 +77,11 @@ class TrainConfig:
     """`muon` is Muon for the matrices of the layers and AdamW for the rest; see `optimization`."""
     scheduler: Scheduler = "cosine"
     """How the learning rate goes on after its rise: `wsd` is stable and falls at the end, over `decay`."""
-    decay: float = 0.2
+    decay: float = _DECAY
     """Share of the steps over which `wsd` falls."""
     warmup: float = 0.05
     """Share of the steps over which the learning rate rises."""
-    min_lr_ratio: float = 0.1
+    min_lr_ratio: float = _MIN_LR_RATIO
     """Learning rate at the end over the peak, where it falls."""
     weight_decay: float = 0.01
     """Of the optimizer, decoupled."""
@@ -117,6 +121,18 @@ class TrainConfig:
     """DataLoader processes; reading is fast enough for none in most runs."""
     report_to: tuple[str, ...] = field(default=(), metadata={"free": True})
     """Trackers of transformers, such as tensorboard, trackio or wandb."""
+    eval_casks: tuple[Path | str, ...] = field(default=(), metadata={"free": True})
+    """Held-out casks of one teacher; the student is measured on them while it trains."""
+    eval_every: int | None = None
+    """Optimizer steps between evaluations; None: a tenth of all. There is one before the first, and one at the end."""
+    eval_documents: int | None = None
+    """Documents of the held-out casks to measure on; None for all."""
+    patience: int | None = None
+    """Training ends after so many evaluations in a row without improvement; None: never."""
+    min_improvement: float = 0.0
+    """What counts as an improvement: more than so many nats below the last one that did."""
+    load_best: bool = False
+    """Save the student of the evaluation with the lowest held-out KL, not that of the last step."""
     resume: str = field(default="auto", metadata={"free": True})
     """auto: from the latest checkpoint, where there is one; never: refuse a used folder; else a checkpoint's path."""
 
@@ -134,6 +150,9 @@ class TrainConfig:
         if isinstance(self.other_teachers, Path | str):
             object.__setattr__(self, "other_teachers", (self.other_teachers,))
         object.__setattr__(self, "other_teachers", tuple(map(Path, self.other_teachers)))
+        if isinstance(self.eval_casks, Path | str):
+            object.__setattr__(self, "eval_casks", (self.eval_casks,))
+        object.__setattr__(self, "eval_casks", tuple(self.eval_casks))
         written = tuple(str(cask) if isinstance(cask, CaskSource) else cask for cask in self.casks)
         object.__setattr__(self, "casks", written)
         try:
@@ -159,6 +178,7 @@ class TrainConfig:
                 f"micro_tokens must hold at least one sequence of {self.seq_len}, got {self.micro_tokens}",
             ),
             *self._optimization_rules(),
+            *self._evaluation_rules(),
             (0 <= self.seed < 2**32, f"seed must be at least 0 and below 2^32, got {self.seed}"),
             (
                 min(self.save_steps, self.keep_checkpoints, self.logging_steps) >= 1,
@@ -208,9 +228,39 @@ class TrainConfig:
                 f"decay must be above 0, and together with warmup at most 1, got {self.decay} and {self.warmup}",
             ),
             (
+                self.scheduler == "wsd" or self.decay == _DECAY,
+                f"decay is the share over which wsd falls, scheduler is {self.scheduler}: take wsd, or leave decay out",
+            ),
+            (
+                self.scheduler != "constant" or self.min_lr_ratio == _MIN_LR_RATIO,
+                "min_lr_ratio says how far the learning rate falls, and it does not with scheduler constant: take "
+                "another, or leave min_lr_ratio out",
+            ),
+            (
                 not self.fsdp or self.optimizer == "adamw",
                 f"optimizer {self.optimizer} reads whole matrices, and fsdp spreads them over processes. Take adamw, "
                 "or leave fsdp out",
+            ),
+        ]
+
+    def _evaluation_rules(self) -> list[tuple[bool, str]]:
+        """What must hold of evaluations on held-out casks, with what is said where it does not."""
+        least_one = {"eval_every": self.eval_every, "eval_documents": self.eval_documents, "patience": self.patience}
+        asked = {**least_one, "load_best": self.load_best or None, "min_improvement": self.min_improvement or None}
+        named = ", ".join(name for name, value in asked.items() if value is not None)
+        return [
+            *(
+                (value is None or value >= 1, f"{name} must be at least 1, got {value}")
+                for name, value in least_one.items()
+            ),
+            (bool(self.eval_casks) or not named, f"{named} needs held-out documents: name them with eval_cask"),
+            (
+                0.0 <= self.min_improvement < math.inf,
+                f"min_improvement must be at least 0 and finite, got {self.min_improvement}",
+            ),
+            (
+                not self.min_improvement or self.patience is not None,
+                "min_improvement says what patience waits for: give patience too, or leave min_improvement out",
             ),
         ]
 

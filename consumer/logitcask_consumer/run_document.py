@@ -3,6 +3,7 @@
 output/
 logitcask.json          what was trained, on what, how; `status` is running or finished. Replaced atomically
 metrics.jsonl           one line per logged step
+held_out.jsonl          one line per evaluation on held-out casks, where there are some
 initial/                the student before training, where it exists nowhere else
 checkpoints/checkpoint-N   complete; what is being written, or removed, has another name
 config.json, model.safetensors, tokenizer files   the trained student, when finished
@@ -10,6 +11,7 @@ config.json, model.safetensors, tokenizer files   the trained student, when fini
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ from logitcask_schemas.errors import LogitcaskError
 
 RUN_NAME = "logitcask.json"
 METRICS_NAME = "metrics.jsonl"
+HELD_OUT_NAME = "held_out.jsonl"
 INITIAL_NAME = "initial"
 CHECKPOINTS_NAME = "checkpoints"
 PARTIAL_NAME = ".partial"
@@ -34,6 +37,10 @@ _NOT_OURS = (
     ("tokenizer*.json", "a tokenizer"),
 )
 """Files that tell what a folder is, and what that is."""
+_OF_WRITING = re.compile(
+    r"PytorchStreamWriter|inline_container|iostream error|unexpected pos|Errno \d+|CheckpointException"
+)
+"""How torch's own errors say that a file could not be written; it has no class for them."""
 _FORMAT = {"format": "logitcask-run", "version": 1}
 
 
@@ -62,6 +69,8 @@ def explained_writes(place: Path, advice: str) -> Iterator[None]:
         raise
     # torch and safetensors have errors of their own, whose texts do not always name the system's.
     except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and not _OF_WRITING.search(str(error)):
+            raise
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error).partition("\n")[0]
         standing = next((folder for folder in (place, *place.parents) if folder.exists()), Path())
         free = shutil.disk_usage(standing).free

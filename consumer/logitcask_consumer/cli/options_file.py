@@ -28,14 +28,16 @@ def options_from_file(context: typer.Context, path: Path | None) -> Path | None:
         if option.startswith("--")
     }
     options: dict[str, Any] = {}
-    for key, value in _read_yaml(path).items():
-        name = _key(str(key))
+    for key, node in _read_yaml(path):
+        name = _key(key)
         if name not in parameters:
             raise typer.BadParameter(f"{path}: there is no option {key}{_nearest(name, list(parameters))}")
         parameter = parameters[name]
-        values = value if isinstance(value, list) and parameter.multiple else [value]
-        plain = [_plain(each, where=f"{path}: {key}") for each in values]
-        options[str(parameter.name)] = plain if parameter.multiple else plain[0]
+        nodes = node.value if node.id == "sequence" and parameter.multiple else [node]
+        typed = [
+            _typed(each, is_flag=bool(getattr(parameter, "is_flag", False)), where=f"{path}: {key}") for each in nodes
+        ]
+        options[str(parameter.name)] = typed if parameter.multiple else typed[0]
     context.default_map = options
     return path
 
@@ -63,31 +65,52 @@ def _nearest(name: str, names: list[str]) -> str:
     return f"{meant}; there are: {listing}"
 
 
-def _read_yaml(path: Path) -> dict[Any, Any]:
-    """The mapping that a file holds. Raises BadParameter, also where a key stands there twice: YAML takes the last."""
+def _read_yaml(path: Path) -> list[tuple[str, Any]]:
+    """Keys of the mapping that a file holds, with the nodes of their values.
+
+    Raises:
+        typer.BadParameter: it holds none, or a key stands there twice: YAML takes the last.
+    """
     import yaml
 
     try:
-        text = path.read_text()
-        content, node = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
+        root = yaml.compose(path.read_text(), yaml.SafeLoader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise typer.BadParameter(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
+    if not isinstance(root, yaml.MappingNode):
         raise typer.BadParameter(f"{path} holds no options; write one a line, such as `seq-len: 1024`")
-    keys = [_key(str(key.value)) for key, _ in node.value]
+    pairs = [(str(key.value), value) for key, value in root.value]
+    keys = [_key(key) for key, _ in pairs]
     if twice := sorted({key for key in keys if keys.count(key) > 1}):
         raise typer.BadParameter(f"{path}: {twice[0].replace('_', '-')} stands there twice")
-    return content
+    return pairs
 
 
-def _plain(value: Any, *, where: str) -> str | bool:
-    """A value as it would be typed on the command line: 2026 may be a folder's name. Raises BadParameter."""
-    if isinstance(value, bool):
-        return value
-    if not isinstance(value, (str, int, float)):
-        what = "no value" if value is None else f"a {type(value).__name__}"
+def _typed(node: Any, *, is_flag: bool, where: str) -> str | bool:
+    """A value as it would be typed on the command line: its own text, whatever YAML would make of it.
+
+    2026 may be a folder's name, and 0100 is no octal number there.
+
+    Args:
+        node: of the value.
+        is_flag: whether the option is one that is given or not.
+        where: file and key.
+
+    Raises:
+        typer.BadParameter: it is no scalar, nothing, or true or false of an option that is no flag.
+    """
+    kind = node.tag.rpartition(":")[2]
+    if node.id != "scalar" or kind == "null":
+        what = "no value" if kind == "null" else {"seq": "a list", "map": "a mapping"}.get(kind, f"a {kind}")
         raise typer.BadParameter(f"{where}: expected a text, a number, true or false, got {what}")
-    text = repr(value) if isinstance(value, float) else str(value)
+    text = str(node.value)
+    if kind == "bool":
+        if not is_flag:
+            raise typer.BadParameter(
+                f"{where}: expected a text or a number, got {text}, which is true or false in YAML; write the number, "
+                f"or the text in quotes: '{text}'"
+            )
+        return text.lower() in ("true", "yes", "on")
     if not text.strip():
         raise typer.BadParameter(f"{where}: is empty; leave the line out")
     return text

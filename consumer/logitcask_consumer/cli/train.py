@@ -162,8 +162,38 @@ def train(
     logging_steps: Annotated[int, typer.Option("--logging-steps", help="Metrics every so many steps.")] = 1,
     workers: Annotated[int, typer.Option("--workers", help="Processes that read data.")] = 0,
     report_to: Annotated[
-        list[str] | None, typer.Option("--report-to", help="Tracker, such as tensorboard; may be given several times.")
+        list[str] | None,
+        typer.Option(
+            "--report-to", help="Trackers: tensorboard, wandb, trackio, or others of transformers; separated by commas."
+        ),
     ] = None,
+    eval_cask: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--eval-cask",
+            help="Folder or s3:// URL of a held-out cask: the student is measured on it while it trains; may be given "
+            "several times.",
+        ),
+    ] = None,
+    eval_every: Annotated[
+        int | None, typer.Option("--eval-every", help="Steps between evaluations; default: a tenth of the run.")
+    ] = None,
+    eval_documents: Annotated[
+        int | None,
+        typer.Option("--eval-documents", help="Documents of the held-out casks to measure on; default: all."),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option("--patience", help="End training after so many evaluations in a row without improvement."),
+    ] = None,
+    min_improvement: Annotated[
+        float,
+        typer.Option("--min-improvement", help="Nats of held-out KL that count as an improvement for --patience."),
+    ] = 0.0,
+    load_best: Annotated[
+        bool,
+        typer.Option("--load-best", help="Save the student with the lowest held-out KL, not that of the last step."),
+    ] = False,
     config_file: ConfigOption = None,
     resume: Annotated[
         str, typer.Option("--resume", help="auto: continue an interrupted run; never; or a checkpoint's folder.")
@@ -173,7 +203,7 @@ def train(
     """Train a student from casks; the same command continues an interrupted run."""
     # All other options are settings of the run, by the same name; those of a file have been read by now.
     settings: dict[str, Any] = {**locals()}
-    for name in ("cask", "teacher", "report_to", "config_file", "as_json"):
+    for name in ("cask", "teacher", "report_to", "eval_cask", "config_file", "as_json"):
         del settings[name]
     from logitcask_consumer.config import TrainConfig, TrainConfigError
     from logitcask_consumer.processes import leave_processes, processes
@@ -185,7 +215,8 @@ def train(
             casks=tuple(cask),
             teacher=teacher[0] if teacher else None,
             other_teachers=tuple(teacher[1:]) if teacher else (),
-            report_to=tuple(report_to or ()),
+            report_to=tuple(name.strip() for names in report_to or () for name in names.split(",")),
+            eval_casks=tuple(eval_cask or ()),
             **settings,
         )
     except TrainConfigError as error:
@@ -212,8 +243,10 @@ def train(
     closing = outcome.get("closing", {"steps": 1, **outcome["last"]})
     names = [name for name in closing if name.partition("/")[0] in ("kl", "kd", "ce", "hint")]
     shown = "  ".join(f"{name} {closing[name]:.3f}" for name in names)
+    held_out = outcome.get("held_out", {}).get("best")
+    chosen = f"; held-out KL {held_out['value']:.3f} at step {held_out['step']:,}, the best" if held_out else ""
     over = "the last step" if closing["steps"] == 1 else f"mean of the last {closing['steps']} steps"
     console.print(
-        f"trained student: {result.output}  ({shown} nats in training, {over}; "
+        f"trained student: {result.output}  ({shown} nats in training, {over}{chosen}; "
         "`logitcask report` measures on held-out documents)"
     )

@@ -172,6 +172,7 @@ class CaskDataset(PackedDataset[SequenceRecords]):
         seed: int = 0,
         weights: Weights | None = None,
         hints: bool = False,
+        documents: NDArray[np.int64] | None = None,
     ) -> None:
         """Plan the sequences; reads document lengths only, and a row of hints where these are asked for.
 
@@ -183,14 +184,16 @@ class CaskDataset(PackedDataset[SequenceRecords]):
             seed: of the order in which documents of equal length are packed.
             weights: of the positions, bound to the tokenizer; None for 1. Packing does not depend on them.
             hints: read the rows of hints beside the records. Otherwise their files are never opened.
+            documents: numbers, over all casks, of those to read; None for all.
 
         Raises:
             CaskError: hints are asked for that a cask has not, or no longer has.
             EmptyCaskError: no document has a position.
             WindowError: seq_len and overlap do not fit.
         """
-        lengths = [cask.document_lengths() for cask in casks]
-        positions_D = np.concatenate(lengths) - 1
+        positions_D = np.concatenate([cask.document_lengths() for cask in casks]) - 1
+        if documents is not None:
+            positions_D[np.isin(np.arange(len(positions_D)), documents, invert=True)] = 0
         recorded = RecordedPositions.of(casks)
         if not (positions_D > 0).any():
             raise EmptyCaskError(

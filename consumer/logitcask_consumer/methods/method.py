@@ -56,6 +56,13 @@ class BatchLoss(Protocol):
         """Positions that were read for them, trained or not, for the throughput."""
 
 
+class Evaluator(Protocol):
+    """What measures a student on a dataset, besides the method that it is trained by."""
+
+    def on(self, model: Any, dataset: Any) -> BatchLoss:
+        """The measure on a student, whose forward `student.forward.attach` has prepared, and a dataset of its kind."""
+
+
 class Method(Protocol):
     """A way to learn from casks."""
 

@@ -12,13 +12,14 @@ import numpy as np
 
 from logitcask_consumer.data import CaskDataset
 from logitcask_consumer.data.vocabulary import beyond_tokens_note
+from logitcask_consumer.held_out.documents import why_unmeasurable
+from logitcask_consumer.held_out.overlap import warnings_of
 from logitcask_consumer.report.config import ReportConfig, ReportError, explained_output
 from logitcask_consumer.report.control import Control, gap_closed
 from logitcask_consumer.report.cost import cost_of, has_weights, machine
 from logitcask_consumer.report.document import Measured, build_document
 from logitcask_consumer.report.drawing import draw
 from logitcask_consumer.report.evaluate import Columns, evaluate_teacher
-from logitcask_consumer.report.held_out import warnings_of
 from logitcask_consumer.report.markdown import to_markdown
 from logitcask_consumer.report.page import to_page
 from logitcask_consumer.report.plots import task_accuracies
@@ -178,18 +179,8 @@ def _write_token_scores(
 
 def _require_captured(casks: Sequence[Cask]) -> None:
     """Refuse casks whose records do not say what a report is about."""
-    if casks[0].manifest.capture.imported:
-        raise ReportError(
-            f"{casks[0].place} was imported from another tool's top-k: it lacks the teacher's entropy, and its "
-            "probability of tokens beyond the k largest, so the teacher's loss and the KL cannot be told. Capture "
-            "held-out text with logitcask (submit --held-out), and report on that"
-        )
-    if casks[0].manifest.capture.entropy_is_bound:
-        raise ReportError(
-            f"{casks[0].place} holds the top-k of a teacher that was served elsewhere: of its entropy a lower bound is "
-            "known, so the teacher's loss and the KL cannot be told. Capture held-out text with an engine that sees "
-            "the whole distribution (serve --engine vllm; submit --held-out), and report on that"
-        )
+    if (reason := why_unmeasurable(casks[0])) is not None:
+        raise ReportError(f"{reason}, and report on that")
 
 
 def _on_common_documents(measured: list[Measured]) -> list[Measured]:

@@ -104,7 +104,7 @@ def with_checkpoints(config: ReportConfig) -> ReportConfig:
 def models_of_run(label: str, folder: Path) -> list[tuple[str, Path]]:
     """Label and folder of each complete checkpoint, as LABEL@STEP, in order, and of the student of a finished run.
 
-    The checkpoint of a finished run's last step is left out: it is the student.
+    The checkpoint that a finished run's student is of, mostly that of its last step, is left out.
 
     Raises:
         ReportError: the folder holds no run, or nothing that could be measured.
@@ -120,7 +120,7 @@ def models_of_run(label: str, folder: Path) -> list[tuple[str, Path]]:
         if (path / "trainer_state.json").is_file()
     }
     if finished:
-        steps.pop(run["result"]["steps"], None)
+        steps.pop(run["result"].get("student_step", run["result"]["steps"]), None)
     models = [(f"{label}@{step}", path) for step, path in steps.items()]
     if finished:
         models.append((label, folder))

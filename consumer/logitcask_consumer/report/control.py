@@ -1,7 +1,8 @@
 """The control of a distilled student: the same run with cross-entropy, and which share of its gap the teacher closed.
 
 Student, documents, order, steps, schedule and seed are those of the student's run; only the loss is another one, which
-does not use the teacher. So what is between the two is the teacher's doing.
+does not use the teacher. So what is between the two is the teacher's doing. A run that was measured on held-out casks
+is measured on them again: where it chose its student by them, or ended early, the control does so by the same rule.
 """
 
 from collections.abc import Callable
@@ -59,7 +60,10 @@ class Control:
         return cls(
             label=f"{label} without teacher ({config.control})",
             student=label,
-            run=_same_run(label, folder, run, config.output / FOLDER.format(config.control), CONTROLS[config.control]),
+            run=replace(
+                _same_run(label, folder, run, config.output / FOLDER.format(config.control), CONTROLS[config.control]),
+                teacher=_teacher(config, run),
+            ),
         )
 
     def trained(self, say: Callable[[str], None]) -> Path:
@@ -100,11 +104,7 @@ def _same_run(label: str, folder: Path, run: dict[str, Any], output: Path, loss:
     if any(source.weight is not None or source.loss is not None for source in sources):
         raise refused(f"{folder} was trained on casks with weights of their own")
     for place, described in zip(run["places"], run["casks"], strict=True):
-        try:
-            shards = sorted(entry.name for entry in Cask.open(place).entries)
-        except (LogitcaskError, OSError) as error:
-            raise refused(f"a cask of its run cannot be read ({error})") from error
-        if shards != described["shards"]:
+        if _shards_at(place, refused) != described["shards"]:
             raise refused(f"{place} has other shards than when {label} was trained on it")
     names = {field.name for field in fields(TrainConfig)} - {"casks", "student", "output"}
     kept = {name: value for name, value in settings.items() if name in names}
@@ -114,12 +114,33 @@ def _same_run(label: str, folder: Path, run: dict[str, Any], output: Path, loss:
     # What changes nothing of a run but its memory, and in what its student is saved.
     free = {name: value for name, value in (run.get("resolved") or {}).items() if name in FREE}
     without_teacher = {"loss": loss, "ce_weight": 0.0, "hints": None, "target": "record"}
+    held_out = run.get("held_out", {"places": [], "casks": []})
+    for place, described in zip(held_out["places"], held_out["casks"], strict=True):
+        if _shards_at(place, refused) != described["shards"]:
+            raise refused(f"{place} has other shards than when {label} was measured on it")
     return TrainConfig(
+        eval_casks=tuple(held_out["places"]),
         **{**kept, **free, **without_teacher, "batch_tokens": run["batch_tokens"]},
         casks=tuple(CaskSource(place=place) for place in run["places"]),
         student=_initial(label, folder, run),
         output=output,
     )
+
+
+def _teacher(config: ReportConfig, run: dict[str, Any]) -> Path | None:
+    """The folder whose tokenizer a student without its own takes: the report's teacher, or the run's if it is there."""
+    if config.teacher is not None:
+        return config.teacher
+    own = (run.get("resolved") or {}).get("teacher")
+    return Path(own) if own is not None and Path(own).is_dir() else None
+
+
+def _shards_at(place: str, refused: Callable[[str], ReportError]) -> list[str]:
+    """Names of a cask's shards, sorted."""
+    try:
+        return sorted(entry.name for entry in Cask.open(place).entries)
+    except (LogitcaskError, OSError) as error:
+        raise refused(f"a cask of its run cannot be read ({error})") from error
 
 
 def _initial(label: str, folder: Path, run: dict[str, Any]) -> str:

@@ -19,9 +19,10 @@ from logitcask_consumer.data import Batch, CaskDataset, Collator, target_of
 from logitcask_consumer.data.vocabulary import ExtraIds, StudentVocabulary
 from logitcask_consumer.head import LMHead
 from logitcask_consumer.head.fused_head import default_rows
+from logitcask_consumer.held_out.estimates import kl_estimate, kl_of_buckets
+from logitcask_consumer.held_out.reading import document_order
 from logitcask_consumer.losses import SparseTarget
 from logitcask_consumer.report.bounds import HeadRule, acceptance_bound, among_first, probability_bounds
-from logitcask_consumer.report.reading import document_order
 from logitcask_consumer.student.forward import hidden_states
 
 Kind: TypeAlias = Literal["exact", "unbiased", "lower bound", "upper bound"]
@@ -53,9 +54,8 @@ def measure(
 ) -> dict[str, Tensor]:
     """Every metric of every row, each [R], float32.
 
-    kl: KL(t || p). With log t of the draws, sum_H t log(t/p) + (r/n) sum_draws log(t/p); without, the cross-entropy
-        from t̂ to p less the stored H(t). Both are unbiased, the first has less noise.
-    kl_bound: sum_H t log(t/p) + r log(r/s), the KL of head and tail bucket, never above the KL.
+    kl: KL(t || p), see `kl_estimate`.
+    kl_bound: the KL of head and tail bucket, never above the KL, see `kl_of_buckets`.
     nll: -log p_y.
     entropy: H(p) of the student; beside the teacher's H(t) it shows a student that is too sure or in too much doubt.
     agreement: whether the student's most likely token is the teacher's (the head's first entry).
@@ -93,8 +93,6 @@ def measure(
     flat[head_at_H] = -torch.inf
     s_R = (torch.logsumexp(logits_RV, -1) - log_z_R).exp()
     t_H, r_R = target.head_weights_H, target.tail_mass_R
-    head_kl_R = target.head_sum(torch.xlogy(t_H, t_H) - t_H * head_logp_H)
-    bucket_R = torch.xlogy(r_R, r_R) - r_R * s_R.clamp(min=torch.finfo(s_R.dtype).tiny).log()
     accepted_R = target.head_sum(torch.minimum(t_H, head_logp_H.exp()))
     greedy_R = target.head_sum(t_H * (target.head_ids_H == best_ids_R[target.head_rows_H]))
     greedy_R = greedy_R + target.tail_sum(target.tail_weights_N * (target.tail_ids_N == best_ids_R[target.tail_rows_N]))
@@ -109,19 +107,16 @@ def measure(
         "top5_agreement_low": top5_low_R,
         "top5_agreement_high": top5_high_R,
     }
+    kl_R = kl_estimate(target, head_logp_H, tail_logp_N, entropy_R=entropy_R, tail_logprobs_N=tail_logprobs_N)
     drawn: dict[str, Tensor] = {}
-    if tail_logprobs_N is None:
-        cross_R = -target.head_sum(t_H * head_logp_H) - target.tail_sum(target.tail_weights_N * tail_logp_N)
-        kl_R = cross_R - entropy_R.to(cross_R.dtype)
-    else:
+    if tail_logprobs_N is not None:
         gap_N = tail_logprobs_N.to(tail_logp_N.dtype) - tail_logp_N
-        kl_R = head_kl_R + target.tail_sum(target.tail_weights_N * gap_N)
         accepted_R = accepted_R + target.tail_sum(target.tail_weights_N * (-gap_N).exp().clamp(max=1.0))
         drawn = {"acceptance": accepted_R, "tvd": 1.0 - accepted_R}
     first_at_R = torch.from_numpy(target.head_offsets_R1[:-1]).to(logits_RV.device)
     return {
         "kl": kl_R,
-        "kl_bound": head_kl_R + bucket_R,
+        "kl_bound": kl_of_buckets(target, head_logp_H, s_R),
         "nll": -next_logp_R,
         "entropy": entropy_p_R,
         "agreement": (target.head_ids_H[first_at_R] == best_ids_R).to(kl_R.dtype),
@@ -134,20 +129,29 @@ def measure(
     }
 
 
-def teacher_columns(target: SparseTarget, entropy_R: Tensor) -> dict[str, Tensor]:
+def teacher_columns(target: SparseTarget, entropy_R: Tensor, head_logprobs_H: Tensor) -> dict[str, Tensor]:
     """The teacher's own figures at every row, from the record alone, each [R].
 
     nll: -log t_y, exact up to the codec (y is always in the head). confidence, correct: of its most likely token.
     entropy: H(t). captured: mass of the head, 1 - r. entries: head entries plus draws.
+
+    Both probabilities are those of the record, not of the target, whose heads have the mass that r leaves: where r was
+    rounded to 1, as coarse codecs do with an unlikely y alone in its head, they would be 0.
+
+    Args:
+        target: R rows of the teacher.
+        entropy_R: H(t).
+        head_logprobs_H: log t of the head's entries as stored.
     """
+    head_t_H = head_logprobs_H.to(target.head_weights_H.dtype).exp()
     is_next_H = target.head_ids_H == target.next_ids_R[target.head_rows_H]
     first_at_R = torch.from_numpy(target.head_offsets_R1[:-1]).to(target.head_ids_H.device)
     entries = target.head_offsets_R1[1:] - target.head_offsets_R1[:-1]
     entries = entries + target.tail_offsets_R1[1:] - target.tail_offsets_R1[:-1]
-    next_R = target.head_sum(target.head_weights_H * is_next_H)
+    next_R = target.head_sum(head_t_H * is_next_H)
     return {
         "nll": -next_R.clamp(min=torch.finfo(next_R.dtype).tiny).log(),
-        "confidence": target.head_weights_H[first_at_R],
+        "confidence": head_t_H[first_at_R],
         "correct": (target.head_ids_H[first_at_R] == target.next_ids_R).to(next_R.dtype),
         "entropy": entropy_R.to(next_R.dtype),
         "captured": 1.0 - target.tail_mass_R,
@@ -209,7 +213,9 @@ def evaluate_teacher(dataset: CaskDataset, *, batch_sequences: int) -> Columns:
     parts, documents, next_ids = [], [], []
     for batch in _batches(dataset, batch_sequences):
         columns = teacher_columns(
-            target_of(batch, sampled_tail=_sampled(dataset)), batch["position_columns"]["entropy"]
+            target_of(batch, sampled_tail=_sampled(dataset)),
+            batch["position_columns"]["entropy"],
+            batch["head_logprobs"],
         )
         parts.append({name: value.numpy() for name, value in columns.items()})
         documents.append(batch["documents"].numpy())

@@ -9,7 +9,7 @@ from logitcask_consumer.rounds.buffer import rounds_in_buffer
 from logitcask_consumer.rounds.config import RoundsConfig
 from logitcask_consumer.rounds.samples import SAMPLES_NAME, RoundTexts, read_chunks, sampled_texts
 from logitcask_consumer.rounds.state import RoundState, RunState
-from logitcask_consumer.training.run import TrainPhase
+from logitcask_consumer.training.run_content import TrainPhase
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import CaskError, CaskNotFoundError, DocumentMismatchError, IdentityMismatchError
 from logitcask_schemas.record.identity import TeacherIdentity

@@ -4,6 +4,7 @@ The base stays as it is and is not saved again; what is trained and saved are th
 """
 
 import json
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -18,6 +19,8 @@ from logitcask_schemas.errors import MissingExtraError, ModelError, OptionError
 
 ADAPTER_NAME: Final = "adapter_config.json"
 _ALL: Final = "all-linear"
+_OF_BASE: Final = ("embed_tokens.weight", "lm_head.weight", "base_layer.weight")
+"""Ends of the names of weights that are the base's own."""
 
 
 class AdapterError(OptionError, ValueError):
@@ -135,14 +138,39 @@ def with_adapters(model: Any, folder: Path) -> Any:
         raise MissingExtraError("logitcask report", "lora", "peft")
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError(f"{folder} holds no adapter_model.safetensors; other formats of adapters are not read")
-    from peft import PeftModel
+    return _loaded(model, folder).get_base_model()
+
+
+def _loaded(base: Any, folder: Path) -> Any:
+    """Peft's model of a base and the adapters of a folder, every weight of which has its place.
+
+    Raises:
+        ModelError: the adapters do not fit the model.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
 
     try:
-        # Not by transformers' load_adapter, which does not find the lengths of DoRA under the name that peft saves.
-        adapted: Any = PeftModel.from_pretrained(model, str(folder), local_files_only=True)
+        with warnings.catch_warnings():
+            # Peft warns of what is missing and passes over what is too much; both are refused below.
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")
+            # Not by transformers' load_adapter, which does not find the lengths of DoRA under the name that peft saves.
+            adapted: Any = PeftModel.from_pretrained(base, str(folder), local_files_only=True)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"the adapters in {folder} cannot be loaded into {type(model).__name__}: {error}") from error
-    return adapted.get_base_model()
+        raise ModelError(f"the adapters in {folder} cannot be loaded into {type(base).__name__}: {error}") from error
+    expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        # Peft saves the base's embeddings beside adapters of them.
+        stored = {name for name in file.keys() if not name.endswith(_OF_BASE)}  # noqa: SIM118
+    for names, what in ((expected - stored, "lack"), (stored - expected, "hold")):
+        if names:
+            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            beyond = "" if what == "lack" else f", which {type(base).__name__} has no place for"
+            raise ModelError(
+                f"the adapters in {folder} {what} {min(names)}{others}{beyond}: file and adapter_config.json do not "
+                "belong together, or the base is another model. Save them anew, or name their base"
+            )
+    return adapted
 
 
 def require_mergeable(adapted: Any) -> None:
@@ -170,11 +198,11 @@ def merged(base: Any, folder: Path) -> Any:
     Args:
         base: the model that they belong to, in float32; its weights are changed.
         folder: of the adapters, as peft saves them.
-    """
-    from peft import PeftModel
 
-    adapted: Any = PeftModel.from_pretrained(base, str(folder), local_files_only=True)
-    return adapted.merge_and_unload(safe_merge=True)
+    Raises:
+        ModelError: the adapters do not fit the model.
+    """
+    return _loaded(base, folder).merge_and_unload(safe_merge=True)
 
 
 def freeze_head(model: Any) -> None:

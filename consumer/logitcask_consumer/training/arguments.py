@@ -1,8 +1,10 @@
 """What the trainer is told of a run."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, get_args
 
 import torch
@@ -39,6 +41,8 @@ class DistillConfig(TrainingArguments):
     """Sequences of an optimizer step over all processes, where they are fewer than its micro-batches have room for."""
     resolved: dict[str, Any] | None = None
     """What else the run was decided to be, for trackers and the run document; JSON types."""
+    run_document: dict[str, Any] | None = None
+    """What the run document says besides, for trackers: casks, teacher, student, held-out documents; JSON types."""
     remove_unused_columns: bool = False
     """The batch holds more than the model's forward takes."""
     logging_nan_inf_filter: bool = False
@@ -117,8 +121,17 @@ def require_processes() -> None:
         )
 
 
-def training_arguments(config: TrainConfig, checkpoints: Path, *, sequences: int) -> DistillConfig:
-    """The arguments of the trainer for a run; `sequences` are those of an optimizer step."""
+def training_arguments(
+    config: TrainConfig, checkpoints: Path, *, sequences: int, evaluation: Mapping[str, Any] = MappingProxyType({})
+) -> DistillConfig:
+    """The arguments of the trainer for a run.
+
+    Args:
+        config: the run.
+        checkpoints: folder of its checkpoints.
+        sequences: those of an optimizer step.
+        evaluation: from `evaluation_arguments`, where it is measured on held-out documents.
+    """
     count = fresh_accelerator_state().num_processes
     micro, accumulation = config.micro_shape(sequences, count)
     bfloat16 = config.precision == "bfloat16" or (
@@ -161,7 +174,32 @@ def training_arguments(config: TrainConfig, checkpoints: Path, *, sequences: int
         accelerator_config={"use_configured_state": True},  # see `processes`
         disable_tqdm=True,  # our own bar
         report_to=list(config.report_to) or "none",
+        run_name=config.output.absolute().name,
+        **evaluation,
     )
+
+
+def evaluation_arguments(config: TrainConfig, *, metric: str, seq_len: int, begins: bool) -> dict[str, Any]:
+    """The arguments of the trainer for evaluations.
+
+    Args:
+        config: the run.
+        metric: by which students are compared; smaller is better.
+        seq_len: slots of a held-out sequence.
+        begins: whether the run begins, with an evaluation before the first step.
+    """
+    return {
+        "eval_strategy": "steps",
+        "eval_steps": EVALUATED_SHARE if config.eval_every is None else config.eval_every,
+        "eval_on_start": begins,
+        "per_device_eval_batch_size": max(1, config.micro_tokens // seq_len),
+        "metric_for_best_model": metric,
+        "greater_is_better": False,
+    }
+
+
+EVALUATED_SHARE: Final = 0.1
+"""Of the steps of a run between evaluations, where their number was not given."""
 
 
 def _activation_checkpointing(on: bool) -> dict[str, Any]:

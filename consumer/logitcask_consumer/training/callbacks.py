@@ -1,74 +1,18 @@
-"""What a run shows and writes while it goes: a progress bar on stderr, one line of metrics per logged step on disk."""
+"""What a run writes while it goes, one line of metrics per logged step or evaluation; when it logs, saves and stops."""
 
 import json
 import os
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
 from logitcask_consumer.run_document import explained_writes, replace_file
 
-_SHOWN = ("kl", "ce", "lr", "tokens_per_second")
+_OF_TRANSFORMERS: Final = ("loss", "samples_per_second", "steps_per_second", "model_preparation_time")
+"""What it adds to an evaluation that says nothing, or what the figures say already."""
 _ADVICE = "Free space and give the same command again; it continues from the last checkpoint"
-
-
-class ProgressBar(TrainerCallback):
-    """Steps, KL, cross-entropy, learning rate, tokens/s and time left; plain lines where stderr is no terminal."""
-
-    def __init__(self, *, line_seconds: float = 15.0) -> None:
-        self._console = Console(stderr=True)
-        self._line_seconds = line_seconds
-        self._last_line = 0.0
-        self._bar: Progress | None = None
-        self._task: Any = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Open the bar at the step that training starts from."""
-        if not state.is_world_process_zero or not self._console.is_terminal:
-            return
-        self._bar = Progress(
-            TextColumn("[bold]train"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[metrics]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self._console,
-        )
-        self._bar.start()
-        self._task = self._bar.add_task("train", total=state.max_steps, completed=state.global_step, metrics="")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the bar."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=state.global_step)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Show the metrics of the last step."""
-        if not state.is_world_process_zero or logs is None or "loss" not in logs:
-            return
-        shown = "  ".join(f"{name} {_short(logs[name])}" for name in [*of_each_cask(logs), *_SHOWN] if name in logs)
-        if self._bar is not None:
-            self._bar.update(self._task, metrics=shown)
-        elif time.monotonic() - self._last_line >= self._line_seconds or state.global_step == state.max_steps:
-            self._last_line = time.monotonic()
-            self._console.print(f"step {state.global_step}/{state.max_steps}  {shown}", highlight=False)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Close the bar."""
-        self.close()
-
-    def close(self) -> None:
-        """Give the terminal back; also after an error."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
 
 
 class MetricsLog(TrainerCallback):
@@ -78,11 +22,18 @@ class MetricsLog(TrainerCallback):
         self._path = path
         self._file: BinaryIO | None = None
 
+    @staticmethod
+    def line_of(logs: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """What of a log is a line; None for none."""
+        return logs if "loss" in logs else None
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the lines up to the step that training starts from."""
         if not state.is_world_process_zero:
             return
-        kept = [line for line in _complete_lines(self._path) if json.loads(line)["step"] <= state.global_step]
+        # Before the first step nothing is kept: a run that begins again measures anew there, too.
+        last = state.global_step or -1
+        kept = [line for line in _complete_lines(self._path) if json.loads(line)["step"] <= last]
         with explained_writes(self._path, _ADVICE):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(self._path, "".join(kept))
@@ -91,8 +42,9 @@ class MetricsLog(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Write one line."""
-        if self._file is not None and logs is not None and "loss" in logs:
-            line = memoryview((json.dumps({"step": state.global_step, **logs}) + "\n").encode())
+        values = None if logs is None else self.line_of(logs)
+        if self._file is not None and values is not None:
+            line = memoryview((json.dumps({"step": state.global_step, **values}) + "\n").encode())
             with explained_writes(self._path, _ADVICE):
                 while line:
                     line = line[self._file.write(line) :]
@@ -114,16 +66,32 @@ class MetricsLog(TrainerCallback):
             self._file = None
 
 
+class HeldOutLog(MetricsLog):
+    """held_out.jsonl: one JSON document per evaluation."""
+
+    @staticmethod
+    def line_of(logs: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """The figures of an evaluation, with its seconds; None where something else is logged."""
+        if "eval_loss" not in logs:
+            return None
+        named = {name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")}
+        figures = {name: value for name, value in named.items() if name not in _OF_TRANSFORMERS}
+        return figures | {"seconds": figures.pop("runtime")}
+
+
 class LogWhenSaving(TrainerCallback):
-    """Log whenever a checkpoint is saved: no averaging window spans one, and a resumed log equals an unbroken one."""
+    """Log whenever a checkpoint may be saved: no averaging window spans one, and a resumed log equals an unbroken one.
+
+    An evaluation may find the best student so far, which is saved then.
+    """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save and log as often as this call asks, not as the one did whose checkpoint is continued."""
         state.compute_steps(args, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask for a log beside a save."""
-        if control.should_save:
+        """Ask for a log beside a save and an evaluation."""
+        if control.should_save or control.should_evaluate:
             control.should_log = True
 
 
@@ -142,6 +110,17 @@ class StopWhenAsked(TrainerCallback):
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a last line that a crash cut short is left out."""
     return [json.loads(line) for line in _complete_lines(path)]
+
+
+def metrics_summary(path: Path) -> dict[str, Any]:
+    """Positions trained, first and last line of a metrics.jsonl, and means at the end; see `closing_mean`."""
+    lines = read_metrics(path)
+    return {
+        "positions": sum(line["positions"] for line in lines),
+        "first": lines[0],
+        "last": lines[-1],
+        "closing": closing_mean(lines),
+    }
 
 
 def closing_mean(lines: list[dict[str, Any]]) -> dict[str, float]:
@@ -167,7 +146,3 @@ def _complete_lines(path: Path) -> list[str]:
     if not path.is_file():
         return []
     return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 
 from logitcask_consumer.hints.checkpoints import (
     hints_apart,
@@ -19,7 +19,7 @@ from logitcask_consumer.hints.checkpoints import (
     without_hints,
 )
 from logitcask_consumer.processes import raise_together
-from logitcask_consumer.run_document import PARTIAL_NAME, RunWriteError, explained_writes
+from logitcask_consumer.run_document import PARTIAL_NAME, RunFolderError, RunWriteError, explained_writes
 from logitcask_consumer.student.loading import load_model
 from logitcask_consumer.student.sharded_state import (
     has_shards,
@@ -71,9 +71,9 @@ class CheckpointingTrainer(Trainer):
             if self.args.should_save:
                 with explained_writes(folder / name, advice):
                     best = self.state.best_model_checkpoint
-                    publish_checkpoint(
-                        partial / name, keep=self.args.save_total_limit, best=None if best is None else Path(best)
-                    )
+                    # By its name: the run's folder may have been moved since.
+                    kept = None if best is None else folder / Path(best).name
+                    publish_checkpoint(partial / name, keep=self.args.save_total_limit, best=kept)
         except RunWriteError:
             if self.args.should_save:
                 partial_folder(folder)  # what was written of it takes room
@@ -125,6 +125,21 @@ class CheckpointingTrainer(Trainer):
             else:
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
         load_projections(self.model, checkpoint)
+
+    def take_student(self, checkpoint: Path) -> None:
+        """Give the student the weights of a checkpoint of its run; optimizer, schedule and step stay as they are.
+
+        Raises:
+            RunFolderError: the checkpoint is gone, or not complete.
+        """
+        if not checkpoint.is_dir():
+            raise RunFolderError(f"{checkpoint} is gone: something else has removed it. Train in another output folder")
+        self._load_from_checkpoint(str(checkpoint))
+
+    def stand_at(self, checkpoint: Path) -> None:
+        """Be where a run was that ended with a checkpoint: its state and its student, without a step."""
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        self.take_student(checkpoint)
 
     def _load_best_model(self) -> None:
         """As transformers, also of spread students."""

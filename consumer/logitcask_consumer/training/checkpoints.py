@@ -44,6 +44,11 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
+def steps_of(checkpoint: Path | None) -> int:
+    """Optimizer steps that a checkpoint was made after; 0 of none."""
+    return 0 if checkpoint is None else int(read_state(checkpoint)["global_step"])
+
+
 def require_same_batch(checkpoint: Path, *, steps: int) -> None:
     """Raise RunFolderError where an epoch had another number of optimizer steps when a checkpoint was made.
 

@@ -20,12 +20,13 @@ class MemoryShortError(LogitcaskError, MemoryError):
 
 
 @contextmanager
-def memory_advice(config: TrainConfig, *, micro_sequences: int) -> Iterator[None]:
+def memory_advice(config: TrainConfig, *, micro_sequences: int, in_rounds: bool = False) -> Iterator[None]:
     """Turn an error of torch's allocators into a sentence: what was asked for, what the run has, what to set.
 
     Args:
         config: the run.
         micro_sequences: of a forward pass of one process.
+        in_rounds: whether it is `logitcask rounds`, which has fewer options.
 
     Raises:
         MemoryShortError: an allocation failed.
@@ -36,7 +37,8 @@ def memory_advice(config: TrainConfig, *, micro_sequences: int) -> Iterator[None
         asked = asked_for(error)
         if asked is None:
             raise
-        raise MemoryShortError(advice(config, asked, micro_sequences=micro_sequences)) from error
+        text = advice(config, asked, micro_sequences=micro_sequences, in_rounds=in_rounds)
+        raise MemoryShortError(text) from error
 
 
 def asked_for(error: RuntimeError) -> str | None:
@@ -50,13 +52,14 @@ def asked_for(error: RuntimeError) -> str | None:
     return None
 
 
-def advice(config: TrainConfig, asked: str, *, micro_sequences: int) -> str:
+def advice(config: TrainConfig, asked: str, *, micro_sequences: int, in_rounds: bool = False) -> str:
     """The sentence.
 
     Args:
         config: the run.
         asked: how much memory the failed allocation wanted.
         micro_sequences: of a forward pass of one process.
+        in_rounds: whether it is `logitcask rounds`.
     """
     has = (
         f"out of memory: a step asked for {asked} more than there was, with {micro_sequences} sequences of "
@@ -73,8 +76,8 @@ def advice(config: TrainConfig, asked: str, *, micro_sequences: int) -> str:
         return f"{has}. {sooner}{also}. {again}"
     if checkpointing:
         return f"{has}, the fewest. Give the same command with{checkpointing}, which costs time. {again}"
-    others = [] if config.lora else ["--lora, which keeps no gradients and no optimizer for the base"]
-    can_share = not (config.fsdp or config.lora) and config.optimizer == "adamw"
+    others = [] if config.lora or in_rounds else ["--lora, which keeps no gradients and no optimizer for the base"]
+    can_share = not (config.fsdp or config.lora or in_rounds) and config.optimizer == "adamw"
     others += ["--fsdp, over several processes"] if can_share else []
     others += [f"--seq-len {max(1, config.seq_len // 2)}", "a smaller student"]
     return (

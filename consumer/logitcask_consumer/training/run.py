@@ -3,20 +3,23 @@
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from logitcask_consumer.config import TrainConfig
-from logitcask_consumer.data import CaskGroup, Phase, SequenceDataset, open_groups
+from logitcask_consumer.data import SequenceDataset, open_groups
+from logitcask_consumer.held_out.documents import HeldOutDocuments
+from logitcask_consumer.held_out.measuring import HeldOutEvaluator
+from logitcask_consumer.held_out.overlap import overlap_notes
 from logitcask_consumer.processes import processes
 from logitcask_consumer.run_document import (
     CHECKPOINTS_NAME,
+    HELD_OUT_NAME,
     INITIAL_NAME,
     METRICS_NAME,
     RUN_NAME,
     RunFolderError,
-    earlier_runs,
     explained_writes,
     latest_checkpoint,
     read_run,
@@ -29,14 +32,19 @@ from logitcask_consumer.student.checks import check_context
 from logitcask_consumer.student.loading import load_tokenizer
 from logitcask_consumer.student.router_loss import router_note
 from logitcask_consumer.student.students import StudentSpec
-from logitcask_consumer.training.arguments import require_processes, require_trackers, training_arguments
+from logitcask_consumer.training.arguments import (
+    evaluation_arguments,
+    require_processes,
+    require_trackers,
+    training_arguments,
+)
+from logitcask_consumer.training.best_checkpoint import Evaluations, KeepBest
 from logitcask_consumer.training.callbacks import (
+    HeldOutLog,
     LogWhenSaving,
     MetricsLog,
-    ProgressBar,
     StopWhenAsked,
-    closing_mean,
-    read_metrics,
+    metrics_summary,
 )
 from logitcask_consumer.training.checkpoints import (
     choose_checkpoint,
@@ -44,50 +52,31 @@ from logitcask_consumer.training.checkpoints import (
     read_state,
     require_same_batch,
     require_same_run,
+    steps_of,
 )
 from logitcask_consumer.training.choose_method import choose_method, method_class
 from logitcask_consumer.training.finished_student import require_saved_alike, save_student
 from logitcask_consumer.training.out_of_memory import memory_advice
+from logitcask_consumer.training.progress_bar import ProgressBar
+from logitcask_consumer.training.run_content import (
+    RunContent,
+    TrainPhase,
+    describe_cask,
+    describe_held_out,
+    for_trackers,
+    phases_of,
+    place_of,
+)
 from logitcask_consumer.training.run_lock import hold_run
 from logitcask_consumer.training.starting_student import starting_student, trained_part
 from logitcask_consumer.training.stop_signals import StoppedEarly, StopSignals
+from logitcask_consumer.training.train_result import TrainResult
 from logitcask_consumer.training.trainer import DistillTrainer
-from logitcask_schemas.cask import Cask
-from logitcask_schemas.cask.storage.object_store import is_url
 from logitcask_schemas.errors import ModelError
 from logitcask_schemas.model_source import find_model
-from logitcask_schemas.terminal import counted, installed_version
+from logitcask_schemas.terminal import counted
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainPhase:
-    """A phase of a run: what it trains on, and which of the run's steps it makes."""
-
-    groups: tuple[CaskGroup, ...]
-    """One for each of the shares of `steps`."""
-    steps: Phase
-    binding: dict[str, Any]
-    """What a resumption of the phase must share with it besides casks and settings; JSON types."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainResult:
-    """What a run came to."""
-
-    output: Path
-    """Hugging Face folder of the trained student."""
-    initial: Path | None
-    """Folder of the student before training, where it was saved or existed."""
-    run: dict[str, Any]
-    """The run document (logitcask.json)."""
-    resumed_from: Path | None
-    """Checkpoint that this call continued from."""
-    already_finished: bool
-    """The run had been finished before; nothing was done."""
-    stopped_at: int | None = None
-    """Step after which a signal ended this call, which is saved; None where the run finished."""
 
 
 def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResult:
@@ -144,7 +133,7 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
         except StoppedEarly:
             say("stopped before the first step; nothing is lost")
             last = choose_checkpoint(config)
-            return _result(config, spec, read_run(config.output) or {}, last, stopped_at=_steps(last))
+            return TrainResult.of(config, spec, read_run(config.output) or {}, last, stopped_at=steps_of(last))
 
 
 def train_phase(config: TrainConfig, phase: TrainPhase, stop: StopSignals, *, say: Say) -> TrainResult:
@@ -167,15 +156,15 @@ def train_phase(config: TrainConfig, phase: TrainPhase, stop: StopSignals, *, sa
     spec = StudentSpec.parse(config.student, revision=(before or {}).get("student", {}).get("revision"))
     checkpoint = latest_checkpoint(config.output)
     if before is not None and before["status"] == "finished":
-        return _result(config, spec, before, None, already_finished=True)
-    steps = _steps(checkpoint)
+        return TrainResult.of(config, spec, before, None, already_finished=True)
+    steps = steps_of(checkpoint)
     if steps < phase.steps.first:
         raise RunFolderError(
             f"{config.output}: a phase begins at step {phase.steps.first}, the last checkpoint is of step {steps}. "
             "Checkpoints were removed; use another output folder"
         )
     if before is not None and steps >= phase.steps.stop and steps < (config.max_steps or 0):
-        return _result(config, spec, before, checkpoint)
+        return TrainResult.of(config, spec, before, checkpoint)
     return _train(config, spec, stop, say, phase)
 
 
@@ -193,22 +182,30 @@ def _train(
     casks = [cask for group in groups for cask in group.casks]
     method = choose_method(config, groups, tokenizer).bound(casks)
     settings = config.binding() | method.binding() | ({} if phase is None else phase.binding)
-    described = [_describe(cask) for cask in casks]
-    # For whoever asks what was trained on; not compared, so a cask may move while a run is interrupted.
-    places = [cask.place if is_url(cask.place) else str(Path(cask.place).absolute()) for cask in casks]
+    held_out = _open_held_out(config, tokenizer)
+    if held_out is not None:
+        settings["held_out"] = held_out.binding()
     checkpoint = choose_checkpoint(config)
     before = read_run(config.output)
-    phases = _phases(before, phase)
-    begun = before if phase is None else next((part for part in phases if part["first"] == phase.steps.first), None)
+    content = RunContent(
+        casks=[describe_cask(cask) for cask in casks],
+        places=[place_of(cask) for cask in casks],
+        settings=settings,
+        phases=phases_of(before, phase),
+    )
+    begun = before
+    if phase is not None:
+        begun = next((part for part in content.phases if part["first"] == phase.steps.first), None)
     if begun is not None:
-        require_same_run(begun, config.output, settings, described)
+        require_same_run(begun, config.output, settings, content.casks)
     if before is not None:
         if before["status"] == "finished":
             require_saved_alike(before, config)
             say(f"{config.output} is finished; nothing to do")
-            return _result(config, spec, before, None, already_finished=True)
+            return TrainResult.of(config, spec, before, None, already_finished=True)
     elif checkpoint is not None and checkpoint.is_relative_to(config.output):
         raise RunFolderError(f"{config.output} holds checkpoints without {RUN_NAME}; use another output folder")
+    notes = [] if held_out is None else overlap_notes(held_out, casks, spec.folder)
     own = processes()
     own.wait_for_everyone()  # every process has read the folder's state before one changes it
     dataset = method.dataset(
@@ -221,24 +218,25 @@ def _train(
     check_context(model, config.seq_len)
     method.check(model, dataset)
     method = method.prepared(dataset, config.output, say)
-    args = training_arguments(config, config.output / CHECKPOINTS_NAME, sequences=sequences)
-    content: dict[str, Any] = {
-        "logitcask": installed_version(),
-        "casks": described,
-        "places": places,
-        "settings": settings,
-        "resolved": args.resolved,  # what the settings came to; not compared either
-        "batch_tokens": sequences * config.seq_len,
-        "student": {"spec": config.student, "revision": spec.revision, "parameters": model.num_parameters()},
-        "earlier": earlier_runs(spec.folder or (config.teacher if spec.parts is not None else None)),
-    }
-    if phase is not None:
-        steps = {"first": phase.steps.first, "stop": phase.steps.stop}
-        others = [part for part in phases if part["first"] < phase.steps.first]
-        content["phases"] = [*others, {**steps, "settings": settings, "casks": described, "places": places}]
-        # Whoever asks what was trained on means all phases.
-        content["casks"] = [cask for part in content["phases"] for cask in part["casks"]]
-        content["places"] = [place for part in content["phases"] for place in part["places"]]
+    evaluated, evaluation, measured = None, dict[str, Any](), None
+    if held_out is not None:
+        reading = held_out.reading(model, config.packing)
+        evaluated = held_out.dataset(reading)
+        measured = describe_held_out(held_out, reading.describe(evaluated), evaluated.num_positions)
+        evaluation = evaluation_arguments(
+            config, metric=held_out.metric, seq_len=reading.seq_len, begins=checkpoint is None
+        )
+    args = training_arguments(config, config.output / CHECKPOINTS_NAME, sequences=sequences, evaluation=evaluation)
+    document = content.document(
+        config,
+        spec,
+        resolved=args.resolved,
+        batch_tokens=sequences * config.seq_len,
+        parameters=model.num_parameters(),
+        phase=phase,
+        held_out=measured,
+    )
+    args.run_document = for_trackers(document)
     if own.is_main_process:
         partial_folder(config.output)
         if checkpoint is None and spec.folder is None:
@@ -246,7 +244,7 @@ def _train(
             with explained_writes(config.output / INITIAL_NAME, advice):
                 model.save_pretrained(config.output / INITIAL_NAME)
                 tokenizer.save_pretrained(config.output / INITIAL_NAME)
-        write_run(config.output, "running", content)
+        write_run(config.output, "running", document)
     model = trained_part(model, config, spec)
     say(
         f"{counted(dataset.num_documents, 'document')}, {counted(dataset.num_positions, 'position')} in "
@@ -259,42 +257,35 @@ def _train(
         model,
         args,
         dataset,
+        evaluated,
         processing_class=tokenizer,
         method=method,
+        evaluator=None
+        if held_out is None
+        else HeldOutEvaluator(extra_ids=config.extra_ids, block_rows=config.block_rows),
         phase=None if phase is None else phase.steps,
     )
     # Not before: shares of a phase belong to the method's.
-    for note in filter(None, [*method.notes(dataset, model), router_note(model, config.router_loss)]):
+    for note in filter(None, [*method.notes(dataset, model), router_note(model, config.router_loss), *notes]):
         say(note)
+    if evaluated is not None:
+        every = "ten times" if config.eval_every is None else f"every {counted(config.eval_every, 'step')}"
+        say(f"measured {every} on {counted(evaluated.num_positions, 'held-out position')}")
     trainer.stop_requested = lambda: stop.requested
-    with memory_advice(config, micro_sequences=args.per_device_train_batch_size):
-        result = _run(trainer, config, checkpoint, stop)
-    running = {"status": "running", **content}
+    with memory_advice(config, micro_sequences=args.per_device_train_batch_size, in_rounds=phase is not None):
+        result = _run(trainer, config, checkpoint, stop, metric=None if held_out is None else held_out.metric)
+    running = {"status": "running", **document}
     if result is None:
         if trainer.phase_done():
-            return _result(config, spec, running, checkpoint)
+            return TrainResult.of(config, spec, running, checkpoint)
         done, total = trainer.state.global_step, trainer.state.max_steps
         say(f"stopped after step {done:,} of {total:,}, which is saved; the same command goes on from there")
-        return _result(config, spec, running, checkpoint, stopped_at=done)
-    content["result"] = result
+        return TrainResult.of(config, spec, running, checkpoint, stopped_at=done)
+    document["result"] = result
     if own.is_main_process:
-        write_run(config.output, "finished", content)
+        write_run(config.output, "finished", document)
     own.wait_for_everyone()  # whoever calls again finds it finished, in every process
-    return _result(config, spec, {**running, **content, "status": "finished"}, checkpoint)
-
-
-def _phases(before: dict[str, Any] | None, phase: TrainPhase | None) -> list[dict[str, Any]]:
-    """What the run document says of the phases up to this one.
-
-    Raises:
-        RunFolderError: the folder's run is of another kind.
-    """
-    phases: list[dict[str, Any]] = (before or {}).get("phases", [])
-    if before is not None and bool(phases) != (phase is not None):
-        kinds = ("`logitcask rounds`", "`logitcask train`")
-        made, now = kinds if phases else kinds[::-1]
-        raise RunFolderError(f"the output folder holds a run of {made}, not of {now}. Use another output folder")
-    return phases
+    return TrainResult.of(config, spec, {**running, **document, "status": "finished"}, checkpoint)
 
 
 def _sequences_per_step(config: TrainConfig, dataset: SequenceDataset[Any], before: dict[str, Any] | None) -> int:
@@ -309,72 +300,75 @@ def _trained(model: Any) -> int:
     return int(model.num_parameters(only_trainable=True))
 
 
-def _run(
-    trainer: DistillTrainer, config: TrainConfig, checkpoint: Path | None, stop: StopSignals
-) -> dict[str, Any] | None:
-    """Train and save the student; returns the summary that goes into the run document, None where it was stopped."""
-    output = config.output
-    progress, metrics = ProgressBar(), MetricsLog(output / METRICS_NAME)
-    for callback in (
-        LogWhenSaving(),
-        metrics,
-        progress,
-        StopWhenAsked(lambda: trainer.phase_done() or trainer.stop_agreed()),
-    ):
-        trainer.add_callback(callback)
-    started = time.monotonic()
-    try:
-        stop.training_begins()
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if trainer.state.global_step < trainer.state.max_steps:
-            return None
-        save_student(trainer, output, merge=config.merge, dtype=config.save_dtype)
-    finally:
-        progress.close()
-        metrics.close()
-    lines = read_metrics(output / METRICS_NAME)
-    return {
-        "steps": trainer.state.global_step,
-        "positions": sum(line["positions"] for line in lines),
-        "seconds_of_last_call": time.monotonic() - started,
-        "first": lines[0],
-        "last": lines[-1],
-        "closing": closing_mean(lines),
-    }
-
-
-def _describe(cask: Cask) -> dict[str, Any]:
-    """What identifies a cask's content, without its path."""
-    return {
-        "identity": cask.manifest.identity_digest(),
-        "teacher": cask.manifest.teacher.model_dump(mode="json"),
-        "capture": cask.manifest.capture.canonical(),
-        "shards": sorted(entry.name for entry in cask.entries),
-        "documents": len(cask),
-        "positions": cask.num_positions,
-    }
-
-
-def _result(
-    config: TrainConfig,
-    spec: StudentSpec,
-    run: dict[str, Any],
-    checkpoint: Path | None,
-    *,
-    already_finished: bool = False,
-    stopped_at: int | None = None,
-) -> TrainResult:
-    saved = config.output / INITIAL_NAME
-    return TrainResult(
-        output=config.output,
-        initial=saved if saved.is_dir() else spec.folder,
-        run=run,
-        resumed_from=checkpoint,
-        already_finished=already_finished,
-        stopped_at=stopped_at,
+def _open_held_out(config: TrainConfig, tokenizer: Any) -> HeldOutDocuments | None:
+    """The held-out documents of a run; None where it names none."""
+    if not config.eval_casks:
+        return None
+    return HeldOutDocuments.open(
+        config.eval_casks,
+        tokenizer=tokenizer,
+        documents=config.eval_documents,
+        cache=config.cache,
+        cache_bytes=config.cache_bytes,
     )
 
 
-def _steps(checkpoint: Path | None) -> int:
-    """Optimizer steps that a checkpoint was made after."""
-    return 0 if checkpoint is None else int(read_state(checkpoint)["global_step"])
+def _run(
+    trainer: DistillTrainer, config: TrainConfig, checkpoint: Path | None, stop: StopSignals, *, metric: str | None
+) -> dict[str, Any] | None:
+    """Train and save the student; returns the summary that goes into the run document, None where it was stopped.
+
+    Args:
+        trainer: of the run.
+        config: the run.
+        checkpoint: which it goes on from; None where it begins.
+        stop: ends it after the step that is being made.
+        metric: by which its evaluations are compared; None where there are none.
+    """
+    output = config.output
+    progress, metrics = ProgressBar(metric=metric), MetricsLog(output / METRICS_NAME)
+    evaluations_log = HeldOutLog(output / HELD_OUT_NAME)
+    callbacks: list[Any] = [LogWhenSaving(), metrics, progress]
+    if metric is not None:
+        keep_best = KeepBest(metric, patience=config.patience, min_improvement=config.min_improvement)
+        callbacks += [evaluations_log, keep_best]
+    callbacks.append(StopWhenAsked(lambda: trainer.phase_done() or trainer.stop_agreed()))
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    started, ended = time.monotonic(), checkpoint is not None and _ended_early(read_state(checkpoint), config, metric)
+    try:
+        stop.training_begins()
+        if ended and checkpoint is not None:  # only the student of a run that patience has ended is still to be saved
+            trainer.stand_at(checkpoint)
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        state: Any = trainer.state
+        early = _ended_early({"log_history": state.log_history}, config, metric)
+        if state.global_step < state.max_steps and not early:
+            return None
+        held_out = None if metric is None else Evaluations.of(state.log_history, metric)
+        student_step = state.global_step
+        if config.load_best and held_out is not None and held_out.best is not None:
+            student_step = held_out.best[0]
+        if student_step != state.global_step:
+            trainer.take_student(output / CHECKPOINTS_NAME / f"checkpoint-{student_step}")
+        save_student(trainer, output, merge=config.merge, dtype=config.save_dtype)
+    finally:
+        for callback in (progress, metrics, evaluations_log):
+            callback.close()
+    summary = {
+        "steps": state.global_step,
+        "student_step": student_step,
+        "seconds_of_last_call": time.monotonic() - started,
+        **metrics_summary(output / METRICS_NAME),
+    }
+    if held_out is not None and metric is not None:
+        summary["held_out"] = held_out.as_dict(metric) | {"ended_early": state.global_step < state.max_steps}
+    return summary
+
+
+def _ended_early(state: dict[str, Any], config: TrainConfig, metric: str | None) -> bool:
+    """Whether the evaluations of a trainer's state have used up the run's patience."""
+    if metric is None:
+        return False
+    return Evaluations.of(state["log_history"], metric).are_exhausted(config.patience, config.min_improvement)

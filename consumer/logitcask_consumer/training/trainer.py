@@ -13,7 +13,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
 from logitcask_consumer.data import EMPTY, MixedDataset, Phase, PhaseSampler, SequenceDataset, StepSampler
-from logitcask_consumer.methods import BatchLoss, Method, MixtureMethod, TokenMethod
+from logitcask_consumer.methods import BatchLoss, Evaluator, Method, MixtureMethod, TokenMethod
 from logitcask_consumer.methods.tokens import require_tokenizer
 from logitcask_consumer.student.forward import attach
 from logitcask_consumer.student.sharding import gather_nothing, shard_student
@@ -55,6 +55,7 @@ class DistillTrainer(CheckpointingTrainer):
         optimizers: tuple[Any, Any] = (None, None),
         *,
         method: Method | None = None,
+        evaluator: Evaluator | None = None,
         phase: Phase | None = None,
     ) -> None:
         """Prepare training.
@@ -68,6 +69,7 @@ class DistillTrainer(CheckpointingTrainer):
             callbacks: besides those of transformers.
             optimizers: optimizer and schedule, where `args` is not to choose them.
             method: what makes a loss of the dataset's batches; None is a `TokenMethod` as `args` says.
+            evaluator: what `evaluate` measures; None: the method's loss and metrics.
             phase: the steps of the run whose dataset this is; None: all of them. A run in phases has `max_steps`,
                 and one process; after a phase it is saved, and continued from there with the next dataset.
 
@@ -82,8 +84,8 @@ class DistillTrainer(CheckpointingTrainer):
             raise TypeError(
                 f"args must be a DistillConfig, which takes all TrainingArguments, got {type(args).__name__}"
             )
-        given = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
-        for dataset in (train_dataset, *given):
+        evaluated = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
+        for dataset in (train_dataset, *(evaluated if evaluator is None else [])):
             if isinstance(dataset, MixedDataset) and not isinstance(method, MixtureMethod):
                 raise TypeError("a MixedDataset needs the method that made it: method=MixtureMethod(...)")
             if isinstance(method, MixtureMethod) and dataset is not None and not isinstance(dataset, MixedDataset):
@@ -94,6 +96,7 @@ class DistillTrainer(CheckpointingTrainer):
         if phase is not None and isinstance(train_dataset, MixedDataset):
             train_dataset.shares = phase.shares
         self.method = method or _token_method(args, processing_class)
+        self.evaluator: Evaluator = evaluator or self.method
         attach(model, router_loss=args.router_loss)
         self.batch_loss = self.method.on(model, train_dataset)
         with kept_use_cache(model):
@@ -230,7 +233,7 @@ class DistillTrainer(CheckpointingTrainer):
         # As many for every process: what shards a model talks in each forward.
         batches += [[EMPTY]] * (-len(batches) % processes)
         own = batches[self.accelerator.process_index :: processes]
-        return self._loader(dataset, own, self.method.on(self.model, dataset).collator, persistent=False)
+        return self._loader(dataset, own, self.evaluator.on(self.model, dataset).collator, persistent=False)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
         """As `get_eval_dataloader`, for `predict`."""
@@ -252,8 +255,9 @@ class DistillTrainer(CheckpointingTrainer):
         return None, None, None
 
     def evaluation_loop(self, dataloader: DataLoader[Any], *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """As transformers; the loss is the mean over what the dataset counts, and the method's metrics are there."""
-        self._evaluated, self._measured = self.method.on(self.model, dataloader.dataset), []
+        """As transformers; the loss is the mean over what the dataset counts, and the evaluator's metrics are there."""
+        began = time.monotonic()
+        self._evaluated, self._measured = self.evaluator.on(self.model, dataloader.dataset), []
         output = super().evaluation_loop(dataloader, *args, **kwargs)
         gather_nothing(self.model)
         total = self.accelerator.reduce(torch.stack(self._measured).sum(0), reduction="sum")
@@ -261,6 +265,7 @@ class DistillTrainer(CheckpointingTrainer):
         metrics = {"loss": loss / counted if counted else 0.0, **self._evaluated.metrics(sums)}
         prefix = kwargs.get("metric_key_prefix", "eval")
         self._evaluated, self._measured = None, []
+        self._since += time.monotonic() - began  # no part of the throughput of training
         named = {f"{prefix}_{name}": value for name, value in metrics.items()}
         return output._replace(metrics={**(output.metrics or {}), **named})
 

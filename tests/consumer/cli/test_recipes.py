@@ -47,7 +47,7 @@ def test_there_is_one_for_each_family():
 def test_train_understands_it(name):
     fields = options(train, name)
     casks, teachers = fields.pop("cask"), fields.pop("teacher") or []
-    for other in ("report_to", "config_file", "as_json"):
+    for other in ("report_to", "eval_cask", "config_file", "as_json"):
         del fields[other]
     config = TrainConfig(casks=tuple(casks), teacher=teachers[0] if teachers else None, **fields)
     method_class(config.loss).check_config(config)

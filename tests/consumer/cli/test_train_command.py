@@ -20,6 +20,8 @@ OPTIONS = {
         "--weight-decay", "--max-grad-norm", "--keep-checkpoints", "--cache", "--cache-bytes",
         "--seed", "--precision", "--fsdp", "--gradient-checkpointing", "--no-gradient-checkpointing", "--save-steps",
         "--logging-steps", "--workers", "--report-to", "--resume", "--json", "--config",
+        "--eval-cask", "--eval-every", "--eval-documents", "--patience", "--min-improvement", "--load-best",
+        "--no-load-best",
     },
     "report": {
         "--cask", "--model", "--output", "-o", "--train-log", "--seq-len", "--batch-tokens", "--teacher", "--seed",
@@ -74,7 +76,7 @@ def test_options_are_a_promise(name, module):
     """Adding one is adding it here; removing one breaks somebody's script."""
     parameters = typer.main.get_command(module.app).params
     found = {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
-    off = {"--no-gradient-checkpointing", "--no-freeze-head", "--no-merge"}
+    off = {"--no-gradient-checkpointing", "--no-freeze-head", "--no-merge", "--no-load-best"}
     assert found - {"--help"} == OPTIONS[name] - (off - found)
 
 
@@ -145,10 +147,24 @@ def test_a_file_of_options_stands_under_those_of_the_command_line(place, tmp_pat
         ("teacher: ''", "teacher: is empty"),
         ("json: true", "there is no option json"),
         ("student: 12", "student '12' is neither"),  # a number may be a folder's name
+        ("student: 012", "student '012' is neither"),  # no octal number, as on the command line
+        ("student: 10:30", "student '10:30' is neither"),  # nor one of minutes and seconds
+        ("student: 2026-01-02", "student '2026-01-02' is neither"),
+        ("epochs: yes", "epochs: expected a text or a number, got yes, which is true or false in YAML"),
+        ("lr: true", "lr: expected a text or a number, got true"),
+        ("max-steps: off", "max-steps: expected a text or a number, got off"),
+        ("student: no", "student: expected a text or a number, got no, which is true or false"),
+        ("cask: [on]", "cask: expected a text or a number, got on"),
+        ("report-to: [null]", "report-to: expected a text, a number, true or false, got no value"),
+        ("epochs: [1, 2]", "epochs: expected a text, a number, true or false, got a list"),
+        ("epochs: {a: 1}", "epochs: expected a text, a number, true or false, got a mapping"),
+        ("epochs: 1 2", "Invalid value for '--epochs'"),
+        ("freeze-head: 2", "Invalid value for '--freeze-head'"),
     ):
         path.write_text(content)
-        more = [] if content.startswith("student") else ["--student", "x"]
+        is_student = message.startswith("student '")
+        more = [] if is_student else ["--student", "x"]
         options = ["--config", path, "--cask", place / "cask", *more, "--output", tmp_path / "no"]
         code, out, err = refusal("train", *options)
-        assert (code, out) == (1 if content.startswith("student") else 2, ""), err
+        assert (code, out) == (1 if is_student else 2, ""), err
         assert message in " ".join(err.replace("\u2502", " ").split()), err

@@ -10,11 +10,13 @@ import torch
 from huggingface_hub import ModelCard
 
 from logitcask_consumer.config import TrainConfig
+from logitcask_consumer.report import control as control_module
 from logitcask_consumer.report.config import ReportConfig, ReportError
 from logitcask_consumer.report.control import Control, gap_closed
 from logitcask_consumer.report.evaluate import Columns
 from logitcask_consumer.report.make_report import make_report
 from logitcask_consumer.report.model_card import CARD_MARK
+from logitcask_consumer.student.from_teacher import StudentSpecError
 from logitcask_consumer.student.loading import load_model
 from logitcask_consumer.training.run import train
 from logitcask_schemas.record.capture_spec import CaptureSpec
@@ -85,6 +87,29 @@ def test_the_control_is_the_run_with_cross_entropy(place, tmp_path):
     again = make_report(config_of(place, tmp_path / "out"), say=said.append)
     assert again["control"] == document["control"]
     assert any("is finished; nothing to do" in line for line in said), "it is trained once"
+
+
+def test_a_student_without_a_tokenizer_takes_the_teachers(place, tmp_path, monkeypatch):
+    """From the report's --teacher, or from where the run had it; without either the error says what to name."""
+    bare = tmp_path / "bare"
+    tiny_model(seed=9).save_pretrained(bare)
+    run = run_of(place, tmp_path / "student", max_steps=1)
+    train(replace(run, student=str(bare), teacher=place / "teacher"))
+    base = config_of(place, tmp_path / "out", models=(("after", tmp_path / "student"),))
+    assert Control.of(base).run.teacher == place / "teacher"
+    assert Control.of(replace(base, teacher=place / "base")).run.teacher == place / "base"
+    Control.of(base).trained(lambda message: None)
+    monkeypatch.setattr(control_module, "_teacher", lambda config, run: None)
+    with pytest.raises(StudentSpecError, match="name the teacher's folder with --teacher"):
+        Control.of(replace(base, output=tmp_path / "other")).trained(lambda message: None)
+
+
+def test_the_control_of_a_run_that_chose_its_student_chooses_by_the_same_rule(place, tmp_path):
+    settings = {"eval_casks": (place / "held",), "eval_every": 2, "load_best": True, "patience": 5}
+    train(run_of(place, tmp_path / "student", **settings))
+    run = Control.of(config_of(place, tmp_path / "out", models=(("after", tmp_path / "student"),))).run
+    assert run.eval_casks == (str(place / "held"),)
+    assert (run.eval_every, run.load_best, run.patience, run.loss) == (2, True, 5, "cross_entropy")
 
 
 def columns(kl, nll):

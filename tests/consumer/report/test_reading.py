@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from logitcask_consumer.config import TrainConfig
+from logitcask_consumer.held_out.reading import ContextError
 from logitcask_consumer.report.config import ReportConfig, ReportError
 from logitcask_consumer.report.make_report import make_report
-from logitcask_consumer.report.reading import ContextError
 from logitcask_consumer.training.run import train
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from tests.support.consumer.cask_builder import (

@@ -16,9 +16,17 @@ from logitcask_consumer.report.evaluate import evaluate_model, evaluate_teacher,
 from logitcask_consumer.report.make_report import make_report
 from logitcask_consumer.report.markdown import models_table, short_table
 from logitcask_consumer.report.plots import _smoothed, loss_curve
+from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import IdentityMismatchError
 from logitcask_schemas.record.capture_spec import CaptureSpec
-from tests.support.consumer.cask_builder import build_cask, random_documents, save_teacher, tiny_model, tiny_tokenizer
+from tests.support.consumer.cask_builder import (
+    build_cask,
+    dense_positions,
+    random_documents,
+    save_teacher,
+    tiny_model,
+    tiny_tokenizer,
+)
 from tests.support.consumer.reference_sampler import head_rule, random_positions, sample, to_target
 
 ROWS, VOCAB, POINTS = 5, 60, 400
@@ -131,7 +139,8 @@ def test_the_teacher_measured_as_a_student_is_perfect(tmp_path):
 def test_teacher_columns_come_from_the_record():
     dense = random_positions(ROWS, VOCAB)
     columns = sample(dense, np.full(ROWS, 0.3))
-    own = teacher_columns(to_target(columns, dense.next_ids_R), torch.from_numpy(dense.entropy_R))
+    logprobs_H = torch.from_numpy(np.log(np.concatenate(columns.head_probs)))
+    own = teacher_columns(to_target(columns, dense.next_ids_R), torch.from_numpy(dense.entropy_R), logprobs_H)
     rows = np.arange(ROWS)
     np.testing.assert_allclose(own["nll"], -np.log(dense.probs_RV[rows, dense.next_ids_R]))
     np.testing.assert_allclose(own["confidence"], dense.probs_RV.max(1))
@@ -139,6 +148,26 @@ def test_teacher_columns_come_from_the_record():
     np.testing.assert_allclose(own["captured"], 1 - np.array(columns.tail_mass))
     entries = [len(h) + len(t) for h, t in zip(columns.head_ids, columns.tail_ids, strict=True)]
     np.testing.assert_array_equal(own["entries"], entries)
+
+
+@pytest.mark.parametrize("codec", ["u8", "u8all"])
+@pytest.mark.parametrize("spec", [CaptureSpec(mode="sampled", draws=8), CaptureSpec(tau=0.5, head_max=1)])
+def test_the_teachers_loss_survives_coarse_codecs(tmp_path, codec, spec):
+    """An unlikely token alone in its head: the mass of the tail, a byte, is rounded to 1, and leaves it possible."""
+    teacher, documents = save_teacher(tmp_path / "teacher"), random_documents(10)
+    coarse = spec.model_copy(update={"logprob_codec": codec})
+    cask = Cask.open(build_cask(tmp_path / "cask", teacher, documents, spec=coarse))
+    dataset = CaskDataset([cask], seq_len=64)
+    own = evaluate_teacher(dataset, batch_sequences=2).values
+    dense = [dense_positions(teacher, cask.read(number).token_ids_L) for number in range(len(cask))]
+    expected = np.concatenate(
+        [-np.log(each.probs_RV[np.arange(len(each.next_ids_R)), each.next_ids_R]) for each in dense]
+    )
+    assert expected.max() > 10
+    # A step of the codec is half a nat where log t is below -8, and its last is at -23.5.
+    expected = np.minimum(expected, 23.5)
+    np.testing.assert_allclose(own["nll"], expected, atol=0.51)
+    assert own["nll"].mean() == pytest.approx(expected.mean(), abs=0.1)
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say():

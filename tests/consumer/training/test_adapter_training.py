@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from logitcask_consumer.config import TrainConfigError
 from logitcask_consumer.run_document import RunFolderError, write_run
-from logitcask_consumer.student.adapters import AdapterError, LoraSpec, base_folder
+from logitcask_consumer.student.adapters import AdapterError, LoraSpec, base_folder, merged
 from logitcask_consumer.student.loading import load_model
 from logitcask_consumer.training.callbacks import read_metrics
 from logitcask_consumer.training.run import train
@@ -163,3 +163,27 @@ def test_what_does_not_go_together_is_refused(config, tmp_path):
         replace(config, freeze_head=True)
     with pytest.raises(ModelError, match="nothing_proj"):
         LoraSpec.parse("targets=nothing_proj").applied(tiny_model(), base=tmp_path, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda names: names[1:], "lack .*lora_.* file and adapter_config.json do not belong together"),
+        (lambda names: names[2:], r"lack .* and 1 more"),
+        (
+            lambda names: [*names, "base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight"],
+            "hold .*layers.9.*no place",
+        ),
+    ],
+)
+def test_adapters_that_lack_weights_or_have_too_many_are_refused(config, tmp_path, change, message):
+    """Peft warns of the first and passes over the second."""
+    output = train(replace(config, max_steps=1, lora="rank=2,targets=q_proj+v_proj")).output
+    path = output / "adapter_model.safetensors"
+    tensors = load_file(path)
+    some = next(iter(tensors.values()))
+    load_model(output)
+    save_file({name: tensors.get(name, some.clone()) for name in change(sorted(tensors))}, path)
+    for load in (load_model, lambda folder: merged(load_model(base_folder(folder)), folder)):
+        with pytest.raises(ModelError, match=message):
+            load(output)

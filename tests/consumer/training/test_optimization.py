@@ -149,3 +149,22 @@ def test_a_schedule_falls_within_its_run():
 def test_what_cannot_be_is_refused(config, more, message):
     with pytest.raises(TrainConfigError, match=message):
         replace(config, **more)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"decay": 0.5}, "decay is the share over which wsd falls, scheduler is cosine"),
+        ({"decay": 0.5, "scheduler": "constant"}, "scheduler is constant: take wsd, or leave decay out"),
+        ({"min_lr_ratio": 0.0, "scheduler": "constant"}, "min_lr_ratio says how far the learning rate falls"),
+    ],
+)
+def test_what_a_schedule_would_pass_over_is_refused(run_config, settings, message):
+    with pytest.raises(TrainConfigError, match=message):
+        run_config(**settings)
+
+
+def test_what_a_schedule_follows_is_taken(run_config):
+    assert run_config(scheduler="wsd", decay=0.5, min_lr_ratio=0.0).decay == 0.5
+    assert run_config(scheduler="linear", min_lr_ratio=0.3).min_lr_ratio == 0.3
+    assert run_config(scheduler="constant").scheduler == "constant"

@@ -1,10 +1,13 @@
 """Where memory runs out, one sentence says what was asked for, what the run has, and what to set."""
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
+import typer
 
+from logitcask_consumer.cli import rounds
 from logitcask_consumer.training.out_of_memory import MemoryShortError, advice, asked_for, memory_advice
 from logitcask_consumer.training.run import train
 from logitcask_consumer.training.trainer import DistillTrainer
@@ -49,6 +52,19 @@ def test_advice_ends_where_nothing_is_left(config):
     assert "--lora" in last
     assert "--seq-len 32" in last
     assert "--lora" not in advice(replace(one, gradient_checkpointing=True, lora="rank=2"), "1 GiB", micro_sequences=1)
+
+
+def test_rounds_are_told_of_their_own_options_alone(config):
+    last = replace(config, micro_tokens=64, gradient_checkpointing=True)
+    with pytest.raises(MemoryShortError) as raised, memory_advice(last, micro_sequences=1, in_rounds=True):
+        raise ON_DEVICE
+    assert "with --seq-len 32, or a smaller student" in str(raised.value)
+    asked = set(
+        re.findall(r"--[a-z-]+", advice(config, "1 GiB", micro_sequences=4, in_rounds=True) + str(raised.value))
+    )
+    parameters = typer.main.get_command(rounds.app).params
+    assert asked <= {option for parameter in parameters for option in parameter.opts}
+    assert "--fsdp" in advice(last, "1 GiB", micro_sequences=1), "the control: of `train`"
 
 
 def test_other_errors_stay_what_they_are(config):

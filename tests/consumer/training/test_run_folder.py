@@ -12,11 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, TrainerCallback
 
 import logitcask_consumer.training.run as module
 from logitcask_consumer.config import TrainConfigError
-from logitcask_consumer.run_document import RunFolderError, RunWriteError, latest_checkpoint
+from logitcask_consumer.run_document import RunFolderError, RunWriteError, explained_writes, latest_checkpoint
 from logitcask_consumer.student.checks import context_of
 from logitcask_consumer.training.callbacks import LogWhenSaving, read_metrics
 from logitcask_consumer.training.run import train
@@ -314,3 +316,31 @@ def test_a_folder_of_something_else_is_no_output_folder(config, place, tmp_path,
 def test_numbers_that_are_none_are_refused_before_anything_is_made(config, wrong):
     with pytest.raises(TrainConfigError, match="finite"):
         replace(config, **wrong)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
+        RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+        RuntimeError("basic_ios::clear: iostream error"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_what_the_disk_refuses_is_explained(tmp_path, error):
+    with (
+        pytest.raises(RunWriteError, match=r"cannot be written: .* bytes are free there"),
+        explained_writes(tmp_path, ""),
+    ):
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("Tensors must have same shape"), torch.OutOfMemoryError("CUDA out of memory"), KeyError("weight")],
+)
+def test_what_has_nothing_to_do_with_the_disk_stays_what_it_is(tmp_path, error):
+    with pytest.raises(type(error)) as raised, explained_writes(tmp_path, ""):
+        raise error
+    assert raised.value is error

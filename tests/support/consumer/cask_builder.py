@@ -99,7 +99,7 @@ def record(
         k=spec.k,
         draws=spec.draws,
     )
-    value: Any = {"f16": np.float16, "f32": np.float32}[spec.logprob_codec]
+    value: Any = np.float16 if spec.logprob_codec == "f16" else np.float32  # the writer rounds to bytes
     tails = np.concatenate([*columns.tail_ids, np.zeros(0)]).astype(np.int64)
     rows = np.repeat(np.arange(len(columns.tail_ids)), [len(x) for x in columns.tail_ids])
     with np.errstate(divide="ignore"):

@@ -16,6 +16,8 @@ def runs_folder(tmp_path):
     folder.mkdir(parents=True)
     steps = [{"step": step, "kl": 2 / step, "ce": 3.0, HOSTILE: 1.0} for step in range(1, 40)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    evaluated = [{"step": step, "kl": 3 / (step + 1), HOSTILE: 0.5} for step in (0, 13, 26, 39)]
+    (folder / "held_out.jsonl").write_text("".join(json.dumps(line) + "\n" for line in evaluated))
     measured = {"value": 0.25, "low": 0.2, "high": 0.3}
     models = [{"label": HOSTILE, "metrics": {"kl": measured}}]
     report = {"kinds": {"kl": "unbiased"}, "units": {"kl": "nats per token"}, "models": models}

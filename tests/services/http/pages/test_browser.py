@@ -270,3 +270,40 @@ def test_curves_of_a_run_are_the_logged_numbers(shown, browser, runs_folder):
             [line["step"] for line in logged],
             [line["kl"] for line in logged],
         ]
+
+
+def test_held_out_figures_stand_beside_those_of_training(shown, browser):
+    since = [sum(2 / step for step in steps) / 13 for steps in (range(1, 14), range(14, 27), range(27, 40))]
+    with watched_page(browser, shown.url, **WIDE) as tab:
+        tab.goto("/ui/runs/student")
+        tab.wait_for_selector("#plot-held0 canvas")
+        steps, held_out, trained = tab.evaluate("document.getElementById('plot-held0').uplot.data")
+        assert (steps, held_out) == ([0, 13, 26, 39], [3 / (step + 1) for step in (0, 13, 26, 39)])
+        assert trained == [None, *map(pytest.approx, since)]
+        assert "Lowest KL to the teacher: 0.0750 nats per token, after step 39" in tab.locator("#run").inner_text()
+
+
+def test_a_run_that_is_going_on_is_drawn_anew_unless_its_numbers_are_read(shown, browser, runs_folder):
+    folder = runs_folder / "student"
+    (folder / "logitcask.json").write_text('{"status": "running"}')
+
+    def add(step):
+        with (folder / "held_out.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, "kl": 0.01}) + "\n")
+
+    with watched_page(browser, shown.url, **WIDE) as tab:
+        tab.clock.install()
+        tab.goto("/ui/runs/student")
+        tab.wait_for_selector("#plot-held0 canvas")
+        add(52)
+        tab.clock.fast_forward(16_000)
+        expect(tab.locator("#table-held0 tbody tr")).to_have_count(5)
+        tab.wait_for_selector("#plot-held0 canvas")
+        assert tab.evaluate("document.getElementById('plot-held0').uplot.data[0]") == [0, 13, 26, 39, 52]
+        tab.locator("details").first.evaluate("each => { each.open = true; }")
+        add(65)
+        tab.clock.fast_forward(16_000)
+        assert tab.evaluate("document.querySelectorAll('#table-held0 tbody tr').length") == 5
+        tab.locator("details").first.evaluate("each => { each.open = false; }")
+        tab.clock.fast_forward(16_000)
+        expect(tab.locator("#table-held0 tbody tr")).to_have_count(6)

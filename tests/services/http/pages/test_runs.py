@@ -47,6 +47,47 @@ def test_long_curves_are_thinned(tmp_path, monkeypatch):
     assert curves.lines == 95
 
 
+def write_lines(folder, name, lines):
+    write(folder, name, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_evaluations_stand_beside_what_training_had_since_the_one_before(tmp_path):
+    """Means of the steps trained in between, by their positions; what is measured as nll is ce in training."""
+    trained = [{"step": step, "kl": float(step), "ce": 2.0, "positions": 10 * step} for step in range(1, 7)]
+    measured = [
+        {"step": 0, "kl": 9.0, "nll": 4.0, "agreement": 0.5, "positions": 70, "seconds": 1.5},
+        {"step": 2, "kl": 3.0, "nll": 3.0, "agreement": 0.6, "positions": 70, "seconds": 1.5},
+        {"step": 5, "kl": 3.5, "nll": 3.1, "positions": 70, "seconds": 1.5},
+    ]
+    write_lines(tmp_path / "a", "metrics.jsonl", trained)
+    write_lines(tmp_path / "a", "held_out.jsonl", measured)
+    write(tmp_path / "a", "logitcask.json", {"status": "running"})
+    run = RunFolder(tmp_path).run("a")
+    assert run.problems == []
+    assert run.is_running
+    seen = run.evaluations
+    assert seen.steps == [0, 2, 5]
+    assert seen.values == {"kl": [9.0, 3.0, 3.5], "nll": [4.0, 3.0, 3.1], "agreement": [0.5, 0.6, None]}
+    own = (3.0 * 30 + 4.0 * 40 + 5.0 * 50) / 120
+    assert seen.in_training == {"kl": [None, (10 + 2 * 20) / 30, own], "nll": [None, 2.0, 2.0]}
+    assert seen.best == 1, "the lowest after the first step"
+    assert RunFolder(tmp_path).runs()[0].files == ["metrics.jsonl", "held_out.jsonl"]
+
+
+def test_evaluations_of_records_that_only_bound_the_kl(tmp_path):
+    write_lines(tmp_path / "a", "metrics.jsonl", [{"step": 1, "kl": 1.0}])
+    write_lines(tmp_path / "a", "held_out.jsonl", [{"step": 0, "kl_bound": 0.1}, {"step": 1, "kl_bound": 0.2}])
+    seen = RunFolder(tmp_path).run("a").evaluations
+    assert (seen.best, seen.in_training) == (1, {}), "a bound is not the KL of training"
+
+
+def test_a_run_without_evaluations_has_none(tmp_path):
+    write(tmp_path / "a", "metrics.jsonl", '{"step": 1, "kl": 2.0}\n')
+    write(tmp_path / "a", "held_out.jsonl", '{"step": 0, "k')
+    run = RunFolder(tmp_path).run("a")
+    assert (run.evaluations, run.is_running, run.problems) == (None, False, [])
+
+
 def test_report_and_rounds(tmp_path):
     write(tmp_path / "a", "report.json", REPORT)
     rounds = {"status": "running", "rounds": [{"number": 1, "stage": "trained", "share": 0.5, "held_out": {"kl": 0.2}}]}
@@ -69,6 +110,8 @@ def test_a_report_of_two_teachers_is_two(tmp_path):
         ("metrics.jsonl", "[1]\n"),
         ("metrics.jsonl", '{"kl": 1}\n'),
         ("metrics.jsonl", '{"step": true}\n'),
+        ("held_out.jsonl", '{"kl": 1}\n'),
+        ("logitcask.json", "[]"),
         ("report.json", "{"),
         ("report.json", "[]"),
         ("report.json", '{"teachers": 5}'),
@@ -78,11 +121,13 @@ def test_a_report_of_two_teachers_is_two(tmp_path):
     ],
 )
 def test_a_damaged_file_is_a_sentence(tmp_path, name, content):
+    write(tmp_path / "a", "rounds.json", {"status": "running", "rounds": []})
     write(tmp_path / "a", name, content)
     run = RunFolder(tmp_path).run("a")
     assert len(run.problems) == 1
     assert run.problems[0].startswith(f"{name} cannot be read: ")
-    assert (run.curves, run.rounds, run.reports) == (None, None, [])
+    assert (run.curves, run.evaluations, run.reports, run.is_running) == (None, None, [], False)
+    assert (run.rounds is None) == (name == "rounds.json")
 
 
 def test_bytes_that_are_no_text_are_a_sentence(tmp_path):

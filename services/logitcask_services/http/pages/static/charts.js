@@ -68,6 +68,12 @@
     };
   };
 
+  const resized = new ResizeObserver((entries) => entries.forEach(({ target }) => {
+    if (target.uplot && Math.abs(target.uplot.width - target.clientWidth) > 1) {
+      target.uplot.setSize({ width: Math.max(target.clientWidth, 200), height: 240 });
+    }
+  }));
+
   const draw = (plot) => {
     const table = tableOf(plot);
     if (!table || !table.tBodies[0].rows.length) return;
@@ -77,6 +83,7 @@
     const canvas = plot.querySelector("canvas");
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", `${plot.dataset.label}. Its numbers are in the table beneath.`);
+    resized.observe(plot);
   };
 
   const drawAll = () => document.querySelectorAll(".plot").forEach(draw);
@@ -91,12 +98,8 @@
     if (typeof uPlot === "undefined") { openTables(); return; }
     drawAll();
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
-    const resized = new ResizeObserver((entries) => entries.forEach(({ target }) => {
-      if (target.uplot && Math.abs(target.uplot.width - target.clientWidth) > 1) {
-        target.uplot.setSize({ width: Math.max(target.clientWidth, 200), height: 240 });
-      }
-    }));
-    document.querySelectorAll(".plot").forEach((plot) => resized.observe(plot));
+    // What the server has drawn anew has its tables, and no plots yet.
+    document.addEventListener("htmx:afterSettle", ({ target }) => target.querySelectorAll?.(".plot").forEach(draw));
   });
   window.redrawCharts = () => typeof uPlot !== "undefined" && drawAll();
 })();

@@ -49,5 +49,15 @@
     addEventListener("pagehide", () => events.close());
   };
 
-  document.addEventListener("DOMContentLoaded", follow);
+  // A run that is going on is drawn anew, but not while somebody reads its numbers.
+  const renewRun = () => {
+    const run = document.querySelector("#run[data-running]");
+    if (!run || document.hidden || run.querySelector("details[open]") || typeof htmx === "undefined") return;
+    htmx.ajax("GET", location.pathname, { target: run, select: "#run", swap: "outerHTML" });
+  };
+
+  document.addEventListener("DOMContentLoaded", () => {
+    follow();
+    if (document.querySelector("#run[data-running]")) setInterval(renewRun, 15000);
+  });
 })();

@@ -1,20 +1,24 @@
 """Training runs, runs in rounds and reports that lie in a folder: their curves and tables, as far as they are there.
 
-A run is a folder with metrics.jsonl, rounds.json or report.json. Files are those that `logitcask train`, `rounds` and
-`report` write; a run that is going on is read as it stands. A file that cannot be read is a sentence in its place.
+A run is a folder with metrics.jsonl, rounds.json or report.json; held_out.jsonl beside the first has what it was
+measured on while it trained. Files are those that `logitcask train`, `rounds` and `report` write; a run that is going
+on is read as it stands. A file that cannot be read is a sentence in its place.
 """
 
 import json
 import math
+from bisect import bisect_right
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from logitcask_schemas.errors import LogitcaskError
 
-METRICS, ROUNDS, REPORT = "metrics.jsonl", "rounds.json", "report.json"
+METRICS, HELD_OUT, ROUNDS, REPORT = "metrics.jsonl", "held_out.jsonl", "rounds.json", "report.json"
+RUN: Final = "logitcask.json"
 MAX_POINTS: Final = 2000
 """Of a curve; of a longer one, every second, third, ... step is given."""
 MAX_BYTES: Final = 64 << 20
@@ -38,6 +42,19 @@ class Curves(BaseModel):
     """By metric, one for each step; null where a step has none, or no finite one."""
     lines: int
     """In the file."""
+
+
+class Evaluations(BaseModel):
+    """held_out.jsonl, with what training had at the same time."""
+
+    steps: list[int]
+    """0 is before the first."""
+    values: dict[str, list[float | None]]
+    """By figure, one for each evaluation; null where it has none, or no finite one."""
+    in_training: dict[str, list[float | None]]
+    """Figures that were logged in training too: means over the positions trained since the evaluation before."""
+    best: int | None
+    """Number, from 0, of the evaluation with the lowest KL after the first step; null where there is none."""
 
 
 class HeldOut(BaseModel):
@@ -100,7 +117,10 @@ class Run(BaseModel):
     """What a folder holds of a run."""
 
     name: str
+    is_running: bool = False
+    """Whether its document says so; a run that was interrupted says so, too."""
     curves: Curves | None = None
+    evaluations: Evaluations | None = None
     rounds: Rounds | None = None
     reports: list[Report] = []
     problems: list[str] = []
@@ -131,9 +151,13 @@ class RunFolder:
         folder = self._folder if name == self._folder.name else self._folder / name
         problems: list[str] = []
         reports = _read(folder / REPORT, _reports, problems)
+        lines = _read(folder / METRICS, _lines, problems)
+        measured = _read(folder / HELD_OUT, _lines, problems)
         return Run(
             name=name,
-            curves=_read(folder / METRICS, _curves, problems),
+            is_running=_read(folder / RUN, _status, problems) == "running",
+            curves=None if lines is None else _curves(lines),
+            evaluations=_evaluations(measured, lines or []) if measured else None,
             rounds=_read(folder / ROUNDS, Rounds.model_validate_json, problems),
             reports=reports or [],
             problems=problems,
@@ -144,7 +168,7 @@ class RunFolder:
 
 
 def _files(folder: Path) -> list[str]:
-    return [name for name in (METRICS, ROUNDS, REPORT) if (folder / name).is_file()]
+    return [name for name in (METRICS, HELD_OUT, ROUNDS, REPORT) if (folder / name).is_file()]
 
 
 def _read(path: Path, parse: Callable[[str], Parsed], problems: list[str]) -> Parsed | None:
@@ -168,20 +192,67 @@ def _reports(content: str) -> list[Report]:
     return [Report.model_validate(part) for part in parts]
 
 
-def _curves(content: str) -> Curves:
+Line: TypeAlias = dict[str, float]
+"""The finite numbers of a line, `step` among them."""
+
+
+def _status(content: str) -> str:
+    """Of a run document."""
+    document: Any = json.loads(content)
+    if not isinstance(document, dict):
+        raise RunFileError("it is no run document")
+    return str(document.get("status"))
+
+
+def _lines(content: str) -> list[Line]:
     lines = content.split("\n")
     # The last line is empty, or is being written.
-    steps = [_step(line, number) for number, line in enumerate(lines[:-1], start=1) if line.strip()]
-    kept = steps[:: max(1, math.ceil(len(steps) / MAX_POINTS))]
-    names = dict.fromkeys(name for step in kept for name in step if name != "step")
-    return Curves(
-        steps=[int(step["step"]) for step in kept],
-        values={name: [step.get(name) for step in kept] for name in names if any(name in step for step in kept)},
-        lines=len(steps),
+    return [_step(line, number) for number, line in enumerate(lines[:-1], start=1) if line.strip()]
+
+
+def _curves(lines: list[Line]) -> Curves:
+    kept = lines[:: max(1, math.ceil(len(lines) / MAX_POINTS))]
+    return Curves(steps=[int(line["step"]) for line in kept], values=_columns(kept), lines=len(lines))
+
+
+def _columns(lines: list[Line]) -> dict[str, list[float | None]]:
+    """By name, its value in each line."""
+    names = dict.fromkeys(name for line in lines for name in line if name != "step")
+    return {name: [line.get(name) for line in lines] for name in names}
+
+
+def _evaluations(measured: list[Line], trained: list[Line]) -> Evaluations:
+    measured = measured[-MAX_POINTS:]
+    steps = [int(line["step"]) for line in measured]
+    values = {name: column for name, column in _columns(measured).items() if name not in _NOT_FIGURES}
+    # Steps ascend in both files: of the lines trained, those since the evaluation before.
+    edges = [bisect_right(trained, step, key=lambda line: line["step"]) for step in steps]
+    parts = [trained[first:stop] for first, stop in pairwise([0, *edges])]
+    logged = {name for line in trained for name in line}
+    # What is measured as nll is logged as ce in training.
+    names = {name: {"nll": "ce"}.get(name, name) for name in values}
+    kl = next((values[name] for name in ("kl", "kl_bound") if name in values), [])
+    after = [(value, at) for at, value in enumerate(kl) if value is not None and steps[at] > 0]
+    return Evaluations(
+        steps=steps,
+        values=values,
+        in_training={name: [_mean(part, own) for part in parts] for name, own in names.items() if own in logged},
+        best=min(after)[1] if after else None,
     )
 
 
-def _step(line: str, number: int) -> dict[str, float]:
+_NOT_FIGURES: Final = ("positions", "seconds")
+"""Of a line of held_out.jsonl."""
+
+
+def _mean(lines: list[Line], name: str) -> float | None:
+    """Over the positions of some steps; None where none has the figure."""
+    having = [line for line in lines if name in line]
+    positions = sum(line.get("positions", 1.0) for line in having)
+    return sum(line[name] * line.get("positions", 1.0) for line in having) / positions if positions else None
+
+
+def _step(line: str, number: int) -> Line:
     """The finite numbers of a line."""
     entry: Any = json.loads(line)
     if not isinstance(entry, dict) or type(entry.get("step")) is not int:

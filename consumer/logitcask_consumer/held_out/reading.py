@@ -42,9 +42,9 @@ class Reading:
         """Tokens that a later window of a document sees again, as context."""
         return self.seq_len // 2
 
-    def dataset(self, casks: Sequence[Cask]) -> CaskDataset:
-        """The documents as the model reads them."""
-        return CaskDataset(casks, seq_len=self.seq_len, overlap=self.overlap, packing=self.packing)
+    def dataset(self, casks: Sequence[Cask], *, documents: NDArray[np.int64] | None = None) -> CaskDataset:
+        """The documents as the model reads them; those of some numbers, over all casks, or all."""
+        return CaskDataset(casks, seq_len=self.seq_len, overlap=self.overlap, packing=self.packing, documents=documents)
 
     def describe(self, dataset: CaskDataset) -> dict[str, Any]:
         """JSON form, with the share of positions that see less context than the teacher saw."""
@@ -59,7 +59,15 @@ class Reading:
         }
 
 
-def reading_of(label: str, model: Any, casks: Sequence[Cask], seq_len: int | None, *, tokens: int) -> Reading:
+def reading_of(
+    label: str,
+    model: Any,
+    casks: Sequence[Cask],
+    seq_len: int | None,
+    *,
+    tokens: int,
+    packing: Packing | None = None,
+) -> Reading:
     """How a model is to read the documents of some casks.
 
     Args:
@@ -68,13 +76,15 @@ def reading_of(label: str, model: Any, casks: Sequence[Cask], seq_len: int | Non
         casks: the held-out documents.
         seq_len: tokens of a window; None for the longest document, at most `LONGEST` and the model's context.
         tokens: one more than the largest id of the tokenizer.
+        packing: whether documents share a sequence; None: where the model keeps them apart, perhaps by masks that it is
+            given from here on.
 
     Raises:
         ContextError: the model's context is below `seq_len`.
         IdentityMismatchError, ModelError: the model does not fit the records.
     """
     check_student(model, casks[0].manifest, "none", tokens=tokens)
-    return Reading(seq_len=_window(label, model, casks, seq_len), packing=_packing(model))
+    return Reading(seq_len=_window(label, model, casks, seq_len), packing=packing or _packing(model))
 
 
 def load_reader(folder: Path, packing: Packing) -> Any:

@@ -1,4 +1,4 @@
-"""Whether the documents of a report were held out: looked up in the casks that each model was trained on.
+"""Whether documents were held out: looked up in the casks that a model was, or is being, trained on.
 
 A model may have been trained by several runs, one after the other; the last run's document names those before it.
 """
@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from logitcask_consumer.held_out.documents import HeldOutDocuments
 from logitcask_consumer.run_document import earlier_runs
 from logitcask_schemas.cask import Cask
-from logitcask_schemas.errors import LogitcaskError
+from logitcask_schemas.errors import CaskError, LogitcaskError
 
 
 def trained_on(folder: Path, casks: Sequence[Cask]) -> dict[str, Any]:
@@ -77,6 +78,54 @@ def _documents_in(cask: Cask, seen: NDArray[np.void], shards: set[str]) -> int:
         else:
             count += int(np.isin(_as_keys(documents.ids), seen).sum())
     return count
+
+
+class NotHeldOutError(CaskError):
+    """Every document that shall be held out is trained on."""
+
+
+def overlap_notes(documents: HeldOutDocuments, casks: Sequence[Cask], student: Path | None) -> list[str]:
+    """What is to be known of held-out documents of a run, a sentence each.
+
+    Args:
+        documents: that the run measures its student on.
+        casks: that it trains on.
+        student: folder of the student that it begins with, which earlier runs may have trained; None for none.
+
+    Raises:
+        NotHeldOutError: the run trains on all of them.
+    """
+    ids_N, total = _as_keys(documents.ids_N32), len(documents.numbers_N)
+    trained_N = np.zeros(total, dtype=np.bool_)
+    for cask in casks:
+        trained_N |= np.isin(ids_N, _as_keys(cask.document_ids()))
+    count = int(trained_N.sum())
+    held_out = ", ".join(cask.place for cask in documents.casks)
+    if count == total:
+        raise NotHeldOutError(
+            f"--eval-cask {held_out}: this run trains on every one of its documents, so nothing is held out. Name a "
+            "cask of other text (submit --held-out, or `logitcask cask split`)"
+        )
+    notes = []
+    if count:
+        notes.append(
+            f"this run trains on {count:,} of the {total:,} held-out documents: the figures are not those of held-out "
+            "text alone"
+        )
+    history: dict[str, Any] = (
+        {"documents": 0, "unread": []} if student is None else trained_on(student, documents.casks)
+    )
+    if history["documents"]:
+        notes.append(
+            f"earlier runs trained the student on {history['documents']:,} documents of {held_out}: its figures are "
+            "not those of held-out text"
+        )
+    if history["unread"]:
+        notes.append(
+            "whether earlier runs trained the student on held-out documents could not be checked "
+            f"({'; '.join(history['unread'])})"
+        )
+    return notes
 
 
 def warnings_of(seen: dict[str, dict[str, Any]], documents: int) -> list[str]:
