@@ -82,11 +82,11 @@ class Setting:
         return RESULTS / f"{self.name}_runs.csv"
 
 
-def made_cask(setting: Setting, rows: teacher_rows.TeacherRows, tokenizer: Any, folder: Path) -> Path:
+def made_cask(teacher: Path, rows: teacher_rows.TeacherRows, tokenizer: Any, folder: Path) -> Path:
     """A cask of the documents."""
     spec = CaptureSpec(tau=0.05)
     identity = TeacherIdentity(
-        model=setting.teacher.name,
+        model=teacher.name,
         weights_digest="0" * 64,
         dtype="float32",
         vocab_size=len(rows.head_VH),
@@ -172,7 +172,7 @@ def train_all(setting: Setting, seeds: Sequence[int], names: Sequence[str]) -> N
         setting.teacher, tokenizer, setting.cache, counts=counts, length=LENGTH
     )
     with tempfile.TemporaryDirectory() as folder:
-        cask = made_cask(setting, rows, tokenizer, Path(folder))
+        cask = made_cask(setting.teacher, rows, tokenizer, Path(folder))
         for seed in seeds:
             for name in names:
                 if (name, seed) not in done:

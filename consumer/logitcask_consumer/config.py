@@ -99,6 +99,10 @@ class TrainConfig:
     """Leave the output embedding untrained, and the input embedding where both share their weights."""
     router_loss: float | None = None
     """Times which the load balancing loss of a student's experts is added, 0 for never; None: as its config says."""
+    quantize: str | None = None
+    """Round the weights of the layers in every forward pass, and in what is saved; see `quantization.read_scheme`."""
+    save_quantized: bool = field(default=False, metadata={"free": True})
+    """Save the quantised weights as torchao stores them, instead of the numbers that they stand for."""
     merge: bool = field(default=False, metadata={"free": True})
     """Save the student with its adapters merged into its weights."""
     save_dtype: SaveDtype = field(default="float32", metadata={"free": True})
@@ -195,6 +199,7 @@ class TrainConfig:
                 not (self.fsdp and self.lora),
                 "lora does not go with fsdp: of adapters, gradients and optimizer are small anyway. Leave fsdp out",
             ),
+            *self._quantization_rules(),
             (
                 self.router_loss is None or 0 <= self.router_loss < math.inf,
                 f"router_loss must be at least 0 and finite, got {self.router_loss}",
@@ -209,6 +214,27 @@ class TrainConfig:
         ]
         if faults := [message for holds, message in rules if not holds]:
             raise TrainConfigError("; ".join(faults))
+
+    def _quantization_rules(self) -> list[tuple[bool, str]]:
+        """What does not go with quantised layers, with what is said where it is asked for."""
+        quantized = self.quantize is not None
+        return [
+            (
+                not (quantized and self.lora is not None),
+                "lora does not go with quantize: adapters that are merged move the weights off what was rounded. Leave "
+                "one of them out",
+            ),
+            (
+                not (quantized and self.fsdp),
+                "fsdp does not go with quantize: it gives layers their weights in the precision of the forward pass, "
+                "and they are rounded from float32. Leave fsdp out",
+            ),
+            (quantized or not self.save_quantized, "save_quantized is for quantised students: give quantize too"),
+            (
+                not self.save_quantized or self.save_dtype == "float32",
+                "save_quantized keeps float32 beside the integers, as it was trained: leave save_dtype out",
+            ),
+        ]
 
     def _optimization_rules(self) -> list[tuple[bool, str]]:
         """What must hold of optimizer and schedule, with what is said where it does not."""

@@ -51,8 +51,13 @@ def print_json(document: dict[str, Any]) -> None:
 
 
 def quiet_transformers() -> None:
-    """No bars and hints of transformers among ours; its warnings stay."""
+    """No bars and hints of transformers among ours; its warnings stay. To be called before models are imported.
+
+    Where torchao is installed, transformers imports it, which tells of compiled parts that are for other machines.
+    """
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.getLogger("transformers").setLevel(logging.WARNING)
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)

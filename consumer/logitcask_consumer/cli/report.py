@@ -117,13 +117,13 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Measure models on held-out documents and write a report with intervals and plots."""
+    quiet_transformers()
     from logitcask_consumer.report.config import ReportConfig
     from logitcask_consumer.report.make_report import make_report
     from logitcask_consumer.run_document import require_finished
     from logitcask_consumer.tasks.perturbations import parse_perturbations
     from logitcask_schemas.model_source import is_hub_id
 
-    quiet_transformers()
     models, logs, runs = (tuple(map(labelled_path, option or ())) for option in (model, train_log, checkpoints))
     for label, folder in models:
         if is_hub_id(str(folder)):

@@ -167,6 +167,7 @@ def rounds(
     settings: dict[str, Any] = {**locals()}
     for other in ("cask", "num_rounds", "tau", "server", "api_key_file", "config_file", "as_json"):
         del settings[other]
+    quiet_transformers()
     from logitcask_consumer.config import TrainConfigError
     from logitcask_consumer.losses import LossParameterError, UnknownLossError
     from logitcask_consumer.rounds.config import RoundsConfig, RoundsConfigError
@@ -174,7 +175,6 @@ def rounds(
     from logitcask_consumer.rounds.recipes import RecipeError
     from logitcask_schemas.errors import CaptureSpecError
 
-    quiet_transformers()
     try:
         config = RoundsConfig(
             **settings,

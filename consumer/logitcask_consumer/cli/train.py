@@ -22,6 +22,8 @@ from logitcask_consumer.cli.training_options import (
     MaxGradNormOption,
     MinLrRatioOption,
     OptimizerOption,
+    SaveDtypeOption,
+    SaveQuantizedOption,
     SaveStepsOption,
     SchedulerOption,
     SeqLenOption,
@@ -136,10 +138,16 @@ def train(
             "kind=dora.",
         ),
     ] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            "--quantize",
+            help="Train and save a student whose layers have int4 (int4:group=32) or fp8 weights; docs/students.md.",
+        ),
+    ] = None,
+    save_quantized: SaveQuantizedOption = False,
     merge: Annotated[bool, typer.Option("--merge", help="Save the student with its adapters merged into it.")] = False,
-    save_dtype: Annotated[
-        str, typer.Option("--save-dtype", help="Of the trained student's weights: float32, bfloat16 or float16.")
-    ] = "float32",
+    save_dtype: SaveDtypeOption = "float32",
     router_loss: Annotated[
         float | None,
         typer.Option(
@@ -205,11 +213,11 @@ def train(
     settings: dict[str, Any] = {**locals()}
     for name in ("cask", "teacher", "report_to", "eval_cask", "config_file", "as_json"):
         del settings[name]
+    quiet_transformers()
     from logitcask_consumer.config import TrainConfig, TrainConfigError
     from logitcask_consumer.processes import leave_processes, processes
     from logitcask_consumer.training.run import train as run
 
-    quiet_transformers()
     try:
         config = TrainConfig(
             casks=tuple(cask),

@@ -1,4 +1,4 @@
-"""Options that `train` and `rounds` have in common: the numbers of a training run, and where its data is kept."""
+"""Options that training commands have in common: the numbers of a run, where its data is kept, what is saved."""
 
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +25,16 @@ GradientCheckpointingOption = Annotated[
     bool, typer.Option("--gradient-checkpointing", help="Recompute activations: slower, less memory.")
 ]
 SaveStepsOption = Annotated[int, typer.Option("--save-steps", help="A checkpoint every so many steps.")]
+SaveDtypeOption = Annotated[
+    str, typer.Option("--save-dtype", help="Of the saved student's weights: float32, bfloat16 or float16.")
+]
+SaveQuantizedOption = Annotated[
+    bool,
+    typer.Option(
+        "--save-quantized",
+        help="Save quantised weights as torchao's, instead of the numbers that they stand for.",
+    ),
+]
 CacheOption = Annotated[
     Path | None,
     typer.Option(

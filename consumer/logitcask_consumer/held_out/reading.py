@@ -17,6 +17,7 @@ from logitcask_consumer.run_document import run_of
 from logitcask_consumer.student.checks import check_student, context_of
 from logitcask_consumer.student.forward import check_packing
 from logitcask_consumer.student.loading import load_model
+from logitcask_consumer.student.quantization import round_weights, scheme_of_checkpoint
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import LogitcaskError, ModelError
 
@@ -94,6 +95,8 @@ def load_reader(folder: Path, packing: Packing) -> Any:
         ModelError: the folder's model is another one by now.
     """
     model = load_model(folder)
+    if (scheme := scheme_of_checkpoint(folder)) is not None:
+        round_weights(model, scheme)  # the run trains, and saves, what its weights are rounded to
     if packing != "none":
         check_packing(model)  # gives the body masks where it needs them
     return model

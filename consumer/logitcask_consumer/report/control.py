@@ -24,7 +24,7 @@ CONTROLS: Final = {"ce": "cross_entropy"}
 """Names of controls -> the loss of their run."""
 OF_THE_TEACHER: Final = ("teacher_entropy", "teacher_confidence", "tail_mass")
 """Weights of positions that are read from the teacher's records."""
-FREE: Final = ("micro_tokens", "gradient_checkpointing", "block_rows", "save_dtype")
+FREE: Final = ("micro_tokens", "gradient_checkpointing", "block_rows", "save_dtype", "save_quantized")
 """Settings of a run that may change when it goes on, and are taken over as they were last."""
 FOLDER: Final = "control-{}"
 """In the report's folder, of each name."""

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from logitcask_consumer.student.from_teacher import FROM_TEACHER, StudentSpecError, TeacherParts, Texts
 from logitcask_consumer.student.loading import load_model, model_of_config, require_model_folder
+from logitcask_consumer.student.quantization import require_unquantized
 from logitcask_schemas.model_source import find_model, is_hub_id
 
 
@@ -41,19 +42,18 @@ class StudentSpec:
 
         Raises:
             StudentSpecError: it is none of these forms, or names what does not exist.
-            ModelError: the Hub has no such repository, or cannot be reached.
+            ModelError: the Hub has no such repository, or cannot be reached; the student is quantised already.
         """
         if text.startswith(FROM_TEACHER):
             return cls(text=text, parts=TeacherParts.parse(text.removeprefix(FROM_TEACHER)))
         path = Path(text)
         if path.is_dir():
-            return cls(text=text, folder=require_model_folder(path, what="student"))
+            return cls(text=text, folder=_whole(path, "student"))
         if path.is_file() and path.suffix == ".json":
             return cls(text=text, config=path)
         if is_hub_id(text):
             source = find_model(text if revision is None else f"{text.partition('@')[0]}@{revision}")
-            folder = require_model_folder(source.folder, what="student")
-            return cls(text=text, folder=folder, revision=source.revision)
+            return cls(text=text, folder=_whole(source.folder, "student"), revision=source.revision)
         raise StudentSpecError(
             f"student {text!r} is neither `{FROM_TEACHER}layers=N` (or a list of layer numbers, or heads=, mlp=, "
             "hidden=), nor a folder with a model, nor a config.json file, nor ORGANISATION/NAME of a repository of the "
@@ -86,16 +86,22 @@ class StudentSpec:
         Raises:
             StudentSpecError: the parts asked for do not exist, or the teacher's folder or the text is needed and
                 missing.
-            ModelError: a folder or config is not a causal LM.
+            ModelError: a folder or config is not a causal LM, or the teacher is quantised.
         """
         if self.parts is not None:
             if teacher is None:
                 raise StudentSpecError(
                     f"student {self.text!r} takes weights from the teacher; name its folder with --teacher"
                 )
-            whole = load_model(require_model_folder(teacher, what="teacher"))
+            whole = load_model(_whole(teacher, "teacher"))
             return self.parts.student(whole, teacher, texts)
         if self.folder is not None:
             return load_model(self.folder)
         assert self.config is not None
         return model_of_config(self.config, seed)
+
+
+def _whole(folder: Path, what: str) -> Path:
+    """The folder of a model whose weights are numbers that can be trained."""
+    require_unquantized(require_model_folder(folder, what=what), what=what)
+    return folder

@@ -30,6 +30,7 @@ from logitcask_consumer.run_document import (
 from logitcask_consumer.student.adapters import LoraSpec
 from logitcask_consumer.student.checks import check_context
 from logitcask_consumer.student.loading import load_tokenizer
+from logitcask_consumer.student.quantization import quantization_note, read_scheme
 from logitcask_consumer.student.router_loss import router_note
 from logitcask_consumer.student.students import StudentSpec
 from logitcask_consumer.training.arguments import (
@@ -97,6 +98,8 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
         IdentityMismatchError: the student has another tokenizer, and the loss compares token ids.
         NothingAlignedError: no document can be aligned with a student's own tokenizer.
         AdapterError: the adapters' description cannot be followed.
+        QuantizationError: the quantisation is unknown, or does not fit the student.
+        MissingExtraError: it, or adapters, need what is not installed.
         UnknownWeightError, WeightParameterError: the weights are not understood, or do not fit the tokenizer.
         NothingTrainedError: the weights leave no position to be trained.
         TrainConfigError: a tracker is unknown or not installed; or one process shall share the student (`fsdp`).
@@ -109,6 +112,8 @@ def train(config: TrainConfig, *, say: Say = lambda message: None) -> TrainResul
         method_class(loss).check_config(replace(config, loss=loss))
     if config.lora is not None:
         LoraSpec.parse(config.lora)
+    if config.quantize is not None:
+        read_scheme(config.quantize)
     if config.fsdp:
         require_processes()
     require_trackers(config.report_to)
@@ -266,7 +271,8 @@ def _train(
         phase=None if phase is None else phase.steps,
     )
     # Not before: shares of a phase belong to the method's.
-    for note in filter(None, [*method.notes(dataset, model), router_note(model, config.router_loss), *notes]):
+    rounding = None if config.quantize is None else quantization_note(model, read_scheme(config.quantize))
+    for note in filter(None, [*method.notes(dataset, model), router_note(model, config.router_loss), rounding, *notes]):
         say(note)
     if evaluated is not None:
         every = "ten times" if config.eval_every is None else f"every {counted(config.eval_every, 'step')}"
@@ -352,7 +358,7 @@ def _run(
             student_step = held_out.best[0]
         if student_step != state.global_step:
             trainer.take_student(output / CHECKPOINTS_NAME / f"checkpoint-{student_step}")
-        save_student(trainer, output, merge=config.merge, dtype=config.save_dtype)
+        save_student(trainer, config)
     finally:
         for callback in (progress, metrics, evaluations_log):
             callback.close()

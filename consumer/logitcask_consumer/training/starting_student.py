@@ -11,6 +11,12 @@ from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.run_document import INITIAL_NAME
 from logitcask_consumer.student.adapters import LoraSpec, freeze_head, require_mergeable
 from logitcask_consumer.student.loading import load_model
+from logitcask_consumer.student.quantization import (
+    fake_quantize,
+    quantized_layers,
+    read_scheme,
+    require_unrounded,
+)
 from logitcask_consumer.student.students import StudentSpec
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.record.identity import tokenizer_fingerprint
@@ -29,8 +35,22 @@ def starting_student(
         tokenizer: the student's.
 
     Raises:
-        ModelError: it cannot be made, or loaded.
+        ModelError: it cannot be made, or loaded; or it is to be quantised, and is already.
+        QuantizationError: its layers do not fit the scheme.
     """
+    if config.quantize is None:
+        return _plain_student(config, spec, checkpoint, casks, tokenizer)
+    if checkpoint is None and spec.folder is not None:
+        require_unrounded(spec.folder, what="student")
+    model = _plain_student(config, spec, checkpoint, casks, tokenizer)
+    read_scheme(config.quantize).require_fitting(quantized_layers(model))
+    return model
+
+
+def _plain_student(
+    config: TrainConfig, spec: StudentSpec, checkpoint: Path | None, casks: Sequence[Cask], tokenizer: Any
+) -> Any:
+    """As `starting_student`, whatever becomes of its layers."""
     if checkpoint is not None:
         folder = checkpoint if config.lora is None else spec.folder or config.output / INITIAL_NAME
         return load_model(folder)
@@ -44,7 +64,7 @@ def starting_student(
 
 
 def trained_part(model: Any, config: TrainConfig, spec: StudentSpec) -> Any:
-    """The student with its adapters, where it is to have some, or a head that is not trained.
+    """The student with its adapters, where it is to have some, a head that is not trained, or quantised layers.
 
     Args:
         model: from `starting_student`, saved where it exists nowhere else.
@@ -53,7 +73,8 @@ def trained_part(model: Any, config: TrainConfig, spec: StudentSpec) -> Any:
 
     Raises:
         AdapterError: nothing would be left to train, or the adapters could not be merged.
-        MissingExtraError: peft is not installed.
+        QuantizationError: its layers do not fit the scheme.
+        MissingExtraError: peft, or torchao, is not installed.
         ModelError: the model has no such layers.
     """
     if config.lora is not None:
@@ -63,6 +84,8 @@ def trained_part(model: Any, config: TrainConfig, spec: StudentSpec) -> Any:
             require_mergeable(model)
     if config.freeze_head:
         freeze_head(model)
+    if config.quantize is not None:
+        fake_quantize(model, read_scheme(config.quantize))
     return model
 
 

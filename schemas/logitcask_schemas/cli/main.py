@@ -47,6 +47,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "view": Command("Look into casks in a browser, without a service.", "view"),
     "train": Command("Train a student from a cask, without the teacher.", "trainer"),
     "rounds": Command("Train a student on its own texts, in rounds with a teacher service.", "trainer"),
+    "quantize": Command("Quantise a model's layers without training.", "quantization"),
     "report": Command("Compare student, baseline and teacher on held-out documents.", "trainer"),
     "tasks": Command("Make tasks for a report from questions of your own.", "trainer"),
     "capture": Command("Capture a corpus without a service, whole or in parts; choose what to keep.", "service"),

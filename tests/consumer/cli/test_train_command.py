@@ -17,6 +17,7 @@ OPTIONS = {
         "--hints", "--target", "--epochs", "--max-steps", "--lora", "--freeze-head", "--no-freeze-head",
         "--seq-len", "--overlap", "--packing", "--batch-tokens", "--micro-tokens", "--lr", "--warmup", "--min-lr-ratio",
         "--optimizer", "--scheduler", "--decay", "--merge", "--no-merge", "--save-dtype", "--router-loss",
+        "--quantize", "--save-quantized", "--no-save-quantized",
         "--weight-decay", "--max-grad-norm", "--keep-checkpoints", "--cache", "--cache-bytes",
         "--seed", "--precision", "--fsdp", "--gradient-checkpointing", "--no-gradient-checkpointing", "--save-steps",
         "--logging-steps", "--workers", "--report-to", "--resume", "--json", "--config",
@@ -76,7 +77,13 @@ def test_options_are_a_promise(name, module):
     """Adding one is adding it here; removing one breaks somebody's script."""
     parameters = typer.main.get_command(module.app).params
     found = {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
-    off = {"--no-gradient-checkpointing", "--no-freeze-head", "--no-merge", "--no-load-best"}
+    off = {
+        "--no-gradient-checkpointing",
+        "--no-freeze-head",
+        "--no-merge",
+        "--no-load-best",
+        "--no-save-quantized",
+    }
     assert found - {"--help"} == OPTIONS[name] - (off - found)
 
 
