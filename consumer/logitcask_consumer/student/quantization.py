@@ -51,13 +51,14 @@ class Int4:
         """How torchao rounds weights in a forward pass."""
         from torchao.quantization.qat import IntxFakeQuantizeConfig
 
-        return IntxFakeQuantizeConfig(torch.int4, group_size=self.group, is_symmetric=True)
+        return IntxFakeQuantizeConfig(torch.int4, group_size=self.group, is_symmetric=True)  # type: ignore[attr-defined]
 
     def stored(self) -> Any:
         """How torchao stores such weights: integers in bytes, and scales."""
         from torchao.quantization import IntxWeightOnlyConfig, PerGroup
 
-        return IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(self.group))
+        bits = torch.int4  # type: ignore[attr-defined]
+        return IntxWeightOnlyConfig(weight_dtype=bits, granularity=PerGroup(self.group))
 
     def require_fitting(self, layers: Mapping[str, nn.Linear]) -> None:
         """Refuse a group that does not divide the rows of every layer.
@@ -183,7 +184,7 @@ def fake_quantize(model: Any, scheme: Scheme) -> None:
 
     layers = quantized_layers(model)
     scheme.require_fitting(layers)
-    config = QATConfig(weight_config=scheme.fake(), step="prepare")  # type: ignore[no-untyped-call]
+    config = QATConfig(weight_config=scheme.fake(), step="prepare")
     quantize_(model, config, filter_fn=lambda _, name: name in layers)
     for layer in quantized_layers(model).values():
         rounded: Any = layer

@@ -11,10 +11,8 @@ from logitcask_schemas.cask.documents import DocumentTable, ShardDocuments
 from logitcask_schemas.cask.format.columns import ShardColumns
 from logitcask_schemas.cask.format.layout import RecordLayout
 from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry
+from logitcask_schemas.cask.publication import Announce
 from logitcask_schemas.record.hint_spec import HintSpec
-
-Announce = Callable[[str], None]
-"""Hears the name of a shard that is about to be published; what it raises is raised, and nothing is published."""
 
 
 class Home(Protocol):

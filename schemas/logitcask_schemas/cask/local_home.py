@@ -21,9 +21,15 @@ from logitcask_schemas.cask.format.layout import INDEX_NAME, MANIFEST_NAME, SHAR
 from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry
 from logitcask_schemas.cask.hint_publication import take_hints
 from logitcask_schemas.cask.hint_width import stored_width
-from logitcask_schemas.cask.home import Announce
 from logitcask_schemas.cask.opening import open_documents, require_shards
-from logitcask_schemas.cask.publication import prepare_folder, publish_entry, publish_shard, require_new, sweep
+from logitcask_schemas.cask.publication import (
+    Announce,
+    prepare_folder,
+    publish_entry,
+    publish_shard,
+    require_new,
+    sweep,
+)
 from logitcask_schemas.cask.storage.files import FileOperations, clear_errors, link_or_copy, reads_explained
 from logitcask_schemas.cask.storage.lock import writers_lock
 from logitcask_schemas.cask.storage.publication_log import PublicationLog

@@ -5,7 +5,7 @@ file that the Arrow carrier makes of the columns, whichever carrier stores them.
 names the order of the documents; run again it knows what is already there without reading it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -27,11 +27,13 @@ from logitcask_schemas.cask.format.layout import (
 )
 from logitcask_schemas.cask.format.manifest import ShardEntry
 from logitcask_schemas.cask.hint_publication import publish_hints
-from logitcask_schemas.cask.home import Announce
 from logitcask_schemas.cask.storage.files import FileOperations, clear_errors, publish_file
 from logitcask_schemas.cask.storage.hashing_sink import HashingSink
 from logitcask_schemas.errors import CaskError, CaskWriteError
 from logitcask_schemas.record.hint_spec import HintSpec
+
+Announce = Callable[[str], None]
+"""Hears the name of a shard that is about to be published; what it raises is raised, and nothing is published."""
 
 
 def sweep(files: FileOperations, cask: Path, published: Iterable[ShardEntry]) -> list[Path]:

@@ -19,8 +19,7 @@ from logitcask_schemas.cask.format.columns import ShardColumns
 from logitcask_schemas.cask.format.layout import MANIFEST_NAME, SHARDS_NAME, RecordLayout
 from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry, manifest_bytes, parse_manifest
 from logitcask_schemas.cask.hint_file import hints_path, width_in_head
-from logitcask_schemas.cask.home import Announce
-from logitcask_schemas.cask.publication import publish_shard_file, require_no_shards, require_only_cask
+from logitcask_schemas.cask.publication import Announce, publish_shard_file, require_no_shards, require_only_cask
 from logitcask_schemas.cask.storage.shared_store import SharedStore
 from logitcask_schemas.cask.store_compaction import compact_store
 from logitcask_schemas.cask.store_documents import read_documents, read_table

@@ -18,8 +18,8 @@ from logitcask_schemas.cask.format.columns import ShardColumns
 from logitcask_schemas.cask.format.layout import SHARDS_NAME, RecordLayout
 from logitcask_schemas.cask.format.manifest import CaskManifest, HintsFile, ShardEntry, entry_bytes, parse_entry
 from logitcask_schemas.cask.hint_file import hints_path, open_hints
-from logitcask_schemas.cask.home import Announce
 from logitcask_schemas.cask.opening import open_columns
+from logitcask_schemas.cask.publication import Announce
 from logitcask_schemas.cask.storage.files import LocalFiles
 from logitcask_schemas.cask.storage.hashing_sink import HashingSink
 from logitcask_schemas.cask.storage.shared_store import SharedStore

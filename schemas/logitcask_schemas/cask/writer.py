@@ -26,8 +26,9 @@ from logitcask_schemas.cask.format.manifest import (
 from logitcask_schemas.cask.format.packed.rank_table import RankTable
 from logitcask_schemas.cask.hint_file import open_hints
 from logitcask_schemas.cask.hint_width import require_stored_width
-from logitcask_schemas.cask.home import Announce, Home
+from logitcask_schemas.cask.home import Home
 from logitcask_schemas.cask.local_home import LocalHome
+from logitcask_schemas.cask.publication import Announce
 from logitcask_schemas.cask.storage.files import FileOperations, LocalFiles
 from logitcask_schemas.cask.storage.object_store import is_url
 from logitcask_schemas.cask.storage.shared_store import SharedStore
@@ -187,7 +188,7 @@ class CaskWriter:
             documents: In the order in which the shard shall hold them; the same documents in the same order always
                 give the same file.
             on_duplicate: What to do about a document that the cask already has: leave it out, or raise.
-            announce: Hears the shard's name just before it becomes part of the cask; see `home.Announce`.
+            announce: Hears the shard's name just before it becomes part of the cask; see `publication.Announce`.
 
         Returns:
             The published shard's entry, or None when every document was already stored. In an object store it may be

@@ -1,6 +1,6 @@
-"""From a sample of a corpus' lines to all of them: ratio estimates with 95 % intervals.
+"""From a sample of a corpus' lines to all of them, and from positions to documents: estimates with 95 % intervals.
 
-Shape legend: N lines of the sample, D documents.
+Shape legend: N lines of the sample, P positions, D documents.
 """
 
 import math
@@ -70,6 +70,37 @@ def pace_error(ends_D: Sequence[float], tokens_D: Sequence[int], start: float) -
 def product_error(*errors: float) -> float:
     """Of a product of independent estimates."""
     return math.hypot(*errors)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentMean:
+    """A mean with its interval; None where there are fewer than `FEWEST` documents."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    def root(self) -> "DocumentMean":
+        """Of the square root: a standard deviation from a mean of variances."""
+        low, high = (None if end is None else math.sqrt(max(end, 0.0)) for end in (self.low, self.high))
+        return DocumentMean(value=math.sqrt(self.value), low=low, high=high)
+
+
+def document_mean(values_P: NDArray[np.float64], documents_P: NDArray[np.int64]) -> DocumentMean:
+    """Mean over positions, its interval by the ratio estimate of sums over documents, with Student's t.
+
+    Args:
+        values_P: at least one.
+        documents_P: number of the document of each.
+    """
+    value = float(values_P.mean())
+    _, document_P = np.unique(documents_P, return_inverse=True)
+    residuals_D = np.bincount(document_P, values_P - value)
+    count = len(residuals_D)
+    if count < FEWEST:
+        return DocumentMean(value=value, low=None, high=None)
+    half = _student(count - 1) * math.sqrt(count * float(np.var(residuals_D, ddof=1))) / len(values_P)
+    return DocumentMean(value=value, low=value - half, high=value + half)
 
 
 def _relative_error(x_N: NDArray[np.float64], y_N: NDArray[np.float64]) -> float:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ from tests.support.consumer.cask_builder import tiny_model
 
 pytest.importorskip("torchao")
 IDS = torch.arange(3, 30)[None]
-SCHEMES = [Int4(group=16), Fp8()]
+SCHEMES: list[Int4 | Fp8] = [Int4(group=16), Fp8()]
 
 
 def logits(model):
@@ -83,7 +84,8 @@ def test_gradients_go_straight_through(scheme):
         rounded_RC = (weight_RC.double() / scale_R1).float().to(torch.float8_e4m3fn).double() * scale_R1
     else:
         by_hand_RC, clear_RC = by_hand(weight_RC, 16)
-        rounded_RC = torch.where(clear_RC, by_hand_RC, layer.weight_fake_quantizer(layer.weight).detach().double())
+        rounding: Any = layer.weight_fake_quantizer
+        rounded_RC = torch.where(clear_RC, by_hand_RC, rounding(layer.weight).detach().double())
     torch.testing.assert_close(x_TC.grad.double(), grad_TR.double() @ rounded_RC, rtol=1e-5, atol=1e-5)
     assert float((x_TC.grad.double() - grad_TR.double() @ weight_RC.double()).abs().max()) > 1e-3, "rounding shows"
     assert torch.equal(weight_RC, layer.weight), "the weight itself is not rounded"

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from logitcask_consumer.report.reading import load_reader
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from logitcask_consumer.config import TrainConfigError
+from logitcask_consumer.held_out.reading import load_reader
 from logitcask_consumer.run_document import RunFolderError
 from logitcask_consumer.student.loading import load_model
 from logitcask_consumer.student.quantization import (

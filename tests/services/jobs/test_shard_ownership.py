@@ -155,7 +155,10 @@ def test_a_cancelled_job_counts_chunks_that_wait_for_others(serve, tmp_path):
     done = server.finish(job["id"])
     assert done["status"] == "cancelled"
     assert done["documents"]["captured"] == len(Cask.open(cask))
-    assert (done["documents"]["present"], done["documents"]["failed"]) == (0, 0), "nobody knows of the one repeated"
+    # What becomes of the one that is repeated nobody knows, unless the first chunk was ready before it was dropped.
+    first = document_id(np.array([1, HANGS, 3], dtype=np.uint32))
+    is_known = Cask.open(cask).find(first) is not None
+    assert (done["documents"]["present"], done["documents"]["failed"]) == (int(is_known), 0)
     assert owned_by(server, job) == names_in(cask)
 
 

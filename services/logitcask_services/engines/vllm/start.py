@@ -55,6 +55,7 @@ class RunningVllm:
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is a command's own: `--json`
         from vllm import EngineArgs, ModelRegistry, __version__
         from vllm.platforms import current_platform
         from vllm.v1.engine.llm_engine import LLMEngine

@@ -60,7 +60,7 @@ def faults(shard: Shard, vocab_size: int) -> list[int]:
     return verdicts
 
 
-def with_column(document: DocumentRecords, name: str, column: np.ndarray) -> DocumentRecords:
+def with_column(document: DocumentRecords, name: str, column: np.ndarray | None) -> DocumentRecords:
     columns = document.records.position_columns
     changed: dict[str, Any] = {"position_columns": {**columns, name: column}} if name in columns else {name: column}
     return dataclasses.replace(document, records=dataclasses.replace(document.records, **changed))
