@@ -57,8 +57,8 @@ class Int4:
         """How torchao stores such weights: integers in bytes, and scales."""
         from torchao.quantization import IntxWeightOnlyConfig, PerGroup
 
-        bits = torch.int4  # type: ignore[attr-defined]
-        return IntxWeightOnlyConfig(weight_dtype=bits, granularity=PerGroup(self.group))
+        kind = torch.int4  # type: ignore[attr-defined]
+        return IntxWeightOnlyConfig(weight_dtype=kind, granularity=PerGroup(self.group))
 
     def require_fitting(self, layers: Mapping[str, nn.Linear]) -> None:
         """Refuse a group that does not divide the rows of every layer.

@@ -13,6 +13,7 @@ from logitcask_consumer.student.quantization import (
     Fp8,
     Int4,
     QuantizationError,
+    Scheme,
     as_stored,
     fake_quantize,
     quantized_layers,
@@ -28,7 +29,7 @@ from tests.support.consumer.cask_builder import tiny_model
 
 pytest.importorskip("torchao")
 IDS = torch.arange(3, 30)[None]
-SCHEMES: list[Int4 | Fp8] = [Int4(group=16), Fp8()]
+SCHEMES: list[Scheme] = [Int4(group=16), Fp8()]
 
 
 def logits(model):
@@ -72,7 +73,7 @@ def test_gradients_go_straight_through(scheme):
     """Of y = x W': dL/dW = (dL/dy)' x as if nothing was rounded, dL/dx = dL/dy W' of the rounded weights."""
     model = tiny_model(layers=2)
     fake_quantize(model, scheme)
-    layer = quantized_layers(model)["model.layers.1.mlp.down_proj"]
+    layer: Any = quantized_layers(model)["model.layers.1.mlp.down_proj"]
     weight_RC = layer.weight.detach().clone()
     x_TC = torch.randn(5, layer.in_features, requires_grad=True)
     grad_TR = torch.randn(5, layer.out_features)
@@ -84,8 +85,7 @@ def test_gradients_go_straight_through(scheme):
         rounded_RC = (weight_RC.double() / scale_R1).float().to(torch.float8_e4m3fn).double() * scale_R1
     else:
         by_hand_RC, clear_RC = by_hand(weight_RC, 16)
-        rounding: Any = layer.weight_fake_quantizer
-        rounded_RC = torch.where(clear_RC, by_hand_RC, rounding(layer.weight).detach().double())
+        rounded_RC = torch.where(clear_RC, by_hand_RC, layer.weight_fake_quantizer(layer.weight).detach().double())
     torch.testing.assert_close(x_TC.grad.double(), grad_TR.double() @ rounded_RC, rtol=1e-5, atol=1e-5)
     assert float((x_TC.grad.double() - grad_TR.double() @ weight_RC.double()).abs().max()) > 1e-3, "rounding shows"
     assert torch.equal(weight_RC, layer.weight), "the weight itself is not rounded"

@@ -226,7 +226,7 @@ def _evaluations(measured: list[Line], trained: list[Line]) -> Evaluations:
     steps = [int(line["step"]) for line in measured]
     values = {name: column for name, column in _columns(measured).items() if name not in _NOT_FIGURES}
     # Steps ascend in both files: of the lines trained, those since the evaluation before.
-    edges = [bisect_right(trained, step, key=lambda line: line["step"]) for step in steps]
+    edges = [bisect_right(trained, step, key=lambda line: int(line["step"])) for step in steps]
     parts = [trained[first:stop] for first, stop in pairwise([0, *edges])]
     logged = {name for line in trained for name in line}
     # What is measured as nll is logged as ce in training.
