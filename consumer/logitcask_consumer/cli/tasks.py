@@ -46,4 +46,4 @@ def from_json(
         print_json({"task": str(path), "questions": len(questions) - shots})
         return
     kind = "answers to be written" if questions[0].choices is None else "choices"
-    messages().print(f"{path}: {len(questions) - shots} questions with {kind}")
+    messages().print(f"{path}: {len(questions) - shots} questions with {kind}", soft_wrap=True)

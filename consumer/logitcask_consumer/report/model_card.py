@@ -170,8 +170,11 @@ def _model(label: str, document: dict[str, Any]) -> dict[str, Any]:
 
 def _training(run: dict[str, Any]) -> str:
     settings = {name: value for name, value in run["settings"].items() if name != "casks" and value is not None}
+    steps = run["result"]["steps"]
+    of_step = run["result"].get("student_step", steps)
+    best = "" if of_step == steps else f", the student being that after {of_step:,}, the best on held-out documents"
     return (
-        f"{run['result']['steps']:,} steps of {run['batch_tokens']:,} tokens; {run['student']['parameters']:,} "
+        f"{steps:,} steps of {run['batch_tokens']:,} tokens{best}; {run['student']['parameters']:,} "
         f"parameters; begun from `{public_name(run['student']['spec'])}`; logitcask {run['logitcask']}.\n\n"
         f"```json\n{_json(settings | {'student': public_name(run['student']['spec'])})}\n```"
     )

@@ -15,7 +15,8 @@ from logitcask_schemas.errors import OptionError
 
 _WORD: Final = re.compile(r"[^\W\d_]+")
 _LONG_WORD: Final = re.compile(r"[^\W\d_]{4,}")
-_MARK: Final = re.compile(r"(?<!\d)[.,;:!?'\"()\[\]-]|[.,;:!?'\"()\[\]-](?!\d)")
+# A mark beside a digit may be part of a number or a formula, and a dash between blanks is a minus.
+_MARK: Final = re.compile(r"(?<!\d)[.,;:!?'\"()\[\]](?!\d)|(?<=[^\W\d_])-(?=[^\W\d_])")
 _BLANK: Final = re.compile(r"(?<=\S) (?=\S)")
 Rule = Callable[[str, float, random.Random], str]
 
@@ -85,6 +86,12 @@ class Perturbation:
         assert fields.choices is not None
         assert fields.answer is not None
         choices, answer = list(row[fields.choices]), row[fields.answer]
+        known = 0 <= answer < len(choices) if isinstance(answer, int) else answer in choices
+        if len(choices) < 2 or not known:
+            raise TaskError(
+                f"order: the answer {answer!r} is neither the number, from 0, nor the text of one of {len(choices)} "
+                "choices, so it cannot follow its choice; leave `order` out, or name others in `metadata: fields`"
+            )
         if generator.random() >= self.rate:
             return dict(row)
         order = list(range(len(choices)))
@@ -156,11 +163,11 @@ def _case(text: str, rate: float, generator: random.Random) -> str:
 
 
 def _words(text: str, rate: float, generator: random.Random) -> str:
-    """Neighbouring words swapped, none more than once; what stands between them stays."""
+    """Neighbouring words swapped, none more than once; numbers, signs and what stands between words stay."""
     parts = re.split(r"(\s+)", text)
     at = 0
     while at + 2 < len(parts):
-        if parts[at] and parts[at + 2] and generator.random() < rate:
+        if parts[at][:1].isalpha() and parts[at + 2][:1].isalpha() and generator.random() < rate:
             parts[at], parts[at + 2] = parts[at + 2], parts[at]
             at += 2
         at += 2
@@ -168,7 +175,7 @@ def _words(text: str, rate: float, generator: random.Random) -> str:
 
 
 def _punctuation(text: str, rate: float, generator: random.Random) -> str:
-    """Without marks, but for those within numbers."""
+    """Without marks, but for those beside digits and dashes that are no hyphens."""
     return _MARK.sub(lambda match: "" if generator.random() < rate else match[0], text)
 
 

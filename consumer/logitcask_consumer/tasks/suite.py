@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from logitcask_consumer.held_out.reading import load_reader
 from logitcask_consumer.student.adapters import base_folder
 from logitcask_consumer.student.checks import context_of
-from logitcask_consumer.student.loading import load_model, load_tokenizer
+from logitcask_consumer.student.loading import load_tokenizer
 from logitcask_consumer.tasks.perturbations import Perturbation
 from logitcask_consumer.tasks.questions import TaskError
 from logitcask_schemas.errors import MissingExtraError
@@ -57,7 +58,7 @@ class SuiteTask:
     @property
     def questions(self) -> int:
         """How many there are."""
-        return len(self.file.splits[self.file.asked])
+        return len(self.task.eval_docs)
 
     def loaded(self) -> list["LoadedTask"]:
         """The task, and its variants with questions."""
@@ -116,7 +117,12 @@ class TaskSuite:
                 _require_perturbable(file)
         loaded = [(file, load_task(file)) for file in files]
         tasks = [SuiteTask(file=file, task=task, chance=chance_of(task)) for file, task in loaded]
-        for task in tasks:
+        for task in tasks if perturbations else []:
+            if task.file.config.get("process_docs") is not None:
+                raise TaskError(
+                    f"{task.file.path}: process_docs may leave questions out or make others, so they cannot be paired "
+                    "with perturbed ones; leave out --perturb"
+                )
             task.variants = {
                 perturbation.kind: _variant(task.file, perturbation, seed)
                 for perturbation in perturbations
@@ -175,7 +181,7 @@ class TaskSuite:
         longest, context = self._contexts[folder]
         loaded = [each for task in self.tasks for each in task.loaded()]
         metrics = {each.config.task: task.file.metric for task in self.tasks for each in task.loaded()}
-        model = load_model(folder).to(device).eval()
+        model = load_reader(folder, "none").to(device).eval()  # with rounded weights, where its run trains them so
         batch = max(1, self.batch_tokens // longest)
         right = ask(model, load_tokenizer(folder), loaded, metrics, batch=batch, context=context)
         answers = {}

@@ -14,6 +14,7 @@ from typing import Any, Final
 import datasets
 import yaml
 from datasets.exceptions import DatasetGenerationError
+from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 from lm_eval.api import metrics  # fills the registry
 from lm_eval.api.registry import metric_registry
 from lm_eval.config.task import TaskConfig
@@ -124,7 +125,7 @@ def _functions(path: Path, seen: set[Path]) -> Iterator[str]:
     seen.add(path.resolve())
     text = path.read_text(encoding="utf-8")
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if getattr(event, "tag", None) == "!function":
+        if str(getattr(event, "tag", None)).startswith(("!function", "tag:yaml.org,2002:python/")):
             yield f"{path}, line {event.start_mark.line + 1}"
     included = load_yaml(path, resolve_func=False, recursive=False).get("include", [])
     for other in included if isinstance(included, list) else [included]:
@@ -205,6 +206,10 @@ def _data(path: Path, config: dict[str, Any]) -> dict[str, Any]:
         more["data_files"] = _beside(path, more["data_files"])
     elif (path.parent / place).is_dir():
         place = str(path.parent / place)
+    elif place in _PACKAGED_DATASETS_MODULES:
+        raise TaskError(
+            f"{path}: dataset_path: {place} may run code, or reach for other machines; take {', '.join(sorted(LOCAL))}"
+        )
     datasets.disable_progress_bars()
     try:
         with tempfile.TemporaryDirectory(prefix="logitcask-tasks-") as cache:

@@ -44,6 +44,21 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
+def require_evaluations_of(output: Path, checkpoint: Path) -> None:
+    """Refuse a checkpoint of another run that was evaluated: its figures would count as those of the run in `output`.
+
+    Raises:
+        RunFolderError: it is such a one, or cannot be read.
+    """
+    if checkpoint.resolve().is_relative_to(output.resolve()):
+        return
+    if any(name.startswith("eval_") for line in read_state(checkpoint)["log_history"] for name in line):
+        raise RunFolderError(
+            f"{checkpoint} is of another run, whose evaluations would count as those of this one. Begin with it as the "
+            "student (--student), or leave --eval-cask out"
+        )
+
+
 def steps_of(checkpoint: Path | None) -> int:
     """Optimizer steps that a checkpoint was made after; 0 of none."""
     return 0 if checkpoint is None else int(read_state(checkpoint)["global_step"])

@@ -51,6 +51,7 @@ from logitcask_consumer.training.checkpoints import (
     choose_checkpoint,
     partial_folder,
     read_state,
+    require_evaluations_of,
     require_same_batch,
     require_same_run,
     steps_of,
@@ -210,7 +211,10 @@ def _train(
             return TrainResult.of(config, spec, before, None, already_finished=True)
     elif checkpoint is not None and checkpoint.is_relative_to(config.output):
         raise RunFolderError(f"{config.output} holds checkpoints without {RUN_NAME}; use another output folder")
-    notes = [] if held_out is None else overlap_notes(held_out, casks, spec.folder)
+    if held_out is not None and checkpoint is not None:
+        require_evaluations_of(config.output, checkpoint)
+    origin = config.teacher if spec.parts is not None else spec.folder
+    notes = [] if held_out is None else overlap_notes(held_out, casks, origin)
     own = processes()
     own.wait_for_everyone()  # every process has read the folder's state before one changes it
     dataset = method.dataset(

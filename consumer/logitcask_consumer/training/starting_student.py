@@ -40,8 +40,9 @@ def starting_student(
     """
     if config.quantize is None:
         return _plain_student(config, spec, checkpoint, casks, tokenizer)
-    if checkpoint is None and spec.folder is not None:
-        require_unrounded(spec.folder, what="student")
+    source, what = (spec.folder, "student") if spec.parts is None else (config.teacher, "teacher")
+    if checkpoint is None and source is not None:
+        require_unrounded(source, what=what)
     model = _plain_student(config, spec, checkpoint, casks, tokenizer)
     read_scheme(config.quantize).require_fitting(quantized_layers(model))
     return model

@@ -80,6 +80,7 @@ def draft_check(
     from logitcask_services.draft_check.foretold import metric_of, of_report
     from logitcask_services.engines.model_folder import ModelFolder
     from logitcask_services.engines.transformers_engine import TransformersEngine
+    from logitcask_services.teachers.outline import outline
 
     stderr = Console(stderr=True)
     folder, longest = ModelFolder.open(teacher), prompt_tokens + max_tokens + draft_length
@@ -91,7 +92,9 @@ def draft_check(
         )
     sampled = drafts == "sampled"
     foretold = None if report is None else of_report(report, label, metric_of(temperature, sampled=sampled))
-    documents = _documents(folder, cask, sample, texts, prompt_tokens)
+    # Held-out documents are read whole, by both.
+    windows = [facts.max_model_len for model in (folder, student) if (facts := outline(model, None)) is not None]
+    documents = _documents(folder, cask, sample, texts, prompt_tokens, longest=min([_LONGEST, *windows]))
     speculation = _written(
         stderr,
         folder,
@@ -127,9 +130,9 @@ def draft_check(
 
 
 def _documents(
-    folder: "ModelFolder", cask: str | None, sample: Path | None, texts: int, prompt_tokens: int
+    folder: "ModelFolder", cask: str | None, sample: Path | None, texts: int, prompt_tokens: int, *, longest: int
 ) -> "list[NDArray[np.uint32]]":
-    """Token ids of held-out documents that are longer than a prompt.
+    """Token ids of held-out documents that are longer than a prompt, at most the first `longest` of each.
 
     Raises DraftCheckError, FidelityError, PilotError, CaskError or IdentityMismatchError where there are none.
     """
@@ -143,7 +146,7 @@ def _documents(
     from logitcask_services.pilot.pilot import sample_documents
 
     if cask is not None:
-        held = Sample.of_cask(cask, positions=4 * _LONGEST * texts)
+        held = Sample.of_cask(cask, positions=4 * longest * texts)
         held.require_fits(folder.tokenizer_fingerprint, vocab_size=None, max_model_len=None)
         found = (task.token_ids_L for task in held.tasks)
     else:
@@ -151,8 +154,8 @@ def _documents(
         if not sample.is_file():
             raise OptionError(f"--sample {sample}: no such file; expected JSON lines such as those of a corpus")
         tokenizer = HuggingFaceTokenizer.load(folder.path)
-        found = (np.array(ids, np.uint32) for ids in sample_documents(sample, tokenizer, _LONGEST))
-    documents = list(islice((ids[:_LONGEST] for ids in found if len(ids) > prompt_tokens), texts))
+        found = (np.array(ids, np.uint32) for ids in sample_documents(sample, tokenizer, longest))
+    documents = list(islice((ids[:longest] for ids in found if len(ids) > prompt_tokens), texts))
     if not documents:
         raise DraftCheckError(
             f"{cask or sample} holds no document of more than {prompt_tokens} tokens, to begin texts with; lower "

@@ -15,6 +15,7 @@ from logitcask_schemas.terminal import counted
 from logitcask_services.cli import capture_options as options
 from logitcask_services.cli.connection import say
 from logitcask_services.cli.request_options import given, values
+from logitcask_services.engines.dtypes import COMPUTE_DTYPES
 
 if TYPE_CHECKING:
     from logitcask_services.engines.model_folder import ModelFolder
@@ -124,7 +125,8 @@ def fidelity(
         engine,
         folder,
         documents,
-        dtype=dtype or ("auto" if made_by is None else made_by.dtype),
+        # Of a cask from elsewhere nobody knows it.
+        dtype=dtype or (made_by.dtype if made_by is not None and made_by.dtype in COMPUTE_DTYPES else "auto"),
         max_model_len=max_model_len,
         engine_options=values(engine_option, "--engine-option"),
     )

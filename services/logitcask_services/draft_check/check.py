@@ -15,7 +15,7 @@ from logitcask_services.draft_check.controls import Control, greedy_control, sam
 from logitcask_services.draft_check.foretold import Foretold, accepted, metric_of, tokens_per_step
 from logitcask_services.draft_check.speculation import Speculation, WrittenText, kept_of_steps
 from logitcask_services.pilot.extrapolation import DocumentMean, document_mean
-from logitcask_services.pilot.pilot import LogitsFunction, checked_logits
+from logitcask_services.pilot.logits import LogitsFunction, checked_logits
 
 FORMAT: Final = {"format": "logitcask-draft-check", "version": 1}
 _BLOCK: Final = 64

@@ -104,10 +104,13 @@ def of_report(path: Path, label: str | None, metric: Metric) -> Foretold:
     if chosen is None:
         raise DraftCheckError(f"--report {file} has no model {label!r}; it has {', '.join(models) or 'none'}")
     source = f"{metric} of {chosen['label']} in {file.name}"
-    if (estimate := chosen["metrics"].get(metric)) is not None:
+    bracket = chosen.get("brackets", {}).get(metric)
+    estimate = chosen["metrics"].get(metric)
+    # As in the report: beside its two ends a figure counts only where it is no bound itself.
+    if estimate is not None and (bracket is None or document.get("kinds", {}).get(metric) == "unbiased"):
         ends = {end: estimate[end] for end in ("value", "low", "high")}
         return Foretold(source=source, metric=metric, **ends)
-    if (bracket := chosen.get("brackets", {}).get(metric)) is not None:
+    if bracket is not None:
         return Foretold(source=source, metric=metric, value=None, low=bracket["low"], high=bracket["high"])
     raise DraftCheckError(
         f"--report {file} says nothing of {metric} for {chosen['label']}: its records do not tell it. Leave --report "

@@ -32,7 +32,7 @@ from logitcask_services.fidelity.divergence import (
 )
 from logitcask_services.fidelity.draw_noise import draw_variance
 from logitcask_services.fidelity.passes import plain_spec, through_a_cask
-from logitcask_services.pilot.pilot import LogitsFunction, checked_logits
+from logitcask_services.pilot.logits import LogitsFunction, checked_logits
 
 _BLOCK: Final = 64
 """Rows whose float64 log-probabilities exist at once: 25 MB at 49,152 words."""

@@ -12,7 +12,7 @@ from logitcask_schemas.terminal import counted
 from logitcask_services.fidelity.measure import DocumentFigures, Floats, Meter
 from logitcask_services.fidelity.passes import NAMED, EnginePasses
 from logitcask_services.pilot.extrapolation import DocumentMean, document_mean
-from logitcask_services.pilot.pilot import LogitsFunction
+from logitcask_services.pilot.logits import LogitsFunction
 
 FORMAT: Final = {"format": "logitcask-fidelity", "version": 1}
 BATCH: Final = 2**14

@@ -34,20 +34,21 @@ class ShardLedger:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._path = folder / secrets.token_hex(8)
+        self._is_durable = False
 
     def note(self, name: str) -> None:
         """Write down, durably, that the shard of this name is about to be published. Raises OSError."""
-        is_new = not self._path.exists()
-        if is_new:
+        if not self._is_durable:
             self.folder.mkdir(parents=True, exist_ok=True)
         with self._path.open("ab") as file:
             # The line begins anew: before it may stand half a name, of a disk that was full.
             file.write(f"\n{name}\n".encode())
             file.flush()
             os.fsync(file.fileno())
-        if is_new:
+        if not self._is_durable:  # also where an earlier name failed after the file was made
             LocalFiles().sync_directory(self.folder)
             LocalFiles().sync_directory(self.folder.parent)
+            self._is_durable = True
 
     def names(self) -> set[str]:
         """Of shards that were about to be published; whether they were, the cask says. Raises OSError."""

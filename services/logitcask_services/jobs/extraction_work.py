@@ -144,10 +144,11 @@ class ExtractionWork:
         if not of_chunks:
             return
         wanted = set[bytes]().union(*of_chunks.values())
+        began = min(self.row.timestamps.values())
         for entry, stored in self.waiter.run(lambda: self.writer.shards_with(wanted)):
             if entry.name not in announced or entry.name in self._entries:
                 continue  # somebody else's, or adopted before
-            if self.context.chunks.owner_of_shard(entry.name) is not None:
+            if self.context.chunks.owner_of_shard(entry.name, self.row.request.cask, since=began) is not None:
                 continue  # another extraction's, which published it after this one was about to and did not live to
             number = next((number for number, ids in of_chunks.items() if stored <= ids), None)
             if number is not None:

@@ -24,6 +24,8 @@ BLIND_HANG_SECONDS: Final = 1800.0
 """Without a result, where results are all that can be seen: a long text may take long."""
 LATE_SECONDS: Final = 2.0
 """By which a look that comes later than it should says that this process did not run."""
+KILLED_SECONDS: Final = 10.0
+"""In which whoever waited for processes that were killed hears of it, also on a machine that has no time."""
 STEP_SECONDS: Final = 2.0
 """In which a step may come back when the service stops."""
 
@@ -89,11 +91,12 @@ class Watchdog(threading.Thread):
                 continue
             if steps is not None:
                 silence = min(silence, steps)  # results may be far apart while one step follows the other
-            if not silence > hang > 0:
+            deaths = context.teacher.deaths
+            was_killed = deaths == interrupted_at
+            if not silence > hang > 0 or (was_killed and silence < KILLED_SECONDS):
                 continue
             reason = f"the teacher has shown no life for {silence:.0f} s"
-            deaths = context.teacher.deaths
-            if deaths != interrupted_at and context.teacher.interrupt(reason, hang):
+            if not was_killed and context.teacher.interrupt(reason, hang):
                 logger.error("%s; its processes were killed", reason)
                 interrupted_at = deaths
                 context.heartbeat.beat()

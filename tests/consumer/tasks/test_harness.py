@@ -175,7 +175,7 @@ def test_the_same_seed_gives_the_same_questions(tmp_path, knowing):
 
 
 def test_a_model_without_room_is_refused_before_it_is_loaded(tmp_path, knowing, monkeypatch):
-    monkeypatch.setattr("logitcask_consumer.tasks.suite.load_model", lambda folder: pytest.fail("was loaded"))
+    monkeypatch.setattr("logitcask_consumer.tasks.suite.load_reader", lambda *_: pytest.fail("was loaded"))
     long = [
         Question(text=" ".join(["w3"] * 300), choices=("w50", "w51"), answer=0),
         *knowable_questions(10, choices=2),

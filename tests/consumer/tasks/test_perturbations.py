@@ -12,6 +12,7 @@ from logitcask_consumer.tasks.perturbations import (
     PerturbationError,
     parse_perturbations,
 )
+from logitcask_consumer.tasks.questions import TaskError
 
 CHOICES = ["one", "two", "three", "four"]
 FIELDS = Fields(question="q", choices="c", answer="a")
@@ -89,6 +90,22 @@ def test_the_answer_follows_its_choice(answer):
         assert sorted(row["c"]) == sorted(CHOICES)
         assert row["q"] == TEXT
     assert changed("order", row={**ROW, "c": ["no", "yes"], "a": 0})["a"] == 1
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer"), [(CHOICES, "B"), (CHOICES, "1"), (CHOICES, 4), (CHOICES, -1), (["one"], 0), ([], 0)]
+)
+def test_an_answer_that_names_no_choice_cannot_follow_it(choices, answer):
+    for rate in (0.0, 1.0):
+        with pytest.raises(TaskError, match="is neither the number, from 0, nor the text of one of"):
+            changed("order", rate, row={**ROW, "c": choices, "a": answer})
+
+
+@pytest.mark.parametrize("formula", ["3 + -5", "7 - 12", "is .5", "(2+3)*4", "2.5% - 1"])
+def test_formulas_stay(formula):
+    for kind in ("punctuation", "words"):
+        assert changed(kind, row={**ROW, "q": formula})["q"] == formula
+    assert changed("punctuation", row={**ROW, "q": "a well-known fact, (really)!"})["q"] == "a wellknown fact really"
 
 
 def test_what_is_asked_for_is_read_or_refused():

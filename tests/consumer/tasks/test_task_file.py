@@ -4,6 +4,7 @@ import lm_eval.utils
 import pytest
 
 from logitcask_consumer.tasks.harness import load_task, sandboxed_templates
+from logitcask_consumer.tasks.perturbations import parse_perturbations
 from logitcask_consumer.tasks.questions import TaskError
 from logitcask_consumer.tasks.suite import TaskSuite
 from logitcask_consumer.tasks.task_file import read_task
@@ -37,6 +38,7 @@ def load(*paths, **options):
         ({"use_prompt": "x:y"}, "promptsource"),
         ({"unsafe_code": True}, "are not run"),
         ({"output_type": "loglikelihood_rolling"}, "right or wrong only of"),
+        ({"dataset_path": "pandas"}, "dataset_path: pandas may run code, or reach for other machines; take arrow, csv"),
         ({"repeats": 3}, "every question is asked once"),
         ({"metric_list": [{"metric": "f1"}]}, "by none of its metrics (f1)"),
         ({"metric_list": [{"metric": "accuracy"}]}, "has no metric 'accuracy'"),
@@ -104,6 +106,9 @@ def test_a_function_runs_only_where_it_is_allowed(task):
     loaded = load_task(read_task(task, run_code=True))
     assert (task.parent / "has_run").exists()
     assert (loaded.config.task, len(loaded.eval_docs)) == ("mine", 10)
+    assert [each.questions for each in load(task, run_code=True).tasks] == [10]
+    with pytest.raises(TaskError, match="process_docs may leave questions out"):
+        load(task, perturbations=parse_perturbations("case"), run_code=True)
     (task.parent / "base.yml").write_text("process_docs: !function code.gone\n")
     with pytest.raises(TaskError, match="that cannot be loaded"):
         read_task(task, run_code=True)

@@ -120,6 +120,12 @@ def test_a_quantised_run_goes_on_bit_by_bit(config, tmp_path):
         train(replace(whole, quantize="fp8"))
 
 
+def test_a_rounded_teachers_layers_are_not_rounded_again(config, tmp_path):
+    rounded = train(replace(config, max_steps=1)).output
+    with pytest.raises(ModelError, match=r"the teacher .* was quantised by its run already"):
+        train(replace(config, student="from-teacher:layers=1", teacher=rounded, output=tmp_path / "again"))
+
+
 def test_a_student_of_the_teachers_layers_is_quantised(config, capsys):
     said = []
     train(replace(config, student="from-teacher:layers=2", max_steps=2), say=said.append)

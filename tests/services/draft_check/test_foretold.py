@@ -70,6 +70,16 @@ def test_a_report_foretells_with_its_interval_or_between_two_ends(report):
     assert (found.value, found.low, found.high) == (None, 0.2, 0.6)
 
 
+@pytest.mark.parametrize(("kind", "value"), [("lower bound", None), ("unbiased", 0.3)])
+def test_a_bound_foretells_nothing_beside_two_ends(tmp_path, kind, value):
+    metric = {"value": 0.3, "standard_error": 0.01, "low": 0.28, "high": 0.32}
+    model = {"label": "x", "metrics": {"acceptance": metric}, "brackets": {"acceptance": {"low": 0.3, "high": 0.7}}}
+    (tmp_path / "report.json").write_text(json.dumps({**REPORT, "kinds": {"acceptance": kind}, "models": [model]}))
+    foretold = of_report(tmp_path, None, "acceptance")
+    assert foretold.value == value
+    assert (foretold.low, foretold.high) == ((0.3, 0.7) if value is None else (0.28, 0.32))
+
+
 @pytest.mark.parametrize(
     ("label", "metric", "message"),
     [

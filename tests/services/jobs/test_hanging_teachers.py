@@ -1,11 +1,12 @@
 """Teachers that hang: how long that may last, what is ended and loaded again, and who is not blamed."""
 
+import threading
 from typing import Any
 
 import pytest
 
 from logitcask_services.jobs import watchdog
-from tests.support.services.fake_teacher import HANGS, fake_teacher
+from tests.support.services.fake_teacher import HANGS, FakeEngine, fake_teacher
 from tests.support.services.service_harness import cask_of, wait_for
 
 
@@ -40,6 +41,37 @@ def test_a_teacher_that_hangs_is_ended_and_loaded_again(serve, documents, tmp_pa
     hang_file.unlink()
     assert server.finish(started["id"])["status"] == "completed"
     assert len(cask_of(tmp_path)) == 40
+
+
+@pytest.mark.filterwarnings("ignore:.*logitcask-watchdog:pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(("patience", "ends"), [(watchdog.KILLED_SECONDS, False), (0.0, True)])
+def test_a_teacher_that_was_killed_may_take_its_time_to_end(serve, documents, tmp_path, monkeypatch, patience, ends):
+    """Longer than the operator lets a step take: the service itself does not end for that. The control has none."""
+    gave_up = []
+    monkeypatch.setattr(watchdog, "KILLED_SECONDS", patience)
+
+    def end(self, reason):
+        gave_up.append(reason)
+        raise SystemExit  # of this thread, instead of the process
+
+    monkeypatch.setattr(watchdog.Watchdog, "_end", end)
+    monkeypatch.setattr(watchdog.Watchdog, "_note_hang", lambda self, reason: None)
+    interrupt = FakeEngine.interrupt
+
+    def interrupt_later(engine):
+        threading.Timer(1.2, interrupt, [engine]).start()
+        return True
+
+    monkeypatch.setattr(FakeEngine, "interrupt", interrupt_later)
+    hang_file = tmp_path / "hang"
+    hang_file.touch()
+    documents[5]["input_ids"][1:1] = [HANGS]
+    server = serve(fake={"hang_file": hang_file, "in_flight": 1}, engine_hang_seconds=0.3)
+    started = server.submit(server.upload(documents))
+    wait_for(lambda: server.service.teacher.deaths > 0)
+    hang_file.unlink()
+    assert server.finish(started["id"])["status"] == "completed"
+    assert bool(gave_up) == ends
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What a job counts as captured is what it published itself, whoever else fills the same cask, and whatever dies."""
 
 import os
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.carriers.registry import CARRIERS
+from logitcask_schemas.cask.storage.files import LocalFiles
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.extent import document_id
 from logitcask_services.jobs.chunk_publication import ShardLedger, publish_chunk
@@ -79,6 +81,24 @@ def test_what_a_stranger_published_meanwhile_stays_the_strangers(serve_any, tmp_
     assert owned_by(server, job) == published
     capture(prepare(tmp_path / "alone", documents), tmp_path / "whole")
     assert files_of(cask) == files_of(tmp_path / "whole")
+
+
+def test_shards_are_the_jobs_though_another_cask_has_the_same(serve_any, tmp_path, monkeypatch):
+    """They have the same names there, and had them in a cask of this name that was deleted."""
+    documents, cask = some_documents(90, repeated=0), tmp_path / "casks/cask"
+    server = serve_any()
+    corpus = server.upload(documents)
+    earlier = [server.finish(server.submit(corpus, name)["id"]) for name in ("another", "cask")]
+    assert [job["documents"]["captured"] for job in earlier] == [90, 90]
+    shutil.rmtree(cask)
+    job = fail_before_counting(server, monkeypatch, cask, documents, 1)
+    published = names_in(cask)
+    assert published <= names_in(tmp_path / "casks/another")
+    server.client.post(f"/v1/extractions/{job['id']}/resume").raise_for_status()
+    wait_for(lambda: server.get(job["id"])["status"] == "completed")
+    counts = server.get(job["id"])["documents"]
+    assert (counts["captured"], counts["present"]) == (90, 0)
+    assert owned_by(server, job) == names_in(cask) >= published
 
 
 def test_who_is_overtaken_has_captured_nothing(serve_any, tmp_path, monkeypatch):
@@ -214,6 +234,25 @@ def test_what_cannot_be_written_down_is_not_published(open_chunk, tmp_path):
     assert len(Cask.open(tmp_path / "cask")) == 0
     suffixes = {carrier.suffix for carrier in CARRIERS.values()}
     assert not [path for path in (tmp_path / "cask/shards").iterdir() if path.suffix in suffixes], "the disk is full"
+
+
+def test_a_ledger_is_durable_though_its_first_name_was_not(tmp_path, monkeypatch):
+    """Folders are synced with the first name that is written, not with the first that is tried."""
+    folder, synced, fsync = tmp_path / "jobs" / "ledger", [], os.fsync
+    monkeypatch.setattr(LocalFiles, "sync_directory", lambda self, path: synced.append(path))
+    ledger = ShardLedger(folder)
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        ledger.note("a" * 32)
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert synced == []
+    for name in ("b" * 32, "c" * 32):
+        ledger.note(name)
+    assert synced == [folder, folder.parent]
 
 
 def test_a_ledger_has_many_writers_and_survives_half_a_line(tmp_path):

@@ -121,8 +121,12 @@ def test_a_chunk_counts_once(store, request_of):
     row = store.get(row.id)
     assert (row.tokens_done, row.bytes_written, row.captured_documents) == (5, 100, 1)
     assert [chunk.number for chunk in chunk_store(store).pending_chunks(row.id)] == [1, 2]
-    assert chunk_store(store).owner_of_shard("s") == row.number
-    assert chunk_store(store).owner_of_shard("other") is None
+    owner = chunk_store(store).owner_of_shard
+    began, ended = min(row.timestamps.values()), max(row.timestamps.values())
+    assert owner("s", row.request.cask, since=began) == row.number
+    assert owner("other", row.request.cask, since=began) is None
+    assert owner("s", "another cask", since=began) is None
+    assert owner("s", row.request.cask, since=ended + 1) is None, "it was over before"
 
 
 def test_cancel(store, request_of):

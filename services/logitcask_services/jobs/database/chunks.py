@@ -131,10 +131,18 @@ class ChunkStore:
             )
         self._changed(extraction_id)
 
-    def owner_of_shard(self, shard_name: str) -> int | None:
-        """The number of an extraction whose chunk published this shard, or None."""
+    def owner_of_shard(self, shard_name: str, cask: str, *, since: float) -> int | None:
+        """The number of an extraction whose chunk published this shard into a cask, or None.
+
+        A shard's name follows from its documents, so another cask, or one of this name that was deleted, may have the
+        same: extractions that were over before `since` (seconds since the epoch) own nothing.
+        """
+        owners = select(ExtractionRow).join(ShardRow, ShardRow.extraction == ExtractionRow.number)
         with self._database.read() as session:
-            return session.scalar(select(ShardRow.extraction).where(ShardRow.name == shard_name).limit(1))
+            for row in session.scalars(owners.where(ShardRow.name == shard_name)):
+                if row.request.cask == cask and max(row.timestamps.values()) >= since:
+                    return row.number
+        return None
 
     def shard_names(self, extraction_id: str) -> set[str]:
         """Of the shards that are counted."""

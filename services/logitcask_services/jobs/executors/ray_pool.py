@@ -26,7 +26,6 @@ from logitcask_services.jobs.executors.chunk_orders import (
 )
 from logitcask_services.jobs.executors.chunk_worker import ChunkWorker, LoadEngine
 from logitcask_services.jobs.executors.corpus_capture import CaptureStoppedError
-from logitcask_services.jobs.executors.local_pool import DROP_SECONDS
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS: Final = 5.0
@@ -37,6 +36,8 @@ THREADS: Final = 4
 """Of an actor: one waits for events, others take orders."""
 FINISH_SECONDS: Final = 60.0
 LISTENER_SECONDS: Final = 10.0
+GRACE_SECONDS: Final = 3.0
+"""For actors to end what they publish when the pool is closed; a service that stops waits 5 s for all of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +207,7 @@ class RayPool:
                 actor.handle.drop.remote()
             else:
                 self._end(worker)
-        until = time.monotonic() + DROP_SECONDS
+        until = time.monotonic() + GRACE_SECONDS
         while self._actors and time.monotonic() < until:
             self._last_words += self._hear(0.2)
         for worker in list(self._actors):
