@@ -18,7 +18,6 @@ Measured is the dense KL(t || p) on held-out text, and bytes of hints per token.
 Shape legend: L tokens of a document, K layers of the hints, D width of the teacher's states.
 """
 
-import argparse
 import sys
 import tempfile
 import time
@@ -35,8 +34,6 @@ from numpy.typing import NDArray
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 import teacher_rows
 from cask_bytes import captured
-from demo.fetch_teacher import fetch_model
-from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.student.loading import load_model
 from logitcask_consumer.student.students import StudentSpec
 from logitcask_consumer.training.run import train
@@ -45,12 +42,9 @@ from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_schemas.record.hints import HintRows
 from logitcask_schemas.record.identity import TeacherIdentity, tokenizer_fingerprint
-from report import RESULTS, Report
-from seed_runs import finished, interval, keep, whole
+from report import Report
+from seed_runs import LENGTH, TableSetting, finished, interval, keep, shared, table_options, table_parser, whole
 from training_table import evaluate
-
-LENGTH: Final = 257
-"""Tokens of a document: 256 positions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,24 +68,11 @@ ARMS: Final = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class Setting(TableSetting):
     """What all arms share."""
 
-    teacher: Path
-    cache: Path
     student: str
     layers: tuple[int, ...]
-    steps: int
-    batch: int
-    lr: float
-    documents: int
-    held_out: int
-    name: str
-
-    @property
-    def runs(self) -> Path:
-        """Where finished runs are noted, so that an interrupted table goes on."""
-        return RESULTS / f"{self.name}_runs.csv"
 
 
 @torch.inference_mode()
@@ -145,21 +126,14 @@ def made_casks(
 def trained(setting: Setting, cask: Path, arm: Arm, seed: int) -> Any:
     """The student of an arm."""
     with tempfile.TemporaryDirectory() as folder:
-        config = TrainConfig(
-            casks=(cask,),
+        config = setting.training(
+            cask,
+            Path(folder) / "student",
+            seed,
             student=setting.student,
             teacher=setting.teacher,
-            output=Path(folder) / "student",
             hints=arm.hints,
             target="dense" if arm.dense else "record",
-            max_steps=setting.steps,
-            seq_len=LENGTH - 1,
-            packing="none",
-            batch_tokens=(LENGTH - 1) * setting.batch,
-            micro_tokens=(LENGTH - 1) * min(setting.batch, 8),
-            lr=setting.lr,
-            warmup=0.1,
-            seed=seed,
             save_steps=10_000,
         )
         return load_model(whole(train(config, say=print))).eval()
@@ -221,39 +195,18 @@ def table(setting: Setting) -> None:
 
 def main() -> None:
     """Train every arm with every seed, then make the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--teacher", type=Path, help="folder (default: SmolLM2-135M-Instruct, fetched)")
-    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "logitcask-bench-teacher")
+    parser = table_parser(__doc__, documents=320, held_out=40, steps=80, batch=8, lr=5e-4, name="hint_table")
     parser.add_argument("--student", default="from-teacher:layers=10", help="as `logitcask train` takes it")
     parser.add_argument("--layers", type=int, nargs="+", default=[10, 20, 30], help="of the teacher")
-    parser.add_argument("--documents", type=int, default=320)
-    parser.add_argument("--held-out", type=int, default=40)
-    parser.add_argument("--steps", type=int, default=80)
-    parser.add_argument("--batch", type=int, default=8, help="documents")
-    parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--name", default="hint_table", help="of the files with the results")
-    parser.add_argument("--table-only", action="store_true")
-    parser.add_argument("--quick", action="store_true", help="one seed, two steps, few documents: does it run?")
-    options = parser.parse_args()
-    if options.quick:
-        options.steps, options.batch, options.documents, options.held_out = 2, 2, 4, 2
-        options.seeds, options.name = options.seeds[:1], f"{options.name}_quick"
-    setting = Setting(
-        teacher=options.teacher or fetch_model("smollm2-135m"),
-        layers=tuple(options.layers),
-        **{
-            name: getattr(options, name)
-            for name in ("cache", "student", "steps", "batch", "lr", "documents", "held_out", "name")
-        },
-    )
+    options = table_options(parser)
+    options.layers = tuple(options.layers)
+    setting = Setting(**shared(options, "student", "layers"))
     if not options.table_only:
         train_all(setting, options.seeds, options.arms)
     table(setting)
     if options.quick:
-        setting.runs.unlink()
-        (RESULTS / f"{setting.name}.csv").unlink()
+        setting.remove_results()
 
 
 if __name__ == "__main__":

@@ -18,11 +18,9 @@ their least and their largest). They are no numbers of torchao's int4, whose lev
     python bench/qad_table.py --table-only               # from results/qad_table_runs.csv
 """
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,15 +28,13 @@ import transformers
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 import teacher_rows
-from demo.fetch_teacher import fetch_model
-from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.student.loading import load_model
 from logitcask_consumer.student.quantization import read_scheme, round_weights
 from logitcask_consumer.training.run import train
-from report import RESULTS, Report
-from seed_runs import finished, interval, keep, whole
+from report import Report
+from seed_runs import LENGTH, TableSetting, finished, interval, keep, shared, table_options, table_parser, whole
 from training_table import evaluate
-from width_depth import LENGTH, made_cask
+from width_depth import made_cask
 
 BEFORE: Final = "before"
 ROUNDED: Final = "rounded"
@@ -46,41 +42,10 @@ TRAINED: Final = "trained"
 CONTROL: Final = "trained, then rounded"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What all runs share."""
-
-    teacher: Path
-    cache: Path
-    steps: int
-    batch: int
-    lr: float
-    documents: int
-    held_out: int
-    name: str
-
-    @property
-    def runs(self) -> Path:
-        """Where figures are noted, so that an interrupted table goes on."""
-        return RESULTS / f"{self.name}_runs.csv"
-
-
-def trained(setting: Setting, cask: Path, seed: int, quantize: str | None, output: Path) -> Any:
+def trained(setting: TableSetting, cask: Path, seed: int, quantize: str | None, output: Path) -> Any:
     """The teacher trained on its own records, with rounded weights or with plain ones."""
-    config = TrainConfig(
-        casks=(cask,),
-        student=str(setting.teacher),
-        output=output,
-        max_steps=setting.steps,
-        seq_len=LENGTH - 1,
-        packing="none",
-        batch_tokens=(LENGTH - 1) * setting.batch,
-        micro_tokens=(LENGTH - 1) * min(setting.batch, 8),
-        lr=setting.lr,
-        warmup=0.1,
-        seed=seed,
-        save_steps=setting.steps,
-        quantize=quantize,
+    config = setting.training(
+        cask, output, seed, student=str(setting.teacher), save_steps=setting.steps, quantize=quantize
     )
     return load_model(whole(train(config, say=print)))
 
@@ -91,7 +56,7 @@ def rounded(model: Any, scheme: str) -> Any:
     return model
 
 
-def measure_all(setting: Setting, schemes: Sequence[str], seeds: Sequence[int], arms: Sequence[str]) -> None:
+def measure_all(setting: TableSetting, schemes: Sequence[str], seeds: Sequence[int], arms: Sequence[str]) -> None:
     """Measure what is not noted yet."""
     done = {(run["arm"], run["scheme"], int(run["seed"])) for run in finished(setting.runs)}
     tokenizer = transformers.AutoTokenizer.from_pretrained(setting.teacher)
@@ -123,7 +88,7 @@ def measure_all(setting: Setting, schemes: Sequence[str], seeds: Sequence[int], 
                     note(rounded(load_model(plain), scheme), CONTROL, scheme, seed)
 
 
-def table(setting: Setting) -> None:
+def table(setting: TableSetting) -> None:
     """Means over seeds, and each arm's KL over that of `rounded` with the same scheme."""
     figures: dict[tuple[str, str], list[dict[str, str]]] = {}
     for run in finished(setting.runs):
@@ -142,34 +107,16 @@ def table(setting: Setting) -> None:
 
 def main() -> None:
     """Measure every arm with every seed, then make the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--teacher", type=Path, help="folder (default: SmolLM2-135M-Instruct, fetched)")
-    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "logitcask-bench-teacher")
-    parser.add_argument("--documents", type=int, default=160)
-    parser.add_argument("--held-out", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--batch", type=int, default=4, help="documents")
-    parser.add_argument("--lr", type=float, default=5e-5)
+    parser = table_parser(__doc__, documents=160, held_out=32, steps=40, batch=4, lr=5e-5, name="qad_table")
     parser.add_argument("--schemes", nargs="+", default=["int4:group=32"], help="as --quantize takes them")
     parser.add_argument("--arms", nargs="+", choices=[TRAINED, CONTROL], default=[TRAINED, CONTROL])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--name", default="qad_table", help="of the files with the results")
-    parser.add_argument("--table-only", action="store_true")
-    parser.add_argument("--quick", action="store_true", help="one seed, two steps, few documents: does it run?")
-    options = parser.parse_args()
-    if options.quick:
-        options.steps, options.batch, options.documents, options.held_out = 2, 2, 4, 2
-        options.seeds, options.name = options.seeds[:1], f"{options.name}_quick"
-    names = ("cache", "steps", "batch", "lr", "documents", "held_out", "name")
-    setting = Setting(
-        teacher=options.teacher or fetch_model("smollm2-135m"), **{name: getattr(options, name) for name in names}
-    )
+    options = table_options(parser)
+    setting = TableSetting(**shared(options))
     if not options.table_only:
         measure_all(setting, options.schemes, options.seeds, options.arms)
     table(setting)
     if options.quick:
-        setting.runs.unlink()
-        (RESULTS / f"{setting.name}.csv").unlink()
+        setting.remove_results()
 
 
 if __name__ == "__main__":

@@ -47,38 +47,23 @@ from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.extent import document_id
 from logitcask_schemas.record.identity import TeacherIdentity
 from report import RESULTS, Report
-from seed_runs import finished, half_width, keep
+from seed_runs import LENGTH, TableSetting, finished, half_width, keep
 from training_rows import ROWS, THRESHOLD_20, Row
 
-LENGTH = 257
-"""Tokens of a document: 256 positions."""
 CHUNK = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class Setting(TableSetting):
     """What all runs share."""
 
-    teacher: Path
-    cache: Path
     student: str
-    steps: int
-    batch: int
-    lr: float
-    documents: int
-    held_out: int
-    name: str
     evaluate_every: int | None
     """Steps between evaluations on the way; without, there is the one at the end."""
 
     def __post_init__(self) -> None:
         if self.evaluate_every is not None and self.evaluate_every < 1:
             raise ValueError(f"--evaluate-every needs at least one step, got {self.evaluate_every}")
-
-    @property
-    def runs(self) -> Path:
-        """Where finished runs are noted."""
-        return RESULTS / f"{self.name}_runs.csv"
 
     @property
     def curves(self) -> Path:

@@ -18,7 +18,6 @@ within a seed.
 Shape legend: N layers, H heads, I channels of an MLP, D hidden channels.
 """
 
-import argparse
 import shutil
 import sys
 import tempfile
@@ -33,8 +32,6 @@ import transformers
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 import teacher_rows
 from cask_bytes import captured
-from demo.fetch_teacher import fetch_model
-from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.run_document import INITIAL_NAME, checkpoints_in
 from logitcask_consumer.student.importance import Importance
 from logitcask_consumer.student.kept_units import KeptUnits, Widths, require_known
@@ -44,12 +41,10 @@ from logitcask_consumer.training.run import train
 from logitcask_schemas.cask import CaskWriter
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.identity import TeacherIdentity, tokenizer_fingerprint
-from report import RESULTS, Report
-from seed_runs import finished, interval, keep, whole
+from report import Report
+from seed_runs import LENGTH, TableSetting, finished, interval, keep, shared, table_options, table_parser, whole
 from training_table import evaluate
 
-LENGTH: Final = 257
-"""Tokens of a document: 256 positions."""
 ARMS: Final = {
     "depth": "layers=15",
     "both": "layers=20,heads=6,mlp=1194",
@@ -62,24 +57,11 @@ RANDOM: Final = Widths(heads=6, mlp=682)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class Setting(TableSetting):
     """What all arms share."""
 
-    teacher: Path
-    cache: Path
-    steps: int
     every: int
-    batch: int
-    lr: float
-    documents: int
-    held_out: int
     tokens: int
-    name: str
-
-    @property
-    def runs(self) -> Path:
-        """Where figures are noted, so that an interrupted table goes on."""
-        return RESULTS / f"{self.name}_runs.csv"
 
 
 def made_cask(teacher: Path, rows: teacher_rows.TeacherRows, tokenizer: Any, folder: Path) -> Path:
@@ -125,19 +107,12 @@ def curve(
     with tempfile.TemporaryDirectory() as folder:
         drawn = Path(folder) / "drawn"
         output = Path(folder) / "student"
-        config = TrainConfig(
-            casks=(cask,),
+        config = setting.training(
+            cask,
+            output,
+            seed,
             student=drawn_student(setting.teacher, drawn, seed) if kept is None else described(setting, kept),
             teacher=setting.teacher,
-            output=output,
-            max_steps=setting.steps,
-            seq_len=LENGTH - 1,
-            packing="none",
-            batch_tokens=(LENGTH - 1) * setting.batch,
-            micro_tokens=(LENGTH - 1) * min(setting.batch, 8),
-            lr=setting.lr,
-            warmup=0.1,
-            seed=seed,
             save_steps=setting.every,
             keep_checkpoints=10_000,
         )
@@ -199,35 +174,17 @@ def table(setting: Setting) -> None:
 
 def main() -> None:
     """Train every arm with every seed, then make the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--teacher", type=Path, help="folder (default: SmolLM2-135M-Instruct, fetched)")
-    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "logitcask-bench-teacher")
-    parser.add_argument("--documents", type=int, default=320)
-    parser.add_argument("--held-out", type=int, default=40)
-    parser.add_argument("--steps", type=int, default=80)
+    parser = table_parser(__doc__, documents=320, held_out=40, steps=80, batch=8, lr=5e-4, name="width_depth")
     parser.add_argument("--every", type=int, default=20, help="steps between two points of the curve")
-    parser.add_argument("--batch", type=int, default=8, help="documents")
-    parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--tokens", type=int, default=32_768, help="of text by which heads and channels are chosen")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--name", default="width_depth", help="of the files with the results")
-    parser.add_argument("--table-only", action="store_true")
-    parser.add_argument("--quick", action="store_true", help="one seed, two steps, few documents: does it run?")
-    options = parser.parse_args()
-    if options.quick:
-        options.steps, options.every, options.batch, options.documents, options.held_out = 2, 1, 2, 4, 2
-        options.seeds, options.tokens, options.name = options.seeds[:1], 512, f"{options.name}_quick"
-    names = ("cache", "steps", "every", "batch", "lr", "documents", "held_out", "tokens", "name")
-    setting = Setting(
-        teacher=options.teacher or fetch_model("smollm2-135m"), **{name: getattr(options, name) for name in names}
-    )
+    options = table_options(parser, every=1, tokens=512)
+    setting = Setting(**shared(options, "every", "tokens"))
     if not options.table_only:
         train_all(setting, options.seeds, options.arms)
     table(setting)
     if options.quick:
-        setting.runs.unlink()
-        (RESULTS / f"{setting.name}.csv").unlink()
+        setting.remove_results()
 
 
 if __name__ == "__main__":

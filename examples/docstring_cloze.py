@@ -22,14 +22,14 @@ WORDS = range(8, 26)
 
 def sentences(folder: Path) -> list[tuple[str, str]]:
     """First sentences of the docstrings of a folder's modules, without their last words, and these."""
-    found: dict[str, str] = {}
+    endings: dict[str, str] = {}
     for path in sorted(folder.glob("*.py")):
         for node in ast.walk(ast.parse(path.read_bytes())):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
                 match = SENTENCE.match(ast.get_docstring(node) or "")
                 if match and len(match[1].split()) in WORDS:
-                    found.setdefault(" ".join(match[1].split()), match[2])
-    return list(found.items())
+                    endings.setdefault(" ".join(match[1].split()), match[2])
+    return list(endings.items())
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from logitcask_consumer.student.forward import attach, hidden_states
     from logitcask_consumer.training.arguments import DistillConfig
     from logitcask_consumer.training.run import train
-    from logitcask_consumer.training.train_result import TrainResult
+    from logitcask_consumer.training.run_content import TrainResult
     from logitcask_consumer.training.trainer import DistillTrainer
     from logitcask_consumer.weights import Weights
     from logitcask_schemas.api.async_client import AsyncServiceClient
@@ -101,7 +101,7 @@ _MODULES = {
     "logitcask_consumer.student.forward": ("attach", "hidden_states"),
     "logitcask_consumer.training.arguments": ("DistillConfig",),
     "logitcask_consumer.training.run": ("train",),
-    "logitcask_consumer.training.train_result": ("TrainResult",),
+    "logitcask_consumer.training.run_content": ("TrainResult",),
     "logitcask_consumer.training.trainer": ("DistillTrainer",),
     "logitcask_consumer.weights": ("Weights",),
 }

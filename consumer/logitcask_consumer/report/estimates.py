@@ -1,6 +1,6 @@
-"""Means over positions with standard errors and confidence intervals, clustered by document.
+"""Means and shares with standard errors and confidence intervals: over positions by document, and over questions.
 
-Shape legend: P positions, D documents, B bootstrap resamples.
+Shape legend: P positions, D documents, B bootstrap resamples, N questions.
 
 Positions of one document resemble each other, so the document is the unit that is resampled (cluster bootstrap,
 Davison and Hinkley 1997, section 3.8). Every metric and model uses the same resamples, which makes intervals of
@@ -11,17 +11,25 @@ From the share of drafts that is kept follows what a student is worth as a draft
 with probability a whatever became of those before, a step of speculative decoding gives 1 + a + ... + a^g tokens on
 average: the kept ones and one of the teacher's own (Leviathan et al., arXiv 2211.17192, equation 1). It grows with a,
 so ends of intervals and brackets go through it; where drafts fail in clusters, a step gives more than it says.
+
+Questions are few, and shares of right answers may be near 0 or 1: a bootstrap of ten answers that are all right says
+that the share is 1 for certain. The score interval of a proportion (Wilson 1927) does not, nor does the adjusted Wald
+interval of a difference of paired proportions (Bonett and Price 2012, J. Educ. Behav. Stat. 37, 479), which adds one
+pair to each of the two kinds that differ.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from statistics import NormalDist
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 2000
 LEVEL = 0.95
+QUANTILE: Final = NormalDist().inv_cdf((1 + LEVEL) / 2)
 DRAFTS = {"sampled": "acceptance", "greedy": "greedy_acceptance"}
 """How drafts are chosen -> the metric that says which share of them is kept."""
 
@@ -132,6 +140,41 @@ class DocumentBootstrap:
         low, high = np.quantile(resampled_B, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         error = float(resampled_B.std(ddof=1))
         return Estimate(value=value, standard_error=error, low=float(low), high=float(high))
+
+
+CERTAIN: Final = Estimate(value=0.0, standard_error=0.0, low=0.0, high=0.0)
+"""The difference between answers to questions that nothing has changed."""
+
+
+def share_right(right_N: NDArray[np.bool_]) -> Estimate:
+    """The share of answers that are right.
+
+    Args:
+        right_N: whether each is.
+    """
+    count, share = len(right_N), float(right_N.mean())
+    added = QUANTILE**2 / count
+    middle = (share + added / 2) / (1 + added)
+    half = QUANTILE * math.sqrt(share * (1 - share) / count + added / (4 * count)) / (1 + added)
+    error = math.sqrt(share * (1 - share) / count)
+    return Estimate(value=share, standard_error=error, low=max(0.0, middle - half), high=min(1.0, middle + half))
+
+
+def difference_right(after_N: NDArray[np.bool_], before_N: NDArray[np.bool_]) -> Estimate:
+    """The share of right answers less that of others to the same questions, paired by question.
+
+    Args:
+        after_N: whether each is right.
+        before_N: the same of the answers to compare with.
+    """
+    count = len(after_N)
+    gained, lost = int((after_N & ~before_N).sum()), int((before_N & ~after_N).sum())
+    value = (gained - lost) / count
+    more, less = (gained + 1) / (count + 2), (lost + 1) / (count + 2)
+    half = QUANTILE * math.sqrt((more + less - (more - less) ** 2) / (count + 2))
+    error = math.sqrt(((gained + lost) / count - value**2) / count)
+    low, high = max(-1.0, more - less - half), min(1.0, more - less + half)
+    return Estimate(value=value, standard_error=error, low=low, high=high)
 
 
 def tokens_per_step(acceptance: float, drafted: int) -> float:

@@ -18,6 +18,7 @@ from logitcask_consumer.report.evaluate import evaluate_model
 from logitcask_consumer.report.texts import Prompt, prompts_of, require_writer, write_texts
 from logitcask_consumer.student.checks import context_of
 from logitcask_consumer.student.loading import load_model, load_tokenizer
+from logitcask_consumer.student.quantization import scheme_of_checkpoint
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import IdentityMismatchError
 from logitcask_schemas.record.identity import tokenizer_fingerprint
@@ -49,7 +50,8 @@ class Readers:
         """Refuse whatever can be refused before anything is measured.
 
         Raises:
-            ContextError, IdentityMismatchError, NothingAlignedError, ReportError, ModelError: see `report_on`.
+            ContextError, IdentityMismatchError, MissingExtraError, NothingAlignedError, ReportError, ModelError: see
+                `report_on`.
         """
         config, contexts = self.config, list[int]()
         self.tokenizers = {label: load_tokenizer(folder) for label, folder in config.models}
@@ -57,6 +59,7 @@ class Readers:
         foreign = foreign_models(config, self.casks[0], fingerprints)
         for label, folder in config.models:
             self.seen[label] = trained_on(folder, self.casks)
+            scheme_of_checkpoint(folder)  # may need what is not installed
             model = load_model(folder)
             if label not in foreign:
                 tokens = token_count(self.tokenizers[label])

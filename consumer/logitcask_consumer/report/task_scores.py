@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from logitcask_consumer.report.config import ReportConfig
 from logitcask_consumer.report.cost import has_weights
-from logitcask_consumer.report.proportions import CERTAIN, difference_right, share_right
+from logitcask_consumer.report.estimates import CERTAIN, difference_right, share_right
 from logitcask_consumer.tasks.suite import Answers, SuiteTask, TaskSuite
 
 TEACHER: Final = "teacher"

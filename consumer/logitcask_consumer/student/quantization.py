@@ -137,6 +137,18 @@ def quantized_layers(model: Any) -> dict[str, nn.Linear]:
     return layers
 
 
+def fitting_layers(model: Any, scheme: Scheme) -> dict[str, nn.Linear]:
+    """Those layers, which the scheme fits.
+
+    Raises:
+        QuantizationError: the scheme does not fit a layer.
+        ModelError: as `quantized_layers`.
+    """
+    layers = quantized_layers(model)
+    scheme.require_fitting(layers)
+    return layers
+
+
 class _RoundedWeight(torch.autograd.Function):
     """A weight [R, C] rounded; its gradient is that of the rounded one."""
 
@@ -176,14 +188,12 @@ def fake_quantize(model: Any, scheme: Scheme) -> None:
         scheme: what to round to.
 
     Raises:
-        QuantizationError: the scheme does not fit a layer.
-        ModelError: the model has no layers that are quantised.
+        QuantizationError, ModelError: as `fitting_layers`.
     """
     from torchao.quantization import quantize_
     from torchao.quantization.qat import QATConfig
 
-    layers = quantized_layers(model)
-    scheme.require_fitting(layers)
+    layers = fitting_layers(model, scheme)
     config = QATConfig(weight_config=scheme.fake(), step="prepare")
     quantize_(model, config, filter_fn=lambda _, name: name in layers)
     for layer in quantized_layers(model).values():
@@ -200,13 +210,11 @@ def round_weights(model: Any, scheme: Scheme) -> None:
         scheme: what to round to.
 
     Raises:
-        QuantizationError: the scheme does not fit a layer.
-        ModelError: the model has no layers that are quantised.
+        QuantizationError, ModelError: as `fitting_layers`.
     """
     from torchao.quantization.qat import FakeQuantizerBase
 
-    layers = quantized_layers(model)
-    scheme.require_fitting(layers)
+    layers = fitting_layers(model, scheme)
     rounding = FakeQuantizerBase.from_config(scheme.fake())
     for layer in layers.values():
         layer.weight.copy_(rounding(layer.weight))

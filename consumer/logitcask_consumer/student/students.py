@@ -60,6 +60,10 @@ class StudentSpec:
             "Hub"
         )
 
+    def origin(self, teacher: Path | None) -> Path | None:
+        """The folder that the student's first weights come from; None of a fresh one."""
+        return self.folder if self.parts is None else teacher
+
     def tokenizer_folder(self, teacher: Path | None) -> Path:
         """The folder whose tokenizer the student uses.
 

@@ -22,7 +22,7 @@ from lm_eval.models.huggingface import HFLM
 from numpy.typing import NDArray
 
 from logitcask_consumer.student.layer_proof import FAILURES, first_line
-from logitcask_consumer.tasks.questions import TaskError
+from logitcask_consumer.tasks.questions import TaskError, names_a_choice
 from logitcask_consumer.tasks.task_file import TaskFile
 
 # Its warnings are of what is refused here, or meant: a model that is loaded already.
@@ -175,8 +175,7 @@ def _check_answers(file: TaskFile, task: LoadedTask) -> None:
         # Where a context stands before each choice, the harness takes the answer from its text.
         right = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
         for answer in right if isinstance(right, list) else [right]:
-            known = answer in choices if isinstance(answer, str) else 0 <= answer < len(choices)
-            if not known or len(choices) < 2:
+            if not names_a_choice(answer, choices) or len(choices) < 2:
                 raise TaskError(
                     f"{file.path}: the answer {answer!r} to question {number} is none of its {len(choices)} choices"
                 )

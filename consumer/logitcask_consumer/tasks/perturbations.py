@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
-from logitcask_consumer.tasks.questions import TaskError
+from logitcask_consumer.tasks.questions import TaskError, names_a_choice
 from logitcask_schemas.errors import OptionError
 
 _WORD: Final = re.compile(r"[^\W\d_]+")
@@ -86,8 +86,7 @@ class Perturbation:
         assert fields.choices is not None
         assert fields.answer is not None
         choices, answer = list(row[fields.choices]), row[fields.answer]
-        known = 0 <= answer < len(choices) if isinstance(answer, int) else answer in choices
-        if len(choices) < 2 or not known:
+        if len(choices) < 2 or not names_a_choice(answer, choices):
             raise TaskError(
                 f"order: the answer {answer!r} is neither the number, from 0, nor the text of one of {len(choices)} "
                 "choices, so it cannot follow its choice; leave `order` out, or name others in `metadata: fields`"
@@ -125,12 +124,12 @@ def require_columns(row: Mapping[str, Any], fields: Fields, *, where: str) -> No
     Raises:
         TaskError: a column is missing or of another type.
     """
-    wanted: dict[str | None, type | tuple[type, ...]] = {
+    kinds_of_columns: dict[str | None, type | tuple[type, ...]] = {
         fields.question: str,
         fields.choices: list,
         fields.answer: (int, str),
     }
-    for name, kind in wanted.items():
+    for name, kind in kinds_of_columns.items():
         if name is not None and not isinstance(row.get(name), kind):
             what = f"is of type {type(row[name]).__name__}" if name in row else "is missing"
             raise TaskError(f"{where}: the column {name!r} of `metadata: fields` {what}; it has {', '.join(row)}")

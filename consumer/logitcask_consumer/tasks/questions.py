@@ -8,6 +8,7 @@ choice reads so, its letter. Other keys are left out.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -17,6 +18,11 @@ from logitcask_schemas.errors import LogitcaskError
 LEAST_QUESTIONS: Final = 10
 """Of fewer, an accuracy says nothing: its interval is half the scale wide."""
 LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def names_a_choice(answer: int | str, choices: Sequence[str]) -> bool:
+    """Whether a task's answer is the number of one of the choices, from 0, or its text."""
+    return 0 <= answer < len(choices) if isinstance(answer, int) else answer in choices
 
 
 class TaskError(LogitcaskError, ValueError):

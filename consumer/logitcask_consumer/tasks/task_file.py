@@ -137,10 +137,10 @@ def _check_keys(path: Path, config: dict[str, Any]) -> None:
         raise TaskError(f"{path} is a group of tasks; name the files of its tasks")
     for key in _STRUCTURE:
         config.pop(key, None)
-    known = {field.name for field in fields(TaskConfig)} - {"custom_dataset"}
+    known_keys = {field.name for field in fields(TaskConfig)} - {"custom_dataset"}
     for key in config:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
+        if key not in known_keys:
+            near = difflib.get_close_matches(str(key), known_keys, n=1)
             meant = f"; did you mean {near[0]}?" if near else ""
             raise TaskError(f"{path}: lm-evaluation-harness knows no key {key!r}{meant}")
         if key in _REFUSED and config[key]:
@@ -188,8 +188,8 @@ def _fields(path: Path, config: dict[str, Any]) -> Fields | None:
     named = metadata.get("fields") if isinstance(metadata, dict) else None
     if named is None:
         return None
-    known = {field.name for field in fields(Fields)}
-    if not isinstance(named, dict) or "question" not in named or not set(named) <= known:
+    known_names = {field.name for field in fields(Fields)}
+    if not isinstance(named, dict) or "question" not in named or not set(named) <= known_names:
         raise TaskError(f"{path}: `metadata: fields` names the columns of question, and perhaps choices and answer")
     return Fields(**{key: str(value) for key, value in named.items()})
 

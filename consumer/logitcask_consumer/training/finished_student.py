@@ -23,8 +23,8 @@ from logitcask_consumer.student.loading import load_model, load_tokenizer, requi
 from logitcask_consumer.student.quantization import (
     Scheme,
     as_stored,
+    fitting_layers,
     quantization_note,
-    quantized_layers,
     read_scheme,
     require_same_weights,
     require_unquantized,
@@ -162,7 +162,7 @@ def quantized_copy(folder: Path, output: Path, *, scheme: Scheme, dtype: SaveDty
     if (output / RUN_NAME).exists():
         raise RunFolderError(f"the output folder {output} holds a training run. Name another folder (--output)")
     model, tokenizer = load_model(folder), load_tokenizer(folder)
-    scheme.require_fitting(quantized_layers(model))
+    fitting_layers(model, scheme)
     output.mkdir(parents=True, exist_ok=True)
     partial = partial_folder(output)
     with explained_writes(output, "Free space and give the same command again"):

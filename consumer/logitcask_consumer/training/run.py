@@ -63,6 +63,7 @@ from logitcask_consumer.training.progress_bar import ProgressBar
 from logitcask_consumer.training.run_content import (
     RunContent,
     TrainPhase,
+    TrainResult,
     describe_cask,
     describe_held_out,
     for_trackers,
@@ -72,7 +73,6 @@ from logitcask_consumer.training.run_content import (
 from logitcask_consumer.training.run_lock import hold_run
 from logitcask_consumer.training.starting_student import starting_student, trained_part
 from logitcask_consumer.training.stop_signals import StoppedEarly, StopSignals
-from logitcask_consumer.training.train_result import TrainResult
 from logitcask_consumer.training.trainer import DistillTrainer
 from logitcask_schemas.errors import ModelError
 from logitcask_schemas.model_source import find_model
@@ -213,8 +213,7 @@ def _train(
         raise RunFolderError(f"{config.output} holds checkpoints without {RUN_NAME}; use another output folder")
     if held_out is not None and checkpoint is not None:
         require_evaluations_of(config.output, checkpoint)
-    origin = config.teacher if spec.parts is not None else spec.folder
-    notes = [] if held_out is None else overlap_notes(held_out, casks, origin)
+    notes = [] if held_out is None else overlap_notes(held_out, casks, spec.origin(config.teacher))
     own = processes()
     own.wait_for_everyone()  # every process has read the folder's state before one changes it
     dataset = method.dataset(

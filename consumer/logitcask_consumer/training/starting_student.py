@@ -13,7 +13,7 @@ from logitcask_consumer.student.adapters import LoraSpec, freeze_head, require_m
 from logitcask_consumer.student.loading import load_model
 from logitcask_consumer.student.quantization import (
     fake_quantize,
-    quantized_layers,
+    fitting_layers,
     read_scheme,
     require_unrounded,
 )
@@ -40,11 +40,11 @@ def starting_student(
     """
     if config.quantize is None:
         return _plain_student(config, spec, checkpoint, casks, tokenizer)
-    source, what = (spec.folder, "student") if spec.parts is None else (config.teacher, "teacher")
-    if checkpoint is None and source is not None:
-        require_unrounded(source, what=what)
+    origin = spec.origin(config.teacher)
+    if checkpoint is None and origin is not None:
+        require_unrounded(origin, what="student" if spec.parts is None else "teacher")
     model = _plain_student(config, spec, checkpoint, casks, tokenizer)
-    read_scheme(config.quantize).require_fitting(quantized_layers(model))
+    fitting_layers(model, read_scheme(config.quantize))
     return model
 
 

@@ -76,8 +76,8 @@ def draft_check(
         raise OptionError("--label: of --report; name the report, or leave the label out")
 
     from logitcask_services.draft_check import check_draft, require_draft
-    from logitcask_services.draft_check.folders import lacks_generation_config
     from logitcask_services.draft_check.foretold import metric_of, of_report
+    from logitcask_services.draft_check.speculation import lacks_generation_config
     from logitcask_services.engines.model_folder import ModelFolder
     from logitcask_services.engines.transformers_engine import TransformersEngine
     from logitcask_services.teachers.outline import outline
@@ -148,14 +148,14 @@ def _documents(
     if cask is not None:
         held = Sample.of_cask(cask, positions=4 * longest * texts)
         held.require_fits(folder.tokenizer_fingerprint, vocab_size=None, max_model_len=None)
-        found = (task.token_ids_L for task in held.tasks)
+        token_ids = (task.token_ids_L for task in held.tasks)
     else:
         assert sample is not None  # one of the two was given
         if not sample.is_file():
             raise OptionError(f"--sample {sample}: no such file; expected JSON lines such as those of a corpus")
         tokenizer = HuggingFaceTokenizer.load(folder.path)
-        found = (np.array(ids, np.uint32) for ids in sample_documents(sample, tokenizer, longest))
-    documents = list(islice((ids[:longest] for ids in found if len(ids) > prompt_tokens), texts))
+        token_ids = (np.array(ids, np.uint32) for ids in sample_documents(sample, tokenizer, longest))
+    documents = list(islice((ids[:longest] for ids in token_ids if len(ids) > prompt_tokens), texts))
     if not documents:
         raise DraftCheckError(
             f"{cask or sample} holds no document of more than {prompt_tokens} tokens, to begin texts with; lower "

@@ -73,8 +73,8 @@ def accepted(log_t_RV: torch.Tensor, log_p_RV: torch.Tensor, metric: Metric) -> 
         share_R = log_t_RV.gather(1, best_R[:, None])[:, 0].exp()
     else:
         share_R = torch.minimum(log_t_RV, log_p_RV).exp().sum(-1)
-    found: NDArray[np.float64] = share_R.cpu().numpy()
-    return found
+    shares_R: NDArray[np.float64] = share_R.cpu().numpy()
+    return shares_R
 
 
 def of_report(path: Path, label: str | None, metric: Metric) -> Foretold:

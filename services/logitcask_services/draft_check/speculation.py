@@ -1,4 +1,4 @@
-"""vLLM with the student as its draft model: texts after prompts, and what became of the drafts, counted and replayed.
+"""vLLM with the student as its draft model: whether it can be, texts after prompts, and what became of the drafts.
 
 At temperature 0 the teacher's text is what it is whatever the drafts, and a drafted token is kept where it is the
 text's. So which drafts are kept follows from the student's most likely token at each position of the text: an exact
@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcask_schemas.api.generation_steps import Sampling
-from logitcask_schemas.errors import LogitcaskError
+from logitcask_schemas.errors import IdentityMismatchError, LogitcaskError, ModelError
 from logitcask_services.engines.generator import GenerationResult, GenerationTask, Generator
 from logitcask_services.engines.metrics import EngineMetrics, KeepsMetrics
+from logitcask_services.engines.model_folder import ModelFolder
+from logitcask_services.teachers.outline import outline
 
 _PREFIX: Final = "vllm:spec_decode_num_"
 
@@ -59,6 +61,50 @@ class Speculation:
     def tokens_per_step(self) -> float:
         """The kept tokens of a step and the teacher's own."""
         return 1 + sum(self.rates_g)
+
+
+def require_draft(teacher: ModelFolder, draft: Path, *, tokens: int) -> ModelFolder:
+    """The student's folder, opened.
+
+    Args:
+        teacher: its folder.
+        draft: the student's.
+        tokens: of the longest text with its prompt.
+
+    Raises:
+        ModelError: it is no folder of a model, gives logits of another width, or cannot read so many tokens.
+        IdentityMismatchError: its token ids mean other tokens.
+    """
+    if not draft.exists():
+        raise ModelError(f"--draft {draft}: no such folder; expected that of a student, with config.json and weights")
+    try:
+        folder = ModelFolder.open(draft)
+    except ModelError as error:
+        raise ModelError(f"--draft: {error}") from error
+    if folder.tokenizer_fingerprint != teacher.tokenizer_fingerprint:
+        raise IdentityMismatchError(
+            f"--draft {draft} has another vocabulary than the teacher {teacher.name} (tokenizer_fingerprint "
+            f"{folder.tokenizer_fingerprint[:16]}... and {teacher.tokenizer_fingerprint[:16]}...); a draft model "
+            "writes the teacher's own tokens, so take a student with its tokenizer"
+        )
+    mine, theirs = (outline(each, None) for each in (folder, teacher))
+    if mine is not None and theirs is not None and mine.vocab_size != theirs.vocab_size:
+        raise ModelError(
+            f"--draft {draft} has {mine.vocab_size} logits, the teacher {theirs.vocab_size}: vLLM takes drafts of the "
+            "same width alone; resize the student's embeddings to it"
+        )
+    for option, facts in (("--draft", mine), ("--teacher", theirs)):
+        if facts is not None and tokens > facts.max_model_len:
+            raise ModelError(
+                f"{option} {facts.model} reads {facts.max_model_len} tokens, and prompt, text and drafts have up to "
+                f"{tokens}; lower --prompt-tokens or --max-tokens"
+            )
+    return folder
+
+
+def lacks_generation_config(folder: ModelFolder) -> bool:
+    """Whether a folder does not say itself where its texts end; a draft need not, the teacher's are the texts."""
+    return not (folder.path / "generation_config.json").is_file()
 
 
 def draft_options(draft: Path, drafted: int, *, sampled: bool, options: dict[str, Any]) -> dict[str, Any]:
@@ -162,9 +208,9 @@ def kept_of_steps(
         drafted: g.
     """
     right = best_L[:-1] == text_L[1:].astype(np.int64)
-    kept, known = list[int](), first
-    while known + drafted < len(text_L):
-        wrong = np.flatnonzero(~right[known : known + drafted])
+    kept, place = list[int](), first
+    while place + drafted < len(text_L):
+        wrong = np.flatnonzero(~right[place : place + drafted])
         kept.append(int(wrong[0]) if len(wrong) else drafted)
-        known += kept[-1] + 1
+        place += kept[-1] + 1
     return np.array(kept, dtype=np.int64)

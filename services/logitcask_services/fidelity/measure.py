@@ -25,12 +25,12 @@ from logitcask_services.fidelity.divergence import (
     NamedTokens,
     against_plain,
     between,
+    draw_variance,
     entropy,
     target_excess,
     truncated,
     whole,
 )
-from logitcask_services.fidelity.draw_noise import draw_variance
 from logitcask_services.fidelity.passes import plain_spec, through_a_cask
 from logitcask_services.pilot.logits import LogitsFunction, checked_logits
 

@@ -64,12 +64,12 @@ def captured(engine: Engine, tasks: Sequence[CaptureTask], spec: CaptureSpec) ->
     Raises:
         FidelityError: the teacher failed on one.
     """
-    found: dict[int, DocumentRecords] = {}
+    document_of: dict[int, DocumentRecords] = {}
     for result in engine.capture(tasks, spec):
         if result.document is None:
             raise FidelityError(f"document {result.key} of the sample, counted from 0: {result.error}")
-        found[int(str(result.key))] = result.document
-    return [found[key] for key in sorted(found)]
+        document_of[int(str(result.key))] = result.document
+    return [document_of[key] for key in sorted(document_of)]
 
 
 def through_a_cask(

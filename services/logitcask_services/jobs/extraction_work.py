@@ -143,9 +143,9 @@ class ExtractionWork:
         of_chunks = {chunk.number: ids for chunk in chunks if any(map(self.writer.has, ids := self._ids_of(chunk)))}
         if not of_chunks:
             return
-        wanted = set[bytes]().union(*of_chunks.values())
+        document_ids = set[bytes]().union(*of_chunks.values())
         began = min(self.row.timestamps.values())
-        for entry, stored in self.waiter.run(lambda: self.writer.shards_with(wanted)):
+        for entry, stored in self.waiter.run(lambda: self.writer.shards_with(document_ids)):
             if entry.name not in announced or entry.name in self._entries:
                 continue  # somebody else's, or adopted before
             if self.context.chunks.owner_of_shard(entry.name, self.row.request.cask, since=began) is not None:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from logitcask_consumer.report.proportions import difference_right, share_right
+from logitcask_consumer.report.estimates import difference_right, share_right
 
 
 def right(count, of):

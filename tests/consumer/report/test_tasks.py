@@ -12,10 +12,9 @@ from huggingface_hub import ModelCard
 from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.data import CaskSource
 from logitcask_consumer.report.config import ReportConfig, ReportError
-from logitcask_consumer.report.estimates import Estimate
+from logitcask_consumer.report.estimates import Estimate, difference_right, share_right
 from logitcask_consumer.report.make_report import make_report
 from logitcask_consumer.report.model_card import model_card
-from logitcask_consumer.report.proportions import difference_right, share_right
 from logitcask_consumer.report.task_scores import add_tasks, load_suite
 from logitcask_consumer.report.task_tables import task_tables
 from logitcask_consumer.student.loading import load_model
@@ -153,10 +152,10 @@ def test_the_card_of_a_student_has_them(place, tmp_path):
     config = config_of(place, tmp_path / "out", models=(("after", student),), perturb=(), cards=("after",))
     document = make_report(config)
     card = ModelCard.load(student / "README.md")
-    found = {result.dataset_name: result.metric_value for result in card.data.eval_results}
+    told = {result.dataset_name: result.metric_value for result in card.data.eval_results}
     expected = document["models"][0]["tasks"]
     for name in ("known-set", "written"):
-        assert found[f"task {name}"] == pytest.approx(expected[name]["accuracy"]["value"])
+        assert told[f"task {name}"] == pytest.approx(expected[name]["accuracy"]["value"])
     assert "### Tasks" in card.content
     assert str(place) not in card.content
     both = [document | {"label": label} for label in ("first", "second")]

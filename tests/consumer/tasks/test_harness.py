@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from logitcask_consumer.report.proportions import share_right
+from logitcask_consumer.report.estimates import share_right
 from logitcask_consumer.student.loading import load_model
 from logitcask_consumer.tasks.perturbations import DEFAULT_RATES, parse_perturbations
 from logitcask_consumer.tasks.questions import Question, TaskError
@@ -65,7 +65,7 @@ def test_answers_are_those_of_a_dense_float64_computation(tmp_path, bos):
     tokenizer.save_pretrained(tmp_path / "model")
     questions = prose_questions(40)
     path = save_task(tmp_path / "set", questions, name="prose", prompt=None)
-    found = answers_of(tmp_path / "model", path)["prose"].right_N
+    right_N = answers_of(tmp_path / "model", path)["prose"].right_N
     model, expected, gaps = load_model(tmp_path / "model").double(), [], []
     for question in questions:
         assert question.choices is not None
@@ -73,8 +73,8 @@ def test_answers_are_those_of_a_dense_float64_computation(tmp_path, bos):
         expected.append(said == question.answer)
         gaps.append(gap)
     assert min(gaps) > 1e-3, "no answer hangs on rounding"
-    assert found.tolist() == expected
-    assert 0 < found.sum() < 40
+    assert right_N.tolist() == expected
+    assert 0 < right_N.sum() < 40
 
 
 def test_letters_and_shots_are_in_the_prompt(tmp_path, knowing):
@@ -100,13 +100,13 @@ def test_letters_and_shots_are_in_the_prompt(tmp_path, knowing):
 
 def test_a_model_that_knows_is_right_and_shuffled_answers_fall_to_chance(tmp_path, knowing):
     questions = knowable_questions(200)
-    known = save_task(tmp_path / "set", questions)
+    task_file = save_task(tmp_path / "set", questions)
     rng = np.random.default_rng(7)
     shuffled = [
         Question(text=question.text, choices=question.choices, answer=int(rng.integers(4))) for question in questions
     ]
     other = save_task(tmp_path / "set", shuffled, name="shuffled")
-    answers = answers_of(knowing, known, other)
+    answers = answers_of(knowing, task_file, other)
     assert answers["known"].right_N.all()
     by_chance = share_right(answers["shuffled"].right_N)
     assert by_chance.low is not None

@@ -4,8 +4,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from logitcask_schemas.record.capture_spec import CaptureSpec
-from tests.support.consumer.cask_builder import build_cask
-from tests.support.consumer.held_out_casks import HELD_OUT
+from tests.support.consumer.cask_builder import HELD_OUT, build_cask
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+import logitcask_consumer.training.run as run_module
 from logitcask_consumer.config import TrainConfigError
 from logitcask_consumer.data import EmptyCaskError
 from logitcask_consumer.held_out.documents import HeldOutDocuments, UnmeasurableCaskError
@@ -13,8 +14,15 @@ from logitcask_consumer.training.run import train
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.errors import CaskNotFoundError, IdentityMismatchError
 from logitcask_schemas.record.capture_spec import CaptureSpec
-from tests.support.consumer.cask_builder import build_cask, identity, random_documents, tiny_model, tiny_tokenizer
-from tests.support.consumer.held_out_casks import HELD_OUT, stopped
+from tests.support.consumer.cask_builder import (
+    HELD_OUT,
+    build_cask,
+    identity,
+    random_documents,
+    tiny_model,
+    tiny_tokenizer,
+)
+from tests.support.consumer.resume_worker import Stop
 
 
 def test_documents_are_a_sample_that_follows_from_their_text(held, place, teacher, tmp_path):
@@ -38,8 +46,10 @@ def test_documents_are_a_sample_that_follows_from_their_text(held, place, teache
 
 
 def test_what_is_measured_on_belongs_to_the_run(config, held, teacher, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        stopped(config, 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "LogWhenSaving", lambda: Stop(4))
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
     for changed in ({"eval_documents": 3}, {"eval_every": 1}, {"patience": 1}, {"eval_casks": (), "eval_every": None}):
         with pytest.raises(RunFolderError, match="other settings"):
             train(replace(config, **changed))

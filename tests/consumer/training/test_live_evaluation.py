@@ -24,11 +24,11 @@ from logitcask_consumer.training.trainer import DistillTrainer
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from tests.support.consumer.cask_builder import (
+    HELD_OUT,
     build_cask,
     tiny_model,
     tiny_tokenizer,
 )
-from tests.support.consumer.held_out_casks import HELD_OUT
 from tests.support.consumer.two_processes import run_in_two_processes
 
 

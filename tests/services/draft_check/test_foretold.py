@@ -63,11 +63,11 @@ def report(tmp_path):
 
 
 def test_a_report_foretells_with_its_interval_or_between_two_ends(report):
-    found = of_report(report, "before", "agreement")
-    assert (found.value, found.low, found.high) == (0.1, 0.08, 0.12)
-    assert found.source == "agreement of before in report.json"
-    found = of_report(report / "report.json", "before", "acceptance")
-    assert (found.value, found.low, found.high) == (None, 0.2, 0.6)
+    foretold = of_report(report, "before", "agreement")
+    assert (foretold.value, foretold.low, foretold.high) == (0.1, 0.08, 0.12)
+    assert foretold.source == "agreement of before in report.json"
+    foretold = of_report(report / "report.json", "before", "acceptance")
+    assert (foretold.value, foretold.low, foretold.high) == (None, 0.2, 0.6)
 
 
 @pytest.mark.parametrize(("kind", "value"), [("lower bound", None), ("unbiased", 0.3)])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from logitcask_services.fidelity.draw_noise import draw_variance
+from logitcask_services.fidelity.divergence import draw_variance
 
 
 def systematic(tail, values, draws, u):

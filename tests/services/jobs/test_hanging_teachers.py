@@ -10,6 +10,15 @@ from tests.support.services.fake_teacher import HANGS, FakeEngine, fake_teacher
 from tests.support.services.service_harness import cask_of, wait_for
 
 
+@pytest.fixture
+def hang_file(tmp_path, documents):
+    """While it is there, the sixth document takes for ever."""
+    documents[5]["input_ids"][1:1] = [HANGS]
+    file = tmp_path / "hang"
+    file.touch()
+    return file
+
+
 @pytest.mark.parametrize("interruptible", [True, False])
 def test_a_cancel_waits_for_no_teacher_and_kills_none(serve, documents, tmp_path, interruptible):
     """A document may take long: the extraction ends, the teacher goes on, and the next extraction has it."""
@@ -31,10 +40,7 @@ def test_a_cancel_waits_for_no_teacher_and_kills_none(serve, documents, tmp_path
     wait_for(lambda: not server.service.folders.token_store(started["id"]).exists())
 
 
-def test_a_teacher_that_hangs_is_ended_and_loaded_again(serve, documents, tmp_path):
-    hang_file = tmp_path / "hang"
-    hang_file.touch()
-    documents[5]["input_ids"][1:1] = [HANGS]
+def test_a_teacher_that_hangs_is_ended_and_loaded_again(serve, documents, tmp_path, hang_file):
     server = serve(fake={"hang_file": hang_file, "in_flight": 1}, engine_hang_seconds=0.4)
     started = server.submit(server.upload(documents))
     wait_for(lambda: server.service.teacher.deaths > 0)
@@ -45,7 +51,7 @@ def test_a_teacher_that_hangs_is_ended_and_loaded_again(serve, documents, tmp_pa
 
 @pytest.mark.filterwarnings("ignore:.*logitcask-watchdog:pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize(("patience", "ends"), [(watchdog.KILLED_SECONDS, False), (0.0, True)])
-def test_a_teacher_that_was_killed_may_take_its_time_to_end(serve, documents, tmp_path, monkeypatch, patience, ends):
+def test_a_teacher_that_was_killed_may_take_its_time_to_end(serve, documents, hang_file, monkeypatch, patience, ends):
     """Longer than the operator lets a step take: the service itself does not end for that. The control has none."""
     gave_up = []
     monkeypatch.setattr(watchdog, "KILLED_SECONDS", patience)
@@ -63,9 +69,6 @@ def test_a_teacher_that_was_killed_may_take_its_time_to_end(serve, documents, tm
         return True
 
     monkeypatch.setattr(FakeEngine, "interrupt", interrupt_later)
-    hang_file = tmp_path / "hang"
-    hang_file.touch()
-    documents[5]["input_ids"][1:1] = [HANGS]
     server = serve(fake={"hang_file": hang_file, "in_flight": 1}, engine_hang_seconds=0.3)
     started = server.submit(server.upload(documents))
     wait_for(lambda: server.service.teacher.deaths > 0)
@@ -83,13 +86,10 @@ def test_a_teacher_that_was_killed_may_take_its_time_to_end(serve, documents, tm
         (0.0, True, False),
     ],
 )
-def test_how_long_a_teacher_may_be_silent(monkeypatch, serve, documents, tmp_path, asked, steps_seen, is_ended):
+def test_how_long_a_teacher_may_be_silent(monkeypatch, serve, documents, hang_file, asked, steps_seen, is_ended):
     """Unless the operator says so, a step may take less long than a result where steps are all unseen."""
     monkeypatch.setattr(watchdog, "HANG_SECONDS", 0.2)
     monkeypatch.setattr(watchdog, "BLIND_HANG_SECONDS", 1000.0)
-    hang_file = tmp_path / "hang"
-    hang_file.touch()
-    documents[5]["input_ids"][1:1] = [HANGS]
 
     def load():
         teacher: Any = fake_teacher(hang_file=hang_file, in_flight=1)

@@ -77,6 +77,10 @@ def random_documents(count: int, *, low: int = 2, high: int = 60, seed: int = 0)
     return [rng.integers(2, VOCAB, rng.integers(low, high)).astype(np.uint16) for _ in range(count)]
 
 
+HELD_OUT = random_documents(11, seed=9)
+"""Of runs that are measured while they train."""
+
+
 def dense_positions(teacher: Any, token_ids: np.ndarray) -> DensePositions:
     with torch.no_grad():
         logits = teacher(input_ids=torch.from_numpy(token_ids.astype(np.int64))[None]).logits[0, :-1].double()

@@ -22,7 +22,7 @@ from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.data import EMPTY, StepSampler
 from logitcask_consumer.processes import leave_processes
 from logitcask_consumer.training.callbacks import LogWhenSaving
-from logitcask_consumer.training.train_result import TrainResult
+from logitcask_consumer.training.run_content import TrainResult
 from logitcask_consumer.training.trainer import DistillTrainer
 
 module: Any = importlib.import_module("logitcask_consumer.training.run")
