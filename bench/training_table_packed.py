@@ -23,8 +23,8 @@ from logitcask_schemas.cask.transfer.targets import LocalTarget
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from made_up_cask import made_up_teacher
 from report import Report
+from seed_runs import LENGTH
 from training_rows import ROWS
-from training_table import LENGTH
 
 NAMES = (
     "threshold 1/20",
