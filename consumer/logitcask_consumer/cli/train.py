@@ -216,6 +216,7 @@ def train(
     quiet_transformers()
     from logitcask_consumer.config import TrainConfig, TrainConfigError
     from logitcask_consumer.processes import leave_processes, processes
+    from logitcask_consumer.training.progress_bar import best_text
     from logitcask_consumer.training.run import train as run
 
     try:
@@ -251,8 +252,7 @@ def train(
     closing = outcome.get("closing", {"steps": 1, **outcome["last"]})
     names = [name for name in closing if name.partition("/")[0] in ("kl", "kd", "ce", "hint")]
     shown = "  ".join(f"{name} {closing[name]:.3f}" for name in names)
-    held_out = outcome.get("held_out", {}).get("best")
-    chosen = f"; held-out KL {held_out['value']:.3f} at step {held_out['step']:,}, the best" if held_out else ""
+    chosen = best_text(outcome.get("held_out"))
     over = "the last step" if closing["steps"] == 1 else f"mean of the last {closing['steps']} steps"
     console.print(
         f"trained student: {result.output}  ({shown} nats in training, {over}{chosen}; "

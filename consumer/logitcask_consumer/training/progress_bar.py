@@ -134,6 +134,18 @@ def duration_text(seconds: float) -> str:
     return f"{hours:,} h {minutes} min"
 
 
+def best_text(held_out: Mapping[str, Any] | None) -> str:
+    """The best evaluation of a run that is at its end, for the line that closes it; nothing where none was made.
+
+    Args:
+        held_out: `Evaluations.as_dict`; None where the run has no held-out documents.
+    """
+    best = held_out["best"] if held_out else None
+    if held_out is None or best is None:
+        return ""
+    return f"; held-out {_name(held_out['metric'])} {best['value']:.3f} at step {best['step']:,}, the best"
+
+
 def _metrics(logs: Mapping[str, Any]) -> list[str]:
     """The metrics of a step, by the names that people know."""
     names = ["loss", *of_each_cask(logs), "kl", "ce", "lr"]

@@ -10,7 +10,7 @@ from rich.console import Console
 from logitcask_consumer.training import progress_bar
 from logitcask_consumer.training.best_checkpoint import Evaluations, KeepBest
 from logitcask_consumer.training.callbacks import HeldOutLog
-from logitcask_consumer.training.progress_bar import ProgressBar, duration_text
+from logitcask_consumer.training.progress_bar import ProgressBar, best_text, duration_text
 
 
 def log_of(*values, metric="kl"):
@@ -157,6 +157,17 @@ def test_a_terminal_has_a_bar_and_a_line_for_each_evaluation(monkeypatch):
     events = [(10, "log", METRICS), (10, "evaluate", {"eval_kl_bound": 0.5, "eval_nll": 2.0})]
     shown = shown_by("kl_bound", *events, terminal=True, monkeypatch=monkeypatch)
     assert "held out, after step 10: kl, at least 0.5 nats (the best so far)" in shown
+
+
+def test_the_closing_line_says_what_was_measured():
+    """Of records that keep the k largest only, the KL is not known, only what it is at least."""
+    log = [{"step": 0, "eval_kl": 2.0}, {"step": 10, "eval_kl": 0.51, "eval_kl_bound": 0.4}]
+    texts = [best_text(Evaluations.of(log, metric).as_dict(metric)) for metric in ("kl", "kl_bound")]
+    assert texts == [
+        "; held-out kl 0.510 at step 10, the best",
+        "; held-out kl, at least 0.400 at step 10, the best",
+    ]
+    assert best_text(None) == best_text(Evaluations.of(log[:1], "kl").as_dict("kl")) == ""
 
 
 @pytest.mark.parametrize(
