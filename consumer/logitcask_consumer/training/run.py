@@ -1,10 +1,8 @@
 """A whole training run: casks and a student in, a Hugging Face folder out; resumable at any point."""
 
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from logitcask_consumer.config import TrainConfig
@@ -15,9 +13,7 @@ from logitcask_consumer.held_out.overlap import overlap_notes
 from logitcask_consumer.processes import processes
 from logitcask_consumer.run_document import (
     CHECKPOINTS_NAME,
-    HELD_OUT_NAME,
     INITIAL_NAME,
-    METRICS_NAME,
     RUN_NAME,
     RunFolderError,
     explained_writes,
@@ -39,27 +35,17 @@ from logitcask_consumer.training.arguments import (
     require_trackers,
     training_arguments,
 )
-from logitcask_consumer.training.best_checkpoint import Evaluations, KeepBest
-from logitcask_consumer.training.callbacks import (
-    HeldOutLog,
-    LogWhenSaving,
-    MetricsLog,
-    StopWhenAsked,
-    metrics_summary,
-)
 from logitcask_consumer.training.checkpoints import (
     choose_checkpoint,
     partial_folder,
-    read_state,
     require_evaluations_of,
     require_same_batch,
     require_same_run,
     steps_of,
 )
 from logitcask_consumer.training.choose_method import choose_method, method_class
-from logitcask_consumer.training.finished_student import require_saved_alike, save_student
+from logitcask_consumer.training.finished_student import require_saved_alike
 from logitcask_consumer.training.out_of_memory import memory_advice
-from logitcask_consumer.training.progress_bar import ProgressBar
 from logitcask_consumer.training.run_content import (
     RunContent,
     TrainPhase,
@@ -73,6 +59,7 @@ from logitcask_consumer.training.run_content import (
 from logitcask_consumer.training.run_lock import hold_run
 from logitcask_consumer.training.starting_student import starting_student, trained_part
 from logitcask_consumer.training.stop_signals import StoppedEarly, StopSignals
+from logitcask_consumer.training.train_to_end import train_to_end
 from logitcask_consumer.training.trainer import DistillTrainer
 from logitcask_schemas.errors import ModelError
 from logitcask_schemas.model_source import find_model
@@ -282,7 +269,7 @@ def _train(
         say(f"measured {every} on {counted(evaluated.num_positions, 'held-out position')}")
     trainer.stop_requested = lambda: stop.requested
     with memory_advice(config, micro_sequences=args.per_device_train_batch_size, in_rounds=phase is not None):
-        result = _run(trainer, config, checkpoint, stop, metric=None if held_out is None else held_out.metric)
+        result = train_to_end(trainer, config, checkpoint, stop, metric=None if held_out is None else held_out.metric)
     running = {"status": "running", **document}
     if result is None:
         if trainer.phase_done():
@@ -320,64 +307,3 @@ def _open_held_out(config: TrainConfig, tokenizer: Any) -> HeldOutDocuments | No
         cache=config.cache,
         cache_bytes=config.cache_bytes,
     )
-
-
-def _run(
-    trainer: DistillTrainer, config: TrainConfig, checkpoint: Path | None, stop: StopSignals, *, metric: str | None
-) -> dict[str, Any] | None:
-    """Train and save the student; returns the summary that goes into the run document, None where it was stopped.
-
-    Args:
-        trainer: of the run.
-        config: the run.
-        checkpoint: which it goes on from; None where it begins.
-        stop: ends it after the step that is being made.
-        metric: by which its evaluations are compared; None where there are none.
-    """
-    output = config.output
-    progress, metrics = ProgressBar(metric=metric), MetricsLog(output / METRICS_NAME)
-    evaluations_log = HeldOutLog(output / HELD_OUT_NAME)
-    callbacks: list[Any] = [LogWhenSaving(), metrics, progress]
-    if metric is not None:
-        keep_best = KeepBest(metric, patience=config.patience, min_improvement=config.min_improvement)
-        callbacks += [evaluations_log, keep_best]
-    callbacks.append(StopWhenAsked(lambda: trainer.phase_done() or trainer.stop_agreed()))
-    for callback in callbacks:
-        trainer.add_callback(callback)
-    started, ended = time.monotonic(), checkpoint is not None and _ended_early(read_state(checkpoint), config, metric)
-    try:
-        stop.training_begins()
-        if ended and checkpoint is not None:  # only the student of a run that patience has ended is still to be saved
-            trainer.stand_at(checkpoint)
-        else:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        state: Any = trainer.state
-        early = _ended_early({"log_history": state.log_history}, config, metric)
-        if state.global_step < state.max_steps and not early:
-            return None
-        held_out = None if metric is None else Evaluations.of(state.log_history, metric)
-        student_step = state.global_step
-        if config.load_best and held_out is not None and held_out.best is not None:
-            student_step = held_out.best[0]
-        if student_step != state.global_step:
-            trainer.take_student(output / CHECKPOINTS_NAME / f"checkpoint-{student_step}")
-        save_student(trainer, config)
-    finally:
-        for callback in (progress, metrics, evaluations_log):
-            callback.close()
-    summary = {
-        "steps": state.global_step,
-        "student_step": student_step,
-        "seconds_of_last_call": time.monotonic() - started,
-        **metrics_summary(output / METRICS_NAME),
-    }
-    if held_out is not None and metric is not None:
-        summary["held_out"] = held_out.as_dict(metric) | {"ended_early": state.global_step < state.max_steps}
-    return summary
-
-
-def _ended_early(state: dict[str, Any], config: TrainConfig, metric: str | None) -> bool:
-    """Whether the evaluations of a trainer's state have used up the run's patience."""
-    if metric is None:
-        return False
-    return Evaluations.of(state["log_history"], metric).are_exhausted(config.patience, config.min_improvement)

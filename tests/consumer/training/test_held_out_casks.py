@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-import logitcask_consumer.training.run as run_module
 from logitcask_consumer.config import TrainConfigError
 from logitcask_consumer.data import EmptyCaskError
 from logitcask_consumer.held_out.documents import HeldOutDocuments, UnmeasurableCaskError
 from logitcask_consumer.held_out.overlap import NotHeldOutError
 from logitcask_consumer.run_document import RunFolderError
+from logitcask_consumer.training import train_to_end
 from logitcask_consumer.training.run import train
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.errors import CaskNotFoundError, IdentityMismatchError
@@ -47,7 +47,7 @@ def test_documents_are_a_sample_that_follows_from_their_text(held, place, teache
 
 def test_what_is_measured_on_belongs_to_the_run(config, held, teacher, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "LogWhenSaving", lambda: Stop(4))
+        patch.setattr(train_to_end, "LogWhenSaving", lambda: Stop(4))
         with pytest.raises(KeyboardInterrupt):
             train(config)
     for changed in ({"eval_documents": 3}, {"eval_every": 1}, {"patience": 1}, {"eval_casks": (), "eval_every": None}):

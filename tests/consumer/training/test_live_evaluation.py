@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-import logitcask_consumer.training.run as run_module
 from logitcask_consumer.data import CaskDataset, open_casks
 from logitcask_consumer.held_out.measuring import HeldOutEvaluator, figure_names
 from logitcask_consumer.report.config import ReportConfig, models_of_run
 from logitcask_consumer.report.evaluate import evaluate_model
 from logitcask_consumer.report.make_report import make_report
 from logitcask_consumer.run_document import RunFolderError, RunWriteError
+from logitcask_consumer.training import train_to_end
 from logitcask_consumer.training.arguments import DistillConfig
 from logitcask_consumer.training.callbacks import read_metrics
 from logitcask_consumer.training.run import train
@@ -135,7 +135,7 @@ class Spoil(TrainerCallback):
 def spoilt(config, monkeypatch, *, after=4, stop=None):
     """A run whose student becomes worse after a step."""
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "LogWhenSaving", lambda: Spoil(after, stop))
+        patch.setattr(train_to_end, "LogWhenSaving", lambda: Spoil(after, stop))
         return train(config)
 
 
@@ -183,7 +183,7 @@ def test_a_run_that_patience_ended_needs_no_step_to_be_finished(config, monkeypa
         raise RunWriteError("no room")
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "save_student", full)
+        patch.setattr(train_to_end, "save_student", full)
         with pytest.raises(RunWriteError):
             spoilt(settings, monkeypatch)
     before = evaluations(settings.output)
@@ -208,7 +208,7 @@ def test_adapters_of_the_best_evaluation_are_saved(config, tmp_path, monkeypatch
                             parameter.add_(1.0)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "LogWhenSaving", SpoilAdapters)
+        patch.setattr(train_to_end, "LogWhenSaving", SpoilAdapters)
         result = train(replace(config, **{**settings, "patience": 4}))
     summary = result.run["result"]
     assert summary["student_step"] == summary["held_out"]["best"]["step"] <= 4 < summary["steps"]

@@ -22,10 +22,11 @@ from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.data import EMPTY, StepSampler
 from logitcask_consumer.processes import leave_processes
 from logitcask_consumer.training.callbacks import LogWhenSaving
+from logitcask_consumer.training.run import train
 from logitcask_consumer.training.run_content import TrainResult
 from logitcask_consumer.training.trainer import DistillTrainer
 
-module: Any = importlib.import_module("logitcask_consumer.training.run")
+callbacks_of: Any = importlib.import_module("logitcask_consumer.training.train_to_end")
 
 
 class Stop(TrainerCallback):
@@ -92,7 +93,7 @@ def recorded_train(
     """
     trainer: Any = DistillTrainer
     steps: defaultdict[int, list[np.ndarray]] = defaultdict(list)
-    plain, plain_callback = trainer.compute_loss, module.LogWhenSaving
+    plain, plain_callback = trainer.compute_loss, callbacks_of.LogWhenSaving
 
     def compute_loss(self: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         slots = inputs["slots"]
@@ -102,15 +103,15 @@ def recorded_train(
 
     trainer.compute_loss = compute_loss
     if stop is not None:
-        module.LogWhenSaving = lambda: Stop(stop)
+        callbacks_of.LogWhenSaving = lambda: Stop(stop)
     elif at_signal is not None:
-        module.LogWhenSaving = lambda: Signal(at_signal)
+        callbacks_of.LogWhenSaving = lambda: Signal(at_signal)
     try:
-        result: TrainResult = module.train(config)
+        result: TrainResult = train(config)
     except KeyboardInterrupt:
         return None
     finally:
-        trainer.compute_loss, module.LogWhenSaving = plain, plain_callback
+        trainer.compute_loss, callbacks_of.LogWhenSaving = plain, plain_callback
         arrays: dict[str, Any] = {str(step): np.concatenate(parts) for step, parts in steps.items()}
         np.savez(record, **arrays)
     return result
