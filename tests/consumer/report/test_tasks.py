@@ -11,13 +11,13 @@ from huggingface_hub import ModelCard
 
 from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.data import CaskSource
+from logitcask_consumer.held_out.reading import load_reader
 from logitcask_consumer.report.config import ReportConfig, ReportError
 from logitcask_consumer.report.estimates import Estimate, difference_right, share_right
 from logitcask_consumer.report.make_report import make_report
 from logitcask_consumer.report.model_card import model_card
 from logitcask_consumer.report.task_scores import add_tasks, load_suite
 from logitcask_consumer.report.task_tables import task_tables
-from logitcask_consumer.student.loading import load_model
 from logitcask_consumer.tasks.perturbations import parse_perturbations
 from logitcask_consumer.tasks.questions import TaskError
 from logitcask_consumer.training.run import train
@@ -56,15 +56,15 @@ def reported(place, tmp_path_factory):
     """A report, its folder, what was said, and how many models were in memory when the next was loaded."""
     output, said, alive, models = tmp_path_factory.mktemp("out"), list[str](), list[int](), []
 
-    def loaded(folder):
+    def loaded(folder, packing):
         gc.collect()
         alive.append(sum(model() is not None for model in models))
-        model = load_model(folder)
+        model = load_reader(folder, packing)
         models.append(weakref.ref(model))
         return model
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("logitcask_consumer.tasks.suite.load_model", loaded)
+        patch.setattr("logitcask_consumer.tasks.suite.load_reader", loaded)
         document = make_report(config_of(place, output), say=said.append)
     return document, output, said, alive
 
@@ -167,11 +167,11 @@ def test_the_card_of_a_student_has_them(place, tmp_path):
 def test_models_of_a_report_on_several_teachers_are_asked_once(place, tmp_path, monkeypatch):
     asked = []
 
-    def loaded(folder):
+    def loaded(folder, packing):
         asked.append(folder)
-        return load_model(folder)
+        return load_reader(folder, packing)
 
-    monkeypatch.setattr("logitcask_consumer.tasks.suite.load_model", loaded)
+    monkeypatch.setattr("logitcask_consumer.tasks.suite.load_reader", loaded)
     other = save_teacher(tmp_path / "other", seed=4)
     build_cask(
         tmp_path / "casks", other, random_documents(5, low=20, high=40, seed=8), model="other", weights_digest="1" * 64
@@ -185,8 +185,8 @@ def test_models_of_a_report_on_several_teachers_are_asked_once(place, tmp_path, 
 
 
 def test_what_does_not_fit_is_refused_before_any_model_is_loaded(place, tmp_path, monkeypatch):
-    for module in ("logitcask_consumer.tasks.suite", "logitcask_consumer.report.readers"):
-        monkeypatch.setattr(f"{module}.load_model", lambda folder: pytest.fail("a model was loaded"))
+    for loads in ("tasks.suite.load_reader", "report.readers.load_reader", "report.readers.load_model"):
+        monkeypatch.setattr(f"logitcask_consumer.{loads}", lambda *_: pytest.fail("a model was loaded"))
     config = config_of(place, tmp_path / "out")
     with pytest.raises(ReportError, match="--perturb changes the questions of tasks"):
         make_report(dataclasses.replace(config, tasks=()))
