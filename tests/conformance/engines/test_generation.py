@@ -29,7 +29,10 @@ PROMPTS = (
 END = 2
 
 
-@pytest.fixture(scope="module", params=["transformers", "process", pytest.param("vllm", marks=pytest.mark.engine)])
+COMPUTING = ("transformers", pytest.param("vllm", marks=pytest.mark.engine))
+
+
+@pytest.fixture(scope="module", params=[*COMPUTING, "process"])
 def generator(request, teacher_folder):
     """`process`: transformers in a process of its own."""
     if request.param == "process":
@@ -120,12 +123,16 @@ def test_a_seed_decides_the_text_alone_and_in_company(generator, prompts):
     assert len({company[i].token_ids_N.tobytes() for i in range(0, 16, 3)}) == 6  # another seed, another text
 
 
+@pytest.mark.parametrize("generator", COMPUTING, indirect=True)
 @pytest.mark.parametrize(
     "sampling",
     [{"temperature": 1.0}, {"temperature": 0.7, "top_p": 0.8}, {"temperature": 1.0, "top_k": 5, "min_p": 0.05}],
 )
 def test_first_tokens_are_drawn_from_the_models_distribution(generator, teacher, prompts, sampling):
-    """Chi-square over 200 fixed seeds; the bound is four standard deviations over its mean."""
+    """Chi-square over 200 fixed seeds; the bound is four standard deviations over its mean.
+
+    In another process it is the same generator, whose draws depend on the seed alone.
+    """
     ids, seeds = prompts[0], 200
     tasks = [write(seed, ids, seed=seed, max_tokens=1, **sampling) for seed in range(seeds)]
     drawn = np.array([result.token_ids_N[0] for result in results_of(generator, tasks).values()], np.int64)
