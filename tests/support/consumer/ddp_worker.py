@@ -1,4 +1,4 @@
-"""One process of a distributed run; started by torchrun with the settings as JSON."""
+"""One process of distributed runs, one after the other; started by torchrun with the settings of each as JSON."""
 
 import json
 import sys
@@ -9,10 +9,11 @@ from logitcask_consumer.processes import leave_processes
 from logitcask_consumer.training.run import train
 
 if __name__ == "__main__":
-    settings = json.loads(sys.argv[1])
-    for name in ("output", "teacher"):
-        settings[name] = Path(settings[name])
-    settings["casks"] = tuple(map(Path, settings["casks"]))
-    settings["report_to"] = tuple(settings["report_to"])
-    train(TrainConfig(**settings))
+    for argument in sys.argv[1:]:
+        settings = json.loads(argument)
+        for name in ("output", "teacher"):
+            settings[name] = Path(settings[name])
+        settings["casks"] = tuple(map(Path, settings["casks"]))
+        settings["report_to"] = tuple(settings["report_to"])
+        train(TrainConfig(**settings))
     leave_processes()
