@@ -136,6 +136,13 @@ def test_gradients_are_clipped_by_the_norm_of_all_parts(runs):
     assert min(norms) > 1.0, "all steps are clipped"
 
 
+def test_bfloat16_has_the_norm_of_float32_as_long_as_the_weights_are_the_same(runs):
+    """Rounding alone; later steps have other weights. One process' part of the gradients would be a third less."""
+    own, shared = (read_metrics(runs / name / "metrics.jsonl")[0] for name in ("one-plain", "bfloat16"))
+    assert shared["grad_norm"] == pytest.approx(own["grad_norm"], rel=0.03)
+    assert shared["grad_norm"] != own["grad_norm"]
+
+
 def test_the_control_a_process_that_trains_nothing_shows_in_the_curve(runs):
     gaps = [abs(a[3] - b[3]) / a[3] for a, b in zip(losses(runs / "one-plain"), losses(runs / "deaf"), strict=True)]
     assert max(gaps) > 1000 * LOSSES["rtol"]
