@@ -160,7 +160,7 @@ def capture_corpus(
     )
     if executor == "local" and teachers is not None and teachers > 1:
         require_many(settings, teachers)
-    _require_usable(place, single_writer=single_writer)
+    _require_usable(place, work, errors, single_writer=single_writer)
     roster = require_teachers(settings)
     facts = roster.facts(roster.names[0]) or _facts_of_loaded(settings)
     spec = resolve_hints(capture_spec(**capture), facts.hint_shape)
@@ -210,7 +210,8 @@ def capture_corpus(
         document = run.report(captured, errors)
     if as_json:
         typer.echo(json.dumps(document))
-    raise typer.Exit(EXIT_PROBLEMS if captured.failures or not document["documents"] else 0)
+    # A part may well have nothing to do; a corpus without a document is a mistake.
+    raise typer.Exit(EXIT_PROBLEMS if captured.failures or not document["corpus_documents"] else 0)
 
 
 def load_engine_of(settings: "ServiceSettings", hints: "HintSpec | None", devices: tuple[str, ...] = ()) -> "Engine":
@@ -267,12 +268,26 @@ def _place(cask: str, work: Path | None) -> tuple[Path | str, Path]:
     return cask.rstrip("/"), work.absolute()
 
 
-def _require_usable(place: Path | str, *, single_writer: bool) -> None:
-    """Raise FolderError or StoreError where a cask cannot be put at a URL, before a teacher is loaded."""
-    if isinstance(place, str):
-        from logitcask_services.cask_places import CaskStore
+def _require_usable(place: Path | str, work: Path, errors: Path, *, single_writer: bool) -> None:
+    """Require that cask, tokens and errors file can be put where they shall lie, before a teacher is loaded.
 
+    Raises FolderError, OptionError, CaskError or StoreError.
+    """
+    from logitcask_schemas.cask.publication import require_only_cask
+    from logitcask_services.cask_places import CaskStore, holds_cask, make_writable
+
+    if errors.is_dir():
+        raise OptionError(f"--errors {errors}: is a folder; name a file")
+    make_writable(work, "--work")
+    make_writable(errors.parent, "--errors")
+    if isinstance(place, str):
         CaskStore(place, Path(), single_writer=single_writer).require_usable()
+    elif place.exists():
+        make_writable(place, "--cask")
+        if not holds_cask(place):
+            require_only_cask(str(place), (child.name for child in place.iterdir()))
+    else:
+        make_writable(place.parent, "--cask")
 
 
 def _part(text: str | None) -> "Part":

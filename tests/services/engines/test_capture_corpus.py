@@ -7,6 +7,7 @@ import pytest
 
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.cli.main import main
+from logitcask_services.cli import capture_corpus
 from tests.support.services.corpus_captures import files_of
 
 
@@ -89,6 +90,40 @@ def test_what_cannot_be_meant(run, corpus, words, message):
     code, said = run(corpus, "--cask", "cask", *words)
     assert code == 2
     assert message in said["stderr"]
+
+
+def test_a_part_without_work_is_no_problem(run, corpus, tmp_path):
+    """More parts than chunks, or chunks of repetitions alone; a corpus without a document is one."""
+    code, said = run(corpus, "--cask", "cask", "--part", "30/31", "--work", "elsewhere", "--errors", "new/errors.jsonl")
+    assert (code, said["chunks"], said["documents"], said["corpus_missing"]) == (0, 0, 0, 40)
+    (tmp_path / "same.jsonl").write_text((json.dumps({"text": "w201 w202 w203 w204 w205 w206 w207"}) + "\n") * 30)
+    for at, documents in ((0, 1), (1, 0)):
+        code, said = run("same.jsonl", "--cask", "same", "--part", f"{at}/2")
+        assert (code, said["chunks"] > 0, said["documents"], said["corpus_missing"]) == (0, True, documents, 0)
+    (tmp_path / "bad.jsonl").write_text("no json\n")
+    for part in ("0/2", "1/2"):
+        assert run("bad.jsonl", "--cask", "bad", "--part", part)[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--cask", "a-file"], 1, "a-file cannot be written to (File exists)"),
+        (["--cask", "a-file/cask"], 1, "name another with --work"),
+        (["--cask", "cask", "--work", "a-file"], 1, "name another with --work"),
+        (["--cask", "cask", "--errors", "a-file/errors"], 1, "name another with --errors"),
+        (["--cask", "cask", "--errors", "a-folder"], 2, "a-folder: is a folder; name a file"),
+        (["--cask", "a-folder"], 1, "holds 'notes' and no cask.json"),
+    ],
+)
+def test_what_is_in_the_way_is_told_before_a_teacher_loads(run, corpus, tmp_path, monkeypatch, words, code, message):
+    monkeypatch.setattr(capture_corpus, "load_engine_of", lambda *arguments: pytest.fail("a teacher is loaded"))
+    (tmp_path / "a-file").touch()
+    (tmp_path / "a-folder").mkdir()
+    (tmp_path / "a-folder" / "notes").touch()
+    ended, said = run(corpus, *words)
+    assert ended == code
+    assert message in said["stderr"].replace("\n", "")
 
 
 def test_the_corpus_needs_no_word_before_it(run, corpus):

@@ -12,6 +12,7 @@ numbers. A document that the corpus has more than once belongs to the chunk of i
 
 import hashlib
 import json
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -41,6 +42,8 @@ LOCK_SECONDS: Final = 24 * 3600.0
 """As long as another may take to make a large corpus ready."""
 _BLOCK_BYTES: Final = 1 << 20
 _FORMAT: Final = 1
+_LEFTOVER: Final = re.compile(r"[0-9a-f]{16}\.tmp-[0-9a-f]{16}")
+"""Names of folders that were being made when their process died."""
 
 
 class WorkFolderError(LogitcaskError, OSError):
@@ -128,8 +131,9 @@ def prepared_corpus(
     with _locked(work):
         if not (folder / PREPARED_NAME).is_file():
             say(f"making tokens of {corpus.name}")
-            for leftover in work.glob("*.tmp-*"):
-                shutil.rmtree(leftover)
+            for leftover in work.iterdir():
+                if _LEFTOVER.fullmatch(leftover.name):  # nothing else: the folder may hold what is somebody's own
+                    shutil.rmtree(leftover)
             _make(corpus, folder, facts, limits)
     tokens = TokenStore(folder / TOKENS_NAME)
     counts = Prepared(**json.loads((folder / PREPARED_NAME).read_text(encoding="utf-8")))
@@ -137,7 +141,7 @@ def prepared_corpus(
 
 
 def _make(corpus: Path, folder: Path, facts: TeacherFacts, limits: DocumentLimits) -> None:
-    temporary = folder.with_name(f"{folder.name}.tmp-{secrets.token_hex(8)}")
+    temporary = folder.with_name(f"{folder.name}.tmp-{secrets.token_hex(8)}")  # see _LEFTOVER
     temporary.mkdir()
     try:
         with (temporary / BAD_LINES_NAME).open("x", encoding="utf-8") as bad_lines:
@@ -174,6 +178,9 @@ def _key(corpus: Path, facts: TeacherFacts, limits: DocumentLimits) -> str:
 def _locked(work: Path) -> Iterator[None]:
     try:
         work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkFolderError(f"{work}: cannot be made: {error.strerror}. Name another folder") from error
+    try:
         with FileLock(work / LOCK_NAME, timeout=LOCK_SECONDS, fallback_to_soft=False):
             yield
     except Timeout as error:

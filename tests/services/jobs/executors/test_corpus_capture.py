@@ -185,9 +185,12 @@ def test_the_corpus_is_prepared_once(tmp_path, prepared):
 
 
 def test_a_preparation_that_was_killed_leaves_nothing(tmp_path, prepared):
-    leftover = prepared.folder.with_name(f"{prepared.folder.name}.tmp-0")
+    leftover = prepared.folder.with_name(f"{prepared.folder.name}.tmp-{'0' * 16}")
+    somebodys = prepared.folder.with_name("notes.tmp-1")
     leftover.mkdir()
+    somebodys.mkdir()
     (tmp_path / "corpus/corpus.jsonl").write_text('{"input_ids": [1, 2, 3]}\n')
     reopen(tmp_path / "corpus")
     assert not leftover.exists()
+    assert somebodys.exists(), "the folder may hold what is somebody's own"
     assert job_of(prepared, tmp_path).needs_extents
