@@ -1,5 +1,6 @@
 """`CaskWriter` in an object store: what it publishes, what it finds there, and what it refuses."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.carriers.registry import CARRIERS
+from logitcask_schemas.cask.integrity.leftovers import Leftovers, leftovers
 from logitcask_schemas.cask.integrity.remote_verify import survey_url
 from logitcask_schemas.cask.integrity.verify import verify_shards
 from logitcask_schemas.cask.storage.object_store import RemoteStore
@@ -166,8 +168,29 @@ def test_what_is_no_cask_is_left_alone(bucket: str) -> None:
     RemoteStore(bucket).write("export/shards/" + "a" * 32 + ".json", b"{}")
     with pytest.raises(CaskError, match=r"holds shards, but no cask\.json: an export into it has not finished"):
         writer_of(f"{bucket}/export")
+    RemoteStore(bucket).write("notes/notes/today", b"of the folder's own name")
+    with pytest.raises(CaskError, match=r"holds 'notes' and no cask\.json: not a cask"):
+        writer_of(f"{bucket}/notes")
     with pytest.raises(StoreError, match="there is no such bucket"):
         writer_of("s3://no-such-bucket/cask")
+
+
+def test_an_address_has_no_query(bucket: str) -> None:
+    """`?versionId=` would make one object of all: the client of S3 takes it from the name."""
+    with pytest.raises(CaskError, match=r"an address of a folder has no `\?`"):
+        writer_of(f"{bucket}/cask?versionId=1")
+    assert RemoteStore(bucket).children() == []
+
+
+def test_folders_that_a_console_has_made_are_no_content(bucket: str) -> None:
+    """They are empty objects, whose names end with a slash."""
+    system, root = RemoteStore(bucket)._system()
+    for key in ("cask/", "cask/shards/"):
+        system.call_s3("put_object", Bucket=root, Key=key, Body=b"")
+    with writer_of(f"{bucket}/cask") as writer:
+        writer.publish(make_documents((20, 12), 0))
+    assert len(RemoteStore(f"{bucket}/cask").sizes("shards")) == 2
+    assert leftovers(f"{bucket}/cask", timedelta(0), now=datetime.now(UTC) + timedelta(days=1)) == Leftovers()
 
 
 def test_stores_without_conditional_puts_want_a_single_writer(memory: str, tmp_path: Path) -> None:

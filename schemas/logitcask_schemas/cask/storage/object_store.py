@@ -80,7 +80,15 @@ class RemoteStore:
         Args:
             url: The folder.
             options: For fsspec's file system, such as {"anon": True}; None: what the environment says.
+
+        Raises:
+            CaskError: The URL has a query, which no folder has.
         """
+        if "?" in url:
+            raise CaskError(
+                f"{url}: an address of a folder has no `?`. Leave out what follows it; where a store is and who asks "
+                "is said by the environment (docs/cask.md)"
+            )
         self.url = dataset_url(url.rstrip("/"))
         self._options = dict(options or {})
         self._connected: tuple[int, Any, str] | None = None
@@ -214,8 +222,7 @@ class RemoteStore:
 
     def children(self) -> list[str]:
         """Names of objects and folders right below this one, sorted; none where there is nothing."""
-        names = {item["name"].rstrip("/").rpartition("/")[2] for item in self._listing("")}
-        return sorted(names - {self.url.rpartition("/")[2]})
+        return sorted({item["name"].rstrip("/").rpartition("/")[2] for item in self._listing("")})
 
     def delete(self, name: str) -> None:
         """Remove an object, if it is there; StoreError where the store refuses."""
@@ -228,6 +235,7 @@ class RemoteStore:
             raise StoreError(f"{self.url}/{name}: sent {size} bytes, the store has {stored}; try again")
 
     def _listing(self, folder: str) -> list[dict[str, Any]]:
+        """What lies right below a folder. Not the folder itself, for which consoles of stores make an empty object."""
         with self._explained(folder):
             system, root = self._system()
             path = f"{root}/{folder}".rstrip("/")
@@ -238,7 +246,7 @@ class RemoteStore:
                 listing = []
             # It may have a hundred thousand names, and clients would keep it.
             system.invalidate_cache(path)
-        return listing
+        return [item for item in listing if item["name"].rstrip("/") != path]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"url": self.url, "options": self._options}
