@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -20,6 +21,8 @@ _QUIET = {
     "RAY_gcs_server_request_timeout_seconds": "300",
     "RAY_worker_register_timeout_seconds": "300",
 }
+_SERVERS = ("gcs_server", "raylet")
+"""What a cluster cannot do without."""
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -41,13 +44,13 @@ class RayCluster:
         said = self.folder / "start.log"  # a file: what it starts would keep a pipe open
         self.folder.mkdir(parents=True, exist_ok=True)
         with said.open("wb") as file:
-            started = subprocess.run(
+            started = psutil.Popen(
                 [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments],
                 env={**os.environ, **_QUIET, "PYTHONPATH": path},
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                check=False,
             )
+            died = dead_child_of(started)
         self.address = next(part.split("=")[1] for part in arguments if part.startswith("--port="))
         self.address = f"127.0.0.1:{self.address}"
         self._processes = [
@@ -55,9 +58,12 @@ class RayCluster:
             for process in psutil.process_iter()
             if process.pid not in before and str(self.folder) in " ".join(_command(process))
         ]
-        if started.returncode != 0:
+        if died is not None or started.returncode != 0:
             self.kill()
-            raise AssertionError(said.read_text())
+            of_it = sorted(self.folder.glob(f"session_latest/logs/{died}.*"))
+            logs = "".join(f"\n{log}:\n{log.read_text(errors='replace')[-4000:]}" for log in of_it)
+            fault = "" if died is None else f"the cluster's {died} died while it was started\n"
+            raise AssertionError(f"{fault}{said.read_text()}{logs}")
         assert self._processes, "no process of the cluster was found"
 
     def kill(self) -> None:
@@ -72,6 +78,19 @@ class RayCluster:
         self._processes = []
 
     stop = kill
+
+
+def dead_child_of(started: psutil.Popen) -> str | None:
+    """Wait for `ray start`; what it started and has died, for which it would wait as long as for one that is slow."""
+    while started.poll() is None:
+        with suppress(psutil.NoSuchProcess):
+            dead = [child.name() for child in started.children() if child.status() == psutil.STATUS_ZOMBIE]
+            if name := next((name for name in dead if name in _SERVERS), None):
+                started.kill()
+                started.wait()
+                return name
+        time.sleep(0.1)
+    return None
 
 
 def free_port() -> int:

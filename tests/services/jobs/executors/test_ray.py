@@ -8,11 +8,13 @@ import os
 import random
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 
 pytest.importorskip("ray", reason="in the extra `ray`")
@@ -34,7 +36,7 @@ from tests.support.services.corpus_captures import (
 )
 from tests.support.services.fake_teacher import FakeEngine, FakeTokenizer
 from tests.support.services.process_engines import is_alive
-from tests.support.services.ray_cluster import RayCluster
+from tests.support.services.ray_cluster import RayCluster, dead_child_of
 from tests.support.services.service_harness import wait_for
 
 KILLS = int(os.environ.get("LOGITCASK_KILLS", "2"))
@@ -118,6 +120,15 @@ def safe_now(prepared, cask: Path, log: Path) -> tuple[set[int], set[int]]:
         ids = {identity.tobytes() for identity in Cask.open(cask).document_ids()}
         published = {at for at in range(prepared.tokens.num_documents) if prepared.tokens.document_id(at) in ids}
     return published, {pid for pid, _ in captures(log)}
+
+
+def test_a_server_that_dies_while_a_cluster_starts_is_noticed(tmp_path):
+    """`ray start` waits for it as long as for one that is slow."""
+    (tmp_path / "raylet").symlink_to("/bin/true")
+    waits = "import subprocess, sys, time; left = subprocess.Popen(sys.argv[1:]); time.sleep(600)"
+    started = psutil.Popen([sys.executable, "-c", waits, str(tmp_path / "raylet")])
+    assert dead_child_of(started) == "raylet"
+    assert not started.is_running()
 
 
 def test_two_teachers_fill_one_cask(tmp_path, cluster, undisturbed):
