@@ -24,6 +24,8 @@ T = TypeVar("T")
 Reason = tuple[str, str]
 """Code and sentence."""
 LONGEST_PAUSE: Final = 30.0
+_LOOK_SECONDS: Final = 0.2
+"""Between two looks whether a piece of work was called off."""
 _ADVICE: Final = {
     "insufficient_storage": "Free space and the job goes on by itself",
     "read_only": "Make the file system writable and the job goes on by itself",
@@ -203,8 +205,12 @@ class Waiter:
         self.set_aside: Reason | None = None
         """Why the work gave way, once it did."""
 
-    def run(self, work: Callable[[], T]) -> T:
+    def run(self, work: Callable[[], T], called_off: Callable[[], bool] | None = None) -> T:
         """The result of `work`, which must be safe to repeat.
+
+        Args:
+            work: what to do.
+            called_off: whether nobody waits for this piece of work any more, while all else goes on.
 
         Raises StoppedWhileWaitingError, SetAsideError, and what `work` raises that does not pass by itself.
         """
@@ -226,9 +232,20 @@ class Waiter:
             if self._gives_way(time.monotonic() - since):
                 self.set_aside = reason
                 raise SetAsideError(reason)
-            if self._ends(pause):
+            if self._ends_within(pause, called_off):
                 raise StoppedWhileWaitingError
             pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _ends_within(self, seconds: float, called_off: Callable[[], bool] | None) -> bool:
+        if called_off is None:
+            return self._ends(seconds)
+        until = time.monotonic() + seconds
+        while not called_off():
+            if (left := until - time.monotonic()) <= 0:
+                return False
+            if self._ends(min(left, _LOOK_SECONDS)):
+                return True
+        return True
 
     def shortage(self) -> Reason | None:
         """Code and sentence when a folder's file system is below the floor. Raises OSError where it is gone."""

@@ -163,9 +163,9 @@ class WorkerManners:
 
     stream: StreamTasks = _engine_alone
     """How chunks that are under no suspicion are given to the engine: others may be let in between."""
-    attempt: Callable[[Callable[[], Any]], Any] | None = None
-    """Does what the disk, the store or another writer may refuse for a while; None: the worker's own patience, with
-    stores alone. Raises StoppedWhileWaitingError.
+    attempt: Callable[[Callable[[], Any], Callable[[], bool]], Any] | None = None
+    """Does what the disk, the store or another writer may refuse for a while, until the worker is called off; None: the
+    worker's own patience, with stores alone. Raises StoppedWhileWaitingError.
     """
     hang_seconds: float | None = None
     """Silence of the teacher after which it counts as dead; None: by what can be seen of it; 0: never."""

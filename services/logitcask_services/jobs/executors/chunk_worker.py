@@ -172,8 +172,10 @@ class ChunkWorker(threading.Thread):
         return WorkerEnded(reason="")
 
     def _attempt(self, work: Callable[[], Any]) -> Any:
-        """Do what may be repeated, again while disk, store or another writer refuses it."""
-        return (self._manners.attempt or self._patiently)(work)
+        """Do what may be repeated, again while disk, store or another writer refuses it and this worker is wanted."""
+        if self._manners.attempt is None:
+            return self._patiently(work)
+        return self._manners.attempt(work, self._dropped.is_set)
 
     def _patiently(self, work: Callable[[], Any]) -> Any:
         """The same where nobody else waits: while the store of the cask is away, as the teacher took long to load."""

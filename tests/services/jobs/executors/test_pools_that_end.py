@@ -1,5 +1,8 @@
 """Pools that end: a worker that hangs, was dropped before it loads, or is lost twice holds nobody up."""
 
+import queue
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from logitcask_services.jobs.executors.chunk_orders import (
     TeacherReady,
     WorkerEnded,
     WorkerEvent,
+    WorkerManners,
 )
 from logitcask_services.jobs.executors.chunk_worker import ChunkWorker
 from logitcask_services.jobs.executors.corpus_capture import CaptureListener, CorpusCapture, WorkerRefusedError
@@ -19,6 +23,7 @@ from logitcask_services.jobs.executors.local_pool import LocalPool
 from logitcask_services.jobs.executors.ray_pool import RayPool, _Actor
 from logitcask_services.jobs.extraction import Chunk, ChunkOutcome
 from logitcask_services.jobs.extraction_work import ExtractionWork
+from logitcask_services.jobs.waiting import Waiter
 from tests.support.services.fake_teacher import FakeEngine
 
 
@@ -75,6 +80,25 @@ def test_a_worker_that_was_dropped_before_it_began_loads_nothing(job):
     worker.start()
     worker.join(30)
     assert heard == [WorkerEnded(reason="")]
+
+
+def test_a_worker_that_waits_for_room_ends_with_its_pool(job, tmp_path):
+    """The run was refused elsewhere: it must not wait until somebody frees the disk."""
+    reasons = queue.SimpleQueue()
+
+    def goes_on(seconds: float) -> bool:
+        time.sleep(seconds)
+        return False
+
+    never_enough = Waiter((tmp_path,), floor=1 << 62, poll_seconds=30.0, ends=goes_on, set_waiting=reasons.put)
+    pool = LocalPool(job, FakeEngine, WorkerManners(attempt=never_enough.run), keeps_engines=True)
+    pool.start(0)
+    assert reasons.get(timeout=60)[0] == "insufficient_storage"
+    closing = threading.Thread(target=pool.close, daemon=True)
+    closing.start()
+    closing.join(20)
+    assert not closing.is_alive()
+    assert WorkerEnded(reason="") in [event for _, event in pool.events(0)]
 
 
 def test_a_worker_whose_engine_cannot_be_closed_says_that_it_ended(job):
