@@ -30,6 +30,8 @@ DEFAULT_DOCUMENT_TOKENS: Final = 2048.0
 DEFAULT_VOCAB_SIZE: Final = 128_256
 DAY: Final = 86_400.0
 HOUR: Final = 3_600.0
+_LARGEST: Final = 1e30
+"""Products of numbers below it are numbers."""
 
 Kind = Literal["given", "published", "measured", "assumed"]
 T = TypeVar("T", bound=float)
@@ -93,7 +95,7 @@ class Fleet:
     """With a stated number of GPUs."""
 
     gpus: int
-    """In use: a whole number of replicas."""
+    """In use: a whole number of replicas, each with a shard to work on."""
     replicas: int
     days: float
     tokens_per_second: float
@@ -211,14 +213,24 @@ def _require_ranges(request: Request) -> None:
         "--mtbf-hours": request.mtbf_hours,
     }
     for option, value in positive.items():
-        if value is not None and not 0 < value < math.inf:
-            raise OptionError(f"{option} {value:g}: expected a number above 0")
+        if value is not None and not 0 < value < _LARGEST:
+            raise OptionError(f"{option} {value:g}: expected a number above 0 and below {_LARGEST:g}")
     if request.mfu is not None and not 0 < request.mfu <= 1:
         raise OptionError(f"--mfu {request.mfu:g}: expected a share of the peak, above 0 and up to 1")
-    if request.document_tokens is not None and not 2 <= request.document_tokens < math.inf:
-        raise OptionError(f"--document-tokens {request.document_tokens:g}: a document has at least 2 tokens")
-    if request.restart_seconds is not None and not 0 <= request.restart_seconds < math.inf:
-        raise OptionError(f"--restart-seconds {request.restart_seconds:g}: expected 0 or more")
+    document_tokens = _either(request.document_tokens, DEFAULT_DOCUMENT_TOKENS)
+    if not 2 <= document_tokens < _LARGEST:
+        raise OptionError(f"--document-tokens {document_tokens:g}: a document has at least 2 tokens")
+    if request.shard_tokens is not None and request.shard_tokens < document_tokens:
+        raise OptionError(
+            f"--shard-tokens {request.shard_tokens:g}: a shard holds whole documents, which have {document_tokens:g} "
+            "tokens on average (--document-tokens)"
+        )
+    if request.restart_seconds is not None and not 0 <= request.restart_seconds < _LARGEST:
+        raise OptionError(f"--restart-seconds {request.restart_seconds:g}: expected 0 or more, and below {_LARGEST:g}")
+    if request.hint_width is not None and request.hints is None:
+        raise OptionError("--hint-width: is the width of --hints; add them, or leave it out")
+    if request.restart_seconds is not None and request.mtbf_hours is None:
+        raise OptionError("--restart-seconds: follow a failure; add --mtbf-hours, or leave them out")
     if request.spec.mode != "threshold":
         raise OptionError(f"a plan is for mode threshold, this spec has {request.spec.mode}")
 
@@ -243,6 +255,7 @@ def _fleet(request: Request, gpus: int, size: CaskSize, replica: int, gpu_second
     replicas = gpus // replica
     if not replicas:
         raise OptionError(f"--gpus {gpus}: one replica of the teacher needs {replica} (its weights, see --dtype)")
+    replicas = min(replicas, size.shards)  # a shard is one replica's work
     seconds = gpu_seconds / (replicas * replica)
     rate = request.tokens / seconds
     return Fleet(

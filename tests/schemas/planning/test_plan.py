@@ -81,6 +81,11 @@ def test_a_fleet_uses_whole_replicas() -> None:
     assert made.price == pytest.approx(made.gpu_days * 24 * 2)
     with pytest.raises(OptionError, match="--gpus 3: one replica of the teacher needs 4"):
         plan(gpus=3)
+    # A shard is one replica's work: 64 of them keep 64 replicas busy, however many there are.
+    small = plan(tokens=1e7, gpus=4096)
+    assert small.fleet is not None
+    assert (small.cask.shards, small.fleet.replicas, small.fleet.gpus) == (64, 64, 256)
+    assert small.fleet.days * 86400 == pytest.approx(small.chunk_seconds)
 
 
 def test_failures() -> None:
@@ -133,6 +138,10 @@ def test_what_it_stands_on_is_told() -> None:
         ({"packed": True}, "give --codec u8all"),
         ({"gpu": "abacus"}, "--gpu abacus: unknown; there are a100"),
         ({"restart_seconds": -1.0}, "--restart-seconds -1"),
+        ({"shard_tokens": 2047.0}, "a shard holds whole documents, which have 2048 tokens on average"),
+        ({"teacher_params": 1e308}, r"--teacher-params 1e\+308: expected a number above 0 and below 1e\+30"),
+        ({"hint_width": 64}, "--hint-width: is the width of --hints"),
+        ({"restart_seconds": 5.0}, "--restart-seconds: follow a failure; add --mtbf-hours"),
         ({"spec": CaptureSpec(mode="topk")}, "mode threshold"),
     ],
 )
