@@ -91,7 +91,12 @@ class Fleet:
 
         Args:
             spec: What is simulated.
+
+        Raises:
+            ValueError: Workers die and leases last for ever: what a dead one had would never be done.
         """
+        if math.isinf(spec.lease_seconds) and not math.isinf(spec.mtbf_seconds):
+            raise ValueError("workers that die (mtbf_seconds) need leases that run out: give lease_seconds")
         self.spec = spec
         self._random = np.random.default_rng(spec.seed)
         slow = self._random.random(spec.workers) < spec.stragglers

@@ -84,6 +84,12 @@ def test_an_orphan_waits_for_its_lease(lease: float) -> None:
     assert result.lost_seconds == pytest.approx(first)
 
 
+def test_workers_that_die_need_leases_that_run_out() -> None:
+    """What a dead one had would never be done, and the simulation never end."""
+    with pytest.raises(ValueError, match="give lease_seconds"):
+        simulate(FleetSpec(workers=2, chunks=4, chunk_seconds=10.0, mtbf_seconds=8.0))
+
+
 def test_renewal_starts_the_lease_anew() -> None:
     first, _ = lives(1, 100.0)
     spec: dict[str, Any] = {"workers": 1, "chunks": 1, "chunk_seconds": first + 1, "mtbf_seconds": 100.0, "seed": 1}
