@@ -75,13 +75,13 @@ def runs(configs):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_two_processes_that_share_a_student_train_as_one(runs, family):
-    one, two = runs / f"one-{family}", runs / f"two-{family}"
-    expected, shared = (read_metrics(folder / "metrics.jsonl") for folder in (one, two))
-    assert len(shared) == len(expected) == 4
-    for line, other in zip(expected, shared, strict=True):
+    alone, shared = runs / f"one-{family}", runs / f"two-{family}"
+    expected, lines = (read_metrics(folder / "metrics.jsonl") for folder in (alone, shared))
+    assert len(lines) == len(expected) == 4
+    for line, other in zip(expected, lines, strict=True):
         for name in ("loss", "grad_norm", "ce", "positions"):
             assert other[name] == pytest.approx(line[name], rel=1e-4), name
-    weights, theirs = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
-    assert weights.keys() == theirs.keys()
+    weights, others = (load_file(folder / "model.safetensors") for folder in (alone, shared))
+    assert weights.keys() == others.keys()
     for name, value in weights.items():
-        assert float((theirs[name] - value).abs().max()) <= 1e-4, name
+        assert float((others[name] - value).abs().max()) <= 1e-4, name

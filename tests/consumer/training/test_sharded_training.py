@@ -138,9 +138,9 @@ def test_gradients_are_clipped_by_the_norm_of_all_parts(runs):
 
 def test_bfloat16_has_the_norm_of_float32_as_long_as_the_weights_are_the_same(runs):
     """Rounding alone; later steps have other weights. One process' part of the gradients would be a third less."""
-    own, shared = (read_metrics(runs / name / "metrics.jsonl")[0] for name in ("one-plain", "bfloat16"))
-    assert shared["grad_norm"] == pytest.approx(own["grad_norm"], rel=0.03)
-    assert shared["grad_norm"] != own["grad_norm"]
+    exact, rounded = (read_metrics(runs / name / "metrics.jsonl")[0] for name in ("one-plain", "bfloat16"))
+    assert rounded["grad_norm"] == pytest.approx(exact["grad_norm"], rel=0.03)
+    assert rounded["grad_norm"] != exact["grad_norm"]
 
 
 def test_the_control_a_process_that_trains_nothing_shows_in_the_curve(runs):

@@ -130,10 +130,11 @@ class RayPool:
             raise MissingExtraError("logitcask capture --executor ray", "ray", "ray") from error
         self._ray: Any = ray
         require_cluster(options.address)
+        address = _named(options.address)
         try:
             self._ray.init(
-                address=options.address,
-                include_dashboard=False if options.address is None else None,
+                address=address,
+                include_dashboard=False if address is None else None,
                 log_to_driver=False,
                 logging_level=logging.WARNING,
                 configure_logging=False,
@@ -141,9 +142,9 @@ class RayPool:
             num_gpus = options.num_gpus
             if num_gpus is None:
                 num_gpus = float(options.parallel) if self._ray.cluster_resources().get("GPU") else 0.0
-        except (OSError, ray.exceptions.RayError) as error:  # the head may go while it is asked
+        except (OSError, ValueError, ray.exceptions.RayError) as error:  # the head may go while it is asked
             self._ray.shutdown()
-            raise _no_cluster(options.address, error) from error
+            raise _no_cluster(address, error) from error
         self._num_gpus, self._num_cpus = num_gpus, options.num_cpus
         self._actor_class: Any = self._ray.remote(ChunkActor).options(
             num_cpus=options.num_cpus, num_gpus=num_gpus, max_concurrency=THREADS, max_restarts=0, max_task_retries=0
@@ -241,19 +242,30 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
+def _named(address: str | None) -> str | None:
+    """The address that was given, or that of the environment; None where neither is."""
+    return address or os.environ.get("RAY_ADDRESS") or None
+
+
 def require_cluster(address: str | None) -> None:
-    """Raise CaptureStoppedError where nobody listens at `host:port`: Ray itself tries for minutes."""
-    host, _, port = (address or "").rpartition(":")
+    """Raise CaptureStoppedError where nobody listens at `host:port`: Ray itself tries for minutes.
+
+    Args:
+        address: See `RayOptions`.
+    """
+    named = _named(address)
+    host, _, port = (named or "").rpartition(":")
     if host and port.isdecimal():
         try:
             socket.create_connection((host, int(port)), timeout=LISTENER_SECONDS).close()
-        except OSError as error:
-            raise _no_cluster(address, error) from error
+        except (OSError, ValueError, OverflowError) as error:  # the latter of what is no host, or no port
+            raise _no_cluster(named, error) from error
 
 
 def _no_cluster(address: str | None, error: Exception) -> CaptureStoppedError:
     return CaptureStoppedError(
-        f"there is no Ray cluster at {address}: {error}. Start one with `ray start --head`, or leave --ray-address out"
+        f"there is no Ray cluster at {address or 'this machine'}: {str(error).rstrip('.')}. Start one with `ray start "
+        "--head`, and name it as HOST:PORT; or leave --ray-address (and RAY_ADDRESS) out"
     )
 
 

@@ -20,8 +20,9 @@ import pytest
 pytest.importorskip("ray", reason="in the extra `ray`")
 
 from logitcask_schemas.cask import Cask
+from logitcask_services.jobs.executors.corpus_capture import CaptureStoppedError
 from logitcask_services.jobs.executors.leases import CHUNKS_AHEAD
-from logitcask_services.jobs.executors.ray_pool import RayOptions, RayTeam
+from logitcask_services.jobs.executors.ray_pool import RayOptions, RayPool, RayTeam
 from logitcask_services.jobs.extraction import planned_chunks
 from logitcask_services.jobs.loaded_teacher import Teacher
 from tests.support.services.corpus_captures import (
@@ -30,6 +31,7 @@ from tests.support.services.corpus_captures import (
     captures,
     drive,
     files_of,
+    job_of,
     missing,
     prepare,
     some_documents,
@@ -213,12 +215,16 @@ def test_killed_at_random(tmp_path, cluster, undisturbed):
     require_whole(tmp_path / "cask", undisturbed, driver.log, safe)
 
 
-def test_an_address_where_no_cluster_is(tmp_path, undisturbed):
-    from logitcask_services.jobs.executors.corpus_capture import CaptureStoppedError
-
+@pytest.mark.parametrize("place", ["option", "environment"])
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "no-port", f"127.0.0.1:{10**20}"])
+def test_an_address_where_no_cluster_is(tmp_path, undisturbed, monkeypatch, place, address):
+    """Ray itself would try for minutes, or end with an error of its own."""
     _, prepared, _ = undisturbed
-    with pytest.raises(CaptureStoppedError, match=r"no Ray cluster at 127.0.0.1:1"):
-        capture(prepared, tmp_path / "cask", load=FakeEngine, ray_address="127.0.0.1:1")
+    if place == "environment":
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    job, option = job_of(prepared, tmp_path / "cask"), address if place == "option" else None
+    with pytest.raises(CaptureStoppedError, match=f"no Ray cluster at {address}: .*name it as HOST:PORT"):
+        RayPool(job, FakeEngine, RayOptions(address=option))
 
 
 def test_a_service_captures_on_the_cluster(tmp_path, cluster, undisturbed, serve):
