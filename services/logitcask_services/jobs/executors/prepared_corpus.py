@@ -30,6 +30,7 @@ from logitcask_schemas.api.objects import Failure
 from logitcask_schemas.cask.storage import files
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_services.corpora.corpus_lines import custom_id_at
+from logitcask_services.corpora.line_problems import LineProblem
 from logitcask_services.corpora.prepare import DocumentLimits, Prepared, prepare
 from logitcask_services.corpora.token_store import TokenStore
 from logitcask_services.jobs.loaded_teacher import TeacherFacts
@@ -74,7 +75,10 @@ class PreparedCorpus:
     def failure_of(self, document: int, code: str, message: str) -> Failure:
         """A document that could not be captured, as the errors file tells it."""
         line, start = self.tokens.line(document)
-        custom_id = custom_id_at(self.corpus, start, self.limits.max_line_bytes)
+        try:
+            custom_id = custom_id_at(self.corpus, start, self.limits.max_line_bytes)
+        except (OSError, LineProblem):
+            custom_id, message = None, f"{message}; its line cannot be read again: the corpus has changed meanwhile"
         return Failure(stage="capture", document=document, line=line, custom_id=custom_id, code=code, message=message)
 
     def repeats(self) -> NDArray[np.int64]:

@@ -184,6 +184,18 @@ def test_the_corpus_is_prepared_once(tmp_path, prepared):
     assert reopen(tmp_path / "corpus").folder != prepared.folder, "another corpus is another folder"
 
 
+@pytest.mark.parametrize("change", [b"{", b"\xff" * 99999, None])
+def test_a_failure_is_told_also_where_the_corpus_has_changed_since(tmp_path, prepared, change):
+    """After hours of capture: the line's number stands in the token store, its custom_id does not."""
+    corpus = tmp_path / "corpus/corpus.jsonl"
+    corpus.unlink()
+    if change is not None:
+        corpus.write_bytes(change)
+    failure = prepared.failure_of(7, "too_long", "it is too long")
+    assert (failure.line, failure.custom_id) == (8, None)
+    assert failure.message == "it is too long; its line cannot be read again: the corpus has changed meanwhile"
+
+
 def test_a_preparation_that_was_killed_leaves_nothing(tmp_path, prepared):
     leftover = prepared.folder.with_name(f"{prepared.folder.name}.tmp-{'0' * 16}")
     somebodys = prepared.folder.with_name("notes.tmp-1")
