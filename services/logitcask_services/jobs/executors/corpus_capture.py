@@ -130,7 +130,7 @@ def missing_of(prepared: PreparedCorpus, chunks: list[Chunk], job: CaptureJob, f
 
     Raises:
         IdentityMismatchError: The cask is of another capture spec, or of another tokenizer.
-        CaskError: It is damaged, or no cask.
+        CaskError: It is damaged, or no cask; or of a version without what this corpus needs.
         StoreError: The store that it lies in does not answer.
     """
     # Of a cask in a store, its table of documents is fetched, and mapped for as long as it is looked at.
@@ -147,6 +147,8 @@ def _missing_of(
         opened = Cask.open(cask, cache=fetched)
         manifest = opened.manifest
         manifest.require_same(manifest.teacher, job.spec, where=str(cask))
+        if job.needs_extents:
+            manifest.require_extents(str(cask), "this corpus has")
         if manifest.teacher.tokenizer_fingerprint != facts.tokenizer_fingerprint:
             raise IdentityMismatchError(
                 f"{cask} holds records of {manifest.teacher.model}, whose tokenizer is another one than that of "

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from logitcask_schemas.cask import Cask
-from logitcask_schemas.errors import IdentityMismatchError
+from logitcask_schemas.errors import CaskError, IdentityMismatchError
 from logitcask_services.jobs.executors.corpus_capture import CaptureStoppedError, Part, failures_of
 from logitcask_services.jobs.executors.prepared_corpus import Repeats
 from tests.support.services.corpus_captures import (
@@ -167,6 +167,14 @@ def test_another_tokenizer_is_refused_before_a_teacher_loads(tmp_path, prepared)
     other = identity(tokenizer_fingerprint="e" * 64)
     capture(prepared, tmp_path / "cask", part=Part(parts=2), load=lambda: FakeEngine(identity=other))
     with pytest.raises(IdentityMismatchError, match="tokenizer is another one"):
+        missing(prepared, tmp_path / "cask")
+
+
+def test_a_cask_for_whole_documents_alone_is_refused_before_a_teacher_loads(tmp_path, prepared):
+    plain = prepare(tmp_path / "plain", [{"input_ids": [1, 2, 3, 4]}])
+    capture(plain, tmp_path / "cask")
+    assert prepared.tokens.has_extents
+    with pytest.raises(CaskError, match="this corpus has"):
         missing(prepared, tmp_path / "cask")
 
 
