@@ -11,6 +11,7 @@ from logitcask_services.jobs.loaded_teacher import LoadHinted, Role, Teacher
 from logitcask_services.jobs.preparer import Claims, Preparer
 from logitcask_services.jobs.roster import Roster
 from logitcask_services.jobs.storage_watch import StorageWatch
+from logitcask_services.jobs.untold_shards import count_untold
 from logitcask_services.jobs.watchdog import Watchdog
 from logitcask_services.jobs.worker import Worker
 from logitcask_services.settings import ServiceSettings
@@ -47,6 +48,9 @@ class Service(JobContext):
         self.signals.queue_paused = self.queue.paused_at() is not None
         if self.signals.queue_paused:
             logger.warning("the queue is paused: no job is worked on until `logitcask jobs resume --all`")
+        for status in ("cancelling", "cancelled"):
+            for row in self.extractions.in_status(status):  # a kill may have come before its last shards were counted
+                count_untold(self, row)
         for job_id in (*self.extractions.recover(), *self.generations.recover()):
             logger.info("%s goes on after a restart", job_id)
         if self.database.is_new and any(self.folders.corpora.glob("*.jsonl")):

@@ -9,9 +9,11 @@ import json
 import re
 import secrets
 from bisect import bisect_right
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from logitcask_schemas.errors import ModelError
 from logitcask_services.corpora.conversation import Words
 from logitcask_services.corpora.spans import Spans
 
@@ -21,6 +23,18 @@ _EMITTED = re.compile(
 """Tags that models write in their answers and that make no turn, though some tokenizers call them special."""
 _FREE = 0x100000
 """First code point of Unicode's last plane for private use."""
+
+
+@contextmanager
+def unencodable() -> Iterator[None]:
+    """Raises ModelError where the tokenizer's Rust code, which raises bare Exception, cannot encode a text."""
+    try:
+        yield
+    except Exception as error:
+        raise ModelError(
+            f"the teacher's tokenizer cannot encode a text: {error}. It needs a token for what it does not know: put "
+            "its unk token into the vocabulary of tokenizer.json, or send `input_ids`"
+        ) from error
 
 
 class ControlTokens:
@@ -63,6 +77,8 @@ class ControlTokens:
         The tokenizer's copy knows its control tokens by other names, made of characters that no text holds; those that
         the template wrote are given these names, those in words stay as they are. All else is the tokenizer's own
         doing, so a text without control tokens in its words gets the tokenizer's own ids.
+
+        Raises ModelError where the tokenizer has no token for what stands there.
         """
         if self._guarded is None:
             self._guarded = self._copy()
@@ -76,7 +92,8 @@ class ControlTokens:
             length += match.start() - before + len(name)
             before = match.end()
             renamed.append((length - len(name), length, match.start(), match.end()))
-        encoding = self._guarded.encode("".join([*parts, text[before:]]), add_special_tokens=False)
+        with unencodable():
+            encoding = self._guarded.encode("".join([*parts, text[before:]]), add_special_tokens=False)
         starts = [entry[0] for entry in renamed]
 
         def original(place: int) -> int:

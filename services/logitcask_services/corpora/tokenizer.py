@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from logitcask_schemas.errors import ModelError
 from logitcask_services.corpora.answers import TurnMarkers, UnprovedError, answer_ranges
-from logitcask_services.corpora.control_tokens import ControlTokens
+from logitcask_services.corpora.control_tokens import ControlTokens, unencodable
 from logitcask_services.corpora.conversation import ChatTemplate, Conversation, Words
 from logitcask_services.corpora.lines import ChatLine, LineProblem
 from logitcask_services.corpora.spans import Span, Spans, token_ranges
@@ -100,18 +100,23 @@ class HuggingFaceTokenizer:
             ) from error
 
     def encode(self, texts: Sequence[str], *, special_tokens: bool) -> list[list[int]]:
-        """Token ids of each text."""
+        """Token ids of each text. Raises ModelError where the tokenizer has no token for something in one."""
         if self._backend is not None:
-            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=special_tokens)
+            with unencodable():
+                encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=special_tokens)
             return [encoding.ids for encoding in encodings]
         encoded: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=special_tokens)["input_ids"]
         return encoded
 
     def encode_with_offsets(self, texts: Sequence[str], *, special_tokens: bool) -> list[tuple[list[int], list[Span]]]:
-        """Token ids of each text with their characters; a tokenizer without the Rust backend gives no characters."""
+        """Token ids of each text with their characters; a tokenizer without the Rust backend gives no characters.
+
+        Raises ModelError as `encode`.
+        """
         if self._backend is None:
             return [(ids, []) for ids in self.encode(texts, special_tokens=special_tokens)]
-        encodings = self._backend.encode_batch(list(texts), add_special_tokens=special_tokens)
+        with unencodable():
+            encodings = self._backend.encode_batch(list(texts), add_special_tokens=special_tokens)
         return [(encoding.ids, encoding.offsets) for encoding in encodings]
 
     def chat(self, lines: Sequence[ChatLine]) -> list[Tokenised | LineProblem]:

@@ -12,6 +12,7 @@ from logitcask_schemas.api.requests import ExtractionRequest
 from logitcask_services.corpora.corpus_lines import CorpusLines
 from logitcask_services.corpora.line_problems import LineProblem
 from logitcask_services.corpora.lines import decode_line
+from logitcask_services.http.corpora import content_path
 from logitcask_services.http.problems import Problem
 from logitcask_services.jobs.database.tables import CorpusRow
 from logitcask_services.service import Service
@@ -110,9 +111,10 @@ def _read(service: Service, corpus: CorpusRow) -> Asked:
 
 
 def _lines(service: Service, corpus: CorpusRow) -> Iterator[tuple[int, bytes]]:
-    for number, _, content in CorpusLines(service.storage.path(corpus.sha256), service.settings.max_line_bytes):
-        if content is not None:
-            yield number, content
+    content = content_path(service, corpus, "input_file_id")
+    for number, _, line in CorpusLines(content, service.settings.max_line_bytes):
+        if line is not None:
+            yield number, line
 
 
 def _teacher(service: Service, number: int, model: Any, *, is_answered: bool) -> str | None:

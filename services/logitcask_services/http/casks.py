@@ -21,13 +21,11 @@ from logitcask_services.http.access import Caller
 from logitcask_services.http.dependencies import ServiceDep
 from logitcask_services.http.etags import is_known
 from logitcask_services.http.problems import Problem, documented
-from logitcask_services.http.stored_files import stored_file
+from logitcask_services.http.stored_files import MEDIA_TYPE, local_file, span_of, stored_file
 from logitcask_services.service import Service
 
 router = APIRouter(prefix="/v1/casks", tags=["casks"], responses=documented(401, 422))
-MEDIA_TYPE: Final = "application/octet-stream"
 _SHARD_FILE: Final = re.compile(rf"{SHARDS_NAME}/(?P<name>[0-9a-f]{{32}})\.[a-z0-9.]{{1,32}}")
-_RANGE: Final = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{1,18})?|-([1-9][0-9]{0,17}))")
 _BINARY: Final[dict[str, Any]] = {"content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
 FILE_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     200: {**_BINARY, "description": "The file."},
@@ -97,7 +95,7 @@ def cask_file(
     )
     is_of_file = if_range in (None, headers["ETag"])
     if isinstance(directory, StoreDirectory):
-        span = _span(byte_range, published.bytes) if byte_range is not None and is_of_file else None
+        span = span_of(byte_range, published.bytes) if byte_range is not None and is_of_file else None
         try:
             return stored_file(directory.store, path, published.bytes, span, headers)
         except CaskNotFoundError as error:
@@ -105,35 +103,7 @@ def cask_file(
     file = Path(place) / path
     if not file.is_file():
         raise lost
-    if byte_range is not None and is_of_file and _span(byte_range, file.stat().st_size) is None:
-        request.scope["headers"] = [header for header in request.scope["headers"] if header[0] != b"range"]
-    return FileResponse(file, media_type=MEDIA_TYPE, headers=headers)
-
-
-def _span(byte_range: str, size: int) -> tuple[int, int] | None:
-    """First byte of a range, and the one past its last.
-
-    None where it cannot be understood: then all of the file is sent (RFC 9110, 14.2).
-
-    Raises Problem 416 where the range begins behind the end of the file.
-    """
-    matched = _RANGE.fullmatch(byte_range)
-    if matched is None:
-        return None
-    first, last, suffix = matched.groups()
-    if suffix is not None:
-        return max(0, size - int(suffix)), size
-    if last is not None and int(last) < int(first):
-        return None
-    if int(first) >= size:
-        raise Problem(
-            416,
-            "range_not_satisfiable",
-            f"the file has {size} bytes, {byte_range} begins behind its end",
-            param="Range",
-            headers={"Content-Range": f"bytes */{size}"},
-        )
-    return int(first), size if last is None else min(int(last) + 1, size)
+    return local_file(request, file, MEDIA_TYPE, headers)
 
 
 def _place(service: Service, name: str) -> Path | str:

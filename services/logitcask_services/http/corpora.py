@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import APIRouter, Query, Request, Response
@@ -159,7 +160,7 @@ def _require_encoding(request: Request, upload: CorpusUpload) -> None:
 
 
 def _encoding(request: Request) -> str:
-    return request.headers.get("content-encoding", "identity").strip().lower()
+    return ", ".join(request.headers.getlist("content-encoding") or ["identity"]).strip().lower()
 
 
 def with_content(service: Service, sha256: str) -> list[CorpusRow]:
@@ -170,6 +171,13 @@ def with_content(service: Service, sha256: str) -> list[CorpusRow]:
 
 def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "application/jsonl").partition(";")[0].strip().lower()
+
+
+def content_path(service: Service, row: CorpusRow, param: str = "corpus_id") -> Path:
+    """Where the content of a corpus lies. Raises Problem 404, which names the parameter, where it is gone."""
+    if not service.storage.holds(row.sha256, row.bytes):
+        raise Problem(404, "content_gone", f"the content of {row.id} is not there; upload it again", param=param)
+    return service.storage.path(row.sha256)
 
 
 class Sink(Protocol):

@@ -9,8 +9,9 @@ from logitcask_schemas.api.corpus_rows import CorpusRowList, CorpusStatistics
 from logitcask_schemas.api.uploads import Deleted
 from logitcask_services.corpora.statistics import rows_of, statistics_of
 from logitcask_services.http.access import Caller
+from logitcask_services.http.corpora import content_path
 from logitcask_services.http.dependencies import ServiceDep
-from logitcask_services.http.problems import Problem, documented
+from logitcask_services.http.problems import documented
 from logitcask_services.jobs.housekeeper import delete_corpus
 from logitcask_services.service import Service
 
@@ -44,7 +45,4 @@ def remove_corpus(corpus_id: str, service: ServiceDep, _: Caller) -> Deleted:
 
 
 def _content(service: Service, corpus_id: str) -> Path:
-    row = service.corpora.get(corpus_id)
-    if not service.storage.holds(row.sha256, row.bytes):
-        raise Problem(404, "content_gone", f"the content of {row.id} is not there; upload it again", param="corpus_id")
-    return service.storage.path(row.sha256)
+    return content_path(service, service.corpora.get(corpus_id))

@@ -21,7 +21,8 @@ def digest_header(sha256: str) -> str:
 
 def declared_sha256(headers: Headers) -> list[tuple[str, str]]:
     """Header and digest in hex, for each that a request declares. Raises Problem 400 where one cannot be checked."""
-    return [(name, _sha256_of(name, headers[name])) for name in HEADERS if name in headers]
+    # A list may come in several lines (RFC 9110, 5.3).
+    return [(name, _sha256_of(name, ", ".join(headers.getlist(name)))) for name in HEADERS if name in headers]
 
 
 def require_digests(declared: list[tuple[str, str]], sha256: str) -> None:

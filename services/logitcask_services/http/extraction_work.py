@@ -25,6 +25,7 @@ from logitcask_services.http.problems import Problem, storage_problem
 from logitcask_services.jobs.database.owners import JobAllowance
 from logitcask_services.jobs.database.tables import ExtractionRow
 from logitcask_services.jobs.loaded_teacher import TeacherFacts
+from logitcask_services.jobs.untold_shards import count_untold
 from logitcask_services.service import Service
 
 
@@ -102,9 +103,10 @@ def cancel(service: Service, extraction_id: str) -> ExtractionRow:
     """Ask an extraction to end. Raises NotFoundError, IllegalTransitionError."""
     row = service.extractions.cancel(extraction_id)
     if row.status == "cancelled":
+        count_untold(service, row)
         service.folders.drop_token_store(row.id)
-    else:
-        service.signals.cancel(row.id)
+        return service.extractions.get(row.id)
+    service.signals.cancel(row.id)
     return row
 
 

@@ -41,6 +41,7 @@ from logitcask_services.http.job_streams import (
     events_of,
 )
 from logitcask_services.http.problems import Problem, documented
+from logitcask_services.http.stored_files import JSON_LINES, local_file
 from logitcask_services.jobs.housekeeper import delete_job
 
 router = APIRouter(prefix="/v1/extractions", tags=["extractions"], responses=documented(401, 422))
@@ -139,8 +140,8 @@ def extraction_errors(extraction_id: str, service: ServiceDep, _: Caller) -> Str
     return errors_of(service, service.extractions.get(extraction_id))
 
 
-@router.get("/{extraction_id}/documents", response_class=FileResponse, responses=documented(404))
-def extraction_documents(extraction_id: str, service: ServiceDep, _: Caller) -> FileResponse:
+@router.get("/{extraction_id}/documents", response_class=FileResponse, responses=documented(404, 416))
+def extraction_documents(extraction_id: str, request: Request, service: ServiceDep, _: Caller) -> Response:
     """Which documents came from which lines, one JSON object per line: custom_id, line, piece, document, tokens."""
     row = service.extractions.get(extraction_id)
     path = service.folders.document_names(row.id)
@@ -150,7 +151,7 @@ def extraction_documents(extraction_id: str, service: ServiceDep, _: Caller) -> 
             "not_found",
             f"{row.id} has no list of documents: it is not validated yet, or was by a version that kept none",
         )
-    return FileResponse(path, media_type="application/jsonl")
+    return local_file(request, path, JSON_LINES)
 
 
 @router.get("/{extraction_id}/manifest", responses=documented(404))

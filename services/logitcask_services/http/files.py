@@ -9,11 +9,12 @@ from logitcask_schemas.api.uploads import Deleted, FileList, FileObject
 from logitcask_services.corpora.uploads import StoredCorpus
 from logitcask_services.http.access import Caller
 from logitcask_services.http.batch_outputs import job_of, output_object, output_path
-from logitcask_services.http.corpora import check_bytes, receive
+from logitcask_services.http.corpora import check_bytes, content_path, receive
 from logitcask_services.http.dependencies import After, ServiceDep, unknown_after
 from logitcask_services.http.digests import digest_header
 from logitcask_services.http.forms import FileForm
 from logitcask_services.http.problems import Problem, documented
+from logitcask_services.http.stored_files import JSON_LINES, local_file
 from logitcask_services.http.upload_places import UploadPlaceDep
 from logitcask_services.jobs.database.tables import CorpusRow
 from logitcask_services.jobs.housekeeper import delete_corpus
@@ -119,17 +120,16 @@ def delete_file(file_id: str, service: ServiceDep, _: Caller) -> Deleted:
     return Deleted(id=file_id, object="file")
 
 
-@router.get("/{file_id}/content", response_class=FileResponse, responses=documented(404))
-def file_content(file_id: str, service: ServiceDep, _: Caller) -> Response:
+@router.get("/{file_id}/content", response_class=FileResponse, responses=documented(404, 416))
+def file_content(file_id: str, request: Request, service: ServiceDep, _: Caller) -> Response:
     """The lines of a corpus, or what a batch wrote, by ranges too; a corpus with `Repr-Digest` and ETag."""
     if (output := job_of(service, file_id)) is not None:
-        return FileResponse(output_path(service, *output), media_type="application/jsonl")
-    return corpus_content(service, service.corpora.get(file_id))
+        return local_file(request, output_path(service, *output), JSON_LINES)
+    return corpus_content(request, service, service.corpora.get(file_id))
 
 
-def corpus_content(service: Service, row: CorpusRow) -> Response:
+def corpus_content(request: Request, service: Service, row: CorpusRow) -> Response:
     """The lines of a corpus as an answer. Raises Problem 404 where they are gone."""
-    if not service.storage.holds(row.sha256, row.bytes):
-        raise Problem(404, "content_gone", f"the content of {row.id} is not there; upload it again", param="file_id")
+    path = content_path(service, row, "file_id")
     headers = {"Repr-Digest": digest_header(row.sha256), "ETag": f'"{row.sha256}"'}
-    return FileResponse(service.storage.path(row.sha256), media_type="application/jsonl", headers=headers)
+    return local_file(request, path, JSON_LINES, headers)

@@ -1,11 +1,13 @@
 """Forms with a file (multipart/form-data, RFC 7578), read as a stream: the file's bytes go on as they come."""
 
+import hashlib
 from collections.abc import AsyncIterator
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from logitcask_services.http.digests import declared_sha256, require_digests
 from logitcask_services.http.problems import Problem
 
 MEDIA_TYPE = "multipart/form-data"
@@ -21,7 +23,7 @@ def is_form(request: Request) -> bool:
 class FileForm:
     """A form with one file. Go through `blocks` to its end; then the fields are known, wherever they stood.
 
-    Raises Problem 415 where the request holds none.
+    Raises Problem 415 where the request holds none, 400 where it declares a digest that cannot be checked.
     """
 
     def __init__(self, request: Request, name: str) -> None:
@@ -52,16 +54,23 @@ class FileForm:
                 "on_end": self._end,
             },
         )
+        self._declared, self._digest = declared_sha256(request.headers), hashlib.sha256()
         self._ready: list[bytes] = []
         self._is_whole = self._has_file = False
         self._begin()
 
     async def blocks(self) -> AsyncIterator[bytes]:
-        """The file's bytes. Raises Problem 400 where the form is damaged, too large beside its file, or has no file."""
+        """The file's bytes.
+
+        Raises Problem 400 where the form is damaged, too large beside its file, has no file, or another digest than the
+        request declares (which is that of the body, not of the file).
+        """
         try:
             async for chunk in self._request.stream():
                 if chunk:
                     self._parser.write(chunk)
+                if self._declared:
+                    self._digest.update(chunk)
                 for block in self._ready:
                     yield block
                 self._ready.clear()
@@ -74,6 +83,7 @@ class FileForm:
             raise _bad(
                 f"the form has no file in the field `{self._name}`; it has {', '.join(self.fields) or 'nothing'}"
             )
+        require_digests(self._declared, self._digest.hexdigest())
 
     # -- what the parser says ------------------------------------------------------------------------------------
 

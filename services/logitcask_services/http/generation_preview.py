@@ -15,6 +15,7 @@ from logitcask_services.generation.pipeline import Pipeline, StageOpenError
 from logitcask_services.generation.recipes import ResolvedPlan
 from logitcask_services.generation.rows import Answer, CompiledStep, Dropped, Refusal, Row, Staged
 from logitcask_services.generation.source import source_rows
+from logitcask_services.http.corpora import content_path
 from logitcask_services.http.generation_work import require_fits
 from logitcask_services.http.previews import loaded_facts
 from logitcask_services.http.problems import Problem
@@ -149,8 +150,8 @@ class _Preview:
     def _rows_of(self, corpus_id: str | None) -> Sequence[Row]:
         path, sha256 = self._corpus, self._sha256
         if corpus_id is not None:
-            sha256 = self._service.corpora.get(corpus_id).sha256
-            path = self._service.storage.path(sha256)
+            corpus = self._service.corpora.get(corpus_id)
+            path, sha256 = content_path(self._service, corpus), corpus.sha256
         return self._service.demonstrations.rows(path, sha256)
 
 

@@ -29,6 +29,7 @@ from logitcask_services.generation.source import source_rows
 from logitcask_services.generation.step_checks import check_steps
 from logitcask_services.generation.templates import PromptTemplate
 from logitcask_services.http import extraction_work
+from logitcask_services.http.corpora import content_path
 from logitcask_services.http.problems import Problem
 from logitcask_services.jobs.database.owners import JobAllowance
 from logitcask_services.jobs.database.tables import GenerationRow, StageRow
@@ -188,8 +189,8 @@ def _shown_by(steps: Sequence[Step]) -> Iterator[tuple[str, Demonstrations]]:
 
 
 def _rows_of(service: Service, corpus_id: str) -> Iterator[Staged]:
-    sha256 = service.corpora.get(corpus_id).sha256
-    return source_rows(service.storage.path(sha256), sha256, service.settings.max_line_bytes)
+    corpus = service.corpora.get(corpus_id)
+    return source_rows(content_path(service, corpus), corpus.sha256, service.settings.max_line_bytes)
 
 
 def _require_chat_template(tokenizer: DocumentTokenizer, templates: Mapping[str, PromptTemplate]) -> None:

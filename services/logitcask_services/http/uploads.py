@@ -97,6 +97,8 @@ async def add_part(
                 service.parts.drop_part(row.id, part.id)
                 raise
     except OSError as error:
+        # The folder goes with an upload that is completed or cancelled meanwhile: no fault of the disk's.
+        await run_in_threadpool(service.uploads.require_pending, upload_id)
         raise storage_unavailable(error) from error
     return _part_of(added, row)
 

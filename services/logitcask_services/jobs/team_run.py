@@ -104,6 +104,7 @@ class TeamRun(ExtractionJobRun, CaptureListener):
             )
             self._run(capture)
         except StoppedWhileWaitingError:
+            self.close()  # nobody publishes any more when the job is told to have ended
             return "ended"
         except WorkerRefusedError as error:
             raise self._refusal(error) from error

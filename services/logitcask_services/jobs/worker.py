@@ -24,6 +24,7 @@ from logitcask_services.jobs.loaded_teacher import Teacher
 from logitcask_services.jobs.setbacks import Suspicion, TeacherDiedError
 from logitcask_services.jobs.teacher_names import CANNOT, is_student
 from logitcask_services.jobs.team_run import TeamRun
+from logitcask_services.jobs.untold_shards import count_untold
 from logitcask_services.jobs.waiting import (
     Reason,
     Schedule,
@@ -254,10 +255,13 @@ class Worker(threading.Thread):
 
     def _ended(self, row: JobRow) -> None:
         """The run was told to end: by a cancel or a pause, or because the service stops (the next start goes on)."""
+        if isinstance(row, ExtractionRow) and self._context.signals.is_cancelled(row.id):
+            # Before it is told that it has ended: its counts are final then.
+            self._persist(lambda: count_untold(self._context, row))
         requeue = not self._context.signals.stopping.is_set()
         left: JobRow = self._persist(lambda: self._store(row).leave(row.id, requeue=requeue))
         if left.status == "cancelled":  # now, or by the watchdog while the teacher was deep in its work
-            self._context.folders.drop_token_store(row.id)
+            self._let_go(left)
 
     def _died(self, row: JobRow, run: JobRun, error: TeacherDiedError) -> None:
         run.close()  # what was done is published before the death is counted
@@ -273,9 +277,15 @@ class Worker(threading.Thread):
         self._end(row, "failed", (failure_code(error), str(error)))
 
     def _end(self, row: JobRow, status: Literal["completed", "failed", "cancelled"], reason: Reason | None) -> None:
-        self._persist(lambda: self._store(row).finish(row.id, status, reason=reason))
-        if status != "failed":  # a failed one may be resumed
-            self._context.folders.drop_token_store(row.id)
+        ended: JobRow = self._persist(lambda: self._store(row).finish(row.id, status, reason=reason))
+        if ended.status != "failed":  # a failed one may be resumed
+            self._let_go(ended)
+
+    def _let_go(self, ended: JobRow) -> None:
+        """Nobody needs the tokens of a job any more that has completed or was cancelled."""
+        if isinstance(ended, ExtractionRow) and ended.status == "cancelled":
+            self._persist(lambda: count_untold(self._context, ended))
+        self._context.folders.drop_token_store(ended.id)
 
     def _persist(self, work: Callable[[], T]) -> T:
         context = self._context

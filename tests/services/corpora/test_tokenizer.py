@@ -49,6 +49,25 @@ def test_templates(folder):
     assert chat({"role": "user", "content": "a"}).code == "template_failed"
 
 
+def test_texts_that_the_tokenizer_has_no_token_for(folder):
+    """Its unk token is not in its vocabulary, so its Rust code raises bare Exception."""
+    saved = json.loads((folder / "tokenizer.json").read_text())
+    saved["model"]["unk_token"] = "<missing>"
+    (folder / "tokenizer.json").write_text(json.dumps(saved))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    tokenizer = HuggingFaceTokenizer.load(folder)
+    assert tokenizer.encode(["a b"], special_tokens=False) == [[2, 3]]
+    for encode in (
+        lambda: tokenizer.encode(["a zzz"], special_tokens=True),
+        lambda: tokenizer.encode_with_offsets(["a zzz"], special_tokens=True),
+        lambda: tokenizer.chat([ChatLine(messages=[{"role": "user", "content": "zzz"}])]),
+        lambda: tokenizer.chat([ChatLine(messages=[{"role": "user", "content": "zzz <s> a"}])]),  # guarded
+        lambda: tokenizer.chat_prompt([{"role": "user", "content": "zzz <s> a"}]),
+    ):
+        with pytest.raises(ModelError, match="cannot encode a text: WordLevel error: Missing"):
+            encode()
+
+
 def test_no_tokenizer(tmp_path):
     with pytest.raises(ModelError, match="no tokenizer that loads"):
         HuggingFaceTokenizer.load(tmp_path)

@@ -177,6 +177,30 @@ def test_a_digest_of_what_is_sent_is_checked(serve, header):
     assert len(leftovers(server)) == 1
 
 
+def test_a_digest_in_two_header_lines_is_one_list(serve):
+    """RFC 9110, 5.3: what a second line says is not passed over."""
+    server, good = serve(), digest(LINES)
+    for values, status in (("sha-512=:AA==:", good), 201), ((good, digest(b"")), 400), ((good, "nonsense"), 400):
+        lines = [("Repr-Digest", value) for value in values]
+        assert server.client.post("/v1/corpora", content=LINES, headers=lines).status_code == status, values
+    twice = [("Content-Encoding", "gzip"), ("Content-Encoding", "zstd")]
+    answer = server.client.post("/v1/corpora", content=gzip.compress(LINES), headers=twice)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_encoding")
+
+
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/uploads/UPLOAD/parts"])
+def test_a_digest_of_a_form_is_checked_too(serve, path):
+    server = serve()
+    announced = {"bytes": len(LINES), "filename": "x", "purpose": "batch"}
+    path = path.replace("UPLOAD", server.client.post("/v1/uploads", json=announced).json()["id"])
+    files = {"file" if path == "/v1/files" else "data": ("x.jsonl", LINES)}
+    request = server.client.build_request("POST", path, files=files, data={"purpose": "batch"})
+    body = request.read()
+    for declared, status in (digest(body), 200), (digest(LINES), 400), ("sha-256=:!:", 400):
+        headers = {"Content-Type": request.headers["content-type"], "Content-Digest": declared}
+        assert server.client.post(path, content=body, headers=headers).status_code == status
+
+
 @pytest.mark.parametrize(
     "value",
     ["", "sha-256", "sha-256=abc", "sha-256=:!:", "sha-256=:AAA=:", "sha-512=:AA==:", f"{digest(b'')}, {digest(b'a')}"],

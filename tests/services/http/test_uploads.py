@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from tests.support.services.server_process import ServerProcess
-from tests.support.services.service_harness import jsonl
+from tests.support.services.service_harness import jsonl, wait_for
 
 LINES = jsonl([{"text": f"line {number}", "custom_id": str(number)} for number in range(20_000)])
 CUTS = [0, 100_000, 100_001, 400_000, len(LINES)]
@@ -206,6 +206,29 @@ def test_an_upload_that_is_cancelled_or_late_is_gone(serve):
     time.sleep(1.1)
     answer = send(server.client, late, PARTS[1])
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "upload_expired")
+
+
+@pytest.mark.parametrize("end", ["cancel", "complete"])
+def test_a_part_that_still_comes_when_its_upload_ends(serve, end):
+    """Its folder is gone under it: that is no fault of the disk's, and no try again helps."""
+    server = serve()
+    upload = begin(server.client, 20).json()["id"]
+    whole = send(server.client, upload, b'{"text":"abcdefghi"}').json()["id"]
+
+    def slowly():
+        yield b"half of"
+        wait_for(lambda: len(state_files(server)) == 2)  # that of the other part and this one's
+        if end == "cancel":
+            server.client.post(f"/v1/uploads/{upload}/cancel").raise_for_status()
+        else:
+            complete(server.client, upload, [whole]).raise_for_status()
+        yield b" it"
+
+    with httpx2.Client(base_url=server.url, timeout=30) as client:
+        answer = send(client, upload, slowly(), as_form=False)
+    code = {"cancel": "upload_cancelled", "complete": "upload_completed"}[end]
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, code), answer.text
+    assert state_files(server) == []
 
 
 def test_what_cannot_begin(serve):

@@ -18,6 +18,7 @@ from logitcask_schemas.record.extent import Extent
 from logitcask_services.corpora.prepare import DocumentLimits, PreparationStoppedError, prepare
 from logitcask_services.corpora.token_store import TokenStore
 from logitcask_services.corpora.tokenizer import DocumentTokenizer
+from logitcask_services.http.corpora import content_path
 from logitcask_services.http.pages.viewer.rendering import QueryError
 from logitcask_services.http.pages.viewer.texts import TokenTexts
 from logitcask_services.http.previews import loaded_facts
@@ -82,13 +83,13 @@ def corpus_rows(service: Service, corpus_id: str, *, start: int, line: int, loss
     Raises:
         QueryError: No line begins there, or no such loss mask.
         NotFoundError: No such corpus.
-        Problem: 503 while the teacher loads for the first time.
+        Problem: 404 where its content is gone, 503 while the teacher loads for the first time.
     """
     mask = next((known for known in LOSS_ON if known == loss_on), None)
     if mask is None:
         raise QueryError(f"loss_on should be one of {', '.join(LOSS_ON)}, got {loss_on[:40]!r}")
     corpus = service.corpora.get(corpus_id)
-    lines, stop = _lines_from(service.storage.path(corpus.sha256), start, service.settings.max_line_bytes)
+    lines, stop = _lines_from(content_path(service, corpus), start, service.settings.max_line_bytes)
     facts = loaded_facts(service, None)
     limits = DocumentLimits(
         vocab_size=facts.vocab_size,

@@ -107,9 +107,7 @@ class ChunkStore:
             row.failed_documents += len(outcome.failures) + outcome.earlier_failures
             row.tokens_done += chunk.tokens
             row.tokens_captured += outcome.captured_tokens
-            row.bytes_written += sum(
-                shard["bytes"] + (shard.get("hints") or {}).get("bytes", 0) for shard in outcome.shards
-            )
+            row.bytes_written += sum(map(_bytes_of, outcome.shards))
             row.capture_seconds += outcome.seconds
             add_failures(session, row, outcome.failures)
             if outcome.beyond_tokens is not None and outcome.beyond_tokens.records:
@@ -129,6 +127,28 @@ class ChunkStore:
                     "tokens_total": row.tokens_total,
                 },
             )
+        self._changed(extraction_id)
+
+    def count_shard(self, extraction_id: str, document: int, shard: dict[str, Any]) -> None:
+        """Count a shard of a cancelled extraction whose chunk nobody lived to commit.
+
+        Args:
+            extraction_id: Whose shard it is.
+            document: One of the shard's, which tells the chunk.
+            shard: Its entry in the cask.
+        """
+        with self._database.write() as session:
+            row = row_of(session, extraction_id)
+            query = select(ChunkRow).where(ChunkRow.extraction == row.number, ChunkRow.first_document <= document)
+            chunk = session.scalars(query.order_by(ChunkRow.number.desc()).limit(1)).first()
+            if chunk is None or session.get(ShardRow, (row.number, chunk.number, shard["name"])) is not None:
+                return  # the plan was made anew, which begins to count anew; or its run was late, and has counted it
+            chunk.done = True
+            session.add(ShardRow(extraction=row.number, chunk=chunk.number, name=shard["name"], entry=shard))
+            row.captured_documents += shard["documents"]
+            row.tokens_done += shard["tokens"]
+            row.tokens_captured += shard["tokens"]
+            row.bytes_written += _bytes_of(shard)
         self._changed(extraction_id)
 
     def owner_of_shard(self, shard_name: str, cask: str, *, since: float) -> int | None:
@@ -190,6 +210,12 @@ class ChunkStore:
         with self._database.write() as session:
             add_failures(session, row_of(session, extraction_id), [failure])
         self._changed(extraction_id)
+
+
+def _bytes_of(shard: dict[str, Any]) -> int:
+    """Of a shard's files, by its entry."""
+    size: int = shard["bytes"] + (shard.get("hints") or {}).get("bytes", 0)
+    return size
 
 
 def _note_beyond_tokens(session: Session, row: ExtractionRow, seen: BeyondTokens) -> None:
