@@ -66,16 +66,16 @@ def rows(
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print some lines of a corpus as they came; on stderr what is wrong with a line. With --json: one document."""
+    """Print some lines of a corpus; on stderr what is wrong with a line. With --json: one document."""
     with connect(server, api_key_file) as client:
         page = client.corpus_rows(corpus_id, offset=offset, length=length)
     if as_json:
         typer.echo(as_json_text(page))
         return
     for line in page.data:
-        typer.echo(line.text if line.row is None else json.dumps(line.row))
+        typer.echo(printable(line.text or "") if line.row is None else json.dumps(line.row))
         if line.code is not None:
-            typer.echo(f"line {line.line}: {line.code}: {line.message}", err=True)
+            typer.echo(printable(f"line {line.line}: {line.code}: {line.message}"), err=True)
 
 
 @app.command("rm")

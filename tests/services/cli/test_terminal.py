@@ -26,6 +26,10 @@ def test_nothing_from_a_request_steers_the_terminal(serve, run, tmp_path):
         code, out, err = run(server, "jobs", *arguments)
         assert code == 0
         shown += out + err
+    corpus = server.upload(jsonl([{"text": evil}]) + evil.replace("\n", " ").encode() + b"\n")["id"]
+    code, out, err = run(server, "corpora", "rows", corpus)
+    assert (code, "line 2: not_json" in err, "\\x1b]0;pwned" in out) == (0, True, True)
+    shown += out + err
     for unknown in (evil, "b?x#y"):
         code, out, err = run(server, "jobs", "show", unknown)
         assert (code, "is no extraction's id" in err) == (1, True)
