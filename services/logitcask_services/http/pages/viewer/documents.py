@@ -1,5 +1,6 @@
 """Documents as the page and its JSON interface show them: a list, a search, and one document's tokens."""
 
+from bisect import bisect_right
 from typing import Final
 
 import numpy as np
@@ -124,7 +125,9 @@ def search_documents(cask: Cask, texts: TokenTexts | None, query: str, start: in
         token_ids = cask.read(number).token_ids_L
         budget -= len(token_ids)
         text = texts.whole(token_ids.tolist())
-        if (at := text.casefold().find(wanted)) >= 0:
+        if (folded := text.casefold().find(wanted)) >= 0:
+            # Folded letters may be more than they were: one sharp s is two s.
+            at = bisect_right(range(len(text)), folded, key=lambda stop: len(text[:stop].casefold())) - 1
             around = text[max(0, at - BEFORE_MATCH) : at + len(wanted) + AFTER_MATCH]
             lines.append(_line(cask, texts, number, around))
         number += 1

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from logitcask_schemas.errors import LogitcaskError
 
@@ -178,7 +178,7 @@ def _read(path: Path, parse: Callable[[str], Parsed], problems: list[str]) -> Pa
         if (size := path.stat().st_size) > MAX_BYTES:
             raise RunFileError(f"it has {size:,} bytes, more than the {MAX_BYTES:,} that are read")
         return parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, ValidationError) as error:
+    except (OSError, ValueError, OverflowError, RecursionError) as error:  # a number of 400 digits, lists in lists
         problems.append(f"{path.name} cannot be read: {str(error)[:500]}")
         return None
 
