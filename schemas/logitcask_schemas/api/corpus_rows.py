@@ -12,7 +12,7 @@ class CorpusRow(ApiObject):
 
     line: Annotated[int, Field(description="From 1; blank lines count.")]
     bytes: int | None
-    row: Annotated[dict[str, Any] | None, Field(description="The line; null where it is no object, or long.")]
+    row: Annotated[dict[str, Any] | None, Field(description="The line; null where it is no object, or long, or deep.")]
     text: Annotated[str | None, Field(description="Its beginning as text, where `row` is null.")]
     code: Annotated[str | None, Field(description="What is wrong with it; null: nothing.")]
     message: str | None

@@ -1,9 +1,11 @@
 """What is wrong or unusual about the lines of a corpus: codes for programs, sentences for people."""
 
-from typing import Any
+from typing import Any, Final
 
 from logitcask_schemas.errors import LogitcaskError
 
+DEEPEST: Final = 64
+"""Lists and objects within one another in a field: readers of JSON give up at some depth, each at its own."""
 _KINDS = {dict: "object", list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
 
 
@@ -15,6 +17,17 @@ class LineProblem(LogitcaskError, ValueError):
         self.code = code
         self.message = message
         self.custom_id = custom_id
+
+
+def is_too_deep(value: object) -> bool:
+    """Whether a JSON value has more than `DEEPEST` lists and objects within one another."""
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        containers = [entry for entry in level if isinstance(entry, list | dict)]
+        level = [inner for outer in containers for inner in (outer.values() if isinstance(outer, dict) else outer)]
+        if not containers:
+            return False
+    return True
 
 
 def kind_of_value(value: Any) -> str:

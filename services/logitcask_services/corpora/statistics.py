@@ -8,7 +8,7 @@ from pathlib import Path
 from logitcask_schemas.api.corpus_rows import CorpusRow as RowObject
 from logitcask_schemas.api.corpus_rows import CorpusStatistics, LengthBin
 from logitcask_services.corpora.corpus_lines import CorpusLines
-from logitcask_services.corpora.line_problems import LineProblem
+from logitcask_services.corpora.line_problems import LineProblem, is_too_deep
 from logitcask_services.corpora.lines import ChatLine, ParsedLine, TextLine, decode_line, parse_line
 
 MAX_LINES, MAX_BYTES = 100_000, 64 << 20
@@ -33,6 +33,7 @@ def _shown(number: int, start: int, content: bytes | None) -> RowObject:
         )
     try:
         row = decode_line(content) if len(content) <= SHOWN_BYTES else None
+        row = None if is_too_deep(row) else row
         parse_line(content)
     except LineProblem as problem:
         code, message = problem.code, problem.message[:500]

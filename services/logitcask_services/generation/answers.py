@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from logitcask_services.generation.rows import is_too_deep
+from logitcask_services.corpora.line_problems import is_too_deep
 
 T = TypeVar("T")
 

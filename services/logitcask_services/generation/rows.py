@@ -7,12 +7,9 @@ computes its rows anew, and only the answers are kept.
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from logitcask_services.engines.generator import Finish, TeacherTask
-
-DEEPEST: Final = 64
-"""Lists and objects within one another in a field: readers of JSON give up at some depth, each at its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,17 +84,6 @@ class Dropped:
 
 
 Staged = Row | Dropped
-
-
-def is_too_deep(value: object) -> bool:
-    """Whether a JSON value has more than `DEEPEST` lists and objects within one another."""
-    level = [value]
-    for _ in range(DEEPEST + 1):
-        containers = [entry for entry in level if isinstance(entry, list | dict)]
-        level = [inner for outer in containers for inner in (outer.values() if isinstance(outer, dict) else outer)]
-        if not containers:
-            return False
-    return True
 
 
 def child_id(parent: str, step: int, sample: int) -> str:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from logitcask_services.corpora.corpus_lines import CorpusLines
-from logitcask_services.corpora.lines import LineProblem, decode_line, read_custom_id
-from logitcask_services.generation.rows import DEEPEST, Dropped, Row, Staged, is_too_deep, source_id
+from logitcask_services.corpora.line_problems import DEEPEST, LineProblem, is_too_deep
+from logitcask_services.corpora.lines import decode_line, read_custom_id
+from logitcask_services.generation.rows import Dropped, Row, Staged, source_id
 
 
 def source_rows(corpus: Path, sha256: str, max_line_bytes: int) -> Iterator[Staged]:

@@ -34,6 +34,19 @@ def test_rows_with_what_is_wrong_with_them(serve):
     assert server.client.get("/v1/corpora/corpus-none/rows").status_code == 404
 
 
+@pytest.mark.parametrize("nested", [("[", "]"), ('{"a":', "}")])
+def test_a_row_that_is_too_deep_to_be_answered_is_shown_as_text(serve, nested):
+    """Writers of JSON give up at some depth that readers take: a page of rows was a 500."""
+    server = serve()
+    line = '{"text": "ok", "deep": ' + nested[0] * 900 + "1" + nested[1] * 900 + "}"
+    corpus = server.upload(line.encode() + b'\n{"text": "ok", "flat": [[1]]}\n')
+    page = server.client.get(f"/v1/corpora/{corpus['id']}/rows").raise_for_status().json()["data"]
+    assert [(row["row"], row["text"], row["code"]) for row in page] == [
+        (None, line, None),
+        ({"text": "ok", "flat": [[1]]}, None, None),
+    ]
+
+
 def test_statistics(serve):
     server = serve()
     corpus = server.upload(jsonl(LINES * 10) + b"rubbish\n\n")

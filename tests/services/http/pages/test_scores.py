@@ -68,6 +68,8 @@ def test_scores_of_another_number_of_positions_are_refused(cask, tmp_path):
         {"id": "a", "kl": 1},
         {"id": "a", "kl": ["1"]},
         {"id": "a", "kl": [True]},
+        {"id": "a", "kl": [10**400]},
+        "[" * 100_000,
     ],
 )
 def test_other_lines_are_refused_with_their_number(tmp_path, line):

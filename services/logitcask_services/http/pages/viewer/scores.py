@@ -36,7 +36,7 @@ class TokenScores:
     def _parsed(self, line: str, number: int) -> tuple[str, list[float | None]]:
         try:
             entry: Any = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ScoresError(f"{self._path}, line {number} is no JSON: {error}") from error
         document, values = (entry.get("id"), entry.get("kl")) if isinstance(entry, dict) else (None, None)
         if not isinstance(document, str) or not isinstance(values, list) or not all(map(_is_score, values)):
@@ -66,4 +66,6 @@ class TokenScores:
 
 
 def _is_score(value: object) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    # JSON bounds no whole number, and no float holds all of them.
+    is_whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
+    return value is None or isinstance(value, float) or is_whole
