@@ -73,6 +73,21 @@ def test_a_cask_that_is_missing_when_its_extraction_goes_on_is_waited_for(serve,
     assert len(cask_of(tmp_path)) == len(documents)
 
 
+def test_a_cask_that_goes_away_while_it_is_written_can_be_put_back(serve, documents, tmp_path):
+    """Nothing is made in its place, into which `mv` would put it."""
+    server = serve(fake={"seconds_per_document": 0.05})
+    job = server.submit(server.upload(documents))["id"]
+    wait_for(lambda: server.get(job)["documents"]["captured"])
+    cask = tmp_path / "casks" / "cask"
+    cask.rename(tmp_path / "away")
+    wait_for(lambda: server.get(job)["waiting"])
+    assert server.get(job)["waiting"]["code"] == "files_missing"
+    assert not cask.exists()
+    (tmp_path / "away").rename(cask)
+    assert server.finish(job)["status"] == "completed"
+    assert len(Cask.open(cask)) == len(documents)
+
+
 def test_a_cask_that_lost_an_extractions_documents_does_not_complete(serve, documents, tmp_path):
     job = begun_and_stopped(serve, documents)
     cask, away = tmp_path / "casks" / "cask", tmp_path / "away"

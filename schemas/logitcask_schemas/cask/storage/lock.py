@@ -18,7 +18,7 @@ from typing import Final
 from logitcask_schemas.cask.format.layout import LOCK_NAME
 from logitcask_schemas.cask.storage.files import writes_explained
 from logitcask_schemas.cask.storage.publication_log import PublicationLog
-from logitcask_schemas.errors import CaskLockedError, CaskWriteError
+from logitcask_schemas.errors import CaskLockedError, CaskNotFoundError, CaskWriteError
 
 _POLL_SECONDS: Final = 0.005
 _NOTE_BYTES: Final = 256
@@ -44,6 +44,7 @@ def writers_lock(
             look at the whole cask afterwards.
 
     Raises:
+        CaskNotFoundError: The directory is missing.
         CaskLockedError: Another process held it all that time; the message names its process id.
         CaskWriteError: The lock file cannot be opened or written, such as on a read-only or full disk, or something
             else has its name.
@@ -70,6 +71,9 @@ def writers_lock(
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, note, 0)
 
+    if not cask.is_dir():
+        # Taking the lock would make it anew, and what is put back with `mv` would end inside of it.
+        raise CaskNotFoundError(f"{cask}: the cask's folder is missing. Put it back, or restore it from a copy.")
     lock = FileLock(
         path,
         timeout=timeout_seconds,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from logitcask_schemas.cask.storage.lock import writers_lock
-from logitcask_schemas.errors import CaskLockedError, CaskWriteError
+from logitcask_schemas.errors import CaskLockedError, CaskNotFoundError, CaskWriteError
 
 fork = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
@@ -49,6 +49,18 @@ def test_one_at_a_time_and_free_afterwards(tmp_path: Path) -> None:
     assert is_free(tmp_path)
     with writers_lock(tmp_path, holder="one", timeout_seconds=0) as undisturbed:
         assert not undisturbed, "the probe held it meanwhile"
+
+
+def test_a_folder_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
+    """What is put back with `mv` would end inside of it."""
+    for gone in (tmp_path / "cask", tmp_path / "file"):
+        (tmp_path / "file").touch()
+        with (
+            pytest.raises(CaskNotFoundError, match="folder is missing"),
+            writers_lock(gone, holder="a", timeout_seconds=0),
+        ):
+            pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 
 def test_an_error_inside_releases_it(tmp_path: Path) -> None:
