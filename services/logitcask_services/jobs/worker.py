@@ -255,13 +255,12 @@ class Worker(threading.Thread):
 
     def _ended(self, row: JobRow) -> None:
         """The run was told to end: by a cancel or a pause, or because the service stops (the next start goes on)."""
-        if isinstance(row, ExtractionRow) and self._context.signals.is_cancelled(row.id):
-            # Before it is told that it has ended: its counts are final then.
-            self._persist(lambda: count_untold(self._context, row))
+        if self._context.signals.is_cancelled(row.id):
+            self._let_go(row, cancelled=True)  # before it is told that it has ended: its counts are final then
         requeue = not self._context.signals.stopping.is_set()
         left: JobRow = self._persist(lambda: self._store(row).leave(row.id, requeue=requeue))
         if left.status == "cancelled":  # now, or by the watchdog while the teacher was deep in its work
-            self._let_go(left)
+            self._let_go(left, cancelled=True)
 
     def _died(self, row: JobRow, run: JobRun, error: TeacherDiedError) -> None:
         run.close()  # what was done is published before the death is counted
@@ -279,13 +278,13 @@ class Worker(threading.Thread):
     def _end(self, row: JobRow, status: Literal["completed", "failed", "cancelled"], reason: Reason | None) -> None:
         ended: JobRow = self._persist(lambda: self._store(row).finish(row.id, status, reason=reason))
         if ended.status != "failed":  # a failed one may be resumed
-            self._let_go(ended)
+            self._let_go(ended, cancelled=ended.status == "cancelled")
 
-    def _let_go(self, ended: JobRow) -> None:
+    def _let_go(self, row: JobRow, *, cancelled: bool) -> None:
         """Nobody needs the tokens of a job any more that has completed or was cancelled."""
-        if isinstance(ended, ExtractionRow) and ended.status == "cancelled":
-            self._persist(lambda: count_untold(self._context, ended))
-        self._context.folders.drop_token_store(ended.id)
+        if cancelled and isinstance(row, ExtractionRow):
+            self._persist(lambda: count_untold(self._context, row))
+        self._context.folders.drop_token_store(row.id)
 
     def _persist(self, work: Callable[[], T]) -> T:
         context = self._context

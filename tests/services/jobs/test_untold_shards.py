@@ -42,8 +42,8 @@ def require_counted(server, job, tmp_path):
     assert done["usage"]["bytes_written"] == opened.num_bytes
     shards = server.client.get(f"/v1/extractions/{job}/manifest").json()["shards"]
     assert {shard["name"] for shard in shards} == {entry.name for entry in opened.entries}
-    folders = server.service.folders.ledger(job), server.service.folders.token_store(job)
-    wait_for(lambda: not any(folder.exists() for folder in folders))  # deleted when the end is written down
+    assert not server.service.folders.ledger(job).exists()
+    assert not server.service.folders.token_store(job).exists()
 
 
 def test_cancelled_while_a_full_disk_keeps_it_from_counting(published, tmp_path):
