@@ -14,6 +14,7 @@ from tests.support.services.process_engines import is_alive
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",  # it would ask for the token that lies in the home folder of who has used Ray before
     "RAY_gcs_rpc_server_reconnect_timeout_s": "3",  # who has lost the head ends after that
     "RAY_kill_worker_timeout_milliseconds": "100",
     # A busy machine is no fault of what is tested.
@@ -34,8 +35,13 @@ class RayCluster:
         self._processes = list[int]()
         self.address = ""
 
-    def start(self, port: int = 0) -> None:
-        """Start a head with two CPUs and no dashboard."""
+    def start(self, port: int = 0, **settings: str) -> None:
+        """Start a head with two CPUs and no dashboard.
+
+        Args:
+            port: of the head; 0 takes a free one.
+            settings: of Ray, as the environment has them.
+        """
         before = {process.pid for process in psutil.process_iter()}
         arguments = ["--head", f"--port={port or free_port()}", "--num-cpus=2", "--include-dashboard=false"]
         arguments += ["--node-ip-address=127.0.0.1"]
@@ -46,7 +52,7 @@ class RayCluster:
         with said.open("wb") as file:
             started = psutil.Popen(
                 [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments],
-                env={**os.environ, **_QUIET, "PYTHONPATH": path},
+                env={**os.environ, **_QUIET, **settings, "PYTHONPATH": path},
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )

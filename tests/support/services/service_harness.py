@@ -42,6 +42,12 @@ class RunningServer:
         self._server.should_exit = True
         self._thread.join(30)
         assert not self._thread.is_alive()
+        # A service leaves a teacher that is deep in its work to the end of the process, which here is the tests'.
+        begun = [thread for thread in self.service._threads if thread.ident is not None]
+        for thread in begun:
+            thread.join(2)
+        if not any(thread.is_alive() for thread in begun):
+            self.service.database.close()
 
     def upload(self, lines: list[Any] | bytes) -> dict[str, Any]:
         body = lines if isinstance(lines, bytes) else jsonl(lines)

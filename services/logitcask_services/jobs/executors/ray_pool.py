@@ -129,8 +129,7 @@ class RayPool:
         except ModuleNotFoundError as error:
             raise MissingExtraError("logitcask capture --executor ray", "ray", "ray") from error
         self._ray: Any = ray
-        require_cluster(options.address)
-        address = _named(options.address)
+        address, listens = _named(options.address), require_cluster(options.address)
         try:
             self._ray.init(
                 address=address,
@@ -144,7 +143,7 @@ class RayPool:
                 num_gpus = float(options.parallel) if self._ray.cluster_resources().get("GPU") else 0.0
         except (OSError, ValueError, ray.exceptions.RayError) as error:  # the head may go while it is asked
             self._ray.shutdown()
-            raise _no_cluster(address, error) from error
+            raise (_unusable_cluster if listens else _no_cluster)(address, error) from error
         self._num_gpus, self._num_cpus = num_gpus, options.num_cpus
         self._actor_class: Any = self._ray.remote(ChunkActor).options(
             num_cpus=options.num_cpus, num_gpus=num_gpus, max_concurrency=THREADS, max_restarts=0, max_task_retries=0
@@ -247,11 +246,14 @@ def _named(address: str | None) -> str | None:
     return address or os.environ.get("RAY_ADDRESS") or None
 
 
-def require_cluster(address: str | None) -> None:
+def require_cluster(address: str | None) -> bool:
     """Raise CaptureStoppedError where nobody listens at `host:port`: Ray itself tries for minutes.
 
     Args:
         address: See `RayOptions`.
+
+    Returns:
+        Whether somebody listens there; False where no such address was named.
     """
     named = _named(address)
     host, _, port = (named or "").rpartition(":")
@@ -260,12 +262,23 @@ def require_cluster(address: str | None) -> None:
             socket.create_connection((host, int(port)), timeout=LISTENER_SECONDS).close()
         except (OSError, ValueError, OverflowError) as error:  # the latter of what is no host, or no port
             raise _no_cluster(named, error) from error
+        return True
+    return False
 
 
 def _no_cluster(address: str | None, error: Exception) -> CaptureStoppedError:
     return CaptureStoppedError(
         f"there is no Ray cluster at {address or 'this machine'}: {str(error).rstrip('.')}. Start one with `ray start "
         "--head`, and name it as HOST:PORT; or leave --ray-address (and RAY_ADDRESS) out"
+    )
+
+
+def _unusable_cluster(address: str | None, error: Exception) -> CaptureStoppedError:
+    """Somebody listens there. Ray tells a token that is missing from a dead head in some of its messages only."""
+    return CaptureStoppedError(
+        f"the Ray cluster at {address or 'this machine'} cannot be used: {str(error).rstrip('.')}. Look whether it is "
+        "alive (`ray status`). Where it asks for a token, as one does whose head has a ~/.ray/auth_token, set "
+        "RAY_AUTH_MODE=token, and the token in RAY_AUTH_TOKEN or in that file here, too"
     )
 
 

@@ -227,6 +227,20 @@ def test_an_address_where_no_cluster_is(tmp_path, undisturbed, monkeypatch, plac
         RayPool(job, FakeEngine, RayOptions(address=option))
 
 
+def test_a_cluster_that_asks_for_a_token(tmp_path, undisturbed):
+    """As every one does whose head has the file of a token that Ray made for a cluster of its own earlier."""
+    _, prepared, _ = undisturbed
+    folder = Path(tempfile.mkdtemp(prefix="lc-ray-", dir="/tmp"))
+    guarded = RayCluster(folder)
+    guarded.start(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="a" * 32)
+    try:
+        with pytest.raises(CaptureStoppedError, match=f"at {guarded.address} cannot be used: .*RAY_AUTH_MODE=token"):
+            RayPool(job_of(prepared, tmp_path / "cask"), FakeEngine, RayOptions(address=guarded.address))
+    finally:
+        guarded.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def test_a_service_captures_on_the_cluster(tmp_path, cluster, undisturbed, serve):
     """Behind `serve --executor ray`: a killed actor and a paused job; the counts are those of one engine."""
     folder, prepared, expected = undisturbed
