@@ -53,11 +53,11 @@ def test_a_run_with_adapters_learns_resumes_and_leaves_pefts_files(config, tmp_p
         before, after = (load_model(folder)(input_ids=ids).logits for folder in (result.initial, result.output))
     assert float((before - after).abs().max()) > 1e-2, "the adapters are loaded with their base"
     assert load_model(result.output).get_output_embeddings().lora_B["default"].weight.abs().max() > 0
-    import logitcask_consumer.training.run as module
+    from logitcask_consumer.training import train_to_end
 
     again = replace(config, output=tmp_path / "again")
     with monkeypatch.context() as patch:
-        patch.setattr(module, "LogWhenSaving", Stop)
+        patch.setattr(train_to_end, "LogWhenSaving", Stop)
         with pytest.raises(KeyboardInterrupt):
             train(again)
     assert train(again).resumed_from.name == "checkpoint-4"

@@ -16,10 +16,11 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, TrainerCallback
 
-import logitcask_consumer.training.run as module
+import logitcask_consumer.training.run as run_module
 from logitcask_consumer.config import TrainConfigError
 from logitcask_consumer.run_document import RunFolderError, RunWriteError, explained_writes, latest_checkpoint
 from logitcask_consumer.student.checks import context_of
+from logitcask_consumer.training import train_to_end
 from logitcask_consumer.training.callbacks import LogWhenSaving, read_metrics
 from logitcask_consumer.training.run import train
 from logitcask_consumer.training.run_lock import RunBusyError, hold_run
@@ -92,7 +93,7 @@ def test_a_signal_saves_the_step_and_the_same_call_goes_on(config, tmp_path, mon
     whole = train(replace(config, output=tmp_path / "whole"))
     said = []
     with monkeypatch.context() as patch:
-        patch.setattr(module, "LogWhenSaving", lambda: AtStep(step, lambda: os.kill(os.getpid(), number)))
+        patch.setattr(train_to_end, "LogWhenSaving", lambda: AtStep(step, lambda: os.kill(os.getpid(), number)))
         stopped = train(config, say=said.append)
     assert stopped.stopped_at == step
     assert "the same command goes on" in said[-1]
@@ -109,7 +110,7 @@ def test_a_signal_before_the_first_step_ends_the_call_with_nothing_made(config, 
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
-    monkeypatch.setattr(module, "starting_student", interrupted)
+    monkeypatch.setattr(run_module, "starting_student", interrupted)
     assert train(config).stopped_at == 0
     assert not config.output.exists()
 
@@ -199,7 +200,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing_that_was_saved(
     whole = train(replace(config, output=tmp_path / "whole"))
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     with monkeypatch.context() as patch:
-        patch.setattr(module, "LogWhenSaving", lambda: FullDisk(event, step, most))
+        patch.setattr(train_to_end, "LogWhenSaving", lambda: FullDisk(event, step, most))
         try:
             with pytest.raises(RunWriteError, match=f"{where} cannot be written: ") as refusal:
                 train(config)

@@ -75,10 +75,10 @@ class Stop(TrainerCallback):
 
 def interrupted(config, step, monkeypatch):
     """Run until a step, then die."""
-    import logitcask_consumer.training.run as module
+    from logitcask_consumer.training import train_to_end
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "LogWhenSaving", lambda: Stop(step))
+        patch.setattr(train_to_end, "LogWhenSaving", lambda: Stop(step))
         with pytest.raises(KeyboardInterrupt):
             train(config)
 
