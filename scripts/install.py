@@ -121,7 +121,8 @@ def main() -> None:
     current = stamp(lock if arguments.locked else None)
     if marker.exists() and marker.read_text() == current:
         return None
-    print(f"installing the {arguments.side} environment into {arguments.folder} ({'GPU' if has_gpu() else 'CPU'})")
+    device = "GPU" if has_gpu() else "CPU"
+    print(f"installing the {arguments.side} environment into {arguments.folder} ({device}): some 4 GB, for minutes")
     venv.create(arguments.folder, with_pip=True, clear=marker.exists())
     environment.install(arguments.side)
     marker.write_text(current)

@@ -82,11 +82,18 @@ class CaptureSpecError(OptionError, ValueError):
     """A capture spec cannot be read, or asks for what a teacher cannot give; the teacher is well."""
 
 
+_IN_TEACHERS = (
+    "Teachers have an environment of their own, which does not mix with the trainer's (after `make install`: "
+    "`source .venv/teacher/bin/activate`). "
+)
+
+
 class MissingExtraError(LogitcaskError, ImportError):
     """A command, or a public name, needs an optional extra that is not installed."""
 
     def __init__(self, what: str, extra: str, missing: str) -> None:
         super().__init__(
             f"`{what}` needs the module {missing!r}, which is not installed here. "
-            f'Install the extra that brings it: pip install "logitcask[{extra}]"'
+            + (_IN_TEACHERS if extra == "teacher" else "")
+            + f'Install the extra that brings it, in a clone: pip install ".[{extra}]"'
         )

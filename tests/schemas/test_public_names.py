@@ -62,4 +62,4 @@ def test_a_missing_side_names_the_extra(name, module, extra):
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert f"MissingExtraError: `logitcask.{name}` needs the module '{module}" in last
-    assert f'pip install "logitcask[{extra}]"' in last
+    assert f'pip install ".[{extra}]"' in last

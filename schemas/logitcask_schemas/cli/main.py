@@ -50,7 +50,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "quantize": Command("Quantise a model's layers without training.", "quantization"),
     "report": Command("Compare student, baseline and teacher on held-out documents.", "trainer"),
     "tasks": Command("Make tasks for a report from questions of your own.", "trainer"),
-    "capture": Command("Capture a corpus without a service, whole or in parts; choose what to keep.", "service"),
+    "capture": Command("Capture a corpus without a service, whole or in parts; choose what to keep.", "teacher"),
     "fidelity": Command("Tell where each nat goes between a teacher and a cask of it.", "teacher"),
     "draft-check": Command("Measure a student as the draft model of its teacher in vLLM.", "teacher"),
 }

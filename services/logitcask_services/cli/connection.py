@@ -149,8 +149,8 @@ def summarise(extraction: Extraction, client: "ServiceClient", console: Console)
     say(
         console,
         f"{extraction.id}: {extraction.status}; cask {extraction.cask}: {counts.completed:,} of "
-        f"{counted(counts.total, 'document')}, {counted(usage.tokens_captured, 'token')} captured, "
-        f"{counted(usage.bytes_written, 'byte')} written",
+        f"{counted(counts.total, 'document')}{_present(extraction)}, {counted(usage.tokens_captured, 'token')} "
+        f"captured, {counted(usage.bytes_written, 'byte')} written",
     )
     if extraction.status == "cancelled" and not counts.completed:
         say(console, f"nothing of it is in the cask; {_left_behind(extraction)}")
@@ -171,6 +171,12 @@ def summarise(extraction: Extraction, client: "ServiceClient", console: Console)
         say(console, f"{count:,} {code}: {sentence_of(code)}" + (f" (line {where})" if where else ""))
     if counts.failed + counts.skipped:
         show_failures(extraction, client, console)
+
+
+def _present(extraction: Extraction) -> str:
+    """How many documents the cask had before, which the teacher was not asked about again."""
+    present = extraction.documents.present
+    return f" ({present:,} {'was' if present == 1 else 'were'} in it before)" if present else ""
 
 
 def _left_behind(extraction: Extraction) -> str:

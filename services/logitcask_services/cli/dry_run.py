@@ -184,7 +184,7 @@ def _show(preview: Preview, estimate: Estimate, share: float, out: Console, *, i
     legend.append("control token", STYLES["control"])
     legend.append(", ")
     legend.append("control token of an answer", STYLES["answer_control"])
-    if preview.shown:
+    if preview.shown and out.color_system is not None:  # it explains colours
         out.print(legend)
     for document in preview.shown:
         _show_document(document, _unusual(preview, document.line), out)
@@ -270,8 +270,8 @@ def _show_time(preview: Preview, estimate: Estimate, out: Console) -> None:
     if estimate.seconds is None:
         _line(
             out,
-            f"time: not known until a service has captured something with this teacher. With --pilot {PILOT_LINES} it "
-            f"captures {PILOT_LINES} lines, measures, and forgets them",
+            f"time: not known until a service has captured something with this teacher. Asked with --pilot "
+            f"{PILOT_LINES}, a service captures {PILOT_LINES} lines, measures, and forgets them",
         )
         return
     price = "" if estimate.price is None else f", a price of {estimate.price:,.2f}"

@@ -117,7 +117,7 @@ def list_jobs(
 def _extraction_columns(extraction: Extraction) -> tuple[str, str, str]:
     usage = extraction.usage
     tokens = f"{usage.tokens_done:,}/{usage.tokens_total:,}"
-    return printable(extraction.cask), f"{_documents(extraction)} documents", tokens
+    return printable(extraction.cask), _documents(extraction), tokens
 
 
 def _generation_columns(generation: Generation) -> tuple[str, str, str]:
@@ -129,10 +129,15 @@ def _generation_columns(generation: Generation) -> tuple[str, str, str]:
 
 def _documents(extraction: Extraction) -> str:
     """Completed of all, and what did not go as a person would expect."""
-    counts = extraction.request_counts
-    unusual = {"failed": counts.failed, "skipped": counts.skipped, "truncated": extraction.lines.truncated}
-    parts = [f"{counts.completed}/{counts.total}", *(f"{count:,} {what}" for what, count in unusual.items() if count)]
-    return ", ".join(parts)
+    counts, lines = extraction.request_counts, extraction.lines
+    unusual = [
+        (lines.bad, counted(lines.bad, "bad line")),
+        (extraction.documents.failed, f"{extraction.documents.failed:,} failed"),
+        (counts.skipped, f"{counts.skipped:,} skipped"),
+        (lines.truncated, f"{lines.truncated:,} truncated"),
+    ]
+    done = f"{counts.completed:,}/{counts.total:,} documents"
+    return ", ".join([done, *(text for count, text in unusual if count)])
 
 
 @about_job

@@ -40,7 +40,8 @@ def submit(
     corpus: Annotated[
         Path,
         typer.Argument(
-            help="JSON lines with `text`, `messages`, `input_ids`, or prompts; `-`: standard input; or hf://owner/name."
+            help="JSON lines with `text`, `messages`, `input_ids`, or prompts; `-`: standard input; or hf://owner/name.",
+            metavar="CORPUS",
         ),
     ],
     cask: Annotated[

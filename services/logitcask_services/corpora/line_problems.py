@@ -59,7 +59,7 @@ def conversion_of(entry: dict[str, Any]) -> str | None:
         if (answer := next((name for name in _COMPLETIONS if name in entry), None)) is not None:
             return _way(f"a prompt with its completion in `{answer}`", f"{{prompt, completion: .{answer}}}")
         name = "messages" if isinstance(entry["prompt"], list) else "text"
-        return _way("a prompt alone", f"{{{name}: .prompt}}")
+        return f"{_way('a prompt alone', f'{{{name}: .prompt}}')}; `logitcask generate` has the teacher answer it"
     return None
 
 

@@ -216,4 +216,4 @@ def test_the_command_line_says_it_in_one_line(place, tmp_path, capsys, monkeypat
     assert (code, "there is no perturbation 'typo'" in said) == (2, True)
     monkeypatch.setattr("logitcask_consumer.tasks.suite.find_spec", lambda name: None)
     code, said = refused("--tasks", place / "set")
-    assert (code, 'pip install "logitcask[tasks]"' in said) == (2, True)
+    assert (code, 'pip install ".[tasks]"' in said) == (2, True)

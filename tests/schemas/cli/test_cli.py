@@ -103,7 +103,7 @@ def test_a_missing_extra_is_named(monkeypatch, capsys: pytest.CaptureFixture[str
         point = SimpleNamespace(name="train", load=work)
         monkeypatch.setattr("logitcask_schemas.cli.main.importlib.metadata.entry_points", lambda **_: [point])
     assert run("train") == 2
-    assert 'pip install "logitcask[trainer]"' in capsys.readouterr().err
+    assert 'pip install ".[trainer]"' in capsys.readouterr().err
 
 
 def test_a_broken_installation_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

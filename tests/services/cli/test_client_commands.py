@@ -29,6 +29,11 @@ def test_submit_and_wait(serve, run, corpus):
     assert "not in the cask: 2 lines or documents" in err
     assert "line 11: not_json: the line is not JSON" in err
     assert "line 42: empty: `text` is empty" in err
+    listed = run(server, "jobs", "ls")[1]
+    assert "40/42 documents, 2 bad lines" in listed
+    assert "failed" not in listed
+    again = run(server, "submit", corpus, "--cask", "one", "--wait")[2]
+    assert "40 of 42 documents (40 were in it before), 0 tokens captured" in again
 
 
 def test_json_is_alone_on_stdout(serve, run, corpus):

@@ -39,6 +39,7 @@ def test_a_row_of_another_format_is_named_with_the_command_that_converts_it(row,
     message = caught.value.message
     assert "expected `text`, `messages`, `prompt` with `completion`, or `input_ids`. It looks like" in message
     assert name in message
+    assert ("`logitcask generate` has the teacher answer it" in message) == (name == "a prompt alone")
     assert "\n" not in message
     assert len(message) < 500
     if shutil.which("jq") is None:
