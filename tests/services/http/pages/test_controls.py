@@ -141,6 +141,8 @@ def test_a_full_key_presses_them_and_is_logged(keyed, caplog):
     assert verbs_in(keyed.client.get(f"/ui/jobs/{job}").text) == ["pause", "cancel"]
     with caplog.at_level("INFO", "logitcask.audit"):
         assert keyed.client.post(f"/ui/jobs/{job}/cancel").status_code == 303
+        # The line is written when the answer has been sent.
+        wait_for(lambda: any(record.name == "logitcask.audit" for record in caplog.records))
     (line,) = [record for record in caplog.records if record.name == "logitcask.audit"]
     assert (line.audit["key"], line.audit["route"]) == ("ann", "/ui/jobs/{job_id}/{verb}")
     assert line.audit["ids"] == {"job_id": job, "verb": "cancel"}
