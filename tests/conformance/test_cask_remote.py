@@ -184,7 +184,7 @@ def test_a_client_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setitem(sys.modules, "s3fs", None)
     loaded = sys.modules["fsspec.registry"]._registry  # by its module: the package has an attribute of that name
     monkeypatch.delitem(loaded, "s3", raising=False)
-    with pytest.raises(MissingExtraError, match=r"'s3fs'.*logitcask\[remote\]"):
+    with pytest.raises(MissingExtraError, match=r"'s3fs'.*\.\[remote\]"):
         Cask.open("s3://bucket/cask", cache=tmp_path)
 
 

@@ -145,7 +145,7 @@ def test_schemes_are_read_as_they_are_written(monkeypatch):
         with pytest.raises(QuantizationError, match=message):
             read_scheme(text)
     monkeypatch.setattr(quantization, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r'train --quantize`.*torchao.*pip install "logitcask\[quantization\]"'):
+    with pytest.raises(MissingExtraError, match=r'train --quantize`.*torchao.*pip install "\.\[quantization\]"'):
         read_scheme("int4")
 
 

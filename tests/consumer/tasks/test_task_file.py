@@ -141,7 +141,7 @@ def test_what_cannot_be_perturbed_is_refused(task):
 
 def test_the_harness_must_be_there(task, monkeypatch):
     monkeypatch.setattr("logitcask_consumer.tasks.suite.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"pip install \"logitcask\[tasks\]\""):
+    with pytest.raises(MissingExtraError, match=r"pip install \"\.\[tasks\]\""):
         load(task)
 
 

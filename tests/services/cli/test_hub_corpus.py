@@ -81,7 +81,7 @@ def test_rows_without_a_known_column_ask_for_one(library, tmp_path):
 
 def test_without_the_library_its_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingExtraError, match=r'pip install "logitcask\[hub\]"'):
+    with pytest.raises(MissingExtraError, match=r'pip install "\.\[hub\]"'):
         lines(dataset())
 
 

@@ -101,7 +101,7 @@ def test_combinations_that_make_no_sense(changes, words):
 
 def test_ray_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"logitcask\[ray\]"):
+    with pytest.raises(MissingExtraError, match=r"\.\[ray\]"):
         teams.require_team(settings(executor="ray", engines=2))
 
 

@@ -217,7 +217,7 @@ def test_an_adapter_of_another_repository_is_refused(tiny_llama, own, tmp_path):
 
 def test_without_peft(base, adapter, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    with pytest.raises(MissingExtraError, match=r'needs the module \'peft\'.*"logitcask\[adapters\]"'):
+    with pytest.raises(MissingExtraError, match=r'needs the module \'peft\'.*"\.\[adapters\]"'):
         merged_teacher(base, adapter, tmp_path / "merged")
 
 
