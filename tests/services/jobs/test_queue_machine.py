@@ -224,18 +224,31 @@ def test_the_queue_is_where_the_model_is():
     run_state_machine_as_test(QueueMachine, settings=LIMITS)
 
 
-@pytest.mark.parametrize("fault", ["place", "pausing"])
-def test_a_queue_at_fault_is_noticed(monkeypatch, fault):
-    """Negative controls: a move that forgets the places, a restart that forgets a pause."""
-    if fault == "place":
-        monkeypatch.setattr(
-            "logitcask_services.jobs.database.queue._put_before",
-            lambda session, row, other: setattr(row, "priority", other.priority),
-        )
-    else:
-        settle = "logitcask_services.jobs.database.jobs.settle"
-        monkeypatch.setattr(settle, lambda session, row: row.status == "pausing")
+def test_a_move_that_forgets_the_places_is_noticed(monkeypatch):
+    """Negative control: the search finds it."""
+    monkeypatch.setattr(
+        "logitcask_services.jobs.database.queue._put_before",
+        lambda session, row, other: setattr(row, "priority", other.priority),
+    )
     with pytest.raises((AssertionError, IllegalTransitionError)):
         run_state_machine_as_test(
             QueueMachine, settings=settings(LIMITS, max_examples=400, derandomize=True, phases=[Phase.generate])
         )
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_a_restart_that_forgets_a_pause_is_noticed(monkeypatch, forgets):
+    """Negative control, led straight to where it shows, which a search reaches after minutes."""
+    if forgets:
+        monkeypatch.setattr("logitcask_services.jobs.database.jobs.settle", lambda _, row: row.status == "pausing")
+    machine = QueueMachine()
+    try:
+        machine.ask(machine.create("extraction", 0), "pause")
+        machine.restart()
+        if forgets:
+            with pytest.raises(AssertionError):
+                machine.agrees()
+        else:
+            machine.agrees()
+    finally:
+        machine.teardown()
