@@ -133,7 +133,7 @@ def test_jobs(serve, run, documents):
     code, out, _ = run(server, "jobs", "ls")
     assert code == 0
     assert job["id"] in out
-    assert "39/40, 1 failed" in out
+    assert "39/40 documents, 1 failed" in out
     assert [entry["id"] for entry in json.loads(run(server, "jobs", "ls", "--json")[1])["extractions"]] == [job["id"]]
     assert json.loads(run(server, "jobs", "ls", "--json", "--status", "failed")[1])["extractions"] == []
     assert json.loads(run(server, "jobs", "show", job["id"], "--json")[1]) == job

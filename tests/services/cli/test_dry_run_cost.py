@@ -17,7 +17,7 @@ def test_nothing_is_known_before_anything_was_captured(serve, run, corpus):
     assert (seen["tokens_per_second"], seen["estimate"]["seconds"], seen["estimate"]["price"]) == (None, None, None)
     code, out, _ = run(server, "submit", corpus, "--dry-run")
     assert (code, "time: not known" in out) == (0, True)
-    assert "With --pilot 100 it captures 100 lines, measures, and forgets them" in out
+    assert "Asked with --pilot 100, a service captures 100 lines, measures, and forgets them" in out
     assert seen["pilot"] is None
 
 
