@@ -330,9 +330,9 @@ class TrainConfig:
             sequences: of an optimizer step, over all processes.
             processes: of the run.
         """
-        own = -(-sequences // processes)
-        accumulation = -(-own // max(1, self.micro_tokens // self.seq_len))
-        return -(-own // accumulation), accumulation
+        of_process = -(-sequences // processes)
+        accumulation = -(-of_process // max(1, self.micro_tokens // self.seq_len))
+        return -(-of_process // accumulation), accumulation
 
     def batch_shape(self, processes: int, *, slots: int) -> tuple[int, int]:
         """`micro_shape` of a run that begins; see `step_sequences`."""

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 from logitcask_services.generation.recipes import RecipeBook
 from logitcask_services.jobs.context import JobContext
+from logitcask_services.jobs.extraction_work import count_untold
 from logitcask_services.jobs.housekeeper import Housekeeper
 from logitcask_services.jobs.loaded_teacher import LoadHinted, Role, Teacher
 from logitcask_services.jobs.preparer import Claims, Preparer
 from logitcask_services.jobs.roster import Roster
 from logitcask_services.jobs.storage_watch import StorageWatch
-from logitcask_services.jobs.untold_shards import count_untold
 from logitcask_services.jobs.watchdog import Watchdog
 from logitcask_services.jobs.worker import Worker
 from logitcask_services.settings import ServiceSettings

@@ -191,10 +191,10 @@ class ServiceSettings(BaseSettings):
         if self.teacher is not None and self.teachers is not None:
             raise ValueError("teacher and teachers are both set; keep one: the file may list a single teacher, too")
         if self.teachers is not None:
-            own = {"engine", "dtype", "max_model_len", "engine_options"} & self.model_fields_set
-            if own:
+            fixed = {"engine", "dtype", "max_model_len", "engine_options"} & self.model_fields_set
+            if fixed:
                 raise ValueError(
-                    f"{', '.join(sorted(own))}: with --teachers each teacher has its own, in the file; leave it out"
+                    f"{', '.join(sorted(fixed))}: with --teachers each teacher has its own, in the file; leave it out"
                 )
         return self
 
@@ -237,11 +237,11 @@ class ServiceSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _remote_fits(self) -> Self:
-        given = sorted(name for name in self.model_fields_set if name.startswith("remote_"))
+        remote = sorted(name for name in self.model_fields_set if name.startswith("remote_"))
         if self.engine != "openai":
-            if given:
+            if remote:
                 raise ValueError(
-                    f"{', '.join(given)}: for a teacher that is served elsewhere; add --engine openai, or leave it out"
+                    f"{', '.join(remote)}: for a teacher that is served elsewhere; add --engine openai, or leave it out"
                 )
             return self
         if self.remote_url is None:

@@ -160,10 +160,10 @@ def report(
     if as_json:
         print_json(document)
         return
-    for own in document.get("teachers", [document]):
-        if "label" in own:
-            Console(highlight=False).print(f"{own['label']}, of {own['cask']['teacher']['model']}:")
-        _print_table(own, console)
+    for of_teacher in document.get("teachers", [document]):
+        if "label" in of_teacher:
+            Console(highlight=False).print(f"{of_teacher['label']}, of {of_teacher['cask']['teacher']['model']}:")
+        _print_table(of_teacher, console)
     console.print(f"report: {output / 'report.html'} (for people), report.md, report.json")
 
 

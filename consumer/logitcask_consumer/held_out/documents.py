@@ -79,13 +79,13 @@ class HeldOutDocuments:
             UnmeasurableCaskError: its records do not tell the KL.
         """
         casks = [Cask.open(place, tokenizer_fingerprint=None, cache=cache, cache_bytes=cache_bytes) for place in places]
-        own = tokenizer_fingerprint(tokenizer)
+        fingerprint = tokenizer_fingerprint(tokenizer)
         for cask in casks:
-            if (stored := cask.manifest.teacher.tokenizer_fingerprint) != own:
+            if (stored := cask.manifest.teacher.tokenizer_fingerprint) != fingerprint:
                 raise IdentityMismatchError(
-                    f"--eval-cask {cask.place}: tokenizer_fingerprint: {stored!r} in the cask, {own!r} of the student. "
-                    "The KL while training compares token ids. Leave --eval-cask out, and measure such a student "
-                    "afterwards with `logitcask report --teacher`, which compares bits per byte"
+                    f"--eval-cask {cask.place}: tokenizer_fingerprint: {stored!r} in the cask, {fingerprint!r} of the "
+                    "student. The KL while training compares token ids. Leave --eval-cask out, and measure such a "
+                    "student afterwards with `logitcask report --teacher`, which compares bits per byte"
                 )
             if (reason := why_unmeasurable(cask)) is not None:
                 raise UnmeasurableCaskError(f"--eval-cask: {reason}")

@@ -127,8 +127,8 @@ def _add_texts(document: dict[str, Any], readers: Readers, measured: list[Measur
     """What the models wrote, into the document: of each model, and of the recorded answers."""
     tokenizer = next(readers.tokenizers[label] for label in readers.readings)
     references = recorded_texts(tokenizer, readers.prompts)
-    own = score_texts(references, None, seed=config.seed)
-    document["generation"] = {"prompts": len(readers.prompts), "recorded": own}
+    reference_scores = score_texts(references, None, seed=config.seed)
+    document["generation"] = {"prompts": len(readers.prompts), "recorded": reference_scores}
     for described, model in zip(document["models"], measured, strict=True):
         if model.texts is not None:
             described["generation"] = score_texts(model.texts, references, seed=config.seed)

@@ -82,9 +82,9 @@ class Control:
     def beside_student(self, config: ReportConfig) -> ReportConfig:
         """The report with the control before the student, so that the last model stays the last."""
         models = [
-            model
-            for own in config.models
-            for model in ([(self.label, self.run.output), own] if own[0] == self.student else [own])
+            beside
+            for model in config.models
+            for beside in ([(self.label, self.run.output), model] if model[0] == self.student else [model])
         ]
         return replace(config, models=tuple(models))
 
@@ -131,8 +131,8 @@ def _teacher(config: ReportConfig, run: dict[str, Any]) -> Path | None:
     """The folder whose tokenizer a student without its own takes: the report's teacher, or the run's if it is there."""
     if config.teacher is not None:
         return config.teacher
-    own = (run.get("resolved") or {}).get("teacher")
-    return Path(own) if own is not None and Path(own).is_dir() else None
+    teacher_of_run = (run.get("resolved") or {}).get("teacher")
+    return Path(teacher_of_run) if teacher_of_run is not None and Path(teacher_of_run).is_dir() else None
 
 
 def _shards_at(place: str, refused: Callable[[str], ReportError]) -> list[str]:

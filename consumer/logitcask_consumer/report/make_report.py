@@ -63,8 +63,8 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
     groups = open_groups([CaskSource(place=place, weight=1.0) for place in config.casks], loss="")
     if len(groups) == 1:
         # A single teacher is taken at its word: where it is another's, the report says so.
-        own = _with_teacher(config, groups[0]) if config.other_teachers else config
-        document = report_on(own, groups[0].casks, say, part=groups[0].label, control=control, suite=suite)
+        of_group = _with_teacher(config, groups[0]) if config.other_teachers else config
+        document = report_on(of_group, groups[0].casks, say, part=groups[0].label, control=control, suite=suite)
         write_cards(config, [document])
         return document
     documents, configs = (
@@ -79,11 +79,11 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
         ],
     )
     fingerprints = {label: tokenizer_fingerprint(load_tokenizer(folder)) for label, folder in config.models}
-    for own, group in zip(configs, groups, strict=True):  # before anything is measured
-        foreign_models(own, group.casks[0], fingerprints)
-    for own, group in zip(configs, groups, strict=True):
+    for of_group, group in zip(configs, groups, strict=True):  # before anything is measured
+        foreign_models(of_group, group.casks[0], fingerprints)
+    for of_group, group in zip(configs, groups, strict=True):
         say(f"{group.label}: {counted(len(group.casks), 'cask')} of {group.casks[0].manifest.teacher.model}")
-        document = report_on(own, group.casks, say, part=group.label, control=control, suite=suite)
+        document = report_on(of_group, group.casks, say, part=group.label, control=control, suite=suite)
         documents.append({"label": group.label, "folder": group.label, **document})
     page = {**FORMAT, "teachers": documents}
     with explained_output(config.output):

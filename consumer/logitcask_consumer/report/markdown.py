@@ -121,14 +121,14 @@ def short_table(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for name, title, form in _ROWS:
         if name in document["kinds"]:
-            own = short_cell(teacher[name], form) if name in teacher else _constant(name, form)
-            rows.append([title, own, *(short_cell(model["metrics"].get(name), form) for model in models)])
+            teacher_cell = short_cell(teacher[name], form) if name in teacher else _constant(name, form)
+            rows.append([title, teacher_cell, *(short_cell(model["metrics"].get(name), form) for model in models)])
     if measured := [model for model in models if "bytes" in model]:
         name, title, form = _BYTES[0]
         # The first bytes left out differ between models, so the teacher's figure may differ in its last digit.
         teachers = {short_cell(model["bytes"]["teacher_bits_per_byte"], form) for model in measured}
-        own = teachers.pop() if len(teachers) == 1 else ""
-        rows.append([title, own, *(short_cell(model.get("bytes", {}).get(name), form) for model in models)])
+        teacher_cell = teachers.pop() if len(teachers) == 1 else ""
+        rows.append([title, teacher_cell, *(short_cell(model.get("bytes", {}).get(name), form) for model in models)])
     rows += task_rows(document)
     return ["", "teacher", *(model["label"] for model in models)], rows
 
@@ -141,19 +141,19 @@ def models_table(document: dict[str, Any]) -> str:
         "|---|" + "---:|" * (1 + len(models)),
     ]
     for name, title, form in _ROWS:
-        own = cell(teacher[name], form) if name in teacher else _constant(name, form)
+        teacher_cell = cell(teacher[name], form) if name in teacher else _constant(name, form)
         if name in document["kinds"]:
             kind = document["kinds"][name]
             label = title if kind == "exact" else f"{title} ({kind})"
             cells = [cell(model["metrics"].get(name), form) for model in models]
-            lines.append(f"| {label} | {own} | " + " | ".join(cells) + " |")
+            lines.append(f"| {label} | {teacher_cell} | " + " | ".join(cells) + " |")
         brackets = [model.get("brackets", {}).get(name) for model in models]
         if any(brackets):
             ends = [
                 "" if ends is None else f"{form.format(ends['low'])} to {form.format(ends['high'])}"
                 for ends in brackets
             ]
-            lines.append(f"| {title} (lies between) | {own} | " + " | ".join(ends) + " |")
+            lines.append(f"| {title} (lies between) | {teacher_cell} | " + " | ".join(ends) + " |")
     return "\n".join(lines)
 
 

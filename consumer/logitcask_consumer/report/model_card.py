@@ -146,20 +146,20 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 
 def _results(label: str, document: dict[str, Any]) -> str:
     cask = document["cask"]
-    own = document | {"models": [_model(label, document)]}
+    alone = document | {"models": [_model(label, document)]}
     said = (
         f"On {cask['positions']:,} positions of {counted(cask['documents_with_positions'], 'document')}, with "
         f"{document['confidence_level']:.0%} intervals (bootstrap over documents):"
     )
-    return f"{said}\n\n{models_table(own)}"
+    return f"{said}\n\n{models_table(alone)}"
 
 
 def _tasks(label: str, document: dict[str, Any]) -> list[str]:
     """What the model, and the teacher, made of the report's tasks."""
     if "tasks" not in document:
         return []
-    own = {"models": [_model(label, document)], "tasks": document["tasks"] | {"pairs": []}}
-    return task_tables(own, "### Tasks")
+    alone = {"models": [_model(label, document)], "tasks": document["tasks"] | {"pairs": []}}
+    return task_tables(alone, "### Tasks")
 
 
 def _model(label: str, document: dict[str, Any]) -> dict[str, Any]:

@@ -200,10 +200,10 @@ def task_accuracies(path: Path, document: dict[str, Any]) -> str:
         axes = figure.add_subplot()
         for number, (label, scores, colour) in enumerate(asked):
             places = np.arange(len(rows)) + 0.7 * ((number + 0.5) / len(asked) - 0.5)
-            own = [scores[task["name"]] for task, _ in rows]
+            of_model = [scores[task["name"]] for task, _ in rows]
             shares = [
                 (score if kind is None else score["perturbed"][kind])["accuracy"]
-                for score, (_, kind) in zip(own, rows, strict=True)
+                for score, (_, kind) in zip(of_model, rows, strict=True)
             ]
             values = np.array([share["value"] for share in shares])
             ends = np.abs(np.array([[share["low"] for share in shares], [share["high"] for share in shares]]) - values)

@@ -60,8 +60,8 @@ def add_tasks(
         say(f"asking {label} {sum(task.questions for task in suite.tasks):,} questions{_also(suite)}")
         answers[label, folder] = suite.answers_of(label, folder, device)
     said = [answers[model] for model in config.models]
-    for described, own in zip(document["models"], said, strict=True):
-        described["tasks"] = {task.file.name: _scores(own[task.file.name], task) for task in suite.tasks}
+    for described, scores in zip(document["models"], said, strict=True):
+        described["tasks"] = {task.file.name: _scores(scores[task.file.name], task) for task in suite.tasks}
     document["tasks"] = {
         "harness": f"lm-evaluation-harness {version('lm_eval')}",
         "seed": suite.seed,
@@ -71,8 +71,8 @@ def add_tasks(
         "pairs": _pairs(suite, [label for label, _ in config.models], said),
     }
     if teacher is not None:
-        own = answers[TEACHER, teacher]
-        document["tasks"]["teacher"] = {task.file.name: _scores(own[task.file.name], task) for task in suite.tasks}
+        scores = answers[TEACHER, teacher]
+        document["tasks"]["teacher"] = {task.file.name: _scores(scores[task.file.name], task) for task in suite.tasks}
 
 
 def _also(suite: TaskSuite) -> str:

@@ -19,7 +19,7 @@ def task_tables(document: dict[str, Any], heading: str = "## Tasks") -> list[str
         "95 % score intervals over the questions of each."
     )
     lines = [
-        [*_set(task), *(cell(own["accuracy"], _SHARE) if own else "" for own in _columns(document, task))]
+        [*_set(task), *(cell(scores["accuracy"], _SHARE) if scores else "" for scores in _columns(document, task))]
         for task in tasks["sets"]
     ]
     return [
@@ -38,7 +38,7 @@ def task_rows(document: dict[str, Any]) -> list[list[str]]:
     return [
         [
             f"right answers of {task['name']}",
-            *(short_cell(own["accuracy"], _SHARE) if own else "" for own in _columns(document, task)),
+            *(short_cell(scores["accuracy"], _SHARE) if scores else "" for scores in _columns(document, task)),
         ]
         for task in document["tasks"]["sets"]
     ]
@@ -63,7 +63,7 @@ def _drops(document: dict[str, Any], labels: list[str]) -> list[str]:
         [
             f"{escaped(task['name'])}, {kind}",
             f"{task['changed'][kind]:,}",
-            *(cell(own["perturbed"][kind]["drop"], _SHARE) if own else "" for own in _columns(document, task)),
+            *(cell(scores["perturbed"][kind]["drop"], _SHARE) if scores else "" for scores in _columns(document, task)),
         ]
         for task in tasks["sets"]
         for kind in task["changed"]

@@ -57,11 +57,11 @@ def require_fixed_teacher(config: RoundsConfig, teacher: TeacherIdentity) -> Non
     """
     for source in map(CaskSource.parse, config.casks):
         cask = Cask.open(source.place, tokenizer_fingerprint=None, cache=config.cache, cache_bytes=config.cache_bytes)
-        own = cask.manifest.teacher
-        pairs = ((own.weights_digest, teacher.weights_digest), (own.tensors_digest, teacher.tensors_digest))
+        stored = cask.manifest.teacher
+        pairs = ((stored.weights_digest, teacher.weights_digest), (stored.tensors_digest, teacher.tensors_digest))
         if not any(digest is not None and digest == its_digest for digest, its_digest in pairs):
             raise IdentityMismatchError(
-                f"the fixed cask {cask.place} is of the teacher {own.model} (weights {own.weights_digest}), the "
+                f"the fixed cask {cask.place} is of the teacher {stored.model} (weights {stored.weights_digest}), the "
                 f"student's texts are read by {teacher.model} (weights {teacher.weights_digest}). One student has one "
                 "teacher here: start the service with the cask's, or name a cask of the service's with --cask"
             )

@@ -113,11 +113,11 @@ def base_folder(folder: Path) -> Path:
         raise ModelError(f"{folder / ADAPTER_NAME} does not say which model the adapters belong to: {error}") from error
     places = [folder / str(named)]  # an absolute path stays what it is
     if Path(str(named)).name == INITIAL_NAME:
-        run, own = run_of(folder), run_folder_of(folder) / INITIAL_NAME
+        run, initial = run_of(folder), run_folder_of(folder) / INITIAL_NAME
         if run is None:
-            places.append(own)
+            places.append(initial)
         elif Path(run["student"]["spec"]).name != INITIAL_NAME:  # else it began from another run's student, or a copy
-            places.insert(0, own)
+            places.insert(0, initial)
     for place in places:
         if (place / "config.json").is_file():
             return place

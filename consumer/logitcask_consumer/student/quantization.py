@@ -127,8 +127,8 @@ def quantized_layers(model: Any) -> dict[str, nn.Linear]:
     Raises:
         ModelError: it has none, or keeps its blocks where they are not found.
     """
-    own = {id(module) for module in blocks_of(model).modules() if isinstance(module, nn.Linear)}
-    layers = {name: module for name, module in model.named_modules() if id(module) in own}
+    in_blocks = {id(module) for module in blocks_of(model).modules() if isinstance(module, nn.Linear)}
+    layers = {name: module for name, module in model.named_modules() if id(module) in in_blocks}
     if not layers:
         raise ModelError(
             f"{type(model).__name__} has no torch.nn.Linear in its layers, and nothing else is quantised. Take another "

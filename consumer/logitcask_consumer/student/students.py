@@ -70,9 +70,9 @@ class StudentSpec:
         Raises:
             StudentSpecError: the student has none of its own and no teacher folder was given.
         """
-        own = self.folder or (self.config.parent if self.config else None)
-        if own is not None and (own / "tokenizer_config.json").is_file():
-            return own
+        folder = self.folder or (self.config.parent if self.config else None)
+        if folder is not None and (folder / "tokenizer_config.json").is_file():
+            return folder
         if teacher is None:
             raise StudentSpecError(
                 f"student {self.text!r} brings no tokenizer; name the teacher's folder with --teacher"

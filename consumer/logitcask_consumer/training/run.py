@@ -201,8 +201,8 @@ def _train(
     if held_out is not None and checkpoint is not None:
         require_evaluations_of(config.output, checkpoint)
     notes = [] if held_out is None else overlap_notes(held_out, casks, spec.origin(config.teacher))
-    own = processes()
-    own.wait_for_everyone()  # every process has read the folder's state before one changes it
+    team = processes()
+    team.wait_for_everyone()  # every process has read the folder's state before one changes it
     dataset = method.dataset(
         casks, seq_len=config.seq_len, overlap=config.context, packing=config.packing, seed=config.seed
     )
@@ -232,7 +232,7 @@ def _train(
         held_out=measured,
     )
     args.run_document = for_trackers(document)
-    if own.is_main_process:
+    if team.is_main_process:
         partial_folder(config.output)
         if checkpoint is None and spec.folder is None:
             advice = "Free space and give the same command again"
@@ -278,9 +278,9 @@ def _train(
         say(f"stopped after step {done:,} of {total:,}, which is saved; the same command goes on from there")
         return TrainResult.of(config, spec, running, checkpoint, stopped_at=done)
     document["result"] = result
-    if own.is_main_process:
+    if team.is_main_process:
         write_run(config.output, "finished", document)
-    own.wait_for_everyone()  # whoever calls again finds it finished, in every process
+    team.wait_for_everyone()  # whoever calls again finds it finished, in every process
     return TrainResult.of(config, spec, {**running, **document, "status": "finished"}, checkpoint)
 
 

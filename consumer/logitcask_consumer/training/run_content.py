@@ -75,8 +75,8 @@ class RunContent:
         if phase is not None:
             steps = {"first": phase.steps.first, "stop": phase.steps.stop}
             others = [part for part in self.phases if part["first"] < phase.steps.first]
-            own = {**steps, "settings": self.settings, "casks": self.casks, "places": self.places}
-            content["phases"] = [*others, own]
+            begun = {**steps, "settings": self.settings, "casks": self.casks, "places": self.places}
+            content["phases"] = [*others, begun]
             # Whoever asks what was trained on means all phases.
             content["casks"] = [cask for part in content["phases"] for cask in part["casks"]]
             content["places"] = [place for part in content["phases"] for place in part["places"]]

@@ -56,10 +56,10 @@ def _plain_student(
         folder = checkpoint if config.lora is None else spec.folder or config.output / INITIAL_NAME
         return load_model(folder)
     fingerprint = tokenizer_fingerprint(tokenizer)
-    own = [cask for cask in casks if cask.manifest.teacher.tokenizer_fingerprint == fingerprint]
+    same_tokenizer = [cask for cask in casks if cask.manifest.teacher.tokenizer_fingerprint == fingerprint]
 
     def texts(tokens: int) -> list[NDArray[Any]]:
-        return cask_texts(own, tokens, longest=config.seq_len)
+        return cask_texts(same_tokenizer, tokens, longest=config.seq_len)
 
     return spec.build(config.teacher, seed=config.seed, texts=texts)
 

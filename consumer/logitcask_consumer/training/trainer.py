@@ -232,8 +232,8 @@ class DistillTrainer(CheckpointingTrainer):
         batches = [list(range(at, min(at + size, len(dataset)))) for at in range(0, len(dataset), size)]
         # As many for every process: what shards a model talks in each forward.
         batches += [[EMPTY]] * (-len(batches) % processes)
-        own = batches[self.accelerator.process_index :: processes]
-        return self._loader(dataset, own, self.evaluator.on(self.model, dataset).collator, persistent=False)
+        of_process = batches[self.accelerator.process_index :: processes]
+        return self._loader(dataset, of_process, self.evaluator.on(self.model, dataset).collator, persistent=False)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
         """As `get_eval_dataloader`, for `predict`."""

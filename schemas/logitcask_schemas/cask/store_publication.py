@@ -98,11 +98,11 @@ class StorePublication:
                 return entry
             layout = RecordLayout.of(self.manifest)
             try:
-                found = _name_of(open_columns(path, carrier_of(entry), layout, entry.identity), layout, entry.identity)
+                name = _name_of(open_columns(path, carrier_of(entry), layout, entry.identity), layout, entry.identity)
             except CaskCorruptionError as error:
                 raise self._in_the_way(_object_of(entry), str(error)) from error
-        if found != entry.name:
-            raise self._in_the_way(_object_of(entry), f"its documents would be shard {found}")
+        if name != entry.name:
+            raise self._in_the_way(_object_of(entry), f"its documents would be shard {name}")
         return entry.model_copy(update={"bytes": size, "sha256": sha256})
 
     def _hints_there(self, entry: ShardEntry) -> ShardEntry:

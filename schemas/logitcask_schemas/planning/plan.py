@@ -271,10 +271,10 @@ def _fleet(request: Request, gpus: int, size: CaskSize, replica: int, gpu_second
 
 def _basis(request: Request, shape: TeacherShape) -> list[Basis]:
     gpu = accelerator_named(request.gpu)
-    found = list[Basis]()
+    bases = list[Basis]()
 
     def add(name: str, value: float | str, kind: Kind, source: str) -> None:
-        found.append(Basis(name=name, value=value, kind=kind, source=source))
+        bases.append(Basis(name=name, value=value, kind=kind, source=source))
 
     def either(name: str, given: float | None, default: float, source: str, kind: Kind = "assumed") -> None:
         add(name, default, kind, source) if given is None else add(name, given, "given", "")
@@ -307,4 +307,4 @@ def _basis(request: Request, shape: TeacherShape) -> list[Basis]:
         either("restart, s", request.restart_seconds, DEFAULT_RESTART_SECONDS, "new machine, weights loaded")
     if request.price_per_gpu_hour is not None:
         add("price per GPU-hour", request.price_per_gpu_hour, "given", "")
-    return found
+    return bases

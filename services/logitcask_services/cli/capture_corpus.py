@@ -118,8 +118,8 @@ def capture_corpus(
         "--gpus-per-teacher": gpus_per_teacher,
         "--cpus-per-teacher": cpus_per_teacher,
     }
-    if executor == "local" and (given := [name for name, value in on_ray.items() if value is not None]):
-        raise OptionError(f"{', '.join(given)}: for a Ray cluster; add --executor ray, or leave it out")
+    if executor == "local" and (for_ray := [name for name, value in on_ray.items() if value is not None]):
+        raise OptionError(f"{', '.join(for_ray)}: for a Ray cluster; add --executor ray, or leave it out")
 
     place, beside = _place(cask, work)
     work = (work or beside.with_name(f"{beside.name}.work")).absolute()
@@ -128,8 +128,7 @@ def capture_corpus(
     from logitcask_schemas.record.capture_spec import capture_spec
     from logitcask_services.cli.capture_run import CaptureRun, write_errors
     from logitcask_services.cli.corpus_file import local_corpus
-    from logitcask_services.cli.request_options import given as given_of
-    from logitcask_services.cli.request_options import values
+    from logitcask_services.cli.request_options import specified, values
     from logitcask_services.cli.serve import require_teachers
     from logitcask_services.cli.teams import parallel_of
     from logitcask_services.corpora.prepare import DocumentLimits
@@ -140,7 +139,7 @@ def capture_corpus(
     from logitcask_services.settings import ServiceSettings
 
     settings = ServiceSettings(
-        **given_of(
+        **specified(
             {
                 "teacher": teacher.absolute() if teacher.is_dir() else teacher,
                 "cask_root": beside.parent,
@@ -203,7 +202,7 @@ def capture_corpus(
             lambda: (
                 _local_pool(settings, job, load, teachers or 1)
                 if executor == "local"
-                else _ray_pool(job, load, console, parallel=parallel_of(settings), **given_of(on_cluster))
+                else _ray_pool(job, load, console, parallel=parallel_of(settings), **specified(on_cluster))
             ),
             teachers or 1,
         )

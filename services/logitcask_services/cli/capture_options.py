@@ -9,7 +9,7 @@ import typer
 
 from logitcask_schemas.api.requests import CarrierName, LossOn, OnError, Overflow
 from logitcask_schemas.record.capture_spec import CaptureMode, Entropy, LogprobCodec, Sampler
-from logitcask_services.cli.request_options import capture_of, given, hints_of
+from logitcask_services.cli.request_options import capture_of, hints_of, specified
 
 ModeOption = Annotated[CaptureMode | None, typer.Option(help="Which tokens are kept; default: threshold.")]
 TauOption = Annotated[float | None, typer.Option(help="Threshold: probability above which a token is kept.")]
@@ -94,7 +94,7 @@ def corpus_fields(
     on_error: OnErrorOption = None,
 ) -> dict[str, Any]:
     """The fields of a request that say what becomes of a corpus's lines, as they were given."""
-    return given(
+    return specified(
         {"max_length": max_length, "overflow": overflow, "loss_on": loss_on, "carrier": carrier, "on_error": on_error}
     )
 

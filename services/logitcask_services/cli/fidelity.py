@@ -14,7 +14,7 @@ from logitcask_schemas.errors import ModelError, OptionError
 from logitcask_schemas.terminal import counted
 from logitcask_services.cli import capture_options as options
 from logitcask_services.cli.connection import say
-from logitcask_services.cli.request_options import given, values
+from logitcask_services.cli.request_options import specified, values
 from logitcask_services.engines.dtypes import COMPUTE_DTYPES
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def fidelity(
     The engine reads the documents twice, alone and in company: what differs is its own noise. Then a plain forward
     pass of transformers tells what is true, and the rows what capture, codec, draws, a top-k and windows do to it.
     """
-    chosen = given(
+    chosen = specified(
         {
             "mode": mode,
             "tau": tau,

@@ -8,7 +8,7 @@ import typer
 from pydantic import JsonValue
 
 from logitcask_schemas.terminal import printable
-from logitcask_services.cli.request_options import given, values
+from logitcask_services.cli.request_options import specified, values
 from logitcask_services.generation.errors import RecipeError
 from logitcask_services.generation.recipe_files import read_text, strict_yaml
 
@@ -27,7 +27,7 @@ def steps_of(path: Path) -> dict[str, JsonValue]:
 
 def parameters_of(pairs: Sequence[str] | None, shortcuts: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     """Parameters of a recipe: those of `-p`, and those that have an option. Raises BadParameter where both say one."""
-    parameters, by_option = values(pairs, "-p"), given(shortcuts)
+    parameters, by_option = values(pairs, "-p"), specified(shortcuts)
     if twice := sorted(parameters.keys() & by_option.keys()):
         raise _refuse(f"{twice[0]} is given twice: by its own option, and with -p", "-p")
     return {**parameters, **by_option}
@@ -43,7 +43,7 @@ def extraction_of(
         if capture or max_length is not None:
             raise _refuse("missing; options of the capture go with it", "--cask")
         return None
-    return {"cask": cask, "capture": dict(capture), **given({"max_length": max_length})}
+    return {"cask": cask, "capture": dict(capture), **specified({"max_length": max_length})}
 
 
 def _refuse(message: str, option: str) -> typer.BadParameter:

@@ -17,14 +17,14 @@ from logitcask_schemas.terminal import printable
 RUN: Final = "run"
 
 
-def given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were given: all that is not None."""
+def specified(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were specified: all that is not None."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 def capture_of(options: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a capture spec, as given. Raises BadParameter where they make none, before anything is sent."""
-    capture = given(options)
+    capture = specified(options)
     try:
         capture_spec(**capture)
     except CaptureSpecError as error:
@@ -37,7 +37,7 @@ def spec_of(entries: Sequence[str] | None, own: Mapping[str, Any]) -> dict[str, 
 
     Raises BadParameter where both say the same field.
     """
-    listed, options = values(entries, "--capture"), given(own)
+    listed, options = values(entries, "--capture"), specified(own)
     if twice := sorted(listed.keys() & options.keys()):
         raise typer.BadParameter(f"{twice[0]} is given twice: here, and by its own option", param_hint="--capture")
     return {**listed, **options}

@@ -25,7 +25,7 @@ from logitcask_services.cli.corpus_file import LocalCorpus, file_corpus, local_c
 from logitcask_services.cli.dry_run import dry_run
 from logitcask_services.cli.hub_corpus import hub_corpus
 from logitcask_services.cli.pilot import MOST_LINES
-from logitcask_services.cli.request_options import given, pairs, require_cask_name, require_key
+from logitcask_services.cli.request_options import pairs, require_cask_name, require_key, specified
 
 if TYPE_CHECKING:
     from logitcask_schemas.api.client import ServiceClient
@@ -92,7 +92,7 @@ def submit(
         "capture": capture,
         "metadata": pairs(metadata, "--metadata"),
         **of_corpus,
-        **given({"priority": priority}),
+        **specified({"priority": priority}),
     }
     # A name has no slash; that a folder here is called like it matters to a dry run alone.
     is_model = teacher is not None and ("/" in teacher or (dry and Path(teacher).is_dir()))

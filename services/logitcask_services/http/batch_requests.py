@@ -135,14 +135,14 @@ def _teacher(service: Service, number: int, model: Any, *, is_answered: bool) ->
 
 def _sampling(number: int, entry: Mapping[str, Any]) -> dict[str, Any]:
     """How a line wants its turn written. Raises Problem 400 where it wants what cannot be done."""
-    given = {name: value for name, value in entry.items() if value is not None and value is not False}
-    if unknown := sorted(given.keys() - PLAIN - set(SAMPLING)):
+    asked = {name: value for name, value in entry.items() if value is not None and value is not False}
+    if unknown := sorted(asked.keys() - PLAIN - set(SAMPLING)):
         raise _refused(
             number,
             f"has `{unknown[0][:64]}`, which the teacher here does not know; a line may have {', '.join(SAMPLING)}",
             unknown[0][:64],
         )
-    return {name: given[name] for name in SAMPLING if name in given}
+    return {name: asked[name] for name in SAMPLING if name in asked}
 
 
 def _refused(number: int, what: str, param: str) -> Problem:

@@ -24,8 +24,8 @@ from logitcask_services.engines.hint_shape import resolve_hints
 from logitcask_services.http.problems import Problem, storage_problem
 from logitcask_services.jobs.database.owners import JobAllowance
 from logitcask_services.jobs.database.tables import ExtractionRow
+from logitcask_services.jobs.extraction_work import count_untold
 from logitcask_services.jobs.loaded_teacher import TeacherFacts
-from logitcask_services.jobs.untold_shards import count_untold
 from logitcask_services.service import Service
 
 

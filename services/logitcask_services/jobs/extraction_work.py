@@ -5,12 +5,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
+import numpy as np
 from pydantic import ValidationError
 
 from logitcask_schemas.api.objects import Failure
 from logitcask_schemas.cask import CaskWriter
+from logitcask_schemas.cask.directory import read_entry
 from logitcask_schemas.cask.format.manifest import EXTENT_VERSION, FORMAT_VERSION
-from logitcask_schemas.errors import CaptureSpecError, CaskError, CaskNotFoundError
+from logitcask_schemas.errors import CaptureSpecError, CaskError, CaskNotFoundError, LogitcaskError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.terminal import counted
 from logitcask_services.cask_places import holds_cask
@@ -144,12 +146,11 @@ class ExtractionWork:
         if not of_chunks:
             return
         document_ids = set[bytes]().union(*of_chunks.values())
-        began = min(self.row.timestamps.values())
         for entry, stored in self.waiter.run(lambda: self.writer.shards_with(document_ids)):
             if entry.name not in announced or entry.name in self._entries:
                 continue  # somebody else's, or adopted before
-            if self.context.chunks.owner_of_shard(entry.name, self.row.request.cask, since=began) is not None:
-                continue  # another extraction's, which published it after this one was about to and did not live to
+            if _is_anothers(self.context, self.row, entry.name):
+                continue
             number = next((number for number, ids in of_chunks.items() if stored <= ids), None)
             if number is not None:
                 logger.info("extraction %s: shard %s was published, and not yet counted", self.row.id, entry.name)
@@ -261,3 +262,39 @@ class ExtractionJobRun:
     def note_cancelled(self) -> None:
         """See `ExtractionWork`."""
         self._work.note_cancelled()
+
+
+def count_untold(context: JobContext, row: ExtractionRow) -> None:
+    """Count what a cancelled extraction published and nobody lived to count, by its ledger and the cask.
+
+    A run that goes on adopts such shards; nobody takes up a cancelled job. A kill, a service that stops or a full disk
+    may stand between the publication of a shard and the transaction that counts it. Idempotent, until the job's tokens
+    and ledger are dropped. Where the cask cannot be read now the counts stay too small, and the log says so.
+    """
+    try:
+        if announced := ShardLedger(context.folders.ledger(row.id)).names():
+            _count(context, row, announced - context.chunks.shard_names(row.id))
+    except (LogitcaskError, OSError) as error:
+        logger.warning("%s: what it published last is not in its counts, the cask cannot be read: %s", row.id, error)
+
+
+def _count(context: JobContext, row: ExtractionRow, names: set[str]) -> None:
+    cask, tokens = context.folders.casks.open(row.request.cask), TokenStore(context.folders.token_store(row.id))
+    for name in sorted(names):
+        if _is_anothers(context, row, name):
+            continue
+        try:
+            entry = read_entry(cask.location.directory, name)
+        except CaskNotFoundError:
+            continue  # it was about to be published
+        first_id = cask.location.read_documents([entry], cask.layout)[name].ids[0]
+        places = np.flatnonzero((tokens.document_ids_D32 == first_id).all(axis=1))
+        if len(places):  # else of an earlier validation, which gave other documents
+            logger.info("extraction %s: shard %s was published, and not yet counted", row.id, name)
+            context.chunks.count_shard(row.id, int(places[0]), entry.model_dump(mode="json"))
+
+
+def _is_anothers(context: JobContext, row: ExtractionRow, name: str) -> bool:
+    """Whether another extraction published the shard, after this one was about to and did not live to."""
+    began = min(row.timestamps.values())
+    return context.chunks.owner_of_shard(name, row.request.cask, since=began) is not None

@@ -17,6 +17,7 @@ from logitcask_services.jobs.database.generations import GenerationStore
 from logitcask_services.jobs.database.tables import ExtractionRow, GenerationRow, JobRow
 from logitcask_services.jobs.extraction import IllegalTransitionError
 from logitcask_services.jobs.extraction_run import ExtractionRun
+from logitcask_services.jobs.extraction_work import count_untold
 from logitcask_services.jobs.generation_run import GenerationRun
 from logitcask_services.jobs.guests import ScoringGuests
 from logitcask_services.jobs.job_run import JobRun, failure_code
@@ -24,7 +25,6 @@ from logitcask_services.jobs.loaded_teacher import Teacher
 from logitcask_services.jobs.setbacks import Suspicion, TeacherDiedError
 from logitcask_services.jobs.teacher_names import CANNOT, is_student
 from logitcask_services.jobs.team_run import TeamRun
-from logitcask_services.jobs.untold_shards import count_untold
 from logitcask_services.jobs.waiting import (
     Reason,
     Schedule,

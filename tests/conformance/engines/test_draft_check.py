@@ -4,14 +4,13 @@ import warnings
 
 import numpy as np
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from logitcask_services.draft_check import check_draft, speculate
 from logitcask_services.draft_check.speculation import draft_options
 from logitcask_services.engines.factory import load_generator
 from logitcask_services.engines.model_folder import ModelFolder
 from logitcask_services.engines.transformers_engine import TransformersEngine
+from tests.support.services.dense_teacher import save_noisy_copy
 
 pytestmark = pytest.mark.engine
 DRAFTED = 3
@@ -20,15 +19,7 @@ DRAFTED = 3
 @pytest.fixture(scope="module")
 def student(teacher_folder, tmp_path_factory):
     """The teacher with some noise on its weights."""
-    folder = tmp_path_factory.mktemp("student")
-    model = AutoModelForCausalLM.from_pretrained(teacher_folder, dtype=torch.float32)
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for weight in model.model.layers.parameters():
-            weight.mul_(1 + 0.2 * torch.randn_like(weight))
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(teacher_folder).save_pretrained(folder)
-    return folder
+    return save_noisy_copy(teacher_folder, tmp_path_factory.mktemp("student") / "noisy", noise=0.2, seed=3)
 
 
 def test_vllm_counts_what_a_replay_of_its_text_says(teacher_folder, student, documents):

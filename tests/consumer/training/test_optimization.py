@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from logitcask_consumer.config import TrainConfigError
@@ -15,7 +14,7 @@ from logitcask_consumer.student.loading import load_model
 from logitcask_consumer.training.callbacks import read_metrics
 from logitcask_consumer.training.optimization import MuonWithAdamW, decay_steps
 from logitcask_consumer.training.run import train
-from tests.support.consumer.resume_worker import recorded_train
+from tests.support.consumer.resume_worker import require_resumed_alike
 
 
 @pytest.fixture
@@ -55,15 +54,8 @@ def test_learning_rates_are_those_of_the_schedule(config, scheduler):
 )
 def test_a_run_that_was_killed_goes_on_bit_by_bit(config, place, tmp_path, optimizer, scheduler):
     whole = replace(config, optimizer=optimizer, scheduler=scheduler)
-    recorded_train(whole, tmp_path / "whole.npz")
-    broken = replace(whole, output=tmp_path / "broken")
-    assert recorded_train(broken, tmp_path / "first.npz", stop=5) is None
-    assert recorded_train(broken, tmp_path / "second.npz") is not None
-    expected = load_file(whole.output / "model.safetensors")
-    found = load_file(broken.output / "model.safetensors")
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(value, found[name]) for name, value in expected.items())
-    lines = [read_metrics(run.output / "metrics.jsonl") for run in (whole, broken)]
+    require_resumed_alike(whole, tmp_path, stop=5)
+    lines = [read_metrics(folder / "metrics.jsonl") for folder in (whole.output, tmp_path / "broken")]
     assert [(line["step"], line["loss"], line["lr"]) for line in lines[0]] == [
         (line["step"], line["loss"], line["lr"]) for line in lines[1]
     ]

@@ -24,7 +24,7 @@ from logitcask_consumer.training.run import train
 from logitcask_schemas.cli.main import main
 from logitcask_schemas.errors import ModelError
 from tests.support.consumer.cask_builder import random_documents, save_teacher, tiny_tokenizer
-from tests.support.consumer.resume_worker import recorded_train
+from tests.support.consumer.resume_worker import require_resumed_alike
 
 pytest.importorskip("torchao")
 IDS = torch.arange(3, 30)[None]
@@ -109,13 +109,7 @@ def test_torchao_stores_the_student_that_was_trained(config, tmp_path, scheme):
 
 def test_a_quantised_run_goes_on_bit_by_bit(config, tmp_path):
     whole = replace(config, output=tmp_path / "whole")
-    recorded_train(whole, tmp_path / "whole.npz")
-    broken = replace(config, output=tmp_path / "broken")
-    assert recorded_train(broken, tmp_path / "first.npz", stop=8) is None
-    assert recorded_train(broken, tmp_path / "second.npz") is not None
-    expected, resumed = (load_file(run.output / "model.safetensors") for run in (whole, broken))
-    assert expected.keys() == resumed.keys()
-    assert all(torch.equal(value, resumed[name]) for name, value in expected.items())
+    require_resumed_alike(whole, tmp_path, stop=8)
     with pytest.raises(RunFolderError, match=f"quantize: '{INT4}' there, 'fp8' now"):
         train(replace(whole, quantize="fp8"))
 

@@ -16,7 +16,7 @@ from logitcask_consumer.training.finished_student import converted
 from logitcask_consumer.training.run import train
 from logitcask_schemas.errors import ModelError
 from tests.support.consumer.cask_builder import tiny_model, tiny_tokenizer
-from tests.support.consumer.resume_worker import recorded_train
+from tests.support.consumer.resume_worker import require_resumed_alike
 
 pytest.importorskip("peft")
 # peft reads a property that transformers has renamed, and warns of adapters on tied weights.
@@ -55,13 +55,7 @@ def test_a_merged_student_is_the_adapted_one(config, tmp_path, kind):
 
 def test_a_run_with_dora_goes_on_bit_by_bit(config, tmp_path):
     whole = replace(config, lora="rank=4,alpha=8,kind=dora", output=tmp_path / "whole")
-    recorded_train(whole, tmp_path / "whole.npz")
-    broken = replace(whole, output=tmp_path / "broken")
-    assert recorded_train(broken, tmp_path / "first.npz", stop=8) is None
-    assert recorded_train(broken, tmp_path / "second.npz") is not None
-    expected, found = (load_file(run.output / "adapter_model.safetensors") for run in (whole, broken))
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    require_resumed_alike(whole, tmp_path, stop=8, weights="adapter_model.safetensors")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -6,28 +6,19 @@ from functools import cache
 
 import numpy as np
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from logitcask_schemas.errors import IdentityMismatchError, ModelError, OptionError
 from logitcask_services.cli.draft_check import app
 from logitcask_services.draft_check import DraftCheckError
-from tests.support.services.dense_teacher import DenseTeacher
+from tests.support.services.dense_teacher import DenseTeacher, save_noisy_copy
 from tests.support.services.simulated_speculation import SimulatedSpeculation
 
 
 @pytest.fixture(scope="module")
 def student(tiny_llama, tmp_path_factory):
     """The teacher with other weights by a little: right at most positions."""
-    folder = tmp_path_factory.mktemp("student") / "student"
-    shutil.copytree(tiny_llama, folder)
-    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.mul_(1 + 0.06 * torch.randn_like(weight))
-    model.save_pretrained(folder)
+    folder = save_noisy_copy(tiny_llama, tmp_path_factory.mktemp("student") / "student", noise=0.06, seed=3)
     (folder / "generation_config.json").unlink()  # as where a trainer wrote none
     return folder
 

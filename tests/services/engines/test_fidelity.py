@@ -1,12 +1,9 @@
 """Each row of the fidelity report against dense float64, and faults made on purpose, which show in their own rows."""
 
-import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
 from logitcask_schemas.cask.format.codec_u8 import decode_u8, encode_u8
 from logitcask_schemas.record.capture_spec import CaptureSpec
@@ -17,7 +14,7 @@ from logitcask_services.engines.vllm.request import document_key
 from logitcask_services.fidelity import Sample, engine_passes, fidelity_report
 from logitcask_services.fidelity.passes import captured
 from tests.support.services.capture_oracle import cut, run
-from tests.support.services.dense_teacher import DenseTeacher
+from tests.support.services.dense_teacher import DenseTeacher, save_noisy_copy
 
 SPEC = CaptureSpec(tau=0.02)
 LENGTHS = (40, 17, 3, 64, 30, 25)
@@ -33,14 +30,7 @@ def teacher(tiny_llama):
 @pytest.fixture(scope="module")
 def other(tiny_llama, tmp_path_factory):
     """The same teacher with other last digits, as another engine or a quantised one has them."""
-    folder = tmp_path_factory.mktemp("other") / "tiny"
-    shutil.copytree(tiny_llama, folder)
-    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
-    torch.manual_seed(7)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.mul_(1 + 0.03 * torch.randn_like(weight))
-    model.save_pretrained(folder)
+    folder = save_noisy_copy(tiny_llama, tmp_path_factory.mktemp("other") / "tiny", noise=0.03, seed=7)
     engine = load_engine("transformers", folder, options={"batch_documents": 4})
     yield engine
     engine.close()

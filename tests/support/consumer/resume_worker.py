@@ -11,10 +11,13 @@ import os
 import signal
 import sys
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from safetensors.torch import load_file
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from transformers import TrainerCallback
 
@@ -115,6 +118,24 @@ def recorded_train(
         arrays: dict[str, Any] = {str(step): np.concatenate(parts) for step, parts in steps.items()}
         np.savez(record, **arrays)
     return result
+
+
+def require_resumed_alike(whole: TrainConfig, folder: Path, *, stop: int, weights: str = "model.safetensors") -> None:
+    """A run that dies in the step `stop` and goes on ends with the bits of one that is not interrupted.
+
+    Args:
+        whole: the run, in its output folder.
+        folder: for the broken run, and for records.
+        stop: the step.
+        weights: file that a student is saved in.
+    """
+    broken = replace(whole, output=folder / "broken")
+    assert recorded_train(whole, folder / "whole.npz") is not None
+    assert recorded_train(broken, folder / "first.npz", stop=stop) is None
+    assert recorded_train(broken, folder / "second.npz") is not None
+    expected, resumed = (load_file(run.output / weights) for run in (whole, broken))
+    assert expected.keys() == resumed.keys()
+    assert all(torch.equal(value, resumed[name]) for name, value in expected.items())
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
-"""What a plain float32 forward pass says of a text, and of what may be sampled from it."""
+"""What a plain float32 forward pass says of a text, and of what may be sampled from it; models that are nearly it."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ class DenseTeacher:
     def logprobs(self, token_ids: NDArray[Any]) -> NDArray[np.float64]:
         """Log-probabilities behind each token, float64 [L, V]."""
         logits = self._model(torch.from_numpy(token_ids.astype(np.int64))[None], use_cache=False).logits[0]
-        found: NDArray[np.float64] = torch.log_softmax(logits.double(), -1).numpy()
-        return found
+        logprobs: NDArray[np.float64] = torch.log_softmax(logits.double(), -1).numpy()
+        return logprobs
 
     def of_written(self, prompt_ids: NDArray[Any], token_ids: NDArray[Any]) -> NDArray[np.float64]:
         """Log-probabilities before each written token, float64 [N, V]."""
@@ -47,3 +48,17 @@ def sampled_from(logprobs_V: NDArray[np.float64], sampling: Sampling) -> NDArray
             break
         total += p[token]
     return p / p.sum()
+
+
+def save_noisy_copy(teacher: Path, folder: Path, *, noise: float, seed: int) -> Path:
+    """Save the teacher with each weight of its layers times 1 + noise · N(0, 1); all else is as it is there."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.model.layers.parameters():
+            weight.mul_(1 + noise * torch.randn_like(weight))
+    shutil.copytree(teacher, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    model.save_pretrained(folder)
+    return folder

@@ -113,22 +113,22 @@ def search_documents(cask: Cask, texts: TokenTexts | None, query: str, start: in
 
     Looks at SEARCHED_TOKENS tokens from document `start` at most; `next` says where to go on.
     """
-    total, wanted = len(cask), query.strip().casefold()
-    by_name = _by_name(cask, wanted) if start == 0 else None
+    total, needle = len(cask), query.strip().casefold()
+    by_name = _by_name(cask, needle) if start == 0 else None
     if by_name is not None:
         return DocumentPage(documents=[_line(cask, texts, by_name)], total=total, next=None, searched=1)
     lines: list[DocumentLine] = []
-    if texts is None or not wanted:
+    if texts is None or not needle:
         return DocumentPage(documents=lines, total=total, next=None, searched=0)
     budget, number = SEARCHED_TOKENS, start
     while number < total and budget > 0 and len(lines) < PAGE_DOCUMENTS:
         token_ids = cask.read(number).token_ids_L
         budget -= len(token_ids)
         text = texts.whole(token_ids.tolist())
-        if (folded := text.casefold().find(wanted)) >= 0:
+        if (folded := text.casefold().find(needle)) >= 0:
             # Folded letters may be more than they were: one sharp s is two s.
             at = bisect_right(range(len(text)), folded, key=lambda stop: len(text[:stop].casefold())) - 1
-            around = text[max(0, at - BEFORE_MATCH) : at + len(wanted) + AFTER_MATCH]
+            around = text[max(0, at - BEFORE_MATCH) : at + len(needle) + AFTER_MATCH]
             lines.append(_line(cask, texts, number, around))
         number += 1
     return DocumentPage(documents=lines, total=total, next=number if number < total else None, searched=number - start)

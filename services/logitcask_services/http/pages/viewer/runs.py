@@ -137,8 +137,8 @@ class RunFolder:
 
     def runs(self) -> list[RunLine]:
         """Runs by name; folders that links lead to elsewhere are not among them."""
-        own = _files(self._folder)
-        lines = [RunLine(name=self._folder.name, files=own)] if own else []
+        here = _files(self._folder)
+        lines = [RunLine(name=self._folder.name, files=here)] if here else []
         for child in sorted(self._folder.iterdir()):
             if child.name != self._folder.name and self._is_inside(child) and (files := _files(child)):
                 lines.append(RunLine(name=child.name, files=files))
@@ -236,7 +236,7 @@ def _evaluations(measured: list[Line], trained: list[Line]) -> Evaluations:
     return Evaluations(
         steps=steps,
         values=values,
-        in_training={name: [_mean(part, own) for part in parts] for name, own in names.items() if own in logged},
+        in_training={name: [_mean(part, key) for part in parts] for name, key in names.items() if key in logged},
         best=min(after)[1] if after else None,
     )
 
