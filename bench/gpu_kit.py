@@ -49,7 +49,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="SECTION", help="sections to run (default: all)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of gpu_kit.csv and gpu_kit.md")
     arguments = parser.parse_args()
-    device = torch.device(arguments.device)
+    try:
+        device = torch.device(arguments.device)
+    except RuntimeError:
+        parser.error(f"--device {arguments.device}: expected a torch device: cuda, cuda:1 or cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
         sys.exit("no CUDA device here: run the kit on a machine that has one, or try it with --device cpu --quick")
     if unknown := set(arguments.only or ()) - SECTIONS.keys():

@@ -6,6 +6,7 @@ many objects by as many threads, without any cask, stand beside them. Shards are
 """
 
 import argparse
+import logging
 import multiprocessing
 import os
 import threading
@@ -29,6 +30,7 @@ def serve(ready: Any, stop: Any) -> None:
     """The simulator, in a process of its own."""
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     ready.put("http://{}:{}".format(*server.get_host_and_port()))

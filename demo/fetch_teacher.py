@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -133,6 +134,8 @@ def fetch_model(name: str, target: Path | None = None, *, progress: Progress = l
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         gguf = _obtain(source, Path(scratch), progress)
         progress(f"converting {gguf.name} to float32 safetensors")
+        # transformers imports torchao where it is installed, which tells of compiled parts for other machines.
+        logging.getLogger("torchao").setLevel(logging.ERROR)
         # Imported here: torch and transformers take seconds to load, and a no-op needs neither.
         from demo.gguf import convert_gguf
 

@@ -157,6 +157,18 @@ class ServiceSettings(BaseSettings):
     remote_patience_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 600.0
     """Longest time without any useful answer, after which the teacher counts as dead; 600."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _has_what_all_need(cls, fields: Any) -> Any:
+        """Whoever gives neither is told of both at once; one that is missing is told of below."""
+        if isinstance(fields, dict) and not fields.keys() & {"teacher", "teachers", "cask_root"}:
+            raise ValueError(
+                "--teacher and --cask-root: are needed, here or as LOGITCASK_TEACHER and LOGITCASK_CASK_ROOT: the "
+                "folder or Hub id of the teacher, and the folder where casks appear; `logitcask serve --help` lists "
+                "all options"
+            )
+        return fields
+
     @field_validator("cask_root", mode="before")
     @classmethod
     def _is_a_place(cls, value: Any) -> Any:

@@ -2,19 +2,15 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from logitcask_services.http.connections import ConnectionLimits
 from logitcask_services.http.logs import LogLimit
-from logitcask_services.jobs.loaded_teacher import LoadHinted, Teacher
-from logitcask_services.jobs.roster import Roster
-from logitcask_services.service import Service
 from logitcask_services.settings import ServiceSettings
-from tests.support.services.fake_teacher import fake_teacher
-from tests.support.services.service_harness import RunningServer
+from tests.support.services.service_harness import StartServer, servers, settings_in
 
 
 @pytest.fixture(autouse=True)
@@ -33,48 +29,21 @@ def logs_of_this_test() -> Iterator[None]:
 
 @pytest.fixture
 def make_settings(tmp_path: Path) -> Callable[..., ServiceSettings]:
-    def make(**changes: Any) -> ServiceSettings:
-        defaults: dict[str, Any] = {
-            "teacher": tmp_path / "teacher",
-            "cask_root": tmp_path / "casks",
-            "data_dir": tmp_path / "state",
-            "disk_floor_bytes": 0,
-            "chunk_positions": 200,
-            "engine_backoff_seconds": 0.01,
-            "pause_poll_seconds": 0.05,
-        }
-        return ServiceSettings(**{**defaults, **changes})
-
-    return make
+    return partial(settings_in, tmp_path)
 
 
 @pytest.fixture
-def serve(make_settings: Callable[..., ServiceSettings]) -> Iterator[Callable[..., RunningServer]]:
-    """A function that starts a server: `serve(load=..., seconds_per_document=..., **settings)`."""
-    started: list[RunningServer] = []
+def serve(make_settings: Callable[..., ServiceSettings]) -> Iterator[StartServer]:
+    """See `servers`."""
+    with servers(make_settings) as start:
+        yield start
 
-    def start(
-        load: Callable[[], Teacher] | None = None,
-        fake: dict[str, Any] | None = None,
-        limits: ConnectionLimits | None = None,
-        load_hinted: LoadHinted | None = None,
-        roster: Roster | None = None,
-        **settings: Any,
-    ) -> RunningServer:
-        service = Service(
-            make_settings(**settings),
-            roster or (lambda role: load() if load else fake_teacher(**(fake or {}))),
-            load_hinted,
-        )
-        key = settings.get("api_key")
-        server = RunningServer(service, key, limits)
-        server.start()
-        started.append(server)
-        return server
 
-    yield start
-    for server in started:
-        server.stop()
+@pytest.fixture(scope="module")
+def serve_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
+    """As `serve`, for servers that all tests of a file look at and none changes."""
+    with servers(partial(settings_in, tmp_path_factory.mktemp("service"))) as start:
+        yield start
 
 
 @pytest.fixture

@@ -2,11 +2,13 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute
 
 from logitcask_schemas.terminal import installed_version
 from logitcask_services import tracing
@@ -41,6 +43,21 @@ from logitcask_services.service import Service
 
 DESCRIPTION = """Runs a teacher language model over a corpus and keeps what it said, position by position, in a cask."""
 
+ROUTERS = (
+    corpora,
+    corpus_contents,
+    uploads,
+    files,
+    batches,
+    extractions,
+    generations,
+    previews,
+    pilots,
+    scoring,
+    queue,
+    casks,
+    operations,
+)
 COMPUTING = frozenset(scoring.BODY_BYTES) | {
     previews.PATH,
     pilots.PATH,
@@ -69,7 +86,6 @@ def create_app(service: Service, *, streams: int = 512) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url=None,  # see `description`
-        generate_unique_id_function=_operation_id,
     )
     keys, use = KeyRing(service.settings.api_keys(), service.settings.api_key_file), KeyUse()
     metrics = ServiceMetrics(service)
@@ -82,23 +98,7 @@ def create_app(service: Service, *, streams: int = 512) -> FastAPI:
     app.state.rows = RowReaders()
     app.state.previews = previews.PreviewQueue()
     problems.install(app)
-    routers = (
-        corpora,
-        corpus_contents,
-        uploads,
-        files,
-        batches,
-        extractions,
-        generations,
-        previews,
-        pilots,
-        scoring,
-        queue,
-        casks,
-        operations,
-    )
-    for module in routers:
-        app.include_router(module.router)
+    app.routes.extend(_routes())
     mount_page(app, service, keys, service.settings.runs)
     description.install(app)
     streamed = frozenset({"/v1/corpora", files.PATH, previews.PATH, pilots.PATH, generations.PREVIEW_PATH})
@@ -124,6 +124,18 @@ def create_app(service: Service, *, streams: int = 512) -> FastAPI:
 
         app.add_middleware(RequestSpans, tracer=tracer)
     return app
+
+
+@cache
+def _routes() -> list[BaseRoute]:
+    """Those of all routers, which any application may serve: what they answer from is the application's state.
+
+    FastAPI takes half a second of CPU to make them, from the signature of each function.
+    """
+    router = APIRouter(generate_unique_id_function=_operation_id)
+    for module in ROUTERS:
+        router.include_router(module.router)
+    return router.routes
 
 
 def _operation_id(route: APIRoute) -> str:

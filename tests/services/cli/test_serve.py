@@ -85,6 +85,8 @@ def test_folders_that_are_no_models(run, tmp_path):
 def test_missing_and_wrong_options(run, model, tmp_path, monkeypatch):
     code, err = run("--cask-root", tmp_path)
     assert (code, "--teacher: is needed, here or as LOGITCASK_TEACHER" in err) == (2, True)
+    code, err = run()
+    assert (code, "--teacher and --cask-root: are needed" in err) == (2, True)
     code, err = run(*options(model, tmp_path, engine="abacus"))
     assert (code, "--engine: Input should be 'vllm', 'transformers' or 'openai'" in err) == (2, True)
     code, err = run(*options(model, tmp_path, port=99999))

@@ -18,10 +18,25 @@ from tests.support.services.fake_teacher import fake_teacher
 from tests.support.services.service_harness import wait_for
 
 
-@pytest.fixture
-def server(serve, documents):
+def filled(serve, documents):
+    """A server with a cask of the documents."""
     server = serve(api_key="secret-key")
     assert server.finish(server.submit(server.upload(documents))["id"])["status"] == "completed"
+    return server
+
+
+@pytest.fixture
+def server(serve, documents):
+    return filled(serve, documents)
+
+
+@pytest.fixture(scope="module")
+def server_with_secrets(serve_all):
+    """Files that nobody published lie in its cask."""
+    server = filled(serve_all, [{"input_ids": list(range(first, first + 9))} for first in range(3)])
+    folder = server.service.folders.cask("cask")
+    (folder / "secret.txt").write_text("secret")
+    (folder / "shards" / "secret.arrow").write_text("secret")
     return server
 
 
@@ -109,10 +124,8 @@ def test_ranges_and_etags(server):
         "x" * 3000,
     ],
 )
-def test_nothing_but_published_files_can_be_fetched(server, tmp_path, path):
-    (tmp_path / "casks" / "cask" / "secret.txt").write_text("secret")
-    (tmp_path / "casks" / "cask" / "shards" / "secret.arrow").write_text("secret")
-    answer = server.client.get(f"/v1/casks/cask/files/{path}")
+def test_nothing_but_published_files_can_be_fetched(server_with_secrets, path):
+    answer = server_with_secrets.client.get(f"/v1/casks/cask/files/{path}")
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "not_found"
 

@@ -5,7 +5,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ import httpx2
 from logitcask_schemas.cask import Cask
 from logitcask_services.http.connections import ConnectionLimits
 from logitcask_services.http.server import Server, bind
+from logitcask_services.jobs.loaded_teacher import LoadHinted, Teacher
+from logitcask_services.jobs.roster import Roster
 from logitcask_services.service import Service
+from logitcask_services.settings import ServiceSettings
+from tests.support.services.fake_teacher import fake_teacher
 
 FAKE_SERVER = [sys.executable, "-m", "tests.support.services.fake_server"]
 """A real server in a process of its own; its settings as JSON follow."""
@@ -31,7 +36,8 @@ class RunningServer:
         self._thread = threading.Thread(target=self._server.run)
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self.client = httpx2.Client(base_url=self.url, timeout=30, headers=headers)
+        # Without certificates, which take 50 ms to read, at each of some thousand servers.
+        self.client = httpx2.Client(base_url=self.url, timeout=30, headers=headers, verify=False)
 
     def start(self) -> None:
         self._thread.start()
@@ -70,6 +76,52 @@ class RunningServer:
     def errors(self, extraction_id: str) -> list[dict[str, Any]]:
         text = self.client.get(f"/v1/extractions/{extraction_id}/errors").raise_for_status().text
         return [json.loads(line) for line in text.splitlines()]
+
+
+StartServer = Callable[..., RunningServer]
+"""`start(load=..., fake=..., limits=..., load_hinted=..., roster=..., **settings)`; `fake`: of `fake_teacher`."""
+
+
+def settings_in(folder: Path, **changes: Any) -> ServiceSettings:
+    """Settings with everything in one folder, small chunks and no patience."""
+    defaults: dict[str, Any] = {
+        "teacher": folder / "teacher",
+        "cask_root": folder / "casks",
+        "data_dir": folder / "state",
+        "disk_floor_bytes": 0,
+        "chunk_positions": 200,
+        "engine_backoff_seconds": 0.01,
+        "pause_poll_seconds": 0.05,
+    }
+    return ServiceSettings(**{**defaults, **changes})
+
+
+@contextmanager
+def servers(make_settings: Callable[..., ServiceSettings]) -> Iterator[StartServer]:
+    """A function that starts servers, which stop at the end."""
+    started: list[RunningServer] = []
+
+    def start(
+        load: Callable[[], Teacher] | None = None,
+        fake: dict[str, Any] | None = None,
+        limits: ConnectionLimits | None = None,
+        load_hinted: LoadHinted | None = None,
+        roster: Roster | None = None,
+        **settings: Any,
+    ) -> RunningServer:
+        service = Service(
+            make_settings(**settings),
+            roster or (lambda role: load() if load else fake_teacher(**(fake or {}))),
+            load_hinted,
+        )
+        server = RunningServer(service, settings.get("api_key"), limits)
+        server.start()
+        started.append(server)
+        return server
+
+    yield start
+    for server in started:
+        server.stop()
 
 
 def cask_of(folder: Path, name: str = "cask") -> Cask:

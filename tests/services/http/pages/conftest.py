@@ -10,8 +10,29 @@ HOSTILE = "</textarea><script>document.title='ran'</script><img src=x onerror=\"
 """What would do something if the page did not escape it."""
 
 
+@pytest.fixture(scope="module")
+def runs_folder(tmp_path_factory):
+    return _write_runs(tmp_path_factory.mktemp("page"))
+
+
+@pytest.fixture(scope="module")
+def shown(serve_all, runs_folder):
+    """A service to look at, whose jobs are done; see `shown_once`."""
+    return _fill(serve_all, runs_folder)
+
+
 @pytest.fixture
-def runs_folder(tmp_path):
+def runs_folder_once(tmp_path):
+    return _write_runs(tmp_path)
+
+
+@pytest.fixture
+def shown_once(serve, runs_folder_once):
+    """As `shown`, for a test that changes something."""
+    return _fill(serve, runs_folder_once)
+
+
+def _write_runs(tmp_path):
     folder = tmp_path / "runs" / "student"
     folder.mkdir(parents=True)
     steps = [{"step": step, "kl": 2 / step, "ce": 3.0, HOSTILE: 1.0} for step in range(1, 40)]
@@ -25,8 +46,7 @@ def runs_folder(tmp_path):
     return tmp_path / "runs"
 
 
-@pytest.fixture
-def shown(serve, runs_folder):
+def _fill(serve, runs_folder):
     """A keyless service: two casks of the same twelve documents, chats with a loss mask, bad lines; all is done."""
     server = serve(fake={"max_model_len": 512}, runs=runs_folder, chunk_positions=400)
     wait_for(lambda: server.client.get("/health/ready").status_code == 200)

@@ -283,15 +283,15 @@ def test_held_out_figures_stand_beside_those_of_training(shown, browser):
         assert "Lowest KL to the teacher: 0.0750 nats per token, after step 39" in tab.locator("#run").inner_text()
 
 
-def test_a_run_that_is_going_on_is_drawn_anew_unless_its_numbers_are_read(shown, browser, runs_folder):
-    folder = runs_folder / "student"
+def test_a_run_that_is_going_on_is_drawn_anew_unless_its_numbers_are_read(shown_once, browser, runs_folder_once):
+    folder = runs_folder_once / "student"
     (folder / "logitcask.json").write_text('{"status": "running"}')
 
     def add(step):
         with (folder / "held_out.jsonl").open("a") as file:
             file.write(json.dumps({"step": step, "kl": 0.01}) + "\n")
 
-    with watched_page(browser, shown.url, **WIDE) as tab:
+    with watched_page(browser, shown_once.url, **WIDE) as tab:
         tab.clock.install()
         tab.goto("/ui/runs/student")
         tab.wait_for_selector("#plot-held0 canvas")

@@ -300,21 +300,21 @@ def test_metrics_name_the_route_not_the_path(shown):
     assert "/ui/casks/stories" not in exposed
 
 
-def test_a_damaged_cask_is_a_line_not_a_failure(shown):
-    folder = shown.service.folders.cask("stories")
+def test_a_damaged_cask_is_a_line_not_a_failure(shown_once):
+    folder = shown_once.service.folders.cask("stories")
     (folder / "cask.json").write_text("{")
-    page = shown.client.get("/ui/casks").text
+    page = shown_once.client.get("/ui/casks").text
     assert "again" in page
-    row = next(each for each in shown.client.get("/ui/api/casks").json()["data"] if each["name"] == "stories")
+    row = next(each for each in shown_once.client.get("/ui/api/casks").json()["data"] if each["name"] == "stories")
     assert row["error"]
-    assert shown.client.get("/ui/casks/stories").status_code == 409
+    assert shown_once.client.get("/ui/casks/stories").status_code == 409
 
 
-def test_while_the_teacher_loads_tokens_are_ids(shown):
-    shown.service.teacher._known.clear()
-    content = shown.client.get("/ui/api/casks/stories/documents/0").json()
+def test_while_the_teacher_loads_tokens_are_ids(shown_once):
+    shown_once.service.teacher._known.clear()
+    content = shown_once.client.get("/ui/api/casks/stories/documents/0").json()
     assert content["has_texts"] is False
     assert content["rows"][0]["text"] == str(content["rows"][0]["id"])
-    assert "no tokenizer" in shown.client.get("/ui/casks/stories").text
-    corpus = shown.client.get("/v1/corpora").json()["data"][0]
-    assert shown.client.get(f"/ui/corpora/{corpus['id']}").status_code == 503
+    assert "no tokenizer" in shown_once.client.get("/ui/casks/stories").text
+    corpus = shown_once.client.get("/v1/corpora").json()["data"][0]
+    assert shown_once.client.get(f"/ui/corpora/{corpus['id']}").status_code == 503
