@@ -71,7 +71,7 @@ def bare(prepared: PreparedCorpus, rounds: int) -> float:
 
 
 def bare_two(prepared: PreparedCorpus, rounds: int) -> float:
-    """Tokens per second of two such loops, half of the documents each, in processes of their own: what there is to have.
+    """Tokens per second of two such loops, half of the documents each, in a process each: what there is to have.
 
     Two processes of one machine share its memory and, often, a core's units; nobody can be faster than this.
     """

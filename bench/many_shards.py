@@ -3,7 +3,7 @@
 The shards are tiny (two documents of eight tokens), because what is measured depends on how many there are. Every
 writer is a process with a `CaskWriter` of its own that knows nothing of the others but what the cask says. They do not
 wait for the disk, so the rates are those of the program; the same with fsync says as much of the disk. Everything is in
-the page cache. All writers share this machine's cores, and each reads what all others publish: on as many machines, that
+the page cache. All writers share this machine's cores, and each reads what all others publish: on many machines, that
 is done by as many.
 
 Rates need some thousands of shards; the 100,000 are staged: entries, index and table are written without publishing

@@ -1,14 +1,12 @@
 """The writers' lock of a cask: one publication, sweep or compaction at a time, across processes and threads.
 
 It is a flock, through filelock. The kernel drops it when its holder dies, even by SIGKILL, so it is never stale;
-filelock sees to it that a forked child does not keep it. Whoever waits looks with a plain flock whether the lock is
-free: an attempt of filelock costs 0.2 ms of CPU, and those of 64 waiting writers left the holder no time. Temporary files exist only while the lock is held, so any that
+filelock sees to it that a forked child does not keep it. Temporary files exist only while the lock is held, so any that
 a new holder finds belong to crashed writers and may be deleted. Readers take no lock: what they read was immutable
 before they could see its name. On a network file system flock must be supported by the mount (NFS since Linux 2.6.12,
 Lustre with -o flock).
 """
 
-import fcntl
 import os
 import random
 import stat
@@ -23,9 +21,11 @@ from logitcask_schemas.cask.storage.files import writes_explained
 from logitcask_schemas.cask.storage.publication_log import PublicationLog
 from logitcask_schemas.errors import CaskLockedError, CaskNotFoundError, CaskWriteError
 
-_POLL_SECONDS: Final = 0.005
-_LONGEST_WATCH: Final = 1.0
-"""Seconds; the lock file that is watched may be another one by then, as its folder was moved away and made anew."""
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.005, 0.06
+"""Seconds between two attempts, which cost 0.2 ms of CPU each: those of 64 writers, all at the shortest pause, left the
+holder no time to end."""
+_PAUSE_OF_WAIT: Final = 0.1
+"""A pause as a share of what was waited: nobody who has just come waits much longer than the holder works."""
 _NOTE_BYTES: Final = 256
 _ADVICE: Final = (
     "The file system must have room and support flock; on a network file system that is an option of the mount"
@@ -87,45 +87,27 @@ def writers_lock(
         preserve_lock_file=True,
         on_acquired=leave_note,
     )
-    deadline = time.monotonic() + timeout_seconds
+    began = time.monotonic()
     with writes_explained(f"{path}: cannot lock", _ADVICE):
         while not lock.is_locked:
             try:
                 lock.acquire()
             except Timeout as error:
-                if time.monotonic() >= deadline:
+                waited = time.monotonic() - began
+                if waited >= timeout_seconds:
                     raise CaskLockedError(
                         f"{path}: waited {timeout_seconds:g} s for the writer with process id {_holder(path)}. "
                         "If that process hangs, end it; the lock goes with it."
                     ) from error
-                _watch(path, min(deadline, time.monotonic() + _LONGEST_WATCH))
+                # Each at its own pace: who asks in step with a busy writer would never find the lock free.
+                pause = random.uniform(0.5, 1.5) * min(max(_PAUSE_OF_WAIT * waited, _SHORTEST_PAUSE), _LONGEST_PAUSE)
+                time.sleep(min(pause, timeout_seconds - waited))
     try:
         yield undisturbed
         if log is not None:
             log.end(held)
     finally:
         lock.release()
-
-
-def _watch(path: Path, deadline: float) -> None:
-    """Until nobody holds the lock, or the deadline (of the monotonic clock) comes."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return
-    try:
-        # Each waits at its own pace: who asks in step with a busy writer would never find the lock free.
-        pause = random.uniform(0.5, 1.5) * _POLL_SECONDS
-        while time.monotonic() < deadline:
-            time.sleep(pause)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child that was forked meanwhile has the descriptor, too
-            return
-    finally:
-        os.close(descriptor)
 
 
 def _holder(path: Path) -> str:

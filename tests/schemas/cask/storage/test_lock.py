@@ -203,6 +203,38 @@ def test_whoever_waited_for_a_removed_lock_locks_the_new_one(tmp_path: Path, mon
     assert order == ["second", "waiting"]
 
 
+def attempts(cask: Path, seconds: float, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Of a writer that waits so long, by a clock of its own, for another one."""
+    clock, count = [0.0], [0]
+
+    class Clock:
+        @staticmethod
+        def monotonic() -> float:
+            return clock[0]
+
+        @staticmethod
+        def sleep(pause: float) -> None:
+            clock[0] += pause
+            count[0] += 1
+
+    with writers_lock(cask, holder="one", timeout_seconds=0):
+        monkeypatch.setattr("logitcask_schemas.cask.storage.lock.time", Clock)
+        with pytest.raises(CaskLockedError, match=f"waited {seconds:g} s"):
+            writers_lock(cask, holder="other", timeout_seconds=seconds).__enter__()
+    monkeypatch.undo()
+    assert clock[0] == pytest.approx(seconds)
+    return count[0]
+
+
+def test_many_that_wait_leave_the_holder_its_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixty-four that ask every 5 ms, at 0.2 ms of CPU each time, need more than two cores for that alone."""
+    assert attempts(tmp_path, 10, monkeypatch) < 64 * 10  # pauses of 60 ms and, at first, less
+    # Whoever waits for a holder of a few milliseconds asks a few times in these.
+    assert attempts(tmp_path, 0.02, monkeypatch) > 2
+    monkeypatch.setattr("logitcask_schemas.cask.storage.lock._LONGEST_PAUSE", 0.005)
+    assert attempts(tmp_path, 10, monkeypatch) > 64 * 10  # the control: as it was
+
+
 @pytest.mark.parametrize("kind", ["link", "dangling link", "folder", "pipe"])
 def test_something_else_under_its_name_is_refused_and_left_alone(tmp_path: Path, kind: str) -> None:
     """Somebody else's cask may bring a link to a file of ours; the holder's note must not go there."""
