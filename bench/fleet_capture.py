@@ -84,7 +84,7 @@ def bare_two(prepared: PreparedCorpus, rounds: int) -> float:
     ]
     for loop in loops:
         loop.start()
-    slowest = max(seconds.get() for _ in loops)
+    slowest = max(float(seconds.get()) for _ in loops)
     for loop in loops:
         loop.join()
     return prepared.tokens.num_tokens / slowest

@@ -58,6 +58,13 @@ def make_model(layers: int = 10) -> Any:
     return transformers.LlamaForCausalLM(config).train()
 
 
+def make_student() -> Any:
+    """A model that computes the project's losses."""
+    student = make_model()
+    attach(student)
+    return student
+
+
 def online_loss(student_hidden: torch.Tensor, teacher_hidden: torch.Tensor, student: Any, teacher: Any) -> torch.Tensor:
     """Sum of KL(teacher || student) over rows of hidden states, [R, H] each."""
 
@@ -67,7 +74,7 @@ def online_loss(student_hidden: torch.Tensor, teacher_hidden: torch.Tensor, stud
         student_logprobs = torch.log_softmax(student.lm_head(student_rows), dim=-1)
         return torch.nn.functional.kl_div(student_logprobs, teacher_logprobs, log_target=True, reduction="sum")
 
-    parts = zip(student_hidden.split(ONLINE_ROWS), teacher_hidden.split(ONLINE_ROWS), strict=True)
+    parts = zip(torch.split(student_hidden, ONLINE_ROWS), torch.split(teacher_hidden, ONLINE_ROWS), strict=True)
     losses = [checkpoint(of_rows, mine, its, use_reentrant=False) for mine, its in parts]
     return torch.stack(losses).sum()
 
@@ -88,8 +95,7 @@ def make_steps(folder: Path, tokens: int, *, online: bool) -> tuple[dict[str, Ca
     ready_target = target_of(ready, sampled_tail=True)
     labels = torch.full_like(ready["input_ids"], -100).flatten()
     labels[ready["slots"]] = ready["next_ids"].long()
-    student = make_model()
-    attach(student)
+    student = make_student()
     teacher = make_model(30).eval() if online else None
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, fused=True)
     positions = len(ready["slots"])
