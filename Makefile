@@ -2,8 +2,8 @@
 PYTHON ?= python3
 TEACHER := .venv/teacher
 TRAINER := .venv/trainer
-# Tests in two processes, a file in one of them; files in the order given, long ones first. See tests/conftest.py.
-PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Tests in some processes, a file in one of them; files in the order given, long ones first. See tests/conftest.py.
+PYTEST := -m pytest --dist loadfile --no-loadscope-reorder
 # Tests and benchmarks whose imports only the teacher's environment has.
 TEACHERS := tests/services tests/support/services tests/e2e tests/conformance/engines bench/capture*.py \
 	bench/fleet_*.py bench/service*.py bench/upload_*.py bench/dropping_pooler.py bench/generation*.py \
@@ -33,12 +33,13 @@ browser:
 	@$(PYTHON) scripts/browser.py
 
 # The two sides beside each other: the engines of the teacher's tests wait a lot, and the trainer's tests fill those gaps.
+# The teacher's go on alone at the end, and a process of theirs waits for a real engine's start: hence three.
 tests-trainer tests-teacher: export OMP_NUM_THREADS := 1
 tests-trainer:
-	$(TRAINER)/bin/python $(PYTEST) tests/consumer tests/schemas tests/conformance/test_cask*.py tests/golden tests/repository
+	$(TRAINER)/bin/python $(PYTEST) -n 2 tests/consumer tests/schemas tests/conformance/test_cask*.py tests/golden tests/repository
 
 tests-teacher:
-	$(TEACHER)/bin/python $(PYTEST) tests/conformance/engines tests/e2e tests/services
+	$(TEACHER)/bin/python $(PYTEST) -n 3 tests/conformance/engines tests/e2e tests/services
 
 check: install ## ruff, mypy --strict, import layers, the documentation's links and references
 	$(TRAINER)/bin/ruff check .

@@ -1,5 +1,7 @@
 """Makes docs/images/page-*.png: `python -m tests.support.services.page_screenshots TEACHER IMAGES [--casks FOLDER]`.
 
+With `--report FILE` it makes demo-report.png instead, of a report.html (of `make demo`: demo-output/report/report.html).
+
 TEACHER is the folder of SmolLM2-135M-Instruct (`python -m demo.fetch_teacher smollm2-135m --to TEACHER`). The casks are
 real; the service around them runs a teacher that knows nothing, slowly enough to be seen at work.
 """
@@ -26,7 +28,7 @@ from tests.support.services.fake_teacher import fake_teacher
 from tests.support.services.page_casks import SPECS, capture
 from tests.support.services.service_harness import RunningServer, jsonl, wait_for
 
-WIDE, PHONE = (1280, 860), (360, 740)
+WIDE, PHONE, REPORT = (1280, 860), (360, 740), (1100, 1000)
 TOKEN = 33
 """That is pointed at."""
 
@@ -102,7 +104,12 @@ def main() -> None:
     parser.add_argument("teacher", type=Path)
     parser.add_argument("images", type=Path)
     parser.add_argument("--casks", type=Path, help="where the casks are kept, and made if they are not there")
+    parser.add_argument("--report", type=Path, help="report.html, of which alone a picture is made")
     arguments = parser.parse_args()
+    if arguments.report is not None:
+        with chromium() as browser:
+            shoot(browser, arguments.report.resolve().as_uri(), arguments.images / "demo-report.png", REPORT)
+        return
     with tempfile.TemporaryDirectory() as scratch, chromium() as browser:
         casks = arguments.casks or Path(scratch) / "pictures"
         if not casks.exists():
