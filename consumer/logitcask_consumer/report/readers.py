@@ -12,11 +12,12 @@ from logitcask_consumer.cross_tokenizer import AlignedDocuments
 from logitcask_consumer.data import CaskDataset
 from logitcask_consumer.data.vocabulary import token_count
 from logitcask_consumer.held_out.overlap import trained_on
-from logitcask_consumer.held_out.reading import LONGEST, Reading, extra_ids_of, load_reader, reading_of
+from logitcask_consumer.held_out.reading import LONGEST, Reading, load_reader, reading_of
 from logitcask_consumer.report.config import ReportConfig, ReportError
 from logitcask_consumer.report.document import Measured
 from logitcask_consumer.report.evaluate import Columns, evaluate_model
 from logitcask_consumer.report.texts import Prompt, prompts_of, require_writer, write_texts
+from logitcask_consumer.run_document import extra_ids_of
 from logitcask_consumer.student.checks import context_of
 from logitcask_consumer.student.loading import load_model, load_tokenizer
 from logitcask_consumer.student.quantization import scheme_of_checkpoint
