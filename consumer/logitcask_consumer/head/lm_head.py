@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from logitcask_schemas.errors import ModelError
+from logitcask_schemas.terminal import counted
 
 # Config fields by which architectures change their logits after the matrix product.
 _DIVISORS = ("logits_scaling",)
@@ -224,7 +225,7 @@ def _weights_that_are_none(model: Any) -> str:
     names = [name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())]
     if not names:
         return "its weights are, but what it computes of them overflows. Name an earlier checkpoint of it"
-    more = f" and {len(names) - 1:,} others" if len(names) > 1 else ""
+    more = f" and {counted(len(names) - 1, 'other')}" if len(names) > 1 else ""
     return f"{names[0]}{more} hold NaN or infinity. Its training diverged, or its file is damaged; name an earlier one"
 
 
