@@ -1,6 +1,7 @@
 """What the client commands share: connection options, exit codes, how a job is shown and followed."""
 
 import json
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import BaseModel
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
 
 from logitcask_schemas.api.generation import Generation
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from logitcask_schemas.api.client import ServiceClient
 
 SHOWN_FAILURES = 20
+LINE_SECONDS = 30.0
+"""Between lines about a job's progress, where there is no terminal for a bar."""
 
 ServerOption = Annotated[
     str | None, typer.Option("--server", help="URL of the service; default LOGITCASK_SERVER, else port 8000 here.")
@@ -108,8 +111,28 @@ def show_event(bar: ProgressBar, task: TaskID, console: Console, event: Event) -
             say(console, event.message, style="yellow")
 
 
+class _FollowedJob(ProgressBar):
+    """A bar on a terminal; into a file or a pipe, where nothing can move, a line every `LINE_SECONDS`."""
+
+    def __init__(self, *columns: ProgressColumn, console: Console, unit: str) -> None:
+        super().__init__(*columns, console=console)
+        self._unit = unit
+        self._next_line = time.monotonic() + LINE_SECONDS
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        """See `rich.progress.Progress`."""
+        super().update(task_id, **changes)
+        if self.console.is_terminal or time.monotonic() < self._next_line:
+            return
+        self._next_line = time.monotonic() + LINE_SECONDS
+        task = self.tasks[task_id]
+        total = "" if task.total is None else f" {task.completed:,.0f} of {task.total:,.0f} {self._unit}"
+        paces = (task.fields["rate"], task.fields["eta"])
+        say(self.console, ", ".join([f"{task.description}{total}", *filter(None, paces)]))
+
+
 def _bar(console: Console, unit: str) -> ProgressBar:
-    return ProgressBar(
+    return _FollowedJob(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -118,6 +141,7 @@ def _bar(console: Console, unit: str) -> ProgressBar:
         TimeElapsedColumn(),
         TextColumn("{task.fields[eta]}"),
         console=console,
+        unit=unit,
     )
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 
 import httpx2
 from rich.console import Console
@@ -9,6 +10,7 @@ from rich.console import Console
 from logitcask_schemas.api.client import ServiceClient
 from logitcask_schemas.api.objects import Failure
 from logitcask_schemas.terminal import printable
+from logitcask_services.cli import connection
 from logitcask_services.cli.connection import follow
 from tests.support.services.fake_teacher import POISON
 from tests.support.services.service_harness import jsonl
@@ -70,6 +72,26 @@ def test_cut_documents_are_said(serve, run, tmp_path):
     code, _, err = run(serve(), "submit", path, "--cask", "one", "--wait", "--max-length", "10")
     assert code == 0
     assert "6 of 9 lines longer than 10 tokens and cut there (overflow: truncate" in err
+
+
+def test_into_a_log_progress_comes_as_lines(serve, documents, monkeypatch):
+    """`nohup logitcask submit --wait > log`: hours without a word would look like a hang."""
+    server = serve(fake={"seconds_per_document": 0.05})
+
+    def told():
+        job = server.submit(server.upload(documents[:8]), cask=f"cask{time.monotonic_ns()}")
+        shown = io.StringIO()
+        with ServiceClient(server.url) as client:
+            tokens = follow(client, job["id"], Console(file=shown, width=200)).usage.tokens_total
+        return shown.getvalue(), f" of {tokens:,} tokens"
+
+    text, count = told()
+    assert count not in text  # over before the first half minute
+    monkeypatch.setattr(connection, "LINE_SECONDS", 0.0)
+    text, count = told()
+    lines = [line for line in text.splitlines() if count in line]
+    assert len(lines) > 2
+    assert any("tokens/s" in line for line in lines)
 
 
 def test_the_finished_bar_shows_the_pace_of_the_run(serve, documents):

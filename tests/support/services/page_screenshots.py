@@ -1,6 +1,6 @@
 """Makes docs/images/page-*.png: `python -m tests.support.services.page_screenshots TEACHER IMAGES [--casks FOLDER]`.
 
-With `--report FILE` it makes demo-report.png instead, of a report.html (of `make demo`: demo-output/report/report.html).
+With `--report FILE` it makes demo-report.png instead, of a report.html (that of `make demo`: demo-output/report).
 
 TEACHER is the folder of SmolLM2-135M-Instruct (`python -m demo.fetch_teacher smollm2-135m --to TEACHER`). The casks are
 real; the service around them runs a teacher that knows nothing, slowly enough to be seen at work.
