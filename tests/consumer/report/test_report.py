@@ -11,12 +11,11 @@ from typer.testing import CliRunner
 from logitcask_consumer.cli.report import app
 from logitcask_consumer.data import CaskDataset, open_casks
 from logitcask_consumer.report.config import ReportConfig, ReportError
-from logitcask_consumer.report.estimates import DocumentBootstrap, Estimate
+from logitcask_consumer.report.estimates import DocumentBootstrap
 from logitcask_consumer.report.evaluate import evaluate_model, evaluate_teacher, measure, teacher_columns
 from logitcask_consumer.report.make_report import make_report
 from logitcask_consumer.report.markdown import models_table, short_table
 from logitcask_consumer.report.plots import _smoothed, loss_curve
-from logitcask_consumer.report.tables import cell, short_cell
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import IdentityMismatchError
 from logitcask_schemas.record.capture_spec import CaptureSpec
@@ -307,14 +306,6 @@ def test_empty_names_are_refused_before_anything_is_made(tmp_path, monkeypatch, 
     assert result.exit_code == 2
     assert words in result.output
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
-
-
-def test_a_perplexity_that_is_no_number_is_left_out_of_the_json():
-    nll = Estimate(value=712.0, standard_error=5.0, low=700.0, high=720.0)
-    perplexity = nll.map(np.exp).as_dict()  # warnings are errors
-    assert perplexity == {"value": None, "standard_error": None, "low": pytest.approx(np.exp(700.0)), "high": None}
-    assert "Infinity" not in json.dumps(perplexity)
-    assert cell(perplexity, "{:.2f}") == short_cell(perplexity, "{:.2f}") == ""
 
 
 def test_huge_numbers_have_three_digits():
