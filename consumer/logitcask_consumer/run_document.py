@@ -7,6 +7,8 @@ held_out.jsonl          one line per evaluation on held-out casks, where there a
 initial/                the student before training, where it exists nowhere else
 checkpoints/checkpoint-N   complete; what is being written, or removed, has another name
 config.json, model.safetensors, tokenizer files   the trained student, when finished
+
+A model that was quantised without training has logitcask-origin.json instead: the runs that trained what it is made of.
 """
 
 import json
@@ -23,6 +25,8 @@ from safetensors import SafetensorError
 from logitcask_schemas.errors import LogitcaskError
 
 RUN_NAME = "logitcask.json"
+ORIGIN_NAME = "logitcask-origin.json"
+"""In the folder of a model that was made of a trained one without training."""
 METRICS_NAME = "metrics.jsonl"
 HELD_OUT_NAME = "held_out.jsonl"
 INITIAL_NAME = "initial"
@@ -155,8 +159,36 @@ def earlier_runs(folder: Path | None) -> list[dict[str, Any]]:
     """Casks and their places of the runs that trained a model folder before, the latest first."""
     run = None if folder is None else run_of(folder)
     if run is None:
-        return []
+        return [] if folder is None else list(origin_of(folder).get("earlier", []))
     return [{"casks": run["casks"], "places": run.get("places")}, *run.get("earlier", [])]
+
+
+def extra_ids_of(folder: Path) -> Any:
+    """What becomes of a model's ids beyond the teacher's: as in the run that made it, `keep` where none did."""
+    run = run_of(folder)
+    return (origin_of(folder) if run is None else run["settings"]).get("extra_ids", "keep")
+
+
+def origin_of(folder: Path) -> dict[str, Any]:
+    """What a model keeps of the one that it was made of: `earlier` (see `earlier_runs`), `extra_ids`; empty for others.
+
+    Raises:
+        RunFolderError: it is damaged.
+    """
+    path = folder / ORIGIN_NAME
+    if not path.is_file():
+        return {}
+    try:
+        origin: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise RunFolderError(f"{path} is not JSON ({error}), so what the model was trained on is not known") from error
+    return origin
+
+
+def write_origin(folder: Path, source: Path) -> None:
+    """Note in a model's folder by which runs the model in another folder was trained, which it was made of."""
+    origin = {"earlier": earlier_runs(source), "extra_ids": extra_ids_of(source)}
+    replace_file(folder / ORIGIN_NAME, json.dumps(origin, indent=2) + "\n")
 
 
 def latest_checkpoint(output: Path) -> Path | None:

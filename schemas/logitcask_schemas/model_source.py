@@ -1,11 +1,13 @@
 """Where a model comes from: a folder on this machine, or a repository of the Hugging Face Hub at one revision."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from logitcask_schemas.errors import ModelError
+from logitcask_schemas.terminal import counted
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 _NAMED: Final = 5
@@ -62,3 +64,21 @@ def find_model(model: Path | str, *, weights: bool = True) -> ModelSource:
     if not _COMMIT.fullmatch(folder.name):
         raise ModelError(f"{text} was downloaded to {folder}, whose name is no commit: its revision cannot be pinned")
     return ModelSource(folder=folder, name=repository, revision=folder.name)
+
+
+def require_all_weights(folder: Path, missing: Iterable[str]) -> None:
+    """Refuse a model some of whose weights transformers did not find, and would put random numbers in their place.
+
+    Args:
+        folder: of the model.
+        missing: `missing_keys` of what `from_pretrained(output_loading_info=True)` gives.
+
+    Raises:
+        ModelError: there are some.
+    """
+    if names := sorted(missing):
+        more = f" and {counted(len(names) - 1, 'other')}" if len(names) > 1 else ""
+        raise ModelError(
+            f"{folder} lacks the weights {names[0]}{more}, which its config.json asks for. Its files are incomplete, "
+            "or of another model; fetch or save it again"
+        )

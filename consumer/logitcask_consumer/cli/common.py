@@ -40,8 +40,8 @@ def output_option(help_text: str) -> Any:
 
 
 def messages(*, quiet: bool = False) -> Console:
-    """Where people are told what happens: stderr, or nowhere."""
-    return Console(stderr=True, highlight=False, quiet=quiet)
+    """Where people are told what happens: stderr, or nowhere. Names in brackets are names, not styles."""
+    return Console(stderr=True, highlight=False, markup=False, emoji=False, quiet=quiet)
 
 
 def print_json(document: dict[str, Any]) -> None:

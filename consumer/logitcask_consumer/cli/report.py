@@ -15,6 +15,7 @@ from logitcask_consumer.cli.common import (
     print_json,
     quiet_transformers,
 )
+from logitcask_schemas.cli.output import console as stdout
 from logitcask_schemas.errors import ModelError
 
 app = typer.Typer(help="Compare student, baseline and teacher on held-out documents.", add_completion=False)
@@ -162,7 +163,7 @@ def report(
         return
     for of_teacher in document.get("teachers", [document]):
         if "label" in of_teacher:
-            Console(highlight=False).print(f"{of_teacher['label']}, of {of_teacher['cask']['teacher']['model']}:")
+            stdout().print(f"{of_teacher['label']}, of {of_teacher['cask']['teacher']['model']}:")
         _print_table(of_teacher, console)
     console.print(f"report: {output / 'report.html'} (for people), report.md, report.json")
 
@@ -175,6 +176,6 @@ def _print_table(document: dict[str, Any], console: Console) -> None:
     table = Table(*(Column(title, justify="left" if not title else "right") for title in heading))
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    stdout().print(table)
     if bracket := acceptance_line(document):
         console.print(bracket)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from logitcask_schemas.errors import ModelError
+from logitcask_schemas.terminal import counted
 
 # Config fields by which architectures change their logits after the matrix product.
 _DIVISORS = ("logits_scaling",)
@@ -187,7 +188,8 @@ def check_head(model: Any, *, tokens: int = 8, relative_tolerance: float = 1e-3)
     Architectures differ in what they do to logits; one that does something unknown must fail here, not train wrongly.
 
     Raises:
-        ModelError: the logits differ by more than the tolerance (relative to their largest absolute value).
+        ModelError: the logits are no numbers, or differ by more than the tolerance (relative to their largest absolute
+            value).
     """
     head, was_training = LMHead.from_model(model), model.training
     model.eval()
@@ -200,6 +202,8 @@ def check_head(model: Any, *, tokens: int = 8, relative_tolerance: float = 1e-3)
         raise ModelError(
             f"{type(model).__name__} yields logits {tuple(expected_LV.shape)}, its head {tuple(got_LV.shape)}"
         )
+    if bool(expected_LV.isnan().any()):
+        raise ModelError(f"{type(model).__name__} gives logits that are no numbers: {_weights_that_are_none(model)}")
     # Ids that a model gives no probability have -inf on both sides, whose difference is no number.
     difference_LV = torch.where(expected_LV == got_LV, 0.0, expected_LV - got_LV)
     largest = (
@@ -214,6 +218,15 @@ def check_head(model: Any, *, tokens: int = 8, relative_tolerance: float = 1e-3)
             f"{error:.2g} of their largest value, allowed is {allowed:.2g}. The architecture changes its logits in a "
             "way that LogitTransform.from_config does not know"
         )
+
+
+def _weights_that_are_none(model: Any) -> str:
+    """Which weights are NaN or infinite, for people."""
+    names = [name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())]
+    if not names:
+        return "its weights are, but what it computes of them overflows. Name an earlier checkpoint of it"
+    more = f" and {counted(len(names) - 1, 'other')}" if len(names) > 1 else ""
+    return f"{names[0]}{more} hold NaN or infinity. Its training diverged, or its file is damaged; name an earlier one"
 
 
 def _number(config: Any, name: str, default: float) -> float:

@@ -12,8 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcask_consumer.data import CaskDataset, Packing
-from logitcask_consumer.data.vocabulary import ExtraIds
-from logitcask_consumer.run_document import run_of
 from logitcask_consumer.student.checks import check_student, context_of
 from logitcask_consumer.student.forward import check_packing
 from logitcask_consumer.student.loading import load_model
@@ -100,13 +98,6 @@ def load_reader(folder: Path, packing: Packing) -> Any:
     if packing != "none":
         check_packing(model)  # gives the body masks where it needs them
     return model
-
-
-def extra_ids_of(folder: Path) -> ExtraIds:
-    """What becomes of a model's ids beyond the teacher's: as in the run that made it, `keep` where none did."""
-    run = run_of(folder)
-    extra_ids: ExtraIds = "keep" if run is None else run["settings"].get("extra_ids", "keep")
-    return extra_ids
 
 
 def _window(label: str, model: Any, casks: Sequence[Cask], seq_len: int | None) -> int:

@@ -24,6 +24,10 @@ FIRST = 5
 """Of `top5_agreement`."""
 _ROUNDING = {"f32": (1e-4, 1e-4), "f16": (0.01, 0.01), "u8": (0.15, 0.65), "u8all": (0.15, 0.65)}
 """By codec, more than the relative error of a stored probability, above `_FINE` and below it (docs/format.md)."""
+_DIGITS = {"f32": 2.0**-24, "f16": 2.0**-11}
+"""By codec, the relative error of a stored logarithm, which is rounded to the nearest."""
+_STEPS = ((-1.9, 1 / 64), (-3.9, 1 / 32), (-7.7, 1 / 8))
+"""Logarithms above which the levels of `u8` lie so far apart, a little above its own borders; else 1/2."""
 _FINE = 1.15 * math.exp(-8.0)
 """Stored probability above which the steps of the codec u8 are the small ones: those below are of half a nat."""
 
@@ -40,6 +44,8 @@ class HeadRule:
     """Whether draws lie at equal distances."""
     rounding: tuple[float, float]
     """Relative error of stored probabilities: of large ones, of those that a codec stores in coarser steps."""
+    codec: str | None = None
+    """How they are stored; None: not rounded at all."""
 
     @classmethod
     def of(cls, capture: CaptureSpec) -> Self:
@@ -50,12 +56,44 @@ class HeadRule:
             "sampled": (0, 1.0),
         }[capture.mode]
         systematic = capture.mode != "topk" and capture.sampler == "systematic"
-        return cls(limit=limit, least=least, systematic=systematic, rounding=_ROUNDING[capture.logprob_codec])
+        return cls(
+            limit=limit,
+            least=least,
+            systematic=systematic,
+            rounding=_ROUNDING[capture.logprob_codec],
+            codec=capture.logprob_codec,
+        )
 
     def most(self, stored: Tensor) -> Tensor:
         """The most that probabilities can be which are stored as these."""
         fine, coarse = self.rounding
         return stored * torch.where(stored > _FINE, 1.0 + fine, 1.0 + coarse)
+
+
+def acceptance_doubt(target: SparseTarget, rule: HeadRule) -> Tensor:
+    """By how much rounding may move the bounds of sum_j min(t_j, p_j), on average over what is drawn for it, [R].
+
+    The sum over the head of min(t, p) is off by less than the sum of |stored t - t|, and never more than half of that
+    in one direction where the rounding is unbiased. The head is then scaled to 1 - r: that moves it by as much once
+    more, and by the rounding of r, which the tail's bound has too.
+    """
+    tail_codec = {"u8": "f16", "u8all": "u8"}.get(rule.codec or "", rule.codec)
+    head_R = target.head_sum(_rounding(target.head_weights_H, rule.codec))
+    return 2.0 * (head_R + _rounding(target.tail_mass_R, tail_codec))
+
+
+def _rounding(stored: Tensor, codec: str | None) -> Tensor:
+    """The most that the mean error of probabilities in one direction can be which are stored as these."""
+    if codec is None:
+        return torch.zeros_like(stored)
+    log = stored.clamp(min=torch.finfo(stored.dtype).tiny).log()
+    if codec in _DIGITS:
+        return stored * log.abs() * _DIGITS[codec]
+    step = torch.full_like(stored, 0.5)
+    for least, width in reversed(_STEPS):
+        step = torch.where(log > least, width, step)
+    # Between two levels at random, unbiased: the mean of what it is above, or below, is at most a quarter of their gap.
+    return stored * torch.expm1(step) / 4.0
 
 
 def outside_bound(target: SparseTarget, rule: HeadRule) -> Tensor:

@@ -74,6 +74,9 @@ def check_config(config: ReportConfig) -> None:
         raise ReportError("no model to report on; name at least one as label=folder")
     if len(set(labels)) != len(labels):
         raise ReportError(f"labels must differ, got {', '.join(labels)}")
+    for label in labels:
+        if not label.isprintable():
+            raise ReportError(f"label {label!r}: expected a name of one line that can be printed; give it another")
     if config.generate < 0:
         raise ReportError(f"the number of texts to generate must be at least 0, got {config.generate}")
     if config.perturb and not config.tasks:

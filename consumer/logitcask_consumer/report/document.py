@@ -240,8 +240,8 @@ def _brackets(
             continue
         low, high = (bootstrap.mean(columns.values[f"{name}_{end}"]) for end in ("low", "high"))
         brackets[name] = {
-            "low": low.value if low.low is None else low.low,
-            "high": high.value if high.high is None else high.high,
+            "low": max(0.0, low.value if low.low is None else low.low),
+            "high": min(1.0, high.value if high.high is None else high.high),
         }
     return brackets
 

@@ -46,15 +46,17 @@ class Estimate:
     def map(self, function: Any) -> Self:
         """Apply an increasing function to value and bounds; the standard error by the function's slope over it."""
         error = self.standard_error
-        if error is not None:
-            error = abs(float(function(self.value + error)) - float(function(self.value - error))) / 2.0
-        bounds = (None if bound is None else float(function(bound)) for bound in (self.low, self.high))
-        low, high = bounds
-        return type(self)(value=float(function(self.value)), standard_error=error, low=low, high=high)
+        with np.errstate(over="ignore"):  # what is too large for a number is infinite
+            if error is not None:
+                error = abs(float(function(self.value + error)) - float(function(self.value - error))) / 2.0
+            low, high = (None if bound is None else float(function(bound)) for bound in (self.low, self.high))
+            return type(self)(value=float(function(self.value)), standard_error=error, low=low, high=high)
 
     def as_dict(self) -> dict[str, float | None]:
-        """JSON form."""
-        return asdict(self)
+        """JSON form, which has no infinity: None for what is too large for a number, as the perplexity of 710 nats."""
+        return {
+            name: value if value is not None and math.isfinite(value) else None for name, value in asdict(self).items()
+        }
 
 
 class DocumentBootstrap:

@@ -22,7 +22,13 @@ from logitcask_consumer.head.fused_head import default_rows
 from logitcask_consumer.held_out.estimates import kl_estimate, kl_of_buckets
 from logitcask_consumer.held_out.reading import document_order
 from logitcask_consumer.losses import SparseTarget
-from logitcask_consumer.report.bounds import HeadRule, acceptance_bound, among_first, probability_bounds
+from logitcask_consumer.report.bounds import (
+    HeadRule,
+    acceptance_bound,
+    acceptance_doubt,
+    among_first,
+    probability_bounds,
+)
 from logitcask_consumer.student.forward import hidden_states
 
 Kind: TypeAlias = Literal["exact", "unbiased", "lower bound", "upper bound"]
@@ -62,7 +68,8 @@ def measure(
     acceptance: sum_j min(t_j, p_j), the chance that a token that the student samples as a draft is kept in speculative
         decoding; with log t of the draws, sum_H min(t, p) + (r/n) sum_draws min(1, p/t). Absent without.
     acceptance_low, acceptance_high: sum_H min(t, p), and that plus min(r, sum of min(b, p) outside H), no token outside
-        H having more than b: they enclose the acceptance.
+        H having more than b: they enclose the acceptance. Both go as far outwards as the codec's rounding may have
+        moved them (`acceptance_doubt`), so that those of a position may lie beyond 0 and 1.
     greedy_acceptance: t of the student's most likely token, the chance that a greedy draft is kept. The estimate t̂ of
         a token that does not depend on the draws is unbiased; without draws, the head's t alone.
     greedy_acceptance_low, greedy_acceptance_high: they enclose it, and are equal where the record holds the token.
@@ -99,9 +106,10 @@ def measure(
     outside_p_RV = logits_RV.sub_(log_z_R[:, None]).exp_()
     greedy_low_R, greedy_high_R = probability_bounds(target, best_ids_R, rule, tail_logprobs_N)
     top5_low_R, top5_high_R = among_first(target, best_ids_R, rule)
+    doubt_R = acceptance_doubt(target, rule)
     enclosing = {
-        "acceptance_low": accepted_R,
-        "acceptance_high": acceptance_bound(outside_p_RV, accepted_R, target, rule),
+        "acceptance_low": accepted_R - doubt_R,
+        "acceptance_high": acceptance_bound(outside_p_RV, accepted_R, target, rule) + doubt_R,
         "greedy_acceptance_low": greedy_low_R,
         "greedy_acceptance_high": greedy_high_R,
         "top5_agreement_low": top5_low_R,

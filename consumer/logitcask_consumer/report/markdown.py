@@ -1,6 +1,6 @@
 """The report as Markdown: one table of models, one of the cask, and the plots."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from logitcask_consumer.report.tables import (
@@ -57,11 +57,12 @@ def to_markdown(document: dict[str, Any], plots: Sequence[str]) -> str:
         TITLE,
         (
             f"{cask['positions']:,} positions of {documents}{_held_out(document)}, "
-            f"recorded from **{cask['teacher']['model']}** ({cask['teacher']['engine']}, {cask['teacher']['dtype']})."
+            f"recorded from **{escaped(cask['teacher']['model'])}** "
+            f"({escaped(cask['teacher']['engine'])}, {cask['teacher']['dtype']})."
         ),
-        *(f"> **Note**: {warning}." for warning in document["warnings"]),
+        *(f"> **Note**: {escaped(warning)}." for warning in document["warnings"]),
         models_table(document),
-        acceptance_line(document),
+        acceptance_line(document, named=escaped),
         _reading_lines(document),
         (
             f"Brackets: {document['confidence_level']:.0%} interval, bootstrap over documents (standard errors: "
@@ -176,7 +177,7 @@ def _bytes_table(document: dict[str, Any]) -> list[str]:
     if "bytes_change" in document:
         change = document["bytes_change"]
         form = _BYTES[2][2]
-        changed = [f"From {change['from']} to {change['to']}: **{cell(change['bits_per_byte'], form)}** bits per byte."]
+        changed = [f"{_from_to(change)}: **{cell(change['bits_per_byte'], form)}** bits per byte."]
     return ["## Bits per byte", said, "\n".join(lines), *changed]
 
 
@@ -190,9 +191,11 @@ def _change_line(document: dict[str, Any]) -> str:
     change = document["change"]
     name = "kl" if "kl" in change["metrics"] else "kl_bound"
     form = {row[0]: row[2] for row in _ROWS}[name].replace("{:", "{:+")
-    return (
-        f"From {change['from']} to {change['to']}, KL changed by **{cell(change['metrics'][name], form)}** nats/token."
-    )
+    return f"{_from_to(change)}, KL changed by **{cell(change['metrics'][name], form)}** nats/token."
+
+
+def _from_to(change: dict[str, Any]) -> str:
+    return f"From {escaped(change['from'])} to {escaped(change['to'])}"
 
 
 def _held_out(document: dict[str, Any]) -> str:
@@ -203,10 +206,10 @@ def _held_out(document: dict[str, Any]) -> str:
     return " that no training run of these models saw" if trained and sound else ""
 
 
-def acceptance_line(document: dict[str, Any]) -> str:
-    """What is known of the acceptance where the records give no estimate of it."""
+def acceptance_line(document: dict[str, Any], *, named: Callable[[str], str] = str) -> str:
+    """What is known of the acceptance where the records give no estimate of it; `named` gives how a label is shown."""
     brackets = [
-        f"{model['label']} between {model['acceptance_bracket']['low']:.1%} and "
+        f"{named(model['label'])} between {model['acceptance_bracket']['low']:.1%} and "
         f"{model['acceptance_bracket']['high']:.1%}"
         for model in document["models"]
         if "acceptance_bracket" in model
@@ -235,7 +238,7 @@ def _reading_lines(document: dict[str, Any]) -> str:
         )
         if reading["extra_ids"] == "mask":
             text += "; its distribution is the one over the teacher's ids, as it was trained (--extra-ids mask)"
-        labels.setdefault(text, []).append(model["label"])
+        labels.setdefault(text, []).append(escaped(model["label"]))
     return "\n".join(f"- {', '.join(names)}: {text}." for text, names in labels.items())
 
 

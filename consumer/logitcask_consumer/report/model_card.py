@@ -73,10 +73,10 @@ def model_card(label: str, folder: Path, documents: Sequence[dict[str, Any]]) ->
         f"---\n{_metadata(name, label, run, documents, adapters=adapters)}\n---",
         CARD_MARK,
         f"# {name}",
-        f"A student of {' and '.join(teachers)}, distilled with [logitcask](https://pypi.org/project/logitcask/) from "
-        "sparse and unbiased records of what the teacher gave to every next token.",
+        _what_it_is(run, teachers),
         "## Use",
         _how_to_load(adapters=adapters),
+        *_needs(folder),
         "## Results",
         *(_results(label, document) for document in documents),
         *_tasks(label, documents[0]),  # the same of every teacher
@@ -87,6 +87,32 @@ def model_card(label: str, folder: Path, documents: Sequence[dict[str, Any]]) ->
     return "\n\n".join(sections) + "\n"
 
 
+def _learns_from_teacher(run: dict[str, Any]) -> bool:
+    """Whether a run's losses read anything of the teacher but the text; of several casks each may have its own loss."""
+    settings = run["settings"]
+    return (
+        settings["loss"] != "cross_entropy"
+        or settings.get("hints") is not None
+        or any(":" in written.rstrip("/").rpartition("/")[2] for written in settings["casks"])
+    )
+
+
+def _what_it_is(run: dict[str, Any], teachers: Sequence[str]) -> str:
+    """What it was trained on, and how much of the teacher was in that."""
+    by = "[logitcask](https://pypi.org/project/logitcask/)"
+    if not _learns_from_teacher(run):
+        return (
+            f"Trained with {by} by cross-entropy alone, on documents that {' and '.join(teachers)} was recorded on: "
+            "nothing of what the teacher gave to other tokens was used."
+        )
+    is_unbiased = all(cask["capture"]["mode"] != "topk" for cask in run["casks"])
+    records = "sparse and unbiased records" if is_unbiased else "sparse records"
+    return (
+        f"A student of {' and '.join(teachers)}, distilled with {by} from {records} of the distribution "
+        "that it gave to every next token."
+    )
+
+
 def _metadata(
     name: str, label: str, run: dict[str, Any], documents: Sequence[dict[str, Any]], *, adapters: bool
 ) -> str:
@@ -95,7 +121,7 @@ def _metadata(
         EvalResult(
             task_type="text-generation",
             dataset_type="logitcask",
-            dataset_name=f"held-out documents of {heading_name(document['cask']['teacher']['model'])}",
+            dataset_name=_documents_name(model, document),
             dataset_config=document.get("label"),  # the library joins results of one type and config
             metric_type=metric,
             metric_name=_RESULTS[metric],
@@ -105,7 +131,7 @@ def _metadata(
         for model in document["models"]
         if model["label"] == label
         for metric in _RESULTS
-        if metric in model["metrics"]
+        if metric in model["metrics"] and document["kinds"][metric] in ("exact", "unbiased")  # a bound is no result
     ]
     results += [
         EvalResult(
@@ -124,12 +150,32 @@ def _metadata(
         model_name=name,
         library_name="peft" if adapters else "transformers",
         pipeline_tag="text-generation",
-        tags=["logitcask", "knowledge-distillation"],
+        tags=["logitcask", *(["knowledge-distillation"] if _learns_from_teacher(run) else [])],
         # Only repositories of the Hub have a revision.
         base_model=student["spec"].partition("@")[0] if student.get("revision") else None,
         eval_results=results or None,
     )
     return data.to_yaml()
+
+
+def _documents_name(model: dict[str, Any], document: dict[str, Any]) -> str:
+    """What a model was measured on; held out is what no run is known to have trained on."""
+    kind = "documents" if _history(model)["documents"] else "held-out documents"
+    return f"{kind} of {heading_name(document['cask']['teacher']['model'])}"
+
+
+def _history(model: dict[str, Any]) -> dict[str, Any]:
+    """What is known of the documents that a model was trained on, see `trained_on`."""
+    history: dict[str, Any] = model.get("trained_on", {"documents": 0, "unread": []})
+    return history
+
+
+def _needs(folder: Path) -> list[str]:
+    """What else has to be installed to load it."""
+    config = folder / "config.json"
+    if config.is_file() and "quantization_config" in json.loads(config.read_text()):
+        return ["Its weights are stored as torchao stores them: `pip install torchao` first."]
+    return []
 
 
 def _how_to_load(*, adapters: bool) -> str:
@@ -151,7 +197,23 @@ def _results(label: str, document: dict[str, Any]) -> str:
         f"On {cask['positions']:,} positions of {counted(cask['documents_with_positions'], 'document')}, with "
         f"{document['confidence_level']:.0%} intervals (bootstrap over documents):"
     )
-    return f"{said}\n\n{models_table(alone)}"
+    return "\n\n".join([said, *_cautions(label, document), models_table(alone)])
+
+
+def _cautions(label: str, document: dict[str, Any]) -> list[str]:
+    """What a reader must know before the figures; without places of this machine, which the report's warnings name."""
+    history, documents = _history(_model(label, document)), document["cask"]["documents"]
+    lines = []
+    if history["documents"]:
+        lines.append(
+            f"> **Note**: the student was trained on {history['documents']:,} of these {documents:,} documents; these "
+            "figures are not those of held-out text."
+        )
+    if history["unread"]:
+        lines.append("> **Note**: whether the student was trained on these documents could not be checked.")
+    if documents == 1:
+        lines.append("> **Note**: there is one document only, so no number has an interval.")
+    return lines
 
 
 def _tasks(label: str, document: dict[str, Any]) -> list[str]:

@@ -32,6 +32,7 @@ _STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "logitcask",  # ids do not differ from one report to the next
     "text.color": INK,
+    "text.parse_math": False,  # a name with two dollar signs is no formula
     "xtick.color": INK,
     "ytick.color": INK,
 }
@@ -52,12 +53,14 @@ def loss_curve(path: Path, logs: Sequence[tuple[str, list[dict[str, Any]]]], hel
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 4.2), layout="constrained")
         axes = figure.add_subplot()
+        curves = list[tuple[str, Any]]()
         for colour, (label, lines) in zip(_cycle(len(logs)), logs, strict=True):
             positions = np.array([line["positions"] for line in lines])
             seen = np.cumsum(positions)
             values = np.array([line[name] for line in lines])
             axes.plot(seen, values, color=colour, alpha=0.25, linewidth=1)
-            axes.plot(seen, _smoothed(values, positions), color=colour, linewidth=2, label=f"{label}, training")
+            (curve,) = axes.plot(seen, _smoothed(values, positions), color=colour, linewidth=2)
+            curves.append((f"{label}, training", curve))
         lowest = min(line[name] for _, lines in logs for line in lines)
         below = 0
         for label, value in held_out.items():
@@ -81,7 +84,7 @@ def loss_curve(path: Path, logs: Sequence[tuple[str, list[dict[str, Any]]]], hel
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.legend(loc="lower left")
+        _legend(axes, curves, loc="lower left")
         return _saved(figure, path)
 
 
@@ -198,6 +201,7 @@ def task_accuracies(path: Path, document: dict[str, Any]) -> str:
         height = 1.4 + len(rows) * (0.2 + 0.14 * len(asked))
         figure = Figure(figsize=(7.2, height), layout="constrained")
         axes = figure.add_subplot()
+        handles = list[tuple[str, Any]]()
         for number, (label, scores, colour) in enumerate(asked):
             places = np.arange(len(rows)) + 0.7 * ((number + 0.5) / len(asked) - 0.5)
             of_model = [scores[task["name"]] for task, _ in rows]
@@ -207,7 +211,8 @@ def task_accuracies(path: Path, document: dict[str, Any]) -> str:
             ]
             values = np.array([share["value"] for share in shares])
             ends = np.abs(np.array([[share["low"] for share in shares], [share["high"] for share in shares]]) - values)
-            axes.errorbar(values, places, xerr=ends, fmt="o", color=colour, markersize=4, linewidth=1.4, label=label)
+            points = axes.errorbar(values, places, xerr=ends, fmt="o", color=colour, markersize=4, linewidth=1.4)
+            handles.append((label, points))
         for place, (task, _) in enumerate(rows):
             if task["chance"] is not None:
                 axes.vlines(task["chance"], place - 0.42, place + 0.42, color=INK, linestyle=(0, (2, 2)), linewidth=1)
@@ -216,23 +221,31 @@ def task_accuracies(path: Path, document: dict[str, Any]) -> str:
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set(title="Right answers (dashed: by chance)", xlabel="share of the questions", xlim=(-0.02, 1.02))
         axes.grid(visible=False, axis="y")
-        figure.legend(loc="outside lower center", ncols=min(4, len(asked)))
+        _legend(figure, handles, loc="outside lower center", ncols=min(4, len(asked)))
         return _saved(figure, path)
 
 
 def _models_over(axes: Any, x: Sequence[float], buckets: Sequence[dict[str, Any]]) -> None:
     """A line for each model over the buckets, with its interval where all buckets have one."""
-    labels = list(buckets[0]["models"])
+    labels, handles = list(buckets[0]["models"]), list[tuple[str, Any]]()
     for colour, label in zip(_cycle(len(labels)), labels, strict=True):
         estimates = [bucket["models"][label] for bucket in buckets]
-        axes.plot(x, [kl["value"] for kl in estimates], color=colour, marker="o", linewidth=2, label=label)
+        (line,) = axes.plot(x, [kl["value"] for kl in estimates], color=colour, marker="o", linewidth=2)
+        handles.append((label, line))
         if all(kl["low"] is not None and kl["high"] is not None for kl in estimates):
             bounds = [[kl[end] for kl in estimates] for end in ("low", "high")]
             axes.fill_between(x, *bounds, color=colour, alpha=0.15, linewidth=0)
     # An estimate of a KL of nothing may be a little below it.
     axes.set_ylim(bottom=min([0.0, *(kl["value"] for bucket in buckets for kl in bucket["models"].values())]))
     if labels:
-        axes.legend(loc="best")
+        _legend(axes, handles, loc="best")
+
+
+def _legend(owner: Any, named: Sequence[tuple[str, Any]], **place: Any) -> None:
+    """A legend of all that is named: matplotlib itself leaves out whatever has a name that begins with `_`."""
+    legend = owner.legend([handle for _, handle in named], [str(number) for number in range(len(named))], **place)
+    for text, (name, _) in zip(legend.get_texts(), named, strict=True):
+        text.set_text(name)
 
 
 def _saved(figure: Figure, path: Path) -> str:

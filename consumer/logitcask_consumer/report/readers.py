@@ -5,17 +5,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from logitcask_consumer.cross_tokenizer import AlignedDocuments
 from logitcask_consumer.data import CaskDataset
 from logitcask_consumer.data.vocabulary import token_count
 from logitcask_consumer.held_out.overlap import trained_on
-from logitcask_consumer.held_out.reading import LONGEST, Reading, extra_ids_of, load_reader, reading_of
+from logitcask_consumer.held_out.reading import LONGEST, Reading, load_reader, reading_of
 from logitcask_consumer.report.config import ReportConfig, ReportError
 from logitcask_consumer.report.document import Measured
-from logitcask_consumer.report.evaluate import evaluate_model
+from logitcask_consumer.report.evaluate import Columns, evaluate_model
 from logitcask_consumer.report.texts import Prompt, prompts_of, require_writer, write_texts
+from logitcask_consumer.run_document import extra_ids_of
 from logitcask_consumer.student.checks import context_of
 from logitcask_consumer.student.loading import load_model, load_tokenizer
 from logitcask_consumer.student.quantization import scheme_of_checkpoint
@@ -108,6 +110,7 @@ class Readers:
             described = reading.describe(dataset) | {"extra_ids": extra_ids}
             self.say(f"measuring {label} at {dataset.num_positions:,} positions")
             columns = evaluate_model(model, dataset, batch_sequences=self.batch(dataset), extra_ids=extra_ids)
+            _require_numbers(label, columns)
             if self.prompts:
                 self.say(f"{label} writes {len(self.prompts):,} texts")
                 texts = write_texts(model, self.tokenizers[label], self.prompts)
@@ -148,6 +151,16 @@ class Readers:
             seq_len=seq_len,
             overlap=seq_len // 2,
             say=lambda message: self.say(f"{label}: {message}"),
+        )
+
+
+def _require_numbers(label: str, columns: Columns) -> None:
+    """Refuse figures that are none: every mean of them would be none, too. Raises ReportError."""
+    broken = int((~np.isfinite(columns.values["nll"])).sum())
+    if broken:
+        raise ReportError(
+            f"{label} gives no probability that is a number at {broken:,} of {len(columns.documents_P):,} positions: "
+            "its weights hold NaN or infinity, or overflow. Leave it out, or name an earlier checkpoint"
         )
 
 

@@ -1,12 +1,15 @@
 """Tables in Markdown: their cells, and those by which models are compared (pairs, drafts, kinds of positions)."""
 
+import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from logitcask_schemas.terminal import bytes_text, counted
 
 HUGE = 1e5
 """From here on numbers are written with an exponent."""
+_MARKUP: Final = re.compile(r"[\\`*\[\]<>|&]|(?<![^\W_])_|_(?![^\W_])")
+"""Characters that mean something in Markdown; an underscore within a word does not."""
 Row = tuple[str, str, str]
 """Name of a metric, its title, and the form of its numbers."""
 _TEXTS = (
@@ -28,8 +31,8 @@ _COMPARED = ("kl", "kl_bound", "nll", "agreement", "top5_agreement", "acceptance
 
 
 def escaped(text: str) -> str:
-    """A text that does not end a cell of a table."""
-    return text.replace("|", "\\|")
+    """A name as Markdown that shows it as it is: no markup or link of its own, and no end of a cell or a line."""
+    return _MARKUP.sub(r"\\\g<0>", " ".join(text.split()))
 
 
 def number(value: float, form: str) -> str:
@@ -99,8 +102,8 @@ def control_table(document: dict[str, Any]) -> list[str]:
         for name, own in control["closed"].items()
     ]
     said = (
-        f"{control['label']} is {control['student']} trained again with {control['loss']}: the same student before "
-        "training, documents, order, steps and seed. The gap is from it to the teacher, in nats/token."
+        f"{escaped(control['label'])} is {escaped(control['student'])} trained again with {control['loss']}: the same "
+        "student before training, documents, order, steps and seed. The gap is from it to the teacher, in nats/token."
     )
     return ["## What the teacher brought", said, table(["", "gap", f"closed by {escaped(control['student'])}"], lines)]
 

@@ -148,7 +148,7 @@ def _loaded(base: Any, folder: Path) -> Any:
         ModelError: the adapters do not fit the model.
     """
     from peft import PeftModel, get_peft_model_state_dict
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     try:
         with warnings.catch_warnings():
@@ -156,7 +156,7 @@ def _loaded(base: Any, folder: Path) -> Any:
             warnings.filterwarnings("ignore", message="Found missing adapter keys")
             # Not by transformers' load_adapter, which does not find the lengths of DoRA under the name that peft saves.
             adapted: Any = PeftModel.from_pretrained(base, str(folder), local_files_only=True)
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(f"the adapters in {folder} cannot be loaded into {type(base).__name__}: {error}") from error
     expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:

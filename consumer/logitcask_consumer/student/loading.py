@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from logitcask_consumer.run_document import RUN_NAME, latest_checkpoint
 from logitcask_consumer.student.adapters import ADAPTER_NAME, base_folder, with_adapters
 from logitcask_consumer.student.layer_proof import FAILURES, first_line
 from logitcask_schemas.errors import ModelError
+from logitcask_schemas.model_source import require_all_weights
 from logitcask_schemas.record.identity import tokenizer_fingerprint
 
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -30,7 +32,8 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> Any:
     """A causal LM from a folder, or adapters with their base; safetensors only, no code from the folder is run.
 
     Raises:
-        ModelError: transformers cannot load it as a causal LM, or the base of adapters is not there.
+        ModelError: transformers cannot load it as a causal LM, weights are missing or damaged, or the base of adapters
+            is not there.
     """
     require_model_folder(folder, what="model")
     if (folder / "config.json").is_file():
@@ -49,14 +52,22 @@ def _loaded(folder: Path, dtype: torch.dtype) -> Any:
         model = model_of_config(folder / "config.json", seed=0)
         load_student(model, folder)
         return model.to(dtype).eval()
+    auto: Any = AutoModelForCausalLM
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
+        model, info = auto.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (OSError, *FAILURES) as error:
+    except (OSError, SafetensorError, *FAILURES) as error:
         raise ModelError(
             f"{folder} cannot be loaded as a causal LM with safetensors weights: {first_line(error)}"
         ) from error
+    require_all_weights(folder, info["missing_keys"])
+    return model
 
 
 def folder_with_tokenizer(folders: Sequence[Path], fingerprint: str) -> Path | None:

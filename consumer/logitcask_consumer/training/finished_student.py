@@ -17,6 +17,7 @@ from logitcask_consumer.run_document import (
     explained_writes,
     require_finished,
     require_unused,
+    write_origin,
 )
 from logitcask_consumer.student.adapters import ADAPTER_NAME, base_folder, merged
 from logitcask_consumer.student.loading import load_model, load_tokenizer, require_model_folder
@@ -170,6 +171,7 @@ def quantized_copy(folder: Path, output: Path, *, scheme: Scheme, dtype: SaveDty
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
             converted(partial, merge=False, dtype=dtype, scheme=scheme, stored=stored)
+            write_origin(partial, folder)
             publish_model(partial, output)
         except BaseException:
             partial_folder(output)

@@ -41,7 +41,7 @@ def local_folder(place: str) -> Path:
 def console() -> Console:
     """Stdout, as wide as the terminal, or as COLUMNS says; in a pipe as wide as it takes."""
     has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(markup=False, highlight=False, width=None if has_width else _PIPE_WIDTH)
+    return Console(markup=False, emoji=False, highlight=False, width=None if has_width else _PIPE_WIDTH)
 
 
 def print_json(document: Any) -> None:

@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from logitcask_schemas.errors import ModelError
+from logitcask_schemas.model_source import require_all_weights
 from logitcask_schemas.record.identity import TeacherIdentity
 from logitcask_services.engines.attention import declared_implementation, prove_attention
 from logitcask_services.engines.dtypes import Platform, choose_dtype
@@ -72,7 +74,7 @@ def _load(folder: ModelFolder, dtype: torch.dtype) -> Any:
     auto_model: Any = transformers.AutoModelForCausalLM
     try:
         config = auto_config.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True)
-        return auto_model.from_pretrained(
+        model, info = auto_model.from_pretrained(
             folder.path,
             config=config,
             dtype=dtype,
@@ -80,6 +82,9 @@ def _load(folder: ModelFolder, dtype: torch.dtype) -> Any:
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,
+            output_loading_info=True,
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         raise ModelError(f"transformers cannot load {folder.path} as a causal language model: {error}") from error
+    require_all_weights(folder.path, info["missing_keys"])
+    return model

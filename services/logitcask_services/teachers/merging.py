@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from logitcask_schemas.errors import ModelError
+from logitcask_schemas.model_source import require_all_weights
 from logitcask_services.engines.model_config import CONFIG_NAME
 from logitcask_services.engines.model_folder import ModelFolder
 from logitcask_services.engines.weight_files import SINGLE_NAME, stored_tensors, weight_files
@@ -31,9 +32,16 @@ def write_merged(model: ModelFolder, adapter: Path, target: Path) -> None:
     import transformers
 
     auto_model: Any = transformers.AutoModelForCausalLM
-    base = auto_model.from_pretrained(
-        model.path, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, local_files_only=True
-    ).eval()
+    base, info = auto_model.from_pretrained(
+        model.path,
+        dtype=torch.float32,
+        trust_remote_code=False,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    require_all_weights(model.path, info["missing_keys"])
+    base.eval()
     if type(base).__name__ != model.architecture:
         raise ModelError(
             f"{model.path} is a {model.architecture}, of which only {type(base).__name__} would be merged; an adapter "

@@ -76,3 +76,15 @@ def test_a_model_without_a_linear_head_is_refused():
     model = tiny("llama")
     with pytest.raises(ModelError, match="linear LM head"):
         LMHead.from_model(base_model(model))
+
+
+def test_a_model_that_gives_no_numbers_says_which_weights_are_none():
+    model = tiny("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    with pytest.raises(ModelError, match=r"layers.1.mlp.up_proj.weight hold NaN or infinity. Its training diverged"):
+        check_head(model)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.fill_(1e38)
+    with pytest.raises(ModelError, match="what it computes of them overflows"):
+        check_head(model)

@@ -4,9 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from logitcask_consumer.report.bounds import FIRST, HeadRule, among_first, outside_bound, probability_bounds
+from logitcask_consumer.data import CaskDataset, open_casks
+from logitcask_consumer.report.bounds import (
+    FIRST,
+    HeadRule,
+    acceptance_doubt,
+    among_first,
+    outside_bound,
+    probability_bounds,
+)
+from logitcask_consumer.report.evaluate import evaluate_model
 from logitcask_schemas.cask.format.codec_u8 import LEVELS
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from tests.support.consumer.cask_builder import build_cask, dense_positions, random_documents, save_teacher
 from tests.support.consumer.reference_sampler import (
     DensePositions,
     every_outcome,
@@ -112,7 +122,7 @@ def test_whether_a_token_is_among_the_first_five(capture):
 
 def test_the_rule_of_a_spec():
     topk = HeadRule.of(CaptureSpec(mode="topk", k=7))
-    assert topk == HeadRule(limit=7, least=0.0, systematic=False, rounding=(0.01, 0.01))
+    assert topk == HeadRule(limit=7, least=0.0, systematic=False, rounding=(0.01, 0.01), codec="f16")
     threshold = HeadRule.of(CaptureSpec(tau=0.1, head_max=9, logprob_codec="f32"))
     assert (threshold.limit, threshold.least, threshold.systematic) == (9, 0.1, True)
     sampled = HeadRule.of(CaptureSpec(mode="sampled", sampler="multinomial", logprob_codec="u8"))
@@ -143,3 +153,49 @@ def test_the_steps_of_a_byte_are_never_larger_than_the_rule_says():
     assert (rule.most(lower) >= upper).all()
     fine = HeadRule(limit=7, least=0.0, systematic=False, rounding=(0.15, 0.15))
     assert (fine.most(lower) < upper).sum() == 31, "negative control: the coarse steps are larger"
+
+
+@pytest.fixture(scope="module")
+def students(tmp_path_factory):
+    """The teacher, and students: itself, and one that is very near. Of each its acceptance in float64, by position."""
+    folder = tmp_path_factory.mktemp("rounded")
+    teacher, near = save_teacher(folder / "teacher"), save_teacher(folder / "near")
+    noise = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in near.parameters():
+            weight.add_(torch.randn(weight.shape, generator=noise) * 5e-4)
+    documents = random_documents(24, seed=3)
+    accepted = []
+    for student in (teacher, near):
+        pairs = [(dense_positions(teacher, ids).probs_RV, dense_positions(student, ids).probs_RV) for ids in documents]
+        accepted.append(np.concatenate([np.minimum(t_RV, p_RV).sum(1) for t_RV, p_RV in pairs]).mean())
+    return documents, [(teacher, accepted[0]), (near, accepted[1])]
+
+
+@pytest.mark.parametrize("codec", ["f32", "f16", "u8", "u8all"])
+@pytest.mark.parametrize(
+    "capture", [{"tau": 0.01}, {"mode": "topk", "k": 20}, {"mode": "sampled", "draws": 8}], ids=str
+)
+def test_the_acceptance_lies_between_its_bounds_however_records_are_rounded(students, tmp_path, capture, codec):
+    documents, measured = students
+    teacher = measured[0][0]
+    cask = build_cask(tmp_path / "cask", teacher, documents, spec=CaptureSpec(logprob_codec=codec, **capture))
+    dataset = CaskDataset(open_casks([cask], tokenizer_fingerprint=None), seq_len=64)
+    for student, accepted in measured:
+        values = evaluate_model(student, dataset, batch_sequences=4).values
+        low, high = (float(values[f"acceptance_{end}"].mean(dtype=np.float64)) for end in ("low", "high"))
+        assert low <= accepted + 1e-6
+        assert accepted - 1e-6 <= high
+        assert high < accepted + 0.02 or capture.get("mode") == "sampled", "it says something"
+
+
+def test_negative_control_rounded_records_of_the_teacher_put_it_above_its_own_bound(students, tmp_path, monkeypatch):
+    documents, [(teacher, accepted), _] = students
+    spec = CaptureSpec(tau=0.01, logprob_codec="u8")
+    cask = build_cask(tmp_path / "cask", teacher, documents, spec=spec)
+    dataset = CaskDataset(open_casks([cask], tokenizer_fingerprint=None), seq_len=64)
+    monkeypatch.setattr(
+        "logitcask_consumer.report.evaluate.acceptance_doubt", lambda target, rule: 0.0 * acceptance_doubt(target, rule)
+    )
+    high = evaluate_model(teacher, dataset, batch_sequences=4).values["acceptance_high"].mean(dtype=np.float64)
+    assert high < accepted - 1e-3

@@ -198,6 +198,47 @@ def test_a_card_is_read_by_the_library_of_the_hub(place, tmp_path):
     make_report(config)  # its own page may be replaced
 
 
+def card_of(student, output, cask):
+    """What the card of a student says, which is put into its folder."""
+    shutil.rmtree(output, ignore_errors=True)
+    config = ReportConfig(casks=(cask,), models=(("mine", student),), output=output, cards=("mine",))
+    document = make_report(config)
+    return ModelCard.load(student / "README.md"), document
+
+
+def test_a_card_says_so_where_documents_were_trained_on_and_bounds_are_no_results(place, tmp_path):
+    student = tmp_path / "mine"
+    shutil.copytree(place / "student", student)
+    seen, _ = card_of(student, tmp_path / "out", place / "train")
+    assert "trained on 16 of these 16 documents" in seen.content
+    assert seen.data.eval_results[0].dataset_name == "documents of tiny"
+    held, _ = card_of(student, tmp_path / "out", place / "held")
+    assert "of these" not in held.content
+    assert held.data.eval_results[0].dataset_name == "held-out documents of tiny"
+    assert "sparse and unbiased records" in held.content
+    spec = CaptureSpec(mode="topk", k=3)
+    build_cask(tmp_path / "topk", load_model(place / "teacher"), DOCUMENTS[16:], spec=spec)
+    bound, document = card_of(student, tmp_path / "out", tmp_path / "topk")
+    assert document["kinds"]["greedy_acceptance"] == "lower bound"
+    assert "greedy_acceptance" in document["models"][0]["metrics"]
+    assert {result.metric_type for result in bound.data.eval_results} == {"perplexity", "agreement"}
+    (tmp_path / "topk").rename(tmp_path / "gone")
+    run = json.loads((student / "logitcask.json").read_text())
+    run["places"] = [str(tmp_path / "topk")]
+    (student / "logitcask.json").write_text(json.dumps(run))
+    unchecked, _ = card_of(student, tmp_path / "out", place / "held")
+    assert "could not be checked" in unchecked.content
+    assert str(tmp_path) not in unchecked.content
+
+
+def test_the_card_of_a_control_does_not_say_that_it_was_distilled(place, tmp_path):
+    train(run_of(place, tmp_path / "mine", loss="cross_entropy", ce_weight=0.0))
+    card, _ = card_of(tmp_path / "mine", tmp_path / "out", place / "held")
+    assert "by cross-entropy alone" in card.content
+    assert "distilled" not in card.content
+    assert "knowledge-distillation" not in card.data.tags
+
+
 def test_cards_that_cannot_be_made_are_refused_before_work(place, tmp_path):
     student = tmp_path / "s"
     shutil.copytree(place / "student", student)

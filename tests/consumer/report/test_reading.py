@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from logitcask_consumer.config import TrainConfig
@@ -214,3 +215,16 @@ def test_a_negative_seed_of_the_bootstrap_is_refused(place, tmp_path):
     config = ReportConfig(casks=(place / "held",), models=(("s", place / "wide"),), output=tmp_path / "out", seed=-1)
     with pytest.raises(ReportError, match="seed must be at least 0"):
         make_report(config)
+
+
+def test_a_model_that_gives_no_numbers_at_some_positions_is_refused(place, tmp_path):
+    """Its means would be none; what is tried at the start does not read the token whose embedding is damaged."""
+    shutil.copytree(place / "teacher", tmp_path / "broken")
+    weights = load_file(tmp_path / "broken" / "model.safetensors")
+    token = int(next(ids for ids in HELD_OUT if ids[0] > 20)[0])
+    weights["model.embed_tokens.weight"][token] = float("nan")
+    save_file(weights, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
+    models = (("good", place / "wide"), ("broken", tmp_path / "broken"))
+    with pytest.raises(ReportError, match=r"broken gives no probability that is a number at \d+ of \d+ positions"):
+        make_report(ReportConfig(casks=(place / "held",), models=models, output=tmp_path / "out"))
+    assert not (tmp_path / "out" / "report.json").exists()

@@ -1,9 +1,12 @@
-"""Tokens of a step of speculative decoding, against counting them."""
+"""Tokens of a step of speculative decoding, against counting them; and what estimates become in JSON."""
+
+import json
 
 import numpy as np
 import pytest
 
 from logitcask_consumer.report.estimates import Estimate, speculative, tokens_per_step
+from logitcask_consumer.report.tables import cell, short_cell
 
 
 @pytest.mark.parametrize("acceptance", [0.0, 0.3, 0.85])
@@ -30,3 +33,11 @@ def test_estimates_keep_their_intervals_and_brackets_their_ends():
         {"value": 1.75, "standard_error": 0.02, "low": 1 + 0.4 + 0.16, "high": 1 + 0.6 + 0.36}
     )
     assert step["sampled"] == pytest.approx({"low": 1.24, "high": 1 + 0.9 + 0.81})
+
+
+def test_a_perplexity_that_is_no_number_is_left_out_of_the_json():
+    nll = Estimate(value=712.0, standard_error=5.0, low=700.0, high=720.0)
+    perplexity = nll.map(np.exp).as_dict()  # warnings are errors
+    assert perplexity == {"value": None, "standard_error": None, "low": pytest.approx(np.exp(700.0)), "high": None}
+    assert "Infinity" not in json.dumps(perplexity)
+    assert cell(perplexity, "{:.2f}") == short_cell(perplexity, "{:.2f}") == ""

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from logitcask_consumer.student.from_teacher import StudentSpecError, spread_layers
 from logitcask_consumer.student.loading import load_model, load_tokenizer
@@ -135,3 +136,29 @@ def test_code_in_a_folder_is_never_run(tmp_path, monkeypatch):
         with pytest.raises(ModelError):
             load(tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_model_whose_file_is_half_written_is_refused(tmp_path):
+    save_teacher(tmp_path / "half")
+    file = tmp_path / "half" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(ModelError, match="half cannot be loaded as a causal LM with safetensors weights"):
+        load_model(tmp_path / "half")
+
+
+def test_weights_that_are_missing_are_not_made_up(tmp_path):
+    """Transformers warns, and goes on with random numbers."""
+    save_teacher(tmp_path / "part")
+    file = tmp_path / "part" / "model.safetensors"
+    weights = load_file(file)
+    for name in ("model.layers.1.mlp.up_proj.weight", "model.norm.weight"):
+        del weights[name]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks the weights model.layers.1.mlp.up_proj.weight and 1 other"):
+        load_model(tmp_path / "part")
+
+
+def test_a_head_that_is_tied_to_the_embedding_is_not_missing(tmp_path):
+    tiny_model(tie_word_embeddings=True).save_pretrained(tmp_path / "tied")
+    assert "lm_head.weight" not in load_file(tmp_path / "tied" / "model.safetensors")
+    assert load_model(tmp_path / "tied").num_parameters() == tiny_model(tie_word_embeddings=True).num_parameters()

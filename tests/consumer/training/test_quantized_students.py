@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from logitcask_consumer.config import TrainConfigError
+from logitcask_consumer.held_out.overlap import trained_on
 from logitcask_consumer.held_out.reading import load_reader
-from logitcask_consumer.run_document import RunFolderError
+from logitcask_consumer.run_document import ORIGIN_NAME, RunFolderError, earlier_runs, extra_ids_of
 from logitcask_consumer.student.loading import load_model
 from logitcask_consumer.student.quantization import (
     QuantizationError,
@@ -21,6 +22,7 @@ from logitcask_consumer.student.quantization import (
     round_weights,
 )
 from logitcask_consumer.training.run import train
+from logitcask_schemas.cask import Cask
 from logitcask_schemas.cli.main import main
 from logitcask_schemas.errors import ModelError
 from tests.support.consumer.cask_builder import random_documents, save_teacher, tiny_tokenizer
@@ -205,3 +207,19 @@ def test_the_command_rounds_without_training(command, tmp_path, config):
     code, said = command(config.output / "checkpoints" / "checkpoint-2", "--scheme", INT4, "-o", tmp_path / "last")
     assert code == 0, said
     assert torch.equal(logits(load_model(tmp_path / "last")), logits(load_model(config.output)))
+
+
+def test_a_model_that_was_rounded_without_training_keeps_what_it_was_trained_on(command, tmp_path, config, place):
+    train(replace(config, quantize=None, max_steps=1, extra_ids="mask"))
+    code, said = command(config.output, "--scheme", INT4, "--output", tmp_path / "rounded")
+    assert code == 0, said
+    cask = Cask.open(place / "cask")
+    assert trained_on(tmp_path / "rounded", [cask]) == {"status": "checked", "documents": len(cask), "unread": []}
+    assert extra_ids_of(tmp_path / "rounded") == "mask"
+    assert earlier_runs(tmp_path / "rounded") == earlier_runs(config.output)
+    code, said = command(place / "teacher", "--scheme", INT4, "--output", tmp_path / "untrained")
+    assert code == 0, said
+    assert trained_on(tmp_path / "untrained", [cask])["status"] == "untrained"
+    (tmp_path / "rounded" / ORIGIN_NAME).write_text("{")
+    with pytest.raises(RunFolderError, match="what the model was trained on is not known"):
+        earlier_runs(tmp_path / "rounded")

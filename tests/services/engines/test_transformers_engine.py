@@ -123,3 +123,14 @@ def test_a_spec_that_the_teacher_cannot_honour_is_no_fault_of_the_teacher(engine
     with pytest.raises(CaptureSpecError, match=r"pinned ids \[300\]"):
         next(engine.capture(documents(1), CaptureSpec(pinned_ids=(300,))))
     assert [result.error for result in engine.capture(documents(1), SPEC)] == [None]
+
+
+def test_a_teacher_whose_weights_are_not_all_there_is_refused(tiny_llama, tmp_path):
+    """Transformers would go on with random numbers in their place."""
+    shutil.copytree(tiny_llama, tmp_path / "part")
+    file = tmp_path / "part" / "model.safetensors"
+    weights = load_file(file)
+    del weights["model.norm.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks the weights model.norm.weight, which its config.json asks for"):
+        load_engine("transformers", tmp_path / "part")
