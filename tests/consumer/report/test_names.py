@@ -53,7 +53,7 @@ def reported(place, output, labels):
     arguments = ["--cask", place / "cask", "--output", output]
     for label in labels:
         arguments += ["--model", f"{label}={place / 'teacher'}"]
-    return CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
+    return CliRunner(env={"COLUMNS": "1000"}).invoke(app, [*map(str, arguments)], catch_exceptions=False)
 
 
 def test_every_name_is_shown_as_it_is(place, tmp_path):

@@ -90,8 +90,10 @@ def test_streams_have_places(serve):
 
     server = serve(limits=ConnectionLimits(connections=3))
     with server.client.stream("GET", "/ui/api/overview/events") as stream:
-        assert next(stream.iter_lines()) == "retry: 2000"
-        assert server.client.get("/ui/api/overview/events").status_code == 503
+        lines = stream.iter_lines()  # kept: a generator that nobody holds ends the stream
+        assert next(lines) == "retry: 2000"
+        with server.client.stream("GET", "/ui/api/overview/events") as refused:  # which must not be read to its end
+            assert refused.status_code == 503
 
 
 def test_a_job_has_its_own_figures(shown):
@@ -155,10 +157,12 @@ def test_watchers_share_a_look_at_the_database(shown, monkeypatch):
         return overview_of(service)
 
     monkeypatch.setattr(overview, "overview_of", counted)
+    watchers = []
     with ExitStack() as streams:
         for _ in range(8):
             stream = streams.enter_context(shown.client.stream("GET", "/ui/api/overview/events"))
-            assert next(line for line in stream.iter_lines() if line.startswith("data: "))
+            watchers.append(stream.iter_lines())  # kept: a generator that nobody holds ends the stream
+            assert next(line for line in watchers[-1] if line.startswith("data: "))
     # Eight that come within a second or two; each by itself would look as often.
     assert len(looks) < 8
 
