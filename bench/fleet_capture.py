@@ -34,7 +34,8 @@ from tests.support.services.corpus_captures import FACTS, job_of, prepare
 from tests.support.services.fake_teacher import FakeEngine
 from tests.support.services.ray_cluster import RayCluster
 
-TOKENS, CHUNK_DOCUMENTS = 240, 25
+TOKENS, CHUNK_DOCUMENTS = 60, 100
+"""Of a document, which the tests' teacher takes no longer than 64; of a chunk."""
 _BUFFER = bytes(1 << 20)
 
 
@@ -120,9 +121,9 @@ def captured(prepared: PreparedCorpus, rounds: int, teachers: int, address: str 
 def main() -> None:
     """Measure, print, write the CSV."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--documents", type=int, default=400)
-    parser.add_argument("--rounds", type=int, default=128, help="mebibytes that are hashed for each document")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--documents", type=int, default=1600)
+    parser.add_argument("--rounds", type=int, default=32, help="mebibytes that are hashed for each document")
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--dry", action="store_true", help="write no CSV")
     arguments = parser.parse_args()
     report = Report(__file__, "ray", "logitcask")
