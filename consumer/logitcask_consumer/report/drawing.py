@@ -35,6 +35,8 @@ def draw(
         Name of each file -> the same plot as SVG, in the order in which the report shows them.
     """
     drawn = {}
+    if any(model["metrics"] for model in document["models"]):
+        drawn["headlines.png"] = plots.headlines(output / "headlines.png", document)
     if logs:
         named = [model for model in document["models"] if "kl" in model["metrics"]]
         held_out = {model["label"]: model["metrics"]["kl"]["value"] for model in named}

@@ -1,4 +1,4 @@
-"""The report as Markdown: one table of models, one of the cask, and the plots."""
+"""The report as Markdown: plots of what it comes to, the models' table, and a section for each further question."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -50,8 +50,13 @@ _TEACHERS_OWN = {
 
 
 def to_markdown(document: dict[str, Any], plots: Sequence[str]) -> str:
-    """Render the document; `plots` are file names beside the Markdown file."""
+    """Render the document; `plots` are file names beside the Markdown file, each shown where it belongs."""
     cask = document["cask"]
+    where_they_differ = bucket_tables(document)
+
+    def shown(*names: str) -> list[str]:
+        return [f"![{_title(name)}]({name})" for name in names if name in plots]
+
     documents = counted(cask["documents_with_positions"], "document")
     sections = [
         TITLE,
@@ -61,6 +66,7 @@ def to_markdown(document: dict[str, Any], plots: Sequence[str]) -> str:
             f"({escaped(cask['teacher']['engine'])}, {cask['teacher']['dtype']})."
         ),
         *(f"> **Note**: {escaped(warning)}." for warning in document["warnings"]),
+        *shown("headlines.png", "loss_curve.png"),
         models_table(document),
         acceptance_line(document, named=escaped),
         _reading_lines(document),
@@ -73,14 +79,17 @@ def to_markdown(document: dict[str, Any], plots: Sequence[str]) -> str:
         *control_table(document),
         *pairs_table(document, _ROWS),
         *draft_table(document),
-        *bucket_tables(document),
+        *where_they_differ,
+        *(shown("entropy.png", "frequency.png") if where_they_differ else []),
         *texts_table(document),
         *task_tables(document),
+        *shown("tasks.png"),
         *cost_table(document),
         *_bytes_table(document),
         "## Records",
         _cask_table(cask),
-        *(f"![{_title(name)}]({name})" for name in plots),
+        *shown("captured_mass.png"),
+        *([] if where_they_differ else shown("entropy.png", "frequency.png")),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import matplotlib as mpl
 import numpy as np
@@ -36,6 +36,64 @@ _STYLE: Any = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
+
+_HEADLINES: Final = (
+    (("kl", "kl_bound"), "KL to the teacher", "nats per token, less is better", "{:.2f}"),
+    (("agreement",), "Same top token", "share of positions, more is better", "{:.1%}"),
+    (("acceptance", "greedy_acceptance"), "Acceptance as a draft", "share of drafted tokens, more is better", "{:.1%}"),
+)
+"""A panel each: its metrics, of which the first that is known is shown, its title, its unit, the form of its values."""
+_LABEL_CHARACTERS: Final = 28
+"""Longer names of models are cut beside bars, which need the room."""
+
+
+def headlines(path: Path, document: dict[str, Any]) -> str:
+    """What the report comes to: a panel for each of three figures, in it a bar for each model with its interval.
+
+    Args:
+        path: the file to write.
+        document: the report, with a model that has the teacher's tokenizer; others are not in the plot.
+
+    Returns:
+        The plot as SVG.
+    """
+    models, kinds = [model for model in document["models"] if model["metrics"]], document["kinds"]
+    panels = [
+        (known[0], *words) for names, *words in _HEADLINES if (known := [name for name in names if name in kinds])
+    ]
+    places = np.arange(len(models))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9.2, 1.5 + 0.42 * len(models)), layout="constrained")
+        rows = figure.subplots(1, len(panels), sharey=True, squeeze=False)
+        for axes, (name, title, unit, form) in zip(rows[0], panels, strict=True):
+            estimates = [model["metrics"][name] for model in models]
+            lows, values, highs = (
+                np.array([_end(estimate, end) for estimate in estimates]) for end in ("low", "value", "high")
+            )
+            ends = np.abs(np.stack([lows, highs]) - values)
+            axes.barh(places, values, xerr=ends, color=_cycle(len(models)), height=0.62, ecolor=INK, alpha=0.85)
+            farthest = max([1e-9, *highs[np.isfinite(highs)]])
+            for place, value, high in zip(places, values, highs, strict=True):
+                words = (form.format(value), high) if np.isfinite(value) else ("no number", 0.0)
+                axes.text(max(0.0, words[1]) + 0.03 * farthest, place, words[0], va="center", fontsize=9)
+            bound = ", at least" if kinds[name] == "lower bound" else ""
+            axes.set_title(title + bound)
+            axes.set_xlabel(unit, fontsize=9)
+            axes.set_xlim(min([0.0, *lows[np.isfinite(lows)]]), 1.3 * farthest)
+            axes.grid(visible=False, axis="y")
+            axes.set_ylim(len(models) - 0.4, -0.6)
+            axes.set_yticks(places, [_cut(model["label"]) for model in models])
+        return _saved(figure, path)
+
+
+def _end(estimate: dict[str, float | None], end: str) -> float:
+    """The value or an end of its interval; a single document gives no interval."""
+    known = estimate["value"] if estimate[end] is None else estimate[end]
+    return float("nan") if known is None else known
+
+
+def _cut(label: str) -> str:
+    return label if len(label) <= _LABEL_CHARACTERS else label[: _LABEL_CHARACTERS - 1] + "…"
 
 
 def loss_curve(path: Path, logs: Sequence[tuple[str, list[dict[str, Any]]]], held_out: dict[str, float]) -> str:

@@ -254,8 +254,13 @@ def test_command_writes_markdown_json_and_plots(place, tmp_path):
     text = (tmp_path / "out" / "report.md").read_text()
     for expected in ("| KL to the teacher, nats/token (unbiased) | 0.0000 |", "all layers", "bytes per token"):
         assert expected in text
-    for name in ("loss_curve.png", "captured_mass.png", "entropy.png"):
-        assert f"({name})" in text
+    shown_in_order = (
+        "(headlines.png)", "(loss_curve.png)", "| KL to the teacher", "## Where they differ", "(entropy.png)",
+        "(frequency.png)", "## Records", "(captured_mass.png)",
+    )  # fmt: skip
+    places = [text.index(part) for part in shown_in_order]
+    assert places == sorted(places)
+    for name in ("headlines.png", "loss_curve.png", "captured_mass.png", "entropy.png"):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
     shown = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
     assert "perplexity" in shown.stdout

@@ -1,0 +1,55 @@
+"""The plot on top of a report: the figures it shows are those of the document."""
+
+import re
+
+import pytest
+
+from logitcask_consumer.report import plots
+
+UNBIASED = {"kl": "unbiased", "kl_bound": "lower bound", "agreement": "exact", "acceptance": "unbiased"}
+
+
+def estimate(value, low=None, high=None):
+    return {"value": value, "standard_error": None, "low": low, "high": high}
+
+
+def model(label, kl, **others):
+    metrics = {"kl": kl, "kl_bound": kl, "agreement": estimate(0.523), "acceptance": estimate(0.61, 0.5, 0.7)}
+    return {"label": label, "metrics": metrics | others}
+
+
+def words(svg):
+    return re.findall(r"<text[^>]*>(.*?)</text>", svg)
+
+
+def test_each_model_has_a_bar_in_each_panel_with_its_value(tmp_path):
+    models = [model("before", estimate(6.812, 6.5, 7.1)), model("after", estimate(1.244, 1.1, 1.3))]
+    shown = words(plots.headlines(tmp_path / "h.png", {"models": models, "kinds": UNBIASED}))
+    assert [shown.count(text) for text in ("6.81", "1.24", "52.3%", "61.0%")] == [1, 1, 2, 2]
+    assert [shown.count(text) for text in ("before", "after", "KL to the teacher", "Same top token")] == [1, 1, 1, 1]
+    assert (tmp_path / "h.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bounds_are_told_as_such_and_figures_that_nobody_knows_have_no_panel(tmp_path):
+    kinds = {"kl_bound": "lower bound", "greedy_acceptance": "lower bound"}
+    bounded = {"label": "a", "metrics": {"kl_bound": estimate(0.5), "greedy_acceptance": estimate(0.25)}}
+    shown = words(plots.headlines(tmp_path / "h.png", {"models": [bounded], "kinds": kinds}))
+    assert "KL to the teacher, at least" in shown
+    assert "Acceptance as a draft, at least" in shown
+    assert "Same top token" not in shown
+
+
+@pytest.mark.parametrize(
+    "kl", [estimate(None), estimate(0.0), estimate(-0.002, -0.01, 0.003), estimate(1e9, 1.0, None)]
+)
+def test_odd_values_are_drawn(tmp_path, kl):
+    shown = words(plots.headlines(tmp_path / "h.png", {"models": [model("m", kl)], "kinds": UNBIASED}))
+    assert ("no number" in shown) == (kl["value"] is None)
+
+
+def test_models_with_tokens_of_their_own_are_left_out_and_long_names_are_cut(tmp_path):
+    models = [{"label": "own tokens", "metrics": {}}, model("n" * 200, estimate(1.0))]
+    shown = words(plots.headlines(tmp_path / "h.png", {"models": models, "kinds": UNBIASED}))
+    assert "own tokens" not in shown
+    assert "n" * 27 + "…" in shown
+    assert "n" * 28 not in "".join(shown)
