@@ -84,7 +84,7 @@ def test_training_helps(result: dict[str, Any]) -> None:
 
 def test_the_report_measures_acceptance_on_text_that_was_held_out(result: dict[str, Any]) -> None:
     assert result["kinds"]["acceptance"] == "unbiased"
-    assert result["models"][1]["trained_on"] == {"status": "checked", "documents": 0, "unread": []}
+    assert result["models"][1]["trained_on"] == {"status": "checked", "documents": 0, "unread": [], "chosen_by": 0}
     # So short a line holds out one document, and the report says what that means.
     assert result["cask"]["documents"] == 1
     assert [text.partition(",")[0] for text in result["warnings"]] == ["there is one document only"]

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcask_consumer.held_out.documents import HeldOutDocuments
-from logitcask_consumer.run_document import earlier_runs
+from logitcask_consumer.run_document import earlier_runs, read_run
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import CaskError, LogitcaskError
 
 
 def trained_on(folder: Path, casks: Sequence[Cask]) -> dict[str, Any]:
-    """What is known of the documents that a model was trained on.
+    """What is known of the documents that a model was trained on, and of those by which it was chosen.
 
     Args:
         folder: the model's folder, or a checkpoint of its run; run documents name the casks of the training runs.
@@ -26,11 +26,32 @@ def trained_on(folder: Path, casks: Sequence[Cask]) -> dict[str, Any]:
     Returns:
         `status`: `untrained` (no training run left the folder), `checked`, or `unchecked` (a cask of a run is not
         where it was, or no longer the one that was read); `documents`: how many of the report's documents the runs
-        trained on, as far as known; `unread`: casks that could not be read, with the reason.
+        trained on, as far as known; `unread`: casks that could not be read, with the reason; `chosen_by`: by how many
+        of the report's documents the student was chosen among its run's checkpoints (`--load-best`), 0 for none.
     """
     runs = earlier_runs(folder)
     if not runs:
-        return {"status": "untrained", "documents": 0, "unread": []}
+        return {"status": "untrained", "documents": 0, "unread": [], "chosen_by": 0}
+    count, unread = _count_read(runs, casks)
+    return {
+        "status": "unchecked" if unread else "checked",
+        "documents": count,
+        "unread": unread,
+        "chosen_by": _chosen_by(folder, casks),
+    }
+
+
+def _chosen_by(folder: Path, casks: Sequence[Cask]) -> int:
+    """See `trained_on`. Where a run measured on a sample of its casks, at most that many are said to be among them."""
+    run = read_run(folder)  # not of a checkpoint, which is no choice
+    if run is None or run["status"] != "finished" or not run["settings"].get("load_best") or "held_out" not in run:
+        return 0
+    count, _ = _count_read([run["held_out"]], casks)
+    return min(count, int(run["held_out"]["documents"]))
+
+
+def _count_read(runs: Sequence[dict[str, Any]], casks: Sequence[Cask]) -> tuple[int, list[str]]:
+    """How many documents of `casks` are among those that `casks` at `places` of run documents hold; what is unread."""
     shards = {name for run in runs for described in run["casks"] for name in described["shards"]}
     ids, unread = list[NDArray[np.void]](), list[str]()
     for run in runs:
@@ -50,11 +71,7 @@ def trained_on(folder: Path, casks: Sequence[Cask]) -> dict[str, Any]:
                     "in it"
                 )
     seen = np.concatenate(ids) if ids else np.empty(0, dtype="V32")
-    return {
-        "status": "unchecked" if unread else "checked",
-        "documents": sum(_documents_in(cask, seen, shards) for cask in casks),
-        "unread": unread,
-    }
+    return sum(_documents_in(cask, seen, shards) for cask in casks), unread
 
 
 def _ids(cask: Cask, shards: set[str]) -> Iterator[NDArray[np.void]]:
@@ -141,6 +158,11 @@ def warnings_of(seen: dict[str, dict[str, Any]], documents: int) -> list[str]:
             lines.append(
                 f"{label} was trained on {history['documents']:,} of the {documents:,} documents of this report: its "
                 "figures are not those of held-out text"
+            )
+        if history["chosen_by"]:
+            lines.append(
+                f"{label} was chosen among its run's checkpoints by {history['chosen_by']:,} of the {documents:,} "
+                "documents of this report (--load-best): on other text its figures are a little worse"
             )
         if history["unread"]:
             lines.append(

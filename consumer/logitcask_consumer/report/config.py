@@ -74,6 +74,8 @@ def check_config(config: ReportConfig) -> None:
         raise ReportError("no model to report on; name at least one as label=folder")
     if len(set(labels)) != len(labels):
         raise ReportError(f"labels must differ, got {', '.join(labels)}")
+    if "teacher" in labels:
+        raise ReportError("the label 'teacher' is that of the teacher's own column; give the model another")
     for label in labels:
         if not label.isprintable():
             raise ReportError(f"label {label!r}: expected a name of one line that can be printed; give it another")

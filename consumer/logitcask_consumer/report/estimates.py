@@ -29,6 +29,8 @@ from numpy.typing import NDArray
 
 RESAMPLES = 2000
 LEVEL = 0.95
+_BLOCK_NUMBERS: Final = 2**22
+"""Numbers of resamples that are worked on at a time."""
 QUANTILE: Final = NormalDist().inv_cdf((1 + LEVEL) / 2)
 DRAFTS = {"sampled": "acceptance", "greedy": "greedy_acceptance"}
 """How drafts are chosen -> the metric that says which share of them is kept."""
@@ -75,7 +77,17 @@ class DocumentBootstrap:
         self._positions_D = np.bincount(self._document_P).astype(np.float64)
         generator = np.random.default_rng(seed)
         even = np.full(self.num_documents, 1.0 / self.num_documents)
-        self._times_BD = generator.multinomial(self.num_documents, even, size=resamples).astype(np.float64)
+        # A document comes up a few times in a resample: a byte holds it, where 2,000 resamples of 100,000 documents in
+        # float64 would take 1.6 GB.
+        self._times_BD = np.empty((resamples, self.num_documents), dtype=np.uint8)
+        for block in self._blocks():
+            size = len(self._times_BD[block])
+            self._times_BD[block] = generator.multinomial(self.num_documents, even, size=size)
+
+    def _blocks(self) -> list[slice]:
+        """The resamples, so many at a time that work on them takes little memory."""
+        rows = max(1, _BLOCK_NUMBERS // self.num_documents)
+        return [slice(begun, begun + rows) for begun in range(0, len(self._times_BD), rows)]
 
     def mean(self, values_P: NDArray[np.float32]) -> Estimate:
         """Mean over positions."""
@@ -114,7 +126,7 @@ class DocumentBootstrap:
         above_D, below_D = (
             np.bincount(self._document_P, weights=values, minlength=self.num_documents) for values in (above_P, below_P)
         )
-        resampled_B: NDArray[np.float64] = (self._times_BD @ above_D) / (self._times_BD @ below_D)
+        resampled_B = self._sums(above_D) / self._sums(below_D)
         return float(above_D.sum() / below_D.sum()), resampled_B
 
     def calibration_error(
@@ -128,13 +140,16 @@ class DocumentBootstrap:
         gaps_DM = np.zeros((self.num_documents, bins))
         np.add.at(gaps_DM, (self._document_P, bin_P), correct_P.astype(np.float64) - confidence_P)
         value = float(np.abs(gaps_DM.sum(0)).sum() / self._positions_D.sum())
-        resampled_B = np.abs(self._times_BD @ gaps_DM).sum(1) / (self._times_BD @ self._positions_D)
+        resampled_B = np.abs(self._sums(gaps_DM)).sum(1) / self._sums(self._positions_D)
         return self._estimate(value, resampled_B)
 
     def _resampled(self, values_P: NDArray[np.float32]) -> NDArray[np.float64]:
         sums_D = np.bincount(self._document_P, weights=values_P, minlength=self.num_documents)
-        resampled: NDArray[np.float64] = (self._times_BD @ sums_D) / (self._times_BD @ self._positions_D)
-        return resampled
+        return self._sums(sums_D) / self._sums(self._positions_D)
+
+    def _sums(self, values_D: NDArray[Any]) -> NDArray[np.float64]:
+        """Sums over the documents of each resample, [B, ...], of values [D, ...]."""
+        return np.concatenate([self._times_BD[block].astype(np.float64) @ values_D for block in self._blocks()])
 
     def _estimate(self, value: float, resampled_B: NDArray[np.float64]) -> Estimate:
         if self.num_documents < 2:

@@ -13,10 +13,18 @@ from logitcask_consumer.report.bounds import (
     outside_bound,
     probability_bounds,
 )
+from logitcask_consumer.report.config import ReportConfig
 from logitcask_consumer.report.evaluate import evaluate_model
+from logitcask_consumer.report.make_report import make_report
 from logitcask_schemas.cask.format.codec_u8 import LEVELS
 from logitcask_schemas.record.capture_spec import CaptureSpec
-from tests.support.consumer.cask_builder import build_cask, dense_positions, random_documents, save_teacher
+from tests.support.consumer.cask_builder import (
+    build_cask,
+    dense_positions,
+    random_documents,
+    save_teacher,
+    tiny_tokenizer,
+)
 from tests.support.consumer.reference_sampler import (
     DensePositions,
     every_outcome,
@@ -199,3 +207,22 @@ def test_negative_control_rounded_records_of_the_teacher_put_it_above_its_own_bo
     )
     high = evaluate_model(teacher, dataset, batch_sequences=4).values["acceptance_high"].mean(dtype=np.float64)
     assert high < accepted - 1e-3
+
+
+@pytest.mark.parametrize(("codec", "lost", "above"), [("f16", 1e-3, 2e-6), ("u8", 0.01, 1e-4), ("u8all", 0.01, 1e-4)])
+def test_what_coarse_codecs_do_to_estimates_is_what_the_report_says(students, tmp_path, codec, lost, above):
+    """Of the teacher itself, whose acceptance is 1 and whose KL is 0."""
+    documents, [(teacher, accepted), _] = students
+    cask = build_cask(
+        tmp_path / "cask", teacher, documents, spec=CaptureSpec(tau=0.01, logprob_codec=codec, tail_logprobs=True)
+    )
+    dataset = CaskDataset(open_casks([cask], tokenizer_fingerprint=None), seq_len=64)
+    values = evaluate_model(teacher, dataset, batch_sequences=4).values
+    acceptance, bound = (float(values[name].mean(dtype=np.float64)) for name in ("acceptance", "kl_bound"))
+    assert accepted - lost < acceptance < accepted + 1e-4
+    assert bound < above
+    model, models = tmp_path / "model", (("same", tmp_path / "model"),)
+    teacher.save_pretrained(model)
+    tiny_tokenizer().save_pretrained(model)
+    make_report(ReportConfig(casks=(cask,), models=models, output=tmp_path / "out"))
+    assert ("keep a byte for a probability" in (tmp_path / "out" / "report.md").read_text()) == codec.startswith("u8")

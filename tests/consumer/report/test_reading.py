@@ -15,6 +15,7 @@ from logitcask_consumer.held_out.reading import ContextError
 from logitcask_consumer.report.config import ReportConfig, ReportError
 from logitcask_consumer.report.make_report import make_report
 from logitcask_consumer.training.run import train
+from logitcask_schemas.cask import Cask
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from tests.support.consumer.cask_builder import (
     build_cask,
@@ -154,7 +155,7 @@ def test_documents_that_a_model_was_trained_on_are_named(place, tmp_path):
     said = []
     config = ReportConfig(casks=(place / "leaking",), models=(("s", place / "trained"),), output=tmp_path / "leaking")
     document = make_report(config, say=said.append)
-    assert document["models"][0]["trained_on"] == {"status": "checked", "documents": 1, "unread": []}
+    assert document["models"][0]["trained_on"] == {"status": "checked", "documents": 1, "unread": [], "chosen_by": 0}
     assert document["warnings"][0].startswith("s was trained on 1 of the 7 documents of this report")
     assert document["warnings"][0] in said
     assert "was trained on 1 of the 7" in (tmp_path / "leaking" / "report.md").read_text()
@@ -164,6 +165,32 @@ def test_documents_that_a_model_was_trained_on_are_named(place, tmp_path):
     assert "that no training run of these models saw" in (tmp_path / "clean" / "report.md").read_text()
     whole = report(place, tmp_path / "whole", "train", "trained")
     assert whole["models"][0]["trained_on"]["documents"] == 8
+
+
+def test_documents_that_a_student_was_chosen_by_are_named(place, tmp_path):
+    shared: dict[str, Any] = {
+        "casks": (place / "train",),
+        "student": str(place / "wide"),
+        "seq_len": 96,
+        "max_steps": 2,
+    }
+    shared |= {"eval_casks": (place / "held",), "eval_every": 1}
+    train(TrainConfig(**shared, output=tmp_path / "chosen", save_steps=1, load_best=True))
+    train(TrainConfig(**shared, output=tmp_path / "last", save_steps=1))
+    first = tmp_path / "chosen" / "checkpoints" / "checkpoint-1"
+    models = (("chosen", tmp_path / "chosen"), ("last", tmp_path / "last"), ("first", first))
+    document = make_report(ReportConfig(casks=(place / "held",), models=models, output=tmp_path / "out"))
+    documents = document["cask"]["documents"]
+    assert [model["trained_on"]["chosen_by"] for model in document["models"]] == [documents, 0, 0]
+    (warning,) = document["warnings"]
+    assert warning.startswith(
+        f"chosen was chosen among its run's checkpoints by {documents} of the {documents} documents"
+    )
+    assert "that no training run of these models saw" not in (tmp_path / "out" / "report.md").read_text()
+    other = make_report(ReportConfig(casks=(place / "measured",), models=models[:1], output=tmp_path / "other"))
+    shared_texts = set(map(bytes, Cask.open(place / "held").document_ids()))
+    expected = sum(bytes(row) in shared_texts for row in Cask.open(place / "measured").document_ids())
+    assert other["models"][0]["trained_on"]["chosen_by"] == expected
 
 
 def test_a_training_cask_that_is_gone_is_said_and_shard_names_still_tell(place, tmp_path):
@@ -187,7 +214,7 @@ def test_documents_of_every_run_behind_a_model_are_looked_for(place, tmp_path):
     train(config)
     models = (("checkpoint", checkpoint), ("again", tmp_path / "again"))
     document = make_report(ReportConfig(casks=(place / "train",), models=models, output=tmp_path / "out"))
-    expected = {"status": "checked", "documents": 8, "unread": []}
+    expected = {"status": "checked", "documents": 8, "unread": [], "chosen_by": 0}
     assert [model["trained_on"] for model in document["models"]] == [expected, expected]
 
 
@@ -209,6 +236,11 @@ def test_a_report_that_cannot_be_written_is_refused_before_anything_is_read(plac
     config = ReportConfig(casks=(place / "gone",), models=(("s", place / "wide"),), output=place / output)
     with pytest.raises(ReportError, match="cannot be made or written"):
         make_report(config)
+
+
+def test_the_name_of_the_teachers_column_is_refused(place, tmp_path):
+    with pytest.raises(ReportError, match="the label 'teacher' is that of the teacher's own column"):
+        make_report(ReportConfig(casks=(place / "held",), models=(("teacher", place / "wide"),), output=tmp_path / "o"))
 
 
 def test_a_negative_seed_of_the_bootstrap_is_refused(place, tmp_path):

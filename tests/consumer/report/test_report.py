@@ -1,6 +1,7 @@
 """The report against dense truth: every metric, its kind, its interval; and the files it leaves."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from logitcask_consumer.cli.report import app
 from logitcask_consumer.data import CaskDataset, open_casks
+from logitcask_consumer.report import estimates
 from logitcask_consumer.report.config import ReportConfig, ReportError
 from logitcask_consumer.report.estimates import DocumentBootstrap
 from logitcask_consumer.report.evaluate import evaluate_model, evaluate_teacher, measure, teacher_columns
@@ -204,6 +206,30 @@ def test_calibration_error():
     bootstrap = DocumentBootstrap(documents)
     assert bootstrap.calibration_error(confidence, calibrated).value < 0.03
     assert bootstrap.calibration_error(confidence, np.zeros_like(confidence)).value == pytest.approx(0.5, abs=0.02)
+
+
+def test_resamples_in_blocks_are_those_in_one(monkeypatch):
+    """Against the multinomial times, in float64 and at once."""
+    rng = np.random.default_rng(4)
+    documents = np.repeat(np.arange(37), rng.integers(1, 9, 37)).astype(np.int32)
+    values = rng.normal(size=len(documents)).astype(np.float32)
+    times = np.random.default_rng(5).multinomial(37, np.full(37, 1 / 37), size=300).astype(np.float64)
+    sums, sizes = np.bincount(documents, weights=values), np.bincount(documents)
+    means = (times @ sums) / (times @ sizes)
+    for numbers in (1, 370, 2**22):
+        monkeypatch.setattr(estimates, "_BLOCK_NUMBERS", numbers)
+        found: Any = DocumentBootstrap(documents, seed=5, resamples=300).mean(values)
+        assert [found.low, found.high] == pytest.approx(list(np.quantile(means, [0.025, 0.975])), rel=1e-12)
+        assert found.standard_error == pytest.approx(means.std(ddof=1), rel=1e-12)
+
+
+def test_resamples_of_many_documents_take_a_byte_each():
+    tracemalloc.start()
+    bootstrap = DocumentBootstrap(np.arange(20_000, dtype=np.int32))
+    bootstrap.mean(np.ones(20_000, dtype=np.float32))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2000 * 20_000 * 4  # in float64 they alone would take twice that
 
 
 def test_a_single_document_has_no_interval():

@@ -172,7 +172,7 @@ def test_weights_by_the_entropy_refuse(imported, teacher, tmp_path, weight):
 def test_reports_refuse(imported, teacher, tmp_path):
     with pytest.raises(ReportError, match="--held-out"):
         make_report(
-            ReportConfig(casks=(imported,), models=(("teacher", teacher[0]),), output=tmp_path / "report"),
+            ReportConfig(casks=(imported,), models=(("same", teacher[0]),), output=tmp_path / "report"),
             say=lambda line: None,
         )
 

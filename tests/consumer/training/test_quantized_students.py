@@ -214,7 +214,12 @@ def test_a_model_that_was_rounded_without_training_keeps_what_it_was_trained_on(
     code, said = command(config.output, "--scheme", INT4, "--output", tmp_path / "rounded")
     assert code == 0, said
     cask = Cask.open(place / "cask")
-    assert trained_on(tmp_path / "rounded", [cask]) == {"status": "checked", "documents": len(cask), "unread": []}
+    assert trained_on(tmp_path / "rounded", [cask]) == {
+        "status": "checked",
+        "documents": len(cask),
+        "unread": [],
+        "chosen_by": 0,
+    }
     assert extra_ids_of(tmp_path / "rounded") == "mask"
     assert earlier_runs(tmp_path / "rounded") == earlier_runs(config.output)
     code, said = command(place / "teacher", "--scheme", INT4, "--output", tmp_path / "untrained")
