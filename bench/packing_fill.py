@@ -112,7 +112,8 @@ def lengths(tokenizer: Any, documents: Sequence[str]) -> NDArray[np.int64]:
 
 def main() -> None:
     """Pack every kind of documents at every sequence length."""
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # modules are longer than the model's context, which nobody asks for
+    # Modules are longer than the model's context, of which the tokenizer would warn.
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     tokenizer = transformers.AutoTokenizer.from_pretrained(fetch_model("smollm2-135m"))
     report = Report(__file__, "transformers")
     for kind, documents in texts().items():
