@@ -49,8 +49,8 @@ def train(
         str,
         typer.Option(
             "--student",
-            help="from-teacher:layers=10 (or layer numbers; also heads=6,mlp=1024,hidden=384), a model folder or Hub "
-            "id, or a config.json.",
+            help="from-teacher:layers=10 (or layer numbers; heads=, mlp= and hidden= too, after a comma each), a model "
+            "folder or Hub id, or a config.json; docs/students.md.",
             show_default=False,
             parser=nonempty_text,
             metavar="TEXT",
@@ -134,8 +134,8 @@ def train(
         str | None,
         typer.Option(
             "--lora",
-            help="Train adapters only: 'rank=16,alpha=32,dropout=0,targets=all-linear' or targets=q_proj+v_proj; "
-            "kind=dora.",
+            help="Train adapters only: rank=16,alpha=32 and, after a comma each, dropout=0, targets=q_proj+v_proj "
+            "(default all-linear) or kind=dora.",
         ),
     ] = None,
     quantize: Annotated[

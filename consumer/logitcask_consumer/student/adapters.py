@@ -5,6 +5,8 @@ The base stays as it is and is not saved again; what is trained and saved are th
 
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -87,7 +89,8 @@ class LoraSpec:
         )
         torch.manual_seed(seed)
         try:
-            adapted: Any = get_peft_model(model, config)
+            with _quiet_peft():
+                adapted: Any = get_peft_model(model, config)
         except ValueError as error:
             raise ModelError(f"{type(model).__name__} cannot be given adapters of {self.targets!r}: {error}") from error
         adapted.peft_config["default"].base_model_name_or_path = str(base.resolve())
@@ -141,6 +144,17 @@ def with_adapters(model: Any, folder: Path) -> Any:
     return _loaded(model, folder).get_base_model()
 
 
+@contextmanager
+def _quiet_peft() -> Iterator[None]:
+    """Without the warning that peft asks transformers for something by an old name, of which no user can do anything.
+
+    Warnings that are filtered inside come back at its end.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        yield
+
+
 def _loaded(base: Any, folder: Path) -> Any:
     """Peft's model of a base and the adapters of a folder, every weight of which has its place.
 
@@ -151,7 +165,7 @@ def _loaded(base: Any, folder: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with warnings.catch_warnings():
+        with _quiet_peft():
             # Peft warns of what is missing and passes over what is too much; both are refused below.
             warnings.filterwarnings("ignore", message="Found missing adapter keys")
             # Not by transformers' load_adapter, which does not find the lengths of DoRA under the name that peft saves.

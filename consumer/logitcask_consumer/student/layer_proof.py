@@ -13,6 +13,7 @@ student would train, from weights that no longer mean what they did. So the mode
 
 import tempfile
 from collections.abc import Iterator, Mapping
+from textwrap import shorten
 from typing import Any, Final
 
 import torch
@@ -25,6 +26,8 @@ from logitcask_schemas.errors import ModelError
 
 _TOLERANCE: Final = 1e-5
 """Of the largest value; the same operations on the same numbers."""
+_LONGEST: Final = 300
+"""Characters of another library's message that are repeated."""
 _NOT_SETTINGS: Final = frozenset(
     {"training", "layer_idx", "layer_id", "layer_number", "layer_index", "block_idx", "num_hidden_layers"}
 )
@@ -287,4 +290,4 @@ def _placed_by(model: Any) -> str:
 def first_line(error: BaseException) -> str:
     """An exception in one line, for messages: those of transformers may have many."""
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:300]
+    return shorten(f"{type(error).__name__}: {text}", _LONGEST, placeholder=" ...")

@@ -209,7 +209,7 @@ def _train(
     sequences = _sequences_per_step(config, dataset, before)
     if checkpoint is not None and phase is None:
         require_same_batch(checkpoint, steps=-(-len(dataset) // sequences))
-    model = starting_student(config, spec, checkpoint, casks, tokenizer)
+    model = starting_student(config, spec, checkpoint, casks, tokenizer, say)
     check_context(model, config.seq_len)
     method.check(model, dataset)
     method = method.prepared(dataset, config.output, say)

@@ -1,6 +1,6 @@
 """The student that a run begins with, or goes on from, as far as training changes it; the text that it is chosen by."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,16 @@ from logitcask_consumer.student.quantization import (
 from logitcask_consumer.student.students import StudentSpec
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.record.identity import tokenizer_fingerprint
+from logitcask_schemas.terminal import counted
 
 
 def starting_student(
-    config: TrainConfig, spec: StudentSpec, checkpoint: Path | None, casks: Sequence[Cask], tokenizer: Any
+    config: TrainConfig,
+    spec: StudentSpec,
+    checkpoint: Path | None,
+    casks: Sequence[Cask],
+    tokenizer: Any,
+    say: Callable[[str], None] = lambda message: None,
 ) -> Any:
     """The student as training starts, or continues, from; of adapters the base, which no checkpoint holds.
 
@@ -33,23 +39,29 @@ def starting_student(
         checkpoint: which it goes on from; None where it begins.
         casks: of the run; by their text the teacher's heads and channels are chosen.
         tokenizer: the student's.
+        say: is told before the teacher reads text, which may take minutes.
 
     Raises:
         ModelError: it cannot be made, or loaded; or it is to be quantised, and is already.
         QuantizationError: its layers do not fit the scheme.
     """
     if config.quantize is None:
-        return _plain_student(config, spec, checkpoint, casks, tokenizer)
+        return _plain_student(config, spec, checkpoint, casks, tokenizer, say)
     origin = spec.origin(config.teacher)
     if checkpoint is None and origin is not None:
         require_unrounded(origin, what="student" if spec.parts is None else "teacher")
-    model = _plain_student(config, spec, checkpoint, casks, tokenizer)
+    model = _plain_student(config, spec, checkpoint, casks, tokenizer, say)
     fitting_layers(model, read_scheme(config.quantize))
     return model
 
 
 def _plain_student(
-    config: TrainConfig, spec: StudentSpec, checkpoint: Path | None, casks: Sequence[Cask], tokenizer: Any
+    config: TrainConfig,
+    spec: StudentSpec,
+    checkpoint: Path | None,
+    casks: Sequence[Cask],
+    tokenizer: Any,
+    say: Callable[[str], None],
 ) -> Any:
     """As `starting_student`, whatever becomes of its layers."""
     if checkpoint is not None:
@@ -59,7 +71,12 @@ def _plain_student(
     same_tokenizer = [cask for cask in casks if cask.manifest.teacher.tokenizer_fingerprint == fingerprint]
 
     def texts(tokens: int) -> list[NDArray[Any]]:
-        return cask_texts(same_tokenizer, tokens, longest=config.seq_len)
+        chosen = cask_texts(same_tokenizer, tokens, longest=config.seq_len)
+        say(
+            f"the teacher reads {counted(sum(map(len, chosen)), 'token')} of the casks' text, by which its heads and "
+            "channels are chosen; tokens=N in --student sets how many"
+        )
+        return chosen
 
     return spec.build(config.teacher, seed=config.seed, texts=texts)
 

@@ -205,6 +205,19 @@ def test_widths_go_with_layers(tmp_path):
             assert torch.equal(value, narrow.model.layers[theirs].state_dict()[name])
 
 
+def test_large_states_are_no_reason_to_refuse():
+    """States of 1e7 leave float32 few digits for what else is in them; float64 has enough."""
+    model = wide("llama", mlp_bias=True, intermediate_size=512)  # so wide that sums over fewer are rounded differently
+    with torch.no_grad():
+        first, second = (model.model.layers[number].mlp.down_proj.bias for number in (0, 1))
+        first.copy_(torch.linspace(-1e7, 1e7, 32))
+        second.copy_(-first)
+    whole = deepcopy(model)
+    student = student_of(model, "heads=2,mlp=130")
+    assert all(parameter.dtype == torch.float32 for parameter in student.parameters())
+    assert torch.equal(student.model.layers[0].mlp.down_proj.bias, whole.model.layers[0].mlp.down_proj.bias)
+
+
 @pytest.mark.parametrize(
     ("kind", "more", "text", "message"),
     [
@@ -215,7 +228,7 @@ def test_widths_go_with_layers(tmp_path):
         ("gpt2", {"n_embd": 32, "n_head": 2, "n_layer": 3, "n_positions": 64}, "heads=2", "GPT2"),
         ("llama", {}, "heads=3", "kept together, so 2, 4 are possible"),
         ("llama", {}, "mlp=49", "mlp=49 was asked for; the teacher has 48"),
-        ("llama", {}, "hidden=30", "hidden size"),
+        ("llama", {}, "hidden=30", r"not a multiple of the number of attention heads \(4\)\.\)\. Choose other widths$"),
     ],
 )
 def test_what_cannot_be_made_narrower_is_refused(kind, more, text, message):
@@ -250,9 +263,11 @@ def test_a_run_chooses_by_its_casks_text(place, tmp_path):
         batch_tokens=256,
         max_steps=2,
     )
-    train(config)
+    said: list[str] = []
+    train(config, say=said.append)
     text = cask_texts(open_casks([place / "cask"], tokenizer_fingerprint=None), 300, longest=64)
     assert 300 <= sum(map(len, text)) < 600
+    assert said[0].startswith(f"the teacher reads {sum(map(len, text)):,} tokens of the casks' text")
     by_hand = StudentSpec.parse(config.student).build(place / "teacher", seed=0, texts=lambda tokens: text)
     initial = load_model(tmp_path / "out" / "initial")
     shape = initial.config

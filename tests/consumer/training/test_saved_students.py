@@ -19,11 +19,7 @@ from tests.support.consumer.cask_builder import tiny_model, tiny_tokenizer
 from tests.support.consumer.resume_worker import require_resumed_alike
 
 pytest.importorskip("peft")
-# peft reads a property that transformers has renamed, and warns of adapters on tied weights.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*tie.*:UserWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*tie.*:UserWarning")  # peft's, of adapters on tied weights
 IDS = torch.arange(3, 30)[None]
 
 
