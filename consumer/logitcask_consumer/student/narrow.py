@@ -74,9 +74,9 @@ def _fresh(model: Any, shape: ModelShape, after: ModelShape) -> Any:
         require_config_lasts(student, model)
     except (LayersDifferError, *FAILURES) as error:
         wanted = ", ".join(f"{name}={value}" for name, value in widths.items())
+        reason = first_line(error.__cause__ or error)
         raise WidthError(
-            f"{type(model.config).__name__} does not describe a model of {wanted} ({first_line(error.__cause__ or error)}). "
-            "Choose other widths"
+            f"{type(model.config).__name__} does not describe a model of {wanted} ({reason}). Choose other widths"
         ) from error
     return student
 
