@@ -231,9 +231,7 @@ def merged(base: Any, folder: Path, *, asked: str = "--merge") -> Any:
     """
     adapted = _loaded(base, folder)
     require_mergeable(adapted, asked=asked)
-    model = adapted.merge_and_unload(safe_merge=True)
-    del model.peft_config  # peft leaves it there, and takes adapters that come later for second ones
-    return model.requires_grad_(True)
+    return adapted.merge_and_unload(safe_merge=True).requires_grad_(True)
 
 
 def freeze_head(model: Any) -> None:
