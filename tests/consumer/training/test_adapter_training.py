@@ -197,7 +197,7 @@ def test_adapters_that_cannot_be_merged_are_no_student(config, tmp_path):
     ("text", "message"),
     [
         ("r=4", "cannot read 'r=4'"),
-        ("rank=four", "is a number"),
+        ("rank=four", "is a whole number"),
         ("rank=0", "at least 1"),
         ("dropout=1", "below 1"),
         ("targets=", "with targets"),
