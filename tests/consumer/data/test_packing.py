@@ -5,7 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logitcask_consumer.data import EMPTY, ShardBlockSampler, WindowError, Windows, pack_alone, pack_best_fit
+from logitcask_consumer.data import (
+    EMPTY,
+    ShardBlockSampler,
+    WindowError,
+    Windows,
+    pack,
+    pack_alone,
+    pack_best_fit,
+    pack_fullest,
+)
 
 lengths = st.lists(st.integers(0, 300), min_size=1, max_size=40)
 
@@ -57,6 +66,61 @@ def test_best_fit_equals_the_plain_algorithm(slots, capacity):
     assert sorted(packs.windows_W.tolist()) == list(range(len(slots)))
     rooms = sorted(capacity - sum(slots[w] for w in packs[b]) for b in range(len(packs)))
     assert rooms == reference_best_fit(slots, capacity)
+
+
+def reference_fullest(slots, capacity):
+    """The slots of each sequence: the largest window left, and of all sums that others have the one nearest to full."""
+    slots, filled = sorted(slots), []
+    while slots:
+        sums = {slots.pop(): ()}
+        largest = next(iter(sums))
+        for place, size in enumerate(slots):
+            sums |= {
+                total + size: (*places, place)
+                for total, places in list(sums.items())
+                if total + size <= capacity and total + size not in sums
+            }
+        fullest = max(sums)
+        for place in reversed(sums[fullest]):
+            slots.pop(place)
+        filled.append((largest, fullest))
+    return filled
+
+
+@given(st.lists(st.integers(1, 50), max_size=60), st.integers(50, 80), st.sampled_from(["large", "small"]))
+def test_each_sequence_is_as_full_as_what_is_left_allows(slots, capacity, beside):
+    packs = pack_fullest(np.array(slots, dtype=np.int64), capacity=capacity, beside=beside)
+    assert sorted(packs.windows_W.tolist()) == list(range(len(slots)))
+    left = list(slots)
+    for sequence in range(len(packs)):
+        sizes = [slots[window] for window in packs[sequence]]
+        assert (max(sizes), sum(sizes)) == reference_fullest(left, capacity)[0]
+        for size in sizes:
+            left.remove(size)
+
+
+@given(st.lists(st.integers(1, 50), max_size=200), st.integers(50, 80))
+def test_packing_takes_the_best_of_all(slots, capacity):
+    slots_W = np.array(slots, dtype=np.int64)
+    packs = pack(slots_W, capacity=capacity)
+    assert sorted(packs.windows_W.tolist()) == list(range(len(slots)))
+    assert all(sum(slots[window] for window in packs[sequence]) <= capacity for sequence in range(len(packs)))
+    fullest = [pack_fullest(slots_W, capacity=capacity, beside=beside) for beside in ("large", "small")]
+    assert len(packs) == min(map(len, [pack_best_fit(slots_W, capacity=capacity), *fullest]))
+
+
+@pytest.mark.parametrize(
+    ("slots", "capacity", "best_fit", "fewest"),
+    [
+        ([4, 4, 3, 3, 3, 3], 10, 3, 2),  # two large ones together leave what nothing fits
+        ([8, 7, 6, 5, 3, 2, 2, 2, 1], 12, 3, 3),
+        ([45, 45, 35, 35, 20, 20, 20, 20, 20, 20], 80, 4, 4),
+    ],
+)
+def test_windows_of_like_sizes_are_packed_as_well_as_can_be(slots, capacity, best_fit, fewest):
+    slots_W = np.array(slots, dtype=np.int64)
+    assert len(pack_best_fit(slots_W, capacity=capacity)) == best_fit
+    assert len(pack(slots_W, capacity=capacity)) == fewest
 
 
 def test_packing_alone():
