@@ -53,7 +53,7 @@ def read_parameters(text: str, kind: type[Any], *, subject: str, wrong: type[Log
         text: what was written.
         kind: the dataclass.
         subject: whose parameters these are, for messages.
-        wrong: is raised where there is no such parameter, or the value is not one it can have.
+        wrong: is raised where there is no such parameter, one stands there twice, or the value is none it can have.
     """
     hints = get_type_hints(kind)
     types = {field.name: hints[field.name] for field in _parameters(kind)}
@@ -67,6 +67,8 @@ def read_parameters(text: str, kind: type[Any], *, subject: str, wrong: type[Log
                 f"name=value{quoted}"
             )
         key = argument["key"]
+        if key in values:
+            raise wrong(f"{subject}: {key} stands there twice")
         values[key] = _value(f"{subject}: {key}", argument["value"].rstrip(), types[key], wrong)
         at = argument.end()
     return values
@@ -110,4 +112,4 @@ def _value(subject: str, text: str, kind: object, wrong: type[LogitcaskError]) -
     try:
         return int(text) if kind is int else float(text)
     except ValueError:
-        raise wrong(f"{subject} is a number, got {text!r}") from None
+        raise wrong(f"{subject} is a {'whole ' if kind is int else ''}number, got {text!r}") from None

@@ -74,7 +74,8 @@ def _read_yaml(path: Path) -> list[tuple[str, Any]]:
     import yaml
 
     try:
-        root = yaml.compose(path.read_text(), yaml.SafeLoader)
+        # As bytes: YAML is UTF-8, or UTF-16 with a mark, whatever the machine's locale is.
+        root = yaml.compose(path.read_bytes(), yaml.SafeLoader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise typer.BadParameter(f"{path} cannot be read: {error}") from error
     if not isinstance(root, yaml.MappingNode):

@@ -12,13 +12,14 @@ from markdown_it.renderer import RendererProtocol
 from markdown_it.token import Token
 
 from logitcask_consumer.report import plots
+from logitcask_consumer.report.series import COLOURS
 
 _TEMPLATES: Final = Path(__file__).parent / "templates"
 _COLOURS: Final = {
     plots.INK: "ink",
     plots.GRID: "grid",
     plots.TEACHER: "quiet",
-    **{colour: f"series-{number}" for number, colour in enumerate(plots.COLOURS, start=1)},
+    **{colour: f"series-{number}" for number, colour in enumerate(COLOURS, start=1)},
 }
 """Colours of the plots -> the page's names for them, which have other values in the dark."""
 _IDENTIFIER: Final = re.compile(r'(\bid="|url\(#|href="#)')

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
+from logitcask_consumer.report.series import COLOURS, INSIDE, Look, add_legend, looks, shortened
+
 INK, GRID, TEACHER = "#22272e", "#d8dee6", "#8a94a3"
-COLOURS = ("#c2410c", "#2563eb", "#15803d", "#7c3aed", "#b45309", "#0e7490")
 _STYLE: Any = {
     "axes.edgecolor": GRID,
     "axes.grid": True,
@@ -40,11 +41,9 @@ _STYLE: Any = {
 _HEADLINES: Final = (
     (("kl", "kl_bound"), "KL to the teacher", "nats per token, less is better", "{:.2f}"),
     (("agreement",), "Same top token", "share of positions, more is better", "{:.1%}"),
-    (("acceptance", "greedy_acceptance"), "Acceptance as a draft", "share of drafted tokens, more is better", "{:.1%}"),
+    (("acceptance", "greedy_acceptance"), "Acceptance as a draft", "share of drafts, more is better", "{:.1%}"),
 )
 """A panel each: its metrics, of which the first that is known is shown, its title, its unit, the form of its values."""
-_LABEL_CHARACTERS: Final = 28
-"""Longer names of models are cut beside bars, which need the room."""
 
 
 def headlines(path: Path, document: dict[str, Any]) -> str:
@@ -71,18 +70,19 @@ def headlines(path: Path, document: dict[str, Any]) -> str:
                 np.array([_end(estimate, end) for estimate in estimates]) for end in ("low", "value", "high")
             )
             ends = np.abs(np.stack([lows, highs]) - values)
-            axes.barh(places, values, xerr=ends, color=_cycle(len(models)), height=0.62, ecolor=INK, alpha=0.85)
+            colours = [look.colour for look in looks(len(models))]
+            axes.barh(places, values, xerr=ends, color=colours, height=0.62, ecolor=INK, alpha=0.85)
             farthest = max([1e-9, *highs[np.isfinite(highs)]])
             for place, value, high in zip(places, values, highs, strict=True):
                 words = (form.format(value), high) if np.isfinite(value) else ("no number", 0.0)
                 axes.text(max(0.0, words[1]) + 0.03 * farthest, place, words[0], va="center", fontsize=9)
             bound = ", at least" if kinds[name] == "lower bound" else ""
             axes.set_title(title + bound)
-            axes.set_xlabel(unit, fontsize=9)
+            axes.set_xlabel(unit, fontsize=8)
             axes.set_xlim(min([0.0, *lows[np.isfinite(lows)]]), 1.3 * farthest)
             axes.grid(visible=False, axis="y")
             axes.set_ylim(len(models) - 0.4, -0.6)
-            axes.set_yticks(places, [_cut(model["label"]) for model in models])
+            axes.set_yticks(places, [shortened(model["label"]) for model in models])
         return _saved(figure, path)
 
 
@@ -92,17 +92,13 @@ def _end(estimate: dict[str, float | None], end: str) -> float:
     return float("nan") if known is None else known
 
 
-def _cut(label: str) -> str:
-    return label if len(label) <= _LABEL_CHARACTERS else label[: _LABEL_CHARACTERS - 1] + "…"
-
-
 def loss_curve(path: Path, logs: Sequence[tuple[str, list[dict[str, Any]]]], held_out: dict[str, float]) -> str:
     """Training loss over positions seen, one line per run, smoothed over the raw values; held-out values as marks.
 
     Args:
         path: the file to write.
         logs: label and lines of metrics.jsonl of each run.
-        held_out: model label -> held-out value of the same quantity.
+        held_out: model label -> held-out value of the same quantity; of many the lowest and the highest are named.
 
     Returns:
         The plot as SVG.
@@ -112,24 +108,30 @@ def loss_curve(path: Path, logs: Sequence[tuple[str, list[dict[str, Any]]]], hel
         figure = Figure(figsize=(7.2, 4.2), layout="constrained")
         axes = figure.add_subplot()
         curves = list[tuple[str, Any]]()
-        for colour, (label, lines) in zip(_cycle(len(logs)), logs, strict=True):
+        for look, (label, lines) in zip(looks(len(logs)), logs, strict=True):
             positions = np.array([line["positions"] for line in lines])
             seen = np.cumsum(positions)
             values = np.array([line[name] for line in lines])
-            axes.plot(seen, values, color=colour, alpha=0.25, linewidth=1)
-            (curve,) = axes.plot(seen, _smoothed(values, positions), color=colour, linewidth=2)
-            curves.append((f"{label}, training", curve))
+            axes.plot(seen, values, color=look.colour, alpha=0.25, linewidth=1)
+            (curve,) = axes.plot(
+                seen, _smoothed(values, positions), color=look.colour, linestyle=look.line, linewidth=2
+            )
+            curves.append((label, curve))
         lowest = min(line[name] for _, lines in logs for line in lines)
-        below = 0
+        below, told = 0, set(held_out)
+        if len(held_out) > INSIDE:
+            told = {min(held_out, key=held_out.__getitem__), max(held_out, key=held_out.__getitem__)}
         for label, value in held_out.items():
             # A model that says what the teacher says has a KL of 0, give or take: nowhere on a logarithmic axis.
             inside = value > lowest / 100
             if inside:
                 axes.axhline(value, color=TEACHER, linestyle=(0, (4, 3)), linewidth=1)
+            if label not in told:
+                continue
             axes.text(
                 0.985,
                 value if inside else 0.03 + 0.06 * below,
-                f"{label}, held out: {value:.2f}",
+                f"{shortened(label)}, held out: {value:.2f}",
                 transform=axes.get_yaxis_transform() if inside else axes.transAxes,
                 ha="right",
                 va="center",
@@ -142,7 +144,7 @@ def loss_curve(path: Path, logs: Sequence[tuple[str, list[dict[str, Any]]]], hel
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_locator(NullLocator())
-        _legend(axes, curves, loc="lower left")
+        add_legend(figure, axes, curves, inside="lower left")
         return _saved(figure, path)
 
 
@@ -212,7 +214,7 @@ def entropy(path: Path, entropy_P: NDArray[np.float32], buckets: Sequence[dict[s
             color=COLOURS[0],
         )
         left.set(title="Teacher entropy", xlabel="nats", ylabel="positions")
-        _models_over(right, [bucket["entropy"] for bucket in buckets], buckets)
+        _models_over(figure, right, [bucket["entropy"] for bucket in buckets], buckets)
         right.set(title="KL to the teacher by its entropy", xlabel="teacher entropy, nats", ylabel="nats per token")
         return _saved(figure, path)
 
@@ -231,7 +233,7 @@ def frequency(path: Path, buckets: Sequence[dict[str, Any]]) -> str:
         figure = Figure(figsize=(7.2, 3.9), layout="constrained")
         axes = figure.add_subplot()
         places = list(range(len(buckets)))
-        _models_over(axes, places, buckets)
+        _models_over(figure, axes, places, buckets)
         axes.set_xticks(places, [f"{bucket['low']:,} to {bucket['high']:,}" for bucket in buckets])
         axes.set(title="KL to the teacher by frequency of the real token", ylabel="nats per token")
         axes.set_xlabel("positions of this report with the same token")
@@ -250,17 +252,16 @@ def task_accuracies(path: Path, document: dict[str, Any]) -> str:
     """
     tasks = document["tasks"]
     rows = [(task, kind) for task in tasks["sets"] for kind in (None, *task["changed"])]
-    asked = [
-        (model["label"], model["tasks"], colour) for model, colour in zip(document["models"], _cycle(99), strict=False)
-    ]
+    models = document["models"]
+    asked = [(model["label"], model["tasks"], look) for model, look in zip(models, looks(len(models)), strict=True)]
     if tasks["teacher"] is not None:
-        asked.insert(0, ("teacher", tasks["teacher"], TEACHER))
+        asked.insert(0, ("teacher", tasks["teacher"], Look(TEACHER, "-", "o")))
     with mpl.rc_context(_STYLE):
         height = 1.4 + len(rows) * (0.2 + 0.14 * len(asked))
         figure = Figure(figsize=(7.2, height), layout="constrained")
         axes = figure.add_subplot()
         handles = list[tuple[str, Any]]()
-        for number, (label, scores, colour) in enumerate(asked):
+        for number, (label, scores, look) in enumerate(asked):
             places = np.arange(len(rows)) + 0.7 * ((number + 0.5) / len(asked) - 0.5)
             of_model = [scores[task["name"]] for task, _ in rows]
             shares = [
@@ -269,7 +270,9 @@ def task_accuracies(path: Path, document: dict[str, Any]) -> str:
             ]
             values = np.array([share["value"] for share in shares])
             ends = np.abs(np.array([[share["low"] for share in shares], [share["high"] for share in shares]]) - values)
-            points = axes.errorbar(values, places, xerr=ends, fmt="o", color=colour, markersize=4, linewidth=1.4)
+            points = axes.errorbar(
+                values, places, xerr=ends, fmt=look.mark, color=look.colour, markersize=4, linewidth=1.4
+            )
             handles.append((label, points))
         for place, (task, _) in enumerate(rows):
             if task["chance"] is not None:
@@ -279,31 +282,26 @@ def task_accuracies(path: Path, document: dict[str, Any]) -> str:
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set(title="Right answers (dashed: by chance)", xlabel="share of the questions", xlim=(-0.02, 1.02))
         axes.grid(visible=False, axis="y")
-        _legend(figure, handles, loc="outside lower center", ncols=min(4, len(asked)))
+        add_legend(figure, axes, handles, inside=None)
         return _saved(figure, path)
 
 
-def _models_over(axes: Any, x: Sequence[float], buckets: Sequence[dict[str, Any]]) -> None:
-    """A line for each model over the buckets, with its interval where all buckets have one."""
+def _models_over(figure: Any, axes: Any, x: Sequence[float], buckets: Sequence[dict[str, Any]]) -> None:
+    """A line for each model over the buckets; of a few models with their intervals, where all buckets have one."""
     labels, handles = list(buckets[0]["models"]), list[tuple[str, Any]]()
-    for colour, label in zip(_cycle(len(labels)), labels, strict=True):
+    for look, label in zip(looks(len(labels)), labels, strict=True):
         estimates = [bucket["models"][label] for bucket in buckets]
-        (line,) = axes.plot(x, [kl["value"] for kl in estimates], color=colour, marker="o", linewidth=2)
+        values = [kl["value"] for kl in estimates]
+        (line,) = axes.plot(x, values, color=look.colour, linestyle=look.line, marker=look.mark, linewidth=2)
         handles.append((label, line))
-        if all(kl["low"] is not None and kl["high"] is not None for kl in estimates):
+        known = all(kl["low"] is not None and kl["high"] is not None for kl in estimates)
+        if known and len(labels) <= INSIDE:
             bounds = [[kl[end] for kl in estimates] for end in ("low", "high")]
-            axes.fill_between(x, *bounds, color=colour, alpha=0.15, linewidth=0)
+            axes.fill_between(x, *bounds, color=look.colour, alpha=0.15, linewidth=0)
     # An estimate of a KL of nothing may be a little below it.
     axes.set_ylim(bottom=min([0.0, *(kl["value"] for bucket in buckets for kl in bucket["models"].values())]))
     if labels:
-        _legend(axes, handles, loc="best")
-
-
-def _legend(owner: Any, named: Sequence[tuple[str, Any]], **place: Any) -> None:
-    """A legend of all that is named: matplotlib itself leaves out whatever has a name that begins with `_`."""
-    legend = owner.legend([handle for _, handle in named], [str(number) for number in range(len(named))], **place)
-    for text, (name, _) in zip(legend.get_texts(), named, strict=True):
-        text.set_text(name)
+        add_legend(figure, axes, handles)
 
 
 def _saved(figure: Figure, path: Path) -> str:
@@ -330,7 +328,3 @@ def _smoothed(values: NDArray[np.float64], positions: NDArray[np.float64]) -> ND
         return np.convolve(np.pad(terms, width // 2), window, mode="valid")
 
     return sums(values * positions) / sums(positions)
-
-
-def _cycle(count: int) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(count)]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from logitcask_consumer.cross_tokenizer import AlignedDocuments
+from logitcask_consumer.cross_tokenizer.align import UnsupportedTokenizerError
 from logitcask_consumer.data import CaskDataset
 from logitcask_consumer.data.vocabulary import token_count
 from logitcask_consumer.held_out.overlap import trained_on
@@ -70,7 +71,12 @@ class Readers:
                     require_writer(label, model, self.tokenizers[label])
                     contexts += [context] if (context := context_of(model.config)) else []
             if config.teacher is not None:
-                self.aligned[label] = self._align(label, model, self.folder / fingerprints[label])
+                try:
+                    self.aligned[label] = self._align(label, model, self.folder / fingerprints[label])
+                except UnsupportedTokenizerError as error:
+                    if label in foreign:
+                        raise
+                    self.say(f"bits per byte of {label} are left out: {error}")
             del model
         if config.generate:
             if not self.readings:

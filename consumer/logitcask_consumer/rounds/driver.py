@@ -244,7 +244,7 @@ class _Run:
     def _save_student(self) -> None:
         """The student before training, where it exists nowhere else."""
         target = self.config.output / INITIAL_NAME
-        if self.spec.folder is not None or target.is_dir():
+        if self.spec.first_folder is not None or target.is_dir():
             return
         model = self.spec.build(self.teacher_folder, seed=self.config.seed)
         with explained_writes(target, "Free space and give the same command again"):
@@ -255,7 +255,7 @@ class _Run:
 
     def _student_folder(self) -> Path:
         """The student as it is now."""
-        return latest_checkpoint(self.config.output) or self.spec.folder or self.config.output / INITIAL_NAME
+        return latest_checkpoint(self.config.output) or self.spec.first_folder or self.config.output / INITIAL_NAME
 
     def _measure(self, folder: Path) -> dict[str, float]:
         """Means of a student over the held-out positions."""

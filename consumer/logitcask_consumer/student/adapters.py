@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 import torch
+from torch import nn
 
 from logitcask_consumer.notation import read_parameters
 from logitcask_consumer.run_document import INITIAL_NAME, run_folder_of, run_of
@@ -56,6 +57,11 @@ class LoraSpec:
             raise AdapterError(
                 f"lora {text!r}: rank is at least 1, alpha above 0, dropout from 0 to below 1, with targets"
             )
+        if _ALL in spec.targets.split("+")[1:] or spec.targets.startswith(f"{_ALL}+"):
+            raise AdapterError(
+                f"lora {text!r}: {_ALL} is every linear layer but the head, and stands alone: name the layers one by "
+                "one, or leave the others out"
+            )
         if spec.kind == "dora" and "lm_head" in spec.targets.split("+"):
             raise AdapterError(
                 f"lora {text!r}: the head is applied in blocks of rows, and DoRA needs its whole matrix. Leave lm_head "
@@ -79,6 +85,7 @@ class LoraSpec:
             from peft import LoraConfig, get_peft_model
         except ImportError as error:
             raise MissingExtraError("logitcask train --lora", "lora", "peft") from error
+        self._require_layers(model)
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
@@ -97,6 +104,21 @@ class LoraSpec:
         # Where the head has an adapter peft would save its base weights too, which nothing changes.
         adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
         return adapted
+
+    def _require_layers(self, model: Any) -> None:
+        """Refuse names of no layer. Peft passes over them where it finds others.
+
+        Raises:
+            ModelError: names the first, and those there are.
+        """
+        linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+        for target in [] if self.targets == _ALL else self.targets.split("+"):
+            if not any(f".{name}".endswith(f".{target}") for name, _ in model.named_modules()):
+                there = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+                raise ModelError(
+                    f"lora: {type(model).__name__} has no layer {target!r} that adapters could be given to; among its "
+                    f"linear layers are {there or 'none'}"
+                )
 
 
 def base_folder(folder: Path) -> Path:
@@ -137,10 +159,6 @@ def with_adapters(model: Any, folder: Path) -> Any:
         MissingExtraError: peft is not installed.
         ModelError: the adapters do not fit the model.
     """
-    if find_spec("peft") is None:
-        raise MissingExtraError("logitcask report", "lora", "peft")
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise ModelError(f"{folder} holds no adapter_model.safetensors; other formats of adapters are not read")
     return _loaded(model, folder).get_base_model()
 
 
@@ -159,8 +177,13 @@ def _loaded(base: Any, folder: Path) -> Any:
     """Peft's model of a base and the adapters of a folder, every weight of which has its place.
 
     Raises:
+        MissingExtraError: peft is not installed.
         ModelError: the adapters do not fit the model.
     """
+    if find_spec("peft") is None:
+        raise MissingExtraError("reading adapters", "lora", "peft")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ModelError(f"{folder} holds no adapter_model.safetensors; other formats of adapters are not read")
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import SafetensorError, safe_open
 
@@ -187,11 +210,12 @@ def _loaded(base: Any, folder: Path) -> Any:
     return adapted
 
 
-def require_mergeable(adapted: Any) -> None:
+def require_mergeable(adapted: Any, *, asked: str = "--merge") -> None:
     """Refuse adapters that would change more than their layer when they are merged into it.
 
     Args:
         adapted: a model with adapters.
+        asked: what they are merged for.
 
     Raises:
         AdapterError: the head or the input embedding has one, and they share their weights.
@@ -201,22 +225,27 @@ def require_mergeable(adapted: Any) -> None:
     with_adapter = [name for name, module in both.items() if hasattr(module, "base_layer")]
     if own is other and with_adapter:
         raise AdapterError(
-            f"--merge would change lm_head and the input embedding together: {' and '.join(with_adapter)} has an "
-            "adapter, and they share their weights. Leave it out of the targets, or leave --merge out"
+            f"{asked} would change lm_head and the input embedding together: {' and '.join(with_adapter)} has an "
+            f"adapter, and they share their weights. Leave it out of the targets, or leave {asked} out"
         )
 
 
-def merged(base: Any, folder: Path) -> Any:
-    """The model that the adapters of a folder make of their base, without adapters.
+def merged(base: Any, folder: Path, *, asked: str = "--merge") -> Any:
+    """The model that the adapters of a folder make of their base, without adapters; all of it may be trained.
 
     Args:
         base: the model that they belong to, in float32; its weights are changed.
         folder: of the adapters, as peft saves them.
+        asked: what they are merged for, for messages.
 
     Raises:
+        AdapterError: see `require_mergeable`.
+        MissingExtraError: peft is not installed.
         ModelError: the adapters do not fit the model.
     """
-    return _loaded(base, folder).merge_and_unload(safe_merge=True)
+    adapted = _loaded(base, folder)
+    require_mergeable(adapted, asked=asked)
+    return adapted.merge_and_unload(safe_merge=True).requires_grad_(True)
 
 
 def freeze_head(model: Any) -> None:

@@ -8,8 +8,9 @@ import torch
 from safetensors import SafetensorError
 
 from logitcask_consumer.run_document import RUN_NAME, latest_checkpoint
-from logitcask_consumer.student.adapters import ADAPTER_NAME, base_folder, with_adapters
+from logitcask_consumer.student.adapters import ADAPTER_NAME, base_folder, merged, with_adapters
 from logitcask_consumer.student.layer_proof import FAILURES, first_line
+from logitcask_consumer.student.quantization import require_unquantized
 from logitcask_schemas.errors import ModelError
 from logitcask_schemas.model_source import require_all_weights
 from logitcask_schemas.record.identity import tokenizer_fingerprint
@@ -40,6 +41,24 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> Any:
         return _loaded(folder, dtype)
     base = base_folder(folder)
     return with_adapters(_loaded(base, dtype), folder)
+
+
+def load_whole(folder: Path, *, what: str) -> Any:
+    """As `load_model` in float32, adapters merged into their base, to be trained or cut to a student.
+
+    Args:
+        folder: of a model, or of adapters.
+        what: it is to be, for messages.
+
+    Raises:
+        AdapterError: the adapters would change more than their layers.
+        ModelError: as `load_model`; or the base of adapters is quantised.
+    """
+    if (folder / "config.json").is_file() or not (folder / ADAPTER_NAME).is_file():
+        return load_model(folder)
+    base = base_folder(folder)
+    require_unquantized(base, what=f"base of the {what}")
+    return merged(_loaded(base, torch.float32), folder, asked=f"the {what} {folder}")
 
 
 def _loaded(folder: Path, dtype: torch.dtype) -> Any:

@@ -5,7 +5,7 @@ A student is written as one string:
     from-teacher:layers=10        10 layers of the teacher, evenly spread, the first and the last among them
     from-teacher:layers=0,4,9     exactly these layers of the teacher
     from-teacher:heads=6,mlp=1024 narrower layers of the teacher; see `from_teacher.TeacherParts`
-    path of a folder              a Hugging Face model folder with weights
+    path of a folder              a Hugging Face model folder with weights, or with adapters, merged into their base
     ORGANISATION/NAME[@REVISION]  a repository of the Hugging Face Hub, downloaded or in its cache on this machine
     path of a config.json         that architecture, freshly initialised
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from logitcask_consumer.student.from_teacher import FROM_TEACHER, StudentSpecError, TeacherParts, Texts
-from logitcask_consumer.student.loading import load_model, model_of_config, require_model_folder
+from logitcask_consumer.student.loading import load_whole, model_of_config, require_model_folder
 from logitcask_consumer.student.quantization import require_unquantized
 from logitcask_schemas.model_source import find_model, is_hub_id
 
@@ -64,6 +64,12 @@ class StudentSpec:
         """The folder that the student's first weights come from; None of a fresh one."""
         return self.folder if self.parts is None else teacher
 
+    @property
+    def first_folder(self) -> Path | None:
+        """The folder that holds the student as it is before training; None where it is made, and kept by the run."""
+        is_adapter = self.folder is not None and not (self.folder / "config.json").is_file()
+        return None if is_adapter else self.folder
+
     def tokenizer_folder(self, teacher: Path | None) -> Path:
         """The folder whose tokenizer the student uses.
 
@@ -91,16 +97,17 @@ class StudentSpec:
             StudentSpecError: the parts asked for do not exist, or the teacher's folder or the text is needed and
                 missing.
             ModelError: a folder or config is not a causal LM, or the teacher is quantised.
+            AdapterError: the folder's adapters cannot be merged into their base.
         """
         if self.parts is not None:
             if teacher is None:
                 raise StudentSpecError(
                     f"student {self.text!r} takes weights from the teacher; name its folder with --teacher"
                 )
-            whole = load_model(_whole(teacher, "teacher"))
+            whole = load_whole(_whole(teacher, "teacher"), what="teacher")
             return self.parts.student(whole, teacher, texts)
         if self.folder is not None:
-            return load_model(self.folder)
+            return load_whole(self.folder, what="student")
         assert self.config is not None
         return model_of_config(self.config, seed)
 

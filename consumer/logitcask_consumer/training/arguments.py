@@ -211,9 +211,13 @@ def _activation_checkpointing(on: bool) -> dict[str, Any]:
 
 
 def require_trackers(names: tuple[str, ...]) -> None:
-    """Raise TrainConfigError where a tracker is not known, or not installed."""
+    """Raise TrainConfigError where a tracker is not known, or not installed, or stands beside `all` or `none`."""
     for name in names:
         if name in ("all", "none"):
+            if len(names) > 1:
+                raise TrainConfigError(
+                    f"report_to: {name} stands alone, got {', '.join(names)}; name the trackers that are meant"
+                )
             continue
         if name not in INTEGRATION_TO_CALLBACK:
             raise TrainConfigError(

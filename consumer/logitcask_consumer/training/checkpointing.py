@@ -20,6 +20,7 @@ from logitcask_consumer.hints.checkpoints import (
 )
 from logitcask_consumer.processes import raise_together
 from logitcask_consumer.run_document import PARTIAL_NAME, RunFolderError, RunWriteError, explained_writes
+from logitcask_consumer.student.adapters import ADAPTER_NAME
 from logitcask_consumer.student.loading import load_model
 from logitcask_consumer.student.sharded_state import (
     has_shards,
@@ -113,7 +114,8 @@ class CheckpointingTrainer(Trainer):
         """As transformers, also where student or checkpoint are spread, and with the learned projections of hints.
 
         Raises:
-            RunFolderError: the checkpoint is not complete, or lacks the projections.
+            RunFolderError: the checkpoint is not complete, or lacks weights or the projections.
+            ModelError: it cannot be loaded.
         """
         checkpoint = Path(resume_from_checkpoint)
         if has_shards(checkpoint):
@@ -122,8 +124,10 @@ class CheckpointingTrainer(Trainer):
         with hints_apart(self.model):
             if is_sharded(self.model):
                 spread_student(self.model, load_model(checkpoint).state_dict())
-            else:
+            elif (checkpoint / ADAPTER_NAME).is_file():
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
+            else:
+                _take_weights(self.model if model is None else model, checkpoint)
         load_projections(self.model, checkpoint)
 
     def take_student(self, checkpoint: Path) -> None:
@@ -142,9 +146,9 @@ class CheckpointingTrainer(Trainer):
         self.take_student(checkpoint)
 
     def _load_best_model(self) -> None:
-        """As transformers, also of spread students."""
+        """As transformers does with adapters; whole students as they are loaded everywhere here."""
         best = str(self.state.best_model_checkpoint)
-        if is_sharded(self.model) or has_shards(Path(best)):
+        if is_sharded(self.model) or not (Path(best) / ADAPTER_NAME).is_file():
             self._load_from_checkpoint(best)
         else:
             super()._load_best_model()
@@ -176,6 +180,25 @@ class CheckpointingTrainer(Trainer):
 
 _OPTIMIZER, _SCHEDULE = "optimizer.pt", "scheduler.pt"
 """As transformers names them."""
+
+
+def _take_weights(model: Any, checkpoint: Path) -> None:
+    """Give a whole student the weights of a checkpoint.
+
+    Not by `load_state_dict` of the file, as transformers does: a family may keep its experts in one tensor in memory
+    and each for itself in the file, and those would stay what they were.
+
+    Raises:
+        RunFolderError: the checkpoint lacks a weight of the student.
+        ModelError: it cannot be loaded.
+    """
+    lacking = set(model.load_state_dict(load_model(checkpoint).state_dict(), strict=False).missing_keys)
+    if names := sorted(lacking & {name for name, _ in model.named_parameters()}):
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise RunFolderError(
+            f"{checkpoint} lacks {names[0]}{others} of {type(model).__name__}: it is of another student. Name another "
+            "checkpoint (--resume)"
+        )
 
 
 def _plain(optimizer: Any) -> Any:

@@ -234,7 +234,7 @@ def _train(
     args.run_document = for_trackers(document)
     if team.is_main_process:
         partial_folder(config.output)
-        if checkpoint is None and spec.folder is None:
+        if checkpoint is None and spec.first_folder is None:
             advice = "Free space and give the same command again"
             with explained_writes(config.output / INITIAL_NAME, advice):
                 model.save_pretrained(config.output / INITIAL_NAME)

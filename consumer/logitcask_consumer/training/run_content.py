@@ -124,7 +124,7 @@ class TrainResult:
         saved = config.output / INITIAL_NAME
         return cls(
             output=config.output,
-            initial=saved if saved.is_dir() else spec.folder,
+            initial=saved if saved.is_dir() else spec.first_folder,
             run=run,
             resumed_from=checkpoint,
             already_finished=already_finished,

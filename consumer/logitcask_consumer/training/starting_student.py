@@ -65,7 +65,7 @@ def _plain_student(
 ) -> Any:
     """As `starting_student`, whatever becomes of its layers."""
     if checkpoint is not None:
-        folder = checkpoint if config.lora is None else spec.folder or config.output / INITIAL_NAME
+        folder = checkpoint if config.lora is None else spec.first_folder or config.output / INITIAL_NAME
         return load_model(folder)
     fingerprint = tokenizer_fingerprint(tokenizer)
     same_tokenizer = [cask for cask in casks if cask.manifest.teacher.tokenizer_fingerprint == fingerprint]
@@ -96,7 +96,7 @@ def trained_part(model: Any, config: TrainConfig, spec: StudentSpec) -> Any:
         ModelError: the model has no such layers.
     """
     if config.lora is not None:
-        base = spec.folder or config.output / INITIAL_NAME
+        base = spec.first_folder or config.output / INITIAL_NAME
         model = LoraSpec.parse(config.lora).applied(model, base=base, seed=config.seed)
         if config.merge:
             require_mergeable(model)

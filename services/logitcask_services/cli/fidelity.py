@@ -1,6 +1,7 @@
 """`logitcask fidelity`: what lies between a teacher and the records of it, in nats."""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -106,6 +107,8 @@ def fidelity(
     from logitcask_services.fidelity import Sample
     from logitcask_services.teachers.outline import outline
 
+    if output is not None:
+        _require_writable(output)
     folder = ModelFolder.open(teacher)
     facts = outline(folder, max_model_len)
     if facts is None:
@@ -140,6 +143,22 @@ def fidelity(
         typer.echo(json.dumps(report.as_dict()))
     else:
         show(report)
+
+
+def _require_writable(output: Path) -> None:
+    """Refuse a folder that cannot be made or written, before anything is measured for nothing; makes nothing.
+
+    Raises:
+        OptionError: says why.
+    """
+    standing = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=standing):
+            pass
+    except OSError as error:
+        raise OptionError(
+            f"--output {output} cannot be made or written: {standing}: {error.strerror}; name another folder"
+        ) from error
 
 
 def _of_lines(path: Path, facts: "TeacherFacts", chosen: dict[str, Any], positions: int) -> "Sample":

@@ -77,6 +77,10 @@ def require_draft(teacher: ModelFolder, draft: Path, *, tokens: int) -> ModelFol
     """
     if not draft.exists():
         raise ModelError(f"--draft {draft}: no such folder; expected that of a student, with config.json and weights")
+    if (draft / "adapter_config.json").is_file() and not (draft / "config.json").is_file():
+        raise ModelError(
+            f"--draft {draft} holds adapters alone, and vLLM drafts with a whole model: train the student with --merge"
+        )
     try:
         folder = ModelFolder.open(draft)
     except ModelError as error:

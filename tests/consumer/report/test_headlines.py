@@ -5,7 +5,9 @@ import re
 import pytest
 
 from logitcask_consumer.report import plots
+from logitcask_consumer.report.series import looks, shortened
 
+saved = plots._saved
 UNBIASED = {"kl": "unbiased", "kl_bound": "lower bound", "agreement": "exact", "acceptance": "unbiased"}
 
 
@@ -48,8 +50,36 @@ def test_odd_values_are_drawn(tmp_path, kl):
 
 
 def test_models_with_tokens_of_their_own_are_left_out_and_long_names_are_cut(tmp_path):
-    models = [{"label": "own tokens", "metrics": {}}, model("n" * 200, estimate(1.0))]
+    models = [{"label": "own tokens", "metrics": {}}, model("a" * 100 + "z" * 100, estimate(1.0))]
     shown = words(plots.headlines(tmp_path / "h.png", {"models": models, "kinds": UNBIASED}))
     assert "own tokens" not in shown
-    assert "n" * 27 + "…" in shown
-    assert "n" * 28 not in "".join(shown)
+    assert "a" * 13 + "…" + "z" * 14 in shown
+    assert "a" * 14 not in "".join(shown)
+
+
+THIRTY = [f"a student with a long name that all of them share, number {number}" for number in range(30)]
+
+
+def test_thirty_models_have_looks_of_their_own_and_names_that_differ():
+    assert len(set(looks(30))) == 30
+    assert len(set(map(shortened, THIRTY))) == 30
+    assert {len(shortened("x" * length)) for length in (28, 29, 30, 300)} == {28}
+    assert shortened("short") == "short"
+
+
+@pytest.mark.parametrize("count", [1, 6, 7, 30])
+def test_the_models_of_a_plot_leave_room_for_its_lines(tmp_path, monkeypatch, count):
+    """Matplotlib warns, and warnings are errors, where a legend leaves a plot none."""
+    figures = []
+    monkeypatch.setattr(plots, "_saved", lambda figure, path: figures.append(figure) or saved(figure, path))
+    bucket = {"low": 1, "high": 2, "models": {label: estimate(1.0, 0.5, 2.0) for label in THIRTY[:count]}}
+    shown = words(plots.frequency(tmp_path / "f.png", [bucket, {**bucket, "low": 3}]))
+    assert [shown.count(shortened(label)) for label in THIRTY[:count]] == [1] * count
+    lines = [{"positions": 10, "kl": 2.0 - step} for step in (0.0, 0.5)]
+    held_out = {label: 1.0 + place / 10 for place, label in enumerate(THIRTY[:count])}
+    shown = words(plots.loss_curve(tmp_path / "c.png", [(label, lines) for label in THIRTY[:count]], held_out))
+    named = [label for label in held_out if f"{shortened(label)}, held out: {held_out[label]:.2f}" in shown]
+    assert named == (THIRTY[:count] if count <= 6 else [THIRTY[0], THIRTY[count - 1]])
+    for figure in figures:
+        for axes in figure.axes:
+            assert axes.get_window_extent().height > 0.4 * 3.9 * figure.dpi

@@ -139,7 +139,7 @@ def test_schemes_are_read_as_they_are_written(monkeypatch):
         ("int3", "there is no quantisation 'int3' of weights; there are: fp8, int4"),
         ("int4:group=1", "at least 2, got 1"),
         ("int4:size=32", "its parameters are: group"),
-        ("int4:group=many", "group is a number"),
+        ("int4:group=many", "group is a whole number"),
         ("fp8:group=32", "its parameters are: none"),
     ):
         with pytest.raises(QuantizationError, match=message):

@@ -141,14 +141,70 @@ def test_a_frozen_head_stays_and_the_rest_learns(config, tmp_path, tied):
     assert sum(line["kl"] for line in lines[-6:]) < 0.95 * sum(line["kl"] for line in lines[:6])
 
 
+@pytest.fixture
+def adapted(config, tmp_path):
+    """A finished run's adapters, which change something."""
+    return train(replace(config, output=tmp_path / "adapted", lora="rank=2,targets=q_proj+up_proj")).output
+
+
+@torch.no_grad()
+def logits(folder):
+    return load_model(folder)(input_ids=torch.arange(3, 20)[None]).logits
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"lora": None},
+        {"lora": "rank=2,targets=q_proj"},
+        {"lora": "rank=2,targets=q_proj", "merge": True},
+        {"lora": None, "quantize": "int4:group=16"},
+    ],
+)
+def test_a_student_of_adapters_begins_as_the_merged_model(config, adapted, tmp_path, more):
+    """Trained whole, with adapters anew, or quantised; it is kept, and the run goes on from it."""
+    if "quantize" in more:
+        pytest.importorskip("torchao")
+    settings = replace(config, student=str(adapted), output=tmp_path / "next", max_steps=2, save_steps=1, **more)
+    result = train(settings)
+    assert result.initial == settings.output / "initial"
+    torch.testing.assert_close(logits(result.initial), logits(adapted), rtol=0, atol=1e-4)
+    assert not (result.initial / "adapter_config.json").exists()
+    assert float((logits(result.output) - logits(adapted)).abs().max()) > 1e-4, "it was trained"
+    assert (result.output / "adapter_config.json").is_file() == (more["lora"] is not None and not more.get("merge"))
+    shutil.rmtree(settings.output / "checkpoints" / "checkpoint-2")
+    (settings.output / "logitcask.json").unlink()
+    write_run(settings.output, "running", {name: value for name, value in result.run.items() if name != "status"})
+    assert train(settings).resumed_from.name == "checkpoint-1"
+
+
+def test_a_teacher_of_adapters_gives_the_merged_layers(config, adapted, tmp_path):
+    result = train(replace(config, teacher=adapted, student="from-teacher:layers=2", lora=None, max_steps=1))
+    torch.testing.assert_close(logits(result.initial), logits(adapted), rtol=0, atol=1e-4)
+
+
+def test_adapters_that_cannot_be_merged_are_no_student(config, tmp_path):
+    tiny_model(layers=2, tie_word_embeddings=True).save_pretrained(tmp_path / "tied")
+    tiny_tokenizer().save_pretrained(tmp_path / "tied")
+    adapters = train(
+        replace(config, student=str(tmp_path / "tied"), output=tmp_path / "a", lora="rank=2,targets=lm_head")
+    ).output
+    with pytest.raises(AdapterError, match=r"the student .* would change lm_head and the input embedding together"):
+        train(replace(config, student=str(adapters), output=tmp_path / "b", lora=None))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("r=4", "cannot read 'r=4'"),
-        ("rank=four", "is a number"),
+        ("rank=four", "is a whole number"),
         ("rank=0", "at least 1"),
         ("dropout=1", "below 1"),
         ("targets=", "with targets"),
+        ("rank=2,rank=3", "rank stands there twice"),
+        ("alpha=0.5", "alpha is a whole number"),
+        ("targets=all-linear+lm_head", "stands alone"),
+        ("targets=lm_head+all-linear", "stands alone"),
     ],
 )
 def test_descriptions_that_cannot_be_followed(config, text, message):
@@ -161,8 +217,10 @@ def test_what_does_not_go_together_is_refused(config, tmp_path):
     assert LoraSpec.parse("") == LoraSpec()
     with pytest.raises(TrainConfigError, match="freeze_head"):
         replace(config, freeze_head=True)
-    with pytest.raises(ModelError, match="nothing_proj"):
-        LoraSpec.parse("targets=nothing_proj").applied(tiny_model(), base=tmp_path, seed=0)
+    for targets in ("nothing_proj", "q_proj+nothing_proj"):
+        with pytest.raises(ModelError, match=r"no layer 'nothing_proj' .* linear layers are down_proj, .*, v_proj"):
+            LoraSpec.parse(f"targets={targets}").applied(tiny_model(), base=tmp_path, seed=0)
+    LoraSpec.parse("targets=layers.0.self_attn.q_proj+embed_tokens").applied(tiny_model(), base=tmp_path, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,10 @@ def test_a_tracker_that_is_not_installed_is_said_before_work_starts(config, name
 def test_every_tracker_is_looked_at(monkeypatch):
     assert {"tensorboard", "wandb", "trackio"} <= set(INTEGRATION_TO_CALLBACK)
     monkeypatch.setattr(arguments, "INTEGRATION_TO_CALLBACK", {"good": object})
-    require_trackers(("good", "none"))
+    for names in (("good", "good"), ("none",), ("all",), ()):
+        require_trackers(names)
+    for alone in ("all", "none"):
+        with pytest.raises(TrainConfigError, match=f"{alone} stands alone, got good, {alone}"):
+            require_trackers(("good", alone))
     with pytest.raises(TrainConfigError, match="no tracker 'bad'"):
         require_trackers(("good", "bad"))

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from prometheus_client.core import Metric
 
+from logitcask_schemas.errors import ModelError
 from logitcask_services.draft_check.speculation import (
     DraftCheckError,
     counts_of,
     draft_options,
     kept_of_steps,
+    require_draft,
     speculate,
 )
 from logitcask_services.engines.metrics import EngineMetrics
@@ -101,3 +103,9 @@ def test_the_engine_is_asked_for_drafts_and_statistics_beside_the_callers_option
     }
     sampled = draft_options(tmp_path, 4, sampled=True, options={})
     assert sampled["speculative_config"]["draft_sample_method"] == "probabilistic"
+
+
+def test_adapters_are_no_draft(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"holds adapters alone, .* train the student with --merge"):
+        require_draft(SimpleNamespace(), tmp_path, tokens=1)

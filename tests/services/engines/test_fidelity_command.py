@@ -114,6 +114,7 @@ def test_a_corpus_is_captured_here(tiny_llama, sample):
             "a document of 30 tokens exceeds the teacher's 16",
         ),
         (("--sample", "EMPTY_LINES"), FidelityError, "holds no document of two tokens or more"),
+        (("--cask", "CASK", "--output", "IN_A_FILE"), OptionError, "cannot be made or written"),
     ],
 )
 def test_what_cannot_be_looked_at_is_told_before_a_model_is_loaded(
@@ -121,7 +122,11 @@ def test_what_cannot_be_looked_at_is_told_before_a_model_is_loaded(
 ):
     context = ContextTokens(token_ids_C=np.arange(5, dtype=np.uint32))
     (tmp_path / "lines.jsonl").write_text("\n")
-    places = {"CASK": cask, "EMPTY_LINES": tmp_path / "lines.jsonl"}
+    places = {
+        "CASK": cask,
+        "EMPTY_LINES": tmp_path / "lines.jsonl",
+        "IN_A_FILE": tmp_path / "lines.jsonl" / "out",
+    }
     if "EMPTY" in arguments:
         places["EMPTY"] = write_cask(tmp_path / "empty", engine, [])
     if "UNDER_CONTEXT" in arguments:
