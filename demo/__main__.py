@@ -24,7 +24,7 @@ def main() -> None:
 
     steps.say("1/5 a teacher: SmolLM2-135M, real weights")
     teacher = steps.fetch_teacher(places)
-    steps.say("2/5 a corpus: docstrings and sources of this machine's standard library, a tenth held out")
+    steps.say("2/5 a corpus: docstrings and sources of this machine's standard library, a seventh held out")
     corpora = steps.write_corpora(places, corpus.TOKEN_BUDGET)
     steps.say("3/5 capture: the teacher service on vLLM reads it once")
     steps.capture(places, teacher, corpora)

@@ -149,7 +149,7 @@ def report(places: Places) -> dict[str, Any]:
     run(
         places.trainer_bin / "logitcask", "report", "--cask", places.casks / "heldout",
         "--model", f"before={places.student / 'initial'}", "--model", f"after={places.student}",
-        "--train-log", places.student, "--output", places.report,
+        "--train-log", f"after={places.student}", "--output", places.report,
     )  # fmt: skip
     loaded: dict[str, Any] = json.loads((places.report / "report.json").read_text())
     return loaded

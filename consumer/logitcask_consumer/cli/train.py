@@ -112,7 +112,9 @@ def train(
             "--overlap", help="Context tokens of later windows of a document; default: seq-len/8, at most 64."
         ),
     ] = None,
-    packing: Annotated[str, typer.Option("--packing", help="best_fit or none.")] = "best_fit",
+    packing: Annotated[
+        str, typer.Option("--packing", help="best_fit: several documents to a sequence; or none.")
+    ] = "best_fit",
     batch_tokens: Annotated[
         int | None, typer.Option("--batch-tokens", help="Tokens per optimizer step; default: for about 400 steps.")
     ] = None,

@@ -38,6 +38,8 @@ _BYTES = (
     ("teacher_bits_per_byte", "the teacher's, on the same bytes", "{:.4f}"),
     ("difference", "difference", "{:+.4f}"),
 )
+_FEW_DOCUMENTS = 20
+"""Below that a bootstrap's intervals are too narrow."""
 _COARSE_CODECS = ("u8", "u8all")
 _TEACHERS_OWN = {
     "kl": 0.0,
@@ -193,8 +195,9 @@ def _constant(name: str, form: str) -> str:
 
 def _kinds_line(document: dict[str, Any]) -> str:
     """What brackets and the words behind titles mean, and what a coarse codec adds."""
+    few = ", too narrow with so few" if document["cask"]["documents_with_positions"] < _FEW_DOCUMENTS else ""
     said = (
-        f"Brackets: {document['confidence_level']:.0%} interval, bootstrap over documents (standard errors: "
+        f"Brackets: {document['confidence_level']:.0%} interval, bootstrap over documents{few} (standard errors: "
         "report.json). *unbiased*: an estimate from the tail draws, right on average; *bound*: the true value is on "
         "one side of it; *lies between*: ends that enclose it, with their intervals; the rest is exact."
     )

@@ -8,7 +8,7 @@ from typing import Any, Final
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from logitcask_consumer.report.series import COLOURS, INSIDE, Look, add_legend, looks, shortened
@@ -79,6 +79,8 @@ def headlines(path: Path, document: dict[str, Any]) -> str:
             bound = ", at least" if kinds[name] == "lower bound" else ""
             axes.set_title(title + bound)
             axes.set_xlabel(unit, fontsize=8)
+            if "%" in form:
+                axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
             axes.set_xlim(min([0.0, *lows[np.isfinite(lows)]]), 1.3 * farthest)
             axes.grid(visible=False, axis="y")
             axes.set_ylim(len(models) - 0.4, -0.6)
@@ -105,10 +107,14 @@ def loss_curve(path: Path, logs: Sequence[tuple[str, list[dict[str, Any]]]], hel
     """
     name, title = _curve_metric(logs)
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+        figure = Figure(figsize=(9.2, 4.2), layout="constrained")
         axes = figure.add_subplot()
         curves = list[tuple[str, Any]]()
-        for look, (label, lines) in zip(looks(len(logs)), logs, strict=True):
+        # A run has the colour of the model of its name, as the other plots show it.
+        named = list(dict.fromkeys([*held_out, *(label for label, _ in logs)]))
+        of_name = dict(zip(named, looks(len(named)), strict=True))
+        for label, lines in logs:
+            look = of_name[label]
             positions = np.array([line["positions"] for line in lines])
             seen = np.cumsum(positions)
             values = np.array([line[name] for line in lines])
@@ -129,17 +135,16 @@ def loss_curve(path: Path, logs: Sequence[tuple[str, list[dict[str, Any]]]], hel
             if label not in told:
                 continue
             axes.text(
-                0.985,
+                1.01,
                 value if inside else 0.03 + 0.06 * below,
                 f"{shortened(label)}, held out: {value:.2f}",
                 transform=axes.get_yaxis_transform() if inside else axes.transAxes,
-                ha="right",
+                ha="left",
                 va="center",
                 fontsize=9,
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
             )
             below += not inside
-        axes.set(title=title, xlabel="positions trained on", ylabel="nats per token", yscale="log")
+        axes.set(title=title, xlabel="positions trained on", ylabel="nats per token, logarithmic", yscale="log")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")

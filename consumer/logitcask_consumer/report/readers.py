@@ -63,6 +63,7 @@ class Readers:
         for label, folder in config.models:
             self.seen[label] = trained_on(folder, self.casks)
             scheme_of_checkpoint(folder)  # may need what is not installed
+            self.say(f"opening {label}")
             model = load_model(folder)
             if label not in foreign:
                 tokens = token_count(self.tokenizers[label])

@@ -71,7 +71,12 @@ def test_thirty_models_have_looks_of_their_own_and_names_that_differ():
 def test_the_models_of_a_plot_leave_room_for_its_lines(tmp_path, monkeypatch, count):
     """Matplotlib warns, and warnings are errors, where a legend leaves a plot none."""
     figures = []
-    monkeypatch.setattr(plots, "_saved", lambda figure, path: figures.append(figure) or saved(figure, path))
+
+    def kept(figure, path):
+        figures.append(figure)
+        return saved(figure, path)
+
+    monkeypatch.setattr(plots, "_saved", kept)
     bucket = {"low": 1, "high": 2, "models": {label: estimate(1.0, 0.5, 2.0) for label in THIRTY[:count]}}
     shown = words(plots.frequency(tmp_path / "f.png", [bucket, {**bucket, "low": 3}]))
     assert [shown.count(shortened(label)) for label in THIRTY[:count]] == [1] * count

@@ -167,9 +167,10 @@ def test_a_student_of_adapters_begins_as_the_merged_model(config, adapted, tmp_p
         pytest.importorskip("torchao")
     settings = replace(config, student=str(adapted), output=tmp_path / "next", max_steps=2, save_steps=1, **more)
     result = train(settings)
-    assert result.initial == settings.output / "initial"
-    torch.testing.assert_close(logits(result.initial), logits(adapted), rtol=0, atol=1e-4)
-    assert not (result.initial / "adapter_config.json").exists()
+    initial = settings.output / "initial"
+    assert result.initial == initial
+    torch.testing.assert_close(logits(initial), logits(adapted), rtol=0, atol=1e-4)
+    assert not (initial / "adapter_config.json").exists()
     assert float((logits(result.output) - logits(adapted)).abs().max()) > 1e-4, "it was trained"
     assert (result.output / "adapter_config.json").is_file() == (more["lora"] is not None and not more.get("merge"))
     shutil.rmtree(settings.output / "checkpoints" / "checkpoint-2")

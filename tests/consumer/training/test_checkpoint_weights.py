@@ -1,5 +1,7 @@
 """A student takes every weight of a checkpoint, also where a family keeps its experts otherwise in the file."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import TrainerCallback
@@ -18,7 +20,7 @@ EXPERTS = {
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
 }
-FAMILIES = {**EXPERTS, "llama": {"tie_word_embeddings": True}}
+FAMILIES: dict[str, dict[str, Any]] = {**EXPERTS, "llama": {"tie_word_embeddings": True}}
 
 
 def student(kind, **more):
