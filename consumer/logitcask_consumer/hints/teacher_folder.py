@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from logitcask_consumer.head import LMHead, LogitTransform
+from logitcask_consumer.student.adapters import ADAPTER_NAME, base_folder
 from logitcask_consumer.student.layer_proof import FAILURES, first_line
 from logitcask_consumer.student.layer_states import widths_of
 from logitcask_schemas.errors import ModelError
@@ -35,12 +36,13 @@ class TeacherShape:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read a config.json; no code from the folder is run.
+        """Read a config.json, of adapters that of their base; no code from the folder is run.
 
         Raises:
-            ModelError: it describes no causal LM.
+            ModelError: it describes no causal LM, or the base is not there.
         """
-        text = _config(folder).get_text_config()
+        is_adapter = not (folder / "config.json").is_file() and (folder / ADAPTER_NAME).is_file()
+        text = _config(base_folder(folder) if is_adapter else folder).get_text_config()
         return cls(
             folder=folder, blocks=int(text.num_hidden_layers), hidden=int(text.hidden_size), parts=widths_of(text)
         )
