@@ -244,7 +244,7 @@ def test_the_page_stands_alone(document):
 
     seen = Seen()
     seen.feed(text)
-    assert seen.tags.count("svg") == 3
+    assert seen.tags.count("svg") == 4  # headlines, captured mass, entropy, frequency
     assert not {"img", "script", "link", "iframe"} & set(seen.tags)
     assert len(seen.ids) == len(set(seen.ids)), "plots share no ids"
     assert all(link.startswith("#") and link[1:] in seen.ids for link in seen.links)
