@@ -1,6 +1,7 @@
 """Counting and replaying speculative steps, against a simulation that goes a token at a time."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,5 +108,6 @@ def test_the_engine_is_asked_for_drafts_and_statistics_beside_the_callers_option
 
 def test_adapters_are_no_draft(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
+    never_read: Any = SimpleNamespace()
     with pytest.raises(ModelError, match=r"holds adapters alone, .* train the student with --merge"):
-        require_draft(SimpleNamespace(), tmp_path, tokens=1)
+        require_draft(never_read, tmp_path, tokens=1)
