@@ -11,9 +11,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from logitcask_consumer.data.bin_packing import Packs
 from logitcask_consumer.data.packed_dataset import PackedDataset
 from logitcask_consumer.data.packing import Packing
-from logitcask_consumer.data.packs import Packs
 from logitcask_consumer.data.recorded import RecordedPositions
 from logitcask_consumer.weights import Positions, Weights
 from logitcask_schemas.cask import Cask

@@ -9,8 +9,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from logitcask_consumer.data.bin_packing import pack
-from logitcask_consumer.data.packs import Packs
+from logitcask_consumer.data.bin_packing import Packs, pack
 from logitcask_consumer.data.windows import Windows
 
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from logitcask_consumer.head import LMHead, LogitTransform
-from logitcask_consumer.student.adapters import ADAPTER_NAME, base_folder
+from logitcask_consumer.student.adapters import base_folder, holds_adapters_alone
 from logitcask_consumer.student.layer_proof import FAILURES, first_line
 from logitcask_consumer.student.layer_states import widths_of
 from logitcask_schemas.errors import ModelError
@@ -41,8 +41,7 @@ class TeacherShape:
         Raises:
             ModelError: it describes no causal LM, or the base is not there.
         """
-        is_adapter = not (folder / "config.json").is_file() and (folder / ADAPTER_NAME).is_file()
-        text = _config(base_folder(folder) if is_adapter else folder).get_text_config()
+        text = _config(base_folder(folder) if holds_adapters_alone(folder) else folder).get_text_config()
         return cls(
             folder=folder, blocks=int(text.num_hidden_layers), hidden=int(text.hidden_size), parts=widths_of(text)
         )

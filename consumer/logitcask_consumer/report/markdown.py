@@ -206,7 +206,7 @@ def _kinds_line(document: dict[str, Any]) -> str:
         return said
     return said + (
         f" These records keep a byte for a probability (codec {codec}): each is right on average, but acceptance comes "
-        "out lower by some half a percent, and the total variation distance higher; bounds of the KL are off by up to "
+        "out lower by up to one percent, and the total variation distance higher; bounds of the KL are off by up to "
         "1e-4 nats."
     )
 

@@ -58,7 +58,7 @@ def headlines(path: Path, document: dict[str, Any]) -> str:
     """
     models, kinds = [model for model in document["models"] if model["metrics"]], document["kinds"]
     panels = [
-        (known[0], *words) for names, *words in _HEADLINES if (known := [name for name in names if name in kinds])
+        (measured[0], *words) for names, *words in _HEADLINES if (measured := [name for name in names if name in kinds])
     ]
     places = np.arange(len(models))
     with mpl.rc_context(_STYLE):
@@ -90,8 +90,8 @@ def headlines(path: Path, document: dict[str, Any]) -> str:
 
 def _end(estimate: dict[str, float | None], end: str) -> float:
     """The value or an end of its interval; a single document gives no interval."""
-    known = estimate["value"] if estimate[end] is None else estimate[end]
-    return float("nan") if known is None else known
+    number = estimate["value"] if estimate[end] is None else estimate[end]
+    return float("nan") if number is None else number
 
 
 def loss_curve(path: Path, logs: Sequence[tuple[str, list[dict[str, Any]]]], held_out: dict[str, float]) -> str:
@@ -299,8 +299,8 @@ def _models_over(figure: Any, axes: Any, x: Sequence[float], buckets: Sequence[d
         values = [kl["value"] for kl in estimates]
         (line,) = axes.plot(x, values, color=look.colour, linestyle=look.line, marker=look.mark, linewidth=2)
         handles.append((label, line))
-        known = all(kl["low"] is not None and kl["high"] is not None for kl in estimates)
-        if known and len(labels) <= INSIDE:
+        has_intervals = all(kl["low"] is not None and kl["high"] is not None for kl in estimates)
+        if has_intervals and len(labels) <= INSIDE:
             bounds = [[kl[end] for kl in estimates] for end in ("low", "high")]
             axes.fill_between(x, *bounds, color=look.colour, alpha=0.15, linewidth=0)
     # An estimate of a KL of nothing may be a little below it.

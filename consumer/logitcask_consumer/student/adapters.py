@@ -121,6 +121,11 @@ class LoraSpec:
                 )
 
 
+def holds_adapters_alone(folder: Path) -> bool:
+    """Whether a folder holds adapters without the model that they belong to."""
+    return (folder / ADAPTER_NAME).is_file() and not (folder / "config.json").is_file()
+
+
 def base_folder(folder: Path) -> Path:
     """The folder of the model that adapters belong to, wherever their own folder has been moved.
 

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 
 from logitcask_consumer.run_document import RUN_NAME, latest_checkpoint
-from logitcask_consumer.student.adapters import ADAPTER_NAME, base_folder, merged, with_adapters
+from logitcask_consumer.student.adapters import ADAPTER_NAME, base_folder, holds_adapters_alone, merged, with_adapters
 from logitcask_consumer.student.layer_proof import FAILURES, first_line
 from logitcask_consumer.student.quantization import require_unquantized
 from logitcask_schemas.errors import ModelError
@@ -54,7 +54,7 @@ def load_whole(folder: Path, *, what: str) -> Any:
         AdapterError: the adapters would change more than their layers.
         ModelError: as `load_model`; or the base of adapters is quantised.
     """
-    if (folder / "config.json").is_file() or not (folder / ADAPTER_NAME).is_file():
+    if not holds_adapters_alone(folder):
         return load_model(folder)
     base = base_folder(folder)
     require_unquantized(base, what=f"base of the {what}")

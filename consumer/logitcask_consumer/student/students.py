@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from logitcask_consumer.student.adapters import holds_adapters_alone
 from logitcask_consumer.student.from_teacher import FROM_TEACHER, StudentSpecError, TeacherParts, Texts
 from logitcask_consumer.student.loading import load_whole, model_of_config, require_model_folder
 from logitcask_consumer.student.quantization import require_unquantized
@@ -67,8 +68,7 @@ class StudentSpec:
     @property
     def first_folder(self) -> Path | None:
         """The folder that holds the student as it is before training; None where it is made, and kept by the run."""
-        is_adapter = self.folder is not None and not (self.folder / "config.json").is_file()
-        return None if is_adapter else self.folder
+        return None if self.folder is not None and holds_adapters_alone(self.folder) else self.folder
 
     def tokenizer_folder(self, teacher: Path | None) -> Path:
         """The folder whose tokenizer the student uses.
