@@ -1,7 +1,6 @@
 """`logitcask fidelity`: what lies between a teacher and the records of it, in nats."""
 
 import json
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -103,12 +102,13 @@ def fidelity(
         names = ", ".join("--" + name.replace("_", "-") for name in chosen)
         raise OptionError(f"{names}: of --sample; a cask says itself how it was captured: leave it out")
 
+    from logitcask_services.cask_places import make_writable
     from logitcask_services.engines.model_folder import ModelFolder
     from logitcask_services.fidelity import Sample
     from logitcask_services.teachers.outline import outline
 
     if output is not None:
-        _require_writable(output)
+        make_writable(output, "--output")
     folder = ModelFolder.open(teacher)
     facts = outline(folder, max_model_len)
     if facts is None:
@@ -135,7 +135,6 @@ def fidelity(
     )
     report = _measured(stderr, folder, passes, tuple(window or ()), max_model_len)
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
         (output / "fidelity.md").write_text(report.as_markdown(), encoding="utf-8")
         (output / "fidelity.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
         say(stderr, f"{output / 'fidelity.md'} and {output / 'fidelity.json'} are written")
@@ -143,22 +142,6 @@ def fidelity(
         typer.echo(json.dumps(report.as_dict()))
     else:
         show(report)
-
-
-def _require_writable(output: Path) -> None:
-    """Refuse a folder that cannot be made or written, before anything is measured for nothing; makes nothing.
-
-    Raises:
-        OptionError: says why.
-    """
-    standing = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
-    try:
-        with tempfile.TemporaryFile(dir=standing):
-            pass
-    except OSError as error:
-        raise OptionError(
-            f"--output {output} cannot be made or written: {standing}: {error.strerror}; name another folder"
-        ) from error
 
 
 def _of_lines(path: Path, facts: "TeacherFacts", chosen: dict[str, Any], positions: int) -> "Sample":

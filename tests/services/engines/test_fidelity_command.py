@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from logitcask_schemas.cask import CaskWriter
 from logitcask_schemas.errors import CaskNotFoundError, IdentityMismatchError, ModelError, OptionError
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_services.cask_places import FolderError
 from logitcask_services.cli.fidelity import app
 from logitcask_services.corpora.context_tokens import ContextTokens
 from logitcask_services.engines.engine import CaptureTask
@@ -114,7 +115,7 @@ def test_a_corpus_is_captured_here(tiny_llama, sample):
             "a document of 30 tokens exceeds the teacher's 16",
         ),
         (("--sample", "EMPTY_LINES"), FidelityError, "holds no document of two tokens or more"),
-        (("--cask", "CASK", "--output", "IN_A_FILE"), OptionError, "cannot be made or written"),
+        (("--cask", "CASK", "--output", "IN_A_FILE"), FolderError, "name another with --output"),
     ],
 )
 def test_what_cannot_be_looked_at_is_told_before_a_model_is_loaded(
