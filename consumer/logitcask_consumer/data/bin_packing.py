@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 
 Beside: TypeAlias = Literal["large", "small"]
 _BESIDE: Final[tuple[Beside, ...]] = get_args(Beside)
+_NEAR_ENOUGH: Final = 1.01
+"""Times the sequences that all slots would fill: from there on a longer search saves less than it costs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +61,7 @@ class Packs:
 
 
 def pack(slots_W: NDArray[np.int64], *, capacity: int) -> Packs:
-    """Assign windows to sequences by the heuristic that needs fewest; by best fit where others need as many.
+    """Assign windows to sequences by the heuristic that needs fewest; by best fit where others could save next to none.
 
     Args:
         slots_W: slots of each window, 1 to capacity.
@@ -67,7 +69,7 @@ def pack(slots_W: NDArray[np.int64], *, capacity: int) -> Packs:
     """
     best = pack_best_fit(slots_W, capacity=capacity)
     for beside in _BESIDE:
-        if len(best) == -(-int(slots_W.sum()) // capacity):  # no packing needs fewer
+        if len(best) <= _NEAR_ENOUGH * -(-int(slots_W.sum()) // capacity):  # no packing needs fewer than that
             break
         best = min(best, pack_fullest(slots_W, capacity=capacity, beside=beside), key=len)
     return best
