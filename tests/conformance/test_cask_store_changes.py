@@ -6,6 +6,7 @@ import pytest
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.storage.object_store import RemoteStore
+from logitcask_schemas.cask.storage.shared_store import SharedStore
 from logitcask_schemas.cask.transfer.export import export_cask, target_of
 from logitcask_schemas.record.hint_spec import HintSpec
 from tests.support.schemas.cask_commands import export, output_of, run
@@ -94,6 +95,36 @@ def test_what_dead_writers_left_is_listed_by_age(bucket: str, local: Path, tmp_p
     text = capsys.readouterr().out
     assert "4 leftovers; 0 objects may be a writer's" in text
     assert "while no writer is at work" in text
+
+
+def test_all_unfinished_uploads_are_listed_however_many(bucket: str, local: Path, monkeypatch) -> None:
+    """The simulator gives any number at once; a real store gives 1,000, and says how to go on."""
+    url = f"{bucket}/cask"
+    export(local, url)
+    store = SharedStore(url)
+    system, root = store._system()
+    keys = [f"cask/shards/{number:032x}.arrow" for number in range(7)]
+    for key in keys:
+        system.call_s3("create_multipart_upload", Bucket=root.partition("/")[0], Key=key)
+    asked_s3, asked = system.call_s3, []
+
+    def three_at_once(method: str, *arguments: object, **fields: str) -> dict[str, object]:
+        if method != "list_multipart_uploads":
+            return asked_s3(method, *arguments, **fields)
+        asked.append(fields)
+        last = fields.pop("KeyMarker", ""), fields.pop("UploadIdMarker", "")
+        answer = asked_s3(method, *arguments, **fields)
+        uploads = sorted(answer["Uploads"], key=lambda upload: (upload["Key"], upload["UploadId"]))
+        left = [upload for upload in uploads if (upload["Key"], upload["UploadId"]) > last]
+        page = answer | {"Uploads": left[:3], "IsTruncated": len(left) > 3}
+        if len(left) <= 3:
+            return page
+        return page | {"NextKeyMarker": left[2]["Key"], "NextUploadIdMarker": left[2]["UploadId"]}
+
+    monkeypatch.setattr(system, "call_s3", three_at_once)
+    monkeypatch.setattr(store, "_system", lambda: (system, root))
+    assert sorted(each.name for each in store.unfinished_uploads("shards")) == [key.split("/")[-1] for key in keys]
+    assert len(asked) == 3
 
 
 def test_hints_are_dropped_beside_a_writer(bucket: str, tmp_path: Path, capsys) -> None:

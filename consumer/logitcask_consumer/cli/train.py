@@ -254,7 +254,7 @@ def train(
     closing = outcome.get("closing", {"steps": 1, **outcome["last"]})
     names = [name for name in closing if name.partition("/")[0] in ("kl", "kd", "ce", "hint")]
     shown = "  ".join(f"{name} {closing[name]:.3f}" for name in names)
-    chosen = best_text(outcome.get("held_out"))
+    chosen = best_text(outcome.get("held_out"), saved=outcome.get("student_step"), steps=outcome["steps"])
     over = "the last step" if closing["steps"] == 1 else f"mean of the last {closing['steps']} steps"
     console.print(
         f"trained student: {result.output}  ({shown} nats in training, {over}{chosen}; "

@@ -134,16 +134,22 @@ def duration_text(seconds: float) -> str:
     return f"{hours:,} h {minutes} min"
 
 
-def best_text(held_out: Mapping[str, Any] | None) -> str:
+def best_text(held_out: Mapping[str, Any] | None, *, saved: int | None, steps: int) -> str:
     """The best evaluation of a run that is at its end, for the line that closes it; nothing where none was made.
 
     Args:
         held_out: `Evaluations.as_dict`; None where the run has no held-out documents.
+        saved: of which step the student is; None where the run does not say, which means its last.
+        steps: that were made.
     """
     best = held_out["best"] if held_out else None
     if held_out is None or best is None:
         return ""
-    return f"; held-out {_name(held_out['metric'])} {best['value']:.3f} at step {best['step']:,}, the best"
+    saved = steps if saved is None else saved
+    early = ", after which training ended early" if held_out["ended_early"] and saved == steps else ""
+    is_best = saved == best["step"] and not early
+    student = ", which is saved" if is_best else f"; the student is that of step {saved:,}{early}"
+    return f"; held-out {_name(held_out['metric'])} {best['value']:.3f} at step {best['step']:,}, the best{student}"
 
 
 def _metrics(logs: Mapping[str, Any]) -> list[str]:

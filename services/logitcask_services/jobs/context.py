@@ -94,6 +94,7 @@ class JobContext:
             wake=lambda: self.signals.changed(""),
             heartbeat=self.heartbeat,
             progressed=self.teacher.progressed,
+            dying=self.teacher.dying,
             limits=ScoringLimits(
                 request_sequences=settings.score_request_sequences,
                 request_tokens=settings.score_request_tokens,

@@ -46,6 +46,8 @@ class Scoring:
         wake: tells the worker that somebody waits.
         heartbeat: of the teacher.
         progressed: hears of every sequence that came back.
+        dying: hears that the one engine that streams has raised, before whoever waits for it is told so: a caller that
+            asks next whether the teacher is ready is not told that it is.
         limits: what may wait.
     """
 
@@ -55,12 +57,14 @@ class Scoring:
         wake: Callable[[], None],
         heartbeat: Heartbeat,
         progressed: Callable[[], None],
+        dying: Callable[[], None] = lambda: None,
         limits: ScoringLimits | None = None,
     ) -> None:
         self.limits = limits or ScoringLimits()
         self._wake = wake
         self._heartbeat = heartbeat
         self._progressed = progressed
+        self._dying = dying
         self._lock = threading.Lock()
         self._lines: defaultdict[str, deque[ScoringSequence]] = defaultdict(deque)
         """By teacher. Only that of the loaded one moves."""
@@ -296,6 +300,8 @@ class Scoring:
             self._put_back(flight)  # the job has ended, or cannot be; its guests are no part of that
             raise
         except Exception as error:
+            if self._streams == 1:
+                self._dying()
             self._died(flight, f"{type(error).__name__}: {error}")
             raise
         else:

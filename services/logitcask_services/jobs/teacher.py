@@ -252,6 +252,12 @@ class TeacherSupervisor:
         is_refused = teacher.hint_shape is None or self._refusals.why(self.name, hints) is not None
         return not is_refused and not teacher.engine.gives_hints(hints)
 
+    def dying(self) -> None:
+        """Its only engine raised: nobody may take it for ready until `died`, which follows, says what becomes of it."""
+        teacher = self._teacher
+        if teacher is not None and teacher.team is None and self.state == "ready":
+            self.state, self.reason = "restarting", "the teacher died"
+
     def died(self, error: BaseException) -> None:
         """The engine raised. Frees what is left of it; `ensure` loads it again, or gives up."""
         self._release()

@@ -162,12 +162,18 @@ def test_a_terminal_has_a_bar_and_a_line_for_each_evaluation(monkeypatch):
 def test_the_closing_line_says_what_was_measured():
     """Of records that keep the k largest only, the KL is not known, only what it is at least."""
     log = [{"step": 0, "eval_kl": 2.0}, {"step": 10, "eval_kl": 0.51, "eval_kl_bound": 0.4}]
-    texts = [best_text(Evaluations.of(log, metric).as_dict(metric)) for metric in ("kl", "kl_bound")]
-    assert texts == [
-        "; held-out kl 0.510 at step 10, the best",
-        "; held-out kl, at least 0.400 at step 10, the best",
-    ]
-    assert best_text(None) == best_text(Evaluations.of(log[:1], "kl").as_dict("kl")) == ""
+
+    def text(lines, metric="kl", *, saved=10, ended_early=False):
+        held_out = Evaluations.of(lines, metric).as_dict(metric) | {"ended_early": ended_early}
+        return best_text(held_out, saved=saved, steps=20)
+
+    assert text(log) == "; held-out kl 0.510 at step 10, the best, which is saved"
+    assert text(log, "kl_bound") == "; held-out kl, at least 0.400 at step 10, the best, which is saved"
+    last = "; held-out kl 0.510 at step 10, the best; the student is that of step 20"
+    assert [text(log, saved=saved) for saved in (20, None)] == [last, last]
+    assert text(log, saved=20, ended_early=True) == f"{last}, after which training ended early"
+    assert text(log, ended_early=True) == text(log)
+    assert best_text(None, saved=10, steps=10) == text(log[:1]) == ""
 
 
 @pytest.mark.parametrize(

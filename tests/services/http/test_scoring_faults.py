@@ -69,6 +69,22 @@ def test_a_sequence_that_kills_the_teacher_twice_alone_is_refused(serve):
     assert score(server, [1, 2]).status_code == 200
 
 
+class SlowToEnd(FakeEngine):
+    def close(self):
+        time.sleep(1.0)
+        super().close()
+
+
+def test_who_was_told_of_a_death_is_not_told_that_the_teacher_is_ready(serve):
+    engines = iter([SlowToEnd(), FakeEngine()])
+    server = ready(serve(load=lambda: Teacher(engine=next(engines), tokenizer=FakeTokenizer())))
+    assert code_of(score(server, [KILLER, 2])) == (503, "teacher_died")
+    readiness = server.client.get("/health/ready")
+    assert (readiness.status_code, readiness.json()["reasons"][0]["code"]) == (503, "teacher_restarting")
+    assert code_of(score(server, [1, 2])) == (503, "teacher_restarting")
+    assert score(ready(server), [1, 2]).status_code == 200
+
+
 def test_a_killer_among_others_is_tried_alone_and_the_others_are_not_blamed(serve):
     server = ready(serve(fake={"seconds_per_document": 0.01}))
     others = [[number, 3] for number in range(3)]

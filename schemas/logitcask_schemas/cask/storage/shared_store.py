@@ -133,10 +133,16 @@ class SharedStore(RemoteStore):
         with self._explained(folder):
             system, root = self._system()
             bucket, key, _ = system.split_path(f"{root}/{folder}/")
-            answer = system.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{key.rstrip('/')}/")
+            asked = {"Bucket": bucket, "Prefix": f"{key.rstrip('/')}/"}
+            uploads: list[dict[str, Any]] = []
+            follows: dict[str, str] | None = {}
+            while follows is not None:  # a store tells at most 1,000 of them at once
+                answer = system.call_s3("list_multipart_uploads", **asked, **follows)
+                uploads += answer.get("Uploads", [])
+                follows = _after(answer) if answer.get("IsTruncated") else None
         return [
             StoredObject(name=upload["Key"].rpartition("/")[2], bytes=0, modified=upload.get("Initiated"))
-            for upload in answer.get("Uploads", [])
+            for upload in uploads
         ]
 
     def _made(self, name: str, put: Callable[[Any, str], object]) -> bool:
@@ -172,3 +178,11 @@ class SharedStore(RemoteStore):
     @property
     def _if_absent(self) -> dict[str, Any]:
         return {"mode": "create"} if self.puts_under_conditions else {}
+
+
+def _after(answer: dict[str, Any]) -> dict[str, str] | None:
+    """What to ask for the uploads behind those of an answer; None where the store does not say."""
+    follows = {
+        marker: answer[f"Next{marker}"] for marker in ("KeyMarker", "UploadIdMarker") if answer.get(f"Next{marker}")
+    }
+    return follows or None

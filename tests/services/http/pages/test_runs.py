@@ -152,6 +152,17 @@ def test_the_folder_may_be_a_run_itself(tmp_path):
     assert [line.name for line in RunFolder(tmp_path / "mine").runs()] == ["mine", "inner"]
 
 
+def test_a_run_before_its_first_step_is_listed(tmp_path):
+    """Not so a student that a finished run or another command left."""
+    write(tmp_path / "begun", "logitcask.json", {"status": "running"})
+    write(tmp_path / "student", "logitcask.json", {"status": "finished"})
+    write(tmp_path / "damaged", "logitcask.json", "{")
+    runs = RunFolder(tmp_path)
+    assert [(line.name, line.files) for line in runs.runs()] == [("begun", ["logitcask.json"])]
+    run = runs.run("begun")
+    assert (run.is_running, run.curves, run.problems) == (True, None, [])
+
+
 @pytest.mark.parametrize("name", ["..", ".", "", "a/../a", "outside", "missing", "/etc", "a\0"])
 def test_names_lead_nowhere_else(tmp_path, name):
     write(tmp_path / "runs" / "a", "report.json", REPORT)

@@ -1,8 +1,9 @@
 """Training runs, runs in rounds and reports that lie in a folder: their curves and tables, as far as they are there.
 
-A run is a folder with metrics.jsonl, rounds.json or report.json; held_out.jsonl beside the first has what it was
-measured on while it trained. Files are those that `logitcask train`, `rounds` and `report` write; a run that is going
-on is read as it stands. A file that cannot be read is a sentence in its place.
+A run is a folder with metrics.jsonl, rounds.json or report.json, or one whose document says that training is under
+way; held_out.jsonl beside the first has what it was measured on while it trained. Files are those that `logitcask
+train`, `rounds` and `report` write; a run that is going on is read as it stands. A file that cannot be read is a
+sentence in its place.
 """
 
 import json
@@ -168,7 +169,9 @@ class RunFolder:
 
 
 def _files(folder: Path) -> list[str]:
-    return [name for name in (METRICS, HELD_OUT, ROUNDS, REPORT) if (folder / name).is_file()]
+    """Of a run, in a folder; none where it holds none."""
+    files = [name for name in (METRICS, HELD_OUT, ROUNDS, REPORT) if (folder / name).is_file()]
+    return files or ([RUN] if _read(folder / RUN, _status, []) == "running" else [])
 
 
 def _read(path: Path, parse: Callable[[str], Parsed], problems: list[str]) -> Parsed | None:
