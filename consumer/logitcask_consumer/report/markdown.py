@@ -201,7 +201,7 @@ def _kinds_line(document: dict[str, Any]) -> str:
         "report.json). *unbiased*: an estimate from the tail draws, right on average; *bound*: the true value is on "
         "one side of it; *lies between*: ends that enclose it, with their intervals; the rest is exact. The *head* of "
         "a position is the tokens that its record names with their probabilities: those the teacher finds likeliest. "
-        "The *tail* is all others. *KL of head and tail bucket* counts the tail as one token, and is never above the KL; "
+        "The *tail* is all others. *KL of head and tail bucket* counts the tail as one token, never above the KL; "
         "*tail mass error* is the probability that a student gives the tail, less what the teacher gives it."
     )
     codec = document["cask"]["capture"]["logprob_codec"]
