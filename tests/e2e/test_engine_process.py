@@ -78,13 +78,15 @@ def test_vllm_killed_in_a_job_is_started_again(tiny_teacher, tmp_path):
     server = RunningServer(Service(settings, load), None)
     server.start()
     generator = np.random.default_rng(0)
-    lines = [{"input_ids": generator.integers(3, VOCAB, 200).tolist()} for _ in range(400)]
-    job = server.submit(server.upload(lines))["id"]
-    wait_for(lambda: server.get(job)["documents"]["captured"] > 0, PATIENCE)
-    wait_for(lambda: 0 < of_vllm(server, "vllm:prompt_tokens_total") <= 400 * 200)
+    lines = [{"input_ids": generator.integers(3, VOCAB, 200).tolist()} for _ in range(440)]
+    calm = server.submit(server.upload(lines[:40]), cask="calm")["id"]
+    assert server.finish(calm, PATIENCE)["documents"]["captured"] == 40
+    wait_for(lambda: 0 < of_vllm(server, "vllm:prompt_tokens_total") <= 40 * 200)
     assert of_vllm(server, "vllm:request_success_total", finished_reason="stop") > 0
     group = [pid for pid in engines_of(os.getpid()) if os.getpgid(pid) == engines[0]]
     assert len(group) > 1, "vLLM's core is a process of its own in the group"
+    job = server.submit(server.upload(lines[40:]))["id"]
+    wait_for(lambda: server.get(job)["documents"]["captured"] > 0, PATIENCE)
     os.kill(engines[0], signal.SIGKILL)
     wait_for(lambda: server.service.teacher.deaths == 1)
     assert "vllm:" not in server.client.get("/metrics").text
