@@ -38,7 +38,7 @@ import numpy as np
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.directory import write_entry, write_index
 from logitcask_schemas.cask.documents import ShardDocuments, write_document_table
-from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.format.shard_entry import ShardEntry
 from logitcask_schemas.cask.integrity.verify import survey
 from logitcask_schemas.cask.location import LocalFolder
 from logitcask_schemas.cask.storage.files import LocalFiles

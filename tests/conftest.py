@@ -26,9 +26,9 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A file's tests share a process, and with it what they set up; so do all tests of real engines, for their memory.
+    """A file's tests share a process, and with it what they set up; so do tests of real engines that share an engine.
 
-    As `--dist loadfile`, but for the engines: two of them at once would need twice the memory and the cores.
+    As `--dist loadfile`, but for the engines: more than two of them at once would need the memory and the cores.
     """
     if config.getoption("dist") != "loadfile":
         return None
@@ -37,10 +37,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Scheduling(LoadFileScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             file: str = super()._split_scope(nodeid)
-            return "engines" if file.startswith(ENGINES) else file
+            return next((group for group, files in ENGINES.items() if file.startswith(files)), file)
 
     return Scheduling(config, log)
 
 
-ENGINES = ("tests/conformance/engines/", "tests/e2e/")
-"""Files that start real engines."""
+ENGINES = {
+    "engines of their own": (
+        "tests/conformance/engines/test_draft_check",
+        "tests/conformance/engines/test_hints",
+        "tests/conformance/engines/test_remote",
+        "tests/e2e/",
+    ),
+    "one engine": ("tests/conformance/engines/",),
+}
+"""Files that start real engines, by the process that they share; each is of the first that it fits."""

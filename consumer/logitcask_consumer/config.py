@@ -5,13 +5,22 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from logitcask_consumer.config_rules import (
+    DECAY,
+    MIN_LR_RATIO,
+    Optimizer,
+    Rule,
+    Scheduler,
+    choices,
+    evaluation_rules,
+    optimization_rules,
+    quantization_rules,
+)
 from logitcask_consumer.data import CaskSource, CaskSourceError, Packing
 from logitcask_consumer.data.vocabulary import ExtraIds
 from logitcask_schemas.errors import OptionError
 
 Precision = Literal["auto", "float32", "bfloat16"]
-Optimizer = Literal["adamw", "muon", "adafactor"]
-Scheduler = Literal["cosine", "wsd", "linear", "constant"]
 SaveDtype = Literal["float32", "bfloat16", "float16"]
 Target = Literal["record", "dense"]
 """What losses compare with: the sparse records, or the whole distribution of last hidden states and teacher's head."""
@@ -21,10 +30,6 @@ AUTO_STEPS = 400
 """Optimizer steps at which the automatic batch aims: with fewer, a small corpus is hardly learned; docs/training.md."""
 AUTO_BATCH_TOKENS = 65_536
 """Largest automatic batch; a larger corpus has more steps instead."""
-
-
-_DECAY, _MIN_LR_RATIO = 0.2, 0.1
-"""Of schedules that fall, where they were not given."""
 
 
 class TrainConfigError(OptionError, ValueError):
@@ -77,11 +82,11 @@ class TrainConfig:
     """`muon` is Muon for the matrices of the layers and AdamW for the rest; see `optimization`."""
     scheduler: Scheduler = "cosine"
     """How the learning rate goes on after its rise: `wsd` is stable and falls at the end, over `decay`."""
-    decay: float = _DECAY
+    decay: float = DECAY
     """Share of the steps over which `wsd` falls."""
     warmup: float = 0.05
     """Share of the steps over which the learning rate rises."""
-    min_lr_ratio: float = _MIN_LR_RATIO
+    min_lr_ratio: float = MIN_LR_RATIO
     """Learning rate at the end over the peak, where it falls."""
     weight_decay: float = 0.01
     """Of the optimizer, decoupled."""
@@ -163,7 +168,7 @@ class TrainConfig:
             self.sources  # noqa: B018 - reads them
         except CaskSourceError as error:
             raise TrainConfigError(str(error)) from error
-        rules: list[tuple[bool, str]] = [
+        rules: list[Rule] = [
             (bool(self.casks), "at least one cask is needed"),
             (0.0 <= self.ce_weight <= 1.0, f"ce_weight must lie between 0 and 1, got {self.ce_weight}"),
             (0 < self.epochs < math.inf, f"epochs must be positive and finite, got {self.epochs}"),
@@ -181,25 +186,25 @@ class TrainConfig:
                 self.micro_tokens >= self.seq_len,
                 f"micro_tokens must hold at least one sequence of {self.seq_len}, got {self.micro_tokens}",
             ),
-            *self._optimization_rules(),
-            *self._evaluation_rules(),
+            *optimization_rules(self),
+            *evaluation_rules(self),
             (0 <= self.seed < 2**32, f"seed must be at least 0 and below 2^32, got {self.seed}"),
             (
                 min(self.save_steps, self.keep_checkpoints, self.logging_steps) >= 1,
                 "save_steps, keep_checkpoints and logging_steps must be at least 1",
             ),
-            (self.target in get_args(Target), f"target must be {_choices(Target)}, got {self.target!r}"),
-            (self.packing in get_args(Packing), f"packing must be {_choices(Packing)}, got {self.packing!r}"),
-            (self.precision in get_args(Precision), f"precision must be {_choices(Precision)}, got {self.precision!r}"),
+            (self.target in get_args(Target), f"target must be {choices(Target)}, got {self.target!r}"),
+            (self.packing in get_args(Packing), f"packing must be {choices(Packing)}, got {self.packing!r}"),
+            (self.precision in get_args(Precision), f"precision must be {choices(Precision)}, got {self.precision!r}"),
             (
                 self.extra_ids in get_args(ExtraIds),
-                f"extra_ids must be {_choices(ExtraIds)}, got {self.extra_ids!r}",
+                f"extra_ids must be {choices(ExtraIds)}, got {self.extra_ids!r}",
             ),
             (
                 not (self.fsdp and self.lora),
                 "lora does not go with fsdp: of adapters, gradients and optimizer are small anyway. Leave fsdp out",
             ),
-            *self._quantization_rules(),
+            *quantization_rules(self),
             (
                 self.router_loss is None or 0 <= self.router_loss < math.inf,
                 f"router_loss must be at least 0 and finite, got {self.router_loss}",
@@ -207,88 +212,13 @@ class TrainConfig:
             (not self.merge or self.lora is not None, "merge is for adapters: give lora too, or leave merge out"),
             (
                 self.save_dtype in get_args(SaveDtype),
-                f"save_dtype must be {_choices(SaveDtype)}, got {self.save_dtype!r}",
+                f"save_dtype must be {choices(SaveDtype)}, got {self.save_dtype!r}",
             ),
             (not (self.freeze_head and self.lora), "lora freezes the head already: freeze_head does not go with it"),
             (self.workers >= 0, f"workers must not be negative, got {self.workers}"),
         ]
         if faults := [message for holds, message in rules if not holds]:
             raise TrainConfigError("; ".join(faults))
-
-    def _quantization_rules(self) -> list[tuple[bool, str]]:
-        """What does not go with quantised layers, with what is said where it is asked for."""
-        quantized = self.quantize is not None
-        return [
-            (
-                not (quantized and self.lora is not None),
-                "lora does not go with quantize: adapters that are merged move the weights off what was rounded. Leave "
-                "one of them out",
-            ),
-            (
-                not (quantized and self.fsdp),
-                "fsdp does not go with quantize: it gives layers their weights in the precision of the forward pass, "
-                "and they are rounded from float32. Leave fsdp out",
-            ),
-            (quantized or not self.save_quantized, "save_quantized is for quantised students: give quantize too"),
-            (
-                not self.save_quantized or self.save_dtype == "float32",
-                "save_quantized keeps float32 beside the integers, as it was trained: leave save_dtype out",
-            ),
-        ]
-
-    def _optimization_rules(self) -> list[tuple[bool, str]]:
-        """What must hold of optimizer and schedule, with what is said where it does not."""
-        return [
-            (0 < self.lr < math.inf, f"lr must be positive and finite, got {self.lr}"),
-            (
-                0 <= self.weight_decay < math.inf,
-                f"weight_decay must be at least 0 and finite, got {self.weight_decay}",
-            ),
-            (self.max_grad_norm > 0, f"max_grad_norm must be positive, got {self.max_grad_norm}"),
-            (0.0 <= self.warmup < 1.0, f"warmup must be at least 0 and below 1, got {self.warmup}"),
-            (0.0 <= self.min_lr_ratio <= 1.0, f"min_lr_ratio must lie between 0 and 1, got {self.min_lr_ratio}"),
-            (self.optimizer in get_args(Optimizer), f"optimizer must be {_choices(Optimizer)}, got {self.optimizer!r}"),
-            (self.scheduler in get_args(Scheduler), f"scheduler must be {_choices(Scheduler)}, got {self.scheduler!r}"),
-            (
-                self.scheduler != "wsd" or (self.decay > 0.0 and self.decay + self.warmup <= 1.0),
-                f"decay must be above 0, and together with warmup at most 1, got {self.decay} and {self.warmup}",
-            ),
-            (
-                self.scheduler == "wsd" or self.decay == _DECAY,
-                f"decay is the share over which wsd falls, scheduler is {self.scheduler}: take wsd, or leave decay out",
-            ),
-            (
-                self.scheduler != "constant" or self.min_lr_ratio == _MIN_LR_RATIO,
-                "min_lr_ratio says how far the learning rate falls, and it does not with scheduler constant: take "
-                "another, or leave min_lr_ratio out",
-            ),
-            (
-                not self.fsdp or self.optimizer == "adamw",
-                f"optimizer {self.optimizer} reads whole matrices, and fsdp spreads them over processes. Take adamw, "
-                "or leave fsdp out",
-            ),
-        ]
-
-    def _evaluation_rules(self) -> list[tuple[bool, str]]:
-        """What must hold of evaluations on held-out casks, with what is said where it does not."""
-        least_one = {"eval_every": self.eval_every, "eval_documents": self.eval_documents, "patience": self.patience}
-        asked = {**least_one, "load_best": self.load_best or None, "min_improvement": self.min_improvement or None}
-        named = ", ".join(name for name, value in asked.items() if value is not None)
-        return [
-            *(
-                (value is None or value >= 1, f"{name} must be at least 1, got {value}")
-                for name, value in least_one.items()
-            ),
-            (bool(self.eval_casks) or not named, f"{named} needs held-out documents: name them with eval_cask"),
-            (
-                0.0 <= self.min_improvement < math.inf,
-                f"min_improvement must be at least 0 and finite, got {self.min_improvement}",
-            ),
-            (
-                not self.min_improvement or self.patience is not None,
-                "min_improvement says what patience waits for: give patience too, or leave min_improvement out",
-            ),
-        ]
 
     @property
     def sources(self) -> tuple[CaskSource, ...]:
@@ -351,10 +281,6 @@ class TrainConfig:
         """The fields that a resumption must share with the run it continues."""
         bound = {f.name for f in fields(self) if not f.metadata.get("free")}
         return {name: value for name, value in self.as_dict().items() if name in bound}
-
-
-def _choices(literal: Any) -> str:
-    return " or ".join(get_args(literal))
 
 
 def _plain(value: Any) -> Any:

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from logitcask_consumer.data.dataset import SequenceRecords, slots_of
 from logitcask_consumer.data.hint_rows import HintTensors, hint_tensors
+from logitcask_consumer.data.sequence_records import SequenceRecords, slots_of
 from logitcask_consumer.data.slots import Slots
 from logitcask_consumer.data.vocabulary import StudentVocabulary
 from logitcask_consumer.losses.target import Offsets, SparseTarget

@@ -10,8 +10,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from logitcask_consumer.data.dataset import CaskDataset, SequenceRecords, slots_of
+from logitcask_consumer.data.dataset import CaskDataset
 from logitcask_consumer.data.packing import Packing
+from logitcask_consumer.data.sequence_records import SequenceRecords, slots_of
 from logitcask_consumer.weights import Weights
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import DocumentMismatchError

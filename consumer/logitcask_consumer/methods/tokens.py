@@ -1,19 +1,14 @@
-"""The method for students with the teacher's tokenizer: position by position, on the records' token ids.
-
-Shape legend: T trained positions, K terms of the mix.
-"""
+"""The method for students with the teacher's tokenizer: position by position, on the records' token ids."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 
 from logitcask_consumer.config import Target, TrainConfig, TrainConfigError
 from logitcask_consumer.data import (
-    Batch,
     CaskDataset,
     Collator,
     Packing,
@@ -24,22 +19,25 @@ from logitcask_consumer.data import (
 )
 from logitcask_consumer.data.vocabulary import ExtraIds, StudentVocabulary, beyond_tokens_note, token_count
 from logitcask_consumer.head import LMHead
-from logitcask_consumer.hints import HintLoss, HintMismatchError, HintObjective, TaskAware
-from logitcask_consumer.hints.bound import HintPlan, HintsOnStudent
+from logitcask_consumer.hints import HintMismatchError, HintObjective, TaskAware
+from logitcask_consumer.hints.bound import HintPlan
 from logitcask_consumer.hints.dense import DenseTeacher, cost_note, require_dense
 from logitcask_consumer.hints.filters import load_filters, made_filters, save_filters
 from logitcask_consumer.hints.teacher_folder import TeacherShape, read_head
 from logitcask_consumer.losses import LossMismatchError, Objective
 from logitcask_consumer.losses.formulas.policy_rkl import NO_SAMPLES
-from logitcask_consumer.methods.method import BatchValue
 from logitcask_consumer.methods.sparse_target_loss import SparseTargetLoss
+from logitcask_consumer.methods.token_batch_loss import TokenBatchLoss
+from logitcask_consumer.methods.token_requirements import (
+    require_hints_read,
+    require_records,
+    require_tokenizer,
+    require_whole_documents,
+)
 from logitcask_consumer.processes import processes
 from logitcask_consumer.student.checks import check_student
-from logitcask_consumer.student.router_loss import with_router_loss
 from logitcask_consumer.weights import StoredAnswers, Weights
 from logitcask_schemas.cask import Cask
-from logitcask_schemas.errors import IdentityMismatchError
-from logitcask_schemas.record.identity import tokenizer_fingerprint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,7 +238,7 @@ class TokenMethod:
             hints.append(cost_note(dataset.casks, shape))
         return [*self.weights.notes(StoredAnswers.of(dataset.casks)), *filter(None, (share, beyond)), *hints]
 
-    def on(self, model: Any, dataset: CaskDataset) -> "TokenBatchLoss":
+    def on(self, model: Any, dataset: CaskDataset) -> TokenBatchLoss:
         """The loss of a student on this dataset; the dataset's own weights count.
 
         Raises:
@@ -272,123 +270,3 @@ class TokenMethod:
             hints=hints,
             dense=dense,
         )
-
-
-def require_hints_read(dataset: CaskDataset) -> None:
-    """Refuse a dataset that reads no hints. Raises HintMismatchError."""
-    if not dataset.reads_hints:
-        raise HintMismatchError(
-            "hints and target dense need a dataset that reads hints: CaskDataset(..., hints=True), also to evaluate"
-        )
-
-
-def require_whole_documents(objective: HintObjective, dataset: CaskDataset) -> None:
-    """Refuse windows of documents where a hint loss compares all positions of one.
-
-    Raises:
-        HintMismatchError: says which length of sequences would do.
-    """
-    longest = int(dataset.windows.stop_W.max(initial=0))
-    if objective.whole_documents and longest > dataset.seq_len:
-        raise HintMismatchError(
-            f"hint loss {objective.whole_documents[0]!r} compares all positions of a document with each other, and the "
-            f"longest has {longest:,}, more than a sequence of {dataset.seq_len:,}: give --seq-len {longest}, or leave "
-            "long documents out"
-        )
-
-
-def require_records(objective: Any, cask: Cask) -> None:
-    """Refuse a loss that the records of a cask cannot support. Raises LossMismatchError, which names the cask."""
-    try:
-        objective.require(cask.manifest.capture)
-    except LossMismatchError as error:
-        raise LossMismatchError(f"{cask.place}: {error}") from error
-
-
-def require_tokenizer(cask: Cask, tokenizer: Any) -> None:
-    """Refuse a student whose token ids are not the records'.
-
-    Raises:
-        IdentityMismatchError: names losses for such a student.
-    """
-    stored, own = cask.manifest.teacher.tokenizer_fingerprint, tokenizer_fingerprint(tokenizer)
-    if stored != own:
-        raise IdentityMismatchError(
-            f"{cask.path}: tokenizer_fingerprint: {stored!r} in the cask, {own!r} offered. This loss compares "
-            "token ids, which needs a student with the teacher's tokenizer. A student with its own can be trained "
-            "with --loss alm or --loss '1.5*uld + cross_entropy', and --teacher for the teacher's tokenizer "
-            "(docs/cross_tokenizer.md)"
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenBatchLoss:
-    """`TokenMethod` on a student and a dataset, a `BatchLoss`.
-
-    Its sums: each term, each hint loss, cross-entropy and the teacher's entropy times the positions' weights, the
-    weights, the trained positions, and those read.
-    """
-
-    loss: SparseTargetLoss
-    collator: Callable[[Any], Batch]
-    hints: HintsOnStudent | None = None
-    dense: DenseTeacher | None = None
-
-    def counted(self, batch: Batch) -> Tensor:
-        """Sum of the weights of the trained positions."""
-        return self.loss.counted(batch)
-
-    def value(self, model: Any, batch: Batch, progress: float) -> BatchValue:
-        """The loss of the trained positions, and the sums of its terms, cross-entropy and entropy."""
-        task = self.loss.task(batch, progress)
-        if self.dense is not None:
-            task = replace(task, dense=self.dense.target(batch))
-        if self.hints is not None:
-            task = replace(task, states=self.hints.task(batch["hints"], batch["documents"], progress))
-        out = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], distill=task)
-        hints_LT = [out["states_LT"]] if self.hints is not None else []
-        columns = [out["terms_KT"], *hints_LT, torch.stack([out["ce_T"], out["entropy_T"].to(out["ce_T"].dtype)])]
-        columns_CT = torch.cat([column.to(torch.float64) for column in columns])
-        if out["weights_T"] is not None:
-            weights_T = out["weights_T"].to(torch.float64)
-            columns_CT, weight = columns_CT * weights_T, weights_T.sum()
-        else:
-            weight = columns_CT.new_tensor(columns_CT.shape[1])
-        counts = columns_CT.new_tensor([columns_CT.shape[1], batch["positions"]])
-        loss = with_router_loss(out, self.counted(batch))
-        return BatchValue(loss=loss, sums=torch.cat([columns_CT.sum(1), weight[None], counts]))
-
-    @property
-    def num_sums(self) -> int:
-        """Terms, hint losses, cross-entropy, entropy, weights, trained positions, and those read."""
-        return len(self.loss.objective.losses) + len(self._hint_losses) + 5
-
-    @property
-    def _hint_losses(self) -> tuple[HintLoss, ...]:
-        return () if self.hints is None else self.hints.losses
-
-    def metrics(self, sums: Sequence[float]) -> dict[str, float]:
-        """Weighted means; `kd` is the first loss of a mix, which has no value of its own that means anything.
-
-        Hint losses are `hint/SPEC`, without their weights.
-        """
-        *columns, ce, entropy, weight, trained, positions = sums
-        terms, hints = columns[: len(self.loss.objective.losses)], columns[len(self.loss.objective.losses) :]
-        weight = weight or 1.0
-        name = "teacher_entropy" if self.loss.exact_entropy else "teacher_entropy_at_least"
-        means = {"kd": terms[0] / weight, "ce": ce / weight, name: entropy / weight}
-        for loss, value in zip(self.loss.objective.losses, terms, strict=True):
-            if len(terms) > 1:
-                means[f"loss/{loss.spec}"] = value / weight
-            if loss.kl_value:
-                means["kl"] = (value - entropy) / weight
-        for hint, value in zip(self._hint_losses, hints, strict=True):
-            means[f"hint/{hint.spec}"] = value / weight
-        means["positions"] = trained
-        if self.loss.weights:
-            means["trained_share"] = trained / max(positions, 1.0)
-        return means
-
-    def read(self, sums: Sequence[float]) -> float:
-        """All positions, with those of weight 0."""
-        return sums[-1]

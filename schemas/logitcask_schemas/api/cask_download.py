@@ -43,7 +43,7 @@ from logitcask_schemas.cask.directory import (
     write_index,
 )
 from logitcask_schemas.cask.format.layout import INDEX_NAME, LOCK_NAME, MANIFEST_NAME, SHARDS_NAME, TEMP_PREFIX
-from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.format.shard_entry import ShardEntry
 from logitcask_schemas.cask.storage.files import LocalFiles, publish_path
 from logitcask_schemas.cask.storage.lock import writers_lock
 from logitcask_schemas.errors import CaskError, CaskWriteError, LogitcaskError

@@ -18,7 +18,6 @@ from logitcask_schemas.cask.format.layout import ENTRY_SUFFIX, INDEX_NAME, MANIF
 from logitcask_schemas.cask.format.manifest import (
     RESTORE,
     CaskManifest,
-    ShardEntry,
     entry_bytes,
     index_bytes,
     manifest_bytes,
@@ -26,6 +25,7 @@ from logitcask_schemas.cask.format.manifest import (
     parse_index,
     parse_manifest,
 )
+from logitcask_schemas.cask.format.shard_entry import ShardEntry
 from logitcask_schemas.cask.storage.files import FileOperations, publish_file, read_document, unreadable
 from logitcask_schemas.cask.storage.object_store import RemoteStore
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError, CaskReadError

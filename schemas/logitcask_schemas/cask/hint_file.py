@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from logitcask_schemas.cask.carriers.arrow import arrow_explained, only_batch, unsliced, view_of
 from logitcask_schemas.cask.format.hint_columns import HintColumns, hints_checksum
 from logitcask_schemas.cask.format.layout import SHARDS_NAME
-from logitcask_schemas.cask.format.manifest import HintsFile, ShardEntry
+from logitcask_schemas.cask.format.shard_entry import HintsFile, ShardEntry
 from logitcask_schemas.cask.shard import Shard
 from logitcask_schemas.cask.storage.files import read_whole, reads_explained, size_of
 from logitcask_schemas.errors import (

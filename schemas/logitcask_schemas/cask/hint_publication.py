@@ -12,7 +12,7 @@ from logitcask_schemas.cask.carriers.arrow import write_options
 from logitcask_schemas.cask.format.columns import ShardColumns
 from logitcask_schemas.cask.format.hint_columns import HintColumns
 from logitcask_schemas.cask.format.layout import SHARDS_NAME
-from logitcask_schemas.cask.format.manifest import MAX_VALUES, HintsFile, ShardEntry
+from logitcask_schemas.cask.format.shard_entry import MAX_VALUES, HintsFile, ShardEntry
 from logitcask_schemas.cask.hint_file import ADVICE, described_hints, hint_schema, missing_explained, require_size
 from logitcask_schemas.cask.storage.files import (
     FileOperations,

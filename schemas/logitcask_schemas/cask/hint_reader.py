@@ -5,7 +5,8 @@ from dataclasses import replace
 from typing import Final
 
 from logitcask_schemas.cask.format.columns import ShardColumns
-from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry
+from logitcask_schemas.cask.format.manifest import CaskManifest
+from logitcask_schemas.cask.format.shard_entry import ShardEntry
 from logitcask_schemas.cask.hint_file import HintFile, dropped, open_hints, require_hints_of
 from logitcask_schemas.cask.location import Location
 from logitcask_schemas.cask.shard import Shard

@@ -1,15 +1,17 @@
-"""The width of a cask's hints: how many numbers a vector of its teacher has, which is one for all of its shards.
+"""What hints of a new shard must be: there where the capture spec has some, and as wide as those of the cask.
 
-The capture spec says nothing of it, so the files of the shards do.
+The width is how many numbers a vector of the teacher has, one for all shards. The capture spec says nothing of it, so
+the files of the shards do.
 """
 
 from collections.abc import Iterable
 from pathlib import Path
 
-from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.format.shard_entry import ShardEntry
 from logitcask_schemas.cask.hint_file import open_hints
 from logitcask_schemas.errors import CaskCorruptionError, CaskNotFoundError, InvalidRecordError
 from logitcask_schemas.record.hint_spec import HintSpec
+from logitcask_schemas.record.records import DocumentRecords
 
 
 def stored_width(cask: Path, entries: Iterable[ShardEntry], spec: HintSpec) -> int | None:
@@ -50,3 +52,15 @@ def require_stored_width(cask: str, width: int, stored: int | None) -> None:
             f"{cask}: its hints are vectors of {stored} numbers, those of the new shard have {width}: they are another "
             "teacher's. Nothing was written; publish into another cask"
         )
+
+
+def require_hints_as_asked(spec: HintSpec | None, document: DocumentRecords, where: str) -> None:
+    """Raise InvalidRecordError unless a document has hints exactly where a capture spec has some, and as it says."""
+    if spec is None and document.hints is None:
+        return
+    if spec is None or document.hints is None:
+        asks = "without hints" if spec is None else "with hints"
+        raise InvalidRecordError(
+            f"{where}: the cask's capture spec is {asks}, this document is {'with' if spec is None else 'without'}"
+        )
+    document.hints.check(spec, document.records.num_positions, where=where)

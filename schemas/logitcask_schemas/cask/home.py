@@ -10,7 +10,8 @@ from logitcask_schemas.cask.directory import Listing
 from logitcask_schemas.cask.documents import DocumentTable, ShardDocuments
 from logitcask_schemas.cask.format.columns import ShardColumns
 from logitcask_schemas.cask.format.layout import RecordLayout
-from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry
+from logitcask_schemas.cask.format.manifest import CaskManifest
+from logitcask_schemas.cask.format.shard_entry import ShardEntry
 from logitcask_schemas.cask.publication import Announce
 from logitcask_schemas.record.hint_spec import HintSpec
 

@@ -22,7 +22,7 @@ import numpy as np
 from logitcask_schemas.cask.carriers.packed import PackedFile
 from logitcask_schemas.cask.format.columns import ShardColumns
 from logitcask_schemas.cask.format.layout import RecordLayout
-from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.format.shard_entry import ShardEntry
 from logitcask_schemas.cask.shard import Shard
 from logitcask_schemas.record.records import DocumentRecords
 

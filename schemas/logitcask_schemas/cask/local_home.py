@@ -18,7 +18,8 @@ from logitcask_schemas.cask.directory import (
 from logitcask_schemas.cask.documents import DOCUMENTS_NAME, DocumentTable, ShardDocuments, write_document_table
 from logitcask_schemas.cask.format.columns import ShardColumns
 from logitcask_schemas.cask.format.layout import INDEX_NAME, MANIFEST_NAME, SHARDS_NAME, RecordLayout
-from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry
+from logitcask_schemas.cask.format.manifest import CaskManifest
+from logitcask_schemas.cask.format.shard_entry import ShardEntry
 from logitcask_schemas.cask.hint_publication import take_hints
 from logitcask_schemas.cask.hint_width import stored_width
 from logitcask_schemas.cask.opening import open_documents, require_shards

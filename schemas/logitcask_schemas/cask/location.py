@@ -25,7 +25,7 @@ from logitcask_schemas.cask.directory import (
 )
 from logitcask_schemas.cask.documents import DocumentTable, ShardDocuments
 from logitcask_schemas.cask.format.layout import RecordLayout
-from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.format.shard_entry import ShardEntry
 from logitcask_schemas.cask.hint_file import hints_path, require_hint_file
 from logitcask_schemas.cask.opening import open_documents, open_shard, require_shards
 from logitcask_schemas.cask.remote_cache import Progress, ShardCache

@@ -15,7 +15,7 @@ from logitcask_schemas.cask.carriers.registry import carrier_of, shard_path
 from logitcask_schemas.cask.documents import ShardDocuments
 from logitcask_schemas.cask.format.columns import ShardColumns
 from logitcask_schemas.cask.format.layout import SHARDS_NAME, RecordLayout
-from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.format.shard_entry import ShardEntry
 from logitcask_schemas.cask.lazy_shard import LazyShard
 from logitcask_schemas.cask.shard import Shard
 from logitcask_schemas.cask.storage.files import open_regular, read_whole, size_of, unreadable

@@ -25,7 +25,7 @@ from logitcask_schemas.cask.format.layout import (
     TEMP_PREFIX,
     RecordLayout,
 )
-from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.format.shard_entry import ShardEntry
 from logitcask_schemas.cask.hint_publication import publish_hints
 from logitcask_schemas.cask.storage.files import FileOperations, clear_errors, publish_file
 from logitcask_schemas.cask.storage.hashing_sink import HashingSink

@@ -15,7 +15,8 @@ from logitcask_schemas.cask.directory import read_manifest, require_identity
 from logitcask_schemas.cask.documents import DocumentIndex, DocumentTable, ShardDocuments
 from logitcask_schemas.cask.format.columns import ShardColumns
 from logitcask_schemas.cask.format.layout import RecordLayout
-from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry
+from logitcask_schemas.cask.format.manifest import CaskManifest
+from logitcask_schemas.cask.format.shard_entry import ShardEntry
 from logitcask_schemas.cask.hint_file import HintFile
 from logitcask_schemas.cask.hint_reader import HintReader
 from logitcask_schemas.cask.location import Location, location_of

@@ -19,7 +19,7 @@ from typing import Final
 from logitcask_schemas.cask.carriers.registry import shard_path
 from logitcask_schemas.cask.documents import DOCUMENTS_NAME, DocumentTable
 from logitcask_schemas.cask.format.layout import SHARDS_NAME, TEMP_PREFIX
-from logitcask_schemas.cask.format.manifest import HintsFile, ShardEntry
+from logitcask_schemas.cask.format.shard_entry import HintsFile, ShardEntry
 from logitcask_schemas.cask.hint_file import hints_path
 from logitcask_schemas.cask.storage.files import writes_explained
 from logitcask_schemas.cask.storage.object_store import RemoteStore

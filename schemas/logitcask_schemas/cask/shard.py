@@ -23,7 +23,7 @@ from logitcask_schemas.cask.format.columns import (
 )
 from logitcask_schemas.cask.format.layout import HIGH_SUFFIX, LEVELS, RecordLayout
 from logitcask_schemas.cask.format.lists import ShardLists
-from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.format.shard_entry import ShardEntry
 from logitcask_schemas.cask.storage.files import unreadable
 from logitcask_schemas.errors import CaskCorruptionError, DocumentMismatchError
 from logitcask_schemas.record.extent import Extent, IdArray

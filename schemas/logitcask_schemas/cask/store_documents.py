@@ -18,7 +18,7 @@ from logitcask_schemas.cask.carriers.registry import shard_path
 from logitcask_schemas.cask.documents import DOCUMENTS_NAME, DocumentTable, ShardDocuments
 from logitcask_schemas.cask.format.layout import SHARDS_NAME, Level, RecordLayout
 from logitcask_schemas.cask.format.lists import list_sizes
-from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.format.shard_entry import ShardEntry
 from logitcask_schemas.cask.opening import open_documents
 from logitcask_schemas.cask.storage.object_store import RemoteStore
 from logitcask_schemas.errors import CaskCorruptionError, CaskNotFoundError

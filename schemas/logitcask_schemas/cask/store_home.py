@@ -17,7 +17,8 @@ from logitcask_schemas.cask.directory import Listing, StoreDirectory, read_entry
 from logitcask_schemas.cask.documents import DocumentTable, ShardDocuments
 from logitcask_schemas.cask.format.columns import ShardColumns
 from logitcask_schemas.cask.format.layout import MANIFEST_NAME, SHARDS_NAME, RecordLayout
-from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry, manifest_bytes, parse_manifest
+from logitcask_schemas.cask.format.manifest import CaskManifest, manifest_bytes, parse_manifest
+from logitcask_schemas.cask.format.shard_entry import ShardEntry
 from logitcask_schemas.cask.hint_file import hints_path, width_in_head
 from logitcask_schemas.cask.publication import Announce, publish_shard_file, require_no_shards, require_only_cask
 from logitcask_schemas.cask.storage.shared_store import SharedStore

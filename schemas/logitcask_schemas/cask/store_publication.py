@@ -16,7 +16,8 @@ from logitcask_schemas.cask.carriers.registry import carrier_of, shard_path
 from logitcask_schemas.cask.directory import entry_file
 from logitcask_schemas.cask.format.columns import ShardColumns
 from logitcask_schemas.cask.format.layout import SHARDS_NAME, RecordLayout
-from logitcask_schemas.cask.format.manifest import CaskManifest, HintsFile, ShardEntry, entry_bytes, parse_entry
+from logitcask_schemas.cask.format.manifest import CaskManifest, entry_bytes, parse_entry
+from logitcask_schemas.cask.format.shard_entry import HintsFile, ShardEntry
 from logitcask_schemas.cask.hint_file import hints_path, open_hints
 from logitcask_schemas.cask.opening import open_columns
 from logitcask_schemas.cask.publication import Announce

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from logitcask_schemas.cask.directory import require_identity
 from logitcask_schemas.cask.documents import DocumentIndex, DocumentTable, ShardDocuments
 from logitcask_schemas.cask.format.layout import RecordLayout
-from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry
+from logitcask_schemas.cask.format.manifest import CaskManifest
+from logitcask_schemas.cask.format.shard_entry import ShardEntry
 from logitcask_schemas.cask.home import Home
 
 _MIN_LOOSE: Final = 64

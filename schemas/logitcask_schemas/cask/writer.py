@@ -17,15 +17,11 @@ from logitcask_schemas.cask.directory import require_identity
 from logitcask_schemas.cask.documents import ShardDocuments
 from logitcask_schemas.cask.format.columns import ShardColumns, assemble, gather_rows
 from logitcask_schemas.cask.format.layout import RecordLayout
-from logitcask_schemas.cask.format.manifest import (
-    FORMAT_VERSION,
-    CaskManifest,
-    ShardEntry,
-    version_for,
-)
+from logitcask_schemas.cask.format.manifest import FORMAT_VERSION, CaskManifest, version_for
 from logitcask_schemas.cask.format.packed.rank_table import RankTable
+from logitcask_schemas.cask.format.shard_entry import ShardEntry
 from logitcask_schemas.cask.hint_file import open_hints
-from logitcask_schemas.cask.hint_width import require_stored_width
+from logitcask_schemas.cask.hint_width import require_hints_as_asked, require_stored_width
 from logitcask_schemas.cask.home import Home
 from logitcask_schemas.cask.local_home import LocalHome
 from logitcask_schemas.cask.publication import Announce
@@ -34,7 +30,7 @@ from logitcask_schemas.cask.storage.object_store import is_url
 from logitcask_schemas.cask.storage.shared_store import SharedStore
 from logitcask_schemas.cask.store_home import StoreHome
 from logitcask_schemas.cask.stored_shards import StoredShards
-from logitcask_schemas.errors import CaskError, InvalidRecordError
+from logitcask_schemas.errors import CaskError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_schemas.record.identity import Accept, TeacherIdentity
@@ -326,20 +322,8 @@ class CaskWriter:
         for document, where in zip(documents, names, strict=True):
             if not document.extent.is_whole:
                 self.manifest.require_extents(str(self.path), f"{where} has")
-            self._check_hints(document, where)
+            require_hints_as_asked(self.manifest.capture.hints, document, where)
         return ids
-
-    def _check_hints(self, document: DocumentRecords, where: str) -> None:
-        """Raise InvalidRecordError unless a document has hints exactly where the spec has some, and as it says."""
-        spec = self.manifest.capture.hints
-        if spec is None and document.hints is None:
-            return
-        if spec is None or document.hints is None:
-            asks = "without hints" if spec is None else "with hints"
-            raise InvalidRecordError(
-                f"{where}: the cask's capture spec is {asks}, this document is {'with' if spec is None else 'without'}"
-            )
-        document.hints.check(spec, document.records.num_positions, where=where)
 
     def _require_width(self, width: int, spec: HintSpec) -> None:
         """Raise InvalidRecordError unless a new shard's hints are as wide as the cask's; call with the lock held."""

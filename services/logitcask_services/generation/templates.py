@@ -31,18 +31,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-import yaml
 from jinja2 import Template, TemplateError, TemplateSyntaxError, UndefinedError, meta
 from jinja2.exceptions import SecurityError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from logitcask_schemas.api.generation_steps import FieldName, Sampling
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_services.generation.errors import RecipeError
 from logitcask_services.generation.template_budget import LONGEST_TEXT, Work
+from logitcask_services.generation.template_head import Kind, only_field, split_head
 from logitcask_services.generation.template_sandbox import FieldText, PromptEnvironment, UnknownSyntaxError
 
-Kind = Literal["text", "chat", "ids"]
 Role = Literal["system", "user", "assistant"]
 LARGEST_TEMPLATE: Final = 256 * 1024
 """Characters of a template's file."""
@@ -64,15 +61,6 @@ class RenderError(LogitcaskError, ValueError):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
-
-
-class _Head(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Kind
-    description: str = Field(min_length=1, max_length=1000)
-    stop: tuple[str, ...] = ()
-    fields: tuple[FieldName, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +116,10 @@ class PromptTemplate:
         """
         if len(text) > LARGEST_TEMPLATE:
             raise RecipeError(f"template {name}: {len(text)} characters; a template has at most {LARGEST_TEMPLATE}")
-        head, body, first_line = _split_head(name, text)
+        head, body, first_line = split_head(name, text)
         used = set[str]()
         if head.kind == "ids":
-            turns, used = [], set(_only_field(name, head, body))
+            turns, used = [], set(only_field(name, head, body))
         elif head.kind == "text":
             turns = [_compiled(name, "user", body.removesuffix("\n"), first_line, used, each=False)]
         else:
@@ -273,45 +261,6 @@ def _joined(pieces: Iterable[str]) -> Rendered:
 
 def _too_long() -> str:
     return f"writes more than {LONGEST_TEXT} characters; show less"
-
-
-def _split_head(name: str, text: str) -> tuple[_Head, str, int]:
-    """Head, body, and number of the body's first line. Raises RecipeError."""
-    lines = text.replace("\r\n", "\n").split("\n")
-    if lines[0].rstrip() != "---":
-        raise RecipeError(
-            f"template {name}, line 1: {json.dumps(lines[0][:40])}; expected `---`, and the head behind it"
-        )
-    end = next((at for at, line in enumerate(lines[1:], start=1) if line.rstrip() == "---"), None)
-    if end is None:
-        raise RecipeError(f"template {name}: the head that begins in line 1 has no end; put `---` behind it")
-    try:
-        values = yaml.safe_load("\n".join(lines[1:end]))
-        head = _Head.model_validate(values if isinstance(values, dict) else {})
-        Sampling(stop=head.stop)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise RecipeError(
-            f"template {name}, lines 1 to {end + 1}: the head's `{place}`: {first['msg']}. Expected kind (text, "
-            "chat or ids), description, fields, and stop where texts end what is written"
-        ) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 2 if mark is not None else 1
-        problem = getattr(error, "problem", None) or type(error).__name__
-        raise RecipeError(f"template {name}, line {line}: the head is not YAML: {problem}") from error
-    return head, "\n".join(lines[end + 1 :]), end + 2
-
-
-def _only_field(name: str, head: _Head, body: str) -> tuple[str, ...]:
-    """The field of an `ids` template. Raises RecipeError."""
-    if body.strip() or len(head.fields) != 1:
-        raise RecipeError(
-            f"template {name}: of kind ids it has one field, which holds the token ids, and nothing behind the head; "
-            f"got the fields {list(head.fields)}" + (" and a body" if body.strip() else "")
-        )
-    return head.fields
 
 
 def _compiled(name: str, role: Role, source: str, line: int, used: set[str], *, each: bool) -> _TurnSource:

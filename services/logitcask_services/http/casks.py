@@ -14,7 +14,8 @@ from logitcask_schemas.api.requests import is_cask_name
 from logitcask_schemas.cask.carriers.registry import shard_path
 from logitcask_schemas.cask.directory import Directory, StoreDirectory, read_entry, read_listing
 from logitcask_schemas.cask.format.layout import MANIFEST_NAME, SHARDS_NAME
-from logitcask_schemas.cask.format.manifest import ShardEntry, parse_manifest
+from logitcask_schemas.cask.format.manifest import parse_manifest
+from logitcask_schemas.cask.format.shard_entry import ShardEntry
 from logitcask_schemas.errors import CaskError, CaskNotFoundError, StoreError
 from logitcask_services.cask_places import AT_ONCE, CaskNameError, directory_of, holds_cask
 from logitcask_services.http.access import Caller

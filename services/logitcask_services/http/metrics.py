@@ -114,14 +114,14 @@ class _ServiceCollector(Collector):
         yield from self._now()
         ready = float(service.teacher.state == "ready")
         yield GaugeMetricFamily("logitcask_teacher_ready", "1 while the teacher is loaded", value=ready)
-        step = service.teacher.step_silence or 0.0
+        step = service.teacher.in_memory.step_silence or 0.0
         yield GaugeMetricFamily("logitcask_engine_step_seconds", "Age of the engine's step under way", value=step)
         free = GaugeMetricFamily("logitcask_disk_free_bytes", "Free bytes", labels=["folder"])
         for folder in service.folders.casks.disks:
             free.add_metric(["cask_root"], files.free_bytes(folder))
         free.add_metric(["data_dir"], files.free_bytes(service.folders.state))
         yield free
-        yield from service.teacher.metrics()
+        yield from service.teacher.in_memory.metrics()
 
     def _now(self) -> Iterator[Metric]:
         """How fast it goes, how much is ahead, how the engine is."""
@@ -147,7 +147,7 @@ class _ServiceCollector(Collector):
         for what in get_args(EngineState):
             engines.add_metric([what], float(engine == what))
         yield engines
-        many = service.teacher.engine_states or [engine]
+        many = service.teacher.in_memory.engine_states or [engine]
         counts = GaugeMetricFamily("logitcask_engines", "Engines that capture, by what they are at", labels=["state"])
         for what in get_args(EngineState):
             counts.add_metric([what], many.count(what))
@@ -155,9 +155,9 @@ class _ServiceCollector(Collector):
 
     def _engine(self) -> EngineState:
         teacher = self._service.teacher
-        if "working" in teacher.engine_states:
+        if "working" in teacher.in_memory.engine_states:
             return "working"
-        if teacher.is_loading:
+        if teacher.in_memory.is_loading:
             return "loading"
         if teacher.state != "ready":
             return "absent"

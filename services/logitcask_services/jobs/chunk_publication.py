@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from logitcask_schemas.cask import CaskWriter
-from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.format.shard_entry import ShardEntry
 from logitcask_schemas.cask.storage.files import LocalFiles
 from logitcask_services.corpora.token_store import TokenStore
 from logitcask_services.jobs.chunks import OpenChunk

@@ -27,6 +27,7 @@ from logitcask_services.jobs.scoring_call import (
     ScoringCounts,
     ScoringLimits,
     ScoringRefusedError,
+    stopping,
 )
 from logitcask_services.jobs.scoring_sequence import DeathRecord, Flight, ScoringSequence
 from logitcask_services.jobs.setbacks import TeacherDiedError
@@ -46,8 +47,7 @@ class Scoring:
         wake: tells the worker that somebody waits.
         heartbeat: of the teacher.
         progressed: hears of every sequence that came back.
-        dying: hears that the one engine that streams has raised, before whoever waits for it is told so: a caller that
-            asks next whether the teacher is ready is not told that it is.
+        dying: hears that the only engine that streams has raised, before those who wait for it do.
         limits: what may wait.
     """
 
@@ -142,7 +142,7 @@ class Scoring:
         ]
         with self._lock:
             if self._closed:
-                raise _stopping()
+                raise stopping()
             if killer := next((each for each in sequences if self._record.is_killer(each)), None):
                 raise killer.refusal()
             self.limits.require_room(sum(tokens), self._waiting_tokens)
@@ -172,7 +172,7 @@ class Scoring:
             self._suspects.clear()
             self._waiting_tokens = 0
         for each in waiting:
-            each.call.fail(_stopping())
+            each.call.fail(stopping())
 
     def among(
         self, engine: Engine, tasks: Iterable[CaptureTask | None], spec: CaptureSpec
@@ -350,7 +350,3 @@ class Scoring:
             text = f"the teacher died while it scored this request ({reason})"
             sequence.call.fail(ScoringRefusedError("teacher_died", text))
         self._put_back(flight)
-
-
-def _stopping() -> ScoringRefusedError:
-    return ScoringRefusedError("stopping", "the service stops; try again when it is back")

@@ -30,6 +30,11 @@ class ScoringRefusedError(LogitcaskError, RuntimeError):
         self.code: RefusalCode = code
 
 
+def stopping() -> ScoringRefusedError:
+    """That the service stops."""
+    return ScoringRefusedError("stopping", "the service stops; try again when it is back")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoringLimits:
     """What may wait. Tokens are those that the teacher reads, contexts included."""

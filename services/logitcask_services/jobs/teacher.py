@@ -4,20 +4,17 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final, Literal, get_args
-
-from prometheus_client.core import Metric
 
 from logitcask_schemas.errors import CaptureSpecError, MissingExtraError, ModelError
 from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_services.engines.engine import EngineError, RoleError
-from logitcask_services.engines.process.fleet import EngineState
-from logitcask_services.engines.process.loads import interrupt_loading, stillness_of_loading
 from logitcask_services.jobs.live import Heartbeat
 from logitcask_services.jobs.loaded_teacher import OTHER_ROLE, Role, Teacher, TeacherFacts
 from logitcask_services.jobs.roster import Roster
 from logitcask_services.jobs.setbacks import LONGEST_PAUSE, HintRefusals, Setbacks, TeacherDiedError
+from logitcask_services.jobs.teacher_in_memory import TeacherInMemory
 from logitcask_services.jobs.teacher_names import TeacherNameError
 
 logger = logging.getLogger(__name__)
@@ -64,13 +61,9 @@ class TeacherSupervisor:
         self._refusals = HintRefusals()
         self._stopping = stopping
         self._ready = ready
-        self._teacher: Teacher | None = None
+        self.in_memory = TeacherInMemory()
         self._ready_since = 0.0
-        self._interrupted: str | None = None
-        """Why the engine was killed, where it was."""
         self._role: Role = "capture"
-        self._loader: int | None = None
-        """The thread that loads the teacher, while it does."""
         self.closed = threading.Event()
         """Set once the teacher is freed at the service's end."""
         self.deaths = 0
@@ -105,16 +98,16 @@ class TeacherSupervisor:
             return None
         if role is not None:
             version = self._version_of(name or self.name)
-            if self._teacher is not None and (what := self._why_anew(role, hints, name or self.name, version)):
+            if self.in_memory.teacher is not None and (what := self._why_anew(role, hints, name or self.name, version)):
                 self.state, self.reason = "switching", f"the teacher is being loaded to {what}"
                 logger.info("%s", self.reason)
-                self._release()
-        if self._teacher is None:
+                self.in_memory.release()
+        if self.in_memory.teacher is None:
             self.name = name or self.name
-        if role is not None and self._teacher is None:
+        if role is not None and self.in_memory.teacher is None:
             self._hints = self._refusals.left_of(self.name, hints)
         self._role = role or self._role
-        while self._teacher is None and self.state != "failed" and not self._stopping.is_set():
+        while self.in_memory.teacher is None and self.state != "failed" and not self._stopping.is_set():
             if self.name in self.setbacks.given_up:
                 if name is not None:
                     break
@@ -126,7 +119,7 @@ class TeacherSupervisor:
                     break
                 self._role, self._hints = OTHER_ROLE[self._role], None
             self._load()
-        return self._teacher
+        return self.in_memory.teacher
 
     def _load(self) -> None:
         """One try, and another without hints where they may be at fault."""
@@ -149,7 +142,7 @@ class TeacherSupervisor:
         if hints is not None and refusal is not None:  # they are at fault, which one job alone asks for
             logger.warning("loaded without hints: %s", refusal)
             self._refusals.add(self.name, hints, refusal)
-        self._teacher = teacher
+        self.in_memory.teacher = teacher
         self.loads += 1
         self.restarts += self.state == "restarting"
         self.facts = self._known[self.name] = facts
@@ -180,11 +173,11 @@ class TeacherSupervisor:
             self._wait(f"{self.name} cannot be loaded now: {error}. It is tried again by itself")
         else:
             logger.error("the teacher could not be loaded", exc_info=error)
-            self._fail(f"the teacher could not be loaded: {self._interrupted or _text(error)}")
+            self._fail(f"the teacher could not be loaded: {self.in_memory.interrupted or _text(error)}")
 
     def _notice_end(self) -> None:
         """A process that ended while nobody asked it for anything has died as any other."""
-        if self._teacher is None or (how := self._teacher.ended) is None:
+        if self.in_memory.teacher is None or (how := self.in_memory.teacher.ended) is None:
             return
         if time.monotonic() - self._ready_since > LONGEST_PAUSE:
             self.progressed()  # it has lived for long: earlier deaths say nothing of this one
@@ -205,16 +198,16 @@ class TeacherSupervisor:
 
     def _loaded(self) -> tuple[Teacher, TeacherFacts]:
         """The teacher, from files that did not change meanwhile. Raises ModelError, and what loading raises."""
-        self._interrupted = None
+        self.in_memory.interrupted = None
         name, before = self.name, self.roster.facts(self.name)
         version = self.roster.version(name)
         hints = self._hints if self._role == "capture" and self.roster.settles_hints else None
-        self._loader = threading.get_ident()
+        self.in_memory.loader = threading.get_ident()
         try:
             with self.load_heartbeat.expected():
                 teacher = self.roster.load(name, self._role, hints)
         finally:
-            self._loader = None
+            self.in_memory.loader = None
         try:
             if self.roster.version(name) != version:
                 raise ModelError(
@@ -236,14 +229,14 @@ class TeacherSupervisor:
 
     def _why_anew(self, role: Role, hints: HintSpec | None, name: str, version: str | None) -> str | None:
         """What it must be loaded anew for; None where the one in memory will do."""
-        assert self._teacher is not None
+        assert self.in_memory.teacher is not None
         if name != self.name:
             return f"be {name}"
         if version != self._version:
             return "be as its files are now"
-        if role not in self._teacher.parts:
+        if role not in self.in_memory.teacher.parts:
             return role
-        return "give hints of other layers" if self._lacks(self._teacher, hints) else None
+        return "give hints of other layers" if self._lacks(self.in_memory.teacher, hints) else None
 
     def _lacks(self, teacher: Teacher, hints: HintSpec | None) -> bool:
         """Whether loading the teacher anew would give hints that it does not give now."""
@@ -254,17 +247,17 @@ class TeacherSupervisor:
 
     def dying(self) -> None:
         """Its only engine raised: nobody may take it for ready until `died`, which follows, says what becomes of it."""
-        teacher = self._teacher
+        teacher = self.in_memory.teacher
         if teacher is not None and teacher.team is None and self.state == "ready":
             self.state, self.reason = "restarting", "the teacher died"
 
     def died(self, error: BaseException) -> None:
         """The engine raised. Frees what is left of it; `ensure` loads it again, or gives up."""
-        self._release()
+        self.in_memory.release()
         if self._stopping.is_set():  # ended with the service, which is no failure of its own
             return
         failures = error.failures if isinstance(error, TeacherDiedError) else 1
-        self._fail(f"the teacher died: {self._interrupted or _text(error)}", failures)
+        self._fail(f"the teacher died: {self.in_memory.interrupted or _text(error)}", failures)
         self.deaths += 1
 
     def engine_died(self, error: BaseException) -> None:
@@ -274,9 +267,9 @@ class TeacherSupervisor:
 
     def outlives(self, error: BaseException) -> bool:
         """Whether the teacher, of which an engine raised or ended, has others; the death is counted then."""
-        if self._teacher is None or self._stopping.is_set() or not self._teacher.outlives_its_dead():
+        if self.in_memory.teacher is None or self._stopping.is_set() or not self.in_memory.teacher.outlives_its_dead():
             return False
-        reason, self._interrupted = self._interrupted or _text(error), None
+        reason, self.in_memory.interrupted = self.in_memory.interrupted or _text(error), None
         logger.warning("an engine of the teacher died, the others go on: %s", reason)
         self.deaths += 1
         return True
@@ -284,69 +277,12 @@ class TeacherSupervisor:
     @property
     def roles(self) -> frozenset[Role]:
         """What the loaded teacher can do; that of the last load while none is."""
-        teacher = self._teacher
+        teacher = self.in_memory.teacher
         return frozenset({self._role} if teacher is None else teacher.parts)
-
-    def interrupt(self, reason: str, silent_seconds: float = 0.0) -> bool:
-        """From another thread: kill the engine's processes, so that a call that waits for them raises, or a load.
-
-        Args:
-            reason: What to say of its death.
-            silent_seconds: See `Teacher.interrupt`.
-
-        Returns:
-            False where the engine runs in this process and cannot be interrupted.
-        """
-        teacher, loader = self._teacher, self._loader
-        self._interrupted = reason
-        if loader is not None:
-            return interrupt_loading(loader)
-        return teacher is not None and teacher.interrupt(silent_seconds)
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether a process of the loaded teacher has ended, which `ensure` finds out."""
-        teacher = self._teacher
-        return teacher is not None and teacher.ended is not None
-
-    @property
-    def stillness(self) -> float:
-        """Seconds since a process of the teacher, or one that loads it, last said anything; 0 where there is none."""
-        teacher, loader = self._teacher, self._loader
-        if loader is not None:
-            return stillness_of_loading(loader)
-        return 0.0 if teacher is None else teacher.stillness
-
-    @property
-    def engine_states(self) -> list[EngineState]:
-        """Of the engines of a loaded teacher that has many; empty of any other."""
-        teacher = self._teacher
-        return [] if teacher is None or teacher.team is None else teacher.team.states
-
-    @property
-    def is_loading(self) -> bool:
-        """Whether a thread waits for it to be loaded."""
-        return self._loader is not None
-
-    @property
-    def step_silence(self) -> float | None:
-        """Seconds since the teacher was last known to go on, by its steps; None where they cannot be seen."""
-        teacher = self._teacher
-        return None if teacher is None else teacher.step_silence
-
-    def metrics(self) -> Iterator[Metric]:
-        """What the loaded teacher's engines keep of themselves; nothing while none is loaded."""
-        teacher = self._teacher
-        return iter(()) if teacher is None else teacher.metrics()
 
     def progressed(self) -> None:
         """Something the teacher made is safe: earlier deaths no longer count."""
         self.setbacks.progressed(self.name)
-
-    @property
-    def is_loaded(self) -> bool:
-        """Whether a teacher is in memory."""
-        return self._teacher is not None
 
     @property
     def given_up(self) -> bool:
@@ -355,7 +291,7 @@ class TeacherSupervisor:
 
     def close(self) -> None:
         """Free the teacher at the service's end."""
-        self._release()
+        self.in_memory.release()
         if self.state != "failed":
             self.state, self.reason = "stopped", "the service is stopping"
         self.closed.set()
@@ -382,11 +318,6 @@ class TeacherSupervisor:
         else:
             self.state, self.reason = "switching", f"{self.name} was given up: {reason}"
         logger.error("%s", self.reason)
-
-    def _release(self) -> None:
-        teacher, self._teacher = self._teacher, None
-        if teacher is not None:
-            teacher.close()
 
 
 def _text(error: BaseException) -> str:

@@ -76,14 +76,14 @@ class Watchdog(threading.Thread):
                 continue
             if context.teacher.load_heartbeat.silence > self._load > 0:
                 reason = f"the teacher did not load within {self._load:g} s"
-                if not context.teacher.interrupt(reason):
+                if not context.teacher.in_memory.interrupt(reason):
                     self._end(reason)
                 logger.error("%s; its processes were killed", reason)
                 context.teacher.load_heartbeat.beat()
             silence = context.heartbeat.silence
             if silence > self._cancel > 0:
                 self._let_go_of_cancelled()
-            steps = context.teacher.step_silence
+            steps = context.teacher.in_memory.step_silence
             if self._hang is None:
                 hang = BLIND_HANG_SECONDS if steps is None else HANG_SECONDS
             if not context.heartbeat.is_expected:
@@ -96,7 +96,7 @@ class Watchdog(threading.Thread):
             if not silence > hang > 0 or (was_killed and silence < KILLED_SECONDS):
                 continue
             reason = f"the teacher has shown no life for {silence:.0f} s"
-            if not was_killed and context.teacher.interrupt(reason, hang):
+            if not was_killed and context.teacher.in_memory.interrupt(reason, hang):
                 logger.error("%s; its processes were killed", reason)
                 interrupted_at = deaths
                 context.heartbeat.beat()
@@ -110,17 +110,17 @@ class Watchdog(threading.Thread):
         """The service stops: a load is ended at once, a step has a moment to come back; what it made counts then."""
         teacher, until = self._context.teacher, time.monotonic() + STEP_SECONDS
         while not teacher.closed.wait(0.05):
-            if teacher.is_loading or time.monotonic() > until:
-                teacher.interrupt("the service stops")
+            if teacher.in_memory.is_loading or time.monotonic() > until:
+                teacher.in_memory.interrupt("the service stops")
 
     def _look_after_idle(self, hang: float) -> None:
         """A process that nobody waits for, or that loads, says something each second; the worker hears of its end."""
         teacher = self._context.teacher
-        if teacher.has_ended:
+        if teacher.in_memory.has_ended:
             self._context.signals.changed("")
-        elif teacher.stillness > hang > 0:
-            reason = f"the teacher's process has stood still for {teacher.stillness:.0f} s"
-            if teacher.interrupt(reason, hang):
+        elif teacher.in_memory.stillness > hang > 0:
+            reason = f"the teacher's process has stood still for {teacher.in_memory.stillness:.0f} s"
+            if teacher.in_memory.interrupt(reason, hang):
                 logger.error("%s; it was killed", reason)
 
     def _let_go_of_cancelled(self) -> None:

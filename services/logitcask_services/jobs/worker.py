@@ -132,7 +132,7 @@ class Worker(threading.Thread):
     def _first(self) -> JobRow | None:
         """For a load: the first job that can be begun; None while a teacher is loaded, or where nothing waits."""
         context = self._context
-        if context.teacher.is_loaded or context.signals.queue_paused:
+        if context.teacher.in_memory.is_loaded or context.signals.queue_paused:
             return None
         try:
             return next((row for row in context.queue.queued() if self._assignment.hindrance(row) is None), None)

@@ -129,11 +129,11 @@ def test_a_seed_decides_the_text_alone_and_in_company(generator, prompts):
     [{"temperature": 1.0}, {"temperature": 0.7, "top_p": 0.8}, {"temperature": 1.0, "top_k": 5, "min_p": 0.05}],
 )
 def test_first_tokens_are_drawn_from_the_models_distribution(generator, teacher, prompts, sampling):
-    """Chi-square over 200 fixed seeds; the bound is four standard deviations over its mean.
+    """Chi-square over 100 fixed seeds; the bound is four standard deviations over its mean.
 
     In another process it is the same generator, whose draws depend on the seed alone.
     """
-    ids, seeds = prompts[0], 200
+    ids, seeds = prompts[0], 100
     tasks = [write(seed, ids, seed=seed, max_tokens=1, **sampling) for seed in range(seeds)]
     drawn = np.array([result.token_ids_N[0] for result in results_of(generator, tasks).values()], np.int64)
     counts = np.bincount(drawn, minlength=49_152)

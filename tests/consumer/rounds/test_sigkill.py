@@ -1,6 +1,6 @@
 """The promise of rounds: killed at random, texts, casks and weights are those of a run that was left alone.
 
-`LOGITCASK_KILLS` sets how many (default 12).
+`LOGITCASK_KILLS` sets how many (default 6).
 """
 
 import os
@@ -14,7 +14,7 @@ from logitcask_consumer.rounds.state import read_state
 from tests.support.consumer.fake_service import FakeService
 from tests.support.consumer.rounds_process import RoundsProcess, begin_forking
 
-KILLS = int(os.environ.get("LOGITCASK_KILLS", "12"))
+KILLS = int(os.environ.get("LOGITCASK_KILLS", "6"))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.carriers.registry import CARRIERS
 from logitcask_schemas.cask.describe import cask_stats, describe_positions
-from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.format.shard_entry import ShardEntry
 from logitcask_schemas.cask.integrity.repair import repair_cask
 from logitcask_schemas.cask.integrity.verify import verify_shards
 from logitcask_schemas.cask.transfer.export import export_cask

@@ -140,14 +140,14 @@ def test_a_machine_without_descriptors_is_waited_for(serve, documents):
 
 def test_a_service_that_stood_still_itself_blames_nobody(tmp_path):
     """Ctrl-Z, or a machine that was paused: its engine has been well all the time."""
-    settings = {"engine_hang_seconds": 2.0, "child": {"seconds_per_document": 0.02}}
+    settings = {"engine_hang_seconds": 4.0, "child": {"seconds_per_document": 0.02}}
     server = ServerProcess(tmp_path / "it", settings)
     corpus = server.client.post("/v1/corpora", content=jsonl(documents_of(150))).raise_for_status().json()
     body = {"corpus_id": corpus["id"], "cask": "cask"}
     job = server.client.post("/v1/extractions", json=body).raise_for_status().json()["id"]
     wait_for(lambda: server.status(job)["status"] == "in_progress", 60)
     os.kill(server.pid, signal.SIGSTOP)
-    time.sleep(5.0)
+    time.sleep(7.0)
     os.kill(server.pid, signal.SIGCONT)
     wait_for(lambda: server.status(job)["status"] == "completed", 60)
     assert "logitcask_teacher_deaths_total 0.0" in server.client.get("/metrics").text

@@ -1,6 +1,6 @@
 """The promise for generations: killed at random, corpus and cask are those of one that was left alone.
 
-Real server processes, SIGKILL at random moments, restarts. `LOGITCASK_KILLS` sets how many (default 12).
+Real server processes, SIGKILL at random moments, restarts. `LOGITCASK_KILLS` sets how many (default 6).
 """
 
 import os
@@ -11,7 +11,7 @@ from tests.support.services.generations import files_of
 from tests.support.services.server_process import ServerProcess
 from tests.support.services.service_harness import jsonl, wait_for
 
-KILLS = int(os.environ.get("LOGITCASK_KILLS", "12"))
+KILLS = int(os.environ.get("LOGITCASK_KILLS", "6"))
 IN_FLIGHT = 5
 STEPS = [
     {"kind": "generate", "template": "question", "sampling": {"n": 2, "temperature": 1.0, "max_tokens": 64}},

@@ -60,7 +60,7 @@ def fail_before_counting(server, monkeypatch, cask: Path, documents, shards: int
     monkeypatch.setattr(ChunkStore, "commit_chunk", crash)
     job = server.submit(server.upload(documents))
     assert server.finish(job["id"])["status"] == "failed"
-    wait_for(lambda: "working" not in server.service.teacher.engine_states)  # they end what they publish
+    wait_for(lambda: "working" not in server.service.teacher.in_memory.engine_states)  # they end what they publish
     monkeypatch.setattr(ChunkStore, "commit_chunk", commit)
     return job
 

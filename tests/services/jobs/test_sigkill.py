@@ -1,6 +1,6 @@
 """The promise: a service killed at random ends with the cask of one that was left alone, and does no work twice.
 
-Real server processes, SIGKILL at random moments, restarts. `LOGITCASK_KILLS` sets how many (default 12).
+Real server processes, SIGKILL at random moments, restarts. `LOGITCASK_KILLS` sets how many (default 6).
 """
 
 import os
@@ -17,7 +17,7 @@ from logitcask_services.corpora.token_store import TokenStore
 from tests.support.services.server_process import ServerProcess
 from tests.support.services.service_harness import jsonl, wait_for
 
-KILLS = int(os.environ.get("LOGITCASK_KILLS", "12"))
+KILLS = int(os.environ.get("LOGITCASK_KILLS", "6"))
 ENDED = ("completed", "failed", "cancelled")
 
 

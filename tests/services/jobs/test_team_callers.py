@@ -97,13 +97,13 @@ def test_at_rest_a_dead_engine_alone_is_loaded_again_by_the_next_job(serve):
     teacher = server.service.teacher
     place = loads.places[1]
     loads.loaded[1].death = "killed, as scripted"
-    wait_for(lambda: teacher.engine_states[place] == "absent")
+    wait_for(lambda: teacher.in_memory.engine_states[place] == "absent")
     assert (teacher.deaths, teacher.loads, len(loads.loaded)) == (1, 1, ENGINES)
     assert server.client.get("/health/ready").status_code == 200
     assert score(server, [3, 4, 5]).status_code == 200
     again = server.finish(server.submit(server.upload(documents), cask="again")["id"])
     assert again["documents"]["captured"] == 300
-    wait_for(lambda: teacher.engine_states == ["idle"] * ENGINES)
+    wait_for(lambda: teacher.in_memory.engine_states == ["idle"] * ENGINES)
     assert (teacher.loads, loads.places[ENGINES:]) == (1, [place])
 
 
@@ -114,13 +114,13 @@ def test_an_engine_that_dies_of_a_caller_at_rest_leaves_the_others(serve):
     assert score(server, [3, 4, 5]).status_code == 200
     teacher = server.service.teacher
     assert (teacher.loads, teacher.deaths, len(loads.loaded)) == (1, 1, ENGINES)
-    assert teacher.engine_states == ["absent", "idle", "idle"]
+    assert teacher.in_memory.engine_states == ["absent", "idle", "idle"]
     assert code_of(score(server, [1, KILLER])) == (503, "teacher_died")
     assert score(server, [3, 4, 5]).status_code == 200
-    assert teacher.engine_states == ["absent", "absent", "idle"]
+    assert teacher.in_memory.engine_states == ["absent", "absent", "idle"]
     # When the last one is gone, all are loaded again, as those of any teacher.
     assert code_of(score(server, [2, KILLER])) == (503, "teacher_died")
-    wait_for(lambda: teacher.engine_states == ["idle"] * ENGINES)
+    wait_for(lambda: teacher.in_memory.engine_states == ["idle"] * ENGINES)
     assert teacher.loads == 2
 
 
@@ -129,7 +129,7 @@ def test_an_engine_that_stands_still_at_rest_is_killed_alone(serve):
     server = ready(serve(load=lambda: fleet_teacher(loads, ENGINES), engine_hang_seconds=100.0))
     teacher, place = server.service.teacher, loads.places[2]
     loads.loaded[2].stillness = loads.loaded[2].step_silence = 1000.0
-    wait_for(lambda: teacher.engine_states[place] == "absent")
+    wait_for(lambda: teacher.in_memory.engine_states[place] == "absent")
     assert [engine.interrupted.is_set() for engine in loads.loaded] == [False, False, True]
     assert (teacher.loads, teacher.deaths) == (1, 1)
 

@@ -19,7 +19,7 @@ from logitcask_schemas.cask.documents import ShardDocuments
 from logitcask_schemas.cask.format.columns import ShardColumns
 from logitcask_schemas.cask.format.layout import LEVELS, Column, Level, RecordLayout
 from logitcask_schemas.cask.format.lists import LISTS, Answers, DocumentLists, ShardLists
-from logitcask_schemas.cask.format.manifest import MAX_VALUES
+from logitcask_schemas.cask.format.shard_entry import MAX_VALUES
 from logitcask_schemas.errors import CaskCorruptionError, CaskError
 
 REPAIR_ADVICE: Final = "Run `logitcask cask verify` on the cask and restore this shard from a copy, or capture it again"

@@ -30,9 +30,9 @@ from logitcask_schemas.cask.carriers.carrier import ByteSink
 from logitcask_schemas.cask.documents import ShardDocuments
 from logitcask_schemas.cask.format.columns import Offsets, ShardColumns, gather_rows
 from logitcask_schemas.cask.format.layout import LEVELS, Level, RecordLayout
-from logitcask_schemas.cask.format.manifest import MAX_VALUES
 from logitcask_schemas.cask.format.packed.packed_shard import PackedShard, ShardCodes, fault, pack, unpack
 from logitcask_schemas.cask.format.packed.streams import plain_columns
+from logitcask_schemas.cask.format.shard_entry import MAX_VALUES
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, InvalidRecordError
 
 _COUNTS: Final[dict[Level, str]] = {

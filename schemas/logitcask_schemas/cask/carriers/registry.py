@@ -9,7 +9,7 @@ from logitcask_schemas.cask.carriers.packed import PackedCarrier
 from logitcask_schemas.cask.carriers.parquet import ParquetCarrier
 from logitcask_schemas.cask.carriers.zarr import ZarrCarrier
 from logitcask_schemas.cask.format.layout import SHARDS_NAME
-from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.format.shard_entry import ShardEntry
 from logitcask_schemas.errors import CaskError
 
 CARRIERS: Final[dict[str, Carrier]] = {

@@ -21,7 +21,8 @@ from logitcask_schemas.cask.documents import DOCUMENTS_NAME, write_document_tabl
 from logitcask_schemas.cask.exchange.hub import DATASET, HubPlace, hub_client, hub_explained
 from logitcask_schemas.cask.exchange.hub_card import CARD_MARK, CARD_NAME, hub_card
 from logitcask_schemas.cask.format.layout import ENTRY_SUFFIX, INDEX_NAME, MANIFEST_NAME, SHARDS_NAME
-from logitcask_schemas.cask.format.manifest import ShardEntry, entry_bytes, index_bytes, manifest_bytes
+from logitcask_schemas.cask.format.manifest import entry_bytes, index_bytes, manifest_bytes
+from logitcask_schemas.cask.format.shard_entry import ShardEntry
 from logitcask_schemas.cask.location import CachedStore
 from logitcask_schemas.cask.reader import Cask
 from logitcask_schemas.cask.storage.files import LocalFiles, reads_explained

@@ -16,7 +16,7 @@ from logitcask_schemas.cask.carriers.carrier import Carrier
 from logitcask_schemas.cask.carriers.registry import CARRIERS
 from logitcask_schemas.cask.documents import DOCUMENTS_NAME, ShardDocuments
 from logitcask_schemas.cask.format.layout import SHARDS_NAME
-from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.format.shard_entry import ShardEntry
 from logitcask_schemas.cask.hint_file import HINTS_SUFFIX
 from logitcask_schemas.cask.integrity.hint_check import rebuilt_hints
 from logitcask_schemas.cask.integrity.verify import ShardReport, Survey, note_other_widths, verify_shard

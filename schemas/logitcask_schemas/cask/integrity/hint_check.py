@@ -6,7 +6,7 @@ from dataclasses import replace
 from logitcask_schemas.cask.directory import LocalDirectory, read_entry
 from logitcask_schemas.cask.format.columns import Row
 from logitcask_schemas.cask.format.hint_columns import HintColumns
-from logitcask_schemas.cask.format.manifest import HintsFile, ShardEntry
+from logitcask_schemas.cask.format.shard_entry import HintsFile, ShardEntry
 from logitcask_schemas.cask.hint_file import hints_path, read_hints, require_hints_of
 from logitcask_schemas.cask.reader import Cask
 from logitcask_schemas.cask.shard import Shard

@@ -16,7 +16,8 @@ from logitcask_schemas.cask.carriers.registry import shard_path
 from logitcask_schemas.cask.directory import StoreDirectory
 from logitcask_schemas.cask.documents import DocumentTable
 from logitcask_schemas.cask.format.layout import ENTRY_SUFFIX, INDEX_NAME, SHARDS_NAME
-from logitcask_schemas.cask.format.manifest import HintsFile, ShardEntry, parse_index
+from logitcask_schemas.cask.format.manifest import parse_index
+from logitcask_schemas.cask.format.shard_entry import HintsFile, ShardEntry
 from logitcask_schemas.cask.hint_file import hints_path
 from logitcask_schemas.cask.integrity.verify import (
     ShardReport,

@@ -18,7 +18,7 @@ from typing import Final
 
 from logitcask_schemas.cask.carriers.registry import shard_path
 from logitcask_schemas.cask.format.layout import ENTRY_SUFFIX, SHARDS_NAME, TEMP_PREFIX
-from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.format.shard_entry import ShardEntry
 from logitcask_schemas.cask.hint_file import HINTS_SUFFIX
 from logitcask_schemas.cask.integrity.diagnosis import Diagnosis, StoredDocuments, diagnose, files_named
 from logitcask_schemas.cask.integrity.hint_check import with_hints

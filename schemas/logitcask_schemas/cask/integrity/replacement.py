@@ -24,7 +24,7 @@ from logitcask_schemas.cask.directory import write_entry, write_index
 from logitcask_schemas.cask.documents import DOCUMENTS_NAME, ShardDocuments, write_document_table
 from logitcask_schemas.cask.format.columns import Row, gather_rows
 from logitcask_schemas.cask.format.layout import ENTRY_SUFFIX, INDEX_NAME, QUARANTINE_NAME, SHARDS_NAME
-from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.format.shard_entry import ShardEntry
 from logitcask_schemas.cask.integrity.diagnosis import Diagnosis, StoredDocuments, files_named
 from logitcask_schemas.cask.integrity.salvage import LostRecords, Salvage
 from logitcask_schemas.cask.publication import publish_entry, publish_shard_file

@@ -26,7 +26,7 @@ from logitcask_schemas.cask.carriers.zarr import ZarrCarrier
 from logitcask_schemas.cask.format.columns import Row, ShardColumns, document_checksum, join_planes
 from logitcask_schemas.cask.format.layout import HIGH_SUFFIX, LEVELS, Level, RecordLayout
 from logitcask_schemas.cask.format.lists import LISTS, DocumentLists, ShardLists, list_sizes
-from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.format.shard_entry import ShardEntry
 from logitcask_schemas.cask.integrity.verify import require_valid
 from logitcask_schemas.cask.opening import open_columns
 from logitcask_schemas.cask.reader import Cask

@@ -18,7 +18,8 @@ from logitcask_schemas.cask.carriers.registry import CARRIERS, shard_path
 from logitcask_schemas.cask.directory import LocalDirectory, entry_file, entry_names, read_entry, read_manifest
 from logitcask_schemas.cask.documents import DOCUMENTS_NAME, DocumentTable
 from logitcask_schemas.cask.format.layout import ENTRY_SUFFIX, INDEX_NAME
-from logitcask_schemas.cask.format.manifest import ShardEntry, parse_index
+from logitcask_schemas.cask.format.manifest import parse_index
+from logitcask_schemas.cask.format.shard_entry import ShardEntry
 from logitcask_schemas.cask.hint_file import HINTS_SUFFIX
 from logitcask_schemas.cask.integrity.hint_check import hint_problems
 from logitcask_schemas.cask.integrity.whole_shard import is_sound

@@ -18,7 +18,7 @@ from logitcask_schemas.cask.carriers.registry import carrier_named, carrier_of
 from logitcask_schemas.cask.directory import StoreDirectory
 from logitcask_schemas.cask.documents import DOCUMENTS_NAME
 from logitcask_schemas.cask.format.layout import ENTRY_SUFFIX, INDEX_NAME, MANIFEST_NAME, SHARDS_NAME
-from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.format.shard_entry import ShardEntry
 from logitcask_schemas.cask.hint_publication import copy_hints
 from logitcask_schemas.cask.location import CachedStore
 from logitcask_schemas.cask.publication import prepare_folder, write_shard

@@ -17,7 +17,7 @@ from pathlib import Path
 from logitcask_schemas.cask.carriers.packed import PackedCarrier
 from logitcask_schemas.cask.documents import ShardDocuments
 from logitcask_schemas.cask.format.columns import gather_rows
-from logitcask_schemas.cask.format.manifest import ShardEntry
+from logitcask_schemas.cask.format.shard_entry import ShardEntry
 from logitcask_schemas.cask.hint_publication import copy_hints
 from logitcask_schemas.cask.integrity.verify import sha256_of
 from logitcask_schemas.cask.reader import Cask

@@ -17,9 +17,10 @@ from logitcask_schemas.cask.carriers.registry import carrier_named
 from logitcask_schemas.cask.format.codec_u8 import encode_u8
 from logitcask_schemas.cask.format.columns import ShardColumns, document_checksum, document_slices, join_planes
 from logitcask_schemas.cask.format.layout import HIGH_SUFFIX, LEVELS, RecordLayout
-from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry, version_for
+from logitcask_schemas.cask.format.manifest import CaskManifest, version_for
 from logitcask_schemas.cask.format.packed.rank_table import RankTable
 from logitcask_schemas.cask.format.packed.streams import ID_COLUMNS
+from logitcask_schemas.cask.format.shard_entry import ShardEntry
 from logitcask_schemas.cask.hint_publication import write_hints
 from logitcask_schemas.cask.publication import write_shard
 from logitcask_schemas.cask.reader import Cask

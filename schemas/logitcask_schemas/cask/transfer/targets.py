@@ -30,14 +30,13 @@ from logitcask_schemas.cask.documents import DOCUMENTS_NAME, ShardDocuments, wri
 from logitcask_schemas.cask.format.layout import INDEX_NAME, MANIFEST_NAME, SHARDS_NAME
 from logitcask_schemas.cask.format.manifest import (
     CaskManifest,
-    HintsFile,
-    ShardEntry,
     entry_bytes,
     index_bytes,
     manifest_bytes,
     parse_manifest,
     require_same_ranks,
 )
+from logitcask_schemas.cask.format.shard_entry import HintsFile, ShardEntry
 from logitcask_schemas.cask.hint_file import hints_path
 from logitcask_schemas.cask.publication import prepare_folder, publish_entry, sweep
 from logitcask_schemas.cask.storage.files import FileOperations, LocalFiles, publish_file, size_of, writes_explained

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cask.carriers.registry import CARRIERS
-from logitcask_schemas.cask.format.manifest import HintsFile, entry_bytes, parse_entry
+from logitcask_schemas.cask.format.manifest import entry_bytes, parse_entry
+from logitcask_schemas.cask.format.shard_entry import HintsFile
 from logitcask_schemas.errors import CaskCorruptionError, CaskNotFoundError, HintsDroppedError, InvalidRecordError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.hint_spec import HintSpec

@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from logitcask_schemas.cask import Cask, CaskWriter
-from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry
+from logitcask_schemas.cask.format.manifest import CaskManifest
 from logitcask_schemas.cask.format.sealed_json import seal, unseal
+from logitcask_schemas.cask.format.shard_entry import ShardEntry
 from logitcask_schemas.cask.integrity.verify import verify_shards
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError
 from logitcask_schemas.record.capture_spec import CaptureSpec

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from logitcask_schemas.cask.format.columns import ShardColumns, assemble, document_checksum, document_slices
 from logitcask_schemas.cask.format.layout import LEVELS, RecordLayout
 from logitcask_schemas.cask.format.lists import ShardLists
-from logitcask_schemas.cask.format.manifest import CaskManifest, ShardEntry
+from logitcask_schemas.cask.format.manifest import CaskManifest
+from logitcask_schemas.cask.format.shard_entry import ShardEntry
 from logitcask_schemas.cask.integrity import whole_shard
 from logitcask_schemas.cask.integrity.verify import require_valid
 from logitcask_schemas.cask.integrity.whole_shard import is_sound

@@ -1,6 +1,6 @@
 """Many teachers on a Ray cluster: killed at random, workers, driver or head, the cask is that of an undisturbed run.
 
-`LOGITCASK_KILLS` sets how often each is killed (default 2: a cluster takes seconds to come up).
+`LOGITCASK_KILLS` sets how often each is killed (default 1: a cluster takes seconds to come up).
 """
 
 import multiprocessing
@@ -41,7 +41,7 @@ from tests.support.services.process_engines import is_alive
 from tests.support.services.ray_cluster import RayCluster, dead_child_of
 from tests.support.services.service_harness import wait_for
 
-KILLS = int(os.environ.get("LOGITCASK_KILLS", "2"))
+KILLS = int(os.environ.get("LOGITCASK_KILLS", "1"))
 TEACHERS = 2
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.support.services.corpus_captures", "ray"])
