@@ -52,7 +52,7 @@ def test_a_merged_student_is_the_adapted_one(config, tmp_path, kind):
 
 @pytest.mark.parametrize("saved", [{}, {"lora": "rank=2"}, {"lora": "rank=2", "merge": True}])
 def test_weights_are_as_readable_as_the_files_beside_them(config, saved):
-    """safetensors writes them for their owner alone; the teacher's service is often another user's."""
+    """Safetensors writes them for their owner alone; the teacher's service is often another user's."""
     before = os.umask(0o027)
     try:
         train(replace(config, max_steps=2, save_steps=1, **saved))
