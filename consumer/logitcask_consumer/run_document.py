@@ -212,6 +212,15 @@ def replace_file(path: Path, text: str) -> None:
     sync(path.parent)
 
 
+def share_weights(folder: Path) -> None:
+    """Give the weights below a folder the permissions that its umask gives all other files.
+
+    safetensors 0.8 writes them for their owner alone: a service of another user could not read the student.
+    """
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(path.parent.stat().st_mode & 0o666)
+
+
 def sync(path: Path) -> None:
     """Flush a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -166,7 +166,7 @@ def _documents_name(model: dict[str, Any], document: dict[str, Any]) -> str:
 
 def _history(model: dict[str, Any]) -> dict[str, Any]:
     """What is known of the documents that a model was trained on, see `trained_on`."""
-    history: dict[str, Any] = model.get("trained_on", {"documents": 0, "unread": []})
+    history: dict[str, Any] = model.get("trained_on", {"documents": 0, "unread": [], "chosen_by": 0})
     return history
 
 
@@ -208,6 +208,11 @@ def _cautions(label: str, document: dict[str, Any]) -> list[str]:
         lines.append(
             f"> **Note**: the student was trained on {history['documents']:,} of these {documents:,} documents; these "
             "figures are not those of held-out text."
+        )
+    if history["chosen_by"]:
+        lines.append(
+            f"> **Note**: the student was chosen among its run's checkpoints by {history['chosen_by']:,} of these "
+            f"{documents:,} documents; on other text its figures are a little worse."
         )
     if history["unread"]:
         lines.append("> **Note**: whether the student was trained on these documents could not be checked.")

@@ -94,6 +94,22 @@ def _end(estimate: dict[str, float | None], end: str) -> float:
     return float("nan") if number is None else number
 
 
+_MARK_HEIGHT: Final = 0.06
+"""Of a line of text beside a plot, as a share of the plot's height."""
+
+
+def _apart(heights: dict[str, float]) -> dict[str, float]:
+    """Heights of marks beside a plot, each as near to its own as the others let it: none is written over another."""
+    places, lowest = dict[str, float](), -np.inf
+    for label in sorted(heights, key=lambda label: (heights[label], label)):
+        places[label] = max(heights[label], lowest + _MARK_HEIGHT)
+        lowest = places[label]
+    highest = 1.0 + _MARK_HEIGHT
+    for label in reversed(places):
+        places[label] = highest = min(places[label], highest - _MARK_HEIGHT)
+    return places
+
+
 def loss_curve(path: Path, logs: Sequence[tuple[str, list[dict[str, Any]]]], held_out: dict[str, float]) -> str:
     """Training loss over positions seen, one line per run, smoothed over the raw values; held-out values as marks.
 
@@ -124,31 +140,23 @@ def loss_curve(path: Path, logs: Sequence[tuple[str, list[dict[str, Any]]]], hel
             )
             curves.append((label, curve))
         lowest = min(line[name] for _, lines in logs for line in lines)
-        below, told = 0, set(held_out)
+        told = set(held_out)
         if len(held_out) > INSIDE:
             told = {min(held_out, key=held_out.__getitem__), max(held_out, key=held_out.__getitem__)}
-        for label, value in held_out.items():
-            # A model that says what the teacher says has a KL of 0, give or take: nowhere on a logarithmic axis.
-            inside = value > lowest / 100
-            if inside:
-                axes.axhline(value, color=TEACHER, linestyle=(0, (4, 3)), linewidth=1)
-            if label not in told:
-                continue
-            axes.text(
-                1.01,
-                value if inside else 0.03 + 0.06 * below,
-                f"{shortened(label)}, held out: {value:.2f}",
-                transform=axes.get_yaxis_transform() if inside else axes.transAxes,
-                ha="left",
-                va="center",
-                fontsize=9,
-            )
-            below += not inside
+        # A model that says what the teacher says has a KL of 0, give or take: nowhere on a logarithmic axis.
+        inside = {label: value for label, value in held_out.items() if value > lowest / 100}
+        for value in inside.values():
+            axes.axhline(value, color=TEACHER, linestyle=(0, (4, 3)), linewidth=1)
         axes.set(title=title, xlabel="positions trained on", ylabel="nats per token, logarithmic", yscale="log")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_locator(NullLocator())
+        to_axes = axes.transData + axes.transAxes.inverted()  # only now: it is that of these limits and this scale
+        wished = {label: to_axes.transform((0, inside[label]))[1] if label in inside else 0.03 for label in told}
+        for label, height in _apart(wished).items():
+            words = f"{shortened(label)}, held out: {held_out[label]:.2f}"
+            axes.text(1.01, height, words, transform=axes.transAxes, ha="left", va="center", fontsize=9)
         add_legend(figure, axes, curves, inside="lower left")
         return _saved(figure, path)
 

@@ -33,6 +33,7 @@ from logitcask_consumer.run_document import (
     read_run,
     require_finished,
     require_unused,
+    share_weights,
 )
 from logitcask_consumer.student.loading import load_tokenizer
 from logitcask_consumer.student.students import StudentSpec
@@ -251,6 +252,7 @@ class _Run:
             partial = partial_folder(self.config.output)
             model.save_pretrained(partial)
             self.tokenizer.save_pretrained(partial)
+            share_weights(partial)
             partial.rename(target)
 
     def _student_folder(self) -> Path:

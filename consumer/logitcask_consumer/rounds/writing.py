@@ -24,7 +24,7 @@ from logitcask_consumer.rounds.sampler import (
 from logitcask_consumer.rounds.samples import SAMPLES_NAME, RoundTexts, SampledText, append_chunk, read_chunks
 from logitcask_consumer.rounds.service_texts import OtherWriterError, ServiceTexts, WrittenText
 from logitcask_consumer.rounds.state import RoundState, RunState
-from logitcask_consumer.run_document import explained_writes, replace_file
+from logitcask_consumer.run_document import explained_writes, replace_file, share_weights
 from logitcask_consumer.student.generation import ends_of, pad_of
 from logitcask_consumer.student.loading import load_model
 
@@ -257,6 +257,7 @@ class RoundWriter:
             if not place.is_dir():
                 model.save_pretrained(partial)
                 self.tokenizer.save_pretrained(partial)
+                share_weights(partial)
                 partial.rename(place)
         return f"students/{place.name}"
 

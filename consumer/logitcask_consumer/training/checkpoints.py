@@ -12,6 +12,7 @@ from logitcask_consumer.run_document import (
     RunFolderError,
     checkpoints_in,
     latest_checkpoint,
+    share_weights,
     sync,
 )
 
@@ -96,6 +97,7 @@ def publish_checkpoint(partial: Path, *, keep: int | None, best: Path | None = N
         best: one that stays, too.
     """
     folder = partial.parent.parent
+    share_weights(partial)
     _sync_tree(partial)
     final = folder / partial.name
     if final.exists():
@@ -115,6 +117,7 @@ def publish_checkpoint(partial: Path, *, keep: int | None, best: Path | None = N
 
 def publish_model(partial: Path, output: Path) -> None:
     """Move a complete model folder's files into the output folder, durably."""
+    share_weights(partial)
     _sync_tree(partial)
     for path in sorted(partial.iterdir()):
         path.replace(output / path.name)

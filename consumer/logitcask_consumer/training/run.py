@@ -21,6 +21,7 @@ from logitcask_consumer.run_document import (
     read_run,
     require_finished,
     require_unused,
+    share_weights,
     write_run,
 )
 from logitcask_consumer.student.adapters import LoraSpec
@@ -239,6 +240,7 @@ def _train(
             with explained_writes(config.output / INITIAL_NAME, advice):
                 model.save_pretrained(config.output / INITIAL_NAME)
                 tokenizer.save_pretrained(config.output / INITIAL_NAME)
+                share_weights(config.output / INITIAL_NAME)
         write_run(config.output, "running", document)
     model = trained_part(model, config, spec)
     say(
@@ -265,7 +267,7 @@ def _train(
     for note in filter(None, [*method.notes(dataset, model), router_note(model, config.router_loss), rounding, *notes]):
         say(note)
     if evaluated is not None:
-        every = "ten times" if config.eval_every is None else f"every {counted(config.eval_every, 'step')}"
+        every = "every tenth of the run" if config.eval_every is None else f"every {counted(config.eval_every, 'step')}"
         say(f"measured {every} on {counted(evaluated.num_positions, 'held-out position')}")
     trainer.stop_requested = lambda: stop.requested
     with memory_advice(config, micro_sequences=args.per_device_train_batch_size, in_rounds=phase is not None):

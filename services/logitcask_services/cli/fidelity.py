@@ -227,7 +227,7 @@ def show(report: "FidelityReport") -> None:
     table.add_column("")
     for row in report.rows:
         note = "; ".join(text for text in (row.kind, row.note) if text)
-        table.add_row(row.what, nats_text(row.nats), interval_text(row.nats), note)
+        table.add_row(f"{row.name}: {row.what}", nats_text(row.nats), interval_text(row.nats), note)
     console().print(table)
     for name, (stored, here) in report.differences.items():
         typer.echo(f"{name}: {stored!r} in the cask, {here!r} here; the row of the cask counts it")

@@ -9,6 +9,7 @@ Shape legend: C tokens of a prompt, N tokens written, L of both, g tokens drafte
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -72,7 +73,8 @@ def require_draft(teacher: ModelFolder, draft: Path, *, tokens: int) -> ModelFol
         tokens: of the longest text with its prompt.
 
     Raises:
-        ModelError: it is no folder of a model, gives logits of another width, or cannot read so many tokens.
+        ModelError: it is no folder of a model, is quantised by what is not installed, gives logits of another width,
+            or cannot read so many tokens.
         IdentityMismatchError: its token ids mean other tokens.
     """
     if not draft.exists():
@@ -85,6 +87,11 @@ def require_draft(teacher: ModelFolder, draft: Path, *, tokens: int) -> ModelFol
         folder = ModelFolder.open(draft)
     except ModelError as error:
         raise ModelError(f"--draft: {error}") from error
+    if folder.quantization == "torchao" and find_spec("torchao") is None:
+        raise ModelError(
+            f"--draft {draft} holds torchao's weights, which vLLM reads where torchao is installed: install it beside "
+            "vLLM, or save the student without --save-quantized"
+        )
     if folder.tokenizer_fingerprint != teacher.tokenizer_fingerprint:
         raise IdentityMismatchError(
             f"--draft {draft} has another vocabulary than the teacher {teacher.name} (tokenizer_fingerprint "

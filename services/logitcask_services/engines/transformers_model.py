@@ -1,11 +1,14 @@
 """A teacher in transformers: what capturing and writing have in common."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
 
 from logitcask_schemas.errors import ModelError
 from logitcask_schemas.model_source import require_all_weights
@@ -68,22 +71,35 @@ class TransformersModel:
         )
 
 
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """None of transformers' bars: a command tells of its steps itself, and a log takes none."""
+    before = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if before:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
 def _load(folder: ModelFolder, dtype: torch.dtype) -> Any:
     """The model with an attention that fits its configuration, from safetensors, without running the folder's code."""
     auto_config: Any = transformers.AutoConfig
     auto_model: Any = transformers.AutoModelForCausalLM
     try:
         config = auto_config.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True)
-        model, info = auto_model.from_pretrained(
-            folder.path,
-            config=config,
-            dtype=dtype,
-            attn_implementation=declared_implementation(config),
-            trust_remote_code=False,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with _no_bars():
+            model, info = auto_model.from_pretrained(
+                folder.path,
+                config=config,
+                dtype=dtype,
+                attn_implementation=declared_implementation(config),
+                trust_remote_code=False,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
     except (ValueError, OSError, SafetensorError) as error:
         raise ModelError(f"transformers cannot load {folder.path} as a causal language model: {error}") from error
     require_all_weights(folder.path, info["missing_keys"])

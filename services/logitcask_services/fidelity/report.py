@@ -97,7 +97,7 @@ class FidelityReport:
         ]
         for row in self.rows:
             note = "; ".join(text for text in (row.kind, row.note) if text)
-            lines.append(f"| {row.what} | {nats_text(row.nats)} | {interval_text(row.nats)} | {note} |")
+            lines.append(f"| `{row.name}`: {row.what} | {nats_text(row.nats)} | {interval_text(row.nats)} | {note} |")
         if self.differences:
             named = "; ".join(
                 f"{name}: {mine!r} in the cask, {here!r} here" for name, (mine, here) in self.differences.items()
@@ -161,14 +161,14 @@ def fidelity_report(
             table.control(),
             Row(
                 name="capture",
-                what="capture against a plain forward pass",
+                what="the engine against a plain forward pass",
                 nats=table.divergence("capture"),
                 kind=f"{NAMED} tokens and the rest",
                 note="the engine's other arithmetic; at the control's height nothing is wrong",
             ),
             Row(
                 name="codec",
-                what=f"codec {sample.spec.logprob_codec}",
+                what=f"an exact record in {sample.spec.logprob_codec}",
                 nats=table.divergence("codec"),
                 kind="the head and the rest",
             ),

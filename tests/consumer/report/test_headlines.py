@@ -1,5 +1,6 @@
 """The plot on top of a report: the figures it shows are those of the document."""
 
+import itertools
 import re
 
 import pytest
@@ -88,3 +89,20 @@ def test_the_models_of_a_plot_leave_room_for_its_lines(tmp_path, monkeypatch, co
     for figure in figures:
         for axes in figure.axes:
             assert axes.get_window_extent().height > 0.4 * 3.9 * figure.dpi
+
+
+@pytest.mark.parametrize("values", [[4.5, 4.51, 4.6, 13.8], [2.0] * 6, [1e-9, -1e-4, 3.0, 0.0]])
+def test_marks_of_models_that_are_alike_are_not_written_over_each_other(tmp_path, monkeypatch, values):
+    figures = []
+    monkeypatch.setattr(plots, "_saved", lambda figure, path: figures.append(figure))
+    lines = [{"positions": 10, "kl": 14.0 / step} for step in (1, 2, 3)]
+    held_out = {f"model{place}": value for place, value in enumerate(values)}
+    plots.loss_curve(tmp_path / "c.png", [("model0", lines)], held_out)
+    (figure,) = figures
+    figure.draw_without_rendering()
+    marks = [text for text in figure.axes[0].texts if "held out" in text.get_text()]
+    boxes = sorted((mark.get_window_extent() for mark in marks), key=lambda box: box.y0)
+    assert len(boxes) == len(values)
+    assert all(upper.y0 >= lower.y1 for lower, upper in itertools.pairwise(boxes))
+    assert figure.bbox.y0 <= boxes[0].y0
+    assert boxes[-1].y1 <= figure.bbox.y1

@@ -179,7 +179,8 @@ def test_documents_that_a_student_was_chosen_by_are_named(place, tmp_path):
     train(TrainConfig(**shared, output=tmp_path / "last", save_steps=1))
     first = tmp_path / "chosen" / "checkpoints" / "checkpoint-1"
     models = (("chosen", tmp_path / "chosen"), ("last", tmp_path / "last"), ("first", first))
-    document = make_report(ReportConfig(casks=(place / "held",), models=models, output=tmp_path / "out"))
+    config = ReportConfig(casks=(place / "held",), models=models, output=tmp_path / "out", cards=("chosen", "last"))
+    document = make_report(config)
     documents = document["cask"]["documents"]
     assert [model["trained_on"]["chosen_by"] for model in document["models"]] == [documents, 0, 0]
     (warning,) = document["warnings"]
@@ -187,6 +188,9 @@ def test_documents_that_a_student_was_chosen_by_are_named(place, tmp_path):
         f"chosen was chosen among its run's checkpoints by {documents} of the {documents} documents"
     )
     assert "that no training run of these models saw" not in (tmp_path / "out" / "report.md").read_text()
+    said = f"chosen among its run's checkpoints by {documents} of these {documents} documents"
+    assert said in (tmp_path / "chosen" / "README.md").read_text()
+    assert "chosen among" not in (tmp_path / "last" / "README.md").read_text()
     other = make_report(ReportConfig(casks=(place / "measured",), models=models[:1], output=tmp_path / "other"))
     shared_texts = set(map(bytes, Cask.open(place / "held").document_ids()))
     expected = sum(bytes(row) in shared_texts for row in Cask.open(place / "measured").document_ids())

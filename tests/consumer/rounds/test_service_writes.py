@@ -181,6 +181,8 @@ class TestServiceSampler:
         with pytest.raises(CaptureError, match="the engine fell over"):
             run(settings, rounds=1)
         (place,) = service.students.iterdir()
+        modes = {(place / name).stat().st_mode for name in ("config.json", "model.safetensors")}
+        assert len(modes) == 1, "the service, which may be another user's, reads the weights too"
         tiny_model(layers=2, seed=77).save_pretrained(place)
         with pytest.raises(CaptureError, match="wrote with other weights"):
             run(settings, rounds=1)

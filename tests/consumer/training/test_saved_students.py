@@ -1,5 +1,6 @@
 """What a run saves: DoRA as well as LoRA, adapters merged into the weights, other precisions."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -47,6 +48,18 @@ def test_a_merged_student_is_the_adapted_one(config, tmp_path, kind):
     expected = logits(load_model(adapted.output))
     assert float((expected - logits(load_model(tmp_path / "merged" / "initial"))).abs().max()) > 1e-2
     torch.testing.assert_close(logits(merged), expected, rtol=0, atol=2e-4)  # sums in another order, by sharp layers
+
+
+@pytest.mark.parametrize("saved", [{}, {"lora": "rank=2"}, {"lora": "rank=2", "merge": True}])
+def test_weights_are_as_readable_as_the_files_beside_them(config, saved):
+    """Safetensors writes them for their owner alone; the teacher's service is often another user's."""
+    before = os.umask(0o027)
+    try:
+        train(replace(config, max_steps=2, save_steps=1, **saved))
+    finally:
+        os.umask(before)
+    modes = {path.parent.name: path.stat().st_mode & 0o777 for path in config.output.rglob("*.safetensors")}
+    assert modes == dict.fromkeys([config.output.name, "initial", "checkpoint-1", "checkpoint-2"], 0o640)
 
 
 def test_a_run_with_dora_goes_on_bit_by_bit(config, tmp_path):

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from logitcask_schemas.errors import IdentityMismatchError, ModelError, OptionError
 from logitcask_services.cli.draft_check import app
-from logitcask_services.draft_check import DraftCheckError
+from logitcask_services.draft_check import DraftCheckError, require_draft
+from logitcask_services.engines.model_folder import ModelFolder
 from tests.support.services.dense_teacher import DenseTeacher, save_noisy_copy
 from tests.support.services.simulated_speculation import SimulatedSpeculation
 
@@ -170,3 +171,15 @@ def test_what_cannot_be_checked_is_told_before_an_engine_starts(
     result = run(*(part for name, value in options.items() for part in (name, places.get(value, value))))
     assert isinstance(result.exception, error), result.output
     assert message in str(result.exception)
+
+
+def test_a_draft_of_torchao_weights_needs_torchao(tiny_llama, tmp_path, monkeypatch):
+    draft = shutil.copytree(tiny_llama, tmp_path / "draft")
+    config = json.loads((draft / "config.json").read_text())
+    (draft / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "torchao"}}))
+    teacher = ModelFolder.open(tiny_llama)
+    monkeypatch.setattr("logitcask_services.draft_check.speculation.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"torchao's weights.*without --save-quantized"):
+        require_draft(teacher, draft, tokens=8)
+    monkeypatch.setattr("logitcask_services.draft_check.speculation.find_spec", lambda name: object())
+    assert require_draft(teacher, draft, tokens=8).path == draft

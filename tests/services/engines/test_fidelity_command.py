@@ -73,7 +73,7 @@ def nothing_loads(monkeypatch):
 def test_a_cask_is_looked_at_by_the_engine_and_in_the_dtype_that_made_it(tiny_llama, cask, tmp_path):
     result = run("--teacher", tiny_llama, "--cask", cask, "--positions", 100, "--window", 16, "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert "codec u8" in result.stdout
+    assert "codec: an exact record in u8" in result.stdout
     written = json.loads((tmp_path / "out" / "fidelity.json").read_text())
     assert (written["format"], written["documents"], written["positions"]) == ("logitcask-fidelity", 4, 116)
     assert written["teacher"]["engine"] == "transformers"
@@ -83,6 +83,7 @@ def test_a_cask_is_looked_at_by_the_engine_and_in_the_dtype_that_made_it(tiny_ll
     assert all(row["nats"]["value"] >= 0 for row in written["rows"] if row["name"] != "target")
     page = (tmp_path / "out" / "fidelity.md").read_text()
     assert page.count("\n| ") == 9
+    assert all(f"\n| `{name}`: " in page and f"{name}: " in result.stdout for name in names), "as docs call them"
     again = run("--teacher", tiny_llama, "--cask", cask, "--positions", 100, "--window", 16, "--json")
     assert json.loads(again.stdout) == written
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from logitcask_schemas.errors import CaptureSpecError, ModelError
 from logitcask_schemas.record.capture_spec import CaptureSpec
@@ -38,6 +39,12 @@ def test_identity_and_length(engine):
     assert engine.identity.dtype == "float32"
     assert engine.identity.vocab_size == 300
     assert engine.max_model_len == 128
+
+
+def test_a_model_is_loaded_without_bars_of_transformers(tiny_llama, capfd):
+    load_engine("transformers", tiny_llama).close()
+    assert capfd.readouterr().err == ""
+    assert transformers_logging.is_progress_bar_enabled(), "whoever loads models of their own has theirs"
 
 
 def test_each_layer_is_a_step(tiny_llama):
