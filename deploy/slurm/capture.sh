@@ -3,6 +3,7 @@
 # Whatever was killed or timed out: submit it again, all of it or the tasks that failed (sbatch --array=3,5 ...).
 #SBATCH --job-name=logitcask
 #SBATCH --array=0-7
+#SBATCH --ntasks=1
 #SBATCH --gpus-per-task=1
 #SBATCH --cpus-per-task=8
 #SBATCH --mem=64G
@@ -17,7 +18,8 @@ PARTS=8
 # A file system that all nodes see, whose mount supports flock (NFS 4; Lustre with -o flock).
 SHARED="${SHARED:-/shared/logitcask}"
 
-srun logitcask capture "$SHARED/corpus.jsonl" \
+# srun does not take the processors over from sbatch since Slurm 22.05.
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" logitcask capture "$SHARED/corpus.jsonl" \
   --teacher "$SHARED/models/teacher" \
   --cask "$SHARED/casks/mine" \
   --part "$SLURM_ARRAY_TASK_ID/$PARTS"

@@ -83,6 +83,7 @@ SKY_SCHEMA = {
         "name": {"type": "string", "pattern": "^[a-zA-Z0-9]([-_.a-zA-Z0-9]*[a-zA-Z0-9])?$"},
         "envs": {"type": "object", "additionalProperties": {"type": "string"}},
         "volumes": {"type": "object", "additionalProperties": {"type": "string"}},
+        "workdir": {"type": "string"},
         "setup": {"type": "string"},
         "run": {"type": "string"},
         "resources": {
@@ -180,6 +181,8 @@ def test_the_skypilot_task():
     jsonschema.validate(document, SKY_SCHEMA)
     called = parse(words_of(document["run"], document["envs"]))
     assert called["part"] == "0/4"
+    # No registry has the package: it is installed from the clone, which the machine is given.
+    assert (document["workdir"], document["setup"].strip()) == (".", 'pip install ".[teacher]"')
     document["resource"] = {}
     with pytest.raises(jsonschema.ValidationError, match="resource"):
         jsonschema.validate(document, SKY_SCHEMA)
@@ -191,12 +194,16 @@ def test_the_slurm_script(tmp_path):
     text = SLURM.read_text()
     last = int(re.findall(r"^#SBATCH --array=0-(\d+)$", text, re.MULTILINE)[0])
     assert f"PARTS={last + 1}\n" in text
+    # GPUs of a task ask for the number of tasks.
+    assert {"#SBATCH --ntasks=1", "#SBATCH --gpus-per-task=1"} <= set(text.splitlines())
     # Run it with an srun that says what it was given.
     (tmp_path / "srun").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
     (tmp_path / "srun").chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "5", "SHARED": "/with space"}
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "5", "SLURM_CPUS_PER_TASK": "8"}
+    environment |= {"SHARED": "/with space"}
     said = subprocess.run(["bash", str(SLURM)], env=environment, capture_output=True, text=True, check=True).stdout
-    words = said.splitlines()
+    own, *words = said.splitlines()
+    assert own == "--cpus-per-task=8"
     assert words[0] == "logitcask"
     called = parse(words[1:])
     assert called["part"] == f"5/{last + 1}"

@@ -8,11 +8,14 @@ import typer
 from logitcask_schemas.cli.output import JsonOption, print_json, print_table
 from logitcask_schemas.errors import OptionError
 from logitcask_schemas.planning.accelerators import ACCELERATORS
-from logitcask_schemas.planning.plan import HOUR, Plan, Request, make_plan
+from logitcask_schemas.planning.plan import DAY, HOUR, Plan, Request, make_plan
 from logitcask_schemas.record.capture_spec import DEFAULT_TAU, capture_spec
 from logitcask_schemas.record.hint_spec import parse_hints
+from logitcask_schemas.terminal import counted
 
 app = typer.Typer(add_completion=False)
+_FEWEST_DAYS: Final = 10
+"""Below it GPU-days and core-days are told in hours or seconds: whole days would lose digits that matter."""
 _UNITS: Final = ("", "k", "M", "G", "T", "P", "E")
 
 
@@ -133,10 +136,10 @@ def _rows(made: Plan) -> list[tuple[str, str, str]]:
     rows = [
         (
             "teacher's time",
-            f"{made.gpu_days:,.0f} GPU-days",
+            _work(made.gpu_days, "GPU"),
             f"{made.flops:.3g} FLOP, {made.tokens_per_gpu_second:,.0f} tokens/s per GPU, limited by {made.limit}",
         ),
-        ("a replica", f"{made.gpus_per_replica} GPUs", "the smallest power of two that holds the weights"),
+        ("a replica", counted(made.gpus_per_replica, "GPU"), "the smallest power of two that holds the weights"),
         (
             "records",
             _bytes(cask.record_bytes),
@@ -162,7 +165,7 @@ def _rows(made: Plan) -> list[tuple[str, str, str]]:
             f"index {_bytes(cask.index_bytes)}",
         ),
         ("a shard's work", _duration(made.chunk_seconds), "of one replica; a kill loses at most the open shards"),
-        ("frontend", f"{made.frontend_core_days:,.0f} core-days", "tokenizing, feeding, publishing"),
+        ("frontend", _work(made.frontend_core_days, "core"), "tokenizing, feeding, publishing"),
     ]
     if (failures := made.failures) is not None:
         rows.append(
@@ -176,10 +179,10 @@ def _rows(made: Plan) -> list[tuple[str, str, str]]:
     if (fleet := made.fleet) is not None:
         rows += [
             (
-                f"with {fleet.gpus:,} GPUs",
-                f"{fleet.days:,.1f} days",
-                f"{fleet.replicas:,} replicas, {fleet.tokens_per_second:,.0f} tokens/s, {fleet.frontend_cores:,.1f} "
-                "frontend cores busy",
+                f"with {counted(fleet.gpus, 'GPU')}",
+                f"{fleet.days:,.1f} days" if fleet.days >= 1 else _duration(fleet.days * DAY),
+                f"{counted(fleet.replicas, 'replica')}, {fleet.tokens_per_second:,.0f} tokens/s, "
+                f"{fleet.frontend_cores:,.1f} frontend cores busy",
             ),
             (
                 "network",
@@ -188,13 +191,18 @@ def _rows(made: Plan) -> list[tuple[str, str, str]]:
             ),
         ]
     if made.price is not None:
-        rows.append(("money", f"{made.price:,.0f}", "of the teacher's time alone, at the price given"))
+        rows.append(("money", _number_text(made.price), "of the teacher's time alone, at the price given"))
     return rows
 
 
 def _basis_row(each: Any) -> tuple[str, str, str, str]:
     value = each.value if isinstance(each.value, str) else f"{each.value:,.6g}"
     return each.name, value, each.kind, each.source
+
+
+def _number_text(value: float) -> str:
+    """Whole, or of three digits: 57,682, 57.7, 0.0715."""
+    return f"{value:.3g}" if value < 99.95 else f"{value:,.0f}"
 
 
 def _scaled(value: float) -> str:
@@ -208,6 +216,16 @@ def _scaled(value: float) -> str:
 def _bytes(value: float) -> str:
     scaled = _scaled(value)
     return f"{scaled}B" if scaled[-1].isalpha() else f"{scaled} B"
+
+
+def _work(days: float, of: str) -> str:
+    """Of GPUs or cores, in a unit of which it is more than 0."""
+    if days >= _FEWEST_DAYS:
+        return f"{days:,.0f} {of}-days"
+    seconds = days * DAY
+    if seconds >= HOUR:
+        return f"{seconds / HOUR:,.1f} {of}-hours"
+    return f"{_number_text(seconds)} {of}-seconds"
 
 
 def _duration(seconds: float) -> str:

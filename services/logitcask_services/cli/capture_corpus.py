@@ -130,7 +130,7 @@ def capture_corpus(
     from logitcask_services.cli.corpus_file import local_corpus
     from logitcask_services.cli.request_options import specified, values
     from logitcask_services.cli.serve import require_teachers
-    from logitcask_services.cli.teams import parallel_of
+    from logitcask_services.cli.teams import parallel_of, require_ray
     from logitcask_services.corpora.prepare import DocumentLimits
     from logitcask_services.engines.hint_shape import resolve_hints
     from logitcask_services.jobs.executors.chunk_orders import CaptureJob
@@ -157,7 +157,9 @@ def capture_corpus(
         gpus_per_engine=None,
         cpus_per_engine=None,
     )
-    if executor == "local" and teachers is not None and teachers > 1:
+    if executor == "ray":
+        require_ray("logitcask capture --executor ray", ray_address)
+    elif teachers is not None and teachers > 1:
         require_many(settings, teachers)
     _require_usable(place, work, errors, single_writer=single_writer)
     roster = require_teachers(settings)

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from logitcask_schemas.api.objects import Failure
 from logitcask_schemas.errors import StoreError
 from logitcask_schemas.terminal import counted
-from logitcask_services.cli.connection import say
+from logitcask_services.cli.connection import lines_or_documents, say
 from logitcask_services.jobs.executors.chunk_orders import CaptureJob, ChunkDone, WorkerPool
 from logitcask_services.jobs.executors.corpus_capture import (
     Captured,
@@ -106,7 +106,7 @@ class CaptureRun:
         if listed:
             say(
                 self._console,
-                f"not captured: {counted(listed, 'line or document')}, listed in {errors}",
+                f"not captured: {lines_or_documents(listed)}, listed in {errors}",
                 style="yellow",
             )
         whole = (

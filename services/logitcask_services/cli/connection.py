@@ -213,9 +213,13 @@ def _left_behind(extraction: Extraction) -> str:
 def show_failures(extraction: Extraction, client: "ServiceClient", console: Console) -> None:
     """The first bad lines, and how to get the others."""
     total = extraction.request_counts.failed + extraction.request_counts.skipped
-    what = "line or document" if total == 1 else "lines or documents"
-    say(console, f"not in the cask: {total:,} {what}", style="yellow")
+    say(console, f"not in the cask: {lines_or_documents(total)}", style="yellow")
     list_failures(client.failures(extraction.id), extraction.id, console)
+
+
+def lines_or_documents(count: int) -> str:
+    """A number of what may be either: "1 line or document", "2 lines or documents"."""
+    return f"{count:,} line or document" if count == 1 else f"{count:,} lines or documents"
 
 
 def list_failures(failures: "Iterator[Failure]", job_id: str, console: Console, most: int = SHOWN_FAILURES) -> None:

@@ -76,13 +76,23 @@ def device_shares(settings: "ServiceSettings", engines: int, *, option: str) -> 
 def require_team(settings: "ServiceSettings") -> None:
     """Raise OptionError, MissingExtraError or CaptureStoppedError where what was asked for cannot be had here."""
     if settings.executor == "ray":
-        if importlib.util.find_spec("ray") is None:
-            raise MissingExtraError("logitcask serve --executor ray", "ray", "ray")
-        from logitcask_services.jobs.executors.ray_pool import require_cluster
-
-        require_cluster(settings.ray_address)
+        require_ray("logitcask serve --executor ray", settings.ray_address)
     elif settings.engines > 1 and settings.engine != "openai":
         device_shares(settings, settings.engines, option="--engines")
+
+
+def require_ray(command: str, address: str | None) -> None:
+    """Raise MissingExtraError or CaptureStoppedError where there is no Ray here, or no cluster at the address.
+
+    Args:
+        command: That asks for it.
+        address: Of the cluster; None: see `RayOptions`.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise MissingExtraError(command, "ray", "ray")
+    from logitcask_services.jobs.executors.ray_pool import require_cluster
+
+    require_cluster(address)
 
 
 def load_team(

@@ -5,6 +5,7 @@ chunk of its first occurrence, so a chunk that repeats documents is counted afte
 is published and not counted when the service dies is adopted by the next run.
 """
 
+import logging
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable
@@ -37,6 +38,7 @@ from logitcask_services.jobs.job_run import Outcome
 from logitcask_services.jobs.setbacks import TeacherDiedError
 from logitcask_services.jobs.waiting import SetAsideError, StoppedWhileWaitingError
 
+logger = logging.getLogger(__name__)
 _NOBODY = -1
 """Number of no worker."""
 LOCK_SECONDS = 10.0
@@ -222,6 +224,7 @@ class TeamRun(ExtractionJobRun, CaptureListener):
 
     def lost(self, worker: int, event: WorkerEnded) -> None:
         """See `CaptureListener`."""
+        logger.warning("%s", event.reason or "the worker ended")
         self._context.progress.committed(self._uncounted.pop(worker, 0))
         if not self._stops():
             self._context.teacher.deaths += 1

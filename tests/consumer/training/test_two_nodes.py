@@ -66,11 +66,13 @@ def test_the_slurm_script_starts_a_torchrun_on_each_node(tmp_path):
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
     slurm = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_ID": "77"}
+    slurm["SLURM_CPUS_PER_TASK"] = "32"
     path = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "CALL": str(tmp_path / "call")}
     command: list[str | Path] = ["bash", DEPLOY / "slurm" / "train.sbatch", "--cask", "casks/with a space", "--fsdp"]
     subprocess.run(command, env=slurm | path, check=True)
-    own, torchrun, *arguments = (tmp_path / "call").read_text().splitlines()
-    assert (own, torchrun) == ("--kill-on-bad-exit=1", "torchrun")
+    *own, torchrun = (tmp_path / "call").read_text().splitlines()[:3]
+    arguments = (tmp_path / "call").read_text().splitlines()[3:]
+    assert (own, torchrun) == (["--kill-on-bad-exit=1", "--cpus-per-task=32"], "torchrun")
     parsed = get_args_parser().parse_args(arguments)
     assert (parsed.nnodes, parsed.nproc_per_node, parsed.rdzv_endpoint) == ("2", "8", "node1:29500")
     assert parsed.no_python

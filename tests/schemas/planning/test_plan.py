@@ -4,7 +4,9 @@ import math
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from logitcask_schemas.cli.plan import app
 from logitcask_schemas.errors import OptionError
 from logitcask_schemas.planning.accelerators import ACCELERATORS, accelerator_named
 from logitcask_schemas.planning.plan import CAPTURE_RATIO, Request, make_plan
@@ -152,3 +154,31 @@ def test_bad_options(changes, message) -> None:
 
 def test_names_of_gpus_in_any_case() -> None:
     assert accelerator_named("H100") is ACCELERATORS["h100"]
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        (
+            "--tokens 5e7 --teacher-params 135e6 --gpu a100 --gpus 16",
+            {
+                "teacher's time": "129 GPU-seconds",
+                "a replica": "1 GPU",
+                "frontend": "145 core-seconds",
+                "with 16 GPUs": "8.0 s",
+                "money": "0.0715",
+            },
+        ),
+        (
+            "--tokens 1e9 --teacher-params 7e9 --gpu l40s --gpus 1",
+            {"teacher's time": "28.8 GPU-hours", "with 1 GPU": "1.2 days", "money": "57.7"},
+        ),
+        ("--tokens 1e12 --teacher-params 7e9 --gpu l40s", {"frontend": "33 core-days", "money": "57,682"}),
+    ],
+)
+def test_a_small_capture_does_not_take_nothing(options: str, rows: dict[str, str]) -> None:
+    said = CliRunner().invoke(app, [*options.split(), "--price-per-gpu-hour", "2"])
+    assert said.exit_code == 0, said.output
+    lines = said.output.splitlines()
+    for what, much in rows.items():
+        assert any(line.startswith(f"{what} ") and f" {much} " in line for line in lines), (what, much)

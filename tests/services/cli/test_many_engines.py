@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
 from logitcask_schemas.errors import MissingExtraError, OptionError
 from logitcask_services.cli import teams
+from logitcask_services.cli.capture import app
 from logitcask_services.cli.capture_corpus import require_many
+from logitcask_services.cli.connection import lines_or_documents
 from logitcask_services.cli.setting_options import parameters
 from logitcask_services.jobs.executors.corpus_capture import CaptureStoppedError
 from logitcask_services.settings import ServiceSettings
@@ -109,6 +112,24 @@ def test_a_cluster_that_does_not_listen_is_named():
     pytest.importorskip("ray", reason="in the extra `ray`")
     with pytest.raises(CaptureStoppedError, match=r"no Ray cluster at 127.0.0.1:1"):
         teams.require_team(settings(executor="ray", engines=2, ray_address="127.0.0.1:1"))
+
+
+def test_a_capture_finds_the_cluster_before_it_makes_tokens(tmp_path):
+    pytest.importorskip("ray", reason="in the extra `ray`")
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text('{"input_ids": [1, 2, 3]}\n')
+    words = [str(corpus), "--teacher", "absent", "--cask", str(tmp_path / "cask"), "--executor", "ray"]
+    result = CliRunner().invoke(app, ["run", *words, "--ray-address", "127.0.0.1:1"])
+    assert isinstance(result.exception, CaptureStoppedError)
+    assert "no Ray cluster at 127.0.0.1:1" in str(result.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(1, "1 line or document"), (2, "2 lines or documents"), (1200, "1,200 lines or documents")]
+)
+def test_a_number_of_lines_or_documents(count, text):
+    assert lines_or_documents(count) == text
 
 
 def test_one_engine_asks_for_nothing(monkeypatch):

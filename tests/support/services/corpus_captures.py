@@ -59,12 +59,12 @@ def prepare(folder: Path, documents: Sequence[dict[str, Any]]) -> PreparedCorpus
     return reopen(folder)
 
 
-def reopen(folder: Path) -> PreparedCorpus:
+def reopen(folder: Path, say: Callable[[str], None] = lambda line: None) -> PreparedCorpus:
     """The same again, as another process sees it."""
     limits = DocumentLimits(
         vocab_size=VOCAB_SIZE, max_length=64, window=64, overflow="truncate", max_line_bytes=8 << 20
     )
-    return prepared_corpus(folder / "corpus.jsonl", folder / "work", FACTS, limits)
+    return prepared_corpus(folder / "corpus.jsonl", folder / "work", FACTS, limits, say=say)
 
 
 def missing(prepared: PreparedCorpus, cask: Path | str, part: Part | None = None) -> Missing:
@@ -89,6 +89,7 @@ def capture(
     ray_address: str | None = None,
     teachers: int = 1,
     restarts: int = 5,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Captured:
     """Capture what is missing, here or on a Ray cluster."""
     job, left = job_of(prepared, cask), missing(prepared, cask, part)
@@ -101,6 +102,7 @@ def capture(
             left.chunks,
             left.left_out,
             is_published=lambda chunk: not missing_of(prepared, [chunk], job, FACTS).chunks,
+            say=say,
             restarts=restarts,
             first_pause=0.01,
         ).run()

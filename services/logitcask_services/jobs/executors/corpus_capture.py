@@ -4,7 +4,6 @@ Nothing is written down but the cask: its published entries are the checkpoint. 
 death, captures what is not there yet, at most the chunks that were open once more.
 """
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import numpy as np
 from logitcask_schemas.api.objects import Failure
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import IdentityMismatchError, LogitcaskError
+from logitcask_schemas.terminal import counted
 from logitcask_services.cask_places import holds_cask
 from logitcask_services.jobs.executors.chunk_orders import (
     CaptureJob,
@@ -32,7 +32,6 @@ from logitcask_services.jobs.executors.prepared_corpus import PreparedCorpus
 from logitcask_services.jobs.extraction import Chunk
 from logitcask_services.jobs.loaded_teacher import TeacherFacts
 
-logger = logging.getLogger(__name__)
 RESTARTS: Final = 5
 """Of one worker, without a chunk of its own between them, before it is given up."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
@@ -326,17 +325,18 @@ class CorpusCapture:
         blamed = self._leases.lost(worker, event, published)
         self._result.workers_lost += 1
         self._reason = event.reason or "the worker ended"
-        logger.warning("%s", self._reason)
-        self._say(self._reason)
         if blamed is not None:
             reason = f"the teacher died on this document alone, twice ({event.reason}); it is left out"
             self._result.failures.append((blamed[1], "teacher_died", reason))
             self._listener.blamed(self._chunks[blamed[0]], blamed[1], reason)
             self._is_blamed = True
         self._failures[slot] += 1
+        follows = f"Given up after {counted(self._restarts, 'restart')} without a chunk between them"
         if self._failures[slot] <= self._restarts:
-            pause = self._first_pause * 2.0 ** (self._failures[slot] - 1)
-            self._start_at[slot] = time.monotonic() + min(pause, LONGEST_PAUSE)
+            pause = min(self._first_pause * 2.0 ** (self._failures[slot] - 1), LONGEST_PAUSE)
+            self._start_at[slot] = time.monotonic() + pause
+            follows = f"Another is started in {pause:g} s"
+        self._say(f"{self._reason.rstrip('.')}. {follows}")
 
 
 def failures_of(prepared: PreparedCorpus, captured: Captured, part: Part) -> Iterator[Failure]:

@@ -41,6 +41,8 @@ PREPARED_NAME: Final = "prepared.json"
 LOCK_NAME: Final = "lock"
 LOCK_SECONDS: Final = 24 * 3600.0
 """As long as another may take to make a large corpus ready."""
+SILENT_SECONDS: Final = 2.0
+"""Who waits longer is told."""
 _BLOCK_BYTES: Final = 1 << 20
 _FORMAT: Final = 1
 _LEFTOVER: Final = re.compile(r"[0-9a-f]{16}\.tmp-[0-9a-f]{16}")
@@ -132,7 +134,7 @@ def prepared_corpus(
         OSError: The disk is full.
     """
     folder = work / _key(corpus, facts, limits)
-    with _locked(work):
+    with _locked(work, lambda: say(f"waiting: another process makes tokens in {work}")):
         if not (folder / PREPARED_NAME).is_file():
             say(f"making tokens of {corpus.name}")
             for leftover in work.iterdir():
@@ -179,13 +181,19 @@ def _key(corpus: Path, facts: TeacherFacts, limits: DocumentLimits) -> str:
 
 
 @contextmanager
-def _locked(work: Path) -> Iterator[None]:
+def _locked(work: Path, waits: Callable[[], None]) -> Iterator[None]:
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WorkFolderError(f"{work}: cannot be made: {error.strerror}. Name another folder") from error
     try:
-        with FileLock(work / LOCK_NAME, timeout=LOCK_SECONDS, fallback_to_soft=False):
+        lock = FileLock(work / LOCK_NAME, fallback_to_soft=False)
+        try:
+            held = lock.acquire(timeout=SILENT_SECONDS)
+        except Timeout:
+            waits()
+            held = lock.acquire(timeout=LOCK_SECONDS)
+        with held:
             yield
     except Timeout as error:
         raise WorkFolderError(

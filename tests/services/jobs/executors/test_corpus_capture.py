@@ -7,9 +7,11 @@ from functools import partial
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import CaskError, IdentityMismatchError
+from logitcask_services.jobs.executors import prepared_corpus
 from logitcask_services.jobs.executors.corpus_capture import CaptureStoppedError, Part, failures_of
 from logitcask_services.jobs.executors.prepared_corpus import Repeats
 from tests.support.services.corpus_captures import (
@@ -140,8 +142,37 @@ def test_one_that_never_loads_is_given_up(tmp_path, prepared):
     def load() -> FakeEngine:
         raise RuntimeError("no memory, as scripted")
 
+    said = list[str]()
     with pytest.raises(CaptureStoppedError, match=r"no memory, as scripted.*given up after 2 restarts"):
-        capture(prepared, tmp_path / "cask", load=load, restarts=2)
+        capture(prepared, tmp_path / "cask", load=load, restarts=2, say=said.append)
+    reason = "the worker failed: RuntimeError: no memory, as scripted"
+    assert said == [
+        f"{reason}. Another is started in 0.01 s",
+        f"{reason}. Another is started in 0.02 s",
+        f"{reason}. Given up after 2 restarts without a chunk between them",
+    ]
+
+
+def test_what_is_told_of_a_lost_worker_is_told_once(tmp_path, prepared, caplog):
+    """A command prints what it hears, and warnings of the log: they come to the same screen."""
+    said = list[str]()
+    captured = capture(prepared, tmp_path / "cask", load=lambda: FakeEngine(fatal_documents=100), say=said.append)
+    assert captured.workers_lost > 0
+    assert sum("out of memory, as scripted. Another is started" in line for line in said) == captured.workers_lost
+    assert not [record for record in caplog.records if "scripted" in record.message]
+
+
+def test_who_waits_for_the_tokens_of_another_is_told(tmp_path, prepared, monkeypatch):
+    monkeypatch.setattr(prepared_corpus, "SILENT_SECONDS", 0.05)
+    held, told = FileLock(tmp_path / "corpus/work/lock"), list[str]()
+
+    def hear(line: str) -> None:
+        told.append(line)
+        held.release()
+
+    held.acquire()
+    reopen(tmp_path / "corpus", say=hear)
+    assert told == [f"waiting: another process makes tokens in {tmp_path / 'corpus/work'}"]
 
 
 @pytest.mark.parametrize("teachers", [1, 3])
