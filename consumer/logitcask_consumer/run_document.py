@@ -156,11 +156,18 @@ def run_of(folder: Path) -> dict[str, Any] | None:
 
 
 def earlier_runs(folder: Path | None) -> list[dict[str, Any]]:
-    """Casks and their places of the runs that trained a model folder before, the latest first."""
+    """Casks and their places of the runs that trained a model folder before, the latest first.
+
+    `chosen_by` of one describes the held-out documents by which its student was chosen among its checkpoints.
+    """
     run = None if folder is None else run_of(folder)
-    if run is None:
+    if run is None or folder is None:
         return [] if folder is None else list(origin_of(folder).get("earlier", []))
-    return [{"casks": run["casks"], "places": run.get("places")}, *run.get("earlier", [])]
+    last = {"casks": run["casks"], "places": run.get("places")}
+    is_choice = run["status"] == "finished" and run["settings"].get("load_best") and "held_out" in run
+    if is_choice and run_folder_of(folder) == folder:  # a checkpoint is no choice
+        last["chosen_by"] = run["held_out"]
+    return [last, *run.get("earlier", [])]
 
 
 def extra_ids_of(folder: Path) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcask_consumer.held_out.documents import HeldOutDocuments
-from logitcask_consumer.run_document import earlier_runs, read_run
+from logitcask_consumer.run_document import earlier_runs
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import CaskError, LogitcaskError
 
@@ -27,7 +27,8 @@ def trained_on(folder: Path, casks: Sequence[Cask]) -> dict[str, Any]:
         `status`: `untrained` (no training run left the folder), `checked`, or `unchecked` (a cask of a run is not
         where it was, or no longer the one that was read); `documents`: how many of the report's documents the runs
         trained on, as far as known; `unread`: casks that could not be read, with the reason; `chosen_by`: by how many
-        of the report's documents the student was chosen among its run's checkpoints (`--load-best`), 0 for none.
+        of the report's documents the student, or one that it began as, was chosen among its run's checkpoints
+        (`--load-best`), 0 for none.
     """
     runs = earlier_runs(folder)
     if not runs:
@@ -37,17 +38,15 @@ def trained_on(folder: Path, casks: Sequence[Cask]) -> dict[str, Any]:
         "status": "unchecked" if unread else "checked",
         "documents": count,
         "unread": unread,
-        "chosen_by": _chosen_by(folder, casks),
+        "chosen_by": _chosen_by(runs, casks),
     }
 
 
-def _chosen_by(folder: Path, casks: Sequence[Cask]) -> int:
+def _chosen_by(runs: Sequence[dict[str, Any]], casks: Sequence[Cask]) -> int:
     """See `trained_on`. Where a run measured on a sample of its casks, at most that many are said to be among them."""
-    run = read_run(folder)  # not of a checkpoint, which is no choice
-    if run is None or run["status"] != "finished" or not run["settings"].get("load_best") or "held_out" not in run:
-        return 0
-    count, _ = _count_read([run["held_out"]], casks)
-    return min(count, int(run["held_out"]["documents"]))
+    choices = [run["chosen_by"] for run in runs if "chosen_by" in run]
+    count, _ = _count_read(choices, casks)
+    return min(count, sum(int(choice["documents"]) for choice in choices))
 
 
 def _count_read(runs: Sequence[dict[str, Any]], casks: Sequence[Cask]) -> tuple[int, list[str]]:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from logitcask_consumer.report.texts import LEAST_TOKENS
 from logitcask_schemas.terminal import bytes_text, counted
 
 HUGE = 1e5
@@ -141,12 +142,18 @@ def texts_table(document: dict[str, Any]) -> list[str]:
     generation = document["generation"]
     models = [model for model in document["models"] if "generation" in model]
     columns = [generation["recorded"], *(model["generation"] for model in models)]
-    lines = [[title, *(cell(own.get(name), form) for own in columns)] for name, title, form in _TEXTS]
+    lines = [[title, *(_of_texts(own, name, form) for own in columns)] for name, title, form in _TEXTS]
     said = (
         f"Greedy texts after {counted(generation['prompts'], 'prompt')} of held-out documents, at most twice as long "
-        "as the recorded answer. A text loops if it ends in the same piece three times or more."
+        f"as the recorded answer, or {LEAST_TOKENS} tokens where that is more. A text loops if it ends in the same "
+        "piece three times or more."
     )
     return ["## What they write", said, table(["", "recorded", *(escaped(model["label"]) for model in models)], lines)]
+
+
+def _of_texts(own: dict[str, Any], name: str, form: str) -> str:
+    """A figure of texts; whoever wrote no word, or one at most, has no share of words that are new."""
+    return "none written" if name in own and own[name] is None else cell(own.get(name), form)
 
 
 def cost_table(document: dict[str, Any]) -> list[str]:

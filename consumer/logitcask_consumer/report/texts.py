@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from logitcask_consumer.report.config import ReportError
-from logitcask_consumer.report.estimates import DocumentBootstrap
+from logitcask_consumer.report.estimates import DocumentBootstrap, share_right
 from logitcask_consumer.student.checks import context_of
 from logitcask_consumer.student.generation import ends_of, pad_of, plain_generation
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.rouge_l import rouge_l, words_of
 
 LEAST_TOKENS: Final = 32
-"""A text may be twice as long as the recorded answer, and at least as long as this."""
+"""A text may be twice as long as the recorded answer without its end, and at least as long as this."""
 LOOP_TIMES: Final = 3
 LOOP_TOKENS: Final = 16
 
@@ -100,7 +100,7 @@ def write_texts(model: Any, tokenizer: Any, prompts: Sequence[Prompt]) -> list[W
     ends, context, device = set(ends_of(model, tokenizer)), context_of(model.config), next(model.parameters()).device
     texts = []
     for prompt in prompts:
-        room = max(LEAST_TOKENS, 2 * len(prompt.answer))
+        room = max(LEAST_TOKENS, 2 * len(_without_end(list(prompt.answer), tokenizer)))
         config = GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=False,
             max_new_tokens=room if context is None else min(room, context - len(prompt.ids)),
@@ -148,7 +148,8 @@ def score_texts(
         `rouge_l`: mean F1 with the reference, 0 to 1 (left out without). `distinct_1`, `distinct_2`: of all words, or
         pairs of neighbouring words, the share that is not a repetition within its text (Li et al., 1510.03055, who
         count over all texts at once); None where there are none. `loops`: share of texts that end in a piece that is
-        repeated (`ends_in_loop`). `ended`: share that ended before its longest length. `tokens`: mean length.
+        repeated (`ends_in_loop`). `ended`: share that ended before its longest length; the
+        score interval of both. `tokens`: mean length.
     """
     bootstrap = DocumentBootstrap(np.arange(len(texts)), seed=seed)
 
@@ -164,8 +165,8 @@ def score_texts(
         all_D, distinct_D = (np.array([float(len(kind(own))) for own in grams if own]) for kind in (list, set))
         own = DocumentBootstrap(np.arange(len(all_D)), seed=seed).ratio(distinct_D, all_D) if len(all_D) else None
         scores[f"distinct_{size}"] = None if own is None else own.as_dict()
-    scores["loops"] = mean([ends_in_loop(text.ids) for text in texts])
-    scores["ended"] = mean([text.ended for text in texts])
+    scores["loops"] = share_right(np.array([ends_in_loop(text.ids) for text in texts])).as_dict()
+    scores["ended"] = share_right(np.array([text.ended for text in texts])).as_dict()
     scores["tokens"] = mean([len(text.ids) for text in texts])
     return scores
 

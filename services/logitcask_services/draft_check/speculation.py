@@ -9,7 +9,6 @@ Shape legend: C tokens of a prompt, N tokens written, L of both, g tokens drafte
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -87,10 +86,10 @@ def require_draft(teacher: ModelFolder, draft: Path, *, tokens: int) -> ModelFol
         folder = ModelFolder.open(draft)
     except ModelError as error:
         raise ModelError(f"--draft: {error}") from error
-    if folder.quantization == "torchao" and find_spec("torchao") is None:
+    if (package := folder.missing_package) is not None:
         raise ModelError(
-            f"--draft {draft} holds torchao's weights, which vLLM reads where torchao is installed: install it beside "
-            "vLLM, or save the student without --save-quantized"
+            f"--draft {draft} holds weights of {package}, which vLLM reads where {package} is installed: install it "
+            "beside vLLM, or save the student without --save-quantized"
         )
     if folder.tokenizer_fingerprint != teacher.tokenizer_fingerprint:
         raise IdentityMismatchError(

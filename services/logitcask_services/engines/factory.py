@@ -115,6 +115,11 @@ def _open(kind: EngineKind, model: Path | ModelSource) -> ModelFolder:
     folder = ModelFolder.open(model)
     if importlib.util.find_spec(kind) is None:
         raise MissingExtraError("logitcask serve", "teacher", kind)
+    if (package := folder.missing_package) is not None:
+        raise ModelError(
+            f"{folder.path} holds weights of {package}, which is not installed here: install it beside {kind} (pip "
+            f"install {package}), or take the model without its quantisation"
+        )
     return folder
 
 

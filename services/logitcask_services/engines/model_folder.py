@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,8 @@ from logitcask_services.engines.weight_files import (
 )
 
 _TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
+_PACKAGES: Final = {"torchao": "torchao", "bitsandbytes": "bitsandbytes"}
+"""Quantisation methods whose weights transformers and vLLM read by a package that neither brings along."""
 _GGUF_SUFFIX: Final = ".gguf"
 NO_GGUF: Final = (
     "weights are safetensors, which the identity covers. Convert the file (transformers: from_pretrained with "
@@ -92,6 +95,12 @@ class ModelFolder:
         """Quantisation method of the weights, where the configuration names one."""
         method = (self.config.get("quantization_config") or {}).get("quant_method")
         return None if method is None else str(method)
+
+    @property
+    def missing_package(self) -> str | None:
+        """The package that the weights cannot be read without and that is not installed here; None where all is."""
+        package = _PACKAGES.get(self.quantization or "")
+        return package if package is not None and find_spec(package) is None else None
 
     @cached_property
     def weights_digest(self) -> str:

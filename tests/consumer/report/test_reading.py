@@ -11,9 +11,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from logitcask_consumer.config import TrainConfig
+from logitcask_consumer.held_out.overlap import trained_on
 from logitcask_consumer.held_out.reading import ContextError
 from logitcask_consumer.report.config import ReportConfig, ReportError
 from logitcask_consumer.report.make_report import make_report
+from logitcask_consumer.run_document import write_origin
 from logitcask_consumer.training.run import train
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.record.capture_spec import CaptureSpec
@@ -195,6 +197,13 @@ def test_documents_that_a_student_was_chosen_by_are_named(place, tmp_path):
     shared_texts = set(map(bytes, Cask.open(place / "held").document_ids()))
     expected = sum(bytes(row) in shared_texts for row in Cask.open(place / "measured").document_ids())
     assert other["models"][0]["trained_on"]["chosen_by"] == expected
+    held = [Cask.open(place / "held")]
+    further = {**shared, "student": str(tmp_path / "chosen"), "eval_casks": (), "eval_every": None}
+    train(TrainConfig(**further, output=tmp_path / "further"))
+    made = tmp_path / "made"
+    made.mkdir()
+    write_origin(made, tmp_path / "further")
+    assert [trained_on(folder, held)["chosen_by"] for folder in (tmp_path / "further", made)] == [documents] * 2
 
 
 def test_a_training_cask_that_is_gone_is_said_and_shard_names_still_tell(place, tmp_path):

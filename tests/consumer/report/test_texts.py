@@ -9,6 +9,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from transformers import GenerationConfig
 
 from logitcask_consumer.report.config import ReportConfig, ReportError
+from logitcask_consumer.report.estimates import share_right
 from logitcask_consumer.report.make_report import make_report
 from logitcask_consumer.report.texts import (
     Prompt,
@@ -81,6 +82,10 @@ def test_figures_of_texts_by_hand():
     assert value_of(scores, "distinct_1") == pytest.approx((3 + 1) / (3 + 4))
     assert value_of(scores, "distinct_2") == pytest.approx((2 + 1) / (2 + 3))
     assert [value_of(scores, name) for name in ("loops", "ended", "tokens")] == [0.5, 0.5, 11.5]
+    assert [scores["loops"], scores["ended"]] == [share_right(np.array([True, False])).as_dict()] * 2
+    always = score_texts(texts[1:] * 4, None, seed=0)["loops"]
+    assert always is not None
+    assert always["low"] == pytest.approx(0.5101, abs=1e-4), "not certain after four: Wilson's interval"
     assert n_grams("One, two: one.", 2) == [("one", "two"), ("two", "one")]
 
 

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from logitcask_schemas.errors import IdentityMismatchError, ModelError, OptionError
 from logitcask_services.cli.draft_check import app
 from logitcask_services.draft_check import DraftCheckError, require_draft
+from logitcask_services.engines.factory import load_engine, load_generator
 from logitcask_services.engines.model_folder import ModelFolder
 from tests.support.services.dense_teacher import DenseTeacher, save_noisy_copy
 from tests.support.services.simulated_speculation import SimulatedSpeculation
@@ -173,13 +174,16 @@ def test_what_cannot_be_checked_is_told_before_an_engine_starts(
     assert message in str(result.exception)
 
 
-def test_a_draft_of_torchao_weights_needs_torchao(tiny_llama, tmp_path, monkeypatch):
+def test_a_draft_or_teacher_of_torchao_weights_needs_torchao(tiny_llama, tmp_path, monkeypatch):
     draft = shutil.copytree(tiny_llama, tmp_path / "draft")
     config = json.loads((draft / "config.json").read_text())
     (draft / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "torchao"}}))
     teacher = ModelFolder.open(tiny_llama)
-    monkeypatch.setattr("logitcask_services.draft_check.speculation.find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=r"torchao's weights.*without --save-quantized"):
+    monkeypatch.setattr("logitcask_services.engines.model_folder.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"weights of torchao.*without --save-quantized"):
         require_draft(teacher, draft, tokens=8)
-    monkeypatch.setattr("logitcask_services.draft_check.speculation.find_spec", lambda name: object())
+    for load in (load_engine, load_generator):
+        with pytest.raises(ModelError, match="weights of torchao, which is not installed here: install it beside"):
+            load("transformers", draft)
+    monkeypatch.setattr("logitcask_services.engines.model_folder.find_spec", lambda name: object())
     assert require_draft(teacher, draft, tokens=8).path == draft

@@ -39,6 +39,11 @@ class HubPlace:
             raise OptionError(
                 "expected hf://OWNER/NAME, or hf://OWNER/NAME@REVISION, of a data set on the Hugging Face Hub; got "
                 f"{text!r}"
+                + (
+                    ". Object stores are for `logitcask cask import` and `cask export`"
+                    if "://" in text and not text.startswith("hf://")
+                    else ""
+                )
             )
         name = match[1]
         if len(name.partition("/")[2]) > _MAX_NAME or "--" in name or ".." in name or name.endswith(".git"):
