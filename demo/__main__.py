@@ -28,7 +28,7 @@ def main() -> None:
     corpora = steps.write_corpora(places, corpus.TOKEN_BUDGET)
     steps.say("3/5 capture: the teacher service on vLLM reads it once")
     steps.capture(places, teacher, corpora)
-    steps.say("4/5 train: twenty of the teacher's thirty layers, from the cask alone")
+    steps.say("4/5 train: two thirds of the heads and channels of every layer, from the cask alone")
     steps.train(places, teacher)
     steps.say("5/5 report: on the held-out documents")
     steps.report(places)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 DOCUMENT_CHARACTERS = 1000
-TOKEN_BUDGET = 38_000
+TOKEN_BUDGET = 33_000
 CHARACTERS_PER_TOKEN = 3.8  # measured on this corpus with SmolLM2's tokenizer: 3.82
 HELD_OUT_SHARE = 0.15
 
