@@ -19,7 +19,7 @@ from typing import Final
 from logitcask_schemas.errors import CaptureSpecError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.extent import document_id
-from logitcask_services.engines.engine import CaptureResult, CaptureTask, Engine
+from logitcask_services.engines.engine import CaptureResult, CaptureTask, Engine, EngineError
 from logitcask_services.jobs.live import Heartbeat
 from logitcask_services.jobs.scoring_call import (
     RefusalCode,
@@ -188,7 +188,7 @@ class Scoring:
             Whether anything was scored, or waits still.
 
         Raises:
-            TeacherDiedError: the engine raised.
+            TeacherDiedError: the engine raised, or ended its stream without what it had taken.
         """
         served = False
         if self._line:
@@ -296,6 +296,8 @@ class Scoring:
                 else:
                     flight.others -= 1
                     yield result
+            if flight.ours:
+                raise EngineError("the engine ended its stream without what it had taken")
         except (GeneratorExit, CaptureSpecError):
             self._put_back(flight)  # the job has ended, or cannot be; its guests are no part of that
             raise
@@ -305,7 +307,7 @@ class Scoring:
             self._died(flight, f"{type(error).__name__}: {error}")
             raise
         else:
-            self._died(flight, "it ended its stream without what it had taken")
+            self._put_back(flight)
         finally:
             with self._lock:
                 self._streams -= 1

@@ -248,11 +248,16 @@ class TeacherSupervisor:
     def dying(self) -> None:
         """Its only engine raised: nobody may take it for ready until `died`, which follows, says what becomes of it."""
         teacher = self.in_memory.teacher
-        if teacher is not None and teacher.team is None and self.state == "ready":
+        if teacher is not None and teacher.team is None:
+            self._is_ready_no_more()
+
+    def _is_ready_no_more(self) -> None:
+        if self.state == "ready" and not self._stopping.is_set():
             self.state, self.reason = "restarting", "the teacher died"
 
     def died(self, error: BaseException) -> None:
         """The engine raised. Frees what is left of it; `ensure` loads it again, or gives up."""
+        self._is_ready_no_more()  # before it is freed, which may take long
         self.in_memory.release()
         if self._stopping.is_set():  # ended with the service, which is no failure of its own
             return

@@ -1,5 +1,6 @@
 """Scoring when something goes wrong: callers that go, sequences that kill, a teacher that is not there."""
 
+import itertools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ import pytest
 
 from logitcask_schemas.api.client import ServiceClient
 from logitcask_schemas.api.connection import ServiceError
+from logitcask_services.engines.engine import EngineError
 from logitcask_services.jobs.loaded_teacher import Teacher
 from tests.support.services.fake_teacher import (
     GARBAGE,
@@ -75,14 +77,37 @@ class SlowToEnd(FakeEngine):
         super().close()
 
 
-def test_who_was_told_of_a_death_is_not_told_that_the_teacher_is_ready(serve):
-    engines = iter([SlowToEnd(), FakeEngine()])
+class EndsEarly(SlowToEnd):
+    """Breaks the protocol: ends its stream with the killer in hand, and whatever it had taken before it."""
+
+    def capture(self, tasks, spec):
+        it_is_alive = itertools.takewhile(lambda task: task is None or task.token_ids_L[0] != KILLER, tasks)
+        return super().capture(it_is_alive, spec)
+
+
+@pytest.mark.parametrize("engine", [SlowToEnd, EndsEarly])
+def test_who_was_told_of_a_death_is_not_told_that_the_teacher_is_ready(serve, engine):
+    engines = iter([engine(), FakeEngine()])
     server = ready(serve(load=lambda: Teacher(engine=next(engines), tokenizer=FakeTokenizer())))
     assert code_of(score(server, [KILLER, 2])) == (503, "teacher_died")
     readiness = server.client.get("/health/ready")
     assert (readiness.status_code, readiness.json()["reasons"][0]["code"]) == (503, "teacher_restarting")
     assert code_of(score(server, [1, 2])) == (503, "teacher_restarting")
     assert score(ready(server), [1, 2]).status_code == 200
+
+
+def test_a_dead_teacher_is_not_called_ready_while_it_is_freed(serve):
+    states = []
+
+    class SaysHowItIsCalled(FakeEngine):
+        def close(self):
+            states.append(server.service.teacher.state)
+            super().close()
+
+    engines = iter([SaysHowItIsCalled(), FakeEngine()])
+    server = ready(serve(load=lambda: Teacher(engine=next(engines), tokenizer=FakeTokenizer())))
+    server.service.teacher.died(EngineError("died at rest, as scripted"))  # in the place of the worker, which rests
+    assert states == ["restarting"]
 
 
 def test_a_killer_among_others_is_tried_alone_and_the_others_are_not_blamed(serve):

@@ -97,7 +97,7 @@ def test_at_rest_a_dead_engine_alone_is_loaded_again_by_the_next_job(serve):
     teacher = server.service.teacher
     place = loads.places[1]
     loads.loaded[1].death = "killed, as scripted"
-    wait_for(lambda: teacher.in_memory.engine_states[place] == "absent")
+    wait_for(lambda: (teacher.in_memory.engine_states[place], teacher.deaths) == ("absent", 1))
     assert (teacher.deaths, teacher.loads, len(loads.loaded)) == (1, 1, ENGINES)
     assert server.client.get("/health/ready").status_code == 200
     assert score(server, [3, 4, 5]).status_code == 200
@@ -129,7 +129,7 @@ def test_an_engine_that_stands_still_at_rest_is_killed_alone(serve):
     server = ready(serve(load=lambda: fleet_teacher(loads, ENGINES), engine_hang_seconds=100.0))
     teacher, place = server.service.teacher, loads.places[2]
     loads.loaded[2].stillness = loads.loaded[2].step_silence = 1000.0
-    wait_for(lambda: teacher.in_memory.engine_states[place] == "absent")
+    wait_for(lambda: (teacher.in_memory.engine_states[place], teacher.deaths) == ("absent", 1))
     assert [engine.interrupted.is_set() for engine in loads.loaded] == [False, False, True]
     assert (teacher.loads, teacher.deaths) == (1, 1)
 
