@@ -127,6 +127,25 @@ def test_all_unfinished_uploads_are_listed_however_many(bucket: str, local: Path
     assert len(asked) == 3
 
 
+def test_a_store_that_tells_the_same_uploads_again_and_again_is_not_asked_for_ever(monkeypatch) -> None:
+    store = SharedStore("s3://bucket/cask")
+    upload = {"Key": "cask/shards/one.arrow", "UploadId": "1"}
+    answer = {"Uploads": [upload], "IsTruncated": True, "NextKeyMarker": upload["Key"], "NextUploadIdMarker": "1"}
+    asked = list[str]()
+
+    class Repeats:
+        def split_path(self, path: str) -> tuple[str, str, None]:
+            return *path.split("/", 1), None
+
+        def call_s3(self, method: str, **fields: str) -> dict[str, object]:
+            asked.append(method)
+            assert len(asked) < 10
+            return answer
+
+    monkeypatch.setattr(store, "_system", lambda: (Repeats(), "bucket/cask"))
+    assert {each.name for each in store.unfinished_uploads("shards")} == {"one.arrow"}
+
+
 def test_hints_are_dropped_beside_a_writer(bucket: str, tmp_path: Path, capsys) -> None:
     spec = HintSpec(layers=(1,), codec="i8")
     documents = [[with_hints(document, spec, 24) for document in make_documents([5, 6], seed)] for seed in range(3)]

@@ -41,7 +41,7 @@ class HubPlace:
                 f"{text!r}"
                 + (
                     ". Object stores are for `logitcask cask import` and `cask export`"
-                    if "://" in text and not text.startswith("hf://")
+                    if "://" in text and not text.startswith(("hf://", "http://", "https://"))
                     else ""
                 )
             )

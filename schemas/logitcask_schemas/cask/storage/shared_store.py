@@ -139,7 +139,8 @@ class SharedStore(RemoteStore):
             while follows is not None:  # a store tells at most 1,000 of them at once
                 answer = system.call_s3("list_multipart_uploads", **asked, **follows)
                 uploads += answer.get("Uploads", [])
-                follows = _after(answer) if answer.get("IsTruncated") else None
+                after = _after(answer) if answer.get("IsTruncated") else None
+                follows = None if after == follows else after  # one that repeats itself would do so for ever
         return [
             StoredObject(name=upload["Key"].rpartition("/")[2], bytes=0, modified=upload.get("Initiated"))
             for upload in uploads

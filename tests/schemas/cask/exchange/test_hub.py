@@ -264,6 +264,15 @@ def test_places_that_are_none(text):
         HubPlace.parse(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "is_told"), [("s3://a/b", True), ("hf://a", False), ("https://huggingface.co/datasets/a/b", False)]
+)
+def test_object_stores_are_told_their_commands_and_pages_of_the_hub_are_not(text, is_told):
+    with pytest.raises(OptionError) as raised:
+        HubPlace.parse(text)
+    assert ("`logitcask cask import`" in str(raised.value)) == is_told
+
+
 def test_urls_of_data_sets():
     assert dataset_url("hf://a/b@main") == "hf://datasets/a/b@main"
     for url in ("hf://datasets/a/b", "hf://models/a/b", "s3://a/b"):
