@@ -222,10 +222,13 @@ def replace_file(path: Path, text: str) -> None:
 def share_weights(folder: Path) -> None:
     """Give the weights below a folder the permissions that its umask gives all other files.
 
-    safetensors 0.8 writes them for their owner alone: a service of another user could not read the student.
+    safetensors 0.8 writes them for their owner alone: a service of another user could not read the student. Files that
+    lack nothing are left alone: file systems without permissions give all files the same, and refuse a change.
     """
     for path in folder.rglob("*.safetensors"):
-        path.chmod(path.parent.stat().st_mode & 0o666)
+        mode, wanted = path.stat().st_mode, path.parent.stat().st_mode & 0o666
+        if wanted & ~mode:
+            path.chmod((mode | wanted) & 0o777)
 
 
 def sync(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from logitcask_consumer.config import TrainConfigError
-from logitcask_consumer.run_document import RunFolderError
+from logitcask_consumer.run_document import RunFolderError, share_weights
 from logitcask_consumer.student.adapters import AdapterError
 from logitcask_consumer.student.loading import load_model
 from logitcask_consumer.training.callbacks import read_metrics
@@ -60,6 +61,15 @@ def test_weights_are_as_readable_as_the_files_beside_them(config, saved):
         os.umask(before)
     modes = {path.parent.name: path.stat().st_mode & 0o777 for path in config.output.rglob("*.safetensors")}
     assert modes == dict.fromkeys([config.output.name, "initial", "checkpoint-1", "checkpoint-2"], 0o640)
+
+
+def test_weights_that_lack_no_permission_are_left_alone(tmp_path, monkeypatch):
+    """A file system without permissions, such as exFAT, gives all files the same and refuses a change."""
+    weights = tmp_path / "model.safetensors"
+    weights.touch()
+    weights.chmod(0o755)
+    monkeypatch.setattr(Path, "chmod", lambda *_: pytest.fail("changed"))
+    share_weights(tmp_path)
 
 
 def test_a_run_with_dora_goes_on_bit_by_bit(config, tmp_path):
