@@ -144,7 +144,8 @@ def loss_curve(path: Path, logs: Sequence[tuple[str, list[dict[str, Any]]]], hel
         if len(held_out) > INSIDE:
             told = {min(held_out, key=held_out.__getitem__), max(held_out, key=held_out.__getitem__)}
         # A model that says what the teacher says has a KL of 0, give or take: nowhere on a logarithmic axis.
-        inside = {label: value for label, value in held_out.items() if value > lowest / 100}
+        # Nor is one below it, as the KL of a step may be by rounding.
+        inside = {label: value for label, value in held_out.items() if value > max(lowest, 0.0) / 100}
         for value in inside.values():
             axes.axhline(value, color=TEACHER, linestyle=(0, (4, 3)), linewidth=1)
         axes.set(title=title, xlabel="positions trained on", ylabel="nats per token, logarithmic", yscale="log")

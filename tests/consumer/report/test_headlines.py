@@ -91,11 +91,14 @@ def test_the_models_of_a_plot_leave_room_for_its_lines(tmp_path, monkeypatch, co
             assert axes.get_window_extent().height > 0.4 * 3.9 * figure.dpi
 
 
-@pytest.mark.parametrize("values", [[4.5, 4.51, 4.6, 13.8], [2.0] * 6, [1e-9, -1e-4, 3.0, 0.0]])
-def test_marks_of_models_that_are_alike_are_not_written_over_each_other(tmp_path, monkeypatch, values):
+@pytest.mark.parametrize(
+    ("values", "last"),
+    [([4.5, 4.51, 4.6, 13.8], 4.0), ([2.0] * 6, 4.0), ([1e-9, -1e-4, 3.0, 0.0], 4.0), ([1e-6, 0.0, -1e-9], -1e-5)],
+)
+def test_marks_of_models_that_are_alike_are_not_written_over_each_other(tmp_path, monkeypatch, values, last):
     figures = []
     monkeypatch.setattr(plots, "_saved", lambda figure, path: figures.append(figure))
-    lines = [{"positions": 10, "kl": 14.0 / step} for step in (1, 2, 3)]
+    lines = [{"positions": 10, "kl": value} for value in (14.0, 7.0, last)]
     held_out = {f"model{place}": value for place, value in enumerate(values)}
     plots.loss_curve(tmp_path / "c.png", [("model0", lines)], held_out)
     (figure,) = figures
