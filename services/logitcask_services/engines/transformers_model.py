@@ -100,7 +100,7 @@ def _load(folder: ModelFolder, dtype: torch.dtype) -> Any:
                 local_files_only=True,
                 output_loading_info=True,
             )
-    except (ValueError, OSError, SafetensorError) as error:
+    except (ValueError, OSError, ImportError, SafetensorError) as error:  # ImportError: what reads quantised weights
         raise ModelError(f"transformers cannot load {folder.path} as a causal language model: {error}") from error
     require_all_weights(folder.path, info["missing_keys"])
     return model

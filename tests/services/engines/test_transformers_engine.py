@@ -1,5 +1,6 @@
 """The reference engine on a tiny model: records against its own dense logits, padding, faults of single documents."""
 
+import json
 import shutil
 
 import numpy as np
@@ -123,6 +124,19 @@ def test_an_architecture_transformers_does_not_know(tiny_llama, tmp_path):
     config = (folder / "config.json").read_text().replace('"model_type": "llama"', '"model_type": "odd"')
     (folder / "config.json").write_text(config)
     with pytest.raises(ModelError, match="cannot load"):
+        load_engine("transformers", folder)
+
+
+def test_weights_that_transformers_reads_by_a_package_that_is_missing(tiny_llama, tmp_path, monkeypatch):
+    def missing(*_, **__):
+        raise ImportError("Loading a GPTQ quantized model requires optimum (`pip install optimum`)")
+
+    monkeypatch.setattr("transformers.quantizers.quantizer_gptq.GptqHfQuantizer.validate_environment", missing)
+    folder = shutil.copytree(tiny_llama, tmp_path / "gptq")
+    config = json.loads((folder / "config.json").read_text())
+    rounded = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": rounded}))
+    with pytest.raises(ModelError, match="cannot load.*requires optimum"):
         load_engine("transformers", folder)
 
 
