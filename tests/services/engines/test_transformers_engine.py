@@ -136,7 +136,7 @@ def test_weights_that_transformers_reads_by_a_package_that_is_missing(tiny_llama
     config = json.loads((folder / "config.json").read_text())
     rounded = {"quant_method": "gptq", "bits": 4, "group_size": 32}
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": rounded}))
-    with pytest.raises(ModelError, match="cannot load.*requires optimum"):
+    with pytest.raises(ModelError, match=r"cannot load.*requires optimum"):
         load_engine("transformers", folder)
 
 
