@@ -139,8 +139,8 @@ def train(places: Places, teacher: Path, *options: str) -> None:
     """Two thirds of every layer of the teacher, trained in an environment without vLLM, no teacher in memory."""
     run(
         places.trainer_bin / "logitcask", "train", "--cask", places.casks / "train", "--teacher", teacher,
-        "--student", "from-teacher:heads=6,mlp=1024,tokens=4096", "--epochs", "1", "--output", places.student,
-        "--save-steps", "25", *options,
+        "--student", "from-teacher:heads=6,mlp=1024,tokens=4096", "--epochs", "1", "--lr", "2.5e-4",
+        "--output", places.student, "--save-steps", "25", *options,
     )  # fmt: skip
 
 
